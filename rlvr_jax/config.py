@@ -1,0 +1,239 @@
+"""Every setting of the program: frozen dataclasses, and the absl flags generated from their fields.
+
+A field's comment is its flag's help. `scripts/` build one of the `*Config` records from the command line and hand it
+to one library call; nothing below `scripts/` ever sees a flag.
+"""
+
+import dataclasses
+from typing import Optional
+
+
+class UserError(Exception):
+    """Something the user can fix. Scripts print the message as one line and exit 1, without a traceback."""
+
+
+class Interrupted(Exception):
+    """A run saved itself and stopped because of a signal; `exit_code` is 128 + its number, as shells have it."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def setting(default, help, choices=None):
+    """A dataclass field that becomes the flag of the same name."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretch of rotary wavelengths longer than the original window (Llama 3.1 release)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_seq_len: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a transformer. Sizes are counts; `max_seq_len` is prompt and completion together, in tokens."""
+
+    vocab_size: int
+    num_layers: int
+    d_model: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_ff: int
+    max_seq_len: int
+    rope_theta: float = 10_000.0
+    rope_scaling: Optional[RopeScaling] = None
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False  # Qwen2
+    qk_norm: bool = False  # Qwen3
+    tie_embeddings: bool = True
+    dtype: str = "float32"  # of the computation; parameters are float32
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict) -> "ModelConfig":
+        scaling = fields.get("rope_scaling")
+        return cls(**fields | {"rope_scaling": RopeScaling(**scaling) if scaling else None})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What every command that writes a run directory shares."""
+
+    run_dir: str = setting("", "directory of this run: flags, metrics, rollouts, checkpoints")
+    seed: int = setting(0, "seed of every random choice; a run is a function of (flags, seed, step)")
+    num_steps: int = setting(150, "updates to make")
+    resume: str = setting("auto", "continue from the newest checkpoint in run_dir: never (start over), auto (if there "
+                          "is one), must (error if there is none)", ["never", "auto", "must"])
+    save_every: int = setting(50, "checkpoint every this many steps, and at the end; 0: only at the end")
+    keep_last: int = setting(2, "checkpoints to keep, newest first")
+    keep_every: int = setting(0, "also keep the checkpoint of every multiple of this many steps; 0: none")
+    eval_every: int = setting(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends")
+    eval_size: int = setting(512, "held-out problems to measure on; 0: all")
+    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator")
+    coordinator_address: str = setting("", "host:port of process 0 for a run of several processes; 'auto' to detect")
+    num_processes: int = setting(0, "processes of the run, with coordinator_address")
+    process_id: int = setting(-1, "index of this process, with coordinator_address")
+    compilation_cache: str = setting("", "directory that keeps compiled programs between runs; empty: none")
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig(RunConfig):
+    """The update: objective and optimiser."""
+
+    objective: str = setting("one_shot", "row of the table of objectives (rlvr_jax/objectives.py)",
+                             ["one_shot", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce", "rloo"])
+    clip_low: Optional[float] = setting(None, "lower clip of the ratio, 1 - clip_low; unset: the objective's own")
+    clip_high: Optional[float] = setting(None, "upper clip of the ratio, 1 + clip_high; unset: the objective's own")
+    kl_coef: float = setting(0.0, "weight of the k3 KL to the reference, the model the run started from")
+    track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and a copy of the "
+                             "parameters")
+    entropy_coef: float = setting(0.0, "weight of the entropy bonus")
+    temperature: float = setting(1.0, "sampling temperature of the rollouts, and of every log-probability")
+    learning_rate: float = setting(1e-6, "peak learning rate of AdamW")
+    warmup_steps: int = setting(0, "optimiser updates of linear warm-up from 0")
+    schedule: str = setting("constant", "learning rate after the warm-up", ["constant", "linear", "cosine"])
+    decay_steps: int = setting(0, "optimiser updates until the schedule ends, warm-up included; 0: the whole run")
+    final_lr_fraction: float = setting(0.0, "learning rate at the end of the schedule, as a fraction of the peak")
+    adam_b1: float = setting(0.9, "decay of AdamW's first moment")
+    adam_b2: float = setting(0.999, "decay of AdamW's second moment")
+    weight_decay: float = setting(0.01, "decoupled weight decay, on all parameters")
+    max_grad_norm: float = setting(1.0, "clip gradients to this global norm")
+    num_passes: int = setting(1, "times the update goes over a step's batch")
+    num_minibatches: int = setting(1, "optimiser updates of a pass")
+    grad_accumulation: int = setting(1, "micro-batches a minibatch is cut into on each device, to save memory")
+    remat: bool = setting(True, "recompute layers in the backward pass: less memory, and on large models faster")
+    max_logits: int = setting(2**24, "most logits (tokens x vocabulary) held at once in the update")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(LearnerConfig):
+    """One-example GRPO."""
+
+    model: str = setting("", "model to start from: a run directory (DIR, or DIR@STEP), a Hugging Face folder, a .gguf "
+                         "file, or smollm2")
+    dtype: str = setting("float32", "of the computation; parameters stay float32", ["float32", "bfloat16"])
+    problems: str = setting("arithmetic", "training problems: arithmetic, or a JSONL file")
+    example: str = setting("auto", "the one problem to train on: its index (from 0), auto (the one of example_pool "
+                           "whose pass rate is nearest example_pass_rate), or all (no single example)")
+    example_pool: int = setting(128, "problems that example=auto chooses from")
+    example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for")
+    heldout: str = setting("", "problems to measure on, never trained on: arithmetic, a JSONL file, or none; empty: "
+                           "arithmetic when training on it, else none")
+    heldout_split: str = setting("test", "split of the synthetic task to measure on", ["dev", "test"])
+    num_ops: int = setting(6, "operations in a problem of the synthetic task")
+    prompt_style: str = setting("plain", "how a question becomes a prompt: plain (as it is), chat (the model's own "
+                                "template)", ["plain", "chat"])
+    instruction: str = setting("", "text added after every question of a file")
+    answer_format: str = setting("auto", "where the answer is: answer (after a final 'answer'), boxed (last \\boxed{}), "
+                                 "last_number, or auto (answer on the synthetic task, else boxed)",
+                                 ["auto", "answer", "boxed", "last_number"])
+    reward: str = setting("correct", "row of the table of rewards (rlvr_jax/rewards.py)", ["correct", "format"])
+    num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example")
+    group_size: int = setting(8, "completions of a row, compared with each other")
+    max_new_tokens: int = setting(22, "longest completion, in tokens")
+    max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves")
+    num_slots: int = setting(0, "completions decoded at a time on each device; 0: all")
+    drop_dead_groups: bool = setting(False, "leave groups without advantage out of the loss altogether, KL, entropy and "
+                                     "divisor included")
+    max_resamples: int = setting(0, "times to sample again to replace dead groups, all rewards of which are equal")
+    log_rollouts: int = setting(4, "rollouts of each step to write to rollouts.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(LearnerConfig):
+    """The tiny base: a transformer trained on solutions of the synthetic task in a mixture of styles."""
+
+    objective: str = setting("reinforce", "with every advantage 1 this is cross-entropy", ["reinforce"])
+    num_steps: int = setting(1500, "updates to make")
+    track_kl: bool = setting(False, "measure the KL to the initial parameters")
+    learning_rate: float = setting(3e-3, "peak learning rate of AdamW")
+    warmup_steps: int = setting(100, "optimiser updates of linear warm-up from 0")
+    schedule: str = setting("cosine", "learning rate after the warm-up", ["constant", "linear", "cosine"])
+    eval_every: int = setting(500, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends")
+    save_every: int = setting(500, "checkpoint every this many steps, and at the end; 0: only at the end")
+    batch_size: int = setting(128, "problems of a step")
+    num_ops: int = setting(6, "operations in a problem")
+    style_shares: tuple[float, ...] = setting((0.28, 0.27, 0.2, 0.25), "share of solutions written in each style: "
+                                              "careful, sloppy, guess, ramble")
+    early_stop: float = setting(0.15, "chance that a careful solution stops early and answers what it has")
+    slip: float = setting(0.1, "chance that a sloppy step comes out at random")
+    heldout_split: str = setting("test", "split of the synthetic task to measure on", ["dev", "test"])
+    num_layers: int = setting(3, "layers of the model")
+    d_model: int = setting(64, "width of the residual stream")
+    num_heads: int = setting(4, "attention heads")
+    d_ff: int = setting(256, "width of the feed-forward layers")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Accuracy of a model on a set of problems."""
+
+    model: str = setting("", "model to measure: a run directory (DIR, or DIR@STEP), a Hugging Face folder, a .gguf file, "
+                         "or smollm2")
+    problems: str = setting("arithmetic", "problems: arithmetic, or a JSONL file")
+    out: str = setting("", "directory for summary.json and completions.jsonl")
+    num_samples: int = setting(1, "completions of each problem; pass@k is estimated for k up to this")
+    temperature: float = setting(0.0, "sampling temperature; 0: greedy")
+    top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability")
+    max_problems: int = setting(0, "use the first problems only; 0: all of a file, 512 of the synthetic task")
+    heldout_split: str = setting("test", "split of the synthetic task", ["dev", "test"])
+    num_ops: int = setting(6, "operations in a problem of the synthetic task")
+    prompt_style: str = setting("plain", "how a question becomes a prompt: plain (as it is), chat (the model's own "
+                                "template)", ["plain", "chat"])
+    instruction: str = setting("", "text added after every question of a file")
+    answer_format: str = setting("auto", "where the answer is: answer (after a final 'answer'), boxed (last \\boxed{}), "
+                                 "last_number, or auto (answer on the synthetic task, else boxed)",
+                                 ["auto", "answer", "boxed", "last_number"])
+    max_new_tokens: int = setting(22, "longest completion, in tokens")
+    max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves")
+    rows_per_call: int = setting(512, "completions handed to the sampler at a time, over all devices")
+    num_slots: int = setting(0, "completions decoded at a time on each device; 0: all")
+    seed: int = setting(0, "seed of the sampling")
+    dtype: str = setting("float32", "of the computation", ["float32", "bfloat16"])
+    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator")
+    compilation_cache: str = setting("", "directory that keeps compiled programs between runs; empty: none")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Completions of one prompt."""
+
+    model: str = setting("", "model to sample: a run directory (DIR, or DIR@STEP), a Hugging Face folder, a .gguf file, "
+                         "or smollm2")
+    prompt: str = setting("", "text to continue")
+    prompt_style: str = setting("plain", "how the text becomes a prompt: plain (as it is), chat (the model's own template)",
+                                ["plain", "chat"])
+    num_samples: int = setting(1, "completions to draw")
+    temperature: float = setting(1.0, "sampling temperature; 0: greedy")
+    top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability")
+    max_new_tokens: int = setting(64, "longest completion, in tokens")
+    num_slots: int = setting(0, "completions decoded at a time; 0: all")
+    seed: int = setting(0, "seed of the sampling")
+    dtype: str = setting("float32", "of the computation", ["float32", "bfloat16"])
+    out: str = setting("", "JSONL file for the completions; empty: only print")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """A run, drawn."""
+
+    run_dir: str = setting("", "directory of the run")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """A model, written for other programs."""
+
+    model: str = setting("", "model to write: a run directory (DIR, or DIR@STEP), a Hugging Face folder, a .gguf file, or "
+                         "smollm2")
+    out: str = setting("", "folder to write: config.json, model.safetensors, tokenizer files")
+    dtype: str = setting("float32", "of the written tensors", ["float32", "bfloat16"])

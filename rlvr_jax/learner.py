@@ -1,0 +1,183 @@
+"""The update: one optimiser step on one minibatch, written for one device and mapped over all of them.
+
+State is a pytree in and a pytree out. Sums and their divisors are added over micro-batches and devices and divided
+once, so the result does not depend on how rows are spread. Supervised training is the same update with the
+"reinforce" objective and every advantage 1.
+"""
+
+from typing import Callable, Iterator, Optional
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from rlvr_jax import model, objectives, parallel
+from rlvr_jax.config import LearnerConfig, ModelConfig
+from rlvr_jax.logprobs import completion_logprobs
+from rlvr_jax.model import Prompts
+from rlvr_jax.sampler import localise
+
+
+@flax.struct.dataclass
+class LearnerState:
+    """Everything training changes."""
+
+    step: jax.Array  # i32[] batches learnt from, each in one or more optimiser updates
+    params: model.Params  # f32
+    opt_state: optax.OptState
+    ref_params: Optional[model.Params]  # the frozen reference of the KL term; None where no KL is measured
+
+
+@flax.struct.dataclass
+class Batch:
+    """Rows to learn from, on the host as numpy; on a device with a leading axis of micro-batches."""
+
+    prompts: Prompts
+    prompt_index: jax.Array  # i32[B] into prompts
+    completions: jax.Array  # i32[B,T]
+    completion_mask: jax.Array  # bool[B,T], false also on rows that are to have no influence
+    advantages: jax.Array  # f32[B]
+    sampler_logprobs: Optional[jax.Array] = None  # f32[B,T], None for data that no sampler drew
+    old_logprobs: Optional[jax.Array] = None  # f32[B,T], None when the first update is the only one: the ratio is 1
+    ref_logprobs: Optional[jax.Array] = None  # f32[B,T], None where no KL is measured
+
+
+def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm; warm-up, then `config.schedule` down to `final_lr_fraction` at the end."""
+    warmup, peak = config.warmup_steps, config.learning_rate
+    num_updates = config.num_steps * config.num_passes * config.num_minibatches
+    decay_updates = max((config.decay_steps or num_updates) - warmup, 1)
+    decay = {"constant": lambda: optax.constant_schedule(peak),
+             "linear": lambda: optax.linear_schedule(peak, peak * config.final_lr_fraction, decay_updates),
+             "cosine": lambda: optax.cosine_decay_schedule(peak, decay_updates, config.final_lr_fraction)}[config.schedule]()
+    schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup]) if warmup else decay
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm),
+                       optax.adamw(schedule, config.adam_b1, config.adam_b2, weight_decay=config.weight_decay))
+
+
+def init_state(params: model.Params, optimizer: optax.GradientTransformation, keep_reference: bool) -> LearnerState:
+    copy = jax.tree.map(jnp.copy, params) if keep_reference else None  # donation must not see one buffer twice
+    return LearnerState(jnp.int32(0), params, optimizer.init(params), copy)
+
+
+def make_logprobs(model_config: ModelConfig, config: LearnerConfig) -> Callable:
+    """`(params, batch [micro-batches, ...]) -> f32[micro-batches,B,T]`: for old and reference log-probabilities."""
+    def logprobs(params, batch: Batch):
+        return lax.map(lambda micro: completion_logprobs(
+            params, model_config, micro.prompts, micro.prompt_index, micro.completions,
+            config.temperature, max_logits=config.max_logits)[0], batch)
+    return logprobs
+
+
+def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: optax.GradientTransformation) -> Callable:
+    """`update(state, batch, step, psum) -> (state, metrics)`; `psum` sums over devices (identity under plain jit).
+
+    The batch's arrays carry a leading axis of micro-batches, whose gradients are accumulated. The loss is
+    sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy) over the normaliser's divisor.
+    """
+    objective = objectives.OBJECTIVES[config.objective]
+    clip_low = objective.clip_low if config.clip_low is None else config.clip_low
+    clip_high = objective.clip_high if config.clip_high is None else config.clip_high
+
+    def loss_sum(params, micro: Batch):
+        logprobs, entropy = completion_logprobs(
+            params, model_config, micro.prompts, micro.prompt_index, micro.completions,
+            config.temperature, max_logits=config.max_logits, remat=config.remat)
+        mask = micro.completion_mask
+        old = lax.stop_gradient(logprobs) if micro.old_logprobs is None else micro.old_logprobs
+        terms = objective.token_loss(logprobs, old, micro.advantages, mask, clip_low, clip_high)
+        if config.entropy_coef:
+            terms -= config.entropy_coef * entropy
+        ratio = jnp.exp(logprobs - old)
+        sums = {"entropy": entropy, "clip_fraction": (ratio < 1 - clip_low) | (ratio > 1 + clip_high)}
+        if micro.ref_logprobs is not None:
+            kl = objectives.k3_kl(logprobs, micro.ref_logprobs)
+            terms += config.kl_coef * kl
+            sums["kl"] = kl
+        if micro.sampler_logprobs is not None:
+            gap = old - micro.sampler_logprobs
+            sums |= {"logprob_gap_mean": jnp.abs(gap), "ratio_outside": jnp.abs(jnp.exp(gap) - 1) > 0.1}
+        weights, _ = objective.normalise(mask.astype(jnp.float32))
+        loss = jnp.sum(jnp.where(mask, weights * terms, 0.0))
+        sums = {name: jnp.sum(jnp.where(mask, x, 0.0)) for name, x in sums.items()}
+        largest = 0.0 if micro.sampler_logprobs is None else jnp.max(jnp.where(mask, jnp.abs(gap), 0.0))
+        return loss, (sums, largest)
+
+    def update(state: LearnerState, batch: Batch, step, psum: Callable = lambda x: x):
+        mask = batch.completion_mask.astype(jnp.float32)
+        divisor = jnp.maximum(psum(jnp.sum(jax.vmap(objective.normalise)(mask)[1])), 1.0)
+        num_tokens = jnp.maximum(psum(jnp.sum(mask)), 1.0)
+
+        def accumulate(totals, micro):
+            (loss, (sums, largest)), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.params, micro)
+            return jax.tree.map(jnp.add, totals, (loss, sums, grads)), largest
+
+        first = jax.tree.map(lambda x: x[0], batch)
+        shapes = jax.eval_shape(jax.value_and_grad(loss_sum, has_aux=True), state.params, first)
+        (loss_shape, (sums_shape, _)), grads_shape = shapes
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss_shape, sums_shape, grads_shape))
+        totals, largest = lax.scan(accumulate, zeros, batch)
+        loss, sums, grads = psum(totals)
+        grads = jax.tree.map(lambda g: g / divisor, grads)
+        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = {"loss": loss / divisor, "grad_norm": optax.global_norm(grads)}
+        metrics |= {name: x / num_tokens for name, x in sums.items()}
+        if batch.sampler_logprobs is not None:
+            metrics["logprob_gap_max"] = jnp.max(largest)
+        return LearnerState(step, optax.apply_updates(state.params, changes), opt_state, state.ref_params), metrics
+
+    return update
+
+
+def lay_out(batch: Batch, num_devices: int, num_micro: int) -> Batch:
+    """Cuts a host batch into [devices, micro-batches, rows, ...], each piece with only the prompts its rows use."""
+    prompts, index = localise(batch.prompts, batch.prompt_index, num_devices * num_micro)
+    pieces = jax.tree.map(lambda x: np.asarray(x).reshape(num_devices * num_micro, -1, *x.shape[1:]),
+                          batch.replace(prompts=None))
+    return jax.tree.map(lambda x: x.reshape(num_devices, num_micro, *x.shape[1:]),
+                        pieces.replace(prompts=prompts, prompt_index=index))
+
+
+def minibatches(batch: Batch, num_minibatches: int, seed: tuple) -> Iterator[Batch]:
+    """Random equal parts of the rows, drawn from `seed` on the host so that every process draws the same."""
+    order = np.random.default_rng(seed).permutation(len(batch.prompt_index))
+    if num_minibatches == 1:
+        order.sort()  # one part needs no shuffling, and sorted rows keep their prompts together
+    for part in np.split(order, num_minibatches):
+        rows = jax.tree.map(lambda x: x[part], batch.replace(prompts=None))
+        yield rows.replace(prompts=batch.prompts)
+
+
+def map_update(model_config: ModelConfig, config: LearnerConfig, optimizer: optax.GradientTransformation) -> Callable:
+    """`update(state, batch, step) -> (state, metrics)` on all devices: every pass and minibatch of a host batch.
+
+    The state is replicated and donated. Metrics are floats named train/*, means over the optimiser updates.
+    """
+    one_device = make_update(model_config, config, optimizer)
+    mapped = parallel.map_devices(lambda *args: one_device(*args, psum=parallel.psum), donate_argnums=0)
+
+    def update(state: LearnerState, batch: Batch, step: int):
+        devices, collected = parallel.device_count(), []
+        steps = parallel.shard(np.full(devices, step, np.int32))
+        for number in range(config.num_passes):
+            for part in minibatches(batch, config.num_minibatches, (config.seed, step, number)):
+                state, metrics = mapped(state, parallel.shard(lay_out(part, devices, config.grad_accumulation)), steps)
+                collected.append(parallel.unreplicate(metrics))
+        reduce = {name: np.max if name.endswith("_max") else np.mean for name in collected[0]}
+        return state, {f"train/{name}": float(fn([m[name] for m in collected])) for name, fn in reduce.items()}
+
+    return update
+
+
+def map_logprobs(model_config: ModelConfig, config: LearnerConfig) -> Callable:
+    """`logprobs(params, batch) -> f32[B,T]` on the host, of a host batch on all devices."""
+    mapped, pieces = parallel.map_devices(make_logprobs(model_config, config)), config.num_minibatches * config.grad_accumulation
+
+    def logprobs(params, batch: Batch) -> np.ndarray:
+        out = mapped(params, parallel.shard(lay_out(batch, parallel.device_count(), pieces)))
+        return parallel.gather_rows(np.asarray(out).reshape(-1, *out.shape[3:]))
+
+    return logprobs

@@ -1,0 +1,48 @@
+"""Log-probabilities of given completions: the training side of the policy.
+
+The sampler records the same numbers token by token as it draws (invariant 3). Axis letters as in `model`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rlvr_jax import model
+from rlvr_jax.config import ModelConfig
+
+
+def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: jax.Array, temperature: float,
+                   max_logits: int = 2**24) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each target and entropy of each distribution at `temperature`, f32[B,T] nats.
+
+    Works through the tokens in chunks of at most `max_logits` logits and recomputes them in the backward pass: the
+    [B,T,V] array would be the largest of a training step.
+    """
+    b, t, d = hidden_BxTxD.shape
+    chunk = min(b * t, max(1, max_logits // params["embed"].shape[0]))
+    num_chunks = -(-b * t // chunk)
+
+    def chunked(x):
+        flat = x.reshape(b * t, *x.shape[2:])
+        padded = jnp.pad(flat, [(0, num_chunks * chunk - b * t)] + [(0, 0)] * (flat.ndim - 1))
+        return padded.reshape(num_chunks, chunk, *flat.shape[1:])
+
+    @jax.checkpoint
+    def one_chunk(args):
+        hidden, targets = args
+        logprobs = jax.nn.log_softmax(model.head(params, hidden) / temperature)
+        chosen = jnp.take_along_axis(logprobs, targets[:, None], axis=1)[:, 0]
+        return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, -1)
+
+    logprobs, entropy = lax.map(one_chunk, (chunked(hidden_BxTxD), chunked(targets_BxT)))
+    return tuple(x.reshape(-1)[: b * t].reshape(b, t) for x in (logprobs, entropy))
+
+
+def completion_logprobs(params: model.Params, config: ModelConfig, prompts: model.Prompts,
+                        prompt_index_B, completions_BxT, temperature: float, *, max_logits: int = 2**24,
+                        remat: bool = False) -> tuple[jax.Array, jax.Array]:
+    """(logprobs, entropy), f32[B,T], of every completion token given its prompt and the tokens before it."""
+    prefix = model.prefill(params, config, prompts, remat=remat)
+    inputs_BxT = jnp.concatenate([prefix.last_tokens[prompt_index_B][:, None], completions_BxT[:, :-1]], axis=1)
+    hidden_BxTxD, _ = model.forward(params, config, inputs_BxT, prefix, prompt_index_B, remat=remat)
+    return token_logprobs(params, hidden_BxTxD, completions_BxT, temperature, max_logits)

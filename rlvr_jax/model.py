@@ -1,0 +1,260 @@
+"""The transformer, as functions over a pytree of parameters.
+
+One `layer` serves two callers: `forward` scans it over stacked parameters (training, prefill), `decode_step`
+unrolls it (a scan inside a decoding loop would copy every weight at every token). What a layer can look back at
+is a visible value: `Prefix` holds the keys and values of the prompts, shared by every completion that continues
+them; `KVCache` those of the tokens decoded so far.
+
+Array names carry their axes: B rows (completions), P distinct prompts, S prompt positions, T positions of a row,
+W cache window, D width, H query heads, K key/value heads, R = H/K query heads per key/value head, E head size,
+F feed-forward width, V vocabulary, L layers.
+
+The architecture is Llama's (Touvron et al., arXiv 2302.13971) with the switches that Qwen2 (query/key/value biases)
+and Qwen3 (query/key norms) need.
+"""
+
+import math
+from typing import Callable, Optional
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rlvr_jax.config import ModelConfig, RopeScaling
+
+Params = dict  # {"embed": [V,D], "layers": {name: [L,...]}, "final_norm": [D], "head": [D,V] unless tied}
+EditResidual = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (layer, x_BxTxD, positions_BxT) -> x_BxTxD
+
+
+@flax.struct.dataclass
+class Prompts:
+    """Distinct prompts, right-padded to one width."""
+
+    tokens: jax.Array  # i32[P,S]
+    lengths: jax.Array  # i32[P], at least 1
+
+
+@flax.struct.dataclass
+class Prefix:
+    """The prompts as later tokens see them: every prompt token but the last, which each completion feeds itself."""
+
+    keys: jax.Array  # [L,P,S,K,E]
+    values: jax.Array  # [L,P,S,K,E]
+    lengths: jax.Array  # i32[P] visible positions: prompt length - 1
+    last_tokens: jax.Array  # i32[P] the first input of every completion
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of decoded tokens, one array a layer so that a decoding step updates them in place."""
+
+    keys: tuple  # L x [B,W,K,E]
+    values: tuple  # L x [B,W,K,E]
+
+
+def init_params(key: jax.Array, config: ModelConfig) -> Params:
+    """Draws float32 parameters: normal with std 0.02, residual outputs scaled by 1/sqrt(2L) (GPT-2), norms at one."""
+    c, keys = config, iter(jax.random.split(key, 16))
+
+    def normal(*shape, std=0.02):
+        return std * jax.random.normal(next(keys), shape, jnp.float32)
+
+    heads, kv_heads, residual_std = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, 0.02 / math.sqrt(2 * c.num_layers)
+    shapes = {"q": (c.d_model, heads), "k": (c.d_model, kv_heads), "v": (c.d_model, kv_heads),
+              "gate": (c.d_model, c.d_ff), "up": (c.d_model, c.d_ff)}
+    layers = {name: normal(c.num_layers, *shape) for name, shape in shapes.items()}
+    layers |= {"o": normal(c.num_layers, heads, c.d_model, std=residual_std),
+               "down": normal(c.num_layers, c.d_ff, c.d_model, std=residual_std),
+               "attn_norm": jnp.ones((c.num_layers, c.d_model)), "mlp_norm": jnp.ones((c.num_layers, c.d_model))}
+    if c.qkv_bias:
+        layers |= {name + "_bias": jnp.zeros((c.num_layers, shapes[name][1])) for name in "qkv"}
+    if c.qk_norm:
+        layers |= {name + "_norm": jnp.ones((c.num_layers, c.head_dim)) for name in "qk"}
+    params = {"embed": normal(c.vocab_size, c.d_model), "layers": layers, "final_norm": jnp.ones((c.d_model,))}
+    return params if c.tie_embeddings else params | {"head": normal(c.d_model, c.vocab_size)}
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm over the last axis, computed in float32, returned in x's dtype (arXiv 1910.07467)."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)
+    return (normed * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: Optional[RopeScaling]) -> jax.Array:
+    """Radians per position, f32[E/2] (arXiv 2104.09864); with Llama 3's stretch of long wavelengths if `scaling`."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_max_seq_len * frequencies / (2 * math.pi)  # rotations within the original window
+    keep = jnp.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
+    return frequencies * (keep + (1 - keep) / scaling.factor)
+
+
+def rotate(x_BxTxHxE: jax.Array, positions_BxT: jax.Array, frequencies: jax.Array) -> jax.Array:
+    """Rotary embedding in the half-split layout of Hugging Face weights: pairs are (i, i + E/2)."""
+    angles = positions_BxT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = jnp.split(x_BxTxHxE.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxTxHxE.dtype)
+
+
+def attention(q_BxTxHxE: jax.Array, segments) -> jax.Array:
+    """Softmax attention over the concatenation of `segments`, each `(keys, values, mask)`.
+
+    Keys and values are [B,S,K,E], or [S,K,E] when every row looks at the same ones: then one matrix product serves
+    all rows. `mask` is bool, [B,T,S]; a query must see at least one position. Returns [B,T,H*E].
+    """
+    b, t, h, e = q_BxTxHxE.shape
+    kv_heads = segments[0][0].shape[-2]
+    q = (q_BxTxHxE * e**-0.5).reshape(b, t, kv_heads, h // kv_heads, e)
+    scores = []
+    for keys, _, mask_BxTxS in segments:
+        equation = "btkre,ske->bkrts" if keys.ndim == 3 else "btkre,bske->bkrts"
+        score = jnp.einsum(equation, q, keys, preferred_element_type=jnp.float32)
+        scores.append(jnp.where(mask_BxTxS[:, None, None], score, -1e30))
+    weights = jax.nn.softmax(jnp.concatenate(scores, -1), -1).astype(q.dtype)
+    out, start = 0, 0
+    for keys, values, _ in segments:
+        size = keys.shape[-3]
+        equation = "bkrts,ske->btkre" if values.ndim == 3 else "bkrts,bske->btkre"
+        out += jnp.einsum(equation, weights[..., start : start + size], values)
+        start += size
+    return out.reshape(b, t, h * e)
+
+
+def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.Array, attend: Callable) -> tuple:
+    """One pre-norm block. `attend(q_BxTxHxE, k_BxTxKxE, v_BxTxKxE) -> (mixed_BxTx(H*E), kept)` owns the masks and caches.
+
+    Returns `(x_BxTxD, kept)`. Every weight is cast to x's dtype, so float32 parameters compute in `config.dtype`.
+    """
+    def project(name, x):
+        y = x @ p[name].astype(x.dtype)
+        bias = p.get(name + "_bias")
+        return y if bias is None else y + bias.astype(x.dtype)[None, None]
+
+    h = rms_norm(x_BxTxD, p["attn_norm"], config.norm_eps)
+    q, k, v = (project(name, h).reshape(*h.shape[:2], -1, config.head_dim) for name in "qkv")
+    if config.qk_norm:
+        q, k = rms_norm(q, p["q_norm"], config.norm_eps), rms_norm(k, p["k_norm"], config.norm_eps)
+    frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    mixed, kept = attend(rotate(q, positions_BxT, frequencies), rotate(k, positions_BxT, frequencies), v)
+    x = x_BxTxD + project("o", mixed)
+    h = rms_norm(x, p["mlp_norm"], config.norm_eps)
+    return x + project("down", jax.nn.silu(project("gate", h)) * project("up", h)), kept
+
+
+def embed(params: Params, config: ModelConfig, tokens_BxT: jax.Array) -> jax.Array:
+    return params["embed"][tokens_BxT].astype(config.dtype)
+
+
+def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_queries: int) -> tuple:
+    """What `attention` needs to look at each row's prompt; a single prompt is shared instead of copied B times."""
+    num_prompts, size = keys_PxSxKxE.shape[:2]
+    mask_BxS = jnp.arange(size)[None, :] < lengths_P[prompt_index_B][:, None]
+    mask_BxTxS = jnp.broadcast_to(mask_BxS[:, None], (len(prompt_index_B), num_queries, size))
+    if num_prompts == 1:
+        return keys_PxSxKxE[0], values_PxSxKxE[0], mask_BxTxS
+    return keys_PxSxKxE[prompt_index_B], values_PxSxKxE[prompt_index_B], mask_BxTxS
+
+
+def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: Optional[Prefix] = None,
+            prompt_index_B: Optional[jax.Array] = None, *, remat: bool = False, keep_kv: bool = False,
+            edit_residual: Optional[EditResidual] = None) -> tuple:
+    """Runs whole rows through the layers.
+
+    Args:
+      tokens_BxT: i32 inputs, right-padded; padding is never seen by earlier positions, so it needs no mask here.
+      prefix: what precedes every row (gradients flow into it); row b continues prompt `prompt_index_B[b]`.
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+      edit_residual: `(layer, x_BxTxD, positions_BxT) -> x_BxTxD`, applied to the output of every layer.
+
+    Returns:
+      `(hidden_BxTxD, kv)`: the states after the final norm, and each layer's (keys, values), [L,B,T,K,E], if `keep_kv`.
+    """
+    b, t = tokens_BxT.shape
+    starts_B = jnp.zeros(b, jnp.int32) if prefix is None else prefix.lengths[prompt_index_B]
+    positions_BxT = starts_B[:, None] + jnp.arange(t)[None, :]
+    causal_BxTxT = jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool))[None], (b, t, t))
+
+    def block(x, xs):
+        index, p, prefix_kv = xs
+
+        def attend(q, k, v):
+            segments = [(k, v, causal_BxTxT)]
+            if prefix is not None:
+                segments.insert(0, prefix_segment(*prefix_kv, prefix.lengths, prompt_index_B, t))
+            return attention(q, segments), ((k, v) if keep_kv else None)
+
+        x, kept = layer(p, config, x, positions_BxT, attend)
+        return (x if edit_residual is None else edit_residual(index, x, positions_BxT)), kept
+
+    prefix_kv = None if prefix is None else (prefix.keys, prefix.values)
+    x, kv = lax.scan(jax.checkpoint(block) if remat else block, embed(params, config, tokens_BxT),
+                     (jnp.arange(config.num_layers), params["layers"], prefix_kv))
+    return rms_norm(x, params["final_norm"], config.norm_eps), kv
+
+
+def prefill(params: Params, config: ModelConfig, prompts: Prompts, *, remat: bool = False,
+            edit_residual: Optional[EditResidual] = None) -> Prefix:
+    """Runs each distinct prompt once."""
+    _, (keys, values) = forward(params, config, prompts.tokens, remat=remat, keep_kv=True, edit_residual=edit_residual)
+    last_tokens_P = jnp.take_along_axis(prompts.tokens, prompts.lengths[:, None] - 1, axis=1)[:, 0]
+    return Prefix(keys, values, prompts.lengths - 1, last_tokens_P)
+
+
+def head(params: Params, hidden: jax.Array) -> jax.Array:
+    """Hidden states [..., D] to float32 logits [..., V]."""
+    if "head" in params:
+        return jnp.matmul(hidden, params["head"].astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return jnp.einsum("...d,vd->...v", hidden, params["embed"].astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def split_layers(params: Params, prefix: Prefix) -> list:
+    """Per-layer (weights, prefix keys, prefix values) for `decode_step`: sliced once, outside the decoding loop."""
+    stacked = (params["layers"], prefix.keys, prefix.values)
+    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(prefix.keys))]
+
+
+def init_cache(config: ModelConfig, rows: int, window: int) -> KVCache:
+    def zeros():  # not shared between keys and values, so that the cache can be donated
+        return tuple(jnp.zeros((rows, window, config.num_kv_heads, config.head_dim), config.dtype)
+                     for _ in range(config.num_layers))
+    return KVCache(zeros(), zeros())
+
+
+def decode_step(params: Params, config: ModelConfig, layers: list, prefix: Prefix, prompt_index_B: jax.Array,
+                tokens_B: jax.Array, steps_B: jax.Array, cache: KVCache,
+                edit_residual: Optional[EditResidual] = None) -> tuple[jax.Array, KVCache]:
+    """Feeds one token a row: the `steps_B[b]`-th input of a completion of prompt `prompt_index_B[b]`.
+
+    Rows may stand at different steps. A row that starts over only sets its step to 0: what the cache holds beyond a
+    row's step is masked. Attention reads the smallest power-of-two bucket of the cache that holds the farthest row.
+
+    Returns `(logits_BxV f32, cache)`.
+    """
+    rows, window = cache.keys[0].shape[:2]
+    positions_Bx1 = (prefix.lengths[prompt_index_B] + steps_B)[:, None]
+    buckets = [size for size in (64 * 2**i for i in range(24)) if size < window] + [window]
+    bucket = jnp.sum(jnp.max(steps_B) >= jnp.array(buckets[:-1], jnp.int32))
+    seen_Bx1xW = (jnp.arange(window)[None, :] <= steps_B[:, None])[:, None]
+    x, keys, values = embed(params, config, tokens_B[:, None]), [], []
+    for i, (p, prefix_keys, prefix_values) in enumerate(layers):
+        def attend(q, k, v):
+            keys_BxWxKxE = cache.keys[i].at[jnp.arange(rows), steps_B].set(k[:, 0])
+            values_BxWxKxE = cache.values[i].at[jnp.arange(rows), steps_B].set(v[:, 0])
+            prompt = prefix_segment(prefix_keys, prefix_values, prefix.lengths, prompt_index_B, 1)
+
+            def look(size):
+                return lambda: attention(q, [prompt, (keys_BxWxKxE[:, :size], values_BxWxKxE[:, :size],
+                                                      seen_Bx1xW[:, :, :size])])
+            return lax.switch(bucket, [look(size) for size in buckets]), (keys_BxWxKxE, values_BxWxKxE)
+
+        x, (k, v) = layer(p, config, x, positions_Bx1, attend)
+        if edit_residual is not None:
+            x = edit_residual(i, x, positions_Bx1)
+        keys.append(k)
+        values.append(v)
+    hidden_BxD = rms_norm(x, params["final_norm"], config.norm_eps)[:, 0]
+    return head(params, hidden_BxD), KVCache(tuple(keys), tuple(values))

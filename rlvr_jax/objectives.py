@@ -1,0 +1,106 @@
+"""Advantages and policy losses as small pure functions, and the table of published combinations.
+
+Everything here is elementwise or a sum over one axis: no model, no keys, no devices. N groups (each row of a batch of
+problems is its own group, even when all rows hold the same problem), G completions a group, B = N*G, T tokens.
+Log-probabilities are float32 nats at the sampling temperature.
+"""
+
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def group_advantages(rewards_NxG: jax.Array) -> jax.Array:
+    """(r - mean) / (std + 1e-6) with the Bessel-corrected std (GRPO, arXiv 2402.03300; as coded in One-Shot-RLVR).
+
+    Equal rewards give exactly 0; a group of one is compared with mean 0 and std 1, as there.
+    """
+    if rewards_NxG.shape[1] == 1:
+        return rewards_NxG
+    centred = centred_advantages(rewards_NxG)
+    return centred / (jnp.std(rewards_NxG, -1, ddof=1, keepdims=True) + 1e-6)
+
+
+def centred_advantages(rewards_NxG: jax.Array) -> jax.Array:
+    """r - mean (Dr. GRPO, arXiv 2503.20783)."""
+    equal = jnp.all(rewards_NxG == rewards_NxG[:, :1], -1, keepdims=True)  # a rounded mean would leave residues
+    return jnp.where(equal, 0.0, rewards_NxG - jnp.mean(rewards_NxG, -1, keepdims=True))
+
+
+def leave_one_out_advantages(rewards_NxG: jax.Array) -> jax.Array:
+    """r minus the mean of the group's other rewards (RLOO, arXiv 2402.14740)."""
+    size = rewards_NxG.shape[1]
+    return centred_advantages(rewards_NxG) * size / max(size - 1, 1)
+
+
+def clipped(logprobs_BxT, old_logprobs_BxT, advantages_B, mask_BxT, low, high):
+    """-min(rho A, clip(rho, 1-low, 1+high) A) a token, rho = policy / old policy (PPO, arXiv 1707.06347)."""
+    ratio, advantages_Bx1 = jnp.exp(logprobs_BxT - old_logprobs_BxT), advantages_B[:, None]
+    return -jnp.minimum(ratio * advantages_Bx1, jnp.clip(ratio, 1 - low, 1 + high) * advantages_Bx1)
+
+
+def sequence_clipped(logprobs_BxT, old_logprobs_BxT, advantages_B, mask_BxT, low, high):
+    """As `clipped`, with one ratio a sequence: exp of the mean log-ratio of its tokens (GSPO, arXiv 2507.18071)."""
+    lengths_Bx1 = jnp.maximum(jnp.sum(mask_BxT, -1, keepdims=True), 1)
+    log_ratio = jnp.where(mask_BxT, logprobs_BxT - old_logprobs_BxT, 0.0)
+    mean_Bx1 = jnp.sum(log_ratio, -1, keepdims=True) / lengths_Bx1
+    return clipped(jnp.broadcast_to(mean_Bx1, mask_BxT.shape), 0.0, advantages_B, mask_BxT, low, high)
+
+
+def capped_weight(logprobs_BxT, old_logprobs_BxT, advantages_B, mask_BxT, low, high):
+    """-sg(min(rho, 1+high)) A log pi: every token keeps a gradient (CISPO, arXiv 2506.13585). `low` is unused there."""
+    ratio = jnp.minimum(jnp.exp(logprobs_BxT - old_logprobs_BxT), 1 + high)
+    return -lax.stop_gradient(ratio) * advantages_B[:, None] * logprobs_BxT
+
+
+def score_function(logprobs_BxT, old_logprobs_BxT, advantages_B, mask_BxT, low, high):
+    """-A log pi (REINFORCE); with every advantage 1 this is the cross-entropy of supervised training."""
+    return -advantages_B[:, None] * logprobs_BxT
+
+
+def k3_kl(logprobs_BxT, ref_logprobs_BxT):
+    """exp(d) - d - 1 with d = ref - policy, clipped to 10: the low-variance estimate of KL(policy || reference)."""
+    difference = ref_logprobs_BxT - logprobs_BxT
+    return jnp.clip(jnp.exp(difference) - difference - 1, -10, 10)
+
+
+# A normaliser gives the weight of each token and each row's share of the divisor: loss = sum(weights * terms) /
+# sum(shares), both summed over the whole batch, all devices and micro-batches. Rows without tokens count nowhere.
+def token_mean(mask_BxT):
+    return mask_BxT, jnp.sum(mask_BxT, -1)
+
+
+def sequence_mean(mask_BxT):
+    return mask_BxT / jnp.maximum(jnp.sum(mask_BxT, -1, keepdims=True), 1), jnp.max(mask_BxT, -1)
+
+
+def constant_length(mask_BxT):
+    return mask_BxT / mask_BxT.shape[1], jnp.max(mask_BxT, -1)
+
+
+def sequence_sum(mask_BxT):
+    return mask_BxT, jnp.max(mask_BxT, -1)
+
+
+class Objective(NamedTuple):
+    """A row of the table: three functions, and the clip range its paper uses."""
+
+    advantages: Callable
+    token_loss: Callable
+    normalise: Callable
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+
+
+OBJECTIVES = {
+    "one_shot": Objective(group_advantages, clipped, token_mean),  # the released One-Shot-RLVR code
+    "grpo": Objective(group_advantages, clipped, sequence_mean),
+    "dr_grpo": Objective(centred_advantages, clipped, constant_length),
+    "dapo": Objective(group_advantages, clipped, token_mean, 0.2, 0.28),
+    "gspo": Objective(group_advantages, sequence_clipped, sequence_mean, 3e-4, 4e-4),
+    "cispo": Objective(group_advantages, capped_weight, token_mean, 1.0, 4.0),
+    "reinforce": Objective(centred_advantages, score_function, token_mean),
+    "rloo": Objective(leave_one_out_advantages, score_function, sequence_sum),
+}

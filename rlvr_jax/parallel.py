@@ -1,0 +1,88 @@
+"""Every mention of pmap, replication and processes: the rest of the program sees one batch and one state.
+
+Arrays that leave here carry a leading axis of this process's devices. Batches are global on every process (each
+samples and grades its share, then the shares are gathered), and a process feeds its own slice of them.
+"""
+
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+AXIS = "data"
+
+
+def initialize(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+    """Joins the processes of one run. Call before anything touches a device; no address means a single process."""
+    if coordinator_address == "auto":  # TPU pods, Slurm and others that JAX recognises
+        jax.distributed.initialize()
+    elif coordinator_address:
+        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+
+
+def is_main() -> bool:
+    """True on the one process that writes files and prints."""
+    return jax.process_index() == 0
+
+
+def device_count() -> int:
+    return jax.device_count()
+
+
+def map_devices(fn: Callable, donate_argnums=()) -> Callable:
+    """`fn` on every device at once, over the leading axis of each argument, with collectives named by `AXIS`."""
+    return jax.pmap(fn, axis_name=AXIS, donate_argnums=donate_argnums)
+
+
+def psum(x):
+    """Sum over all devices, inside `map_devices`."""
+    return jax.lax.psum(x, AXIS)
+
+
+def replicate(tree):
+    """One copy a device, laid out as `map_devices` returns it: anything else costs a second trace at step two."""
+    copies = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
+    return copies(jnp.zeros(jax.local_device_count()), tree)
+
+
+def unreplicate(tree):
+    """The first local device's copy, as numpy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+
+def local_slice(rows: int) -> slice:
+    """This process's share of `rows` global rows."""
+    share = rows // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def shard(tree):
+    """This process's part of global arrays [devices, ...], one leading entry for each of its devices."""
+    return jax.tree.map(lambda x: x[local_slice(len(x))], tree)
+
+
+def gather_rows(tree):
+    """Numpy arrays of this process's rows (equally many on each) to all rows in order, the same on every process."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), multihost_utils.process_allgather(tree))
+
+
+def broadcast(tree):
+    """The main process's numpy arrays (or numbers) on every process."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers, on every process: how one of them tells the others to stop."""
+    return number if jax.process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

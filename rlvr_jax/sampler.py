@@ -1,0 +1,164 @@
+"""Sampling completions: one prefill per distinct prompt, then a queue of rollouts over a few decoding slots.
+
+A slot whose completion ends takes the next rollout of the queue at once. With the prompt's keys and values shared,
+that is resetting one position and one input token, not another prefill. What rollout b says is a function of its key
+and prompt alone, not of the number of slots or devices (invariant 4).
+"""
+
+from typing import Callable, NamedTuple, Optional
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rlvr_jax import model, parallel
+from rlvr_jax.config import ModelConfig
+from rlvr_jax.model import Prompts
+
+TRAIN, EVAL, CHOOSE = 0, 1, 2  # streams of keys: the same seed and step draw differently in each
+
+
+@flax.struct.dataclass
+class Rollouts:
+    """Completions as sampled. The mask, not a token id, says what belongs to a completion."""
+
+    prompt_index: jax.Array  # i32[B]
+    completions: jax.Array  # i32[B,T], 0 after the end
+    completion_mask: jax.Array  # bool[B,T], true up to and including the first end-of-text token
+    sampler_logprobs: jax.Array  # f32[B,T] nats, under the distribution drawn from (at temperature 0: the model's own)
+    ended: jax.Array  # bool[B], false if `max_new_tokens` cut the completion
+
+
+class _Slots(NamedTuple):
+    rows: jax.Array  # i32[N] the rollout each slot works on; B when the queue is empty
+    steps: jax.Array  # i32[N] tokens of it drawn so far
+    tokens: jax.Array  # i32[N] next input
+    next_row: jax.Array  # i32[] head of the queue
+    cache: model.KVCache
+    completions: jax.Array  # i32[B,T]
+    logprobs: jax.Array  # f32[B,T]
+    lengths: jax.Array  # i32[B]
+    ended: jax.Array  # bool[B]
+
+
+def rollout_keys(seed, step, rows_B, stream: int = 0) -> jax.Array:
+    """One key a rollout from (seed, step, row). `stream` keeps training and evaluation apart."""
+    step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
+    return jax.vmap(jax.random.fold_in, (None, 0))(step_key, rows_B)
+
+
+def nucleus(logprobs_BxV: jax.Array, top_p) -> jax.Array:
+    """Keeps the fewest tokens whose probability reaches `top_p`, renormalised; others get -inf (arXiv 1904.09751)."""
+    descending = -jnp.sort(-logprobs_BxV, axis=-1)
+    before = jnp.cumsum(jnp.exp(descending), -1) - jnp.exp(descending)
+    threshold_Bx1 = jnp.min(jnp.where(before < top_p, descending, jnp.inf), -1, keepdims=True)
+    return jax.nn.log_softmax(jnp.where(logprobs_BxV >= threshold_Bx1, logprobs_BxV, -jnp.inf))
+
+
+def draw(logits_BxV: jax.Array, uniforms_B: jax.Array, temperature, top_p=None) -> tuple[jax.Array, jax.Array]:
+    """Draws a token a row by inverting the cumulative distribution: one uniform a row instead of one a logit.
+
+    `temperature` 0 is greedy. Returns (tokens_B i32, logprobs_B f32 under the distribution drawn from).
+    """
+    greedy = temperature == 0
+    logprobs = jax.nn.log_softmax(logits_BxV / jnp.where(greedy, 1.0, temperature))
+    if top_p is not None:
+        logprobs = nucleus(logprobs, top_p)
+    cumulative = jnp.cumsum(jnp.exp(logprobs), -1)
+    drawn = jnp.sum(cumulative <= uniforms_B[:, None] * cumulative[:, -1:], -1)
+    tokens = jnp.where(greedy, jnp.argmax(logits_BxV, -1), jnp.minimum(drawn, logits_BxV.shape[-1] - 1))
+    return tokens.astype(jnp.int32), jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
+
+
+def sample(params: model.Params, config: ModelConfig, prompts: Prompts, prompt_index_B: jax.Array, keys_B: jax.Array,
+           temperature, top_p=None, *, eos_ids: tuple, max_new_tokens: int, num_slots: int = 0,
+           edit_residual: Optional[model.EditResidual] = None) -> Rollouts:
+    """Samples one completion for each row of `prompt_index_B`; jit it with the keyword arguments fixed.
+
+    Args:
+      keys_B: one key a rollout (`rollout_keys`); its t-th token uses `fold_in(key, t)`.
+      temperature: scalar; 0 is greedy. `top_p` None samples from the whole distribution.
+      eos_ids: any of these ends a completion and belongs to it.
+      num_slots: rollouts decoded at a time; 0 for all of them.
+    """
+    num_rows, t_max = len(prompt_index_B), max_new_tokens
+    num_slots = min(num_slots or num_rows, num_rows)
+    prefix = model.prefill(params, config, prompts, edit_residual=edit_residual)
+    layers = model.split_layers(params, prefix)
+    eos_E = jnp.array(eos_ids, jnp.int32)
+
+    def prompt_of(rows):
+        return prompt_index_B[jnp.minimum(rows, num_rows - 1)]
+
+    def body(s: _Slots) -> _Slots:
+        logits, cache = model.decode_step(params, config, layers, prefix, prompt_of(s.rows), s.tokens, s.steps,
+                                          s.cache, edit_residual)
+        keys_N = keys_B[jnp.minimum(s.rows, num_rows - 1)]
+        uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(keys_N, s.steps)
+        tokens, logprobs = draw(logits, uniforms_N, temperature, top_p)
+        stopped = jnp.any(tokens[:, None] == eos_E[None, :], -1)
+        busy = s.rows < num_rows
+        finished = busy & (stopped | (s.steps + 1 == t_max))
+        queued = s.next_row + jnp.cumsum(finished, dtype=jnp.int32) - 1
+        rows = jnp.minimum(jnp.where(finished, queued, s.rows), num_rows)
+        return _Slots(  # writes of idle slots fall outside the arrays and are dropped
+            rows, jnp.where(busy & ~finished, s.steps + 1, 0),
+            jnp.where(finished, prefix.last_tokens[prompt_of(rows)], tokens),
+            s.next_row + jnp.sum(finished, dtype=jnp.int32), cache,
+            s.completions.at[s.rows, s.steps].set(tokens, mode="drop"),
+            s.logprobs.at[s.rows, s.steps].set(logprobs, mode="drop"),
+            s.lengths.at[s.rows].set(s.steps + 1, mode="drop"),
+            s.ended.at[s.rows].set(stopped, mode="drop"))
+
+    rows = jnp.arange(num_slots, dtype=jnp.int32)
+    start = _Slots(rows, jnp.zeros_like(rows), prefix.last_tokens[prompt_of(rows)], jnp.int32(num_slots),
+                   model.init_cache(config, num_slots, t_max), jnp.zeros((num_rows, t_max), jnp.int32),
+                   jnp.zeros((num_rows, t_max)), jnp.zeros(num_rows, jnp.int32), jnp.zeros(num_rows, bool))
+    s = lax.while_loop(lambda s: jnp.any(s.rows < num_rows), body, start)
+    mask_BxT = jnp.arange(t_max)[None, :] < s.lengths[:, None]
+    return Rollouts(prompt_index_B, s.completions, mask_BxT, s.logprobs, s.ended)
+
+
+def localise(prompts: Prompts, prompt_index_B: np.ndarray, pieces: int, repeats: int = 1) -> tuple[Prompts, np.ndarray]:
+    """Cuts rows into equal pieces, each with just the prompts it uses: (prompts [pieces,P',S], index [pieces,B']).
+
+    `repeats` rows in a row are known to share a prompt. P' is what a piece could need at most, so that shapes stay
+    the same for a whole run.
+    """
+    index = np.asarray(prompt_index_B).reshape(pieces, -1)
+    size = index.shape[1]
+    slots = min(len(prompts.lengths), size, size // repeats + (2 if size % repeats else 0))
+    used, local = zip(*(np.unique(piece, return_inverse=True) for piece in index))
+    used = np.stack([np.resize(piece, slots) for piece in used])
+    return jax.tree.map(lambda x: np.asarray(x)[used], prompts), np.stack(local).astype(np.int32)
+
+
+def make_sampler(config: ModelConfig, *, eos_ids: tuple, max_new_tokens: int, num_slots: int = 0,
+                 use_top_p: bool = False) -> Callable:
+    """`sampler(params, prompts, prompt_index_B, seed, step, temperature, ...)` over all devices and processes.
+
+    Params are replicated; prompts and index are host arrays. Returns all rows in order, as numpy, on every process.
+    Row b draws with `rollout_keys(seed, step, first_row + b, stream)`; `repeats` is as in `localise`.
+    """
+    def on_device(params, prompts, prompt_index_B, rows_B, seed, step, stream, temperature, top_p):
+        return sample(params, config, prompts, prompt_index_B, rollout_keys(seed, step, rows_B, stream), temperature,
+                      top_p if use_top_p else None, eos_ids=eos_ids, max_new_tokens=max_new_tokens, num_slots=num_slots)
+
+    mapped = parallel.map_devices(on_device)
+
+    def sampler(params, prompts: Prompts, prompt_index_B, seed: int, step: int, temperature: float, top_p: float = 1.0,
+                *, stream: int = TRAIN, first_row: int = 0, repeats: int = 1) -> Rollouts:
+        devices, wanted = parallel.device_count(), len(prompt_index_B)
+        rows = np.minimum(np.arange(-(-wanted // devices) * devices, dtype=np.int32), wanted - 1)
+        index = np.asarray(prompt_index_B)[rows]
+        local_prompts, local_index = localise(prompts, index, devices, repeats)
+        scalars = [np.full(devices, x, kind) for x, kind in [(seed, np.int32), (step, np.int32), (stream, np.int32),
+                                                             (temperature, np.float32), (top_p, np.float32)]]
+        keyed = (first_row + rows).reshape(devices, -1).astype(np.int32)
+        out = mapped(params, *parallel.shard((local_prompts, local_index, keyed, *scalars)))
+        rollouts = parallel.gather_rows(jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), out))
+        return jax.tree.map(lambda x: x[:wanted], rollouts.replace(prompt_index=index))
+
+    return sampler
