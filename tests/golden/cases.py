@@ -1,0 +1,117 @@
+"""The small random models and the prompts that the golden files, the tests and the parity tests have in common."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from rlvr_jax.config import ModelConfig, RopeScaling
+from rlvr_jax.model import Prompts, decode_step, init_cache, prefill, split_layers
+from rlvr_jax.weights import empty_params
+
+SMALL = dict(vocab_size=97, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=48, max_seq_len=256)
+# The original window is short enough for positions in the tests to fall in all three regions of the stretch.
+STRETCH = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=64)
+CONFIGS = {
+    "llama_tied": ModelConfig(**SMALL, norm_eps=1e-5),
+    "llama_untied": ModelConfig(**SMALL | {"num_kv_heads": 4}, rope_theta=500_000.0, tie_embeddings=False),
+    "llama_stretched": ModelConfig(**SMALL | {"head_dim": 16, "num_kv_heads": 1}, rope_scaling=STRETCH),
+    "qwen2_tied": ModelConfig(**SMALL, qkv_bias=True, rope_theta=1_000_000.0),
+    "qwen2_untied": ModelConfig(**SMALL | {"num_layers": 3}, qkv_bias=True, tie_embeddings=False),
+    "qwen3_tied": ModelConfig(**SMALL | {"head_dim": 16}, qk_norm=True, rope_theta=1_000_000.0),
+    "qwen3_untied": ModelConfig(**SMALL | {"num_kv_heads": 4}, qk_norm=True, tie_embeddings=False),
+}
+QUESTIONS = (
+    "What is the capital of France?",
+    "Compute 123 + 456 and explain each step.",
+    "A farmer has 17 sheep and buys 8 more.  How many sheep are there now?",
+    "Write one sentence about the sea.",
+    "List the first five prime numbers.",
+)
+LINES = (
+    "The answer is 1234567, not 12 345.67.",
+    "  indented   by spaces\tand tabs\n\n\nthen  2  newlines 42",
+    "def f(x):\n    return x**2 + 3*x - 10\n",
+    r"Let $\frac{a_{12}}{b} = \sqrt{2}$; then \boxed{\frac{1}{2}}.",
+    "naïve café, Zürich – 東京 2024年, Привет, 🎉👍🏽 ½ ② ٣",
+    "it's, they'll, I'D, we've; don't 'quote' ''this''",
+    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|>x <|not_special|>",
+    "",
+    " ",
+    "x\r\ny\u00a0z\u200b\x00end",
+)
+
+
+def random_params(config: ModelConfig, seed: int) -> dict:
+    """Float32 numpy parameters with every norm, bias and matrix far from its default, so each shows in the logits."""
+    rng = np.random.RandomState(seed)  # numpy promises never to change this stream
+    flat = traverse_util.flatten_dict(empty_params(config), sep="/")
+    return traverse_util.unflatten_dict({name: (0.2 * rng.standard_normal(flat[name].shape) + name.endswith("_norm"))
+                                         .astype(np.float32) for name in sorted(flat)}, sep="/")
+
+
+def random_tokens(config: ModelConfig, seed: int, length: int) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, config.vocab_size, (2, length)).astype(np.int32)
+
+
+def greedy(params: dict, config: ModelConfig, prompts: list, num_tokens: int) -> np.ndarray:
+    """The most likely token, `num_tokens` times after each prompt, i32[P,num_tokens]; nothing ends it early."""
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    padded = np.zeros((len(prompts), lengths.max()), np.int32)
+    for row, prompt in zip(padded, prompts):
+        row[: len(prompt)] = prompt
+    params = jax.tree.map(jnp.asarray, params)
+    prefix = jax.jit(prefill, static_argnums=1)(params, config, Prompts(padded, lengths))
+    layers, cache = split_layers(params, prefix), init_cache(config, len(prompts), num_tokens)
+    step = jax.jit(decode_step, static_argnums=1)
+    tokens, rows, out = prefix.last_tokens, jnp.arange(len(prompts)), []
+    for i in range(num_tokens):
+        logits, cache = step(params, config, layers, prefix, rows, tokens, jnp.full_like(rows, i), cache)
+        tokens = jnp.argmax(logits, -1).astype(jnp.int32)
+        out.append(np.asarray(tokens))
+    return np.stack(out, 1)
+
+
+def write_gguf(path, config, params, family, *, tensor_edits=None, quantise=None, **metadata):
+    """A GGUF as llama.cpp's converter writes it: its names, and for llama its order of query and key rows."""
+    gguf = pytest.importorskip("gguf", reason="pip install gguf")
+    writer = gguf.GGUFWriter(path, family)
+    for key, value in {"block_count": config.num_layers, "context_length": config.max_seq_len, "embedding_length":
+                       config.d_model, "feed_forward_length": config.d_ff, "attention.head_count": config.num_heads,
+                       "attention.head_count_kv": config.num_kv_heads, "attention.key_length": config.head_dim}.items():
+        writer.add_uint32(f"{family}.{key}", value)
+    writer.add_float32(f"{family}.rope.freq_base", config.rope_theta)
+    writer.add_float32(f"{family}.attention.layer_norm_rms_epsilon", config.norm_eps)
+    for key, value in metadata.items():
+        writer.add_string(f"{family}.{key.replace('__', '.')}", value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(["t", "1", "2", "t1"] + [f"unused {i}" for i in range(4, config.vocab_size)])
+    writer.add_token_merges(["t 1"])
+    writer.add_eos_token_id(2)
+    names = {"attn_norm": "attn_norm.weight", "q": "attn_q.weight", "k": "attn_k.weight", "v": "attn_v.weight",
+             "o": "attn_output.weight", "q_bias": "attn_q.bias", "k_bias": "attn_k.bias", "v_bias": "attn_v.bias",
+             "q_norm": "attn_q_norm.weight", "k_norm": "attn_k_norm.weight", "mlp_norm": "ffn_norm.weight",
+             "gate": "ffn_gate.weight", "up": "ffn_up.weight", "down": "ffn_down.weight"}
+    tensors = {"token_embd.weight": params["embed"], "output_norm.weight": params["final_norm"]}
+    if "head" in params:
+        tensors["output.weight"] = params["head"].T
+    half = config.head_dim // 2
+    for (name, stacked), i in ((item, i) for item in params["layers"].items() for i in range(config.num_layers)):
+        tensor = stacked[i].T
+        if family == "llama" and name in "qk":
+            rows = [head * 2 * half + j + side * half
+                    for head in range(len(tensor) // (2 * half)) for j in range(half) for side in (0, 1)]
+            tensor = tensor[rows]
+        tensors[f"blk.{i}.{names[name]}"] = tensor
+    for name, tensor in (tensors | (tensor_edits or {})).items():
+        if tensor is not None and quantise and tensor.ndim == 2:
+            kind = gguf.GGMLQuantizationType[quantise]
+            writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(tensor), kind), raw_dtype=kind)
+        elif tensor is not None:
+            writer.add_tensor(name, np.ascontiguousarray(tensor))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

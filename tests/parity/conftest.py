@@ -1,0 +1,36 @@
+"""Fixtures of the parity tests, which hold our numbers against transformers' and run only where it is installed."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from rlvr_jax import weights
+from rlvr_jax.config import UserError
+
+
+@pytest.fixture(scope="session")
+def smollm2_path():
+    pytest.importorskip("gguf", reason="pip install gguf")
+    pytest.importorskip("accelerate", reason="pip install accelerate: transformers reads no GGUF without it")
+    try:
+        return weights.smollm2_path()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path):
+    return weights.load_gguf(smollm2_path)
+
+
+@pytest.fixture(scope="session")
+def text_lines():
+    """1,000 lines of real problems and solutions, spread evenly over the data folder."""
+    root = Path(os.environ.get("RLVR_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"no data at {root}: set RLVR_DATA to the folder that holds eval/*.jsonl")
+    rows = [json.loads(row) for path in sorted(root.glob("eval/*.jsonl")) for row in path.read_text().splitlines()]
+    lines = [line for row in rows for value in row.values() if isinstance(value, str) for line in value.split("\n")]
+    return lines[:: len(lines) // 1000][:1000]

@@ -1,0 +1,226 @@
+"""Text to ids and back, what ends a completion, chat templates, and the files a tokenizer is read from."""
+
+import datetime
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from rlvr_jax import tokenizer as T
+from rlvr_jax.config import UserError
+from rlvr_jax.weights import smollm2_path
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "smollm2.json").read_text())
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+MESSAGES = [{"role": "user", "content": "1 < 2 & \"é\"?"}]
+
+
+def tiny_tokenizer(chat_template=None) -> T.Tokenizer:
+    """All bytes, one merge, and a post-processor that would add a start token."""
+    vocab = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *ALPHABET, "ab"])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.add_special_tokens(["<pad>", "<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return T.Tokenizer(backend, (2,), 0, chat_template, {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"})
+
+
+TINY = tiny_tokenizer()
+
+
+def folder(tmp_path, **files) -> Path:
+    """The tiny tokenizer's folder with the given JSON files replaced (None: removed)."""
+    T.save_folder(TINY, tmp_path)
+    for name, content in files.items():
+        if content is None:
+            (tmp_path / f"{name}.json").unlink()
+        else:
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def gguf_reader(**metadata):
+    """What `load_gguf` reads of a gguf.GGUFReader, for the tiny vocabulary with the given keys replaced."""
+    tokens = ["<pad>", "<s>", "</s>", "<tool>", *ALPHABET, "ab", "12", "123", "1234"]
+    fields = {"ggml.model": "gpt2", "ggml.pre": "gpt2", "ggml.tokens": tokens,
+              "ggml.token_type": [3, 3, 3, 4] + [1] * (len(tokens) - 4),
+              "ggml.merges": ["a b", "1 2", "12 3", "123 4"], "ggml.eos_token_id": 2} | metadata
+    return SimpleNamespace(fields={f"tokenizer.{key}": SimpleNamespace(contents=lambda value=value: value)
+                                   for key, value in fields.items() if value is not None})
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    gguf = pytest.importorskip("gguf", reason="pip install gguf")
+    try:
+        path = smollm2_path()
+    except UserError as error:
+        pytest.skip(str(error))
+    return T.load_gguf(gguf.GGUFReader(path))
+
+
+@given(st.text())
+@settings(deadline=None)
+def test_decoding_inverts_encoding(text):
+    assert T.decode(TINY, T.encode(TINY, text)) == text
+
+
+def test_special_tokens_are_recognised_in_text_but_never_added():
+    assert T.encode(TINY, "ab") == [TINY.backend.token_to_id("ab")]
+    assert T.encode(TINY, "<s>ab</s>") == [1, TINY.backend.token_to_id("ab"), 2]
+    assert T.decode(TINY, T.encode(TINY, "<s>ab</s><pad>")) == "ab"
+
+
+def test_decoding_skips_ids_of_spare_embeddings():
+    assert T.decode(TINY, [*T.encode(TINY, "ab"), 99_999]) == "ab"
+
+
+def test_json_round_trip_survives_serialisation():
+    tokenizer = tiny_tokenizer("{{ bos_token }}")
+    again = T.from_json(json.loads(json.dumps(T.to_json(tokenizer))))
+    assert T.to_json(again) == T.to_json(tokenizer)
+    assert T.encode(again, "<s> abé") == T.encode(tokenizer, "<s> abé") and again.eos_ids == (2,)
+
+
+@pytest.mark.parametrize("template", [None, "{{ bos_token }}é\n"])
+def test_folder_round_trip(tmp_path, template):
+    T.save_folder(tiny_tokenizer("an older template"), tmp_path)
+    T.save_folder(tiny_tokenizer(template), tmp_path)
+    assert T.to_json(T.load_folder(tmp_path)) == T.to_json(tiny_tokenizer(template))
+
+
+@pytest.mark.parametrize("generation, config, own, expected", [
+    ({"eos_token_id": [2, 1]}, {"eos_token_id": 0}, "</s>", (2, 1)),
+    ({"eos_token_id": 1}, {}, "</s>", (2, 1)),
+    ({}, {"eos_token_id": [1]}, "</s>", (2, 1)),
+    ({"eos_token_id": 1}, {}, None, (1,)),
+    ({}, {}, {"content": "</s>", "lstrip": False}, (2,)),
+])
+def test_a_completion_ends_at_any_declared_end_token(tmp_path, generation, config, own, expected):
+    dir = folder(tmp_path, generation_config=generation, config=config, tokenizer_config={"eos_token": own})
+    assert T.load_folder(dir).eos_ids == expected
+
+
+@pytest.mark.parametrize("settings, generation, expected", [
+    ({"pad_token": "<pad>"}, {"pad_token_id": 1}, 0), ({}, {"pad_token_id": 1}, 1), ({}, {}, 2)])
+def test_pad_id(tmp_path, settings, generation, expected):
+    dir = folder(tmp_path, tokenizer_config=settings | {"eos_token": "</s>"}, generation_config=generation)
+    assert T.load_folder(dir).pad_id == expected
+
+
+def test_truncation_and_padding_of_the_file_are_ignored(tmp_path):
+    dir = folder(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(dir / "tokenizer.json"))
+    backend.enable_truncation(3)
+    backend.enable_padding(length=9)
+    backend.save(str(dir / "tokenizer.json"))
+    assert len(T.encode(T.load_folder(dir), "x" * 5)) == 5
+
+
+def test_chat_template_of_the_folder(tmp_path):
+    named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
+    dir = folder(tmp_path, tokenizer_config={"eos_token": "</s>", "chat_template": named})
+    assert T.load_folder(dir).chat_template == "d"
+    (dir / "chat_template.jinja").write_text("file")
+    assert T.load_folder(dir).chat_template == "file"
+
+
+@pytest.mark.parametrize("files, message", [
+    ({"tokenizer": None}, "tokenizer.json is missing"),
+    ({"tokenizer": {"half": "a file"}}, "tokenizer.json is not a readable tokenizer"),
+    ({"tokenizer_config": {}, "generation_config": {}}, "names no end token"),
+    ({"tokenizer_config": {"eos_token": "<nowhere>"}}, "names no end token"),
+])
+def test_folder_refusals(tmp_path, files, message):
+    with pytest.raises(UserError, match=message) as error:
+        T.load_folder(folder(tmp_path, **files))
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_half_written_json_file_is_named(tmp_path):
+    (folder(tmp_path) / "tokenizer_config.json").write_text('{"eos_token": ')
+    with pytest.raises(UserError, match="tokenizer_config.json cannot be read as JSON"):
+        T.load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("template, expected", [
+    ("{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}", "<s>1 < 2 & \"é\"?</s>"),
+    ("  {% for m in messages %}\n  {{ m.role }}\n  {% endfor %}\nx", "  user\nx"),  # lstrip_blocks and trim_blocks
+    ("{{ messages | tojson }}", '[{"role": "user", "content": "1 < 2 & \\"é\\"?"}]'),
+    ("{{ messages[0] | tojson(indent=1) }}", '{\n "role": "user",\n "content": "1 < 2 & \\"é\\"?"\n}'),
+    ("{% for m in messages %}{% break %}{% endfor %}{{ add_generation_prompt }}{{ tools is none }}", "TrueTrue"),
+    ("{{ strftime_now('%Y') }}", str(datetime.datetime.now().year)),
+])
+def test_chat_templates_render_as_in_transformers(template, expected):
+    assert T.render_chat(tiny_tokenizer(template), MESSAGES) == expected
+
+
+@pytest.mark.parametrize("template, message", [
+    (None, "no chat template"),
+    ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+    ("{{ messages.append(1) }}", "unsafe"),
+    ("{% for %}", "template"),
+])
+def test_chat_refusals(template, message):
+    with pytest.raises(UserError, match=message):
+        T.render_chat(tiny_tokenizer(template), MESSAGES)
+
+
+@pytest.mark.parametrize("pre, tokens", [
+    ("gpt2", ["x", "Ġ", "1234", "5", "Ġ", "Ġ", "1234", "Ċ", "Ċ"]),
+    ("smollm", ["x", "Ġ", "1", "2", "3", "4", "5", "Ġ", "Ġ", "1", "2", "3", "4", "Ċ", "Ċ"]),
+    ("qwen2", ["x", "Ġ", "1", "2", "3", "4", "5", "Ġ", "Ġ", "1", "2", "3", "4", "Ċ", "Ċ"]),
+    ("llama-bpe", ["x", "Ġ", "123", "4", "5", "Ġ", "Ġ", "123", "4", "Ċ", "Ċ"]),
+])
+def test_gguf_splits_digits_as_the_family_does(pre, tokens):
+    tokenizer = T.load_gguf(gguf_reader(**{"ggml.pre": pre}))
+    ids = T.encode(tokenizer, "x 12345  1234\n\n")
+    assert [tokenizer.backend.id_to_token(i) for i in ids] == tokens
+    assert T.decode(tokenizer, ids) == "x 12345  1234\n\n"
+
+
+def test_gguf_added_tokens():
+    tokenizer = T.load_gguf(gguf_reader())
+    assert T.encode(tokenizer, "<s><tool>") == [1, 3]
+    assert T.decode(tokenizer, [1, 3]) == "<tool>"  # control tokens are skipped, a user's own are text
+
+
+def test_gguf_end_tokens_and_roles():
+    tokenizer = T.load_gguf(gguf_reader(**{"ggml.eot_token_id": 1, "ggml.bos_token_id": 1, "chat_template": "c"}))
+    assert (tokenizer.eos_ids, tokenizer.pad_id, tokenizer.chat_template) == ((2, 1), 2, "c")
+    assert tokenizer.special == {"bos_token": "<s>", "eos_token": "</s>"}
+    assert T.load_gguf(gguf_reader(**{"ggml.padding_token_id": 0})).pad_id == 0
+
+
+@pytest.mark.parametrize("metadata, message", [
+    ({"ggml.pre": "deepseek-llm"}, "deepseek-llm"), ({"ggml.pre": None}, "pre None"),
+    ({"ggml.model": "llama"}, "model 'llama'"), ({"ggml.eos_token_id": None}, "eos_token_id"),
+])
+def test_gguf_refusals(metadata, message):
+    with pytest.raises(UserError, match=message):
+        T.load_gguf(gguf_reader(**metadata))
+
+
+def test_smollm2_tokenises_as_published(smollm2):
+    for line, ids in GOLDEN["lines"].items():
+        assert T.encode(smollm2, line) == ids, line
+
+
+def test_smollm2_chat(smollm2):
+    for prompt in GOLDEN["prompts"]:
+        question = prompt["text"].split("user\n")[1].split("<|im_end|>")[0]
+        text = T.render_chat(smollm2, [{"role": "user", "content": question}])
+        assert text == prompt["text"]
+        assert T.encode(smollm2, text) == prompt["ids"]
+    assert smollm2.eos_ids == tuple(T.encode(smollm2, "<|im_end|>"))
+
+
+def test_smollm2_folder_round_trip(smollm2, tmp_path):
+    T.save_folder(smollm2, tmp_path)
+    assert T.to_json(T.load_folder(tmp_path)) == T.to_json(smollm2)
