@@ -1,0 +1,32 @@
+"""Completions of one prompt, for people to look at."""
+
+import numpy as np
+
+from rlvr_jax import loading, parallel, sampler, tokenizer
+from rlvr_jax.config import SampleConfig, UserError
+from rlvr_jax.problems import Problem
+
+
+def generate(config: SampleConfig) -> list[dict]:
+    """Rows of `prompt, completion, completion_ids, sampler_logprobs, stop_reason` ("eos" or "length"), and `pieces`,
+    the text of each token."""
+    if not config.prompt:
+        raise UserError("--prompt is required: the text to continue")
+    loaded = loading.load_model(config.model, config.dtype)
+    words, text = loaded.tokenizer, config.prompt
+    if config.prompt_style == "chat":
+        text = tokenizer.render_chat(words, [{"role": "user", "content": text}])
+    prompts = loading.encode_prompts(words, [Problem(text, "", text)], loaded.config, config.max_new_tokens)
+    draw = sampler.make_sampler(loaded.config, eos_ids=words.eos_ids, max_new_tokens=config.max_new_tokens,
+                                num_slots=config.num_slots, use_top_p=config.top_p < 1)
+    rollouts = draw(parallel.replicate(loaded.params), prompts, np.zeros(config.num_samples, np.int32), config.seed, 0,
+                    config.temperature, config.top_p)
+    rows = []
+    for ids, mask, logprobs, ended in zip(rollouts.completions, rollouts.completion_mask, rollouts.sampler_logprobs,
+                                          rollouts.ended):
+        ids = ids[mask].tolist()
+        shown = [tokenizer.decode(words, ids[: i + 1]) for i in range(len(ids))]  # some characters span tokens
+        rows.append({"prompt": text, "completion": shown[-1], "completion_ids": ids,
+                     "sampler_logprobs": logprobs[mask].tolist(), "stop_reason": "eos" if ended else "length",
+                     "pieces": [now[len(before):] for before, now in zip([""] + shown, shown)]})
+    return rows

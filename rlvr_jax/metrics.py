@@ -1,0 +1,141 @@
+"""Metrics as JSON lines, a progress line, and the summary drawn from both ends of the log."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import time
+from typing import Optional
+
+import numpy as np
+import tqdm
+
+SATURATED = 0.99  # a batch with this training accuracy counts as saturated
+
+
+class JsonLines:
+    """An append-only file of one JSON object a line, each with a `step`. Lines reach the file as they are written."""
+
+    def __init__(self, path: pathlib.Path, keep_step: int):
+        """Opens the file and cuts it after its last row of at most `keep_step` (-1 for none of them)."""
+        self.rows, size = [], 0
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                try:
+                    row = json.loads(line)
+                except ValueError:  # the line a killed process was writing
+                    break
+                if row["step"] > keep_step:
+                    break
+                self.rows.append(row)
+                size += len(line)
+            os.truncate(path, size)
+        self.file = open(path, "a", encoding="utf-8")
+
+    def write(self, row: dict) -> None:
+        clean = {key: _plain(value) for key, value in row.items()}
+        self.rows.append(clean)
+        self.file.write(json.dumps(clean, ensure_ascii=False) + "\n")
+        self.file.flush()
+
+
+def _plain(value):
+    """JSON has no NaN, and no numpy numbers."""
+    if isinstance(value, (np.generic, float)):
+        value = value.item() if isinstance(value, np.generic) else value
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+    return value
+
+
+def progress(total: int, start: int = 0, what: str = "", quiet: bool = False,
+             unit: str = "step") -> tqdm.tqdm:
+    """A line with an ETA; on a file instead of a terminal it is repeated twice a minute."""
+    return tqdm.tqdm(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True, disable=quiet, smoothing=0.1,
+                     mininterval=0.2 if os.isatty(2) else 30.0)
+
+
+@contextlib.contextmanager
+def timed(seconds: dict, phase: str):
+    """Adds the wall-clock seconds of the block to `seconds["seconds/PHASE"]`."""
+    start, key = time.perf_counter(), f"seconds/{phase}"
+    yield
+    seconds[key] = seconds.get(key, 0.0) + time.perf_counter() - start
+
+
+def throughput(seconds: dict, rollouts) -> dict:
+    """Seconds by phase, and completion tokens a second of sampling and of the update."""
+    tokens = int(np.sum(rollouts.completion_mask))
+    rates = {f"{phase}/tokens_per_second": tokens / seconds[f"seconds/{phase}"] for phase in ("sample", "update")}
+    return rates | seconds
+
+
+def describe(rollouts, scored: dict, group_size: int) -> dict:
+    """What a step's rollouts looked like, from host arrays: rewards, live groups, lengths, repetition."""
+    reward, correct = scored["reward"], scored["correct"] > 0
+    lengths, groups = rollouts.completion_mask.sum(-1), reward.reshape(-1, group_size)
+    return {"train/accuracy": correct.mean(), "train/reward_mean": reward.mean(), "train/reward_std": reward.std(),
+            "train/live_groups": (groups != groups[:, :1]).any(-1).mean(), "train/completion_length": lengths.mean(),
+            "train/length_correct": lengths[correct].mean() if correct.any() else math.nan,
+            "train/length_wrong": lengths[~correct].mean() if not correct.all() else math.nan,
+            "train/truncated": 1.0 - rollouts.ended.mean(),
+            "train/repetition": repetition(rollouts.completions, rollouts.completion_mask)}
+
+
+def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
+    """Share of n-grams that occurred before in the same completion; near 1 when a policy degenerates into loops."""
+    repeated = total = 0
+    for row, length in zip(completions, mask.sum(-1)):
+        grams = {tuple(row[i : i + n]) for i in range(length - n + 1)}
+        total += max(length - n + 1, 0)
+        repeated += max(length - n + 1, 0) - len(grams)
+    return repeated / max(total, 1)
+
+
+def rollout_rows(count: int, step: int, problems: list, rollouts, scored: dict, advantages) -> list[dict]:
+    """An even sample of a step's rollouts as rows of rollouts.jsonl."""
+    found = []
+    for i in np.linspace(0, len(advantages) - 1, min(count, len(advantages))).astype(int):
+        problem = problems[rollouts.prompt_index[i]]
+        found.append({"step": step, "prompt": problem.prompt, "answer": problem.answer, "completion": scored["text"][i],
+                      "reward": scored["reward"][i], "correct": bool(scored["correct"][i]), "advantage": advantages[i],
+                      "truncated": not rollouts.ended[i], "num_tokens": int(rollouts.completion_mask[i].sum())})
+    return found
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % confidence interval of a share of n trials, honest near 0 and 1 (Wilson, 1927)."""
+    z = 1.959964
+    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+
+
+def evaluation(row: dict) -> dict:
+    """The eval/* entries of a row of metrics, without the prefix."""
+    return {key[5:]: value for key, value in row.items() if key.startswith("eval/")}
+
+
+def saturation_step(rows: list) -> Optional[int]:
+    """First step whose rollouts were at least 99 % correct; None if there was none."""
+    return next((row["step"] for row in rows if (row.get("train/accuracy") or 0) >= SATURATED), None)
+
+
+def summarise(rows: list) -> dict:
+    """The summary of a run of training, documented in the README."""
+    evaluated = [row for row in rows if evaluation(row)]
+    saturated = saturation_step(rows)
+    after = [row for row in evaluated if saturated is not None and row["step"] >= saturated]
+    phases = sorted({key for row in rows for key in row if key.startswith("seconds/")})
+    curve = {name: {"at_saturation": after[0][key], "peak": max(row[key] for row in after), "end": after[-1][key]}
+             for name, key in (("greedy", "eval/greedy"), ("sampled", "eval/sampled")) if after}
+    return {"base": evaluation(evaluated[0]) if evaluated else {}, "final": evaluation(evaluated[-1]) if evaluated else {},
+            "train_accuracy": rows[-1].get("train/accuracy"), "saturation_step": saturated, "steps": rows[-1]["step"],
+            "after_saturation": curve,
+            "seconds": {key[8:]: round(sum(row.get(key) or 0 for row in rows), 2) for key in phases}}
+
+
+def write_json(path: pathlib.Path, content: dict) -> None:
+    """Whole or not at all."""
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(aside, path)

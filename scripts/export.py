@@ -1,0 +1,22 @@
+"""Writes a model as a Hugging Face folder, which transformers and others load.
+
+  python -m scripts.export --model=runs/tiny --out=exported
+"""
+
+from rlvr_jax import cli
+from rlvr_jax.config import ExportConfig, UserError
+
+
+def main(config: ExportConfig) -> None:
+    from rlvr_jax import loading, tokenizer, weights
+
+    if not config.out:
+        raise UserError("--out is required: the folder to write")
+    loaded = loading.load_model(config.model)
+    weights.save_folder(loaded.config, loaded.params, config.out, config.dtype)
+    tokenizer.save_folder(loaded.tokenizer, config.out)
+    print(config.out)
+
+
+if __name__ == "__main__":
+    cli.run(main, ExportConfig)
