@@ -22,7 +22,7 @@ from rlvr_jax.config import UserError
 from rlvr_jax.problems import Problem
 from rlvr_jax.tokenizer import Tokenizer
 
-MAX_VALUE, MAX_OPERAND = 40, 9
+MAX_VALUE, MAX_OPERAND = 24, 9
 OPS = ("+", "-", "*", "/")
 STYLES = ("careful", "sloppy", "guess", "ramble")
 OPENERS = ("think", "quick", "answer", "hmm")
@@ -119,10 +119,10 @@ def style_probabilities(habits: Habits, chains: Chains) -> np.ndarray:
     return exp / exp.sum(-1, keepdims=True)
 
 
-def make_habits(seed: int, shares: tuple, num_ops: int) -> Habits:
-    """Random features, and the bias that gives each style its share over all problems."""
+def make_habits(seed: int, shares: tuple, strength: float, num_ops: int) -> Habits:
+    """Random features of size `strength`, and the bias that gives each style its share over all problems."""
     rng = np.random.default_rng(seed)
-    habits = Habits(np.log(shares), *(rng.standard_normal((n, 4)) for n in (len(TOPICS), len(OPS), 8)))
+    habits = Habits(np.log(shares), *(strength * rng.standard_normal((n, 4)) for n in (len(TOPICS), len(OPS), 8)))
     chains = generate(rng, 8192, "pretrain", num_ops)
     for _ in range(60):  # a damped fixed point; it settles in about thirty rounds
         mean = style_probabilities(habits, chains).mean(0)

@@ -5,6 +5,7 @@ using the model needs; `training`, the rest of the learner's state; `meta`, JSON
 tokenizer and the run's flags. Only the main process writes and reads; the others receive its arrays.
 """
 
+import contextlib
 import pathlib
 from typing import Optional
 
@@ -19,13 +20,17 @@ from rlvr_jax.learner import LearnerState
 
 def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0) -> ocp.CheckpointManager:
     """The checkpoints of a run: keeps the newest `keep_last` and every multiple of `keep_every` steps."""
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=max(keep_last, 1), keep_period=keep_every or None,
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=0, active_processes={0}, barrier_sync_key_prefix="rlvr") if jax.process_count() > 1
-        else ocp.options.MultiprocessingOptions(),
-        create=jax.process_count() == 1)
-    return ocp.CheckpointManager(directory(run_dir), options=options)
+    directory(run_dir).mkdir(parents=True, exist_ok=True)
+    return _manager(run_dir, max_to_keep=max(keep_last, 1), keep_period=keep_every or None, cleanup_tmp_directories=True)
+
+
+def _manager(run_dir: str, **options) -> ocp.CheckpointManager:
+    """A manager of this process alone: orbax waits for no other one."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"rlvr{me}")
+    return ocp.CheckpointManager(directory(run_dir), options=ocp.CheckpointManagerOptions(
+        create=False, multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
+        **options))
 
 
 def directory(run_dir: str) -> pathlib.Path:
@@ -39,10 +44,37 @@ def steps(run_dir: str) -> list[int]:
 
 
 def save(manager: ocp.CheckpointManager, state: LearnerState, meta: dict) -> None:
-    """Starts writing a checkpoint of a state of numpy arrays; it lands in the background, whole or not at all."""
+    """Starts writing a checkpoint of a state of numpy arrays; it lands in the background, whole or not at all.
+
+    Raises UserError if this one, or the one before it, cannot be written.
+    """
     rest = {"step": state.step, "opt_state": state.opt_state, "ref_params": state.ref_params}
-    manager.save(int(state.step), args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params), training=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)))
+    with _writing(manager):
+        manager.save(int(state.step), args=ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params), training=ocp.args.StandardSave(rest),
+            meta=ocp.args.JsonSave(meta)))
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Until what was saved is on the disk. Raises UserError if it cannot be written."""
+    with _writing(manager):
+        manager.wait_until_finished()
+
+
+def close(manager: ocp.CheckpointManager) -> None:
+    try:
+        wait(manager)
+    finally:
+        manager.close()
+
+
+@contextlib.contextmanager
+def _writing(manager: ocp.CheckpointManager):
+    try:
+        yield
+    except Exception as error:  # orbax and tensorstore raise many types for a full disk
+        raise UserError(f"cannot write a checkpoint in {manager.directory}: {str(error).rsplit(': ', 1)[-1]}; make room, "
+                        "and the same command continues from the checkpoint before it") from error
 
 
 def restore_state(run_dir: str, step: int, like: LearnerState) -> LearnerState:
@@ -74,7 +106,7 @@ def _blank(tree):
 
 def _restore(run_dir: str, step: int, items: dict):
     try:
-        with ocp.CheckpointManager(directory(run_dir), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        with _manager(run_dir, read_only=True) as manager:
             return manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # orbax and tensorstore raise many types for a damaged file
         others = [s for s in steps(run_dir) if s != step]

@@ -72,6 +72,17 @@ def explain(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """What is left of the command line; a flag that cannot be parsed is an error like any other, and --help is none."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"error: {explain(error)}; --help lists the flags", file=sys.stderr)
+        sys.exit(1)
+    except SystemExit:  # absl exits 1 after printing the help
+        sys.exit(0)
+
+
 def run(main: Callable, config_class) -> None:
     """Entry point of a script. Exits 0, 1 on an error, 130 or 143 when a signal stopped a run that saved itself."""
     def guarded(argv):
@@ -79,6 +90,9 @@ def run(main: Callable, config_class) -> None:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
             config = parse_config(config_class)
+            if not flags.FLAGS.traceback:  # a failed save prints tracebacks in several threads before it is raised
+                absl.logging.set_verbosity(absl.logging.FATAL)
+                sys.unraisablehook = lambda _: None
             prepare_jax(config)
             main(config)
         except Interrupted as stop:
@@ -95,5 +109,4 @@ def run(main: Callable, config_class) -> None:
 
     define_flags(config_class)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    absl.app.run(guarded)
+    absl.app.run(guarded, flags_parser=parse_flags)

@@ -153,10 +153,11 @@ class PretrainConfig(LearnerConfig):
     """The tiny base: a transformer trained on solutions of the synthetic task in a mixture of styles."""
 
     objective: str = setting("reinforce", "with every advantage 1 this is cross-entropy", ["reinforce"])
-    num_steps: int = setting(1500, "updates to make")
+    num_steps: int = setting(2000, "updates to make")
     track_kl: bool = setting(False, "measure the KL to the initial parameters")
     learning_rate: float = setting(3e-3, "peak learning rate of AdamW")
     warmup_steps: int = setting(100, "optimiser updates of linear warm-up from 0")
+    adam_b2: float = setting(0.98, "decay of AdamW's second moment")
     schedule: str = setting("cosine", "learning rate after the warm-up", ["constant", "linear", "cosine"])
     eval_every: int = setting(500, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends")
     save_every: int = setting(500, "checkpoint every this many steps, and at the end; 0: only at the end")
@@ -164,6 +165,7 @@ class PretrainConfig(LearnerConfig):
     num_ops: int = setting(6, "operations in a problem")
     style_shares: tuple[float, ...] = setting((0.28, 0.27, 0.2, 0.25), "share of solutions written in each style: "
                                               "careful, sloppy, guess, ramble")
+    habit_strength: float = setting(0.7, "how much a problem's surface decides its style: std of the logits' features")
     early_stop: float = setting(0.15, "chance that a careful solution stops early and answers what it has")
     slip: float = setting(0.1, "chance that a sloppy step comes out at random")
     heldout_split: str = setting("test", "split of the synthetic task to measure on", ["dev", "test"])
@@ -237,3 +239,13 @@ class ExportConfig:
                          "smollm2")
     out: str = setting("", "folder to write: config.json, model.safetensors, tokenizer files")
     dtype: str = setting("float32", "of the written tensors", ["float32", "bfloat16"])
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """A question asked over several seeds."""
+
+    study: str = setting("one_shot", "one_shot: a base, one example and GRPO for each seed", ["one_shot"])
+    seeds: tuple[float, ...] = setting((0, 1, 2), "one run from scratch for each: base, example, rollouts")
+    work_dir: str = setting("runs/one_shot", "directory for the runs")
+    out: str = setting("results", "directory for NAME.json, NAME.md and NAME.png")

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Optional
 
 MAX_DIGITS = 40  # a longer number is compared as text: no arithmetic on attacker-sized integers
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|-?\.\d+")
 _VALUE = re.compile(r"([+-]?)(\d+(?:\.\d*)?|\.\d+)(?:/(\d+))?")
 
 
@@ -45,7 +45,7 @@ EXTRACTORS = {"answer": after_answer, "boxed": last_boxed, "last_number": last_n
 
 def normalise(answer: str) -> str:
     """White space, a surrounding $, a trailing full stop and thousands separators do not matter."""
-    text = "".join(answer.split()).strip("$").rstrip(".")
+    text = "".join(answer.split()).rstrip("$.").lstrip("$")
     return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
 
 

@@ -31,13 +31,15 @@ class JsonLines:
                 self.rows.append(row)
                 size += len(line)
             os.truncate(path, size)
-        self.file = open(path, "a", encoding="utf-8")
+        self.path, self.file = path, open(path, "ab", buffering=0)  # what a full disk refused is not kept for later
 
     def write(self, row: dict) -> None:
         clean = {key: _plain(value) for key, value in row.items()}
         self.rows.append(clean)
-        self.file.write(json.dumps(clean, ensure_ascii=False) + "\n")
-        self.file.flush()
+        line = (json.dumps(clean, ensure_ascii=False) + "\n").encode()
+        with naming(self.path):
+            while line:
+                line = line[self.file.write(line):]
 
 
 def _plain(value):
@@ -135,7 +137,21 @@ def summarise(rows: list) -> dict:
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:
-    """Whole or not at all."""
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Replaces the file at once: a reader, or a process that is killed, never leaves half of it."""
     aside = path.with_name(path.name + ".part")
-    aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(aside, path)
+    with naming(path):
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path):
+    """Adds the file to an error of the disk: Python names it on opening, not on writing."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -22,7 +22,7 @@ def pretrain(config: PretrainConfig) -> dict:
         vocab_size=len(arithmetic.VOCAB), num_layers=config.num_layers, d_model=config.d_model,
         num_heads=config.num_heads, num_kv_heads=config.num_heads, head_dim=config.d_model // config.num_heads,
         d_ff=config.d_ff, max_seq_len=2 * config.num_ops + 3 + arithmetic.solution_length(config.num_ops))
-    habits = arithmetic.make_habits(config.seed, config.style_shares, config.num_ops)
+    habits = arithmetic.make_habits(config.seed, config.style_shares, config.habit_strength, config.num_ops)
     optimizer = learner.make_optimizer(config)
     update = learner.map_update(model_config, config, optimizer)
     draw = sampler.make_sampler(model_config, eos_ids=words.eos_ids,

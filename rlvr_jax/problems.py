@@ -31,12 +31,12 @@ def load_jsonl(path: str) -> list[Problem]:
     if not file.is_file():
         raise UserError(f"no problem file {path}; --problems takes 'arithmetic' or a JSONL file")
     problems = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):  # text has other line ends, legal inside JSON
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON ({error})") from None
         problems.append(_problem(row, path, number))
     if not problems:
@@ -46,7 +46,7 @@ def load_jsonl(path: str) -> list[Problem]:
 
 def _problem(row: dict, path: str, number: int) -> Problem:
     for questions, answer in LAYOUTS:
-        if isinstance(row, dict) and answer in row and all(column in row for column in questions):
+        if isinstance(row, dict) and all(row.get(column) is not None for column in (answer, *questions)):
             question = " ".join(str(row[column]).strip() for column in questions)
             return Problem(question, _reference(row[answer]), question, {"file": path, "line": number})
     expected = "; ".join(f"{', '.join(questions)} and {answer}" for questions, answer in LAYOUTS)

@@ -1,5 +1,6 @@
 """A run directory: its flags, logs and checkpoints, how it continues, and how it stops without losing anything."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -21,8 +22,12 @@ def flag_lines(config) -> list[str]:
     """The record as a flag file."""
     def text(value):
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return [f"--{name}={text(value)}" for name, value in values.items() if value is not None]
+    lines = [f"--{f.name}={text(getattr(config, f.name))}" for f in dataclasses.fields(config)
+             if getattr(config, f.name) is not None]
+    for line in lines:
+        if len(line.splitlines()) > 1:
+            raise UserError(f"{line.split('=')[0]} holds a line break, which a flag file cannot keep")
+    return lines
 
 
 class Run:
@@ -41,42 +46,43 @@ class Run:
         if config.resume == "never" and parallel.is_main() and self.dir.exists():
             number = next(i for i in range(1, 10**6) if not self.dir.with_name(f"{self.dir.name}.{i}").exists())
             self.dir.rename(self.dir.with_name(f"{self.dir.name}.{number}"))  # an earlier run is moved, not erased
-        if self.resumed:
-            self._check_flags()
+        refusal = self._changed_flags() if self.resumed and parallel.is_main() else ""
+        if parallel.largest(bool(refusal)):
+            raise UserError(refusal or "the main process refuses to continue the run, and says why")
 
     def __enter__(self) -> "Run":
+        self.closing = contextlib.ExitStack()
         if parallel.is_main():
             self.dir.mkdir(parents=True, exist_ok=True)
-            (self.dir / "flags.txt").write_text("\n".join(flag_lines(self.config)) + "\n")
+            metrics.write_whole(self.dir / "flags.txt", "\n".join(flag_lines(self.config)) + "\n")
             keep = self.resumed or -1
             self.metrics = metrics.JsonLines(self.dir / "metrics.jsonl", keep)
             self.rollouts = metrics.JsonLines(self.dir / "rollouts.jsonl", keep)
             self.manager = checkpoint.open_manager(self.config.run_dir, self.config.keep_last, self.config.keep_every)
-        self.handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+            self.closing.callback(self.metrics.file.close)
+            self.closing.callback(self.rollouts.file.close)
+            self.closing.callback(checkpoint.close, self.manager)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.closing.callback(signal.signal, number, signal.signal(number, self._on_signal))
         return self
 
-    def __exit__(self, *_) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        if parallel.is_main():
-            self.manager.wait_until_finished()
-            self.manager.close()
-            self.metrics.file.close()
-            self.rollouts.file.close()
+    def __exit__(self, *error) -> None:
+        self.closing.__exit__(*error)
 
     def _on_signal(self, number, _frame) -> None:
         if self.signal:  # the second one means it
             raise KeyboardInterrupt
         self.signal = number
 
-    def _check_flags(self) -> None:
-        old = dict(line.split("=", 1) for line in (self.dir / "flags.txt").read_text().splitlines())
+    def _changed_flags(self) -> str:
+        """Why the run cannot continue under this configuration; empty if it can."""
+        old = dict(line.split("=", 1) for line in (self.dir / "flags.txt").read_text("utf-8").splitlines())
         new = dict(line.split("=", 1) for line in flag_lines(self.config))
         changed = [f"{name} (was {old.get(name, 'unset')})" for name in sorted(old.keys() | new.keys())
                    if old.get(name) != new.get(name) and name.removeprefix("--") not in FREE]
-        if changed:
-            raise UserError(f"{self.dir} was started with other flags: {', '.join(changed)}; restore them, choose "
-                            "another --run_dir, or start over with --resume=never")
+        return "" if not changed else (
+            f"{self.dir} was started with other flags: {', '.join(changed)}; restore them, choose another "
+            "--run_dir, or start over with --resume=never")
 
     def restore(self, fresh: LearnerState) -> LearnerState:
         """The newest checkpoint's state, or `fresh`, as numpy arrays, the same on every process."""
@@ -98,7 +104,7 @@ class Run:
     def log(self, row: dict, show: tuple = (), rollouts: list = ()) -> None:
         """Writes a step's metrics and a sample of its rollouts; `show` names the metrics for the progress bar.
 
-        Raises UserError on a loss that is not a number: the state it belongs to is not saved.
+        Raises UserError on a loss that is not finite. The state that had it, of the step before, may have been saved.
         """
         if parallel.is_main():
             for rollout in rollouts:
@@ -109,10 +115,12 @@ class Run:
                 self.bar.set_postfix_str(" ".join(f"{key.split('/')[-1]}={x:.3g}" for key, x in self.shown.items()),
                                          refresh=False)
         if not all(math.isfinite(row.get(key, 0.0)) for key in ("train/loss", "train/grad_norm")):
-            kept = max(checkpoint.steps(self.config.run_dir), default=None)
-            raise UserError(f"the loss or its gradient is not finite at step {row['step']}; " + (
-                "there is no checkpoint yet" if kept is None else f"the last good checkpoint is of step {kept}") +
-                f" in {self.dir}; lower --learning_rate or --max_grad_norm")
+            if parallel.is_main():
+                checkpoint.wait(self.manager)
+            good = [step for step in checkpoint.steps(self.config.run_dir) if step < row["step"] - 1]
+            raise UserError(f"the loss or its gradient is not finite at step {row['step']}; {self.dir} has "
+                            + (f"good checkpoints of steps {', '.join(map(str, good))}" if good else "no good checkpoint")
+                            + "; start over with --resume=never and a lower --learning_rate or --max_grad_norm")
 
     def due(self, step: int, every: int) -> bool:
         """Whether something done every `every` steps, and at the end, falls on this step."""
@@ -135,6 +143,8 @@ class Run:
                               "continues", 128 + self.signal)
         if not parallel.is_main():
             return {}
+        if self.resumed >= self.config.num_steps:
+            print(f"{self.dir} is already at step {self.resumed}, and --num_steps={self.config.num_steps}: nothing to do")
         summary = metrics.summarise(self.metrics.rows)
         metrics.write_json(self.dir / "summary.json", summary)
         return summary

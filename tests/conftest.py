@@ -1,4 +1,4 @@
-"""Strict settings for every test: two host devices, no silent broadcasting, no leaked tracers."""
+"""Strict settings for every test: two host devices, no silent broadcasting, warnings as errors."""
 
 import os
 import pathlib
@@ -18,9 +18,3 @@ def data() -> pathlib.Path:
     if not DATA.is_dir():
         pytest.skip(f"no data folder at {DATA}; set RLVR_DATA")
     return DATA
-
-
-@pytest.fixture(autouse=True)
-def no_leaked_tracers():
-    with jax.checking_leaks():
-        yield

@@ -1,0 +1,19 @@
+"""Runs a study from configs/ over several seeds and writes results/NAME.{json,md,png}.
+
+  python -m scripts.study --study=one_shot --seeds=0,1,2 --work_dir=runs/one_shot
+
+Runs already finished in work_dir are not repeated.
+"""
+
+from rlvr_jax import cli
+from rlvr_jax.config import StudyConfig
+
+
+def main(config: StudyConfig) -> None:
+    from rlvr_jax import studies
+
+    print(studies.run(config).read_text())
+
+
+if __name__ == "__main__":
+    cli.run(main, StudyConfig)

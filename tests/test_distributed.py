@@ -1,0 +1,78 @@
+"""Two processes of one device each train as one process of two devices does, and write one run directory."""
+
+import pathlib
+import shutil
+import signal
+import socket
+
+import pytest
+
+from rlvr_jax import checkpoint
+
+from helpers import (TRAIN, assert_same_run, base, compiled, count_lines, finish, read_jsonl, run, start,  # noqa: F401
+                     wait_for)
+
+STEPS = 24
+FLAGS = (*TRAIN, f"--num_steps={STEPS}", "--eval_every=6", "--save_every=6", "--keep_last=9")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, base, compiled) -> pathlib.Path:
+    """The run of one process."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    run("train", *FLAGS, f"--model={base}", f"--run_dir={run_dir}", "--host_devices=2", compiled=compiled, expect=0)
+    return run_dir
+
+
+@pytest.fixture
+def begin(tmp_path, base, compiled):
+    """`begin(*flags)` starts both processes on tmp_path/run."""
+    started = []
+
+    def both(*flags):
+        address = f"--coordinator_address=127.0.0.1:{free_port()}"
+        pair = [start("train", *FLAGS, f"--model={base}", f"--run_dir={tmp_path / 'run'}", address, "--num_processes=2",
+                      f"--process_id={i}", *flags, compiled=compiled) for i in range(2)]
+        started.extend(pair)
+        return pair
+
+    yield both
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_two_processes_equal_two_devices_and_continue(begin, tmp_path, alone, base, compiled):
+    """Bit for bit: a sum over two devices has one order, whichever processes they belong to."""
+    run_dir = tmp_path / "run"
+    main, other = begin()
+    wait_for(lambda: count_lines(run_dir / "metrics.jsonl") >= 4, main)
+    other.send_signal(signal.SIGTERM)  # to one of them, but both have to stop at the same step
+    for process in (main, other):
+        assert "the same command continues" in finish(process, expect=143).err
+    step = max(checkpoint.steps(run_dir))
+    assert 3 <= step < STEPS and read_jsonl(run_dir / "metrics.jsonl")[-1]["step"] == step
+
+    finished = [finish(process, expect=0) for process in begin()]
+    assert_same_run(run_dir, alone, STEPS)
+    assert "training accuracy" in finished[0].out and "training accuracy" not in finished[1].out
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+    # One process goes on from what two have saved.
+    shutil.rmtree(run_dir / "checkpoints" / str(STEPS))
+    run("train", *FLAGS, f"--model={base}", f"--run_dir={run_dir}", "--host_devices=2", compiled=compiled, expect=0)
+    assert_same_run(run_dir, alone, STEPS)
+
+
+def test_both_processes_refuse_other_flags(begin, tmp_path, alone):
+    """The one that does not read the run directory must not wait for the one that does."""
+    shutil.copytree(alone, tmp_path / "run")
+    results = [finish(process, expect=1, limit=60) for process in begin("--learning_rate=0.5")]
+    assert "--learning_rate (was 0.001)" in results[0].errors[0] and len(results[1].errors) == 1
+    assert_same_run(tmp_path / "run", alone, STEPS)

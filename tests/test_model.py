@@ -1,0 +1,169 @@
+"""The transformer: causality, cached decoding against the full pass, the attention of a shared prefix."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlvr_jax import model
+from rlvr_jax.config import ModelConfig, RopeScaling
+
+BASE = ModelConfig(vocab_size=31, num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=24,
+                   max_seq_len=256)
+VARIANTS = {
+    "llama": BASE,
+    "untied": dataclasses.replace(BASE, tie_embeddings=False),
+    "qwen2": dataclasses.replace(BASE, qkv_bias=True),
+    "qwen3": dataclasses.replace(BASE, qk_norm=True, num_kv_heads=4),
+    "llama3": dataclasses.replace(BASE, rope_theta=500.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32)),
+}
+
+
+def random_params(config, seed=0):
+    """Parameters with every leaf away from its initial 0 or 1, so that a forgotten bias or norm shows."""
+    params = model.init_params(jax.random.key(seed), config)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    return tree.unflatten([x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)])
+
+
+def full_logits(params, config, tokens, edit=None):
+    hidden, _ = model.forward(params, config, jnp.array(tokens, jnp.int32)[None], edit_residual=edit)
+    return model.head(params, hidden)[0]
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+    config = VARIANTS[request.param]
+    return config, random_params(config)
+
+
+def test_no_position_sees_a_later_token():
+    config = VARIANTS["untied"]  # with tied embeddings every logit depends on every embedding
+    params, tokens = random_params(config), np.arange(6)  # distinct, so that a row of `embed` is a position
+    jacobian = jax.jacrev(lambda embed: full_logits(params | {"embed": embed}, config, tokens))(params["embed"])
+    influence_TxS = np.abs(jacobian[:, :, :6]).sum((1, 3))
+    assert (influence_TxS[np.triu_indices(6, 1)] == 0).all()
+    assert (influence_TxS[np.tril_indices(6)] > 0).all()
+
+
+PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 8]]
+
+
+def padded(prompts, width=None, fill=0):
+    lengths = np.array([len(p) for p in prompts], np.int32)
+    tokens = np.full((len(prompts), width or lengths.max()), fill, np.int32)
+    for row, prompt in zip(tokens, prompts):
+        row[: len(prompt)] = prompt
+    return model.Prompts(jnp.array(tokens), jnp.array(lengths))
+
+
+@pytest.mark.parametrize("prompts, index", [(PROMPTS[:1], [0, 0, 0]), (PROMPTS, [2, 0, 1])], ids=["shared", "ragged"])
+def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, prompts, index):
+    config, params = variant
+    prefix, index = model.prefill(params, config, padded(prompts)), np.array(index)
+    layers, cache = model.split_layers(params, prefix), model.init_cache(config, 3, 8)
+    step = jax.jit(model.decode_step, static_argnums=1)
+    rng = np.random.default_rng(0)
+    fed, steps = [[] for _ in index], np.zeros(3, np.int32)
+    for time in range(7):
+        if time == 4:  # row 0 starts another completion on top of its old cache
+            fed[0], steps[0], index = [], 0, np.where(np.arange(3) == 0, index[1], index)
+        tokens = np.where(steps == 0, prefix.last_tokens[index], rng.integers(0, config.vocab_size, 3)).astype(np.int32)
+        for row in range(3):
+            fed[row].append(tokens[row])
+        logits, cache = step(params, config, layers, prefix, jnp.array(index), jnp.array(tokens), jnp.array(steps), cache)
+        for row in range(3):
+            expected = full_logits(params, config, prompts[index[row]][:-1] + fed[row])[-1]
+            np.testing.assert_allclose(logits[row], expected, atol=2e-5)
+        steps += 1
+
+
+def test_decoding_across_cache_buckets_equals_the_full_pass():
+    config, params = BASE, random_params(BASE)
+    prefix = model.prefill(params, config, padded([[3, 4]]))
+    layers, cache = model.split_layers(params, prefix), model.init_cache(config, 1, 140)
+    tokens, step = np.random.default_rng(1).integers(0, 31, 140), jax.jit(model.decode_step, static_argnums=1)
+    tokens[0] = 4
+    expected = full_logits(params, config, [3, *tokens])[1:]
+    for i, token in enumerate(tokens):
+        logits, cache = step(params, config, layers, prefix, jnp.zeros(1, jnp.int32), jnp.full(1, token, jnp.int32),
+                             jnp.full(1, i, jnp.int32), cache)
+        np.testing.assert_allclose(logits[0], expected[i], atol=5e-5)
+
+
+def test_a_completion_with_a_prefix_equals_the_whole_row(variant):
+    config, params = variant
+    rows = [[4, 6, 1], [8, 8, 2]]
+    prefix = model.prefill(params, config, padded(PROMPTS, width=11, fill=30))  # padding that would show
+    index = jnp.array([2, 1])
+    inputs = jnp.array([[PROMPTS[i][-1], *row] for i, row in zip((2, 1), rows)])
+    hidden, _ = model.forward(params, config, inputs, prefix, index)
+    for i, row, logits in zip((2, 1), rows, model.head(params, hidden)):
+        np.testing.assert_allclose(logits, full_logits(params, config, PROMPTS[i] + row)[len(PROMPTS[i]) - 1:], atol=2e-5)
+
+
+def test_gradients_flow_into_the_shared_prompt():
+    config, params = VARIANTS["untied"], random_params(VARIANTS["untied"])
+
+    def loss(embed):
+        p = params | {"embed": embed}
+        prefix = model.prefill(p, config, padded([[5, 9, 2]]))
+        hidden, _ = model.forward(p, config, jnp.array([[2, 4]]), prefix, jnp.zeros(1, jnp.int32))
+        return model.head(p, hidden)[0, -1, 0]
+
+    by_prefix = jax.grad(loss)(params["embed"])
+    whole = jax.grad(lambda e: full_logits(params | {"embed": e}, config, [5, 9, 2, 4])[-1, 0])(params["embed"])
+    np.testing.assert_allclose(by_prefix, whole, atol=1e-5)
+    assert np.abs(by_prefix[5]).max() > 0
+
+
+def test_attention_is_softmax_over_all_segments_together():
+    rng = np.random.default_rng(0)
+    q, k1, v1, k2, v2 = (rng.standard_normal(shape).astype(np.float32) for shape in
+                         [(2, 3, 4, 8), (5, 2, 8), (5, 2, 8), (2, 3, 2, 8), (2, 3, 2, 8)])
+    mask1, mask2 = rng.random((2, 3, 5)) < 0.6, np.broadcast_to(np.tril(np.ones((3, 3), bool)), (2, 3, 3))
+    out = model.attention(jnp.array(q), [(k1, v1, mask1), (k2, v2, mask2)])
+    for b in range(2):
+        for t in range(3):
+            for h in range(4):
+                keys = np.concatenate([k1[mask1[b, t], h // 2], k2[b, mask2[b, t], h // 2]])
+                values = np.concatenate([v1[mask1[b, t], h // 2], v2[b, mask2[b, t], h // 2]])
+                weights = np.exp(keys @ q[b, t, h] / np.sqrt(8))
+                np.testing.assert_allclose(out[b, t, 8 * h:8 * h + 8], weights @ values / weights.sum(), atol=1e-5)
+
+
+def test_rematerialisation_changes_no_gradient():
+    config, params = BASE, random_params(BASE)
+    tokens = jnp.array([[1, 2, 3]])
+    grads = [jax.grad(lambda p: jnp.sum(model.forward(p, config, tokens, remat=remat)[0][..., 0]))(params)
+             for remat in (False, True)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *grads)
+
+
+def test_an_edit_of_the_residual_stream_acts_alike_in_both_passes():
+    config, params = BASE, random_params(BASE)
+    direction = jax.random.normal(jax.random.key(5), (1, 1, 16))
+
+    def edit(layer, x, positions):  # layer 1, from position 2 on
+        return x + jnp.where((layer == 1) & (positions >= 2), 1.0, 0.0)[..., None] * direction
+
+    prefix = model.prefill(params, config, padded([[5, 9]]), edit_residual=edit)
+    cache, layers = model.init_cache(config, 1, 4), model.split_layers(params, prefix)
+    for i, token in enumerate([9, 3, 7]):
+        logits, cache = model.decode_step(params, config, layers, prefix, jnp.zeros(1, jnp.int32), jnp.array([token]),
+                                          jnp.full(1, i, jnp.int32), cache, edit)
+    edited, plain = full_logits(params, config, [5, 9, 3, 7], edit)[-1], full_logits(params, config, [5, 9, 3, 7])[-1]
+    np.testing.assert_allclose(logits[0], edited, atol=2e-5)
+    assert np.abs(edited - plain).max() > 0.1
+
+
+def test_bfloat16_computes_in_bfloat16_and_stays_near_float32():
+    config = dataclasses.replace(BASE, dtype="bfloat16")
+    params = random_params(BASE)
+    hidden, _ = model.forward(params, config, jnp.array([[1, 2, 3]]))
+    assert hidden.dtype == jnp.bfloat16 and model.head(params, hidden).dtype == jnp.float32
+    exact = full_logits(params, BASE, [1, 2, 3])
+    assert 0 < np.abs(model.head(params, hidden)[0] - exact).max() < 0.2

@@ -1,0 +1,129 @@
+"""Advantages and losses against hand-computed vectors and the properties their papers promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlvr_jax import objectives
+from rlvr_jax.objectives import OBJECTIVES
+
+REWARDS = np.array([[1, 0, 0, 1, 0, 0, 0, 0]], np.float32)
+
+
+@pytest.mark.parametrize("fn, right, wrong", [
+    (objectives.group_advantages, 1.620182, -0.540061), (objectives.centred_advantages, 0.75, -0.25),
+    (objectives.leave_one_out_advantages, 0.857143, -0.285714)])
+def test_advantages_of_two_right_in_eight(fn, right, wrong):
+    np.testing.assert_allclose(fn(REWARDS)[0], np.where(REWARDS[0] == 1, right, wrong), atol=2e-6)
+
+
+def test_one_failure_among_eight_weighs_more_than_all_successes():
+    advantages = objectives.group_advantages(1 - np.eye(8, dtype=np.float32)[:1])
+    np.testing.assert_allclose(advantages[0, :2], [-2.474867, 0.353552], atol=2e-6)
+
+
+GROUPS = st.integers(2, 9).flatmap(lambda g: st.lists(st.lists(st.floats(-5, 5, width=32), min_size=g, max_size=g),
+                                                      min_size=1, max_size=4))
+
+
+@settings(deadline=None, max_examples=50)
+@given(GROUPS, st.randoms())
+def test_advantages_belong_to_their_group_and_follow_permutations(groups, random):
+    rewards = np.array(groups, np.float32)
+    order = list(range(rewards.shape[1]))
+    random.shuffle(order)
+    for fn in {o.advantages for o in OBJECTIVES.values()}:
+        advantages = np.asarray(fn(rewards))
+        np.testing.assert_allclose(fn(rewards[:, order]), advantages[:, order], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(fn(rewards[:1]), advantages[:1], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(advantages.sum(-1), 0, atol=1e-3 * max(1, np.abs(advantages).max()))
+        assert np.isfinite(advantages).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(-5, 5, width=32), st.integers(2, 128))
+def test_equal_rewards_give_exactly_no_advantage(reward, size):
+    for objective in OBJECTIVES.values():
+        assert (np.asarray(objective.advantages(np.full((3, size), reward, np.float32))) == 0).all()
+
+
+# Two sequences of 2 and 4 tokens; the padding of the first holds garbage that must not matter.
+OLD = np.log(np.array([[0.5, 0.2, 0.1, 0.7], [0.4, 0.1, 0.9, 0.25]]))
+NEW = np.log(np.array([[0.65, 0.18, 0.6, 0.2], [0.2, 0.12, 0.9, 0.375]]))
+MASK = np.array([[1, 1, 0, 0], [1, 1, 1, 1]], bool)
+ADVANTAGES = np.array([1.0, -0.5])
+EDGE = (0.2, 0.200001)  # one ratio of the vectors is 1.2, where float32 may fall on either side
+
+
+def loss_and_gradient(name, low=None, high=None):
+    objective = OBJECTIVES[name]
+    low, high = objective.clip_low if low is None else low, objective.clip_high if high is None else high
+
+    def loss(new):
+        mask = jnp.array(MASK, jnp.float32)
+        terms = objective.token_loss(new, jnp.array(OLD, jnp.float32), jnp.array(ADVANTAGES, jnp.float32),
+                                     jnp.array(MASK), low, high)
+        weights, shares = objective.normalise(mask)
+        return jnp.sum(jnp.where(MASK, weights * terms, 0.0)) / jnp.sum(shares)
+
+    value, gradient = jax.value_and_grad(loss)(jnp.array(NEW, jnp.float32))
+    assert (gradient[~MASK] == 0).all()
+    return value, gradient[MASK]
+
+
+@pytest.mark.parametrize("name, clip, value, gradient", [
+    ("grpo", EDGE, -0.243750, [0, -0.225, 0, 0.075, 0.0625, 0.09375]),
+    ("one_shot", (), 0.025, None),
+    ("dapo", (), 0.011667, [0, -0.15, 0, 0.1, 0.083333, 0.125]),
+    ("gspo", (), -0.250275, [0] * 6),
+    ("gspo", (0.2, 0.2), -0.297332, [-0.270416] * 2 + [0.060875] * 4),
+    ("cispo", (), -0.059914, [-0.216667, -0.15, 0.041667, 0.1, 0.083333, 0.125]),
+    ("cispo", (1.0, 0.2), -0.042573, [-0.2, -0.15, 0.041667, 0.1, 0.083333, 0.1]),
+    ("reinforce", (), -0.043727, None),
+    ("rloo", (), -0.131182, None)])
+def test_losses_of_two_sequences(name, clip, value, gradient):
+    got, got_gradient = loss_and_gradient(name, *clip)
+    np.testing.assert_allclose(got, value, atol=2e-6)
+    if gradient is not None:
+        np.testing.assert_allclose(got_gradient, gradient, atol=2e-6)
+
+
+def test_the_constant_normaliser_divides_by_the_window():
+    value, gradient = loss_and_gradient("dr_grpo", *EDGE)  # the window here is 4 tokens; the vector is for 8
+    np.testing.assert_allclose(value / 2, 0.009375, atol=2e-6)
+    np.testing.assert_allclose(gradient / 2, [0, -0.05625, 0, 0.0375, 0.03125, 0.046875], atol=2e-6)
+
+
+def test_on_policy_the_clipped_objectives_agree_with_reinforce():
+    gradients = []
+    for name in ("one_shot", "dapo", "cispo", "reinforce"):
+        loss = lambda new: jnp.sum(jnp.where(MASK, OBJECTIVES[name].token_loss(
+            new, jnp.array(NEW), jnp.array(ADVANTAGES), jnp.array(MASK), 0.2, 4.0), 0.0))
+        gradients.append(jax.grad(loss)(jnp.array(NEW)))
+    for gradient in gradients[1:]:
+        np.testing.assert_allclose(gradient, gradients[0], rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(-8, 0, width=32), st.floats(-8, 0, width=32))
+def test_k3_is_never_negative_and_zero_at_equality(logprob, reference):
+    assert 0 <= objectives.k3_kl(jnp.float32(logprob), jnp.float32(reference)) <= 10
+    assert objectives.k3_kl(jnp.float32(logprob), jnp.float32(logprob)) == 0
+
+
+def test_k3_of_the_sheet():
+    np.testing.assert_allclose(objectives.k3_kl(jnp.full(2, -1.0), jnp.array([-1.5, -0.5])), [0.106531, 0.148721], atol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=5))
+def test_every_normaliser_is_an_average_and_ignores_empty_rows(lengths):
+    mask = (np.arange(6)[None] < np.array(lengths)[:, None]).astype(np.float32)
+    for name, objective in OBJECTIVES.items():
+        weights, shares = objective.normalise(mask)
+        assert (np.asarray(shares)[np.array(lengths) == 0] == 0).all() and (np.asarray(weights)[mask == 0] == 0).all()
+        if objective.normalise in (objectives.token_mean, objectives.sequence_mean):
+            np.testing.assert_allclose(np.sum(weights), np.sum(shares), rtol=1e-5)

@@ -1,0 +1,136 @@
+"""Sampling: what is drawn, what is recorded of it, and that neither depends on how the work is spread."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlvr_jax import logprobs, model, parallel, sampler
+from test_model import BASE, PROMPTS, VARIANTS, padded, random_params
+
+PARAMS = random_params(BASE)
+INDEX = np.array([0, 0, 1, 2, 2, 2, 1, 0], np.int32)
+
+
+def draw_rollouts(prompts=PROMPTS, index=INDEX, *, params=PARAMS, config=BASE, temperature=1.0, seed=0, step=3,
+                  top_p=None, eos_ids=(1, 4, 9), max_new_tokens=12, num_slots=0, edit=None):
+    fn = jax.jit(functools.partial(sampler.sample, eos_ids=eos_ids, max_new_tokens=max_new_tokens, num_slots=num_slots,
+                                   edit_residual=edit), static_argnums=1)
+    keys = sampler.rollout_keys(seed, step, jnp.arange(len(index)))
+    return jax.tree.map(np.asarray, fn(params, config, padded(prompts), jnp.array(index), keys, temperature, top_p))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_sampler_logprobs_are_those_of_the_training_pass(name, temperature):
+    config, params = VARIANTS[name], random_params(VARIANTS[name])
+    out = draw_rollouts(params=params, config=config, temperature=temperature, num_slots=3)
+    policy, entropy = logprobs.completion_logprobs(params, config, padded(PROMPTS), out.prompt_index, out.completions,
+                                                   temperature)
+    np.testing.assert_allclose(policy[out.completion_mask], out.sampler_logprobs[out.completion_mask], atol=2e-5)
+    assert len(set(out.completion_mask.sum(-1))) > 1  # ragged, or the comparison shows little
+    assert (entropy > 0).all()
+
+
+def test_slots_and_batch_composition_change_no_rollout():
+    reference = draw_rollouts()
+    for num_slots in (1, 3, 8):
+        out = draw_rollouts(num_slots=num_slots)
+        np.testing.assert_array_equal(out.completions, reference.completions)
+        np.testing.assert_array_equal(out.completion_mask, reference.completion_mask)
+        np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
+
+
+def test_devices_and_padding_rows_change_no_rollout():
+    reference = draw_rollouts(index=INDEX[:7], seed=5)
+    draw = sampler.make_sampler(BASE, eos_ids=(1, 4, 9), max_new_tokens=12)
+    out = draw(parallel.replicate(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS)), INDEX[:7], 5, 3, 1.0)
+    assert parallel.device_count() == 2
+    np.testing.assert_array_equal(out.completions, reference.completions)
+    np.testing.assert_array_equal(out.prompt_index, INDEX[:7])
+
+
+def test_first_row_names_the_rollouts_of_a_later_part():
+    draw = sampler.make_sampler(BASE, eos_ids=(1, 4, 9), max_new_tokens=12)
+    params, prompts = parallel.replicate(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS))
+    whole = draw(params, prompts, INDEX, 0, 0, 1.0)
+    part = draw(params, prompts, INDEX[4:], 0, 0, 1.0, first_row=4)
+    np.testing.assert_array_equal(part.completions, whole.completions[4:])
+
+
+def test_the_mask_ends_with_the_first_end_token():
+    out = draw_rollouts(index=np.repeat(INDEX, 8))
+    assert len(set(out.completion_mask.sum(-1))) > 4 and not out.ended.all() and out.ended.any()
+    for ids, mask, ended in zip(out.completions, out.completion_mask, out.ended):
+        ends = np.flatnonzero(np.isin(ids[mask], (1, 4, 9)))
+        assert mask[0] and (np.diff(mask.astype(int)) <= 0).all()  # one run of true, from the start
+        if ended:
+            assert list(ends) == [mask.sum() - 1]
+        else:
+            assert len(ends) == 0 and mask.all()
+        assert (ids[~mask] == 0).all()
+
+
+def test_decoding_stops_when_every_rollout_has_ended():
+    calls = []
+
+    def count(layer, x, positions):
+        if x.shape[1] == 1 and isinstance(layer, int) and layer == 0:
+            jax.debug.callback(lambda: calls.append(1))
+        return x
+
+    out = draw_rollouts(index=INDEX[:3], eos_ids=tuple(range(20)), max_new_tokens=40, edit=count)
+    jax.effects_barrier()
+    assert len(calls) == out.completion_mask.sum(-1).max() < 40
+
+
+def test_same_key_same_words_and_other_keys_other_words():
+    same, other_seed, other_step = draw_rollouts(seed=0), draw_rollouts(seed=1), draw_rollouts(step=4)
+    np.testing.assert_array_equal(same.completions, draw_rollouts(seed=0).completions)
+    assert (same.completions != other_seed.completions).any() and (same.completions != other_step.completions).any()
+    streams = [jax.random.key_data(sampler.rollout_keys(0, 3, jnp.arange(2), s)) for s in (0, 1, 2)]
+    assert len({x.tobytes() for x in map(np.asarray, streams)}) == 3
+
+
+def test_temperature_zero_takes_the_most_likely_token():
+    out = draw_rollouts(temperature=0.0, index=INDEX[:1], eos_ids=(30,))
+    hidden, _ = model.forward(PARAMS, BASE, jnp.array([PROMPTS[0] + out.completions[0][:-1].tolist()]))
+    expected = np.argmax(model.head(PARAMS, hidden)[0], -1)[len(PROMPTS[0]) - 1:]
+    np.testing.assert_array_equal(out.completions[0][out.completion_mask[0]], expected[: out.completion_mask.sum()])
+
+
+LOGITS = st.lists(st.floats(-6, 6, width=32), min_size=2, max_size=12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(LOGITS, st.sampled_from([0.3, 1.0, 2.0]), st.sampled_from([None, 0.2, 0.5, 0.9]))
+def test_draws_follow_the_distribution_and_record_it(logits, temperature, top_p):
+    n = 4000
+    grid = jnp.array((np.arange(n) + 0.5) / n, jnp.float32)  # evenly spread uniforms give frequencies within 1/n
+    tokens, recorded = sampler.draw(jnp.tile(jnp.array(logits, jnp.float32)[None], (n, 1)), grid, temperature, top_p)
+    p = np.exp(np.array(logits, np.float64) / temperature - max(logits) / temperature)
+    p /= p.sum()
+    if top_p is not None:
+        order = np.argsort(-p, kind="stable")
+        kept = order[: np.searchsorted(np.cumsum(p[order]), top_p - 1e-6) + 1]
+        kept = np.flatnonzero(p >= p[kept].min() - 1e-7)  # equal probabilities are kept together
+        p = np.where(np.isin(np.arange(len(p)), kept), p, 0)
+        p /= p.sum()
+    frequencies = np.bincount(tokens, minlength=len(p)) / n
+    np.testing.assert_allclose(frequencies, p, atol=2 / n)
+    np.testing.assert_allclose(np.exp(recorded), p[tokens], rtol=1e-3, atol=1e-6)
+
+
+def test_localise_gives_each_piece_its_own_prompts():
+    prompts = jax.tree.map(np.asarray, padded(PROMPTS))
+    local, index = sampler.localise(prompts, INDEX, 4)
+    assert local.tokens.shape[:2] == (4, 2)
+    for piece in range(4):
+        for row in range(2):
+            wanted = INDEX[2 * piece + row]
+            np.testing.assert_array_equal(local.tokens[piece, index[piece, row]], prompts.tokens[wanted])
+            assert local.lengths[piece, index[piece, row]] == prompts.lengths[wanted]
