@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rlvr_jax import model
+from rlvr_jax import model, parallel
 from rlvr_jax.config import ModelConfig, UserError
 from rlvr_jax.learner import LearnerState
 
@@ -26,11 +26,10 @@ def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0) -> ocp.C
 
 def _manager(run_dir: str, **options) -> ocp.CheckpointManager:
     """A manager of this process alone: orbax waits for no other one."""
-    me = jax.process_index()
+    me = parallel.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"rlvr{me}")
     return ocp.CheckpointManager(directory(run_dir), options=ocp.CheckpointManagerOptions(
-        create=False, multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
-        **options))
+        create=False, multiprocessing_options=alone, **options))
 
 
 def directory(run_dir: str) -> pathlib.Path:

@@ -86,19 +86,23 @@ def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opt
         logprobs, entropy = completion_logprobs(
             params, model_config, micro.prompts, micro.prompt_index, micro.completions,
             config.temperature, max_logits=config.max_logits, remat=config.remat)
-        mask = micro.completion_mask
-        old = lax.stop_gradient(logprobs) if micro.old_logprobs is None else micro.old_logprobs
+        mask, current = micro.completion_mask, lax.stop_gradient(logprobs)
+
+        def masked(given):  # an overflow at a masked token would reach the gradient as 0 * inf: make its ratio 1
+            return jnp.where(mask, given, current)
+
+        old = current if micro.old_logprobs is None else masked(micro.old_logprobs)
         terms = objective.token_loss(logprobs, old, micro.advantages, mask, clip_low, clip_high)
         if config.entropy_coef:
             terms -= config.entropy_coef * entropy
         ratio = jnp.exp(logprobs - old)
         sums = {"entropy": entropy, "clip_fraction": (ratio < 1 - clip_low) | (ratio > 1 + clip_high)}
         if micro.ref_logprobs is not None:
-            kl = objectives.k3_kl(logprobs, micro.ref_logprobs)
+            kl = objectives.k3_kl(logprobs, masked(micro.ref_logprobs))
             terms += config.kl_coef * kl
             sums["kl"] = kl
         if micro.sampler_logprobs is not None:
-            gap = old - micro.sampler_logprobs
+            gap = old - masked(micro.sampler_logprobs)
             sums |= {"logprob_gap_mean": jnp.abs(gap), "ratio_outside": jnp.abs(jnp.exp(gap) - 1) > 0.1}
         weights, _ = objective.normalise(mask.astype(jnp.float32))
         loss = jnp.sum(jnp.where(mask, weights * terms, 0.0))
@@ -123,7 +127,7 @@ def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opt
         loss, sums, grads = psum(totals)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {"loss": loss / divisor, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss / divisor, "grad_norm": optax.tree.norm(grads)}
         metrics |= {name: x / num_tokens for name, x in sums.items()}
         if batch.sampler_logprobs is not None:
             metrics["logprob_gap_max"] = jnp.max(largest)

@@ -22,9 +22,13 @@ def initialize(coordinator_address: str = "", num_processes: int = 0, process_id
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
 
 
+def process_index() -> int:
+    return jax.process_index()
+
+
 def is_main() -> bool:
     """True on the one process that writes files and prints."""
-    return jax.process_index() == 0
+    return process_index() == 0
 
 
 def device_count() -> int:

@@ -97,8 +97,9 @@ class Run:
             for step in range(self.resumed + 1, self.config.num_steps + 1):
                 yield step
                 self.bar.update()
-                self.signal = parallel.largest(self.signal)
-                if self.signal:
+                stop = parallel.largest(self.signal)
+                if stop:  # only then is it stored: a signal may have come while this process waited for the others
+                    self.signal = stop
                     return
 
     def log(self, row: dict, show: tuple = (), rollouts: list = ()) -> None:

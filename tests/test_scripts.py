@@ -1,0 +1,214 @@
+"""The commands a user types: what they print, what they write, and how the package they stand on is layered."""
+
+import ast
+import dataclasses
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import rlvr_jax.config
+from rlvr_jax import loading
+from rlvr_jax.config import EvaluateConfig
+
+from helpers import BASE, ROOT, base, compiled, read_jsonl, run, saved_arrays  # noqa: F401
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__")
+MODULES = {path.stem: path for path in (ROOT / "rlvr_jax").rglob("*.py") if path.stem != "__init__"}
+PROMPT = "coins 7 + 5 - 3 ="
+
+
+# ----- evaluate
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, base, compiled):
+    """(what was printed, summary, rows) of 4 samples each of 10 problems."""
+    out = tmp_path_factory.mktemp("evaluated") / "deep" / "er"
+    printed = run("evaluate", f"--model={base}", f"--out={out}", "--num_ops=2", "--max_new_tokens=10", "--num_samples=4",
+                  "--temperature=1", "--max_problems=10", "--rows_per_call=16", compiled=compiled, expect=0).out
+    return printed, json.loads((out / "summary.json").read_text()), read_jsonl(out / "completions.jsonl")
+
+
+def test_evaluate_writes_its_summary(evaluated):
+    printed, summary, rows = evaluated
+    assert set(summary) == {"n", "num_samples", "accuracy", "pass@k", "truncated", "num_tokens", "interval", "flags", "styles"}
+    assert (summary["n"], summary["num_samples"], list(summary["pass@k"])) == (10, 4, ["1", "2", "4"])
+    assert summary["accuracy"] == sum(row["correct"] for row in rows) / 40 == pytest.approx(summary["pass@k"]["1"])
+    solved = {row["problem"] for row in rows if row["correct"]}
+    assert summary["pass@k"]["4"] == len(solved) / 10
+    low, high = summary["interval"]
+    assert 0 <= low <= summary["accuracy"] <= high <= 1
+    assert set(summary["flags"]) == {f.name for f in dataclasses.fields(EvaluateConfig)}
+    assert summary["flags"]["temperature"] == 1 and set(summary["styles"]) == {"careful", "sloppy", "guess", "ramble"}
+    assert f"{summary['accuracy']:.3f} correct" in printed and "(10 problems x 4 at temperature 1)" in printed
+
+
+def test_evaluate_keeps_every_completion(evaluated, base):
+    rows = evaluated[2]
+    assert [(row["problem"], row["sample"]) for row in rows] == [(i, j) for i in range(10) for j in range(4)]
+    problems = loading.load_problems("arithmetic", loading.load_model(str(base)).tokenizer, count=10, num_ops=2)
+    for row in rows:
+        assert set(row) == {"problem", "sample", "prompt", "answer", "completion", "correct", "truncated", "num_tokens"}
+        assert (row["prompt"], row["answer"]) == (problems[row["problem"]].prompt, problems[row["problem"]].answer)
+        words = row["completion"].split()
+        assert row["correct"] == (words[-2:] == ["answer", row["answer"]])
+        assert len(words) + (not row["truncated"]) <= row["num_tokens"] <= 10  # end-of-text and padding are no words
+    assert len({row["completion"] for row in rows if row["problem"] == 0}) > 1
+
+
+def test_evaluate_reads_a_file(tmp_path, base, compiled):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"question": "coins 7 + 5 - 3", "answer": 9}) + "\n")
+    run("evaluate", f"--model={base}", f"--problems={tmp_path / 'p.jsonl'}", "--instruction==", "--answer_format=answer",
+        "--max_new_tokens=10", f"--out={tmp_path}", compiled=compiled, expect=0)
+    row, = read_jsonl(tmp_path / "completions.jsonl")
+    assert (row["prompt"], row["answer"]) == ("coins 7 + 5 - 3 =", "9")
+    assert "styles" not in json.loads((tmp_path / "summary.json").read_text())
+
+
+# ----- sample
+
+
+def test_sample_writes_rows_and_depends_on_the_seed_alone(tmp_path, base, compiled):
+    def rows(*flags):
+        out = tmp_path / "rows.jsonl"
+        printed = run("sample", f"--model={base}", f"--prompt={PROMPT}", "--num_samples=5", "--max_new_tokens=8",
+                      f"--out={out}", *flags, compiled=compiled, expect=0).out
+        return printed, read_jsonl(out)
+
+    printed, first = rows()
+    words = loading.load_model(str(base)).tokenizer
+    assert printed.count("--- ") == 5 and "\x1b" not in printed
+    for row in first:
+        assert set(row) == {"prompt", "completion", "completion_ids", "sampler_logprobs", "stop_reason"}
+        assert row["prompt"] == PROMPT and row["completion"] in printed
+        assert row["completion"] == words.backend.decode(row["completion_ids"], skip_special_tokens=True)
+        assert len(row["completion_ids"]) == len(row["sampler_logprobs"]) <= 8 and max(row["sampler_logprobs"]) < 0
+        assert row["stop_reason"] == ("eos" if row["completion_ids"][-1] in words.eos_ids else "length")
+    assert rows("--num_slots=2")[1] == [
+        row | {"sampler_logprobs": pytest.approx(row["sampler_logprobs"], abs=1e-4)} for row in first]
+    assert [row["completion"] for row in rows("--seed=1")[1]] != [row["completion"] for row in first]
+
+
+def test_a_step_of_a_run_can_be_named(base, compiled):
+    earlier, newest = loading.load_model(f"{base}@100"), loading.load_model(str(base))
+    for loaded, step in ((earlier, 100), (newest, 200)):
+        assert (loaded.params["embed"] == saved_arrays(base, step)["params/embed"]).all()
+    assert (earlier.params["embed"] != newest.params["embed"]).any()
+    greedy = [run("sample", f"--model={name}", f"--prompt={PROMPT}", "--temperature=0", "--max_new_tokens=8",
+                  compiled=compiled, expect=0).out for name in (f"{base}@200", base)]
+    assert greedy[0] == greedy[1]
+
+
+# ----- pretrain, report, export
+
+
+def test_pretrain_writes_a_run_directory(base):
+    rows, summary = read_jsonl(base / "metrics.jsonl"), json.loads((base / "summary.json").read_text())
+    assert [row["step"] for row in rows] == list(range(1, 201)) and rows[-1]["train/loss"] < rows[0]["train/loss"] / 1.5
+    assert set(summary) == {"base", "final", "train_accuracy", "saturation_step", "steps", "after_saturation", "seconds"}
+    assert summary["steps"] == 200 and summary["final"]["n"] == 16
+    flags = (base / "flags.txt").read_text().splitlines()
+    assert set(BASE) - set(flags) == {"--noremat", "--learning_rate=1e-2"}  # the same, as --remat=False and 0.01
+
+
+def test_a_flag_file_runs_it_again(tmp_path, base, compiled):
+    run("pretrain", f"--flagfile={base / 'flags.txt'}", "--num_steps=1", f"--run_dir={tmp_path / 'run'}", "--decay_steps=200",
+        compiled=compiled, expect=0)
+    again, first = (read_jsonl(path / "metrics.jsonl")[0]["train/loss"] for path in (tmp_path / "run", base))
+    assert again == first
+
+
+def test_report_draws_the_base(base, compiled):
+    pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
+    written = [pathlib.Path(line) for line in run("report", f"--run_dir={base}", compiled=compiled, expect=0).out.splitlines()]
+    assert base / "report.html" in written and all(path.stat().st_size > 1000 for path in written)
+
+
+def test_export_is_the_same_model(tmp_path, base, compiled):
+    assert run("export", f"--model={base}", f"--out={tmp_path / 'hf'}", compiled=compiled, expect=0).out.strip() == str(tmp_path / "hf")
+    ours, theirs = (run("sample", f"--model={name}", f"--prompt={PROMPT}", "--num_samples=3", "--max_new_tokens=8",
+                        compiled=compiled, expect=0).out for name in (base, tmp_path / "hf"))
+    assert ours == theirs
+
+
+# ----- the command line
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_the_flags_of_the_script_alone(script, compiled):
+    """Every flag with a description, none of absl's."""
+    printed = run(script, "--help", compiled=compiled, expect=0).out
+    source = (ROOT / "scripts" / f"{script}.py").read_text()
+    config = getattr(rlvr_jax.config, re.search(r"cli\.run\(main, (\w+)\)", source)[1])
+    listed = dict(re.findall(r"^  --(?:\[no\])?(\w+):(.*)$", printed, re.M))
+    assert set(listed) == {field.name for field in dataclasses.fields(config)} | {"traceback"}
+    assert all(len(text) > 8 for text in listed.values())
+    assert ast.get_docstring(ast.parse(source)).splitlines()[0] in printed
+
+
+def test_importing_a_script_runs_nothing_and_loads_no_jax():
+    code = f"import sys, {', '.join(f'scripts.{name}' for name in SCRIPTS)}; sys.exit('jax' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_short(script):
+    assert len((ROOT / "scripts" / f"{script}.py").read_text().splitlines()) <= 60
+
+
+# ----- layers
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """The modules of the package that a file imports, at the top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rlvr_jax":
+            names = [alias.name for alias in node.names]
+            found |= set(node.module.split(".")[1:]) or set(names)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("rlvr_jax.")}
+    return found & MODULES.keys()
+
+
+GRAPH = {name: imports(path) for name, path in MODULES.items()}
+# What a module may import at most; the loops (grpo, pretrain, ...) may import everything below them.
+ALLOWED = {
+    "config": set(), "objectives": set(), "grading": set(), "parallel": set(), "problems": {"config"},
+    "model": {"config"}, "sampler": {"model", "parallel", "config"}, "logprobs": {"model", "config"},
+    "learner": {"objectives", "model", "logprobs", "sampler", "parallel", "config"},
+    "rewards": {"grading", "problems"}, "tokenizer": {"config"}, "weights": {"model", "config", "tokenizer"},
+    "metrics": set(), "checkpoint": {"config", "learner", "model", "parallel"}, "cli": {"config", "parallel"},
+    "runs": {"checkpoint", "metrics", "parallel", "config", "learner"},
+}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_imports_point_downward(name):
+    assert GRAPH[name] <= ALLOWED[name]
+
+
+def test_the_graph_sees_imports():
+    assert GRAPH["grpo"] >= {"sampler", "learner", "rewards", "runs"} and "parallel" in GRAPH["cli"]
+
+
+def test_imports_have_no_cycle():
+    left = dict(GRAPH)
+    while free := [name for name, needed in left.items() if not needed & left.keys()]:
+        left = {name: needed for name, needed in left.items() if name not in free}
+    assert not left
+
+
+def test_nothing_in_the_package_imports_a_script():
+    assert not [name for name, path in MODULES.items() if re.search(r"^\s*(import|from) scripts", path.read_text(), re.M)]
+
+
+def test_only_parallel_knows_about_devices():
+    words = ("pmap(", "multihost_utils", "jax.distributed", "jax.process_")
+    found = {(name, word) for name, path in MODULES.items() for word in words if word in path.read_text()}
+    assert {name for name, _ in found} <= {"parallel"}
