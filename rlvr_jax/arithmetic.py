@@ -53,7 +53,7 @@ def apply(op: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _moves() -> np.ndarray:
-    """[MAX_VALUE+1, 4*MAX_OPERAND]: chance of each (op, operand) from each value; feasible operators are equally likely."""
+    """[MAX_VALUE+1, 4*MAX_OPERAND]: chance of each (op, operand) from each value; feasible operators equally likely."""
     values, ops, operands = np.ogrid[0:MAX_VALUE + 1, 0:4, 1:MAX_OPERAND + 1]
     feasible = apply(ops + 0 * (values + operands), values + 0 * (ops + operands), operands + 0 * (ops + values)) > 0
     a_op = feasible.any(-1, keepdims=True) / np.maximum(feasible.any(-1).sum(-1), 1)[:, None, None]

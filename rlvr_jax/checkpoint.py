@@ -21,13 +21,15 @@ from rlvr_jax.learner import LearnerState
 def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0) -> ocp.CheckpointManager:
     """The checkpoints of a run: keeps the newest `keep_last` and every multiple of `keep_every` steps."""
     directory(run_dir).mkdir(parents=True, exist_ok=True)
-    return _manager(run_dir, max_to_keep=max(keep_last, 1), keep_period=keep_every or None, cleanup_tmp_directories=True)
+    return _manager(run_dir, max_to_keep=max(keep_last, 1), keep_period=keep_every or None,
+                    cleanup_tmp_directories=True)
 
 
 def _manager(run_dir: str, **options) -> ocp.CheckpointManager:
     """A manager of this process alone: orbax waits for no other one."""
     me = parallel.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"rlvr{me}")
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me},
+                                               barrier_sync_key_prefix=f"process{me}")
     return ocp.CheckpointManager(directory(run_dir), options=ocp.CheckpointManagerOptions(
         create=False, multiprocessing_options=alone, **options))
 

@@ -29,9 +29,10 @@ def define_flags(config_class) -> None:
             flags.DEFINE_enum(field.name, field.default, meta["choices"], meta["help"])
         elif typing.get_origin(kind) is tuple:
             flags.DEFINE_list(field.name, [str(x) for x in field.default], meta["help"])
+        elif kind is int:
+            flags.DEFINE_integer(field.name, field.default, meta["help"], lower_bound=meta["minimum"])
         else:
-            define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float,
-                      str: flags.DEFINE_string}[kind]
+            define = {bool: flags.DEFINE_bool, float: flags.DEFINE_float, str: flags.DEFINE_string}[kind]
             define(field.name, field.default, meta["help"])
     flags.DEFINE_bool("traceback", False, "on an error, print where in the program it arose")
 

@@ -20,9 +20,9 @@ class Interrupted(Exception):
         self.exit_code = exit_code
 
 
-def setting(default, help, choices=None):
-    """A dataclass field that becomes the flag of the same name."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def setting(default, help, choices=None, minimum=None):
+    """A dataclass field that becomes the flag of the same name; `minimum` is the least value of a whole number."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +70,16 @@ class RunConfig:
 
     run_dir: str = setting("", "directory of this run: flags, metrics, rollouts, checkpoints")
     seed: int = setting(0, "seed of every random choice; a run is a function of (flags, seed, step)")
-    num_steps: int = setting(150, "updates to make")
+    num_steps: int = setting(150, "updates to make", minimum=1)
     resume: str = setting("auto", "continue from the newest checkpoint in run_dir: never (start over), auto (if there "
                           "is one), must (error if there is none)", ["never", "auto", "must"])
-    save_every: int = setting(50, "checkpoint every this many steps, and at the end; 0: only at the end")
-    keep_last: int = setting(2, "checkpoints to keep, newest first")
-    keep_every: int = setting(0, "also keep the checkpoint of every multiple of this many steps; 0: none")
-    eval_every: int = setting(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends")
-    eval_size: int = setting(512, "held-out problems to measure on; 0: all")
-    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator")
+    save_every: int = setting(50, "checkpoint every this many steps, and at the end; 0: only at the end", minimum=0)
+    keep_last: int = setting(2, "checkpoints to keep, newest first", minimum=1)
+    keep_every: int = setting(0, "also keep the checkpoint of every multiple of this many steps; 0: none", minimum=0)
+    eval_every: int = setting(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
+                              minimum=0)
+    eval_size: int = setting(512, "held-out problems to measure on; 0: all", minimum=0)
+    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1)
     coordinator_address: str = setting("", "host:port of process 0 for a run of several processes; 'auto' to detect")
     num_processes: int = setting(0, "processes of the run, with coordinator_address")
     process_id: int = setting(-1, "index of this process, with coordinator_address")
@@ -99,19 +100,21 @@ class LearnerConfig(RunConfig):
     entropy_coef: float = setting(0.0, "weight of the entropy bonus")
     temperature: float = setting(1.0, "sampling temperature of the rollouts, and of every log-probability")
     learning_rate: float = setting(1e-6, "peak learning rate of AdamW")
-    warmup_steps: int = setting(0, "optimiser updates of linear warm-up from 0")
+    warmup_steps: int = setting(0, "optimiser updates of linear warm-up from 0", minimum=0)
     schedule: str = setting("constant", "learning rate after the warm-up", ["constant", "linear", "cosine"])
-    decay_steps: int = setting(0, "optimiser updates until the schedule ends, warm-up included; 0: the whole run")
+    decay_steps: int = setting(0, "optimiser updates until the schedule ends, warm-up included; 0: the whole run",
+                               minimum=0)
     final_lr_fraction: float = setting(0.0, "learning rate at the end of the schedule, as a fraction of the peak")
     adam_b1: float = setting(0.9, "decay of AdamW's first moment")
     adam_b2: float = setting(0.999, "decay of AdamW's second moment")
     weight_decay: float = setting(0.01, "decoupled weight decay, on all parameters")
     max_grad_norm: float = setting(1.0, "clip gradients to this global norm")
-    num_passes: int = setting(1, "times the update goes over a step's batch")
-    num_minibatches: int = setting(1, "optimiser updates of a pass")
-    grad_accumulation: int = setting(1, "micro-batches a minibatch is cut into on each device, to save memory")
+    num_passes: int = setting(1, "times the update goes over a step's batch", minimum=1)
+    num_minibatches: int = setting(1, "optimiser updates of a pass", minimum=1)
+    grad_accumulation: int = setting(1, "micro-batches a minibatch is cut into on each device, to save memory",
+                                     minimum=1)
     remat: bool = setting(True, "recompute layers in the backward pass: less memory, and on large models faster")
-    max_logits: int = setting(2**24, "most logits (tokens x vocabulary) held at once in the update")
+    max_logits: int = setting(2**24, "most logits (tokens x vocabulary) held at once in the update", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +127,12 @@ class TrainConfig(LearnerConfig):
     problems: str = setting("arithmetic", "training problems: arithmetic, or a JSONL file")
     example: str = setting("auto", "the one problem to train on: its index (from 0), auto (the one of example_pool "
                            "whose pass rate is nearest example_pass_rate), or all (no single example)")
-    example_pool: int = setting(128, "problems that example=auto chooses from")
+    example_pool: int = setting(128, "problems that example=auto chooses from", minimum=1)
     example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for")
     heldout: str = setting("", "problems to measure on, never trained on: arithmetic, a JSONL file, or none; empty: "
                            "arithmetic when training on it, else none")
     heldout_split: str = setting("test", "split of the synthetic task to measure on", ["dev", "test"])
-    num_ops: int = setting(6, "operations in a problem of the synthetic task")
+    num_ops: int = setting(6, "operations in a problem of the synthetic task", minimum=1)
     prompt_style: str = setting("plain", "how a question becomes a prompt: plain (as it is), chat (the model's own "
                                 "template)", ["plain", "chat"])
     instruction: str = setting("", "text added after every question of a file")
@@ -137,15 +140,16 @@ class TrainConfig(LearnerConfig):
                                  "last_number, or auto (answer on the synthetic task, else boxed)",
                                  ["auto", "answer", "boxed", "last_number"])
     reward: str = setting("correct", "row of the table of rewards (rlvr_jax/rewards.py)", ["correct", "format"])
-    num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example")
-    group_size: int = setting(8, "completions of a row, compared with each other")
-    max_new_tokens: int = setting(22, "longest completion, in tokens")
-    max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves")
-    num_slots: int = setting(0, "completions decoded at a time on each device; 0: all")
+    num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example", minimum=1)
+    group_size: int = setting(8, "completions of a row, compared with each other", minimum=1)
+    max_new_tokens: int = setting(22, "longest completion, in tokens", minimum=1)
+    max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
+    num_slots: int = setting(0, "completions decoded at a time on each device; 0: all", minimum=0)
     drop_dead_groups: bool = setting(False, "leave groups without advantage out of the loss altogether, KL, entropy and "
                                      "divisor included")
-    max_resamples: int = setting(0, "times to sample again to replace dead groups, all rewards of which are equal")
-    log_rollouts: int = setting(4, "rollouts of each step to write to rollouts.jsonl")
+    max_resamples: int = setting(0, "times to sample again to replace dead groups, all rewards of which are equal",
+                                 minimum=0)
+    log_rollouts: int = setting(4, "rollouts of each step to write to rollouts.jsonl", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,26 +157,27 @@ class PretrainConfig(LearnerConfig):
     """The tiny base: a transformer trained on solutions of the synthetic task in a mixture of styles."""
 
     objective: str = setting("reinforce", "with every advantage 1 this is cross-entropy", ["reinforce"])
-    num_steps: int = setting(2000, "updates to make")
+    num_steps: int = setting(2000, "updates to make", minimum=1)
     track_kl: bool = setting(False, "measure the KL to the initial parameters")
     learning_rate: float = setting(3e-3, "peak learning rate of AdamW")
-    warmup_steps: int = setting(100, "optimiser updates of linear warm-up from 0")
+    warmup_steps: int = setting(100, "optimiser updates of linear warm-up from 0", minimum=0)
     adam_b2: float = setting(0.98, "decay of AdamW's second moment")
     schedule: str = setting("cosine", "learning rate after the warm-up", ["constant", "linear", "cosine"])
-    eval_every: int = setting(500, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends")
-    save_every: int = setting(500, "checkpoint every this many steps, and at the end; 0: only at the end")
-    batch_size: int = setting(128, "problems of a step")
-    num_ops: int = setting(6, "operations in a problem")
+    eval_every: int = setting(500, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
+                              minimum=0)
+    save_every: int = setting(500, "checkpoint every this many steps, and at the end; 0: only at the end", minimum=0)
+    batch_size: int = setting(128, "problems of a step", minimum=1)
+    num_ops: int = setting(6, "operations in a problem", minimum=1)
     style_shares: tuple[float, ...] = setting((0.28, 0.27, 0.2, 0.25), "share of solutions written in each style: "
                                               "careful, sloppy, guess, ramble")
     habit_strength: float = setting(0.7, "how much a problem's surface decides its style: std of the logits' features")
     early_stop: float = setting(0.15, "chance that a careful solution stops early and answers what it has")
     slip: float = setting(0.1, "chance that a sloppy step comes out at random")
     heldout_split: str = setting("test", "split of the synthetic task to measure on", ["dev", "test"])
-    num_layers: int = setting(3, "layers of the model")
-    d_model: int = setting(64, "width of the residual stream")
-    num_heads: int = setting(4, "attention heads")
-    d_ff: int = setting(256, "width of the feed-forward layers")
+    num_layers: int = setting(3, "layers of the model", minimum=1)
+    d_model: int = setting(64, "width of the residual stream", minimum=1)
+    num_heads: int = setting(4, "attention heads", minimum=1)
+    d_ff: int = setting(256, "width of the feed-forward layers", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,25 +188,26 @@ class EvaluateConfig:
                          "or smollm2")
     problems: str = setting("arithmetic", "problems: arithmetic, or a JSONL file")
     out: str = setting("", "directory for summary.json and completions.jsonl")
-    num_samples: int = setting(1, "completions of each problem; pass@k is estimated for k up to this")
+    num_samples: int = setting(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
     temperature: float = setting(0.0, "sampling temperature; 0: greedy")
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability")
-    max_problems: int = setting(0, "use the first problems only; 0: all of a file, 512 of the synthetic task")
+    max_problems: int = setting(0, "use the first problems only; 0: all of a file, 512 of the synthetic task",
+                                minimum=0)
     heldout_split: str = setting("test", "split of the synthetic task", ["dev", "test"])
-    num_ops: int = setting(6, "operations in a problem of the synthetic task")
+    num_ops: int = setting(6, "operations in a problem of the synthetic task", minimum=1)
     prompt_style: str = setting("plain", "how a question becomes a prompt: plain (as it is), chat (the model's own "
                                 "template)", ["plain", "chat"])
     instruction: str = setting("", "text added after every question of a file")
     answer_format: str = setting("auto", "where the answer is: answer (after a final 'answer'), boxed (last \\boxed{}), "
                                  "last_number, or auto (answer on the synthetic task, else boxed)",
                                  ["auto", "answer", "boxed", "last_number"])
-    max_new_tokens: int = setting(22, "longest completion, in tokens")
-    max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves")
-    rows_per_call: int = setting(512, "completions handed to the sampler at a time, over all devices")
-    num_slots: int = setting(0, "completions decoded at a time on each device; 0: all")
+    max_new_tokens: int = setting(22, "longest completion, in tokens", minimum=1)
+    max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
+    rows_per_call: int = setting(512, "completions handed to the sampler at a time, over all devices", minimum=1)
+    num_slots: int = setting(0, "completions decoded at a time on each device; 0: all", minimum=0)
     seed: int = setting(0, "seed of the sampling")
     dtype: str = setting("float32", "of the computation", ["float32", "bfloat16"])
-    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator")
+    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1)
     compilation_cache: str = setting("", "directory that keeps compiled programs between runs; empty: none")
 
 
@@ -214,11 +220,11 @@ class SampleConfig:
     prompt: str = setting("", "text to continue")
     prompt_style: str = setting("plain", "how the text becomes a prompt: plain (as it is), chat (the model's own template)",
                                 ["plain", "chat"])
-    num_samples: int = setting(1, "completions to draw")
+    num_samples: int = setting(1, "completions to draw", minimum=1)
     temperature: float = setting(1.0, "sampling temperature; 0: greedy")
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability")
-    max_new_tokens: int = setting(64, "longest completion, in tokens")
-    num_slots: int = setting(0, "completions decoded at a time; 0: all")
+    max_new_tokens: int = setting(64, "longest completion, in tokens", minimum=1)
+    num_slots: int = setting(0, "completions decoded at a time; 0: all", minimum=0)
     seed: int = setting(0, "seed of the sampling")
     dtype: str = setting("float32", "of the computation", ["float32", "bfloat16"])
     out: str = setting("", "JSONL file for the completions; empty: only print")
@@ -249,3 +255,16 @@ class StudyConfig:
     seeds: tuple[float, ...] = setting((0, 1, 2), "one run from scratch for each: base, example, rollouts")
     work_dir: str = setting("runs/one_shot", "directory for the runs")
     out: str = setting("results", "directory for NAME.json, NAME.md and NAME.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """Side-by-side timings."""
+
+    out: str = setting("", "Markdown file for the table; empty: only print")
+    repeats: int = setting(5, "timed runs of each side, alternating; the median is reported", minimum=1)
+    rollouts: int = setting(64, "completions decoded together from one prompt", minimum=1)
+    prompt_tokens: int = setting(64, "length of the prompt", minimum=1)
+    new_tokens: int = setting(64, "tokens decoded for each completion", minimum=2)
+    num_layers: int = setting(30, "layers; 30 is SmolLM2-135M", minimum=1)
+    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1)

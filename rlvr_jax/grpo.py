@@ -155,6 +155,8 @@ def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callab
     found = loading.load_problems(source, start.tokenizer, count=config.eval_size, split=config.heldout_split,
                                   num_ops=config.num_ops, prompt_style=config.prompt_style, instruction=config.instruction)
     found = [problem for problem in found if problem.prompt not in {p.prompt for p in trained}]
+    if not found:
+        raise UserError(f"--heldout={source} leaves no problem that is not trained on; name another file, or none")
     prompts = loading.encode_prompts(start.tokenizer, found, start.config, config.max_new_tokens, config.max_prompt_tokens)
     return lambda params, step: evaluation.heldout(
         draw, params, start.tokenizer, found, prompts, seed=config.seed, step=step,

@@ -15,7 +15,7 @@ from rlvr_jax.learner import LearnerState
 
 # Flags that may change between two starts of one run; any other would make it a different run.
 FREE = {"run_dir", "num_steps", "resume", "save_every", "keep_last", "keep_every", "eval_every", "host_devices",
-        "coordinator_address", "num_processes", "process_id", "compilation_cache"}
+        "coordinator_address", "num_processes", "process_id", "compilation_cache", "log_rollouts"}
 
 
 def flag_lines(config) -> list[str]:

@@ -52,11 +52,11 @@ def _base(path, compiled) -> pathlib.Path:
     return path
 
 
-def start(script: str, *flags, compiled: str, **options) -> subprocess.Popen:
-    """`python -m scripts.SCRIPT FLAGS`, started."""
+def start(script: str, *flags, compiled: str, prefix: tuple = ()) -> subprocess.Popen:
+    """`python -m scripts.SCRIPT FLAGS`, started; by the command `prefix`, if there is one."""
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return subprocess.Popen([sys.executable, "-m", f"scripts.{script}", *map(str, flags)], cwd=ROOT, env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen([*prefix, sys.executable, "-m", f"scripts.{script}", *map(str, flags)], cwd=ROOT, env=env,
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen, expect: int | None = None, limit: float = 300) -> Result:
@@ -115,7 +115,8 @@ def assert_same_run(actual, expected, step: int) -> None:
     """Two run directories hold the same training up to `step`, bit for bit."""
     assert_same_arrays(saved_arrays(actual, step), saved_arrays(expected, step))
     for name in ("metrics.jsonl", "rollouts.jsonl"):
-        rows = [[without_clock(row) for row in read_jsonl(pathlib.Path(run_dir) / name)] for run_dir in (actual, expected)]
+        rows = [[without_clock(row) for row in read_jsonl(pathlib.Path(run_dir) / name)]
+                for run_dir in (actual, expected)]
         assert rows[0] == rows[1], name
     summaries = [json.loads((pathlib.Path(run_dir) / "summary.json").read_text()) for run_dir in (actual, expected)]
     assert without_clock(summaries[0]) == without_clock(summaries[1])

@@ -13,8 +13,8 @@ import pytest
 from rlvr_jax import checkpoint
 from rlvr_jax.config import UserError
 
-from helpers import (TRAIN, assert_same_run, base, compiled, count_lines, finish, read_jsonl, run, saved_arrays,  # noqa: F401
-                     start, wait_for)
+from helpers import (TRAIN, assert_same_run, base, compiled, count_lines, finish, read_jsonl, run,  # noqa: F401
+                     saved_arrays, start, wait_for)
 
 STEPS = 60
 FLAGS = (*TRAIN, f"--num_steps={STEPS}", "--eval_every=5", "--save_every=3", "--keep_every=30")
@@ -162,7 +162,8 @@ def test_half_written_files_do_not_count(train, copied, straight):
     drop_checkpoints(copied, 60)
     (copied / "summary.json").unlink()
     for name in ("metrics.jsonl", "rollouts.jsonl"):
-        lines = [line for line in (copied / name).read_text().splitlines(keepends=True) if json.loads(line)["step"] < 59]
+        lines = [line for line in (copied / name).read_text().splitlines(keepends=True)
+                 if json.loads(line)["step"] < 59]
         (copied / name).write_text("".join(lines)[:-20])
     shutil.copytree(copied / "checkpoints" / "57", copied / "checkpoints" / "58.orbax-checkpoint-tmp-7")
     (copied / "summary.json.part").write_text("{")

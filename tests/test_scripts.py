@@ -28,14 +28,15 @@ PROMPT = "coins 7 + 5 - 3 ="
 def evaluated(tmp_path_factory, base, compiled):
     """(what was printed, summary, rows) of 4 samples each of 10 problems."""
     out = tmp_path_factory.mktemp("evaluated") / "deep" / "er"
-    printed = run("evaluate", f"--model={base}", f"--out={out}", "--num_ops=2", "--max_new_tokens=10", "--num_samples=4",
-                  "--temperature=1", "--max_problems=10", "--rows_per_call=16", compiled=compiled, expect=0).out
+    printed = run("evaluate", f"--model={base}", f"--out={out}", "--num_ops=2", "--max_new_tokens=10",
+                  "--num_samples=4", "--temperature=1", "--max_problems=10", "--rows_per_call=16", compiled=compiled, expect=0).out
     return printed, json.loads((out / "summary.json").read_text()), read_jsonl(out / "completions.jsonl")
 
 
 def test_evaluate_writes_its_summary(evaluated):
     printed, summary, rows = evaluated
-    assert set(summary) == {"n", "num_samples", "accuracy", "pass@k", "truncated", "num_tokens", "interval", "flags", "styles"}
+    assert set(summary) == {"n", "num_samples", "accuracy", "pass@k", "truncated", "num_tokens", "interval", "flags",
+                            "styles"}
     assert (summary["n"], summary["num_samples"], list(summary["pass@k"])) == (10, 4, ["1", "2", "4"])
     assert summary["accuracy"] == sum(row["correct"] for row in rows) / 40 == pytest.approx(summary["pass@k"]["1"])
     solved = {row["problem"] for row in rows if row["correct"]}
@@ -62,8 +63,8 @@ def test_evaluate_keeps_every_completion(evaluated, base):
 
 def test_evaluate_reads_a_file(tmp_path, base, compiled):
     (tmp_path / "p.jsonl").write_text(json.dumps({"question": "coins 7 + 5 - 3", "answer": 9}) + "\n")
-    run("evaluate", f"--model={base}", f"--problems={tmp_path / 'p.jsonl'}", "--instruction==", "--answer_format=answer",
-        "--max_new_tokens=10", f"--out={tmp_path}", compiled=compiled, expect=0)
+    run("evaluate", f"--model={base}", f"--problems={tmp_path / 'p.jsonl'}", "--instruction==",
+        "--answer_format=answer", "--max_new_tokens=10", f"--out={tmp_path}", compiled=compiled, expect=0)
     row, = read_jsonl(tmp_path / "completions.jsonl")
     assert (row["prompt"], row["answer"]) == ("coins 7 + 5 - 3 =", "9")
     assert "styles" not in json.loads((tmp_path / "summary.json").read_text())
@@ -109,29 +110,32 @@ def test_a_step_of_a_run_can_be_named(base, compiled):
 def test_pretrain_writes_a_run_directory(base):
     rows, summary = read_jsonl(base / "metrics.jsonl"), json.loads((base / "summary.json").read_text())
     assert [row["step"] for row in rows] == list(range(1, 201)) and rows[-1]["train/loss"] < rows[0]["train/loss"] / 1.5
-    assert set(summary) == {"base", "final", "train_accuracy", "saturation_step", "steps", "after_saturation", "seconds"}
+    assert set(summary) == {"base", "final", "train_accuracy", "saturation_step", "steps", "after_saturation",
+                            "seconds"}
     assert summary["steps"] == 200 and summary["final"]["n"] == 16
     flags = (base / "flags.txt").read_text().splitlines()
     assert set(BASE) - set(flags) == {"--noremat", "--learning_rate=1e-2"}  # the same, as --remat=False and 0.01
 
 
 def test_a_flag_file_runs_it_again(tmp_path, base, compiled):
-    run("pretrain", f"--flagfile={base / 'flags.txt'}", "--num_steps=1", f"--run_dir={tmp_path / 'run'}", "--decay_steps=200",
-        compiled=compiled, expect=0)
+    run("pretrain", f"--flagfile={base / 'flags.txt'}", "--num_steps=1", "--decay_steps=200",
+        f"--run_dir={tmp_path / 'run'}", compiled=compiled, expect=0)
     again, first = (read_jsonl(path / "metrics.jsonl")[0]["train/loss"] for path in (tmp_path / "run", base))
     assert again == first
 
 
 def test_report_draws_the_base(base, compiled):
     pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
-    written = [pathlib.Path(line) for line in run("report", f"--run_dir={base}", compiled=compiled, expect=0).out.splitlines()]
+    printed = run("report", f"--run_dir={base}", compiled=compiled, expect=0).out
+    written = [pathlib.Path(line) for line in printed.splitlines()]
     assert base / "report.html" in written and all(path.stat().st_size > 1000 for path in written)
 
 
 def test_export_is_the_same_model(tmp_path, base, compiled):
-    assert run("export", f"--model={base}", f"--out={tmp_path / 'hf'}", compiled=compiled, expect=0).out.strip() == str(tmp_path / "hf")
+    out = tmp_path / "hf"
+    assert run("export", f"--model={base}", f"--out={out}", compiled=compiled, expect=0).out.strip() == str(out)
     ours, theirs = (run("sample", f"--model={name}", f"--prompt={PROMPT}", "--num_samples=3", "--max_new_tokens=8",
-                        compiled=compiled, expect=0).out for name in (base, tmp_path / "hf"))
+                        compiled=compiled, expect=0).out for name in (base, out))
     assert ours == theirs
 
 
@@ -205,7 +209,8 @@ def test_imports_have_no_cycle():
 
 
 def test_nothing_in_the_package_imports_a_script():
-    assert not [name for name, path in MODULES.items() if re.search(r"^\s*(import|from) scripts", path.read_text(), re.M)]
+    assert not [name for name, path in MODULES.items()
+                if re.search(r"^\s*(import|from) scripts", path.read_text(), re.M)]
 
 
 def test_only_parallel_knows_about_devices():
