@@ -47,8 +47,8 @@ def run(config: BenchConfig) -> str:
     rows = [(names[0], *whole), ("of that, decoding after the first token", *decode)]
     rows += [(name, *timed[name]) for name in names[2:]]
     lines = ["# Sampling and update against torch + transformers", "",
-             f"SmolLM2-135M shapes, {config.num_layers} layers, float32, random weights. {versions()} Matmul peak measured "
-             f"in the same run: {matmul_peak():.0f} GFLOP/s.", "",
+             f"SmolLM2-135M shapes, {config.num_layers} layers, float32, random weights. {versions()} Matmul peak "
+             f"measured in the same run: {matmul_peak():.0f} GFLOP/s.", "",
              "| what | ours, s | theirs, s | theirs / ours |", "|---|---|---|---|"]
     lines += [f"| {name} | {a:.2f} | " + ("- | - |" if b is None else f"{b:.2f} | {b / a:.2f} |")
               for name, a, b in rows]

@@ -74,8 +74,8 @@ def _writing(manager: ocp.CheckpointManager):
     try:
         yield
     except Exception as error:  # orbax and tensorstore raise many types for a full disk
-        raise UserError(f"cannot write a checkpoint in {manager.directory}: {str(error).rsplit(': ', 1)[-1]}; make room, "
-                        "and the same command continues from the checkpoint before it") from error
+        raise UserError(f"cannot write a checkpoint in {manager.directory}: {str(error).rsplit(': ', 1)[-1]}; make "
+                        "room, and the same command continues from the checkpoint before it") from error
 
 
 def restore_state(run_dir: str, step: int, like: LearnerState) -> LearnerState:

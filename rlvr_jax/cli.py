@@ -24,7 +24,7 @@ def define_flags(config_class) -> None:
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         kind, meta = hints[field.name], field.metadata
-        kind = next((t for t in typing.get_args(kind) if t is not type(None)), kind) if kind == Optional[float] else kind
+        kind = float if kind == Optional[float] else kind
         if meta["choices"]:
             flags.DEFINE_enum(field.name, field.default, meta["choices"], meta["help"])
         elif typing.get_origin(kind) is tuple:

@@ -65,7 +65,15 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class MachineConfig:
+    """Where it runs."""
+
+    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1)
+    compilation_cache: str = setting("", "directory that keeps compiled programs between runs; empty: none")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(MachineConfig):
     """What every command that writes a run directory shares."""
 
     run_dir: str = setting("", "directory of this run: flags, metrics, rollouts, checkpoints")
@@ -79,11 +87,9 @@ class RunConfig:
     eval_every: int = setting(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
                               minimum=0)
     eval_size: int = setting(512, "held-out problems to measure on; 0: all", minimum=0)
-    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1)
     coordinator_address: str = setting("", "host:port of process 0 for a run of several processes; 'auto' to detect")
     num_processes: int = setting(0, "processes of the run, with coordinator_address")
     process_id: int = setting(-1, "index of this process, with coordinator_address")
-    compilation_cache: str = setting("", "directory that keeps compiled programs between runs; empty: none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,35 +124,52 @@ class LearnerConfig(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(LearnerConfig):
+class ModelChoice:
+    """A model to use."""
+
+    model: str = setting("", "a run directory (DIR, or DIR@STEP), a Hugging Face folder, a .gguf file, or smollm2")
+    dtype: str = setting("float32", "of the computation; parameters stay float32", ["float32", "bfloat16"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How a question becomes a prompt and a prompt a completion."""
+
+    prompt_style: str = setting("plain", "how a question becomes a prompt: plain (as it is), chat (the model's own "
+                                "template)", ["plain", "chat"])
+    max_new_tokens: int = setting(22, "longest completion, in tokens", minimum=1)
+    num_slots: int = setting(0, "completions decoded at a time on each device; 0: all", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProblemChoice(Decoding):
+    """Problems, and where their answers are found in a completion."""
+
+    problems: str = setting("arithmetic", "arithmetic, or a JSONL file")
+    num_ops: int = setting(6, "operations in a problem of the synthetic task", minimum=1)
+    heldout_split: str = setting("test", "split of the synthetic task to measure on", ["dev", "test"])
+    instruction: str = setting("", "text added after every question of a file")
+    max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
+    answer_format: str = setting("auto", "where the answer is: answer (after a final 'answer'), boxed (last "
+                                 "\\boxed{}), last_number, or auto (answer on the synthetic task, else boxed)",
+                                 ["auto", "answer", "boxed", "last_number"])
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(ProblemChoice, ModelChoice, LearnerConfig):
     """One-example GRPO."""
 
-    model: str = setting("", "model to start from: a run directory (DIR, or DIR@STEP), a Hugging Face folder, a .gguf "
-                         "file, or smollm2")
-    dtype: str = setting("float32", "of the computation; parameters stay float32", ["float32", "bfloat16"])
-    problems: str = setting("arithmetic", "training problems: arithmetic, or a JSONL file")
     example: str = setting("auto", "the one problem to train on: its index (from 0), auto (the one of example_pool "
                            "whose pass rate is nearest example_pass_rate), or all (no single example)")
     example_pool: int = setting(128, "problems that example=auto chooses from", minimum=1)
     example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for")
     heldout: str = setting("", "problems to measure on, never trained on: arithmetic, a JSONL file, or none; empty: "
                            "arithmetic when training on it, else none")
-    heldout_split: str = setting("test", "split of the synthetic task to measure on", ["dev", "test"])
-    num_ops: int = setting(6, "operations in a problem of the synthetic task", minimum=1)
-    prompt_style: str = setting("plain", "how a question becomes a prompt: plain (as it is), chat (the model's own "
-                                "template)", ["plain", "chat"])
-    instruction: str = setting("", "text added after every question of a file")
-    answer_format: str = setting("auto", "where the answer is: answer (after a final 'answer'), boxed (last \\boxed{}), "
-                                 "last_number, or auto (answer on the synthetic task, else boxed)",
-                                 ["auto", "answer", "boxed", "last_number"])
     reward: str = setting("correct", "row of the table of rewards (rlvr_jax/rewards.py)", ["correct", "format"])
     num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example", minimum=1)
     group_size: int = setting(8, "completions of a row, compared with each other", minimum=1)
-    max_new_tokens: int = setting(22, "longest completion, in tokens", minimum=1)
-    max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
-    num_slots: int = setting(0, "completions decoded at a time on each device; 0: all", minimum=0)
-    drop_dead_groups: bool = setting(False, "leave groups without advantage out of the loss altogether, KL, entropy and "
-                                     "divisor included")
+    drop_dead_groups: bool = setting(False, "leave groups without advantage out of the loss altogether: KL, entropy "
+                                     "and divisor included")
     max_resamples: int = setting(0, "times to sample again to replace dead groups, all rewards of which are equal",
                                  minimum=0)
     log_rollouts: int = setting(4, "rollouts of each step to write to rollouts.jsonl", minimum=0)
@@ -181,52 +204,29 @@ class PretrainConfig(LearnerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(ProblemChoice, ModelChoice, MachineConfig):
     """Accuracy of a model on a set of problems."""
 
-    model: str = setting("", "model to measure: a run directory (DIR, or DIR@STEP), a Hugging Face folder, a .gguf file, "
-                         "or smollm2")
-    problems: str = setting("arithmetic", "problems: arithmetic, or a JSONL file")
     out: str = setting("", "directory for summary.json and completions.jsonl")
     num_samples: int = setting(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
     temperature: float = setting(0.0, "sampling temperature; 0: greedy")
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability")
     max_problems: int = setting(0, "use the first problems only; 0: all of a file, 512 of the synthetic task",
                                 minimum=0)
-    heldout_split: str = setting("test", "split of the synthetic task", ["dev", "test"])
-    num_ops: int = setting(6, "operations in a problem of the synthetic task", minimum=1)
-    prompt_style: str = setting("plain", "how a question becomes a prompt: plain (as it is), chat (the model's own "
-                                "template)", ["plain", "chat"])
-    instruction: str = setting("", "text added after every question of a file")
-    answer_format: str = setting("auto", "where the answer is: answer (after a final 'answer'), boxed (last \\boxed{}), "
-                                 "last_number, or auto (answer on the synthetic task, else boxed)",
-                                 ["auto", "answer", "boxed", "last_number"])
-    max_new_tokens: int = setting(22, "longest completion, in tokens", minimum=1)
-    max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
     rows_per_call: int = setting(512, "completions handed to the sampler at a time, over all devices", minimum=1)
-    num_slots: int = setting(0, "completions decoded at a time on each device; 0: all", minimum=0)
     seed: int = setting(0, "seed of the sampling")
-    dtype: str = setting("float32", "of the computation", ["float32", "bfloat16"])
-    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1)
-    compilation_cache: str = setting("", "directory that keeps compiled programs between runs; empty: none")
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(Decoding, ModelChoice, MachineConfig):
     """Completions of one prompt."""
 
-    model: str = setting("", "model to sample: a run directory (DIR, or DIR@STEP), a Hugging Face folder, a .gguf file, "
-                         "or smollm2")
     prompt: str = setting("", "text to continue")
-    prompt_style: str = setting("plain", "how the text becomes a prompt: plain (as it is), chat (the model's own template)",
-                                ["plain", "chat"])
     num_samples: int = setting(1, "completions to draw", minimum=1)
     temperature: float = setting(1.0, "sampling temperature; 0: greedy")
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability")
     max_new_tokens: int = setting(64, "longest completion, in tokens", minimum=1)
-    num_slots: int = setting(0, "completions decoded at a time; 0: all", minimum=0)
     seed: int = setting(0, "seed of the sampling")
-    dtype: str = setting("float32", "of the computation", ["float32", "bfloat16"])
     out: str = setting("", "JSONL file for the completions; empty: only print")
 
 
@@ -238,13 +238,11 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(ModelChoice):
     """A model, written for other programs."""
 
-    model: str = setting("", "model to write: a run directory (DIR, or DIR@STEP), a Hugging Face folder, a .gguf file, or "
-                         "smollm2")
-    out: str = setting("", "folder to write: config.json, model.safetensors, tokenizer files")
     dtype: str = setting("float32", "of the written tensors", ["float32", "bfloat16"])
+    out: str = setting("", "folder to write: config.json, model.safetensors, tokenizer files")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +256,7 @@ class StudyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(MachineConfig):
     """Side-by-side timings."""
 
     out: str = setting("", "Markdown file for the table; empty: only print")
@@ -267,4 +265,3 @@ class BenchConfig:
     prompt_tokens: int = setting(64, "length of the prompt", minimum=1)
     new_tokens: int = setting(64, "tokens decoded for each completion", minimum=2)
     num_layers: int = setting(30, "layers; 30 is SmolLM2-135M", minimum=1)
-    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1)

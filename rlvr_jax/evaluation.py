@@ -108,14 +108,15 @@ def evaluate(config: EvaluateConfig) -> dict:
     draw = sampler.make_sampler(loaded.config, eos_ids=loaded.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
                                 num_slots=config.num_slots, use_top_p=config.top_p < 1)
     with metrics.progress(len(found) * config.num_samples, what="evaluate", unit="completion") as bar:
-        rows = measure(draw, parallel.replicate(loaded.params), loaded.tokenizer, found, prompts, seed=config.seed, step=0,
-                       temperature=config.temperature, num_samples=config.num_samples, top_p=config.top_p,
+        rows = measure(draw, parallel.replicate(loaded.params), loaded.tokenizer, found, prompts, seed=config.seed,
+                       step=0, temperature=config.temperature, num_samples=config.num_samples, top_p=config.top_p,
                        answer_format=loading.answer_format(config.answer_format, config.problems),
                        rows_per_call=config.rows_per_call, tick=bar.update)
     summary = summarise(rows, config.num_samples) | {"flags": dataclasses.asdict(config)}
     if config.problems == "arithmetic":
         shares = style_shares(rows)
-        summary["styles"] = {style: (shares[f"{style}_share"], shares[f"{style}_accuracy"]) for style in arithmetic.STYLES}
+        summary["styles"] = {style: (shares[f"{style}_share"], shares[f"{style}_accuracy"])
+                             for style in arithmetic.STYLES}
     out = pathlib.Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "completions.jsonl", "w", encoding="utf-8") as file:

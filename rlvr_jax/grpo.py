@@ -80,7 +80,8 @@ def training_problems(config: TrainConfig, start: loading.LanguageModel, draw: C
         pool = [selection.choose_example(rows, pool, config.example_pass_rate)]
     elif config.example != "all":
         if not config.example.isdigit() or int(config.example) >= len(pool):
-            raise UserError(f"--example={config.example}: {config.problems} has problems 0 to {len(pool) - 1}; or auto, all")
+            raise UserError(f"--example={config.example}: {config.problems} has problems 0 to {len(pool) - 1}; "
+                            "or auto, or all")
         pool = [pool[int(config.example)]]
     return pool, encode(pool)
 
@@ -127,17 +128,17 @@ def make_grader(config: TrainConfig, start: loading.LanguageModel, problems: lis
 
     def grade(rollouts: sampler.Rollouts) -> dict:
         texts = evaluation.texts_of(start.tokenizer, rollouts)
-        pairs = [(problems[i], text) for i, text in zip(rollouts.prompt_index, texts)]
-        numbers = np.array([[rewards.REWARDS[config.reward](problem, text, answer_format),
-                             grading.correct(text, problem.answer, answer_format)] for problem, text in pairs], np.float32)
-        numbers = parallel.broadcast(numbers)
+        numbers = parallel.broadcast(np.array(
+            [[rewards.REWARDS[config.reward](problems[i], text, answer_format),
+              grading.correct(text, problems[i].answer, answer_format)]
+             for i, text in zip(rollouts.prompt_index, texts)], np.float32))
         return {"text": np.array(texts, object), "reward": numbers[:, 0], "correct": numbers[:, 1]}
 
     return grade
 
 
 def with_advantages(config: TrainConfig, prompts, rollouts: sampler.Rollouts, rewards_B: np.ndarray) -> learner.Batch:
-    """The rollouts as a batch; under `drop_dead_groups` rows without advantage lose their mask, and so all influence."""
+    """The rollouts as a batch; under `drop_dead_groups` rows without advantage lose their mask, so all influence."""
     rewards_NxG = rewards_B.reshape(-1, config.group_size)
     advantages_B = np.asarray(OBJECTIVES[config.objective].advantages(rewards_NxG)).reshape(-1)
     mask = rollouts.completion_mask
@@ -153,11 +154,13 @@ def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callab
     if source == "none":
         return lambda params, step: {}
     found = loading.load_problems(source, start.tokenizer, count=config.eval_size, split=config.heldout_split,
-                                  num_ops=config.num_ops, prompt_style=config.prompt_style, instruction=config.instruction)
+                                  num_ops=config.num_ops, prompt_style=config.prompt_style,
+                                  instruction=config.instruction)
     found = [problem for problem in found if problem.prompt not in {p.prompt for p in trained}]
     if not found:
         raise UserError(f"--heldout={source} leaves no problem that is not trained on; name another file, or none")
-    prompts = loading.encode_prompts(start.tokenizer, found, start.config, config.max_new_tokens, config.max_prompt_tokens)
+    prompts = loading.encode_prompts(start.tokenizer, found, start.config, config.max_new_tokens,
+                                     config.max_prompt_tokens)
     return lambda params, step: evaluation.heldout(
         draw, params, start.tokenizer, found, prompts, seed=config.seed, step=step,
         answer_format=loading.answer_format(config.answer_format, source), synthetic=source == "arithmetic")

@@ -50,9 +50,9 @@ def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
     warmup, peak = config.warmup_steps, config.learning_rate
     num_updates = config.num_steps * config.num_passes * config.num_minibatches
     decay_updates = max((config.decay_steps or num_updates) - warmup, 1)
-    decay = {"constant": lambda: optax.constant_schedule(peak),
-             "linear": lambda: optax.linear_schedule(peak, peak * config.final_lr_fraction, decay_updates),
-             "cosine": lambda: optax.cosine_decay_schedule(peak, decay_updates, config.final_lr_fraction)}[config.schedule]()
+    decay = {"constant": optax.constant_schedule(peak),
+             "linear": optax.linear_schedule(peak, peak * config.final_lr_fraction, decay_updates),
+             "cosine": optax.cosine_decay_schedule(peak, decay_updates, config.final_lr_fraction)}[config.schedule]
     schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup]) if warmup else decay
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm),
                        optax.adamw(schedule, config.adam_b1, config.adam_b2, weight_decay=config.weight_decay))
@@ -178,7 +178,8 @@ def map_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opta
 
 def map_logprobs(model_config: ModelConfig, config: LearnerConfig) -> Callable:
     """`logprobs(params, batch) -> f32[B,T]` on the host, of a host batch on all devices."""
-    mapped, pieces = parallel.map_devices(make_logprobs(model_config, config)), config.num_minibatches * config.grad_accumulation
+    mapped = parallel.map_devices(make_logprobs(model_config, config))
+    pieces = config.num_minibatches * config.grad_accumulation
 
     def logprobs(params, batch: Batch) -> np.ndarray:
         out = mapped(params, parallel.shard(lay_out(batch, parallel.device_count(), pieces)))

@@ -77,8 +77,9 @@ def encode_prompts(words: Tokenizer, found: list[Problem], config: ModelConfig, 
     ids = [tokenizer.encode(words, problem.prompt) for problem in found]
     for problem, row in zip(found, ids):
         if not 0 < len(row) <= room:
-            raise UserError(f"a prompt has {len(row)} tokens, and --max_new_tokens={max_new_tokens} of the model's window "
-                            f"of {config.max_seq_len} (or --max_prompt_tokens) leave 1 to {room}: {problem.prompt[:80]!r}")
+            raise UserError(f"a prompt has {len(row)} tokens, and --max_new_tokens={max_new_tokens} of the model's "
+                            f"window of {config.max_seq_len} (or --max_prompt_tokens) leave 1 to {room}: "
+                            f"{problem.prompt[:80]!r}")
     width = -(-max(map(len, ids)) // 16) * 16
     tokens = np.full((len(ids), width), words.pad_id, np.int32)
     for i, row in enumerate(ids):

@@ -130,7 +130,8 @@ def summarise(rows: list) -> dict:
     phases = sorted({key for row in rows for key in row if key.startswith("seconds/")})
     curve = {name: {"at_saturation": after[0][key], "peak": max(row[key] for row in after), "end": after[-1][key]}
              for name, key in (("greedy", "eval/greedy"), ("sampled", "eval/sampled")) if after}
-    return {"base": evaluation(evaluated[0]) if evaluated else {}, "final": evaluation(evaluated[-1]) if evaluated else {},
+    base, final = (evaluation(evaluated[end]) if evaluated else {} for end in (0, -1))
+    return {"base": base, "final": final,
             "train_accuracy": rows[-1].get("train/accuracy"), "saturation_step": saturated, "steps": rows[-1]["step"],
             "after_saturation": curve,
             "seconds": {key[8:]: round(sum(row.get(key) or 0 for row in rows), 2) for key in phases}}

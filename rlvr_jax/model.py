@@ -60,7 +60,8 @@ def init_params(key: jax.Array, config: ModelConfig) -> Params:
     def normal(*shape, std=0.02):
         return std * jax.random.normal(next(keys), shape, jnp.float32)
 
-    heads, kv_heads, residual_std = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, 0.02 / math.sqrt(2 * c.num_layers)
+    heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    residual_std = 0.02 / math.sqrt(2 * c.num_layers)
     shapes = {"q": (c.d_model, heads), "k": (c.d_model, kv_heads), "v": (c.d_model, kv_heads),
               "gate": (c.d_model, c.d_ff), "up": (c.d_model, c.d_ff)}
     layers = {name: normal(c.num_layers, *shape) for name, shape in shapes.items()}
@@ -125,7 +126,7 @@ def attention(q_BxTxHxE: jax.Array, segments) -> jax.Array:
 
 
 def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.Array, attend: Callable) -> tuple:
-    """One pre-norm block. `attend(q_BxTxHxE, k_BxTxKxE, v_BxTxKxE) -> (mixed_BxTx(H*E), kept)` owns the masks and caches.
+    """One pre-norm block. `attend(q_BxTxHxE, k_BxTxKxE, v_BxTxKxE) -> (mixed_BxTx(H*E), kept)` owns masks and caches.
 
     Returns `(x_BxTxD, kept)`. Every weight is cast to x's dtype, so float32 parameters compute in `config.dtype`.
     """

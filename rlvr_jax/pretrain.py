@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from rlvr_jax import arithmetic, evaluation, learner, loading, metrics, model, parallel, sampler, tokenizer
+from rlvr_jax import arithmetic, evaluation, learner, loading, model, parallel, sampler, tokenizer
 from rlvr_jax.config import ModelConfig, PretrainConfig, UserError
 from rlvr_jax.metrics import timed
 from rlvr_jax.runs import Run
@@ -56,8 +56,8 @@ def check(config: PretrainConfig) -> None:
     """Refuses settings that cannot work together before anything is computed."""
     parts = config.num_minibatches * config.grad_accumulation * parallel.device_count()
     if config.batch_size % parts:
-        raise UserError(f"--batch_size={config.batch_size} does not divide into --num_minibatches x --grad_accumulation "
-                        f"x devices = {parts} equal parts")
+        raise UserError(f"--batch_size={config.batch_size} does not divide into --num_minibatches x "
+                        f"--grad_accumulation x devices = {parts} equal parts")
     if config.d_model % (2 * config.num_heads):
         raise UserError(f"--d_model={config.d_model} does not divide into --num_heads={config.num_heads} even heads")
     if len(config.style_shares) != len(arithmetic.STYLES) or min(config.style_shares) <= 0:

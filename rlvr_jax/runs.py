@@ -93,7 +93,8 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """The steps to do, with a progress bar; ends early, between steps, when a signal asks for it."""
-        with metrics.progress(self.config.num_steps, self.resumed, self.command, quiet=not parallel.is_main()) as self.bar:
+        quiet = not parallel.is_main()
+        with metrics.progress(self.config.num_steps, self.resumed, self.command, quiet) as self.bar:
             for step in range(self.resumed + 1, self.config.num_steps + 1):
                 yield step
                 self.bar.update()
@@ -120,7 +121,8 @@ class Run:
                 checkpoint.wait(self.manager)
             good = [step for step in checkpoint.steps(self.config.run_dir) if step < row["step"] - 1]
             raise UserError(f"the loss or its gradient is not finite at step {row['step']}; {self.dir} has "
-                            + (f"good checkpoints of steps {', '.join(map(str, good))}" if good else "no good checkpoint")
+                            + (f"good checkpoints of steps {', '.join(map(str, good))}" if good else
+                               "no good checkpoint")
                             + "; start over with --resume=never and a lower --learning_rate or --max_grad_norm")
 
     def due(self, step: int, every: int) -> bool:
@@ -145,7 +147,8 @@ class Run:
         if not parallel.is_main():
             return {}
         if self.resumed >= self.config.num_steps:
-            print(f"{self.dir} is already at step {self.resumed}, and --num_steps={self.config.num_steps}: nothing to do")
+            print(f"{self.dir} is already at step {self.resumed}, and --num_steps={self.config.num_steps}: nothing "
+                  "to do")
         summary = metrics.summarise(self.metrics.rows)
         metrics.write_json(self.dir / "summary.json", summary)
         return summary

@@ -26,17 +26,18 @@ def one_shot(config: StudyConfig) -> pathlib.Path:
         script("train", "--flagfile=configs/tiny.flags", f"--seed={seed}", f"--model={base}", f"--run_dir={trained}")
         runs[seed] = {"rows": metrics.JsonLines(trained / "metrics.jsonl", 10**9).rows,
                       "summary": json.loads((trained / "summary.json").read_text())}
-    header = ["seed", "base", "saturated at step", "at saturation", "peak", "end", "rise to end", "training accuracy"]
+    header = ["seed", "problems", "base", "saturated at step", "at saturation", "peak", "end", "rise to end",
+              "training accuracy"]
     lines = ["# One example, one update a step: the tiny tier", "", provenance(config), "",
-             f"Held-out accuracy, greedy / T=1, on {next(iter(runs.values()))['summary']['final']['n']} problems of the "
-             "test split, on which nothing was chosen.", "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+             "Held-out accuracy, greedy / T=1, on problems of the test split, on which nothing was chosen.", "",
+             "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     ends = []
     for seed, found in runs.items():
         summary, after = found["summary"], found["summary"]["after_saturation"]
         def pair(pick):
             return " / ".join(f"{pick(mode):.3f}" for mode in ("greedy", "sampled"))
         ends.append([summary["final"][mode] for mode in ("greedy", "sampled")])
-        cells = [seed, pair(lambda m: summary["base"][m]), summary["saturation_step"]]
+        cells = [seed, summary["final"]["n"], pair(lambda m: summary["base"][m]), summary["saturation_step"]]
         cells += [pair(lambda m: after[m][when]) if after else "-" for when in ("at_saturation", "peak", "end")]
         cells += [" / ".join(f"{after[m]['end'] - after[m]['at_saturation']:+.3f}" for m in ("greedy", "sampled"))
                   if after else "-", f"{summary['train_accuracy']:.3f}"]
