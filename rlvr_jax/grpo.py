@@ -3,13 +3,13 @@
 import dataclasses
 from typing import Callable
 
-import jax
 import numpy as np
 
-from rlvr_jax import evaluation, grading, learner, loading, metrics, parallel, rewards, sampler, selection, tokenizer
+from rlvr_jax import evaluation, learner, loading, metrics, parallel, sampler, selection, tokenizer
 from rlvr_jax.config import TrainConfig, UserError
 from rlvr_jax.metrics import timed
 from rlvr_jax.objectives import OBJECTIVES
+from rlvr_jax.rollouts import collect, make_grader
 from rlvr_jax.runs import Run
 
 SHOW = ("train/accuracy", "train/entropy", "eval/greedy", "eval/sampled")
@@ -28,7 +28,7 @@ def train(config: TrainConfig) -> dict:
 
     with Run(config, "train") as run:
         problems, prompts = training_problems(config, start, draw)
-        heldout, grade = make_heldout(config, start, draw, problems), make_grader(config, start, problems)
+        heldout, grade = make_heldout(config, start, draw, problems), make_grader(config, start.tokenizer, problems)
         fresh = learner.init_state(start.params, optimizer, keep_reference=config.track_kl or config.kl_coef > 0)
         state = parallel.replicate(run.restore(fresh))
         if not run.resumed:
@@ -92,49 +92,6 @@ def curriculum(config: TrainConfig, num_problems: int, step: int) -> np.ndarray:
     epochs = {e: np.random.default_rng((config.seed, e)).permutation(num_problems) for e in set(places // num_problems)}
     rows = [epochs[place // num_problems][place % num_problems] for place in places]
     return np.repeat(np.array(rows, np.int32), config.group_size)
-
-
-def collect(config: TrainConfig, draw, grade, params, prompts, index, step: int, seconds: dict) -> tuple:
-    """(rollouts, scored) of a step. Dead groups are sampled again, at most `max_resamples` times."""
-    rollouts = scored = None
-    for attempt in range(config.max_resamples + 1):
-        with timed(seconds, "sample"):
-            fresh = draw(params, prompts, index, config.seed, step, config.temperature, repeats=config.group_size,
-                         first_row=attempt * len(index))
-        with timed(seconds, "score"):
-            fresh = (fresh, grade(fresh))
-        if attempt == 0:
-            rollouts, scored = fresh
-        else:
-            dead, live = np.flatnonzero(~live_groups(config, scored)), np.flatnonzero(live_groups(config, fresh[1]))
-            (dead, live), size = (dead[: len(live)], live[: len(dead)]), config.group_size
-            to, source = ((groups[:, None] * size + np.arange(size)).ravel() for groups in (dead, live))
-            for old, new in zip(jax.tree.leaves((rollouts, scored)), jax.tree.leaves(fresh)):
-                old[to] = new[source]
-        if live_groups(config, scored).all():
-            break
-    return rollouts, scored
-
-
-def live_groups(config: TrainConfig, scored: dict) -> np.ndarray:
-    """bool[N]: groups whose rewards differ, the only ones with an advantage."""
-    rewards_NxG = scored["reward"].reshape(-1, config.group_size)
-    return (rewards_NxG != rewards_NxG[:, :1]).any(-1) | (config.group_size == 1)
-
-
-def make_grader(config: TrainConfig, start: loading.LanguageModel, problems: list) -> Callable:
-    """`grade(rollouts) -> {"text", "reward", "correct"}`, arrays of B; the main process's verdict holds on all."""
-    answer_format = loading.answer_format(config.answer_format, config.problems)
-
-    def grade(rollouts: sampler.Rollouts) -> dict:
-        texts = evaluation.texts_of(start.tokenizer, rollouts)
-        numbers = parallel.broadcast(np.array(
-            [[rewards.REWARDS[config.reward](problems[i], text, answer_format),
-              grading.correct(text, problems[i].answer, answer_format)]
-             for i, text in zip(rollouts.prompt_index, texts)], np.float32))
-        return {"text": np.array(texts, object), "reward": numbers[:, 0], "correct": numbers[:, 1]}
-
-    return grade
 
 
 def with_advantages(config: TrainConfig, prompts, rollouts: sampler.Rollouts, rewards_B: np.ndarray) -> learner.Batch:

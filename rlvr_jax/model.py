@@ -1,9 +1,8 @@
 """The transformer, as functions over a pytree of parameters.
 
-One `layer` serves two callers: `forward` scans it over stacked parameters (training, prefill), `decode_step`
-unrolls it (a scan inside a decoding loop would copy every weight at every token). What a layer can look back at
-is a visible value: `Prefix` holds the keys and values of the prompts, shared by every completion that continues
-them; `KVCache` those of the tokens decoded so far.
+One `layer` serves two callers: `forward` scans it over stacked parameters (training, prefill), `decode_step` unrolls
+it (a scan inside a decoding loop would copy every weight at every token). What a layer can look back at is a visible
+value: `Prefix` holds the keys and values of the prompts, shared by all completions; `KVCache` those decoded so far.
 
 Array names carry their axes: B rows (completions), P distinct prompts, S prompt positions, T positions of a row,
 W cache window, D width, H query heads, K key/value heads, R = H/K query heads per key/value head, E head size,
@@ -146,10 +145,6 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
     return x + project("down", jax.nn.silu(project("gate", h)) * project("up", h)), kept
 
 
-def embed(params: Params, config: ModelConfig, tokens_BxT: jax.Array) -> jax.Array:
-    return params["embed"][tokens_BxT].astype(config.dtype)
-
-
 def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_queries: int) -> tuple:
     """What `attention` needs to look at each row's prompt; a single prompt is shared instead of copied B times."""
     num_prompts, size = keys_PxSxKxE.shape[:2]
@@ -191,8 +186,8 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
         x, kept = layer(p, config, x, positions_BxT, attend)
         return (x if edit_residual is None else edit_residual(index, x, positions_BxT)), kept
 
-    prefix_kv = None if prefix is None else (prefix.keys, prefix.values)
-    x, kv = lax.scan(jax.checkpoint(block) if remat else block, embed(params, config, tokens_BxT),
+    prefix_kv = prefix and (prefix.keys, prefix.values)
+    x, kv = lax.scan(jax.checkpoint(block) if remat else block, params["embed"][tokens_BxT].astype(config.dtype),
                      (jnp.arange(config.num_layers), params["layers"], prefix_kv))
     return rms_norm(x, params["final_norm"], config.norm_eps), kv
 
@@ -240,7 +235,7 @@ def decode_step(params: Params, config: ModelConfig, layers: list, prefix: Prefi
     buckets = [size for size in (64 * 2**i for i in range(24)) if size < window] + [window]
     bucket = jnp.sum(jnp.max(steps_B) >= jnp.array(buckets[:-1], jnp.int32))
     seen_Bx1xW = (jnp.arange(window)[None, :] <= steps_B[:, None])[:, None]
-    x, keys, values = embed(params, config, tokens_B[:, None]), [], []
+    x, keys, values = params["embed"][tokens_B[:, None]].astype(config.dtype), [], []
     for i, (p, prefix_keys, prefix_values) in enumerate(layers):
         def attend(q, k, v):
             keys_BxWxKxE = cache.keys[i].at[jnp.arange(rows), steps_B].set(k[:, 0])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers import base, compiled  # noqa: F401  (fixtures)
-from rlvr_jax import grpo, learner, loading, metrics, model, parallel, sampler, selection
+from rlvr_jax import grpo, metrics, model, rollouts, sampler, selection
 from rlvr_jax.config import TrainConfig, UserError
 from rlvr_jax.problems import Problem
 
@@ -81,10 +81,10 @@ def test_dead_groups_are_sampled_again_up_to_the_bound():
         reward = np.array(next(outcomes), np.float32)
         return {"text": np.array(["x"] * 8, object), "reward": reward, "correct": reward.copy()}
 
-    rollouts, scored = grpo.collect(config, draw, grade, None, None, np.arange(8), 1, {})
+    collected, scored = rollouts.collect(config, draw, grade, None, None, np.arange(8), 1, {})
     assert first_rows == [0, 8, 16]  # fresh keys each time, and never more than the bound
     np.testing.assert_array_equal(scored["reward"], [1, 0, 0, 1, 0, 0, 1, 1])  # the live group replaced the first dead one
-    np.testing.assert_array_equal(rollouts.completions[:, 0], [2, 2, 1, 1, 1, 1, 1, 1])
+    np.testing.assert_array_equal(collected.completions[:, 0], [2, 2, 1, 1, 1, 1, 1, 1])
 
 
 def test_dropping_dead_groups_takes_their_tokens_out_of_the_divisor():
@@ -125,8 +125,8 @@ def test_repetition_and_lengths_are_told_apart():
     assert metrics.repetition(ids[1:], mask[1:]) == 0
     np.testing.assert_allclose(metrics.repetition(ids[:1], mask[:1]), 11 / 13)  # 13 windows of 4, 2 of them new
     mask[0, 4:] = False
-    rollouts = sampler.Rollouts(np.zeros(2), ids, mask, None, np.array([True, False]))
-    row = metrics.describe(rollouts, {"reward": np.array([1.0, 0.0]), "correct": np.array([1.0, 0.0])}, 2)
+    looped = sampler.Rollouts(np.zeros(2), ids, mask, None, np.array([True, False]))
+    row = metrics.describe(looped, {"reward": np.array([1.0, 0.0]), "correct": np.array([1.0, 0.0])}, 2)
     assert (row["train/length_correct"], row["train/length_wrong"], row["train/truncated"]) == (4, 16, 0.5)
     assert row["train/live_groups"] == 1
 

@@ -4,6 +4,7 @@ import html.parser
 import json
 import math
 import re
+import statistics
 import sys
 
 import pytest
@@ -17,6 +18,8 @@ pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
 
 CORRECT = {0: 210, 10: 333, 20: 437, 30: 480, 40: 474}  # of 512 held-out problems, greedy
 SAMPLED = {0: 0.25, 10: 0.4, 20: 0.55, 30: 0.625, 40: 0.65}
+
+Z = statistics.NormalDist().inv_cdf(0.975)
 
 
 def eval_row(step):
@@ -113,7 +116,7 @@ def test_wilson_interval_holds_the_shares_that_the_score_test_accepts(n, share):
     successes = round(share * n)
     for bound in metrics.wilson(successes / n, n):
         assert 0 <= bound <= 1
-        assert abs(successes / n - bound) == pytest.approx(1.96 * math.sqrt(bound * (1 - bound) / n), abs=1e-6)
+        assert abs(successes / n - bound) == pytest.approx(Z * math.sqrt(bound * (1 - bound) / n), abs=1e-6)
 
 
 def test_first_figure_shows_training_held_out_base_and_saturation():
