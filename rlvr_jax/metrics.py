@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import subprocess
 import time
 from typing import Optional
 
@@ -135,6 +136,12 @@ def summarise(rows: list) -> dict:
             "train_accuracy": rows[-1].get("train/accuracy"), "saturation_step": saturated, "steps": rows[-1]["step"],
             "after_saturation": curve,
             "seconds": {key[8:]: round(sum(row.get(key) or 0 for row in rows), 2) for key in phases}}
+
+
+def commit() -> str:
+    """The checkout's commit, for the provenance of a figure; `-dirty` if files differ from it."""
+    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return described.stdout.strip() or "unknown"
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:

@@ -60,9 +60,8 @@ def script(name: str, *flags: str) -> None:
 
 def provenance(config: StudyConfig) -> str:
     """Command, commit, hardware and version behind a figure."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     seeds = ",".join(str(int(seed)) for seed in config.seeds)
-    return (f"`python -m scripts.study --study={config.study} --seeds={seeds}`, commit {commit or 'unknown'}, "
+    return (f"`python -m scripts.study --study={config.study} --seeds={seeds}`, commit {metrics.commit()}, "
             f"JAX {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()}).")
 
 
