@@ -54,8 +54,8 @@ def run(config: BenchConfig) -> str:
               for name, a, b in rows]
     lines += ["", f"Ours end to end: {tokens / whole[0]:.0f} tokens/s; decoding alone: "
               f"{tokens * (1 - 1 / config.new_tokens) / decode[0]:.0f} tokens/s.", "",
-              f"`python -m scripts.bench --repeats={config.repeats} --new_tokens={config.new_tokens}`, commit {metrics.commit()}; medians of "
-              f"{config.repeats} alternating runs.", ""]
+              f"`python -m scripts.bench --repeats={config.repeats} --new_tokens={config.new_tokens}`, commit "
+              f"{metrics.commit()}; medians of {config.repeats} alternating runs.", ""]
     return "\n".join(lines)
 
 
