@@ -28,11 +28,17 @@ def collect(config: TrainConfig, draw, grade, params, prompts, index, step: int,
             dead, live = np.flatnonzero(~live_groups(config, scored)), np.flatnonzero(live_groups(config, fresh[1]))
             (dead, live), size = (dead[: len(live)], live[: len(dead)]), config.group_size
             to, source = ((groups[:, None] * size + np.arange(size)).ravel() for groups in (dead, live))
-            for old, new in zip(jax.tree.leaves((rollouts, scored)), jax.tree.leaves(fresh)):
-                old[to] = new[source]
+            rollouts, scored = jax.tree.map(lambda old, new: replaced(old, to, new[source]), (rollouts, scored), fresh)
         if live_groups(config, scored).all():
             break
     return rollouts, scored
+
+
+def replaced(rows: np.ndarray, index: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A copy of `rows` with other values at `index`: arrays from a device are read-only."""
+    rows = rows.copy()
+    rows[index] = values
+    return rows
 
 
 def live_groups(config: TrainConfig, scored: dict) -> np.ndarray:

@@ -64,8 +64,11 @@ def test_the_curriculum_passes_over_all_problems_in_fresh_orders():
 
 
 def fake_rollouts(marker, size=8):
-    return sampler.Rollouts(np.arange(size), np.full((size, 2), marker), np.ones((size, 2), bool),
+    made = sampler.Rollouts(np.arange(size), np.full((size, 2), marker), np.ones((size, 2), bool),
                             np.zeros((size, 2), np.float32), np.ones(size, bool))
+    for array in jax.tree.leaves(made):
+        array.setflags(write=False)  # as what comes from a device is
+    return made
 
 
 def test_dead_groups_are_sampled_again_up_to_the_bound():
