@@ -15,7 +15,8 @@ def main(config: TrainConfig) -> None:
 
     summary = train(config)
     if summary:
-        print(f"{'':12}{'greedy':>8}{'T=1':>8}")
+        if summary["base"]:
+            print(f"{'':12}{'greedy':>8}{'T=1':>8}")
         for name in ("base", "final"):
             if summary[name]:
                 print(f"{name:12}{summary[name]['greedy']:8.3f}{summary[name]['sampled']:8.3f}  "
