@@ -1,7 +1,7 @@
 """Every mention of pmap, replication and processes: the rest of the program sees one batch and one state.
 
 Arrays that leave here carry a leading axis of this process's devices. Batches are global on every process (each
-samples and grades its share, then the shares are gathered), and a process feeds its own slice of them.
+samples its share, then the shares are gathered and the main process's grades hold), and a process feeds its own slice.
 """
 
 from typing import Callable
@@ -84,9 +84,3 @@ def broadcast(tree):
 def largest(number: int) -> int:
     """The largest of the processes' numbers, on every process: how one of them tells the others to stop."""
     return number if jax.process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.int32(number))))
-
-
-def barrier(name: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
