@@ -109,7 +109,7 @@ def our_gradient(shapes: ModelConfig, params, prompt_tokens: int) -> Callable:
     @jax.jit
     def gradient(params):
         return jax.grad(lambda p: -jnp.mean(logprobs.completion_logprobs(
-            p, shapes, prompts, jnp.zeros(ROWS, jnp.int32), completions, 1.0, max_logits=2**23, remat=True)[0]))(params)
+            p, shapes, prompts, jnp.zeros(ROWS, jnp.int32), completions, 1.0, max_logits=2**25, remat=True)[0]))(params)
 
     return lambda: jax.block_until_ready(gradient(params))
 

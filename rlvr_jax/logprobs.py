@@ -12,15 +12,15 @@ from rlvr_jax.config import ModelConfig
 
 
 def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: jax.Array, temperature: float,
-                   max_logits: int = 2**24) -> tuple[jax.Array, jax.Array]:
+                   max_logits: int = 2**25) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target and entropy of each distribution at `temperature`, f32[B,T] nats.
 
     Works through the tokens in chunks of at most `max_logits` logits and recomputes them in the backward pass: the
     [B,T,V] array would be the largest of a training step.
     """
     b, t, d = hidden_BxTxD.shape
-    chunk = min(b * t, max(1, max_logits // params["embed"].shape[0]))
-    num_chunks = -(-b * t // chunk)
+    num_chunks = -(-b * t // max(1, max_logits // params["embed"].shape[0]))
+    chunk = -(-b * t // num_chunks)
 
     def chunked(x):
         flat = x.reshape(b * t, *x.shape[2:])
@@ -39,7 +39,7 @@ def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: j
 
 
 def completion_logprobs(params: model.Params, config: ModelConfig, prompts: model.Prompts,
-                        prompt_index_B, completions_BxT, temperature: float, *, max_logits: int = 2**24,
+                        prompt_index_B, completions_BxT, temperature: float, *, max_logits: int = 2**25,
                         remat: bool = False) -> tuple[jax.Array, jax.Array]:
     """(logprobs, entropy), f32[B,T], of every completion token given its prompt and the tokens before it."""
     prefix = model.prefill(params, config, prompts, remat=remat)

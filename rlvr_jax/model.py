@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rlvr_jax.config import ModelConfig, RopeScaling
+from rlvr_jax import ops
+from rlvr_jax.config import ModelConfig
 
 Params = dict  # {"embed": [V,D], "layers": {name: [L,...]}, "final_norm": [D], "head": [D,V] unless tied}
 EditResidual = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (layer, x_BxTxD, positions_BxT) -> x_BxTxD
@@ -75,73 +76,24 @@ def init_params(key: jax.Array, config: ModelConfig) -> Params:
     return params if c.tie_embeddings else params | {"head": normal(c.d_model, c.vocab_size)}
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis, computed in float32, returned in x's dtype (arXiv 1910.07467)."""
-    x32 = x.astype(jnp.float32)
-    normed = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)
-    return (normed * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
-
-
-def rope_frequencies(head_dim: int, theta: float, scaling: Optional[RopeScaling]) -> jax.Array:
-    """Radians per position, f32[E/2] (arXiv 2104.09864); with Llama 3's stretch of long wavelengths if `scaling`."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    if scaling is None:
-        return frequencies
-    turns = scaling.original_max_seq_len * frequencies / (2 * math.pi)  # rotations within the original window
-    keep = jnp.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
-    return frequencies * (keep + (1 - keep) / scaling.factor)
-
-
-def rotate(x_BxTxHxE: jax.Array, positions_BxT: jax.Array, frequencies: jax.Array) -> jax.Array:
-    """Rotary embedding in the half-split layout of Hugging Face weights: pairs are (i, i + E/2)."""
-    angles = positions_BxT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    a, b = jnp.split(x_BxTxHxE.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxTxHxE.dtype)
-
-
-def attention(q_BxTxHxE: jax.Array, segments) -> jax.Array:
-    """Softmax attention over the concatenation of `segments`, each `(keys, values, mask)`.
-
-    Keys and values are [B,S,K,E], or [S,K,E] when every row looks at the same ones: then one matrix product serves
-    all rows. `mask` is bool, [B,T,S]; a query must see at least one position. Returns [B,T,H*E].
-    """
-    b, t, h, e = q_BxTxHxE.shape
-    kv_heads = segments[0][0].shape[-2]
-    q = (q_BxTxHxE * e**-0.5).reshape(b, t, kv_heads, h // kv_heads, e)
-    scores = []
-    for keys, _, mask_BxTxS in segments:
-        equation = "btkre,ske->bkrts" if keys.ndim == 3 else "btkre,bske->bkrts"
-        score = jnp.einsum(equation, q, keys, preferred_element_type=jnp.float32)
-        scores.append(jnp.where(mask_BxTxS[:, None, None], score, -1e30))
-    weights = jax.nn.softmax(jnp.concatenate(scores, -1), -1).astype(q.dtype)
-    out, start = 0, 0
-    for keys, values, _ in segments:
-        size = keys.shape[-3]
-        equation = "bkrts,ske->btkre" if values.ndim == 3 else "bkrts,bske->btkre"
-        out += jnp.einsum(equation, weights[..., start : start + size], values)
-        start += size
-    return out.reshape(b, t, h * e)
-
-
 def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.Array, attend: Callable) -> tuple:
     """One pre-norm block. `attend(q_BxTxHxE, k_BxTxKxE, v_BxTxKxE) -> (mixed_BxTx(H*E), kept)` owns masks and caches.
 
     Returns `(x_BxTxD, kept)`. Every weight is cast to x's dtype, so float32 parameters compute in `config.dtype`.
     """
     def project(name, x):
-        y = x @ p[name].astype(x.dtype)
+        y = ops.linear(x, p[name].astype(x.dtype))
         bias = p.get(name + "_bias")
         return y if bias is None else y + bias.astype(x.dtype)[None, None]
 
-    h = rms_norm(x_BxTxD, p["attn_norm"], config.norm_eps)
+    h = ops.rms_norm(x_BxTxD, p["attn_norm"], config.norm_eps)
     q, k, v = (project(name, h).reshape(*h.shape[:2], -1, config.head_dim) for name in "qkv")
     if config.qk_norm:
-        q, k = rms_norm(q, p["q_norm"], config.norm_eps), rms_norm(k, p["k_norm"], config.norm_eps)
-    frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-    mixed, kept = attend(rotate(q, positions_BxT, frequencies), rotate(k, positions_BxT, frequencies), v)
+        q, k = ops.rms_norm(q, p["q_norm"], config.norm_eps), ops.rms_norm(k, p["k_norm"], config.norm_eps)
+    frequencies = ops.rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    mixed, kept = attend(ops.rotate(q, positions_BxT, frequencies), ops.rotate(k, positions_BxT, frequencies), v)
     x = x_BxTxD + project("o", mixed)
-    h = rms_norm(x, p["mlp_norm"], config.norm_eps)
+    h = ops.rms_norm(x, p["mlp_norm"], config.norm_eps)
     return x + project("down", jax.nn.silu(project("gate", h)) * project("up", h)), kept
 
 
@@ -181,7 +133,7 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
             segments = [(k, v, causal_BxTxT)]
             if prefix is not None:
                 segments.insert(0, prefix_segment(*prefix_kv, prefix.lengths, prompt_index_B, t))
-            return attention(q, segments), ((k, v) if keep_kv else None)
+            return ops.attention(q, segments), ((k, v) if keep_kv else None)
 
         x, kept = layer(p, config, x, positions_BxT, attend)
         return (x if edit_residual is None else edit_residual(index, x, positions_BxT)), kept
@@ -189,7 +141,7 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
     prefix_kv = prefix and (prefix.keys, prefix.values)
     x, kv = lax.scan(jax.checkpoint(block) if remat else block, params["embed"][tokens_BxT].astype(config.dtype),
                      (jnp.arange(config.num_layers), params["layers"], prefix_kv))
-    return rms_norm(x, params["final_norm"], config.norm_eps), kv
+    return ops.rms_norm(x, params["final_norm"], config.norm_eps), kv
 
 
 def prefill(params: Params, config: ModelConfig, prompts: Prompts, *, remat: bool = False,
@@ -243,7 +195,7 @@ def decode_step(params: Params, config: ModelConfig, layers: list, prefix: Prefi
             prompt = prefix_segment(prefix_keys, prefix_values, prefix.lengths, prompt_index_B, 1)
 
             def look(size):
-                return lambda: attention(q, [prompt, (keys_BxWxKxE[:, :size], values_BxWxKxE[:, :size],
+                return lambda: ops.attention(q, [prompt, (keys_BxWxKxE[:, :size], values_BxWxKxE[:, :size],
                                                       seen_Bx1xW[:, :, :size])])
             return lax.switch(bucket, [look(size) for size in buckets]), (keys_BxWxKxE, values_BxWxKxE)
 
@@ -252,5 +204,5 @@ def decode_step(params: Params, config: ModelConfig, layers: list, prefix: Prefi
             x = edit_residual(i, x, positions_Bx1)
         keys.append(k)
         values.append(v)
-    hidden_BxD = rms_norm(x, params["final_norm"], config.norm_eps)[:, 0]
+    hidden_BxD = ops.rms_norm(x, params["final_norm"], config.norm_eps)[:, 0]
     return head(params, hidden_BxD), KVCache(tuple(keys), tuple(values))

@@ -62,14 +62,31 @@ def draw(logits_BxV: jax.Array, uniforms_B: jax.Array, temperature, top_p=None) 
 
     `temperature` 0 is greedy. Returns (tokens_B i32, logprobs_B f32 under the distribution drawn from).
     """
-    greedy = temperature == 0
+    greedy = jnp.asarray(temperature == 0)
     logprobs = jax.nn.log_softmax(logits_BxV / jnp.where(greedy, 1.0, temperature))
     if top_p is not None:
         logprobs = nucleus(logprobs, top_p)
-    cumulative = jnp.cumsum(jnp.exp(logprobs), -1)
-    drawn = jnp.sum(cumulative <= uniforms_B[:, None] * cumulative[:, -1:], -1)
-    tokens = jnp.where(greedy, jnp.argmax(logits_BxV, -1), jnp.minimum(drawn, logits_BxV.shape[-1] - 1))
+    tokens = lax.cond(greedy, lambda: jnp.argmax(logits_BxV, -1), lambda: invert(jnp.exp(logprobs), uniforms_B))
     return tokens.astype(jnp.int32), jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
+
+
+def invert(weights_BxV: jax.Array, uniforms_B: jax.Array, block: int = 256) -> jax.Array:
+    """The token of each row at which the running sum of `weights` passes uniform * their sum; never one of weight 0.
+
+    First the block of tokens, then the token in it: a running sum over the whole vocabulary would cost as much as the
+    rest of the draw.
+    """
+    def first_past(running_BxN, targets_B):  # the sum's last rise is the last place that can be drawn
+        return jnp.sum((running_BxN <= targets_B[:, None]) & (running_BxN < running_BxN[:, -1:]), -1)
+
+    rows, vocabulary = weights_BxV.shape
+    blocks_BxNxW = jnp.pad(weights_BxV, ((0, 0), (0, -vocabulary % block))).reshape(rows, -1, block)
+    running_BxN = jnp.cumsum(jnp.sum(blocks_BxNxW, -1), -1)
+    targets_B = uniforms_B * running_BxN[:, -1]
+    chosen_B = first_past(running_BxN, targets_B)
+    inside_BxW = jnp.cumsum(blocks_BxNxW[jnp.arange(rows), chosen_B], -1)
+    before_B = jnp.where(chosen_B > 0, running_BxN[jnp.arange(rows), chosen_B - 1], 0.0)
+    return chosen_B * block + first_past(inside_BxW, targets_B - before_B)
 
 
 def sample(params: model.Params, config: ModelConfig, prompts: Prompts, prompt_index_B: jax.Array, keys_B: jax.Array,

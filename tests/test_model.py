@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvr_jax import model
+from rlvr_jax import model, ops
 from rlvr_jax.config import ModelConfig, RopeScaling
 
 BASE = ModelConfig(vocab_size=31, num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=24,
@@ -138,7 +138,7 @@ def test_attention_is_softmax_over_all_segments_together():
     q, k1, v1, k2, v2 = (rng.standard_normal(shape).astype(np.float32) for shape in
                          [(2, 3, 4, 8), (5, 2, 8), (5, 2, 8), (2, 3, 2, 8), (2, 3, 2, 8)])
     mask1, mask2 = rng.random((2, 3, 5)) < 0.6, np.broadcast_to(np.tril(np.ones((3, 3), bool)), (2, 3, 3))
-    out = model.attention(jnp.array(q), [(k1, v1, mask1), (k2, v2, mask2)])
+    out = ops.attention(jnp.array(q), [(k1, v1, mask1), (k2, v2, mask2)])
     for b in range(2):
         for t in range(3):
             for h in range(4):

@@ -1,0 +1,77 @@
+"""What a layer is made of: products, norms, rotary positions and attention over segments. Axis letters as in `model`."""
+
+import math
+from typing import Optional
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rlvr_jax.config import RopeScaling
+
+
+@jax.custom_vjp
+def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x [..., D] @ weight [D, F], with a weight gradient that needs no transposed copy of the activations.
+
+    JAX's own gradient is the transpose of a product over two batch axes, for which XLA on CPU copies both operands.
+    """
+    return x @ weight
+
+
+def linear_backward(kept, g):
+    x, weight = kept
+    rows = [y.reshape(-1, y.shape[-1]) for y in (x, g)]
+    return jnp.matmul(g, weight.T), lax.dot_general(*rows, (((0,), (0,)), ((), ())))
+
+
+linear.defvjp(lambda x, weight: (x @ weight, (x, weight)), linear_backward)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm over the last axis, computed in float32, returned in x's dtype (arXiv 1910.07467)."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)
+    return (normed * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: Optional[RopeScaling]) -> jax.Array:
+    """Radians per position, f32[E/2] (arXiv 2104.09864); with Llama 3's stretch of long wavelengths if `scaling`."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_max_seq_len * frequencies / (2 * math.pi)  # rotations within the original window
+    keep = jnp.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
+    return frequencies * (keep + (1 - keep) / scaling.factor)
+
+
+def rotate(x_BxTxHxE: jax.Array, positions_BxT: jax.Array, frequencies: jax.Array) -> jax.Array:
+    """Rotary embedding in the half-split layout of Hugging Face weights: pairs are (i, i + E/2)."""
+    angles = positions_BxT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = jnp.split(x_BxTxHxE.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxTxHxE.dtype)
+
+
+def attention(q_BxTxHxE: jax.Array, segments) -> jax.Array:
+    """Softmax attention over the concatenation of `segments`, each `(keys, values, mask)`.
+
+    Keys and values are [B,S,K,E], or [S,K,E] when every row looks at the same ones: then one matrix product serves
+    all rows. `mask` is bool, [B,T,S]; a query must see at least one position. Returns [B,T,H*E].
+    """
+    b, t, h, e = q_BxTxHxE.shape
+    kv_heads = segments[0][0].shape[-2]
+    q = (q_BxTxHxE * e**-0.5).reshape(b, t, kv_heads, h // kv_heads, e)
+    scores = []
+    for keys, _, mask_BxTxS in segments:
+        equation = "btkre,ske->bkrts" if keys.ndim == 3 else "btkre,bske->bkrts"
+        score = jnp.einsum(equation, q, keys, preferred_element_type=jnp.float32)
+        scores.append(jnp.where(mask_BxTxS[:, None, None], score, -1e30))
+    weights = jax.nn.softmax(jnp.concatenate(scores, -1), -1).astype(q.dtype)
+    out, start = 0, 0
+    for keys, values, _ in segments:
+        size = keys.shape[-3]
+        equation = "bkrts,ske->btkre" if values.ndim == 3 else "bkrts,bske->btkre"
+        out += jnp.einsum(equation, weights[..., start : start + size], values)
+        start += size
+    return out.reshape(b, t, h * e)
