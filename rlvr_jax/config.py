@@ -84,6 +84,11 @@ class RunConfig(MachineConfig):
     save_every: int = setting(50, "checkpoint every this many steps, and at the end; 0: only at the end", minimum=0)
     keep_last: int = setting(2, "checkpoints to keep, newest first", minimum=1)
     keep_every: int = setting(0, "also keep the checkpoint of every multiple of this many steps; 0: none", minimum=0)
+    keep_best: str = setting("", "also keep the checkpoint whose step has the highest value of this metric, such as "
+                             "eval/greedy; --model=DIR@best names it; empty: none")
+    stop_when: str = setting("", "rules that end the run, joined by commas, such as train/entropy<0.01,train/kl>10")
+    stop_patience: int = setting(10, "rows in succession in which a rule of stop_when has to hold", minimum=1)
+    tensorboard: bool = setting(False, "mirror metrics.jsonl in run_dir/tensorboard; needs tensorboardX")
     eval_every: int = setting(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
                               minimum=0)
     eval_size: int = setting(512, "held-out problems to measure on; 0: all", minimum=0)
@@ -120,14 +125,15 @@ class LearnerConfig(RunConfig):
     grad_accumulation: int = setting(1, "micro-batches a minibatch is cut into on each device, to save memory",
                                      minimum=1)
     remat: bool = setting(True, "recompute layers in the backward pass: less memory, and on large models faster")
-    max_logits: int = setting(2**24, "most logits (tokens x vocabulary) held at once in the update", minimum=1)
+    max_logits: int = setting(2**25, "most logits (tokens x vocabulary) held at once in the update", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
     """A model to use."""
 
-    model: str = setting("", "a run directory (DIR, or DIR@STEP), a Hugging Face folder, a .gguf file, or smollm2")
+    model: str = setting("", "a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face folder, a .gguf file, or "
+                         "smollm2")
     dtype: str = setting("float32", "of the computation; parameters stay float32", ["float32", "bfloat16"])
 
 
@@ -136,7 +142,8 @@ class Decoding:
     """How a question becomes a prompt and a prompt a completion."""
 
     prompt_style: str = setting("plain", "how a question becomes a prompt: plain (as it is), chat (the model's own "
-                                "template)", ["plain", "chat"])
+                                "template), qwen_math (Qwen2.5-Math's template and system line, whatever the model's "
+                                "own)", ["plain", "chat", "qwen_math"])
     max_new_tokens: int = setting(22, "longest completion, in tokens", minimum=1)
     num_slots: int = setting(0, "completions decoded at a time on each device; 0: all", minimum=0)
 
@@ -145,27 +152,36 @@ class Decoding:
 class ProblemChoice(Decoding):
     """Problems, and where their answers are found in a completion."""
 
-    problems: str = setting("arithmetic", "arithmetic, or a JSONL file")
+    problems: str = setting("arithmetic", "arithmetic, a JSONL file, or a .parquet file of One-Shot-RLVR")
     num_ops: int = setting(6, "operations in a problem of the synthetic task", minimum=1)
     heldout_split: str = setting("test", "split of the synthetic task to measure on", ["dev", "test"])
-    instruction: str = setting("", "text added after every question of a file")
+    instruction: str = setting("", "text added after every question of a file that does not end with it already")
     max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
     answer_format: str = setting("auto", "where the answer is: answer (after a final 'answer'), boxed (last "
-                                 "\\boxed{}), last_number, or auto (answer on the synthetic task, else boxed)",
-                                 ["auto", "answer", "boxed", "last_number"])
+                                 "\\boxed{}), last_number, tag (last <answer>...</answer>), lenient (boxed, else "
+                                 "after 'the answer is', else the last number), or auto (answer on the synthetic "
+                                 "task, else boxed)", ["auto", "answer", "boxed", "last_number", "tag", "lenient"])
+    grader: str = setting("math", "when two answers are equal: math (as mathematics), original (as in the released "
+                          "one-shot reward, quirks included, which always looks into the last \\boxed{}); in training "
+                          "it is the reward's, and held-out problems are graded by math",
+                          ["math", "original"])
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(ProblemChoice, ModelChoice, LearnerConfig):
     """One-example GRPO."""
 
-    example: str = setting("auto", "the one problem to train on: its index (from 0), auto (the one of example_pool "
-                           "whose pass rate is nearest example_pass_rate), or all (no single example)")
+    question: str = setting("", "the one problem to train on, in words; with --answer, in place of --problems")
+    answer: str = setting("", "reference answer of --question")
+    example: str = setting("auto", "the one problem to train on: its index (from 0; copies of a row count once), auto "
+                           "(the one of example_pool whose pass rate is nearest example_pass_rate), or all (no single "
+                           "example; rows with copies are drawn as often as the file has them)")
     example_pool: int = setting(128, "problems that example=auto chooses from", minimum=1)
     example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for")
-    heldout: str = setting("", "problems to measure on, never trained on: arithmetic, a JSONL file, or none; empty: "
+    heldout: str = setting("", "problems to measure on, never trained on: arithmetic, a file, or none; empty: "
                            "arithmetic when training on it, else none")
-    reward: str = setting("correct", "row of the table of rewards (rlvr_jax/rewards.py)", ["correct", "format"])
+    reward: str = setting("correct", "row of the table of rewards (rlvr_jax/rewards.py)",
+                          ["correct", "format", "none"])
     num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example", minimum=1)
     group_size: int = setting(8, "completions of a row, compared with each other", minimum=1)
     drop_dead_groups: bool = setting(False, "leave groups without advantage out of the loss altogether: KL, entropy "
@@ -173,6 +189,24 @@ class TrainConfig(ProblemChoice, ModelChoice, LearnerConfig):
     max_resamples: int = setting(0, "times to sample again to replace dead groups, all rewards of which are equal",
                                  minimum=0)
     log_rollouts: int = setting(4, "rollouts of each step to write to rollouts.jsonl", minimum=0)
+    record_history: bool = setting(False, "keep each problem's accuracy in each pass over the problems, and write it "
+                                   "to history.json for scripts.select_example")
+
+    @property
+    def source(self) -> str:
+        """Where the problems come from: arithmetic, a file, or "question"."""
+        return "question" if self.question else self.problems
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig(TrainConfig):
+    """The memory of a training run with these flags."""
+
+    shape: str = setting("", "a published model in place of --model: a row of the table of rlvr_jax/memory.py, such as "
+                         "qwen2.5-math-1.5b")
+    num_problems: int = setting(1, "distinct problems trained on: more than one with --example=all", minimum=1)
+    prompt_tokens: int = setting(0, "tokens of the longest prompt; 0: max_prompt_tokens, or what the model's window "
+                                 "leaves", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +241,14 @@ class PretrainConfig(LearnerConfig):
 class EvaluateConfig(ProblemChoice, ModelChoice, MachineConfig):
     """Accuracy of a model on a set of problems."""
 
-    out: str = setting("", "directory for summary.json and completions.jsonl")
+    problems: str = setting("arithmetic", "arithmetic, or a file of problems as in training; or several, joined by "
+                            "commas: each is a row of the table")
+    out: str = setting("", "directory for summary.json, table.md and completions.jsonl")
+    resume: str = setting("auto", "continue after the completions that are in out: never (start over), auto (if there "
+                          "are any), must (error if there are none)", ["never", "auto", "must"])
+    protocol: str = setting("flags", "how each benchmark is sampled: flags (all by num_samples and temperature), "
+                            "one_shot (8 completions at temperature 0.6 where the file's name has aime or amc, else "
+                            "one, greedy)", ["flags", "one_shot"])
     num_samples: int = setting(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
     temperature: float = setting(0.0, "sampling temperature; 0: greedy")
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability")
@@ -228,6 +269,33 @@ class SampleConfig(Decoding, ModelChoice, MachineConfig):
     max_new_tokens: int = setting(64, "longest completion, in tokens", minimum=1)
     seed: int = setting(0, "seed of the sampling")
     out: str = setting("", "JSONL file for the completions; empty: only print")
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectConfig:
+    """A ranking of problems by what happened to them in training."""
+
+    history: str = setting("", "JSON file of index -> list of accuracies, or a run directory with a history.json")
+    problems: str = setting("", "the JSONL or parquet file of the problems, to show them; empty: indices alone")
+    top: int = setting(20, "rows to print; 0: all", minimum=0)
+    out: str = setting("", "JSON file for the whole ranking; empty: only print")
+
+
+@dataclasses.dataclass(frozen=True)
+class GradeConfig:
+    """Completions graded without sampling them again."""
+
+    completions: str = setting("", "JSONL file of rows with a completion and an answer, such as completions.jsonl of "
+                               "an evaluation")
+    out: str = setting("", "JSONL file for the same rows with correct, extracted, graded_by and timed_out; may be the "
+                       "file read")
+    answer_format: str = setting("lenient", "where the answer is: answer (after a final 'answer'), boxed (last "
+                                 "\\boxed{}), last_number, tag (last <answer>...</answer>), lenient (boxed, else after "
+                                 "'the answer is', else the last number)",
+                                 ["answer", "boxed", "last_number", "tag", "lenient"])
+    grader: str = setting("math", "when two answers are equal: math (as mathematics), original (as in the released "
+                          "one-shot reward, quirks included, which always looks into the last \\boxed{})",
+                          ["math", "original"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,9 @@ def generate(config: SampleConfig) -> list[dict]:
     the text of each token."""
     if not config.prompt:
         raise UserError("--prompt is required: the text to continue")
-    loaded = loading.load_model(config.model, config.dtype)
-    words, text = loaded.tokenizer, config.prompt
-    if config.prompt_style == "chat":
-        text = tokenizer.render_chat(words, [{"role": "user", "content": text}])
+    loaded = loading.load_model(config.model, config.dtype, config.dtype)
+    words = loaded.tokenizer
+    text = loading.PROMPT_STYLES[config.prompt_style](words, config.prompt)
     prompts = loading.encode_prompts(words, [Problem(text, "", text)], loaded.config, config.max_new_tokens)
     draw = sampler.make_sampler(loaded.config, eos_ids=words.eos_ids, max_new_tokens=config.max_new_tokens,
                                 num_slots=config.num_slots, use_top_p=config.top_p < 1)

@@ -5,10 +5,11 @@ from typing import Callable
 
 import numpy as np
 
-from rlvr_jax import evaluation, learner, loading, metrics, parallel, sampler, selection, tokenizer
+from rlvr_jax import evaluation, learner, loading, metrics, parallel, sampler, tokenizer
 from rlvr_jax.config import TrainConfig, UserError
 from rlvr_jax.metrics import timed
 from rlvr_jax.objectives import OBJECTIVES
+from rlvr_jax.pool import curriculum, record, training_problems, write_history
 from rlvr_jax.rollouts import collect, make_grader
 from rlvr_jax.runs import Run
 
@@ -27,15 +28,16 @@ def train(config: TrainConfig) -> dict:
             "flags": dataclasses.asdict(config)}
 
     with Run(config, "train") as run:
-        problems, prompts = training_problems(config, start, draw)
+        problems, prompts = training_problems(config, start, draw, run.once)
         heldout, grade = make_heldout(config, start, draw, problems), make_grader(config, start.tokenizer, problems)
-        fresh = learner.init_state(start.params, optimizer, keep_reference=config.track_kl or config.kl_coef > 0)
-        state = parallel.replicate(run.restore(fresh))
+        state = parallel.replicate(run.restore(learner.init_state(
+            start.params, optimizer, keep_reference=config.track_kl or config.kl_coef > 0)))
+        start = dataclasses.replace(start, params=None)  # the state has its own: a copy less in host memory
         if not run.resumed:
             run.log({"step": 0} | heldout(state.params, 0))
         for step in run.steps():
             seconds = {}
-            index = curriculum(config, len(problems), step)
+            index = curriculum(config, problems, step)
             rollouts, scored = collect(config, draw, grade, state.params, prompts, index, step, seconds)
             with timed(seconds, "update"):
                 batch = with_advantages(config, prompts, rollouts, scored["reward"])
@@ -45,6 +47,7 @@ def train(config: TrainConfig) -> dict:
                     batch = batch.replace(old_logprobs=logprobs(state.params, batch))
                 state, updated = update(state, batch, step)
             row = {"step": step} | metrics.describe(rollouts, scored, config.group_size) | updated
+            row |= record(config, problems, index, scored["correct"])
             if run.due(step, config.eval_every):
                 with timed(seconds, "eval"):
                     row |= heldout(state.params, step)
@@ -52,6 +55,8 @@ def train(config: TrainConfig) -> dict:
                     metrics.rollout_rows(config.log_rollouts, step, problems, rollouts, scored, batch.advantages))
             if run.due(step, config.save_every):
                 run.save(state, meta)
+                write_history(config, run, problems)
+        write_history(config, run, problems)
         return run.finish(state, meta)
 
 
@@ -63,35 +68,8 @@ def check(config: TrainConfig) -> None:
                         f"--grad_accumulation x devices = {parts} x {parallel.device_count()} equal parts")
     if config.temperature <= 0:
         raise UserError(f"--temperature={config.temperature}: training samples at a temperature above 0")
-
-
-def training_problems(config: TrainConfig, start: loading.LanguageModel, draw: Callable) -> tuple:
-    """(problems, prompts): the one example, or all of them."""
-    count = config.example_pool if config.example == "auto" or config.problems == "arithmetic" else 0
-    pool = loading.load_problems(config.problems, start.tokenizer, count=count, split="example", num_ops=config.num_ops,
-                                 prompt_style=config.prompt_style, instruction=config.instruction, seed=config.seed)
-    encode = lambda found: loading.encode_prompts(start.tokenizer, found, start.config, config.max_new_tokens,
-                                                  config.max_prompt_tokens)
-    if config.example == "auto":
-        rows = evaluation.measure(
-            draw, parallel.replicate(start.params), start.tokenizer, pool, encode(pool), temperature=config.temperature,
-            num_samples=64, answer_format=loading.answer_format(config.answer_format, config.problems),
-            seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048)
-        pool = [selection.choose_example(rows, pool, config.example_pass_rate)]
-    elif config.example != "all":
-        if not config.example.isdigit() or int(config.example) >= len(pool):
-            raise UserError(f"--example={config.example}: {config.problems} has problems 0 to {len(pool) - 1}; "
-                            "or auto, or all")
-        pool = [pool[int(config.example)]]
-    return pool, encode(pool)
-
-
-def curriculum(config: TrainConfig, num_problems: int, step: int) -> np.ndarray:
-    """Which problem each of the step's completions answers: passes over all problems, each in a fresh order."""
-    places = (step - 1) * config.num_prompts + np.arange(config.num_prompts)
-    epochs = {e: np.random.default_rng((config.seed, e)).permutation(num_problems) for e in set(places // num_problems)}
-    rows = [epochs[place // num_problems][place % num_problems] for place in places]
-    return np.repeat(np.array(rows, np.int32), config.group_size)
+    if config.record_history and config.max_resamples:
+        raise UserError("--record_history needs --max_resamples=0: resampling swaps problems within a step")
 
 
 def with_advantages(config: TrainConfig, prompts, rollouts: sampler.Rollouts, rewards_B: np.ndarray) -> learner.Batch:
@@ -106,8 +84,11 @@ def with_advantages(config: TrainConfig, prompts, rollouts: sampler.Rollouts, re
 
 
 def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callable, trained: list) -> Callable:
-    """`heldout(params, step)`: greedy and T=1 accuracy on problems that are not trained on, as eval/* metrics."""
-    source = config.heldout or ("arithmetic" if config.problems == "arithmetic" else "none")
+    """`heldout(params, step)`: greedy and T=1 accuracy on problems that are not trained on, as eval/* metrics.
+
+    Graded as `scripts.evaluate` does by default: where the reward wants a box, or another grader, these do not.
+    """
+    source = config.heldout or ("arithmetic" if config.source == "arithmetic" else "none")
     if source == "none":
         return lambda params, step: {}
     found = loading.load_problems(source, start.tokenizer, count=config.eval_size, split=config.heldout_split,
@@ -120,4 +101,4 @@ def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callab
                                      config.max_prompt_tokens)
     return lambda params, step: evaluation.heldout(
         draw, params, start.tokenizer, found, prompts, seed=config.seed, step=step,
-        answer_format=loading.answer_format(config.answer_format, source), synthetic=source == "arithmetic")
+        answer_format=loading.answer_format(config.answer_format, source, "lenient"), synthetic=source == "arithmetic")

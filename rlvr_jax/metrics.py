@@ -5,10 +5,12 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import subprocess
 import time
-from typing import Optional
+from typing import Callable, Iterator, Optional
 
+import jax
 import numpy as np
 import tqdm
 
@@ -16,10 +18,10 @@ SATURATED = 0.99  # a batch with this training accuracy counts as saturated
 
 
 class JsonLines:
-    """An append-only file of one JSON object a line, each with a `step`. Lines reach the file as they are written."""
+    """An append-only file of one JSON object a line. Lines reach the file as they are written."""
 
-    def __init__(self, path: pathlib.Path, keep_step: int):
-        """Opens the file and cuts it after its last row of at most `keep_step` (-1 for none of them)."""
+    def __init__(self, path: pathlib.Path, keep_step: float):
+        """Opens the file and cuts it after its last row whose `step`, 0 where it has none, is at most `keep_step`."""
         self.rows, size = [], 0
         if path.exists():
             for line in path.read_bytes().splitlines(keepends=True):
@@ -27,7 +29,7 @@ class JsonLines:
                     row = json.loads(line)
                 except ValueError:  # the line a killed process was writing
                     break
-                if row["step"] > keep_step:
+                if row.get("step", 0) > keep_step or not line.endswith(b"\n"):
                     break
                 self.rows.append(row)
                 size += len(line)
@@ -42,6 +44,9 @@ class JsonLines:
             while line:
                 line = line[self.file.write(line):]
 
+    def close(self) -> None:
+        self.file.close()
+
 
 def _plain(value):
     """JSON has no NaN, and no numpy numbers."""
@@ -49,6 +54,59 @@ def _plain(value):
         value = value.item() if isinstance(value, np.generic) else value
         return None if isinstance(value, float) and not math.isfinite(value) else value
     return value
+
+
+@contextlib.contextmanager
+def tensorboard(directory: pathlib.Path, rows: list) -> Iterator[Callable[[dict], None]]:
+    """`write(row)` to a mirror of the log for TensorBoard, which is made anew from `rows`: no step is there twice."""
+    from tensorboardX import event_file_writer  # optional; its SummaryWriter's thread hangs on a full disk
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    writer = event_file_writer.EventsWriter(str(directory / "events"))
+
+    def write(row: dict) -> None:
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in numbers(row).items()]
+        with naming(directory):
+            writer.write_event(Event(step=row["step"], wall_time=time.time(), summary=Summary(value=values)))
+            writer.flush()
+
+    try:  # a TensorBoard that is open drops what it has read of this directory
+        writer.write_event(Event(step=0, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
+        for row in rows:
+            write(row)
+        yield write
+    finally:
+        with naming(directory):
+            writer.close()
+
+
+def numbers(row: dict) -> dict:
+    """The metrics of a row: all that is a number, without the step."""
+    return {key: value for key, value in row.items() if isinstance(value, (int, float)) and key != "step"}
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[Callable[[], int]]:
+    """`taken()`: programs built since it was last asked, compiled or from a cache. After the first steps, none."""
+    built = []
+
+    def listen(event: str, duration: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            built.append(duration)
+
+    def taken() -> int:
+        count = len(built)
+        built.clear()
+        return count
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield taken
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def progress(total: int, start: int = 0, what: str = "", quiet: bool = False,
@@ -77,7 +135,8 @@ def describe(rollouts, scored: dict, group_size: int) -> dict:
     """What a step's rollouts looked like, from host arrays: rewards, live groups, lengths, repetition."""
     reward, correct = scored["reward"], scored["correct"] > 0
     lengths, groups = rollouts.completion_mask.sum(-1), reward.reshape(-1, group_size)
-    return {"train/accuracy": correct.mean(), "train/reward_mean": reward.mean(), "train/reward_std": reward.std(),
+    return {"train/graded_by": scored["graded_by"][0], "train/grader_timeouts": int(scored["timed_out"].sum()),
+            "train/accuracy": correct.mean(), "train/reward_mean": reward.mean(), "train/reward_std": reward.std(),
             "train/live_groups": (groups != groups[:, :1]).any(-1).mean(), "train/completion_length": lengths.mean(),
             "train/length_correct": lengths[correct].mean() if correct.any() else math.nan,
             "train/length_wrong": lengths[~correct].mean() if not correct.all() else math.nan,
@@ -86,13 +145,17 @@ def describe(rollouts, scored: dict, group_size: int) -> dict:
 
 
 def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
-    """Share of n-grams that occurred before in the same completion; near 1 when a policy degenerates into loops."""
-    repeated = total = 0
-    for row, length in zip(completions, mask.sum(-1)):
-        grams = {tuple(row[i : i + n]) for i in range(length - n + 1)}
-        total += max(length - n + 1, 0)
-        repeated += max(length - n + 1, 0) - len(grams)
-    return repeated / max(total, 1)
+    """Share of n-grams that occurred before in the same completion; near 1 when a policy degenerates into loops.
+
+    Rows of `mask` are true up to a completion's end. N-grams are compared by a 64-bit hash of row and tokens.
+    """
+    width = max(completions.shape[1] - n + 1, 0)
+    factors = np.random.default_rng(0).integers(1, 2**63, n + 1, np.uint64)
+    hashes = factors[n] * np.arange(len(completions), dtype=np.uint64)[:, None]
+    for i in range(n):
+        hashes = hashes + factors[i] * completions[:, i : i + width].astype(np.uint64)
+    hashes = np.sort(hashes[mask[:, n - 1 :]])
+    return float(np.sum(hashes[1:] == hashes[:-1]) / max(len(hashes), 1))
 
 
 def rollout_rows(count: int, step: int, problems: list, rollouts, scored: dict, advantages) -> list[dict]:
@@ -102,6 +165,7 @@ def rollout_rows(count: int, step: int, problems: list, rollouts, scored: dict, 
         problem = problems[rollouts.prompt_index[i]]
         found.append({"step": step, "prompt": problem.prompt, "answer": problem.answer, "completion": scored["text"][i],
                       "reward": scored["reward"][i], "correct": bool(scored["correct"][i]), "advantage": advantages[i],
+                      "graded_by": scored["graded_by"][i],
                       "truncated": not rollouts.ended[i], "num_tokens": int(rollouts.completion_mask[i].sum())})
     return found
 
@@ -134,7 +198,7 @@ def summarise(rows: list) -> dict:
     base, final = (evaluation(evaluated[end]) if evaluated else {} for end in (0, -1))
     return {"base": base, "final": final,
             "train_accuracy": rows[-1].get("train/accuracy"), "saturation_step": saturated, "steps": rows[-1]["step"],
-            "after_saturation": curve,
+            "graded_by": rows[-1].get("train/graded_by"), "after_saturation": curve,
             "seconds": {key[8:]: round(sum(row.get(key) or 0 for row in rows), 2) for key in phases}}
 
 

@@ -1,4 +1,4 @@
-"""What a layer is made of: products, norms, rotary positions and attention over segments. Axis letters as in `model`."""
+"""What a layer is made of: products, norms, rotary positions, attention over segments. Axis letters as in `model`."""
 
 import math
 from typing import Optional

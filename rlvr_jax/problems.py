@@ -1,17 +1,37 @@
-"""Data sets as one record, read from JSONL files in the layouts that maths benchmarks come in."""
+"""Data sets as one record: JSONL in the layouts that maths benchmarks come in, parquet in that of One-Shot-RLVR."""
 
 import dataclasses
 import json
 import pathlib
+from typing import Optional
 
+from rlvr_jax import grading
 from rlvr_jax.config import UserError
 
-# One row a layout: the columns of the question (joined by a space), the column of the answer.
+
+def _bare(answer) -> str:
+    """What follows GSM8K's ####; 43.0 is 43."""
+    text = str(answer).rsplit("####", 1)[-1].strip()
+    return text[:-2] if text.endswith(".0") else text
+
+
+def _listed(answers) -> str:
+    """OlympiadBench's list of LaTeX answers as one text."""
+    return ", ".join(str(answer).strip().strip("$") for answer in (answers if isinstance(answers, list) else [answers]))
+
+
+def _boxed(solution) -> Optional[str]:
+    return grading.EXTRACTORS["boxed"](str(solution))
+
+
+# One row a layout: the columns of the question (joined by a space), the column of the answer, how to read that.
 LAYOUTS = [
-    (("problem",), "answer"),  # MATH-500
-    (("question",), "answer"),  # GSM8K, or one's own
-    (("Body", "Question"), "Answer"),  # SVAMP
-    (("input",), "target"),  # MAWPS
+    (("problem",), "answer", _bare),  # MATH-500, AIME, AMC
+    (("question",), "answer", _bare),  # GSM8K, AIME, AMC, or one's own
+    (("Body", "Question"), "Answer", _bare),  # SVAMP
+    (("input",), "target", _bare),  # MAWPS
+    (("question",), "final_answer", _listed),  # OlympiadBench
+    (("problem",), "solution", _boxed),  # Minerva Math: the last \boxed{} of the solution
 ]
 
 
@@ -23,38 +43,90 @@ class Problem:
     answer: str
     prompt: str
     meta: dict = dataclasses.field(default_factory=dict)
+    copies: int = 1  # rows of the file that say the same, each a group of its own in training
 
 
-def load_jsonl(path: str) -> list[Problem]:
-    """Problems of a JSONL file; `prompt` is the bare question. Raises UserError naming the file, line and layout."""
+def load(path: str) -> list[Problem]:
+    """Problems of a JSONL or parquet file, row by row; `prompt` is the bare question.
+
+    Raises UserError naming the file, the line or row, and the layouts that can be read.
+    """
     file = pathlib.Path(path)
     if not file.is_file():
-        raise UserError(f"no problem file {path}; --problems takes 'arithmetic' or a JSONL file")
-    problems = []
+        raise UserError(f"no problem file {path}; --problems takes 'arithmetic', a JSONL file or a .parquet file")
+    found = (_load_parquet if file.suffix == ".parquet" else _load_jsonl)(file)
+    if not found:
+        raise UserError(f"{path} holds no problems")
+    return found
+
+
+def merge(found: list[Problem]) -> list[Problem]:
+    """Each distinct problem once, in order, with the number of its `copies`, and `meta["index"]` that tells them apart.
+
+    The index is the file's own where that has one for each; otherwise the place in the merged list, from 0. Rows with
+    different indices of their own are not copies: the published pool counts its problems that way.
+    """
+    groups = {}
+    for problem in found:
+        groups.setdefault((problem.prompt, problem.answer, problem.meta.get("index")), []).append(problem)
+    own = {index for _, _, index in groups}
+    numbered = None not in own and len(own) == len(groups)
+    return [dataclasses.replace(same[0], copies=len(same), meta=same[0].meta | {"index": index if numbered else place})
+            for place, ((_, _, index), same) in enumerate(groups.items())]
+
+
+def _load_jsonl(file: pathlib.Path) -> list[Problem]:
+    found = []
     for number, line in enumerate(file.read_bytes().split(b"\n"), 1):  # text has other line ends, legal inside JSON
         if not line.strip():
             continue
         try:
             row = json.loads(line.decode())
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from None
-        problems.append(_problem(row, path, number))
-    if not problems:
-        raise UserError(f"{path} holds no problems")
-    return problems
+            raise UserError(f"{file}, line {number}: not JSON ({error})") from None
+        found.append(_problem(row, file, number))
+    return found
 
 
-def _problem(row: dict, path: str, number: int) -> Problem:
-    for questions, answer in LAYOUTS:
-        if isinstance(row, dict) and all(row.get(column) is not None for column in (answer, *questions)):
-            question = " ".join(str(row[column]).strip() for column in questions)
-            return Problem(question, _reference(row[answer]), question, {"file": path, "line": number})
-    expected = "; ".join(f"{', '.join(questions)} and {answer}" for questions, answer in LAYOUTS)
+def _problem(row: dict, file: pathlib.Path, number: int) -> Problem:
+    for questions, column, read in LAYOUTS:
+        if isinstance(row, dict) and all(row.get(name) is not None for name in (column, *questions)):
+            question, answer = " ".join(str(row[name]).strip() for name in questions), read(row[column])
+            if not answer:
+                raise UserError(f"{file}, line {number}: no answer in {column}"
+                                + (", which needs a \\boxed{}" if read is _boxed else ""))
+            return Problem(question, answer, question, {"file": str(file), "line": number})
+    expected = "; ".join(f"{', '.join(questions)} and {column}" for questions, column, _ in LAYOUTS)
     found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-    raise UserError(f"{path}, line {number}: needs one of these sets of columns: {expected}; it has {found}")
+    raise UserError(f"{file}, line {number}: needs one of these sets of columns: {expected}; it has {found}")
 
 
-def _reference(answer) -> str:
-    """Bare reference answer: what follows GSM8K's ####; 43.0 is 43."""
-    text = str(answer).rsplit("####", 1)[-1].strip()
-    return text[:-2] if text.endswith(".0") else text
+def _load_parquet(file: pathlib.Path) -> list[Problem]:
+    """Questions and labels stay as they are, spaces and the row's own instruction included.
+
+    An empty label is kept as well, though nothing equals it: the published pool has one (index 265).
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{file}: parquet is read with pyarrow: pip install 'rlvr_jax[real]'") from None
+    try:
+        rows = parquet.read_table(file).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{file} cannot be read as parquet ({error}): copy it again") from None
+    return [_row(row, file, number) for number, row in enumerate(rows)]
+
+
+def _row(row: dict, file: pathlib.Path, number: int) -> Problem:
+    match row:
+        case {"prompt": [{"role": "user", "content": str(question)}], "reward_model": {"ground_truth": answer}} \
+                if answer is not None:
+            meta = {"file": str(file), "row": number}
+            match row:
+                case {"extra_info": {"index": int() | str() as index}}:
+                    meta["index"] = index
+            return Problem(question, str(answer), question, meta)
+    shown = ", ".join(f"{name}={str(value)[:60]!r}" for name, value in row.items())
+    raise UserError(f"{file}, row {number}: needs prompt (a list with one message, of the user) and "
+                    f"reward_model.ground_truth; it has {shown}")

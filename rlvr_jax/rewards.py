@@ -1,23 +1,29 @@
-"""What training maximises: one table, name -> function of (problem, completion, answer format).
+"""What training maximises: one table, name -> function of (problem, completion, verdict of the grader).
 
-A reward sees text alone. Whether a completion is *correct* is measured beside it in every run, so a spurious reward
-can be told from a true one by its curve.
+Whether a completion is *correct* is measured beside the reward in every run, so a spurious reward can be told from a
+true one by its curve.
 """
 
 from typing import Callable
 
-from rlvr_jax import grading
+from rlvr_jax.grading import Verdict
 from rlvr_jax.problems import Problem
 
 
-def correctness(problem: Problem, completion: str, answer_format: str) -> float:
+def correctness(problem: Problem, completion: str, verdict: Verdict) -> float:
     """1 if the extracted answer equals the reference answer, else 0."""
-    return float(grading.correct(completion, problem.answer, answer_format))
+    return float(verdict.correct)
 
 
-def well_formed(problem: Problem, completion: str, answer_format: str) -> float:
+def well_formed(problem: Problem, completion: str, verdict: Verdict) -> float:
     """1 if there is an answer to extract, whatever it says: the control that pays for format alone."""
-    return float(bool(grading.EXTRACTORS[answer_format](completion)))
+    return float(bool(verdict.extracted))
 
 
-REWARDS: dict[str, Callable[[Problem, str, str], float]] = {"correct": correctness, "format": well_formed}
+def nothing(problem: Problem, completion: str, verdict: Verdict) -> float:
+    """0, whatever was said: no advantage, so the loss is its KL and entropy terms alone."""
+    return 0.0
+
+
+REWARDS: dict[str, Callable[[Problem, str, Verdict], float]] = {"correct": correctness, "format": well_formed,
+                                                                "none": nothing}

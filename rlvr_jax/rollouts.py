@@ -48,15 +48,23 @@ def live_groups(config: TrainConfig, scored: dict) -> np.ndarray:
 
 
 def make_grader(config: TrainConfig, words: Tokenizer, problems: list[Problem]) -> Callable:
-    """`grade(rollouts) -> {"text", "reward", "correct"}`, arrays of B; the main process's verdict holds on all."""
-    answer_format = loading.answer_format(config.answer_format, config.problems)
+    r"""`grade(rollouts) -> {"text", "reward", "correct", "timed_out", "graded_by"}`, arrays of B.
+
+    The main process's verdict holds on all. A completion is graded without its prompt. The released one-shot code
+    grades both together: a completion without a box then falls back on the empty `\boxed{}` of the instruction and is
+    wrong all the same, so the verdicts are equal.
+    """
+    answer_format = loading.answer_format(config.answer_format, config.source)
+    graded_by, reward = grading.describe(answer_format, config.grader), rewards.REWARDS[config.reward]
 
     def grade(rollouts: Rollouts) -> dict:
         texts = evaluation.texts_of(words, rollouts)
+        asked = [problems[i] for i in rollouts.prompt_index]
+        verdicts = grading.grade(texts, [problem.answer for problem in asked], answer_format, config.grader)
         numbers = parallel.broadcast(np.array(
-            [[rewards.REWARDS[config.reward](problems[i], text, answer_format),
-              grading.correct(text, problems[i].answer, answer_format)]
-             for i, text in zip(rollouts.prompt_index, texts)], np.float32))
-        return {"text": np.array(texts, object), "reward": numbers[:, 0], "correct": numbers[:, 1]}
+            [[reward(problem, text, verdict), verdict.correct, verdict.timed_out]
+             for problem, text, verdict in zip(asked, texts, verdicts)], np.float32))
+        return {"text": np.array(texts, object), "reward": numbers[:, 0], "correct": numbers[:, 1],
+                "timed_out": numbers[:, 2], "graded_by": np.full(len(texts), graded_by, object)}
 
     return grade

@@ -1,55 +1,74 @@
 """Studies: the same commands a user types, over several seeds, gathered into one table and one figure."""
 
-import json
 import pathlib
 import platform
 import subprocess
 import sys
+from typing import Callable, NamedTuple
 
 import jax
 
-from rlvr_jax import metrics
+from rlvr_jax import metrics, report
 from rlvr_jax.config import StudyConfig, UserError
+
+MODES = ("greedy", "sampled")
+
+
+class Study(NamedTuple):
+    """What is run, and what is made of its records, which are a run directory's rows and summary by name."""
+
+    run: Callable[[StudyConfig], dict[str, dict]]
+    table: Callable[[dict[str, dict], str], list[str]]  # of the summaries and where they come from
+    draw: Callable[[dict[str, dict], pathlib.Path], None]
 
 
 def run(config: StudyConfig) -> pathlib.Path:
     """Runs a study and returns the Markdown file it wrote; JSON and a PNG lie beside it."""
-    return STUDIES[config.study](config)
+    study, out = STUDIES[config.study], pathlib.Path(config.out)
+    records = study.run(config)
+    out.mkdir(parents=True, exist_ok=True)
+    study.draw(records, out / f"{config.study}.png")
+    metrics.write_json(out / f"{config.study}.json", {seed: record["summary"] for seed, record in records.items()})
+    lines = study.table({seed: record["summary"] for seed, record in records.items()}, provenance(config))
+    metrics.write_whole(out / f"{config.study}.md", "\n".join([*lines, "", f"![curves]({config.study}.png)", ""]))
+    return out / f"{config.study}.md"
 
 
-def one_shot(config: StudyConfig) -> pathlib.Path:
-    """Does held-out accuracy rise from one example, and go on rising once that example is solved?"""
-    runs = {}
+def run_one_shot(config: StudyConfig) -> dict[str, dict]:
+    """A base, its example and GRPO for each seed: `{seed: {"rows": of metrics.jsonl, "summary"}}`."""
+    records = {}
     for seed in map(int, config.seeds):
         base, trained = (pathlib.Path(config.work_dir) / f"{name}{seed}" for name in ("base", "rl"))
         script("pretrain", "--flagfile=configs/tiny_base.flags", f"--seed={seed}", f"--run_dir={base}")
         script("train", "--flagfile=configs/tiny.flags", f"--seed={seed}", f"--model={base}", f"--run_dir={trained}")
-        runs[seed] = {"rows": metrics.JsonLines(trained / "metrics.jsonl", 10**9).rows,
-                      "summary": json.loads((trained / "summary.json").read_text())}
+        records[str(seed)] = {"rows": report.read_jsonl(trained / "metrics.jsonl"),
+                              "summary": report.read_summary(trained / "summary.json")}
+    return records
+
+
+def one_shot_table(summaries: dict[str, dict], origin: str) -> list[str]:
+    """Lines of Markdown: does held-out accuracy rise from one example, and go on rising once that example is solved?"""
     header = ["seed", "problems", "base", "saturated at step", "at saturation", "peak", "end", "rise to end",
               "training accuracy"]
-    lines = ["# One example, one update a step: the tiny tier", "", provenance(config), "",
-             "Held-out accuracy, greedy / T=1, on problems of the test split, on which nothing was chosen.", "",
-             "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    ends = []
-    for seed, found in runs.items():
-        summary, after = found["summary"], found["summary"]["after_saturation"]
-        def pair(pick):
-            return " / ".join(f"{pick(mode):.3f}" for mode in ("greedy", "sampled"))
-        ends.append([summary["final"][mode] for mode in ("greedy", "sampled")])
-        cells = [seed, summary["final"]["n"], pair(lambda m: summary["base"][m]), summary["saturation_step"]]
-        cells += [pair(lambda m: after[m][when]) if after else "-" for when in ("at_saturation", "peak", "end")]
-        cells += [" / ".join(f"{after[m]['end'] - after[m]['at_saturation']:+.3f}" for m in ("greedy", "sampled"))
-                  if after else "-", f"{summary['train_accuracy']:.3f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    ends = [[summary["final"][mode] for mode in MODES] for summary in summaries.values()]
     means = [sum(column) / len(ends) for column in zip(*ends)]
-    lines += ["", f"Mean at the end: greedy {means[0]:.3f}, T=1 {means[1]:.3f}, over {len(ends)} seeds."]
-    out = pathlib.Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    draw_curves(runs, out / "one_shot.png")
-    metrics.write_json(out / "one_shot.json", {str(seed): found["summary"] for seed, found in runs.items()})
-    (out / "one_shot.md").write_text("\n".join(lines + ["", "![curves](one_shot.png)", ""]))
-    return out / "one_shot.md"
+    return ["# One example, one update a step: the tiny tier", "", origin, "",
+            "Held-out accuracy, greedy / T=1, on problems of the test split, on which nothing was chosen.", "",
+            "| " + " | ".join(header) + " |", "|---" * len(header) + "|",
+            *("| " + " | ".join([seed, *one_shot_cells(summary)]) + " |" for seed, summary in summaries.items()), "",
+            f"Mean at the end: greedy {means[0]:.3f}, T=1 {means[1]:.3f}, over {len(ends)} seeds."]
+
+
+def one_shot_cells(summary: dict) -> list[str]:
+    """A run's row of the table, after its seed; "-" where the example was never solved."""
+    def pair(pick, form=".3f"):
+        return " / ".join(format(pick(mode), form) for mode in MODES)
+
+    after = summary["after_saturation"]
+    curve = [pair(lambda mode: after[mode][when]) for when in ("at_saturation", "peak", "end")] if after else ["-"] * 3
+    rise = pair(lambda mode: after[mode]["end"] - after[mode]["at_saturation"], "+.3f") if after else "-"
+    return [str(summary["final"]["n"]), pair(lambda mode: summary["base"][mode]), str(summary["saturation_step"]),
+            *curve, rise, f"{summary['train_accuracy']:.3f}"]
 
 
 def script(name: str, *flags: str) -> None:
@@ -82,4 +101,4 @@ def draw_curves(runs: dict, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-STUDIES = {"one_shot": one_shot}
+STUDIES = {"one_shot": Study(run_one_shot, one_shot_table, draw_curves)}

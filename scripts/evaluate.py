@@ -1,25 +1,23 @@
-"""Measures a model on a set of problems and keeps every completion.
+"""Measures a model on one or several sets of problems and keeps every completion.
 
   python -m scripts.evaluate --model=runs/tiny --out=runs/tiny/eval                                  # greedy
-  python -m scripts.evaluate --model=runs/tiny --num_samples=64 --temperature=1 --out=runs/tiny/passk  # pass@k
+  python -m scripts.evaluate --model=runs/tiny --num_samples=64 --temperature=1 --out=runs/tiny/passk  # pass@k, maj@k
+  python -m scripts.evaluate --model=DIR --problems=math500.jsonl,aime24.jsonl --protocol=one_shot --out=runs/published
 
-Writes OUT/summary.json and OUT/completions.jsonl.
+Writes OUT/summary.json, OUT/table.md and OUT/completions.jsonl. The same command continues an interrupted one.
 """
+
+import pathlib
 
 from rlvr_jax import cli
 from rlvr_jax.config import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> None:
-    from rlvr_jax.evaluation import evaluate
+    from rlvr_jax.benchmarks import evaluate
 
-    summary = evaluate(config)
-    low, high = summary["interval"]
-    print(f"{config.model} on {config.problems}: {summary['accuracy']:.3f} correct [{low:.3f}, {high:.3f}] "
-          f"({summary['n']} problems x {summary['num_samples']} at temperature {config.temperature:g})")
-    print("  ".join(f"pass@{k} {value:.3f}" for k, value in summary["pass@k"].items()))
-    for style, (share, accuracy) in summary.get("styles", {}).items():
-        print(f"  {style:8} {share:6.1%} of completions" + ("" if accuracy is None else f", {accuracy:.3f} correct"))
+    evaluate(config)
+    print((pathlib.Path(config.out) / "table.md").read_text("utf-8") + f"\n{config.out}/summary.json")
 
 
 if __name__ == "__main__":

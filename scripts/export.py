@@ -8,13 +8,14 @@ from rlvr_jax.config import ExportConfig, UserError
 
 
 def main(config: ExportConfig) -> None:
-    from rlvr_jax import loading, tokenizer, weights
+    from rlvr_jax import loading, metrics, tokenizer, weights
 
     if not config.out:
         raise UserError("--out is required: the folder to write")
-    loaded = loading.load_model(config.model)
-    weights.save_folder(loaded.config, loaded.params, config.out, config.dtype)
-    tokenizer.save_folder(loaded.tokenizer, config.out)
+    loaded = loading.load_model(config.model, params_dtype=config.dtype)
+    with metrics.naming(config.out):
+        weights.save_folder(loaded.config, loaded.params, config.out, config.dtype)
+        tokenizer.save_folder(loaded.tokenizer, config.out)
     print(config.out)
 
 

@@ -15,13 +15,14 @@ from rlvr_jax.config import SampleConfig
 
 def main(config: SampleConfig) -> None:
     from rlvr_jax.generation import generate
+    from rlvr_jax.metrics import naming
 
     rows = generate(config)
     for i, row in enumerate(rows):
         print(f"--- {i + 1} of {len(rows)} ({row['stop_reason']}, {len(row['completion_ids'])} tokens)")
         print(coloured(row) if sys.stdout.isatty() else row["completion"])
     if config.out:
-        with open(config.out, "w", encoding="utf-8") as file:
+        with naming(config.out), open(config.out, "w", encoding="utf-8") as file:
             file.writelines(json.dumps({k: v for k, v in row.items() if k != "pieces"}) + "\n" for row in rows)
 
 

@@ -12,7 +12,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 DATA = pathlib.Path(os.environ.get("RLVR_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data() -> pathlib.Path:
     """The folder of real data sets, which the repository does not carry."""
     if not DATA.is_dir():

@@ -91,8 +91,9 @@ def count_lines(path) -> int:
 
 
 def without_clock(row: dict) -> dict:
-    """A row or summary without what a clock measured: everything else is a function of (flags, seed, step)."""
-    return {key: value for key, value in row.items() if not key.startswith("seconds") and "per_second" not in key}
+    """A row or summary without what belongs to one process: all else is a function of (flags, seed, step)."""
+    return {key: value for key, value in row.items()
+            if not key.startswith("seconds") and "per_second" not in key and key != "compilations"}
 
 
 def saved_arrays(run_dir, step: int) -> dict:

@@ -4,6 +4,7 @@ import pathlib
 import shutil
 import signal
 import socket
+import time
 
 import pytest
 
@@ -68,6 +69,16 @@ def test_two_processes_equal_two_devices_and_continue(begin, tmp_path, alone, ba
     shutil.rmtree(run_dir / "checkpoints" / str(STEPS))
     run("train", *FLAGS, f"--model={base}", f"--run_dir={run_dir}", "--host_devices=2", compiled=compiled, expect=0)
     assert_same_run(run_dir, alone, STEPS)
+
+
+def test_a_main_process_that_fails_alone_takes_the_other_with_it(begin, tmp_path):
+    """It cannot write its log; the other one waits for it in a collective, which it would do for five minutes."""
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    started = time.monotonic()
+    main, other = begin()
+    failed = finish(main, expect=1, limit=150)
+    assert failed.errors == [f"error: {tmp_path / 'run' / 'metrics.jsonl'}: Is a directory"]
+    assert finish(other, limit=60).code != 0 and time.monotonic() - started < 200
 
 
 def test_both_processes_refuse_other_flags(begin, tmp_path, alone):

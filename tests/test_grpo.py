@@ -54,15 +54,6 @@ def test_a_run_traces_each_program_once(base, tmp_path, monkeypatch):
     assert counts[0] == counts[1] > 0
 
 
-def test_the_curriculum_passes_over_all_problems_in_fresh_orders():
-    config = dataclasses.replace(CONFIG, num_prompts=3, group_size=2)
-    seen = np.concatenate([grpo.curriculum(config, 5, step)[::2] for step in range(1, 11)])
-    epochs = seen.reshape(6, 5)
-    assert all(sorted(epoch) == list(range(5)) for epoch in epochs) and len({tuple(e) for e in epochs}) > 1
-    np.testing.assert_array_equal(grpo.curriculum(config, 5, 4), grpo.curriculum(config, 5, 4))
-    assert (grpo.curriculum(config, 1, 7) == 0).all() and len(grpo.curriculum(config, 1, 7)) == 6
-
-
 def fake_rollouts(marker, size=8):
     made = sampler.Rollouts(np.arange(size), np.full((size, 2), marker), np.ones((size, 2), bool),
                             np.zeros((size, 2), np.float32), np.ones(size, bool))
@@ -129,7 +120,10 @@ def test_repetition_and_lengths_are_told_apart():
     np.testing.assert_allclose(metrics.repetition(ids[:1], mask[:1]), 11 / 13)  # 13 windows of 4, 2 of them new
     mask[0, 4:] = False
     looped = sampler.Rollouts(np.zeros(2), ids, mask, None, np.array([True, False]))
-    row = metrics.describe(looped, {"reward": np.array([1.0, 0.0]), "correct": np.array([1.0, 0.0])}, 2)
+    scored = {"reward": np.array([1.0, 0.0]), "correct": np.array([1.0, 0.0]), "timed_out": np.array([0.0, 1.0]),
+              "graded_by": np.array(["boxed"] * 2, object)}
+    row = metrics.describe(looped, scored, 2)
+    assert (row["train/graded_by"], row["train/grader_timeouts"]) == ("boxed", 1)
     assert (row["train/length_correct"], row["train/length_wrong"], row["train/truncated"]) == (4, 16, 0.5)
     assert row["train/live_groups"] == 1
 

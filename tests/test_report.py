@@ -160,6 +160,12 @@ def test_every_metric_is_listed_and_unknown_or_missing_ones_do_no_harm(tmp_path)
     assert "Sample: 20,500 tokens a second" in page.text
 
 
+def test_steps_that_compiled_are_counted(tmp_path):
+    rows = [row | {"compilations": 3 if row["step"] in (0, 1, 17) else 0} for row in ROWS]
+    assert "Programs were compiled in 3 of 41 rows, the last at step 17" in page_of(write_run(tmp_path, rows=rows)).text
+    assert "Programs were compiled" not in page_of(write_run(tmp_path)).text
+
+
 @pytest.mark.parametrize("text", [
     "</script><script>alert(1)</script></pre><img src=x onerror=alert(1)>", "{{ 7 * 7 }} {% raw %}", "&lt;b&gt; &amp;",
     "\n\n  first\n\tsecond   \n", "$\\frac{1}{2}$ ✓ 數學 😀"])

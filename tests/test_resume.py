@@ -81,6 +81,12 @@ def test_the_whole_learns_something(straight, base):
     assert (before != after).any()
 
 
+def test_nothing_is_compiled_after_the_first_step(straight):
+    """Not for an evaluation, not for a checkpoint."""
+    counts = [row["compilations"] for row in read_jsonl(straight() / "metrics.jsonl")]
+    assert min(counts[:2]) > 0 and not any(counts[2:])
+
+
 def test_killed_five_times_equals_the_whole(begin, train, tmp_path, straight):
     seed = secrets.randbits(32)
     rng, log = random.Random(seed), tmp_path / "run" / "metrics.jsonl"

@@ -35,8 +35,8 @@ def evaluated(tmp_path_factory, base, compiled):
 
 def test_evaluate_writes_its_summary(evaluated):
     printed, summary, rows = evaluated
-    assert set(summary) == {"n", "num_samples", "accuracy", "pass@k", "truncated", "num_tokens", "interval", "flags",
-                            "styles"}
+    assert set(summary) == {"n", "num_samples", "temperature", "accuracy", "interval", "pass@k", "maj@k", "intervals",
+                            "truncated", "timed_out", "num_tokens", "graded_by", "styles", "flags"}
     assert (summary["n"], summary["num_samples"], list(summary["pass@k"])) == (10, 4, ["1", "2", "4"])
     assert summary["accuracy"] == sum(row["correct"] for row in rows) / 40 == pytest.approx(summary["pass@k"]["1"])
     solved = {row["problem"] for row in rows if row["correct"]}
@@ -45,7 +45,8 @@ def test_evaluate_writes_its_summary(evaluated):
     assert 0 <= low <= summary["accuracy"] <= high <= 1
     assert set(summary["flags"]) == {f.name for f in dataclasses.fields(EvaluateConfig)}
     assert summary["flags"]["temperature"] == 1 and set(summary["styles"]) == {"careful", "sloppy", "guess", "ramble"}
-    assert f"{summary['accuracy']:.3f} correct" in printed and "(10 problems x 4 at temperature 1)" in printed
+    assert f"| arithmetic | 10 | avg@4, T=1 | {summary['accuracy']:.3f} [" in printed
+    assert summary["graded_by"] in printed and printed.rstrip().endswith("/deep/er/summary.json")
 
 
 def test_evaluate_keeps_every_completion(evaluated, base):
@@ -53,7 +54,8 @@ def test_evaluate_keeps_every_completion(evaluated, base):
     assert [(row["problem"], row["sample"]) for row in rows] == [(i, j) for i in range(10) for j in range(4)]
     problems = loading.load_problems("arithmetic", loading.load_model(str(base)).tokenizer, count=10, num_ops=2)
     for row in rows:
-        assert set(row) == {"problem", "sample", "prompt", "answer", "completion", "correct", "truncated", "num_tokens"}
+        assert set(row) == {"benchmark", "problem", "sample", "prompt", "answer", "completion", "extracted", "correct",
+                            "timed_out", "graded_by", "truncated", "num_tokens"}
         assert (row["prompt"], row["answer"]) == (problems[row["problem"]].prompt, problems[row["problem"]].answer)
         words = row["completion"].split()
         assert row["correct"] == (words[-2:] == ["answer", row["answer"]])
@@ -111,7 +113,7 @@ def test_pretrain_writes_a_run_directory(base):
     rows, summary = read_jsonl(base / "metrics.jsonl"), json.loads((base / "summary.json").read_text())
     assert [row["step"] for row in rows] == list(range(1, 201)) and rows[-1]["train/loss"] < rows[0]["train/loss"] / 1.5
     assert set(summary) == {"base", "final", "train_accuracy", "saturation_step", "steps", "after_saturation",
-                            "seconds"}
+                            "graded_by", "seconds"}
     assert summary["steps"] == 200 and summary["final"]["n"] == 16
     flags = (base / "flags.txt").read_text().splitlines()
     assert set(BASE) - set(flags) == {"--noremat", "--learning_rate=1e-2"}  # the same, as --remat=False and 0.01
@@ -183,12 +185,24 @@ def imports(path: pathlib.Path) -> set[str]:
 GRAPH = {name: imports(path) for name, path in MODULES.items()}
 # What a module may import at most; the loops (grpo, pretrain, ...) may import everything below them.
 ALLOWED = {
-    "config": set(), "objectives": set(), "grading": set(), "parallel": set(), "problems": {"config"},
-    "model": {"config"}, "sampler": {"model", "parallel", "config"}, "logprobs": {"model", "config"},
+    "config": set(), "objectives": set(), "parallel": set(), "notation": set(), "original_grader": set(),
+    "symbolic": {"config", "notation", "original_grader"}, "grading": {"notation", "original_grader", "symbolic"},
+    "problems": {"config", "grading"},
+    "ops": {"config"}, "model": {"config", "ops"}, "sampler": {"model", "parallel", "config"},
+    "logprobs": {"model", "config"},
     "learner": {"objectives", "model", "logprobs", "sampler", "parallel", "config"},
     "rewards": {"grading", "problems"}, "tokenizer": {"config"}, "weights": {"model", "config", "tokenizer"},
+    "gguf_file": {"model", "ops", "config", "tokenizer", "weights"},
     "metrics": set(), "checkpoint": {"config", "learner", "model", "parallel"}, "cli": {"config", "parallel"},
-    "runs": {"checkpoint", "metrics", "parallel", "config", "learner"},
+    "stopping": {"config"},
+    "memory": {"config", "learner", "loading", "model", "sampler", "tokenizer", "weights"},
+    "runs": {"checkpoint", "metrics", "parallel", "stopping", "config", "learner"},
+    "estimators": {"grading", "metrics"}, "regrading": {"config", "grading", "metrics"},
+    "selection": {"arithmetic", "config", "metrics", "problems"},
+    "pool": {"config", "evaluation", "loading", "metrics", "parallel", "problems", "runs", "sampler", "selection"},
+    "evaluation": {"arithmetic", "grading", "model", "problems", "sampler", "tokenizer"},
+    "benchmarks": {"arithmetic", "config", "estimators", "evaluation", "loading", "metrics", "model", "parallel",
+                   "problems", "runs", "sampler"},
     "rollouts": {"config", "evaluation", "grading", "loading", "metrics", "parallel", "problems", "rewards", "sampler",
                  "tokenizer"},
 }

@@ -3,19 +3,17 @@
 import datetime
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import tokenizers
+from golden.cases import LINES, write_qwen2_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from rlvr_jax import tokenizer as T
 from rlvr_jax.config import UserError
-from rlvr_jax.weights import smollm2_path
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "smollm2.json").read_text())
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 MESSAGES = [{"role": "user", "content": "1 < 2 & \"é\"?"}]
 
@@ -42,26 +40,6 @@ def folder(tmp_path, **files) -> Path:
         else:
             (tmp_path / f"{name}.json").write_text(json.dumps(content))
     return tmp_path
-
-
-def gguf_reader(**metadata):
-    """What `load_gguf` reads of a gguf.GGUFReader, for the tiny vocabulary with the given keys replaced."""
-    tokens = ["<pad>", "<s>", "</s>", "<tool>", *ALPHABET, "ab", "12", "123", "1234"]
-    fields = {"ggml.model": "gpt2", "ggml.pre": "gpt2", "ggml.tokens": tokens,
-              "ggml.token_type": [3, 3, 3, 4] + [1] * (len(tokens) - 4),
-              "ggml.merges": ["a b", "1 2", "12 3", "123 4"], "ggml.eos_token_id": 2} | metadata
-    return SimpleNamespace(fields={f"tokenizer.{key}": SimpleNamespace(contents=lambda value=value: value)
-                                   for key, value in fields.items() if value is not None})
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    gguf = pytest.importorskip("gguf", reason="pip install gguf")
-    try:
-        path = smollm2_path()
-    except UserError as error:
-        pytest.skip(str(error))
-    return T.load_gguf(gguf.GGUFReader(path))
 
 
 @given(st.text())
@@ -172,55 +150,42 @@ def test_chat_refusals(template, message):
         T.render_chat(tiny_tokenizer(template), MESSAGES)
 
 
-@pytest.mark.parametrize("pre, tokens", [
-    ("gpt2", ["x", "Ġ", "1234", "5", "Ġ", "Ġ", "1234", "Ċ", "Ċ"]),
-    ("smollm", ["x", "Ġ", "1", "2", "3", "4", "5", "Ġ", "Ġ", "1", "2", "3", "4", "Ċ", "Ċ"]),
-    ("qwen2", ["x", "Ġ", "1", "2", "3", "4", "5", "Ġ", "Ġ", "1", "2", "3", "4", "Ċ", "Ċ"]),
-    ("llama-bpe", ["x", "Ġ", "123", "4", "5", "Ġ", "Ġ", "123", "4", "Ċ", "Ċ"]),
+# ----- Qwen2.5-Math
+
+
+@pytest.fixture(scope="module")
+def qwen2(tmp_path_factory) -> T.Tokenizer:
+    dir = tmp_path_factory.mktemp("qwen2")
+    write_qwen2_tokenizer(dir, LINES)
+    return T.load_folder(dir)
+
+
+SYSTEM = "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+
+
+@pytest.mark.parametrize("turns, expected", [
+    (["user:1+1?"], SYSTEM + "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"),
+    (["system:Be brief.", "user:1+1?"],
+     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"),
+    (["user:1+1?", "assistant: 2 ", "user:<b>"],
+     SYSTEM + "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n 2 <|im_end|>\n"
+     "<|im_start|>user\n<b><|im_end|>\n<|im_start|>assistant\n"),
 ])
-def test_gguf_splits_digits_as_the_family_does(pre, tokens):
-    tokenizer = T.load_gguf(gguf_reader(**{"ggml.pre": pre}))
-    ids = T.encode(tokenizer, "x 12345  1234\n\n")
-    assert [tokenizer.backend.id_to_token(i) for i in ids] == tokens
-    assert T.decode(tokenizer, ids) == "x 12345  1234\n\n"
+def test_qwen2_math_chat(turns, expected, qwen2):
+    messages = [dict(zip(("role", "content"), turn.split(":"))) for turn in turns]
+    assert T.render_chat(qwen2, messages) == expected
 
 
-def test_gguf_added_tokens():
-    tokenizer = T.load_gguf(gguf_reader())
-    assert T.encode(tokenizer, "<s><tool>") == [1, 3]
-    assert T.decode(tokenizer, [1, 3]) == "<tool>"  # control tokens are skipped, a user's own are text
+def test_qwen2_layout(qwen2):
+    ids = T.encode(qwen2, "<|im_start|>user\n12 caf\u0065\u0301<|im_end|><tool_call>")
+    tokens = [qwen2.backend.id_to_token(i) for i in ids]
+    assert (tokens[0], tokens[-2:]) == ("<|im_start|>", ["<|im_end|>", "<tool_call>"])
+    assert {"1", "2"} < set(tokens)  # every digit on its own
+    assert T.decode(qwen2, ids) == "user\n12 caf\u00e9<tool_call>"  # composed (NFC); special tokens left out, text not
+    end, turn_end = map(qwen2.backend.token_to_id, ("<|endoftext|>", "<|im_end|>"))
+    assert (qwen2.pad_id, qwen2.eos_ids) == (end, (end, turn_end))
 
 
-def test_gguf_end_tokens_and_roles():
-    tokenizer = T.load_gguf(gguf_reader(**{"ggml.eot_token_id": 1, "ggml.bos_token_id": 1, "chat_template": "c"}))
-    assert (tokenizer.eos_ids, tokenizer.pad_id, tokenizer.chat_template) == ((2, 1), 2, "c")
-    assert tokenizer.special == {"bos_token": "<s>", "eos_token": "</s>"}
-    assert T.load_gguf(gguf_reader(**{"ggml.padding_token_id": 0})).pad_id == 0
-
-
-@pytest.mark.parametrize("metadata, message", [
-    ({"ggml.pre": "deepseek-llm"}, "deepseek-llm"), ({"ggml.pre": None}, "pre None"),
-    ({"ggml.model": "llama"}, "model 'llama'"), ({"ggml.eos_token_id": None}, "eos_token_id"),
-])
-def test_gguf_refusals(metadata, message):
-    with pytest.raises(UserError, match=message):
-        T.load_gguf(gguf_reader(**metadata))
-
-
-def test_smollm2_tokenises_as_published(smollm2):
-    for line, ids in GOLDEN["lines"].items():
-        assert T.encode(smollm2, line) == ids, line
-
-
-def test_smollm2_chat(smollm2):
-    for prompt in GOLDEN["prompts"]:
-        question = prompt["text"].split("user\n")[1].split("<|im_end|>")[0]
-        text = T.render_chat(smollm2, [{"role": "user", "content": question}])
-        assert text == prompt["text"]
-        assert T.encode(smollm2, text) == prompt["ids"]
-    assert smollm2.eos_ids == tuple(T.encode(smollm2, "<|im_end|>"))
-
-
-def test_smollm2_folder_round_trip(smollm2, tmp_path):
-    T.save_folder(smollm2, tmp_path)
-    assert T.to_json(T.load_folder(tmp_path)) == T.to_json(smollm2)
+def test_qwen2_folder_round_trip(qwen2, tmp_path):
+    T.save_folder(qwen2, tmp_path)
+    assert T.to_json(T.load_folder(tmp_path)) == T.to_json(qwen2)

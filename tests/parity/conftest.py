@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlvr_jax import weights
+from rlvr_jax import gguf_file
 from rlvr_jax.config import UserError
 
 
@@ -15,14 +15,14 @@ def smollm2_path():
     pytest.importorskip("gguf", reason="pip install gguf")
     pytest.importorskip("accelerate", reason="pip install accelerate: transformers reads no GGUF without it")
     try:
-        return weights.smollm2_path()
+        return gguf_file.smollm2_path()
     except UserError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_path):
-    return weights.load_gguf(smollm2_path)
+    return gguf_file.load(smollm2_path)
 
 
 @pytest.fixture(scope="session")

@@ -9,18 +9,21 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
+from tokenizers import pre_tokenizers
 
 torch = pytest.importorskip("torch", reason="parity tests need torch and transformers")
 transformers = pytest.importorskip("transformers", reason="parity tests need torch and transformers")
 
-from golden.cases import CONFIGS, LINES, QUESTIONS, greedy, random_params, random_tokens, write_gguf  # noqa: E402
+from golden.cases import (CONFIGS, LINES, QUESTIONS, greedy, logits, random_params, random_tokens,  # noqa: E402
+                          write_gguf, write_qwen2_tokenizer)
+from helpers import base, compiled, run  # noqa: E402, F401
+from test_paper_command import exported, qwen2_folder, trained  # noqa: E402, F401
 
+from rlvr_jax import gguf_file, loading, weights  # noqa: E402
 from rlvr_jax import tokenizer as tokenizer_lib  # noqa: E402
-from rlvr_jax import weights  # noqa: E402
-from rlvr_jax.model import forward, head  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # their warnings are not ours to fix
 
@@ -39,9 +42,11 @@ THEIRS = {
     "qwen3_stretched": transformers.Qwen3Config(**COMMON, num_key_value_heads=2, head_dim=16,
                                                 rope_parameters=dict(STRETCH)),
 }
-CHAT_TEMPLATES = {
-    "smollm2": None,  # the model's own
-    "headers": """{{- bos_token }}
+SMOLLM_SPLIT = pre_tokenizers.Sequence(
+    [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+# Uses what jinja2 does not have by itself: loop controls, strftime_now, tojson that leaves HTML alone, variables set
+# in blocks.
+HEADERS = """{{- bos_token }}
 {%- if messages[0]['role'] == 'system' %}
     {%- set system = messages[0]['content'] | trim %}{% set rest = messages[1:] %}
 {%- else %}
@@ -55,18 +60,12 @@ CHAT_TEMPLATES = {
 {% endfor %}
 {% if tools is not none %}tools{% endif %}
 {% if add_generation_prompt %}[assistant] {% endif %}
-""",
-}
+"""
 
 
 def their_logits(model, rows) -> np.ndarray:
     with torch.no_grad():
         return model(torch.tensor(rows, dtype=torch.long)).logits.numpy()
-
-
-def our_logits(params, config, rows) -> np.ndarray:
-    hidden, _ = jax.jit(forward, static_argnums=1)(jax.tree.map(jnp.asarray, params), config, np.array(rows, np.int32))
-    return np.asarray(head(params, hidden))
 
 
 def their_greedy(model, row, num_tokens: int) -> list[int]:
@@ -93,9 +92,15 @@ def test_reading_what_transformers_saved(name, shard_size, tmp_path):
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "20KB")
     config, params = weights.load_folder(tmp_path)
     rows = random_tokens(config, seed=1, length=96).tolist()
-    np.testing.assert_allclose(our_logits(params, config, rows), their_logits(theirs, rows), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits(params, config, rows), their_logits(theirs, rows), atol=1e-4, rtol=0)
     ours = greedy(params, config, [row[:32] for row in rows], 64)
     np.testing.assert_array_equal(ours, [their_greedy(theirs, row[:32], 64) for row in rows])
+    weights.save_folder(config, params, tmp_path / "out")
+    before, after = ({name: x for path in dir.glob("*.safetensors") for name, x in
+                      safetensors.numpy.load_file(path).items()} for dir in (tmp_path, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert all((x.dtype, x.shape, x.tobytes()) == (after[name].dtype, after[name].shape, after[name].tobytes())
+               for name, x in before.items())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -110,24 +115,43 @@ def test_transformers_reads_what_we_saved(name, shard_bytes, dtype, tmp_path):
     theirs = theirs.to(torch.float32).eval()
     rows = random_tokens(config, seed=1, length=96).tolist()
     _, params = weights.load_folder(tmp_path)
-    np.testing.assert_allclose(our_logits(params, config, rows), their_logits(theirs, rows), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits(params, config, rows), their_logits(theirs, rows), atol=1e-4, rtol=0)
     theirs.to(getattr(torch, dtype)).save_pretrained(tmp_path / "again")
     again = weights.load_folder(tmp_path / "again")
     assert again[0] == config
     assert all((a == b).all() for a, b in zip(jax.tree.leaves(again[1]), jax.tree.leaves(params), strict=True))
 
 
-@pytest.mark.parametrize("name", ["llama_tied", "llama_untied", "qwen2_untied", "qwen3_tied"])
+def test_an_exported_run(base, compiled, tmp_path):  # noqa: F811
+    run("export", f"--model={base}", f"--out={tmp_path}", compiled=compiled, expect=0)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
+    ours = loading.load_model(str(base))
+    rows = random_tokens(ours.config, seed=1, length=16).tolist()
+    np.testing.assert_allclose(logits(ours.params, ours.config, rows), their_logits(theirs, rows), atol=1e-4, rtol=0)
+
+
+def test_the_export_of_the_published_experiment(trained, exported):  # noqa: F811
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype="auto").eval()
+    ours, words = loading.load_model(str(trained)), transformers.AutoTokenizer.from_pretrained(exported)
+    chat = [{"role": "user", "content": QUESTIONS[2]}]
+    ids = tokenizer_lib.encode(ours.tokenizer, tokenizer_lib.render_chat(ours.tokenizer, chat))
+    assert words.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) == ids
+    np.testing.assert_allclose(logits(ours.params, ours.config, [ids]), their_logits(theirs, [ids]), atol=1e-4, rtol=0)
+    assert theirs.generation_config.eos_token_id == list(ours.tokenizer.eos_ids)
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "llama_untied", "qwen2_tied", "qwen2_untied", "qwen3_tied",
+                                  "qwen3_untied"])
 def test_small_ggufs(name, tmp_path):
     pytest.importorskip("accelerate", reason="pip install accelerate: transformers reads no GGUF without it")
     config = CONFIGS[name]
     if config.qk_norm:  # transformers 5.23 assumes Qwen3's published head size instead of reading it
         config = replace(config, head_dim=128)
     write_gguf(tmp_path / "m.gguf", config, random_params(config, 0), name.split("_")[0])
-    config, params, _ = weights.load_gguf(tmp_path / "m.gguf")
+    config, params, _ = gguf_file.load(tmp_path / "m.gguf")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32).eval()
     rows = random_tokens(config, seed=1, length=96).tolist()
-    np.testing.assert_allclose(our_logits(params, config, rows), their_logits(theirs, rows), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits(params, config, rows), their_logits(theirs, rows), atol=1e-4, rtol=0)
 
 
 # ----- SmolLM2
@@ -148,7 +172,7 @@ def test_smollm2(smollm2, their_smollm2):
     config, params, tokenizer = smollm2
     prompts = [tokenizer_lib.encode(tokenizer, tokenizer_lib.render_chat(tokenizer, [{"role": "user", "content": q}]))
                for q in QUESTIONS]
-    gaps = [np.abs(our_logits(params, config, [row]) - their_logits(their_smollm2, [row])).max() for row in prompts]
+    gaps = [np.abs(logits(params, config, [row]) - their_logits(their_smollm2, [row])).max() for row in prompts]
     print(f"largest logit difference {max(gaps):.1e}")
     assert max(gaps) < 2e-2
     expected = [their_greedy(their_smollm2, row, 32) for row in prompts]
@@ -184,9 +208,7 @@ def test_smollm2_tokenisation(smollm2, their_tokenizer, text_lines):
     differ = [line for line, a, b in zip(lines, ours, as_read) if a != b]
     print(f"{len(differ)} of {len(lines)} lines differ from transformers' unrepaired conversion")
     assert all(re.search(r"\s\s\d|[^\x00-\x7f]", line) for line in differ)
-    from tokenizers import pre_tokenizers
-    their_tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    their_tokenizer.backend_tokenizer.pre_tokenizer = SMOLLM_SPLIT
     assert ours == [their_tokenizer.encode(line, add_special_tokens=False) for line in lines]
     assert [tokenizer_lib.decode(tokenizer, ids) for ids in ours] == [their_tokenizer.decode(
         ids, skip_special_tokens=True) for ids in ours]
@@ -196,7 +218,7 @@ def test_smollm2_tokenisation(smollm2, their_tokenizer, text_lines):
 def test_other_families_split_as_their_own_tokenizer(pre, tokenizer_class, smollm2_path, text_lines):
     import gguf
     fields = gguf.GGUFReader(smollm2_path).fields | {"tokenizer.ggml.pre": SimpleNamespace(contents=lambda: pre)}
-    tokenizer = tokenizer_lib.load_gguf(SimpleNamespace(fields=fields))
+    tokenizer = gguf_file.read_tokenizer(SimpleNamespace(fields=fields))
     model = json.loads(tokenizer.backend.to_str())["model"]
     theirs = getattr(transformers, tokenizer_class)(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]])
     for line in [*LINES, *text_lines]:
@@ -205,18 +227,41 @@ def test_other_families_split_as_their_own_tokenizer(pre, tokenizer_class, smoll
             assert tokenizer_lib.encode(tokenizer, line) == ids, line
 
 
-@pytest.mark.parametrize("name", CHAT_TEMPLATES)
-def test_chats_render_alike(name, smollm2, their_tokenizer):
-    tokenizer, rng = smollm2[2], np.random.RandomState(0)
-    if CHAT_TEMPLATES[name] is not None:
-        tokenizer = tokenizer_lib.Tokenizer(tokenizer.backend, tokenizer.eos_ids, tokenizer.pad_id,
-                                            CHAT_TEMPLATES[name], tokenizer.special)
-        their_tokenizer.chat_template = CHAT_TEMPLATES[name]
-    texts = [line.replace("<|", "<") for line in (*QUESTIONS, *LINES)]
+@pytest.fixture(params=["smollm2", "headers", "qwen2_math"])
+def tokenizer_pair(request, smollm2, their_tokenizer, text_lines, tmp_path):
+    """(ours, transformers')"""
+    if request.param == "qwen2_math":
+        write_qwen2_tokenizer(tmp_path, text_lines, vocab_size=2000)
+        return tokenizer_lib.load_folder(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    their_tokenizer.backend_tokenizer.pre_tokenizer = SMOLLM_SPLIT
+    if request.param == "smollm2":
+        return smollm2[2], their_tokenizer
+    their_tokenizer.chat_template = HEADERS
+    return replace(smollm2[2], chat_template=HEADERS), their_tokenizer
+
+
+def test_chats_render_and_tokenise_alike(tokenizer_pair, text_lines):
+    ours, theirs = tokenizer_pair
+    rng, texts = np.random.RandomState(0), [*QUESTIONS, *LINES, *text_lines]
     for _ in range(200):
         turns = [{"role": "system", "content": texts[rng.randint(len(texts))]}] * rng.randint(2)
         turns += [{"role": ("user", "assistant")[i % 2], "content": texts[rng.randint(len(texts))]}
                   for i in range(rng.randint(1, 9))]
-        prompt = bool(rng.randint(2))
-        assert tokenizer_lib.render_chat(tokenizer, turns, prompt) == their_tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=prompt)
+        options = {"add_generation_prompt": bool(rng.randint(2))}
+        text = tokenizer_lib.render_chat(ours, turns, **options)
+        assert text == theirs.apply_chat_template(turns, tokenize=False, **options)
+        assert tokenizer_lib.encode(ours, text) == theirs.apply_chat_template(turns, return_dict=False, **options)
+
+
+def test_the_qwen2_layout_in_and_out(text_lines, tmp_path):
+    write_qwen2_tokenizer(tmp_path / "a", text_lines, vocab_size=2000)
+    tokenizer_lib.save_folder(tokenizer_lib.load_folder(tmp_path / "a"), tmp_path / "b")
+    ours = tokenizer_lib.load_folder(tmp_path / "b")
+    for dir in (tmp_path / "a", tmp_path / "b"):
+        theirs = transformers.AutoTokenizer.from_pretrained(dir)
+        assert theirs.convert_tokens_to_ids([theirs.eos_token, theirs.pad_token]) == [ours.eos_ids[0], ours.pad_id]
+        assert theirs.chat_template == ours.chat_template
+        for line in [*LINES, *text_lines, "<|im_start|>user\n<tool_call>1<|fim_pad|><|im_end|>"]:
+            ids = tokenizer_lib.encode(ours, line)
+            assert theirs.encode(line, add_special_tokens=False) == ids
+            assert theirs.decode(ids, skip_special_tokens=True) == tokenizer_lib.decode(ours, ids)

@@ -1,0 +1,19 @@
+"""Prints what a training run with the given flags needs on each device, for several machines, and whether it fits.
+
+  python -m scripts.memory --flagfile=configs/pi1_qwen2.5_math_1.5b.flags --shape=qwen2.5-math-1.5b
+
+--model=M works too. Nothing is computed: see rlvr_jax/memory.py for what is counted.
+"""
+
+from rlvr_jax import cli
+from rlvr_jax.config import MemoryConfig
+
+
+def main(config: MemoryConfig) -> None:
+    from rlvr_jax import memory
+
+    print(memory.run(config))
+
+
+if __name__ == "__main__":
+    cli.run(main, MemoryConfig)

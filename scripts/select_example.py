@@ -1,0 +1,27 @@
+"""Ranks problems by historical variance: how much their accuracy moved during an earlier training on all of them.
+
+  python -m scripts.select_example --history=acc_step_500.json --problems=dsr_sub.parquet
+  python -m scripts.select_example --history=runs/pool   # a run with --record_history
+
+For the published pool, JSONL files and the synthetic task, an index is what scripts.train takes as --example.
+"""
+
+from rlvr_jax import cli
+from rlvr_jax.config import SelectConfig
+
+
+def main(config: SelectConfig) -> None:
+    from rlvr_jax.selection import select
+
+    ranking = select(config)
+    print(f"{'rank':>5}{'index':>7}{'variance':>10}{'accuracy':>10}{'passes':>8}")
+    for row in ranking[: config.top or None]:
+        print(f"{row['rank']:5}{row['index']:>7}{row['score']:10.5f}{row['accuracy']:10.3f}{row['passes']:8}",
+              *([row["answer"] or "(none)", " ".join(row["question"].split())[:60]] if "question" in row else []),
+              sep="  ")
+    if config.out:
+        print(config.out)
+
+
+if __name__ == "__main__":
+    cli.run(main, SelectConfig)

@@ -1,0 +1,265 @@
+"""What a run directory does for a loop: stop rules, the best checkpoint, mirrors of the log, flags that may not change.
+
+The loop here trains nothing: its metrics are given, and the state of step s is full of s.
+"""
+
+import dataclasses
+import json
+import struct
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlvr_jax import arithmetic, checkpoint, evaluation, metrics, parallel, pool, runs, stopping
+from rlvr_jax.config import TrainConfig, UserError
+from rlvr_jax.learner import LearnerState
+from rlvr_jax.problems import Problem
+
+from helpers import read_jsonl
+
+CONFIG = TrainConfig(save_every=2, eval_every=2, keep_last=1)
+ENTROPY = [9, 8, 0.5, 0.4, 2, 0.3, 0.2, 0.1, 7, 7]  # of steps 1 to 10
+GREEDY = {2: 0.25, 4: 0.75, 6: 0.75, 8: 0.5, 10: 0.5}
+
+
+def state_of(step: int) -> LearnerState:
+    return LearnerState(np.int32(step), {"w": np.full(3, step, np.float32)}, {"m": np.full(2, step, np.float32)}, None)
+
+
+@pytest.fixture
+def go(tmp_path):
+    """`go(**flags)` starts the run or goes on with it; `crash_at` is a step that it does not live to log."""
+    def train(crash_at=None, **flags):
+        config = dataclasses.replace(CONFIG, run_dir=str(tmp_path / "run"), **{"num_steps": 10} | flags)
+        meta = {"flags": dataclasses.asdict(config)}
+        with runs.Run(config, "train") as run:
+            state = parallel.replicate(run.restore(state_of(0)))
+            for step in run.steps():
+                state = parallel.replicate(state_of(step))
+                if step == crash_at:
+                    raise RuntimeError("crash")
+                row = {"step": step, "train/loss": 0.0, "train/entropy": ENTROPY[step - 1], "train/name": "text"}
+                run.log(row | ({"eval/greedy": GREEDY[step]} if run.due(step, 2) else {}))
+                if run.due(step, config.save_every):
+                    run.save(state, meta)
+            return run.finish(state, meta)
+    return train
+
+
+def logged(tmp_path) -> list[int]:
+    return [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
+
+
+# ----- stop rules
+
+
+@pytest.mark.parametrize("crash_at", [None, 3, 5, 8])
+def test_a_stop_rule_ends_a_run_at_the_same_step_whatever_happens_before(go, tmp_path, capsys, crash_at):
+    """Below 1 at steps 3 and 4, then 6, 7 and 8: three in succession are complete at step 8."""
+    flags = {"stop_when": "train/loss>5, train/entropy<1", "stop_patience": 3}
+    if crash_at:
+        with pytest.raises(RuntimeError):
+            go(crash_at=crash_at, **flags)
+    summary = go(**flags)
+    assert summary["stopped_by"] == {"rule": "train/entropy<1", "patience": 3, "step": 8, "value": 0.1}
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert logged(tmp_path) == list(range(1, 9)) and checkpoint.steps(tmp_path / "run") == [8]
+    printed = capsys.readouterr().out
+    assert "--stop_when at step 8: train/entropy<1 in 3 rows in succession, the last with 0.1" in printed
+
+
+def test_a_stopped_run_goes_on_only_under_another_rule(go, tmp_path):
+    flags = {"stop_when": "train/entropy<1", "stop_patience": 3}
+    assert go(**flags) == go(**flags) and logged(tmp_path)[-1] == 8
+    assert go(**flags, num_steps=9)["steps"] == 8
+    assert "stopped_by" not in go(**flags | {"stop_patience": 4}) and logged(tmp_path)[-1] == 10
+
+
+def test_evaluations_in_succession_count_without_the_steps_between(go):
+    assert go(stop_when="eval/greedy>0.5", stop_patience=2)["stopped_by"]["step"] == 6
+
+
+rows_of = st.lists(st.sampled_from([{}, {"m": None}, {"m": 0.0}, {"m": 1.0}, {"m": 2.0}]), max_size=12)
+
+
+@given(rows_of, st.integers(1, 4))
+def test_a_rule_has_to_hold_in_all_of_the_last_rows_that_have_its_metric(values, patience):
+    rows = [{"step": step} | row for step, row in enumerate(values, 1)]
+    seen = ["y" if (row["m"] or 0) > 1.5 else "n" for row in values if "m" in row]
+    held = "".join(seen).endswith("y" * patience)
+    assert (stopping.verdict(stopping.parse("m>1.5"), patience, rows) is not None) == held
+
+
+def test_the_base_does_not_count_and_the_first_rule_that_holds_is_named():
+    rows = [{"step": 0, "a": 0.0}, {"step": 1, "a": 0.0, "b": 9.0}]
+    rules = stopping.parse(" c<1,a < 1e-3,b>2")
+    assert stopping.verdict(rules, 2, rows) is None
+    assert stopping.verdict(rules, 1, rows) == {"rule": "a<0.001", "patience": 1, "step": 1, "value": 0.0}
+    assert stopping.verdict(stopping.parse(""), 1, rows) is None
+
+
+@pytest.mark.parametrize("text", ["entropy", "entropy<", "<1", "a=1", "a<=1", "a<b", "a<1<2", "a<nan", "a<1,,b>2",
+                                  "a<1,"])
+def test_a_rule_that_cannot_be_read_is_refused(text):
+    with pytest.raises(UserError, match="--stop_when: .* is no rule; rules are METRIC<NUMBER or METRIC>NUMBER"):
+        stopping.parse(text)
+
+
+@pytest.mark.parametrize("flags, says, rows", [
+    ({"stop_when": "train/entropie<1"}, "--stop_when: this run does not measure train/entropie; step 1 has train/e", 0),
+    ({"keep_best": "eval/gready"}, "--keep_best: this run does not measure eval/gready; step 2 has eval/greedy, tr", 1),
+    ({"stop_when": "eval/gready>1"}, "--stop_when: this run does not measure eval/gready; step 2 has", 1)])
+def test_a_metric_that_is_not_measured_is_refused_at_the_first_row_that_should_have_it(go, tmp_path, flags, says, rows):
+    with pytest.raises(UserError, match=says):
+        go(**flags)
+    assert len(logged(tmp_path)) == rows
+
+
+# ----- the best checkpoint
+
+
+def test_the_best_checkpoint_stays_whatever_came_after_and_has_a_name(go, tmp_path):
+    """The newest of the equal ones of steps 4 and 6; the run starts anew after it, from step 8."""
+    with pytest.raises(RuntimeError):
+        go(keep_best="eval/greedy", crash_at=9)
+    assert checkpoint.steps(tmp_path / "run") == [6, 8]
+    go(keep_best="eval/greedy")
+    assert checkpoint.steps(tmp_path / "run") == [6, 10]
+    assert checkpoint.best_step(str(tmp_path / "run")) == 6
+
+
+def test_without_keep_best_the_newest_stay_and_no_step_is_best(go, tmp_path):
+    go()
+    assert checkpoint.steps(tmp_path / "run") == [10]
+    with pytest.raises(UserError, match="run@best: its --keep_best= names no metric of a checkpoint; name a step: 10$"):
+        checkpoint.restore_model(str(tmp_path / "run"), "best")
+
+
+def test_a_checkpoint_without_the_metric_is_not_the_best(go, tmp_path):
+    go(keep_best="eval/greedy", save_every=3, keep_last=2)  # steps 3 and 9 are saved and not evaluated
+    assert checkpoint.steps(tmp_path / "run") == [6, 9, 10] and checkpoint.best_step(str(tmp_path / "run")) == 6
+
+
+def test_keep_best_may_change_and_judges_old_checkpoints_too(go, tmp_path):
+    go(keep_last=9, keep_best="eval/greedy", num_steps=8)
+    assert checkpoint.steps(tmp_path / "run") == [2, 4, 6, 8] and checkpoint.best_step(str(tmp_path / "run")) == 6
+    go(keep_best="train/entropy")
+    assert checkpoint.steps(tmp_path / "run") == [2, 10] and checkpoint.best_step(str(tmp_path / "run")) == 2
+
+
+# ----- flags that may not change
+
+
+@pytest.mark.parametrize("before, after, says", [
+    ({"schedule": "cosine"}, {"num_steps": 90}, "--num_steps=90 moves the end of its schedule: add --decay_steps=360"),
+    ({"schedule": "linear"}, {"num_steps": 30}, "--num_steps=30 moves the end of its schedule: add --decay_steps=360"),
+    ({"schedule": "linear", "decay_steps": 360}, {"decay_steps": 0, "num_steps": 90}, "add --decay_steps=360,"),
+    ({"schedule": "linear", "decay_steps": 7}, {"decay_steps": 9}, "--decay_steps (was 7); restore them,"),
+    ({"schedule": "linear"}, {"num_steps": 90, "seed": 1}, "--decay_steps (was 360), --seed (was 0); restore them,"),
+    ({"schedule": "cosine"}, {"num_steps": 90, "decay_steps": 360}, ""),
+    ({"schedule": "cosine"}, {"decay_steps": 360}, ""),
+    ({"schedule": "constant"}, {"num_steps": 90}, "")])
+def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after, says):
+    first = dataclasses.replace(CONFIG, num_steps=60, num_passes=2, num_minibatches=3, **before)
+    (tmp_path / "flags.txt").write_text("\n".join(runs.flag_lines(first)))
+    found = runs.changed_flags(tmp_path, dataclasses.replace(first, **after), runs.FREE, "--run_dir")
+    assert says in found and bool(found) == bool(says)
+
+
+# ----- what is chosen once
+
+
+def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
+    """A run that starts, anew or after a start that saved nothing, does; so does one whose note is gone or damaged."""
+    asked, restore = [], runs.Run.restore
+
+    def restore_and_choose(run, fresh):
+        chosen.append(run.once("example", lambda: asked.append(1) or 40 + len(asked)))
+        return restore(run, fresh)
+
+    chosen, kept = [], tmp_path / "run" / "example.json"
+    monkeypatch.setattr(runs.Run, "restore", restore_and_choose)
+    with pytest.raises(RuntimeError):
+        go(crash_at=1)
+    go(num_steps=2)
+    assert json.loads(kept.read_text()) == {"example": 42}
+    go(num_steps=4)
+    go(num_steps=4)  # finished already
+    kept.write_text("{")
+    go(num_steps=6)
+    kept.unlink()
+    go(num_steps=8)
+    go(num_steps=2, resume="never")
+    assert chosen == [41, 42, 42, 42, 43, 44, 45]
+
+
+def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
+    words, problems = arithmetic.make_tokenizer(), pool.merge([Problem(str(i), "3", str(i)) for i in (7, 8, 9)])
+    config, start = TrainConfig(example="auto"), SimpleNamespace(params={}, tokenizer=words)
+    rows = [{"problem": p, "correct": i < right, "completion": "think answer 3"}
+            for p, right in enumerate([0, 60, 15]) for i in range(64)]
+    monkeypatch.setattr(evaluation, "measure", lambda *_, **__: rows)
+    assert pool.example_place(config, start, None, problems, None) == 2  # 15 of 64 is nearer to 0.2 than 60
+
+
+# ----- mirrors and counts
+
+
+def events(folder) -> list[tuple]:
+    """(tag, step, value) of every scalar in a folder of event files: length, checksum, data, checksum."""
+    from tensorboardX.proto import event_pb2
+
+    found = []
+    for path in folder.iterdir():
+        content, place = path.read_bytes(), 0
+        while place < len(content):
+            length, = struct.unpack_from("<Q", content, place)
+            event = event_pb2.Event.FromString(content[place + 12 : place + 12 + length])
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            place += length + 16
+    return found
+
+
+def test_tensorboard_mirrors_the_log_and_a_resumed_run_repeats_no_step(go, tmp_path):
+    pytest.importorskip("tensorboardX", reason="pip install 'rlvr_jax[tensorboard]'")
+    with pytest.raises(RuntimeError):
+        go(tensorboard=True, crash_at=4)  # step 3 is logged, and done again from the checkpoint of step 2
+    go(tensorboard=True)
+    wanted = [(key, row["step"], value) for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")
+              for key, value in row.items() if key not in ("step", "train/name")]
+    found = events(tmp_path / "run" / "tensorboard")
+    assert len(found) == 10 * 3 + 5
+    assert sorted(found) == [(key, step, pytest.approx(value)) for key, step, value in sorted(wanted)]
+
+
+def test_without_tensorboardx_the_extra_is_named_before_anything_is_written(go, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match=r"--tensorboard needs tensorboardX: pip install 'rlvr_jax\[tensorboard\]'"):
+        go(tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_program_built_is_counted_once():
+    with metrics.compilations() as taken:
+        double = jax.jit(lambda x: jax.jit(lambda y: y + 1)(x) * 2)  # two are traced, one is built
+        for size in (3, 3, 4, 4):
+            double(np.ones(size, np.float32))
+        assert (taken(), taken()) == (2, 0)
+        double(np.ones(5, np.float32))
+        assert taken() == 1
+    double(np.ones(6, np.float32))
+    assert taken() == 0  # it listens no longer
+
+
+def test_an_ngram_counts_as_repeated_within_its_own_completion_only():
+    ids = np.array([[5, 5, 5, 5, 5, 5], [1, 2, 1, 2, 1, 2], [1, 2, 1, 2, 9, 9], [7, 7, 7, 7, 7, 7]])
+    lengths = np.array([6, 6, 5, 3])
+    mask = np.arange(6) < lengths[:, None]
+    # windows of 4: 3 equal ones (2 repeat); 1212 2121 1212 (1 repeats); 1212 2129 (none); none at all
+    assert metrics.repetition(ids, mask) == pytest.approx(3 / 8)
+    assert metrics.repetition(ids[:, :3], mask[:, :3]) == 0
