@@ -317,9 +317,11 @@ class ExportConfig(ModelChoice):
 class StudyConfig:
     """A question asked over several seeds."""
 
-    study: str = setting("one_shot", "one_shot: a base, one example and GRPO for each seed", ["one_shot"])
+    study: str = setting("one_shot", "one_shot: a base, one example and GRPO for each seed; smollm2: a language model "
+                         "before and after, paid for being right and paid for a box", ["one_shot", "smollm2"])
     seeds: tuple[float, ...] = setting((0, 1, 2), "one run from scratch for each: base, example, rollouts")
-    work_dir: str = setting("runs/one_shot", "directory for the runs")
+    data: str = setting("", "smollm2: directory with gsm8k.jsonl, svamp.jsonl and the mawps_*.jsonl files")
+    work_dir: str = setting("", "directory for the runs; empty: runs/STUDY")
     out: str = setting("results", "directory for NAME.json, NAME.md and NAME.png")
 
 

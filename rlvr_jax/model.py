@@ -98,10 +98,16 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
 
 
 def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_queries: int) -> tuple:
-    """What `attention` needs to look at each row's prompt; a single prompt is shared instead of copied B times."""
+    """What `attention` needs to look at each row's prompt; a single prompt is shared instead of copied B times.
+
+    `prompt_index_B` None says that row b continues prompt b: nothing has to be copied.
+    """
     num_prompts, size = keys_PxSxKxE.shape[:2]
-    mask_BxS = jnp.arange(size)[None, :] < lengths_P[prompt_index_B][:, None]
-    mask_BxTxS = jnp.broadcast_to(mask_BxS[:, None], (len(prompt_index_B), num_queries, size))
+    lengths_B = lengths_P if prompt_index_B is None else lengths_P[prompt_index_B]
+    mask_BxS = jnp.arange(size)[None, :] < lengths_B[:, None]
+    mask_BxTxS = jnp.broadcast_to(mask_BxS[:, None], (len(lengths_B), num_queries, size))
+    if prompt_index_B is None:
+        return keys_PxSxKxE, values_PxSxKxE, mask_BxTxS
     if num_prompts == 1:
         return keys_PxSxKxE[0], values_PxSxKxE[0], mask_BxTxS
     return keys_PxSxKxE[prompt_index_B], values_PxSxKxE[prompt_index_B], mask_BxTxS
@@ -172,10 +178,10 @@ def init_cache(config: ModelConfig, rows: int, window: int) -> KVCache:
     return KVCache(zeros(), zeros())
 
 
-def decode_step(params: Params, config: ModelConfig, layers: list, prefix: Prefix, prompt_index_B: jax.Array,
-                tokens_B: jax.Array, steps_B: jax.Array, cache: KVCache,
+def decode_step(params: Params, config: ModelConfig, layers: list, prefix: Prefix,
+                prompt_index_B: Optional[jax.Array], tokens_B: jax.Array, steps_B: jax.Array, cache: KVCache,
                 edit_residual: Optional[EditResidual] = None) -> tuple[jax.Array, KVCache]:
-    """Feeds one token a row: the `steps_B[b]`-th input of a completion of prompt `prompt_index_B[b]`.
+    """Feeds one token a row: the `steps_B[b]`-th input of a completion of prompt `prompt_index_B[b]` (None: prompt b).
 
     Rows may stand at different steps. A row that starts over only sets its step to 0: what the cache holds beyond a
     row's step is masked. Attention reads the smallest power-of-two bucket of the cache that holds the farthest row.
@@ -183,7 +189,8 @@ def decode_step(params: Params, config: ModelConfig, layers: list, prefix: Prefi
     Returns `(logits_BxV f32, cache)`.
     """
     rows, window = cache.keys[0].shape[:2]
-    positions_Bx1 = (prefix.lengths[prompt_index_B] + steps_B)[:, None]
+    starts_B = prefix.lengths if prompt_index_B is None else prefix.lengths[prompt_index_B]
+    positions_Bx1 = (starts_B + steps_B)[:, None]
     buckets = [size for size in (64 * 2**i for i in range(24)) if size < window] + [window]
     bucket = jnp.sum(jnp.max(steps_B) >= jnp.array(buckets[:-1], jnp.int32))
     seen_Bx1xW = (jnp.arange(window)[None, :] <= steps_B[:, None])[:, None]

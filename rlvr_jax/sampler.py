@@ -103,15 +103,19 @@ def sample(params: model.Params, config: ModelConfig, prompts: Prompts, prompt_i
     num_rows, t_max = len(prompt_index_B), max_new_tokens
     num_slots = min(num_slots or num_rows, num_rows)
     prefix = model.prefill(params, config, prompts, edit_residual=edit_residual)
+    in_place = 1 < len(prompts.lengths) == num_rows == num_slots  # slot b only ever has row b: order the prompts so
+    if in_place:
+        prefix = prefix.replace(keys=prefix.keys[:, prompt_index_B], values=prefix.values[:, prompt_index_B],
+                                lengths=prefix.lengths[prompt_index_B], last_tokens=prefix.last_tokens[prompt_index_B])
     layers = model.split_layers(params, prefix)
     eos_E = jnp.array(eos_ids, jnp.int32)
 
     def prompt_of(rows):
-        return prompt_index_B[jnp.minimum(rows, num_rows - 1)]
+        return jnp.minimum(rows, num_rows - 1) if in_place else prompt_index_B[jnp.minimum(rows, num_rows - 1)]
 
     def body(s: _Slots) -> _Slots:
-        logits, cache = model.decode_step(params, config, layers, prefix, prompt_of(s.rows), s.tokens, s.steps,
-                                          s.cache, edit_residual)
+        logits, cache = model.decode_step(params, config, layers, prefix, None if in_place else prompt_of(s.rows),
+                                          s.tokens, s.steps, s.cache, edit_residual)
         keys_N = keys_B[jnp.minimum(s.rows, num_rows - 1)]
         uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(keys_N, s.steps)
         tokens, logprobs = draw(logits, uniforms_N, temperature, top_p)

@@ -1,6 +1,7 @@
-"""Runs a study from configs/ over several seeds and writes results/NAME.{json,md,png}.
+"""Runs a study from configs/ and writes results/NAME.{json,md,png}.
 
-  python -m scripts.study --study=one_shot --seeds=0,1,2 --work_dir=runs/one_shot
+  python -m scripts.study --study=one_shot --seeds=0,1,2
+  python -m scripts.study --study=smollm2 --seeds=0 --data=DIR
 
 Runs already finished in work_dir are not repeated.
 """

@@ -48,6 +48,15 @@ def test_slots_and_batch_composition_change_no_rollout():
         np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
 
 
+@pytest.mark.parametrize("index", [(2, 0, 1), (1, 1, 0)])
+def test_a_slot_for_every_row_changes_no_rollout(index):
+    """As many prompts, rows and slots: then prompts are laid out as the rows are, and never looked up again."""
+    reference, out = (draw_rollouts(index=np.array(index, np.int32), num_slots=n, seed=2) for n in (2, 3))
+    np.testing.assert_array_equal(out.completions, reference.completions)
+    np.testing.assert_array_equal(out.completion_mask, reference.completion_mask)
+    np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
+
+
 def test_devices_and_padding_rows_change_no_rollout():
     reference = draw_rollouts(index=INDEX[:7], seed=5)
     draw = sampler.make_sampler(BASE, eos_ids=(1, 4, 9), max_new_tokens=12)

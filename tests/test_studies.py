@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rlvr_jax import studies
-from rlvr_jax.config import StudyConfig
+from rlvr_jax.config import StudyConfig, UserError
 
 
 def summary(greedy, sampled, solved=True):
@@ -53,3 +53,31 @@ def test_a_study_runs_the_commands_of_a_user_and_writes_three_files(tmp_path, mo
     text = out.read_text()
     assert "`python -m scripts.study --study=one_shot --seeds=0,3`" in text and text.endswith("![curves](one_shot.png)\n")
     assert (tmp_path / "results" / "one_shot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def measured(accuracy, gain):
+    one = {"n": 200, "accuracy": accuracy, "interval": (accuracy - 0.02, accuracy + 0.03), "truncated": 0.25,
+           "graded_by": "lenient / math", "gain": gain, "gain_interval": (gain - 0.01, gain + 0.01)}
+    return {name: one for name in studies.BENCHMARKS}
+
+
+def test_the_language_model_is_held_against_its_base_and_a_control():
+    rows = [{"step": 0}] + [{"step": step, "train/reward_mean": step / 10, "train/accuracy": 0.5, "train/entropy": 1.0,
+                             "train/completion_length": 40 + step} for step in range(1, 11)]
+    ends = studies.training_ends(rows)
+    assert ends == {"steps": 10, "reward_mean": pytest.approx([0.3, 0.8]), "accuracy": [0.5, 0.5],
+                    "entropy": [1.0, 1.0], "completion_length": [43.0, 48.0]}
+    lines = studies.smollm2_table({"base": {"benchmarks": measured(0.05, 0.0), "training": {"steps": 0}},
+                                   "correct": {"benchmarks": measured(0.11, 0.06), "training": ends},
+                                   "format": {"benchmarks": measured(0.04, -0.01), "training": ends}}, "where from")
+    cells = [line.split(" | ") for line in lines if line.startswith("| ")]
+    assert cells[1][:2] == ["| base", "0.050 [0.030, 0.080]"]
+    assert cells[2][:2] == ["| correct", "0.110 [0.090, 0.140], +0.060 [+0.050, +0.070]"] and cells[2][-1] == "25.0% |"
+    assert cells[3][2] == "0.040 [0.020, 0.070], -0.010 [-0.020, +0.000]"
+    assert cells[-1][1:] == ["10", "0.3 -> 0.8", "0.5 -> 0.5", "43 -> 48", "1 -> 1 |"]
+    assert "200 problems each, graded by lenient / math." in lines
+
+
+def test_the_study_of_a_language_model_needs_its_data():
+    with pytest.raises(UserError, match="--data is required: the directory with gsm8k.jsonl"):
+        studies.run(StudyConfig(study="smollm2"))
