@@ -154,7 +154,8 @@ def update(config: MemoryConfig, shape: ModelConfig, work: Work) -> dict[str, in
     one_layer = layer_bytes(shape, w.micro_rows, w.new_tokens, w.prompt_tokens, backward=True)
     kept = (positions * shape.d_model * bytes_ if config.remat else
             layer_bytes(shape, w.micro_rows, w.new_tokens, w.prompt_tokens, backward=False))
-    chunk = min(w.micro_rows * w.new_tokens, max(1, config.max_logits // shape.vocab_size))
+    targets = w.micro_rows * w.new_tokens
+    chunk = -(-targets // -(-targets // max(1, config.max_logits // shape.vocab_size)))
     return {"batch": batch_bytes(config, w),
             "summed gradients": size(params),
             "a micro-batch's gradients": size(params),

@@ -96,7 +96,7 @@ def test_a_child_may_use_no_more_memory(shared):
 def test_a_child_killed_between_questions_is_replaced(shared):
     shared.ask(EASY)
     for worker in shared.idle:
-        os.kill(worker.process.pid, signal.SIGKILL)
+        os.killpg(worker.process.pid, signal.SIGKILL)  # the fork that works in it, too
         worker.process.wait()
     assert shared.ask(EASY) == RIGHT
 
@@ -134,7 +134,9 @@ def test_threads_may_ask_at_the_same_time(shared):
 ])
 def test_a_child_that_talks_nonsense_or_dies_is_a_no(monkeypatch, fresh, code):
     monkeypatch.setattr(symbolic, "COMMAND", [sys.executable, "-c", READY + code])
+    start = time.monotonic()
     assert fresh.ask(EASY[:1]) == [Reply(False, True)] and not fresh.idle
+    assert time.monotonic() - start < symbolic.WALL_SECONDS  # nobody waits for more
     monkeypatch.undo()
     assert fresh.ask(EASY[:1]) == RIGHT[:1]
 
