@@ -10,7 +10,7 @@ from typing import Callable, NamedTuple
 import jax
 import numpy as np
 
-from rlvr_jax import estimators, metrics, report
+from rlvr_jax import estimators, metrics, regrading, report
 from rlvr_jax.config import StudyConfig, UserError
 
 MODES = ("greedy", "sampled")
@@ -96,8 +96,9 @@ def run_smollm2(config: StudyConfig) -> dict[str, dict]:
         script("evaluate", f"--model={model}", f"--problems={files}", "--prompt_style=chat", f"--instruction={BOX}",
                "--max_problems=200", "--max_new_tokens=128", "--rows_per_call=200", f"--out={work / ('eval_' + arm)}")
         summary = report.read_summary(work / f"eval_{arm}" / "summary.json")["benchmarks"]
-        right = {name: np.array([row["correct"] for row in report.read_jsonl(work / f"eval_{arm}" / "completions.jsonl")
-                                 if row["benchmark"] == name], float) for name in BENCHMARKS}
+        answered = regrading.read_completions(str(work / f"eval_{arm}" / "completions.jsonl"))
+        right = {name: np.array([row["correct"] for row in answered if row["benchmark"] == name], float)
+                 for name in BENCHMARKS}
         base = base or right
         for name in BENCHMARKS:
             gain = right[name] - base[name]
