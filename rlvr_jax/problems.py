@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from typing import Optional
+from typing import Iterator, Optional
 
 from rlvr_jax import grading
 from rlvr_jax.config import UserError
@@ -54,7 +54,8 @@ def load(path: str) -> list[Problem]:
     file = pathlib.Path(path)
     if not file.is_file():
         raise UserError(f"no problem file {path}; --problems takes 'arithmetic', a JSONL file or a .parquet file")
-    found = (_load_parquet if file.suffix == ".parquet" else _load_jsonl)(file)
+    found = (_load_parquet(file) if file.suffix == ".parquet" else
+             [_problem(row, file, number) for number, row in read_lines(file)])
     if not found:
         raise UserError(f"{path} holds no problems")
     return found
@@ -75,17 +76,14 @@ def merge(found: list[Problem]) -> list[Problem]:
             for place, ((_, _, index), same) in enumerate(groups.items())]
 
 
-def _load_jsonl(file: pathlib.Path) -> list[Problem]:
-    found = []
+def read_lines(file: pathlib.Path) -> Iterator[tuple[int, object]]:
+    """(number, content) of each line of JSON; blank ones are left out. Raises UserError naming a line that is none."""
     for number, line in enumerate(file.read_bytes().split(b"\n"), 1):  # text has other line ends, legal inside JSON
-        if not line.strip():
-            continue
         try:
-            row = json.loads(line.decode())
+            if line.strip():
+                yield number, json.loads(line.decode())
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file}, line {number}: not JSON ({error})") from None
-        found.append(_problem(row, file, number))
-    return found
 
 
 def _problem(row: dict, file: pathlib.Path, number: int) -> Problem:

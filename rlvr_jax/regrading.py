@@ -7,6 +7,7 @@ import time
 
 from rlvr_jax import grading, metrics
 from rlvr_jax.config import GradeConfig, UserError
+from rlvr_jax.problems import read_lines
 
 ROWS_PER_CALL = 512  # between two moves of the progress line
 
@@ -41,13 +42,7 @@ def read_completions(path: str) -> list[dict]:
     file, rows = pathlib.Path(path), []
     if not path or not file.is_file():
         raise UserError(f"--completions={path}: no such file; it takes a JSONL file of rows with completion and answer")
-    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):  # text has other line ends, legal inside JSON
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from None
+    for number, row in read_lines(file):
         if not isinstance(row, dict) or not isinstance(row.get("completion"), str) or row.get("answer") is None:
             found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
             raise UserError(f"{path}, line {number}: needs a completion (text) and an answer; it has {found}")
