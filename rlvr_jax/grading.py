@@ -83,7 +83,8 @@ def grade(texts: Sequence[str], answers: Sequence[str], answer_format: str, grad
     extract = original_grader.last_box if grader == "original" else EXTRACTORS[answer_format]
     pairs = [(extract(text), answer) for text, answer in zip(texts, answers, strict=True)]
     known = {pair: _at_once(*pair, grader) for pair in dict.fromkeys(pairs)}
-    open_pairs = [pair for pair, verdict in known.items() if verdict is None and answer_format != "answer"]
+    final = grader == "math" and answer_format == "answer"
+    open_pairs = [pair for pair, verdict in known.items() if verdict is None and not final]
     replies = symbolic.POOL.ask([symbolic.Question(grader, *pair) for pair in open_pairs])
     late = {pair for pair, reply in zip(open_pairs, replies) if reply.timed_out}
     known |= {pair: reply.equal for pair, reply in zip(open_pairs, replies)}

@@ -147,6 +147,7 @@ def test_the_original_looks_into_the_last_box_alone():
         for answer_format in grading.EXTRACTORS:
             assert grading.correct(text, "12.8", answer_format, "original") is right
     assert grading.correct("The answer is 12.8", "12.8", "lenient")
+    assert all(grading.correct(r"\boxed{2\sqrt{3}}", r"\sqrt{12}", name, "original") for name in grading.EXTRACTORS)
 
 
 # ----- which answers are equal
