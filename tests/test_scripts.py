@@ -197,7 +197,7 @@ ALLOWED = {
     "stopping": {"config"},
     "memory": {"config", "learner", "loading", "model", "sampler", "tokenizer", "weights"},
     "runs": {"checkpoint", "metrics", "parallel", "stopping", "config", "learner"},
-    "estimators": {"grading", "metrics"}, "regrading": {"config", "grading", "metrics"},
+    "estimators": {"grading", "metrics"}, "regrading": {"config", "grading", "metrics", "problems"},
     "selection": {"arithmetic", "config", "metrics", "problems"},
     "pool": {"config", "evaluation", "loading", "metrics", "parallel", "problems", "runs", "sampler", "selection"},
     "evaluation": {"arithmetic", "grading", "model", "problems", "sampler", "tokenizer"},
