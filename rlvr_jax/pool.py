@@ -38,8 +38,7 @@ def example_place(config: TrainConfig, start: loading.LanguageModel, draw: Calla
         draw, parallel.replicate(start.params), start.tokenizer, pool, prompts, temperature=config.temperature,
         num_samples=64, answer_format=loading.answer_format(config.answer_format, config.source), grader=config.grader,
         seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048)
-    chosen = selection.choose_example(rows, pool, config.example_pass_rate)
-    return [problem.meta["index"] for problem in pool].index(chosen.meta["index"])
+    return selection.choose_example(rows, len(pool), config.example_pass_rate)
 
 
 def file_problems(config: TrainConfig, start: loading.LanguageModel) -> list[Problem]:

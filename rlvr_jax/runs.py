@@ -128,7 +128,7 @@ class Run:
         """`choose()`, a number from 0 that depends on (flags, seed) alone; a run that goes on finds it in NAME.json."""
         path, known = self.dir / f"{name}.json", -1
         if self.resumed and parallel.is_main():
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: choose it again
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: choose again
                 known = json.loads(path.read_text("utf-8"))[name]
         known = int(parallel.broadcast(np.int32(known)))
         if known < 0:

@@ -1,6 +1,5 @@
 """Choosing the one example: by how often the untrained model solves it, or by its history in an earlier training."""
 
-import dataclasses
 import json
 import pathlib
 import statistics
@@ -9,32 +8,29 @@ import numpy as np
 
 from rlvr_jax import arithmetic, metrics, problems
 from rlvr_jax.config import SelectConfig, UserError
-from rlvr_jax.problems import Problem
 
 HISTORY = "history.json"  # of a run directory: index of a problem -> its accuracy in each pass over the pool
 
 
-def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float) -> Problem:
-    """The problem whose pass rate is nearest `pass_rate`; what was seen of it goes into its `meta`.
+def choose_example(rows: list[dict], pool_size: int, pass_rate: float) -> int:
+    """The place in the pool of the problem whose pass rate is nearest `pass_rate`.
 
-    `rows` are completions of every problem (`evaluation.measure`). A problem that is never or always solved teaches
+    `rows` are as many completions of every problem (`evaluation.measure`). A problem that is never or always solved teaches
     nothing. On the synthetic task a right answer that is not a careful one is luck: where more than 0.5 % of the
     completions are lucky, training would reward the wrong style, so such problems come last.
     """
-    right, lucky = np.zeros((2, len(pool)))
+    right, lucky = np.zeros((2, pool_size))
     for row in rows:
         style = arithmetic.style_of(row["completion"])
         right[row["problem"]] += row["correct"]
         lucky[row["problem"]] += row["correct"] and style is not None and style != "careful"
-    count = len(rows) / len(pool)
+    count = len(rows) / pool_size
     right, lucky = right / count, lucky / count
     teaches = (right > 0) & (right < 1)
     if not teaches.any():
         raise UserError("--example=auto found no problem that the model solves sometimes but not always among "
-                        f"{len(pool)}; raise --example_pool or --temperature, or name one with --example=INDEX")
-    best = int(np.argmin(np.abs(right - pass_rate) + 10.0 * (lucky > 0.005) + 100.0 * ~teaches))
-    seen = {"pass_rate": float(right[best]), "lucky": float(lucky[best])}
-    return dataclasses.replace(pool[best], meta=pool[best].meta | seen)
+                        f"{pool_size}; raise --example_pool or --temperature, or name one with --example=INDEX")
+    return int(np.argmin(np.abs(right - pass_rate) + 10.0 * (lucky > 0.005) + 100.0 * ~teaches))
 
 
 def read_history(path: str) -> dict[str, list[float]]:

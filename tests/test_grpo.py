@@ -10,7 +10,6 @@ import pytest
 from helpers import base, compiled  # noqa: F401  (fixtures)
 from rlvr_jax import grpo, metrics, model, rollouts, sampler, selection
 from rlvr_jax.config import TrainConfig, UserError
-from rlvr_jax.problems import Problem
 
 CONFIG = TrainConfig(num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False, eval_size=16,
                      reward="format", learning_rate=3e-3, num_steps=3, eval_every=0, temperature=1.0)
@@ -104,13 +103,11 @@ def completions(rates, lucky=()):
 
 
 def test_the_example_is_the_one_whose_pass_rate_is_nearest():
-    problems = [Problem(str(i), "3", str(i)) for i in range(4)]
-    assert selection.choose_example(completions([0, 0.1, 0.3, 1]), problems, 0.28).question == "2"
-    assert selection.choose_example(completions([0, 0.1, 0.3, 1], lucky=[2]), problems, 0.28).question == "1"
-    chosen = selection.choose_example(completions([0, 0.1, 0.3, 1]), problems, 1.0)
-    assert chosen.question == "2" and chosen.meta["pass_rate"] == 0.3  # an always-solved problem teaches nothing
+    assert selection.choose_example(completions([0, 0.1, 0.3, 1]), 4, 0.28) == 2
+    assert selection.choose_example(completions([0, 0.1, 0.3, 1], lucky=[2]), 4, 0.28) == 1
+    assert selection.choose_example(completions([0, 0.1, 0.3, 1]), 4, 1.0) == 2  # what is always solved teaches nothing
     with pytest.raises(UserError, match="--example=auto"):
-        selection.choose_example(completions([0, 1, 0, 1]), problems, 0.3)
+        selection.choose_example(completions([0, 1, 0, 1]), 4, 0.3)
 
 
 def test_repetition_and_lengths_are_told_apart():
