@@ -157,7 +157,7 @@ def draw_smollm2(records: dict, path: pathlib.Path) -> None:
                   yerr=[np.subtract(heights, low), np.subtract(high, heights)])
     right.set_xticks(range(len(BENCHMARKS)), BENCHMARKS)
     right.set(ylabel="greedy accuracy")
-    right.legend(frameon=False)
+    right.legend(frameon=False, loc="upper left")
     figure.savefig(path, dpi=120)
 
 
@@ -170,7 +170,8 @@ def script(name: str, *flags: str) -> None:
 def provenance(config: StudyConfig) -> str:
     """Command, commit, hardware and version behind a figure."""
     seeds = ",".join(str(int(seed)) for seed in config.seeds)
-    return (f"`python -m scripts.study --study={config.study} --seeds={seeds}`, commit {metrics.commit()}, "
+    data = " --data=DIR" if config.data else ""
+    return (f"`python -m scripts.study --study={config.study} --seeds={seeds}{data}`, commit {metrics.commit()}, "
             f"JAX {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()}).")
 
 
