@@ -243,7 +243,10 @@ def same(given: str, answer: str, leaf: Leaf = lambda given, answer: None, depth
         if kind_a != kind_b or len(elements_a) != len(elements_b):
             return False
         if kind_a == "set" and len(elements_a) <= MAX_ELEMENTS and not _in_order(elements_a, elements_b):
-            return _matched(elements_a, elements_b, leaf, depth - 1)
+            verdict = _matched(elements_a, elements_b, leaf, depth - 1)
+            if verdict is None and _matched(elements_b, elements_a, leaf, depth - 1) is False:
+                return False  # one of the answers is like nothing that was given
+            return verdict
         return _every(same(*pair, leaf, depth - 1) for pair in zip(elements_a, elements_b))
     if (x, y) != (None, None) and any(part and part[0] != "union" for part in parts):
         return False  # a number is no tuple
