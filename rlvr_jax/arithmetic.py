@@ -180,10 +180,10 @@ def text(ids) -> str:
 
 
 def to_problems(chains: Chains) -> list[Problem]:
-    """The same problems as records, with the operands in `meta` for the probes that check every step."""
+    """The same problems as records. Their `index` counts them, so that two that happen to be alike stay two."""
     prompts = [text(ids) for ids in prompt_ids(chains)]
-    return [Problem(prompt, str(answer), prompt, {"task": "arithmetic"})
-            for prompt, answer in zip(prompts, chains.results[:, -1])]
+    return [Problem(prompt, str(answer), prompt, {"task": "arithmetic", "index": i})
+            for i, (prompt, answer) in enumerate(zip(prompts, chains.results[:, -1]))]
 
 
 def style_of(completion: str) -> Optional[str]:

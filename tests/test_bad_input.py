@@ -64,7 +64,7 @@ CASES = {
     "batch that does not divide": ("train", [*GO, "--grad_accumulation=3"],
                                    "--num_prompts x --group_size = 8"),
     "example out of range": ("train", [*GO, "--example=128"],
-                             "--example=128: arithmetic has problems 0 to 120"),
+                             "--example=128: arithmetic has problems 0 to 127"),
     "example that is no number": ("train", [*GO, "--example=-1"], "--example=-1"),
     "question without an answer": ("train", [*GO, "--question=1 + 1"], "--question and --answer are one problem"),
     "question beside problems": ("train", [*GO, "--question=1", "--answer=1", "--problems={work}/text.jsonl"],
