@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlvr_jax import logprobs, metrics, model, sampler
+from rlvr_jax import logprobs, metrics, model, runs, sampler
 from rlvr_jax.config import BenchConfig, ModelConfig
 
 ROWS, TOKENS = 16, 128  # of the update
@@ -54,9 +54,14 @@ def run(config: BenchConfig) -> str:
               for name, a, b in rows]
     lines += ["", f"Ours end to end: {tokens / whole[0]:.0f} tokens/s; decoding alone: "
               f"{tokens * (1 - 1 / config.new_tokens) / decode[0]:.0f} tokens/s.", "",
-              f"`python -m scripts.bench --repeats={config.repeats} --new_tokens={config.new_tokens}`, commit "
-              f"{metrics.commit()}; medians of {config.repeats} alternating runs.", ""]
+              f"`{command(config)}`, commit {metrics.commit()}; medians of {config.repeats} alternating runs.", ""]
     return "\n".join(lines)
+
+
+def command(config: BenchConfig) -> str:
+    """What repeats the measurement: every flag but those that say where files go, whatever the defaults are by then."""
+    flags = [line for line in runs.flag_lines(config) if not line.startswith(("--out=", "--compilation_cache="))]
+    return " ".join(["python -m scripts.bench", *flags])
 
 
 def alternate(pair, repeats: int) -> tuple[float, Optional[float]]:

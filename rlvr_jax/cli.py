@@ -5,6 +5,7 @@ before anything touches a device, and calls `main(config)`.
 """
 
 import dataclasses
+import importlib.metadata
 import os
 import sys
 import typing
@@ -15,6 +16,8 @@ import absl.logging
 from absl import flags
 
 from rlvr_jax.config import Interrupted, UserError
+
+JAX_WINDOW = (0, 10), (0, 11)  # the first and the last JAX that this runs on, as requirements.txt has them
 
 flags.disclaim_key_flags()  # so that --help of a script lists the flags defined here as its own
 
@@ -51,8 +54,18 @@ def parse_config(config_class):
     return config_class(**values)
 
 
+def check_jax(version: str) -> None:
+    """Raises UserError for a JAX outside the window: an older one lacks functions that are called here."""
+    first, last = JAX_WINDOW
+    if not first <= tuple(int(part) for part in version.split(".")[:2]) <= last:
+        raise UserError(f"JAX {version} is installed, and rlvr_jax runs on JAX {first[0]}.{first[1]} to "
+                        f"{last[0]}.{last[1]}: pip install -e '.[plot]', on a TPU followed by \"jax[tpu]\", on an "
+                        "NVIDIA GPU by \"jax[cuda12]\"")
+
+
 def prepare_jax(config) -> None:
-    """Settings that must come before the first computation."""
+    """Settings that must come before the first computation. Raises UserError if JAX is too old or too new."""
+    check_jax(importlib.metadata.version("jax"))
     import jax
 
     from rlvr_jax import parallel
@@ -63,6 +76,10 @@ def prepare_jax(config) -> None:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     if getattr(config, "coordinator_address", ""):
         parallel.initialize(config.coordinator_address, config.num_processes, config.process_id)
+    if hasattr(config, "host_devices"):  # the other scripts leave an accelerator to the run that may be using it
+        warning = parallel.unused_accelerator()
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 def explain(error: BaseException) -> str:

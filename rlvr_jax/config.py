@@ -321,8 +321,11 @@ class StudyConfig:
                          "before and after, paid for being right and paid for a box", ["one_shot", "smollm2"])
     seeds: tuple[float, ...] = setting((0, 1, 2), "one run from scratch for each: base, example, rollouts")
     data: str = setting("", "smollm2: directory with gsm8k.jsonl, svamp.jsonl and the mawps_*.jsonl files")
+    quick: bool = setting(False, "one_shot: try the study out in under two minutes: the first seed alone, a smaller "
+                          "base, fewer steps; written as STUDY_quick, and no result")
     work_dir: str = setting("", "directory for the runs; empty: runs/STUDY")
-    out: str = setting("results", "directory for NAME.json, NAME.md and NAME.png")
+    out: str = setting("", "directory for STUDY.json, STUDY.md and STUDY.png; empty: results in work_dir (those of "
+                       "the repository are in results)")
 
 
 @dataclasses.dataclass(frozen=True)

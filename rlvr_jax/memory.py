@@ -9,6 +9,7 @@ Parameters, optimiser state and reference are whole on every device: more device
 
 import dataclasses
 import functools
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -40,10 +41,24 @@ class Machine(NamedTuple):
     usable: int
 
 
-# The TPU compiler leaves 15.75 of a v5e's 16 GiB, and 15.25 of each half of a v4's 32. Of an H100's 79.6 GiB, 95 %:
-# XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, where JAX by itself takes 75 %.
-MACHINES = {"TPU v5e-8": Machine(8, int(15.75 * GIB)), "TPU v4-8": Machine(4, int(30.5 * GIB)),
+# The TPU compiler leaves 15.75 of a v5e's 16 GiB, and 15.25 of each half of a v4's 32. Of what CUDA has of a GPU (T4
+# 14.56 GiB, L4 about 22, A100 39.4, H100 79.6), 95 %: XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, where JAX itself takes 75 %.
+MACHINES = {"T4, 16 GB": Machine(1, int(0.95 * 14.56 * GIB)), "L4, 24 GB": Machine(1, int(0.95 * 22 * GIB)),
+            "A100, 40 GB": Machine(1, int(0.95 * 39.4 * GIB)),
+            "TPU v5e-8": Machine(8, int(15.75 * GIB)), "TPU v4-8": Machine(4, int(30.5 * GIB)),
             "one H100": Machine(1, int(0.95 * 79.6 * GIB)), "eight H100": Machine(8, int(0.95 * 79.6 * GIB))}
+
+
+def this_machine() -> Machine:
+    """JAX's devices here. CPU devices share nine tenths of the RAM, or of what the container may have of it."""
+    stats = jax.local_devices()[0].memory_stats() or {}  # a CPU has none
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # the two versions of Linux' control groups
+        path = pathlib.Path("/sys/fs/cgroup") / name
+        text = path.read_text().strip() if path.is_file() else ""
+        limits += [int(text)] if text.isdigit() else []  # or "max"
+    count = jax.local_device_count()
+    return Machine(count, stats.get("bytes_limit") or int(0.9 * min(limits) / count))
 
 
 EVAL_ROWS = 512  # completions that `evaluation.heldout` hands to the sampler at a time, over all devices
@@ -202,6 +217,14 @@ def largest_that_fit(config: MemoryConfig, shape: ModelConfig, machine: Machine)
     return config
 
 
+def fitted(config: MemoryConfig, shape: ModelConfig, machine: Machine) -> MemoryConfig:
+    """The flags as they are where they fit, else the largest that do."""
+    parts = machine.devices * config.num_minibatches * config.grad_accumulation
+    fits = config.num_prompts * config.group_size % parts == 0 and (
+        max(peaks(config, shape, machine.devices).values()) <= machine.usable)
+    return config if fits else largest_that_fit(config, shape, machine)
+
+
 def shape_of(config: MemoryConfig) -> ModelConfig:
     """The model that the flags name; of a Hugging Face folder only config.json is read."""
     if bool(config.shape) == bool(config.model) or config.shape not in ("", *SHAPES):
@@ -214,11 +237,21 @@ def shape_of(config: MemoryConfig) -> ModelConfig:
 
 
 def run(config: MemoryConfig) -> str:
-    """A Markdown table of GB (10^9 bytes) on each device for every row of `MACHINES`, and a verdict on each."""
-    shape = shape_of(config)
-    best = {name: largest_that_fit(config, shape, machine) for name, machine in MACHINES.items()}
-    tables = [phases(best[name], shape, machine.devices) for name, machine in MACHINES.items()]
-    sums = [peaks(best[name], shape, machine.devices) for name, machine in MACHINES.items()]
+    """A Markdown table of GB (10^9 bytes) on each device of `MACHINES` and this machine, and a verdict on each.
+
+    Both are of the flags as they are where they fit, else of those with the largest micro-batch and the most slots that
+    do. Raises UserError where the completions do not divide into minibatches.
+    """
+    shape, rows = shape_of(config), config.num_prompts * config.group_size
+    every = MACHINES | {"this machine": this_machine()}
+    machines = {name: machine for name, machine in every.items()
+                if rows % (machine.devices * config.num_minibatches) == 0}
+    if not machines:
+        raise UserError(f"--num_prompts x --group_size = {rows} completions do not divide into --num_minibatches="
+                        f"{config.num_minibatches}")
+    flags = {name: fitted(config, shape, machine) for name, machine in machines.items()}
+    tables = [phases(flags[name], shape, machine.devices) for name, machine in machines.items()]
+    sums = [peaks(flags[name], shape, machine.devices) for name, machine in machines.items()]
 
     def row(name, values):
         return f"| {name} | " + " | ".join(values) + " |"
@@ -226,30 +259,29 @@ def run(config: MemoryConfig) -> str:
     def gigabytes(values):
         return [f"{value / 1e9:.2f}" for value in values]
 
-    lines = [row("GB on each device", MACHINES), "|---" * (1 + len(MACHINES)) + "|",
-             row("devices", [str(machine.devices) for machine in MACHINES.values()]),
-             row("usable", gigabytes(machine.usable for machine in MACHINES.values())),
-             row("--grad_accumulation", [str(flags.grad_accumulation) for flags in best.values()]),
-             row("--num_slots", [str(flags.num_slots) for flags in best.values()])]
+    lines = [row("GB on each device", machines), "|---" * (1 + len(machines)) + "|",
+             row("devices", [str(machine.devices) for machine in machines.values()]),
+             row("usable", gigabytes(machine.usable for machine in machines.values())),
+             row("--grad_accumulation", [str(one.grad_accumulation) for one in flags.values()]),
+             row("--num_slots", [str(one.num_slots) for one in flags.values()])]
     for phase, items in tables[0].items():
         if phase != "always":
             lines.append(row(f"**{phase}**", [f"**{x}**" for x in gigabytes(total[phase] for total in sums)]))
         lines += [row(item, gigabytes(table[phase][item] for table in tables)) for item in items]
-    return "\n".join([*lines, "", *(verdict(config, shape, name, flags) for name, flags in best.items())])
+    verdicts = [f"- {name}: " + (verdict(flags[name], shape, machine) if name in flags else
+                                 f"{rows} completions do not divide into {machine.devices} devices x "
+                                 f"--num_minibatches={config.num_minibatches}") for name, machine in every.items()]
+    return "\n".join([*lines, "", *verdicts])
 
 
-def verdict(config: MemoryConfig, shape: ModelConfig, name: str, best: MemoryConfig) -> str:
-    """One line: the flags as given on the machine `name`, or the largest that fit, or what is too much for it."""
-    machine = MACHINES[name]
-    for flags in (config, best):
-        if config.num_prompts * config.group_size % (machine.devices * flags.num_minibatches * flags.grad_accumulation):
-            continue
-        sums = peaks(flags, shape, machine.devices)
-        if max(sums.values()) <= machine.usable:
-            return (f"- {name}: {max(sums.values()) / 1e9:.1f} of {machine.usable / 1e9:.1f} GB with "
-                    f"--grad_accumulation={flags.grad_accumulation} --num_slots={flags.num_slots}")
+def verdict(config: MemoryConfig, shape: ModelConfig, machine: Machine) -> str:
+    """Whether these flags fit the machine, in one line, and if not what is too much for it."""
+    sums = peaks(config, shape, machine.devices)
+    if max(sums.values()) <= machine.usable:
+        return (f"{max(sums.values()) / 1e9:.1f} of {machine.usable / 1e9:.1f} GB with "
+                f"--grad_accumulation={config.grad_accumulation} --num_slots={config.num_slots}")
     over = ", ".join(f"{phase} {total / 1e9:.1f} GB" for phase, total in sums.items() if total > machine.usable)
-    table = phases(best, shape, machine.devices)
+    table = phases(config, shape, machine.devices)
     whole = sum(table["always"].values()) + sum(x for item, x in table["update"].items() if "gradients" in item)
     shard = f"; state and gradients are {whole / 1e9:.1f} GB, whole on each, and would have to be divided among devices"
-    return f"- {name}: does not fit in {machine.usable / 1e9:.1f} GB: {over}" + shard * (whole > machine.usable)
+    return f"does not fit in {machine.usable / 1e9:.1f} GB: {over}" + shard * (whole > machine.usable)

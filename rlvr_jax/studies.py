@@ -20,6 +20,10 @@ BENCHMARKS = ("gsm8k", "svamp", "mawps_addsub")
 BOX = r"Put the final answer within \boxed{}."
 ARMS = {"correct": ("--reward=correct", "--answer_format=last_number"),
         "format": ("--reward=format", "--answer_format=boxed")}
+# Flags of --quick, by script. A third of the operations, so that a small base learns them in a minute.
+QUICK = {"pretrain": ("--num_ops=2", "--num_layers=2", "--d_model=48", "--d_ff=192", "--num_steps=700",
+                      "--eval_size=128"),
+         "train": ("--num_ops=2", "--max_new_tokens=10", "--num_steps=60", "--eval_every=10", "--eval_size=128")}
 
 
 class Study(NamedTuple):
@@ -32,24 +36,32 @@ class Study(NamedTuple):
 
 def run(config: StudyConfig) -> pathlib.Path:
     """Runs a study and returns the Markdown file it wrote; JSON and a PNG lie beside it."""
-    study, out = STUDIES[config.study], pathlib.Path(config.out)
-    config = dataclasses.replace(config, work_dir=config.work_dir or f"runs/{config.study}")
+    if config.quick and config.study != "one_shot":
+        raise UserError(f"--quick is for --study=one_shot; {config.study} has no quick form")
+    study, name = STUDIES[config.study], config.study + "_quick" * config.quick
+    work = pathlib.Path(config.work_dir or f"runs/{name}")
+    out = pathlib.Path(config.out) if config.out else work / "results"
+    config = dataclasses.replace(config, work_dir=str(work), seeds=config.seeds[:1] if config.quick else config.seeds)
+    earlier = sorted(path.parent.name for path in work.glob("*/flags.txt"))
     records = study.run(config)
+    summaries = {seed: record["summary"] for seed, record in records.items()}
     out.mkdir(parents=True, exist_ok=True)
-    study.draw(records, out / f"{config.study}.png")
-    metrics.write_json(out / f"{config.study}.json", {seed: record["summary"] for seed, record in records.items()})
-    lines = study.table({seed: record["summary"] for seed, record in records.items()}, provenance(config))
-    metrics.write_whole(out / f"{config.study}.md", "\n".join([*lines, "", f"![curves]({config.study}.png)", ""]))
-    return out / f"{config.study}.md"
+    study.draw(records, out / f"{name}.png")
+    metrics.write_json(out / f"{name}.json", summaries)
+    lines = study.table(summaries, provenance(config, earlier))
+    metrics.write_whole(out / f"{name}.md", "\n".join([*lines, "", f"![curves]({name}.png)", ""]))
+    return out / f"{name}.md"
 
 
 def run_one_shot(config: StudyConfig) -> dict[str, dict]:
     """A base, its example and GRPO for each seed: `{seed: {"rows": of metrics.jsonl, "summary"}}`."""
-    records = {}
+    records, more = {}, QUICK if config.quick else dict.fromkeys(QUICK, ())
     for seed in map(int, config.seeds):
         base, trained = (pathlib.Path(config.work_dir) / f"{name}{seed}" for name in ("base", "rl"))
-        script("pretrain", "--flagfile=configs/tiny_base.flags", f"--seed={seed}", f"--run_dir={base}")
-        script("train", "--flagfile=configs/tiny.flags", f"--seed={seed}", f"--model={base}", f"--run_dir={trained}")
+        script("pretrain", "--flagfile=configs/tiny_base.flags", f"--seed={seed}", f"--run_dir={base}",
+               *more["pretrain"])
+        script("train", "--flagfile=configs/tiny.flags", f"--seed={seed}", f"--model={base}", f"--run_dir={trained}",
+               *more["train"])
         records[str(seed)] = {"rows": report.read_jsonl(trained / "metrics.jsonl"),
                               "summary": report.read_summary(trained / "summary.json")}
     return records
@@ -167,12 +179,14 @@ def script(name: str, *flags: str) -> None:
         raise UserError(f"python -m scripts.{name} {' '.join(flags)} failed; its message is above")
 
 
-def provenance(config: StudyConfig) -> str:
-    """Command, commit, hardware and version behind a figure."""
+def provenance(config: StudyConfig, earlier: list[str]) -> str:
+    """Command, commit, hardware and version behind a figure; and which of its runs were there before: `earlier`."""
     seeds = ",".join(str(int(seed)) for seed in config.seeds)
-    data = " --data=DIR" if config.data else ""
-    return (f"`python -m scripts.study --study={config.study} --seeds={seeds}{data}`, commit {metrics.commit()}, "
-            f"JAX {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()}).")
+    more = " --data=DIR" * bool(config.data) + " --quick" * config.quick
+    return (f"`python -m scripts.study --study={config.study} --seeds={seeds}{more}`, commit {metrics.commit()}, "
+            f"JAX {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()})."
+            + f" Begun or finished before, perhaps at another commit: {', '.join(earlier)}." * bool(earlier)
+            + " **Quick: a smaller base, fewer steps, one seed, to try the study out. Not a result.**" * config.quick)
 
 
 def draw_curves(runs: dict, path: pathlib.Path) -> None:

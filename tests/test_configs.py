@@ -114,8 +114,10 @@ def test_other_published_runs_differ_from_pi1_in_what_they_say(name, changed, pa
 @pytest.mark.parametrize("name", PAPER)
 def test_memory_in_a_header_is_what_the_calculator_says(name, parse):
     command, = [command for command in commands(name) if "scripts.memory" in command]
-    printed = memory.run(parse(MemoryConfig, *shlex.split(command)[3:]))
-    assert " ".join(header(name)).endswith(" ".join(line for line in printed.splitlines() if line.startswith("- ")))
+    printed = memory.run(parse(MemoryConfig, *shlex.split(command)[3:])).splitlines()
+    shown = ("- TPU v5e-8: ", "- TPU v4-8: ", "- one H100: ", "- eight H100: ")
+    assert " ".join(header(name)).endswith(" ".join(line for line in printed if line.startswith(shown)))
+    assert len([line for line in printed if line.startswith(shown)]) == 4
 
 
 def test_one_h100_can_run_pi1_as_its_file_is(parse):

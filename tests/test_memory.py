@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -169,8 +170,42 @@ def test_the_table_adds_up_and_says_what_does_not_fit():
         for column, total in enumerate(rows[start][1]):
             parts = [cells[column] for cells in always + [cells for _, cells in rows[start + 1 : end]]]
             assert math.isclose(total, sum(parts), abs_tol=0.005 * (len(parts) + 1))  # each is rounded
-    for line in text.splitlines()[-4:]:
+    verdicts = [line for line in text.splitlines() if line.startswith("- ")]
+    assert [line[2:].split(":")[0] for line in verdicts] == [*memory.MACHINES, "this machine"]
+    for line in verdicts[:-1]:  # how much this machine has is not known here
         assert "does not fit" in line and "would have to be divided" in line
+
+
+@pytest.mark.parametrize("usable, accumulation, slots", [(10**9, "2", "0"), (35_000_000, "4", "4")])
+def test_the_table_and_the_verdict_are_of_the_same_flags(monkeypatch, tmp_path, usable, accumulation, slots):
+    """As they are given where they fit, else the largest that do."""
+    (tmp_path / "config.json").write_text(json.dumps(weights.config_to_hugging_face(TINY, "float32")))
+    config = dataclasses.replace(FLAGS, model=str(tmp_path), num_prompts=2, group_size=2, max_new_tokens=512)
+    monkeypatch.setattr(memory, "MACHINES", {"one": memory.Machine(1, usable)})
+    lines = memory.run(config).splitlines()
+    table = {line.split("|")[1].strip(" *"): line.split("|")[2].strip(" *") for line in lines if line.startswith("|")}
+    used = memory.peaks(dataclasses.replace(config, grad_accumulation=int(accumulation), num_slots=int(slots)), TINY, 1)
+    assert (table["--grad_accumulation"], table["--num_slots"]) == (accumulation, slots)
+    assert {phase: table[phase] for phase in used} == {phase: f"{total / 1e9:.2f}" for phase, total in used.items()}
+    assert f"- one: {max(used.values()) / 1e9:.1f} of {usable / 1e9:.1f} GB with --grad_accumulation={accumulation} " \
+           f"--num_slots={slots}" in lines
+
+
+def test_a_machine_whose_devices_do_not_divide_the_completions_is_named_and_the_others_are_counted():
+    config = dataclasses.replace(FLAGS, shape="qwen2.5-math-1.5b", num_prompts=3, group_size=4)
+    lines = memory.run(config).splitlines()
+    assert "- TPU v5e-8: 12 completions do not divide into 8 devices x --num_minibatches=1" in lines
+    assert lines[0].startswith("| GB on each device | T4, 16 GB | L4, 24 GB | A100, 40 GB | TPU v4-8 | one H100 | this")
+    with pytest.raises(UserError, match="= 12 completions do not divide into --num_minibatches=5"):
+        memory.run(dataclasses.replace(config, num_minibatches=5))
+
+
+def test_this_machine_is_the_devices_that_jax_has_here():
+    """Two host devices (conftest.py), which share the memory that Linux tells of."""
+    total = 1024 * int(re.search(r"MemTotal: *(\d+) kB", pathlib.Path("/proc/meminfo").read_text())[1])
+    machine = memory.this_machine()
+    assert machine.devices == 2 and 2**20 < machine.usable <= 0.45 * total * 1.001
+    assert f"| {machine.usable / 1e9:.2f} |" in memory.run(dataclasses.replace(FLAGS, shape="qwen2.5-math-1.5b"))
 
 
 @pytest.mark.parametrize("names", [{}, {"shape": "qwen"}, {"shape": "qwen2.5-math-7b", "model": "runs/base"}])

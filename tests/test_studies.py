@@ -1,11 +1,13 @@
 """What a study writes from the records of its runs."""
 
+import dataclasses
 import json
+import pathlib
 
 import pytest
 
-from rlvr_jax import studies
-from rlvr_jax.config import StudyConfig, UserError
+from rlvr_jax import arithmetic, studies
+from rlvr_jax.config import PretrainConfig, StudyConfig, TrainConfig, UserError
 
 
 def summary(greedy, sampled, solved=True):
@@ -31,20 +33,27 @@ def test_the_table_has_a_row_a_seed_and_the_mean():
     assert {line.count("|") for line in lines if line.startswith("|")} == {10}
 
 
-def test_a_study_runs_the_commands_of_a_user_and_writes_three_files(tmp_path, monkeypatch):
+@pytest.fixture
+def commands(monkeypatch):
+    """The scripts that a study runs, as (name, *flags), in place of running them; each run leaves its directory."""
     pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
-    commands = []
+    found = []
 
     def script(name, *flags):
-        commands.append((name, *flags))
-        run_dir = tmp_path / "work" / f"rl{flags[1].removeprefix('--seed=')}"
+        found.append((name, *flags))
+        run_dir, = (pathlib.Path(flag.removeprefix("--run_dir=")) for flag in flags if flag.startswith("--run_dir="))
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "flags.txt").touch()
         if name == "train":
-            run_dir.mkdir(parents=True)
             rows = [{"step": step, "train/accuracy": 0.5, "eval/greedy": 0.4, "eval/sampled": 0.3} for step in (1, 2)]
             (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             (run_dir / "summary.json").write_text(json.dumps(SUMMARIES[run_dir.name[2:]]))
 
     monkeypatch.setattr(studies, "script", script)
+    return found
+
+
+def test_a_study_runs_the_commands_of_a_user_and_writes_three_files(tmp_path, commands):
     out = studies.run(StudyConfig(seeds=(0, 3), work_dir=str(tmp_path / "work"), out=str(tmp_path / "results")))
     assert [(name, flags[0], flags[1]) for name, *flags in commands] == [
         (name, f"--flagfile=configs/{file}.flags", f"--seed={seed}")
@@ -53,6 +62,45 @@ def test_a_study_runs_the_commands_of_a_user_and_writes_three_files(tmp_path, mo
     text = out.read_text()
     assert "`python -m scripts.study --study=one_shot --seeds=0,3`" in text and text.endswith("![curves](one_shot.png)\n")
     assert (tmp_path / "results" / "one_shot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_published_results_are_overwritten_only_where_out_names_them(tmp_path, monkeypatch, commands):
+    monkeypatch.chdir(tmp_path)
+    published = tmp_path / "results" / "one_shot.md"
+    published.parent.mkdir()
+    published.write_text("as published")
+    assert studies.run(StudyConfig(seeds=(0,))) == pathlib.Path("runs/one_shot/results/one_shot.md")
+    assert published.read_text() == "as published"
+    assert studies.run(StudyConfig(seeds=(0,), out="results")).resolve() == published
+    assert "--seeds=0`" in published.read_text()
+
+
+def test_a_quick_study_is_one_seed_with_fewer_steps_and_says_so_in_what_it_writes(tmp_path, monkeypatch, commands):
+    monkeypatch.chdir(tmp_path)
+    out = studies.run(StudyConfig(quick=True, seeds=(3, 0), out="results"))
+    assert [(name, flags[1]) for name, *flags in commands] == [("pretrain", "--seed=3"), ("train", "--seed=3")]
+    assert "--num_steps=700" in commands[0] and "--num_steps=60" in commands[1]
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        "one_shot_quick.json", "one_shot_quick.md", "one_shot_quick.png"]
+    assert "--study=one_shot --seeds=3 --quick`" in out.read_text() and "Not a result." in out.read_text()
+    assert (tmp_path / "runs" / "one_shot_quick" / "rl3").is_dir()
+    with pytest.raises(UserError, match="--quick is for --study=one_shot"):
+        studies.run(StudyConfig(study="smollm2", quick=True, data="DIR"))
+
+
+def test_a_page_names_the_runs_that_were_there_before(tmp_path, commands):
+    config = StudyConfig(seeds=(0,), work_dir=str(tmp_path))
+    assert "before" not in studies.run(config).read_text()
+    more = studies.run(dataclasses.replace(config, seeds=(0, 3))).read_text()
+    assert "Begun or finished before, perhaps at another commit: base0, rl0." in more
+
+
+def test_the_runs_of_a_quick_study_fit_each_other():
+    base, trained = ({name.removeprefix("--"): int(value) for name, value in (flag.split("=") for flag in flags)}
+                     for flags in (studies.QUICK["pretrain"], studies.QUICK["train"]))
+    PretrainConfig(**base), TrainConfig(**trained)  # they are flags of the two scripts
+    assert base["num_ops"] == trained["num_ops"]
+    assert trained["max_new_tokens"] == arithmetic.solution_length(base["num_ops"])
 
 
 def measured(accuracy, gain):
