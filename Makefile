@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = runs/demo
 
-.PHONY: demo test parity small clean
+CORE = tests/test_sampler.py tests/test_grpo.py tests/test_evaluation.py tests/test_resume.py tests/test_distributed.py
+
+.PHONY: demo test test-core parity small clean
 
 demo: $(VENV)/demo  ## a base, one-example GRPO on it, and the report: runs/demo/report.html
 	$(VENV)/bin/python -m scripts.pretrain --flagfile=configs/tiny_base.flags --run_dir=$(RUN)_base
@@ -12,6 +14,9 @@ demo: $(VENV)/demo  ## a base, one-example GRPO on it, and the report: runs/demo
 
 test: $(VENV)/test  ## the suite, without torch
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
+
+test-core: $(VENV)/test  ## what another JAX could break: sampling, training, resuming, two processes
+	$(VENV)/bin/python -m pytest -n 2 $(CORE)
 
 parity: $(VENV)-parity/done  ## agreement with transformers, in an environment of its own
 	$(VENV)-parity/bin/python -m pytest -n 2 tests/parity
@@ -42,4 +47,4 @@ $(VENV)-parity/done: requirements.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-parity runs
+	rm -rf $(VENV) $(VENV)-parity $(VENV)-newest runs

@@ -88,15 +88,27 @@ def _writing(manager: ocp.CheckpointManager):
                         "room, and the same command continues from the checkpoint before it") from error
 
 
+def finite(tree) -> bool:
+    """Whether no number in a tree of host arrays is NaN or infinite."""
+    return all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
+
+
 def restore_state(run_dir: str, step: int, like: LearnerState) -> LearnerState:
-    """The state saved at `step`, as numpy arrays shaped like `like`. Raises UserError if it cannot be read whole."""
+    """The state saved at `step`, as numpy arrays shaped like `like`.
+
+    Raises UserError if it cannot be read whole, or is not finite.
+    """
     blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     items = _restore(run_dir, step, **_items(blank, ocp.args.StandardRestore))
+    _check_finite(run_dir, step, [items["params"], items["training"]])
     return LearnerState(params=items["params"], **items["training"])
 
 
 def restore_model(run_dir: str, which: str = "") -> tuple[ModelConfig, model.Params, dict]:
-    """(configuration, parameters as numpy, meta) of a run's checkpoint: a step, "best", or "" for the newest."""
+    """(configuration, parameters as numpy, meta) of a run's checkpoint: a step, "best", or "" for the newest.
+
+    Raises UserError if there is none, it cannot be read whole, or its parameters are not finite.
+    """
     found = steps(run_dir)
     if not found:
         raise UserError(f"{run_dir} has no checkpoint; is it a run directory, and did the run reach its first save?")
@@ -104,6 +116,7 @@ def restore_model(run_dir: str, which: str = "") -> tuple[ModelConfig, model.Par
     if step not in found:
         raise UserError(f"{run_dir} has no checkpoint of step {step}; it has {', '.join(map(str, found))}")
     items = _restore(run_dir, step, meta=ocp.args.JsonRestore(), params=ocp.args.StandardRestore())
+    _check_finite(run_dir, step, items["params"])
     return ModelConfig.from_json(items["meta"]["model"]), items["params"], items["meta"]
 
 
@@ -124,7 +137,16 @@ def _restore(run_dir: str, step: int, **items) -> ocp.args.Composite:
         with _manager(run_dir, read_only=True) as manager:
             return manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # orbax and tensorstore raise many types for a damaged file
-        others = [s for s in steps(run_dir) if s != step]
-        rescue = f"; remove that directory to go back to step {others[-1]}" if others else ""
         raise UserError(f"cannot read checkpoint {directory(run_dir) / str(step)}: {type(error).__name__}: "
-                        f"{str(error)[:200]}{rescue}") from error
+                        f"{str(error)[:200]}{_rescue(run_dir, step)}") from error
+
+
+def _check_finite(run_dir: str, step: int, tree) -> None:
+    if not finite(tree):
+        raise UserError(f"checkpoint {directory(run_dir) / str(step)} holds numbers that are not finite (NaN or "
+                        f"infinite){_rescue(run_dir, step)}")
+
+
+def _rescue(run_dir: str, step: int) -> str:
+    others = [s for s in steps(run_dir) if s != step]
+    return f"; remove that directory to go back to step {others[-1]}" if others else ""

@@ -105,9 +105,6 @@ class LearnerConfig(RunConfig):
                              ["one_shot", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce", "rloo"])
     clip_low: Optional[float] = setting(None, "lower clip of the ratio, 1 - clip_low; unset: the objective's own")
     clip_high: Optional[float] = setting(None, "upper clip of the ratio, 1 + clip_high; unset: the objective's own")
-    kl_coef: float = setting(0.0, "weight of the k3 KL to the reference, the model the run started from")
-    track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and a copy of the "
-                             "parameters")
     entropy_coef: float = setting(0.0, "weight of the entropy bonus")
     temperature: float = setting(1.0, "sampling temperature of the rollouts, and of every log-probability")
     learning_rate: float = setting(1e-6, "peak learning rate of AdamW")
@@ -126,6 +123,20 @@ class LearnerConfig(RunConfig):
                                      minimum=1)
     remat: bool = setting(True, "recompute layers in the backward pass: less memory, and on large models faster")
     max_logits: int = setting(2**25, "most logits (tokens x vocabulary) held at once in the update", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The KL to the reference, which is the model the run started from."""
+
+    kl_coef: float = setting(0.0, "weight of the k3 KL to the reference, the model the run started from")
+    track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and a copy of the "
+                             "parameters")
+
+    @property
+    def keep_reference(self) -> bool:
+        """Whether the run holds a copy of the model it started from."""
+        return self.track_kl or self.kl_coef > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +179,7 @@ class ProblemChoice(Decoding):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(ProblemChoice, ModelChoice, LearnerConfig):
+class TrainConfig(ProblemChoice, ModelChoice, Reference, LearnerConfig):
     """One-example GRPO."""
 
     question: str = setting("", "the one problem to train on, in words; with --answer, in place of --problems")
@@ -215,7 +226,6 @@ class PretrainConfig(LearnerConfig):
 
     objective: str = setting("reinforce", "with every advantage 1 this is cross-entropy", ["reinforce"])
     num_steps: int = setting(2000, "updates to make", minimum=1)
-    track_kl: bool = setting(False, "measure the KL to the initial parameters")
     learning_rate: float = setting(3e-3, "peak learning rate of AdamW")
     warmup_steps: int = setting(100, "optimiser updates of linear warm-up from 0", minimum=0)
     adam_b2: float = setting(0.98, "decay of AdamW's second moment")

@@ -31,7 +31,7 @@ def train(config: TrainConfig) -> dict:
         problems, prompts = training_problems(config, start, draw, run.once)
         heldout, grade = make_heldout(config, start, draw, problems), make_grader(config, start.tokenizer, problems)
         state = parallel.replicate(run.restore(learner.init_state(
-            start.params, optimizer, keep_reference=config.track_kl or config.kl_coef > 0)))
+            start.params, optimizer, keep_reference=config.keep_reference)))
         start = dataclasses.replace(start, params=None)  # the state has its own: a copy less in host memory
         if not run.resumed:
             run.log({"step": 0} | heldout(state.params, 0))

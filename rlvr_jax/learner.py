@@ -73,10 +73,13 @@ def make_logprobs(model_config: ModelConfig, config: LearnerConfig) -> Callable:
 
 
 def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: optax.GradientTransformation) -> Callable:
-    """`update(state, batch, step, psum) -> (state, metrics)`; `psum` sums over devices (identity under plain jit).
+    """`update(state, batch, step, psum, pmax) -> (state, metrics)`.
+
+    `psum` sums over devices and `pmax` takes the largest of them (under plain jit each is the identity).
 
     The batch's arrays carry a leading axis of micro-batches, whose gradients are accumulated. The loss is
-    sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy) over the normaliser's divisor.
+    sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy) over the normaliser's divisor. The KL term
+    is there where the batch has `ref_logprobs`; its config is then a TrainConfig.
     """
     objective = objectives.OBJECTIVES[config.objective]
     clip_low = objective.clip_low if config.clip_low is None else config.clip_low
@@ -110,7 +113,7 @@ def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opt
         largest = 0.0 if micro.sampler_logprobs is None else jnp.max(jnp.where(mask, jnp.abs(gap), 0.0))
         return loss, (sums, largest)
 
-    def update(state: LearnerState, batch: Batch, step, psum: Callable = lambda x: x):
+    def update(state: LearnerState, batch: Batch, step, psum: Callable = lambda x: x, pmax: Callable = lambda x: x):
         mask = batch.completion_mask.astype(jnp.float32)
         divisor = jnp.maximum(psum(jnp.sum(jax.vmap(objective.normalise)(mask)[1])), 1.0)
         num_tokens = jnp.maximum(psum(jnp.sum(mask)), 1.0)
@@ -130,7 +133,7 @@ def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opt
         metrics = {"loss": loss / divisor, "grad_norm": optax.tree.norm(grads)}
         metrics |= {name: x / num_tokens for name, x in sums.items()}
         if batch.sampler_logprobs is not None:
-            metrics["logprob_gap_max"] = jnp.max(largest)
+            metrics["logprob_gap_max"] = pmax(jnp.max(largest))
         return LearnerState(step, optax.apply_updates(state.params, changes), opt_state, state.ref_params), metrics
 
     return update
@@ -161,7 +164,7 @@ def map_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opta
     The state is replicated and donated. Metrics are floats named train/*, means over the optimiser updates.
     """
     one_device = make_update(model_config, config, optimizer)
-    mapped = parallel.map_devices(lambda *args: one_device(*args, psum=parallel.psum), donate_argnums=0)
+    mapped = parallel.map_devices(lambda *args: one_device(*args, parallel.psum, parallel.pmax), donate_argnums=0)
 
     def update(state: LearnerState, batch: Batch, step: int):
         devices, collected = parallel.device_count(), []

@@ -109,8 +109,9 @@ def params_of(shape: ModelConfig) -> model.Params:
 
 def resident(config: MemoryConfig, shape: ModelConfig) -> dict[str, int]:
     """What stays on every device from the first step to the last."""
-    optimizer, keep_reference = learner.make_optimizer(config), config.track_kl or config.kl_coef > 0
-    state = jax.eval_shape(lambda params: learner.init_state(params, optimizer, keep_reference), params_of(shape))
+    optimizer = learner.make_optimizer(config)
+    state = jax.eval_shape(lambda params: learner.init_state(params, optimizer, config.keep_reference),
+                           params_of(shape))
     return {"parameters": size(state.params), "Adam's two moments": size(state.opt_state),
             "reference": size(state.ref_params)}
 
@@ -118,7 +119,7 @@ def resident(config: MemoryConfig, shape: ModelConfig) -> dict[str, int]:
 def batch_bytes(config: MemoryConfig, work: Work) -> int:
     """The arrays of `learner.Batch` for one optimiser update on one device, and the number of the step."""
     token = 4 + 1 + 4  # id, mask, the sampler's log-probability
-    token += 4 * (config.track_kl or config.kl_coef > 0) + 4 * (config.num_passes * config.num_minibatches > 1)
+    token += 4 * config.keep_reference + 4 * (config.num_passes * config.num_minibatches > 1)
     micro = work.micro_rows * (4 + 4 + token * work.new_tokens) + work.micro_prompts * (4 + 4 * work.prompt_tokens)
     return config.grad_accumulation * micro + 4
 

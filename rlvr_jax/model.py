@@ -192,7 +192,9 @@ def decode_step(params: Params, config: ModelConfig, layers: list, prefix: Prefi
     starts_B = prefix.lengths if prompt_index_B is None else prefix.lengths[prompt_index_B]
     positions_Bx1 = (starts_B + steps_B)[:, None]
     buckets = [size for size in (64 * 2**i for i in range(24)) if size < window] + [window]
-    bucket = jnp.sum(jnp.max(steps_B) >= jnp.array(buckets[:-1], jnp.int32))
+    bucket = 0  # a sum over no elements, inside the sampler's loop, crashes XLA's CPU compiler (jaxlib 0.11.2)
+    if len(buckets) > 1:
+        bucket = jnp.sum(jnp.max(steps_B) >= jnp.array(buckets[:-1], jnp.int32))
     seen_Bx1xW = (jnp.arange(window)[None, :] <= steps_B[:, None])[:, None]
     x, keys, values = params["embed"][tokens_B[:, None]].astype(config.dtype), [], []
     for i, (p, prefix_keys, prefix_values) in enumerate(layers):

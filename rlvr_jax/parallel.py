@@ -86,6 +86,11 @@ def psum(x):
     return jax.lax.psum(x, AXIS)
 
 
+def pmax(x):
+    """The largest over all devices, inside `map_devices`."""
+    return jax.lax.pmax(x, AXIS)
+
+
 def replicate(tree):
     """One copy a device, laid out as `map_devices` returns it: anything else costs a second trace at step two."""
     copies = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))

@@ -165,7 +165,8 @@ class Run:
     def log(self, row: dict, show: tuple = (), rollouts: list = ()) -> None:
         """Writes a step's metrics and a sample of its rollouts; `show` names the metrics for the progress bar.
 
-        Raises UserError on a loss that is not finite. The state that had it, of the step before, may have been saved.
+        Raises UserError on a loss or gradient that is not finite. The state that had it, of the step before, may have
+        been saved.
         """
         self._check_names(row)
         if parallel.is_main():
@@ -179,13 +180,16 @@ class Run:
                 self.bar.set_postfix_str(" ".join(f"{key.split('/')[-1]}={x:.3g}" for key, x in self.shown.items()),
                                          refresh=False)
         if not all(math.isfinite(row.get(key, 0.0)) for key in ("train/loss", "train/grad_norm")):
-            if parallel.is_main():
-                checkpoint.wait(self.manager)
-            good = [step for step in checkpoint.steps(self.config.run_dir) if step < row["step"] - 1]
-            raise UserError(f"the loss or its gradient is not finite at step {row['step']}; {self.dir} has "
-                            + (f"good checkpoints of steps {', '.join(map(str, good))}" if good else
-                               "no good checkpoint")
-                            + "; start over with --resume=never and a lower --learning_rate or --max_grad_norm")
+            raise self._diverged(f"the loss or its gradient is not finite at step {row['step']}", row["step"] - 2)
+
+    def _diverged(self, what: str, last: int) -> UserError:
+        """The error of a run that cannot go on; checkpoints up to step `last` are good."""
+        if parallel.is_main():
+            checkpoint.wait(self.manager)
+        good = [step for step in checkpoint.steps(self.config.run_dir) if step <= last]
+        return UserError(f"{what}; {self.dir} has "
+                         + (f"good checkpoints of steps {', '.join(map(str, good))}" if good else "no good checkpoint")
+                         + "; start over with --resume=never and a lower --learning_rate or --max_grad_norm")
 
     def _check_names(self, row: dict) -> None:
         """Refuses a metric that the run does not measure, at the first row that has to have it."""
@@ -201,12 +205,17 @@ class Run:
         return step == self.config.num_steps or (every > 0 and step % every == 0)
 
     def save(self, state, meta: dict) -> None:
-        """Checkpoints a replicated state, unless that step has been."""
+        """Checkpoints a replicated state, unless that step has been. Raises UserError where it is not finite."""
+        step = int(parallel.unreplicate(state.step))
+        if step <= self.saved:
+            return
+        state = parallel.unreplicate(state) if parallel.is_main() else None
+        if parallel.largest(not checkpoint.finite(state)):  # the processes stop together
+            raise self._diverged(f"the parameters or Adam's moments are not finite after step {step}, which is not saved",
+                                 step - 1)
         if parallel.is_main():
-            state = parallel.unreplicate(state)
-            if int(state.step) > self.saved:
-                checkpoint.save(self.manager, state, meta, metrics.numbers(self.metrics.rows[-1]))
-                self.saved = int(state.step)
+            checkpoint.save(self.manager, state, meta, metrics.numbers(self.metrics.rows[-1]))
+        self.saved = step
 
     def finish(self, state, meta: dict) -> dict:
         """Saves the last step; returns the summary of a finished run, raises Interrupted for one cut by a signal."""

@@ -187,14 +187,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, base, compiled):
     check_one_line(run("train", *again, compiled=compiled), f"not finite at step {step}")  # it does not go on from there
 
 
-def test_a_model_with_infinite_weights_is_stopped_at_step_one(tmp_path, base, compiled):
+@pytest.mark.parametrize("weight, says", [
+    (np.inf, "/bad/checkpoints/200 holds numbers that are not finite (NaN or infinite); remove that directory to go "
+             "back to step 100"),
+    (3e38, "not finite at step 1")])
+def test_a_model_that_is_not_finite_is_refused_and_one_that_overflows_stopped(tmp_path, base, compiled, weight, says):
     bad = pathlib.Path(shutil.copytree(base, tmp_path / "bad"))
     item = bad / "checkpoints" / "200" / "params"
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpoint.restore_model(str(base))[1]
-        params["final_norm"] = np.full_like(params["final_norm"], np.inf)
+        params["final_norm"] = np.full_like(params["final_norm"], weight)
         shutil.rmtree(item)
         checkpointer.save(item, params)
     result = run("train", *FLAGS, f"--model={bad}", f"--run_dir={tmp_path / 'run'}", compiled=compiled)
-    check_one_line(result, "not finite at step 1", "no good checkpoint")
+    check_one_line(result, says)
     assert checkpoint.steps(tmp_path / "run") == []

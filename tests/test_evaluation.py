@@ -13,7 +13,7 @@ import pytest
 
 from rlvr_jax import (benchmarks, estimators, evaluation, grading, grpo, loading, parallel, regrading, rollouts,
                       sampler)
-from rlvr_jax.config import EvaluateConfig, GradeConfig, TrainConfig, UserError
+from rlvr_jax.config import EvaluateConfig, GradeConfig, Interrupted, TrainConfig, UserError
 from rlvr_jax.model import Prompts
 
 from helpers import base, compiled, count_lines, finish, read_jsonl, run, start, wait_for  # noqa: F401
@@ -151,6 +151,33 @@ def test_padding_is_cut_to_the_call_and_changes_nothing(tiny):
     assert measure(tiny, wide, draw) == measure(tiny) and widths == [64] * 3
     long = Prompts(np.zeros((3, 144), np.int32), np.array([3, 65, 130]))
     assert [evaluation.narrowed(long, np.array([i])).tokens.shape[1] for i in range(3)] == [64, 128, 144]
+
+
+def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
+    """At the seed and step of a training step, row by row: what it measures is not what was just trained on."""
+    loaded, problems, prompts, draw = tiny
+    drawn = []
+
+    def keep(*args, **options):
+        drawn.append(draw(*args, **options))
+        return drawn[-1]
+
+    params, owners = parallel.replicate(loaded.params), np.arange(7)
+    evaluation.heldout(keep, params, loaded.tokenizer, problems, prompts, seed=3, step=5, answer_format="answer",
+                       synthetic=False)
+    own, training = (draw(params, evaluation.narrowed(prompts, owners), owners, 3, 5, 1.0, stream=stream).completions
+                     for stream in (sampler.EVAL, sampler.TRAIN))
+    np.testing.assert_array_equal(drawn[1].completions, own)  # the first call is the greedy one
+    assert (own != training).any()
+
+
+def test_top_p_reaches_the_completions_of_an_evaluation(tmp_path, files, base):
+    """Of almost no probability only the most likely token is left."""
+    for name, flags in (("greedy", {}), ("narrow", {"temperature": 1.0, "top_p": 1e-6}), ("free", {"temperature": 1.0})):
+        benchmarks.evaluate(config(files[:1], base, tmp_path / name, **flags))
+    greedy, narrow, free = ([row["completion"] for row in read_jsonl(tmp_path / name / "completions.jsonl")]
+                            for name in ("greedy", "narrow", "free"))
+    assert narrow == greedy != free
 
 
 def test_heldout_names_its_grader(tiny):
@@ -303,16 +330,11 @@ def written(out):
         "flags": summary["flags"] | {"out": "", "resume": ""}}
 
 
-def stopped(process, log, number):
-    """Sends a signal once some rows are there; the number of rows that are."""
-    wait_for(lambda: count_lines(log) >= 20, process)
-    process.send_signal(number)
-
-
 def test_a_killed_evaluation_continues_at_the_first_missing_row(tmp_path, begin, straight):
     out = tmp_path / "out"
     killed, process = out / "completions.jsonl", begin()
-    stopped(process, killed, signal.SIGKILL)
+    wait_for(lambda: count_lines(killed) >= 20, process)
+    process.send_signal(signal.SIGKILL)
     process.communicate()
     left = killed.read_bytes()
     assert 20 <= left.count(b"\n") < TOTAL and not (out / "summary.json").exists()
@@ -323,14 +345,32 @@ def test_a_killed_evaluation_continues_at_the_first_missing_row(tmp_path, begin,
     assert killed.read_bytes().startswith(cut)
 
 
-def test_ctrl_c_says_that_the_same_command_continues(tmp_path, begin, straight):
-    log, process = tmp_path / "out" / "completions.jsonl", begin()
-    stopped(process, log, signal.SIGINT)
-    result = finish(process, expect=130)
-    assert f"of {TOTAL} completions in {log}; the same command continues" in result.err
-    assert "Traceback" not in result.err and count_lines(log) < TOTAL
-    finish(begin(), expect=0)
-    assert written(tmp_path / "out") == written(straight)
+def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monkeypatch):
+    """In this process, so that the signal comes at a known place: after the sampling of the third call."""
+    texts_of, calls = evaluation.texts_of, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return texts_of(*args)
+
+    same = config(files, base, tmp_path / "out", num_samples=4, temperature=1.0, rows_per_call=2)
+    whole = written_rows(dataclasses.replace(same, out=str(tmp_path / "whole")))
+    monkeypatch.setattr(evaluation, "texts_of", interrupted)
+    log = tmp_path / "out" / "completions.jsonl"
+    with pytest.raises(Interrupted) as stop:
+        benchmarks.evaluate(same)
+    done = count_lines(log)
+    assert str(stop.value) == f"interrupted with {done} of 36 completions in {log}; the same command continues"
+    assert stop.value.exit_code == 130 and 4 <= done < 36
+    assert written_rows(same) == whole
+
+
+def written_rows(evaluation_config):
+    """Runs it; the completions that are then there."""
+    benchmarks.evaluate(evaluation_config)
+    return (pathlib.Path(evaluation_config.out) / "completions.jsonl").read_bytes()
 
 
 def test_a_finished_evaluation_is_not_sampled_again(tmp_path, base, files, monkeypatch):

@@ -5,10 +5,11 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from helpers import base, compiled  # noqa: F401  (fixtures)
-from rlvr_jax import grpo, metrics, model, rollouts, sampler, selection
+from rlvr_jax import checkpoint, grpo, learner, metrics, model, rollouts, sampler, selection
 from rlvr_jax.config import TrainConfig, UserError
 
 CONFIG = TrainConfig(num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False, eval_size=16,
@@ -39,6 +40,23 @@ def test_every_step_reports_what_diagnoses_a_run(base, tmp_path):
         assert {"seconds/sample", "seconds/score", "seconds/update"} <= set(row)
         assert row["train/logprob_gap_max"] < 1e-4 and row["train/ratio_outside"] == 0
     assert rows[1]["train/kl"] == 0 < rows[3]["train/kl"]
+
+
+def test_minibatches_alone_are_off_policy_and_the_kl_is_measured_without_a_weight(base, tmp_path):
+    """The second minibatch of a single pass is held against the policy that sampled it, not against itself."""
+    _, rows = train(base, tmp_path, num_minibatches=2, num_steps=2, learning_rate=0.05, entropy_coef=0.1)
+    assert min(row["train/clip_fraction"] for row in rows[1:]) > 0
+    assert rows[2]["train/kl"] > rows[1]["train/kl"] >= 0
+
+
+def test_a_first_update_that_is_not_finite_is_not_saved(base, tmp_path, monkeypatch):
+    """Its loss and gradient were finite, and no later step is there to show what became of the parameters."""
+    monkeypatch.setattr(learner, "make_optimizer", lambda config: optax.sgd(np.nan))
+    with pytest.raises(UserError, match="not finite after step 1, which is not saved; .* has no good checkpoint"):
+        train(base, tmp_path, num_steps=1, track_kl=False)
+    assert checkpoint.steps(tmp_path / "run") == []
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["step"] == 1 and "train/kl" not in row
 
 
 def test_a_run_traces_each_program_once(base, tmp_path, monkeypatch):
@@ -80,6 +98,11 @@ def test_dead_groups_are_sampled_again_up_to_the_bound():
     np.testing.assert_array_equal(collected.completions[:, 0], [2, 2, 1, 1, 1, 1, 1, 1])
 
 
+def test_a_group_of_one_is_always_live():
+    config = dataclasses.replace(CONFIG, num_prompts=3, group_size=1)
+    assert rollouts.live_groups(config, {"reward": np.array([0.0, 1.0, 1.0])}).tolist() == [True] * 3
+
+
 def test_dropping_dead_groups_takes_their_tokens_out_of_the_divisor():
     config = dataclasses.replace(CONFIG, group_size=2, drop_dead_groups=True)
     rewards = np.array([1, 0, 1, 1, 0, 0, 0, 1], np.float32)
@@ -105,6 +128,8 @@ def completions(rates, lucky=()):
 def test_the_example_is_the_one_whose_pass_rate_is_nearest():
     assert selection.choose_example(completions([0, 0.1, 0.3, 1]), 4, 0.28) == 2
     assert selection.choose_example(completions([0, 0.1, 0.3, 1], lucky=[2]), 4, 0.28) == 1
+    for wanted, place in ((0.12, 1), (0.28, 2), (0.4, 2), (0.5, 3), (0.75, 3), (0.85, 4)):
+        assert selection.choose_example(completions([0, 0.1, 0.3, 0.6, 0.9, 1]), 6, wanted) == place
     assert selection.choose_example(completions([0, 0.1, 0.3, 1]), 4, 1.0) == 2  # what is always solved teaches nothing
     with pytest.raises(UserError, match="--example=auto"):
         selection.choose_example(completions([0, 1, 0, 1]), 4, 0.3)

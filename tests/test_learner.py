@@ -1,6 +1,7 @@
 """The update: what it learns from, what it ignores, and that spreading the work changes nothing."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,13 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlvr_jax import learner, logprobs, parallel, sampler
-from rlvr_jax.config import LearnerConfig
+from rlvr_jax.config import LearnerConfig, TrainConfig
 from test_model import BASE, PROMPTS, padded, random_params
 from test_sampler import draw_rollouts
 
 PARAMS = random_params(BASE)
-CONFIG = LearnerConfig(objective="one_shot", learning_rate=1e-2, remat=False, kl_coef=0.05, entropy_coef=0.01,
-                       temperature=0.8, weight_decay=0.0)
+CONFIG = TrainConfig(objective="one_shot", learning_rate=1e-2, remat=False, kl_coef=0.05, entropy_coef=0.01,
+                     temperature=0.8, weight_decay=0.0)
 
 
 def make_batch(seed=0, **changes):
@@ -42,6 +43,11 @@ def plain_update(batch, config=CONFIG, num_micro=1):
     return jax.tree.map(np.asarray, state.params), {name: float(x) for name, x in metrics.items()}
 
 
+@functools.cache
+def mapped_update():
+    return learner.map_update(BASE, CONFIG, learner.make_optimizer(CONFIG))
+
+
 def assert_close(a, b, atol=2e-5):  # AdamW's first step moves every parameter by 1e-2
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
 
@@ -51,7 +57,7 @@ def test_two_devices_micro_batches_and_a_sharded_jit_give_the_same_step():
     reference, metrics = plain_update(batch)
     optimizer, state = fresh_state()
     assert parallel.device_count() == 2
-    mapped, mapped_metrics = learner.map_update(BASE, CONFIG, optimizer)(parallel.replicate(state), batch, 1)
+    mapped, mapped_metrics = mapped_update()(parallel.replicate(state), batch, 1)
     assert_close(parallel.unreplicate(mapped.params), reference)
     assert_close(plain_update(batch, num_micro=4)[0], reference)
     for name, value in metrics.items():
@@ -127,6 +133,16 @@ def test_a_gap_between_sampler_and_trainer_is_reported_raw():
                                [0.5, share, 0.5 * share], atol=1e-4)
 
 
+def test_the_largest_gap_is_found_on_whichever_device_has_it():
+    """Rows 8 to 15 are those of the second device."""
+    batch, state = make_batch(), fresh_state()[1]
+    shift = np.where(np.arange(16) == 12, 0.5, 0).astype(np.float32)[:, None]
+    shifted = batch.replace(sampler_logprobs=batch.sampler_logprobs + shift)
+    _, metrics = mapped_update()(parallel.replicate(state), shifted, 1)
+    assert parallel.device_count() == 2
+    np.testing.assert_allclose(metrics["train/logprob_gap_max"], 0.5, atol=1e-4)
+
+
 def test_minibatches_are_a_permutation_and_a_function_of_the_seed():
     batch = make_batch(advantages=np.arange(16, dtype=np.float32))
     parts = [part.advantages for part in learner.minibatches(batch, 4, (0, 1, 0))]
@@ -187,10 +203,9 @@ def test_no_array_of_all_logits_exists_in_the_update():
 
 
 def test_the_state_is_donated():
-    optimizer, state = fresh_state()
-    state = parallel.replicate(state)
+    state = parallel.replicate(fresh_state()[1])
     before = state.params["embed"]
-    after, _ = learner.map_update(BASE, CONFIG, optimizer)(state, make_batch(), 1)
+    after, _ = mapped_update()(state, make_batch(), 1)
     assert before.is_deleted() and not after.params["embed"].is_deleted()
 
 

@@ -25,6 +25,14 @@ def test_one_failure_among_eight_weighs_more_than_all_successes():
     np.testing.assert_allclose(advantages[0, :2], [-2.474867, 0.353552], atol=2e-6)
 
 
+@pytest.mark.parametrize("name, expected", [("one_shot", [1.0, 0.0, 0.5]), ("grpo", [1.0, 0.0, 0.5]),
+                                            ("dr_grpo", [0.0] * 3), ("rloo", [0.0] * 3)])
+def test_a_group_of_one_is_its_reward_where_groups_are_scaled_and_nothing_where_they_are_centred(name, expected):
+    """The released one-shot code compares a group of one with mean 0 and standard deviation 1."""
+    advantages = OBJECTIVES[name].advantages(np.array([[1.0], [0.0], [0.5]], np.float32))
+    assert np.asarray(advantages)[:, 0].tolist() == expected
+
+
 GROUPS = st.integers(2, 9).flatmap(lambda g: st.lists(st.lists(st.floats(-5, 5, width=32), min_size=g, max_size=g),
                                                       min_size=1, max_size=4))
 

@@ -152,6 +152,54 @@ def test_keep_best_may_change_and_judges_old_checkpoints_too(go, tmp_path):
     assert checkpoint.steps(tmp_path / "run") == [2, 10] and checkpoint.best_step(str(tmp_path / "run")) == 2
 
 
+# ----- what is not finite
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """`spoil(field, value, step)`: from that step on, the field of the state is full of the value."""
+    def install(field, value, first):
+        monkeypatch.setattr(sys.modules[__name__], "state_of", lambda step: sound(step) if step < first else sound(
+            step).replace(**{field: jax.tree.map(lambda x: np.full_like(x, value), getattr(sound(step), field))}))
+    sound = state_of
+    return install
+
+
+@pytest.mark.parametrize("field, value", [("params", np.nan), ("opt_state", np.inf)])
+@pytest.mark.parametrize("num_steps, first, step, good", [(10, 5, 6, [4]), (6, 6, 6, [4]), (2, 2, 2, [])])
+def test_a_state_that_is_not_finite_is_not_saved(go, tmp_path, spoil, field, value, num_steps, first, step, good):
+    """Not on the way, and not at the end, where no later loss would show it."""
+    spoil(field, value, first)
+    kept = "good checkpoints of steps 4" if good else "no good checkpoint"
+    with pytest.raises(UserError, match=f"not finite after step {step}, which is not saved; .*run has {kept};"):
+        go(num_steps=num_steps)
+    assert checkpoint.steps(tmp_path / "run") == good and not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("field", ["params", "opt_state"])
+def test_a_checkpoint_that_is_not_finite_is_not_loaded(go, tmp_path, spoil, monkeypatch, field):
+    with monkeypatch.context() as patch:  # as a version that did not look has saved it
+        patch.setattr(checkpoint, "finite", lambda tree: True)
+        spoil(field, np.nan, 9)
+        go(keep_last=2)
+    says = "checkpoint .*10 holds numbers that are not finite .*; remove that directory to go back to step 8"
+    with pytest.raises(UserError, match=says):
+        go(num_steps=12)
+    if field == "params":
+        with pytest.raises(UserError, match=says):
+            checkpoint.restore_model(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["train/loss", "train/grad_norm"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkeypatch, name, value):
+    log = runs.Run.log
+    monkeypatch.setattr(runs.Run, "log", lambda run, row: log(run, row | ({name: value} if row["step"] == 5 else {})))
+    with pytest.raises(UserError, match="the loss or its gradient is not finite at step 5"):
+        go()
+    assert logged(tmp_path)[-1] == 5 and checkpoint.steps(tmp_path / "run") == [4]
+
+
 # ----- flags that may not change
 
 

@@ -115,6 +115,17 @@ def test_temperature_zero_takes_the_most_likely_token():
     np.testing.assert_array_equal(out.completions[0][out.completion_mask[0]], expected[: out.completion_mask.sum()])
 
 
+def test_top_p_reaches_the_draw_on_every_device():
+    """Of almost no probability only the most likely token is left; a sampler made without it takes no notice."""
+    params, prompts = parallel.replicate(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS))
+    narrow, plain = (sampler.make_sampler(BASE, eos_ids=(30,), max_new_tokens=6, use_top_p=use) for use in (True, False))
+    greedy = plain(params, prompts, INDEX, 0, 0, 0.0).completions
+    np.testing.assert_array_equal(narrow(params, prompts, INDEX, 0, 0, 1.0, 1e-6).completions, greedy)
+    drawn = plain(params, prompts, INDEX, 0, 0, 1.0).completions
+    assert (drawn != greedy).any()
+    np.testing.assert_array_equal(narrow(params, prompts, INDEX, 0, 0, 1.0, 1.0).completions, drawn)
+
+
 LOGITS = st.lists(st.floats(-6, 6, width=32), min_size=2, max_size=12)
 
 
@@ -146,3 +157,16 @@ def test_localise_gives_each_piece_its_own_prompts():
             wanted = INDEX[2 * piece + row]
             np.testing.assert_array_equal(local.tokens[piece, index[piece, row]], prompts.tokens[wanted])
             assert local.lengths[piece, index[piece, row]] == prompts.lengths[wanted]
+
+
+@pytest.mark.parametrize("repeats, size, pieces, width", [
+    (4, 7, 2, 3),  # the second piece: the last row of a prompt, a whole one, two rows of a third
+    (4, 8, 3, 2), (3, 5, 6, 3), (2, 1, 9, 1), (5, 12, 4, 4), (1, 6, 2, 6)])
+def test_a_piece_has_room_for_every_prompt_that_its_rows_can_touch(repeats, size, pieces, width):
+    """`width` prompts: no more where groups are not cut, and as many as the cuts can leave where they are."""
+    owners = np.arange(size * pieces) // repeats
+    prompts = model.Prompts(np.arange(50)[:, None] + 100, np.full(50, 1))
+    local, index = sampler.localise(prompts, owners, pieces, repeats)
+    assert local.tokens.shape == (pieces, width, 1)
+    found = np.take_along_axis(local.tokens[..., 0], index, axis=1)
+    np.testing.assert_array_equal(found.ravel(), owners + 100)

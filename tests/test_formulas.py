@@ -1,0 +1,131 @@
+"""The update held to formulas written again in NumPy: loss, gradient, metrics, schedule, rows of a minibatch."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlvr_jax import learner, parallel
+from test_learner import CONFIG, PARAMS, fresh_state, make_batch
+from test_model import BASE, PROMPTS, full_logits
+
+DESCENT = optax.sgd(1.0)  # moves parameters by the gradient itself
+WEIGHTED = dataclasses.replace(CONFIG, kl_coef=0.5, entropy_coef=0.3)
+
+
+def off_policy(**changes):
+    """A batch whose old log-probabilities are neither the policy's nor the sampler's, and which has a reference."""
+    batch = make_batch()
+    noise = np.random.default_rng(5).standard_normal(batch.sampler_logprobs.shape).astype(np.float32)
+    return batch.replace(**{"old_logprobs": batch.sampler_logprobs + 0.3 * noise} | changes)
+
+
+def scores(batch, params=PARAMS):
+    """(log-probability, entropy) of every completion token at temperature 0.8, from the logits of whole rows."""
+    chosen, entropy = np.zeros((2, *batch.completions.shape))
+    for b, (prompt, ids) in enumerate(zip(batch.prompt_index, batch.completions)):
+        logits = np.asarray(full_logits(params, BASE, PROMPTS[prompt] + ids.tolist()), np.float64) / 0.8
+        logprobs = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[len(PROMPTS[prompt]) - 1 : -1]
+        chosen[b], entropy[b] = logprobs[np.arange(len(ids)), ids], -(np.exp(logprobs) * logprobs).sum(-1)
+    return chosen, entropy
+
+
+@functools.cache
+def compiled(config):
+    return jax.jit(learner.make_update(BASE, config, DESCENT))
+
+
+def updated(batch, config=WEIGHTED) -> tuple:
+    """(parameters, metrics) after one step of descent."""
+    laid = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, 1))
+    state, metrics = compiled(config)(learner.init_state(PARAMS, DESCENT, False), laid, jnp.int32(1))
+    return state.params, metrics
+
+
+def expected(batch, objective="one_shot", low=0.2, high=0.2, params=PARAMS) -> dict:
+    """The loss under WEIGHTED's coefficients, and the metrics: means over the completion tokens."""
+    mask, advantages = batch.completion_mask, batch.advantages[:, None].astype(np.float64)
+    lengths = mask.sum(-1)
+    policy, entropy = scores(batch, params)
+    ratio = np.exp(policy - batch.old_logprobs)
+    terms = -np.minimum(ratio * advantages, np.clip(ratio, 1 - low, 1 + high) * advantages)
+    if objective == "rloo":
+        terms = -advantages * policy
+    distance = batch.ref_logprobs - policy
+    kl = np.exp(distance) - distance - 1
+    rows = np.where(mask, terms + 0.5 * kl - 0.3 * entropy, 0).sum(-1)
+    loss = {"one_shot": np.sum(rows) / lengths.sum(), "grpo": np.mean(rows / lengths),
+            "dr_grpo": np.sum(rows) / mask.size, "rloo": np.mean(rows)}[objective]
+    gap = batch.old_logprobs - batch.sampler_logprobs
+    means = {"entropy": entropy, "kl": kl, "clip_fraction": (ratio < 1 - low) | (ratio > 1 + high),
+             "logprob_gap_mean": np.abs(gap), "ratio_outside": np.abs(np.exp(gap) - 1) > 0.1}
+    return {"loss": loss, "logprob_gap_max": np.abs(gap[mask]).max()} | {
+        name: np.mean(values[mask]) for name, values in means.items()}
+
+
+@pytest.mark.parametrize("objective, flags", [
+    ("one_shot", {}), ("grpo", {}), ("dr_grpo", {}), ("rloo", {}), ("one_shot", {"low": 0.05, "high": 0.1})])
+def test_loss_and_metrics(objective, flags):
+    """One objective of each normaliser; with its own clip range, and with that of --clip_low and --clip_high."""
+    batch, clips = off_policy(), {f"clip_{side}": value for side, value in flags.items()}
+    _, found = updated(batch, dataclasses.replace(WEIGHTED, objective=objective, **clips))
+    wanted = expected(batch, objective, **flags)
+    assert found.keys() == wanted.keys() | {"grad_norm"}
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=2e-6, err_msg=name)
+
+
+def test_without_advantages_the_loss_is_the_kl_less_the_entropy():
+    batch = off_policy(advantages=np.zeros(16, np.float32))
+    policy, entropy = (x[batch.completion_mask] for x in scores(batch))
+    distance = batch.ref_logprobs[batch.completion_mask] - policy
+    wanted = np.mean(0.5 * (np.exp(distance) - distance - 1) - 0.3 * entropy)
+    np.testing.assert_allclose(updated(batch)[1]["loss"], wanted, rtol=1e-4)
+
+
+def test_the_gradient_is_the_slope_of_the_loss():
+    """By central differences along the gradient itself, where the slope is its norm."""
+    batch = off_policy()
+    after, metrics = updated(batch)
+    gradient = jax.tree.map(lambda old, new: np.float64(old) - np.float64(new), PARAMS, after)
+    norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(gradient)))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-3)
+
+    def loss(distance):
+        moved = jax.tree.map(lambda x, g: jnp.float32(np.float64(x) + distance * g / norm), PARAMS, gradient)
+        return expected(batch, params=moved)["loss"]
+
+    np.testing.assert_allclose((loss(1e-3) - loss(-1e-3)) / 2e-3, norm, rtol=0.01)
+
+
+def test_every_pass_of_every_step_is_cut_anew(monkeypatch):
+    """Two passes in two minibatches: each pass has every row once, and no two have the same minibatches."""
+    config = dataclasses.replace(CONFIG, num_passes=2, num_minibatches=2)
+    seen, lay_out = [], learner.lay_out
+    monkeypatch.setattr(learner, "lay_out", lambda part, *sizes: seen.append(part.advantages) or lay_out(part, *sizes))
+    monkeypatch.setattr(learner, "make_update", lambda *_: lambda state, *_: (state, {"loss": 0.0}))
+    optimizer, state = fresh_state(config)
+    batch, update = make_batch(advantages=np.arange(16, dtype=np.float32)), learner.map_update(BASE, config, optimizer)
+    state, _ = update(parallel.replicate(state), batch, 1)
+    update(state, batch, 2)
+    passes = np.sort(np.reshape(seen, (4, 2, 8)), -1)  # the order within a minibatch does not matter
+    assert (np.sort(passes.reshape(4, 16), -1) == np.arange(16)).all()
+    assert len({frozenset(map(tuple, halves)) for halves in passes}) == 4
+
+
+@pytest.mark.parametrize("num_passes, num_minibatches", [(1, 1), (2, 3)])
+def test_a_schedule_lasts_for_all_updates_of_a_run(num_passes, num_minibatches):
+    """--num_steps counts batches; each is learnt from in passes x minibatches updates."""
+    updates = 20 * num_passes * num_minibatches
+    config = dataclasses.replace(CONFIG, learning_rate=1.0, schedule="linear", final_lr_fraction=0.1, num_steps=20,
+                                 num_passes=num_passes, num_minibatches=num_minibatches, adam_b1=0.0, adam_b2=0.0)
+    optimizer, params = learner.make_optimizer(config), jnp.zeros(1)
+    state, rates = optimizer.init(params), []
+    for _ in range(updates + 1):  # with both decays at 0, AdamW moves by the learning rate itself
+        change, state = optimizer.update(jnp.ones(1), state, params)
+        rates.append(float(-change[0]))
+    np.testing.assert_allclose([rates[0], rates[updates // 2], rates[updates]], [1, 0.55, 0.1], atol=1e-3)
