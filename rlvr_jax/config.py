@@ -156,6 +156,8 @@ class ProblemChoice(Decoding):
     num_ops: int = setting(6, "operations in a problem of the synthetic task", minimum=1)
     heldout_split: str = setting("test", "split of the synthetic task to measure on", ["dev", "test"])
     instruction: str = setting("", "text added after every question of a file that does not end with it already")
+    ignore_columns: str = setting("", "columns of a file of problems, joined by commas, to read as if they were not "
+                                  "there; a file with text that belongs to no known layout is refused without this")
     max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
     answer_format: str = setting("auto", "where the answer is: answer (after a final 'answer'), boxed (last "
                                  "\\boxed{}), last_number, tag (last <answer>...</answer>), lenient (boxed, else "
@@ -277,6 +279,7 @@ class SelectConfig:
 
     history: str = setting("", "JSON file of index -> list of accuracies, or a run directory with a history.json")
     problems: str = setting("", "the JSONL or parquet file of the problems, to show them; empty: indices alone")
+    ignore_columns: str = setting("", "columns of that file, joined by commas, to read as if they were not there")
     top: int = setting(20, "rows to print; 0: all", minimum=0)
     out: str = setting("", "JSON file for the whole ranking; empty: only print")
 

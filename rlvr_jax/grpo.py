@@ -93,7 +93,7 @@ def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callab
         return lambda params, step: {}
     found = loading.load_problems(source, start.tokenizer, count=config.eval_size, split=config.heldout_split,
                                   num_ops=config.num_ops, prompt_style=config.prompt_style,
-                                  instruction=config.instruction)
+                                  instruction=config.instruction, ignore_columns=config.ignore_columns)
     found = [problem for problem in found if problem.prompt not in {p.prompt for p in trained}]
     if not found:
         raise UserError(f"--heldout={source} leaves no problem that is not trained on; name another file, or none")

@@ -45,7 +45,8 @@ def file_problems(config: TrainConfig, start: loading.LanguageModel) -> list[Pro
     """The rows of `config.problems`, or as many problems of the synthetic task as example=auto chooses from."""
     count = config.example_pool if config.example == "auto" or config.problems == "arithmetic" else 0
     return loading.load_problems(config.problems, start.tokenizer, count=count, split="example", num_ops=config.num_ops,
-                                 prompt_style=config.prompt_style, instruction=config.instruction, seed=config.seed)
+                                 prompt_style=config.prompt_style, instruction=config.instruction,
+                                 ignore_columns=config.ignore_columns, seed=config.seed)
 
 
 def own_problem(config: TrainConfig, start: loading.LanguageModel) -> list[Problem]:

@@ -156,7 +156,7 @@ def test_a_missing_history_is_named(tmp_path):
 
 
 def test_problems_are_found_by_their_own_index_or_their_place(tmp_path):
-    (tmp_path / "h.json").write_text('{"1": [0, 1], "5": [0, 0.5]}')
+    (tmp_path / "h.json").write_text('{"1": [1], "5": [0.5]}')
     config = SelectConfig(history=str(tmp_path / "h.json"))
     parquet = write_parquet(tmp_path / "p.parquet", released("a", "a!", index=5), released("b", "b!", index=1))
     ranking = selection.select(dataclasses.replace(config, problems=parquet))
@@ -167,6 +167,32 @@ def test_problems_are_found_by_their_own_index_or_their_place(tmp_path):
     short = write(tmp_path / "p.jsonl", {"question": "x", "answer": 1}, {"question": "y", "answer": 1})
     with pytest.raises(UserError, match="--problems=.*p.jsonl has no problem of index 5"):
         selection.select(dataclasses.replace(config, problems=short))
+
+
+def test_a_history_of_several_passes_has_every_problem_of_its_file(tmp_path):
+    """Each pass takes all of them: two records with two passes are of a file of two problems, whatever their indices."""
+    file, config = tmp_path / "h.json", SelectConfig(history=str(tmp_path / "h.json"))
+    three = write(tmp_path / "three.jsonl", *({"question": q, "answer": 1} for q in "abc"))
+    two = write(tmp_path / "two.jsonl", *({"question": q, "answer": 1} for q in "ab"))
+    file.write_text('{"0": [0, 1], "1": [0, 0.5]}')
+    with pytest.raises(UserError, match="three.jsonl has 3 problems, and --history a record of 2 after several passes"):
+        selection.select(dataclasses.replace(config, problems=three))
+    assert [row["question"] for row in selection.select(dataclasses.replace(config, problems=two))] == ["a", "b"]
+    file.write_text('{"0": [0, 1], "1": [0]}')  # stopped within the second pass, but the third has none at all
+    assert len(selection.select(dataclasses.replace(config, problems=three))) == 2
+
+
+@pytest.mark.parametrize("recorded, named", [("--problems=arithmetic", "arithmetic"), ("--problems=b/q.jsonl", "q.jsonl"),
+                                             ("--problems=arithmetic\n--question=q", "--question")])
+def test_a_run_is_not_ranked_with_another_file(tmp_path, recorded, named):
+    path = write(tmp_path / "p.jsonl", {"question": "a", "answer": 1})
+    (tmp_path / "history.json").write_text('{"0": [0, 1]}')
+    config = SelectConfig(history=str(tmp_path), problems=path)
+    (tmp_path / "flags.txt").write_text(f"--seed=0\n{recorded}\n")
+    with pytest.raises(UserError, match=f"is of a run on .*{named}, not on --problems=.*p.jsonl"):
+        selection.select(config)
+    (tmp_path / "flags.txt").write_text("--problems=elsewhere/p.jsonl\n--question=\n")
+    assert [row["question"] for row in selection.select(config)] == ["a"]
 
 
 def test_select_example_prints_and_writes_the_ranking(tmp_path, data, compiled):
