@@ -236,7 +236,8 @@ def test_a_recorded_history_survives_a_kill(tmp_path, base, compiled):
     flags = (*TRAIN, f"--model={base}", "--example=all", "--example_pool=5", "--record_history", "--log_rollouts=8",
              "--answer_format=answer", "--save_every=7", "--eval_every=0", "--schedule=constant")
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    run("train", *flags, "--num_steps=30", f"--run_dir={straight}", compiled=compiled, expect=0)
+    assert "warning:" not in run("train", *flags, "--num_steps=30", f"--run_dir={straight}", compiled=compiled,
+                                 expect=0).err
     run("train", *flags, "--num_steps=20", f"--run_dir={killed}", compiled=compiled, expect=0)
     shutil.rmtree(killed / "checkpoints" / "20")  # killed before the save, in the middle of a row: it goes on from 14
     with open(killed / "metrics.jsonl", "a") as file:
