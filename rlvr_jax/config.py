@@ -269,8 +269,8 @@ class SampleConfig(Decoding, ModelChoice, MachineConfig):
     temperature: float = setting(1.0, "sampling temperature; 0: greedy")
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability")
     prompt_style: str = setting("auto", "how the prompt is put: plain (as it is), chat (the model's own template), "
-                                "qwen_math (Qwen2.5-Math's template and system line, whatever the model's own), or auto "
-                                "(chat where the model has a template, else plain)",
+                                "qwen_math (Qwen2.5-Math's template and system line, whatever the model's own), or "
+                                "auto (chat where the model has a template, else plain)",
                                 ["auto", "plain", "chat", "qwen_math"])
     max_new_tokens: int = setting(0, "longest completion, in tokens; 0: what the model's window leaves after the "
                                   "prompt, at most 512", minimum=0)

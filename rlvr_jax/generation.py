@@ -8,7 +8,6 @@ from rlvr_jax import loading, parallel, sampler, tokenizer
 from rlvr_jax.config import SampleConfig, UserError
 from rlvr_jax.problems import Problem
 
-
 LONGEST = 512  # tokens of a completion under max_new_tokens=0, where the model's window leaves more
 
 

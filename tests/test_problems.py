@@ -61,8 +61,8 @@ def released(question, answer, **extra):
     ({"question": " How many? ", "answer": "She has 3 + 4 = <<3+4=7>>7.\n#### 7"}, "How many?", "7"),  # GSM8K
     ({"question": "q", "answer": "#### 1,200"}, "q", "1,200"),
     ({"Body": "Tom has 3 pens.", "Question": "How many?", "Answer": 43.0}, "Tom has 3 pens. How many?", "43"),  # SVAMP
-    ({"ID": "x", "body": "Tom has 9 apples. ", "question": "How many?", "answer": "9 (apples)", "formula": "9=9", "grade":
-      "one", "solution_type": "Sum"}, "Tom has 9 apples. How many?", r"9\text{ apples}"),  # ASDiv
+    ({"ID": "x", "body": "Tom has 9 apples. ", "question": "How many?", "answer": "9 (apples)", "formula": "9=9",
+      "solution_type": "Sum"}, "Tom has 9 apples. How many?", r"9\text{ apples}"),  # ASDiv
     ({"question": "q", "answer": "5 (x+1)"}, "q", "5 (x+1)"),
     ({"input": "q", "target": 0.5}, "q", "0.5"), ({"question": "q", "answer": 0}, "q", "0"),  # MAWPS
     ({"question": "q", "answer": r"\frac{1}{2}"}, "q", r"\frac{1}{2}"),
@@ -83,7 +83,7 @@ def test_layouts(tmp_path, row, question, answer):
 
 @pytest.mark.parametrize("row, unread", [
     ({"Body": "Tom has 3 pens.", "question": "How many?", "answer": 3}, "Body"),
-    ({"question": "q", "answer": "2", "choices": ["one", "two"], "hint": "h", "id": "a", "place": "12"}, "choices,hint"),
+    ({"question": "q", "answer": "2", "choices": ["one", "two"], "hint": "h", "id": "a", "no": "12"}, "choices,hint"),
     ({"problem": "p", "answer": "2", "context": {"text": "Read."}}, "context")])
 def test_text_that_no_layout_reads_is_refused_by_name(tmp_path, row, unread):
     path = write(tmp_path / "p.jsonl", {"question": "a", "answer": 1}, row)
@@ -127,8 +127,8 @@ def test_a_question_may_hold_unicode_line_ends(tmp_path):
     (b'{"question": "a", "answer": 1}\nnot json\n', "line 2: not JSON"), (b'{"question": "a"', "line 1: not JSON"),
     (b"\xff\xfe{}", "line 1: not JSON"), (b"[" * 100_000, "line 1: not JSON"),
     (b'{"question": "a"}', "line 1: needs one of these sets of columns: .* it has question"),
-    (b'{"q": "a", "a": "1"}', "body, question and answer; problem and answer; question and answer; Body, Question and Answer; input and target; "
-                              "question and final_answer; problem and solution; it has q, a"),
+    (b'{"q": "a", "a": "1"}', "body, question and answer; problem and answer; question and answer; Body, Question and "
+                              "Answer; input and target; question and final_answer; problem and solution; it has q, a"),
     (b'{"question": "a", "answer": null}', "line 1: needs one of"), (b'["a"]', "line 1: needs one of .* it has list"),
     (b"7", "it has int"),
     (b'{"question": "a", "answer": "2"}\n{"question": "b", "answer": " "}', "line 2: no answer in answer"),

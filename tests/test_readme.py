@@ -32,8 +32,9 @@ STEP = ["--num_steps=1", "--eval_size=8", "--noremat"]
 # (pattern of the command, flags that make it small enough to run here); the first pattern found holds.
 HERE = [
     (r"scripts\.pretrain", [*TINY, *STEP]),
-    (r"configs/tiny\.flags", [*STEP, "--example=0", "--heldout=none"]),  # auto finds no problem that an untrained base solves
-    (r"smollm2\.flags", [*STEP, "--model=runs/demo_base", "--prompt_style=plain", "--max_new_tokens=8", "--group_size=4"]),
+    (r"configs/tiny\.flags", [*STEP, "--example=0", "--heldout=none"]),  # auto needs a base that solves something
+    (r"smollm2\.flags", [*STEP, "--model=runs/demo_base", "--prompt_style=plain", "--max_new_tokens=8",
+                         "--group_size=4"]),
     (r"--num_samples=64", ["--max_problems=2"]),
     (r"scripts\.(report|evaluate|sample|export|select_example|grade|memory)", []),
 ]

@@ -170,7 +170,7 @@ def test_problems_are_found_by_their_own_index_or_their_place(tmp_path):
 
 
 def test_a_history_of_several_passes_has_every_problem_of_its_file(tmp_path):
-    """Each pass takes all of them: two records with two passes are of a file of two problems, whatever their indices."""
+    """Each pass takes all of them: two records of two passes are of a file of two problems, whatever their indices."""
     file, config = tmp_path / "h.json", SelectConfig(history=str(tmp_path / "h.json"))
     three = write(tmp_path / "three.jsonl", *({"question": q, "answer": 1} for q in "abc"))
     two = write(tmp_path / "two.jsonl", *({"question": q, "answer": 1} for q in "ab"))
@@ -182,8 +182,9 @@ def test_a_history_of_several_passes_has_every_problem_of_its_file(tmp_path):
     assert len(selection.select(dataclasses.replace(config, problems=three))) == 2
 
 
-@pytest.mark.parametrize("recorded, named", [("--problems=arithmetic", "arithmetic"), ("--problems=b/q.jsonl", "q.jsonl"),
-                                             ("--problems=arithmetic\n--question=q", "--question")])
+@pytest.mark.parametrize("recorded, named", [
+    ("--problems=arithmetic", "arithmetic"), ("--problems=b/q.jsonl", "q.jsonl"),
+    ("--problems=arithmetic\n--question=q", "--question")])
 def test_a_run_is_not_ranked_with_another_file(tmp_path, recorded, named):
     path = write(tmp_path / "p.jsonl", {"question": "a", "answer": 1})
     (tmp_path / "history.json").write_text('{"0": [0, 1]}')
