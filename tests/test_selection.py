@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from helpers import TRAIN, base, compiled, read_jsonl, run  # noqa: F401
-from rlvr_jax import grpo, loading, pool, selection
-from rlvr_jax.config import SelectConfig, TrainConfig, UserError
+from rlvr_jax import benchmarks, grpo, loading, pool, selection
+from rlvr_jax.config import EvaluateConfig, SelectConfig, TrainConfig, UserError
 from rlvr_jax.problems import Problem
 from test_problems import QWEN, released, write, write_parquet
 
@@ -70,6 +70,19 @@ def test_an_example_is_counted_among_the_distinct_problems(tmp_path):
     assert [p.question for p in training_problems(problems=path, example="1")[0]] == ["b"]
     with pytest.raises(UserError, match="--example=3: .* has problems 0 to 2"):
         training_problems(problems=path, example="3")
+
+
+def test_every_command_that_reads_problems_can_ignore_a_column(tmp_path):
+    path, history = write(tmp_path / "p.jsonl", {"question": "q", "answer": 1, "hint": "h"}), tmp_path / "h.json"
+    history.write_text('{"0": [1]}')
+    readers = [lambda **flags: training_problems(problems=path, **flags),
+               lambda **flags: grpo.make_heldout(dataclasses.replace(CONFIG, heldout=path, **flags), START, None, []),
+               lambda **flags: benchmarks.load_benchmarks(EvaluateConfig(problems=path, **flags), START),
+               lambda **flags: selection.select(SelectConfig(history=str(history), problems=path, **flags))]
+    for read in readers:
+        read(ignore_columns="hint")
+        with pytest.raises(UserError, match="--ignore_columns=hint"):
+            read()
 
 
 # ----- one's own problem
