@@ -92,7 +92,7 @@ def load_benchmarks(config: EvaluateConfig, loaded: loading.LanguageModel) -> li
         num_samples, temperature = next(rule[1:] for rule in rules if re.search(rule[0], stem.lower()))
         problems = loading.load_problems(source, loaded.tokenizer, count=config.max_problems, num_ops=config.num_ops,
                                          split=config.heldout_split, prompt_style=config.prompt_style,
-                                         instruction=config.instruction)
+                                         instruction=config.instruction, ignore_columns=config.ignore_columns)
         prompts = loading.encode_prompts(loaded.tokenizer, problems, loaded.config, config.max_new_tokens,
                                          config.max_prompt_tokens)
         name = stem if len(set(stems)) == len(stems) else source

@@ -167,6 +167,8 @@ class ProblemChoice(Decoding):
     num_ops: int = setting(6, "operations in a problem of the synthetic task", minimum=1)
     heldout_split: str = setting("test", "split of the synthetic task to measure on", ["dev", "test"])
     instruction: str = setting("", "text added after every question of a file that does not end with it already")
+    ignore_columns: str = setting("", "columns of a file of problems, joined by commas, to read as if they were not "
+                                  "there; a file with text that belongs to no known layout is refused without this")
     max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
     answer_format: str = setting("auto", "where the answer is: answer (after a final 'answer'), boxed (last "
                                  "\\boxed{}), last_number, tag (last <answer>...</answer>), lenient (boxed, else "
@@ -276,7 +278,12 @@ class SampleConfig(Decoding, ModelChoice, MachineConfig):
     num_samples: int = setting(1, "completions to draw", minimum=1)
     temperature: float = setting(1.0, "sampling temperature; 0: greedy")
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability")
-    max_new_tokens: int = setting(64, "longest completion, in tokens", minimum=1)
+    prompt_style: str = setting("auto", "how the prompt is put: plain (as it is), chat (the model's own template), "
+                                "qwen_math (Qwen2.5-Math's template and system line, whatever the model's own), or "
+                                "auto (chat where the model has a template, else plain)",
+                                ["auto", "plain", "chat", "qwen_math"])
+    max_new_tokens: int = setting(0, "longest completion, in tokens; 0: what the model's window leaves after the "
+                                  "prompt, at most 512", minimum=0)
     seed: int = setting(0, "seed of the sampling")
     out: str = setting("", "JSONL file for the completions; empty: only print")
 
@@ -287,6 +294,7 @@ class SelectConfig:
 
     history: str = setting("", "JSON file of index -> list of accuracies, or a run directory with a history.json")
     problems: str = setting("", "the JSONL or parquet file of the problems, to show them; empty: indices alone")
+    ignore_columns: str = setting("", "columns of that file, joined by commas, to read as if they were not there")
     top: int = setting(20, "rows to print; 0: all", minimum=0)
     out: str = setting("", "JSON file for the whole ranking; empty: only print")
 

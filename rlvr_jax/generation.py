@@ -1,22 +1,33 @@
 """Completions of one prompt, for people to look at."""
 
+import sys
+
 import numpy as np
 
 from rlvr_jax import loading, parallel, sampler, tokenizer
 from rlvr_jax.config import SampleConfig, UserError
 from rlvr_jax.problems import Problem
 
+LONGEST = 512  # tokens of a completion under max_new_tokens=0, where the model's window leaves more
+
 
 def generate(config: SampleConfig) -> list[dict]:
     """Rows of `prompt, completion, completion_ids, sampler_logprobs, stop_reason` ("eos" or "length"), and `pieces`,
-    the text of each token."""
+    the text of each token. Under prompt_style=auto a model that has a chat template is asked in it, and stderr says so.
+    """
     if not config.prompt:
         raise UserError("--prompt is required: the text to continue")
     loaded = loading.load_model(config.model, config.dtype, config.dtype)
     words = loaded.tokenizer
-    text = loading.PROMPT_STYLES[config.prompt_style](words, config.prompt)
-    prompts = loading.encode_prompts(words, [Problem(text, "", text)], loaded.config, config.max_new_tokens)
-    draw = sampler.make_sampler(loaded.config, eos_ids=words.eos_ids, max_new_tokens=config.max_new_tokens,
+    style = config.prompt_style
+    if style == "auto":
+        style = "plain" if words.chat_template is None else "chat"
+        if style == "chat":
+            print("asked in the model's chat template; --prompt_style=plain continues the bare prompt", file=sys.stderr)
+    text = loading.PROMPT_STYLES[style](words, config.prompt)
+    prompts = loading.encode_prompts(words, [Problem(text, "", text)], loaded.config, config.max_new_tokens or 1)
+    longest = config.max_new_tokens or min(LONGEST, loaded.config.max_seq_len - int(prompts.lengths[0]))
+    draw = sampler.make_sampler(loaded.config, eos_ids=words.eos_ids, max_new_tokens=longest,
                                 num_slots=config.num_slots, use_top_p=config.top_p < 1)
     rollouts = draw(parallel.replicate(loaded.params), prompts, np.zeros(config.num_samples, np.int32), config.seed, 0,
                     config.temperature, config.top_p)

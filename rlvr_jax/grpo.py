@@ -5,7 +5,7 @@ from typing import Callable
 
 import numpy as np
 
-from rlvr_jax import evaluation, learner, loading, metrics, parallel, sampler, tokenizer
+from rlvr_jax import advice, evaluation, learner, loading, metrics, parallel, sampler, tokenizer
 from rlvr_jax.config import TrainConfig, UserError
 from rlvr_jax.metrics import timed
 from rlvr_jax.objectives import OBJECTIVES
@@ -20,6 +20,7 @@ def train(config: TrainConfig) -> dict:
     """Runs GRPO from `config.model` and returns the summary, which `run_dir/summary.json` holds too."""
     start = loading.load_model(config.model, config.dtype)
     check(config)
+    advice.warn(advice.on_flags(config))
     draw = sampler.make_sampler(start.config, eos_ids=start.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
                                 num_slots=config.num_slots)
     optimizer = learner.make_optimizer(config)
@@ -30,6 +31,7 @@ def train(config: TrainConfig) -> dict:
     with Run(config, "train") as run:
         problems, prompts = training_problems(config, start, draw, run.once)
         heldout, grade = make_heldout(config, start, draw, problems), make_grader(config, start.tokenizer, problems)
+        advice.warn(advice.on_answers(config, problems))
         state = parallel.replicate(run.restore(learner.init_state(
             start.params, optimizer, keep_reference=config.keep_reference)))
         start = dataclasses.replace(start, params=None)  # the state has its own: a copy less in host memory
@@ -41,6 +43,8 @@ def train(config: TrainConfig) -> dict:
             rollouts, scored = collect(config, draw, grade, state.params, prompts, index, step, seconds)
             with timed(seconds, "update"):
                 batch = with_advantages(config, prompts, rollouts, scored["reward"])
+                if step == 1:
+                    advice.warn(advice.on_first_step(config, rollouts, scored["reward"], batch.advantages))
                 if state.ref_params is not None:
                     batch = batch.replace(ref_logprobs=logprobs(state.ref_params, batch))
                 if config.num_passes * config.num_minibatches > 1:
@@ -93,7 +97,7 @@ def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callab
         return lambda params, step: {}
     found = loading.load_problems(source, start.tokenizer, count=config.eval_size, split=config.heldout_split,
                                   num_ops=config.num_ops, prompt_style=config.prompt_style,
-                                  instruction=config.instruction)
+                                  instruction=config.instruction, ignore_columns=config.ignore_columns)
     found = [problem for problem in found if problem.prompt not in {p.prompt for p in trained}]
     if not found:
         raise UserError(f"--heldout={source} leaves no problem that is not trained on; name another file, or none")

@@ -53,7 +53,8 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
 
 
 def load_problems(name: str, words: Tokenizer, *, count: int = 0, split: str = "test", num_ops: int = 6,
-                  prompt_style: str = "plain", instruction: str = "", seed: int = HELDOUT_SEED) -> list[Problem]:
+                  prompt_style: str = "plain", instruction: str = "", ignore_columns: str = "",
+                  seed: int = HELDOUT_SEED) -> list[Problem]:
     """Problems of the synthetic task's `split`, or of a file row by row, with prompts as `words`' model reads them.
 
     `count` 0 is all of a file and 512 of the synthetic task.
@@ -61,7 +62,7 @@ def load_problems(name: str, words: Tokenizer, *, count: int = 0, split: str = "
     if name == "arithmetic":
         rng = np.random.default_rng(seed)
         return arithmetic.to_problems(arithmetic.generate(rng, count or 512, split, num_ops))
-    return with_prompts(problems.load(name)[: count or None], words, prompt_style, instruction)
+    return with_prompts(problems.load(name, ignore_columns)[: count or None], words, prompt_style, instruction)
 
 
 def with_prompts(found: list[Problem], words: Tokenizer, prompt_style: str, instruction: str) -> list[Problem]:

@@ -6,7 +6,7 @@ from typing import Callable
 
 import numpy as np
 
-from rlvr_jax import evaluation, loading, metrics, parallel, sampler, selection
+from rlvr_jax import advice, evaluation, loading, metrics, parallel, sampler, selection
 from rlvr_jax.config import TrainConfig, UserError
 from rlvr_jax.problems import Problem, merge
 from rlvr_jax.runs import Run
@@ -34,6 +34,7 @@ def training_problems(config: TrainConfig, start: loading.LanguageModel, draw: C
 
 def example_place(config: TrainConfig, start: loading.LanguageModel, draw: Callable, pool: list, prompts) -> int:
     """The place in the pool of the problem that example=auto chooses, by 64 completions of each."""
+    advice.warn(advice.on_answers(config, pool))
     rows = evaluation.measure(
         draw, parallel.replicate(start.params), start.tokenizer, pool, prompts, temperature=config.temperature,
         num_samples=64, answer_format=loading.answer_format(config.answer_format, config.source), grader=config.grader,
@@ -45,7 +46,8 @@ def file_problems(config: TrainConfig, start: loading.LanguageModel) -> list[Pro
     """The rows of `config.problems`, or as many problems of the synthetic task as example=auto chooses from."""
     count = config.example_pool if config.example == "auto" or config.problems == "arithmetic" else 0
     return loading.load_problems(config.problems, start.tokenizer, count=count, split="example", num_ops=config.num_ops,
-                                 prompt_style=config.prompt_style, instruction=config.instruction, seed=config.seed)
+                                 prompt_style=config.prompt_style, instruction=config.instruction,
+                                 ignore_columns=config.ignore_columns, seed=config.seed)
 
 
 def own_problem(config: TrainConfig, start: loading.LanguageModel) -> list[Problem]:

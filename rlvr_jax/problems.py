@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Iterator, Optional
 
 from rlvr_jax import grading
@@ -10,8 +11,10 @@ from rlvr_jax.config import UserError
 
 
 def _bare(answer) -> str:
-    """What follows GSM8K's ####; 43.0 is 43."""
+    r"""What follows GSM8K's ####; 43.0 is 43, and ASDiv's 9 (apples) is 9\text{ apples}, a number with a unit."""
     text = str(answer).rsplit("####", 1)[-1].strip()
+    if with_unit := _WITH_UNIT.fullmatch(text):
+        return "{}\\text{{ {}}}".format(*with_unit.groups())
     return text[:-2] if text.endswith(".0") else text
 
 
@@ -24,8 +27,11 @@ def _boxed(solution) -> Optional[str]:
     return grading.EXTRACTORS["boxed"](str(solution))
 
 
+_WITH_UNIT = re.compile(r"(-?\d[\d,./]*) ?\(([a-zA-Z]{2}[a-zA-Z .'/-]*|[gmslh])\)")  # 5 (x) is a product
+
 # One row a layout: the columns of the question (joined by a space), the column of the answer, how to read that.
 LAYOUTS = [
+    (("body", "question"), "answer", _bare),  # ASDiv
     (("problem",), "answer", _bare),  # MATH-500, AIME, AMC
     (("question",), "answer", _bare),  # GSM8K, AIME, AMC, or one's own
     (("Body", "Question"), "Answer", _bare),  # SVAMP
@@ -33,6 +39,13 @@ LAYOUTS = [
     (("question",), "final_answer", _listed),  # OlympiadBench
     (("problem",), "solution", _boxed),  # Minerva Math: the last \boxed{} of the solution
 ]
+# Columns that say where a problem is from, of what kind it is, or how it is solved (in any case): a question is whole
+# without them. Text in any other column may be a part of the question, so a file that has it is refused.
+ASIDE = frozenset("""
+    ability answer_type author category competition data_source dataset difficulty domain equation error extra_info
+    formula grade id idx index is_multiple_answer language level license modality question_concat question_type
+    rationale solution solution_type source split subfield subject tags topic type unique_id unit url uuid year
+    """.split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +59,18 @@ class Problem:
     copies: int = 1  # rows of the file that say the same, each a group of its own in training
 
 
-def load(path: str) -> list[Problem]:
+def load(path: str, ignore_columns: str = "") -> list[Problem]:
     """Problems of a JSONL or parquet file, row by row; `prompt` is the bare question.
 
-    Raises UserError naming the file, the line or row, and the layouts that can be read.
+    Columns named in `ignore_columns`, joined by commas, are read as if they were not there. Raises UserError naming
+    the file, the line or row, and the layouts that can be read, or the columns of text that none of them reads.
     """
+    ignored = set(ignore_columns.split(","))
     file = pathlib.Path(path)
     if not file.is_file():
         raise UserError(f"no problem file {path}; --problems takes 'arithmetic', a JSONL file or a .parquet file")
-    found = (_load_parquet(file) if file.suffix == ".parquet" else
-             [_problem(row, file, number) for number, row in read_lines(file)])
+    found = (_load_parquet(file, ignored) if file.suffix == ".parquet" else
+             [_problem(row, file, number, ignored) for number, row in read_lines(file)])
     if not found:
         raise UserError(f"{path} holds no problems")
     return found
@@ -86,20 +101,38 @@ def read_lines(file: pathlib.Path) -> Iterator[tuple[int, object]]:
             raise UserError(f"{file}, line {number}: not JSON ({error})") from None
 
 
-def _problem(row: dict, file: pathlib.Path, number: int) -> Problem:
+def _problem(row: dict, file: pathlib.Path, number: int, ignored: set) -> Problem:
+    row = {name: x for name, x in row.items() if name not in ignored} if isinstance(row, dict) else row
     for questions, column, read in LAYOUTS:
         if isinstance(row, dict) and all(row.get(name) is not None for name in (column, *questions)):
             question, answer = " ".join(str(row[name]).strip() for name in questions), read(row[column])
             if not answer:
                 raise UserError(f"{file}, line {number}: no answer in {column}"
                                 + (", which needs a \\boxed{}" if read is _boxed else ""))
+            _check_read(row, {column, *questions}, f"{file}, line {number}")
             return Problem(question, answer, question, {"file": str(file), "line": number})
     expected = "; ".join(f"{', '.join(questions)} and {column}" for questions, column, _ in LAYOUTS)
     found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
     raise UserError(f"{file}, line {number}: needs one of these sets of columns: {expected}; it has {found}")
 
 
-def _load_parquet(file: pathlib.Path) -> list[Problem]:
+def _check_read(row: dict, read: set, where: str) -> None:
+    """Raises UserError if the row has text in columns that are neither `read` nor ASIDE."""
+    unread = [name for name, x in row.items() if name not in read and name.lower() not in ASIDE and _has_text(x)]
+    if unread:
+        raise UserError(f"{where}: no known layout reads the text in {', '.join(unread)}; where the question is not "
+                        "whole without it, put it there; else leave it out with "
+                        f"--ignore_columns={','.join(unread)}")
+
+
+def _has_text(x) -> bool:
+    """Whether there is a letter in a column: in a string, or in strings of a list or record."""
+    if isinstance(x, (list, dict)):
+        return any(map(_has_text, x.values() if isinstance(x, dict) else x))
+    return isinstance(x, str) and any(map(str.isalpha, x))
+
+
+def _load_parquet(file: pathlib.Path, ignored: set) -> list[Problem]:
     """Questions and labels stay as they are, spaces and the row's own instruction included.
 
     An empty label is kept as well, though nothing equals it: the published pool has one (index 265).
@@ -113,13 +146,15 @@ def _load_parquet(file: pathlib.Path) -> list[Problem]:
         rows = parquet.read_table(file).to_pylist()
     except pyarrow.ArrowException as error:
         raise UserError(f"{file} cannot be read as parquet ({error}): copy it again") from None
-    return [_row(row, file, number) for number, row in enumerate(rows)]
+    return [_row(row, file, number, ignored) for number, row in enumerate(rows)]
 
 
-def _row(row: dict, file: pathlib.Path, number: int) -> Problem:
+def _row(row: dict, file: pathlib.Path, number: int, ignored: set) -> Problem:
+    row = {name: x for name, x in row.items() if name not in ignored}
     match row:
         case {"prompt": [{"role": "user", "content": str(question)}], "reward_model": {"ground_truth": answer}} \
                 if answer is not None:
+            _check_read(row, {"prompt", "reward_model"}, f"{file}, row {number}")
             meta = {"file": str(file), "row": number}
             match row:
                 case {"extra_info": {"index": int() | str() as index}}:

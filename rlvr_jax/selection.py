@@ -58,6 +58,28 @@ def read_history(path: str) -> dict[str, list[float]]:
     return history
 
 
+def check_same_pool(config: SelectConfig, ranking: list[dict], known: dict) -> None:
+    """Raises UserError where a ranked history cannot be of the problems in `known`, by index.
+
+    A run's directory says what it was trained on. Of any other history the indices tell, and the count: each pass
+    takes every problem, so after two whole ones no problem is without a record.
+    """
+    flags = pathlib.Path(config.history) / "flags.txt"
+    if flags.is_file():
+        trained = dict(line.split("=", 1) for line in flags.read_text("utf-8").splitlines())
+        name = "--question" if trained.get("--question") else trained.get("--problems", "")
+        if pathlib.Path(name).name != pathlib.Path(config.problems).name:
+            raise UserError(f"--history={config.history} is of a run on {name}, not on --problems={config.problems}: "
+                            "leave --problems out, or name the file that was trained on")
+    missing = [row["index"] for row in ranking if row["index"] not in known]
+    if missing:
+        raise UserError(f"--problems={config.problems} has no problem of index {missing[0]}, which --history has: "
+                        "is it the file that was trained on?")
+    if len(known) > len(ranking) and min(row["passes"] for row in ranking) > 1:
+        raise UserError(f"--problems={config.problems} has {len(known)} problems, and --history a record of "
+                        f"{len(ranking)} after several passes: is it the file that was trained on?")
+
+
 def rank_by_variance(history: dict[str, list[float]]) -> list[dict]:
     """Rows of `rank, index, score, accuracy, passes`, the highest population variance first (arXiv 2504.20571).
 
@@ -70,14 +92,15 @@ def rank_by_variance(history: dict[str, list[float]]) -> list[dict]:
 
 
 def select(config: SelectConfig) -> list[dict]:
-    """The ranking, with `answer` and `question` where `config.problems` names their file; written to `config.out`."""
+    """The ranking, with `answer` and `question` where `config.problems` names their file; written to `config.out`.
+
+    Raises UserError where the history cannot be one of that file.
+    """
     ranking = rank_by_variance(read_history(config.history))
     if config.problems:
-        known = {str(problem.meta["index"]): problem for problem in problems.merge(problems.load(config.problems))}
-        missing = [row["index"] for row in ranking if row["index"] not in known]
-        if missing:
-            raise UserError(f"--problems={config.problems} has no problem of index {missing[0]}, which --history has: "
-                            "is it the file that was trained on?")
+        known = {str(problem.meta["index"]): problem
+                 for problem in problems.merge(problems.load(config.problems, config.ignore_columns))}
+        check_same_pool(config, ranking, known)
         ranking = [row | {"answer": known[row["index"]].answer, "question": known[row["index"]].question}
                    for row in ranking]
     if config.out:

@@ -1,7 +1,7 @@
 """Shows what a model says to a prompt.
 
   python -m scripts.sample --model=runs/tiny --prompt="coins 7 + 5 * 2 - 4 * 1 + 9 - 3 =" --num_samples=4
-  python -m scripts.sample --model=smollm2 --prompt_style=chat --prompt="What is 7 times 8?" --max_new_tokens=64
+  python -m scripts.sample --model=smollm2 --prompt="What is 7 times 8?"
 
 Colours, on a terminal, show how likely each token was: the redder, the less the model expected it.
 """

@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from rlvr_jax import loading, tokenizer
+from rlvr_jax import grading, loading, tokenizer
 from rlvr_jax.config import Decoding, UserError
 from rlvr_jax.problems import Problem, load, merge
 
@@ -61,6 +61,9 @@ def released(question, answer, **extra):
     ({"question": " How many? ", "answer": "She has 3 + 4 = <<3+4=7>>7.\n#### 7"}, "How many?", "7"),  # GSM8K
     ({"question": "q", "answer": "#### 1,200"}, "q", "1,200"),
     ({"Body": "Tom has 3 pens.", "Question": "How many?", "Answer": 43.0}, "Tom has 3 pens. How many?", "43"),  # SVAMP
+    ({"ID": "x", "body": "Tom has 9 apples. ", "question": "How many?", "answer": "9 (apples)", "formula": "9=9",
+      "solution_type": "Sum"}, "Tom has 9 apples. How many?", r"9\text{ apples}"),  # ASDiv
+    ({"question": "q", "answer": "5 (x+1)"}, "q", "5 (x+1)"),
     ({"input": "q", "target": 0.5}, "q", "0.5"), ({"question": "q", "answer": 0}, "q", "0"),  # MAWPS
     ({"question": "q", "answer": r"\frac{1}{2}"}, "q", r"\frac{1}{2}"),
     ({"id": 60, "problem": "Find $n$.", "solution": "...", "answer": "025", "url": "u"}, "Find $n$.", "025"),  # AIME
@@ -76,6 +79,36 @@ def test_layouts(tmp_path, row, question, answer):
     found, = load(write(tmp_path / "p.jsonl", row))
     assert (found.question, found.answer, found.prompt, found.copies) == (question, answer, question, 1)
     assert found.meta == {"file": str(tmp_path / "p.jsonl"), "line": 1}
+
+
+@pytest.mark.parametrize("row, unread", [
+    ({"Body": "Tom has 3 pens.", "question": "How many?", "answer": 3}, "Body"),
+    ({"question": "q", "answer": "2", "choices": ["one", "two"], "hint": "h", "id": "a", "no": "12"}, "choices,hint"),
+    ({"problem": "p", "answer": "2", "context": {"text": "Read."}}, "context")])
+def test_text_that_no_layout_reads_is_refused_by_name(tmp_path, row, unread):
+    path = write(tmp_path / "p.jsonl", {"question": "a", "answer": 1}, row)
+    with pytest.raises(UserError, match=rf"p\.jsonl, line 2: .*text in {unread.replace(',', ', ')};.*"
+                                        rf"--ignore_columns={unread}$"):
+        load(path)
+    assert load(path, unread)[1].question == row.get("question", row.get("problem"))
+    assert loading.load_problems(path, QWEN, ignore_columns=unread)[1].answer == str(row["answer"])
+
+
+def test_an_ignored_column_is_as_good_as_absent(tmp_path):
+    path = write(tmp_path / "p.jsonl", {"question": "q", "answer": "It is seven.", "final_answer": "7", "hint": "h"})
+    assert load(path, "hint,answer")[0].answer == "7"
+    path = write_parquet(tmp_path / "p.parquet", released("a", "1") | {"image": "of a cat"})
+    with pytest.raises(UserError, match=r"p\.parquet, row 0: .*--ignore_columns=image"):
+        load(path)
+    assert load(path, "image")[0].question == "a"
+
+
+def test_a_unit_in_brackets_is_a_unit(tmp_path):
+    for answer, right in (("9 (apples)", "9"), ("24 (hot dogs)", "24"), ("2.5 (m)", "2.5")):
+        found, = load(write(tmp_path / "p.jsonl", {"question": "q", "answer": answer}))
+        for grader in ("math", "original"):
+            assert grading.grade([rf"\boxed{{{right}}}", r"\boxed{8}"], [found.answer] * 2, "boxed", grader) == [
+                (True, right, False), (False, "8", False)]
 
 
 def test_empty_lines_do_not_count_but_keep_the_numbering(tmp_path):
@@ -94,8 +127,8 @@ def test_a_question_may_hold_unicode_line_ends(tmp_path):
     (b'{"question": "a", "answer": 1}\nnot json\n', "line 2: not JSON"), (b'{"question": "a"', "line 1: not JSON"),
     (b"\xff\xfe{}", "line 1: not JSON"), (b"[" * 100_000, "line 1: not JSON"),
     (b'{"question": "a"}', "line 1: needs one of these sets of columns: .* it has question"),
-    (b'{"q": "a", "a": "1"}', "problem and answer; question and answer; Body, Question and Answer; input and target; "
-                              "question and final_answer; problem and solution; it has q, a"),
+    (b'{"q": "a", "a": "1"}', "body, question and answer; problem and answer; question and answer; Body, Question and "
+                              "Answer; input and target; question and final_answer; problem and solution; it has q, a"),
     (b'{"question": "a", "answer": null}', "line 1: needs one of"), (b'["a"]', "line 1: needs one of .* it has list"),
     (b"7", "it has int"),
     (b'{"question": "a", "answer": "2"}\n{"question": "b", "answer": " "}', "line 2: no answer in answer"),

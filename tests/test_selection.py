@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from helpers import TRAIN, base, compiled, read_jsonl, run  # noqa: F401
-from rlvr_jax import grpo, loading, pool, selection
-from rlvr_jax.config import SelectConfig, TrainConfig, UserError
+from rlvr_jax import benchmarks, grpo, loading, pool, selection
+from rlvr_jax.config import EvaluateConfig, SelectConfig, TrainConfig, UserError
 from rlvr_jax.problems import Problem
 from test_problems import QWEN, released, write, write_parquet
 
@@ -70,6 +70,19 @@ def test_an_example_is_counted_among_the_distinct_problems(tmp_path):
     assert [p.question for p in training_problems(problems=path, example="1")[0]] == ["b"]
     with pytest.raises(UserError, match="--example=3: .* has problems 0 to 2"):
         training_problems(problems=path, example="3")
+
+
+def test_every_command_that_reads_problems_can_ignore_a_column(tmp_path):
+    path, history = write(tmp_path / "p.jsonl", {"question": "q", "answer": 1, "hint": "h"}), tmp_path / "h.json"
+    history.write_text('{"0": [1]}')
+    readers = [lambda **flags: training_problems(problems=path, **flags),
+               lambda **flags: grpo.make_heldout(dataclasses.replace(CONFIG, heldout=path, **flags), START, None, []),
+               lambda **flags: benchmarks.load_benchmarks(EvaluateConfig(problems=path, **flags), START),
+               lambda **flags: selection.select(SelectConfig(history=str(history), problems=path, **flags))]
+    for read in readers:
+        read(ignore_columns="hint")
+        with pytest.raises(UserError, match="--ignore_columns=hint"):
+            read()
 
 
 # ----- one's own problem
@@ -156,7 +169,7 @@ def test_a_missing_history_is_named(tmp_path):
 
 
 def test_problems_are_found_by_their_own_index_or_their_place(tmp_path):
-    (tmp_path / "h.json").write_text('{"1": [0, 1], "5": [0, 0.5]}')
+    (tmp_path / "h.json").write_text('{"1": [1], "5": [0.5]}')
     config = SelectConfig(history=str(tmp_path / "h.json"))
     parquet = write_parquet(tmp_path / "p.parquet", released("a", "a!", index=5), released("b", "b!", index=1))
     ranking = selection.select(dataclasses.replace(config, problems=parquet))
@@ -167,6 +180,33 @@ def test_problems_are_found_by_their_own_index_or_their_place(tmp_path):
     short = write(tmp_path / "p.jsonl", {"question": "x", "answer": 1}, {"question": "y", "answer": 1})
     with pytest.raises(UserError, match="--problems=.*p.jsonl has no problem of index 5"):
         selection.select(dataclasses.replace(config, problems=short))
+
+
+def test_a_history_of_several_passes_has_every_problem_of_its_file(tmp_path):
+    """Each pass takes all of them: two records of two passes are of a file of two problems, whatever their indices."""
+    file, config = tmp_path / "h.json", SelectConfig(history=str(tmp_path / "h.json"))
+    three = write(tmp_path / "three.jsonl", *({"question": q, "answer": 1} for q in "abc"))
+    two = write(tmp_path / "two.jsonl", *({"question": q, "answer": 1} for q in "ab"))
+    file.write_text('{"0": [0, 1], "1": [0, 0.5]}')
+    with pytest.raises(UserError, match="three.jsonl has 3 problems, and --history a record of 2 after several passes"):
+        selection.select(dataclasses.replace(config, problems=three))
+    assert [row["question"] for row in selection.select(dataclasses.replace(config, problems=two))] == ["a", "b"]
+    file.write_text('{"0": [0, 1], "1": [0]}')  # stopped within the second pass, but the third has none at all
+    assert len(selection.select(dataclasses.replace(config, problems=three))) == 2
+
+
+@pytest.mark.parametrize("recorded, named", [
+    ("--problems=arithmetic", "arithmetic"), ("--problems=b/q.jsonl", "q.jsonl"),
+    ("--problems=arithmetic\n--question=q", "--question")])
+def test_a_run_is_not_ranked_with_another_file(tmp_path, recorded, named):
+    path = write(tmp_path / "p.jsonl", {"question": "a", "answer": 1})
+    (tmp_path / "history.json").write_text('{"0": [0, 1]}')
+    config = SelectConfig(history=str(tmp_path), problems=path)
+    (tmp_path / "flags.txt").write_text(f"--seed=0\n{recorded}\n")
+    with pytest.raises(UserError, match=f"is of a run on .*{named}, not on --problems=.*p.jsonl"):
+        selection.select(config)
+    (tmp_path / "flags.txt").write_text("--problems=elsewhere/p.jsonl\n--question=\n")
+    assert [row["question"] for row in selection.select(config)] == ["a"]
 
 
 def test_select_example_prints_and_writes_the_ranking(tmp_path, data, compiled):
@@ -210,7 +250,8 @@ def test_a_recorded_history_survives_a_kill(tmp_path, base, compiled):
     flags = (*TRAIN, f"--model={base}", "--example=all", "--example_pool=5", "--record_history", "--log_rollouts=8",
              "--answer_format=answer", "--save_every=7", "--eval_every=0", "--schedule=constant")
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    run("train", *flags, "--num_steps=30", f"--run_dir={straight}", compiled=compiled, expect=0)
+    assert "warning:" not in run("train", *flags, "--num_steps=30", f"--run_dir={straight}", compiled=compiled,
+                                 expect=0).err
     run("train", *flags, "--num_steps=20", f"--run_dir={killed}", compiled=compiled, expect=0)
     shutil.rmtree(killed / "checkpoints" / "20")  # killed before the save, in the middle of a row: it goes on from 14
     with open(killed / "metrics.jsonl", "a") as file:

@@ -1,0 +1,122 @@
+"""Every command of README.md and BUILD.md: run as it is written, on a tiny model; or named here with what it lacks."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import re
+import shlex
+
+import jax
+import pytest
+from absl import flags
+
+import rlvr_jax.config
+from rlvr_jax import cli
+
+from helpers import ROOT
+from test_problems import released, write, write_parquet
+
+# What the commands need and the test cannot have: (pattern of the command, reason). Their flags are read all the same.
+NOT_HERE = [
+    (r"\bpip install\b|^make (demo|test|parity|small)|python[\d.]* -m venv", "installs packages from the network"),
+    (r"git clone|^%cd|^(from|import) |^HTML\(", "cells of a notebook on another machine"),
+    (r"activate", "the suite runs in an environment already"),
+    (r"--run_dir=runs/gpu", "needs a GPU"), (r"--run_dir=runs/tpu", "needs a TPU"),
+    (r"--coordinator_address=", "needs several hosts; tests/test_distributed.py has two processes"),
+    (r"(--run_dir|--model)=runs/pi1\b", "needs published weights; tests/test_paper_command.py trains on random ones"),
+    (r"scripts\.study", "trains three bases from scratch, which takes an hour"),
+]
+TINY = ["--num_layers=1", "--d_model=16", "--num_heads=2", "--d_ff=32", "--batch_size=16"]
+STEP = ["--num_steps=1", "--eval_size=8", "--noremat"]
+# (pattern of the command, flags that make it small enough to run here); the first pattern found holds.
+HERE = [
+    (r"scripts\.pretrain", [*TINY, *STEP]),
+    (r"configs/tiny\.flags", [*STEP, "--example=0", "--heldout=none"]),  # auto needs a base that solves something
+    (r"smollm2\.flags", [*STEP, "--model=runs/demo_base", "--prompt_style=plain", "--max_new_tokens=8",
+                         "--group_size=4"]),
+    (r"--num_samples=64", ["--max_problems=2"]),
+    (r"scripts\.(report|evaluate|sample|export|select_example|grade|memory)", []),
+]
+
+
+def commands(name: str) -> list[str]:
+    """The lines of a document's code blocks without a language, continued lines joined; comments and ! are left out."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / name).read_text("utf-8"), re.M | re.S)
+    lines = "".join(text for language, text in blocks if not language).replace("\\\n", " ").splitlines()
+    return [line for line in (re.sub(r"\s+# .*", "", line).strip().lstrip("!") for line in lines) if line]
+
+
+COMMANDS = list(dict.fromkeys(commands("README.md") + commands("BUILD.md")))
+
+
+def reason(command: str) -> str:
+    """Why a command cannot run here; empty if it can."""
+    return next((why for pattern, why in NOT_HERE if re.search(pattern, command)), "")
+
+
+def prepared(command: str) -> tuple:
+    """(main, configuration record) of `python -m scripts.X ...`, its flags read as the script reads them."""
+    module, given = re.search(r"python -m (scripts\.\w+)(.*)", command).groups()
+    main = importlib.import_module(module).main
+    config_class = main.__annotations__["config"]
+    cli.define_flags(config_class)
+    try:
+        assert not flags.FLAGS([module, *shlex.split(given)])[1:]
+        return main, cli.parse_config(config_class)
+    finally:
+        for name in [field.name for field in dataclasses.fields(config_class)] + ["traceback"]:
+            delattr(flags.FLAGS, name)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current directory, with the flag files, and tiny files under the names that the commands give."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "DIR").symlink_to("runs/demo_base")
+    for name in ("FILE", "math500", "aime24"):
+        write(tmp_path / f"{name}.jsonl", {"question": "coins 7 + 5 - 3 =", "answer": 9})
+    (tmp_path / "acc_step_500.json").write_text('{"3": [0, 1], "8": [1, 1]}')
+    return tmp_path
+
+
+@pytest.fixture
+def quick_to_compile():
+    """Compiling takes most of the time here, and nothing depends on the speed of what is compiled."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_every_command_is_run_or_has_a_reason_not_to_be():
+    assert len(COMMANDS) > 20
+    unknown = [command for command in COMMANDS if not reason(command)
+               and not any(re.search(pattern, command) for pattern, _ in HERE)]
+    assert not unknown, "add these to HERE, or to NOT_HERE with a reason"
+    assert all(any(re.search(pattern, command) for command in COMMANDS) for pattern, _ in HERE)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "-m scripts." in command and reason(command)])
+def test_a_command_that_cannot_run_here_has_flags_that_exist(command, folder):
+    prepared(command.replace("--flagfile=... ", ""))
+
+
+def test_the_commands_run_in_their_order(folder, capsys, quick_to_compile):
+    for package in ("matplotlib", "math_verify", "pyarrow"):
+        pytest.importorskip(package, reason="pip install 'rlvr_jax[plot,real]'")
+    write_parquet(folder / "dsr_sub.parquet", released("a", "1", index=3), released("b", "2", index=8))
+    done = set()
+    for command in COMMANDS:
+        general = re.sub(r"runs/\w+", "runs/NAME", re.sub(" +", " ", command))  # BUILD repeats some with other names
+        if not reason(command) and general not in done:
+            print(command)  # a failure shows which it was
+            done.add(general)
+            small = next(small for pattern, small in HERE if re.search(pattern, command))
+            main, config = prepared(" ".join([command, *small]))
+            main(config)
+    printed = capsys.readouterr().out
+    assert pathlib.Path("runs/demo/report.html").is_file() and "runs/demo/summary.json" in printed
+    assert json.loads(pathlib.Path("runs/demo/passk/summary.json").read_text())["num_samples"] == 64
+    assert printed.count("--- ") == 4 and "3   0.25000" in printed and pathlib.Path("exported/config.json").is_file()
+    assert "of 9), graded by" in printed and "one H100: " in printed  # one sample of math500's problem, 8 of aime24's
