@@ -11,7 +11,8 @@ import markupsafe
 
 from rlvr_jax.metrics import wilson
 
-INK, RULE, BLUE, ORANGE, GREEN = "#000000", "#d0d7de", "#0072b2", "#d55e00", "#00785a"  # Okabe and Ito, green darker
+INK, QUIET, RULE = "#000000", "#8c959f", "#d0d7de"
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#00785a"  # Okabe and Ito, green darker
 THEME = {INK: "var(--ink)", RULE: "var(--rule)", BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)"}
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "rlvr_jax", "font.size": 9, "legend.fontsize": 8, "axes.titlesize": 9,
          "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": RULE,

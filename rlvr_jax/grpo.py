@@ -88,7 +88,8 @@ def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callab
                  keep: Optional[Callable] = None) -> Callable:
     """`heldout(params, step)`: greedy and T=1 accuracy on problems that are not trained on, as eval/* metrics.
 
-    `keep(step, rows)` is handed the greedy completions. Graded as `scripts.evaluate` does by default: where the reward wants a box, or another grader, these do not.
+    `keep(step, rows)` is handed the greedy completions. Graded as `scripts.evaluate` does by default: where the reward
+    wants a box, or another grader, these do not.
     """
     source = config.heldout or ("arithmetic" if config.source == "arithmetic" else "none")
     if source == "none":

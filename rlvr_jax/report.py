@@ -41,7 +41,7 @@ def read_jsonl(path: pathlib.Path) -> list[dict]:
 
 
 def read_summary(path: pathlib.Path) -> dict:
-    """A run's summary.json, origin.json or example.json; {} if it is missing. Raises UserError if it is no JSON object."""
+    """A run's summary.json, origin.json or example.json; {} if it is missing. Raises UserError if it is no object."""
     try:
         return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
     except (ValueError, TypeError) as error:
@@ -93,9 +93,10 @@ def read_heldout(path: pathlib.Path) -> list[dict]:
 
 
 def changes(table: dict, kept: list[dict]) -> list[dict]:
-    """`{"start", "change", "low", "high", "paired", "overlap"}` of greedy accuracy from the base and from saturation to the end.
+    """Of greedy accuracy from the base and from saturation to the end `{"start", "change", "low", "high", ...}`.
 
-    The 95 % interval is that of the difference problem by problem where both ends are in `kept` (heldout.jsonl).
+    The 95 % interval is that of the difference problem by problem (`paired`) where both ends are in `kept`
+    (heldout.jsonl). `overlap` is whether the intervals of the two ends do.
     """
     found, right = [], {row["step"]: np.array(row["correct"], float) for row in kept}
     for start in ("base", "saturation"):
@@ -138,8 +139,8 @@ def unseen(kept: list[dict], saturation_step) -> dict:
                       "answer": cut(kept[0]["answers"][number], 200, "heldout.jsonl"), "texts": texts,
                       "said": [texts.index(text) for text in said],
                       "right": [int(kept[i]["correct"][number]) for i in places]})
-    return {"counts": {kind: len(numbers) for kind, numbers in kinds.items()}, "steps": [kept[i]["step"] for i in places],
-            "panes": [places.index(i) for i in panes], "saturation": places.index(after) if after else None,
+    return {"counts": {kind: len(numbers) for kind, numbers in kinds.items()},
+            "steps": [kept[i]["step"] for i in places], "panes": [places.index(i) for i in panes], "saturation": places.index(after) if after else None,
             "problems": found}
 
 

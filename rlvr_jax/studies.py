@@ -5,12 +5,12 @@ import pathlib
 import platform
 import subprocess
 import sys
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 import jax
 import numpy as np
 
-from rlvr_jax import estimators, metrics, regrading, report
+from rlvr_jax import estimators, figures, metrics, regrading, report
 from rlvr_jax.config import StudyConfig, UserError
 
 MODES = ("greedy", "sampled")
@@ -20,6 +20,7 @@ BENCHMARKS = ("gsm8k", "svamp", "mawps_addsub")
 BOX = r"Put the final answer within \boxed{}."
 ARMS = {"correct": ("--reward=correct", "--answer_format=last_number"),
         "format": ("--reward=format", "--answer_format=boxed")}
+COLORS = {"base": figures.QUIET, "correct": figures.BLUE, "format": figures.ORANGE}
 
 
 class Study(NamedTuple):
@@ -50,8 +51,12 @@ def run_one_shot(config: StudyConfig) -> dict[str, dict]:
         base, trained = (pathlib.Path(config.work_dir) / f"{name}{seed}" for name in ("base", "rl"))
         script("pretrain", "--flagfile=configs/tiny_base.flags", f"--seed={seed}", f"--run_dir={base}")
         script("train", "--flagfile=configs/tiny.flags", f"--seed={seed}", f"--model={base}", f"--run_dir={trained}")
-        records[str(seed)] = {"rows": report.read_jsonl(trained / "metrics.jsonl"),
-                              "summary": report.read_summary(trained / "summary.json")}
+        rows, summary = report.read_jsonl(trained / "metrics.jsonl"), report.read_summary(trained / "summary.json")
+        kept = report.read_heldout(trained / "heldout.jsonl")
+        for rise in report.changes(report.evaluations(rows, summary["saturation_step"]), kept):
+            if rise["start"] == "saturation" and rise["paired"]:
+                summary["greedy_rise_interval"] = [rise["low"], rise["high"]]
+        records[str(seed)] = {"rows": rows, "summary": summary}
     return records
 
 
@@ -65,7 +70,9 @@ def one_shot_table(summaries: dict[str, dict], origin: str) -> list[str]:
             "Held-out accuracy, greedy / T=1, on problems of the test split, on which nothing was chosen.", "",
             "| " + " | ".join(header) + " |", "|---" * len(header) + "|",
             *("| " + " | ".join([seed, *one_shot_cells(summary)]) + " |" for seed, summary in summaries.items()), "",
-            f"Mean at the end: greedy {means[0]:.3f}, T=1 {means[1]:.3f}, over {len(ends)} seeds."]
+            f"Mean at the end: greedy {means[0]:.3f}, T=1 {means[1]:.3f}, over {len(ends)} seeds.", "",
+            "Intervals of a rise hold 95 % and cover the choice of problems: greedy's that of the differences problem by "
+            "problem (bootstrap), T=1's that of two shares (Newcombe), which is wider."]
 
 
 def one_shot_cells(summary: dict) -> list[str]:
@@ -75,9 +82,17 @@ def one_shot_cells(summary: dict) -> list[str]:
 
     after = summary["after_saturation"]
     curve = [pair(lambda mode: after[mode][when]) for when in ("at_saturation", "peak", "end")] if after else ["-"] * 3
-    rise = pair(lambda mode: after[mode]["end"] - after[mode]["at_saturation"], "+.3f") if after else "-"
+    rise = " / ".join(risen(after[mode], summary["final"]["n"], summary.get(f"{mode}_rise_interval"))
+                      for mode in MODES) if after else "-"
     return [str(summary["final"]["n"]), pair(lambda mode: summary["base"][mode]), str(summary["saturation_step"]),
             *curve, rise, f"{summary['train_accuracy']:.3f}"]
+
+
+def risen(after: dict, n: int, interval: Optional[list] = None) -> str:
+    """The rise from saturation to the end with its 95 % interval, Newcombe's if none is given, and whether 0 is in."""
+    low, high = interval or metrics.difference(after["at_saturation"], after["end"], n)
+    return (f"{after['end'] - after['at_saturation']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            + (" (may be chance)" if low <= 0 <= high else ""))
 
 
 def run_smollm2(config: StudyConfig) -> dict[str, dict]:
@@ -140,25 +155,34 @@ def smollm2_table(summaries: dict[str, dict], origin: str) -> list[str]:
 
 
 def draw_smollm2(records: dict, path: pathlib.Path) -> None:
-    """Reward of each arm over its steps, and accuracy on each benchmark."""
-    from matplotlib.figure import Figure
+    """Reward of each arm over its steps, and accuracy on each benchmark; an arm has one colour in both."""
+    from matplotlib import figure, rc_context
 
-    figure = Figure((9, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for arm in ARMS:
-        rows = [row for row in records[arm]["rows"] if row["step"] > 0]
-        left.plot([row["step"] for row in rows], [row["train/reward_mean"] for row in rows], label=f"paid for {arm}")
-    left.set(xlabel="step", ylabel="mean reward", ylim=(-0.02, 1.02))
-    left.legend(frameon=False)
-    for i, (arm, record) in enumerate(records.items()):
-        found = [record["summary"]["benchmarks"][name] for name in BENCHMARKS]
-        heights, (low, high) = [one["accuracy"] for one in found], zip(*(one["interval"] for one in found))
-        right.bar(np.arange(len(found)) + 0.27 * (i - 1), heights, 0.25, label=arm,
-                  yerr=[np.subtract(heights, low), np.subtract(high, heights)])
-    right.set_xticks(range(len(BENCHMARKS)), BENCHMARKS)
-    right.set(ylabel="greedy accuracy")
-    right.legend(frameon=False, loc="upper left")
-    figure.savefig(path, dpi=120)
+    with rc_context(figures.STYLE):
+        sheet = figure.Figure((9, 3.4), layout="constrained")
+        left, right = sheet.subplots(1, 2)
+        for arm in ARMS:
+            steps, values = figures.series([row for row in records[arm]["rows"] if row["step"] > 0],
+                                           "train/reward_mean")
+            left.plot(steps, values, color=COLORS[arm], label=f"paid for {arm}")
+        left.set(title="on the one example", xlabel="step", ylabel="mean reward", ylim=(-0.02, 1.02))
+        left.legend()
+        for i, (arm, record) in enumerate(records.items()):
+            found = [record["summary"]["benchmarks"][name] for name in BENCHMARKS]
+            heights, (low, high) = [one["accuracy"] for one in found], zip(*(one["interval"] for one in found))
+            right.bar(np.arange(len(found)) + 0.27 * (i - 1), heights, 0.25, color=COLORS[arm],
+                      yerr=[np.subtract(heights, low), np.subtract(high, heights)], ecolor=figures.INK, error_kw={"linewidth": 0.8},
+                      label="base" if arm == "base" else f"paid for {arm}")
+            if arm == "base":
+                right.hlines(heights, np.arange(len(found)) - 0.4, np.arange(len(found)) + 0.4, figures.INK, "dotted",
+                             linewidth=0.8, label="as the base", zorder=3)
+        right.grid(axis="x", visible=False)
+        right.set_axisbelow(True)
+        right.set_xticks(range(len(BENCHMARKS)), BENCHMARKS)
+        right.set(title="on problems never trained on", xlabel="benchmark", ylabel="greedy accuracy, 95 % interval",
+                  ylim=(0, 1.25 * right.get_ylim()[1]))
+        right.legend(loc="upper left", ncols=2)
+        sheet.savefig(path, dpi=120)
 
 
 def script(name: str, *flags: str) -> None:
@@ -176,20 +200,20 @@ def provenance(config: StudyConfig) -> str:
 
 
 def draw_curves(runs: dict, path: pathlib.Path) -> None:
-    """One panel a seed: training accuracy, held-out accuracy greedy and T=1, the saturation step marked."""
-    from matplotlib.figure import Figure
+    """One panel a seed, as in the report: training and held-out accuracy, base and interval, the saturation step."""
+    from matplotlib import figure, rc_context
 
-    figure = Figure((4 * len(runs), 3.2), layout="constrained")
-    for axes, (seed, found) in zip(figure.subplots(1, len(runs), sharey=True, squeeze=False)[0], runs.items()):
-        for key, label, style in (("train/accuracy", "training", "k-"), ("eval/greedy", "held-out greedy", "C0.-"),
-                                  ("eval/sampled", "held-out T=1", "C1.-")):
-            points = [(row["step"], row[key]) for row in found["rows"] if row.get(key) is not None]
-            axes.plot(*zip(*points), style, label=label, linewidth=1)
-        if found["summary"]["saturation_step"]:
-            axes.axvline(found["summary"]["saturation_step"], color="gray", linestyle="--", linewidth=0.8)
-        axes.set(title=f"seed {seed}", xlabel="step", ylim=(0, 1.02))
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=120)
+    with rc_context(figures.STYLE):
+        sheet = figure.Figure((max(4 * len(runs), 6), 3.6), layout="constrained")
+        panels = sheet.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+        for axes, (seed, found) in zip(panels, runs.items()):
+            step = found["summary"]["saturation_step"]
+            figures.draw_accuracy(axes, found["rows"], found["summary"]["base"], step)
+            axes.set_title(f"seed {seed}, " + ("not saturated" if step is None else f"saturated at step {step}"))
+        panels[0].set_ylabel("accuracy, 95 % interval of greedy")
+        handles = {line.get_label().split(",")[0]: line for axes in panels for line in axes.lines}
+        sheet.legend(handles.values(), handles, loc="outside upper left", ncols=3 * min(len(runs), 2))
+        sheet.savefig(path, dpi=120)
 
 
 STUDIES = {"one_shot": Study(run_one_shot, one_shot_table, draw_curves),

@@ -4,8 +4,12 @@ import json
 
 import pytest
 
-from rlvr_jax import studies
+from rlvr_jax import metrics, studies
 from rlvr_jax.config import StudyConfig, UserError
+
+
+figure = pytest.importorskip("matplotlib.figure", reason="pip install 'rlvr_jax[plot]'")
+to_rgba = pytest.importorskip("matplotlib.colors").to_rgba
 
 
 def summary(greedy, sampled, solved=True):
@@ -24,11 +28,48 @@ SUMMARIES = {"0": summary((0.25, 0.5, 0.75, 0.7), (0.2, 0.4, 0.6, 0.6)),
 def test_the_table_has_a_row_a_seed_and_the_mean():
     lines = studies.one_shot_table(SUMMARIES, "where from")
     assert lines[2] == "where from"
-    assert lines[-4:] == [
-        "| 0 | 512 | 0.250 / 0.200 | 7 | 0.500 / 0.400 | 0.750 / 0.600 | 0.700 / 0.600 | +0.200 / +0.200 | 0.990 |",
+    assert lines[-6:-2] == [
+        "| 0 | 512 | 0.250 / 0.200 | 7 | 0.500 / 0.400 | 0.750 / 0.600 | 0.700 / 0.600 | +0.200 [+0.140, +0.258] / "
+        "+0.200 [+0.139, +0.259] | 0.990 |",
         "| 3 | 512 | 0.350 / 0.250 | None | - | - | - | - | 0.990 |", "",
         "Mean at the end: greedy 0.500, T=1 0.400, over 2 seeds."]
     assert {line.count("|") for line in lines if line.startswith("|")} == {10}
+
+
+def test_a_rise_that_may_be_chance_says_so():
+    """.934 to .953 of 512: within chance as two shares, beyond it problem by problem (11 gained, 1 lost)."""
+    after = {"at_saturation": 478 / 512, "end": 488 / 512}
+    assert studies.risen(after, 512) == "+0.020 [-0.009, +0.049] (may be chance)"
+    assert studies.risen(after, 512, [0.006, 0.035]) == "+0.020 [+0.006, +0.035]"
+
+
+def test_an_arm_has_one_colour_and_axes_have_names(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    rows = [{"step": step, "train/reward_mean": step / 10} for step in range(1, 4)]
+    summary = {"benchmarks": {name: {"accuracy": 0.5, "interval": (0.4, 0.6)} for name in studies.BENCHMARKS}}
+    studies.draw_smollm2({arm: {"rows": rows, "summary": summary} for arm in ("base", *studies.ARMS)}, tmp_path)
+    left, right = drawn[0].axes
+    bars = {bar.get_label(): bar.patches[0].get_facecolor() for bar in right.containers if hasattr(bar, "patches")}
+    assert {line.get_label(): to_rgba(line.get_color()) for line in left.lines} == {
+        label: color for label, color in bars.items() if label != "base"} and len(set(bars.values())) == 3
+    assert all(axes.get_xlabel() and axes.get_ylabel() for axes in (left, right))
+
+
+def test_the_curves_have_the_base_the_interval_and_where_the_example_was_solved(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    rows = [{"step": 0, "eval/greedy": 0.25, "eval/sampled": 0.2, "eval/n": 512},
+            {"step": 9, "eval/greedy": 0.7, "eval/sampled": 0.6, "eval/n": 512, "train/accuracy": 1.0}]
+    studies.draw_curves({seed: {"rows": rows, "summary": one} for seed, one in SUMMARIES.items()}, tmp_path)
+    first, second = drawn[0].axes
+    base = {line.get_label(): line.get_ydata()[0] for line in first.lines if line.get_label().startswith("base")}
+    assert base == {"base greedy": 0.25, "base sampled": 0.2}
+    (low, high), = (band.get_datalim(first.transData).intervaly for band in first.collections)
+    assert low == pytest.approx(metrics.wilson(0.25, 512)[0]) and high == pytest.approx(metrics.wilson(0.7, 512)[1])
+    assert first.get_title(loc="left") == "seed 0, saturated at step 7" and first.get_ylabel()
+    assert second.get_title(loc="left") == "seed 3, not saturated" and second.get_xlabel() == "step"
+    assert {text.get_text() for text in drawn[0].legends[0].texts} >= {"training", "base greedy", "saturated"}
 
 
 def test_a_study_runs_the_commands_of_a_user_and_writes_three_files(tmp_path, monkeypatch):
