@@ -201,7 +201,8 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, LearnerConfig):
                                      "and divisor included")
     max_resamples: int = setting(0, "times to sample again to replace dead groups, all rewards of which are equal",
                                  minimum=0)
-    log_rollouts: int = setting(4, "rollouts of each step to write to rollouts.jsonl", minimum=0)
+    log_rollouts: int = setting(8, "rollouts of each step to write to rollouts.jsonl: whole groups, or a part of one",
+                                minimum=0)
     record_history: bool = setting(False, "keep each problem's accuracy in each pass over the problems, and write it "
                                    "to history.json for scripts.select_example")
 

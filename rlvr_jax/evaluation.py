@@ -64,12 +64,17 @@ def narrowed(prompts: Prompts, owners: np.ndarray) -> Prompts:
 
 
 def heldout(draw: Callable, params, words: Tokenizer, problems: list[Problem], prompts: Prompts, *, seed: int,
-            step: int, answer_format: str, synthetic: bool) -> dict:
-    """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and styles on the synthetic task."""
+            step: int, answer_format: str, synthetic: bool, keep: Optional[Callable] = None) -> dict:
+    """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and styles on the synthetic task.
+
+    `keep(step, rows)` is handed the greedy completions, as `measure` returns them.
+    """
     found = {"eval/n": len(problems), "eval/graded_by": grading.describe(answer_format, "math")}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         rows = measure(draw, params, words, problems, prompts, temperature=temperature, num_samples=1,
                        answer_format=answer_format, seed=seed, step=step)
+        if keep and name == "greedy":
+            keep(step, rows)
         found[f"eval/{name}"] = float(np.mean([row["correct"] for row in rows]))
         if synthetic:
             found |= {f"eval/{name}_{key}": value for key, value in style_shares(rows).items()}

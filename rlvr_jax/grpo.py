@@ -1,7 +1,7 @@
 """The loop: sample, score, advantage, update, log. Read `train` first."""
 
 import dataclasses
-from typing import Callable
+from typing import Callable, Optional
 
 import numpy as np
 
@@ -30,8 +30,9 @@ def train(config: TrainConfig) -> dict:
 
     with Run(config, "train") as run:
         problems, prompts = training_problems(config, start, draw, run.once)
-        heldout, grade = make_heldout(config, start, draw, problems), make_grader(config, start.tokenizer, problems)
         advice.warn(advice.on_answers(config, problems))
+        heldout = make_heldout(config, start, draw, problems, run.keep_heldout)
+        grade = make_grader(config, start.tokenizer, problems)
         state = parallel.replicate(run.restore(learner.init_state(
             start.params, optimizer, keep_reference=config.keep_reference)))
         start = dataclasses.replace(start, params=None)  # the state has its own: a copy less in host memory
@@ -56,7 +57,7 @@ def train(config: TrainConfig) -> dict:
                 with timed(seconds, "eval"):
                     row |= heldout(state.params, step)
             run.log(row | metrics.throughput(seconds, rollouts), SHOW,
-                    metrics.rollout_rows(config.log_rollouts, step, problems, rollouts, scored, batch.advantages))
+                    metrics.rollout_rows(config, step, problems, rollouts, scored, batch.advantages))
             if run.due(step, config.save_every):
                 run.save(state, meta)
                 write_history(config, run, problems)
@@ -87,10 +88,12 @@ def with_advantages(config: TrainConfig, prompts, rollouts: sampler.Rollouts, re
                          rollouts.sampler_logprobs)
 
 
-def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callable, trained: list) -> Callable:
+def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callable, trained: list,
+                 keep: Optional[Callable] = None) -> Callable:
     """`heldout(params, step)`: greedy and T=1 accuracy on problems that are not trained on, as eval/* metrics.
 
-    Graded as `scripts.evaluate` does by default: where the reward wants a box, or another grader, these do not.
+    `keep(step, rows)` is handed the greedy completions. Graded as `scripts.evaluate` does by default: where the reward
+    wants a box, or another grader, these do not.
     """
     source = config.heldout or ("arithmetic" if config.source == "arithmetic" else "none")
     if source == "none":
@@ -105,4 +108,5 @@ def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callab
                                      config.max_prompt_tokens)
     return lambda params, step: evaluation.heldout(
         draw, params, start.tokenizer, found, prompts, seed=config.seed, step=step,
-        answer_format=loading.answer_format(config.answer_format, source, "lenient"), synthetic=source == "arithmetic")
+        answer_format=loading.answer_format(config.answer_format, source, "lenient"), synthetic=source == "arithmetic",
+        keep=keep)

@@ -1,10 +1,12 @@
 """Metrics as JSON lines, a progress line, and the summary drawn from both ends of the log."""
 
 import contextlib
+import datetime
 import json
 import math
 import os
 import pathlib
+import platform
 import shutil
 import subprocess
 import time
@@ -158,13 +160,17 @@ def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
     return float(np.sum(hashes[1:] == hashes[:-1]) / max(len(hashes), 1))
 
 
-def rollout_rows(count: int, step: int, problems: list, rollouts, scored: dict, advantages) -> list[dict]:
-    """An even sample of a step's rollouts as rows of rollouts.jsonl."""
-    found = []
-    for i in np.linspace(0, len(advantages) - 1, min(count, len(advantages))).astype(int):
-        problem = problems[rollouts.prompt_index[i]]
-        found.append({"step": step, "prompt": problem.prompt, "answer": problem.answer, "completion": scored["text"][i],
-                      "reward": scored["reward"][i], "correct": bool(scored["correct"][i]), "advantage": advantages[i],
+def rollout_rows(config, step: int, problems: list, rollouts, scored: dict, advantages) -> list[dict]:
+    """At most `log_rollouts` of a step's rollouts as rows of rollouts.jsonl: whole groups at even distances, or a part
+    of the first one. `group` is the group's place in the step, `group_mean` the mean reward of all its rollouts."""
+    found, size = [], config.group_size
+    means = scored["reward"].reshape(-1, size).mean(-1)
+    groups = np.linspace(0, len(means) - 1, min(max(config.log_rollouts // size, 1), len(means))).astype(int)
+    for i in (groups[:, None] * size + np.arange(size)).ravel()[: config.log_rollouts]:
+        problem, group = problems[rollouts.prompt_index[i]], i // size
+        found.append({"step": step, "group": int(group), "prompt": problem.prompt, "answer": problem.answer,
+                      "completion": scored["text"][i], "reward": scored["reward"][i],
+                      "correct": bool(scored["correct"][i]), "advantage": advantages[i], "group_mean": means[group],
                       "graded_by": scored["graded_by"][i],
                       "truncated": not rollouts.ended[i], "num_tokens": int(rollouts.completion_mask[i].sum())})
     return found
@@ -175,6 +181,17 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     z = 1.959964
     centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+
+
+def difference(before: float, after: float, n: int) -> tuple[float, float]:
+    """95 % confidence interval of after - before, two shares of n trials each (Newcombe, 1998, method 10).
+
+    It takes the trials for different ones. Where both are of the same problems it is too wide, never too narrow, as
+    long as a problem that was solved is likelier than others to be solved again.
+    """
+    (low, high), (lower, upper) = wilson(before, n), wilson(after, n)
+    return (after - before - math.hypot(after - lower, high - before),
+            after - before + math.hypot(upper - after, before - low))
 
 
 def evaluation(row: dict) -> dict:
@@ -203,9 +220,26 @@ def summarise(rows: list) -> dict:
 
 
 def commit() -> str:
-    """The checkout's commit, for the provenance of a figure; `-dirty` if files differ from it."""
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return described.stdout.strip() or "unknown"
+    """The commit of the checkout that holds this program, `-dirty` if files differ from it; else "unknown"."""
+    here = pathlib.Path(__file__)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # a hook's repository
+
+    def git(*command) -> str:
+        return subprocess.run(["git", *command], cwd=here.parent, env=clean, capture_output=True, text=True,
+                              check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # installed into an environment inside another repository
+        return git("describe", "--always", "--dirty")
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return "unknown"
+
+
+def machine() -> dict:
+    """What a run's numbers depend on beside its flags: date, commit, versions and devices."""
+    return {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "commit": commit(),
+            "python": platform.python_version(), "jax": jax.__version__, "platform": platform.machine(),
+            "device": jax.devices()[0].device_kind, "devices": jax.device_count(), "processes": jax.process_count()}
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:

@@ -13,7 +13,7 @@ from rlvr_jax.runs import Run
 
 
 def training_problems(config: TrainConfig, start: loading.LanguageModel, draw: Callable,
-                      once: Callable = lambda name, choose: choose()) -> tuple:
+                      once: Callable = lambda name, choose: choose()[0]) -> tuple:
     """(problems, prompts): the one example, or all of them, each distinct problem once.
 
     `once` is `Run.once`, which saves a run that goes on from choosing again. Raises UserError for an example that is
@@ -32,14 +32,18 @@ def training_problems(config: TrainConfig, start: loading.LanguageModel, draw: C
     return pool, encode(pool)
 
 
-def example_place(config: TrainConfig, start: loading.LanguageModel, draw: Callable, pool: list, prompts) -> int:
-    """The place in the pool of the problem that example=auto chooses, by 64 completions of each."""
+def example_place(config: TrainConfig, start: loading.LanguageModel, draw: Callable, pool: list, prompts) -> tuple:
+    """(place, facts): the place in the pool of the problem that example=auto chooses, by 64 completions of each, and
+    what is kept of the choice: the problem, and its pass rate."""
     advice.warn(advice.on_answers(config, pool))
     rows = evaluation.measure(
         draw, parallel.replicate(start.params), start.tokenizer, pool, prompts, temperature=config.temperature,
         num_samples=64, answer_format=loading.answer_format(config.answer_format, config.source), grader=config.grader,
         seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048)
-    return selection.choose_example(rows, len(pool), config.example_pass_rate)
+    place = selection.choose_example(rows, len(pool), config.example_pass_rate)
+    right = [row["correct"] for row in rows if row["problem"] == place]
+    return place, {"question": pool[place].question, "answer": pool[place].answer, "pass_rate": float(np.mean(right)),
+                   "num_samples": len(right)}
 
 
 def file_problems(config: TrainConfig, start: loading.LanguageModel) -> list[Problem]:

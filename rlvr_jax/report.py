@@ -1,31 +1,28 @@
 """The report of a run: one self-contained page, `report.html`, and its figures as PNG.
 
-This file reads, counts and draws; `report.html.jinja` says it in words and asks for each panel by its metrics. The
-page holds the figures as SVG that takes its colours from the light or dark theme.
+This file reads and counts, `figures.py` draws; `report.html.jinja` says it in words and asks for each panel by its
+metrics.
 """
 
-import io
 import itertools
 import json
 import math
 import pathlib
-import re
 import shlex
 import statistics
 
 import jinja2
 import markupsafe
+import numpy as np
 
+from rlvr_jax import estimators
 from rlvr_jax.config import UserError
-from rlvr_jax.metrics import wilson
+from rlvr_jax.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
+from rlvr_jax.metrics import difference, naming, wilson, write_whole
 
-INK, RULE, BLUE, ORANGE, GREEN = "#000000", "#d0d7de", "#0072b2", "#d55e00", "#00785a"  # Okabe and Ito, green darker
-THEME = {INK: "var(--ink)", RULE: "var(--rule)", BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)"}
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "rlvr_jax", "font.size": 9, "legend.fontsize": 8, "axes.titlesize": 9,
-         "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": RULE,
-         "axes.titlelocation": "left", "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.5}
-SATURATION = {"color": INK, "linewidth": 0.8, "linestyle": (0, (6, 3))}
 MAX_ROLLOUTS, MAX_ROLLOUT_BYTES = 400, 2_000_000
+MAX_UNSEEN, MAX_UNSEEN_STEPS, MAX_UNSEEN_BYTES = 40, 40, 1_500_000  # problems, evaluations and text to leaf through
+KINDS = {(0, 1): "newly solved", (1, 0): "lost", (1, 1): "right before and after", (0, 0): "wrong before and after"}
 UNSEEN = (*range(9), *range(11, 32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A))  # controls, text direction
 
 
@@ -44,25 +41,15 @@ def read_jsonl(path: pathlib.Path) -> list[dict]:
 
 
 def read_summary(path: pathlib.Path) -> dict:
-    """summary.json, or {} while the run has not written it. Raises UserError if it is no JSON object."""
+    """A run's summary.json, origin.json or example.json; {} if it is missing. Raises UserError if it is no object."""
     try:
         return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a JSON object: remove it to report the run as unfinished") from error
-
-
-def finite(x) -> bool:
-    return isinstance(x, (int, float)) and math.isfinite(x)
+        raise UserError(f"{path} is not a JSON object: remove it to report the run without it") from error
 
 
 def number(x) -> str:
     return "–" if not finite(x) else f"{x:,.0f}" if abs(x) >= 1000 or x == round(x) else f"{x:.3g}"
-
-
-def series(metrics: list[dict], key: str) -> tuple[list, list]:
-    """(steps, values) where `key` is a finite number."""
-    points = [(row["step"], row[key]) for row in metrics if finite(row.get(key))]
-    return [step for step, _ in points], [value for _, value in points]
 
 
 def evaluations(metrics: list[dict], saturation_step) -> dict[str, dict]:
@@ -79,50 +66,6 @@ def evaluations(metrics: list[dict], saturation_step) -> dict[str, dict]:
     return {name: entry for name, entry in table.items() if entry}
 
 
-def draw_accuracy(axes, metrics: list[dict], base: dict, saturation_step):
-    """Training against held-out accuracy, Wilson's band around greedy, the base dotted, the saturation step dashed."""
-    for mode, color, line, mark in (("greedy", BLUE, "-", "o"), ("sampled", GREEN, "--", "s")):
-        axes.plot(*series(metrics, "eval/" + mode), color, ls=line, marker=mark, ms=3.5, label="held-out " + mode)
-        if finite(base.get(mode)):
-            axes.axhline(base[mode], color=color, linewidth=1.2, linestyle=":", label="base " + mode)
-    axes.plot(*series(metrics, "train/accuracy"), INK, linewidth=1, label="training", zorder=1.9)
-    if saturation_step is not None:
-        axes.axvline(saturation_step, label=f"saturated, step {saturation_step}", **SATURATION)
-    bands = [(row["step"], *wilson(row["eval/greedy"], row["eval/n"])) for row in metrics
-             if finite(row.get("eval/greedy")) and finite(row.get("eval/n"))]
-    if bands:
-        axes.fill_between(*zip(*bands), color=BLUE, alpha=0.13, linewidth=0)
-    axes.set(xlabel="step", ylim=(0, 1.02), yticks=[0, 0.25, 0.5, 0.75, 1])
-    axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.figure.legend(handles=[x for x in axes.lines if len(x.get_xdata())], loc="outside upper left", ncols=3)
-
-
-def draw_lines(axes, metrics: list[dict], lines: dict[str, str], saturation_step):
-    """A small multiple of `{label: metric}`."""
-    for (label, key), (color, line) in zip(lines.items(), ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"))):
-        steps, values = series(metrics, key)
-        axes.plot(steps, values, color, ls=line, linewidth=1.3, ms=3, label=label,
-                  marker="o" if key.startswith("eval/") or len(steps) == 1 else None)
-        axes.set_yscale("log" if "gap" in key and any(values) else "linear")
-    if axes.get_yscale() == "linear" and min(axes.dataLim.intervaly) >= 0:
-        axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
-    if len(lines) > 1:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(lines), borderpad=0, columnspacing=1)
-    if saturation_step is not None:
-        axes.axvline(saturation_step, **SATURATION)
-
-
-def svg(figure, name: str) -> markupsafe.Markup:
-    """The figure as inline SVG in the page's colours, its identifiers made unique by `name`."""
-    text, prefix = io.StringIO(), re.sub(r"\W+", "-", name.lower())
-    figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text.getvalue()[text.getvalue().index("<svg") :])
-    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", body)
-    for color, variable in THEME.items():
-        body = body.replace(color, variable)
-    return markupsafe.Markup(body.replace("<svg", f'<svg role="img" aria-label="{name} by step"', 1))
-
-
 def evenly(items: list, count: int) -> list:
     """At most `count` of the items at even distances, the first and the last among them."""
     return items if len(items) <= count else [items[i * (len(items) - 1) // max(count - 1, 1)] for i in range(count)]
@@ -135,7 +78,90 @@ def group_rollouts(rollouts: list[dict]) -> list[tuple]:
     return [(step, rows, evenly(rows, MAX_ROLLOUTS // len(shown_steps))) for step, rows in shown_steps]
 
 
-def cut(text, room: int) -> str:
+def read_heldout(path: pathlib.Path) -> list[dict]:
+    """Rows of heldout.jsonl: greedy completions of the same problems, which the first row names, at each evaluation.
+
+    Raises UserError naming a row that has not as many completions as there are problems.
+    """
+    rows = read_jsonl(path)
+    for row in rows:
+        lists = [rows[0].get("prompts"), rows[0].get("answers"), row.get("completions"), row.get("correct")]
+        if not all(isinstance(x, list) and len(x) == len(lists[0]) > 0 for x in lists):
+            raise UserError(f"{path}, step {row['step']}: needs a completion and a verdict for each problem of the "
+                            "first row; remove the file to report the run without it")
+    return rows
+
+
+def changes(table: dict, kept: list[dict]) -> list[dict]:
+    """Of greedy accuracy from the base and from saturation to the end `{"start", "change", "low", "high", ...}`.
+
+    The 95 % interval is that of the difference problem by problem (`paired`) where both ends are in `kept`
+    (heldout.jsonl). `overlap` is whether the intervals of the two ends do.
+    """
+    found, right = [], {row["step"]: np.array(row["correct"], float) for row in kept}
+    for start in ("base", "saturation"):
+        ends = [table.get(start), table.get("final")]
+        if all(ends) and ends[0]["step"] < ends[1]["step"] and all(finite(e["greedy"]) and e["n"] for e in ends):
+            paired = all(e["step"] in right for e in ends)
+            low, high = (estimators.bootstrap(right[ends[1]["step"]] - right[ends[0]["step"]]) if paired else
+                         difference(ends[0]["greedy"], ends[1]["greedy"], ends[1]["n"]))
+            (_, first), (second, _) = sorted(wilson(end["greedy"], end["n"]) for end in ends)
+            found.append({"start": start, "change": ends[1]["greedy"] - ends[0]["greedy"], "low": low, "high": high,
+                          "paired": paired, "overlap": second <= first})
+    return found
+
+
+def unseen(kept: list[dict], saturation_step) -> dict:
+    """What the page shows of held-out problems through training; {} without an evaluation after the first.
+
+    `counts` of KINDS, over all problems; `steps` of the evaluations to leaf through, `panes` the places among them to
+    show side by side; and for at most MAX_UNSEEN `problems`, as many of each kind as there is room for, the `kind`,
+    `number`, `prompt`, `answer`, the different `texts`, and by step the place in `texts` (`said`) and whether it is
+    `right`. The first problem is one that was newly solved, if there is one.
+    """
+    if len(kept) < 2:
+        return {}
+    after = next((i for i, row in enumerate(kept) if finite(saturation_step) and row["step"] >= saturation_step), 0)
+    panes = sorted({0, after, len(kept) - 1})
+    places = sorted({*evenly(list(range(len(kept))), MAX_UNSEEN_STEPS - len(panes)), *panes})
+    kinds = {kind: [] for kind in KINDS.values()}
+    for number, ends in enumerate(zip(kept[0]["correct"], kept[-1]["correct"])):
+        kinds[KINDS[bool(ends[0]), bool(ends[1])]].append(number)
+    length = max(statistics.fmean(len(text) for text in row["completions"]) for row in kept)
+    each = max(1, min(MAX_UNSEEN // len(KINDS), int(MAX_UNSEEN_BYTES / (len(KINDS) * len(places) * (length + 1)))))
+    chosen = [(kind, number) for kind, numbers in kinds.items() for number in evenly(numbers, each)]
+    room = MAX_UNSEEN_BYTES // (len(chosen) * (len(places) + 1))
+    found = []
+    for kind, number in chosen:
+        said = [cut(kept[i]["completions"][number], room, "heldout.jsonl") for i in places]
+        texts = list(dict.fromkeys(said))
+        found.append({"kind": kind, "number": number, "prompt": cut(kept[0]["prompts"][number], room, "heldout.jsonl"),
+                      "answer": cut(kept[0]["answers"][number], 200, "heldout.jsonl"), "texts": texts,
+                      "said": [texts.index(text) for text in said],
+                      "right": [int(kept[i]["correct"][number]) for i in places]})
+    return {"counts": {kind: len(numbers) for kind, numbers in kinds.items()},
+            "steps": [kept[i]["step"] for i in places], "panes": [places.index(i) for i in panes], "saturation": places.index(after) if after else None,
+            "problems": found}
+
+
+def setup(flags: dict[str, str], example: dict, rollouts: list[dict], metrics: list[dict]) -> dict[str, str]:
+    """The heading of a run of RL: its model, example, reward and grader; {} for another run."""
+    if "--reward" not in flags:
+        return {}
+    prompts = {row["prompt"] for row in rollouts[:1000] if "prompt" in row}
+    asked = (example.get("question") or flags.get("--question") or (prompts.pop() if len(prompts) == 1 else "")
+             or f"problem {flags.get('--example')} of {flags.get('--problems')}")
+    if flags.get("--example") == "all" and not flags.get("--question"):
+        asked = f"all problems of {flags.get('--problems')}"
+    if finite(example.get("pass_rate")):
+        asked += (f" (number {example.get('example')}, chosen because the base solved it in "
+                  f"{example['pass_rate']:.1%} of {example.get('num_samples')} attempts)")
+    graders = [row["train/graded_by"] for row in metrics if "train/graded_by" in row]
+    return {"Model": flags.get("--model", ""), "Trained on": asked, "Reward": flags["--reward"],
+            "Grader": graders[-1] if graders else flags.get("--grader", "")}
+
+
+def cut(text, room: int, file: str = "rollouts.jsonl") -> str:
     """Text with its control characters visible and its middle left out if it would take over `room` bytes of HTML."""
     text = str(text).translate({c: f"\\u{c:04x}" for c in UNSEEN})
     size = len(markupsafe.escape(text).encode("utf-8", "replace"))
@@ -143,13 +169,13 @@ def cut(text, room: int) -> str:
         return text
     gap = len(text) - len(text) * room // size
     start = 2 * (len(text) - gap) // 3
-    return f"{text[:start]}\n[… {gap:,} characters left out, whole in rollouts.jsonl …]\n{text[start + gap :]}"
+    return f"{text[:start]}\n[… {gap:,} characters left out, whole in {file} …]\n{text[start + gap :]}"
 
 
 def write_report(run_dir: str) -> list[pathlib.Path]:
     """Writes report.html, curves.png and diagnostics.png into a run directory and returns their paths.
 
-    Raises UserError if metrics.jsonl is missing, empty or corrupt, and without matplotlib.
+    Raises UserError if metrics.jsonl is missing or empty, if a file of the run is corrupt, and without matplotlib.
     """
     try:
         from matplotlib import figure, rc_context  # optional
@@ -159,37 +185,57 @@ def write_report(run_dir: str) -> list[pathlib.Path]:
     metrics, rollouts = read_jsonl(directory / "metrics.jsonl"), read_jsonl(directory / "rollouts.jsonl")
     if not metrics:
         raise UserError(f"{directory / 'metrics.jsonl'} is missing or empty: is --run_dir a run with a finished step?")
-    summary, flags = read_summary(directory / "summary.json"), directory / "flags.txt"
+    summary, origin, example = (read_summary(directory / f"{name}.json") for name in ("summary", "origin", "example"))
+    kept, flags = read_heldout(directory / "heldout.jsonl"), directory / "flags.txt"
+    flags = flags.read_text("utf-8", "replace") if flags.is_file() else ""
+    named = dict(line.split("=", 1) for line in flags.splitlines() if "=" in line)
     saturation_step, panels = summary.get("saturation_step"), {}
     table = evaluations(metrics, saturation_step)
 
+    def drawn(key):
+        return bool(series(metrics, key)[0])
+
     def panel(title, lines):
-        if not any(series(metrics, key)[0] for key in lines.values()):
+        lines = {label: key for label, (key, _) in lines.items()}
+        if not any(map(drawn, lines.values())):
             return ""
         axes, panels[title] = figure.Figure((3.4, 2.0), layout="constrained").add_subplot(), lines
         draw_lines(axes, metrics, lines, saturation_step)
         return svg(axes.figure, title)
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": lambda x: f"{x:.1%}" if finite(x) else "–", "number": number, "cut": cut,
-                            "median": statistics.median}
-    template = environment.from_string(pathlib.Path(__file__).with_name("report.html.jinja").read_text("utf-8"))
     keys = list(dict.fromkeys(key for row in metrics for key in row))
     page, curves, diagnostics = (directory / name for name in ("report.html", "curves.png", "diagnostics.png"))
     with rc_context(STYLE):
         axes = figure.Figure((5.2, 3.4), layout="constrained").add_subplot()
         draw_accuracy(axes, metrics, table.get("base", {}), saturation_step)
-        axes.figure.savefig(curves, dpi=200)
-        html = template.render(
+        axes.figure.legend(handles=axes.lines, loc="outside upper left", ncols=3)
+        _save(axes.figure, curves, 200)
+        html = template(drawn).render(
             name=directory.resolve().name, run_dir=directory, metrics=metrics, summary=summary, table=table, keys=keys,
             panel=panel, accuracy=svg(axes.figure, "Accuracy"), series=lambda key: series(metrics, key), finite=finite,
             seconds_by_phase={key[8:]: sum(series(metrics, key)[1]) for key in keys if key.startswith("seconds/")},
-            flags=flags.read_text("utf-8", "replace") if flags.is_file() else "", wilson_interval=wilson,
-            quote=shlex.quote, groups=group_rollouts(rollouts), num_rollouts=len(rollouts), max_bytes=MAX_ROLLOUT_BYTES)
+            flags=flags, wilson_interval=wilson, quote=shlex.quote, groups=group_rollouts(rollouts),
+            num_rollouts=len(rollouts), max_bytes=MAX_ROLLOUT_BYTES, changes=changes(table, kept),
+            unseen=unseen(kept, saturation_step), starts=origin.get("starts", ()),
+            setup=setup(named, example, rollouts, metrics))
         num_rows = max(1, math.ceil(len(panels) / 3))
         sheet = figure.Figure((10.2, 2.3 * num_rows), layout="constrained")
         for i, (title, lines) in enumerate(panels.items(), 1):
             draw_lines(sheet.add_subplot(num_rows, 3, i, title=title), metrics, lines, saturation_step)
-        sheet.savefig(diagnostics, dpi=160)
-    page.write_text(html, "utf-8", "replace")
+        _save(sheet, diagnostics, 160)
+    write_whole(page, html.encode("utf-8", "replace").decode())
     return [page, curves, diagnostics]
+
+
+def template(drawn) -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    environment.filters |= {"percent": lambda x: f"{x:.1%}" if finite(x) else "–", "number": number, "cut": cut,
+                            "points": lambda x: f"{100 * x:+.1f}".replace("-", "−"), "median": statistics.median}
+    environment.tests["drawn"] = drawn
+    return environment.from_string(pathlib.Path(__file__).with_name("report.html.jinja").read_text("utf-8"))
+
+
+def _save(figure, path: pathlib.Path, dpi: int) -> None:
+    with naming(path):
+        figure.savefig(path, dpi=dpi)

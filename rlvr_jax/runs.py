@@ -110,11 +110,22 @@ class Run:
         metrics.write_whole(self.dir / "flags.txt", "\n".join(flag_lines(config)) + "\n")
         self.metrics = opened.enter_context(contextlib.closing(metrics.JsonLines(self.dir / "metrics.jsonl", keep)))
         self.rollouts = opened.enter_context(contextlib.closing(metrics.JsonLines(self.dir / "rollouts.jsonl", keep)))
+        self.heldout = opened.enter_context(contextlib.closing(metrics.JsonLines(self.dir / "heldout.jsonl", keep)))
+        self._note_start()
         self.mirrors = [opened.enter_context(metrics.tensorboard(self.dir / "tensorboard", self.metrics.rows))
                         ] if config.tensorboard else []
         self.compilations = opened.enter_context(metrics.compilations())
         self.manager = checkpoint.open_manager(config.run_dir, config.keep_last, config.keep_every, config.keep_best)
         opened.callback(checkpoint.close, self.manager)
+
+    def _note_start(self) -> None:
+        """origin.json: the machine and the commit of the first start, and of each later one that has steps to do."""
+        path, starts = self.dir / "origin.json", []
+        if self.resumed:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+                starts = list(json.loads(path.read_text("utf-8"))["starts"])
+        if self.resumed < self.config.num_steps:
+            metrics.write_json(path, {"starts": [*starts, {"step": self.resumed} | metrics.machine()]})
 
     def __exit__(self, *error) -> None:
         self.closing.__exit__(*error)
@@ -124,17 +135,18 @@ class Run:
             raise KeyboardInterrupt
         self.signal = number
 
-    def once(self, name: str, choose: Callable[[], int]) -> int:
-        """`choose()`, a number from 0 that depends on (flags, seed) alone; a run that goes on finds it in NAME.json."""
+    def once(self, name: str, choose: Callable[[], tuple[int, dict]]) -> int:
+        """The number of `choose()`, from 0, which depends on (flags, seed) alone; a run that goes on finds it in
+        NAME.json, where it stands beside the facts that `choose()` returned with it."""
         path, known = self.dir / f"{name}.json", -1
         if self.resumed and parallel.is_main():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: choose again
                 known = json.loads(path.read_text("utf-8"))[name]
         known = int(parallel.broadcast(np.int32(known)))
         if known < 0:
-            known = choose()
+            known, facts = choose()
             if parallel.is_main():
-                metrics.write_json(path, {name: known})
+                metrics.write_json(path, {name: known} | facts)
         return known
 
     def restore(self, fresh: LearnerState) -> LearnerState:
@@ -190,6 +202,14 @@ class Run:
         return UserError(f"{what}; {self.dir} has "
                          + (f"good checkpoints of steps {', '.join(map(str, good))}" if good else "no good checkpoint")
                          + "; start over with --resume=never and a lower --learning_rate or --max_grad_norm")
+
+    def keep_heldout(self, step: int, rows: list[dict]) -> None:
+        """Writes the greedy completions of an evaluation (`evaluation.measure`); the first row has the problems too."""
+        if parallel.is_main():
+            asked = {} if self.heldout.rows else {key + "s": [row[key] for row in rows] for key in ("prompt", "answer")}
+            self.heldout.write({"step": step} | asked | {"completions": [row["completion"] for row in rows],
+                                                         "correct": [int(row["correct"]) for row in rows]})
+            del self.heldout.rows[1:]  # those of a long run would fill the memory
 
     def _check_names(self, row: dict) -> None:
         """Refuses a metric that the run does not measure, at the first row that has to have it."""

@@ -2,8 +2,8 @@
 
   python -m scripts.train --flagfile=configs/tiny.flags --model=runs/base --run_dir=runs/tiny
 
-Writes a run directory (metrics.jsonl, rollouts.jsonl, checkpoints, summary.json); `scripts.report` draws it. The same
-command continues an interrupted run.
+Writes a run directory (metrics.jsonl, rollouts.jsonl, heldout.jsonl, checkpoints, summary.json, and where it comes from
+in origin.json); `scripts.report` draws it. The same command continues an interrupted run.
 """
 
 from rlvr_jax import cli

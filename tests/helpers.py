@@ -115,7 +115,7 @@ def assert_same_arrays(actual: dict, expected: dict) -> None:
 def assert_same_run(actual, expected, step: int) -> None:
     """Two run directories hold the same training up to `step`, bit for bit."""
     assert_same_arrays(saved_arrays(actual, step), saved_arrays(expected, step))
-    for name in ("metrics.jsonl", "rollouts.jsonl"):
+    for name in ("metrics.jsonl", "rollouts.jsonl", "heldout.jsonl"):
         rows = [[without_clock(row) for row in read_jsonl(pathlib.Path(run_dir) / name)]
                 for run_dir in (actual, expected)]
         assert rows[0] == rows[1], name

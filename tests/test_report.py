@@ -3,6 +3,7 @@
 import html.parser
 import json
 import math
+import pathlib
 import re
 import statistics
 import sys
@@ -117,6 +118,183 @@ def test_wilson_interval_holds_the_shares_that_the_score_test_accepts(n, share):
     for bound in metrics.wilson(successes / n, n):
         assert 0 <= bound <= 1
         assert abs(successes / n - bound) == pytest.approx(Z * math.sqrt(bound * (1 - bound) / n), abs=1e-6)
+
+
+def test_the_interval_of_a_change_is_that_of_two_shares_or_of_the_problems_one_by_one(tmp_path):
+    """Of 512: base 210, at step 20 437, at the end 474. By hand, from Wilson's intervals of the three (the table)."""
+    table = report.evaluations(ROWS, 16)
+    base, saturation = report.changes(table, [])
+    assert (base["start"], saturation["start"]) == ("base", "saturation") and not saturation["paired"]
+    low, high = 37 / 512 - math.hypot(0.9258 - 0.8997, 0.8816 - 0.8535), 37 / 512 + math.hypot(0.9454 - 0.9258,
+                                                                                          0.8535 - 0.8202)
+    assert (saturation["low"], saturation["high"]) == pytest.approx((low, high), abs=3e-4)
+    assert saturation["change"] == 37 / 512 and base["change"] == 264 / 512
+    # the same problems, 40 won and 3 lost: mean 37/512, variance of a problem's difference 43/512 - mean^2
+    right = {20: [1] * 437 + [0] * 75, 40: [0] * 3 + [1] * 474 + [0] * 35}
+    _, paired = report.changes(table, [heldout_row(step, correct) for step, correct in right.items()])
+    half = Z * math.sqrt((43 / 512 - (37 / 512) ** 2) / 512)
+    assert paired["paired"] and (paired["low"], paired["high"]) == pytest.approx((37 / 512 - half, 37 / 512 + half),
+                                                                                 abs=3e-3)
+
+
+@pytest.mark.parametrize("at_end, says", [(437, True), (447, True), (474, False)])
+def test_a_rise_that_may_be_chance_is_called_so(tmp_path, at_end, says):
+    rows = [row | {"eval/greedy": at_end / 512} if row["step"] == 40 else row for row in ROWS]
+    text = page_of(write_run(tmp_path, rows=rows)).text
+    assert ("at the end (a difference that may be chance: its 95% interval is" in text) == says
+    assert ("so the choice of problems may be all of it" in text) == says
+
+
+def test_captions_speak_only_of_what_is_drawn(tmp_path):
+    def captions(rows, summary=SUMMARY):
+        return page_of(write_run(tmp_path, rows=rows, summary=summary)).text
+    both = ("Blue: greedy", "its 95% interval shaded", "Green: sampled", "Dotted: the base", "Dashed vertical",
+            "against held-out accuracy.")
+    text = captions(ROWS)
+    assert all(phrase in text for phrase in both) and "Thin line" in text
+    bare = [{key: x for key, x in row.items() if not key.startswith("eval/")} for row in ROWS]
+    text = captions(bare, {"saturation_step": None})
+    assert not [phrase for phrase in both if phrase in text] and "Training accuracy. Thin line" in text
+    text = captions([{key: x for key, x in row.items() if key not in ("eval/n", "eval/sampled")} for row in ROWS[1:]])
+    assert "Blue: greedy, on problems never trained on. Dashed" in text
+    assert "Reward. What is maximised." in captions(ROWS) and "spread (std)" not in captions(ROWS)
+    spread = captions([row | {"train/reward_std": 0.5} for row in ROWS])
+    assert "Without spread (std) there is nothing to compare" in spread
+    one, all_drawn = ({name: 5.0 for name in names} for names in (
+        ("train/length_correct",), ("train/length_correct", "train/length_wrong", "train/completion_length")))
+    assert "drifting apart" not in captions([row | one for row in ROWS])
+    assert "drifting apart" in captions([row | all_drawn | {"train/length_wrong": 3.0} for row in ROWS])
+
+
+def test_a_line_without_a_value_is_not_in_the_legend():
+    from matplotlib.figure import Figure
+    axes = Figure().add_subplot()
+    report.draw_lines(axes, ROWS, {"mean": "train/reward_mean", "std": "train/reward_std"}, None)
+    assert [text.get_text() for text in axes.get_legend().texts] == ["mean"]
+
+
+# ----- one unseen problem through training
+
+
+def heldout_row(step, correct, **fields):
+    """Of problem i at a step: "right i at step" or "wrong i at step"."""
+    return {"step": step, "correct": correct, "completions": [f"{'right' if x else 'wrong'} {i} at {step}" for i, x in
+                                                              enumerate(correct)]} | fields
+
+
+# Problems 0 to 4: lost, right at both ends, newly solved, wrong at both ends, newly solved.
+ASKED = {"prompts": [f"ask {i}" for i in range(5)], "answers": [f"is {i}" for i in range(5)]}
+HELDOUT = [heldout_row(0, [1, 1, 0, 0, 0], **ASKED), heldout_row(10, [1, 0, 0, 0, 0]), heldout_row(20, [1, 1, 1, 1, 0]), heldout_row(30, [1, 1, 1, 0, 1]),
+           heldout_row(40, [0, 1, 1, 0, 1])]
+
+
+def write_heldout(directory, rows):
+    write_run(directory)
+    (directory / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory
+
+
+def test_one_unseen_problem_is_shown_at_the_base_at_saturation_and_at_the_end(tmp_path):
+    """Without a script, too: a problem that the base gets wrong and the end right."""
+    page = page_of(write_heldout(tmp_path, HELDOUT))
+    assert ("Of 5: 2 newly solved, 1 lost, 1 right before and after, 1 wrong before and after") in page.text
+    assert page.completions()[:4] == ["ask 2", "wrong 2 at 0", "right 2 at 20", "right 2 at 40"]
+    assert "The base, step 0 ✗ wrong" in page.text and "At saturation, step 20 ✓ right" in page.text
+    assert "At the end, step 40 ✓ right" in page.text
+
+
+def test_every_step_of_several_problems_can_be_leafed_through(tmp_path):
+    report.write_report(str(write_heldout(tmp_path, HELDOUT)))
+    source = (tmp_path / "report.html").read_text("utf-8")
+    data = json.loads(re.search(r'id="unseen-data">(.*?)</script>', source, re.DOTALL)[1])
+    assert data["steps"] == [0, 10, 20, 30, 40]
+    assert [problem["number"] for problem in data["problems"]] == [2, 4, 0, 1, 3]  # as many of each kind, solved first
+    for problem in data["problems"]:
+        number = problem["number"]
+        assert problem["prompt"] == f"ask {number}" and problem["answer"] == f"is {number}"
+        assert [problem["texts"][place] for place in problem["said"]] == [row["completions"][number] for row in HELDOUT]
+        assert problem["right"] == [row["correct"][number] for row in HELDOUT]
+    assert re.search(r'<input type="range" min="0" max="4"', source)
+    assert re.findall(r"<option value=\"(\d)\">(\d): ask", source) == [*zip("01234", "24013")]  # places and numbers
+
+
+def test_the_unseen_problems_take_a_bounded_part_of_the_page(tmp_path):
+    """200 long answers at each of 100 evaluations: fewer problems and steps, the ends among them, cut in the middle."""
+    rows = [heldout_row(step, [int(i + step > 150) for i in range(200)]) for step in range(0, 1000, 10)]
+    for row in rows:
+        row["completions"] = [f"{text}{'<' * 5000} end" for text in row["completions"]]
+    rows[0] |= {"prompts": ["p" * 10**6] * 200, "answers": ["1"] * 200}
+    page = page_of(write_heldout(tmp_path, rows))
+    assert (tmp_path / "report.html").stat().st_size < 4_000_000
+    data = json.loads(re.search(r'id="unseen-data">(.*?)</script>', (tmp_path / "report.html").read_text("utf-8"))[1])
+    assert {0, 20, 990} <= set(data["steps"]) and len(data["steps"]) <= 40  # 20: at saturation
+    assert any("whole in heldout.jsonl …]" in text and text.endswith(" end") for text in page.completions())
+
+
+def test_a_completion_cannot_break_out_of_the_data(tmp_path):
+    evil = "</script><script>alert(1)</script><!-- \u2028"
+    page = page_of(write_heldout(tmp_path, [row | {"completions": [evil] * 5} for row in HELDOUT]))
+    assert page.tags.count("script") == 2 and evil in page.completions()
+
+
+@pytest.mark.parametrize("rows", [[], HELDOUT[:1]])
+def test_without_an_evaluation_after_the_first_there_is_no_unseen_problem(tmp_path, rows):
+    assert "One unseen problem" not in page_of(write_heldout(tmp_path, rows)).text
+
+
+@pytest.mark.parametrize("rows", [HELDOUT[1:], [HELDOUT[0], heldout_row(10, [1])], [HELDOUT[0], {"step": 10}]])
+def test_a_broken_row_of_completions_is_named(tmp_path, rows):
+    with pytest.raises(UserError, match="heldout.jsonl, step 10: needs a completion and a verdict for each problem"):
+        report.write_report(str(write_heldout(tmp_path, rows)))
+
+
+# ----- where a run comes from
+
+
+CHOSEN = {"example": 5, "question": "coins 7 + 5 =", "answer": "12", "pass_rate": 0.203125, "num_samples": 64}
+
+
+@pytest.mark.parametrize("flags, example, rollouts, trained_on", [
+    ("--example=auto", CHOSEN, [],
+     "coins 7 + 5 = (number 5, chosen because the base solved it in 20.3% of 64 attempts)"),
+    ("--question=What is 7 + 5?\n--example=auto", {}, [], "What is 7 + 5?"),
+    ("--example=3", {}, [rollout(1), rollout(2)], "14 + 6 ="),
+    ("--example=3", {}, [], "problem 3 of arithmetic"),
+    ("--example=all", {}, [rollout(1)], "all problems of arithmetic")])
+def test_the_heading_names_model_example_reward_and_grader(tmp_path, flags, example, rollouts, trained_on):
+    write_run(tmp_path, [row | {"train/graded_by": "answer / math"} for row in ROWS], rollouts,
+              flags=f"--model=runs/base\n--problems=arithmetic\n--reward=correct\n--grader=math\n{flags}\n")
+    (tmp_path / "example.json").write_text(json.dumps(example))
+    assert (f"Model runs/base Trained on {trained_on} Reward correct Grader answer / math In 40 steps"
+            ) in page_of(tmp_path).text
+
+
+def test_the_report_says_what_made_the_run(tmp_path):
+    start = {"step": 0, "date": "2026-01-02T03:04:05+00:00", "commit": "abc1234", "jax": "0.10.2", "python": "3.11.7",
+             "platform": "x86_64", "device": "cpu", "devices": 2, "processes": 1}
+    write_run(tmp_path)
+    assert "Started at commit" not in page_of(tmp_path).text
+    (tmp_path / "origin.json").write_text(json.dumps({"starts": [
+        start, start | {"step": 10}, start | {"step": 20, "commit": "def5678", "date": "2026-01-03T00:00:00+00:00"}]}))
+    assert ("Started at commit abc1234 by JAX 0.10.2, Python 3.11.7, on 2 × cpu (x86_64) on 2026-01-02 "
+            "03:04:05+00:00; went on after step 10 on 2026-01-02 03:04:05+00:00; went on after step 20 at commit def5678 by JAX"
+            ) in page_of(tmp_path).text
+
+
+def test_the_group_of_a_rollout_is_named(tmp_path):
+    text = page_of(write_run(tmp_path, rollouts=[rollout(1, group=3, group_mean=0.25), rollout(1, group=3)])).text
+    assert "advantage +0.50 group 3, mean reward 0.25 4 tokens" in text and "advantage +0.50 group 3 4 tokens" in text
+    assert "compares a rollout with its own group" in text
+    assert "compares a rollout" not in page_of(write_run(tmp_path, rollouts=[rollout(1)])).text
+
+
+@pytest.mark.parametrize("name", ["curves.png", "diagnostics.png", "report.html.part"])
+def test_a_full_disk_is_an_error_of_that_file(tmp_path, name):
+    write_run(tmp_path)
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as error:
+        report.write_report(str(tmp_path))
+    assert pathlib.Path(error.value.filename).name == name.removesuffix(".part")
 
 
 def test_first_figure_shows_training_held_out_base_and_saturation():

@@ -8,9 +8,10 @@ import shutil
 import signal
 import time
 
+import jax
 import pytest
 
-from rlvr_jax import checkpoint
+from rlvr_jax import checkpoint, grading
 from rlvr_jax.config import UserError
 
 from helpers import (TRAIN, assert_same_run, base, compiled, count_lines, finish, read_jsonl, run,  # noqa: F401
@@ -79,6 +80,28 @@ def test_the_whole_learns_something(straight, base):
     assert any(row["train/live_groups"] > 0 for row in rows[1:]) and rows[-1]["train/kl"] > 0
     before, after = saved_arrays(base, 200)["params/embed"], saved_arrays(straight(), STEPS)["params/embed"]
     assert (before != after).any()
+
+
+def test_the_greedy_completions_of_every_evaluation_are_kept(straight):
+    """They give the accuracy that the log has; the problems stand in the first row alone."""
+    first, *later = rows = read_jsonl(straight() / "heldout.jsonl")
+    logged = {row["step"]: row["eval/greedy"] for row in read_jsonl(straight() / "metrics.jsonl") if "eval/n" in row}
+    assert {row["step"]: sum(row["correct"]) / 16 for row in rows} == logged and len(rows) == 1 + STEPS // 5
+    assert all(row.keys() == {"step", "completions", "correct"} for row in later)
+    assert len(first["prompts"]) == len(first["answers"]) == 16
+    for row in rows:
+        verdicts = grading.grade(row["completions"], first["answers"], "answer", "math")
+        assert [verdict.correct for verdict in verdicts] == [bool(right) for right in row["correct"]]
+
+
+def test_a_run_says_where_it_comes_from_and_where_it_went_on(train, copied):
+    first, = json.loads((copied / "origin.json").read_text())["starts"]
+    assert first["step"] == 0 and first["jax"] == jax.__version__ and first["devices"] == 1
+    drop_checkpoints(copied, 57, 60)
+    for _ in range(2):  # the second time there is nothing to do
+        train()
+        again = json.loads((copied / "origin.json").read_text())["starts"]
+        assert again[0] == first and [start["step"] for start in again] == [0, 30]
 
 
 def test_nothing_is_compiled_after_the_first_step(straight):
@@ -171,6 +194,8 @@ def test_half_written_files_do_not_count(train, copied, straight):
         lines = [line for line in (copied / name).read_text().splitlines(keepends=True)
                  if json.loads(line)["step"] < 59]
         (copied / name).write_text("".join(lines)[:-20])
+    whole = (copied / "heldout.jsonl").read_text()  # its rows are those of steps 55 and 60 at the end
+    (copied / "heldout.jsonl").write_text(whole[:-20])
     shutil.copytree(copied / "checkpoints" / "57", copied / "checkpoints" / "58.orbax-checkpoint-tmp-7")
     (copied / "summary.json.part").write_text("{")
     train()

@@ -227,7 +227,7 @@ def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
     asked, restore = [], runs.Run.restore
 
     def restore_and_choose(run, fresh):
-        chosen.append(run.once("example", lambda: asked.append(1) or 40 + len(asked)))
+        chosen.append(run.once("example", lambda: (asked.append(1) or 40 + len(asked), {"rate": 0.5})))
         return restore(run, fresh)
 
     chosen, kept = [], tmp_path / "run" / "example.json"
@@ -235,7 +235,7 @@ def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError):
         go(crash_at=1)
     go(num_steps=2)
-    assert json.loads(kept.read_text()) == {"example": 42}
+    assert json.loads(kept.read_text()) == {"example": 42, "rate": 0.5}
     go(num_steps=4)
     go(num_steps=4)  # finished already
     kept.write_text("{")
@@ -252,7 +252,9 @@ def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
     rows = [{"problem": p, "correct": i < right, "completion": "think answer 3"}
             for p, right in enumerate([0, 60, 15]) for i in range(64)]
     monkeypatch.setattr(evaluation, "measure", lambda *_, **__: rows)
-    assert pool.example_place(config, start, None, problems, None) == 2  # 15 of 64 is nearer to 0.2 than 60
+    place, facts = pool.example_place(config, start, None, problems, None)
+    assert place == 2  # 15 of 64 is nearer to 0.2 than 60
+    assert facts == {"question": "9", "answer": "3", "pass_rate": 15 / 64, "num_samples": 64}
 
 
 # ----- mirrors and counts
