@@ -1,196 +1,250 @@
-"""Studies: the same commands a user types, over several seeds, gathered into one table and one figure."""
+"""Studies: a question asked of several arms and seeds, written down in a TOML file before its first run.
 
-import dataclasses
+A file of configs/studies/ holds the question, what was known, the prediction, the commands of an arm as a user types
+them, the arms as flags added to these, what is measured, and the rules of the verdict. The runner here knows no study.
+"""
+
+import itertools
+import json
 import pathlib
 import platform
+import shlex
+import string
 import subprocess
 import sys
-from typing import Callable, NamedTuple
+import tomllib
+from typing import Optional
 
 import jax
 import numpy as np
 
-from rlvr_jax import estimators, metrics, regrading, report
+from rlvr_jax import estimators, metrics, report, study_figure
 from rlvr_jax.config import StudyConfig, UserError
 
-MODES = ("greedy", "sampled")
-# The study of a language model: its example, what is measured, and what each arm is paid for. All arms are asked alike.
-EXAMPLE = ("mawps_singleop.jsonl", 16)
-BENCHMARKS = ("gsm8k", "svamp", "mawps_addsub")
-BOX = r"Put the final answer within \boxed{}."
-ARMS = {"correct": ("--reward=correct", "--answer_format=last_number"),
-        "format": ("--reward=format", "--answer_format=boxed")}
-
-
-class Study(NamedTuple):
-    """What is run, and what is made of its records, which are a run directory's rows and summary by name."""
-
-    run: Callable[[StudyConfig], dict[str, dict]]
-    table: Callable[[dict[str, dict], str], list[str]]  # of the summaries and where they come from
-    draw: Callable[[dict[str, dict], pathlib.Path], None]
+FOLDER = pathlib.Path("configs/studies")
+REQUIRED = {"title": str, "question": str, "known": str, "prediction": str, "seeds": list, "commands": dict, "arms": dict,
+            "measures": dict, "rules": list}
+OPTIONAL = {"control": str, "quick": dict, "figure": dict, "note": str}
 
 
 def run(config: StudyConfig) -> pathlib.Path:
-    """Runs a study and returns the Markdown file it wrote; JSON and a PNG lie beside it."""
-    study, out = STUDIES[config.study], pathlib.Path(config.out)
-    config = dataclasses.replace(config, work_dir=config.work_dir or f"runs/{config.study}")
-    records = study.run(config)
+    """Runs a study and returns the Markdown file it wrote; JSON and a PNG lie beside it.
+
+    What has finished in the work directory is not run again, and a run that was cut goes on where it was.
+    """
+    name, study = load(config.study)
+    if config.quick:
+        name, study = name + "_quick", study | {"seeds": study["seeds"][:1]}
+    seeds = [int(seed) for seed in config.seeds or study["seeds"]]
+    work = pathlib.Path(config.work_dir or f"runs/{name}")
+    out = pathlib.Path(config.out) if config.out else work / "results"
+    given = {"work": str(work)} | ({"data": config.data} if config.data else {})
+    cells = {(arm, seed): given | {"arm": arm, "seed": str(seed)} for arm, seed in itertools.product(study["arms"], seeds)}
+    finished, earlier = execute(study, cells, work, config.quick)
+    found = {arm: {name: gather([source_values(study["measures"], name, cells[arm, seed]) for seed in seeds])
+                   for name in study["measures"]} for arm in study["arms"]}
+    compare(found, study.get("control"))
+    rules = [judge(rule, found) for rule in study["rules"]]
+    record = {"study": name, "question": study["question"], "prediction": study["prediction"], "seeds": seeds,
+              "origin": origin(config, seeds, finished, earlier), "measures": found, "rules": rules,
+              "verdict": overall(rules), "summaries": summaries(study, cells)}
     out.mkdir(parents=True, exist_ok=True)
-    study.draw(records, out / f"{config.study}.png")
-    metrics.write_json(out / f"{config.study}.json", {seed: record["summary"] for seed, record in records.items()})
-    lines = study.table({seed: record["summary"] for seed, record in records.items()}, provenance(config))
-    metrics.write_whole(out / f"{config.study}.md", "\n".join([*lines, "", f"![curves]({config.study}.png)", ""]))
-    return out / f"{config.study}.md"
+    study_figure.draw(study, cells, found, out / f"{name}.png")
+    metrics.write_json(out / f"{name}.json", plain(record))
+    metrics.write_whole(out / f"{name}.md", page(study, record))
+    return out / f"{name}.md"
 
 
-def run_one_shot(config: StudyConfig) -> dict[str, dict]:
-    """A base, its example and GRPO for each seed: `{seed: {"rows": of metrics.jsonl, "summary"}}`."""
-    records = {}
-    for seed in map(int, config.seeds):
-        base, trained = (pathlib.Path(config.work_dir) / f"{name}{seed}" for name in ("base", "rl"))
-        script("pretrain", "--flagfile=configs/tiny_base.flags", f"--seed={seed}", f"--run_dir={base}")
-        script("train", "--flagfile=configs/tiny.flags", f"--seed={seed}", f"--model={base}", f"--run_dir={trained}")
-        records[str(seed)] = {"rows": report.read_jsonl(trained / "metrics.jsonl"),
-                              "summary": report.read_summary(trained / "summary.json")}
-    return records
+def load(study: str) -> tuple[str, dict]:
+    """(name, content) of configs/studies/STUDY.toml, or of the TOML file named. Raises UserError for what is amiss."""
+    path = pathlib.Path(study) if study.endswith(".toml") else FOLDER / f"{study}.toml"
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
+        raise UserError(f"--study={study}: no file {path}; there are {known}, or name a .toml file") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not TOML ({error})") from None
+    wrong = [key for key, kind in REQUIRED.items() if not isinstance(content.get(key), kind) or not content[key]]
+    wrong += [key for key, value in content.items() if not isinstance(value, (REQUIRED | OPTIONAL).get(key, ()))]
+    wrong += ["control"] * (not wrong and content.get("control", next(iter(content["arms"]))) not in content["arms"])
+    if wrong:
+        raise UserError(f"{path}: {', '.join(dict.fromkeys(wrong))} is missing, unknown or not as it should be; a study "
+                        f"has {', '.join(REQUIRED)}, and may have {', '.join(OPTIONAL)}, control being one of the arms")
+    for rule in content["rules"]:
+        if rule.get("arm") not in content["arms"] or rule.get("measure") not in content["measures"] or "says" not in rule:
+            raise UserError(f"{path}: a rule needs says, arm (of the arms) and measure (of the measures); it has {rule}")
+    return path.stem, content
 
 
-def one_shot_table(summaries: dict[str, dict], origin: str) -> list[str]:
-    """Lines of Markdown: does held-out accuracy rise from one example, and go on rising once that example is solved?"""
-    header = ["seed", "problems", "base", "saturated at step", "at saturation", "peak", "end", "rise to end",
-              "training accuracy"]
-    ends = [[summary["final"][mode] for mode in MODES] for summary in summaries.values()]
-    means = [sum(column) / len(ends) for column in zip(*ends)]
-    return ["# One example, one update a step: the tiny tier", "", origin, "",
-            "Held-out accuracy, greedy / T=1, on problems of the test split, on which nothing was chosen.", "",
-            "| " + " | ".join(header) + " |", "|---" * len(header) + "|",
-            *("| " + " | ".join([seed, *one_shot_cells(summary)]) + " |" for seed, summary in summaries.items()), "",
-            f"Mean at the end: greedy {means[0]:.3f}, T=1 {means[1]:.3f}, over {len(ends)} seeds."]
+def fill(template: str, values: dict) -> str:
+    """The template with its {names} filled in. Raises UserError for a name that nothing gives."""
+    missing = {name for _, name, _, _ in string.Formatter().parse(template) if name} - values.keys()
+    if "data" in missing:
+        raise UserError("--data is required by this study: the directory of its problem files")
+    if missing:
+        raise UserError(f"the study's {template!r} needs {', '.join(sorted(missing))}, which is not given")
+    return template.format(**values)
 
 
-def one_shot_cells(summary: dict) -> list[str]:
-    """A run's row of the table, after its seed; "-" where the example was never solved."""
-    def pair(pick, form=".3f"):
-        return " / ".join(format(pick(mode), form) for mode in MODES)
-
-    after = summary["after_saturation"]
-    curve = [pair(lambda mode: after[mode][when]) for when in ("at_saturation", "peak", "end")] if after else ["-"] * 3
-    rise = pair(lambda mode: after[mode]["end"] - after[mode]["at_saturation"], "+.3f") if after else "-"
-    return [str(summary["final"]["n"]), pair(lambda mode: summary["base"][mode]), str(summary["saturation_step"]),
-            *curve, rise, f"{summary['train_accuracy']:.3f}"]
-
-
-def run_smollm2(config: StudyConfig) -> dict[str, dict]:
-    """The model as it is, and after GRPO on one example in each of ARMS: `{arm: {"rows", "summary": benchmark -> what
-    scripts.evaluate says, with the paired difference to the base}}`. One seed: no claim about learning."""
-    if not config.data:
-        raise UserError("--data is required: the directory with gsm8k.jsonl, svamp.jsonl and mawps_*.jsonl")
-    work, data, records, base = pathlib.Path(config.work_dir), pathlib.Path(config.data), {}, None
-    asked = ("--flagfile=configs/smollm2.flags", f"--seed={int(config.seeds[0])}")
-    for arm in ("base", *ARMS):
-        model = "smollm2" if arm == "base" else str(work / arm)
-        if arm != "base":
-            script("train", *asked, f"--problems={data / EXAMPLE[0]}", f"--example={EXAMPLE[1]}", *ARMS[arm],
-                   f"--run_dir={model}")
-        files = ",".join(str(data / f"{name}.jsonl") for name in BENCHMARKS)
-        script("evaluate", f"--model={model}", f"--problems={files}", "--prompt_style=chat", f"--instruction={BOX}",
-               "--max_problems=200", "--max_new_tokens=128", "--rows_per_call=200", f"--out={work / ('eval_' + arm)}")
-        summary = report.read_summary(work / f"eval_{arm}" / "summary.json")["benchmarks"]
-        answered = regrading.read_completions(str(work / f"eval_{arm}" / "completions.jsonl"))
-        right = {name: np.array([row["correct"] for row in answered if row["benchmark"] == name], float)
-                 for name in BENCHMARKS}
-        base = base or right
-        for name in BENCHMARKS:
-            gain = right[name] - base[name]
-            summary[name] |= {"gain": float(gain.mean()), "gain_interval": estimators.bootstrap(gain)}
-        rows = report.read_jsonl(work / arm / "metrics.jsonl") if arm != "base" else []
-        records[arm] = {"rows": rows, "summary": {"benchmarks": summary, "training": training_ends(rows)}}
-    return records
+def commands(study: dict, cell: dict, quick: bool) -> list[str]:
+    """What a user would type, in order, for one arm and seed."""
+    arm, made = study["arms"][cell["arm"]], []
+    for name, command in study["commands"].items():
+        flags = arm.get(name, [])
+        if flags is not False:
+            flags = [*flags, *(study.get("quick", {}).get(name, []) if quick else [])]
+            made.append(fill(" ".join([command, *map(shlex.quote, flags)]), variables(study, cell)))
+    return made
 
 
-def training_ends(rows: list[dict]) -> dict:
-    """Steps, and means over the first and the last five of them, of what a run was paid and how it spoke."""
-    rows = [row for row in rows if row["step"] > 0]
-    return {"steps": len(rows)} | {
-        key: [float(np.mean([row["train/" + key] for row in part])) for part in (rows[:5], rows[-5:])]
-        for key in ("reward_mean", "accuracy", "completion_length", "entropy") if rows}
+def variables(study: dict, cell: dict) -> dict:
+    """What templates of an arm may name: work, seed, arm, data, and the arm's own words."""
+    own = {key: value for key, value in study["arms"][cell["arm"]].items() if isinstance(value, str)}
+    return cell | {key: fill(value, cell) for key, value in own.items()}
 
 
-def smollm2_table(summaries: dict[str, dict], origin: str) -> list[str]:
-    """Lines of Markdown: accuracy of each arm on each benchmark, and what happened in training."""
-    header = ["arm", *(f"{name}, gain over base" for name in BENCHMARKS), "truncated"]
-    lines = ["# One word problem, a language model of 135 M parameters", "", origin, "",
-             "Greedy accuracy with 95 % intervals (Wilson), and the paired difference to the base (bootstrap over "
-             "problems). One seed and few steps: it says what these runs did, not what the method does.", "",
-             "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for arm, summary in summaries.items():
-        found = [summary["benchmarks"][name] for name in BENCHMARKS]
-        cells = [f"{one['accuracy']:.3f} [{one['interval'][0]:.3f}, {one['interval'][1]:.3f}]" + (
-            "" if arm == "base" else ", {:+.3f} [{:+.3f}, {:+.3f}]".format(one["gain"], *one["gain_interval"]))
-            for one in found]
-        lines.append("| " + " | ".join([arm, *cells, f"{np.mean([one['truncated'] for one in found]):.1%}"]) + " |")
-    lines += ["", f"{found[0]['n']} problems each, graded by {found[0]['graded_by']}.", "",
-              "| trained | steps | reward | accuracy on the example | tokens | entropy |", "|---|---|---|---|---|---|"]
-    for arm in ARMS:
-        ends = summaries[arm]["training"]
-        cells = [f"{ends[key][0]:.3g} -> {ends[key][1]:.3g}"
-                 for key in ("reward_mean", "accuracy", "completion_length", "entropy")]
-        lines.append("| " + " | ".join([f"{arm}: `{' '.join(ARMS[arm])}`", str(ends["steps"]), *cells]) + " |")
-    return [*lines, "", "Means over the first and the last five steps."]
+def execute(study: dict, cells: dict, work: pathlib.Path, quick: bool) -> tuple[list[str], list[str]]:
+    """Runs each command once; returns all of them, and those that an earlier start had finished."""
+    wanted = list(dict.fromkeys(line for cell in cells.values() for line in commands(study, cell, quick)))
+    log = work / "finished.txt"
+    known = log.read_text("utf-8").splitlines() if log.is_file() else []
+    work.mkdir(parents=True, exist_ok=True)
+    for number, line in enumerate(wanted, 1):
+        if line in known:
+            continue
+        print(f"[{number} of {len(wanted)}] python -m scripts.{line}", file=sys.stderr, flush=True)
+        script(line)
+        with metrics.naming(log), log.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    return wanted, [line for line in wanted if line in known]
 
 
-def draw_smollm2(records: dict, path: pathlib.Path) -> None:
-    """Reward of each arm over its steps, and accuracy on each benchmark."""
-    from matplotlib.figure import Figure
-
-    figure = Figure((9, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for arm in ARMS:
-        rows = [row for row in records[arm]["rows"] if row["step"] > 0]
-        left.plot([row["step"] for row in rows], [row["train/reward_mean"] for row in rows], label=f"paid for {arm}")
-    left.set(xlabel="step", ylabel="mean reward", ylim=(-0.02, 1.02))
-    left.legend(frameon=False)
-    for i, (arm, record) in enumerate(records.items()):
-        found = [record["summary"]["benchmarks"][name] for name in BENCHMARKS]
-        heights, (low, high) = [one["accuracy"] for one in found], zip(*(one["interval"] for one in found))
-        right.bar(np.arange(len(found)) + 0.27 * (i - 1), heights, 0.25, label=arm,
-                  yerr=[np.subtract(heights, low), np.subtract(high, heights)])
-    right.set_xticks(range(len(BENCHMARKS)), BENCHMARKS)
-    right.set(ylabel="greedy accuracy")
-    right.legend(frameon=False, loc="upper left")
-    figure.savefig(path, dpi=120)
-
-
-def script(name: str, *flags: str) -> None:
+def script(line: str) -> None:
     """Runs one of our scripts as a user would, its progress shown; raises UserError if it fails."""
-    if subprocess.run([sys.executable, "-m", f"scripts.{name}", *flags], check=False).returncode:
-        raise UserError(f"python -m scripts.{name} {' '.join(flags)} failed; its message is above")
+    if subprocess.run([sys.executable, "-m", *shlex.split(f"scripts.{line}")], check=False).returncode:
+        raise UserError(f"python -m scripts.{line} failed; its message is above. The same command continues the study")
 
 
-def provenance(config: StudyConfig) -> str:
-    """Command, commit, hardware and version behind a figure."""
-    seeds = ",".join(str(int(seed)) for seed in config.seeds)
-    data = " --data=DIR" if config.data else ""
-    return (f"`python -m scripts.study --study={config.study} --seeds={seeds}{data}`, commit {metrics.commit()}, "
-            f"JAX {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()}).")
+def source_values(measures: dict, name: str, cell: dict) -> Optional[np.ndarray]:
+    """What one cell says of a measure: one number, or one for each problem; None where there is none.
+
+    A measure is "FILE.json: path.to.a.number", "FILE.jsonl: benchmark" (whether each problem of that benchmark was
+    right), or ["-", one measure, another].
+    """
+    source = measures[name]
+    if isinstance(source, list):
+        parts = [source_values(measures, part, cell) for part in source[1:]]
+        return None if any(part is None for part in parts) else parts[0] - parts[1]
+    file, _, path = fill(source, cell).partition(": ")
+    file = pathlib.Path(cell["work"]) / file
+    if file.suffix == ".jsonl":
+        rows = [row for row in map(json.loads, file.read_text("utf-8").splitlines()) if row["benchmark"] == path]
+        right = {}
+        for row in rows:
+            right.setdefault(row["problem"], []).append(row["correct"])
+        return np.array([np.mean(values) for values in right.values()])
+    value = json.loads(file.read_text("utf-8"))
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return None if value is None else np.array(value, float)
 
 
-def draw_curves(runs: dict, path: pathlib.Path) -> None:
-    """One panel a seed: training accuracy, held-out accuracy greedy and T=1, the saturation step marked."""
-    from matplotlib.figure import Figure
-
-    figure = Figure((4 * len(runs), 3.2), layout="constrained")
-    for axes, (seed, found) in zip(figure.subplots(1, len(runs), sharey=True, squeeze=False)[0], runs.items()):
-        for key, label, style in (("train/accuracy", "training", "k-"), ("eval/greedy", "held-out greedy", "C0.-"),
-                                  ("eval/sampled", "held-out T=1", "C1.-")):
-            points = [(row["step"], row[key]) for row in found["rows"] if row.get(key) is not None]
-            axes.plot(*zip(*points), style, label=label, linewidth=1)
-        if found["summary"]["saturation_step"]:
-            axes.axvline(found["summary"]["saturation_step"], color="gray", linestyle="--", linewidth=0.8)
-        axes.set(title=f"seed {seed}", xlabel="step", ylim=(0, 1.02))
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=120)
+def gather(values: list) -> dict:
+    """`{"seeds": [value of each], "mean", "interval"}`: 95 %, over seeds, or over problems where there is one seed."""
+    there = [value for value in values if value is not None]
+    return {"values": values, "seeds": [None if value is None else float(np.mean(value)) for value in values],
+            "mean": float(np.mean([np.mean(value) for value in there])) if there else None,
+            "interval": interval(there)}
 
 
-STUDIES = {"one_shot": Study(run_one_shot, one_shot_table, draw_curves),
-           "smollm2": Study(run_smollm2, smollm2_table, draw_smollm2)}
+def interval(values: list) -> Optional[tuple[float, float]]:
+    if len(values) > 1:
+        return estimators.student([float(np.mean(value)) for value in values])
+    return estimators.bootstrap(values[0]) if values and values[0].ndim else None
+
+
+def compare(found: dict, control: Optional[str]) -> None:
+    """Adds to every other arm's measures its paired `difference` to the control: by seed, or by problem."""
+    for arm in found if control else ():
+        for name, mine in found[arm].items():
+            pairs = list(zip(mine["values"], found[control][name]["values"]))
+            if arm != control:
+                mine["difference"] = gather([None if a is None or b is None else a - b for a, b in pairs])
+
+
+def judge(rule: dict, found: dict) -> dict:
+    """A rule with its verdict: agree where the interval lies on the side of `above` or `below` that it says.
+
+    It is of the paired difference to the control with `difference = true`, else of the measure itself.
+    """
+    measure = found[rule["arm"]][rule["measure"]]
+    measure = measure.get("difference", {}) if rule.get("difference") else measure
+    low, high = measure.get("interval") or (None, None)
+    verdict = "undecided"
+    if low is not None and "above" in rule:
+        verdict = "agree" if low > rule["above"] else "disagree" if high < rule["above"] else verdict
+    elif low is not None and "below" in rule:
+        verdict = "agree" if high < rule["below"] else "disagree" if low > rule["below"] else verdict
+    return rule | {"mean": measure.get("mean"), "interval": measure.get("interval"), "verdict": verdict}
+
+
+def overall(rules: list[dict]) -> str:
+    """Agree if every rule agrees, disagree if one disagrees, else undecided."""
+    verdicts = {rule["verdict"] for rule in rules}
+    return "disagree" if "disagree" in verdicts else "agree" if verdicts == {"agree"} else "undecided"
+
+
+def summaries(study: dict, cells: dict) -> dict:
+    """summary.json of each arm's run, by arm and seed, where the study's figure names one."""
+    found = {}
+    for (arm, seed), cell in cells.items():
+        run_dir = study_figure.run_dir(study, cell)
+        if run_dir and (run_dir / "summary.json").is_file():
+            found.setdefault(arm, {})[str(seed)] = report.read_summary(run_dir / "summary.json")
+    return found
+
+
+def origin(config: StudyConfig, seeds: list[int], finished: list[str], earlier: list[str]) -> str:
+    """Command, commit, hardware and version behind a figure, and how much of it an earlier start had finished."""
+    more = " --data=DIR" * bool(config.data) + " --quick" * config.quick
+    return (f"`python -m scripts.study --study={config.study} --seeds={','.join(map(str, seeds))}{more}`, commit "
+            f"{metrics.commit()}, JAX {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()})."
+            + f" {len(earlier)} of its {len(finished)} commands were finished by an earlier start, perhaps at another "
+              "commit." * bool(earlier)
+            + " **Quick: smaller, shorter and one seed, to try the study out. Not a result.**" * config.quick)
+
+
+def plain(record):
+    """The record without the arrays that its numbers were computed from."""
+    if isinstance(record, dict):
+        return {key: plain(value) for key, value in record.items() if key != "values"}
+    return [plain(value) for value in record] if isinstance(record, (list, tuple)) else record
+
+
+def shown(measure: dict, sign: str = "") -> str:
+    """"0.895 [0.748, 1.042]"; a dash where there is nothing."""
+    if measure.get("mean") is None:
+        return "-"
+    low, high = measure.get("interval") or (None, None)
+    return f"{measure['mean']:{sign}.3f}" + (f" [{low:{sign}.3f}, {high:{sign}.3f}]" if low is not None else "")
+
+
+def page(study: dict, record: dict) -> str:
+    """The study as Markdown: what was asked and predicted, what came out, every seed, and where it came from."""
+    names, found = list(study["measures"]), record["measures"]
+    control = study.get("control")
+    spread = "95 % intervals over seeds (Student's t)" if len(record["seeds"]) > 1 else "95 % intervals over problems"
+    arms = [[arm, *(shown(found[arm][name]) + (
+        f"; {shown(found[arm][name]['difference'], '+')}" if "difference" in found[arm][name] else "") for name in names)]
+        for arm in found]
+    seeds = [[arm, seed, *(shown({"mean": found[arm][name]["seeds"][i]}) for name in names)]
+             for arm in found for i, seed in enumerate(record["seeds"])]
+    rules = [[rule["says"], shown(rule), rule["verdict"]] for rule in record["rules"]]
+    paragraphs = [f"# {study['title']}", record["origin"], f"**Question.** {study['question']}",
+                  f"**Known before.** {study['known']}", f"**Prediction.** {study['prediction']}",
+                  f"**Verdict: {record['verdict']}.**", metrics.markdown_table(["prediction", "measured", "verdict"], rules),
+                  f"Means with {spread}" + (f"; behind the semicolon the paired difference to {control}." if control else "."),
+                  metrics.markdown_table(["arm", *names], arms), metrics.markdown_table(["arm", "seed", *names], seeds),
+                  study.get("note", ""), f"![{study['title']}]({record['study']}.png)"]
+    return "\n\n".join(text.strip() for text in paragraphs if text.strip()) + "\n"

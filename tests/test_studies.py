@@ -1,83 +1,193 @@
-"""What a study writes from the records of its runs."""
+"""Studies: what a file has to say, the commands it becomes, resuming, the verdict, and what is written."""
 
 import json
+import pathlib
+import re
+import shlex
 
+import numpy as np
 import pytest
 
-from rlvr_jax import studies
+import rlvr_jax.config
+from helpers import ROOT
+from rlvr_jax import estimators, studies
 from rlvr_jax.config import StudyConfig, UserError
+from test_configs import parse  # noqa: F401  (a fixture)
+
+STUDY = '''
+title = "A coin"
+question = "Is it fair?"
+known = "Nothing."
+prediction = "The bent one is not."
+seeds = [0, 1, 2]
+control = "plain"
+[commands]
+base = "pretrain --seed={seed} --run_dir={work}/base{seed}"
+rl = "train --seed={seed} --model={work}/base{seed} --run_dir={work}/{arm}{seed}"
+[quick]
+rl = ["--num_steps=1"]
+[arms.plain]
+[arms.bent]
+rl = ["--reward=a b"]
+[measures]
+end = "{arm}{seed}/summary.json: final.greedy"
+start = "{arm}{seed}/summary.json: base.greedy"
+gain = ["-", "end", "start"]
+[figure]
+run = "{arm}{seed}"
+curves = ["eval/greedy"]
+[[rules]]
+says = "the bent one gains more"
+arm = "bent"
+measure = "gain"
+difference = true
+above = 0.05
+[[rules]]
+says = "the plain one gains little"
+arm = "plain"
+measure = "gain"
+below = 0.2
+'''
+GREEDY = {("plain", 0): (.3, .4), ("plain", 1): (.3, .41), ("plain", 2): (.2, .29), ("bent", 0): (.3, .6),
+          ("bent", 1): (.3, .62), ("bent", 2): (.2, .49)}
 
 
-def summary(greedy, sampled, solved=True):
-    """Of a run whose held-out accuracies are (base, at saturation, peak, end)."""
-    keys = ("at_saturation", "peak", "end")
-    return {"base": {"greedy": greedy[0], "sampled": sampled[0], "n": 512},
-            "final": {"greedy": greedy[3], "sampled": sampled[3], "n": 512},
-            "after_saturation": {"greedy": dict(zip(keys, greedy[1:])), "sampled": dict(zip(keys, sampled[1:]))}
-            if solved else {}, "saturation_step": 7 if solved else None, "train_accuracy": 0.99}
+@pytest.fixture
+def coin(tmp_path, monkeypatch):
+    """(config of the study, commands run so far); runs write what GREEDY says."""
+    lines, path = [], tmp_path / "coin.toml"
+    path.write_text(STUDY)
 
-
-SUMMARIES = {"0": summary((0.25, 0.5, 0.75, 0.7), (0.2, 0.4, 0.6, 0.6)),
-             "3": summary((0.35, 0, 0, 0.3), (0.25, 0, 0, 0.2), solved=False)}
-
-
-def test_the_table_has_a_row_a_seed_and_the_mean():
-    lines = studies.one_shot_table(SUMMARIES, "where from")
-    assert lines[2] == "where from"
-    assert lines[-4:] == [
-        "| 0 | 512 | 0.250 / 0.200 | 7 | 0.500 / 0.400 | 0.750 / 0.600 | 0.700 / 0.600 | +0.200 / +0.200 | 0.990 |",
-        "| 3 | 512 | 0.350 / 0.250 | None | - | - | - | - | 0.990 |", "",
-        "Mean at the end: greedy 0.500, T=1 0.400, over 2 seeds."]
-    assert {line.count("|") for line in lines if line.startswith("|")} == {10}
-
-
-def test_a_study_runs_the_commands_of_a_user_and_writes_three_files(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
-    commands = []
-
-    def script(name, *flags):
-        commands.append((name, *flags))
-        run_dir = tmp_path / "work" / f"rl{flags[1].removeprefix('--seed=')}"
+    def script(line):
+        lines.append(line)
+        name, *flags = shlex.split(line)
+        run = pathlib.Path(next(flag for flag in flags if flag.startswith("--run_dir=")).split("=", 1)[1])
         if name == "train":
-            run_dir.mkdir(parents=True)
-            rows = [{"step": step, "train/accuracy": 0.5, "eval/greedy": 0.4, "eval/sampled": 0.3} for step in (1, 2)]
-            (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            (run_dir / "summary.json").write_text(json.dumps(SUMMARIES[run_dir.name[2:]]))
+            run.mkdir(parents=True)
+            start, end = GREEDY[run.name[:-1], int(run.name[-1])]
+            (run / "metrics.jsonl").write_text("".join(
+                json.dumps({"step": step, "eval/greedy": value}) + "\n" for step, value in enumerate((start, end))))
+            (run / "summary.json").write_text(json.dumps({"base": {"greedy": start}, "final": {"greedy": end}}))
 
     monkeypatch.setattr(studies, "script", script)
-    out = studies.run(StudyConfig(seeds=(0, 3), work_dir=str(tmp_path / "work"), out=str(tmp_path / "results")))
-    assert [(name, flags[0], flags[1]) for name, *flags in commands] == [
-        (name, f"--flagfile=configs/{file}.flags", f"--seed={seed}")
-        for seed in (0, 3) for name, file in (("pretrain", "tiny_base"), ("train", "tiny"))]
-    assert json.loads((tmp_path / "results" / "one_shot.json").read_text()) == SUMMARIES
-    text = out.read_text()
-    assert "`python -m scripts.study --study=one_shot --seeds=0,3`" in text and text.endswith("![curves](one_shot.png)\n")
-    assert (tmp_path / "results" / "one_shot.png").read_bytes().startswith(b"\x89PNG")
+    return StudyConfig(study=str(path), work_dir=str(tmp_path / "work"), out=str(tmp_path / "results")), lines
 
 
-def measured(accuracy, gain):
-    one = {"n": 200, "accuracy": accuracy, "interval": (accuracy - 0.02, accuracy + 0.03), "truncated": 0.25,
-           "graded_by": "lenient / math", "gain": gain, "gain_interval": (gain - 0.01, gain + 0.01)}
-    return {name: one for name in studies.BENCHMARKS}
+def test_a_study_runs_the_commands_of_a_user_once_each(coin, tmp_path):
+    studies.run(coin[0])
+    work = tmp_path / "work"
+    assert coin[1][:3] == [f"pretrain --seed=0 --run_dir={work}/base0",
+                           f"train --seed=0 --model={work}/base0 --run_dir={work}/plain0",
+                           f"pretrain --seed=1 --run_dir={work}/base1"]
+    assert coin[1][-1] == f"train --seed=2 --model={work}/base2 --run_dir={work}/bent2 '--reward=a b'"
+    assert len(coin[1]) == 9  # three bases, which both arms share, and six runs
 
 
-def test_the_language_model_is_held_against_its_base_and_a_control():
-    rows = [{"step": 0}] + [{"step": step, "train/reward_mean": step / 10, "train/accuracy": 0.5, "train/entropy": 1.0,
-                             "train/completion_length": 40 + step} for step in range(1, 11)]
-    ends = studies.training_ends(rows)
-    assert ends == {"steps": 10, "reward_mean": pytest.approx([0.3, 0.8]), "accuracy": [0.5, 0.5],
-                    "entropy": [1.0, 1.0], "completion_length": [43.0, 48.0]}
-    lines = studies.smollm2_table({"base": {"benchmarks": measured(0.05, 0.0), "training": {"steps": 0}},
-                                   "correct": {"benchmarks": measured(0.11, 0.06), "training": ends},
-                                   "format": {"benchmarks": measured(0.04, -0.01), "training": ends}}, "where from")
-    cells = [line.split(" | ") for line in lines if line.startswith("| ")]
-    assert cells[1][:2] == ["| base", "0.050 [0.030, 0.080]"]
-    assert cells[2][:2] == ["| correct", "0.110 [0.090, 0.140], +0.060 [+0.050, +0.070]"] and cells[2][-1] == "25.0% |"
-    assert cells[3][2] == "0.040 [0.020, 0.070], -0.010 [-0.020, +0.000]"
-    assert cells[-1][1:] == ["10", "0.3 -> 0.8", "0.5 -> 0.5", "43 -> 48", "1 -> 1 |"]
-    assert "200 problems each, graded by lenient / math." in lines
+def test_what_has_finished_is_not_run_again_and_what_failed_is(coin, monkeypatch):
+    script = studies.script
+
+    def fails(line):
+        if "plain2" in line:
+            raise UserError("failed")
+        script(line)
+
+    monkeypatch.setattr(studies, "script", fails)
+    with pytest.raises(UserError, match="failed"):
+        studies.run(coin[0])
+    done = list(coin[1])
+    monkeypatch.setattr(studies, "script", script)
+    text = studies.run(coin[0]).read_text()
+    assert len(done) == 5 and len(coin[1]) == len(set(coin[1])) == 9
+    assert "5 of its 9 commands were finished by an earlier start" in text
 
 
-def test_the_study_of_a_language_model_needs_its_data():
-    with pytest.raises(UserError, match="--data is required: the directory with gsm8k.jsonl"):
-        studies.run(StudyConfig(study="smollm2"))
+def test_means_intervals_and_paired_differences(coin, tmp_path):
+    studies.run(coin[0])
+    record = json.loads((tmp_path / "results" / "coin.json").read_text())
+    gain = record["measures"]["bent"]["gain"]
+    np.testing.assert_allclose(gain["seeds"], [.3, .32, .29])
+    np.testing.assert_allclose(gain["difference"]["seeds"], [.2, .21, .2])
+    # By the textbook: t(0.975; 2) = 4.302653, standard error = std / sqrt(3)
+    half = 4.302653 * np.std([.3, .32, .29], ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(gain["interval"], [.30333333 - half, .30333333 + half], rtol=1e-6)
+    assert "difference" not in record["measures"]["plain"]["gain"]
+    assert record["summaries"]["bent"]["1"] == {"base": {"greedy": .3}, "final": {"greedy": .62}}
+    assert [rule["verdict"] for rule in record["rules"]] == ["agree", "agree"] and record["verdict"] == "agree"
+
+
+@pytest.mark.parametrize("rule, interval, verdict", [
+    ({"above": .1}, (.11, .2), "agree"), ({"above": .1}, (.0, .09), "disagree"), ({"above": .1}, (.05, .2), "undecided"),
+    ({"below": .1}, (.0, .09), "agree"), ({"below": .1}, (.11, .2), "disagree"), ({"below": .1}, None, "undecided")])
+def test_a_rule_agrees_only_where_the_whole_interval_does(rule, interval, verdict):
+    found = {"a": {"x": {"mean": .1, "interval": interval}}}
+    assert studies.judge(rule | {"says": "", "arm": "a", "measure": "x"}, found)["verdict"] == verdict
+
+
+@pytest.mark.parametrize("verdicts, expected", [(["agree", "agree"], "agree"), (["agree", "undecided"], "undecided"),
+                                                (["agree", "undecided", "disagree"], "disagree")])
+def test_a_study_agrees_when_each_of_its_rules_does(verdicts, expected):
+    assert studies.overall([{"verdict": verdict} for verdict in verdicts]) == expected
+
+
+def test_the_page_shows_every_seed_the_prediction_and_its_verdict(coin, tmp_path):
+    text = studies.run(coin[0]).read_text()
+    for wanted in ("# A coin", "**Question.** Is it fair?", "**Known before.** Nothing.", "**Verdict: agree.**",
+                   "**Prediction.** The bent one is not.", "| bent | 2 | 0.490 | 0.200 | 0.290 |",
+                   "--seeds=0,1,2`, commit", "![A coin](coin.png)"):
+        assert wanted in text
+    assert "0.303 [0.265, 0.341]; +0.203 [+0.189, +0.218]" in text
+    assert {line.count("|") for line in text.splitlines() if line.startswith("| bent | 2")} == {6}
+    assert (tmp_path / "results" / "coin.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_quick_is_one_seed_with_other_flags_under_another_name(coin, tmp_path):
+    config = StudyConfig(study=coin[0].study, quick=True, work_dir=coin[0].work_dir, out=coin[0].out)
+    path = studies.run(config)
+    assert path.name == "coin_quick.md" and "Not a result" in path.read_text()
+    assert len(coin[1]) == 3 and all("--num_steps=1" in line for line in coin[1] if line.startswith("train"))
+
+
+def test_results_go_beside_the_runs_unless_another_place_is_named(coin, tmp_path):
+    config = StudyConfig(study=coin[0].study, work_dir=coin[0].work_dir)
+    assert studies.run(config) == tmp_path / "work" / "results" / "coin.md"
+
+
+def test_a_measure_over_problems_is_paired_by_problem(tmp_path):
+    rows = [("gsm8k", 0, 1), ("gsm8k", 0, 0), ("gsm8k", 1, 1), ("svamp", 0, 0)]
+    (tmp_path / "c.jsonl").write_text("".join(
+        json.dumps({"benchmark": name, "problem": i, "correct": bool(right)}) + "\n" for name, i, right in rows))
+    values = studies.source_values({"m": "c.jsonl: gsm8k"}, "m", {"work": str(tmp_path)})
+    np.testing.assert_array_equal(values, [.5, 1])
+    one = studies.gather([np.array([1.] * 30 + [0.] * 70)])
+    assert one["seeds"] == [.3] and one["interval"] == estimators.bootstrap(np.array([1.] * 30 + [0.] * 70))
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ('question = "Is it fair?"', "", "question is missing"), ("control =", "contrl =", "contrl"),
+    ('control = "plain"', 'control = "round"', "control"), ("[commands]", "[commands", "not TOML"),
+    ('arm = "bent"', 'arm = "bend"', "a rule needs"), ("{arm}{seed}/sum", "{arn}/sum", "needs arn"),
+    ('rl = "train', 'rl = "train --problems={data}', "--data is required")])
+def test_a_file_that_is_amiss_is_refused_by_name(coin, old, new, message):
+    path = pathlib.Path(coin[0].study)
+    path.write_text(STUDY.replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        studies.run(coin[0])
+
+
+def test_an_unknown_study_is_answered_with_those_there_are(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match="--study=two_shot: no file .*one_shot, smollm2"):
+        studies.load("two_shot")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_studies_of_the_repository_can_be_read_and_their_commands_given(path, monkeypatch, parse):
+    """Every command names a script, and flags that it has."""
+    monkeypatch.chdir(ROOT)
+    _, study = studies.load(str(path))
+    for arm in study["arms"]:
+        for quick in (False, True):
+            for line in studies.commands(study, {"work": "w", "data": "d", "arm": arm, "seed": "0"}, quick):
+                script, *given = shlex.split(line)
+                source = (ROOT / "scripts" / f"{script}.py").read_text()
+                parse(getattr(rlvr_jax.config, re.search(r"cli\.run\(main, (\w+)\)", source)[1]), *given)
