@@ -334,17 +334,16 @@ class ExportConfig(ModelChoice):
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
-    """A question asked over several seeds."""
+    """A question asked of several arms and seeds."""
 
-    study: str = setting("one_shot", "one_shot: a base, one example and GRPO for each seed; smollm2: a language model "
-                         "before and after, paid for being right and paid for a box", ["one_shot", "smollm2"])
-    seeds: tuple[float, ...] = setting((0, 1, 2), "one run from scratch for each: base, example, rollouts")
-    data: str = setting("", "smollm2: directory with gsm8k.jsonl, svamp.jsonl and the mawps_*.jsonl files")
-    quick: bool = setting(False, "one_shot: try the study out in under two minutes: the first seed alone, a smaller "
-                          "base, fewer steps; written as STUDY_quick, and no result")
+    study: str = setting("one_shot", "a file of configs/studies by its name, or any .toml file like them")
+    seeds: tuple[int, ...] = setting((), "seeds in place of the study's own", minimum=0)
+    data: str = setting("", "directory of problem files, for the studies that need some")
+    quick: bool = setting(False, "try the study out: its first seed alone, with the flags of its [quick] table; written "
+                          "as STUDY_quick, and no result")
     work_dir: str = setting("", "directory for the runs; empty: runs/STUDY")
-    out: str = setting("", "directory for STUDY.json, STUDY.md and STUDY.png; empty: results in work_dir (those of "
-                       "the repository are in results)")
+    out: str = setting("", "directory for STUDY.json, STUDY.md and STUDY.png; empty: results in work_dir; the published "
+                       "ones are in results")
 
 
 @dataclasses.dataclass(frozen=True)

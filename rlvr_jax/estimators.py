@@ -5,6 +5,7 @@ import itertools
 import math
 
 import numpy as np
+import scipy.special
 
 from rlvr_jax import grading, metrics
 
@@ -43,6 +44,12 @@ def maj_at_k(answers: list[str], correct: list[bool], k: int) -> float:
     right_C = np.array([correct[answers.index(kind)] for kind in kinds], np.float64)
     ahead_SxC = (votes_SxC == votes_SxC.max(-1, keepdims=True)) & (votes_SxC > 0)
     return float(np.mean(ahead_SxC @ right_C / np.maximum(ahead_SxC.sum(-1), 1)))
+
+
+def student(values: list[float]) -> tuple[float, float]:
+    """95 % interval of the mean of a few independent numbers, at least two (Student, 1908)."""
+    half = scipy.special.stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / len(values) ** 0.5
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:

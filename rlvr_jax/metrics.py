@@ -219,6 +219,12 @@ def summarise(rows: list) -> dict:
             "seconds": {key[8:]: round(sum(row.get(key) or 0 for row in rows), 2) for key in phases}}
 
 
+def markdown_table(header: list, rows: list[list]) -> str:
+    """A table of Markdown; a line break within a cell would end it, so there is none."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(" ".join(str(cell).split()) for cell in line) + " |" for line in lines)
+
+
 def commit() -> str:
     """The commit of the checkout that holds this program, `-dirty` if files differ from it; else "unknown"."""
     here = pathlib.Path(__file__)

@@ -1,11 +1,11 @@
-"""Runs a study, a row of the table in rlvr_jax/studies.py, and writes STUDY.{json,md,png}.
+"""Runs a study, a file of configs/studies/, and writes STUDY.{json,md,png}.
 
   python -m scripts.study --study=one_shot --quick
   python -m scripts.study --study=one_shot --seeds=0,1,2
-  python -m scripts.study --study=smollm2 --seeds=0 --data=DIR
+  python -m scripts.study --study=smollm2 --data=DIR
 
-The files go to runs/STUDY/results; the published ones were written with --out=results. Runs already finished in
-work_dir are not repeated, and the page says which they were.
+The files go to runs/STUDY/results; the published ones were written with --out=results. A study that was stopped goes
+on where it was with the same command, and what had finished is not run again.
 """
 
 from rlvr_jax import cli
