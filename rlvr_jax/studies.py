@@ -76,7 +76,8 @@ def one_shot_cells(summary: dict) -> list[str]:
     after = summary["after_saturation"]
     curve = [pair(lambda mode: after[mode][when]) for when in ("at_saturation", "peak", "end")] if after else ["-"] * 3
     rise = pair(lambda mode: after[mode]["end"] - after[mode]["at_saturation"], "+.3f") if after else "-"
-    return [str(summary["final"]["n"]), pair(lambda mode: summary["base"][mode]), str(summary["saturation_step"]),
+    saturated = "never" if summary["saturation_step"] is None else str(summary["saturation_step"])
+    return [str(summary["final"]["n"]), pair(lambda mode: summary["base"][mode]), saturated,
             *curve, rise, f"{summary['train_accuracy']:.3f}"]
 
 

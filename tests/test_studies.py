@@ -26,7 +26,7 @@ def test_the_table_has_a_row_a_seed_and_the_mean():
     assert lines[2] == "where from"
     assert lines[-4:] == [
         "| 0 | 512 | 0.250 / 0.200 | 7 | 0.500 / 0.400 | 0.750 / 0.600 | 0.700 / 0.600 | +0.200 / +0.200 | 0.990 |",
-        "| 3 | 512 | 0.350 / 0.250 | None | - | - | - | - | 0.990 |", "",
+        "| 3 | 512 | 0.350 / 0.250 | never | - | - | - | - | 0.990 |", "",
         "Mean at the end: greedy 0.500, T=1 0.400, over 2 seeds."]
     assert {line.count("|") for line in lines if line.startswith("|")} == {10}
 
