@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import tqdm
 
-# Progress. What is measured stands before the bar, which takes what 80 columns leave.
-LINE = "{desc}: {n_fmt}/{total_fmt}, {remaining} left{postfix} {bar}"
-COMPILING = LINE.replace("{remaining} left", "compiling…")
+# Progress: steps, <time left, what is measured, and a bar of the columns that are left.
+LINE = "{desc}: {n_fmt}/{total_fmt} <{remaining}{postfix} {bar}"
+COMPILING = LINE.replace("<{remaining}", "compiling…")
 SATURATED = 0.99  # a batch with this training accuracy counts as saturated
 
 

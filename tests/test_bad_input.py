@@ -33,9 +33,11 @@ CASES = {
     "number out of bounds": ("train", [*GO, "--adam_b1=2"], "--adam_b1=2: not a finite number >= 0 and < 1"),
     "no number": ("train", [*GO, "--learning_rate=nan"], "--learning_rate=nan: not a finite number >= 0"),
     "no seeds": ("study", ["--seeds="], "--seeds=: not whole numbers"),
-    "directory of another script": ("train", [*GO[:-1], "--run_dir={work}/base"], "{work}/base was written by scripts.pretrain,"
-                                    " and scripts.train needs a directory of its own: choose another --run_dir"),
-    "directory of a run": ("evaluate", ["--model={work}/base", "--out={work}/base"], "choose another --out"),
+    "directory of another script": ("train", [*GO[:-1], "--run_dir={work}/base"],
+                                    "{work}/base was written by scripts.pretrain, and scripts.train needs a directory "
+                                    "of its own: choose another --run_dir"),
+    "directory of a run": ("evaluate", ["--model={work}/base", "--out={work}/base", "--num_ops=2", "--max_new_tokens=9"],
+                           "scripts.evaluate needs a directory of its own: choose another --out"),
     "odd batch": ("pretrain", [NEW, "--batch_size=31", "--grad_accumulation=2"], "--batch_size=31"),
     "no model": ("evaluate", ["--out={work}/new"], "--model is required"),
     "no out": ("evaluate", ["--model={work}/base"], "--out is required"),
