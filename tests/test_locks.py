@@ -110,7 +110,7 @@ def test_the_first_signal_is_answered_at_once_and_the_second_ends_the_process(tm
     assert process.stderr.readline() == "SIGINT: stopping after this step; Ctrl-C again to stop at once\n"
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert finish(process).code == 130
+    assert finish(process, limit=60).code == 130
 
 
 def test_a_run_stopped_before_its_first_step_says_that_it_can_start_again(tmp_path, capfd):
