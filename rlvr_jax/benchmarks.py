@@ -106,27 +106,30 @@ def open_log(config: EvaluateConfig, benchmarks: list[Benchmark]) -> Iterator[me
     """completions.jsonl with the rows it has, the flags beside it. Raises UserError if they are of something else."""
     out = pathlib.Path(config.out)
     flags, path = out / "flags.txt", out / "completions.jsonl"
-    if config.resume == "never":
-        runs.set_aside(out)
     if config.resume == "must" and not flags.exists():
         raise UserError(f"--resume=must, but {out} holds no evaluation")
-    if path.exists() and not flags.exists():
-        raise UserError(f"{path} is there without the flags that made it; choose another --out, or --resume=never")
-    refusal = runs.changed_flags(out, config, FREE, "--out") if flags.exists() else ""
-    if refusal:
-        raise UserError(refusal)
-    out.mkdir(parents=True, exist_ok=True)
-    metrics.write_whole(flags, "\n".join(runs.flag_lines(config)) + "\n")
-    log = metrics.JsonLines(path, 0)
+    with runs.claim(out, "--out", config.resume):
+        if path.exists() and not flags.exists():
+            raise UserError(f"{path} is there without the flags that made it; choose another --out, or --resume=never")
+        refusal = runs.changed_flags(out, config, FREE, "--out") if flags.exists() else ""
+        if refusal:
+            raise UserError(refusal)
+        metrics.write_whole(flags, "\n".join(runs.flag_lines(config)) + "\n")
+        log = metrics.JsonLines(path, 0)
+        with contextlib.closing(log.file):
+            check_rows(log, benchmarks)
+            yield log
+
+
+def check_rows(log: metrics.JsonLines, benchmarks: list[Benchmark]) -> None:
+    """Raises UserError if a row of the log is not of these problems, in their order."""
     wanted = ({"benchmark": b.name, "problem": i, "sample": j, "prompt": problem.prompt, "answer": problem.answer}
               for b in benchmarks for i, problem in enumerate(b.problems) for j in range(b.num_samples))
-    with contextlib.closing(log.file):
-        for number, row in enumerate(log.rows, 1):
-            want = next(wanted, {"benchmark": None})
-            if want != {key: row.get(key) for key in want}:
-                raise UserError(f"{path}, line {number}: not of these problems, which have changed since; choose "
-                                "another --out, or start over with --resume=never")
-        yield log
+    for number, row in enumerate(log.rows, 1):
+        want = next(wanted, {"benchmark": None})
+        if want != {key: row.get(key) for key in want}:
+            raise UserError(f"{log.path}, line {number}: not of these problems, which have changed since; choose "
+                            "another --out, or start over with --resume=never")
 
 
 def benchmark_summary(b: Benchmark, rows: list[dict]) -> dict:

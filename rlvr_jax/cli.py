@@ -6,52 +6,79 @@ before anything touches a device, and calls `main(config)`.
 
 import dataclasses
 import importlib.metadata
+import math
+import operator
 import os
+import pathlib
 import sys
 import typing
+import warnings
 from typing import Callable, Optional
 
 import absl.app
 import absl.logging
 from absl import flags
 
+from rlvr_jax import signals
 from rlvr_jax.config import Interrupted, UserError
 
 JAX_WINDOW = (0, 10), (0, 11)  # the first and the last JAX that this runs on, as requirements.txt has them
 
 flags.disclaim_key_flags()  # so that --help of a script lists the flags defined here as its own
 
+# The bounds that `config.setting` takes: how they are written, and what has to hold of (value, bound).
+BOUNDS = {"minimum": (">=", operator.ge), "above": (">", operator.gt),
+          "maximum": ("<=", operator.le), "below": ("<", operator.lt)}
+CACHE_BYTES = 500_000_000  # most that compiled programs take; JAX removes those that were unused for longest
+
+
+class Number(flags.ArgumentParser):
+    """Parses a finite number within bounds; with `many` a tuple of one or more, written with commas between them."""
+
+    def __init__(self, kind: type, many: bool, bounds: dict):
+        self.kind, self.many, self.bounds = kind, many, bounds
+        noun = "whole number" if kind is int else "finite number"
+        limits = " and ".join(f"{BOUNDS[name][0]} {bound}" for name, bound in bounds.items())
+        self.syntactic_help = f"{noun}s {limits}, joined by commas" if many else f"a {noun} {limits}"
+
+    def parse(self, argument):
+        """The value of a flag, or of its default. Raises ValueError, which absl gives the flag's name."""
+        parts = argument.split(",") if isinstance(argument, str) else argument if self.many else [argument]
+        try:
+            values = tuple(map(self.kind, parts))
+        except ValueError:
+            values = (math.nan,)
+        right = all(math.isfinite(value) and BOUNDS[name][1](value, bound)
+                    for value in values for name, bound in self.bounds.items())
+        if not right or (len(values) > 1 and not self.many):
+            raise ValueError(f"not {self.syntactic_help}")
+        return values if self.many else values[0]
+
+
+class Commas(flags.ArgumentSerializer):
+    def serialize(self, value) -> str:
+        return ",".join(map(str, value))
+
 
 def define_flags(config_class) -> None:
-    """One absl flag a field, with the field's default, help and choices."""
+    """One absl flag a field, with the field's default, help, choices and bounds."""
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         kind, meta = hints[field.name], field.metadata
-        kind = float if kind == Optional[float] else kind
+        kind, many = float if kind == Optional[float] else kind, typing.get_origin(kind) is tuple
         if meta["choices"]:
             flags.DEFINE_enum(field.name, field.default, meta["choices"], meta["help"])
-        elif typing.get_origin(kind) is tuple:
-            flags.DEFINE_list(field.name, [str(x) for x in field.default], meta["help"])
-        elif kind is int:
-            flags.DEFINE_integer(field.name, field.default, meta["help"], lower_bound=meta["minimum"])
+        elif kind in (int, float) or many:
+            parser = Number(typing.get_args(kind)[0] if many else kind, many, meta["bounds"])
+            flags.DEFINE(parser, field.name, field.default, meta["help"], serializer=Commas() if many else None)
         else:
-            define = {bool: flags.DEFINE_bool, float: flags.DEFINE_float, str: flags.DEFINE_string}[kind]
-            define(field.name, field.default, meta["help"])
+            {bool: flags.DEFINE_bool, str: flags.DEFINE_string}[kind](field.name, field.default, meta["help"])
     flags.DEFINE_bool("traceback", False, "on an error, print where in the program it arose")
 
 
 def parse_config(config_class):
-    """The record that the parsed flags describe. Raises UserError for a value that a field cannot hold."""
-    values = {}
-    for field in dataclasses.fields(config_class):
-        value = flags.FLAGS[field.name].value
-        if isinstance(value, list):
-            try:
-                value = tuple(float(x) for x in value)
-            except ValueError:
-                raise UserError(f"--{field.name}={','.join(value)} is not a list of numbers") from None
-        values[field.name] = value
-    return config_class(**values)
+    """The record that the parsed flags describe."""
+    return config_class(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(config_class)})
 
 
 def check_jax(version: str) -> None:
@@ -72,14 +99,44 @@ def prepare_jax(config) -> None:
 
     if getattr(config, "host_devices", 1) > 1:
         jax.config.update("jax_num_cpu_devices", config.host_devices)
-    if getattr(config, "compilation_cache", ""):
-        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    if hasattr(config, "compilation_cache"):
+        keep_programs(config.compilation_cache)
     if getattr(config, "coordinator_address", ""):
         parallel.initialize(config.coordinator_address, config.num_processes, config.process_id)
     if hasattr(config, "host_devices"):  # the other scripts leave an accelerator to the run that may be using it
         warning = parallel.unused_accelerator()
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
+
+
+def keep_programs(where: str) -> None:
+    """Has JAX keep compiled programs in the folder that --compilation_cache says.
+
+    The folder that "auto" stands for goes unused, without a word, where it cannot be written.
+    """
+    import jax
+
+    if where in ("none", ""):
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif where != "auto" or not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        try:
+            folder = cache_folder() if where == "auto" else pathlib.Path(where)
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError):  # RuntimeError: there is no home directory
+            if where != "auto":
+                raise
+            return
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+            warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")  # a full disk
+
+
+def cache_folder() -> pathlib.Path:
+    """The folder of this program among what the user's programs can make again, by the platform's custom."""
+    usual = pathlib.Path.home() / {"darwin": "Library/Caches", "win32": "AppData/Local"}.get(sys.platform, ".cache")
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or usual) / "rlvr_jax" / "jax"
 
 
 def explain(error: BaseException) -> str:
@@ -95,7 +152,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        print(f"error: {explain(error)}; --help lists the flags", file=sys.stderr)
+        said = explain(error).removeprefix("ERROR:: ")  # absl's own word, for a flag file that is not there
+        print(f"error: {said}; --help lists the flags", file=sys.stderr)
         sys.exit(1)
     except SystemExit:  # absl exits 1 after printing the help
         sys.exit(0)
@@ -111,8 +169,9 @@ def run(main: Callable, config_class) -> None:
             if not flags.FLAGS.traceback:  # a failed save prints tracebacks in several threads before it is raised
                 absl.logging.set_verbosity(absl.logging.FATAL)
                 sys.unraisablehook = lambda _: None
-            prepare_jax(config)
-            main(config)
+            with signals.acknowledged(lambda: "stopping"):
+                prepare_jax(config)
+                main(config)
         except Interrupted as stop:
             print(stop, file=sys.stderr)
             sys.exit(stop.exit_code)

@@ -20,9 +20,13 @@ class Interrupted(Exception):
         self.exit_code = exit_code
 
 
-def setting(default, help, choices=None, minimum=None):
-    """A dataclass field that becomes the flag of the same name; `minimum` is the least value of a whole number."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum})
+def setting(default, help, choices=None, **bounds):
+    """A dataclass field that becomes the flag of the same name, with the bounds of a number, or of each in a list.
+
+    `minimum` and `maximum` are allowed themselves; what lies `above` or `below` a bound does not include it. A number
+    is finite in any case. The command line enforces bounds, and `--help` states them (`cli.Number`).
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "bounds": bounds})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +73,9 @@ class MachineConfig:
     """Where it runs."""
 
     host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1)
-    compilation_cache: str = setting("", "directory that keeps compiled programs between runs; empty: none")
+    compilation_cache: str = setting("auto", "directory that keeps compiled programs between runs, at most half a GB; "
+                                     "auto: $JAX_COMPILATION_CACHE_DIR, else rlvr_jax/jax in your cache folder; none: "
+                                     "keep nothing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +83,8 @@ class RunConfig(MachineConfig):
     """What every command that writes a run directory shares."""
 
     run_dir: str = setting("", "directory of this run: flags, metrics, rollouts, checkpoints")
-    seed: int = setting(0, "seed of every random choice; a run is a function of (flags, seed, step)")
+    seed: int = setting(0, "seed of every random choice; a run is a function of (flags, seed, step)",
+                        minimum=0, maximum=2**31 - 1)
     num_steps: int = setting(150, "updates to make", minimum=1)
     resume: str = setting("auto", "continue from the newest checkpoint in run_dir: never (start over), auto (if there "
                           "is one), must (error if there is none)", ["never", "auto", "must"])
@@ -93,8 +100,8 @@ class RunConfig(MachineConfig):
                               minimum=0)
     eval_size: int = setting(512, "held-out problems to measure on; 0: all", minimum=0)
     coordinator_address: str = setting("", "host:port of process 0 for a run of several processes; 'auto' to detect")
-    num_processes: int = setting(0, "processes of the run, with coordinator_address")
-    process_id: int = setting(-1, "index of this process, with coordinator_address")
+    num_processes: int = setting(0, "processes of the run, with coordinator_address", minimum=0)
+    process_id: int = setting(-1, "index of this process, with coordinator_address", minimum=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,20 +110,23 @@ class LearnerConfig(RunConfig):
 
     objective: str = setting("one_shot", "row of the table of objectives (rlvr_jax/objectives.py)",
                              ["one_shot", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce", "rloo"])
-    clip_low: Optional[float] = setting(None, "lower clip of the ratio, 1 - clip_low; unset: the objective's own")
-    clip_high: Optional[float] = setting(None, "upper clip of the ratio, 1 + clip_high; unset: the objective's own")
-    entropy_coef: float = setting(0.0, "weight of the entropy bonus")
-    temperature: float = setting(1.0, "sampling temperature of the rollouts, and of every log-probability")
-    learning_rate: float = setting(1e-6, "peak learning rate of AdamW")
+    clip_low: Optional[float] = setting(None, "lower clip of the ratio, 1 - clip_low; unset: the objective's own",
+                                        minimum=0)
+    clip_high: Optional[float] = setting(None, "upper clip of the ratio, 1 + clip_high; unset: the objective's own",
+                                         minimum=0)
+    entropy_coef: float = setting(0.0, "weight of the entropy bonus", minimum=0)
+    temperature: float = setting(1.0, "sampling temperature of the rollouts, and of every log-probability", above=0)
+    learning_rate: float = setting(1e-6, "peak learning rate of AdamW", minimum=0)
     warmup_steps: int = setting(0, "optimiser updates of linear warm-up from 0", minimum=0)
     schedule: str = setting("constant", "learning rate after the warm-up", ["constant", "linear", "cosine"])
     decay_steps: int = setting(0, "optimiser updates until the schedule ends, warm-up included; 0: the whole run",
                                minimum=0)
-    final_lr_fraction: float = setting(0.0, "learning rate at the end of the schedule, as a fraction of the peak")
-    adam_b1: float = setting(0.9, "decay of AdamW's first moment")
-    adam_b2: float = setting(0.999, "decay of AdamW's second moment")
-    weight_decay: float = setting(0.01, "decoupled weight decay, on all parameters")
-    max_grad_norm: float = setting(1.0, "clip gradients to this global norm")
+    final_lr_fraction: float = setting(0.0, "learning rate at the end of the schedule, as a fraction of the peak",
+                                       minimum=0, maximum=1)
+    adam_b1: float = setting(0.9, "decay of AdamW's first moment", minimum=0, below=1)
+    adam_b2: float = setting(0.999, "decay of AdamW's second moment", minimum=0, below=1)
+    weight_decay: float = setting(0.01, "decoupled weight decay, on all parameters", minimum=0)
+    max_grad_norm: float = setting(1.0, "clip gradients to this global norm", above=0)
     num_passes: int = setting(1, "times the update goes over a step's batch", minimum=1)
     num_minibatches: int = setting(1, "optimiser updates of a pass", minimum=1)
     grad_accumulation: int = setting(1, "micro-batches a minibatch is cut into on each device, to save memory",
@@ -129,7 +139,7 @@ class LearnerConfig(RunConfig):
 class Reference:
     """The KL to the reference, which is the model the run started from."""
 
-    kl_coef: float = setting(0.0, "weight of the k3 KL to the reference, the model the run started from")
+    kl_coef: float = setting(0.0, "weight of the k3 KL to the reference, the model the run started from", minimum=0)
     track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and a copy of the "
                              "parameters")
 
@@ -190,7 +200,7 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, LearnerConfig):
                            "(the one of example_pool whose pass rate is nearest example_pass_rate), or all (no single "
                            "example; rows with copies are drawn as often as the file has them)")
     example_pool: int = setting(128, "problems that example=auto chooses from", minimum=1)
-    example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for")
+    example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for", minimum=0, maximum=1)
     heldout: str = setting("", "problems to measure on, never trained on: arithmetic, a file, or none; empty: "
                            "arithmetic when training on it, else none")
     reward: str = setting("correct", "row of the table of rewards (rlvr_jax/rewards.py)",
@@ -229,9 +239,9 @@ class PretrainConfig(LearnerConfig):
 
     objective: str = setting("reinforce", "with every advantage 1 this is cross-entropy", ["reinforce"])
     num_steps: int = setting(2000, "updates to make", minimum=1)
-    learning_rate: float = setting(3e-3, "peak learning rate of AdamW")
+    learning_rate: float = setting(3e-3, "peak learning rate of AdamW", minimum=0)
     warmup_steps: int = setting(100, "optimiser updates of linear warm-up from 0", minimum=0)
-    adam_b2: float = setting(0.98, "decay of AdamW's second moment")
+    adam_b2: float = setting(0.98, "decay of AdamW's second moment", minimum=0, below=1)
     schedule: str = setting("cosine", "learning rate after the warm-up", ["constant", "linear", "cosine"])
     eval_every: int = setting(500, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
                               minimum=0)
@@ -239,10 +249,12 @@ class PretrainConfig(LearnerConfig):
     batch_size: int = setting(128, "problems of a step", minimum=1)
     num_ops: int = setting(6, "operations in a problem", minimum=1)
     style_shares: tuple[float, ...] = setting((0.28, 0.27, 0.2, 0.25), "share of solutions written in each style: "
-                                              "careful, sloppy, guess, ramble")
-    habit_strength: float = setting(0.7, "how much a problem's surface decides its style: std of the logits' features")
-    early_stop: float = setting(0.15, "chance that a careful solution stops early and answers what it has")
-    slip: float = setting(0.1, "chance that a sloppy step comes out at random")
+                                              "careful, sloppy, guess, ramble", above=0)
+    habit_strength: float = setting(0.7, "how much a problem's surface decides its style: std of the logits' features",
+                                    minimum=0)
+    early_stop: float = setting(0.15, "chance that a careful solution stops early and answers what it has",
+                                minimum=0, maximum=1)
+    slip: float = setting(0.1, "chance that a sloppy step comes out at random", minimum=0, maximum=1)
     heldout_split: str = setting("test", "split of the synthetic task to measure on", ["dev", "test"])
     num_layers: int = setting(3, "layers of the model", minimum=1)
     d_model: int = setting(64, "width of the residual stream", minimum=1)
@@ -263,12 +275,12 @@ class EvaluateConfig(ProblemChoice, ModelChoice, MachineConfig):
                             "one_shot (8 completions at temperature 0.6 where the file's name has aime or amc, else "
                             "one, greedy)", ["flags", "one_shot"])
     num_samples: int = setting(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
-    temperature: float = setting(0.0, "sampling temperature; 0: greedy")
-    top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability")
+    temperature: float = setting(0.0, "sampling temperature; 0: greedy", minimum=0)
+    top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
     max_problems: int = setting(0, "use the first problems only; 0: all of a file, 512 of the synthetic task",
                                 minimum=0)
     rows_per_call: int = setting(512, "completions handed to the sampler at a time, over all devices", minimum=1)
-    seed: int = setting(0, "seed of the sampling")
+    seed: int = setting(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,15 +289,15 @@ class SampleConfig(Decoding, ModelChoice, MachineConfig):
 
     prompt: str = setting("", "text to continue")
     num_samples: int = setting(1, "completions to draw", minimum=1)
-    temperature: float = setting(1.0, "sampling temperature; 0: greedy")
-    top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability")
+    temperature: float = setting(1.0, "sampling temperature; 0: greedy", minimum=0)
+    top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
     prompt_style: str = setting("auto", "how the prompt is put: plain (as it is), chat (the model's own template), "
                                 "qwen_math (Qwen2.5-Math's template and system line, whatever the model's own), or "
                                 "auto (chat where the model has a template, else plain)",
                                 ["auto", "plain", "chat", "qwen_math"])
     max_new_tokens: int = setting(0, "longest completion, in tokens; 0: what the model's window leaves after the "
                                   "prompt, at most 512", minimum=0)
-    seed: int = setting(0, "seed of the sampling")
+    seed: int = setting(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
     out: str = setting("", "JSONL file for the completions; empty: only print")
 
 
@@ -337,7 +349,7 @@ class StudyConfig:
     """A question asked of several arms and seeds."""
 
     study: str = setting("one_shot", "a file of configs/studies by its name, or any .toml file like them")
-    seeds: tuple[int, ...] = setting((), "seeds in place of the study's own", minimum=0)
+    seeds: tuple[int, ...] = setting((), "seeds in place of the study's own", minimum=0, maximum=2**31 - 1)
     data: str = setting("", "directory of problem files, for the studies that need some")
     quick: bool = setting(False, "try the study out: its first seed alone, with the flags of its [quick] table; written "
                           "as STUDY_quick, and no result")

@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> dict:
                 state, updated = update(state, batch, step)
             row = {"step": step} | metrics.describe(rollouts, scored, config.group_size) | updated
             row |= record(config, problems, index, scored["correct"])
-            if run.due(step, config.eval_every):
+            if run.due(step, config.eval_every, row):
                 with timed(seconds, "eval"):
                     row |= heldout(state.params, step)
             run.log(row | metrics.throughput(seconds, rollouts), SHOW,
@@ -71,8 +71,6 @@ def check(config: TrainConfig) -> None:
     if rows % (parts * parallel.device_count()):
         raise UserError(f"--num_prompts x --group_size = {rows} completions do not divide into --num_minibatches x "
                         f"--grad_accumulation x devices = {parts} x {parallel.device_count()} equal parts")
-    if config.temperature <= 0:
-        raise UserError(f"--temperature={config.temperature}: training samples at a temperature above 0")
     if config.record_history and config.max_resamples:
         raise UserError("--record_history needs --max_resamples=0: resampling swaps problems within a step")
 

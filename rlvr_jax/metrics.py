@@ -16,6 +16,9 @@ import jax
 import numpy as np
 import tqdm
 
+# Progress: steps, <time left, what is measured, and a bar of the columns that are left.
+LINE = "{desc}: {n_fmt}/{total_fmt} <{remaining}{postfix} {bar}"
+COMPILING = LINE.replace("<{remaining}", "compiling…")
 SATURATED = 0.99  # a batch with this training accuracy counts as saturated
 
 
@@ -111,11 +114,23 @@ def compilations() -> Iterator[Callable[[], int]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def progress(total: int, start: int = 0, what: str = "", quiet: bool = False,
-             unit: str = "step") -> tqdm.tqdm:
-    """A line with an ETA; on a file instead of a terminal it is repeated twice a minute."""
-    return tqdm.tqdm(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True, disable=quiet, smoothing=0.1,
-                     mininterval=0.2 if os.isatty(2) else 30.0)
+class Progress(tqdm.tqdm):
+    """A line with an ETA, from the second update on: the first one takes the compilation with it."""
+
+    def update(self, n: float = 1) -> None:
+        if self.disable or self.bar_format == LINE:
+            super().update(n)
+        else:
+            self.n += n
+            self.initial, self.bar_format = self.n, LINE  # the rate is that of what comes after `initial`
+            self.last_print_n, self.last_print_t = self.n, self._time()
+            self.refresh()
+
+
+def progress(total: int, start: int = 0, what: str = "", quiet: bool = False, unit: str = "step") -> Progress:
+    """A line of progress; on a file instead of a terminal it is repeated twice a minute."""
+    return Progress(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True, disable=quiet, smoothing=0.1,
+                    mininterval=0.2 if os.isatty(2) else 30.0, bar_format=COMPILING if start < total else LINE)
 
 
 @contextlib.contextmanager

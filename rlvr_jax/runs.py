@@ -5,20 +5,23 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import signal
-from typing import Callable, Iterator, Optional
+from typing import IO, Callable, Iterator, Optional
 
 import numpy as np
 
-from rlvr_jax import checkpoint, metrics, parallel, stopping
-from rlvr_jax.config import Interrupted, RunConfig, UserError
+from rlvr_jax import checkpoint, locks, metrics, parallel, signals, stopping
+from rlvr_jax.config import EvaluateConfig, Interrupted, PretrainConfig, RunConfig, TrainConfig, UserError
 from rlvr_jax.learner import LearnerState
 
 # Flags that may change between two starts of one run; any other would make it a different run.
 FREE = {"run_dir", "num_steps", "resume", "save_every", "keep_last", "keep_every", "eval_every", "host_devices",
         "coordinator_address", "num_processes", "process_id", "compilation_cache", "log_rollouts",
         "keep_best", "stop_when", "stop_patience", "tensorboard"}
+# What writes a directory with a flags.txt; which one did is told by the names of the flags.
+WRITERS = {TrainConfig: "scripts.train", PretrainConfig: "scripts.pretrain", EvaluateConfig: "scripts.evaluate"}
 BY_RULE = 1  # what stopped a run, where it is not a signal: SIGINT is 2
 
 
@@ -39,6 +42,10 @@ def changed_flags(directory: pathlib.Path, config, free: set, flag: str) -> str:
     old, new = map(_values, ((directory / "flags.txt").read_text("utf-8").splitlines(), flag_lines(config)))
     changed = [name for name in sorted(old.keys() | new.keys())
                if old.get(name) != new.get(name) and name.removeprefix("--") not in free]
+    ours, made_by = type(config), min(WRITERS, key=lambda writer: len(old.keys() ^ _names(writer)))
+    if changed and made_by is not ours:
+        return (f"{directory} was written by {WRITERS[made_by]}, and {WRITERS[ours]} needs a directory of its own: "
+                f"choose another {flag}")
     advice = "restore them"
     if changed == ["--decay_steps"] and config.decay_steps == 0:
         advice = f"--num_steps={config.num_steps} moves the end of its schedule: add --decay_steps={old[changed[0]]}"
@@ -47,9 +54,17 @@ def changed_flags(directory: pathlib.Path, config, free: set, flag: str) -> str:
                                    "or start over with --resume=never")
 
 
+def _names(writer) -> set[str]:
+    return {f"--{field.name}" for field in dataclasses.fields(writer)}
+
+
 def _values(lines: list[str]) -> dict[str, str]:
-    """Flags by name; --decay_steps=0, a schedule that ends with the run, as the number of updates it stands for."""
+    """Flags by name, each in one of the ways to write it: --decay_steps=0, a schedule that ends with the run, as the
+    number of updates it stands for, and --model=DIR/ as --model=DIR."""
     values = dict(line.split("=", 1) for line in lines)
+    directory, at, step = values.get("--model", "").partition("@")
+    if directory:
+        values["--model"] = os.path.normpath(directory) + at + step
     if values.get("--decay_steps") == "0" and values["--schedule"] != "constant":
         values["--decay_steps"] = str(math.prod(int(values["--" + name]) for name in
                                                 ("num_steps", "num_passes", "num_minibatches")))
@@ -61,6 +76,17 @@ def set_aside(directory: pathlib.Path) -> None:
     if directory.exists():
         number = next(i for i in range(1, 10**6) if not directory.with_name(f"{directory.name}.{i}").exists())
         directory.rename(directory.with_name(f"{directory.name}.{number}"))
+
+
+def claim(directory: pathlib.Path, flag: str, resume: str) -> IO:
+    """The lock of a directory (`locks.lock`); with --resume=never of a new one, after the earlier run was set aside."""
+    earlier = directory.exists()
+    held = locks.lock(directory, flag)
+    if not (resume == "never" and earlier):
+        return held
+    with held:
+        set_aside(directory)
+        return locks.lock(directory, flag)
 
 
 def _leave(kind, *_) -> None:
@@ -75,28 +101,37 @@ class Run:
         if not config.run_dir:
             raise UserError("--run_dir is required: the directory that this run writes")
         self.config, self.command, self.signal, self.stop, self.shown = config, command, 0, 0, {}
-        self.rules = stopping.parse(config.stop_when)
-        self.dir = pathlib.Path(config.run_dir)
-        newest = max(checkpoint.steps(config.run_dir), default=0)
-        newest = int(parallel.broadcast(np.int32(0 if config.resume == "never" else newest)))
-        self.resumed = self.saved = newest  # the step to continue from; 0: from the start
-        if config.resume == "must" and not self.resumed:
-            raise UserError(f"--resume=must, but {config.run_dir} has no checkpoint")
+        self.rules, self.looping = stopping.parse(config.stop_when), False
+        self.dir, self.held = pathlib.Path(config.run_dir), contextlib.ExitStack()
         refusal = self._refusal() if parallel.is_main() else ""
         if parallel.largest(bool(refusal)):
+            self.held.close()
             raise UserError(refusal or "the main process refuses to start the run, and says why")
-        if config.resume == "never" and parallel.is_main():
-            set_aside(self.dir)
+        newest = max(checkpoint.steps(config.run_dir), default=0)
+        self.resumed = self.saved = int(parallel.broadcast(np.int32(newest)))  # where to continue; 0: from the start
 
     def _refusal(self) -> str:
-        """Why the run cannot start or go on; empty if it can."""
-        if self.config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        """Why the run cannot start or go on; empty if it can, and then this process holds the directory."""
+        config = self.config
+        if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             return "--tensorboard needs tensorboardX: pip install 'rlvr_jax[tensorboard]'"
-        return changed_flags(self.dir, self.config, FREE, "--run_dir") if self.resumed else ""
+        if config.resume == "must" and not checkpoint.steps(config.run_dir):
+            return f"--resume=must, but {config.run_dir} has no checkpoint"
+        with contextlib.ExitStack() as claiming:
+            claiming.push(_leave)
+            try:
+                self.held.enter_context(claim(self.dir, "--run_dir", config.resume))
+            except UserError as error:
+                return str(error)
+        started = checkpoint.steps(config.run_dir)
+        return changed_flags(self.dir, config, FREE, "--run_dir") if started else ""
 
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as opened:
             opened.push(_leave)
+            opened.push(self.held)
+            opened.enter_context(signals.acknowledged(
+                lambda: "stopping after this step" if self.looping else "stopping"))
             if parallel.is_main():
                 self._open(opened)
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -106,7 +141,6 @@ class Run:
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         config, keep = self.config, self.resumed or -1
-        self.dir.mkdir(parents=True, exist_ok=True)
         metrics.write_whole(self.dir / "flags.txt", "\n".join(flag_lines(config)) + "\n")
         self.metrics = opened.enter_context(contextlib.closing(metrics.JsonLines(self.dir / "metrics.jsonl", keep)))
         self.rollouts = opened.enter_context(contextlib.closing(metrics.JsonLines(self.dir / "rollouts.jsonl", keep)))
@@ -129,11 +163,14 @@ class Run:
 
     def __exit__(self, *error) -> None:
         self.closing.__exit__(*error)
+        if error[0] is KeyboardInterrupt and self.signal and not self.looping:
+            raise Interrupted(f"{signal.Signals(self.signal).name}: stopped before the first step; the same command "
+                              f"starts {self.dir} again", 128 + self.signal) from None
 
     def _on_signal(self, number, _frame) -> None:
-        if self.signal:  # the second one means it
+        again, self.signal = self.signal, number
+        if again or not self.looping:  # the second one means it; before the first step there is nothing to save
             raise KeyboardInterrupt
-        self.signal = number
 
     def once(self, name: str, choose: Callable[[], tuple[int, dict]]) -> int:
         """The number of `choose()`, from 0, which depends on (flags, seed) alone; a run that goes on finds it in
@@ -158,21 +195,24 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """The steps to do, with a progress bar; ends early, between steps, when a signal or a stop rule asks for it."""
-        quiet = not parallel.is_main()
-        with metrics.progress(self.config.num_steps, self.resumed, self.command, quiet) as self.bar:
-            self.stop = parallel.largest(self._ruled())  # a run that a rule has ended does not go on
+        self.stop = parallel.largest(self._ruled())  # a run that a rule has ended does not go on
+        if self.stop or self.resumed >= self.config.num_steps:
+            return
+        with metrics.progress(self.config.num_steps, self.resumed, self.command, not parallel.is_main()) as self.bar:
+            self.looping = True
             for step in range(self.resumed + 1, self.config.num_steps + 1):
-                if self.stop:
-                    return
                 yield step
                 self.bar.update()
                 self.stop = parallel.largest(self.signal or self._ruled())
+                if self.stop:
+                    return
 
-    def _ruled(self) -> int:
-        return BY_RULE if parallel.is_main() and self._verdict() else 0
+    def _ruled(self, *fresh: dict) -> int:
+        return BY_RULE if parallel.is_main() and self._verdict(*fresh) else 0
 
-    def _verdict(self) -> Optional[dict]:
-        return stopping.verdict(self.rules, self.config.stop_patience, self.metrics.rows)
+    def _verdict(self, *fresh: dict) -> Optional[dict]:
+        """What --stop_when says of the rows of the log, and of `fresh` ones after them."""
+        return stopping.verdict(self.rules, self.config.stop_patience, [*self.metrics.rows, *fresh])
 
     def log(self, row: dict, show: tuple = (), rollouts: list = ()) -> None:
         """Writes a step's metrics and a sample of its rollouts; `show` names the metrics for the progress bar.
@@ -187,9 +227,9 @@ class Run:
             self.metrics.write(row | {"compilations": self.compilations()})
             for mirror in self.mirrors:
                 mirror(self.metrics.rows[-1])
-            self.shown |= {key: row[key] for key in show if key in row}
+            self.shown |= {key: f"{row[key]:.2f}".removeprefix("0") for key in show if key in row}
             if row["step"]:
-                self.bar.set_postfix_str(" ".join(f"{key.split('/')[-1]}={x:.3g}" for key, x in self.shown.items()),
+                self.bar.set_postfix_str(" ".join(f"{key.split('/')[-1]} {x}" for key, x in self.shown.items()),
                                          refresh=False)
         if not all(math.isfinite(row.get(key, 0.0)) for key in ("train/loss", "train/grad_norm")):
             raise self._diverged(f"the loss or its gradient is not finite at step {row['step']}", row["step"] - 2)
@@ -220,9 +260,13 @@ class Run:
                 raise UserError(f"{flag}: this run does not measure {name}; step {row['step']} has "
                                 + (", ".join(sorted(row.keys() - {"step"})) or "no metric"))
 
-    def due(self, step: int, every: int) -> bool:
-        """Whether something done every `every` steps, and at the end, falls on this step."""
-        return step == self.config.num_steps or (every > 0 and step % every == 0)
+    def due(self, step: int, every: int, row: Optional[dict] = None) -> bool:
+        """Whether something done every `every` steps, and at the end, falls on this step.
+
+        `row` is what is known of the step so far: by it a stop rule can make this step the end.
+        """
+        ends = bool(row and self.rules) and parallel.largest(self._ruled(row)) > 0
+        return ends or step == self.config.num_steps or (every > 0 and step % every == 0)
 
     def save(self, state, meta: dict) -> None:
         """Checkpoints a replicated state, unless that step has been. Raises UserError where it is not finite."""

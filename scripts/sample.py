@@ -3,10 +3,12 @@
   python -m scripts.sample --model=runs/tiny --prompt="coins 7 + 5 * 2 - 4 * 1 + 9 - 3 =" --num_samples=4
   python -m scripts.sample --model=smollm2 --prompt="What is 7 times 8?"
 
-Colours, on a terminal, show how likely each token was: the redder, the less the model expected it.
+On a terminal, tokens that the model did not expect are underlined (below 1/e), or bold red (below 1/20), unless
+NO_COLOR is set.
 """
 
 import json
+import os
 import sys
 
 from rlvr_jax import cli
@@ -20,18 +22,23 @@ def main(config: SampleConfig) -> None:
     rows = generate(config)
     for i, row in enumerate(rows):
         print(f"--- {i + 1} of {len(rows)} ({row['stop_reason']}, {len(row['completion_ids'])} tokens)")
-        print(coloured(row) if sys.stdout.isatty() else row["completion"])
+        print(marked(row) if styled() else row["completion"])
     if config.out:
         with naming(config.out), open(config.out, "w", encoding="utf-8") as file:
             file.writelines(json.dumps({k: v for k, v in row.items() if k != "pieces"}) + "\n" for row in rows)
 
 
-def coloured(row: dict) -> str:
-    """The tokens on a grey-to-red scale of surprise: 0 nats plain, 3 nats and more fully red."""
-    def shade(logprob):
-        return int(235 - 155 * min(-logprob / 3.0, 1.0))
-    return "".join(f"\x1b[38;2;235;{shade(p)};{shade(p)}m{piece}" for piece, p in
-                   zip(row["pieces"], row["sampler_logprobs"])) + "\x1b[0m"
+def styled() -> bool:
+    """Whether standard output shows styles and its reader has nothing against them (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def marked(row: dict) -> str:
+    """The tokens in the terminal's own colours, which can be read on any background; see above for the exceptions."""
+    def style(logprob):
+        return "\x1b[1;31m" if logprob < -3 else "\x1b[4m" if logprob < -1 else ""
+    found = zip(row["pieces"], map(style, row["sampler_logprobs"]))
+    return "".join(f"{code}{piece}\x1b[0m" if code else piece for piece, code in found)
 
 
 if __name__ == "__main__":

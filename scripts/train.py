@@ -21,8 +21,10 @@ def main(config: TrainConfig) -> None:
             if summary[name]:
                 print(f"{name:12}{summary[name]['greedy']:8.3f}{summary[name]['sampled']:8.3f}  "
                       f"(n={summary[name]['n']} held-out problems)")
-        print(f"training accuracy {summary['train_accuracy']:.3f}, saturated at step {summary['saturation_step']}; "
-              f"{config.run_dir}/summary.json")
+        saturated = summary["saturation_step"]
+        print(f"training accuracy {summary['train_accuracy']:.3f}, "
+              + ("never saturated" if saturated is None else f"saturated at step {saturated}")
+              + f"; {config.run_dir}/summary.json")
 
 
 if __name__ == "__main__":

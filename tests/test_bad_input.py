@@ -24,11 +24,20 @@ CASES = {
     "unknown flag": ("train", ["--bogus=1"], "bogus"),
     "unknown value": ("train", ["--resume=perhaps"], "--resume=perhaps: value should be one of <never|auto|must>"),
     "not a number": ("train", ["--num_steps=many"], "--num_steps=many"),
-    "missing flag file": ("train", ["--flagfile={work}/nowhere.flags"], "{work}/nowhere.flags"),
+    "missing flag file": ("train", ["--flagfile={work}/nowhere.flags"], "error: Unable to open flagfile"),
     "argument without a flag": ("evaluate", ["runs/base"], "'runs/base'; flags are written --name=value"),
     "style shares, words": ("pretrain", [NEW, "--style_shares=a,b,c,d"], "--style_shares=a,b,c,d"),
     "style shares, three": ("pretrain", [NEW, "--style_shares=1,1,1"], "--style_shares needs 4"),
-    "style shares, negative": ("pretrain", [NEW, "--style_shares=1,1,-1,1"], "--style_shares needs 4"),
+    "style shares, negative": ("pretrain", [NEW, "--style_shares=1,1,-1,1"],
+                              "--style_shares=1,1,-1,1: not finite numbers > 0"),
+    "number out of bounds": ("train", [*GO, "--adam_b1=2"], "--adam_b1=2: not a finite number >= 0 and < 1"),
+    "no number": ("train", [*GO, "--learning_rate=nan"], "--learning_rate=nan: not a finite number >= 0"),
+    "no seeds": ("study", ["--seeds="], "--seeds=: not whole numbers"),
+    "directory of another script": ("train", [*GO[:-1], "--run_dir={work}/base"],
+                                    "{work}/base was written by scripts.pretrain, and scripts.train needs a directory "
+                                    "of its own: choose another --run_dir"),
+    "directory of a run": ("evaluate", ["--model={work}/base", "--out={work}/base", "--num_ops=2", "--max_new_tokens=9"],
+                           "scripts.evaluate needs a directory of its own: choose another --out"),
     "odd batch": ("pretrain", [NEW, "--batch_size=31", "--grad_accumulation=2"], "--batch_size=31"),
     "no model": ("evaluate", ["--out={work}/new"], "--model is required"),
     "no out": ("evaluate", ["--model={work}/base"], "--out is required"),
@@ -129,8 +138,9 @@ def test_every_mistake_is_one_line(work, compiled):
     after = contents(work)
     assert {name: after.get(name) for name in before} == before
     # A run that was refused late has made its folder, but no step of it, and nothing that a later run would trip over.
-    logs = {f"new/{name}" for name in ("flags.txt", "origin.json", "metrics.jsonl", "rollouts.jsonl", "heldout.jsonl")}
-    assert not after.keys() - before.keys() - logs
+    logs = {f"new/{name}" for name in ("flags.txt", "origin.json", "metrics.jsonl", "rollouts.jsonl", "heldout.jsonl",
+                                       "lock.txt")}
+    assert not after.keys() - before.keys() - logs - {"base/lock.txt"}
 
 
 def test_traceback_shows_where(work, compiled):

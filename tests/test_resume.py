@@ -138,7 +138,8 @@ def test_a_signal_saves_and_the_same_command_continues(begin, train, tmp_path, s
     step = read_jsonl(run_dir / "metrics.jsonl")[-1]["step"]
     assert 7 <= step < STEPS and max(checkpoint.steps(run_dir)) == step
     said = [line for line in stopped.err.splitlines() if line and not line.startswith("train:")]
-    assert said == [f"{number.name}: saved step {step} in {run_dir}; the same command continues"]
+    assert said == [f"{number.name}: stopping after this step; Ctrl-C again to stop at once",
+                    f"{number.name}: saved step {step} in {run_dir}; the same command continues"]
     assert not (run_dir / "summary.json").exists()
     train(f"--host_devices={devices}")
     assert_same_run(run_dir, straight(devices), STEPS)

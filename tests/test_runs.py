@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlvr_jax import arithmetic, checkpoint, evaluation, metrics, parallel, pool, runs, stopping
-from rlvr_jax.config import TrainConfig, UserError
+from rlvr_jax.config import PretrainConfig, TrainConfig, UserError
 from rlvr_jax.learner import LearnerState
 from rlvr_jax.problems import Problem
 
@@ -44,7 +44,8 @@ def go(tmp_path):
                 if step == crash_at:
                     raise RuntimeError("crash")
                 row = {"step": step, "train/loss": 0.0, "train/entropy": ENTROPY[step - 1], "train/name": "text"}
-                run.log(row | ({"eval/greedy": GREEDY[step]} if run.due(step, 2) else {}))
+                evaluated = run.due(step, config.eval_every, row)
+                run.log(row | ({"eval/greedy": GREEDY.get(step, 0.1)} if evaluated else {}))
                 if run.due(step, config.save_every):
                     run.save(state, meta)
             return run.finish(state, meta)
@@ -133,6 +134,16 @@ def test_the_best_checkpoint_stays_whatever_came_after_and_has_a_name(go, tmp_pa
     assert checkpoint.best_step(str(tmp_path / "run")) == 6
 
 
+@pytest.mark.parametrize("patience, step", [(1, 3), (2, 4)])
+def test_a_run_that_a_rule_ends_is_evaluated_at_its_end_and_has_a_best(go, tmp_path, patience, step):
+    """Entropy is below 1 at steps 3 and 4; nothing but the end is evaluated, and nothing else is saved."""
+    summary = go(stop_when="train/entropy<1", stop_patience=patience, keep_best="eval/greedy", eval_every=0,
+                 save_every=0)
+    assert summary["stopped_by"]["step"] == step and summary["final"] == {"greedy": GREEDY.get(step, 0.1)}
+    assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "eval/greedy" in row] == [step]
+    assert checkpoint.best_step(str(tmp_path / "run")) == step
+
+
 def test_without_keep_best_the_newest_stay_and_no_step_is_best(go, tmp_path):
     go()
     assert checkpoint.steps(tmp_path / "run") == [10]
@@ -217,6 +228,25 @@ def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after
     (tmp_path / "flags.txt").write_text("\n".join(runs.flag_lines(first)))
     found = runs.changed_flags(tmp_path, dataclasses.replace(first, **after), runs.FREE, "--run_dir")
     assert says in found and bool(found) == bool(says)
+
+
+@pytest.mark.parametrize("before, after, same", [
+    ("base/", "base", True), ("./base", "base//", True), ("base/@20", "base@20", True), ("base@20", "base@30", False),
+    ("base", "bas", False)])
+def test_a_model_is_the_same_however_its_directory_is_written(tmp_path, before, after, same):
+    first = dataclasses.replace(CONFIG, model=before)
+    (tmp_path / "flags.txt").write_text("\n".join(runs.flag_lines(first)))
+    found = runs.changed_flags(tmp_path, dataclasses.replace(first, model=after), runs.FREE, "--run_dir")
+    assert ("--model" in found) != same
+
+
+def test_a_directory_of_another_script_gets_one_sentence(tmp_path):
+    (tmp_path / "flags.txt").write_text("\n".join(runs.flag_lines(PretrainConfig())))
+    assert runs.changed_flags(tmp_path, CONFIG, runs.FREE, "--run_dir") == (
+        f"{tmp_path} was written by scripts.pretrain, and scripts.train needs a directory of its own: choose another "
+        "--run_dir")
+    (tmp_path / "flags.txt").write_text("\n".join(runs.flag_lines(dataclasses.replace(CONFIG, seed=9))[:-4]))
+    assert "--seed (was 9)" in runs.changed_flags(tmp_path, CONFIG, runs.FREE, "--run_dir")  # of an earlier version
 
 
 # ----- what is chosen once
