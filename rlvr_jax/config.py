@@ -203,8 +203,10 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, LearnerConfig):
     example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for", minimum=0, maximum=1)
     heldout: str = setting("", "problems to measure on, never trained on: arithmetic, a file, or none; empty: "
                            "arithmetic when training on it, else none")
-    reward: str = setting("correct", "row of the table of rewards (rlvr_jax/rewards.py)",
-                          ["correct", "format", "none"])
+    reward: str = setting("correct", "what is paid for: correct (the right answer), format (any answer), random (a "
+                          "coin, --random_rate), none; or a weighted sum such as correct:1,format:0.1 (rows of "
+                          "rlvr_jax/rewards.py)")
+    random_rate: float = setting(0.5, "chance of a reward under --reward=random", minimum=0, maximum=1)
     num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example", minimum=1)
     group_size: int = setting(8, "completions of a row, compared with each other", minimum=1)
     drop_dead_groups: bool = setting(False, "leave groups without advantage out of the loss altogether: KL, entropy "

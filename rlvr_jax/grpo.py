@@ -5,12 +5,13 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from rlvr_jax import advice, evaluation, learner, loading, metrics, parallel, sampler, tokenizer
+from rlvr_jax import advice, evaluation, learner, loading, metrics, parallel, rewards, sampler, tokenizer
 from rlvr_jax.config import TrainConfig, UserError
 from rlvr_jax.metrics import timed
-from rlvr_jax.objectives import OBJECTIVES
+from rlvr_jax.objectives import OBJECTIVES, live_groups
 from rlvr_jax.pool import curriculum, record, training_problems, write_history
-from rlvr_jax.rollouts import collect, make_grader
+from rlvr_jax.rewards import make_scorer
+from rlvr_jax.rollouts import collect
 from rlvr_jax.runs import Run
 
 SHOW = ("train/accuracy", "train/entropy", "eval/greedy", "eval/sampled")
@@ -32,7 +33,7 @@ def train(config: TrainConfig) -> dict:
         problems, prompts = training_problems(config, start, draw, run.once)
         advice.warn(advice.on_answers(config, problems))
         heldout = make_heldout(config, start, draw, problems, run.keep_heldout)
-        grade = make_grader(config, start.tokenizer, problems)
+        score = make_scorer(config, start, problems, prompts)
         state = parallel.replicate(run.restore(learner.init_state(
             start.params, optimizer, keep_reference=config.keep_reference)))
         start = dataclasses.replace(start, params=None)  # the state has its own: a copy less in host memory
@@ -41,18 +42,18 @@ def train(config: TrainConfig) -> dict:
         for step in run.steps():
             seconds = {}
             index = curriculum(config, problems, step)
-            rollouts, scored = collect(config, draw, grade, state.params, prompts, index, step, seconds)
+            rollouts, scored = collect(config, draw, score, state.params, prompts, index, step, seconds)
             with timed(seconds, "update"):
-                batch = with_advantages(config, prompts, rollouts, scored["reward"])
+                batch = with_advantages(config, prompts, rollouts, scored.reward)
                 if step == 1:
-                    advice.warn(advice.on_first_step(config, rollouts, scored["reward"], batch.advantages))
+                    advice.warn(advice.on_first_step(config, rollouts, scored.reward, batch.advantages))
                 if state.ref_params is not None:
                     batch = batch.replace(ref_logprobs=logprobs(state.ref_params, batch))
                 if config.num_passes * config.num_minibatches > 1:
                     batch = batch.replace(old_logprobs=logprobs(state.params, batch))
                 state, updated = update(state, batch, step)
             row = {"step": step} | metrics.describe(rollouts, scored, config.group_size) | updated
-            row |= record(config, problems, index, scored["correct"])
+            row |= record(config, problems, index, scored.correct)
             if run.due(step, config.eval_every, row):
                 with timed(seconds, "eval"):
                     row |= heldout(state.params, step)
@@ -71,17 +72,18 @@ def check(config: TrainConfig) -> None:
     if rows % (parts * parallel.device_count()):
         raise UserError(f"--num_prompts x --group_size = {rows} completions do not divide into --num_minibatches x "
                         f"--grad_accumulation x devices = {parts} x {parallel.device_count()} equal parts")
+    rewards.parse(config.reward)
     if config.record_history and config.max_resamples:
         raise UserError("--record_history needs --max_resamples=0: resampling swaps problems within a step")
 
 
 def with_advantages(config: TrainConfig, prompts, rollouts: sampler.Rollouts, rewards_B: np.ndarray) -> learner.Batch:
-    """The rollouts as a batch; under `drop_dead_groups` rows without advantage lose their mask, so all influence."""
+    """The rollouts as a batch; under `drop_dead_groups` rows of a dead group lose their mask, so all influence."""
     rewards_NxG = rewards_B.reshape(-1, config.group_size)
     advantages_B = np.asarray(OBJECTIVES[config.objective].advantages(rewards_NxG)).reshape(-1)
     mask = rollouts.completion_mask
     if config.drop_dead_groups:
-        mask = mask & (advantages_B != 0)[:, None]
+        mask = mask & np.repeat(live_groups(rewards_NxG), config.group_size)[:, None]
     return learner.Batch(prompts, rollouts.prompt_index, rollouts.completions, mask, advantages_B,
                          rollouts.sampler_logprobs)
 

@@ -39,7 +39,7 @@ class Batch:
     prompt_index: jax.Array  # i32[B] into prompts
     completions: jax.Array  # i32[B,T]
     completion_mask: jax.Array  # bool[B,T], false also on rows that are to have no influence
-    advantages: jax.Array  # f32[B]
+    advantages: jax.Array  # f32[B] of a completion's every token, or f32[B,T]
     sampler_logprobs: Optional[jax.Array] = None  # f32[B,T], None for data that no sampler drew
     old_logprobs: Optional[jax.Array] = None  # f32[B,T], None when the first update is the only one: the ratio is 1
     ref_logprobs: Optional[jax.Array] = None  # f32[B,T], None where no KL is measured
@@ -63,13 +63,14 @@ def init_state(params: model.Params, optimizer: optax.GradientTransformation, ke
     return LearnerState(jnp.int32(0), params, optimizer.init(params), copy)
 
 
-def make_logprobs(model_config: ModelConfig, config: LearnerConfig) -> Callable:
-    """`(params, batch [micro-batches, ...]) -> f32[micro-batches,B,T]`: for old and reference log-probabilities."""
-    def logprobs(params, batch: Batch):
+def make_statistics(model_config: ModelConfig, config: LearnerConfig, count: int = 3) -> Callable:
+    """`(params, batch [micro-batches, ...])` to the first `count` of (logprobs, entropies, self-certainty), each
+    f32[micro-batches,B,T] nats: of the old, the reference and the rewarded policy."""
+    def statistics(params, batch: Batch):
         return lax.map(lambda micro: completion_logprobs(
-            params, model_config, micro.prompts, micro.prompt_index, micro.completions,
-            config.temperature, max_logits=config.max_logits)[0], batch)
-    return logprobs
+            params, model_config, micro.prompts, micro.prompt_index, micro.completions, config.temperature,
+            max_logits=config.max_logits, self_certainty=count > 2)[:count], batch)
+    return statistics
 
 
 def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: optax.GradientTransformation) -> Callable:
@@ -179,13 +180,19 @@ def map_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opta
     return update
 
 
-def map_logprobs(model_config: ModelConfig, config: LearnerConfig) -> Callable:
-    """`logprobs(params, batch) -> f32[B,T]` on the host, of a host batch on all devices."""
-    mapped = parallel.map_devices(make_logprobs(model_config, config))
+def map_statistics(model_config: ModelConfig, config: LearnerConfig, count: int = 3) -> Callable:
+    """`statistics(params, batch)`: as `make_statistics`, of a host batch on all devices, f32[B,T] each on the host."""
+    mapped = parallel.map_devices(make_statistics(model_config, config, count))
     pieces = config.num_minibatches * config.grad_accumulation
 
-    def logprobs(params, batch: Batch) -> np.ndarray:
+    def statistics(params, batch: Batch) -> tuple[np.ndarray, ...]:
         out = mapped(params, parallel.shard(lay_out(batch, parallel.device_count(), pieces)))
-        return parallel.gather_rows(np.asarray(out).reshape(-1, *out.shape[3:]))
+        return parallel.gather_rows(jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[3:]), out))
 
-    return logprobs
+    return statistics
+
+
+def map_logprobs(model_config: ModelConfig, config: LearnerConfig) -> Callable:
+    """`logprobs(params, batch) -> f32[B,T]` on the host, of a host batch on all devices."""
+    statistics = map_statistics(model_config, config, count=1)
+    return lambda params, batch: statistics(params, batch)[0]

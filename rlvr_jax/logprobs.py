@@ -3,6 +3,8 @@
 The sampler records the same numbers token by token as it draws (invariant 3). Axis letters as in `model`.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -12,8 +14,10 @@ from rlvr_jax.config import ModelConfig
 
 
 def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: jax.Array, temperature: float,
-                   max_logits: int = 2**25) -> tuple[jax.Array, jax.Array]:
+                   max_logits: int = 2**25, self_certainty: bool = False) -> tuple[jax.Array, ...]:
     """Log-probability of each target and entropy of each distribution at `temperature`, f32[B,T] nats.
+
+    With `self_certainty` also KL(uniform || policy) of each distribution (Intuitor, arXiv 2505.19590).
 
     Works through the tokens in chunks of at most `max_logits` logits and recomputes them in the backward pass: the
     [B,T,V] array would be the largest of a training step.
@@ -32,17 +36,22 @@ def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: j
         hidden, targets = args
         logprobs = jax.nn.log_softmax(model.head(params, hidden) / temperature)
         chosen = jnp.take_along_axis(logprobs, targets[:, None], axis=1)[:, 0]
-        return chosen, -jnp.sum(jnp.exp(logprobs) * logprobs, -1)
+        entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, -1)
+        certainty = (-jnp.mean(logprobs, -1) - math.log(logprobs.shape[-1]),) if self_certainty else ()
+        return chosen, entropy, *certainty
 
-    logprobs, entropy = lax.map(one_chunk, (chunked(hidden_BxTxD), chunked(targets_BxT)))
-    return tuple(x.reshape(-1)[: b * t].reshape(b, t) for x in (logprobs, entropy))
+    found = lax.map(one_chunk, (chunked(hidden_BxTxD), chunked(targets_BxT)))
+    return tuple(x.reshape(-1)[: b * t].reshape(b, t) for x in found)
 
 
 def completion_logprobs(params: model.Params, config: ModelConfig, prompts: model.Prompts,
                         prompt_index_B, completions_BxT, temperature: float, *, max_logits: int = 2**25,
-                        remat: bool = False) -> tuple[jax.Array, jax.Array]:
-    """(logprobs, entropy), f32[B,T], of every completion token given its prompt and the tokens before it."""
+                        remat: bool = False, self_certainty: bool = False) -> tuple[jax.Array, ...]:
+    """(logprobs, entropy), f32[B,T], of every completion token given its prompt and the tokens before it.
+
+    With `self_certainty` that comes third (`token_logprobs`).
+    """
     prefix = model.prefill(params, config, prompts, remat=remat)
     inputs_BxT = jnp.concatenate([prefix.last_tokens[prompt_index_B][:, None], completions_BxT[:, :-1]], axis=1)
     hidden_BxTxD, _ = model.forward(params, config, inputs_BxT, prefix, prompt_index_B, remat=remat)
-    return token_logprobs(params, hidden_BxTxD, completions_BxT, temperature, max_logits)
+    return token_logprobs(params, hidden_BxTxD, completions_BxT, temperature, max_logits, self_certainty)

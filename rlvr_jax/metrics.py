@@ -16,6 +16,8 @@ import jax
 import numpy as np
 import tqdm
 
+from rlvr_jax.objectives import live_groups
+
 # Progress: steps, <time left, what is measured, and a bar of the columns that are left.
 LINE = "{desc}: {n_fmt}/{total_fmt} <{remaining}{postfix} {bar}"
 COMPILING = LINE.replace("<{remaining}", "compiling…")
@@ -148,13 +150,13 @@ def throughput(seconds: dict, rollouts) -> dict:
     return rates | seconds
 
 
-def describe(rollouts, scored: dict, group_size: int) -> dict:
+def describe(rollouts, scored, group_size: int) -> dict:
     """What a step's rollouts looked like, from host arrays: rewards, live groups, lengths, repetition."""
-    reward, correct = scored["reward"], scored["correct"] > 0
+    reward, correct = scored.reward, scored.correct > 0
     lengths, groups = rollouts.completion_mask.sum(-1), reward.reshape(-1, group_size)
-    return {"train/graded_by": scored["graded_by"][0], "train/grader_timeouts": int(scored["timed_out"].sum()),
+    return {"train/graded_by": scored.graded_by[0], "train/grader_timeouts": int(scored.timed_out.sum()),
             "train/accuracy": correct.mean(), "train/reward_mean": reward.mean(), "train/reward_std": reward.std(),
-            "train/live_groups": (groups != groups[:, :1]).any(-1).mean(), "train/completion_length": lengths.mean(),
+            "train/live_groups": live_groups(groups).mean(), "train/completion_length": lengths.mean(),
             "train/length_correct": lengths[correct].mean() if correct.any() else math.nan,
             "train/length_wrong": lengths[~correct].mean() if not correct.all() else math.nan,
             "train/truncated": 1.0 - rollouts.ended.mean(),
@@ -175,18 +177,18 @@ def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
     return float(np.sum(hashes[1:] == hashes[:-1]) / max(len(hashes), 1))
 
 
-def rollout_rows(config, step: int, problems: list, rollouts, scored: dict, advantages) -> list[dict]:
+def rollout_rows(config, step: int, problems: list, rollouts, scored, advantages) -> list[dict]:
     """At most `log_rollouts` of a step's rollouts as rows of rollouts.jsonl: whole groups at even distances, or a part
     of the first one. `group` is the group's place in the step, `group_mean` the mean reward of all its rollouts."""
     found, size = [], config.group_size
-    means = scored["reward"].reshape(-1, size).mean(-1)
+    means = scored.reward.reshape(-1, size).mean(-1)
     groups = np.linspace(0, len(means) - 1, min(max(config.log_rollouts // size, 1), len(means))).astype(int)
     for i in (groups[:, None] * size + np.arange(size)).ravel()[: config.log_rollouts]:
         problem, group = problems[rollouts.prompt_index[i]], i // size
         found.append({"step": step, "group": int(group), "prompt": problem.prompt, "answer": problem.answer,
-                      "completion": scored["text"][i], "reward": scored["reward"][i],
-                      "correct": bool(scored["correct"][i]), "advantage": advantages[i], "group_mean": means[group],
-                      "graded_by": scored["graded_by"][i],
+                      "completion": scored.text[i], "reward": scored.reward[i],
+                      "correct": bool(scored.correct[i]), "advantage": np.mean(advantages[i]), "group_mean": means[group],
+                      "graded_by": scored.graded_by[i],
                       "truncated": not rollouts.ended[i], "num_tokens": int(rollouts.completion_mask[i].sum())})
     return found
 

@@ -2,7 +2,7 @@
 
 Everything here is elementwise or a sum over one axis: no model, no keys, no devices. N groups (each row of a batch of
 problems is its own group, even when all rows hold the same problem), G completions a group, B = N*G, T tokens.
-Log-probabilities are float32 nats at the sampling temperature.
+Log-probabilities are float32 nats at the sampling temperature. Advantages are of completions, [B], or of tokens, [B,T].
 """
 
 from typing import Callable, NamedTuple
@@ -35,29 +35,42 @@ def leave_one_out_advantages(rewards_NxG: jax.Array) -> jax.Array:
     return centred_advantages(rewards_NxG) * size / max(size - 1, 1)
 
 
-def clipped(logprobs_BxT, old_logprobs_BxT, advantages_B, mask_BxT, low, high):
+def live_groups(rewards_NxG):
+    """bool[N]: groups whose rewards differ. All others (zero-variance groups) have no advantage and teach nothing.
+
+    A group of one counts as live: its reward is compared with 0.
+    """
+    return (rewards_NxG != rewards_NxG[:, :1]).any(-1) | (rewards_NxG.shape[1] == 1)
+
+
+def per_token(advantages):
+    """Advantages of completions, [B], or of tokens, [B,T], in a shape that multiplies [B,T]."""
+    return advantages if advantages.ndim == 2 else advantages[:, None]
+
+
+def clipped(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
     """-min(rho A, clip(rho, 1-low, 1+high) A) a token, rho = policy / old policy (PPO, arXiv 1707.06347)."""
-    ratio, advantages_Bx1 = jnp.exp(logprobs_BxT - old_logprobs_BxT), advantages_B[:, None]
-    return -jnp.minimum(ratio * advantages_Bx1, jnp.clip(ratio, 1 - low, 1 + high) * advantages_Bx1)
+    ratio, advantages = jnp.exp(logprobs_BxT - old_logprobs_BxT), per_token(advantages)
+    return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - low, 1 + high) * advantages)
 
 
-def sequence_clipped(logprobs_BxT, old_logprobs_BxT, advantages_B, mask_BxT, low, high):
+def sequence_clipped(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
     """As `clipped`, with one ratio a sequence: exp of the mean log-ratio of its tokens (GSPO, arXiv 2507.18071)."""
     lengths_Bx1 = jnp.maximum(jnp.sum(mask_BxT, -1, keepdims=True), 1)
     log_ratio = jnp.where(mask_BxT, logprobs_BxT - old_logprobs_BxT, 0.0)
     mean_Bx1 = jnp.sum(log_ratio, -1, keepdims=True) / lengths_Bx1
-    return clipped(jnp.broadcast_to(mean_Bx1, mask_BxT.shape), 0.0, advantages_B, mask_BxT, low, high)
+    return clipped(jnp.broadcast_to(mean_Bx1, mask_BxT.shape), 0.0, advantages, mask_BxT, low, high)
 
 
-def capped_weight(logprobs_BxT, old_logprobs_BxT, advantages_B, mask_BxT, low, high):
+def capped_weight(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
     """-sg(min(rho, 1+high)) A log pi: every token keeps a gradient (CISPO, arXiv 2506.13585). `low` is unused there."""
     ratio = jnp.minimum(jnp.exp(logprobs_BxT - old_logprobs_BxT), 1 + high)
-    return -lax.stop_gradient(ratio) * advantages_B[:, None] * logprobs_BxT
+    return -lax.stop_gradient(ratio) * per_token(advantages) * logprobs_BxT
 
 
-def score_function(logprobs_BxT, old_logprobs_BxT, advantages_B, mask_BxT, low, high):
+def score_function(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
     """-A log pi (REINFORCE); with every advantage 1 this is the cross-entropy of supervised training."""
-    return -advantages_B[:, None] * logprobs_BxT
+    return -per_token(advantages) * logprobs_BxT
 
 
 def k3_kl(logprobs_BxT, ref_logprobs_BxT):

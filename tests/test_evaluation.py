@@ -11,7 +11,7 @@ import signal
 import numpy as np
 import pytest
 
-from rlvr_jax import (benchmarks, estimators, evaluation, grading, grpo, loading, parallel, regrading, rollouts,
+from rlvr_jax import (benchmarks, estimators, evaluation, grading, grpo, loading, parallel, regrading, rewards,
                       sampler)
 from rlvr_jax.config import EvaluateConfig, GradeConfig, Interrupted, TrainConfig, UserError
 from rlvr_jax.model import Prompts
@@ -199,10 +199,10 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
                                             ("boxed", [0, 1, 0], "boxed"), ("last_number", [1, 1, 0], "last_number")):
         config = TrainConfig(problems=files[0], heldout=files[1], answer_format=answer_format, max_new_tokens=10)
         file = loading.load_problems(files[0], loaded.tokenizer)
-        scored = rollouts.make_grader(config, loaded.tokenizer, file)(asked)
-        assert scored["reward"].tolist() == scored["correct"].tolist() == right and not scored["timed_out"].any()
+        scored = rewards.make_scorer(config, loaded, file, None)(None, asked, 1)
+        assert scored.reward.tolist() == scored.correct.tolist() == right and not scored.timed_out.any()
         reward_format = "boxed" if answer_format == "auto" else answer_format
-        assert set(scored["graded_by"]) == {grading.describe(reward_format, "math")}
+        assert set(scored.graded_by) == {grading.describe(reward_format, "math")}
         grpo.make_heldout(config, loaded, draw, [])(None, 1)
         assert heldout.pop()["answer_format"] == evaluated
 
@@ -211,9 +211,9 @@ def test_the_format_reward_pays_for_any_answer(tiny, monkeypatch):
     loaded, problems, _, _ = tiny
     texts = ["think answer 99", "think 99", "answer "]
     monkeypatch.setattr(evaluation, "texts_of", lambda words, rollouts: texts)
-    scored = rollouts.make_grader(TrainConfig(reward="format"), loaded.tokenizer, problems)(
-        sampler.Rollouts(np.zeros(3, int), None, None, None, None))
-    assert scored["reward"].tolist() == [1, 0, 0] and scored["correct"].tolist() == [0, 0, 0]
+    scored = rewards.make_scorer(TrainConfig(reward="format"), loaded, problems, None)(
+        None, sampler.Rollouts(np.zeros(3, int), None, None, None, None), 1)
+    assert scored.reward.tolist() == [1, 0, 0] and scored.correct.tolist() == [0, 0, 0]
 
 
 # ----- several benchmarks

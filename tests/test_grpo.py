@@ -11,6 +11,7 @@ import pytest
 from helpers import base, compiled  # noqa: F401  (fixtures)
 from rlvr_jax import checkpoint, grpo, learner, metrics, model, rollouts, sampler, selection
 from rlvr_jax.config import TrainConfig, UserError
+from rlvr_jax.rewards import Scored
 
 CONFIG = TrainConfig(num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False, eval_size=16,
                      reward="format", learning_rate=3e-3, num_steps=3, eval_every=0, temperature=1.0)
@@ -88,13 +89,13 @@ def test_dead_groups_are_sampled_again_up_to_the_bound():
         first_rows.append(first_row)
         return fake_rollouts(len(first_rows))
 
-    def grade(rollouts):
+    def score(params, rollouts, step, attempt):
         reward = np.array(next(outcomes), np.float32)
-        return {"text": np.array(["x"] * 8, object), "reward": reward, "correct": reward.copy()}
+        return Scored(np.array(["x"] * 8, object), reward, reward.copy(), reward.copy(), np.array(["x"] * 8, object))
 
-    collected, scored = rollouts.collect(config, draw, grade, None, None, np.arange(8), 1, {})
+    collected, scored = rollouts.collect(config, draw, score, None, None, np.arange(8), 1, {})
     assert first_rows == [0, 8, 16]  # fresh keys each time, and never more than the bound
-    np.testing.assert_array_equal(scored["reward"], [1, 0, 0, 1, 0, 0, 1, 1])  # the live group replaced the first dead one
+    np.testing.assert_array_equal(scored.reward, [1, 0, 0, 1, 0, 0, 1, 1])  # the live group replaced the first dead one
     np.testing.assert_array_equal(collected.completions[:, 0], [2, 2, 1, 1, 1, 1, 1, 1])
 
 
@@ -142,8 +143,7 @@ def test_repetition_and_lengths_are_told_apart():
     np.testing.assert_allclose(metrics.repetition(ids[:1], mask[:1]), 11 / 13)  # 13 windows of 4, 2 of them new
     mask[0, 4:] = False
     looped = sampler.Rollouts(np.zeros(2), ids, mask, None, np.array([True, False]))
-    scored = {"reward": np.array([1.0, 0.0]), "correct": np.array([1.0, 0.0]), "timed_out": np.array([0.0, 1.0]),
-              "graded_by": np.array(["boxed"] * 2, object)}
+    scored = Scored(None, np.array([1.0, 0.0]), np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array(["boxed"] * 2, object))
     row = metrics.describe(looped, scored, 2)
     assert (row["train/graded_by"], row["train/grader_timeouts"]) == ("boxed", 1)
     assert (row["train/length_correct"], row["train/length_wrong"], row["train/truncated"]) == (4, 16, 0.5)
