@@ -39,12 +39,12 @@ def define_flags(config_class) -> None:
 
 def parse_config(config_class):
     """The record that the parsed flags describe. Raises UserError for a value that a field cannot hold."""
-    values = {}
+    values, hints = {}, typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         value = flags.FLAGS[field.name].value
         if isinstance(value, list):
             try:
-                value = tuple(float(x) for x in value)
+                value = tuple(map(typing.get_args(hints[field.name])[0], value))
             except ValueError:
                 raise UserError(f"--{field.name}={','.join(value)} is not a list of numbers") from None
         values[field.name] = value

@@ -106,8 +106,8 @@ class LearnerConfig(RunConfig):
     clip_low: Optional[float] = setting(None, "lower clip of the ratio, 1 - clip_low; unset: the objective's own")
     clip_high: Optional[float] = setting(None, "upper clip of the ratio, 1 + clip_high; unset: the objective's own")
     kl_coef: float = setting(0.0, "weight of the k3 KL to the reference, the model the run started from")
-    track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and a copy of the "
-                             "parameters")
+    track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and, where all "
+                             "parameters are trained, a copy of them")
     entropy_coef: float = setting(0.0, "weight of the entropy bonus")
     temperature: float = setting(1.0, "sampling temperature of the rollouts, and of every log-probability")
     learning_rate: float = setting(1e-6, "peak learning rate of AdamW")
@@ -182,6 +182,14 @@ class TrainConfig(ProblemChoice, ModelChoice, LearnerConfig):
                            "arithmetic when training on it, else none")
     reward: str = setting("correct", "row of the table of rewards (rlvr_jax/rewards.py)",
                           ["correct", "format", "none"])
+    trainable: str = setting("all", "what is trained: all parameters, or an adapter (rlvr_jax/adapters.py): lora on "
+                             "every linear map, or a vector added after each layer. An adapter that --model has "
+                             "already becomes part of its weights", ["all", "lora", "vector"])
+    adapter_rank: int = setting(1, "rank of lora", minimum=1)
+    adapter_alpha: float = setting(32.0, "lora adds alpha / rank times its product")
+    adapter_layers: tuple[int, ...] = setting((), "layers, from 0, that a vector is added after; empty: all")
+    adapter_size: int = setting(0, "train this many numbers, which a fixed random orthonormal projection turns into the "
+                                "adapter; 0: the adapter itself", minimum=0)
     num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example", minimum=1)
     group_size: int = setting(8, "completions of a row, compared with each other", minimum=1)
     drop_dead_groups: bool = setting(False, "leave groups without advantage out of the loss altogether: KL, entropy "

@@ -5,7 +5,7 @@ from typing import Callable
 
 import numpy as np
 
-from rlvr_jax import evaluation, learner, loading, metrics, parallel, sampler, tokenizer
+from rlvr_jax import adapters, evaluation, learner, loading, metrics, parallel, sampler, tokenizer
 from rlvr_jax.config import TrainConfig, UserError
 from rlvr_jax.metrics import timed
 from rlvr_jax.objectives import OBJECTIVES
@@ -20,6 +20,8 @@ def train(config: TrainConfig) -> dict:
     """Runs GRPO from `config.model` and returns the summary, which `run_dir/summary.json` holds too."""
     start = loading.load_model(config.model, config.dtype)
     check(config)
+    start = dataclasses.replace(start, params=adapters.add(config, start.params))
+    measure_kl = config.track_kl or config.kl_coef > 0
     draw = sampler.make_sampler(start.config, eos_ids=start.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
                                 num_slots=config.num_slots)
     optimizer = learner.make_optimizer(config)
@@ -31,7 +33,7 @@ def train(config: TrainConfig) -> dict:
         problems, prompts = training_problems(config, start, draw, run.once)
         heldout, grade = make_heldout(config, start, draw, problems), make_grader(config, start.tokenizer, problems)
         state = parallel.replicate(run.restore(learner.init_state(
-            start.params, optimizer, keep_reference=config.track_kl or config.kl_coef > 0)))
+            start.params, optimizer, keep_reference=measure_kl and config.trainable == "all")))
         start = dataclasses.replace(start, params=None)  # the state has its own: a copy less in host memory
         if not run.resumed:
             run.log({"step": 0} | heldout(state.params, 0))
@@ -41,8 +43,8 @@ def train(config: TrainConfig) -> dict:
             rollouts, scored = collect(config, draw, grade, state.params, prompts, index, step, seconds)
             with timed(seconds, "update"):
                 batch = with_advantages(config, prompts, rollouts, scored["reward"])
-                if state.ref_params is not None:
-                    batch = batch.replace(ref_logprobs=logprobs(state.ref_params, batch))
+                if measure_kl:
+                    batch = batch.replace(ref_logprobs=logprobs(learner.reference(state), batch))
                 if config.num_passes * config.num_minibatches > 1:
                     batch = batch.replace(old_logprobs=logprobs(state.params, batch))
                 state, updated = update(state, batch, step)
