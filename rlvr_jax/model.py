@@ -85,8 +85,10 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
     def project(name, x):
         y = ops.linear(x, p[name].astype(x.dtype))
         if name + "_lora_a" in p:
-            b = (p["lora_scale"] * p[name + "_lora_b"]).astype(x.dtype)  # scaled in float32: alpha/r may be no bfloat16
-            y += ops.linear(ops.linear(x, p[name + "_lora_a"].astype(x.dtype)), b)
+            a, b = p[name + "_lora_a"], p["lora_scale"] * p[name + "_lora_b"]  # in float32, as alpha/r may need it
+            if a.shape[1] == 1:  # XLA fuses a product of rank 1 with what follows, which then has other last bits
+                a, b = jnp.pad(a, ((0, 0), (0, 1))), jnp.pad(b, ((0, 1), (0, 0)))
+            y += ops.linear(ops.linear(x, a.astype(x.dtype)), b.astype(x.dtype))
         bias = p.get(name + "_bias")
         return y if bias is None else y + bias.astype(x.dtype)[None, None]
 
