@@ -140,12 +140,11 @@ class Reference:
     """The KL to the reference, which is the model the run started from."""
 
     kl_coef: float = setting(0.0, "weight of the k3 KL to the reference, the model the run started from", minimum=0)
-    track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and a copy of the "
-                             "parameters")
+    track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and, where all "
+                             "parameters are trained, a copy of them")
 
     @property
-    def keep_reference(self) -> bool:
-        """Whether the run holds a copy of the model it started from."""
+    def measure_kl(self) -> bool:
         return self.track_kl or self.kl_coef > 0
 
 
@@ -207,6 +206,15 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, LearnerConfig):
                           "coin, --random_rate), none; or a weighted sum such as correct:1,format:0.1 (rows of "
                           "rlvr_jax/rewards.py)")
     random_rate: float = setting(0.5, "chance of a reward under --reward=random", minimum=0, maximum=1)
+    trainable: str = setting("all", "what is trained: all parameters, or an adapter (rlvr_jax/adapters.py): lora on "
+                             "every linear map, or a vector added after each layer. An adapter that --model has "
+                             "already becomes part of its weights", ["all", "lora", "vector"])
+    adapter_rank: int = setting(1, "rank of lora", minimum=1)
+    adapter_alpha: float = setting(32.0, "lora adds alpha / rank times its product", above=0)
+    adapter_layers: tuple[int, ...] = setting((), "layers, from 0, that a vector is added after; empty: all",
+                                            minimum=0)
+    adapter_size: int = setting(0, "train this many numbers, which a fixed random orthonormal projection turns into the "
+                                "adapter; 0: the adapter itself", minimum=0)
     num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example", minimum=1)
     group_size: int = setting(8, "completions of a row, compared with each other", minimum=1)
     drop_dead_groups: bool = setting(False, "leave groups without advantage out of the loss altogether: KL, entropy "
@@ -217,6 +225,11 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, LearnerConfig):
                                 minimum=0)
     record_history: bool = setting(False, "keep each problem's accuracy in each pass over the problems, and write it "
                                    "to history.json for scripts.select_example")
+
+    @property
+    def keep_reference(self) -> bool:
+        """Whether the run holds a copy of the model it started from; with an adapter that is there without one."""
+        return self.measure_kl and self.trainable == "all"
 
     @property
     def source(self) -> str:

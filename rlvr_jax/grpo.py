@@ -5,7 +5,7 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from rlvr_jax import advice, evaluation, learner, loading, metrics, parallel, rewards, sampler, tokenizer
+from rlvr_jax import adapters, advice, evaluation, learner, loading, metrics, parallel, rewards, sampler, tokenizer
 from rlvr_jax.config import TrainConfig, UserError
 from rlvr_jax.metrics import timed
 from rlvr_jax.objectives import OBJECTIVES, live_groups
@@ -22,6 +22,7 @@ def train(config: TrainConfig) -> dict:
     start = loading.load_model(config.model, config.dtype)
     check(config)
     advice.warn(advice.on_flags(config))
+    start = dataclasses.replace(start, params=adapters.add(config, start.params))
     draw = sampler.make_sampler(start.config, eos_ids=start.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
                                 num_slots=config.num_slots)
     optimizer = learner.make_optimizer(config)
@@ -47,8 +48,8 @@ def train(config: TrainConfig) -> dict:
                 batch = with_advantages(config, prompts, rollouts, scored.reward)
                 if step == 1:
                     advice.warn(advice.on_first_step(config, rollouts, scored.reward, batch.advantages))
-                if state.ref_params is not None:
-                    batch = batch.replace(ref_logprobs=logprobs(state.ref_params, batch))
+                if config.measure_kl:
+                    batch = batch.replace(ref_logprobs=logprobs(learner.reference(state), batch))
                 if config.num_passes * config.num_minibatches > 1:
                     batch = batch.replace(old_logprobs=logprobs(state.params, batch))
                 state, updated = update(state, batch, step)

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from rlvr_jax import model, objectives, parallel
+from rlvr_jax import adapters, model, objectives, parallel
 from rlvr_jax.config import LearnerConfig, ModelConfig
 from rlvr_jax.logprobs import completion_logprobs
 from rlvr_jax.model import Prompts
@@ -26,9 +26,9 @@ class LearnerState:
     """Everything training changes."""
 
     step: jax.Array  # i32[] batches learnt from, each in one or more optimiser updates
-    params: model.Params  # f32
-    opt_state: optax.OptState
-    ref_params: Optional[model.Params]  # the frozen reference of the KL term; None where no KL is measured
+    params: model.Params  # f32; those that are not trained come out of an update as they went in
+    opt_state: optax.OptState  # of the trained parameters alone
+    ref_params: Optional[model.Params]  # the reference of the KL, where a copy is kept: without adapters, if measured
 
 
 @flax.struct.dataclass
@@ -60,7 +60,12 @@ def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
 
 def init_state(params: model.Params, optimizer: optax.GradientTransformation, keep_reference: bool) -> LearnerState:
     copy = jax.tree.map(jnp.copy, params) if keep_reference else None  # donation must not see one buffer twice
-    return LearnerState(jnp.int32(0), params, optimizer.init(params), copy)
+    return LearnerState(jnp.int32(0), params, optimizer.init(adapters.split(params)[0]), copy)
+
+
+def reference(state: LearnerState) -> model.Params:
+    """The model that the KL is measured to: the copy kept, or the same parameters with the adapter off."""
+    return adapters.without(state.params) if state.ref_params is None else state.ref_params
 
 
 def make_statistics(model_config: ModelConfig, config: LearnerConfig, count: int = 3) -> Callable:
@@ -86,9 +91,9 @@ def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opt
     clip_low = objective.clip_low if config.clip_low is None else config.clip_low
     clip_high = objective.clip_high if config.clip_high is None else config.clip_high
 
-    def loss_sum(params, micro: Batch):
+    def loss_sum(trained, frozen, micro: Batch):
         logprobs, entropy = completion_logprobs(
-            params, model_config, micro.prompts, micro.prompt_index, micro.completions,
+            adapters.join(trained, frozen), model_config, micro.prompts, micro.prompt_index, micro.completions,
             config.temperature, max_logits=config.max_logits, remat=config.remat)
         mask, current = micro.completion_mask, lax.stop_gradient(logprobs)
 
@@ -118,24 +123,26 @@ def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opt
         mask = batch.completion_mask.astype(jnp.float32)
         divisor = jnp.maximum(psum(jnp.sum(jax.vmap(objective.normalise)(mask)[1])), 1.0)
         num_tokens = jnp.maximum(psum(jnp.sum(mask)), 1.0)
+        trained, frozen = adapters.split(state.params)
 
         def accumulate(totals, micro):
-            (loss, (sums, largest)), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.params, micro)
+            (loss, (sums, largest)), grads = jax.value_and_grad(loss_sum, has_aux=True)(trained, frozen, micro)
             return jax.tree.map(jnp.add, totals, (loss, sums, grads)), largest
 
         first = jax.tree.map(lambda x: x[0], batch)
-        shapes = jax.eval_shape(jax.value_and_grad(loss_sum, has_aux=True), state.params, first)
+        shapes = jax.eval_shape(jax.value_and_grad(loss_sum, has_aux=True), trained, frozen, first)
         (loss_shape, (sums_shape, _)), grads_shape = shapes
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss_shape, sums_shape, grads_shape))
         totals, largest = lax.scan(accumulate, zeros, batch)
         loss, sums, grads = psum(totals)
         grads = jax.tree.map(lambda g: g / divisor, grads)
-        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        changes, opt_state = optimizer.update(grads, state.opt_state, trained)
         metrics = {"loss": loss / divisor, "grad_norm": optax.tree.norm(grads)}
         metrics |= {name: x / num_tokens for name, x in sums.items()}
         if batch.sampler_logprobs is not None:
             metrics["logprob_gap_max"] = pmax(jnp.max(largest))
-        return LearnerState(step, optax.apply_updates(state.params, changes), opt_state, state.ref_params), metrics
+        params = adapters.join(optax.apply_updates(trained, changes), frozen)
+        return LearnerState(step, params, opt_state, state.ref_params), metrics
 
     return update
 

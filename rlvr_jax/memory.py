@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rlvr_jax import learner, loading, model, sampler, weights
+from rlvr_jax import adapters, learner, loading, model, sampler, weights
 from rlvr_jax.config import MemoryConfig, ModelConfig, RopeScaling, UserError
 from rlvr_jax.tokenizer import read_json
 
@@ -103,15 +103,20 @@ def work_of(config: MemoryConfig, shape: ModelConfig, devices: int) -> Work:
 
 
 @functools.cache
-def params_of(shape: ModelConfig) -> model.Params:
+def base_of(shape: ModelConfig) -> model.Params:
     return jax.eval_shape(lambda: model.init_params(jax.random.key(0), shape))
+
+
+def params_of(config: MemoryConfig, shape: ModelConfig) -> model.Params:
+    """Shapes of the parameters, with the adapter that the flags ask for."""
+    return jax.eval_shape(lambda params: adapters.add(config, params), base_of(shape))
 
 
 def resident(config: MemoryConfig, shape: ModelConfig) -> dict[str, int]:
     """What stays on every device from the first step to the last."""
     optimizer = learner.make_optimizer(config)
     state = jax.eval_shape(lambda params: learner.init_state(params, optimizer, config.keep_reference),
-                           params_of(shape))
+                           params_of(config, shape))
     return {"parameters": size(state.params), "Adam's two moments": size(state.opt_state),
             "reference": size(state.ref_params)}
 
@@ -119,7 +124,7 @@ def resident(config: MemoryConfig, shape: ModelConfig) -> dict[str, int]:
 def batch_bytes(config: MemoryConfig, work: Work) -> int:
     """The arrays of `learner.Batch` for one optimiser update on one device, and the number of the step."""
     token = 4 + 1 + 4  # id, mask, the sampler's log-probability
-    token += 4 * config.keep_reference + 4 * (config.num_passes * config.num_minibatches > 1)
+    token += 4 * config.measure_kl + 4 * (config.num_passes * config.num_minibatches > 1)
     micro = work.micro_rows * (4 + 4 + token * work.new_tokens) + work.micro_prompts * (4 + 4 * work.prompt_tokens)
     return config.grad_accumulation * micro + 4
 
@@ -129,9 +134,9 @@ def sampler_arguments(work: Work) -> int:
     return work.prompts * (4 * work.prompt_tokens + 4) + 8 * work.rows + 4 * 4
 
 
-def sampling(shape: ModelConfig, work: Work) -> dict[str, int]:
+def sampling(config: MemoryConfig, shape: ModelConfig, work: Work) -> dict[str, int]:
     """Temporaries of a call of the sampler."""
-    bytes_, params, w = np.dtype(shape.dtype).itemsize, params_of(shape), work
+    bytes_, params, w = np.dtype(shape.dtype).itemsize, params_of(config, shape), work
     copied = size(params if bytes_ < 4 else params["layers"]) // 4 * bytes_  # a float32 embedding is read in place
     position = 2 * shape.num_kv_heads * shape.head_dim * bytes_  # a token's key and value in one layer
     seen = w.slots * (w.new_tokens + (w.prompt_tokens if w.prompts > 1 else 0))  # one prompt is not copied to the slots
@@ -162,9 +167,12 @@ def update(config: MemoryConfig, shape: ModelConfig, work: Work) -> dict[str, in
     """Temporaries of an optimiser update: of one micro-batch, and the sum of those before it.
 
     The gradients of the layers come thrice: the sum, the micro-batch's through its completions, and through its
-    prompts, whose keys and values the completions look at.
+    prompts, whose keys and values the completions look at. Only what is trained has any.
     """
-    bytes_, params, w = np.dtype(shape.dtype).itemsize, params_of(shape), work
+    bytes_, params, w = np.dtype(shape.dtype).itemsize, params_of(config, shape), work
+    trained = adapters.split(params)[0]
+    moved = {name: x for name, x in params["layers"].items()
+             if config.trainable == "all" or name.endswith(adapters.TRAINED)}
     position = 2 * shape.num_kv_heads * shape.head_dim * bytes_
     positions = w.micro_rows * w.new_tokens + w.micro_prompts * w.prompt_tokens
     one_layer = layer_bytes(shape, w.micro_rows, w.new_tokens, w.prompt_tokens, backward=True)
@@ -173,13 +181,14 @@ def update(config: MemoryConfig, shape: ModelConfig, work: Work) -> dict[str, in
     targets = w.micro_rows * w.new_tokens
     chunk = -(-targets // -(-targets // max(1, config.max_logits // shape.vocab_size)))
     return {"batch": batch_bytes(config, w),
-            "summed gradients": size(params),
-            "a micro-batch's gradients": size(params),
-            "its gradients through the prompts": size(params["layers"]),
+            "summed gradients": size(trained),
+            "a micro-batch's gradients": size(trained),
+            "its gradients through the prompts": size(moved),
             "kept for the backward pass": shape.num_layers * kept,
             "prompts' keys and values, there and back": 2 * shape.num_layers * w.micro_prompts * w.prompt_tokens
             * position,
-            "a layer's weights, there and back": size(params["layers"]) // shape.num_layers * (bytes_ + 4) // 4,
+            "a layer's weights, there and back": size(params["layers"]) // shape.num_layers * bytes_ // 4
+            + size(moved) // shape.num_layers,
             "one layer at work": one_layer,
             "logits, where they need more": max(0, 4 * 4 * chunk * shape.vocab_size - one_layer)}
 
@@ -192,10 +201,10 @@ def phases(config: MemoryConfig, shape: ModelConfig, devices: int) -> dict[str, 
     """
     state, work = resident(config, shape), work_of(config, shape, devices)
     found = {"always": state, "start": {"the state again": sum(state.values())},
-             "sampling": sampling(shape, work), "update": update(config, shape, work)}
+             "sampling": sampling(config, shape, work), "update": update(config, shape, work)}
     if config.heldout not in ("", "none"):
         rows = -(-min(config.eval_size or EVAL_ROWS, EVAL_ROWS) // devices)
-        found["evaluation"] = sampling(shape, work._replace(rows=rows, slots=min(work.slots, rows), prompts=rows))
+        found["evaluation"] = sampling(config, shape, work._replace(rows=rows, slots=min(work.slots, rows), prompts=rows))
     return found
 
 

@@ -23,7 +23,8 @@ from jax import lax
 from rlvr_jax import ops
 from rlvr_jax.config import ModelConfig
 
-Params = dict  # {"embed": [V,D], "layers": {name: [L,...]}, "final_norm": [D], "head": [D,V] unless tied}
+# {"embed": [V,D], "layers": {name: [L,...]}, "final_norm": [D], "head": [D,V] unless tied}, and what `adapters.py` adds
+Params = dict
 EditResidual = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (layer, x_BxTxD, positions_BxT) -> x_BxTxD
 
 
@@ -83,6 +84,11 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
     """
     def project(name, x):
         y = ops.linear(x, p[name].astype(x.dtype))
+        if name + "_lora_a" in p:
+            a, b = p[name + "_lora_a"], p["lora_scale"] * p[name + "_lora_b"]  # in float32, as alpha/r may need it
+            if a.shape[1] == 1:  # XLA fuses a product of rank 1 with what follows, which then has other last bits
+                a, b = jnp.pad(a, ((0, 0), (0, 1))), jnp.pad(b, ((0, 1), (0, 0)))
+            y += ops.linear(ops.linear(x, a.astype(x.dtype)), b.astype(x.dtype))
         bias = p.get(name + "_bias")
         return y if bias is None else y + bias.astype(x.dtype)[None, None]
 
@@ -94,7 +100,9 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
     mixed, kept = attend(ops.rotate(q, positions_BxT, frequencies), ops.rotate(k, positions_BxT, frequencies), v)
     x = x_BxTxD + project("o", mixed)
     h = ops.rms_norm(x, p["mlp_norm"], config.norm_eps)
-    return x + project("down", jax.nn.silu(project("gate", h)) * project("up", h)), kept
+    x = x + project("down", jax.nn.silu(project("gate", h)) * project("up", h))
+    vector = p.get("vector")
+    return (x if vector is None else x + vector.astype(x.dtype)[None, None]), kept
 
 
 def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_queries: int) -> tuple:

@@ -39,7 +39,9 @@ def flag_lines(config) -> list[str]:
 
 def changed_flags(directory: pathlib.Path, config, free: set, flag: str) -> str:
     """Why what is in `directory`, named by `flag`, cannot be continued under this configuration; empty if it can."""
-    old, new = map(_values, ((directory / "flags.txt").read_text("utf-8").splitlines(), flag_lines(config)))
+    kept = (directory / "flags.txt").read_text("utf-8").splitlines()
+    old = _values([*flag_lines(type(config)()), *kept])  # a flag that is newer than the run had its default
+    new = _values(flag_lines(config))
     changed = [name for name in sorted(old.keys() | new.keys())
                if old.get(name) != new.get(name) and name.removeprefix("--") not in free]
     ours, made_by = type(config), min(WRITERS, key=lambda writer: len(old.keys() ^ _names(writer)))

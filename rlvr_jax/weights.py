@@ -267,8 +267,13 @@ def save_folder(config: ModelConfig, params: Params, dir, dtype: str = "float32"
     Args:
       params: float32 arrays on host or device, in the layout of `model.init_params`.
       dtype: of the tensors written: float32, bfloat16 or float16.
+
+    Raises UserError, before anything is written, for parameters that no such folder holds.
     """
-    dir = Path(dir)
+    dir, flat = Path(dir), traverse_util.flatten_dict(params, sep="/")
+    if foreign := sorted(flat.keys() - NAMES.keys()):
+        raise UserError(f"a Hugging Face folder cannot hold {', '.join(foreign)}: of adapters only lora has a place "
+                        "in it, a vector has none; evaluate and sample from the run directory itself")
     dir.mkdir(parents=True, exist_ok=True)
     d = config_to_hugging_face(config, dtype)
     (dir / "config.json").write_text(json.dumps(d, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,8 @@
 """Writes a model as a Hugging Face folder, which transformers and others load.
 
   python -m scripts.export --model=runs/tiny --out=exported
+
+LoRA is added to the weights. A vector after a layer has no place in such a folder, and is refused.
 """
 
 from rlvr_jax import cli
@@ -8,13 +10,13 @@ from rlvr_jax.config import ExportConfig, UserError
 
 
 def main(config: ExportConfig) -> None:
-    from rlvr_jax import loading, metrics, tokenizer, weights
+    from rlvr_jax import adapters, loading, metrics, tokenizer, weights
 
     if not config.out:
         raise UserError("--out is required: the folder to write")
     loaded = loading.load_model(config.model, params_dtype=config.dtype)
     with metrics.naming(config.out):
-        weights.save_folder(loaded.config, loaded.params, config.out, config.dtype)
+        weights.save_folder(loaded.config, adapters.merged(loaded.params), config.out, config.dtype)
         tokenizer.save_folder(loaded.tokenizer, config.out)
     print(config.out)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlvr_jax import learner, memory, model, sampler, weights
+from rlvr_jax import adapters, learner, memory, model, sampler, weights
 from rlvr_jax.config import MemoryConfig, ModelConfig, UserError
 
 TINY = ModelConfig(vocab_size=512, num_layers=4, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=192,
@@ -23,9 +23,9 @@ FAST = {"xla_backend_optimization_level": 0}  # the same buffers, and less work 
 def compiled_update(config, shape):
     """`memory_analysis` of the update that one device runs, lowered from shapes alone."""
     work = memory.work_of(config, shape, 1)
-    params = jax.eval_shape(lambda: model.init_params(jax.random.key(0), shape))
-    optimizer = learner.make_optimizer(config)
-    state = jax.eval_shape(lambda p: learner.init_state(p, optimizer, config.track_kl), params)
+    params = jax.eval_shape(lambda: adapters.add(config, model.init_params(jax.random.key(0), shape)))
+    optimizer, copied = learner.make_optimizer(config), config.track_kl and config.trainable == "all"
+    state = jax.eval_shape(lambda p: learner.init_state(p, optimizer, copied), params)
     lead = (config.grad_accumulation, work.micro_rows)
 
     def array(*dims, dtype=jnp.float32):
@@ -68,6 +68,8 @@ UPDATES = {
     "without remat": ({}, {"remat": False}),
     "bfloat16, biases, no reference": ({"dtype": "bfloat16", "qkv_bias": True}, {"track_kl": False, "kl_coef": 0.0}),
     "several wide prompts": ({}, {"num_problems": 4, "prompt_tokens": 128}),
+    "lora": ({"d_model": 256, "head_dim": 64, "d_ff": 512, "num_layers": 8}, {"trainable": "lora", "adapter_rank": 4}),
+    "a vector": ({"d_model": 256, "head_dim": 64, "d_ff": 512, "num_layers": 8}, {"trainable": "vector"}),
 }
 
 
@@ -94,7 +96,7 @@ def test_sampling_needs_what_the_compiler_says(name):
     shape = dataclasses.replace(TINY, num_layers=2, **SAMPLERS[name][0])
     config = dataclasses.replace(FLAGS, **SAMPLERS[name][1])
     compiled, work = compiled_sampler(config, shape), memory.work_of(config, shape, 1)
-    items = memory.sampling(shape, work)
+    items = memory.sampling(config, shape, work)
     given = items.pop("prompts and row numbers")
     assert compiled.argument_size_in_bytes == memory.resident(config, shape)["parameters"] + given
     ratio = (sum(items.values()) - items["completions"]) / compiled.temp_size_in_bytes
@@ -132,7 +134,7 @@ def test_the_cache_is_counted_for_each_slot_and_token():
     """Qwen2.5-Math-1.5B: 28 layers x (2 key + 2 value heads) x 128 numbers of 2 bytes are 28,672 bytes a token."""
     shape = dataclasses.replace(memory.SHAPES["qwen2.5-math-1.5b"], dtype="bfloat16")
     work = memory.Work(1024, 64, 4, 1, 1, 1024, 3072)
-    items = memory.sampling(shape, work)
+    items = memory.sampling(MemoryConfig(), shape, work)
     assert items["key-value cache of the slots"] == 64 * 3072 * 28_672
     assert items["prompts' keys and values"] == 1024 * 28_672
     assert memory.update(MemoryConfig(grad_accumulation=256), shape, work)["kept for the backward pass"] == \

@@ -22,8 +22,9 @@ from golden.cases import (CONFIGS, LINES, QUESTIONS, greedy, logits, random_para
 from helpers import base, compiled, run  # noqa: E402, F401
 from test_paper_command import exported, qwen2_folder, trained  # noqa: E402, F401
 
-from rlvr_jax import gguf_file, loading, weights  # noqa: E402
+from rlvr_jax import adapters, gguf_file, loading, weights  # noqa: E402
 from rlvr_jax import tokenizer as tokenizer_lib  # noqa: E402
+from rlvr_jax.config import TrainConfig  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # their warnings are not ours to fix
 
@@ -120,6 +121,20 @@ def test_transformers_reads_what_we_saved(name, shard_bytes, dtype, tmp_path):
     again = weights.load_folder(tmp_path / "again")
     assert again[0] == config
     assert all((a == b).all() for a, b in zip(jax.tree.leaves(again[1]), jax.tree.leaves(params), strict=True))
+
+
+@pytest.mark.parametrize("name", ["llama_untied", "qwen2_tied", "qwen3_tied"])
+def test_merged_lora_is_the_adapted_model(name, tmp_path):
+    config, rng = CONFIGS[name], np.random.default_rng(0)
+    params = adapters.add(TrainConfig(trainable="lora", adapter_rank=3), random_params(config, 0))
+    trained, frozen = adapters.split(params)
+    params = adapters.join(jax.tree.map(lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), trained), frozen)
+    weights.save_folder(config, adapters.merged(params), tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
+    rows = random_tokens(config, seed=1, length=32).tolist()
+    ours = logits(params, config, rows)
+    np.testing.assert_allclose(ours, their_logits(theirs, rows), atol=1e-4, rtol=0)
+    assert np.abs(ours - logits(random_params(config, 0), config, rows)).max() > 0.01  # the adapter does something
 
 
 def test_an_exported_run(base, compiled, tmp_path):  # noqa: F811
