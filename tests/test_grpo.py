@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from helpers import base, compiled  # noqa: F401  (fixtures)
-from rlvr_jax import checkpoint, grpo, learner, metrics, model, rollouts, sampler, selection
+from rlvr_jax import checkpoint, grpo, learner, metrics, model, objectives, rollouts, sampler, selection
 from rlvr_jax.config import TrainConfig, UserError
 from rlvr_jax.rewards import Scored
 
@@ -100,8 +100,8 @@ def test_dead_groups_are_sampled_again_up_to_the_bound():
 
 
 def test_a_group_of_one_is_always_live():
-    config = dataclasses.replace(CONFIG, num_prompts=3, group_size=1)
-    assert rollouts.live_groups(config, {"reward": np.array([0.0, 1.0, 1.0])}).tolist() == [True] * 3
+    assert objectives.live_groups(np.array([[0.0], [1.0], [1.0]])).tolist() == [True] * 3
+    assert objectives.live_groups(np.array([[0.0, 0.0], [0.0, 1.0]])).tolist() == [False, True]
 
 
 def test_dropping_dead_groups_takes_their_tokens_out_of_the_divisor():
