@@ -14,11 +14,14 @@ from rlvr_jax.config import EvaluateConfig, Interrupted, UserError
 from rlvr_jax.model import Prompts
 from rlvr_jax.problems import Problem
 
-# --protocol: (pattern in a file's name, completions of each problem, temperature); the first pattern found holds.
-# one_shot is the evaluation of arXiv 2504.20571: avg@8 where there are few problems, else greedy.
-PROTOCOLS = {"one_shot": [("aime|amc", 8, 0.6), ("", 1, 0.0)]}
-# Flags that may change between two starts of one evaluation; any other would make it a different one.
-FREE = {"out", "resume", "host_devices", "compilation_cache"}
+
+def one_shot(stem: str) -> tuple[int, float]:
+    """8 completions at temperature 0.6 where the file's name has aime or amc, else one, greedy (arXiv 2504.20571)."""
+    return (8, 0.6) if re.search("aime|amc", stem.lower()) else (1, 0.0)
+
+
+# --protocol -> function of a file's name without ending: completions of each of its problems, and temperature
+PROTOCOLS = {"one_shot": one_shot}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +91,8 @@ def load_benchmarks(config: EvaluateConfig, loaded: loading.LanguageModel) -> li
         raise UserError(f"--num_samples={config.num_samples} at --temperature=0 are one completion, repeated; give a "
                         "temperature above 0")
     for source, stem in zip(sources, stems):
-        rules = PROTOCOLS.get(config.protocol, [("", config.num_samples, config.temperature)])
-        num_samples, temperature = next(rule[1:] for rule in rules if re.search(rule[0], stem.lower()))
+        protocol = PROTOCOLS.get(config.protocol, lambda stem: (config.num_samples, config.temperature))
+        num_samples, temperature = protocol(stem)
         problems = loading.load_problems(source, loaded.tokenizer, count=config.max_problems, num_ops=config.num_ops,
                                          split=config.heldout_split, prompt_style=config.prompt_style,
                                          instruction=config.instruction, ignore_columns=config.ignore_columns)
@@ -111,7 +114,7 @@ def open_log(config: EvaluateConfig, benchmarks: list[Benchmark]) -> Iterator[me
     with runs.claim(out, "--out", config.resume):
         if path.exists() and not flags.exists():
             raise UserError(f"{path} is there without the flags that made it; choose another --out, or --resume=never")
-        refusal = runs.changed_flags(out, config, FREE, "--out") if flags.exists() else ""
+        refusal = runs.changed_flags(out, config, "--out") if flags.exists() else ""
         if refusal:
             raise UserError(refusal)
         metrics.write_whole(flags, "\n".join(runs.flag_lines(config)) + "\n")

@@ -4,12 +4,14 @@ Every field of the record becomes the absl flag of the same name. `run(main, Con
 before anything touches a device, and calls `main(config)`.
 """
 
+import ast
 import dataclasses
 import importlib.metadata
 import math
 import operator
 import os
 import pathlib
+import re
 import sys
 import typing
 import warnings
@@ -20,7 +22,7 @@ import absl.logging
 from absl import flags
 
 from rlvr_jax import signals
-from rlvr_jax.config import Interrupted, UserError
+from rlvr_jax.config import Interrupted, MachineConfig, RunConfig, UserError
 
 JAX_WINDOW = (0, 10), (0, 11)  # the first and the last JAX that this runs on, as requirements.txt has them
 
@@ -66,14 +68,31 @@ def define_flags(config_class) -> None:
     for field in dataclasses.fields(config_class):
         kind, meta = hints[field.name], field.metadata
         kind, many = float if kind == Optional[float] else kind, typing.get_origin(kind) is tuple
-        if meta["choices"]:
-            flags.DEFINE_enum(field.name, field.default, meta["choices"], meta["help"])
+        rows = table_rows(meta["table"]) if meta["table"] else {}
+        help = "; ".join([meta["help"], *(f"{name}: {means}" for name, means in rows.items() if means)])
+        if (meta["choices"] or rows) and not meta["open"]:
+            flags.DEFINE_enum(field.name, field.default, [*meta["choices"], *rows], help)
         elif kind in (int, float) or many:
             parser = Number(typing.get_args(kind)[0] if many else kind, many, meta["bounds"])
             flags.DEFINE(parser, field.name, field.default, meta["help"], serializer=Commas() if many else None)
         else:
-            {bool: flags.DEFINE_bool, str: flags.DEFINE_string}[kind](field.name, field.default, meta["help"])
+            {bool: flags.DEFINE_bool, str: flags.DEFINE_string}[kind](field.name, field.default, help)
     flags.DEFINE_bool("traceback", False, "on an error, print where in the program it arose")
+
+
+def table_rows(table: str) -> dict[str, str]:
+    """The rows of a table of functions such as "learner.SCHEDULES", each with the first sentence of its docstring.
+
+    Read from the source: an import would start JAX, and `--help` would take as long as a run.
+    """
+    module, _, name = table.rpartition(".")
+    path = pathlib.Path(__file__).parents[1] / "rlvr_jax" / (module.replace(".", "/") + ".py")
+    body = ast.parse(path.read_text("utf-8")).body
+    documented = {node.name: ast.get_docstring(node) or "" for node in body if isinstance(node, ast.FunctionDef)}
+    assigned = {ast.unparse(getattr(node, "target", None) or node.targets[0]): node.value
+                for node in body if isinstance(node, (ast.Assign, ast.AnnAssign))}
+    return {key.value: re.split(r"\.(?=\s|$)", " ".join(documented.get(ast.unparse(row), "").split()))[0]
+            for key, row in zip(assigned[name].keys, assigned[name].values)}
 
 
 def parse_config(config_class):
@@ -97,16 +116,16 @@ def prepare_jax(config) -> None:
 
     from rlvr_jax import parallel
 
-    if getattr(config, "host_devices", 1) > 1:
+    if not isinstance(config, MachineConfig):  # it leaves an accelerator to the run that may be using it
+        return
+    if config.host_devices > 1:
         jax.config.update("jax_num_cpu_devices", config.host_devices)
-    if hasattr(config, "compilation_cache"):
-        keep_programs(config.compilation_cache)
-    if getattr(config, "coordinator_address", ""):
+    keep_programs(config.compilation_cache)
+    if isinstance(config, RunConfig) and config.coordinator_address:
         parallel.initialize(config.coordinator_address, config.num_processes, config.process_id)
-    if hasattr(config, "host_devices"):  # the other scripts leave an accelerator to the run that may be using it
-        warning = parallel.unused_accelerator()
-        if warning:
-            print(f"warning: {warning}", file=sys.stderr)
+    warning = parallel.unused_accelerator()
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def keep_programs(where: str) -> None:

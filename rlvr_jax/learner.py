@@ -45,14 +45,30 @@ class Batch:
     ref_logprobs: Optional[jax.Array] = None  # f32[B,T], None where no KL is measured
 
 
+def constant(peak: float, updates: int, fraction: float) -> optax.Schedule:
+    """The peak throughout."""
+    return optax.constant_schedule(peak)
+
+
+def linear(peak: float, updates: int, fraction: float) -> optax.Schedule:
+    """A straight line from the peak to `final_lr_fraction` of it."""
+    return optax.linear_schedule(peak, peak * fraction, updates)
+
+
+def cosine(peak: float, updates: int, fraction: float) -> optax.Schedule:
+    """Half a cosine from the peak to `final_lr_fraction` of it."""
+    return optax.cosine_decay_schedule(peak, updates, fraction)
+
+
+SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine}
+
+
 def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
     """AdamW after clipping by global norm; warm-up, then `config.schedule` down to `final_lr_fraction` at the end."""
     warmup, peak = config.warmup_steps, config.learning_rate
     num_updates = config.num_steps * config.num_passes * config.num_minibatches
     decay_updates = max((config.decay_steps or num_updates) - warmup, 1)
-    decay = {"constant": optax.constant_schedule(peak),
-             "linear": optax.linear_schedule(peak, peak * config.final_lr_fraction, decay_updates),
-             "cosine": optax.cosine_decay_schedule(peak, decay_updates, config.final_lr_fraction)}[config.schedule]
+    decay = SCHEDULES[config.schedule](peak, decay_updates, config.final_lr_fraction)
     schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup]) if warmup else decay
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm),
                        optax.adamw(schedule, config.adam_b1, config.adam_b2, weight_decay=config.weight_decay))

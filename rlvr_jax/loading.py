@@ -71,12 +71,18 @@ def with_prompts(found: list[Problem], words: Tokenizer, prompt_style: str, inst
     return [dataclasses.replace(p, prompt=PROMPT_STYLES[prompt_style](words, text)) for p, text in zip(found, texts)]
 
 
-def _chat(words: Tokenizer, text: str) -> str:
+def plain(words: Tokenizer, text: str) -> str:
+    """The question as it is."""
+    return text
+
+
+def chat(words: Tokenizer, text: str) -> str:
+    """The question in the model's own chat template."""
     return tokenizer.render_chat(words, [{"role": "user", "content": text}])
 
 
-def _qwen_math(words: Tokenizer, text: str) -> str:
-    """Qwen2.5-Math's own chat, as One-Shot-RLVR trains and evaluates it, whatever the tokenizer's template says."""
+def qwen_math(words: Tokenizer, text: str) -> str:
+    """Qwen2.5-Math's template and system line, as One-Shot-RLVR has them, whatever the model's own template."""
     if tokenizer.encode(words, "<|im_start|>") != [words.backend.token_to_id("<|im_start|>")]:
         raise UserError("--prompt_style=qwen_math: this model's tokenizer has no <|im_start|>; use chat or plain")
     return ("<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
@@ -84,7 +90,7 @@ def _qwen_math(words: Tokenizer, text: str) -> str:
 
 
 # How a question becomes the text that the model continues: style -> function of (tokenizer, question).
-PROMPT_STYLES = {"plain": lambda words, text: text, "chat": _chat, "qwen_math": _qwen_math}
+PROMPT_STYLES = {"plain": plain, "chat": chat, "qwen_math": qwen_math}
 
 
 def pinned(name: str) -> str:

@@ -16,10 +16,6 @@ from rlvr_jax import checkpoint, locks, metrics, parallel, signals, stopping
 from rlvr_jax.config import EvaluateConfig, Interrupted, PretrainConfig, RunConfig, TrainConfig, UserError
 from rlvr_jax.learner import LearnerState
 
-# Flags that may change between two starts of one run; any other would make it a different run.
-FREE = {"run_dir", "num_steps", "resume", "save_every", "keep_last", "keep_every", "eval_every", "host_devices",
-        "coordinator_address", "num_processes", "process_id", "compilation_cache", "log_rollouts",
-        "keep_best", "stop_when", "stop_patience", "tensorboard"}
 # What writes a directory with a flags.txt; which one did is told by the names of the flags.
 WRITERS = {TrainConfig: "scripts.train", PretrainConfig: "scripts.pretrain", EvaluateConfig: "scripts.evaluate"}
 BY_RULE = 1  # what stopped a run, where it is not a signal: SIGINT is 2
@@ -37,14 +33,14 @@ def flag_lines(config) -> list[str]:
     return lines
 
 
-def changed_flags(directory: pathlib.Path, config, free: set, flag: str) -> str:
+def changed_flags(directory: pathlib.Path, config, flag: str) -> str:
     """Why what is in `directory`, named by `flag`, cannot be continued under this configuration; empty if it can."""
     kept = (directory / "flags.txt").read_text("utf-8").splitlines()
     old = _values([*flag_lines(type(config)()), *kept])  # a flag that is newer than the run had its default
     new = _values(flag_lines(config))
-    changed = [name for name in sorted(old.keys() | new.keys())
-               if old.get(name) != new.get(name) and name.removeprefix("--") not in free]
-    ours, made_by = type(config), min(WRITERS, key=lambda writer: len(old.keys() ^ _names(writer)))
+    free = {f"--{field.name}" for field in dataclasses.fields(config) if field.metadata["free"]}
+    changed = [name for name in sorted((old.keys() | new.keys()) - free) if old.get(name) != new.get(name)]
+    ours, made_by = type(config), min(WRITERS, key=lambda writer: len(_values(kept).keys() ^ _names(writer)))
     if changed and made_by is not ours:
         return (f"{directory} was written by {WRITERS[made_by]}, and {WRITERS[ours]} needs a directory of its own: "
                 f"choose another {flag}")
@@ -126,7 +122,7 @@ class Run:
             except UserError as error:
                 return str(error)
         started = checkpoint.steps(config.run_dir)
-        return changed_flags(self.dir, config, FREE, "--run_dir") if started else ""
+        return changed_flags(self.dir, config, "--run_dir") if started else ""
 
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as opened:

@@ -1,6 +1,7 @@
 """What every command does before its own work: numbers within bounds, compiled programs kept, styles of a terminal."""
 
 import dataclasses
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from scripts import sample
 
 CONFIGS = [value for name, value in vars(rlvr_jax.config).items()
            if name.endswith("Config") and name not in ("ModelConfig", "Config")]
+ROOT = pathlib.Path(__file__).parents[1]
 NUMBERS = [(config, field) for config in CONFIGS for field in dataclasses.fields(config)
            if any(kind in (int, float) for kind in (typing.get_type_hints(config)[field.name],
                                                     *typing.get_args(typing.get_type_hints(config)[field.name])))]
@@ -60,6 +62,38 @@ def test_training_refuses_a_number_out_of_bounds(flag, allowed):
     kind = int if isinstance(field.default, int) else float
     with pytest.raises(ValueError, match=f"number {allowed}$"):
         parser(kind, **field.metadata["bounds"]).parse(value)
+
+
+# ----- choices
+
+
+TABLES = sorted({field.metadata["table"] for config in CONFIGS for field in dataclasses.fields(config)} - {""})
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_flag_offers_the_rows_of_its_table_and_says_what_they_mean(table):
+    module, _, name = table.rpartition(".")
+    rows = getattr(importlib.import_module(f"rlvr_jax.{module}"), name)
+    known = cli.table_rows(table)
+    assert list(known) == list(rows)
+    for row, means in known.items():
+        assert not callable(rows[row]) or means and " ".join(rows[row].__doc__.split()).startswith(means)
+
+
+def test_config_types_no_name_that_a_table_holds_among_the_choices():
+    for config in CONFIGS:
+        for field in dataclasses.fields(config):
+            if field.metadata["table"]:
+                assert not set(field.metadata["choices"]) & cli.table_rows(field.metadata["table"]).keys(), field.name
+
+
+def test_help_explains_a_choice_and_a_value_that_is_none_is_refused_with_the_rows():
+    def train(flag):
+        return subprocess.run([sys.executable, "-m", "scripts.train", flag], cwd=ROOT, capture_output=True, text=True)
+    help = " ".join(train("--help").stdout.split())
+    assert "<constant|linear|cosine>" in help and "cosine: Half a cosine from the peak" in help
+    assert "format: 1 if there is an answer to extract" in help
+    assert "value should be one of <one_shot|grpo|" in train("--objective=ppo").stderr
 
 
 # ----- compiled programs

@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from rlvr_jax import grading, loading, tokenizer
-from rlvr_jax.config import Decoding, UserError
+from rlvr_jax.config import UserError
 from rlvr_jax.problems import Problem, load, merge
 
 # file -> (rows, {row: (start of the question, answer)})
@@ -258,10 +258,6 @@ def test_prompt_styles(tmp_path, style, expected):
     path = write(tmp_path / "p.jsonl", {"question": "What is 1 + 1?", "answer": 2})
     found, = loading.load_problems(path, QWEN, prompt_style=style)
     assert (found.prompt, found.question) == (expected, "What is 1 + 1?")
-
-
-def test_every_choice_of_the_flag_is_a_style():
-    assert set(Decoding.__dataclass_fields__["prompt_style"].metadata["choices"]) == set(loading.PROMPT_STYLES)
 
 
 def test_qwen_math_is_tokens_of_a_chat_and_nothing_before_them():

@@ -64,8 +64,8 @@ def test_rollouts_are_logged_in_whole_groups_that_are_named(count, kept):
     rewards = np.arange(24) % 5 / 4
     rollouts = SimpleNamespace(prompt_index=np.arange(24) // 4, ended=np.ones(24, bool),
                                completion_mask=np.ones((24, 3), bool))
-    scored = {"text": np.array(list(map(str, range(24)))), "reward": rewards, "correct": rewards > 0,
-              "graded_by": np.full(24, "math")}
+    scored = SimpleNamespace(text=np.array(list(map(str, range(24)))), reward=rewards, correct=rewards > 0,
+                             graded_by=np.full(24, "math"))
     rows = metrics.rollout_rows(TrainConfig(log_rollouts=count, group_size=4), 7,
                                 [Problem(name, "1", name) for name in "abcdef"], rollouts, scored, rewards)
     assert [int(row["completion"]) for row in rows] == list(kept)

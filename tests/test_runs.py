@@ -226,7 +226,7 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkey
 def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after, says):
     first = dataclasses.replace(CONFIG, num_steps=60, num_passes=2, num_minibatches=3, **before)
     (tmp_path / "flags.txt").write_text("\n".join(runs.flag_lines(first)))
-    found = runs.changed_flags(tmp_path, dataclasses.replace(first, **after), runs.FREE, "--run_dir")
+    found = runs.changed_flags(tmp_path, dataclasses.replace(first, **after), "--run_dir")
     assert says in found and bool(found) == bool(says)
 
 
@@ -236,17 +236,17 @@ def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after
 def test_a_model_is_the_same_however_its_directory_is_written(tmp_path, before, after, same):
     first = dataclasses.replace(CONFIG, model=before)
     (tmp_path / "flags.txt").write_text("\n".join(runs.flag_lines(first)))
-    found = runs.changed_flags(tmp_path, dataclasses.replace(first, model=after), runs.FREE, "--run_dir")
+    found = runs.changed_flags(tmp_path, dataclasses.replace(first, model=after), "--run_dir")
     assert ("--model" in found) != same
 
 
 def test_a_directory_of_another_script_gets_one_sentence(tmp_path):
     (tmp_path / "flags.txt").write_text("\n".join(runs.flag_lines(PretrainConfig())))
-    assert runs.changed_flags(tmp_path, CONFIG, runs.FREE, "--run_dir") == (
+    assert runs.changed_flags(tmp_path, CONFIG, "--run_dir") == (
         f"{tmp_path} was written by scripts.pretrain, and scripts.train needs a directory of its own: choose another "
         "--run_dir")
     (tmp_path / "flags.txt").write_text("\n".join(runs.flag_lines(dataclasses.replace(CONFIG, seed=9))[:-4]))
-    assert "--seed (was 9)" in runs.changed_flags(tmp_path, CONFIG, runs.FREE, "--run_dir")  # of an earlier version
+    assert "--seed (was 9)" in runs.changed_flags(tmp_path, CONFIG, "--run_dir")  # of an earlier version
 
 
 # ----- what is chosen once
