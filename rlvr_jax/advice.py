@@ -5,8 +5,9 @@ import sys
 import numpy as np
 import tqdm
 
-from rlvr_jax import grading, loading, parallel
+from rlvr_jax import loading, parallel
 from rlvr_jax.config import TrainConfig
+from rlvr_jax.grading import grade
 from rlvr_jax.objectives import OBJECTIVES
 from rlvr_jax.problems import Problem
 
@@ -36,9 +37,9 @@ def on_answers(config: TrainConfig, problems: list[Problem]) -> str:
     """Which reference answers would be graded wrong even in a completion that says nothing else; empty if none."""
     answer_format = loading.answer_format(config.answer_format, config.source)
     answer_format = "boxed" if config.grader == "original" else answer_format  # where that one always looks
-    grading.describe(answer_format, config.grader)
+    grade.describe(answer_format, config.grader)
     answers = [problem.answer for problem in problems]
-    verdicts = grading.grade([STATED[answer_format].format(answer) for answer in answers], answers, answer_format,
+    verdicts = grade.grade([STATED[answer_format].format(answer) for answer in answers], answers, answer_format,
                              config.grader)
     unread = [(answer, verdict) for answer, verdict in zip(answers, verdicts) if not verdict.correct]
     if not unread:
@@ -46,7 +47,7 @@ def on_answers(config: TrainConfig, problems: list[Problem]) -> str:
     (answer, verdict), other = unread[0], "lenient" if answer_format == "boxed" else "boxed"
     which = f"the answer {answer!r}" if len(answers) == 1 else (f"{len(unread)} of {len(answers)} answers, such as "
                                                                 f"{answer!r}")
-    remedy = (f"try --answer_format={other}" if grading.correct(STATED[other].format(answer), answer, other)
+    remedy = (f"try --answer_format={other}" if grade.correct(STATED[other].format(answer), answer, other)
               else "correct that in the problems")
     return (f"--answer_format={answer_format} with --grader={config.grader} never finds {which} right (where it is "
             f"stated, {verdict.extracted!r} is read); {remedy}")

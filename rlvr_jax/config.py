@@ -194,9 +194,9 @@ class ProblemChoice(Decoding):
                                   "there; a file with text that belongs to no known layout is refused without this")
     max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
     answer_format: str = setting("auto", "where the answer is; auto: answer on a synthetic task, else boxed in "
-                                 "training and lenient where accuracy is measured", ["auto"], "grading.EXTRACTORS")
+                                 "training and lenient where accuracy is measured", ["auto"], "grading.extract.EXTRACTORS")
     grader: str = setting("math", "when two answers are equal; in training it is the reward's, and held-out problems "
-                          "are graded by math", table="symbolic.RULES")
+                          "are graded by math", table="grading.graders.GRADERS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,8 +344,8 @@ class GradeConfig:
                                "an evaluation")
     out: str = setting("", "JSONL file for the same rows with correct, extracted, graded_by and timed_out; may be the "
                        "file read")
-    answer_format: str = setting("lenient", "where the answer is", table="grading.EXTRACTORS")
-    grader: str = setting("math", "when two answers are equal", table="symbolic.RULES")
+    answer_format: str = setting("lenient", "where the answer is", table="grading.extract.EXTRACTORS")
+    grader: str = setting("math", "when two answers are equal", table="grading.graders.GRADERS")
 
 
 @dataclasses.dataclass(frozen=True)

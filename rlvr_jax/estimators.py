@@ -7,7 +7,8 @@ import math
 import numpy as np
 import scipy.special
 
-from rlvr_jax import grading, metrics
+from rlvr_jax import metrics
+from rlvr_jax.grading import mathematics
 
 SUBSETS = 1000  # where a problem's samples have more subsets of a size, as many are drawn
 RESAMPLES = 2000  # of the bootstrap
@@ -66,7 +67,7 @@ def summarise(rows: list[dict], num_samples: int) -> dict:
     """
     groups = [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
     right = [[row["correct"] for row in group] for group in groups]
-    answers = [[grading.normalise(row["extracted"] or "") for row in group] for group in groups]
+    answers = [[mathematics.normalise(row["extracted"] or "") for row in group] for group in groups]
     ks = sorted({2**i for i in range(num_samples.bit_length())} | {num_samples})
     curves = {"pass@k": {k: [pass_at_k(num_samples, sum(c), k) for c in right] for k in ks},
               "maj@k": {k: [maj_at_k(a, c, k) for a, c in zip(answers, right)] for k in ks}}

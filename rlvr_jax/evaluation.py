@@ -4,7 +4,8 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from rlvr_jax import arithmetic, grading, sampler
+from rlvr_jax import arithmetic, sampler
+from rlvr_jax.grading import grade
 from rlvr_jax.model import Prompts
 from rlvr_jax.problems import Problem
 from rlvr_jax.sampler import Rollouts
@@ -30,7 +31,7 @@ def measure(draw: Callable, params, words: Tokenizer, problems: list[Problem], p
     so that what is left comes out bit for bit as it would have. `each(rows)` is handed the rows of a call.
     """
     total, rows = len(problems) * num_samples, []
-    size, graded_by = min(rows_per_call, total), grading.describe(answer_format, grader)
+    size, graded_by = min(rows_per_call, total), grade.describe(answer_format, grader)
     for start in range(0, total, size):
         end = min(start + size, total)
         if end <= done:
@@ -40,7 +41,7 @@ def measure(draw: Callable, params, words: Tokenizer, problems: list[Problem], p
         rollouts = draw(params, narrowed(prompts, owners), owners, seed, step, temperature, top_p, stream=stream,
                         first_row=start, repeats=num_samples)
         texts = texts_of(words, rollouts)[: end - start]
-        verdicts = grading.grade(texts, [problems[i].answer for i in owners[: end - start]], answer_format, grader)
+        verdicts = grade.grade(texts, [problems[i].answer for i in owners[: end - start]], answer_format, grader)
         made = [{"problem": int(i), "sample": int(j), "prompt": problems[i].prompt, "answer": problems[i].answer,
                  "completion": text, "extracted": verdict.extracted, "correct": verdict.correct,
                  "timed_out": verdict.timed_out, "graded_by": graded_by, "truncated": not ended,
@@ -69,7 +70,7 @@ def heldout(draw: Callable, params, words: Tokenizer, problems: list[Problem], p
 
     `keep(step, rows)` is handed the greedy completions, as `measure` returns them.
     """
-    found = {"eval/n": len(problems), "eval/graded_by": grading.describe(answer_format, "math")}
+    found = {"eval/n": len(problems), "eval/graded_by": grade.describe(answer_format, "math")}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         rows = measure(draw, params, words, problems, prompts, temperature=temperature, num_samples=1,
                        answer_format=answer_format, seed=seed, step=step)

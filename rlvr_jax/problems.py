@@ -6,8 +6,8 @@ import pathlib
 import re
 from typing import Iterator, Optional
 
-from rlvr_jax import grading
 from rlvr_jax.config import UserError
+from rlvr_jax.grading import extract
 
 
 def _bare(answer) -> str:
@@ -24,7 +24,7 @@ def _listed(answers) -> str:
 
 
 def _boxed(solution) -> Optional[str]:
-    return grading.EXTRACTORS["boxed"](str(solution))
+    return extract.EXTRACTORS["boxed"](str(solution))
 
 
 _WITH_UNIT = re.compile(r"(-?\d[\d,./]*) ?\(([a-zA-Z]{2}[a-zA-Z .'/-]*|[gmslh])\)")  # 5 (x) is a product

@@ -5,8 +5,9 @@ import pathlib
 import re
 import time
 
-from rlvr_jax import grading, metrics
+from rlvr_jax import metrics
 from rlvr_jax.config import GradeConfig, UserError
+from rlvr_jax.grading import grade
 from rlvr_jax.problems import read_lines
 
 ROWS_PER_CALL = 512  # between two moves of the progress line
@@ -20,12 +21,12 @@ def regrade(config: GradeConfig) -> dict:
     """
     if not config.out:
         raise UserError("--out is required: the JSONL file for the graded rows")
-    rows, graded_by = read_completions(config.completions), grading.describe(config.answer_format, config.grader)
+    rows, graded_by = read_completions(config.completions), grade.describe(config.answer_format, config.grader)
     start, verdicts = time.perf_counter(), []
     with metrics.progress(len(rows), what="grade", unit="answer") as bar:
         for first in range(0, len(rows), ROWS_PER_CALL):
             part = rows[first : first + ROWS_PER_CALL]
-            verdicts += grading.grade([row["completion"] for row in part], [str(row["answer"]) for row in part],
+            verdicts += grade.grade([row["completion"] for row in part], [str(row["answer"]) for row in part],
                                       config.answer_format, config.grader)
             bar.update(len(part))
     seconds = time.perf_counter() - start

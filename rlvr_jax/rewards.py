@@ -11,9 +11,10 @@ from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
-from rlvr_jax import evaluation, grading, learner, loading, parallel, tokenizer
+from rlvr_jax import evaluation, learner, loading, parallel, tokenizer
 from rlvr_jax.config import TrainConfig, UserError
-from rlvr_jax.grading import Verdict
+from rlvr_jax.grading import grade
+from rlvr_jax.grading.grade import Verdict
 from rlvr_jax.learner import Batch
 from rlvr_jax.problems import Problem
 from rlvr_jax.sampler import Rollouts
@@ -136,14 +137,14 @@ def make_scorer(config: TrainConfig, start: loading.LanguageModel, problems: lis
     instruction and is wrong all the same, so the verdicts are equal.
     """
     answer_format = loading.answer_format(config.answer_format, config.source)
-    graded_by, terms = grading.describe(answer_format, config.grader), parse(config.reward)
+    graded_by, terms = grade.describe(answer_format, config.grader), parse(config.reward)
     statistics = learner.map_statistics(start.config, config)
     encode = functools.partial(tokenizer.encode, start.tokenizer)
 
     def score(params, rollouts: Rollouts, step: int, attempt: int = 0) -> Scored:
         texts = evaluation.texts_of(start.tokenizer, rollouts)
         asked = [problems[i] for i in rollouts.prompt_index]
-        verdicts = grading.grade(texts, [problem.answer for problem in asked], answer_format, config.grader)
+        verdicts = grade.grade(texts, [problem.answer for problem in asked], answer_format, config.grader)
         flags = parallel.broadcast(np.array([[v.correct, v.timed_out] for v in verdicts], np.float32))
         verdicts = [v._replace(correct=bool(right), timed_out=bool(late)) for v, (right, late) in zip(verdicts, flags)]
         batch = Batch(prompts, rollouts.prompt_index, rollouts.completions, rollouts.completion_mask,

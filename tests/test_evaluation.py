@@ -11,9 +11,10 @@ import signal
 import numpy as np
 import pytest
 
-from rlvr_jax import (benchmarks, estimators, evaluation, grading, grpo, loading, parallel, regrading, rewards,
+from rlvr_jax import (benchmarks, estimators, evaluation, grpo, loading, parallel, regrading, rewards,
                       sampler)
 from rlvr_jax.config import EvaluateConfig, GradeConfig, Interrupted, TrainConfig, UserError
+from rlvr_jax.grading import grade
 from rlvr_jax.model import Prompts
 
 from helpers import base, compiled, count_lines, finish, read_jsonl, run, start, wait_for  # noqa: F401
@@ -184,7 +185,7 @@ def test_heldout_names_its_grader(tiny):
     loaded, problems, prompts, draw = tiny
     found = evaluation.heldout(draw, parallel.replicate(loaded.params), loaded.tokenizer, problems, prompts, seed=0,
                                step=0, answer_format="lenient", synthetic=False)
-    assert found["eval/graded_by"] == grading.describe("lenient", "math") and found["eval/n"] == 7
+    assert found["eval/graded_by"] == grade.describe("lenient", "math") and found["eval/n"] == 7
 
 
 def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, monkeypatch):
@@ -202,7 +203,7 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
         scored = rewards.make_scorer(config, loaded, file, None)(None, asked, 1)
         assert scored.reward.tolist() == scored.correct.tolist() == right and not scored.timed_out.any()
         reward_format = "boxed" if answer_format == "auto" else answer_format
-        assert set(scored.graded_by) == {grading.describe(reward_format, "math")}
+        assert set(scored.graded_by) == {grade.describe(reward_format, "math")}
         grpo.make_heldout(config, loaded, draw, [])(None, 1)
         assert heldout.pop()["answer_format"] == evaluated
 
@@ -267,7 +268,7 @@ def test_several_benchmarks_are_one_table(tmp_path, files, base):
     assert summary["mean"] == pytest.approx(np.mean([one["accuracy"] for one in summary["benchmarks"].values()]))
     rows = read_jsonl(out / "completions.jsonl")
     assert [row["benchmark"] for row in rows] == ["math500"] * 3 + ["AIME24"] * 24 + ["amc23"] * 24
-    assert {row["graded_by"] for row in rows} == {grading.describe("lenient", "math")}
+    assert {row["graded_by"] for row in rows} == {grade.describe("lenient", "math")}
     assert [row["completion"] for row in rows[3:27]] == [row["completion"] for row in rows[27:]]  # place is no matter
     alone = benchmarks.evaluate(config(files[1:2], base, tmp_path / "alone", num_samples=8, temperature=0.6))
     assert {key: alone[key] for key in summary["benchmarks"]["AIME24"]} == summary["benchmarks"]["AIME24"]
@@ -382,14 +383,14 @@ def test_a_finished_evaluation_is_not_sampled_again(tmp_path, base, files, monke
 def test_what_was_graded_again_is_summarised_without_sampling(tmp_path, base, files, monkeypatch):
     """In place: the evaluation's own command then says what the other grader found, and names it."""
     same = config(files[:1], base, tmp_path)
-    assert benchmarks.evaluate(same)["graded_by"] == grading.describe("lenient", "math")
+    assert benchmarks.evaluate(same)["graded_by"] == grade.describe("lenient", "math")
     path = tmp_path / "completions.jsonl"
     rows = [row | {"completion": rf"\\boxed{{{row['answer']}}}"} for row in read_jsonl(path)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     regrading.regrade(GradeConfig(completions=str(path), out=str(path), answer_format="boxed"))
     monkeypatch.setattr(evaluation, "texts_of", None)
     again = benchmarks.evaluate(same)
-    assert (again["accuracy"], again["graded_by"]) == (1, grading.describe("boxed", "math"))
+    assert (again["accuracy"], again["graded_by"]) == (1, grade.describe("boxed", "math"))
 
 
 def test_what_is_not_the_same_evaluation_is_refused(tmp_path, base, files):

@@ -12,8 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers import ROOT, compiled, read_jsonl, run  # noqa: F401
-from rlvr_jax import grading, notation, original_grader, regrading, symbolic
+from rlvr_jax import regrading
 from rlvr_jax.config import GradeConfig, UserError
+from rlvr_jax.grading import extract, grade, graders, mathematics, original, workers
 
 HOSTILE = {
     "a power of a power": "answer 10**10**10",
@@ -48,15 +49,15 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("answer_format, grader", [*((name, "math") for name in grading.EXTRACTORS),
+@pytest.mark.parametrize("answer_format, grader", [*((name, "math") for name in extract.EXTRACTORS),
                                                    ("boxed", "original")])
 def test_hostile_completions_are_wrong_and_over_soon(answer_format, grader):
     verdicts = []
 
-    def grade():
-        verdicts.extend(grading.grade([*HOSTILE.values()], ["12345.5"] * len(HOSTILE), answer_format, grader))
+    def work():
+        verdicts.extend(grade.grade([*HOSTILE.values()], ["12345.5"] * len(HOSTILE), answer_format, grader))
 
-    thread = threading.Thread(target=grade, daemon=True)  # a verdict does not depend on the thread either
+    thread = threading.Thread(target=work, daemon=True)  # a verdict does not depend on the thread either
     thread.start()
     thread.join(300)  # some take CPU_SECONDS
     assert [verdict.correct for verdict in verdicts] == [False] * len(HOSTILE)
@@ -76,21 +77,22 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("grader", grading.GRADERS)
+@pytest.mark.parametrize("grader", graders.GRADERS)
 def test_no_text_is_slow_to_read(grader):
     """Without a child: as given and as reference, against a number, a set, itself, and itself with another end.
 
     None of them is the number or the set, though computer algebra may be needed to say so, and each is itself.
     """
+    same = graders.GRADERS[grader].same
     for name, text in LONG.items():
-        assert len(text) <= grading.MAX_LENGTH, name
+        assert len(text) <= grade.MAX_LENGTH, name
         start = time.process_time()
         for other in ("12.5", "x,y"):
-            assert grading.GRADERS[grader](text, other) is not True and grading.GRADERS[grader](other, text) is not True
+            assert same(text, other) is not True and same(other, text) is not True
         nothing = (grader, name) == ("math", "dollars")  # no answer is left of it
-        assert grading.GRADERS[grader](text, text) is not nothing, name
+        assert same(text, text) is not nothing, name
         for pair in ((text, text[:-1] + "0"), (text[:-1] + "0", text)):
-            grading.GRADERS[grader](*pair)
+            same(*pair)
         assert time.process_time() - start < 1, name
 
 
@@ -102,7 +104,7 @@ def test_no_text_is_slow_to_read(grader):
     ("", None), ("12", None), ("the answer is 12", None), ("  answer\n\t12  ", "12"), ("x" * 500 + " answer 12", "12"),
 ])
 def test_after_answer(text, expected):
-    assert grading.EXTRACTORS["answer"](text) == expected
+    assert extract.EXTRACTORS["answer"](text) == expected
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -111,7 +113,7 @@ def test_after_answer(text, expected):
     (r"\fbox{5}", None), ("5", None), (r"\boxed{\text{a}}}", r"\text{a}"), (r"\boxed{\{1,2\}}", r"\{1,2\}"),
 ])
 def test_last_boxed(text, expected):
-    assert grading.EXTRACTORS["boxed"](text) == expected
+    assert extract.EXTRACTORS["boxed"](text) == expected
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -121,7 +123,7 @@ def test_last_boxed(text, expected):
     ("version 2.0.1", ".1"),
 ])
 def test_last_number(text, expected):
-    assert grading.EXTRACTORS["last_number"](text) == expected
+    assert extract.EXTRACTORS["last_number"](text) == expected
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -130,7 +132,7 @@ def test_last_number(text, expected):
     (r"<answer>\boxed{5}</answer>", r"\boxed{5}"), ("<answer></answer>", ""),
 ])
 def test_last_tag(text, expected):
-    assert grading.EXTRACTORS["tag"](text) == expected
+    assert extract.EXTRACTORS["tag"](text) == expected
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -143,17 +145,17 @@ def test_last_tag(text, expected):
     ("7 is what the answer is", "7"), ("none", None), ("", None), (r"\boxed{}", ""),
 ])
 def test_lenient(text, expected):
-    assert grading.EXTRACTORS["lenient"](text) == expected
+    assert extract.EXTRACTORS["lenient"](text) == expected
 
 
 def test_the_original_looks_into_the_last_box_alone():
     for text, right in ((r"\boxed{12.8}", True), ("The answer is 12.8", False), (r"\boxed{12.8} ... \boxed{4}", False),
                         (r"\boxed{12.8} \boxed{4", False), (r"\boxed{12.8} or \boxed 5", False), (r"\boxed{}", False),
                         (r"\boxed{4} \boxed{12.8}", True), ("<answer>12.8</answer>", False)):
-        for answer_format in grading.EXTRACTORS:
-            assert grading.correct(text, "12.8", answer_format, "original") is right
-    assert grading.correct("The answer is 12.8", "12.8", "lenient")
-    assert all(grading.correct(r"\boxed{2\sqrt{3}}", r"\sqrt{12}", name, "original") for name in grading.EXTRACTORS)
+        for answer_format in extract.EXTRACTORS:
+            assert grade.correct(text, "12.8", answer_format, "original") is right
+    assert grade.correct("The answer is 12.8", "12.8", "lenient")
+    assert all(grade.correct(r"\boxed{2\sqrt{3}}", r"\sqrt{12}", name, "original") for name in extract.EXTRACTORS)
 
 
 # ----- which answers are equal
@@ -173,7 +175,7 @@ def test_the_table_of_pairs_is_large_and_explained():
 def test_every_pair_of_the_table(grader, column):
     for answer in {pair[1] for pair in GOLDEN["pairs"]}:  # one call for all with this reference, as for a group
         rows = [pair for pair in GOLDEN["pairs"] if pair[1] == answer]
-        verdicts = grading.grade([rf"\boxed{{{row[0]}}}" for row in rows], [answer] * len(rows), "boxed", grader)
+        verdicts = grade.grade([rf"\boxed{{{row[0]}}}" for row in rows], [answer] * len(rows), "boxed", grader)
         assert [(row[0], answer, verdict.correct) for row, verdict in zip(rows, verdicts)] == [
             (row[0], answer, row[column]) for row in rows]
         assert not any(verdict.timed_out for verdict in verdicts)
@@ -194,12 +196,12 @@ def test_the_page_of_differences_is_the_table():
     ("7" * 500, "7" * 500, True), ("7" * 500, "7" * 499 + "8", False), (r"\text{}", "", False),
 ])
 def test_equal(a, b, same):
-    assert grading.equal(a, b) is same and grading.equal(b, a) is same
+    assert grade.equal(a, b) is same and grade.equal(b, a) is same
 
 
-@pytest.mark.parametrize("grader", grading.GRADERS)
+@pytest.mark.parametrize("grader", graders.GRADERS)
 def test_no_answer_equals_nothing(grader):
-    assert not grading.equal(None, "None", grader) and not grading.equal(None, "", grader)
+    assert not grade.equal(None, "None", grader) and not grade.equal(None, "", grader)
 
 
 fractions = st.fractions(max_denominator=10**6).filter(lambda x: abs(x.numerator) < 10**12)
@@ -210,92 +212,92 @@ answers = st.one_of(st.text(max_size=50), st.text("0123456789+-./,$ ", max_size=
 @given(fractions)
 def test_value_reads_fractions_exactly(x):
     for text in (f"{x.numerator}/{x.denominator}", rf"\frac{{{x.numerator}}}{{{x.denominator}}}"):
-        assert notation.value(text) == x
+        assert mathematics.value(text) == x
 
 
 @given(st.integers(-10**15, 10**15), st.integers(0, 12))
 def test_value_reads_decimals_exactly(digits, places):
     whole, rest = divmod(abs(digits), 10**places)
     text = ("-" if digits < 0 else "") + str(whole) + (f".{rest:0{places}d}" if places else "")
-    assert notation.value(text) == Fraction(digits, 10**places)
+    assert mathematics.value(text) == Fraction(digits, 10**places)
 
 
 @given(st.integers(0, 999), st.integers(1, 99), st.integers(1, 99))
 def test_mixed_numbers_are_sums(whole, above, below):
     for text in (rf"{whole}\frac{{{above}}}{{{below}}}", f"{whole} {above}/{below}"):
-        assert notation.value(text) == whole + Fraction(above, below) == -notation.value("-" + text)
+        assert mathematics.value(text) == whole + Fraction(above, below) == -mathematics.value("-" + text)
 
 
 @given(fractions, fractions)
 def test_numbers_are_equal_exactly_when_their_values_are(x, y):
-    assert grading.equal(str(x), str(y)) == (x == y)
+    assert grade.equal(str(x), str(y)) == (x == y)
 
 
 @given(answers)
 def test_equality_is_reflexive(text):
-    assert notation.same(text, text) is (notation.normalise(text) != "")
+    assert mathematics.same(text, text) is (mathematics.normalise(text) != "")
 
 
 @given(answers, answers)
 @example("<,", "0,0000")  # an empty element is like no number, whichever side it is on
 def test_equality_is_symmetric(a, b):
-    assert notation.same(a, b) == notation.same(b, a)
+    assert mathematics.same(a, b) == mathematics.same(b, a)
 
 
 @given(st.lists(st.integers(-99, 99), min_size=2, max_size=8), st.randoms())
 def test_a_set_has_no_order_and_a_tuple_has(numbers, random):
     shuffled = random.sample(numbers, len(numbers))
     text, other = ", ".join(map(str, numbers)), ", ".join(map(str, shuffled))
-    assert notation.same(other, text) and notation.same(rf"\{{{other}\}}", text)
-    assert notation.same(f"({other})", f"({text})") == (shuffled == numbers)
-    assert not notation.same(f"{other}, 100", text)
+    assert mathematics.same(other, text) and mathematics.same(rf"\{{{other}\}}", text)
+    assert mathematics.same(f"({other})", f"({text})") == (shuffled == numbers)
+    assert not mathematics.same(f"{other}, 100", text)
 
 
 @given(st.text(max_size=200), st.integers(-10**9, 10**9))
 def test_every_format_finds_the_answer_at_the_end(text, number):
     ends = {"answer": f" answer {number}", "boxed": rf" \boxed{{{number}}}", "last_number": f" {number}",
             "tag": f"<answer>{number}</answer>", "lenient": f" the answer is {number}."}
-    assert ends.keys() == grading.EXTRACTORS.keys()
+    assert ends.keys() == extract.EXTRACTORS.keys()
     for answer_format, end in ends.items():
-        assert grading.correct(text + end, str(number), answer_format)
-        assert not grading.correct(text + end, str(number + 1), answer_format)
+        assert grade.correct(text + end, str(number), answer_format)
+        assert not grade.correct(text + end, str(number + 1), answer_format)
 
 
 @given(st.text())
 def test_any_text_is_graded_and_wrong_unless_it_has_the_digits(text):
-    for answer_format in grading.EXTRACTORS:
-        assert not grading.correct(text, "12345", answer_format) or sum(map(str.isnumeric, text)) >= 5
+    for answer_format in extract.EXTRACTORS:
+        assert not grade.correct(text, "12345", answer_format) or sum(map(str.isnumeric, text)) >= 5
 
 
 @given(answers, answers)
 def test_the_original_reads_any_text(a, b):
     """Space around a text changes no verdict, a text equals itself, and none equals a number that it does not have."""
-    assert original_grader.same(f" {a} ", f" {b} ") is original_grader.same(a, b)
-    assert original_grader.same(a, a) is True
+    assert original.same(f" {a} ", f" {b} ") is original.same(a, b)
+    assert original.same(a, a) is True
     for pair in ((a, "98765"), ("98765", a)):
-        assert original_grader.same(*pair) is not True or sum(map(str.isnumeric, a)) >= 5
+        assert original.same(*pair) is not True or sum(map(str.isnumeric, a)) >= 5
 
 
 def test_a_pair_is_asked_once_and_only_if_need_be(monkeypatch):
     asked = []
-    monkeypatch.setattr(symbolic.POOL, "ask", lambda questions: asked.extend(questions) or [
-        symbolic.Reply(question.given == "x+x", question.given == "x^x") for question in questions])
+    monkeypatch.setattr(workers.POOL, "ask", lambda questions: asked.extend(questions) or [
+        workers.Reply(question.given == "x+x", question.given == "x^x") for question in questions])
     texts = [rf"\boxed{{{given}}}" for given in ("x+x", "2x", "3", "x+x", "x^x", "x+x")] + ["nothing"]
-    verdicts = grading.grade(texts, ["2x"] * 5 + ["3x", "2x"], "boxed")
+    verdicts = grade.grade(texts, ["2x"] * 5 + ["3x", "2x"], "boxed")
     assert [question.given for question in asked] == ["x+x", "3", "x^x", "x+x"] and len(set(asked)) == 4
     assert [(verdict.correct, verdict.extracted, verdict.timed_out) for verdict in verdicts] == [
         (True, "x+x", False), (True, "2x", False), (False, "3", False), (True, "x+x", False), (False, "x^x", True),
         (True, "x+x", False), (False, None, False)]
     asked.clear()
-    assert not grading.correct("answer x+x", "2x", "answer") and not asked  # integers and nothing else
+    assert not grade.correct("answer x+x", "2x", "answer") and not asked  # integers and nothing else
 
 
 def test_a_report_can_name_the_grader():
     import importlib.metadata
     math, sympy = (importlib.metadata.version(name) for name in ("math-verify", "sympy"))
-    assert grading.describe("lenient", "math") == f"lenient / math (math-verify {math})"
-    assert grading.describe("lenient", "original") == f"boxed / original (sympy {sympy})"
-    assert grading.describe("answer", "math") == "answer / math"
+    assert grade.describe("lenient", "math") == f"lenient / math (math-verify {math})"
+    assert grade.describe("lenient", "original") == f"boxed / original (sympy {sympy})"
+    assert grade.describe("answer", "math") == "answer / math"
 
 
 def test_simple_answers_are_graded_a_thousand_a_second():
@@ -304,7 +306,7 @@ def test_simple_answers_are_graded_a_thousand_a_second():
     texts = [f"Step {i}: we find {i} and so on, and then some more words. " * 20 + rf"\boxed{{{given[i % 10]}}}"
              for i in range(2000)]
     start = time.process_time()
-    verdicts = grading.grade(texts, [f"12.{i % 97}" for i in range(2000)], "lenient")
+    verdicts = grade.grade(texts, [f"12.{i % 97}" for i in range(2000)], "lenient")
     assert 2000 / (time.process_time() - start) > 1000
     assert not any(verdict.timed_out for verdict in verdicts) and any(verdict.correct for verdict in verdicts)
 
@@ -318,10 +320,10 @@ def math500(data) -> list[dict]:
 
 
 @pytest.mark.parametrize("answer_format", ["boxed", "lenient"])
-@pytest.mark.parametrize("grader", grading.GRADERS)
+@pytest.mark.parametrize("grader", graders.GRADERS)
 def test_every_reference_solution_is_right(math500, answer_format, grader):
-    verdicts = grading.grade([row["solution"] for row in math500], [row["answer"] for row in math500], answer_format,
-                             grader)
+    verdicts = grade.grade([row["solution"] for row in math500], [row["answer"] for row in math500], answer_format,
+                           grader)
     assert len(verdicts) == 500
     assert [row["answer"] for row, verdict in zip(math500, verdicts) if not verdict.correct] == []
 
@@ -331,7 +333,7 @@ def test_shuffled_references_are_wrong_as_math_verify_says(math500):
     math_verify = pytest.importorskip("math_verify", reason="pip install 'rlvr_jax[real]'")
     references = [row["answer"] for row in math500]
     others = random.Random(0).sample(references, len(references))
-    verdicts = grading.grade([rf"\boxed{{{other}}}" for other in others], references, "boxed")
+    verdicts = grade.grade([rf"\boxed{{{other}}}" for other in others], references, "boxed")
     config = [math_verify.LatexExtractionConfig()]
     parsed = {text: math_verify.parse(f"${text}$", config, parsing_timeout=None) for text in references}
     direct = [math_verify.verify(parsed[answer], parsed[other], timeout_seconds=None)
@@ -360,7 +362,7 @@ def test_rows_are_graded_and_kept(tmp_path):
     path = write(tmp_path / "c.jsonl", *(json.dumps(row).encode() + b"\n\n" for row in ROWS))
     found = regrading.regrade(GradeConfig(completions=path, out=str(tmp_path / "deep" / "g.jsonl")))
     graded = [json.loads(line) for line in (tmp_path / "deep" / "g.jsonl").read_text("utf-8").splitlines()]
-    by = grading.describe("lenient", "math")
+    by = grade.describe("lenient", "math")
     found_in = zip(ROWS, (True, True, True, False), ("12.80", "64/5", r"\sqrt{8}", None))
     assert graded == [row | {"correct": right, "extracted": text, "graded_by": by, "timed_out": False}
                       for row, right, text in found_in]

@@ -7,8 +7,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from rlvr_jax import grading, loading, tokenizer
+from rlvr_jax import loading, tokenizer
 from rlvr_jax.config import UserError
+from rlvr_jax.grading import grade
 from rlvr_jax.problems import Problem, load, merge
 
 # file -> (rows, {row: (start of the question, answer)})
@@ -107,7 +108,7 @@ def test_a_unit_in_brackets_is_a_unit(tmp_path):
     for answer, right in (("9 (apples)", "9"), ("24 (hot dogs)", "24"), ("2.5 (m)", "2.5")):
         found, = load(write(tmp_path / "p.jsonl", {"question": "q", "answer": answer}))
         for grader in ("math", "original"):
-            assert grading.grade([rf"\boxed{{{right}}}", r"\boxed{8}"], [found.answer] * 2, "boxed", grader) == [
+            assert grade.grade([rf"\boxed{{{right}}}", r"\boxed{8}"], [found.answer] * 2, "boxed", grader) == [
                 (True, right, False), (False, "8", False)]
 
 

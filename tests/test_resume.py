@@ -11,8 +11,9 @@ import time
 import jax
 import pytest
 
-from rlvr_jax import checkpoint, grading
+from rlvr_jax import checkpoint
 from rlvr_jax.config import UserError
+from rlvr_jax.grading import grade
 
 from helpers import (TRAIN, assert_same_run, base, compiled, count_lines, finish, read_jsonl, run,  # noqa: F401
                      saved_arrays, start, wait_for)
@@ -90,7 +91,7 @@ def test_the_greedy_completions_of_every_evaluation_are_kept(straight):
     assert all(row.keys() == {"step", "completions", "correct"} for row in later)
     assert len(first["prompts"]) == len(first["answers"]) == 16
     for row in rows:
-        verdicts = grading.grade(row["completions"], first["answers"], "answer", "math")
+        verdicts = grade.grade(row["completions"], first["answers"], "answer", "math")
         assert [verdict.correct for verdict in verdicts] == [bool(right) for right in row["correct"]]
 
 

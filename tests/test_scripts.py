@@ -175,8 +175,8 @@ def imports(path: pathlib.Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rlvr_jax":
-            names = [alias.name for alias in node.names]
-            found |= set(node.module.split(".")[1:]) or set(names)
+            module = node.module.split(".")[-1]
+            found |= {module} if module in MODULES else {alias.name for alias in node.names}  # of a folder, its files
         elif isinstance(node, ast.Import):
             found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("rlvr_jax.")}
     return found & MODULES.keys()
@@ -185,27 +185,27 @@ def imports(path: pathlib.Path) -> set[str]:
 GRAPH = {name: imports(path) for name, path in MODULES.items()}
 # What a module may import at most; the loops (grpo, pretrain, ...) may import everything below them.
 ALLOWED = {
-    "config": set(), "objectives": set(), "parallel": set(), "notation": set(), "original_grader": set(),
-    "symbolic": {"config", "notation", "original_grader"}, "grading": {"notation", "original_grader", "symbolic"},
-    "problems": {"config", "grading"},
+    "config": set(), "objectives": set(), "parallel": set(), "extract": set(), "mathematics": set(), "original": set(),
+    "graders": {"mathematics", "original"}, "child": {"graders", "mathematics"}, "workers": {"child", "config"},
+    "grade": {"child", "extract", "graders", "workers"}, "problems": {"config", "extract"},
     "ops": {"config"}, "model": {"config", "ops"}, "sampler": {"model", "parallel", "config"},
     "logprobs": {"model", "config"}, "adapters": {"config"},
     "learner": {"adapters", "objectives", "model", "logprobs", "sampler", "parallel", "config"},
-    "rewards": {"grading", "problems"}, "tokenizer": {"config"}, "weights": {"model", "config", "tokenizer"},
+    "rewards": {"grade", "problems"}, "tokenizer": {"config"}, "weights": {"model", "config", "tokenizer"},
     "gguf_file": {"model", "ops", "config", "tokenizer", "weights"},
     "metrics": set(), "checkpoint": {"config", "learner", "model", "parallel"}, "cli": {"config", "parallel", "signals"},
     "stopping": {"config"}, "signals": set(), "locks": {"config", "metrics"},
     "memory": {"adapters", "config", "learner", "loading", "model", "sampler", "tokenizer", "weights"},
     "runs": {"checkpoint", "config", "learner", "locks", "metrics", "parallel", "signals", "stopping"},
-    "estimators": {"grading", "metrics"}, "regrading": {"config", "grading", "metrics", "problems"},
-    "advice": {"config", "grading", "loading", "objectives", "parallel", "problems"},
+    "estimators": {"mathematics", "metrics"}, "regrading": {"config", "grade", "metrics", "problems"},
+    "advice": {"config", "grade", "loading", "objectives", "parallel", "problems"},
     "selection": {"arithmetic", "config", "metrics", "problems"},
     "pool": {"advice", "config", "evaluation", "loading", "metrics", "parallel", "problems", "runs", "sampler",
              "selection"},
-    "evaluation": {"arithmetic", "grading", "model", "problems", "sampler", "tokenizer"},
+    "evaluation": {"arithmetic", "grade", "model", "problems", "sampler", "tokenizer"},
     "benchmarks": {"arithmetic", "config", "estimators", "evaluation", "loading", "metrics", "model", "parallel",
                    "problems", "runs", "sampler"},
-    "rollouts": {"config", "evaluation", "grading", "loading", "metrics", "parallel", "problems", "rewards", "sampler",
+    "rollouts": {"config", "evaluation", "loading", "metrics", "parallel", "problems", "rewards", "sampler",
                  "tokenizer"},
 }
 

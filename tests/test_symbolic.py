@@ -12,9 +12,10 @@ import time
 import pytest
 
 from helpers import ROOT
-from rlvr_jax import grading, symbolic
 from rlvr_jax.config import UserError
-from rlvr_jax.symbolic import Question, Reply
+from rlvr_jax.grading import child, grade, graders, workers
+from rlvr_jax.grading.child import Question
+from rlvr_jax.grading.workers import Reply
 
 EASY = [Question("math", r"\sqrt{8}", r"2\sqrt{2}"), Question("math", r"\sqrt{8}", r"3\sqrt{2}"),
         Question("math", "(x+1)(x+2)", "x^2+3x+2"), Question("original", "2*sqrt(3)", r"\sqrt{12}"),
@@ -26,7 +27,7 @@ READY = "import sys, time; print('\"ready\"', flush=True); line = sys.stdin.read
 
 @pytest.fixture(scope="module")
 def shared():
-    pool = symbolic.Pool(2)
+    pool = workers.Pool(2)
     yield pool
     pool.close()
 
@@ -34,7 +35,7 @@ def shared():
 @pytest.fixture
 def fresh():
     """A pool of one child, made by a test that tampers with how children are made."""
-    pool = symbolic.Pool(1)
+    pool = workers.Pool(1)
     yield pool
     pool.close()
 
@@ -45,7 +46,7 @@ def alive(pid: int) -> bool:
     return bool(status) and status[0] != "Z"
 
 
-def gone(pids: list[int], limit: float = 6 * symbolic.WALL_SECONDS) -> bool:
+def gone(pids: list[int], limit: float = 6 * child.WALL_SECONDS) -> bool:
     end = time.monotonic() + limit
     while any(map(alive, pids)) and time.monotonic() < end:
         time.sleep(0.1)
@@ -69,14 +70,14 @@ def test_replies_come_in_the_order_of_the_questions(shared):
 def test_a_question_without_end_is_a_no_and_the_others_are_answered(shared):
     start = time.monotonic()
     assert shared.ask([*TOWERS, *EASY]) == [Reply(False, True)] * 2 + RIGHT
-    assert time.monotonic() - start < 3 * symbolic.WALL_SECONDS + symbolic.START_SECONDS
+    assert time.monotonic() - start < 3 * child.WALL_SECONDS + workers.START_SECONDS
     assert shared.ask(EASY) == RIGHT
 
 
 def test_any_text_is_answered(shared):
     texts = ["\0", "x\0y", "\ud800", "\n", '"', "\\", "{" * 500, "[" * 500, "x" * 1000, "\U0001f600" * 1000, "exit()",
              "__import__('os')._exit(0)", "$", "%", r"\boxed{", r"\begin{pmatrix}", "print('true')"]
-    for rule in symbolic.RULES:
+    for rule in graders.GRADERS:
         assert not any(reply.equal for reply in shared.ask([Question(rule, text, "7y") for text in texts]))
     assert shared.ask(EASY) == RIGHT
 
@@ -88,7 +89,7 @@ def test_a_child_may_use_no_more_memory(shared):
         if not limits.exists():
             pytest.skip("no /proc here")
         line, = (line for line in limits.read_text().splitlines() if line.startswith("Max address space"))
-        assert int(line.split()[3]) == symbolic.MEGABYTES << 20
+        assert int(line.split()[3]) == child.MEGABYTES << 20
     assert shared.ask([Question("original", "['']*200000000", "7.5")]) == [Reply(False, True)]  # a list of 1.6 GB
     assert shared.ask(EASY) == RIGHT
 
@@ -111,7 +112,7 @@ def test_a_child_killed_at_work_costs_its_question_alone(shared):
         time.sleep(0.01)
     for pid in waiting:
         os.killpg(pid, signal.SIGKILL)
-    thread.join(symbolic.START_SECONDS)
+    thread.join(workers.START_SECONDS)
     assert len(replies) == 7 and replies[0] == Reply(False, True)
     assert sum(reply.timed_out for reply in replies) <= len(waiting)
 
@@ -123,7 +124,7 @@ def test_threads_may_ask_at_the_same_time(shared):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(symbolic.START_SECONDS)
+        thread.join(workers.START_SECONDS)
     assert found == {i: RIGHT[i:] + RIGHT[:i] for i in range(4)}
 
 
@@ -133,48 +134,48 @@ def test_threads_may_ask_at_the_same_time(shared):
     "print('x' * 200000, flush=True); time.sleep(60)",
 ])
 def test_a_child_that_talks_nonsense_or_dies_is_a_no(monkeypatch, fresh, code):
-    monkeypatch.setattr(symbolic, "COMMAND", [sys.executable, "-c", READY + code])
+    monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", READY + code])
     start = time.monotonic()
     assert fresh.ask(EASY[:1]) == [Reply(False, True)] and not fresh.idle
-    assert time.monotonic() - start < symbolic.WALL_SECONDS  # nobody waits for more
+    assert time.monotonic() - start < child.WALL_SECONDS  # nobody waits for more
     monkeypatch.undo()
     assert fresh.ask(EASY[:1]) == RIGHT[:1]
 
 
 def test_a_child_that_says_nothing_is_ended(monkeypatch, fresh):
-    monkeypatch.setattr(symbolic, "COMMAND", [sys.executable, "-c", READY + "time.sleep(600)"])
-    monkeypatch.setattr(symbolic, "WALL_SECONDS", 0.5)
+    monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", READY + "time.sleep(600)"])
+    monkeypatch.setattr(child, "WALL_SECONDS", 0.5)
     assert fresh.ask(EASY[:3]) == [Reply(False, True)] * 3 and not fresh.idle
 
 
 def test_slow_and_broken_replies_are_put_together(monkeypatch, fresh):
     say = "".join(f"print({part!r}, end='', flush=True); time.sleep(0.2);" for part in ("tr", "ue", "\n"))
-    monkeypatch.setattr(symbolic, "COMMAND", [sys.executable, "-c", READY + say + "time.sleep(60)"])
+    monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", READY + say + "time.sleep(60)"])
     assert fresh.ask(EASY[:1]) == [Reply(True, False)] and len(fresh.idle) == 1
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit(1)", "print('hello', flush=True)", "import time; time.sleep(600)"])
 def test_a_child_that_does_not_start_is_an_error(monkeypatch, fresh, code):
-    monkeypatch.setattr(symbolic, "COMMAND", [sys.executable, "-c", code])
-    monkeypatch.setattr(symbolic, "START_SECONDS", 1)
-    with pytest.raises(UserError, match="does not start; to see why: echo | python -m rlvr_jax.symbolic"):
+    monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", code])
+    monkeypatch.setattr(workers, "START_SECONDS", 1)
+    with pytest.raises(UserError, match="does not start; to see why: echo | python -m rlvr_jax.grading.child"):
         fresh.ask(EASY)
     assert not fresh.idle
 
 
 def test_math_verify_is_asked_for_by_name_before_anything_is_graded(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert grading.describe("answer", "math") == "answer / math"  # the synthetic task does without
+    assert grade.describe("answer", "math") == "answer / math"  # the synthetic task does without
     for answer_format, grader in (("lenient", "math"), ("answer", "original")):
         with pytest.raises(UserError, match=r"Math-Verify, which is not installed: pip install 'rlvr_jax\[real\]'"):
-            grading.describe(answer_format, grader)
+            grade.describe(answer_format, grader)
 
 
 PARENT = """
 import sys, threading, time
-from rlvr_jax import grading, symbolic
-symbolic.POOL.ask([symbolic.Question("math", "x+x", "2x")])
-threading.Thread(target=symbolic.POOL.ask, args=([symbolic.Question("math", "9^{9^{9^9}}", "7")],), daemon=True).start()
+from rlvr_jax.grading import child, workers
+workers.POOL.ask([child.Question("math", "x+x", "2x")])
+threading.Thread(target=workers.POOL.ask, args=([child.Question("math", "9^{9^{9^9}}", "7")],), daemon=True).start()
 print("ready", flush=True)
 WAIT
 """
@@ -183,18 +184,18 @@ WAIT
 @pytest.mark.parametrize("end", ["exits", "is killed"])
 def test_no_child_outlives_its_parent(end):
     """Even one in the middle of a product without end."""
-    code = PARENT.replace("WAIT", "time.sleep(600)" if end == "is killed" else "time.sleep(1); symbolic.POOL.size")
+    code = PARENT.replace("WAIT", "time.sleep(600)" if end == "is killed" else "time.sleep(1); workers.POOL.size")
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout.readline() == "ready\n"
         children = descendants(parent.pid)
         assert children
         if end == "is killed":
             parent.kill()
-        parent.wait(symbolic.START_SECONDS)
+        parent.wait(workers.START_SECONDS)
     assert gone(children)
 
 
 def test_a_child_loads_no_jax_and_its_parent_no_sympy():
-    code = "import sys, rlvr_jax.grading; sys.exit(str({'jax', 'sympy', 'math_verify'} & sys.modules.keys()))"
+    code = "import sys, rlvr_jax.grading.grade; sys.exit(str({'jax', 'sympy', 'math_verify'} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stderr.strip() == "set()"

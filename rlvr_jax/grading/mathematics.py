@@ -7,6 +7,7 @@ left, such as 8\sqrt[3]{4}, is a question for `leaf`. Verdicts have three values
 The cost is linear in the text, and quadratic in the elements of a set; no arithmetic is done on long numbers.
 """
 
+import functools
 import re
 from fractions import Fraction
 from typing import Callable, Iterable, Optional
@@ -288,3 +289,34 @@ def _matched(given: list[str], answers: list[str], leaf: Leaf, depth: int) -> Op
         return None if unsure else False
 
     return False if len(given) != len(answers) else _every(map(taken, given))
+
+
+# ----- in the child: computer algebra
+
+
+@functools.cache
+def parser():
+    """LaTeX of one answer to SymPy objects, by Math-Verify: units were dealt with before, time limits are ours."""
+    import logging
+
+    import math_verify
+    from latex2sympy2_extended import NormalizationConfig
+
+    logging.disable(logging.CRITICAL)
+    config = [math_verify.LatexExtractionConfig(normalization_config=NormalizationConfig(
+        units=False, malformed_operators=True, nits=True, boxed="none"))]
+    return lambda text: math_verify.parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
+
+
+def equal(given: str, answer: str) -> bool:
+    """Whether two normalised answers are equal as mathematics. Decimals are exact: 0.333 is not 1/3."""
+    import math_verify
+
+    exact = [re.sub(r"\d*\.\d+|\d+\.(?!\d)", _fraction, text) for text in (answer, given)]
+    gold, found = map(parser(), exact)
+    return math_verify.verify(gold, found, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
+
+
+def _fraction(match: re.Match) -> str:
+    whole, _, digits = match[0].partition(".")
+    return rf"{{\frac{{{int(whole + digits)}}}{{{10 ** len(digits)}}}}}"

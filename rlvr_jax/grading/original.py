@@ -41,22 +41,6 @@ _TOKEN = re.compile(r"\\(?:[a-zA-Z]+)\s*|\\.|.", re.DOTALL)
 Leaf = Callable[[str, str], Optional[bool]]
 
 
-def last_box(text: str) -> Optional[str]:
-    r"""What is in the last \boxed; None if that has no braces or they never close, whatever was in an earlier one."""
-    start = text.rfind("\\boxed")
-    return braced(text, start + len("\\boxed")) if text.startswith("\\boxed{", start) else None
-
-
-def braced(text: str, start: int) -> Optional[str]:
-    """What is between the brace at `start` and the one that closes it; None if none does."""
-    depth = 0
-    for i in range(start, len(text)):
-        depth += (text[i] == "{") - (text[i] == "}")
-        if depth == 0:
-            return text[start + 1 : i]
-    return None
-
-
 def same(given: str, answer: str, leaf: Leaf = lambda given, answer: None) -> Optional[bool]:
     """Whether the released reward is 1; None if that depends on a question to which `leaf` says None."""
     if first_normal_form(given) == first_normal_form(answer):
@@ -222,3 +206,13 @@ def _near_integer(number: float) -> bool:
 def _is_integer(text: str) -> bool:
     number = _float(_without_thousands(text))
     return number is not None and _near_integer(number)
+
+
+def released_reward(given: str, answer: str) -> bool:
+    """Whether SymPy simplifies the difference to 0, as the released one-shot reward asks it."""
+    import sympy
+    from sympy.parsing import sympy_parser
+
+    rules = sympy_parser.standard_transformations + (sympy_parser.implicit_multiplication_application,)
+    difference = f"({answer})-({given})".replace("^", "**")
+    return bool(sympy.simplify(sympy_parser.parse_expr(difference, transformations=rules)) == 0)

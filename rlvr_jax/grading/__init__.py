@@ -1,0 +1,1 @@
+"""Where an answer is in a completion, and whether it is right."""

@@ -1,0 +1,89 @@
+"""The child process that asks computer algebra: one line of JSON in, one line out, within limits that it sets itself.
+
+A question may take CPU_SECONDS (which a busy machine does not shorten), WALL_SECONDS and MEGABYTES.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+from typing import NamedTuple
+
+from rlvr_jax.grading import mathematics
+from rlvr_jax.grading.graders import GRADERS
+
+CPU_SECONDS = 5
+WALL_SECONDS = 20
+MEGABYTES = 1024  # address space of a child; SymPy itself takes about 150
+
+
+class Question(NamedTuple):
+    """Whether `given` equals the reference `answer` by a row of GRADERS."""
+
+    rule: str
+    given: str
+    answer: str
+
+
+def decide(question: Question) -> bool:
+    """The answer to a question, without any limit."""
+    grader = GRADERS[question.rule]
+
+    def asked(given: str, answer: str) -> bool:
+        try:
+            return grader.algebra(given, answer)
+        except MemoryError:
+            raise
+        except Exception:  # what cannot be parsed or compared is not equal
+            return False
+
+    return bool(grader.same(question.given, question.answer, asked))
+
+
+def serve() -> None:
+    """Answers questions from standard input, one line each, until it is closed.
+
+    A fork of this process does the work. If it exceeds its limits it dies, the answer is null, and the next fork has
+    SymPy loaded already.
+    """
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever the libraries print is no reply
+    mathematics.parser()
+    for question in (r"\sqrt{x}+1.5,3", r"(1,\infty)", r"\begin{pmatrix}1\\y\end{pmatrix}", r"x^2=2y+1", r"\sin x<1"):
+        decide(Question("math", question, question.replace("1", "2")))  # the first of a kind loads and compiles much
+    decide(Question("original", "x+1.5", "1.5x"))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20, MEGABYTES << 20))
+    _say(replies, "ready")
+    while True:
+        if not (child := os.fork()):
+            _work(replies)
+        if os.waitpid(child, 0)[1] == 0:
+            return
+        _say(replies, None)
+
+
+def _work(replies) -> None:
+    """Answers questions until there are no more, then exits with 0."""
+    try:
+        for line in sys.stdin.buffer:
+            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal ends the process, also within one product
+            signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)  # and so does this one's, also without a parent
+            equal = decide(Question(*json.loads(line)))
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _say(replies, equal)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def _say(replies, content) -> None:
+    print(json.dumps(content), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    serve()
