@@ -35,7 +35,7 @@ def on_flags(config: TrainConfig) -> str:
 
 def on_answers(config: TrainConfig, problems: list[Problem]) -> str:
     """Which reference answers would be graded wrong even in a completion that says nothing else; empty if none."""
-    answer_format = loading.answer_format(config.answer_format, config.source)
+    answer_format = loading.resolve_format(config.answer_format, config.source)
     answer_format = "boxed" if config.grader == "original" else answer_format  # where that one always looks
     grade.describe(answer_format, config.grader)
     answers = [problem.answer for problem in problems]

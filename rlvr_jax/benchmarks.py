@@ -100,7 +100,7 @@ def load_benchmarks(config: EvaluateConfig, loaded: loading.LanguageModel) -> li
                                          config.max_prompt_tokens)
         name = stem if len(set(stems)) == len(stems) else source
         made.append(Benchmark(name, source, problems, prompts, num_samples, temperature,
-                              loading.answer_format(config.answer_format, source, "lenient")))
+                              loading.resolve_format(config.answer_format, source, "lenient")))
     return made
 
 

@@ -109,5 +109,5 @@ def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callab
                                      config.max_prompt_tokens)
     return lambda params, step: evaluation.heldout(
         draw, params, start.tokenizer, found, prompts, seed=config.seed, step=step,
-        answer_format=loading.answer_format(config.answer_format, source, "lenient"), synthetic=source == "arithmetic",
+        answer_format=loading.resolve_format(config.answer_format, source, "lenient"), synthetic=source == "arithmetic",
         keep=keep)

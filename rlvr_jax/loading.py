@@ -100,7 +100,7 @@ def pinned(name: str) -> str:
     return f"{directory}@{checkpoint.best_step(directory) if which else steps[-1]}" if steps else name
 
 
-def answer_format(name: str, problems_name: str, otherwise: str = "boxed") -> str:
+def resolve_format(name: str, problems_name: str, otherwise: str = "boxed") -> str:
     """What "auto" stands for: answer on the synthetic task, else boxed in the reward and lenient in an evaluation."""
     return name if name != "auto" else "answer" if problems_name == "arithmetic" else otherwise
 

@@ -38,7 +38,7 @@ def example_place(config: TrainConfig, start: loading.LanguageModel, draw: Calla
     advice.warn(advice.on_answers(config, pool))
     rows = evaluation.measure(
         draw, parallel.replicate(start.params), start.tokenizer, pool, prompts, temperature=config.temperature,
-        num_samples=64, answer_format=loading.answer_format(config.answer_format, config.source), grader=config.grader,
+        num_samples=64, answer_format=loading.resolve_format(config.answer_format, config.source), grader=config.grader,
         seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048)
     place = selection.choose_example(rows, len(pool), config.example_pass_rate)
     right = [row["correct"] for row in rows if row["problem"] == place]

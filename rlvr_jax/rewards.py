@@ -136,7 +136,7 @@ def make_scorer(config: TrainConfig, start: loading.LanguageModel, problems: lis
     one-shot code grades both together: a completion without a box then falls back on the empty `\boxed{}` of the
     instruction and is wrong all the same, so the verdicts are equal.
     """
-    answer_format = loading.answer_format(config.answer_format, config.source)
+    answer_format = loading.resolve_format(config.answer_format, config.source)
     graded_by, terms = grade.describe(answer_format, config.grader), parse(config.reward)
     statistics = learner.map_statistics(start.config, config)
     encode = functools.partial(tokenizer.encode, start.tokenizer)
