@@ -8,18 +8,6 @@ import dataclasses
 from typing import ClassVar, Optional
 
 
-class UserError(Exception):
-    """Something the user can fix. Scripts print the message as one line and exit 1, without a traceback."""
-
-
-class Interrupted(Exception):
-    """A run saved itself and stopped because of a signal; `exit_code` is 128 + its number, as shells have it."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 def setting(default, help, choices=(), table="", listed="", free=False, **bounds):
     """A dataclass field that becomes the flag of the same name.
 
@@ -32,45 +20,6 @@ def setting(default, help, choices=(), table="", listed="", free=False, **bounds
     """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "table": table or listed,
                                                         "open": bool(listed), "free": free, "bounds": bounds})
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's stretch of rotary wavelengths longer than the original window (Llama 3.1 release)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_seq_len: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a transformer. Sizes are counts; `max_seq_len` is prompt and completion together, in tokens."""
-
-    vocab_size: int
-    num_layers: int
-    d_model: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    d_ff: int
-    max_seq_len: int
-    rope_theta: float = 10_000.0
-    rope_scaling: Optional[RopeScaling] = None
-    norm_eps: float = 1e-6
-    qkv_bias: bool = False  # Qwen2
-    qk_norm: bool = False  # Qwen3
-    tie_embeddings: bool = True
-    dtype: str = "float32"  # of the computation; parameters are float32
-
-    def to_json(self) -> dict:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: dict) -> "ModelConfig":
-        scaling = fields.get("rope_scaling")
-        return cls(**fields | {"rope_scaling": RopeScaling(**scaling) if scaling else None})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +126,7 @@ class ModelChoice:
 class Decoding:
     """How a question becomes a prompt and a prompt a completion."""
 
-    prompt_style: str = setting("plain", "how a question becomes a prompt", table="loading.PROMPT_STYLES")
+    prompt_style: str = setting("plain", "how a question becomes a prompt", table="tasks.prompts.PROMPT_STYLES")
     max_new_tokens: int = setting(22, "longest completion, in tokens", minimum=1)
     num_slots: int = setting(0, "completions decoded at a time on each device; 0: all", minimum=0)
 
@@ -194,7 +143,8 @@ class ProblemChoice(Decoding):
                                   "there; a file with text that belongs to no known layout is refused without this")
     max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
     answer_format: str = setting("auto", "where the answer is; auto: answer on a synthetic task, else boxed in "
-                                 "training and lenient where accuracy is measured", ["auto"], "grading.extract.EXTRACTORS")
+                                 "training and lenient where accuracy is measured", ["auto"],
+                                 "grading.extract.EXTRACTORS")
     grader: str = setting("math", "when two answers are equal; in training it is the reward's, and held-out problems "
                           "are graded by math", table="grading.graders.GRADERS")
 
@@ -220,9 +170,9 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, Objective, LearnerConfi
     adapter_rank: int = setting(1, "rank of lora", minimum=1)
     adapter_alpha: float = setting(32.0, "lora adds alpha / rank times its product", above=0)
     adapter_layers: tuple[int, ...] = setting((), "layers, from 0, that a vector is added after; empty: all",
-                                            minimum=0)
-    adapter_size: int = setting(0, "train this many numbers, which a fixed random orthonormal projection turns into the "
-                                "adapter; 0: the adapter itself", minimum=0)
+                                              minimum=0)
+    adapter_size: int = setting(0, "train this many numbers, which a fixed random orthonormal projection turns into "
+                                "the adapter; 0: the adapter itself", minimum=0)
     num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example", minimum=1)
     group_size: int = setting(8, "completions of a row, compared with each other", minimum=1)
     drop_dead_groups: bool = setting(False, "leave groups without advantage out of the loss altogether: KL, entropy "
@@ -249,8 +199,8 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, Objective, LearnerConfi
 class MemoryConfig(TrainConfig):
     """The memory of a training run with these flags."""
 
-    shape: str = setting("", "a published model in place of --model: a row of the table of rlvr_jax/memory.py, such as "
-                         "qwen2.5-math-1.5b")
+    shape: str = setting("", "a published model in place of --model, by its shape: a row of the table SHAPES of "
+                         "rlvr_jax/tools/memory.py")
     num_problems: int = setting(1, "distinct problems trained on: more than one with --example=all", minimum=1)
     prompt_tokens: int = setting(0, "tokens of the longest prompt; 0: max_prompt_tokens, or what the model's window "
                                  "leaves", minimum=0)
@@ -299,7 +249,7 @@ class EvaluateConfig(ProblemChoice, ModelChoice, MachineConfig):
     resume: str = setting("auto", "continue after the completions that are in out: never (start over), auto (if there "
                           "are any), must (error if there are none)", ["never", "auto", "must"], free=True)
     protocol: str = setting("flags", "how each benchmark is sampled; flags: all by num_samples and temperature",
-                            ["flags"], "benchmarks.PROTOCOLS")
+                            ["flags"], "evaluation.benchmarks.PROTOCOLS")
     num_samples: int = setting(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
     temperature: float = setting(0.0, "sampling temperature; 0: greedy", minimum=0)
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
@@ -318,7 +268,7 @@ class SampleConfig(Decoding, ModelChoice, MachineConfig):
     temperature: float = setting(1.0, "sampling temperature; 0: greedy", minimum=0)
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
     prompt_style: str = setting("auto", "how the prompt is put; auto: chat where the model has a template, else plain",
-                                ["auto"], "loading.PROMPT_STYLES")
+                                ["auto"], "tasks.prompts.PROMPT_STYLES")
     max_new_tokens: int = setting(0, "longest completion, in tokens; 0: what the model's window leaves after the "
                                   "prompt, at most 512", minimum=0)
     seed: int = setting(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
@@ -370,11 +320,11 @@ class StudyConfig:
     study: str = setting("one_shot", "a file of configs/studies by its name, or any .toml file like them")
     seeds: tuple[int, ...] = setting((), "seeds in place of the study's own", minimum=0, maximum=2**31 - 1)
     data: str = setting("", "directory of problem files, for the studies that need some")
-    quick: bool = setting(False, "try the study out: its first seed alone, with the flags of its [quick] table; written "
-                          "as STUDY_quick, and no result")
+    quick: bool = setting(False, "try the study out: its first seed alone, with the flags of its [quick] table; "
+                          "written as STUDY_quick, and no result")
     work_dir: str = setting("", "directory for the runs; empty: runs/STUDY")
-    out: str = setting("", "directory for STUDY.json, STUDY.md and STUDY.png; empty: results in work_dir; the published "
-                       "ones are in results")
+    out: str = setting("", "directory for STUDY.json, STUDY.md and STUDY.png; empty: results in work_dir; the "
+                       "published ones are in results")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,13 @@ import json
 import os
 import sys
 
-from rlvr_jax import cli
 from rlvr_jax.config import SampleConfig
+from scripts import cli
 
 
 def main(config: SampleConfig) -> None:
-    from rlvr_jax.generation import generate
-    from rlvr_jax.metrics import naming
+    from rlvr_jax.runs.files import naming
+    from rlvr_jax.tools.generate import generate
 
     rows = generate(config)
     for i, row in enumerate(rows):

@@ -14,9 +14,12 @@ from flax import traverse_util
 from golden.cases import logits
 from helpers import (TRAIN, assert_same_arrays, assert_same_run, base, compiled, read_jsonl, run,  # noqa: F401
                      saved_arrays)
-from rlvr_jax import (adapters, checkpoint, cli, gguf_file, grpo, learner, loading, logprobs, model, parallel,
-                      weights)
-from rlvr_jax.config import TrainConfig, UserError
+from rlvr_jax import adapters, grpo, learner, logprobs, model, parallel
+from rlvr_jax.pretrained import gguf_file, huggingface, loading
+from rlvr_jax.runs import checkpoint
+from scripts import cli
+from rlvr_jax.config import TrainConfig
+from rlvr_jax.errors import UserError
 from test_learner import CONFIG, assert_close, make_batch
 from test_model import BASE, PROMPTS, VARIANTS, padded, random_params
 from test_sampler import draw_rollouts
@@ -230,7 +233,7 @@ def test_a_lora_run_resumes_bit_for_bit_and_exports_what_it_learnt(base, compile
 def test_a_vector_has_no_place_in_a_hugging_face_folder(tmp_path):
     params = adapters.merged(moved(adapted("vector")))
     with pytest.raises(UserError, match="a Hugging Face folder cannot hold layers/down_bias: .* a vector has none"):
-        weights.save_folder(BASE, params, tmp_path / "out")
+        huggingface.save_folder(BASE, params, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

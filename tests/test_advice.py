@@ -9,7 +9,7 @@ import pytest
 from rlvr_jax import advice
 from rlvr_jax.config import TrainConfig
 from rlvr_jax.objectives import OBJECTIVES
-from rlvr_jax.problems import Problem, load, merge
+from rlvr_jax.tasks.problems import load, merge, Problem
 
 from helpers import base, compiled, run  # noqa: F401
 

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rlvr_jax import checkpoint
+from rlvr_jax.runs import checkpoint
 
 from helpers import TRAIN, base, compiled, read_jsonl, run  # noqa: F401
 

@@ -11,7 +11,8 @@ import jax
 import pytest
 
 import rlvr_jax.config
-from rlvr_jax import cli, metrics
+from rlvr_jax.runs import log
+from scripts import cli
 from scripts import sample
 
 CONFIGS = [value for name, value in vars(rlvr_jax.config).items()
@@ -143,7 +144,7 @@ def test_a_cache_folder_that_cannot_be_made_is_done_without_unless_it_was_asked_
 
 def test_the_second_process_finds_what_the_first_compiled(tmp_path):
     """Bounded, as the command line has it; JAX would refuse the bound without filelock."""
-    code = ("import jax, sys; from rlvr_jax import cli; cli.keep_programs(sys.argv[1])\n"
+    code = ("import jax, sys; from scripts import cli; cli.keep_programs(sys.argv[1])\n"
             "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
             "print(jax.jit(lambda x: x * 3)(jax.numpy.arange(4.0)).sum())")
     found = []
@@ -186,7 +187,7 @@ class Clock:
 def test_the_first_step_is_shown_as_compiling_and_left_out_of_the_rate(monkeypatch, capsys):
     """A first step of 100 s and others of 2: at step 3 of 13 there are 20 s left, not minutes."""
     clock = Clock()
-    bar = metrics.progress(13, what="train")
+    bar = log.progress(13, what="train")
     bar._time, bar.mininterval, bar.start_t, bar.last_print_t = clock, 0.0, clock.now, clock.now
     assert "train: 0/13 compiling…" in str(bar)
     clock.now += 100
@@ -201,9 +202,9 @@ def test_the_first_step_is_shown_as_compiling_and_left_out_of_the_rate(monkeypat
 
 def test_a_line_of_metrics_fits_80_columns():
     shown = "accuracy 1.00 entropy 1.23 greedy .95 sampled .91"  # as runs.Run writes them
-    bar = metrics.progress(2000, 1200, "train")
+    bar = log.progress(2000, 1200, "train")
     bar.set_postfix_str(shown, refresh=False)
     bar.update()
-    text = metrics.tqdm.tqdm.format_meter(**bar.format_dict | {"ncols": 80, "rate": 0.2})
+    text = log.tqdm.tqdm.format_meter(**bar.format_dict | {"ncols": 80, "rate": 0.2})
     bar.close()
     assert len(text) <= 80 and shown in text and "<1:06:35," in text

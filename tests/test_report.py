@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvr_jax import metrics, report
-from rlvr_jax.config import UserError
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import estimators
+from rlvr_jax.studies import report
 
 pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
 
@@ -115,7 +116,7 @@ def test_evaluation_table_has_base_saturation_peak_and_final_with_intervals(tmp_
 @given(st.integers(1, 2000), st.floats(0, 1))
 def test_wilson_interval_holds_the_shares_that_the_score_test_accepts(n, share):
     successes = round(share * n)
-    for bound in metrics.wilson(successes / n, n):
+    for bound in estimators.wilson(successes / n, n):
         assert 0 <= bound <= 1
         assert abs(successes / n - bound) == pytest.approx(Z * math.sqrt(bound * (1 - bound) / n), abs=1e-6)
 

@@ -19,7 +19,7 @@ import threading
 import time
 from typing import NamedTuple
 
-from rlvr_jax.config import UserError
+from rlvr_jax.errors import UserError
 from rlvr_jax.grading import child
 from rlvr_jax.grading.child import Question
 
