@@ -19,8 +19,8 @@ import tqdm
 from rlvr_jax.objectives import live_groups
 
 # Progress: steps, <time left, what is measured, and a bar of the columns that are left.
-LINE = "{desc}: {n_fmt}/{total_fmt} <{remaining}{postfix} {bar}"
-COMPILING = LINE.replace("<{remaining}", "compiling…")
+LINE = "{desc}: {n_fmt}/{total_fmt} <{remaining}{postfix} |{bar}|"
+COMPILING = "{desc}: {n_fmt}/{total_fmt} compiling…"
 SATURATED = 0.99  # a batch with this training accuracy counts as saturated
 
 
