@@ -16,8 +16,8 @@ import tqdm
 from rlvr_jax.runs.files import naming
 
 # Progress: steps, <time left, what is measured, and a bar of the columns that are left.
-LINE = "{desc}: {n_fmt}/{total_fmt} <{remaining}{postfix} {bar}"
-COMPILING = LINE.replace("<{remaining}", "compiling…")
+LINE = "{desc}: {n_fmt}/{total_fmt} <{remaining}{postfix} |{bar}|"
+COMPILING = "{desc}: {n_fmt}/{total_fmt} compiling…"
 
 
 class JsonLines:
