@@ -9,7 +9,8 @@ import pytest
 
 from rlvr_jax.config import TrainConfig
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.runs import flags, locks, run
+from rlvr_jax.runs import flags, locks
+from rlvr_jax.runs.run import Run
 
 from helpers import ROOT, TRAIN, base, compiled, finish, read_jsonl, run, start, wait_for  # noqa: F401
 
@@ -117,7 +118,7 @@ def test_the_first_signal_is_answered_at_once_and_the_second_ends_the_process(tm
 def test_a_run_stopped_before_its_first_step_says_that_it_can_start_again(tmp_path, capfd):
     config = TrainConfig(run_dir=str(tmp_path / "run"))
     with pytest.raises(Interrupted, match="SIGINT: stopped before the first step; the same command starts") as stop:
-        with run.Run(config, "train"):
+        with Run(config, "train"):
             signal.raise_signal(signal.SIGINT)
     assert stop.value.exit_code == 130
     assert "SIGINT: stopping; Ctrl-C again to stop at once" in capfd.readouterr().err
