@@ -8,11 +8,12 @@ import time
 from fractions import Fraction
 
 import pytest
-from golden.graders import GOLDEN, render
+from golden.distortions import OTHER, SAME, distorted
+from golden.graders import GOLDEN, MEASURED, PAGE, render
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from helpers import ROOT, compiled, read_jsonl, run  # noqa: F401
+from helpers import compiled, read_jsonl, run  # noqa: F401
 from rlvr_jax import regrading
 from rlvr_jax.config import GradeConfig, UserError
 from rlvr_jax.grading import extract, grade, graders, mathematics, workers
@@ -194,7 +195,7 @@ def test_every_pair_of_the_table(grader, column):
 
 
 def test_the_page_of_differences_is_the_table():
-    assert (ROOT / "results" / "graders.md").read_text("utf-8") == render(GOLDEN)
+    assert PAGE.read_text("utf-8") == render(GOLDEN, json.loads(MEASURED.read_text("utf-8")))
 
 
 @pytest.mark.parametrize("a, b, same", [
@@ -310,6 +311,12 @@ def test_a_pair_is_asked_once_and_only_if_need_be(monkeypatch):
     assert not grade.correct("answer q+q+q", "3q", "answer") and not asked  # integers and nothing else
 
 
+def test_a_text_that_is_too_long_is_not_remembered():
+    before = grade._told.cache_info().currsize
+    assert not grade.correct(r"\boxed{" + "7" * 10_000 + "}", "7", "boxed")
+    assert grade._told.cache_info().currsize == before < grade._told.cache_info().maxsize
+
+
 def test_a_report_can_name_the_grader():
     import importlib.metadata
     math, sympy = (importlib.metadata.version(name) for name in ("math-verify", "sympy"))
@@ -344,6 +351,15 @@ def test_every_reference_solution_is_right(math500, answer_format, grader):
                            grader)
     assert len(verdicts) == 500
     assert [row["answer"] for row, verdict in zip(math500, verdicts) if not verdict.correct] == []
+
+
+def test_rewritten_references_are_right_and_changed_ones_wrong(math500):
+    """Every rule of the distortions, on every reference that it applies to."""
+    given, answers, wanted, rules = zip(*distorted([row["answer"] for row in math500]))
+    assert len(given) > 3000 and len(set(rules)) == len(SAME | OTHER)
+    verdicts = grade.grade([rf"\boxed{{{text}}}" for text in given], answers, "boxed")
+    assert [(text, answer, rule) for text, answer, want, rule, verdict in zip(given, answers, wanted, rules, verdicts)
+            if verdict.correct != want] == []
 
 
 def test_shuffled_references_are_wrong_as_math_verify_says(math500):

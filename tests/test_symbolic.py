@@ -106,6 +106,15 @@ def test_a_child_killed_between_questions_is_replaced(shared):
     assert ask(shared, EASY) == RIGHT
 
 
+def test_a_fork_killed_between_questions_leaves_no_reply_behind(shared):
+    """A reply that nobody asked for would be taken for that to the next question."""
+    ask(shared, EASY)
+    pids = [worker.process.pid for worker in shared.idle]
+    for pid in [fork for pid in pids for fork in descendants(pid)]:
+        os.kill(pid, signal.SIGKILL)
+    assert gone(pids) and ask(shared, EASY) == RIGHT
+
+
 def test_a_child_killed_at_work_costs_its_question_alone(shared):
     replies = []
     thread = threading.Thread(target=lambda: replies.extend(ask(shared, [TOWERS[0], *EASY])))

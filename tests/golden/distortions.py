@@ -66,10 +66,10 @@ OTHER = {
 }
 
 
-def distorted(answers: list[str]) -> Iterator[tuple[str, str, bool]]:
-    """(distorted answer, reference, whether they still say the same), for every rule that applies."""
+def distorted(answers: list[str]) -> Iterator[tuple[str, str, bool, str]]:
+    """(distorted answer, reference, whether they still say the same, rule), for every rule that applies."""
     for answer in dict.fromkeys(answers):
         for rules, same in ((SAME, True), (OTHER, False)):
-            for given in dict.fromkeys(rule(answer) for rule in rules.values()):
-                if given not in (None, answer):
-                    yield given, answer, same
+            for name, rule in rules.items():
+                if (given := rule(answer)) not in (None, answer):
+                    yield given, answer, same, name
