@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from rlvr_jax.config import TrainConfig, UserError
+from rlvr_jax.config import TrainConfig
+from rlvr_jax.errors import UserError
 
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 TRAINED = ("_lora_a", "_lora_b", "vector")  # how the names of trained leaves end

@@ -5,11 +5,12 @@ import sys
 import numpy as np
 import tqdm
 
-from rlvr_jax import loading, parallel
+from rlvr_jax import parallel
 from rlvr_jax.config import TrainConfig
 from rlvr_jax.grading import grade
 from rlvr_jax.objectives import OBJECTIVES
-from rlvr_jax.problems import Problem
+from rlvr_jax.tasks.problems import Problem
+from rlvr_jax.tasks.prompts import resolve_format
 
 # Answer format -> a completion that says nothing but the answer.
 STATED = {"answer": "answer {}", "boxed": r"\boxed{{{}}}", "last_number": "{}", "tag": "<answer>{}</answer>",
@@ -35,12 +36,12 @@ def on_flags(config: TrainConfig) -> str:
 
 def on_answers(config: TrainConfig, problems: list[Problem]) -> str:
     """Which reference answers would be graded wrong even in a completion that says nothing else; empty if none."""
-    answer_format = loading.answer_format(config.answer_format, config.source)
+    answer_format = resolve_format(config.answer_format, config.source)
     answer_format = "boxed" if config.grader == "original" else answer_format  # where that one always looks
     grade.describe(answer_format, config.grader)
     answers = [problem.answer for problem in problems]
     verdicts = grade.grade([STATED[answer_format].format(answer) for answer in answers], answers, answer_format,
-                             config.grader)
+                           config.grader)
     unread = [(answer, verdict) for answer, verdict in zip(answers, verdicts) if not verdict.correct]
     if not unread:
         return ""

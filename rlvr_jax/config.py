@@ -5,120 +5,73 @@ to one library call; nothing below `scripts/` ever sees a flag.
 """
 
 import dataclasses
-from typing import Optional
+from typing import ClassVar, Optional
 
 
-class UserError(Exception):
-    """Something the user can fix. Scripts print the message as one line and exit 1, without a traceback."""
+def setting(default, help, choices=(), table="", listed="", free=False, **bounds):
+    """A dataclass field that becomes the flag of the same name.
 
+    A text that has `choices` is one of them, or a row of the `table` named, such as "objectives.OBJECTIVES", to which
+    choices are added. One with a table `listed` is any text that names its rows. `--help` explains a row by the first
+    line of its docstring. Of a number, or of each in a list, `minimum` and `maximum` are allowed themselves, and what
+    lies `above` or `below` a bound does not include it; it is finite in any case. The command line enforces all this.
 
-class Interrupted(Exception):
-    """A run saved itself and stopped because of a signal; `exit_code` is 128 + its number, as shells have it."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-def setting(default, help, choices=None, **bounds):
-    """A dataclass field that becomes the flag of the same name, with the bounds of a number, or of each in a list.
-
-    `minimum` and `maximum` are allowed themselves; what lies `above` or `below` a bound does not include it. A number
-    is finite in any case. The command line enforces bounds, and `--help` states them (`cli.Number`).
+    `free`: may change between two starts of one run. Any other change would make it a different run.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "bounds": bounds})
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's stretch of rotary wavelengths longer than the original window (Llama 3.1 release)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_seq_len: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a transformer. Sizes are counts; `max_seq_len` is prompt and completion together, in tokens."""
-
-    vocab_size: int
-    num_layers: int
-    d_model: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    d_ff: int
-    max_seq_len: int
-    rope_theta: float = 10_000.0
-    rope_scaling: Optional[RopeScaling] = None
-    norm_eps: float = 1e-6
-    qkv_bias: bool = False  # Qwen2
-    qk_norm: bool = False  # Qwen3
-    tie_embeddings: bool = True
-    dtype: str = "float32"  # of the computation; parameters are float32
-
-    def to_json(self) -> dict:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: dict) -> "ModelConfig":
-        scaling = fields.get("rope_scaling")
-        return cls(**fields | {"rope_scaling": RopeScaling(**scaling) if scaling else None})
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "table": table or listed,
+                                                        "open": bool(listed), "free": free, "bounds": bounds})
 
 
 @dataclasses.dataclass(frozen=True)
 class MachineConfig:
     """Where it runs."""
 
-    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1)
+    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1,
+                                free=True)
     compilation_cache: str = setting("auto", "directory that keeps compiled programs between runs, at most half a GB; "
                                      "auto: $JAX_COMPILATION_CACHE_DIR, else rlvr_jax/jax in your cache folder; none: "
-                                     "keep nothing")
+                                     "keep nothing", free=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(MachineConfig):
     """What every command that writes a run directory shares."""
 
-    run_dir: str = setting("", "directory of this run: flags, metrics, rollouts, checkpoints")
+    run_dir: str = setting("", "directory of this run: flags, metrics, rollouts, checkpoints", free=True)
     seed: int = setting(0, "seed of every random choice; a run is a function of (flags, seed, step)",
                         minimum=0, maximum=2**31 - 1)
-    num_steps: int = setting(150, "updates to make", minimum=1)
+    num_steps: int = setting(150, "updates to make", minimum=1, free=True)
     resume: str = setting("auto", "continue from the newest checkpoint in run_dir: never (start over), auto (if there "
-                          "is one), must (error if there is none)", ["never", "auto", "must"])
-    save_every: int = setting(50, "checkpoint every this many steps, and at the end; 0: only at the end", minimum=0)
-    keep_last: int = setting(2, "checkpoints to keep, newest first", minimum=1)
-    keep_every: int = setting(0, "also keep the checkpoint of every multiple of this many steps; 0: none", minimum=0)
+                          "is one), must (error if there is none)", ["never", "auto", "must"], free=True)
+    save_every: int = setting(50, "checkpoint every this many steps, and at the end; 0: only at the end", minimum=0,
+                              free=True)
+    keep_last: int = setting(2, "checkpoints to keep, newest first", minimum=1, free=True)
+    keep_every: int = setting(0, "also keep the checkpoint of every multiple of this many steps; 0: none", minimum=0,
+                              free=True)
     keep_best: str = setting("", "also keep the checkpoint whose step has the highest value of this metric, such as "
-                             "eval/greedy; --model=DIR@best names it; empty: none")
-    stop_when: str = setting("", "rules that end the run, joined by commas, such as train/entropy<0.01,train/kl>10")
-    stop_patience: int = setting(10, "rows in succession in which a rule of stop_when has to hold", minimum=1)
-    tensorboard: bool = setting(False, "mirror metrics.jsonl in run_dir/tensorboard; needs tensorboardX")
+                             "eval/greedy; --model=DIR@best names it; empty: none", free=True)
+    stop_when: str = setting("", "rules that end the run, joined by commas, such as train/entropy<0.01,train/kl>10",
+                             free=True)
+    stop_patience: int = setting(10, "rows in succession in which a rule of stop_when has to hold", minimum=1,
+                                 free=True)
+    tensorboard: bool = setting(False, "mirror metrics.jsonl in run_dir/tensorboard; needs tensorboardX", free=True)
     eval_every: int = setting(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
-                              minimum=0)
+                              minimum=0, free=True)
     eval_size: int = setting(512, "held-out problems to measure on; 0: all", minimum=0)
-    coordinator_address: str = setting("", "host:port of process 0 for a run of several processes; 'auto' to detect")
-    num_processes: int = setting(0, "processes of the run, with coordinator_address", minimum=0)
-    process_id: int = setting(-1, "index of this process, with coordinator_address", minimum=-1)
+    coordinator_address: str = setting("", "host:port of process 0 for a run of several processes; 'auto' to detect",
+                                       free=True)
+    num_processes: int = setting(0, "processes of the run, with coordinator_address", minimum=0, free=True)
+    process_id: int = setting(-1, "index of this process, with coordinator_address", minimum=-1, free=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig(RunConfig):
-    """The update: objective and optimiser."""
+    """The update: optimiser, passes and memory."""
 
-    objective: str = setting("one_shot", "row of the table of objectives (rlvr_jax/objectives.py)",
-                             ["one_shot", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce", "rloo"])
-    clip_low: Optional[float] = setting(None, "lower clip of the ratio, 1 - clip_low; unset: the objective's own",
-                                        minimum=0)
-    clip_high: Optional[float] = setting(None, "upper clip of the ratio, 1 + clip_high; unset: the objective's own",
-                                         minimum=0)
-    entropy_coef: float = setting(0.0, "weight of the entropy bonus", minimum=0)
     temperature: float = setting(1.0, "sampling temperature of the rollouts, and of every log-probability", above=0)
     learning_rate: float = setting(1e-6, "peak learning rate of AdamW", minimum=0)
     warmup_steps: int = setting(0, "optimiser updates of linear warm-up from 0", minimum=0)
-    schedule: str = setting("constant", "learning rate after the warm-up", ["constant", "linear", "cosine"])
+    schedule: str = setting("constant", "learning rate after the warm-up", table="learner.SCHEDULES")
     decay_steps: int = setting(0, "optimiser updates until the schedule ends, warm-up included; 0: the whole run",
                                minimum=0)
     final_lr_fraction: float = setting(0.0, "learning rate at the end of the schedule, as a fraction of the peak",
@@ -133,6 +86,18 @@ class LearnerConfig(RunConfig):
                                      minimum=1)
     remat: bool = setting(True, "recompute layers in the backward pass: less memory, and on large models faster")
     max_logits: int = setting(2**25, "most logits (tokens x vocabulary) held at once in the update", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What the update maximises, given the rewards."""
+
+    objective: str = setting("one_shot", "advantages, loss and divisor of the update", table="objectives.OBJECTIVES")
+    clip_low: Optional[float] = setting(None, "lower clip of the ratio, 1 - clip_low; unset: the objective's own",
+                                        minimum=0)
+    clip_high: Optional[float] = setting(None, "upper clip of the ratio, 1 + clip_high; unset: the objective's own",
+                                         minimum=0)
+    entropy_coef: float = setting(0.0, "weight of the entropy bonus", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,9 +126,7 @@ class ModelChoice:
 class Decoding:
     """How a question becomes a prompt and a prompt a completion."""
 
-    prompt_style: str = setting("plain", "how a question becomes a prompt: plain (as it is), chat (the model's own "
-                                "template), qwen_math (Qwen2.5-Math's template and system line, whatever the model's "
-                                "own)", ["plain", "chat", "qwen_math"])
+    prompt_style: str = setting("plain", "how a question becomes a prompt", table="tasks.prompts.PROMPT_STYLES")
     max_new_tokens: int = setting(22, "longest completion, in tokens", minimum=1)
     num_slots: int = setting(0, "completions decoded at a time on each device; 0: all", minimum=0)
 
@@ -179,18 +142,15 @@ class ProblemChoice(Decoding):
     ignore_columns: str = setting("", "columns of a file of problems, joined by commas, to read as if they were not "
                                   "there; a file with text that belongs to no known layout is refused without this")
     max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
-    answer_format: str = setting("auto", "where the answer is: answer (after a final 'answer'), boxed (last "
-                                 "\\boxed{}), last_number, tag (last <answer>...</answer>), lenient (boxed, else "
-                                 "after 'the answer is', else the last number), or auto (answer on the synthetic "
-                                 "task, else boxed)", ["auto", "answer", "boxed", "last_number", "tag", "lenient"])
-    grader: str = setting("math", "when two answers are equal: math (as mathematics), original (as in the released "
-                          "one-shot reward, quirks included, which always looks into the last \\boxed{}); in training "
-                          "it is the reward's, and held-out problems are graded by math",
-                          ["math", "original"])
+    answer_format: str = setting("auto", "where the answer is; auto: answer on a synthetic task, else boxed in "
+                                 "training and lenient where accuracy is measured", ["auto"],
+                                 "grading.extract.EXTRACTORS")
+    grader: str = setting("math", "when two answers are equal; in training it is the reward's, and held-out problems "
+                          "are graded by math", table="grading.graders.GRADERS")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(ProblemChoice, ModelChoice, Reference, LearnerConfig):
+class TrainConfig(ProblemChoice, ModelChoice, Reference, Objective, LearnerConfig):
     """One-example GRPO."""
 
     question: str = setting("", "the one problem to train on, in words; with --answer, in place of --problems")
@@ -202,19 +162,17 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, LearnerConfig):
     example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for", minimum=0, maximum=1)
     heldout: str = setting("", "problems to measure on, never trained on: arithmetic, a file, or none; empty: "
                            "arithmetic when training on it, else none")
-    reward: str = setting("correct", "what is paid for: correct (the right answer), format (any answer), random (a "
-                          "coin, --random_rate), none; or a weighted sum such as correct:1,format:0.1 (rows of "
-                          "rlvr_jax/rewards.py)")
+    reward: str = setting("correct", "what is paid for: one row of the table, or a weighted sum such as "
+                          "correct:1,format:0.1", listed="rewards.REWARDS")
     random_rate: float = setting(0.5, "chance of a reward under --reward=random", minimum=0, maximum=1)
-    trainable: str = setting("all", "what is trained: all parameters, or an adapter (rlvr_jax/adapters.py): lora on "
-                             "every linear map, or a vector added after each layer. An adapter that --model has "
-                             "already becomes part of its weights", ["all", "lora", "vector"])
+    trainable: str = setting("all", "what is trained: all parameters, or an adapter. One that --model has already "
+                             "becomes part of its weights", ["all"], "adapters.ADAPTERS")
     adapter_rank: int = setting(1, "rank of lora", minimum=1)
     adapter_alpha: float = setting(32.0, "lora adds alpha / rank times its product", above=0)
     adapter_layers: tuple[int, ...] = setting((), "layers, from 0, that a vector is added after; empty: all",
-                                            minimum=0)
-    adapter_size: int = setting(0, "train this many numbers, which a fixed random orthonormal projection turns into the "
-                                "adapter; 0: the adapter itself", minimum=0)
+                                              minimum=0)
+    adapter_size: int = setting(0, "train this many numbers, which a fixed random orthonormal projection turns into "
+                                "the adapter; 0: the adapter itself", minimum=0)
     num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example", minimum=1)
     group_size: int = setting(8, "completions of a row, compared with each other", minimum=1)
     drop_dead_groups: bool = setting(False, "leave groups without advantage out of the loss altogether: KL, entropy "
@@ -222,7 +180,7 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, LearnerConfig):
     max_resamples: int = setting(0, "times to sample again to replace dead groups, all rewards of which are equal",
                                  minimum=0)
     log_rollouts: int = setting(8, "rollouts of each step to write to rollouts.jsonl: whole groups, or a part of one",
-                                minimum=0)
+                                minimum=0, free=True)
     record_history: bool = setting(False, "keep each problem's accuracy in each pass over the problems, and write it "
                                    "to history.json for scripts.select_example")
 
@@ -241,8 +199,8 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, LearnerConfig):
 class MemoryConfig(TrainConfig):
     """The memory of a training run with these flags."""
 
-    shape: str = setting("", "a published model in place of --model: a row of the table of rlvr_jax/memory.py, such as "
-                         "qwen2.5-math-1.5b")
+    shape: str = setting("", "a published model in place of --model, by its shape: a row of the table SHAPES of "
+                         "rlvr_jax/tools/memory.py")
     num_problems: int = setting(1, "distinct problems trained on: more than one with --example=all", minimum=1)
     prompt_tokens: int = setting(0, "tokens of the longest prompt; 0: max_prompt_tokens, or what the model's window "
                                  "leaves", minimum=0)
@@ -252,15 +210,19 @@ class MemoryConfig(TrainConfig):
 class PretrainConfig(LearnerConfig):
     """The tiny base: a transformer trained on solutions of the synthetic task in a mixture of styles."""
 
-    objective: str = setting("reinforce", "with every advantage 1 this is cross-entropy", ["reinforce"])
-    num_steps: int = setting(2000, "updates to make", minimum=1)
+    objective: ClassVar[str] = "reinforce"  # with every advantage 1 this is cross-entropy
+    clip_low: ClassVar[Optional[float]] = None
+    clip_high: ClassVar[Optional[float]] = None
+    entropy_coef: ClassVar[float] = 0.0
+    num_steps: int = setting(2000, "updates to make", minimum=1, free=True)
     learning_rate: float = setting(3e-3, "peak learning rate of AdamW", minimum=0)
     warmup_steps: int = setting(100, "optimiser updates of linear warm-up from 0", minimum=0)
     adam_b2: float = setting(0.98, "decay of AdamW's second moment", minimum=0, below=1)
-    schedule: str = setting("cosine", "learning rate after the warm-up", ["constant", "linear", "cosine"])
+    schedule: str = setting("cosine", "learning rate after the warm-up", table="learner.SCHEDULES")
     eval_every: int = setting(500, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
-                              minimum=0)
-    save_every: int = setting(500, "checkpoint every this many steps, and at the end; 0: only at the end", minimum=0)
+                              minimum=0, free=True)
+    save_every: int = setting(500, "checkpoint every this many steps, and at the end; 0: only at the end", minimum=0,
+                              free=True)
     batch_size: int = setting(128, "problems of a step", minimum=1)
     num_ops: int = setting(6, "operations in a problem", minimum=1)
     style_shares: tuple[float, ...] = setting((0.28, 0.27, 0.2, 0.25), "share of solutions written in each style: "
@@ -283,12 +245,11 @@ class EvaluateConfig(ProblemChoice, ModelChoice, MachineConfig):
 
     problems: str = setting("arithmetic", "arithmetic, or a file of problems as in training; or several, joined by "
                             "commas: each is a row of the table")
-    out: str = setting("", "directory for summary.json, table.md and completions.jsonl")
+    out: str = setting("", "directory for summary.json, table.md and completions.jsonl", free=True)
     resume: str = setting("auto", "continue after the completions that are in out: never (start over), auto (if there "
-                          "are any), must (error if there are none)", ["never", "auto", "must"])
-    protocol: str = setting("flags", "how each benchmark is sampled: flags (all by num_samples and temperature), "
-                            "one_shot (8 completions at temperature 0.6 where the file's name has aime or amc, else "
-                            "one, greedy)", ["flags", "one_shot"])
+                          "are any), must (error if there are none)", ["never", "auto", "must"], free=True)
+    protocol: str = setting("flags", "how each benchmark is sampled; flags: all by num_samples and temperature",
+                            ["flags"], "evaluation.benchmarks.PROTOCOLS")
     num_samples: int = setting(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
     temperature: float = setting(0.0, "sampling temperature; 0: greedy", minimum=0)
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
@@ -306,10 +267,8 @@ class SampleConfig(Decoding, ModelChoice, MachineConfig):
     num_samples: int = setting(1, "completions to draw", minimum=1)
     temperature: float = setting(1.0, "sampling temperature; 0: greedy", minimum=0)
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
-    prompt_style: str = setting("auto", "how the prompt is put: plain (as it is), chat (the model's own template), "
-                                "qwen_math (Qwen2.5-Math's template and system line, whatever the model's own), or "
-                                "auto (chat where the model has a template, else plain)",
-                                ["auto", "plain", "chat", "qwen_math"])
+    prompt_style: str = setting("auto", "how the prompt is put; auto: chat where the model has a template, else plain",
+                                ["auto"], "tasks.prompts.PROMPT_STYLES")
     max_new_tokens: int = setting(0, "longest completion, in tokens; 0: what the model's window leaves after the "
                                   "prompt, at most 512", minimum=0)
     seed: int = setting(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
@@ -335,13 +294,8 @@ class GradeConfig:
                                "an evaluation")
     out: str = setting("", "JSONL file for the same rows with correct, extracted, graded_by and timed_out; may be the "
                        "file read")
-    answer_format: str = setting("lenient", "where the answer is: answer (after a final 'answer'), boxed (last "
-                                 "\\boxed{}), last_number, tag (last <answer>...</answer>), lenient (boxed, else after "
-                                 "'the answer is', else the last number)",
-                                 ["answer", "boxed", "last_number", "tag", "lenient"])
-    grader: str = setting("math", "when two answers are equal: math (as mathematics), original (as in the released "
-                          "one-shot reward, quirks included, which always looks into the last \\boxed{})",
-                          ["math", "original"])
+    answer_format: str = setting("lenient", "where the answer is", table="grading.extract.EXTRACTORS")
+    grader: str = setting("math", "when two answers are equal", table="grading.graders.GRADERS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,11 +320,11 @@ class StudyConfig:
     study: str = setting("one_shot", "a file of configs/studies by its name, or any .toml file like them")
     seeds: tuple[int, ...] = setting((), "seeds in place of the study's own", minimum=0, maximum=2**31 - 1)
     data: str = setting("", "directory of problem files, for the studies that need some")
-    quick: bool = setting(False, "try the study out: its first seed alone, with the flags of its [quick] table; written "
-                          "as STUDY_quick, and no result")
+    quick: bool = setting(False, "try the study out: its first seed alone, with the flags of its [quick] table; "
+                          "written as STUDY_quick, and no result")
     work_dir: str = setting("", "directory for the runs; empty: runs/STUDY")
-    out: str = setting("", "directory for STUDY.json, STUDY.md and STUDY.png; empty: results in work_dir; the published "
-                       "ones are in results")
+    out: str = setting("", "directory for STUDY.json, STUDY.md and STUDY.png; empty: results in work_dir; the "
+                       "published ones are in results")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,18 +1,23 @@
 """The loop: sample, score, advantage, update, log. Read `train` first."""
 
 import dataclasses
-from typing import Callable, Optional
+import functools
 
+import jax
 import numpy as np
 
-from rlvr_jax import adapters, advice, evaluation, learner, loading, metrics, parallel, rewards, sampler, tokenizer
-from rlvr_jax.config import TrainConfig, UserError
-from rlvr_jax.metrics import timed
+from rlvr_jax import adapters, advice, learner, parallel, rewards, sampler
+from rlvr_jax.config import TrainConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation.measure import example_place, make_heldout
 from rlvr_jax.objectives import OBJECTIVES, live_groups
-from rlvr_jax.pool import curriculum, record, training_problems, write_history
+from rlvr_jax.pretrained import loading, tokenizer
 from rlvr_jax.rewards import make_scorer
-from rlvr_jax.rollouts import collect
-from rlvr_jax.runs import Run
+from rlvr_jax.runs.log import timed
+from rlvr_jax.runs.run import Run
+from rlvr_jax.runs.summary import describe, rollout_rows, throughput
+from rlvr_jax.tasks.history import record, write_history
+from rlvr_jax.tasks.pool import curriculum, training_problems
 
 SHOW = ("train/accuracy", "train/entropy", "eval/greedy", "eval/sampled")
 
@@ -31,7 +36,8 @@ def train(config: TrainConfig) -> dict:
             "flags": dataclasses.asdict(config)}
 
     with Run(config, "train") as run:
-        problems, prompts = training_problems(config, start, draw, run.once)
+        problems, prompts = training_problems(
+            config, start, functools.partial(example_place, config, start, draw), run.once)
         advice.warn(advice.on_answers(config, problems))
         heldout = make_heldout(config, start, draw, problems, run.keep_heldout)
         score = make_scorer(config, start, problems, prompts)
@@ -53,13 +59,13 @@ def train(config: TrainConfig) -> dict:
                 if config.num_passes * config.num_minibatches > 1:
                     batch = batch.replace(old_logprobs=logprobs(state.params, batch))
                 state, updated = update(state, batch, step)
-            row = {"step": step} | metrics.describe(rollouts, scored, config.group_size) | updated
+            row = {"step": step} | describe(rollouts, scored, config.group_size) | updated
             row |= record(config, problems, index, scored.correct)
             if run.due(step, config.eval_every, row):
                 with timed(seconds, "eval"):
                     row |= heldout(state.params, step)
-            run.log(row | metrics.throughput(seconds, rollouts), SHOW,
-                    metrics.rollout_rows(config, step, problems, rollouts, scored, batch.advantages))
+            run.log(row | throughput(seconds, rollouts), SHOW,
+                    rollout_rows(config, step, problems, rollouts, scored, batch.advantages))
             if run.due(step, config.save_every):
                 run.save(state, meta)
                 write_history(config, run, problems)
@@ -89,25 +95,32 @@ def with_advantages(config: TrainConfig, prompts, rollouts: sampler.Rollouts, re
                          rollouts.sampler_logprobs)
 
 
-def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callable, trained: list,
-                 keep: Optional[Callable] = None) -> Callable:
-    """`heldout(params, step)`: greedy and T=1 accuracy on problems that are not trained on, as eval/* metrics.
+def collect(config: TrainConfig, draw, score, params, prompts, index, step: int, seconds: dict) -> tuple:
+    """(rollouts, scored) of a step. Dead groups are sampled again, at most `max_resamples` times."""
+    def live(scored):
+        return live_groups(scored.reward.reshape(-1, config.group_size))
 
-    `keep(step, rows)` is handed the greedy completions. Graded as `scripts.evaluate` does by default: where the reward
-    wants a box, or another grader, these do not.
-    """
-    source = config.heldout or ("arithmetic" if config.source == "arithmetic" else "none")
-    if source == "none":
-        return lambda params, step: {}
-    found = loading.load_problems(source, start.tokenizer, count=config.eval_size, split=config.heldout_split,
-                                  num_ops=config.num_ops, prompt_style=config.prompt_style,
-                                  instruction=config.instruction, ignore_columns=config.ignore_columns)
-    found = [problem for problem in found if problem.prompt not in {p.prompt for p in trained}]
-    if not found:
-        raise UserError(f"--heldout={source} leaves no problem that is not trained on; name another file, or none")
-    prompts = loading.encode_prompts(start.tokenizer, found, start.config, config.max_new_tokens,
-                                     config.max_prompt_tokens)
-    return lambda params, step: evaluation.heldout(
-        draw, params, start.tokenizer, found, prompts, seed=config.seed, step=step,
-        answer_format=loading.answer_format(config.answer_format, source, "lenient"), synthetic=source == "arithmetic",
-        keep=keep)
+    rollouts = scored = None
+    for attempt in range(config.max_resamples + 1):
+        with timed(seconds, "sample"):
+            fresh = draw(params, prompts, index, config.seed, step, config.temperature, repeats=config.group_size,
+                         first_row=attempt * len(index))
+        with timed(seconds, "score"):
+            fresh = (fresh, score(params, fresh, step, attempt))
+        if attempt == 0:
+            rollouts, scored = fresh
+        else:
+            dead, fit = np.flatnonzero(~live(scored)), np.flatnonzero(live(fresh[1]))
+            (dead, fit), size = (dead[: len(fit)], fit[: len(dead)]), config.group_size
+            to, source = ((groups[:, None] * size + np.arange(size)).ravel() for groups in (dead, fit))
+            rollouts, scored = jax.tree.map(lambda old, new: replaced(old, to, new[source]), (rollouts, scored), fresh)
+        if live(scored).all():
+            break
+    return rollouts, scored
+
+
+def replaced(rows: np.ndarray, index: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A copy of `rows` with other values at `index`: arrays from a device are read-only."""
+    rows = rows.copy()
+    rows[index] = values
+    return rows

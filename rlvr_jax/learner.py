@@ -15,10 +15,9 @@ import optax
 from jax import lax
 
 from rlvr_jax import adapters, model, objectives, parallel
-from rlvr_jax.config import LearnerConfig, ModelConfig
+from rlvr_jax.config import LearnerConfig
 from rlvr_jax.logprobs import completion_logprobs
-from rlvr_jax.model import Prompts
-from rlvr_jax.sampler import localise
+from rlvr_jax.model import ModelConfig, Prompts, localise
 
 
 @flax.struct.dataclass
@@ -45,14 +44,30 @@ class Batch:
     ref_logprobs: Optional[jax.Array] = None  # f32[B,T], None where no KL is measured
 
 
+def constant(peak: float, updates: int, fraction: float) -> optax.Schedule:
+    """The peak throughout."""
+    return optax.constant_schedule(peak)
+
+
+def linear(peak: float, updates: int, fraction: float) -> optax.Schedule:
+    """A straight line from the peak to `final_lr_fraction` of it."""
+    return optax.linear_schedule(peak, peak * fraction, updates)
+
+
+def cosine(peak: float, updates: int, fraction: float) -> optax.Schedule:
+    """Half a cosine from the peak to `final_lr_fraction` of it."""
+    return optax.cosine_decay_schedule(peak, updates, fraction)
+
+
+SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine}
+
+
 def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
     """AdamW after clipping by global norm; warm-up, then `config.schedule` down to `final_lr_fraction` at the end."""
     warmup, peak = config.warmup_steps, config.learning_rate
     num_updates = config.num_steps * config.num_passes * config.num_minibatches
     decay_updates = max((config.decay_steps or num_updates) - warmup, 1)
-    decay = {"constant": optax.constant_schedule(peak),
-             "linear": optax.linear_schedule(peak, peak * config.final_lr_fraction, decay_updates),
-             "cosine": optax.cosine_decay_schedule(peak, decay_updates, config.final_lr_fraction)}[config.schedule]
+    decay = SCHEDULES[config.schedule](peak, decay_updates, config.final_lr_fraction)
     schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup]) if warmup else decay
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm),
                        optax.adamw(schedule, config.adam_b1, config.adam_b2, weight_decay=config.weight_decay))
@@ -78,16 +93,12 @@ def make_statistics(model_config: ModelConfig, config: LearnerConfig, count: int
     return statistics
 
 
-def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: optax.GradientTransformation) -> Callable:
-    """`update(state, batch, step, psum, pmax) -> (state, metrics)`.
+def make_loss(model_config: ModelConfig, config: LearnerConfig, objective: objectives.Objective) -> Callable:
+    """`loss(trained, frozen, micro-batch) -> (sum, (sums of what is measured, largest gap))`, over its tokens.
 
-    `psum` sums over devices and `pmax` takes the largest of them (under plain jit each is the identity).
-
-    The batch's arrays carry a leading axis of micro-batches, whose gradients are accumulated. The loss is
-    sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy) over the normaliser's divisor. The KL term
+    The loss is sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy), before its divisor. The KL term
     is there where the batch has `ref_logprobs`; its config is then a TrainConfig.
     """
-    objective = objectives.OBJECTIVES[config.objective]
     clip_low = objective.clip_low if config.clip_low is None else config.clip_low
     clip_high = objective.clip_high if config.clip_high is None else config.clip_high
 
@@ -118,6 +129,20 @@ def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opt
         sums = {name: jnp.sum(jnp.where(mask, x, 0.0)) for name, x in sums.items()}
         largest = 0.0 if micro.sampler_logprobs is None else jnp.max(jnp.where(mask, jnp.abs(gap), 0.0))
         return loss, (sums, largest)
+
+    return loss_sum
+
+
+def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: optax.GradientTransformation) -> Callable:
+    """`update(state, batch, step, psum, pmax) -> (state, metrics)`.
+
+    `psum` sums over devices and `pmax` takes the largest of them (under plain jit each is the identity).
+
+    The batch's arrays carry a leading axis of micro-batches, whose gradients are accumulated. The loss is the sum of
+    `make_loss` over the normaliser's divisor.
+    """
+    objective = objectives.OBJECTIVES[config.objective]
+    loss_sum = make_loss(model_config, config, objective)
 
     def update(state: LearnerState, batch: Batch, step, psum: Callable = lambda x: x, pmax: Callable = lambda x: x):
         mask = batch.completion_mask.astype(jnp.float32)

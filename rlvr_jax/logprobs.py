@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rlvr_jax import model
-from rlvr_jax.config import ModelConfig
+from rlvr_jax.model import ModelConfig
 
 
 def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: jax.Array, temperature: float,

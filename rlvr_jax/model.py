@@ -12,16 +12,48 @@ The architecture is Llama's (Touvron et al., arXiv 2302.13971) with the switches
 and Qwen3 (query/key norms) need.
 """
 
+import dataclasses
 import math
 from typing import Callable, Optional
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from rlvr_jax import ops
-from rlvr_jax.config import ModelConfig
+from rlvr_jax.ops import RopeScaling
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a transformer. Sizes are counts; `max_seq_len` is prompt and completion together, in tokens."""
+
+    vocab_size: int
+    num_layers: int
+    d_model: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_ff: int
+    max_seq_len: int
+    rope_theta: float = 10_000.0
+    rope_scaling: Optional[RopeScaling] = None
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False  # Qwen2
+    qk_norm: bool = False  # Qwen3
+    tie_embeddings: bool = True
+    dtype: str = "float32"  # of the computation; parameters are float32
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict) -> "ModelConfig":
+        scaling = fields.get("rope_scaling")
+        return cls(**fields | {"rope_scaling": RopeScaling(**scaling) if scaling else None})
+
 
 # {"embed": [V,D], "layers": {name: [L,...]}, "final_norm": [D], "head": [D,V] unless tied}, and what `adapters.py` adds
 Params = dict
@@ -213,7 +245,7 @@ def decode_step(params: Params, config: ModelConfig, layers: list, prefix: Prefi
 
             def look(size):
                 return lambda: ops.attention(q, [prompt, (keys_BxWxKxE[:, :size], values_BxWxKxE[:, :size],
-                                                      seen_Bx1xW[:, :, :size])])
+                                                          seen_Bx1xW[:, :, :size])])
             return lax.switch(bucket, [look(size) for size in buckets]), (keys_BxWxKxE, values_BxWxKxE)
 
         x, (k, v) = layer(p, config, x, positions_Bx1, attend)
@@ -223,3 +255,17 @@ def decode_step(params: Params, config: ModelConfig, layers: list, prefix: Prefi
         values.append(v)
     hidden_BxD = ops.rms_norm(x, params["final_norm"], config.norm_eps)[:, 0]
     return head(params, hidden_BxD), KVCache(tuple(keys), tuple(values))
+
+
+def localise(prompts: Prompts, prompt_index_B: np.ndarray, pieces: int, repeats: int = 1) -> tuple[Prompts, np.ndarray]:
+    """Cuts rows into equal pieces, each with just the prompts it uses: (prompts [pieces,P',S], index [pieces,B']).
+
+    `repeats` rows in a row are known to share a prompt. P' is what a piece could need at most, so that shapes stay
+    the same for a whole run.
+    """
+    index = np.asarray(prompt_index_B).reshape(pieces, -1)
+    size = index.shape[1]
+    slots = min(len(prompts.lengths), size, size // repeats + (2 if size % repeats else 0))
+    used, local = zip(*(np.unique(piece, return_inverse=True) for piece in index))
+    used = np.stack([np.resize(piece, slots) for piece in used])
+    return jax.tree.map(lambda x: np.asarray(x)[used], prompts), np.stack(local).astype(np.int32)

@@ -1,5 +1,6 @@
 """What a layer is made of: products, norms, rotary positions, attention over segments. Axis letters as in `model`."""
 
+import dataclasses
 import math
 from typing import Optional
 
@@ -7,7 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rlvr_jax.config import RopeScaling
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretch of rotary wavelengths longer than the original window (Llama 3.1 release)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_seq_len: int
 
 
 @jax.custom_vjp

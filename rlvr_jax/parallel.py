@@ -67,6 +67,10 @@ def process_index() -> int:
     return jax.process_index()
 
 
+def process_count() -> int:
+    return jax.process_count()
+
+
 def is_main() -> bool:
     """True on the one process that writes files and prints."""
     return process_index() == 0

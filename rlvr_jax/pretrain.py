@@ -5,10 +5,16 @@ import dataclasses
 import jax
 import numpy as np
 
-from rlvr_jax import arithmetic, evaluation, learner, loading, model, parallel, sampler, tokenizer
-from rlvr_jax.config import ModelConfig, PretrainConfig, UserError
-from rlvr_jax.metrics import timed
-from rlvr_jax.runs import Run
+from rlvr_jax import learner, model, parallel, sampler
+from rlvr_jax.config import PretrainConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import measure
+from rlvr_jax.model import ModelConfig
+from rlvr_jax.pretrained import tokenizer
+from rlvr_jax.runs.log import timed
+from rlvr_jax.runs.run import Run
+from rlvr_jax.tasks import arithmetic
+from rlvr_jax.tasks.prompts import encode_prompts, load_problems
 
 
 def pretrain(config: PretrainConfig) -> dict:
@@ -27,9 +33,9 @@ def pretrain(config: PretrainConfig) -> dict:
     update = learner.map_update(model_config, config, optimizer)
     draw = sampler.make_sampler(model_config, eos_ids=words.eos_ids,
                                 max_new_tokens=arithmetic.solution_length(config.num_ops))
-    heldout = loading.load_problems("arithmetic", words, count=config.eval_size, split=config.heldout_split,
-                                    num_ops=config.num_ops)
-    prompts = loading.encode_prompts(words, heldout, model_config, arithmetic.solution_length(config.num_ops))
+    heldout = load_problems("arithmetic", words, count=config.eval_size, split=config.heldout_split,
+                            num_ops=config.num_ops)
+    prompts = encode_prompts(words, heldout, model_config, arithmetic.solution_length(config.num_ops))
     meta = {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(words), "flags": dataclasses.asdict(config)}
 
     with Run(config, "pretrain") as run:
@@ -44,8 +50,8 @@ def pretrain(config: PretrainConfig) -> dict:
             row = {"step": step} | updated
             if run.due(step, config.eval_every, row):
                 with timed(seconds, "eval"):
-                    row |= evaluation.heldout(draw, state.params, words, heldout, prompts, seed=config.seed, step=step,
-                                              answer_format="answer", synthetic=True)
+                    row |= measure.heldout(draw, state.params, words, heldout, prompts, seed=config.seed, step=step,
+                                           answer_format="answer", synthetic=True)
             run.log(row | seconds, ("train/loss", "eval/greedy", "eval/sampled"))
             if run.due(step, config.save_every):
                 run.save(state, meta)

@@ -11,13 +11,16 @@ from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
-from rlvr_jax import evaluation, learner, loading, parallel, tokenizer
-from rlvr_jax.config import TrainConfig, UserError
+from rlvr_jax import learner, parallel
+from rlvr_jax.config import TrainConfig
+from rlvr_jax.errors import UserError
 from rlvr_jax.grading import grade
 from rlvr_jax.grading.grade import Verdict
 from rlvr_jax.learner import Batch
-from rlvr_jax.problems import Problem
+from rlvr_jax.pretrained import loading, tokenizer
 from rlvr_jax.sampler import Rollouts
+from rlvr_jax.tasks.problems import Problem
+from rlvr_jax.tasks.prompts import resolve_format
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +139,13 @@ def make_scorer(config: TrainConfig, start: loading.LanguageModel, problems: lis
     one-shot code grades both together: a completion without a box then falls back on the empty `\boxed{}` of the
     instruction and is wrong all the same, so the verdicts are equal.
     """
-    answer_format = loading.answer_format(config.answer_format, config.source)
+    answer_format = resolve_format(config.answer_format, config.source)
     graded_by, terms = grade.describe(answer_format, config.grader), parse(config.reward)
     statistics = learner.map_statistics(start.config, config)
     encode = functools.partial(tokenizer.encode, start.tokenizer)
 
     def score(params, rollouts: Rollouts, step: int, attempt: int = 0) -> Scored:
-        texts = evaluation.texts_of(start.tokenizer, rollouts)
+        texts = tokenizer.texts_of(start.tokenizer, rollouts)
         asked = [problems[i] for i in rollouts.prompt_index]
         verdicts = grade.grade(texts, [problem.answer for problem in asked], answer_format, config.grader)
         flags = parallel.broadcast(np.array([[v.correct, v.timed_out] for v in verdicts], np.float32))

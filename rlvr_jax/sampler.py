@@ -14,8 +14,7 @@ import numpy as np
 from jax import lax
 
 from rlvr_jax import model, parallel
-from rlvr_jax.config import ModelConfig
-from rlvr_jax.model import Prompts
+from rlvr_jax.model import ModelConfig, Prompts, localise
 
 TRAIN, EVAL, CHOOSE = 0, 1, 2  # streams of keys: the same seed and step draw differently in each
 
@@ -140,20 +139,6 @@ def sample(params: model.Params, config: ModelConfig, prompts: Prompts, prompt_i
     s = lax.while_loop(lambda s: jnp.any(s.rows < num_rows), body, start)
     mask_BxT = jnp.arange(t_max)[None, :] < s.lengths[:, None]
     return Rollouts(prompt_index_B, s.completions, mask_BxT, s.logprobs, s.ended)
-
-
-def localise(prompts: Prompts, prompt_index_B: np.ndarray, pieces: int, repeats: int = 1) -> tuple[Prompts, np.ndarray]:
-    """Cuts rows into equal pieces, each with just the prompts it uses: (prompts [pieces,P',S], index [pieces,B']).
-
-    `repeats` rows in a row are known to share a prompt. P' is what a piece could need at most, so that shapes stay
-    the same for a whole run.
-    """
-    index = np.asarray(prompt_index_B).reshape(pieces, -1)
-    size = index.shape[1]
-    slots = min(len(prompts.lengths), size, size // repeats + (2 if size % repeats else 0))
-    used, local = zip(*(np.unique(piece, return_inverse=True) for piece in index))
-    used = np.stack([np.resize(piece, slots) for piece in used])
-    return jax.tree.map(lambda x: np.asarray(x)[used], prompts), np.stack(local).astype(np.int32)
 
 
 def make_sampler(config: ModelConfig, *, eos_ids: tuple, max_new_tokens: int, num_slots: int = 0,

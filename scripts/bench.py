@@ -8,12 +8,12 @@ theirs, and ratios are of the medians.
 
 import pathlib
 
-from rlvr_jax import cli
 from rlvr_jax.config import BenchConfig
+from scripts import cli
 
 
 def main(config: BenchConfig) -> None:
-    from rlvr_jax import bench
+    from rlvr_jax.tools import bench
 
     text = bench.run(config)
     print(text)

@@ -9,12 +9,12 @@ Writes OUT/summary.json, OUT/table.md and OUT/completions.jsonl. The same comman
 
 import pathlib
 
-from rlvr_jax import cli
 from rlvr_jax.config import EvaluateConfig
+from scripts import cli
 
 
 def main(config: EvaluateConfig) -> None:
-    from rlvr_jax.benchmarks import evaluate
+    from rlvr_jax.evaluation.benchmarks import evaluate
 
     evaluate(config)
     print((pathlib.Path(config.out) / "table.md").read_text("utf-8") + f"\n{config.out}/summary.json")

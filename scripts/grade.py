@@ -9,12 +9,12 @@ released training reward is --grader=original: the last \boxed{} alone, and its 
 differ: results/graders.md. LaTeX takes pip install 'rlvr_jax[real]'.
 """
 
-from rlvr_jax import cli
 from rlvr_jax.config import GradeConfig
+from scripts import cli
 
 
 def main(config: GradeConfig) -> None:
-    from rlvr_jax.regrading import regrade
+    from rlvr_jax.evaluation.regrade import regrade
 
     found = regrade(config)
     print(f"{config.completions}: {found['correct'] / found['n']:.3f} correct ({found['correct']} of {found['n']}), "

@@ -2,15 +2,15 @@
 
   python -m scripts.memory --flagfile=configs/pi1_qwen2.5_math_1.5b.flags --shape=qwen2.5-math-1.5b
 
---model=M works too. Nothing is computed: see rlvr_jax/memory.py for what is counted.
+--model=M works too. Nothing is computed: see rlvr_jax/tools/memory.py for what is counted.
 """
 
-from rlvr_jax import cli
 from rlvr_jax.config import MemoryConfig
+from scripts import cli
 
 
 def main(config: MemoryConfig) -> None:
-    from rlvr_jax import memory
+    from rlvr_jax.tools import memory
 
     print(memory.run(config))
 

@@ -5,8 +5,8 @@
 Writes a run directory that --model of the other scripts accepts. The same command continues an interrupted run.
 """
 
-from rlvr_jax import cli
 from rlvr_jax.config import PretrainConfig
+from scripts import cli
 
 
 def main(config: PretrainConfig) -> None:

@@ -3,12 +3,12 @@
   python -m scripts.report --run_dir=runs/tiny
 """
 
-from rlvr_jax import cli
 from rlvr_jax.config import ReportConfig
+from scripts import cli
 
 
 def main(config: ReportConfig) -> None:
-    from rlvr_jax.report import write_report
+    from rlvr_jax.studies.report import write_report
 
     print("\n".join(map(str, write_report(config.run_dir))))
 

@@ -11,13 +11,13 @@ import json
 import os
 import sys
 
-from rlvr_jax import cli
 from rlvr_jax.config import SampleConfig
+from scripts import cli
 
 
 def main(config: SampleConfig) -> None:
-    from rlvr_jax.generation import generate
-    from rlvr_jax.metrics import naming
+    from rlvr_jax.runs.files import naming
+    from rlvr_jax.tools.generate import generate
 
     rows = generate(config)
     for i, row in enumerate(rows):
@@ -34,11 +34,15 @@ def styled() -> bool:
 
 
 def marked(row: dict) -> str:
-    """The tokens in the terminal's own colours, which can be read on any background; see above for the exceptions."""
-    def style(logprob):
-        return "\x1b[1;31m" if logprob < -3 else "\x1b[4m" if logprob < -1 else ""
-    found = zip(row["pieces"], map(style, row["sampler_logprobs"]))
-    return "".join(f"{code}{piece}\x1b[0m" if code else piece for piece, code in found)
+    """The tokens in the terminal's own colours, which can be read on any background; see above for the exceptions.
+
+    The space before a word stays plain, so that one can see where a token begins.
+    """
+    def styled_piece(piece, logprob):
+        word = piece.lstrip()
+        code = "\x1b[1;31m" if logprob < -3 else "\x1b[4m" if logprob < -1 else ""
+        return piece.removesuffix(word) + f"{code}{word}\x1b[0m" if word and code else piece
+    return "".join(map(styled_piece, row["pieces"], row["sampler_logprobs"]))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@
 For the published pool, JSONL files and the synthetic task, an index is what scripts.train takes as --example.
 """
 
-from rlvr_jax import cli
 from rlvr_jax.config import SelectConfig
+from scripts import cli
 
 
 def main(config: SelectConfig) -> None:
-    from rlvr_jax.selection import select
+    from rlvr_jax.tasks.history import select
 
     ranking = select(config)
     print(f"{'rank':>5}{'index':>7}{'variance':>10}{'accuracy':>10}{'passes':>8}")

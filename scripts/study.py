@@ -8,14 +8,14 @@ The files go to runs/STUDY/results; the published ones were written with --out=r
 on where it was with the same command, and what had finished is not run again.
 """
 
-from rlvr_jax import cli
 from rlvr_jax.config import StudyConfig
+from scripts import cli
 
 
 def main(config: StudyConfig) -> None:
-    from rlvr_jax import studies
+    from rlvr_jax.studies import study
 
-    print(studies.run(config).read_text())
+    print(study.run(config).read_text())
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ Writes a run directory (metrics.jsonl, rollouts.jsonl, heldout.jsonl, checkpoint
 in origin.json); `scripts.report` draws it. The same command continues an interrupted run.
 """
 
-from rlvr_jax import cli
 from rlvr_jax.config import TrainConfig
+from scripts import cli
 
 
 def main(config: TrainConfig) -> None:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from rlvr_jax import advice
-from rlvr_jax.config import LearnerConfig, TrainConfig
-from rlvr_jax.problems import Problem, load, merge
+from rlvr_jax.config import TrainConfig
+from rlvr_jax.objectives import OBJECTIVES
+from rlvr_jax.tasks.problems import load, merge, Problem
 
 from helpers import base, compiled, run  # noqa: F401
 
 # Objectives whose advantage is the distance to the group's mean, without a case for a group of one.
 CENTRED = {"dr_grpo", "reinforce", "rloo"}
-OBJECTIVES = LearnerConfig.__dataclass_fields__["objective"].metadata["choices"]
 
 
 def problems(*answers):

@@ -5,8 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlvr_jax import arithmetic, pretrain, tokenizer
-from rlvr_jax.config import PretrainConfig, UserError
+from rlvr_jax import pretrain
+from rlvr_jax.config import PretrainConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.pretrained import tokenizer
+from rlvr_jax.tasks import arithmetic
 
 
 def calculate(prompt):

@@ -2,8 +2,8 @@
 
 import re
 
-from rlvr_jax import bench
 from rlvr_jax.config import BenchConfig
+from rlvr_jax.tools import bench
 
 
 def test_the_command_beside_the_table_has_every_flag_that_the_figures_depend_on(monkeypatch):

@@ -1,7 +1,9 @@
 """What every command does before its own work: numbers within bounds, compiled programs kept, styles of a terminal."""
 
 import dataclasses
+import importlib
 import pathlib
+import re
 import subprocess
 import sys
 import typing
@@ -10,11 +12,13 @@ import jax
 import pytest
 
 import rlvr_jax.config
-from rlvr_jax import cli, metrics
+from rlvr_jax.runs import log
+from scripts import cli
 from scripts import sample
 
 CONFIGS = [value for name, value in vars(rlvr_jax.config).items()
            if name.endswith("Config") and name not in ("ModelConfig", "Config")]
+ROOT = pathlib.Path(__file__).parents[1]
 NUMBERS = [(config, field) for config in CONFIGS for field in dataclasses.fields(config)
            if any(kind in (int, float) for kind in (typing.get_type_hints(config)[field.name],
                                                     *typing.get_args(typing.get_type_hints(config)[field.name])))]
@@ -60,6 +64,38 @@ def test_training_refuses_a_number_out_of_bounds(flag, allowed):
     kind = int if isinstance(field.default, int) else float
     with pytest.raises(ValueError, match=f"number {allowed}$"):
         parser(kind, **field.metadata["bounds"]).parse(value)
+
+
+# ----- choices
+
+
+TABLES = sorted({field.metadata["table"] for config in CONFIGS for field in dataclasses.fields(config)} - {""})
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_flag_offers_the_rows_of_its_table_and_says_what_they_mean(table):
+    module, _, name = table.rpartition(".")
+    rows = getattr(importlib.import_module(f"rlvr_jax.{module}"), name)
+    known = cli.table_rows(table)
+    assert list(known) == list(rows)
+    for row, means in known.items():
+        assert not callable(rows[row]) or means and " ".join(rows[row].__doc__.split()).startswith(means)
+
+
+def test_config_types_no_name_that_a_table_holds_among_the_choices():
+    for config in CONFIGS:
+        for field in dataclasses.fields(config):
+            if field.metadata["table"]:
+                assert not set(field.metadata["choices"]) & cli.table_rows(field.metadata["table"]).keys(), field.name
+
+
+def test_help_explains_a_choice_and_a_value_that_is_none_is_refused_with_the_rows():
+    def train(flag):
+        return subprocess.run([sys.executable, "-m", "scripts.train", flag], cwd=ROOT, capture_output=True, text=True)
+    help = " ".join(train("--help").stdout.split())
+    assert "<constant|linear|cosine>" in help and "cosine: Half a cosine from the peak" in help
+    assert "format: 1 if there is an answer to extract" in help
+    assert "value should be one of <one_shot|grpo|" in train("--objective=ppo").stderr
 
 
 # ----- compiled programs
@@ -109,7 +145,7 @@ def test_a_cache_folder_that_cannot_be_made_is_done_without_unless_it_was_asked_
 
 def test_the_second_process_finds_what_the_first_compiled(tmp_path):
     """Bounded, as the command line has it; JAX would refuse the bound without filelock."""
-    code = ("import jax, sys; from rlvr_jax import cli; cli.keep_programs(sys.argv[1])\n"
+    code = ("import jax, sys; from scripts import cli; cli.keep_programs(sys.argv[1])\n"
             "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
             "print(jax.jit(lambda x: x * 3)(jax.numpy.arange(4.0)).sum())")
     found = []
@@ -138,8 +174,8 @@ def test_completions_are_styled_on_a_terminal_that_wants_it(monkeypatch, environ
 
 def test_expected_tokens_keep_the_terminals_own_colour_and_no_style_sets_a_shade():
     """No colour but red of the palette: a shade that is right on black is invisible on white."""
-    marked = sample.marked({"pieces": ["a", " b", "c"], "sampler_logprobs": [-0.01, -2.0, -9.0]})
-    assert marked == "a\x1b[4m b\x1b[0m\x1b[1;31mc\x1b[0m"
+    marked = sample.marked({"pieces": ["a", " b", "c", "\n"], "sampler_logprobs": [-0.01, -2.0, -9.0, -9.0]})
+    assert marked == "a \x1b[4mb\x1b[0m\x1b[1;31mc\x1b[0m\n"  # space is no part of what is marked
 
 
 class Clock:
@@ -152,24 +188,24 @@ class Clock:
 def test_the_first_step_is_shown_as_compiling_and_left_out_of_the_rate(monkeypatch, capsys):
     """A first step of 100 s and others of 2: at step 3 of 13 there are 20 s left, not minutes."""
     clock = Clock()
-    bar = metrics.progress(13, what="train")
+    bar = log.progress(13, what="train")
     bar._time, bar.mininterval, bar.start_t, bar.last_print_t = clock, 0.0, clock.now, clock.now
-    assert "train: 0/13 compiling…" in str(bar)
+    assert str(bar).rstrip() == "train: 0/13 compiling…"
     clock.now += 100
     bar.update()
     assert "train: 1/13 <?" in str(bar)
     for _ in range(2):
         clock.now += 2
         bar.update()
-    assert "train: 3/13 <00:20" in str(bar)
+    assert re.search(r"train: 3/13 <00:20.* \|█+[^|]? +\|$", str(bar))  # a bar that shows its end
     bar.close()
 
 
 def test_a_line_of_metrics_fits_80_columns():
     shown = "accuracy 1.00 entropy 1.23 greedy .95 sampled .91"  # as runs.Run writes them
-    bar = metrics.progress(2000, 1200, "train")
+    bar = log.progress(2000, 1200, "train")
     bar.set_postfix_str(shown, refresh=False)
     bar.update()
-    text = metrics.tqdm.tqdm.format_meter(**bar.format_dict | {"ncols": 80, "rate": 0.2})
+    text = log.tqdm.tqdm.format_meter(**bar.format_dict | {"ncols": 80, "rate": 0.2})
     bar.close()
     assert len(text) <= 80 and shown in text and "<1:06:35," in text

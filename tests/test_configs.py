@@ -9,7 +9,8 @@ import pytest
 from absl import flags
 
 import rlvr_jax.config
-from rlvr_jax import cli, memory
+from rlvr_jax.tools import memory
+from scripts import cli
 from rlvr_jax.config import MemoryConfig, TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[1]

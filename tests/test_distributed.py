@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rlvr_jax import checkpoint
+from rlvr_jax.runs import checkpoint
 
 from helpers import (TRAIN, assert_same_run, base, compiled, count_lines, finish, read_jsonl, run, start,  # noqa: F401
                      wait_for)

@@ -11,11 +11,15 @@ import signal
 import numpy as np
 import pytest
 
-from rlvr_jax import (benchmarks, estimators, evaluation, grpo, loading, parallel, regrading, rewards,
-                      sampler)
-from rlvr_jax.config import EvaluateConfig, GradeConfig, Interrupted, TrainConfig, UserError
+from rlvr_jax import parallel, rewards, sampler
+from rlvr_jax.config import EvaluateConfig, GradeConfig, TrainConfig
+from rlvr_jax.errors import Interrupted, UserError
+from rlvr_jax.evaluation import benchmarks, estimators, regrade
+from rlvr_jax.evaluation import measure as evaluation
 from rlvr_jax.grading import grade
 from rlvr_jax.model import Prompts
+from rlvr_jax.pretrained import loading, tokenizer
+from rlvr_jax.tasks import prompts
 
 from helpers import base, compiled, count_lines, finish, read_jsonl, run, start, wait_for  # noqa: F401
 
@@ -114,9 +118,9 @@ def test_one_sample_a_problem_has_wilsons_interval():
 def tiny(base):
     """(model, problems, prompts, draw)."""
     loaded = loading.load_model(str(base))
-    problems = loading.load_problems("arithmetic", loaded.tokenizer, count=7, num_ops=2)
+    problems = prompts.load_problems("arithmetic", loaded.tokenizer, count=7, num_ops=2)
     draw = sampler.make_sampler(loaded.config, eos_ids=loaded.tokenizer.eos_ids, max_new_tokens=10)
-    return loaded, problems, loading.encode_prompts(loaded.tokenizer, problems, loaded.config, 10), draw
+    return loaded, problems, prompts.encode_prompts(loaded.tokenizer, problems, loaded.config, 10), draw
 
 
 def measure(tiny, prompts=None, draw=None, **changes):
@@ -193,25 +197,25 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
     loaded, problems, _, draw = tiny
     texts = ["The answer is 4.", "\\boxed{4}", "\\boxed{5}"]
     asked = sampler.Rollouts(np.zeros(3, int), None, None, None, None)
-    monkeypatch.setattr(evaluation, "texts_of", lambda words, rollouts: texts)
+    monkeypatch.setattr(tokenizer, "texts_of", lambda words, rollouts: texts)
     heldout = []
     monkeypatch.setattr(evaluation, "heldout", lambda *_, **options: heldout.append(options))
     for answer_format, right, evaluated in (("auto", [0, 1, 0], "lenient"), ("lenient", [1, 1, 0], "lenient"),
                                             ("boxed", [0, 1, 0], "boxed"), ("last_number", [1, 1, 0], "last_number")):
         config = TrainConfig(problems=files[0], heldout=files[1], answer_format=answer_format, max_new_tokens=10)
-        file = loading.load_problems(files[0], loaded.tokenizer)
+        file = prompts.load_problems(files[0], loaded.tokenizer)
         scored = rewards.make_scorer(config, loaded, file, None)(None, asked, 1)
         assert scored.reward.tolist() == scored.correct.tolist() == right and not scored.timed_out.any()
         reward_format = "boxed" if answer_format == "auto" else answer_format
         assert set(scored.graded_by) == {grade.describe(reward_format, "math")}
-        grpo.make_heldout(config, loaded, draw, [])(None, 1)
+        evaluation.make_heldout(config, loaded, draw, [])(None, 1)
         assert heldout.pop()["answer_format"] == evaluated
 
 
 def test_the_format_reward_pays_for_any_answer(tiny, monkeypatch):
     loaded, problems, _, _ = tiny
     texts = ["think answer 99", "think 99", "answer "]
-    monkeypatch.setattr(evaluation, "texts_of", lambda words, rollouts: texts)
+    monkeypatch.setattr(tokenizer, "texts_of", lambda words, rollouts: texts)
     scored = rewards.make_scorer(TrainConfig(reward="format"), loaded, problems, None)(
         None, sampler.Rollouts(np.zeros(3, int), None, None, None, None), 1)
     assert scored.reward.tolist() == [1, 0, 0] and scored.correct.tolist() == [0, 0, 0]
@@ -348,7 +352,7 @@ def test_a_killed_evaluation_continues_at_the_first_missing_row(tmp_path, begin,
 
 def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monkeypatch):
     """In this process, so that the signal comes at a known place: after the sampling of the third call."""
-    texts_of, calls = evaluation.texts_of, []
+    texts_of, calls = tokenizer.texts_of, []
 
     def interrupted(*args):
         calls.append(1)
@@ -358,7 +362,7 @@ def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monk
 
     same = config(files, base, tmp_path / "out", num_samples=4, temperature=1.0, rows_per_call=2)
     whole = written_rows(dataclasses.replace(same, out=str(tmp_path / "whole")))
-    monkeypatch.setattr(evaluation, "texts_of", interrupted)
+    monkeypatch.setattr(tokenizer, "texts_of", interrupted)
     log = tmp_path / "out" / "completions.jsonl"
     with pytest.raises(Interrupted) as stop:
         benchmarks.evaluate(same)
@@ -376,7 +380,7 @@ def written_rows(evaluation_config):
 
 def test_a_finished_evaluation_is_not_sampled_again(tmp_path, base, files, monkeypatch):
     first = benchmarks.evaluate(config(files, base, tmp_path / "out"))
-    monkeypatch.setattr(evaluation, "texts_of", None)  # what follows sampling
+    monkeypatch.setattr(tokenizer, "texts_of", None)  # what follows sampling
     assert benchmarks.evaluate(config(files, base, tmp_path / "out")) == first
 
 
@@ -387,8 +391,8 @@ def test_what_was_graded_again_is_summarised_without_sampling(tmp_path, base, fi
     path = tmp_path / "completions.jsonl"
     rows = [row | {"completion": rf"\\boxed{{{row['answer']}}}"} for row in read_jsonl(path)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    regrading.regrade(GradeConfig(completions=str(path), out=str(path), answer_format="boxed"))
-    monkeypatch.setattr(evaluation, "texts_of", None)
+    regrade.regrade(GradeConfig(completions=str(path), out=str(path), answer_format="boxed"))
+    monkeypatch.setattr(tokenizer, "texts_of", None)
     again = benchmarks.evaluate(same)
     assert (again["accuracy"], again["graded_by"]) == (1, grade.describe("boxed", "math"))
 

@@ -6,9 +6,13 @@ import types
 import numpy as np
 import pytest
 
-from rlvr_jax import generation, loading, sampler
-from rlvr_jax.arithmetic import make_tokenizer
-from rlvr_jax.config import ModelConfig, SampleConfig, UserError
+from rlvr_jax import sampler
+from rlvr_jax.config import SampleConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.model import ModelConfig
+from rlvr_jax.pretrained import loading
+from rlvr_jax.tasks.arithmetic import make_tokenizer
+from rlvr_jax.tools import generate
 
 from test_problems import QWEN
 
@@ -31,7 +35,7 @@ def generated(monkeypatch):
         monkeypatch.setattr(loading, "load_model", lambda *_: types.SimpleNamespace(config=config, params={},
                                                                                     tokenizer=words))
         monkeypatch.setattr(sampler, "make_sampler", make_sampler)
-        row, = generation.generate(SampleConfig(model="m", **flags))
+        row, = generate.generate(SampleConfig(model="m", **flags))
         return *asked, row["prompt"]
     return run
 

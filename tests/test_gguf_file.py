@@ -12,9 +12,10 @@ import pytest
 from golden.cases import CONFIGS, assert_same_params, greedy, logits, random_params, write_gguf
 from tokenizers import pre_tokenizers
 
-from rlvr_jax import gguf_file
-from rlvr_jax import tokenizer as T
-from rlvr_jax.config import RopeScaling, UserError
+from rlvr_jax.errors import UserError
+from rlvr_jax.ops import RopeScaling
+from rlvr_jax.pretrained import gguf_file
+from rlvr_jax.pretrained import tokenizer as T
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "smollm2.json").read_text())
 CONFIG = CONFIGS["llama_untied"]

@@ -14,8 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers import compiled, read_jsonl, run  # noqa: F401
-from rlvr_jax import regrading
-from rlvr_jax.config import GradeConfig, UserError
+from rlvr_jax.config import GradeConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import regrade
 from rlvr_jax.grading import extract, grade, graders, mathematics, workers
 from rlvr_jax.grading.child import Question
 
@@ -394,14 +395,14 @@ def write(path, *lines) -> str:
 
 def test_rows_are_graded_and_kept(tmp_path):
     path = write(tmp_path / "c.jsonl", *(json.dumps(row).encode() + b"\n\n" for row in ROWS))
-    found = regrading.regrade(GradeConfig(completions=path, out=str(tmp_path / "deep" / "g.jsonl")))
+    found = regrade.regrade(GradeConfig(completions=path, out=str(tmp_path / "deep" / "g.jsonl")))
     graded = [json.loads(line) for line in (tmp_path / "deep" / "g.jsonl").read_text("utf-8").splitlines()]
     by = grade.describe("lenient", "math")
     found_in = zip(ROWS, (True, True, True, False), ("12.80", "64/5", r"\sqrt{8}", None))
     assert graded == [row | {"correct": right, "extracted": text, "graded_by": by, "timed_out": False}
                       for row, right, text in found_in]
     assert (found["n"], found["correct"], found["timed_out"], found["graded_by"]) == (4, 3, 0, by)
-    again = regrading.regrade(GradeConfig(completions=path, out=path, grader="original"))  # over the file itself
+    again = regrade.regrade(GradeConfig(completions=path, out=path, grader="original"))  # over the file itself
     assert again["correct"] == 2 and read_jsonl(path)[1]["correct"] is False
 
 
@@ -415,17 +416,17 @@ def test_rows_are_graded_and_kept(tmp_path):
 def test_what_is_no_file_of_completions_is_refused_with_its_line(tmp_path, content, says):
     path = write(tmp_path / "c.jsonl", content)
     with pytest.raises(UserError, match=rf"c\.jsonl.*{says}"):
-        regrading.regrade(GradeConfig(completions=path, out=str(tmp_path / "g.jsonl")))
+        regrade.regrade(GradeConfig(completions=path, out=str(tmp_path / "g.jsonl")))
     assert not (tmp_path / "g.jsonl").exists()
 
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(UserError, match="--completions=.*nowhere.jsonl: no such file"):
-        regrading.regrade(GradeConfig(completions=str(tmp_path / "nowhere.jsonl"), out="g.jsonl"))
+        regrade.regrade(GradeConfig(completions=str(tmp_path / "nowhere.jsonl"), out="g.jsonl"))
     with pytest.raises(UserError, match="--completions=: no such file"):
-        regrading.regrade(GradeConfig(out="g.jsonl"))
+        regrade.regrade(GradeConfig(out="g.jsonl"))
     with pytest.raises(UserError, match="--out is required"):
-        regrading.regrade(GradeConfig(completions="c.jsonl"))
+        regrade.regrade(GradeConfig(completions="c.jsonl"))
 
 
 def test_the_command(tmp_path, compiled):

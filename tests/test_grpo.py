@@ -9,9 +9,12 @@ import optax
 import pytest
 
 from helpers import base, compiled  # noqa: F401  (fixtures)
-from rlvr_jax import checkpoint, grpo, learner, metrics, model, objectives, rollouts, sampler, selection
-from rlvr_jax.config import TrainConfig, UserError
+from rlvr_jax import grpo, learner, model, objectives, sampler
+from rlvr_jax.config import TrainConfig
+from rlvr_jax.errors import UserError
 from rlvr_jax.rewards import Scored
+from rlvr_jax.runs import checkpoint, summary
+from rlvr_jax.tasks import pool
 
 CONFIG = TrainConfig(num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False, eval_size=16,
                      reward="format", learning_rate=3e-3, num_steps=3, eval_every=0, temperature=1.0)
@@ -93,7 +96,7 @@ def test_dead_groups_are_sampled_again_up_to_the_bound():
         reward = np.array(next(outcomes), np.float32)
         return Scored(np.array(["x"] * 8, object), reward, reward.copy(), reward.copy(), np.array(["x"] * 8, object))
 
-    collected, scored = rollouts.collect(config, draw, score, None, None, np.arange(8), 1, {})
+    collected, scored = grpo.collect(config, draw, score, None, None, np.arange(8), 1, {})
     assert first_rows == [0, 8, 16]  # fresh keys each time, and never more than the bound
     np.testing.assert_array_equal(scored.reward, [1, 0, 0, 1, 0, 0, 1, 1])  # the live group replaced the first dead one
     np.testing.assert_array_equal(collected.completions[:, 0], [2, 2, 1, 1, 1, 1, 1, 1])
@@ -127,24 +130,24 @@ def completions(rates, lucky=()):
 
 
 def test_the_example_is_the_one_whose_pass_rate_is_nearest():
-    assert selection.choose_example(completions([0, 0.1, 0.3, 1]), 4, 0.28) == 2
-    assert selection.choose_example(completions([0, 0.1, 0.3, 1], lucky=[2]), 4, 0.28) == 1
+    assert pool.choose_example(completions([0, 0.1, 0.3, 1]), 4, 0.28) == 2
+    assert pool.choose_example(completions([0, 0.1, 0.3, 1], lucky=[2]), 4, 0.28) == 1
     for wanted, place in ((0.12, 1), (0.28, 2), (0.4, 2), (0.5, 3), (0.75, 3), (0.85, 4)):
-        assert selection.choose_example(completions([0, 0.1, 0.3, 0.6, 0.9, 1]), 6, wanted) == place
-    assert selection.choose_example(completions([0, 0.1, 0.3, 1]), 4, 1.0) == 2  # what is always solved teaches nothing
+        assert pool.choose_example(completions([0, 0.1, 0.3, 0.6, 0.9, 1]), 6, wanted) == place
+    assert pool.choose_example(completions([0, 0.1, 0.3, 1]), 4, 1.0) == 2  # what is always solved teaches nothing
     with pytest.raises(UserError, match="--example=auto"):
-        selection.choose_example(completions([0, 1, 0, 1]), 4, 0.3)
+        pool.choose_example(completions([0, 1, 0, 1]), 4, 0.3)
 
 
 def test_repetition_and_lengths_are_told_apart():
     loop, varied = np.tile([1, 2], 8), np.arange(16)
     ids, mask = np.stack([loop, varied]), np.ones((2, 16), bool)
-    assert metrics.repetition(ids[1:], mask[1:]) == 0
-    np.testing.assert_allclose(metrics.repetition(ids[:1], mask[:1]), 11 / 13)  # 13 windows of 4, 2 of them new
+    assert summary.repetition(ids[1:], mask[1:]) == 0
+    np.testing.assert_allclose(summary.repetition(ids[:1], mask[:1]), 11 / 13)  # 13 windows of 4, 2 of them new
     mask[0, 4:] = False
     looped = sampler.Rollouts(np.zeros(2), ids, mask, None, np.array([True, False]))
     scored = Scored(None, np.array([1.0, 0.0]), np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array(["boxed"] * 2, object))
-    row = metrics.describe(looped, scored, 2)
+    row = summary.describe(looped, scored, 2)
     assert (row["train/graded_by"], row["train/grader_timeouts"]) == ("boxed", 1)
     assert (row["train/length_correct"], row["train/length_wrong"], row["train/truncated"]) == (4, 16, 0.5)
     assert row["train/live_groups"] == 1

@@ -8,8 +8,10 @@ import jax
 import pytest
 from packaging.requirements import Requirement
 
-from rlvr_jax import cli, parallel
-from rlvr_jax.config import MachineConfig, ReportConfig, UserError
+from rlvr_jax import parallel
+from scripts import cli
+from rlvr_jax.config import MachineConfig, ReportConfig
+from rlvr_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = {"/dev/accel[0-9]*": ["/dev/accel0"], "/dev/vfio/[0-9]*": ["/dev/vfio/3"],

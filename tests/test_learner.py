@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlvr_jax import learner, logprobs, parallel, sampler
+from rlvr_jax import learner, logprobs, parallel
 from rlvr_jax.config import LearnerConfig, TrainConfig
 from test_model import BASE, PROMPTS, padded, random_params
 from test_sampler import draw_rollouts

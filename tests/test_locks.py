@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
-from rlvr_jax import locks, runs
-from rlvr_jax.config import Interrupted, TrainConfig, UserError
+from rlvr_jax.config import TrainConfig
+from rlvr_jax.errors import Interrupted, UserError
+from rlvr_jax.runs import flags, locks, run
 
 from helpers import ROOT, TRAIN, base, compiled, finish, read_jsonl, run, start, wait_for  # noqa: F401
 
-HOLD = "import sys, pathlib; from rlvr_jax import locks; f = locks.lock(pathlib.Path(sys.argv[1]), '--run_dir')\n" \
+HOLD = "import sys, pathlib; from rlvr_jax.runs import locks; f = locks.lock(pathlib.Path(sys.argv[1]), '--run_dir')\n" \
        "print('held', flush=True); sys.stdin.read()"
 
 
@@ -32,7 +33,7 @@ def test_a_directory_in_use_is_refused_by_process_and_flag_and_stays_where_it_is
     for resume in ("auto", "never"):
         with pytest.raises(UserError, match=rf"{directory} is being written by process {holder.pid} on {os.uname()[1]};"
                                             " wait for it, or choose another --out"):
-            runs.claim(directory, "--out", resume)
+            flags.claim(directory, "--out", resume)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -49,9 +50,9 @@ def test_a_killed_process_holds_nothing(tmp_path, holder):
 
 def test_a_new_run_sets_the_old_one_aside_and_holds_its_own(tmp_path):
     directory = tmp_path / "run"
-    runs.claim(directory, "--run_dir", "never").close()
+    flags.claim(directory, "--run_dir", "never").close()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]  # there was none to set aside
-    with runs.claim(directory, "--run_dir", "never"):
+    with flags.claim(directory, "--run_dir", "never"):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1"]
         with pytest.raises(UserError):
             locks.lock(directory, "--run_dir")
@@ -92,7 +93,7 @@ def test_the_same_command_twice_is_refused_the_second_time(tmp_path, base, compi
 
 ANSWER = """
 import hashlib, signal
-from rlvr_jax import signals
+from rlvr_jax.runs import signals
 signal.signal(signal.SIGINT, lambda *_: None)
 signals.GRACE = 0.01
 with signals.acknowledged(lambda: "stopping after this step"):
@@ -116,7 +117,7 @@ def test_the_first_signal_is_answered_at_once_and_the_second_ends_the_process(tm
 def test_a_run_stopped_before_its_first_step_says_that_it_can_start_again(tmp_path, capfd):
     config = TrainConfig(run_dir=str(tmp_path / "run"))
     with pytest.raises(Interrupted, match="SIGINT: stopped before the first step; the same command starts") as stop:
-        with runs.Run(config, "train"):
+        with run.Run(config, "train"):
             signal.raise_signal(signal.SIGINT)
     assert stop.value.exit_code == 130
     assert "SIGINT: stopping; Ctrl-C again to stop at once" in capfd.readouterr().err

@@ -10,8 +10,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlvr_jax import adapters, learner, memory, model, sampler, weights
-from rlvr_jax.config import MemoryConfig, ModelConfig, UserError
+from rlvr_jax import adapters, learner, model, sampler
+from rlvr_jax.config import MemoryConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.model import ModelConfig
+from rlvr_jax.pretrained import huggingface
+from rlvr_jax.tools import memory
 
 TINY = ModelConfig(vocab_size=512, num_layers=4, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=192,
                    max_seq_len=4096)
@@ -115,7 +119,7 @@ def test_published_shapes_have_the_published_numbers_of_parameters(name, count):
                                              ("llama-3.2-3b-instruct", "Llama-3.2-3B-Instruct")])
 def test_published_shapes_are_those_of_the_published_configurations(name, published):
     golden = json.loads((pathlib.Path(__file__).parent / "golden" / "published_configs.json").read_text())
-    assert memory.SHAPES[name] == weights.config_from_hugging_face(golden[published], published)
+    assert memory.SHAPES[name] == huggingface.config_from_hugging_face(golden[published], published)
 
 
 def test_work_is_spread_over_devices_and_micro_batches():
@@ -181,7 +185,7 @@ def test_the_table_adds_up_and_says_what_does_not_fit():
 @pytest.mark.parametrize("usable, accumulation, slots", [(10**9, "2", "0"), (35_000_000, "4", "4")])
 def test_the_table_and_the_verdict_are_of_the_same_flags(monkeypatch, tmp_path, usable, accumulation, slots):
     """As they are given where they fit, else the largest that do."""
-    (tmp_path / "config.json").write_text(json.dumps(weights.config_to_hugging_face(TINY, "float32")))
+    (tmp_path / "config.json").write_text(json.dumps(huggingface.config_to_hugging_face(TINY, "float32")))
     config = dataclasses.replace(FLAGS, model=str(tmp_path), num_prompts=2, group_size=2, max_new_tokens=512)
     monkeypatch.setattr(memory, "MACHINES", {"one": memory.Machine(1, usable)})
     lines = memory.run(config).splitlines()
@@ -217,6 +221,6 @@ def test_one_model_has_to_be_named(names):
 
 
 def test_a_folder_is_read_for_its_shape_alone(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(weights.config_to_hugging_face(TINY, "float32")))
+    (tmp_path / "config.json").write_text(json.dumps(huggingface.config_to_hugging_face(TINY, "float32")))
     assert memory.shape_of(dataclasses.replace(FLAGS, model=str(tmp_path), dtype="bfloat16")) == \
         dataclasses.replace(TINY, dtype="bfloat16")

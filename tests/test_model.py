@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rlvr_jax import model, ops
-from rlvr_jax.config import ModelConfig, RopeScaling
+from rlvr_jax.model import ModelConfig
+from rlvr_jax.ops import RopeScaling
 
 BASE = ModelConfig(vocab_size=31, num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=24,
                    max_seq_len=256)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from golden.cases import LINES, QUESTIONS, assert_same_params, random_params, write_qwen2_tokenizer
 
-from rlvr_jax import checkpoint, loading, tokenizer, weights
-from rlvr_jax.config import ModelConfig
+from rlvr_jax.model import ModelConfig
+from rlvr_jax.pretrained import huggingface, loading, tokenizer
+from rlvr_jax.runs import checkpoint
 
 from helpers import ROOT, compiled, read_jsonl, run, saved_arrays  # noqa: F401
 
@@ -26,7 +27,7 @@ CONFIG = ModelConfig(vocab_size=640, num_layers=4, d_model=32, num_heads=4, num_
 def qwen2_folder(tmp_path_factory):
     """A Hugging Face folder. One more token than Qwen2's is a whole answer, so that random completions hit at times."""
     dir = tmp_path_factory.mktemp("qwen2")
-    weights.save_folder(CONFIG, random_params(CONFIG, 0), dir)
+    huggingface.save_folder(CONFIG, random_params(CONFIG, 0), dir)
     write_qwen2_tokenizer(dir, [*LINES, *QUESTIONS], vocab_size=400, more=[ANSWER])
     return dir
 
@@ -125,6 +126,6 @@ def test_the_checkpoint_comes_back_from_an_export(trained, exported, qwen2_folde
     assert tokenizer.to_json(theirs.tokenizer) == tokenizer.to_json(ours.tokenizer)
     assert tokenizer.to_json(ours.tokenizer) == tokenizer.to_json(tokenizer.load_folder(qwen2_folder))
     moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(ours.params),
-                                                 jax.tree.leaves(weights.load_folder(qwen2_folder)[1]))]
+                                                 jax.tree.leaves(huggingface.load_folder(qwen2_folder)[1]))]
     assert 0 < max(moved) < 1e-5 and min(moved) > 0  # two updates of about the learning rate, 1e-6, everywhere
     assert json.loads((exported / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]

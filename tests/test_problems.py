@@ -7,10 +7,11 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from rlvr_jax import loading, tokenizer
-from rlvr_jax.config import Decoding, UserError
+from rlvr_jax.errors import UserError
 from rlvr_jax.grading import grade
-from rlvr_jax.problems import Problem, load, merge
+from rlvr_jax.pretrained import tokenizer
+from rlvr_jax.tasks import prompts
+from rlvr_jax.tasks.problems import load, merge, Problem
 
 # file -> (rows, {row: (start of the question, answer)})
 REAL = {
@@ -92,7 +93,7 @@ def test_text_that_no_layout_reads_is_refused_by_name(tmp_path, row, unread):
                                         rf"--ignore_columns={unread}$"):
         load(path)
     assert load(path, unread)[1].question == row.get("question", row.get("problem"))
-    assert loading.load_problems(path, QWEN, ignore_columns=unread)[1].answer == str(row["answer"])
+    assert prompts.load_problems(path, QWEN, ignore_columns=unread)[1].answer == str(row["answer"])
 
 
 def test_an_ignored_column_is_as_good_as_absent(tmp_path):
@@ -257,16 +258,12 @@ QWEN_MATH = ("<|im_start|>system\nPlease reason step by step, and put your final
     ("plain", "What is 1 + 1?"), ("chat", "<s>[What is 1 + 1?]"), ("qwen_math", QWEN_MATH.format("What is 1 + 1?"))])
 def test_prompt_styles(tmp_path, style, expected):
     path = write(tmp_path / "p.jsonl", {"question": "What is 1 + 1?", "answer": 2})
-    found, = loading.load_problems(path, QWEN, prompt_style=style)
+    found, = prompts.load_problems(path, QWEN, prompt_style=style)
     assert (found.prompt, found.question) == (expected, "What is 1 + 1?")
 
 
-def test_every_choice_of_the_flag_is_a_style():
-    assert set(Decoding.__dataclass_fields__["prompt_style"].metadata["choices"]) == set(loading.PROMPT_STYLES)
-
-
 def test_qwen_math_is_tokens_of_a_chat_and_nothing_before_them():
-    ids = tokenizer.encode(QWEN, loading.PROMPT_STYLES["qwen_math"](QWEN, "1 < 2?"))
+    ids = tokenizer.encode(QWEN, prompts.PROMPT_STYLES["qwen_math"](QWEN, "1 < 2?"))
     start, end = QWEN.backend.token_to_id("<|im_start|>"), QWEN.backend.token_to_id("<|im_end|>")
     assert [i for i in ids if i in (start, end)] == [start, end, start, end, start] and ids[0] == start
     assert tokenizer.decode(QWEN, ids) == ("system\nPlease reason step by step, and put your final answer within "
@@ -274,27 +271,26 @@ def test_qwen_math_is_tokens_of_a_chat_and_nothing_before_them():
 
 
 def test_a_start_token_is_only_where_the_template_writes_one():
-    ids = tokenizer.encode(QWEN, loading.PROMPT_STYLES["chat"](QWEN, "a"))
+    ids = tokenizer.encode(QWEN, prompts.PROMPT_STYLES["chat"](QWEN, "a"))
     assert ids.count(0) == 1 and ids[0] == 0
 
 
 @pytest.mark.parametrize("words", [chat_tokenizer(), chat_tokenizer("<|im_end|>", chat_template="x")])
 def test_qwen_math_is_refused_where_its_marks_would_be_mere_letters(words):
     with pytest.raises(UserError, match=r"--prompt_style=qwen_math: .*no <\|im_start\|>"):
-        loading.PROMPT_STYLES["qwen_math"](words, "a")
+        prompts.PROMPT_STYLES["qwen_math"](words, "a")
 
 
 def test_an_instruction_is_not_added_twice(tmp_path):
     path = write_parquet(tmp_path / "p.parquet", released("a" + SUFFIX, "1"), released("b", "2"))
-    prompts = [p.prompt for p in loading.load_problems(path, QWEN, instruction=SUFFIX.strip())]
-    assert prompts == ["a" + SUFFIX, "b" + SUFFIX]
-    assert [p.prompt for p in loading.load_problems(path, QWEN)] == ["a" + SUFFIX, "b"]
+    assert [p.prompt for p in prompts.load_problems(path, QWEN, instruction=SUFFIX.strip())] == ["a" + SUFFIX, "b" + SUFFIX]
+    assert [p.prompt for p in prompts.load_problems(path, QWEN)] == ["a" + SUFFIX, "b"]
 
 
 def test_the_published_example_as_the_model_reads_it(data):
     pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
     path = str(data / "one_shot_rlvr" / "pi1_r128.parquet")
-    found = loading.load_problems(path, QWEN, prompt_style="qwen_math", count=1)
+    found = prompts.load_problems(path, QWEN, prompt_style="qwen_math", count=1)
     assert found[0].prompt == QWEN_MATH.format(
         r"The pressure \( P \) exerted by wind on a sail varies jointly as the area \( A \) of the sail and the cube "
         r"of the wind's velocity \( V \). When the velocity is \( 8 \) miles per hour, the pressure on a sail of \( 2 "

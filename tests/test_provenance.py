@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rlvr_jax import metrics
 from rlvr_jax.config import TrainConfig
-from rlvr_jax.problems import Problem
+from rlvr_jax.runs import origin, summary
+from rlvr_jax.tasks.problems import Problem
 
 
 def git(directory, *command) -> str:
@@ -24,37 +24,37 @@ def checkout(tmp_path, monkeypatch):
     """A repository with the program in it, and another one, in which the process works."""
     for name in ("program", "elsewhere"):
         (tmp_path / name / "rlvr_jax").mkdir(parents=True)
-        shutil.copy(metrics.__file__, tmp_path / name / "rlvr_jax")
+        shutil.copy(origin.__file__, tmp_path / name / "rlvr_jax")
         git(tmp_path / name, "init", "-q")
         git(tmp_path / name, "add", ".")
         git(tmp_path / name, "commit", "-qm", name)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr(metrics, "__file__", str(tmp_path / "program" / "rlvr_jax" / "metrics.py"))
+    monkeypatch.setattr(origin, "__file__", str(tmp_path / "program" / "rlvr_jax" / "origin.py"))
     return tmp_path / "program"
 
 
 def test_the_commit_is_that_of_the_program_not_of_the_place_it_is_started_in(checkout, monkeypatch):
     head = git(checkout, "describe", "--always")
-    assert metrics.commit() == head != git(pathlib.Path.cwd(), "describe", "--always")
+    assert origin.commit() == head != git(pathlib.Path.cwd(), "describe", "--always")
     monkeypatch.setenv("GIT_DIR", str(pathlib.Path.cwd() / ".git"))  # as in a hook of the other one
-    assert metrics.commit() == head
+    assert origin.commit() == head
     monkeypatch.delenv("GIT_DIR")
-    with open(checkout / "rlvr_jax" / "metrics.py", "a") as file:
+    with open(checkout / "rlvr_jax" / "origin.py", "a") as file:
         file.write("# changed\n")
-    assert metrics.commit() == f"{head}-dirty"
+    assert origin.commit() == f"{head}-dirty"
 
 
 def test_a_program_installed_inside_another_repository_has_no_commit(checkout, monkeypatch):
-    installed = checkout / ".venv" / "metrics.py"
+    installed = checkout / ".venv" / "origin.py"
     installed.parent.mkdir()
-    shutil.copy(metrics.__file__, installed)
-    monkeypatch.setattr(metrics, "__file__", str(installed))
-    assert metrics.commit() == "unknown"
+    shutil.copy(origin.__file__, installed)
+    monkeypatch.setattr(origin, "__file__", str(installed))
+    assert origin.commit() == "unknown"
 
 
 def test_without_git_the_commit_is_unknown(checkout, monkeypatch):
     monkeypatch.setitem(os.environ, "PATH", "/nowhere")
-    assert metrics.commit() == "unknown"
+    assert origin.commit() == "unknown"
 
 
 @pytest.mark.parametrize("count, kept", [(0, []), (3, [0, 1, 2]), (4, range(4)), (7, range(4)),
@@ -64,9 +64,9 @@ def test_rollouts_are_logged_in_whole_groups_that_are_named(count, kept):
     rewards = np.arange(24) % 5 / 4
     rollouts = SimpleNamespace(prompt_index=np.arange(24) // 4, ended=np.ones(24, bool),
                                completion_mask=np.ones((24, 3), bool))
-    scored = {"text": np.array(list(map(str, range(24)))), "reward": rewards, "correct": rewards > 0,
-              "graded_by": np.full(24, "math")}
-    rows = metrics.rollout_rows(TrainConfig(log_rollouts=count, group_size=4), 7,
+    scored = SimpleNamespace(text=np.array(list(map(str, range(24)))), reward=rewards, correct=rewards > 0,
+                             graded_by=np.full(24, "math"))
+    rows = summary.rollout_rows(TrainConfig(log_rollouts=count, group_size=4), 7,
                                 [Problem(name, "1", name) for name in "abcdef"], rollouts, scored, rewards)
     assert [int(row["completion"]) for row in rows] == list(kept)
     for row in rows:

@@ -11,8 +11,7 @@ import jax
 import pytest
 from absl import flags
 
-import rlvr_jax.config
-from rlvr_jax import cli
+from scripts import cli
 
 from helpers import ROOT
 from test_problems import released, write, write_parquet

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvr_jax import metrics, report
-from rlvr_jax.config import UserError
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import estimators
+from rlvr_jax.studies import report
 
 pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
 
@@ -115,7 +116,7 @@ def test_evaluation_table_has_base_saturation_peak_and_final_with_intervals(tmp_
 @given(st.integers(1, 2000), st.floats(0, 1))
 def test_wilson_interval_holds_the_shares_that_the_score_test_accepts(n, share):
     successes = round(share * n)
-    for bound in metrics.wilson(successes / n, n):
+    for bound in estimators.wilson(successes / n, n):
         assert 0 <= bound <= 1
         assert abs(successes / n - bound) == pytest.approx(Z * math.sqrt(bound * (1 - bound) / n), abs=1e-6)
 
@@ -163,6 +164,8 @@ def test_captions_speak_only_of_what_is_drawn(tmp_path):
     one, all_drawn = ({name: 5.0 for name in names} for names in (
         ("train/length_correct",), ("train/length_correct", "train/length_wrong", "train/completion_length")))
     assert "drifting apart" not in captions([row | one for row in ROWS])
+    outside = captions([row | {"train/ratio_outside": 0.1} for row in ROWS])
+    assert "Outside: tokens whose probability" in outside and "importance ratio" not in outside
     assert "drifting apart" in captions([row | all_drawn | {"train/length_wrong": 3.0} for row in ROWS])
 
 
@@ -184,7 +187,8 @@ def heldout_row(step, correct, **fields):
 
 # Problems 0 to 4: lost, right at both ends, newly solved, wrong at both ends, newly solved.
 ASKED = {"prompts": [f"ask {i}" for i in range(5)], "answers": [f"is {i}" for i in range(5)]}
-HELDOUT = [heldout_row(0, [1, 1, 0, 0, 0], **ASKED), heldout_row(10, [1, 0, 0, 0, 0]), heldout_row(20, [1, 1, 1, 1, 0]), heldout_row(30, [1, 1, 1, 0, 1]),
+HELDOUT = [heldout_row(0, [1, 1, 0, 0, 0], **ASKED), heldout_row(10, [1, 0, 0, 0, 0]),
+           heldout_row(20, [1, 1, 1, 1, 0]), heldout_row(30, [1, 1, 1, 0, 1]),
            heldout_row(40, [0, 1, 1, 0, 1])]
 
 
@@ -277,8 +281,8 @@ def test_the_report_says_what_made_the_run(tmp_path):
     (tmp_path / "origin.json").write_text(json.dumps({"starts": [
         start, start | {"step": 10}, start | {"step": 20, "commit": "def5678", "date": "2026-01-03T00:00:00+00:00"}]}))
     assert ("Started at commit abc1234 by JAX 0.10.2, Python 3.11.7, on 2 × cpu (x86_64) on 2026-01-02 "
-            "03:04:05+00:00; went on after step 10 on 2026-01-02 03:04:05+00:00; went on after step 20 at commit def5678 by JAX"
-            ) in page_of(tmp_path).text
+            "03:04:05 UTC; went on after step 10 on 2026-01-02 03:04:05 UTC; went on after step 20 at commit def5678 "
+            "by JAX") in page_of(tmp_path).text
 
 
 def test_the_group_of_a_rollout_is_named(tmp_path):
@@ -328,6 +332,13 @@ def test_figures_follow_the_theme_of_the_page(tmp_path):
     report.write_report(str(write_run(tmp_path)))
     figures = re.findall(r"<svg.*?</svg>", (tmp_path / "report.html").read_text("utf-8"), re.DOTALL)
     assert figures and not any(re.search(r"#[0-9a-f]{6}\b", figure) for figure in figures)
+
+
+def test_a_page_is_dark_on_the_screen_alone(tmp_path):
+    """Browsers print no background: light ink would be lost on paper."""
+    report.write_report(str(write_run(tmp_path)))
+    assert re.findall(r"@media (.*?)\(prefers-color-scheme: dark\)", (tmp_path / "report.html").read_text("utf-8")) == [
+        "screen and "]
 
 
 def test_every_metric_is_listed_and_unknown_or_missing_ones_do_no_harm(tmp_path):
@@ -423,7 +434,7 @@ def test_reinforcement_run_explains_its_loss_and_how_to_run_it_again(tmp_path):
     directory = tmp_path / "a run"
     directory.mkdir()
     page = page_of(write_run(directory))
-    assert "Near 0 and no sign of failure" in page.text
+    assert "Loss. Says nothing about progress" in page.text
     again = f"python -m scripts.train --flagfile='{directory}/flags.txt' --run_dir='{directory}_again'"
     assert again in page.completions()
     assert "--num_steps=40\n--seed=7\n" in page.completions()

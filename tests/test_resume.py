@@ -11,9 +11,9 @@ import time
 import jax
 import pytest
 
-from rlvr_jax import checkpoint
-from rlvr_jax.config import UserError
+from rlvr_jax.errors import UserError
 from rlvr_jax.grading import grade
+from rlvr_jax.runs import checkpoint
 
 from helpers import (TRAIN, assert_same_run, base, compiled, count_lines, finish, read_jsonl, run,  # noqa: F401
                      saved_arrays, start, wait_for)

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from helpers import base, compiled  # noqa: F401  (fixtures)
-from rlvr_jax import grpo, learner, loading, logprobs, model, objectives, parallel, rewards, sampler, tokenizer
-from rlvr_jax.config import TrainConfig, UserError
+from rlvr_jax import grpo, learner, logprobs, model, objectives, parallel, rewards, sampler
+from rlvr_jax.config import TrainConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.pretrained import loading, tokenizer
 from rlvr_jax.rewards import REWARDS
+from rlvr_jax.tasks import prompts
 
 CONFIG = TrainConfig(num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False, eval_size=16,
                      learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8)
@@ -27,12 +30,12 @@ def train(base, tmp_path, **changes) -> list[dict]:
 def sampled(base):
     """(model, problems, prompts, params on the devices, rollouts): 8 completions of two problems."""
     loaded = loading.load_model(str(base))
-    problems = loading.load_problems("arithmetic", loaded.tokenizer, count=2, num_ops=2)
-    prompts = loading.encode_prompts(loaded.tokenizer, problems, loaded.config, 10)
+    problems = prompts.load_problems("arithmetic", loaded.tokenizer, count=2, num_ops=2)
+    encoded = prompts.encode_prompts(loaded.tokenizer, problems, loaded.config, 10)
     draw = sampler.make_sampler(loaded.config, eos_ids=loaded.tokenizer.eos_ids, max_new_tokens=10)
     params = parallel.replicate(loaded.params)
     index = np.repeat(np.arange(2, dtype=np.int32), 4)
-    return loaded, problems, prompts, params, draw(params, prompts, index, 0, 1, CONFIG.temperature, repeats=4)
+    return loaded, problems, encoded, params, draw(params, encoded, index, 0, 1, CONFIG.temperature, repeats=4)
 
 
 @pytest.fixture

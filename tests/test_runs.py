@@ -15,10 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvr_jax import arithmetic, checkpoint, evaluation, metrics, parallel, pool, runs, stopping
-from rlvr_jax.config import PretrainConfig, TrainConfig, UserError
+from rlvr_jax import parallel
+from rlvr_jax.config import PretrainConfig, TrainConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import measure
 from rlvr_jax.learner import LearnerState
-from rlvr_jax.problems import Problem
+from rlvr_jax.runs import checkpoint, flags, log, stopping, summary
+from rlvr_jax.runs.run import Run
+from rlvr_jax.tasks import arithmetic, pool
+from rlvr_jax.tasks.problems import Problem
 
 from helpers import read_jsonl
 
@@ -37,7 +42,7 @@ def go(tmp_path):
     def train(crash_at=None, **flags):
         config = dataclasses.replace(CONFIG, run_dir=str(tmp_path / "run"), **{"num_steps": 10} | flags)
         meta = {"flags": dataclasses.asdict(config)}
-        with runs.Run(config, "train") as run:
+        with Run(config, "train") as run:
             state = parallel.replicate(run.restore(state_of(0)))
             for step in run.steps():
                 state = parallel.replicate(state_of(step))
@@ -204,8 +209,8 @@ def test_a_checkpoint_that_is_not_finite_is_not_loaded(go, tmp_path, spoil, monk
 @pytest.mark.parametrize("name", ["train/loss", "train/grad_norm"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkeypatch, name, value):
-    log = runs.Run.log
-    monkeypatch.setattr(runs.Run, "log", lambda run, row: log(run, row | ({name: value} if row["step"] == 5 else {})))
+    log = Run.log
+    monkeypatch.setattr(Run, "log", lambda run, row: log(run, row | ({name: value} if row["step"] == 5 else {})))
     with pytest.raises(UserError, match="the loss or its gradient is not finite at step 5"):
         go()
     assert logged(tmp_path)[-1] == 5 and checkpoint.steps(tmp_path / "run") == [4]
@@ -225,8 +230,8 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkey
     ({"schedule": "constant"}, {"num_steps": 90}, "")])
 def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after, says):
     first = dataclasses.replace(CONFIG, num_steps=60, num_passes=2, num_minibatches=3, **before)
-    (tmp_path / "flags.txt").write_text("\n".join(runs.flag_lines(first)))
-    found = runs.changed_flags(tmp_path, dataclasses.replace(first, **after), runs.FREE, "--run_dir")
+    (tmp_path / "flags.txt").write_text("\n".join(flags.flag_lines(first)))
+    found = flags.changed_flags(tmp_path, dataclasses.replace(first, **after), "--run_dir")
     assert says in found and bool(found) == bool(says)
 
 
@@ -235,18 +240,18 @@ def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after
     ("base", "bas", False)])
 def test_a_model_is_the_same_however_its_directory_is_written(tmp_path, before, after, same):
     first = dataclasses.replace(CONFIG, model=before)
-    (tmp_path / "flags.txt").write_text("\n".join(runs.flag_lines(first)))
-    found = runs.changed_flags(tmp_path, dataclasses.replace(first, model=after), runs.FREE, "--run_dir")
+    (tmp_path / "flags.txt").write_text("\n".join(flags.flag_lines(first)))
+    found = flags.changed_flags(tmp_path, dataclasses.replace(first, model=after), "--run_dir")
     assert ("--model" in found) != same
 
 
 def test_a_directory_of_another_script_gets_one_sentence(tmp_path):
-    (tmp_path / "flags.txt").write_text("\n".join(runs.flag_lines(PretrainConfig())))
-    assert runs.changed_flags(tmp_path, CONFIG, runs.FREE, "--run_dir") == (
+    (tmp_path / "flags.txt").write_text("\n".join(flags.flag_lines(PretrainConfig())))
+    assert flags.changed_flags(tmp_path, CONFIG, "--run_dir") == (
         f"{tmp_path} was written by scripts.pretrain, and scripts.train needs a directory of its own: choose another "
         "--run_dir")
-    (tmp_path / "flags.txt").write_text("\n".join(runs.flag_lines(dataclasses.replace(CONFIG, seed=9))[:-4]))
-    assert "--seed (was 9)" in runs.changed_flags(tmp_path, CONFIG, runs.FREE, "--run_dir")  # of an earlier version
+    (tmp_path / "flags.txt").write_text("\n".join(flags.flag_lines(dataclasses.replace(CONFIG, seed=9))[:-4]))
+    assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir")  # of an earlier version
 
 
 # ----- what is chosen once
@@ -254,14 +259,14 @@ def test_a_directory_of_another_script_gets_one_sentence(tmp_path):
 
 def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
     """A run that starts, anew or after a start that saved nothing, does; so does one whose note is gone or damaged."""
-    asked, restore = [], runs.Run.restore
+    asked, restore = [], Run.restore
 
     def restore_and_choose(run, fresh):
         chosen.append(run.once("example", lambda: (asked.append(1) or 40 + len(asked), {"rate": 0.5})))
         return restore(run, fresh)
 
     chosen, kept = [], tmp_path / "run" / "example.json"
-    monkeypatch.setattr(runs.Run, "restore", restore_and_choose)
+    monkeypatch.setattr(Run, "restore", restore_and_choose)
     with pytest.raises(RuntimeError):
         go(crash_at=1)
     go(num_steps=2)
@@ -281,8 +286,8 @@ def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
     config, start = TrainConfig(example="auto"), SimpleNamespace(params={}, tokenizer=words)
     rows = [{"problem": p, "correct": i < right, "completion": "think answer 3"}
             for p, right in enumerate([0, 60, 15]) for i in range(64)]
-    monkeypatch.setattr(evaluation, "measure", lambda *_, **__: rows)
-    place, facts = pool.example_place(config, start, None, problems, None)
+    monkeypatch.setattr(measure, "measure", lambda *_, **__: rows)
+    place, facts = measure.example_place(config, start, None, problems, None)
     assert place == 2  # 15 of 64 is nearer to 0.2 than 60
     assert facts == {"question": "9", "answer": "3", "pass_rate": 15 / 64, "num_samples": 64}
 
@@ -325,7 +330,7 @@ def test_without_tensorboardx_the_extra_is_named_before_anything_is_written(go, 
 
 
 def test_every_program_built_is_counted_once():
-    with metrics.compilations() as taken:
+    with log.compilations() as taken:
         double = jax.jit(lambda x: jax.jit(lambda y: y + 1)(x) * 2)  # two are traced, one is built
         for size in (3, 3, 4, 4):
             double(np.ones(size, np.float32))
@@ -341,5 +346,5 @@ def test_an_ngram_counts_as_repeated_within_its_own_completion_only():
     lengths = np.array([6, 6, 5, 3])
     mask = np.arange(6) < lengths[:, None]
     # windows of 4: 3 equal ones (2 repeat); 1212 2121 1212 (1 repeats); 1212 2129 (none); none at all
-    assert metrics.repetition(ids, mask) == pytest.approx(3 / 8)
-    assert metrics.repetition(ids[:, :3], mask[:, :3]) == 0
+    assert summary.repetition(ids, mask) == pytest.approx(3 / 8)
+    assert summary.repetition(ids[:, :3], mask[:, :3]) == 0

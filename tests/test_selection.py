@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from helpers import TRAIN, base, compiled, read_jsonl, run  # noqa: F401
-from rlvr_jax import benchmarks, grpo, loading, pool, selection
-from rlvr_jax.config import EvaluateConfig, SelectConfig, TrainConfig, UserError
-from rlvr_jax.problems import Problem
+from rlvr_jax import grpo
+from rlvr_jax.config import EvaluateConfig, SelectConfig, TrainConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import benchmarks, measure
+from rlvr_jax.pretrained import loading
+from rlvr_jax.tasks import pool, prompts
+from rlvr_jax.tasks import history as selection
+from rlvr_jax.tasks.problems import Problem
 from test_problems import QWEN, released, write, write_parquet
 
 CONFIG = TrainConfig(num_prompts=4, group_size=2, example="all")
@@ -76,7 +81,7 @@ def test_every_command_that_reads_problems_can_ignore_a_column(tmp_path):
     path, history = write(tmp_path / "p.jsonl", {"question": "q", "answer": 1, "hint": "h"}), tmp_path / "h.json"
     history.write_text('{"0": [1]}')
     readers = [lambda **flags: training_problems(problems=path, **flags),
-               lambda **flags: grpo.make_heldout(dataclasses.replace(CONFIG, heldout=path, **flags), START, None, []),
+               lambda **flags: measure.make_heldout(dataclasses.replace(CONFIG, heldout=path, **flags), START, None, []),
                lambda **flags: benchmarks.load_benchmarks(EvaluateConfig(problems=path, **flags), START),
                lambda **flags: selection.select(SelectConfig(history=str(history), problems=path, **flags))]
     for read in readers:
@@ -228,16 +233,16 @@ def test_a_history_holds_whole_passes_in_order():
     problems = [Problem("a", "1", "", {"index": 4}), Problem("b", "1", "", {"index": 2}, copies=2)]
     steps = [{}, {"4": [0.5], "2": [0.25]}, {"2": [0.75, 1.0]}, {"4": [1.0]}]
     rows = [{"step": step, "train/group_accuracies": found} for step, found in enumerate(steps)]
-    assert pool.history(rows, problems) == {"4": [0.5, 1.0], "2": [0.5]}
-    assert pool.history(rows[:1], problems) == {}
+    assert selection.history(rows, problems) == {"4": [0.5, 1.0], "2": [0.5]}
+    assert selection.history(rows[:1], problems) == {}
 
 
 def test_each_group_counts_for_its_problem():
     problems = [Problem(q, "1", "", {"index": i}) for q, i in (("a", 7), ("b", 9))]
     index, correct = np.array([1, 1, 0, 0, 1, 1]), np.array([1, 0, 1, 1, 0, 0], np.float32)
     config = dataclasses.replace(CONFIG, record_history=True)
-    assert pool.record(config, problems, index, correct) == {"train/group_accuracies": {"9": [0.5, 0.0], "7": [1.0]}}
-    assert pool.record(CONFIG, problems, index, correct) == {}
+    assert selection.record(config, problems, index, correct) == {"train/group_accuracies": {"9": [0.5, 0.0], "7": [1.0]}}
+    assert selection.record(CONFIG, problems, index, correct) == {}
 
 
 def test_resampling_and_a_history_exclude_each_other():
@@ -260,7 +265,7 @@ def test_a_recorded_history_survives_a_kill(tmp_path, base, compiled):
     history = json.loads((killed / "history.json").read_text())
     assert history == json.loads((straight / "history.json").read_text())
 
-    names = {p.prompt: str(i) for i, p in enumerate(loading.load_problems(
+    names = {p.prompt: str(i) for i, p in enumerate(prompts.load_problems(
         "arithmetic", loading.load_model(str(base)).tokenizer, count=5, split="example", num_ops=2, seed=0))}
     rows, expected = read_jsonl(straight / "rollouts.jsonl"), {name: [] for name in names.values()}
     assert len(rows) == 30 * 8

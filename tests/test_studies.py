@@ -10,8 +10,10 @@ import pytest
 
 import rlvr_jax.config
 from helpers import ROOT
-from rlvr_jax import estimators, studies
-from rlvr_jax.config import StudyConfig, UserError
+from rlvr_jax.config import StudyConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import estimators
+from rlvr_jax.studies import study
 from test_configs import parse  # noqa: F401  (a fixture)
 
 STUDY = '''
@@ -69,12 +71,12 @@ def coin(tmp_path, monkeypatch):
                 json.dumps({"step": step, "eval/greedy": value}) + "\n" for step, value in enumerate((start, end))))
             (run / "summary.json").write_text(json.dumps({"base": {"greedy": start}, "final": {"greedy": end}}))
 
-    monkeypatch.setattr(studies, "script", script)
+    monkeypatch.setattr(study, "script", script)
     return StudyConfig(study=str(path), work_dir=str(tmp_path / "work"), out=str(tmp_path / "results")), lines
 
 
 def test_a_study_runs_the_commands_of_a_user_once_each(coin, tmp_path):
-    studies.run(coin[0])
+    study.run(coin[0])
     work = tmp_path / "work"
     assert coin[1][:3] == [f"pretrain --seed=0 --run_dir={work}/base0",
                            f"train --seed=0 --model={work}/base0 --run_dir={work}/plain0",
@@ -84,25 +86,25 @@ def test_a_study_runs_the_commands_of_a_user_once_each(coin, tmp_path):
 
 
 def test_what_has_finished_is_not_run_again_and_what_failed_is(coin, monkeypatch):
-    script = studies.script
+    script = study.script
 
     def fails(line):
         if "plain2" in line:
             raise UserError("failed")
         script(line)
 
-    monkeypatch.setattr(studies, "script", fails)
+    monkeypatch.setattr(study, "script", fails)
     with pytest.raises(UserError, match="failed"):
-        studies.run(coin[0])
+        study.run(coin[0])
     done = list(coin[1])
-    monkeypatch.setattr(studies, "script", script)
-    text = studies.run(coin[0]).read_text()
+    monkeypatch.setattr(study, "script", script)
+    text = study.run(coin[0]).read_text()
     assert len(done) == 5 and len(coin[1]) == len(set(coin[1])) == 9
     assert "5 of its 9 commands were finished by an earlier start" in text
 
 
 def test_means_intervals_and_paired_differences(coin, tmp_path):
-    studies.run(coin[0])
+    study.run(coin[0])
     record = json.loads((tmp_path / "results" / "coin.json").read_text())
     gain = record["measures"]["bent"]["gain"]
     np.testing.assert_allclose(gain["seeds"], [.3, .32, .29])
@@ -120,17 +122,17 @@ def test_means_intervals_and_paired_differences(coin, tmp_path):
     ({"below": .1}, (.0, .09), "agree"), ({"below": .1}, (.11, .2), "disagree"), ({"below": .1}, None, "undecided")])
 def test_a_rule_agrees_only_where_the_whole_interval_does(rule, interval, verdict):
     found = {"a": {"x": {"mean": .1, "interval": interval}}}
-    assert studies.judge(rule | {"says": "", "arm": "a", "measure": "x"}, found)["verdict"] == verdict
+    assert study.judge(rule | {"says": "", "arm": "a", "measure": "x"}, found)["verdict"] == verdict
 
 
 @pytest.mark.parametrize("verdicts, expected", [(["agree", "agree"], "agree"), (["agree", "undecided"], "undecided"),
                                                 (["agree", "undecided", "disagree"], "disagree")])
 def test_a_study_agrees_when_each_of_its_rules_does(verdicts, expected):
-    assert studies.overall([{"verdict": verdict} for verdict in verdicts]) == expected
+    assert study.overall([{"verdict": verdict} for verdict in verdicts]) == expected
 
 
 def test_the_page_shows_every_seed_the_prediction_and_its_verdict(coin, tmp_path):
-    text = studies.run(coin[0]).read_text()
+    text = study.run(coin[0]).read_text()
     for wanted in ("# A coin", "**Question.** Is it fair?", "**Known before.** Nothing.", "**Verdict: agree.**",
                    "**Prediction.** The bent one is not.", "| bent | 2 | 0.490 | 0.200 | 0.290 |",
                    "--seeds=0,1,2`, commit", "![A coin](coin.png)"):
@@ -142,23 +144,23 @@ def test_the_page_shows_every_seed_the_prediction_and_its_verdict(coin, tmp_path
 
 def test_quick_is_one_seed_with_other_flags_under_another_name(coin, tmp_path):
     config = StudyConfig(study=coin[0].study, quick=True, work_dir=coin[0].work_dir, out=coin[0].out)
-    path = studies.run(config)
+    path = study.run(config)
     assert path.name == "coin_quick.md" and "Not a result" in path.read_text()
     assert len(coin[1]) == 3 and all("--num_steps=1" in line for line in coin[1] if line.startswith("train"))
 
 
 def test_results_go_beside_the_runs_unless_another_place_is_named(coin, tmp_path):
     config = StudyConfig(study=coin[0].study, work_dir=coin[0].work_dir)
-    assert studies.run(config) == tmp_path / "work" / "results" / "coin.md"
+    assert study.run(config) == tmp_path / "work" / "results" / "coin.md"
 
 
 def test_a_measure_over_problems_is_paired_by_problem(tmp_path):
     rows = [("gsm8k", 0, 1), ("gsm8k", 0, 0), ("gsm8k", 1, 1), ("svamp", 0, 0)]
     (tmp_path / "c.jsonl").write_text("".join(
         json.dumps({"benchmark": name, "problem": i, "correct": bool(right)}) + "\n" for name, i, right in rows))
-    values = studies.source_values({"m": "c.jsonl: gsm8k"}, "m", {"work": str(tmp_path)})
+    values = study.source_values({"m": "c.jsonl: gsm8k"}, "m", {"work": str(tmp_path)})
     np.testing.assert_array_equal(values, [.5, 1])
-    one = studies.gather([np.array([1.] * 30 + [0.] * 70)])
+    one = study.gather([np.array([1.] * 30 + [0.] * 70)])
     assert one["seeds"] == [.3] and one["interval"] == estimators.bootstrap(np.array([1.] * 30 + [0.] * 70))
 
 
@@ -171,23 +173,23 @@ def test_a_file_that_is_amiss_is_refused_by_name(coin, old, new, message):
     path = pathlib.Path(coin[0].study)
     path.write_text(STUDY.replace(old, new, 1))
     with pytest.raises(UserError, match=message):
-        studies.run(coin[0])
+        study.run(coin[0])
 
 
 def test_an_unknown_study_is_answered_with_those_there_are(monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match="--study=two_shot: no file .*one_shot, smollm2"):
-        studies.load("two_shot")
+        study.load("two_shot")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.toml")), ids=lambda path: path.stem)
 def test_the_studies_of_the_repository_can_be_read_and_their_commands_given(path, monkeypatch, parse):
     """Every command names a script, and flags that it has."""
     monkeypatch.chdir(ROOT)
-    _, study = studies.load(str(path))
-    for arm in study["arms"]:
+    _, loaded = study.load(str(path))
+    for arm in loaded["arms"]:
         for quick in (False, True):
-            for line in studies.commands(study, {"work": "w", "data": "d", "arm": arm, "seed": "0"}, quick):
+            for line in study.commands(loaded, {"work": "w", "data": "d", "arm": arm, "seed": "0"}, quick):
                 script, *given = shlex.split(line)
                 source = (ROOT / "scripts" / f"{script}.py").read_text()
                 parse(getattr(rlvr_jax.config, re.search(r"cli\.run\(main, (\w+)\)", source)[1]), *given)

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from helpers import ROOT
-from rlvr_jax.config import UserError
+from rlvr_jax.errors import UserError
 from rlvr_jax.grading import child, grade, graders, workers
 from rlvr_jax.grading.child import Question
 from rlvr_jax.grading.workers import Reply

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from rlvr_jax import tokenizer as T
-from rlvr_jax.config import UserError
+from rlvr_jax.errors import UserError
+from rlvr_jax.pretrained import tokenizer as T
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 MESSAGES = [{"role": "user", "content": "1 < 2 & \"é\"?"}]

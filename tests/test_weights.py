@@ -19,10 +19,12 @@ from golden.cases import (CONFIGS, LINES, STRETCH, assert_same_params, greedy, l
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlvr_jax import tokenizer as tokenizer_lib
-from rlvr_jax import weights
-from rlvr_jax.config import ModelConfig, RopeScaling, UserError
+from rlvr_jax.errors import UserError
+from rlvr_jax.model import ModelConfig
 from rlvr_jax.model import init_params
+from rlvr_jax.ops import RopeScaling
+from rlvr_jax.pretrained import tokenizer as tokenizer_lib
+from rlvr_jax.pretrained import huggingface
 
 from helpers import compiled, run  # noqa: F401
 
@@ -44,7 +46,7 @@ def edit_tensors(dir, edit):
 
 @pytest.fixture
 def saved(tmp_path):
-    weights.save_folder(CONFIG, random_params(CONFIG, 0), tmp_path)
+    huggingface.save_folder(CONFIG, random_params(CONFIG, 0), tmp_path)
     return tmp_path
 
 
@@ -55,9 +57,9 @@ def saved(tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_reading_and_writing_again_is_the_identity(name, dtype, tmp_path):
     config, params = CONFIGS[name], random_params(CONFIGS[name], 0)
-    weights.save_folder(config, params, tmp_path / "a", dtype)
-    config_again, params_again = weights.load_folder(tmp_path / "a")
-    weights.save_folder(config_again, params_again, tmp_path / "b", dtype)
+    huggingface.save_folder(config, params, tmp_path / "a", dtype)
+    config_again, params_again = huggingface.load_folder(tmp_path / "a")
+    huggingface.save_folder(config_again, params_again, tmp_path / "b", dtype)
     assert config_again == config
     assert_same_params(params_again, jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)).astype(np.float32), params))
     for file in ("config.json", "model.safetensors"):
@@ -75,10 +77,10 @@ def test_every_shape_survives_a_round_trip(num_layers, kv_heads, group, head_dim
         norm_eps=1e-5, qkv_bias=family == "qwen2", qk_norm=family == "qwen3", tie_embeddings=tied)
     params = random_params(config, 0)
     with tempfile.TemporaryDirectory() as dir:
-        weights.save_folder(config, jax.tree.map(jnp.asarray, params), dir, shard_bytes=shard_bytes)
+        huggingface.save_folder(config, jax.tree.map(jnp.asarray, params), dir, shard_bytes=shard_bytes)
         size = sum(x.nbytes for x in jax.tree.leaves(params))
         assert (Path(dir) / "model.safetensors.index.json").is_file() == (shard_bytes < size)
-        again, params_again = weights.load_folder(dir)
+        again, params_again = huggingface.load_folder(dir)
     assert again == config
     assert_same_params(params_again, params)
 
@@ -86,7 +88,7 @@ def test_every_shape_survives_a_round_trip(num_layers, kv_heads, group, head_dim
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_others_wrote_in_shards_comes_out_byte_for_byte(name, dtype, tmp_path):
-    weights.save_folder(CONFIGS[name], random_params(CONFIGS[name], 0), tmp_path, dtype)
+    huggingface.save_folder(CONFIGS[name], random_params(CONFIGS[name], 0), tmp_path, dtype)
     rng = np.random.default_rng(0)
     tensors = {key: rng.standard_normal(x.shape).astype(x.dtype) for key, x in  # no symmetry, so no row in its place
                safetensors.numpy.load_file(tmp_path / "model.safetensors").items()}
@@ -96,8 +98,8 @@ def test_what_others_wrote_in_shards_comes_out_byte_for_byte(name, dtype, tmp_pa
     for file in set(where.values()):
         safetensors.numpy.save_file({key: x for key, x in tensors.items() if where[key] == file}, tmp_path / file)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    config, params = weights.load_folder(tmp_path)
-    weights.save_folder(config, params, tmp_path / "out", dtype)
+    config, params = huggingface.load_folder(tmp_path)
+    huggingface.save_folder(config, params, tmp_path / "out", dtype)
     again = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     assert again.keys() == tensors.keys()
     for key, x in tensors.items():
@@ -106,7 +108,7 @@ def test_what_others_wrote_in_shards_comes_out_byte_for_byte(name, dtype, tmp_pa
 
 def test_export_gives_a_bfloat16_folder_back_and_names_a_full_disk(tmp_path, compiled):  # noqa: F811
     config = dataclasses.replace(CONFIGS["qwen2_untied"], vocab_size=640)
-    weights.save_folder(config, random_params(config, 0), tmp_path / "a", "bfloat16")
+    huggingface.save_folder(config, random_params(config, 0), tmp_path / "a", "bfloat16")
     write_qwen2_tokenizer(tmp_path / "a", LINES)
     run("export", f"--model={tmp_path / 'a'}", f"--out={tmp_path / 'b'}", "--dtype=bfloat16", compiled=compiled,
         expect=0)
@@ -122,8 +124,8 @@ def test_export_gives_a_bfloat16_folder_back_and_names_a_full_disk(tmp_path, com
 @pytest.mark.parametrize("name", ["qwen2_tied", "qwen3_untied"])
 def test_half_the_memory_gives_the_same_logits_of_a_bfloat16_computation(name, stored, tmp_path):
     config = dataclasses.replace(CONFIGS[name], dtype="bfloat16")
-    weights.save_folder(config, random_params(config, 0), tmp_path, stored)
-    whole, half = (weights.load_folder(tmp_path, dtype)[1] for dtype in ("float32", "bfloat16"))
+    huggingface.save_folder(config, random_params(config, 0), tmp_path, stored)
+    whole, half = (huggingface.load_folder(tmp_path, dtype)[1] for dtype in ("float32", "bfloat16"))
     rows = random_tokens(config, seed=1, length=64)
     np.testing.assert_array_equal(logits(half, config, rows), logits(whole, config, rows))
     assert sum(x.nbytes for x in jax.tree.leaves(half)) < 0.52 * sum(x.nbytes for x in jax.tree.leaves(whole))
@@ -141,15 +143,15 @@ def test_matrices_are_transposed_under_their_published_names(saved):
 
 MEASURE = """
 import re, sys, pathlib, jax
-from rlvr_jax import weights
-from rlvr_jax.config import ModelConfig
-weights.empty_params({small!r})  # traces what any model has to
+from rlvr_jax.model import ModelConfig
+from rlvr_jax.pretrained import huggingface
+huggingface.empty_params({small!r})  # traces what any model has to
 def memory(field):  # of this process, bytes
     return 1024 * int(re.search(field + r":\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
 before = memory("VmRSS")
-config, params = weights.load_folder(sys.argv[1], {dtype!r})
+config, params = huggingface.load_folder(sys.argv[1], {dtype!r})
 loaded, size = memory("VmHWM"), sum(x.nbytes for x in jax.tree.leaves(params))
-weights.save_folder(config, params, sys.argv[2], {dtype!r})
+huggingface.save_folder(config, params, sys.argv[2], {dtype!r})
 print((loaded - before) / size, (memory("VmHWM") - before) / size, size)
 """
 
@@ -159,7 +161,7 @@ print((loaded - before) / size, (memory("VmHWM") - before) / size, size)
 def test_reading_and_writing_never_hold_two_copies_of_a_model(stored, dtype, tmp_path):
     config = ModelConfig(vocab_size=8192, num_layers=16, d_model=512, num_heads=8, num_kv_heads=8, head_dim=64,
                          d_ff=1344, max_seq_len=64)
-    weights.save_folder(config, jax.tree.map(np.ones_like, weights.empty_params(config)), tmp_path / "a",
+    huggingface.save_folder(config, jax.tree.map(np.ones_like, huggingface.empty_params(config)), tmp_path / "a",
                         stored)
     code = MEASURE.format(small=CONFIG, dtype=dtype)
     result = subprocess.run([sys.executable, "-c", code, tmp_path / "a", tmp_path / "b"], cwd=GOLDEN.parents[1],
@@ -171,10 +173,10 @@ def test_reading_and_writing_never_hold_two_copies_of_a_model(stored, dtype, tmp
 def test_saving_over_a_sharded_folder_leaves_none_of_the_old_weights(tmp_path):
     old, new = random_params(CONFIG, 0), random_params(CONFIG, 1)
     for first, second in ((2**14, 2**31), (2**31, 2**14), (2**14, 2**15)):
-        weights.save_folder(CONFIG, old, tmp_path, shard_bytes=first)
-        weights.save_folder(CONFIG, new, tmp_path, shard_bytes=second)
-        assert_same_params(weights.load_folder(tmp_path)[1], new)
-        listed = {path.name for path in weights.weight_files(tmp_path)}
+        huggingface.save_folder(CONFIG, old, tmp_path, shard_bytes=first)
+        huggingface.save_folder(CONFIG, new, tmp_path, shard_bytes=second)
+        assert_same_params(huggingface.load_folder(tmp_path)[1], new)
+        listed = {path.name for path in huggingface.weight_files(tmp_path)}
         assert {path.name for path in tmp_path.glob("*.safetensors")} == listed
 
 
@@ -184,8 +186,8 @@ def test_saving_over_a_sharded_folder_leaves_none_of_the_old_weights(tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_small_models_agree_with_transformers(name, tmp_path):
     golden = json.loads((GOLDEN / "small.json").read_text())["models"][name]
-    weights.save_folder(CONFIGS[name], random_params(CONFIGS[name], 0), tmp_path)
-    config, params = weights.load_folder(tmp_path)
+    huggingface.save_folder(CONFIGS[name], random_params(CONFIGS[name], 0), tmp_path)
+    config, params = huggingface.load_folder(tmp_path)
     tokens = random_tokens(config, seed=1, length=64)
     np.testing.assert_allclose(logits(params, config, tokens)[:, -1], golden["last_logits"], atol=1e-4, rtol=0)
     np.testing.assert_array_equal(greedy(params, config, tokens, 32), golden["greedy"])
@@ -197,17 +199,17 @@ def test_small_models_agree_with_transformers(name, tmp_path):
 def test_the_spelling_of_transformers_5_means_the_same(saved):
     edit_config(saved, rope_theta=None, rope_scaling=None, torch_dtype=None, dtype="float32",
                 rope_parameters={"rope_type": "default", "rope_theta": CONFIG.rope_theta})
-    assert weights.load_folder(saved)[0] == CONFIG
+    assert huggingface.load_folder(saved)[0] == CONFIG
     edit_config(saved, rope_parameters={
         "rope_type": "llama3", "rope_theta": CONFIG.rope_theta, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 64})
-    assert weights.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_scaling=STRETCH)
+    assert huggingface.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_scaling=STRETCH)
 
 
 def test_absent_fields_have_the_architecture_s_defaults(saved):
     edit_config(saved, head_dim=None, num_key_value_heads=None, tie_word_embeddings=None, rope_scaling=None,
                 rope_theta=None, rms_norm_eps=None, hidden_act=None)
-    assert weights.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_theta=10_000.0, norm_eps=1e-6)
+    assert huggingface.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_theta=10_000.0, norm_eps=1e-6)
 
 
 # name -> what its model card says: millions of parameters; and the sizes that set the models apart
@@ -224,7 +226,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_configurations_are_read(name):
-    config = weights.config_from_hugging_face(json.loads((GOLDEN / "published_configs.json").read_text())[name], name)
+    config = huggingface.config_from_hugging_face(json.loads((GOLDEN / "published_configs.json").read_text())[name], name)
     millions, fields = PUBLISHED[name]
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     assert sum(x.size for x in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
@@ -238,9 +240,9 @@ def test_the_published_configurations_are_read(name):
 ])
 def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     config = CONFIGS["qwen2_untied"]
-    weights.save_folder(config, random_params(config, 0), tmp_path)
+    huggingface.save_folder(config, random_params(config, 0), tmp_path)
     edit_config(tmp_path, **fields)
-    assert weights.load_folder(tmp_path)[0] == config
+    assert huggingface.load_folder(tmp_path)[0] == config
 
 
 @pytest.mark.parametrize("fields, message", [
@@ -278,7 +280,7 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
 def test_configurations_refused_by_name(fields, message, saved):
     edit_config(saved, **fields)
     with pytest.raises(UserError, match=message) as error:
-        weights.load_folder(saved)
+        huggingface.load_folder(saved)
     assert str(saved) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -291,7 +293,7 @@ def test_configurations_refused_by_name(fields, message, saved):
 def test_tensors_refused_by_name(edit, message, saved):
     edit_tensors(saved, edit)
     with pytest.raises(UserError, match=message):
-        weights.load_folder(saved)
+        huggingface.load_folder(saved)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 1000, -1])
@@ -299,63 +301,63 @@ def test_a_half_written_file_is_refused_by_name(keep, saved):
     path = saved / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match="model.safetensors is not a complete safetensors file"):
-        weights.load_folder(saved)
+        huggingface.load_folder(saved)
 
 
 def test_missing_files_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="config.json cannot be read"):
-        weights.load_folder(tmp_path)
-    weights.save_folder(CONFIG, random_params(CONFIG, 0), tmp_path, shard_bytes=2**14)
+        huggingface.load_folder(tmp_path)
+    huggingface.save_folder(CONFIG, random_params(CONFIG, 0), tmp_path, shard_bytes=2**14)
     shard = sorted(tmp_path.glob("*.safetensors"))[1]
     content = shard.read_bytes()
     shard.unlink()
     with pytest.raises(UserError, match=f"{shard.name} is missing"):
-        weights.load_folder(tmp_path)
+        huggingface.load_folder(tmp_path)
     shard.write_bytes(content)
     for index, message in (("{}", "has no 'weight_map'"), ("[]", "holds a list"), ("{", "cannot be read as JSON")):
         (tmp_path / "model.safetensors.index.json").write_text(index)
         with pytest.raises(UserError, match=f"index.json {message}"):
-            weights.load_folder(tmp_path)
+            huggingface.load_folder(tmp_path)
     (tmp_path / "model.safetensors.index.json").unlink()
-    weights.load_folder(tmp_path)  # shards without their index are still the whole model
+    huggingface.load_folder(tmp_path)  # shards without their index are still the whole model
     (tmp_path / "copy.safetensors").write_bytes(content)
     with pytest.raises(UserError, match="there twice"):
-        weights.load_folder(tmp_path)
+        huggingface.load_folder(tmp_path)
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
     with pytest.raises(UserError, match=r"no \*.safetensors"):
-        weights.load_folder(tmp_path)
+        huggingface.load_folder(tmp_path)
 
 
 def test_a_head_beside_tied_embeddings_must_be_the_embedding(tmp_path):
     config = CONFIGS["llama_tied"]
-    weights.save_folder(config, random_params(config, 0), tmp_path)
+    huggingface.save_folder(config, random_params(config, 0), tmp_path)
     edit_tensors(tmp_path, lambda t: t | {"lm_head.weight": t["model.embed_tokens.weight"],
                                           "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)})
-    assert_same_params(weights.load_folder(tmp_path)[1], random_params(config, 0))
+    assert_same_params(huggingface.load_folder(tmp_path)[1], random_params(config, 0))
     edit_tensors(tmp_path, lambda t: t | {"lm_head.weight": t["lm_head.weight"] + 1})
     with pytest.raises(UserError, match="tie_word_embeddings"):
-        weights.load_folder(tmp_path)
+        huggingface.load_folder(tmp_path)
 
 
 def test_a_shape_without_a_published_architecture_is_not_written(tmp_path):
     config = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=True)
     with pytest.raises(UserError, match="qkv_bias and qk_norm"):
-        weights.save_folder(config, random_params(config, 0), tmp_path)
+        huggingface.save_folder(config, random_params(config, 0), tmp_path)
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused():
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 5}, unk_token="a"))
     tokenizer = tokenizer_lib.Tokenizer(backend, (0,), 0, None, {})
     for size in (6, 99):
-        weights.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=size), tokenizer)
+        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=size), tokenizer)
     with pytest.raises(UserError, match="ids up to 5 .* 5 embeddings"):
-        weights.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=5), tokenizer)
+        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=5), tokenizer)
     with pytest.raises(UserError, match="ids up to 7"):
-        weights.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=6), dataclasses.replace(tokenizer, eos_ids=(7,)))
+        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=6), dataclasses.replace(tokenizer, eos_ids=(7,)))
 
 
 def test_every_parameter_has_a_name_elsewhere():
     names = {name for config in CONFIGS.values() for name in
-             traverse_util.flatten_dict(weights.empty_params(config), sep="/")}
-    assert names == set(weights.NAMES)
+             traverse_util.flatten_dict(huggingface.empty_params(config), sep="/")}
+    assert names == set(huggingface.NAMES)

@@ -10,7 +10,7 @@ import functools
 import importlib.metadata
 from typing import Iterable, NamedTuple, Optional, Sequence
 
-from rlvr_jax.config import UserError
+from rlvr_jax.errors import UserError
 from rlvr_jax.grading import workers
 from rlvr_jax.grading.child import Question
 from rlvr_jax.grading.extract import EXTRACTORS, last_box

@@ -175,7 +175,7 @@ def same(given: str, answer: str, leaf: Leaf, depth: int = MAX_DEPTH) -> bool:
 
 
 def _algebra(a: str, b: str, leaf: Leaf) -> bool:
-    """The verdict of `leaf`, except on what Math-Verify reads otherwise: R and r are two variables, 1 2.5 no product."""
+    """As `leaf`, except on what Math-Verify reads otherwise: R and r are two variables, 1 2.5 is no product."""
     letters = [set(re.sub(r"\\[a-zA-Z]+", "", text)) for text in (a, b)]
     case = letters[0] != letters[1] and {x.casefold() for x in letters[0]} == {x.casefold() for x in letters[1]}
     return not case and not re.search(r"(?<![_^\d.])\d[\d.]* \d", f"{a};{b}") and leaf(a, b)

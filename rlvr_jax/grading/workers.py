@@ -17,7 +17,7 @@ import sys
 import threading
 from typing import Callable, Iterable, NamedTuple
 
-from rlvr_jax.config import UserError
+from rlvr_jax.errors import UserError
 from rlvr_jax.grading import child
 
 GRACE_SECONDS = 1  # for a child to end by its own limit

@@ -11,9 +11,10 @@ import tokenizers
 from flax import traverse_util
 from tokenizers import decoders, normalizers, pre_tokenizers, processors, trainers
 
-from rlvr_jax.config import ModelConfig, RopeScaling
-from rlvr_jax.model import Prompts, decode_step, forward, head, init_cache, prefill, split_layers
-from rlvr_jax.weights import empty_params
+from rlvr_jax.model import ModelConfig
+from rlvr_jax.model import decode_step, forward, head, init_cache, prefill, Prompts, split_layers
+from rlvr_jax.ops import RopeScaling
+from rlvr_jax.pretrained.huggingface import empty_params
 
 SMALL = dict(vocab_size=97, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=48, max_seq_len=256)
 # The original window is short enough for positions in the tests to fall in all three regions of the stretch.

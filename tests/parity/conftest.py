@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlvr_jax import gguf_file
-from rlvr_jax.config import UserError
+from rlvr_jax.errors import UserError
+from rlvr_jax.pretrained import gguf_file
 
 
 @pytest.fixture(scope="session")

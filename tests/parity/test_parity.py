@@ -22,9 +22,10 @@ from golden.cases import (CONFIGS, LINES, QUESTIONS, greedy, logits, random_para
 from helpers import base, compiled, run  # noqa: E402, F401
 from test_paper_command import exported, qwen2_folder, trained  # noqa: E402, F401
 
-from rlvr_jax import adapters, gguf_file, loading, weights  # noqa: E402
-from rlvr_jax import tokenizer as tokenizer_lib  # noqa: E402
+from rlvr_jax import adapters
 from rlvr_jax.config import TrainConfig  # noqa: E402
+from rlvr_jax.pretrained import gguf_file, huggingface, loading  # noqa: E402
+from rlvr_jax.pretrained import tokenizer as tokenizer_lib  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # their warnings are not ours to fix
 
@@ -91,12 +92,12 @@ def test_reading_what_transformers_saved(name, shard_size, tmp_path):
     theirs = random_model(THEIRS[name])
     theirs.save_pretrained(tmp_path, max_shard_size=shard_size)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "20KB")
-    config, params = weights.load_folder(tmp_path)
+    config, params = huggingface.load_folder(tmp_path)
     rows = random_tokens(config, seed=1, length=96).tolist()
     np.testing.assert_allclose(logits(params, config, rows), their_logits(theirs, rows), atol=1e-4, rtol=0)
     ours = greedy(params, config, [row[:32] for row in rows], 64)
     np.testing.assert_array_equal(ours, [their_greedy(theirs, row[:32], 64) for row in rows])
-    weights.save_folder(config, params, tmp_path / "out")
+    huggingface.save_folder(config, params, tmp_path / "out")
     before, after = ({name: x for path in dir.glob("*.safetensors") for name, x in
                       safetensors.numpy.load_file(path).items()} for dir in (tmp_path, tmp_path / "out"))
     assert before.keys() == after.keys()
@@ -109,16 +110,16 @@ def test_reading_what_transformers_saved(name, shard_size, tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_transformers_reads_what_we_saved(name, shard_bytes, dtype, tmp_path):
     config, params = CONFIGS[name], random_params(CONFIGS[name], 0)
-    weights.save_folder(config, params, tmp_path, dtype, shard_bytes)
+    huggingface.save_folder(config, params, tmp_path, dtype, shard_bytes)
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert theirs.dtype == getattr(torch, dtype)
     theirs = theirs.to(torch.float32).eval()
     rows = random_tokens(config, seed=1, length=96).tolist()
-    _, params = weights.load_folder(tmp_path)
+    _, params = huggingface.load_folder(tmp_path)
     np.testing.assert_allclose(logits(params, config, rows), their_logits(theirs, rows), atol=1e-4, rtol=0)
     theirs.to(getattr(torch, dtype)).save_pretrained(tmp_path / "again")
-    again = weights.load_folder(tmp_path / "again")
+    again = huggingface.load_folder(tmp_path / "again")
     assert again[0] == config
     assert all((a == b).all() for a, b in zip(jax.tree.leaves(again[1]), jax.tree.leaves(params), strict=True))
 
@@ -129,7 +130,7 @@ def test_merged_lora_is_the_adapted_model(name, tmp_path):
     params = adapters.add(TrainConfig(trainable="lora", adapter_rank=3), random_params(config, 0))
     trained, frozen = adapters.split(params)
     params = adapters.join(jax.tree.map(lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), trained), frozen)
-    weights.save_folder(config, adapters.merged(params), tmp_path)
+    huggingface.save_folder(config, adapters.merged(params), tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
     rows = random_tokens(config, seed=1, length=32).tolist()
     ours = logits(params, config, rows)
@@ -196,7 +197,7 @@ def test_smollm2(smollm2, their_smollm2):
 
 def test_smollm2_exported_to_a_folder(smollm2, their_smollm2, their_tokenizer, tmp_path):
     config, params, tokenizer = smollm2
-    weights.save_folder(config, params, tmp_path, shard_bytes=2**28)
+    huggingface.save_folder(config, params, tmp_path, shard_bytes=2**28)
     tokenizer_lib.save_folder(tokenizer, tmp_path)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
     rows = [tokenizer_lib.encode(tokenizer, QUESTIONS[1])]

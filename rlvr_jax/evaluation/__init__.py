@@ -1,0 +1,1 @@
+"""Completions sampled, graded, kept and counted."""

@@ -1,0 +1,103 @@
+"""What graded completions say of a model: avg@k, pass@k and maj@k over problems, and how sure each of them is."""
+
+import functools
+import itertools
+import math
+
+import numpy as np
+import scipy.special
+
+from rlvr_jax.grading import mathematics
+
+SUBSETS = 1000  # where a problem's samples have more subsets of a size, as many are drawn
+RESAMPLES = 2000  # of the bootstrap
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Chance that k of the samples, drawn without replacement, hold a correct one (Chen et al., arXiv 2107.03374)."""
+    return 1.0 - math.prod(1.0 - k / j for j in range(num_samples - num_correct + 1, num_samples + 1))
+
+
+@functools.lru_cache
+def subsets(n: int, k: int) -> np.ndarray:
+    """f32[S,n], 1 for the members of a subset of size k: all subsets, or SUBSETS random ones, the same every time."""
+    if math.comb(n, k) <= SUBSETS:
+        members = np.array(list(itertools.combinations(range(n), k)))
+    else:
+        members = np.random.default_rng((n, k)).permuted(np.tile(np.arange(n), (SUBSETS, 1)), axis=1)[:, :k]
+    chosen = np.zeros((len(members), n), np.float32)
+    np.put_along_axis(chosen, members, 1, axis=1)
+    return chosen
+
+
+def maj_at_k(answers: list[str], correct: list[bool], k: int) -> float:
+    """Chance that the most frequent answer of k samples, drawn without replacement, is right.
+
+    Answers are compared as text (normalise them first). An empty one has no vote, and answers that tie are equally
+    likely to be taken. A text is as right as its first sample was graded. Exact up to SUBSETS subsets.
+    """
+    kinds = list(dict.fromkeys(filter(None, answers)))
+    if not kinds:
+        return 0.0
+    votes_SxC = subsets(len(answers), k) @ np.array([[answer == kind for kind in kinds] for answer in answers],
+                                                    np.float32)
+    right_C = np.array([correct[answers.index(kind)] for kind in kinds], np.float64)
+    ahead_SxC = (votes_SxC == votes_SxC.max(-1, keepdims=True)) & (votes_SxC > 0)
+    return float(np.mean(ahead_SxC @ right_C / np.maximum(ahead_SxC.sum(-1), 1)))
+
+
+def student(values: list[float]) -> tuple[float, float]:
+    """95 % interval of the mean of a few independent numbers, at least two (Student, 1908)."""
+    half = scipy.special.stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / len(values) ** 0.5
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def bootstrap(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of a mean over problems; samples of one problem are not independent, problems are."""
+    places = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    return tuple(np.quantile(np.asarray(values)[places].mean(-1), (0.025, 0.975)).tolist())
+
+
+def summarise(rows: list[dict], num_samples: int) -> dict:
+    """The numbers of one benchmark, from its rows in order (`evaluation.measure`), `num_samples` a problem.
+
+    `accuracy` is avg@`num_samples`; pass@k and maj@k are for k = 1, 2, 4, ... and `num_samples`. Intervals hold 95 %:
+    Wilson's with one sample a problem, else of a bootstrap over problems.
+    """
+    groups = [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
+    right = [[row["correct"] for row in group] for group in groups]
+    answers = [[mathematics.normalise(row["extracted"] or "") for row in group] for group in groups]
+    ks = sorted({2**i for i in range(num_samples.bit_length())} | {num_samples})
+    curves = {"pass@k": {k: [pass_at_k(num_samples, sum(c), k) for c in right] for k in ks},
+              "maj@k": {k: [maj_at_k(a, c, k) for a, c in zip(answers, right)] for k in ks}}
+
+    def interval(values):
+        return wilson(float(np.mean(values)), len(values)) if num_samples == 1 else bootstrap(values)
+
+    def each(fn):
+        return {name: {str(k): fn(values) for k, values in curve.items()} for name, curve in curves.items()}
+
+    shares = np.mean(right, -1)
+    return {"n": len(groups), "num_samples": num_samples, "accuracy": float(shares.mean()),
+            "interval": interval(shares)} | each(lambda values: float(np.mean(values))) | {
+            "intervals": each(interval), "timed_out": sum(row["timed_out"] for row in rows),
+            "truncated": float(np.mean([row["truncated"] for row in rows])),
+            "num_tokens": float(np.mean([row["num_tokens"] for row in rows]))}
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % confidence interval of a share of n trials, honest near 0 and 1 (Wilson, 1927)."""
+    z = 1.959964
+    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+
+
+def difference(before: float, after: float, n: int) -> tuple[float, float]:
+    """95 % confidence interval of after - before, two shares of n trials each (Newcombe, 1998, method 10).
+
+    It takes the trials for different ones. Where both are of the same problems it is too wide, never too narrow, as
+    long as a problem that was solved is likelier than others to be solved again.
+    """
+    (low, high), (lower, upper) = wilson(before, n), wilson(after, n)
+    return (after - before - math.hypot(after - lower, high - before),
+            after - before + math.hypot(upper - after, before - low))

@@ -1,0 +1,129 @@
+"""Completions of a list of problems, sampled and graded; what a training run measures on held-out ones."""
+
+from typing import Callable, Optional
+
+import numpy as np
+
+from rlvr_jax import advice, parallel, sampler
+from rlvr_jax.config import TrainConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.grading import grade
+from rlvr_jax.model import Prompts
+from rlvr_jax.pretrained import loading, tokenizer
+from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.tasks import arithmetic
+from rlvr_jax.tasks.pool import choose_example
+from rlvr_jax.tasks.problems import Problem
+from rlvr_jax.tasks.prompts import encode_prompts, load_problems, resolve_format
+
+
+def measure(draw: Callable, params, words: Tokenizer, problems: list[Problem], prompts: Prompts, *, temperature: float,
+            num_samples: int, answer_format: str, seed: int, step: int, grader: str = "math", top_p: float = 1.0,
+            rows_per_call: int = 512, stream: int = sampler.EVAL, done: int = 0,
+            each: Optional[Callable] = None) -> list[dict]:
+    """Samples `num_samples` completions of every problem and grades them.
+
+    `draw` comes from `sampler.make_sampler`. Row i*num_samples+j is sample j of problem i: `{"problem", "sample",
+    "prompt", "answer", "completion", "extracted", "correct", "timed_out", "graded_by", "truncated", "num_tokens"}`.
+    The first `done` rows are there already and are left out. Every call samples the same rows with or without them,
+    so that what is left comes out bit for bit as it would have. `each(rows)` is handed the rows of a call.
+    """
+    total, rows = len(problems) * num_samples, []
+    size, graded_by = min(rows_per_call, total), grade.describe(answer_format, grader)
+    for start in range(0, total, size):
+        end = min(start + size, total)
+        if end <= done:
+            continue
+        numbers = np.minimum(np.arange(start, start + size), total - 1)  # the last call keeps the shape of the others
+        owners = numbers // num_samples
+        rollouts = draw(params, narrowed(prompts, owners), owners, seed, step, temperature, top_p, stream=stream,
+                        first_row=start, repeats=num_samples)
+        texts = tokenizer.texts_of(words, rollouts)[: end - start]
+        verdicts = grade.grade(texts, [problems[i].answer for i in owners[: end - start]], answer_format, grader)
+        made = [{"problem": int(i), "sample": int(j), "prompt": problems[i].prompt, "answer": problems[i].answer,
+                 "completion": text, "extracted": verdict.extracted, "correct": verdict.correct,
+                 "timed_out": verdict.timed_out, "graded_by": graded_by, "truncated": not ended,
+                 "num_tokens": int(mask.sum())}
+                for text, verdict, i, j, ended, mask in zip(texts, verdicts, owners, numbers % num_samples,
+                                                            rollouts.ended, rollouts.completion_mask)]
+        made = made[max(done - start, 0) :]
+        rows += made
+        if each:
+            each(made)
+    return rows
+
+
+def narrowed(prompts: Prompts, owners: np.ndarray) -> Prompts:
+    """The prompts, cut to the longest one in use: a few long ones widen their own calls only.
+
+    In steps of 64 tokens, since every width is one more program to compile.
+    """
+    width = -(-int(np.max(prompts.lengths[owners])) // 64) * 64
+    return prompts.replace(tokens=prompts.tokens[:, :width])
+
+
+def heldout(draw: Callable, params, words: Tokenizer, problems: list[Problem], prompts: Prompts, *, seed: int,
+            step: int, answer_format: str, synthetic: bool, keep: Optional[Callable] = None) -> dict:
+    """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and styles on the synthetic task.
+
+    `keep(step, rows)` is handed the greedy completions, as `measure` returns them.
+    """
+    found = {"eval/n": len(problems), "eval/graded_by": grade.describe(answer_format, "math")}
+    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        rows = measure(draw, params, words, problems, prompts, temperature=temperature, num_samples=1,
+                       answer_format=answer_format, seed=seed, step=step)
+        if keep and name == "greedy":
+            keep(step, rows)
+        found[f"eval/{name}"] = float(np.mean([row["correct"] for row in rows]))
+        if synthetic:
+            found |= {f"eval/{name}_{key}": value for key, value in style_shares(rows).items()}
+    return found
+
+
+def style_shares(rows: list[dict]) -> dict:
+    """Share and accuracy of each style of the synthetic task: `{"careful_share", "careful_accuracy", ...}`."""
+    styles = np.array([arithmetic.style_of(row["completion"]) or "other" for row in rows])
+    correct = np.array([row["correct"] for row in rows])
+    found = {}
+    for style in arithmetic.STYLES:
+        mine = styles == style
+        found[f"{style}_share"] = float(mine.mean())
+        found[f"{style}_accuracy"] = float(correct[mine].mean()) if mine.any() else None
+    return found
+
+
+def example_place(config: TrainConfig, start: loading.LanguageModel, draw: Callable, pool: list, prompts) -> tuple:
+    """(place, facts): the place in the pool of the problem that example=auto chooses, by 64 completions of each, and
+    what is kept of the choice: the problem, and its pass rate."""
+    advice.warn(advice.on_answers(config, pool))
+    rows = measure(
+        draw, parallel.replicate(start.params), start.tokenizer, pool, prompts, temperature=config.temperature,
+        num_samples=64, answer_format=resolve_format(config.answer_format, config.source), grader=config.grader,
+        seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048)
+    place = choose_example(rows, len(pool), config.example_pass_rate)
+    right = [row["correct"] for row in rows if row["problem"] == place]
+    return place, {"question": pool[place].question, "answer": pool[place].answer, "pass_rate": float(np.mean(right)),
+                   "num_samples": len(right)}
+
+
+def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callable, trained: list,
+                 keep: Optional[Callable] = None) -> Callable:
+    """`heldout(params, step)`: greedy and T=1 accuracy on problems that are not trained on, as eval/* metrics.
+
+    `keep(step, rows)` is handed the greedy completions. Graded as `scripts.evaluate` does by default: where the reward
+    wants a box, or another grader, these do not.
+    """
+    source = config.heldout or ("arithmetic" if config.source == "arithmetic" else "none")
+    if source == "none":
+        return lambda params, step: {}
+    found = load_problems(source, start.tokenizer, count=config.eval_size, split=config.heldout_split,
+                          num_ops=config.num_ops, prompt_style=config.prompt_style, instruction=config.instruction,
+                          ignore_columns=config.ignore_columns)
+    found = [problem for problem in found if problem.prompt not in {p.prompt for p in trained}]
+    if not found:
+        raise UserError(f"--heldout={source} leaves no problem that is not trained on; name another file, or none")
+    prompts = encode_prompts(start.tokenizer, found, start.config, config.max_new_tokens, config.max_prompt_tokens)
+    return lambda params, step: heldout(
+        draw, params, start.tokenizer, found, prompts, seed=config.seed, step=step,
+        answer_format=resolve_format(config.answer_format, source, "lenient"), synthetic=source == "arithmetic",
+        keep=keep)

@@ -1,0 +1,1 @@
+"""Models and tokenizers that others trained, in and out: Hugging Face folders, GGUF files, run directories."""

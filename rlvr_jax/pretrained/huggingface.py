@@ -1,0 +1,302 @@
+"""Hugging Face folders to parameters and back, one tensor at a time.
+
+One table names every tensor three times: here, in a Hugging Face folder, in a GGUF (`gguf_file.py`). `tensor_views`
+turns it into views of the stacked parameter arrays in torch's [out, in] orientation, so that reading is
+`view[...] = tensor` and writing is the reverse: beside the parameters no more than one tensor is ever in memory.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from flax import traverse_util
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.model import ModelConfig, Params, init_params
+from rlvr_jax.ops import RopeScaling
+from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.runs.files import read_json
+
+# here -> (Hugging Face, GGUF); {} is the layer
+NAMES = {
+    "embed": ("model.embed_tokens.weight", "token_embd.weight"),
+    "layers/attn_norm": ("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight"),
+    "layers/q": ("model.layers.{}.self_attn.q_proj.weight", "blk.{}.attn_q.weight"),
+    "layers/k": ("model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight"),
+    "layers/v": ("model.layers.{}.self_attn.v_proj.weight", "blk.{}.attn_v.weight"),
+    "layers/q_bias": ("model.layers.{}.self_attn.q_proj.bias", "blk.{}.attn_q.bias"),
+    "layers/k_bias": ("model.layers.{}.self_attn.k_proj.bias", "blk.{}.attn_k.bias"),
+    "layers/v_bias": ("model.layers.{}.self_attn.v_proj.bias", "blk.{}.attn_v.bias"),
+    "layers/q_norm": ("model.layers.{}.self_attn.q_norm.weight", "blk.{}.attn_q_norm.weight"),
+    "layers/k_norm": ("model.layers.{}.self_attn.k_norm.weight", "blk.{}.attn_k_norm.weight"),
+    "layers/o": ("model.layers.{}.self_attn.o_proj.weight", "blk.{}.attn_output.weight"),
+    "layers/mlp_norm": ("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight"),
+    "layers/gate": ("model.layers.{}.mlp.gate_proj.weight", "blk.{}.ffn_gate.weight"),
+    "layers/up": ("model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight"),
+    "layers/down": ("model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight"),
+    "final_norm": ("model.norm.weight", "output_norm.weight"),
+    "head": ("lm_head.weight", "output.weight"),
+}
+HUGGING_FACE, GGUF = range(2)
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # here -> safetensors
+
+# What config.json says beside the sizes: rotary embeddings, by type;
+ROPE_SETTINGS = {"default": (), "llama3": ("factor", "low_freq_factor", "high_freq_factor",
+                                           "original_max_position_embeddings")}
+# settings of which `model.py` has one value, the one that their absence means too;
+ONLY = {"hidden_act": "silu", "mlp_bias": False, "attention_dropout": 0, "partial_rotary_factor": 1, "use_mrope": False,
+        "rope_interleaved": False, "is_encoder_decoder": False, "quantization_config": None}
+# and what changes no number that the network computes. Any other setting is refused.
+HARMLESS = set("""_attn_implementation_autoset _name_or_path bos_token_id chunk_size_feed_forward dtype eos_token_id
+    id2label initializer_range is_llama_config label2id output_attentions output_hidden_states pad_token_id
+    pretraining_tp problem_type return_dict torch_dtype transformers.js_config transformers_version unsloth_fixed
+    unsloth_version use_cache""".split())
+
+
+def empty_params(config: ModelConfig, dtype: str = "float32") -> Params:
+    """Uninitialised numpy arrays in the layout of `init_params`; norms, which `model.py` never casts, stay float32."""
+    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
+    return traverse_util.path_aware_map(
+        lambda path, x: np.empty(x.shape, np.float32 if path[-1].endswith("norm") else jnp.dtype(dtype)), shapes)
+
+
+def tensor_views(params: Params, column: int) -> dict[str, np.ndarray]:
+    """Every tensor under its name in `column` of `NAMES`, as a view of the numpy array in `params` that holds it."""
+    views = {}
+    for name, array in traverse_util.flatten_dict(params, sep="/").items():
+        theirs = NAMES[name][column]
+        tensors = {theirs.format(i): x for i, x in enumerate(array)} if "{}" in theirs else {theirs: array}
+        for key, tensor in tensors.items():
+            views[key] = tensor.T if tensor.ndim == 2 and name != "embed" else tensor
+    return views
+
+
+def take(unread: dict[str, np.ndarray], path, name: str, shape) -> np.ndarray:
+    """Removes and returns the view that tensor `name` of `path` fills; UserError if there is none of that shape."""
+    if name not in unread:
+        raise UserError(f"{path}: unexpected tensor {name}: the architecture has no such weight, or it is there twice")
+    if unread[name].shape != tuple(shape):
+        raise UserError(f"{path}: tensor {name} has shape {list(shape)} where the configuration implies "
+                        f"{list(unread[name].shape)}: weights and configuration are of different models")
+    return unread.pop(name)
+
+
+def refuse_missing(unread: dict[str, np.ndarray], path) -> None:
+    if unread:
+        raise UserError(f"{path}: tensor {min(unread)} is missing ({len(unread)} in all): copy the model again")
+
+
+def check_tokenizer(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Raises UserError if the tokenizer has an id that the embedding lacks. Spare embeddings are usual, and fine."""
+    highest = max([*tokenizer.backend.get_vocab().values(), *tokenizer.eos_ids, tokenizer.pad_id])
+    if highest >= config.vocab_size:
+        raise UserError(f"the tokenizer has ids up to {highest} but the weights only {config.vocab_size} embeddings: "
+                        "take tokenizer and weights from the same model")
+
+
+# ----- config.json
+
+
+def config_from_hugging_face(d: dict, path) -> ModelConfig:
+    """Reads config.json, in the spelling of transformers 4 or 5; UserError, by name, for anything `model.py` lacks."""
+    left = dict(d)  # each setting is taken out as it is read
+
+    def refuse(what):
+        raise UserError(f"{path}: {what} is not supported: use a Llama, Qwen2 or Qwen3 model without it")
+
+    def number(key, default=None, kinds=(int,), source=left):
+        value = source.pop(key, None)
+        value = default if value is None else value
+        if value is None:
+            raise UserError(f"{path} has no {key!r}: copy the model's config.json again")
+        if type(value) not in kinds or value <= 0:
+            raise UserError(f"{path}: {key} is {value!r}, not a number above 0: copy the model's config.json again")
+        return value
+
+    family, kinds = left.pop("model_type", None), left.pop("architectures", None)
+    if family not in ARCHITECTURES:
+        refuse(f"model_type {family!r}")
+    if kinds not in (None, [ARCHITECTURES[family]]):
+        refuse(f"architectures {kinds!r}")
+    rope = {"rope_theta": left.pop("rope_theta", None)} | (left.pop("rope_scaling", None) or {})
+    rope |= left.pop("rope_parameters", None) or {}
+    rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    if rope_type not in ROPE_SETTINGS:
+        refuse(f"rope_scaling type {rope_type!r}")
+    real = {"kinds": (int, float), "source": rope}
+    rope_theta = float(number("rope_theta", 10_000.0, **real))
+    stretch = [number(key, **real) for key in ROPE_SETTINGS[rope_type]]
+    num_layers, num_heads, d_model = map(number, ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    config = ModelConfig(
+        vocab_size=number("vocab_size"), num_layers=num_layers, d_model=d_model, num_heads=num_heads,
+        num_kv_heads=number("num_key_value_heads", num_heads), d_ff=number("intermediate_size"),
+        head_dim=number("head_dim", 128 if family == "qwen3" else d_model // num_heads),
+        max_seq_len=number("max_position_embeddings"), rope_theta=rope_theta,
+        rope_scaling=RopeScaling(*stretch) if stretch else None,
+        norm_eps=number("rms_norm_eps", 1e-6, (int, float)), qkv_bias=family == "qwen2", qk_norm=family == "qwen3",
+        tie_embeddings=bool(left.pop("tie_word_embeddings", False)))
+    if num_heads % config.num_kv_heads or config.head_dim % 2:
+        refuse(f"{num_heads} attention heads on {config.num_kv_heads} key/value heads of {config.head_dim}")
+    windows, layer_types = left.pop("use_sliding_window", False), left.pop("layer_types", None)
+    width, first = left.pop("sliding_window", 4096), left.pop("max_window_layers", 28)  # transformers' defaults
+    if set(layer_types) != {"full_attention"} if layer_types else windows and width and first < num_layers:
+        refuse("a sliding attention window, or another layer type than full_attention,")
+    for key, value in (ONLY | {"attention_bias": family == "qwen2"}).items():
+        for settings in (left, rope):
+            if (found := settings.pop(key, None)) not in (None, value):
+                refuse(f"{key} {found!r}")
+    for key in sorted(left.keys() - HARMLESS) + sorted(rope.keys() - {"type"}):
+        refuse(f"the unknown setting {key!r}")
+    return config
+
+
+def config_to_hugging_face(config: ModelConfig, dtype: str) -> dict:
+    """The inverse, in the spelling of transformers 4, which 5 also reads."""
+    if config.qkv_bias and config.qk_norm:
+        raise UserError("no Hugging Face architecture has both qkv_bias and qk_norm: turn one off")
+    family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+    scaling = config.rope_scaling
+    rope_scaling = None if scaling is None else {
+        "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor, "original_max_position_embeddings": scaling.original_max_seq_len}
+    return {"architectures": [ARCHITECTURES[family]], "model_type": family, "vocab_size": config.vocab_size,
+            "num_hidden_layers": config.num_layers, "hidden_size": config.d_model,
+            "num_attention_heads": config.num_heads, "num_key_value_heads": config.num_kv_heads,
+            "head_dim": config.head_dim, "intermediate_size": config.d_ff, "hidden_act": "silu",
+            "max_position_embeddings": config.max_seq_len, "rope_theta": config.rope_theta,
+            "rope_scaling": rope_scaling, "rms_norm_eps": config.norm_eps,
+            "tie_word_embeddings": config.tie_embeddings, "torch_dtype": dtype,
+            # Without these transformers assumes Llama's ids; generation_config.json holds the tokenizer's.
+            "bos_token_id": None, "eos_token_id": None}
+
+
+# ----- safetensors
+
+
+def weight_files(dir: Path) -> list[Path]:
+    """The safetensors files transformers would load: one, those of the index, or else all there are."""
+    index = dir / "model.safetensors.index.json"
+    if (dir / "model.safetensors").is_file():
+        paths = [dir / "model.safetensors"]
+    elif index.is_file():
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise UserError(f"{index} has no 'weight_map': copy it again")
+        paths = [dir / name for name in sorted(set(names.values()))]
+    else:
+        paths = sorted(dir.glob("*.safetensors"))
+    if not paths:
+        raise UserError(f"{dir} has no *.safetensors: re-save the model with transformers' save_pretrained")
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} is missing, but the index lists it: copy the model again")
+    return paths
+
+
+@contextlib.contextmanager
+def opened(path: Path):
+    """The safetensors file, mapped into memory; UserError if it is damaged."""
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            yield file
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a complete safetensors file ({error}): copy it again") from error
+
+
+def load_folder(dir, dtype: str = "float32") -> tuple[ModelConfig, Params]:
+    """Reads a Llama, Qwen2 or Qwen3 folder (config.json and *.safetensors in float32, bfloat16 or float16).
+
+    Returns the configuration and numpy parameters of `dtype` in the layout of `model.init_params`; beside them at
+    most one tensor is in memory.
+
+    Raises UserError for an architecture or setting `model.py` lacks, an unreadable file, and any tensor that is
+    missing, unexpected, of another shape or of another type.
+    """
+    dir = Path(dir)
+    config = config_from_hugging_face(read_json(dir / "config.json"), dir / "config.json")
+    params, spare_head = empty_params(config, dtype), None
+    unread = tensor_views(params, HUGGING_FACE)
+    for path in weight_files(dir):
+        with opened(path) as file:
+            names = file.keys()
+        for name in names:
+            with opened(path) as file:  # anew each time: what is mapped counts as memory until the file is closed
+                if name.endswith("rotary_emb.inv_freq"):  # a constant that old Llama files carry
+                    continue
+                if name == "lm_head.weight" and config.tie_embeddings:
+                    spare_head = path
+                    continue
+                header = file.get_slice(name)
+                view, kind = take(unread, path, name, header.get_shape()), header.get_dtype()
+                if kind not in TYPES.values():
+                    raise UserError(f"{path}: tensor {name} is of type {kind}: use the model's unquantised weights")
+                view[...] = file.get_tensor(name)
+    refuse_missing(unread, dir)
+    if spare_head is not None:
+        with opened(spare_head) as file:
+            same = np.array_equal(file.get_tensor("lm_head.weight").astype(jnp.dtype(dtype)), params["embed"])
+        if not same:
+            raise UserError(f"{spare_head}: lm_head.weight differs from the embedding: set tie_word_embeddings to "
+                            "false in config.json")
+    return config, params
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> None:
+    """Writes a safetensors file a tensor at a time, where `safetensors.numpy.save_file` would hold all of them twice.
+
+    The format: the length of the header, u64; the header, JSON; the tensors' bytes, little-endian.
+    """
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.size * jnp.dtype(dtype).itemsize
+        header[name] = {"dtype": TYPES[dtype], "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor, jnp.dtype(dtype)).view(np.uint8).data)
+
+
+def save_folder(config: ModelConfig, params: Params, dir, dtype: str = "float32", shard_bytes: int = 2**31) -> None:
+    """Writes config.json and model.safetensors, or shards of about `shard_bytes` and their index, for transformers.
+
+    Args:
+      params: float32 arrays on host or device, in the layout of `model.init_params`.
+      dtype: of the tensors written: float32, bfloat16 or float16.
+
+    Raises UserError, before anything is written, for parameters that no such folder holds.
+    """
+    dir, flat = Path(dir), traverse_util.flatten_dict(params, sep="/")
+    if foreign := sorted(flat.keys() - NAMES.keys()):
+        raise UserError(f"a Hugging Face folder cannot hold {', '.join(foreign)}: of adapters only lora has a place "
+                        "in it, a vector has none; evaluate and sample from the run directory itself")
+    dir.mkdir(parents=True, exist_ok=True)
+    d = config_to_hugging_face(config, dtype)
+    (dir / "config.json").write_text(json.dumps(d, indent=2) + "\n", encoding="utf-8")
+    views = tensor_views(jax.tree.map(np.asarray, params), HUGGING_FACE)
+    sizes = {name: view.size * jnp.dtype(dtype).itemsize for name, view in views.items()}
+    shards, room = [], 0
+    for name, size in sizes.items():
+        if size > room:
+            shards.append([])
+            room = max(shard_bytes, size)
+        shards[-1].append(name)
+        room -= size
+    files = ([f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+             if len(shards) > 1 else ["model.safetensors"])
+    for file, names in zip(files, shards):
+        write_tensors(dir / file, {name: views[name] for name in names}, dtype)
+    index = {"metadata": {"total_size": sum(sizes.values())},
+             "weight_map": {name: file for file, names in zip(files, shards) for name in names}}
+    if len(shards) > 1:
+        files.append("model.safetensors.index.json")
+        (dir / files[-1]).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for path in dir.glob("model*.safetensors*"):  # of an earlier save in other shards; readers would prefer some of it
+        if path.name not in files:
+            path.unlink()

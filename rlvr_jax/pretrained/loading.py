@@ -1,0 +1,55 @@
+"""Names on the command line to values: a model, a list of problems, prompts as token ids."""
+
+import dataclasses
+import pathlib
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.model import ModelConfig, Params
+from rlvr_jax.pretrained import gguf_file, huggingface, tokenizer
+from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.runs import checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A model ready to use: parameters are numpy arrays, float32 wherever they are trained."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+
+
+def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32") -> LanguageModel:
+    """Loads a run directory (`DIR`, `DIR@STEP` or `DIR@best`), a Hugging Face folder, a `.gguf` file, or `smollm2`.
+
+    `dtype` is the computation's. `params_dtype` bfloat16 saves memory where nothing is trained, and changes no number
+    of a bfloat16 computation; what a run saved stays float32.
+
+    Raises UserError naming what is missing or does not fit together.
+    """
+    if not name:
+        raise UserError("--model is required: a run directory, a Hugging Face folder, a .gguf file, or smollm2")
+    directory, _, step = name.partition("@")
+    path = pathlib.Path(directory)
+    if name == "smollm2" or (path.suffix == ".gguf" and path.is_file()):
+        path = gguf_file.smollm2_path() if name == "smollm2" else path
+        config, params, words = gguf_file.load(path, params_dtype)
+    elif (path / "config.json").is_file():
+        config, params = huggingface.load_folder(path, params_dtype)
+        words = tokenizer.load_folder(path)
+    elif path.is_dir():
+        if not step.isdigit() and step not in ("", "best"):
+            raise UserError(f"--model={name}: what follows @ is the step of a checkpoint, a number, or best")
+        config, params, meta = checkpoint.restore_model(directory, step)
+        words = tokenizer.from_json(meta["tokenizer"])
+    else:
+        raise UserError(f"--model={name}: no such directory or .gguf file")
+    huggingface.check_tokenizer(config, words)
+    return LanguageModel(dataclasses.replace(config, dtype=dtype), params, words)
+
+
+def pinned(name: str) -> str:
+    """A run directory with its step spelt out: the same command, given again later, is about the same model."""
+    directory, _, which = name.partition("@")
+    steps = checkpoint.steps(directory) if directory and which in ("", "best") else []
+    return f"{directory}@{checkpoint.best_step(directory) if which else steps[-1]}" if steps else name

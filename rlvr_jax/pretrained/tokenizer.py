@@ -1,0 +1,147 @@
+"""Text to token ids and back, chat templates, and the three places a tokenizer lives.
+
+A `Tokenizer` is a value: a `tokenizers` backend and the few facts that files keep beside it (what ends a completion,
+what pads, how a chat is written). It travels inside every checkpoint as JSON, and is read from Hugging Face folders
+and from GGUF files.
+"""
+
+import dataclasses
+import datetime
+import functools
+import json
+from pathlib import Path
+from typing import Optional
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+import numpy as np
+import tokenizers
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.runs.files import read_json
+from rlvr_jax.sampler import Rollouts
+
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A `tokenizers` backend and what the model's files say about it."""
+
+    backend: tokenizers.Tokenizer
+    eos_ids: tuple[int, ...]  # any of them ends a completion; the first is the tokenizer's own end token
+    pad_id: int  # often one of `eos_ids`: masks must come from lengths, not from comparing with it
+    chat_template: Optional[str]  # jinja2 source
+    special: dict  # role -> text, e.g. {"eos_token": "<|im_end|>"}; the names a chat template may use
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of `text`. Special tokens written in it are recognised; none is added, not even a start token."""
+    return tokenizer.backend.encode(text, add_special_tokens=False).ids
+
+
+def decode(tokenizer: Tokenizer, ids) -> str:
+    """Text of integer ids; special tokens, and ids that only the embedding knows, are skipped."""
+    return tokenizer.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def render_chat(tokenizer: Tokenizer, messages: list[dict], add_generation_prompt: bool = True) -> str:
+    """Writes `[{"role": ..., "content": ...}, ...]` out with the model's template, as transformers renders it.
+
+    Raises UserError if there is no template, or if the template refuses the messages.
+    """
+    if tokenizer.chat_template is None:
+        raise UserError("the tokenizer has no chat template: use a plain prompt, or put the model's "
+                        "chat_template.jinja in its folder")
+    try:
+        return compile_template(tokenizer.chat_template).render(
+            messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None,
+            **tokenizer.special)
+    except jinja2.TemplateError as error:
+        raise UserError(f"the model's chat template refuses these messages: {error}; use a plain prompt") from error
+
+
+@functools.lru_cache
+def compile_template(source: str) -> jinja2.Template:
+    def raise_exception(message):
+        raise jinja2.TemplateError(message)
+
+    def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    # Templates come with downloaded weights, hence the sandbox; jinja2's own tojson escapes HTML, which no model saw.
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals |= {"raise_exception": raise_exception,
+                            "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+    return environment.from_string(source)
+
+
+def to_json(tokenizer: Tokenizer) -> dict:
+    fields = {f.name: getattr(tokenizer, f.name) for f in dataclasses.fields(tokenizer)}
+    return fields | {"backend": json.loads(tokenizer.backend.to_str()), "eos_ids": list(tokenizer.eos_ids)}
+
+
+def from_json(d: dict) -> Tokenizer:
+    backend = tokenizers.Tokenizer.from_str(json.dumps(d["backend"]))
+    return Tokenizer(**d | {"backend": backend, "eos_ids": tuple(d["eos_ids"])})
+
+
+def load_folder(dir) -> Tokenizer:
+    """Reads the tokenizer of a Hugging Face folder.
+
+    A completion ends at the tokenizer's `eos_token` or at any `eos_token_id` of generation_config.json (config.json
+    where that has none), which is the set vLLM stops at.
+
+    Raises UserError if tokenizer.json is missing or unreadable, or if nothing names an end token.
+    """
+    dir = Path(dir)
+    path = dir / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: re-save the model with transformers' AutoTokenizer.save_pretrained")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the only type this library raises
+        raise UserError(f"{path} is not a readable tokenizer ({error}): copy it again") from error
+    backend.no_truncation()
+    backend.no_padding()
+    settings, generation, config = (read_json(dir / name) if (dir / name).is_file() else {} for name in
+                                    ("tokenizer_config.json", "generation_config.json", "config.json"))
+    special = {role: token["content"] if isinstance(token, dict) else token
+               for role, token in ((role, settings.get(role)) for role in ROLES) if token is not None}
+    declared = next((d["eos_token_id"] for d in (generation, config) if d.get("eos_token_id") is not None), [])
+    own = [backend.token_to_id(special["eos_token"])] if "eos_token" in special else []
+    eos_ids = tuple(dict.fromkeys(own + (declared if isinstance(declared, list) else [declared])))
+    if not eos_ids or None in eos_ids:
+        raise UserError(f"{dir} names no end token that tokenizer.json has: set eos_token_id in generation_config.json")
+    pad_id = backend.token_to_id(special["pad_token"]) if "pad_token" in special else generation.get("pad_token_id")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if (dir / "chat_template.jinja").is_file():
+        template = (dir / "chat_template.jinja").read_text(encoding="utf-8")
+    return Tokenizer(backend, eos_ids, eos_ids[0] if pad_id is None else pad_id, template, special)
+
+
+def save_folder(tokenizer: Tokenizer, dir) -> None:
+    """Writes what `load_folder` and transformers read: tokenizer.json, its two configs, the chat template."""
+    dir = Path(dir)
+    dir.mkdir(parents=True, exist_ok=True)
+    tokenizer.backend.save(str(dir / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    generation = {"eos_token_id": list(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
+    for name, content in {"tokenizer_config": settings | tokenizer.special, "generation_config": generation}.items():
+        (dir / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    template = dir / "chat_template.jinja"  # overrides tokenizer_config.json everywhere, so an old one must not stay
+    template.unlink(missing_ok=True)
+    if tokenizer.chat_template is not None:
+        template.write_text(tokenizer.chat_template, encoding="utf-8")
+
+
+def texts_of(words: Tokenizer, rollouts: Rollouts) -> list[str]:
+    """Decoded completions, special tokens left out."""
+    lengths = np.sum(rollouts.completion_mask, -1)
+    return words.backend.decode_batch([row[:n].tolist() for row, n in zip(rollouts.completions, lengths)],
+                                      skip_special_tokens=True)

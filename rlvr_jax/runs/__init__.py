@@ -1,0 +1,1 @@
+"""A run directory: flags, log, checkpoints, stop rules, and how it goes on."""

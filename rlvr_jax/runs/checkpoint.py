@@ -1,0 +1,153 @@
+"""Checkpoints with orbax: one directory a step, written aside and renamed when complete.
+
+A checkpoint holds plain arrays (one copy, whatever the number of devices): `params`, which is all that using the model
+needs, and `training`, the rest of the learner's state; and as JSON `meta`, the model's configuration, its tokenizer and
+the run's flags, and `metrics`, those of its step. Only the main process writes and reads; the others get its arrays.
+"""
+
+import contextlib
+import math
+import pathlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from rlvr_jax import model, parallel
+from rlvr_jax.errors import UserError
+from rlvr_jax.learner import LearnerState
+from rlvr_jax.model import ModelConfig
+
+
+def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0, keep_best: str = "") -> ocp.CheckpointManager:
+    """The checkpoints of a run: the newest `keep_last`, every multiple of `keep_every` steps, and the one with the
+    highest metric `keep_best` (of equals the newest; where none has it, the newest)."""
+    def rank(metrics: dict) -> float:
+        return metrics.get(keep_best, -math.inf)
+
+    rules = ocp.checkpoint_managers
+    kept = [rules.LatestN(keep_last), rules.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
+    kept += [rules.EveryNSteps(keep_every)] if keep_every else []
+    directory(run_dir).mkdir(parents=True, exist_ok=True)
+    return _manager(run_dir, best_fn=rank, preservation_policy=rules.AnyPreservationPolicy(kept),
+                    cleanup_tmp_directories=True)
+
+
+def _manager(run_dir: str, **options) -> ocp.CheckpointManager:
+    """A manager of this process alone: orbax waits for no other one."""
+    me = parallel.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me},
+                                               barrier_sync_key_prefix=f"process{me}")
+    return ocp.CheckpointManager(directory(run_dir), options=ocp.CheckpointManagerOptions(
+        create=False, multiprocessing_options=alone, **options))
+
+
+def directory(run_dir: str) -> pathlib.Path:
+    return pathlib.Path(run_dir).absolute() / "checkpoints"
+
+
+def steps(run_dir: str) -> list[int]:
+    """Steps with a complete checkpoint, oldest first. A half-written one has another name and does not count."""
+    root = directory(run_dir)
+    return sorted(int(d.name) for d in root.iterdir() if d.name.isdigit()) if root.is_dir() else []
+
+
+def save(manager: ocp.CheckpointManager, state: LearnerState, meta: dict, metrics: dict) -> None:
+    """Starts writing a checkpoint of a state of numpy arrays; it lands in the background, whole or not at all.
+
+    Raises UserError if this one, or the one before it, cannot be written.
+    """
+    with _writing(manager):
+        manager.save(int(state.step), metrics=metrics, args=ocp.args.Composite(
+            **_items(state, ocp.args.StandardSave), meta=ocp.args.JsonSave(meta)))
+
+
+def _items(state: LearnerState, how) -> dict:
+    rest = {"step": state.step, "opt_state": state.opt_state, "ref_params": state.ref_params}
+    return {"params": how(state.params), "training": how(rest)}
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Until what was saved is on the disk. Raises UserError if it cannot be written."""
+    with _writing(manager):
+        manager.wait_until_finished()
+
+
+def close(manager: ocp.CheckpointManager) -> None:
+    try:
+        wait(manager)
+    finally:
+        manager.close()
+
+
+@contextlib.contextmanager
+def _writing(manager: ocp.CheckpointManager):
+    try:
+        yield
+    except Exception as error:  # orbax and tensorstore raise many types for a full disk
+        raise UserError(f"cannot write a checkpoint in {manager.directory}: {str(error).rsplit(': ', 1)[-1]}; make "
+                        "room, and the same command continues from the checkpoint before it") from error
+
+
+def finite(tree) -> bool:
+    """Whether no number in a tree of host arrays is NaN or infinite."""
+    return all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
+
+
+def restore_state(run_dir: str, step: int, like: LearnerState) -> LearnerState:
+    """The state saved at `step`, as numpy arrays shaped like `like`.
+
+    Raises UserError if it cannot be read whole, or is not finite.
+    """
+    blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    items = _restore(run_dir, step, **_items(blank, ocp.args.StandardRestore))
+    _check_finite(run_dir, step, [items["params"], items["training"]])
+    return LearnerState(params=items["params"], **items["training"])
+
+
+def restore_model(run_dir: str, which: str = "") -> tuple[ModelConfig, model.Params, dict]:
+    """(configuration, parameters as numpy, meta) of a run's checkpoint: a step, "best", or "" for the newest.
+
+    Raises UserError if there is none, it cannot be read whole, or its parameters are not finite.
+    """
+    found = steps(run_dir)
+    if not found:
+        raise UserError(f"{run_dir} has no checkpoint; is it a run directory, and did the run reach its first save?")
+    step = best_step(run_dir) if which == "best" else int(which or found[-1])
+    if step not in found:
+        raise UserError(f"{run_dir} has no checkpoint of step {step}; it has {', '.join(map(str, found))}")
+    items = _restore(run_dir, step, meta=ocp.args.JsonRestore(), params=ocp.args.StandardRestore())
+    _check_finite(run_dir, step, items["params"])
+    return ModelConfig.from_json(items["meta"]["model"]), items["params"], items["meta"]
+
+
+def best_step(run_dir: str) -> int:
+    """The step with the highest metric that --keep_best names, the newest of equals. UserError if none has it."""
+    found = steps(run_dir)
+    name = _restore(run_dir, found[-1], meta=ocp.args.JsonRestore())["meta"]["flags"].get("keep_best")
+    values = {step: _restore(run_dir, step, metrics=ocp.args.JsonRestore())["metrics"].get(name, -math.inf)
+              for step in (reversed(found) if name else ())}
+    if max(values.values(), default=-math.inf) == -math.inf:
+        raise UserError(f"{run_dir}@best: its --keep_best={name or ''} names no metric of a checkpoint; name a step: "
+                        + ", ".join(map(str, found)))
+    return max(values, key=values.get)
+
+
+def _restore(run_dir: str, step: int, **items) -> ocp.args.Composite:
+    try:
+        with _manager(run_dir, read_only=True) as manager:
+            return manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception as error:  # orbax and tensorstore raise many types for a damaged file
+        raise UserError(f"cannot read checkpoint {directory(run_dir) / str(step)}: {type(error).__name__}: "
+                        f"{str(error)[:200]}{_rescue(run_dir, step)}") from error
+
+
+def _check_finite(run_dir: str, step: int, tree) -> None:
+    if not finite(tree):
+        raise UserError(f"checkpoint {directory(run_dir) / str(step)} holds numbers that are not finite (NaN or "
+                        f"infinite){_rescue(run_dir, step)}")
+
+
+def _rescue(run_dir: str, step: int) -> str:
+    others = [s for s in steps(run_dir) if s != step]
+    return f"; remove that directory to go back to step {others[-1]}" if others else ""

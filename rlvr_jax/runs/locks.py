@@ -1,0 +1,44 @@
+"""One process at a time writes a directory."""
+
+import os
+import pathlib
+import socket
+import sys
+from typing import IO
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.runs import files
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+NAME = "lock.txt"
+
+
+def lock(directory: pathlib.Path, flag: str) -> IO:
+    """Makes the directory if need be, and keeps other processes out until the result is closed or this process ends.
+
+    The system drops the lock with the process that holds it, however that ends; the file stays. On a shared disk it
+    holds between hosts. Raises UserError naming the process that writes the directory, which `flag` chose.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    file = open(directory / NAME, "a+", encoding="utf-8")  # not cut before it is ours: it names the other process
+    try:
+        if fcntl is None:
+            raise OSError("this system has no locks for files")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
+            file.seek(0)
+            raise UserError(f"{directory} is being written by {file.read().strip() or 'another process'}; wait for it, "
+                            f"or choose another {flag}") from None
+    except OSError as error:
+        print(f"{directory} cannot be locked ({error.strerror or error}): take care to start nothing else on it",
+              file=sys.stderr)
+    with files.naming(directory / NAME):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    return file

@@ -1,0 +1,237 @@
+"""A run directory: its flags, logs and checkpoints, how it continues, and how it stops without losing anything."""
+
+import contextlib
+import importlib.util
+import json
+import math
+import pathlib
+import signal
+from typing import Callable, Iterator, Optional
+
+import numpy as np
+
+from rlvr_jax import parallel
+from rlvr_jax.config import RunConfig
+from rlvr_jax.errors import Interrupted, UserError
+from rlvr_jax.learner import LearnerState
+from rlvr_jax.runs import checkpoint, files, signals, stopping
+from rlvr_jax.runs.flags import changed_flags, claim, flag_lines
+from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress, tensorboard
+from rlvr_jax.runs.origin import machine
+from rlvr_jax.runs.summary import summarise
+
+BY_RULE = 1  # what stopped a run, where it is not a signal: SIGINT is 2
+
+
+def _leave(kind, *_) -> None:
+    if kind not in (None, Interrupted) and parallel.is_main():  # the main process alone writes, and may fail alone
+        parallel.leave_within(10)
+
+
+class Run:
+    """The files of one run, open for writing on the main process. Use as a context manager."""
+
+    def __init__(self, config: RunConfig, command: str):
+        if not config.run_dir:
+            raise UserError("--run_dir is required: the directory that this run writes")
+        self.config, self.command, self.signal, self.stop, self.shown = config, command, 0, 0, {}
+        self.rules, self.looping = stopping.parse(config.stop_when), False
+        self.dir, self.held = pathlib.Path(config.run_dir), contextlib.ExitStack()
+        refusal = self._refusal() if parallel.is_main() else ""
+        if parallel.largest(bool(refusal)):
+            self.held.close()
+            raise UserError(refusal or "the main process refuses to start the run, and says why")
+        newest = max(checkpoint.steps(config.run_dir), default=0)
+        self.resumed = self.saved = int(parallel.broadcast(np.int32(newest)))  # where to continue; 0: from the start
+
+    def _refusal(self) -> str:
+        """Why the run cannot start or go on; empty if it can, and then this process holds the directory."""
+        config = self.config
+        if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+            return "--tensorboard needs tensorboardX: pip install 'rlvr_jax[tensorboard]'"
+        if config.resume == "must" and not checkpoint.steps(config.run_dir):
+            return f"--resume=must, but {config.run_dir} has no checkpoint"
+        with contextlib.ExitStack() as claiming:
+            claiming.push(_leave)
+            try:
+                self.held.enter_context(claim(self.dir, "--run_dir", config.resume))
+            except UserError as error:
+                return str(error)
+        started = checkpoint.steps(config.run_dir)
+        return changed_flags(self.dir, config, "--run_dir") if started else ""
+
+    def __enter__(self) -> "Run":
+        with contextlib.ExitStack() as opened:
+            opened.push(_leave)
+            opened.push(self.held)
+            opened.enter_context(signals.acknowledged(
+                lambda: "stopping after this step" if self.looping else "stopping"))
+            if parallel.is_main():
+                self._open(opened)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                opened.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            self.closing = opened.pop_all()
+        return self
+
+    def _open(self, opened: contextlib.ExitStack) -> None:
+        config, keep = self.config, self.resumed or -1
+        files.write_whole(self.dir / "flags.txt", "\n".join(flag_lines(config)) + "\n")
+        self.metrics = opened.enter_context(contextlib.closing(JsonLines(self.dir / "metrics.jsonl", keep)))
+        self.rollouts = opened.enter_context(contextlib.closing(JsonLines(self.dir / "rollouts.jsonl", keep)))
+        self.heldout = opened.enter_context(contextlib.closing(JsonLines(self.dir / "heldout.jsonl", keep)))
+        self._note_start()
+        self.mirrors = [opened.enter_context(tensorboard(self.dir / "tensorboard", self.metrics.rows))
+                        ] if config.tensorboard else []
+        self.compilations = opened.enter_context(compilations())
+        self.manager = checkpoint.open_manager(config.run_dir, config.keep_last, config.keep_every, config.keep_best)
+        opened.callback(checkpoint.close, self.manager)
+
+    def _note_start(self) -> None:
+        """origin.json: the machine and the commit of the first start, and of each later one that has steps to do."""
+        path, starts = self.dir / "origin.json", []
+        if self.resumed:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+                starts = list(json.loads(path.read_text("utf-8"))["starts"])
+        if self.resumed < self.config.num_steps:
+            files.write_json(path, {"starts": [*starts, {"step": self.resumed} | machine()]})
+
+    def __exit__(self, *error) -> None:
+        self.closing.__exit__(*error)
+        if error[0] is KeyboardInterrupt and self.signal and not self.looping:
+            raise Interrupted(f"{signal.Signals(self.signal).name}: stopped before the first step; the same command "
+                              f"starts {self.dir} again", 128 + self.signal) from None
+
+    def _on_signal(self, number, _frame) -> None:
+        again, self.signal = self.signal, number
+        if again or not self.looping:  # the second one means it; before the first step there is nothing to save
+            raise KeyboardInterrupt
+
+    def once(self, name: str, choose: Callable[[], tuple[int, dict]]) -> int:
+        """The number of `choose()`, from 0, which depends on (flags, seed) alone; a run that goes on finds it in
+        NAME.json, where it stands beside the facts that `choose()` returned with it."""
+        path, known = self.dir / f"{name}.json", -1
+        if self.resumed and parallel.is_main():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: choose again
+                known = json.loads(path.read_text("utf-8"))[name]
+        known = int(parallel.broadcast(np.int32(known)))
+        if known < 0:
+            known, facts = choose()
+            if parallel.is_main():
+                files.write_json(path, {name: known} | facts)
+        return known
+
+    def restore(self, fresh: LearnerState) -> LearnerState:
+        """The newest checkpoint's state, or `fresh`, as numpy arrays, the same on every process."""
+        if not self.resumed:
+            return fresh
+        main = parallel.is_main()
+        return parallel.broadcast(checkpoint.restore_state(self.config.run_dir, self.resumed, fresh) if main else fresh)
+
+    def steps(self) -> Iterator[int]:
+        """The steps to do, with a progress bar; ends early, between steps, when a signal or a stop rule asks for it."""
+        self.stop = parallel.largest(self._ruled())  # a run that a rule has ended does not go on
+        if self.stop or self.resumed >= self.config.num_steps:
+            return
+        with progress(self.config.num_steps, self.resumed, self.command, not parallel.is_main()) as self.bar:
+            self.looping = True
+            for step in range(self.resumed + 1, self.config.num_steps + 1):
+                yield step
+                self.bar.update()
+                self.stop = parallel.largest(self.signal or self._ruled())
+                if self.stop:
+                    return
+
+    def _ruled(self, *fresh: dict) -> int:
+        return BY_RULE if parallel.is_main() and self._verdict(*fresh) else 0
+
+    def _verdict(self, *fresh: dict) -> Optional[dict]:
+        """What --stop_when says of the rows of the log, and of `fresh` ones after them."""
+        return stopping.verdict(self.rules, self.config.stop_patience, [*self.metrics.rows, *fresh])
+
+    def log(self, row: dict, show: tuple = (), rollouts: list = ()) -> None:
+        """Writes a step's metrics and a sample of its rollouts; `show` names the metrics for the progress bar.
+
+        Raises UserError on a loss or gradient that is not finite. The state that had it, of the step before, may have
+        been saved.
+        """
+        self._check_names(row)
+        if parallel.is_main():
+            for rollout in rollouts:
+                self.rollouts.write(rollout)
+            self.metrics.write(row | {"compilations": self.compilations()})
+            for mirror in self.mirrors:
+                mirror(self.metrics.rows[-1])
+            self.shown |= {key: f"{row[key]:.2f}".removeprefix("0") for key in show if key in row}
+            if row["step"]:
+                self.bar.set_postfix_str(" ".join(f"{key.split('/')[-1]} {x}" for key, x in self.shown.items()),
+                                         refresh=False)
+        if not all(math.isfinite(row.get(key, 0.0)) for key in ("train/loss", "train/grad_norm")):
+            raise self._diverged(f"the loss or its gradient is not finite at step {row['step']}", row["step"] - 2)
+
+    def _diverged(self, what: str, last: int) -> UserError:
+        """The error of a run that cannot go on; checkpoints up to step `last` are good."""
+        if parallel.is_main():
+            checkpoint.wait(self.manager)
+        good = [step for step in checkpoint.steps(self.config.run_dir) if step <= last]
+        return UserError(f"{what}; {self.dir} has "
+                         + (f"good checkpoints of steps {', '.join(map(str, good))}" if good else "no good checkpoint")
+                         + "; start over with --resume=never and a lower --learning_rate or --max_grad_norm")
+
+    def keep_heldout(self, step: int, rows: list[dict]) -> None:
+        """Writes the greedy completions of an evaluation (`evaluation.measure`); the first row has the problems too."""
+        if parallel.is_main():
+            asked = {} if self.heldout.rows else {key + "s": [row[key] for row in rows] for key in ("prompt", "answer")}
+            self.heldout.write({"step": step} | asked | {"completions": [row["completion"] for row in rows],
+                                                         "correct": [int(row["correct"]) for row in rows]})
+            del self.heldout.rows[1:]  # those of a long run would fill the memory
+
+    def _check_names(self, row: dict) -> None:
+        """Refuses a metric that the run does not measure, at the first row that has to have it."""
+        evaluated = row["step"] == 0 or self.due(row["step"], self.config.eval_every)
+        wanted = {rule.metric: "--stop_when" for rule in self.rules} | {self.config.keep_best: "--keep_best"}
+        for name, flag in wanted.items():
+            if name and name not in row and (evaluated if name.startswith("eval/") else row["step"] > 0):
+                raise UserError(f"{flag}: this run does not measure {name}; step {row['step']} has "
+                                + (", ".join(sorted(row.keys() - {"step"})) or "no metric"))
+
+    def due(self, step: int, every: int, row: Optional[dict] = None) -> bool:
+        """Whether something done every `every` steps, and at the end, falls on this step.
+
+        `row` is what is known of the step so far: by it a stop rule can make this step the end.
+        """
+        ends = bool(row and self.rules) and parallel.largest(self._ruled(row)) > 0
+        return ends or step == self.config.num_steps or (every > 0 and step % every == 0)
+
+    def save(self, state, meta: dict) -> None:
+        """Checkpoints a replicated state, unless that step has been. Raises UserError where it is not finite."""
+        step = int(parallel.unreplicate(state.step))
+        if step <= self.saved:
+            return
+        state = parallel.unreplicate(state) if parallel.is_main() else None
+        if parallel.largest(not checkpoint.finite(state)):  # the processes stop together
+            raise self._diverged(f"the parameters or Adam's moments are not finite after step {step}, which is not "
+                                 "saved", step - 1)
+        if parallel.is_main():
+            checkpoint.save(self.manager, state, meta, numbers(self.metrics.rows[-1]))
+        self.saved = step
+
+    def finish(self, state, meta: dict) -> dict:
+        """Saves the last step; returns the summary of a finished run, raises Interrupted for one cut by a signal."""
+        self.save(state, meta)
+        step = int(parallel.unreplicate(state.step))
+        if step < self.config.num_steps and self.stop != BY_RULE:
+            raise Interrupted(f"{signal.Signals(self.stop).name}: saved step {step} in {self.dir}; the same command "
+                              "continues", 128 + self.stop)
+        if not parallel.is_main():
+            return {}
+        summary, verdict = summarise(self.metrics.rows), self._verdict()
+        if verdict:
+            summary["stopped_by"] = verdict
+            print("{dir} ended by --stop_when at step {step}: {rule} in {patience} rows in succession, the last with "
+                  "{value:.4g}; it goes on only under another --stop_when or --stop_patience"
+                  .format(dir=self.dir, **verdict))
+        elif self.resumed >= self.config.num_steps:
+            print(f"{self.dir} is already at step {self.resumed}, and --num_steps={self.config.num_steps}: nothing "
+                  "to do")
+        files.write_json(self.dir / "summary.json", summary)
+        return summary

@@ -1,0 +1,54 @@
+"""Stop rules: conditions on a run's metrics that end it, decided from the rows of its log alone."""
+
+import math
+import operator
+import re
+from typing import NamedTuple, Optional
+
+from rlvr_jax.errors import UserError
+
+RELATIONS = {"<": operator.lt, ">": operator.gt}
+
+
+class Rule(NamedTuple):
+    """Holds in a row of metrics where `metric` is on that side of `bound`; never where it is missing or no number."""
+
+    metric: str
+    relation: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.relation}{self.bound:g}"
+
+    def holds(self, row: dict) -> bool:
+        value = row.get(self.metric)
+        return isinstance(value, (int, float)) and RELATIONS[self.relation](value, self.bound)
+
+
+def parse(text: str) -> list[Rule]:
+    """`"train/entropy<0.01,train/kl>10"` as rules, `""` as none. Raises UserError for anything else."""
+    return [_rule(part) for part in text.split(",")] if text.strip() else []
+
+
+def _rule(text: str) -> Rule:
+    try:
+        metric, relation, bound = re.fullmatch(r"\s*([^\s<>]+)\s*([<>])\s*([^\s<>]+)\s*", text).groups()
+        rule = Rule(metric, relation, float(bound))
+        if math.isfinite(rule.bound):
+            return rule
+    except (AttributeError, ValueError):  # no match, no number
+        pass
+    raise UserError(f"--stop_when: {text.strip()!r} is no rule; rules are METRIC<NUMBER or METRIC>NUMBER, joined by "
+                    "commas, as in train/entropy<0.01,train/kl>10")
+
+
+def verdict(rules: list[Rule], patience: int, rows: list[dict]) -> Optional[dict]:
+    """What ends a run after these rows: a rule that held in the last `patience` rows that have its metric, or None.
+
+    `{"rule", "patience", "step", "value"}`, of the first such rule. The base's row, step 0, does not count.
+    """
+    for rule in rules:
+        last = [row for row in rows if row["step"] > 0 and rule.metric in row][-patience:]
+        if len(last) == patience and all(map(rule.holds, last)):
+            return {"rule": str(rule), "patience": patience, "step": last[-1]["step"], "value": last[-1][rule.metric]}
+    return None

@@ -1,0 +1,85 @@
+"""What a step's rollouts and a run's log come to, in numbers."""
+
+import math
+from typing import Optional
+
+import numpy as np
+
+from rlvr_jax.objectives import live_groups
+
+SATURATED = 0.99  # a batch with this training accuracy counts as saturated
+
+
+def throughput(seconds: dict, rollouts) -> dict:
+    """Seconds by phase, and completion tokens a second of sampling and of the update."""
+    tokens = int(np.sum(rollouts.completion_mask))
+    rates = {f"{phase}/tokens_per_second": tokens / seconds[f"seconds/{phase}"] for phase in ("sample", "update")}
+    return rates | seconds
+
+
+def describe(rollouts, scored, group_size: int) -> dict:
+    """What a step's rollouts looked like, from host arrays: rewards, live groups, lengths, repetition."""
+    reward, correct = scored.reward, scored.correct > 0
+    lengths, groups = rollouts.completion_mask.sum(-1), reward.reshape(-1, group_size)
+    return {"train/graded_by": scored.graded_by[0], "train/grader_timeouts": int(scored.timed_out.sum()),
+            "train/accuracy": correct.mean(), "train/reward_mean": reward.mean(), "train/reward_std": reward.std(),
+            "train/live_groups": live_groups(groups).mean(), "train/completion_length": lengths.mean(),
+            "train/length_correct": lengths[correct].mean() if correct.any() else math.nan,
+            "train/length_wrong": lengths[~correct].mean() if not correct.all() else math.nan,
+            "train/truncated": 1.0 - rollouts.ended.mean(),
+            "train/repetition": repetition(rollouts.completions, rollouts.completion_mask)}
+
+
+def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
+    """Share of n-grams that occurred before in the same completion; near 1 when a policy degenerates into loops.
+
+    Rows of `mask` are true up to a completion's end. N-grams are compared by a 64-bit hash of row and tokens.
+    """
+    width = max(completions.shape[1] - n + 1, 0)
+    factors = np.random.default_rng(0).integers(1, 2**63, n + 1, np.uint64)
+    hashes = factors[n] * np.arange(len(completions), dtype=np.uint64)[:, None]
+    for i in range(n):
+        hashes = hashes + factors[i] * completions[:, i : i + width].astype(np.uint64)
+    hashes = np.sort(hashes[mask[:, n - 1 :]])
+    return float(np.sum(hashes[1:] == hashes[:-1]) / max(len(hashes), 1))
+
+
+def rollout_rows(config, step: int, problems: list, rollouts, scored, advantages) -> list[dict]:
+    """At most `log_rollouts` of a step's rollouts as rows of rollouts.jsonl: whole groups at even distances, or a part
+    of the first one. `group` is the group's place in the step, `group_mean` the mean reward of all its rollouts."""
+    found, size = [], config.group_size
+    means = scored.reward.reshape(-1, size).mean(-1)
+    groups = np.linspace(0, len(means) - 1, min(max(config.log_rollouts // size, 1), len(means))).astype(int)
+    for i in (groups[:, None] * size + np.arange(size)).ravel()[: config.log_rollouts]:
+        problem, group = problems[rollouts.prompt_index[i]], i // size
+        found.append({"step": step, "group": int(group), "prompt": problem.prompt, "answer": problem.answer,
+                      "completion": scored.text[i], "reward": scored.reward[i],
+                      "correct": bool(scored.correct[i]), "advantage": np.mean(advantages[i]),
+                      "group_mean": means[group], "graded_by": scored.graded_by[i],
+                      "truncated": not rollouts.ended[i], "num_tokens": int(rollouts.completion_mask[i].sum())})
+    return found
+
+
+def evaluation(row: dict) -> dict:
+    """The eval/* entries of a row of metrics, without the prefix."""
+    return {key[5:]: value for key, value in row.items() if key.startswith("eval/")}
+
+
+def saturation_step(rows: list) -> Optional[int]:
+    """First step whose rollouts were at least 99 % correct; None if there was none."""
+    return next((row["step"] for row in rows if (row.get("train/accuracy") or 0) >= SATURATED), None)
+
+
+def summarise(rows: list) -> dict:
+    """The summary of a run of training, documented in the README."""
+    evaluated = [row for row in rows if evaluation(row)]
+    saturated = saturation_step(rows)
+    after = [row for row in evaluated if saturated is not None and row["step"] >= saturated]
+    phases = sorted({key for row in rows for key in row if key.startswith("seconds/")})
+    curve = {name: {"at_saturation": after[0][key], "peak": max(row[key] for row in after), "end": after[-1][key]}
+             for name, key in (("greedy", "eval/greedy"), ("sampled", "eval/sampled")) if after}
+    base, final = (evaluation(evaluated[end]) if evaluated else {} for end in (0, -1))
+    return {"base": base, "final": final,
+            "train_accuracy": rows[-1].get("train/accuracy"), "saturation_step": saturated, "steps": rows[-1]["step"],
+            "graded_by": rows[-1].get("train/graded_by"), "after_saturation": curve,
+            "seconds": {key[8:]: round(sum(row.get(key) or 0 for row in rows), 2) for key in phases}}

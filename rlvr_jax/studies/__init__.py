@@ -1,0 +1,1 @@
+"""Questions asked of several runs, and the pages and figures that people look at."""

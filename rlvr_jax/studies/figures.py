@@ -1,0 +1,77 @@
+"""The figures of a run: accuracy and small multiples drawn from the rows of its metrics, as PNG or as inline SVG.
+
+Figures are in ink on white; `svg` gives them the colours of the page, light or dark.
+"""
+
+import io
+import math
+import re
+
+import markupsafe
+
+from rlvr_jax.evaluation.estimators import wilson
+
+INK, QUIET, RULE = "#000000", "#8c959f", "#d0d7de"
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#00785a"  # Okabe and Ito, green darker
+THEME = {INK: "var(--ink)", RULE: "var(--rule)", BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)"}
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "rlvr_jax", "font.size": 9, "legend.fontsize": 8, "axes.titlesize": 9,
+         "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": RULE,
+         "axes.titlelocation": "left", "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.5}
+SATURATION = {"color": INK, "linewidth": 0.8, "linestyle": (0, (6, 3))}
+
+
+def finite(x) -> bool:
+    return isinstance(x, (int, float)) and math.isfinite(x)
+
+
+def series(metrics: list[dict], key: str) -> tuple[list, list]:
+    """(steps, values) where `key` is a finite number."""
+    points = [(row["step"], row[key]) for row in metrics if finite(row.get(key))]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def draw_accuracy(axes, metrics: list[dict], base: dict, saturation_step):
+    """Training against held-out accuracy, Wilson's band around greedy, the base dotted, the saturation step dashed."""
+    for mode, color, line, mark in (("greedy", BLUE, "-", "o"), ("sampled", GREEN, "--", "s")):
+        if series(metrics, "eval/" + mode)[0]:
+            axes.plot(*series(metrics, "eval/" + mode), color, ls=line, marker=mark, ms=3.5, label="held-out " + mode)
+        if finite(base.get(mode)):
+            axes.axhline(base[mode], color=color, linewidth=1.2, linestyle=":", label="base " + mode)
+    if series(metrics, "train/accuracy")[0]:
+        axes.plot(*series(metrics, "train/accuracy"), INK, linewidth=1, label="training", zorder=1.9)
+    if saturation_step is not None:
+        axes.axvline(saturation_step, label=f"saturated, step {saturation_step}", **SATURATION)
+    bands = [(row["step"], *wilson(row["eval/greedy"], row["eval/n"])) for row in metrics
+             if finite(row.get("eval/greedy")) and finite(row.get("eval/n"))]
+    if bands:
+        axes.fill_between(*zip(*bands), color=BLUE, alpha=0.13, linewidth=0)
+    axes.set(xlabel="step", ylim=(0, 1.02), yticks=[0, 0.25, 0.5, 0.75, 1])
+    axes.yaxis.set_major_formatter("{x:.0%}")
+
+
+def draw_lines(axes, metrics: list[dict], lines: dict[str, str], saturation_step):
+    """A small multiple of `{label: metric}`."""
+    for (label, key), (color, line) in zip(lines.items(), ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"))):
+        steps, values = series(metrics, key)
+        if steps:
+            axes.plot(steps, values, color, ls=line, linewidth=1.3, ms=3, label=label,
+                      marker="o" if key.startswith("eval/") or len(steps) == 1 else None)
+        if "gap" in key and any(values):
+            axes.set_yscale("log")
+    if axes.get_yscale() == "linear" and min(axes.dataLim.intervaly) >= 0:
+        axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
+    if len(lines) > 1:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(lines), borderpad=0, columnspacing=1)
+    if saturation_step is not None:
+        axes.axvline(saturation_step, **SATURATION)
+
+
+def svg(figure, name: str) -> markupsafe.Markup:
+    """The figure as inline SVG in the page's colours, its identifiers made unique by `name`."""
+    text, prefix = io.StringIO(), re.sub(r"\W+", "-", name.lower())
+    figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text.getvalue()[text.getvalue().index("<svg") :])
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", body)
+    for color, variable in THEME.items():
+        body = body.replace(color, variable)
+    return markupsafe.Markup(body.replace("<svg", f'<svg role="img" aria-label="{name} by step"', 1))

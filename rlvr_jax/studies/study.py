@@ -1,0 +1,262 @@
+"""Studies: a question asked of several arms and seeds, written down in a TOML file before its first run.
+
+A file of configs/studies/ holds the question, what was known, the prediction, the commands of an arm as a user types
+them, the arms as flags added to these, what is measured, and the rules of the verdict. The runner here knows no study.
+"""
+
+import itertools
+import json
+import pathlib
+import platform
+import shlex
+import string
+import subprocess
+import sys
+import tomllib
+from typing import Optional
+
+import jax
+import numpy as np
+
+from rlvr_jax.config import StudyConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import estimators
+from rlvr_jax.runs import files
+from rlvr_jax.runs.markdown import markdown_table
+from rlvr_jax.runs.origin import commit
+from rlvr_jax.studies import study_figure
+
+FOLDER = pathlib.Path("configs/studies")
+REQUIRED = {"title": str, "question": str, "known": str, "prediction": str, "seeds": list, "commands": dict,
+            "arms": dict, "measures": dict, "rules": list}
+OPTIONAL = {"control": str, "quick": dict, "figure": dict, "note": str}
+
+
+def run(config: StudyConfig) -> pathlib.Path:
+    """Runs a study and returns the Markdown file it wrote; JSON and a PNG lie beside it.
+
+    What has finished in the work directory is not run again, and a run that was cut goes on where it was.
+    """
+    name, study = load(config.study)
+    if config.quick:
+        name, study = name + "_quick", study | {"seeds": study["seeds"][:1]}
+    seeds = [int(seed) for seed in config.seeds or study["seeds"]]
+    work = pathlib.Path(config.work_dir or f"runs/{name}")
+    out = pathlib.Path(config.out) if config.out else work / "results"
+    given = {"work": str(work)} | ({"data": config.data} if config.data else {})
+    cells = {(arm, seed): given | {"arm": arm, "seed": str(seed)}
+             for arm, seed in itertools.product(study["arms"], seeds)}
+    finished, earlier = execute(study, cells, work, config.quick)
+    found = {arm: {name: gather([source_values(study["measures"], name, cells[arm, seed]) for seed in seeds])
+                   for name in study["measures"]} for arm in study["arms"]}
+    compare(found, study.get("control"))
+    rules = [judge(rule, found) for rule in study["rules"]]
+    record = {"study": name, "question": study["question"], "prediction": study["prediction"], "seeds": seeds,
+              "origin": origin(config, seeds, finished, earlier), "measures": found, "rules": rules,
+              "verdict": overall(rules), "summaries": summaries(study, cells)}
+    out.mkdir(parents=True, exist_ok=True)
+    study_figure.draw(study, cells, found, out / f"{name}.png")
+    files.write_json(out / f"{name}.json", plain(record))
+    files.write_whole(out / f"{name}.md", page(study, record))
+    return out / f"{name}.md"
+
+
+def load(study: str) -> tuple[str, dict]:
+    """(name, content) of configs/studies/STUDY.toml, or of the TOML file named. Raises UserError for what is amiss."""
+    path = pathlib.Path(study) if study.endswith(".toml") else FOLDER / f"{study}.toml"
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
+        raise UserError(f"--study={study}: no file {path}; there are {known}, or name a .toml file") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not TOML ({error})") from None
+    wrong = [key for key, kind in REQUIRED.items() if not isinstance(content.get(key), kind) or not content[key]]
+    wrong += [key for key, value in content.items() if not isinstance(value, (REQUIRED | OPTIONAL).get(key, ()))]
+    wrong += ["control"] * (not wrong and content.get("control", next(iter(content["arms"]))) not in content["arms"])
+    if wrong:
+        raise UserError(f"{path}: {', '.join(dict.fromkeys(wrong))} is missing, unknown or not as it should be; a "
+                        f"study has {', '.join(REQUIRED)}, and may have {', '.join(OPTIONAL)}; control is one of its "
+                        "arms")
+    for rule in content["rules"]:
+        known = rule.get("arm") in content["arms"] and rule.get("measure") in content["measures"]
+        if not known or "says" not in rule:
+            raise UserError(f"{path}: a rule needs says, arm (of the arms) and measure (of the measures); it has "
+                            f"{rule}")
+    return path.stem, content
+
+
+def fill(template: str, values: dict) -> str:
+    """The template with its {names} filled in. Raises UserError for a name that nothing gives."""
+    missing = {name for _, name, _, _ in string.Formatter().parse(template) if name} - values.keys()
+    if "data" in missing:
+        raise UserError("--data is required by this study: the directory of its problem files")
+    if missing:
+        raise UserError(f"the study's {template!r} needs {', '.join(sorted(missing))}, which is not given")
+    return template.format(**values)
+
+
+def commands(study: dict, cell: dict, quick: bool) -> list[str]:
+    """What a user would type, in order, for one arm and seed."""
+    arm, made = study["arms"][cell["arm"]], []
+    for name, command in study["commands"].items():
+        flags = arm.get(name, [])
+        if flags is not False:
+            flags = [*flags, *(study.get("quick", {}).get(name, []) if quick else [])]
+            made.append(fill(" ".join([command, *map(shlex.quote, flags)]), variables(study, cell)))
+    return made
+
+
+def variables(study: dict, cell: dict) -> dict:
+    """What templates of an arm may name: work, seed, arm, data, and the arm's own words."""
+    own = {key: value for key, value in study["arms"][cell["arm"]].items() if isinstance(value, str)}
+    return cell | {key: fill(value, cell) for key, value in own.items()}
+
+
+def execute(study: dict, cells: dict, work: pathlib.Path, quick: bool) -> tuple[list[str], list[str]]:
+    """Runs each command once; returns all of them, and those that an earlier start had finished."""
+    wanted = list(dict.fromkeys(line for cell in cells.values() for line in commands(study, cell, quick)))
+    log = work / "finished.txt"
+    known = log.read_text("utf-8").splitlines() if log.is_file() else []
+    work.mkdir(parents=True, exist_ok=True)
+    for number, line in enumerate(wanted, 1):
+        if line in known:
+            continue
+        print(f"[{number} of {len(wanted)}] python -m scripts.{line}", file=sys.stderr, flush=True)
+        script(line)
+        with files.naming(log), log.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    return wanted, [line for line in wanted if line in known]
+
+
+def script(line: str) -> None:
+    """Runs one of our scripts as a user would, its progress shown; raises UserError if it fails."""
+    if subprocess.run([sys.executable, "-m", *shlex.split(f"scripts.{line}")], check=False).returncode:
+        raise UserError(f"python -m scripts.{line} failed; its message is above. The same command continues the study")
+
+
+def source_values(measures: dict, name: str, cell: dict) -> Optional[np.ndarray]:
+    """What one cell says of a measure: one number, or one for each problem; None where there is none.
+
+    A measure is "FILE.json: path.to.a.number", "FILE.jsonl: benchmark" (whether each problem of that benchmark was
+    right), or ["-", one measure, another].
+    """
+    source = measures[name]
+    if isinstance(source, list):
+        parts = [source_values(measures, part, cell) for part in source[1:]]
+        return None if any(part is None for part in parts) else parts[0] - parts[1]
+    file, _, path = fill(source, cell).partition(": ")
+    file = pathlib.Path(cell["work"]) / file
+    if file.suffix == ".jsonl":
+        rows = [row for row in map(json.loads, file.read_text("utf-8").splitlines()) if row["benchmark"] == path]
+        right = {}
+        for row in rows:
+            right.setdefault(row["problem"], []).append(row["correct"])
+        return np.array([np.mean(values) for values in right.values()])
+    value = json.loads(file.read_text("utf-8"))
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return None if value is None else np.array(value, float)
+
+
+def gather(values: list) -> dict:
+    """`{"seeds": [value of each], "mean", "interval"}`: 95 %, over seeds, or over problems where there is one seed."""
+    there = [value for value in values if value is not None]
+    return {"values": values, "seeds": [None if value is None else float(np.mean(value)) for value in values],
+            "mean": float(np.mean([np.mean(value) for value in there])) if there else None,
+            "interval": interval(there)}
+
+
+def interval(values: list) -> Optional[tuple[float, float]]:
+    if len(values) > 1:
+        return estimators.student([float(np.mean(value)) for value in values])
+    return estimators.bootstrap(values[0]) if values and values[0].ndim else None
+
+
+def compare(found: dict, control: Optional[str]) -> None:
+    """Adds to every other arm's measures its paired `difference` to the control: by seed, or by problem."""
+    for arm in found if control else ():
+        for name, mine in found[arm].items():
+            pairs = list(zip(mine["values"], found[control][name]["values"]))
+            if arm != control:
+                mine["difference"] = gather([None if a is None or b is None else a - b for a, b in pairs])
+
+
+def judge(rule: dict, found: dict) -> dict:
+    """A rule with its verdict: agree where the interval lies on the side of `above` or `below` that it says.
+
+    It is of the paired difference to the control with `difference = true`, else of the measure itself.
+    """
+    measure = found[rule["arm"]][rule["measure"]]
+    measure = measure.get("difference", {}) if rule.get("difference") else measure
+    low, high = measure.get("interval") or (None, None)
+    verdict = "undecided"
+    if low is not None and "above" in rule:
+        verdict = "agree" if low > rule["above"] else "disagree" if high < rule["above"] else verdict
+    elif low is not None and "below" in rule:
+        verdict = "agree" if high < rule["below"] else "disagree" if low > rule["below"] else verdict
+    return rule | {"mean": measure.get("mean"), "interval": measure.get("interval"), "verdict": verdict}
+
+
+def overall(rules: list[dict]) -> str:
+    """Agree if every rule agrees, disagree if one disagrees, else undecided."""
+    verdicts = {rule["verdict"] for rule in rules}
+    return "disagree" if "disagree" in verdicts else "agree" if verdicts == {"agree"} else "undecided"
+
+
+def summaries(study: dict, cells: dict) -> dict:
+    """summary.json of each arm's run, by arm and seed, where the study's figure names one."""
+    found = {}
+    for (arm, seed), cell in cells.items():
+        run_dir = study_figure.run_dir(study, cell)
+        if run_dir and (run_dir / "summary.json").is_file():
+            found.setdefault(arm, {})[str(seed)] = files.read_summary(run_dir / "summary.json")
+    return found
+
+
+def origin(config: StudyConfig, seeds: list[int], finished: list[str], earlier: list[str]) -> str:
+    """Command, commit, hardware and version behind a figure, and how much of it an earlier start had finished."""
+    more = " --data=DIR" * bool(config.data) + " --quick" * config.quick
+    return (f"`python -m scripts.study --study={config.study} --seeds={','.join(map(str, seeds))}{more}`, commit "
+            f"{commit()}, JAX {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()})."
+            + f" {len(earlier)} of its {len(finished)} commands were finished by an earlier start, perhaps at another "
+            "commit." * bool(earlier)
+            + " **Quick: smaller, shorter and one seed, to try the study out. Not a result.**" * config.quick)
+
+
+def plain(record):
+    """The record without the arrays that its numbers were computed from."""
+    if isinstance(record, dict):
+        return {key: plain(value) for key, value in record.items() if key != "values"}
+    return [plain(value) for value in record] if isinstance(record, (list, tuple)) else record
+
+
+def shown(measure: dict, sign: str = "") -> str:
+    """"0.895 [0.748, 1.042]"; a dash where there is nothing."""
+    if measure.get("mean") is None:
+        return "-"
+    low, high = measure.get("interval") or (None, None)
+    return f"{measure['mean']:{sign}.3f}" + (f" [{low:{sign}.3f}, {high:{sign}.3f}]" if low is not None else "")
+
+
+def page(study: dict, record: dict) -> str:
+    """The study as Markdown: what was asked and predicted, what came out, every seed, and where it came from."""
+    names, found = list(study["measures"]), record["measures"]
+    spread = "95 % intervals over seeds (Student's t)" if len(record["seeds"]) > 1 else "95 % intervals over problems"
+    if study.get("control"):
+        spread += f"; behind the semicolon the paired difference to {study['control']}"
+
+    def cell(measure: dict) -> str:
+        return shown(measure) + (f"; {shown(measure['difference'], '+')}" if "difference" in measure else "")
+
+    arms = [[arm, *(cell(measures[name]) for name in names)] for arm, measures in found.items()]
+    seeds = [[arm, seed, *(shown({"mean": found[arm][name]["seeds"][i]}) for name in names)]
+             for arm in found for i, seed in enumerate(record["seeds"])]
+    rules = [[rule["says"], shown(rule), rule["verdict"]] for rule in record["rules"]]
+    paragraphs = [f"# {study['title']}", record["origin"], f"**Question.** {study['question']}",
+                  f"**Known before.** {study['known']}", f"**Prediction.** {study['prediction']}",
+                  f"**Verdict: {record['verdict']}.**", markdown_table(["prediction", "measured", "verdict"], rules),
+                  f"Means with {spread}.", markdown_table(["arm", *names], arms),
+                  markdown_table(["arm", "seed", *names], seeds),
+                  study.get("note", ""), f"![{study['title']}]({record['study']}.png)"]
+    return "\n\n".join(text.strip() for text in paragraphs if text.strip()) + "\n"

@@ -1,0 +1,126 @@
+"""Choosing the one example: by how often the untrained model solves it, or by its history in an earlier training."""
+
+import collections
+import json
+import pathlib
+import statistics
+
+import numpy as np
+
+from rlvr_jax import parallel
+from rlvr_jax.config import SelectConfig, TrainConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.runs import files
+from rlvr_jax.runs.run import Run
+from rlvr_jax.tasks import problems
+from rlvr_jax.tasks.problems import Problem
+
+HISTORY = "history.json"  # of a run directory: index of a problem -> its accuracy in each pass over the pool
+
+
+def read_history(path: str) -> dict[str, list[float]]:
+    """The record of a training on a pool, `{index: [accuracy of each pass, 0 to 1]}`, or that of a run directory.
+
+    Raises UserError naming the file and the entry that is no list of accuracies.
+    """
+    if not path:
+        raise UserError("--history is required: a file of index -> list of accuracies, or a run directory")
+    file = pathlib.Path(path)
+    file = file / HISTORY if file.is_dir() else file
+    if not file.is_file():
+        raise UserError(f"--history={path}: no file {file}; a run writes one with --record_history")
+    try:
+        history = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON ({error})") from None
+    if not isinstance(history, dict) or not history:
+        raise UserError(f"{file}: needs one object, index -> list of accuracies, with at least one of them")
+    for index, accuracies in history.items():
+        if not (isinstance(accuracies, list) and accuracies
+                and all(type(x) in (int, float) and 0 <= x <= 1 for x in accuracies)):
+            raise UserError(f"{file}, index {index}: needs a list of accuracies from 0 to 1; it has "
+                            f"{str(accuracies)[:60]}")
+    return history
+
+
+def check_same_pool(config: SelectConfig, ranking: list[dict], known: dict) -> None:
+    """Raises UserError where a ranked history cannot be of the problems in `known`, by index.
+
+    A run's directory says what it was trained on. Of any other history the indices tell, and the count: each pass
+    takes every problem, so after two whole ones no problem is without a record.
+    """
+    flags = pathlib.Path(config.history) / "flags.txt"
+    if flags.is_file():
+        trained = dict(line.split("=", 1) for line in flags.read_text("utf-8").splitlines())
+        name = "--question" if trained.get("--question") else trained.get("--problems", "")
+        if pathlib.Path(name).name != pathlib.Path(config.problems).name:
+            raise UserError(f"--history={config.history} is of a run on {name}, not on --problems={config.problems}: "
+                            "leave --problems out, or name the file that was trained on")
+    missing = [row["index"] for row in ranking if row["index"] not in known]
+    if missing:
+        raise UserError(f"--problems={config.problems} has no problem of index {missing[0]}, which --history has: "
+                        "is it the file that was trained on?")
+    if len(known) > len(ranking) and min(row["passes"] for row in ranking) > 1:
+        raise UserError(f"--problems={config.problems} has {len(known)} problems, and --history a record of "
+                        f"{len(ranking)} after several passes: is it the file that was trained on?")
+
+
+def rank_by_variance(history: dict[str, list[float]]) -> list[dict]:
+    """Rows of `rank, index, score, accuracy, passes`, the highest population variance first (arXiv 2504.20571).
+
+    Variances are computed exactly, so what is equal is a tie, and ties stay in the order of the record.
+    """
+    scored = [(float(statistics.pvariance(accuracies)), index) for index, accuracies in history.items()]
+    return [{"rank": rank, "index": index, "score": score, "accuracy": statistics.fmean(history[index]),
+             "passes": len(history[index])}
+            for rank, (score, index) in enumerate(sorted(scored, key=lambda row: -row[0]), 1)]
+
+
+def select(config: SelectConfig) -> list[dict]:
+    """The ranking, with `answer` and `question` where `config.problems` names their file; written to `config.out`.
+
+    Raises UserError where the history cannot be one of that file.
+    """
+    ranking = rank_by_variance(read_history(config.history))
+    if config.problems:
+        known = {str(problem.meta["index"]): problem
+                 for problem in problems.merge(problems.load(config.problems, config.ignore_columns))}
+        check_same_pool(config, ranking, known)
+        ranking = [row | {"answer": known[row["index"]].answer, "question": known[row["index"]].question}
+                   for row in ranking]
+    if config.out:
+        files.write_json(pathlib.Path(config.out), ranking)
+    return ranking
+
+
+def record(config: TrainConfig, pool: list[Problem], prompt_index: np.ndarray, correct: np.ndarray) -> dict:
+    """With `record_history` the metric `{index: [accuracy of each group of that problem in this step]}`, else {}."""
+    if not config.record_history:
+        return {}
+    found, accuracies = {}, correct.reshape(-1, config.group_size).mean(-1, dtype=float).tolist()
+    for i, accuracy in zip(prompt_index[:: config.group_size], accuracies):
+        found.setdefault(str(pool[i].meta["index"]), []).append(accuracy)
+    return {"train/group_accuracies": found}
+
+
+def write_history(config: TrainConfig, run: Run, pool: list[Problem]) -> None:
+    """With `record_history` brings the run's history.json (`read_history`) up to the log, which survives."""
+    if config.record_history and parallel.is_main():
+        files.write_json(run.dir / HISTORY, history(run.metrics.rows, pool))
+
+
+def history(rows: list[dict], pool: list[Problem]) -> dict[str, list[float]]:
+    """`{index: [accuracy in each whole pass]}` from rows of metrics.
+
+    A pass takes each copy of a problem once, so its groups are that problem's next `copies` ones.
+    """
+    groups = collections.defaultdict(list)
+    for row in rows:
+        for index, accuracies in row.get("train/group_accuracies", {}).items():
+            groups[index] += accuracies
+    found = {}
+    for index, size in ((str(problem.meta["index"]), problem.copies) for problem in pool):
+        passes = len(groups[index]) // size
+        if passes:
+            found[index] = np.reshape(groups[index][: passes * size], (passes, size)).mean(-1).tolist()
+    return found

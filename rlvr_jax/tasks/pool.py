@@ -1,0 +1,82 @@
+"""What a run trains on: its pool of problems, their order, and what is kept of each one's accuracy."""
+
+from typing import Callable
+
+import numpy as np
+
+from rlvr_jax.config import TrainConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.pretrained import loading
+from rlvr_jax.tasks import arithmetic
+from rlvr_jax.tasks.problems import Problem, merge
+from rlvr_jax.tasks.prompts import encode_prompts, load_problems, with_prompts
+
+
+def training_problems(config: TrainConfig, start: loading.LanguageModel, choose: Callable,
+                      once: Callable = lambda name, choose: choose()[0]) -> tuple:
+    """(problems, prompts): the one example, or all of them, each distinct problem once.
+
+    `choose(pool, prompts)` is the place of the one that example=auto takes (`evaluation.measure.example_place`), and
+    `once` is `Run.once`, which saves a run that goes on from choosing again. Raises UserError for an example that is
+    not there, and for one that is given in two ways.
+    """
+    pool = merge(own_problem(config, start) if config.question or config.answer else file_problems(config, start))
+    encode = lambda chosen: encode_prompts(start.tokenizer, chosen, start.config, config.max_new_tokens,
+                                           config.max_prompt_tokens)
+    if config.example == "auto" and not config.question:
+        pool = [pool[once("example", lambda: choose(pool, encode(pool)))]]
+    elif config.example not in ("all", "auto"):
+        if not config.example.isdigit() or int(config.example) >= len(pool):
+            raise UserError(f"--example={config.example}: {config.problems} has problems 0 to {len(pool) - 1}; "
+                            "or auto, or all")
+        pool = [pool[int(config.example)]]
+    return pool, encode(pool)
+
+
+def file_problems(config: TrainConfig, start: loading.LanguageModel) -> list[Problem]:
+    """The rows of `config.problems`, or as many problems of the synthetic task as example=auto chooses from."""
+    count = config.example_pool if config.example == "auto" or config.problems == "arithmetic" else 0
+    return load_problems(config.problems, start.tokenizer, count=count, split="example", num_ops=config.num_ops,
+                         prompt_style=config.prompt_style, instruction=config.instruction,
+                         ignore_columns=config.ignore_columns, seed=config.seed)
+
+
+def own_problem(config: TrainConfig, start: loading.LanguageModel) -> list[Problem]:
+    """The problem written on the command line. The first, or all, of one problem is that one, so those may stay."""
+    if not (config.question and config.answer):
+        raise UserError("--question and --answer are one problem: give both")
+    if config.problems != "arithmetic" or config.example not in ("auto", "all", "0"):
+        raise UserError(f"--question and --answer are the only problem: leave out --problems={config.problems} and "
+                        f"--example={config.example}")
+    return with_prompts([Problem(config.question, config.answer, config.question)], start.tokenizer,
+                        config.prompt_style, config.instruction)
+
+
+def curriculum(config: TrainConfig, pool: list[Problem], step: int) -> np.ndarray:
+    """Which problem each of the step's completions answers: passes over all rows, copies too, each in a fresh order."""
+    deck = np.repeat(np.arange(len(pool), dtype=np.int32), [problem.copies for problem in pool])
+    places = (step - 1) * config.num_prompts + np.arange(config.num_prompts)
+    epochs = {e: np.random.default_rng((config.seed, e)).permutation(deck) for e in set(places // len(deck))}
+    rows = [epochs[place // len(deck)][place % len(deck)] for place in places]
+    return np.repeat(np.array(rows, np.int32), config.group_size)
+
+
+def choose_example(rows: list[dict], pool_size: int, pass_rate: float) -> int:
+    """The place in the pool of the problem whose pass rate is nearest `pass_rate`.
+
+    `rows` are as many completions of every problem (`evaluation.measure`). A problem that is never or always solved
+    teaches nothing. On the synthetic task a right answer that is not a careful one is luck: where more than 0.5 % of
+    the completions are lucky, training would reward the wrong style, so such problems come last.
+    """
+    right, lucky = np.zeros((2, pool_size))
+    for row in rows:
+        style = arithmetic.style_of(row["completion"])
+        right[row["problem"]] += row["correct"]
+        lucky[row["problem"]] += row["correct"] and style is not None and style != "careful"
+    count = len(rows) / pool_size
+    right, lucky = right / count, lucky / count
+    teaches = (right > 0) & (right < 1)
+    if not teaches.any():
+        raise UserError("--example=auto found no problem that the model solves sometimes but not always among "
+                        f"{pool_size}; raise --example_pool or --temperature, or name one with --example=INDEX")
+    return int(np.argmin(np.abs(right - pass_rate) + 10.0 * (lucky > 0.005) + 100.0 * ~teaches))

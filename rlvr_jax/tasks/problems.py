@@ -1,0 +1,155 @@
+"""Data sets as one record: JSONL in the layouts that maths benchmarks come in, parquet in that of One-Shot-RLVR."""
+
+import dataclasses
+import pathlib
+import re
+from typing import Optional
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.grading import extract
+from rlvr_jax.runs.files import read_lines
+
+
+def _bare(answer) -> str:
+    r"""What follows GSM8K's ####; 43.0 is 43, and ASDiv's 9 (apples) is 9\text{ apples}, a number with a unit."""
+    text = str(answer).rsplit("####", 1)[-1].strip()
+    if with_unit := _WITH_UNIT.fullmatch(text):
+        return "{}\\text{{ {}}}".format(*with_unit.groups())
+    return text[:-2] if text.endswith(".0") else text
+
+
+def _listed(answers) -> str:
+    """OlympiadBench's list of LaTeX answers as one text."""
+    return ", ".join(str(answer).strip().strip("$") for answer in (answers if isinstance(answers, list) else [answers]))
+
+
+def _boxed(solution) -> Optional[str]:
+    return extract.EXTRACTORS["boxed"](str(solution))
+
+
+_WITH_UNIT = re.compile(r"(-?\d[\d,./]*) ?\(([a-zA-Z]{2}[a-zA-Z .'/-]*|[gmslh])\)")  # 5 (x) is a product
+
+# One row a layout: the columns of the question (joined by a space), the column of the answer, how to read that.
+LAYOUTS = [
+    (("body", "question"), "answer", _bare),  # ASDiv
+    (("problem",), "answer", _bare),  # MATH-500, AIME, AMC
+    (("question",), "answer", _bare),  # GSM8K, AIME, AMC, or one's own
+    (("Body", "Question"), "Answer", _bare),  # SVAMP
+    (("input",), "target", _bare),  # MAWPS
+    (("question",), "final_answer", _listed),  # OlympiadBench
+    (("problem",), "solution", _boxed),  # Minerva Math: the last \boxed{} of the solution
+]
+# Columns that say where a problem is from, of what kind it is, or how it is solved (in any case): a question is whole
+# without them. Text in any other column may be a part of the question, so a file that has it is refused.
+ASIDE = frozenset("""
+    ability answer_type author category competition data_source dataset difficulty domain equation error extra_info
+    formula grade id idx index is_multiple_answer language level license modality question_concat question_type
+    rationale solution solution_type source split subfield subject tags topic type unique_id unit url uuid year
+    """.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What to ask and how to know: `prompt` is the exact text the model continues, `answer` the reference answer."""
+
+    question: str
+    answer: str
+    prompt: str
+    meta: dict = dataclasses.field(default_factory=dict)
+    copies: int = 1  # rows of the file that say the same, each a group of its own in training
+
+
+def load(path: str, ignore_columns: str = "") -> list[Problem]:
+    """Problems of a JSONL or parquet file, row by row; `prompt` is the bare question.
+
+    Columns named in `ignore_columns`, joined by commas, are read as if they were not there. Raises UserError naming
+    the file, the line or row, and the layouts that can be read, or the columns of text that none of them reads.
+    """
+    ignored = set(ignore_columns.split(","))
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UserError(f"no problem file {path}; --problems takes 'arithmetic', a JSONL file or a .parquet file")
+    found = (_load_parquet(file, ignored) if file.suffix == ".parquet" else
+             [_problem(row, file, number, ignored) for number, row in read_lines(file)])
+    if not found:
+        raise UserError(f"{path} holds no problems")
+    return found
+
+
+def merge(found: list[Problem]) -> list[Problem]:
+    """Each distinct problem once, in order, with the number of its `copies`, and `meta["index"]` that tells them apart.
+
+    The index is the file's own where that has one for each; otherwise the place in the merged list, from 0. Rows with
+    different indices of their own are not copies: the published pool counts its problems that way.
+    """
+    groups = {}
+    for problem in found:
+        groups.setdefault((problem.prompt, problem.answer, problem.meta.get("index")), []).append(problem)
+    own = {index for _, _, index in groups}
+    numbered = None not in own and len(own) == len(groups)
+    return [dataclasses.replace(same[0], copies=len(same), meta=same[0].meta | {"index": index if numbered else place})
+            for place, ((_, _, index), same) in enumerate(groups.items())]
+
+
+def _problem(row: dict, file: pathlib.Path, number: int, ignored: set) -> Problem:
+    row = {name: x for name, x in row.items() if name not in ignored} if isinstance(row, dict) else row
+    for questions, column, read in LAYOUTS:
+        if isinstance(row, dict) and all(row.get(name) is not None for name in (column, *questions)):
+            question, answer = " ".join(str(row[name]).strip() for name in questions), read(row[column])
+            if not answer:
+                raise UserError(f"{file}, line {number}: no answer in {column}"
+                                + (", which needs a \\boxed{}" if read is _boxed else ""))
+            _check_read(row, {column, *questions}, f"{file}, line {number}")
+            return Problem(question, answer, question, {"file": str(file), "line": number})
+    expected = "; ".join(f"{', '.join(questions)} and {column}" for questions, column, _ in LAYOUTS)
+    found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+    raise UserError(f"{file}, line {number}: needs one of these sets of columns: {expected}; it has {found}")
+
+
+def _check_read(row: dict, read: set, where: str) -> None:
+    """Raises UserError if the row has text in columns that are neither `read` nor ASIDE."""
+    unread = [name for name, x in row.items() if name not in read and name.lower() not in ASIDE and _has_text(x)]
+    if unread:
+        raise UserError(f"{where}: no known layout reads the text in {', '.join(unread)}; where the question is not "
+                        "whole without it, put it there; else leave it out with "
+                        f"--ignore_columns={','.join(unread)}")
+
+
+def _has_text(x) -> bool:
+    """Whether there is a letter in a column: in a string, or in strings of a list or record."""
+    if isinstance(x, (list, dict)):
+        return any(map(_has_text, x.values() if isinstance(x, dict) else x))
+    return isinstance(x, str) and any(map(str.isalpha, x))
+
+
+def _load_parquet(file: pathlib.Path, ignored: set) -> list[Problem]:
+    """Questions and labels stay as they are, spaces and the row's own instruction included.
+
+    An empty label is kept as well, though nothing equals it: the published pool has one (index 265).
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{file}: parquet is read with pyarrow: pip install 'rlvr_jax[real]'") from None
+    try:
+        rows = parquet.read_table(file).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{file} cannot be read as parquet ({error}): copy it again") from None
+    return [_row(row, file, number, ignored) for number, row in enumerate(rows)]
+
+
+def _row(row: dict, file: pathlib.Path, number: int, ignored: set) -> Problem:
+    row = {name: x for name, x in row.items() if name not in ignored}
+    match row:
+        case {"prompt": [{"role": "user", "content": str(question)}], "reward_model": {"ground_truth": answer}} \
+                if answer is not None:
+            _check_read(row, {"prompt", "reward_model"}, f"{file}, row {number}")
+            meta = {"file": str(file), "row": number}
+            match row:
+                case {"extra_info": {"index": int() | str() as index}}:
+                    meta["index"] = index
+            return Problem(question, str(answer), question, meta)
+    shown = ", ".join(f"{name}={str(value)[:60]!r}" for name, value in row.items())
+    raise UserError(f"{file}, row {number}: needs prompt (a list with one message, of the user) and "
+                    f"reward_model.ground_truth; it has {shown}")

@@ -1,0 +1,78 @@
+"""From the name of a source of problems to problems, and from a question to a prompt's token ids."""
+
+import dataclasses
+
+import numpy as np
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.model import ModelConfig, Prompts
+from rlvr_jax.pretrained import tokenizer
+from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.tasks import arithmetic, problems
+from rlvr_jax.tasks.problems import Problem
+
+HELDOUT_SEED = 20_250_429  # of the synthetic held-out problems: the same ones in every run
+
+
+def load_problems(name: str, words: Tokenizer, *, count: int = 0, split: str = "test", num_ops: int = 6,
+                  prompt_style: str = "plain", instruction: str = "", ignore_columns: str = "",
+                  seed: int = HELDOUT_SEED) -> list[Problem]:
+    """Problems of the synthetic task's `split`, or of a file row by row, with prompts as `words`' model reads them.
+
+    `count` 0 is all of a file and 512 of the synthetic task.
+    """
+    if name == "arithmetic":
+        rng = np.random.default_rng(seed)
+        return arithmetic.to_problems(arithmetic.generate(rng, count or 512, split, num_ops))
+    return with_prompts(problems.load(name, ignore_columns)[: count or None], words, prompt_style, instruction)
+
+
+def with_prompts(found: list[Problem], words: Tokenizer, prompt_style: str, instruction: str) -> list[Problem]:
+    """The problems with their questions as prompts. A question that ends with the instruction has it already."""
+    texts = [p.question if p.question.endswith(instruction) else f"{p.question} {instruction}" for p in found]
+    return [dataclasses.replace(p, prompt=PROMPT_STYLES[prompt_style](words, text)) for p, text in zip(found, texts)]
+
+
+def plain(words: Tokenizer, text: str) -> str:
+    """The question as it is."""
+    return text
+
+
+def chat(words: Tokenizer, text: str) -> str:
+    """The question in the model's own chat template."""
+    return tokenizer.render_chat(words, [{"role": "user", "content": text}])
+
+
+def qwen_math(words: Tokenizer, text: str) -> str:
+    """Qwen2.5-Math's template and system line, as One-Shot-RLVR has them, whatever the model's own template."""
+    if tokenizer.encode(words, "<|im_start|>") != [words.backend.token_to_id("<|im_start|>")]:
+        raise UserError("--prompt_style=qwen_math: this model's tokenizer has no <|im_start|>; use chat or plain")
+    return ("<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+            f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
+
+
+# How a question becomes the text that the model continues: style -> function of (tokenizer, question).
+PROMPT_STYLES = {"plain": plain, "chat": chat, "qwen_math": qwen_math}
+
+
+def resolve_format(name: str, problems_name: str, otherwise: str = "boxed") -> str:
+    """What "auto" stands for: answer on the synthetic task, else boxed in the reward and lenient in an evaluation."""
+    return name if name != "auto" else "answer" if problems_name == "arithmetic" else otherwise
+
+
+def encode_prompts(words: Tokenizer, found: list[Problem], config: ModelConfig, max_new_tokens: int,
+                   max_prompt_tokens: int = 0) -> Prompts:
+    """Token ids of the prompts, padded to a multiple of 16. Raises UserError for one that does not fit the window."""
+    room = config.max_seq_len - max_new_tokens
+    room = min(room, max_prompt_tokens) if max_prompt_tokens else room
+    ids = [tokenizer.encode(words, problem.prompt) for problem in found]
+    for problem, row in zip(found, ids):
+        if not 0 < len(row) <= room:
+            raise UserError(f"a prompt has {len(row)} tokens, and --max_new_tokens={max_new_tokens} of the model's "
+                            f"window of {config.max_seq_len} (or --max_prompt_tokens) leave 1 to {room}: "
+                            f"{problem.prompt[:80]!r}")
+    width = -(-max(map(len, ids)) // 16) * 16
+    tokens = np.full((len(ids), width), words.pad_id, np.int32)
+    for i, row in enumerate(ids):
+        tokens[i, : len(row)] = row
+    return Prompts(tokens, np.array([len(row) for row in ids], np.int32))

@@ -1,0 +1,1 @@
+"""What a user runs beside training: the memory calculator, timings, one-off completions."""
