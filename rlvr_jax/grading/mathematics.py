@@ -34,7 +34,7 @@ _REWRITES = [(re.compile(pattern.replace("END", "(?![a-zA-Z])")), replacement) f
     (r"\\(?:emptyset|varnothing)END", r"\\{\\}"), (r"\\lbraceEND", r"\\{"), (r"\\rbraceEND", r"\\}"),
     (r"(?<![a-zA-Z\\])piEND", r"\\pi "), (r"\\[dtc]fracEND", r"\\frac"),
     (r"\\frac\s*(\w|\\pi)\s*(?=[\w{\\])", r"\\frac{\1}"),  # \frac43, \frac{270}7
-    (r"(\\frac\s*\{[^{}]*\})\s*(\w|\\pi)", r"\1{\2}"), (r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2"),
+    (r"(\\frac\s*\{[^{}]*\})\s*(\w|\\pi)", r"\1{\2}"), (r"\\sqrt\s*(\w)", r"\\sqrt{\1}"), (r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2"),
     (rf"(?<![\d.^_/])({_DECIMAL}) ?/ ?({_DECIMAL})(?![\d./])", r"\\frac{\1}{\2}"),
     (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degreeEND", r"^\\circ "),
     (r"\s+(?!\w)|(?<!\w)\s+", ""),  # a space counts between words and between digits alone

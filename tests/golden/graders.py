@@ -45,14 +45,15 @@ REGRADED = r"""# What our rules add to Math-Verify
 else Math-Verify as it comes, in the same child processes. Counted by
 
 ```
-PYTHONPATH=.:tests python tests/golden/regrading.py now MATH500.jsonl KEPT.jsonl ...
+python -m scripts.evaluate --model=smollm2 --prompt_style=chat --problems=... --max_new_tokens=200 --out=KEPT
+PYTHONPATH=.:tests python tests/golden/regrading.py now MATH500.jsonl KEPT/completions.jsonl ...
 ```
 """
 SETS = {
     "table": "The {n} pairs of the acceptance table, whose verdicts are mathematics",
     "rewritten": "The references of MATH-500, rewritten without a change of meaning or changed "
                  "(`tests/golden/distortions.py`): {n} pairs",
-    "kept": "{n} pairs of answer and reference in {completions} completions of SmolLM2 (MATH-500, GSM8K, MAWPS)"}
+    "kept": "{n} pairs of answer and reference in completions of SmolLM2-135M, greedy ({completions})"}
 
 
 
@@ -74,11 +75,12 @@ def render(golden: dict, record: dict) -> str:
 def regraded(record: dict) -> str:
     """How often each grader is wrong, by set and rule; of kept completions, the verdicts that not all share."""
     text, names = REGRADED, ("before", "now", "library")
+    kept = ", ".join(f"{count} of {name}" for name, count in record["now"]["completions"].items())
     text += "\n| | lines of `rlvr_jax/grading/` | commit |\n|---|---|---|\n"
     text += "".join(f"| {name} | {record[name]['lines'] or '-'} | {record[name]['commit']} |\n" for name in names)
     for title, sentence in SETS.items():
         columns = {name: record[name]["sets"][title] for name in names}
-        text += "\n" + sentence.format(n=columns["now"]["pairs"], completions=record["now"]["completions"]) + ":\n\n"
+        text += "\n" + sentence.format(n=columns["now"]["pairs"], completions=kept) + ":\n\n"
         text += "| | " + " | ".join(names) + " |\n|---|---|---|---|\n"
         wrong = {name: {(given, answer): (want, rule) for given, answer, want, rule in found["wrong"]}
                  for name, found in columns.items()}

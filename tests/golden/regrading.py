@@ -7,6 +7,7 @@ first in PYTHONPATH); with `now` also those of the library alone: the same text,
 Math-Verify as it comes, in the child. KEPT are completions.jsonl of scripts.evaluate.
 """
 
+import collections
 import json
 import pathlib
 import re
@@ -51,7 +52,8 @@ def measure(name: str, math500: str, *kept: str) -> None:
     commit = subprocess.run(git, capture_output=True, text=True).stdout
     lines = sum(len(path.read_text("utf-8").splitlines()) for path in here.glob("*.py"))
     for column, grader, lines in ((name, "math", lines), ("library", "library", None))[: 1 + (name == "now")]:
-        record[column] = {"lines": lines, "commit": commit.strip(), "completions": len(found), "sets": {}}
+        record[column] = {"lines": lines, "commit": commit.strip(), "completions": collections.Counter(row["benchmark"] for row in found),
+                          "sets": {}}
         for title, quadruples in sets.items():
             given, answers, wanted, rules = zip(*quadruples)
             verdicts = grade.grade([rf"\boxed{{{text}}}" for text in given], answers, "boxed", grader)
