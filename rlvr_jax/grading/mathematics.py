@@ -34,7 +34,8 @@ _REWRITES = [(re.compile(pattern.replace("END", "(?![a-zA-Z])")), replacement) f
     (r"\\(?:emptyset|varnothing)END", r"\\{\\}"), (r"\\lbraceEND", r"\\{"), (r"\\rbraceEND", r"\\}"),
     (r"(?<![a-zA-Z\\])piEND", r"\\pi "), (r"\\[dtc]fracEND", r"\\frac"),
     (r"\\frac\s*(\w|\\pi)\s*(?=[\w{\\])", r"\\frac{\1}"),  # \frac43, \frac{270}7
-    (r"(\\frac\s*\{[^{}]*\})\s*(\w|\\pi)", r"\1{\2}"), (r"\\sqrt\s*(\w)", r"\\sqrt{\1}"), (r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2"),
+    (r"(\\frac\s*\{[^{}]*\})\s*(\w|\\pi)", r"\1{\2}"), (r"\\sqrt\s*(\w)", r"\\sqrt{\1}"),
+    (r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2"),
     (rf"(?<![\d.^_/])({_DECIMAL}) ?/ ?({_DECIMAL})(?![\d./])", r"\\frac{\1}{\2}"),
     (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degreeEND", r"^\\circ "),
     (r"\s+(?!\w)|(?<!\w)\s+", ""),  # a space counts between words and between digits alone
@@ -87,19 +88,19 @@ def _unwrapped(text: str) -> str:
     return text[match.end() : -1] if around else text
 
 
+def _depths(text: str) -> list[int]:
+    return list(itertools.accumulate((character in "([{") - (character in ")]}") for character in text))
+
+
 def _enclosed(text: str) -> bool:
     """Whether the bracket that opens the text is closed by the one that ends it."""
-    depths = list(itertools.accumulate((character in "([{") - (character in ")]}") for character in text))
-    return len(text) > 1 and depths[-1] <= 0 < min(depths[:-1])
+    return len(text) > 1 and (depths := _depths(text))[-1] <= 0 < min(depths[:-1])
 
 
 def split(text: str) -> list[str]:
     """The parts between the commas that are outside all brackets."""
-    depth, cuts = 0, [-1]
-    for i, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        cuts += [i] * (character == "," and depth == 0)
-    return [text[start + 1 : end] for start, end in zip(cuts, [*cuts[1:], len(text)])]
+    cuts = [i for i, depth in enumerate(_depths(text)) if depth == 0 and text[i] == ","]
+    return [text[start + 1 : end] for start, end in itertools.pairwise([-1, *cuts, len(text)])]
 
 
 def value(text: str) -> Optional[Fraction]:

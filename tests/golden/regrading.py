@@ -52,8 +52,8 @@ def measure(name: str, math500: str, *kept: str) -> None:
     commit = subprocess.run(git, capture_output=True, text=True).stdout
     lines = sum(len(path.read_text("utf-8").splitlines()) for path in here.glob("*.py"))
     for column, grader, lines in ((name, "math", lines), ("library", "library", None))[: 1 + (name == "now")]:
-        record[column] = {"lines": lines, "commit": commit.strip(), "completions": collections.Counter(row["benchmark"] for row in found),
-                          "sets": {}}
+        record[column] = {"lines": lines, "commit": commit.strip(), "sets": {},
+                          "completions": collections.Counter(row["benchmark"] for row in found)}
         for title, quadruples in sets.items():
             given, answers, wanted, rules = zip(*quadruples)
             verdicts = grade.grade([rf"\boxed{{{text}}}" for text in given], answers, "boxed", grader)
