@@ -5,13 +5,13 @@ A question may take CPU_SECONDS (which a busy machine does not shorten), WALL_SE
 
 import contextlib
 import json
+import logging
 import os
 import resource
 import signal
 import sys
 from typing import NamedTuple
 
-from rlvr_jax.grading import mathematics
 from rlvr_jax.grading.graders import GRADERS
 
 CPU_SECONDS = 5
@@ -22,24 +22,24 @@ MEGABYTES = 1024  # address space of a child; SymPy itself takes about 150
 class Question(NamedTuple):
     """Whether `given` equals the reference `answer` by a row of GRADERS."""
 
-    rule: str
+    grader: str
     given: str
     answer: str
 
 
 def decide(question: Question) -> bool:
     """The answer to a question, without any limit."""
-    grader = GRADERS[question.rule]
+    grader = GRADERS[question.grader]
 
-    def asked(given: str, answer: str) -> bool:
+    def equal(given: str, answer: str) -> bool:
         try:
-            return grader.algebra(given, answer)
+            return grader.equal(given, answer)
         except MemoryError:
             raise
         except Exception:  # what cannot be parsed or compared is not equal
             return False
 
-    return bool(grader.same(question.given, question.answer, asked))
+    return bool(grader.same(question.given, question.answer, equal))
 
 
 def serve() -> None:
@@ -48,22 +48,25 @@ def serve() -> None:
     A fork of this process does the work. If it exceeds its limits it dies, the answer is null, and the next fork has
     SymPy loaded already.
     """
-    replies = os.fdopen(os.dup(1), "w")
+    import math_verify  # noqa: F401  (without these two nothing is ready)
+    import pylatexenc  # noqa: F401
+
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever the libraries print is no reply
-    mathematics.parser()
+    logging.disable(logging.CRITICAL)
     for question in (r"\sqrt{x}+1.5,3", r"(1,\infty)", r"\begin{pmatrix}1\\y\end{pmatrix}", r"x^2=2y+1", r"\sin x<1"):
         decide(Question("math", question, question.replace("1", "2")))  # the first of a kind loads and compiles much
-    decide(Question("original", "x+1.5", "1.5x"))
+    decide(Question("original", r"x+\frac12", "1.5x"))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20, MEGABYTES << 20))
-    _say(replies, "ready")
+    replies.write(b'"ready"\n')
     while True:
         if not (child := os.fork()):
             _work(replies)
-        if os.waitpid(child, 0)[1] == 0:
-            return
-        _say(replies, None)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) not in (1, -signal.SIGPROF, -signal.SIGALRM):
+            return  # no more questions; or somebody else ended it, maybe between two of them
+        replies.write(b"null\n")
 
 
 def _work(replies) -> None:
@@ -72,17 +75,13 @@ def _work(replies) -> None:
         for line in sys.stdin.buffer:
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal ends the process, also within one product
             signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)  # and so does this one's, also without a parent
-            equal = decide(Question(*json.loads(line)))
+            reply = json.dumps(decide(Question(*json.loads(line))))
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _say(replies, equal)
+            replies.write(reply.encode() + b"\n")
         os._exit(0)
     finally:
         os._exit(1)
-
-
-def _say(replies, content) -> None:
-    print(json.dumps(content), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,8 @@
-"""The graders, by name."""
+"""The graders, by name: modules whose `same` compares texts, and asks `equal` where that takes computer algebra.
 
-from typing import Callable, NamedTuple, Optional
+`same(given, answer, leaf)` has `equal` for its leaf in a child process alone: there its libraries may be loaded.
+"""
 
 from rlvr_jax.grading import mathematics, original
 
-
-class Grader(NamedTuple):
-    """When two answers are equal: what the texts tell at once, and what decides the cases that they leave open."""
-
-    same: Callable[..., Optional[bool]]
-    algebra: Callable[[str, str], bool]  # in a child process alone
-    package: str  # whose version a report names
-
-
-GRADERS = {"math": Grader(mathematics.same, mathematics.equal, "math-verify"),
-           "original": Grader(original.same, original.released_reward, "sympy")}
+GRADERS = {"math": mathematics, "original": original}
