@@ -11,7 +11,7 @@ from rlvr_jax.config import SampleConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained import loading
-from rlvr_jax.tasks.arithmetic import make_tokenizer
+from rlvr_jax.tasks.families import make_tokenizer
 from rlvr_jax.tools import generate
 
 from test_problems import QWEN
@@ -41,7 +41,7 @@ def generated(monkeypatch):
 
 
 def test_a_completion_fills_the_window_up_to_a_bound(generated):
-    words, prompt = make_tokenizer(), "coins 7 + 5 ="
+    words, prompt = make_tokenizer(["arithmetic"]), "coins 7 + 5 ="
     assert generated(words, 37, prompt=prompt) == (37 - 5, prompt)
     assert generated(words, 2048, prompt=prompt)[0] == 512
     assert generated(words, 37, prompt=prompt, max_new_tokens=8)[0] == 8
@@ -54,5 +54,5 @@ def test_a_model_with_a_chat_template_is_asked_in_it_and_says_so(generated, caps
     assert capsys.readouterr().err == (
         "asked in the model's chat template; --prompt_style=plain continues the bare prompt\n")
     assert generated(QWEN, 2048, prompt="Hi?", prompt_style="plain")[1] == "Hi?"
-    assert generated(make_tokenizer(), 2048, prompt="coins")[1] == "coins"
+    assert generated(make_tokenizer(["arithmetic"]), 2048, prompt="coins")[1] == "coins"
     assert capsys.readouterr().err == ""

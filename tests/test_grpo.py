@@ -15,6 +15,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.rewards import Scored
 from rlvr_jax.runs import checkpoint, summary
 from rlvr_jax.tasks import pool
+from rlvr_jax.tasks.problems import Problem
 
 CONFIG = TrainConfig(num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False, eval_size=16,
                      reward="format", learning_rate=3e-3, num_steps=3, eval_every=0, temperature=1.0)
@@ -123,6 +124,9 @@ def test_groups_are_rows_even_where_all_rows_hold_one_problem():
     assert (advantages[4:] == 0).all() and advantages[0] > 0 > advantages[1]
 
 
+POOL = [Problem("", "3", "", {"task": "arithmetic"})] * 6
+
+
 def completions(rates, lucky=()):
     """100 completions of each problem, right at the given rates, the right ones careful unless lucky."""
     return [{"problem": p, "correct": i < 100 * rate, "completion": "quick 3 answer 3" if p in lucky else "think answer 3"}
@@ -130,13 +134,13 @@ def completions(rates, lucky=()):
 
 
 def test_the_example_is_the_one_whose_pass_rate_is_nearest():
-    assert pool.choose_example(completions([0, 0.1, 0.3, 1]), 4, 0.28) == 2
-    assert pool.choose_example(completions([0, 0.1, 0.3, 1], lucky=[2]), 4, 0.28) == 1
+    assert pool.choose_example(completions([0, 0.1, 0.3, 1]), POOL[:4], 0.28) == 2
+    assert pool.choose_example(completions([0, 0.1, 0.3, 1], lucky=[2]), POOL[:4], 0.28) == 1
     for wanted, place in ((0.12, 1), (0.28, 2), (0.4, 2), (0.5, 3), (0.75, 3), (0.85, 4)):
-        assert pool.choose_example(completions([0, 0.1, 0.3, 0.6, 0.9, 1]), 6, wanted) == place
-    assert pool.choose_example(completions([0, 0.1, 0.3, 1]), 4, 1.0) == 2  # what is always solved teaches nothing
+        assert pool.choose_example(completions([0, 0.1, 0.3, 0.6, 0.9, 1]), POOL[:6], wanted) == place
+    assert pool.choose_example(completions([0, 0.1, 0.3, 1]), POOL[:4], 1.0) == 2  # a solved one teaches nothing
     with pytest.raises(UserError, match="--example=auto"):
-        pool.choose_example(completions([0, 1, 0, 1]), 4, 0.3)
+        pool.choose_example(completions([0, 1, 0, 1]), POOL[:4], 0.3)
 
 
 def test_repetition_and_lengths_are_told_apart():

@@ -22,7 +22,7 @@ from rlvr_jax.evaluation import measure
 from rlvr_jax.learner import LearnerState
 from rlvr_jax.runs import checkpoint, flags, log, stopping, summary
 from rlvr_jax.runs.run import Run
-from rlvr_jax.tasks import arithmetic, pool
+from rlvr_jax.tasks import families, pool
 from rlvr_jax.tasks.problems import Problem
 
 from helpers import read_jsonl
@@ -282,7 +282,8 @@ def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
 
 
 def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
-    words, problems = arithmetic.make_tokenizer(), pool.merge([Problem(str(i), "3", str(i)) for i in (7, 8, 9)])
+    words = families.make_tokenizer(["arithmetic"])
+    problems = pool.merge([Problem(str(i), "3", str(i)) for i in (7, 8, 9)])
     config, start = TrainConfig(example="auto"), SimpleNamespace(params={}, tokenizer=words)
     rows = [{"problem": p, "correct": i < right, "completion": "think answer 3"}
             for p, right in enumerate([0, 60, 15]) for i in range(64)]

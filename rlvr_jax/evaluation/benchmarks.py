@@ -19,7 +19,6 @@ from rlvr_jax.pretrained import loading
 from rlvr_jax.runs import files
 from rlvr_jax.runs.flags import changed_flags, claim, flag_lines
 from rlvr_jax.runs.log import JsonLines, progress
-from rlvr_jax.tasks import arithmetic
 from rlvr_jax.tasks.problems import Problem
 from rlvr_jax.tasks.prompts import encode_prompts, load_problems, resolve_format
 
@@ -148,15 +147,12 @@ def benchmark_summary(b: Benchmark, rows: list[dict]) -> dict:
     """What summary.json says of one benchmark. Rows that `scripts.grade` graded again say so."""
     summary = estimators.summarise(rows, b.num_samples) | {
         "temperature": b.temperature, "graded_by": ", ".join(dict.fromkeys(row["graded_by"] for row in rows))}
-    if b.source == "arithmetic":
-        shares = style_shares(rows)
-        summary["styles"] = {style: (shares[f"{style}_share"], shares[f"{style}_accuracy"])
-                             for style in arithmetic.STYLES}
-    return summary
+    styles = style_shares(rows, b.problems)
+    return summary | ({"styles": styles} if styles else {})
 
 
 def table(config: EvaluateConfig, found: dict[str, dict]) -> str:
-    """Markdown: one row a benchmark, then all k of those sampled more than once, and styles of the synthetic task."""
+    """Markdown: one row a benchmark, then all k of those sampled more than once, and styles of synthetic families."""
     header = ["benchmark", "problems", "measure", "accuracy", "pass@k", "maj@k", "truncated", "timed out", "graded by"]
     lines, notes = [f"{config.model}, 95 % intervals in brackets", "", row_of(header), "|---" * len(header) + "|"], []
     for name, one in found.items():

@@ -11,7 +11,7 @@ from rlvr_jax.grading import grade
 from rlvr_jax.model import Prompts
 from rlvr_jax.pretrained import loading, tokenizer
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.tasks import arithmetic
+from rlvr_jax.tasks import families
 from rlvr_jax.tasks.pool import choose_example
 from rlvr_jax.tasks.problems import Problem
 from rlvr_jax.tasks.prompts import encode_prompts, load_problems, resolve_format
@@ -63,8 +63,10 @@ def narrowed(prompts: Prompts, owners: np.ndarray) -> Prompts:
 
 
 def heldout(draw: Callable, params, words: Tokenizer, problems: list[Problem], prompts: Prompts, *, seed: int,
-            step: int, answer_format: str, synthetic: bool, keep: Optional[Callable] = None) -> dict:
-    """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and styles on the synthetic task.
+            step: int, answer_format: str, keep: Optional[Callable] = None) -> dict:
+    """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and styles on synthetic families.
+
+    Where the problems are of several families, each one's accuracy has a metric of its own, such as greedy_boolean.
 
     `keep(step, rows)` is handed the greedy completions, as `measure` returns them.
     """
@@ -75,21 +77,24 @@ def heldout(draw: Callable, params, words: Tokenizer, problems: list[Problem], p
         if keep and name == "greedy":
             keep(step, rows)
         found[f"eval/{name}"] = float(np.mean([row["correct"] for row in rows]))
-        if synthetic:
-            found |= {f"eval/{name}_{key}": value for key, value in style_shares(rows).items()}
+        for style, (share, accuracy) in style_shares(rows, problems).items():
+            found |= {f"eval/{name}_{style}_share": share, f"eval/{name}_{style}_accuracy": accuracy}
+        tasks = [problems[row["problem"]].meta.get("task") for row in rows]
+        for task in dict.fromkeys(tasks) if len(set(tasks)) > 1 else ():
+            mine = [row["correct"] for row, own in zip(rows, tasks) if own == task]
+            found[f"eval/{name}_{task}"] = float(np.mean(mine))
     return found
 
 
-def style_shares(rows: list[dict]) -> dict:
-    """Share and accuracy of each style of the synthetic task: `{"careful_share", "careful_accuracy", ...}`."""
-    styles = np.array([arithmetic.style_of(row["completion"]) or "other" for row in rows])
+def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[float, Optional[float]]]:
+    """`{style: (share of the rows, accuracy of these)}` for every style of the problems' families."""
+    styles = np.array([families.style_of(problems[row["problem"]], row["completion"]) or "" for row in rows])
     correct = np.array([row["correct"] for row in rows])
-    found = {}
-    for style in arithmetic.STYLES:
-        mine = styles == style
-        found[f"{style}_share"] = float(mine.mean())
-        found[f"{style}_accuracy"] = float(correct[mine].mean()) if mine.any() else None
-    return found
+    known = dict.fromkeys(style for problem in problems if (family := families.of_problem(problem))
+                          for style in family.styles.values())
+    mine = {style: styles == style for style in known}
+    return {style: (float(own.mean()), float(correct[own].mean()) if own.any() else None)
+            for style, own in mine.items()}
 
 
 def example_place(config: TrainConfig, start: loading.LanguageModel, draw: Callable, pool: list, prompts) -> tuple:
@@ -100,7 +105,7 @@ def example_place(config: TrainConfig, start: loading.LanguageModel, draw: Calla
         draw, parallel.replicate(start.params), start.tokenizer, pool, prompts, temperature=config.temperature,
         num_samples=64, answer_format=resolve_format(config.answer_format, config.source), grader=config.grader,
         seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048)
-    place = choose_example(rows, len(pool), config.example_pass_rate)
+    place = choose_example(rows, pool, config.example_pass_rate)
     right = [row["correct"] for row in rows if row["problem"] == place]
     return place, {"question": pool[place].question, "answer": pool[place].answer, "pass_rate": float(np.mean(right)),
                    "num_samples": len(right)}
@@ -113,7 +118,7 @@ def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callab
     `keep(step, rows)` is handed the greedy completions. Graded as `scripts.evaluate` does by default: where the reward
     wants a box, or another grader, these do not.
     """
-    source = config.heldout or ("arithmetic" if config.source == "arithmetic" else "none")
+    source = config.heldout or (config.source if config.source in families.FAMILIES else "none")
     if source == "none":
         return lambda params, step: {}
     found = load_problems(source, start.tokenizer, count=config.eval_size, split=config.heldout_split,
@@ -125,5 +130,4 @@ def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callab
     prompts = encode_prompts(start.tokenizer, found, start.config, config.max_new_tokens, config.max_prompt_tokens)
     return lambda params, step: heldout(
         draw, params, start.tokenizer, found, prompts, seed=config.seed, step=step,
-        answer_format=resolve_format(config.answer_format, source, "lenient"), synthetic=source == "arithmetic",
-        keep=keep)
+        answer_format=resolve_format(config.answer_format, source, "lenient"), keep=keep)

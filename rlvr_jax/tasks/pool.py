@@ -7,7 +7,7 @@ import numpy as np
 from rlvr_jax.config import TrainConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import loading
-from rlvr_jax.tasks import arithmetic
+from rlvr_jax.tasks import families
 from rlvr_jax.tasks.problems import Problem, merge
 from rlvr_jax.tasks.prompts import encode_prompts, load_problems, with_prompts
 
@@ -34,8 +34,8 @@ def training_problems(config: TrainConfig, start: loading.LanguageModel, choose:
 
 
 def file_problems(config: TrainConfig, start: loading.LanguageModel) -> list[Problem]:
-    """The rows of `config.problems`, or as many problems of the synthetic task as example=auto chooses from."""
-    count = config.example_pool if config.example == "auto" or config.problems == "arithmetic" else 0
+    """The rows of `config.problems`, or as many of a synthetic family as example=auto chooses from."""
+    count = config.example_pool if config.example == "auto" or config.problems in families.FAMILIES else 0
     return load_problems(config.problems, start.tokenizer, count=count, split="example", num_ops=config.num_ops,
                          prompt_style=config.prompt_style, instruction=config.instruction,
                          ignore_columns=config.ignore_columns, seed=config.seed)
@@ -45,7 +45,7 @@ def own_problem(config: TrainConfig, start: loading.LanguageModel) -> list[Probl
     """The problem written on the command line. The first, or all, of one problem is that one, so those may stay."""
     if not (config.question and config.answer):
         raise UserError("--question and --answer are one problem: give both")
-    if config.problems != "arithmetic" or config.example not in ("auto", "all", "0"):
+    if config.problems != TrainConfig.problems or config.example not in ("auto", "all", "0"):
         raise UserError(f"--question and --answer are the only problem: leave out --problems={config.problems} and "
                         f"--example={config.example}")
     return with_prompts([Problem(config.question, config.answer, config.question)], start.tokenizer,
@@ -61,22 +61,21 @@ def curriculum(config: TrainConfig, pool: list[Problem], step: int) -> np.ndarra
     return np.repeat(np.array(rows, np.int32), config.group_size)
 
 
-def choose_example(rows: list[dict], pool_size: int, pass_rate: float) -> int:
+def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float) -> int:
     """The place in the pool of the problem whose pass rate is nearest `pass_rate`.
 
     `rows` are as many completions of every problem (`evaluation.measure`). A problem that is never or always solved
-    teaches nothing. On the synthetic task a right answer that is not a careful one is luck: where more than 0.5 % of
+    teaches nothing. In a synthetic family a right answer that is not a careful one is luck: where more than 0.5 % of
     the completions are lucky, training would reward the wrong style, so such problems come last.
     """
-    right, lucky = np.zeros((2, pool_size))
+    right, lucky = np.zeros((2, len(pool)))
     for row in rows:
-        style = arithmetic.style_of(row["completion"])
         right[row["problem"]] += row["correct"]
-        lucky[row["problem"]] += row["correct"] and style is not None and style != "careful"
-    count = len(rows) / pool_size
+        lucky[row["problem"]] += row["correct"] and families.is_careless(pool[row["problem"]], row["completion"])
+    count = len(rows) / len(pool)
     right, lucky = right / count, lucky / count
     teaches = (right > 0) & (right < 1)
     if not teaches.any():
         raise UserError("--example=auto found no problem that the model solves sometimes but not always among "
-                        f"{pool_size}; raise --example_pool or --temperature, or name one with --example=INDEX")
+                        f"{len(pool)}; raise --example_pool or --temperature, or name one with --example=INDEX")
     return int(np.argmin(np.abs(right - pass_rate) + 10.0 * (lucky > 0.005) + 100.0 * ~teaches))
