@@ -9,7 +9,7 @@ from typing import Iterator
 
 import numpy as np
 
-from rlvr_jax import arithmetic, estimators, evaluation, loading, metrics, parallel, runs, sampler
+from rlvr_jax import estimators, evaluation, loading, metrics, parallel, runs, sampler
 from rlvr_jax.config import EvaluateConfig, Interrupted, UserError
 from rlvr_jax.model import Prompts
 from rlvr_jax.problems import Problem
@@ -136,15 +136,12 @@ def benchmark_summary(b: Benchmark, rows: list[dict]) -> dict:
     """What summary.json says of one benchmark. Rows that `scripts.grade` graded again say so."""
     summary = estimators.summarise(rows, b.num_samples) | {
         "temperature": b.temperature, "graded_by": ", ".join(dict.fromkeys(row["graded_by"] for row in rows))}
-    if b.source == "arithmetic":
-        shares = evaluation.style_shares(rows)
-        summary["styles"] = {style: (shares[f"{style}_share"], shares[f"{style}_accuracy"])
-                             for style in arithmetic.STYLES}
-    return summary
+    styles = evaluation.style_shares(rows, b.problems)
+    return summary | ({"styles": styles} if styles else {})
 
 
 def table(config: EvaluateConfig, found: dict[str, dict]) -> str:
-    """Markdown: one row a benchmark, then all k of those sampled more than once, and styles of the synthetic task."""
+    """Markdown: one row a benchmark, then all k of those sampled more than once, and styles of synthetic families."""
     header = ["benchmark", "problems", "measure", "accuracy", "pass@k", "maj@k", "truncated", "timed out", "graded by"]
     lines, notes = [f"{config.model}, 95 % intervals in brackets", "", row_of(header), "|---" * len(header) + "|"], []
     for name, one in found.items():

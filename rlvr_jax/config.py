@@ -172,17 +172,18 @@ class Decoding:
 class ProblemChoice(Decoding):
     """Problems, and where their answers are found in a completion."""
 
-    problems: str = setting("arithmetic", "arithmetic, a JSONL file, or a .parquet file of One-Shot-RLVR")
-    num_ops: int = setting(6, "operations in a problem of the synthetic task", minimum=1)
-    heldout_split: str = setting("test", "split of the synthetic task to measure on", ["dev", "test"])
+    problems: str = setting("arithmetic", "a synthetic family (a row of rlvr_jax/families.py: arithmetic, boolean), a JSONL file, "
+                            "or a .parquet file of One-Shot-RLVR")
+    num_ops: int = setting(6, "operations in a problem of a synthetic family", minimum=1)
+    heldout_split: str = setting("test", "split of a synthetic family to measure on", ["dev", "test"])
     instruction: str = setting("", "text added after every question of a file that does not end with it already")
     ignore_columns: str = setting("", "columns of a file of problems, joined by commas, to read as if they were not "
                                   "there; a file with text that belongs to no known layout is refused without this")
     max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
     answer_format: str = setting("auto", "where the answer is: answer (after a final 'answer'), boxed (last "
                                  "\\boxed{}), last_number, tag (last <answer>...</answer>), lenient (boxed, else "
-                                 "after 'the answer is', else the last number), or auto (answer on the synthetic "
-                                 "task, else boxed)", ["auto", "answer", "boxed", "last_number", "tag", "lenient"])
+                                 "after 'the answer is', else the last number), or auto (a synthetic family's "
+                                 "own, which is answer; else boxed)", ["auto", "answer", "boxed", "last_number", "tag", "lenient"])
     grader: str = setting("math", "when two answers are equal: math (as mathematics), original (as in the released "
                           "one-shot reward, quirks included, which always looks into the last \\boxed{}); in training "
                           "it is the reward's, and held-out problems are graded by math",
@@ -200,8 +201,8 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, LearnerConfig):
                            "example; rows with copies are drawn as often as the file has them)")
     example_pool: int = setting(128, "problems that example=auto chooses from", minimum=1)
     example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for", minimum=0, maximum=1)
-    heldout: str = setting("", "problems to measure on, never trained on: arithmetic, a file, or none; empty: "
-                           "arithmetic when training on it, else none")
+    heldout: str = setting("", "problems to measure on, never trained on: a synthetic family, a file, or none; empty: "
+                           "the family that is trained on, else none")
     reward: str = setting("correct", "what is paid for: correct (the right answer), format (any answer), random (a "
                           "coin, --random_rate), none; or a weighted sum such as correct:1,format:0.1 (rows of "
                           "rlvr_jax/rewards.py)")
@@ -233,7 +234,7 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, LearnerConfig):
 
     @property
     def source(self) -> str:
-        """Where the problems come from: arithmetic, a file, or "question"."""
+        """Where the problems come from: a synthetic family, a file, or "question"."""
         return "question" if self.question else self.problems
 
 
@@ -250,7 +251,7 @@ class MemoryConfig(TrainConfig):
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(LearnerConfig):
-    """The tiny base: a transformer trained on solutions of the synthetic task in a mixture of styles."""
+    """The tiny base: a transformer trained on solutions of synthetic families in a mixture of styles."""
 
     objective: str = setting("reinforce", "with every advantage 1 this is cross-entropy", ["reinforce"])
     num_steps: int = setting(2000, "updates to make", minimum=1)
@@ -261,6 +262,8 @@ class PretrainConfig(LearnerConfig):
     eval_every: int = setting(500, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
                               minimum=0)
     save_every: int = setting(500, "checkpoint every this many steps, and at the end; 0: only at the end", minimum=0)
+    task_shares: str = setting("arithmetic", "what to train on: a synthetic family (a row of rlvr_jax/families.py), or "
+                               "several with their shares of a step's problems, such as arithmetic:0.5,boolean:0.5")
     batch_size: int = setting(128, "problems of a step", minimum=1)
     num_ops: int = setting(6, "operations in a problem", minimum=1)
     style_shares: tuple[float, ...] = setting((0.28, 0.27, 0.2, 0.25), "share of solutions written in each style: "
@@ -270,7 +273,7 @@ class PretrainConfig(LearnerConfig):
     early_stop: float = setting(0.15, "chance that a careful solution stops early and answers what it has",
                                 minimum=0, maximum=1)
     slip: float = setting(0.1, "chance that a sloppy step comes out at random", minimum=0, maximum=1)
-    heldout_split: str = setting("test", "split of the synthetic task to measure on", ["dev", "test"])
+    heldout_split: str = setting("test", "split of the families to measure on", ["dev", "test"])
     num_layers: int = setting(3, "layers of the model", minimum=1)
     d_model: int = setting(64, "width of the residual stream", minimum=1)
     num_heads: int = setting(4, "attention heads", minimum=1)
@@ -281,8 +284,8 @@ class PretrainConfig(LearnerConfig):
 class EvaluateConfig(ProblemChoice, ModelChoice, MachineConfig):
     """Accuracy of a model on a set of problems."""
 
-    problems: str = setting("arithmetic", "arithmetic, or a file of problems as in training; or several, joined by "
-                            "commas: each is a row of the table")
+    problems: str = setting("arithmetic", "a synthetic family, or a file of problems as in training; or several, joined "
+                            "by commas: each is a row of the table")
     out: str = setting("", "directory for summary.json, table.md and completions.jsonl")
     resume: str = setting("auto", "continue after the completions that are in out: never (start over), auto (if there "
                           "are any), must (error if there are none)", ["never", "auto", "must"])
@@ -292,7 +295,7 @@ class EvaluateConfig(ProblemChoice, ModelChoice, MachineConfig):
     num_samples: int = setting(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
     temperature: float = setting(0.0, "sampling temperature; 0: greedy", minimum=0)
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
-    max_problems: int = setting(0, "use the first problems only; 0: all of a file, 512 of the synthetic task",
+    max_problems: int = setting(0, "use the first problems only; 0: all of a file, 512 of a family",
                                 minimum=0)
     rows_per_call: int = setting(512, "completions handed to the sampler at a time, over all devices", minimum=1)
     seed: int = setting(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)

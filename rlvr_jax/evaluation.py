@@ -4,7 +4,7 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from rlvr_jax import arithmetic, grading, sampler
+from rlvr_jax import families, grading, sampler
 from rlvr_jax.model import Prompts
 from rlvr_jax.problems import Problem
 from rlvr_jax.sampler import Rollouts
@@ -64,8 +64,10 @@ def narrowed(prompts: Prompts, owners: np.ndarray) -> Prompts:
 
 
 def heldout(draw: Callable, params, words: Tokenizer, problems: list[Problem], prompts: Prompts, *, seed: int,
-            step: int, answer_format: str, synthetic: bool, keep: Optional[Callable] = None) -> dict:
-    """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and styles on the synthetic task.
+            step: int, answer_format: str, keep: Optional[Callable] = None) -> dict:
+    """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and styles on synthetic families.
+
+    Where the problems are of several families, each one's accuracy has a metric of its own, such as greedy_boolean.
 
     `keep(step, rows)` is handed the greedy completions, as `measure` returns them.
     """
@@ -76,18 +78,19 @@ def heldout(draw: Callable, params, words: Tokenizer, problems: list[Problem], p
         if keep and name == "greedy":
             keep(step, rows)
         found[f"eval/{name}"] = float(np.mean([row["correct"] for row in rows]))
-        if synthetic:
-            found |= {f"eval/{name}_{key}": value for key, value in style_shares(rows).items()}
+        for style, (share, accuracy) in style_shares(rows, problems).items():
+            found |= {f"eval/{name}_{style}_share": share, f"eval/{name}_{style}_accuracy": accuracy}
+        tasks = [problems[row["problem"]].meta.get("task") for row in rows]
+        for task in dict.fromkeys(tasks) if len(set(tasks)) > 1 else ():
+            found[f"eval/{name}_{task}"] = float(np.mean([row["correct"] for row, own in zip(rows, tasks) if own == task]))
     return found
 
 
-def style_shares(rows: list[dict]) -> dict:
-    """Share and accuracy of each style of the synthetic task: `{"careful_share", "careful_accuracy", ...}`."""
-    styles = np.array([arithmetic.style_of(row["completion"]) or "other" for row in rows])
+def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[float, Optional[float]]]:
+    """`{style: (share of the rows, accuracy of these)}` for every style of the problems' families."""
+    styles = np.array([families.style_of(problems[row["problem"]], row["completion"]) or "" for row in rows])
     correct = np.array([row["correct"] for row in rows])
-    found = {}
-    for style in arithmetic.STYLES:
-        mine = styles == style
-        found[f"{style}_share"] = float(mine.mean())
-        found[f"{style}_accuracy"] = float(correct[mine].mean()) if mine.any() else None
-    return found
+    known = dict.fromkeys(style for problem in problems if (family := families.of_problem(problem))
+                          for style in family.styles.values())
+    return {style: (float((styles == style).mean()), float(correct[styles == style].mean()) if style in styles else None)
+            for style in known}

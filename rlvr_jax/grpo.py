@@ -5,7 +5,7 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from rlvr_jax import adapters, advice, evaluation, learner, loading, metrics, parallel, rewards, sampler, tokenizer
+from rlvr_jax import adapters, advice, evaluation, families, learner, loading, metrics, parallel, rewards, sampler, tokenizer
 from rlvr_jax.config import TrainConfig, UserError
 from rlvr_jax.metrics import timed
 from rlvr_jax.objectives import OBJECTIVES, live_groups
@@ -96,7 +96,7 @@ def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callab
     `keep(step, rows)` is handed the greedy completions. Graded as `scripts.evaluate` does by default: where the reward
     wants a box, or another grader, these do not.
     """
-    source = config.heldout or ("arithmetic" if config.source == "arithmetic" else "none")
+    source = config.heldout or (config.source if config.source in families.FAMILIES else "none")
     if source == "none":
         return lambda params, step: {}
     found = loading.load_problems(source, start.tokenizer, count=config.eval_size, split=config.heldout_split,
@@ -109,5 +109,4 @@ def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callab
                                      config.max_prompt_tokens)
     return lambda params, step: evaluation.heldout(
         draw, params, start.tokenizer, found, prompts, seed=config.seed, step=step,
-        answer_format=loading.answer_format(config.answer_format, source, "lenient"), synthetic=source == "arithmetic",
-        keep=keep)
+        answer_format=loading.answer_format(config.answer_format, source, "lenient"), keep=keep)

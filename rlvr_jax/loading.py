@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from rlvr_jax import arithmetic, checkpoint, gguf_file, problems, tokenizer, weights
+from rlvr_jax import checkpoint, families, gguf_file, problems, tokenizer, weights
 from rlvr_jax.config import ModelConfig, UserError
 from rlvr_jax.model import Params, Prompts
 from rlvr_jax.problems import Problem
@@ -55,13 +55,15 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
 def load_problems(name: str, words: Tokenizer, *, count: int = 0, split: str = "test", num_ops: int = 6,
                   prompt_style: str = "plain", instruction: str = "", ignore_columns: str = "",
                   seed: int = HELDOUT_SEED) -> list[Problem]:
-    """Problems of the synthetic task's `split`, or of a file row by row, with prompts as `words`' model reads them.
+    """Problems of a synthetic family's `split`, or of a file row by row, with prompts as `words`' model reads them.
 
-    `count` 0 is all of a file and 512 of the synthetic task.
+    `count` 0 is all of a file and 512 of a family. Raises UserError for a family whose words the model does not know.
     """
-    if name == "arithmetic":
-        rng = np.random.default_rng(seed)
-        return arithmetic.to_problems(arithmetic.generate(rng, count or 512, split, num_ops))
+    if name in families.FAMILIES:
+        if unknown := families.unknown_words(name, words):
+            raise UserError(f"{name} problems have words such as {unknown[0]!r}, which this model's tokenizer lacks: "
+                            f"pre-train a base on them, scripts.pretrain --task_shares={name}")
+        return families.draw_problems(name, np.random.default_rng(seed), count or 512, split, num_ops)
     return with_prompts(problems.load(name, ignore_columns)[: count or None], words, prompt_style, instruction)
 
 
@@ -95,8 +97,9 @@ def pinned(name: str) -> str:
 
 
 def answer_format(name: str, problems_name: str, otherwise: str = "boxed") -> str:
-    """What "auto" stands for: answer on the synthetic task, else boxed in the reward and lenient in an evaluation."""
-    return name if name != "auto" else "answer" if problems_name == "arithmetic" else otherwise
+    """What "auto" stands for: the family's own, else boxed in the reward and lenient in an evaluation."""
+    family = families.FAMILIES.get(problems_name)
+    return name if name != "auto" else family.answer_format if family else otherwise
 
 
 def encode_prompts(words: Tokenizer, found: list[Problem], config: ModelConfig, max_new_tokens: int,

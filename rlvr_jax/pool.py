@@ -6,7 +6,7 @@ from typing import Callable
 
 import numpy as np
 
-from rlvr_jax import advice, evaluation, loading, metrics, parallel, sampler, selection
+from rlvr_jax import advice, evaluation, families, loading, metrics, parallel, sampler, selection
 from rlvr_jax.config import TrainConfig, UserError
 from rlvr_jax.problems import Problem, merge
 from rlvr_jax.runs import Run
@@ -40,15 +40,15 @@ def example_place(config: TrainConfig, start: loading.LanguageModel, draw: Calla
         draw, parallel.replicate(start.params), start.tokenizer, pool, prompts, temperature=config.temperature,
         num_samples=64, answer_format=loading.answer_format(config.answer_format, config.source), grader=config.grader,
         seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048)
-    place = selection.choose_example(rows, len(pool), config.example_pass_rate)
+    place = selection.choose_example(rows, pool, config.example_pass_rate)
     right = [row["correct"] for row in rows if row["problem"] == place]
     return place, {"question": pool[place].question, "answer": pool[place].answer, "pass_rate": float(np.mean(right)),
                    "num_samples": len(right)}
 
 
 def file_problems(config: TrainConfig, start: loading.LanguageModel) -> list[Problem]:
-    """The rows of `config.problems`, or as many problems of the synthetic task as example=auto chooses from."""
-    count = config.example_pool if config.example == "auto" or config.problems == "arithmetic" else 0
+    """The rows of `config.problems`, or as many of a synthetic family as example=auto chooses from."""
+    count = config.example_pool if config.example == "auto" or config.problems in families.FAMILIES else 0
     return loading.load_problems(config.problems, start.tokenizer, count=count, split="example", num_ops=config.num_ops,
                                  prompt_style=config.prompt_style, instruction=config.instruction,
                                  ignore_columns=config.ignore_columns, seed=config.seed)
@@ -58,7 +58,7 @@ def own_problem(config: TrainConfig, start: loading.LanguageModel) -> list[Probl
     """The problem written on the command line. The first, or all, of one problem is that one, so those may stay."""
     if not (config.question and config.answer):
         raise UserError("--question and --answer are one problem: give both")
-    if config.problems != "arithmetic" or config.example not in ("auto", "all", "0"):
+    if config.problems != TrainConfig.problems or config.example not in ("auto", "all", "0"):
         raise UserError(f"--question and --answer are the only problem: leave out --problems={config.problems} and "
                         f"--example={config.example}")
     return loading.with_prompts([Problem(config.question, config.answer, config.question)], start.tokenizer,

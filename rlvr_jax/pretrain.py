@@ -1,14 +1,17 @@
-"""The tiny base: next-token training on solutions of the synthetic task, by the same update as everything else."""
+"""The tiny base: next-token training on solutions of synthetic problems, by the same update as everything else."""
 
 import dataclasses
+from typing import Callable
 
 import jax
 import numpy as np
 
-from rlvr_jax import arithmetic, evaluation, learner, loading, model, parallel, sampler, tokenizer
+from rlvr_jax import evaluation, families, learner, loading, model, parallel, sampler, tokenizer
 from rlvr_jax.config import ModelConfig, PretrainConfig, UserError
+from rlvr_jax.families import FAMILIES
 from rlvr_jax.metrics import timed
 from rlvr_jax.runs import Run
+from rlvr_jax.tokenizer import Tokenizer
 
 
 def pretrain(config: PretrainConfig) -> dict:
@@ -17,19 +20,20 @@ def pretrain(config: PretrainConfig) -> dict:
     Step s learns from problems drawn from (seed, s), none of them of a held-out split.
     """
     check(config)
-    words = arithmetic.make_tokenizer()
+    shares = families.parse_shares(config.task_shares)
+    words, (prompt_size, solution_size) = families.make_tokenizer(shares), sizes(config, shares)
     model_config = ModelConfig(
-        vocab_size=len(arithmetic.VOCAB), num_layers=config.num_layers, d_model=config.d_model,
+        vocab_size=words.backend.get_vocab_size(), num_layers=config.num_layers, d_model=config.d_model,
         num_heads=config.num_heads, num_kv_heads=config.num_heads, head_dim=config.d_model // config.num_heads,
-        d_ff=config.d_ff, max_seq_len=2 * config.num_ops + 3 + arithmetic.solution_length(config.num_ops))
-    habits = arithmetic.make_habits(config.seed, config.style_shares, config.habit_strength, config.num_ops)
+        d_ff=config.d_ff, max_seq_len=prompt_size + solution_size)
+    solved_problems = make_data(config, shares, words)
     optimizer = learner.make_optimizer(config)
     update = learner.map_update(model_config, config, optimizer)
-    draw = sampler.make_sampler(model_config, eos_ids=words.eos_ids,
-                                max_new_tokens=arithmetic.solution_length(config.num_ops))
-    heldout = loading.load_problems("arithmetic", words, count=config.eval_size, split=config.heldout_split,
-                                    num_ops=config.num_ops)
-    prompts = loading.encode_prompts(words, heldout, model_config, arithmetic.solution_length(config.num_ops))
+    draw = sampler.make_sampler(model_config, eos_ids=words.eos_ids, max_new_tokens=solution_size)
+    heldout = [problem for name, count in families.divide(shares, config.eval_size or 512).items()
+               for problem in loading.load_problems(name, words, count=count, split=config.heldout_split,
+                                                    num_ops=config.num_ops)]
+    prompts = loading.encode_prompts(words, heldout, model_config, solution_size)
     meta = {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(words), "flags": dataclasses.asdict(config)}
 
     with Run(config, "pretrain") as run:
@@ -38,14 +42,14 @@ def pretrain(config: PretrainConfig) -> dict:
         for step in run.steps():
             seconds = {}
             with timed(seconds, "data"):
-                batch = solved_problems(config, habits, step)
+                batch = solved_problems(step)
             with timed(seconds, "update"):
                 state, updated = update(state, batch, step)
             row = {"step": step} | updated
             if run.due(step, config.eval_every, row):
                 with timed(seconds, "eval"):
                     row |= evaluation.heldout(draw, state.params, words, heldout, prompts, seed=config.seed, step=step,
-                                              answer_format="answer", synthetic=True)
+                                              answer_format=FAMILIES[next(iter(shares))].answer_format)
             run.log(row | seconds, ("train/loss", "eval/greedy", "eval/sampled"))
             if run.due(step, config.save_every):
                 run.save(state, meta)
@@ -60,17 +64,45 @@ def check(config: PretrainConfig) -> None:
                         f"--grad_accumulation x devices = {parts} equal parts")
     if config.d_model % (2 * config.num_heads):
         raise UserError(f"--d_model={config.d_model} does not divide into --num_heads={config.num_heads} even heads")
-    if len(config.style_shares) != len(arithmetic.STYLES):
-        raise UserError(f"--style_shares needs {len(arithmetic.STYLES)} numbers, for " + ", ".join(arithmetic.STYLES))
+    formats = set()
+    for name in families.parse_shares(config.task_shares):
+        styles = FAMILIES[name].styles.values()
+        formats.add(FAMILIES[name].answer_format)
+        if len(config.style_shares) != len(styles):
+            raise UserError(f"--style_shares needs {len(styles)} numbers, for the styles of {name}: {', '.join(styles)}")
+    if len(formats) > 1:
+        raise UserError(f"--task_shares={config.task_shares}: these families state their answers in different ways "
+                        f"({', '.join(sorted(formats))}) and cannot be measured together")
 
 
-def solved_problems(config: PretrainConfig, habits: arithmetic.Habits, step: int) -> learner.Batch:
-    """The batch of a step: every problem once, solved in a style drawn from its habits; advantage 1 each."""
-    rng, size = np.random.default_rng((config.seed, step)), config.batch_size
-    chains = arithmetic.generate(rng, size, "pretrain", config.num_ops)
-    cumulative = np.cumsum(arithmetic.style_probabilities(habits, chains), -1)
-    styles = (cumulative[:, :-1] < rng.random(size)[:, None]).sum(-1)
-    completions, mask = arithmetic.solve(rng, chains, styles, config.early_stop, config.slip)
-    tokens = arithmetic.prompt_ids(chains)
-    prompts = model.Prompts(tokens, np.full(size, tokens.shape[1], np.int32))
-    return learner.Batch(prompts, np.arange(size, dtype=np.int32), completions, mask, np.ones(size, np.float32))
+def sizes(config: PretrainConfig, names) -> tuple[int, int]:
+    """Most tokens of a prompt, and of a solution, in any of the families."""
+    prompts, solutions = zip(*(FAMILIES[name].lengths(config.num_ops) for name in names))
+    return max(prompts), max(solutions)
+
+
+def make_data(config: PretrainConfig, shares: dict[str, float], words: Tokenizer) -> Callable[[int], learner.Batch]:
+    """`batch(step)`: each family's share of problems, solved in styles drawn from its habits; advantage 1 each."""
+    habits = {name: FAMILIES[name].habits(config) for name in shares}
+    ids, size = words.backend.get_vocab(), config.batch_size
+
+    def encode(texts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = [[ids[word] for word in text.split()] for text in texts]
+        return (np.array([row + [words.pad_id] * (width - len(row)) for row in rows], np.int32),
+                np.array([len(row) for row in rows], np.int32))
+
+    def batch(step: int) -> learner.Batch:
+        rng, questions, solutions = np.random.default_rng((config.seed, step)), [], []
+        for name, count in families.divide(shares, size).items():
+            family = FAMILIES[name]
+            drawn = family.generate(rng, count, "pretrain", config.num_ops)
+            cumulative = np.cumsum(habits[name](drawn), -1)
+            styles = (cumulative[:, :-1] < rng.random(count)[:, None]).sum(-1)
+            solutions += family.solve(rng, drawn, styles, config)
+            questions += [problem.prompt for problem in family.to_problems(drawn)]
+        widths = sizes(config, shares)
+        prompts = model.Prompts(*encode(questions, widths[0]))
+        completions, lengths = encode([f"{solution} <eos>" for solution in solutions], widths[1])
+        return learner.Batch(prompts, np.arange(size, dtype=np.int32), completions,
+                             np.arange(widths[1]) < lengths[:, None], np.ones(size, np.float32))
+    return batch

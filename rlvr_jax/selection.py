@@ -6,30 +6,30 @@ import statistics
 
 import numpy as np
 
-from rlvr_jax import arithmetic, metrics, problems
+from rlvr_jax import families, metrics, problems
 from rlvr_jax.config import SelectConfig, UserError
+from rlvr_jax.problems import Problem
 
 HISTORY = "history.json"  # of a run directory: index of a problem -> its accuracy in each pass over the pool
 
 
-def choose_example(rows: list[dict], pool_size: int, pass_rate: float) -> int:
+def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float) -> int:
     """The place in the pool of the problem whose pass rate is nearest `pass_rate`.
 
     `rows` are as many completions of every problem (`evaluation.measure`). A problem that is never or always solved teaches
-    nothing. On the synthetic task a right answer that is not a careful one is luck: where more than 0.5 % of the
+    nothing. In a synthetic family a right answer that is not a careful one is luck: where more than 0.5 % of the
     completions are lucky, training would reward the wrong style, so such problems come last.
     """
-    right, lucky = np.zeros((2, pool_size))
+    right, lucky = np.zeros((2, len(pool)))
     for row in rows:
-        style = arithmetic.style_of(row["completion"])
         right[row["problem"]] += row["correct"]
-        lucky[row["problem"]] += row["correct"] and style is not None and style != "careful"
-    count = len(rows) / pool_size
+        lucky[row["problem"]] += row["correct"] and families.is_careless(pool[row["problem"]], row["completion"])
+    count = len(rows) / len(pool)
     right, lucky = right / count, lucky / count
     teaches = (right > 0) & (right < 1)
     if not teaches.any():
         raise UserError("--example=auto found no problem that the model solves sometimes but not always among "
-                        f"{pool_size}; raise --example_pool or --temperature, or name one with --example=INDEX")
+                        f"{len(pool)}; raise --example_pool or --temperature, or name one with --example=INDEX")
     return int(np.argmin(np.abs(right - pass_rate) + 10.0 * (lucky > 0.005) + 100.0 * ~teaches))
 
 

@@ -1,0 +1,109 @@
+"""Families of synthetic problems, each solved in several styles: what `--problems` and `--task_shares` name.
+
+A family is a row of FAMILIES; what it says, it says in text. It is added by adding a row, from outside as well.
+N problems, S styles.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Callable, Iterable, Optional
+
+import numpy as np
+import tokenizers
+
+from rlvr_jax import arithmetic, boolean, chains
+from rlvr_jax.config import PretrainConfig, UserError
+from rlvr_jax.problems import Problem
+from rlvr_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """`generate` draws problems in whatever form the three functions after it read."""
+
+    vocabulary: tuple[str, ...]  # the words of its texts, one token each and one space apart; "<pad>", "<eos>" first
+    styles: dict[str, str]  # a solution's first word -> its style; the first style is the careful one
+    lengths: Callable[[int], tuple[int, int]]  # num_ops -> most tokens of a prompt, and of a solution with its <eos>
+    generate: Callable  # (rng, N, split, num_ops) -> drawn; splits pretrain, example, dev and test share no problem
+    to_problems: Callable[..., list[Problem]]  # drawn -> N problems; meta["index"] tells them apart
+    solve: Callable[..., list[str]]  # (rng, drawn, styles i[N], PretrainConfig) -> N solutions
+    habits: Callable[[PretrainConfig], Callable]  # -> function of drawn: f[N,S], chance of each style, 1 in each row
+    answer_format: str = "answer"  # row of grading.EXTRACTORS
+
+
+def of_chains(rules: chains.Rules) -> Family:
+    """The family of chains with these rules."""
+    bind = lambda function: functools.partial(function, rules)
+    return Family(rules.vocabulary, chains.STYLES, chains.lengths, bind(chains.generate), bind(chains.to_problems),
+                  bind(chains.solve),
+                  lambda config: functools.partial(chains.style_probabilities, chains.make_habits(rules, config)))
+
+
+FAMILIES: dict[str, Family] = {"arithmetic": of_chains(arithmetic.RULES), "boolean": of_chains(boolean.RULES)}
+
+
+def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, num_ops: int) -> list[Problem]:
+    """`count` random problems of a split; their meta["task"] is the family's name."""
+    family = FAMILIES[name]
+    return [dataclasses.replace(problem, meta=problem.meta | {"task": name})
+            for problem in family.to_problems(family.generate(rng, count, split, num_ops))]
+
+
+def of_problem(problem: Problem) -> Optional[Family]:
+    """The family that a problem is of; None for one from a file."""
+    return FAMILIES.get(problem.meta.get("task"))
+
+
+def style_of(problem: Problem, completion: str) -> Optional[str]:
+    """The style a completion of the problem opens with; None for any other, and for problems from a file."""
+    family = of_problem(problem)
+    return family and family.styles.get(completion.split(" ", 1)[0])
+
+
+def is_careless(problem: Problem, completion: str) -> bool:
+    """Whether it has a style that is right by luck alone: any of the family's but the first."""
+    style = style_of(problem, completion)
+    return style is not None and style != next(iter(of_problem(problem).styles.values()))
+
+
+def parse_shares(text: str) -> dict[str, float]:
+    """`"arithmetic:0.5,boolean:0.5"` as shares by name, which sum to 1; a name alone has share 1.
+
+    Raises UserError for an unknown or repeated name, and for shares that are not above 0 or do not sum to 1.
+    """
+    parts, shares = [part.strip().partition(":") for part in text.split(",")], {}
+    for name, _, share in parts:
+        try:
+            shares[name] = float(share or 1)
+        except ValueError:
+            shares[name] = math.nan
+        if name not in FAMILIES or not shares[name] > 0:
+            raise UserError(f"--task_shares={text}: {name}:{share} is no share of a family; there are "
+                            f"{', '.join(FAMILIES)}, and a share is a number above 0, as in arithmetic:0.5,boolean:0.5")
+    if len(shares) < len(parts) or not math.isclose(sum(shares.values()), 1, abs_tol=1e-3):
+        raise UserError(f"--task_shares={text}: give each family once, with shares that sum to 1 (they sum to "
+                        f"{sum(shares.values()):g})")
+    return shares
+
+
+def divide(shares: dict[str, float], total: int) -> dict[str, int]:
+    """`total` things by the shares, rounded; families that get none are left out."""
+    ends = np.round(np.cumsum(list(shares.values())) / sum(shares.values()) * total).astype(int)
+    return {name: int(count) for name, count in zip(shares, np.diff(ends, prepend=0)) if count}
+
+
+def make_tokenizer(names: Iterable[str]) -> Tokenizer:
+    """The families' words, each once and in their order, as one word-level tokenizer."""
+    words = dict.fromkeys(word for name in names for word in FAMILIES[name].vocabulary)
+    ids = {word: i for i, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<pad>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["<pad>", "<eos>"])
+    return Tokenizer(backend, (ids["<eos>"],), ids["<pad>"], None, {"eos_token": "<eos>", "pad_token": "<pad>"})
+
+
+def unknown_words(name: str, words: Tokenizer) -> list[str]:
+    """The family's words that a word-level tokenizer lacks; a tokenizer of another kind lacks none."""
+    known = words.backend.get_vocab() if isinstance(words.backend.model, tokenizers.models.WordLevel) else None
+    return [word for word in FAMILIES[name].vocabulary if known is not None and word not in known]
