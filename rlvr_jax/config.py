@@ -172,8 +172,8 @@ class Decoding:
 class ProblemChoice(Decoding):
     """Problems, and where their answers are found in a completion."""
 
-    problems: str = setting("arithmetic", "a synthetic family (a row of rlvr_jax/families.py: arithmetic, boolean), a JSONL file, "
-                            "or a .parquet file of One-Shot-RLVR")
+    problems: str = setting("arithmetic", "a synthetic family (arithmetic, or another row of "
+                            "rlvr_jax/families.py), a JSONL file, or a .parquet file of One-Shot-RLVR")
     num_ops: int = setting(6, "operations in a problem of a synthetic family", minimum=1)
     heldout_split: str = setting("test", "split of a synthetic family to measure on", ["dev", "test"])
     instruction: str = setting("", "text added after every question of a file that does not end with it already")
@@ -182,8 +182,8 @@ class ProblemChoice(Decoding):
     max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
     answer_format: str = setting("auto", "where the answer is: answer (after a final 'answer'), boxed (last "
                                  "\\boxed{}), last_number, tag (last <answer>...</answer>), lenient (boxed, else "
-                                 "after 'the answer is', else the last number), or auto (a synthetic family's "
-                                 "own, which is answer; else boxed)", ["auto", "answer", "boxed", "last_number", "tag", "lenient"])
+                                 "after 'the answer is', else the last number), or auto (a family's own, which is "
+                                 "answer; else boxed)", ["auto", "answer", "boxed", "last_number", "tag", "lenient"])
     grader: str = setting("math", "when two answers are equal: math (as mathematics), original (as in the released "
                           "one-shot reward, quirks included, which always looks into the last \\boxed{}); in training "
                           "it is the reward's, and held-out problems are graded by math",
@@ -201,8 +201,8 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, LearnerConfig):
                            "example; rows with copies are drawn as often as the file has them)")
     example_pool: int = setting(128, "problems that example=auto chooses from", minimum=1)
     example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for", minimum=0, maximum=1)
-    heldout: str = setting("", "problems to measure on, never trained on: a synthetic family, a file, or none; empty: "
-                           "the family that is trained on, else none")
+    heldout: str = setting("", "problems to measure on, never trained on: a synthetic family, a file, or none; "
+                           "empty: the family that is trained on, else none")
     reward: str = setting("correct", "what is paid for: correct (the right answer), format (any answer), random (a "
                           "coin, --random_rate), none; or a weighted sum such as correct:1,format:0.1 (rows of "
                           "rlvr_jax/rewards.py)")
@@ -284,8 +284,8 @@ class PretrainConfig(LearnerConfig):
 class EvaluateConfig(ProblemChoice, ModelChoice, MachineConfig):
     """Accuracy of a model on a set of problems."""
 
-    problems: str = setting("arithmetic", "a synthetic family, or a file of problems as in training; or several, joined "
-                            "by commas: each is a row of the table")
+    problems: str = setting("arithmetic", "a synthetic family, or a file of problems as in training; or several, "
+                            "joined by commas: each is a row of the table")
     out: str = setting("", "directory for summary.json, table.md and completions.jsonl")
     resume: str = setting("auto", "continue after the completions that are in out: never (start over), auto (if there "
                           "are any), must (error if there are none)", ["never", "auto", "must"])

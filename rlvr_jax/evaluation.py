@@ -82,7 +82,8 @@ def heldout(draw: Callable, params, words: Tokenizer, problems: list[Problem], p
             found |= {f"eval/{name}_{style}_share": share, f"eval/{name}_{style}_accuracy": accuracy}
         tasks = [problems[row["problem"]].meta.get("task") for row in rows]
         for task in dict.fromkeys(tasks) if len(set(tasks)) > 1 else ():
-            found[f"eval/{name}_{task}"] = float(np.mean([row["correct"] for row, own in zip(rows, tasks) if own == task]))
+            mine = [row["correct"] for row, own in zip(rows, tasks) if own == task]
+            found[f"eval/{name}_{task}"] = float(np.mean(mine))
     return found
 
 
@@ -92,5 +93,5 @@ def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[f
     correct = np.array([row["correct"] for row in rows])
     known = dict.fromkeys(style for problem in problems if (family := families.of_problem(problem))
                           for style in family.styles.values())
-    return {style: (float((styles == style).mean()), float(correct[styles == style].mean()) if style in styles else None)
-            for style in known}
+    mine = {style: styles == style for style in known}
+    return {style: (float(own.mean()), float(correct[own].mean()) if own.any() else None) for style, own in mine.items()}

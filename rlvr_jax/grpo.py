@@ -5,7 +5,8 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from rlvr_jax import adapters, advice, evaluation, families, learner, loading, metrics, parallel, rewards, sampler, tokenizer
+from rlvr_jax import (adapters, advice, evaluation, families, learner, loading, metrics, parallel, rewards, sampler,
+                      tokenizer)
 from rlvr_jax.config import TrainConfig, UserError
 from rlvr_jax.metrics import timed
 from rlvr_jax.objectives import OBJECTIVES, live_groups

@@ -69,7 +69,8 @@ def check(config: PretrainConfig) -> None:
         styles = FAMILIES[name].styles.values()
         formats.add(FAMILIES[name].answer_format)
         if len(config.style_shares) != len(styles):
-            raise UserError(f"--style_shares needs {len(styles)} numbers, for the styles of {name}: {', '.join(styles)}")
+            raise UserError(f"--style_shares needs {len(styles)} numbers, for the styles of {name}: "
+                            + ", ".join(styles))
     if len(formats) > 1:
         raise UserError(f"--task_shares={config.task_shares}: these families state their answers in different ways "
                         f"({', '.join(sorted(formats))}) and cannot be measured together")

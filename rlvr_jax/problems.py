@@ -68,7 +68,8 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
     ignored = set(ignore_columns.split(","))
     file = pathlib.Path(path)
     if not file.is_file():
-        raise UserError(f"no problem file {path}; --problems takes arithmetic or another row of rlvr_jax/families.py, a JSONL file or a .parquet file")
+        raise UserError(f"no problem file {path}; --problems takes a family such as arithmetic (a row of "
+                        "rlvr_jax/families.py), a JSONL file or a .parquet file")
     found = (_load_parquet(file, ignored) if file.suffix == ".parquet" else
              [_problem(row, file, number, ignored) for number, row in read_lines(file)])
     if not found:

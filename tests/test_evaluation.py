@@ -163,8 +163,7 @@ def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
         return drawn[-1]
 
     params, owners = parallel.replicate(loaded.params), np.arange(7)
-    evaluation.heldout(keep, params, loaded.tokenizer, problems, prompts, seed=3, step=5, answer_format="answer",
-                       synthetic=False)
+    evaluation.heldout(keep, params, loaded.tokenizer, problems, prompts, seed=3, step=5, answer_format="answer")
     own, training = (draw(params, evaluation.narrowed(prompts, owners), owners, 3, 5, 1.0, stream=stream).completions
                      for stream in (sampler.EVAL, sampler.TRAIN))
     np.testing.assert_array_equal(drawn[1].completions, own)  # the first call is the greedy one
@@ -183,7 +182,7 @@ def test_top_p_reaches_the_completions_of_an_evaluation(tmp_path, files, base):
 def test_heldout_names_its_grader(tiny):
     loaded, problems, prompts, draw = tiny
     found = evaluation.heldout(draw, parallel.replicate(loaded.params), loaded.tokenizer, problems, prompts, seed=0,
-                               step=0, answer_format="lenient", synthetic=False)
+                               step=0, answer_format="lenient")
     assert found["eval/graded_by"] == grading.describe("lenient", "math") and found["eval/n"] == 7
 
 

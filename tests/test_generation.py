@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlvr_jax import generation, loading, sampler
-from rlvr_jax.arithmetic import make_tokenizer
+from rlvr_jax.families import make_tokenizer
 from rlvr_jax.config import ModelConfig, SampleConfig, UserError
 
 from test_problems import QWEN
@@ -37,7 +37,7 @@ def generated(monkeypatch):
 
 
 def test_a_completion_fills_the_window_up_to_a_bound(generated):
-    words, prompt = make_tokenizer(), "coins 7 + 5 ="
+    words, prompt = make_tokenizer(["arithmetic"]), "coins 7 + 5 ="
     assert generated(words, 37, prompt=prompt) == (37 - 5, prompt)
     assert generated(words, 2048, prompt=prompt)[0] == 512
     assert generated(words, 37, prompt=prompt, max_new_tokens=8)[0] == 8
@@ -50,5 +50,5 @@ def test_a_model_with_a_chat_template_is_asked_in_it_and_says_so(generated, caps
     assert capsys.readouterr().err == (
         "asked in the model's chat template; --prompt_style=plain continues the bare prompt\n")
     assert generated(QWEN, 2048, prompt="Hi?", prompt_style="plain")[1] == "Hi?"
-    assert generated(make_tokenizer(), 2048, prompt="coins")[1] == "coins"
+    assert generated(make_tokenizer(["arithmetic"]), 2048, prompt="coins")[1] == "coins"
     assert capsys.readouterr().err == ""

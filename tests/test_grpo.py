@@ -11,6 +11,7 @@ import pytest
 from helpers import base, compiled  # noqa: F401  (fixtures)
 from rlvr_jax import checkpoint, grpo, learner, metrics, model, objectives, rollouts, sampler, selection
 from rlvr_jax.config import TrainConfig, UserError
+from rlvr_jax.problems import Problem
 from rlvr_jax.rewards import Scored
 
 CONFIG = TrainConfig(num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False, eval_size=16,
@@ -120,6 +121,9 @@ def test_groups_are_rows_even_where_all_rows_hold_one_problem():
     assert (advantages[4:] == 0).all() and advantages[0] > 0 > advantages[1]
 
 
+POOL = [Problem("", "3", "", {"task": "arithmetic"})] * 6
+
+
 def completions(rates, lucky=()):
     """100 completions of each problem, right at the given rates, the right ones careful unless lucky."""
     return [{"problem": p, "correct": i < 100 * rate, "completion": "quick 3 answer 3" if p in lucky else "think answer 3"}
@@ -127,13 +131,13 @@ def completions(rates, lucky=()):
 
 
 def test_the_example_is_the_one_whose_pass_rate_is_nearest():
-    assert selection.choose_example(completions([0, 0.1, 0.3, 1]), 4, 0.28) == 2
-    assert selection.choose_example(completions([0, 0.1, 0.3, 1], lucky=[2]), 4, 0.28) == 1
+    assert selection.choose_example(completions([0, 0.1, 0.3, 1]), POOL[:4], 0.28) == 2
+    assert selection.choose_example(completions([0, 0.1, 0.3, 1], lucky=[2]), POOL[:4], 0.28) == 1
     for wanted, place in ((0.12, 1), (0.28, 2), (0.4, 2), (0.5, 3), (0.75, 3), (0.85, 4)):
-        assert selection.choose_example(completions([0, 0.1, 0.3, 0.6, 0.9, 1]), 6, wanted) == place
-    assert selection.choose_example(completions([0, 0.1, 0.3, 1]), 4, 1.0) == 2  # what is always solved teaches nothing
+        assert selection.choose_example(completions([0, 0.1, 0.3, 0.6, 0.9, 1]), POOL[:6], wanted) == place
+    assert selection.choose_example(completions([0, 0.1, 0.3, 1]), POOL[:4], 1.0) == 2  # a solved one teaches nothing
     with pytest.raises(UserError, match="--example=auto"):
-        selection.choose_example(completions([0, 1, 0, 1]), 4, 0.3)
+        selection.choose_example(completions([0, 1, 0, 1]), POOL[:4], 0.3)
 
 
 def test_repetition_and_lengths_are_told_apart():

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvr_jax import arithmetic, checkpoint, evaluation, metrics, parallel, pool, runs, stopping
+from rlvr_jax import checkpoint, evaluation, families, metrics, parallel, pool, runs, stopping
 from rlvr_jax.config import PretrainConfig, TrainConfig, UserError
 from rlvr_jax.learner import LearnerState
 from rlvr_jax.problems import Problem
@@ -277,7 +277,8 @@ def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
 
 
 def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
-    words, problems = arithmetic.make_tokenizer(), pool.merge([Problem(str(i), "3", str(i)) for i in (7, 8, 9)])
+    words = families.make_tokenizer(["arithmetic"])
+    problems = pool.merge([Problem(str(i), "3", str(i)) for i in (7, 8, 9)])
     config, start = TrainConfig(example="auto"), SimpleNamespace(params={}, tokenizer=words)
     rows = [{"problem": p, "correct": i < right, "completion": "think answer 3"}
             for p, right in enumerate([0, 60, 15]) for i in range(64)]

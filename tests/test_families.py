@@ -1,0 +1,131 @@
+"""The table of synthetic families: one added from outside, two mixed in one base, the first one as it always was."""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+
+import numpy as np
+import pytest
+
+from rlvr_jax import benchmarks, evaluation, families, loading, pretrain, selection, tokenizer
+from rlvr_jax.config import EvaluateConfig, PretrainConfig, UserError
+from rlvr_jax.families import FAMILIES, Family
+from rlvr_jax.problems import Problem
+
+SMALL = PretrainConfig(num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False,
+                       warmup_steps=10, learning_rate=1e-2, eval_size=32)
+MIXED = {"arithmetic": 0.25, "boolean": 0.75}
+
+
+def batches(shares, config=SMALL):
+    words = families.make_tokenizer(shares)
+    return words, pretrain.make_data(config, shares, words)
+
+
+def test_arithmetic_alone_has_the_tokens_problems_and_batches_of_before_there_was_a_table():
+    """Sums of what the code gave when it knew no other family: published figures rest on each of these bits."""
+    words, sums = families.make_tokenizer(["arithmetic"]), [hashlib.sha256() for _ in range(3)]
+    sums[0].update(json.dumps(tokenizer.to_json(words), sort_keys=True).encode())
+    for split in ("pretrain", "example", "dev", "test"):
+        for p in loading.load_problems("arithmetic", words, count=200, split=split, num_ops=6, seed=5):
+            sums[1].update(f"{p.prompt}|{p.answer}|{p.question}|{sorted(p.meta.items())}\n".encode())
+    for config in (PretrainConfig(), PretrainConfig(num_ops=2, seed=3, batch_size=64)):
+        data = batches(families.parse_shares(config.task_shares), config)[1]
+        for batch in map(data, (1, 2, 1999)):
+            for x in (batch.prompts.tokens, batch.prompts.lengths, batch.prompt_index, batch.completions,
+                      batch.completion_mask, batch.advantages):
+                sums[2].update(str((x.dtype, x.shape)).encode() + x.tobytes())
+    assert [found.hexdigest()[:16] for found in sums] == ["a4a28001d6a4a04c", "2dc40d3a20c9051a", "728f683f1143c09b"]
+
+
+@pytest.mark.parametrize("shares", [{"boolean": 1.0}, MIXED])
+def test_a_batch_reads_as_its_families_solved_it(shares):
+    words, data = batches(shares)
+    batch, counts = data(7), dict.fromkeys(shares, 0)
+    for tokens, length, ids, mask in zip(batch.prompts.tokens, batch.prompts.lengths, batch.completions,
+                                         batch.completion_mask, strict=True):
+        prompt, solution = (tokenizer.decode(words, row) for row in (tokens[:length], ids[mask]))
+        assert tokenizer.encode(words, prompt) == tokens[:length].tolist() and ids[mask][-1] == words.eos_ids[0]
+        name, = [name for name in shares if set(prompt.split()) <= set(FAMILIES[name].vocabulary)]
+        assert set(solution.split()) <= set(FAMILIES[name].vocabulary)
+        counts[name] += 1
+    assert counts == {name: share * 64 for name, share in shares.items()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pretraining_never_sees_a_problem_of_another_split(name):
+    words, data = batches({name: 1.0}, PretrainConfig(batch_size=256))
+    held = {p.prompt.split(" ", 1)[1] for split in ("test", "dev", "example")  # whatever the topic
+            for p in loading.load_problems(name, words, count=512, split=split)}
+    seen = {tokenizer.decode(words, row).split(" ", 1)[1] for step in range(20) for row in data(step).prompts.tokens}
+    assert len(held) > 1500 and len(seen) > 5000 and not held & seen
+
+
+def test_a_joint_vocabulary_holds_each_familys_words_once_and_the_first_familys_as_they_were():
+    joint, first = (families.make_tokenizer(names).backend.get_vocab() for names in (MIXED, ["arithmetic"]))
+    assert set(joint) == set(FAMILIES["arithmetic"].vocabulary) | set(FAMILIES["boolean"].vocabulary)
+    assert sorted(joint.values()) == list(range(len(joint))) and first.items() <= joint.items()
+
+
+@pytest.mark.parametrize("text, shares", [("boolean", {"boolean": 1.0}), ("arithmetic:0.25, boolean:0.75", MIXED)])
+def test_shares_are_read(text, shares):
+    assert families.parse_shares(text) == shares
+
+
+@pytest.mark.parametrize("text, named", [
+    ("bolean", "there are arithmetic, boolean"), ("", "there are arithmetic, boolean"),
+    ("arithmetic:x", "arithmetic:x"),
+    ("arithmetic:1.5,boolean:-0.5", "boolean:-0.5"), ("arithmetic:nan", "arithmetic:nan"),
+    ("arithmetic,boolean", "sum to 2"), ("arithmetic:0.5,boolean:0.4", "sum to 0.9"),
+    ("boolean:0.5,boolean:0.5", "each family once")])
+def test_shares_that_make_no_sense_are_refused_by_name(text, named):
+    with pytest.raises(UserError, match=f"--task_shares={text}.*{named}"):
+        pretrain.check(dataclasses.replace(SMALL, task_shares=text))
+
+
+def test_luck_is_told_by_the_family_of_the_problem():
+    pool = [Problem("q", "TFFT", "q", {"task": "boolean"}), Problem("q", "TFFT", "q", {"task": "boolean"}),
+            Problem("q", "TFFT", "q", {"file": "own.jsonl"})]
+    rows = [{"problem": p, "correct": i < wins, "completion": said} for p, wins, said in
+            ((0, 3, "quick TFFT answer TFFT"), (1, 6, "think answer TFFT"), (2, 4, "quick TFFT")) for i in range(10)]
+    assert selection.choose_example(rows[:20], pool[:2], 0.3) == 1  # problem 0 has the better rate, by luck
+    assert selection.choose_example(rows, pool, 0.3) == 2
+    shares = evaluation.style_shares(rows, pool)
+    assert shares["careful"] == (1 / 3, 0.6) and shares["sloppy"] == (1 / 3, 0.3) and shares["guess"] == (0.0, None)
+
+
+def last_letter() -> Family:
+    """A family from outside: `last a b =` is b."""
+    letters, splits = "abcdefgh", ("pretrain", "example", "dev", "test")
+    def generate(rng, count, split, num_ops):
+        first, sums = rng.integers(8, size=count), 4 * rng.integers(2, size=count) + splits.index(split)
+        return [(letters[a], letters[(c - a) % 8]) for a, c in zip(first, sums)]
+    def to_problems(drawn):
+        return [Problem(f"last {a} {b} =", b, f"last {a} {b} =", {"index": i}) for i, (a, b) in enumerate(drawn)]
+    def solve(rng, drawn, styles, config):
+        return [(f"well {b} answer {b}", f"eh answer {a}", f"answer {a}", "hmm")[style]
+                for (a, b), style in zip(drawn, styles)]
+    return Family(("<pad>", "<eos>", "last", "=", "well", "eh", "answer", "hmm", *letters),
+                  {"well": "careful", "eh": "sloppy", "answer": "guess", "hmm": "ramble"}, lambda num_ops: (4, 5),
+                  generate, to_problems, solve, lambda config: lambda drawn: np.array([config.style_shares] * len(drawn)))
+
+
+def test_a_family_added_from_outside_is_pretrained_on_beside_another_and_evaluated(tmp_path, monkeypatch):
+    assert len(inspect.getsource(last_letter).splitlines()) <= 15
+    monkeypatch.setitem(FAMILIES, "last", last_letter())
+    base = str(tmp_path / "base")
+    summary = pretrain.pretrain(dataclasses.replace(SMALL, task_shares="last:0.25,boolean:0.75", num_steps=200,
+                                                    run_dir=base))
+    final = summary["final"]
+    assert final["n"] == 32
+    assert final["greedy"] == pytest.approx(0.25 * final["greedy_last"] + 0.75 * final["greedy_boolean"])
+    made = benchmarks.evaluate(EvaluateConfig(model=base, problems="last,boolean", num_ops=2, max_new_tokens=10,
+                                              max_problems=16, num_samples=4, temperature=1.0,
+                                              out=str(tmp_path / "out")))
+    assert set(made["benchmarks"]) == {"last", "boolean"}
+    for found in made["benchmarks"].values():
+        assert found["graded_by"] == "answer / math"
+        assert sum(share for share, _ in found["styles"].values()) > 0.8 and list(found["styles"])[0] == "careful"
+    with pytest.raises(UserError, match="--task_shares=arithmetic"):
+        loading.load_problems("arithmetic", loading.load_model(base).tokenizer)
