@@ -78,7 +78,7 @@ def test_shares_are_read(text, shares):
     ("arithmetic:x", "arithmetic:x"),
     ("arithmetic:1.5,boolean:-0.5", "boolean:-0.5"), ("arithmetic:nan", "arithmetic:nan"),
     ("arithmetic,boolean", "sum to 2"), ("arithmetic:0.5,boolean:0.4", "sum to 0.9"),
-    ("boolean:0.5,boolean:0.5", "each family once")])
+    ("boolean:0.5,boolean:1", "each family once")])
 def test_shares_that_make_no_sense_are_refused_by_name(text, named):
     with pytest.raises(UserError, match=f"--task_shares={text}.*{named}"):
         pretrain.check(dataclasses.replace(SMALL, task_shares=text))
@@ -93,6 +93,16 @@ def test_luck_is_told_by_the_family_of_the_problem():
     assert selection.choose_example(rows, pool, 0.3) == 2
     shares = evaluation.style_shares(rows, pool)
     assert shares["careful"] == (1 / 3, 0.6) and shares["sloppy"] == (1 / 3, 0.3) and shares["guess"] == (0.0, None)
+
+
+def test_each_family_of_a_mixture_has_its_accuracy_beside_that_of_all(monkeypatch):
+    problems = [Problem("", "1", "", {"task": name}) for name in ("arithmetic", "arithmetic", "arithmetic", "boolean")]
+    rows = [{"problem": i, "correct": i in (0, 2), "completion": "think answer 1"} for i in range(4)]
+    monkeypatch.setattr(evaluation, "measure", lambda *args, **kwargs: rows[: len(args[3])])
+    heldout = lambda asked: evaluation.heldout(None, None, None, asked, None, seed=0, step=0, answer_format="answer")
+    found = heldout(problems)
+    assert [found[f"eval/sampled{name}"] for name in ("", "_arithmetic", "_boolean")] == [0.5, 2 / 3, 0.0]
+    assert "eval/sampled_arithmetic" not in heldout(problems[:3])
 
 
 def last_letter() -> Family:
