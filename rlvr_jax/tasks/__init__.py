@@ -1,1 +1,1 @@
-"""What is trained and measured on: the synthetic task, files of problems, prompts, and which problem comes when."""
+"""What is trained and measured on: synthetic families, files of problems, prompts, and which problem comes when."""

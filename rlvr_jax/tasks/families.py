@@ -30,7 +30,7 @@ class Family:
     to_problems: Callable[..., list[Problem]]  # drawn -> N problems; meta["index"] tells them apart
     solve: Callable[..., list[str]]  # (rng, drawn, styles i[N], PretrainConfig) -> N solutions
     habits: Callable[[PretrainConfig], Callable]  # -> function of drawn: f[N,S], chance of each style, 1 in each row
-    answer_format: str = "answer"  # row of grading.EXTRACTORS
+    answer_format: str = "answer"  # row of grading.extract.EXTRACTORS
 
 
 def of_chains(rules: chains.Rules) -> Family:
