@@ -17,7 +17,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.grading import grade
 from rlvr_jax.grading.grade import Verdict
 from rlvr_jax.learner import Batch
-from rlvr_jax.pretrained import loading, tokenizer
+from rlvr_jax.pretrained import loading
 from rlvr_jax.sampler import Rollouts
 from rlvr_jax.tasks.problems import Problem
 from rlvr_jax.tasks.prompts import resolve_format
@@ -132,7 +132,7 @@ class Scored(NamedTuple):
     graded_by: np.ndarray  # object: str
 
 
-def make_scorer(config: TrainConfig, start: loading.LanguageModel, problems: list[Problem], prompts) -> Callable:
+def make_scorer(config: TrainConfig, loaded: loading.LanguageModel, problems: list[Problem], prompts) -> Callable:
     r"""`score(params, rollouts, step, attempt=0) -> Scored`.
 
     The main process's verdicts and rewards hold on all. A completion is graded without its prompt. The released
@@ -141,19 +141,18 @@ def make_scorer(config: TrainConfig, start: loading.LanguageModel, problems: lis
     """
     answer_format = resolve_format(config.answer_format, config.source)
     graded_by, terms = grade.describe(answer_format, config.grader), parse(config.reward)
-    statistics = learner.map_statistics(start.config, config)
-    encode = functools.partial(tokenizer.encode, start.tokenizer)
+    statistics = learner.map_statistics(loaded.config, config)
 
     def score(params, rollouts: Rollouts, step: int, attempt: int = 0) -> Scored:
-        texts = tokenizer.texts_of(start.tokenizer, rollouts)
+        texts = loaded.tokenizer.decode_rollouts(rollouts)
         asked = [problems[i] for i in rollouts.prompt_index]
-        verdicts = grade.grade(texts, [problem.answer for problem in asked], answer_format, config.grader)
+        verdicts = grade.verdicts(texts, [problem.answer for problem in asked], answer_format, config.grader)
         flags = parallel.broadcast(np.array([[v.correct, v.timed_out] for v in verdicts], np.float32))
         verdicts = [v._replace(correct=bool(right), timed_out=bool(late)) for v, (right, late) in zip(verdicts, flags)]
         batch = Batch(prompts, rollouts.prompt_index, rollouts.completions, rollouts.completion_mask,
                       np.zeros(len(texts), np.float32))
         seen = Step(config, asked, texts, verdicts, rollouts, np.arange(len(texts)) // config.group_size,
-                    (config.seed, step, attempt), Policy(statistics, encode, params, batch))
+                    (config.seed, step, attempt), Policy(statistics, loaded.tokenizer.encode, params, batch))
         reward = parallel.broadcast(np.sum([weight * reward(seen) for weight, reward in terms], 0, dtype=np.float32))
         return Scored(np.array(texts, object), reward, flags[:, 0], flags[:, 1],
                       np.full(len(texts), graded_by, object))

@@ -12,7 +12,7 @@ from rlvr_jax import pretrain
 from rlvr_jax.config import EvaluateConfig, PretrainConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import benchmarks, measure
-from rlvr_jax.pretrained import loading, tokenizer
+from rlvr_jax.pretrained import loading
 from rlvr_jax.tasks import families, pool, prompts
 from rlvr_jax.tasks.families import FAMILIES, Family
 from rlvr_jax.tasks.problems import Problem
@@ -30,7 +30,7 @@ def batches(shares, config=SMALL):
 def test_arithmetic_alone_has_the_tokens_problems_and_batches_of_before_there_was_a_table():
     """Sums of what the code gave when it knew no other family: published figures rest on each of these bits."""
     words, sums = families.make_tokenizer(["arithmetic"]), [hashlib.sha256() for _ in range(3)]
-    sums[0].update(json.dumps(tokenizer.to_json(words), sort_keys=True).encode())
+    sums[0].update(json.dumps(words.to_json(), sort_keys=True).encode())
     for split in ("pretrain", "example", "dev", "test"):
         for p in prompts.load_problems("arithmetic", words, count=200, split=split, num_ops=6, seed=5):
             sums[1].update(f"{p.prompt}|{p.answer}|{p.question}|{sorted(p.meta.items())}\n".encode())
@@ -49,8 +49,8 @@ def test_a_batch_reads_as_its_families_solved_it(shares):
     batch, counts = data(7), dict.fromkeys(shares, 0)
     for tokens, length, ids, mask in zip(batch.prompts.tokens, batch.prompts.lengths, batch.completions,
                                          batch.completion_mask, strict=True):
-        prompt, solution = (tokenizer.decode(words, row) for row in (tokens[:length], ids[mask]))
-        assert tokenizer.encode(words, prompt) == tokens[:length].tolist() and ids[mask][-1] == words.eos_ids[0]
+        prompt, solution = (words.decode(row) for row in (tokens[:length], ids[mask]))
+        assert words.encode(prompt) == tokens[:length].tolist() and ids[mask][-1] == words.eos_ids[0]
         name, = [name for name in shares if set(prompt.split()) <= set(FAMILIES[name].vocabulary)]
         assert set(solution.split()) <= set(FAMILIES[name].vocabulary)
         counts[name] += 1
@@ -62,7 +62,7 @@ def test_pretraining_never_sees_a_problem_of_another_split(name):
     words, data = batches({name: 1.0}, PretrainConfig(batch_size=256))
     held = {p.prompt.split(" ", 1)[1] for split in ("test", "dev", "example")  # whatever the topic
             for p in prompts.load_problems(name, words, count=512, split=split)}
-    seen = {tokenizer.decode(words, row).split(" ", 1)[1] for step in range(20) for row in data(step).prompts.tokens}
+    seen = {words.decode(row).split(" ", 1)[1] for step in range(20) for row in data(step).prompts.tokens}
     assert len(held) > 1500 and len(seen) > 5000 and not held & seen
 
 

@@ -11,7 +11,7 @@ from helpers import base, compiled  # noqa: F401  (fixtures)
 from rlvr_jax import grpo, learner, logprobs, model, objectives, parallel, rewards, sampler
 from rlvr_jax.config import TrainConfig
 from rlvr_jax.errors import UserError
-from rlvr_jax.pretrained import loading, tokenizer
+from rlvr_jax.pretrained import loading
 from rlvr_jax.rewards import REWARDS
 from rlvr_jax.tasks import prompts
 
@@ -117,7 +117,7 @@ def test_self_certainty_of_the_sheets_vector():
 
 def test_the_probability_of_another_text_after_a_beginning(sampled, seen):
     """After the first two tokens of each completion, its third is as likely as when it was drawn."""
-    encode, rollouts = lambda text: tokenizer.encode(sampled[0].tokenizer, text), sampled[4]
+    encode, rollouts = sampled[0].tokenizer.encode, sampled[4]
     words = [text.split(" ") for text in seen.texts]
     long = [i for i, row in enumerate(words) if len(row) > 3]
     assert len(long) > 2 and [len(encode(text)) for text in seen.texts] == [len(row) for row in words]

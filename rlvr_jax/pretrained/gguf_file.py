@@ -42,7 +42,7 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
     """Reads a llama, qwen2 or qwen3 GGUF, of any quantisation `gguf` can undo, and the tokenizer inside it.
 
     Returns numpy parameters of `dtype` in the layout of `model.init_params`. Raises UserError if the gguf package or
-    the file is missing, and for what `weights.load_folder` and `read_tokenizer` refuse.
+    the file is missing, and for what `huggingface.load_folder` and `read_tokenizer` refuse.
     """
     try:
         import gguf

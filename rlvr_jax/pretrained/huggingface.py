@@ -148,8 +148,8 @@ def config_from_hugging_face(d: dict, path) -> ModelConfig:
         refuse("a sliding attention window, or another layer type than full_attention,")
     for key, value in (ONLY | {"attention_bias": family == "qwen2"}).items():
         for settings in (left, rope):
-            if (found := settings.pop(key, None)) not in (None, value):
-                refuse(f"{key} {found!r}")
+            if (given := settings.pop(key, None)) not in (None, value):
+                refuse(f"{key} {given!r}")
     for key in sorted(left.keys() - HARMLESS) + sorted(rope.keys() - {"type"}):
         refuse(f"the unknown setting {key!r}")
     return config

@@ -105,7 +105,7 @@ def make_tokenizer(names: Iterable[str]) -> Tokenizer:
     return Tokenizer(backend, (ids["<eos>"],), ids["<pad>"], None, {"eos_token": "<eos>", "pad_token": "<pad>"})
 
 
-def unknown_words(name: str, words: Tokenizer) -> list[str]:
+def unknown_words(name: str, tokenizer: Tokenizer) -> list[str]:
     """The family's words that a word-level tokenizer lacks; a tokenizer of another kind lacks none."""
-    known = words.backend.get_vocab() if isinstance(words.backend.model, tokenizers.models.WordLevel) else None
+    known = tokenizer.backend.get_vocab() if isinstance(tokenizer.backend.model, tokenizers.models.WordLevel) else None
     return [word for word in FAMILIES[name].vocabulary if known is not None and word not in known]

@@ -70,21 +70,21 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
     if not file.is_file():
         raise UserError(f"no problem file {path}; --problems takes a family such as arithmetic (a row of "
                         "rlvr_jax/tasks/families.py), a JSONL file or a .parquet file")
-    found = (_load_parquet(file, ignored) if file.suffix == ".parquet" else
-             [_problem(row, file, number, ignored) for number, row in read_lines(file)])
-    if not found:
+    problems = (_load_parquet(file, ignored) if file.suffix == ".parquet" else
+                [_problem(row, file, number, ignored) for number, row in read_lines(file)])
+    if not problems:
         raise UserError(f"{path} holds no problems")
-    return found
+    return problems
 
 
-def merge(found: list[Problem]) -> list[Problem]:
+def merge(problems: list[Problem]) -> list[Problem]:
     """Each distinct problem once, in order, with the number of its `copies`, and `meta["index"]` that tells them apart.
 
     The index is the file's own where that has one for each; otherwise the place in the merged list, from 0. Rows with
     different indices of their own are not copies: the published pool counts its problems that way.
     """
     groups = {}
-    for problem in found:
+    for problem in problems:
         groups.setdefault((problem.prompt, problem.answer, problem.meta.get("index")), []).append(problem)
     own = {index for _, _, index in groups}
     numbered = None not in own and len(own) == len(groups)
@@ -93,9 +93,9 @@ def merge(found: list[Problem]) -> list[Problem]:
 
 
 def _problem(row: dict, file: pathlib.Path, number: int, ignored: set) -> Problem:
-    row = {name: x for name, x in row.items() if name not in ignored} if isinstance(row, dict) else row
+    row = {name: x for name, x in row.items() if name not in ignored}
     for questions, column, read in LAYOUTS:
-        if isinstance(row, dict) and all(row.get(name) is not None for name in (column, *questions)):
+        if all(row.get(name) is not None for name in (column, *questions)):
             question, answer = " ".join(str(row[name]).strip() for name in questions), read(row[column])
             if not answer:
                 raise UserError(f"{file}, line {number}: no answer in {column}"
@@ -103,8 +103,7 @@ def _problem(row: dict, file: pathlib.Path, number: int, ignored: set) -> Proble
             _check_read(row, {column, *questions}, f"{file}, line {number}")
             return Problem(question, answer, question, {"file": str(file), "line": number})
     expected = "; ".join(f"{', '.join(questions)} and {column}" for questions, column, _ in LAYOUTS)
-    found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-    raise UserError(f"{file}, line {number}: needs one of these sets of columns: {expected}; it has {found}")
+    raise UserError(f"{file}, line {number}: needs one of these sets of columns: {expected}; it has {', '.join(row)}")
 
 
 def _check_read(row: dict, read: set, where: str) -> None:
