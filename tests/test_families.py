@@ -1,20 +1,17 @@
-"""The table of synthetic families: one added from outside, two mixed in one base, the first one as it always was."""
+"""The table of synthetic families: two mixed in one base, the first one as it always was. test_doors.py adds one."""
 
 import dataclasses
 import hashlib
-import inspect
 import json
 
-import numpy as np
 import pytest
 
 from rlvr_jax import pretrain
-from rlvr_jax.config import EvaluateConfig, PretrainConfig
+from rlvr_jax.config import PretrainConfig
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation import benchmarks, measure
-from rlvr_jax.pretrained import loading
+from rlvr_jax.evaluation import measure
 from rlvr_jax.tasks import families, pool, prompts
-from rlvr_jax.tasks.families import FAMILIES, Family
+from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.problems import Problem
 
 SMALL = PretrainConfig(num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False,
@@ -107,39 +104,3 @@ def test_each_family_of_a_mixture_has_its_accuracy_beside_that_of_all(monkeypatc
     found = heldout(problems)
     assert [found[f"eval/sampled{name}"] for name in ("", "_arithmetic", "_boolean")] == [0.5, 2 / 3, 0.0]
     assert "eval/sampled_arithmetic" not in heldout(problems[:3])
-
-
-def last_letter() -> Family:
-    """A family from outside: `last a b =` is b."""
-    letters, splits = "abcdefgh", ("pretrain", "example", "dev", "test")
-    def generate(rng, count, split, num_ops):
-        first, sums = rng.integers(8, size=count), 4 * rng.integers(2, size=count) + splits.index(split)
-        return [(letters[a], letters[(c - a) % 8]) for a, c in zip(first, sums)]
-    def to_problems(drawn):
-        return [Problem(f"last {a} {b} =", b, f"last {a} {b} =", {"index": i}) for i, (a, b) in enumerate(drawn)]
-    def solve(rng, drawn, styles, config):
-        return [(f"well {b} answer {b}", f"eh answer {a}", f"answer {a}", "hmm")[style]
-                for (a, b), style in zip(drawn, styles)]
-    return Family(("<pad>", "<eos>", "last", "=", "well", "eh", "answer", "hmm", *letters),
-                  {"well": "careful", "eh": "sloppy", "answer": "guess", "hmm": "ramble"}, lambda num_ops: (4, 5),
-                  generate, to_problems, solve, lambda config: lambda drawn: np.array([config.style_shares] * len(drawn)))
-
-
-def test_a_family_added_from_outside_is_pretrained_on_beside_another_and_evaluated(tmp_path, monkeypatch):
-    assert len(inspect.getsource(last_letter).splitlines()) <= 15
-    monkeypatch.setitem(FAMILIES, "last", last_letter())
-    base = str(tmp_path / "base")
-    summary = pretrain.pretrain(dataclasses.replace(SMALL, task_shares="last:0.25,boolean:0.75", num_steps=200,
-                                                    run_dir=base))
-    final = summary["final"]
-    assert final["n"] == 32
-    assert final["greedy"] == pytest.approx(0.25 * final["greedy_last"] + 0.75 * final["greedy_boolean"])
-    made = benchmarks.evaluate(EvaluateConfig(model=base, problems="last,boolean", num_ops=2, max_new_tokens=10,
-                                              max_problems=16, num_samples=4, temperature=1.0,
-                                              out=str(tmp_path / "out")))
-    assert set(made["benchmarks"]) == {"last", "boolean"}
-    for found in made["benchmarks"].values():
-        assert found["graded_by"] == "answer / math"
-        assert sum(share for share, _ in found["styles"].values()) > 0.8 and list(found["styles"])[0] == "careful"
-    with pytest.raises(UserError, match="--task_shares=arithmetic"):
-        prompts.load_problems("arithmetic", loading.load_model(base).tokenizer)
