@@ -6,14 +6,12 @@ true one by its curve.
 
 import dataclasses
 import functools
-import math
 from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
 from rlvr_jax import learner, parallel
-from rlvr_jax.config import TrainConfig
-from rlvr_jax.errors import UserError
+from rlvr_jax.config import TrainConfig, parse_weights
 from rlvr_jax.grading import grade
 from rlvr_jax.grading.grade import Verdict
 from rlvr_jax.learner import Batch
@@ -108,18 +106,8 @@ REWARDS: dict[str, Reward] = {"correct": correct, "format": well_formed, "random
 
 
 def parse(text: str) -> list[tuple[float, Reward]]:
-    """`"correct:1,format:0.1"` as (weight, reward) pairs; a name alone has weight 1. Raises UserError otherwise."""
-    terms = []
-    for part in text.split(","):
-        name, _, weight = part.strip().partition(":")
-        try:
-            terms.append((float(weight or 1), REWARDS[name]))
-        except (KeyError, ValueError):
-            terms.append((math.nan, nothing))
-        if not math.isfinite(terms[-1][0]):
-            raise UserError(f"--reward={text}: {part.strip()!r} is no reward; give a name, or names with weights such "
-                            f"as correct:1,format:0.1; there are {', '.join(REWARDS)}")
-    return terms
+    """The (weight, reward) pairs of `config.parse_weights`."""
+    return [(weight, REWARDS[name]) for name, weight in parse_weights("reward", text, REWARDS)]
 
 
 class Scored(NamedTuple):

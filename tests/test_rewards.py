@@ -105,7 +105,7 @@ def test_a_weighted_sum(sampled):
 
 @pytest.mark.parametrize("text", ["corect", "correct:much", "correct:1,", "format:nan", ""])
 def test_what_is_no_reward_is_refused_with_the_names_that_are(text):
-    with pytest.raises(UserError, match="--reward=.*no reward.*correct, format, random, none"):
+    with pytest.raises(UserError, match="--reward=.*is none of correct, format, random, none"):
         rewards.parse(text)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.runs.files import read_json
+from rlvr_jax.runs.files import read_json, write_json
 from rlvr_jax.sampler import Rollouts
 
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -136,7 +136,7 @@ def save_tokenizer(tokenizer: Tokenizer, dir) -> None:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     generation = {"eos_token_id": list(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
     for name, content in {"tokenizer_config": settings | tokenizer.special, "generation_config": generation}.items():
-        (dir / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(dir / f"{name}.json", content)
     template = dir / "chat_template.jinja"  # overrides tokenizer_config.json everywhere, so an old one must not stay
     template.unlink(missing_ok=True)
     if tokenizer.chat_template is not None:

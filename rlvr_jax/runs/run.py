@@ -75,9 +75,9 @@ class Run:
     def _open(self, opened: contextlib.ExitStack) -> None:
         config, keep = self.config, self.resumed or -1
         files.write_whole(self.dir / "flags.txt", "\n".join(flag_lines(config)) + "\n")
-        self.metrics = opened.enter_context(contextlib.closing(JsonLines(self.dir / "metrics.jsonl", keep)))
-        self.rollouts = opened.enter_context(contextlib.closing(JsonLines(self.dir / "rollouts.jsonl", keep)))
-        self.heldout = opened.enter_context(contextlib.closing(JsonLines(self.dir / "heldout.jsonl", keep)))
+        self.metrics, self.rollouts, self.heldout = (
+            opened.enter_context(contextlib.closing(JsonLines(self.dir / f"{name}.jsonl", keep)))
+            for name in ("metrics", "rollouts", "heldout"))
         self._note_start()
         self.mirrors = [opened.enter_context(tensorboard(self.dir / "tensorboard", self.metrics.rows))
                         ] if config.tensorboard else []
