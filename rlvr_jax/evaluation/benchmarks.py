@@ -12,7 +12,7 @@ import numpy as np
 from rlvr_jax import parallel, sampler
 from rlvr_jax.config import EvaluateConfig
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.evaluation import estimators
+from rlvr_jax.evaluation.estimators import shown, summarise
 from rlvr_jax.evaluation.measure import measure, style_shares
 from rlvr_jax.model import Prompts
 from rlvr_jax.pretrained import loading
@@ -146,7 +146,7 @@ def check_rows(log: JsonLines, benchmarks: list[Benchmark]) -> None:
 
 def benchmark_summary(b: Benchmark, rows: list[dict]) -> dict:
     """What summary.json says of one benchmark. Rows that `scripts.grade` graded again say so."""
-    summary = estimators.summarise(rows, b.num_samples) | {
+    summary = summarise(rows, b.num_samples) | {
         "temperature": b.temperature, "graded_by": ", ".join(dict.fromkeys(row["graded_by"] for row in rows))}
     styles = style_shares(rows, b.problems)
     return summary | ({"styles": styles} if styles else {})
@@ -159,10 +159,10 @@ def table(config: EvaluateConfig, summaries: dict[str, dict]) -> str:
     for name, one in summaries.items():
         last, many = str(one["num_samples"]), one["num_samples"] > 1
         how = "greedy" if one["temperature"] == 0 else f"T={one['temperature']:g}"
-        curves = [f"{curve[:-1]}{last} {share(one[curve][last], one['intervals'][curve][last])}" if many else "-"
+        curves = [f"{curve[:-1]}{last} {shown(one[curve][last], one['intervals'][curve][last])}" if many else "-"
                   for curve in ("pass@k", "maj@k")]
         rows.append([name, one["n"], f"{'avg' if many else 'pass'}@{last}, {how}",
-                     share(one["accuracy"], one["interval"]), *curves, f"{one['truncated']:.1%}",
+                     shown(one["accuracy"], one["interval"]), *curves, f"{one['truncated']:.1%}",
                      one["timed_out"], one["graded_by"]])
         notes += [f"- {name}: " + ", ".join(f"{curve[:-1]}{k} {value:.3f}" for k, value in one[curve].items())
                   for curve in ("pass@k", "maj@k") if many]
@@ -173,7 +173,3 @@ def table(config: EvaluateConfig, summaries: dict[str, dict]) -> str:
         rows.append(["mean", "", "", f"{mean:.3f}", *[""] * 5])
     return "\n".join([f"{config.model}, 95 % intervals in brackets", "", markdown_table(header, rows),
                       *([""] + notes if notes else [])]) + "\n"
-
-
-def share(value: float, interval) -> str:
-    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"

@@ -231,11 +231,7 @@ def plain(record):
 
 
 def shown(measure: dict, sign: str = "") -> str:
-    """"0.895 [0.748, 1.042]"; a dash where there is nothing."""
-    if measure.get("mean") is None:
-        return "-"
-    low, high = measure.get("interval") or (None, None)
-    return f"{measure['mean']:{sign}.3f}" + (f" [{low:{sign}.3f}, {high:{sign}.3f}]" if low is not None else "")
+    return estimators.shown(measure.get("mean"), measure.get("interval"), sign)
 
 
 def page(study: dict, record: dict) -> str:
