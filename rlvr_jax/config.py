@@ -1,6 +1,6 @@
 """Every setting of the program: frozen dataclasses, and the absl flags generated from their fields.
 
-A field's comment is its flag's help. `scripts/` build one of the `*Config` records from the command line and hand it
+Each field has its flag's help. `scripts/` build one of the `*Config` records from the command line and hand it
 to one library call; nothing below `scripts/` ever sees a flag.
 """
 

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -23,6 +24,14 @@ from rlvr_jax.tasks.problems import Problem
 
 CONFIG = TrainConfig(num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False, eval_size=16,
                      learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8, heldout="none")
+
+
+@pytest.fixture(autouse=True)
+def quick_to_compile():
+    """Compiling takes most of the time here, and nothing depends on the speed of what is compiled."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def train(base, tmp_path, **changes) -> list[dict]:  # noqa: F811

@@ -1,16 +1,22 @@
-"""Every command of README.md and BUILD.md: run as it is written, on a tiny model; or named here with what it lacks."""
+"""README.md and BUILD.md: every command is run as it is written, on a tiny model, or named here with what it lacks; so
+are the recipes; figures are those of `results/`, and the map has every file."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import pathlib
 import re
 import shlex
+from unittest import mock
 
 import jax
 import pytest
 from absl import flags
 
+from rlvr_jax import adapters, grpo, objectives, pretrain, rewards
+from rlvr_jax.studies import study
+from rlvr_jax.tasks import families
 from scripts import cli
 
 from helpers import ROOT
@@ -119,3 +125,65 @@ def test_the_commands_run_in_their_order(folder, capsys, quick_to_compile):
     assert json.loads(pathlib.Path("runs/demo/passk/summary.json").read_text())["num_samples"] == 64
     assert printed.count("--- ") == 4 and "3   0.25000" in printed and pathlib.Path("exported/config.json").is_file()
     assert "of 9), graded by" in printed and "one H100: " in printed  # one sample of math500's problem, 8 of aime24's
+
+
+# ----- the recipes of "Add your own", the figures, the map
+
+
+README = (ROOT / "README.md").read_text("utf-8")
+SMALL = {"num_steps": 1, "eval_size": 8, "remat": False}
+
+
+def section(title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)^## ", README, re.M | re.S)[1]
+
+
+def test_the_recipes_run_as_shown_and_are_short(folder, monkeypatch, quick_to_compile):
+    recipes = re.findall(r"^```python\n(.*?)^```$", section("Add your own"), re.M | re.S)
+    bases = {"num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 32, "batch_size": 16} | SMALL
+    trains = SMALL | {"example": "0", "heldout": "none"}
+    for module, name, small in ((grpo, "train", trains), (pretrain, "pretrain", bases)):
+        whole = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda config, whole=whole, small=small: whole(
+            dataclasses.replace(config, **small)))
+    pretrain.pretrain(pretrain.PretrainConfig(run_dir="runs/demo_base"))
+    tables = rewards.REWARDS, objectives.OBJECTIVES, families.FAMILIES, adapters.ADAPTERS
+    names = {}
+    with contextlib.ExitStack() as restored:
+        sizes = [len(restored.enter_context(mock.patch.dict(table))) for table in tables]
+        for recipe in recipes:
+            assert len(recipe.splitlines()) <= 15
+            exec(recipe, names)
+        assert [len(table) for table in tables] == [size + 1 for size in sizes]
+    for run in ("majority", "above_mean", "mod7", "attention"):
+        assert json.loads((folder / "runs" / run / "summary.json").read_text())["steps"] == 1
+
+
+def test_the_study_of_the_recipes_is_one(folder):
+    text, = re.findall(r"^```toml\n(.*?)^```$", section("Add your own"), re.M | re.S)
+    assert len(text.splitlines()) <= 15
+    (folder / "random.toml").write_text(text)
+    _, found = study.load("random.toml")
+    for arm, reward in (("correct", "correct"), ("random", "random")):
+        lines = study.commands(found, {"arm": arm, "seed": "0", "work": "runs/random"}, quick=False)
+        base, rl = (prepared(f"python -m scripts.{line}")[1] for line in lines)
+        assert rl.reward == reward and rl.model == base.run_dir
+
+
+def test_the_figures_are_those_of_the_results():
+    record = json.loads((ROOT / "results" / "one_shot.json").read_text())
+    for seed, run in (record["summaries"]["rl"] if "summaries" in record else record).items():
+        pairs = [(run[end]["greedy"], run[end]["sampled"]) for end in ("base", "final")]
+        then = tuple(run["after_saturation"][name]["at_saturation"] for name in ("greedy", "sampled"))
+        shown = ["{:.3f} / {:.3f}".format(*pair) for pair in (pairs[0], then, pairs[1])]
+        row = f"| {seed} | {shown[0]} | {run['saturation_step']} | {shown[1]} | {shown[2]} |"
+        assert row in README.splitlines()[:10]
+    arms = json.loads((ROOT / "results" / "boolean.json").read_text())["measures"]
+    for arm, measure in (("correct", "base, greedy"), ("correct", "end, greedy"), ("format", "end, greedy")):
+        assert ", ".join(f"{value:.3f}" for value in arms[arm][measure]["seeds"]) in README
+
+
+def test_the_map_names_every_module():
+    shown = set(re.findall(r"`(\w+)/?`", section("Map of the code").split("what it knows")[1]))
+    there = {path.parent.name if path.stem == "__init__" else path.stem for path in (ROOT / "rlvr_jax").rglob("*.py")}
+    assert shown - {"train", "cli"} == there - {"rlvr_jax"}

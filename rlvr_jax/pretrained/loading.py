@@ -1,4 +1,4 @@
-"""Names on the command line to values: a model, a list of problems, prompts as token ids."""
+"""Models by name: a run directory, a Hugging Face folder, a GGUF file, or the one that a package brings."""
 
 import dataclasses
 import pathlib

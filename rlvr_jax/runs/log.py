@@ -1,4 +1,4 @@
-"""Metrics as JSON lines, a progress line, and the summary drawn from both ends of the log."""
+"""Metrics as JSON lines and in TensorBoard, the progress line, and what is counted: compilations and seconds."""
 
 import contextlib
 import json

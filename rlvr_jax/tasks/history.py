@@ -1,4 +1,4 @@
-"""Choosing the one example: by how often the untrained model solves it, or by its history in an earlier training."""
+"""How each problem's accuracy went through a training: kept by the run, and ranked by how much it moved."""
 
 import collections
 import pathlib

@@ -1,4 +1,4 @@
-"""What a run trains on: its pool of problems, their order, and what is kept of each one's accuracy."""
+"""What a run trains on: its pool of problems, the one that is chosen of them, and their order."""
 
 from typing import Callable
 
