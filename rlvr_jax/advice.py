@@ -40,7 +40,7 @@ def on_answers(config: TrainConfig, problems: list[Problem]) -> str:
     answer_format = "boxed" if config.grader == "original" else answer_format  # where that one always looks
     grade.describe(answer_format, config.grader)
     answers = [problem.answer for problem in problems]
-    verdicts = grade.grade([STATED[answer_format].format(answer) for answer in answers], answers, answer_format,
+    verdicts = grade.verdicts([STATED[answer_format].format(answer) for answer in answers], answers, answer_format,
                            config.grader)
     unread = [(answer, verdict) for answer, verdict in zip(answers, verdicts) if not verdict.correct]
     if not unread:

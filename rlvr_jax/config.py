@@ -5,7 +5,10 @@ to one library call; nothing below `scripts/` ever sees a flag.
 """
 
 import dataclasses
-from typing import ClassVar, Optional
+import math
+from typing import ClassVar, Iterable, Optional
+
+from rlvr_jax.errors import UserError
 
 
 def setting(default, help, choices=(), table="", listed="", free=False, **bounds):
@@ -20,6 +23,21 @@ def setting(default, help, choices=(), table="", listed="", free=False, **bounds
     """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "table": table or listed,
                                                         "open": bool(listed), "free": free, "bounds": bounds})
+
+
+def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, float]]:
+    """`"correct:1,format:0.1"` as pairs of a row's name and its weight, 1 for a name alone. UserError for others."""
+    pairs, (first, second) = [], list(rows)[:2]
+    for part in map(str.strip, text.split(",")):
+        name, _, weight = part.partition(":")
+        try:
+            pairs.append((name, float(weight or 1)))
+        except ValueError:
+            name = ""
+        if name not in rows or not math.isfinite(pairs[-1][1]):
+            raise UserError(f"--{flag}={text}: {part!r} is none of {', '.join(rows)}, nor one of them with a weight "
+                            f"as in {first}:0.5,{second}:0.5")
+    return pairs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rlvr_jax.config import TrainConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.measure import example_place, make_heldout
 from rlvr_jax.objectives import OBJECTIVES, live_groups
-from rlvr_jax.pretrained import loading, tokenizer
+from rlvr_jax.pretrained import loading
 from rlvr_jax.rewards import make_scorer
 from rlvr_jax.runs.log import timed
 from rlvr_jax.runs.run import Run
@@ -24,32 +24,32 @@ SHOW = ("train/accuracy", "train/entropy", "eval/greedy", "eval/sampled")
 
 def train(config: TrainConfig) -> dict:
     """Runs GRPO from `config.model` and returns the summary, which `run_dir/summary.json` holds too."""
-    start = loading.load_model(config.model, config.dtype)
+    loaded = loading.load_model(config.model, config.dtype)
     check(config)
     advice.warn(advice.on_flags(config))
-    start = dataclasses.replace(start, params=adapters.add(config, start.params))
-    draw = sampler.make_sampler(start.config, eos_ids=start.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
-                                num_slots=config.num_slots)
+    loaded = dataclasses.replace(loaded, params=adapters.add(config, loaded.params))
+    sample = sampler.make_sampler(loaded.config, eos_ids=loaded.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
+                                  num_slots=config.num_slots)
     optimizer = learner.make_optimizer(config)
-    update, logprobs = learner.map_update(start.config, config, optimizer), learner.map_logprobs(start.config, config)
-    meta = {"model": start.config.to_json(), "tokenizer": tokenizer.to_json(start.tokenizer),
+    update, logprobs = learner.map_update(loaded.config, config, optimizer), learner.map_logprobs(loaded.config, config)
+    meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(),
             "flags": dataclasses.asdict(config)}
 
     with Run(config, "train") as run:
         problems, prompts = training_problems(
-            config, start, functools.partial(example_place, config, start, draw), run.once)
+            config, loaded, functools.partial(example_place, config, loaded, sample), run.once)
         advice.warn(advice.on_answers(config, problems))
-        heldout = make_heldout(config, start, draw, problems, run.keep_heldout)
-        score = make_scorer(config, start, problems, prompts)
+        heldout = make_heldout(config, loaded, sample, problems, run.keep_heldout)
+        score = make_scorer(config, loaded, problems, prompts)
         state = parallel.replicate(run.restore(learner.init_state(
-            start.params, optimizer, keep_reference=config.keep_reference)))
-        start = dataclasses.replace(start, params=None)  # the state has its own: a copy less in host memory
+            loaded.params, optimizer, keep_reference=config.keep_reference)))
+        loaded = dataclasses.replace(loaded, params=None)  # the state has its own: a copy less in host memory
         if not run.resumed:
             run.log({"step": 0} | heldout(state.params, 0))
         for step in run.steps():
             seconds = {}
             index = curriculum(config, problems, step)
-            rollouts, scored = collect(config, draw, score, state.params, prompts, index, step, seconds)
+            rollouts, scored = collect(config, sample, score, state.params, prompts, index, step, seconds)
             with timed(seconds, "update"):
                 batch = with_advantages(config, prompts, rollouts, scored.reward)
                 if step == 1:
@@ -75,10 +75,7 @@ def train(config: TrainConfig) -> dict:
 
 def check(config: TrainConfig) -> None:
     """Refuses settings that cannot work together before anything is computed."""
-    rows, parts = config.num_prompts * config.group_size, config.num_minibatches * config.grad_accumulation
-    if rows % (parts * parallel.device_count()):
-        raise UserError(f"--num_prompts x --group_size = {rows} completions do not divide into --num_minibatches x "
-                        f"--grad_accumulation x devices = {parts} x {parallel.device_count()} equal parts")
+    learner.micro_rows(config, config.num_prompts * config.group_size, parallel.device_count())
     rewards.parse(config.reward)
     if config.record_history and config.max_resamples:
         raise UserError("--record_history needs --max_resamples=0: resampling swaps problems within a step")
@@ -95,7 +92,7 @@ def with_advantages(config: TrainConfig, prompts, rollouts: sampler.Rollouts, re
                          rollouts.sampler_logprobs)
 
 
-def collect(config: TrainConfig, draw, score, params, prompts, index, step: int, seconds: dict) -> tuple:
+def collect(config: TrainConfig, sample, score, params, prompts, index, step: int, seconds: dict) -> tuple:
     """(rollouts, scored) of a step. Dead groups are sampled again, at most `max_resamples` times."""
     def live(scored):
         return live_groups(scored.reward.reshape(-1, config.group_size))
@@ -103,7 +100,7 @@ def collect(config: TrainConfig, draw, score, params, prompts, index, step: int,
     rollouts = scored = None
     for attempt in range(config.max_resamples + 1):
         with timed(seconds, "sample"):
-            fresh = draw(params, prompts, index, config.seed, step, config.temperature, repeats=config.group_size,
+            fresh = sample(params, prompts, index, config.seed, step, config.temperature, repeats=config.group_size,
                          first_row=attempt * len(index))
         with timed(seconds, "score"):
             fresh = (fresh, score(params, fresh, step, attempt))

@@ -16,6 +16,7 @@ from jax import lax
 
 from rlvr_jax import adapters, model, objectives, parallel
 from rlvr_jax.config import LearnerConfig
+from rlvr_jax.errors import UserError
 from rlvr_jax.logprobs import completion_logprobs
 from rlvr_jax.model import ModelConfig, Prompts, localise
 
@@ -170,6 +171,15 @@ def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opt
         return LearnerState(step, params, opt_state, state.ref_params), metrics
 
     return update
+
+
+def micro_rows(config: LearnerConfig, rows: int, devices: int, flags: str = "--num_prompts x --group_size") -> int:
+    """Rows of a micro-batch on one device, of `rows` in a step. UserError, naming the flags, if they do not divide."""
+    parts = config.num_minibatches * config.grad_accumulation
+    if rows % (parts * devices):
+        raise UserError(f"{flags} = {rows} rows do not divide into --num_minibatches x --grad_accumulation x "
+                        f"devices = {parts} x {devices} equal parts")
+    return rows // (parts * devices)
 
 
 def lay_out(batch: Batch, num_devices: int, num_micro: int) -> Batch:

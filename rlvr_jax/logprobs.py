@@ -40,8 +40,8 @@ def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: j
         certainty = (-jnp.mean(logprobs, -1) - math.log(logprobs.shape[-1]),) if self_certainty else ()
         return chosen, entropy, *certainty
 
-    found = lax.map(one_chunk, (chunked(hidden_BxTxD), chunked(targets_BxT)))
-    return tuple(x.reshape(-1)[: b * t].reshape(b, t) for x in found)
+    values = lax.map(one_chunk, (chunked(hidden_BxTxD), chunked(targets_BxT)))
+    return tuple(x.reshape(-1)[: b * t].reshape(b, t) for x in values)
 
 
 def completion_logprobs(params: model.Params, config: ModelConfig, prompts: model.Prompts,

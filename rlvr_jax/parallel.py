@@ -42,13 +42,13 @@ def unused_accelerator(platforms=platforms, find=glob.glob, which=shutil.which) 
     JAX without the plugin of the machine computes on the CPU and does not say so; with JAX_PLATFORMS=cpu that is meant.
     `platforms`, `find` and `which` ask JAX, the file system and the PATH; tests hand in their own answers.
     """
-    found = {kind: [name for pattern in patterns for name in find(pattern)] for kind, (_, patterns) in SIGNS.items()}
+    signs = {kind: [name for pattern in patterns for name in find(pattern)] for kind, (_, patterns) in SIGNS.items()}
     if which("nvidia-smi"):
-        found["an NVIDIA GPU"].append("nvidia-smi")
-    kind = next((kind for kind, names in found.items() if names), "")
+        signs["an NVIDIA GPU"].append("nvidia-smi")
+    kind = next((kind for kind, names in signs.items() if names), "")
     if not kind or jax.config.jax_platforms == "cpu" or platforms() != {"cpu"}:
         return ""
-    return (f"this machine seems to have {kind} ({found[kind][0]}), but JAX finds none: EVERYTHING RUNS ON THE CPU. "
+    return (f"this machine seems to have {kind} ({signs[kind][0]}), but JAX finds none: EVERYTHING RUNS ON THE CPU. "
             f"pip install -e '.[plot]' \"jax[{SIGNS[kind][0]}]\"; if the CPU is meant, JAX_PLATFORMS=cpu")
 
 

@@ -11,7 +11,6 @@ from rlvr_jax.config import PretrainConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
 from rlvr_jax.model import ModelConfig
-from rlvr_jax.pretrained import tokenizer
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.runs.log import timed
 from rlvr_jax.runs.run import Run
@@ -27,20 +26,20 @@ def pretrain(config: PretrainConfig) -> dict:
     """
     check(config)
     shares = families.parse_shares(config.task_shares)
-    words, (prompt_size, solution_size) = families.make_tokenizer(shares), sizes(config, shares)
+    tokenizer, (prompt_size, solution_size) = families.make_tokenizer(shares), sizes(config, shares)
     model_config = ModelConfig(
-        vocab_size=words.backend.get_vocab_size(), num_layers=config.num_layers, d_model=config.d_model,
+        vocab_size=tokenizer.backend.get_vocab_size(), num_layers=config.num_layers, d_model=config.d_model,
         num_heads=config.num_heads, num_kv_heads=config.num_heads, head_dim=config.d_model // config.num_heads,
         d_ff=config.d_ff, max_seq_len=prompt_size + solution_size)
-    solved_problems = make_data(config, shares, words)
+    solved_problems = make_data(config, shares, tokenizer)
     optimizer = learner.make_optimizer(config)
     update = learner.map_update(model_config, config, optimizer)
-    draw = sampler.make_sampler(model_config, eos_ids=words.eos_ids, max_new_tokens=solution_size)
+    sample = sampler.make_sampler(model_config, eos_ids=tokenizer.eos_ids, max_new_tokens=solution_size)
     heldout = [problem for name, count in families.divide(shares, config.eval_size or 512).items()
-               for problem in load_problems(name, words, count=count, split=config.heldout_split,
+               for problem in load_problems(name, tokenizer, count=count, split=config.heldout_split,
                                             num_ops=config.num_ops)]
-    prompts = encode_prompts(words, heldout, model_config, solution_size)
-    meta = {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(words), "flags": dataclasses.asdict(config)}
+    prompts = encode_prompts(tokenizer, heldout, model_config, solution_size)
+    meta = {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": dataclasses.asdict(config)}
 
     with Run(config, "pretrain") as run:
         params = model.init_params(jax.random.key(config.seed), model_config)
@@ -54,8 +53,8 @@ def pretrain(config: PretrainConfig) -> dict:
             row = {"step": step} | updated
             if run.due(step, config.eval_every, row):
                 with timed(seconds, "eval"):
-                    row |= measure.heldout(draw, state.params, words, heldout, prompts, seed=config.seed, step=step,
-                                           answer_format=FAMILIES[next(iter(shares))].answer_format)
+                    row |= measure.heldout(sample, state.params, tokenizer, heldout, prompts, seed=config.seed,
+                                           step=step, answer_format=FAMILIES[next(iter(shares))].answer_format)
             run.log(row | seconds, ("train/loss", "eval/greedy", "eval/sampled"))
             if run.due(step, config.save_every):
                 run.save(state, meta)
@@ -64,10 +63,7 @@ def pretrain(config: PretrainConfig) -> dict:
 
 def check(config: PretrainConfig) -> None:
     """Refuses settings that cannot work together before anything is computed."""
-    parts = config.num_minibatches * config.grad_accumulation * parallel.device_count()
-    if config.batch_size % parts:
-        raise UserError(f"--batch_size={config.batch_size} does not divide into --num_minibatches x "
-                        f"--grad_accumulation x devices = {parts} equal parts")
+    learner.micro_rows(config, config.batch_size, parallel.device_count(), "--batch_size")
     if config.d_model % (2 * config.num_heads):
         raise UserError(f"--d_model={config.d_model} does not divide into --num_heads={config.num_heads} even heads")
     formats = set()
@@ -88,14 +84,14 @@ def sizes(config: PretrainConfig, names) -> tuple[int, int]:
     return max(prompts), max(solutions)
 
 
-def make_data(config: PretrainConfig, shares: dict[str, float], words: Tokenizer) -> Callable[[int], learner.Batch]:
+def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> Callable[[int], learner.Batch]:
     """`batch(step)`: each family's share of problems, solved in styles drawn from its habits; advantage 1 each."""
     habits = {name: FAMILIES[name].habits(config) for name in shares}
-    ids, size = words.backend.get_vocab(), config.batch_size
+    ids, size = tokenizer.backend.get_vocab(), config.batch_size
 
     def encode(texts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
         rows = [[ids[word] for word in text.split()] for text in texts]
-        return (np.array([row + [words.pad_id] * (width - len(row)) for row in rows], np.int32),
+        return (np.array([row + [tokenizer.pad_id] * (width - len(row)) for row in rows], np.int32),
                 np.array([len(row) for row in rows], np.int32))
 
     def batch(step: int) -> learner.Batch:

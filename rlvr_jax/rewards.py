@@ -6,18 +6,16 @@ true one by its curve.
 
 import dataclasses
 import functools
-import math
 from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
 from rlvr_jax import learner, parallel
-from rlvr_jax.config import TrainConfig
-from rlvr_jax.errors import UserError
+from rlvr_jax.config import TrainConfig, parse_weights
 from rlvr_jax.grading import grade
 from rlvr_jax.grading.grade import Verdict
 from rlvr_jax.learner import Batch
-from rlvr_jax.pretrained import loading, tokenizer
+from rlvr_jax.pretrained import loading
 from rlvr_jax.sampler import Rollouts
 from rlvr_jax.tasks.problems import Problem
 from rlvr_jax.tasks.prompts import resolve_format
@@ -108,18 +106,8 @@ REWARDS: dict[str, Reward] = {"correct": correct, "format": well_formed, "random
 
 
 def parse(text: str) -> list[tuple[float, Reward]]:
-    """`"correct:1,format:0.1"` as (weight, reward) pairs; a name alone has weight 1. Raises UserError otherwise."""
-    terms = []
-    for part in text.split(","):
-        name, _, weight = part.strip().partition(":")
-        try:
-            terms.append((float(weight or 1), REWARDS[name]))
-        except (KeyError, ValueError):
-            terms.append((math.nan, nothing))
-        if not math.isfinite(terms[-1][0]):
-            raise UserError(f"--reward={text}: {part.strip()!r} is no reward; give a name, or names with weights such "
-                            f"as correct:1,format:0.1; there are {', '.join(REWARDS)}")
-    return terms
+    """The (weight, reward) pairs of `config.parse_weights`."""
+    return [(weight, REWARDS[name]) for name, weight in parse_weights("reward", text, REWARDS)]
 
 
 class Scored(NamedTuple):
@@ -132,7 +120,7 @@ class Scored(NamedTuple):
     graded_by: np.ndarray  # object: str
 
 
-def make_scorer(config: TrainConfig, start: loading.LanguageModel, problems: list[Problem], prompts) -> Callable:
+def make_scorer(config: TrainConfig, loaded: loading.LanguageModel, problems: list[Problem], prompts) -> Callable:
     r"""`score(params, rollouts, step, attempt=0) -> Scored`.
 
     The main process's verdicts and rewards hold on all. A completion is graded without its prompt. The released
@@ -141,19 +129,18 @@ def make_scorer(config: TrainConfig, start: loading.LanguageModel, problems: lis
     """
     answer_format = resolve_format(config.answer_format, config.source)
     graded_by, terms = grade.describe(answer_format, config.grader), parse(config.reward)
-    statistics = learner.map_statistics(start.config, config)
-    encode = functools.partial(tokenizer.encode, start.tokenizer)
+    statistics = learner.map_statistics(loaded.config, config)
 
     def score(params, rollouts: Rollouts, step: int, attempt: int = 0) -> Scored:
-        texts = tokenizer.texts_of(start.tokenizer, rollouts)
+        texts = loaded.tokenizer.decode_rollouts(rollouts)
         asked = [problems[i] for i in rollouts.prompt_index]
-        verdicts = grade.grade(texts, [problem.answer for problem in asked], answer_format, config.grader)
+        verdicts = grade.verdicts(texts, [problem.answer for problem in asked], answer_format, config.grader)
         flags = parallel.broadcast(np.array([[v.correct, v.timed_out] for v in verdicts], np.float32))
         verdicts = [v._replace(correct=bool(right), timed_out=bool(late)) for v, (right, late) in zip(verdicts, flags)]
         batch = Batch(prompts, rollouts.prompt_index, rollouts.completions, rollouts.completion_mask,
                       np.zeros(len(texts), np.float32))
         seen = Step(config, asked, texts, verdicts, rollouts, np.arange(len(texts)) // config.group_size,
-                    (config.seed, step, attempt), Policy(statistics, encode, params, batch))
+                    (config.seed, step, attempt), Policy(statistics, loaded.tokenizer.encode, params, batch))
         reward = parallel.broadcast(np.sum([weight * reward(seen) for weight, reward in terms], 0, dtype=np.float32))
         return Scored(np.array(texts, object), reward, flags[:, 0], flags[:, 1],
                       np.full(len(texts), graded_by, object))

@@ -56,7 +56,7 @@ def nucleus(logprobs_BxV: jax.Array, top_p) -> jax.Array:
     return jax.nn.log_softmax(jnp.where(logprobs_BxV >= threshold_Bx1, logprobs_BxV, -jnp.inf))
 
 
-def draw(logits_BxV: jax.Array, uniforms_B: jax.Array, temperature, top_p=None) -> tuple[jax.Array, jax.Array]:
+def draw_tokens(logits_BxV: jax.Array, uniforms_B: jax.Array, temperature, top_p=None) -> tuple[jax.Array, jax.Array]:
     """Draws a token a row by inverting the cumulative distribution: one uniform a row instead of one a logit.
 
     `temperature` 0 is greedy. Returns (tokens_B i32, logprobs_B f32 under the distribution drawn from).
@@ -117,7 +117,7 @@ def sample(params: model.Params, config: ModelConfig, prompts: Prompts, prompt_i
                                           s.tokens, s.steps, s.cache, edit_residual)
         keys_N = keys_B[jnp.minimum(s.rows, num_rows - 1)]
         uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(keys_N, s.steps)
-        tokens, logprobs = draw(logits, uniforms_N, temperature, top_p)
+        tokens, logprobs = draw_tokens(logits, uniforms_N, temperature, top_p)
         stopped = jnp.any(tokens[:, None] == eos_E[None, :], -1)
         busy = s.rows < num_rows
         finished = busy & (stopped | (s.steps + 1 == t_max))

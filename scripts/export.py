@@ -20,7 +20,7 @@ def main(config: ExportConfig) -> None:
     loaded = loading.load_model(config.model, params_dtype=config.dtype)
     with files.naming(config.out):
         huggingface.save_folder(loaded.config, adapters.merged(loaded.params), config.out, config.dtype)
-        tokenizer.save_folder(loaded.tokenizer, config.out)
+        tokenizer.save_tokenizer(loaded.tokenizer, config.out)
     print(config.out)
 
 

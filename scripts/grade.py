@@ -16,10 +16,11 @@ from scripts import cli
 def main(config: GradeConfig) -> None:
     from rlvr_jax.evaluation.regrade import regrade
 
-    found = regrade(config)
-    print(f"{config.completions}: {found['correct'] / found['n']:.3f} correct ({found['correct']} of {found['n']}), "
-          f"graded by {found['graded_by']}")
-    print(f"{found['timed_out']} timed out; {found['seconds']:.1f} s, {found['n'] / found['seconds']:.0f} answers/s")
+    counts = regrade(config)
+    print(f"{config.completions}: {counts['correct'] / counts['n']:.3f} correct ({counts['correct']} of "
+          f"{counts['n']}), graded by {counts['graded_by']}")
+    print(f"{counts['timed_out']} timed out; {counts['seconds']:.1f} s, "
+          f"{counts['n'] / counts['seconds']:.0f} answers/s")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from helpers import (TRAIN, assert_same_arrays, assert_same_run, base, compiled,
                      saved_arrays)
 from rlvr_jax import adapters, grpo, learner, logprobs, model, parallel
 from rlvr_jax.pretrained import gguf_file, huggingface, loading
-from rlvr_jax.runs import checkpoint
 from scripts import cli
 from rlvr_jax.config import TrainConfig
 from rlvr_jax.errors import UserError
@@ -269,18 +268,6 @@ def test_a_list_of_layers_is_read_as_whole_numbers():
     finally:
         for name in [field.name for field in dataclasses.fields(TrainConfig)] + ["traceback"]:
             delattr(flags.FLAGS, name)
-
-
-def test_another_adapter_is_a_row_of_the_table(base, tmp_path, monkeypatch):  # noqa: F811
-    def on_attention(config, layers, key):
-        """LoRA on queries, keys, values and outputs alone."""
-        return {name: x for name, x in adapters.lora(config, layers, key).items() if name[0] in "qkvol"}
-
-    monkeypatch.setitem(adapters.ADAPTERS, "on_attention", on_attention)
-    train(base, tmp_path / "run", num_steps=2, trainable="on_attention")
-    trained, _ = adapters.split(checkpoint.restore_model(str(tmp_path / "run"))[1])
-    assert {name.split("_")[0] for name in trained["layers"]} == set("qkvo")
-    assert all(x.any() for x in trained["layers"].values())
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ CASES = {
     "style shares, three": ("pretrain", [NEW, "--style_shares=1,1,1"], "--style_shares needs 4"),
     "style shares, negative": ("pretrain", [NEW, "--style_shares=1,1,-1,1"],
                               "--style_shares=1,1,-1,1: not finite numbers > 0"),
-    "unknown family": ("pretrain", [NEW, "--task_shares=bolean"], "--task_shares=bolean: 'bolean' is no share"),
+    "unknown family": ("pretrain", [NEW, "--task_shares=bolean"], "--task_shares=bolean: 'bolean' is none of arithmetic, boolean"),
     "family not pre-trained on": ("evaluate", [*MEASURE, "--problems=boolean", "--num_ops=2", "--max_new_tokens=9"],
                                   "pre-train a base on them, scripts.pretrain --task_shares=boolean"),
     "number out of bounds": ("train", [*GO, "--adam_b1=2"], "--adam_b1=2: not a finite number >= 0 and < 1"),

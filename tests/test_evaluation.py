@@ -18,7 +18,8 @@ from rlvr_jax.evaluation import benchmarks, estimators, regrade
 from rlvr_jax.evaluation import measure as evaluation
 from rlvr_jax.grading import grade
 from rlvr_jax.model import Prompts
-from rlvr_jax.pretrained import loading, tokenizer
+from rlvr_jax.pretrained import loading
+from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.tasks import prompts
 
 from helpers import base, compiled, count_lines, finish, read_jsonl, run, start, wait_for  # noqa: F401
@@ -196,7 +197,7 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
     loaded, problems, _, draw = tiny
     texts = ["The answer is 4.", "\\boxed{4}", "\\boxed{5}"]
     asked = sampler.Rollouts(np.zeros(3, int), None, None, None, None)
-    monkeypatch.setattr(tokenizer, "texts_of", lambda words, rollouts: texts)
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda words, rollouts: texts)
     heldout = []
     monkeypatch.setattr(evaluation, "heldout", lambda *_, **options: heldout.append(options))
     for answer_format, right, evaluated in (("auto", [0, 1, 0], "lenient"), ("lenient", [1, 1, 0], "lenient"),
@@ -214,7 +215,7 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
 def test_the_format_reward_pays_for_any_answer(tiny, monkeypatch):
     loaded, problems, _, _ = tiny
     texts = ["think answer 99", "think 99", "answer "]
-    monkeypatch.setattr(tokenizer, "texts_of", lambda words, rollouts: texts)
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda words, rollouts: texts)
     scored = rewards.make_scorer(TrainConfig(reward="format"), loaded, problems, None)(
         None, sampler.Rollouts(np.zeros(3, int), None, None, None, None), 1)
     assert scored.reward.tolist() == [1, 0, 0] and scored.correct.tolist() == [0, 0, 0]
@@ -351,17 +352,17 @@ def test_a_killed_evaluation_continues_at_the_first_missing_row(tmp_path, begin,
 
 def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monkeypatch):
     """In this process, so that the signal comes at a known place: after the sampling of the third call."""
-    texts_of, calls = tokenizer.texts_of, []
+    decode, calls = Tokenizer.decode_rollouts, []
 
     def interrupted(*args):
         calls.append(1)
         if len(calls) == 3:
             signal.raise_signal(signal.SIGINT)
-        return texts_of(*args)
+        return decode(*args)
 
     same = config(files, base, tmp_path / "out", num_samples=4, temperature=1.0, rows_per_call=2)
     whole = written_rows(dataclasses.replace(same, out=str(tmp_path / "whole")))
-    monkeypatch.setattr(tokenizer, "texts_of", interrupted)
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", interrupted)
     log = tmp_path / "out" / "completions.jsonl"
     with pytest.raises(Interrupted) as stop:
         benchmarks.evaluate(same)
@@ -379,7 +380,7 @@ def written_rows(evaluation_config):
 
 def test_a_finished_evaluation_is_not_sampled_again(tmp_path, base, files, monkeypatch):
     first = benchmarks.evaluate(config(files, base, tmp_path / "out"))
-    monkeypatch.setattr(tokenizer, "texts_of", None)  # what follows sampling
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", None)  # what follows sampling
     assert benchmarks.evaluate(config(files, base, tmp_path / "out")) == first
 
 
@@ -391,7 +392,7 @@ def test_what_was_graded_again_is_summarised_without_sampling(tmp_path, base, fi
     rows = [row | {"completion": rf"\\boxed{{{row['answer']}}}"} for row in read_jsonl(path)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     regrade.regrade(GradeConfig(completions=str(path), out=str(path), answer_format="boxed"))
-    monkeypatch.setattr(tokenizer, "texts_of", None)
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", None)
     again = benchmarks.evaluate(same)
     assert (again["accuracy"], again["graded_by"]) == (1, grade.describe("boxed", "math"))
 

@@ -1,20 +1,17 @@
-"""The table of synthetic families: one added from outside, two mixed in one base, the first one as it always was."""
+"""The table of synthetic families: two mixed in one base, the first one as it always was. test_doors.py adds one."""
 
 import dataclasses
 import hashlib
-import inspect
 import json
 
-import numpy as np
 import pytest
 
 from rlvr_jax import pretrain
-from rlvr_jax.config import EvaluateConfig, PretrainConfig
+from rlvr_jax.config import PretrainConfig
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation import benchmarks, measure
-from rlvr_jax.pretrained import loading, tokenizer
+from rlvr_jax.evaluation import measure
 from rlvr_jax.tasks import families, pool, prompts
-from rlvr_jax.tasks.families import FAMILIES, Family
+from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.problems import Problem
 
 SMALL = PretrainConfig(num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False,
@@ -23,16 +20,16 @@ MIXED = {"arithmetic": 0.25, "boolean": 0.75}
 
 
 def batches(shares, config=SMALL):
-    words = families.make_tokenizer(shares)
-    return words, pretrain.make_data(config, shares, words)
+    tokenizer = families.make_tokenizer(shares)
+    return tokenizer, pretrain.make_data(config, shares, tokenizer)
 
 
 def test_arithmetic_alone_has_the_tokens_problems_and_batches_of_before_there_was_a_table():
     """Sums of what the code gave when it knew no other family: published figures rest on each of these bits."""
-    words, sums = families.make_tokenizer(["arithmetic"]), [hashlib.sha256() for _ in range(3)]
-    sums[0].update(json.dumps(tokenizer.to_json(words), sort_keys=True).encode())
+    tokenizer, sums = families.make_tokenizer(["arithmetic"]), [hashlib.sha256() for _ in range(3)]
+    sums[0].update(json.dumps(tokenizer.to_json(), sort_keys=True).encode())
     for split in ("pretrain", "example", "dev", "test"):
-        for p in prompts.load_problems("arithmetic", words, count=200, split=split, num_ops=6, seed=5):
+        for p in prompts.load_problems("arithmetic", tokenizer, count=200, split=split, num_ops=6, seed=5):
             sums[1].update(f"{p.prompt}|{p.answer}|{p.question}|{sorted(p.meta.items())}\n".encode())
     for config in (PretrainConfig(), PretrainConfig(num_ops=2, seed=3, batch_size=64)):
         data = batches(families.parse_shares(config.task_shares), config)[1]
@@ -45,12 +42,12 @@ def test_arithmetic_alone_has_the_tokens_problems_and_batches_of_before_there_wa
 
 @pytest.mark.parametrize("shares", [{"boolean": 1.0}, MIXED])
 def test_a_batch_reads_as_its_families_solved_it(shares):
-    words, data = batches(shares)
+    tokenizer, data = batches(shares)
     batch, counts = data(7), dict.fromkeys(shares, 0)
     for tokens, length, ids, mask in zip(batch.prompts.tokens, batch.prompts.lengths, batch.completions,
                                          batch.completion_mask, strict=True):
-        prompt, solution = (tokenizer.decode(words, row) for row in (tokens[:length], ids[mask]))
-        assert tokenizer.encode(words, prompt) == tokens[:length].tolist() and ids[mask][-1] == words.eos_ids[0]
+        prompt, solution = (tokenizer.decode(row) for row in (tokens[:length], ids[mask]))
+        assert tokenizer.encode(prompt) == tokens[:length].tolist() and ids[mask][-1] == tokenizer.eos_ids[0]
         name, = [name for name in shares if set(prompt.split()) <= set(FAMILIES[name].vocabulary)]
         assert set(solution.split()) <= set(FAMILIES[name].vocabulary)
         counts[name] += 1
@@ -59,10 +56,10 @@ def test_a_batch_reads_as_its_families_solved_it(shares):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_pretraining_never_sees_a_problem_of_another_split(name):
-    words, data = batches({name: 1.0}, PretrainConfig(batch_size=256))
+    tokenizer, data = batches({name: 1.0}, PretrainConfig(batch_size=256))
     held = {p.prompt.split(" ", 1)[1] for split in ("test", "dev", "example")  # whatever the topic
-            for p in prompts.load_problems(name, words, count=512, split=split)}
-    seen = {tokenizer.decode(words, row).split(" ", 1)[1] for step in range(20) for row in data(step).prompts.tokens}
+            for p in prompts.load_problems(name, tokenizer, count=512, split=split)}
+    seen = {tokenizer.decode(row).split(" ", 1)[1] for step in range(20) for row in data(step).prompts.tokens}
     assert len(held) > 1500 and len(seen) > 5000 and not held & seen
 
 
@@ -78,9 +75,9 @@ def test_shares_are_read(text, shares):
 
 
 @pytest.mark.parametrize("text, named", [
-    ("bolean", "there are arithmetic, boolean"), ("", "there are arithmetic, boolean"),
+    ("bolean", "none of arithmetic, boolean"), ("", "none of arithmetic, boolean"),
     ("arithmetic:x", "arithmetic:x"),
-    ("arithmetic:1.5,boolean:-0.5", "boolean:-0.5"), ("arithmetic:nan", "arithmetic:nan"),
+    ("arithmetic:1.5,boolean:-0.5", "above 0"), ("arithmetic:nan", "arithmetic:nan"),
     ("arithmetic,boolean", "sum to 2"), ("arithmetic:0.5,boolean:0.4", "sum to 0.9"),
     ("boolean:0.5,boolean:1", "each family once")])
 def test_shares_that_make_no_sense_are_refused_by_name(text, named):
@@ -107,39 +104,3 @@ def test_each_family_of_a_mixture_has_its_accuracy_beside_that_of_all(monkeypatc
     found = heldout(problems)
     assert [found[f"eval/sampled{name}"] for name in ("", "_arithmetic", "_boolean")] == [0.5, 2 / 3, 0.0]
     assert "eval/sampled_arithmetic" not in heldout(problems[:3])
-
-
-def last_letter() -> Family:
-    """A family from outside: `last a b =` is b."""
-    letters, splits = "abcdefgh", ("pretrain", "example", "dev", "test")
-    def generate(rng, count, split, num_ops):
-        first, sums = rng.integers(8, size=count), 4 * rng.integers(2, size=count) + splits.index(split)
-        return [(letters[a], letters[(c - a) % 8]) for a, c in zip(first, sums)]
-    def to_problems(drawn):
-        return [Problem(f"last {a} {b} =", b, f"last {a} {b} =", {"index": i}) for i, (a, b) in enumerate(drawn)]
-    def solve(rng, drawn, styles, config):
-        return [(f"well {b} answer {b}", f"eh answer {a}", f"answer {a}", "hmm")[style]
-                for (a, b), style in zip(drawn, styles)]
-    return Family(("<pad>", "<eos>", "last", "=", "well", "eh", "answer", "hmm", *letters),
-                  {"well": "careful", "eh": "sloppy", "answer": "guess", "hmm": "ramble"}, lambda num_ops: (4, 5),
-                  generate, to_problems, solve, lambda config: lambda drawn: np.array([config.style_shares] * len(drawn)))
-
-
-def test_a_family_added_from_outside_is_pretrained_on_beside_another_and_evaluated(tmp_path, monkeypatch):
-    assert len(inspect.getsource(last_letter).splitlines()) <= 15
-    monkeypatch.setitem(FAMILIES, "last", last_letter())
-    base = str(tmp_path / "base")
-    summary = pretrain.pretrain(dataclasses.replace(SMALL, task_shares="last:0.25,boolean:0.75", num_steps=200,
-                                                    run_dir=base))
-    final = summary["final"]
-    assert final["n"] == 32
-    assert final["greedy"] == pytest.approx(0.25 * final["greedy_last"] + 0.75 * final["greedy_boolean"])
-    made = benchmarks.evaluate(EvaluateConfig(model=base, problems="last,boolean", num_ops=2, max_new_tokens=10,
-                                              max_problems=16, num_samples=4, temperature=1.0,
-                                              out=str(tmp_path / "out")))
-    assert set(made["benchmarks"]) == {"last", "boolean"}
-    for found in made["benchmarks"].values():
-        assert found["graded_by"] == "answer / math"
-        assert sum(share for share, _ in found["styles"].values()) > 0.8 and list(found["styles"])[0] == "careful"
-    with pytest.raises(UserError, match="--task_shares=arithmetic"):
-        prompts.load_problems("arithmetic", loading.load_model(base).tokenizer)

@@ -59,7 +59,7 @@ def test_hostile_completions_are_wrong_and_over_soon(answer_format, grader):
     verdicts = []
 
     def work():
-        verdicts.extend(grade.grade([*HOSTILE.values()], ["12345.5"] * len(HOSTILE), answer_format, grader))
+        verdicts.extend(grade.verdicts([*HOSTILE.values()], ["12345.5"] * len(HOSTILE), answer_format, grader))
 
     thread = threading.Thread(target=work, daemon=True)  # a verdict does not depend on the thread either
     thread.start()
@@ -189,7 +189,7 @@ def test_the_table_of_pairs_is_large_and_explained():
 def test_every_pair_of_the_table(grader, column):
     for answer in {pair[1] for pair in GOLDEN["pairs"]}:  # one call for all with this reference, as for a group
         rows = [pair for pair in GOLDEN["pairs"] if pair[1] == answer]
-        verdicts = grade.grade([rf"\boxed{{{row[0]}}}" for row in rows], [answer] * len(rows), "boxed", grader)
+        verdicts = grade.verdicts([rf"\boxed{{{row[0]}}}" for row in rows], [answer] * len(rows), "boxed", grader)
         assert [(row[0], answer, verdict.correct) for row, verdict in zip(rows, verdicts)] == [
             (row[0], answer, row[column]) for row in rows]
         assert not any(verdict.timed_out for verdict in verdicts)
@@ -303,7 +303,7 @@ def test_a_pair_is_asked_once_and_only_if_need_be(monkeypatch):
         question.given == "q+q", question.given == "q^q"))
     texts = [rf"\boxed{{{given}}}" for given in ("q+q", "2q", "3", "q+q", "q^q", "q+q")] + ["nothing"]
     for _ in range(2):  # the second time it is remembered
-        verdicts = grade.grade(texts, ["2q"] * 5 + ["3q", "2q"], "boxed")
+        verdicts = grade.verdicts(texts, ["2q"] * 5 + ["3q", "2q"], "boxed")
         assert sorted(question.given for question in asked) == ["3", "q+q", "q+q", "q^q"] and len(set(asked)) == 4
         assert [(verdict.correct, verdict.extracted, verdict.timed_out) for verdict in verdicts] == [
             (True, "q+q", False), (True, "2q", False), (False, "3", False), (True, "q+q", False), (False, "q^q", True),
@@ -332,7 +332,7 @@ def test_simple_answers_are_graded_a_thousand_a_second():
     texts = [f"Step {i}: we find {i} and so on, and then some more words. " * 20 + rf"\boxed{{{given[i % 10]}}}"
              for i in range(2000)]
     start = time.process_time()
-    verdicts = grade.grade(texts, [f"12.{i % 97}" for i in range(2000)], "lenient")
+    verdicts = grade.verdicts(texts, [f"12.{i % 97}" for i in range(2000)], "lenient")
     assert 2000 / (time.process_time() - start) > 1000
     assert not any(verdict.timed_out for verdict in verdicts) and any(verdict.correct for verdict in verdicts)
 
@@ -348,7 +348,7 @@ def math500(data) -> list[dict]:
 @pytest.mark.parametrize("answer_format", ["boxed", "lenient"])
 @pytest.mark.parametrize("grader", graders.GRADERS)
 def test_every_reference_solution_is_right(math500, answer_format, grader):
-    verdicts = grade.grade([row["solution"] for row in math500], [row["answer"] for row in math500], answer_format,
+    verdicts = grade.verdicts([row["solution"] for row in math500], [row["answer"] for row in math500], answer_format,
                            grader)
     assert len(verdicts) == 500
     assert [row["answer"] for row, verdict in zip(math500, verdicts) if not verdict.correct] == []
@@ -358,7 +358,7 @@ def test_rewritten_references_are_right_and_changed_ones_wrong(math500):
     """Every rule of the distortions, on every reference that it applies to."""
     given, answers, wanted, rules = zip(*distorted([row["answer"] for row in math500]))
     assert len(given) > 3000 and len(set(rules)) == len(SAME | OTHER)
-    verdicts = grade.grade([rf"\boxed{{{text}}}" for text in given], answers, "boxed")
+    verdicts = grade.verdicts([rf"\boxed{{{text}}}" for text in given], answers, "boxed")
     assert [(text, answer, rule) for text, answer, want, rule, verdict in zip(given, answers, wanted, rules, verdicts)
             if verdict.correct != want] == []
 
@@ -368,7 +368,7 @@ def test_shuffled_references_are_wrong_as_math_verify_says(math500):
     math_verify = pytest.importorskip("math_verify", reason="pip install 'rlvr_jax[real]'")
     references = [row["answer"] for row in math500]
     others = random.Random(0).sample(references, len(references))
-    verdicts = grade.grade([rf"\boxed{{{other}}}" for other in others], references, "boxed")
+    verdicts = grade.verdicts([rf"\boxed{{{other}}}" for other in others], references, "boxed")
     config = [math_verify.LatexExtractionConfig()]
     parsed = {text: math_verify.parse(f"${text}$", config, parsing_timeout=None) for text in references}
     direct = [math_verify.verify(parsed[answer], parsed[other], timeout_seconds=None)

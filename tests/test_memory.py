@@ -202,7 +202,7 @@ def test_a_machine_whose_devices_do_not_divide_the_completions_is_named_and_the_
     lines = memory.run(config).splitlines()
     assert "- TPU v5e-8: 12 completions do not divide into 8 devices x --num_minibatches=1" in lines
     assert lines[0].startswith("| GB on each device | T4, 16 GB | L4, 24 GB | A100, 40 GB | TPU v4-8 | one H100 | this")
-    with pytest.raises(UserError, match="= 12 completions do not divide into --num_minibatches=5"):
+    with pytest.raises(UserError, match="= 12 rows do not divide into --num_minibatches x .* = 5 x 1 equal parts"):
         memory.run(dataclasses.replace(config, num_minibatches=5))
 
 

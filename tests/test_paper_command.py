@@ -62,8 +62,8 @@ def rollouts(trained):
 def test_every_step_answers_the_one_problem_1024_times(rollouts, qwen2_folder, data):
     import pyarrow.parquet
     row = pyarrow.parquet.read_table(data / "one_shot_rlvr" / "pi1_r128.parquet").to_pylist()[0]
-    words = tokenizer.load_folder(qwen2_folder)
-    prompt = tokenizer.render_chat(words, row["prompt"])
+    words = tokenizer.load_tokenizer(qwen2_folder)
+    prompt = words.render_chat(row["prompt"])
     assert "put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>user\nThe pressure" in prompt
     assert [len(rows) for rows in rollouts] == [GROUPS * GROUP] * 2
     assert {(row["prompt"], row["answer"]) for rows in rollouts for row in rows} == {(prompt, "12.8")}
@@ -123,8 +123,8 @@ def test_the_checkpoint_comes_back_from_an_export(trained, exported, qwen2_folde
     ours, theirs = loading.load_model(str(trained)), loading.load_model(str(exported))
     assert theirs.config == ours.config == CONFIG
     assert_same_params(theirs.params, ours.params)
-    assert tokenizer.to_json(theirs.tokenizer) == tokenizer.to_json(ours.tokenizer)
-    assert tokenizer.to_json(ours.tokenizer) == tokenizer.to_json(tokenizer.load_folder(qwen2_folder))
+    assert theirs.tokenizer.to_json() == ours.tokenizer.to_json()
+    assert ours.tokenizer.to_json() == tokenizer.load_tokenizer(qwen2_folder).to_json()
     moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(ours.params),
                                                  jax.tree.leaves(huggingface.load_folder(qwen2_folder)[1]))]
     assert 0 < max(moved) < 1e-5 and min(moved) > 0  # two updates of about the learning rate, 1e-6, everywhere

@@ -109,7 +109,7 @@ def test_a_unit_in_brackets_is_a_unit(tmp_path):
     for answer, right in (("9 (apples)", "9"), ("24 (hot dogs)", "24"), ("2.5 (m)", "2.5")):
         found, = load(write(tmp_path / "p.jsonl", {"question": "q", "answer": answer}))
         for grader in ("math", "original"):
-            assert grade.grade([rf"\boxed{{{right}}}", r"\boxed{8}"], [found.answer] * 2, "boxed", grader) == [
+            assert grade.verdicts([rf"\boxed{{{right}}}", r"\boxed{8}"], [found.answer] * 2, "boxed", grader) == [
                 (True, right, False), (False, "8", False)]
 
 
@@ -131,7 +131,7 @@ def test_a_question_may_hold_unicode_line_ends(tmp_path):
     (b'{"question": "a"}', "line 1: needs one of these sets of columns: .* it has question"),
     (b'{"q": "a", "a": "1"}', "body, question and answer; problem and answer; question and answer; Body, Question and "
                               "Answer; input and target; question and final_answer; problem and solution; it has q, a"),
-    (b'{"question": "a", "answer": null}', "line 1: needs one of"), (b'["a"]', "line 1: needs one of .* it has list"),
+    (b'{"question": "a", "answer": null}', "line 1: needs one of"), (b'["a"]', "line 1: needs names .* it has list"),
     (b"7", "it has int"),
     (b'{"question": "a", "answer": "2"}\n{"question": "b", "answer": " "}', "line 2: no answer in answer"),
     (b'{"question": "a", "answer": "so ####"}', "line 1: no answer in answer"),
@@ -263,15 +263,15 @@ def test_prompt_styles(tmp_path, style, expected):
 
 
 def test_qwen_math_is_tokens_of_a_chat_and_nothing_before_them():
-    ids = tokenizer.encode(QWEN, prompts.PROMPT_STYLES["qwen_math"](QWEN, "1 < 2?"))
+    ids = QWEN.encode(prompts.PROMPT_STYLES["qwen_math"](QWEN, "1 < 2?"))
     start, end = QWEN.backend.token_to_id("<|im_start|>"), QWEN.backend.token_to_id("<|im_end|>")
     assert [i for i in ids if i in (start, end)] == [start, end, start, end, start] and ids[0] == start
-    assert tokenizer.decode(QWEN, ids) == ("system\nPlease reason step by step, and put your final answer within "
+    assert QWEN.decode(ids) == ("system\nPlease reason step by step, and put your final answer within "
                                            "\\boxed{}.\nuser\n1 < 2?\nassistant\n")
 
 
 def test_a_start_token_is_only_where_the_template_writes_one():
-    ids = tokenizer.encode(QWEN, prompts.PROMPT_STYLES["chat"](QWEN, "a"))
+    ids = QWEN.encode(prompts.PROMPT_STYLES["chat"](QWEN, "a"))
     assert ids.count(0) == 1 and ids[0] == 0
 
 

@@ -134,7 +134,7 @@ LOGITS = st.lists(st.floats(-6, 6, width=32), min_size=2, max_size=12)
 def test_draws_follow_the_distribution_and_record_it(logits, temperature, top_p):
     n = 2000
     grid = jnp.array((np.arange(n) + 0.5) / n, jnp.float32)  # evenly spread uniforms give frequencies within 1/n
-    tokens, recorded = sampler.draw(jnp.tile(jnp.array(logits, jnp.float32)[None], (n, 1)), grid, temperature, top_p)
+    tokens, recorded = sampler.draw_tokens(jnp.tile(jnp.array(logits, jnp.float32)[None], (n, 1)), grid, temperature, top_p)
     p = np.exp(np.array(logits, np.float64) / temperature - max(logits) / temperature)
     p /= p.sum()
     if top_p is not None:

@@ -154,7 +154,7 @@ def test_the_published_ranking(data):
 
 
 @pytest.mark.parametrize("content, says", [
-    ("{", "h.json: not JSON"), ("[]", "h.json: needs one object"), ("{}", "h.json: needs one object"),
+    ("{", "h.json cannot be read as JSON"), ("[]", "h.json holds a list"), ("{}", "h.json: needs index"),
     ('{"1": [0.5], "2": []}', "h.json, index 2: needs a list"), ('{"1": 0.5}', "index 1: needs a list"),
     ('{"1": ["0.5"]}', "index 1: needs"), ('{"1": [NaN]}', "index 1: needs"), ('{"1": [50]}', "from 0 to 1"),
     ('{"1": [true]}', "index 1: needs"), ('{"1": [0.5, null]}', "index 1: needs")])

@@ -33,7 +33,7 @@ TINY = tiny_tokenizer()
 
 def folder(tmp_path, **files) -> Path:
     """The tiny tokenizer's folder with the given JSON files replaced (None: removed)."""
-    T.save_folder(TINY, tmp_path)
+    T.save_tokenizer(TINY, tmp_path)
     for name, content in files.items():
         if content is None:
             (tmp_path / f"{name}.json").unlink()
@@ -45,31 +45,31 @@ def folder(tmp_path, **files) -> Path:
 @given(st.text())
 @settings(deadline=None)
 def test_decoding_inverts_encoding(text):
-    assert T.decode(TINY, T.encode(TINY, text)) == text
+    assert TINY.decode(TINY.encode(text)) == text
 
 
 def test_special_tokens_are_recognised_in_text_but_never_added():
-    assert T.encode(TINY, "ab") == [TINY.backend.token_to_id("ab")]
-    assert T.encode(TINY, "<s>ab</s>") == [1, TINY.backend.token_to_id("ab"), 2]
-    assert T.decode(TINY, T.encode(TINY, "<s>ab</s><pad>")) == "ab"
+    assert TINY.encode("ab") == [TINY.backend.token_to_id("ab")]
+    assert TINY.encode("<s>ab</s>") == [1, TINY.backend.token_to_id("ab"), 2]
+    assert TINY.decode(TINY.encode("<s>ab</s><pad>")) == "ab"
 
 
 def test_decoding_skips_ids_of_spare_embeddings():
-    assert T.decode(TINY, [*T.encode(TINY, "ab"), 99_999]) == "ab"
+    assert TINY.decode([*TINY.encode("ab"), 99_999]) == "ab"
 
 
 def test_json_round_trip_survives_serialisation():
     tokenizer = tiny_tokenizer("{{ bos_token }}")
-    again = T.from_json(json.loads(json.dumps(T.to_json(tokenizer))))
-    assert T.to_json(again) == T.to_json(tokenizer)
-    assert T.encode(again, "<s> abé") == T.encode(tokenizer, "<s> abé") and again.eos_ids == (2,)
+    again = T.Tokenizer.from_json(json.loads(json.dumps(tokenizer.to_json())))
+    assert again.to_json() == tokenizer.to_json()
+    assert again.encode("<s> abé") == tokenizer.encode("<s> abé") and again.eos_ids == (2,)
 
 
 @pytest.mark.parametrize("template", [None, "{{ bos_token }}é\n"])
 def test_folder_round_trip(tmp_path, template):
-    T.save_folder(tiny_tokenizer("an older template"), tmp_path)
-    T.save_folder(tiny_tokenizer(template), tmp_path)
-    assert T.to_json(T.load_folder(tmp_path)) == T.to_json(tiny_tokenizer(template))
+    T.save_tokenizer(tiny_tokenizer("an older template"), tmp_path)
+    T.save_tokenizer(tiny_tokenizer(template), tmp_path)
+    assert T.load_tokenizer(tmp_path).to_json() == tiny_tokenizer(template).to_json()
 
 
 @pytest.mark.parametrize("generation, config, own, expected", [
@@ -81,14 +81,14 @@ def test_folder_round_trip(tmp_path, template):
 ])
 def test_a_completion_ends_at_any_declared_end_token(tmp_path, generation, config, own, expected):
     dir = folder(tmp_path, generation_config=generation, config=config, tokenizer_config={"eos_token": own})
-    assert T.load_folder(dir).eos_ids == expected
+    assert T.load_tokenizer(dir).eos_ids == expected
 
 
 @pytest.mark.parametrize("settings, generation, expected", [
     ({"pad_token": "<pad>"}, {"pad_token_id": 1}, 0), ({}, {"pad_token_id": 1}, 1), ({}, {}, 2)])
 def test_pad_id(tmp_path, settings, generation, expected):
     dir = folder(tmp_path, tokenizer_config=settings | {"eos_token": "</s>"}, generation_config=generation)
-    assert T.load_folder(dir).pad_id == expected
+    assert T.load_tokenizer(dir).pad_id == expected
 
 
 def test_truncation_and_padding_of_the_file_are_ignored(tmp_path):
@@ -97,15 +97,15 @@ def test_truncation_and_padding_of_the_file_are_ignored(tmp_path):
     backend.enable_truncation(3)
     backend.enable_padding(length=9)
     backend.save(str(dir / "tokenizer.json"))
-    assert len(T.encode(T.load_folder(dir), "x" * 5)) == 5
+    assert len(T.load_tokenizer(dir).encode("x" * 5)) == 5
 
 
 def test_chat_template_of_the_folder(tmp_path):
     named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
     dir = folder(tmp_path, tokenizer_config={"eos_token": "</s>", "chat_template": named})
-    assert T.load_folder(dir).chat_template == "d"
+    assert T.load_tokenizer(dir).chat_template == "d"
     (dir / "chat_template.jinja").write_text("file")
-    assert T.load_folder(dir).chat_template == "file"
+    assert T.load_tokenizer(dir).chat_template == "file"
 
 
 @pytest.mark.parametrize("files, message", [
@@ -116,14 +116,14 @@ def test_chat_template_of_the_folder(tmp_path):
 ])
 def test_folder_refusals(tmp_path, files, message):
     with pytest.raises(UserError, match=message) as error:
-        T.load_folder(folder(tmp_path, **files))
+        T.load_tokenizer(folder(tmp_path, **files))
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_half_written_json_file_is_named(tmp_path):
     (folder(tmp_path) / "tokenizer_config.json").write_text('{"eos_token": ')
     with pytest.raises(UserError, match="tokenizer_config.json cannot be read as JSON"):
-        T.load_folder(tmp_path)
+        T.load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("template, expected", [
@@ -135,7 +135,7 @@ def test_a_half_written_json_file_is_named(tmp_path):
     ("{{ strftime_now('%Y') }}", str(datetime.datetime.now().year)),
 ])
 def test_chat_templates_render_as_in_transformers(template, expected):
-    assert T.render_chat(tiny_tokenizer(template), MESSAGES) == expected
+    assert tiny_tokenizer(template).render_chat(MESSAGES) == expected
 
 
 @pytest.mark.parametrize("template, message", [
@@ -147,7 +147,7 @@ def test_chat_templates_render_as_in_transformers(template, expected):
 ])
 def test_chat_refusals(template, message):
     with pytest.raises(UserError, match=message):
-        T.render_chat(tiny_tokenizer(template), MESSAGES)
+        tiny_tokenizer(template).render_chat(MESSAGES)
 
 
 # ----- Qwen2.5-Math
@@ -157,7 +157,7 @@ def test_chat_refusals(template, message):
 def qwen2(tmp_path_factory) -> T.Tokenizer:
     dir = tmp_path_factory.mktemp("qwen2")
     write_qwen2_tokenizer(dir, LINES)
-    return T.load_folder(dir)
+    return T.load_tokenizer(dir)
 
 
 SYSTEM = "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
@@ -173,19 +173,19 @@ SYSTEM = "<|im_start|>system\nPlease reason step by step, and put your final ans
 ])
 def test_qwen2_math_chat(turns, expected, qwen2):
     messages = [dict(zip(("role", "content"), turn.split(":"))) for turn in turns]
-    assert T.render_chat(qwen2, messages) == expected
+    assert qwen2.render_chat(messages) == expected
 
 
 def test_qwen2_layout(qwen2):
-    ids = T.encode(qwen2, "<|im_start|>user\n12 caf\u0065\u0301<|im_end|><tool_call>")
+    ids = qwen2.encode("<|im_start|>user\n12 caf\u0065\u0301<|im_end|><tool_call>")
     tokens = [qwen2.backend.id_to_token(i) for i in ids]
     assert (tokens[0], tokens[-2:]) == ("<|im_start|>", ["<|im_end|>", "<tool_call>"])
     assert {"1", "2"} < set(tokens)  # every digit on its own
-    assert T.decode(qwen2, ids) == "user\n12 caf\u00e9<tool_call>"  # composed (NFC); special tokens left out, text not
+    assert qwen2.decode(ids) == "user\n12 caf\u00e9<tool_call>"  # composed (NFC); special tokens left out, text not
     end, turn_end = map(qwen2.backend.token_to_id, ("<|endoftext|>", "<|im_end|>"))
     assert (qwen2.pad_id, qwen2.eos_ids) == (end, (end, turn_end))
 
 
 def test_qwen2_folder_round_trip(qwen2, tmp_path):
-    T.save_folder(qwen2, tmp_path)
-    assert T.to_json(T.load_folder(tmp_path)) == T.to_json(qwen2)
+    T.save_tokenizer(qwen2, tmp_path)
+    assert T.load_tokenizer(tmp_path).to_json() == qwen2.to_json()

@@ -12,13 +12,14 @@ import numpy as np
 from rlvr_jax import parallel, sampler
 from rlvr_jax.config import EvaluateConfig
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.evaluation import estimators
+from rlvr_jax.evaluation.estimators import shown, summarise
 from rlvr_jax.evaluation.measure import measure, style_shares
 from rlvr_jax.model import Prompts
 from rlvr_jax.pretrained import loading
 from rlvr_jax.runs import files
 from rlvr_jax.runs.flags import changed_flags, claim, flag_lines
 from rlvr_jax.runs.log import JsonLines, progress
+from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks.problems import Problem
 from rlvr_jax.tasks.prompts import encode_prompts, load_problems, resolve_format
 
@@ -56,9 +57,9 @@ def evaluate(config: EvaluateConfig) -> dict:
     config = dataclasses.replace(config, model=loading.pinned(config.model))
     loaded = loading.load_model(config.model, config.dtype, config.dtype)
     benchmarks = load_benchmarks(config, loaded)
-    draw = sampler.make_sampler(loaded.config, eos_ids=loaded.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
-                                num_slots=config.num_slots, use_top_p=config.top_p < 1)
-    params, found, start = parallel.replicate(loaded.params), {}, 0
+    sample = sampler.make_sampler(loaded.config, eos_ids=loaded.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
+                                  num_slots=config.num_slots, use_top_p=config.top_p < 1)
+    params, summaries, start = parallel.replicate(loaded.params), {}, 0
     total = sum(len(b.problems) * b.num_samples for b in benchmarks)
     with (open_log(config, benchmarks) as log,
           progress(total, len(log.rows), "evaluate", unit="completion") as bar):
@@ -71,18 +72,18 @@ def evaluate(config: EvaluateConfig) -> dict:
             end = start + len(b.problems) * b.num_samples
             try:
                 measure(
-                    draw, params, loaded.tokenizer, b.problems, b.prompts, temperature=b.temperature,
+                    sample, params, loaded.tokenizer, b.problems, b.prompts, temperature=b.temperature,
                     num_samples=b.num_samples, answer_format=b.answer_format, grader=config.grader, seed=config.seed,
                     step=0, top_p=config.top_p, rows_per_call=config.rows_per_call,
                     done=min(max(len(log.rows) - start, 0), end - start), each=functools.partial(keep, b.name))
             except KeyboardInterrupt:
                 raise Interrupted(f"interrupted with {len(log.rows)} of {total} completions in {log.path}; the same "
                                   "command continues", 130) from None
-            found[b.name], start = benchmark_summary(b, log.rows[start:end]), end
-    summary = next(iter(found.values())) if len(found) == 1 else {
-        "benchmarks": found, "mean": float(np.mean([one["accuracy"] for one in found.values()]))}
+            summaries[b.name], start = benchmark_summary(b, log.rows[start:end]), end
+    summary = next(iter(summaries.values())) if len(summaries) == 1 else {
+        "benchmarks": summaries, "mean": float(np.mean([one["accuracy"] for one in summaries.values()]))}
     summary = summary | {"flags": dataclasses.asdict(config)}
-    files.write_whole(log.path.with_name("table.md"), table(config, found))
+    files.write_whole(log.path.with_name("table.md"), table(config, summaries))
     files.write_json(log.path.with_name("summary.json"), summary)
     return summary
 
@@ -145,37 +146,30 @@ def check_rows(log: JsonLines, benchmarks: list[Benchmark]) -> None:
 
 def benchmark_summary(b: Benchmark, rows: list[dict]) -> dict:
     """What summary.json says of one benchmark. Rows that `scripts.grade` graded again say so."""
-    summary = estimators.summarise(rows, b.num_samples) | {
+    summary = summarise(rows, b.num_samples) | {
         "temperature": b.temperature, "graded_by": ", ".join(dict.fromkeys(row["graded_by"] for row in rows))}
     styles = style_shares(rows, b.problems)
     return summary | ({"styles": styles} if styles else {})
 
 
-def table(config: EvaluateConfig, found: dict[str, dict]) -> str:
+def table(config: EvaluateConfig, summaries: dict[str, dict]) -> str:
     """Markdown: one row a benchmark, then all k of those sampled more than once, and styles of synthetic families."""
     header = ["benchmark", "problems", "measure", "accuracy", "pass@k", "maj@k", "truncated", "timed out", "graded by"]
-    lines, notes = [f"{config.model}, 95 % intervals in brackets", "", row_of(header), "|---" * len(header) + "|"], []
-    for name, one in found.items():
+    rows, notes = [], []
+    for name, one in summaries.items():
         last, many = str(one["num_samples"]), one["num_samples"] > 1
         how = "greedy" if one["temperature"] == 0 else f"T={one['temperature']:g}"
-        curves = [f"{curve[:-1]}{last} {share(one[curve][last], one['intervals'][curve][last])}" if many else "-"
+        curves = [f"{curve[:-1]}{last} {shown(one[curve][last], one['intervals'][curve][last])}" if many else "-"
                   for curve in ("pass@k", "maj@k")]
-        lines.append(row_of([name, one["n"], f"{'avg' if many else 'pass'}@{last}, {how}",
-                             share(one["accuracy"], one["interval"]), *curves, f"{one['truncated']:.1%}",
-                             one["timed_out"], one["graded_by"]]))
+        rows.append([name, one["n"], f"{'avg' if many else 'pass'}@{last}, {how}",
+                     shown(one["accuracy"], one["interval"]), *curves, f"{one['truncated']:.1%}",
+                     one["timed_out"], one["graded_by"]])
         notes += [f"- {name}: " + ", ".join(f"{curve[:-1]}{k} {value:.3f}" for k, value in one[curve].items())
                   for curve in ("pass@k", "maj@k") if many]
         notes += [f"- {name}, {style}: {part:.1%} of completions" + ("" if right is None else f", {right:.3f} correct")
                   for style, (part, right) in one.get("styles", {}).items()]
-    if len(found) > 1:
-        mean = np.mean([one["accuracy"] for one in found.values()])
-        lines.append(row_of(["mean", "", "", f"{mean:.3f}", *[""] * 5]))
-    return "\n".join(lines + ([""] + notes if notes else [])) + "\n"
-
-
-def row_of(cells: list) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def share(value: float, interval) -> str:
-    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+    if len(summaries) > 1:
+        mean = np.mean([one["accuracy"] for one in summaries.values()])
+        rows.append(["mean", "", "", f"{mean:.3f}", *[""] * 5])
+    return "\n".join([f"{config.model}, 95 % intervals in brackets", "", markdown_table(header, rows),
+                      *([""] + notes if notes else [])]) + "\n"

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from typing import Optional
 
 import numpy as np
 import scipy.special
@@ -101,3 +102,9 @@ def difference(before: float, after: float, n: int) -> tuple[float, float]:
     (low, high), (lower, upper) = wilson(before, n), wilson(after, n)
     return (after - before - math.hypot(after - lower, high - before),
             after - before + math.hypot(upper - after, before - low))
+
+
+def shown(value: Optional[float], interval: Optional[tuple[float, float]] = None, sign: str = "") -> str:
+    """"0.895 [0.748, 1.042]"; a dash where there is no value."""
+    ends = f" [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]" if interval else ""
+    return "-" if value is None else f"{value:{sign}.3f}{ends}"

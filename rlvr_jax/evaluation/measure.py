@@ -9,7 +9,7 @@ from rlvr_jax.config import TrainConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import grade
 from rlvr_jax.model import Prompts
-from rlvr_jax.pretrained import loading, tokenizer
+from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.pool import choose_example
@@ -17,13 +17,13 @@ from rlvr_jax.tasks.problems import Problem
 from rlvr_jax.tasks.prompts import encode_prompts, load_problems, resolve_format
 
 
-def measure(draw: Callable, params, words: Tokenizer, problems: list[Problem], prompts: Prompts, *, temperature: float,
-            num_samples: int, answer_format: str, seed: int, step: int, grader: str = "math", top_p: float = 1.0,
-            rows_per_call: int = 512, stream: int = sampler.EVAL, done: int = 0,
+def measure(sample: Callable, params, tokenizer: Tokenizer, problems: list[Problem], prompts: Prompts, *,
+            temperature: float, num_samples: int, answer_format: str, seed: int, step: int, grader: str = "math",
+            top_p: float = 1.0, rows_per_call: int = 512, stream: int = sampler.EVAL, done: int = 0,
             each: Optional[Callable] = None) -> list[dict]:
     """Samples `num_samples` completions of every problem and grades them.
 
-    `draw` comes from `sampler.make_sampler`. Row i*num_samples+j is sample j of problem i: `{"problem", "sample",
+    `sample` comes from `sampler.make_sampler`. Row i*num_samples+j is sample j of problem i: `{"problem", "sample",
     "prompt", "answer", "completion", "extracted", "correct", "timed_out", "graded_by", "truncated", "num_tokens"}`.
     The first `done` rows are there already and are left out. Every call samples the same rows with or without them,
     so that what is left comes out bit for bit as it would have. `each(rows)` is handed the rows of a call.
@@ -36,10 +36,10 @@ def measure(draw: Callable, params, words: Tokenizer, problems: list[Problem], p
             continue
         numbers = np.minimum(np.arange(start, start + size), total - 1)  # the last call keeps the shape of the others
         owners = numbers // num_samples
-        rollouts = draw(params, narrowed(prompts, owners), owners, seed, step, temperature, top_p, stream=stream,
-                        first_row=start, repeats=num_samples)
-        texts = tokenizer.texts_of(words, rollouts)[: end - start]
-        verdicts = grade.grade(texts, [problems[i].answer for i in owners[: end - start]], answer_format, grader)
+        rollouts = sample(params, narrowed(prompts, owners), owners, seed, step, temperature, top_p, stream=stream,
+                          first_row=start, repeats=num_samples)
+        texts = tokenizer.decode_rollouts(rollouts)[: end - start]
+        verdicts = grade.verdicts(texts, [problems[i].answer for i in owners[: end - start]], answer_format, grader)
         made = [{"problem": int(i), "sample": int(j), "prompt": problems[i].prompt, "answer": problems[i].answer,
                  "completion": text, "extracted": verdict.extracted, "correct": verdict.correct,
                  "timed_out": verdict.timed_out, "graded_by": graded_by, "truncated": not ended,
@@ -62,7 +62,7 @@ def narrowed(prompts: Prompts, owners: np.ndarray) -> Prompts:
     return prompts.replace(tokens=prompts.tokens[:, :width])
 
 
-def heldout(draw: Callable, params, words: Tokenizer, problems: list[Problem], prompts: Prompts, *, seed: int,
+def heldout(sample: Callable, params, tokenizer: Tokenizer, problems: list[Problem], prompts: Prompts, *, seed: int,
             step: int, answer_format: str, keep: Optional[Callable] = None) -> dict:
     """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and styles on synthetic families.
 
@@ -70,20 +70,20 @@ def heldout(draw: Callable, params, words: Tokenizer, problems: list[Problem], p
 
     `keep(step, rows)` is handed the greedy completions, as `measure` returns them.
     """
-    found = {"eval/n": len(problems), "eval/graded_by": grade.describe(answer_format, "math")}
+    metrics = {"eval/n": len(problems), "eval/graded_by": grade.describe(answer_format, "math")}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        rows = measure(draw, params, words, problems, prompts, temperature=temperature, num_samples=1,
+        rows = measure(sample, params, tokenizer, problems, prompts, temperature=temperature, num_samples=1,
                        answer_format=answer_format, seed=seed, step=step)
         if keep and name == "greedy":
             keep(step, rows)
-        found[f"eval/{name}"] = float(np.mean([row["correct"] for row in rows]))
+        metrics[f"eval/{name}"] = float(np.mean([row["correct"] for row in rows]))
         for style, (share, accuracy) in style_shares(rows, problems).items():
-            found |= {f"eval/{name}_{style}_share": share, f"eval/{name}_{style}_accuracy": accuracy}
+            metrics |= {f"eval/{name}_{style}_share": share, f"eval/{name}_{style}_accuracy": accuracy}
         tasks = [problems[row["problem"]].meta.get("task") for row in rows]
         for task in dict.fromkeys(tasks) if len(set(tasks)) > 1 else ():
             mine = [row["correct"] for row, own in zip(rows, tasks) if own == task]
-            found[f"eval/{name}_{task}"] = float(np.mean(mine))
-    return found
+            metrics[f"eval/{name}_{task}"] = float(np.mean(mine))
+    return metrics
 
 
 def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[float, Optional[float]]]:
@@ -97,12 +97,12 @@ def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[f
             for style, own in mine.items()}
 
 
-def example_place(config: TrainConfig, start: loading.LanguageModel, draw: Callable, pool: list, prompts) -> tuple:
+def example_place(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, pool: list, prompts) -> tuple:
     """(place, facts): the place in the pool of the problem that example=auto chooses, by 64 completions of each, and
     what is kept of the choice: the problem, and its pass rate."""
     advice.warn(advice.on_answers(config, pool))
     rows = measure(
-        draw, parallel.replicate(start.params), start.tokenizer, pool, prompts, temperature=config.temperature,
+        sample, parallel.replicate(loaded.params), loaded.tokenizer, pool, prompts, temperature=config.temperature,
         num_samples=64, answer_format=resolve_format(config.answer_format, config.source), grader=config.grader,
         seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048)
     place = choose_example(rows, pool, config.example_pass_rate)
@@ -111,7 +111,7 @@ def example_place(config: TrainConfig, start: loading.LanguageModel, draw: Calla
                    "num_samples": len(right)}
 
 
-def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callable, trained: list,
+def make_heldout(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, trained: list,
                  keep: Optional[Callable] = None) -> Callable:
     """`heldout(params, step)`: greedy and T=1 accuracy on problems that are not trained on, as eval/* metrics.
 
@@ -121,13 +121,13 @@ def make_heldout(config: TrainConfig, start: loading.LanguageModel, draw: Callab
     source = config.heldout or (config.source if config.source in families.FAMILIES else "none")
     if source == "none":
         return lambda params, step: {}
-    found = load_problems(source, start.tokenizer, count=config.eval_size, split=config.heldout_split,
+    unseen = load_problems(source, loaded.tokenizer, count=config.eval_size, split=config.heldout_split,
                           num_ops=config.num_ops, prompt_style=config.prompt_style, instruction=config.instruction,
                           ignore_columns=config.ignore_columns)
-    found = [problem for problem in found if problem.prompt not in {p.prompt for p in trained}]
-    if not found:
+    unseen = [problem for problem in unseen if problem.prompt not in {p.prompt for p in trained}]
+    if not unseen:
         raise UserError(f"--heldout={source} leaves no problem that is not trained on; name another file, or none")
-    prompts = encode_prompts(start.tokenizer, found, start.config, config.max_new_tokens, config.max_prompt_tokens)
+    prompts = encode_prompts(loaded.tokenizer, unseen, loaded.config, config.max_new_tokens, config.max_prompt_tokens)
     return lambda params, step: heldout(
-        draw, params, start.tokenizer, found, prompts, seed=config.seed, step=step,
+        sample, params, loaded.tokenizer, unseen, prompts, seed=config.seed, step=step,
         answer_format=resolve_format(config.answer_format, source, "lenient"), keep=keep)

@@ -28,7 +28,7 @@ def regrade(config: GradeConfig) -> dict:
     with progress(len(rows), what="grade", unit="answer") as bar:
         for first in range(0, len(rows), ROWS_PER_CALL):
             part = rows[first : first + ROWS_PER_CALL]
-            verdicts += grade.grade([row["completion"] for row in part], [str(row["answer"]) for row in part],
+            verdicts += grade.verdicts([row["completion"] for row in part], [str(row["answer"]) for row in part],
                                     config.answer_format, config.grader)
             bar.update(len(part))
     seconds = time.perf_counter() - start
@@ -46,9 +46,8 @@ def read_completions(path: str) -> list[dict]:
     if not path or not file.is_file():
         raise UserError(f"--completions={path}: no such file; it takes a JSONL file of rows with completion and answer")
     for number, row in read_lines(file):
-        if not isinstance(row, dict) or not isinstance(row.get("completion"), str) or row.get("answer") is None:
-            found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"{path}, line {number}: needs a completion (text) and an answer; it has {found}")
+        if not isinstance(row.get("completion"), str) or row.get("answer") is None:
+            raise UserError(f"{path}, line {number}: needs a completion (text) and an answer; it has {', '.join(row)}")
         rows.append(row)
     if not rows:
         raise UserError(f"{path} holds no completions")

@@ -21,10 +21,10 @@ def last_boxed(text: str) -> Optional[str]:
 
 def last_number(text: str) -> Optional[str]:
     """The last number in the text, thousands separators removed."""
-    found = None
-    for found in _NUMBER.finditer(text):
+    match = None
+    for match in _NUMBER.finditer(text):
         pass
-    return found.group().replace(",", "") if found else None
+    return match.group().replace(",", "") if match else None
 
 
 def last_tag(text: str) -> Optional[str]:

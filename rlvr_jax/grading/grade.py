@@ -29,7 +29,7 @@ class Verdict(NamedTuple):
     timed_out: bool
 
 
-def grade(texts: Sequence[str], answers: Sequence[str], answer_format: str, grader: str = "math") -> list[Verdict]:
+def verdicts(texts: Sequence[str], answers: Sequence[str], answer_format: str, grader: str = "math") -> list[Verdict]:
     r"""Verdicts on completions, by rows of EXTRACTORS and GRADERS; `answers` are the references.
 
     The original grader looks into the last \boxed{} whatever `answer_format` says. The synthetic task's answers are
@@ -72,7 +72,7 @@ def _asked(question: Question) -> Reply:
 
 def correct(text: str, answer: str, answer_format: str, grader: str = "math") -> bool:
     """Whether the answer in one completion is right."""
-    return grade([text], [answer], answer_format, grader)[0].correct
+    return verdicts([text], [answer], answer_format, grader)[0].correct
 
 
 def describe(answer_format: str, grader: str) -> str:

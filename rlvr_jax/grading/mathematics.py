@@ -185,15 +185,15 @@ def _algebra(a: str, b: str, leaf: Leaf) -> bool:
 def _elements(given: list[str], answers: list[str], alike: Leaf, unordered: bool) -> bool:
     """Whether the elements are the same, in order or in any."""
     names = [{named(element)[0] for element in elements} for elements in (given, answers)]
-    by_place = {""} in names and any(len(found) > 1 for found in names)  # x=1,y=2 is 1,2 but not 2,1
+    by_place = {""} in names and any(len(parts) > 1 for parts in names)  # x=1,y=2 is 1,2 but not 2,1
     if not unordered or by_place or len(given) > MAX_ELEMENTS:
         return all(map(alike, given, answers))
     left = list(answers)
     for element in given:
-        found = next((i for i, answer in enumerate(left) if alike(element, answer)), None)
-        if found is None:
+        match = next((i for i, answer in enumerate(left) if alike(element, answer)), None)
+        if match is None:
             return False
-        del left[found]
+        del left[match]
     return True
 
 
@@ -209,9 +209,9 @@ def equal(given: str, answer: str) -> bool:
     config = [math_verify.LatexExtractionConfig(normalization_config=NormalizationConfig(
         units=False, malformed_operators=True, nits=True, boxed="none"))]
     exact = (re.sub(r"\d*\.\d+|\d+\.(?!\d)", _fraction, text) for text in (answer, given))
-    gold, found = (math_verify.parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
+    gold, given = (math_verify.parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
                    for text in exact)
-    return math_verify.verify(gold, found, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
+    return math_verify.verify(gold, given, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
 
 
 def _fraction(match: re.Match) -> str:

@@ -15,15 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from rlvr_jax.errors import UserError
 from rlvr_jax.model import ModelConfig, Params
 from rlvr_jax.ops import RopeScaling, rope_frequencies
-from rlvr_jax.pretrained.huggingface import (
-    ARCHITECTURES,
-    GGUF,
-    check_tokenizer,
-    empty_params,
-    refuse_missing,
-    take,
-    tensor_views,
-)
+from rlvr_jax.pretrained import huggingface
 from rlvr_jax.pretrained.tokenizer import ROLES, Tokenizer
 
 ROPE_FACTORS = "rope_freqs.weight"  # a constant, not a weight: what Llama 3.1 and later divide each frequency by
@@ -42,7 +34,7 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
     """Reads a llama, qwen2 or qwen3 GGUF, of any quantisation `gguf` can undo, and the tokenizer inside it.
 
     Returns numpy parameters of `dtype` in the layout of `model.init_params`. Raises UserError if the gguf package or
-    the file is missing, and for what `weights.load_folder` and `read_tokenizer` refuse.
+    the file is missing, and for what `huggingface.load_folder` and `read_tokenizer` refuse.
     """
     try:
         import gguf
@@ -53,8 +45,8 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
     except (OSError, ValueError, IndexError) as error:
         raise UserError(f"{path} is not a complete GGUF file ({error}): copy it again") from error
     config = read_config(reader, path)
-    params = empty_params(config, dtype)
-    unread = tensor_views(params, GGUF)
+    params = huggingface.empty_params(config, dtype)
+    unread = huggingface.tensor_views(params, huggingface.GGUF)
     # llama.cpp rotates neighbouring rows where this model rotates half a head apart, so its llama files interleave the
     # halves of each query and key head. Qwen files keep the original order.
     qwen = config.qkv_bias or config.qk_norm
@@ -62,7 +54,7 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
     for tensor in reader.tensors:
         if tensor.name == ROPE_FACTORS and config.rope_scaling is not None:
             continue
-        view = take(unread, path, tensor.name, tensor.shape[::-1].tolist())
+        view = huggingface.take(unread, path, tensor.name, tensor.shape[::-1].tolist())
         try:
             array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(view.shape)
         except NotImplementedError as error:
@@ -72,9 +64,9 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
         if heads is not None:
             array = array.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(view.shape)
         view[...] = array
-    refuse_missing(unread, path)
+    huggingface.refuse_missing(unread, path)
     tokenizer = read_tokenizer(reader)
-    check_tokenizer(config, tokenizer)
+    huggingface.check_tokenizer(config, tokenizer)
     return config, params, tokenizer
 
 
@@ -82,7 +74,7 @@ def read_config(reader, path) -> ModelConfig:
     """Reads the metadata of a `gguf.GGUFReader`; UserError for an architecture or rotary embedding `model.py` lacks."""
     field = reader.fields.get("general.architecture")
     family = None if field is None else field.contents()
-    if family not in ARCHITECTURES:
+    if family not in huggingface.ARCHITECTURES:
         raise UserError(f"{path}: architecture {family!r} is not supported: use a llama, qwen2 or qwen3 GGUF")
 
     def metadata(key, default=None):

@@ -19,7 +19,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.model import ModelConfig, Params, init_params
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.runs.files import read_json
+from rlvr_jax.runs.files import read_json, write_json
 
 # here -> (Hugging Face, GGUF); {} is the layer
 NAMES = {
@@ -148,8 +148,8 @@ def config_from_hugging_face(d: dict, path) -> ModelConfig:
         refuse("a sliding attention window, or another layer type than full_attention,")
     for key, value in (ONLY | {"attention_bias": family == "qwen2"}).items():
         for settings in (left, rope):
-            if (found := settings.pop(key, None)) not in (None, value):
-                refuse(f"{key} {found!r}")
+            if (given := settings.pop(key, None)) not in (None, value):
+                refuse(f"{key} {given!r}")
     for key in sorted(left.keys() - HARMLESS) + sorted(rope.keys() - {"type"}):
         refuse(f"the unknown setting {key!r}")
     return config
@@ -277,8 +277,7 @@ def save_folder(config: ModelConfig, params: Params, dir, dtype: str = "float32"
         raise UserError(f"a Hugging Face folder cannot hold {', '.join(foreign)}: of adapters only lora has a place "
                         "in it, a vector has none; evaluate and sample from the run directory itself")
     dir.mkdir(parents=True, exist_ok=True)
-    d = config_to_hugging_face(config, dtype)
-    (dir / "config.json").write_text(json.dumps(d, indent=2) + "\n", encoding="utf-8")
+    write_json(dir / "config.json", config_to_hugging_face(config, dtype))
     views = tensor_views(jax.tree.map(np.asarray, params), HUGGING_FACE)
     sizes = {name: view.size * jnp.dtype(dtype).itemsize for name, view in views.items()}
     shards, room = [], 0
@@ -296,7 +295,7 @@ def save_folder(config: ModelConfig, params: Params, dir, dtype: str = "float32"
              "weight_map": {name: file for file, names in zip(files, shards) for name in names}}
     if len(shards) > 1:
         files.append("model.safetensors.index.json")
-        (dir / files[-1]).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(dir / files[-1], index)
     for path in dir.glob("model*.safetensors*"):  # of an earlier save in other shards; readers would prefer some of it
         if path.name not in files:
             path.unlink()

@@ -5,8 +5,8 @@ import pathlib
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.model import ModelConfig, Params
-from rlvr_jax.pretrained import gguf_file, huggingface, tokenizer
-from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.pretrained import gguf_file, huggingface
+from rlvr_jax.pretrained.tokenizer import Tokenizer, load_tokenizer
 from rlvr_jax.runs import checkpoint
 
 
@@ -33,19 +33,19 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
     path = pathlib.Path(directory)
     if name == "smollm2" or (path.suffix == ".gguf" and path.is_file()):
         path = gguf_file.smollm2_path() if name == "smollm2" else path
-        config, params, words = gguf_file.load(path, params_dtype)
+        config, params, tokenizer = gguf_file.load(path, params_dtype)
     elif (path / "config.json").is_file():
         config, params = huggingface.load_folder(path, params_dtype)
-        words = tokenizer.load_folder(path)
+        tokenizer = load_tokenizer(path)
     elif path.is_dir():
         if not step.isdigit() and step not in ("", "best"):
             raise UserError(f"--model={name}: what follows @ is the step of a checkpoint, a number, or best")
         config, params, meta = checkpoint.restore_model(directory, step)
-        words = tokenizer.from_json(meta["tokenizer"])
+        tokenizer = Tokenizer.from_json(meta["tokenizer"])
     else:
         raise UserError(f"--model={name}: no such directory or .gguf file")
-    huggingface.check_tokenizer(config, words)
-    return LanguageModel(dataclasses.replace(config, dtype=dtype), params, words)
+    huggingface.check_tokenizer(config, tokenizer)
+    return LanguageModel(dataclasses.replace(config, dtype=dtype), params, tokenizer)
 
 
 def pinned(name: str) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.runs.files import read_json
+from rlvr_jax.runs.files import read_json, write_json
 from rlvr_jax.sampler import Rollouts
 
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -35,31 +35,44 @@ class Tokenizer:
     chat_template: Optional[str]  # jinja2 source
     special: dict  # role -> text, e.g. {"eos_token": "<|im_end|>"}; the names a chat template may use
 
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`. Special tokens written in it are recognised; none is added, not even a start token."""
+        return self.backend.encode(text, add_special_tokens=False).ids
 
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of `text`. Special tokens written in it are recognised; none is added, not even a start token."""
-    return tokenizer.backend.encode(text, add_special_tokens=False).ids
+    def decode(self, ids) -> str:
+        """Text of integer ids; special tokens, and ids that only the embedding knows, are skipped."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def decode_rollouts(self, rollouts: Rollouts) -> list[str]:
+        """Texts of completions, special tokens left out."""
+        lengths = np.sum(rollouts.completion_mask, -1)
+        return self.backend.decode_batch([row[:n].tolist() for row, n in zip(rollouts.completions, lengths)],
+                                         skip_special_tokens=True)
 
-def decode(tokenizer: Tokenizer, ids) -> str:
-    """Text of integer ids; special tokens, and ids that only the embedding knows, are skipped."""
-    return tokenizer.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+    def render_chat(self, messages: list[dict], add_generation_prompt: bool = True) -> str:
+        """Writes `[{"role": ..., "content": ...}, ...]` out with the model's template, as transformers renders it.
 
+        Raises UserError if there is no template, or if the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise UserError("the tokenizer has no chat template: use a plain prompt, or put the model's "
+                            "chat_template.jinja in its folder")
+        try:
+            return compile_template(self.chat_template).render(
+                messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None,
+                **self.special)
+        except jinja2.TemplateError as error:
+            raise UserError(f"the model's chat template refuses these messages: {error}; use a plain prompt"
+                            ) from error
 
-def render_chat(tokenizer: Tokenizer, messages: list[dict], add_generation_prompt: bool = True) -> str:
-    """Writes `[{"role": ..., "content": ...}, ...]` out with the model's template, as transformers renders it.
+    def to_json(self) -> dict:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return fields | {"backend": json.loads(self.backend.to_str()), "eos_ids": list(self.eos_ids)}
 
-    Raises UserError if there is no template, or if the template refuses the messages.
-    """
-    if tokenizer.chat_template is None:
-        raise UserError("the tokenizer has no chat template: use a plain prompt, or put the model's "
-                        "chat_template.jinja in its folder")
-    try:
-        return compile_template(tokenizer.chat_template).render(
-            messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None,
-            **tokenizer.special)
-    except jinja2.TemplateError as error:
-        raise UserError(f"the model's chat template refuses these messages: {error}; use a plain prompt") from error
+    @classmethod
+    def from_json(cls, fields: dict) -> "Tokenizer":
+        backend = tokenizers.Tokenizer.from_str(json.dumps(fields["backend"]))
+        return cls(**fields | {"backend": backend, "eos_ids": tuple(fields["eos_ids"])})
 
 
 @functools.lru_cache
@@ -79,17 +92,7 @@ def compile_template(source: str) -> jinja2.Template:
     return environment.from_string(source)
 
 
-def to_json(tokenizer: Tokenizer) -> dict:
-    fields = {f.name: getattr(tokenizer, f.name) for f in dataclasses.fields(tokenizer)}
-    return fields | {"backend": json.loads(tokenizer.backend.to_str()), "eos_ids": list(tokenizer.eos_ids)}
-
-
-def from_json(d: dict) -> Tokenizer:
-    backend = tokenizers.Tokenizer.from_str(json.dumps(d["backend"]))
-    return Tokenizer(**d | {"backend": backend, "eos_ids": tuple(d["eos_ids"])})
-
-
-def load_folder(dir) -> Tokenizer:
+def load_tokenizer(dir) -> Tokenizer:
     """Reads the tokenizer of a Hugging Face folder.
 
     A completion ends at the tokenizer's `eos_token` or at any `eos_token_id` of generation_config.json (config.json
@@ -107,8 +110,8 @@ def load_folder(dir) -> Tokenizer:
         raise UserError(f"{path} is not a readable tokenizer ({error}): copy it again") from error
     backend.no_truncation()
     backend.no_padding()
-    settings, generation, config = (read_json(dir / name) if (dir / name).is_file() else {} for name in
-                                    ("tokenizer_config.json", "generation_config.json", "config.json"))
+    settings, generation, config = (read_json(dir / f"{name}.json", {}) for name in
+                                    ("tokenizer_config", "generation_config", "config"))
     special = {role: token["content"] if isinstance(token, dict) else token
                for role, token in ((role, settings.get(role)) for role in ROLES) if token is not None}
     declared = next((d["eos_token_id"] for d in (generation, config) if d.get("eos_token_id") is not None), [])
@@ -125,23 +128,16 @@ def load_folder(dir) -> Tokenizer:
     return Tokenizer(backend, eos_ids, eos_ids[0] if pad_id is None else pad_id, template, special)
 
 
-def save_folder(tokenizer: Tokenizer, dir) -> None:
-    """Writes what `load_folder` and transformers read: tokenizer.json, its two configs, the chat template."""
+def save_tokenizer(tokenizer: Tokenizer, dir) -> None:
+    """Writes what `load_tokenizer` and transformers read: tokenizer.json, its two configs, the chat template."""
     dir = Path(dir)
     dir.mkdir(parents=True, exist_ok=True)
     tokenizer.backend.save(str(dir / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     generation = {"eos_token_id": list(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
     for name, content in {"tokenizer_config": settings | tokenizer.special, "generation_config": generation}.items():
-        (dir / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(dir / f"{name}.json", content)
     template = dir / "chat_template.jinja"  # overrides tokenizer_config.json everywhere, so an old one must not stay
     template.unlink(missing_ok=True)
     if tokenizer.chat_template is not None:
         template.write_text(tokenizer.chat_template, encoding="utf-8")
-
-
-def texts_of(words: Tokenizer, rollouts: Rollouts) -> list[str]:
-    """Decoded completions, special tokens left out."""
-    lengths = np.sum(rollouts.completion_mask, -1)
-    return words.backend.decode_batch([row[:n].tolist() for row, n in zip(rollouts.completions, lengths)],
-                                      skip_special_tokens=True)

@@ -110,12 +110,12 @@ def restore_model(run_dir: str, which: str = "") -> tuple[ModelConfig, model.Par
 
     Raises UserError if there is none, it cannot be read whole, or its parameters are not finite.
     """
-    found = steps(run_dir)
-    if not found:
+    saved = steps(run_dir)
+    if not saved:
         raise UserError(f"{run_dir} has no checkpoint; is it a run directory, and did the run reach its first save?")
-    step = best_step(run_dir) if which == "best" else int(which or found[-1])
-    if step not in found:
-        raise UserError(f"{run_dir} has no checkpoint of step {step}; it has {', '.join(map(str, found))}")
+    step = best_step(run_dir) if which == "best" else int(which or saved[-1])
+    if step not in saved:
+        raise UserError(f"{run_dir} has no checkpoint of step {step}; it has {', '.join(map(str, saved))}")
     items = _restore(run_dir, step, meta=ocp.args.JsonRestore(), params=ocp.args.StandardRestore())
     _check_finite(run_dir, step, items["params"])
     return ModelConfig.from_json(items["meta"]["model"]), items["params"], items["meta"]
@@ -123,13 +123,13 @@ def restore_model(run_dir: str, which: str = "") -> tuple[ModelConfig, model.Par
 
 def best_step(run_dir: str) -> int:
     """The step with the highest metric that --keep_best names, the newest of equals. UserError if none has it."""
-    found = steps(run_dir)
-    name = _restore(run_dir, found[-1], meta=ocp.args.JsonRestore())["meta"]["flags"].get("keep_best")
+    saved = steps(run_dir)
+    name = _restore(run_dir, saved[-1], meta=ocp.args.JsonRestore())["meta"]["flags"].get("keep_best")
     values = {step: _restore(run_dir, step, metrics=ocp.args.JsonRestore())["metrics"].get(name, -math.inf)
-              for step in (reversed(found) if name else ())}
+              for step in (reversed(saved) if name else ())}
     if max(values.values(), default=-math.inf) == -math.inf:
         raise UserError(f"{run_dir}@best: its --keep_best={name or ''} names no metric of a checkpoint; name a step: "
-                        + ", ".join(map(str, found)))
+                        + ", ".join(map(str, saved)))
     return max(values, key=values.get)
 
 

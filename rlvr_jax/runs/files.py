@@ -3,50 +3,57 @@
 import contextlib
 import json
 import os
-import pathlib
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Optional
 
 from rlvr_jax.errors import UserError
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, missing: Optional[dict] = None, remedy: str = "copy it again") -> dict:
+    """The object in a file of JSON; `missing`, where one is given, if there is no such file.
+
+    Raises UserError, ending in the `remedy`, for a file that cannot be read or holds anything else.
+    """
+    if missing is not None and not path.is_file():
+        return missing
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): copy it again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): {remedy}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__} where names and values belong: copy it again")
+        raise UserError(f"{path} holds a {type(content).__name__} where names and values belong: {remedy}")
     return content
 
 
-def read_jsonl(path: pathlib.Path) -> list[dict]:
-    """The objects of a JSON-lines file by "step"; none if it is missing. Raises UserError naming the line."""
-    rows = []
-    for line_number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), 1):
+def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
+    """(number, object) of each line of JSON; blank ones are left out. Raises UserError naming a line that is none."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # text has other line ends, legal inside JSON
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise UserError(f'{path}, line {line_number}: not a JSON object with an integer "step"; remove the line')
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error}); correct the line, or remove it") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: needs names and values, {{...}}; it has {type(row).__name__}")
+        yield number, row
+
+
+def read_steps(path: Path) -> list[dict]:
+    """The rows of a run's log by their "step"; none if there is no such file. Raises UserError naming the line."""
+    rows = []
+    for number, row in read_lines(path) if path.is_file() else ():
+        if not isinstance(row.get("step"), int):
+            raise UserError(f'{path}, line {number}: has no integer "step"; remove the line')
         rows.append(row)
     return sorted(rows, key=lambda row: row["step"])
 
 
-def read_summary(path: pathlib.Path) -> dict:
-    """A run's summary.json, origin.json or example.json; {} if it is missing. Raises UserError if it is no object."""
-    try:
-        return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a JSON object: remove it to report the run without it") from error
-
-
-def write_json(path: pathlib.Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
     write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Replaces the file at once: a reader, or a process that is killed, never leaves half of it."""
     aside = path.with_name(path.name + ".part")
     with naming(path):
@@ -55,19 +62,9 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def naming(path: pathlib.Path):
+def naming(path: Path):
     """Adds the file to an error of the disk: Python names it on opening, not on writing."""
     try:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def read_lines(file: pathlib.Path) -> Iterator[tuple[int, object]]:
-    """(number, content) of each line of JSON; blank ones are left out. Raises UserError naming a line that is none."""
-    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):  # text has other line ends, legal inside JSON
-        try:
-            if line.strip():
-                yield number, json.loads(line.decode())
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}, line {number}: not JSON ({error})") from None

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import math
 import pathlib
 import signal
@@ -76,9 +75,9 @@ class Run:
     def _open(self, opened: contextlib.ExitStack) -> None:
         config, keep = self.config, self.resumed or -1
         files.write_whole(self.dir / "flags.txt", "\n".join(flag_lines(config)) + "\n")
-        self.metrics = opened.enter_context(contextlib.closing(JsonLines(self.dir / "metrics.jsonl", keep)))
-        self.rollouts = opened.enter_context(contextlib.closing(JsonLines(self.dir / "rollouts.jsonl", keep)))
-        self.heldout = opened.enter_context(contextlib.closing(JsonLines(self.dir / "heldout.jsonl", keep)))
+        self.metrics, self.rollouts, self.heldout = (
+            opened.enter_context(contextlib.closing(JsonLines(self.dir / f"{name}.jsonl", keep)))
+            for name in ("metrics", "rollouts", "heldout"))
         self._note_start()
         self.mirrors = [opened.enter_context(tensorboard(self.dir / "tensorboard", self.metrics.rows))
                         ] if config.tensorboard else []
@@ -90,8 +89,8 @@ class Run:
         """origin.json: the machine and the commit of the first start, and of each later one that has steps to do."""
         path, starts = self.dir / "origin.json", []
         if self.resumed:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
-                starts = list(json.loads(path.read_text("utf-8"))["starts"])
+            with contextlib.suppress(UserError, KeyError, TypeError):  # not there, or damaged
+                starts = list(files.read_json(path)["starts"])
         if self.resumed < self.config.num_steps:
             files.write_json(path, {"starts": [*starts, {"step": self.resumed} | machine()]})
 
@@ -111,8 +110,8 @@ class Run:
         NAME.json, where it stands beside the facts that `choose()` returned with it."""
         path, known = self.dir / f"{name}.json", -1
         if self.resumed and parallel.is_main():
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: choose again
-                known = json.loads(path.read_text("utf-8"))[name]
+            with contextlib.suppress(UserError, KeyError):  # not there, or damaged: choose again
+                known = files.read_json(path)[name]
         known = int(parallel.broadcast(np.int32(known)))
         if known < 0:
             known, facts = choose()

@@ -47,17 +47,17 @@ def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
 def rollout_rows(config, step: int, problems: list, rollouts, scored, advantages) -> list[dict]:
     """At most `log_rollouts` of a step's rollouts as rows of rollouts.jsonl: whole groups at even distances, or a part
     of the first one. `group` is the group's place in the step, `group_mean` the mean reward of all its rollouts."""
-    found, size = [], config.group_size
+    rows, size = [], config.group_size
     means = scored.reward.reshape(-1, size).mean(-1)
     groups = np.linspace(0, len(means) - 1, min(max(config.log_rollouts // size, 1), len(means))).astype(int)
     for i in (groups[:, None] * size + np.arange(size)).ravel()[: config.log_rollouts]:
         problem, group = problems[rollouts.prompt_index[i]], i // size
-        found.append({"step": step, "group": int(group), "prompt": problem.prompt, "answer": problem.answer,
-                      "completion": scored.text[i], "reward": scored.reward[i],
-                      "correct": bool(scored.correct[i]), "advantage": np.mean(advantages[i]),
-                      "group_mean": means[group], "graded_by": scored.graded_by[i],
-                      "truncated": not rollouts.ended[i], "num_tokens": int(rollouts.completion_mask[i].sum())})
-    return found
+        rows.append({"step": step, "group": int(group), "prompt": problem.prompt, "answer": problem.answer,
+                     "completion": scored.text[i], "reward": scored.reward[i],
+                     "correct": bool(scored.correct[i]), "advantage": np.mean(advantages[i]),
+                     "group_mean": means[group], "graded_by": scored.graded_by[i],
+                     "truncated": not rollouts.ended[i], "num_tokens": int(rollouts.completion_mask[i].sum())})
+    return rows
 
 
 def evaluation(row: dict) -> dict:

@@ -17,7 +17,7 @@ import numpy as np
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
 from rlvr_jax.evaluation.estimators import difference, wilson
-from rlvr_jax.runs.files import naming, read_jsonl, read_summary, write_whole
+from rlvr_jax.runs.files import naming, read_json, read_steps, write_whole
 from rlvr_jax.studies.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
 
 MAX_ROLLOUTS, MAX_ROLLOUT_BYTES = 400, 2_000_000
@@ -61,7 +61,7 @@ def read_heldout(path: pathlib.Path) -> list[dict]:
 
     Raises UserError naming a row that has not as many completions as there are problems.
     """
-    rows = read_jsonl(path)
+    rows = read_steps(path)
     for row in rows:
         lists = [rows[0].get("prompts"), rows[0].get("answers"), row.get("completions"), row.get("correct")]
         if not all(isinstance(x, list) and len(x) == len(lists[0]) > 0 for x in lists):
@@ -76,7 +76,7 @@ def changes(table: dict, kept: list[dict]) -> list[dict]:
     The 95 % interval is that of the difference problem by problem (`paired`) where both ends are in `kept`
     (heldout.jsonl). `overlap` is whether the intervals of the two ends do.
     """
-    found, right = [], {row["step"]: np.array(row["correct"], float) for row in kept}
+    rows, right = [], {row["step"]: np.array(row["correct"], float) for row in kept}
     for start in ("base", "saturation"):
         ends = [table.get(start), table.get("final")]
         if all(ends) and ends[0]["step"] < ends[1]["step"] and all(finite(e["greedy"]) and e["n"] for e in ends):
@@ -84,9 +84,9 @@ def changes(table: dict, kept: list[dict]) -> list[dict]:
             low, high = (estimators.bootstrap(right[ends[1]["step"]] - right[ends[0]["step"]]) if paired else
                          difference(ends[0]["greedy"], ends[1]["greedy"], ends[1]["n"]))
             (_, first), (second, _) = sorted(wilson(end["greedy"], end["n"]) for end in ends)
-            found.append({"start": start, "change": ends[1]["greedy"] - ends[0]["greedy"], "low": low, "high": high,
-                          "paired": paired, "overlap": second <= first})
-    return found
+            rows.append({"start": start, "change": ends[1]["greedy"] - ends[0]["greedy"], "low": low, "high": high,
+                         "paired": paired, "overlap": second <= first})
+    return rows
 
 
 def unseen(kept: list[dict], saturation_step) -> dict:
@@ -109,18 +109,18 @@ def unseen(kept: list[dict], saturation_step) -> dict:
     each = max(1, min(MAX_UNSEEN // len(KINDS), int(MAX_UNSEEN_BYTES / (len(KINDS) * len(places) * (length + 1)))))
     chosen = [(kind, number) for kind, numbers in kinds.items() for number in evenly(numbers, each)]
     room = MAX_UNSEEN_BYTES // (len(chosen) * (len(places) + 1))
-    found = []
+    shown = []
     for kind, number in chosen:
         said = [cut(kept[i]["completions"][number], room, "heldout.jsonl") for i in places]
         texts = list(dict.fromkeys(said))
-        found.append({"kind": kind, "number": number, "prompt": cut(kept[0]["prompts"][number], room, "heldout.jsonl"),
+        shown.append({"kind": kind, "number": number, "prompt": cut(kept[0]["prompts"][number], room, "heldout.jsonl"),
                       "answer": cut(kept[0]["answers"][number], 200, "heldout.jsonl"), "texts": texts,
                       "said": [texts.index(text) for text in said],
                       "right": [int(kept[i]["correct"][number]) for i in places]})
     return {"counts": {kind: len(numbers) for kind, numbers in kinds.items()},
             "steps": [kept[i]["step"] for i in places], "panes": [places.index(i) for i in panes],
             "saturation": places.index(after) if after else None,
-            "problems": found}
+            "problems": shown}
 
 
 def setup(flags: dict[str, str], example: dict, rollouts: list[dict], metrics: list[dict]) -> dict[str, str]:
@@ -161,10 +161,11 @@ def write_report(run_dir: str) -> list[pathlib.Path]:
     except ImportError as error:
         raise UserError("the report draws with matplotlib: pip install 'rlvr_jax[plot]'") from error
     directory = pathlib.Path(run_dir)
-    metrics, rollouts = read_jsonl(directory / "metrics.jsonl"), read_jsonl(directory / "rollouts.jsonl")
+    metrics, rollouts = read_steps(directory / "metrics.jsonl"), read_steps(directory / "rollouts.jsonl")
     if not metrics:
         raise UserError(f"{directory / 'metrics.jsonl'} is missing or empty: is --run_dir a run with a finished step?")
-    summary, origin, example = (read_summary(directory / f"{name}.json") for name in ("summary", "origin", "example"))
+    summary, origin, example = (read_json(directory / f"{name}.json", {}, "remove it to report the run without it")
+                                for name in ("summary", "origin", "example"))
     kept, flags = read_heldout(directory / "heldout.jsonl"), directory / "flags.txt"
     flags = flags.read_text("utf-8", "replace") if flags.is_file() else ""
     named = dict(line.split("=", 1) for line in flags.splitlines() if "=" in line)

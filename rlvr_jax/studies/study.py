@@ -5,7 +5,6 @@ them, the arms as flags added to these, what is measured, and the rules of the v
 """
 
 import itertools
-import json
 import pathlib
 import platform
 import shlex
@@ -47,15 +46,15 @@ def run(config: StudyConfig) -> pathlib.Path:
     cells = {(arm, seed): given | {"arm": arm, "seed": str(seed)}
              for arm, seed in itertools.product(study["arms"], seeds)}
     finished, earlier = execute(study, cells, work, config.quick)
-    found = {arm: {name: gather([source_values(study["measures"], name, cells[arm, seed]) for seed in seeds])
+    measured = {arm: {name: gather([source_values(study["measures"], name, cells[arm, seed]) for seed in seeds])
                    for name in study["measures"]} for arm in study["arms"]}
-    compare(found, study.get("control"))
-    rules = [judge(rule, found) for rule in study["rules"]]
+    compare(measured, study.get("control"))
+    rules = [judge(rule, measured) for rule in study["rules"]]
     record = {"study": name, "question": study["question"], "prediction": study["prediction"], "seeds": seeds,
-              "origin": origin(config, seeds, finished, earlier), "measures": found, "rules": rules,
+              "origin": origin(config, seeds, finished, earlier), "measures": measured, "rules": rules,
               "verdict": overall(rules), "summaries": summaries(study, cells)}
     out.mkdir(parents=True, exist_ok=True)
-    study_figure.draw(study, cells, found, out / f"{name}.png")
+    study_figure.write(study, cells, measured, out / f"{name}.png")
     files.write_json(out / f"{name}.json", plain(record))
     files.write_whole(out / f"{name}.md", page(study, record))
     return out / f"{name}.md"
@@ -148,12 +147,12 @@ def source_values(measures: dict, name: str, cell: dict) -> Optional[np.ndarray]
     file, _, path = fill(source, cell).partition(": ")
     file = pathlib.Path(cell["work"]) / file
     if file.suffix == ".jsonl":
-        rows = [row for row in map(json.loads, file.read_text("utf-8").splitlines()) if row["benchmark"] == path]
         right = {}
-        for row in rows:
-            right.setdefault(row["problem"], []).append(row["correct"])
+        for _, row in files.read_lines(file):
+            if row["benchmark"] == path:
+                right.setdefault(row["problem"], []).append(row["correct"])
         return np.array([np.mean(values) for values in right.values()])
-    value = json.loads(file.read_text("utf-8"))
+    value = files.read_json(file)
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return None if value is None else np.array(value, float)
@@ -173,21 +172,21 @@ def interval(values: list) -> Optional[tuple[float, float]]:
     return estimators.bootstrap(values[0]) if values and values[0].ndim else None
 
 
-def compare(found: dict, control: Optional[str]) -> None:
+def compare(measured: dict, control: Optional[str]) -> None:
     """Adds to every other arm's measures its paired `difference` to the control: by seed, or by problem."""
-    for arm in found if control else ():
-        for name, mine in found[arm].items():
-            pairs = list(zip(mine["values"], found[control][name]["values"]))
+    for arm in measured if control else ():
+        for name, mine in measured[arm].items():
+            pairs = list(zip(mine["values"], measured[control][name]["values"]))
             if arm != control:
                 mine["difference"] = gather([None if a is None or b is None else a - b for a, b in pairs])
 
 
-def judge(rule: dict, found: dict) -> dict:
+def judge(rule: dict, measured: dict) -> dict:
     """A rule with its verdict: agree where the interval lies on the side of `above` or `below` that it says.
 
     It is of the paired difference to the control with `difference = true`, else of the measure itself.
     """
-    measure = found[rule["arm"]][rule["measure"]]
+    measure = measured[rule["arm"]][rule["measure"]]
     measure = measure.get("difference", {}) if rule.get("difference") else measure
     low, high = measure.get("interval") or (None, None)
     verdict = "undecided"
@@ -206,12 +205,12 @@ def overall(rules: list[dict]) -> str:
 
 def summaries(study: dict, cells: dict) -> dict:
     """summary.json of each arm's run, by arm and seed, where the study's figure names one."""
-    found = {}
+    by_arm = {}
     for (arm, seed), cell in cells.items():
         run_dir = study_figure.run_dir(study, cell)
         if run_dir and (run_dir / "summary.json").is_file():
-            found.setdefault(arm, {})[str(seed)] = files.read_summary(run_dir / "summary.json")
-    return found
+            by_arm.setdefault(arm, {})[str(seed)] = files.read_json(run_dir / "summary.json")
+    return by_arm
 
 
 def origin(config: StudyConfig, seeds: list[int], finished: list[str], earlier: list[str]) -> str:
@@ -232,16 +231,12 @@ def plain(record):
 
 
 def shown(measure: dict, sign: str = "") -> str:
-    """"0.895 [0.748, 1.042]"; a dash where there is nothing."""
-    if measure.get("mean") is None:
-        return "-"
-    low, high = measure.get("interval") or (None, None)
-    return f"{measure['mean']:{sign}.3f}" + (f" [{low:{sign}.3f}, {high:{sign}.3f}]" if low is not None else "")
+    return estimators.shown(measure.get("mean"), measure.get("interval"), sign)
 
 
 def page(study: dict, record: dict) -> str:
     """The study as Markdown: what was asked and predicted, what came out, every seed, and where it came from."""
-    names, found = list(study["measures"]), record["measures"]
+    names, measured = list(study["measures"]), record["measures"]
     spread = "95 % intervals over seeds (Student's t)" if len(record["seeds"]) > 1 else "95 % intervals over problems"
     if study.get("control"):
         spread += f"; behind the semicolon the paired difference to {study['control']}"
@@ -249,9 +244,9 @@ def page(study: dict, record: dict) -> str:
     def cell(measure: dict) -> str:
         return shown(measure) + (f"; {shown(measure['difference'], '+')}" if "difference" in measure else "")
 
-    arms = [[arm, *(cell(measures[name]) for name in names)] for arm, measures in found.items()]
-    seeds = [[arm, seed, *(shown({"mean": found[arm][name]["seeds"][i]}) for name in names)]
-             for arm in found for i, seed in enumerate(record["seeds"])]
+    arms = [[arm, *(cell(measures[name]) for name in names)] for arm, measures in measured.items()]
+    seeds = [[arm, seed, *(shown({"mean": measured[arm][name]["seeds"][i]}) for name in names)]
+             for arm in measured for i, seed in enumerate(record["seeds"])]
     rules = [[rule["says"], shown(rule), rule["verdict"]] for rule in record["rules"]]
     paragraphs = [f"# {study['title']}", record["origin"], f"**Question.** {study['question']}",
                   f"**Known before.** {study['known']}", f"**Prediction.** {study['prediction']}",

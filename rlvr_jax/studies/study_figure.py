@@ -15,7 +15,7 @@ def run_dir(study: dict, cell: dict) -> Optional[pathlib.Path]:
     return pathlib.Path(cell["work"]) / run.format(**cell) if run else None
 
 
-def draw(study: dict, cells: dict, found: dict, path: pathlib.Path) -> None:
+def write(study: dict, cells: dict, measured: dict, path: pathlib.Path) -> None:
     """One panel a metric, with a thin line a seed, and one of the measures; an arm has one colour in all of them."""
     from matplotlib import rc_context  # optional
     from matplotlib.figure import Figure
@@ -31,12 +31,12 @@ def draw(study: dict, cells: dict, found: dict, path: pathlib.Path) -> None:
         for axes, metric in zip(panels, curves):
             for (arm, _), cell in cells.items():
                 run = run_dir(study, cell)
-                points = report.series(files.read_jsonl(run / "metrics.jsonl"), metric) if run else ([], [])
+                points = report.series(files.read_steps(run / "metrics.jsonl"), metric) if run else ([], [])
                 if points[0]:
                     axes.plot(*points, color=colors[arm], linewidth=1, alpha=0.8,
                               marker="o" if len(points[0]) == 1 else "")
             axes.set(title=metric, xlabel="step")
-        draw_measures(panels[len(curves)], found, measures, colors, study.get("control"))
+        draw_measures(panels[len(curves)], measured, measures, colors, study.get("control"))
         for axes in panels[len(curves) + 1 :]:
             axes.set_axis_off()
         handles = [sheet.axes[len(curves)].plot([], [], color=color, marker="o", label=arm)[0]
@@ -45,12 +45,12 @@ def draw(study: dict, cells: dict, found: dict, path: pathlib.Path) -> None:
         sheet.savefig(path, dpi=150)
 
 
-def draw_measures(axes, found: dict, measures: list[str], colors: dict, control: Optional[str]) -> None:
+def draw_measures(axes, measured: dict, measures: list[str], colors: dict, control: Optional[str]) -> None:
     """Means with their 95 % intervals, the seeds beside them as small dots, the control as a dashed line."""
-    width = 0.8 / len(found)
-    for i, (arm, values) in enumerate(found.items()):
+    width = 0.8 / len(measured)
+    for i, (arm, values) in enumerate(measured.items()):
         for x, name in enumerate(measures):
-            place, one = x + (i - (len(found) - 1) / 2) * width, values[name]
+            place, one = x + (i - (len(measured) - 1) / 2) * width, values[name]
             if one["mean"] is None:
                 continue
             low, high = one["interval"] or (one["mean"], one["mean"])

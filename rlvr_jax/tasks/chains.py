@@ -84,8 +84,8 @@ def generate(rules: Rules, rng: np.random.Generator, count: int, split: str, num
     """`count` random problems of one split ("pretrain", "example", "dev" or "test")."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the synthetic task has {', '.join(SPLITS)}")
-    found: list = []
-    while sum(len(chains.starts) for chains in found) < count:
+    kept: list = []
+    while sum(len(chains.starts) for chains in kept) < count:
         n = int(1.5 * count * 16 / len(SPLITS[split])) + 16
         starts = rules.draw_values(rng, n)
         values, columns = starts, []
@@ -98,8 +98,8 @@ def generate(rules: Rules, rng: np.random.Generator, count: int, split: str, num
         ops, operands, results = (np.stack(x, 1) for x in zip(*columns))
         chains = Chains(rng.integers(len(rules.topics), size=n), starts, ops, operands, results)
         keep = np.isin(residue(starts, ops, operands), list(SPLITS[split]))
-        found.append(Chains(*(x[keep] for x in chains)))
-    return Chains(*(np.concatenate(x)[:count] for x in zip(*found)))
+        kept.append(Chains(*(x[keep] for x in chains)))
+    return Chains(*(np.concatenate(x)[:count] for x in zip(*kept)))
 
 
 def to_problems(rules: Rules, chains: Chains) -> list[Problem]:

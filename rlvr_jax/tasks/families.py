@@ -12,7 +12,7 @@ from typing import Callable, Iterable, Optional
 import numpy as np
 import tokenizers
 
-from rlvr_jax.config import PretrainConfig
+from rlvr_jax.config import PretrainConfig, parse_weights
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.tasks import arithmetic, boolean, chains
@@ -73,18 +73,10 @@ def parse_shares(text: str) -> dict[str, float]:
 
     Raises UserError for an unknown or repeated name, and for shares that are not above 0 or do not sum to 1.
     """
-    parts, shares = [part.strip() for part in text.split(",")], {}
-    for part in parts:
-        name, _, share = part.partition(":")
-        try:
-            shares[name] = float(share or 1)
-        except ValueError:
-            shares[name] = math.nan
-        if name not in FAMILIES or not shares[name] > 0:
-            raise UserError(f"--task_shares={text}: {part!r} is no share of a family; there are "
-                            f"{', '.join(FAMILIES)}, and a share is a number above 0, as in arithmetic:0.5,boolean:0.5")
-    if len(shares) < len(parts) or not math.isclose(sum(shares.values()), 1, abs_tol=1e-3):
-        raise UserError(f"--task_shares={text}: give each family once, with shares that sum to 1 (they sum to "
+    pairs = parse_weights("task_shares", text, FAMILIES)
+    shares = dict(pairs)
+    if len(shares) < len(pairs) or min(shares.values()) <= 0 or not math.isclose(sum(shares.values()), 1, abs_tol=1e-3):
+        raise UserError(f"--task_shares={text}: give each family once, with shares above 0 that sum to 1 (they sum to "
                         f"{sum(shares.values()):g})")
     return shares
 
@@ -105,7 +97,7 @@ def make_tokenizer(names: Iterable[str]) -> Tokenizer:
     return Tokenizer(backend, (ids["<eos>"],), ids["<pad>"], None, {"eos_token": "<eos>", "pad_token": "<pad>"})
 
 
-def unknown_words(name: str, words: Tokenizer) -> list[str]:
+def unknown_words(name: str, tokenizer: Tokenizer) -> list[str]:
     """The family's words that a word-level tokenizer lacks; a tokenizer of another kind lacks none."""
-    known = words.backend.get_vocab() if isinstance(words.backend.model, tokenizers.models.WordLevel) else None
+    known = tokenizer.backend.get_vocab() if isinstance(tokenizer.backend.model, tokenizers.models.WordLevel) else None
     return [word for word in FAMILIES[name].vocabulary if known is not None and word not in known]

@@ -1,7 +1,6 @@
 """How each problem's accuracy went through a training: kept by the run, and ranked by how much it moved."""
 
 import collections
-import json
 import pathlib
 import statistics
 
@@ -29,12 +28,9 @@ def read_history(path: str) -> dict[str, list[float]]:
     file = file / HISTORY if file.is_dir() else file
     if not file.is_file():
         raise UserError(f"--history={path}: no file {file}; a run writes one with --record_history")
-    try:
-        history = json.loads(file.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON ({error})") from None
-    if not isinstance(history, dict) or not history:
-        raise UserError(f"{file}: needs one object, index -> list of accuracies, with at least one of them")
+    history = files.read_json(file)
+    if not history:
+        raise UserError(f"{file}: needs index -> list of accuracies, at least one of them")
     for index, accuracies in history.items():
         if not (isinstance(accuracies, list) and accuracies
                 and all(type(x) in (int, float) and 0 <= x <= 1 for x in accuracies)):
@@ -97,10 +93,10 @@ def record(config: TrainConfig, pool: list[Problem], prompt_index: np.ndarray, c
     """With `record_history` the metric `{index: [accuracy of each group of that problem in this step]}`, else {}."""
     if not config.record_history:
         return {}
-    found, accuracies = {}, correct.reshape(-1, config.group_size).mean(-1, dtype=float).tolist()
+    by_index, accuracies = {}, correct.reshape(-1, config.group_size).mean(-1, dtype=float).tolist()
     for i, accuracy in zip(prompt_index[:: config.group_size], accuracies):
-        found.setdefault(str(pool[i].meta["index"]), []).append(accuracy)
-    return {"train/group_accuracies": found}
+        by_index.setdefault(str(pool[i].meta["index"]), []).append(accuracy)
+    return {"train/group_accuracies": by_index}
 
 
 def write_history(config: TrainConfig, run: Run, pool: list[Problem]) -> None:
@@ -118,9 +114,9 @@ def history(rows: list[dict], pool: list[Problem]) -> dict[str, list[float]]:
     for row in rows:
         for index, accuracies in row.get("train/group_accuracies", {}).items():
             groups[index] += accuracies
-    found = {}
+    by_index = {}
     for index, size in ((str(problem.meta["index"]), problem.copies) for problem in pool):
         passes = len(groups[index]) // size
         if passes:
-            found[index] = np.reshape(groups[index][: passes * size], (passes, size)).mean(-1).tolist()
-    return found
+            by_index[index] = np.reshape(groups[index][: passes * size], (passes, size)).mean(-1).tolist()
+    return by_index

@@ -12,7 +12,7 @@ from rlvr_jax.tasks.problems import Problem, merge
 from rlvr_jax.tasks.prompts import encode_prompts, load_problems, with_prompts
 
 
-def training_problems(config: TrainConfig, start: loading.LanguageModel, choose: Callable,
+def training_problems(config: TrainConfig, loaded: loading.LanguageModel, choose: Callable,
                       once: Callable = lambda name, choose: choose()[0]) -> tuple:
     """(problems, prompts): the one example, or all of them, each distinct problem once.
 
@@ -20,8 +20,8 @@ def training_problems(config: TrainConfig, start: loading.LanguageModel, choose:
     `once` is `Run.once`, which saves a run that goes on from choosing again. Raises UserError for an example that is
     not there, and for one that is given in two ways.
     """
-    pool = merge(own_problem(config, start) if config.question or config.answer else file_problems(config, start))
-    encode = lambda chosen: encode_prompts(start.tokenizer, chosen, start.config, config.max_new_tokens,
+    pool = merge(own_problem(config, loaded) if config.question or config.answer else file_problems(config, loaded))
+    encode = lambda chosen: encode_prompts(loaded.tokenizer, chosen, loaded.config, config.max_new_tokens,
                                            config.max_prompt_tokens)
     if config.example == "auto" and not config.question:
         pool = [pool[once("example", lambda: choose(pool, encode(pool)))]]
@@ -33,22 +33,22 @@ def training_problems(config: TrainConfig, start: loading.LanguageModel, choose:
     return pool, encode(pool)
 
 
-def file_problems(config: TrainConfig, start: loading.LanguageModel) -> list[Problem]:
+def file_problems(config: TrainConfig, loaded: loading.LanguageModel) -> list[Problem]:
     """The rows of `config.problems`, or as many of a synthetic family as example=auto chooses from."""
     count = config.example_pool if config.example == "auto" or config.problems in families.FAMILIES else 0
-    return load_problems(config.problems, start.tokenizer, count=count, split="example", num_ops=config.num_ops,
+    return load_problems(config.problems, loaded.tokenizer, count=count, split="example", num_ops=config.num_ops,
                          prompt_style=config.prompt_style, instruction=config.instruction,
                          ignore_columns=config.ignore_columns, seed=config.seed)
 
 
-def own_problem(config: TrainConfig, start: loading.LanguageModel) -> list[Problem]:
+def own_problem(config: TrainConfig, loaded: loading.LanguageModel) -> list[Problem]:
     """The problem written on the command line. The first, or all, of one problem is that one, so those may stay."""
     if not (config.question and config.answer):
         raise UserError("--question and --answer are one problem: give both")
     if config.problems != TrainConfig.problems or config.example not in ("auto", "all", "0"):
         raise UserError(f"--question and --answer are the only problem: leave out --problems={config.problems} and "
                         f"--example={config.example}")
-    return with_prompts([Problem(config.question, config.answer, config.question)], start.tokenizer,
+    return with_prompts([Problem(config.question, config.answer, config.question)], loaded.tokenizer,
                         config.prompt_style, config.instruction)
 
 

@@ -70,21 +70,23 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
     if not file.is_file():
         raise UserError(f"no problem file {path}; --problems takes a family such as arithmetic (a row of "
                         "rlvr_jax/tasks/families.py), a JSONL file or a .parquet file")
-    found = (_load_parquet(file, ignored) if file.suffix == ".parquet" else
-             [_problem(row, file, number, ignored) for number, row in read_lines(file)])
-    if not found:
+    unit, read, rows = (("row", _of_one_shot, enumerate(_parquet_rows(file))) if file.suffix == ".parquet" else
+                        ("line", _of_layouts, read_lines(file)))
+    problems = [read({name: x for name, x in row.items() if name not in ignored}, f"{file}, {unit} {number}",
+                     {"file": str(file), unit: number}) for number, row in rows]
+    if not problems:
         raise UserError(f"{path} holds no problems")
-    return found
+    return problems
 
 
-def merge(found: list[Problem]) -> list[Problem]:
+def merge(problems: list[Problem]) -> list[Problem]:
     """Each distinct problem once, in order, with the number of its `copies`, and `meta["index"]` that tells them apart.
 
     The index is the file's own where that has one for each; otherwise the place in the merged list, from 0. Rows with
     different indices of their own are not copies: the published pool counts its problems that way.
     """
     groups = {}
-    for problem in found:
+    for problem in problems:
         groups.setdefault((problem.prompt, problem.answer, problem.meta.get("index")), []).append(problem)
     own = {index for _, _, index in groups}
     numbered = None not in own and len(own) == len(groups)
@@ -92,19 +94,17 @@ def merge(found: list[Problem]) -> list[Problem]:
             for place, ((_, _, index), same) in enumerate(groups.items())]
 
 
-def _problem(row: dict, file: pathlib.Path, number: int, ignored: set) -> Problem:
-    row = {name: x for name, x in row.items() if name not in ignored} if isinstance(row, dict) else row
+def _of_layouts(row: dict, where: str, meta: dict) -> Problem:
     for questions, column, read in LAYOUTS:
-        if isinstance(row, dict) and all(row.get(name) is not None for name in (column, *questions)):
+        if all(row.get(name) is not None for name in (column, *questions)):
             question, answer = " ".join(str(row[name]).strip() for name in questions), read(row[column])
             if not answer:
-                raise UserError(f"{file}, line {number}: no answer in {column}"
+                raise UserError(f"{where}: no answer in {column}"
                                 + (", which needs a \\boxed{}" if read is _boxed else ""))
-            _check_read(row, {column, *questions}, f"{file}, line {number}")
-            return Problem(question, answer, question, {"file": str(file), "line": number})
+            _check_read(row, {column, *questions}, where)
+            return Problem(question, answer, question, meta)
     expected = "; ".join(f"{', '.join(questions)} and {column}" for questions, column, _ in LAYOUTS)
-    found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-    raise UserError(f"{file}, line {number}: needs one of these sets of columns: {expected}; it has {found}")
+    raise UserError(f"{where}: needs one of these sets of columns: {expected}; it has {', '.join(row)}")
 
 
 def _check_read(row: dict, read: set, where: str) -> None:
@@ -123,34 +123,31 @@ def _has_text(x) -> bool:
     return isinstance(x, str) and any(map(str.isalpha, x))
 
 
-def _load_parquet(file: pathlib.Path, ignored: set) -> list[Problem]:
-    """Questions and labels stay as they are, spaces and the row's own instruction included.
-
-    An empty label is kept as well, though nothing equals it: the published pool has one (index 265).
-    """
+def _parquet_rows(file: pathlib.Path) -> list[dict]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{file}: parquet is read with pyarrow: pip install 'rlvr_jax[real]'") from None
     try:
-        rows = parquet.read_table(file).to_pylist()
+        return parquet.read_table(file).to_pylist()
     except pyarrow.ArrowException as error:
         raise UserError(f"{file} cannot be read as parquet ({error}): copy it again") from None
-    return [_row(row, file, number, ignored) for number, row in enumerate(rows)]
 
 
-def _row(row: dict, file: pathlib.Path, number: int, ignored: set) -> Problem:
-    row = {name: x for name, x in row.items() if name not in ignored}
+def _of_one_shot(row: dict, where: str, meta: dict) -> Problem:
+    """Questions and labels stay as they are, spaces and the row's own instruction included.
+
+    An empty label is kept as well, though nothing equals it: the published pool has one (index 265).
+    """
     match row:
         case {"prompt": [{"role": "user", "content": str(question)}], "reward_model": {"ground_truth": answer}} \
                 if answer is not None:
-            _check_read(row, {"prompt", "reward_model"}, f"{file}, row {number}")
-            meta = {"file": str(file), "row": number}
+            _check_read(row, {"prompt", "reward_model"}, where)
             match row:
                 case {"extra_info": {"index": int() | str() as index}}:
                     meta["index"] = index
             return Problem(question, str(answer), question, meta)
     shown = ", ".join(f"{name}={str(value)[:60]!r}" for name, value in row.items())
-    raise UserError(f"{file}, row {number}: needs prompt (a list with one message, of the user) and "
+    raise UserError(f"{where}: needs prompt (a list with one message, of the user) and "
                     f"reward_model.ground_truth; it has {shown}")

@@ -6,7 +6,6 @@ import numpy as np
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.model import ModelConfig, Prompts
-from rlvr_jax.pretrained import tokenizer
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.tasks import families, problems
 from rlvr_jax.tasks.problems import Problem
@@ -14,40 +13,41 @@ from rlvr_jax.tasks.problems import Problem
 HELDOUT_SEED = 20_250_429  # of the synthetic held-out problems: the same ones in every run
 
 
-def load_problems(name: str, words: Tokenizer, *, count: int = 0, split: str = "test", num_ops: int = 6,
+def load_problems(name: str, tokenizer: Tokenizer, *, count: int = 0, split: str = "test", num_ops: int = 6,
                   prompt_style: str = "plain", instruction: str = "", ignore_columns: str = "",
                   seed: int = HELDOUT_SEED) -> list[Problem]:
-    """Problems of a synthetic family's `split`, or of a file row by row, with prompts as `words`' model reads them.
+    """Problems of a synthetic family's `split`, or of a file row by row, with prompts as the model reads them.
 
     `count` 0 is all of a file and 512 of a family. Raises UserError for a family whose words the model does not know.
     """
     if name in families.FAMILIES:
-        if unknown := families.unknown_words(name, words):
+        if unknown := families.unknown_words(name, tokenizer):
             raise UserError(f"{name} problems have words such as {unknown[0]!r}, which this model's tokenizer lacks: "
                             f"pre-train a base on them, scripts.pretrain --task_shares={name}")
         return families.draw_problems(name, np.random.default_rng(seed), count or 512, split, num_ops)
-    return with_prompts(problems.load(name, ignore_columns)[: count or None], words, prompt_style, instruction)
+    return with_prompts(problems.load(name, ignore_columns)[: count or None], tokenizer, prompt_style, instruction)
 
 
-def with_prompts(found: list[Problem], words: Tokenizer, prompt_style: str, instruction: str) -> list[Problem]:
+def with_prompts(bare: list[Problem], tokenizer: Tokenizer, prompt_style: str, instruction: str) -> list[Problem]:
     """The problems with their questions as prompts. A question that ends with the instruction has it already."""
-    texts = [p.question if p.question.endswith(instruction) else f"{p.question} {instruction}" for p in found]
-    return [dataclasses.replace(p, prompt=PROMPT_STYLES[prompt_style](words, text)) for p, text in zip(found, texts)]
+    style = PROMPT_STYLES[prompt_style]
+    texts = [p.question if p.question.endswith(instruction) else f"{p.question} {instruction}" for p in bare]
+    return [dataclasses.replace(p, prompt=style(tokenizer, text)) for p, text in zip(bare, texts)]
 
 
-def plain(words: Tokenizer, text: str) -> str:
+def plain(tokenizer: Tokenizer, text: str) -> str:
     """The question as it is."""
     return text
 
 
-def chat(words: Tokenizer, text: str) -> str:
+def chat(tokenizer: Tokenizer, text: str) -> str:
     """The question in the model's own chat template."""
-    return tokenizer.render_chat(words, [{"role": "user", "content": text}])
+    return tokenizer.render_chat([{"role": "user", "content": text}])
 
 
-def qwen_math(words: Tokenizer, text: str) -> str:
+def qwen_math(tokenizer: Tokenizer, text: str) -> str:
     """Qwen2.5-Math's template and system line, as One-Shot-RLVR has them, whatever the model's own template."""
-    if tokenizer.encode(words, "<|im_start|>") != [words.backend.token_to_id("<|im_start|>")]:
+    if tokenizer.encode("<|im_start|>") != [tokenizer.backend.token_to_id("<|im_start|>")]:
         raise UserError("--prompt_style=qwen_math: this model's tokenizer has no <|im_start|>; use chat or plain")
     return ("<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
             f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
@@ -63,19 +63,19 @@ def resolve_format(name: str, problems_name: str, otherwise: str = "boxed") -> s
     return name if name != "auto" else family.answer_format if family else otherwise
 
 
-def encode_prompts(words: Tokenizer, found: list[Problem], config: ModelConfig, max_new_tokens: int,
+def encode_prompts(tokenizer: Tokenizer, asked: list[Problem], config: ModelConfig, max_new_tokens: int,
                    max_prompt_tokens: int = 0) -> Prompts:
     """Token ids of the prompts, padded to a multiple of 16. Raises UserError for one that does not fit the window."""
     room = config.max_seq_len - max_new_tokens
     room = min(room, max_prompt_tokens) if max_prompt_tokens else room
-    ids = [tokenizer.encode(words, problem.prompt) for problem in found]
-    for problem, row in zip(found, ids):
+    ids = [tokenizer.encode(problem.prompt) for problem in asked]
+    for problem, row in zip(asked, ids):
         if not 0 < len(row) <= room:
             raise UserError(f"a prompt has {len(row)} tokens, and --max_new_tokens={max_new_tokens} of the model's "
                             f"window of {config.max_seq_len} (or --max_prompt_tokens) leave 1 to {room}: "
                             f"{problem.prompt[:80]!r}")
     width = -(-max(map(len, ids)) // 16) * 16
-    tokens = np.full((len(ids), width), words.pad_id, np.int32)
+    tokens = np.full((len(ids), width), tokenizer.pad_id, np.int32)
     for i, row in enumerate(ids):
         tokens[i, : len(row)] = row
     return Prompts(tokens, np.array([len(row) for row in ids], np.int32))

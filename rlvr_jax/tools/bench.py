@@ -14,6 +14,7 @@ from rlvr_jax.config import BenchConfig
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.runs.flags import flag_lines
 from rlvr_jax.runs.log import progress
+from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.runs.origin import commit
 
 ROWS, TOKENS = 16, 128  # of the update
@@ -53,12 +54,12 @@ def run(config: BenchConfig) -> str:
     lines = ["# Sampling and update against torch + transformers", "",
              f"SmolLM2-135M shapes, {config.num_layers} layers, float32, random weights. {versions()} Matmul peak "
              f"measured in the same run: {matmul_peak():.0f} GFLOP/s.", "",
-             "| what | ours, s | theirs, s | theirs / ours |", "|---|---|---|---|"]
-    lines += [f"| {name} | {a:.2f} | " + ("- | - |" if b is None else f"{b:.2f} | {b / a:.2f} |")
-              for name, a, b in rows]
-    lines += ["", f"Ours end to end: {tokens / whole[0]:.0f} tokens/s; decoding alone: "
-              f"{tokens * (1 - 1 / config.new_tokens) / decode[0]:.0f} tokens/s.", "",
-              f"`{command(config)}`, commit {commit()}; medians of {config.repeats} alternating runs.", ""]
+             markdown_table(["what", "ours, s", "theirs, s", "theirs / ours"],
+                            [[name, f"{a:.2f}", *("--" if b is None else (f"{b:.2f}", f"{b / a:.2f}"))]
+                             for name, a, b in rows]),
+             "", f"Ours end to end: {tokens / whole[0]:.0f} tokens/s; decoding alone: "
+             f"{tokens * (1 - 1 / config.new_tokens) / decode[0]:.0f} tokens/s.", "",
+             f"`{command(config)}`, commit {commit()}; medians of {config.repeats} alternating runs.", ""]
     return "\n".join(lines)
 
 
@@ -72,13 +73,13 @@ def alternate(pair, repeats: int) -> tuple[float, Optional[float]]:
     """Median seconds of each of two functions, called in turn after one warm-up each."""
     seconds: tuple = ([], [])
     for i in range(repeats + 1):
-        for fn, found in zip(pair, seconds):
+        for fn, mine in zip(pair, seconds):
             if fn is not None:
                 start = time.perf_counter()
                 fn()
                 if i:
-                    found.append(time.perf_counter() - start)
-    return tuple(statistics.median(found) if found else None for found in seconds)
+                    mine.append(time.perf_counter() - start)
+    return tuple(statistics.median(mine) if mine else None for mine in seconds)
 
 
 def matmul_peak() -> float:
@@ -103,9 +104,9 @@ def versions() -> str:
 def our_sampler(shapes: ModelConfig, params, prompt, config: BenchConfig, new_tokens: int) -> Callable:
     prompts = model.Prompts(jnp.array(prompt, jnp.int32)[None], jnp.array([len(prompt)], jnp.int32))
     keys = sampler.rollout_keys(0, 0, jnp.arange(config.rollouts))
-    draw = jax.jit(lambda params: sampler.sample(params, shapes, prompts, jnp.zeros(config.rollouts, jnp.int32), keys,
+    sample = jax.jit(lambda params: sampler.sample(params, shapes, prompts, jnp.zeros(config.rollouts, jnp.int32), keys,
                                                  1.0, eos_ids=(), max_new_tokens=new_tokens))
-    return lambda: jax.block_until_ready(draw(params))
+    return lambda: jax.block_until_ready(sample(params))
 
 
 def our_gradient(shapes: ModelConfig, params, prompt_tokens: int) -> Callable:

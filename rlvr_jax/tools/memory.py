@@ -23,6 +23,7 @@ from rlvr_jax.model import ModelConfig
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
 from rlvr_jax.runs.files import read_json
+from rlvr_jax.runs.markdown import markdown_table
 
 GIB = 2**30
 _QWEN = dict(max_seq_len=4096, rope_theta=10_000.0, qkv_bias=True)
@@ -91,10 +92,7 @@ def work_of(config: MemoryConfig, shape: ModelConfig, devices: int) -> Work:
     Raises UserError where they do not divide.
     """
     index = np.repeat(np.arange(config.num_prompts) % config.num_problems, config.group_size)
-    parts = config.num_minibatches * config.grad_accumulation
-    if len(index) % (devices * parts):
-        raise UserError(f"--num_prompts x --group_size = {len(index)} completions do not divide into {devices} devices "
-                        f"x {parts} micro-batches (--num_minibatches x --grad_accumulation)")
+    micro_rows = learner.micro_rows(config, len(index), devices)
     numbers = model.Prompts(np.zeros((config.num_problems, 1), np.int32), np.ones(config.num_problems, np.int32))
 
     def prompts(pieces, repeats):
@@ -102,8 +100,8 @@ def work_of(config: MemoryConfig, shape: ModelConfig, devices: int) -> Work:
 
     width = config.prompt_tokens or config.max_prompt_tokens or shape.max_seq_len - config.max_new_tokens
     rows = len(index) // devices
-    return Work(rows, min(config.num_slots or rows, rows), rows // parts, prompts(devices, config.group_size),
-                prompts(devices * parts, 1), -(-width // 16) * 16, config.max_new_tokens)
+    return Work(rows, min(config.num_slots or rows, rows), micro_rows, prompts(devices, config.group_size),
+                prompts(len(index) // micro_rows, 1), -(-width // 16) * 16, config.max_new_tokens)
 
 
 @functools.cache
@@ -204,13 +202,13 @@ def phases(config: MemoryConfig, shape: ModelConfig, devices: int) -> dict[str, 
     less than the update.
     """
     state, work = resident(config, shape), work_of(config, shape, devices)
-    found = {"always": state, "start": {"the state again": sum(state.values())},
+    by_phase = {"always": state, "start": {"the state again": sum(state.values())},
              "sampling": sampling(config, shape, work), "update": update(config, shape, work)}
     if config.heldout not in ("", "none"):
         rows = -(-min(config.eval_size or EVAL_ROWS, EVAL_ROWS) // devices)
         work = work._replace(rows=rows, slots=min(work.slots, rows), prompts=rows)
-        found["evaluation"] = sampling(config, shape, work)
-    return found
+        by_phase["evaluation"] = sampling(config, shape, work)
+    return by_phase
 
 
 def peaks(config: MemoryConfig, shape: ModelConfig, devices: int) -> dict[str, int]:
@@ -255,38 +253,32 @@ def run(config: MemoryConfig) -> str:
     """A Markdown table of GB (10^9 bytes) on each device of `MACHINES` and this machine, and a verdict on each.
 
     Both are of the flags as they are where they fit, else of those with the largest micro-batch and the most slots that
-    do. Raises UserError where the completions do not divide into minibatches.
+    do. Raises UserError where the completions divide into minibatches on no machine.
     """
     shape, rows = shape_of(config), config.num_prompts * config.group_size
+    learner.micro_rows(dataclasses.replace(config, grad_accumulation=1), rows, devices=1)
     every = MACHINES | {"this machine": this_machine()}
     machines = {name: machine for name, machine in every.items()
                 if rows % (machine.devices * config.num_minibatches) == 0}
-    if not machines:
-        raise UserError(f"--num_prompts x --group_size = {rows} completions do not divide into --num_minibatches="
-                        f"{config.num_minibatches}")
     flags = {name: fitted(config, shape, machine) for name, machine in machines.items()}
     tables = [phases(flags[name], shape, machine.devices) for name, machine in machines.items()]
     sums = [peaks(flags[name], shape, machine.devices) for name, machine in machines.items()]
 
-    def row(name, values):
-        return f"| {name} | " + " | ".join(values) + " |"
-
     def gigabytes(values):
         return [f"{value / 1e9:.2f}" for value in values]
 
-    lines = [row("GB on each device", machines), "|---" * (1 + len(machines)) + "|",
-             row("devices", [str(machine.devices) for machine in machines.values()]),
-             row("usable", gigabytes(machine.usable for machine in machines.values())),
-             row("--grad_accumulation", [str(one.grad_accumulation) for one in flags.values()]),
-             row("--num_slots", [str(one.num_slots) for one in flags.values()])]
+    lines = [["devices", *(machine.devices for machine in machines.values())],
+             ["usable", *gigabytes(machine.usable for machine in machines.values())],
+             ["--grad_accumulation", *(one.grad_accumulation for one in flags.values())],
+             ["--num_slots", *(one.num_slots for one in flags.values())]]
     for phase, items in tables[0].items():
         if phase != "always":
-            lines.append(row(f"**{phase}**", [f"**{x}**" for x in gigabytes(total[phase] for total in sums)]))
-        lines += [row(item, gigabytes(table[phase][item] for table in tables)) for item in items]
+            lines.append([f"**{x}**" for x in (phase, *gigabytes(total[phase] for total in sums))])
+        lines += [[item, *gigabytes(table[phase][item] for table in tables)] for item in items]
     verdicts = [f"- {name}: " + (verdict(flags[name], shape, machine) if name in flags else
                                  f"{rows} completions do not divide into {machine.devices} devices x "
                                  f"--num_minibatches={config.num_minibatches}") for name, machine in every.items()]
-    return "\n".join([*lines, "", *verdicts])
+    return "\n".join([markdown_table(["GB on each device", *machines], lines), "", *verdicts])
 
 
 def verdict(config: MemoryConfig, shape: ModelConfig, machine: Machine) -> str:

@@ -150,7 +150,7 @@ def test_the_export_of_the_published_experiment(trained, exported):  # noqa: F81
     theirs = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype="auto").eval()
     ours, words = loading.load_model(str(trained)), transformers.AutoTokenizer.from_pretrained(exported)
     chat = [{"role": "user", "content": QUESTIONS[2]}]
-    ids = tokenizer_lib.encode(ours.tokenizer, tokenizer_lib.render_chat(ours.tokenizer, chat))
+    ids = ours.tokenizer.encode(ours.tokenizer.render_chat(chat))
     assert words.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) == ids
     np.testing.assert_allclose(logits(ours.params, ours.config, [ids]), their_logits(theirs, [ids]), atol=1e-4, rtol=0)
     assert theirs.generation_config.eos_token_id == list(ours.tokenizer.eos_ids)
@@ -186,7 +186,7 @@ def their_tokenizer(smollm2_path):
 
 def test_smollm2(smollm2, their_smollm2):
     config, params, tokenizer = smollm2
-    prompts = [tokenizer_lib.encode(tokenizer, tokenizer_lib.render_chat(tokenizer, [{"role": "user", "content": q}]))
+    prompts = [tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": q}]))
                for q in QUESTIONS]
     gaps = [np.abs(logits(params, config, [row]) - their_logits(their_smollm2, [row])).max() for row in prompts]
     print(f"largest logit difference {max(gaps):.1e}")
@@ -198,17 +198,17 @@ def test_smollm2(smollm2, their_smollm2):
 def test_smollm2_exported_to_a_folder(smollm2, their_smollm2, their_tokenizer, tmp_path):
     config, params, tokenizer = smollm2
     huggingface.save_folder(config, params, tmp_path, shard_bytes=2**28)
-    tokenizer_lib.save_folder(tokenizer, tmp_path)
+    tokenizer_lib.save_tokenizer(tokenizer, tmp_path)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
-    rows = [tokenizer_lib.encode(tokenizer, QUESTIONS[1])]
+    rows = [tokenizer.encode(QUESTIONS[1])]
     np.testing.assert_allclose(their_logits(model, rows), their_logits(their_smollm2, rows), atol=1e-3, rtol=0)
     assert model.generation_config.eos_token_id == list(tokenizer.eos_ids)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.eos_token == "<|im_end|>" and theirs.chat_template == tokenizer.chat_template
     for line in LINES:
-        assert theirs.encode(line, add_special_tokens=False) == tokenizer_lib.encode(tokenizer, line)
-        ids = tokenizer_lib.encode(tokenizer, line)
-        assert theirs.decode(ids, skip_special_tokens=True) == tokenizer_lib.decode(tokenizer, ids)
+        assert theirs.encode(line, add_special_tokens=False) == tokenizer.encode(line)
+        ids = tokenizer.encode(line)
+        assert theirs.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)
 
 
 # ----- text
@@ -219,14 +219,14 @@ def test_smollm2_tokenisation(smollm2, their_tokenizer, text_lines):
     tokenizer.json isolate every digit first. With that put right, every line agrees; without, only lines in which
     a digit follows two blanks, or with numerals outside ASCII, may differ."""
     tokenizer, lines = smollm2[2], [*LINES, *text_lines]
-    ours = [tokenizer_lib.encode(tokenizer, line) for line in lines]
+    ours = [tokenizer.encode(line) for line in lines]
     as_read = [their_tokenizer.encode(line, add_special_tokens=False) for line in lines]
     differ = [line for line, a, b in zip(lines, ours, as_read) if a != b]
     print(f"{len(differ)} of {len(lines)} lines differ from transformers' unrepaired conversion")
     assert all(re.search(r"\s\s\d|[^\x00-\x7f]", line) for line in differ)
     their_tokenizer.backend_tokenizer.pre_tokenizer = SMOLLM_SPLIT
     assert ours == [their_tokenizer.encode(line, add_special_tokens=False) for line in lines]
-    assert [tokenizer_lib.decode(tokenizer, ids) for ids in ours] == [their_tokenizer.decode(
+    assert [tokenizer.decode(ids) for ids in ours] == [their_tokenizer.decode(
         ids, skip_special_tokens=True) for ids in ours]
 
 
@@ -240,7 +240,7 @@ def test_other_families_split_as_their_own_tokenizer(pre, tokenizer_class, smoll
     for line in [*LINES, *text_lines]:
         if "<|" not in line:
             ids = theirs.backend_tokenizer.encode(line, add_special_tokens=False).ids
-            assert tokenizer_lib.encode(tokenizer, line) == ids, line
+            assert tokenizer.encode(line) == ids, line
 
 
 @pytest.fixture(params=["smollm2", "headers", "qwen2_math"])
@@ -248,7 +248,7 @@ def tokenizer_pair(request, smollm2, their_tokenizer, text_lines, tmp_path):
     """(ours, transformers')"""
     if request.param == "qwen2_math":
         write_qwen2_tokenizer(tmp_path, text_lines, vocab_size=2000)
-        return tokenizer_lib.load_folder(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+        return tokenizer_lib.load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
     their_tokenizer.backend_tokenizer.pre_tokenizer = SMOLLM_SPLIT
     if request.param == "smollm2":
         return smollm2[2], their_tokenizer
@@ -264,20 +264,20 @@ def test_chats_render_and_tokenise_alike(tokenizer_pair, text_lines):
         turns += [{"role": ("user", "assistant")[i % 2], "content": texts[rng.randint(len(texts))]}
                   for i in range(rng.randint(1, 9))]
         options = {"add_generation_prompt": bool(rng.randint(2))}
-        text = tokenizer_lib.render_chat(ours, turns, **options)
+        text = ours.render_chat(turns, **options)
         assert text == theirs.apply_chat_template(turns, tokenize=False, **options)
-        assert tokenizer_lib.encode(ours, text) == theirs.apply_chat_template(turns, return_dict=False, **options)
+        assert ours.encode(text) == theirs.apply_chat_template(turns, return_dict=False, **options)
 
 
 def test_the_qwen2_layout_in_and_out(text_lines, tmp_path):
     write_qwen2_tokenizer(tmp_path / "a", text_lines, vocab_size=2000)
-    tokenizer_lib.save_folder(tokenizer_lib.load_folder(tmp_path / "a"), tmp_path / "b")
-    ours = tokenizer_lib.load_folder(tmp_path / "b")
+    tokenizer_lib.save_tokenizer(tokenizer_lib.load_tokenizer(tmp_path / "a"), tmp_path / "b")
+    ours = tokenizer_lib.load_tokenizer(tmp_path / "b")
     for dir in (tmp_path / "a", tmp_path / "b"):
         theirs = transformers.AutoTokenizer.from_pretrained(dir)
         assert theirs.convert_tokens_to_ids([theirs.eos_token, theirs.pad_token]) == [ours.eos_ids[0], ours.pad_id]
         assert theirs.chat_template == ours.chat_template
         for line in [*LINES, *text_lines, "<|im_start|>user\n<tool_call>1<|fim_pad|><|im_end|>"]:
-            ids = tokenizer_lib.encode(ours, line)
+            ids = ours.encode(line)
             assert theirs.encode(line, add_special_tokens=False) == ids
-            assert theirs.decode(ids, skip_special_tokens=True) == tokenizer_lib.decode(ours, ids)
+            assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
