@@ -178,6 +178,9 @@ def test_the_figures_are_those_of_the_results():
         shown = ["{:.3f} / {:.3f}".format(*pair) for pair in (pairs[0], then, pairs[1])]
         row = f"| {seed} | {shown[0]} | {run['saturation_step']} | {shown[1]} | {shown[2]} |"
         assert row in README.splitlines()[:10]
+    long = json.loads((ROOT / "results" / "long_run.json").read_text())["measures"]["rl"]
+    assert "peaks at {:.3f} and ends at {:.3f}".format(
+        *(long[name]["seeds"][0] for name in ("peak, greedy", "end, greedy"))) in README
     arms = json.loads((ROOT / "results" / "boolean.json").read_text())["measures"]
     for arm, measure in (("correct", "base, greedy"), ("correct", "end, greedy"), ("format", "end, greedy")):
         assert ", ".join(f"{value:.3f}" for value in arms[arm][measure]["seeds"]) in README
