@@ -42,7 +42,7 @@ CASES = {
                                     "of its own: choose another --run_dir"),
     "directory of a run": ("evaluate", ["--model={work}/base", "--out={work}/base", "--num_ops=2", "--max_new_tokens=9"],
                            "scripts.evaluate needs a directory of its own: choose another --out"),
-    "odd batch": ("pretrain", [NEW, "--batch_size=31", "--grad_accumulation=2"], "--batch_size=31"),
+    "odd batch": ("pretrain", [NEW, "--batch_size=31", "--grad_accumulation=2"], "--batch_size = 31 rows do not divide"),
     "no model": ("evaluate", ["--out={work}/new"], "--model is required"),
     "no out": ("evaluate", ["--model={work}/base"], "--out is required"),
     "no run_dir": ("train", ["--model={work}/base", *FLAGS], "--run_dir is required"),

@@ -4,11 +4,10 @@ import dataclasses
 import inspect
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from helpers import ROOT, base, compiled, read_jsonl  # noqa: F401  (fixtures)
+from helpers import ROOT, base, compiled, quick_to_compile, read_jsonl  # noqa: F401  (fixtures)
 from rlvr_jax import adapters, grpo, model, objectives, pretrain
 from rlvr_jax.config import EvaluateConfig, PretrainConfig, StudyConfig, TrainConfig
 from rlvr_jax.errors import UserError
@@ -26,12 +25,7 @@ CONFIG = TrainConfig(num_ops=2, example="1", num_prompts=2, group_size=4, max_ne
                      learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8, heldout="none")
 
 
-@pytest.fixture(autouse=True)
-def quick_to_compile():
-    """Compiling takes most of the time here, and nothing depends on the speed of what is compiled."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def train(base, tmp_path, **changes) -> list[dict]:  # noqa: F811

@@ -10,7 +10,6 @@ import re
 import shlex
 from unittest import mock
 
-import jax
 import pytest
 from absl import flags
 
@@ -19,7 +18,7 @@ from rlvr_jax.studies import study
 from rlvr_jax.tasks import families
 from scripts import cli
 
-from helpers import ROOT
+from helpers import ROOT, quick_to_compile  # noqa: F401
 from test_problems import released, write, write_parquet
 
 # What the commands need and the test cannot have: (pattern of the command, reason). Their flags are read all the same.
@@ -86,14 +85,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def quick_to_compile():
-    """Compiling takes most of the time here, and nothing depends on the speed of what is compiled."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_every_command_is_run_or_has_a_reason_not_to_be():
     assert len(COMMANDS) > 20
     unknown = [command for command in COMMANDS if not reason(command)
@@ -123,7 +114,7 @@ def test_the_commands_run_in_their_order(folder, capsys, quick_to_compile):
     printed = capsys.readouterr().out
     assert pathlib.Path("runs/demo/report.html").is_file() and "runs/demo/summary.json" in printed
     assert json.loads(pathlib.Path("runs/demo/passk/summary.json").read_text())["num_samples"] == 64
-    assert printed.count("--- ") == 4 and "3   0.25000" in printed and pathlib.Path("exported/config.json").is_file()
+    assert len(re.findall(r"^--- \d of 4", printed, re.M)) == 4 and "3   0.25000" in printed and pathlib.Path("exported/config.json").is_file()
     assert "of 9), graded by" in printed and "one H100: " in printed  # one sample of math500's problem, 8 of aime24's
 
 
