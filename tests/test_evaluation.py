@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -350,9 +351,11 @@ def test_a_killed_evaluation_continues_at_the_first_missing_row(tmp_path, begin,
     assert killed.read_bytes().startswith(cut)
 
 
-def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monkeypatch):
+def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monkeypatch, request):
     """In this process, so that the signal comes at a known place: after the sampling of the third call."""
     decode, calls = Tokenizer.decode_rollouts, []
+    request.addfinalizer(functools.partial(  # what was started in the background of a shell ignores Ctrl-C
+        signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)))
 
     def interrupted(*args):
         calls.append(1)
