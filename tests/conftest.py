@@ -9,7 +9,15 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+OPTIMISED = {"test_memory", "test_learner", "test_weights", "test_parity", "test_sampler", "test_model"}  # as users run it
+
 DATA = pathlib.Path(os.environ.get("RLVR_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile(request):
+    """Compiling takes most of the time of short runs, and nothing in them depends on the speed of what is compiled."""
+    jax.config.update("jax_disable_most_optimizations", request.module.__name__.split(".")[-1] not in OPTIMISED)
 
 
 @pytest.fixture(scope="session")

@@ -34,14 +34,6 @@ class Result(NamedTuple):
         return [line for line in self.err.splitlines() if line.startswith("error:")]
 
 
-@pytest.fixture
-def quick_to_compile():
-    """Compiling takes most of the time of short runs, and nothing in them depends on the speed of what is compiled."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def compiled(request) -> str:
     """A folder of compiled programs that all processes share, and the next session of tests too."""

@@ -12,7 +12,7 @@ from absl import flags
 from flax import traverse_util
 
 from golden.cases import logits
-from helpers import (TRAIN, assert_same_arrays, assert_same_run, base, compiled, quick_to_compile, read_jsonl, run,  # noqa: F401
+from helpers import (TRAIN, assert_same_arrays, assert_same_run, base, compiled, read_jsonl, run,  # noqa: F401
                      saved_arrays)
 from rlvr_jax import adapters, grpo, learner, logprobs, model, parallel
 from rlvr_jax.pretrained import gguf_file, huggingface, loading
@@ -148,7 +148,7 @@ def test_moments_are_kept_of_what_is_trained_alone(changes, trained):
 
 
 @pytest.mark.parametrize("kind", ["lora", "one layer", "few numbers"])
-def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind, quick_to_compile):
+def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
     config, params = dataclasses.replace(CONFIG, weight_decay=0.1), adapted(kind)
     optimizer, batch = learner.make_optimizer(config), make_batch()
 
@@ -185,7 +185,7 @@ def train(base, run_dir, **changes):
 
 @pytest.mark.parametrize("kind", [{"trainable": "lora", "adapter_rank": 2},
                                   {"trainable": "vector", "adapter_layers": (0,), "adapter_size": 4}])
-def test_a_run_trains_the_adapter_alone_and_measures_the_kl_to_it_off(kind, base, tmp_path, quick_to_compile):  # noqa: F811
+def test_a_run_trains_the_adapter_alone_and_measures_the_kl_to_it_off(kind, base, tmp_path):  # noqa: F811
     rows = train(base, tmp_path / "run", **kind)
     assert rows[1]["train/kl"] == 0 < rows[3]["train/kl"] and rows[3]["train/logprob_gap_max"] < 1e-4
     before, after = saved_arrays(base, 200), saved_arrays(tmp_path / "run", 3)
@@ -199,7 +199,7 @@ def test_a_run_trains_the_adapter_alone_and_measures_the_kl_to_it_off(kind, base
     assert_same_run(tmp_path / "halves", tmp_path / "run", 3)
 
 
-def test_the_next_training_starts_from_the_merged_model(base, tmp_path, quick_to_compile):  # noqa: F811
+def test_the_next_training_starts_from_the_merged_model(base, tmp_path):  # noqa: F811
     rows = np.arange(8)[None]
     train(base, tmp_path / "lora", trainable="lora")
     train(tmp_path / "lora", tmp_path / "vector", trainable="vector")
@@ -236,7 +236,7 @@ def test_a_vector_has_no_place_in_a_hugging_face_folder(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_of_before_these_flags_continues(base, tmp_path, quick_to_compile):  # noqa: F811
+def test_a_run_of_before_these_flags_continues(base, tmp_path):  # noqa: F811
     """Its flags.txt does not have them: they were what they are by default."""
     train(base, tmp_path / "run", num_steps=2)
     path = tmp_path / "run" / "flags.txt"

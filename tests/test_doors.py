@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from helpers import ROOT, base, compiled, quick_to_compile, read_jsonl  # noqa: F401  (fixtures)
+from helpers import ROOT, base, compiled, read_jsonl  # noqa: F401  (fixtures)
 from rlvr_jax import adapters, grpo, model, objectives, pretrain
 from rlvr_jax.config import EvaluateConfig, PretrainConfig, StudyConfig, TrainConfig
 from rlvr_jax.errors import UserError
@@ -23,9 +23,6 @@ from rlvr_jax.tasks.problems import Problem
 
 CONFIG = TrainConfig(num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False, eval_size=16,
                      learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8, heldout="none")
-
-
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def train(base, tmp_path, **changes) -> list[dict]:  # noqa: F811

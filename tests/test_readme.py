@@ -18,7 +18,7 @@ from rlvr_jax.studies import study
 from rlvr_jax.tasks import families
 from scripts import cli
 
-from helpers import ROOT, quick_to_compile  # noqa: F401
+from helpers import ROOT
 from test_problems import released, write, write_parquet
 
 # What the commands need and the test cannot have: (pattern of the command, reason). Their flags are read all the same.
@@ -98,7 +98,7 @@ def test_a_command_that_cannot_run_here_has_flags_that_exist(command, folder):
     prepared(command.replace("--flagfile=... ", ""))
 
 
-def test_the_commands_run_in_their_order(folder, capsys, quick_to_compile):
+def test_the_commands_run_in_their_order(folder, capsys):
     for package in ("matplotlib", "math_verify", "pyarrow"):
         pytest.importorskip(package, reason="pip install 'rlvr_jax[plot,real]'")
     write_parquet(folder / "dsr_sub.parquet", released("a", "1", index=3), released("b", "2", index=8))
@@ -129,7 +129,7 @@ def section(title: str) -> str:
     return re.search(rf"^## {title}\n(.*?)^## ", README, re.M | re.S)[1]
 
 
-def test_the_recipes_run_as_shown_and_are_short(folder, monkeypatch, quick_to_compile):
+def test_the_recipes_run_as_shown_and_are_short(folder, monkeypatch):
     recipes = re.findall(r"^```python\n(.*?)^```$", section("Add your own"), re.M | re.S)
     bases = {"num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 32, "batch_size": 16} | SMALL
     trains = SMALL | {"example": "0", "heldout": "none"}
