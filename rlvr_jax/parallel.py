@@ -131,6 +131,15 @@ def broadcast(tree):
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
 
 
+def broadcast_text(text: str) -> str:
+    """The main process's text on every process."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    room = np.zeros(largest(len(data)), np.uint8)
+    room[: len(data)] = data
+    size = int(broadcast(np.int32(len(data))))
+    return bytes(broadcast(room)[:size]).decode()
+
+
 def largest(number: int) -> int:
     """The largest of the processes' numbers, on every process: how one of them tells the others to stop."""
     return number if jax.process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.int32(number))))

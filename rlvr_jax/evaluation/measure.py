@@ -97,18 +97,38 @@ def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[f
             for style, own in mine.items()}
 
 
-def example_place(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, pool: list, prompts) -> tuple:
-    """(place, facts): the place in the pool of the problem that example=auto chooses, by 64 completions of each, and
-    what is kept of the choice: the problem, and its pass rate."""
-    advice.warn(advice.on_answers(config, pool))
-    rows = measure(
+def before_training(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, pool: list,
+                    prompts) -> list[dict]:
+    """64 completions of each problem by the model that the run starts from, graded as its reward grades."""
+    return measure(
         sample, parallel.replicate(loaded.params), loaded.tokenizer, pool, prompts, temperature=config.temperature,
         num_samples=64, answer_format=resolve_format(config.answer_format, config.source), grader=config.grader,
         seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048)
+
+
+def example_place(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, pool: list, prompts) -> dict:
+    """The place in the pool of the problem that example=auto chooses, as "example", with the problem and its pass
+    rate in 64 completions."""
+    advice.warn(advice.on_answers(config, pool))
+    rows = before_training(config, loaded, sample, pool, prompts)
     place = choose_example(rows, pool, config.example_pass_rate)
     right = [row["correct"] for row in rows if row["problem"] == place]
-    return place, {"question": pool[place].question, "answer": pool[place].answer, "pass_rate": float(np.mean(right)),
-                   "num_samples": len(right)}
+    return {"example": place, "question": pool[place].question, "answer": pool[place].answer,
+            "pass_rate": float(np.mean(right)), "num_samples": len(right)}
+
+
+def votes(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, pool: list, prompts) -> list[dict]:
+    """What the model answers to each problem before training, in 64 completions (arXiv 2506.10947): `majority`, the
+    most frequent answer as text, whether it is right, and `wrong`, the most frequent wrong one. None: no such answer.
+    """
+    rows, made = before_training(config, loaded, sample, pool, prompts), []
+    for place in range(len(pool)):
+        mine = [row for row in rows if row["problem"] == place]
+        right = {row["extracted"] for row in mine if row["correct"]}
+        majority = grade.most_common([row["extracted"] for row in mine])
+        made.append({"majority": majority, "majority_correct": majority in right, "wrong": grade.most_common(
+            [row["extracted"] for row in mine if not row["correct"]])})
+    return made
 
 
 def make_heldout(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, trained: list,

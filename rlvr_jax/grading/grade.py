@@ -6,6 +6,7 @@ completion is a wrong answer, not a hang (invariant 10). Verdicts are remembered
 to the same problem at every step. `results/graders.md` has what the graders differ in.
 """
 
+import collections
 import functools
 import importlib.metadata
 from typing import Iterable, NamedTuple, Optional, Sequence
@@ -73,6 +74,12 @@ def _asked(question: Question) -> Reply:
 def correct(text: str, answer: str, answer_format: str, grader: str = "math") -> bool:
     """Whether the answer in one completion is right."""
     return verdicts([text], [answer], answer_format, grader)[0].correct
+
+
+def most_common(answers: list[Optional[str]]) -> Optional[str]:
+    """The most frequent text, the first of those that tie; None and "" have no vote."""
+    counts = collections.Counter(filter(None, answers))
+    return counts.most_common(1)[0][0] if counts else None
 
 
 def describe(answer_format: str, grader: str) -> str:

@@ -107,8 +107,18 @@ def to_problems(rules: Rules, chains: Chains) -> list[Problem]:
     pairs = np.stack([np.array(rules.ops)[chains.ops], rules.write(chains.operands)], -1).reshape(len(chains.ops), -1)
     rows = zip(np.array(rules.topics)[chains.topics], rules.write(chains.starts), pairs)
     prompts = [" ".join([topic, start, *operations, "="]) for topic, start, operations in rows]
-    return [Problem(prompt, str(answer), prompt, {"index": i})
-            for i, (prompt, answer) in enumerate(zip(prompts, rules.write(chains.results[:, -1])))]
+    results = rules.write(chains.results)
+    return [Problem(prompt, str(values[-1]), prompt, {"index": i, "steps": expert_steps(operations, values)})
+            for i, (prompt, operations, values) in enumerate(zip(prompts, pairs, results))]
+
+
+def expert_steps(operations: np.ndarray, values: np.ndarray) -> list[str]:
+    """The careful solution in steps: its opening word, one an operation, and the answer.
+
+    `operations` [2K] are the prompt's words after its first value, `values` [K] the words of the results.
+    """
+    steps = [" ".join([op, operand, value]) for op, operand, value in zip(operations[::2], operations[1::2], values)]
+    return [OPENERS[0], *steps, f"answer {values[-1]}"]
 
 
 class Habits(NamedTuple):
