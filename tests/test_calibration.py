@@ -197,7 +197,7 @@ def test_the_picture_has_a_dot_and_a_count_for_each_bin(tmp_path, monkeypatch):
 
 
 def test_a_run_logs_the_calibration_of_its_greedy_completions(monkeypatch):
-    rows = {0.0: rows_of(Q, C), 1.0: rows_of([None] * 10, C)}
+    rows = {0.0: rows_of(Q, C), 1.0: rows_of(1 - Q, C), None: rows_of([None] * 10, C)}
     for made in rows.values():
         for i, row in enumerate(made):
             row |= {"problem": i, "completion": ""}
@@ -210,7 +210,7 @@ def test_a_run_logs_the_calibration_of_its_greedy_completions(monkeypatch):
     found = logged()
     assert [found[f"eval/{name}"] for name in ("ece", "brier", "auroc", "confidence", "stated")] == pytest.approx(
         [.215, .19825, .75, .595, 1])
-    rows[0.0] = rows[1.0]
+    rows[0.0] = rows[None]
     assert not {"eval/ece", "eval/brier", "eval/auroc", "eval/confidence", "eval/stated"} & logged().keys()
 
 
