@@ -14,7 +14,7 @@ import numpy as np
 from rlvr_jax import learner, parallel
 from rlvr_jax.config import TrainConfig, parse_weights
 from rlvr_jax.errors import UserError
-from rlvr_jax.grading import grade, mathematics
+from rlvr_jax.grading import confidence, grade, mathematics
 from rlvr_jax.learner import Batch
 from rlvr_jax.pretrained import loading
 from rlvr_jax.sampler import Rollouts
@@ -136,11 +136,22 @@ def nothing(step: Step) -> np.ndarray:
     return np.zeros(len(step.texts), np.float32)
 
 
+def calibrated(step: Step) -> np.ndarray:
+    """1 + (c - (q - c)^2) / 2 where an answer is stated with a confidence q after it, c its correctness; else 0.
+
+    As RLCR's code has it (arXiv 2507.16806): half for the form, half for the answer, half for the Brier score.
+    """
+    sure = [confidence.at_the_end(text) for text in step.texts]
+    whole = np.array([bool(verdict.extracted) and q is not None for verdict, q in zip(step.verdicts, sure)])
+    q, c = np.array([q or 0 for q in sure], np.float32), correct(step)
+    return np.where(whole, 1 + (c - (q - c) ** 2) / 2, 0)
+
+
 REWARDS: dict[str, Reward] = {
     "correct": correct, "format": well_formed, "random": coin, "inverted": inverted, "permuted": permuted,
     "majority": majority, "incorrect": incorrect, "ttrl": ttrl, "continuous": continuous, "imitation": imitation,
     "verifier_free": verifier_free, "self_certainty": self_certainty, "entropy": low_entropy, "overlong": overlong,
-    "none": nothing}
+    "calibrated": calibrated, "none": nothing}
 VOTED = {"majority", "incorrect"}  # rewards that need the votes of the model before training, in each problem's meta
 
 

@@ -7,7 +7,9 @@ import numpy as np
 from rlvr_jax import advice, parallel, sampler
 from rlvr_jax.config import TrainConfig
 from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation.calibration import calibration
 from rlvr_jax.grading import grade
+from rlvr_jax.grading.confidence import confidence
 from rlvr_jax.model import Prompts
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.tokenizer import Tokenizer
@@ -24,7 +26,8 @@ def measure(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
     """Samples `num_samples` completions of every problem and grades them.
 
     `sample` comes from `sampler.make_sampler`. Row i*num_samples+j is sample j of problem i: `{"problem", "sample",
-    "prompt", "answer", "completion", "extracted", "correct", "timed_out", "graded_by", "truncated", "num_tokens"}`.
+    "prompt", "answer", "completion", "extracted", "correct", "timed_out", "graded_by", "truncated", "num_tokens"}`,
+    and "confidence" where a completion states how sure it is.
     The first `done` rows are there already and are left out. Every call samples the same rows with or without them,
     so that what is left comes out bit for bit as it would have. `each(rows)` is handed the rows of a call.
     """
@@ -46,6 +49,7 @@ def measure(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
                  "num_tokens": int(mask.sum())}
                 for text, verdict, i, j, ended, mask in zip(texts, verdicts, owners, numbers % num_samples,
                                                             rollouts.ended, rollouts.completion_mask)]
+        made = [row if (sure := confidence(row["completion"])) is None else row | {"confidence": sure} for row in made]
         made = made[max(done - start, 0) :]
         rows += made
         if each:
@@ -67,6 +71,7 @@ def heldout(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
     """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and styles on synthetic families.
 
     Where the problems are of several families, each one's accuracy has a metric of its own, such as greedy_boolean.
+    Where greedy completions state how sure they are, so have the calibration and the share that states it.
 
     `keep(step, rows)` is handed the greedy completions, as `measure` returns them.
     """
@@ -76,6 +81,9 @@ def heldout(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
                        answer_format=answer_format, seed=seed, step=step)
         if keep and name == "greedy":
             keep(step, rows)
+        if name == "greedy" and (told := calibration(rows)):
+            metrics |= {"eval/confidence": told["mean_confidence"],
+                        **{f"eval/{key}": told[key] for key in ("stated", "brier", "ece", "auroc")}}
         metrics[f"eval/{name}"] = float(np.mean([row["correct"] for row in rows]))
         for style, (share, accuracy) in style_shares(rows, problems).items():
             metrics |= {f"eval/{name}_{style}_share": share, f"eval/{name}_{style}_accuracy": accuracy}
