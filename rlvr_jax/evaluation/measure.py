@@ -1,6 +1,6 @@
 """Completions of a list of problems, sampled and graded; what a training run measures on held-out ones."""
 
-from typing import Callable, Optional
+from typing import Callable, Iterator, Optional
 
 import numpy as np
 
@@ -18,18 +18,18 @@ from rlvr_jax.tasks.prompts import encode_prompts, load_problems, resolve_format
 
 
 def measure(sample: Callable, params, tokenizer: Tokenizer, problems: list[Problem], prompts: Prompts, *,
-            temperature: float, num_samples: int, answer_format: str, seed: int, step: int, grader: str = "math",
-            top_p: float = 1.0, rows_per_call: int = 512, stream: int = sampler.EVAL, done: int = 0,
-            each: Optional[Callable] = None) -> list[dict]:
-    """Samples `num_samples` completions of every problem and grades them.
+            temperature: float, num_samples: int, judge: Callable, seed: int, step: int, top_p: float = 1.0,
+            rows_per_call: int = 512, stream: int = sampler.EVAL, done: int = 0) -> Iterator[dict]:
+    """Samples `num_samples` completions of every problem and grades them; yields their rows as they come.
 
     `sample` comes from `sampler.make_sampler`. Row i*num_samples+j is sample j of problem i: `{"problem", "sample",
-    "prompt", "answer", "completion", "extracted", "correct", "timed_out", "graded_by", "truncated", "num_tokens"}`.
+    "prompt", "answer", "completion", "truncated", "num_tokens"}` and what `judge(texts, problems)`, such as that of
+    `by_answer`, says of it: a dict for each text.
     The first `done` rows are there already and are left out. Every call samples the same rows with or without them,
-    so that what is left comes out bit for bit as it would have. `each(rows)` is handed the rows of a call.
+    so that what is left comes out bit for bit as it would have.
     """
-    total, rows = len(problems) * num_samples, []
-    size, graded_by = min(rows_per_call, total), grade.describe(answer_format, grader)
+    total = len(problems) * num_samples
+    size = min(rows_per_call, total)
     for start in range(0, total, size):
         end = min(start + size, total)
         if end <= done:
@@ -39,18 +39,23 @@ def measure(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
         rollouts = sample(params, narrowed(prompts, owners), owners, seed, step, temperature, top_p, stream=stream,
                           first_row=start, repeats=num_samples)
         texts = tokenizer.decode_rollouts(rollouts)[: end - start]
-        verdicts = grade.verdicts(texts, [problems[i].answer for i in owners[: end - start]], answer_format, grader)
+        judged = judge(texts, [problems[i] for i in owners[: end - start]])
         made = [{"problem": int(i), "sample": int(j), "prompt": problems[i].prompt, "answer": problems[i].answer,
-                 "completion": text, "extracted": verdict.extracted, "correct": verdict.correct,
-                 "timed_out": verdict.timed_out, "graded_by": graded_by, "truncated": not ended,
-                 "num_tokens": int(mask.sum())}
-                for text, verdict, i, j, ended, mask in zip(texts, verdicts, owners, numbers % num_samples,
-                                                            rollouts.ended, rollouts.completion_mask)]
-        made = made[max(done - start, 0) :]
-        rows += made
-        if each:
-            each(made)
-    return rows
+                 "completion": text} | said | {"truncated": not ended, "num_tokens": int(mask.sum())}
+                for text, said, i, j, ended, mask in zip(texts, judged, owners, numbers % num_samples,
+                                                         rollouts.ended, rollouts.completion_mask)]
+        yield from made[max(done - start, 0) :]
+
+
+def by_answer(answer_format: str, grader: str = "math") -> Callable:
+    """A `judge` by the final answer: `{"extracted", "correct", "timed_out", "graded_by"}` of each text."""
+    graded_by = grade.describe(answer_format, grader)
+
+    def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
+        return [{"extracted": verdict.extracted, "correct": verdict.correct, "timed_out": verdict.timed_out,
+                 "graded_by": graded_by}
+                for verdict in grade.verdicts(texts, [p.answer for p in problems], answer_format, grader)]
+    return judge
 
 
 def narrowed(prompts: Prompts, owners: np.ndarray) -> Prompts:
@@ -70,10 +75,11 @@ def heldout(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
 
     `keep(step, rows)` is handed the greedy completions, as `measure` returns them.
     """
+    judge = by_answer(answer_format)
     metrics = {"eval/n": len(problems), "eval/graded_by": grade.describe(answer_format, "math")}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        rows = measure(sample, params, tokenizer, problems, prompts, temperature=temperature, num_samples=1,
-                       answer_format=answer_format, seed=seed, step=step)
+        rows = list(measure(sample, params, tokenizer, problems, prompts, temperature=temperature, num_samples=1,
+                            judge=judge, seed=seed, step=step))
         if keep and name == "greedy":
             keep(step, rows)
         metrics[f"eval/{name}"] = float(np.mean([row["correct"] for row in rows]))
@@ -101,10 +107,10 @@ def example_place(config: TrainConfig, loaded: loading.LanguageModel, sample: Ca
     """(place, facts): the place in the pool of the problem that example=auto chooses, by 64 completions of each, and
     what is kept of the choice: the problem, and its pass rate."""
     advice.warn(advice.on_answers(config, pool))
-    rows = measure(
+    rows = list(measure(
         sample, parallel.replicate(loaded.params), loaded.tokenizer, pool, prompts, temperature=config.temperature,
-        num_samples=64, answer_format=resolve_format(config.answer_format, config.source), grader=config.grader,
-        seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048)
+        num_samples=64, judge=by_answer(resolve_format(config.answer_format, config.source), config.grader),
+        seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048))
     place = choose_example(rows, pool, config.example_pass_rate)
     right = [row["correct"] for row in rows if row["problem"] == place]
     return place, {"question": pool[place].question, "answer": pool[place].answer, "pass_rate": float(np.mean(right)),
