@@ -317,6 +317,23 @@ class SampleConfig(Decoding, ModelChoice, MachineConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class ReadoutConfig(ModelChoice, MachineConfig):
+    """What trained vectors say."""
+
+    beside: str = setting("", "models with vectors of the same shape to compare with, joined by commas")
+    problems: str = setting("arithmetic", "whose prompts show what the model does: a synthetic family or a file",
+                            listed="tasks.families.FAMILIES")
+    num_ops: int = setting(6, "operations in a problem of a synthetic family", minimum=1)
+    heldout_split: str = setting("dev", "split of a synthetic family", ["dev", "test"])
+    num_problems: int = setting(512, "problems to read; 0: all of a file, 512 of a family", minimum=0)
+    prompt_style: str = setting("plain", "how a question of a file becomes a prompt",
+                                table="tasks.prompts.PROMPT_STYLES")
+    instruction: str = setting("", "text added after every question of a file that does not end with it already")
+    ignore_columns: str = setting("", "columns of a file, joined by commas, to read as if they were not there")
+    out: str = setting("", "directory for readout.json and readout.md")
+
+
+@dataclasses.dataclass(frozen=True)
 class SelectConfig:
     """A ranking of problems by what happened to them in training."""
 

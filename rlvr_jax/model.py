@@ -155,7 +155,7 @@ def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_
 
 def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: Optional[Prefix] = None,
             prompt_index_B: Optional[jax.Array] = None, *, remat: bool = False, keep_kv: bool = False,
-            edit_residual: Optional[EditResidual] = None) -> tuple:
+            edit_residual: Optional[EditResidual] = None, read_residual: Optional[Callable] = None) -> tuple:
     """Runs whole rows through the layers.
 
     Args:
@@ -163,9 +163,11 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
       prefix: what precedes every row (gradients flow into it); row b continues prompt `prompt_index_B[b]`.
       remat: recompute each layer in the backward pass instead of keeping its activations.
       edit_residual: `(layer, x_BxTxD, positions_BxT) -> x_BxTxD`, applied to the output of every layer.
+      read_residual: `x_BxTxD -> what to keep of it`, handed the output of every layer, as edited.
 
     Returns:
-      `(hidden_BxTxD, kv)`: the states after the final norm, and each layer's (keys, values), [L,B,T,K,E], if `keep_kv`.
+      `(hidden_BxTxD, kept)`: the states after the final norm, and each layer's (keys, values), [L,B,T,K,E], if
+      `keep_kv`, or what `read_residual` returned, [L,...].
     """
     b, t = tokens_BxT.shape
     starts_B = jnp.zeros(b, jnp.int32) if prefix is None else prefix.lengths[prompt_index_B]
@@ -182,12 +184,13 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
             return ops.attention(q, segments), ((k, v) if keep_kv else None)
 
         x, kept = layer(p, config, x, positions_BxT, attend)
-        return (x if edit_residual is None else edit_residual(index, x, positions_BxT)), kept
+        x = x if edit_residual is None else edit_residual(index, x, positions_BxT)
+        return x, (kept if read_residual is None else read_residual(x))
 
     prefix_kv = prefix and (prefix.keys, prefix.values)
-    x, kv = lax.scan(jax.checkpoint(block) if remat else block, params["embed"][tokens_BxT].astype(config.dtype),
+    x, kept = lax.scan(jax.checkpoint(block) if remat else block, params["embed"][tokens_BxT].astype(config.dtype),
                      (jnp.arange(config.num_layers), params["layers"], prefix_kv))
-    return ops.rms_norm(x, params["final_norm"], config.norm_eps), kv
+    return ops.rms_norm(x, params["final_norm"], config.norm_eps), kept
 
 
 def prefill(params: Params, config: ModelConfig, prompts: Prompts, *, remat: bool = False,

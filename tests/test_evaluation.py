@@ -15,7 +15,7 @@ import pytest
 from rlvr_jax import parallel, rewards, sampler
 from rlvr_jax.config import EvaluateConfig, GradeConfig, TrainConfig
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.evaluation import benchmarks, estimators, regrade
+from rlvr_jax.evaluation import benchmarks, completions, estimators, regrade
 from rlvr_jax.evaluation import measure as evaluation
 from rlvr_jax.grading import grade
 from rlvr_jax.model import Prompts
@@ -127,22 +127,23 @@ def tiny(base):
 
 def measure(tiny, prompts=None, draw=None, **changes):
     loaded, problems, own, own_draw = tiny
-    return evaluation.measure(draw or own_draw, parallel.replicate(loaded.params), loaded.tokenizer, problems,
-                              prompts or own, **{"temperature": 1.0, "num_samples": 3, "answer_format": "answer",
-                                                 "seed": 0, "step": 0, "rows_per_call": 8} | changes)
+    return list(evaluation.measure(
+        draw or own_draw, parallel.replicate(loaded.params), loaded.tokenizer, problems, prompts or own,
+        **{"temperature": 1.0, "num_samples": 3, "judge": evaluation.by_answer("answer"), "seed": 0, "step": 0,
+           "rows_per_call": 8} | changes))
 
 
 @pytest.mark.parametrize("done", [0, 5, 8, 16, 20, 21])
 def test_measuring_goes_on_after_any_row(tiny, done):
     """21 rows in calls of 8: what comes after the first `done` is what came after them before, and no call more."""
-    calls, handed = [], []
+    calls = []
 
     def draw(*args, first_row, **options):
         calls.append(first_row)
         return tiny[3](*args, first_row=first_row, **options)
 
     whole = measure(tiny)
-    assert measure(tiny, draw=draw, done=done, each=handed.extend) == whole[done:] == handed
+    assert measure(tiny, draw=draw, done=done) == whole[done:]
     assert calls == [first for first in (0, 8, 16) if done < min(first + 8, 21)]
 
 
@@ -246,7 +247,9 @@ def test_the_one_shot_protocol_samples_aime_and_amc_eight_times(files, base):
     assert [(b.name, b.num_samples, b.temperature) for b in made] == [("math500", 1, 0), ("AIME24", 8, 0.6),
                                                                       ("amc23", 8, 0.6)]
     made = benchmarks.load_benchmarks(config(files, base, "x", num_samples=2, temperature=1.0), loaded)
-    assert {(b.num_samples, b.temperature, b.answer_format) for b in made} == {(2, 1.0, "lenient")}
+    assert {(b.num_samples, b.temperature) for b in made} == {(2, 1.0)}
+    assert [b.judge(["It is 4."], b.problems[:1]) for b in made] == 3 * [[
+        {"extracted": "4", "correct": True, "timed_out": False, "graded_by": grade.describe("lenient", "math")}]]
     with pytest.raises(UserError, match="leave those out"):
         benchmarks.load_benchmarks(config(files, base, "x", protocol="one_shot", num_samples=2), loaded)
     with pytest.raises(UserError, match="--num_samples=2 at --temperature=0"):
@@ -303,6 +306,31 @@ def test_the_table():
 
 
 # ----- stopping and continuing
+
+
+def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkeypatch):
+    """As a probe asks: half a question, and what is said of a completion is the probe's own."""
+    loaded, problems, _, _ = tiny
+    halves = [dataclasses.replace(p, prompt=p.prompt.rsplit(" ", 3)[0]) for p in problems]
+    sets = [completions.Asked(name, asked, prompts.encode_prompts(loaded.tokenizer, asked, loaded.config, 10), 2, 1.0,
+                              lambda texts, asked: [{"words": len(text.split()), "of": p.question}
+                                                    for text, p in zip(texts, asked, strict=True)])
+            for name, asked in (("whole", problems), ("half", halves))]
+    same = EvaluateConfig(model="m", out=str(tmp_path / "out"), max_new_tokens=10, rows_per_call=4)
+    kept = completions.keep(same, loaded, sets)
+    for name, asked in (("whole", problems), ("half", halves)):
+        assert [(row["problem"], row["sample"]) for row in kept[name]] == [(i, j) for i in range(7) for j in range(2)]
+        for row in kept[name]:
+            assert row["prompt"] == asked[row["problem"]].prompt and row["of"] == asked[row["problem"]].question
+            assert row["words"] == len(row["completion"].split()) and "correct" not in row
+    log = tmp_path / "out" / "completions.jsonl"
+    assert read_jsonl(log) == kept["whole"] + kept["half"]
+    written = log.read_bytes()
+    for rows in (5, 14, 21):  # within the first set, between the two, within the second
+        log.write_bytes(b"".join(written.splitlines(keepends=True)[:rows]))
+        assert completions.keep(same, loaded, sets) == kept and log.read_bytes() == written
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", None)  # what follows sampling
+    assert completions.keep(same, loaded, sets) == kept
 
 
 @pytest.fixture(scope="module")

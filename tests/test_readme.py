@@ -40,7 +40,7 @@ HERE = [
     (r"smollm2\.flags", [*STEP, "--model=runs/demo_base", "--prompt_style=plain", "--max_new_tokens=8",
                          "--group_size=4"]),
     (r"--num_samples=64", ["--max_problems=2"]),
-    (r"scripts\.(report|evaluate|sample|export|select_example|grade|memory)", []),
+    (r"scripts\.(report|evaluate|sample|export|select_example|grade|memory|readout)", []),
 ]
 
 

@@ -1,6 +1,6 @@
 """Completions of a list of problems, sampled and graded; what a training run measures on held-out ones."""
 
-from typing import Callable, Optional
+from typing import Callable, Iterator, Optional
 
 import numpy as np
 
@@ -20,19 +20,18 @@ from rlvr_jax.tasks.prompts import encode_prompts, load_problems, resolve_format
 
 
 def measure(sample: Callable, params, tokenizer: Tokenizer, problems: list[Problem], prompts: Prompts, *,
-            temperature: float, num_samples: int, answer_format: str, seed: int, step: int, grader: str = "math",
-            top_p: float = 1.0, rows_per_call: int = 512, stream: int = sampler.EVAL, done: int = 0,
-            each: Optional[Callable] = None) -> list[dict]:
-    """Samples `num_samples` completions of every problem and grades them.
+            temperature: float, num_samples: int, judge: Callable, seed: int, step: int, top_p: float = 1.0,
+            rows_per_call: int = 512, stream: int = sampler.EVAL, done: int = 0) -> Iterator[dict]:
+    """Samples `num_samples` completions of every problem and grades them; yields their rows as they come.
 
     `sample` comes from `sampler.make_sampler`. Row i*num_samples+j is sample j of problem i: `{"problem", "sample",
-    "prompt", "answer", "completion", "extracted", "correct", "timed_out", "graded_by", "truncated", "num_tokens"}`,
-    and "confidence" where a completion states how sure it is.
+    "prompt", "answer", "completion", "truncated", "num_tokens"}` and what `judge(texts, problems)`, such as that of
+    `by_answer`, says of it: a dict for each text.
     The first `done` rows are there already and are left out. Every call samples the same rows with or without them,
-    so that what is left comes out bit for bit as it would have. `each(rows)` is handed the rows of a call.
+    so that what is left comes out bit for bit as it would have.
     """
-    total, rows = len(problems) * num_samples, []
-    size, graded_by = min(rows_per_call, total), grade.describe(answer_format, grader)
+    total = len(problems) * num_samples
+    size = min(rows_per_call, total)
     for start in range(0, total, size):
         end = min(start + size, total)
         if end <= done:
@@ -42,19 +41,25 @@ def measure(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
         rollouts = sample(params, narrowed(prompts, owners), owners, seed, step, temperature, top_p, stream=stream,
                           first_row=start, repeats=num_samples)
         texts = tokenizer.decode_rollouts(rollouts)[: end - start]
-        verdicts = grade.verdicts(texts, [problems[i].answer for i in owners[: end - start]], answer_format, grader)
+        judged = judge(texts, [problems[i] for i in owners[: end - start]])
         made = [{"problem": int(i), "sample": int(j), "prompt": problems[i].prompt, "answer": problems[i].answer,
-                 "completion": text, "extracted": verdict.extracted, "correct": verdict.correct,
-                 "timed_out": verdict.timed_out, "graded_by": graded_by, "truncated": not ended,
-                 "num_tokens": int(mask.sum())}
-                for text, verdict, i, j, ended, mask in zip(texts, verdicts, owners, numbers % num_samples,
-                                                            rollouts.ended, rollouts.completion_mask)]
-        made = [row if (sure := confidence(row["completion"])) is None else row | {"confidence": sure} for row in made]
-        made = made[max(done - start, 0) :]
-        rows += made
-        if each:
-            each(made)
-    return rows
+                 "completion": text} | said | {"truncated": not ended, "num_tokens": int(mask.sum())}
+                for text, said, i, j, ended, mask in zip(texts, judged, owners, numbers % num_samples,
+                                                         rollouts.ended, rollouts.completion_mask)]
+        yield from made[max(done - start, 0) :]
+
+
+def by_answer(answer_format: str, grader: str = "math") -> Callable:
+    """A `judge` by the final answer: `{"extracted", "correct", "timed_out", "graded_by"}` of each text, and
+    "confidence" where it states how sure it is."""
+    graded_by = grade.describe(answer_format, grader)
+
+    def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
+        verdicts = grade.verdicts(texts, [p.answer for p in problems], answer_format, grader)
+        return [{"extracted": verdict.extracted, "correct": verdict.correct, "timed_out": verdict.timed_out,
+                 "graded_by": graded_by} | ({} if (sure := confidence(text)) is None else {"confidence": sure})
+                for text, verdict in zip(texts, verdicts)]
+    return judge
 
 
 def narrowed(prompts: Prompts, owners: np.ndarray) -> Prompts:
@@ -75,10 +80,11 @@ def heldout(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
 
     `keep(step, rows)` is handed the greedy completions, as `measure` returns them.
     """
+    judge = by_answer(answer_format)
     metrics = {"eval/n": len(problems), "eval/graded_by": grade.describe(answer_format, "math")}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        rows = measure(sample, params, tokenizer, problems, prompts, temperature=temperature, num_samples=1,
-                       answer_format=answer_format, seed=seed, step=step)
+        rows = list(measure(sample, params, tokenizer, problems, prompts, temperature=temperature, num_samples=1,
+                            judge=judge, seed=seed, step=step))
         if keep and name == "greedy":
             keep(step, rows)
         if name == "greedy" and (told := calibration(rows)):
@@ -108,10 +114,10 @@ def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[f
 def before_training(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, pool: list,
                     prompts) -> list[dict]:
     """64 completions of each problem by the model that the run starts from, graded as its reward grades."""
-    return measure(
+    judge = by_answer(resolve_format(config.answer_format, config.source), config.grader)
+    return list(measure(
         sample, parallel.replicate(loaded.params), loaded.tokenizer, pool, prompts, temperature=config.temperature,
-        num_samples=64, answer_format=resolve_format(config.answer_format, config.source), grader=config.grader,
-        seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048)
+        num_samples=64, judge=judge, seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048))
 
 
 def example_place(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, pool: list, prompts) -> dict:
