@@ -82,6 +82,9 @@ def load(study: str) -> tuple[str, dict]:
         if not known or "says" not in rule:
             raise UserError(f"{path}: a rule needs says, arm (of the arms) and measure (of the measures); it has "
                             f"{rule}")
+    wrong = study_figure.fault(content)
+    if wrong:
+        raise UserError(f"{path}: {wrong}")
     return path.stem, content
 
 
