@@ -7,8 +7,9 @@ from rlvr_jax.evaluation import estimators
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
-KINDS = {"study": str, "question": str, "prediction": str, "seeds": list, "origin": str, "measures": dict, "rules": list,
-         "verdict": str}
+KINDS = {"study": str, "question": str, "prediction": str, "seeds": list, "origin": str, "measures": dict,
+         "rules": list, "verdict": str}
+RULE = {"says", "arm", "measure", "verdict", "mean", "interval"}  # what each of the rules has
 WORDS = ("title", "short", "known", "note", "control")  # of the study's file; a record of before has them not
 VERDICTS = ("agree", "disagree", "undecided")
 
@@ -32,10 +33,10 @@ def faults(record: dict) -> list[str]:
     """Which parts of a record with all its keys are not as they should be."""
     wrong = ["verdict"] * (record["verdict"] not in VERDICTS)
     wrong += [f"rule {i}" for i, rule in enumerate(record["rules"], 1)
-              if not isinstance(rule, dict) or not {"says", "arm", "measure", "verdict", "mean", "interval"} <= set(rule)]
+              if not isinstance(rule, dict) or not RULE <= rule.keys()]
     for arm, measures in record["measures"].items():
         whole = isinstance(measures, dict) and all(
-            isinstance(one, dict) and {"mean", "interval"} <= set(one) and isinstance(one.get("seeds"), list)
+            isinstance(one, dict) and {"mean", "interval"} <= one.keys() and isinstance(one.get("seeds"), list)
             and len(one["seeds"]) == len(record["seeds"]) for one in measures.values())
         wrong += [f"measures of {arm}"] * (not whole)
     return wrong
@@ -68,8 +69,10 @@ def rules(record: dict) -> list[list[str]]:
 
 
 def spread(record: dict) -> str:
-    """What the intervals are over."""
-    return "95 % intervals over " + ("seeds (Student's t)" if len(record["seeds"]) > 1 else "problems")
+    """What the numbers of `arms` are, and what their intervals are over."""
+    if not any(one["interval"] for measures in record["measures"].values() for one in measures.values()):
+        return "One seed, without intervals"
+    return "Means with 95 % intervals over " + ("seeds (Student's t)" if len(record["seeds"]) > 1 else "problems")
 
 
 def markdown(record: dict) -> str:
@@ -80,7 +83,7 @@ def markdown(record: dict) -> str:
                   f"**Known before.** {record['known']}", f"**Prediction.** {record['prediction']}",
                   f"**Verdict: {record['verdict']}.**",
                   markdown_table(["prediction", "measured", "verdict"], rules(record)),
-                  f"Means with {spread(record)}"
+                  spread(record)
                   + f"; behind the semicolon the paired difference to {control}" * bool(control) + ".",
                   markdown_table(["arm", *names(record)], means),
                   markdown_table(["arm", "seed", *names(record)], seeds(record)),
