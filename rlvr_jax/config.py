@@ -360,9 +360,12 @@ class GradeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """A run, drawn."""
+    """A run, drawn, or all studies."""
 
-    run_dir: str = setting("", "directory of the run")
+    run_dir: str = setting("", "directory of the run to draw")
+    all: bool = setting(False, "write index.html, the findings of every study that has a record in results")
+    results: str = setting("results", "with all: directory of the records, STUDY.json, and of index.html")
+    readme: str = setting("", "with all: Markdown file whose table of findings is written anew; empty: none")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ samples its share, then the shares are gathered and the main process's grades ho
 """
 
 import glob
+import math
 import os
 import shutil
 import threading
@@ -104,6 +105,11 @@ def replicate(tree):
 def unreplicate(tree):
     """The first local device's copy, as numpy arrays."""
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+
+def size(tree) -> int:
+    """How many numbers one copy of a replicated tree holds."""
+    return sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(tree))
 
 
 def local_slice(rows: int) -> slice:

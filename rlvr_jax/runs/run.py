@@ -10,7 +10,7 @@ from typing import Callable, Iterator, Optional
 
 import numpy as np
 
-from rlvr_jax import parallel
+from rlvr_jax import adapters, parallel
 from rlvr_jax.config import RunConfig
 from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.learner import LearnerState
@@ -224,6 +224,7 @@ class Run:
         if not parallel.is_main():
             return {}
         summary, verdict = summarise(self.metrics.rows), self._verdict()
+        summary["trained"] = parallel.size(adapters.split(state.params)[0])
         if verdict:
             summary["stopped_by"] = verdict
             print("{dir} ended by --stop_when at step {step}: {rule} in {patience} rows in succession, the last with "
