@@ -42,7 +42,7 @@ def run(config: StudyConfig) -> pathlib.Path:
     work = pathlib.Path(config.work_dir or f"runs/{name}")
     out = pathlib.Path(config.out) if config.out else work / "results"
     given = {"work": str(work)} | ({"data": config.data} if config.data else {})
-    cells = {(arm, seed): given | {"arm": arm, "seed": str(seed)}
+    cells = {(arm, seed): variables(study, given | {"arm": arm, "seed": str(seed)})
              for arm, seed in itertools.product(study["arms"], seeds)}
     finished, earlier = execute(study, cells, work, config.quick)
     measured = {arm: {name: gather([source_values(study["measures"], name, cells[arm, seed]) for seed in seeds])
@@ -105,12 +105,12 @@ def commands(study: dict, cell: dict, quick: bool) -> list[str]:
         flags = arm.get(name, [])
         if flags is not False:
             flags = [*flags, *(study.get("quick", {}).get(name, []) if quick else [])]
-            made.append(fill(" ".join([command, *map(shlex.quote, flags)]), variables(study, cell)))
+            made.append(fill(" ".join([command, *map(shlex.quote, flags)]), cell))
     return made
 
 
 def variables(study: dict, cell: dict) -> dict:
-    """What templates of an arm may name: work, seed, arm, data, and the arm's own words."""
+    """What templates of an arm, and its measures, may name: work, seed, arm, data, and the arm's own words."""
     own = {key: value for key, value in study["arms"][cell["arm"]].items() if isinstance(value, str)}
     return cell | {key: fill(value, cell) for key, value in own.items()}
 
