@@ -105,7 +105,7 @@ def commands(study: dict, cell: dict, quick: bool) -> list[str]:
         flags = arm.get(name, [])
         if flags is not False:
             flags = [*flags, *(study.get("quick", {}).get(name, []) if quick else [])]
-            made.append(fill(" ".join([command, *map(shlex.quote, flags)]), cell))
+            made.append(fill(" ".join([command, *map(shlex.quote, flags)]), variables(study, cell)))
     return made
 
 
