@@ -59,7 +59,7 @@ def test_the_page_has_question_rules_means_and_every_seed(tmp_path):
     rows = rows_of(page)
     # .6 +- 4.302653 * .1 / sqrt(3); of the difference .49, .48 * 1.0, .59: by hand
     assert rows[1] == ["coin", "So?", "more than .2: 0.600 [0.352, 0.848]; not above .9: 0.600 [0.352, 0.848]",
-                       "disagree 1 of 2 rules agree"]
+                       "disagree (1 of 2 rules agree)"]
     assert ["more than .2", "0.600 [0.352, 0.848]", "agree"] in rows
     assert ["not above .9", "0.600 [0.352, 0.848]", "disagree"] in rows
     assert ["measure", "plain", "bent"] in rows and ["bent", "1", "0.600", "-"] in rows
