@@ -58,8 +58,8 @@ class Tab:
         assert "error" not in answer, (method, answer["error"])
         return answer["result"]
 
-    def open(self, path: pathlib.Path, width: int, scheme: str, media: str = "screen") -> None:
-        """Loads a file in a window of this width, under a light or a dark color scheme."""
+    def open(self, path: pathlib.Path, width: int, scheme: str, media: str = "") -> None:
+        """Loads a file in a window of this width, under a light or a dark color scheme; `media` "print": as printed."""
         self.requests, self.errors, self.events = [], [], []
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.send("Emulation.setEmulatedMedia", media=media,

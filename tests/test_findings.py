@@ -9,6 +9,7 @@ import pytest
 
 from rlvr_jax.config import ReportConfig
 from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import estimators
 from rlvr_jax.studies import findings, records, study, study_figure
 from scripts import report as command
 
@@ -58,7 +59,7 @@ def test_the_page_has_question_rules_means_and_every_seed(tmp_path):
     rows = rows_of(page)
     # .6 +- 4.302653 * .1 / sqrt(3); of the difference .49, .48 * 1.0, .59: by hand
     assert rows[1] == ["coin", "So?", "more than .2: 0.600 [0.352, 0.848]; not above .9: 0.600 [0.352, 0.848]",
-                       "disagree 1 of 2 rules agree"]
+                       "disagree (1 of 2 rules agree)"]
     assert ["more than .2", "0.600 [0.352, 0.848]", "agree"] in rows
     assert ["not above .9", "0.600 [0.352, 0.848]", "disagree"] in rows
     assert ["measure", "plain", "bent"] in rows and ["bent", "1", "0.600", "-"] in rows
@@ -135,6 +136,14 @@ def test_the_page_loads_nothing_and_does_no_harm(tmp_path):
     page = page_of(tmp_path)
     assert page.tags.count("script") == page.tags.count("img") == 1 and "<img src=x>" in page.text
     assert all(re.match(r"#|data:|coin\.(md|json)$", x) for name, x in page.attributes if name in ("src", "href"))
+
+
+@pytest.mark.parametrize("value, interval, text", [
+    (None, None, "-"), (0.5, (0.25, 0.75), "0.500 [0.250, 0.750]"), (64.0, (64.0, 64.0), "64 [64, 64]"),
+    (46.67, (29.0, 63.0), "46.670 [29.000, 63.000]"), (20480.3, (-1.5, 40962.1), "20,480 [-2, 40,962]"),
+    (1.0, None, "1.000")])
+def test_counts_have_no_decimals_and_shares_have(value, interval, text):
+    assert estimators.shown(value, interval) == text
 
 
 # ----- the command, and the table of the README

@@ -43,8 +43,8 @@ def read(folder: pathlib.Path) -> list[dict]:
 
 
 def place(name: str) -> tuple:
-    """Where a study stands among the others: by ORDER, then by name, and searches last."""
-    return name.endswith(SEARCH), ORDER.index(name) if name in ORDER else len(ORDER), name
+    """Where a study stands among the others: by ORDER, then by name."""
+    return ORDER.index(name) if name in ORDER else len(ORDER), name
 
 
 def worded(record: dict) -> dict:
@@ -59,8 +59,8 @@ def worded(record: dict) -> dict:
 def deciding(record: dict) -> list[dict]:
     """The first rule, which is what the study is about, and the first that the verdict comes from, if it is another."""
     first = record["rules"][:1]
-    return first + [rule for rule in record["rules"] if rule["verdict"] == record["verdict"] and rule not in first
-                    and first[0]["verdict"] != record["verdict"]][:1]
+    same = [rule for rule in record["rules"] if rule["verdict"] == record["verdict"]][:1]
+    return first + [rule for rule in same if rule is not first[0]]
 
 
 def measured(record: dict) -> str:
@@ -99,7 +99,8 @@ def page(found: list[dict], folder: pathlib.Path) -> str:
 def table(found: list[dict], folder: str) -> str:
     """The studies as a table of Markdown, with links to their pages in `folder`; searches are left out."""
     rows = [[f"[{record['study']}]({folder}/{record['study']}.md)", record.get("short") or record["question"],
-             measured(record), f"{record['verdict']} ({tally(record)})"] for record in found if not record["study"].endswith(SEARCH)]
+             measured(record), f"{record['verdict']} ({tally(record)})"]
+            for record in found if not record["study"].endswith(SEARCH)]
     return markdown_table(["study", "question", "predicted: measured, with 95 % interval", "verdict"],
                           [[cell.replace("|", "\\|") for cell in row] for row in rows])
 
