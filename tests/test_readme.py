@@ -149,7 +149,7 @@ def test_the_recipes_run_as_shown_and_are_short(folder, monkeypatch):
             assert len(recipe.splitlines()) <= 15
             exec(recipe, names)
         assert [len(table) for table in tables] == [size + 1 for size in sizes]
-    for run in ("majority", "above_mean", "mod7", "attention"):
+    for run in ("novelty", "above_mean", "mod7", "attention"):
         assert json.loads((folder / "runs" / run / "summary.json").read_text())["steps"] == 1
 
 
