@@ -108,7 +108,7 @@ def example_place(config: TrainConfig, loaded: loading.LanguageModel, sample: Ca
     what is kept of the choice: the problem, and its pass rate."""
     advice.warn(advice.on_answers(config, pool))
     rows = list(measure(
-        sample, parallel.replicate(loaded.params), loaded.tokenizer, pool, prompts, temperature=config.temperature,
+        sample, parallel.place_state(loaded.params), loaded.tokenizer, pool, prompts, temperature=config.temperature,
         num_samples=64, judge=by_answer(resolve_format(config.answer_format, config.source), config.grader),
         seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048))
     place = choose_example(rows, pool, config.example_pass_rate)
