@@ -8,14 +8,10 @@ import tqdm
 from rlvr_jax import parallel
 from rlvr_jax.config import TrainConfig
 from rlvr_jax.grading import grade
+from rlvr_jax.grading.extract import state
 from rlvr_jax.objectives import OBJECTIVES
 from rlvr_jax.tasks.problems import Problem
 from rlvr_jax.tasks.prompts import resolve_format
-
-# Answer format -> a completion that says nothing but the answer.
-STATED = {"answer": "answer {}", "boxed": r"\boxed{{{}}}", "last_number": "{}", "tag": "<answer>{}</answer>",
-          "lenient": r"\boxed{{{}}}"}
-
 
 def warn(text: str) -> None:
     """One line on stderr, of the main process alone; nothing for an empty text."""
@@ -25,10 +21,12 @@ def warn(text: str) -> None:
 
 def on_flags(config: TrainConfig) -> str:
     """Why no step of a run with these flags has a gradient to learn from; empty if one may."""
+    objective = OBJECTIVES[config.objective]
+    if objective.entropy_coef if config.entropy_coef is None else config.entropy_coef:
+        return ""
     if config.reward == "none":  # the gradient of the KL is 0 at the reference, where the run starts
-        return "" if config.entropy_coef else ("--reward=none with --entropy_coef=0 leaves nothing to learn from; give "
-                                               "one of them another value")
-    if config.group_size == 1 and not np.any(OBJECTIVES[config.objective].advantages(np.ones((1, 1), np.float32))):
+        return "--reward=none without --entropy_coef leaves nothing to learn from; give one of them another value"
+    if config.group_size == 1 and not np.any(objective.advantages(np.ones((1, 1), np.float32))):
         return (f"--group_size=1 under --objective={config.objective}: an advantage is the distance to the group's "
                 "mean, so each is 0 and the reward teaches nothing; raise --group_size, or take --objective=one_shot")
     return ""
@@ -40,7 +38,7 @@ def on_answers(config: TrainConfig, problems: list[Problem]) -> str:
     answer_format = "boxed" if config.grader == "original" else answer_format  # where that one always looks
     grade.describe(answer_format, config.grader)
     answers = [problem.answer for problem in problems]
-    verdicts = grade.verdicts([STATED[answer_format].format(answer) for answer in answers], answers, answer_format,
+    verdicts = grade.verdicts([state(answer_format, answer) for answer in answers], answers, answer_format,
                            config.grader)
     unread = [(answer, verdict) for answer, verdict in zip(answers, verdicts) if not verdict.correct]
     if not unread:
@@ -48,7 +46,7 @@ def on_answers(config: TrainConfig, problems: list[Problem]) -> str:
     (answer, verdict), other = unread[0], "lenient" if answer_format == "boxed" else "boxed"
     which = f"the answer {answer!r}" if len(answers) == 1 else (f"{len(unread)} of {len(answers)} answers, such as "
                                                                 f"{answer!r}")
-    remedy = (f"try --answer_format={other}" if grade.correct(STATED[other].format(answer), answer, other)
+    remedy = (f"try --answer_format={other}" if grade.correct(state(other, answer), answer, other)
               else "correct that in the problems")
     return (f"--answer_format={answer_format} with --grader={config.grader} never finds {which} right (where it is "
             f"stated, {verdict.extracted!r} is read); {remedy}")

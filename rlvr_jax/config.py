@@ -115,7 +115,8 @@ class Objective:
                                         minimum=0)
     clip_high: Optional[float] = setting(None, "upper clip of the ratio, 1 + clip_high; unset: the objective's own",
                                          minimum=0)
-    entropy_coef: float = setting(0.0, "weight of the entropy bonus", minimum=0)
+    entropy_coef: Optional[float] = setting(None, "weight of the entropy bonus, negative to minimise entropy; unset: "
+                                            "the objective's own")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +126,19 @@ class Reference:
     kl_coef: float = setting(0.0, "weight of the k3 KL to the reference, the model the run started from", minimum=0)
     track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and, where all "
                              "parameters are trained, a copy of them")
+    reset: str = setting("both", "what a reset sets anew: the reference becomes the policy of that moment, the "
+                         "optimiser forgets its moments", ["both", "reference", "optimizer"])
+    reset_every: int = setting(0, "steps between resets; 0: none", minimum=0)
+    reset_patience: int = setting(0, "reset when greedy held-out accuracy has not had a new best in this many "
+                                  "evaluations since the last reset; 0: never", minimum=0)
 
     @property
     def measure_kl(self) -> bool:
         return self.track_kl or self.kl_coef > 0
+
+    @property
+    def resets_reference(self) -> bool:
+        return bool(self.reset_every or self.reset_patience) and self.reset != "optimizer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +194,16 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, Objective, LearnerConfi
     reward: str = setting("correct", "what is paid for: one row of the table, or a weighted sum such as "
                           "correct:1,format:0.1", listed="rewards.REWARDS")
     random_rate: float = setting(0.5, "chance of a reward under --reward=random", minimum=0, maximum=1)
+    wrong_answer: str = setting("", "the answer that --reward=incorrect pays for; empty: of each problem the most "
+                                "frequent wrong one of 64 completions before training")
+    only_wrong_majority: bool = setting(False, "train only on problems whose most frequent answer in 64 completions "
+                                        "before training is wrong")
+    overlong_buffer: int = setting(0, "tokens before max_new_tokens over which --reward=overlong falls to -1",
+                                   minimum=0)
+    mask_truncated: bool = setting(False, "leave completions that were cut at max_new_tokens out of the loss, not out "
+                                   "of their group's mean")
+    expert_steps: bool = setting(False, "train on single steps of the expert's solutions: a problem becomes one item "
+                                 "for each step, its prompt continued by the steps before; see --reward=imitation")
     trainable: str = setting("all", "what is trained: all parameters, or an adapter. One that --model has already "
                              "becomes part of its weights", ["all"], "adapters.ADAPTERS")
     adapter_rank: int = setting(1, "rank of lora", minimum=1)
@@ -206,7 +226,7 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, Objective, LearnerConfi
     @property
     def keep_reference(self) -> bool:
         """Whether the run holds a copy of the model it started from; with an adapter that is there without one."""
-        return self.measure_kl and self.trainable == "all"
+        return self.measure_kl and (self.trainable == "all" or self.resets_reference)
 
     @property
     def source(self) -> str:
@@ -232,7 +252,7 @@ class PretrainConfig(LearnerConfig):
     objective: ClassVar[str] = "reinforce"  # with every advantage 1 this is cross-entropy
     clip_low: ClassVar[Optional[float]] = None
     clip_high: ClassVar[Optional[float]] = None
-    entropy_coef: ClassVar[float] = 0.0
+    entropy_coef: ClassVar[Optional[float]] = None
     num_steps: int = setting(2000, "updates to make", minimum=1, free=True)
     learning_rate: float = setting(3e-3, "peak learning rate of AdamW", minimum=0)
     warmup_steps: int = setting(100, "optimiser updates of linear warm-up from 0", minimum=0)
@@ -340,9 +360,12 @@ class GradeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """A run, drawn."""
+    """A run, drawn, or all studies."""
 
-    run_dir: str = setting("", "directory of the run")
+    run_dir: str = setting("", "directory of the run to draw")
+    all: bool = setting(False, "write index.html, the findings of every study that has a record in results")
+    results: str = setting("results", "with all: directory of the records, STUDY.json, and of index.html")
+    readme: str = setting("", "with all: Markdown file whose table of findings is written anew; empty: none")
 
 
 @dataclasses.dataclass(frozen=True)

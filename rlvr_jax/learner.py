@@ -15,7 +15,7 @@ import optax
 from jax import lax
 
 from rlvr_jax import adapters, model, objectives, parallel
-from rlvr_jax.config import LearnerConfig
+from rlvr_jax.config import LearnerConfig, TrainConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.logprobs import completion_logprobs
 from rlvr_jax.model import ModelConfig, Prompts, localise
@@ -28,7 +28,7 @@ class LearnerState:
     step: jax.Array  # i32[] batches learnt from, each in one or more optimiser updates
     params: model.Params  # f32; those that are not trained come out of an update as they went in
     opt_state: optax.OptState  # of the trained parameters alone
-    ref_params: Optional[model.Params]  # the reference of the KL, where a copy is kept: without adapters, if measured
+    ref_params: Optional[model.Params]  # the reference of the KL, if it is measured, where a copy is kept
 
 
 @flax.struct.dataclass
@@ -79,6 +79,21 @@ def init_state(params: model.Params, optimizer: optax.GradientTransformation, ke
     return LearnerState(jnp.int32(0), params, optimizer.init(adapters.split(params)[0]), copy)
 
 
+def map_reset(config: TrainConfig) -> Callable:
+    """`reset(state) -> state` on all devices: a new start for what `config.reset` names (ProRL, arXiv 2505.24864).
+
+    The reference becomes the policy, so that the KL to it is 0; the optimiser's moments and its count of updates
+    become 0, and with the count its schedule starts again. The policy stays bitwise. The state is donated.
+    """
+    def reset(state: LearnerState) -> LearnerState:
+        if config.reset != "reference":
+            state = state.replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state))
+        if config.resets_reference and state.ref_params is not None:
+            state = state.replace(ref_params=jax.tree.map(jnp.copy, state.params))
+        return state
+    return parallel.map_devices(reset, donate_argnums=0)
+
+
 def reference(state: LearnerState) -> model.Params:
     """The model that the KL is measured to: the copy kept, or the same parameters with the adapter off."""
     return adapters.without(state.params) if state.ref_params is None else state.ref_params
@@ -102,6 +117,7 @@ def make_loss(model_config: ModelConfig, config: LearnerConfig, objective: objec
     """
     clip_low = objective.clip_low if config.clip_low is None else config.clip_low
     clip_high = objective.clip_high if config.clip_high is None else config.clip_high
+    entropy_coef = objective.entropy_coef if config.entropy_coef is None else config.entropy_coef
 
     def loss_sum(trained, frozen, micro: Batch):
         logprobs, entropy = completion_logprobs(
@@ -114,8 +130,8 @@ def make_loss(model_config: ModelConfig, config: LearnerConfig, objective: objec
 
         old = current if micro.old_logprobs is None else masked(micro.old_logprobs)
         terms = objective.token_loss(logprobs, old, micro.advantages, mask, clip_low, clip_high)
-        if config.entropy_coef:
-            terms -= config.entropy_coef * entropy
+        if entropy_coef:
+            terms -= entropy_coef * entropy
         ratio = jnp.exp(logprobs - old)
         sums = {"entropy": entropy, "clip_fraction": (ratio < 1 - clip_low) | (ratio > 1 + clip_high)}
         if micro.ref_logprobs is not None:

@@ -35,6 +35,11 @@ def leave_one_out_advantages(rewards_NxG: jax.Array) -> jax.Array:
     return centred_advantages(rewards_NxG) * size / max(size - 1, 1)
 
 
+def no_advantages(rewards_NxG: jax.Array) -> jax.Array:
+    """0: nothing is learnt from rewards. With a negative entropy bonus entropy is minimised (arXiv 2505.20282)."""
+    return rewards_NxG * 0.0
+
+
 def live_groups(rewards_NxG):
     """bool[N]: groups whose rewards differ. All others (zero-variance groups) have no advantage and teach nothing.
 
@@ -98,13 +103,14 @@ def sequence_sum(mask_BxT):
 
 
 class Objective(NamedTuple):
-    """A row of the table: three functions, and the clip range its paper uses."""
+    """A row of the table: three functions, and the clip range and entropy bonus its paper uses."""
 
     advantages: Callable
     token_loss: Callable
     normalise: Callable
     clip_low: float = 0.2
     clip_high: float = 0.2
+    entropy_coef: float = 0.0
 
 
 OBJECTIVES = {
@@ -116,4 +122,5 @@ OBJECTIVES = {
     "cispo": Objective(group_advantages, capped_weight, token_mean, 1.0, 4.0),
     "reinforce": Objective(centred_advantages, score_function, token_mean),
     "rloo": Objective(leave_one_out_advantages, score_function, sequence_sum),
+    "entropy": Objective(no_advantages, score_function, token_mean, entropy_coef=-1.0),
 }

@@ -6,6 +6,7 @@ samples its share, the shares are gathered, and the main process's grades hold.
 """
 
 import glob
+import math
 import os
 import shutil
 import threading
@@ -107,6 +108,11 @@ def fetch_state(tree):
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
 
+def size(tree) -> int:
+    """How many numbers one copy of a placed state holds."""
+    return sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(tree))
+
+
 def place_rows(tree):
     """This process's part of global host arrays [devices, ...], one leading entry for each of its devices."""
     share, first = jax.local_device_count(), jax.process_index() * jax.local_device_count()
@@ -127,6 +133,15 @@ def broadcast(tree):
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+def broadcast_text(text: str) -> str:
+    """The main process's text on every process."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    room = np.zeros(largest(len(data)), np.uint8)
+    room[: len(data)] = data
+    size = int(broadcast(np.int32(len(data))))
+    return bytes(broadcast(room)[:size]).decode()
 
 
 def largest(number: int) -> int:

@@ -1,6 +1,7 @@
 """Adapters: without effect at the start, alone in being trained, and a model like any other to everything else."""
 
 import dataclasses
+import json
 import pathlib
 import shutil
 
@@ -194,6 +195,7 @@ def test_a_run_trains_the_adapter_alone_and_measures_the_kl_to_it_off(kind, base
     assert not [name for name in after if "ref_params" in name]
     trained = 4 if "adapter_size" in kind else 2 * (4 * 32 + 3 * 48)
     assert sum(x.size for name, x in after.items() if "opt_state" in name) == 2 * trained + 2
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["trained"] == trained
     train(base, tmp_path / "halves", num_steps=2, **kind)
     train(base, tmp_path / "halves", num_steps=3, **kind)
     assert_same_run(tmp_path / "halves", tmp_path / "run", 3)

@@ -8,6 +8,7 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 from unittest import mock
 
 import pytest
@@ -78,6 +79,8 @@ def folder(tmp_path, monkeypatch):
     """The current directory, with the flag files, and tiny files under the names that the commands give."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    shutil.copy(ROOT / "README.md", tmp_path)
     (tmp_path / "DIR").symlink_to("runs/demo_base")
     for name in ("FILE", "math500", "aime24"):
         write(tmp_path / f"{name}.jsonl", {"question": "coins 7 + 5 - 3 =", "answer": 9})

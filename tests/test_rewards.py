@@ -1,6 +1,7 @@
 """Rewards: what one may ask of the policy, and sums of them. test_doors.py adds some from outside."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -10,9 +11,11 @@ from helpers import base, compiled  # noqa: F401  (fixtures)
 from rlvr_jax import learner, logprobs, model, objectives, parallel, rewards, sampler
 from rlvr_jax.config import TrainConfig
 from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import measure
+from rlvr_jax.grading import grade
 from rlvr_jax.pretrained import loading
 from rlvr_jax.rewards import REWARDS
-from rlvr_jax.tasks import prompts
+from rlvr_jax.tasks import pool, prompts
 
 CONFIG = TrainConfig(num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False, eval_size=16,
                      learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8)
@@ -92,6 +95,164 @@ def test_the_coin_pays_at_its_rate_and_the_same_when_asked_again(seen):
     assert (paid != rewards.coin(dataclasses.replace(many, key=(0, 4, 0)))).any()
 
 
+# ----- rows of the table
+
+
+def saying(seen, *answers, meta=(), **changes):
+    """The step with completions that give these answers; None gives none. `meta` is added to each problem's."""
+    texts = ["hmm river" if answer is None else f"guess answer {answer}" for answer in answers]
+    problems = [dataclasses.replace(problem, meta=problem.meta | dict(meta)) for problem in seen.problems]
+    wanted = [problem.answer for problem in changes.get("problems", problems)]
+    return dataclasses.replace(seen, texts=texts, verdicts=grade.verdicts(texts, wanted, "answer"),
+                               **{"problems": problems} | changes)
+
+
+def asking(seen, *answers):
+    """The step's problems with other reference answers."""
+    return [dataclasses.replace(problem, answer=answer) for problem, answer in zip(seen.problems, answers)]
+
+
+def test_inverted_pays_for_what_is_not_correct(seen):
+    step = saying(seen, "3", "4", None, "3", "3", "3", "3", "4", problems=asking(seen, *["3"] * 8))
+    np.testing.assert_array_equal(rewards.correct(step), [1, 0, 0, 1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(rewards.inverted(step), [0, 1, 1, 0, 0, 0, 0, 1])
+
+
+def test_permuted_rewards_stay_in_their_group_and_move_within_it(seen):
+    step = saying(seen, "3", "4", "4", "4", "3", "3", "3", "3", problems=asking(seen, *["3"] * 8))
+    many = [rewards.permuted(dataclasses.replace(step, key=(0, i, 0))) for i in range(200)]
+    assert all(row[:4].sum() == 1 and row[4:].sum() == 4 for row in many)
+    assert np.abs(np.mean(many, 0)[:4] - 0.25).max() < 0.1  # each is as likely to be credited
+    np.testing.assert_array_equal(rewards.permuted(step), rewards.permuted(step))
+
+
+def test_ttrl_votes_anew_in_every_step_over_all_completions_of_a_problem(seen):
+    """Two groups of four; where both are of one problem they vote together. A tie goes to the first seen."""
+    answers = ["3", "3", "4", None, "5", "5", "5", "4"]
+    apart = saying(seen, *answers)
+    np.testing.assert_array_equal(apart.rollouts.prompt_index, [0] * 4 + [1] * 4)
+    np.testing.assert_array_equal(rewards.ttrl(apart), [1, 1, 0, 0, 1, 1, 1, 0])
+    together = dataclasses.replace(apart, rollouts=apart.rollouts.replace(prompt_index=np.zeros(8, np.int32)))
+    np.testing.assert_array_equal(rewards.ttrl(together), [0, 0, 0, 0, 1, 1, 1, 0])
+    later = saying(together, "4", "4", "4", "4", "5", "5", "5", "3")
+    np.testing.assert_array_equal(rewards.ttrl(later), [1, 1, 1, 1, 0, 0, 0, 0])
+    assert rewards.ttrl(saying(seen, *[None] * 8)).sum() == 0
+
+
+def test_labels_of_before_training_are_paid_for_whatever_the_step_says(seen):
+    votes = {"votes": {"majority": "3", "majority_correct": False, "wrong": "4"}}
+    step = saying(seen, "3", "4", "5", None, "03", "4", "4", "3", meta=votes)
+    np.testing.assert_array_equal(rewards.majority(step)[:4], [1, 0, 0, 0])
+    np.testing.assert_array_equal(rewards.incorrect(step)[:4], [0, 1, 0, 0])
+    fixed = dataclasses.replace(step, config=dataclasses.replace(step.config, wrong_answer="5"))
+    np.testing.assert_array_equal(rewards.incorrect(fixed)[:4], [0, 0, 1, 0])
+    none = saying(seen, *["4"] * 8, meta={"votes": {"majority": None, "majority_correct": False, "wrong": None}})
+    assert rewards.majority(none).sum() == rewards.incorrect(none).sum() == 0
+
+
+@pytest.mark.parametrize("given, answer, wanted", [
+    ("10", "10", 1), ("10.1", "10", 0.945), ("10.5", "10", 0.725), ("11", "10", 0.45), ("20", "10", 5e-8),
+    ("25", "10", 0), (".1", "0", 0.45), ("0", "0", 1), ("x", "10", 0), (None, "10", 0)])
+def test_continuous_is_the_sheets(given, answer, wanted):
+    assert rewards.closeness(given, answer) == pytest.approx(wanted, abs=1e-7)
+
+
+def test_continuous_refuses_a_reference_that_is_no_number(seen):
+    with pytest.raises(UserError, match="--reward=continuous needs numbers.*blue"):
+        rewards.continuous(saying(seen, *["4"] * 8, problems=asking(seen, *["blue"] * 8)))
+
+
+@pytest.mark.parametrize("text, wanted", [
+    ("12 + 7 = 19", 1), ("12 + 7 = 18", 0.909091), ("", -1), ("  \n 12", 2 * 2 / 13), ("12 + 7 = 19 and so on", 1)])
+def test_imitation_is_the_sheets_ratio_of_the_next_step(text, wanted):
+    assert rewards.similarity(text, "12 + 7 = 19") == pytest.approx(wanted, abs=1e-6)
+
+
+def test_imitation_needs_the_experts_steps(seen):
+    with pytest.raises(UserError, match="--expert_steps"):
+        rewards.imitation(seen)
+
+
+def test_self_certainty_and_entropy_are_means_over_the_completions_tokens(seen):
+    mask = seen.rollouts.completion_mask
+    for b, length in enumerate(mask.sum(-1)):
+        assert rewards.self_certainty(seen)[b] == pytest.approx(seen.policy.self_certainty[b, :length].mean(), abs=1e-5)
+        assert rewards.low_entropy(seen)[b] == pytest.approx(-seen.policy.entropies[b, :length].mean(), abs=1e-5)
+    assert len(set(mask.sum(-1))) > 1
+
+
+def test_overlong_is_the_sheets(seen):
+    """Lengths 16384, 17408, 18432, 20480 of at most 20480 with a buffer of 4096: 0, -.25, -.5, -1; here in 1024s."""
+    config = dataclasses.replace(seen.config, max_new_tokens=20, overlong_buffer=4)
+    lengths = np.array([16, 17, 18, 20, 3, 0, 19, 20])
+    rollouts = seen.rollouts.replace(completion_mask=np.arange(20) < lengths[:, None])
+    step = dataclasses.replace(seen, config=config, rollouts=rollouts)
+    np.testing.assert_allclose(rewards.overlong(step), [0, -0.25, -0.5, -1, 0, 0, -0.75, -1])
+    assert not rewards.overlong(dataclasses.replace(step, config=dataclasses.replace(config, overlong_buffer=0))).any()
+
+
+# ----- votes before training
+
+
+def test_votes_are_counts_of_the_models_own_answers(sampled, monkeypatch):
+    loaded, problems, encoded, _, _ = sampled
+    given = {0: ["3"] * 30 + ["4"] * 20 + [None] * 14, 1: ["5"] * 40 + ["6"] * 4 + [""] * 20}
+    right = {0: "4", 1: "5"}
+    rows = [{"problem": place, "extracted": text, "correct": text == right[place]}
+            for place, texts in given.items() for text in texts]
+    monkeypatch.setattr(measure, "before_training", lambda *args: rows)
+    assert measure.votes(CONFIG, loaded, None, problems, encoded) == [
+        {"majority": "3", "majority_correct": False, "wrong": "3"},
+        {"majority": "5", "majority_correct": True, "wrong": "6"}]
+
+
+def test_only_problems_with_a_wrong_majority_are_trained_on(base):
+    loaded = loading.load_model(str(base))
+    config = dataclasses.replace(CONFIG, example="all", example_pool=3, only_wrong_majority=True)
+
+    def vote(pool, encoded):
+        return [{"majority": "1", "majority_correct": place != 1, "wrong": "2"} for place in range(len(pool))]
+
+    every, _ = pool.training_problems(dataclasses.replace(config, only_wrong_majority=False), loaded, None, vote)
+    kept, encoded = pool.training_problems(config, loaded, None, vote)
+    assert kept == [every[1]] and len(encoded.lengths) == 1
+    with pytest.raises(UserError, match="--only_wrong_majority leaves no problem"):
+        pool.training_problems(config, loaded, None, lambda pool, _: [{"majority_correct": True}] * len(pool))
+
+
+# ----- an expert's steps
+
+
+def test_a_problem_becomes_one_item_a_step_of_the_careful_solution(base):
+    loaded = loading.load_model(str(base))
+    config = dataclasses.replace(CONFIG, example="0", expert_steps=True, max_new_tokens=3)  # of a step, in the window
+    items, encoded = pool.training_problems(config, loaded, None, None)
+    whole = pool.training_problems(dataclasses.replace(config, expert_steps=False), loaded, None, None)[0][0]
+    assert len(items) == len(encoded.lengths) == 4 and len({item.meta["index"] for item in items}) == 4
+    solution = " ".join(item.meta["step"] for item in items)
+    assert solution.split()[0] == "think" and solution.endswith(f"answer {whole.answer}")
+    value = int(whole.prompt.split()[1])
+    for k, item in enumerate(items):
+        before = [item.meta["step"] for item in items[:k]]
+        assert item.prompt == " ".join([whole.prompt, *before]) and item.answer == whole.answer
+    for op, operand, result in zip(*[iter(solution.split()[1:-2])] * 3):
+        value = {"+": value + int(operand), "-": value - int(operand), "*": value * int(operand),
+                 "/": value // int(operand)}[op]
+        assert value == int(result)
+    assert value == int(whole.answer)
+
+
+def test_a_files_steps_are_read_and_a_file_without_is_refused(base, tmp_path):
+    loaded, file = loading.load_model(str(base)), tmp_path / "steps.jsonl"
+    file.write_text(json.dumps({"question": "coins 3 + 4 =", "answer": "7", "steps": ["think + 4 7", "answer 7"]}))
+    config = dataclasses.replace(CONFIG, problems=str(file), example="0", expert_steps=True, max_new_tokens=4)
+    items, _ = pool.training_problems(config, loaded, None, None)
+    assert [item.prompt for item in items] == ["coins 3 + 4 =", "coins 3 + 4 =\nthink + 4 7"]
+    file.write_text(json.dumps({"question": "coins 3 + 4 =", "answer": "7"}))
+    with pytest.raises(UserError, match="--expert_steps needs the steps.*coins 3"):
+        pool.training_problems(config, loaded, None, None)
+
+
 # ----- sums
 
 
@@ -105,7 +266,7 @@ def test_a_weighted_sum(sampled):
 
 @pytest.mark.parametrize("text", ["corect", "correct:much", "correct:1,", "format:nan", ""])
 def test_what_is_no_reward_is_refused_with_the_names_that_are(text):
-    with pytest.raises(UserError, match="--reward=.*is none of correct, format, random, none"):
+    with pytest.raises(UserError, match="--reward=.*is none of correct, format, random, inverted"):
         rewards.parse(text)
 
 

@@ -115,7 +115,8 @@ def test_pretrain_writes_a_run_directory(base):
     rows, summary = read_jsonl(base / "metrics.jsonl"), json.loads((base / "summary.json").read_text())
     assert [row["step"] for row in rows] == list(range(1, 201)) and rows[-1]["train/loss"] < rows[0]["train/loss"] / 1.5
     assert set(summary) == {"base", "final", "train_accuracy", "saturation_step", "steps", "after_saturation",
-                            "graded_by", "seconds"}
+                            "graded_by", "seconds", "trained"}
+    assert summary["trained"] == sum(x.size for name, x in saved_arrays(base, 200).items() if name.startswith("params/"))
     assert summary["steps"] == 200 and summary["final"]["n"] == 16
     flags = (base / "flags.txt").read_text().splitlines()
     assert set(BASE) - set(flags) == {"--noremat", "--learning_rate=1e-2"}  # the same, as --remat=False and 0.01
@@ -180,7 +181,7 @@ FLOORS = [["errors", "config", "parallel", "objectives", "ops"],
           ["runs"],
           ["pretrained"],
           ["tasks"],
-          ["advice", "rewards", "evaluation", "tools"],
+          ["advice", "step", "rewards", "evaluation", "tools"],
           ["grpo", "pretrain", "studies"]]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

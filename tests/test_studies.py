@@ -13,7 +13,7 @@ from helpers import ROOT
 from rlvr_jax.config import StudyConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.studies import study
+from rlvr_jax.studies import figures, study, study_figure
 from test_configs import parse  # noqa: F401  (a fixture)
 
 STUDY = '''
@@ -168,12 +168,96 @@ def test_a_measure_over_problems_is_paired_by_problem(tmp_path):
     ('question = "Is it fair?"', "", "question is missing"), ("control =", "contrl =", "contrl"),
     ('control = "plain"', 'control = "round"', "control"), ("[commands]", "[commands", "not TOML"),
     ('arm = "bent"', 'arm = "bend"', "a rule needs"), ("{arm}{seed}/sum", "{arn}/sum", "needs arn"),
-    ('rl = "train', 'rl = "train --problems={data}', "--data is required")])
+    ('rl = "train', 'rl = "train --problems={data}', "--data is required"),
+    ("[figure]", '[figure]\nx = "lenght"', "x: 'lenght' is none of the measures: end, start, gain"),
+    ("[figure]", '[figure]\nlog_x = ["lenght"]', "log_x: 'lenght' is none of the measures"),
+    ("[figure]", '[figure]\nmeasures = ["end", "ned"]', "measures: 'ned' is none of the measures"),
+    ("[figure]", '[figure]\ncontrols = ["plane"]', "controls: 'plane' is none of the arms: plain, bent")])
 def test_a_file_that_is_amiss_is_refused_by_name(coin, old, new, message):
     path = pathlib.Path(coin[0].study)
     path.write_text(STUDY.replace(old, new, 1))
     with pytest.raises(UserError, match=message):
         study.run(coin[0])
+
+
+# ----- the figure
+
+
+def drawn(arms, figure, **more):
+    """The figure of a study without runs: arm i has the three values `arms[i]` = {measure: [...]} of each measure."""
+    matplotlib = pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
+    measured = {arm: {name: study.gather([None if x is None else np.array(x) for x in values])
+                      for name, values in measures.items()} for arm, measures in arms.items()}
+    content = {"arms": arms, "measures": next(iter(arms.values())), "figure": figure} | more
+    assert not study_figure.fault(content)
+    with matplotlib.rc_context(figures.STYLE):
+        return study_figure.draw(content, {}, measured)
+
+
+def points(axes) -> dict:
+    """{(color, marker, hollow): (x, y)} of the means in a panel: what has an interval."""
+    return {(line.get_color(), line.get_marker(), line.get_fillstyle() == "none"):
+            (float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line, *_ in axes.containers}
+
+
+THREE = {"few": {"size": [4., 4., 4.], "score": [.1, .2, .3]}, "many": {"size": [400.] * 3, "score": [.7, .8, .9]},
+         "coin": {"size": [4., 4., 4.], "score": [.2, .2, .5]}, "cut": {"size": [None] * 3, "score": [.5, .5, .5]}}
+
+
+def test_a_measure_is_drawn_against_another_with_every_seed_and_both_intervals():
+    *_, axes = drawn(THREE, {"measures": ["score"], "x": "size", "log_x": True}, control="coin").axes
+    found = points(axes)
+    looks = study_figure.looks({"arms": THREE, "control": "coin"})
+    assert {arm: found.get((look.color, look.marker, look.fill == "none")) for arm, look in looks.items()} == {
+        "few": (4, pytest.approx(.2)), "many": (400, pytest.approx(.8)), "coin": (4, pytest.approx(.3)), "cut": None}
+    assert [hollow for *_, hollow in found] == [False, False, True] and "hollow: a control" in axes.get_title("left")
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == "size" and axes.get_title("left").startswith("score")
+    seeds = [list(zip(line.get_xdata(), line.get_ydata())) for line in axes.lines if line.get_marker() == "."]
+    assert seeds == [list(zip(arm["size"], arm["score"])) for arm in list(THREE.values())[:3]]
+    _, _, (across, up) = axes.containers[0]  # Student's t: 4.302653 standard errors of std .1 over three
+    assert np.ptp(across.get_segments()[0][:, 0]) == 0
+    assert np.ptp(up.get_segments()[0][:, 1]) == pytest.approx(2 * 4.302653 * .1 / 3**.5)
+
+
+def test_several_measures_are_drawn_against_each_x_on_an_axis_of_its_own():
+    axes = drawn(THREE, {"x": ["size", "score"], "log_x": ["size"]}).axes
+    panels = [(one.get_title("left"), one.get_xlabel(), one.get_xscale()) for one in axes if one.get_xlabel()]
+    assert panels == [("size", "size", "log"), ("score", "size", "log"), ("size", "score", "linear"),
+                      ("score", "score", "linear")]
+
+
+def test_a_logarithmic_axis_has_room_for_0():
+    arms = THREE | {"few": {"size": [0.] * 3, "score": [.1, .2, .3]}}
+    *_, axes = drawn(arms, {"measures": ["score"], "x": "size", "log_x": True}).axes
+    assert axes.get_xscale() == "symlog" and min(x for x, _ in points(axes).values()) == 0
+
+
+def test_25_arms_can_be_told_apart_and_are_named_beside_their_points():
+    arms = {f"arm {i}": {"score": [.01 * i, .01 * i + .01, .01 * i + .02], "size": [1. + i] * 3} for i in range(25)}
+    looks = study_figure.looks({"arms": arms})
+    assert len({(look.color, look.marker) for look in looks.values()}) == 25  # points
+    assert len({(look.color, look.line) for look in looks.values()}) == 25  # curves
+    sheet = drawn(arms, {"measures": ["score"], "x": "size"})
+    dots, against = sheet.axes
+    assert [label.get_text() for label in dots.get_yticklabels()] == list(arms) and not sheet.legends
+    found = points(dots)
+    for row, (arm, look) in enumerate(looks.items()):
+        assert found[look.color, look.marker, False] == (pytest.approx(.01 * row + .01), row)
+    assert dots.get_ylim()[0] > dots.get_ylim()[1]  # the first arm on top
+    sheet.draw_without_rendering()
+    heights = [label.get_window_extent().height for label in dots.get_yticklabels()]
+    places = [dots.transData.transform((0, row))[1] for row in range(25)]
+    assert max(heights) <= places[0] - places[1]  # names do not touch
+    assert against.get_window_extent().width > 0.2 * sheet.bbox.width
+
+
+def test_few_arms_stand_in_a_legend_that_leaves_the_panels_their_room():
+    arms = {f"an arm with a long name, number {i}": {"score": [.1, .2, .3]} for i in range(8)}
+    sheet = drawn(arms, {})
+    assert [text.get_text() for text in sheet.legends[0].texts] == list(arms)
+    sheet.draw_without_rendering()
+    legend = sheet.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= sheet.bbox.width and sheet.axes[0].get_window_extent().height > 200
 
 
 def test_an_unknown_study_is_answered_with_those_there_are(monkeypatch):

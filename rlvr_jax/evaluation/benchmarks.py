@@ -8,6 +8,7 @@ import numpy as np
 
 from rlvr_jax.config import EvaluateConfig
 from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import calibration
 from rlvr_jax.evaluation.completions import Asked, keep
 from rlvr_jax.evaluation.estimators import shown, summarise
 from rlvr_jax.evaluation.measure import by_answer, style_shares
@@ -27,7 +28,8 @@ PROTOCOLS = {"one_shot": one_shot}
 
 
 def evaluate(config: EvaluateConfig) -> dict:
-    """Measures `config.model`; returns the summary. Writes it, the table and every completion into `config.out`.
+    """Measures `config.model`; returns the summary. Writes it, the table and every completion into `config.out`, and a
+    reliability diagram where completions state how sure they are.
 
     The same configuration again continues where it was stopped (`completions.keep`).
     """
@@ -41,8 +43,11 @@ def evaluate(config: EvaluateConfig) -> dict:
     summary = next(iter(summaries.values())) if len(summaries) == 1 else {
         "benchmarks": summaries, "mean": float(np.mean([one["accuracy"] for one in summaries.values()]))}
     summary = summary | {"flags": dataclasses.asdict(config)}
-    files.write_whole(pathlib.Path(config.out) / "table.md", table(config, summaries))
-    files.write_json(pathlib.Path(config.out) / "summary.json", summary)
+    out = pathlib.Path(config.out)
+    calibration.draw({name: one["calibration"] for name, one in summaries.items() if "calibration" in one},
+                     out / "reliability.png")
+    files.write_whole(out / "table.md", table(config, summaries))
+    files.write_json(out / "summary.json", summary)
     return summary
 
 
@@ -75,12 +80,13 @@ def benchmark_summary(b: Asked, rows: list[dict]) -> dict:
     """What summary.json says of one benchmark. Rows that `scripts.grade` graded again say so."""
     summary = summarise(rows, b.num_samples) | {
         "temperature": b.temperature, "graded_by": ", ".join(dict.fromkeys(row["graded_by"] for row in rows))}
-    styles = style_shares(rows, b.problems)
-    return summary | ({"styles": styles} if styles else {})
+    more = {"styles": style_shares(rows, b.problems), "calibration": calibration.calibration(rows)}
+    return summary | {name: found for name, found in more.items() if found}
 
 
 def table(config: EvaluateConfig, summaries: dict[str, dict]) -> str:
-    """Markdown: one row a benchmark, then all k of those sampled more than once, and styles of synthetic families."""
+    """Markdown: one row a benchmark, then all k of those sampled more than once, styles of synthetic families, and
+    calibration where confidences are stated."""
     header = ["benchmark", "problems", "measure", "accuracy", "pass@k", "maj@k", "truncated", "timed out", "graded by"]
     rows, notes = [], []
     for name, one in summaries.items():
@@ -95,6 +101,7 @@ def table(config: EvaluateConfig, summaries: dict[str, dict]) -> str:
                   for curve in ("pass@k", "maj@k") if many]
         notes += [f"- {name}, {style}: {part:.1%} of completions" + ("" if right is None else f", {right:.3f} correct")
                   for style, (part, right) in one.get("styles", {}).items()]
+        notes += [f"- {name}, {calibration.line(one['calibration'])}"] if "calibration" in one else []
     if len(summaries) > 1:
         mean = np.mean([one["accuracy"] for one in summaries.values()])
         rows.append(["mean", "", "", f"{mean:.3f}", *[""] * 5])

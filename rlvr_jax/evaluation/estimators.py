@@ -105,6 +105,9 @@ def difference(before: float, after: float, n: int) -> tuple[float, float]:
 
 
 def shown(value: Optional[float], interval: Optional[tuple[float, float]] = None, sign: str = "") -> str:
-    """"0.895 [0.748, 1.042]"; a dash where there is no value."""
-    ends = f" [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]" if interval else ""
-    return "-" if value is None else f"{value:{sign}.3f}{ends}"
+    """"0.895 [0.748, 1.042]"; a count, or what is 1,000 and more, without decimals; a dash where there is no value."""
+    if value is None:
+        return "-"
+    count = abs(value) > 1 and all(x == round(x) for x in (value, *(interval or ())))
+    form = f"{sign},.0f" if count or abs(value) >= 1000 else f"{sign}.3f"
+    return f"{value:{form}}" + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")

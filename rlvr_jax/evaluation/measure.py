@@ -7,7 +7,9 @@ import numpy as np
 from rlvr_jax import advice, parallel, sampler
 from rlvr_jax.config import TrainConfig
 from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation.calibration import calibration
 from rlvr_jax.grading import grade
+from rlvr_jax.grading.confidence import confidence
 from rlvr_jax.model import Prompts
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.tokenizer import Tokenizer
@@ -48,13 +50,15 @@ def measure(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
 
 
 def by_answer(answer_format: str, grader: str = "math") -> Callable:
-    """A `judge` by the final answer: `{"extracted", "correct", "timed_out", "graded_by"}` of each text."""
+    """A `judge` by the final answer: `{"extracted", "correct", "timed_out", "graded_by"}` of each text, and
+    "confidence" where it states how sure it is."""
     graded_by = grade.describe(answer_format, grader)
 
     def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
+        verdicts = grade.verdicts(texts, [p.answer for p in problems], answer_format, grader)
         return [{"extracted": verdict.extracted, "correct": verdict.correct, "timed_out": verdict.timed_out,
-                 "graded_by": graded_by}
-                for verdict in grade.verdicts(texts, [p.answer for p in problems], answer_format, grader)]
+                 "graded_by": graded_by} | ({} if (sure := confidence(text)) is None else {"confidence": sure})
+                for text, verdict in zip(texts, verdicts)]
     return judge
 
 
@@ -72,6 +76,7 @@ def heldout(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
     """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and styles on synthetic families.
 
     Where the problems are of several families, each one's accuracy has a metric of its own, such as greedy_boolean.
+    Where greedy completions state how sure they are, so have the calibration and the share that states it.
 
     `keep(step, rows)` is handed the greedy completions, as `measure` returns them.
     """
@@ -82,6 +87,9 @@ def heldout(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
                             judge=judge, seed=seed, step=step))
         if keep and name == "greedy":
             keep(step, rows)
+        if name == "greedy" and (told := calibration(rows)):
+            metrics |= {"eval/confidence": told["mean_confidence"],
+                        **{f"eval/{key}": told[key] for key in ("stated", "brier", "ece", "auroc")}}
         metrics[f"eval/{name}"] = float(np.mean([row["correct"] for row in rows]))
         for style, (share, accuracy) in style_shares(rows, problems).items():
             metrics |= {f"eval/{name}_{style}_share": share, f"eval/{name}_{style}_accuracy": accuracy}
@@ -103,18 +111,38 @@ def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[f
             for style, own in mine.items()}
 
 
-def example_place(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, pool: list, prompts) -> tuple:
-    """(place, facts): the place in the pool of the problem that example=auto chooses, by 64 completions of each, and
-    what is kept of the choice: the problem, and its pass rate."""
-    advice.warn(advice.on_answers(config, pool))
-    rows = list(measure(
+def before_training(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, pool: list,
+                    prompts) -> list[dict]:
+    """64 completions of each problem by the model that the run starts from, graded as its reward grades."""
+    judge = by_answer(resolve_format(config.answer_format, config.source), config.grader)
+    return list(measure(
         sample, parallel.place_state(loaded.params), loaded.tokenizer, pool, prompts, temperature=config.temperature,
-        num_samples=64, judge=by_answer(resolve_format(config.answer_format, config.source), config.grader),
-        seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048))
+        num_samples=64, judge=judge, seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048))
+
+
+def example_place(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, pool: list, prompts) -> dict:
+    """The place in the pool of the problem that example=auto chooses, as "example", with the problem and its pass
+    rate in 64 completions."""
+    advice.warn(advice.on_answers(config, pool))
+    rows = before_training(config, loaded, sample, pool, prompts)
     place = choose_example(rows, pool, config.example_pass_rate)
     right = [row["correct"] for row in rows if row["problem"] == place]
-    return place, {"question": pool[place].question, "answer": pool[place].answer, "pass_rate": float(np.mean(right)),
-                   "num_samples": len(right)}
+    return {"example": place, "question": pool[place].question, "answer": pool[place].answer,
+            "pass_rate": float(np.mean(right)), "num_samples": len(right)}
+
+
+def votes(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, pool: list, prompts) -> list[dict]:
+    """What the model answers to each problem before training, in 64 completions (arXiv 2506.10947): `majority`, the
+    most frequent answer as text, whether it is right, and `wrong`, the most frequent wrong one. None: no such answer.
+    """
+    rows, made = before_training(config, loaded, sample, pool, prompts), []
+    for place in range(len(pool)):
+        mine = [row for row in rows if row["problem"] == place]
+        right = {row["extracted"] for row in mine if row["correct"]}
+        majority = grade.most_common([row["extracted"] for row in mine])
+        made.append({"majority": majority, "majority_correct": majority in right, "wrong": grade.most_common(
+            [row["extracted"] for row in mine if not row["correct"]])})
+    return made
 
 
 def make_heldout(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, trained: list,

@@ -3,6 +3,8 @@
 import re
 from typing import Optional
 
+from rlvr_jax.errors import UserError
+
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|-?\.\d+")
 _ANNOUNCED = re.compile(r"(?:the|final)\s+answer\s+is", re.IGNORECASE)
 
@@ -63,3 +65,21 @@ def braced(text: str, start: int) -> Optional[str]:
 
 EXTRACTORS = {"answer": after_answer, "boxed": last_boxed, "last_number": last_number, "tag": last_tag,
               "lenient": lenient}
+
+# How an answer is stated: the text that opens it, and what follows that.
+STATED = {"answer": ("answer", " {}"), "boxed": (r"\boxed", "{{{}}}"), "tag": ("<answer", ">{}</answer>"),
+          "last_number": ("", "{}"), "lenient": (r"\boxed", "{{{}}}")}
+
+
+def state(answer_format: str, answer: str) -> str:
+    """A completion that says nothing but the answer."""
+    return "".join(STATED[answer_format]).format(answer)
+
+
+def stated(answer_format: str) -> tuple[str, str]:
+    """A row of STATED. UserError for a format in which nothing says that an answer begins."""
+    opening, rest = STATED[answer_format]
+    if not opening:
+        raise UserError(f"--answer_format={answer_format}: nothing in a completion says where its answer begins; this "
+                        f"reward needs one of {', '.join(name for name, (words, _) in STATED.items() if words)}")
+    return opening, rest

@@ -6,12 +6,13 @@ completion is a wrong answer, not a hang (invariant 10). Verdicts are remembered
 to the same problem at every step. `results/graders.md` has what the graders differ in.
 """
 
+import collections
 import functools
 import importlib.metadata
 from typing import Iterable, NamedTuple, Optional, Sequence
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.grading import workers
+from rlvr_jax.grading import confidence, workers
 from rlvr_jax.grading.child import Question
 from rlvr_jax.grading.extract import EXTRACTORS, last_box
 from rlvr_jax.grading.graders import GRADERS
@@ -32,11 +33,13 @@ class Verdict(NamedTuple):
 def verdicts(texts: Sequence[str], answers: Sequence[str], answer_format: str, grader: str = "math") -> list[Verdict]:
     r"""Verdicts on completions, by rows of EXTRACTORS and GRADERS; `answers` are the references.
 
+    A confidence that a text states is no part of its answer: it is taken out before the answer is looked for.
     The original grader looks into the last \boxed{} whatever `answer_format` says. The synthetic task's answers are
     integers: there, what is not decided at once is wrong, and computer algebra is never asked.
     """
     extract = last_box if grader == "original" else EXTRACTORS[answer_format]
-    questions = [Question(grader, extract(text), answer) for text, answer in zip(texts, answers, strict=True)]
+    questions = [Question(grader, extract(confidence.split(text)[0]), answer)
+                 for text, answer in zip(texts, answers, strict=True)]
     replies = decide(questions, algebra=(answer_format, grader) != ("answer", "math"))
     return [Verdict(replies[question].equal, question.given, replies[question].timed_out) for question in questions]
 
@@ -73,6 +76,12 @@ def _asked(question: Question) -> Reply:
 def correct(text: str, answer: str, answer_format: str, grader: str = "math") -> bool:
     """Whether the answer in one completion is right."""
     return verdicts([text], [answer], answer_format, grader)[0].correct
+
+
+def most_common(answers: list[Optional[str]]) -> Optional[str]:
+    """The most frequent text, the first of those that tie; None and "" have no vote."""
+    counts = collections.Counter(filter(None, answers))
+    return counts.most_common(1)[0][0] if counts else None
 
 
 def describe(answer_format: str, grader: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import math
 import pathlib
 import signal
@@ -9,7 +10,7 @@ from typing import Callable, Iterator, Optional
 
 import numpy as np
 
-from rlvr_jax import parallel
+from rlvr_jax import adapters, parallel
 from rlvr_jax.config import RunConfig
 from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.learner import LearnerState
@@ -105,18 +106,17 @@ class Run:
         if again or not self.looping:  # the second one means it; before the first step there is nothing to save
             raise KeyboardInterrupt
 
-    def once(self, name: str, choose: Callable[[], tuple[int, dict]]) -> int:
-        """The number of `choose()`, from 0, which depends on (flags, seed) alone; a run that goes on finds it in
-        NAME.json, where it stands beside the facts that `choose()` returned with it."""
-        path, known = self.dir / f"{name}.json", -1
+    def once(self, name: str, make: Callable[[], dict]) -> dict:
+        """The record `make()`, which depends on (flags, seed) alone; a run that goes on finds it in NAME.json."""
+        path, known = self.dir / f"{name}.json", {}
         if self.resumed and parallel.is_main():
-            with contextlib.suppress(UserError, KeyError):  # not there, or damaged: choose again
-                known = files.read_json(path)[name]
-        known = int(parallel.broadcast(np.int32(known)))
-        if known < 0:
-            known, facts = choose()
+            with contextlib.suppress(UserError):  # not there, or damaged: make it again
+                known = files.read_json(path)
+        known = json.loads(parallel.broadcast_text(json.dumps(known)))
+        if not known:
+            known = make()
             if parallel.is_main():
-                files.write_json(path, {name: known} | facts)
+                files.write_json(path, known)
         return known
 
     def restore(self, fresh: LearnerState) -> LearnerState:
@@ -224,6 +224,7 @@ class Run:
         if not parallel.is_main():
             return {}
         summary, verdict = summarise(self.metrics.rows), self._verdict()
+        summary["trained"] = parallel.size(adapters.split(state.params)[0])
         if verdict:
             summary["stopped_by"] = verdict
             print("{dir} ended by --stop_when at step {step}: {rule} in {patience} rows in succession, the last with "

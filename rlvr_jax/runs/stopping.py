@@ -1,12 +1,14 @@
-"""Stop rules: conditions on a run's metrics that end it, decided from the rows of its log alone."""
+"""Rules on a run's metrics that end it, or reset its reference, decided from the rows of its log alone."""
 
 import math
 import operator
 import re
 from typing import NamedTuple, Optional
 
+from rlvr_jax.config import TrainConfig
 from rlvr_jax.errors import UserError
 
+RESET = "train/reset"  # 1 in the row of a step after which something was reset
 RELATIONS = {"<": operator.lt, ">": operator.gt}
 
 
@@ -40,6 +42,21 @@ def _rule(text: str) -> Rule:
         pass
     raise UserError(f"--stop_when: {text.strip()!r} is no rule; rules are METRIC<NUMBER or METRIC>NUMBER, joined by "
                     "commas, as in train/entropy<0.01,train/kl>10")
+
+
+def reset_due(config: TrainConfig, rows: list[dict]) -> bool:
+    """Whether the reference or the optimiser is to be reset after the step of the last row.
+
+    It is every `reset_every` steps, and where the greedy accuracy of the last `reset_patience` evaluations since the
+    last reset is not above the best before them (ProRL, arXiv 2505.24864, resets when validation stalls).
+    """
+    if config.reset_every and rows[-1]["step"] % config.reset_every == 0:
+        return True
+    last = max((i for i, row in enumerate(rows) if row.get(RESET)), default=0)
+    greedy = [row["eval/greedy"] for row in rows[last:] if "eval/greedy" in row]
+    patience = config.reset_patience
+    return bool(patience and "eval/greedy" in rows[-1] and len(greedy) > patience
+                and max(greedy[-patience:]) <= max(greedy[:-patience]))
 
 
 def verdict(rules: list[Rule], patience: int, rows: list[dict]) -> Optional[dict]:

@@ -18,6 +18,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
 from rlvr_jax.evaluation.estimators import difference, wilson
 from rlvr_jax.runs.files import naming, read_json, read_steps, write_whole
+from rlvr_jax.studies import pages
 from rlvr_jax.studies.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
 
 MAX_ROLLOUTS, MAX_ROLLOUT_BYTES = 400, 2_000_000
@@ -208,12 +209,12 @@ def write_report(run_dir: str) -> list[pathlib.Path]:
 
 
 def template(drawn) -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = pages.environment()
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     environment.filters |= {"percent": lambda x: f"{x:.1%}" if finite(x) else "–", "number": number, "cut": cut,
                             "points": lambda x: f"{100 * x:+.1f}".replace("-", "−"), "median": statistics.median}
     environment.tests["drawn"] = drawn
-    return environment.from_string(pathlib.Path(__file__).with_name("report.html.jinja").read_text("utf-8"))
+    return environment.get_template("report.html.jinja")
 
 
 def _save(figure, path: pathlib.Path, dpi: int) -> None:

@@ -21,14 +21,13 @@ from rlvr_jax.config import StudyConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
 from rlvr_jax.runs import files
-from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.runs.origin import commit
-from rlvr_jax.studies import study_figure
+from rlvr_jax.studies import records, study_figure
 
 FOLDER = pathlib.Path("configs/studies")
 REQUIRED = {"title": str, "question": str, "known": str, "prediction": str, "seeds": list, "commands": dict,
             "arms": dict, "measures": dict, "rules": list}
-OPTIONAL = {"control": str, "quick": dict, "figure": dict, "note": str}
+OPTIONAL = {"short": str, "control": str, "quick": dict, "figure": dict, "note": str}
 
 
 def run(config: StudyConfig) -> pathlib.Path:
@@ -43,20 +42,21 @@ def run(config: StudyConfig) -> pathlib.Path:
     work = pathlib.Path(config.work_dir or f"runs/{name}")
     out = pathlib.Path(config.out) if config.out else work / "results"
     given = {"work": str(work)} | ({"data": config.data} if config.data else {})
-    cells = {(arm, seed): given | {"arm": arm, "seed": str(seed)}
+    cells = {(arm, seed): variables(study, given | {"arm": arm, "seed": str(seed)})
              for arm, seed in itertools.product(study["arms"], seeds)}
     finished, earlier = execute(study, cells, work, config.quick)
     measured = {arm: {name: gather([source_values(study["measures"], name, cells[arm, seed]) for seed in seeds])
                    for name in study["measures"]} for arm in study["arms"]}
     compare(measured, study.get("control"))
     rules = [judge(rule, measured) for rule in study["rules"]]
-    record = {"study": name, "question": study["question"], "prediction": study["prediction"], "seeds": seeds,
+    record = {"study": name} | {key: study[key] for key in records.WORDS if key in study} | {
+              "question": study["question"], "prediction": study["prediction"], "seeds": seeds,
               "origin": origin(config, seeds, finished, earlier), "measures": measured, "rules": rules,
               "verdict": overall(rules), "summaries": summaries(study, cells)}
     out.mkdir(parents=True, exist_ok=True)
     study_figure.write(study, cells, measured, out / f"{name}.png")
     files.write_json(out / f"{name}.json", plain(record))
-    files.write_whole(out / f"{name}.md", page(study, record))
+    files.write_whole(out / f"{name}.md", records.markdown(record))
     return out / f"{name}.md"
 
 
@@ -82,6 +82,9 @@ def load(study: str) -> tuple[str, dict]:
         if not known or "says" not in rule:
             raise UserError(f"{path}: a rule needs says, arm (of the arms) and measure (of the measures); it has "
                             f"{rule}")
+    wrong = study_figure.fault(content)
+    if wrong:
+        raise UserError(f"{path}: {wrong}")
     return path.stem, content
 
 
@@ -107,7 +110,7 @@ def commands(study: dict, cell: dict, quick: bool) -> list[str]:
 
 
 def variables(study: dict, cell: dict) -> dict:
-    """What templates of an arm may name: work, seed, arm, data, and the arm's own words."""
+    """What templates of an arm, and its measures, may name: work, seed, arm, data, and the arm's own words."""
     own = {key: value for key, value in study["arms"][cell["arm"]].items() if isinstance(value, str)}
     return cell | {key: fill(value, cell) for key, value in own.items()}
 
@@ -146,6 +149,8 @@ def source_values(measures: dict, name: str, cell: dict) -> Optional[np.ndarray]
         return None if any(part is None for part in parts) else parts[0] - parts[1]
     file, _, path = fill(source, cell).partition(": ")
     file = pathlib.Path(cell["work"]) / file
+    if not file.exists():  # of a command that the arm leaves out
+        return None
     if file.suffix == ".jsonl":
         right = {}
         for _, row in files.read_lines(file):
@@ -228,30 +233,3 @@ def plain(record):
     if isinstance(record, dict):
         return {key: plain(value) for key, value in record.items() if key != "values"}
     return [plain(value) for value in record] if isinstance(record, (list, tuple)) else record
-
-
-def shown(measure: dict, sign: str = "") -> str:
-    return estimators.shown(measure.get("mean"), measure.get("interval"), sign)
-
-
-def page(study: dict, record: dict) -> str:
-    """The study as Markdown: what was asked and predicted, what came out, every seed, and where it came from."""
-    names, measured = list(study["measures"]), record["measures"]
-    spread = "95 % intervals over seeds (Student's t)" if len(record["seeds"]) > 1 else "95 % intervals over problems"
-    if study.get("control"):
-        spread += f"; behind the semicolon the paired difference to {study['control']}"
-
-    def cell(measure: dict) -> str:
-        return shown(measure) + (f"; {shown(measure['difference'], '+')}" if "difference" in measure else "")
-
-    arms = [[arm, *(cell(measures[name]) for name in names)] for arm, measures in measured.items()]
-    seeds = [[arm, seed, *(shown({"mean": measured[arm][name]["seeds"][i]}) for name in names)]
-             for arm in measured for i, seed in enumerate(record["seeds"])]
-    rules = [[rule["says"], shown(rule), rule["verdict"]] for rule in record["rules"]]
-    paragraphs = [f"# {study['title']}", record["origin"], f"**Question.** {study['question']}",
-                  f"**Known before.** {study['known']}", f"**Prediction.** {study['prediction']}",
-                  f"**Verdict: {record['verdict']}.**", markdown_table(["prediction", "measured", "verdict"], rules),
-                  f"Means with {spread}.", markdown_table(["arm", *names], arms),
-                  markdown_table(["arm", "seed", *names], seeds),
-                  study.get("note", ""), f"![{study['title']}]({record['study']}.png)"]
-    return "\n\n".join(text.strip() for text in paragraphs if text.strip()) + "\n"

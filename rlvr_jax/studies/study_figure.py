@@ -1,12 +1,49 @@
-"""The figure of a study: curves over the steps of its runs, and its measures with every seed and the interval."""
+"""The figure of a study: curves over the steps of its runs, and its measures with every seed and the interval.
+
+A study's [figure] may have: `run`, the run whose `curves`, names of metrics, are drawn; `measures` (without it all);
+`x`, a measure or a list of them, to draw each of `measures` against; `log_x`, true or a list of those on a logarithmic
+axis; `controls`, arms drawn hollow (without it the study's `control`).
+
+Up to FEW arms differ in colour and stand in a legend above. More differ in colour, marker and line, and a dot plot on
+the left has their names: it is the legend of the other panels.
+"""
 
 import pathlib
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from rlvr_jax.runs import files
-from rlvr_jax.studies import report
+from rlvr_jax.studies import figures
 
 COLORS = ("#0072b2", "#d55e00", "#00785a", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c564b")  # Okabe and Ito
+MARKERS, LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")
+FEW = len(COLORS)
+
+
+class Look(NamedTuple):
+    """How an arm is drawn, the same in every panel."""
+
+    color: str
+    marker: str
+    line: str
+    fill: str  # "full" or "none"
+
+
+def listed(value) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def fault(study: dict) -> str:
+    """Which measure or arm [figure] names that the study has not; empty if there is none."""
+    figure = study.get("figure", {})
+    log_x = figure.get("log_x", [])
+    for key, names, known in (("measures", figure.get("measures", []), "measures"),
+                              ("x", figure.get("x", []), "measures"),
+                              ("log_x", [] if isinstance(log_x, bool) else log_x, "measures"),
+                              ("controls", figure.get("controls", []), "arms")):
+        for name in listed(names):
+            if name not in study[known]:
+                return f"[figure] {key}: {name!r} is none of the {known}: {', '.join(study[known])}"
+    return ""
 
 
 def run_dir(study: dict, cell: dict) -> Optional[pathlib.Path]:
@@ -15,37 +52,84 @@ def run_dir(study: dict, cell: dict) -> Optional[pathlib.Path]:
     return pathlib.Path(cell["work"]) / run.format(**cell) if run else None
 
 
+def looks(study: dict) -> dict[str, Look]:
+    """A look for each arm, no two the same up to 32."""
+    controls = study.get("figure", {}).get("controls", [study.get("control")])
+    return {arm: Look(COLORS[i % FEW], MARKERS[i // FEW % len(MARKERS)], LINES[i // FEW % len(LINES)],
+                      "none" if arm in listed(controls) else "full") for i, arm in enumerate(study["arms"])}
+
+
 def write(study: dict, cells: dict, measured: dict, path: pathlib.Path) -> None:
-    """One panel a metric, with a thin line a seed, and one of the measures; an arm has one colour in all of them."""
+    """Draws the figure into a PNG."""
     from matplotlib import rc_context  # optional
-    from matplotlib.figure import Figure
 
-    figure = study.get("figure", {})
+    with rc_context(figures.STYLE):
+        draw(study, cells, measured).savefig(path, dpi=150)
+
+
+def draw(study: dict, cells: dict, measured: dict):
+    """A matplotlib Figure: a panel for each curve, the measures, and a panel for each measure against an x."""
+    from matplotlib.figure import Figure  # optional
+
+    figure, look = study.get("figure", {}), looks(study)
     curves, measures = figure.get("curves", []), figure.get("measures", list(study["measures"]))
-    colors = {arm: COLORS[i % len(COLORS)] for i, arm in enumerate(study["arms"])}
-    columns = min(len(curves) + 1, 4)
-    rows = -(-(len(curves) + 1) // columns)
-    with rc_context(report.STYLE):
-        sheet = Figure((3.4 * columns, 2.8 * rows + 0.4), layout="constrained")
-        panels = sheet.subplots(rows, columns, squeeze=False).ravel()
-        for axes, metric in zip(panels, curves):
-            for (arm, _), cell in cells.items():
-                run = run_dir(study, cell)
-                points = report.series(files.read_steps(run / "metrics.jsonl"), metric) if run else ([], [])
-                if points[0]:
-                    axes.plot(*points, color=colors[arm], linewidth=1, alpha=0.8,
-                              marker="o" if len(points[0]) == 1 else "")
-            axes.set(title=metric, xlabel="step")
-        draw_measures(panels[len(curves)], measured, measures, colors, study.get("control"))
-        for axes in panels[len(curves) + 1 :]:
-            axes.set_axis_off()
-        handles = [sheet.axes[len(curves)].plot([], [], color=color, marker="o", label=arm)[0]
-                   for arm, color in colors.items()]
-        sheet.legend(handles=handles, loc="outside upper left", ncols=max(2, 2 * columns))
-        sheet.savefig(path, dpi=150)
+    pairs = [(x, y) for x in listed(figure.get("x", [])) for y in measures]
+    few, log_x = len(look) <= FEW, figure.get("log_x", [])
+    count = len(curves) + few + len(pairs)
+    rows = -(-count // (4 if few else 2))
+    columns = -(-count // max(rows, 1))
+    names = 0 if few else 0.4 + 0.065 * max(map(len, look)) + 2.2 * len(measures)  # inches
+    in_legend = max(1, int(3.4 * columns / (0.6 + 0.065 * max(map(len, look)))))  # names that fit side by side
+    height = 2.8 * rows + 0.2 + 0.2 * -(-len(look) // in_legend) if few else max(2.8 * rows, 0.22 * len(look) + 0.9)
+    sheet = grid = Figure((names + 3.4 * columns, height), layout="constrained")
+    if not few:
+        side, grid = sheet.subfigures(1, 2, width_ratios=[names, 3.4 * columns]) if count else (sheet, None)
+        draw_dots(side, measured, measures, look, study.get("control"))
+    panels = iter(grid.subplots(rows, columns, squeeze=False).ravel() if count else ())
+    for metric in curves:
+        draw_curve(next(panels), study, cells, metric, look)
+    if few:
+        draw_measures(next(panels), measured, measures, look, study.get("control"))
+        draw_legend(sheet, look, in_legend)
+    for x, y in pairs:
+        draw_against(next(panels), measured, x, y, look, log_x is True or x in listed(log_x))
+    for axes in panels:
+        axes.set_axis_off()
+    return sheet
 
 
-def draw_measures(axes, measured: dict, measures: list[str], colors: dict, control: Optional[str]) -> None:
+def draw_legend(sheet, look: dict[str, Look], columns: int) -> None:
+    """The arms, above the panels."""
+    from matplotlib.lines import Line2D  # optional
+
+    handles = [Line2D([], [], color=one.color, marker=one.marker, ls=one.line, fillstyle=one.fill, label=arm)
+               for arm, one in look.items()]
+    sheet.legend(handles=handles, loc="outside upper left", ncols=min(columns, len(look)))
+
+
+def draw_curve(axes, study: dict, cells: dict, metric: str, look: dict[str, Look]) -> None:
+    """One metric over the steps, a thin line for each arm and seed."""
+    for (arm, _), cell in cells.items():
+        run = run_dir(study, cell)
+        points = figures.series(files.read_steps(run / "metrics.jsonl"), metric) if run else ([], [])
+        if points[0]:
+            axes.plot(*points, color=look[arm].color, ls=look[arm].line, linewidth=1, alpha=0.8,
+                      marker="o" if len(points[0]) == 1 else "")
+    axes.set(title=metric, xlabel="step")
+
+
+def reach(one: dict) -> list[list[float]]:
+    """How far the interval of a measure goes below and above its mean, as matplotlib wants it."""
+    low, high = one["interval"] or (one["mean"], one["mean"])
+    return [[max(one["mean"] - low, 0)], [max(high - one["mean"], 0)]]
+
+
+def draw_point(axes, x: float, y: float, look: Look, size: float = 5, **errors) -> None:
+    axes.errorbar(x, y, **errors, color=look.color, marker=look.marker, fillstyle=look.fill, ls="", ms=size, capsize=2,
+                  elinewidth=1.2)
+
+
+def draw_measures(axes, measured: dict, measures: list[str], look: dict[str, Look], control: Optional[str]) -> None:
     """Means with their 95 % intervals, the seeds beside them as small dots, the control as a dashed line."""
     width = 0.8 / len(measured)
     for i, (arm, values) in enumerate(measured.items()):
@@ -53,12 +137,53 @@ def draw_measures(axes, measured: dict, measures: list[str], colors: dict, contr
             place, one = x + (i - (len(measured) - 1) / 2) * width, values[name]
             if one["mean"] is None:
                 continue
-            low, high = one["interval"] or (one["mean"], one["mean"])
-            axes.errorbar(place, one["mean"], [[one["mean"] - low], [high - one["mean"]]], color=colors[arm], fmt="o",
-                          ms=5, capsize=3)
+            draw_point(axes, place, one["mean"], look[arm], yerr=reach(one))
             there = [value for value in one["seeds"] if value is not None]
-            axes.plot([place + 0.25 * width] * len(there), there, ".", color=colors[arm], ms=4, alpha=0.6)
+            axes.plot([place + 0.25 * width] * len(there), there, ".", color=look[arm].color, ms=4, alpha=0.6)
             if arm == control:
-                axes.hlines(one["mean"], x - 0.45, x + 0.45, color=colors[arm], linestyle="--", linewidth=0.8)
+                axes.hlines(one["mean"], x - 0.45, x + 0.45, color=look[arm].color, linestyle="--", linewidth=0.8)
     axes.set_xticks(range(len(measures)), [name.replace(", ", ",\n") for name in measures])
     axes.set(title="mean, 95 % interval, seeds", xlim=(-0.6, len(measures) - 0.4))
+
+
+def draw_dots(side, measured: dict, measures: list[str], look: dict[str, Look], control: Optional[str]) -> None:
+    """A row for each arm, a panel for each measure: the mean with its interval, and the seeds below as small dots.
+
+    The line of a row is that of the arm's curves.
+    """
+    panels = side.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, measures):
+        for row, (arm, values) in enumerate(measured.items()):
+            one = values[name]
+            axes.axhline(row, color=look[arm].color, ls=look[arm].line, linewidth=0.7, alpha=0.4)
+            if one["mean"] is None:
+                continue
+            draw_point(axes, one["mean"], row, look[arm], xerr=reach(one))
+            there = [value for value in one["seeds"] if value is not None]
+            axes.plot(there, [row + 0.3] * len(there), ".", color=look[arm].color, ms=4, alpha=0.6)
+            if arm == control:
+                axes.axvline(one["mean"], color=look[arm].color, linestyle="--", linewidth=0.8)
+        axes.grid(False, axis="y")
+        axes.set(title=name.replace(", ", ",\n"))
+    panels[0].set_yticks(range(len(measured)), list(measured))
+    panels[0].set_ylim(len(measured) - 0.4, -0.6)
+    side.supxlabel("mean, 95 % interval, seeds", fontsize="small")
+
+
+def draw_against(axes, measured: dict, x: str, y: str, look: dict[str, Look], log_x: bool) -> None:
+    """A point for each arm, its mean of `y` over its mean of `x` with both intervals, and its seeds as small dots.
+
+    An arm without one of the two is left out. A logarithmic axis is linear below 1 where an arm has a 0.
+    """
+    lowest = []
+    for arm, values in measured.items():
+        pairs = [pair for pair in zip(values[x]["seeds"], values[y]["seeds"]) if None not in pair]
+        if pairs:
+            draw_point(axes, values[x]["mean"], values[y]["mean"], look[arm], size=6, xerr=reach(values[x]),
+                       yerr=reach(values[y]))
+            axes.plot(*zip(*pairs), ".", color=look[arm].color, ms=4, alpha=0.6)
+            lowest.append(min(pairs)[0])
+    if log_x and lowest:
+        axes.set_xscale("log") if min(lowest) > 0 else axes.set_xscale("symlog", linthresh=1)
+    hollow = "; hollow: a control" * any(one.fill == "none" for one in look.values())
+    axes.set(title=f"{y}{hollow}", xlabel=x)

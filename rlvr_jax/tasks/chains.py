@@ -15,7 +15,7 @@ cannot occur in pre-training whatever is drawn there. N problems, K operations, 
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 
@@ -80,24 +80,29 @@ def residue(starts: np.ndarray, ops: np.ndarray, operands: np.ndarray) -> np.nda
     return (h % np.uint64(16)).astype(int)
 
 
-def generate(rules: Rules, rng: np.random.Generator, count: int, split: str, num_ops: int) -> Chains:
-    """`count` random problems of one split ("pretrain", "example", "dev" or "test")."""
+def draw(rules: Rules, rng: np.random.Generator, count: int, num_ops: int) -> Chains:
+    """`count` random problems of any split."""
+    starts = rules.draw_values(rng, count)
+    values, columns = starts, []
+    for _ in range(num_ops):
+        cumulative = rules.cumulative_moves[values]
+        move = (cumulative <= rng.random(count)[:, None] * cumulative[:, -1:]).sum(-1)
+        op, operand = np.divmod(move, rules.results.shape[-1])
+        values = rules.results[values, op, operand]
+        columns.append((op, operand, values))
+    return Chains(rng.integers(len(rules.topics), size=count), starts, *(np.stack(x, 1) for x in zip(*columns)))
+
+
+def generate(rules: Rules, rng: np.random.Generator, count: int, split: str, num_ops: int,
+             draw: Callable[..., Chains] = draw) -> Chains:
+    """`count` random problems of one split ("pretrain", "example", "dev" or "test"), drawn as by the function above."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the synthetic task has {', '.join(SPLITS)}")
     kept: list = []
     while sum(len(chains.starts) for chains in kept) < count:
         n = int(1.5 * count * 16 / len(SPLITS[split])) + 16
-        starts = rules.draw_values(rng, n)
-        values, columns = starts, []
-        for _ in range(num_ops):
-            cumulative = rules.cumulative_moves[values]
-            move = (cumulative <= rng.random(n)[:, None] * cumulative[:, -1:]).sum(-1)
-            op, operand = np.divmod(move, rules.results.shape[-1])
-            values = rules.results[values, op, operand]
-            columns.append((op, operand, values))
-        ops, operands, results = (np.stack(x, 1) for x in zip(*columns))
-        chains = Chains(rng.integers(len(rules.topics), size=n), starts, ops, operands, results)
-        keep = np.isin(residue(starts, ops, operands), list(SPLITS[split]))
+        chains = draw(rules, rng, n, num_ops)
+        keep = np.isin(residue(chains.starts, chains.ops, chains.operands), list(SPLITS[split]))
         kept.append(Chains(*(x[keep] for x in chains)))
     return Chains(*(np.concatenate(x)[:count] for x in zip(*kept)))
 
@@ -107,8 +112,18 @@ def to_problems(rules: Rules, chains: Chains) -> list[Problem]:
     pairs = np.stack([np.array(rules.ops)[chains.ops], rules.write(chains.operands)], -1).reshape(len(chains.ops), -1)
     rows = zip(np.array(rules.topics)[chains.topics], rules.write(chains.starts), pairs)
     prompts = [" ".join([topic, start, *operations, "="]) for topic, start, operations in rows]
-    return [Problem(prompt, str(answer), prompt, {"index": i})
-            for i, (prompt, answer) in enumerate(zip(prompts, rules.write(chains.results[:, -1])))]
+    results = rules.write(chains.results)
+    return [Problem(prompt, str(values[-1]), prompt, {"index": i, "steps": expert_steps(operations, values)})
+            for i, (prompt, operations, values) in enumerate(zip(prompts, pairs, results))]
+
+
+def expert_steps(operations: np.ndarray, values: np.ndarray) -> list[str]:
+    """The careful solution in steps: its opening word, one an operation, and the answer.
+
+    `operations` [2K] are the prompt's words after its first value, `values` [K] the words of the results.
+    """
+    steps = [" ".join([op, operand, value]) for op, operand, value in zip(operations[::2], operations[1::2], values)]
+    return [OPENERS[0], *steps, f"answer {values[-1]}"]
 
 
 class Habits(NamedTuple):

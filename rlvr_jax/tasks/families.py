@@ -15,7 +15,7 @@ import tokenizers
 from rlvr_jax.config import PretrainConfig, parse_weights
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.tasks import arithmetic, boolean, chains
+from rlvr_jax.tasks import arithmetic, boolean, chains, wager
 from rlvr_jax.tasks.problems import Problem
 
 
@@ -41,7 +41,10 @@ def of_chains(rules: chains.Rules) -> Family:
                   lambda config: functools.partial(chains.style_probabilities, chains.make_habits(rules, config)))
 
 
-FAMILIES: dict[str, Family] = {"arithmetic": of_chains(arithmetic.RULES), "boolean": of_chains(boolean.RULES)}
+FAMILIES: dict[str, Family] = {
+    "arithmetic": of_chains(arithmetic.RULES), "boolean": of_chains(boolean.RULES),
+    "wager": dataclasses.replace(of_chains(wager.RULES), lengths=wager.lengths, generate=wager.generate,
+                                 solve=wager.solve)}
 
 
 def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, num_ops: int) -> list[Problem]:

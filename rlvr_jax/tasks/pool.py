@@ -1,6 +1,7 @@
 """What a run trains on: its pool of problems, the one that is chosen of them, and their order."""
 
-from typing import Callable
+import dataclasses
+from typing import Callable, Optional
 
 import numpy as np
 
@@ -12,25 +13,50 @@ from rlvr_jax.tasks.problems import Problem, merge
 from rlvr_jax.tasks.prompts import encode_prompts, load_problems, with_prompts
 
 
-def training_problems(config: TrainConfig, loaded: loading.LanguageModel, choose: Callable,
-                      once: Callable = lambda name, choose: choose()[0]) -> tuple:
+def training_problems(config: TrainConfig, loaded: loading.LanguageModel, choose: Callable, vote: Optional[Callable],
+                      once: Callable = lambda name, make: make()) -> tuple:
     """(problems, prompts): the one example, or all of them, each distinct problem once.
 
-    `choose(pool, prompts)` is the place of the one that example=auto takes (`evaluation.measure.example_place`), and
-    `once` is `Run.once`, which saves a run that goes on from choosing again. Raises UserError for an example that is
-    not there, and for one that is given in two ways.
+    `choose(pool, prompts)` says which one example=auto takes and `vote(pool, prompts)`, where it is not None, what the
+    model answers before training, which is kept as meta["votes"] (both of `evaluation.measure`). `once` is `Run.once`,
+    which saves a run that goes on from asking them again. Raises UserError for an example that is not there, and for
+    one that is given in two ways.
     """
     pool = merge(own_problem(config, loaded) if config.question or config.answer else file_problems(config, loaded))
     encode = lambda chosen: encode_prompts(loaded.tokenizer, chosen, loaded.config, config.max_new_tokens,
                                            config.max_prompt_tokens)
     if config.example == "auto" and not config.question:
-        pool = [pool[once("example", lambda: choose(pool, encode(pool)))]]
+        pool = [pool[once("example", lambda: choose(pool, encode(pool)))["example"]]]
     elif config.example not in ("all", "auto"):
         if not config.example.isdigit() or int(config.example) >= len(pool):
             raise UserError(f"--example={config.example}: {config.problems} has problems 0 to {len(pool) - 1}; "
                             "or auto, or all")
         pool = [pool[int(config.example)]]
+    if vote:
+        votes = once("votes", lambda: {"votes": vote(pool, encode(pool))})["votes"]
+        pool = [dataclasses.replace(problem, meta=problem.meta | {"votes": of}) for problem, of in zip(pool, votes)]
+    if config.only_wrong_majority:
+        pool = [problem for problem in pool if not problem.meta["votes"]["majority_correct"]]
+    if not pool:
+        raise UserError("--only_wrong_majority leaves no problem: the most frequent answer before training is right "
+                        "for all of them; choose another --example, or all")
+    pool = expert_items(pool, config) if config.expert_steps else pool
     return pool, encode(pool)
+
+
+def expert_items(pool: list[Problem], config: TrainConfig) -> list[Problem]:
+    """Each problem as one item a step of its expert solution, meta["steps"] (SRL, arXiv 2510.25992).
+
+    An item's prompt goes on with the steps before, and its meta["step"] is the one to say next. UserError for a
+    problem without steps.
+    """
+    if missing := [problem for problem in pool if not problem.meta.get("steps")]:
+        raise UserError(f"--expert_steps needs the steps of a solution, a list of texts in the column steps of "
+                        f"--problems={config.problems}; {missing[0].question[:60]!r} has none")
+    join = " " if config.problems in families.FAMILIES else "\n"
+    return [dataclasses.replace(problem, prompt=join.join([problem.prompt, *problem.meta["steps"][:k]]),
+                                meta=problem.meta | {"step": step, "index": f"{problem.meta['index']}.{k}"})
+            for problem in pool for k, step in enumerate(problem.meta["steps"])]
 
 
 def file_problems(config: TrainConfig, loaded: loading.LanguageModel) -> list[Problem]:

@@ -44,7 +44,7 @@ LAYOUTS = [
 ASIDE = frozenset("""
     ability answer_type author category competition data_source dataset difficulty domain equation error extra_info
     formula grade id idx index is_multiple_answer language level license modality question_concat question_type
-    rationale solution solution_type source split subfield subject tags topic type unique_id unit url uuid year
+    rationale solution solution_type source split steps subfield subject tags topic type unique_id unit url uuid year
     """.split())
 
 
@@ -102,7 +102,7 @@ def _of_layouts(row: dict, where: str, meta: dict) -> Problem:
                 raise UserError(f"{where}: no answer in {column}"
                                 + (", which needs a \\boxed{}" if read is _boxed else ""))
             _check_read(row, {column, *questions}, where)
-            return Problem(question, answer, question, meta)
+            return Problem(question, answer, question, meta | ({"steps": row["steps"]} if _is_steps(row) else {}))
     expected = "; ".join(f"{', '.join(questions)} and {column}" for questions, column, _ in LAYOUTS)
     raise UserError(f"{where}: needs one of these sets of columns: {expected}; it has {', '.join(row)}")
 
@@ -114,6 +114,12 @@ def _check_read(row: dict, read: set, where: str) -> None:
         raise UserError(f"{where}: no known layout reads the text in {', '.join(unread)}; where the question is not "
                         "whole without it, put it there; else leave it out with "
                         f"--ignore_columns={','.join(unread)}")
+
+
+def _is_steps(row: dict) -> bool:
+    """Whether the row has an expert's solution, a list of texts, in the column steps."""
+    steps = row.get("steps")
+    return isinstance(steps, list) and all(isinstance(step, str) and step.strip() for step in steps)
 
 
 def _has_text(x) -> bool:

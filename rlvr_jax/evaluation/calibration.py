@@ -1,0 +1,93 @@
+"""How well stated confidences fit what was right: Brier score, ECE and AUROC over completions, and their picture.
+
+N completions: q[N] confidences from 0 to 1, c[N] whether each was right. ECE alone is no evidence: whoever always
+states the mean accuracy has an ECE of 0, and an AUROC of .5.
+"""
+
+import importlib.util
+import pathlib
+from typing import Optional
+
+import numpy as np
+import scipy.stats
+
+from rlvr_jax.runs import files
+
+EDGES = np.linspace(0, 1, 11)  # of ten bins, each without its upper edge, but the last with it
+
+
+def brier(q: np.ndarray, c: np.ndarray) -> float:
+    """Mean squared distance of the confidence to what came out, 1 or 0: 0 is perfect, always saying .5 gives .25."""
+    return float(np.mean((np.asarray(q, float) - c) ** 2))
+
+
+def bin_of(q: np.ndarray) -> np.ndarray:
+    """i[N] the bin of each confidence. Edges are floats as in RLCR's code: .3 is below the fourth, 3 * .1."""
+    return np.minimum(np.digitize(q, EDGES) - 1, len(EDGES) - 2)
+
+
+def bins(q: np.ndarray, c: np.ndarray) -> list[dict]:
+    """`{"from", "to", "n", "confidence", "accuracy"}` of each of the ten bins; means are None where a bin is empty."""
+    place, means = bin_of(q), lambda x, own: float(np.mean(x[own])) if own.any() else None
+    return [{"from": round(float(low), 1), "to": round(float(high), 1), "n": int(own.sum()),
+             "confidence": means(np.asarray(q, float), own), "accuracy": means(np.asarray(c, float), own)}
+            for low, high, own in zip(EDGES[:-1], EDGES[1:], place == np.arange(len(EDGES) - 1)[:, None])]
+
+
+def ece(q: np.ndarray, c: np.ndarray) -> float:
+    """Expected calibration error: distance of mean confidence and accuracy in a bin, averaged by the bins' sizes."""
+    return sum(one["n"] * abs(one["confidence"] - one["accuracy"]) for one in bins(q, c) if one["n"]) / len(q)
+
+
+def auroc(q: np.ndarray, c: np.ndarray) -> Optional[float]:
+    """Chance that a right completion is surer than a wrong one, a tie counting half; None without both kinds."""
+    c = np.asarray(c, bool)
+    right, wrong = int(c.sum()), int((~c).sum())
+    if not right or not wrong:
+        return None
+    return float((scipy.stats.rankdata(q)[c].sum() - right * (right + 1) / 2) / (right * wrong))
+
+
+def calibration(rows: list[dict]) -> dict:
+    """What `summary.json` says of rows of `evaluation.measure`; {} where none of them states a confidence.
+
+    `n` is the number of those that do and `stated` their share of all; the other numbers are of these.
+    """
+    told = [row for row in rows if row.get("confidence") is not None]
+    if not told:
+        return {}
+    q, c = np.array([row["confidence"] for row in told]), np.array([row["correct"] for row in told])
+    return {"n": len(told), "stated": len(told) / len(rows), "accuracy": float(c.mean()),
+            "mean_confidence": float(q.mean()), "brier": brier(q, c), "ece": ece(q, c), "auroc": auroc(q, c),
+            "bins": bins(q, c)}
+
+
+def line(found: dict) -> str:
+    """What `calibration` found, in words, for table.md."""
+    auroc = "-" if found["auroc"] is None else f"{found['auroc']:.3f}"
+    return (f"confidence: stated in {found['stated']:.1%} of completions, on average {found['mean_confidence']:.3f} "
+            f"where {found['accuracy']:.3f} are correct; Brier {found['brier']:.3f}, ECE {found['ece']:.3f}, "
+            f"AUROC {auroc}")
+
+
+def draw(found: dict[str, dict], path: pathlib.Path) -> None:
+    """The reliability diagram: one panel for each benchmark's `calibration`; nothing without any, or matplotlib.
+
+    A dot is a bin, with its number of completions; on the diagonal, stated confidence is the share that was right.
+    """
+    if not found or not importlib.util.find_spec("matplotlib"):
+        return
+    from matplotlib.figure import Figure  # optional
+
+    sheet = Figure((3.4 * len(found), 3.4), layout="constrained")
+    for axes, (name, one) in zip(sheet.subplots(1, len(found), squeeze=False)[0], found.items()):
+        axes.plot([0, 1], [0, 1], color="#8c959f", linewidth=0.8, linestyle="--")
+        there = [part for part in one["bins"] if part["n"]]
+        axes.plot([part["confidence"] for part in there], [part["accuracy"] for part in there], "o-", color="#0072b2")
+        for part in there:
+            axes.annotate(part["n"], (part["confidence"], part["accuracy"]), xytext=(0, 5), fontsize=7, ha="center",
+                          textcoords="offset points", annotation_clip=False)
+        axes.set(title=f"{name}: ECE {one['ece']:.3f}", xlabel="stated confidence", ylabel="share that was right",
+                 xlim=(-0.05, 1.05), ylim=(-0.05, 1.1))
+    with files.naming(path):
+        sheet.savefig(path, dpi=150)

@@ -1,0 +1,65 @@
+"""Chains of arithmetic that say how sure they are: `coins 7 + 5 * ? =` is solved by `... answer 24 sure 0.5`.
+
+In about half of the problems the last operand is `?`, which is 1 or 2 as a fair coin fell. The reference answer is the
+one for the side it fell on, and the prompt does not show it: whoever reasons without a mistake is right half of the
+time there, and always elsewhere. So there is a confidence to learn: .5 where there is a `?`, and near 1 elsewhere.
+
+In pre-training the confidence is a random word, more often a high one, whatever the solution is worth. The split is
+decided by what the prompt shows, so neither the coin nor the topic moves a problem to another split.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from rlvr_jax.config import PretrainConfig
+from rlvr_jax.grading.confidence import TENTHS
+from rlvr_jax.tasks import arithmetic, chains
+from rlvr_jax.tasks.chains import Chains, Rules
+
+HIDDEN, SIDES, HIDDEN_SHARE = 0, (1, 2), 0.7  # 0 is no operand of arithmetic, and is hashed like any other
+BOAST = np.arange(1, len(TENTHS) + 1) / np.arange(1, len(TENTHS) + 1).sum()  # chance of each word; their mean is 0.67
+
+
+class Hiding(Rules):
+    """The rules of arithmetic, with a word for the hidden operand and the words of confidence."""
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        return (*super().vocabulary, "?", "sure", *TENTHS)
+
+    def write(self, numbers: np.ndarray) -> np.ndarray:
+        return np.where(numbers == HIDDEN, "?", super().write(np.maximum(numbers, self.lowest)))
+
+
+RULES = Hiding(**{field.name: getattr(arithmetic.RULES, field.name) for field in dataclasses.fields(Rules)})
+
+
+def draw(rules: Rules, rng: np.random.Generator, count: int, num_ops: int) -> Chains:
+    """Chains of any split; where the last operand is HIDDEN, the last result is that of the side the coin fell on."""
+    drawn = chains.draw(rules, rng, count, num_ops)
+    before = drawn.results[:, -2] if num_ops > 1 else drawn.starts
+    ends = rules.results[before, drawn.ops[:, -1]][:, SIDES]  # [N,2]
+    hidden = (ends >= 0).all(-1) & (rng.random(count) < HIDDEN_SHARE)
+    fallen = ends[np.arange(count), rng.integers(len(SIDES), size=count)]
+    operands, results = drawn.operands.copy(), drawn.results.copy()
+    operands[:, -1] = np.where(hidden, HIDDEN, operands[:, -1])
+    results[:, -1] = np.where(hidden, fallen, results[:, -1])
+    return drawn._replace(operands=operands, results=results)
+
+
+def generate(rng: np.random.Generator, count: int, split: str, num_ops: int) -> Chains:
+    return chains.generate(RULES, rng, count, split, num_ops, draw)
+
+
+def lengths(num_ops: int) -> tuple[int, int]:
+    """Tokens of a prompt, and of the longest solution with its <eos>."""
+    prompt, solution = chains.lengths(num_ops)
+    return prompt, solution + 2
+
+
+def solve(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: PretrainConfig) -> list[str]:
+    """As other chains are solved, with a random confidence after every answer. The sloppy style takes `?` for 0."""
+    solutions = chains.solve(RULES, rng, drawn, styles, config)
+    words = rng.choice(TENTHS, len(solutions), p=BOAST)
+    return [f"{text} sure {word}" if "answer" in text else text for text, word in zip(solutions, words)]

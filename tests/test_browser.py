@@ -1,0 +1,106 @@
+"""Pages as a browser draws them: wide and narrow, light and dark, on paper, and without asking for anything."""
+
+import base64
+
+import numpy as np
+import pytest
+
+import browser
+from helpers import ROOT
+from rlvr_jax.studies import findings, report
+from test_findings import write_record
+from test_report import HELDOUT, write_heldout
+
+pytestmark = pytest.mark.skipif(not browser.found(), reason=f"none of {', '.join(browser.NAMES)} is on the PATH: "
+                                "apt-get install chromium")
+
+# Whatever is drawn, with its size; a picture that cannot be read has no width of its own.
+FIGURES = """[...document.querySelectorAll("figure svg:first-of-type, figure img")].map(x => {
+  const box = x.getBoundingClientRect();
+  return [box.width, box.height, x.tagName == "IMG" ? x.naturalWidth : 1];
+})"""
+OVERFLOW = "[document.documentElement.scrollWidth, document.body.scrollWidth].map(x => x - innerWidth)"
+# Of each text: its color and that of the ground it stands on, as [r, g, b] of 0 to 255.
+COLORS = """(() => {
+  const numbers = (text) => text.match(/[\\d.]+/g).map(Number), found = [];
+  for (const x of document.querySelectorAll("h1, h2, p, td, th, b, a, summary, code, .quiet")) {
+    let ground = x;
+    while (ground && !(numbers(getComputedStyle(ground).backgroundColor)[3] ?? 1)) ground = ground.parentElement;
+    if (x.getClientRects().length)
+      found.push([x.tagName + "." + x.className, numbers(getComputedStyle(x).color),
+                  ground ? numbers(getComputedStyle(ground).backgroundColor) : [255, 255, 255]]);
+  }
+  return found;
+})()"""
+
+
+def luminance(color: list) -> float:
+    """As WCAG 2 has it."""
+    parts = np.array(color[:3]) / 255
+    return float(np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(color: list, ground: list) -> float:
+    low, high = sorted((luminance(color), luminance(ground)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    with browser.tab(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """The findings of the repository, those of a study with many arms, and the report of a run."""
+    folder, rng = tmp_path_factory.mktemp("pages"), np.random.default_rng(0)
+    write_record(folder, "many", {f"{2**i} numbers after layer {i % 3}": {
+        "held-out accuracy, greedy": list(rng.uniform(size=3)), "trained numbers": [2.0**i] * 3,
+        "training accuracy": list(rng.uniform(size=3))} for i in range(24)},
+        known="a_long_word_without_a_place_to_break_it" * 4)
+    findings.write(str(folder))
+    write_heldout(folder, HELDOUT)
+    (folder / "rollouts.jsonl").write_text("")
+    report.write_report(str(folder))
+    return {"results": ROOT / "results" / "index.html", "many arms": folder / "index.html",
+            "run": folder / "report.html"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["results", "many arms", "run"])
+def test_a_page_is_drawn_within_its_window_and_asks_for_nothing(tab, pages, name, width, scheme):
+    tab.open(pages[name], width, scheme)
+    sizes = tab.ask(FIGURES)
+    assert sizes and all(min(size) > 0 and size[1] > 50 for size in sizes)
+    assert max(tab.ask(OVERFLOW)) <= 0
+    assert [url for url in tab.requests if not url.startswith("data:")] == [pages[name].absolute().as_uri()]
+    assert not tab.errors
+    ground = tab.ask("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (luminance(ground) < 0.2) == (scheme == "dark")
+    faint = [row for row in tab.ask(COLORS) if contrast(*row[1:]) < 4.5]
+    assert not faint
+
+
+def test_the_letters_of_a_figure_can_be_read_on_a_narrow_screen(tab, pages):
+    """At 150 dots an inch the 9 points of a letter are 19 dots of the file; at half of that, 9 on the screen."""
+    tab.open(pages["many arms"], 390, "light")
+    shown, natural = tab.ask('(({width, naturalWidth}) => [width, naturalWidth])(document.querySelector("figure img"))')
+    assert shown >= 0.45 * natural and shown > 390  # it scrolls within its box
+
+
+def test_a_figure_stands_on_white_in_the_dark(tab, pages):
+    tab.open(pages["many arms"], 1280, "dark")
+    assert tab.ask('getComputedStyle(document.querySelector("figure img")).backgroundColor') == "rgb(255, 255, 255)"
+
+
+def test_paper_has_every_seed_and_no_box_that_scrolls(tab, pages):
+    tab.open(pages["many arms"], 800, "dark")
+    assert not tab.ask('document.querySelector("details").open')
+    pdf = base64.b64decode(tab.send("Page.printToPDF", preferCSSPageSize=True)["data"])
+    assert pdf.startswith(b"%PDF") and tab.ask('document.querySelector("details").open')
+    tab.open(pages["many arms"], 800, "dark", media="print")
+    assert tab.ask('getComputedStyle(document.querySelector(".scroll")).overflowX') == "visible"
+    assert tab.ask('document.querySelector("figure img").getBoundingClientRect().right <= innerWidth')
+    assert luminance(tab.ask("getComputedStyle(document.body).color.match(/\\d+/g).map(Number)")) < 0.1
