@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> dict:
         advice.warn(advice.on_answers(config, problems))
         heldout = make_heldout(config, loaded, sample, problems, run.keep_heldout)
         score = make_scorer(config, loaded, problems, prompts)
-        state = parallel.replicate(run.restore(learner.init_state(
+        state = parallel.place_state(run.restore(learner.init_state(
             loaded.params, optimizer, keep_reference=config.keep_reference)))
         loaded = dataclasses.replace(loaded, params=None)  # the state has its own: a copy less in host memory
         if not run.resumed:

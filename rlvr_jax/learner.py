@@ -220,18 +220,19 @@ def minibatches(batch: Batch, num_minibatches: int, seed: tuple) -> Iterator[Bat
 def map_update(model_config: ModelConfig, config: LearnerConfig, optimizer: optax.GradientTransformation) -> Callable:
     """`update(state, batch, step) -> (state, metrics)` on all devices: every pass and minibatch of a host batch.
 
-    The state is replicated and donated. Metrics are floats named train/*, means over the optimiser updates.
+    The state is placed (`parallel.place_state`) and donated. Metrics are floats named train/*, means over the updates.
     """
     one_device = make_update(model_config, config, optimizer)
     mapped = parallel.map_devices(lambda *args: one_device(*args, parallel.psum, parallel.pmax), donate_argnums=0)
 
     def update(state: LearnerState, batch: Batch, step: int):
         devices, collected = parallel.device_count(), []
-        steps = parallel.shard(np.full(devices, step, np.int32))
+        steps = parallel.place_rows(np.full(devices, step, np.int32))
         for number in range(config.num_passes):
             for part in minibatches(batch, config.num_minibatches, (config.seed, step, number)):
-                state, metrics = mapped(state, parallel.shard(lay_out(part, devices, config.grad_accumulation)), steps)
-                collected.append(parallel.unreplicate(metrics))
+                rows = parallel.place_rows(lay_out(part, devices, config.grad_accumulation))
+                state, metrics = mapped(state, rows, steps)
+                collected.append(parallel.fetch_state(metrics))
         reduce = {name: np.max if name.endswith("_max") else np.mean for name in collected[0]}
         return state, {f"train/{name}": float(fn([m[name] for m in collected])) for name, fn in reduce.items()}
 
@@ -244,8 +245,8 @@ def map_statistics(model_config: ModelConfig, config: LearnerConfig, count: int 
     pieces = config.num_minibatches * config.grad_accumulation
 
     def statistics(params, batch: Batch) -> tuple[np.ndarray, ...]:
-        out = mapped(params, parallel.shard(lay_out(batch, parallel.device_count(), pieces)))
-        return parallel.gather_rows(jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[3:]), out))
+        out = mapped(params, parallel.place_rows(lay_out(batch, parallel.device_count(), pieces)))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parallel.fetch_rows(out))
 
     return statistics
 

@@ -1,7 +1,8 @@
 """Every mention of pmap, replication and processes: the rest of the program sees one batch and one state.
 
-Arrays that leave here carry a leading axis of this process's devices. Batches are global on every process (each
-samples its share, then the shares are gathered and the main process's grades hold), and a process feeds its own slice.
+How arrays lie on devices is known here alone. `place_state` and `fetch_state` take a state (or parameters) to the
+devices and back, `place_rows` and `fetch_rows` what is divided among them. Batches are global on every process: each
+samples its share, the shares are gathered, and the main process's grades hold.
 """
 
 import glob
@@ -96,35 +97,32 @@ def pmax(x):
     return jax.lax.pmax(x, AXIS)
 
 
-def replicate(tree):
-    """One copy a device, laid out as `map_devices` returns it: anything else costs a second trace at step two."""
+def place_state(tree):
+    """A copy on every device, laid out as `map_devices` returns it: anything else costs a second trace at step two."""
     copies = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
     return copies(jnp.zeros(jax.local_device_count()), tree)
 
 
-def unreplicate(tree):
-    """The first local device's copy, as numpy arrays."""
+def fetch_state(tree):
+    """Numpy arrays of what is the same on every device."""
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
 
 def size(tree) -> int:
-    """How many numbers one copy of a replicated tree holds."""
+    """How many numbers one copy of a placed state holds."""
     return sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(tree))
 
 
-def local_slice(rows: int) -> slice:
-    """This process's share of `rows` global rows."""
-    share = rows // jax.process_count()
-    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+def place_rows(tree):
+    """This process's part of global host arrays [devices, ...], one leading entry for each of its devices."""
+    share, first = jax.local_device_count(), jax.process_index() * jax.local_device_count()
+    return jax.tree.map(lambda x: x[first : first + share], tree)
 
 
-def shard(tree):
-    """This process's part of global arrays [devices, ...], one leading entry for each of its devices."""
-    return jax.tree.map(lambda x: x[local_slice(len(x))], tree)
-
-
-def gather_rows(tree):
-    """Numpy arrays of this process's rows (equally many on each) to all rows in order, the same on every process."""
+def fetch_rows(tree):
+    """What `map_devices` returned for each device, [rows, ...], as one numpy array [devices * rows, ...] of all of
+    them in order, the same on every process."""
+    tree = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), multihost_utils.process_allgather(tree))

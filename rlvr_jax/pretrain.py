@@ -43,7 +43,7 @@ def pretrain(config: PretrainConfig) -> dict:
 
     with Run(config, "pretrain") as run:
         params = model.init_params(jax.random.key(config.seed), model_config)
-        state = parallel.replicate(run.restore(learner.init_state(params, optimizer, keep_reference=False)))
+        state = parallel.place_state(run.restore(learner.init_state(params, optimizer, keep_reference=False)))
         for step in run.steps():
             seconds = {}
             with timed(seconds, "data"):

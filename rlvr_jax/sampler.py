@@ -145,7 +145,7 @@ def make_sampler(config: ModelConfig, *, eos_ids: tuple, max_new_tokens: int, nu
                  use_top_p: bool = False) -> Callable:
     """`sampler(params, prompts, prompt_index_B, seed, step, temperature, ...)` over all devices and processes.
 
-    Params are replicated; prompts and index are host arrays. Returns all rows in order, as numpy, on every process.
+    Params are placed (`parallel.place_state`); prompts and index are host arrays. Returns all rows in order, as numpy.
     Row b draws with `rollout_keys(seed, step, first_row + b, stream)`; `repeats` is as in `localise`.
     """
     def on_device(params, prompts, prompt_index_B, rows_B, seed, step, stream, temperature, top_p):
@@ -163,8 +163,8 @@ def make_sampler(config: ModelConfig, *, eos_ids: tuple, max_new_tokens: int, nu
         scalars = [np.full(devices, x, kind) for x, kind in [(seed, np.int32), (step, np.int32), (stream, np.int32),
                                                              (temperature, np.float32), (top_p, np.float32)]]
         keyed = (first_row + rows).reshape(devices, -1).astype(np.int32)
-        out = mapped(params, *parallel.shard((local_prompts, local_index, keyed, *scalars)))
-        rollouts = parallel.gather_rows(jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), out))
-        return jax.tree.map(lambda x: x[:wanted], rollouts.replace(prompt_index=index))
+        out = mapped(params, *parallel.place_rows((local_prompts, local_index, keyed, *scalars)))
+        rollouts = parallel.fetch_rows(out).replace(prompt_index=index)
+        return jax.tree.map(lambda x: x[:wanted], rollouts)
 
     return sampler

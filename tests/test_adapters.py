@@ -158,9 +158,9 @@ def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
 
     laid = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, 1))
     state, metrics = jax.jit(learner.make_update(BASE, config, optimizer))(fresh(), laid, jnp.int32(1))
-    mapped, mapped_metrics = learner.map_update(BASE, config, optimizer)(parallel.replicate(fresh()), batch, 1)
+    mapped, mapped_metrics = learner.map_update(BASE, config, optimizer)(parallel.place_state(fresh()), batch, 1)
     assert parallel.device_count() == 2
-    assert_close(parallel.unreplicate(mapped.params), state.params)
+    assert_close(parallel.fetch_state(mapped.params), state.params)
     np.testing.assert_allclose(mapped_metrics["train/loss"], metrics["loss"], rtol=1e-4, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, adapters.without(state.params), random_params(BASE))
     for name in ("start", "maps") if "adapter" in params else ():

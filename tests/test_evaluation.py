@@ -128,7 +128,7 @@ def tiny(base):
 def measure(tiny, prompts=None, draw=None, **changes):
     loaded, problems, own, own_draw = tiny
     return list(evaluation.measure(
-        draw or own_draw, parallel.replicate(loaded.params), loaded.tokenizer, problems, prompts or own,
+        draw or own_draw, parallel.place_state(loaded.params), loaded.tokenizer, problems, prompts or own,
         **{"temperature": 1.0, "num_samples": 3, "judge": evaluation.by_answer("answer"), "seed": 0, "step": 0,
            "rows_per_call": 8} | changes))
 
@@ -170,7 +170,7 @@ def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
         drawn.append(draw(*args, **options))
         return drawn[-1]
 
-    params, owners = parallel.replicate(loaded.params), np.arange(7)
+    params, owners = parallel.place_state(loaded.params), np.arange(7)
     evaluation.heldout(keep, params, loaded.tokenizer, problems, prompts, seed=3, step=5, answer_format="answer")
     own, training = (draw(params, evaluation.narrowed(prompts, owners), owners, 3, 5, 1.0, stream=stream).completions
                      for stream in (sampler.EVAL, sampler.TRAIN))
@@ -189,7 +189,7 @@ def test_top_p_reaches_the_completions_of_an_evaluation(tmp_path, files, base):
 
 def test_heldout_names_its_grader(tiny):
     loaded, problems, prompts, draw = tiny
-    found = evaluation.heldout(draw, parallel.replicate(loaded.params), loaded.tokenizer, problems, prompts, seed=0,
+    found = evaluation.heldout(draw, parallel.place_state(loaded.params), loaded.tokenizer, problems, prompts, seed=0,
                                step=0, answer_format="lenient")
     assert found["eval/graded_by"] == grade.describe("lenient", "math") and found["eval/n"] == 7
 

@@ -110,7 +110,7 @@ def test_every_pass_of_every_step_is_cut_anew(monkeypatch):
     monkeypatch.setattr(learner, "make_update", lambda *_: lambda state, *_: (state, {"loss": 0.0}))
     optimizer, state = fresh_state(config)
     batch, update = make_batch(advantages=np.arange(16, dtype=np.float32)), learner.map_update(BASE, config, optimizer)
-    state, _ = update(parallel.replicate(state), batch, 1)
+    state, _ = update(parallel.place_state(state), batch, 1)
     update(state, batch, 2)
     passes = np.sort(np.reshape(seen, (4, 2, 8)), -1)  # the order within a minibatch does not matter
     assert (np.sort(passes.reshape(4, 16), -1) == np.arange(16)).all()

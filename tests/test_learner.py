@@ -57,8 +57,8 @@ def test_two_devices_micro_batches_and_a_sharded_jit_give_the_same_step():
     reference, metrics = plain_update(batch)
     optimizer, state = fresh_state()
     assert parallel.device_count() == 2
-    mapped, mapped_metrics = mapped_update()(parallel.replicate(state), batch, 1)
-    assert_close(parallel.unreplicate(mapped.params), reference)
+    mapped, mapped_metrics = mapped_update()(parallel.place_state(state), batch, 1)
+    assert_close(parallel.fetch_state(mapped.params), reference)
     assert_close(plain_update(batch, num_micro=4)[0], reference)
     for name, value in metrics.items():
         np.testing.assert_allclose(mapped_metrics[f"train/{name}"], value, rtol=1e-4, atol=1e-6)
@@ -116,7 +116,7 @@ def test_the_first_update_is_on_policy_and_later_minibatches_are_not():
     config = dataclasses.replace(CONFIG, num_minibatches=2, num_passes=2, learning_rate=0.05)
     optimizer, state = fresh_state(config)
     batch = make_batch()
-    state = parallel.replicate(state)
+    state = parallel.place_state(state)
     old = learner.map_logprobs(BASE, config)(state.params, batch)
     np.testing.assert_allclose(old[batch.completion_mask], batch.sampler_logprobs[batch.completion_mask], atol=5e-5)
     _, metrics = learner.map_update(BASE, config, optimizer)(state, batch.replace(old_logprobs=old), 1)
@@ -138,7 +138,7 @@ def test_the_largest_gap_is_found_on_whichever_device_has_it():
     batch, state = make_batch(), fresh_state()[1]
     shift = np.where(np.arange(16) == 12, 0.5, 0).astype(np.float32)[:, None]
     shifted = batch.replace(sampler_logprobs=batch.sampler_logprobs + shift)
-    _, metrics = mapped_update()(parallel.replicate(state), shifted, 1)
+    _, metrics = mapped_update()(parallel.place_state(state), shifted, 1)
     assert parallel.device_count() == 2
     np.testing.assert_allclose(metrics["train/logprob_gap_max"], 0.5, atol=1e-4)
 
@@ -203,7 +203,7 @@ def test_no_array_of_all_logits_exists_in_the_update():
 
 
 def test_the_state_is_donated():
-    state = parallel.replicate(fresh_state()[1])
+    state = parallel.place_state(fresh_state()[1])
     before = state.params["embed"]
     after, _ = mapped_update()(state, make_batch(), 1)
     assert before.is_deleted() and not after.params["embed"].is_deleted()

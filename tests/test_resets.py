@@ -29,7 +29,7 @@ def state_of(config):
 def test_a_reset_touches_what_it_names_and_never_the_policy(what):
     config = dataclasses.replace(CONFIG, reset=what, reset_every=2)
     before = state_of(config)
-    after = parallel.unreplicate(learner.map_reset(config)(parallel.replicate(before)))
+    after = parallel.fetch_state(learner.map_reset(config)(parallel.place_state(before)))
     np.testing.assert_equal(after.params, before.params)
     np.testing.assert_equal(after.ref_params, before.ref_params if what == "optimizer" else before.params)
     fresh = jax.tree.map(np.zeros_like, before.opt_state)
@@ -39,7 +39,7 @@ def test_a_reset_touches_what_it_names_and_never_the_policy(what):
 
 def test_the_optimiser_starts_again_as_it_started_the_first_time():
     config = dataclasses.replace(CONFIG, reset_every=2)
-    after = parallel.unreplicate(learner.map_reset(config)(parallel.replicate(state_of(config))))
+    after = parallel.fetch_state(learner.map_reset(config)(parallel.place_state(state_of(config))))
     first = learner.make_optimizer(config).init(after.params)
     np.testing.assert_equal(jax.tree.leaves(after.opt_state), jax.tree.leaves(jax.tree.map(np.asarray, first)))
 

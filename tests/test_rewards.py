@@ -28,7 +28,7 @@ def sampled(base):
     problems = prompts.load_problems("arithmetic", loaded.tokenizer, count=2, num_ops=2)
     encoded = prompts.encode_prompts(loaded.tokenizer, problems, loaded.config, 10)
     draw = sampler.make_sampler(loaded.config, eos_ids=loaded.tokenizer.eos_ids, max_new_tokens=10)
-    params = parallel.replicate(loaded.params)
+    params = parallel.place_state(loaded.params)
     index = np.repeat(np.arange(2, dtype=np.int32), 4)
     return loaded, problems, encoded, params, draw(params, encoded, index, 0, 1, CONFIG.temperature, repeats=4)
 
@@ -292,8 +292,8 @@ def test_advantages_of_tokens_reach_the_gradient(sampled):
     second[:, 1] = True
     after = []
     for advantages, mask in ((second.astype(np.float32), rollouts.completion_mask), (np.ones(8, np.float32), second)):
-        state = parallel.replicate(learner.init_state(loaded.params, optimizer, keep_reference=False))
+        state = parallel.place_state(learner.init_state(loaded.params, optimizer, keep_reference=False))
         batch = learner.Batch(prompts, rollouts.prompt_index, rollouts.completions, mask, advantages)
-        after.append(parallel.unreplicate(update(state, batch, 1)[0].params))
+        after.append(parallel.fetch_state(update(state, batch, 1)[0].params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *after)
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(after[0]), jax.tree.leaves(loaded.params)))

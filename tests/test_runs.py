@@ -43,9 +43,9 @@ def go(tmp_path):
         config = dataclasses.replace(CONFIG, run_dir=str(tmp_path / "run"), **{"num_steps": 10} | flags)
         meta = {"flags": dataclasses.asdict(config)}
         with Run(config, "train") as run:
-            state = parallel.replicate(run.restore(state_of(0)))
+            state = parallel.place_state(run.restore(state_of(0)))
             for step in run.steps():
-                state = parallel.replicate(state_of(step))
+                state = parallel.place_state(state_of(step))
                 if step == crash_at:
                     raise RuntimeError("crash")
                 row = {"step": step, "train/loss": 0.0, "train/entropy": ENTROPY[step - 1], "train/name": "text"}

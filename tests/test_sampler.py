@@ -60,7 +60,7 @@ def test_a_slot_for_every_row_changes_no_rollout(index):
 def test_devices_and_padding_rows_change_no_rollout():
     reference = draw_rollouts(index=INDEX[:7], seed=5)
     draw = sampler.make_sampler(BASE, eos_ids=(1, 4, 9), max_new_tokens=12)
-    out = draw(parallel.replicate(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS)), INDEX[:7], 5, 3, 1.0)
+    out = draw(parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS)), INDEX[:7], 5, 3, 1.0)
     assert parallel.device_count() == 2
     np.testing.assert_array_equal(out.completions, reference.completions)
     np.testing.assert_array_equal(out.prompt_index, INDEX[:7])
@@ -68,7 +68,7 @@ def test_devices_and_padding_rows_change_no_rollout():
 
 def test_first_row_names_the_rollouts_of_a_later_part():
     draw = sampler.make_sampler(BASE, eos_ids=(1, 4, 9), max_new_tokens=12)
-    params, prompts = parallel.replicate(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS))
+    params, prompts = parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS))
     whole = draw(params, prompts, INDEX, 0, 0, 1.0)
     part = draw(params, prompts, INDEX[4:], 0, 0, 1.0, first_row=4)
     np.testing.assert_array_equal(part.completions, whole.completions[4:])
@@ -117,7 +117,7 @@ def test_temperature_zero_takes_the_most_likely_token():
 
 def test_top_p_reaches_the_draw_on_every_device():
     """Of almost no probability only the most likely token is left; a sampler made without it takes no notice."""
-    params, prompts = parallel.replicate(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS))
+    params, prompts = parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS))
     narrow, plain = (sampler.make_sampler(BASE, eos_ids=(30,), max_new_tokens=6, use_top_p=use) for use in (True, False))
     greedy = plain(params, prompts, INDEX, 0, 0, 0.0).completions
     np.testing.assert_array_equal(narrow(params, prompts, INDEX, 0, 0, 1.0, 1e-6).completions, greedy)

@@ -37,7 +37,7 @@ def keep(config: EvaluateConfig, loaded: loading.LanguageModel, sets: list[Asked
     """
     sample = sampler.make_sampler(loaded.config, eos_ids=loaded.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
                                   num_slots=config.num_slots, use_top_p=config.top_p < 1)
-    params, kept, start = parallel.replicate(loaded.params), {}, 0
+    params, kept, start = parallel.place_state(loaded.params), {}, 0
     total = sum(len(one.problems) * one.num_samples for one in sets)
     with open_log(config, sets) as log, progress(total, len(log.rows), "evaluate", unit="completion") as bar:
         for one in sets:

@@ -116,7 +116,7 @@ def before_training(config: TrainConfig, loaded: loading.LanguageModel, sample: 
     """64 completions of each problem by the model that the run starts from, graded as its reward grades."""
     judge = by_answer(resolve_format(config.answer_format, config.source), config.grader)
     return list(measure(
-        sample, parallel.replicate(loaded.params), loaded.tokenizer, pool, prompts, temperature=config.temperature,
+        sample, parallel.place_state(loaded.params), loaded.tokenizer, pool, prompts, temperature=config.temperature,
         num_samples=64, judge=judge, seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048))
 
 

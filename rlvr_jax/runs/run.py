@@ -202,11 +202,11 @@ class Run:
         return ends or step == self.config.num_steps or (every > 0 and step % every == 0)
 
     def save(self, state, meta: dict) -> None:
-        """Checkpoints a replicated state, unless that step has been. Raises UserError where it is not finite."""
-        step = int(parallel.unreplicate(state.step))
+        """Checkpoints a placed state, unless that step has been. Raises UserError where it is not finite."""
+        step = int(parallel.fetch_state(state.step))
         if step <= self.saved:
             return
-        state = parallel.unreplicate(state) if parallel.is_main() else None
+        state = parallel.fetch_state(state) if parallel.is_main() else None
         if parallel.largest(not checkpoint.finite(state)):  # the processes stop together
             raise self._diverged(f"the parameters or Adam's moments are not finite after step {step}, which is not "
                                  "saved", step - 1)
@@ -217,7 +217,7 @@ class Run:
     def finish(self, state, meta: dict) -> dict:
         """Saves the last step; returns the summary of a finished run, raises Interrupted for one cut by a signal."""
         self.save(state, meta)
-        step = int(parallel.unreplicate(state.step))
+        step = int(parallel.fetch_state(state.step))
         if step < self.config.num_steps and self.stop != BY_RULE:
             raise Interrupted(f"{signal.Signals(self.stop).name}: saved step {step} in {self.dir}; the same command "
                               "continues", 128 + self.stop)

@@ -31,7 +31,7 @@ def generate(config: SampleConfig) -> list[dict]:
     longest = config.max_new_tokens or min(LONGEST, loaded.config.max_seq_len - int(prompts.lengths[0]))
     sample = sampler.make_sampler(loaded.config, eos_ids=tokenizer.eos_ids, max_new_tokens=longest,
                                   num_slots=config.num_slots, use_top_p=config.top_p < 1)
-    rollouts = sample(parallel.replicate(loaded.params), prompts, np.zeros(config.num_samples, np.int32), config.seed,
+    rollouts = sample(parallel.place_state(loaded.params), prompts, np.zeros(config.num_samples, np.int32), config.seed,
                       0, config.temperature, config.top_p)
     rows = []
     for ids, mask, logprobs, ended in zip(rollouts.completions, rollouts.completion_mask, rollouts.sampler_logprobs,
