@@ -25,7 +25,7 @@ def on_flags(config: TrainConfig) -> str:
     if objective.entropy_coef if config.entropy_coef is None else config.entropy_coef:
         return ""
     if config.reward == "none":  # the gradient of the KL is 0 at the reference, where the run starts
-        return "--reward=none without --entropy_coef leaves nothing to learn from; give one of them another value"
+        return "--reward=none with --entropy_coef=0 leaves nothing to learn from; give one of them another value"
     if config.group_size == 1 and not np.any(objective.advantages(np.ones((1, 1), np.float32))):
         return (f"--group_size=1 under --objective={config.objective}: an advantage is the distance to the group's "
                 "mean, so each is 0 and the reward teaches nothing; raise --group_size, or take --objective=one_shot")

@@ -108,19 +108,24 @@ def test_a_group_of_one_is_always_live():
     assert objectives.live_groups(np.array([[0.0, 0.0], [0.0, 1.0]])).tolist() == [False, True]
 
 
+def paid(rewards):
+    """What `with_advantages` is handed: rewards, and nothing else that it looks at."""
+    return Scored(None, rewards, None, None, None)
+
+
 def test_dropping_dead_groups_takes_their_tokens_out_of_the_divisor():
     config = dataclasses.replace(CONFIG, group_size=2, drop_dead_groups=True)
     rewards = np.array([1, 0, 1, 1, 0, 0, 0, 1], np.float32)
-    batch = grpo.with_advantages(config, None, fake_rollouts(1), rewards)
+    batch = grpo.with_advantages(config, None, fake_rollouts(1), paid(rewards))
     np.testing.assert_array_equal(batch.completion_mask[:, 0], [1, 1, 0, 0, 0, 0, 1, 1])
-    kept = grpo.with_advantages(dataclasses.replace(config, drop_dead_groups=False), None, fake_rollouts(1), rewards)
+    kept = grpo.with_advantages(dataclasses.replace(config, drop_dead_groups=False), None, fake_rollouts(1), paid(rewards))
     assert kept.completion_mask.all()
 
 
 def test_groups_are_rows_even_where_all_rows_hold_one_problem():
     config = dataclasses.replace(CONFIG, group_size=4, num_prompts=2)
     rewards = np.array([1, 0, 0, 0, 1, 1, 1, 1], np.float32)
-    advantages = grpo.with_advantages(config, None, fake_rollouts(1), rewards).advantages
+    advantages = grpo.with_advantages(config, None, fake_rollouts(1), paid(rewards)).advantages
     assert (advantages[4:] == 0).all() and advantages[0] > 0 > advantages[1]
 
 

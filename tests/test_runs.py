@@ -262,7 +262,7 @@ def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
     asked, restore = [], Run.restore
 
     def restore_and_choose(run, fresh):
-        chosen.append(run.once("example", lambda: (asked.append(1) or 40 + len(asked), {"rate": 0.5})))
+        chosen.append(run.once("example", lambda: {"example": asked.append(1) or 40 + len(asked), "rate": 0.5})["example"])
         return restore(run, fresh)
 
     chosen, kept = [], tmp_path / "run" / "example.json"
@@ -288,9 +288,9 @@ def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
     rows = [{"problem": p, "correct": i < right, "completion": "think answer 3"}
             for p, right in enumerate([0, 60, 15]) for i in range(64)]
     monkeypatch.setattr(measure, "measure", lambda *_, **__: rows)
-    place, facts = measure.example_place(config, start, None, problems, None)
-    assert place == 2  # 15 of 64 is nearer to 0.2 than 60
-    assert facts == {"question": "9", "answer": "3", "pass_rate": 15 / 64, "num_samples": 64}
+    assert measure.example_place(config, start, None, problems, None) == {
+        "example": 2,  # 15 of 64 is nearer to 0.2 than 60
+        "question": "9", "answer": "3", "pass_rate": 15 / 64, "num_samples": 64}
 
 
 # ----- mirrors and counts

@@ -13,8 +13,8 @@ from rlvr_jax.tasks.problems import Problem, merge
 from rlvr_jax.tasks.prompts import encode_prompts, load_problems, with_prompts
 
 
-def training_problems(config: TrainConfig, loaded: loading.LanguageModel, choose: Callable, vote: Optional[Callable],
-                      once: Callable = lambda name, make: make()) -> tuple:
+def training_problems(config: TrainConfig, loaded: loading.LanguageModel, choose: Callable,
+                      vote: Optional[Callable] = None, once: Callable = lambda name, make: make()) -> tuple:
     """(problems, prompts): the one example, or all of them, each distinct problem once.
 
     `choose(pool, prompts)` says which one example=auto takes and `vote(pool, prompts)`, where it is not None, what the
