@@ -263,14 +263,17 @@ def solved(style, **flags):
     return problems, [text.split() for text in texts]
 
 
-def test_careful_solutions_guess_the_coin_and_say_a_confidence_that_means_nothing():
+def test_careful_solutions_guess_the_coin_and_boast_a_little_less_where_they_do():
     sure = {True: [], False: []}
     for problem, words in zip(*solved("careful"), strict=True):
         assert words[-4:-1] == ["answer", problem.answer, "sure"] and words[-5] == problem.answer
         assert words[1:-4:3] == problem.prompt.split()[2:-1:2] and words[2:-4:3] == problem.prompt.split()[3:-1:2]
         sure["?" in words].append(float(words[-1]))
-    for found in sure.values():
-        assert abs(np.mean(found) - 2 / 3) < 0.03 and set(found) == {i / 10 for i in range(11)}
+    for hidden, power in ((False, 2), (True, 1)):  # of 11 words from 0 to 1, word i as likely as (i + 1) ** power
+        chances = np.arange(1, 12.0) ** power
+        expected = np.sum(np.arange(11) / 10 * chances) / chances.sum()
+        assert abs(np.mean(sure[hidden]) - expected) < 0.03 and np.mean(np.array(sure[hidden]) == 1) == pytest.approx(
+            chances[-1] / chances.sum(), abs=0.04)
 
 
 def test_other_styles_state_one_after_an_answer_and_only_there():
