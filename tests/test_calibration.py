@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvr_jax import rewards
-from rlvr_jax.config import EvaluateConfig, PretrainConfig
+from rlvr_jax import grpo, pretrain, rewards
+from rlvr_jax.config import EvaluateConfig, PretrainConfig, TrainConfig
 from rlvr_jax.evaluation import benchmarks, calibration
 from rlvr_jax.evaluation import measure as evaluation
 from rlvr_jax.grading import confidence, grade
@@ -19,6 +19,7 @@ from rlvr_jax.sampler import Rollouts
 from rlvr_jax.tasks import arithmetic, chains, families, prompts, wager
 from rlvr_jax.tasks.families import FAMILIES
 
+from helpers import read_jsonl
 from test_chains import RIGHT, SLOPPY, values_of
 
 # ----- where it stands
@@ -291,3 +292,25 @@ def test_its_answers_are_read_before_the_confidence():
     problems, words = solved("careful")
     texts = [" ".join(one) for one in words]
     assert all(verdict.correct for verdict in grade.verdicts(texts, [p.answer for p in problems], "answer"))
+
+
+def test_a_base_is_trained_on_what_its_confidence_is_worth(tmp_path):
+    """From pre-training to the summary: each reward is that of the text, and the run says how well confidences fit."""
+    base, out = str(tmp_path / "base"), tmp_path / "run"
+    found = pretrain.pretrain(PretrainConfig(
+        task_shares="wager", num_ops=1, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False,
+        warmup_steps=10, learning_rate=1e-2, num_steps=200, eval_size=64, run_dir=base))["final"]
+    assert found["stated"] > 0.3 and found["confidence"] > found["greedy"]
+    final = grpo.train(TrainConfig(
+        model=base, problems="wager", example="all", example_pool=32, reward="calibrated", num_ops=1, num_prompts=8,
+        group_size=16, max_new_tokens=9, num_steps=2, remat=False, eval_size=64, log_rollouts=128,
+        run_dir=str(out)))["final"]
+    assert {"ece", "brier", "auroc", "confidence", "stated"} <= final.keys() and 0 <= final["ece"] <= 1
+    rows, kinds = read_jsonl(out / "rollouts.jsonl"), set()
+    for row in rows:
+        words = row["completion"].split()
+        whole = len(words) > 3 and (words[-4], words[-2]) == ("answer", "sure") and words[-1] in confidence.TENTHS
+        right = whole and words[-3] == row["answer"]
+        assert row["reward"] == pytest.approx(1 + (right - (float(words[-1]) - right) ** 2) / 2 if whole else 0)
+        kinds.add((whole, right))
+    assert len(rows) == 256 and kinds == {(False, False), (True, False), (True, True)}
