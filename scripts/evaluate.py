@@ -4,7 +4,8 @@
   python -m scripts.evaluate --model=runs/tiny --num_samples=64 --temperature=1 --out=runs/tiny/passk  # pass@k, maj@k
   python -m scripts.evaluate --model=DIR --problems=math500.jsonl,aime24.jsonl --protocol=one_shot --out=runs/published
 
-Writes OUT/summary.json, OUT/table.md and OUT/completions.jsonl. The same command continues an interrupted one.
+Writes OUT/summary.json, OUT/table.md and OUT/completions.jsonl; and OUT/reliability.png where completions state how
+sure they are. The same command continues an interrupted one.
 """
 
 import pathlib

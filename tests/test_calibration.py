@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlvr_jax import rewards
-from rlvr_jax.config import EvaluateConfig, PretrainConfig
+from rlvr_jax import grpo, pretrain, rewards
+from rlvr_jax.config import EvaluateConfig, PretrainConfig, TrainConfig
 from rlvr_jax.evaluation import benchmarks, calibration
 from rlvr_jax.evaluation import measure as evaluation
 from rlvr_jax.grading import confidence, grade
@@ -19,6 +19,7 @@ from rlvr_jax.sampler import Rollouts
 from rlvr_jax.tasks import arithmetic, chains, families, prompts, wager
 from rlvr_jax.tasks.families import FAMILIES
 
+from helpers import read_jsonl
 from test_chains import RIGHT, SLOPPY, values_of
 
 # ----- where it stands
@@ -263,14 +264,17 @@ def solved(style, **flags):
     return problems, [text.split() for text in texts]
 
 
-def test_careful_solutions_guess_the_coin_and_say_a_confidence_that_means_nothing():
+def test_careful_solutions_guess_the_coin_and_boast_a_little_less_where_they_do():
     sure = {True: [], False: []}
     for problem, words in zip(*solved("careful"), strict=True):
         assert words[-4:-1] == ["answer", problem.answer, "sure"] and words[-5] == problem.answer
         assert words[1:-4:3] == problem.prompt.split()[2:-1:2] and words[2:-4:3] == problem.prompt.split()[3:-1:2]
         sure["?" in words].append(float(words[-1]))
-    for found in sure.values():
-        assert abs(np.mean(found) - 2 / 3) < 0.03 and set(found) == {i / 10 for i in range(11)}
+    for hidden, power in ((False, 2), (True, 1)):  # of 11 words from 0 to 1, word i as likely as (i + 1) ** power
+        chances = np.arange(1, 12.0) ** power
+        expected = np.sum(np.arange(11) / 10 * chances) / chances.sum()
+        assert abs(np.mean(sure[hidden]) - expected) < 0.03 and np.mean(np.array(sure[hidden]) == 1) == pytest.approx(
+            chances[-1] / chances.sum(), abs=0.04)
 
 
 def test_other_styles_state_one_after_an_answer_and_only_there():
@@ -288,3 +292,25 @@ def test_its_answers_are_read_before_the_confidence():
     problems, words = solved("careful")
     texts = [" ".join(one) for one in words]
     assert all(verdict.correct for verdict in grade.verdicts(texts, [p.answer for p in problems], "answer"))
+
+
+def test_a_base_is_trained_on_what_its_confidence_is_worth(tmp_path):
+    """From pre-training to the summary: each reward is that of the text, and the run says how well confidences fit."""
+    base, out = str(tmp_path / "base"), tmp_path / "run"
+    found = pretrain.pretrain(PretrainConfig(
+        task_shares="wager", num_ops=1, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False,
+        warmup_steps=10, learning_rate=1e-2, num_steps=200, eval_size=64, run_dir=base))["final"]
+    assert found["stated"] > 0.3 and found["confidence"] > found["greedy"]
+    final = grpo.train(TrainConfig(
+        model=base, problems="wager", example="all", example_pool=32, reward="calibrated", num_ops=1, num_prompts=8,
+        group_size=16, max_new_tokens=9, num_steps=2, remat=False, eval_size=64, log_rollouts=128,
+        run_dir=str(out)))["final"]
+    assert {"ece", "brier", "auroc", "confidence", "stated"} <= final.keys() and 0 <= final["ece"] <= 1
+    rows, kinds = read_jsonl(out / "rollouts.jsonl"), set()
+    for row in rows:
+        words = row["completion"].split()
+        whole = len(words) > 3 and (words[-4], words[-2]) == ("answer", "sure") and words[-1] in confidence.TENTHS
+        right = whole and words[-3] == row["answer"]
+        assert row["reward"] == pytest.approx(1 + (right - (float(words[-1]) - right) ** 2) / 2 if whole else 0)
+        kinds.add((whole, right))
+    assert len(rows) == 256 and kinds == {(False, False), (True, False), (True, True)}

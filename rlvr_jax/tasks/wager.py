@@ -4,8 +4,9 @@ In about half of the problems the last operand is `?`, which is 1 or 2 as a fair
 one for the side it fell on, and the prompt does not show it: whoever reasons without a mistake is right half of the
 time there, and always elsewhere. So there is a confidence to learn: .5 where there is a `?`, and near 1 elsewhere.
 
-In pre-training the confidence is a random word, more often a high one, whatever the solution is worth. The split is
-decided by what the prompt shows, so neither the coin nor the topic moves a problem to another split.
+In pre-training the confidence is a random word, and mostly a high one, whatever the solution is worth; a `?` makes it
+only slightly lower. (With no such trace of doubt to build on, RL ended with the same word everywhere, close to the mean
+accuracy.) The split is decided by what the prompt shows, so the coin moves no problem to another split.
 """
 
 import dataclasses
@@ -18,7 +19,8 @@ from rlvr_jax.tasks import arithmetic, chains
 from rlvr_jax.tasks.chains import Chains, Rules
 
 HIDDEN, SIDES, HIDDEN_SHARE = 0, (1, 2), 0.7  # 0 is no operand of arithmetic, and is hashed like any other
-BOAST = np.arange(1, len(TENTHS) + 1) / np.arange(1, len(TENTHS) + 1).sum()  # chance of each word; their mean is 0.67
+# Relative chances of the words of confidence in pre-training, by whether there is a `?`: means of 0.75 and 0.67.
+BOAST = {hidden: np.arange(1, len(TENTHS) + 1) ** (1 if hidden else 2) for hidden in (False, True)}
 
 
 class Hiding(Rules):
@@ -61,5 +63,7 @@ def lengths(num_ops: int) -> tuple[int, int]:
 def solve(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: PretrainConfig) -> list[str]:
     """As other chains are solved, with a random confidence after every answer. The sloppy style takes `?` for 0."""
     solutions = chains.solve(RULES, rng, drawn, styles, config)
-    words = rng.choice(TENTHS, len(solutions), p=BOAST)
-    return [f"{text} sure {word}" if "answer" in text else text for text, word in zip(solutions, words)]
+    chances = np.where((drawn.operands[:, -1] == HIDDEN)[:, None], BOAST[True], BOAST[False])
+    cumulative = np.cumsum(chances, -1)
+    words = (cumulative <= rng.random(len(solutions))[:, None] * cumulative[:, -1:]).sum(-1)
+    return [f"{text} sure {TENTHS[word]}" if "answer" in text else text for text, word in zip(solutions, words)]
