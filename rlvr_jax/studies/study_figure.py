@@ -9,7 +9,7 @@ the left has their names: it is the legend of the other panels.
 """
 
 import pathlib
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 from rlvr_jax.runs import files
 from rlvr_jax.studies import figures
@@ -163,11 +163,19 @@ def draw_dots(side, measured: dict, measures: list[str], look: dict[str, Look], 
             axes.plot(there, [row + 0.3] * len(there), ".", color=look[arm].color, ms=4, alpha=0.6)
             if arm == control:
                 axes.axvline(one["mean"], color=look[arm].color, linestyle="--", linewidth=0.8)
+        keep_to_shares(measured, name, axes.set_xlim)
         axes.grid(False, axis="y")
         axes.set(title=name.replace(", ", ",\n"))
     panels[0].set_yticks(range(len(measured)), list(measured))
     panels[0].set_ylim(len(measured) - 0.4, -0.6)
     side.supxlabel("mean, 95 % interval, seeds", fontsize="small")
+
+
+def keep_to_shares(measured: dict, name: str, set_limits: Callable) -> None:
+    """Limits an axis to 0..1 where every seed of the measure lies there: an interval over few seeds may go beyond."""
+    seeds = [seed for values in measured.values() for seed in values[name]["seeds"] if seed is not None]
+    if seeds and 0 <= min(seeds) and max(seeds) <= 1:
+        set_limits(-0.03, 1.03)
 
 
 def draw_against(axes, measured: dict, x: str, y: str, look: dict[str, Look], log_x: bool) -> None:
@@ -185,5 +193,7 @@ def draw_against(axes, measured: dict, x: str, y: str, look: dict[str, Look], lo
             lowest.append(min(pairs)[0])
     if log_x and lowest:
         axes.set_xscale("log") if min(lowest) > 0 else axes.set_xscale("symlog", linthresh=1)
+    for measure, limit in ((x, axes.set_xlim), (y, axes.set_ylim)):
+        keep_to_shares(measured, measure, limit)
     hollow = "; hollow: a control" * any(one.fill == "none" for one in look.values())
     axes.set(title=f"{y}{hollow}", xlabel=x)
