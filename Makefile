@@ -18,7 +18,7 @@ test: $(VENV)/test  ## the suite, without torch
 test-core: $(VENV)/test  ## what another JAX could break: sampling, training, resuming, two processes
 	$(VENV)/bin/python -m pytest -n 2 $(CORE)
 
-parity: $(VENV)-parity/done  ## agreement with transformers, in an environment of its own
+parity: $(VENV)-parity/done  ## agreement with transformers and TRL, in an environment of its own
 	$(VENV)-parity/bin/python -m pytest -n 2 tests/parity
 
 small: $(VENV)/small  ## what --model=smollm2 needs

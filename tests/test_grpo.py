@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+import tabular
 from helpers import base, compiled  # noqa: F401  (fixtures)
 from rlvr_jax import grpo, learner, model, objectives, sampler
 from rlvr_jax.config import TrainConfig
@@ -84,6 +85,11 @@ def fake_rollouts(marker, size=8):
     return made
 
 
+def scored_as(rewards) -> Scored:
+    rewards, text = np.array(rewards, np.float32), np.array(["x"] * len(rewards), object)
+    return Scored(text, rewards, rewards.copy(), rewards.copy(), text, None)
+
+
 def test_dead_groups_are_sampled_again_up_to_the_bound():
     config = dataclasses.replace(CONFIG, num_prompts=4, group_size=2, max_resamples=2)
     outcomes = iter([[1, 1, 0, 1, 0, 0, 1, 1], [0, 0, 0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
@@ -94,8 +100,7 @@ def test_dead_groups_are_sampled_again_up_to_the_bound():
         return fake_rollouts(len(first_rows))
 
     def score(params, rollouts, step, attempt):
-        reward = np.array(next(outcomes), np.float32)
-        return Scored(np.array(["x"] * 8, object), reward, reward.copy(), reward.copy(), np.array(["x"] * 8, object))
+        return scored_as(next(outcomes))
 
     collected, scored = grpo.collect(config, draw, score, None, None, np.arange(8), 1, {})
     assert first_rows == [0, 8, 16]  # fresh keys each time, and never more than the bound
@@ -108,24 +113,49 @@ def test_a_group_of_one_is_always_live():
     assert objectives.live_groups(np.array([[0.0, 0.0], [0.0, 1.0]])).tolist() == [False, True]
 
 
-def paid(rewards):
-    """What `with_advantages` is handed: rewards, and nothing else that it looks at."""
-    return Scored(None, rewards, None, None, None)
-
-
 def test_dropping_dead_groups_takes_their_tokens_out_of_the_divisor():
     config = dataclasses.replace(CONFIG, group_size=2, drop_dead_groups=True)
-    rewards = np.array([1, 0, 1, 1, 0, 0, 0, 1], np.float32)
-    batch = grpo.with_advantages(config, None, fake_rollouts(1), paid(rewards))
+    scored = scored_as([1, 0, 1, 1, 0, 0, 0, 1])
+    batch = grpo.with_advantages(config, None, fake_rollouts(1), scored)
     np.testing.assert_array_equal(batch.completion_mask[:, 0], [1, 1, 0, 0, 0, 0, 1, 1])
-    kept = grpo.with_advantages(dataclasses.replace(config, drop_dead_groups=False), None, fake_rollouts(1), paid(rewards))
+    kept = grpo.with_advantages(dataclasses.replace(config, drop_dead_groups=False), None, fake_rollouts(1), scored)
     assert kept.completion_mask.all()
+
+
+def test_dynamic_sampling_trains_no_zero_variance_group(base, tmp_path, monkeypatch):
+    batches, map_update = [], learner.map_update
+
+    def watched(*args):
+        update = map_update(*args)
+        return lambda state, batch, step: batches.append(batch) or update(state, batch, step)
+
+    monkeypatch.setattr(learner, "map_update", watched)
+    _, rows = train(base, tmp_path, group_size=2, num_prompts=8, max_resamples=1, drop_dead_groups=True)
+    trained = np.concatenate([batch.completion_mask.any(-1).reshape(-1, 2) for batch in batches])
+    advantages = np.concatenate([batch.advantages.reshape(-1, 2) for batch in batches])
+    assert (trained == (advantages != 0)).all() and 0 < trained[:, 0].sum() < len(trained)
+    np.testing.assert_allclose(trained[:, 0].mean(), np.mean([row["train/live_groups"] for row in rows[1:]]))
+
+
+def test_a_truncated_completion_counts_in_its_groups_mean_and_nowhere_else():
+    """The fourth is cut: the loss is that of the other seven, with advantages to which its reward belongs."""
+    config = TrainConfig(objective="dr_grpo", group_size=4, mask_truncated=True, temperature=1.0)
+    rng = np.random.default_rng(0)
+    rollouts = tabular.random_rollouts(rng).replace(ended=np.arange(8) != 3)
+    table = rng.standard_normal((8, 4, 3))
+    batch = grpo.with_advantages(config, None, rollouts, scored_as([1, 0, 0, 1, 1, 0, 0, 0]))
+    np.testing.assert_array_equal(batch.advantages[:3], [0.5, -0.5, -0.5])  # 1/3 and -2/3 without the fourth
+    loss, gradient = tabular.loss_and_gradient(config, table, batch)
+    rest = jax.tree.map(lambda x: np.delete(x, 3, 0), batch)
+    assert (gradient[3] == 0).all() and (gradient[[0, 1, 2, 4, 5, 6, 7]] != 0).any((1, 2)).all()
+    for got, wanted in zip((loss, gradient), tabular.loss_and_gradient(config, table, rest)):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-7)
 
 
 def test_groups_are_rows_even_where_all_rows_hold_one_problem():
     config = dataclasses.replace(CONFIG, group_size=4, num_prompts=2)
-    rewards = np.array([1, 0, 0, 0, 1, 1, 1, 1], np.float32)
-    advantages = grpo.with_advantages(config, None, fake_rollouts(1), paid(rewards)).advantages
+    scored = scored_as([1, 0, 0, 0, 1, 1, 1, 1])
+    advantages = grpo.with_advantages(config, None, fake_rollouts(1), scored).advantages
     assert (advantages[4:] == 0).all() and advantages[0] > 0 > advantages[1]
 
 
@@ -155,7 +185,8 @@ def test_repetition_and_lengths_are_told_apart():
     np.testing.assert_allclose(summary.repetition(ids[:1], mask[:1]), 11 / 13)  # 13 windows of 4, 2 of them new
     mask[0, 4:] = False
     looped = sampler.Rollouts(np.zeros(2), ids, mask, None, np.array([True, False]))
-    scored = Scored(None, np.array([1.0, 0.0]), np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array(["boxed"] * 2, object))
+    right, boxed = np.array([1.0, 0.0]), np.array(["boxed"] * 2, object)
+    scored = Scored(None, right, right, 1 - right, boxed, None)
     row = summary.describe(looped, scored, 2)
     assert (row["train/graded_by"], row["train/grader_timeouts"]) == ("boxed", 1)
     assert (row["train/length_correct"], row["train/length_wrong"], row["train/truncated"]) == (4, 16, 0.5)

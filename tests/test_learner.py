@@ -171,10 +171,15 @@ def test_chunked_logprobs_equal_a_plain_log_softmax(max_logits):
     np.testing.assert_allclose(entropy, -(np.exp(expected) * expected).sum(-1), atol=2e-5)
 
 
-def test_temperature_of_the_sheet():
-    logits = jnp.array([[[2.0, 1.0, 0.0, -1.0]]])
-    got, entropy = logprobs.token_logprobs({"embed": jnp.eye(4)}, logits, jnp.zeros((1, 1), jnp.int32), 0.6)
-    np.testing.assert_allclose([got[0, 0], entropy[0, 0]], [-0.208060, 0.587660], atol=2e-6)
+@pytest.mark.parametrize("temperature, probabilities, entropy", [
+    (1.0, [0.643914, 0.236883, 0.087144, 0.032059], 0.947537),
+    (0.6, [0.812158, 0.153397, 0.028973, 0.005472], 0.587660)])
+def test_temperature_of_the_sheet(temperature, probabilities, entropy):
+    logits = jnp.tile(jnp.array([2.0, 1.0, 0.0, -1.0]), (1, 4, 1))
+    got, entropies = logprobs.token_logprobs({"embed": jnp.eye(4)}, logits, jnp.arange(4)[None], temperature)
+    np.testing.assert_allclose(np.exp(got[0]), probabilities, atol=2e-6)
+    np.testing.assert_allclose(entropies[0], entropy, atol=2e-6)
+    assert temperature == 1 or abs(got[0, 0] + 0.208060) < 2e-6
 
 
 def sizes(jaxpr):

@@ -1,4 +1,6 @@
-"""Advantages and losses against hand-computed vectors and the properties their papers promise."""
+"""Advantages and losses against hand-computed vectors, formulas in NumPy and the properties their papers promise."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlvr_jax import objectives
+import tabular
+from rlvr_jax import grpo, learner, objectives
+from rlvr_jax.config import TrainConfig
 from rlvr_jax.objectives import OBJECTIVES
+from rlvr_jax.rewards import Scored
 
 REWARDS = np.array([[1, 0, 0, 1, 0, 0, 0, 0]], np.float32)
 
@@ -23,6 +28,12 @@ def test_advantages_of_two_right_in_eight(fn, right, wrong):
 def test_one_failure_among_eight_weighs_more_than_all_successes():
     advantages = objectives.group_advantages(1 - np.eye(8, dtype=np.float32)[:1])
     np.testing.assert_allclose(advantages[0, :2], [-2.474867, 0.353552], atol=2e-6)
+
+
+def test_a_few_failures_in_a_large_group_weigh_more_still():
+    advantages = objectives.group_advantages((np.arange(1024) >= 10).astype(np.float32)[None])
+    np.testing.assert_allclose(advantages[0, :10], -10.06, atol=0.01)
+    np.testing.assert_allclose(advantages[0, 10:], 10.06 * 10 / 1014, atol=0.001)
 
 
 @pytest.mark.parametrize("name, expected", [("one_shot", [1.0, 0.0, 0.5]), ("grpo", [1.0, 0.0, 0.5]),
@@ -99,6 +110,11 @@ def test_losses_of_two_sequences(name, clip, value, gradient):
         np.testing.assert_allclose(got_gradient, gradient, atol=2e-6)
 
 
+def test_clipped_terms_of_two_sequences():
+    terms = objectives.clipped(jnp.array(NEW), jnp.array(OLD), jnp.array(ADVANTAGES), jnp.array(MASK), 0.2, 0.2)
+    np.testing.assert_allclose(terms[MASK], [-1.2, -0.9, 0.4, 0.6, 0.5, 0.75], atol=2e-6)
+
+
 def test_the_constant_normaliser_divides_by_the_window():
     value, gradient = loss_and_gradient("dr_grpo", *EDGE)  # the window here is 4 tokens; the vector is for 8
     np.testing.assert_allclose(value / 2, 0.009375, atol=2e-6)
@@ -123,7 +139,8 @@ def test_k3_is_never_negative_and_zero_at_equality(logprob, reference):
 
 
 def test_k3_of_the_sheet():
-    np.testing.assert_allclose(objectives.k3_kl(jnp.full(2, -1.0), jnp.array([-1.5, -0.5])), [0.106531, 0.148721], atol=1e-6)
+    got = objectives.k3_kl(jnp.full(2, -1.0), jnp.array([-1.5, -0.5]))
+    np.testing.assert_allclose(got, [0.106531, 0.148721], atol=1e-6)
 
 
 @settings(deadline=None, max_examples=30)
@@ -135,3 +152,98 @@ def test_every_normaliser_is_an_average_and_ignores_empty_rows(lengths):
         assert (np.asarray(shares)[np.array(lengths) == 0] == 0).all() and (np.asarray(weights)[mask == 0] == 0).all()
         if objective.normalise in (objectives.token_mean, objectives.sequence_mean):
             np.testing.assert_allclose(np.sum(weights), np.sum(shares), rtol=1e-5)
+
+
+# ----- the whole update, from rewards to its gradient, against the sheet's table written once more
+
+# advantage, term of a token, aggregation, clip range, entropy bonus
+SHEET = {
+    "one_shot": ("scaled", "clip", "tokens", 0.2, 0.2, 0.0), "grpo": ("scaled", "clip", "sequences", 0.2, 0.2, 0.0),
+    "dr_grpo": ("centred", "clip", "window", 0.2, 0.2, 0.0), "dapo": ("scaled", "clip", "tokens", 0.2, 0.28, 0.0),
+    "gspo": ("scaled", "sequence", "sequences", 3e-4, 4e-4, 0.0), "cispo": ("scaled", "cap", "tokens", 1.0, 4.0, 0.0),
+    "reinforce": ("centred", "score", "tokens", 0.2, 0.2, 0.0), "rloo": ("others", "score", "sums", 0.2, 0.2, 0.0),
+    "entropy": ("none", "score", "tokens", 0.2, 0.2, -1.0)}
+CONFIG = TrainConfig(num_prompts=2, group_size=4, temperature=0.7, kl_coef=0.3)
+VARIANTS = {
+    "off_policy": {}, "on_policy": {}, "without_dead_groups": {"drop_dead_groups": True, "entropy_coef": 0.2},
+    "other_clips": {"clip_low": 0.05, "clip_high": 0.1, "entropy_coef": 0.5}}
+
+
+def batch_of(config, rng, on_policy):
+    """A batch as the loop makes it, of one group whose rewards differ and one whose do not, and its rewards [2,4]."""
+    rollouts, shape = tabular.random_rollouts(rng), (8, 4)
+    rollouts.completion_mask[2] = False  # a completion without any token
+    rewards = np.array([*rng.permutation([0, 0.1, 1, 1.1]), 1, 1, 1, 1], np.float32)
+    batch = grpo.with_advantages(config, None, rollouts, Scored(None, rewards, None, None, None, None))
+    near = np.log(1 / 3) + 0.5 * rng.standard_normal((2, *shape))
+    old, reference = np.where(rollouts.completion_mask, near, -1e3).astype(np.float32)  # garbage behind the end
+    return batch.replace(old_logprobs=None if on_policy else old, ref_logprobs=reference), rewards.reshape(2, 4)
+
+
+def loss_of_the_sheet(name, config, table, held, batch, rewards_NxG):
+    """The loss of logits `table`, sequence by sequence. Where gradients stop, and as old policy, `held` stands in."""
+    advantage, term, aggregation, low, high, bonus = SHEET[name]
+    low, high, bonus = (a if b is None else b for a, b in zip(
+        (low, high, bonus), (config.clip_low, config.clip_high, config.entropy_coef)))
+    sums, lengths = [], []
+    for b, ids in enumerate(batch.completions):
+        group = rewards_NxG[b // 4].astype(float)
+        n = batch.completion_mask[b].sum()
+        if n == 0 or (config.drop_dead_groups and np.ptp(group) == 0):
+            continue
+        others = np.delete(group, b % 4)
+        centred = group[b % 4] - group.mean()
+        A = {"scaled": centred / (group.std(ddof=1) + 1e-6), "centred": centred, "others": group[b % 4] - others.mean(),
+             "none": 0}[advantage]
+
+        def logprobs(logits):
+            scaled = logits[b, :n] / config.temperature
+            return scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
+
+        words, chosen = logprobs(table), logprobs(table)[np.arange(n), ids[:n]]
+        kept = logprobs(held)[np.arange(n), ids[:n]]
+        old = kept if batch.old_logprobs is None else batch.old_logprobs[b, :n]
+        rho = np.exp(chosen - old)
+        if term == "sequence":
+            rho = np.exp(np.mean(chosen - old)) * np.ones(n)
+        terms = {"clip": -np.minimum(rho * A, np.clip(rho, 1 - low, 1 + high) * A), "score": -A * chosen,
+                 "cap": -np.minimum(np.exp(kept - old), 1 + high) * A * chosen}[{"sequence": "clip"}.get(term, term)]
+        d = batch.ref_logprobs[b, :n] - chosen
+        terms = terms + config.kl_coef * (np.exp(d) - d - 1) + bonus * np.sum(np.exp(words) * words, -1)
+        sums.append(terms.sum())
+        lengths.append(n)
+    sums, lengths = np.array(sums), np.array(lengths)
+    return {"tokens": sums.sum() / lengths.sum(), "sequences": np.mean(sums / lengths), "sums": np.mean(sums),
+            "window": np.mean(sums / 4)}[aggregation]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_update_is_that_of_the_sheet(name, variant):
+    """Loss and gradient in two micro-batches, to 1e-6; the gradient by central differences of the formula."""
+    config = dataclasses.replace(CONFIG, objective=name, **VARIANTS[variant])
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        batch, rewards = batch_of(config, rng, variant == "on_policy")
+        table = 0.7 * rng.standard_normal((8, 4, 3)).astype(np.float32)
+        loss, gradient = tabular.loss_and_gradient(config, table, batch, num_micro=2)
+        held = table.astype(float)
+        wanted, slope = loss_of_the_sheet(name, config, held, held, batch, rewards), np.zeros(table.shape)
+        np.testing.assert_allclose(loss, wanted, rtol=1e-6, atol=1e-6)
+        for place in np.argwhere(batch.completion_mask[..., None] & np.ones(3, bool)):
+            step = np.zeros(table.shape)
+            step[tuple(place)] = 1e-5
+            slope[tuple(place)] = (loss_of_the_sheet(name, config, held + step, held, batch, rewards)
+                                   - loss_of_the_sheet(name, config, held - step, held, batch, rewards)) / 2e-5
+        np.testing.assert_allclose(gradient, slope, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature, entropy", [(1.0, 0.947537), (0.5, 0.455429)])
+def test_the_entropy_of_the_sheet_is_minimised(temperature, entropy):
+    table = np.array([[[2.0, 1.0, 0.0, -1.0], [9.0, 0.0, 0.0, 0.0]]])
+    batch = learner.Batch(None, np.zeros(1, np.int32), np.zeros((1, 2), np.int32), np.array([[True, False]]),
+                          np.zeros(1, np.float32))
+    config = TrainConfig(objective="entropy", temperature=temperature)
+    loss, gradient = tabular.loss_and_gradient(config, table, batch)
+    np.testing.assert_allclose(loss, entropy, atol=2e-6)
+    assert gradient[0, 0].argmin() == 0 > gradient[0, 0, 0]  # descent raises the likeliest word
