@@ -7,11 +7,11 @@ import tqdm
 
 from rlvr_jax import parallel
 from rlvr_jax.config import TrainConfig
-from rlvr_jax.grading import grade
 from rlvr_jax.grading.extract import state
 from rlvr_jax.objectives import OBJECTIVES
+from rlvr_jax.tasks import answers
 from rlvr_jax.tasks.problems import Problem
-from rlvr_jax.tasks.prompts import resolve_format
+
 
 def warn(text: str) -> None:
     """One line on stderr, of the main process alone; nothing for an empty text."""
@@ -34,21 +34,20 @@ def on_flags(config: TrainConfig) -> str:
 
 def on_answers(config: TrainConfig, problems: list[Problem]) -> str:
     """Which reference answers would be graded wrong even in a completion that says nothing else; empty if none."""
-    answer_format = resolve_format(config.answer_format, config.source)
-    answer_format = "boxed" if config.grader == "original" else answer_format  # where that one always looks
-    grade.describe(answer_format, config.grader)
-    answers = [problem.answer for problem in problems]
-    verdicts = grade.verdicts([state(answer_format, answer) for answer in answers], answers, answer_format,
-                           config.grader)
-    unread = [(answer, verdict) for answer, verdict in zip(answers, verdicts) if not verdict.correct]
+    rules = [rule._replace(answer_format="boxed") if rule.grader == "original" else rule  # where that one always looks
+             for rule in answers.rules(problems, config.answer_format, config.grader)]
+    answers.described(rules)
+    said = [state(rule.answer_format, problem.answer) for rule, problem in zip(rules, problems)]
+    unread = [(problem.answer, rule, verdict)
+              for problem, rule, verdict in zip(problems, rules, answers.verdicts(said, rules)) if not verdict.correct]
     if not unread:
         return ""
-    (answer, verdict), other = unread[0], "lenient" if answer_format == "boxed" else "boxed"
-    which = f"the answer {answer!r}" if len(answers) == 1 else (f"{len(unread)} of {len(answers)} answers, such as "
-                                                                f"{answer!r}")
-    remedy = (f"try --answer_format={other}" if grade.correct(state(other, answer), answer, other)
-              else "correct that in the problems")
-    return (f"--answer_format={answer_format} with --grader={config.grader} never finds {which} right (where it is "
+    (answer, rule, verdict), count = unread[0], len(problems)
+    other = "lenient" if rule.answer_format == "boxed" else "boxed"
+    which = f"the answer {answer!r}" if count == 1 else f"{len(unread)} of {count} answers, such as {answer!r}"
+    found, = answers.verdicts([state(other, answer)], [rule._replace(answer_format=other)])
+    remedy = f"try --answer_format={other}" if found.correct else "correct that in the problems"
+    return (f"--answer_format={rule.answer_format} with --grader={rule.grader} never finds {which} right (where it is "
             f"stated, {verdict.extracted!r} is read); {remedy}")
 
 

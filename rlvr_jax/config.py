@@ -163,7 +163,8 @@ class Decoding:
 class ProblemChoice(Decoding):
     """Problems, and where their answers are found in a completion."""
 
-    problems: str = setting("arithmetic", "a synthetic family, a JSONL file, or a .parquet file of One-Shot-RLVR",
+    problems: str = setting("arithmetic", "a synthetic family, gym:NAME for a data set of reasoning-gym, a JSONL file, "
+                            "or a .parquet file of One-Shot-RLVR; or several, joined by commas",
                             listed="tasks.families.FAMILIES")
     num_ops: int = setting(6, "operations in a problem of a synthetic family", minimum=1)
     heldout_split: str = setting("test", "split of a synthetic family to measure on", ["dev", "test"])
@@ -171,11 +172,13 @@ class ProblemChoice(Decoding):
     ignore_columns: str = setting("", "columns of a file of problems, joined by commas, to read as if they were not "
                                   "there; a file with text that belongs to no known layout is refused without this")
     max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
-    answer_format: str = setting("auto", "where the answer is; auto: a family's own, else boxed in training and "
-                                 "lenient where accuracy is measured", ["auto"], "grading.extract.EXTRACTORS")
+    answer_format: str = setting("auto", "where the answer is; auto: that of each problem's own family (tag for "
+                                 "reasoning-gym), else boxed in training and lenient where accuracy is measured",
+                                 ["auto"], "grading.extract.EXTRACTORS")
     grader: str = setting("math", "when two answers are equal: as mathematics, or as in the released one-shot reward, "
                           "quirks included, which always looks into the last \\boxed{}; in training it is the "
-                          "reward's, and held-out problems are graded as mathematics", table="grading.graders.GRADERS")
+                          "reward's, and held-out problems are graded as mathematics. Problems of reasoning-gym "
+                          "are graded by its own verifiers", table="grading.graders.GRADERS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +192,8 @@ class TrainConfig(ProblemChoice, ModelChoice, Reference, Objective, LearnerConfi
                            "example; rows with copies are drawn as often as the file has them)")
     example_pool: int = setting(128, "problems that example=auto chooses from", minimum=1)
     example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for", minimum=0, maximum=1)
-    heldout: str = setting("", "problems to measure on, never trained on: a synthetic family, a file, or none; "
-                           "empty: the family that is trained on, else none")
+    heldout: str = setting("", "problems to measure on, never trained on: as --problems, or none; empty: the families "
+                           "that are trained on, else none. eval_size is divided evenly among several")
     reward: str = setting("correct", "what is paid for: one row of the table, or a weighted sum such as "
                           "correct:1,format:0.1", listed="rewards.REWARDS")
     random_rate: float = setting(0.5, "chance of a reward under --reward=random", minimum=0, maximum=1)

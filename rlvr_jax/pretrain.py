@@ -54,7 +54,7 @@ def pretrain(config: PretrainConfig) -> dict:
             if run.due(step, config.eval_every, row):
                 with timed(seconds, "eval"):
                     row |= measure.heldout(sample, state.params, tokenizer, heldout, prompts, seed=config.seed,
-                                           step=step, answer_format=FAMILIES[next(iter(shares))].answer_format)
+                                           step=step)
             run.log(row | seconds, ("train/loss", "eval/greedy", "eval/sampled"))
             if run.due(step, config.save_every):
                 run.save(state, meta)
@@ -66,16 +66,11 @@ def check(config: PretrainConfig) -> None:
     learner.micro_rows(config, config.batch_size, parallel.device_count(), "--batch_size")
     if config.d_model % (2 * config.num_heads):
         raise UserError(f"--d_model={config.d_model} does not divide into --num_heads={config.num_heads} even heads")
-    formats = set()
     for name in families.parse_shares(config.task_shares):
         styles = FAMILIES[name].styles.values()
-        formats.add(FAMILIES[name].answer_format)
         if len(config.style_shares) != len(styles):
             raise UserError(f"--style_shares needs {len(styles)} numbers, for the styles of {name}: "
                             + ", ".join(styles))
-    if len(formats) > 1:
-        raise UserError(f"--task_shares={config.task_shares}: these families state their answers in different ways "
-                        f"({', '.join(sorted(formats))}) and cannot be measured together")
 
 
 def sizes(config: PretrainConfig, names) -> tuple[int, int]:

@@ -19,8 +19,8 @@ from rlvr_jax.learner import Batch
 from rlvr_jax.pretrained import loading
 from rlvr_jax.sampler import Rollouts
 from rlvr_jax.step import Policy, References, Step
+from rlvr_jax.tasks import answers
 from rlvr_jax.tasks.problems import Problem
-from rlvr_jax.tasks.prompts import resolve_format
 
 Reward = Callable[[Step], np.ndarray]  # f32[B]
 
@@ -187,14 +187,14 @@ def make_scorer(config: TrainConfig, loaded: loading.LanguageModel, problems: li
     one-shot code grades both together: a completion without a box then falls back on the empty `\boxed{}` of the
     instruction and is wrong all the same, so the verdicts are equal.
     """
-    answer_format = resolve_format(config.answer_format, config.source)
-    graded_by, weights = grade.describe(answer_format, config.grader), parse(config.reward)
+    rules, weights = answers.rules(problems, config.answer_format, config.grader), parse(config.reward)
+    graded_by = np.array(answers.described(rules), object)
     statistics = learner.map_statistics(loaded.config, config)
 
     def score(params, rollouts: Rollouts, step: int, attempt: int = 0) -> Scored:
         texts = loaded.tokenizer.decode_rollouts(rollouts)
         asked = [problems[i] for i in rollouts.prompt_index]
-        verdicts = grade.verdicts(texts, [problem.answer for problem in asked], answer_format, config.grader)
+        verdicts = answers.verdicts(texts, [rules[i] for i in rollouts.prompt_index])
         flags = parallel.broadcast(np.array([[v.correct, v.timed_out] for v in verdicts], np.float32))
         verdicts = [v._replace(correct=bool(right), timed_out=bool(late)) for v, (right, late) in zip(verdicts, flags)]
         batch = Batch(prompts, rollouts.prompt_index, rollouts.completions, rollouts.completion_mask,
@@ -204,6 +204,6 @@ def make_scorer(config: TrainConfig, loaded: loading.LanguageModel, problems: li
         reward = parallel.broadcast(np.sum([weight * REWARDS[name](seen) for name, weight in weights.items()], 0,
                                            dtype=np.float32))
         return Scored(np.array(texts, object), reward, flags[:, 0], flags[:, 1],
-                      np.full(len(texts), graded_by, object), seen.references if "verifier_free" in weights else None)
+                      graded_by[rollouts.prompt_index], seen.references if "verifier_free" in weights else None)
 
     return score

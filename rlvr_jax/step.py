@@ -13,8 +13,8 @@ from rlvr_jax.grading.grade import Verdict
 from rlvr_jax.learner import Batch
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.sampler import Rollouts
+from rlvr_jax.tasks import answers
 from rlvr_jax.tasks.problems import Problem
-from rlvr_jax.tasks.prompts import resolve_format
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +96,11 @@ class Step:
     key: tuple[int, ...]  # np.random.default_rng(step.key) draws the same on every process, and after a resume
     policy: Policy
 
+    @property
+    def formats(self) -> list[str]:
+        """Where each completion's answer is looked for."""
+        return [rule.answer_format for rule in answers.rules(self.problems, self.config.answer_format)]
+
     @functools.cached_property
     def references(self) -> References:
         """Each completion's reasoning, up to where it begins to state an answer, and then the reference answer.
@@ -103,11 +108,11 @@ class Step:
         The two parts are tokenised apart, so that tokens part at the same place as in sampled text (VeriFree, arXiv
         2505.21493). UserError where the answer format has no words that state an answer.
         """
-        opening, rest = stated(resolve_format(self.config.answer_format, self.config.source))
         encode, end = self.policy.tokenizer.encode, self.policy.tokenizer.eos_ids[0]
         completions, mask = np.array(self.rollouts.completions), np.array(self.rollouts.completion_mask)
         answer = np.zeros_like(mask)
-        for b, (text, problem) in enumerate(zip(self.texts, self.problems)):
+        for b, (text, problem, answer_format) in enumerate(zip(self.texts, self.problems, self.formats)):
+            opening, rest = stated(answer_format)
             reasoning, found, _ = text.partition(opening)
             before, wanted = encode(reasoning + found), [*encode(rest.format(problem.answer)), end]
             if found and (length := len(before) + len(wanted)) <= mask.shape[1]:
@@ -121,7 +126,9 @@ class Step:
         return (np.where(mask, values_BxT, 0).sum(-1) / np.maximum(mask.sum(-1), 1)).astype(np.float32)
 
     def equals(self, labels: Sequence[Optional[str]]) -> np.ndarray:
-        """f32[B]: 1 where the answer equals the label in place of the reference answer; a label None is never equal."""
-        verdicts = grade.verdicts(self.texts, [label or "" for label in labels],
-                                  resolve_format(self.config.answer_format, self.config.source), self.config.grader)
+        """f32[B]: 1 where the answer equals the label in place of the reference answer; a label None is never equal.
+
+        It is compared by --grader, also where a problem has a verifier: that one knows its own reference alone.
+        """
+        verdicts = grade.verdicts(self.texts, [label or "" for label in labels], self.formats, self.config.grader)
         return np.array([v.correct and label is not None for v, label in zip(verdicts, labels)], np.float32)

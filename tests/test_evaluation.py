@@ -200,18 +200,20 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
     texts = ["The answer is 4.", "\\boxed{4}", "\\boxed{5}"]
     asked = sampler.Rollouts(np.zeros(3, int), None, None, None, None)
     monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda words, rollouts: texts)
-    heldout = []
-    monkeypatch.setattr(evaluation, "heldout", lambda *_, **options: heldout.append(options))
-    for answer_format, right, evaluated in (("auto", [0, 1, 0], "lenient"), ("lenient", [1, 1, 0], "lenient"),
-                                            ("boxed", [0, 1, 0], "boxed"), ("last_number", [1, 1, 0], "last_number")):
+    monkeypatch.setattr(evaluation, "measure", lambda *given, judge, **_: (
+        {"problem": 0} | judge([text], given[3][:1])[0] for text in texts))
+    for answer_format, right, evaluated, measured in (
+            ("auto", [0, 1, 0], "lenient", 2 / 3), ("lenient", [1, 1, 0], "lenient", 2 / 3),
+            ("boxed", [0, 1, 0], "boxed", 1 / 3), ("last_number", [1, 1, 0], "last_number", 2 / 3)):
         config = TrainConfig(problems=files[0], heldout=files[1], answer_format=answer_format, max_new_tokens=10)
         file = prompts.load_problems(files[0], loaded.tokenizer)
         scored = rewards.make_scorer(config, loaded, file, None)(None, asked, 1)
         assert scored.reward.tolist() == scored.correct.tolist() == right and not scored.timed_out.any()
         reward_format = "boxed" if answer_format == "auto" else answer_format
         assert set(scored.graded_by) == {grade.describe(reward_format, "math")}
-        evaluation.make_heldout(config, loaded, draw, [])(None, 1)
-        assert heldout.pop()["answer_format"] == evaluated
+        found = evaluation.make_heldout(config, loaded, draw, [])(None, 1)
+        assert found["eval/graded_by"] == grade.describe(evaluated, "math")
+        assert found["eval/greedy"] == pytest.approx(measured)
 
 
 def test_the_format_reward_pays_for_any_answer(tiny, monkeypatch):

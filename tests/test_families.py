@@ -30,7 +30,8 @@ def test_arithmetic_alone_has_the_tokens_problems_and_batches_of_before_there_wa
     sums[0].update(json.dumps(tokenizer.to_json(), sort_keys=True).encode())
     for split in ("pretrain", "example", "dev", "test"):
         for p in prompts.load_problems("arithmetic", tokenizer, count=200, split=split, num_ops=6, seed=5):
-            sums[1].update(f"{p.prompt}|{p.answer}|{p.question}|{sorted(p.meta.items())}\n".encode())
+            told = sorted((name, x) for name, x in p.meta.items() if name != "steps")  # which came later
+            sums[1].update(f"{p.prompt}|{p.answer}|{p.question}|{told}\n".encode())
     for config in (PretrainConfig(), PretrainConfig(num_ops=2, seed=3, batch_size=64)):
         data = batches(families.parse_shares(config.task_shares), config)[1]
         for batch in map(data, (1, 2, 1999)):

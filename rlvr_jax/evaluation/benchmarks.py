@@ -15,7 +15,8 @@ from rlvr_jax.evaluation.measure import by_answer, style_shares
 from rlvr_jax.pretrained import loading
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
-from rlvr_jax.tasks.prompts import encode_prompts, load_problems, resolve_format
+from rlvr_jax.tasks import answers
+from rlvr_jax.tasks.prompts import encode_prompts, load_problems
 
 
 def one_shot(stem: str) -> tuple[int, float]:
@@ -71,7 +72,8 @@ def load_benchmarks(config: EvaluateConfig, loaded: loading.LanguageModel) -> li
         prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, config.max_new_tokens,
                                  config.max_prompt_tokens)
         name = stem if len(set(stems)) == len(stems) else source
-        judge = by_answer(resolve_format(config.answer_format, source, "lenient"), config.grader)
+        answers.described(answers.rules(problems, config.answer_format, config.grader, "lenient"))  # or it ends here
+        judge = by_answer(config.answer_format, config.grader, "lenient")
         made.append(Asked(name, problems, prompts, num_samples, temperature, judge))
     return made
 

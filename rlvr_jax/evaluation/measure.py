@@ -13,10 +13,10 @@ from rlvr_jax.grading.confidence import confidence
 from rlvr_jax.model import Prompts
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.tasks import families
+from rlvr_jax.tasks import answers, families
 from rlvr_jax.tasks.pool import choose_example
 from rlvr_jax.tasks.problems import Problem
-from rlvr_jax.tasks.prompts import encode_prompts, load_problems, resolve_format
+from rlvr_jax.tasks.prompts import encode_prompts, is_drawn, load_problems
 
 
 def measure(sample: Callable, params, tokenizer: Tokenizer, problems: list[Problem], prompts: Prompts, *,
@@ -49,16 +49,14 @@ def measure(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
         yield from made[max(done - start, 0) :]
 
 
-def by_answer(answer_format: str, grader: str = "math") -> Callable:
+def by_answer(answer_format: str, grader: str = "math", otherwise: str = "boxed") -> Callable:
     """A `judge` by the final answer: `{"extracted", "correct", "timed_out", "graded_by"}` of each text, and
-    "confidence" where it states how sure it is."""
-    graded_by = grade.describe(answer_format, grader)
-
+    "confidence" where it states how sure it is. The arguments are those of `answers.rule`."""
     def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
-        verdicts = grade.verdicts(texts, [p.answer for p in problems], answer_format, grader)
+        rules = answers.rules(problems, answer_format, grader, otherwise)
         return [{"extracted": verdict.extracted, "correct": verdict.correct, "timed_out": verdict.timed_out,
                  "graded_by": graded_by} | ({} if (sure := confidence(text)) is None else {"confidence": sure})
-                for text, verdict in zip(texts, verdicts)]
+                for text, verdict, graded_by in zip(texts, answers.verdicts(texts, rules), answers.described(rules))]
     return judge
 
 
@@ -72,7 +70,7 @@ def narrowed(prompts: Prompts, owners: np.ndarray) -> Prompts:
 
 
 def heldout(sample: Callable, params, tokenizer: Tokenizer, problems: list[Problem], prompts: Prompts, *, seed: int,
-            step: int, answer_format: str, keep: Optional[Callable] = None) -> dict:
+            step: int, answer_format: str = "auto", keep: Optional[Callable] = None) -> dict:
     """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and styles on synthetic families.
 
     Where the problems are of several families, each one's accuracy has a metric of its own, such as greedy_boolean.
@@ -80,8 +78,9 @@ def heldout(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
 
     `keep(step, rows)` is handed the greedy completions, as `measure` returns them.
     """
-    judge = by_answer(answer_format)
-    metrics = {"eval/n": len(problems), "eval/graded_by": grade.describe(answer_format, "math")}
+    judge = by_answer(answer_format, otherwise="lenient")
+    graded_by = answers.described(answers.rules(problems, answer_format, otherwise="lenient"))
+    metrics = {"eval/n": len(problems), "eval/graded_by": ", ".join(dict.fromkeys(graded_by))}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         rows = list(measure(sample, params, tokenizer, problems, prompts, temperature=temperature, num_samples=1,
                             judge=judge, seed=seed, step=step))
@@ -114,7 +113,8 @@ def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[f
 def before_training(config: TrainConfig, loaded: loading.LanguageModel, sample: Callable, pool: list,
                     prompts) -> list[dict]:
     """64 completions of each problem by the model that the run starts from, graded as its reward grades."""
-    judge = by_answer(resolve_format(config.answer_format, config.source), config.grader)
+    answers.described(answers.rules(pool, config.answer_format, config.grader))  # what is not installed is said first
+    judge = by_answer(config.answer_format, config.grader)
     return list(measure(
         sample, parallel.place_state(loaded.params), loaded.tokenizer, pool, prompts, temperature=config.temperature,
         num_samples=64, judge=judge, seed=config.seed, step=0, stream=sampler.CHOOSE, rows_per_call=2048))
@@ -152,7 +152,7 @@ def make_heldout(config: TrainConfig, loaded: loading.LanguageModel, sample: Cal
     `keep(step, rows)` is handed the greedy completions. Graded as `scripts.evaluate` does by default: where the reward
     wants a box, or another grader, these do not.
     """
-    source = config.heldout or (config.source if config.source in families.FAMILIES else "none")
+    source = config.heldout or ",".join(filter(is_drawn, config.source.split(","))) or "none"
     if source == "none":
         return lambda params, step: {}
     unseen = load_problems(source, loaded.tokenizer, count=config.eval_size, split=config.heldout_split,
@@ -164,4 +164,4 @@ def make_heldout(config: TrainConfig, loaded: loading.LanguageModel, sample: Cal
     prompts = encode_prompts(loaded.tokenizer, unseen, loaded.config, config.max_new_tokens, config.max_prompt_tokens)
     return lambda params, step: heldout(
         sample, params, loaded.tokenizer, unseen, prompts, seed=config.seed, step=step,
-        answer_format=resolve_format(config.answer_format, source, "lenient"), keep=keep)
+        answer_format=config.answer_format, keep=keep)

@@ -1,4 +1,4 @@
-"""The child process that asks computer algebra: one line of JSON in, one line out, within limits that it sets itself.
+"""The child process that asks computer algebra, or a verifier: a line of JSON in, a line out, within its own limits.
 
 A question may take CPU_SECONDS (which a busy machine does not shorten), WALL_SECONDS and MEGABYTES.
 """
@@ -10,9 +10,9 @@ import os
 import resource
 import signal
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
-from rlvr_jax.grading.graders import GRADERS
+from rlvr_jax.grading.graders import ALL
 
 CPU_SECONDS = 5
 WALL_SECONDS = 20
@@ -20,7 +20,7 @@ MEGABYTES = 1024  # address space of a child; SymPy itself takes about 150
 
 
 class Question(NamedTuple):
-    """Whether `given` equals the reference `answer` by a row of GRADERS."""
+    """Whether `given` equals the reference `answer` by a row of ALL."""
 
     grader: str
     given: str
@@ -29,7 +29,7 @@ class Question(NamedTuple):
 
 def decide(question: Question) -> bool:
     """The answer to a question, without any limit."""
-    grader = GRADERS[question.grader]
+    grader = ALL[question.grader]
 
     def equal(given: str, answer: str) -> bool:
         try:
@@ -42,21 +42,27 @@ def decide(question: Question) -> bool:
     return bool(grader.same(question.given, question.answer, equal))
 
 
-def serve() -> None:
-    """Answers questions from standard input, one line each, until it is closed.
+ALGEBRA = ("math", "original")  # the graders that share one kind of child
+FIRST = {  # questions of a grader that load and compile much, asked before any that counts
+    "math": [(text, text.replace("1", "2")) for text in (
+        r"\sqrt{x}+1.5,3", r"(1,\infty)", r"\begin{pmatrix}1\\y\end{pmatrix}", r"x^2=2y+1", r"\sin x<1")],
+    "original": [(r"x+\frac12", "1.5x")]}
+
+
+def serve(graders: Sequence[str] = ALGEBRA) -> None:
+    """Answers questions of these graders from standard input, one line each, until it is closed.
 
     A fork of this process does the work. If it exceeds its limits it dies, the answer is null, and the next fork has
-    SymPy loaded already.
+    the graders' libraries loaded already.
     """
-    import math_verify  # noqa: F401  (without these two nothing is ready)
-    import pylatexenc  # noqa: F401
-
+    for name in graders:
+        ALL[name].load()
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever the libraries print is no reply
     logging.disable(logging.CRITICAL)
-    for question in (r"\sqrt{x}+1.5,3", r"(1,\infty)", r"\begin{pmatrix}1\\y\end{pmatrix}", r"x^2=2y+1", r"\sin x<1"):
-        decide(Question("math", question, question.replace("1", "2")))  # the first of a kind loads and compiles much
-    decide(Question("original", r"x+\frac12", "1.5x"))
+    for name in graders:
+        for pair in FIRST.get(name, ()):
+            decide(Question(name, *pair))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20, MEGABYTES << 20))
@@ -85,4 +91,4 @@ def _work(replies) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1:] or ALGEBRA)

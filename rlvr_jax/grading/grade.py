@@ -2,23 +2,24 @@ r"""Is this completion right: whether its answer equals the reference.
 
 Most answers are decided here at once: the same text, the same number, the same set of numbers. What is left
 (8\sqrt[3]{4} against 12.8) goes to computer algebra in child processes with limits of time and memory, so a hostile
-completion is a wrong answer, not a hang (invariant 10). Verdicts are remembered, since a run grades the same answers
-to the same problem at every step. `results/graders.md` has what the graders differ in.
+completion is a wrong answer, not a hang (invariant 10). So do verifiers of other programs (`gym`). Verdicts are
+remembered, since a run grades the same answers to the same problem at every step. `results/graders.md` has what the
+graders differ in.
 """
 
 import collections
 import functools
 import importlib.metadata
-from typing import Iterable, NamedTuple, Optional, Sequence
+from typing import Iterable, NamedTuple, Optional, Sequence, Union
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import confidence, workers
 from rlvr_jax.grading.child import Question
 from rlvr_jax.grading.extract import EXTRACTORS, last_box
-from rlvr_jax.grading.graders import GRADERS
+from rlvr_jax.grading.graders import ALL
 from rlvr_jax.grading.workers import Reply
 
-MAX_LENGTH = 1000  # characters; a longer answer is wrong, and reaches no child
+MAX_LENGTH = 1000  # characters of a given answer; a longer one is wrong, and reaches no child
 REMEMBERED = 2**14  # verdicts
 
 
@@ -30,18 +31,24 @@ class Verdict(NamedTuple):
     timed_out: bool
 
 
-def verdicts(texts: Sequence[str], answers: Sequence[str], answer_format: str, grader: str = "math") -> list[Verdict]:
-    r"""Verdicts on completions, by rows of EXTRACTORS and GRADERS; `answers` are the references.
+def verdicts(texts: Sequence[str], answers: Sequence[str], answer_format: Union[str, Sequence[str]],
+             grader: Union[str, Sequence[str]] = "math") -> list[Verdict]:
+    r"""Verdicts on completions, by rows of EXTRACTORS and GRADERS, one for all or one for each text.
 
-    A confidence that a text states is no part of its answer: it is taken out before the answer is looked for.
-    The original grader looks into the last \boxed{} whatever `answer_format` says. The synthetic task's answers are
-    integers: there, what is not decided at once is wrong, and computer algebra is never asked.
+    `answers` are the references, as the grader wants them. A confidence that a text states is no part of its answer: it
+    is taken out before the answer is looked for. The original grader looks into the last \boxed{} whatever
+    `answer_format` says. The synthetic families' answers are words: there, what is not decided at once is wrong, and
+    computer algebra is never asked.
     """
-    extract = last_box if grader == "original" else EXTRACTORS[answer_format]
-    questions = [Question(grader, extract(confidence.split(text)[0]), answer)
-                 for text, answer in zip(texts, answers, strict=True)]
-    replies = decide(questions, algebra=(answer_format, grader) != ("answer", "math"))
-    return [Verdict(replies[question].equal, question.given, replies[question].timed_out) for question in questions]
+    formats, graders = ([one] * len(texts) if isinstance(one, str) else one for one in (answer_format, grader))
+    asked = []
+    for text, answer, form, by in zip(texts, answers, formats, graders, strict=True):
+        extract = last_box if by == "original" else EXTRACTORS[form]
+        asked.append((Question(by, extract(confidence.split(text)[0]), answer), (form, by) != ("answer", "math")))
+    replies = {algebra: decide([question for question, needs in asked if needs == algebra], algebra)
+               for algebra in (False, True)}
+    told = [(question.given, replies[algebra][question]) for question, algebra in asked]
+    return [Verdict(reply.equal, given, reply.timed_out) for given, reply in told]
 
 
 def decide(questions: Iterable[Question], algebra: bool = True) -> dict[Question, Reply]:
@@ -53,8 +60,10 @@ def decide(questions: Iterable[Question], algebra: bool = True) -> dict[Question
 
 
 def at_once(grader: str, given: Optional[str], answer: str) -> Optional[bool]:
-    """The verdict without computer algebra; None if it takes that. No answer equals nothing."""
-    return False if given is None or max(len(given), len(answer)) > MAX_LENGTH else _told(grader, given, answer)
+    """The verdict without a child process; None if it takes one. No answer equals nothing."""
+    if given is None or len(given) > MAX_LENGTH or len(answer) > ALL[grader].MAX_REFERENCE:
+        return False
+    return _told(grader, given, answer)
 
 
 @functools.lru_cache(REMEMBERED)
@@ -63,14 +72,14 @@ def _told(grader: str, given: str, answer: str) -> Optional[bool]:
         raise NotImplementedError
 
     try:
-        return GRADERS[grader].same(given, answer, leaf)
+        return ALL[grader].same(given, answer, leaf)
     except NotImplementedError:
         return None
 
 
 @functools.lru_cache(REMEMBERED)
 def _asked(question: Question) -> Reply:
-    return workers.POOL.ask(question)
+    return workers.pool(question.grader).ask(question)
 
 
 def correct(text: str, answer: str, answer_format: str, grader: str = "math") -> bool:
@@ -88,10 +97,9 @@ def describe(answer_format: str, grader: str) -> str:
     """What will grade, for reports: "lenient / math (math-verify 0.9.0)". Raises UserError if it is not installed."""
     if (answer_format, grader) == ("answer", "math"):
         return "answer / math"
+    package, needs = ALL[grader].PACKAGE, ALL[grader].NEEDS
     try:
-        versions = {name: importlib.metadata.version(name) for name in ("math-verify", "sympy", "pylatexenc")}
+        versions = {name: importlib.metadata.version(name) for name in needs}
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError("answers that are not from the synthetic task are compared by Math-Verify and pylatexenc, and "
-                        "one of them is not installed: pip install 'rlvr_jax[real]'") from error
-    package = GRADERS[grader].PACKAGE
+        raise UserError(ALL[grader].MISSING) from error
     return f"{'boxed' if grader == 'original' else answer_format} / {grader} ({package} {versions[package]})"

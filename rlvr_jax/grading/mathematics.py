@@ -11,6 +11,10 @@ from fractions import Fraction
 from typing import Callable, Optional
 
 PACKAGE = "math-verify"  # whose version a report names
+NEEDS = ("math-verify", "sympy", "pylatexenc")  # what has to be installed
+MISSING = ("answers that are not from the synthetic task are compared by Math-Verify and pylatexenc, and one of them "
+           "is not installed: pip install 'rlvr_jax[real]'")
+MAX_REFERENCE = 1000  # characters; nothing equals a longer one
 MAX_DIGITS = 80  # characters of a number; a longer one is no number here
 MAX_ELEMENTS = 20  # of a set; a larger one has to be in the reference's order
 MAX_DEPTH = 5  # of tuples in sets in tuples
@@ -198,6 +202,12 @@ def _elements(given: list[str], answers: list[str], alike: Leaf, unordered: bool
 
 
 # ----- in the child
+
+
+def load() -> None:
+    """Imports what `equal` needs."""
+    import math_verify  # noqa: F401  (without these two nothing is ready)
+    import pylatexenc  # noqa: F401
 
 
 def equal(given: str, answer: str) -> bool:

@@ -10,6 +10,8 @@ more than two letters, or with a long or bracketed exponent, are not given to Sy
 import re
 from typing import Callable
 
+from rlvr_jax.grading.mathematics import MAX_REFERENCE, MISSING, NEEDS, load  # noqa: F401  (the same hold here)
+
 PACKAGE = "sympy"  # whose version a report names
 _ERASED = (("\n", ""), (r"\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), (r"\left", ""),
            (r"\right", ""), (r"^{\circ}", ""), (r"^\circ", ""), (r"\$", ""))

@@ -1,8 +1,9 @@
-"""Computer algebra at arm's length: child processes that can be killed, asked one question at a time each.
+"""Computer algebra, and verifiers of other programs, at arm's length: child processes that can be killed.
 
-SymPy may need for ever, or all memory, for what a model writes (9^{9^{9^9}}), and cannot be interrupted in a thread. A
-child (`python -m rlvr_jax.grading.child`) sets its own limits, and the parent kills one that is past them all the same.
-What exceeds a limit, and what a child that dies or talks nonsense was asked, is answered with "no".
+Each is asked one question at a time. SymPy may need for ever, or all memory, for what a model writes (9^{9^{9^9}}), and
+cannot be interrupted in a thread. A child (`python -m rlvr_jax.grading.child`) sets its own limits, and the parent
+kills one that is past them all the same. What exceeds a limit, and what a child that dies or talks nonsense was asked,
+is answered with "no".
 """
 
 import atexit
@@ -19,6 +20,7 @@ from typing import Callable, Iterable, NamedTuple
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import child
+from rlvr_jax.grading.graders import OWN
 
 GRACE_SECONDS = 1  # for a child to end by its own limit
 START_SECONDS = 120  # importing SymPy on a busy machine
@@ -34,17 +36,17 @@ REPLIES = {b"true\n": Reply(True, False), b"false\n": Reply(False, False), b"nul
 
 
 class Worker:
-    """A child process that has said that it is ready. Raises UserError if it does not."""
+    """A child process, for these graders, that has said that it is ready. Raises UserError if it does not."""
 
-    def __init__(self):
+    def __init__(self, *graders: str):
         self.process = subprocess.Popen(
-            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+            [*COMMAND, *graders], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
             cwd=pathlib.Path(__file__).parents[2], env=os.environ | {"PYTHONHASHSEED": "0"},
             start_new_session=True)  # a Ctrl-C is the parent's to handle
         if self._say(b"", START_SECONDS) != b'"ready"\n':
             self.end()
             raise UserError("the process that compares answers does not start; to see why: "
-                            "echo | python -m rlvr_jax.grading.child")
+                            f"echo | python -m {' '.join(['rlvr_jax.grading.child', *graders])}")
 
     def ask(self, question: child.Question) -> Reply:
         """The reply. After one that is none the worker has ended."""
@@ -78,10 +80,13 @@ class Worker:
 
 
 class Pool:
-    """At most `size` workers, each started when it is first needed and kept in `idle` between questions."""
+    """At most `size` workers, each started when it is first needed and kept in `idle` between questions.
 
-    def __init__(self, size: int):
-        self.threads, self.idle = concurrent.futures.ThreadPoolExecutor(size), []
+    They answer for the named graders; for none named, for those of computer algebra (`child.ALGEBRA`).
+    """
+
+    def __init__(self, size: int, *graders: str):
+        self.threads, self.idle, self.graders = concurrent.futures.ThreadPoolExecutor(size), [], graders
 
     def map(self, ask: Callable[[child.Question], Reply], questions: Iterable[child.Question]) -> list[Reply]:
         """What `ask` (which calls `self.ask`) says of each, in order; as many at a time as there are workers."""
@@ -92,7 +97,7 @@ class Pool:
         try:
             worker = self.idle.pop()
         except IndexError:
-            worker = Worker()
+            worker = Worker(*self.graders)
         if worker.process.poll() is not None:  # somebody killed it
             worker.end()
             return self.ask(question)
@@ -107,5 +112,15 @@ class Pool:
             self.idle.pop().end()
 
 
-POOL = Pool(min(4, os.cpu_count() or 1))
-atexit.register(POOL.close)
+SIZE = min(4, os.cpu_count() or 1)
+POOL = Pool(SIZE)
+POOLS = {name: Pool(SIZE, name) for name in OWN}  # apart: what their verifiers need takes seconds to load
+
+
+def pool(grader: str) -> Pool:
+    """Where questions of a grader are asked."""
+    return POOLS.get(grader, POOL)
+
+
+for one in (POOL, *POOLS.values()):
+    atexit.register(one.close)

@@ -1,6 +1,7 @@
 """What a run trains on: its pool of problems, the one that is chosen of them, and their order."""
 
 import dataclasses
+import functools
 from typing import Callable, Optional
 
 import numpy as np
@@ -10,7 +11,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import loading
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.problems import Problem, merge
-from rlvr_jax.tasks.prompts import encode_prompts, load_problems, with_prompts
+from rlvr_jax.tasks.prompts import encode_prompts, is_drawn, load_problems, with_prompts
 
 
 def training_problems(config: TrainConfig, loaded: loading.LanguageModel, choose: Callable,
@@ -53,18 +54,28 @@ def expert_items(pool: list[Problem], config: TrainConfig) -> list[Problem]:
     if missing := [problem for problem in pool if not problem.meta.get("steps")]:
         raise UserError(f"--expert_steps needs the steps of a solution, a list of texts in the column steps of "
                         f"--problems={config.problems}; {missing[0].question[:60]!r} has none")
-    join = " " if config.problems in families.FAMILIES else "\n"
-    return [dataclasses.replace(problem, prompt=join.join([problem.prompt, *problem.meta["steps"][:k]]),
+    return [dataclasses.replace(problem, prompt=(" " if families.of_problem(problem) else "\n").join(
+                                    [problem.prompt, *problem.meta["steps"][:k]]),
                                 meta=problem.meta | {"step": step, "index": f"{problem.meta['index']}.{k}"})
             for problem in pool for k, step in enumerate(problem.meta["steps"])]
 
 
 def file_problems(config: TrainConfig, loaded: loading.LanguageModel) -> list[Problem]:
-    """The rows of `config.problems`, or as many of a synthetic family as example=auto chooses from."""
-    count = config.example_pool if config.example == "auto" or config.problems in families.FAMILIES else 0
-    return load_problems(config.problems, loaded.tokenizer, count=count, split="example", num_ops=config.num_ops,
-                         prompt_style=config.prompt_style, instruction=config.instruction,
-                         ignore_columns=config.ignore_columns, seed=config.seed)
+    """The rows of each file of `config.problems`, and of those that are drawn `example_pool` problems in all.
+
+    Where example=auto chooses, there are as many of files and drawn ones together, an even part of each.
+    """
+    sources = config.problems.split(",")
+    counted = [source for source in sources if config.example == "auto" or is_drawn(source)]
+    if len(counted) > config.example_pool:
+        raise UserError(f"--example_pool={config.example_pool} is less than the {len(counted)} names of "
+                        f"--problems={config.problems}")
+    files = [source for source in sources if source not in counted]
+    load = functools.partial(
+        load_problems, tokenizer=loaded.tokenizer, split="example", num_ops=config.num_ops, seed=config.seed,
+        prompt_style=config.prompt_style, instruction=config.instruction, ignore_columns=config.ignore_columns)
+    return ((load(",".join(counted), count=config.example_pool) if counted else [])
+            + (load(",".join(files)) if files else []))
 
 
 def own_problem(config: TrainConfig, loaded: loading.LanguageModel) -> list[Problem]:

@@ -7,25 +7,45 @@ import numpy as np
 from rlvr_jax.errors import UserError
 from rlvr_jax.model import ModelConfig, Prompts
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.tasks import families, problems
+from rlvr_jax.tasks import families, gym, problems
 from rlvr_jax.tasks.problems import Problem
 
 HELDOUT_SEED = 20_250_429  # of the synthetic held-out problems: the same ones in every run
 
 
-def load_problems(name: str, tokenizer: Tokenizer, *, count: int = 0, split: str = "test", num_ops: int = 6,
-                  prompt_style: str = "plain", instruction: str = "", ignore_columns: str = "",
-                  seed: int = HELDOUT_SEED) -> list[Problem]:
-    """Problems of a synthetic family's `split`, or of a file row by row, with prompts as the model reads them.
+def load_problems(names: str, tokenizer: Tokenizer, *, count: int = 0, **asked) -> list[Problem]:
+    """Problems of one source, or of several whose `names` are joined by commas, in their order, as `load_source` does.
 
-    `count` 0 is all of a file and 512 of a family. Raises UserError for a family whose words the model does not know.
+    A `count` other than 0 is divided evenly among them. Raises UserError for a name that comes twice.
+    """
+    sources = names.split(",")
+    if len(set(sources)) < len(sources):
+        raise UserError(f"{names} names a source of problems twice: give each once")
+    counts = families.divide(dict.fromkeys(sources, 1), count) if count else dict.fromkeys(sources, 0)
+    return [problem for source in counts for problem in load_source(source, tokenizer, count=counts[source], **asked)]
+
+
+def is_drawn(name: str) -> bool:
+    """Whether a source's problems are drawn from a seed, as those of families are, and not read from a file."""
+    return name in families.FAMILIES or name.startswith(gym.PREFIX)
+
+
+def load_source(name: str, tokenizer: Tokenizer, *, count: int = 0, split: str = "test", num_ops: int = 6,
+                prompt_style: str = "plain", instruction: str = "", ignore_columns: str = "",
+                seed: int = HELDOUT_SEED) -> list[Problem]:
+    """Problems of a synthetic family's or reasoning-gym's `split`, or of a file row by row, with prompts as the model
+    reads them.
+
+    `count` 0 is all of a file and 512 of any other. Raises UserError for a family whose words the model does not know.
     """
     if name in families.FAMILIES:
         if unknown := families.unknown_words(name, tokenizer):
             raise UserError(f"{name} problems have words such as {unknown[0]!r}, which this model's tokenizer lacks: "
                             f"pre-train a base on them, scripts.pretrain --task_shares={name}")
         return families.draw_problems(name, np.random.default_rng(seed), count or 512, split, num_ops)
-    return with_prompts(problems.load(name, ignore_columns)[: count or None], tokenizer, prompt_style, instruction)
+    bare = (gym.draw(name, seed, count or 512, split) if name.startswith(gym.PREFIX) else
+            problems.load(name, ignore_columns)[: count or None])
+    return with_prompts(bare, tokenizer, prompt_style, instruction)
 
 
 def with_prompts(bare: list[Problem], tokenizer: Tokenizer, prompt_style: str, instruction: str) -> list[Problem]:
@@ -55,12 +75,6 @@ def qwen_math(tokenizer: Tokenizer, text: str) -> str:
 
 # How a question becomes the text that the model continues: style -> function of (tokenizer, question).
 PROMPT_STYLES = {"plain": plain, "chat": chat, "qwen_math": qwen_math}
-
-
-def resolve_format(name: str, problems_name: str, otherwise: str = "boxed") -> str:
-    """What "auto" stands for: the family's own, else boxed in the reward and lenient in an evaluation."""
-    family = families.FAMILIES.get(problems_name)
-    return name if name != "auto" else family.answer_format if family else otherwise
 
 
 def encode_prompts(tokenizer: Tokenizer, asked: list[Problem], config: ModelConfig, max_new_tokens: int,
