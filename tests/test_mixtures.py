@@ -69,8 +69,9 @@ def test_two_families_are_trained_on_and_measured_each_in_its_own_format(tmp_pat
         assert {task(row) for row in rows if row["step"] == step} == set(formats)
     assert all(row["graded_by"] == formats[task(row)] for row in rows)
     for row in rows:
-        end = f"\\boxed{{{row['answer']}}}" if task(row) == "box" else f"answer {row['answer']}"
-        assert row["correct"] == (end in row["completion"] if task(row) == "box" else row["completion"].endswith(end))
+        words = row["completion"].split()
+        boxed = [word for word in words if word.startswith("\\boxed")][-1:] == [f"\\boxed{{{row['answer']}}}"]
+        assert row["correct"] == (boxed if task(row) == "box" else words[-2:] == ["answer", row["answer"]])
     assert any(row["correct"] for row in rows if task(row) == "box")
     for row in metrics:
         assert row["eval/greedy"] == pytest.approx((row["eval/greedy_box"] + row["eval/greedy_arithmetic"]) / 2)

@@ -21,7 +21,7 @@ def describe(rollouts, scored, group_size: int) -> dict:
     """What a step's rollouts looked like, from host arrays: rewards, live groups, lengths, repetition."""
     reward, correct = scored.reward, scored.correct > 0
     lengths, groups = rollouts.completion_mask.sum(-1), reward.reshape(-1, group_size)
-    return {"train/graded_by": ", ".join(dict.fromkeys(scored.graded_by)),
+    return {"train/graded_by": ", ".join(sorted(set(scored.graded_by))),
             "train/grader_timeouts": int(scored.timed_out.sum()),
             "train/accuracy": correct.mean(), "train/reward_mean": reward.mean(), "train/reward_std": reward.std(),
             "train/live_groups": live_groups(groups).mean(), "train/completion_length": lengths.mean(),
