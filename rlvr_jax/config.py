@@ -304,6 +304,21 @@ class EvaluateConfig(ProblemChoice, ModelChoice, MachineConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbeConfig(EvaluateConfig):
+    """What training bought: a probe of kept completions, or of those of a model."""
+
+    probe: str = setting("coherence", "what is asked", table="probes.probe.PROBES")
+    completions: str = setting("", "JSONL files of completions that were kept, joined by commas; empty: those of "
+                               "--model, sampled now")
+    out: str = setting("", "directory for PROBE.json, PROBE.md, PROBE.png and PROBE_items.jsonl, and for the "
+                       "completions that are sampled", free=True)
+    example: str = setting("", "memory: the trained problem, as a run directory whose example.json names it, or in "
+                           "words; empty: the run in --model")
+    fractions: tuple[float, ...] = setting((0.4, 0.6, 0.8), "contamination: shares of a question's words that are "
+                                           "shown", above=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class SampleConfig(Decoding, ModelChoice, MachineConfig):
     """Completions of one prompt."""
 

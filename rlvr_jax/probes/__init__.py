@@ -1,0 +1,1 @@
+"""What training bought: probes of kept completions."""

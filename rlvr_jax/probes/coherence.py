@@ -1,0 +1,193 @@
+"""Coherence against validity (arXiv 2510.18176): are the steps sound, do they solve the problem, is the answer right?
+
+On problems that `traces.py` reads the three are decided exactly. Of other texts, such as solutions of word problems,
+the equations are checked (`equations.py`). C, V, K: coherent, valid, right.
+"""
+
+import collections
+import itertools
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation.estimators import shown
+from rlvr_jax.probes.equations import equations
+from rlvr_jax.probes.rows import Found, owner, said, share
+from rlvr_jax.probes.traces import CLASSES, UNSOUND, Judgement, judge, read, read_value
+from rlvr_jax.runs.markdown import markdown_table
+
+NEEDS = ("prompt", "completion", "answer")
+CELLS = ["".join(cell) for cell in itertools.product("10", repeat=3)]  # of C, V, K
+
+
+class Judged(NamedTuple):
+    row: dict
+    steps: int
+    said: Judgement
+
+    @property
+    def cell(self) -> str:
+        return "".join(str(int(x)) for x in self.said[:3])
+
+
+def find(kept: dict[str, list[dict]]) -> Found:
+    """What the probe says of kept completions, by the name of their file. Two files of the same problems are compared,
+    the first as before and the second as after."""
+    traces = {name: [one for row in rows if (one := judged(row))] for name, rows in kept.items()}
+    record = {"files": {name: {"traces": summary(traces[name]), "equations": checked(rows, traces[name])}
+                        for name, rows in kept.items()}}
+    if len(kept) == 2 and any(traces.values()):
+        record["before_after"] = before_after(*traces.values())
+    items = [{"file": name} | item(one) for name, own in traces.items() for one in own]
+    return Found(record, page(record), lambda sheet: draw(record, sheet), items)
+
+
+def judged(row: dict) -> Optional[Judged]:
+    """The row with its judgement; None if its problem is not one that `traces.read` knows."""
+    if not (problem := read(row["prompt"], row["completion"])):
+        return None
+    tree, trace = problem
+    return Judged(row, len(trace.steps), judge(tree, read_value(row["answer"]), trace))
+
+
+def item(one: Judged) -> dict:
+    keys = ("benchmark", "problem", "sample", "prompt", "answer", "completion")
+    return {key: one.row[key] for key in keys if key in one.row} | {"steps": one.steps} | one.said._asdict()
+
+
+# ----- counting
+
+
+def summary(traces: list[Judged]) -> dict:
+    """Counts and shares of the traces of one file; {} without any.
+
+    `with_steps` is the share that shows a step at all; shares of coherent and valid are given of all traces and of
+    these. `errors` counts classes by position, `by_steps` traces by their length: a short one is easily coherent.
+    """
+    if not traces:
+        return {}
+
+    def of(hit, among=lambda one: True):
+        chosen = [one for one in traces if among(one)]
+        return share([bool(hit(one)) for one in chosen], [owner(one.row) for one in chosen])
+
+    shows = lambda one: one.steps > 0
+    coherent, valid, right = (lambda one: one.said.coherent), (lambda one: one.said.valid), (lambda one: one.said.right)
+    both = lambda one: coherent(one) and valid(one)
+    cells, errors = collections.Counter(one.cell for one in traces), collections.defaultdict(collections.Counter)
+    for one in traces:
+        for name, place in one.said.errors:
+            errors[name][str(place + 1)] += 1
+    total = sum(one.steps for one in traces)
+    wrong = sum(len({place for name, place in one.said.errors if name in UNSOUND}) for one in traces)
+    lengths = {one.steps: [other for other in traces if other.steps == one.steps] for one in traces}
+    return {"n": len(traces), "cells": {cell: cells[cell] for cell in CELLS}, "with_steps": of(shows),
+            "coherent": of(coherent), "valid": of(valid), "right": of(right),
+            "coherent_of_shown": of(coherent, shows), "valid_of_shown": of(valid, shows),
+            "valid_if_coherent": of(valid, coherent), "right_if_both": of(right, both),
+            "steps": total / len(traces), "wrong_steps_per_100": 100 * wrong / total if total else None,
+            "errors": {name: dict(sorted(errors[name].items(), key=lambda pair: int(pair[0])))
+                       for name in CLASSES if name in errors},
+            "by_steps": {str(size): {"n": len(own), "coherent": float(np.mean([one.said.coherent for one in own])),
+                                     "valid": float(np.mean([one.said.valid for one in own]))}
+                         for size, own in sorted(lengths.items())}}
+
+
+def checked(rows: list[dict], traces: list[Judged]) -> dict:
+    """The equations in the texts of problems that are not read as traces; {} where all of them are."""
+    read = {id(one.row) for one in traces}
+    texts = [row for row in rows if id(row) not in read]
+    if not texts:
+        return {}
+    found = [(one, owner(row)) for row in texts for one in equations(row["completion"])]
+    owners = [own for _, own in found]
+    return {"n": len(texts), "with_any": float(np.mean([bool(equations(row["completion"])) for row in texts])),
+            "equations": len(found), "hold": share([one.holds for one, _ in found], owners),
+            "rounded": share([one.rounded for one, _ in found], owners)}
+
+
+def before_after(before: list[Judged], after: list[Judged]) -> dict:
+    """Coherence and validity on both sides, split by whether each side was right: "01" was wrong and is right.
+
+    Raises UserError unless the two are completions of the same problems, as many of each, in one order.
+    """
+    prompts = [[(*owner(one.row), one.row.get("sample"), one.row["prompt"]) for one in side]
+               for side in (before, after)]
+    if prompts[0] != prompts[1]:
+        raise UserError("the two files of --completions are not of the same problems in the same order, as many "
+                        "completions of each; probe them one by one")
+    made = {}
+    for cell in ("00", "01", "10", "11"):
+        pairs = [pair for pair in zip(before, after)
+                 if "".join(str(int(one.said.right)) for one in pair) == cell]
+        made[cell] = {"n": len(pairs)} | {
+            f"{name}_{side}": share([getattr(pair[k].said, name) for pair in pairs],
+                                    [owner(pair[k].row) for pair in pairs])
+            for k, side in enumerate(("before", "after")) for name in ("coherent", "valid")}
+    return made
+
+
+# ----- showing
+
+
+SHOWN = {"with_steps": "show a step", "coherent": "coherent (C)", "valid": "valid (V)", "right": "right (K)",
+         "coherent_of_shown": "coherent, of those with steps", "valid_of_shown": "valid, of those with steps",
+         "valid_if_coherent": "valid, if coherent: P(V given C)",
+         "right_if_both": "right, if coherent and valid: P(K given C, V)"}
+
+
+def page(record: dict) -> str:
+    """Markdown: the shares, the eight cells, the errors by position, the split, the equations."""
+    files = {name: one["traces"] for name, one in record["files"].items() if one["traces"]}
+    blocks = ["Coherent: every step is sound in itself. Valid: the steps solve this problem. Right: so is the answer. "
+              "95 % intervals in brackets."]
+    if files:
+        rows = [[label, *(said(one[key]) for one in files.values())] for key, label in SHOWN.items()]
+        rows += [["steps in a trace", *(f"{one['steps']:.2f}" for one in files.values())],
+                 ["wrong steps in 100", *(shown(one["wrong_steps_per_100"]) for one in files.values())]]
+        cells = [[*("yes" if bit == "1" else "no" for bit in cell), *(one["cells"][cell] for one in files.values())]
+                 for cell in CELLS]
+        wrong = [[name, f"{label}: {means}", sum(places.values()), ", ".join(f"{at}: {n}" for at, n in places.items())]
+                 for name, one in files.items() for label, means in CLASSES.items()
+                 if (places := one["errors"].get(label))]
+        sizes = [[name, size, at["n"], f"{at['coherent']:.3f}", f"{at['valid']:.3f}"]
+                 for name, one in files.items() for size, at in one["by_steps"].items()]
+        blocks += [markdown_table(["traces", *files], rows), markdown_table(["C", "V", "K", *files], cells),
+                   markdown_table(["file", "error", "traces", "at step: how many"], wrong),
+                   markdown_table(["file", "steps", "traces", "coherent", "valid"], sizes)]
+    if split := record.get("before_after"):
+        answer = ("wrong", "right")
+        rows = [[answer[int(cell[0])], answer[int(cell[1])], one["n"], *(said(one[key]) for key in list(one)[1:])]
+                for cell, one in split.items()]
+        blocks.append(markdown_table(["before", "after", "pairs", "C before", "V before", "C after", "V after"], rows))
+    texts = [[name, own["n"], f"{own['with_any']:.1%}", own["equations"], said(own["hold"]), said(own["rounded"])]
+             for name, one in record["files"].items() if (own := one["equations"])]
+    if texts:
+        blocks.append(markdown_table(["texts of", "completions", "with an equation", "equations", "hold exactly",
+                                      "hold when rounded"], texts))
+    return "\n\n".join(blocks) + "\n"
+
+
+def draw(record: dict, sheet) -> None:
+    """Left: the shares. Right: how many traces have an error at each step, by class. A panel is left empty without
+    traces."""
+    files = {name: one["traces"] for name, one in record["files"].items() if one["traces"]}
+    sheet.set_size_inches(9, 3.6)
+    left, right = sheet.subplots(1, 2)
+    keys = ["coherent", "valid", "right", "valid_if_coherent"]
+    for n, (name, one) in enumerate(files.items()):
+        there = [(x, one[key]) for x, key in enumerate(keys) if one[key]["n"]]
+        values = np.array([found["value"] for _, found in there])
+        ends = np.array([found["interval"] for _, found in there]).T
+        left.errorbar([x + 0.12 * n for x, _ in there], values, np.maximum([values - ends[0], ends[1] - values], 0),
+                      fmt="o", capsize=3, label=name)
+        for label, places in one["errors"].items():
+            right.plot([int(at) for at in places], [count / one["n"] for count in places.values()],
+                       ["o-", "s--", "^:"][n % 3], color=f"C{list(CLASSES).index(label)}", label=f"{label}, {name}")
+    left.set(xticks=range(4), ylim=(-0.03, 1.03), ylabel="share of traces")
+    left.set_xticklabels(["coherent", "valid", "right", "valid if\ncoherent"])
+    right.set(xlabel="step", ylabel="share of traces with the error")
+    for axes in (left, right):
+        if axes.has_data():
+            axes.legend(fontsize=6)

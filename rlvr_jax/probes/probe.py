@@ -1,0 +1,54 @@
+"""The table of probes, and what each of them writes."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+
+from rlvr_jax.config import ProbeConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation.benchmarks import load_benchmarks
+from rlvr_jax.pretrained import loading
+from rlvr_jax.probes import coherence, contamination, memory
+from rlvr_jax.probes.rows import Found, kept_rows
+from rlvr_jax.runs import files
+
+
+def of_steps(config: ProbeConfig) -> Found:
+    """Whether each step of a solution is sound, the steps solve the problem, and the answer is right. Two files of
+    completions are compared."""
+    return coherence.find(kept_rows(config, load_benchmarks, coherence.NEEDS))
+
+
+def of_twins(config: ProbeConfig) -> Found:
+    """Accuracy on near twins of the problem that a run was trained on."""
+    return memory.find(kept_rows(config, memory.ask, memory.NEEDS))
+
+
+def of_questions(config: ProbeConfig) -> Found:
+    """Whether the model can go on with a question that it sees a part of."""
+    return contamination.find(kept_rows(config, contamination.ask, contamination.NEEDS))
+
+
+# --probe -> function of the flags. One that needs completions of its own says what it asks (`rows.kept_rows`).
+PROBES = {"coherence": of_steps, "memory": of_twins, "contamination": of_questions}
+
+
+def probe(config: ProbeConfig) -> Found:
+    """Runs one probe; writes NAME.json, NAME.md, NAME.png (with matplotlib) and NAME_items.jsonl into `config.out`."""
+    if not config.out:
+        raise UserError("--out is required: the directory for what the probe finds")
+    config = dataclasses.replace(config, model=loading.pinned(config.model))
+    found, out = PROBES[config.probe](config), pathlib.Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_whole(out / f"{config.probe}_items.jsonl", "".join(json.dumps(one) + "\n" for one in found.items))
+    if importlib.util.find_spec("matplotlib"):
+        from matplotlib.figure import Figure  # optional
+
+        sheet = Figure(layout="constrained")
+        found.draw(sheet)
+        with files.naming(out / f"{config.probe}.png"):
+            sheet.savefig(out / f"{config.probe}.png", dpi=150)
+    files.write_whole(out / f"{config.probe}.md", found.page)
+    files.write_json(out / f"{config.probe}.json", found.record | {"flags": dataclasses.asdict(config)})
+    return found

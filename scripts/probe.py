@@ -1,0 +1,26 @@
+"""Asks what training bought: of kept completions, or of completions that it samples.
+
+  python -m scripts.probe --probe=coherence --completions=base/completions.jsonl,after/completions.jsonl --out=DIR
+  python -m scripts.probe --probe=memory --model=runs/tiny --out=runs/tiny/memory
+  python -m scripts.probe --probe=contamination --model=DIR --problems=math500.jsonl --max_new_tokens=512 --out=DIR
+
+Writes OUT/PROBE.json, OUT/PROBE.md, OUT/PROBE.png and OUT/PROBE_items.jsonl. What is sampled is kept in
+OUT/completions.jsonl, and the same command continues an interrupted one.
+"""
+
+import pathlib
+
+from rlvr_jax.config import ProbeConfig
+from scripts import cli
+
+
+def main(config: ProbeConfig) -> None:
+    from rlvr_jax.probes.probe import probe
+
+    probe(config)
+    out = pathlib.Path(config.out)
+    print((out / f"{config.probe}.md").read_text("utf-8") + f"\n{out / config.probe}.json")
+
+
+if __name__ == "__main__":
+    cli.run(main, ProbeConfig)

@@ -1,0 +1,346 @@
+"""Probes of kept completions: numbers counted by hand, twins, parts of questions, what the command writes."""
+
+import dataclasses
+import functools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from golden import rouge
+from rlvr_jax import grpo
+from rlvr_jax.config import EvaluateConfig, ProbeConfig, TrainConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import benchmarks
+from rlvr_jax.probes import coherence, contamination, equations, likeness, memory, probe, rows
+from rlvr_jax.tasks.problems import Problem
+
+from helpers import base, compiled, read_jsonl  # noqa: F401  (fixtures)
+
+PROMPT = "coins 3 + 4 * 2 - 5 ="
+PROOF, CALC = "think + 4 7 * 2 14 - 5 9 answer 9", "think + 4 7 * 2 15 - 5 10 answer 10"
+EARLY, LUCK = "think + 4 7 answer 7", "think + 4 7 + 2 9 answer 9"
+GUESS, BROKEN = "answer 9", "think + 4 maybe answer 9"
+
+
+# ----- likeness
+
+
+def test_rouge_l_of_the_sheet():
+    text, reference = ("the area of the sail times the cube of wind velocity",
+                       "the area of the sail and the cube of the wind velocity")
+    assert likeness.longest_common(text.split(), reference.split()) == 10
+    assert likeness.rouge_l(text, reference) == pytest.approx(0.869565, abs=1e-6)
+
+
+def test_rouge_l_is_the_librarys_on_500_pairs():
+    """tests/golden/rouge.py asked it."""
+    wanted = json.loads(rouge.PATH.read_text())["f1"]
+    found = [likeness.rouge_l(text, reference) for reference, text in rouge.pairs()]
+    assert len(wanted) == 500 and found == pytest.approx(wanted, abs=1e-8)
+    assert 0.0 in wanted and 1.0 in wanted and len(set(wanted)) > 100
+
+
+@settings(deadline=None)
+@given(*2 * [st.lists(st.sampled_from("abc"), max_size=9)])
+def test_the_longest_common_subsequence_is_that_of_the_definition(a, b):
+    @functools.cache
+    def longest(i, j):
+        if i == len(a) or j == len(b):
+            return 0
+        return 1 + longest(i + 1, j + 1) if a[i] == b[j] else max(longest(i + 1, j), longest(i, j + 1))
+
+    assert likeness.longest_common(a, b) == longest(0, 0)
+
+
+@given(st.text(), st.text())
+def test_any_text_has_a_likeness(a, b):
+    assert 0 <= likeness.rouge_l(a, b) <= 1 and likeness.rouge_l(a, a) in (0, 1) and likeness.same_words(f" {a}\n", a)
+
+
+# ----- equations
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("He has 3 * 4 = 12 apples, so 12 - 5 = 8.", [("3 * 4 = 12", True), ("12 - 5 = 8", False)]),
+    ("$1,200 / 4 = $300 and <<0.5*6=3>>3", [("$1,200 / 4 = $300", True), ("0.5*6=3", True)]),
+    (r"3 \times 4 = 12, 12 ÷ 5 = 2.4, 2 − 5 = -3", [("3 * 4 = 12", True), ("12 / 5 = 2.4", True), ("2 - 5 = -3", True)]),
+    ("2 + 3 + 4 = 9; 2 * 3 = 4 + 2; 10 -5 + 3 = 8; x -5 + 3 = 1; (2 + 3) * 4 = 20", []),  # parts of something longer
+    ("20% * 5 = 1, 2 + 3 = 50%, 3 apples + 4 apples = 7, 1/2 + 1/3 = 5/6, a = 5", []),
+    ("-5 + 3 = -2, total: (0.1 + 0.2 = 0.3)", [("-5 + 3 = -2", True), ("0.1 + 0.2 = 0.3", True)]),
+    ("1 / 0 = 7", [("1 / 0 = 7", False)]), ("12345678901234567890 + 1 = 2", [])])
+def test_equations_are_found_and_checked(text, expected):
+    assert [(one.text, one.holds) for one in equations.equations(text)] == expected
+
+
+def test_a_rounded_value_is_told_apart():
+    kinds = [(one.holds, one.rounded) for one in equations.equations("10 / 3 = 3.33. 10 / 3 = 3.34, 10 / 3 = 3; 10/4=2.5")]
+    assert kinds == [(False, True), (False, False), (False, False), (True, False)]
+
+
+@settings(deadline=None)
+@given(st.one_of(st.text(), st.lists(st.sampled_from("1 23 4.5 $ , + - * / = ( ) \\times % x".split())).map(" ".join)))
+def test_garbage_has_equations_or_none(text):
+    for one in equations.equations(text):
+        assert not (one.holds and one.rounded)
+
+
+def test_a_long_text_of_digits_is_read_in_no_time():
+    assert len(equations.equations("1+1=2;" * 10**6)) < 10**4 and not equations.equations("1" * 10**6 + "+" * 10**6)
+
+
+# ----- coherence
+
+
+def kept(*texts, samples=1, prompt=PROMPT, answer="9"):
+    return [{"benchmark": "arithmetic", "problem": i // samples, "sample": i % samples, "prompt": prompt,
+             "answer": answer, "completion": text} for i, text in enumerate(texts)]
+
+
+def test_a_summary_counts_traces():
+    found = coherence.find({"run": kept(PROOF, PROOF, CALC, EARLY, LUCK, GUESS, BROKEN, "hmm river")})
+    one = found.record["files"]["run"]["traces"]
+    assert {cell: n for cell, n in one["cells"].items() if n} == {"111": 2, "010": 1, "100": 1, "101": 1, "001": 2, "000": 1}
+    shares = {key: (one[key]["value"], one[key]["n"]) for key in coherence.SHOWN}
+    assert shares == {"with_steps": (6 / 8, 8), "coherent": (4 / 8, 8), "valid": (3 / 8, 8), "right": (5 / 8, 8),
+                      "coherent_of_shown": (4 / 6, 6), "valid_of_shown": (3 / 6, 6), "valid_if_coherent": (2 / 4, 4),
+                      "right_if_both": (1.0, 2)}
+    assert one["steps"] == (3 + 3 + 3 + 1 + 2 + 1) / 8 and one["wrong_steps_per_100"] == pytest.approx(100 * 2 / 13)
+    assert one["errors"] == {"empty": {"1": 2}, "format": {"1": 1}, "calc": {"2": 1}, "plan": {"2": 2}}
+    assert one["by_steps"]["1"] == {"n": 2, "coherent": 0.5, "valid": 0.0} and list(one["by_steps"]) == list("0123")
+    assert [item["errors"] for item in found.items[2:4]] == [[("calc", 1)], [("plan", 1)]]
+    assert "| calc: a op b is not what the step says | 1 | 2: 1 |" in found.page
+
+
+def test_two_files_are_split_by_who_was_right():
+    before, after = kept(GUESS, CALC, EARLY, PROOF), kept(PROOF, PROOF, LUCK, CALC)
+    split = coherence.find({"base": before, "after": after}).record["before_after"]
+    assert {cell: one["n"] for cell, one in split.items()} == {"00": 0, "01": 2, "10": 1, "11": 1}
+    gained = split["01"]
+    assert [gained[key]["value"] for key in ("coherent_before", "valid_before", "coherent_after", "valid_after")] == [
+        0.5, 0.5, 1.0, 0.5]
+    assert split["10"]["coherent_after"]["value"] == 0 and split["00"]["valid_after"]["value"] is None
+    with pytest.raises(UserError, match="not of the same problems"):
+        coherence.find({"base": before, "after": after[:3]})
+
+
+def test_samples_of_one_problem_do_not_make_the_interval_narrower():
+    """16 problems, half of them always coherent: as wide as 16 trials, not 128."""
+    texts = [text for text in (PROOF, GUESS) for _ in range(64)]
+    many = coherence.find({"x": kept(*texts, samples=8)}).record["files"]["x"]["traces"]["coherent"]
+    assert many["value"] == 0.5 and many["n"] == 128
+    assert many["interval"] == pytest.approx([0.5 - 1.96 * 0.125, 0.5 + 1.96 * 0.125], abs=0.04)
+    single = rows.share([True] * 180 + [False] * 320, range(500))
+    assert single["interval"] == pytest.approx([0.319, 0.403], abs=5e-4)
+    assert rows.share([], []) == {"value": None, "interval": None, "n": 0}
+
+
+def test_word_problems_have_their_equations_checked():
+    found = coherence.find({"x": kept("3 * 4 = 12, 12 + 1 = 14", "10 / 3 = 3.33", "no idea", prompt="Tom has 3 bags.")})
+    one = found.record["files"]["x"]
+    assert one["traces"] == {} and one["equations"]["equations"] == 3 and one["equations"]["with_any"] == 2 / 3
+    assert one["equations"]["hold"]["value"] == one["equations"]["rounded"]["value"] == 1 / 3
+    assert "| x | 3 | 66.7% | 3 |" in found.page
+
+
+# ----- contamination
+
+
+@pytest.mark.parametrize("words, fraction, shown", [(5, 0.6, 3), (5, 0.4, 2), (10, 0.8, 8), (7, 0.6, 4), (2, 0.4, 0)])
+def test_a_question_is_cut_after_whole_words(words, fraction, shown):
+    question = "  ".join(f"w{i}" for i in range(words)) + "\n"
+    part = contamination.cut(Problem(question, "1", "in a template: " + question), fraction, "file")
+    if not shown:
+        assert part is None
+    else:
+        assert question.startswith(part.prompt) and part.prompt.split() == [f"w{i}" for i in range(shown)]
+        assert part.prompt == part.prompt.rstrip() and part.meta["rest"].split() == question.split()[shown:]
+
+
+def test_what_is_reconstructed_is_as_many_words_as_are_hidden():
+    found = contamination.reconstruction(" red  green\nblue and so on", "red green blue")
+    assert found == {"rest": "red green blue", "exact": True, "rouge_l": 1.0, "too_short": False}
+    found = contamination.reconstruction("red green", "red green blue")
+    assert not found["exact"] and found["too_short"] and found["rouge_l"] == pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3))
+    assert not contamination.reconstruction("Red green blue", "red green blue")["exact"]
+
+
+def test_each_source_and_fraction_has_a_line():
+    def row(source, fraction, exact, correct):
+        return {"source": source, "fraction": fraction, "exact": exact, "rouge_l": 1.0 if exact else 0.25,
+                "correct": correct, "too_short": not exact, "prompt": "p", "rest": "r", "completion": "c"}
+
+    made = [row("a", 0.4, n < 3, n < 1) for n in range(10)] + [row("b", 0.4, False, True)]
+    found = contamination.find({"m": made})
+    first, second = found.record["sets"]
+    assert (first["exact"]["value"], first["correct"]["value"], first["n"]) == (0.3, 0.1, 10)
+    assert first["exact"]["interval"] == pytest.approx([0.1078, 0.6032], abs=1e-4)  # Wilson, 3 of 10
+    assert first["rouge_l"]["value"] == pytest.approx(0.3 + 0.7 * 0.25) and first["too_short"] == 0.7
+    assert second["source"] == "b" and [one["exact"] for one in found.items[:4]] == [True] * 3 + [False]
+
+
+# ----- memory
+
+
+QUESTION = "coins 7 + 5 * 2 - 4 ="
+FAMILY, CHAIN = memory.parse(QUESTION)
+RULES = memory.RULES[FAMILY]
+
+
+def words_that_differ(problem) -> int:
+    return sum(a != b for a, b in zip(problem.prompt.split(), QUESTION.split()))
+
+
+@pytest.mark.parametrize("kind, places, count", [
+    ("other topic", {0}, 1), ("other start", {1}, 1), ("one operator", {2, 4, 6}, 1), ("one operand", {3, 5, 7}, 1),
+    ("two operands", {3, 5, 7}, 2), ("three operands", {3, 5, 7}, 3)])
+def test_twins_differ_in_what_their_kind_says(kind, places, count):
+    made = memory.twins(kind, np.random.default_rng(0), RULES, CHAIN, 64)
+    problems = memory.to_problems(RULES, made)
+    assert len({problem.prompt for problem in problems}) == len(problems) > 3
+    for problem in problems:
+        words, own = problem.prompt.split(), QUESTION.split()
+        assert {i for i, (a, b) in enumerate(zip(words, own)) if a != b} <= places and len(words) == len(own)
+        assert words_that_differ(problem) == count
+        value = int(words[1])
+        for op, operand in zip(words[2:-1:2], words[3:-1:2]):
+            value = {"+": value + int(operand), "-": value - int(operand), "*": value * int(operand),
+                     "/": value / int(operand)}[op]
+            assert value in range(1, 25)
+        assert problem.answer == str(int(value)) and problem.meta["split"] in ("pretrain", "example", "dev", "test")
+
+
+def test_all_twins_of_one_operand_are_found():
+    """Counted one by one."""
+    wanted = set()
+    for place in range(3):
+        for operand in range(1, 10):
+            operands = list(CHAIN.operands)
+            operands[place] = operand
+            twin = CHAIN._replace(operands=tuple(operands))
+            wanted |= {twin} if twin != CHAIN and memory.solved(RULES, twin) else set()
+    assert set(memory.twins("one operand", np.random.default_rng(1), RULES, CHAIN, 1000)) == wanted
+
+
+def test_a_longer_twin_begins_as_the_example_does():
+    for problem in memory.to_problems(RULES, memory.twins("one step longer", np.random.default_rng(0), RULES, CHAIN, 9)):
+        assert problem.prompt.startswith(QUESTION.removesuffix("=")) and len(problem.prompt.split()) == 11
+
+
+@pytest.mark.parametrize("question", ["", "What is 7 + 5?", "coins 7 + 5 * 2", "coins 7 = 5 =", "coins 20 + 9 =",
+                                      "coins 7 + 24 =", "gate 7 + 5 =", "coins 7 + =", "coins 7 ="])
+def test_what_is_no_chain_is_refused(question):
+    with pytest.raises(UserError, match="twins of chains of arithmetic, boolean"):
+        memory.parse(question)
+
+
+def test_accuracy_is_by_kind_and_by_split():
+    made = [{"benchmark": kind, "problem": n, "prompt": "p", "correct": n < right, "split": "pretrain" if n % 2 else "dev"}
+            for kind, right in (("the example", 1), ("one operand", 3)) for n in range(1 if kind == "the example" else 4)]
+    found = memory.find({"m": made})
+    one = found.record["files"]["m"]["one operand"]
+    assert (one["accuracy"]["value"], one["problems"]) == (0.75, 4)
+    assert (one["not_in_pretraining"]["value"], one["not_in_pretraining"]["n"]) == (1.0, 2)
+    assert list(found.record["files"]["m"]) == ["the example", "one operand"]
+    assert "Left out" in found.page and "one step longer" in found.page
+
+
+# ----- the command
+
+
+def config(tmp_path, **flags):
+    return ProbeConfig(out=str(tmp_path / "out"), **{"num_ops": 2, "max_new_tokens": 10, "max_problems": 12} | flags)
+
+
+def written(tmp_path, name):
+    out = tmp_path / "out"
+    assert {f"{name}.json", f"{name}.md", f"{name}_items.jsonl"} <= {path.name for path in out.iterdir()}
+    return json.loads((out / f"{name}.json").read_text()), read_jsonl(out / f"{name}_items.jsonl")
+
+
+def test_coherence_of_kept_completions_and_of_a_model_are_the_same(tmp_path, base):
+    benchmarks.evaluate(EvaluateConfig(model=str(base), out=str(tmp_path / "eval"), num_ops=2, max_new_tokens=10,
+                                       max_problems=12))
+    sampled = probe.probe(config(tmp_path, model=str(base)))
+    record, items = written(tmp_path, "coherence")
+    assert (tmp_path / "out" / "coherence.png").stat().st_size > 5000 and len(items) == 12
+    again = probe.probe(config(tmp_path / "2", completions=str(tmp_path / "eval" / "completions.jsonl")))
+    first, second = (next(iter(found.record["files"].values())) for found in (sampled, again))
+    assert first == second == next(iter(record["files"].values())) and first["traces"]["n"] == 12
+    right = [row["correct"] for row in read_jsonl(tmp_path / "eval" / "completions.jsonl")]
+    assert first["traces"]["right"]["value"] == np.mean(right)  # the parser's K is the grader's verdict
+
+
+def test_contamination_of_a_model(tmp_path, base):
+    found = probe.probe(config(tmp_path, probe="contamination", model=str(base), fractions=(0.4, 0.8)))
+    record, items = written(tmp_path, "contamination")
+    assert [(one["source"], one["fraction"], one["n"]) for one in record["sets"]] == [
+        ("arithmetic", 0.4, 12), ("arithmetic", 0.8, 12)]
+    for item in items:
+        words = f"{item['prompt']} {item['rest']}".split()
+        assert len(words) == 7 and words[-1] == "=" and len(item["prompt"].split()) == int(item["fraction"] * 7)
+        assert item["exact"] == (item["completion"].split()[: len(item["rest"].split())] == item["rest"].split())
+    kept_rows = str(tmp_path / "out" / "completions.jsonl")
+    again = probe.probe(config(tmp_path / "2", probe="contamination", completions=kept_rows))
+    assert [one | {"file": ""} for one in again.record["sets"]] == [one | {"file": ""} for one in found.record["sets"]]
+    for flag in ({"temperature": 1.0}, {"prompt_style": "chat"}):
+        with pytest.raises(UserError, match="one greedy completion without a template"):
+            probe.probe(config(tmp_path / "3", probe="contamination", model=str(base), **flag))
+    with pytest.raises(UserError, match="other flags: .*--probe"):
+        probe.probe(config(tmp_path, probe="memory", model=str(base), example="coins 3 + 4 * 2 ="))
+
+
+def test_memory_of_a_run_that_chose_its_example(tmp_path, base):
+    run = tmp_path / "run"
+    grpo.train(TrainConfig(model=str(base), run_dir=str(run), num_ops=2, num_prompts=2, group_size=2, num_steps=1,
+                           max_new_tokens=10, eval_size=4, remat=False, heldout="none", example_pool=4))
+    trained = json.loads((run / "example.json").read_text())
+    found = probe.probe(config(tmp_path, probe="memory", model=str(run)))
+    record, items = written(tmp_path, "memory")
+    one = next(iter(record["files"].values()))
+    assert list(one)[0] == "the example" and list(one)[-1] == "unseen" and one["the example"]["problems"] == 1
+    assert "one step longer" not in one and "Left out" in found.page  # the window of the base has no room
+    assert [(item["prompt"], item["answer"]) for item in items if item["benchmark"] == "the example"] == [
+        (trained["question"], trained["answer"])]
+    of_base = probe.probe(config(tmp_path / "2", probe="memory", model=str(base), example=str(run)))
+    assert [item["prompt"] for item in of_base.items] == [item["prompt"] for item in items]
+    with pytest.raises(UserError, match="has no example.json"):
+        probe.probe(config(tmp_path / "3", probe="memory", model=str(base)))
+
+
+def test_a_probe_is_a_row(tmp_path, monkeypatch):
+    """The door: a function of the flags that says what it finds."""
+    def lengths(flags):
+        """Words of a completion."""
+        words = {name: [len(row["completion"].split()) for row in own]
+                 for name, own in rows.kept_rows(flags, benchmarks.load_benchmarks, ()).items()}
+        return rows.Found({"words": words}, f"{words}\n", lambda sheet: sheet.subplots().hist(*words.values()), [])
+
+    monkeypatch.setitem(probe.PROBES, "lengths", lengths)
+    (tmp_path / "a.jsonl").write_text(json.dumps(kept(GUESS)[0]) + "\n")
+    probe.probe(config(tmp_path, probe="lengths", completions=str(tmp_path / "a.jsonl")))
+    assert written(tmp_path, "lengths")[0]["words"] == {"a": [2]}
+
+
+def test_what_cannot_be_probed_is_said(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"completion": "x", "answer": "1", "prompt": "p"}) + "\n")
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(json.dumps({"completion": "x", "answer": "1", "prompt": 7}) + "\n")
+    for flags, says in [({"completions": str(odd)}, "completion 1 has no prompt"), ({}, "give one of --completions"), ({"completions": str(path), "model": "m"}, "give one of"),
+                        ({"completions": str(tmp_path / "no.jsonl")}, "no such file"),
+                        ({"completions": f"{path},{path}"}, "names a file twice"),
+                        ({"completions": str(path), "probe": "memory"}, "completion 1 has no correct, which --probe=memory"),
+                        ({"completions": str(path), "probe": "contamination"}, "has no rest, which")]:
+        with pytest.raises(UserError, match=says):
+            probe.probe(config(tmp_path, **flags))
+    with pytest.raises(UserError, match="--out is required"):
+        probe.probe(dataclasses.replace(config(tmp_path), out=""))
+
+
+def test_files_have_short_names():
+    assert rows.short_names(["x/base.jsonl", "y/after.jsonl"]) == ["base", "after"]
+    assert rows.short_names(["x/c.jsonl", "y/c.jsonl"]) == ["x", "y"]
+    assert rows.short_names(["x/1/c.jsonl", "y/1/c.jsonl"]) == ["x/1/c.jsonl", "y/1/c.jsonl"]
