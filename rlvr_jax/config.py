@@ -284,23 +284,85 @@ class PretrainConfig(LearnerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig(ProblemChoice, ModelChoice, MachineConfig):
-    """Accuracy of a model on a set of problems."""
+class KeptConfig(ProblemChoice, ModelChoice, MachineConfig):
+    """Completions of sets of problems, kept and graded."""
 
     problems: str = setting("arithmetic", "a synthetic family, or a file of problems as in training; or several, "
                             "joined by commas: each is a row of the table")
     out: str = setting("", "directory for summary.json, table.md and completions.jsonl", free=True)
     resume: str = setting("auto", "continue after the completions that are in out: never (start over), auto (if there "
                           "are any), must (error if there are none)", ["never", "auto", "must"], free=True)
+    max_problems: int = setting(0, "use the first problems only; 0: all of a file, 512 of a family",
+                                minimum=0)
+    rows_per_call: int = setting(512, "completions handed to the sampler at a time, over all devices", minimum=1)
+    seed: int = setting(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig(KeptConfig):
+    """Accuracy of a model on a set of problems."""
+
     protocol: str = setting("flags", "how each benchmark is sampled; flags: all by num_samples and temperature",
                             ["flags"], "evaluation.benchmarks.PROTOCOLS")
     num_samples: int = setting(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
     temperature: float = setting(0.0, "sampling temperature; 0: greedy", minimum=0)
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
-    max_problems: int = setting(0, "use the first problems only; 0: all of a file, 512 of a family",
-                                minimum=0)
-    rows_per_call: int = setting(512, "completions handed to the sampler at a time, over all devices", minimum=1)
-    seed: int = setting(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ElicitConfig(KeptConfig):
+    """What a model can do under another decoding, without training."""
+
+    method: str = setting("greedy", "how a problem gets its answer", table="elicit.decoding.METHODS")
+    num_samples: int = setting(10, "completions of each problem: of self_consistency drawn, of cot_decoding those of "
+                               "the likeliest first tokens", minimum=1)
+    temperature: float = setting(0.6, "sampling temperature of low_temperature and self_consistency", above=0)
+    opening: str = setting("think", "words that completions begin with under forced")
+    alpha: float = setting(4.0, "power draws completions by their whole probability to this power", minimum=1)
+    num_blocks: int = setting(16, "power grows a completion in this many blocks of max_new_tokens together", minimum=1)
+    num_moves: int = setting(10, "Metropolis-Hastings moves of power after each block", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig(Decoding, ModelChoice, LearnerConfig):
+    """Supervised training on completions of prompts, from a file."""
+
+    objective: ClassVar[str] = "reinforce"  # with every advantage 1 this is cross-entropy
+    clip_low: ClassVar[Optional[float]] = None
+    clip_high: ClassVar[Optional[float]] = None
+    entropy_coef: ClassVar[Optional[float]] = None
+    source: ClassVar[str] = "none"  # no problems are trained on, so those to measure on have to be named
+    examples: str = setting("", "JSONL file to learn from: rows with a prompt, as the model reads it, and a completion")
+    batch_size: int = setting(32, "rows of a step, in the order of an epoch over all", minimum=1)
+    window: int = setting(0, "most tokens of prompt and completion that the trained model takes, where that is more "
+                          "than before; 0: as many as before", minimum=0)
+    heldout: str = setting("none", "problems to measure on: a synthetic family, a file, or none")
+    num_ops: int = setting(6, "operations in a problem of a synthetic family", minimum=1)
+    heldout_split: str = setting("test", "split of a synthetic family to measure on", ["dev", "test"])
+    instruction: str = setting("", "text added after every held-out question that does not end with it already")
+    ignore_columns: str = setting("", "columns of the held-out file, joined by commas, to read as if they were not "
+                                  "there")
+    max_prompt_tokens: int = setting(0, "longest held-out prompt, in tokens; 0: whatever the model's window leaves",
+                                     minimum=0)
+    answer_format: str = setting("auto", "where the answer to a held-out problem is; auto: a family's own, "
+                                 "else lenient", ["auto"], "grading.extract.EXTRACTORS")
+
+
+@dataclasses.dataclass(frozen=True)
+class CritiqueConfig(Decoding, ModelChoice, MachineConfig):
+    """Examples for fine-tuning, made of a model's own attempts at one synthetic problem."""
+
+    kind: str = setting("critique", "what is learnt", table="elicit.critique.KINDS")
+    problems: str = setting("arithmetic", "a synthetic family whose problems have steps",
+                            table="tasks.families.FAMILIES")
+    num_ops: int = setting(6, "operations in a problem", minimum=1)
+    example: int = setting(0, "the one problem, as in training: its place, from 0, among the seed's example_pool",
+                           minimum=0)
+    example_pool: int = setting(128, "problems that the example is one of", minimum=1)
+    num_attempts: int = setting(100, "attempts to sample, and rows to write", minimum=1)
+    temperature: float = setting(1.0, "sampling temperature of the attempts", above=0)
+    seed: int = setting(0, "seed of the problems, the sampling and the shuffling", minimum=0, maximum=2**31 - 1)
+    out: str = setting("", "JSONL file for the rows: prompt and completion, as scripts.finetune reads them")
 
 
 @dataclasses.dataclass(frozen=True)

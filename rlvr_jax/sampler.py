@@ -28,6 +28,7 @@ class Rollouts:
     completion_mask: jax.Array  # bool[B,T], true up to and including the first end-of-text token
     sampler_logprobs: jax.Array  # f32[B,T] nats, under the distribution drawn from (at temperature 0: the model's own)
     ended: jax.Array  # bool[B], false if `max_new_tokens` cut the completion
+    noted: Optional[dict] = None  # name -> [B] or [B,T], what a caller of `decode` wanted to know besides
 
 
 class _Slots(NamedTuple):
@@ -40,6 +41,7 @@ class _Slots(NamedTuple):
     logprobs: jax.Array  # f32[B,T]
     lengths: jax.Array  # i32[B]
     ended: jax.Array  # bool[B]
+    noted: Optional[dict]  # name -> f32[B,T]
 
 
 def rollout_keys(seed, step, rows_B, stream: int = 0) -> jax.Array:
@@ -56,16 +58,20 @@ def nucleus(logprobs_BxV: jax.Array, top_p) -> jax.Array:
     return jax.nn.log_softmax(jnp.where(logprobs_BxV >= threshold_Bx1, logprobs_BxV, -jnp.inf))
 
 
-def draw_tokens(logits_BxV: jax.Array, uniforms_B: jax.Array, temperature, top_p=None) -> tuple[jax.Array, jax.Array]:
+def draw_tokens(logits_BxV: jax.Array, uniforms_B: jax.Array, temperature, top_p=None,
+                given_B: Optional[jax.Array] = None) -> tuple[jax.Array, jax.Array]:
     """Draws a token a row by inverting the cumulative distribution: one uniform a row instead of one a logit.
 
-    `temperature` 0 is greedy. Returns (tokens_B i32, logprobs_B f32 under the distribution drawn from).
+    `temperature` 0 is greedy. A token that is `given`, not -1, is taken as it is. Returns (tokens_B i32, logprobs_B
+    f32 under the distribution drawn from).
     """
     greedy = jnp.asarray(temperature == 0)
     logprobs = jax.nn.log_softmax(logits_BxV / jnp.where(greedy, 1.0, temperature))
     if top_p is not None:
         logprobs = nucleus(logprobs, top_p)
     tokens = lax.cond(greedy, lambda: jnp.argmax(logits_BxV, -1), lambda: invert(jnp.exp(logprobs), uniforms_B))
+    if given_B is not None:
+        tokens = jnp.where(given_B < 0, tokens, given_B)
     return tokens.astype(jnp.int32), jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
 
 
@@ -88,26 +94,46 @@ def invert(weights_BxV: jax.Array, uniforms_B: jax.Array, block: int = 256) -> j
     return chosen_B * block + first_past(inside_BxW, targets_B - before_B)
 
 
+def _first(config: ModelConfig, rows_N: jax.Array, tokens_N: jax.Array, num_rows: int, t_max: int) -> _Slots:
+    """Slots at the first token of the first rows."""
+    return _Slots(rows_N, jnp.zeros_like(rows_N), tokens_N, jnp.int32(len(rows_N)),
+                  model.init_cache(config, len(rows_N), t_max), jnp.zeros((num_rows, t_max), jnp.int32),
+                  jnp.zeros((num_rows, t_max)), jnp.zeros(num_rows, jnp.int32), jnp.zeros(num_rows, bool), None)
+
+
 def sample(params: model.Params, config: ModelConfig, prompts: Prompts, prompt_index_B: jax.Array, keys_B: jax.Array,
-           temperature, top_p=None, *, eos_ids: tuple, max_new_tokens: int, num_slots: int = 0,
-           edit_residual: Optional[model.EditResidual] = None) -> Rollouts:
+           temperature, top_p=None, *, edit_residual: Optional[model.EditResidual] = None, **fixed) -> Rollouts:
     """Samples one completion for each row of `prompt_index_B`; jit it with the keyword arguments fixed.
+
+    The prompts are run through the model once, and `decode` continues them; its arguments are explained there.
+    """
+    prefix = model.prefill(params, config, prompts, edit_residual=edit_residual)
+    return decode(params, config, prefix, prompt_index_B, keys_B, temperature, top_p, edit_residual=edit_residual,
+                  **fixed)
+
+
+def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, prompt_index_B: jax.Array,
+           keys_B: jax.Array, temperature, top_p=None, *, eos_ids: tuple, max_new_tokens: int, num_slots: int = 0,
+           edit_residual: Optional[model.EditResidual] = None, given_BxT: Optional[jax.Array] = None, limit=None,
+           note: Optional[Callable] = None) -> Rollouts:
+    """One completion for each row, after the prompt `prompt_index_B[b]` of the prefix.
 
     Args:
       keys_B: one key a rollout (`rollout_keys`); its t-th token uses `fold_in(key, t)`.
       temperature: scalar; 0 is greedy. `top_p` None samples from the whole distribution.
       eos_ids: any of these ends a completion and belongs to it.
       num_slots: rollouts decoded at a time; 0 for all of them.
+      given_BxT: i32, tokens that the completions have to have; -1 where they are drawn.
+      limit: scalar, longest completion of this call; None for `max_new_tokens`, which the arrays have room for.
+      note: `(logits_NxV, tokens_N) -> {name: f32[N]}` at each token; [B,T] of each name come back as `noted`.
     """
     num_rows, t_max = len(prompt_index_B), max_new_tokens
     num_slots = min(num_slots or num_rows, num_rows)
-    prefix = model.prefill(params, config, prompts, edit_residual=edit_residual)
-    in_place = 1 < len(prompts.lengths) == num_rows == num_slots  # slot b only ever has row b: order the prompts so
+    in_place = 1 < len(prefix.lengths) == num_rows == num_slots  # slot b only ever has row b: order the prompts so
     if in_place:
         prefix = prefix.replace(keys=prefix.keys[:, prompt_index_B], values=prefix.values[:, prompt_index_B],
                                 lengths=prefix.lengths[prompt_index_B], last_tokens=prefix.last_tokens[prompt_index_B])
-    layers = model.split_layers(params, prefix)
-    eos_E = jnp.array(eos_ids, jnp.int32)
+    layers, eos_E = model.split_layers(params, prefix), jnp.array(eos_ids, jnp.int32)
 
     def prompt_of(rows):
         return jnp.minimum(rows, num_rows - 1) if in_place else prompt_index_B[jnp.minimum(rows, num_rows - 1)]
@@ -117,40 +143,47 @@ def sample(params: model.Params, config: ModelConfig, prompts: Prompts, prompt_i
                                           s.tokens, s.steps, s.cache, edit_residual)
         keys_N = keys_B[jnp.minimum(s.rows, num_rows - 1)]
         uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(keys_N, s.steps)
-        tokens, logprobs = draw_tokens(logits, uniforms_N, temperature, top_p)
+        given_N = None if given_BxT is None else given_BxT[jnp.minimum(s.rows, num_rows - 1), s.steps]
+        tokens, logprobs = draw_tokens(logits, uniforms_N, temperature, top_p, given_N)
         stopped = jnp.any(tokens[:, None] == eos_E[None, :], -1)
         busy = s.rows < num_rows
-        finished = busy & (stopped | (s.steps + 1 == t_max))
+        finished = busy & (stopped | (s.steps + 1 == (t_max if limit is None else limit)))
         queued = s.next_row + jnp.cumsum(finished, dtype=jnp.int32) - 1
         rows = jnp.minimum(jnp.where(finished, queued, s.rows), num_rows)
-        return _Slots(  # writes of idle slots fall outside the arrays and are dropped
+
+        def put(array, values):  # writes of idle slots fall outside the arrays and are dropped
+            return array.at[s.rows, s.steps].set(values, mode="drop")
+        return _Slots(
             rows, jnp.where(busy & ~finished, s.steps + 1, 0),
             jnp.where(finished, prefix.last_tokens[prompt_of(rows)], tokens),
-            s.next_row + jnp.sum(finished, dtype=jnp.int32), cache,
-            s.completions.at[s.rows, s.steps].set(tokens, mode="drop"),
-            s.logprobs.at[s.rows, s.steps].set(logprobs, mode="drop"),
-            s.lengths.at[s.rows].set(s.steps + 1, mode="drop"),
-            s.ended.at[s.rows].set(stopped, mode="drop"))
+            s.next_row + jnp.sum(finished, dtype=jnp.int32), cache, put(s.completions, tokens),
+            put(s.logprobs, logprobs), s.lengths.at[s.rows].set(s.steps + 1, mode="drop"),
+            s.ended.at[s.rows].set(stopped, mode="drop"), note and jax.tree.map(put, s.noted, note(logits, tokens)))
 
     rows = jnp.arange(num_slots, dtype=jnp.int32)
-    start = _Slots(rows, jnp.zeros_like(rows), prefix.last_tokens[prompt_of(rows)], jnp.int32(num_slots),
-                   model.init_cache(config, num_slots, t_max), jnp.zeros((num_rows, t_max), jnp.int32),
-                   jnp.zeros((num_rows, t_max)), jnp.zeros(num_rows, jnp.int32), jnp.zeros(num_rows, bool))
+    start = _first(config, rows, prefix.last_tokens[prompt_of(rows)], num_rows, t_max)
+    if note:
+        names = jax.eval_shape(note, jax.ShapeDtypeStruct((num_slots, config.vocab_size), jnp.float32), rows)
+        start = start._replace(noted={name: jnp.zeros((num_rows, t_max)) for name in names})
     s = lax.while_loop(lambda s: jnp.any(s.rows < num_rows), body, start)
     mask_BxT = jnp.arange(t_max)[None, :] < s.lengths[:, None]
-    return Rollouts(prompt_index_B, s.completions, mask_BxT, s.logprobs, s.ended)
+    return Rollouts(prompt_index_B, s.completions, mask_BxT, s.logprobs, s.ended, s.noted)
 
 
 def make_sampler(config: ModelConfig, *, eos_ids: tuple, max_new_tokens: int, num_slots: int = 0,
-                 use_top_p: bool = False) -> Callable:
+                 use_top_p: bool = False, draw: Optional[Callable] = None) -> Callable:
     """`sampler(params, prompts, prompt_index_B, seed, step, temperature, ...)` over all devices and processes.
 
     Params are placed (`parallel.place_state`); prompts and index are host arrays. Returns all rows in order, as numpy.
     Row b draws with `rollout_keys(seed, step, first_row + b, stream)`; `repeats` is as in `localise`.
+    `draw` takes the place of `sample`, and is told by `rows_B` which row, `first_row + b`, each one is.
     """
+    fixed = {"eos_ids": eos_ids, "max_new_tokens": max_new_tokens, "num_slots": num_slots}
+
     def on_device(params, prompts, prompt_index_B, rows_B, seed, step, stream, temperature, top_p):
-        return sample(params, config, prompts, prompt_index_B, rollout_keys(seed, step, rows_B, stream), temperature,
-                      top_p if use_top_p else None, eos_ids=eos_ids, max_new_tokens=max_new_tokens, num_slots=num_slots)
+        told = fixed | ({"rows_B": rows_B} if draw else {})
+        return (draw or sample)(params, config, prompts, prompt_index_B, rollout_keys(seed, step, rows_B, stream),
+                                temperature, top_p if use_top_p else None, **told)
 
     mapped = parallel.map_devices(on_device)
 

@@ -108,6 +108,34 @@ def test_same_key_same_words_and_other_keys_other_words():
     assert len({x.tobytes() for x in map(np.asarray, streams)}) == 3
 
 
+def likeliest(logits, tokens):
+    return {"likeliest": jnp.max(jax.nn.log_softmax(logits), -1)}
+
+
+def test_given_tokens_are_kept_and_the_rest_is_drawn_after_them():
+    """Given what would have been drawn anyway, nothing changes; given other tokens, they are scored as any others."""
+    fn = jax.jit(functools.partial(sampler.sample, eos_ids=(1, 4, 9), max_new_tokens=12, num_slots=3), static_argnums=1,
+                 static_argnames="note")
+    keys, reference = sampler.rollout_keys(0, 3, jnp.arange(len(INDEX))), draw_rollouts()
+
+    def drawn(**changes):
+        return jax.tree.map(np.asarray, fn(PARAMS, BASE, padded(PROMPTS), jnp.array(INDEX), keys, 0.8, **changes))
+
+    free = drawn()
+    given = jnp.where(jnp.arange(12)[None, :] < jnp.arange(8)[:, None], free.completions, -1)
+    jax.tree.map(np.testing.assert_array_equal, drawn(given_BxT=given), free)
+    other = jnp.full((8, 12), -1).at[:, :2].set(reference.completions[:, :2])
+    out = drawn(given_BxT=other, limit=5, note=likeliest)
+    two = np.minimum(out.completion_mask.sum(-1), 2)
+    assert [row[:n].tolist() for row, n in zip(out.completions, two)] == [
+        row[:n].tolist() for row, n in zip(reference.completions, two)]
+    assert out.completion_mask.sum(-1).max() == 5 and (out.ended | (out.completion_mask.sum(-1) == 5)).all()
+    mask, scored = out.completion_mask, {t: logprobs.completion_logprobs(
+        PARAMS, BASE, padded(PROMPTS), INDEX, out.completions, t)[0] for t in (0.8, 1.0)}
+    np.testing.assert_allclose(scored[0.8][mask], out.sampler_logprobs[mask], atol=2e-5)
+    assert (scored[1.0][mask] <= out.noted["likeliest"][mask] + 2e-5).all() and (out.noted["likeliest"][mask] < 0).all()
+
+
 def test_temperature_zero_takes_the_most_likely_token():
     out = draw_rollouts(temperature=0.0, index=INDEX[:1], eos_ids=(30,))
     hidden, _ = model.forward(PARAMS, BASE, jnp.array([PROMPTS[0] + out.completions[0][:-1].tolist()]))

@@ -182,7 +182,7 @@ FLOORS = [["errors", "config", "parallel", "objectives", "ops"],
           ["pretrained"],
           ["tasks"],
           ["advice", "step", "rewards", "evaluation", "tools"],
-          ["grpo", "pretrain", "studies", "probes"]]
+          ["grpo", "pretrain", "studies", "elicit", "probes"]]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 

@@ -3,10 +3,11 @@
 import dataclasses
 import pathlib
 import re
+from typing import Callable
 
 import numpy as np
 
-from rlvr_jax.config import EvaluateConfig
+from rlvr_jax.config import EvaluateConfig, KeptConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import calibration
 from rlvr_jax.evaluation.completions import Asked, keep
@@ -39,11 +40,9 @@ def evaluate(config: EvaluateConfig) -> dict:
     config = dataclasses.replace(config, model=loading.pinned(config.model))
     loaded = loading.load_model(config.model, config.dtype, config.dtype)
     benchmarks = load_benchmarks(config, loaded)
-    kept = keep(config, loaded, benchmarks)
+    kept = keep(config, loaded, benchmarks, top_p=config.top_p)
     summaries = {b.name: benchmark_summary(b, kept[b.name]) for b in benchmarks}
-    summary = next(iter(summaries.values())) if len(summaries) == 1 else {
-        "benchmarks": summaries, "mean": float(np.mean([one["accuracy"] for one in summaries.values()]))}
-    summary = summary | {"flags": dataclasses.asdict(config)}
+    summary = joined(summaries) | {"flags": dataclasses.asdict(config)}
     out = pathlib.Path(config.out)
     calibration.draw({name: one["calibration"] for name, one in summaries.items() if "calibration" in one},
                      out / "reliability.png")
@@ -52,19 +51,31 @@ def evaluate(config: EvaluateConfig) -> dict:
     return summary
 
 
+def joined(summaries: dict[str, dict]) -> dict:
+    """The summary of one benchmark, or those of several with the mean of their accuracies."""
+    return next(iter(summaries.values())) if len(summaries) == 1 else {
+        "benchmarks": summaries, "mean": float(np.mean([one["accuracy"] for one in summaries.values()]))}
+
+
 def load_benchmarks(config: EvaluateConfig, loaded: loading.LanguageModel) -> list[Asked]:
-    """One for each name in `config.problems`, called by the file's name where that tells them apart."""
-    sources, made = config.problems.split(","), []
-    stems = [pathlib.Path(source).stem for source in sources]
-    if len(set(sources)) < len(sources):
-        raise UserError(f"--problems={config.problems} names a file twice")
+    """One for each name in `config.problems` (`load_sets`), sampled as the protocol or the flags say."""
     if config.protocol in PROTOCOLS and (config.num_samples, config.temperature) != (1, 0.0):
         raise UserError(f"--protocol={config.protocol} decides --num_samples and --temperature: leave those out")
     if config.num_samples > 1 and config.temperature == 0:
         raise UserError(f"--num_samples={config.num_samples} at --temperature=0 are one completion, repeated; give a "
                         "temperature above 0")
+    return load_sets(config, loaded, PROTOCOLS.get(
+        config.protocol, lambda stem: (config.num_samples, config.temperature)))
+
+
+def load_sets(config: KeptConfig, loaded: loading.LanguageModel, protocol: Callable) -> list[Asked]:
+    """One for each name in `config.problems`, called by the file's name where that tells them apart; a row of PROTOCOLS
+    says how each is sampled."""
+    sources, made = config.problems.split(","), []
+    stems = [pathlib.Path(source).stem for source in sources]
+    if len(set(sources)) < len(sources):
+        raise UserError(f"--problems={config.problems} names a file twice")
     for source, stem in zip(sources, stems):
-        protocol = PROTOCOLS.get(config.protocol, lambda stem: (config.num_samples, config.temperature))
         num_samples, temperature = protocol(stem)
         problems = load_problems(source, loaded.tokenizer, count=config.max_problems, num_ops=config.num_ops,
                                  split=config.heldout_split, prompt_style=config.prompt_style,

@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 import pathlib
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Optional
 
 from rlvr_jax import parallel, sampler
-from rlvr_jax.config import EvaluateConfig
+from rlvr_jax.config import KeptConfig
 from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.evaluation.measure import measure
 from rlvr_jax.model import Prompts
@@ -29,24 +29,27 @@ class Asked:
     judge: Callable  # as in `measure`, whose row a kept one is
 
 
-def keep(config: EvaluateConfig, loaded: loading.LanguageModel, sets: list[Asked]) -> dict[str, list[dict]]:
+def keep(config: KeptConfig, loaded: loading.LanguageModel, sets: list[Asked], *, what: str = "evaluate",
+         top_p: float = 1.0, draw: Optional[Callable] = None,
+         tell: Optional[Callable] = None) -> dict[str, list[dict]]:
     """The rows of each set, by its name. They are in completions.jsonl of `config.out`, or sampled and appended there.
 
+    `draw` and `tell` are as in `make_sampler` and `measure`; `what` is the name of the line of progress.
     The same configuration again continues after the last whole line. Raises UserError where other flags or problems
     began what is there, Interrupted on Ctrl-C.
     """
     sample = sampler.make_sampler(loaded.config, eos_ids=loaded.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
-                                  num_slots=config.num_slots, use_top_p=config.top_p < 1)
+                                  num_slots=config.num_slots, use_top_p=top_p < 1, draw=draw)
     params, kept, start = parallel.place_state(loaded.params), {}, 0
     total = sum(len(one.problems) * one.num_samples for one in sets)
-    with open_log(config, sets) as log, progress(total, len(log.rows), "evaluate", unit="completion") as bar:
+    with open_log(config, sets) as log, progress(total, len(log.rows), what, unit="completion") as bar:
         for one in sets:
             end = start + len(one.problems) * one.num_samples
             try:
                 for row in measure(sample, params, loaded.tokenizer, one.problems, one.prompts, judge=one.judge,
-                                   temperature=one.temperature, num_samples=one.num_samples, top_p=config.top_p,
+                                   temperature=one.temperature, num_samples=one.num_samples, top_p=top_p,
                                    seed=config.seed, step=0, rows_per_call=config.rows_per_call,
-                                   done=len(log.rows) - start):
+                                   done=len(log.rows) - start, tell=tell):
                     log.write({"benchmark": one.name} | row)
                     bar.update()
             except KeyboardInterrupt:
@@ -57,7 +60,7 @@ def keep(config: EvaluateConfig, loaded: loading.LanguageModel, sets: list[Asked
 
 
 @contextlib.contextmanager
-def open_log(config: EvaluateConfig, sets: list[Asked]) -> Iterator[JsonLines]:
+def open_log(config: KeptConfig, sets: list[Asked]) -> Iterator[JsonLines]:
     """completions.jsonl with the rows it has, the flags beside it. Raises UserError if they are of something else."""
     out = pathlib.Path(config.out)
     flags, path = out / "flags.txt", out / "completions.jsonl"

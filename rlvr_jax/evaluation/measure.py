@@ -21,12 +21,13 @@ from rlvr_jax.tasks.prompts import encode_prompts, is_drawn, load_problems
 
 def measure(sample: Callable, params, tokenizer: Tokenizer, problems: list[Problem], prompts: Prompts, *,
             temperature: float, num_samples: int, judge: Callable, seed: int, step: int, top_p: float = 1.0,
-            rows_per_call: int = 512, stream: int = sampler.EVAL, done: int = 0) -> Iterator[dict]:
+            rows_per_call: int = 512, stream: int = sampler.EVAL, done: int = 0,
+            tell: Optional[Callable] = None) -> Iterator[dict]:
     """Samples `num_samples` completions of every problem and grades them; yields their rows as they come.
 
     `sample` comes from `sampler.make_sampler`. Row i*num_samples+j is sample j of problem i: `{"problem", "sample",
     "prompt", "answer", "completion", "truncated", "num_tokens"}` and what `judge(texts, problems)`, such as that of
-    `by_answer`, says of it: a dict for each text.
+    `by_answer`, says of it: a dict for each text. So does `tell(rollouts, texts, judged)`, where it is given.
     The first `done` rows are there already and are left out. Every call samples the same rows with or without them,
     so that what is left comes out bit for bit as it would have.
     """
@@ -42,10 +43,11 @@ def measure(sample: Callable, params, tokenizer: Tokenizer, problems: list[Probl
                           first_row=start, repeats=num_samples)
         texts = tokenizer.decode_rollouts(rollouts)[: end - start]
         judged = judge(texts, [problems[i] for i in owners[: end - start]])
+        told = tell(rollouts, texts, judged) if tell else [{}] * len(texts)
         made = [{"problem": int(i), "sample": int(j), "prompt": problems[i].prompt, "answer": problems[i].answer,
-                 "completion": text} | said | {"truncated": not ended, "num_tokens": int(mask.sum())}
-                for text, said, i, j, ended, mask in zip(texts, judged, owners, numbers % num_samples,
-                                                         rollouts.ended, rollouts.completion_mask)]
+                 "completion": text} | said | {"truncated": not ended, "num_tokens": int(mask.sum())} | more
+                for text, said, i, j, ended, mask, more in zip(texts, judged, owners, numbers % num_samples,
+                                                               rollouts.ended, rollouts.completion_mask, told)]
         yield from made[max(done - start, 0) :]
 
 

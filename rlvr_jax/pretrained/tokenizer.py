@@ -39,6 +39,12 @@ class Tokenizer:
         """Ids of `text`. Special tokens written in it are recognised; none is added, not even a start token."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
+    def lacks(self, words) -> list[str]:
+        """Those of the words that a word-level tokenizer does not know; one of another kind can write any."""
+        if not isinstance(self.backend.model, tokenizers.models.WordLevel):
+            return []
+        return [word for word in words if self.backend.token_to_id(word) is None]
+
     def decode(self, ids) -> str:
         """Text of integer ids; special tokens, and ids that only the embedding knows, are skipped."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -98,9 +98,3 @@ def make_tokenizer(names: Iterable[str]) -> Tokenizer:
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens(["<pad>", "<eos>"])
     return Tokenizer(backend, (ids["<eos>"],), ids["<pad>"], None, {"eos_token": "<eos>", "pad_token": "<pad>"})
-
-
-def unknown_words(name: str, tokenizer: Tokenizer) -> list[str]:
-    """The family's words that a word-level tokenizer lacks; a tokenizer of another kind lacks none."""
-    known = tokenizer.backend.get_vocab() if isinstance(tokenizer.backend.model, tokenizers.models.WordLevel) else None
-    return [word for word in FAMILIES[name].vocabulary if known is not None and word not in known]

@@ -39,7 +39,7 @@ def load_source(name: str, tokenizer: Tokenizer, *, count: int = 0, split: str =
     `count` 0 is all of a file and 512 of any other. Raises UserError for a family whose words the model does not know.
     """
     if name in families.FAMILIES:
-        if unknown := families.unknown_words(name, tokenizer):
+        if unknown := tokenizer.lacks(families.FAMILIES[name].vocabulary):
             raise UserError(f"{name} problems have words such as {unknown[0]!r}, which this model's tokenizer lacks: "
                             f"pre-train a base on them, scripts.pretrain --task_shares={name}")
         return families.draw_problems(name, np.random.default_rng(seed), count or 512, split, num_ops)

@@ -1,0 +1,127 @@
+"""Several completions of one prompt: how they begin, how sure their answers are, and which of them counts.
+
+K paths, P prompts, B completions, T tokens.
+"""
+
+import collections
+import re
+from typing import Callable, Optional
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlvr_jax import model, sampler
+from rlvr_jax.grading import grade, mathematics
+from rlvr_jax.pretrained.tokenizer import Tokenizer
+
+
+def opened_draw(opening: tuple[int, ...]) -> Callable:
+    """The `draw` (`sampler.make_sampler`) of completions that begin with these token ids."""
+    def draw(params, config, prompts, prompt_index_B, keys_B, temperature, top_p, *, rows_B, max_new_tokens, **fixed):
+        given_T = jnp.full(max_new_tokens, -1, jnp.int32).at[: len(opening)].set(jnp.array(opening, jnp.int32))
+        prefix = model.prefill(params, config, prompts)
+        return sampler.decode(params, config, prefix, prompt_index_B, keys_B, temperature, top_p,
+                              max_new_tokens=max_new_tokens, given_BxT=jnp.tile(given_T, (len(rows_B), 1)), **fixed)
+    return draw
+
+
+def branched_draw(num_paths: int) -> Callable:
+    """The `draw` of completions of which the j-th of a prompt begins with its j-th likeliest first token.
+
+    `noted` has the `margin` of every token, p(likeliest) - p(second) as the model says it, and `forward_tokens`: what
+    was fed, with the look for first tokens in the first path.
+    """
+    def draw(params, config, prompts, prompt_index_B, keys_B, temperature, top_p, *, rows_B, max_new_tokens, **fixed):
+        prefix = model.prefill(params, config, prompts)
+        paths_B = rows_B % num_paths
+        first_B = first_tokens(params, config, prefix, num_paths)[prompt_index_B, paths_B]
+        given_BxT = jnp.full((len(rows_B), max_new_tokens), -1, jnp.int32).at[:, 0].set(first_B)
+        out = sampler.decode(params, config, prefix, prompt_index_B, keys_B, temperature, top_p, given_BxT=given_BxT,
+                             max_new_tokens=max_new_tokens, note=lambda logits, _: {"margin": margins(logits)}, **fixed)
+        fed_B = jnp.sum(out.completion_mask, -1) + (paths_B == 0)
+        return out.replace(noted=out.noted | {"forward_tokens": fed_B})
+    return draw
+
+
+def first_tokens(params: model.Params, config: model.ModelConfig, prefix: model.Prefix, num_paths: int) -> jax.Array:
+    """i32[P,K], the likeliest first tokens of each prompt's completion, the likeliest first; in a vocabulary of fewer
+    than K, some again."""
+    size = len(prefix.lengths)
+    logits_PxV, _ = model.decode_step(params, config, model.split_layers(params, prefix), prefix, None,
+                                      prefix.last_tokens, jnp.zeros(size, jnp.int32),
+                                      model.init_cache(config, size, 1))
+    _, tokens_PxK = jax.lax.top_k(logits_PxV, min(num_paths, config.vocab_size))
+    return tokens_PxK[:, jnp.arange(num_paths) % config.vocab_size]
+
+
+def margins(logits_BxV: jax.Array) -> jax.Array:
+    """f32[B], the probability of the likeliest token less that of the second."""
+    two_Bx2, _ = jax.lax.top_k(jax.nn.softmax(logits_BxV), 2)
+    return two_Bx2[:, 0] - two_Bx2[:, 1]
+
+
+def margin_columns(tokenizer: Tokenizer) -> Callable:
+    """`columns(rollouts, texts, judged)`: the `margin` of each completion's answer, the mean over the answer's tokens;
+    None where no answer was found."""
+    def columns(rollouts, texts, judged):
+        rows = zip(rollouts.completions, rollouts.completion_mask, rollouts.noted["margin"], texts, judged)
+        return [{"margin": answer_margin(tokenizer, ids[mask].tolist(), margin[mask], text, said["extracted"])}
+                for ids, mask, margin, text, said in rows]
+    return columns
+
+
+def answer_margin(tokenizer: Tokenizer, ids: list[int], margins_T: np.ndarray, text: str,
+                  answer: Optional[str]) -> Optional[float]:
+    """Mean margin of the tokens that write the answer, where the text says it last."""
+    place = answer_place(text, answer)
+    if place is None:
+        return None
+    ends_T = np.array([len(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))])  # some characters span tokens
+    starts_T = np.concatenate([[0], ends_T[:-1]])
+    writes_T = (starts_T < place[1]) & (ends_T > place[0])
+    return float(np.mean(margins_T[writes_T])) if writes_T.any() else None
+
+
+def answer_place(text: str, answer: Optional[str]) -> Optional[tuple[int, int]]:
+    """(start, end) of the last characters that write the answer, which may have commas in the text that it has lost;
+    None if there is no such place."""
+    if not answer:
+        return None
+    pattern = rf"(?<!\d){',?'.join(map(re.escape, answer))}(?!\d)"
+    return next((match.span() for match in reversed(list(re.finditer(pattern, text)))), None)
+
+
+# ----- which row of a problem counts
+
+
+def first(rows: list[dict]) -> Optional[dict]:
+    """The first completion, whatever it says."""
+    return rows[0]
+
+
+def majority(rows: list[dict]) -> Optional[dict]:
+    """The first with the answer that most have; of answers that tie the one that came first."""
+    answers = list(map(said, rows))
+    answer = grade.most_common(answers)
+    return rows[answers.index(answer)] if answer else None
+
+
+def widest(rows: list[dict]) -> Optional[dict]:
+    """The one whose answer has the widest margin."""
+    return max((row for row in rows if row["margin"] is not None), key=lambda row: row["margin"], default=None)
+
+
+def summed(rows: list[dict]) -> Optional[dict]:
+    """The first with the answer whose margins, summed over all that give it, are most."""
+    totals = collections.defaultdict(float)
+    for row in rows:
+        if row["margin"] is not None:
+            totals[said(row)] += row["margin"]
+    answer = max(totals, key=totals.get, default=None)
+    return next((row for row in rows if row["margin"] is not None and said(row) == answer), None)
+
+
+def said(row: dict) -> str:
+    """A completion's answer, as text that can be compared; empty for none."""
+    return mathematics.normalise(row["extracted"] or "")

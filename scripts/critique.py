@@ -1,0 +1,20 @@
+"""Writes examples for scripts.finetune: critiques of a model's own attempts at one problem, or a control of them.
+
+  python -m scripts.critique --model=runs/base --kind=critique --out=runs/critiques.jsonl
+  python -m scripts.finetune --model=runs/base --examples=runs/critiques.jsonl --window=96 --run_dir=runs/critique
+"""
+
+from rlvr_jax.config import CritiqueConfig
+from scripts import cli
+
+
+def main(config: CritiqueConfig) -> None:
+    from rlvr_jax.elicit.critique import make_examples
+
+    rows = make_examples(config)
+    different = len({(row["prompt"], row["completion"]) for row in rows})
+    print(f"{rows[0]['prompt']} -> {rows[0]['completion']}\n{len(rows)} rows, {different} different; {config.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main, CritiqueConfig)

@@ -1,0 +1,25 @@
+"""Trains a model on completions of prompts, from a file: supervised fine-tuning, the prompt masked.
+
+  python -m scripts.finetune --model=runs/base --examples=FILE.jsonl --heldout=arithmetic --run_dir=runs/finetuned
+
+Writes a run directory, as scripts.train does; the same command continues an interrupted run.
+"""
+
+from rlvr_jax.config import FinetuneConfig
+from scripts import cli
+
+
+def main(config: FinetuneConfig) -> None:
+    from rlvr_jax.elicit.finetune import finetune
+
+    summary = finetune(config)
+    for name in ("base", "final"):
+        if summary.get(name):
+            print(f"{name}: accuracy {summary[name]['greedy']:.3f} greedy, {summary[name]['sampled']:.3f} at T=1 "
+                  f"(n={summary[name]['n']})")
+    if summary:
+        print(f"{config.run_dir}/summary.json")
+
+
+if __name__ == "__main__":
+    cli.run(main, FinetuneConfig)
