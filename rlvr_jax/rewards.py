@@ -177,7 +177,7 @@ class Scored(NamedTuple):
     correct: np.ndarray  # f32, 0 or 1
     timed_out: np.ndarray  # f32, 0 or 1: a limit ended the grading
     graded_by: np.ndarray  # object: str
-    references: Optional[References] = None  # under `verifier_free`: what the update learns from in place of the completions
+    references: Optional[References] = None  # under `verifier_free`: what the update learns from instead
 
 
 def make_scorer(config: TrainConfig, loaded: loading.LanguageModel, problems: list[Problem], prompts) -> Callable:
