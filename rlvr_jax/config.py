@@ -116,7 +116,7 @@ class Objective:
     clip_high: Optional[float] = setting(None, "upper clip of the ratio, 1 + clip_high; unset: the objective's own",
                                          minimum=0)
     entropy_coef: Optional[float] = setting(None, "weight of the entropy bonus, negative to minimise entropy; unset: "
-                                            "the objective's own")
+                                            "the objective's own", minimum=-10)
 
 
 @dataclasses.dataclass(frozen=True)
