@@ -66,7 +66,8 @@ def test_any_text_has_a_likeness(a, b):
 @pytest.mark.parametrize("text, expected", [
     ("He has 3 * 4 = 12 apples, so 12 - 5 = 8.", [("3 * 4 = 12", True), ("12 - 5 = 8", False)]),
     ("$1,200 / 4 = $300 and <<0.5*6=3>>3", [("$1,200 / 4 = $300", True), ("0.5*6=3", True)]),
-    (r"3 \times 4 = 12, 12 ÷ 5 = 2.4, 2 − 5 = -3", [("3 * 4 = 12", True), ("12 / 5 = 2.4", True), ("2 - 5 = -3", True)]),
+    (r"3 \times 4 = 12, 12 ÷ 5 = 2.4, 2 − 5 = -3",
+     [("3 * 4 = 12", True), ("12 / 5 = 2.4", True), ("2 - 5 = -3", True)]),
     ("2 + 3 + 4 = 9; 2 * 3 = 4 + 2; 10 -5 + 3 = 8; x -5 + 3 = 1; (2 + 3) * 4 = 20", []),  # parts of something longer
     ("20% * 5 = 1, 2 + 3 = 50%, 3 apples + 4 apples = 7, 1/2 + 1/3 = 5/6, a = 5", []),
     ("-5 + 3 = -2, total: (0.1 + 0.2 = 0.3)", [("-5 + 3 = -2", True), ("0.1 + 0.2 = 0.3", True)]),
@@ -76,8 +77,8 @@ def test_equations_are_found_and_checked(text, expected):
 
 
 def test_a_rounded_value_is_told_apart():
-    kinds = [(one.holds, one.rounded) for one in equations.equations("10 / 3 = 3.33. 10 / 3 = 3.34, 10 / 3 = 3; 10/4=2.5")]
-    assert kinds == [(False, True), (False, False), (False, False), (True, False)]
+    found = equations.equations("10 / 3 = 3.33. 10 / 3 = 3.34, 10 / 3 = 3; 10/4=2.5")
+    assert [(one.holds, one.rounded) for one in found] == [(False, True), (False, False), (False, False), (True, False)]
 
 
 @settings(deadline=None)
@@ -102,7 +103,8 @@ def kept(*texts, samples=1, prompt=PROMPT, answer="9"):
 def test_a_summary_counts_traces():
     found = coherence.find({"run": kept(PROOF, PROOF, CALC, EARLY, LUCK, GUESS, BROKEN, "hmm river")})
     one = found.record["files"]["run"]["traces"]
-    assert {cell: n for cell, n in one["cells"].items() if n} == {"111": 2, "010": 1, "100": 1, "101": 1, "001": 2, "000": 1}
+    assert {cell: n for cell, n in one["cells"].items() if n} == {
+        "111": 2, "010": 1, "100": 1, "101": 1, "001": 2, "000": 1}
     shares = {key: (one[key]["value"], one[key]["n"]) for key in coherence.SHOWN}
     assert shares == {"with_steps": (6 / 8, 8), "coherent": (4 / 8, 8), "valid": (3 / 8, 8), "right": (5 / 8, 8),
                       "coherent_of_shown": (4 / 6, 6), "valid_of_shown": (3 / 6, 6), "valid_if_coherent": (2 / 4, 4),
@@ -148,7 +150,8 @@ def test_word_problems_have_their_equations_checked():
 # ----- contamination
 
 
-@pytest.mark.parametrize("words, fraction, shown", [(5, 0.6, 3), (5, 0.4, 2), (10, 0.8, 8), (7, 0.6, 4), (2, 0.4, 0)])
+@pytest.mark.parametrize("words, fraction, shown", [(5, 0.6, 3), (5, 0.4, 2), (10, 0.8, 8), (7, 0.6, 4), (2, 0.4, 0),
+                                                    (100, 0.29, 29)])
 def test_a_question_is_cut_after_whole_words(words, fraction, shown):
     question = "  ".join(f"w{i}" for i in range(words)) + "\n"
     part = contamination.cut(Problem(question, "1", "in a template: " + question), fraction, "file")
@@ -163,7 +166,8 @@ def test_what_is_reconstructed_is_as_many_words_as_are_hidden():
     found = contamination.reconstruction(" red  green\nblue and so on", "red green blue")
     assert found == {"rest": "red green blue", "exact": True, "rouge_l": 1.0, "too_short": False}
     found = contamination.reconstruction("red green", "red green blue")
-    assert not found["exact"] and found["too_short"] and found["rouge_l"] == pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3))
+    assert not found["exact"] and found["too_short"]
+    assert found["rouge_l"] == pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3))
     assert not contamination.reconstruction("Red green blue", "red green blue")["exact"]
 
 
@@ -225,7 +229,8 @@ def test_all_twins_of_one_operand_are_found():
 
 
 def test_a_longer_twin_begins_as_the_example_does():
-    for problem in memory.to_problems(RULES, memory.twins("one step longer", np.random.default_rng(0), RULES, CHAIN, 9)):
+    made = memory.twins("one step longer", np.random.default_rng(0), RULES, CHAIN, 9)
+    for problem in memory.to_problems(RULES, made):
         assert problem.prompt.startswith(QUESTION.removesuffix("=")) and len(problem.prompt.split()) == 11
 
 
@@ -237,14 +242,18 @@ def test_what_is_no_chain_is_refused(question):
 
 
 def test_accuracy_is_by_kind_and_by_split():
-    made = [{"benchmark": kind, "problem": n, "prompt": "p", "correct": n < right, "split": "pretrain" if n % 2 else "dev"}
-            for kind, right in (("the example", 1), ("one operand", 3)) for n in range(1 if kind == "the example" else 4)]
+    made = [{"benchmark": kind, "problem": n, "prompt": "p", "correct": n < right, "split": ("dev", "pretrain")[n % 2]}
+            for kind, right, count in (("the example", 1, 1), ("one operand", 3, 4)) for n in range(count)]
     found = memory.find({"m": made})
     one = found.record["files"]["m"]["one operand"]
     assert (one["accuracy"]["value"], one["problems"]) == (0.75, 4)
     assert (one["not_in_pretraining"]["value"], one["not_in_pretraining"]["n"]) == (1.0, 2)
     assert list(found.record["files"]["m"]) == ["the example", "one operand"]
     assert "Left out" in found.page and "one step longer" in found.page
+    samples = [{"benchmark": "unseen", "problem": n, "prompt": "p", "correct": n == 0, "split": "test"}
+               for n in (0, 1) for _ in range(50)]  # two problems are little evidence, however often they are asked
+    one = memory.find({"m": samples}).record["files"]["m"]["unseen"]
+    assert one["problems"] == 2 and one["accuracy"]["interval"] == [0.0, 1.0]
 
 
 # ----- the command
@@ -260,7 +269,7 @@ def written(tmp_path, name):
     return json.loads((out / f"{name}.json").read_text()), read_jsonl(out / f"{name}_items.jsonl")
 
 
-def test_coherence_of_kept_completions_and_of_a_model_are_the_same(tmp_path, base):
+def test_coherence_of_kept_completions_and_of_a_model_are_the_same(tmp_path, base):  # noqa: F811
     benchmarks.evaluate(EvaluateConfig(model=str(base), out=str(tmp_path / "eval"), num_ops=2, max_new_tokens=10,
                                        max_problems=12))
     sampled = probe.probe(config(tmp_path, model=str(base)))
@@ -273,7 +282,7 @@ def test_coherence_of_kept_completions_and_of_a_model_are_the_same(tmp_path, bas
     assert first["traces"]["right"]["value"] == np.mean(right)  # the parser's K is the grader's verdict
 
 
-def test_contamination_of_a_model(tmp_path, base):
+def test_contamination_of_a_model(tmp_path, base):  # noqa: F811
     found = probe.probe(config(tmp_path, probe="contamination", model=str(base), fractions=(0.4, 0.8)))
     record, items = written(tmp_path, "contamination")
     assert [(one["source"], one["fraction"], one["n"]) for one in record["sets"]] == [
@@ -292,7 +301,7 @@ def test_contamination_of_a_model(tmp_path, base):
         probe.probe(config(tmp_path, probe="memory", model=str(base), example="coins 3 + 4 * 2 ="))
 
 
-def test_memory_of_a_run_that_chose_its_example(tmp_path, base):
+def test_memory_of_a_run_that_chose_its_example(tmp_path, base):  # noqa: F811
     run = tmp_path / "run"
     grpo.train(TrainConfig(model=str(base), run_dir=str(run), num_ops=2, num_prompts=2, group_size=2, num_steps=1,
                            max_new_tokens=10, eval_size=4, remat=False, heldout="none", example_pool=4))
@@ -329,10 +338,11 @@ def test_what_cannot_be_probed_is_said(tmp_path):
     path.write_text(json.dumps({"completion": "x", "answer": "1", "prompt": "p"}) + "\n")
     odd = tmp_path / "odd.jsonl"
     odd.write_text(json.dumps({"completion": "x", "answer": "1", "prompt": 7}) + "\n")
-    for flags, says in [({"completions": str(odd)}, "completion 1 has no prompt"), ({}, "give one of --completions"), ({"completions": str(path), "model": "m"}, "give one of"),
+    for flags, says in [({"completions": str(odd)}, "completion 1 has no prompt"),
+                        ({}, "give one of --completions"), ({"completions": str(path), "model": "m"}, "give one of"),
                         ({"completions": str(tmp_path / "no.jsonl")}, "no such file"),
                         ({"completions": f"{path},{path}"}, "names a file twice"),
-                        ({"completions": str(path), "probe": "memory"}, "completion 1 has no correct, which --probe=memory"),
+                        ({"completions": str(path), "probe": "memory"}, "has no correct, which --probe=memory"),
                         ({"completions": str(path), "probe": "contamination"}, "has no rest, which")]:
         with pytest.raises(UserError, match=says):
             probe.probe(config(tmp_path, **flags))

@@ -171,8 +171,8 @@ def test_what_a_family_calls_careful_is_a_proof(family):
 # ----- garbage
 
 
-WORDS = st.lists(st.sampled_from("think quick answer + - * / and xor 3 4 7 TFFT FFTT ? = ; # sure 0.5 -1 3+4=7; 7*2=14; #9 "
-                                 "(".split()), max_size=30)
+WORDS = st.lists(st.sampled_from(
+    "think quick answer + - * / and xor 3 4 7 TFFT FFTT ? = ; # sure 0.5 -1 3+4=7; 7*2=14; #9 (".split()), max_size=30)
 
 
 @settings(max_examples=300, deadline=None)

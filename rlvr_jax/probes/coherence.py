@@ -170,8 +170,8 @@ def page(record: dict) -> str:
 
 
 def draw(record: dict, sheet) -> None:
-    """Left: the shares. Right: how many traces have an error at each step, by class. A panel is left empty without
-    traces."""
+    """Left: the shares. Right: how many of the traces have an error at each step, by class. Without traces both are
+    blank."""
     files = {name: one["traces"] for name, one in record["files"].items() if one["traces"]}
     sheet.set_size_inches(9, 3.6)
     left, right = sheet.subplots(1, 2)
@@ -183,6 +183,8 @@ def draw(record: dict, sheet) -> None:
         left.errorbar([x + 0.12 * n for x, _ in there], values, np.maximum([values - ends[0], ends[1] - values], 0),
                       fmt="o", capsize=3, label=name)
         for label, places in one["errors"].items():
+            if label == "empty":  # it is at no step
+                continue
             right.plot([int(at) for at in places], [count / one["n"] for count in places.values()],
                        ["o-", "s--", "^:"][n % 3], color=f"C{list(CLASSES).index(label)}", label=f"{label}, {name}")
     left.set(xticks=range(4), ylim=(-0.03, 1.03), ylabel="share of traces")

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import pathlib
 import re
+from fractions import Fraction
 from typing import Callable, Optional
 
 import numpy as np
@@ -55,7 +56,7 @@ def cut(problem: Problem, fraction: float, source: str) -> Optional[Problem]:
     """The problem with the first floor(fraction * words) words of its question for a prompt, the others in
     meta["rest"]. None if no word is left."""
     ends = [word.end() for word in re.finditer(r"\S+", problem.question)]
-    shown_words = math.floor(fraction * len(ends) + 1e-9)  # .6 of 5 words are 3, and the floats' product a little less
+    shown_words = math.floor(Fraction(str(fraction)) * len(ends))  # .29 of 100 words are 29, and of floats 28
     if not shown_words:
         return None
     end = ends[shown_words - 1]
