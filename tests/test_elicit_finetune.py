@@ -55,7 +55,7 @@ def test_every_epoch_has_every_row_once_in_an_order_of_its_own(base, examples):
 
 
 FLAGS = {"batch_size": 4, "learning_rate": 1e-2, "remat": False, "max_new_tokens": 10, "eval_size": 8, "num_ops": 2,
-         "heldout": "arithmetic"}
+         "heldout": "arithmetic", "eval_every": 5}
 
 
 def test_it_learns_completions_and_resumes_bit_for_bit(base, examples, tmp_path):

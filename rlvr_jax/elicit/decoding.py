@@ -68,7 +68,8 @@ def power(config: ElicitConfig, tokenizer: Tokenizer) -> Method:
     def columns(rollouts, texts, judged):
         return [{"logprob": float(x), "accepted": float(y)} for x, y in zip(rollouts.noted["logprob"],
                                                                             rollouts.noted["accepted"])]
-    return Method(draw=power_draw(config.alpha, config.num_blocks, config.num_moves), columns=columns)
+    return Method(temperature=1 / config.alpha, columns=columns,  # that of the proposals
+                  draw=power_draw(config.alpha, config.num_blocks, config.num_moves))
 
 
 # --method -> how problems are decoded
