@@ -16,7 +16,7 @@ from rlvr_jax.evaluation import measure as evaluation
 from rlvr_jax.grading import confidence, grade
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.sampler import Rollouts
-from rlvr_jax.tasks import arithmetic, chains, families, prompts, wager
+from rlvr_jax.tasks import answers, arithmetic, chains, families, prompts, wager
 from rlvr_jax.tasks.families import FAMILIES
 
 from helpers import read_jsonl
@@ -288,7 +288,8 @@ def test_other_styles_state_one_after_an_answer_and_only_there():
 
 
 def test_its_answers_are_read_before_the_confidence():
-    assert prompts.resolve_format("auto", "wager") == "answer"
+    asked = families.draw_problems("wager", np.random.default_rng(0), 1, "test", 2)
+    assert answers.rule(asked[0]).answer_format == "answer"
     problems, words = solved("careful")
     texts = [" ".join(one) for one in words]
     assert all(verdict.correct for verdict in grade.verdicts(texts, [p.answer for p in problems], "answer"))

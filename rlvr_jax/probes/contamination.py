@@ -24,7 +24,7 @@ from rlvr_jax.probes.likeness import rouge_l, same_words
 from rlvr_jax.probes.rows import Found, said, share
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks.problems import Problem
-from rlvr_jax.tasks.prompts import encode_prompts, load_problems, resolve_format
+from rlvr_jax.tasks.prompts import encode_prompts, load_problems
 
 NEEDS = ("prompt", "rest", "exact", "rouge_l", "correct", "source", "fraction", "too_short")
 
@@ -41,7 +41,7 @@ def ask(config: ProbeConfig, loaded: loading.LanguageModel) -> list[Asked]:
     for source in config.problems.split(","):
         whole = load_problems(source, loaded.tokenizer, count=config.max_problems, num_ops=config.num_ops,
                               split=config.heldout_split, ignore_columns=config.ignore_columns)
-        judge = judging(by_answer(resolve_format(config.answer_format, source, "lenient"), config.grader))
+        judge = judging(by_answer(config.answer_format, config.grader, "lenient"))
         for fraction in config.fractions:
             parts = [part for problem in whole if (part := cut(problem, fraction, pathlib.Path(source).stem))]
             if not parts:

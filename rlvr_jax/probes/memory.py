@@ -20,8 +20,9 @@ from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks import arithmetic, boolean, chains
 from rlvr_jax.tasks.chains import Rules
+from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.problems import Problem
-from rlvr_jax.tasks.prompts import encode_prompts, load_problems, resolve_format
+from rlvr_jax.tasks.prompts import encode_prompts, load_problems
 
 NEEDS = ("prompt", "correct", "benchmark", "split")
 RULES = {"arithmetic": arithmetic.RULES, "boolean": boolean.RULES}
@@ -142,7 +143,8 @@ def ask(config: ProbeConfig, loaded: loading.LanguageModel) -> list[Asked]:
     unseen = load_problems(family, loaded.tokenizer, count=most, split=config.heldout_split, num_ops=len(chain.ops))
     for problem in unseen:
         problem.meta["split"] = config.heldout_split
-    answer = by_answer(resolve_format(config.answer_format, family), config.grader)
+    own = FAMILIES[family].answer_format  # twins are made here, and so know no family
+    answer = by_answer(own if config.answer_format == "auto" else config.answer_format, config.grader)
 
     def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
         return [verdict | {"split": problem.meta["split"]}
