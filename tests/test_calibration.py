@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlvr_jax import grpo, pretrain, rewards
 from rlvr_jax.config import EvaluateConfig, PretrainConfig, TrainConfig
-from rlvr_jax.evaluation import benchmarks, calibration
+from rlvr_jax.evaluation import benchmarks, calibration, completions
 from rlvr_jax.evaluation import measure as evaluation
 from rlvr_jax.grading import confidence, grade
 from rlvr_jax.pretrained.tokenizer import Tokenizer
@@ -150,7 +150,7 @@ def answered(tmp_path, monkeypatch):
                                 (benchmarks.loading, "pinned", lambda name: name),
                                 (benchmarks, "encode_prompts", lambda *_: None),
                                 (evaluation, "narrowed", lambda prompts, owners: None),
-                                (benchmarks.sampler, "make_sampler", lambda *_, **__: lambda *_, **__: drawn)):
+                                (completions.sampler, "make_sampler", lambda *_, **__: lambda *_, **__: drawn)):
         monkeypatch.setattr(module, name, value)
 
     def run(name, texts):

@@ -201,7 +201,7 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
     asked = sampler.Rollouts(np.zeros(3, int), None, None, None, None)
     monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda words, rollouts: texts)
     monkeypatch.setattr(evaluation, "measure", lambda *given, judge, **_: (
-        {"problem": 0} | judge([text], given[3][:1])[0] for text in texts))
+        {"problem": 0, "completion": text} | judge([text], given[3][:1])[0] for text in texts))
     for answer_format, right, evaluated, measured in (
             ("auto", [0, 1, 0], "lenient", 2 / 3), ("lenient", [1, 1, 0], "lenient", 2 / 3),
             ("boxed", [0, 1, 0], "boxed", 1 / 3), ("last_number", [1, 1, 0], "last_number", 2 / 3)):
