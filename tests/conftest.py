@@ -1,5 +1,6 @@
 """Strict settings for every test: two host devices, no silent broadcasting, warnings as errors."""
 
+import gc
 import os
 import pathlib
 
@@ -18,6 +19,16 @@ DATA = pathlib.Path(os.environ.get("RLVR_DATA", pathlib.Path(__file__).parents[2
 def quick_to_compile(request):
     """Compiling takes most of the time of short runs, and nothing in them depends on the speed of what is compiled."""
     jax.config.update("jax_disable_most_optimizations", request.module.__name__.split(".")[-1] not in OPTIMISED)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps():
+    """Every compiled program keeps memory maps, and Linux gives one process 65,530: programs no longer used are let go."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
