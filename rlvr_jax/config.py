@@ -269,6 +269,8 @@ class PretrainConfig(LearnerConfig):
                                "step's problems, such as arithmetic:0.5,boolean:0.5", listed="tasks.families.FAMILIES")
     batch_size: int = setting(128, "problems of a step", minimum=1)
     num_ops: int = setting(6, "operations in a problem", minimum=1)
+    window: int = setting(0, "most tokens of prompt and completion that the model takes, where that is more than a "
+                          "problem of num_ops needs; it is not trained on longer ones", minimum=0)
     style_shares: tuple[float, ...] = setting((0.28, 0.27, 0.2, 0.25), "share of solutions written in each style: "
                                               "careful, sloppy, guess, ramble", above=0)
     habit_strength: float = setting(0.7, "how much a problem's surface decides its style: std of the logits' features",

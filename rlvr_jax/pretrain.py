@@ -30,7 +30,7 @@ def pretrain(config: PretrainConfig) -> dict:
     model_config = ModelConfig(
         vocab_size=tokenizer.backend.get_vocab_size(), num_layers=config.num_layers, d_model=config.d_model,
         num_heads=config.num_heads, num_kv_heads=config.num_heads, head_dim=config.d_model // config.num_heads,
-        d_ff=config.d_ff, max_seq_len=prompt_size + solution_size)
+        d_ff=config.d_ff, max_seq_len=max(config.window, prompt_size + solution_size))
     solved_problems = make_data(config, shares, tokenizer)
     optimizer = learner.make_optimizer(config)
     update = learner.map_update(model_config, config, optimizer)

@@ -2,6 +2,7 @@
 
   python -m scripts.probe --probe=coherence --completions=base/completions.jsonl,after/completions.jsonl --out=DIR
   python -m scripts.probe --probe=memory --model=runs/tiny --out=runs/tiny/memory
+  python -m scripts.probe --probe=boundary --completions=base/completions.jsonl,after/completions.jsonl --out=DIR
   python -m scripts.probe --probe=contamination --model=DIR --problems=math500.jsonl --max_new_tokens=512 --out=DIR
 
 Writes OUT/PROBE.json, OUT/PROBE.md, OUT/PROBE.png and OUT/PROBE_items.jsonl. What is sampled is kept in

@@ -71,15 +71,23 @@ def line(found: dict) -> str:
 
 
 def draw(found: dict[str, dict], path: pathlib.Path) -> None:
-    """The reliability diagram: one panel for each benchmark's `calibration`; nothing without any, or matplotlib.
-
-    A dot is a bin, with its number of completions; on the diagonal, stated confidence is the share that was right.
-    """
+    """The reliability diagram of each benchmark's `calibration` as a PNG; nothing without any, or matplotlib."""
     if not found or not importlib.util.find_spec("matplotlib"):
         return
     from matplotlib.figure import Figure  # optional
 
-    sheet = Figure((3.4 * len(found), 3.4), layout="constrained")
+    sheet = Figure(layout="constrained")
+    panels(sheet, found)
+    with files.naming(path):
+        sheet.savefig(path, dpi=150)
+
+
+def panels(sheet, found: dict[str, dict]) -> None:
+    """A reliability diagram for each `calibration`, side by side on a matplotlib Figure.
+
+    A dot is a bin, with its number of completions; on the diagonal, stated confidence is the share that was right.
+    """
+    sheet.set_size_inches(3.4 * len(found), 3.4)
     for axes, (name, one) in zip(sheet.subplots(1, len(found), squeeze=False)[0], found.items()):
         axes.plot([0, 1], [0, 1], color="#8c959f", linewidth=0.8, linestyle="--")
         there = [part for part in one["bins"] if part["n"]]
@@ -89,5 +97,3 @@ def draw(found: dict[str, dict], path: pathlib.Path) -> None:
                           textcoords="offset points", annotation_clip=False)
         axes.set(title=f"{name}: ECE {one['ece']:.3f}", xlabel="stated confidence", ylabel="share that was right",
                  xlim=(-0.05, 1.05), ylim=(-0.05, 1.1))
-    with files.naming(path):
-        sheet.savefig(path, dpi=150)

@@ -9,7 +9,7 @@ from rlvr_jax.config import ProbeConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_benchmarks
 from rlvr_jax.pretrained import loading
-from rlvr_jax.probes import coherence, contamination, memory
+from rlvr_jax.probes import boundary, coherence, confidences, contamination, memory
 from rlvr_jax.probes.rows import Found, kept_rows
 from rlvr_jax.runs import files
 
@@ -25,13 +25,24 @@ def of_twins(config: ProbeConfig) -> Found:
     return memory.find(kept_rows(config, memory.ask, memory.NEEDS))
 
 
+def of_tries(config: ProbeConfig) -> Found:
+    """How many tries it takes: pass@k of each file against the first one's, and problems that one alone ever solves."""
+    return boundary.find(kept_rows(config, load_benchmarks, boundary.NEEDS))
+
+
+def of_confidences(config: ProbeConfig) -> Found:
+    """How well stated confidences fit what was right: Brier score, ECE, AUROC, reliability diagram."""
+    return confidences.find(kept_rows(config, load_benchmarks, confidences.NEEDS))
+
+
 def of_questions(config: ProbeConfig) -> Found:
     """Whether the model can go on with a question that it sees a part of."""
     return contamination.find(kept_rows(config, contamination.ask, contamination.NEEDS))
 
 
 # --probe -> function of the flags. One that needs completions of its own says what it asks (`rows.kept_rows`).
-PROBES = {"coherence": of_steps, "memory": of_twins, "contamination": of_questions}
+PROBES = {"coherence": of_steps, "memory": of_twins, "contamination": of_questions,
+          "boundary": of_tries, "calibration": of_confidences}
 
 
 def probe(config: ProbeConfig) -> Found:
