@@ -7,6 +7,7 @@ before anything touches a device, and calls `main(config)`.
 import ast
 import dataclasses
 import importlib.metadata
+import inspect
 import math
 import operator
 import os
@@ -84,7 +85,8 @@ def define_flags(config_class) -> None:
 def table_rows(table: str) -> dict[str, str]:
     """The rows of a table of functions such as "learner.SCHEDULES", each with the first sentence of its docstring.
 
-    Read from the source: an import would start JAX, and `--help` would take as long as a run.
+    Read from the source: an import would start JAX, and `--help` would take as long as a run. A script that has
+    imported the table and added rows to it, before `run`, finds these too.
     """
     module, _, name = table.rpartition(".")
     path = pathlib.Path(__file__).parents[1] / "rlvr_jax" / (module.replace(".", "/") + ".py")
@@ -92,8 +94,11 @@ def table_rows(table: str) -> dict[str, str]:
     documented = {node.name: ast.get_docstring(node) or "" for node in body if isinstance(node, ast.FunctionDef)}
     assigned = {ast.unparse(getattr(node, "target", None) or node.targets[0]): node.value
                 for node in body if isinstance(node, (ast.Assign, ast.AnnAssign))}
-    return {key.value: re.split(r"\.(?=\s|$)", " ".join(documented.get(ast.unparse(row), "").split()))[0]
+    rows = {key.value: documented.get(ast.unparse(row), "")
             for key, row in zip(assigned[name].keys, assigned[name].values)}
+    added = getattr(sys.modules.get(f"rlvr_jax.{module}"), name, {})
+    rows |= {key: inspect.isfunction(row) and inspect.getdoc(row) or "" for key, row in added.items() if key not in rows}
+    return {key: re.split(r"\.(?=\s|$)", " ".join(text.split()))[0] for key, text in rows.items()}
 
 
 def parse_config(config_class):

@@ -20,6 +20,7 @@ from rlvr_jax.studies import study
 from rlvr_jax.tasks import prompts
 from rlvr_jax.tasks.families import FAMILIES, Family
 from rlvr_jax.tasks.problems import Problem
+from scripts import cli
 
 CONFIG = TrainConfig(num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False, eval_size=16,
                      learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8, heldout="none")
@@ -137,6 +138,14 @@ def test_an_objective(base, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setitem(OBJECTIVES, "signs", SIGNS)
     rows = train(base, tmp_path, objective="signs", reward="format")
     assert [row["advantage"] for row in rows] == [1 if row["reward"] else -1 for row in rows]
+
+
+def test_rows_added_by_a_script_are_choices_of_its_flags(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "signs", SIGNS)
+    monkeypatch.setitem(adapters.ADAPTERS, "on_attention", on_attention)
+    assert "signs" in cli.table_rows("objectives.OBJECTIVES")
+    said = cli.table_rows("adapters.ADAPTERS")
+    assert said["on_attention"] == "LoRA on queries, keys, values and outputs alone" and list(said)[:2] == ["lora", "vector"]
 
 
 def test_an_adapter(base, tmp_path, monkeypatch):  # noqa: F811
