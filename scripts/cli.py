@@ -97,7 +97,8 @@ def table_rows(table: str) -> dict[str, str]:
     rows = {key.value: documented.get(ast.unparse(row), "")
             for key, row in zip(assigned[name].keys, assigned[name].values)}
     added = getattr(sys.modules.get(f"rlvr_jax.{module}"), name, {})
-    rows |= {key: inspect.isfunction(row) and inspect.getdoc(row) or "" for key, row in added.items() if key not in rows}
+    rows |= {key: inspect.isfunction(added[key]) and inspect.getdoc(added[key]) or "" for key in added
+             if key not in rows}
     return {key: re.split(r"\.(?=\s|$)", " ".join(text.split()))[0] for key, text in rows.items()}
 
 
