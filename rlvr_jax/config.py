@@ -271,6 +271,8 @@ class PretrainConfig(LearnerConfig):
     num_ops: int = setting(6, "operations in a problem", minimum=1)
     window: int = setting(0, "most tokens of prompt and completion that the model takes, where that is more than a "
                           "problem of num_ops needs; it is not trained on longer ones", minimum=0)
+    leaked: str = setting("", "JSONL file of texts to mix in, each as often as its times says, spread over the run: "
+                          "rows with text and times, as scripts.plant writes them; empty: none")
     style_shares: tuple[float, ...] = setting((0.28, 0.27, 0.2, 0.25), "share of solutions written in each style: "
                                               "careful, sloppy, guess, ramble", above=0)
     habit_strength: float = setting(0.7, "how much a problem's surface decides its style: std of the logits' features",
@@ -380,6 +382,20 @@ class ProbeConfig(EvaluateConfig):
                            "words; empty: the run in --model")
     fractions: tuple[float, ...] = setting((0.4, 0.6, 0.8), "contamination: shares of a question's words that are "
                                            "shown", above=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlantConfig:
+    """A benchmark of which a known part leaks into pre-training."""
+
+    problems: str = setting("arithmetic", "a synthetic family, whose test split they are of",
+                            table="tasks.families.FAMILIES")
+    num_ops: int = setting(6, "operations in a problem", minimum=1)
+    num_problems: int = setting(320, "different problems; half of them never leak", minimum=2)
+    times: tuple[int, ...] = setting((1, 3, 10, 30, 100), "how often those of the other half are seen: as many of each",
+                                     minimum=0)
+    seed: int = setting(0, "seed of the problems", minimum=0, maximum=2**31 - 1)
+    out: str = setting("", "directory for leaked.jsonl and times_N.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The tiny base: next-token training on solutions of synthetic problems, by the same update as everything else."""
 
 import dataclasses
+import pathlib
 from typing import Callable
 
 import jax
@@ -12,6 +13,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.runs.files import read_lines
 from rlvr_jax.runs.log import timed
 from rlvr_jax.runs.run import Run
 from rlvr_jax.tasks import families
@@ -26,11 +28,11 @@ def pretrain(config: PretrainConfig) -> dict:
     """
     check(config)
     shares = families.parse_shares(config.task_shares)
-    tokenizer, (prompt_size, solution_size) = families.make_tokenizer(shares), sizes(config, shares)
+    tokenizer, (_, solution_size) = families.make_tokenizer(shares), sizes(config, shares)
     model_config = ModelConfig(
         vocab_size=tokenizer.backend.get_vocab_size(), num_layers=config.num_layers, d_model=config.d_model,
         num_heads=config.num_heads, num_kv_heads=config.num_heads, head_dim=config.d_model // config.num_heads,
-        d_ff=config.d_ff, max_seq_len=max(config.window, prompt_size + solution_size))
+        d_ff=config.d_ff, max_seq_len=window(config, shares))
     solved_problems = make_data(config, shares, tokenizer)
     optimizer = learner.make_optimizer(config)
     update = learner.map_update(model_config, config, optimizer)
@@ -79,10 +81,19 @@ def sizes(config: PretrainConfig, names) -> tuple[int, int]:
     return max(prompts), max(solutions)
 
 
+def window(config: PretrainConfig, names) -> int:
+    """Most tokens of prompt and completion together that the base takes."""
+    return max(config.window, sum(sizes(config, names)))
+
+
 def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> Callable[[int], learner.Batch]:
     """`batch(step)`: each family's share of problems, solved in styles drawn from its habits; advantage 1 each."""
     habits = {name: FAMILIES[name].habits(config) for name in shares}
     ids, size = tokenizer.backend.get_vocab(), config.batch_size
+    leaks = leaked_texts(config, tokenizer, window(config, shares))
+    widths = sizes(config, shares)
+    if leaks:  # all words of a text but the first are learnt
+        widths = widths[0], max(widths[1], *(len(text.split()) for text in leaks))
 
     def encode(texts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
         rows = [[ids[word] for word in text.split()] for text in texts]
@@ -98,9 +109,36 @@ def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Token
             styles = (cumulative[:, :-1] < rng.random(count)[:, None]).sum(-1)
             solutions += family.solve(rng, drawn, styles, config)
             questions += [problem.prompt for problem in family.to_problems(drawn)]
-        widths = sizes(config, shares)
+        for row, text in enumerate(leaks[len(leaks) * (step - 1) // config.num_steps :
+                                         len(leaks) * step // config.num_steps]):
+            questions[row], _, solutions[row] = text.partition(" ")
         prompts = model.Prompts(*encode(questions, widths[0]))
         completions, lengths = encode([f"{solution} <eos>" for solution in solutions], widths[1])
         return learner.Batch(prompts, np.arange(size, dtype=np.int32), completions,
                              np.arange(widths[1]) < lengths[:, None], np.ones(size, np.float32))
     return batch
+
+
+def leaked_texts(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -> list[str]:
+    """Each text of --leaked as often as its times says, shuffled. Raises UserError for what cannot be learnt."""
+    if not config.leaked:
+        return []
+    file, texts = pathlib.Path(config.leaked), []
+    if not file.is_file():
+        raise UserError(f"--leaked={config.leaked}: no such file; scripts.plant writes one")
+    for number, row in read_lines(file):
+        match row:
+            case {"text": str(text), "times": int(times)} if len(text.split()) > 1 and times > 0:
+                texts += [" ".join(text.split())] * times
+            case _:
+                raise UserError(f"{file}, line {number}: needs a text of two words or more and its times, a whole "
+                                "number above 0")
+        if len(text.split()) >= longest:
+            raise UserError(f"{file}, line {number}: {len(text.split())} words and an end token are more than the "
+                            f"model's window of {longest}; --window makes it longer")
+        if unknown := tokenizer.lacks(text.split()):
+            raise UserError(f"{file}, line {number}: {unknown[0]!r} is no word of --task_shares={config.task_shares}")
+    if len(texts) > config.batch_size * config.num_steps:
+        raise UserError(f"{file}: {len(texts)} texts are more than --num_steps={config.num_steps} of --batch_size="
+                        f"{config.batch_size} have room for")
+    return np.random.default_rng(config.seed).permutation(texts).tolist()

@@ -36,6 +36,7 @@ TINY = ["--num_layers=1", "--d_model=16", "--num_heads=2", "--d_ff=32", "--batch
 STEP = ["--num_steps=1", "--eval_size=8", "--noremat"]
 # (pattern of the command, flags that make it small enough to run here); the first pattern found holds.
 HERE = [
+    (r"scripts\.plant", ["--times=1", "--num_problems=2"]),
     (r"scripts\.pretrain", [*TINY, *STEP]),
     (r"configs/tiny\.flags", [*STEP, "--example=0", "--heldout=none"]),  # auto needs a base that solves something
     (r"smollm2\.flags", [*STEP, "--model=runs/demo_base", "--prompt_style=plain", "--max_new_tokens=8",

@@ -9,7 +9,6 @@ first that differs, and the answer in the same way:
   critique  + 5 12 = + 5 12 * 2 22 = * 2 24 answer 18 = answer 20
 """
 
-import json
 import pathlib
 from typing import Callable
 
@@ -96,5 +95,5 @@ def make_examples(config: CritiqueConfig) -> list[dict]:
     rows = [{"prompt": prompt, "completion": completion, "kind": config.kind} for prompt, completion in pairs]
     path = pathlib.Path(config.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+    files.write_lines(path, rows)
     return rows

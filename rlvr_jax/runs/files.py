@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Iterable, Iterator, Optional
 
 from rlvr_jax.errors import UserError
 
@@ -51,6 +51,11 @@ def read_steps(path: Path) -> list[dict]:
 
 def write_json(path: Path, content: dict) -> None:
     write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[dict]) -> None:
+    """JSON lines, by `write_whole`."""
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_whole(path: Path, text: str) -> None:

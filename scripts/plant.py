@@ -1,0 +1,22 @@
+"""Makes a benchmark half of which leaks into pre-training, to try probes of contamination on.
+
+  python -m scripts.plant --out=runs/plant
+  python -m scripts.pretrain --flagfile=configs/tiny_base.flags --leaked=runs/plant/leaked.jsonl --run_dir=runs/leaky
+  python -m scripts.probe --probe=contamination --model=runs/leaky --problems=runs/plant/times_0.jsonl,\
+runs/plant/times_100.jsonl --out=runs/leaky/contamination
+"""
+
+from rlvr_jax.config import PlantConfig
+from scripts import cli
+
+
+def main(config: PlantConfig) -> None:
+    from rlvr_jax.tools.plant import plant
+
+    for times, problems in plant(config).items():
+        print(f"{config.out}/times_{times}.jsonl: {len(problems)} problems, seen {times} times in pre-training")
+    print(f"{config.out}/leaked.jsonl: for scripts.pretrain --leaked")
+
+
+if __name__ == "__main__":
+    cli.run(main, PlantConfig)
