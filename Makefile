@@ -13,7 +13,7 @@ demo: $(VENV)/demo  ## a base, one-example GRPO on it, and the report: runs/demo
 	$(VENV)/bin/python -m scripts.report --run_dir=$(RUN)
 
 test: $(VENV)/test  ## the suite, without torch
-	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-core: $(VENV)/test  ## what another JAX could break: sampling, training, resuming, two processes
 	$(VENV)/bin/python -m pytest -n 2 $(CORE)
