@@ -143,6 +143,7 @@ def draw_measures(axes, measured: dict, measures: list[str], look: dict[str, Loo
             if arm == control:
                 axes.hlines(one["mean"], x - 0.45, x + 0.45, color=look[arm].color, linestyle="--", linewidth=0.8)
     axes.set_xticks(range(len(measures)), [name.replace(", ", ",\n") for name in measures])
+    keep_to_shares(measured, measures, axes.set_ylim)
     axes.set(title="mean, 95 % interval, seeds", xlim=(-0.6, len(measures) - 0.4))
 
 
@@ -163,7 +164,7 @@ def draw_dots(side, measured: dict, measures: list[str], look: dict[str, Look], 
             axes.plot(there, [row + 0.3] * len(there), ".", color=look[arm].color, ms=4, alpha=0.6)
             if arm == control:
                 axes.axvline(one["mean"], color=look[arm].color, linestyle="--", linewidth=0.8)
-        keep_to_shares(measured, name, axes.set_xlim)
+        keep_to_shares(measured, [name], axes.set_xlim)
         axes.grid(False, axis="y")
         axes.set(title=name.replace(", ", ",\n"))
     panels[0].set_yticks(range(len(measured)), list(measured))
@@ -171,9 +172,10 @@ def draw_dots(side, measured: dict, measures: list[str], look: dict[str, Look], 
     side.supxlabel("mean, 95 % interval, seeds", fontsize="small")
 
 
-def keep_to_shares(measured: dict, name: str, set_limits: Callable) -> None:
-    """Limits an axis to 0..1 where every seed of the measure lies there: an interval over few seeds may go beyond."""
-    seeds = [seed for values in measured.values() for seed in values[name]["seeds"] if seed is not None]
+def keep_to_shares(measured: dict, names: list[str], set_limits: Callable) -> None:
+    """Limits an axis to 0..1 where every seed of the measures lies there: an interval over few seeds may go beyond."""
+    seeds = [seed for values in measured.values() for name in names for seed in values[name]["seeds"]
+             if seed is not None]
     if seeds and 0 <= min(seeds) and max(seeds) <= 1:
         set_limits(-0.03, 1.03)
 
@@ -194,6 +196,6 @@ def draw_against(axes, measured: dict, x: str, y: str, look: dict[str, Look], lo
     if log_x and lowest:
         axes.set_xscale("log") if min(lowest) > 0 else axes.set_xscale("symlog", linthresh=1)
     for measure, limit in ((x, axes.set_xlim), (y, axes.set_ylim)):
-        keep_to_shares(measured, measure, limit)
+        keep_to_shares(measured, [measure], limit)
     hollow = "; hollow: a control" * any(one.fill == "none" for one in look.values())
     axes.set(title=f"{y}{hollow}", xlabel=x)
