@@ -324,6 +324,18 @@ class ElicitConfig(KeptConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class WhenConfig(KeptConfig):
+    """At which tokens a trained model differs from its base."""
+
+    out: str = setting("", "directory for summary.json, when.md, when.png, and the completions", free=True)
+    trained: str = setting("", "what was trained from --model, of the same shape: named as --model is")
+    first: tuple[int, ...] = setting((1, 2, 4), "put the trained model's tokens in only among so many first ones",
+                                     minimum=1)
+    shares: tuple[float, ...] = setting((0.01, 0.05, 0.1), "put them in only at this share of tokens, those with the "
+                                        "largest KL", above=0, maximum=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class FinetuneConfig(Decoding, ModelChoice, LearnerConfig):
     """Supervised training on completions of prompts, from a file."""
 
