@@ -78,7 +78,7 @@ def stream(loaded: LanguageModel, rows: Sequence[Sequence[int]], layers: Sequenc
         with progress(len(rows), done["texts"], "activations", unit="text") as bar:
             for start in range(done["texts"], len(rows), batch):
                 begun, texts = time.perf_counter(), np.arange(start, start + batch)
-                made = _read(params, config, tokens_RxT[np.minimum(texts, len(rows) - 1)], layers)  # always of one shape
+                made = _read(params, config, tokens_RxT[np.minimum(texts, len(rows) - 1)], layers)  # of one shape
                 texts = texts[texts < len(rows)]
                 first, end = int(lengths_R[:start].sum()), int(lengths_R[: texts[-1] + 1].sum())
                 for shard, values_BxT in zip(shards, made):
