@@ -333,13 +333,19 @@ class ElicitConfig(SteeringConfig):
 
     method: str = setting("greedy", "how a problem gets its answer", table="elicit.decoding.METHODS")
     num_samples: int = setting(10, "completions of each problem: of self_consistency drawn, of cot_decoding those of "
-                               "the likeliest first tokens", minimum=1)
+                               "the likeliest first tokens, of sae those that it is fitted on", minimum=1)
     temperature: float = setting(0.6, "sampling temperature of low_temperature and self_consistency", above=0)
     alpha: float = setting(4.0, "power draws completions by their whole probability to this power", minimum=1)
     num_blocks: int = setting(16, "power grows a completion in this many blocks of max_new_tokens together", minimum=1)
     num_moves: int = setting(10, "Metropolis-Hastings moves of power after each block", minimum=0)
     strength: float = setting(1.0, "steer adds the vector this many times")
     where: str = setting("generated", "tokens that steer acts at", table="elicit.steering.WHERE")
+    latent: str = setting("contrast", "latent that sae adds", table="elicit.latents.LATENTS")
+    num_latents: int = setting(512, "latents of the autoencoder of sae", minimum=1)
+    active: int = setting(8, "latents that are active at a token, at most", minimum=1)
+    sae_steps: int = setting(2000, "updates of the autoencoder", minimum=1)
+    strengths: tuple[float, ...] = setting((1.0, 2.0, 4.0, 8.0, 16.0), "times that sae adds a direction of length 1; "
+                                           "the one that is best on the dev split counts")
     rate: float = setting(0.1, "share of generated tokens at which steer acts: of those that the gate was fitted on, "
                           "or by chance under shuffled_gate", minimum=0, maximum=1)
 

@@ -160,7 +160,8 @@ KEYS = {"benchmark", "problem", "sample", "prompt", "answer", "completion", "ext
 
 def elicited(base, out, method, **flags) -> tuple[dict, list[dict]]:
     config = ElicitConfig(**{"model": str(base), "method": method, "num_ops": 2, "max_new_tokens": 10, "max_problems": 6,
-                             "out": str(out), "num_samples": 4, "num_blocks": 2, "num_moves": 2, "layer": 0} | flags)
+                             "out": str(out), "num_samples": 4, "num_blocks": 2, "num_moves": 2, "layer": 0,
+                             "num_fit": 16, "num_latents": 8, "active": 2, "sae_steps": 20} | flags)
     summary = decoding.elicit(config)
     assert json.loads(json.dumps(summary)) == json.loads((out / "summary.json").read_text())
     return summary, read_jsonl(out / "completions.jsonl")
@@ -171,7 +172,8 @@ def test_every_method_keeps_its_completions_and_says_what_it_cost(method, base, 
     samples = 4 if method in ("self_consistency", "cot_decoding") else 1
     summary, rows = elicited(base, tmp_path / "out", method, rows_per_call=5)  # a call ends within a problem's paths
     assert [(row["problem"], row["sample"]) for row in rows] == [(i, j) for i in range(6) for j in range(samples)]
-    more = {"cot_decoding": {"margin"}, "power": {"logprob", "accepted"}, "steer": {"steered"}}.get(method, set())
+    more = {"cot_decoding": {"margin"}, "power": {"logprob", "accepted"}, "steer": {"steered"},
+            "sae": {"steered"}}.get(method, set())
     assert all(set(row) == KEYS | more for row in rows)
     assert summary["method"] == method and summary["n"] == 6 and summary["num_samples"] == samples
     assert summary["accuracy"] == len(summary["solved"]) / 6 == next(iter(summary["rules"].values()))["accuracy"]
@@ -185,7 +187,8 @@ def test_every_method_keeps_its_completions_and_says_what_it_cost(method, base, 
         assert fed > sum(row["num_tokens"] for row in rows)
     else:
         assert fed == sum(row["num_tokens"] for row in rows)
-    assert summary.get("steered") == (1 if method == "steer" else None)  # --where=generated: all of them
+    assert summary.get("steered") == {"steer": 1, "sae": 6 / sum(row["num_tokens"] for row in rows)}.get(
+        method)  # --where=generated: all of them; sae: the first of each
     if method == "forced":
         assert all(row["completion"].startswith("think ") for row in rows)
     path, written = tmp_path / "out" / "completions.jsonl", (tmp_path / "out" / "completions.jsonl").read_bytes()

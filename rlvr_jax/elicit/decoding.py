@@ -7,7 +7,7 @@ from typing import Callable, Optional
 import numpy as np
 
 from rlvr_jax.config import ElicitConfig
-from rlvr_jax.elicit import gate, paths, steering
+from rlvr_jax.elicit import gate, latents, paths, steering
 from rlvr_jax.elicit.power import power_draw
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import benchmark_summary, joined, load_sets
@@ -27,6 +27,7 @@ class Method:
     temperature: float = 0.0
     draw: Optional[Callable] = None  # in place of `sampler.sample`, as in `make_sampler`
     params: Optional[dict] = None  # in place of the model's, for a draw that takes others
+    told: dict = dataclasses.field(default_factory=dict)  # what the summary says besides
     columns: Callable = lambda rollouts, texts, judged: [{}] * len(texts)  # what rows have besides
     rules: dict[str, Callable] = dataclasses.field(  # name -> function of a problem's rows: the one that counts, or
         default_factory=lambda: {"only": paths.first})  # None where none answers; the first rule is the method's own
@@ -80,9 +81,17 @@ def steer(config: ElicitConfig, loaded: LanguageModel) -> Method:
                   params={"model": loaded.params, "steering": fitted.steering(config.strength, config.rate)})
 
 
+def sae(config: ElicitConfig, loaded: LanguageModel) -> Method:
+    """The likeliest completion where one --latent of a sparse autoencoder is added after --layer, at the first token
+    (arXiv 2601.08058)."""
+    added, told = latents.chosen(config, loaded)
+    return Method(draw=steering.steered_draw("first", config.layer), columns=steering.columns, told={"sae": told},
+                  params={"model": loaded.params, "steering": added})
+
+
 # --method -> how problems are decoded
 METHODS = {"greedy": greedy, "low_temperature": low_temperature, "self_consistency": self_consistency,
-           "forced": forced, "cot_decoding": cot_decoding, "power": power, "steer": steer}
+           "forced": forced, "cot_decoding": cot_decoding, "power": power, "steer": steer, "sae": sae}
 
 
 def elicit(config: ElicitConfig) -> dict:
@@ -105,7 +114,7 @@ def elicit(config: ElicitConfig) -> dict:
     driven = dataclasses.replace(loaded, params=method.params or loaded.params)
     kept = keep(config, driven, sets, what=config.method, draw=method.draw, tell=tell)
     summaries = {one.name: set_summary(method, one, kept[one.name]) for one in sets}
-    summary = {"method": config.method} | joined(summaries) | {"flags": dataclasses.asdict(config)}
+    summary = {"method": config.method} | method.told | joined(summaries) | {"flags": dataclasses.asdict(config)}
     files.write_whole(pathlib.Path(config.out) / "table.md", table(config, summaries))
     files.write_json(pathlib.Path(config.out) / "summary.json", summary)
     return summary
