@@ -141,12 +141,13 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, prom
         return jnp.minimum(rows, num_rows - 1) if in_place else prompt_index_B[jnp.minimum(rows, num_rows - 1)]
 
     def body(s: _Slots) -> _Slots:
-        edit = edit_at(jnp.minimum(s.rows, num_rows - 1), s.steps) if edit_at else edit_residual
+        own_N = jnp.minimum(s.rows, num_rows - 1)
+        edit = edit_at(own_N, s.steps) if edit_at else edit_residual
         logits, cache = model.decode_step(params, config, layers, prefix, None if in_place else prompt_of(s.rows),
                                           s.tokens, s.steps, s.cache, edit)
-        keys_N = keys_B[jnp.minimum(s.rows, num_rows - 1)]
+        keys_N = keys_B[own_N]
         uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(keys_N, s.steps)
-        given_N = None if given_BxT is None else given_BxT[jnp.minimum(s.rows, num_rows - 1), s.steps]
+        given_N = None if given_BxT is None else given_BxT[own_N, s.steps]
         tokens, logprobs = draw_tokens(logits, uniforms_N, temperature, top_p, given_N)
         stopped = jnp.any(tokens[:, None] == eos_E[None, :], -1)
         busy = s.rows < num_rows

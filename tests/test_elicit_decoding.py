@@ -204,18 +204,18 @@ def test_an_opening_has_to_be_of_the_models_words(base, tmp_path):
 
 def test_a_gate_is_fitted_to_another_model(base, tmp_path):
     """Base and trained model are two steps of one run; as many tokens are steered as the rate says, or nearly so."""
-    flags = {"model": f"{base}@100", "where": "gate", "trained": f"{base}@200", "strength": 0.0, "max_problems": 64}
+    flags = {"where": "gate", "trained": f"{base}@100", "strength": 0.0, "max_problems": 64}
     summary, rows = elicited(base, tmp_path / "gate", "steer", rate=.2, **flags)
-    plain, _ = elicited(base, tmp_path / "plain", "greedy", model=f"{base}@100", max_problems=64)
+    plain, _ = elicited(base, tmp_path / "plain", "greedy", max_problems=64)
     assert summary["solved"] == plain["solved"] and .05 < summary["steered"] < .45
     assert summary["steered"] == sum(row["steered"] for row in rows) / sum(row["num_tokens"] for row in rows)
     for wrong, flaw in (({"trained": ""}, "--trained is required"), ({"layer": 1}, "--layer=1"),
                         ({"vector": "trained"}, "--vectors"), ({"problems": "some.jsonl"}, "--fit_problems"),
-                        ({"trained": f"{base}@100"}, "there is no gate")):
+                        ({"trained": str(base)}, "there is no gate")):
         with pytest.raises(UserError, match=flaw):
-            gate.fit(config := ElicitConfig(**{"model": f"{base}@100", "num_ops": 2, "num_fit": 16, "layer": 0, "where":
-                     "gate", "max_new_tokens": 10, "trained": str(base), "out": str(tmp_path / "w")} | wrong),
-                     loaded := loading.load_model(f"{base}@100"), gate.load_trained(config, loaded))
+            gate.fit(config := ElicitConfig(**{"model": str(base), "num_ops": 2, "num_fit": 64, "layer": 0, "where":
+                     "gate", "max_new_tokens": 10, "trained": f"{base}@100", "out": str(tmp_path / "w")} | wrong),
+                     loaded := loading.load_model(str(base)), gate.load_trained(config, loaded))
 
 
 def test_the_command_prints_its_table_and_scripts_grade_reads_its_rows(base, tmp_path, compiled):

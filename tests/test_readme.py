@@ -30,6 +30,7 @@ NOT_HERE = [
     (r"--run_dir=runs/gpu", "needs a GPU"), (r"--run_dir=runs/tpu", "needs a TPU"),
     (r"--coordinator_address=", "needs several hosts; tests/test_distributed.py has two processes"),
     (r"(--run_dir|--model)=runs/pi1\b", "needs published weights; tests/test_paper_command.py trains on random ones"),
+    (r"scripts\.hybrid|--method=steer", "needs a base that opens some problems carefully; tests/test_hybrid.py has one"),
     (r"scripts\.study", "trains three bases from scratch, which takes an hour"),
 ]
 TINY = ["--num_layers=1", "--d_model=16", "--num_heads=2", "--d_ff=32", "--batch_size=16"]

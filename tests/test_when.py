@@ -13,7 +13,6 @@ from rlvr_jax.config import ElicitConfig, WhenConfig
 from rlvr_jax.elicit import change, decoding, swap, when
 from rlvr_jax.elicit.swap import Gate
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.estimators import recovered
 from rlvr_jax.model import Prompts
 from rlvr_jax.pretrained import loading
 from test_elicit_decoding import bigrams
@@ -80,14 +79,6 @@ def test_a_text_is_read_by_position_and_by_pairs(base):
     assert (found["tokens"], found["changed"], found["kl"]) == (5, .6, pytest.approx(.4))
     assert [(one["tokens"], one["changed"]) for one in found["by_position"]] == [(2, 1), (2, .5), (1, 0)]
     assert [one["kl"] for one in found["by_position"]] == pytest.approx([.7, .2, .2])
-
-
-def test_the_share_of_the_gain_is_the_published_one():
-    base_P, trained_P = np.arange(100) < 50, np.arange(100) < 75
-    for solved, share in ((62, .48), (48, -.08)):
-        found, (low, high) = recovered(base_P * 1.0, trained_P * 1.0, (np.arange(100) < solved) * 1.0)
-        assert found == pytest.approx(share) and low < share < high
-    assert recovered(base_P * 1.0, (np.arange(100) < 59) * 1.0, base_P * 1.0) is None
 
 
 # ----- weights

@@ -42,9 +42,13 @@ class Activations(NamedTuple):
 def _read(params: model.Params, config: model.ModelConfig, tokens_BxT: jax.Array, layers: tuple) -> tuple:
     """(f32[B,T,D] of each layer..., likeliest next tokens i32[B,T])."""
     hidden_BxTxD, residuals = model.forward(params, config, tokens_BxT, read_residual=(lambda x: x) if layers else None)
-    said_BxT = jax.lax.map(lambda x_TxD: jnp.argmax(model.head(params, x_TxD), -1), hidden_BxTxD)  # logits of one text
-    chosen = [residuals[i].astype(jnp.float32) for i in layers]
-    return *chosen, said_BxT.astype(jnp.int32)
+    return *(residuals[i].astype(jnp.float32) for i in layers), likeliest(params, hidden_BxTxD)
+
+
+def likeliest(params: model.Params, hidden_BxTxD: jax.Array) -> jax.Array:
+    """i32[B,T], the likeliest next token of each state; logits are held of one text at a time."""
+    said_BxT = jax.lax.map(lambda x_TxD: jnp.argmax(model.head(params, x_TxD), -1), hidden_BxTxD)
+    return said_BxT.astype(jnp.int32)
 
 
 def stream(loaded: LanguageModel, rows: Sequence[Sequence[int]], layers: Sequence[int], folder: str | pathlib.Path, *,

@@ -6,7 +6,7 @@ after that layer alone, so what the gate reads is what the base computes of the 
 B completions, T tokens, D width.
 """
 
-from typing import Callable
+from typing import Callable, Optional
 
 import flax.struct
 import jax
@@ -65,7 +65,7 @@ def adding(steering: Steering, layer: int, acts: Callable) -> model.EditResidual
 
 
 def read_again(params: model.Params, config: model.ModelConfig, prefix: model.Prefix, out: sampler.Rollouts,
-               read_residual: Callable) -> tuple:
+               read_residual: Optional[Callable] = None) -> tuple:
     """(states after the final norm [B,T,D], what was read of each layer) where each completion's tokens came from."""
     inputs_BxT = jnp.concatenate([prefix.last_tokens[out.prompt_index][:, None], out.completions[:, :-1]], 1)
     return model.forward(params, config, inputs_BxT, prefix, out.prompt_index, read_residual=read_residual)

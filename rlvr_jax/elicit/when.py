@@ -13,11 +13,12 @@ import numpy as np
 from rlvr_jax.config import WhenConfig
 from rlvr_jax.elicit import when_page
 from rlvr_jax.elicit.change import weight_change
+from rlvr_jax.elicit.hybrid import recovered
 from rlvr_jax.elicit.swap import Gate, swap_draw
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_sets
 from rlvr_jax.evaluation.completions import keep
-from rlvr_jax.evaluation.estimators import recovered, wilson
+from rlvr_jax.evaluation.estimators import wilson
 from rlvr_jax.pretrained import loading
 from rlvr_jax.runs import files
 
@@ -67,10 +68,10 @@ def when(config: WhenConfig) -> dict:
 
 def outcome(rows: list[dict], base_P: np.ndarray, trained_P: np.ndarray, right_P: np.ndarray) -> dict:
     """Of one gate: accuracy with Wilson's interval, the share of `tokens` swapped, and what it recovers of the gain."""
-    accuracy = float(right_P.mean())
+    accuracy, (share, interval) = float(right_P.mean()), recovered(base_P, trained_P, right_P)
     return {"accuracy": accuracy, "interval": wilson(accuracy, len(rows)),
             "tokens": sum(row["swapped"] for row in rows) / sum(row["num_tokens"] for row in rows),
-            "recovered": recovered(base_P, trained_P, right_P)}
+            "recovered": share, "recovered_interval": interval}
 
 
 def swap_columns(rollouts, texts, judged) -> list[dict]:

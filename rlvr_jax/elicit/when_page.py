@@ -28,7 +28,7 @@ def page(summary: dict) -> str:
     swaps = markdown_table(["the trained model's token", "accuracy", "tokens swapped", "of the gap recovered"], [
         [{"base": "nowhere", "trained": "wherever they differ"}.get(name, name),
          shown(one["accuracy"], one["interval"]), f"{one['tokens']:.1%}",
-         shown(*(one["recovered"] or [None]))] for name, one in summary["swapped"].items()])
+         shown(one["recovered"], one["recovered_interval"])] for name, one in summary["swapped"].items()])
     kinds = collections.defaultdict(list)
     for name, one in summary["weights"]["tensors"].items():
         kinds["/".join(part for part in name.split("/") if not part.isdigit())].append(one)

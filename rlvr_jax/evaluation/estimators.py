@@ -104,22 +104,6 @@ def difference(before: float, after: float, n: int) -> tuple[float, float]:
             after - before + math.hypot(upper - after, before - low))
 
 
-def recovered(base_P: np.ndarray, trained_P: np.ndarray, other_P: np.ndarray) -> Optional[tuple]:
-    """(share of the gain of training that a third way recovers, its 95 % interval, of a bootstrap over problems).
-
-    (other - base) / (trained - base), each the mean over the same problems (arXiv 2510.07364). None where training
-    gains less than .1: the share of a small gain says nothing.
-    """
-    gap = float(np.mean(trained_P - base_P))
-    if gap < 0.1:
-        return None
-    places = np.random.default_rng(0).integers(0, len(base_P), (RESAMPLES, len(base_P)))
-    gaps_R, gains_R = ((values[places]).mean(-1) for values in (trained_P - base_P, other_P - base_P))
-    there_R = gaps_R > 0
-    return float(np.mean(other_P - base_P)) / gap, tuple(
-        np.quantile(gains_R[there_R] / gaps_R[there_R], (0.025, 0.975)).tolist())
-
-
 def shown(value: Optional[float], interval: Optional[tuple[float, float]] = None, sign: str = "") -> str:
     """"0.895 [0.748, 1.042]"; a count, or what is 1,000 and more, without decimals; a dash where there is no value."""
     if value is None:
