@@ -314,17 +314,65 @@ class EvaluateConfig(KeptConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class ElicitConfig(KeptConfig):
+class SteeringConfig(KeptConfig):
+    """A vector that is added to the residual, and a gate that says where."""
+
+    opening: str = setting("think", "words that completions begin with under forced, and after which --vector=means "
+                           "reads a model that is of no synthetic family")
+    vector: str = setting("means", "direction that is added; all but trained have the length of means",
+                          table="elicit.vectors.VECTORS")
+    vectors: str = setting("", "run directory of scripts.train --trainable=vector, for --vector=trained")
+    layer: int = setting(1, "layer, from 0, after which the gate reads and the vector is added; arXiv 2510.07364 takes "
+                         "one at 37 % of the depth", minimum=0)
+    trained: str = setting("", "the trained model that the gate is fitted to: where its likeliest token is another "
+                           "than that of --model")
+    fit_problems: str = setting("", "file of problems to fit vector and gate on; empty: the split example of the "
+                                "synthetic family in --problems")
+    num_fit: int = setting(512, "problems to fit on", minimum=5)
+
+
+@dataclasses.dataclass(frozen=True)
+class ElicitConfig(SteeringConfig):
     """What a model can do under another decoding, without training."""
 
     method: str = setting("greedy", "how a problem gets its answer", table="elicit.decoding.METHODS")
     num_samples: int = setting(10, "completions of each problem: of self_consistency drawn, of cot_decoding those of "
-                               "the likeliest first tokens", minimum=1)
+                               "the likeliest first tokens, of sae those that it is fitted on", minimum=1)
     temperature: float = setting(0.6, "sampling temperature of low_temperature and self_consistency", above=0)
-    opening: str = setting("think", "words that completions begin with under forced")
     alpha: float = setting(4.0, "power draws completions by their whole probability to this power", minimum=1)
     num_blocks: int = setting(16, "power grows a completion in this many blocks of max_new_tokens together", minimum=1)
     num_moves: int = setting(10, "Metropolis-Hastings moves of power after each block", minimum=0)
+    strength: float = setting(1.0, "steer adds the vector this many times")
+    where: str = setting("generated", "tokens that steer acts at", table="elicit.steering.WHERE")
+    latent: str = setting("contrast", "latent that sae adds", table="elicit.latents.LATENTS")
+    num_latents: int = setting(512, "latents of the autoencoder of sae", minimum=1)
+    active: int = setting(8, "latents that are active at a token, at most", minimum=1)
+    sae_steps: int = setting(2000, "updates of the autoencoder", minimum=1)
+    strengths: tuple[float, ...] = setting((1.0, 2.0, 4.0, 8.0, 16.0), "times that sae adds a direction of length 1; "
+                                           "the one that is best on the dev split counts")
+    rate: float = setting(0.1, "share of generated tokens at which steer acts: of those that the gate was fitted on, "
+                          "or by chance under shuffled_gate", minimum=0, maximum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridConfig(SteeringConfig):
+    """How much of a trained model's gain its base recovers, steered where a gate says so."""
+
+    strengths: tuple[float, ...] = setting((1.0, 2.0, 4.0), "times that the vector is added, to choose from")
+    rates: tuple[float, ...] = setting((0.02, 0.05, 0.1, 0.2, 0.4), "shares of the tokens it was fitted on at which "
+                                       "the gate acts, to choose from; the curve", above=0, maximum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class WhenConfig(KeptConfig):
+    """At which tokens a trained model differs from its base."""
+
+    out: str = setting("", "directory for summary.json, when.md, when.png, and the completions", free=True)
+    trained: str = setting("", "what was trained from --model, of the same shape: named as --model is")
+    first: tuple[int, ...] = setting((1, 2, 4), "put the trained model's tokens in only among so many first ones",
+                                     minimum=1)
+    shares: tuple[float, ...] = setting((0.01, 0.05, 0.1), "put them in only at this share of tokens, those with the "
+                                        "largest KL", above=0, maximum=1)
 
 
 @dataclasses.dataclass(frozen=True)

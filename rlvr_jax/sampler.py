@@ -114,8 +114,8 @@ def sample(params: model.Params, config: ModelConfig, prompts: Prompts, prompt_i
 
 def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, prompt_index_B: jax.Array,
            keys_B: jax.Array, temperature, top_p=None, *, eos_ids: tuple, max_new_tokens: int, num_slots: int = 0,
-           edit_residual: Optional[model.EditResidual] = None, given_BxT: Optional[jax.Array] = None, limit=None,
-           note: Optional[Callable] = None) -> Rollouts:
+           edit_residual: Optional[model.EditResidual] = None, edit_at: Optional[Callable] = None,
+           given_BxT: Optional[jax.Array] = None, limit=None, note: Optional[Callable] = None) -> Rollouts:
     """One completion for each row, after the prompt `prompt_index_B[b]` of the prefix.
 
     Args:
@@ -123,6 +123,8 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, prom
       temperature: scalar; 0 is greedy. `top_p` None samples from the whole distribution.
       eos_ids: any of these ends a completion and belongs to it.
       num_slots: rollouts decoded at a time; 0 for all of them.
+      edit_at: `(rows_N, steps_N) -> EditResidual`, in place of `edit_residual` where it matters which rollouts the
+        tokens are of, and how many tokens of each there are already.
       given_BxT: i32, tokens that the completions have to have; -1 where they are drawn.
       limit: scalar, longest completion of this call; None for `max_new_tokens`, which the arrays have room for.
       note: `(logits_NxV, tokens_N) -> {name: f32[N]}` at each token; [B,T] of each name come back as `noted`.
@@ -139,11 +141,13 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, prom
         return jnp.minimum(rows, num_rows - 1) if in_place else prompt_index_B[jnp.minimum(rows, num_rows - 1)]
 
     def body(s: _Slots) -> _Slots:
+        own_N = jnp.minimum(s.rows, num_rows - 1)
+        edit = edit_at(own_N, s.steps) if edit_at else edit_residual
         logits, cache = model.decode_step(params, config, layers, prefix, None if in_place else prompt_of(s.rows),
-                                          s.tokens, s.steps, s.cache, edit_residual)
-        keys_N = keys_B[jnp.minimum(s.rows, num_rows - 1)]
+                                          s.tokens, s.steps, s.cache, edit)
+        keys_N = keys_B[own_N]
         uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(keys_N, s.steps)
-        given_N = None if given_BxT is None else given_BxT[jnp.minimum(s.rows, num_rows - 1), s.steps]
+        given_N = None if given_BxT is None else given_BxT[own_N, s.steps]
         tokens, logprobs = draw_tokens(logits, uniforms_N, temperature, top_p, given_N)
         stopped = jnp.any(tokens[:, None] == eos_E[None, :], -1)
         busy = s.rows < num_rows

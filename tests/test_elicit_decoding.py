@@ -11,7 +11,7 @@ import pytest
 from helpers import base, compiled, read_jsonl, run  # noqa: F401  (fixtures)
 from rlvr_jax import model, parallel, sampler
 from rlvr_jax.config import ElicitConfig
-from rlvr_jax.elicit import decoding, paths, power
+from rlvr_jax.elicit import decoding, gate, paths, power
 from rlvr_jax.errors import UserError
 from rlvr_jax.model import Prompts
 from rlvr_jax.pretrained import loading
@@ -159,8 +159,9 @@ KEYS = {"benchmark", "problem", "sample", "prompt", "answer", "completion", "ext
 
 
 def elicited(base, out, method, **flags) -> tuple[dict, list[dict]]:
-    config = ElicitConfig(model=str(base), method=method, num_ops=2, max_new_tokens=10, max_problems=6, out=str(out),
-                          num_samples=4, num_blocks=2, num_moves=2, **flags)
+    config = ElicitConfig(**{"model": str(base), "method": method, "num_ops": 2, "max_new_tokens": 10, "max_problems": 6,
+                             "out": str(out), "num_samples": 4, "num_blocks": 2, "num_moves": 2, "layer": 0,
+                             "num_fit": 16, "num_latents": 8, "active": 2, "sae_steps": 20} | flags)
     summary = decoding.elicit(config)
     assert json.loads(json.dumps(summary)) == json.loads((out / "summary.json").read_text())
     return summary, read_jsonl(out / "completions.jsonl")
@@ -171,7 +172,8 @@ def test_every_method_keeps_its_completions_and_says_what_it_cost(method, base, 
     samples = 4 if method in ("self_consistency", "cot_decoding") else 1
     summary, rows = elicited(base, tmp_path / "out", method, rows_per_call=5)  # a call ends within a problem's paths
     assert [(row["problem"], row["sample"]) for row in rows] == [(i, j) for i in range(6) for j in range(samples)]
-    more = {"cot_decoding": {"margin"}, "power": {"logprob", "accepted"}}.get(method, set())
+    more = {"cot_decoding": {"margin"}, "power": {"logprob", "accepted"}, "steer": {"steered"},
+            "sae": {"steered"}}.get(method, set())
     assert all(set(row) == KEYS | more for row in rows)
     assert summary["method"] == method and summary["n"] == 6 and summary["num_samples"] == samples
     assert summary["accuracy"] == len(summary["solved"]) / 6 == next(iter(summary["rules"].values()))["accuracy"]
@@ -185,6 +187,8 @@ def test_every_method_keeps_its_completions_and_says_what_it_cost(method, base, 
         assert fed > sum(row["num_tokens"] for row in rows)
     else:
         assert fed == sum(row["num_tokens"] for row in rows)
+    assert summary.get("steered") == {"steer": 1, "sae": 6 / sum(row["num_tokens"] for row in rows)}.get(
+        method)  # --where=generated: all of them; sae: the first of each
     if method == "forced":
         assert all(row["completion"].startswith("think ") for row in rows)
     path, written = tmp_path / "out" / "completions.jsonl", (tmp_path / "out" / "completions.jsonl").read_bytes()
@@ -196,6 +200,22 @@ def test_an_opening_has_to_be_of_the_models_words(base, tmp_path):
     for opening in ("hmmm", "", "think " * 10):
         with pytest.raises(UserError, match="--opening="):
             elicited(base, tmp_path / "out", "forced", opening=opening)
+
+
+def test_a_gate_is_fitted_to_another_model(base, tmp_path):
+    """Base and trained model are two steps of one run; as many tokens are steered as the rate says, or nearly so."""
+    flags = {"where": "gate", "trained": f"{base}@100", "strength": 0.0, "max_problems": 64}
+    summary, rows = elicited(base, tmp_path / "gate", "steer", rate=.2, **flags)
+    plain, _ = elicited(base, tmp_path / "plain", "greedy", max_problems=64)
+    assert summary["solved"] == plain["solved"] and .05 < summary["steered"] < .45
+    assert summary["steered"] == sum(row["steered"] for row in rows) / sum(row["num_tokens"] for row in rows)
+    for wrong, flaw in (({"trained": ""}, "--trained is required"), ({"layer": 1}, "--layer=1"),
+                        ({"vector": "trained"}, "--vectors"), ({"problems": "some.jsonl"}, "--fit_problems"),
+                        ({"trained": str(base)}, "there is no gate")):
+        with pytest.raises(UserError, match=flaw):
+            gate.fit(config := ElicitConfig(**{"model": str(base), "num_ops": 2, "num_fit": 64, "layer": 0, "where":
+                     "gate", "max_new_tokens": 10, "trained": f"{base}@100", "out": str(tmp_path / "w")} | wrong),
+                     loaded := loading.load_model(str(base)), gate.load_trained(config, loaded))
 
 
 def test_the_command_prints_its_table_and_scripts_grade_reads_its_rows(base, tmp_path, compiled):

@@ -30,6 +30,7 @@ NOT_HERE = [
     (r"--run_dir=runs/gpu", "needs a GPU"), (r"--run_dir=runs/tpu", "needs a TPU"),
     (r"--coordinator_address=", "needs several hosts; tests/test_distributed.py has two processes"),
     (r"(--run_dir|--model)=runs/pi1\b", "needs published weights; tests/test_paper_command.py trains on random ones"),
+    (r"scripts\.hybrid|--method=steer", "needs a base that opens some problems carefully; tests/test_hybrid.py has one"),
     (r"scripts\.study", "trains three bases from scratch, which takes an hour"),
 ]
 TINY = ["--num_layers=1", "--d_model=16", "--num_heads=2", "--d_ff=32", "--batch_size=16"]
@@ -42,7 +43,7 @@ HERE = [
     (r"smollm2\.flags", [*STEP, "--model=runs/demo_base", "--prompt_style=plain", "--max_new_tokens=8",
                          "--group_size=4"]),
     (r"--num_samples=64", ["--max_problems=2"]),
-    (r"scripts\.elicit", ["--max_problems=2"]),
+    (r"scripts\.(elicit|when)", ["--max_problems=2"]),
     (r"scripts\.critique", ["--num_attempts=4"]),
     (r"scripts\.finetune", [*STEP, "--batch_size=4"]),
     (r"--probe=memory", ["--example='coins 7 + 5 * 2 - 4 * 1 + 3 - 3 ='", "--max_problems=2"]),  # 0 was not chosen

@@ -117,6 +117,25 @@ def test_means_intervals_and_paired_differences(coin, tmp_path):
     assert [rule["verdict"] for rule in record["rules"]] == ["agree", "agree"] and record["verdict"] == "agree"
 
 
+def test_a_measure_is_made_of_two_others_and_there_is_no_share_of_nothing(tmp_path):
+    (tmp_path / "s.json").write_text('{"a": 0.2, "b": 0.5, "none": 0}')
+    measures = {name: f"s.json: {name}" for name in ("a", "b", "none", "missing")} | {
+        f"{a}{sign}{b}": [sign, a, b] for sign in "-/" for a, b in (("a", "b"), ("a", "none"), ("missing", "a"))}
+    found = {name: study.source_values(measures, name, {"work": str(tmp_path)}) for name in measures}
+    assert (found["a-b"], found["a/b"], found["a-none"]) == (pytest.approx(-.3), pytest.approx(.4), pytest.approx(.2))
+    assert found["a/none"] is found["missing/a"] is found["missing-a"] is None
+    rights = {"base": [1, 0, 0, 0, 0], "one": [0, 1, 1, 0, 0], "other": [1, 0, 1, 1, 0], "nothing": [1, 0, 0, 0, 0]}
+    for name, right in rights.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(
+            {"benchmark": "b", "problem": i, "correct": bool(x)}) + "\n" for i, x in enumerate(right)))
+    measures = {name: f"{name}.jsonl: b" for name in rights} | {
+        how: [how, "base", "one", "other"] for how in ("overlap", "overlap by chance")} | {
+        "none": ["overlap by chance", "base", "nothing", "nothing"]}
+    found = [study.source_values(measures, name, {"work": str(tmp_path)}) for name in
+             ("overlap", "overlap by chance", "none")]
+    assert found == [pytest.approx(1 / 3), pytest.approx(4 / 6 / 3 + 1 / 6), None]  # 4 problems, 2 each: 0, 1 or 2 are both
+
+
 @pytest.mark.parametrize("rule, interval, verdict", [
     ({"above": .1}, (.11, .2), "agree"), ({"above": .1}, (.0, .09), "disagree"), ({"above": .1}, (.05, .2), "undecided"),
     ({"below": .1}, (.0, .09), "agree"), ({"below": .1}, (.11, .2), "disagree"), ({"below": .1}, None, "undecided")])

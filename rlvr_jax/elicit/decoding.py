@@ -7,14 +7,14 @@ from typing import Callable, Optional
 import numpy as np
 
 from rlvr_jax.config import ElicitConfig
-from rlvr_jax.elicit import paths
+from rlvr_jax.elicit import gate, latents, paths, steering
 from rlvr_jax.elicit.power import power_draw
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import benchmark_summary, joined, load_sets
 from rlvr_jax.evaluation.completions import Asked, keep
 from rlvr_jax.evaluation.estimators import shown, wilson
 from rlvr_jax.pretrained import loading
-from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.pretrained.loading import LanguageModel
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
@@ -26,44 +26,46 @@ class Method:
     num_samples: int = 1  # completions of each problem
     temperature: float = 0.0
     draw: Optional[Callable] = None  # in place of `sampler.sample`, as in `make_sampler`
+    params: Optional[dict] = None  # in place of the model's, for a draw that takes others
+    told: dict = dataclasses.field(default_factory=dict)  # what the summary says besides
     columns: Callable = lambda rollouts, texts, judged: [{}] * len(texts)  # what rows have besides
     rules: dict[str, Callable] = dataclasses.field(  # name -> function of a problem's rows: the one that counts, or
         default_factory=lambda: {"only": paths.first})  # None where none answers; the first rule is the method's own
 
 
-def greedy(config: ElicitConfig, tokenizer: Tokenizer) -> Method:
+def greedy(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """The likeliest token, again and again."""
     return Method()
 
 
-def low_temperature(config: ElicitConfig, tokenizer: Tokenizer) -> Method:
+def low_temperature(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """One completion at --temperature."""
     return Method(temperature=config.temperature)
 
 
-def self_consistency(config: ElicitConfig, tokenizer: Tokenizer) -> Method:
+def self_consistency(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """The answer that most of --num_samples completions at --temperature give (arXiv 2203.11171)."""
     return Method(config.num_samples, config.temperature, rules={"majority": paths.majority, "first": paths.first})
 
 
-def forced(config: ElicitConfig, tokenizer: Tokenizer) -> Method:
+def forced(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """The likeliest completion that begins with --opening: how far activation alone can lead."""
-    ids = tokenizer.encode(config.opening)
-    if not 0 < len(ids) < config.max_new_tokens or tokenizer.lacks(config.opening.split()):
+    ids = loaded.tokenizer.encode(config.opening)
+    if not 0 < len(ids) < config.max_new_tokens or loaded.tokenizer.lacks(config.opening.split()):
         raise UserError(f"--opening={config.opening}: needs words that the model's tokenizer has, fewer tokens than "
                         f"--max_new_tokens={config.max_new_tokens}")
     return Method(draw=paths.opened_draw(tuple(ids)))
 
 
-def cot_decoding(config: ElicitConfig, tokenizer: Tokenizer) -> Method:
+def cot_decoding(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """The likeliest completion after each of the --num_samples likeliest first tokens; the answer whose tokens lead by
     the widest margins, summed over the completions that give it (arXiv 2402.10200)."""
     return Method(config.num_samples, draw=paths.branched_draw(config.num_samples),
-                  columns=paths.margin_columns(tokenizer),
+                  columns=paths.margin_columns(loaded.tokenizer),
                   rules={"summed": paths.summed, "widest": paths.widest, "first": paths.first})
 
 
-def power(config: ElicitConfig, tokenizer: Tokenizer) -> Method:
+def power(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """One completion, drawn by its probability to the power --alpha (arXiv 2510.14901)."""
     def columns(rollouts, texts, judged):
         return [{"logprob": float(x), "accepted": float(y)} for x, y in zip(rollouts.noted["logprob"],
@@ -72,9 +74,24 @@ def power(config: ElicitConfig, tokenizer: Tokenizer) -> Method:
                   draw=power_draw(config.alpha, config.num_blocks, config.num_moves))
 
 
+def steer(config: ElicitConfig, loaded: LanguageModel) -> Method:
+    """The likeliest completion where --vector, times --strength, is added after --layer, --where it says."""
+    fitted = gate.fit(config, loaded, gate.load_trained(config, loaded) if config.where == "gate" else None)
+    return Method(draw=steering.steered_draw(config.where, config.layer), columns=steering.columns,
+                  params={"model": loaded.params, "steering": fitted.steering(config.strength, config.rate)})
+
+
+def sae(config: ElicitConfig, loaded: LanguageModel) -> Method:
+    """The likeliest completion where one --latent of a sparse autoencoder is added after --layer, at the first token
+    (arXiv 2601.08058)."""
+    added, told = latents.chosen(config, loaded)
+    return Method(draw=steering.steered_draw("first", config.layer), columns=steering.columns, told={"sae": told},
+                  params={"model": loaded.params, "steering": added})
+
+
 # --method -> how problems are decoded
 METHODS = {"greedy": greedy, "low_temperature": low_temperature, "self_consistency": self_consistency,
-           "forced": forced, "cot_decoding": cot_decoding, "power": power}
+           "forced": forced, "cot_decoding": cot_decoding, "power": power, "steer": steer, "sae": sae}
 
 
 def elicit(config: ElicitConfig) -> dict:
@@ -84,18 +101,20 @@ def elicit(config: ElicitConfig) -> dict:
     """
     if not config.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
-    config = dataclasses.replace(config, model=loading.pinned(config.model))
+    config = dataclasses.replace(config, **{name: loading.pinned(getattr(config, name))
+                                            for name in ("model", "trained", "vectors")})
     loaded = loading.load_model(config.model, config.dtype, config.dtype)
-    method = METHODS[config.method](config, loaded.tokenizer)
+    method = METHODS[config.method](config, loaded)
     sets = load_sets(config, loaded, lambda stem: (method.num_samples, method.temperature))
 
     def tell(rollouts, texts, judged):
         fed = (rollouts.noted or {}).get("forward_tokens", np.sum(rollouts.completion_mask, -1))
         return [{"forward_tokens": int(n)} | more for n, more in zip(fed, method.columns(rollouts, texts, judged))]
 
-    kept = keep(config, loaded, sets, what=config.method, draw=method.draw, tell=tell)
+    driven = dataclasses.replace(loaded, params=method.params or loaded.params)
+    kept = keep(config, driven, sets, what=config.method, draw=method.draw, tell=tell)
     summaries = {one.name: set_summary(method, one, kept[one.name]) for one in sets}
-    summary = {"method": config.method} | joined(summaries) | {"flags": dataclasses.asdict(config)}
+    summary = {"method": config.method} | method.told | joined(summaries) | {"flags": dataclasses.asdict(config)}
     files.write_whole(pathlib.Path(config.out) / "table.md", table(config, summaries))
     files.write_json(pathlib.Path(config.out) / "summary.json", summary)
     return summary
@@ -115,9 +134,10 @@ def set_summary(method: Method, asked: Asked, rows: list[dict]) -> dict:
              for name, x in right.items()}
     cost = float(np.mean(asked.prompts.lengths)) + sum(row["forward_tokens"] for row in rows) / len(groups)
     main = next(iter(rules))
-    accepted = {"accepted": float(np.mean([row["accepted"] for row in rows]))} if "accepted" in rows[0] else {}
+    more = {"accepted": float(np.mean([row["accepted"] for row in rows]))} if "accepted" in rows[0] else {}
+    more |= {"steered": steering.share(rows)} if "steered" in rows[0] else {}
     return whole | rules[main] | {"mean_accuracy": whole["accuracy"], "rules": rules, "forward_tokens": cost,
-                                  "solved": [i for i, x in enumerate(right[main]) if x]} | accepted
+                                  "solved": [i for i, x in enumerate(right[main]) if x]} | more
 
 
 def table(config: ElicitConfig, summaries: dict[str, dict]) -> str:

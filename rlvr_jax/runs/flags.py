@@ -6,13 +6,15 @@ import os
 import pathlib
 from typing import IO
 
-from rlvr_jax.config import ElicitConfig, EvaluateConfig, FinetuneConfig, PretrainConfig, ProbeConfig, TrainConfig
+from rlvr_jax.config import (ElicitConfig, EvaluateConfig, FinetuneConfig, HybridConfig, PretrainConfig, ProbeConfig,
+                             TrainConfig, WhenConfig)
 from rlvr_jax.errors import UserError
 from rlvr_jax.runs import locks
 
 # What writes a directory with a flags.txt; which one did is told by the names of the flags.
 WRITERS = {TrainConfig: "scripts.train", PretrainConfig: "scripts.pretrain", FinetuneConfig: "scripts.finetune",
-           EvaluateConfig: "scripts.evaluate", ElicitConfig: "scripts.elicit", ProbeConfig: "scripts.probe"}
+           EvaluateConfig: "scripts.evaluate", ElicitConfig: "scripts.elicit", HybridConfig: "scripts.hybrid",
+           ProbeConfig: "scripts.probe", WhenConfig: "scripts.when"}
 
 
 def flag_lines(config) -> list[str]:

@@ -29,6 +29,11 @@ REQUIRED = {"title": str, "question": str, "known": str, "prediction": str, "see
             "arms": dict, "measures": dict, "rules": list}
 OPTIONAL = {"short": str, "control": str, "quick": dict, "figure": dict, "note": str}
 
+# how a measure is made of others -> function of their values
+COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  # no share of nothing
+            "overlap": lambda *rights: (estimators.overlap(*rights) or [None])[0],  # base, one way, another
+            "overlap by chance": lambda *rights: (estimators.overlap(*rights) or [0, None])[1]}
+
 
 def run(config: StudyConfig) -> pathlib.Path:
     """Runs a study and returns the Markdown file it wrote; JSON and a PNG lie beside it.
@@ -141,12 +146,13 @@ def source_values(measures: dict, name: str, cell: dict) -> Optional[np.ndarray]
     """What one cell says of a measure: one number, or one for each problem; None where there is none.
 
     A measure is "FILE.json: path.to.a.number", "FILE.jsonl: benchmark" (whether each problem of that benchmark was
-    right), or ["-", one measure, another].
+    right), or [a row of COMBINED, one measure, another, ...].
     """
     source = measures[name]
     if isinstance(source, list):
         parts = [source_values(measures, part, cell) for part in source[1:]]
-        return None if any(part is None for part in parts) else parts[0] - parts[1]
+        made = None if any(part is None for part in parts) else COMBINED[source[0]](*parts)
+        return None if made is None else np.asarray(made)
     file, _, path = fill(source, cell).partition(": ")
     file = pathlib.Path(cell["work"]) / file
     if not file.exists():  # of a command that the arm leaves out

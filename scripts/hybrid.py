@@ -1,0 +1,25 @@
+"""Measures how much of a trained model's gain its base recovers, steered by a vector where a gate says so.
+
+  python -m scripts.hybrid --model=runs/base --trained=runs/tiny --out=runs/hybrid
+  python -m scripts.hybrid --model=runs/base --trained=runs/tiny --vector=trained --vectors=runs/vector --layer=2 \\
+    --out=runs/hybrid_trained
+
+Writes OUT/summary.json, OUT/table.md, and the completions of each arm in folders of OUT. The same command continues an
+interrupted one.
+"""
+
+import pathlib
+
+from rlvr_jax.config import HybridConfig
+from scripts import cli
+
+
+def main(config: HybridConfig) -> None:
+    from rlvr_jax.elicit.hybrid import hybrid
+
+    hybrid(config)
+    print((pathlib.Path(config.out) / "table.md").read_text("utf-8") + f"\n{config.out}/summary.json")
+
+
+if __name__ == "__main__":
+    cli.run(main, HybridConfig)

@@ -1,0 +1,22 @@
+"""Compares a trained model with its base token by token: where they differ, and whether that is the whole gain.
+
+  python -m scripts.when --model=runs/base --trained=runs/tiny --out=runs/tiny/when
+
+Writes OUT/summary.json, OUT/when.md, OUT/when.png and the completions. The same command continues an interrupted one.
+"""
+
+import pathlib
+
+from rlvr_jax.config import WhenConfig
+from scripts import cli
+
+
+def main(config: WhenConfig) -> None:
+    from rlvr_jax.elicit.when import when
+
+    when(config)
+    print((pathlib.Path(config.out) / "when.md").read_text("utf-8") + f"\n{config.out}/summary.json")
+
+
+if __name__ == "__main__":
+    cli.run(main, WhenConfig)
