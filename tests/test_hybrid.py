@@ -114,9 +114,7 @@ def test_after_the_fit_only_the_oracles_ask_the_trained_model(measured, base, tm
 
     def fit_and_poison(config, loaded, trained):
         fitted = fit(config, loaded, trained)
-        for leaf in jax.tree.leaves(trained.params):
-            leaf.setflags(write=True)
-            leaf[...] = np.nan
+        trained.params.update(jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), trained.params))
         return fitted
 
     monkeypatch.setattr(gate, "fit", fit_and_poison)

@@ -5,11 +5,13 @@ the fit the hybrid and its controls ask the base alone; oracles ask the trained 
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import Callable, Optional
 
 import numpy as np
 
+from rlvr_jax import sampler
 from rlvr_jax.config import HybridConfig
 from rlvr_jax.elicit import gate, steering, vectors
 from rlvr_jax.elicit.oracles import ORACLES, oracle_draw
@@ -17,6 +19,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_sets
 from rlvr_jax.evaluation.completions import Asked, keep
 from rlvr_jax.evaluation.estimators import RESAMPLES, shown, wilson
+from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.loading import LanguageModel
 from rlvr_jax.runs import files
@@ -56,9 +59,16 @@ def ask(config: HybridConfig, loaded: LanguageModel, sets: list[Asked], name: st
         params: Optional[dict] = None) -> list[dict]:
     """The rows of one arm; `draw` and its `params` are as in `steering.steered_draw`."""
     own = dataclasses.replace(config, out=str(pathlib.Path(config.out) / name))
-    kept = keep(own, dataclasses.replace(loaded, params=params or loaded.params), sets, what=name, draw=draw,
+    sample = sampler_of(loaded.config, tuple(loaded.tokenizer.eos_ids), config.max_new_tokens, config.num_slots, draw)
+    kept = keep(own, dataclasses.replace(loaded, params=params or loaded.params), sets, what=name, sample=sample,
                 tell=steering.columns if draw else None)
     return [row for rows in kept.values() for row in rows]
+
+
+@functools.lru_cache(8)
+def sampler_of(shape: ModelConfig, eos_ids: tuple, max_new_tokens: int, num_slots: int, draw: Optional[Callable]):
+    """One compiled program for all arms that differ in numbers alone: most of the time of small models is compiling."""
+    return sampler.make_sampler(shape, eos_ids=eos_ids, max_new_tokens=max_new_tokens, num_slots=num_slots, draw=draw)
 
 
 def choose(config: HybridConfig, loaded: LanguageModel, fitted: gate.Fitted) -> dict:

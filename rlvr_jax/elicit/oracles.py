@@ -3,6 +3,7 @@
 B completions, T tokens.
 """
 
+import functools
 from typing import Callable
 
 import jax
@@ -42,6 +43,7 @@ def trained_gate(steering: Steering, layer: int, decode: Callable, differ: Calla
 ORACLES: dict[str, Callable] = {"token_swap": token_swap, "trained_gate": trained_gate}
 
 
+@functools.cache
 def oracle_draw(oracle: str, layer: int) -> Callable:
     """The `draw` (`sampler.make_sampler`) of an oracle; for params it takes {"model", "trained", "steering"}.
 

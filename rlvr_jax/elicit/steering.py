@@ -6,6 +6,7 @@ after that layer alone, so what the gate reads is what the base computes of the 
 B completions, T tokens, D width.
 """
 
+import functools
 from typing import Callable, Optional
 
 import flax.struct
@@ -71,6 +72,7 @@ def read_again(params: model.Params, config: model.ModelConfig, prefix: model.Pr
     return model.forward(params, config, inputs_BxT, prefix, out.prompt_index, read_residual=read_residual)
 
 
+@functools.cache  # one function, so that a sampler of it can be kept
 def steered_draw(where: str, layer: int) -> Callable:
     """The `draw` (`sampler.make_sampler`) of a steered model; for params it takes {"model", "steering": Steering}.
 

@@ -30,16 +30,18 @@ class Asked:
 
 
 def keep(config: KeptConfig, loaded: loading.LanguageModel, sets: list[Asked], *, what: str = "evaluate",
-         top_p: float = 1.0, draw: Optional[Callable] = None,
+         top_p: float = 1.0, draw: Optional[Callable] = None, sample: Optional[Callable] = None,
          tell: Optional[Callable] = None) -> dict[str, list[dict]]:
     """The rows of each set, by its name. They are in completions.jsonl of `config.out`, or sampled and appended there.
 
-    `draw` and `tell` are as in `make_sampler` and `measure`; `what` is the name of the line of progress.
+    `draw` and `tell` are as in `make_sampler` and `measure`, or `sample` is a sampler that is there already; `what` is
+    the name of the line of progress.
     The same configuration again continues after the last whole line. Raises UserError where other flags or problems
     began what is there, Interrupted on Ctrl-C.
     """
-    sample = sampler.make_sampler(loaded.config, eos_ids=loaded.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
-                                  num_slots=config.num_slots, use_top_p=top_p < 1, draw=draw)
+    sample = sample or sampler.make_sampler(
+        loaded.config, eos_ids=loaded.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
+        num_slots=config.num_slots, use_top_p=top_p < 1, draw=draw)
     params, kept, start = parallel.place_state(loaded.params), {}, 0
     total = sum(len(one.problems) * one.num_samples for one in sets)
     with open_log(config, sets) as log, progress(total, len(log.rows), what, unit="completion") as bar:
