@@ -30,7 +30,8 @@ def plant(config: PlantConfig) -> dict[int, list[Problem]]:
                  draw_problems(config.problems, rng, 2 * config.num_problems, "test", config.num_ops)}
     drawn = list(different.values())[: config.num_problems]
     if len(drawn) < config.num_problems:
-        raise UserError(f"--num_problems={config.num_problems}: {config.problems} has {len(drawn)} of --num_ops={config.num_ops}")
+        raise UserError(f"--num_problems={config.num_problems}: {config.problems} has {len(drawn)} of --num_ops="
+                        f"{config.num_ops}")
     half, each = config.num_problems // 2, config.num_problems // 2 // len(times)
     dealt = {0: drawn[:half]} | {n: drawn[half + i * each :][:each] for i, n in enumerate(times)}
     answer_format, out = FAMILIES[config.problems].answer_format, pathlib.Path(config.out)
