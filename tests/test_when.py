@@ -77,6 +77,7 @@ def test_a_text_is_read_by_position_and_by_pairs(base):
     name = [words.backend.id_to_token(i) for i in range(9)]
     assert found["pairs"] == [[name[5], name[8], 2], [name[7], name[6], 1]]
     assert (found["tokens"], found["changed"], found["kl"]) == (5, .6, pytest.approx(.4))
+    assert found["first_of_changed"] == pytest.approx(2 / 3)
     assert [(one["tokens"], one["changed"]) for one in found["by_position"]] == [(2, 1), (2, .5), (1, 0)]
     assert [one["kl"] for one in found["by_position"]] == pytest.approx([.7, .2, .2])
 
@@ -99,7 +100,7 @@ def test_moved_is_relative_and_adapters_count():
     found = change.weight_change(old, new)
     moved = {name: one["moved"] for name, one in found["tensors"].items()}
     assert moved == {"embed": .5, "layers/q/0": 0, "layers/q/1": 1, "layers/down_bias/0": .5, "layers/down_bias/1": 0}
-    assert found["all"] == {"size": 16, "moved": pytest.approx(7 / 16)}
+    assert found["all"] == {"size": 16, "moved": pytest.approx(7 / 16), "stable_rank": pytest.approx(1)}
     assert found["tensors"]["layers/q/1"]["relative"] == pytest.approx(2)
     assert found["tensors"]["layers/q/1"]["spectrum"]["stable_rank"] == pytest.approx(1)
     with pytest.raises(UserError, match="--trained has embed of shape"):

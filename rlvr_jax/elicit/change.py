@@ -37,7 +37,8 @@ def spectrum(change: np.ndarray) -> Optional[dict]:
 
 def weight_change(before: model.Params, after: model.Params) -> dict:
     """`{"all": ..., "tensors": {name: ...}}`: `size` in numbers, `moved`, the share of them that changed by more than
-    TOLERANCE of their own size, `relative`, the norm of the change by that of the weight, and for matrices `spectrum`.
+    TOLERANCE of their own size, `relative`, the norm of the change by that of the weight, and for matrices `spectrum`;
+    of all matrices the mean `stable_rank` (None where none changed).
 
     A tensor that only one of the two has, such as the merged vector of an adapter, is zero in the other. Raises
     UserError for models of other shapes.
@@ -54,4 +55,6 @@ def weight_change(before: model.Params, after: model.Params) -> dict:
         found[name] = {"size": a.size, "moved": count / a.size, "spectrum": spectrum(b - a),
                        "relative": float(np.linalg.norm(b - a)) / size if size else None}
     total = sum(one["size"] for one in found.values())
-    return {"all": {"size": total, "moved": moved / total}, "tensors": found}
+    ranks = [one["spectrum"]["stable_rank"] for one in found.values() if one["spectrum"]]
+    return {"all": {"size": total, "moved": moved / total, "stable_rank": float(np.mean(ranks)) if ranks else None},
+            "tensors": found}

@@ -108,8 +108,9 @@ def differing(row: dict) -> np.ndarray:
 
 
 def reading(rows: list[dict], tokenizer) -> dict:
-    """Of one text: the share of tokens `changed`, the mean `kl`, both `by_position` from 1 on, with the number of
-    `tokens` there, and every pair of likeliest tokens that differ, [base's, trained's, count], the most frequent first.
+    """Of one text: the share of tokens `changed`, how many of these are first tokens (`first_of_changed`, None where
+    nothing changed), the mean `kl`, `changed` and `kl` `by_position` from 1 on, with the number of `tokens` there, and
+    the pairs of likeliest tokens that differ, [base's, trained's, count], the most frequent first.
     """
     lengths = np.array([len(row["kl"]) for row in rows])
     mask_NxT = np.arange(lengths.max())[None, :] < lengths[:, None]
@@ -119,6 +120,7 @@ def reading(rows: list[dict], tokenizer) -> dict:
     counts_T = mask_NxT.sum(0)
     pairs = collections.Counter((a, b) for row in rows for a, b in zip(row["base"], row["trained"]) if a != b)
     return {"tokens": int(counts_T.sum()), "changed": float(changed_NxT.sum() / counts_T.sum()),
+            "first_of_changed": float(changed_NxT[:, 0].sum() / changed_NxT.sum()) if changed_NxT.any() else None,
             "kl": float(kl_NxT.sum() / counts_T.sum()),
             "by_position": [{"tokens": int(n), "changed": float(x / n), "kl": float(kl / n)}
                             for n, x, kl in zip(counts_T, changed_NxT.sum(0), kl_NxT.sum(0))],
