@@ -19,7 +19,7 @@ def environment() -> jinja2.Environment:
     found = jinja2.Environment(loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True,
                                trim_blocks=True, lstrip_blocks=True)
     found.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    found.filters |= {"marked": marked, "cut": cut}
+    found.filters |= {"marked": marked, "cut": cut, "blocks": blocks}
     return found
 
 
@@ -29,13 +29,28 @@ def marked(text: str) -> markupsafe.Markup:
     return markupsafe.Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html, flags=re.DOTALL))
 
 
+def blocks(text: str) -> list[tuple[str, list]]:
+    """Markdown of the program's own: ("table", rows of cells), ("list", its lines) or ("text", its lines) by turns."""
+    found: list[tuple[str, list]] = []
+    for block in filter(None, re.split(r"\n\s*\n", text.strip())):
+        lines = block.splitlines()
+        if block.startswith("| "):
+            cells = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
+            found.append(("table", cells[:1] + cells[2:]))
+        elif block.startswith("- "):
+            found.append(("list", [line.removeprefix("- ") for line in lines]))
+        else:
+            found.append(("text", lines))
+    return found
+
+
 def picture(path: pathlib.Path) -> dict:
     """A PNG as text for a page, with its size in pixels; NO_FIGURE if there is none. UserError for a damaged one."""
     if not path.is_file():
         return NO_FIGURE
     content = path.read_bytes()
     if content[:8] != b"\x89PNG\r\n\x1a\n" or content[-8:-4] != b"IEND":
-        raise UserError(f"{path} is no PNG, or not whole: write it again with the command that made it, or take it away")
+        raise UserError(f"{path} is no PNG, or not whole: write it again, or take it away")
     width, height = struct.unpack(">II", content[16:24])
     return {"data": base64.b64encode(content).decode(), "width": width, "height": height}
 
