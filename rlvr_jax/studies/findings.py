@@ -5,6 +5,9 @@
 
 import os
 import pathlib
+import re
+
+import markupsafe
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.runs import files
@@ -70,6 +73,14 @@ def tally(record: dict) -> str:
     return f"{sum(rule['verdict'] == 'agree' for rule in record['rules'])} of {len(record['rules'])} rules agree"
 
 
+def probes(folder: pathlib.Path) -> list[tuple[str, str]]:
+    """(path from `folder`, title) of the pages that scripts.probe wrote below probes/ there."""
+    made = {path: re.search(r"<title>(.*?)</title>|$", path.read_text("utf-8"))[1]
+            for path in sorted((folder / "probes").rglob("*.html"))}
+    return [(path.relative_to(folder).as_posix(), markupsafe.Markup(title or path.stem).unescape())
+            for path, title in made.items()]
+
+
 def page(found: list[dict], folder: pathlib.Path) -> str:
     """The findings as one page that loads nothing."""
     names = {record["study"] for record in found}
@@ -78,8 +89,8 @@ def page(found: list[dict], folder: pathlib.Path) -> str:
     return pages.environment().get_template("findings.html.jinja").render(
         studies=[record for record in found if not record["study"].endswith(SEARCH)],
         searches=[record for record in found if record["study"].endswith(SEARCH)],
-        pictures={name: pages.picture(folder / f"{name}.png") for name in names}, elsewhere=elsewhere, measured=measured,
-        tally=tally, records=records, zip=zip)
+        pictures={name: pages.picture(folder / f"{name}.png") for name in names}, elsewhere=elsewhere,
+        measured=measured, probes=probes(folder), tally=tally, records=records, zip=zip)
 
 
 def table(found: list[dict], folder: str) -> str:
