@@ -424,8 +424,8 @@ class ProbeConfig(EvaluateConfig):
     probe: str = setting("coherence", "what is asked", table="probes.probe.PROBES")
     completions: str = setting("", "JSONL files of completions that were kept, joined by commas; empty: those of "
                                "--model, sampled now")
-    out: str = setting("", "directory for PROBE.json, PROBE.md, PROBE.png and PROBE_items.jsonl, and for the "
-                       "completions that are sampled", free=True)
+    out: str = setting("", "directory for PROBE.html, .json, .md, .png and PROBE_items.jsonl, and for the completions "
+                       "that are sampled", free=True)
     example: str = setting("", "memory: the trained problem, as a run directory whose example.json names it, or in "
                            "words; empty: the run in --model")
     fractions: tuple[float, ...] = setting((0.4, 0.6, 0.8), "contamination: shares of a question's words that are "

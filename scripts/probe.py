@@ -5,8 +5,9 @@
   python -m scripts.probe --probe=boundary --completions=base/completions.jsonl,after/completions.jsonl --out=DIR
   python -m scripts.probe --probe=contamination --model=DIR --problems=math500.jsonl --max_new_tokens=512 --out=DIR
 
-Writes OUT/PROBE.json, OUT/PROBE.md, OUT/PROBE.png and OUT/PROBE_items.jsonl. What is sampled is kept in
-OUT/completions.jsonl, and the same command continues an interrupted one.
+Writes OUT/PROBE.html, a page with the figure and the items to leaf through that loads nothing, and the same as
+PROBE.json, PROBE.md, PROBE.png and PROBE_items.jsonl. What is sampled is kept in OUT/completions.jsonl, and the same
+command continues an interrupted one. `python -m scripts.report --all` links the pages below results/probes/.
 """
 
 import pathlib

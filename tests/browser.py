@@ -74,6 +74,14 @@ class Tab:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def press(self, key: str) -> None:
+        """A key, as the keyboard sends it; one letter also writes it."""
+        code = {"Tab": 9, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40}.get(key) or ord(
+            key.upper())
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code,
+                      **({"text": key} if len(key) == 1 and kind == "keyDown" else {}))
+
     def screenshot(self, whole: bool = True) -> bytes:
         """A PNG of the page, of all its length or of what is seen first."""
         return base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"])

@@ -1,14 +1,18 @@
 """Pages as a browser draws them: wide and narrow, light and dark, on paper, and without asking for anything."""
 
 import base64
+import json
 
 import numpy as np
 import pytest
 
 import browser
 from helpers import ROOT
+from rlvr_jax.config import ProbeConfig
+from rlvr_jax.probes import probe
 from rlvr_jax.studies import findings, report
 from test_findings import write_record
+from test_probes import HOSTILE, as_any_probe, kept
 from test_report import HELDOUT, write_heldout
 
 pytestmark = pytest.mark.skipif(not browser.found(), reason=f"none of {', '.join(browser.NAMES)} is on the PATH: "
@@ -23,7 +27,8 @@ OVERFLOW = "[document.documentElement.scrollWidth, document.body.scrollWidth].ma
 # Of each text: its color and that of the ground it stands on, as [r, g, b] of 0 to 255.
 COLORS = """(() => {
   const numbers = (text) => text.match(/[\\d.]+/g).map(Number), found = [];
-  for (const x of document.querySelectorAll("h1, h2, p, td, th, b, a, summary, code, .quiet")) {
+  for (const x of document.querySelectorAll("h1, h2, h3, p, td, th, b, a, summary, code, pre, li, label, \
+select, button, output, .quiet")) {
     let ground = x;
     while (ground && !(numbers(getComputedStyle(ground).backgroundColor)[3] ?? 1)) ground = ground.parentElement;
     if (x.getClientRects().length)
@@ -53,7 +58,7 @@ def tab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """The findings of the repository, those of a study with many arms, and the report of a run."""
+    """The findings of the repository, those of a study with many arms, the report of a run, and the page of a probe."""
     folder, rng = tmp_path_factory.mktemp("pages"), np.random.default_rng(0)
     write_record(folder, "many", {f"{2**i} numbers after layer {i % 3}": {
         "held-out accuracy, greedy": list(rng.uniform(size=3)), "trained numbers": [2.0**i] * 3,
@@ -63,13 +68,15 @@ def pages(tmp_path_factory):
     write_heldout(folder, HELDOUT)
     (folder / "rollouts.jsonl").write_text("")
     report.write_report(str(folder))
+    (folder / "a.jsonl").write_text("".join(json.dumps(as_any_probe(row)) + "\n" for row in kept(*HOSTILE)))
+    probe.probe(ProbeConfig(completions=str(folder / "a.jsonl"), out=str(folder)))
     return {"results": ROOT / "results" / "index.html", "many arms": folder / "index.html",
-            "run": folder / "report.html"}
+            "run": folder / "report.html", "probe": folder / "coherence.html"}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["results", "many arms", "run"])
+@pytest.mark.parametrize("name", ["results", "many arms", "run", "probe"])
 def test_a_page_is_drawn_within_its_window_and_asks_for_nothing(tab, pages, name, width, scheme):
     tab.open(pages[name], width, scheme)
     sizes = tab.ask(FIGURES)
@@ -104,3 +111,50 @@ def test_paper_has_every_seed_and_no_box_that_scrolls(tab, pages):
     assert tab.ask('getComputedStyle(document.querySelector(".scroll")).overflowX') == "visible"
     assert tab.ask('document.querySelector("figure img").getBoundingClientRect().right <= innerWidth')
     assert luminance(tab.ask("getComputedStyle(document.body).color.match(/\\d+/g).map(Number)")) < 0.1
+
+
+# What has the focus, and whether it can be seen that it has.
+FOCUS = """(() => {
+  const at = document.activeElement, style = getComputedStyle(at);
+  return [at.id || at.name || at.textContent || at.tagName,
+          style.outlineStyle != "none" && parseFloat(style.outlineWidth) > 0];
+})()"""
+PLACE = 'document.querySelector("output").textContent'
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_items_are_walked_with_the_keyboard(tab, pages, width):
+    tab.open(pages["probe"], width, "light")
+    seen = []
+    while "Next →" not in seen and len(seen) < 40:
+        tab.press("Tab")
+        name, visible = tab.ask(FOCUS)
+        assert visible, name
+        seen.append(name)
+    assert seen[-6:] == ["browser", "coherent", "valid", "right", "← Previous", "Next →"]
+    tab.press("ArrowLeft")
+    assert tab.ask(PLACE) == "item 1 of 4"  # the end holds
+    for key, place in [("j", 2), ("ArrowRight", 3), ("k", 2), ("ArrowLeft", 1), ("End", 4), ("j", 4), ("Home", 1),
+                       ("j", 2)]:
+        tab.press(key)
+        assert tab.ask(PLACE) == f"item {place} of 4", key
+        shown = tab.ask('[...document.querySelectorAll("article pre")].map(x => x.textContent)')
+        assert shown[1] == HOSTILE[place - 1]
+        assert max(tab.ask(OVERFLOW)) <= 0 and tab.ask(FOCUS)[0] == "Next →"
+    tab.ask('document.querySelector("select").focus()')
+    tab.press("n")  # "no"
+    tab.press("j")  # in a filter keys choose among its values alone
+    assert tab.ask('document.querySelector("select").value') == "no" and tab.ask(PLACE) == "item 1 of 3"
+    assert tab.ask('document.querySelector("article b").textContent') == "✗ not coherent"
+    assert not tab.errors and all(url.startswith(("data:", "file:")) for url in tab.requests)
+
+
+def test_a_step_says_its_verdict_in_words_and_in_color(tab, pages):
+    tab.open(pages["probe"], 390, "dark")
+    tab.ask('document.getElementById("browser").focus()')
+    tab.press("j")
+    found = tab.ask("""[...document.querySelectorAll("article li")].map(x => [x.textContent.trim(),
+        getComputedStyle(x.querySelector("b")).color])""")
+    assert [text for text, _ in found] == ["+ 4 7 ✓ sound", "* 2 15 ✗ calc: a op b is not what the step says",
+                                           "- 5 10 ✓ sound"]
+    assert found[0][1] == found[2][1] != found[1][1]

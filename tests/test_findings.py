@@ -89,6 +89,17 @@ def test_studies_stand_in_their_order_and_searches_last(tmp_path):
     assert page.text.index("About zeta: disagree") < page.text.index("Searches") < page.text.index("About switch_dev")
 
 
+def test_pages_of_probes_are_linked_by_their_titles(tmp_path):
+    write_record(tmp_path, "coin", TWO, figure=False)
+    assert "Probes" not in page_of(tmp_path).text
+    for name, head in (("b/x", "<title>x of a &lt; b</title>"), ("a", "")):
+        (tmp_path / "probes" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "probes" / f"{name}.html").write_text(f"<!doctype html>{head}\n")
+    page = page_of(tmp_path)
+    links = [value for name, value in page.attributes if name == "href" and "probes" in value]
+    assert links == ["probes/a.html", "probes/b/x.html"] and "x of a < b" in page.text
+
+
 def test_a_record_of_before_has_its_words_from_the_file_of_the_study(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "smollm2.md").write_text("# A page")

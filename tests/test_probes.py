@@ -14,7 +14,7 @@ from rlvr_jax import grpo
 from rlvr_jax.config import EvaluateConfig, ProbeConfig, TrainConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import benchmarks
-from rlvr_jax.probes import coherence, contamination, equations, likeness, memory, probe, rows
+from rlvr_jax.probes import coherence, contamination, equations, likeness, memory, page, probe, rows
 from rlvr_jax.tasks.problems import Problem
 
 from helpers import base, compiled, read_jsonl  # noqa: F401  (fixtures)
@@ -319,18 +319,72 @@ def test_memory_of_a_run_that_chose_its_example(tmp_path, base):  # noqa: F811
         probe.probe(config(tmp_path / "3", probe="memory", model=str(base)))
 
 
+# Prompt and completion as they may be: the second has a wrong step, the others break a page that is put together badly.
+HOSTILE = [PROOF, CALC, "</script><script>document.title='x'</script><img src=http://a.b/c onerror=throw(1)> \u2028",
+           "<!--<script> {{ 1 }} & \\u0041 ' " + "a_long_word" * 40]
+
+
+def as_any_probe(row):
+    """A row with what the probes need of it, besides."""
+    return row | {"correct": row["completion"] == PROOF, "split": "dev", "benchmark": memory.EXAMPLE, "source": "a",
+                  "rest": "r", "exact": False, "rouge_l": 0.5, "fraction": 0.4, "too_short": False, "confidence": 0.5}
+
+
+def data_of(html):
+    """What the page has to leaf through."""
+    return json.loads(html.split('id="data">')[1].split("</script>")[0])
+
+
+@pytest.mark.parametrize("name", probe.PROBES)
+def test_every_probe_has_a_page_of_its_items(tmp_path, name):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(as_any_probe(row)) + "\n" for row in kept(*HOSTILE)))
+    found = probe.probe(config(tmp_path, probe=name, completions=str(tmp_path / "a.jsonl")))
+    html = (tmp_path / "out" / f"{name}.html").read_text()
+    assert (html.count("<script"), html.count("</script>"), html.count("<img")) == (2, 2, 1) and "{{ 1 }}" in html
+    assert "<table>" in html and f"--probe={name}" in html
+    shown = data_of(html)
+    assert len(shown) == len(found.items) == 4
+    for one in shown:
+        assert one["verdicts"] and one["texts"]["Prompt"] == PROMPT
+    assert {text for one in shown for label, text in one["texts"].items() if "Completion" in label} == set(HOSTILE)
+
+
+def test_a_page_with_many_items_has_some_and_says_where_all_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "MAX_ITEMS", 3)
+    monkeypatch.setattr(page, "MAX_BYTES", 2000)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept(*["x" * 4000] * 9)))
+    probe.probe(config(tmp_path, completions=str(tmp_path / "a.jsonl")))
+    html = (tmp_path / "out" / "coherence.html").read_text()
+    assert "3 of 9, evenly spread; all of them in <a href=\"coherence_items.jsonl\">" in html
+    assert [one["facts"]["problem"] for one in data_of(html)] == ["0", "4", "8"]
+    assert len(json.dumps(data_of(html))) < 5000 and "characters left out" in html
+
+
+def test_equations_are_the_steps_of_a_text():
+    item, = coherence.find({"x": kept("3 * 4 = 12, 12 + 1 = 14, 10 / 3 = 3.33", prompt="Tom has 3 bags.")}).items
+    assert [(one["text"], one["right"], one["verdict"]) for one in item["steps"]] == [
+        ("3 * 4 = 12", True, "holds"), ("12 + 1 = 14", False, "does not hold"), ("10 / 3 = 3.33", True,
+                                                                                 "holds when rounded")]
+    assert item["equations_hold"] is False and "coherent" not in item
+
+
 def test_a_probe_is_a_row(tmp_path, monkeypatch):
     """The door: a function of the flags that says what it finds."""
     def lengths(flags):
         """Words of a completion."""
         words = {name: [len(row["completion"].split()) for row in own]
                  for name, own in rows.kept_rows(flags, benchmarks.load_benchmarks, ()).items()}
-        return rows.Found({"words": words}, f"{words}\n", lambda sheet: sheet.subplots().hist(*words.values()), [])
+        return rows.Found({"words": words}, f"{words}\n", lambda sheet: sheet.subplots().hist(*words.values()),
+                          [{"prompt": "<p>", "short": True, "steps": 3, "completions": 2}, {"short": False, "x": None}])
 
     monkeypatch.setitem(probe.PROBES, "lengths", lengths)
     (tmp_path / "a.jsonl").write_text(json.dumps(kept(GUESS)[0]) + "\n")
     probe.probe(config(tmp_path, probe="lengths", completions=str(tmp_path / "a.jsonl")))
     assert written(tmp_path, "lengths")[0]["words"] == {"a": [2]}
+    html = (tmp_path / "out" / "lengths.html").read_text()  # it may choose by what is true or false
+    assert "Words of a completion." in html and '<select name="short">' in html
+    assert [one["verdicts"] for one in data_of(html)] == [{"short": "yes"}, {"short": "no"}]
+    assert data_of(html)[0]["facts"]["steps"] == "3"
 
 
 def test_what_cannot_be_probed_is_said(tmp_path):

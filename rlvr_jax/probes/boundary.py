@@ -39,8 +39,10 @@ def find(kept: dict[str, list[dict]]) -> Found:
     if len(curves) > 1:
         record["regime"] = regime(ks, list(curves.values()))
         record["regimes"] = {name: int(name == record["regime"]) for name in REGIMES}  # to be averaged over seeds
-    items = [{"prompt": prompt, "benchmark": benchmark, "right": {name: sum(own[benchmark, number, prompt])
-             for name, own in grouped.items()}, "of": size} for benchmark, number, prompt in problems]
+    said = {name: examples(rows) for name, rows in kept.items()}
+    items = [{"prompt": one[2], "benchmark": one[0], "right": {name: sum(own[one]) for name, own in grouped.items()},
+              "of": size, "solved_by": ", ".join(name for name, own in grouped.items() if any(own[one])) or "none",
+              "completions": {name: own[one] for name, own in said.items() if one in own}} for one in problems]
     return Found(record, page(record, base, last), lambda sheet: draw(record, sheet), items)
 
 
@@ -50,6 +52,15 @@ def by_problem(rows: list[dict]) -> dict[tuple, list[bool]]:
     for row in rows:
         right.setdefault((*owner(row), row["prompt"]), []).append(bool(row["correct"]))
     return right
+
+
+def examples(rows: list[dict]) -> dict[tuple, str]:
+    """A completion of each problem, by the same keys: the first right one, or the first; {} if rows have none."""
+    made: dict[tuple, str] = {}
+    for row in sorted(rows, key=lambda row: not row["correct"]):
+        if "completion" in row:
+            made.setdefault((*owner(row), row["prompt"]), row["completion"])
+    return made
 
 
 def curve(ks: list[int], values_PxK: np.ndarray) -> dict:

@@ -23,8 +23,12 @@ CELLS = ["".join(cell) for cell in itertools.product("10", repeat=3)]  # of C, V
 
 class Judged(NamedTuple):
     row: dict
-    steps: int
+    texts: tuple[str, ...]  # of the steps
     said: Judgement
+
+    @property
+    def steps(self) -> int:
+        return len(self.texts)
 
     @property
     def cell(self) -> str:
@@ -39,7 +43,8 @@ def find(kept: dict[str, list[dict]]) -> Found:
                         for name, rows in kept.items()}}
     if len(kept) == 2 and any(traces.values()):
         record["before_after"] = before_after(*traces.values())
-    items = [{"file": name} | item(one) for name, own in traces.items() for one in own]
+    items = [{"file": name} | one for name, rows in kept.items()
+             for one in [*map(item, traces[name]), *map(text_item, texts(rows, traces[name]))]]
     return Found(record, page(record), lambda sheet: draw(record, sheet), items)
 
 
@@ -48,12 +53,35 @@ def judged(row: dict) -> Optional[Judged]:
     if not (problem := read(row["prompt"], row["completion"])):
         return None
     tree, trace = problem
-    return Judged(row, len(trace.steps), judge(tree, read_value(row["answer"]), trace))
+    return Judged(row, trace.texts, judge(tree, read_value(row["answer"]), trace))
 
 
 def item(one: Judged) -> dict:
+    """The row with what was found, and each step with what is wrong with it; what is missing stands at the end."""
+    steps = [{"text": text, "right": not wrong, "verdict": "; ".join(wrong) or "sound"}
+             for place, text in enumerate([*one.texts, "at the end"])
+             for wrong in [[f"{name}: {CLASSES[name]}" for name, at in one.said.errors if at == place]]]
+    return shown_row(one.row) | one.said._asdict() | {"steps": steps[:-1] if steps[-1]["right"] else steps}
+
+
+def text_item(row: dict) -> dict:
+    """The row with the equations of its text for steps."""
+    steps = [{"text": one.text, "right": one.holds or one.rounded,
+              "verdict": "holds" if one.holds else "holds when rounded" if one.rounded else "does not hold"}
+             for one in equations(row["completion"])]
+    hold = {"equations_hold": all(step["right"] for step in steps)} if steps else {}
+    return shown_row(row) | ({"correct": row["correct"]} if "correct" in row else {}) | hold | {"steps": steps}
+
+
+def shown_row(row: dict) -> dict:
     keys = ("benchmark", "problem", "sample", "prompt", "answer", "completion")
-    return {key: one.row[key] for key in keys if key in one.row} | {"steps": one.steps} | one.said._asdict()
+    return {key: row[key] for key in keys if key in row}
+
+
+def texts(rows: list[dict], traces: list[Judged]) -> list[dict]:
+    """The rows whose problems are not read as traces."""
+    read = {id(one.row) for one in traces}
+    return [row for row in rows if id(row) not in read]
 
 
 # ----- counting
@@ -96,13 +124,12 @@ def summary(traces: list[Judged]) -> dict:
 
 def checked(rows: list[dict], traces: list[Judged]) -> dict:
     """The equations in the texts of problems that are not read as traces; {} where all of them are."""
-    read = {id(one.row) for one in traces}
-    texts = [row for row in rows if id(row) not in read]
-    if not texts:
+    others = texts(rows, traces)
+    if not others:
         return {}
-    found = [(one, owner(row)) for row in texts for one in equations(row["completion"])]
+    found = [(one, owner(row)) for row in others for one in equations(row["completion"])]
     owners = [own for _, own in found]
-    return {"n": len(texts), "with_any": float(np.mean([bool(equations(row["completion"])) for row in texts])),
+    return {"n": len(others), "with_any": float(np.mean([bool(equations(row["completion"])) for row in others])),
             "equations": len(found), "hold": share([one.holds for one, _ in found], owners),
             "rounded": share([one.rounded for one, _ in found], owners)}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import json
 import pathlib
 
@@ -9,7 +10,7 @@ from rlvr_jax.config import ProbeConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_benchmarks
 from rlvr_jax.pretrained import loading
-from rlvr_jax.probes import boundary, coherence, confidences, contamination, memory
+from rlvr_jax.probes import boundary, coherence, confidences, contamination, memory, page
 from rlvr_jax.probes.rows import Found, kept_rows
 from rlvr_jax.runs import files
 
@@ -43,10 +44,20 @@ def of_questions(config: ProbeConfig) -> Found:
 # --probe -> function of the flags. One that needs completions of its own says what it asks (`rows.kept_rows`).
 PROBES = {"coherence": of_steps, "memory": of_twins, "contamination": of_questions,
           "boundary": of_tries, "calibration": of_confidences}
+# By what the page lets one choose among items: their key -> what it is called there. A probe without a row has those
+# that are true or false.
+CHOICES = {
+    "coherence": {"coherent": "coherent", "valid": "valid", "right": "right", "correct": "right",
+                  "equations_hold": "all equations hold"},
+    "memory": {"correct": "right", "benchmark": "what differs", "split": "split"},
+    "contamination": {"exact": "exact", "correct": "right", "source": "problems", "fraction": "shown"},
+    "boundary": {"solved_by": "solved by"},
+    "calibration": {"correct": "right"}}
 
 
 def probe(config: ProbeConfig) -> Found:
-    """Runs one probe; writes NAME.json, NAME.md, NAME.png (with matplotlib) and NAME_items.jsonl into `config.out`."""
+    """Runs one probe; writes NAME.json, NAME.md, NAME.html, NAME.png (with matplotlib) and NAME_items.jsonl into
+    `config.out`."""
     if not config.out:
         raise UserError("--out is required: the directory for what the probe finds")
     config = dataclasses.replace(config, model=loading.pinned(config.model))
@@ -61,5 +72,8 @@ def probe(config: ProbeConfig) -> Found:
         with files.naming(out / f"{config.probe}.png"):
             sheet.savefig(out / f"{config.probe}.png", dpi=150)
     files.write_whole(out / f"{config.probe}.md", found.page)
+    about = inspect.getdoc(PROBES[config.probe]) or ""
+    files.write_whole(out / f"{config.probe}.html",
+                      page.html(config, found, about, CHOICES.get(config.probe, {})))
     files.write_json(out / f"{config.probe}.json", found.record | {"flags": dataclasses.asdict(config)})
     return found

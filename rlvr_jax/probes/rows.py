@@ -14,6 +14,9 @@ from rlvr_jax.pretrained import loading
 
 
 class Found(NamedTuple):
+    """What a probe finds. The page shows an item's "prompt", "rest", "completion", "completions" (name -> text) and
+    "steps" (each with "text", "right", "verdict") whole, and its other texts and numbers in a line."""
+
     record: dict  # JSON
     page: str  # Markdown
     draw: Callable  # of a matplotlib Figure

@@ -46,6 +46,7 @@ class Step(NamedTuple):
 class Trace(NamedTuple):
     steps: list[Optional[Step]]  # None: it cannot be read
     answer: Optional[Value]
+    texts: tuple[str, ...] = ()  # each step as it is written
 
 
 class Judgement(NamedTuple):
@@ -210,8 +211,10 @@ def read_steps(tree: Tree, text: str) -> Trace:
     """`3+4=7;7*2=14;#14`: steps with semicolons between them, the answer last, after a #."""
     parts = text.strip().split(";")
     answer = read_value(parts.pop().strip()[1:].strip()) if parts[-1].strip().startswith("#") else None
-    found = [_STEP.fullmatch(part) for part in parts if text.strip()]
-    return Trace([one and Step(one[2], read_value(one[1]), *map(read_value, one.group(3, 4))) for one in found], answer)
+    texts = tuple(parts) if text.strip() else ()
+    found = map(_STEP.fullmatch, texts)
+    return Trace([one and Step(one[2], read_value(one[1]), *map(read_value, one.group(3, 4))) for one in found], answer,
+                 texts)
 
 
 def read_chain(text: str) -> Optional[Tree]:
@@ -246,7 +249,7 @@ def read_chain_steps(tree: Tree, text: str) -> Trace:
         whole = op in OPERATIONS and len(values) == 2 and None not in values
         steps.append(Step(op, value, *values) if whole else None)
         value = values[1] if whole else None
-    return Trace(steps, answer)
+    return Trace(steps, answer, tuple(" ".join(body[first:end]) for first, end in itertools.pairwise(cuts)))
 
 
 # A prompt's reader, which gives None for what it does not know -> the reader of its completions.

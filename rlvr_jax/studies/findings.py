@@ -3,10 +3,11 @@
 `findings.html.jinja` says in words what this file reads and chooses.
 """
 
-import base64
 import os
 import pathlib
-import struct
+import re
+
+import markupsafe
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.runs import files
@@ -16,7 +17,6 @@ from rlvr_jax.studies import pages, records, study
 ORDER = ("one_shot", "long_run", "boolean")  # as one reads them; then the others by name
 SEARCH = "_dev"  # how the name of a study ends that chooses settings on the dev split, and finds nothing out
 BEGIN, END = "<!-- findings, by `python -m scripts.report --all --readme=README.md` -->", "<!-- end of findings -->"
-NO_FIGURE = {"data": "", "width": 0, "height": 0}
 
 
 def write(results: str, readme: str = "") -> list[pathlib.Path]:
@@ -73,15 +73,12 @@ def tally(record: dict) -> str:
     return f"{sum(rule['verdict'] == 'agree' for rule in record['rules'])} of {len(record['rules'])} rules agree"
 
 
-def picture(path: pathlib.Path) -> dict:
-    """A PNG as text for a page, with its size in pixels; NO_FIGURE if there is none. UserError for a damaged one."""
-    if not path.is_file():
-        return NO_FIGURE
-    content = path.read_bytes()
-    if content[:8] != b"\x89PNG\r\n\x1a\n" or content[-8:-4] != b"IEND":
-        raise UserError(f"{path} is no PNG, or not whole: write it again with scripts.study, or take it away")
-    width, height = struct.unpack(">II", content[16:24])
-    return {"data": base64.b64encode(content).decode(), "width": width, "height": height}
+def probes(folder: pathlib.Path) -> list[tuple[str, str]]:
+    """(path from `folder`, title) of the pages that scripts.probe wrote below probes/ there."""
+    made = {path: re.search(r"<title>(.*?)</title>|$", path.read_text("utf-8"))[1]
+            for path in sorted((folder / "probes").rglob("*.html"))}
+    return [(path.relative_to(folder).as_posix(), markupsafe.Markup(title or path.stem).unescape())
+            for path, title in made.items()]
 
 
 def page(found: list[dict], folder: pathlib.Path) -> str:
@@ -92,8 +89,8 @@ def page(found: list[dict], folder: pathlib.Path) -> str:
     return pages.environment().get_template("findings.html.jinja").render(
         studies=[record for record in found if not record["study"].endswith(SEARCH)],
         searches=[record for record in found if record["study"].endswith(SEARCH)],
-        pictures={name: picture(folder / f"{name}.png") for name in names}, elsewhere=elsewhere, measured=measured,
-        tally=tally, records=records, zip=zip)
+        pictures={name: pages.picture(folder / f"{name}.png") for name in names}, elsewhere=elsewhere,
+        measured=measured, probes=probes(folder), tally=tally, records=records, zip=zip)
 
 
 def table(found: list[dict], folder: str) -> str:

@@ -1,17 +1,25 @@
 """Pages of HTML: the templates beside this file, what they have in common, and text made safe for them."""
 
+import base64
 import pathlib
 import re
+import struct
 
 import jinja2
 import markupsafe
+
+from rlvr_jax.errors import UserError
+
+NO_FIGURE = {"data": "", "width": 0, "height": 0}
+UNSEEN = (*range(9), *range(11, 32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A))  # controls, text direction
 
 
 def environment() -> jinja2.Environment:
     """Where templates are found by name; what they show is escaped."""
     found = jinja2.Environment(loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True,
                                trim_blocks=True, lstrip_blocks=True)
-    found.filters["marked"] = marked
+    found.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    found.filters |= {"marked": marked, "cut": cut, "blocks": blocks}
     return found
 
 
@@ -19,3 +27,45 @@ def marked(text: str) -> markupsafe.Markup:
     """Text with its `code` and **bold** as HTML, and nothing else of Markdown."""
     html = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(markupsafe.escape(text)))
     return markupsafe.Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html, flags=re.DOTALL))
+
+
+def blocks(text: str) -> list[tuple[str, list]]:
+    """Markdown of the program's own: ("table", rows of cells), ("list", its lines) or ("text", its lines) by turns."""
+    found: list[tuple[str, list]] = []
+    for block in filter(None, re.split(r"\n\s*\n", text.strip())):
+        lines = block.splitlines()
+        if block.startswith("| "):
+            cells = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
+            found.append(("table", cells[:1] + cells[2:]))
+        elif block.startswith("- "):
+            found.append(("list", [line.removeprefix("- ") for line in lines]))
+        else:
+            found.append(("text", lines))
+    return found
+
+
+def picture(path: pathlib.Path) -> dict:
+    """A PNG as text for a page, with its size in pixels; NO_FIGURE if there is none. UserError for a damaged one."""
+    if not path.is_file():
+        return NO_FIGURE
+    content = path.read_bytes()
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or content[-8:-4] != b"IEND":
+        raise UserError(f"{path} is no PNG, or not whole: write it again, or take it away")
+    width, height = struct.unpack(">II", content[16:24])
+    return {"data": base64.b64encode(content).decode(), "width": width, "height": height}
+
+
+def evenly(items: list, count: int) -> list:
+    """At most `count` of the items at even distances, the first and the last among them."""
+    return items if len(items) <= count else [items[i * (len(items) - 1) // max(count - 1, 1)] for i in range(count)]
+
+
+def cut(text, room: int, file: str = "rollouts.jsonl") -> str:
+    """Text with its control characters visible and its middle left out if it would take over `room` bytes of HTML."""
+    text = str(text).translate({c: f"\\u{c:04x}" for c in UNSEEN})
+    size = len(markupsafe.escape(text).encode("utf-8", "replace"))
+    if size <= room:
+        return text
+    gap = len(text) - len(text) * room // size
+    start = 2 * (len(text) - gap) // 3
+    return f"{text[:start]}\n[… {gap:,} characters left out, whole in {file} …]\n{text[start + gap :]}"

@@ -11,7 +11,6 @@ import shlex
 import statistics
 
 import jinja2
-import markupsafe
 import numpy as np
 
 from rlvr_jax.errors import UserError
@@ -20,11 +19,11 @@ from rlvr_jax.evaluation.estimators import difference, wilson
 from rlvr_jax.runs.files import naming, read_json, read_steps, write_whole
 from rlvr_jax.studies import pages
 from rlvr_jax.studies.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
+from rlvr_jax.studies.pages import cut, evenly
 
 MAX_ROLLOUTS, MAX_ROLLOUT_BYTES = 400, 2_000_000
 MAX_UNSEEN, MAX_UNSEEN_STEPS, MAX_UNSEEN_BYTES = 40, 40, 1_500_000  # problems, evaluations and text to leaf through
 KINDS = {(0, 1): "newly solved", (1, 0): "lost", (1, 1): "right before and after", (0, 0): "wrong before and after"}
-UNSEEN = (*range(9), *range(11, 32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A))  # controls, text direction
 
 
 def number(x) -> str:
@@ -43,11 +42,6 @@ def evaluations(metrics: list[dict], saturation_step) -> dict[str, dict]:
              "peak": max((e for e in evals if finite(e["greedy"])), key=lambda e: e["greedy"], default=None),
              "final": next((e for e in reversed(evals) if e["step"] > 0), None)}
     return {name: entry for name, entry in table.items() if entry}
-
-
-def evenly(items: list, count: int) -> list:
-    """At most `count` of the items at even distances, the first and the last among them."""
-    return items if len(items) <= count else [items[i * (len(items) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
 def group_rollouts(rollouts: list[dict]) -> list[tuple]:
@@ -141,17 +135,6 @@ def setup(flags: dict[str, str], example: dict, rollouts: list[dict], metrics: l
             "Grader": graders[-1] if graders else flags.get("--grader", "")}
 
 
-def cut(text, room: int, file: str = "rollouts.jsonl") -> str:
-    """Text with its control characters visible and its middle left out if it would take over `room` bytes of HTML."""
-    text = str(text).translate({c: f"\\u{c:04x}" for c in UNSEEN})
-    size = len(markupsafe.escape(text).encode("utf-8", "replace"))
-    if size <= room:
-        return text
-    gap = len(text) - len(text) * room // size
-    start = 2 * (len(text) - gap) // 3
-    return f"{text[:start]}\n[… {gap:,} characters left out, whole in {file} …]\n{text[start + gap :]}"
-
-
 def write_report(run_dir: str) -> list[pathlib.Path]:
     """Writes report.html, curves.png and diagnostics.png into a run directory and returns their paths.
 
@@ -210,8 +193,7 @@ def write_report(run_dir: str) -> list[pathlib.Path]:
 
 def template(drawn) -> jinja2.Template:
     environment = pages.environment()
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    environment.filters |= {"percent": lambda x: f"{x:.1%}" if finite(x) else "–", "number": number, "cut": cut,
+    environment.filters |= {"percent": lambda x: f"{x:.1%}" if finite(x) else "–", "number": number,
                             "points": lambda x: f"{100 * x:+.1f}".replace("-", "−"), "median": statistics.median}
     environment.tests["drawn"] = drawn
     return environment.get_template("report.html.jinja")
