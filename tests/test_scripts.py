@@ -153,7 +153,7 @@ def test_help_lists_the_flags_of_the_script_alone(script, compiled):
     printed = run(script, "--help", compiled=compiled, expect=0).out
     source = (ROOT / "scripts" / f"{script}.py").read_text()
     config = getattr(rlvr_jax.config, re.search(r"cli\.run\(main, (\w+)\)", source)[1])
-    listed = dict(re.findall(r"^  --(?:\[no\])?(\w+):(.*)$", printed, re.M))
+    listed = dict(re.findall(r"^  --(?:\[no\])?(\w+):(.*(?:\n    [^(].*)*)$", printed, re.M))  # (default: …) apart
     assert set(listed) == {field.name for field in dataclasses.fields(config)} | {"traceback"}
     assert all(len(text) > 8 for text in listed.values())
     assert ast.get_docstring(ast.parse(source)).splitlines()[0] in printed
