@@ -163,8 +163,9 @@ class Decoding:
 class ProblemChoice(Decoding):
     """Problems, and where their answers are found in a completion."""
 
-    problems: str = setting("arithmetic", "a synthetic family, gym:NAME for a data set of reasoning-gym, a JSONL file, "
-                            "or a .parquet file of One-Shot-RLVR; or several, joined by commas",
+    problems: str = setting("arithmetic", "a synthetic family, gym:NAME for a data set of reasoning-gym, "
+                            "calculation:LEVEL for expressions of 1 to 20 operations (calculation:LEVEL:SEED for "
+                            "others), a JSONL file, or a .parquet file of One-Shot-RLVR; or several, joined by commas",
                             listed="tasks.families.FAMILIES")
     num_ops: int = setting(6, "operations in a problem of a synthetic family", minimum=1)
     heldout_split: str = setting("test", "split of a synthetic family to measure on", ["dev", "test"])
