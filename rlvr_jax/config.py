@@ -431,6 +431,10 @@ class ProbeConfig(EvaluateConfig):
                            "words; empty: the run in --model")
     fractions: tuple[float, ...] = setting((0.4, 0.6, 0.8), "contamination: shares of a question's words that are "
                                            "shown", above=0, below=1)
+    twins: str = setting("", "contamination: also ask twins of each problem that nobody can have met, and compare: of "
+                         "these, joined by commas", listed="probes.twins.TWINS")
+    clean: str = setting("", "contamination: a source of problems that the model cannot have met, to compare the "
+                         "others with, such as calculation:3; one of --problems, or one more")
 
 
 @dataclasses.dataclass(frozen=True)

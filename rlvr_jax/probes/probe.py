@@ -36,8 +36,8 @@ def of_confidences(config: ProbeConfig) -> Found:
 
 
 def of_questions(config: ProbeConfig) -> Found:
-    """Whether the model can go on with a question that it sees a part of."""
-    return contamination.find(kept_rows(config, contamination.ask, contamination.NEEDS))
+    """Whether the model can go on with a question that it sees a part of, beside twins or a clean source."""
+    return contamination.find(kept_rows(config, contamination.ask, contamination.NEEDS), config.clean)
 
 
 # --probe -> function of the flags. One that needs completions of its own says what it asks (`rows.kept_rows`).
