@@ -71,6 +71,12 @@ def test_no_problem_comes_twice_in_any_split(monkeypatch):
     assert len(set(keys)) == len(keys) == 36
 
 
+def test_an_answer_is_no_longer_than_a_number_that_graders_read(monkeypatch):
+    monkeypatch.setattr(calculation, "MAX_DIGITS", 3)
+    answers = [Fraction(problem.answer) for problem in calculation.draw("calculation:2", 20, "test")]
+    assert max(max(abs(answer.numerator), answer.denominator) for answer in answers) <= 999
+
+
 def test_parts_without_a_value_have_none():
     zero, big = ("{}", 0, 0), ("{}^3", 100, 0)
     assert calculation.value(big) == 10**6 and calculation.value(("+", big, ("{}", 1, 0))) is None
