@@ -446,7 +446,11 @@ def test_a_probe_is_a_row(tmp_path, monkeypatch):
     monkeypatch.setitem(probe.PROBES, "lengths", lengths)
     (tmp_path / "a.jsonl").write_text(json.dumps(kept(GUESS)[0]) + "\n")
     probe.probe(config(tmp_path, probe="lengths", completions=str(tmp_path / "a.jsonl")))
-    assert written(tmp_path, "lengths")[0]["words"] == {"a": [2]}
+    record, _ = written(tmp_path, "lengths")
+    assert record["words"] == {"a": [2]}
+    shown = (f"`python -m scripts.probe --max_new_tokens=10 --num_ops=2 --max_problems=12 --probe=lengths "
+             f"--completions={tmp_path}/a.jsonl`, commit ")
+    assert record["origin"].startswith(shown) and record["origin"] in (tmp_path / "out" / "lengths.md").read_text()
 
 
 def test_what_cannot_be_probed_is_said(tmp_path):
