@@ -292,8 +292,9 @@ class PretrainConfig(LearnerConfig):
 class KeptConfig(ProblemChoice, ModelChoice, MachineConfig):
     """Completions of sets of problems, kept and graded."""
 
-    problems: str = setting("arithmetic", "a synthetic family, or a file of problems as in training; or several, "
-                            "joined by commas: each is a row of the table")
+    problems: str = setting("arithmetic", "a synthetic family, gym:NAME, calculation:LEVEL (expressions of 1 to 20 "
+                            "operations), or a file of problems as in training; or several, joined by commas: each is "
+                            "a row of the table")
     out: str = setting("", "directory for summary.json, table.md and completions.jsonl", free=True)
     resume: str = setting("auto", "continue after the completions that are in out: never (start over), auto (if there "
                           "are any), must (error if there are none)", ["never", "auto", "must"], free=True)
