@@ -208,19 +208,20 @@ def test_a_source_that_is_known_is_seen_and_another_is_not():
         contamination.find({"m": made}, "new")
 
 
-def test_twins_are_compared_in_pairs_and_likeness_counts_where_the_words_are_the_same():
+@pytest.mark.parametrize("kind, answer_known, verdict", [
+    ("renumbered", True, "seen"), ("renumbered", False, "no sign"), ("reordered", True, "no sign")])
+def test_twins_are_compared_in_pairs_and_likeness_counts_where_they_are_drawn_alike(kind, answer_known, verdict):
     """Each problem is .1 likelier than its twin, which differs more from one problem to the next. One has no twin."""
     level = [0.1 * n for n in range(9)]
-    likelier = said_of("a", [0] * 10, [x + 0.1 for x in level] + [0.0])
-    for kind, verdict in (("renumbered", "seen"), ("reordered", "no sign")):
-        made = likelier + said_of("a", [0] * 9, level, twin=kind, correct=[None] * 9)
-        found = contamination.find({"m": made})
-        record = found.record["files"]["m"]
-        one = record["a"]["60%"]["against"][f"a, {kind}"]
-        assert one["rouge_l"]["interval"] == pytest.approx([0.1, 0.1]) and (one["n"], one["control_n"]) == (9, 9)
-        assert one["verdict"] == verdict and one["paired"] and one["exact"]["interval"] == [0, 0]
-        assert record[f"a, {kind}"]["60%"]["correct"]["value"] is None
-        assert f"| a, {kind} | 9, 9 | +0.000 [+0.000, +0.000] | +0.100 [+0.100, +0.100] |" in found.page
+    made = said_of("a", [0] * 10, [x + 0.1 for x in level] + [0.0])
+    made += said_of("a", [0] * 9, level, twin=kind, correct=[False if answer_known else None] * 9)
+    found = contamination.find({"m": made})
+    record = found.record["files"]["m"]
+    one = record["a"]["60%"]["against"][f"a, {kind}"]
+    assert one["rouge_l"]["interval"] == pytest.approx([0.1, 0.1]) and (one["n"], one["control_n"]) == (9, 9)
+    assert one["verdict"] == verdict and one["paired"] and one["exact"]["interval"] == [0, 0]
+    assert record[f"a, {kind}"]["60%"]["correct"]["value"] == (0 if answer_known else None)
+    assert f"| a, {kind} | 9, 9 | +0.000 [+0.000, +0.000] | +0.100 [+0.100, +0.100] |" in found.page
 
 
 def test_suspicious_items_come_first_and_twins_last():

@@ -5,9 +5,10 @@ has never met the question can only guess how it goes on. How well, is asked of 
 (`twins.py`), or a source that the model cannot have met.
 
 The verdict on a source beside a control is `seen` where the 95 % interval of a difference lies above 0, else `no sign`:
-of the share of exact continuations or, beside renumbered twins, of the mean ROUGE-L. Only these keep all words but the
-numbers; likeness to anything else differs by style as well. Intervals are of a bootstrap over pairs of a problem with
-its twin, and over each side by itself where the control is another source. R: words of the question that are hidden.
+of the share of exact continuations or, beside renumbered twins of chains and calculations, of the mean ROUGE-L. Only
+these are drawn as the originals were; likeness to anything else differs by style as well, and random numbers in a story
+are harder to guess than its own. Intervals are of a bootstrap over pairs of a problem with its twin, and over each side
+by itself where the control is another source. R: words of the question that are hidden.
 """
 
 import dataclasses
@@ -35,7 +36,6 @@ from rlvr_jax.tasks.prompts import encode_prompts, load_problems
 
 OF = ("source", "twin", "item", "fraction")  # of which problem, and of which part, a row is
 NEEDS = ("prompt", "rest", "exact", "rouge_l", "correct", "too_short", *OF)
-SAME_WORDS = ("renumbered",)  # twins whose likeness is that of the original, but for what a model remembers
 
 
 # ----- asking
@@ -169,7 +169,8 @@ def compare(rows: list[dict], control: list[dict], twin: str) -> dict:
         interval = bootstrap(mine - theirs) if twin else bootstrap_difference(theirs, mine)
         made[key] = {"difference": float(mine.mean() - theirs.mean()), "interval": list(interval)}
         made["auroc"][key] = auroc(np.concatenate([mine, theirs]), np.arange(len(mine) + len(theirs)) < len(mine))
-    decides = ("exact", "rouge_l") if twin in SAME_WORDS else ("exact",)
+    drawn_alike = twin == "renumbered" and all(row["correct"] is not None for row in control)  # it was solved anew
+    decides = ("exact", "rouge_l") if drawn_alike else ("exact",)
     return made | {"verdict": "seen" if any(made[key]["interval"][0] > 0 for key in decides) else "no sign"}
 
 
@@ -183,14 +184,14 @@ many words as are hidden can not be exact; where that is not by the model's choi
 RULE = """\
 Differences are source less control, with 95 % intervals of a bootstrap: over pairs of a problem and its twin, or over
 each side by itself where the control is another source. AUROC is how well a number tells the two apart: .5 is not at
-all. `seen`: the interval of exact continuations lies above 0 or, beside renumbered twins, that of ROUGE-L. `no sign`:
-neither does.
+all. `seen`: the interval of exact continuations lies above 0 or, beside renumbered twins of chains and calculations,
+which are drawn as the originals were, that of ROUGE-L. `no sign`: neither does.
 
 What does not follow: `no sign` is not proof that nothing was seen, only that nothing could be said from memory.
-`seen` says that text is known, not that answers are, nor that accuracy comes from it; beside another source, and beside
-reordered twins where little is hidden, the text may only be easier to guess. Each line errs one time in forty for each
-interval that decides: of many lines, some say `seen` by chance. The items file has the exact continuations first: read
-them."""
+`seen` says that text is known, not that answers are, nor that accuracy comes from it. Beside other controls than those
+twins the text may only be easier to guess, which is why likeness does not count there. Each line errs one time in forty
+for each interval that decides: of many lines, some say `seen` by chance. The items file has the exact continuations
+first: read them."""
 
 
 def lines(record: dict) -> Iterator[tuple]:
