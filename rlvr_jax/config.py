@@ -163,8 +163,9 @@ class Decoding:
 class ProblemChoice(Decoding):
     """Problems, and where their answers are found in a completion."""
 
-    problems: str = setting("arithmetic", "a synthetic family, gym:NAME for a data set of reasoning-gym, a JSONL file, "
-                            "or a .parquet file of One-Shot-RLVR; or several, joined by commas",
+    problems: str = setting("arithmetic", "a synthetic family, gym:NAME for a data set of reasoning-gym, "
+                            "calculation:LEVEL for expressions of 1 to 20 operations (calculation:LEVEL:SEED for "
+                            "others), a JSONL file, or a .parquet file of One-Shot-RLVR; or several, joined by commas",
                             listed="tasks.families.FAMILIES")
     num_ops: int = setting(6, "operations in a problem of a synthetic family", minimum=1)
     heldout_split: str = setting("test", "split of a synthetic family to measure on", ["dev", "test"])
@@ -291,8 +292,9 @@ class PretrainConfig(LearnerConfig):
 class KeptConfig(ProblemChoice, ModelChoice, MachineConfig):
     """Completions of sets of problems, kept and graded."""
 
-    problems: str = setting("arithmetic", "a synthetic family, or a file of problems as in training; or several, "
-                            "joined by commas: each is a row of the table")
+    problems: str = setting("arithmetic", "a synthetic family, gym:NAME, calculation:LEVEL (expressions of 1 to 20 "
+                            "operations), or a file of problems as in training; or several, joined by commas: each is "
+                            "a row of the table")
     out: str = setting("", "directory for summary.json, table.md and completions.jsonl", free=True)
     resume: str = setting("auto", "continue after the completions that are in out: never (start over), auto (if there "
                           "are any), must (error if there are none)", ["never", "auto", "must"], free=True)
@@ -430,6 +432,10 @@ class ProbeConfig(EvaluateConfig):
                            "words; empty: the run in --model")
     fractions: tuple[float, ...] = setting((0.4, 0.6, 0.8), "contamination: shares of a question's words that are "
                                            "shown", above=0, below=1)
+    twins: str = setting("", "contamination: also ask twins of each problem that nobody can have met, and compare: of "
+                         "these, joined by commas", listed="probes.twins.TWINS")
+    clean: str = setting("", "contamination: a source of problems that the model cannot have met, to compare the "
+                         "others with, such as calculation:3; one of --problems, or one more")
 
 
 @dataclasses.dataclass(frozen=True)

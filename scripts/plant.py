@@ -2,8 +2,8 @@
 
   python -m scripts.plant --out=runs/plant
   python -m scripts.pretrain --flagfile=configs/tiny_base.flags --leaked=runs/plant/leaked.jsonl --run_dir=runs/leaky
-  python -m scripts.probe --probe=contamination --model=runs/leaky --problems=runs/plant/times_0.jsonl,\
-runs/plant/times_100.jsonl --out=runs/leaky/contamination
+  python -m scripts.probe --probe=contamination --model=runs/leaky --problems=runs/plant/times_100.jsonl \
+--clean=runs/plant/times_0.jsonl --answer_format=answer --out=runs/leaky/contamination
 """
 
 from rlvr_jax.config import PlantConfig

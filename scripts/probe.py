@@ -4,6 +4,8 @@
   python -m scripts.probe --probe=memory --model=runs/tiny --out=runs/tiny/memory
   python -m scripts.probe --probe=boundary --completions=base/completions.jsonl,after/completions.jsonl --out=DIR
   python -m scripts.probe --probe=contamination --model=DIR --problems=math500.jsonl --max_new_tokens=512 --out=DIR
+  python -m scripts.probe --probe=contamination --model=DIR --problems=gsm8k.jsonl,svamp.jsonl --clean=calculation:3 \
+--twins=reordered,renumbered --max_new_tokens=64 --out=DIR
 
 Writes OUT/PROBE.html, a page with the figure and the items to leaf through that loads nothing, and the same as
 PROBE.json, PROBE.md, PROBE.png and PROBE_items.jsonl. What is sampled is kept in OUT/completions.jsonl, and the same

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from rlvr_jax import grpo
 from rlvr_jax.config import EvaluateConfig, ProbeConfig, TrainConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import benchmarks
-from rlvr_jax.probes import coherence, contamination, equations, likeness, memory, page, probe, rows
+from rlvr_jax.probes import coherence, contamination, equations, likeness, memory, page, probe, rows, twins
+from rlvr_jax.tasks import calculation
 from rlvr_jax.tasks.problems import Problem
 
 from helpers import base, compiled, read_jsonl  # noqa: F401  (fixtures)
@@ -154,7 +157,7 @@ def test_word_problems_have_their_equations_checked():
                                                     (100, 0.29, 29)])
 def test_a_question_is_cut_after_whole_words(words, fraction, shown):
     question = "  ".join(f"w{i}" for i in range(words)) + "\n"
-    part = contamination.cut(Problem(question, "1", "in a template: " + question), fraction, "file")
+    part = contamination.cut(Problem(question, "1", "in a template: " + question), fraction)
     if not shown:
         assert part is None
     else:
@@ -171,18 +174,119 @@ def test_what_is_reconstructed_is_as_many_words_as_are_hidden():
     assert not contamination.reconstruction("Red green blue", "red green blue")["exact"]
 
 
-def test_each_source_and_fraction_has_a_line():
-    def row(source, fraction, exact, correct):
-        return {"source": source, "fraction": fraction, "exact": exact, "rouge_l": 1.0 if exact else 0.25,
-                "correct": correct, "too_short": not exact, "prompt": "p", "rest": "r", "completion": "c"}
+def said_of(source, exact, likeness=None, twin="", correct=None, fraction=0.6):
+    """Rows of a source, one for each of `exact`."""
+    likeness = likeness or [1.0 if one else 0.25 for one in exact]
+    correct = correct or [False] * len(exact)
+    return [{"source": source, "twin": twin, "item": n, "fraction": fraction, "exact": bool(one), "rouge_l": like,
+             "correct": right, "too_short": not one, "prompt": "p", "rest": "r", "completion": "c"}
+            for n, (one, like, right) in enumerate(zip(exact, likeness, correct))]
 
-    made = [row("a", 0.4, n < 3, n < 1) for n in range(10)] + [row("b", 0.4, False, True)]
+
+def test_each_source_and_fraction_has_a_line():
+    made = said_of("a", [1] * 3 + [0] * 7, correct=[True] + [False] * 9) + said_of("b", [0], correct=[True])
     found = contamination.find({"m": made})
-    first, second = found.record["sets"]
+    first, second = (found.record["files"]["m"][name]["60%"] for name in "ab")
     assert (first["exact"]["value"], first["correct"]["value"], first["n"]) == (0.3, 0.1, 10)
     assert first["exact"]["interval"] == pytest.approx([0.1078, 0.6032], abs=1e-4)  # Wilson, 3 of 10
     assert first["rouge_l"]["value"] == pytest.approx(0.3 + 0.7 * 0.25) and first["too_short"] == 0.7
-    assert second["source"] == "b" and [one["exact"] for one in found.items[:4]] == [True] * 3 + [False]
+    assert second["n"] == 1 and [one["exact"] for one in found.items[:4]] == [True] * 3 + [False]
+    assert "against" not in first and "verdict" not in found.page
+
+
+def test_a_source_that_is_known_is_seen_and_another_is_not():
+    """20 problems each; AUROC by hand: of 20 x 20 pairs, 12 x 20 are told right and 8 x 20 tie."""
+    made = said_of("known", [1] * 12 + [0] * 8) + said_of("fresh", [0] * 20) + said_of("other", [1] + [0] * 19)
+    record = contamination.find({"m": made}, "set/fresh.jsonl").record["files"]["m"]
+    known, other = (record[name]["60%"]["against"]["fresh"] for name in ("known", "other"))
+    assert known["exact"]["difference"] == 0.6 and known["rouge_l"]["difference"] == pytest.approx(0.6 * 0.75)
+    assert known["exact"]["interval"] == pytest.approx([0.6 - 1.96 * 0.11, 0.6 + 1.96 * 0.11], abs=0.04)
+    assert known["auroc"] == {"exact": 0.8, "rouge_l": 0.8} and not known["paired"]
+    assert (known["verdict"], other["verdict"]) == ("seen", "no sign")
+    assert "against" not in record["fresh"]["60%"]
+    with pytest.raises(UserError, match="--clean=new: the completions are of known, fresh, other"):
+        contamination.find({"m": made}, "new")
+
+
+@pytest.mark.parametrize("kind, answer_known, verdict", [
+    ("renumbered", True, "seen"), ("renumbered", False, "no sign"), ("reordered", True, "no sign")])
+def test_twins_are_compared_in_pairs_and_likeness_counts_where_they_are_drawn_alike(kind, answer_known, verdict):
+    """Each problem is .1 likelier than its twin, which differs more from one problem to the next. One has no twin."""
+    level = [0.1 * n for n in range(9)]
+    made = said_of("a", [0] * 10, [x + 0.1 for x in level] + [0.0])
+    made += said_of("a", [0] * 9, level, twin=kind, correct=[False if answer_known else None] * 9)
+    found = contamination.find({"m": made})
+    record = found.record["files"]["m"]
+    one = record["a"]["60%"]["against"][f"a, {kind}"]
+    assert one["rouge_l"]["interval"] == pytest.approx([0.1, 0.1]) and (one["n"], one["control_n"]) == (9, 9)
+    assert one["verdict"] == verdict and one["paired"] and one["exact"]["interval"] == [0, 0]
+    assert record[f"a, {kind}"]["60%"]["correct"]["value"] == (0 if answer_known else None)
+    assert f"| a, {kind} | 9, 9 | +0.000 [+0.000, +0.000] | +0.100 [+0.100, +0.100] |" in found.page
+
+
+def test_suspicious_items_come_first_and_twins_last():
+    made = said_of("a", [1], twin="renumbered") + said_of("a", [0, 1], [0.9, 1.0])
+    assert [(one["twin"], one["exact"]) for one in contamination.find({"m": made}).items] == [
+        ("", True), ("", False), ("renumbered", True)]
+
+
+# ----- twins
+
+
+def plain(*questions):
+    return [Problem(question, "7", question) for question in questions]
+
+
+def test_sentences_are_put_in_another_order():
+    story = "Tom has 3 bags. Each holds 4.5 kg! How heavy are they?"
+    made = twins.make("reordered", plain(story, "One sentence alone?", "Same. Same."), 0)["reordered"]
+    assert list(made) == [0] and made[0].answer == "7" and made[0].prompt == made[0].question != story
+    parts = ["Tom has 3 bags.", "Each holds 4.5 kg!", "How heavy are they?"]
+    orders = {" ".join(order) for order in itertools.permutations(parts)} - {story}
+    assert {twins.make("reordered", plain(story), seed)["reordered"][0].question for seed in range(40)} == orders
+
+
+def test_numbers_of_a_text_are_swapped_alike_and_nobody_knows_the_answer():
+    story = "Tom has 3 bags and 12 more, so 3 + 12 = 15; a bag is $1.25."
+    twin = twins.make("renumbered", plain(story, "no number"), 0)["renumbered"]
+    assert list(twin) == [0] and twin[0].answer == ""
+    old, new = (re.findall(r"\d+", text) for text in (story, twin[0].question))
+    assert [len(a) for a in old] == [len(b) for b in new] and all(a != b and b[0] != "0" for a, b in zip(old, new))
+    assert new[0] == new[2] and new[1] == new[3] and re.split(r"\d+", story) == re.split(r"\d+", twin[0].question)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6))
+def test_a_renumbered_chain_is_solved_anew(seed):
+    twin = twins.make("renumbered", plain("coins 3 + 4 * 2 - 5 ="), seed)["renumbered"].get(0)
+    if twin:  # with a seed in a thousand the same numbers come out
+        topic, start, *words = twin.question.split()
+        value = int(start)
+        for op, operand in zip(words[:-1:2], words[1::2]):
+            value = value + int(operand) if op == "+" else value - int(operand) if op == "-" else value * int(operand)
+        assert (topic, words[::2], str(value)) == ("coins", ["+", "*", "-", "="], twin.answer)
+        assert twin.question != "coins 3 + 4 * 2 - 5 ="
+
+
+def test_a_renumbered_calculation_keeps_its_shape():
+    problems = calculation.draw("calculation:3", 20, "test")
+    made = twins.make("renumbered", problems, 0)["renumbered"]
+    assert len(made) == 20
+    for place, twin in made.items():
+        shapes = [re.sub(r"(?<!\^)\b\d+", "n", one.question) for one in (problems[place], twin)]
+        assert shapes[0] == shapes[1] and twin.question != problems[place].question
+        assert twin.answer == str(calculation.value(twin.meta["tree"]))
+
+
+def test_a_twin_depends_on_its_place_alone_and_is_no_problem_of_the_set():
+    problems = plain("Add 1 to 2?", "Add 3 to 4?", "I am 5. So?")
+    made = twins.make("renumbered,reordered", problems, 3)
+    assert made["renumbered"][0] == twins.make("renumbered", problems[:1], 3)["renumbered"][0]
+    every = plain(*(f"Is {n} odd?" for n in range(1, 10)))  # all that a twin could be
+    assert not twins.make("renumbered", every, 0)["renumbered"]
+    for names in ("mirrored", "renumbered,renumbered"):
+        with pytest.raises(UserError, match=f"--twins={names}: give some of reordered, renumbered"):
+            twins.make(names, problems, 0)
 
 
 # ----- memory
@@ -283,19 +387,32 @@ def test_coherence_of_kept_completions_and_of_a_model_are_the_same(tmp_path, bas
 
 
 def test_contamination_of_a_model(tmp_path, base):  # noqa: F811
-    found = probe.probe(config(tmp_path, probe="contamination", model=str(base), fractions=(0.4, 0.8)))
+    dirs = "a", "b"
+    for name, questions in zip(dirs, (["coins 3 + 4 * 2 =", "cups 9 - 2 + 1 ="], ["miles 5 + 5 - 4 ="])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "p.jsonl").write_text("".join(json.dumps({"question": q, "answer": 1}) + "\n"
+                                                         for q in questions))
+    files = [str(tmp_path / name / "p.jsonl") for name in dirs]
+    flags = {"probe": "contamination", "clean": "arithmetic", "twins": "renumbered"}
+    found = probe.probe(config(tmp_path, model=str(base), problems=",".join(files), fractions=(0.4, 0.8), **flags))
     record, items = written(tmp_path, "contamination")
-    assert [(one["source"], one["fraction"], one["n"]) for one in record["sets"]] == [
-        ("arithmetic", 0.4, 12), ("arithmetic", 0.8, 12)]
+    (file, sets), = record["files"].items()
+    assert {name: (list(one), one["80%"]["n"]) for name, one in sets.items()} == {
+        name: (["40%", "80%"], n) for name, n in [(files[0], 2), (f"{files[0]}, renumbered", 2), (files[1], 1),
+                                                  (f"{files[1]}, renumbered", 1), ("arithmetic", 12)]}
+    assert set(sets[files[0]]["40%"]["against"]) == {f"{files[0]}, renumbered", "arithmetic"}
     for item in items:
         words = f"{item['prompt']} {item['rest']}".split()
         assert len(words) == 7 and words[-1] == "=" and len(item["prompt"].split()) == int(item["fraction"] * 7)
         assert item["exact"] == (item["completion"].split()[: len(item["rest"].split())] == item["rest"].split())
     kept_rows = str(tmp_path / "out" / "completions.jsonl")
-    again = probe.probe(config(tmp_path / "2", probe="contamination", completions=kept_rows))
-    assert [one | {"file": ""} for one in again.record["sets"]] == [one | {"file": ""} for one in found.record["sets"]]
-    for flag in ({"temperature": 1.0}, {"prompt_style": "chat"}):
-        with pytest.raises(UserError, match="one greedy completion without a template"):
+    again = probe.probe(config(tmp_path / "2", completions=kept_rows, **flags))
+    assert list(again.record["files"].values()) == [json.loads(json.dumps(found.record))["files"][file]]
+    for flag, says in (({"temperature": 1.0}, "one greedy completion without a template"),
+                       ({"prompt_style": "chat"}, "one greedy completion without a template"),
+                       ({"twins": "reordered"}, "no question of arithmetic has a twin that is reordered"),
+                       ({"fractions": (0.1,)}, "no question of arithmetic has enough words")):
+        with pytest.raises(UserError, match=says):
             probe.probe(config(tmp_path / "3", probe="contamination", model=str(base), **flag))
     with pytest.raises(UserError, match="other flags: .*--probe"):
         probe.probe(config(tmp_path, probe="memory", model=str(base), example="coins 3 + 4 * 2 ="))
@@ -380,7 +497,11 @@ def test_a_probe_is_a_row(tmp_path, monkeypatch):
     monkeypatch.setitem(probe.PROBES, "lengths", lengths)
     (tmp_path / "a.jsonl").write_text(json.dumps(kept(GUESS)[0]) + "\n")
     probe.probe(config(tmp_path, probe="lengths", completions=str(tmp_path / "a.jsonl")))
-    assert written(tmp_path, "lengths")[0]["words"] == {"a": [2]}
+    record = written(tmp_path, "lengths")[0]
+    assert record["words"] == {"a": [2]}
+    shown = (f"`python -m scripts.probe --max_new_tokens=10 --num_ops=2 --max_problems=12 --probe=lengths "
+             f"--completions={tmp_path}/a.jsonl`, commit ")
+    assert record["origin"].startswith(shown) and record["origin"] in (tmp_path / "out" / "lengths.md").read_text()
     html = (tmp_path / "out" / "lengths.html").read_text()  # it may choose by what is true or false
     assert "Words of a completion." in html and '<select name="short">' in html
     assert [one["verdicts"] for one in data_of(html)] == [{"short": "yes"}, {"short": "no"}]

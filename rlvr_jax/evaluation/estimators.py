@@ -59,6 +59,14 @@ def bootstrap(values: np.ndarray) -> tuple[float, float]:
     return tuple(np.quantile(np.asarray(values)[places].mean(-1), (0.025, 0.975)).tolist())
 
 
+def bootstrap_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of mean(after) - mean(before), each over problems of its own: they are not paired."""
+    rng = np.random.default_rng(0)
+    means = [np.asarray(values, float)[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(-1)
+             for values in (before, after)]
+    return tuple(np.quantile(means[1] - means[0], (0.025, 0.975)).tolist())
+
+
 def summarise(rows: list[dict], num_samples: int) -> dict:
     """The numbers of one benchmark, from its rows in order (`evaluation.measure`), `num_samples` a problem.
 

@@ -1,23 +1,20 @@
 """The page of a probe: its figure, its tables, and its items to leaf through. `studies/probe.html.jinja` draws it."""
 
 import collections
-import dataclasses
 import pathlib
-import shlex
 
 from rlvr_jax.config import ProbeConfig
 from rlvr_jax.probes.rows import Found, short_names
-from rlvr_jax.runs.flags import flag_lines
-from rlvr_jax.runs.origin import commit
 from rlvr_jax.studies import pages
 
 MAX_ITEMS, MAX_BYTES, MAX_TEXT, MAX_STEPS = 2_000, 8_000_000, 20_000, 60  # of a page, its texts, a text, an item
 TEXTS = {"prompt": "Prompt", "rest": "Hidden from the model", "completion": "Completion"}
 
 
-def html(config: ProbeConfig, found: Found, about: str, choices: dict[str, str]) -> str:
+def html(config: ProbeConfig, found: Found, about: str, choices: dict[str, str], made_by: str) -> str:
     """The page, for a folder that has the probe's figure and items. `choices` names, by their key, the verdicts that
-    items are chosen by; empty: all that are true or false. The file is another one, too, where there are several."""
+    items are chosen by; empty: all that are true or false. The file is another one, too, where there are several.
+    `made_by` stands at the end."""
     file, shown = f"{config.probe}_items.jsonl", pages.evenly(found.items, MAX_ITEMS)
     choices = choices or {key: key.replace("_", " ") for one in shown for key in one if isinstance(one[key], bool)}
     size = sum(len(text) for one in shown for text in texts(one).values())
@@ -28,13 +25,10 @@ def html(config: ProbeConfig, found: Found, about: str, choices: dict[str, str])
         for label, said in one["verdicts"].items():
             counts[label][said] += 1
     names = short_names(config.completions.split(",")) if config.completions else [pathlib.Path(config.model).name]
-    default = flag_lines(dataclasses.replace(ProbeConfig(), probe=""))
-    command = ["python -m scripts.probe", *(shlex.quote(line) for line in flag_lines(config) if line not in default)]
     made = pages.environment().get_template("probe.html.jinja").render(
         title=f"{config.probe} of {', '.join(names)}", about=about, text=found.page, items=items, file=file,
         picture=pages.picture(pathlib.Path(config.out) / f"{config.probe}.png"), total=len(found.items),
-        choices={label: said for label, said in counts.items() if len(said) > 1}, command=command,
-        commit=commit())
+        choices={label: said for label, said in counts.items() if len(said) > 1}, made_by=made_by)
     return made.encode("utf-8", "replace").decode()
 
 

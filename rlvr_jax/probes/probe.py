@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import json
 import pathlib
+import shlex
 
 from rlvr_jax.config import ProbeConfig
 from rlvr_jax.errors import UserError
@@ -13,6 +14,8 @@ from rlvr_jax.pretrained import loading
 from rlvr_jax.probes import boundary, coherence, confidences, contamination, memory, page
 from rlvr_jax.probes.rows import Found, kept_rows
 from rlvr_jax.runs import files
+from rlvr_jax.runs.flags import flag_lines
+from rlvr_jax.runs.origin import machine
 
 
 def of_steps(config: ProbeConfig) -> Found:
@@ -37,8 +40,8 @@ def of_confidences(config: ProbeConfig) -> Found:
 
 
 def of_questions(config: ProbeConfig) -> Found:
-    """Whether the model can go on with a question that it sees a part of."""
-    return contamination.find(kept_rows(config, contamination.ask, contamination.NEEDS))
+    """Whether the model can go on with a question that it sees a part of, beside twins or a clean source."""
+    return contamination.find(kept_rows(config, contamination.ask, contamination.NEEDS), config.clean)
 
 
 # --probe -> function of the flags. One that needs completions of its own says what it asks (`rows.kept_rows`).
@@ -57,10 +60,11 @@ CHOICES = {
 
 def probe(config: ProbeConfig) -> Found:
     """Runs one probe; writes NAME.json, NAME.md, NAME.html, NAME.png (with matplotlib) and NAME_items.jsonl into
-    `config.out`."""
+    `config.out`. The first three say the command, the commit and the machine.
+    """
     if not config.out:
         raise UserError("--out is required: the directory for what the probe finds")
-    config = dataclasses.replace(config, model=loading.pinned(config.model))
+    asked, config = config, dataclasses.replace(config, model=loading.pinned(config.model))
     found, out = PROBES[config.probe](config), pathlib.Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     files.write_whole(out / f"{config.probe}_items.jsonl", "".join(json.dumps(one) + "\n" for one in found.items))
@@ -71,9 +75,18 @@ def probe(config: ProbeConfig) -> Found:
         found.draw(sheet)
         with files.naming(out / f"{config.probe}.png"):
             sheet.savefig(out / f"{config.probe}.png", dpi=150)
-    files.write_whole(out / f"{config.probe}.md", found.page)
-    about = inspect.getdoc(PROBES[config.probe]) or ""
-    files.write_whole(out / f"{config.probe}.html",
-                      page.html(config, found, about, CHOICES.get(config.probe, {})))
-    files.write_json(out / f"{config.probe}.json", found.record | {"flags": dataclasses.asdict(config)})
+    made_by = origin(asked)
+    files.write_whole(out / f"{config.probe}.md", f"{found.page}\n{made_by}\n")
+    about, choices = inspect.getdoc(PROBES[config.probe]) or "", CHOICES.get(config.probe, {})
+    files.write_whole(out / f"{config.probe}.html", page.html(config, found, about, choices, made_by))
+    files.write_json(out / f"{config.probe}.json",
+                     found.record | {"origin": made_by, "flags": dataclasses.asdict(config)})
     return found
+
+
+def origin(config: ProbeConfig) -> str:
+    """The command, with the flags that have not their default, and what its numbers depend on beside it."""
+    defaults, made = flag_lines(ProbeConfig()), machine()
+    flags = [line for line in flag_lines(config) if line not in defaults and not line.startswith("--out=")]
+    return (f"`python -m scripts.probe {shlex.join(flags)}`, commit {made['commit']}, JAX {made['jax']} on "
+            f"{made['device']} ({made['platform']}).")

@@ -7,7 +7,7 @@ import numpy as np
 from rlvr_jax.errors import UserError
 from rlvr_jax.model import ModelConfig, Prompts
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.tasks import families, gym, problems
+from rlvr_jax.tasks import calculation, families, gym, problems
 from rlvr_jax.tasks.problems import Problem
 
 HELDOUT_SEED = 20_250_429  # of the synthetic held-out problems: the same ones in every run
@@ -27,16 +27,17 @@ def load_problems(names: str, tokenizer: Tokenizer, *, count: int = 0, **asked) 
 
 def is_drawn(name: str) -> bool:
     """Whether a source's problems are drawn from a seed, as those of families are, and not read from a file."""
-    return name in families.FAMILIES or name.startswith(gym.PREFIX)
+    return name in families.FAMILIES or name.startswith((gym.PREFIX, calculation.PREFIX))
 
 
 def load_source(name: str, tokenizer: Tokenizer, *, count: int = 0, split: str = "test", num_ops: int = 6,
                 prompt_style: str = "plain", instruction: str = "", ignore_columns: str = "",
                 seed: int = HELDOUT_SEED) -> list[Problem]:
-    """Problems of a synthetic family's or reasoning-gym's `split`, or of a file row by row, with prompts as the model
-    reads them.
+    """Problems of a synthetic family's, reasoning-gym's or a calculation's `split`, or of a file row by row, with
+    prompts as the model reads them.
 
-    `count` 0 is all of a file and 512 of any other. Raises UserError for a family whose words the model does not know.
+    `count` 0 is all of a file and 512 of any other. A calculation's seed is in its name. Raises UserError for a family
+    whose words the model does not know.
     """
     if name in families.FAMILIES:
         if unknown := tokenizer.lacks(families.FAMILIES[name].vocabulary):
@@ -44,6 +45,7 @@ def load_source(name: str, tokenizer: Tokenizer, *, count: int = 0, split: str =
                             f"pre-train a base on them, scripts.pretrain --task_shares={name}")
         return families.draw_problems(name, np.random.default_rng(seed), count or 512, split, num_ops)
     bare = (gym.draw(name, seed, count or 512, split) if name.startswith(gym.PREFIX) else
+            calculation.draw(name, count or 512, split) if name.startswith(calculation.PREFIX) else
             problems.load(name, ignore_columns)[: count or None])
     return with_prompts(bare, tokenizer, prompt_style, instruction)
 
