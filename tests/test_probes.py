@@ -444,7 +444,8 @@ HOSTILE = [PROOF, CALC, "</script><script>document.title='x'</script><img src=ht
 def as_any_probe(row):
     """A row with what the probes need of it, besides."""
     return row | {"correct": row["completion"] == PROOF, "split": "dev", "benchmark": memory.EXAMPLE, "source": "a",
-                  "rest": "r", "exact": False, "rouge_l": 0.5, "fraction": 0.4, "too_short": False, "confidence": 0.5}
+                  "twin": "", "item": 0, "rest": "r", "exact": False, "rouge_l": 0.5, "fraction": 0.4,
+                  "too_short": False, "confidence": 0.5}
 
 
 def data_of(html):

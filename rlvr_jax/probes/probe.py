@@ -85,8 +85,8 @@ def probe(config: ProbeConfig) -> Found:
 
 
 def origin(config: ProbeConfig) -> str:
-    """The command, with the flags that have not their default, and what its numbers depend on beside it."""
-    defaults, made = flag_lines(ProbeConfig()), machine()
+    """The command, with --probe and the flags that have not their default, and what its numbers depend on beside it."""
+    defaults, made = flag_lines(dataclasses.replace(ProbeConfig(), probe="")), machine()
     flags = [line for line in flag_lines(config) if line not in defaults and not line.startswith("--out=")]
     return (f"`python -m scripts.probe {shlex.join(flags)}`, commit {made['commit']}, JAX {made['jax']} on "
             f"{made['device']} ({made['platform']}).")
