@@ -171,6 +171,13 @@ def test_the_study_of_the_recipes_is_one(folder):
         assert rl.reward == reward and rl.model == base.run_dir
 
 
+# (study, measure, arms) of which the README has every seed
+SHOWN = [("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["correct", "format"]),
+         ("examples", "end, greedy", ["one", "two", "sixteen", "easy", "hard", "sums alone"]),
+         ("label_free", "end, greedy", ["correct", "entropy, reward", "ttrl", "self-certainty"]),
+         ("calibration", "ECE, T=1", ["correct", "calibrated"])]
+
+
 def test_the_figures_are_those_of_the_results():
     record = json.loads((ROOT / "results" / "one_shot.json").read_text())
     for seed, run in (record["summaries"]["rl"] if "summaries" in record else record).items():
@@ -182,9 +189,11 @@ def test_the_figures_are_those_of_the_results():
     long = json.loads((ROOT / "results" / "long_run.json").read_text())["measures"]["rl"]
     assert "peaks at {:.3f} and ends at {:.3f}".format(
         *(long[name]["seeds"][0] for name in ("peak, greedy", "end, greedy"))) in README
-    arms = json.loads((ROOT / "results" / "boolean.json").read_text())["measures"]
-    for arm, measure in (("correct", "base, greedy"), ("correct", "end, greedy"), ("format", "end, greedy")):
-        assert ", ".join(f"{value:.3f}" for value in arms[arm][measure]["seeds"]) in README
+    read = " ".join(README.split())
+    for study, measure, arms in SHOWN:
+        measures = json.loads((ROOT / "results" / f"{study}.json").read_text())["measures"]
+        for arm in arms:
+            assert ", ".join(f"{value:.3f}" for value in measures[arm][measure]["seeds"]) in read, (study, arm)
 
 
 def test_the_map_names_every_module():
