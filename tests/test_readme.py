@@ -196,6 +196,13 @@ def test_the_figures_are_those_of_the_results():
             assert ", ".join(f"{value:.3f}" for value in measures[arm][measure]["seeds"]) in read, (study, arm)
 
 
+def test_none_of_smollm2s_continuations_is_exact_as_it_says():
+    page = (ROOT / "results" / "contamination_smollm2.md").read_text("utf-8")
+    exact = dict(re.findall(r"^\| smollm2 \| (\w+) \| 60% \| (.* of \d+) \| .*%", page, re.M))
+    exact = {name: cell.split(" | ")[0] for name, cell in exact.items()}
+    assert exact == dict.fromkeys(("gsm8k", "math500", "svamp"), "0.000 [0.000, 0.138] of 24")
+
+
 def test_the_map_names_every_module():
     shown = set(re.findall(r"`(\w+)/?`", section("Map of the code").split("what it knows")[1]))
     there = {path.parent.name if path.stem == "__init__" else path.stem for path in (ROOT / "rlvr_jax").rglob("*.py")}

@@ -222,7 +222,7 @@ def page(record: dict) -> str:
 
 def draw(record: dict, sheet) -> None:
     """Left the share of exact continuations, right that of right answers, against how much was shown. Dashed: twins."""
-    sheet.set_size_inches(8, 3.4)
+    sheet.set_size_inches(8, 4)
     for axes, key, name in zip(sheet.subplots(1, 2), ("exact", "correct"), ("exact continuation", "right answer")):
         for file, sources in record["files"].items():
             for source, fractions in sources.items():
@@ -233,4 +233,4 @@ def draw(record: dict, sheet) -> None:
                               np.maximum([values - ends[0], ends[1] - values], 0), capsize=3,
                               fmt="o--" if own and own[0]["twin"] else "o-", label=f"{source}, {file}")
         axes.set(xlabel="share of the question that is shown", ylabel=name, ylim=(-0.03, 1.03))
-        axes.legend(fontsize=6)
+    sheet.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=6)
