@@ -344,14 +344,14 @@ class ElicitConfig(SteeringConfig):
     alpha: float = setting(4.0, "power draws completions by their whole probability to this power", minimum=1)
     num_blocks: int = setting(16, "power grows a completion in this many blocks of max_new_tokens together", minimum=1)
     num_moves: int = setting(10, "Metropolis-Hastings moves of power after each block", minimum=0)
-    strength: float = setting(1.0, "steer adds the vector this many times")
+    strength: float = setting(1.0, "steer adds the vector this many times; below 0 the other way", minimum=-1000)
     where: str = setting("generated", "tokens that steer acts at", table="elicit.steering.WHERE")
     latent: str = setting("contrast", "latent that sae adds", table="elicit.latents.LATENTS")
     num_latents: int = setting(512, "latents of the autoencoder of sae", minimum=1)
     active: int = setting(8, "latents that are active at a token, at most", minimum=1)
     sae_steps: int = setting(2000, "updates of the autoencoder", minimum=1)
     strengths: tuple[float, ...] = setting((1.0, 2.0, 4.0, 8.0, 16.0), "times that sae adds a direction of length 1; "
-                                           "the one that is best on the dev split counts")
+                                           "the one that is best on the dev split counts", minimum=0)
     rate: float = setting(0.1, "share of generated tokens at which steer acts: of those that the gate was fitted on, "
                           "or by chance under shuffled_gate", minimum=0, maximum=1)
 
@@ -360,7 +360,8 @@ class ElicitConfig(SteeringConfig):
 class HybridConfig(SteeringConfig):
     """How much of a trained model's gain its base recovers, steered where a gate says so."""
 
-    strengths: tuple[float, ...] = setting((1.0, 2.0, 4.0), "times that the vector is added, to choose from")
+    strengths: tuple[float, ...] = setting((1.0, 2.0, 4.0), "times that the vector is added, to choose from",
+                                           minimum=0)
     rates: tuple[float, ...] = setting((0.02, 0.05, 0.1, 0.2, 0.4), "shares of the tokens it was fitted on at which "
                                        "the gate acts, to choose from; the curve", above=0, maximum=1)
 
