@@ -175,7 +175,10 @@ def test_the_study_of_the_recipes_is_one(folder):
 SHOWN = [("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["correct", "format"]),
          ("examples", "end, greedy", ["one", "two", "sixteen", "easy", "hard", "sums alone"]),
          ("label_free", "end, greedy", ["correct", "entropy, reward", "ttrl", "self-certainty"]),
-         ("calibration", "ECE, T=1", ["correct", "calibrated"])]
+         ("calibration", "ECE, T=1", ["correct", "calibrated"]),
+         ("boundary", "pass@1", ["base", "one", "prolonged"]),
+         ("boundary", "8 operations, pass@1", ["base", "prolonged"]),
+         ("boundary", "8 operations, pass@256", ["base", "prolonged"])]
 
 
 def test_the_figures_are_those_of_the_results():
