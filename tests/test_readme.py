@@ -176,7 +176,7 @@ SHOWN = [("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["
          ("examples", "end, greedy", ["one", "two", "sixteen", "easy", "hard", "sums alone"]),
          ("label_free", "end, greedy", ["correct", "entropy, reward", "ttrl", "self-certainty"]),
          ("calibration", "ECE, T=1", ["correct", "calibrated"]),
-         ("boundary", "pass@1", ["base", "one", "prolonged"]),
+         ("long_after", "end, greedy", ["recipe", "early floor"]), ("boundary", "pass@1", ["base", "one", "prolonged"]),
          ("boundary", "8 operations, pass@1", ["base", "prolonged"]),
          ("boundary", "8 operations, pass@256", ["base", "prolonged"])]
 
