@@ -176,6 +176,8 @@ SHOWN = [("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["
          ("examples", "end, greedy", ["one", "two", "sixteen", "easy", "hard", "sums alone"]),
          ("label_free", "end, greedy", ["correct", "entropy, reward", "ttrl", "self-certainty"]),
          ("calibration", "ECE, T=1", ["correct", "calibrated"]),
+         ("elicitation", "accuracy", ["base", "forced opening", "difference of means", "SAE latent", "random latent",
+                                      "own correct solutions", "one-shot RL", "self-consistency", "power sampling"]),
          ("long_after", "end, greedy", ["recipe", "early floor"]), ("boundary", "pass@1", ["base", "one", "prolonged"]),
          ("boundary", "8 operations, pass@1", ["base", "prolonged"]),
          ("boundary", "8 operations, pass@256", ["base", "prolonged"])]

@@ -185,16 +185,22 @@ def draw_against(axes, measured: dict, x: str, y: str, look: dict[str, Look], lo
 
     An arm without one of the two is left out. A logarithmic axis is linear below 1 where an arm has a 0.
     """
-    lowest = []
+    from matplotlib.ticker import LogLocator  # optional
+
+    drawn = []
     for arm, values in measured.items():
         pairs = [pair for pair in zip(values[x]["seeds"], values[y]["seeds"]) if None not in pair]
         if pairs:
             draw_point(axes, values[x]["mean"], values[y]["mean"], look[arm], size=6, xerr=reach(values[x]),
                        yerr=reach(values[y]))
             axes.plot(*zip(*pairs), ".", color=look[arm].color, ms=4, alpha=0.6)
-            lowest.append(min(pairs)[0])
-    if log_x and lowest:
-        axes.set_xscale("log") if min(lowest) > 0 else axes.set_xscale("symlog", linthresh=1)
+            drawn += [x_value for x_value, _ in pairs]
+    if log_x and drawn:
+        axes.set_xscale("log") if min(drawn) > 0 else axes.set_xscale("symlog", linthresh=1)
+        if 0 < max(drawn) < 1000 * min(drawn):  # by powers of ten alone there would be a number or two
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
     for measure, limit in ((x, axes.set_xlim), (y, axes.set_ylim)):
         keep_to_shares(measured, [measure], limit)
     hollow = "; hollow: a control" * any(one.fill == "none" for one in look.values())
