@@ -9,6 +9,7 @@ the left has their names: it is the legend of the other panels.
 """
 
 import pathlib
+import textwrap
 from typing import Callable, NamedTuple, Optional
 
 from rlvr_jax.runs import files
@@ -142,7 +143,8 @@ def draw_measures(axes, measured: dict, measures: list[str], look: dict[str, Loo
             axes.plot([place + 0.25 * width] * len(there), there, ".", color=look[arm].color, ms=4, alpha=0.6)
             if arm == control:
                 axes.hlines(one["mean"], x - 0.45, x + 0.45, color=look[arm].color, linestyle="--", linewidth=0.8)
-    axes.set_xticks(range(len(measures)), [name.replace(", ", ",\n") for name in measures])
+    axes.set_xticks(range(len(measures)), [narrow(name) for name in measures],
+                    fontsize=8 if len(measures) > 4 else None)
     keep_to_shares(measured, measures, axes.set_ylim)
     axes.set(title="mean, 95 % interval, seeds", xlim=(-0.6, len(measures) - 0.4))
 
@@ -178,6 +180,12 @@ def keep_to_shares(measured: dict, names: list[str], set_limits: Callable) -> No
              if seed is not None]
     if seeds and 0 <= min(seeds) and max(seeds) <= 1:
         set_limits(-0.03, 1.03)
+
+
+def narrow(name: str) -> str:
+    """A measure's name on lines of at most 10 characters, where its words allow that."""
+    return "\n".join(line for part in name.replace(", ", ",\n").splitlines()
+                     for line in textwrap.wrap(part, 10, break_long_words=False, break_on_hyphens=False))
 
 
 def draw_against(axes, measured: dict, x: str, y: str, look: dict[str, Look], log_x: bool) -> None:
