@@ -179,7 +179,8 @@ SHOWN = [("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["
          ("elicitation", "accuracy", ["base", "forced opening", "difference of means", "SAE latent", "random latent",
                                       "own correct solutions", "one-shot RL", "self-consistency", "power sampling"]),
          ("hybrid", "hybrid", ["RL, means"]), ("hybrid", "first token", ["RL, means"]),
-         ("hybrid", "random places", ["RL, means"]), ("long_after", "end, greedy", ["recipe", "early floor"]),
+         ("when", "likeliest token differs, base's text", ["one example"]), ("hybrid", "random places", ["RL, means"]),
+         ("long_after", "end, greedy", ["recipe", "early floor"]),
          ("boundary", "pass@1", ["base", "one", "prolonged"]),
          ("boundary", "8 operations, pass@1", ["base", "prolonged"]),
          ("boundary", "8 operations, pass@256", ["base", "prolonged"])]

@@ -17,6 +17,7 @@ from rlvr_jax.studies import figures
 
 COLORS = ("#0072b2", "#d55e00", "#00785a", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c564b")  # Okabe and Ito
 MARKERS, LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")
+ACROSS = 4  # measures side by side
 FEW = len(COLORS)
 
 
@@ -75,13 +76,14 @@ def draw(study: dict, cells: dict, measured: dict):
     figure, look = study.get("figure", {}), looks(study)
     curves, measures = figure.get("curves", []), figure.get("measures", list(study["measures"]))
     pairs = [(x, y) for x in listed(figure.get("x", [])) for y in measures]
-    few, log_x = len(look) <= FEW, figure.get("log_x", [])
+    few, log_x = len(look) <= FEW and len(measures) <= ACROSS, figure.get("log_x", [])  # names stay apart
     count = len(curves) + few + len(pairs)
     rows = -(-count // (4 if few else 2))
     columns = -(-count // max(rows, 1))
-    names = 0 if few else 0.4 + 0.065 * max(map(len, look)) + 2.2 * len(measures)  # inches
+    names = 0 if few else 0.4 + 0.065 * max(map(len, look)) + 2.2 * min(len(measures), ACROSS)  # inches
     in_legend = max(1, int(3.4 * columns / (0.6 + 0.065 * max(map(len, look)))))  # names that fit side by side
-    height = 2.8 * rows + 0.2 + 0.2 * -(-len(look) // in_legend) if few else max(2.8 * rows, 0.22 * len(look) + 0.9)
+    height = 2.8 * rows + 0.2 + 0.2 * -(-len(look) // in_legend) if few else max(
+        2.8 * rows, (0.22 * len(look) + 0.9) * -(-len(measures) // ACROSS))
     sheet = grid = Figure((names + 3.4 * columns, height), layout="constrained")
     if not few:
         side, grid = sheet.subfigures(1, 2, width_ratios=[names, 3.4 * columns]) if count else (sheet, None)
@@ -143,8 +145,7 @@ def draw_measures(axes, measured: dict, measures: list[str], look: dict[str, Loo
             axes.plot([place + 0.25 * width] * len(there), there, ".", color=look[arm].color, ms=4, alpha=0.6)
             if arm == control:
                 axes.hlines(one["mean"], x - 0.45, x + 0.45, color=look[arm].color, linestyle="--", linewidth=0.8)
-    axes.set_xticks(range(len(measures)), [narrow(name) for name in measures],
-                    fontsize=8 if len(measures) > 4 else None)
+    axes.set_xticks(range(len(measures)), [name.replace(", ", ",\n") for name in measures])
     keep_to_shares(measured, measures, axes.set_ylim)
     axes.set(title="mean, 95 % interval, seeds", xlim=(-0.6, len(measures) - 0.4))
 
@@ -154,7 +155,10 @@ def draw_dots(side, measured: dict, measures: list[str], look: dict[str, Look], 
 
     The line of a row is that of the arm's curves.
     """
-    panels = side.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    across = min(len(measures), ACROSS)
+    panels = side.subplots(-(-len(measures) // across), across, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(measures):]:
+        axes.set_axis_off()
     for axes, name in zip(panels, measures):
         for row, (arm, values) in enumerate(measured.items()):
             one = values[name]
@@ -168,7 +172,7 @@ def draw_dots(side, measured: dict, measures: list[str], look: dict[str, Look], 
                 axes.axvline(one["mean"], color=look[arm].color, linestyle="--", linewidth=0.8)
         keep_to_shares(measured, [name], axes.set_xlim)
         axes.grid(False, axis="y")
-        axes.set(title=name.replace(", ", ",\n"))
+        axes.set(title=narrow(name))
     panels[0].set_yticks(range(len(measured)), list(measured))
     panels[0].set_ylim(len(measured) - 0.4, -0.6)
     side.supxlabel("mean, 95 % interval, seeds", fontsize="small")
@@ -183,9 +187,8 @@ def keep_to_shares(measured: dict, names: list[str], set_limits: Callable) -> No
 
 
 def narrow(name: str) -> str:
-    """A measure's name on lines of at most 10 characters, where its words allow that."""
-    return "\n".join(line for part in name.replace(", ", ",\n").splitlines()
-                     for line in textwrap.wrap(part, 10, break_long_words=False, break_on_hyphens=False))
+    """A measure's name on lines of at most 24 characters, broken after its commas too."""
+    return "\n".join(line for part in name.replace(", ", ",\n").splitlines() for line in textwrap.wrap(part, 24))
 
 
 def draw_against(axes, measured: dict, x: str, y: str, look: dict[str, Look], log_x: bool) -> None:
