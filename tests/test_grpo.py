@@ -39,9 +39,12 @@ def test_training_raises_the_reward_it_is_paid_for(base, tmp_path):
 def test_every_step_reports_what_diagnoses_a_run(base, tmp_path):
     _, rows = train(base, tmp_path, kl_coef=0.01)
     wanted = {"accuracy", "reward_mean", "reward_std", "live_groups", "entropy", "kl", "clip_fraction", "grad_norm",
-              "completion_length", "truncated", "logprob_gap_mean", "logprob_gap_max", "ratio_outside", "repetition", "loss"}
+              "completion_length", "tokens", "truncated", "logprob_gap_mean", "logprob_gap_max", "ratio_outside",
+              "repetition", "loss"}
     for row in rows[1:]:
         assert wanted <= {key[6:] for key in row if key.startswith("train/")}
+        rows_of_a_step = CONFIG.num_prompts * CONFIG.group_size
+        assert row["train/tokens"] == pytest.approx(row["train/completion_length"] * rows_of_a_step)
         assert row["sample/tokens_per_second"] > 0 and row["update/tokens_per_second"] > 0
         assert {"seconds/sample", "seconds/score", "seconds/update"} <= set(row)
         assert row["train/logprob_gap_max"] < 1e-4 and row["train/ratio_outside"] == 0

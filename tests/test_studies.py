@@ -13,7 +13,7 @@ from helpers import ROOT
 from rlvr_jax.config import StudyConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.studies import figures, study, study_figure
+from rlvr_jax.studies import figures, records, study, study_figure
 from test_configs import parse  # noqa: F401  (a fixture)
 
 STUDY = '''
@@ -168,6 +168,15 @@ def test_quick_is_one_seed_with_other_flags_under_another_name(coin, tmp_path):
     assert len(coin[1]) == 3 and all("--num_steps=1" in line for line in coin[1] if line.startswith("train"))
 
 
+def test_tables_show_the_measures_that_are_named(coin):
+    path = pathlib.Path(coin[0].study)
+    path.write_text(STUDY.replace("[commands]", 'table = ["gain", "end"]\n[commands]'))
+    page, record = study.run(coin[0]).read_text(), records.read(pathlib.Path(coin[0].out) / "coin.json")
+    assert "| arm | gain | end |" in page and "| arm | seed | gain | end |" in page
+    assert "start" in record["measures"]["bent"]
+    assert [len(row) for row in (records.arms(record)[0], records.seeds(record)[0])] == [3, 4]
+
+
 def test_results_go_beside_the_runs_unless_another_place_is_named(coin, tmp_path):
     config = StudyConfig(study=coin[0].study, work_dir=coin[0].work_dir)
     assert study.run(config) == tmp_path / "work" / "results" / "coin.md"
@@ -183,6 +192,17 @@ def test_a_measure_over_problems_is_paired_by_problem(tmp_path):
     assert one["seeds"] == [.3] and one["interval"] == estimators.bootstrap(np.array([1.] * 30 + [0.] * 70))
 
 
+def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (
+        {"step": 0, "eval/greedy": .3}, {"step": 1, "train/tokens": 20}, {"step": 2, "train/tokens": 5})))
+    measures, cell = {"tokens": "{tokens}", "labels": "{labels}"}, {"work": str(tmp_path)}
+    for tokens, total in (("metrics.jsonl: train/tokens", 25), ("0", 0), ("never/metrics.jsonl: train/tokens", None)):
+        assert study.source_values(measures, "tokens", cell | {"tokens": tokens}) == total
+    assert study.source_values(measures, "labels", cell | {"labels": "1"}) == 1
+    with pytest.raises(UserError, match="measure labels: 'one' is no number"):
+        study.source_values(measures, "labels", cell | {"labels": "one"})
+
+
 @pytest.mark.parametrize("old, new, message", [
     ('question = "Is it fair?"', "", "question is missing"), ("control =", "contrl =", "contrl"),
     ('control = "plain"', 'control = "round"', "control"), ("[commands]", "[commands", "not TOML"),
@@ -191,6 +211,7 @@ def test_a_measure_over_problems_is_paired_by_problem(tmp_path):
     ("[figure]", '[figure]\nx = "lenght"', "x: 'lenght' is none of the measures: end, start, gain"),
     ("[figure]", '[figure]\nlog_x = ["lenght"]', "log_x: 'lenght' is none of the measures"),
     ("[figure]", '[figure]\nmeasures = ["end", "ned"]', "measures: 'ned' is none of the measures"),
+    ("[commands]", 'table = ["ned"]\n[commands]', "table: 'ned' is none of the measures"),
     ("[figure]", '[figure]\ncontrols = ["plane"]', "controls: 'plane' is none of the arms: plain, bent")])
 def test_a_file_that_is_amiss_is_refused_by_name(coin, old, new, message):
     path = pathlib.Path(coin[0].study)

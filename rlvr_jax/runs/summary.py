@@ -27,7 +27,7 @@ def describe(rollouts, scored, group_size: int) -> dict:
             "train/live_groups": live_groups(groups).mean(), "train/completion_length": lengths.mean(),
             "train/length_correct": lengths[correct].mean() if correct.any() else math.nan,
             "train/length_wrong": lengths[~correct].mean() if not correct.all() else math.nan,
-            "train/truncated": 1.0 - rollouts.ended.mean(),
+            "train/tokens": int(lengths.sum()), "train/truncated": 1.0 - rollouts.ended.mean(),
             "train/repetition": repetition(rollouts.completions, rollouts.completion_mask)}
 
 

@@ -10,7 +10,7 @@ from rlvr_jax.runs.markdown import markdown_table
 KINDS = {"study": str, "question": str, "prediction": str, "seeds": list, "origin": str, "measures": dict,
          "rules": list, "verdict": str}
 RULE = {"says", "arm", "measure", "verdict", "mean", "interval"}  # what each of the rules has
-WORDS = ("title", "short", "known", "note", "control")  # of the study's file; a record of before has them not
+WORDS = ("title", "short", "known", "note", "control", "table")  # of the study's file; older records lack them
 VERDICTS = ("agree", "disagree", "undecided")
 
 
@@ -38,6 +38,7 @@ def faults(record: dict) -> list[str]:
         whole = isinstance(measures, dict) and all(
             isinstance(one, dict) and {"mean", "interval"} <= one.keys() and isinstance(one.get("seeds"), list)
             and len(one["seeds"]) == len(record["seeds"]) for one in measures.values())
+        whole = whole and set(record.get("table", ())) <= measures.keys()
         wrong += [f"measures of {arm}"] * (not whole)
     return wrong
 
@@ -47,20 +48,25 @@ def shown(measure: dict, sign: str = "") -> str:
 
 
 def names(record: dict) -> list[str]:
-    """The measures, in their order."""
-    return list(next(iter(record["measures"].values()), {}))
+    """The measures of the tables, in their order: those of the study's `table`, or all."""
+    return record.get("table") or list(next(iter(record["measures"].values()), {}))
+
+
+def listed(record: dict) -> dict[str, list[dict]]:
+    """Each arm with the measures of the tables."""
+    return {arm: [measures[name] for name in names(record)] for arm, measures in record["measures"].items()}
 
 
 def arms(record: dict) -> list[list]:
     """[arm, (mean with interval, paired difference to the control or ""), ...]: a pair for each measure."""
     return [[arm, *((shown(one), shown(one["difference"], "+") if "difference" in one else "")
-                    for one in measures.values())] for arm, measures in record["measures"].items()]
+                    for one in measures)] for arm, measures in listed(record).items()]
 
 
 def seeds(record: dict) -> list[list[str]]:
     """[arm, seed, the value of each measure ...]."""
-    return [[arm, str(seed), *(shown({"mean": one["seeds"][i]}) for one in measures.values())]
-            for arm, measures in record["measures"].items() for i, seed in enumerate(record["seeds"])]
+    return [[arm, str(seed), *(shown({"mean": one["seeds"][i]}) for one in measures)]
+            for arm, measures in listed(record).items() for i, seed in enumerate(record["seeds"])]
 
 
 def rules(record: dict) -> list[list[str]]:

@@ -27,7 +27,7 @@ from rlvr_jax.studies import records, study_figure
 FOLDER = pathlib.Path("configs/studies")
 REQUIRED = {"title": str, "question": str, "known": str, "prediction": str, "seeds": list, "commands": dict,
             "arms": dict, "measures": dict, "rules": list}
-OPTIONAL = {"short": str, "control": str, "quick": dict, "figure": dict, "note": str}
+OPTIONAL = {"short": str, "control": str, "quick": dict, "figure": dict, "note": str, "table": list}
 
 # how a measure is made of others -> function of their values
 COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  # no share of nothing
@@ -87,7 +87,8 @@ def load(study: str) -> tuple[str, dict]:
         if not known or "says" not in rule:
             raise UserError(f"{path}: a rule needs says, arm (of the arms) and measure (of the measures); it has "
                             f"{rule}")
-    wrong = study_figure.fault(content)
+    unknown = [name for name in content.get("table", ()) if name not in content["measures"]]
+    wrong = f"table: {unknown[0]!r} is none of the measures" if unknown else study_figure.fault(content)
     if wrong:
         raise UserError(f"{path}: {wrong}")
     return path.stem, content
@@ -146,7 +147,8 @@ def source_values(measures: dict, name: str, cell: dict) -> Optional[np.ndarray]
     """What one cell says of a measure: one number, or one for each problem; None where there is none.
 
     A measure is "FILE.json: path.to.a.number", "FILE.jsonl: benchmark" (whether each problem of that benchmark was
-    right), or [a row of COMBINED, one measure, another, ...].
+    right), "RUN/metrics.jsonl: column" (its sum over all steps), "{word}" of an arm that is a number or one of these,
+    or [a row of COMBINED, one measure, another, ...].
     """
     source = measures[name]
     if isinstance(source, list):
@@ -154,9 +156,16 @@ def source_values(measures: dict, name: str, cell: dict) -> Optional[np.ndarray]
         made = None if any(part is None for part in parts) else COMBINED[source[0]](*parts)
         return None if made is None else np.asarray(made)
     file, _, path = fill(source, cell).partition(": ")
+    if not path:
+        try:
+            return np.array(float(file))
+        except ValueError:
+            raise UserError(f"the study's measure {name}: {file!r} is no number, nor FILE: WHAT") from None
     file = pathlib.Path(cell["work"]) / file
     if not file.exists():  # of a command that the arm leaves out
         return None
+    if file.name == "metrics.jsonl":
+        return np.array(sum(row.get(path, 0) for _, row in files.read_lines(file)), float)
     if file.suffix == ".jsonl":
         right = {}
         for _, row in files.read_lines(file):
