@@ -176,7 +176,7 @@ def test_every_method_keeps_its_completions_and_says_what_it_cost(method, base, 
             "sae": {"steered"}}.get(method, set())
     assert all(set(row) == KEYS | more for row in rows)
     assert summary["method"] == method and summary["n"] == 6 and summary["num_samples"] == samples
-    assert summary["accuracy"] == len(summary["solved"]) / 6 == next(iter(summary["rules"].values()))["accuracy"]
+    assert summary["accuracy"] == sum(summary["right"]) / 6 == next(iter(summary["rules"].values()))["accuracy"]
     assert summary["mean_accuracy"] == np.mean([row["correct"] for row in rows])
     fed = sum(row["forward_tokens"] for row in rows)
     assert summary["forward_tokens"] == pytest.approx(7 + fed / 6)  # coins 7 + 5 - 3 =
@@ -207,7 +207,7 @@ def test_a_gate_is_fitted_to_another_model(base, tmp_path):
     flags = {"where": "gate", "trained": f"{base}@100", "strength": 0.0, "max_problems": 64}
     summary, rows = elicited(base, tmp_path / "gate", "steer", rate=.2, **flags)
     plain, _ = elicited(base, tmp_path / "plain", "greedy", max_problems=64)
-    assert summary["solved"] == plain["solved"] and .05 < summary["steered"] < .45
+    assert summary["right"] == plain["right"] and .05 < summary["steered"] < .45
     assert summary["steered"] == sum(row["steered"] for row in rows) / sum(row["num_tokens"] for row in rows)
     for wrong, flaw in (({"trained": ""}, "--trained is required"), ({"layer": 1}, "--layer=1"),
                         ({"vector": "trained"}, "--vectors"), ({"problems": "some.jsonl"}, "--fit_problems"),

@@ -123,8 +123,8 @@ def elicit(config: ElicitConfig) -> dict:
 def set_summary(method: Method, asked: Asked, rows: list[dict]) -> dict:
     """As of an evaluation, but `accuracy` counts the completion that each rule picks, Wilson's interval with it.
 
-    `mean_accuracy` is that of all completions, `solved` the problems that the first rule gets right, `forward_tokens`
-    the tokens run through the model for a problem: its prompt, once, and every token fed for its completions.
+    `mean_accuracy` is that of all completions, `right` whether the first rule is right, by problem, `forward_tokens` the
+    tokens run through the model for a problem: its prompt, once, and every token fed for its completions.
     """
     size, whole = method.num_samples, benchmark_summary(asked, rows)
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -137,7 +137,7 @@ def set_summary(method: Method, asked: Asked, rows: list[dict]) -> dict:
     more = {"accepted": float(np.mean([row["accepted"] for row in rows]))} if "accepted" in rows[0] else {}
     more |= {"steered": steering.share(rows)} if "steered" in rows[0] else {}
     return whole | rules[main] | {"mean_accuracy": whole["accuracy"], "rules": rules, "forward_tokens": cost,
-                                  "solved": [i for i, x in enumerate(right[main]) if x]} | more
+                                  "right": list(map(int, right[main]))} | more
 
 
 def table(config: ElicitConfig, summaries: dict[str, dict]) -> str:
