@@ -123,8 +123,8 @@ def elicit(config: ElicitConfig) -> dict:
 def set_summary(method: Method, asked: Asked, rows: list[dict]) -> dict:
     """As of an evaluation, but `accuracy` counts the completion that each rule picks, Wilson's interval with it.
 
-    `mean_accuracy` is that of all completions, `right` whether the first rule is right, by problem, `forward_tokens` the
-    tokens run through the model for a problem: its prompt, once, and every token fed for its completions.
+    `mean_accuracy` is that of all completions, `right` whether the first rule is right, by problem, `forward_tokens`
+    the tokens run through the model for a problem: its prompt, once, and every token fed for its completions.
     """
     size, whole = method.num_samples, benchmark_summary(asked, rows)
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]

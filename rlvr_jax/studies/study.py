@@ -146,9 +146,9 @@ def script(line: str) -> None:
 def source_values(measures: dict, name: str, cell: dict) -> Optional[np.ndarray]:
     """What one cell says of a measure: one number, or one for each problem; None where there is none.
 
-    A measure is "FILE.json: path.to.a.number" (or to a list, one for each problem), "FILE.jsonl: benchmark" (whether each
-    problem of that benchmark was right), "RUN/metrics.jsonl: column" (its sum over all steps), "{word}" of an arm that
-    is a number or one of these, or [a row of COMBINED, one measure, another, ...].
+    A measure is "FILE.json: path.to.a.number" (or to a list, one for each problem), "FILE.jsonl: benchmark" (whether
+    each problem of that benchmark was right), "RUN/metrics.jsonl: column" (its sum over all steps), "{word}" of an arm
+    that is a number or one of these, or [a row of COMBINED, one measure, another, ...].
     """
     source = measures[name]
     if isinstance(source, list):
