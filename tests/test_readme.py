@@ -178,6 +178,8 @@ SHOWN = [("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["
          ("calibration", "ECE, T=1", ["correct", "calibrated"]),
          ("elicitation", "accuracy", ["base", "forced opening", "difference of means", "SAE latent", "random latent",
                                       "own correct solutions", "one-shot RL", "self-consistency", "power sampling"]),
+         ("elicitation_boolean", "accuracy", ["base", "forced opening", "difference of means", "SAE latent", "one-shot RL",
+                                              "own correct solutions", "power sampling"]),
          ("hybrid", "hybrid", ["RL, means"]), ("hybrid", "first token", ["RL, means"]),
          ("when", "likeliest token differs, base's text", ["one example"]), ("hybrid", "random places", ["RL, means"]),
          ("long_after", "end, greedy", ["recipe", "early floor"]),
