@@ -221,16 +221,34 @@ def page(record: dict) -> str:
 
 
 def draw(record: dict, sheet) -> None:
-    """Left the share of exact continuations, right that of right answers, against how much was shown. Dashed: twins."""
-    sheet.set_size_inches(8, 4)
-    for axes, key, name in zip(sheet.subplots(1, 2), ("exact", "correct"), ("exact continuation", "right answer")):
-        for file, sources in record["files"].items():
-            for source, fractions in sources.items():
-                own = [one for one in fractions.values() if one[key]["n"]]
-                values = np.array([one[key]["value"] for one in own])
-                ends = np.array([one[key]["interval"] for one in own]).reshape(-1, 2).T
-                axes.errorbar([one["fraction"] for one in own], values,
-                              np.maximum([values - ends[0], ends[1] - values], 0), capsize=3,
-                              fmt="o--" if own and own[0]["twin"] else "o-", label=f"{source}, {file}")
-        axes.set(xlabel="share of the question that is shown", ylabel=name, ylim=(-0.03, 1.03))
-    sheet.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=6)
+    """A line for each source and its twins: exact continuations, likeness, right answers, AUROC beside each control.
+    The colour is how much of the question was shown."""
+    found = list(lines(record))
+    rows = list(dict.fromkeys((file, source) for file, source, _, _ in found))
+    shares = sorted({one["fraction"] for *_, one in found})
+    names = {"exact": "exact continuation", "rouge_l": "ROUGE-L", "correct": "right answer", "auroc": "AUROC, ROUGE-L"}
+    sheet.set_size_inches(11, 1.2 + 0.28 * len(rows))
+    panels = dict(zip(names, sheet.subplots(1, len(names), sharey=True)))
+    for file, source, _, one in found:
+        colour = f"C{shares.index(one['fraction'])}"
+        place = rows.index((file, source)) + 0.2 * (shares.index(one["fraction"]) - (len(shares) - 1) / 2)
+        for key in ("exact", "rouge_l", "correct"):
+            if one[key].get("n", one["n"]):
+                low, high = one[key]["interval"]
+                panels[key].plot([low, high], [place] * 2, colour, linewidth=1.2)
+                panels[key].plot(one[key]["value"], place, "o", color=colour, markersize=4,
+                                 mfc="white" if one["twin"] else colour)
+        for beside in one.get("against", {}).values():
+            panels["auroc"].plot(beside["auroc"]["rouge_l"], place, "o", color=colour, markersize=4)
+    for key, axes in panels.items():
+        axes.set(xlabel=names[key], xlim=(-0.03, 1.03), ylim=(len(rows) - 0.5, -0.5))
+        axes.grid(axis="x", alpha=0.3)
+    panels["auroc"].axvline(0.5, color="0.6", linewidth=1)
+    several = len(record["files"]) > 1
+    panels["exact"].set_yticks(range(len(rows)), [f"{file}: {source}" if several else source for file, source in rows],
+                               fontsize=8)
+    for i, fraction in enumerate(shares):
+        panels["exact"].plot([], [], "o", color=f"C{i}", markersize=4, label=f"{fraction:.0%} shown")
+    sheet.legend(*panels["exact"].get_legend_handles_labels(), loc="outside lower center", ncols=len(shares),
+                 fontsize=8, title="hollow: a twin" if any(one["twin"] for *_, one in found) else None,
+                 title_fontsize=8)
