@@ -57,8 +57,9 @@ def first_tokens(params: model.Params, config: model.ModelConfig, prefix: model.
 
 def margins(logits_BxV: jax.Array) -> jax.Array:
     """f32[B], the probability of the likeliest token less that of the second."""
-    two_Bx2, _ = jax.lax.top_k(jax.nn.softmax(logits_BxV), 2)
-    return two_Bx2[:, 0] - two_Bx2[:, 1]
+    probs_BxV = jax.nn.softmax(logits_BxV)  # two maxima: XLA's top_k sorts on a CPU, twenty times slower over 49,152
+    others_BxV = jnp.where(jnp.arange(probs_BxV.shape[-1])[None] == jnp.argmax(probs_BxV, -1)[:, None], 0, probs_BxV)
+    return jnp.max(probs_BxV, -1) - jnp.max(others_BxV, -1)
 
 
 def margin_columns(tokenizer: Tokenizer) -> Callable:
