@@ -180,6 +180,8 @@ SHOWN = [("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["
                                       "own correct solutions", "one-shot RL", "self-consistency", "power sampling"]),
          ("elicitation_boolean", "accuracy", ["base", "forced opening", "difference of means", "SAE latent", "one-shot RL",
                                               "own correct solutions", "power sampling"]),
+         ("elicitation_smollm2", "mawps, one operation", ["greedy", "CoT-decoding of 8", "difference of means",
+                                                          "forced opening"]),
          ("contamination", "AUROC, seen 3", ["leak"]), ("contamination", "AUROC, seen 10", ["leak"]),
          ("contamination", "AUROC, seen 30", ["leak"]),
          ("contamination", "right, never seen", ["leak", "leak, format"]),
