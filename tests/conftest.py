@@ -21,6 +21,13 @@ def quick_to_compile(request):
     jax.config.update("jax_disable_most_optimizations", request.module.__name__.split(".")[-1] not in OPTIMISED)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(request):
+    """What took a tenth of a second to compile is kept, for the other worker and the next session too."""
+    jax.config.update("jax_compilation_cache_dir", str(request.config.cache.mkdir("jax_programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_memory_maps():
     """Every compiled program keeps memory maps, and Linux gives one process 65,530: programs no longer used are let go."""

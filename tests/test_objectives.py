@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tabular
@@ -63,7 +63,7 @@ def test_advantages_belong_to_their_group_and_follow_permutations(groups, random
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.floats(-5, 5, width=32), st.integers(2, 128))
+@given(st.floats(-5, 5, width=32), st.sampled_from([2, 3, 8, 128]))  # each size is compiled
 def test_equal_rewards_give_exactly_no_advantage(reward, size):
     for objective in OBJECTIVES.values():
         assert (np.asarray(objective.advantages(np.full((3, size), reward, np.float32))) == 0).all()
@@ -133,8 +133,9 @@ def test_on_policy_the_clipped_objectives_agree_with_reinforce():
 
 @settings(deadline=None, max_examples=50)
 @given(st.floats(-8, 0, width=32), st.floats(-8, 0, width=32))
-def test_k3_is_never_negative_and_zero_at_equality(logprob, reference):
-    assert 0 <= objectives.k3_kl(jnp.float32(logprob), jnp.float32(reference)) <= 10
+@example(-2.0 ** -24, 0.0)  # exp(x) - x - 1 rounds to -x here
+def test_k3_is_never_negative_but_for_rounding_and_zero_at_equality(logprob, reference):
+    assert -1e-6 < objectives.k3_kl(jnp.float32(logprob), jnp.float32(reference)) <= 10
     assert objectives.k3_kl(jnp.float32(logprob), jnp.float32(logprob)) == 0
 
 

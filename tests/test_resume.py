@@ -129,7 +129,8 @@ def test_killed_five_times_equals_the_whole(begin, train, tmp_path, straight):
     assert not list((tmp_path / "run" / "checkpoints").glob("*tmp*"))
 
 
-@pytest.mark.parametrize("devices, number, code", [(1, signal.SIGTERM, 143), (2, signal.SIGINT, 130)])
+@pytest.mark.parametrize("devices, number, code", [
+    (1, signal.SIGTERM, 143), pytest.param(2, signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_continues(begin, train, tmp_path, straight, devices, number, code):
     run_dir = tmp_path / "run"
     process = begin(f"--host_devices={devices}")
