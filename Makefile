@@ -12,8 +12,9 @@ demo: $(VENV)/demo  ## a base, one-example GRPO on it, and the report: runs/demo
 	$(VENV)/bin/python -m scripts.train --flagfile=configs/tiny.flags --model=$(RUN)_base --run_dir=$(RUN)
 	$(VENV)/bin/python -m scripts.report --run_dir=$(RUN)
 
+# Files in their order: reordered by their number of tests, the longest of few tests would run last and alone.
 test: $(VENV)/test  ## the suite, without torch
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-core: $(VENV)/test  ## what another JAX could break: sampling, training, resuming, two processes
 	$(VENV)/bin/python -m pytest -n 2 $(CORE)

@@ -9,7 +9,6 @@ import pathlib
 from typing import Optional
 
 import numpy as np
-import scipy.stats
 
 from rlvr_jax.runs import files
 
@@ -41,6 +40,8 @@ def ece(q: np.ndarray, c: np.ndarray) -> float:
 
 def auroc(q: np.ndarray, c: np.ndarray) -> Optional[float]:
     """Chance that a right completion is surer than a wrong one, a tie counting half; None without both kinds."""
+    import scipy.stats  # half a second, which every script would wait for
+
     c = np.asarray(c, bool)
     right, wrong = int(c.sum()), int((~c).sum())
     if not right or not wrong:
