@@ -10,7 +10,7 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-OPTIMISED = {"test_memory", "test_learner", "test_weights", "test_parity", "test_sampler", "test_model"}  # as users run it
+OPTIMISED = {"test_memory", "test_weights", "test_parity", "test_sampler", "test_model"}  # as users run it
 
 DATA = pathlib.Path(os.environ.get("RLVR_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
 

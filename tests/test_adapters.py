@@ -148,7 +148,8 @@ def test_moments_are_kept_of_what_is_trained_alone(changes, trained):
 # ----- the update
 
 
-@pytest.mark.parametrize("kind", ["lora", "one layer", pytest.param("few numbers", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["lora", *(pytest.param(kind, marks=pytest.mark.slow)
+                                            for kind in ("one layer", "few numbers"))])
 def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
     config, params = dataclasses.replace(CONFIG, weight_decay=0.1), adapted(kind)
     optimizer, batch = learner.make_optimizer(config), make_batch()

@@ -147,7 +147,7 @@ def test_a_signal_saves_and_the_same_command_continues(begin, train, tmp_path, s
     assert_same_run(run_dir, straight(devices), STEPS)
 
 
-@pytest.mark.parametrize("before, after", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("before, after", [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_continues_on_another_number_of_devices(train, tmp_path, straight, before, after):
     run_dir = pathlib.Path(shutil.copytree(straight(before), tmp_path / "run"))
     drop_checkpoints(run_dir, 57, 60)
