@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = runs/demo
 
-CORE = tests/test_sampler.py tests/test_grpo.py tests/test_evaluation.py tests/test_resume.py tests/test_distributed.py
+CORE = tests/test_sampler.py tests/test_grpo.py tests/evaluation/test_evaluation.py tests/runs/test_resume.py \
+       tests/test_distributed.py
 
 .PHONY: demo test test-core parity small clean
 

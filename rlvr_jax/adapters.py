@@ -8,6 +8,7 @@ them are the model that the run started from, and so the reference of the KL: no
 `numbers` and what makes leaves of them, `leaf = start + map . numbers`; the update writes the leaves anew.
 """
 
+import dataclasses
 from typing import Callable
 
 import jax
@@ -15,15 +16,29 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from rlvr_jax.config import TrainConfig
 from rlvr_jax.errors import UserError
+from rlvr_jax.records import setting
 
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 TRAINED = ("_lora_a", "_lora_b", "vector")  # how the names of trained leaves end
 STREAM = 3  # of random keys: the sampler's are 0 to 2
 
 
-def lora(config: TrainConfig, layers: dict, key: jax.Array) -> dict:
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """What is trained of a model."""
+
+    trainable: str = setting("all", "what is trained: all parameters, or an adapter. One that --model has already "
+                             "becomes part of its weights", lambda: {"all": None} | ADAPTERS)
+    adapter_rank: int = setting(1, "rank of lora", minimum=1)
+    adapter_alpha: float = setting(32.0, "lora adds alpha / rank times its product", above=0)
+    adapter_layers: tuple[int, ...] = setting((), "layers, from 0, that a vector is added after; empty: all",
+                                              minimum=0)
+    adapter_size: int = setting(0, "train this many numbers, which a fixed random orthonormal projection turns into "
+                                "the adapter; 0: the adapter itself", minimum=0)
+
+
+def lora(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
     """`x W + alpha/r (x A) B` for every linear map W [L,N,M] (Hu et al., arXiv 2106.09685).
 
     A [L,N,r] is uniform within 1/sqrt(N) (He's rule with the slope that PEFT gives it, sqrt(5)), B [L,r,M] is zero.
@@ -38,7 +53,7 @@ def lora(config: TrainConfig, layers: dict, key: jax.Array) -> dict:
     return leaves
 
 
-def vector(config: TrainConfig, layers: dict, key: jax.Array) -> dict:
+def vector(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
     """A vector added to the residual after every layer, [L,D], zero (as arXiv 2505.18706 on the MLP's output)."""
     return {"vector": jnp.zeros(layers["attn_norm"].shape)}
 
@@ -47,7 +62,7 @@ def vector(config: TrainConfig, layers: dict, key: jax.Array) -> dict:
 ADAPTERS: dict[str, Callable] = {"lora": lora, "vector": vector}
 
 
-def add(config: TrainConfig, params: dict) -> dict:
+def add(config: AdapterConfig, params: dict, seed: int) -> dict:
     """`merged(params)` with the adapter that the flags ask for: a function of them and the seed, without effect yet.
 
     Raises UserError for flags that do not fit each other or the model.
@@ -57,14 +72,14 @@ def add(config: TrainConfig, params: dict) -> dict:
         if config.adapter_size or config.adapter_layers:
             raise UserError("--adapter_size and --adapter_layers need an adapter: --trainable=vector or lora")
         return params
-    key, map_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), STREAM))
+    key, map_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), STREAM))
     params["layers"] = params["layers"] | ADAPTERS[config.trainable](config, params["layers"], key)
     if config.adapter_size or config.adapter_layers:
         params["adapter"] = fewer_numbers(config, split(params)[0]["layers"], map_key)
     return params
 
 
-def fewer_numbers(config: TrainConfig, leaves: dict, key: jax.Array) -> dict:
+def fewer_numbers(config: AdapterConfig, leaves: dict, key: jax.Array) -> dict:
     """`numbers` to train, and the `start` and `maps` of each leaf [L,...] they stand for.
 
     `adapter_size` numbers f32[k] go through random orthonormal columns [...,k] over all leaves together; without it

@@ -1,139 +1,229 @@
-"""The loop: sample, score, advantage, update, log. Read `train` first."""
+"""GRPO: sample, score, compare within groups, update. Read `train` and `grpo_step` first.
+
+There are no texts, files or printing here. Problems are token ids; `reward` scores a step's completions; `watch` is
+called between steps, and may restore, evaluate, log, save, reset and stop. The loss is `learner.make_loss`.
+
+What was left out, and why: a critic and GAE (a completion is compared with its group), asynchronous rollouts (sampler
+and trainer are one policy, so no correction is needed), top-p in training (log-probabilities would be of another
+distribution), several turns.
+
+N groups of a step, G completions of a group, B = N*G, T tokens; all groups of a one-shot run have the same problem.
+"""
 
 import dataclasses
-import functools
+from typing import Any, Callable, Iterable, NamedTuple, Optional
 
 import jax
 import numpy as np
 
-from rlvr_jax import adapters, advice, learner, parallel, rewards, sampler
-from rlvr_jax.config import TrainConfig
-from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.measure import example_place, make_heldout, votes
-from rlvr_jax.objectives import OBJECTIVES, live_groups
-from rlvr_jax.pretrained import loading
-from rlvr_jax.rewards import make_scorer
-from rlvr_jax.runs.log import timed
-from rlvr_jax.runs.run import Run
-from rlvr_jax.runs.stopping import RESET, reset_due
-from rlvr_jax.runs.summary import describe, rollout_rows, throughput
-from rlvr_jax.tasks.history import record, write_history
-from rlvr_jax.tasks.pool import curriculum, training_problems
-
-SHOW = ("train/accuracy", "train/entropy", "eval/greedy", "eval/sampled")
+from rlvr_jax import adapters, learner, parallel, sampler
+from rlvr_jax.adapters import AdapterConfig
+from rlvr_jax.learner import LossConfig, OptimizerConfig, ResetConfig, UpdateConfig, reference
+from rlvr_jax.model import ModelConfig, Params
+from rlvr_jax.objectives import live_groups
+from rlvr_jax.records import Batch, LearnerState, LoopConfig, Prompts, Rollouts, setting
+from rlvr_jax.sampler import Decoding, Request, SamplingConfig
 
 
-def train(config: TrainConfig) -> dict:
-    """Runs GRPO from `config.model` and returns the summary, which `run_dir/summary.json` holds too."""
-    loaded = loading.load_model(config.model, config.dtype)
+@dataclasses.dataclass(frozen=True)
+class GRPOConfig:
+    """One-example GRPO."""
+
+    loop: LoopConfig = LoopConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    update: UpdateConfig = UpdateConfig()
+    resets: ResetConfig = ResetConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example", minimum=1)
+    group_size: int = setting(8, "completions of a row, compared with each other", minimum=1)
+    max_resamples: int = setting(0, "times to sample again to replace dead groups, all rewards of which are equal",
+                                 minimum=0)
+    drop_dead_groups: bool = setting(False, "leave groups without advantage out of the loss altogether: KL, entropy "
+                                     "and divisor included")
+    mask_truncated: bool = setting(False, "leave completions that were cut at max_new_tokens out of the loss, not out "
+                                   "of their group's mean")
+    track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and, where all "
+                             "parameters are trained, a copy of them")
+
+    @property
+    def measure_kl(self) -> bool:
+        return self.track_kl or self.loss.kl_coef > 0
+
+    @property
+    def updates_per_batch(self) -> int:
+        return self.update.updates_per_batch
+
+    @property
+    def keep_reference(self) -> bool:
+        """Whether a copy of the model at the start is kept. With an adapter, the frozen weights are that model."""
+        return self.measure_kl and (self.adapter.trainable == "all" or self.resets.resets_reference)
+
+
+class Policy(NamedTuple):
+    """The model to train."""
+
+    config: ModelConfig
+    params: Optional[Params]
+    eos_ids: tuple[int, ...]  # any of these ends a completion
+
+
+class Problems(NamedTuple):
+    """What is trained on: P distinct prompts, and how often each stands in an epoch."""
+
+    prompts: Prompts
+    copies: np.ndarray  # i[P]
+
+
+class Programs(NamedTuple):
+    """The three compiled functions, each over all devices."""
+
+    sample: Callable  # (params, Prompts, i32[B] into them, Request) -> Rollouts
+    logprobs: Callable  # (params, Batch) -> f32[B,T]
+    update: Callable  # (state, Batch, step) -> (state, metrics): `learner.map_update`, with the loss
+
+
+class Asked(NamedTuple):
+    """Which prompts a step samples completions of."""
+
+    step: int
+    prompts: Prompts
+    index: np.ndarray  # i32[B] into the prompts; the G completions of a group stand together
+
+
+class Targets(NamedTuple):
+    """Tokens to learn from in place of those that were sampled, as VeriFree does."""
+
+    completions: np.ndarray  # i32[B,T]
+    mask: np.ndarray  # bool[B,T]
+    fixed: np.ndarray  # bool[B,T]: tokens with an advantage of their own, in place of the completion's
+    advantages: np.ndarray  # f32[B,T], read at these
+
+
+class Scored(NamedTuple):
+    """What a reward returns."""
+
+    reward: np.ndarray  # f32[B]
+    info: dict[str, np.ndarray] = {}  # name -> [B], whatever the watch wants to know, such as whether it is correct
+    targets: Optional[Targets] = None
+
+
+class Record(NamedTuple):
+    """All of a step, as `watch` is handed it."""
+
+    asked: Asked
+    rollouts: Rollouts
+    scored: Scored
+    batch: Batch
+    metrics: dict[str, float]
+
+
+class Silent:
+    """The callbacks of a training. This `watch` does nothing; others have its methods."""
+
+    def restore(self, state: LearnerState) -> LearnerState:
+        """The state to begin with, on the host: the one given, or one that was saved."""
+        return state
+
+    def steps(self, state: LearnerState, num_steps: int) -> Iterable[int]:
+        """The numbers of the steps to do, from 1. A watch that has resumed begins later, and may end early."""
+        return range(1, num_steps + 1)
+
+    def __call__(self, state: LearnerState, record: Any) -> LearnerState:
+        """Called after each step; returns the state to go on with."""
+        return state
+
+
+def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConfig, watch=Silent(),
+          programs: Optional[Programs] = None) -> LearnerState:
+    """Trains the policy, and returns the last state, which lies on the devices (`parallel.fetch_state`).
+
+    `reward(rollouts, params, step, attempt) -> Scored` runs on the host. All that touches a disk or a screen is in
+    `watch`. Raises UserError for sizes that do not divide.
+    """
     check(config)
-    advice.warn(advice.on_flags(config))
-    loaded = dataclasses.replace(loaded, params=adapters.add(config, loaded.params))
-    sample = sampler.make_sampler(loaded.config, eos_ids=loaded.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
-                                  num_slots=config.num_slots)
-    optimizer = learner.make_optimizer(config)
-    update, reset = learner.map_update(loaded.config, config, optimizer), learner.map_reset(config)
-    logprobs = learner.map_logprobs(loaded.config, config)
-    meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(),
-            "flags": dataclasses.asdict(config)}
-
-    with Run(config, "train") as run:
-        problems, prompts = training_problems(
-            config, loaded, functools.partial(example_place, config, loaded, sample),
-            functools.partial(votes, config, loaded, sample) if rewards.needs_votes(config) else None, run.once)
-        advice.warn(advice.on_answers(config, problems))
-        heldout = make_heldout(config, loaded, sample, problems, run.keep_heldout)
-        score = make_scorer(config, loaded, problems, prompts)
-        state = parallel.place_state(run.restore(learner.init_state(
-            loaded.params, optimizer, keep_reference=config.keep_reference)))
-        loaded = dataclasses.replace(loaded, params=None)  # the state has its own: a copy less in host memory
-        if not run.resumed:
-            run.log({"step": 0} | heldout(state.params, 0))
-        for step in run.steps():
-            seconds = {}
-            index = curriculum(config, problems, step)
-            rollouts, scored = collect(config, sample, score, state.params, prompts, index, step, seconds)
-            with timed(seconds, "update"):
-                batch = with_advantages(config, prompts, rollouts, scored)
-                if step == 1:
-                    advice.warn(advice.on_first_step(config, rollouts, scored.reward, batch.advantages))
-                if config.measure_kl:
-                    batch = batch.replace(ref_logprobs=logprobs(learner.reference(state), batch))
-                if config.num_passes * config.num_minibatches > 1:
-                    batch = batch.replace(old_logprobs=logprobs(state.params, batch))
-                state, updated = update(state, batch, step)
-            row = {"step": step} | describe(rollouts, scored, config.group_size) | updated
-            row |= record(config, problems, index, scored.correct)
-            if run.due(step, config.eval_every, row):
-                with timed(seconds, "eval"):
-                    row |= heldout(state.params, step)
-            if parallel.largest(parallel.is_main() and reset_due(config, [*run.metrics.rows, row])):
-                state, row[RESET] = reset(state), 1
-            run.log(row | throughput(seconds, rollouts), SHOW,
-                    rollout_rows(config, step, problems, rollouts, scored, batch.advantages))
-            if run.due(step, config.save_every):
-                run.save(state, meta)
-                write_history(config, run, problems)
-        write_history(config, run, problems)
-        return run.finish(state, meta)
+    programs = programs or compile_programs(policy, config)
+    state = parallel.place_state(watch.restore(initial_state(policy, config)))
+    del policy  # the state has the parameters: a copy less in host memory
+    for step in watch.steps(state, config.loop.num_steps):
+        state, record = grpo_step(programs, problems, reward, config, state, step)
+        state = watch(state, record)
+    return state
 
 
-def check(config: TrainConfig) -> None:
-    """Refuses settings that cannot work together before anything is computed."""
-    learner.micro_rows(config, config.num_prompts * config.group_size, parallel.device_count())
-    if "verifier_free" in rewards.parse(config.reward) and config.objective not in ("rloo", "reinforce"):
-        raise UserError(f"--reward=verifier_free weights the reference answer's tokens, which --objective="
-                        f"{config.objective} would clip or scale: take --objective=rloo")
-    if config.record_history and config.max_resamples:
-        raise UserError("--record_history needs --max_resamples=0: resampling swaps problems within a step")
+def grpo_step(programs, problems, reward, config, state, step):
+    """One step: (state, Record). What is random in it is a function of (seed, step) alone."""
+    asked = curriculum(config, problems, step)
+    rollouts, scored = collect(programs, reward, config, state.params, asked)
+    batch = make_batch(config, asked.prompts, rollouts, scored)
+    if config.measure_kl:
+        batch = batch.replace(ref_logprobs=programs.logprobs(reference(state), batch))
+    if config.updates_per_batch > 1:
+        batch = batch.replace(old_logprobs=programs.logprobs(state.params, batch))
+    state, metrics = programs.update(state, batch, step)
+    return state, Record(asked, rollouts, scored, batch, metrics)
 
 
-def with_advantages(config: TrainConfig, prompts, rollouts: sampler.Rollouts, scored: rewards.Scored) -> learner.Batch:
-    """The rollouts as a batch. Rows that are to have no influence lose their mask: those of a dead group under
-    `drop_dead_groups`, those that were cut under `mask_truncated`."""
-    rewards_NxG = scored.reward.reshape(-1, config.group_size)
-    advantages_B = np.asarray(OBJECTIVES[config.objective].advantages(rewards_NxG)).reshape(-1)
-    influence_B = np.ones(len(advantages_B), bool)
-    if config.drop_dead_groups:
-        influence_B &= np.repeat(live_groups(rewards_NxG), config.group_size)
-    if config.mask_truncated:
-        influence_B &= rollouts.ended
-    batch = learner.Batch(prompts, rollouts.prompt_index, rollouts.completions, rollouts.completion_mask, advantages_B,
-                          rollouts.sampler_logprobs)
-    batch = batch if scored.references is None else with_references(batch, scored.references)
-    return batch.replace(completion_mask=batch.completion_mask & influence_B[:, None])
+def check(config: GRPOConfig) -> None:
+    """Raises UserError where a step's rows do not divide among minibatches and devices."""
+    learner.micro_rows(config.update, config.num_prompts * config.group_size, parallel.device_count())
 
 
-def with_references(batch: learner.Batch, references: rewards.References) -> learner.Batch:
-    """The batch with each completion's answer replaced by the reference answer, whose tokens' gradient has its
-    probability for a weight, the reasoning's tokens their advantage (VeriFree, arXiv 2505.21493, equation 4)."""
-    advantages_BxT = np.where(references.answer, references.probability[:, None], batch.advantages[:, None])
-    return batch.replace(completions=references.completions, completion_mask=references.mask,
-                         advantages=advantages_BxT.astype(np.float32), sampler_logprobs=None)
+def compile_programs(policy: Policy, config: GRPOConfig) -> Programs:
+    """The three programs of a run. They are compiled at their first call."""
+    optimizer = make_optimizer(config)
+    decoding = Decoding(policy.eos_ids, config.sampling.max_new_tokens, config.sampling.num_slots)
+    return Programs(sampler.make_sampler(policy.config, decoding), learner.map_logprobs(policy.config, config.update),
+                    learner.map_update(policy.config, config.update, config.loss, optimizer, config.loop.seed))
 
 
-def collect(config: TrainConfig, sample, score, params, prompts, index, step: int, seconds: dict) -> tuple:
-    """(rollouts, scored) of a step. Dead groups are sampled again, at most `max_resamples` times."""
+def make_optimizer(config: GRPOConfig):
+    return learner.make_optimizer(config.optimizer, config.loop.num_steps * config.updates_per_batch)
+
+
+def initial_state(policy: Policy, config: GRPOConfig) -> LearnerState:
+    """The state before the first step, with the adapter that is trained."""
+    params = adapters.add(config.adapter, policy.params, config.loop.seed)
+    return learner.init_state(params, make_optimizer(config), config.keep_reference)
+
+
+def curriculum(config: GRPOConfig, problems: Problems, step: int) -> Asked:
+    """Which problem each completion of the step answers: shuffled epochs, in which a problem with k copies comes k
+    times."""
+    epoch = np.repeat(np.arange(len(problems.copies), dtype=np.int32), problems.copies)
+    positions = (step - 1) * config.num_prompts + np.arange(config.num_prompts)
+    orders = {e: np.random.default_rng((config.loop.seed, e)).permutation(epoch) for e in set(positions // len(epoch))}
+    index_N = [orders[position // len(epoch)][position % len(epoch)] for position in positions]
+    return Asked(step, problems.prompts, np.repeat(np.array(index_N, np.int32), config.group_size))
+
+
+def collect(programs: Programs, reward: Callable, config: GRPOConfig, params, asked: Asked) -> tuple[Rollouts, Scored]:
+    """A step's rollouts and their rewards. Dead groups are sampled again, at most `max_resamples` times."""
     def live(scored):
         return live_groups(scored.reward.reshape(-1, config.group_size))
 
     rollouts = scored = None
     for attempt in range(config.max_resamples + 1):
-        with timed(seconds, "sample"):
-            fresh = sample(params, prompts, index, config.seed, step, config.temperature, repeats=config.group_size,
-                         first_row=attempt * len(index))
-        with timed(seconds, "score"):
-            fresh = (fresh, score(params, fresh, step, attempt))
+        drawn = programs.sample(params, asked.prompts, asked.index, Request(
+            config.loop.seed, asked.step, config.update.temperature, repeats=config.group_size,
+            first_row=attempt * len(asked.index)))  # other random keys than the attempts before
+        fresh = drawn, reward(drawn, params, asked.step, attempt)
         if attempt == 0:
             rollouts, scored = fresh
         else:
-            dead, fit = np.flatnonzero(~live(scored)), np.flatnonzero(live(fresh[1]))
-            (dead, fit), size = (dead[: len(fit)], fit[: len(dead)]), config.group_size
-            to, source = ((groups[:, None] * size + np.arange(size)).ravel() for groups in (dead, fit))
+            dead, alive = np.flatnonzero(~live(scored)), np.flatnonzero(live(fresh[1]))
+            count = min(len(dead), len(alive))  # dead groups get the live groups of the new draw
+            to, source = rows_of(dead[:count], config.group_size), rows_of(alive[:count], config.group_size)
             rollouts, scored = jax.tree.map(lambda old, new: replaced(old, to, new[source]), (rollouts, scored), fresh)
         if live(scored).all():
             break
     return rollouts, scored
+
+
+def rows_of(groups: np.ndarray, size: int) -> np.ndarray:
+    """The places of these groups' completions."""
+    return (groups[:, None] * size + np.arange(size)).ravel()
 
 
 def replaced(rows: np.ndarray, index: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -141,3 +231,22 @@ def replaced(rows: np.ndarray, index: np.ndarray, values: np.ndarray) -> np.ndar
     rows = rows.copy()
     rows[index] = values
     return rows
+
+
+def make_batch(config: GRPOConfig, prompts: Prompts, rollouts: Rollouts, scored: Scored) -> Batch:
+    """The rollouts with their advantages. Completions that are to have no influence lose their mask: those of a dead
+    group under `drop_dead_groups`, those that were cut under `mask_truncated`."""
+    rewards_NxG = scored.reward.reshape(-1, config.group_size)
+    advantages_B = np.asarray(config.loss.resolved().advantages(rewards_NxG)).reshape(-1)
+    influence_B = np.ones(len(advantages_B), bool)
+    if config.drop_dead_groups:
+        influence_B &= np.repeat(live_groups(rewards_NxG), config.group_size)
+    if config.mask_truncated:
+        influence_B &= rollouts.ended
+    batch = Batch(prompts, rollouts.prompt_index, rollouts.completions, rollouts.completion_mask, advantages_B,
+                  rollouts.sampler_logprobs)
+    if scored.targets:
+        advantages_BxT = np.where(scored.targets.fixed, scored.targets.advantages, advantages_B[:, None])
+        batch = batch.replace(completions=scored.targets.completions, completion_mask=scored.targets.mask,
+                              advantages=advantages_BxT.astype(np.float32), sampler_logprobs=None)
+    return batch.replace(completion_mask=batch.completion_mask & influence_B[:, None])

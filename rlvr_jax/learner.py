@@ -5,9 +5,9 @@ once, so the result does not depend on how rows are spread. Supervised training 
 "reinforce" objective and every advantage 1.
 """
 
+import dataclasses
 from typing import Callable, Iterator, Optional
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,34 +15,82 @@ import optax
 from jax import lax
 
 from rlvr_jax import adapters, model, objectives, parallel
-from rlvr_jax.config import LearnerConfig, TrainConfig
 from rlvr_jax.errors import UserError
-from rlvr_jax.logprobs import completion_logprobs
-from rlvr_jax.model import ModelConfig, Prompts, localise
+from rlvr_jax.logprobs import Scoring, completion_logprobs
+from rlvr_jax.model import ModelConfig, localise
+from rlvr_jax.objectives import OBJECTIVES
+from rlvr_jax.records import Batch, LearnerState, setting
 
 
-@flax.struct.dataclass
-class LearnerState:
-    """Everything training changes."""
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, and its learning rate."""
 
-    step: jax.Array  # i32[] batches learnt from, each in one or more optimiser updates
-    params: model.Params  # f32; those that are not trained come out of an update as they went in
-    opt_state: optax.OptState  # of the trained parameters alone
-    ref_params: Optional[model.Params]  # the reference of the KL, if it is measured, where a copy is kept
+    learning_rate: float = setting(1e-6, "peak learning rate of AdamW", minimum=0)
+    warmup_steps: int = setting(0, "optimiser updates of linear warm-up from 0", minimum=0)
+    schedule: str = setting("constant", "learning rate after the warm-up", lambda: SCHEDULES)
+    decay_steps: int = setting(0, "optimiser updates until the schedule ends, warm-up included; 0: the whole run",
+                               minimum=0)
+    final_lr_fraction: float = setting(0.0, "learning rate at the end of the schedule, as a fraction of the peak",
+                                       minimum=0, maximum=1)
+    adam_b1: float = setting(0.9, "decay of AdamW's first moment", minimum=0, below=1)
+    adam_b2: float = setting(0.999, "decay of AdamW's second moment", minimum=0, below=1)
+    weight_decay: float = setting(0.01, "decoupled weight decay, on all parameters", minimum=0)
+    max_grad_norm: float = setting(1.0, "clip gradients to this global norm", above=0)
 
 
-@flax.struct.dataclass
-class Batch:
-    """Rows to learn from, on the host as numpy; on a device with a leading axis of micro-batches."""
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig:
+    """How an update goes over its batch, and what it holds in memory."""
 
-    prompts: Prompts
-    prompt_index: jax.Array  # i32[B] into prompts
-    completions: jax.Array  # i32[B,T]
-    completion_mask: jax.Array  # bool[B,T], false also on rows that are to have no influence
-    advantages: jax.Array  # f32[B] of a completion's every token, or f32[B,T]
-    sampler_logprobs: Optional[jax.Array] = None  # f32[B,T], None for data that no sampler drew
-    old_logprobs: Optional[jax.Array] = None  # f32[B,T], None when the first update is the only one: the ratio is 1
-    ref_logprobs: Optional[jax.Array] = None  # f32[B,T], None where no KL is measured
+    temperature: float = setting(1.0, "sampling temperature of the rollouts, and of every log-probability", above=0)
+    num_passes: int = setting(1, "times the update goes over a step's batch", minimum=1)
+    num_minibatches: int = setting(1, "optimiser updates of a pass", minimum=1)
+    grad_accumulation: int = setting(1, "micro-batches a minibatch is cut into on each device, to save memory",
+                                     minimum=1)
+    remat: bool = setting(True, "recompute layers in the backward pass: less memory, and on large models faster")
+    max_logits: int = setting(2**25, "most logits (tokens x vocabulary) held at once in the update", minimum=1)
+
+    @property
+    def updates_per_batch(self) -> int:
+        return self.num_passes * self.num_minibatches
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What the update maximises, given the rewards."""
+
+    objective: str = setting("one_shot", "advantages, loss and divisor of the update", lambda: OBJECTIVES)
+    clip_low: Optional[float] = setting(None, "lower clip of the ratio, 1 - clip_low; unset: the objective's own",
+                                        minimum=0)
+    clip_high: Optional[float] = setting(None, "upper clip of the ratio, 1 + clip_high; unset: the objective's own",
+                                         minimum=0)
+    entropy_coef: Optional[float] = setting(None, "weight of the entropy bonus, negative to minimise entropy; unset: "
+                                            "the objective's own", minimum=-10)
+    kl_coef: float = setting(0.0, "weight of the k3 KL to the reference, the model the run started from", minimum=0)
+
+    def resolved(self) -> objectives.Objective:
+        """The row of the table, with the clip range and entropy weight that are set here in place of its own."""
+        given = {name: getattr(self, name) for name in ("clip_low", "clip_high", "entropy_coef")}
+        return OBJECTIVES[self.objective]._replace(**{name: x for name, x in given.items() if x is not None})
+
+
+SUPERVISED = LossConfig("reinforce")  # with every advantage 1 this is cross-entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class ResetConfig:
+    """When the reference or the optimiser starts anew (ProRL, arXiv 2505.24864)."""
+
+    reset: str = setting("both", "what a reset clears: the reference becomes the policy of that moment, the "
+                         "optimiser's moments become 0", ["both", "reference", "optimizer"])
+    reset_every: int = setting(0, "steps between resets; 0: none", minimum=0)
+    reset_patience: int = setting(0, "reset when greedy held-out accuracy has not had a new best in this many "
+                                  "evaluations since the last reset; 0: never", minimum=0)
+
+    @property
+    def resets_reference(self) -> bool:
+        return bool(self.reset_every or self.reset_patience) and self.reset != "optimizer"
 
 
 def constant(peak: float, updates: int, fraction: float) -> optax.Schedule:
@@ -63,10 +111,10 @@ def cosine(peak: float, updates: int, fraction: float) -> optax.Schedule:
 SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine}
 
 
-def make_optimizer(config: LearnerConfig) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm; warm-up, then `config.schedule` down to `final_lr_fraction` at the end."""
+def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm; warm-up, then `config.schedule` down to `final_lr_fraction` at the end:
+    after `decay_steps` updates, or after the run's `num_updates`."""
     warmup, peak = config.warmup_steps, config.learning_rate
-    num_updates = config.num_steps * config.num_passes * config.num_minibatches
     decay_updates = max((config.decay_steps or num_updates) - warmup, 1)
     decay = SCHEDULES[config.schedule](peak, decay_updates, config.final_lr_fraction)
     schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup]) if warmup else decay
@@ -79,7 +127,7 @@ def init_state(params: model.Params, optimizer: optax.GradientTransformation, ke
     return LearnerState(jnp.int32(0), params, optimizer.init(adapters.split(params)[0]), copy)
 
 
-def map_reset(config: TrainConfig) -> Callable:
+def map_reset(config: ResetConfig) -> Callable:
     """`reset(state) -> state` on all devices: a new start for what `config.reset` names (ProRL, arXiv 2505.24864).
 
     The reference becomes the policy, so that the KL to it is 0; the optimiser's moments and its count of updates
@@ -99,30 +147,29 @@ def reference(state: LearnerState) -> model.Params:
     return adapters.without(state.params) if state.ref_params is None else state.ref_params
 
 
-def make_statistics(model_config: ModelConfig, config: LearnerConfig, count: int = 3) -> Callable:
+def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3) -> Callable:
     """`(params, batch [micro-batches, ...])` to the first `count` of (logprobs, entropies, self-certainty), each
     f32[micro-batches,B,T] nats: of the old, the reference and the rewarded policy."""
+    how = Scoring(config.max_logits, self_certainty=count > 2)
+
     def statistics(params, batch: Batch):
-        return lax.map(lambda micro: completion_logprobs(
-            params, model_config, micro.prompts, micro.prompt_index, micro.completions, config.temperature,
-            max_logits=config.max_logits, self_certainty=count > 2)[:count], batch)
+        return lax.map(lambda micro: completion_logprobs(params, model_config, micro, config.temperature, how)[:count],
+                       batch)
     return statistics
 
 
-def make_loss(model_config: ModelConfig, config: LearnerConfig, objective: objectives.Objective) -> Callable:
-    """`loss(trained, frozen, micro-batch) -> (sum, (sums of what is measured, largest gap))`, over its tokens.
+def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig) -> Callable:
+    """`loss_sum(trained, frozen, micro-batch) -> (sum, (sums of what is measured, largest gap))`, over its tokens.
 
     The loss is sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy), before its divisor. The KL term
-    is there where the batch has `ref_logprobs`; its config is then a TrainConfig.
+    is there where the batch has `ref_logprobs`.
     """
-    clip_low = objective.clip_low if config.clip_low is None else config.clip_low
-    clip_high = objective.clip_high if config.clip_high is None else config.clip_high
-    entropy_coef = objective.entropy_coef if config.entropy_coef is None else config.entropy_coef
+    objective, how = loss.resolved(), Scoring(config.max_logits, config.remat)
+    clip_low, clip_high, entropy_coef = objective.clip_low, objective.clip_high, objective.entropy_coef
 
     def loss_sum(trained, frozen, micro: Batch):
-        logprobs, entropy = completion_logprobs(
-            adapters.join(trained, frozen), model_config, micro.prompts, micro.prompt_index, micro.completions,
-            config.temperature, max_logits=config.max_logits, remat=config.remat)
+        logprobs, entropy = completion_logprobs(adapters.join(trained, frozen), model_config, micro,
+                                                config.temperature, how)
         mask, current = micro.completion_mask, lax.stop_gradient(logprobs)
 
         def masked(given):  # an overflow at a masked token would reach the gradient as 0 * inf: make its ratio 1
@@ -136,21 +183,22 @@ def make_loss(model_config: ModelConfig, config: LearnerConfig, objective: objec
         sums = {"entropy": entropy, "clip_fraction": (ratio < 1 - clip_low) | (ratio > 1 + clip_high)}
         if micro.ref_logprobs is not None:
             kl = objectives.k3_kl(logprobs, masked(micro.ref_logprobs))
-            terms += config.kl_coef * kl
+            terms += loss.kl_coef * kl
             sums["kl"] = kl
         if micro.sampler_logprobs is not None:
             gap = old - masked(micro.sampler_logprobs)
             sums |= {"logprob_gap_mean": jnp.abs(gap), "ratio_outside": jnp.abs(jnp.exp(gap) - 1) > 0.1}
         weights, _ = objective.normalise(mask.astype(jnp.float32))
-        loss = jnp.sum(jnp.where(mask, weights * terms, 0.0))
+        total = jnp.sum(jnp.where(mask, weights * terms, 0.0))
         sums = {name: jnp.sum(jnp.where(mask, x, 0.0)) for name, x in sums.items()}
         largest = 0.0 if micro.sampler_logprobs is None else jnp.max(jnp.where(mask, jnp.abs(gap), 0.0))
-        return loss, (sums, largest)
+        return total, (sums, largest)
 
     return loss_sum
 
 
-def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: optax.GradientTransformation) -> Callable:
+def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig,
+                optimizer: optax.GradientTransformation) -> Callable:
     """`update(state, batch, step, psum, pmax) -> (state, metrics)`.
 
     `psum` sums over devices and `pmax` takes the largest of them (under plain jit each is the identity).
@@ -158,8 +206,7 @@ def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opt
     The batch's arrays carry a leading axis of micro-batches, whose gradients are accumulated. The loss is the sum of
     `make_loss` over the normaliser's divisor.
     """
-    objective = objectives.OBJECTIVES[config.objective]
-    loss_sum = make_loss(model_config, config, objective)
+    objective, loss_sum = loss.resolved(), make_loss(model_config, config, loss)
 
     def update(state: LearnerState, batch: Batch, step, psum: Callable = lambda x: x, pmax: Callable = lambda x: x):
         mask = batch.completion_mask.astype(jnp.float32)
@@ -168,18 +215,18 @@ def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opt
         trained, frozen = adapters.split(state.params)
 
         def accumulate(totals, micro):
-            (loss, (sums, largest)), grads = jax.value_and_grad(loss_sum, has_aux=True)(trained, frozen, micro)
-            return jax.tree.map(jnp.add, totals, (loss, sums, grads)), largest
+            (total, (sums, largest)), grads = jax.value_and_grad(loss_sum, has_aux=True)(trained, frozen, micro)
+            return jax.tree.map(jnp.add, totals, (total, sums, grads)), largest
 
         first = jax.tree.map(lambda x: x[0], batch)
         shapes = jax.eval_shape(jax.value_and_grad(loss_sum, has_aux=True), trained, frozen, first)
         (loss_shape, (sums_shape, _)), grads_shape = shapes
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss_shape, sums_shape, grads_shape))
         totals, largest = lax.scan(accumulate, zeros, batch)
-        loss, sums, grads = psum(totals)
+        total, sums, grads = psum(totals)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         changes, opt_state = optimizer.update(grads, state.opt_state, trained)
-        metrics = {"loss": loss / divisor, "grad_norm": optax.tree.norm(grads)}
+        metrics = {"loss": total / divisor, "grad_norm": optax.tree.norm(grads)}
         metrics |= {name: x / num_tokens for name, x in sums.items()}
         if batch.sampler_logprobs is not None:
             metrics["logprob_gap_max"] = pmax(jnp.max(largest))
@@ -189,7 +236,7 @@ def make_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opt
     return update
 
 
-def micro_rows(config: LearnerConfig, rows: int, devices: int, flags: str = "--num_prompts x --group_size") -> int:
+def micro_rows(config: UpdateConfig, rows: int, devices: int, flags: str = "--num_prompts x --group_size") -> int:
     """Rows of a micro-batch on one device, of `rows` in a step. UserError, naming the flags, if they do not divide."""
     parts = config.num_minibatches * config.grad_accumulation
     if rows % (parts * devices):
@@ -217,19 +264,21 @@ def minibatches(batch: Batch, num_minibatches: int, seed: tuple) -> Iterator[Bat
         yield rows.replace(prompts=batch.prompts)
 
 
-def map_update(model_config: ModelConfig, config: LearnerConfig, optimizer: optax.GradientTransformation) -> Callable:
+def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig,
+               optimizer: optax.GradientTransformation, seed: int) -> Callable:
     """`update(state, batch, step) -> (state, metrics)` on all devices: every pass and minibatch of a host batch.
 
-    The state is placed (`parallel.place_state`) and donated. Metrics are floats named train/*, means over the updates.
+    Minibatches are drawn from (seed, step, pass). The state is placed (`parallel.place_state`) and donated. Metrics are
+    floats named train/*, means over the updates.
     """
-    one_device = make_update(model_config, config, optimizer)
+    one_device = make_update(model_config, config, loss, optimizer)
     mapped = parallel.map_devices(lambda *args: one_device(*args, parallel.psum, parallel.pmax), donate_argnums=0)
 
     def update(state: LearnerState, batch: Batch, step: int):
         devices, collected = parallel.device_count(), []
         steps = parallel.place_rows(np.full(devices, step, np.int32))
         for number in range(config.num_passes):
-            for part in minibatches(batch, config.num_minibatches, (config.seed, step, number)):
+            for part in minibatches(batch, config.num_minibatches, (seed, step, number)):
                 rows = parallel.place_rows(lay_out(part, devices, config.grad_accumulation))
                 state, metrics = mapped(state, rows, steps)
                 collected.append(parallel.fetch_state(metrics))
@@ -239,7 +288,7 @@ def map_update(model_config: ModelConfig, config: LearnerConfig, optimizer: opta
     return update
 
 
-def map_statistics(model_config: ModelConfig, config: LearnerConfig, count: int = 3) -> Callable:
+def map_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3) -> Callable:
     """`statistics(params, batch)`: as `make_statistics`, of a host batch on all devices, f32[B,T] each on the host."""
     mapped = parallel.map_devices(make_statistics(model_config, config, count))
     pieces = config.num_minibatches * config.grad_accumulation
@@ -251,7 +300,7 @@ def map_statistics(model_config: ModelConfig, config: LearnerConfig, count: int 
     return statistics
 
 
-def map_logprobs(model_config: ModelConfig, config: LearnerConfig) -> Callable:
+def map_logprobs(model_config: ModelConfig, config: UpdateConfig) -> Callable:
     """`logprobs(params, batch) -> f32[B,T]` on the host, of a host batch on all devices."""
     statistics = map_statistics(model_config, config, count=1)
     return lambda params, batch: statistics(params, batch)[0]

@@ -4,6 +4,7 @@ The sampler records the same numbers token by token as it draws (invariant 3). A
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax import lax
 
 from rlvr_jax import model
 from rlvr_jax.model import ModelConfig
+from rlvr_jax.records import Batch
 
 
 def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: jax.Array, temperature: float,
@@ -44,14 +46,23 @@ def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: j
     return tuple(x.reshape(-1)[: b * t].reshape(b, t) for x in values)
 
 
-def completion_logprobs(params: model.Params, config: ModelConfig, prompts: model.Prompts,
-                        prompt_index_B, completions_BxT, temperature: float, *, max_logits: int = 2**25,
-                        remat: bool = False, self_certainty: bool = False) -> tuple[jax.Array, ...]:
+class Scoring(NamedTuple):
+    """How log-probabilities are computed; hashable, so that it may be static under jit."""
+
+    max_logits: int = 2**25  # most logits (tokens x vocabulary) held at once
+    remat: bool = False  # recompute layers in the backward pass
+    self_certainty: bool = False  # return that, too
+
+
+def completion_logprobs(params: model.Params, config: ModelConfig, batch: Batch, temperature,
+                        how: Scoring = Scoring()) -> tuple[jax.Array, ...]:
     """(logprobs, entropy), f32[B,T], of every completion token given its prompt and the tokens before it.
 
-    With `self_certainty` that comes third (`token_logprobs`).
+    Of the batch only `prompts`, `prompt_index` and `completions` are read. Self-certainty comes third, where it is
+    asked for (`token_logprobs`).
     """
-    prefix = model.prefill(params, config, prompts, remat=remat)
-    inputs_BxT = jnp.concatenate([prefix.last_tokens[prompt_index_B][:, None], completions_BxT[:, :-1]], axis=1)
-    hidden_BxTxD, _ = model.forward(params, config, inputs_BxT, prefix, prompt_index_B, remat=remat)
-    return token_logprobs(params, hidden_BxTxD, completions_BxT, temperature, max_logits, self_certainty)
+    rows = model.Pass(remat=how.remat)
+    prefix = model.prefill(params, config, batch.prompts, rows)
+    inputs_BxT = jnp.concatenate([prefix.last_tokens[batch.prompt_index][:, None], batch.completions[:, :-1]], axis=1)
+    hidden_BxTxD, _ = model.forward(params, config, inputs_BxT, prefix, batch.prompt_index, rows)
+    return token_logprobs(params, hidden_BxTxD, batch.completions, temperature, how.max_logits, how.self_certainty)

@@ -14,7 +14,7 @@ and Qwen3 (query/key norms) need.
 
 import dataclasses
 import math
-from typing import Callable, Optional
+from typing import Callable, NamedTuple, Optional
 
 import flax.struct
 import jax
@@ -24,6 +24,7 @@ from jax import lax
 
 from rlvr_jax import ops
 from rlvr_jax.ops import RopeScaling
+from rlvr_jax.records import Prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +61,13 @@ Params = dict
 EditResidual = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (layer, x_BxTxD, positions_BxT) -> x_BxTxD
 
 
-@flax.struct.dataclass
-class Prompts:
-    """Distinct prompts, right-padded to one width."""
+class Pass(NamedTuple):
+    """How whole rows go through the layers; hashable, so that it may be static under jit."""
 
-    tokens: jax.Array  # i32[P,S]
-    lengths: jax.Array  # i32[P], at least 1
+    remat: bool = False  # recompute each layer in the backward pass instead of keeping its activations
+    keep_kv: bool = False  # return each layer's (keys, values), [L,B,T,K,E]
+    edit_residual: Optional[EditResidual] = None  # applied to the output of every layer
+    read_residual: Optional[Callable] = None  # x_BxTxD -> what to return of every layer's output, as edited
 
 
 @flax.struct.dataclass
@@ -84,6 +86,21 @@ class KVCache:
 
     keys: tuple  # L x [B,W,K,E]
     values: tuple  # L x [B,W,K,E]
+
+
+class Context(NamedTuple):
+    """What does not change from one decoded token to the next."""
+
+    layers: list  # of each layer (weights, prefix keys, prefix values)
+    prefix: Prefix
+    prompt_index: Optional[jax.Array]  # i32[B] the prompt that each row continues; None: row b continues prompt b
+
+
+class Inputs(NamedTuple):
+    """One token of each row. Rows may stand at different steps."""
+
+    tokens: jax.Array  # i32[B]
+    steps: jax.Array  # i32[B] how many inputs of its completion each row had before
 
 
 def init_params(key: jax.Array, config: ModelConfig) -> Params:
@@ -154,20 +171,15 @@ def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_
 
 
 def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: Optional[Prefix] = None,
-            prompt_index_B: Optional[jax.Array] = None, *, remat: bool = False, keep_kv: bool = False,
-            edit_residual: Optional[EditResidual] = None, read_residual: Optional[Callable] = None) -> tuple:
+            prompt_index_B: Optional[jax.Array] = None, how: Pass = Pass()) -> tuple:
     """Runs whole rows through the layers.
 
     Args:
       tokens_BxT: i32 inputs, right-padded; padding is never seen by earlier positions, so it needs no mask here.
       prefix: what precedes every row (gradients flow into it); row b continues prompt `prompt_index_B[b]`.
-      remat: recompute each layer in the backward pass instead of keeping its activations.
-      edit_residual: `(layer, x_BxTxD, positions_BxT) -> x_BxTxD`, applied to the output of every layer.
-      read_residual: `x_BxTxD -> what to keep of it`, handed the output of every layer, as edited.
 
     Returns:
-      `(hidden_BxTxD, kept)`: the states after the final norm, and each layer's (keys, values), [L,B,T,K,E], if
-      `keep_kv`, or what `read_residual` returned, [L,...].
+      `(hidden_BxTxD, kept)`: the states after the final norm, and for each layer, [L,...], what `how` asks for.
     """
     b, t = tokens_BxT.shape
     starts_B = jnp.zeros(b, jnp.int32) if prefix is None else prefix.lengths[prompt_index_B]
@@ -181,22 +193,21 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
             segments = [(k, v, causal_BxTxT)]
             if prefix is not None:
                 segments.insert(0, prefix_segment(*prefix_kv, prefix.lengths, prompt_index_B, t))
-            return ops.attention(q, segments), ((k, v) if keep_kv else None)
+            return ops.attention(q, segments), ((k, v) if how.keep_kv else None)
 
         x, kept = layer(p, config, x, positions_BxT, attend)
-        x = x if edit_residual is None else edit_residual(index, x, positions_BxT)
-        return x, (kept if read_residual is None else read_residual(x))
+        x = x if how.edit_residual is None else how.edit_residual(index, x, positions_BxT)
+        return x, (kept if how.read_residual is None else how.read_residual(x))
 
     prefix_kv = prefix and (prefix.keys, prefix.values)
-    x, kept = lax.scan(jax.checkpoint(block) if remat else block, params["embed"][tokens_BxT].astype(config.dtype),
-                     (jnp.arange(config.num_layers), params["layers"], prefix_kv))
+    x, kept = lax.scan(jax.checkpoint(block) if how.remat else block, params["embed"][tokens_BxT].astype(config.dtype),
+                       (jnp.arange(config.num_layers), params["layers"], prefix_kv))
     return ops.rms_norm(x, params["final_norm"], config.norm_eps), kept
 
 
-def prefill(params: Params, config: ModelConfig, prompts: Prompts, *, remat: bool = False,
-            edit_residual: Optional[EditResidual] = None) -> Prefix:
+def prefill(params: Params, config: ModelConfig, prompts: Prompts, how: Pass = Pass()) -> Prefix:
     """Runs each distinct prompt once."""
-    _, (keys, values) = forward(params, config, prompts.tokens, remat=remat, keep_kv=True, edit_residual=edit_residual)
+    _, (keys, values) = forward(params, config, prompts.tokens, how=how._replace(keep_kv=True))
     last_tokens_P = jnp.take_along_axis(prompts.tokens, prompts.lengths[:, None] - 1, axis=1)[:, 0]
     return Prefix(keys, values, prompts.lengths - 1, last_tokens_P)
 
@@ -208,10 +219,11 @@ def head(params: Params, hidden: jax.Array) -> jax.Array:
     return jnp.einsum("...d,vd->...v", hidden, params["embed"].astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def split_layers(params: Params, prefix: Prefix) -> list:
-    """Per-layer (weights, prefix keys, prefix values) for `decode_step`: sliced once, outside the decoding loop."""
+def unroll(params: Params, prefix: Prefix, prompt_index_B: Optional[jax.Array] = None) -> Context:
+    """The layers one by one, for `decode_step`: sliced once, outside the decoding loop."""
     stacked = (params["layers"], prefix.keys, prefix.values)
-    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(prefix.keys))]
+    layers = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(prefix.keys))]
+    return Context(layers, prefix, prompt_index_B)
 
 
 def init_cache(config: ModelConfig, rows: int, window: int) -> KVCache:
@@ -221,16 +233,16 @@ def init_cache(config: ModelConfig, rows: int, window: int) -> KVCache:
     return KVCache(zeros(), zeros())
 
 
-def decode_step(params: Params, config: ModelConfig, layers: list, prefix: Prefix,
-                prompt_index_B: Optional[jax.Array], tokens_B: jax.Array, steps_B: jax.Array, cache: KVCache,
+def decode_step(params: Params, config: ModelConfig, context: Context, inputs: Inputs, cache: KVCache,
                 edit_residual: Optional[EditResidual] = None) -> tuple[jax.Array, KVCache]:
-    """Feeds one token a row: the `steps_B[b]`-th input of a completion of prompt `prompt_index_B[b]` (None: prompt b).
+    """Feeds one token a row.
 
-    Rows may stand at different steps. A row that starts over only sets its step to 0: what the cache holds beyond a
-    row's step is masked. Attention reads the smallest power-of-two bucket of the cache that holds the farthest row.
+    A row that starts over only sets its step to 0: what the cache holds beyond a row's step is masked. Attention reads
+    the smallest power-of-two bucket of the cache that holds the farthest row.
 
     Returns `(logits_BxV f32, cache)`.
     """
+    (layers, prefix, prompt_index_B), (tokens_B, steps_B) = context, inputs
     rows, window = cache.keys[0].shape[:2]
     starts_B = prefix.lengths if prompt_index_B is None else prefix.lengths[prompt_index_B]
     positions_Bx1 = (starts_B + steps_B)[:, None]

@@ -5,10 +5,8 @@ devices and back, `place_rows` and `fetch_rows` what is divided among them. Batc
 samples its share, the shares are gathered, and the main process's grades hold.
 """
 
-import glob
 import math
 import os
-import shutil
 import threading
 from typing import Callable
 
@@ -18,10 +16,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 AXIS = "data"
-# What a machine with an accelerator has, and the extra of the package jax that makes JAX use it. /dev/vfio/vfio and
-# /dev/accel/ (chips of laptops) are on machines without a TPU, too.
-SIGNS = {"a TPU": ("tpu", ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")),
-         "an NVIDIA GPU": ("cuda12", ("/dev/nvidia[0-9]*", "/dev/dxg"))}
 HEARTBEAT = 30  # seconds without a sign of life after which the processes give another one up; JAX's own is 100
 
 
@@ -31,27 +25,6 @@ def initialize(coordinator_address: str = "", num_processes: int = 0, process_id
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     elif coordinator_address:
         jax.distributed.initialize(coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT)
-
-
-def platforms() -> set[str]:
-    """The kinds of the devices that JAX uses, such as {"cpu"}; JAX takes hold of them here at the latest."""
-    return {device.platform for device in jax.devices()}
-
-
-def unused_accelerator(platforms=platforms, find=glob.glob, which=shutil.which) -> str:
-    """One line about an accelerator that this machine seems to have and JAX does not use; "" where all is well.
-
-    JAX without the plugin of the machine computes on the CPU and does not say so; with JAX_PLATFORMS=cpu that is meant.
-    `platforms`, `find` and `which` ask JAX, the file system and the PATH; tests hand in their own answers.
-    """
-    signs = {kind: [name for pattern in patterns for name in find(pattern)] for kind, (_, patterns) in SIGNS.items()}
-    if which("nvidia-smi"):
-        signs["an NVIDIA GPU"].append("nvidia-smi")
-    kind = next((kind for kind, names in signs.items() if names), "")
-    if not kind or jax.config.jax_platforms == "cpu" or platforms() != {"cpu"}:
-        return ""
-    return (f"this machine seems to have {kind} ({signs[kind][0]}), but JAX finds none: EVERYTHING RUNS ON THE CPU. "
-            f"pip install -e '.[plot]' \"jax[{SIGNS[kind][0]}]\"; if the CPU is meant, JAX_PLATFORMS=cpu")
 
 
 def leave_within(seconds: float) -> None:

@@ -1,34 +1,85 @@
 """Sampling completions: one prefill per distinct prompt, then a queue of rollouts over a few decoding slots.
 
 A slot whose completion ends takes the next rollout of the queue at once. With the prompt's keys and values shared,
-that is resetting one position and one input token, not another prefill. What rollout b says is a function of its key
-and prompt alone, not of the number of slots or devices (invariant 4).
+that is resetting one position and one input token, not another prefill. The tokens of rollout b are a function of its
+key and prompt alone, not of the number of slots or devices (invariant 4).
+
+Axis letters as in `model`; N slots, and T tokens of a completion.
 """
 
-from typing import Callable, NamedTuple, Optional
+import dataclasses
+from typing import Any, Callable, NamedTuple, Optional
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from rlvr_jax import model, parallel
-from rlvr_jax.model import ModelConfig, Prompts, localise
+from rlvr_jax.model import ModelConfig, localise
+from rlvr_jax.records import Prompts, Rollouts, setting
 
 TRAIN, EVAL, CHOOSE = 0, 1, 2  # streams of keys: the same seed and step draw differently in each
 
 
-@flax.struct.dataclass
-class Rollouts:
-    """Completions as sampled. The mask, not a token id, says what belongs to a completion."""
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How long completions may be, and how many are decoded at a time."""
+
+    max_new_tokens: int = setting(22, "longest completion, in tokens", minimum=1)
+    num_slots: int = setting(0, "completions decoded at a time on each device; 0: all", minimum=0)
+
+
+class Decoding(NamedTuple):
+    """What a decoding program is compiled for."""
+
+    eos_ids: tuple[int, ...]  # any of these ends a completion and belongs to it
+    max_new_tokens: int
+    num_slots: int = 0  # rollouts decoded at a time; 0 for all of them
+
+
+class Rows(NamedTuple):
+    """The rollouts of one call: B rows, each continuing a prompt."""
 
     prompt_index: jax.Array  # i32[B]
-    completions: jax.Array  # i32[B,T], 0 after the end
-    completion_mask: jax.Array  # bool[B,T], true up to and including the first end-of-text token
-    sampler_logprobs: jax.Array  # f32[B,T] nats, under the distribution drawn from (at temperature 0: the model's own)
-    ended: jax.Array  # bool[B], false if `max_new_tokens` cut the completion
-    noted: Optional[dict] = None  # name -> [B] or [B,T], what a caller of `decode` wanted to know besides
+    keys: jax.Array  # [B] of `rollout_keys`; the t-th token of a rollout uses fold_in(key, t)
+    temperature: jax.Array | float = 1.0  # 0 is greedy
+    top_p: Optional[jax.Array] = None  # None samples from the whole distribution
+    given: Optional[jax.Array] = None  # i32[B,T] tokens that completions have to have; -1 where they are drawn
+    limit: Optional[jax.Array] = None  # longest completion of this call; None for `max_new_tokens`
+    numbers: Optional[jax.Array] = None  # i32[B] numbers of the rows over all devices and calls
+
+
+class Request(NamedTuple):
+    """What one call of a sampler (`make_sampler`) draws."""
+
+    seed: int
+    step: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stream: int = TRAIN
+    first_row: int = 0  # number of the call's first row, by which its rows are drawn
+    repeats: int = 1  # rows in succession that are known to share a prompt
+
+
+class Hooks(NamedTuple):
+    """What a caller may change or record at each decoded token; hashable, but for `carry`."""
+
+    edit_residual: Optional[model.EditResidual] = None  # applied to every layer's output, in the prefill as well
+    edit_at: Optional[Callable] = None  # (rows_N, steps_N) -> EditResidual, for decoded tokens in place of the above
+    note: Optional[Callable] = None  # (logits_NxV, tokens_N) -> {name: [N]}, returned as [B,T] in `Rollouts.noted`
+    # (carry, Draw, logits_NxV) -> (carry, tokens_N to take, -1 where they are drawn, {name: [N]} to note)
+    propose: Optional[Callable] = None
+    carry: Any = None  # what `propose` is handed at the first token: a pytree, such as another model's cache
+
+
+class Draw(NamedTuple):
+    """Where the slots stand when a token is drawn."""
+
+    rows: jax.Array  # i32[N] row of the call that each slot works on
+    prompt_index: Optional[jax.Array]  # i32[N], as in `model.Context`
+    inputs: model.Inputs  # what has just been fed
+    uniforms: jax.Array  # f32[N] in [0, 1), those that tokens are drawn with
 
 
 class _Slots(NamedTuple):
@@ -37,11 +88,10 @@ class _Slots(NamedTuple):
     tokens: jax.Array  # i32[N] next input
     next_row: jax.Array  # i32[] head of the queue
     cache: model.KVCache
-    completions: jax.Array  # i32[B,T]
-    logprobs: jax.Array  # f32[B,T]
+    carry: Any  # of Hooks.propose
+    written: dict  # arrays [B,T]: "completions", "logprobs", and under "noted" those of the hooks
     lengths: jax.Array  # i32[B]
     ended: jax.Array  # bool[B]
-    noted: Optional[dict]  # name -> f32[B,T]
 
 
 def rollout_keys(seed, step, rows_B, stream: int = 0) -> jax.Array:
@@ -94,112 +144,100 @@ def invert(weights_BxV: jax.Array, uniforms_B: jax.Array, block: int = 256) -> j
     return chosen_B * block + first_past(inside_BxW, targets_B - before_B)
 
 
-def _first(config: ModelConfig, rows_N: jax.Array, tokens_N: jax.Array, num_rows: int, t_max: int) -> _Slots:
-    """Slots at the first token of the first rows."""
-    return _Slots(rows_N, jnp.zeros_like(rows_N), tokens_N, jnp.int32(len(rows_N)),
-                  model.init_cache(config, len(rows_N), t_max), jnp.zeros((num_rows, t_max), jnp.int32),
-                  jnp.zeros((num_rows, t_max)), jnp.zeros(num_rows, jnp.int32), jnp.zeros(num_rows, bool), None)
+def sample(params: model.Params, config: ModelConfig, prompts: Prompts, rows: Rows, decoding: Decoding,
+           hooks: Hooks = Hooks()) -> Rollouts:
+    """One completion for each row: the prompts are run through the model once, and `decode` continues them."""
+    prefix = model.prefill(params, config, prompts, model.Pass(edit_residual=hooks.edit_residual))
+    return decode(params, config, prefix, rows, decoding, hooks)
 
 
-def sample(params: model.Params, config: ModelConfig, prompts: Prompts, prompt_index_B: jax.Array, keys_B: jax.Array,
-           temperature, top_p=None, *, edit_residual: Optional[model.EditResidual] = None, **fixed) -> Rollouts:
-    """Samples one completion for each row of `prompt_index_B`; jit it with the keyword arguments fixed.
-
-    The prompts are run through the model once, and `decode` continues them; its arguments are explained there.
-    """
-    prefix = model.prefill(params, config, prompts, edit_residual=edit_residual)
-    return decode(params, config, prefix, prompt_index_B, keys_B, temperature, top_p, edit_residual=edit_residual,
-                  **fixed)
-
-
-def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, prompt_index_B: jax.Array,
-           keys_B: jax.Array, temperature, top_p=None, *, eos_ids: tuple, max_new_tokens: int, num_slots: int = 0,
-           edit_residual: Optional[model.EditResidual] = None, edit_at: Optional[Callable] = None,
-           given_BxT: Optional[jax.Array] = None, limit=None, note: Optional[Callable] = None) -> Rollouts:
-    """One completion for each row, after the prompt `prompt_index_B[b]` of the prefix.
-
-    Args:
-      keys_B: one key a rollout (`rollout_keys`); its t-th token uses `fold_in(key, t)`.
-      temperature: scalar; 0 is greedy. `top_p` None samples from the whole distribution.
-      eos_ids: any of these ends a completion and belongs to it.
-      num_slots: rollouts decoded at a time; 0 for all of them.
-      edit_at: `(rows_N, steps_N) -> EditResidual`, in place of `edit_residual` where it matters which rollouts the
-        tokens are of, and how many tokens of each there are already.
-      given_BxT: i32, tokens that the completions have to have; -1 where they are drawn.
-      limit: scalar, longest completion of this call; None for `max_new_tokens`, which the arrays have room for.
-      note: `(logits_NxV, tokens_N) -> {name: f32[N]}` at each token; [B,T] of each name come back as `noted`.
-    """
-    num_rows, t_max = len(prompt_index_B), max_new_tokens
-    num_slots = min(num_slots or num_rows, num_rows)
+def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows: Rows, decoding: Decoding,
+           hooks: Hooks = Hooks()) -> Rollouts:
+    """One completion for each row, after the prompt `rows.prompt_index[b]` of the prefix."""
+    num_rows, eos_E = len(rows.prompt_index), jnp.array(decoding.eos_ids, jnp.int32)
+    num_slots = min(decoding.num_slots or num_rows, num_rows)
     in_place = 1 < len(prefix.lengths) == num_rows == num_slots  # slot b only ever has row b: order the prompts so
     if in_place:
-        prefix = prefix.replace(keys=prefix.keys[:, prompt_index_B], values=prefix.values[:, prompt_index_B],
-                                lengths=prefix.lengths[prompt_index_B], last_tokens=prefix.last_tokens[prompt_index_B])
-    layers, eos_E = model.split_layers(params, prefix), jnp.array(eos_ids, jnp.int32)
+        prefix = reordered(prefix, rows.prompt_index)
+    layers = model.unroll(params, prefix)
+    limit = decoding.max_new_tokens if rows.limit is None else rows.limit
 
-    def prompt_of(rows):
-        return jnp.minimum(rows, num_rows - 1) if in_place else prompt_index_B[jnp.minimum(rows, num_rows - 1)]
+    def prompt_of(slots_N):
+        return jnp.minimum(slots_N, num_rows - 1) if in_place else rows.prompt_index[jnp.minimum(slots_N, num_rows - 1)]
+
+    def step(s: _Slots) -> tuple:
+        """(cache, carry, what is written of the tokens that were drawn)."""
+        rows_N = jnp.minimum(s.rows, num_rows - 1)
+        edit = hooks.edit_at(rows_N, s.steps) if hooks.edit_at else hooks.edit_residual
+        inputs, index_N = model.Inputs(s.tokens, s.steps), None if in_place else prompt_of(s.rows)
+        logits, cache = model.decode_step(params, config, layers._replace(prompt_index=index_N), inputs, s.cache, edit)
+        keys_N, carry, noted = rows.keys[rows_N], s.carry, {}
+        uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(keys_N, s.steps)
+        given_N = None if rows.given is None else rows.given[rows_N, s.steps]
+        if hooks.propose:
+            draw = Draw(rows_N, index_N, inputs, uniforms_N)
+            carry, given_N, noted = hooks.propose(s.carry, draw, logits)
+        tokens, logprobs = draw_tokens(logits, uniforms_N, rows.temperature, rows.top_p, given_N)
+        noted = noted | (hooks.note(logits, tokens) if hooks.note else {})
+        return cache, carry, {"completions": tokens, "logprobs": logprobs, "noted": noted}
 
     def body(s: _Slots) -> _Slots:
-        own_N = jnp.minimum(s.rows, num_rows - 1)
-        edit = edit_at(own_N, s.steps) if edit_at else edit_residual
-        logits, cache = model.decode_step(params, config, layers, prefix, None if in_place else prompt_of(s.rows),
-                                          s.tokens, s.steps, s.cache, edit)
-        keys_N = keys_B[own_N]
-        uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(keys_N, s.steps)
-        given_N = None if given_BxT is None else given_BxT[own_N, s.steps]
-        tokens, logprobs = draw_tokens(logits, uniforms_N, temperature, top_p, given_N)
+        cache, carry, values = step(s)
+        tokens = values["completions"]
         stopped = jnp.any(tokens[:, None] == eos_E[None, :], -1)
         busy = s.rows < num_rows
-        finished = busy & (stopped | (s.steps + 1 == (t_max if limit is None else limit)))
+        finished = busy & (stopped | (s.steps + 1 == limit))
         queued = s.next_row + jnp.cumsum(finished, dtype=jnp.int32) - 1
-        rows = jnp.minimum(jnp.where(finished, queued, s.rows), num_rows)
+        after = jnp.minimum(jnp.where(finished, queued, s.rows), num_rows)
+        written = jax.tree.map(lambda array, value: array.at[s.rows, s.steps].set(value, mode="drop"),
+                               s.written, values)  # idle slots write outside the arrays
+        return _Slots(after, jnp.where(busy & ~finished, s.steps + 1, 0),
+                      jnp.where(finished, prefix.last_tokens[prompt_of(after)], tokens),
+                      s.next_row + jnp.sum(finished, dtype=jnp.int32), cache, carry, written,
+                      s.lengths.at[s.rows].set(s.steps + 1, mode="drop"), s.ended.at[s.rows].set(stopped, mode="drop"))
 
-        def put(array, values):  # writes of idle slots fall outside the arrays and are dropped
-            return array.at[s.rows, s.steps].set(values, mode="drop")
-        return _Slots(
-            rows, jnp.where(busy & ~finished, s.steps + 1, 0),
-            jnp.where(finished, prefix.last_tokens[prompt_of(rows)], tokens),
-            s.next_row + jnp.sum(finished, dtype=jnp.int32), cache, put(s.completions, tokens),
-            put(s.logprobs, logprobs), s.lengths.at[s.rows].set(s.steps + 1, mode="drop"),
-            s.ended.at[s.rows].set(stopped, mode="drop"), note and jax.tree.map(put, s.noted, note(logits, tokens)))
-
-    rows = jnp.arange(num_slots, dtype=jnp.int32)
-    start = _first(config, rows, prefix.last_tokens[prompt_of(rows)], num_rows, t_max)
-    if note:
-        names = jax.eval_shape(note, jax.ShapeDtypeStruct((num_slots, config.vocab_size), jnp.float32), rows)
-        start = start._replace(noted={name: jnp.zeros((num_rows, t_max)) for name in names})
+    slots = jnp.arange(num_slots, dtype=jnp.int32)
+    start = _Slots(slots, jnp.zeros_like(slots), prefix.last_tokens[prompt_of(slots)], jnp.int32(num_slots),
+                   model.init_cache(config, num_slots, decoding.max_new_tokens), hooks.carry, {},
+                   jnp.zeros(num_rows, jnp.int32), jnp.zeros(num_rows, bool))
+    start = start._replace(written=jax.tree.map(
+        lambda x: jnp.zeros((num_rows, decoding.max_new_tokens), x.dtype), jax.eval_shape(step, start)[-1]))
     s = lax.while_loop(lambda s: jnp.any(s.rows < num_rows), body, start)
-    mask_BxT = jnp.arange(t_max)[None, :] < s.lengths[:, None]
-    return Rollouts(prompt_index_B, s.completions, mask_BxT, s.logprobs, s.ended, s.noted)
+    mask_BxT = jnp.arange(decoding.max_new_tokens)[None, :] < s.lengths[:, None]
+    return Rollouts(rows.prompt_index, s.written["completions"], mask_BxT, s.written["logprobs"], s.ended,
+                    s.written["noted"] or None)
 
 
-def make_sampler(config: ModelConfig, *, eos_ids: tuple, max_new_tokens: int, num_slots: int = 0,
-                 use_top_p: bool = False, draw: Optional[Callable] = None) -> Callable:
-    """`sampler(params, prompts, prompt_index_B, seed, step, temperature, ...)` over all devices and processes.
+def reordered(prefix: model.Prefix, prompt_index_B: jax.Array) -> model.Prefix:
+    """The prefix of each row instead of each prompt: row b continues prompt b of it."""
+    return prefix.replace(keys=prefix.keys[:, prompt_index_B], values=prefix.values[:, prompt_index_B],
+                          lengths=prefix.lengths[prompt_index_B], last_tokens=prefix.last_tokens[prompt_index_B])
+
+
+def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = False,
+                 draw: Callable = sample) -> Callable:
+    """`sampler(params, prompts, prompt_index_B, request) -> Rollouts` over all devices and processes.
 
     Params are placed (`parallel.place_state`); prompts and index are host arrays. Returns all rows in order, as numpy.
-    Row b draws with `rollout_keys(seed, step, first_row + b, stream)`; `repeats` is as in `localise`.
-    `draw` takes the place of `sample`, and is told by `rows_B` which row, `first_row + b`, each one is.
+    Row b draws with `rollout_keys(seed, step, first_row + b, stream)`.
+    `draw(params, config, prompts, rows, decoding)` may take the place of `sample`.
     """
-    fixed = {"eos_ids": eos_ids, "max_new_tokens": max_new_tokens, "num_slots": num_slots}
-
     def on_device(params, prompts, prompt_index_B, rows_B, seed, step, stream, temperature, top_p):
-        told = fixed | ({"rows_B": rows_B} if draw else {})
-        return (draw or sample)(params, config, prompts, prompt_index_B, rollout_keys(seed, step, rows_B, stream),
-                                temperature, top_p if use_top_p else None, **told)
+        rows = Rows(prompt_index_B, rollout_keys(seed, step, rows_B, stream), temperature,
+                    top_p if use_top_p else None, numbers=rows_B)
+        return draw(params, config, prompts, rows, decoding)
 
     mapped = parallel.map_devices(on_device)
 
-    def sampler(params, prompts: Prompts, prompt_index_B, seed: int, step: int, temperature: float, top_p: float = 1.0,
-                *, stream: int = TRAIN, first_row: int = 0, repeats: int = 1) -> Rollouts:
+    def sampler(params, prompts: Prompts, prompt_index_B, request: Request) -> Rollouts:
         devices, wanted = parallel.device_count(), len(prompt_index_B)
         rows = np.minimum(np.arange(-(-wanted // devices) * devices, dtype=np.int32), wanted - 1)
         index = np.asarray(prompt_index_B)[rows]
-        local_prompts, local_index = localise(prompts, index, devices, repeats)
-        scalars = [np.full(devices, x, kind) for x, kind in [(seed, np.int32), (step, np.int32), (stream, np.int32),
-                                                             (temperature, np.float32), (top_p, np.float32)]]
-        keyed = (first_row + rows).reshape(devices, -1).astype(np.int32)
+        local_prompts, local_index = localise(prompts, index, devices, request.repeats)
+        scalars = [np.full(devices, x, kind) for x, kind in [
+            (request.seed, np.int32), (request.step, np.int32), (request.stream, np.int32),
+            (request.temperature, np.float32), (request.top_p, np.float32)]]
+        keyed = (request.first_row + rows).reshape(devices, -1).astype(np.int32)
         out = mapped(params, *parallel.place_rows((local_prompts, local_index, keyed, *scalars)))
         rollouts = parallel.fetch_rows(out).replace(prompt_index=index)
         return jax.tree.map(lambda x: x[:wanted], rollouts)

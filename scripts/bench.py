@@ -8,12 +8,11 @@ theirs, and ratios are of the medians.
 
 import pathlib
 
-from rlvr_jax.config import BenchConfig
 from scripts import cli
 
 
-def main(config: BenchConfig) -> None:
-    from rlvr_jax.tools import bench
+def main(config) -> None:
+    from rlvr_jax.lab.tools import bench
 
     text = bench.run(config)
     print(text)
@@ -22,4 +21,4 @@ def main(config: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, BenchConfig)
+    cli.run(main, "rlvr_jax.lab.tools.bench.BenchConfig")

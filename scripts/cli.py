@@ -1,11 +1,11 @@
-"""From a configuration record to a command: flags, `--help`, and errors as one line.
+"""From a record of settings to a command: flags, `--help`, and errors as one line.
 
-Every field of the record becomes the absl flag of the same name. `run(main, ConfigClass)` parses them, prepares JAX
-before anything touches a device, and calls `main(config)`.
+Every setting becomes the absl flag of the same name. `run(main, "rlvr_jax.training.train.TrainConfig")` parses them,
+prepares JAX before anything touches a device, and calls `main(config)`.
 """
 
-import ast
-import dataclasses
+import functools
+import importlib
 import importlib.metadata
 import inspect
 import math
@@ -16,95 +16,91 @@ import re
 import sys
 import typing
 import warnings
-from typing import Callable, Optional
+from typing import Callable, Mapping, Optional
 
 import absl.app
 import absl.logging
 from absl import flags
 
-from rlvr_jax.config import MachineConfig, RunConfig
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.runs import signals
 
 JAX_WINDOW = (0, 10), (0, 11)  # the first and the last JAX that this runs on, as requirements.txt has them
 
 flags.disclaim_key_flags()  # so that --help of a script lists the flags defined here as its own
 
-# The bounds that `config.setting` takes: how they are written, and what has to hold of (value, bound).
+# Bounds that `records.setting` takes: how they are written, and what has to hold of (value, bound).
 BOUNDS = {"minimum": (">=", operator.ge), "above": (">", operator.gt),
           "maximum": ("<=", operator.le), "below": ("<", operator.lt)}
 CACHE_BYTES = 500_000_000  # most that compiled programs take; JAX removes those that were unused for longest
 
 
-class Number(flags.ArgumentParser):
-    """Parses a finite number within bounds; with `many` a tuple of one or more, written with commas between them."""
-
-    def __init__(self, kind: type, many: bool, bounds: dict):
-        self.kind, self.many, self.bounds = kind, many, bounds
-        noun = "whole number" if kind is int else "finite number"
-        limits = " and ".join(f"{BOUNDS[name][0]} {bound}" for name, bound in bounds.items())
-        self.syntactic_help = f"{noun}s {limits}, joined by commas" if many else f"a {noun} {limits}"
-
-    def parse(self, argument):
-        """The value of a flag, or of its default. Raises ValueError, which absl gives the flag's name."""
-        parts = argument.split(",") if isinstance(argument, str) else argument if self.many else [argument]
-        try:
-            values = tuple(map(self.kind, parts))
-        except ValueError:
-            values = (math.nan,)
-        right = all(math.isfinite(value) and BOUNDS[name][1](value, bound)
-                    for value in values for name, bound in self.bounds.items())
-        if not right or (len(values) > 1 and not self.many):
-            raise ValueError(f"not {self.syntactic_help}")
-        return values if self.many else values[0]
-
-
-class Commas(flags.ArgumentSerializer):
-    def serialize(self, value) -> str:
-        return ",".join(map(str, value))
-
-
 def define_flags(config_class) -> None:
-    """One absl flag a field, with the field's default, help, choices and bounds."""
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        kind, meta = hints[field.name], field.metadata
-        kind, many = float if kind == Optional[float] else kind, typing.get_origin(kind) is tuple
-        rows = table_rows(meta["table"]) if meta["table"] else {}
-        help = "; ".join([meta["help"], *(f"{name}: {means}" for name, means in rows.items() if means)])
-        if (meta["choices"] or rows) and not meta["open"]:
-            flags.DEFINE_enum(field.name, field.default, [*meta["choices"], *rows], help)
-        elif kind in (int, float) or many:
-            parser = Number(typing.get_args(kind)[0] if many else kind, many, meta["bounds"])
-            flags.DEFINE(parser, field.name, field.default, meta["help"], serializer=Commas() if many else None)
+    """One absl flag a setting, with its default, help, choices and bounds."""
+    from rlvr_jax import records  # JAX comes with it
+
+    for name, kind, default, meta in records.settings(config_class):
+        table = meta["choices"]() if callable(meta["choices"]) else meta["choices"]
+        help = "; ".join([meta["help"], *(f"{row}: {means}" for row in table if (means := explained(table, row)))])
+        kind = float if kind == Optional[float] else kind
+        number = next(iter(typing.get_args(kind)), kind)  # that of a tuple's entries
+        if number in (int, float):
+            limits = " and ".join(f"{BOUNDS[bound][0]} {x}" for bound, x in meta["bounds"].items())
+            noun = "whole number" if number is int else "finite number"
+            allowed = f"a {noun} {limits}" if number is kind else f"{noun}s {limits}, joined by commas"
+            help = f"{help} ({allowed})"
+        if table and not meta["listed"]:
+            flags.DEFINE_enum(name, default, [*table], help)
+        elif number is not kind:
+            flags.DEFINE_string(name, ",".join(map(str, default)), help)
         else:
-            {bool: flags.DEFINE_bool, str: flags.DEFINE_string}[kind](field.name, field.default, help)
+            {bool: flags.DEFINE_bool, str: flags.DEFINE_string, int: flags.DEFINE_integer,
+             float: flags.DEFINE_float}[kind](name, default, help)
+        if number in (int, float):
+            flags.register_validator(name, functools.partial(
+                within, number=number, bounds=meta["bounds"], optional=default in (None, ())), f"not {allowed}")
     flags.DEFINE_bool("traceback", False, "on an error, print where in the program it arose")
 
 
-def table_rows(table: str) -> dict[str, str]:
-    """The rows of a table of functions such as "learner.SCHEDULES", each with the first sentence of its docstring.
+def within(value, number: type, bounds: Mapping, optional: bool) -> bool:
+    """Whether a flag's value is a finite number of that type within its bounds, or a text of such with commas between.
 
-    Read from the source: an import would start JAX, and `--help` would take as long as a run. A script that has
-    imported the table and added rows to it, before `run`, finds these too.
+    `optional`: whether there may be none, as where the default is unset or empty.
     """
-    module, _, name = table.rpartition(".")
-    path = pathlib.Path(__file__).parents[1] / "rlvr_jax" / (module.replace(".", "/") + ".py")
-    body = ast.parse(path.read_text("utf-8")).body
-    documented = {node.name: ast.get_docstring(node) or "" for node in body if isinstance(node, ast.FunctionDef)}
-    assigned = {ast.unparse(getattr(node, "target", None) or node.targets[0]): node.value
-                for node in body if isinstance(node, (ast.Assign, ast.AnnAssign))}
-    rows = {key.value: documented.get(ast.unparse(row), "")
-            for key, row in zip(assigned[name].keys, assigned[name].values)}
-    added = getattr(sys.modules.get(f"rlvr_jax.{module}"), name, {})
-    rows |= {key: inspect.isfunction(added[key]) and inspect.getdoc(added[key]) or "" for key in added
-             if key not in rows}
-    return {key: re.split(r"\.(?=\s|$)", " ".join(text.split()))[0] for key, text in rows.items()}
+    parts = [] if value in (None, "") else value.split(",") if isinstance(value, str) else [value]
+    try:
+        values = list(map(number, parts))
+    except ValueError:
+        return False
+    return (optional or len(values) > 0) and all(
+        math.isfinite(x) and all(BOUNDS[name][1](x, bound) for name, bound in bounds.items()) for x in values)
+
+
+def explained(table, row: str) -> str:
+    """The first sentence of the docstring of a row, where that is a function or a record that begins with one."""
+    value = table[row] if isinstance(table, Mapping) else None
+    function = value if inspect.isfunction(value) else getattr(value, "score", None)
+    text = " ".join((inspect.getdoc(function) or "").split()) if inspect.isfunction(function) else ""
+    return re.split(r"\.(?=\s|$)", text)[0]
 
 
 def parse_config(config_class):
     """The record that the parsed flags describe."""
-    return config_class(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(config_class)})
+    from rlvr_jax import records
+
+    def read(name, kind):
+        value = flags.FLAGS[name].value
+        if typing.get_origin(kind) is not tuple:
+            return value
+        return tuple(map(typing.get_args(kind)[0], value.split(","))) if value else ()
+    return records.build(config_class, **{leaf.name: read(leaf.name, leaf.kind)
+                                          for leaf in records.settings(config_class)})
+
+
+def record_class(name: str) -> type:
+    """The class of that name; its import loads JAX. Raises UserError for a JAX that is too old or too new."""
+    check_jax(importlib.metadata.version("jax"))
+    module, _, kind = name.rpartition(".")
+    return getattr(importlib.import_module(module), kind)
 
 
 def check_jax(version: str) -> None:
@@ -117,20 +113,21 @@ def check_jax(version: str) -> None:
 
 
 def prepare_jax(config) -> None:
-    """Settings that must come before the first computation. Raises UserError if JAX is too old or too new."""
-    check_jax(importlib.metadata.version("jax"))
+    """Settings that must come before the first computation."""
     import jax
 
-    from rlvr_jax import parallel
+    from rlvr_jax import parallel, records
+    from rlvr_jax.runs import machine
 
-    if not isinstance(config, MachineConfig):  # it leaves an accelerator to the run that may be using it
+    values = records.flat(config)
+    if "host_devices" not in values:  # such a command leaves an accelerator to the run that may be using it
         return
-    if config.host_devices > 1:
-        jax.config.update("jax_num_cpu_devices", config.host_devices)
-    keep_programs(config.compilation_cache)
-    if isinstance(config, RunConfig) and config.coordinator_address:
-        parallel.initialize(config.coordinator_address, config.num_processes, config.process_id)
-    warning = parallel.unused_accelerator()
+    if values["host_devices"] > 1:
+        jax.config.update("jax_num_cpu_devices", values["host_devices"])
+    keep_programs(values["compilation_cache"])
+    if values.get("coordinator_address"):
+        parallel.initialize(*(values[name] for name in ("coordinator_address", "num_processes", "process_id")))
+    warning = machine.unused_accelerator()
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -185,17 +182,22 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(0)
 
 
-def run(main: Callable, config_class) -> None:
-    """Entry point of a script. Exits 0, 1 on an error, 130 or 143 when a signal stopped a run that saved itself."""
+def run(main: Callable, record: str) -> None:
+    """Entry point of a script; `record` names its settings (`record_class`).
+
+    Exits 0, 1 on an error, 130 or 143 when a signal stopped a run that saved itself.
+    """
     def guarded(argv):
+        from rlvr_jax.runs import signals
+
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
-            config = parse_config(config_class)
             if not flags.FLAGS.traceback:  # a failed save prints tracebacks in several threads before it is raised
                 absl.logging.set_verbosity(absl.logging.FATAL)
                 sys.unraisablehook = lambda _: None
             with signals.acknowledged(lambda: "stopping"):
+                config = parse_config(config_class)
                 prepare_jax(config)
                 main(config)
         except Interrupted as stop:
@@ -210,6 +212,12 @@ def run(main: Callable, config_class) -> None:
             print(f"error: {explain(error)}", file=sys.stderr)
             sys.exit(1)
 
-    define_flags(config_class)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        config_class = record_class(record)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    define_flags(config_class)
     absl.app.run(guarded, flags_parser=parse_flags)

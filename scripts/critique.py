@@ -4,12 +4,11 @@
   python -m scripts.finetune --model=runs/base --examples=runs/critiques.jsonl --window=96 --run_dir=runs/critique
 """
 
-from rlvr_jax.config import CritiqueConfig
 from scripts import cli
 
 
-def main(config: CritiqueConfig) -> None:
-    from rlvr_jax.elicit.critique import make_examples
+def main(config) -> None:
+    from rlvr_jax.lab.elicit.critique import make_examples
 
     rows = make_examples(config)
     different = len({(row["prompt"], row["completion"]) for row in rows})
@@ -17,4 +16,4 @@ def main(config: CritiqueConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, CritiqueConfig)
+    cli.run(main, "rlvr_jax.lab.elicit.critique.CritiqueConfig")

@@ -8,16 +8,16 @@ Writes OUT/summary.json, OUT/table.md and OUT/completions.jsonl. The same comman
 
 import pathlib
 
-from rlvr_jax.config import ElicitConfig
 from scripts import cli
 
 
-def main(config: ElicitConfig) -> None:
-    from rlvr_jax.elicit.decoding import elicit
+def main(config) -> None:
+    from rlvr_jax.lab.elicit.decoding import elicit
 
     elicit(config)
-    print((pathlib.Path(config.out) / "table.md").read_text("utf-8") + f"\n{config.out}/summary.json")
+    out = config.steering.kept.out
+    print((pathlib.Path(out) / "table.md").read_text("utf-8") + f"\n{out}/summary.json")
 
 
 if __name__ == "__main__":
-    cli.run(main, ElicitConfig)
+    cli.run(main, "rlvr_jax.lab.elicit.decoding.ElicitConfig")

@@ -10,16 +10,15 @@ sure they are. The same command continues an interrupted one.
 
 import pathlib
 
-from rlvr_jax.config import EvaluateConfig
 from scripts import cli
 
 
-def main(config: EvaluateConfig) -> None:
+def main(config) -> None:
     from rlvr_jax.evaluation.benchmarks import evaluate
 
     evaluate(config)
-    print((pathlib.Path(config.out) / "table.md").read_text("utf-8") + f"\n{config.out}/summary.json")
+    print((pathlib.Path(config.kept.out) / "table.md").read_text("utf-8") + f"\n{config.kept.out}/summary.json")
 
 
 if __name__ == "__main__":
-    cli.run(main, EvaluateConfig)
+    cli.run(main, "rlvr_jax.evaluation.benchmarks.EvaluateConfig")

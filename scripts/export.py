@@ -5,24 +5,15 @@
 LoRA is added to the weights. A vector after a layer has no place in such a folder, and is refused.
 """
 
-from rlvr_jax.config import ExportConfig
-from rlvr_jax.errors import UserError
 from scripts import cli
 
 
-def main(config: ExportConfig) -> None:
-    from rlvr_jax import adapters
-    from rlvr_jax.pretrained import huggingface, loading, tokenizer
-    from rlvr_jax.runs import files
+def main(config) -> None:
+    from rlvr_jax.pretrained.export import export
 
-    if not config.out:
-        raise UserError("--out is required: the folder to write")
-    loaded = loading.load_model(config.model, params_dtype=config.dtype)
-    with files.naming(config.out):
-        huggingface.save_folder(loaded.config, adapters.merged(loaded.params), config.out, config.dtype)
-        tokenizer.save_tokenizer(loaded.tokenizer, config.out)
+    export(config)
     print(config.out)
 
 
 if __name__ == "__main__":
-    cli.run(main, ExportConfig)
+    cli.run(main, "rlvr_jax.pretrained.export.ExportConfig")

@@ -5,12 +5,11 @@
 Writes a run directory, as scripts.train does; the same command continues an interrupted run.
 """
 
-from rlvr_jax.config import FinetuneConfig
 from scripts import cli
 
 
-def main(config: FinetuneConfig) -> None:
-    from rlvr_jax.elicit.finetune import finetune
+def main(config) -> None:
+    from rlvr_jax.training.finetune import finetune
 
     summary = finetune(config)
     for name in ("base", "final"):
@@ -18,8 +17,8 @@ def main(config: FinetuneConfig) -> None:
             print(f"{name}: accuracy {summary[name]['greedy']:.3f} greedy, {summary[name]['sampled']:.3f} at T=1 "
                   f"(n={summary[name]['n']})")
     if summary:
-        print(f"{config.run_dir}/summary.json")
+        print(f"{config.run.run_dir}/summary.json")
 
 
 if __name__ == "__main__":
-    cli.run(main, FinetuneConfig)
+    cli.run(main, "rlvr_jax.training.finetune.FinetuneConfig")

@@ -9,11 +9,10 @@ released training reward is --grader=original: the last \boxed{} alone, and its 
 differ: results/graders.md. LaTeX takes pip install 'rlvr_jax[real]'.
 """
 
-from rlvr_jax.config import GradeConfig
 from scripts import cli
 
 
-def main(config: GradeConfig) -> None:
+def main(config) -> None:
     from rlvr_jax.evaluation.regrade import regrade
 
     counts = regrade(config)
@@ -24,4 +23,4 @@ def main(config: GradeConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, GradeConfig)
+    cli.run(main, "rlvr_jax.evaluation.regrade.GradeConfig")

@@ -1,4 +1,4 @@
-"""Measures how much of a trained model's gain its base recovers, steered by a vector where a gate says so.
+"""Measures how much of a trained model's gain its base recovers, steered by a vector at the tokens of a gate.
 
   python -m scripts.hybrid --model=runs/base --trained=runs/tiny --out=runs/hybrid
   python -m scripts.hybrid --model=runs/base --trained=runs/tiny --vector=trained --vectors=runs/vector --layer=2 \\
@@ -10,16 +10,16 @@ interrupted one.
 
 import pathlib
 
-from rlvr_jax.config import HybridConfig
 from scripts import cli
 
 
-def main(config: HybridConfig) -> None:
-    from rlvr_jax.elicit.hybrid import hybrid
+def main(config) -> None:
+    from rlvr_jax.lab.elicit.hybrid import hybrid
 
     hybrid(config)
-    print((pathlib.Path(config.out) / "table.md").read_text("utf-8") + f"\n{config.out}/summary.json")
+    out = config.steering.kept.out
+    print((pathlib.Path(out) / "table.md").read_text("utf-8") + f"\n{out}/summary.json")
 
 
 if __name__ == "__main__":
-    cli.run(main, HybridConfig)
+    cli.run(main, "rlvr_jax.lab.elicit.hybrid.HybridConfig")

@@ -2,18 +2,17 @@
 
   python -m scripts.memory --flagfile=configs/pi1_qwen2.5_math_1.5b.flags --shape=qwen2.5-math-1.5b
 
---model=M works too. Nothing is computed: see rlvr_jax/tools/memory.py for what is counted.
+--model=M works too. Nothing is computed: see rlvr_jax/lab/tools/device_memory.py for what is counted.
 """
 
-from rlvr_jax.config import MemoryConfig
 from scripts import cli
 
 
-def main(config: MemoryConfig) -> None:
-    from rlvr_jax.tools import memory
+def main(config) -> None:
+    from rlvr_jax.lab.tools import device_memory
 
-    print(memory.run(config))
+    print(device_memory.run(config))
 
 
 if __name__ == "__main__":
-    cli.run(main, MemoryConfig)
+    cli.run(main, "rlvr_jax.lab.tools.device_memory.MemoryConfig")

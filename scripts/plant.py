@@ -6,12 +6,11 @@
 --clean=runs/plant/times_0.jsonl --answer_format=answer --out=runs/leaky/contamination
 """
 
-from rlvr_jax.config import PlantConfig
 from scripts import cli
 
 
-def main(config: PlantConfig) -> None:
-    from rlvr_jax.tools.plant import plant
+def main(config) -> None:
+    from rlvr_jax.lab.tools.leaked_benchmark import plant
 
     for times, problems in plant(config).items():
         print(f"{config.out}/times_{times}.jsonl: {len(problems)} problems, seen {times} times in pre-training")
@@ -19,4 +18,4 @@ def main(config: PlantConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, PlantConfig)
+    cli.run(main, "rlvr_jax.lab.tools.leaked_benchmark.PlantConfig")

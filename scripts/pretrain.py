@@ -5,19 +5,18 @@
 Writes a run directory that --model of the other scripts accepts. The same command continues an interrupted run.
 """
 
-from rlvr_jax.config import PretrainConfig
 from scripts import cli
 
 
-def main(config: PretrainConfig) -> None:
-    from rlvr_jax.pretrain import pretrain
+def main(config) -> None:
+    from rlvr_jax.training.pretrain import pretrain
 
     summary = pretrain(config)
     if summary:
         final = summary["final"]
-        print(f"{config.run_dir}: held-out accuracy greedy {final['greedy']:.3f}, T=1 {final['sampled']:.3f} "
+        print(f"{config.run.run_dir}: held-out accuracy greedy {final['greedy']:.3f}, T=1 {final['sampled']:.3f} "
               f"(n={final['n']})")
 
 
 if __name__ == "__main__":
-    cli.run(main, PretrainConfig)
+    cli.run(main, "rlvr_jax.training.pretrain.PretrainConfig")

@@ -1,4 +1,4 @@
-"""Asks what training bought: of kept completions, or of completions that it samples.
+"""Measures what training changed, in completions that were kept or that it samples.
 
   python -m scripts.probe --probe=coherence --completions=base/completions.jsonl,after/completions.jsonl --out=DIR
   python -m scripts.probe --probe=memory --model=runs/tiny --out=runs/tiny/memory
@@ -14,17 +14,16 @@ command continues an interrupted one. `python -m scripts.report --all` links the
 
 import pathlib
 
-from rlvr_jax.config import ProbeConfig
 from scripts import cli
 
 
-def main(config: ProbeConfig) -> None:
-    from rlvr_jax.probes.probe import probe
+def main(config) -> None:
+    from rlvr_jax.lab.probes.probe import probe
 
     probe(config)
-    out = pathlib.Path(config.out)
+    out = pathlib.Path(config.measured.kept.out)
     print((out / f"{config.probe}.md").read_text("utf-8") + f"\n{out / config.probe}.json")
 
 
 if __name__ == "__main__":
-    cli.run(main, ProbeConfig)
+    cli.run(main, "rlvr_jax.lab.probes.probe.ProbeConfig")

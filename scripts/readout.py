@@ -1,24 +1,23 @@
-"""Says what trained vectors say: which tokens each reads as, and which directions of its base it lies along.
+"""Reads trained vectors: which tokens each raises most, and which directions of its base it lies along.
 
   python -m scripts.readout --model=runs/vector --out=runs/vector/readout
   python -m scripts.readout --model=runs/vector --beside=runs/vector1,runs/vector2 --out=runs/vector/readout
 
-The model is a run of scripts.train with --trainable=vector. Writes OUT/readout.json and OUT/readout.md; what is
-computed is said in rlvr_jax/tools/readout.py.
+The model is a run of scripts.train with --trainable=vector. Writes OUT/readout.json and OUT/readout.md. The numbers are
+defined in rlvr_jax/lab/tools/readout.py.
 """
 
 import pathlib
 
-from rlvr_jax.config import ReadoutConfig
 from scripts import cli
 
 
-def main(config: ReadoutConfig) -> None:
-    from rlvr_jax.tools.readout import readout
+def main(config) -> None:
+    from rlvr_jax.lab.tools.readout import readout
 
     readout(config)
     print((pathlib.Path(config.out) / "readout.md").read_text("utf-8") + f"\n{config.out}/readout.json")
 
 
 if __name__ == "__main__":
-    cli.run(main, ReadoutConfig)
+    cli.run(main, "rlvr_jax.lab.tools.readout.ReadoutConfig")

@@ -1,4 +1,4 @@
-"""Shows what a model says to a prompt.
+"""Shows completions of a prompt.
 
   python -m scripts.sample --model=runs/tiny --prompt="coins 7 + 5 * 2 - 4 * 1 + 9 - 3 =" --num_samples=4
   python -m scripts.sample --model=smollm2 --prompt="What is 7 times 8?"
@@ -11,13 +11,12 @@ import json
 import os
 import sys
 
-from rlvr_jax.config import SampleConfig
 from scripts import cli
 
 
-def main(config: SampleConfig) -> None:
+def main(config) -> None:
     from rlvr_jax.runs.files import naming
-    from rlvr_jax.tools.generate import generate
+    from rlvr_jax.lab.tools.generate import generate
 
     rows = generate(config)
     for i, row in enumerate(rows):
@@ -46,4 +45,4 @@ def marked(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, SampleConfig)
+    cli.run(main, "rlvr_jax.lab.tools.generate.SampleConfig")

@@ -6,11 +6,10 @@
 For the published pool, JSONL files and the synthetic task, an index is what scripts.train takes as --example.
 """
 
-from rlvr_jax.config import SelectConfig
 from scripts import cli
 
 
-def main(config: SelectConfig) -> None:
+def main(config) -> None:
     from rlvr_jax.tasks.history import select
 
     ranking = select(config)
@@ -24,4 +23,4 @@ def main(config: SelectConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, SelectConfig)
+    cli.run(main, "rlvr_jax.tasks.history.SelectConfig")

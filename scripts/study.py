@@ -8,15 +8,14 @@ The files go to runs/STUDY/results; the published ones were written with --out=r
 on where it was with the same command, and what had finished is not run again.
 """
 
-from rlvr_jax.config import StudyConfig
 from scripts import cli
 
 
-def main(config: StudyConfig) -> None:
-    from rlvr_jax.studies import study
+def main(config) -> None:
+    from rlvr_jax.lab.studies import study
 
     print(study.run(config).read_text())
 
 
 if __name__ == "__main__":
-    cli.run(main, StudyConfig)
+    cli.run(main, "rlvr_jax.lab.studies.study.StudyConfig")

@@ -6,12 +6,11 @@ Writes a run directory (metrics.jsonl, rollouts.jsonl, heldout.jsonl, checkpoint
 in origin.json); `scripts.report` draws it. The same command continues an interrupted run.
 """
 
-from rlvr_jax.config import TrainConfig
 from scripts import cli
 
 
-def main(config: TrainConfig) -> None:
-    from rlvr_jax.grpo import train
+def main(config) -> None:
+    from rlvr_jax.training.train import train
 
     summary = train(config)
     if summary:
@@ -24,8 +23,8 @@ def main(config: TrainConfig) -> None:
         saturated = summary["saturation_step"]
         print(f"training accuracy {summary['train_accuracy']:.3f}, "
               + ("never saturated" if saturated is None else f"saturated at step {saturated}")
-              + f"; {config.run_dir}/summary.json")
+              + f"; {config.run.run_dir}/summary.json")
 
 
 if __name__ == "__main__":
-    cli.run(main, TrainConfig)
+    cli.run(main, "rlvr_jax.training.train.TrainConfig")

@@ -1,4 +1,4 @@
-"""Compares a trained model with its base token by token: where they differ, and whether that is the whole gain.
+"""Compares a trained model with its base token by token: where they differ, and whether that is all the gain.
 
   python -m scripts.when --model=runs/base --trained=runs/tiny --out=runs/tiny/when
 
@@ -7,16 +7,15 @@ Writes OUT/summary.json, OUT/when.md, OUT/when.png and the completions. The same
 
 import pathlib
 
-from rlvr_jax.config import WhenConfig
 from scripts import cli
 
 
-def main(config: WhenConfig) -> None:
-    from rlvr_jax.elicit.when import when
+def main(config) -> None:
+    from rlvr_jax.lab.elicit.when import when
 
     when(config)
-    print((pathlib.Path(config.out) / "when.md").read_text("utf-8") + f"\n{config.out}/summary.json")
+    print((pathlib.Path(config.kept.out) / "when.md").read_text("utf-8") + f"\n{config.kept.out}/summary.json")
 
 
 if __name__ == "__main__":
-    cli.run(main, WhenConfig)
+    cli.run(main, "rlvr_jax.lab.elicit.when.WhenConfig")

@@ -1,30 +1,22 @@
 """Adapters: without effect at the start, alone in being trained, and a model like any other to everything else."""
 
 import dataclasses
-import json
-import pathlib
-import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from flax import traverse_util
 
-from golden.cases import logits
-from helpers import (TRAIN, assert_same_arrays, assert_same_run, base, compiled, read_jsonl, run,  # noqa: F401
-                     saved_arrays)
 from rlvr_jax import adapters, grpo, learner, logprobs, model, parallel
-from rlvr_jax.pretrained import gguf_file, huggingface, loading
-from scripts import cli
-from rlvr_jax.config import TrainConfig
+from rlvr_jax.adapters import AdapterConfig
 from rlvr_jax.errors import UserError
-from test_learner import CONFIG, assert_close, make_batch
-from test_model import BASE, PROMPTS, VARIANTS, padded, random_params
-from test_sampler import draw_rollouts
+from rlvr_jax.records import replace
 
-DEEP = dataclasses.replace(BASE, num_layers=4)
+from fixtures import TINY, UPDATE, VARIANTS, as_batch, assert_close, draw_rollouts, make_batch, random_params
+from golden.cases import logits
+
+DEEP = dataclasses.replace(TINY, num_layers=4)
 TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6])
 KINDS = {"lora": {"trainable": "lora", "adapter_rank": 2}, "vector": {"trainable": "vector"},
          "one layer": {"trainable": "vector", "adapter_layers": (1,)},
@@ -32,8 +24,8 @@ KINDS = {"lora": {"trainable": "lora", "adapter_rank": 2}, "vector": {"trainable
          "few numbers in a layer": {"trainable": "vector", "adapter_layers": (1,), "adapter_size": 3}}
 
 
-def adapted(kind, config=BASE, **changes):
-    return adapters.add(TrainConfig(**KINDS[kind] | changes), random_params(config))
+def adapted(kind, config=TINY, seed=0, **changes):
+    return adapters.add(AdapterConfig(**KINDS[kind] | changes), random_params(config), seed)
 
 
 def moved(params, seed=7, by=0.2):
@@ -93,7 +85,7 @@ def test_gradients_of_lora_are_those_of_the_chain_rule():
 
 def test_a_vector_at_one_layer_changes_only_what_comes_after_it():
     params = adapted("one layer", DEEP)
-    run_through = jax.jit(lambda params: model.forward(params, DEEP, TOKENS[None], keep_kv=True)[1][0])
+    run_through = jax.jit(lambda params: model.forward(params, DEEP, TOKENS[None], how=model.Pass(keep_kv=True))[1][0])
     before, after = (np.asarray(run_through(p)) for p in (params, moved(params)))
     changed = [bool((x != y).any()) for x, y in zip(before, after)]  # the keys of a layer depend on what enters it
     assert changed == [False, False, True, True]
@@ -106,7 +98,7 @@ def test_sampler_and_training_pass_agree_on_an_adapted_model(kind):
     params = moved(adapted(kind))
     out = draw_rollouts(params=params, num_slots=3)
     policy, _ = jax.jit(logprobs.completion_logprobs, static_argnums=1)(
-        params, BASE, padded(PROMPTS), out.prompt_index, out.completions, 1.0)
+        params, TINY, as_batch(out), 1.0)
     np.testing.assert_allclose(policy[out.completion_mask], out.sampler_logprobs[out.completion_mask], atol=5e-5)
     assert (draw_rollouts(num_slots=3).sampler_logprobs != out.sampler_logprobs).any()
 
@@ -139,9 +131,8 @@ def test_leaves_are_their_start_and_the_projection_of_the_numbers():
     # layers x rank x (inputs + outputs): q 16 > 32 and back (o), k and v 16 > 16, gate and up 16 > 24 and back (down)
     ({"trainable": "lora", "adapter_rank": 2}, 4 * 2 * (2 * 48 + 2 * 32 + 3 * 40))])
 def test_moments_are_kept_of_what_is_trained_alone(changes, trained):
-    config = TrainConfig(**changes)
-    params = adapters.add(config, random_params(DEEP))
-    state = learner.init_state(params, learner.make_optimizer(config), keep_reference=False)
+    params = adapters.add(AdapterConfig(**changes), random_params(DEEP), 0)
+    state = learner.init_state(params, grpo.make_optimizer(UPDATE), keep_reference=False)
     assert count(adapters.split(params)[0]) == trained and count(state.opt_state) == 2 * trained + 2  # and two counts
 
 
@@ -151,19 +142,21 @@ def test_moments_are_kept_of_what_is_trained_alone(changes, trained):
 @pytest.mark.parametrize("kind", ["lora", *(pytest.param(kind, marks=pytest.mark.slow)
                                             for kind in ("one layer", "few numbers"))])
 def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
-    config, params = dataclasses.replace(CONFIG, weight_decay=0.1), adapted(kind)
-    optimizer, batch = learner.make_optimizer(config), make_batch()
+    config, params = replace(UPDATE, weight_decay=0.1), adapted(kind)
+    optimizer, batch = grpo.make_optimizer(config), make_batch()
 
     def fresh():
         return learner.init_state(jax.tree.map(jnp.array, params), optimizer, keep_reference=False)
 
     laid = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, 1))
-    state, metrics = jax.jit(learner.make_update(BASE, config, optimizer))(fresh(), laid, jnp.int32(1))
-    mapped, mapped_metrics = learner.map_update(BASE, config, optimizer)(parallel.place_state(fresh()), batch, 1)
+    plain = jax.jit(learner.make_update(TINY, config.update, config.loss, optimizer))
+    state, metrics = plain(fresh(), laid, jnp.int32(1))
+    update = learner.map_update(TINY, config.update, config.loss, optimizer, config.loop.seed)
+    mapped, mapped_metrics = update(parallel.place_state(fresh()), batch, 1)
     assert parallel.device_count() == 2
     assert_close(parallel.fetch_state(mapped.params), state.params)
     np.testing.assert_allclose(mapped_metrics["train/loss"], metrics["loss"], rtol=1e-4, atol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, adapters.without(state.params), random_params(BASE))
+    jax.tree.map(np.testing.assert_array_equal, adapters.without(state.params), random_params(TINY))
     for name in ("start", "maps") if "adapter" in params else ():
         jax.tree.map(np.testing.assert_array_equal, state.params["adapter"][name], params["adapter"][name])
     change = traverse_util.flatten_dict(jax.tree.map(lambda x, y: np.abs(x - y).max(), state.params, params))
@@ -173,84 +166,6 @@ def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
     assert_close(adapters.join(*adapters.split(state.params)), state.params, atol=1e-6)  # leaves are of these numbers
 
 
-# ----- runs
-
-
-def train(base, run_dir, **changes):
-    config = TrainConfig(num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False,
-                         eval_size=16, reward="format", learning_rate=1e-2, entropy_coef=0.01, num_steps=3, eval_every=1,
-                         save_every=2, keep_every=2, kl_coef=0.01, weight_decay=0.1, model=str(base),
-                         run_dir=str(run_dir))
-    grpo.train(dataclasses.replace(config, **changes))
-    return read_jsonl(run_dir / "metrics.jsonl")
-
-
-@pytest.mark.parametrize("kind", [{"trainable": "lora", "adapter_rank": 2},
-                                  {"trainable": "vector", "adapter_layers": (0,), "adapter_size": 4}])
-def test_a_run_trains_the_adapter_alone_and_measures_the_kl_to_it_off(kind, base, tmp_path):  # noqa: F811
-    rows = train(base, tmp_path / "run", **kind)
-    assert rows[1]["train/kl"] == 0 < rows[3]["train/kl"] and rows[3]["train/logprob_gap_max"] < 1e-4
-    before, after = saved_arrays(base, 200), saved_arrays(tmp_path / "run", 3)
-    model_of = {name: x for name, x in before.items() if name.startswith("params/")}
-    assert_same_arrays({name: after[name] for name in model_of}, model_of)
-    assert not [name for name in after if "ref_params" in name]
-    trained = 4 if "adapter_size" in kind else 2 * (4 * 32 + 3 * 48)
-    assert sum(x.size for name, x in after.items() if "opt_state" in name) == 2 * trained + 2
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["trained"] == trained
-    train(base, tmp_path / "halves", num_steps=2, **kind)
-    train(base, tmp_path / "halves", num_steps=3, **kind)
-    assert_same_run(tmp_path / "halves", tmp_path / "run", 3)
-
-
-def test_the_next_training_starts_from_the_merged_model(base, tmp_path):  # noqa: F811
-    rows = np.arange(8)[None]
-    train(base, tmp_path / "lora", trainable="lora")
-    train(tmp_path / "lora", tmp_path / "vector", trainable="vector")
-    train(tmp_path / "vector", tmp_path / "all")
-    loaded = {name: loading.load_model(str(tmp_path / name)) for name in ("lora", "vector", "all")}
-    config = loaded["lora"].config
-    assert "down_bias" not in loaded["vector"].params["layers"] and "down_bias" in loaded["all"].params["layers"]
-    for name, next_one in (("lora", "vector"), ("vector", "all")):
-        ours, merged = loaded[name].params, adapters.merged(loaded[name].params)
-        np.testing.assert_allclose(logits(ours, config, rows), logits(merged, config, rows), atol=1e-5)
-        assert read_jsonl(tmp_path / next_one / "metrics.jsonl")[1]["train/kl"] == 0
-    start, run_of = adapters.merged(loaded["lora"].params), adapters.without(loaded["vector"].params)
-    jax.tree.map(np.testing.assert_array_equal, start, run_of)
-
-
-def test_a_lora_run_resumes_bit_for_bit_and_exports_what_it_learnt(base, compiled, tmp_path):  # noqa: F811
-    lora = (*TRAIN, "--trainable=lora", "--adapter_rank=2", "--save_every=2", "--keep_every=2", f"--model={base}")
-    run("train", *lora, "--num_steps=4", f"--run_dir={tmp_path / 'whole'}", compiled=compiled, expect=0)
-    shutil.copytree(tmp_path / "whole", tmp_path / "half")
-    shutil.rmtree(tmp_path / "half" / "checkpoints" / "4")
-    run("train", *lora, "--num_steps=4", f"--run_dir={tmp_path / 'half'}", compiled=compiled, expect=0)
-    assert_same_run(tmp_path / "half", tmp_path / "whole", 4)
-    run("export", f"--model={tmp_path / 'whole'}", f"--out={tmp_path / 'out'}", compiled=compiled, expect=0)
-    ours, theirs, rows = loading.load_model(str(tmp_path / "whole")), loading.load_model(str(tmp_path / "out")), [TOKENS]
-    assert theirs.params["layers"].keys() == loading.load_model(str(base)).params["layers"].keys()
-    np.testing.assert_allclose(logits(theirs.params, theirs.config, rows), logits(ours.params, ours.config, rows), atol=1e-5)
-    assert (theirs.params["layers"]["q"] != ours.params["layers"]["q"]).any()
-
-
-def test_a_vector_has_no_place_in_a_hugging_face_folder(tmp_path):
-    params = adapters.merged(moved(adapted("vector")))
-    with pytest.raises(UserError, match="a Hugging Face folder cannot hold layers/down_bias: .* a vector has none"):
-        huggingface.save_folder(BASE, params, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_run_of_before_these_flags_continues(base, tmp_path):  # noqa: F811
-    """Its flags.txt does not have them: they were what they are by default."""
-    train(base, tmp_path / "run", num_steps=2)
-    path = tmp_path / "run" / "flags.txt"
-    kept = [line for line in path.read_text().splitlines() if "adapter_" not in line and "trainable" not in line]
-    path.write_text("\n".join(kept))
-    assert len(train(base, tmp_path / "run", num_steps=3)) == 4
-    path.write_text("\n".join(kept))
-    with pytest.raises(UserError, match=r"--trainable \(was all\)"):
-        train(base, tmp_path / "run", num_steps=4, trainable="lora")
-
-
 @pytest.mark.parametrize("changes, says", [
     ({"adapter_size": 4}, "need an adapter: --trainable"), ({"adapter_layers": (0,)}, "need an adapter: --trainable"),
     ({"trainable": "lora", "adapter_layers": (0,)}, "needs --trainable=vector"),
@@ -258,38 +173,4 @@ def test_a_run_of_before_these_flags_continues(base, tmp_path):  # noqa: F811
     ({"trainable": "vector", "adapter_size": 65}, "--adapter_size=65: the adapter has 64 numbers")])
 def test_flags_that_do_not_fit_are_named(changes, says):
     with pytest.raises(UserError, match=says):
-        adapters.add(TrainConfig(**changes), random_params(DEEP))
-
-
-def test_a_list_of_layers_is_read_as_whole_numbers():
-    cli.define_flags(TrainConfig)
-    try:
-        flags.FLAGS(["script", "--adapter_layers=0,2"])
-        assert cli.parse_config(TrainConfig).adapter_layers == (0, 2)
-        with pytest.raises(flags.Error, match="--adapter_layers=0.5: not whole numbers"):
-            flags.FLAGS(["script", "--adapter_layers=0.5"])
-    finally:
-        for name in [field.name for field in dataclasses.fields(TrainConfig)] + ["traceback"]:
-            delattr(flags.FLAGS, name)
-
-
-@pytest.mark.slow
-def test_lora_on_a_language_model(compiled, tmp_path):  # noqa: F811
-    try:
-        gguf_file.smollm2_path()
-    except UserError as error:
-        pytest.skip(str(error))
-    root, out = pathlib.Path(__file__).parents[1], tmp_path / "run"
-    train = (f"--flagfile={root / 'configs' / 'smollm2.flags'}", "--question=What is 7 + 5?", "--answer=12",
-             "--trainable=lora", "--adapter_rank=1", "--learning_rate=1e-4", "--num_steps=2", "--save_every=1",
-             "--keep_every=1", "--group_size=4", "--num_prompts=1", "--max_new_tokens=16", "--reward=format",
-             "--entropy_coef=0.01", "--track_kl")
-    run("train", *train, f"--run_dir={out}", compiled=compiled, expect=0)
-    shutil.copytree(out, tmp_path / "half")
-    shutil.rmtree(tmp_path / "half" / "checkpoints" / "2")
-    run("train", *train, f"--run_dir={tmp_path / 'half'}", compiled=compiled, expect=0)
-    assert_same_run(tmp_path / "half", out, 2)
-    assert [row["train/kl"] for row in read_jsonl(out / "metrics.jsonl")[1:]][0] == 0
-    run("export", f"--model={out}", f"--out={tmp_path / 'out'}", compiled=compiled, expect=0)
-    ours, theirs = loading.load_model(str(out)), loading.load_model(str(tmp_path / "out"))
-    np.testing.assert_allclose(*(logits(x.params, x.config, [TOKENS]) for x in (ours, theirs)), atol=1e-3)
+        adapters.add(AdapterConfig(**changes), random_params(DEEP), 0)

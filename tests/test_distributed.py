@@ -10,11 +10,10 @@ import pytest
 
 from rlvr_jax.runs import checkpoint
 
-from helpers import (TRAIN, assert_same_run, base, compiled, count_lines, finish, read_jsonl, run, start,  # noqa: F401
-                     wait_for)
+from fixtures import TRAIN_FLAGS, assert_same_run, count_lines, finish, read_jsonl, run, start, wait_for
 
 STEPS = 60
-FLAGS = (*TRAIN, f"--num_steps={STEPS}", "--eval_every=20", "--save_every=20", "--keep_last=9")
+FLAGS = (*TRAIN_FLAGS, f"--num_steps={STEPS}", "--eval_every=20", "--save_every=20", "--keep_last=9")
 
 
 def free_port() -> int:

@@ -1,6 +1,5 @@
 """The update held to formulas written again in NumPy: loss, gradient, metrics, schedule, rows of a minibatch."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from rlvr_jax import learner, parallel
-from test_learner import CONFIG, PARAMS, fresh_state, make_batch
-from test_model import BASE, PROMPTS, full_logits
+from rlvr_jax import grpo, learner, parallel
+from rlvr_jax.records import replace
 
+from fixtures import PROMPTS, TINY, UPDATE, fresh_state, full_logits, make_batch, tiny_params
+
+PARAMS = tiny_params()
 DESCENT = optax.sgd(1.0)  # moves parameters by the gradient itself
-WEIGHTED = dataclasses.replace(CONFIG, kl_coef=0.5, entropy_coef=0.3)
+WEIGHTED = replace(UPDATE, kl_coef=0.5, entropy_coef=0.3)
 
 
 def off_policy(**changes):
@@ -28,7 +29,7 @@ def scores(batch, params=PARAMS):
     """(log-probability, entropy) of every completion token at temperature 0.8, from the logits of whole rows."""
     chosen, entropy = np.zeros((2, *batch.completions.shape))
     for b, (prompt, ids) in enumerate(zip(batch.prompt_index, batch.completions)):
-        logits = np.asarray(full_logits(params, BASE, PROMPTS[prompt] + ids.tolist()), np.float64) / 0.8
+        logits = np.asarray(full_logits(params, TINY, PROMPTS[prompt] + ids.tolist()), np.float64) / 0.8
         logprobs = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[len(PROMPTS[prompt]) - 1 : -1]
         chosen[b], entropy[b] = logprobs[np.arange(len(ids)), ids], -(np.exp(logprobs) * logprobs).sum(-1)
     return chosen, entropy
@@ -36,7 +37,7 @@ def scores(batch, params=PARAMS):
 
 @functools.cache
 def compiled(config):
-    return jax.jit(learner.make_update(BASE, config, DESCENT))
+    return jax.jit(learner.make_update(TINY, config.update, config.loss, DESCENT))
 
 
 def updated(batch, config=WEIGHTED) -> tuple:
@@ -72,7 +73,7 @@ def expected(batch, objective="one_shot", low=0.2, high=0.2, params=PARAMS) -> d
 def test_loss_and_metrics(objective, flags):
     """One objective of each normaliser; with its own clip range, and with that of --clip_low and --clip_high."""
     batch, clips = off_policy(), {f"clip_{side}": value for side, value in flags.items()}
-    _, found = updated(batch, dataclasses.replace(WEIGHTED, objective=objective, **clips))
+    _, found = updated(batch, replace(WEIGHTED, objective=objective, **clips))
     wanted = expected(batch, objective, **flags)
     assert found.keys() == wanted.keys() | {"grad_norm"}
     for name, value in wanted.items():
@@ -104,12 +105,13 @@ def test_the_gradient_is_the_slope_of_the_loss():
 
 def test_every_pass_of_every_step_is_cut_anew(monkeypatch):
     """Two passes in two minibatches: each pass has every row once, and no two have the same minibatches."""
-    config = dataclasses.replace(CONFIG, num_passes=2, num_minibatches=2)
+    config = replace(UPDATE, num_passes=2, num_minibatches=2)
     seen, lay_out = [], learner.lay_out
     monkeypatch.setattr(learner, "lay_out", lambda part, *sizes: seen.append(part.advantages) or lay_out(part, *sizes))
     monkeypatch.setattr(learner, "make_update", lambda *_: lambda state, *_: (state, {"loss": 0.0}))
     optimizer, state = fresh_state(config)
-    batch, update = make_batch(advantages=np.arange(16, dtype=np.float32)), learner.map_update(BASE, config, optimizer)
+    batch = make_batch(advantages=np.arange(16, dtype=np.float32))
+    update = learner.map_update(TINY, config.update, config.loss, optimizer, config.loop.seed)
     state, _ = update(parallel.place_state(state), batch, 1)
     update(state, batch, 2)
     passes = np.sort(np.reshape(seen, (4, 2, 8)), -1)  # the order within a minibatch does not matter
@@ -121,9 +123,9 @@ def test_every_pass_of_every_step_is_cut_anew(monkeypatch):
 def test_a_schedule_lasts_for_all_updates_of_a_run(num_passes, num_minibatches):
     """--num_steps counts batches; each is learnt from in passes x minibatches updates."""
     updates = 20 * num_passes * num_minibatches
-    config = dataclasses.replace(CONFIG, learning_rate=1.0, schedule="linear", final_lr_fraction=0.1, num_steps=20,
+    config = replace(UPDATE, learning_rate=1.0, schedule="linear", final_lr_fraction=0.1, num_steps=20,
                                  num_passes=num_passes, num_minibatches=num_minibatches, adam_b1=0.0, adam_b2=0.0)
-    optimizer, params = learner.make_optimizer(config), jnp.zeros(1)
+    optimizer, params = grpo.make_optimizer(config), jnp.zeros(1)
     state, rates = optimizer.init(params), []
     for _ in range(updates + 1):  # with both decays at 0, AdamW moves by the learning rate itself
         change, state = optimizer.update(jnp.ones(1), state, params)

@@ -10,46 +10,27 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlvr_jax import learner, logprobs, parallel
-from rlvr_jax.config import LearnerConfig, TrainConfig
-from test_model import BASE, PROMPTS, padded, random_params
-from test_sampler import draw_rollouts
+from rlvr_jax import grpo, learner, logprobs, parallel
+from rlvr_jax.grpo import GRPOConfig
+from rlvr_jax.records import build, replace
 
-PARAMS = random_params(BASE)
-CONFIG = TrainConfig(objective="one_shot", learning_rate=1e-2, remat=False, kl_coef=0.05, entropy_coef=0.01,
-                     temperature=0.8, weight_decay=0.0)
+from fixtures import TINY, UPDATE, assert_close, fresh_state, make_batch, random_params, tiny_params
 
-
-def make_batch(seed=0, **changes):
-    index = np.repeat([0, 2, 1, 0], 4).astype(np.int32)
-    out = draw_rollouts(index=index, seed=seed, temperature=0.8)
-    rng = np.random.default_rng(seed)
-    policy = out.sampler_logprobs + 0.1 * rng.standard_normal(out.sampler_logprobs.shape).astype(np.float32)
-    batch = learner.Batch(jax.tree.map(np.asarray, padded(PROMPTS)), index, out.completions, out.completion_mask,
-                          rng.standard_normal(16).astype(np.float32), out.sampler_logprobs, None, policy)
-    return batch.replace(**changes)
+PARAMS = tiny_params()
 
 
-def fresh_state(config=CONFIG):
-    optimizer = learner.make_optimizer(config)
-    return optimizer, learner.init_state(jax.tree.map(jnp.array, PARAMS), optimizer, keep_reference=False)
-
-
-def plain_update(batch, config=CONFIG, num_micro=1):
+def plain_update(batch, config=UPDATE, num_micro=1):
     """One device, plain jit: the definition the mapped update must equal."""
     optimizer, state = fresh_state(config)
     laid = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, num_micro))
-    state, metrics = jax.jit(learner.make_update(BASE, config, optimizer))(state, laid, jnp.int32(1))
+    update = jax.jit(learner.make_update(TINY, config.update, config.loss, optimizer))
+    state, metrics = update(state, laid, jnp.int32(1))
     return jax.tree.map(np.asarray, state.params), {name: float(x) for name, x in metrics.items()}
 
 
 @functools.cache
 def mapped_update():
-    return learner.map_update(BASE, CONFIG, learner.make_optimizer(CONFIG))
-
-
-def assert_close(a, b, atol=2e-5):  # AdamW's first step moves every parameter by 1e-2
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+    return learner.map_update(TINY, UPDATE.update, UPDATE.loss, grpo.make_optimizer(UPDATE), UPDATE.loop.seed)
 
 
 def test_two_devices_micro_batches_and_a_sharded_jit_give_the_same_step():
@@ -66,16 +47,17 @@ def test_two_devices_micro_batches_and_a_sharded_jit_give_the_same_step():
     rows = NamedSharding(Mesh(jax.devices(), ("data",)), PartitionSpec(None, "data"))
     whole = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, 1))
     spread = jax.device_put(whole.replace(prompts=None), rows).replace(prompts=whole.prompts)
-    sharded, _ = jax.jit(learner.make_update(BASE, CONFIG, optimizer))(fresh_state()[1], spread, jnp.int32(1))
+    update = jax.jit(learner.make_update(TINY, UPDATE.update, UPDATE.loss, optimizer))
+    sharded, _ = update(fresh_state()[1], spread, jnp.int32(1))
     assert_close(jax.tree.map(np.asarray, sharded.params), reference)
 
 
 def test_a_positive_advantage_raises_its_completion_and_a_negative_one_lowers_it():
     batch = make_batch(advantages=np.where(np.arange(16) == 3, 1.0, np.where(np.arange(16) == 9, -1.0, 0.0)).astype(np.float32))
-    config = dataclasses.replace(CONFIG, kl_coef=0.0, entropy_coef=0.0, learning_rate=1e-3)
+    config = replace(UPDATE, kl_coef=0.0, entropy_coef=0.0, learning_rate=1e-3)
 
     def totals(params):
-        scores, _ = logprobs.completion_logprobs(params, BASE, padded(PROMPTS), batch.prompt_index, batch.completions, 0.8)
+        scores, _ = logprobs.completion_logprobs(params, TINY, batch, 0.8)
         return np.where(batch.completion_mask, scores, 0).sum(-1)
 
     change = totals(plain_update(batch, config)[0]) - totals(PARAMS)
@@ -99,12 +81,12 @@ def test_a_row_without_mask_is_as_if_it_were_not_there():
     batch = make_batch()
     mask = batch.completion_mask & (np.arange(16) < 8)[:, None]
     half = jax.tree.map(lambda x: x[:8], batch.replace(prompts=None)).replace(prompts=batch.prompts)
-    config = dataclasses.replace(CONFIG, objective="grpo")
+    config = replace(UPDATE, objective="grpo")
     assert_close(plain_update(batch.replace(completion_mask=mask), config)[0], plain_update(half, config)[0])
 
 
 def test_dead_groups_give_exactly_no_policy_gradient():
-    config = dataclasses.replace(CONFIG, kl_coef=0.0, entropy_coef=0.0)
+    config = replace(UPDATE, kl_coef=0.0, entropy_coef=0.0)
     params, metrics = plain_update(make_batch(advantages=np.zeros(16, np.float32)), config)
     jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
     assert metrics["grad_norm"] == 0
@@ -113,13 +95,14 @@ def test_dead_groups_give_exactly_no_policy_gradient():
 def test_the_first_update_is_on_policy_and_later_minibatches_are_not():
     _, metrics = plain_update(make_batch())
     assert metrics["clip_fraction"] == 0 and metrics["logprob_gap_max"] < 5e-5 and metrics["ratio_outside"] == 0
-    config = dataclasses.replace(CONFIG, num_minibatches=2, num_passes=2, learning_rate=0.05)
+    config = replace(UPDATE, num_minibatches=2, num_passes=2, learning_rate=0.05)
     optimizer, state = fresh_state(config)
     batch = make_batch()
     state = parallel.place_state(state)
-    old = learner.map_logprobs(BASE, config)(state.params, batch)
+    old = learner.map_logprobs(TINY, config.update)(state.params, batch)
     np.testing.assert_allclose(old[batch.completion_mask], batch.sampler_logprobs[batch.completion_mask], atol=5e-5)
-    _, metrics = learner.map_update(BASE, config, optimizer)(state, batch.replace(old_logprobs=old), 1)
+    update = learner.map_update(TINY, config.update, config.loss, optimizer, config.loop.seed)
+    _, metrics = update(state, batch.replace(old_logprobs=old), 1)
     assert metrics["train/clip_fraction"] > 0.02 and metrics["train/logprob_gap_max"] < 5e-5
 
 
@@ -153,10 +136,10 @@ def test_minibatches_are_a_permutation_and_a_function_of_the_seed():
 
 
 def test_advantage_one_is_the_cross_entropy():
-    config = dataclasses.replace(CONFIG, objective="reinforce", kl_coef=0.0, entropy_coef=0.0, temperature=1.0)
+    config = replace(UPDATE, objective="reinforce", kl_coef=0.0, entropy_coef=0.0, temperature=1.0)
     batch = make_batch(advantages=np.ones(16, np.float32), sampler_logprobs=None, ref_logprobs=None)
     _, metrics = plain_update(batch, config)
-    scores, _ = logprobs.completion_logprobs(PARAMS, BASE, padded(PROMPTS), batch.prompt_index, batch.completions, 1.0)
+    scores, _ = logprobs.completion_logprobs(PARAMS, TINY, batch, 1.0)
     np.testing.assert_allclose(metrics["loss"], -scores[batch.completion_mask].mean(), rtol=1e-5)
 
 
@@ -195,13 +178,13 @@ def sizes(jaxpr):
 
 def test_no_array_of_all_logits_exists_in_the_update():
     vocab = 5000
-    config, params = dataclasses.replace(BASE, vocab_size=vocab), None
+    config, params = dataclasses.replace(TINY, vocab_size=vocab), None
     params = jax.eval_shape(lambda: random_params(config))
-    batch, learn = make_batch(), dataclasses.replace(CONFIG, max_logits=4 * vocab)
-    optimizer = learner.make_optimizer(learn)
+    batch, learn = make_batch(), replace(UPDATE, max_logits=4 * vocab)
+    optimizer = grpo.make_optimizer(learn)
     state = jax.eval_shape(lambda p: learner.init_state(p, optimizer, False), params)
     laid = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, 1))
-    jaxpr = jax.make_jaxpr(learner.make_update(config, learn, optimizer))(state, laid, jnp.int32(1))
+    jaxpr = jax.make_jaxpr(learner.make_update(config, learn.update, learn.loss, optimizer))(state, laid, jnp.int32(1))
     all_logits = batch.completions.size * vocab
     parameters = vocab * config.d_model
     assert max(sizes(jaxpr.jaxpr)) <= max(parameters, 4 * vocab) < all_logits
@@ -216,9 +199,9 @@ def test_the_state_is_donated():
 
 @pytest.mark.parametrize("schedule, expected", [("constant", [1, 1, 1]), ("linear", [1, 0.55, 0.1]), ("cosine", [1, 0.55, 0.1])])
 def test_learning_rate_schedules(schedule, expected):
-    config = LearnerConfig(learning_rate=1.0, warmup_steps=4, schedule=schedule, final_lr_fraction=0.1, num_steps=24,
+    config = build(GRPOConfig, learning_rate=1.0, warmup_steps=4, schedule=schedule, final_lr_fraction=0.1, num_steps=24,
                            max_grad_norm=1e9, weight_decay=0.0, adam_b1=0.0, adam_b2=0.0)
-    optimizer, rates = learner.make_optimizer(config), []
+    optimizer, rates = grpo.make_optimizer(config), []
     params = jnp.zeros(1)
     state = optimizer.init(params)
     for _ in range(25):  # with both decays at 0, AdamW moves by the learning rate itself
@@ -229,7 +212,7 @@ def test_learning_rate_schedules(schedule, expected):
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-    optimizer = learner.make_optimizer(dataclasses.replace(CONFIG, max_grad_norm=0.5))
+    optimizer = grpo.make_optimizer(replace(UPDATE, max_grad_norm=0.5))
     big, small = {"a": jnp.full(4, 100.0)}, {"a": jnp.full(4, 0.25)}
     changes = [optimizer.update(g, optimizer.init(g), g)[1] for g in (big, small)]
     moments = [optax.tree_utils.tree_get(state, "mu")["a"] for state in changes]

@@ -1,7 +1,6 @@
 """The transformer: causality, cached decoding against the full pass, the attention of a shared prefix."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,43 +8,11 @@ import numpy as np
 import pytest
 
 from rlvr_jax import model, ops
-from rlvr_jax.model import ModelConfig
-from rlvr_jax.ops import RopeScaling
 
-BASE = ModelConfig(vocab_size=31, num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=24,
-                   max_seq_len=256)
-VARIANTS = {
-    "llama": BASE,
-    "untied": dataclasses.replace(BASE, tie_embeddings=False),
-    "qwen2": dataclasses.replace(BASE, qkv_bias=True),
-    "qwen3": dataclasses.replace(BASE, qk_norm=True, num_kv_heads=4),
-    "llama3": dataclasses.replace(BASE, rope_theta=500.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32)),
-}
+from fixtures import PROMPTS, TINY, VARIANTS, full_logits, padded, random_params
 
-
-def random_params(config, seed=0):
-    """Parameters with every leaf away from its initial 0 or 1, so that a forgotten bias or norm shows."""
-    params = model.init_params(jax.random.key(seed), config)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return tree.unflatten([x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)])
-
-
-@functools.partial(jax.jit, static_argnums=(1, 3))
-def padded_logits(params, config, tokens, edit):
-    hidden, _ = model.forward(params, config, tokens[None], edit_residual=edit)
-    return model.head(params, hidden)[0]
-
-
-def full_logits(params, config, tokens, edit=None):
-    """Logits of a whole row, through one compiled length: padding behind a row cannot be seen."""
-    row = np.zeros(16 if len(tokens) <= 16 else 160, np.int32)
-    row[: len(tokens)] = tokens
-    return padded_logits(params, config, row, edit)[: len(tokens)]
-
-
-prefill = jax.jit(model.prefill, static_argnums=1, static_argnames="edit_residual")
-decode_step = jax.jit(model.decode_step, static_argnums=(1, 8))
+prefill = jax.jit(model.prefill, static_argnums=(1, 3))
+decode_step = jax.jit(model.decode_step, static_argnums=(1, 5))
 
 
 @pytest.fixture(params=VARIANTS)
@@ -63,22 +30,11 @@ def test_no_position_sees_a_later_token():
     assert (influence_TxS[np.tril_indices(6)] > 0).all()
 
 
-PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 8]]
-
-
-def padded(prompts, width=None, fill=0):
-    lengths = np.array([len(p) for p in prompts], np.int32)
-    tokens = np.full((len(prompts), width or lengths.max()), fill, np.int32)
-    for row, prompt in zip(tokens, prompts):
-        row[: len(prompt)] = prompt
-    return model.Prompts(jnp.array(tokens), jnp.array(lengths))
-
-
 @pytest.mark.parametrize("prompts, index", [(PROMPTS[:1], [0, 0, 0]), (PROMPTS, [2, 0, 1])], ids=["shared", "ragged"])
 def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, prompts, index):
     config, params = variant
     prefix, index = prefill(params, config, padded(prompts)), np.array(index)
-    layers, cache = model.split_layers(params, prefix), model.init_cache(config, 3, 8)
+    cache = model.init_cache(config, 3, 8)
     rng = np.random.default_rng(0)
     fed, steps = [[] for _ in index], np.zeros(3, np.int32)
     for time in range(7):
@@ -87,8 +43,8 @@ def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, p
         tokens = np.where(steps == 0, prefix.last_tokens[index], rng.integers(0, config.vocab_size, 3)).astype(np.int32)
         for row in range(3):
             fed[row].append(tokens[row])
-        logits, cache = decode_step(params, config, layers, prefix, jnp.array(index), jnp.array(tokens), jnp.array(steps),
-                                    cache)
+        context = model.unroll(params, prefix, jnp.array(index))
+        logits, cache = decode_step(params, config, context, model.Inputs(jnp.array(tokens), jnp.array(steps)), cache)
         for row in range(3):
             expected = full_logits(params, config, prompts[index[row]][:-1] + fed[row])[-1]
             np.testing.assert_allclose(logits[row], expected, atol=2e-5)
@@ -96,15 +52,15 @@ def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, p
 
 
 def test_decoding_across_cache_buckets_equals_the_full_pass():
-    config, params = BASE, random_params(BASE)
+    config, params = TINY, random_params(TINY)
     prefix = prefill(params, config, padded([[3, 4]]))
-    layers, cache = model.split_layers(params, prefix), model.init_cache(config, 1, 140)
+    context, cache = model.unroll(params, prefix, jnp.zeros(1, jnp.int32)), model.init_cache(config, 1, 140)
     tokens = np.random.default_rng(1).integers(0, 31, 140)
     tokens[0] = 4
     expected = full_logits(params, config, [3, *tokens])[1:]
     for i, token in enumerate(tokens):
-        logits, cache = decode_step(params, config, layers, prefix, jnp.zeros(1, jnp.int32),
-                                    jnp.full(1, token, jnp.int32), jnp.full(1, i, jnp.int32), cache)
+        inputs = model.Inputs(jnp.full(1, token, jnp.int32), jnp.full(1, i, jnp.int32))
+        logits, cache = decode_step(params, config, context, inputs, cache)
         np.testing.assert_allclose(logits[0], expected[i], atol=5e-5)
 
 
@@ -150,34 +106,34 @@ def test_attention_is_softmax_over_all_segments_together():
 
 
 def test_rematerialisation_changes_no_gradient():
-    config, params = BASE, random_params(BASE)
+    config, params = TINY, random_params(TINY)
     tokens = jnp.array([[1, 2, 3]])
-    grads = [jax.grad(lambda p: jnp.sum(model.forward(p, config, tokens, remat=remat)[0][..., 0]))(params)
+    grads = [jax.grad(lambda p: jnp.sum(model.forward(p, config, tokens, how=model.Pass(remat=remat))[0][..., 0]))(params)
              for remat in (False, True)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *grads)
 
 
 def test_an_edit_of_the_residual_stream_acts_alike_in_both_passes():
-    config, params = BASE, random_params(BASE)
+    config, params = TINY, random_params(TINY)
     direction = jax.random.normal(jax.random.key(5), (1, 1, 16))
 
     def edit(layer, x, positions):  # layer 1, from position 2 on
         return x + jnp.where((layer == 1) & (positions >= 2), 1.0, 0.0)[..., None] * direction
 
-    prefix = prefill(params, config, padded([[5, 9]]), edit_residual=edit)
-    cache, layers = model.init_cache(config, 1, 4), model.split_layers(params, prefix)
+    prefix = prefill(params, config, padded([[5, 9]]), model.Pass(edit_residual=edit))
+    cache, context = model.init_cache(config, 1, 4), model.unroll(params, prefix, jnp.zeros(1, jnp.int32))
     for i, token in enumerate([9, 3, 7]):
-        logits, cache = decode_step(params, config, layers, prefix, jnp.zeros(1, jnp.int32), jnp.array([token]),
-                                    jnp.full(1, i, jnp.int32), cache, edit)
+        inputs = model.Inputs(jnp.array([token]), jnp.full(1, i, jnp.int32))
+        logits, cache = decode_step(params, config, context, inputs, cache, edit)
     edited, plain = full_logits(params, config, [5, 9, 3, 7], edit)[-1], full_logits(params, config, [5, 9, 3, 7])[-1]
     np.testing.assert_allclose(logits[0], edited, atol=2e-5)
     assert np.abs(edited - plain).max() > 0.1
 
 
 def test_bfloat16_computes_in_bfloat16_and_stays_near_float32():
-    config = dataclasses.replace(BASE, dtype="bfloat16")
-    params = random_params(BASE)
+    config = dataclasses.replace(TINY, dtype="bfloat16")
+    params = random_params(TINY)
     hidden, _ = model.forward(params, config, jnp.array([[1, 2, 3]]))
     assert hidden.dtype == jnp.bfloat16 and model.head(params, hidden).dtype == jnp.float32
-    exact = full_logits(params, BASE, [1, 2, 3])
+    exact = full_logits(params, TINY, [1, 2, 3])
     assert 0 < np.abs(model.head(params, hidden)[0] - exact).max() < 0.2

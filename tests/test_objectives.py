@@ -1,6 +1,5 @@
 """Advantages and losses against hand-computed vectors, formulas in NumPy and the properties their papers promise."""
 
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import tabular
 from rlvr_jax import grpo, learner, objectives
-from rlvr_jax.config import TrainConfig
+from rlvr_jax.grpo import GRPOConfig, Scored
 from rlvr_jax.objectives import OBJECTIVES
-from rlvr_jax.rewards import Scored
+from rlvr_jax.records import build, replace
+
+from fixtures import random_rollouts, table_loss_and_gradient
 
 REWARDS = np.array([[1, 0, 0, 1, 0, 0, 0, 0]], np.float32)
 
@@ -164,7 +164,7 @@ SHEET = {
     "gspo": ("scaled", "sequence", "sequences", 3e-4, 4e-4, 0.0), "cispo": ("scaled", "cap", "tokens", 1.0, 4.0, 0.0),
     "reinforce": ("centred", "score", "tokens", 0.2, 0.2, 0.0), "rloo": ("others", "score", "sums", 0.2, 0.2, 0.0),
     "entropy": ("none", "score", "tokens", 0.2, 0.2, -1.0)}
-CONFIG = TrainConfig(num_prompts=2, group_size=4, temperature=0.7, kl_coef=0.3)
+CONFIG = build(GRPOConfig, num_prompts=2, group_size=4, temperature=0.7, kl_coef=0.3)
 VARIANTS = {
     "off_policy": {}, "on_policy": {}, "without_dead_groups": {"drop_dead_groups": True, "entropy_coef": 0.2},
     "other_clips": {"clip_low": 0.05, "clip_high": 0.1, "entropy_coef": 0.5}}
@@ -172,10 +172,10 @@ VARIANTS = {
 
 def batch_of(config, rng, on_policy):
     """A batch as the loop makes it, of one group whose rewards differ and one whose do not, and its rewards [2,4]."""
-    rollouts, shape = tabular.random_rollouts(rng), (8, 4)
+    rollouts, shape = random_rollouts(rng), (8, 4)
     rollouts.completion_mask[2] = False  # a completion without any token
     rewards = np.array([*rng.permutation([0, 0.1, 1, 1.1]), 1, 1, 1, 1], np.float32)
-    batch = grpo.with_advantages(config, None, rollouts, Scored(None, rewards, None, None, None, None))
+    batch = grpo.make_batch(config, None, rollouts, Scored(rewards))
     near = np.log(1 / 3) + 0.5 * rng.standard_normal((2, *shape))
     old, reference = np.where(rollouts.completion_mask, near, -1e3).astype(np.float32)  # garbage behind the end
     return batch.replace(old_logprobs=None if on_policy else old, ref_logprobs=reference), rewards.reshape(2, 4)
@@ -185,7 +185,7 @@ def loss_of_the_sheet(name, config, table, held, batch, rewards_NxG):
     """The loss of logits `table`, sequence by sequence. Where gradients stop, and as old policy, `held` stands in."""
     advantage, term, aggregation, low, high, bonus = SHEET[name]
     low, high, bonus = (a if b is None else b for a, b in zip(
-        (low, high, bonus), (config.clip_low, config.clip_high, config.entropy_coef)))
+        (low, high, bonus), (config.loss.clip_low, config.loss.clip_high, config.loss.entropy_coef)))
     sums, lengths = [], []
     for b, ids in enumerate(batch.completions):
         group = rewards_NxG[b // 4].astype(float)
@@ -198,7 +198,7 @@ def loss_of_the_sheet(name, config, table, held, batch, rewards_NxG):
              "none": 0}[advantage]
 
         def logprobs(logits):
-            scaled = logits[b, :n] / config.temperature
+            scaled = logits[b, :n] / config.update.temperature
             return scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
 
         words, chosen = logprobs(table), logprobs(table)[np.arange(n), ids[:n]]
@@ -210,7 +210,7 @@ def loss_of_the_sheet(name, config, table, held, batch, rewards_NxG):
         terms = {"clip": -np.minimum(rho * A, np.clip(rho, 1 - low, 1 + high) * A), "score": -A * chosen,
                  "cap": -np.minimum(np.exp(kept - old), 1 + high) * A * chosen}[{"sequence": "clip"}.get(term, term)]
         d = batch.ref_logprobs[b, :n] - chosen
-        terms = terms + config.kl_coef * (np.exp(d) - d - 1) + bonus * np.sum(np.exp(words) * words, -1)
+        terms = terms + config.loss.kl_coef * (np.exp(d) - d - 1) + bonus * np.sum(np.exp(words) * words, -1)
         sums.append(terms.sum())
         lengths.append(n)
     sums, lengths = np.array(sums), np.array(lengths)
@@ -222,12 +222,12 @@ def loss_of_the_sheet(name, config, table, held, batch, rewards_NxG):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_update_is_that_of_the_sheet(name, variant):
     """Loss and gradient in two micro-batches, to 1e-6; the gradient by central differences of the formula."""
-    config = dataclasses.replace(CONFIG, objective=name, **VARIANTS[variant])
+    config = replace(CONFIG, objective=name, **VARIANTS[variant])
     for seed in range(3):
         rng = np.random.default_rng(seed)
         batch, rewards = batch_of(config, rng, variant == "on_policy")
         table = 0.7 * rng.standard_normal((8, 4, 3)).astype(np.float32)
-        loss, gradient = tabular.loss_and_gradient(config, table, batch, num_micro=2)
+        loss, gradient = table_loss_and_gradient(config, table, batch, num_micro=2)
         held = table.astype(float)
         wanted, slope = loss_of_the_sheet(name, config, held, held, batch, rewards), np.zeros(table.shape)
         np.testing.assert_allclose(loss, wanted, rtol=1e-6, atol=1e-6)
@@ -244,7 +244,7 @@ def test_the_entropy_of_the_sheet_is_minimised(temperature, entropy):
     table = np.array([[[2.0, 1.0, 0.0, -1.0], [9.0, 0.0, 0.0, 0.0]]])
     batch = learner.Batch(None, np.zeros(1, np.int32), np.zeros((1, 2), np.int32), np.array([[True, False]]),
                           np.zeros(1, np.float32))
-    config = TrainConfig(objective="entropy", temperature=temperature)
-    loss, gradient = tabular.loss_and_gradient(config, table, batch)
+    config = build(GRPOConfig, objective="entropy", temperature=temperature)
+    loss, gradient = table_loss_and_gradient(config, table, batch)
     np.testing.assert_allclose(loss, entropy, atol=2e-6)
     assert gradient[0, 0].argmin() == 0 > gradient[0, 0, 0]  # descent raises the likeliest word

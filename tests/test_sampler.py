@@ -1,6 +1,5 @@
 """Sampling: what is drawn, what is recorded of it, and that neither depends on how the work is spread."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlvr_jax import logprobs, model, parallel, sampler
-from test_model import BASE, PROMPTS, VARIANTS, padded, random_params
+from rlvr_jax.sampler import Decoding, Request
 
-PARAMS = random_params(BASE)
-INDEX = np.array([0, 0, 1, 2, 2, 2, 1, 0], np.int32)
+from fixtures import PROMPTS, PROMPT_INDEX, TINY, VARIANTS, as_batch, draw_rollouts, padded, random_params, tiny_params
 
-
-@functools.lru_cache
-def compiled(**fixed):
-    return jax.jit(functools.partial(sampler.sample, **fixed), static_argnums=1)
-
-
-def draw_rollouts(prompts=PROMPTS, index=INDEX, *, params=PARAMS, config=BASE, temperature=1.0, seed=0, step=3,
-                  top_p=None, eos_ids=(1, 4, 9), max_new_tokens=12, num_slots=0, edit=None):
-    fn = compiled(eos_ids=eos_ids, max_new_tokens=max_new_tokens, num_slots=num_slots, edit_residual=edit)
-    keys = sampler.rollout_keys(seed, step, jnp.arange(len(index)))
-    return jax.tree.map(np.asarray, fn(params, config, padded(prompts), jnp.array(index), keys, temperature, top_p))
+PARAMS = tiny_params()
 
 
 @pytest.mark.parametrize("name, temperature", [*((name, 1.0) for name in VARIANTS), ("llama", 0.6)])
@@ -33,7 +21,7 @@ def test_sampler_logprobs_are_those_of_the_training_pass(name, temperature):
     config, params = VARIANTS[name], random_params(VARIANTS[name])
     out = draw_rollouts(params=params, config=config, temperature=temperature, num_slots=3)
     policy, entropy = jax.jit(logprobs.completion_logprobs, static_argnums=1)(
-        params, config, padded(PROMPTS), out.prompt_index, out.completions, temperature)
+        params, config, as_batch(out), temperature)
     np.testing.assert_allclose(policy[out.completion_mask], out.sampler_logprobs[out.completion_mask], atol=2e-5)
     assert len(set(out.completion_mask.sum(-1))) > 1  # ragged, or the comparison shows little
     assert (entropy > 0).all()
@@ -58,24 +46,25 @@ def test_a_slot_for_every_row_changes_no_rollout(index):
 
 
 def test_devices_and_padding_rows_change_no_rollout():
-    reference = draw_rollouts(index=INDEX[:7], seed=5)
-    draw = sampler.make_sampler(BASE, eos_ids=(1, 4, 9), max_new_tokens=12)
-    out = draw(parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS)), INDEX[:7], 5, 3, 1.0)
+    reference = draw_rollouts(index=PROMPT_INDEX[:7], seed=5)
+    draw = sampler.make_sampler(TINY, Decoding((1, 4, 9), 12))
+    out = draw(parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS)), PROMPT_INDEX[:7],
+               Request(5, 3))
     assert parallel.device_count() == 2
     np.testing.assert_array_equal(out.completions, reference.completions)
-    np.testing.assert_array_equal(out.prompt_index, INDEX[:7])
+    np.testing.assert_array_equal(out.prompt_index, PROMPT_INDEX[:7])
 
 
 def test_first_row_names_the_rollouts_of_a_later_part():
-    draw = sampler.make_sampler(BASE, eos_ids=(1, 4, 9), max_new_tokens=12)
+    draw = sampler.make_sampler(TINY, Decoding((1, 4, 9), 12))
     params, prompts = parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS))
-    whole = draw(params, prompts, INDEX, 0, 0, 1.0)
-    part = draw(params, prompts, INDEX[4:], 0, 0, 1.0, first_row=4)
+    whole = draw(params, prompts, PROMPT_INDEX, Request(0, 0))
+    part = draw(params, prompts, PROMPT_INDEX[4:], Request(0, 0, first_row=4))
     np.testing.assert_array_equal(part.completions, whole.completions[4:])
 
 
 def test_the_mask_ends_with_the_first_end_token():
-    out = draw_rollouts(index=np.repeat(INDEX, 8))
+    out = draw_rollouts(index=np.repeat(PROMPT_INDEX, 8))
     assert len(set(out.completion_mask.sum(-1))) > 4 and not out.ended.all() and out.ended.any()
     for ids, mask, ended in zip(out.completions, out.completion_mask, out.ended):
         ends = np.flatnonzero(np.isin(ids[mask], (1, 4, 9)))
@@ -95,7 +84,7 @@ def test_decoding_stops_when_every_rollout_has_ended():
             jax.debug.callback(lambda: calls.append(1))
         return x
 
-    out = draw_rollouts(index=INDEX[:3], eos_ids=tuple(range(20)), max_new_tokens=40, edit=count)
+    out = draw_rollouts(index=PROMPT_INDEX[:3], eos_ids=tuple(range(20)), max_new_tokens=40, edit=count)
     jax.effects_barrier()
     assert len(calls) == out.completion_mask.sum(-1).max() < 40
 
@@ -114,31 +103,32 @@ def likeliest(logits, tokens):
 
 def test_given_tokens_are_kept_and_the_rest_is_drawn_after_them():
     """Given what would have been drawn anyway, nothing changes; given other tokens, they are scored as any others."""
-    fn = jax.jit(functools.partial(sampler.sample, eos_ids=(1, 4, 9), max_new_tokens=12, num_slots=3), static_argnums=1,
-                 static_argnames="note")
-    keys, reference = sampler.rollout_keys(0, 3, jnp.arange(len(INDEX))), draw_rollouts()
+    fn = jax.jit(sampler.sample, static_argnums=(1, 4, 5))
+    keys, reference = sampler.rollout_keys(0, 3, jnp.arange(len(PROMPT_INDEX))), draw_rollouts()
 
-    def drawn(**changes):
-        return jax.tree.map(np.asarray, fn(PARAMS, BASE, padded(PROMPTS), jnp.array(INDEX), keys, 0.8, **changes))
+    def drawn(note=None, **changes):
+        rows = sampler.Rows(jnp.array(PROMPT_INDEX), keys, 0.8, **changes)
+        return jax.tree.map(np.asarray, fn(PARAMS, TINY, padded(PROMPTS), rows, Decoding((1, 4, 9), 12, 3),
+                                           sampler.Hooks(note=note)))
 
     free = drawn()
     given = jnp.where(jnp.arange(12)[None, :] < jnp.arange(8)[:, None], free.completions, -1)
-    jax.tree.map(np.testing.assert_array_equal, drawn(given_BxT=given), free)
+    jax.tree.map(np.testing.assert_array_equal, drawn(given=given), free)
     other = jnp.full((8, 12), -1).at[:, :2].set(reference.completions[:, :2])
-    out = drawn(given_BxT=other, limit=5, note=likeliest)
+    out = drawn(given=other, limit=5, note=likeliest)
     two = np.minimum(out.completion_mask.sum(-1), 2)
     assert [row[:n].tolist() for row, n in zip(out.completions, two)] == [
         row[:n].tolist() for row, n in zip(reference.completions, two)]
     assert out.completion_mask.sum(-1).max() == 5 and (out.ended | (out.completion_mask.sum(-1) == 5)).all()
     mask, scored = out.completion_mask, {t: logprobs.completion_logprobs(
-        PARAMS, BASE, padded(PROMPTS), INDEX, out.completions, t)[0] for t in (0.8, 1.0)}
+        PARAMS, TINY, as_batch(out), t)[0] for t in (0.8, 1.0)}
     np.testing.assert_allclose(scored[0.8][mask], out.sampler_logprobs[mask], atol=2e-5)
     assert (scored[1.0][mask] <= out.noted["likeliest"][mask] + 2e-5).all() and (out.noted["likeliest"][mask] < 0).all()
 
 
 def test_temperature_zero_takes_the_most_likely_token():
-    out = draw_rollouts(temperature=0.0, index=INDEX[:1], eos_ids=(30,))
-    hidden, _ = model.forward(PARAMS, BASE, jnp.array([PROMPTS[0] + out.completions[0][:-1].tolist()]))
+    out = draw_rollouts(temperature=0.0, index=PROMPT_INDEX[:1], eos_ids=(30,))
+    hidden, _ = model.forward(PARAMS, TINY, jnp.array([PROMPTS[0] + out.completions[0][:-1].tolist()]))
     expected = np.argmax(model.head(PARAMS, hidden)[0], -1)[len(PROMPTS[0]) - 1:]
     np.testing.assert_array_equal(out.completions[0][out.completion_mask[0]], expected[: out.completion_mask.sum()])
 
@@ -146,12 +136,12 @@ def test_temperature_zero_takes_the_most_likely_token():
 def test_top_p_reaches_the_draw_on_every_device():
     """Of almost no probability only the most likely token is left; a sampler made without it takes no notice."""
     params, prompts = parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS))
-    narrow, plain = (sampler.make_sampler(BASE, eos_ids=(30,), max_new_tokens=6, use_top_p=use) for use in (True, False))
-    greedy = plain(params, prompts, INDEX, 0, 0, 0.0).completions
-    np.testing.assert_array_equal(narrow(params, prompts, INDEX, 0, 0, 1.0, 1e-6).completions, greedy)
-    drawn = plain(params, prompts, INDEX, 0, 0, 1.0).completions
+    narrow, plain = (sampler.make_sampler(TINY, Decoding((30,), 6), use) for use in (True, False))
+    greedy = plain(params, prompts, PROMPT_INDEX, Request(0, 0, 0.0)).completions
+    np.testing.assert_array_equal(narrow(params, prompts, PROMPT_INDEX, Request(0, 0, top_p=1e-6)).completions, greedy)
+    drawn = plain(params, prompts, PROMPT_INDEX, Request(0, 0)).completions
     assert (drawn != greedy).any()
-    np.testing.assert_array_equal(narrow(params, prompts, INDEX, 0, 0, 1.0, 1.0).completions, drawn)
+    np.testing.assert_array_equal(narrow(params, prompts, PROMPT_INDEX, Request(0, 0, top_p=1.0)).completions, drawn)
 
 
 LOGITS = st.lists(st.floats(-6, 6, width=32), min_size=2, max_size=12)
@@ -178,11 +168,11 @@ def test_draws_follow_the_distribution_and_record_it(logits, temperature, top_p)
 
 def test_localise_gives_each_piece_its_own_prompts():
     prompts = jax.tree.map(np.asarray, padded(PROMPTS))
-    local, index = model.localise(prompts, INDEX, 4)
+    local, index = model.localise(prompts, PROMPT_INDEX, 4)
     assert local.tokens.shape[:2] == (4, 2)
     for piece in range(4):
         for row in range(2):
-            wanted = INDEX[2 * piece + row]
+            wanted = PROMPT_INDEX[2 * piece + row]
             np.testing.assert_array_equal(local.tokens[piece, index[piece, row]], prompts.tokens[wanted])
             assert local.lengths[piece, index[piece, row]] == prompts.lengths[wanted]
 

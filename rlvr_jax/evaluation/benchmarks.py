@@ -7,17 +7,19 @@ from typing import Callable
 
 import numpy as np
 
-from rlvr_jax.config import EvaluateConfig, KeptConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import calibration
-from rlvr_jax.evaluation.completions import Asked, keep
+from rlvr_jax.evaluation.completions import Folder, KeptConfig, keep
 from rlvr_jax.evaluation.estimators import shown, summarise
-from rlvr_jax.evaluation.measure import by_answer, style_shares
+from rlvr_jax.evaluation.measure import Benchmark, by_answer, make_sampler, style_shares
 from rlvr_jax.pretrained import loading
+from rlvr_jax.pretrained.language_model import LanguageModel
+from rlvr_jax.records import flat, replace, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
+from rlvr_jax.sampler import Request
 from rlvr_jax.tasks import answers
-from rlvr_jax.tasks.prompts import encode_prompts, load_problems
+from rlvr_jax.tasks.prompts import ProblemSource, encode_prompts, load_problems
 
 
 def one_shot(stem: str) -> tuple[int, float]:
@@ -29,94 +31,115 @@ def one_shot(stem: str) -> tuple[int, float]:
 PROTOCOLS = {"one_shot": one_shot}
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Accuracy of a model on a set of problems."""
+
+    kept: KeptConfig = KeptConfig()
+    protocol: str = setting("flags", "how each benchmark is sampled; flags: all by num_samples and temperature",
+                            lambda: {"flags": None} | PROTOCOLS)
+    num_samples: int = setting(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
+    temperature: float = setting(0.0, "sampling temperature; 0: greedy", minimum=0)
+    top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
+
+
 def evaluate(config: EvaluateConfig) -> dict:
-    """Measures `config.model`; returns the summary. Writes it, the table and every completion into `config.out`, and a
-    reliability diagram where completions state how sure they are.
+    """Measures a model; returns the summary. Writes it, the table and every completion into `out`, and a reliability
+    diagram where completions state how sure they are.
 
     The same configuration again continues where it was stopped (`completions.keep`).
     """
-    if not config.out:
+    if not config.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
-    config = dataclasses.replace(config, model=loading.pinned(config.model))
-    loaded = loading.load_model(config.model, config.dtype, config.dtype)
+    config = replace(config, model=loading.pinned(config.kept.choice.model))
+    loaded = loading.load_fixed(config.kept.choice)
     benchmarks = load_benchmarks(config, loaded)
-    kept = keep(config, loaded, benchmarks, top_p=config.top_p)
-    summaries = {b.name: benchmark_summary(b, kept[b.name]) for b in benchmarks}
-    summary = joined(summaries) | {"flags": dataclasses.asdict(config)}
-    out = pathlib.Path(config.out)
-    calibration.draw({name: one["calibration"] for name, one in summaries.items() if "calibration" in one},
+    rows = keep_benchmarks(config, loaded, Folder(config.kept.out, "evaluate", config, config.kept.resume), benchmarks)
+    summaries = {b.name: benchmark_summary(b, rows[b.name]) for b in benchmarks}
+    summary = joined(summaries) | {"flags": flat(config)}
+    out = pathlib.Path(config.kept.out)
+    calibration.draw({name: each["calibration"] for name, each in summaries.items() if "calibration" in each},
                      out / "reliability.png")
-    files.write_whole(out / "table.md", table(config, summaries))
+    files.write_whole(out / "table.md", table(config.kept.choice.model, summaries))
     files.write_json(out / "summary.json", summary)
     return summary
+
+
+def keep_benchmarks(config: EvaluateConfig, loaded: LanguageModel, folder: Folder, benchmarks: list[Benchmark]) -> dict:
+    """The rows of each benchmark, kept in the folder, sampled with the seed, top_p and rows_per_call of `config`."""
+    by = make_sampler(loaded, config.kept.sampling, config.top_p < 1)
+    return keep(folder, by, benchmarks, Request(config.kept.seed, 0, top_p=config.top_p), config.kept.rows_per_call)
 
 
 def joined(summaries: dict[str, dict]) -> dict:
     """The summary of one benchmark, or those of several with the mean of their accuracies."""
     return next(iter(summaries.values())) if len(summaries) == 1 else {
-        "benchmarks": summaries, "mean": float(np.mean([one["accuracy"] for one in summaries.values()]))}
+        "benchmarks": summaries, "mean": float(np.mean([each["accuracy"] for each in summaries.values()]))}
 
 
-def load_benchmarks(config: EvaluateConfig, loaded: loading.LanguageModel) -> list[Asked]:
-    """One for each name in `config.problems` (`load_sets`), sampled as the protocol or the flags say."""
+def load_benchmarks(config: EvaluateConfig, loaded: LanguageModel) -> list[Benchmark]:
+    """One for each name in --problems (`load_sets`), sampled as the protocol or the flags say."""
     if config.protocol in PROTOCOLS and (config.num_samples, config.temperature) != (1, 0.0):
         raise UserError(f"--protocol={config.protocol} decides --num_samples and --temperature: leave those out")
     if config.num_samples > 1 and config.temperature == 0:
         raise UserError(f"--num_samples={config.num_samples} at --temperature=0 are one completion, repeated; give a "
                         "temperature above 0")
-    return load_sets(config, loaded, PROTOCOLS.get(
+    return load_sets(config.kept, loaded, PROTOCOLS.get(
         config.protocol, lambda stem: (config.num_samples, config.temperature)))
 
 
-def load_sets(config: KeptConfig, loaded: loading.LanguageModel, protocol: Callable) -> list[Asked]:
-    """One for each name in `config.problems`, called by the file's name where that tells them apart; a row of PROTOCOLS
-    says how each is sampled."""
-    sources, made = config.problems.split(","), []
-    stems = [pathlib.Path(source).stem for source in sources]
-    if len(set(sources)) < len(sources):
-        raise UserError(f"--problems={config.problems} names a file twice")
-    for source, stem in zip(sources, stems):
-        num_samples, temperature = protocol(stem)
-        problems = load_problems(source, loaded.tokenizer, count=config.max_problems, num_ops=config.num_ops,
-                                 split=config.heldout_split, prompt_style=config.prompt_style,
-                                 instruction=config.instruction, ignore_columns=config.ignore_columns)
-        prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, config.max_new_tokens,
-                                 config.max_prompt_tokens)
-        name = stem if len(set(stems)) == len(stems) else source
-        answers.described(answers.rules(problems, config.answer_format, config.grader, "lenient"))  # or it ends here
-        judge = by_answer(config.answer_format, config.grader, "lenient")
-        made.append(Asked(name, problems, prompts, num_samples, temperature, judge))
-    return made
+def load_sets(config: KeptConfig, loaded: LanguageModel, protocol: Callable = lambda stem: (1, 0.0)) -> list[Benchmark]:
+    """One for each name in --problems, called by the file's name where that tells them apart; a row of PROTOCOLS says
+    how each is sampled."""
+    names, benchmarks = config.source.problems.split(","), []
+    stems = [pathlib.Path(name).stem for name in names]
+    if len(set(names)) < len(names):
+        raise UserError(f"--problems={config.source.problems} names a file twice")
+    for name, stem in zip(names, stems):
+        source = ProblemSource(name, config.source.prompt)
+        problems = load_problems(source, loaded.tokenizer, config.heldout_split, config.max_problems)
+        benchmarks.append(make_benchmark(config, loaded, stem if len(set(stems)) == len(stems) else name, problems,
+                                         *protocol(stem)))
+    return benchmarks
 
 
-def benchmark_summary(b: Asked, rows: list[dict]) -> dict:
+def make_benchmark(config: KeptConfig, loaded: LanguageModel, name: str, problems: list, num_samples: int = 1,
+                   temperature: float = 0.0) -> Benchmark:
+    """These problems as a benchmark, graded as an evaluation does. UserError where its grader is not installed."""
+    prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, config.sampling.max_new_tokens,
+                             config.source.prompt.max_prompt_tokens)
+    answers.described(answers.criteria(problems, config.grading, "lenient"))
+    return Benchmark(name, problems, prompts, by_answer(config.grading, "lenient"), num_samples, temperature)
+
+
+def benchmark_summary(b: Benchmark, rows: list[dict]) -> dict:
     """What summary.json says of one benchmark. Rows that `scripts.grade` graded again say so."""
     summary = summarise(rows, b.num_samples) | {
         "temperature": b.temperature, "graded_by": ", ".join(dict.fromkeys(row["graded_by"] for row in rows))}
     more = {"styles": style_shares(rows, b.problems), "calibration": calibration.calibration(rows)}
-    return summary | {name: found for name, found in more.items() if found}
+    return summary | {name: value for name, value in more.items() if value}
 
 
-def table(config: EvaluateConfig, summaries: dict[str, dict]) -> str:
+def table(model: str, summaries: dict[str, dict]) -> str:
     """Markdown: one row a benchmark, then all k of those sampled more than once, styles of synthetic families, and
     calibration where confidences are stated."""
     header = ["benchmark", "problems", "measure", "accuracy", "pass@k", "maj@k", "truncated", "timed out", "graded by"]
     rows, notes = [], []
-    for name, one in summaries.items():
-        last, many = str(one["num_samples"]), one["num_samples"] > 1
-        how = "greedy" if one["temperature"] == 0 else f"T={one['temperature']:g}"
-        curves = [f"{curve[:-1]}{last} {shown(one[curve][last], one['intervals'][curve][last])}" if many else "-"
+    for name, each in summaries.items():
+        last, many = str(each["num_samples"]), each["num_samples"] > 1
+        how = "greedy" if each["temperature"] == 0 else f"T={each['temperature']:g}"
+        curves = [f"{curve[:-1]}{last} {shown(each[curve][last], each['intervals'][curve][last])}" if many else "-"
                   for curve in ("pass@k", "maj@k")]
-        rows.append([name, one["n"], f"{'avg' if many else 'pass'}@{last}, {how}",
-                     shown(one["accuracy"], one["interval"]), *curves, f"{one['truncated']:.1%}",
-                     one["timed_out"], one["graded_by"]])
-        notes += [f"- {name}: " + ", ".join(f"{curve[:-1]}{k} {value:.3f}" for k, value in one[curve].items())
+        rows.append([name, each["n"], f"{'avg' if many else 'pass'}@{last}, {how}",
+                     shown(each["accuracy"], each["interval"]), *curves, f"{each['truncated']:.1%}",
+                     each["timed_out"], each["graded_by"]])
+        notes += [f"- {name}: " + ", ".join(f"{curve[:-1]}{k} {value:.3f}" for k, value in each[curve].items())
                   for curve in ("pass@k", "maj@k") if many]
         notes += [f"- {name}, {style}: {part:.1%} of completions" + ("" if right is None else f", {right:.3f} correct")
-                  for style, (part, right) in one.get("styles", {}).items()]
-        notes += [f"- {name}, {calibration.line(one['calibration'])}"] if "calibration" in one else []
+                  for style, (part, right) in each.get("styles", {}).items()]
+        notes += [f"- {name}, {calibration.line(each['calibration'])}"] if "calibration" in each else []
     if len(summaries) > 1:
-        mean = np.mean([one["accuracy"] for one in summaries.values()])
+        mean = np.mean([each["accuracy"] for each in summaries.values()])
         rows.append(["mean", "", "", f"{mean:.3f}", *[""] * 5])
-    return "\n".join([f"{config.model}, 95 % intervals in brackets", "", markdown_table(header, rows),
+    return "\n".join([f"{model}, 95 % intervals in brackets", "", markdown_table(header, rows),
                       *([""] + notes if notes else [])]) + "\n"

@@ -27,15 +27,15 @@ def bin_of(q: np.ndarray) -> np.ndarray:
 
 def bins(q: np.ndarray, c: np.ndarray) -> list[dict]:
     """`{"from", "to", "n", "confidence", "accuracy"}` of each of the ten bins; means are None where a bin is empty."""
-    place, means = bin_of(q), lambda x, own: float(np.mean(x[own])) if own.any() else None
-    return [{"from": round(float(low), 1), "to": round(float(high), 1), "n": int(own.sum()),
-             "confidence": means(np.asarray(q, float), own), "accuracy": means(np.asarray(c, float), own)}
-            for low, high, own in zip(EDGES[:-1], EDGES[1:], place == np.arange(len(EDGES) - 1)[:, None])]
+    place, means = bin_of(q), lambda x, inside: float(np.mean(x[inside])) if inside.any() else None
+    return [{"from": round(float(low), 1), "to": round(float(high), 1), "n": int(inside.sum()),
+             "confidence": means(np.asarray(q, float), inside), "accuracy": means(np.asarray(c, float), inside)}
+            for low, high, inside in zip(EDGES[:-1], EDGES[1:], place == np.arange(len(EDGES) - 1)[:, None])]
 
 
 def ece(q: np.ndarray, c: np.ndarray) -> float:
     """Expected calibration error: distance of mean confidence and accuracy in a bin, averaged by the bins' sizes."""
-    return sum(one["n"] * abs(one["confidence"] - one["accuracy"]) for one in bins(q, c) if one["n"]) / len(q)
+    return sum(part["n"] * abs(part["confidence"] - part["accuracy"]) for part in bins(q, c) if part["n"]) / len(q)
 
 
 def auroc(q: np.ndarray, c: np.ndarray) -> Optional[float]:
@@ -54,47 +54,47 @@ def calibration(rows: list[dict]) -> dict:
 
     `n` is the number of those that do and `stated` their share of all; the other numbers are of these.
     """
-    told = [row for row in rows if row.get("confidence") is not None]
-    if not told:
+    stated = [row for row in rows if row.get("confidence") is not None]
+    if not stated:
         return {}
-    q, c = np.array([row["confidence"] for row in told]), np.array([row["correct"] for row in told])
-    return {"n": len(told), "stated": len(told) / len(rows), "accuracy": float(c.mean()),
+    q, c = np.array([row["confidence"] for row in stated]), np.array([row["correct"] for row in stated])
+    return {"n": len(stated), "stated": len(stated) / len(rows), "accuracy": float(c.mean()),
             "mean_confidence": float(q.mean()), "brier": brier(q, c), "ece": ece(q, c), "auroc": auroc(q, c),
             "bins": bins(q, c)}
 
 
-def line(found: dict) -> str:
-    """What `calibration` found, in words, for table.md."""
-    auroc = "-" if found["auroc"] is None else f"{found['auroc']:.3f}"
-    return (f"confidence: stated in {found['stated']:.1%} of completions, on average {found['mean_confidence']:.3f} "
-            f"where {found['accuracy']:.3f} are correct; Brier {found['brier']:.3f}, ECE {found['ece']:.3f}, "
+def line(result: dict) -> str:
+    """A result of `calibration` in words, for table.md."""
+    auroc = "-" if result["auroc"] is None else f"{result['auroc']:.3f}"
+    return (f"confidence: stated in {result['stated']:.1%} of completions, on average {result['mean_confidence']:.3f} "
+            f"where {result['accuracy']:.3f} are correct; Brier {result['brier']:.3f}, ECE {result['ece']:.3f}, "
             f"AUROC {auroc}")
 
 
-def draw(found: dict[str, dict], path: pathlib.Path) -> None:
+def draw(results: dict[str, dict], path: pathlib.Path) -> None:
     """The reliability diagram of each benchmark's `calibration` as a PNG; nothing without any, or matplotlib."""
-    if not found or not importlib.util.find_spec("matplotlib"):
+    if not results or not importlib.util.find_spec("matplotlib"):
         return
     from matplotlib.figure import Figure  # optional
 
     sheet = Figure(layout="constrained")
-    panels(sheet, found)
+    panels(sheet, results)
     with files.naming(path):
         sheet.savefig(path, dpi=150)
 
 
-def panels(sheet, found: dict[str, dict]) -> None:
+def panels(sheet, results: dict[str, dict]) -> None:
     """A reliability diagram for each `calibration`, side by side on a matplotlib Figure.
 
     A dot is a bin, with its number of completions; on the diagonal, stated confidence is the share that was right.
     """
-    sheet.set_size_inches(3.4 * len(found), 3.4)
-    for axes, (name, one) in zip(sheet.subplots(1, len(found), squeeze=False)[0], found.items()):
+    sheet.set_size_inches(3.4 * len(results), 3.4)
+    for axes, (name, result) in zip(sheet.subplots(1, len(results), squeeze=False)[0], results.items()):
         axes.plot([0, 1], [0, 1], color="#8c959f", linewidth=0.8, linestyle="--")
-        there = [part for part in one["bins"] if part["n"]]
+        there = [part for part in result["bins"] if part["n"]]
         axes.plot([part["confidence"] for part in there], [part["accuracy"] for part in there], "o-", color="#0072b2")
         for part in there:
             axes.annotate(part["n"], (part["confidence"], part["accuracy"]), xytext=(0, 5), fontsize=7, ha="center",
                           textcoords="offset points", annotation_clip=False)
-        axes.set(title=f"{name}: ECE {one['ece']:.3f}", xlabel="stated confidence", ylabel="share that was right",
+        axes.set(title=f"{name}: ECE {result['ece']:.3f}", xlabel="stated confidence", ylabel="share that was right",
                  xlim=(-0.05, 1.05), ylim=(-0.05, 1.1))

@@ -3,88 +3,101 @@
 import contextlib
 import dataclasses
 import pathlib
-from typing import Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, NamedTuple, Optional
 
-from rlvr_jax import parallel, sampler
-from rlvr_jax.config import KeptConfig
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.evaluation.measure import measure
-from rlvr_jax.model import Prompts
-from rlvr_jax.pretrained import loading
-from rlvr_jax.runs import files
+from rlvr_jax.evaluation.measure import Benchmark, Sampler, measure
+from rlvr_jax.pretrained.loading import ModelChoice
+from rlvr_jax.records import part, setting
+from rlvr_jax.runs import files, origin
 from rlvr_jax.runs.flags import changed_flags, claim, flag_lines
 from rlvr_jax.runs.log import JsonLines, progress
-from rlvr_jax.tasks.problems import Problem
+from rlvr_jax.runs.machine import MachineConfig
+from rlvr_jax.sampler import EVAL, Request, SamplingConfig
+from rlvr_jax.tasks.answers import GradingConfig
+from rlvr_jax.tasks.prompts import ProblemSource
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """A set of problems: what is asked, how often, and who says what is right."""
+class KeptConfig:
+    """Completions of sets of problems, kept and graded."""
 
-    name: str  # "benchmark" of its rows
-    problems: list[Problem]
-    prompts: Prompts
-    num_samples: int
-    temperature: float
-    judge: Callable  # as in `measure`, whose row a kept one is
+    choice: ModelChoice = ModelChoice()
+    source: ProblemSource = part(ProblemSource(), problems=(
+        "a synthetic family, gym:NAME, calculation:LEVEL (expressions of 1 to 20 operations), or a file of problems as "
+        "in training; or several, joined by commas: each is a row of the table"))
+    grading: GradingConfig = GradingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    machine: MachineConfig = MachineConfig()
+    heldout_split: str = setting("test", "split of a synthetic family to measure on", ["dev", "test"])
+    out: str = setting("", "directory for summary.json, table.md and completions.jsonl", free=True)
+    resume: str = setting("auto", "continue after the completions that are in out: never (start over), auto (if there "
+                          "are any), must (error if there are none)", ["never", "auto", "must"], free=True)
+    max_problems: int = setting(0, "use the first problems only; 0: all of a file, 512 of a family",
+                                minimum=0)
+    rows_per_call: int = setting(512, "completions handed to the sampler at a time, over all devices", minimum=1)
+    seed: int = setting(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
 
 
-def keep(config: KeptConfig, loaded: loading.LanguageModel, sets: list[Asked], *, what: str = "evaluate",
-         top_p: float = 1.0, draw: Optional[Callable] = None, sample: Optional[Callable] = None,
-         tell: Optional[Callable] = None) -> dict[str, list[dict]]:
-    """The rows of each set, by its name. They are in completions.jsonl of `config.out`, or sampled and appended there.
+class Folder(NamedTuple):
+    """A directory of completions: which command writes it, under which flags."""
 
-    `draw` and `tell` are as in `make_sampler` and `measure`, or `sample` is a sampler that is there already; `what` is
-    the name of the line of progress.
-    The same configuration again continues after the last whole line. Raises UserError where other flags or problems
-    began what is there, Interrupted on Ctrl-C.
+    path: str
+    command: str  # of scripts
+    flags: Any  # the whole record of the command's settings
+    resume: str = "auto"
+    what: str = ""  # name of the line of progress; empty: the command
+
+
+def keep(folder: Folder, by: Sampler, benchmarks: list[Benchmark], request: Request, rows_per_call: int = 512,
+         more: Optional[Callable] = None) -> dict[str, list[dict]]:
+    """The rows of each benchmark, by its name. They are in completions.jsonl of the folder, or sampled and appended.
+
+    `request`, but for its stream, and `more` are as in `measure`. The same flags again continue after the last whole
+    line. Raises UserError where other flags or problems began what is there, Interrupted on Ctrl-C.
     """
-    sample = sample or sampler.make_sampler(
-        loaded.config, eos_ids=loaded.tokenizer.eos_ids, max_new_tokens=config.max_new_tokens,
-        num_slots=config.num_slots, use_top_p=top_p < 1, draw=draw)
-    params, kept, start = parallel.place_state(loaded.params), {}, 0
-    total = sum(len(one.problems) * one.num_samples for one in sets)
-    with open_log(config, sets) as log, progress(total, len(log.rows), what, unit="completion") as bar:
-        for one in sets:
-            end = start + len(one.problems) * one.num_samples
+    rows, start, total = {}, 0, sum(len(b.problems) * b.num_samples for b in benchmarks)
+    with (open_log(folder, benchmarks) as log,
+          progress(total, len(log.rows), folder.what or folder.command, unit="completion") as bar):
+        for benchmark in benchmarks:
+            end = start + len(benchmark.problems) * benchmark.num_samples
             try:
-                for row in measure(sample, params, loaded.tokenizer, one.problems, one.prompts, judge=one.judge,
-                                   temperature=one.temperature, num_samples=one.num_samples, top_p=top_p,
-                                   seed=config.seed, step=0, rows_per_call=config.rows_per_call,
-                                   done=len(log.rows) - start, tell=tell):
-                    log.write({"benchmark": one.name} | row)
+                for row in measure(by, benchmark, request._replace(stream=EVAL), rows_per_call,
+                                   len(log.rows) - start, more):
+                    log.write({"benchmark": benchmark.name} | row)
                     bar.update()
             except KeyboardInterrupt:
                 raise Interrupted(f"interrupted with {len(log.rows)} of {total} completions in {log.path}; the same "
                                   "command continues", 130) from None
-            kept[one.name], start = log.rows[start:end], end
-    return kept
+            rows[benchmark.name], start = log.rows[start:end], end
+    return rows
 
 
 @contextlib.contextmanager
-def open_log(config: KeptConfig, sets: list[Asked]) -> Iterator[JsonLines]:
+def open_log(folder: Folder, benchmarks: list[Benchmark]) -> Iterator[JsonLines]:
     """completions.jsonl with the rows it has, the flags beside it. Raises UserError if they are of something else."""
-    out = pathlib.Path(config.out)
+    out = pathlib.Path(folder.path)
     flags, path = out / "flags.txt", out / "completions.jsonl"
-    if config.resume == "must" and not flags.exists():
+    if folder.resume == "must" and not flags.exists():
         raise UserError(f"--resume=must, but {out} holds no evaluation")
-    with claim(out, "--out", config.resume):
+    with claim(out, "--out", folder.resume):
         if path.exists() and not flags.exists():
             raise UserError(f"{path} is there without the flags that made it; choose another --out, or --resume=never")
-        refusal = changed_flags(out, config, "--out") if flags.exists() else ""
+        refusal = changed_flags(out, folder.flags, "--out", folder.command) if flags.exists() else ""
         if refusal:
             raise UserError(refusal)
-        files.write_whole(flags, "\n".join(flag_lines(config)) + "\n")
+        files.write_whole(flags, "\n".join(flag_lines(folder.flags)) + "\n")
+        origin.write(out, folder.command)
         log = JsonLines(path, 0)
         with contextlib.closing(log.file):
-            check_rows(log, sets)
+            check_rows(log, benchmarks)
             yield log
 
 
-def check_rows(log: JsonLines, sets: list[Asked]) -> None:
+def check_rows(log: JsonLines, benchmarks: list[Benchmark]) -> None:
     """Raises UserError if a row of the log is not of these problems, in their order."""
-    wanted = ({"benchmark": one.name, "problem": i, "sample": j, "prompt": problem.prompt, "answer": problem.answer}
-              for one in sets for i, problem in enumerate(one.problems) for j in range(one.num_samples))
+    wanted = ({"benchmark": b.name, "problem": i, "sample": j, "prompt": problem.prompt, "answer": problem.answer}
+              for b in benchmarks for i, problem in enumerate(b.problems) for j in range(b.num_samples))
     for number, row in enumerate(log.rows, 1):
         want = next(wanted, {"benchmark": None})
         if want != {key: row.get(key) for key in want}:

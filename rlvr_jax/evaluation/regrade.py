@@ -1,18 +1,32 @@
 """Completions that were kept, graded again: another grader or format, no sampling."""
 
+import dataclasses
 import json
 import pathlib
 import re
 import time
 
-from rlvr_jax.config import GradeConfig
 from rlvr_jax.errors import UserError
-from rlvr_jax.grading import grade
+from rlvr_jax.grading import extract, grade, graders
+from rlvr_jax.records import setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.files import read_lines
 from rlvr_jax.runs.log import progress
 
 ROWS_PER_CALL = 512  # between two moves of the progress line
+
+
+@dataclasses.dataclass(frozen=True)
+class GradeConfig:
+    """Completions graded without sampling them again."""
+
+    completions: str = setting("", "JSONL file of rows with a completion and an answer, such as completions.jsonl of "
+                               "an evaluation")
+    out: str = setting("", "JSONL file for the same rows with correct, extracted, graded_by and timed_out; may be the "
+                       "file read")
+    answer_format: str = setting("lenient", "where the answer is", lambda: extract.EXTRACTORS)
+    grader: str = setting("math", "when two answers are equal: as mathematics, or as in the released one-shot reward, "
+                          "quirks included, which always looks into the last \\boxed{}", lambda: graders.GRADERS)
 
 
 def regrade(config: GradeConfig) -> dict:

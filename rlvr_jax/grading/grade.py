@@ -13,7 +13,7 @@ import importlib.metadata
 from typing import Iterable, NamedTuple, Optional, Sequence, Union
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.grading import confidence, workers
+from rlvr_jax.grading import stated_confidence, workers
 from rlvr_jax.grading.child import Question
 from rlvr_jax.grading.extract import EXTRACTORS, last_box
 from rlvr_jax.grading.graders import ALL
@@ -40,34 +40,35 @@ def verdicts(texts: Sequence[str], answers: Sequence[str], answer_format: Union[
     `answer_format` says. The synthetic families' answers are words: there, what is not decided at once is wrong, and
     computer algebra is never asked.
     """
-    formats, graders = ([one] * len(texts) if isinstance(one, str) else one for one in (answer_format, grader))
+    formats, graders = ([name] * len(texts) if isinstance(name, str) else name for name in (answer_format, grader))
     asked = []
     for text, answer, form, by in zip(texts, answers, formats, graders, strict=True):
         extract = last_box if by == "original" else EXTRACTORS[form]
-        asked.append((Question(by, extract(confidence.split(text)[0]), answer), (form, by) != ("answer", "math")))
+        question = Question(by, extract(stated_confidence.split(text)[0]), answer)
+        asked.append((question, (form, by) != ("answer", "math")))
     replies = {algebra: decide([question for question, needs in asked if needs == algebra], algebra)
                for algebra in (False, True)}
-    told = [(question.given, replies[algebra][question]) for question, algebra in asked]
-    return [Verdict(reply.equal, given, reply.timed_out) for given, reply in told]
+    decided = [(question.given, replies[algebra][question]) for question, algebra in asked]
+    return [Verdict(reply.equal, given, reply.timed_out) for given, reply in decided]
 
 
 def decide(questions: Iterable[Question], algebra: bool = True) -> dict[Question, Reply]:
     """Whether each given answer equals its reference. Without `algebra`, what would take it is a no."""
-    told = {question: at_once(*question) for question in questions}
-    left = [question for question, verdict in told.items() if verdict is None and algebra]
+    verdicts = {question: at_once(*question) for question in questions}
+    left = [question for question, verdict in verdicts.items() if verdict is None and algebra]
     replies = dict(zip(left, workers.POOL.map(_asked, left)))
-    return {question: replies.get(question, Reply(bool(verdict), False)) for question, verdict in told.items()}
+    return {question: replies.get(question, Reply(bool(verdict), False)) for question, verdict in verdicts.items()}
 
 
 def at_once(grader: str, given: Optional[str], answer: str) -> Optional[bool]:
     """The verdict without a child process; None if it takes one. No answer equals nothing."""
     if given is None or len(given) > MAX_LENGTH or len(answer) > ALL[grader].MAX_REFERENCE:
         return False
-    return _told(grader, given, answer)
+    return _without_child(grader, given, answer)
 
 
 @functools.lru_cache(REMEMBERED)
-def _told(grader: str, given: str, answer: str) -> Optional[bool]:
+def _without_child(grader: str, given: str, answer: str) -> Optional[bool]:
     def leaf(*_):
         raise NotImplementedError
 

@@ -122,5 +122,5 @@ def pool(grader: str) -> Pool:
     return POOLS.get(grader, POOL)
 
 
-for one in (POOL, *POOLS.values()):
-    atexit.register(one.close)
+for _pool in (POOL, *POOLS.values()):
+    atexit.register(_pool.close)

@@ -4,19 +4,20 @@ import dataclasses
 import pathlib
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.model import ModelConfig, Params
 from rlvr_jax.pretrained import gguf_file, huggingface
+from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer, load_tokenizer
+from rlvr_jax.records import setting
 from rlvr_jax.runs import checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModel:
-    """A model ready to use: parameters are numpy arrays, float32 wherever they are trained."""
+class ModelChoice:
+    """A model to use."""
 
-    config: ModelConfig
-    params: Params
-    tokenizer: Tokenizer
+    model: str = setting("", "a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face folder, a .gguf file, or "
+                         "smollm2")
+    dtype: str = setting("float32", "of the computation; parameters stay float32", ["float32", "bfloat16"])
 
 
 def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32") -> LanguageModel:
@@ -46,6 +47,11 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
         raise UserError(f"--model={name}: no such directory or .gguf file")
     huggingface.check_tokenizer(config, tokenizer)
     return LanguageModel(dataclasses.replace(config, dtype=dtype), params, tokenizer)
+
+
+def load_fixed(choice: ModelChoice) -> LanguageModel:
+    """The model of a command that trains nothing: its parameters are held as they are computed with."""
+    return load_model(choice.model, choice.dtype, choice.dtype)
 
 
 def pinned(name: str) -> str:

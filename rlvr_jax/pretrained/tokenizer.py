@@ -19,8 +19,8 @@ import numpy as np
 import tokenizers
 
 from rlvr_jax.errors import UserError
+from rlvr_jax.records import Rollouts
 from rlvr_jax.runs.files import read_json, write_json
-from rlvr_jax.sampler import Rollouts
 
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -121,8 +121,8 @@ def load_tokenizer(dir) -> Tokenizer:
     special = {role: token["content"] if isinstance(token, dict) else token
                for role, token in ((role, settings.get(role)) for role in ROLES) if token is not None}
     declared = next((d["eos_token_id"] for d in (generation, config) if d.get("eos_token_id") is not None), [])
-    own = [backend.token_to_id(special["eos_token"])] if "eos_token" in special else []
-    eos_ids = tuple(dict.fromkeys(own + (declared if isinstance(declared, list) else [declared])))
+    named = [backend.token_to_id(special["eos_token"])] if "eos_token" in special else []
+    eos_ids = tuple(dict.fromkeys(named + (declared if isinstance(declared, list) else [declared])))
     if not eos_ids or None in eos_ids:
         raise UserError(f"{dir} names no end token that tokenizer.json has: set eos_token_id in generation_config.json")
     pad_id = backend.token_to_id(special["pad_token"]) if "pad_token" in special else generation.get("pad_token_id")

@@ -6,39 +6,48 @@ the run's flags, and `metrics`, those of its step. Only the main process writes 
 """
 
 import contextlib
+import functools
 import math
 import pathlib
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from rlvr_jax import model, parallel
 from rlvr_jax.errors import UserError
-from rlvr_jax.learner import LearnerState
 from rlvr_jax.model import ModelConfig
+from rlvr_jax.records import LearnerState
 
 
-def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0, keep_best: str = "") -> ocp.CheckpointManager:
+@functools.cache
+def orbax():
+    """orbax.checkpoint, imported at its first use: a command that fails before does not wait for it. Managers of
+    checkpoints, in what follows, are its `CheckpointManager`."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
+
+
+def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0, keep_best: str = ""):
     """The checkpoints of a run: the newest `keep_last`, every multiple of `keep_every` steps, and the one with the
     highest metric `keep_best` (of equals the newest; where none has it, the newest)."""
     def rank(metrics: dict) -> float:
         return metrics.get(keep_best, -math.inf)
 
-    rules = ocp.checkpoint_managers
-    kept = [rules.LatestN(keep_last), rules.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
-    kept += [rules.EveryNSteps(keep_every)] if keep_every else []
+    rules = orbax().checkpoint_managers
+    wanted = [rules.LatestN(keep_last), rules.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
+    wanted += [rules.EveryNSteps(keep_every)] if keep_every else []
     directory(run_dir).mkdir(parents=True, exist_ok=True)
-    return _manager(run_dir, best_fn=rank, preservation_policy=rules.AnyPreservationPolicy(kept),
+    return _manager(run_dir, best_fn=rank, preservation_policy=rules.AnyPreservationPolicy(wanted),
                     cleanup_tmp_directories=True)
 
 
-def _manager(run_dir: str, **options) -> ocp.CheckpointManager:
+def _manager(run_dir: str, **options):
     """A manager of this process alone: orbax waits for no other one."""
     me = parallel.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me},
+    alone = orbax().options.MultiprocessingOptions(primary_host=me, active_processes={me},
                                                barrier_sync_key_prefix=f"process{me}")
-    return ocp.CheckpointManager(directory(run_dir), options=ocp.CheckpointManagerOptions(
+    return orbax().CheckpointManager(directory(run_dir), options=orbax().CheckpointManagerOptions(
         create=False, multiprocessing_options=alone, **options))
 
 
@@ -52,14 +61,14 @@ def steps(run_dir: str) -> list[int]:
     return sorted(int(d.name) for d in root.iterdir() if d.name.isdigit()) if root.is_dir() else []
 
 
-def save(manager: ocp.CheckpointManager, state: LearnerState, meta: dict, metrics: dict) -> None:
+def save(manager, state: LearnerState, meta: dict, metrics: dict) -> None:
     """Starts writing a checkpoint of a state of numpy arrays; it lands in the background, whole or not at all.
 
     Raises UserError if this one, or the one before it, cannot be written.
     """
     with _writing(manager):
-        manager.save(int(state.step), metrics=metrics, args=ocp.args.Composite(
-            **_items(state, ocp.args.StandardSave), meta=ocp.args.JsonSave(meta)))
+        manager.save(int(state.step), metrics=metrics, args=orbax().args.Composite(
+            **_items(state, orbax().args.StandardSave), meta=orbax().args.JsonSave(meta)))
 
 
 def _items(state: LearnerState, how) -> dict:
@@ -67,13 +76,13 @@ def _items(state: LearnerState, how) -> dict:
     return {"params": how(state.params), "training": how(rest)}
 
 
-def wait(manager: ocp.CheckpointManager) -> None:
+def wait(manager) -> None:
     """Until what was saved is on the disk. Raises UserError if it cannot be written."""
     with _writing(manager):
         manager.wait_until_finished()
 
 
-def close(manager: ocp.CheckpointManager) -> None:
+def close(manager) -> None:
     try:
         wait(manager)
     finally:
@@ -81,7 +90,7 @@ def close(manager: ocp.CheckpointManager) -> None:
 
 
 @contextlib.contextmanager
-def _writing(manager: ocp.CheckpointManager):
+def _writing(manager):
     try:
         yield
     except Exception as error:  # orbax and tensorstore raise many types for a full disk
@@ -100,7 +109,7 @@ def restore_state(run_dir: str, step: int, like: LearnerState) -> LearnerState:
     Raises UserError if it cannot be read whole, or is not finite.
     """
     blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-    items = _restore(run_dir, step, **_items(blank, ocp.args.StandardRestore))
+    items = _restore(run_dir, step, **_items(blank, orbax().args.StandardRestore))
     _check_finite(run_dir, step, [items["params"], items["training"]])
     return LearnerState(params=items["params"], **items["training"])
 
@@ -116,7 +125,7 @@ def restore_model(run_dir: str, which: str = "") -> tuple[ModelConfig, model.Par
     step = best_step(run_dir) if which == "best" else int(which or saved[-1])
     if step not in saved:
         raise UserError(f"{run_dir} has no checkpoint of step {step}; it has {', '.join(map(str, saved))}")
-    items = _restore(run_dir, step, meta=ocp.args.JsonRestore(), params=ocp.args.StandardRestore())
+    items = _restore(run_dir, step, meta=orbax().args.JsonRestore(), params=orbax().args.StandardRestore())
     _check_finite(run_dir, step, items["params"])
     return ModelConfig.from_json(items["meta"]["model"]), items["params"], items["meta"]
 
@@ -124,8 +133,8 @@ def restore_model(run_dir: str, which: str = "") -> tuple[ModelConfig, model.Par
 def best_step(run_dir: str) -> int:
     """The step with the highest metric that --keep_best names, the newest of equals. UserError if none has it."""
     saved = steps(run_dir)
-    name = _restore(run_dir, saved[-1], meta=ocp.args.JsonRestore())["meta"]["flags"].get("keep_best")
-    values = {step: _restore(run_dir, step, metrics=ocp.args.JsonRestore())["metrics"].get(name, -math.inf)
+    name = _restore(run_dir, saved[-1], meta=orbax().args.JsonRestore())["meta"]["flags"].get("keep_best")
+    values = {step: _restore(run_dir, step, metrics=orbax().args.JsonRestore())["metrics"].get(name, -math.inf)
               for step in (reversed(saved) if name else ())}
     if max(values.values(), default=-math.inf) == -math.inf:
         raise UserError(f"{run_dir}@best: its --keep_best={name or ''} names no metric of a checkpoint; name a step: "
@@ -133,10 +142,10 @@ def best_step(run_dir: str) -> int:
     return max(values, key=values.get)
 
 
-def _restore(run_dir: str, step: int, **items) -> ocp.args.Composite:
+def _restore(run_dir: str, step: int, **items):
     try:
         with _manager(run_dir, read_only=True) as manager:
-            return manager.restore(step, args=ocp.args.Composite(**items))
+            return manager.restore(step, args=orbax().args.Composite(**items))
     except Exception as error:  # orbax and tensorstore raise many types for a damaged file
         raise UserError(f"cannot read checkpoint {directory(run_dir) / str(step)}: {type(error).__name__}: "
                         f"{str(error)[:200]}{_rescue(run_dir, step)}") from error

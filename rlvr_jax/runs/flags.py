@@ -1,55 +1,60 @@
-"""The flags of a run directory: what may change before it goes on, and which script wrote it."""
+"""The flags of a directory that a command writes: what may change before it goes on, and how it is claimed."""
 
-import dataclasses
 import math
 import os
 import pathlib
-from typing import IO
+from typing import IO, Iterable
 
-from rlvr_jax.config import (ElicitConfig, EvaluateConfig, FinetuneConfig, HybridConfig, PretrainConfig, ProbeConfig,
-                             TrainConfig, WhenConfig)
 from rlvr_jax.errors import UserError
-from rlvr_jax.runs import locks
+from rlvr_jax.records import flat, settings
+from rlvr_jax.runs import locks, origin
 
-# What writes a directory with a flags.txt; which one did is told by the names of the flags.
-WRITERS = {TrainConfig: "scripts.train", PretrainConfig: "scripts.pretrain", FinetuneConfig: "scripts.finetune",
-           EvaluateConfig: "scripts.evaluate", ElicitConfig: "scripts.elicit", HybridConfig: "scripts.hybrid",
-           ProbeConfig: "scripts.probe", WhenConfig: "scripts.when"}
+
+def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, float]]:
+    """`"correct:1,format:0.1"` as pairs of a row's name and its weight, 1 for a name alone. UserError for others."""
+    pairs, (first, second) = [], list(rows)[:2]
+    for part in map(str.strip, text.split(",")):
+        name, _, weight = part.partition(":")
+        try:
+            pairs.append((name, float(weight or 1)))
+        except ValueError:
+            name = ""
+        if name not in rows or not math.isfinite(pairs[-1][1]):
+            raise UserError(f"--{flag}={text}: {part!r} is none of {', '.join(rows)}, nor one of them with a weight "
+                            f"as in {first}:0.5,{second}:0.5")
+    return pairs
 
 
 def flag_lines(config) -> list[str]:
-    """The record as a flag file."""
+    """A record of settings as a flag file."""
     def text(value):
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    lines = [f"--{f.name}={text(getattr(config, f.name))}" for f in dataclasses.fields(config)
-             if getattr(config, f.name) is not None]
+    lines = [f"--{leaf.name}={text(leaf.value)}" for leaf in settings(config) if leaf.value is not None]
     for line in lines:
         if len(line.splitlines()) > 1:
             raise UserError(f"{line.split('=')[0]} holds a line break, which a flag file cannot keep")
     return lines
 
 
-def changed_flags(directory: pathlib.Path, config, flag: str) -> str:
-    """Why what is in `directory`, named by `flag`, cannot be continued under this configuration; empty if it can."""
-    kept = (directory / "flags.txt").read_text("utf-8").splitlines()
-    old = _values([*flag_lines(type(config)()), *kept])  # a flag that is newer than the run had its default
-    new = _values(flag_lines(config))
-    free = {f"--{field.name}" for field in dataclasses.fields(config) if field.metadata["free"]}
-    changed = [name for name in sorted((old.keys() | new.keys()) - free) if old.get(name) != new.get(name)]
-    ours, made_by = type(config), min(WRITERS, key=lambda writer: len(_values(kept).keys() ^ _names(writer)))
-    if changed and made_by is not ours:
-        return (f"{directory} was written by {WRITERS[made_by]}, and {WRITERS[ours]} needs a directory of its own: "
+def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> str:
+    """Why what is in `directory`, named by `flag`, cannot be continued by this command under this configuration; empty
+    if it can."""
+    writer = origin.read(directory).get("command", command)
+    if writer != command:
+        return (f"{directory} was written by scripts.{writer}, and scripts.{command} needs a directory of its own: "
                 f"choose another {flag}")
+    lines = (directory / "flags.txt").read_text("utf-8").splitlines()
+    old = _values([*flag_lines(type(config)()), *lines])  # a flag that is newer than the run had its default
+    new = _values(flag_lines(config))
+    free = {f"--{leaf.name}" for leaf in settings(config) if leaf.meta["free"]}
+    changed = [name for name in sorted((old.keys() | new.keys()) - free) if old.get(name) != new.get(name)]
     advice = "restore them"
-    if changed == ["--decay_steps"] and config.decay_steps == 0:
-        advice = f"--num_steps={config.num_steps} moves the end of its schedule: add --decay_steps={old[changed[0]]}"
+    given = flat(config)
+    if changed == ["--decay_steps"] and given["decay_steps"] == 0:
+        advice = f"--num_steps={given['num_steps']} moves the end of its schedule: add --decay_steps={old[changed[0]]}"
     was = ", ".join(f"{name} (was {old.get(name, 'unset')})" for name in changed)
     return "" if not changed else (f"{directory} was started with other flags: {was}; {advice}, choose another {flag}, "
                                    "or start over with --resume=never")
-
-
-def _names(writer) -> set[str]:
-    return {f"--{field.name}" for field in dataclasses.fields(writer)}
 
 
 def _values(lines: list[str]) -> dict[str, str]:

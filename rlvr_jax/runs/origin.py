@@ -1,5 +1,6 @@
-"""What made a run: the commit, and the machine."""
+"""What wrote a directory: the command, the commit and the machine, in origin.json."""
 
+import contextlib
 import datetime
 import os
 import pathlib
@@ -9,6 +10,20 @@ import subprocess
 import jax
 
 from rlvr_jax import parallel
+from rlvr_jax.errors import UserError
+from rlvr_jax.runs import files
+
+
+def read(directory: pathlib.Path) -> dict:
+    """origin.json of a directory; {} where it is not there, or damaged."""
+    with contextlib.suppress(UserError):
+        return files.read_json(directory / "origin.json", missing={})
+    return {}
+
+
+def write(directory: pathlib.Path, command: str, **more) -> None:
+    """Writes which of `scripts` writes this directory, "train", and what else is known."""
+    files.write_json(directory / "origin.json", {"command": command} | more)
 
 
 def commit() -> str:

@@ -1,6 +1,7 @@
 """A run directory: its flags, logs and checkpoints, how it continues, and how it stops without losing anything."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import math
@@ -11,14 +12,36 @@ from typing import Callable, Iterator, Optional
 import numpy as np
 
 from rlvr_jax import adapters, parallel
-from rlvr_jax.config import RunConfig
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.learner import LearnerState
-from rlvr_jax.runs import checkpoint, files, signals, stopping
+from rlvr_jax.records import LearnerState, setting
+from rlvr_jax.runs import checkpoint, files, origin, signals, stopping
 from rlvr_jax.runs.flags import changed_flags, claim, flag_lines
 from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress, tensorboard
-from rlvr_jax.runs.origin import machine
 from rlvr_jax.runs.summary import summarise
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A run directory: where it is, how it continues, what it keeps, and when it ends."""
+
+    run_dir: str = setting("", "directory of this run: flags, metrics, rollouts, checkpoints", free=True)
+    resume: str = setting("auto", "continue from the newest checkpoint in run_dir: never (start over), auto (if there "
+                          "is one), must (error if there is none)", ["never", "auto", "must"], free=True)
+    save_every: int = setting(50, "checkpoint every this many steps, and at the end; 0: only at the end", minimum=0,
+                              free=True)
+    keep_last: int = setting(2, "checkpoints to keep, newest first", minimum=1, free=True)
+    keep_every: int = setting(0, "also keep the checkpoint of every multiple of this many steps; 0: none", minimum=0,
+                              free=True)
+    keep_best: str = setting("", "also keep the checkpoint whose step has the highest value of this metric, such as "
+                             "eval/greedy; --model=DIR@best names it; empty: none", free=True)
+    stop_when: str = setting("", "rules that end the run, joined by commas, such as train/entropy<0.01,train/kl>10",
+                             free=True)
+    stop_patience: int = setting(10, "rows in succession in which a rule of stop_when has to hold", minimum=1,
+                                 free=True)
+    tensorboard: bool = setting(False, "mirror metrics.jsonl in run_dir/tensorboard; needs tensorboardX", free=True)
+    eval_every: int = setting(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
+                              minimum=0, free=True)
+
 
 BY_RULE = 1  # what stopped a run, where it is not a signal: SIGINT is 2
 
@@ -29,12 +52,16 @@ def _leave(kind, *_) -> None:
 
 
 class Run:
-    """The files of one run, open for writing on the main process. Use as a context manager."""
+    """The files of one run, open for writing on the main process. Use as a context manager.
 
-    def __init__(self, config: RunConfig, command: str):
+    `flags` is the whole record of the command's settings, of which `config` is a part.
+    """
+
+    def __init__(self, config: RunConfig, flags, num_steps: int, command: str):
         if not config.run_dir:
             raise UserError("--run_dir is required: the directory that this run writes")
-        self.config, self.command, self.signal, self.stop, self.shown = config, command, 0, 0, {}
+        self.config, self.flags, self.num_steps, self.command = config, flags, num_steps, command
+        self.signal, self.stop, self.shown = 0, 0, {}
         self.rules, self.looping = stopping.parse(config.stop_when), False
         self.dir, self.held = pathlib.Path(config.run_dir), contextlib.ExitStack()
         refusal = self._refusal() if parallel.is_main() else ""
@@ -58,7 +85,7 @@ class Run:
             except UserError as error:
                 return str(error)
         started = checkpoint.steps(config.run_dir)
-        return changed_flags(self.dir, config, "--run_dir") if started else ""
+        return changed_flags(self.dir, self.flags, "--run_dir", self.command) if started else ""
 
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as opened:
@@ -75,7 +102,7 @@ class Run:
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         config, keep = self.config, self.resumed or -1
-        files.write_whole(self.dir / "flags.txt", "\n".join(flag_lines(config)) + "\n")
+        files.write_whole(self.dir / "flags.txt", "\n".join(flag_lines(self.flags)) + "\n")
         self.metrics, self.rollouts, self.heldout = (
             opened.enter_context(contextlib.closing(JsonLines(self.dir / f"{name}.jsonl", keep)))
             for name in ("metrics", "rollouts", "heldout"))
@@ -87,13 +114,11 @@ class Run:
         opened.callback(checkpoint.close, self.manager)
 
     def _note_start(self) -> None:
-        """origin.json: the machine and the commit of the first start, and of each later one that has steps to do."""
-        path, starts = self.dir / "origin.json", []
-        if self.resumed:
-            with contextlib.suppress(UserError, KeyError, TypeError):  # not there, or damaged
-                starts = list(files.read_json(path)["starts"])
-        if self.resumed < self.config.num_steps:
-            files.write_json(path, {"starts": [*starts, {"step": self.resumed} | machine()]})
+        """origin.json: the command, and the machine and commit of the first start and of each later one that has steps
+        to do."""
+        starts = origin.read(self.dir).get("starts", []) if self.resumed else []
+        if self.resumed < self.num_steps:
+            origin.write(self.dir, self.command, starts=[*starts, {"step": self.resumed} | origin.machine()])
 
     def __exit__(self, *error) -> None:
         self.closing.__exit__(*error)
@@ -129,11 +154,11 @@ class Run:
     def steps(self) -> Iterator[int]:
         """The steps to do, with a progress bar; ends early, between steps, when a signal or a stop rule asks for it."""
         self.stop = parallel.largest(self._ruled())  # a run that a rule has ended does not go on
-        if self.stop or self.resumed >= self.config.num_steps:
+        if self.stop or self.resumed >= self.num_steps:
             return
-        with progress(self.config.num_steps, self.resumed, self.command, not parallel.is_main()) as self.bar:
+        with progress(self.num_steps, self.resumed, self.command, not parallel.is_main()) as self.bar:
             self.looping = True
-            for step in range(self.resumed + 1, self.config.num_steps + 1):
+            for step in range(self.resumed + 1, self.num_steps + 1):
                 yield step
                 self.bar.update()
                 self.stop = parallel.largest(self.signal or self._ruled())
@@ -199,7 +224,7 @@ class Run:
         `row` is what is known of the step so far: by it a stop rule can make this step the end.
         """
         ends = bool(row and self.rules) and parallel.largest(self._ruled(row)) > 0
-        return ends or step == self.config.num_steps or (every > 0 and step % every == 0)
+        return ends or step == self.num_steps or (every > 0 and step % every == 0)
 
     def save(self, state, meta: dict) -> None:
         """Checkpoints a placed state, unless that step has been. Raises UserError where it is not finite."""
@@ -218,7 +243,7 @@ class Run:
         """Saves the last step; returns the summary of a finished run, raises Interrupted for one cut by a signal."""
         self.save(state, meta)
         step = int(parallel.fetch_state(state.step))
-        if step < self.config.num_steps and self.stop != BY_RULE:
+        if step < self.num_steps and self.stop != BY_RULE:
             raise Interrupted(f"{signal.Signals(self.stop).name}: saved step {step} in {self.dir}; the same command "
                               "continues", 128 + self.stop)
         if not parallel.is_main():
@@ -230,8 +255,8 @@ class Run:
             print("{dir} ended by --stop_when at step {step}: {rule} in {patience} rows in succession, the last with "
                   "{value:.4g}; it goes on only under another --stop_when or --stop_patience"
                   .format(dir=self.dir, **verdict))
-        elif self.resumed >= self.config.num_steps:
-            print(f"{self.dir} is already at step {self.resumed}, and --num_steps={self.config.num_steps}: nothing "
+        elif self.resumed >= self.num_steps:
+            print(f"{self.dir} is already at step {self.resumed}, and --num_steps={self.num_steps}: nothing "
                   "to do")
         files.write_json(self.dir / "summary.json", summary)
         return summary

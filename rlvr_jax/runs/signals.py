@@ -17,37 +17,37 @@ def acknowledged(answer: Callable[[], str]) -> Iterator[None]:
     What the signal does is up to its handler; but from the second on, the process ends within `GRACE` seconds unless
     this block does. For the main thread only, as all of Python's signals.
     """
-    heard, told = socket.socketpair()
-    told.setblocking(False)
-    listener = threading.Thread(target=_listen, args=(heard, answer), daemon=True)
-    before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    listener = threading.Thread(target=_listen, args=(receiver, answer), daemon=True)
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     listener.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        told.close()
+        sender.close()
         listener.join()
-        heard.close()
+        receiver.close()
 
 
-def _listen(heard: socket.socket, answer: Callable[[], str]) -> None:
+def _listen(receiver: socket.socket, answer: Callable[[], str]) -> None:
     """Reads a byte for each signal, its number, until the other end is closed."""
-    first = _next(heard)
+    first = _next(receiver)
     if first:
         with contextlib.suppress(OSError):  # standard error may be gone; a handler of Python's could not use print
             os.write(2, f"\n{signal.Signals(first).name}: {answer()}; Ctrl-C again to stop at once\n".encode())
-        if second := _next(heard):
+        if second := _next(receiver):
             end = threading.Timer(GRACE, os._exit, [128 + second])
             end.start()
-            while _next(heard):
+            while _next(receiver):
                 pass
             end.cancel()
 
 
-def _next(heard: socket.socket) -> int:
+def _next(receiver: socket.socket) -> int:
     """The next SIGINT or SIGTERM; 0 if there will be none."""
-    while received := heard.recv(1):
+    while received := receiver.recv(1):
         if received[0] in (signal.SIGINT, signal.SIGTERM):
             return received[0]
     return 0

@@ -5,14 +5,14 @@ import operator
 import re
 from typing import NamedTuple, Optional
 
-from rlvr_jax.config import TrainConfig
 from rlvr_jax.errors import UserError
+from rlvr_jax.learner import ResetConfig
 
 RESET = "train/reset"  # 1 in the row of a step after which something was reset
 RELATIONS = {"<": operator.lt, ">": operator.gt}
 
 
-class Rule(NamedTuple):
+class StopRule(NamedTuple):
     """Holds in a row of metrics where `metric` is on that side of `bound`; never where it is missing or no number."""
 
     metric: str
@@ -27,15 +27,15 @@ class Rule(NamedTuple):
         return isinstance(value, (int, float)) and RELATIONS[self.relation](value, self.bound)
 
 
-def parse(text: str) -> list[Rule]:
+def parse(text: str) -> list[StopRule]:
     """`"train/entropy<0.01,train/kl>10"` as rules, `""` as none. Raises UserError for anything else."""
     return [_rule(part) for part in text.split(",")] if text.strip() else []
 
 
-def _rule(text: str) -> Rule:
+def _rule(text: str) -> StopRule:
     try:
         metric, relation, bound = re.fullmatch(r"\s*([^\s<>]+)\s*([<>])\s*([^\s<>]+)\s*", text).groups()
-        rule = Rule(metric, relation, float(bound))
+        rule = StopRule(metric, relation, float(bound))
         if math.isfinite(rule.bound):
             return rule
     except (AttributeError, ValueError):  # no match, no number
@@ -44,7 +44,7 @@ def _rule(text: str) -> Rule:
                     "commas, as in train/entropy<0.01,train/kl>10")
 
 
-def reset_due(config: TrainConfig, rows: list[dict]) -> bool:
+def reset_due(config: ResetConfig, rows: list[dict]) -> bool:
     """Whether the reference or the optimiser is to be reset after the step of the last row.
 
     It is every `reset_every` steps, and where the greedy accuracy of the last `reset_patience` evaluations since the
@@ -59,7 +59,7 @@ def reset_due(config: TrainConfig, rows: list[dict]) -> bool:
                 and max(greedy[-patience:]) <= max(greedy[:-patience]))
 
 
-def verdict(rules: list[Rule], patience: int, rows: list[dict]) -> Optional[dict]:
+def verdict(rules: list[StopRule], patience: int, rows: list[dict]) -> Optional[dict]:
     """What ends a run after these rows: a rule that held in the last `patience` rows that have its metric, or None.
 
     `{"rule", "patience", "step", "value"}`, of the first such rule. The base's row, step 0, does not count.

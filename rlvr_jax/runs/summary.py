@@ -10,19 +10,19 @@ from rlvr_jax.objectives import live_groups
 SATURATED = 0.99  # a batch with this training accuracy counts as saturated
 
 
-def throughput(seconds: dict, rollouts) -> dict:
+def throughput(seconds: dict, row: dict) -> dict:
     """Seconds by phase, and completion tokens a second of sampling and of the update."""
-    tokens = int(np.sum(rollouts.completion_mask))
-    rates = {f"{phase}/tokens_per_second": tokens / seconds[f"seconds/{phase}"] for phase in ("sample", "update")}
+    rates = {f"{phase}/tokens_per_second": row["train/tokens"] / seconds[key] for phase in ("sample", "update")
+             if "train/tokens" in row and (key := f"seconds/{phase}") in seconds}
     return rates | seconds
 
 
 def describe(rollouts, scored, group_size: int) -> dict:
     """What a step's rollouts looked like, from host arrays: rewards, live groups, lengths, repetition."""
-    reward, correct = scored.reward, scored.correct > 0
+    reward, correct, info = scored.reward, scored.info["correct"] > 0, scored.info
     lengths, groups = rollouts.completion_mask.sum(-1), reward.reshape(-1, group_size)
-    return {"train/graded_by": ", ".join(sorted(set(scored.graded_by))),
-            "train/grader_timeouts": int(scored.timed_out.sum()),
+    return {"train/graded_by": ", ".join(sorted(set(info["graded_by"]))),
+            "train/grader_timeouts": int(info["timed_out"].sum()),
             "train/accuracy": correct.mean(), "train/reward_mean": reward.mean(), "train/reward_std": reward.std(),
             "train/live_groups": live_groups(groups).mean(), "train/completion_length": lengths.mean(),
             "train/length_correct": lengths[correct].mean() if correct.any() else math.nan,
@@ -45,19 +45,19 @@ def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
     return float(np.sum(hashes[1:] == hashes[:-1]) / max(len(hashes), 1))
 
 
-def rollout_rows(config, step: int, problems: list, rollouts, scored, advantages) -> list[dict]:
-    """At most `log_rollouts` of a step's rollouts as rows of rollouts.jsonl: whole groups at even distances, or a part
-    of the first one. `group` is the group's place in the step, `group_mean` the mean reward of all its rollouts."""
-    rows, size = [], config.group_size
-    means = scored.reward.reshape(-1, size).mean(-1)
-    groups = np.linspace(0, len(means) - 1, min(max(config.log_rollouts // size, 1), len(means))).astype(int)
-    for i in (groups[:, None] * size + np.arange(size)).ravel()[: config.log_rollouts]:
-        problem, group = problems[rollouts.prompt_index[i]], i // size
-        rows.append({"step": step, "group": int(group), "prompt": problem.prompt, "answer": problem.answer,
-                     "completion": scored.text[i], "reward": scored.reward[i],
-                     "correct": bool(scored.correct[i]), "advantage": np.mean(advantages[i]),
-                     "group_mean": means[group], "graded_by": scored.graded_by[i],
-                     "truncated": not rollouts.ended[i], "num_tokens": int(rollouts.completion_mask[i].sum())})
+def rollout_rows(problems: list, record, group_size: int, count: int) -> list[dict]:
+    """At most `count` rollouts of a step (`grpo.Record`) as rows of rollouts.jsonl: whole groups at even distances, or
+    a part of the first one. `group` is the group's place in the step, `group_mean` the mean reward of its rollouts."""
+    rows, rollouts, scored, info = [], record.rollouts, record.scored, record.scored.info
+    means = scored.reward.reshape(-1, group_size).mean(-1)
+    groups = np.linspace(0, len(means) - 1, min(max(count // group_size, 1), len(means))).astype(int)
+    for i in (groups[:, None] * group_size + np.arange(group_size)).ravel()[:count]:
+        problem, group = problems[rollouts.prompt_index[i]], i // group_size
+        rows.append({"step": record.asked.step, "group": int(group), "prompt": problem.prompt, "answer": problem.answer,
+                     "completion": info["text"][i], "reward": scored.reward[i], "correct": bool(info["correct"][i]),
+                     "advantage": np.mean(record.batch.advantages[i]), "group_mean": means[group],
+                     "graded_by": info["graded_by"][i], "truncated": not rollouts.ended[i],
+                     "num_tokens": int(rollouts.completion_mask[i].sum())})
     return rows
 
 
@@ -72,7 +72,7 @@ def saturation_step(rows: list) -> Optional[int]:
 
 
 def summarise(rows: list) -> dict:
-    """The summary of a run of training, documented in the README."""
+    """The summary of a run of training, documented in docs/formats.md."""
     evaluated = [row for row in rows if evaluation(row)]
     saturated = saturation_step(rows)
     after = [row for row in evaluated if saturated is not None and row["step"] >= saturated]

@@ -1,44 +1,58 @@
 """How a problem's answers are found and judged: by its own family or verifier, else by --answer_format and --grader."""
 
+import dataclasses
 from typing import NamedTuple, Sequence
 
-from rlvr_jax.grading import grade
+from rlvr_jax.grading import extract, grade, graders
 from rlvr_jax.grading.grade import Verdict
+from rlvr_jax.records import Problem, setting
 from rlvr_jax.tasks import families, gym
-from rlvr_jax.tasks.problems import Problem
 
 
-class Rule(NamedTuple):
-    """Rows of grading.extract.EXTRACTORS and grading.graders.ALL, and the reference as that grader wants it."""
+@dataclasses.dataclass(frozen=True)
+class GradingConfig:
+    """How answers are found and judged where a problem does not say so itself."""
+
+    answer_format: str = setting("auto", "where the answer is; auto: that of each problem's own family (tag for "
+                                 "reasoning-gym), else boxed in training and lenient where accuracy is measured",
+                                 lambda: {"auto": None} | extract.EXTRACTORS)
+    grader: str = setting("math", "when two answers are equal: as mathematics, or as in the released one-shot reward, "
+                          "quirks included, which always looks into the last \\boxed{}; in training it is the "
+                          "reward's, and held-out problems are graded as mathematics. Problems of reasoning-gym "
+                          "are graded by its own verifiers", lambda: graders.GRADERS)
+
+
+class Criterion(NamedTuple):
+    """How a problem is judged: rows of extract.EXTRACTORS and graders.ALL, and the reference as the grader wants it."""
 
     answer_format: str
     grader: str
     reference: str
 
 
-def rule(problem: Problem, answer_format: str = "auto", grader: str = "math", otherwise: str = "boxed") -> Rule:
-    """The rule of one problem. The format "auto" is that of its family; `otherwise` for a problem from a file.
+def criterion(problem: Problem, config: GradingConfig = GradingConfig(), otherwise: str = "boxed") -> Criterion:
+    """How a problem is judged. The format "auto" is that of its family; `otherwise` for a problem from a file.
 
-    A problem that brings a verifier along is judged by that, whatever `grader` is.
+    A problem that brings a verifier along is judged by that, whatever the grader is.
     """
     family, entry = families.of_problem(problem), problem.meta.get("entry")
     own = gym.ANSWER_FORMAT if entry else family.answer_format if family else otherwise
-    return Rule(own if answer_format == "auto" else answer_format, "gym" if entry else grader, entry or problem.answer)
+    return Criterion(own if config.answer_format == "auto" else config.answer_format,
+                     "gym" if entry else config.grader, entry or problem.answer)
 
 
-def rules(problems: Sequence[Problem], answer_format: str, grader: str = "math",
-          otherwise: str = "boxed") -> list[Rule]:
-    """The rule of each problem."""
-    return [rule(problem, answer_format, grader, otherwise) for problem in problems]
+def criteria(problems: Sequence[Problem], config: GradingConfig, otherwise: str = "boxed") -> list[Criterion]:
+    """The criterion of each problem."""
+    return [criterion(problem, config, otherwise) for problem in problems]
 
 
-def verdicts(texts: Sequence[str], by: Sequence[Rule]) -> list[Verdict]:
-    """Verdicts on completions, each by its own rule."""
-    return grade.verdicts(texts, [one.reference for one in by], [one.answer_format for one in by],
-                          [one.grader for one in by])
+def verdicts(texts: Sequence[str], by: Sequence[Criterion]) -> list[Verdict]:
+    """Verdicts on completions, each by its own criterion."""
+    return grade.verdicts(texts, [each.reference for each in by], [each.answer_format for each in by],
+                          [each.grader for each in by])
 
 
-def described(by: Sequence[Rule]) -> list[str]:
-    """What will grade by each rule, for reports. UserError where it is not installed."""
-    known = {pair: grade.describe(*pair) for pair in dict.fromkeys(one[:2] for one in by)}
-    return [known[one[:2]] for one in by]
+def described(by: Sequence[Criterion]) -> list[str]:
+    """The name of what will grade by each criterion, for reports. UserError where it is not installed."""
+    known = {pair: grade.describe(*pair) for pair in dict.fromkeys(each[:2] for each in by)}
+    return [known[each[:2]] for each in by]

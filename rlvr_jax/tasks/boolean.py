@@ -9,22 +9,22 @@ import itertools
 
 import numpy as np
 
-from rlvr_jax.tasks.chains import Rules
+from rlvr_jax.tasks.chains import Algebra
 
 NUM_LAMPS = 4
 
 
-def _rules() -> Rules:
+def _algebra() -> Algebra:
     top = 2**NUM_LAMPS - 1
     a, _, b = np.ogrid[0:top + 1, 0:1, 0:top + 1]
     lit = np.bitwise_count(b)
     results = np.concatenate([a & b, a | b, a ^ b, top - (a ^ b)], 1)
     allowed = np.concatenate([lit == NUM_LAMPS - 1, lit == 1, b != 0, b != top], 1)
-    return Rules(
+    return Algebra(
         topics=("lamp", "gate", "pump", "valve", "door", "bell", "fan", "lock"), ops=("and", "or", "xor", "xnor"),
         ramble=("wire", "perhaps", "blue", "a", "panel", "rarely", "beside", "nine", "tune", "storm", "metal", "thus"),
         values=tuple("".join(bits) for bits in itertools.product("FT", repeat=NUM_LAMPS)), lowest=0,
         results=np.where(allowed, results, -1), mistakes=np.concatenate([a & b, a | b, a | b, a & b], 1))
 
 
-RULES = _rules()
+ALGEBRA = _algebra()

@@ -17,7 +17,7 @@ import numpy as np
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading.mathematics import MAX_DIGITS
-from rlvr_jax.tasks.problems import Problem
+from rlvr_jax.records import Problem
 
 PREFIX = "calculation:"
 SEED = 20_261_127
@@ -35,16 +35,16 @@ Tree = tuple  # (row of OPERATIONS, Tree, Tree), or a leaf: (row of LEAVES, a, b
 def draw(name: str, count: int, split: str) -> list[Problem]:
     """The first `count` problems of one of SPLITS; meta["tree"] is the expression. Raises UserError for a bad name."""
     level, seed = parse(name)
-    rng, seen, found = np.random.default_rng((seed, level)), set(), []
-    while len(found) < count:
+    rng, seen, problems = np.random.default_rng((seed, level)), set(), []
+    while len(problems) < count:
         tree = expression(rng, level)
         key = written(tree, canonical=True)
         if key in seen:
             continue
         seen.add(key)
         if SPLITS[hashlib.sha256(key.encode()).digest()[0] % len(SPLITS)] == split:
-            found.append(problem(tree, len(found)))
-    return found
+            problems.append(problem(tree, len(problems)))
+    return problems
 
 
 def parse(name: str) -> tuple[int, int]:
@@ -82,8 +82,8 @@ def grown(rng: np.random.Generator, level: int) -> Optional[tuple[Tree, Fraction
         sides = values = tuple(map(int, rng.integers(0, TOP + 1, 2)))
         table = LEAVES
     name = list(table)[rng.integers(len(table))]
-    found = applied(name, values)
-    return None if found is None else ((name, *sides), found)
+    result = applied(name, values)
+    return None if result is None else ((name, *sides), result)
 
 
 def renumbered(rng: np.random.Generator, tree: Tree) -> Tree:
@@ -107,10 +107,10 @@ def value(tree: Tree) -> Optional[Fraction]:
 def applied(name: str, values: Sequence) -> Optional[Fraction]:
     """The value of an operation or a leaf; None for a division by zero, and for what is larger than LARGEST."""
     try:
-        found = (OPERATIONS | LEAVES)[name](*values)
+        result = (OPERATIONS | LEAVES)[name](*values)
     except ZeroDivisionError:
         return None
-    return found if abs(found) <= LARGEST else None
+    return result if abs(result) <= LARGEST else None
 
 
 def is_short(number: Optional[Fraction]) -> bool:

@@ -19,18 +19,30 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
-from rlvr_jax.config import PretrainConfig
 from rlvr_jax.errors import UserError
-from rlvr_jax.tasks.problems import Problem
+from rlvr_jax.records import Problem, setting
 
 STYLES = {"think": "careful", "quick": "sloppy", "answer": "guess", "hmm": "ramble"}  # opening word -> style
 OPENERS = tuple(STYLES)
 SPLITS = {"pretrain": range(3, 16), "example": (0,), "dev": (1,), "test": (2,)}  # residues of the hash modulo 16
 
 
+@dataclasses.dataclass(frozen=True)
+class StyleConfig:
+    """In which styles solutions are written in pre-training, and how badly."""
+
+    style_shares: tuple[float, ...] = setting((0.28, 0.27, 0.2, 0.25), "share of solutions written in each style: "
+                                              "careful, sloppy, guess, ramble", above=0)
+    habit_strength: float = setting(0.7, "how much a problem's surface decides its style: std of the logits' features",
+                                    minimum=0)
+    early_stop: float = setting(0.15, "chance that a careful solution stops early and answers what it has",
+                                minimum=0, maximum=1)
+    slip: float = setting(0.1, "chance that a sloppy step comes out at random", minimum=0, maximum=1)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rules:
-    """What tells one family of chains from another. Values are numbers from `lowest` on, and so are operands."""
+class Algebra:
+    """The values, operations and words of a family. Values are numbers from `lowest` on, and so are operands."""
 
     topics: tuple[str, ...]
     ops: tuple[str, ...]
@@ -80,41 +92,42 @@ def residue(starts: np.ndarray, ops: np.ndarray, operands: np.ndarray) -> np.nda
     return (h % np.uint64(16)).astype(int)
 
 
-def draw(rules: Rules, rng: np.random.Generator, count: int, num_ops: int) -> Chains:
+def draw(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int) -> Chains:
     """`count` random problems of any split."""
-    starts = rules.draw_values(rng, count)
+    starts = algebra.draw_values(rng, count)
     values, columns = starts, []
     for _ in range(num_ops):
-        cumulative = rules.cumulative_moves[values]
+        cumulative = algebra.cumulative_moves[values]
         move = (cumulative <= rng.random(count)[:, None] * cumulative[:, -1:]).sum(-1)
-        op, operand = np.divmod(move, rules.results.shape[-1])
-        values = rules.results[values, op, operand]
+        op, operand = np.divmod(move, algebra.results.shape[-1])
+        values = algebra.results[values, op, operand]
         columns.append((op, operand, values))
-    return Chains(rng.integers(len(rules.topics), size=count), starts, *(np.stack(x, 1) for x in zip(*columns)))
+    return Chains(rng.integers(len(algebra.topics), size=count), starts, *(np.stack(x, 1) for x in zip(*columns)))
 
 
-def generate(rules: Rules, rng: np.random.Generator, count: int, split: str, num_ops: int,
+def generate(algebra: Algebra, rng: np.random.Generator, count: int, split: str, num_ops: int,
              draw: Callable[..., Chains] = draw) -> Chains:
     """`count` random problems of one split ("pretrain", "example", "dev" or "test"), drawn as by the function above."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the synthetic task has {', '.join(SPLITS)}")
-    kept: list = []
-    while sum(len(chains.starts) for chains in kept) < count:
+    parts: list = []
+    while sum(len(part.starts) for part in parts) < count:
         n = int(1.5 * count * 16 / len(SPLITS[split])) + 16
-        chains = draw(rules, rng, n, num_ops)
+        chains = draw(algebra, rng, n, num_ops)
         keep = np.isin(residue(chains.starts, chains.ops, chains.operands), list(SPLITS[split]))
-        kept.append(Chains(*(x[keep] for x in chains)))
-    return Chains(*(np.concatenate(x)[:count] for x in zip(*kept)))
+        parts.append(Chains(*(x[keep] for x in chains)))
+    return Chains(*(np.concatenate(x)[:count] for x in zip(*parts)))
 
 
-def to_problems(rules: Rules, chains: Chains) -> list[Problem]:
+def to_problems(algebra: Algebra, chains: Chains) -> list[Problem]:
     """The same problems as records. Their `index` counts them, so that two that happen to be alike stay two."""
-    pairs = np.stack([np.array(rules.ops)[chains.ops], rules.write(chains.operands)], -1).reshape(len(chains.ops), -1)
-    rows = zip(np.array(rules.topics)[chains.topics], rules.write(chains.starts), pairs)
-    prompts = [" ".join([topic, start, *operations, "="]) for topic, start, operations in rows]
-    results = rules.write(chains.results)
-    return [Problem(prompt, str(values[-1]), prompt, {"index": i, "steps": expert_steps(operations, values)})
-            for i, (prompt, operations, values) in enumerate(zip(prompts, pairs, results))]
+    pairs = np.stack([np.array(algebra.ops)[chains.ops], algebra.write(chains.operands)], -1)
+    pairs = pairs.reshape(len(chains.ops), -1)
+    rows = zip(np.array(algebra.topics)[chains.topics], algebra.write(chains.starts), pairs)
+    prompts = [" ".join([topic, start, *steps, "="]) for topic, start, steps in rows]
+    results = algebra.write(chains.results)
+    return [Problem(prompt, str(values[-1]), prompt, {"index": i, "steps": expert_steps(steps, values)})
+            for i, (prompt, steps, values) in enumerate(zip(prompts, pairs, results))]
 
 
 def expert_steps(operations: np.ndarray, values: np.ndarray) -> list[str]:
@@ -143,12 +156,12 @@ def style_probabilities(habits: Habits, chains: Chains) -> np.ndarray:
     return exp / exp.sum(-1, keepdims=True)
 
 
-def make_habits(rules: Rules, config: PretrainConfig) -> Habits:
+def make_habits(algebra: Algebra, config: StyleConfig, seed: int, num_ops: int) -> Habits:
     """Random features of size `habit_strength`, and the bias that gives each style its share over all problems."""
-    rng, shares = np.random.default_rng(config.seed), np.array(config.style_shares)
+    rng, shares = np.random.default_rng(seed), np.array(config.style_shares)
     habits = Habits(np.log(shares), *(config.habit_strength * rng.standard_normal((n, 4))
-                                      for n in (len(rules.topics), len(rules.ops), 8)))
-    chains = generate(rules, rng, 8192, "pretrain", config.num_ops)
+                                      for n in (len(algebra.topics), len(algebra.ops), 8)))
+    chains = generate(algebra, rng, 8192, "pretrain", num_ops)
     for _ in range(60):  # a damped fixed point; it settles in about thirty rounds
         mean = style_probabilities(habits, chains).mean(0)
         habits = habits._replace(bias=habits.bias + 0.7 * np.log(shares / mean))
@@ -160,8 +173,8 @@ def lengths(num_ops: int) -> tuple[int, int]:
     return 2 * num_ops + 3, 3 * num_ops + 4
 
 
-def solve(rules: Rules, rng: np.random.Generator, chains: Chains, styles: np.ndarray,
-          config: PretrainConfig) -> list[str]:
+def solve(algebra: Algebra, rng: np.random.Generator, chains: Chains, styles: np.ndarray,
+          config: StyleConfig) -> list[str]:
     """Each problem's solution in its style, an index i[N] into STYLES.
 
     A careful solution stops early with probability `early_stop`; a sloppy step slips with probability `slip`.
@@ -173,20 +186,20 @@ def solve(rules: Rules, rng: np.random.Generator, chains: Chains, styles: np.nda
     sizes = np.zeros((4, n), int)
     # careful
     stop = np.where(rng.random(n) < config.early_stop, rng.integers(1, max(k, 2), n), k)
-    steps = [np.array(rules.ops)[chains.ops], rules.write(chains.operands), rules.write(chains.results)]
+    steps = [np.array(algebra.ops)[chains.ops], algebra.write(chains.operands), algebra.write(chains.results)]
     words[0, :, 1:1 + 3 * k] = np.stack(steps, -1).reshape(n, -1)
-    words[0, rows, 1 + 3 * stop], words[0, rows, 2 + 3 * stop] = "answer", rules.write(chains.results[rows, stop - 1])
+    words[0, rows, 1 + 3 * stop], words[0, rows, 2 + 3 * stop] = "answer", algebra.write(chains.results[rows, stop - 1])
     sizes[0] = 3 + 3 * stop
     # sloppy
     value = chains.starts
     for column in range(k):
-        value = rules.mistakes[value, chains.ops[:, column], chains.operands[:, column]]
-        value = np.where(rng.random(n) < config.slip, rules.draw_values(rng, n), value)
-        words[1, :, 1 + column] = rules.write(value)
-    words[1, :, k + 1], words[1, :, k + 2], sizes[1] = "answer", rules.write(value), k + 3
+        value = algebra.mistakes[value, chains.ops[:, column], chains.operands[:, column]]
+        value = np.where(rng.random(n) < config.slip, algebra.draw_values(rng, n), value)
+        words[1, :, 1 + column] = algebra.write(value)
+    words[1, :, k + 1], words[1, :, k + 2], sizes[1] = "answer", algebra.write(value), k + 3
     # guess
-    words[2, :, 1], sizes[2] = rules.write(rules.draw_values(rng, n)), 2
+    words[2, :, 1], sizes[2] = algebra.write(algebra.draw_values(rng, n)), 2
     # ramble
-    words[3, :, 1:] = np.array(rules.ramble)[rng.integers(len(rules.ramble), size=(n, length + 1))[:, 1:-1]]
+    words[3, :, 1:] = np.array(algebra.ramble)[rng.integers(len(algebra.ramble), size=(n, length + 1))[:, 1:-1]]
     sizes[3] = rng.integers(3, length + 1, n)
     return [" ".join(row[:size]) for row, size in zip(words[styles, rows], sizes[styles, rows])]

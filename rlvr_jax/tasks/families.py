@@ -12,11 +12,11 @@ from typing import Callable, Iterable, Optional
 import numpy as np
 import tokenizers
 
-from rlvr_jax.config import PretrainConfig, parse_weights
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.records import Problem
+from rlvr_jax.runs.flags import parse_weights
 from rlvr_jax.tasks import arithmetic, boolean, chains, wager
-from rlvr_jax.tasks.problems import Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,22 +28,22 @@ class Family:
     lengths: Callable[[int], tuple[int, int]]  # num_ops -> most tokens of a prompt, and of a solution with its <eos>
     generate: Callable  # (rng, N, split, num_ops) -> drawn; splits pretrain, example, dev and test share no problem
     to_problems: Callable[..., list[Problem]]  # drawn -> N problems; meta["index"] tells them apart
-    solve: Callable[..., list[str]]  # (rng, drawn, styles i[N], PretrainConfig) -> N solutions
-    habits: Callable[[PretrainConfig], Callable]  # -> function of drawn: f[N,S], chance of each style, 1 in each row
+    solve: Callable[..., list[str]]  # (rng, drawn, styles i[N], StyleConfig) -> N solutions
+    habits: Callable  # (StyleConfig, seed, num_ops) -> function of drawn: f[N,S], chance of each style, 1 in each row
     answer_format: str = "answer"  # row of grading.extract.EXTRACTORS
 
 
-def of_chains(rules: chains.Rules) -> Family:
-    """The family of chains with these rules."""
-    bind = lambda function: functools.partial(function, rules)
-    return Family(rules.vocabulary, chains.STYLES, chains.lengths, bind(chains.generate), bind(chains.to_problems),
+def of_chains(algebra: chains.Algebra) -> Family:
+    """The family of chains with this algebra."""
+    bind = lambda function: functools.partial(function, algebra)
+    return Family(algebra.vocabulary, chains.STYLES, chains.lengths, bind(chains.generate), bind(chains.to_problems),
                   bind(chains.solve),
-                  lambda config: functools.partial(chains.style_probabilities, chains.make_habits(rules, config)))
+                  lambda *config: functools.partial(chains.style_probabilities, chains.make_habits(algebra, *config)))
 
 
 FAMILIES: dict[str, Family] = {
-    "arithmetic": of_chains(arithmetic.RULES), "boolean": of_chains(boolean.RULES),
-    "wager": dataclasses.replace(of_chains(wager.RULES), lengths=wager.lengths, generate=wager.generate,
+    "arithmetic": of_chains(arithmetic.ALGEBRA), "boolean": of_chains(boolean.ALGEBRA),
+    "wager": dataclasses.replace(of_chains(wager.ALGEBRA), lengths=wager.lengths, generate=wager.generate,
                                  solve=wager.solve)}
 
 

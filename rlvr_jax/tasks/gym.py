@@ -12,7 +12,7 @@ import re
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import gym
-from rlvr_jax.tasks.problems import Problem
+from rlvr_jax.records import Problem
 
 PREFIX = "gym:"
 SPLITS = ("example", "dev", "test")
@@ -30,19 +30,19 @@ def draw(name: str, seed: int, count: int, split: str) -> list[Problem]:
     """
     data, task = dataset(name, seed, TRIES * count), name.removeprefix(PREFIX)
     entries = (data[i] for i in range(len(data)))
-    found = {}
-    while len(found) < count and (entry := next(entries, None)):
+    drawn = {}
+    while len(drawn) < count and (entry := next(entries, None)):
         question, answer = entry["question"], entry["answer"]
-        if split_of(question) != split or question in found:
+        if split_of(question) != split or question in drawn:
             continue
         text = json.dumps(entry)
         if not isinstance(answer, str) or data.score_answer(answer, json.loads(text)) != 1:
             raise UserError(f"{name}: no text is a right answer by the verifier of {task}; choose another data set")
         if len(text) <= gym.MAX_REFERENCE:
-            found[question] = Problem(question, answer, question, {"index": len(found), "task": name, "entry": text})
-    if not found:
+            drawn[question] = Problem(question, answer, question, {"index": len(drawn), "task": name, "entry": text})
+    if not drawn:
         raise UserError(f"{name} has no problem of the split {split} among {len(data)}; choose another data set")
-    return list(found.values())
+    return list(drawn.values())
 
 
 def dataset(name: str, seed: int, size: int):

@@ -1,20 +1,29 @@
 """How each problem's accuracy went through a training: kept by the run, and ranked by how much it moved."""
 
 import collections
+import dataclasses
 import pathlib
 import statistics
 
 import numpy as np
 
-from rlvr_jax import parallel
-from rlvr_jax.config import SelectConfig, TrainConfig
 from rlvr_jax.errors import UserError
+from rlvr_jax.records import Problem, setting
 from rlvr_jax.runs import files
-from rlvr_jax.runs.run import Run
 from rlvr_jax.tasks import problems
-from rlvr_jax.tasks.problems import Problem
 
 HISTORY = "history.json"  # of a run directory: index of a problem -> its accuracy in each pass over the pool
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectConfig:
+    """A ranking of problems by what happened to them in training."""
+
+    history: str = setting("", "JSON file of index -> list of accuracies, or a run directory with a history.json")
+    problems: str = setting("", "the JSONL or parquet file of the problems, to show them; empty: indices alone")
+    ignore_columns: str = setting("", "columns of that file, joined by commas, to read as if they were not there")
+    top: int = setting(20, "rows to print; 0: all", minimum=0)
+    out: str = setting("", "JSON file for the whole ranking; empty: only print")
 
 
 def read_history(path: str) -> dict[str, list[float]]:
@@ -89,20 +98,17 @@ def select(config: SelectConfig) -> list[dict]:
     return ranking
 
 
-def record(config: TrainConfig, pool: list[Problem], prompt_index: np.ndarray, correct: np.ndarray) -> dict:
-    """With `record_history` the metric `{index: [accuracy of each group of that problem in this step]}`, else {}."""
-    if not config.record_history:
-        return {}
-    by_index, accuracies = {}, correct.reshape(-1, config.group_size).mean(-1, dtype=float).tolist()
-    for i, accuracy in zip(prompt_index[:: config.group_size], accuracies):
+def group_accuracies(pool: list[Problem], prompt_index: np.ndarray, correct: np.ndarray, group_size: int) -> dict:
+    """`{index: [accuracy of each group of that problem in a step]}`."""
+    by_index, accuracies = {}, correct.reshape(-1, group_size).mean(-1, dtype=float).tolist()
+    for i, accuracy in zip(prompt_index[::group_size], accuracies):
         by_index.setdefault(str(pool[i].meta["index"]), []).append(accuracy)
-    return {"train/group_accuracies": by_index}
+    return by_index
 
 
-def write_history(config: TrainConfig, run: Run, pool: list[Problem]) -> None:
-    """With `record_history` brings the run's history.json (`read_history`) up to the log, which survives."""
-    if config.record_history and parallel.is_main():
-        files.write_json(run.dir / HISTORY, history(run.metrics.rows, pool))
+def write_history(directory: pathlib.Path, rows: list[dict], pool: list[Problem]) -> None:
+    """Brings a run's history.json (`read_history`) up to its log, which survives."""
+    files.write_json(directory / HISTORY, history(rows, pool))
 
 
 def history(rows: list[dict], pool: list[Problem]) -> dict[str, list[float]]:

@@ -1,101 +1,107 @@
 """What a run trains on: its pool of problems, the one that is chosen of them, and their order."""
 
 import dataclasses
-import functools
 from typing import Callable, Optional
 
 import numpy as np
 
-from rlvr_jax.config import TrainConfig
 from rlvr_jax.errors import UserError
-from rlvr_jax.pretrained import loading
+from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.records import Problem, setting
 from rlvr_jax.tasks import families
-from rlvr_jax.tasks.problems import Problem, merge
-from rlvr_jax.tasks.prompts import encode_prompts, is_drawn, load_problems, with_prompts
+from rlvr_jax.tasks.problems import merge
+from rlvr_jax.tasks.prompts import ProblemSource, is_drawn, load_problems, with_prompts
 
 
-def training_problems(config: TrainConfig, loaded: loading.LanguageModel, choose: Callable,
-                      vote: Optional[Callable] = None, once: Callable = lambda name, make: make()) -> tuple:
-    """(problems, prompts): the one example, or all of them, each distinct problem once.
+@dataclasses.dataclass(frozen=True)
+class PoolConfig:
+    """Which problems are trained on, and in what form."""
 
-    `choose(pool, prompts)` says which one example=auto takes and `vote(pool, prompts)`, where it is not None, what the
-    model answers before training, which is kept as meta["votes"] (both of `evaluation.measure`). `once` is `Run.once`,
-    which saves a run that goes on from asking them again. Raises UserError for an example that is not there, and for
-    one that is given in two ways.
+    question: str = setting("", "the one problem to train on, in words; with --answer, in place of --problems")
+    answer: str = setting("", "reference answer of --question")
+    example: str = setting("auto", "the one problem to train on: its index (from 0; copies of a row count once), auto "
+                           "(the one of example_pool whose pass rate is nearest example_pass_rate), or all (no single "
+                           "example; rows with copies are drawn as often as the file has them)")
+    example_pool: int = setting(128, "problems that example=auto chooses from", minimum=1)
+    example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for", minimum=0, maximum=1)
+    only_wrong_majority: bool = setting(False, "train only on problems whose most frequent answer in 64 completions "
+                                        "before training is wrong")
+    expert_steps: bool = setting(False, "train on single steps of the expert's solutions: a problem becomes one item "
+                                 "for each step, its prompt continued by the steps before; see --reward=imitation")
+
+
+def training_problems(config: PoolConfig, names: str, pool: list[Problem], choose: Callable,
+                      vote: Optional[Callable] = None, once: Callable = lambda name, make: make()) -> list[Problem]:
+    """The one example, or all of the pool (`load_pool`) that --problems=`names` stands for.
+
+    `choose(pool)` returns the record of the problem that example=auto takes, {"example": its place}, and `vote(pool)`,
+    where it is not None, the votes before training, which are kept as meta["votes"]. `once` is `Run.once`, which saves
+    a run that goes on from making them again. Raises UserError for an example that is not there.
     """
-    pool = merge(own_problem(config, loaded) if config.question or config.answer else file_problems(config, loaded))
-    encode = lambda chosen: encode_prompts(loaded.tokenizer, chosen, loaded.config, config.max_new_tokens,
-                                           config.max_prompt_tokens)
     if config.example == "auto" and not config.question:
-        pool = [pool[once("example", lambda: choose(pool, encode(pool)))["example"]]]
+        pool = [pool[once("example", lambda: choose(pool))["example"]]]
     elif config.example not in ("all", "auto"):
         if not config.example.isdigit() or int(config.example) >= len(pool):
-            raise UserError(f"--example={config.example}: {config.problems} has problems 0 to {len(pool) - 1}; "
-                            "or auto, or all")
+            raise UserError(f"--example={config.example}: {names} has problems 0 to {len(pool) - 1}; or auto, or all")
         pool = [pool[int(config.example)]]
     if vote:
-        votes = once("votes", lambda: {"votes": vote(pool, encode(pool))})["votes"]
+        votes = once("votes", lambda: {"votes": vote(pool)})["votes"]
         pool = [dataclasses.replace(problem, meta=problem.meta | {"votes": of}) for problem, of in zip(pool, votes)]
     if config.only_wrong_majority:
         pool = [problem for problem in pool if not problem.meta["votes"]["majority_correct"]]
     if not pool:
         raise UserError("--only_wrong_majority leaves no problem: the most frequent answer before training is right "
                         "for all of them; choose another --example, or all")
-    pool = expert_items(pool, config) if config.expert_steps else pool
-    return pool, encode(pool)
+    return expert_items(pool, names) if config.expert_steps else pool
 
 
-def expert_items(pool: list[Problem], config: TrainConfig) -> list[Problem]:
+def expert_items(pool: list[Problem], names: str) -> list[Problem]:
     """Each problem as one item a step of its expert solution, meta["steps"] (SRL, arXiv 2510.25992).
 
     An item's prompt goes on with the steps before, and its meta["step"] is the one to say next. UserError for a
     problem without steps.
     """
     if missing := [problem for problem in pool if not problem.meta.get("steps")]:
-        raise UserError(f"--expert_steps needs the steps of a solution, a list of texts in the column steps of "
-                        f"--problems={config.problems}; {missing[0].question[:60]!r} has none")
+        raise UserError("--expert_steps needs the steps of a solution, a list of texts in the column steps of "
+                        f"--problems={names}; {missing[0].question[:60]!r} has none")
     return [dataclasses.replace(problem, prompt=(" " if families.of_problem(problem) else "\n").join(
                                     [problem.prompt, *problem.meta["steps"][:k]]),
                                 meta=problem.meta | {"step": step, "index": f"{problem.meta['index']}.{k}"})
             for problem in pool for k, step in enumerate(problem.meta["steps"])]
 
 
-def file_problems(config: TrainConfig, loaded: loading.LanguageModel) -> list[Problem]:
-    """The rows of each file of `config.problems`, and of those that are drawn `example_pool` problems in all.
+def load_pool(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:
+    """Each distinct problem once. Raises UserError for a problem that is given in two ways."""
+    return merge(own_problem(config, source, tokenizer) if config.question or config.answer else
+                 source_problems(config, source, tokenizer, seed))
+
+
+def source_problems(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:
+    """The rows of each file of --problems, and of those that are drawn `example_pool` problems in all.
 
     Where example=auto chooses, there are as many of files and drawn ones together, an even part of each.
     """
-    sources = config.problems.split(",")
-    counted = [source for source in sources if config.example == "auto" or is_drawn(source)]
+    names = source.problems.split(",")
+    counted = [name for name in names if config.example == "auto" or is_drawn(name)]
     if len(counted) > config.example_pool:
         raise UserError(f"--example_pool={config.example_pool} is less than the {len(counted)} names of "
-                        f"--problems={config.problems}")
-    files = [source for source in sources if source not in counted]
-    load = functools.partial(
-        load_problems, tokenizer=loaded.tokenizer, split="example", num_ops=config.num_ops, seed=config.seed,
-        prompt_style=config.prompt_style, instruction=config.instruction, ignore_columns=config.ignore_columns)
-    return ((load(",".join(counted), count=config.example_pool) if counted else [])
-            + (load(",".join(files)) if files else []))
+                        f"--problems={source.problems}")
+    files = [name for name in names if name not in counted]
+
+    def load(some, count):
+        named = ProblemSource(",".join(some), source.prompt)
+        return load_problems(named, tokenizer, "example", count, seed) if some else []
+    return load(counted, config.example_pool) + load(files, 0)
 
 
-def own_problem(config: TrainConfig, loaded: loading.LanguageModel) -> list[Problem]:
+def own_problem(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer) -> list[Problem]:
     """The problem written on the command line. The first, or all, of one problem is that one, so those may stay."""
     if not (config.question and config.answer):
         raise UserError("--question and --answer are one problem: give both")
-    if config.problems != TrainConfig.problems or config.example not in ("auto", "all", "0"):
-        raise UserError(f"--question and --answer are the only problem: leave out --problems={config.problems} and "
+    if source.problems != ProblemSource().problems or config.example not in ("auto", "all", "0"):
+        raise UserError(f"--question and --answer are the only problem: leave out --problems={source.problems} and "
                         f"--example={config.example}")
-    return with_prompts([Problem(config.question, config.answer, config.question)], loaded.tokenizer,
-                        config.prompt_style, config.instruction)
-
-
-def curriculum(config: TrainConfig, pool: list[Problem], step: int) -> np.ndarray:
-    """Which problem each of the step's completions answers: passes over all rows, copies too, each in a fresh order."""
-    deck = np.repeat(np.arange(len(pool), dtype=np.int32), [problem.copies for problem in pool])
-    places = (step - 1) * config.num_prompts + np.arange(config.num_prompts)
-    epochs = {e: np.random.default_rng((config.seed, e)).permutation(deck) for e in set(places // len(deck))}
-    rows = [epochs[place // len(deck)][place % len(deck)] for place in places]
-    return np.repeat(np.array(rows, np.int32), config.group_size)
+    return with_prompts([Problem(config.question, config.answer, config.question)], tokenizer, source.prompt)
 
 
 def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float) -> int:

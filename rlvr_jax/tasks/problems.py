@@ -7,6 +7,7 @@ from typing import Optional
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import extract
+from rlvr_jax.records import Problem
 from rlvr_jax.runs.files import read_lines
 
 
@@ -46,17 +47,6 @@ ASIDE = frozenset("""
     formula grade id idx index is_multiple_answer language level license modality question_concat question_type
     rationale solution solution_type source split steps subfield subject tags topic type unique_id unit url uuid year
     """.split())
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What to ask and how to know: `prompt` is the exact text the model continues, `answer` the reference answer."""
-
-    question: str
-    answer: str
-    prompt: str
-    meta: dict = dataclasses.field(default_factory=dict)
-    copies: int = 1  # rows of the file that say the same, each a group of its own in training
 
 
 def load(path: str, ignore_columns: str = "") -> list[Problem]:

@@ -5,24 +5,49 @@ import dataclasses
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.model import ModelConfig, Prompts
+from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.records import Problem, Prompts, setting
 from rlvr_jax.tasks import calculation, families, gym, problems
-from rlvr_jax.tasks.problems import Problem
 
 HELDOUT_SEED = 20_250_429  # of the synthetic held-out problems: the same ones in every run
 
 
-def load_problems(names: str, tokenizer: Tokenizer, *, count: int = 0, **asked) -> list[Problem]:
-    """Problems of one source, or of several whose `names` are joined by commas, in their order, as `load_source` does.
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """How problems are drawn or read, and how a question becomes a prompt."""
+
+    num_ops: int = setting(6, "operations in a problem of a synthetic family", minimum=1)
+    prompt_style: str = setting("plain", "how a question becomes a prompt", lambda: PROMPT_STYLES)
+    instruction: str = setting("", "text added after every question of a file that does not end with it already")
+    ignore_columns: str = setting("", "columns of a file of problems, joined by commas, to read as if they were not "
+                                  "there; a file with text that belongs to no known layout is refused without this")
+    max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProblemSource:
+    """Problems, by the name of their source."""
+
+    problems: str = setting("arithmetic", "a synthetic family, gym:NAME for a data set of reasoning-gym, "
+                            "calculation:LEVEL for expressions of 1 to 20 operations (calculation:LEVEL:SEED for "
+                            "others), a JSONL file, or a .parquet file of One-Shot-RLVR; or several, joined by commas",
+                            lambda: families.FAMILIES, listed=True)
+    prompt: PromptConfig = PromptConfig()
+
+
+def load_problems(source: ProblemSource, tokenizer: Tokenizer, split: str = "test", count: int = 0,
+                  seed: int = HELDOUT_SEED) -> list[Problem]:
+    """Problems of one source, or of several whose names are joined by commas, in their order, as `load_source` does.
 
     A `count` other than 0 is divided evenly among them. Raises UserError for a name that comes twice.
     """
-    sources = names.split(",")
-    if len(set(sources)) < len(sources):
-        raise UserError(f"{names} names a source of problems twice: give each once")
-    counts = families.divide(dict.fromkeys(sources, 1), count) if count else dict.fromkeys(sources, 0)
-    return [problem for source in counts for problem in load_source(source, tokenizer, count=counts[source], **asked)]
+    names = source.problems.split(",")
+    if len(set(names)) < len(names):
+        raise UserError(f"{source.problems} names a source of problems twice: give each once")
+    counts = families.divide(dict.fromkeys(names, 1), count) if count else dict.fromkeys(names, 0)
+    return [problem for name in counts for problem in load_source(
+        ProblemSource(name, source.prompt), tokenizer, split, counts[name], seed)]
 
 
 def is_drawn(name: str) -> bool:
@@ -30,31 +55,30 @@ def is_drawn(name: str) -> bool:
     return name in families.FAMILIES or name.startswith((gym.PREFIX, calculation.PREFIX))
 
 
-def load_source(name: str, tokenizer: Tokenizer, *, count: int = 0, split: str = "test", num_ops: int = 6,
-                prompt_style: str = "plain", instruction: str = "", ignore_columns: str = "",
-                seed: int = HELDOUT_SEED) -> list[Problem]:
+def load_source(source: ProblemSource, tokenizer: Tokenizer, split: str, count: int, seed: int) -> list[Problem]:
     """Problems of a synthetic family's, reasoning-gym's or a calculation's `split`, or of a file row by row, with
     prompts as the model reads them.
 
     `count` 0 is all of a file and 512 of any other. A calculation's seed is in its name. Raises UserError for a family
     whose words the model does not know.
     """
+    name, drawn = source.problems, count or 512
     if name in families.FAMILIES:
         if unknown := tokenizer.lacks(families.FAMILIES[name].vocabulary):
             raise UserError(f"{name} problems have words such as {unknown[0]!r}, which this model's tokenizer lacks: "
                             f"pre-train a base on them, scripts.pretrain --task_shares={name}")
-        return families.draw_problems(name, np.random.default_rng(seed), count or 512, split, num_ops)
-    bare = (gym.draw(name, seed, count or 512, split) if name.startswith(gym.PREFIX) else
-            calculation.draw(name, count or 512, split) if name.startswith(calculation.PREFIX) else
-            problems.load(name, ignore_columns)[: count or None])
-    return with_prompts(bare, tokenizer, prompt_style, instruction)
+        return families.draw_problems(name, np.random.default_rng(seed), drawn, split, source.prompt.num_ops)
+    bare = (gym.draw(name, seed, drawn, split) if name.startswith(gym.PREFIX) else
+            calculation.draw(name, drawn, split) if name.startswith(calculation.PREFIX) else
+            problems.load(name, source.prompt.ignore_columns)[: count or None])
+    return with_prompts(bare, tokenizer, source.prompt)
 
 
-def with_prompts(bare: list[Problem], tokenizer: Tokenizer, prompt_style: str, instruction: str) -> list[Problem]:
+def with_prompts(bare: list[Problem], tokenizer: Tokenizer, config: PromptConfig) -> list[Problem]:
     """The problems with their questions as prompts. A question that ends with the instruction has it already."""
-    style = PROMPT_STYLES[prompt_style]
-    texts = [p.question if p.question.endswith(instruction) else f"{p.question} {instruction}" for p in bare]
-    return [dataclasses.replace(p, prompt=style(tokenizer, text)) for p, text in zip(bare, texts)]
+    style, text = PROMPT_STYLES[config.prompt_style], config.instruction
+    asked = [p.question if p.question.endswith(text) else f"{p.question} {text}" for p in bare]
+    return [dataclasses.replace(p, prompt=style(tokenizer, question)) for p, question in zip(bare, asked)]
 
 
 def plain(tokenizer: Tokenizer, text: str) -> str:
@@ -90,8 +114,13 @@ def encode_prompts(tokenizer: Tokenizer, asked: list[Problem], config: ModelConf
             raise UserError(f"a prompt has {len(row)} tokens, and --max_new_tokens={max_new_tokens} of the model's "
                             f"window of {config.max_seq_len} (or --max_prompt_tokens) leave 1 to {room}: "
                             f"{problem.prompt[:80]!r}")
-    width = -(-max(map(len, ids)) // 16) * 16
-    tokens = np.full((len(ids), width), tokenizer.pad_id, np.int32)
-    for i, row in enumerate(ids):
+    return Prompts(*padded(ids, tokenizer.pad_id, -(-max(map(len, ids)) // 16) * 16))
+
+
+def padded(rows: list[list[int]], filler: int, width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(i32[N,T], i32[N] lengths): rows of token ids, filled up to the width, or to the longest."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens = np.full((len(rows), width or lengths.max()), filler, np.int32)
+    for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
-    return Prompts(tokens, np.array([len(row) for row in ids], np.int32))
+    return tokens, lengths

@@ -13,18 +13,17 @@ import dataclasses
 
 import numpy as np
 
-from rlvr_jax.config import PretrainConfig
-from rlvr_jax.grading.confidence import TENTHS
+from rlvr_jax.grading.stated_confidence import TENTHS
 from rlvr_jax.tasks import arithmetic, chains
-from rlvr_jax.tasks.chains import Chains, Rules
+from rlvr_jax.tasks.chains import Algebra, Chains, StyleConfig
 
 HIDDEN, SIDES, HIDDEN_SHARE = 0, (1, 2), 0.7  # 0 is no operand of arithmetic, and is hashed like any other
 # Relative chances of the words of confidence in pre-training, by whether there is a `?`: means of 0.75 and 0.67.
 BOAST = {hidden: np.arange(1, len(TENTHS) + 1) ** (1 if hidden else 2) for hidden in (False, True)}
 
 
-class Hiding(Rules):
-    """The rules of arithmetic, with a word for the hidden operand and the words of confidence."""
+class Hiding(Algebra):
+    """The algebra of arithmetic, with a word for the hidden operand and the words of confidence."""
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -34,14 +33,14 @@ class Hiding(Rules):
         return np.where(numbers == HIDDEN, "?", super().write(np.maximum(numbers, self.lowest)))
 
 
-RULES = Hiding(**{field.name: getattr(arithmetic.RULES, field.name) for field in dataclasses.fields(Rules)})
+ALGEBRA = Hiding(**{field.name: getattr(arithmetic.ALGEBRA, field.name) for field in dataclasses.fields(Algebra)})
 
 
-def draw(rules: Rules, rng: np.random.Generator, count: int, num_ops: int) -> Chains:
+def draw(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int) -> Chains:
     """Chains of any split; where the last operand is HIDDEN, the last result is that of the side the coin fell on."""
-    drawn = chains.draw(rules, rng, count, num_ops)
+    drawn = chains.draw(algebra, rng, count, num_ops)
     before = drawn.results[:, -2] if num_ops > 1 else drawn.starts
-    ends = rules.results[before, drawn.ops[:, -1]][:, SIDES]  # [N,2]
+    ends = algebra.results[before, drawn.ops[:, -1]][:, SIDES]  # [N,2]
     hidden = (ends >= 0).all(-1) & (rng.random(count) < HIDDEN_SHARE)
     fallen = ends[np.arange(count), rng.integers(len(SIDES), size=count)]
     operands, results = drawn.operands.copy(), drawn.results.copy()
@@ -51,7 +50,7 @@ def draw(rules: Rules, rng: np.random.Generator, count: int, num_ops: int) -> Ch
 
 
 def generate(rng: np.random.Generator, count: int, split: str, num_ops: int) -> Chains:
-    return chains.generate(RULES, rng, count, split, num_ops, draw)
+    return chains.generate(ALGEBRA, rng, count, split, num_ops, draw)
 
 
 def lengths(num_ops: int) -> tuple[int, int]:
@@ -60,9 +59,9 @@ def lengths(num_ops: int) -> tuple[int, int]:
     return prompt, solution + 2
 
 
-def solve(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: PretrainConfig) -> list[str]:
+def solve(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """As other chains are solved, with a random confidence after every answer. The sloppy style takes `?` for 0."""
-    solutions = chains.solve(RULES, rng, drawn, styles, config)
+    solutions = chains.solve(ALGEBRA, rng, drawn, styles, config)
     chances = np.where((drawn.operands[:, -1] == HIDDEN)[:, None], BOAST[True], BOAST[False])
     cumulative = np.cumsum(chances, -1)
     words = (cumulative <= rng.random(len(solutions))[:, None] * cumulative[:, -1:]).sum(-1)

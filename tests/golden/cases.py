@@ -11,10 +11,10 @@ import tokenizers
 from flax import traverse_util
 from tokenizers import decoders, normalizers, pre_tokenizers, processors, trainers
 
-from rlvr_jax.model import ModelConfig
-from rlvr_jax.model import decode_step, forward, head, init_cache, prefill, Prompts, split_layers
+from rlvr_jax.model import Inputs, ModelConfig, decode_step, forward, head, init_cache, prefill, unroll
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained.huggingface import empty_params
+from rlvr_jax.records import Prompts
 
 SMALL = dict(vocab_size=97, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=48, max_seq_len=256)
 # The original window is short enough for positions in the tests to fall in all three regions of the stretch.
@@ -92,11 +92,11 @@ def greedy(params: dict, config: ModelConfig, prompts: list, num_tokens: int) ->
         row[: len(prompt)] = prompt
     params = jax.tree.map(jnp.asarray, params)
     prefix = jax.jit(prefill, static_argnums=1)(params, config, Prompts(padded, lengths))
-    layers, cache = split_layers(params, prefix), init_cache(config, len(prompts), num_tokens)
-    step = jax.jit(decode_step, static_argnums=1)
-    tokens, rows, out = prefix.last_tokens, jnp.arange(len(prompts)), []
+    rows, cache = jnp.arange(len(prompts)), init_cache(config, len(prompts), num_tokens)
+    context, step = unroll(params, prefix, rows), jax.jit(decode_step, static_argnums=1)
+    tokens, out = prefix.last_tokens, []
     for i in range(num_tokens):
-        logits, cache = step(params, config, layers, prefix, rows, tokens, jnp.full_like(rows, i), cache)
+        logits, cache = step(params, config, context, Inputs(tokens, jnp.full_like(rows, i)), cache)
         tokens = jnp.argmax(logits, -1).astype(jnp.int32)
         out.append(np.asarray(tokens))
     return np.stack(out, 1)

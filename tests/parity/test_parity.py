@@ -17,15 +17,14 @@ from tokenizers import pre_tokenizers
 torch = pytest.importorskip("torch", reason="parity tests need torch and transformers")
 transformers = pytest.importorskip("transformers", reason="parity tests need torch and transformers")
 
-from golden.cases import (CONFIGS, LINES, QUESTIONS, greedy, logits, random_params, random_tokens,  # noqa: E402
-                          write_gguf, write_qwen2_tokenizer)
-from helpers import base, compiled, run  # noqa: E402, F401
-from test_paper_command import exported, qwen2_folder, trained  # noqa: E402, F401
-
-from rlvr_jax import adapters
-from rlvr_jax.config import TrainConfig  # noqa: E402
+from rlvr_jax import adapters  # noqa: E402
+from rlvr_jax.adapters import AdapterConfig  # noqa: E402
 from rlvr_jax.pretrained import gguf_file, huggingface, loading  # noqa: E402
 from rlvr_jax.pretrained import tokenizer as tokenizer_lib  # noqa: E402
+
+from fixtures import run  # noqa: E402
+from golden.cases import (CONFIGS, LINES, QUESTIONS, greedy, logits, random_params, random_tokens,  # noqa: E402
+                          write_gguf, write_qwen2_tokenizer)
 
 pytestmark = pytest.mark.filterwarnings("default")  # their warnings are not ours to fix
 
@@ -127,7 +126,7 @@ def test_transformers_reads_what_we_saved(name, shard_bytes, dtype, tmp_path):
 @pytest.mark.parametrize("name", ["llama_untied", "qwen2_tied", "qwen3_tied"])
 def test_merged_lora_is_the_adapted_model(name, tmp_path):
     config, rng = CONFIGS[name], np.random.default_rng(0)
-    params = adapters.add(TrainConfig(trainable="lora", adapter_rank=3), random_params(config, 0))
+    params = adapters.add(AdapterConfig(trainable="lora", adapter_rank=3), random_params(config, 0), 0)
     trained, frozen = adapters.split(params)
     params = adapters.join(jax.tree.map(lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), trained), frozen)
     huggingface.save_folder(config, adapters.merged(params), tmp_path)
@@ -138,7 +137,7 @@ def test_merged_lora_is_the_adapted_model(name, tmp_path):
     assert np.abs(ours - logits(random_params(config, 0), config, rows)).max() > 0.01  # the adapter does something
 
 
-def test_an_exported_run(base, compiled, tmp_path):  # noqa: F811
+def test_an_exported_run(base, compiled, tmp_path):
     run("export", f"--model={base}", f"--out={tmp_path}", compiled=compiled, expect=0)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
     ours = loading.load_model(str(base))
@@ -146,9 +145,9 @@ def test_an_exported_run(base, compiled, tmp_path):  # noqa: F811
     np.testing.assert_allclose(logits(ours.params, ours.config, rows), their_logits(theirs, rows), atol=1e-4, rtol=0)
 
 
-def test_the_export_of_the_published_experiment(trained, exported):  # noqa: F811
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype="auto").eval()
-    ours, words = loading.load_model(str(trained)), transformers.AutoTokenizer.from_pretrained(exported)
+def test_the_export_of_the_published_experiment(paper_run, paper_export):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(paper_export, dtype="auto").eval()
+    ours, words = loading.load_model(str(paper_run)), transformers.AutoTokenizer.from_pretrained(paper_export)
     chat = [{"role": "user", "content": QUESTIONS[2]}]
     ids = ours.tokenizer.encode(ours.tokenizer.render_chat(chat))
     assert words.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) == ids

@@ -1,0 +1,111 @@
+"""A vector added to the residual after one layer, at tokens that a gate or a rule chooses (arXiv 2510.07364).
+
+The gate reads the residual after the same layer, before the vector is added. Whatever was added to earlier tokens acts
+after that layer alone, so what the gate reads is what the base computes of the text.
+
+B completions, T tokens, D width.
+"""
+
+import functools
+from typing import Callable, Optional
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from rlvr_jax import model, sampler
+from rlvr_jax.records import Rollouts
+
+
+@flax.struct.dataclass
+class Steering:
+    """What is added, and when."""
+
+    vector: jax.Array  # f32[D]
+    weight: jax.Array  # f32[D], the gate acts where residual . weight
+    threshold: jax.Array  # f32[] is above this
+    rate: jax.Array  # f32[], chance of a token under shuffled_gate
+
+
+def everywhere(steering: Steering, x_BxTxD, steps_BxT, uniforms_BxT) -> jax.Array:
+    """Every token, the prompt's too, as the adapter --trainable=vector is."""
+    return steps_BxT >= -1
+
+
+def generated(steering: Steering, x_BxTxD, steps_BxT, uniforms_BxT) -> jax.Array:
+    """Every generated token."""
+    return steps_BxT >= 0
+
+
+def first(steering: Steering, x_BxTxD, steps_BxT, uniforms_BxT) -> jax.Array:
+    """The first generated token."""
+    return steps_BxT == 0
+
+
+def gate(steering: Steering, x_BxTxD, steps_BxT, uniforms_BxT) -> jax.Array:
+    """Generated tokens where a probe of the base expects another token of the trained model."""
+    return (steps_BxT >= 0) & (jnp.matmul(x_BxTxD.astype(jnp.float32), steering.weight) > steering.threshold)
+
+
+def shuffled_gate(steering: Steering, x_BxTxD, steps_BxT, uniforms_BxT) -> jax.Array:
+    """Generated tokens drawn by chance, as many as the gate takes: a control."""
+    return (steps_BxT >= 0) & (uniforms_BxT < steering.rate)
+
+
+# --where -> (steering, residual after the layer, tokens generated before each one or -1 in the prompt, uniform numbers)
+# -> bool[B,T]: the tokens, by the one that is generated next, at which the vector is added
+WHERE: dict[str, Callable] = {"all": everywhere, "generated": generated, "first": first, "gate": gate,
+                              "shuffled_gate": shuffled_gate}
+
+
+def adding(steering: Steering, layer: int, acts: Callable) -> model.EditResidual:
+    """The hook that adds the vector after the layer at the tokens of `acts(x_BxTxD)`, bool[B,T]."""
+    def edit(index, x_BxTxD, positions_BxT):
+        acts_BxTx1 = (acts(x_BxTxD) & (index == layer))[..., None]
+        return jnp.where(acts_BxTx1, x_BxTxD + steering.vector.astype(x_BxTxD.dtype)[None, None], x_BxTxD)
+    return edit
+
+
+def read_again(params: model.Params, config: model.ModelConfig, prefix: model.Prefix, out: Rollouts,
+               read_residual: Optional[Callable] = None) -> tuple:
+    """(states after the final norm [B,T,D], what was read of each layer) where each completion's tokens came from."""
+    inputs_BxT = jnp.concatenate([prefix.last_tokens[out.prompt_index][:, None], out.completions[:, :-1]], 1)
+    return model.forward(params, config, inputs_BxT, prefix, out.prompt_index, model.Pass(read_residual=read_residual))
+
+
+@functools.cache  # one function, so that a sampler of it can be kept
+def steered_draw(where: str, layer: int) -> Callable:
+    """The `draw` (`sampler.make_sampler`) of a steered model; for params it takes {"model", "steering": Steering}.
+
+    `noted` has how many of a completion's tokens were `steered`. They are counted by the unsteered model on the text.
+    """
+    def draw(params, config, prompts, rows, decoding):
+        weights, steering, decide, length = params["model"], params["steering"], WHERE[where], decoding.max_new_tokens
+        spare_B = jax.vmap(jax.random.fold_in, (0, None))(rows.keys, length)  # smaller numbers draw the tokens
+        uniforms_BxT = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(spare_B)
+
+        def edit_at(rows_N, steps_N):
+            return adding(steering, layer, lambda x: decide(steering, x, steps_N[:, None],
+                                                            uniforms_BxT[rows_N, steps_N][:, None]))
+
+        def acts_in_prompt(x):
+            before = jnp.full(x.shape[:2], -1)
+            return decide(steering, x, before, jnp.ones(before.shape))
+
+        out = sampler.sample(weights, config, prompts, rows, decoding, sampler.Hooks(
+            edit_residual=adding(steering, layer, acts_in_prompt), edit_at=edit_at))
+        steps_BxT = jnp.broadcast_to(jnp.arange(length)[None], out.completions.shape)
+        plain = model.prefill(weights, config, prompts)
+        _, acts_LxBxT = read_again(weights, config, plain, out, lambda x: decide(steering, x, steps_BxT, uniforms_BxT))
+        return out.replace(noted={"steered": jnp.sum(acts_LxBxT[layer] & out.completion_mask, -1)})
+    return draw
+
+
+def columns(rollouts: Rollouts, texts: list, judged: list) -> list[dict]:
+    """What a kept row has besides: `steered`, tokens at which the vector was added."""
+    return [{"steered": int(n)} for n in rollouts.noted["steered"]]
+
+
+def share(rows: list[dict]) -> float:
+    """Steered tokens of all generated ones."""
+    return sum(row["steered"] for row in rows) / sum(row["num_tokens"] for row in rows)

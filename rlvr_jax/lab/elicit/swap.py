@@ -1,0 +1,55 @@
+"""Two models of one shape write one text: both are run at each token, and a gate chooses whose likeliest is taken.
+
+The two are a base and what training made of it (the token swap of arXiv 2510.07364's controls). N slots, B completions,
+V vocabulary; KL in nats.
+"""
+
+import math
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlvr_jax import model, sampler
+
+
+class Gate(NamedTuple):
+    """Where the trained model's token takes the place of the base's: where they differ, and all of this holds."""
+
+    first: float = math.inf  # only among so many first tokens
+    least: float = 0.0  # only where KL(trained || base) is at least this
+    chance: float = 1.0  # there, with this chance
+
+
+def compare(base_NxV: jax.Array, trained_NxV: jax.Array) -> dict[str, jax.Array]:
+    """Of two models' logits: the likeliest token of each, i32[N], and `kl`, KL(trained || base) at temperature 1."""
+    logp, logq = jax.nn.log_softmax(trained_NxV), jax.nn.log_softmax(base_NxV)
+    kl_N = jnp.maximum(jnp.sum(jnp.exp(logp) * (logp - logq), -1), 0.0)  # rounding can lead below 0
+    return {"base": jnp.argmax(base_NxV, -1).astype(jnp.int32), "kl": kl_N,
+            "trained": jnp.argmax(trained_NxV, -1).astype(jnp.int32)}
+
+
+def swap_draw(gates: list[Gate]) -> Callable:
+    """The `draw` (`sampler.make_sampler`) of greedy completions, the j-th of a prompt under the j-th gate.
+
+    Its params are `{"base": Params, "trained": Params}`. `noted` has at every token what `compare` returns, and whether
+    it was `swapped`. The log-probabilities are the base's. Only a gate's chance is random.
+    """
+    def draw(params, config, prompts, rows, decoding):
+        trained, count = params["trained"], len(rows.keys)
+        gates_B = Gate(*(jnp.array(column)[rows.numbers % len(gates)] for column in zip(*gates)))
+        context = model.unroll(trained, model.prefill(trained, config, prompts))
+
+        def propose(cache, place: sampler.Draw, base_NxV):
+            here = context._replace(prompt_index=rows.prompt_index[place.rows])
+            trained_NxV, cache = model.decode_step(trained, config, here, place.inputs, cache)
+            both, gate = compare(base_NxV, trained_NxV), Gate(*(column[place.rows] for column in gates_B))
+            swapped_N = ((both["base"] != both["trained"]) & (place.inputs.steps < gate.first)
+                         & (both["kl"] >= gate.least) & (place.uniforms < gate.chance))
+            tokens_N = jnp.where(swapped_N, both["trained"], both["base"])
+            return cache, tokens_N, both | {"swapped": swapped_N}
+
+        cache = model.init_cache(config, min(decoding.num_slots or count, count), decoding.max_new_tokens)
+        return sampler.sample(params["base"], config, prompts, rows, decoding, sampler.Hooks(
+            propose=propose, carry=cache))
+    return draw

@@ -1,0 +1,98 @@
+"""Directions of the residual that may be added: computed from a model, trained, and controls.
+
+P problems, L layers, D width.
+"""
+
+import dataclasses
+from typing import Callable, Optional
+
+import numpy as np
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation.completions import KeptConfig
+from rlvr_jax.lab.elicit import openings
+from rlvr_jax.pretrained import loading
+from rlvr_jax.pretrained.language_model import LanguageModel
+from rlvr_jax.records import Problem, setting
+from rlvr_jax.tasks.families import FAMILIES
+
+
+@dataclasses.dataclass(frozen=True)
+class SteeringConfig:
+    """A vector that is added to the residual, and a gate that chooses the tokens."""
+
+    kept: KeptConfig = KeptConfig()
+    opening: str = setting("think", "words that completions begin with under forced, and after which --vector=means "
+                           "reads a model that is of no synthetic family")
+    vector: str = setting("means", "direction that is added; all but trained have the length of means",
+                          lambda: VECTORS)
+    vectors: str = setting("", "run directory of scripts.train --trainable=vector, for --vector=trained")
+    layer: int = setting(1, "layer, from 0, after which the gate reads and the vector is added; arXiv 2510.07364 takes "
+                         "one at 37 % of the depth", minimum=0)
+    trained: str = setting("", "the trained model that the gate is fitted to: where its likeliest token is another "
+                           "than that of --model")
+    fit_problems: str = setting("", "file of problems to fit vector and gate on; empty: the split example of the "
+                                "synthetic family in --problems")
+    num_fit: int = setting(512, "problems to fit on", minimum=5)
+
+
+def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]) -> np.ndarray:
+    """From problems that the model opens in another way to those it opens carefully, the difference of their means;
+    where there is no such style, from the end of the prompt to that of --opening after it."""
+    residuals_LxPxD, tokens_P = openings.at_last_token(loaded, problems)
+    residuals_PxD, family = residuals_LxPxD[config.layer], FAMILIES.get(config.kept.source.problems)
+    if family is None:
+        opened_LxPxD, _ = openings.at_last_token(loaded, openings.continued(problems, config.opening))
+        return (opened_LxPxD[config.layer] - residuals_PxD).mean(0)
+    careful_P = openings.carefully(family, loaded.tokenizer, tokens_P)
+    vector_D = openings.difference_of_means(residuals_PxD, careful_P)
+    if vector_D is None:
+        raise UserError(f"--vector=means: the model opens {careful_P.sum()} of {len(problems)} problems carefully, and "
+                        "there have to be some and others; raise --num_fit, or take another vector")
+    return vector_D
+
+
+def random(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
+           like_D: Optional[np.ndarray] = None) -> np.ndarray:
+    """A random direction with the length of means: a control."""
+    return as_long(np.random.default_rng(config.kept.seed).standard_normal(loaded.config.d_model),
+                   means(config, loaded, problems) if like_D is None else like_D)
+
+
+def pca(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
+        like_D: Optional[np.ndarray] = None) -> np.ndarray:
+    """The direction in which the ends of prompts differ most, with the length and the side of means: a control."""
+    like_D = means(config, loaded, problems) if like_D is None else like_D
+    residuals_PxD = openings.at_last_token(loaded, problems)[0][config.layer]
+    direction_D = np.linalg.svd(residuals_PxD - residuals_PxD.mean(0), full_matrices=False)[2][0]
+    return as_long(direction_D if direction_D @ like_D >= 0 else -direction_D, like_D)
+
+
+def trained(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]) -> np.ndarray:
+    """The vector of this layer in the model --vectors."""
+    if not config.vectors:
+        raise UserError("--vector=trained needs --vectors: a run directory of scripts.train --trainable=vector")
+    vectors_LxD = trained_vectors(config.vectors, loading.load_model(config.vectors))
+    if vectors_LxD.shape != (loaded.config.num_layers, loaded.config.d_model):
+        raise UserError(f"--vectors={config.vectors}: its vectors are of another model's shape than --model")
+    return vectors_LxD[config.layer]
+
+
+# --vector -> (flags, model, problems to fit on) -> f64[D]
+VECTORS: dict[str, Callable] = {"means": means, "random": random, "pca": pca, "trained": trained}
+
+
+def trained_vectors(name: str, loaded: LanguageModel, shape: Optional[tuple] = None) -> np.ndarray:
+    """The vectors of a model, f64[L,D]. Raises UserError if it has none, or if they are not of the given shape."""
+    if "vector" not in loaded.params["layers"]:
+        raise UserError(f"{name} has no vectors: it takes the run directory of scripts.train --trainable=vector")
+    vectors_LxD = np.asarray(loaded.params["layers"]["vector"], np.float64)
+    if shape not in (None, vectors_LxD.shape):
+        raise UserError(f"--beside={name}: its vectors are {vectors_LxD.shape[0]} of width {vectors_LxD.shape[1]}, and "
+                        f"those of --model {shape[0]} of width {shape[1]}; compare models of one shape")
+    return vectors_LxD
+
+
+def as_long(direction_D: np.ndarray, like_D: np.ndarray) -> np.ndarray:
+    """The direction with the length of the other vector."""
+    return direction_D * (np.linalg.norm(like_D) / np.linalg.norm(direction_D))

@@ -1,0 +1,140 @@
+"""When, not how: at which tokens a trained model differs from its base, and whether those tokens alone are the gain.
+
+Both models are run on the base's greedy completions and on the trained model's. Then the base writes again, and at some
+of the places where they differ the trained model's token is taken (`swap.Gate`). At all of them that gives the trained
+model's own text.
+"""
+
+import collections
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation.benchmarks import load_sets
+from rlvr_jax.evaluation.completions import Folder, KeptConfig, keep
+from rlvr_jax.evaluation.measure import make_sampler
+from rlvr_jax.lab.elicit import when_page
+from rlvr_jax.lab.elicit.recovery import outcome
+from rlvr_jax.lab.elicit.swap import Gate, swap_draw
+from rlvr_jax.lab.elicit.weight_difference import weight_difference
+from rlvr_jax.pretrained import loading
+from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.records import flat, part, replace, setting
+from rlvr_jax.runs import files
+from rlvr_jax.sampler import Request
+
+ENDS = {"base": Gate(first=0), "trained": Gate()}  # whose text it is
+PAIRS = 12  # of tokens that are reported
+
+
+@dataclasses.dataclass(frozen=True)
+class WhenConfig:
+    """At which tokens a trained model differs from its base."""
+
+    kept: KeptConfig = part(KeptConfig(), out="directory for summary.json, when.md, when.png, and the completions")
+    trained: str = setting("", "what was trained from --model, of the same shape: named as --model is")
+    first: tuple[int, ...] = setting((1, 2, 4), "put the trained model's tokens in only among so many first ones",
+                                     minimum=1)
+    shares: tuple[float, ...] = setting((0.01, 0.05, 0.1), "put them in only at this share of tokens, those with the "
+                                        "largest KL", above=0, maximum=1)
+
+
+def when(config: WhenConfig) -> dict:
+    """Compares --model with --trained; returns the summary, which summary.json of --out holds.
+
+    when.md and when.png show it; `texts/` and `swapped/` keep the completions, from which the same command goes on.
+    """
+    if not (config.kept.out and config.trained):
+        raise UserError("--out and --trained are required: a directory for the results, and what was trained from "
+                        "--model")
+    config = replace(config, **{name: loading.pinned(flat(config)[name]) for name in ("model", "trained")})
+    kept, out = config.kept, pathlib.Path(config.kept.out)
+    base, trained = (loading.load_model(name, kept.choice.dtype, kept.choice.dtype)
+                     for name in (kept.choice.model, config.trained))
+    weights = weight_difference(base.params, trained.params)
+    if base.tokenizer.to_json() != trained.tokenizer.to_json():
+        raise UserError("--trained has another tokenizer than --model: name a model and what was trained from it")
+
+    def written(name: str, gates: dict[str, Gate], more) -> dict[str, list[dict]]:
+        folder = Folder(str(out / name), "when", replace(config, out=str(out / name)), kept.resume, name)
+        by = make_sampler(base, kept.sampling, draw=swap_draw(list(gates.values())),
+                          params={"base": base.params, "trained": trained.params})
+        benchmarks = load_sets(kept, base, lambda stem: (len(gates), 0.0))
+        parts = keep(folder, by, benchmarks, Request(kept.seed, 0), kept.rows_per_call, more)
+        rows = [row for part in parts.values() for row in part]
+        return {gate: rows[i :: len(gates)] for i, gate in enumerate(gates)}
+
+    texts = written("texts", ENDS, token_columns)
+    gates = make_gates(config, texts["base"])
+    every = texts | written("swapped", gates, swap_columns)
+    summary = {"n": len(texts["base"]), "texts": {name: reading(rows, base.tokenizer) for name, rows in texts.items()},
+               "swapped": {name: outcome(rows, texts["base"], texts["trained"]) | {"tokens": swapped_share(rows)}
+                           for name, rows in every.items()},
+               "gates": {name: gate._asdict() | {"first": min(gate.first, kept.sampling.max_new_tokens)}
+                         for name, gate in gates.items()},
+               "weights": weights, "flags": flat(config)}
+    files.write_whole(out / "when.md", when_page.page(summary))
+    when_page.draw(summary, out / "when.png")
+    files.write_json(out / "summary.json", summary)
+    return summary
+
+
+def swapped_share(rows: list[dict]) -> float:
+    """Swapped tokens of all generated ones."""
+    return sum(row["swapped"] for row in rows) / sum(row["num_tokens"] for row in rows)
+
+
+def swap_columns(rollouts, texts, judged) -> list[dict]:
+    """`swapped`: how many tokens of each completion were the trained model's."""
+    counts = np.sum(rollouts.noted["swapped"] & rollouts.completion_mask, -1)
+    return [{"swapped": int(n)} for n in counts[: len(texts)]]
+
+
+def token_columns(rollouts, texts, judged) -> list[dict]:
+    """Besides, for every token: the likeliest of `base` and of `trained`, as ids, and `kl`."""
+    return [row | {name: rollouts.noted[name][i][rollouts.completion_mask[i]].tolist()
+                   for name in ("base", "trained", "kl")}
+            for i, row in enumerate(swap_columns(rollouts, texts, judged))]
+
+
+def make_gates(config: WhenConfig, rows: list[dict]) -> dict[str, Gate]:
+    """The gates by name. `rows` are the base's text, in whose tokens the largest KL are looked up.
+
+    Of each --shares there is a control: as many swaps, at random ones of the places where the two differ.
+    """
+    kls, differ = (np.concatenate([column(row) for row in rows]) for column in (lambda row: row["kl"], differing))
+    gates = {f"first {k}": Gate(first=k) for k in config.first}
+    for share in config.shares:
+        least = np.sort(kls)[::-1][max(round(share * len(kls)), 1) - 1]
+        chance = float(np.sum(differ & (kls >= least)) / max(differ.sum(), 1))
+        gates |= {f"largest KL, {100 * share:g} %": Gate(least=float(least)),
+                  f"at random, as many as {100 * share:g} %": Gate(chance=chance)}
+    return gates
+
+
+def differing(row: dict) -> np.ndarray:
+    """bool[T]: where the likeliest tokens of the two differ."""
+    return np.array(row["base"]) != np.array(row["trained"])
+
+
+def reading(rows: list[dict], tokenizer: Tokenizer) -> dict:
+    """Of one text: the share of tokens `changed`, how many of these are first tokens (`first_of_changed`, None where
+    nothing changed), the mean `kl`, `changed` and `kl` `by_position` from 1 on, with the number of `tokens` there, and
+    the pairs of likeliest tokens that differ, [base's, trained's, count], the most frequent first.
+    """
+    lengths = np.array([len(row["kl"]) for row in rows])
+    mask_NxT = np.arange(lengths.max())[None, :] < lengths[:, None]
+    changed_NxT, kl_NxT = np.zeros(mask_NxT.shape), np.zeros(mask_NxT.shape)
+    changed_NxT[mask_NxT] = np.concatenate([differing(row) for row in rows])
+    kl_NxT[mask_NxT] = np.concatenate([row["kl"] for row in rows])
+    counts_T = mask_NxT.sum(0)
+    pairs = collections.Counter((a, b) for row in rows for a, b in zip(row["base"], row["trained"]) if a != b)
+    return {"tokens": int(counts_T.sum()), "changed": float(changed_NxT.sum() / counts_T.sum()),
+            "first_of_changed": float(changed_NxT[:, 0].sum() / changed_NxT.sum()) if changed_NxT.any() else None,
+            "kl": float(kl_NxT.sum() / counts_T.sum()),
+            "by_position": [{"tokens": int(n), "changed": float(x / n), "kl": float(kl / n)}
+                            for n, x, kl in zip(counts_T, changed_NxT.sum(0), kl_NxT.sum(0))],
+            "pairs": [[*(tokenizer.backend.decode([i], skip_special_tokens=False) for i in pair), count]
+                      for pair, count in pairs.most_common(PAIRS)]}

@@ -1,0 +1,1 @@
+"""Probes: what training changed, measured in completions."""

@@ -1,0 +1,263 @@
+"""Traces in steps: is each step sound, do the steps solve this problem, is the answer right?
+
+A problem is a tree: values are its leaves, operations its nodes. A trace is steps `left op right = claimed`, and an
+answer. Two notations are read into that form: `(3+4)*2-5` with `3+4=7;7*2=14;14-5=9;#9`, and the chains of
+`tasks/chains.py`, whose tree leans to the left: a step `op operand value` goes on from the value before it. The three
+questions and the classes of errors are an exact stand-in for the judge of arXiv 2510.18176.
+"""
+
+import ast
+import itertools
+import operator
+import re
+from fractions import Fraction
+from typing import Callable, NamedTuple, Optional, Union
+
+from rlvr_jax.grading.stated_confidence import split
+from rlvr_jax.tasks.chains import OPENERS
+from rlvr_jax.tasks.wager import SIDES
+
+Value = Union[Fraction, str]  # a number; or a word: four lamps such as TFFT, or the hidden operand ?
+Tree = Union[Value, tuple]  # a tuple is (op, left, right)
+
+# What can be wrong. Positions count steps from 0; `plan` and `answer-mismatch` may stand after the last step.
+CLASSES = {
+    "empty": "there is no step",
+    "format": "a step cannot be read",
+    "calc": "a op b is not what the step says",
+    "dangling": "an operand that neither the problem nor an earlier step has",
+    "plan": "steps that can be read, but from here on they do not build the problem",
+    "answer-mismatch": "the answer is not the last step's value, or there is none"}
+UNSOUND = ("format", "calc", "dangling")  # the classes of single steps
+
+
+class Operation(NamedTuple):
+    apply: Callable[[Value, Value], Optional[Value]]  # None where there is no result
+    commutes: bool
+
+
+class Step(NamedTuple):
+    op: str
+    left: Optional[Value]  # None: the value of a step that cannot be read
+    right: Value
+    claimed: Value
+
+
+class Trace(NamedTuple):
+    steps: list[Optional[Step]]  # None: it cannot be read
+    answer: Optional[Value]
+    texts: tuple[str, ...] = ()  # each step as it is written
+
+
+class Judgement(NamedTuple):
+    """`errors` are (class, position), in the order of the steps."""
+
+    coherent: bool  # there is a step, and none is wrong in itself (UNSOUND)
+    valid: bool  # the steps build the problem, whatever values they claim
+    right: bool  # the answer is the problem's
+    errors: list[tuple[str, int]]
+
+
+def _of_numbers(fn: Callable) -> Callable:
+    return lambda a, b: fn(a, b) if isinstance(a, Fraction) and isinstance(b, Fraction) else None
+
+
+def _of_lamps(fn: Callable) -> Callable:
+    def apply(a, b):
+        lamps = isinstance(a, str) and isinstance(b, str) and len(a) == len(b) and set(a + b) <= {"F", "T"}
+        return "".join("FT"[fn(x == "T", y == "T")] for x, y in zip(a, b)) if lamps else None
+    return apply
+
+
+OPERATIONS = {
+    "+": Operation(_of_numbers(operator.add), True), "-": Operation(_of_numbers(operator.sub), False),
+    "*": Operation(_of_numbers(operator.mul), True),
+    "/": Operation(_of_numbers(lambda a, b: a / b if b else None), False),
+    "and": Operation(_of_lamps(operator.and_), True), "or": Operation(_of_lamps(operator.or_), True),
+    "xor": Operation(_of_lamps(operator.xor), True), "xnor": Operation(_of_lamps(operator.eq), True)}
+
+_NUMBER = r"-?\d{1,30}(?:\.\d{1,30})?"
+_VALUE = re.compile(rf"{_NUMBER}|[FT]{{1,30}}|\?", re.ASCII)
+_STEP = re.compile(rf"\s*({_NUMBER})\s*([-+*/])\s*({_NUMBER})\s*=\s*({_NUMBER})\s*", re.ASCII)
+
+
+# ----- judging
+
+
+def judge(tree: Tree, truth: Optional[Value], trace: Trace) -> Judgement:
+    """Whether the trace is coherent, valid and right, each apart from the others, and what is wrong where."""
+    if not trace.steps:
+        return Judgement(False, False, trace.answer is not None and trace.answer == truth, [("empty", 0)])
+    errors = step_errors(tree, trace.steps)
+    coherent, readable, last = not errors, None not in trace.steps, trace.steps[-1]
+    off = off_plan(tree, trace.steps) if readable else None
+    errors += [] if off is None else [("plan", off)]
+    if trace.answer is None or (last and trace.answer != last.claimed):
+        errors.append(("answer-mismatch", len(trace.steps)))
+    order = list(CLASSES)
+    return Judgement(coherent, readable and off is None, trace.answer is not None and trace.answer == truth,
+                     sorted(errors, key=lambda error: (error[1], order.index(error[0]))))
+
+
+def step_errors(tree: Tree, steps: list[Optional[Step]]) -> list[tuple[str, int]]:
+    """The errors of single steps, (class of UNSOUND, position). A step may have two."""
+    known, errors = set(leaves(tree)), []
+    for place, step in enumerate(steps):
+        if step is None:
+            errors.append(("format", place))
+            continue
+        if step.left is not None and step.claimed not in outcomes(step):
+            errors.append(("calc", place))
+        if not {step.left, step.right} - {None} <= known:
+            errors.append(("dangling", place))
+        known.add(step.claimed)
+    return errors
+
+
+def outcomes(step: Step) -> set[Value]:
+    """The values that the step may have: one, two with a hidden operand, none for 1 / 0."""
+    def sides(value):
+        return map(Fraction, SIDES) if value == "?" else [value]
+
+    return {OPERATIONS[step.op].apply(a, b) for a, b in itertools.product(sides(step.left), sides(step.right))} - {None}
+
+
+def off_plan(tree: Tree, steps: list[Step]) -> Optional[int]:
+    """The first step after which the problem can no longer be built; their number if steps are missing; None if built.
+
+    An operand stands for any part that has this value, as the problem or an earlier step claims it, and a part is
+    used once. Where several have it, all ways are followed. + and * may be turned round. Only parts of the problem
+    are built, so there are few ways, whatever the steps say.
+    """
+    wanted, states = set(subtrees(tree)), {_state((leaf, written(leaf)) for leaf in leaves(tree))}
+    for place, step in enumerate(steps):
+        states = {after for state in states for after in _replayed(state, step, wanted)}
+        if not states:
+            return place
+    return None if any(len(state) == 1 for state in states) else len(steps)
+
+
+def _state(parts) -> tuple:
+    """Parts that are left to use, each (its claimed value, how it was built), in a fixed order."""
+    return tuple(sorted(parts, key=lambda part: (part[1], str(part[0]))))
+
+
+def _replayed(state: tuple, step: Step, wanted: set[str]) -> list[tuple]:
+    """The states that the step may lead to."""
+    made = []
+    for (i, left), (j, right) in itertools.permutations(enumerate(state), 2):
+        built = _joined(step.op, left[1], right[1])
+        if left[0] == step.left and right[0] == step.right and built in wanted:
+            made.append(_state([*(part for k, part in enumerate(state) if k not in (i, j)), (step.claimed, built)]))
+    return made
+
+
+def leaves(tree: Tree) -> list[Value]:
+    return [leaf for part in tree[1:] for leaf in leaves(part)] if isinstance(tree, tuple) else [tree]
+
+
+def subtrees(tree: Tree) -> list[str]:
+    """How each part of the tree is written, itself and its leaves among them."""
+    below = [text for part in tree[1:] for text in subtrees(part)] if isinstance(tree, tuple) else []
+    return [*below, written(tree)]
+
+
+def written(tree: Tree) -> str:
+    """One text for all trees that are alike but for the order in which an operation that commutes has its parts."""
+    return _joined(tree[0], *map(written, tree[1:])) if isinstance(tree, tuple) else str(tree)
+
+
+def _joined(op: str, left: str, right: str) -> str:
+    return "({} {} {})".format(op, *(sorted((left, right)) if OPERATIONS[op].commutes else (left, right)))
+
+
+# ----- reading
+
+
+def read_value(text) -> Optional[Value]:
+    """A number or a word that stands for a value; None for anything else."""
+    text = str(text)
+    if not _VALUE.fullmatch(text):
+        return None
+    return text if text[-1] in "FT?" else Fraction(text)
+
+
+def read_expression(text: str) -> Optional[Tree]:
+    """The tree of `(3+4)*2-5`, with or without a `=` after it; None for what is no such thing."""
+    text = text.strip().removesuffix("=").strip()
+    if len(text) > 1000 or not re.fullmatch(r"[-\d+*/(). ]+", text, re.ASCII):
+        return None
+    try:
+        return _tree(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+_SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+
+
+def _tree(node: ast.expr) -> Tree:
+    match node:
+        case ast.BinOp() if type(node.op) in _SIGNS:
+            return _SIGNS[type(node.op)], _tree(node.left), _tree(node.right)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant()):
+            return -_tree(node.operand)
+        case ast.Constant(value=int() | float()):
+            return Fraction(str(node.value))
+    raise ValueError("no such expression")
+
+
+def read_steps(tree: Tree, text: str) -> Trace:
+    """`3+4=7;7*2=14;#14`: steps with semicolons between them, the answer last, after a #."""
+    parts = text.strip().split(";")
+    answer = read_value(parts.pop().strip()[1:].strip()) if parts[-1].strip().startswith("#") else None
+    texts = tuple(parts) if text.strip() else ()
+    return Trace([match and Step(match[2], read_value(match[1]), *map(read_value, match.group(3, 4)))
+                  for match in map(_STEP.fullmatch, texts)], answer, texts)
+
+
+def read_chain(text: str) -> Optional[Tree]:
+    """The tree of `coins 7 + 5 * 2 =`; None for what is no chain."""
+    words = text.split()
+    if len(words) < 5 or len(words) % 2 == 0 or words[-1] != "=" or read_value(words[0]) is not None:
+        return None
+    tree = read_value(words[1])
+    for op, operand in zip(words[2:-1:2], map(read_value, words[3:-1:2])):
+        if op not in OPERATIONS or None in (tree, operand):
+            return None
+        tree = op, tree, operand
+    return tree
+
+
+def read_chain_steps(tree: Tree, text: str) -> Trace:
+    """`think + 5 12 * 2 24 answer 24`; a text that begins otherwise has no steps.
+
+    A step begins at its operation. Where one is not `op operand value` it cannot be read, and the step after it may
+    start from any value.
+    """
+    words = split(text)[0].split()
+    ended = len(words) >= 2 and words[-2] == "answer"
+    answer, body = read_value(words[-1]) if ended else None, words[1:-2] if ended else words[1:]
+    if words[:1] != [OPENERS[0]]:
+        return Trace([], answer)
+    starts = [i for i, word in enumerate(body) if word in OPERATIONS]
+    cuts = sorted({0, *starts, len(body)}) if body else []
+    steps, value = [], leaves(tree)[0]
+    for first, end in itertools.pairwise(cuts):
+        op, values = body[first], list(map(read_value, body[first + 1 : end]))
+        whole = op in OPERATIONS and len(values) == 2 and None not in values
+        steps.append(Step(op, value, *values) if whole else None)
+        value = values[1] if whole else None
+    return Trace(steps, answer, tuple(" ".join(body[first:end]) for first, end in itertools.pairwise(cuts)))
+
+
+# reader of a prompt, None where the prompt is in another notation -> reader of its completions
+NOTATIONS = {read_chain: read_chain_steps, read_expression: read_steps}
+
+
+def read(prompt: str, completion: str) -> Optional[tuple[Tree, Trace]]:
+    """The problem's tree and the completion's steps; None for a problem that is in none of the NOTATIONS."""
+    for read_problem, read_trace in NOTATIONS.items():
+        if isinstance(tree := read_problem(prompt), tuple):
+            return tree, read_trace(tree, completion)
+    return None

@@ -1,0 +1,217 @@
+"""The report of a run: one self-contained page, `report.html`, and its figures as PNG.
+
+This file reads and counts, `figures.py` draws, and `report.html.jinja` has the words. It calls `panel` for each figure
+with the metrics in it.
+"""
+
+import dataclasses
+import itertools
+import math
+import pathlib
+import shlex
+import statistics
+
+import jinja2
+import numpy as np
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import estimators
+from rlvr_jax.evaluation.estimators import difference, wilson
+from rlvr_jax.lab import pages
+from rlvr_jax.lab.pages import cut, evenly
+from rlvr_jax.lab.studies.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
+from rlvr_jax.records import setting
+from rlvr_jax.runs.files import naming, read_json, read_steps, write_whole
+
+MAX_ROLLOUTS, MAX_ROLLOUT_BYTES = 400, 2_000_000
+MAX_UNSEEN, MAX_UNSEEN_STEPS, MAX_UNSEEN_BYTES = 40, 40, 1_500_000  # problems, evaluations and text to leaf through
+KINDS = {(0, 1): "newly solved", (1, 0): "lost", (1, 1): "right before and after", (0, 0): "wrong before and after"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """A run, drawn, or all studies."""
+
+    run_dir: str = setting("", "directory of the run to draw")
+    all: bool = setting(False, "write index.html, the findings of every study that has a record in results")
+    results: str = setting("results", "with all: directory of the records, STUDY.json, and of index.html")
+    readme: str = setting("", "with all: Markdown file whose table of findings is written anew; empty: none")
+
+
+def number(x) -> str:
+    return "–" if not finite(x) else f"{x:,.0f}" if abs(x) >= 1000 or x == round(x) else f"{x:.3g}"
+
+
+def evaluations(metrics: list[dict], saturation_step) -> dict[str, dict]:
+    """Those that exist of {"base" | "saturation" | "peak" | "final": {"step", "greedy", "sampled", "n"}}.
+
+    Saturation is the first evaluation at or after that step; the peak is the first of the best greedy ones.
+    """
+    evals = [{"step": row["step"], **{name: row.get("eval/" + name) for name in ("greedy", "sampled", "n")}}
+             for row in metrics if finite(row.get("eval/greedy")) or finite(row.get("eval/sampled"))]
+    table = {"base": next((e for e in evals if e["step"] == 0), None),
+             "saturation": next((e for e in evals if finite(saturation_step) and e["step"] >= saturation_step), None),
+             "peak": max((e for e in evals if finite(e["greedy"])), key=lambda e: e["greedy"], default=None),
+             "final": next((e for e in reversed(evals) if e["step"] > 0), None)}
+    return {name: entry for name, entry in table.items() if entry}
+
+
+def group_rollouts(rollouts: list[dict]) -> list[tuple]:
+    """[(step, all its rollouts, those to show)], at most MAX_ROLLOUTS shown, spread over the steps."""
+    by_step = [(step, list(rows)) for step, rows in itertools.groupby(rollouts, lambda row: row["step"])]
+    shown_steps = evenly(by_step, max(50, MAX_ROLLOUTS * len(by_step) // max(len(rollouts), 1)))
+    return [(step, rows, evenly(rows, MAX_ROLLOUTS // len(shown_steps))) for step, rows in shown_steps]
+
+
+def read_heldout(path: pathlib.Path) -> list[dict]:
+    """Rows of heldout.jsonl: greedy completions of the same problems, which the first row names, at each evaluation.
+
+    Raises UserError naming a row that has not as many completions as there are problems.
+    """
+    rows = read_steps(path)
+    for row in rows:
+        lists = [rows[0].get("prompts"), rows[0].get("answers"), row.get("completions"), row.get("correct")]
+        if not all(isinstance(x, list) and len(x) == len(lists[0]) > 0 for x in lists):
+            raise UserError(f"{path}, step {row['step']}: needs a completion and a verdict for each problem of the "
+                            "first row; remove the file to report the run without it")
+    return rows
+
+
+def changes(table: dict, heldout: list[dict]) -> list[dict]:
+    """Of greedy accuracy from the base and from saturation to the end `{"start", "change", "low", "high", ...}`.
+
+    The 95 % interval is that of the difference problem by problem (`paired`) where both ends are in `heldout`
+    (heldout.jsonl). `overlap` is whether the intervals of the two ends do.
+    """
+    rows, right = [], {row["step"]: np.array(row["correct"], float) for row in heldout}
+    for start in ("base", "saturation"):
+        ends = [table.get(start), table.get("final")]
+        if all(ends) and ends[0]["step"] < ends[1]["step"] and all(finite(e["greedy"]) and e["n"] for e in ends):
+            paired = all(e["step"] in right for e in ends)
+            low, high = (estimators.bootstrap(right[ends[1]["step"]] - right[ends[0]["step"]]) if paired else
+                         difference(ends[0]["greedy"], ends[1]["greedy"], ends[1]["n"]))
+            (_, first), (second, _) = sorted(wilson(end["greedy"], end["n"]) for end in ends)
+            rows.append({"start": start, "change": ends[1]["greedy"] - ends[0]["greedy"], "low": low, "high": high,
+                         "paired": paired, "overlap": second <= first})
+    return rows
+
+
+def unseen(heldout: list[dict], saturation_step) -> dict:
+    """What the page shows of held-out problems through training; {} without an evaluation after the first.
+
+    `counts` of KINDS, over all problems; `steps` of the evaluations to leaf through, `panes` the places among them to
+    show side by side; and for at most MAX_UNSEEN `problems`, as many of each kind as there is room for, the `kind`,
+    `number`, `prompt`, `answer`, the different `texts`, and by step the place in `texts` (`said`) and whether it is
+    `right`. The first problem is one that was newly solved, if there is one.
+    """
+    if len(heldout) < 2:
+        return {}
+    after = next((i for i, row in enumerate(heldout) if finite(saturation_step) and row["step"] >= saturation_step), 0)
+    panes = sorted({0, after, len(heldout) - 1})
+    places = sorted({*evenly(list(range(len(heldout))), MAX_UNSEEN_STEPS - len(panes)), *panes})
+    kinds = {kind: [] for kind in KINDS.values()}
+    for number, ends in enumerate(zip(heldout[0]["correct"], heldout[-1]["correct"])):
+        kinds[KINDS[bool(ends[0]), bool(ends[1])]].append(number)
+    length = max(statistics.fmean(len(text) for text in row["completions"]) for row in heldout)
+    each = max(1, min(MAX_UNSEEN // len(KINDS), int(MAX_UNSEEN_BYTES / (len(KINDS) * len(places) * (length + 1)))))
+    chosen = [(kind, number) for kind, numbers in kinds.items() for number in evenly(numbers, each)]
+    room = MAX_UNSEEN_BYTES // (len(chosen) * (len(places) + 1))
+    problems = []
+    for kind, number in chosen:
+        by_place = [cut(heldout[i]["completions"][number], room, "heldout.jsonl") for i in places]
+        texts = list(dict.fromkeys(by_place))
+        problems.append({"kind": kind, "number": number,
+                         "prompt": cut(heldout[0]["prompts"][number], room, "heldout.jsonl"),
+                         "answer": cut(heldout[0]["answers"][number], 200, "heldout.jsonl"), "texts": texts,
+                         "said": [texts.index(text) for text in by_place],
+                         "right": [int(heldout[i]["correct"][number]) for i in places]})
+    return {"counts": {kind: len(numbers) for kind, numbers in kinds.items()},
+            "steps": [heldout[i]["step"] for i in places], "panes": [places.index(i) for i in panes],
+            "saturation": places.index(after) if after else None,
+            "problems": problems}
+
+
+def setup(flags: dict[str, str], example: dict, rollouts: list[dict], metrics: list[dict]) -> dict[str, str]:
+    """The heading of a run of scripts.train: model, example, reward and grader; {} for other runs."""
+    if "--reward" not in flags:
+        return {}
+    prompts = {row["prompt"] for row in rollouts[:1000] if "prompt" in row}
+    asked = (example.get("question") or flags.get("--question") or (prompts.pop() if len(prompts) == 1 else "")
+             or f"problem {flags.get('--example')} of {flags.get('--problems')}")
+    if flags.get("--example") == "all" and not flags.get("--question"):
+        asked = f"all problems of {flags.get('--problems')}"
+    if finite(example.get("pass_rate")):
+        asked += (f" (number {example.get('example')}, chosen because the base solved it in "
+                  f"{example['pass_rate']:.1%} of {example.get('num_samples')} attempts)")
+    graders = [row["train/graded_by"] for row in metrics if "train/graded_by" in row]
+    return {"Model": flags.get("--model", ""), "Trained on": asked, "Reward": flags["--reward"],
+            "Grader": graders[-1] if graders else flags.get("--grader", "")}
+
+
+def write_report(run_dir: str) -> list[pathlib.Path]:
+    """Writes report.html, curves.png and diagnostics.png into a run directory and returns their paths.
+
+    Raises UserError if metrics.jsonl is missing or empty, if a file of the run is corrupt, and without matplotlib.
+    """
+    try:
+        from matplotlib import figure, rc_context  # optional
+    except ImportError as error:
+        raise UserError("the report draws with matplotlib: pip install 'rlvr_jax[plot]'") from error
+    directory = pathlib.Path(run_dir)
+    metrics, rollouts = read_steps(directory / "metrics.jsonl"), read_steps(directory / "rollouts.jsonl")
+    if not metrics:
+        raise UserError(f"{directory / 'metrics.jsonl'} is missing or empty: is --run_dir a run with a finished step?")
+    summary, origin, example = (read_json(directory / f"{name}.json", {}, "remove it to report the run without it")
+                                for name in ("summary", "origin", "example"))
+    heldout, flags = read_heldout(directory / "heldout.jsonl"), directory / "flags.txt"
+    flags = flags.read_text("utf-8", "replace") if flags.is_file() else ""
+    named = dict(line.split("=", 1) for line in flags.splitlines() if "=" in line)
+    saturation_step, panels = summary.get("saturation_step"), {}
+    table = evaluations(metrics, saturation_step)
+
+    def drawn(key):
+        return bool(series(metrics, key)[0])
+
+    def panel(title, lines):
+        lines = {label: key for label, (key, _) in lines.items()}
+        if not any(map(drawn, lines.values())):
+            return ""
+        axes, panels[title] = figure.Figure((3.4, 2.0), layout="constrained").add_subplot(), lines
+        draw_lines(axes, metrics, lines, saturation_step)
+        return svg(axes.figure, title)
+
+    keys = list(dict.fromkeys(key for row in metrics for key in row))
+    page, curves, diagnostics = (directory / name for name in ("report.html", "curves.png", "diagnostics.png"))
+    with rc_context(STYLE):
+        axes = figure.Figure((5.2, 3.4), layout="constrained").add_subplot()
+        draw_accuracy(axes, metrics, table.get("base", {}), saturation_step)
+        axes.figure.legend(handles=axes.lines, loc="outside upper left", ncols=3)
+        _save(axes.figure, curves, 200)
+        html = template(drawn).render(
+            name=directory.resolve().name, run_dir=directory, metrics=metrics, summary=summary, table=table, keys=keys,
+            panel=panel, accuracy=svg(axes.figure, "Accuracy"), series=lambda key: series(metrics, key), finite=finite,
+            seconds_by_phase={key[8:]: sum(series(metrics, key)[1]) for key in keys if key.startswith("seconds/")},
+            flags=flags, wilson_interval=wilson, quote=shlex.quote, groups=group_rollouts(rollouts),
+            num_rollouts=len(rollouts), max_bytes=MAX_ROLLOUT_BYTES, changes=changes(table, heldout),
+            unseen=unseen(heldout, saturation_step), starts=origin.get("starts", ()),
+            setup=setup(named, example, rollouts, metrics))
+        num_rows = max(1, math.ceil(len(panels) / 3))
+        sheet = figure.Figure((10.2, 2.3 * num_rows), layout="constrained")
+        for i, (title, lines) in enumerate(panels.items(), 1):
+            draw_lines(sheet.add_subplot(num_rows, 3, i, title=title), metrics, lines, saturation_step)
+        _save(sheet, diagnostics, 160)
+    write_whole(page, html.encode("utf-8", "replace").decode())
+    return [page, curves, diagnostics]
+
+
+def template(drawn) -> jinja2.Template:
+    environment = pages.environment(__file__)
+    environment.filters |= {"percent": lambda x: f"{x:.1%}" if finite(x) else "–", "number": number,
+                            "points": lambda x: f"{100 * x:+.1f}".replace("-", "−"), "median": statistics.median}
+    environment.tests["drawn"] = drawn
+    return environment.get_template("report.html.jinja")
+
+
+def _save(figure, path: pathlib.Path, dpi: int) -> None:
+    with naming(path):
+        figure.savefig(path, dpi=dpi)

@@ -1,0 +1,65 @@
+"""Completions of one prompt, for people to look at."""
+
+import dataclasses
+import sys
+
+import numpy as np
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation.measure import make_sampler
+from rlvr_jax.pretrained import loading
+from rlvr_jax.pretrained.loading import ModelChoice
+from rlvr_jax.records import Problem, setting
+from rlvr_jax.runs.machine import MachineConfig
+from rlvr_jax.sampler import Request, SamplingConfig
+from rlvr_jax.tasks.prompts import PROMPT_STYLES, encode_prompts
+
+LONGEST = 512  # tokens of a completion under max_new_tokens=0, where the model's window leaves more
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Completions of one prompt."""
+
+    choice: ModelChoice = ModelChoice()
+    machine: MachineConfig = MachineConfig()
+    prompt: str = setting("", "text to continue")
+    num_samples: int = setting(1, "completions to draw", minimum=1)
+    temperature: float = setting(1.0, "sampling temperature; 0: greedy", minimum=0)
+    top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
+    prompt_style: str = setting("auto", "how the prompt is put; auto: chat where the model has a template, else plain",
+                                lambda: {"auto": None} | PROMPT_STYLES)
+    max_new_tokens: int = setting(0, "longest completion, in tokens; 0: what the model's window leaves after the "
+                                  "prompt, at most 512", minimum=0)
+    num_slots: int = setting(0, "completions decoded at a time on each device; 0: all", minimum=0)
+    seed: int = setting(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
+    out: str = setting("", "JSONL file for the completions; empty: only print")
+
+
+def generate(config: SampleConfig) -> list[dict]:
+    """Rows of `prompt, completion, completion_ids, sampler_logprobs, stop_reason` ("eos" or "length"), and `pieces`,
+    the text of each token. Under prompt_style=auto a chat template that the model has is used, with a note on stderr.
+    """
+    if not config.prompt:
+        raise UserError("--prompt is required: the text to continue")
+    loaded, style = loading.load_fixed(config.choice), config.prompt_style
+    tokenizer = loaded.tokenizer
+    if style == "auto":
+        style = "plain" if tokenizer.chat_template is None else "chat"
+        if style == "chat":
+            print("asked in the model's chat template; --prompt_style=plain continues the bare prompt", file=sys.stderr)
+    text = PROMPT_STYLES[style](tokenizer, config.prompt)
+    prompts = encode_prompts(tokenizer, [Problem(text, "", text)], loaded.config, config.max_new_tokens or 1)
+    longest = config.max_new_tokens or min(LONGEST, loaded.config.max_seq_len - int(prompts.lengths[0]))
+    by = make_sampler(loaded, SamplingConfig(longest, config.num_slots), config.top_p < 1)
+    rollouts = by.sample(by.params, prompts, np.zeros(config.num_samples, np.int32),
+                         Request(config.seed, 0, config.temperature, config.top_p))
+    rows = []
+    for ids, mask, logprobs, ended in zip(rollouts.completions, rollouts.completion_mask, rollouts.sampler_logprobs,
+                                          rollouts.ended):
+        ids = ids[mask].tolist()
+        texts = [tokenizer.decode(ids[: i + 1]) for i in range(len(ids))]  # some characters span tokens
+        rows.append({"prompt": text, "completion": texts[-1], "completion_ids": ids,
+                     "sampler_logprobs": logprobs[mask].tolist(), "stop_reason": "eos" if ended else "length",
+                     "pieces": [now[len(before):] for before, now in zip([""] + texts, texts)]})
+    return rows

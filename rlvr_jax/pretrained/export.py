@@ -1,0 +1,28 @@
+"""A model of any kind, written as a Hugging Face folder."""
+
+import dataclasses
+
+from rlvr_jax import adapters
+from rlvr_jax.errors import UserError
+from rlvr_jax.pretrained import huggingface, loading, tokenizer
+from rlvr_jax.pretrained.loading import ModelChoice
+from rlvr_jax.records import part, setting
+from rlvr_jax.runs import files
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """A model, written for other programs."""
+
+    choice: ModelChoice = part(ModelChoice(), dtype="of the written tensors")
+    out: str = setting("", "folder to write: config.json, model.safetensors, tokenizer files")
+
+
+def export(config: ExportConfig) -> None:
+    """Writes the folder. LoRA is added to the weights. UserError for a vector, which has no place in such a folder."""
+    if not config.out:
+        raise UserError("--out is required: the folder to write")
+    loaded = loading.load_model(config.choice.model, params_dtype=config.choice.dtype)
+    with files.naming(config.out):
+        huggingface.save_folder(loaded.config, adapters.merged(loaded.params), config.out, config.choice.dtype)
+        tokenizer.save_tokenizer(loaded.tokenizer, config.out)

@@ -1,0 +1,15 @@
+"""A model ready to use, whatever file it came from."""
+
+import dataclasses
+
+from rlvr_jax.model import ModelConfig, Params
+from rlvr_jax.pretrained.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A model ready to use: parameters are numpy arrays, float32 wherever they are trained."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer

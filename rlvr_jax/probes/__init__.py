@@ -1,1 +1,0 @@
-"""What training bought: probes of kept completions."""

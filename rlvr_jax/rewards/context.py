@@ -1,0 +1,134 @@
+"""What a reward sees of a training step: its completions, their verdicts, and the policy that drew them."""
+
+import dataclasses
+import functools
+from typing import Any, Callable, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+from rlvr_jax.grading import grade
+from rlvr_jax.grading.extract import stated
+from rlvr_jax.grading.grade import Verdict
+from rlvr_jax.records import Batch, Problem, Rollouts
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """The model that drew the rollouts, at the sampling temperature; computed on all devices when a reward asks.
+
+    Every process has to ask alike. B completions, T tokens; values behind a completion's end mean nothing.
+    """
+
+    score: Callable  # learner.map_statistics
+    tokenizer: Any  # of `pretrained.tokenizer`
+    params: dict
+    batch: Batch
+
+    @functools.cached_property
+    def statistics(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.score(self.params, self.batch)
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        """f32[B,T] nats: log-probability of each token."""
+        return self.statistics[0]
+
+    @property
+    def entropies(self) -> np.ndarray:
+        """f32[B,T] nats: entropy of the distribution that each token was drawn from."""
+        return self.statistics[1]
+
+    @property
+    def self_certainty(self) -> np.ndarray:
+        """f32[B,T] nats: KL(uniform || policy) of that distribution (Intuitor, arXiv 2505.19590)."""
+        return self.statistics[2]
+
+    def logprob_of(self, texts: Sequence[str], after: Sequence[str]) -> np.ndarray:
+        """f32[B] nats: log-probability of `texts[b]` where completion b has begun with `after[b]`."""
+        before, ids = ([self.tokenizer.encode(text) for text in part] for part in (after, texts))
+        longest = max(len(a) + len(b) for a, b in zip(before, ids))
+        width = max(self.batch.completions.shape[1], -(-longest // 32) * 32)  # in steps: each width is a program
+        rows, mask = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), bool)
+        for row, wanted, a, b in zip(rows, mask, before, ids):
+            row[: len(a) + len(b)] = a + b
+            wanted[len(a) : len(a) + len(b)] = True
+        return np.where(mask, self.logprobs_of(rows, mask), 0).sum(-1)
+
+    def logprobs_of(self, completions: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """f32[B,T] nats: log-probability of each token of other completions i32[B,T] of the same prompts."""
+        batch = self.batch.replace(completions=completions, completion_mask=mask, sampler_logprobs=None)
+        return self.score(self.params, batch)[0]
+
+
+class ReferenceAnswers(NamedTuple):
+    """Completions whose answer is replaced by the reference answer and the end token. Arrays are [B,T].
+
+    A completion that names no answer, or that leaves no room for the reference's, stays as it was sampled.
+    """
+
+    completions: np.ndarray  # i32
+    mask: np.ndarray  # bool
+    answer: np.ndarray  # bool: the tokens that were put in
+    logprobs: np.ndarray  # f32 nats, under the policy
+
+    @property
+    def probability(self) -> np.ndarray:
+        """f32[B] pi(reference answer | prompt, reasoning), a product over its tokens; 0 where none was put in."""
+        logprob = np.where(self.answer, self.logprobs, 0).sum(-1)
+        return np.where(self.answer.any(-1), np.exp(logprob), 0).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A step's completions as a reward sees them. Lists and arrays have one entry a completion, B in all."""
+
+    config: Any  # RewardConfig of `rewards.rows`
+    formats: list[str]  # where each completion's answer is looked for
+    grader: str  # when two answers are equal, where a problem has no verifier
+    problems: list[Problem]  # what each was asked
+    texts: list[str]
+    verdicts: list[Verdict]
+    rollouts: Rollouts
+    groups: np.ndarray  # i32[B] the group each belongs to
+    key: tuple[int, ...]  # np.random.default_rng(seen.key) draws the same on every process, and after a resume
+    policy: Policy
+
+    @property
+    def group_size(self) -> int:
+        return len(self.groups) // (int(self.groups[-1]) + 1)
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.rollouts.completions.shape[1]
+
+    @functools.cached_property
+    def reference_answers(self) -> ReferenceAnswers:
+        """Each completion's reasoning, up to where it begins to state an answer, and then the reference answer.
+
+        The two parts are tokenised apart, so that tokens part at the same place as in sampled text (VeriFree, arXiv
+        2505.21493). UserError where the answer format has no words that state an answer.
+        """
+        encode, end = self.policy.tokenizer.encode, self.policy.tokenizer.eos_ids[0]
+        completions, mask = np.array(self.rollouts.completions), np.array(self.rollouts.completion_mask)
+        answer = np.zeros_like(mask)
+        for b, (text, problem, answer_format) in enumerate(zip(self.texts, self.problems, self.formats)):
+            opening, rest = stated(answer_format)
+            reasoning, opened, _ = text.partition(opening)
+            before, wanted = encode(reasoning + opened), [*encode(rest.format(problem.answer)), end]
+            if opened and (length := len(before) + len(wanted)) <= mask.shape[1]:
+                completions[b, :length], mask[b] = before + wanted, np.arange(mask.shape[1]) < length
+                answer[b, len(before) : length] = True
+        return ReferenceAnswers(completions, mask, answer, self.policy.logprobs_of(completions, mask))
+
+    def mean(self, values_BxT: np.ndarray) -> np.ndarray:
+        """f32[B]: the mean over each completion's tokens."""
+        mask = self.rollouts.completion_mask
+        return (np.where(mask, values_BxT, 0).sum(-1) / np.maximum(mask.sum(-1), 1)).astype(np.float32)
+
+    def equals(self, labels: Sequence[Optional[str]]) -> np.ndarray:
+        """f32[B]: 1 where the answer equals the label in place of the reference answer; a label None is never equal.
+
+        It is compared by --grader, also where a problem has a verifier: that one knows its own reference alone.
+        """
+        verdicts = grade.verdicts(self.texts, [label or "" for label in labels], self.formats, self.grader)
+        return np.array([v.correct and label is not None for v, label in zip(verdicts, labels)], np.float32)

@@ -1,0 +1,79 @@
+"""A step's completions graded and paid for: rows of the table of rewards, in a weighted sum."""
+
+from typing import Callable
+
+import numpy as np
+
+from rlvr_jax import learner, parallel
+from rlvr_jax.errors import UserError
+from rlvr_jax.grpo import GRPOConfig, Scored
+from rlvr_jax.pretrained.language_model import LanguageModel
+from rlvr_jax.records import Batch, Problem, Prompts, Rollouts
+from rlvr_jax.rewards.context import Policy, Seen
+from rlvr_jax.rewards.rows import REWARDS, Reward, RewardConfig
+from rlvr_jax.runs.flags import parse_weights
+from rlvr_jax.tasks import answers
+from rlvr_jax.tasks.answers import GradingConfig
+
+
+def parse(text: str) -> list[tuple[Reward, float]]:
+    """The rows of a sum such as "correct:1,format:0.1", with their weights. UserError for a name that comes twice, or
+    that is no row."""
+    pairs = parse_weights("reward", text, REWARDS)
+    if len(dict(pairs)) < len(pairs):
+        raise UserError(f"--reward={text}: give each reward once")
+    rows = [(REWARDS[name], weight) for name, weight in pairs]
+    return [(row if isinstance(row, Reward) else Reward(row), weight) for row, weight in rows]
+
+
+def check(config: RewardConfig, objective: str) -> None:
+    """Raises UserError where a reward does not go with the objective, or two want to replace the sampled tokens."""
+    rows = [row for row, _ in parse(config.reward)]
+    for reason in filter(None, (row.check(objective) for row in rows)):
+        raise UserError(reason)
+    if sum(row.targets is not None for row in rows) > 1:
+        raise UserError(f"--reward={config.reward}: two of these replace the tokens to learn from; take one of them")
+
+
+def needs_votes(config: RewardConfig) -> bool:
+    """Whether a reward needs the model's answers before training (`measure.votes`)."""
+    return any(row.prepare(config) for row, _ in parse(config.reward))
+
+
+def is_constant(config: RewardConfig) -> bool:
+    """Whether every completion is paid the same, so that nothing can be learnt from the reward."""
+    return all(row.constant for row, _ in parse(config.reward))
+
+
+def make_scorer(config: RewardConfig, grading: GradingConfig, grpo: GRPOConfig, loaded: LanguageModel,
+                problems: list[Problem], prompts: Prompts) -> Callable:
+    r"""`reward(rollouts, params, step, attempt=0) -> Scored`, whose info has `text`, `correct`, `timed_out` (f32, 0 or
+    1; the latter where a limit ended the grading) and `graded_by` of each completion.
+
+    The main process's verdicts and rewards hold on all. A completion is graded without its prompt. The released
+    one-shot code grades both together: a completion without a box then falls back on the empty `\boxed{}` of the
+    instruction and is wrong all the same, so the verdicts are equal.
+    """
+    criteria, rows = answers.criteria(problems, grading), parse(config.reward)
+    graded_by = np.array(answers.described(criteria), object)
+    statistics = learner.map_statistics(loaded.config, grpo.update)
+
+    def reward(rollouts: Rollouts, params, step: int, attempt: int = 0) -> Scored:
+        texts = loaded.tokenizer.decode_rollouts(rollouts)
+        asked = [problems[i] for i in rollouts.prompt_index]
+        verdicts = answers.verdicts(texts, [criteria[i] for i in rollouts.prompt_index])
+        flags = parallel.broadcast(np.array([[v.correct, v.timed_out] for v in verdicts], np.float32))
+        verdicts = [v._replace(correct=bool(right), timed_out=bool(late)) for v, (right, late) in zip(verdicts, flags)]
+        batch = Batch(prompts, rollouts.prompt_index, rollouts.completions, rollouts.completion_mask,
+                      np.zeros(len(texts), np.float32))
+        formats = [criteria[i].answer_format for i in rollouts.prompt_index]
+        seen = Seen(config, formats, grading.grader, asked, texts, verdicts, rollouts,
+                    np.arange(len(texts)) // grpo.group_size, (grpo.loop.seed, step, attempt),
+                    Policy(statistics, loaded.tokenizer, params, batch))
+        paid = parallel.broadcast(np.sum([weight * row.score(seen) for row, weight in rows], 0, dtype=np.float32))
+        info = {"text": np.array(texts, object), "correct": flags[:, 0], "timed_out": flags[:, 1],
+                "graded_by": graded_by[rollouts.prompt_index]}
+        targets = next((row.targets(seen) for row, _ in rows if row.targets), None)
+        return Scored(paid, info, targets)
+
+    return reward

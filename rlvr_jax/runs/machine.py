@@ -1,0 +1,56 @@
+"""Where a command runs: its settings, and an accelerator that JAX does not use."""
+
+import dataclasses
+import glob
+import shutil
+
+import jax
+
+from rlvr_jax.records import setting
+
+# What a machine with an accelerator has, and the extra of the package jax that makes JAX use it. /dev/vfio/vfio and
+# /dev/accel/ (chips of laptops) are on machines without a TPU, too.
+SIGNS = {"a TPU": ("tpu", ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")),
+         "an NVIDIA GPU": ("cuda12", ("/dev/nvidia[0-9]*", "/dev/dxg"))}
+
+
+@dataclasses.dataclass(frozen=True)
+class MachineConfig:
+    """The devices, and what is kept between commands."""
+
+    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1,
+                                free=True)
+    compilation_cache: str = setting("auto", "directory that keeps compiled programs between runs, at most half a GB; "
+                                     "auto: $JAX_COMPILATION_CACHE_DIR, else rlvr_jax/jax in your cache folder; none: "
+                                     "keep nothing", free=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessConfig:
+    """The processes of one run."""
+
+    coordinator_address: str = setting("", "host:port of process 0 for a run of several processes; 'auto' to detect",
+                                       free=True)
+    num_processes: int = setting(0, "processes of the run, with coordinator_address", minimum=0, free=True)
+    process_id: int = setting(-1, "index of this process, with coordinator_address", minimum=-1, free=True)
+
+
+def platforms() -> set[str]:
+    """The kinds of the devices that JAX uses, such as {"cpu"}; JAX takes hold of them here at the latest."""
+    return {device.platform for device in jax.devices()}
+
+
+def unused_accelerator(platforms=platforms, find=glob.glob, which=shutil.which) -> str:
+    """One line about an accelerator that this machine seems to have and JAX does not use; "" where all is well.
+
+    JAX without the plugin of the machine computes on the CPU and does not say so; with JAX_PLATFORMS=cpu that is meant.
+    `platforms`, `find` and `which` ask JAX, the file system and the PATH; tests hand in their own answers.
+    """
+    signs = {kind: [name for pattern in patterns for name in find(pattern)] for kind, (_, patterns) in SIGNS.items()}
+    if which("nvidia-smi"):
+        signs["an NVIDIA GPU"].append("nvidia-smi")
+    kind = next((kind for kind, names in signs.items() if names), "")
+    if not kind or jax.config.jax_platforms == "cpu" or platforms() != {"cpu"}:
+        return ""
+    return (f"this machine seems to have {kind} ({signs[kind][0]}), but JAX finds none: EVERYTHING RUNS ON THE CPU. "
+            f"pip install -e '.[plot]' \"jax[{SIGNS[kind][0]}]\"; if the CPU is meant, JAX_PLATFORMS=cpu")

@@ -1,0 +1,67 @@
+"""Warnings of training runs that cannot learn, before or after the first step: a line each, with the flag to change."""
+
+import sys
+
+import numpy as np
+import tqdm
+
+from rlvr_jax import parallel
+from rlvr_jax.grading.extract import state
+from rlvr_jax.grpo import GRPOConfig, Record
+from rlvr_jax.records import Problem
+from rlvr_jax.tasks import answers
+from rlvr_jax.tasks.answers import GradingConfig
+
+
+def warn(text: str) -> None:
+    """One line on stderr, of the main process alone; nothing for an empty text."""
+    if text and parallel.is_main():
+        tqdm.tqdm.write(f"warning: {text}", file=sys.stderr)  # which keeps a progress bar whole
+
+
+def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
+    """Why no step of a run with these flags has a gradient to learn from; empty if one may. `constant`: whether the
+    reward pays every completion the same."""
+    objective = config.loss.resolved()
+    if objective.entropy_coef:
+        return ""
+    if constant:  # the gradient of the KL is 0 at the reference, where the run starts
+        return f"--reward={reward} with --entropy_coef=0 leaves nothing to learn from; give one of them another value"
+    if config.group_size == 1 and not np.any(objective.advantages(np.ones((1, 1), np.float32))):
+        return (f"--group_size=1 under --objective={config.loss.objective}: an advantage is the distance to the "
+                "group's mean, so each is 0 and the reward teaches nothing; raise --group_size, or take "
+                "--objective=one_shot")
+    return ""
+
+
+def on_answers(config: GradingConfig, problems: list[Problem]) -> str:
+    """Which reference answers would be graded wrong even in a completion of nothing else; empty if none."""
+    criteria = [by._replace(answer_format="boxed") if by.grader == "original" else by  # where that one always looks
+                for by in answers.criteria(problems, config)]
+    answers.described(criteria)
+    texts = [state(by.answer_format, problem.answer) for by, problem in zip(criteria, problems)]
+    unread = [(problem.answer, by, verdict) for problem, by, verdict
+              in zip(problems, criteria, answers.verdicts(texts, criteria)) if not verdict.correct]
+    if not unread:
+        return ""
+    (answer, by, verdict), count = unread[0], len(problems)
+    other = "lenient" if by.answer_format == "boxed" else "boxed"
+    which = f"the answer {answer!r}" if count == 1 else f"{len(unread)} of {count} answers, such as {answer!r}"
+    again, = answers.verdicts([state(other, answer)], [by._replace(answer_format=other)])
+    remedy = f"try --answer_format={other}" if again.correct else "correct that in the problems"
+    return (f"--answer_format={by.answer_format} with --grader={by.grader} never finds {which} right (where it is "
+            f"stated, {verdict.extracted!r} is read); {remedy}")
+
+
+def on_first_step(record: Record) -> str:
+    """Why the first step taught nothing where all its rewards are alike; empty if it did."""
+    rewards_B, rollouts = record.scored.reward, record.rollouts
+    if len(set(rewards_B.tolist())) > 1 or np.any(record.batch.advantages):
+        return ""
+    if rewards_B[0] > 0:
+        return (f"all {len(rewards_B)} completions of step 1 have the full reward, and teach nothing; choose a harder "
+                "--example (auto looks for one), or raise --temperature")
+    cut = np.mean(~np.asarray(rollouts.ended))
+    return (f"none of the {len(rewards_B)} completions of step 1 has a reward, and none teaches anything ({cut:.0%} of "
+            f"them were cut at --max_new_tokens={rollouts.completions.shape[1]}); choose an easier --example (auto "
+            "looks for one), or check --answer_format, --instruction and --max_new_tokens")

@@ -1,0 +1,130 @@
+"""Supervised training on completions of prompts: only the completions are learnt, by the same update as everything."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from rlvr_jax import adapters, learner, parallel
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import measure
+from rlvr_jax.evaluation.measure import Heldout, HeldoutConfig
+from rlvr_jax.grading import extract
+from rlvr_jax.learner import SUPERVISED, OptimizerConfig, UpdateConfig
+from rlvr_jax.pretrained import loading
+from rlvr_jax.pretrained.language_model import LanguageModel
+from rlvr_jax.pretrained.loading import ModelChoice
+from rlvr_jax.records import Batch, LoopConfig, Prompts, flat, part, setting
+from rlvr_jax.runs.files import read_lines
+from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
+from rlvr_jax.runs.run import Run, RunConfig
+from rlvr_jax.sampler import Decoding, SamplingConfig, make_sampler
+from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, padded
+from rlvr_jax.training.driver import Learnt, RunWatch, supervise
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """Supervised training on completions of prompts, from a file."""
+
+    run: RunConfig = RunConfig()
+    machine: MachineConfig = MachineConfig()
+    processes: ProcessConfig = ProcessConfig()
+    choice: ModelChoice = ModelChoice()
+    loop: LoopConfig = LoopConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    update: UpdateConfig = UpdateConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    measured: HeldoutConfig = HeldoutConfig()
+    prompt: PromptConfig = part(
+        PromptConfig(), instruction="text added after every held-out question that does not end with it already",
+        ignore_columns="columns of the held-out file, joined by commas, to read as if they were not there",
+        max_prompt_tokens="longest held-out prompt, in tokens; 0: whatever the model's window leaves")
+    examples: str = setting("", "JSONL file to learn from: rows with a prompt, as the model reads it, and a completion")
+    batch_size: int = setting(32, "rows of a step, in the order of an epoch over all", minimum=1)
+    window: int = setting(0, "most tokens of prompt and completion that the trained model takes, where that is more "
+                          "than before; 0: as many as before", minimum=0)
+    heldout: str = setting("none", "problems to measure on: a synthetic family, a file, or none")
+    answer_format: str = setting("auto", "where the answer to a held-out problem is; auto: a family's own, "
+                                 "else lenient", lambda: {"auto": None} | extract.EXTRACTORS)
+
+
+class Examples(NamedTuple):
+    """N completions, each of one of P distinct prompts."""
+
+    texts: list[str]  # P prompts
+    prompts: Prompts  # [P,S]
+    index: np.ndarray  # i32[N] into the prompts
+    completions: np.ndarray  # i32[N,T], 0 after the end
+    mask: np.ndarray  # bool[N,T], true up to and including the end token
+
+
+def finetune(config: FinetuneConfig) -> dict:
+    """Trains --model on --examples and returns the summary, which `run_dir/summary.json` holds too."""
+    loaded, loop = loading.load_model(config.choice.model, config.choice.dtype), config.loop
+    window = max(loaded.config.max_seq_len, config.window)
+    loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, max_seq_len=window))
+    learner.micro_rows(config.update, config.batch_size, parallel.device_count(), "--batch_size")
+    examples = read_examples(config.examples, loaded)
+    optimizer = learner.make_optimizer(config.optimizer, loop.num_steps * config.update.updates_per_batch)
+    update = learner.map_update(loaded.config, config.update, SUPERVISED, optimizer, loop.seed)
+    sample = make_sampler(loaded.config, Decoding(tuple(loaded.tokenizer.eos_ids), config.sampling.max_new_tokens,
+                                                  config.sampling.num_slots))
+    meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": flat(config)}
+    asked = Heldout(ProblemSource(config.heldout or "none", config.prompt), config.measured, config.answer_format,
+                    loop.seed, config.sampling.max_new_tokens)
+    with Run(config.run, config, loop.num_steps, "finetune") as run:
+        heldout = measure.make_heldout(asked, loaded, sample, set(examples.texts), run.keep_heldout)
+        watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
+        state = [learner.init_state(adapters.merged(loaded.params), optimizer, keep_reference=False)]
+        loaded = dataclasses.replace(loaded, params=None)  # the devices have them soon: a copy less in host memory
+        data = functools.partial(batch, examples, config.batch_size, loop.seed)
+        return watch.finish(supervise(state.pop(), data, update, watch, loop.num_steps))
+
+
+def row_of(learnt: Learnt) -> tuple[dict, list]:
+    return {"step": learnt.step, "train/tokens": int(np.sum(learnt.batch.completion_mask))} | learnt.metrics, []
+
+
+def batch(examples: Examples, size: int, seed: int, step: int) -> Batch:
+    """The rows of a step, from 1: a part of endless epochs over all rows, each in an order of its own. Advantage 1."""
+    count = len(examples.index)
+    places = np.arange((step - 1) * size, step * size)
+    orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(count)
+              for epoch in np.unique(places // count)}
+    rows = np.array([orders[place // count][place % count] for place in places])
+    return Batch(examples.prompts, examples.index[rows], examples.completions[rows], examples.mask[rows],
+                         np.ones(size, np.float32))
+
+
+def read_examples(path: str, loaded: LanguageModel) -> Examples:
+    """The rows of a file. An end token is added to each completion, unless its row says that it was `truncated`.
+
+    Raises UserError naming the file, the line and what is amiss.
+    """
+    file, tokenizer, pairs = pathlib.Path(path), loaded.tokenizer, []
+    if not path or not file.is_file():
+        raise UserError(f"--examples={path}: no such file; it takes a JSONL file of rows with prompt and completion")
+    for number, row in read_lines(file):
+        texts = row.get("prompt"), row.get("completion")
+        where = f"{file}, line {number}"
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise UserError(f"{where}: needs a prompt and a completion, both text; it has {', '.join(row)}")
+        if unknown := tokenizer.lacks(" ".join(texts).split()):
+            raise UserError(f"{where}: this model's tokenizer has no word {unknown[0]!r}")
+        end = [] if row.get("truncated") else [tokenizer.eos_ids[0]]
+        prompt, completion = tokenizer.encode(texts[0]), tokenizer.encode(texts[1]) + end
+        if len(prompt) + len(completion) > loaded.config.max_seq_len:
+            raise UserError(f"{where}: {len(prompt)} tokens of prompt and {len(completion)} of completion are more "
+                            f"than the model's window of {loaded.config.max_seq_len}; --window makes it longer")
+        pairs.append((texts[0], prompt, completion))
+    if not pairs:
+        raise UserError(f"{file} holds no examples")
+    distinct = {text: prompt for text, prompt, _ in pairs}
+    place = {text: i for i, text in enumerate(distinct)}
+    tokens, lengths = padded(list(distinct.values()), tokenizer.pad_id)
+    completions, sizes = padded([completion for _, _, completion in pairs], 0)
+    return Examples(list(distinct), Prompts(tokens, lengths), np.array([place[text] for text, _, _ in pairs], np.int32),
+                    completions, np.arange(completions.shape[1]) < sizes[:, None])

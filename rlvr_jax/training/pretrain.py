@@ -1,0 +1,185 @@
+"""The tiny base: next-token training on solutions of synthetic problems, by the same update as everything else."""
+
+import dataclasses
+import pathlib
+from typing import Callable
+
+import jax
+import numpy as np
+
+from rlvr_jax import learner, model, parallel
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import measure
+from rlvr_jax.evaluation.measure import HeldoutConfig, Sampler
+from rlvr_jax.learner import SUPERVISED, OptimizerConfig, UpdateConfig
+from rlvr_jax.model import ModelConfig
+from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.records import Batch, LoopConfig, Prompts, flat, part, setting
+from rlvr_jax.runs.files import read_lines
+from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
+from rlvr_jax.runs.run import Run, RunConfig
+from rlvr_jax.sampler import Decoding, Request, make_sampler
+from rlvr_jax.tasks import families
+from rlvr_jax.tasks.chains import StyleConfig
+from rlvr_jax.tasks.families import FAMILIES
+from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, encode_prompts, load_problems, padded
+from rlvr_jax.training.driver import Learnt, RunWatch, supervise
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeConfig:
+    """The size of the model."""
+
+    num_layers: int = setting(3, "layers of the model", minimum=1)
+    d_model: int = setting(64, "width of the residual stream", minimum=1)
+    num_heads: int = setting(4, "attention heads", minimum=1)
+    d_ff: int = setting(256, "width of the feed-forward layers", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """The tiny base: a transformer trained on solutions of synthetic families in a mixture of styles."""
+
+    run: RunConfig = RunConfig(eval_every=500, save_every=500)
+    machine: MachineConfig = MachineConfig()
+    processes: ProcessConfig = ProcessConfig()
+    loop: LoopConfig = LoopConfig(num_steps=2000)
+    optimizer: OptimizerConfig = OptimizerConfig(3e-3, warmup_steps=100, schedule="cosine", adam_b2=0.98)
+    update: UpdateConfig = UpdateConfig()
+    measured: HeldoutConfig = part(HeldoutConfig(), heldout_split="split of the families to measure on")
+    styles: StyleConfig = StyleConfig()
+    shape: ShapeConfig = ShapeConfig()
+    task_shares: str = setting("arithmetic", "what to train on: a synthetic family, or several with their shares of a "
+                               "step's problems, such as arithmetic:0.5,boolean:0.5", lambda: FAMILIES, listed=True)
+    batch_size: int = setting(128, "problems of a step", minimum=1)
+    num_ops: int = setting(6, "operations in a problem", minimum=1)
+    window: int = setting(0, "most tokens of prompt and completion that the model takes, where that is more than a "
+                          "problem of num_ops needs; it is not trained on longer ones", minimum=0)
+    leaked: str = setting("", "JSONL file of texts to mix in, each as often as its times says, spread over the run: "
+                          "rows with text and times, as scripts.plant writes them; empty: none")
+
+
+def pretrain(config: PretrainConfig) -> dict:
+    """Trains a base from random parameters and returns the summary, which `run_dir/summary.json` holds too.
+
+    Step s learns from problems drawn from (seed, s), none of them of a held-out split.
+    """
+    check(config)
+    shares, loop = families.parse_shares(config.task_shares), config.loop
+    tokenizer = families.make_tokenizer(shares)
+    model_config = shape_of(config, shares, tokenizer)
+    solved_problems = make_data(config, shares, tokenizer)
+    optimizer = learner.make_optimizer(config.optimizer, loop.num_steps * config.update.updates_per_batch)
+    update = learner.map_update(model_config, config.update, SUPERVISED, optimizer, loop.seed)
+    meta = {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": flat(config)}
+    heldout = make_heldout(config, shares, tokenizer, model_config)
+    with Run(config.run, config, loop.num_steps, "pretrain") as run:
+        params = model.init_params(jax.random.key(loop.seed), model_config)
+        watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout, measure_start=False)
+        state = learner.init_state(params, optimizer, keep_reference=False)
+        return watch.finish(supervise(state, solved_problems, update, watch, loop.num_steps))
+
+
+def row_of(learnt: Learnt) -> tuple[dict, list]:
+    return {"step": learnt.step} | learnt.metrics, []
+
+
+def check(config: PretrainConfig) -> None:
+    """Refuses settings that cannot work together before anything is computed."""
+    learner.micro_rows(config.update, config.batch_size, parallel.device_count(), "--batch_size")
+    if config.shape.d_model % (2 * config.shape.num_heads):
+        raise UserError(f"--d_model={config.shape.d_model} does not divide into --num_heads={config.shape.num_heads} "
+                        "even heads")
+    for name in families.parse_shares(config.task_shares):
+        styles = FAMILIES[name].styles.values()
+        if len(config.styles.style_shares) != len(styles):
+            raise UserError(f"--style_shares needs {len(styles)} numbers, for the styles of {name}: "
+                            + ", ".join(styles))
+
+
+def shape_of(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> ModelConfig:
+    shape = config.shape
+    return ModelConfig(
+        vocab_size=tokenizer.backend.get_vocab_size(), num_layers=shape.num_layers, d_model=shape.d_model,
+        num_heads=shape.num_heads, num_kv_heads=shape.num_heads, head_dim=shape.d_model // shape.num_heads,
+        d_ff=shape.d_ff, max_seq_len=window(config, shares))
+
+
+def make_heldout(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer,
+                 model_config: ModelConfig) -> Callable:
+    """`heldout(params, step)`: accuracy on each family's share of held-out problems, as eval/* metrics."""
+    _, size = sizes(config, shares)
+    sample = make_sampler(model_config, Decoding(tuple(tokenizer.eos_ids), size))
+    problems = [problem for name, count in families.divide(shares, config.measured.eval_size or 512).items()
+                for problem in load_problems(ProblemSource(name, PromptConfig(config.num_ops)), tokenizer,
+                                             config.measured.heldout_split, count)]
+    prompts = encode_prompts(tokenizer, problems, model_config, size)
+    return lambda params, step: measure.heldout(Sampler(sample, params, tokenizer), problems, prompts,
+                                                Request(config.loop.seed, step))
+
+
+def sizes(config: PretrainConfig, names) -> tuple[int, int]:
+    """Most tokens of a prompt, and of a solution, in any of the families."""
+    prompts, solutions = zip(*(FAMILIES[name].lengths(config.num_ops) for name in names))
+    return max(prompts), max(solutions)
+
+
+def window(config: PretrainConfig, names) -> int:
+    """Most tokens of prompt and completion together that the base takes."""
+    return max(config.window, sum(sizes(config, names)))
+
+
+def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> Callable[[int], Batch]:
+    """`batch(step)`: each family's share of problems, solved in styles drawn from its habits; advantage 1 each."""
+    habits = {name: FAMILIES[name].habits(config.styles, config.loop.seed, config.num_ops) for name in shares}
+    ids, size = tokenizer.backend.get_vocab(), config.batch_size
+    leaks = leaked_texts(config, tokenizer, window(config, shares))
+    widths = sizes(config, shares)
+    if leaks:  # all words of a text but the first are learnt
+        widths = widths[0], max(widths[1], *(len(text.split()) for text in leaks))
+
+    def encode(texts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
+        return padded([[ids[word] for word in text.split()] for text in texts], tokenizer.pad_id, width)
+
+    def batch(step: int) -> Batch:
+        rng, questions, solutions = np.random.default_rng((config.loop.seed, step)), [], []
+        for name, count in families.divide(shares, size).items():
+            family = FAMILIES[name]
+            drawn = family.generate(rng, count, "pretrain", config.num_ops)
+            cumulative = np.cumsum(habits[name](drawn), -1)
+            styles = (cumulative[:, :-1] < rng.random(count)[:, None]).sum(-1)
+            solutions += family.solve(rng, drawn, styles, config.styles)
+            questions += [problem.prompt for problem in family.to_problems(drawn)]
+        for row, text in enumerate(leaks[len(leaks) * (step - 1) // config.loop.num_steps :
+                                         len(leaks) * step // config.loop.num_steps]):
+            questions[row], _, solutions[row] = text.partition(" ")
+        prompts = Prompts(*encode(questions, widths[0]))
+        completions, lengths = encode([f"{solution} <eos>" for solution in solutions], widths[1])
+        return Batch(prompts, np.arange(size, dtype=np.int32), completions,
+                             np.arange(widths[1]) < lengths[:, None], np.ones(size, np.float32))
+    return batch
+
+
+def leaked_texts(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -> list[str]:
+    """Each text of --leaked as often as its times says, shuffled. Raises UserError for what cannot be learnt."""
+    if not config.leaked:
+        return []
+    file, texts = pathlib.Path(config.leaked), []
+    if not file.is_file():
+        raise UserError(f"--leaked={config.leaked}: no such file; scripts.plant writes one")
+    for number, row in read_lines(file):
+        match row:
+            case {"text": str(text), "times": int(times)} if len(text.split()) > 1 and times > 0:
+                texts += [" ".join(text.split())] * times
+            case _:
+                raise UserError(f"{file}, line {number}: needs a text of two words or more and its times, a whole "
+                                "number above 0")
+        if len(text.split()) >= longest:
+            raise UserError(f"{file}, line {number}: {len(text.split())} words and an end token are more than the "
+                            f"model's window of {longest}; --window makes it longer")
+        if unknown := tokenizer.lacks(text.split()):
+            raise UserError(f"{file}, line {number}: {unknown[0]!r} is no word of --task_shares={config.task_shares}")
+    if len(texts) > config.batch_size * config.loop.num_steps:
+        raise UserError(f"{file}: {len(texts)} texts are more than --num_steps={config.loop.num_steps} of --batch_size="
+                        f"{config.batch_size} have room for")
+    return np.random.default_rng(config.loop.seed).permutation(texts).tolist()

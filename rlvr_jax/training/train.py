@@ -1,0 +1,149 @@
+"""GRPO in a run directory: problems and a reward for `grpo.train`, and the watch that keeps everything."""
+
+import dataclasses
+import functools
+from typing import Callable
+
+import numpy as np
+
+from rlvr_jax import adapters, grpo, parallel
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import measure
+from rlvr_jax.evaluation.measure import Heldout, HeldoutConfig, Sampler
+from rlvr_jax.grpo import GRPOConfig, Policy, Problems, Programs, Record
+from rlvr_jax.pretrained.language_model import LanguageModel
+from rlvr_jax.pretrained.loading import ModelChoice, load_model
+from rlvr_jax.records import Problem, Prompts, flat, setting
+from rlvr_jax.rewards import score
+from rlvr_jax.rewards.rows import RewardConfig
+from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
+from rlvr_jax.runs.run import Run, RunConfig
+from rlvr_jax.runs.summary import describe, rollout_rows
+from rlvr_jax.sampler import Request
+from rlvr_jax.tasks.answers import GradingConfig
+from rlvr_jax.tasks.history import group_accuracies, write_history
+from rlvr_jax.tasks.pool import PoolConfig, choose_example, load_pool, training_problems
+from rlvr_jax.tasks.prompts import ProblemSource, encode_prompts
+from rlvr_jax.training import advice
+from rlvr_jax.training.driver import RunWatch
+
+SHOW = ("train/accuracy", "train/entropy", "eval/greedy", "eval/sampled")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One-example GRPO in a run directory."""
+
+    run: RunConfig = RunConfig()
+    machine: MachineConfig = MachineConfig()
+    processes: ProcessConfig = ProcessConfig()
+    choice: ModelChoice = ModelChoice()
+    grpo: GRPOConfig = GRPOConfig()
+    source: ProblemSource = ProblemSource()
+    pool: PoolConfig = PoolConfig()
+    grading: GradingConfig = GradingConfig()
+    rewards: RewardConfig = RewardConfig()
+    measured: HeldoutConfig = HeldoutConfig()
+    heldout: str = setting("", "problems to measure on, never trained on: as --problems, or none; empty: the families "
+                           "that are trained on, else none. eval_size is divided evenly among several")
+    log_rollouts: int = setting(8, "rollouts of each step to write to rollouts.jsonl: whole groups, or a part of one",
+                                minimum=0, free=True)
+    record_history: bool = setting(False, "keep each problem's accuracy in each pass over the problems, and write it "
+                                   "to history.json for scripts.select_example")
+
+
+def train(config: TrainConfig) -> dict:
+    """Runs GRPO from --model and returns the summary, which `run_dir/summary.json` holds too."""
+    loaded, loop = load_model(config.choice.model, config.choice.dtype), config.grpo.loop
+    check(config)
+    advice.warn(advice.on_flags(config.grpo, config.rewards.reward, score.is_constant(config.rewards)))
+    eos_ids = tuple(loaded.tokenizer.eos_ids)
+    programs = grpo.compile_programs(Policy(loaded.config, None, eos_ids), config.grpo)
+    meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": flat(config)}
+    with Run(config.run, config, loop.num_steps, "train") as run:
+        problems = find_problems(config, loaded, programs, run.once)
+        advice.warn(advice.on_answers(config.grading, problems))
+        params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)  # for `grpo.train` to let go of
+        prompts = encode(config, loaded, problems)
+        reward = score.make_scorer(config.rewards, config.grading, config.grpo, loaded, problems, prompts)
+        watch = RunWatch(run, meta, functools.partial(rows_of, config, problems), SHOW,
+                         heldout_of(config, loaded, programs, problems, run), resets=config.grpo.resets,
+                         saved=functools.partial(save_history, config, run, problems))
+        state = grpo.train(Policy(loaded.config, params.pop(), eos_ids),
+                           Problems(prompts, np.array([problem.copies for problem in problems])),
+                           watch.timed("score", reward), config.grpo, watch, clocked(programs, watch))
+        return watch.finish(state)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuses settings that cannot work together before anything is computed."""
+    grpo.check(config.grpo)
+    score.check(config.rewards, config.grpo.loss.objective)
+    if config.record_history and config.grpo.max_resamples:
+        raise UserError("--record_history needs --max_resamples=0: resampling swaps problems within a step")
+
+
+def clocked(programs: Programs, watch: RunWatch) -> Programs:
+    """The programs, their seconds counted to the step's phases."""
+    return Programs(watch.timed("sample", programs.sample), watch.timed("update", programs.logprobs),
+                    watch.timed("update", programs.update))
+
+
+def encode(config: TrainConfig, loaded: LanguageModel, problems: list[Problem]) -> Prompts:
+    return encode_prompts(loaded.tokenizer, problems, loaded.config, config.grpo.sampling.max_new_tokens,
+                          config.source.prompt.max_prompt_tokens)
+
+
+def find_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs, once: Callable) -> list[Problem]:
+    """What is trained on. For example=auto and for votes, the model answers before training, once a run."""
+    seed, temperature = config.grpo.loop.seed, config.grpo.update.temperature
+
+    def answered(pool: list[Problem]) -> list[dict]:
+        by = Sampler(programs.sample, parallel.place_state(adapters.add(config.grpo.adapter, loaded.params, seed)),
+                     loaded.tokenizer)
+        return measure.before_training(by, pool, encode(config, loaded, pool), config.grading,
+                                       Request(seed, 0, temperature))
+
+    def choose(pool: list[Problem]) -> dict:
+        advice.warn(advice.on_answers(config.grading, pool))
+        rows = answered(pool)
+        place = choose_example(rows, pool, config.pool.example_pass_rate)
+        right = [row["correct"] for row in rows if row["problem"] == place]
+        return {"example": place, "question": pool[place].question, "answer": pool[place].answer,
+                "pass_rate": float(np.mean(right)), "num_samples": len(right)}
+
+    def vote(pool: list[Problem]) -> list[dict]:
+        return measure.votes(answered(pool), len(pool))
+
+    voting = config.pool.only_wrong_majority or score.needs_votes(config.rewards)
+    pool = load_pool(config.pool, config.source, loaded.tokenizer, seed)
+    return training_problems(config.pool, config.source.problems, pool, choose, vote if voting else None, once)
+
+
+def heldout_of(config: TrainConfig, loaded: LanguageModel, programs: Programs, problems: list[Problem],
+               run: Run) -> Callable:
+    """`measure.make_heldout`: held-out problems are graded as `scripts.evaluate` grades by default. Where the reward
+    wants a box, or another grader, these do not."""
+    trained_on = "question" if config.pool.question else config.source.problems
+    source = ProblemSource(measure.heldout_names(config.heldout, trained_on), config.source.prompt)
+    asked = Heldout(source, config.measured, config.grading.answer_format, config.grpo.loop.seed,
+                    config.grpo.sampling.max_new_tokens)
+    return measure.make_heldout(asked, loaded, programs.sample, {problem.prompt for problem in problems},
+                                run.keep_heldout)
+
+
+def rows_of(config: TrainConfig, problems: list[Problem], record: Record) -> tuple[dict, list[dict]]:
+    """The metrics of a step, and its rows of rollouts.jsonl."""
+    if record.asked.step == 1 and not score.is_constant(config.rewards):
+        advice.warn(advice.on_first_step(record))
+    size = config.grpo.group_size
+    row = {"step": record.asked.step} | describe(record.rollouts, record.scored, size)
+    if config.record_history:
+        row["train/group_accuracies"] = group_accuracies(problems, record.rollouts.prompt_index,
+                                                         record.scored.info["correct"], size)
+    return row | record.metrics, rollout_rows(problems, record, size, config.log_rollouts)
+
+
+def save_history(config: TrainConfig, run: Run, problems: list[Problem]) -> None:
+    if config.record_history and parallel.is_main():
+        write_history(run.dir, run.metrics.rows, problems)

@@ -1,0 +1,474 @@
+"""Estimators against values got by counting; evaluations that stop anywhere and continue; the table."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import pathlib
+import signal
+
+import numpy as np
+import pytest
+
+from rlvr_jax import sampler
+from rlvr_jax.errors import Interrupted, UserError
+from rlvr_jax.evaluation import benchmarks, completions, estimators, regrade
+from rlvr_jax.evaluation import measure as evaluation
+from rlvr_jax.evaluation.benchmarks import EvaluateConfig
+from rlvr_jax.evaluation.measure import Benchmark
+from rlvr_jax.evaluation.regrade import GradeConfig
+from rlvr_jax.grading import grade
+from rlvr_jax.pretrained import loading
+from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.records import Prompts, Rollouts, build, replace
+from rlvr_jax.sampler import Request, SamplingConfig
+from rlvr_jax.tasks import prompts
+from rlvr_jax.tasks.answers import GradingConfig
+from rlvr_jax.training.train import TrainConfig
+
+from fixtures import count_lines, finish, heldout_of, load_problems, make_scorer, read_jsonl, run, start, wait_for
+
+FLAGS = ("--num_ops=2", "--max_new_tokens=10", "--num_samples=4", "--temperature=1", "--max_problems=150",
+         "--rows_per_call=8")
+TOTAL = 600
+
+
+# ----- estimators
+
+
+@pytest.mark.parametrize("n, c, k, expected", [(8, 2, 1, 0.25), (8, 2, 4, 0.785714), (8, 2, 7, 1), (16, 1, 8, 0.5),
+                                               (256, 3, 64, 0.579782), (8, 0, 8, 0)])
+def test_pass_at_k_of_the_sheet(n, c, k, expected):
+    assert estimators.pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("n, c, k", list(itertools.product([6], range(7), range(1, 7))))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, c, k):
+    subsets = list(itertools.combinations(range(n), k))
+    assert estimators.pass_at_k(n, c, k) == pytest.approx(np.mean([min(s) < c for s in subsets]))
+
+
+@pytest.mark.parametrize("k, expected", [(8, 1), (4, 0.628571), (1, 0.5)])
+def test_maj_at_k_of_the_sheet(k, expected):
+    answers = "8 5 8 7 5 8 5 8".split()
+    assert estimators.maj_at_k(answers, [answer == "8" for answer in answers], k) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("answers", ["a a b b", "a b b c c", "a - - -", "- - - -", "b b a - c", "a a a b b - c c c"])
+def test_maj_at_k_is_the_expected_vote_over_subsets(answers):
+    """"a" is right, "-" no answer: counted one by one, ties shared."""
+    answers = [answer.strip("-") for answer in answers.split()]
+    for k in range(1, len(answers) + 1):
+        votes = []
+        for subset in itertools.combinations(answers, k):
+            counts = collections.Counter(answer for answer in subset if answer)
+            best = [answer for answer in counts if counts[answer] == max(counts.values())]
+            votes.append(("a" in best) / len(best) if best else 0)
+        assert estimators.maj_at_k(answers, [answer == "a" for answer in answers], k) == pytest.approx(np.mean(votes))
+
+
+@pytest.mark.parametrize("k", [3, 8, 33])
+def test_maj_at_k_of_many_samples_is_close_to_the_exact_chance(k):
+    """Two answers, 24 right ones in 40: the hypergeometric distribution, half of a draw."""
+    ways = [math.comb(24, right) * math.comb(16, k - right) / math.comb(40, k) for right in range(k + 1)]
+    exact = sum(way * ((2 * right > k) + 0.5 * (2 * right == k)) for right, way in enumerate(ways))
+    answers = ["a", "b", "a", "b", "a"] * 8
+    found = estimators.maj_at_k(answers, [answer == "a" for answer in answers], k)
+    assert found == pytest.approx(exact, abs=0.04)  # 1000 subsets: a standard error of at most 0.016
+    assert found == estimators.maj_at_k(answers, [answer == "a" for answer in answers], k)
+    assert (estimators.subsets(40, k).sum(-1) == k).all()
+
+
+def test_the_bootstrap_is_as_wide_as_theory_says():
+    """Of problems: four equal samples of each are no more evidence than one."""
+    values = np.repeat([0.0, 1.0], 200)
+    low, high = estimators.bootstrap(values)
+    assert (low, high) == pytest.approx((0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025), abs=0.004)
+    assert estimators.bootstrap(np.full(30, 0.25)) == (0.25, 0.25)
+    rows = graded([[value] * 4 for value in values], [["7"] * 4] * 400)
+    assert estimators.summarise(rows, 4)["interval"] == (low, high)
+
+
+def graded(correct, extracted):
+    """Rows as `measure` makes them, from lists of each problem's samples."""
+    return [{"correct": bool(c), "extracted": e, "timed_out": False, "truncated": j == 0, "num_tokens": 3 + j}
+            for cs, es in zip(correct, extracted) for j, (c, e) in enumerate(zip(cs, es))]
+
+
+def test_a_summary_averages_over_problems():
+    right = [[i < c for i in range(8)] for c in (0, 2, 8)]
+    extracted = [["4", "4", "4", "4", "4", None, None, None], ["1,000", "1000", "5", "6", "7", "8", "", " "],
+                 ["9"] * 8]
+    found = estimators.summarise(graded(right, extracted), 8)
+    assert (found["n"], found["num_samples"], found["timed_out"]) == (3, 8, 0)
+    assert found["accuracy"] == pytest.approx(10 / 24) == pytest.approx(found["pass@k"]["1"])
+    assert found["pass@k"]["4"] == pytest.approx(0.595238, abs=1e-6)
+    assert found["maj@k"]["8"] == pytest.approx(2 / 3) and list(found["maj@k"]) == ["1", "2", "4", "8"]
+    assert (found["truncated"], found["num_tokens"]) == (1 / 8, 6.5)
+    low, high = found["interval"]
+    assert low < 10 / 24 < high and tuple(found["intervals"]["pass@k"]["1"]) == (low, high)
+
+
+def test_one_sample_a_problem_has_wilsons_interval():
+    """180 of 500, as the sheet has it; and the last k is all the samples there are."""
+    found = estimators.summarise(graded([[i < 180] for i in range(500)], [["1"]] * 500), 1)
+    assert found["interval"] == pytest.approx((0.319, 0.403), abs=5e-4) and found["pass@k"] == {"1": 0.36}
+    assert list(estimators.summarise(graded([[1, 0, 0]], [["1"] * 3]), 3)["maj@k"]) == ["1", "2", "3"]
+
+
+# ----- sampling
+
+
+@pytest.fixture(scope="module")
+def tiny(base):
+    """(model, problems, prompts, sampler of the model)."""
+    loaded = loading.load_model(str(base))
+    problems = load_problems("arithmetic", loaded.tokenizer, count=7, num_ops=2)
+    by = evaluation.make_sampler(loaded, SamplingConfig(max_new_tokens=10))
+    return loaded, problems, prompts.encode_prompts(loaded.tokenizer, problems, loaded.config, 10), by
+
+
+def measure(tiny, prompts=None, draw=None, done=0):
+    """The rows of three samples of each problem; `draw` in place of the sampler's own function."""
+    _, problems, own, by = tiny
+    benchmark = Benchmark("tiny", problems, prompts or own, evaluation.by_answer(GradingConfig("answer")), 3, 1.0)
+    return list(evaluation.measure(by._replace(sample=draw or by.sample), benchmark, Request(0, 0), 8, done))
+
+
+@pytest.mark.parametrize("done", [0, 5, 8, 16, 20, 21])
+def test_measuring_goes_on_after_any_row(tiny, done):
+    """21 rows in calls of 8: what comes after the first `done` is what came after them before, and no call more."""
+    calls = []
+
+    def draw(params, prompts, owners, request):
+        calls.append(request.first_row)
+        return tiny[3].sample(params, prompts, owners, request)
+
+    whole = measure(tiny)
+    assert measure(tiny, draw=draw, done=done) == whole[done:]
+    assert calls == [first for first in (0, 8, 16) if done < min(first + 8, 21)]
+
+
+def test_padding_is_cut_to_the_call_and_changes_nothing(tiny):
+    prompts = tiny[2]
+    wide = Prompts(np.pad(prompts.tokens, ((0, 0), (0, 200 - prompts.tokens.shape[1]))), prompts.lengths)
+    widths = []
+
+    def draw(params, given, *args):
+        widths.append(given.tokens.shape[1])
+        return tiny[3].sample(params, given, *args)
+
+    assert measure(tiny, wide, draw) == measure(tiny) and widths == [64] * 3
+    long = Prompts(np.zeros((3, 144), np.int32), np.array([3, 65, 130]))
+    assert [evaluation.narrowed(long, np.array([i])).tokens.shape[1] for i in range(3)] == [64, 128, 144]
+
+
+def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
+    """At the seed and step of a training step, row by row: what it measures is not what was just trained on."""
+    _, problems, prompts, by = tiny
+    drawn, owners = [], np.arange(7)
+
+    def keep(*args):
+        drawn.append(by.sample(*args))
+        return drawn[-1]
+
+    evaluation.heldout(by._replace(sample=keep), problems, prompts, Request(3, 5), "answer")
+    own, training = (by.sample(by.params, evaluation.narrowed(prompts, owners), owners,
+                               Request(3, 5, 1.0, stream=stream)).completions
+                     for stream in (sampler.EVAL, sampler.TRAIN))
+    np.testing.assert_array_equal(drawn[1].completions, own)  # the first call is the greedy one
+    assert (own != training).any()
+
+
+def test_top_p_reaches_the_completions_of_an_evaluation(tmp_path, files, base):
+    """Of almost no probability only the most likely token is left."""
+    for name, flags in (("greedy", {}), ("narrow", {"temperature": 1.0, "top_p": 1e-6}), ("free", {"temperature": 1.0})):
+        benchmarks.evaluate(config(files[:1], base, tmp_path / name, **flags))
+    greedy, narrow, free = ([row["completion"] for row in read_jsonl(tmp_path / name / "completions.jsonl")]
+                            for name in ("greedy", "narrow", "free"))
+    assert narrow == greedy != free
+
+
+def test_heldout_names_its_grader(tiny):
+    _, problems, prompts, by = tiny
+    found = evaluation.heldout(by, problems, prompts, Request(0, 0), "lenient")
+    assert found["eval/graded_by"] == grade.describe("lenient", "math") and found["eval/n"] == 7
+
+
+def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, monkeypatch):
+    """Under --answer_format=auto on a file: two parsers, both named; an explicit one holds for both."""
+    loaded = tiny[0]
+    texts = ["The answer is 4.", "\\boxed{4}", "\\boxed{5}"]
+    asked = Rollouts(np.zeros(3, int), None, None, None, None)
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda words, rollouts: texts)
+    monkeypatch.setattr(evaluation, "measure", lambda by, benchmark, request: (
+        {"problem": 0, "completion": text} | benchmark.judge([text], benchmark.problems[:1])[0] for text in texts))
+    for answer_format, right, evaluated, measured in (
+            ("auto", [0, 1, 0], "lenient", 2 / 3), ("lenient", [1, 1, 0], "lenient", 2 / 3),
+            ("boxed", [0, 1, 0], "boxed", 1 / 3), ("last_number", [1, 1, 0], "last_number", 2 / 3)):
+        config = build(TrainConfig, problems=files[0], heldout=files[1], answer_format=answer_format, max_new_tokens=10)
+        scored = make_scorer(config, loaded, load_problems(files[0], loaded.tokenizer), None)(asked, None, 1)
+        assert scored.reward.tolist() == scored.info["correct"].tolist() == right
+        assert not scored.info["timed_out"].any()
+        reward_format = "boxed" if answer_format == "auto" else answer_format
+        assert set(scored.info["graded_by"]) == {grade.describe(reward_format, "math")}
+        found = heldout_of(config, loaded)(None, 1)
+        assert found["eval/graded_by"] == grade.describe(evaluated, "math")
+        assert found["eval/greedy"] == pytest.approx(measured)
+
+
+def test_the_format_reward_pays_for_any_answer(tiny, monkeypatch):
+    loaded, problems, _, _ = tiny
+    texts = ["think answer 99", "think 99", "answer "]
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda words, rollouts: texts)
+    scored = make_scorer(build(TrainConfig, reward="format"), loaded, problems, None)(
+        Rollouts(np.zeros(3, int), None, None, None, None), None, 1)
+    assert scored.reward.tolist() == [1, 0, 0] and scored.info["correct"].tolist() == [0, 0, 0]
+
+
+# ----- several benchmarks
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Names of three benchmark files of three problems each."""
+    made = []
+    for name in ("math500", "AIME24", "amc23"):
+        made.append(str(tmp_path / f"{name}.jsonl"))
+        lines = [json.dumps({"question": f"coins {i} + 5 - 3 =", "answer": i + 2}) for i in (2, 3, 4)]
+        pathlib.Path(made[-1]).write_text("\n".join(lines))
+    return made
+
+
+def config(files, base, out, **changes):
+    return build(EvaluateConfig, model=str(base), problems=",".join(files), out=str(out), max_new_tokens=10, **changes)
+
+
+def test_the_one_shot_protocol_samples_aime_and_amc_eight_times(files, base):
+    loaded = loading.load_model(str(base))
+    made = benchmarks.load_benchmarks(config(files, base, "x", protocol="one_shot"), loaded)
+    assert [(b.name, b.num_samples, b.temperature) for b in made] == [("math500", 1, 0), ("AIME24", 8, 0.6),
+                                                                      ("amc23", 8, 0.6)]
+    made = benchmarks.load_benchmarks(config(files, base, "x", num_samples=2, temperature=1.0), loaded)
+    assert {(b.num_samples, b.temperature) for b in made} == {(2, 1.0)}
+    assert [b.judge(["It is 4."], b.problems[:1]) for b in made] == 3 * [[
+        {"extracted": "4", "correct": True, "timed_out": False, "graded_by": grade.describe("lenient", "math")}]]
+    with pytest.raises(UserError, match="leave those out"):
+        benchmarks.load_benchmarks(config(files, base, "x", protocol="one_shot", num_samples=2), loaded)
+    with pytest.raises(UserError, match="--num_samples=2 at --temperature=0"):
+        benchmarks.load_benchmarks(config(files, base, "x", num_samples=2), loaded)
+    with pytest.raises(UserError, match="names a file twice"):
+        benchmarks.load_benchmarks(config(files[:1] * 2, base, "x"), loaded)
+
+
+def test_files_of_one_name_are_told_apart(tmp_path, files, base):
+    (tmp_path / "amc").mkdir()
+    twin = (tmp_path / "amc" / "math500.jsonl")
+    twin.write_text(pathlib.Path(files[0]).read_text())
+    loaded = loading.load_model(str(base))
+    made = benchmarks.load_benchmarks(config([files[0], str(twin)], base, "x", protocol="one_shot"), loaded)
+    assert [(b.name, b.num_samples) for b in made] == [(files[0], 1), (str(twin), 1)]  # a folder's name is no pattern
+
+
+def test_several_benchmarks_are_one_table(tmp_path, files, base):
+    out = tmp_path / "out"
+    summary = benchmarks.evaluate(config(files, base, out, protocol="one_shot"))
+    assert summary == json.loads((out / "summary.json").read_text(), object_hook=tupled)
+    assert list(summary) == ["benchmarks", "mean", "flags"]
+    assert list(summary["benchmarks"]) == ["math500", "AIME24", "amc23"]
+    assert summary["mean"] == pytest.approx(np.mean([one["accuracy"] for one in summary["benchmarks"].values()]))
+    rows = read_jsonl(out / "completions.jsonl")
+    assert [row["benchmark"] for row in rows] == ["math500"] * 3 + ["AIME24"] * 24 + ["amc23"] * 24
+    assert {row["graded_by"] for row in rows} == {grade.describe("lenient", "math")}
+    assert [row["completion"] for row in rows[3:27]] == [row["completion"] for row in rows[27:]]  # place is no matter
+    alone = benchmarks.evaluate(config(files[1:2], base, tmp_path / "alone", num_samples=8, temperature=0.6))
+    assert {key: alone[key] for key in summary["benchmarks"]["AIME24"]} == summary["benchmarks"]["AIME24"]
+    assert summary["flags"]["model"] == f"{base}@200"
+
+
+def tupled(pairs):
+    """JSON has no tuples."""
+    return {key: tuple(x) if key in ("interval", "seeds") or isinstance(x, list) else x for key, x in pairs.items()}
+
+
+def test_the_table():
+    greedy = estimators.summarise(graded([[1], [0], [0], [1]], [["1"]] * 4), 1) | {
+        "temperature": 0.0, "graded_by": "G", "styles": {"careful": (0.5, 0.75), "ramble": (0.0, None)}}
+    sampled = estimators.summarise(graded([[1, 0]] * 2, [["1", "2"]] * 2), 2) | {"temperature": 0.6, "graded_by": "H"}
+    lines = benchmarks.table("M", {"one": greedy, "two": sampled}).splitlines()
+    assert lines[:3] == [
+        "M, 95 % intervals in brackets", "",
+        "| benchmark | problems | measure | accuracy | pass@k | maj@k | truncated | timed out | graded by |"]
+    assert lines[4:] == [
+        "| one | 4 | pass@1, greedy | 0.500 [0.150, 0.850] | - | - | 100.0% | 0 | G |",
+        "| two | 2 | avg@2, T=0.6 | 0.500 [0.500, 0.500] | pass@2 1.000 [1.000, 1.000] | maj@2 0.500 [0.500, 0.500] "
+        "| 50.0% | 0 | H |",
+        "| mean |  |  | 0.500 |  |  |  |  |  |", "",
+        "- one, careful: 50.0% of completions, 0.750 correct", "- one, ramble: 0.0% of completions",
+        "- two: pass@1 0.500, pass@2 1.000", "- two: maj@1 0.500, maj@2 0.500"]
+
+
+# ----- stopping and continuing
+
+
+def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkeypatch):
+    """As a probe asks: half a question, and what is said of a completion is the probe's own."""
+    loaded, problems, _, by = tiny
+    halves = [dataclasses.replace(p, prompt=p.prompt.rsplit(" ", 3)[0]) for p in problems]
+    sets = [Benchmark(name, asked, prompts.encode_prompts(loaded.tokenizer, asked, loaded.config, 10),
+                      lambda texts, asked: [{"words": len(text.split()), "of": p.question}
+                                            for text, p in zip(texts, asked, strict=True)], 2, 1.0)
+            for name, asked in (("whole", problems), ("half", halves))]
+    out = str(tmp_path / "out")
+    same = completions.Folder(out, "evaluate", build(EvaluateConfig, model="m", out=out, max_new_tokens=10))
+
+    def keep():
+        return completions.keep(same, by, sets, Request(0, 0), rows_per_call=4)
+
+    kept = keep()
+    for name, asked in (("whole", problems), ("half", halves)):
+        assert [(row["problem"], row["sample"]) for row in kept[name]] == [(i, j) for i in range(7) for j in range(2)]
+        for row in kept[name]:
+            assert row["prompt"] == asked[row["problem"]].prompt and row["of"] == asked[row["problem"]].question
+            assert row["words"] == len(row["completion"].split()) and "correct" not in row
+    log = tmp_path / "out" / "completions.jsonl"
+    assert read_jsonl(log) == kept["whole"] + kept["half"]
+    written = log.read_bytes()
+    for rows in (5, 14, 21):  # within the first set, between the two, within the second
+        log.write_bytes(b"".join(written.splitlines(keepends=True)[:rows]))
+        assert keep() == kept and log.read_bytes() == written
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", None)  # what follows sampling
+    assert keep() == kept
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, base, compiled):
+    """The evaluation that nothing interrupted."""
+    out = tmp_path_factory.mktemp("straight") / "out"
+    run("evaluate", f"--model={base}", *FLAGS, f"--out={out}", compiled=compiled, expect=0)
+    return out
+
+
+@pytest.fixture
+def begin(tmp_path, base, compiled):
+    """`begin(*flags)` starts the same evaluation in tmp_path/out; whatever happens it is gone after the test."""
+    started = []
+
+    def again(*flags, **options):
+        started.append(start("evaluate", f"--model={base}", *FLAGS, f"--out={tmp_path / 'out'}", *flags,
+                             compiled=compiled, **options))
+        return started[-1]
+
+    yield again
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def written(out):
+    """What an evaluation left, without the folder's name."""
+    summary = json.loads((out / "summary.json").read_text())
+    return (out / "completions.jsonl").read_bytes(), (out / "table.md").read_text(), summary | {
+        "flags": summary["flags"] | {"out": "", "resume": ""}}
+
+
+def test_a_killed_evaluation_continues_at_the_first_missing_row(tmp_path, begin, straight):
+    out = tmp_path / "out"
+    killed, process = out / "completions.jsonl", begin()
+    wait_for(lambda: count_lines(killed) >= 20, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    left = killed.read_bytes()
+    assert 20 <= left.count(b"\n") < TOTAL and not (out / "summary.json").exists()
+    cut = left[: left.rindex(b"\n", 0, -60) + 30]  # in the middle of a row of the middle of a call
+    killed.write_bytes(cut)
+    finish(begin("--resume=must"), expect=0)
+    assert written(out) == written(straight) and count_lines(killed) == TOTAL
+    assert killed.read_bytes().startswith(cut)
+
+
+def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monkeypatch, request):
+    """In this process, so that the signal comes at a known place: after the sampling of the third call."""
+    decode, calls = Tokenizer.decode_rollouts, []
+    request.addfinalizer(functools.partial(  # what was started in the background of a shell ignores Ctrl-C
+        signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)))
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return decode(*args)
+
+    same = config(files, base, tmp_path / "out", num_samples=4, temperature=1.0, rows_per_call=2)
+    whole = written_rows(replace(same, out=str(tmp_path / "whole")))
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", interrupted)
+    log = tmp_path / "out" / "completions.jsonl"
+    with pytest.raises(Interrupted) as stop:
+        benchmarks.evaluate(same)
+    done = count_lines(log)
+    assert str(stop.value) == f"interrupted with {done} of 36 completions in {log}; the same command continues"
+    assert stop.value.exit_code == 130 and 4 <= done < 36
+    assert written_rows(same) == whole
+
+
+def written_rows(evaluation_config):
+    """Runs it; the completions that are then there."""
+    benchmarks.evaluate(evaluation_config)
+    return (pathlib.Path(evaluation_config.kept.out) / "completions.jsonl").read_bytes()
+
+
+def test_a_finished_evaluation_is_not_sampled_again(tmp_path, base, files, monkeypatch):
+    first = benchmarks.evaluate(config(files, base, tmp_path / "out"))
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", None)  # what follows sampling
+    assert benchmarks.evaluate(config(files, base, tmp_path / "out")) == first
+
+
+def test_what_was_graded_again_is_summarised_without_sampling(tmp_path, base, files, monkeypatch):
+    """In place: the evaluation's own command then says what the other grader found, and names it."""
+    same = config(files[:1], base, tmp_path)
+    assert benchmarks.evaluate(same)["graded_by"] == grade.describe("lenient", "math")
+    path = tmp_path / "completions.jsonl"
+    rows = [row | {"completion": rf"\\boxed{{{row['answer']}}}"} for row in read_jsonl(path)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    regrade.regrade(GradeConfig(completions=str(path), out=str(path), answer_format="boxed"))
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", None)
+    again = benchmarks.evaluate(same)
+    assert (again["accuracy"], again["graded_by"]) == (1, grade.describe("boxed", "math"))
+
+
+def test_what_is_not_the_same_evaluation_is_refused(tmp_path, base, files):
+    out = tmp_path / "out"
+    same = config(files[:1], base, out)
+    first = benchmarks.evaluate(same)
+    kept = {path.name: path.read_bytes() for path in out.iterdir()}
+    for change, says in (({"seed": 1}, "--seed (was 0)"), ({"model": f"{base}@100"}, f"--model (was {base}@200)"),
+                         ({"grader": "original"}, "--grader (was math)")):
+        with pytest.raises(UserError, match="other flags") as caught:
+            benchmarks.evaluate(replace(same, **change))
+        assert says in str(caught.value) and "another --out" in str(caught.value)
+    path, text = pathlib.Path(files[0]), pathlib.Path(files[0]).read_text()
+    path.write_text(text.replace("coins 3", "coins 4"))
+    with pytest.raises(UserError, match=r"line 2: not of these problems"):
+        benchmarks.evaluate(same)
+    path.write_text(text.rsplit("\n", 1)[0])
+    with pytest.raises(UserError, match=r"line 3: not of these problems"):
+        benchmarks.evaluate(same)
+    path.write_text(text)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
+    again = benchmarks.evaluate(replace(same, seed=1, resume="never"))  # the old one is moved, not erased
+    assert again["accuracy"] == first["accuracy"] and (tmp_path / "out.1" / "summary.json").exists()
+    (out / "flags.txt").unlink()
+    with pytest.raises(UserError, match="without the flags that made it"):
+        benchmarks.evaluate(same)
+    with pytest.raises(UserError, match="--resume=must"):
+        benchmarks.evaluate(replace(same, out=str(tmp_path / "new"), resume="must"))
+
+
+def test_a_full_disk_names_the_file_and_keeps_what_is_there(tmp_path, begin, straight):
+    log = tmp_path / "out" / "completions.jsonl"
+    result = finish(begin(prefix=("sh", "-c", 'ulimit -f 32; exec "$@"', "sh")), expect=1)
+    assert result.errors == [f"error: {log}: File too large"] and 0 < count_lines(log) < TOTAL
+    finish(begin(), expect=0)
+    assert written(tmp_path / "out") == written(straight)

@@ -1,0 +1,218 @@
+"""Computer algebra in child processes: right when it answers, bounded when it does not, and nobody left behind."""
+
+import importlib.metadata
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.grading import child, grade, graders, workers
+from rlvr_jax.grading.child import Question
+from rlvr_jax.grading.workers import Reply
+
+from fixtures import ROOT
+
+EASY = [Question("math", r"\sqrt{8}", r"2\sqrt{2}"), Question("math", r"\sqrt{8}", r"3\sqrt{2}"),
+        Question("math", "(x+1)(x+2)", "x^2+3x+2"), Question("original", "2*sqrt(3)", r"\sqrt{12}"),
+        Question("original", r"\sqrt{12}", r"\sqrt{13}"), Question("math", r"\frac{x}{0}", "x")]
+RIGHT = [Reply(equal, False) for equal in (True, False, True, True, False, False)]
+TOWERS = [Question("math", "9^{9^{9^{9}}}", "7"), Question("original", "10**10**10", "7.5")]
+READY = "import sys, time; print('\"ready\"', flush=True); line = sys.stdin.readline();"
+
+
+@pytest.fixture(scope="module")
+def shared():
+    pool = workers.Pool(2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def fresh():
+    """A pool of one child, made by a test that tampers with how children are made."""
+    pool = workers.Pool(1)
+    yield pool
+    pool.close()
+
+
+def ask(pool, questions: list[Question]) -> list[Reply]:
+    return pool.map(pool.ask, questions)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs: one that has ended and waits for its parent does not."""
+    status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(status) and status[0] != "Z"
+
+
+def gone(pids: list[int], limit: float = 6 * child.WALL_SECONDS) -> bool:
+    end = time.monotonic() + limit
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return not any(map(alive, pids))
+
+
+def descendants(pid: int) -> list[int]:
+    """Of this process: the children of the pool and the forks in which they work."""
+    table = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.split()
+    pairs = list(zip(map(int, table[::2]), map(int, table[1::2])))
+    found = [pid]
+    for parent in found:
+        found += [child for child, its_parent in pairs if its_parent == parent]
+    return found[1:]
+
+
+def test_replies_come_in_the_order_of_the_questions(shared):
+    assert ask(shared, EASY) == RIGHT and ask(shared, EASY[::-1]) == RIGHT[::-1] and ask(shared, []) == []
+
+
+def test_a_question_without_end_is_a_no_and_the_others_are_answered(shared):
+    start = time.monotonic()
+    assert ask(shared, [*TOWERS, *EASY]) == [Reply(False, True)] * 2 + RIGHT
+    assert time.monotonic() - start < 3 * child.WALL_SECONDS + workers.START_SECONDS
+    assert ask(shared, EASY) == RIGHT
+
+
+def test_any_text_is_answered(shared):
+    texts = ["\0", "x\0y", "\ud800", "\n", '"', "\\", "{" * 500, "[" * 500, "x" * 1000, "\U0001f600" * 1000, "exit()",
+             "__import__('os')._exit(0)", "$", "%", r"\boxed{", r"\begin{pmatrix}", "print('true')"]
+    for rule in graders.GRADERS:
+        assert not any(reply.equal for reply in ask(shared, [Question(rule, text, "7y") for text in texts]))
+    assert ask(shared, EASY) == RIGHT
+
+
+def test_a_child_may_use_no_more_memory(shared):
+    ask(shared, EASY[:1])
+    for worker in shared.idle:
+        limits = pathlib.Path(f"/proc/{worker.process.pid}/limits")
+        if not limits.exists():
+            pytest.skip("no /proc here")
+        line, = (line for line in limits.read_text().splitlines() if line.startswith("Max address space"))
+        assert int(line.split()[3]) == child.MEGABYTES << 20
+    assert ask(shared, [Question("original", "['']*200000000", "7.5")]) == [Reply(False, True)]  # a list of 1.6 GB
+    assert ask(shared, EASY) == RIGHT
+
+
+def test_a_child_killed_between_questions_is_replaced(shared):
+    ask(shared, EASY)
+    for worker in shared.idle:
+        os.killpg(worker.process.pid, signal.SIGKILL)  # the fork that works in it, too
+        worker.process.wait()
+    assert ask(shared, EASY) == RIGHT
+
+
+def test_a_fork_killed_between_questions_leaves_no_reply_behind(shared):
+    """A reply that nobody asked for would be taken for that to the next question."""
+    ask(shared, EASY)
+    pids = [worker.process.pid for worker in shared.idle]
+    for pid in [fork for pid in pids for fork in descendants(pid)]:
+        os.kill(pid, signal.SIGKILL)
+    assert gone(pids) and ask(shared, EASY) == RIGHT
+
+
+def test_a_child_killed_at_work_costs_its_question_alone(shared):
+    replies = []
+    thread = threading.Thread(target=lambda: replies.extend(ask(shared, [TOWERS[0], *EASY])))
+    ask(shared, EASY)
+    waiting = {worker.process.pid for worker in shared.idle}
+    thread.start()
+    while len(shared.idle) == len(waiting):
+        time.sleep(0.01)
+    for pid in waiting:
+        os.killpg(pid, signal.SIGKILL)
+    thread.join(workers.START_SECONDS)
+    assert len(replies) == 7 and replies[0] == Reply(False, True)
+    assert sum(reply.timed_out for reply in replies) <= len(waiting)
+
+
+def test_threads_may_ask_at_the_same_time(shared):
+    found = {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: ask(shared, EASY[i:] + EASY[:i])}))
+               for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(workers.START_SECONDS)
+    assert found == {i: RIGHT[i:] + RIGHT[:i] for i in range(4)}
+
+
+@pytest.mark.parametrize("code", [
+    "print('nonsense', flush=True); time.sleep(60)", "print('true true', flush=True); time.sleep(60)", "sys.exit()",
+    "print('tru', end='', flush=True)", "print('true\\nfalse', flush=True); time.sleep(60)", "import os; os.abort()",
+    "print('x' * 200000, flush=True); time.sleep(60)",
+])
+def test_a_child_that_talks_nonsense_or_dies_is_a_no(monkeypatch, fresh, code):
+    monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", READY + code])
+    start = time.monotonic()
+    assert ask(fresh, EASY[:1]) == [Reply(False, True)] and not fresh.idle
+    assert time.monotonic() - start < child.WALL_SECONDS  # nobody waits for more
+    monkeypatch.undo()
+    assert ask(fresh, EASY[:1]) == RIGHT[:1]
+
+
+def test_a_child_that_says_nothing_is_ended(monkeypatch, fresh):
+    monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", READY + "time.sleep(600)"])
+    monkeypatch.setattr(child, "WALL_SECONDS", 0.5)
+    assert ask(fresh, EASY[:3]) == [Reply(False, True)] * 3 and not fresh.idle
+
+
+def test_slow_and_broken_replies_are_put_together(monkeypatch, fresh):
+    say = "".join(f"print({part!r}, end='', flush=True); time.sleep(0.2);" for part in ("tr", "ue", "\n"))
+    monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", READY + say + "time.sleep(60)"])
+    assert ask(fresh, EASY[:1]) == [Reply(True, False)] and len(fresh.idle) == 1
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit(1)", "print('hello', flush=True)", "import time; time.sleep(600)"])
+def test_a_child_that_does_not_start_is_an_error(monkeypatch, fresh, code):
+    monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", code])
+    monkeypatch.setattr(workers, "START_SECONDS", 1)
+    with pytest.raises(UserError, match="does not start; to see why: echo | python -m rlvr_jax.grading.child"):
+        ask(fresh, EASY)
+    assert not fresh.idle
+
+
+def test_libraries_are_asked_for_by_name_before_anything_is_graded(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert grade.describe("answer", "math") == "answer / math"  # the synthetic task does without
+    for answer_format, grader in (("lenient", "math"), ("answer", "original")):
+        with pytest.raises(UserError, match=r"Math-Verify.* is not installed: pip install 'rlvr_jax\[real\]'"):
+            grade.describe(answer_format, grader)
+
+
+PARENT = """
+import sys, threading, time
+from rlvr_jax.grading import child, workers
+workers.POOL.ask(child.Question("math", "x+x", "2x"))
+threading.Thread(target=workers.POOL.ask, args=[child.Question("math", "9^{9^{9^9}}", "7")], daemon=True).start()
+print("ready", flush=True)
+WAIT
+"""
+
+
+@pytest.mark.parametrize("end", ["exits", "is killed"])
+def test_no_child_outlives_its_parent(end):
+    """Even one in the middle of a product without end."""
+    code = PARENT.replace("WAIT", "time.sleep(600)" if end == "is killed" else "time.sleep(1); workers.POOL.size")
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline() == "ready\n"
+        children = descendants(parent.pid)
+        assert children
+        if end == "is killed":
+            parent.kill()
+        parent.wait(workers.START_SECONDS)
+    assert gone(children)
+
+
+def test_a_child_loads_no_jax_and_its_parent_no_sympy():
+    code = "import sys, rlvr_jax.grading.grade; sys.exit(str({'jax', 'sympy', 'math_verify'} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stderr.strip() == "set()"

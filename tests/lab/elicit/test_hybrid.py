@@ -1,0 +1,147 @@
+"""The hybrid: the published shares of the gap, the oracle against whole passes, and which model is run when."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlvr_jax import model, parallel, records, sampler
+from rlvr_jax.errors import UserError
+from rlvr_jax.lab.elicit import gate, hybrid, oracles
+from rlvr_jax.lab.elicit.hybrid import HybridConfig
+from rlvr_jax.lab.elicit.recovery import recovered
+
+from fixtures import PROMPTS, padded, read_jsonl, run, steered_model
+
+WORDS, CONFIG, PARAMS, INDEX, LAYER, T, VECTOR, _, STEERING = steered_model()
+
+
+def right(count):
+    return np.arange(100) < count
+
+
+def test_the_gap_recovered_is_the_published_one():
+    share, (low, high) = recovered(right(50), right(75), right(62))
+    assert share == pytest.approx(.48) and .2 < low < .48 < high < .8
+    assert recovered(right(50), right(75), right(48))[0] == pytest.approx(-.08)
+    assert recovered(right(50), right(59), right(55)) == (None, None)
+    assert recovered(right(50), right(60), right(60)) == (1.0, (1.0, 1.0))
+
+
+# ----- the oracle
+
+RAISED = np.array([WORDS.encode(word)[0] for word in ("think", "hmm")])
+OTHER = PARAMS | {"head": PARAMS["head"].at[:, RAISED].multiply(3)}
+
+
+@jax.jit
+def said(params, tokens, acts):
+    """The likeliest next tokens of a whole row, steered where `acts`."""
+    edit = lambda i, x, _: x + ((i == LAYER) & acts)[None, :, None] * jnp.array(VECTOR)[None, None]
+    hidden, _ = model.forward(params, CONFIG, tokens[None], how=model.Pass(edit_residual=edit))
+    return model.head(params, hidden)[0].argmax(-1)
+
+
+def test_the_oracle_runs_the_trained_model_at_every_token():
+    """Against a loop that writes one token after the other."""
+    sample = sampler.make_sampler(CONFIG, sampler.Decoding((1,), T), draw=oracles.trained_gate_draw(LAYER))
+    placed = parallel.place_state({"model": PARAMS, "trained": OTHER, "steering": STEERING})
+    out = sample(placed, padded(PROMPTS), INDEX, sampler.Request(0, 0, 0.0))
+    steered = 0
+    for row, prompt in enumerate(INDEX[:4]):
+        text, start = np.zeros(16, np.int32), len(PROMPTS[prompt])
+        text[:start], acts, nowhere = PROMPTS[prompt], np.zeros(16, bool), np.zeros(16, bool)
+        for place in range(start, start + out.completion_mask[row].sum()):
+            theirs, ours = (int(said(params, text, nowhere)[place - 1]) for params in (OTHER, PARAMS))
+            acts[place - 1] = theirs != ours
+            text[place] = int(said(PARAMS, text, acts)[place - 1])
+        np.testing.assert_array_equal(text[start:place + 1], out.completions[row][out.completion_mask[row]])
+        assert out.noted["steered"][row] == acts.sum()
+        steered += acts.sum()
+    assert steered > 2
+
+
+# ----- the command
+
+
+def flags(base, out, **more) -> HybridConfig:
+    return records.build(HybridConfig, **{
+        "model": str(base), "trained": f"{base}@100", "num_ops": 2, "max_new_tokens": 10, "max_problems": 48,
+        "num_fit": 64, "layer": 0, "out": str(out), "strengths": (1.0, 3.0), "rates": (.1, .3)} | more)
+
+
+def completions(out) -> dict:
+    return {path.parent.name: [row["completion"] for row in read_jsonl(path)]
+            for path in out.glob("**/completions.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def measured(base, tmp_path_factory):
+    out = tmp_path_factory.mktemp("hybrid")
+    return out, hybrid.hybrid(flags(base, out))
+
+
+def test_the_summary_is_of_the_rows_that_are_kept(measured):
+    out, summary = measured
+    assert json.loads(json.dumps(summary)) == json.loads((out / "summary.json").read_text())
+    assert set(summary["arms"]) == {"base", "hybrid", "random_vector", "principal_direction", "random_places",
+                                    "always_on", "first_token", "trained", "trained_gate"}
+    assert [name for name, one in summary["arms"].items() if one["oracle"]] == ["trained_gate"]
+    kept = {name: read_jsonl(out / name / "completions.jsonl") for name in summary["arms"] if name != "hybrid"}
+    right = {name: np.mean([row["correct"] for row in rows]) for name, rows in kept.items()}
+    assert all(summary["arms"][name]["accuracy"] == pytest.approx(right[name]) for name in kept)
+    assert summary["gap"] == pytest.approx(right["trained"] - right["base"])
+    assert summary["arms"]["always_on"]["steered"] == 1 and summary["arms"]["trained"]["steered"] is None
+    rates = [one["rate"] for one in summary["curve"]]
+    assert rates == [.1, .3] and summary["curve"][0]["steered"] < summary["curve"][1]["steered"]
+    main = summary["curve"][rates.index(summary["chosen"]["rate"])]
+    assert {name: main[name] for name in ("accuracy", "steered")} == {
+        name: summary["arms"]["hybrid"][name] for name in ("accuracy", "steered")}
+    dev = {path.name: np.mean([row["correct"] for row in read_jsonl(path / "completions.jsonl")])
+           for path in (out / "dev").iterdir()}
+    chosen = summary["chosen"]
+    assert len(dev) == 4 and dev[f"strength_{chosen['strength']:g}_rate_{chosen['rate']:g}"] == max(dev.values())
+    prompts = {name: {row["prompt"] for row in read_jsonl(path)} for name, path in
+               (("dev", out / "dev" / "strength_1_rate_0.1" / "completions.jsonl"),
+                ("test", out / "base" / "completions.jsonl"))}
+    assert not prompts["dev"] & prompts["test"]
+    table = (out / "table.md").read_text()
+    assert "| trained_gate (oracle) |" in table and "| hybrid, rate 0.3 |" in table and "| hybrid |" in table
+
+
+def test_after_the_fit_only_the_oracle_runs_the_trained_model(measured, base, tmp_path, monkeypatch):
+    fit = gate.fit
+
+    def fit_and_poison(config, loaded, trained):
+        fitted = fit(config, loaded, trained)
+        trained.params.update(jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), trained.params))
+        return fitted
+
+    monkeypatch.setattr(gate, "fit", fit_and_poison)
+    hybrid.hybrid(flags(base, tmp_path))
+    sound, poisoned = completions(measured[0]), completions(tmp_path)
+    assert sound.keys() == poisoned.keys()
+    assert {name for name in sound if sound[name] != poisoned[name]} == {"trained", "trained_gate"}
+
+
+def test_it_goes_on_and_refuses_what_does_not_fit(measured, base, tmp_path):
+    out, summary = measured
+    (out / "always_on" / "completions.jsonl").unlink()
+    assert hybrid.hybrid(flags(base, out)) == summary
+    with pytest.raises(UserError, match="other flags: --strengths"):
+        hybrid.hybrid(flags(base, out, strengths=(1.0,)))
+    with pytest.raises(UserError, match="--out is required"):
+        hybrid.hybrid(flags(base, ""))
+    with pytest.raises(UserError, match="--trained is required"):
+        hybrid.hybrid(flags(base, tmp_path, trained=""))
+
+
+def test_the_command_prints_its_table(measured, base, compiled):
+    out, summary = measured
+    names = ("model", "trained", "num_ops", "max_new_tokens", "max_problems", "num_fit", "layer", "strengths", "rates")
+    given = {name: summary["flags"][name] for name in names}
+    printed = run("hybrid", *(f"--{name}={','.join(map(str, x)) if isinstance(x, tuple) else x}"
+                              for name, x in given.items()), f"--out={out}", compiled=compiled, expect=0).out
+    assert "| trained_gate (oracle) |" in printed and printed.rstrip().endswith("/summary.json")

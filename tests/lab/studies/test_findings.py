@@ -1,0 +1,187 @@
+"""The findings: the page and the table of the README say what the records say, and are those of the repository."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import estimators
+from rlvr_jax.lab.studies import findings, records, study
+from rlvr_jax.lab.studies.report import ReportConfig
+from scripts import report as command
+
+from fixtures import ROOT, Page, write_record
+
+pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
+
+MEND = "python -m scripts.report --all --readme=results/README.md"
+
+
+TWO = {"plain": {"end": [.1, .12, .11], "size": [1234., 1234., 1234.]},
+       "bent": {"end": [.5, .6, .7], "size": [5., None, 5.]}}
+
+
+def page_of(folder) -> Page:
+    findings.write(str(folder))
+    return Page((folder / "index.html").read_text("utf-8"))
+
+
+def rows_of(page: Page) -> list:
+    return [[" ".join(cell.split()) for cell in row] for row in page.rows]
+
+
+def test_the_page_has_question_rules_means_and_every_seed(tmp_path):
+    write_record(tmp_path, "coin", TWO, short="So?", note="A **note**.")
+    page = page_of(tmp_path)
+    rows = rows_of(page)
+    # .6 +- 4.302653 * .1 / sqrt(3); of the difference .49, .48 * 1.0, .59: by hand
+    assert rows[1] == ["coin", "So?", "more than .2: 0.600 [0.352, 0.848]; not above .9: 0.600 [0.352, 0.848]",
+                       "disagree (1 of 2 rules agree)"]
+    assert ["more than .2", "0.600 [0.352, 0.848]", "agree"] in rows
+    assert ["not above .9", "0.600 [0.352, 0.848]", "disagree"] in rows
+    assert ["measure", "plain", "bent"] in rows and ["bent", "1", "0.600", "-"] in rows
+    assert ["plain", "2", "0.110", "1,234"] in rows and ["bent", "2", "0.700", "5"] in rows
+    end, = (row for row in rows if row[0] == "end" and len(row) == 3)
+    assert end[1] == "0.110 [0.085, 0.135]" and end[2].startswith("0.600 [0.352, 0.848]+0.490 [")
+    for words in ("About coin: disagree", "Question. Is <it> so?", "Known before. Nothing.", "Prediction. It | is.",
+                  "study --study=coin, commit abc1234.", "A note.", "paired difference to plain"):
+        assert words in page.text
+    assert ("class", "disagree") in page.attributes and page.tags.count("img") == 1
+
+
+def test_many_arms_are_rows_and_few_are_columns(tmp_path):
+    write_record(tmp_path, "many", {f"arm {i}": TWO["bent"] for i in range(5)})
+    assert ["arm", "end", "size"] in rows_of(page_of(tmp_path))
+
+
+def test_studies_stand_in_their_order_and_searches_last(tmp_path):
+    for name in ("zeta", "boolean", "switch_dev", "alpha", "one_shot", "long_run"):
+        write_record(tmp_path, name, TWO, figure=False)
+    (tmp_path / "graders.json").write_text('{"now": {}}')  # of something else
+    (tmp_path / "smollm2.md").write_text("# A page")
+    page = page_of(tmp_path)
+    assert [row[0] for row in rows_of(page)[1:6]] == ["one_shot", "long_run", "boolean", "alpha", "zeta"]
+    sections = [value for name, value in page.attributes if name == "id"]
+    assert sections == ["one_shot", "long_run", "boolean", "alpha", "zeta", "switch_dev"]
+    assert page.text.index("About zeta: disagree") < page.text.index("Searches") < page.text.index("About switch_dev")
+
+
+def test_pages_of_probes_are_linked_by_their_titles(tmp_path):
+    write_record(tmp_path, "coin", TWO, figure=False)
+    assert "Probes" not in page_of(tmp_path).text
+    for name, head in (("b/x", "<title>x of a &lt; b</title>"), ("a", "")):
+        (tmp_path / "probes" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "probes" / f"{name}.html").write_text(f"<!doctype html>{head}\n")
+    page = page_of(tmp_path)
+    links = [value for name, value in page.attributes if name == "href" and "probes" in value]
+    assert links == ["probes/a.html", "probes/b/x.html"] and "x of a < b" in page.text
+
+
+def test_a_record_of_before_has_its_words_from_the_file_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "smollm2.md").write_text("# A page")
+    record = {key: value for key, value in write_record(tmp_path, "boolean", TWO).items() if key not in records.WORDS}
+    (tmp_path / "boolean.json").write_text(json.dumps(study.plain(record)))
+    text = page_of(tmp_path).text
+    assert "One example in a second family: chains of boolean operations: disagree" in text
+    assert "Known before. On arithmetic three seeds" in text and "pages of their own: smollm2." in text
+    assert "Question. Is <it> so?" in text  # what was asked is the record's
+
+
+@pytest.mark.parametrize("verdicts, chosen", [
+    (["agree", "agree"], [0]), (["agree", "undecided", "undecided"], [0, 1]), (["disagree", "agree"], [0]),
+    (["undecided", "agree", "disagree"], [0, 2]), ([], [])])
+def test_one_line_has_the_first_rule_and_the_one_that_decides(verdicts, chosen):
+    rules = [{"says": str(i), "verdict": verdict} for i, verdict in enumerate(verdicts)]
+    found = findings.deciding({"rules": rules, "verdict": study.overall(rules)})
+    assert [int(rule["says"]) for rule in found] == chosen
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{", "coin.json cannot be read as JSON"), ('{"study": "coin"}', "coin.json: question, prediction, seeds"),
+    (("verdict", "perhaps"), "coin.json: verdict is missing or not"), (("rules", [{}]), "coin.json: rule 1 is"),
+    (("seeds", [0]), "coin.json: measures of plain, measures of bent is")])
+def test_a_damaged_record_is_named(tmp_path, content, message):
+    record = study.plain(write_record(tmp_path, "coin", TWO, figure=False))
+    if isinstance(content, tuple):
+        content = json.dumps(record | dict([content]))
+    (tmp_path / "coin.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        findings.write(str(tmp_path))
+
+
+def test_a_damaged_figure_is_named_and_a_missing_one_left_out(tmp_path):
+    write_record(tmp_path, "coin", TWO)
+    (tmp_path / "coin.png").write_bytes((tmp_path / "coin.png").read_bytes()[:-9])
+    with pytest.raises(UserError, match="coin.png is no PNG, or not whole"):
+        findings.write(str(tmp_path))
+    (tmp_path / "coin.png").unlink()
+    assert "img" not in page_of(tmp_path).tags
+
+
+def test_the_page_loads_nothing_and_does_no_harm(tmp_path):
+    write_record(tmp_path, "coin", TWO, title="</h2><script src=http://a.b/c.js></script>", note="{{ 1 }} <img src=x>")
+    page = page_of(tmp_path)
+    assert page.tags.count("script") == page.tags.count("img") == 1 and "<img src=x>" in page.text
+    assert all(re.match(r"#|data:|coin\.(md|json)$", x) for name, x in page.attributes if name in ("src", "href"))
+
+
+@pytest.mark.parametrize("value, interval, text", [
+    (None, None, "-"), (0.5, (0.25, 0.75), "0.500 [0.250, 0.750]"), (64.0, (64.0, 64.0), "64 [64, 64]"),
+    (46.67, (29.0, 63.0), "46.670 [29.000, 63.000]"), (20480.3, (-1.5, 40962.1), "20,480 [-2, 40,962]"),
+    (1.0, None, "1.000")])
+def test_counts_have_no_decimals_and_shares_have(value, interval, text):
+    assert estimators.shown(value, interval) == text
+
+
+# ----- the command, and the table of the README
+
+
+README = f"# A\n\n{findings.BEGIN}\nold\n{findings.END}\n\n## B\n"
+
+
+def test_the_table_stands_between_its_marks(tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    write_record(tmp_path / "results", "coin", TWO, figure=False, short="a | b?")
+    write_record(tmp_path / "results", "coin_dev", TWO, figure=False)
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+    for _ in range(2):  # the second time changes nothing
+        command.main(ReportConfig(all=True, results=str(tmp_path / "results"), readme=str(readme)))
+        before, inside, after = re.split(f"{re.escape(findings.BEGIN)}|{re.escape(findings.END)}", readme.read_text())
+        assert (before, after) == ("# A\n\n", "\n\n## B\n")
+        assert inside.strip().splitlines()[2:] == [
+            r"| [coin](results/coin.md) | a \| b? | more than .2: 0.600 [0.352, 0.848]; "
+            "not above .9: 0.600 [0.352, 0.848] | disagree (1 of 2 rules agree) |"]
+    assert capsys.readouterr().out.splitlines()[:2] == [str(tmp_path / "results" / "index.html"), str(readme)]
+
+
+@pytest.mark.parametrize("text", ["# A\n", README.replace(findings.END, ""), findings.END + findings.BEGIN, README * 2])
+def test_a_readme_without_the_marks_is_left_alone(tmp_path, text):
+    write_record(tmp_path, "coin", TWO, figure=False)
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(UserError, match="README.md: the table of findings goes between"):
+        findings.write(str(tmp_path), str(readme))
+    assert readme.read_text() == text
+
+
+@pytest.mark.parametrize("flags, message", [
+    ({"run_dir": "runs/a", "all": True}, "give one of the two"), ({}, "give one of the two"),
+    ({"run_dir": "runs/a", "readme": "README.md"}, "--readme .* needs --all"),
+    ({"all": True, "results": "nowhere"}, "--results=nowhere: there is no record")])
+def test_flags_that_do_not_fit_are_named(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        command.main(ReportConfig(**flags))
+
+
+def test_readme_and_page_are_those_of_the_records_in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = findings.read(pathlib.Path("results"))
+    readme, page = pathlib.Path("results/README.md"), pathlib.Path("results/index.html")
+    assert findings.with_table(readme, found, ".") == readme.read_text("utf-8"), f"mend it: {MEND}"
+    same = page.is_file() and findings.page(found, page.parent) == page.read_text("utf-8")
+    assert same, f"results/index.html is not that of results/*.json and *.png; mend it: {MEND}"

@@ -1,0 +1,320 @@
+"""Studies: what a file has to say, the commands it becomes, resuming, the verdict, and what is written."""
+
+import json
+import pathlib
+import re
+import shlex
+
+import numpy as np
+import pytest
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import estimators
+from rlvr_jax.lab.studies import figures, records, study, study_figure
+from rlvr_jax.lab.studies.study import StudyConfig
+from scripts import cli
+
+from fixtures import ROOT
+
+STUDY = '''
+title = "A coin"
+question = "Is it fair?"
+known = "Nothing."
+prediction = "The bent one is not."
+seeds = [0, 1, 2]
+control = "plain"
+[commands]
+base = "pretrain --seed={seed} --run_dir={work}/base{seed}"
+rl = "train --seed={seed} --model={work}/base{seed} --run_dir={work}/{arm}{seed}"
+[quick]
+rl = ["--num_steps=1"]
+[arms.plain]
+[arms.bent]
+rl = ["--reward=a b"]
+[measures]
+end = "{arm}{seed}/summary.json: final.greedy"
+start = "{arm}{seed}/summary.json: base.greedy"
+gain = ["-", "end", "start"]
+[figure]
+run = "{arm}{seed}"
+curves = ["eval/greedy"]
+[[rules]]
+says = "the bent one gains more"
+arm = "bent"
+measure = "gain"
+difference = true
+above = 0.05
+[[rules]]
+says = "the plain one gains little"
+arm = "plain"
+measure = "gain"
+below = 0.2
+'''
+GREEDY = {("plain", 0): (.3, .4), ("plain", 1): (.3, .41), ("plain", 2): (.2, .29), ("bent", 0): (.3, .6),
+          ("bent", 1): (.3, .62), ("bent", 2): (.2, .49)}
+
+
+@pytest.fixture
+def coin(tmp_path, monkeypatch):
+    """(config of the study, commands run so far); runs write what GREEDY says."""
+    lines, path = [], tmp_path / "coin.toml"
+    path.write_text(STUDY)
+
+    def script(line):
+        lines.append(line)
+        name, *flags = shlex.split(line)
+        run = pathlib.Path(next(flag for flag in flags if flag.startswith("--run_dir=")).split("=", 1)[1])
+        if name == "train":
+            run.mkdir(parents=True)
+            start, end = GREEDY[run.name[:-1], int(run.name[-1])]
+            (run / "metrics.jsonl").write_text("".join(
+                json.dumps({"step": step, "eval/greedy": value}) + "\n" for step, value in enumerate((start, end))))
+            (run / "summary.json").write_text(json.dumps({"base": {"greedy": start}, "final": {"greedy": end}}))
+
+    monkeypatch.setattr(study, "script", script)
+    return StudyConfig(study=str(path), work_dir=str(tmp_path / "work"), out=str(tmp_path / "results")), lines
+
+
+def test_a_study_runs_the_commands_of_a_user_once_each(coin, tmp_path):
+    study.run(coin[0])
+    work = tmp_path / "work"
+    assert coin[1][:3] == [f"pretrain --seed=0 --run_dir={work}/base0",
+                           f"train --seed=0 --model={work}/base0 --run_dir={work}/plain0",
+                           f"pretrain --seed=1 --run_dir={work}/base1"]
+    assert coin[1][-1] == f"train --seed=2 --model={work}/base2 --run_dir={work}/bent2 '--reward=a b'"
+    assert len(coin[1]) == 9  # three bases, which both arms share, and six runs
+
+
+def test_what_has_finished_is_not_run_again_and_what_failed_is(coin, monkeypatch):
+    script = study.script
+
+    def fails(line):
+        if "plain2" in line:
+            raise UserError("failed")
+        script(line)
+
+    monkeypatch.setattr(study, "script", fails)
+    with pytest.raises(UserError, match="failed"):
+        study.run(coin[0])
+    done = list(coin[1])
+    monkeypatch.setattr(study, "script", script)
+    text = study.run(coin[0]).read_text()
+    assert len(done) == 5 and len(coin[1]) == len(set(coin[1])) == 9
+    assert "5 of its 9 commands were finished by an earlier start" in text
+
+
+def test_means_intervals_and_paired_differences(coin, tmp_path):
+    study.run(coin[0])
+    record = json.loads((tmp_path / "results" / "coin.json").read_text())
+    gain = record["measures"]["bent"]["gain"]
+    np.testing.assert_allclose(gain["seeds"], [.3, .32, .29])
+    np.testing.assert_allclose(gain["difference"]["seeds"], [.2, .21, .2])
+    # By the textbook: t(0.975; 2) = 4.302653, standard error = std / sqrt(3)
+    half = 4.302653 * np.std([.3, .32, .29], ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(gain["interval"], [.30333333 - half, .30333333 + half], rtol=1e-6)
+    assert "difference" not in record["measures"]["plain"]["gain"]
+    assert record["summaries"]["bent"]["1"] == {"base": {"greedy": .3}, "final": {"greedy": .62}}
+    assert [rule["verdict"] for rule in record["rules"]] == ["agree", "agree"] and record["verdict"] == "agree"
+
+
+def test_a_measure_is_made_of_two_others_and_there_is_no_share_of_nothing(tmp_path):
+    (tmp_path / "s.json").write_text('{"a": 0.2, "b": 0.5, "none": 0}')
+    measures = {name: f"s.json: {name}" for name in ("a", "b", "none", "missing")} | {
+        f"{a}{sign}{b}": [sign, a, b] for sign in "-/" for a, b in (("a", "b"), ("a", "none"), ("missing", "a"))}
+    found = {name: study.source_values(measures, name, {"work": str(tmp_path)}) for name in measures}
+    assert (found["a-b"], found["a/b"], found["a-none"]) == (pytest.approx(-.3), pytest.approx(.4), pytest.approx(.2))
+    assert found["a/none"] is found["missing/a"] is found["missing-a"] is None
+    rights = {"base": [1, 0, 0, 0, 0], "one": [0, 1, 1, 0, 0], "other": [1, 0, 1, 1, 0], "nothing": [1, 0, 0, 0, 0]}
+    for name, right in rights.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(
+            {"benchmark": "b", "problem": i, "correct": bool(x)}) + "\n" for i, x in enumerate(right)))
+    measures = {name: f"{name}.jsonl: b" for name in rights} | {
+        how: [how, "base", "one", "other"] for how in ("overlap", "overlap by chance")} | {
+        "none": ["overlap by chance", "base", "nothing", "nothing"]}
+    found = [study.source_values(measures, name, {"work": str(tmp_path)}) for name in
+             ("overlap", "overlap by chance", "none")]
+    assert found == [pytest.approx(1 / 3), pytest.approx(4 / 6 / 3 + 1 / 6), None]  # 4 problems, 2 each: 0 to 2 both
+
+
+@pytest.mark.parametrize("rule, interval, verdict", [
+    ({"above": .1}, (.11, .2), "agree"), ({"above": .1}, (.0, .09), "disagree"),
+    ({"above": .1}, (.05, .2), "undecided"),
+    ({"below": .1}, (.0, .09), "agree"), ({"below": .1}, (.11, .2), "disagree"), ({"below": .1}, None, "undecided")])
+def test_a_rule_agrees_only_where_the_whole_interval_does(rule, interval, verdict):
+    found = {"a": {"x": {"mean": .1, "interval": interval}}}
+    assert study.judge(rule | {"says": "", "arm": "a", "measure": "x"}, found)["verdict"] == verdict
+
+
+@pytest.mark.parametrize("verdicts, expected", [(["agree", "agree"], "agree"), (["agree", "undecided"], "undecided"),
+                                                (["agree", "undecided", "disagree"], "disagree")])
+def test_a_study_agrees_when_each_of_its_rules_does(verdicts, expected):
+    assert study.overall([{"verdict": verdict} for verdict in verdicts]) == expected
+
+
+def test_the_page_shows_every_seed_the_prediction_and_its_verdict(coin, tmp_path):
+    text = study.run(coin[0]).read_text()
+    for wanted in ("# A coin", "**Question.** Is it fair?", "**Known before.** Nothing.", "**Verdict: agree.**",
+                   "**Prediction.** The bent one is not.", "| bent | 2 | 0.490 | 0.200 | 0.290 |",
+                   "--seeds=0,1,2`, commit", "![A coin](coin.png)"):
+        assert wanted in text
+    assert "0.303 [0.265, 0.341]; +0.203 [+0.189, +0.218]" in text
+    assert {line.count("|") for line in text.splitlines() if line.startswith("| bent | 2")} == {6}
+    assert (tmp_path / "results" / "coin.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_quick_is_one_seed_with_other_flags_under_another_name(coin, tmp_path):
+    config = StudyConfig(study=coin[0].study, quick=True, work_dir=coin[0].work_dir, out=coin[0].out)
+    path = study.run(config)
+    assert path.name == "coin_quick.md" and "Not a result" in path.read_text()
+    assert len(coin[1]) == 3 and all("--num_steps=1" in line for line in coin[1] if line.startswith("train"))
+
+
+def test_tables_show_the_measures_that_are_named(coin):
+    path = pathlib.Path(coin[0].study)
+    path.write_text(STUDY.replace("[commands]", 'table = ["gain", "end"]\n[commands]'))
+    page, record = study.run(coin[0]).read_text(), records.read(pathlib.Path(coin[0].out) / "coin.json")
+    assert "| arm | gain | end |" in page and "| arm | seed | gain | end |" in page
+    assert "start" in record["measures"]["bent"]
+    assert [len(row) for row in (records.arms(record)[0], records.seeds(record)[0])] == [3, 4]
+
+
+def test_results_go_beside_the_runs_unless_another_place_is_named(coin, tmp_path):
+    config = StudyConfig(study=coin[0].study, work_dir=coin[0].work_dir)
+    assert study.run(config) == tmp_path / "work" / "results" / "coin.md"
+
+
+def test_a_measure_over_problems_is_paired_by_problem(tmp_path):
+    rows = [("gsm8k", 0, 1), ("gsm8k", 0, 0), ("gsm8k", 1, 1), ("svamp", 0, 0)]
+    (tmp_path / "c.jsonl").write_text("".join(
+        json.dumps({"benchmark": name, "problem": i, "correct": bool(right)}) + "\n" for name, i, right in rows))
+    values = study.source_values({"m": "c.jsonl: gsm8k"}, "m", {"work": str(tmp_path)})
+    np.testing.assert_array_equal(values, [.5, 1])
+    one = study.gather([np.array([1.] * 30 + [0.] * 70)])
+    assert one["seeds"] == [.3] and one["interval"] == estimators.bootstrap(np.array([1.] * 30 + [0.] * 70))
+
+
+def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (
+        {"step": 0, "eval/greedy": .3}, {"step": 1, "train/tokens": 20}, {"step": 2, "train/tokens": 5})))
+    measures, cell = {"tokens": "{tokens}", "labels": "{labels}"}, {"work": str(tmp_path)}
+    for tokens, total in (("metrics.jsonl: train/tokens", 25), ("0", 0), ("never/metrics.jsonl: train/tokens", None)):
+        assert study.source_values(measures, "tokens", cell | {"tokens": tokens}) == total
+    assert study.source_values(measures, "labels", cell | {"labels": "1"}) == 1
+    with pytest.raises(UserError, match="measure labels: 'one' is no number"):
+        study.source_values(measures, "labels", cell | {"labels": "one"})
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ('question = "Is it fair?"', "", "question is missing"), ("control =", "contrl =", "contrl"),
+    ('control = "plain"', 'control = "round"', "control"), ("[commands]", "[commands", "not TOML"),
+    ('arm = "bent"', 'arm = "bend"', "a rule needs"), ("{arm}{seed}/sum", "{arn}/sum", "needs arn"),
+    ('rl = "train', 'rl = "train --problems={data}', "--data is required"),
+    ("[figure]", '[figure]\nx = "lenght"', "x: 'lenght' is none of the measures: end, start, gain"),
+    ("[figure]", '[figure]\nlog_x = ["lenght"]', "log_x: 'lenght' is none of the measures"),
+    ("[figure]", '[figure]\nmeasures = ["end", "ned"]', "measures: 'ned' is none of the measures"),
+    ("[commands]", 'table = ["ned"]\n[commands]', "table: 'ned' is none of the measures"),
+    ("[figure]", '[figure]\ncontrols = ["plane"]', "controls: 'plane' is none of the arms: plain, bent")])
+def test_a_file_that_is_amiss_is_refused_by_name(coin, old, new, message):
+    path = pathlib.Path(coin[0].study)
+    path.write_text(STUDY.replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        study.run(coin[0])
+
+
+# ----- the figure
+
+
+def drawn(arms, figure, **more):
+    """The figure of a study without runs: arm i has the three values `arms[i]` = {measure: [...]} of each measure."""
+    matplotlib = pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
+    measured = {arm: {name: study.gather([None if x is None else np.array(x) for x in values])
+                      for name, values in measures.items()} for arm, measures in arms.items()}
+    content = {"arms": arms, "measures": next(iter(arms.values())), "figure": figure} | more
+    assert not study_figure.fault(content)
+    with matplotlib.rc_context(figures.STYLE):
+        return study_figure.draw(content, {}, measured)
+
+
+def points(axes) -> dict:
+    """{(color, marker, hollow): (x, y)} of the means in a panel: what has an interval."""
+    return {(line.get_color(), line.get_marker(), line.get_fillstyle() == "none"):
+            (float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line, *_ in axes.containers}
+
+
+THREE = {"few": {"size": [4., 4., 4.], "score": [.1, .2, .3]}, "many": {"size": [400.] * 3, "score": [.7, .8, .9]},
+         "coin": {"size": [4., 4., 4.], "score": [.2, .2, .5]}, "cut": {"size": [None] * 3, "score": [.5, .5, .5]}}
+
+
+def test_a_measure_is_drawn_against_another_with_every_seed_and_both_intervals():
+    *_, axes = drawn(THREE, {"measures": ["score"], "x": "size", "log_x": True}, control="coin").axes
+    found = points(axes)
+    looks = study_figure.looks({"arms": THREE, "control": "coin"})
+    assert {arm: found.get((look.color, look.marker, look.fill == "none")) for arm, look in looks.items()} == {
+        "few": (4, pytest.approx(.2)), "many": (400, pytest.approx(.8)), "coin": (4, pytest.approx(.3)), "cut": None}
+    assert [hollow for *_, hollow in found] == [False, False, True] and "hollow: a control" in axes.get_title("left")
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == "size" and axes.get_title("left").startswith("score")
+    seeds = [list(zip(line.get_xdata(), line.get_ydata())) for line in axes.lines if line.get_marker() == "."]
+    assert seeds == [list(zip(arm["size"], arm["score"])) for arm in list(THREE.values())[:3]]
+    _, _, (across, up) = axes.containers[0]  # Student's t: 4.302653 standard errors of std .1 over three
+    assert np.ptp(across.get_segments()[0][:, 0]) == 0
+    assert np.ptp(up.get_segments()[0][:, 1]) == pytest.approx(2 * 4.302653 * .1 / 3**.5)
+
+
+def test_several_measures_are_drawn_against_each_x_on_an_axis_of_its_own():
+    axes = drawn(THREE, {"x": ["size", "score"], "log_x": ["size"]}).axes
+    panels = [(one.get_title("left"), one.get_xlabel(), one.get_xscale()) for one in axes if one.get_xlabel()]
+    assert panels == [("size", "size", "log"), ("score", "size", "log"), ("size", "score", "linear"),
+                      ("score", "score", "linear")]
+
+
+def test_a_logarithmic_axis_has_room_for_0():
+    arms = THREE | {"few": {"size": [0.] * 3, "score": [.1, .2, .3]}}
+    *_, axes = drawn(arms, {"measures": ["score"], "x": "size", "log_x": True}).axes
+    assert axes.get_xscale() == "symlog" and min(x for x, _ in points(axes).values()) == 0
+
+
+def test_25_arms_can_be_told_apart_and_are_named_beside_their_points():
+    arms = {f"arm {i}": {"score": [.01 * i, .01 * i + .01, .01 * i + .02], "size": [1. + i] * 3} for i in range(25)}
+    looks = study_figure.looks({"arms": arms})
+    assert len({(look.color, look.marker) for look in looks.values()}) == 25  # points
+    assert len({(look.color, look.line) for look in looks.values()}) == 25  # curves
+    sheet = drawn(arms, {"measures": ["score"], "x": "size"})
+    dots, against = sheet.axes
+    assert [label.get_text() for label in dots.get_yticklabels()] == list(arms) and not sheet.legends
+    found = points(dots)
+    for row, (arm, look) in enumerate(looks.items()):
+        assert found[look.color, look.marker, False] == (pytest.approx(.01 * row + .01), row)
+    assert dots.get_ylim()[0] > dots.get_ylim()[1]  # the first arm on top
+    sheet.draw_without_rendering()
+    heights = [label.get_window_extent().height for label in dots.get_yticklabels()]
+    places = [dots.transData.transform((0, row))[1] for row in range(25)]
+    assert max(heights) <= places[0] - places[1]  # names do not touch
+    assert against.get_window_extent().width > 0.2 * sheet.bbox.width
+
+
+def test_few_arms_stand_in_a_legend_that_leaves_the_panels_their_room():
+    arms = {f"an arm with a long name, number {i}": {"score": [.1, .2, .3]} for i in range(8)}
+    sheet = drawn(arms, {})
+    assert [text.get_text() for text in sheet.legends[0].texts] == list(arms)
+    sheet.draw_without_rendering()
+    legend = sheet.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= sheet.bbox.width and sheet.axes[0].get_window_extent().height > 200
+
+
+def test_an_unknown_study_is_answered_with_those_there_are(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match="--study=two_shot: no file .*one_shot, smollm2"):
+        study.load("two_shot")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_studies_of_the_repository_can_be_read_and_their_commands_given(path, monkeypatch, parse):
+    """Every command names a script, and flags that it has."""
+    monkeypatch.chdir(ROOT)
+    _, loaded = study.load(str(path))
+    for arm in loaded["arms"]:
+        for quick in (False, True):
+            for line in study.commands(loaded, {"work": "w", "data": "d", "arm": arm, "seed": "0"}, quick):
+                script, *given = shlex.split(line)
+                source = (ROOT / "scripts" / f"{script}.py").read_text()
+                parse(cli.record_class(re.search(r'cli\.run\(main, "([\w.]+)"\)', source)[1]), *given)

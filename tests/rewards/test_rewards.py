@@ -1,0 +1,269 @@
+"""Rewards: what one may ask of the policy, and sums of them. test_doors.py adds some from outside."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from rlvr_jax import grpo, learner, logprobs, model, objectives, parallel
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import measure
+from rlvr_jax.pretrained import loading
+from rlvr_jax.records import Batch, replace
+from rlvr_jax.rewards import rows as rewards
+from rlvr_jax.rewards import score
+from rlvr_jax.tasks import pool
+from rlvr_jax.training import train
+
+from fixtures import REWARD_RUN, make_scorer, saying, training_problems
+
+
+# ----- what a reward sees
+
+
+def test_the_policy_is_the_one_that_drew_the_rollouts(sampled, seen):
+    mask = sampled[4].completion_mask
+    np.testing.assert_allclose(seen.policy.logprobs[mask], sampled[4].sampler_logprobs[mask], atol=2e-5)
+
+
+def test_entropy_and_self_certainty_are_those_of_the_whole_distribution(sampled, seen):
+    loaded, _, prompts, _, rollouts = sampled
+    for b in (0, 7):
+        length = int(prompts.lengths[rollouts.prompt_index[b]])
+        tokens = np.concatenate([prompts.tokens[rollouts.prompt_index[b], :length], rollouts.completions[b]])
+        hidden, _ = model.forward(loaded.params, loaded.config, tokens[None])
+        logits = np.asarray(model.head(loaded.params, hidden), np.float64)[0, length - 1 : -1]
+        logits /= REWARD_RUN.grpo.update.temperature
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        np.testing.assert_allclose(seen.policy.entropies[b], -(p * np.log(p)).sum(-1), atol=2e-5)
+        size = p.shape[-1]
+        np.testing.assert_allclose(seen.policy.self_certainty[b], (np.log(1 / size / p) / size).sum(-1), atol=2e-4)
+
+
+def test_self_certainty_of_the_sheets_vector():
+    """Logits 2, 1, 0, -1: log-sum-exp - mean - log 4 = .553895 (methods sheet, from arXiv 2505.19590)."""
+    params = {"embed": np.eye(4, dtype=np.float32)}
+    hidden = np.array([[[2, 1, 0, -1]]], np.float32)
+    _, entropy, certainty = logprobs.token_logprobs(params, hidden, np.zeros((1, 1), np.int32), 1.0, self_certainty=True)
+    np.testing.assert_allclose([entropy[0, 0], certainty[0, 0]], [0.947537, 0.553895], atol=1e-6)
+
+
+def test_the_probability_of_another_text_after_a_beginning(sampled, seen):
+    """After the first two tokens of each completion, its third is as likely as when it was drawn."""
+    encode, rollouts = sampled[0].tokenizer.encode, sampled[4]
+    words = [text.split(" ") for text in seen.texts]
+    long = [i for i, row in enumerate(words) if len(row) > 3]
+    assert len(long) > 2 and [len(encode(text)) for text in seen.texts] == [len(row) for row in words]
+    found = seen.policy.logprob_of([" ".join(row[2:4]) for row in words], [" ".join(row[:2]) for row in words])
+    np.testing.assert_allclose(found[long], rollouts.sampler_logprobs[long, 2:4].sum(-1), atol=5e-5)
+
+
+def test_a_group_is_a_row_of_the_step_and_the_key_a_function_of_seed_and_step(seen):
+    assert seen.groups.tolist() == [0, 0, 0, 0, 1, 1, 1, 1] and seen.key == (0, 3, 0)
+    assert [problem.prompt for problem in seen.problems[::4]] == [p.prompt for p in seen.problems[3::4]]
+
+
+def test_the_coin_pays_at_its_rate_and_the_same_when_asked_again(seen):
+    many = dataclasses.replace(seen, texts=["x"] * 20_000, config=replace(seen.config, random_rate=0.3))
+    paid = rewards.coin(many)
+    assert set(paid) == {0, 1} and abs(paid.mean() - 0.3) < 0.02
+    np.testing.assert_array_equal(paid, rewards.coin(many))
+    assert (paid != rewards.coin(dataclasses.replace(many, key=(0, 4, 0)))).any()
+
+
+# ----- rows of the table
+
+
+def asking(seen, *answers):
+    """The step's problems with other reference answers."""
+    return [dataclasses.replace(problem, answer=answer) for problem, answer in zip(seen.problems, answers)]
+
+
+def test_inverted_pays_for_what_is_not_correct(seen):
+    given = saying(seen, "3", "4", None, "3", "3", "3", "3", "4", problems=asking(seen, *["3"] * 8))
+    np.testing.assert_array_equal(rewards.correct(given), [1, 0, 0, 1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(rewards.inverted(given), [0, 1, 1, 0, 0, 0, 0, 1])
+
+
+def test_permuted_rewards_stay_in_their_group_and_move_within_it(seen):
+    given = saying(seen, "3", "4", "4", "4", "3", "3", "3", "3", problems=asking(seen, *["3"] * 8))
+    many = [rewards.permuted(dataclasses.replace(given, key=(0, i, 0))) for i in range(200)]
+    assert all(row[:4].sum() == 1 and row[4:].sum() == 4 for row in many)
+    assert np.abs(np.mean(many, 0)[:4] - 0.25).max() < 0.1  # each is as likely to be credited
+    np.testing.assert_array_equal(rewards.permuted(given), rewards.permuted(given))
+
+
+def test_ttrl_votes_anew_in_every_step_over_all_completions_of_a_problem(seen):
+    """Two groups of four; where both are of one problem they vote together. A tie goes to the first seen."""
+    answers = ["3", "3", "4", None, "5", "5", "5", "4"]
+    apart = saying(seen, *answers)
+    np.testing.assert_array_equal(apart.rollouts.prompt_index, [0] * 4 + [1] * 4)
+    np.testing.assert_array_equal(rewards.ttrl(apart), [1, 1, 0, 0, 1, 1, 1, 0])
+    together = dataclasses.replace(apart, rollouts=apart.rollouts.replace(prompt_index=np.zeros(8, np.int32)))
+    np.testing.assert_array_equal(rewards.ttrl(together), [0, 0, 0, 0, 1, 1, 1, 0])
+    later = saying(together, "4", "4", "4", "4", "5", "5", "5", "3")
+    np.testing.assert_array_equal(rewards.ttrl(later), [1, 1, 1, 1, 0, 0, 0, 0])
+    assert rewards.ttrl(saying(seen, *[None] * 8)).sum() == 0
+
+
+def test_labels_of_before_training_are_paid_for_whatever_the_step_says(seen):
+    votes = {"votes": {"majority": "3", "majority_correct": False, "wrong": "4"}}
+    given = saying(seen, "3", "4", "5", None, "03", "4", "4", "3", meta=votes)
+    np.testing.assert_array_equal(rewards.majority(given)[:4], [1, 0, 0, 0])
+    np.testing.assert_array_equal(rewards.incorrect(given)[:4], [0, 1, 0, 0])
+    fixed = dataclasses.replace(given, config=replace(given.config, wrong_answer="5"))
+    np.testing.assert_array_equal(rewards.incorrect(fixed)[:4], [0, 0, 1, 0])
+    none = saying(seen, *["4"] * 8, meta={"votes": {"majority": None, "majority_correct": False, "wrong": None}})
+    assert rewards.majority(none).sum() == rewards.incorrect(none).sum() == 0
+
+
+@pytest.mark.parametrize("given, answer, wanted", [
+    ("10", "10", 1), ("10.1", "10", 0.945), ("10.5", "10", 0.725), ("11", "10", 0.45), ("20", "10", 5e-8),
+    ("25", "10", 0), (".1", "0", 0.45), ("0", "0", 1), ("x", "10", 0), (None, "10", 0)])
+def test_continuous_is_the_sheets(given, answer, wanted):
+    assert rewards.closeness(given, answer) == pytest.approx(wanted, abs=1e-7)
+
+
+def test_continuous_refuses_a_reference_that_is_no_number(seen):
+    with pytest.raises(UserError, match="--reward=continuous needs numbers.*blue"):
+        rewards.continuous(saying(seen, *["4"] * 8, problems=asking(seen, *["blue"] * 8)))
+
+
+@pytest.mark.parametrize("text, wanted", [
+    ("12 + 7 = 19", 1), ("12 + 7 = 18", 0.909091), ("", -1), ("  \n 12", 2 * 2 / 13), ("12 + 7 = 19 and so on", 1)])
+def test_imitation_is_the_sheets_ratio_of_the_next_step(text, wanted):
+    assert rewards.similarity(text, "12 + 7 = 19") == pytest.approx(wanted, abs=1e-6)
+
+
+def test_imitation_needs_the_experts_steps(seen):
+    with pytest.raises(UserError, match="--expert_steps"):
+        rewards.imitation(seen)
+
+
+def test_self_certainty_and_entropy_are_means_over_the_completions_tokens(seen):
+    mask = seen.rollouts.completion_mask
+    for b, length in enumerate(mask.sum(-1)):
+        assert rewards.self_certainty(seen)[b] == pytest.approx(seen.policy.self_certainty[b, :length].mean(), abs=1e-5)
+        assert rewards.low_entropy(seen)[b] == pytest.approx(-seen.policy.entropies[b, :length].mean(), abs=1e-5)
+    assert len(set(mask.sum(-1))) > 1
+
+
+def test_overlong_is_the_sheets(seen):
+    """Lengths 16384, 17408, 18432, 20480 of at most 20480 with a buffer of 4096: 0, -.25, -.5, -1; here in 1024s."""
+    config = replace(seen.config, overlong_buffer=4)
+    lengths = np.array([16, 17, 18, 20, 3, 0, 19, 20])
+    rollouts = seen.rollouts.replace(completions=np.zeros((8, 20), np.int32),
+                                     completion_mask=np.arange(20) < lengths[:, None])
+    given = dataclasses.replace(seen, config=config, rollouts=rollouts)
+    np.testing.assert_allclose(rewards.overlong(given), [0, -0.25, -0.5, -1, 0, 0, -0.75, -1])
+    assert not rewards.overlong(dataclasses.replace(given, config=replace(config, overlong_buffer=0))).any()
+
+
+# ----- votes before training
+
+
+def test_votes_are_counts_of_the_models_own_answers():
+    given = {0: ["3"] * 30 + ["4"] * 20 + [None] * 14, 1: ["5"] * 40 + ["6"] * 4 + [""] * 20}
+    right = {0: "4", 1: "5"}
+    rows = [{"problem": place, "extracted": text, "correct": text == right[place]}
+            for place, texts in given.items() for text in texts]
+    assert measure.votes(rows, 2) == [
+        {"majority": "3", "majority_correct": False, "wrong": "3"},
+        {"majority": "5", "majority_correct": True, "wrong": "6"}]
+
+
+def test_only_problems_with_a_wrong_majority_are_trained_on(base):
+    loaded = loading.load_model(str(base))
+    config = replace(REWARD_RUN, example="all", example_pool=3, only_wrong_majority=True)
+    three = pool.load_pool(config.pool, config.source, loaded.tokenizer, config.grpo.loop.seed)
+
+    def chosen(vote, **changes):
+        changed = replace(config, **changes)
+        return pool.training_problems(changed.pool, changed.source.problems, three, None, vote)
+
+    def vote(pool):
+        return [{"majority": "1", "majority_correct": place != 1, "wrong": "2"} for place in range(len(pool))]
+
+    every, kept = chosen(vote, only_wrong_majority=False), chosen(vote)
+    assert len(every) == 3 and kept == [every[1]] and len(train.encode(config, loaded, kept).lengths) == 1
+    with pytest.raises(UserError, match="--only_wrong_majority leaves no problem"):
+        chosen(lambda pool: [{"majority_correct": True}] * len(pool))
+
+
+# ----- an expert's steps
+
+
+def test_a_problem_becomes_one_item_a_step_of_the_careful_solution(base):
+    loaded = loading.load_model(str(base))
+    config = replace(REWARD_RUN, example="0", expert_steps=True, max_new_tokens=3)  # of a step, in the window
+    items, (whole,) = (training_problems(each, loaded) for each in (config, replace(config, expert_steps=False)))
+    assert len(items) == len(train.encode(config, loaded, items).lengths) == 4 and len({item.meta["index"] for item in items}) == 4
+    solution = " ".join(item.meta["step"] for item in items)
+    assert solution.split()[0] == "think" and solution.endswith(f"answer {whole.answer}")
+    value = int(whole.prompt.split()[1])
+    for k, item in enumerate(items):
+        before = [item.meta["step"] for item in items[:k]]
+        assert item.prompt == " ".join([whole.prompt, *before]) and item.answer == whole.answer
+    for op, operand, result in zip(*[iter(solution.split()[1:-2])] * 3):
+        value = {"+": value + int(operand), "-": value - int(operand), "*": value * int(operand),
+                 "/": value // int(operand)}[op]
+        assert value == int(result)
+    assert value == int(whole.answer)
+
+
+def test_a_files_steps_are_read_and_a_file_without_is_refused(base, tmp_path):
+    loaded, file = loading.load_model(str(base)), tmp_path / "steps.jsonl"
+    file.write_text(json.dumps({"question": "coins 3 + 4 =", "answer": "7", "steps": ["think + 4 7", "answer 7"]}))
+    config = replace(REWARD_RUN, problems=str(file), example="0", expert_steps=True, max_new_tokens=4)
+    assert [item.prompt for item in training_problems(config, loaded)] == ["coins 3 + 4 =", "coins 3 + 4 =\nthink + 4 7"]
+    file.write_text(json.dumps({"question": "coins 3 + 4 =", "answer": "7"}))
+    with pytest.raises(UserError, match="--expert_steps needs the steps.*coins 3"):
+        training_problems(config, loaded)
+
+
+# ----- sums
+
+
+def test_a_weighted_sum(sampled):
+    loaded, problems, prompts, params, rollouts = sampled
+    paid = {text: make_scorer(replace(REWARD_RUN, reward=text), loaded, problems, prompts)(
+        rollouts, params, 1).reward for text in ("correct", "format", "correct:2,format:-0.5")}
+    np.testing.assert_allclose(paid["correct:2,format:-0.5"], 2 * paid["correct"] - 0.5 * paid["format"])
+    assert 0 < paid["format"].mean() < 1
+
+
+@pytest.mark.parametrize("text", ["corect", "correct:much", "correct:1,", "format:nan", ""])
+def test_what_is_no_reward_is_refused_with_the_names_that_are(text):
+    with pytest.raises(UserError, match="--reward=.*is none of correct, format, random, inverted"):
+        score.parse(text)
+
+
+# ----- advantages of tokens
+
+
+@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+def test_an_advantage_for_each_token_that_is_the_same_everywhere_is_the_completions(name):
+    rng = np.random.default_rng(0)
+    policy, old, advantages = rng.normal(-1, 0.3, (3, 5)), rng.normal(-1, 0.3, (3, 5)), rng.normal(size=3)
+    objective = objectives.OBJECTIVES[name]
+    made = [objective.token_loss(policy, old, a, np.ones((3, 5), bool), objective.clip_low, objective.clip_high)
+            for a in (advantages, np.repeat(advantages[:, None], 5, 1))]
+    np.testing.assert_array_equal(*made)
+
+
+def test_advantages_of_tokens_reach_the_gradient(sampled):
+    """Advantage 1 on the second tokens alone is the same update as advantage 1 where only they are in the mask."""
+    loaded, _, prompts, _, rollouts = sampled
+    config = replace(REWARD_RUN, objective="rloo", track_kl=False).grpo
+    optimizer, second = grpo.make_optimizer(config), np.zeros(rollouts.completions.shape, bool)
+    update = learner.map_update(loaded.config, config.update, config.loss, optimizer, config.loop.seed)
+    second[:, 1] = True
+    after = []
+    for advantages, mask in ((second.astype(np.float32), rollouts.completion_mask), (np.ones(8, np.float32), second)):
+        state = parallel.place_state(learner.init_state(loaded.params, optimizer, keep_reference=False))
+        batch = Batch(prompts, rollouts.prompt_index, rollouts.completions, mask, advantages)
+        after.append(parallel.fetch_state(update(state, batch, 1)[0].params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *after)
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(after[0]), jax.tree.leaves(loaded.params)))

@@ -1,0 +1,124 @@
+"""VeriFree: the reference answer after the policy's own reasoning, as reward and as the answer tokens' weight."""
+
+import dataclasses
+import itertools
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from rlvr_jax import grpo, learner, model, objectives
+from rlvr_jax.errors import UserError
+from rlvr_jax.grading import extract
+from rlvr_jax.grpo import GRPOConfig, Scored
+from rlvr_jax.records import Batch, Prompts, Rollouts, build, replace
+from rlvr_jax.rewards import rows as rewards
+from rlvr_jax.rewards.context import ReferenceAnswers
+from rlvr_jax.training import train
+
+from fixtures import REWARD_RUN, saying
+
+CONFIG = replace(REWARD_RUN, reward="verifier_free", objective="rloo")
+
+
+def test_leave_one_out_of_the_sheet():
+    rewards_NxG = np.array([[0.9, 0.2, 0.1, 0]], np.float32)
+    np.testing.assert_allclose(objectives.leave_one_out_advantages(rewards_NxG)[0],
+                               [0.8, -0.133333, -0.266667, -0.4], atol=1e-6)
+
+
+def test_the_answer_is_replaced_where_it_begins_and_ends_with_the_end_token(seen):
+    """The first statement of an answer counts; without one, or without room, the completion stays as it was sampled."""
+    given = saying(seen, *["3"] * 8)
+    words = seen.policy.tokenizer
+    texts = ["quick 4 answer 9", "answer 1 answer 2", "hmm river", " ".join(["hmm"] * 9 + ["answer"]), *given.texts[4:]]
+    references = dataclasses.replace(given, texts=texts).reference_answers
+    wanted = seen.problems[0].answer
+    rows = [words.encode(f"quick 4 answer {wanted} <eos>"), words.encode(f"answer {wanted} <eos>")]
+    for b, (row, length) in enumerate(zip(rows, (5, 3))):
+        assert references.completions[b, :length].tolist() == row
+        assert references.mask[b].sum() == length
+        np.testing.assert_array_equal(np.flatnonzero(references.answer[b]), [length - 2, length - 1])
+    for b in (2, 3):
+        np.testing.assert_array_equal(references.completions[b], seen.rollouts.completions[b])
+        np.testing.assert_array_equal(references.mask[b], seen.rollouts.completion_mask[b])
+        assert not references.answer[b].any() and references.probability[b] == 0
+
+
+def test_the_reward_is_the_product_of_the_probabilities_of_the_answers_tokens(seen):
+    given = saying(seen, *["3"] * 8)
+    told = [f"{problem.answer} <eos>" for problem in given.problems]
+    wanted = np.exp(seen.policy.logprob_of(told, [text.rpartition(" ")[0] for text in given.texts]))
+    np.testing.assert_allclose(rewards.verifier_free(given), wanted, rtol=1e-4)
+    probabilities = ReferenceAnswers(None, None, np.array([[0, 1, 1, 1]], bool), np.log([[0.1, 0.9, 0.8, 0.5]]))
+    assert probabilities.probability[0] == pytest.approx(0.36)
+
+
+def test_what_the_update_learns_from(seen):
+    """Reasoning carries its completion's advantage, the answer its probability; one without answer a negative one."""
+    given = saying(seen, "3", "4", "5", None, "6", "7", "8", "9")
+    reward = rewards.verifier_free(given)
+    batch = grpo.make_batch(CONFIG.grpo, None, given.rollouts,
+                            Scored(reward, targets=rewards.learn_reference_answers(given)))
+    assert batch.sampler_logprobs is None  # of other tokens
+    advantages = objectives.leave_one_out_advantages(reward.reshape(2, 4)).reshape(-1)
+    for b in range(8):
+        for t in np.flatnonzero(batch.completion_mask[b]):
+            wanted = float(reward[b] if given.reference_answers.answer[b, t] else advantages[b])
+            assert batch.advantages[b, t] == pytest.approx(wanted, abs=1e-6)
+    assert reward[3] == 0 and (batch.advantages[3][batch.completion_mask[3]] < 0).all()
+
+
+def test_the_gradient_is_that_of_the_expected_probability():
+    """Enumerated: the expectation over all pairs of reasonings is the gradient of J = sum_z pi(z) pi(y|z), to 1e-5.
+
+    A reasoning is any one token of a vocabulary of five, the answer the token 3.
+    """
+    shape = model.ModelConfig(vocab_size=5, num_layers=1, d_model=8, num_heads=2, num_kv_heads=2, head_dim=4, d_ff=16,
+                              max_seq_len=8)
+    params = jax.tree.map(lambda x: x * 6, model.init_params(jax.random.key(0), shape))
+    config = build(GRPOConfig, objective="rloo", remat=False, temperature=1.0, group_size=2)
+    prompts = Prompts(np.array([[1, 2]], np.int32), np.array([2], np.int32))
+    rows = np.array([[z, 3] for z in range(5)], np.int32)
+    answer, mask = np.array([[False, True]] * 2), np.ones((2, 2), bool)
+    batch = Batch(prompts, np.zeros(5, np.int32), rows, np.ones((5, 2), bool), np.zeros(5, np.float32))
+    statistics = learner.make_statistics(shape, config.update)
+
+    def probabilities(params):
+        one = jax.tree.map(lambda x: x[None], batch)
+        logprobs = statistics(params, one)[0][0]
+        return jax.numpy.exp(logprobs[:, 0]), jax.numpy.exp(logprobs[:, 1])
+
+    exact = jax.jit(jax.grad(lambda params: jax.numpy.vdot(*probabilities(params))))(params)
+    of_z, of_y = map(np.asarray, probabilities(params))
+    assert of_z.sum() == pytest.approx(1, abs=1e-6) and of_y.max() > 3 * of_y.min()
+    loss = learner.make_loss(shape, config.update, config.loss)
+    gradient = jax.jit(jax.grad(lambda params, micro: -loss(params, {}, micro)[0] / 2))
+    total = jax.tree.map(np.zeros_like, params)
+    for pair in itertools.product(range(5), repeat=2):
+        put_in = ReferenceAnswers(rows[list(pair)], mask, answer, np.log(np.stack([of_z, of_y], 1))[list(pair)])
+        targets = rewards.learn_reference_answers(types.SimpleNamespace(reference_answers=put_in))
+        rollouts = Rollouts(np.zeros(2, np.int32), rows[list(pair)], mask, np.zeros((2, 2), np.float32),
+                            np.ones(2, bool))
+        micro = grpo.make_batch(config, prompts, rollouts, Scored(put_in.probability, targets=targets))
+        weight = float(of_z[pair[0]] * of_z[pair[1]])
+        total = jax.tree.map(lambda t, g: t + weight * np.asarray(g), total, gradient(params, micro))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), total, exact)
+    assert max(np.abs(x).max() for x in jax.tree.leaves(exact)) > 1e-2
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"objective": "grpo"}, "--objective=rloo"),
+    ({"objective": "dapo"}, "--objective=dapo would clip or scale")])
+def test_an_objective_that_would_change_the_weights_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        train.check(replace(CONFIG, **changes))
+
+
+def test_a_format_that_opens_no_answer_is_refused():
+    with pytest.raises(UserError, match="--answer_format=last_number.*answer, boxed, tag, lenient"):
+        extract.stated("last_number")
+    for name, (opening, _) in extract.STATED.items():
+        assert extract.EXTRACTORS[name](f"so {extract.state(name, '17')}") == "17"
+        assert extract.state(name, "17").startswith(opening)

@@ -1,0 +1,75 @@
+"""Which program made a run, and which of its rollouts belong together."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rlvr_jax import grpo
+from rlvr_jax.records import Problem
+from rlvr_jax.runs import origin, summary
+
+
+def git(directory, *command) -> str:
+    return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], cwd=directory, check=True,
+                          capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository with the program in it, and another one, in which the process works."""
+    for name in ("program", "elsewhere"):
+        (tmp_path / name / "rlvr_jax").mkdir(parents=True)
+        shutil.copy(origin.__file__, tmp_path / name / "rlvr_jax")
+        git(tmp_path / name, "init", "-q")
+        git(tmp_path / name, "add", ".")
+        git(tmp_path / name, "commit", "-qm", name)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(origin, "__file__", str(tmp_path / "program" / "rlvr_jax" / "origin.py"))
+    return tmp_path / "program"
+
+
+def test_the_commit_is_that_of_the_program_not_of_the_place_it_is_started_in(checkout, monkeypatch):
+    head = git(checkout, "describe", "--always")
+    assert origin.commit() == head != git(pathlib.Path.cwd(), "describe", "--always")
+    monkeypatch.setenv("GIT_DIR", str(pathlib.Path.cwd() / ".git"))  # as in a hook of the other one
+    assert origin.commit() == head
+    monkeypatch.delenv("GIT_DIR")
+    with open(checkout / "rlvr_jax" / "origin.py", "a") as file:
+        file.write("# changed\n")
+    assert origin.commit() == f"{head}-dirty"
+
+
+def test_a_program_installed_inside_another_repository_has_no_commit(checkout, monkeypatch):
+    installed = checkout / ".venv" / "origin.py"
+    installed.parent.mkdir()
+    shutil.copy(origin.__file__, installed)
+    monkeypatch.setattr(origin, "__file__", str(installed))
+    assert origin.commit() == "unknown"
+
+
+def test_without_git_the_commit_is_unknown(checkout, monkeypatch):
+    monkeypatch.setitem(os.environ, "PATH", "/nowhere")
+    assert origin.commit() == "unknown"
+
+
+@pytest.mark.parametrize("count, kept", [(0, []), (3, [0, 1, 2]), (4, range(4)), (7, range(4)),
+                                         (8, [0, 1, 2, 3, 20, 21, 22, 23]), (99, range(24))])
+def test_rollouts_are_logged_in_whole_groups_that_are_named(count, kept):
+    """Six groups of four, of one problem each; row i says "i"."""
+    rewards = np.arange(24) % 5 / 4
+    rollouts = SimpleNamespace(prompt_index=np.arange(24) // 4, ended=np.ones(24, bool),
+                               completion_mask=np.ones((24, 3), bool))
+    scored = grpo.Scored(rewards, {"text": np.array(list(map(str, range(24)))), "correct": rewards > 0,
+                                   "graded_by": np.full(24, "math")})
+    record = grpo.Record(grpo.Asked(7, None, None), rollouts, scored, SimpleNamespace(advantages=rewards), {})
+    rows = summary.rollout_rows([Problem(name, "1", name) for name in "abcdef"], record, 4, count)
+    assert [int(row["completion"]) for row in rows] == list(kept)
+    for row in rows:
+        group = int(row["completion"]) // 4
+        assert row["group"] == group and row["prompt"] == "abcdef"[group]
+        assert row["group_mean"] == np.mean([i % 5 / 4 for i in range(4 * group, 4 * group + 4)])

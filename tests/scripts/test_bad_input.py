@@ -1,0 +1,219 @@
+"""What a user can get wrong: one line that begins with "error:", exit code 1, no traceback, nothing lost."""
+
+import concurrent.futures
+import hashlib
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from rlvr_jax.runs import checkpoint
+
+from fixtures import TRAIN_FLAGS, read_jsonl, run
+
+FLAGS = (*TRAIN_FLAGS, "--num_steps=6", "--eval_every=0")
+GO = ("--model={work}/base", *FLAGS, "--run_dir={work}/new")
+MEASURE = ("--model={work}/base", "--out={work}/new")
+NEW = "--run_dir={work}/new"
+
+# name -> (script, flags, what the error has to say)
+CASES = {
+    "unknown flag": ("train", ["--bogus=1"], "bogus"),
+    "unknown value": ("train", ["--resume=perhaps"], "--resume=perhaps: value should be one of <never|auto|must>"),
+    "not a number": ("train", ["--num_steps=many"], "--num_steps=many"),
+    "missing flag file": ("train", ["--flagfile={work}/nowhere.flags"], "error: Unable to open flagfile"),
+    "argument without a flag": ("evaluate", ["runs/base"], "'runs/base'; flags are written --name=value"),
+    "style shares, words": ("pretrain", [NEW, "--style_shares=a,b,c,d"], "--style_shares=a,b,c,d"),
+    "style shares, three": ("pretrain", [NEW, "--style_shares=1,1,1"], "--style_shares needs 4"),
+    "style shares, negative": ("pretrain", [NEW, "--style_shares=1,1,-1,1"],
+                              "--style_shares=1,1,-1,1: not finite numbers > 0"),
+    "unknown family": ("pretrain", [NEW, "--task_shares=bolean"], "--task_shares=bolean: 'bolean' is none of arithmetic, boolean"),
+    "family not pre-trained on": ("evaluate", [*MEASURE, "--problems=boolean", "--num_ops=2", "--max_new_tokens=9"],
+                                  "pre-train a base on them, scripts.pretrain --task_shares=boolean"),
+    "number out of bounds": ("train", [*GO, "--adam_b1=2"], "--adam_b1=2.0: not a finite number >= 0 and < 1"),
+    "no number": ("train", [*GO, "--learning_rate=nan"], "--learning_rate=nan: not a finite number >= 0"),
+    "no style shares": ("pretrain", [NEW, "--style_shares="], "--style_shares=: not finite numbers > 0"),
+    "directory of another script": ("train", [*GO[:-1], "--run_dir={work}/base"],
+                                    "{work}/base was written by scripts.pretrain, and scripts.train needs a directory "
+                                    "of its own: choose another --run_dir"),
+    "directory of a run": ("evaluate", ["--model={work}/base", "--out={work}/base", "--num_ops=2", "--max_new_tokens=9"],
+                           "scripts.evaluate needs a directory of its own: choose another --out"),
+    "odd batch": ("pretrain", [NEW, "--batch_size=31", "--grad_accumulation=2"], "--batch_size = 31 rows do not divide"),
+    "no model": ("evaluate", ["--out={work}/new"], "--model is required"),
+    "no out": ("evaluate", ["--model={work}/base"], "--out is required"),
+    "no run_dir": ("train", ["--model={work}/base", *FLAGS], "--run_dir is required"),
+    "report of no run": ("report", ["--run_dir={work}/nowhere"], "{work}/nowhere"),
+    "no prompt": ("sample", ["--model={work}/base"], "--prompt is required"),
+    "missing model": ("evaluate", ["--model={work}/nowhere", "--out={work}/new"], "--model={work}/nowhere"),
+    "folder without a checkpoint": ("sample", ["--model={work}/empty", "--prompt=x"], "{work}/empty has no checkpoint"),
+    "missing step": ("sample", ["--model={work}/base@7", "--prompt=x"], "no checkpoint of step 7; it has 100, 200"),
+    "no best step": ("sample", ["--model={work}/base@best", "--prompt=x"], "{work}/base@best: its --keep_best= names"),
+    "rule without a number": ("train", [*GO, "--stop_when=train/kl"], "--stop_when: 'train/kl' is no rule"),
+    "unknown metric": ("train", [*GO, "--keep_best=eval/gready"], "--keep_best: this run does not measure eval/gready"),
+    "full disk": ("sample", ["--model={work}/base", "--prompt=coins", "--max_new_tokens=5", "--out=/dev/full"],
+                  "/dev/full: No space left"),
+    "step that is no number": ("sample", ["--model={work}/base@last", "--prompt=x"], "{work}/base@last"),
+    "tokenizer too large": ("sample", ["--model={work}/mismatched", "--prompt=x"], "the tokenizer has ids up to"),
+    "corrupt safetensors": ("sample", ["--model={work}/garbled", "--prompt=x"], "{work}/garbled/model.safetensors"),
+    "truncated safetensors": ("sample", ["--model={work}/cut", "--prompt=x"], "{work}/cut/model.safetensors"),
+    "corrupt config": ("sample", ["--model={work}/noconfig", "--prompt=x"], "{work}/noconfig/config.json"),
+    "corrupt checkpoint": ("sample", ["--model={work}/damaged", "--prompt=x"],
+                           "cannot read checkpoint {work}/damaged/checkpoints/200"),
+    "not a GGUF": ("sample", ["--model={work}/fake.gguf", "--prompt=x"], "fake.gguf"),
+    "missing problems": ("evaluate", [*MEASURE, "--problems={work}/no.jsonl"], "{work}/no.jsonl"),
+    "problems without answers": ("train", [*GO, "--problems={work}/noanswer.jsonl"],
+                                 "{work}/noanswer.jsonl, line 2: needs"),
+    "problems not JSON": ("train", [*GO, "--problems={work}/text.jsonl"],
+                          "{work}/text.jsonl, line 1: not JSON"),
+    "no problems": ("evaluate", [*MEASURE, "--problems={work}/none.jsonl"], "holds no problems"),
+    "long prompt": ("sample", ["--model={work}/base", "--prompt=" + "coins " * 99, "--max_new_tokens=5"], "a prompt has 99 tokens"),
+    "empty prompt": ("sample", ["--model={work}/base", "--prompt= ", "--max_new_tokens=5"], "a prompt has 0 tokens"),
+    "no room for completions": ("train", [*GO, "--max_new_tokens=500"],
+                                "--max_new_tokens=500"),
+    "batch that does not divide": ("train", [*GO, "--grad_accumulation=3"],
+                                   "--num_prompts x --group_size = 8"),
+    "example out of range": ("train", [*GO, "--example=128"],
+                             "--example=128: arithmetic has problems 0 to 127"),
+    "example that is no number": ("train", [*GO, "--example=-1"], "--example=-1"),
+    "question without an answer": ("train", [*GO, "--question=1 + 1"], "--question and --answer are one problem"),
+    "question beside problems": ("train", [*GO, "--question=1", "--answer=1", "--problems={work}/text.jsonl"],
+                                 "leave out --problems={work}/text.jsonl"),
+    "no history": ("select_example", ["--history={work}/empty"], "--history={work}/empty: no file {work}/empty/history"),
+    "no qwen tokens": ("sample", ["--model={work}/base", "--prompt=x", "--prompt_style=qwen_math"],
+                       "--prompt_style=qwen_math: this model's tokenizer has no <|im_start|>"),
+    "greedy training": ("train", [*GO, "--temperature=0"], "--temperature=0"),
+    "line break in a flag": ("train", [*GO, "--instruction=a\nb"],
+                             "--instruction holds a line break"),
+    "run_dir is a file": ("train", ["--model={work}/base", *FLAGS, "--run_dir={work}/text.jsonl"], "{work}/text.jsonl"),
+    "no chat template": ("sample", ["--model={work}/base", "--prompt=x", "--prompt_style=chat"], "no chat template"),
+}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, base, compiled) -> pathlib.Path:
+    """A folder of good and bad inputs."""
+    work = tmp_path_factory.mktemp("work")
+    shutil.copytree(base, work / "base")
+    (work / "empty").mkdir()
+    run("export", f"--model={base}", f"--out={work / 'good'}", compiled=compiled, expect=0)
+    for name in ("mismatched", "garbled", "cut", "noconfig"):
+        shutil.copytree(work / "good", work / name)
+    tokenizer = json.loads((work / "good" / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] |= {f"extra{i}": len(tokenizer["model"]["vocab"]) + i for i in range(5)}
+    (work / "mismatched" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    weights = (work / "good" / "model.safetensors").read_bytes()
+    (work / "garbled" / "model.safetensors").write_bytes(bytes(byte ^ 0x55 for byte in weights))
+    (work / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (work / "noconfig" / "config.json").write_text("{")
+    shutil.copytree(base, work / "damaged")
+    for path in (work / "damaged" / "checkpoints" / "200" / "params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\0" * 64)
+    (work / "fake.gguf").write_bytes(b"GGUF, not really")
+    (work / "noanswer.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n{"question": "1 + 1"}\n')
+    (work / "text.jsonl").write_text("What is 1 + 1?\n")
+    (work / "none.jsonl").write_text("\n")
+    return work
+
+
+def contents(folder: pathlib.Path) -> dict:
+    """Every file of a folder and the hash of what it holds; not the locks, which say who held them last."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in folder.rglob("*") if path.is_file() and path.name != "lock.txt"}
+
+
+def test_every_mistake_is_one_line(work, compiled):
+    def attempt(name):
+        script, given, says = CASES[name]
+        new = f"new{list(CASES).index(name)}"  # two cases run at a time, each on a run directory of its own
+        result = run(script, *(flag.replace("{work}/new", f"{work}/{new}").replace("{work}", str(work))
+                               for flag in given), compiled=compiled)
+        wanted = says.replace("{work}", str(work))
+        right = (result.code == 1 and len(result.errors) == 1 and wanted in result.errors[0]
+                 and "Traceback" not in result.err and result.err.splitlines()[-1] == result.errors[0])
+        return None if right else f"--- {name}: exit code {result.code}, wanted {wanted!r}\n{result.err[-3000:]}"
+
+    before = contents(work)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        wrong = [report for report in pool.map(attempt, CASES) if report]
+    assert not wrong, "\n".join(wrong)
+    after = contents(work)
+    assert {name: after.get(name) for name in before} == before
+    # A run that was refused late has made its folder, but no step of it, and nothing that a later run would trip over.
+    logs = re.compile(r"new\d+/(flags.txt|origin.json|metrics.jsonl|rollouts.jsonl|heldout.jsonl)")
+    assert not [name for name in after.keys() - before.keys() if not logs.fullmatch(name)]
+
+
+def test_traceback_shows_where(work, compiled):
+    result = run("sample", f"--model={work / 'nowhere'}", "--prompt=x", "--traceback", compiled=compiled)
+    assert result.code == 1 and "Traceback" in result.err and "load_model" in result.err
+
+
+@pytest.fixture
+def begun(tmp_path, base, compiled):
+    """`begun(*flags)` runs scripts.train in tmp_path/run, which holds the checkpoints of steps 2 and 3 already."""
+    def train(*flags, **options):
+        return run("train", *FLAGS, f"--model={base}", f"--run_dir={tmp_path / 'run'}", "--save_every=2",
+                   "--log_rollouts=1", *flags, compiled=compiled, **options)
+    train("--num_steps=3", expect=0)
+    assert checkpoint.steps(tmp_path / "run") == [2, 3]
+    return train
+
+
+def check_one_line(result, *says):
+    assert result.code == 1 and "Traceback" not in result.err and len(result.errors) == 1, result.err
+    for text in says:
+        assert text in result.errors[0]
+
+
+@pytest.mark.parametrize("spare, says", [(0, "metrics.jsonl: File too large"), (10, "cannot write a checkpoint in")])
+def test_a_full_disk_is_named_and_nothing_is_lost(begun, tmp_path, spare, says):
+    """No file may grow beyond the log and `spare` half kilobytes: the next row, or a checkpoint, does not fit."""
+    run_dir = tmp_path / "run"
+    old = contents(run_dir / "checkpoints")
+    blocks = (run_dir / "metrics.jsonl").stat().st_size // 512 + spare
+    check_one_line(begun(prefix=("sh", "-c", f'ulimit -f {blocks}; exec "$@"', "sh")), says, str(run_dir))
+    assert max(checkpoint.steps(run_dir)) == 3
+    after = contents(run_dir / "checkpoints")
+    assert {name: after.get(name) for name in old if name.startswith("3/")} == {
+        name: digest for name, digest in old.items() if name.startswith("3/")}
+    assert "already" not in begun(expect=0).out  # with room again
+    assert [row["step"] for row in read_jsonl(run_dir / "metrics.jsonl")] == list(range(7))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, base, compiled):
+    """Saved steps before the one that went wrong stay, and can be used."""
+    run_dir = tmp_path / "run"
+    again = (*FLAGS, f"--model={base}", f"--run_dir={run_dir}", "--save_every=1", "--keep_last=9",
+             "--schedule=constant", "--num_steps=200", "--warmup_steps=100", "--learning_rate=1e36")
+    result = run("train", *again, compiled=compiled)
+    rows = read_jsonl(run_dir / "metrics.jsonl")
+    step = rows[-1]["step"]
+    assert 1 < step < 200 and (rows[-1]["train/loss"] is None or rows[-1]["train/grad_norm"] is None)
+    check_one_line(result, f"not finite at step {step}", str(run_dir), "--learning_rate")
+    assert all(row["train/loss"] is not None for row in rows[1:-1])
+    assert max(checkpoint.steps(run_dir)) == step - 1  # the state that had the bad loss; it is not called good
+    good = [kept for kept in checkpoint.steps(run_dir) if kept < step - 1]
+    check_one_line(result, f"good checkpoints of steps {', '.join(map(str, good))};" if good else "no good checkpoint;")
+    check_one_line(run("train", *again, compiled=compiled), f"not finite at step {step}")  # it does not go on from there
+
+
+@pytest.mark.parametrize("weight, says", [
+    (np.inf, "/bad/checkpoints/200 holds numbers that are not finite (NaN or infinite); remove that directory to go "
+             "back to step 100"),
+    (3e38, "not finite at step 1")])
+def test_a_model_that_is_not_finite_is_refused_and_one_that_overflows_stopped(tmp_path, base, compiled, weight, says):
+    bad = pathlib.Path(shutil.copytree(base, tmp_path / "bad"))
+    item = bad / "checkpoints" / "200" / "params"
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpoint.restore_model(str(base))[1]
+        params["final_norm"] = np.full_like(params["final_norm"], weight)
+        shutil.rmtree(item)
+        checkpointer.save(item, params)
+    result = run("train", *FLAGS, f"--model={bad}", f"--run_dir={tmp_path / 'run'}", compiled=compiled)
+    check_one_line(result, says)
+    assert checkpoint.steps(tmp_path / "run") == []

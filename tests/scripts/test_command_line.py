@@ -1,0 +1,224 @@
+"""What every command does before its own work: numbers within bounds, compiled programs kept, styles of a terminal."""
+
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+import typing
+
+import jax
+import pytest
+from absl import flags
+
+from rlvr_jax import records
+from rlvr_jax.records import setting
+from rlvr_jax.runs import log
+from rlvr_jax.training.train import TrainConfig
+from scripts import cli
+from scripts import sample
+
+from fixtures import ROOT, SCRIPTS, defined, record_of
+
+
+def kinds(leaf) -> tuple:
+    """The type of a setting and, of a tuple, those of its entries."""
+    return leaf.kind, *typing.get_args(leaf.kind)
+
+
+def one_setting(kind: type, default, **bounds) -> type:
+    """A record with the setting `x`."""
+    return dataclasses.make_dataclass("One", [("x", kind, setting(default, "what it is", **bounds))], frozen=True)
+
+
+# ----- numbers
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_number_has_a_least_value_and_its_default_is_within_bounds(script, parse):
+    config_class = record_of(script)
+    for leaf in records.settings(config_class):
+        bounds = leaf.meta["bounds"]
+        assert bounds.keys() <= cli.BOUNDS.keys() and (
+            bounds.keys() & {"minimum", "above"} if {int, float} & set(kinds(leaf)) else not bounds), leaf.name
+    assert parse(config_class) == config_class()  # absl judges the defaults, too
+
+
+@pytest.mark.parametrize("bounds, right, wrong, unread", [
+    ({"minimum": 0, "below": 1}, ["0", "0.999"], ["-1e-9", "1", "nan", "inf", "-inf"], ["x", "", "0,0"]),
+    ({"above": 0, "maximum": 1}, ["1e-9", "1"], ["0", "1.001", "nan"], []),
+    ({"minimum": 0}, ["0", "1e9"], ["-1", "inf"], [])])
+def test_bounds_are_what_their_names_say(parse, bounds, right, wrong, unread):
+    config_class = one_setting(float, 0.5, **bounds)
+    assert [parse(config_class, f"--x={text}").x for text in right] == [float(text) for text in right]
+    for texts, says in ((wrong, r"flag --x=\S+: not a finite number >"), (unread, r"flag --x=.*: could not convert")):
+        for text in texts:
+            with pytest.raises(flags.IllegalFlagValueError, match=says):
+                parse(config_class, f"--x={text}")
+
+
+def test_every_number_of_a_list_is_held_to_the_bounds(parse):
+    config_class = one_setting(tuple[int, ...], (7, 8), minimum=0)
+    assert parse(config_class).x == (7, 8) and parse(config_class, "--x=3,0").x == (3, 0)
+    for text in ("", "1,", "1,-1", "1.5", "a"):
+        with pytest.raises(flags.IllegalFlagValueError, match=f"--x={text}: not whole numbers >= 0, joined by commas"):
+            parse(config_class, f"--x={text}")
+
+
+def test_a_number_or_a_list_may_be_missing_where_it_is_by_default(parse):
+    """A flag file of a run has a line for each setting, also for a list that is empty."""
+    assert parse(one_setting(tuple[int, ...], (), minimum=0), "--x=").x == ()
+    assert parse(one_setting(typing.Optional[float], None, minimum=0)).x is None
+    with pytest.raises(flags.IllegalFlagValueError, match="--x=-1.0: not a finite number >= 0"):
+        parse(one_setting(typing.Optional[float], None, minimum=0), "--x=-1")
+
+
+@pytest.mark.parametrize("flag, allowed", [
+    ("learning_rate=-1", ">= 0"), ("max_grad_norm=0", "> 0"), ("adam_b1=2", ">= 0 and < 1"), ("clip_low=-3", ">= 0"),
+    ("weight_decay=-1", ">= 0"), ("kl_coef=-1", ">= 0"), ("temperature=0", "> 0"), ("learning_rate=nan", ">= 0"),
+    ("example_pass_rate=1.1", ">= 0 and <= 1"), ("seed=-1", ">= 0 and <= 2147483647")])
+def test_training_refuses_a_number_out_of_bounds_and_its_help_says_which_are_within(parse, flag, allowed):
+    name, _, _ = flag.partition("=")
+    with pytest.raises(flags.IllegalFlagValueError, match=f"flag --{name}=.*: not a (finite|whole) number {allowed}$"):
+        parse(TrainConfig, f"--{flag}")
+    with defined(TrainConfig) as known:
+        assert re.search(rf"\(a (finite|whole) number {allowed}\)$", known[name].help)
+
+
+# ----- choices
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_flag_offers_the_rows_of_its_table_and_says_what_they_mean(script):
+    with defined(record_of(script)) as known:
+        for name, kind, default, meta in records.settings(record_of(script)):
+            choices = meta["choices"]() if callable(meta["choices"]) else meta["choices"]
+            if choices and not meta["listed"]:
+                assert known[name].parser.enum_values == list(choices) and default in choices
+            for row in choices if callable(meta["choices"]) else ():
+                means, value = cli.explained(choices, row), choices[row]
+                function = value if callable(value) else getattr(value, "score", None)
+                assert not callable(function) or means and " ".join(inspect.getdoc(function).split()).startswith(means)
+                assert f"; {row}: {means}" in known[name].help or not means
+
+
+def test_help_explains_a_choice_and_a_value_that_is_none_is_refused_with_the_rows():
+    def train(flag):
+        return subprocess.run([sys.executable, "-m", "scripts.train", flag], cwd=ROOT, capture_output=True, text=True)
+    help = " ".join(train("--help").stdout.split())
+    assert "<constant|linear|cosine>" in help and "cosine: Half a cosine from the peak" in help
+    assert "format: 1 if there is an answer to extract" in help
+    assert "value should be one of <one_shot|grpo|" in train("--objective=ppo").stderr
+
+
+# ----- compiled programs
+
+
+@pytest.fixture
+def settings():
+    """What JAX is told, put back afterwards."""
+    names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size", "jax_enable_compilation_cache",
+             "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield lambda: jax.config.jax_compilation_cache_dir if jax.config.jax_enable_compilation_cache else None
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_programs_are_kept_in_the_users_cache_folder_and_take_a_bounded_room(tmp_path, monkeypatch, settings):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cli.keep_programs("auto")
+    assert settings() == str(tmp_path / "rlvr_jax" / "jax") and (tmp_path / "rlvr_jax" / "jax").is_dir()
+    assert 0 < jax.config.jax_compilation_cache_max_size < 10**9
+    cli.keep_programs(str(tmp_path / "mine"))
+    assert settings() == str(tmp_path / "mine")
+    cli.keep_programs("none")
+    assert settings() is None
+
+
+def test_a_folder_named_in_the_environment_is_left_as_it_is(tmp_path, monkeypatch, settings):
+    before = settings()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "theirs"))  # which JAX itself has read
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "usual"))
+    cli.keep_programs("auto")
+    assert settings() == before and not list(tmp_path.iterdir())
+
+
+def test_a_cache_folder_that_cannot_be_made_is_done_without_unless_it_was_asked_for(tmp_path, monkeypatch, settings):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    before = settings()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    cli.keep_programs("auto")
+    assert settings() == before
+    with pytest.raises(OSError):
+        cli.keep_programs(str(tmp_path / "file" / "mine"))
+
+
+def test_the_second_process_finds_what_the_first_compiled(tmp_path):
+    """Bounded, as the command line has it; JAX would refuse the bound without filelock."""
+    code = ("import jax, sys; from scripts import cli; cli.keep_programs(sys.argv[1])\n"
+            "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
+            "print(jax.jit(lambda x: x * 3)(jax.numpy.arange(4.0)).sum())")
+    found = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT,
+                              capture_output=True, text=True, timeout=300, check=True)
+        assert (done.stdout, done.stderr) == ("18.0\n", "")
+        found.append({path.name for path in tmp_path.iterdir() if path.name.endswith("-cache")})
+    assert found[0] and found[0] == found[1]
+
+
+# ----- what is shown
+
+
+@pytest.mark.parametrize("environment, terminal, styled", [
+    ({"TERM": "xterm"}, True, True), ({"TERM": "xterm"}, False, False), ({"TERM": "dumb"}, True, False),
+    ({"TERM": "xterm", "NO_COLOR": "1"}, True, False), ({"TERM": "xterm", "NO_COLOR": ""}, True, True)])
+def test_completions_are_styled_on_a_terminal_that_wants_it(monkeypatch, environment, terminal, styled):
+    for name in ("TERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert sample.styled() == styled
+
+
+def test_expected_tokens_keep_the_terminals_own_colour_and_no_style_sets_a_shade():
+    """No colour but red of the palette: a shade that is right on black is invisible on white."""
+    marked = sample.marked({"pieces": ["a", " b", "c", "\n"], "sampler_logprobs": [-0.01, -2.0, -9.0, -9.0]})
+    assert marked == "a \x1b[4mb\x1b[0m\x1b[1;31mc\x1b[0m\n"  # space is no part of what is marked
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_the_first_step_is_shown_as_compiling_and_left_out_of_the_rate(monkeypatch, capsys):
+    """A first step of 100 s and others of 2: at step 3 of 13 there are 20 s left, not minutes."""
+    clock = Clock()
+    bar = log.progress(13, what="train")
+    bar._time, bar.mininterval, bar.start_t, bar.last_print_t = clock, 0.0, clock.now, clock.now
+    assert str(bar).rstrip() == "train: 0/13 compiling…"
+    clock.now += 100
+    bar.update()
+    assert "train: 1/13 <?" in str(bar)
+    for _ in range(2):
+        clock.now += 2
+        bar.update()
+    assert re.search(r"train: 3/13 <00:20.* \|█+[^|]? +\|$", str(bar))  # a bar that shows its end
+    bar.close()
+
+
+def test_a_line_of_metrics_fits_80_columns():
+    shown = "accuracy 1.00 entropy 1.23 greedy .95 sampled .91"  # as runs.Run writes them
+    bar = log.progress(2000, 1200, "train")
+    bar.set_postfix_str(shown, refresh=False)
+    bar.update()
+    text = log.tqdm.tqdm.format_meter(**bar.format_dict | {"ncols": 80, "rate": 0.2})
+    bar.close()
+    assert len(text) <= 80 and shown in text and "<1:06:35," in text

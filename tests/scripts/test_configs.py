@@ -1,0 +1,105 @@
+"""Flag files: that each can be read, and that the published ones say what was published."""
+
+import re
+import shlex
+
+import pytest
+
+from rlvr_jax.lab.tools import device_memory
+from rlvr_jax.records import flat
+from rlvr_jax.training.train import TrainConfig
+
+from fixtures import ROOT, record_of
+
+FILES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.flags"))}
+PI1 = "pi1_qwen2.5_math_1.5b"
+PAPER = [name for name, path in FILES.items() if "one_shot_rlvr.flags" in path.read_text() and name != "one_shot_rlvr"]
+
+
+def header(name: str) -> list[str]:
+    """The comment at the top of a flag file, without its marks."""
+    lines = FILES[name].read_text().splitlines()
+    return [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
+
+
+def commands(name: str) -> list[str]:
+    """The commands in a header, with the lines they continue on."""
+    text = "\n".join(header(name)).replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.startswith("python -m scripts.")]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_flag_of_a_file_exists_and_its_header_has_the_command(name, parse):
+    config_class = TrainConfig
+    if name != "one_shot_rlvr":  # which the others read, and which no command names
+        script, = re.findall(r"scripts\.(\w+)", commands(name)[0])
+        config_class = record_of(script)
+        assert f"--flagfile=configs/{name}.flags" in commands(name)[0]
+    parse(config_class, f"--flagfile={FILES[name]}")
+
+
+@pytest.mark.parametrize("command", [command for name in FILES for command in commands(name)])
+def test_commands_in_headers_can_be_given(command, parse):
+    script, *given = shlex.split(command)[2:]
+    parse(record_of(script.removeprefix("scripts.")), *given)
+
+
+def test_all_published_runs_have_a_file():
+    assert set(PAPER) == {PI1, "pi13_qwen2.5_math_1.5b", "pi1_pi13_qwen2.5_math_1.5b", "dsr_sub_qwen2.5_math_1.5b",
+                          "pi1_qwen2.5_math_7b", "pi1_llama3.2_3b", "entropy_only_qwen2.5_math_1.5b",
+                          "policy_gradient_only_qwen2.5_math_1.5b"}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_published_number_is_theirs_and_the_run_is_marked_as_not_run(name):
+    text = " ".join(header(name))
+    assert "Not run here" in text and "Published (theirs, arXiv 2504.20571): MATH-500 from" in text
+
+
+@pytest.mark.parametrize("name", ["one_shot_rlvr", *PAPER])
+def test_published_files_name_no_place_on_a_machine(name, parse):
+    config = parse(TrainConfig, f"--flagfile={FILES[name]}")
+    assert (config.choice.model, config.run.run_dir, config.source.problems) == ("", "", "arithmetic")
+    assert not re.search(r"(^|[\s=])[/~]", FILES[name].read_text(), re.M)
+
+
+def test_pi1_has_the_published_hyperparameters(parse):
+    """Wang et al., arXiv 2504.20571, and scripts/train/training_1.5b_pi1_r128.sh of their code."""
+    config = parse(TrainConfig, f"--flagfile={FILES[PI1]}")
+    published = {"learning_rate": 1e-6, "schedule": "constant", "warmup_steps": 0, "adam_b1": 0.9, "adam_b2": 0.999,
+                 "weight_decay": 0.01, "max_grad_norm": 1.0, "dtype": "bfloat16", "temperature": 0.6,
+                 "num_prompts": 128, "group_size": 8, "max_prompt_tokens": 1024, "max_new_tokens": 3072,
+                 "num_steps": 2000, "save_every": 20, "eval_every": 20, "kl_coef": 0.001, "entropy_coef": 0.001,
+                 "clip_low": None, "clip_high": None,
+                 "num_passes": 1, "num_minibatches": 1, "objective": "one_shot", "prompt_style": "qwen_math",
+                 "instruction": "", "grader": "original", "answer_format": "boxed", "reward": "correct",
+                 "example": "all", "drop_dead_groups": False, "max_resamples": 0}
+    assert {name: flat(config)[name] for name in published} == published
+
+
+@pytest.mark.parametrize("name, changed", [
+    ("pi13_qwen2.5_math_1.5b", {}), ("pi1_pi13_qwen2.5_math_1.5b", {}), ("dsr_sub_qwen2.5_math_1.5b", {}),
+    ("pi1_qwen2.5_math_7b", {}),
+    ("pi1_llama3.2_3b", {"prompt_style": "chat", "instruction": r"Let's think step by step and output the final answer "
+                                                                r"within \boxed{}."}),
+    ("entropy_only_qwen2.5_math_1.5b", {"reward": "none", "kl_coef": 0.0, "weight_decay": 0.0, "track_kl": False}),
+    ("policy_gradient_only_qwen2.5_math_1.5b", {"kl_coef": 0.0, "entropy_coef": 0.0, "weight_decay": 0.0,
+                                                "track_kl": False})])
+def test_other_published_runs_differ_from_pi1_in_what_they_say(name, changed, parse):
+    ours, pi1 = (flat(parse(TrainConfig, f"--flagfile={FILES[stem]}")) for stem in (name, PI1))
+    assert {key: value for key, value in ours.items() if value != pi1[key]} == changed
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_memory_in_a_header_is_what_the_calculator_says(name, parse):
+    command, = [command for command in commands(name) if "scripts.memory" in command]
+    printed = device_memory.run(parse(record_of("memory"), *shlex.split(command)[3:])).splitlines()
+    shown = ("- TPU v5e-8: ", "- TPU v4-8: ", "- one H100: ", "- eight H100: ")
+    assert " ".join(header(name)).endswith(" ".join(line for line in printed if line.startswith(shown)))
+    assert len([line for line in printed if line.startswith(shown)]) == 4
+
+
+def test_one_h100_can_run_pi1_as_its_file_is(parse):
+    config = parse(record_of("memory"), f"--flagfile={FILES[PI1]}", "--shape=qwen2.5-math-1.5b")
+    peaks = device_memory.peaks(config, device_memory.shape_of(config), 1)
+    assert max(peaks.values()) < 0.75 * 79.6 * 2**30  # even with the share of the memory that JAX takes by itself

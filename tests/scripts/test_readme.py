@@ -1,0 +1,402 @@
+"""The documents: every command is run as it is written, on a tiny model, or named here with what it lacks; so are the
+recipes; figures are those of `results/`, links lead somewhere, and the maps have every file."""
+
+import ast
+import contextlib
+import importlib
+import inspect
+import json
+import pathlib
+import re
+import shlex
+import shutil
+import textwrap
+from unittest import mock
+
+import pytest
+from absl import flags
+
+from rlvr_jax import adapters, grpo, objectives, records
+from rlvr_jax.lab.studies import study
+from rlvr_jax.rewards import rows as rewards
+from rlvr_jax.tasks import families
+from rlvr_jax.training import pretrain
+from scripts import cli
+
+from fixtures import ROOT, write_jsonl
+
+# What the commands need and the test cannot have: (pattern of the command, reason). Their flags are read all the same.
+NOT_HERE = [
+    (r"\bpip install\b|^make (demo|test|parity|small)|python[\d.]* -m venv", "installs packages from the network"),
+    (r"git clone|^%cd|^(from|import) |^HTML\(", "cells of a notebook on another machine"),
+    (r"activate", "the suite runs in an environment already"),
+    (r"--run_dir=runs/gpu", "needs a GPU"), (r"--run_dir=runs/tpu", "needs a TPU"),
+    (r"--coordinator_address=", "needs several hosts; tests/test_distributed.py has two processes"),
+    (r"(--run_dir|--model)=runs/pi1\b",
+     "needs published weights; tests/scripts/test_paper_command.py trains on random ones"),
+    (r"scripts\.hybrid|--method=steer",
+     "needs a base that opens some problems carefully; tests/lab/elicit/test_hybrid.py has one"),
+    (r"scripts\.study", "trains three bases from scratch, which takes an hour"),
+    (r"scripts\.bench", "times shapes of 135 M parameters; tests/lab/tools/test_bench.py has small ones"),
+]
+TINY = ["--num_layers=1", "--d_model=16", "--num_heads=2", "--d_ff=32", "--batch_size=16"]
+STEP = ["--num_steps=1", "--eval_size=8", "--noremat"]
+# (pattern of the command, flags that make it small enough to run here); the first pattern found holds.
+HERE = [
+    (r"scripts\.plant", ["--times=1", "--num_problems=2"]),
+    (r"scripts\.pretrain", [*TINY, *STEP]),
+    (r"configs/tiny\.flags", [*STEP, "--example=0", "--heldout=none"]),  # auto needs a base that solves something
+    (r"smollm2\.flags", [*STEP, "--model=runs/demo_base", "--prompt_style=plain", "--max_new_tokens=8",
+                         "--group_size=4"]),
+    (r"--num_samples=64", ["--max_problems=2"]),
+    (r"scripts\.(elicit|when)", ["--max_problems=2"]),
+    (r"scripts\.critique", ["--num_attempts=4"]),
+    (r"scripts\.finetune", [*STEP, "--batch_size=4"]),
+    (r"--probe=memory", ["--example='coins 7 + 5 * 2 - 4 * 1 + 3 - 3 ='", "--max_problems=2"]),  # 0 was not chosen
+    (r"--probe=contamination", ["--max_new_tokens=8"]),
+    (r"scripts\.(report|evaluate|sample|export|select_example|grade|memory|readout|probe)", []),
+]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), "BUILD.md"]
+TEXT = {name: (ROOT / name).read_text("utf-8") for name in [*PAGES, "CONTRIBUTING.md", "results/README.md"]}
+README = TEXT["README.md"]
+
+
+def blocks(text: str, language: str = "") -> list[str]:
+    """The code blocks of a document that name this language, or none."""
+    return [body for name, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S) if name == language]
+
+
+def commands(text: str) -> list[str]:
+    """The lines of the blocks without a language, continued lines joined; comments and ! are left out."""
+    lines = "".join(blocks(text)).replace("\\\n", " ").splitlines()
+    return [line for line in (re.sub(r"\s+# .*", "", line).strip().lstrip("!") for line in lines) if line]
+
+
+COMMANDS = list(dict.fromkeys(command for name in PAGES for command in commands(TEXT[name])))
+
+
+def reason(command: str) -> str:
+    """Why a command cannot run here; empty if it can."""
+    return next((why for pattern, why in NOT_HERE if re.search(pattern, command)), "")
+
+
+def prepared(command: str) -> tuple:
+    """(main, configuration record) of `python -m scripts.X ...`, its flags read as the script reads them."""
+    module, given = re.search(r"python -m (scripts\.\w+)(.*)", command).groups()
+    main, before = importlib.import_module(module).main, set(flags.FLAGS)
+    config_class = cli.record_class(re.search(r'cli\.run\(main, "(.+)"\)', inspect.getsource(
+        importlib.import_module(module)))[1])
+    cli.define_flags(config_class)
+    try:
+        assert not flags.FLAGS([module, *shlex.split(given)])[1:]
+        return main, cli.parse_config(config_class)
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current directory, with the flag files, and tiny files under the names that the commands give."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    (tmp_path / "DIR").symlink_to("runs/demo_base")
+    for name in ("FILE", "math500", "aime24"):
+        write_jsonl(tmp_path / f"{name}.jsonl", {"question": "coins 7 + 5 - 3 =", "answer": 9})
+    (tmp_path / "acc_step_500.json").write_text('{"3": [0, 1], "8": [1, 1]}')
+    return tmp_path
+
+
+def write_dsr_sub(path: pathlib.Path):
+    """Two rows in the layout of One-Shot-RLVR."""
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist([
+        {"data_source": "deepscaler", "prompt": [{"content": question, "role": "user"}], "ability": "math",
+         "reward_model": {"ground_truth": answer, "style": "rule"}, "extra_info": {"split": "train", "index": index}}
+        for question, answer, index in (("a", "1", 3), ("b", "2", 8))]), path)
+
+
+# ----- commands
+
+
+def test_every_command_is_run_or_has_a_reason_not_to_be():
+    assert len(COMMANDS) > 20
+    unknown = [command for command in COMMANDS if not reason(command)
+               and not any(re.search(pattern, command) for pattern, _ in HERE)]
+    assert not unknown, "add these to HERE, or to NOT_HERE with a reason"
+    assert all(any(re.search(pattern, command) for command in COMMANDS) for pattern, _ in [*HERE, *NOT_HERE])
+
+
+def test_every_script_has_a_command():
+    shown = set(re.findall(r"python -m scripts\.(\w+)", "\n".join(commands(TEXT["docs/commands.md"]))))
+    assert shown == {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"__init__", "cli"}
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "-m scripts." in command and reason(command)])
+def test_a_command_that_cannot_run_here_has_flags_that_exist(command, folder):
+    prepared(command.replace("--flagfile=... ", ""))
+
+
+def test_the_commands_run_in_their_order(folder, capsys):
+    for package in ("matplotlib", "math_verify"):
+        pytest.importorskip(package, reason="pip install 'rlvr_jax[plot,real]'")
+    write_dsr_sub(folder / "dsr_sub.parquet")
+    done = set()
+    for command in COMMANDS:
+        general = re.sub(r"runs/\w+", "runs/NAME", re.sub(" +", " ", command))  # BUILD repeats some with other names
+        if not reason(command) and general not in done:
+            print(command)  # a failure shows which it was
+            done.add(general)
+            small = next(small for pattern, small in HERE if re.search(pattern, command))
+            main, config = prepared(" ".join([command, *small]))
+            main(config)
+    printed = capsys.readouterr().out
+    assert pathlib.Path("runs/demo/report.html").is_file() and "runs/demo/summary.json" in printed
+    assert json.loads(pathlib.Path("runs/demo/passk/summary.json").read_text())["num_samples"] == 64
+    assert len(re.findall(r"^--- \d of 4", printed, re.M)) == 4 and "3   0.25000" in printed
+    assert pathlib.Path("exported/config.json").is_file()
+    assert pathlib.Path("results/README.md").read_text("utf-8") == TEXT["results/README.md"]  # scripts.report wrote it
+    assert "of 9), graded by" in printed and "one H100: " in printed  # one sample of math500's problem, 8 of aime24's
+
+
+# ----- the README, its links and the loop
+
+
+def test_the_readme_is_short_and_begins_with_a_command():
+    lines = README.splitlines()
+    assert len(lines) <= 150 and lines.index("```") + 2 <= 25
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_links_lead_somewhere(name):
+    """A relative link is a file of the repository, and what stands behind # a heading of it."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXT[name]):
+        path, _, heading = target.partition("#")
+        if not re.match(r"\w+:", target):
+            file = (ROOT / name).parent / path if path else ROOT / name
+            assert file.is_file(), target
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.M)
+                assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], target
+
+
+def without_docstring(function) -> str:
+    """The source of a function, its docstring left out."""
+    source = textwrap.dedent(inspect.getsource(function))
+    first, lines = ast.parse(source).body[0].body[0], source.splitlines(keepends=True)
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+        del lines[first.lineno - 1 : first.end_lineno]
+    return "".join(lines)
+
+
+def test_the_readme_has_the_loop_as_it_is():
+    assert without_docstring(grpo.grpo_step) in blocks(README, "python")
+
+
+# ----- recipes
+
+
+SMALL = {"num_steps": 1, "eval_size": 8, "remat": False}
+TABLES = {"reward": rewards.REWARDS, "objective": objectives.OBJECTIVES, "family": families.FAMILIES,
+          "adapter": adapters.ADAPTERS}
+RECIPES = {name: [code for code in blocks(TEXT[name], "python") if "import" in code]
+           for name in ("README.md", "docs/extending.md")}
+
+
+@pytest.mark.parametrize("name, runs, added", [
+    ("README.md", ["novelty"], ["reward"]),
+    ("docs/extending.md", ["short", "above_mean", "mod7", "attention"], list(TABLES))])
+def test_the_recipes_run_as_shown(name, runs, added, folder, monkeypatch):
+    bases = {"num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 32, "batch_size": 16} | SMALL
+    trains, build = SMALL | {"example": "0", "heldout": "none"}, records.build
+    monkeypatch.setattr(records, "build", lambda config_class, **given: build(
+        config_class, **given | (bases if config_class is pretrain.PretrainConfig else trains)))
+    pretrain.pretrain(records.build(pretrain.PretrainConfig, run_dir="runs/demo_base"))
+    names = {}
+    with contextlib.ExitStack() as restored:
+        sizes = {key: len(restored.enter_context(mock.patch.dict(table))) for key, table in TABLES.items()}
+        for recipe in RECIPES[name]:
+            exec(recipe, names)
+        assert [key for key, table in TABLES.items() if len(table) == sizes[key] + 1] == added
+    for run in runs:
+        assert json.loads((folder / "runs" / run / "summary.json").read_text())["steps"] == 1
+
+
+def test_the_recipes_are_short():
+    for recipe in [*RECIPES["README.md"], *RECIPES["docs/extending.md"], *blocks(TEXT["docs/extending.md"], "toml")]:
+        assert len(recipe.splitlines()) <= 15, recipe
+    assert [len(codes) for codes in RECIPES.values()] == [1, 5]
+
+
+def test_the_study_of_the_recipes_is_one(folder):
+    text, = blocks(TEXT["docs/extending.md"], "toml")
+    (folder / "random.toml").write_text(text)
+    _, found = study.load("random.toml")
+    for arm, reward in (("correct", "correct"), ("random", "random")):
+        given = study.commands(found, {"arm": arm, "seed": "0", "work": "runs/random"}, quick=False)
+        assert [re.findall(r"--(?:run_dir|model)=(\S+)", line) for line in given] == [
+            ["runs/random/base0"], ["runs/random/base0", f"runs/random/{arm}0"]]
+        assert ("--reward=random" in given[1]) == (reward == "random")
+        for line in given:
+            prepared(f"python -m scripts.{line}")
+
+
+# ----- figures
+
+
+# (study, measure, arms) of which a document has every seed
+SHOWN = {
+    "README.md": [
+        ("elicitation", "accuracy", ["one-shot RL", "forced opening"]),
+        ("contamination", "AUROC, seen 3", ["leak"]), ("contamination", "AUROC, seen 30", ["leak"])],
+    "results/README.md": [
+        ("one_shot", "base, greedy", ["rl"]), ("one_shot", "end, greedy", ["rl"]),
+        ("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["correct", "format"]),
+        ("examples", "end, greedy", ["one", "two", "sixteen", "easy", "hard", "sums alone"]),
+        ("label_free", "end, greedy", ["correct", "entropy, reward", "ttrl", "self-certainty"]),
+        ("ablation", "end, greedy", ["policy gradient", "all of them", "entropy bonus alone"]),
+        ("calibration", "ECE, T=1", ["correct", "calibrated"]),
+        ("switch", "base, greedy", ["everything"]), ("switch", "end, greedy", ["everything", "64 after layer 2"]),
+        ("switch", "cosine with the first example's vector", ["64 after layer 2, another example"]),
+        ("elicitation", "accuracy", ["base", "forced opening", "difference of means", "SAE latent", "random latent",
+                                     "own correct solutions", "one-shot RL", "self-consistency", "power sampling"]),
+        ("elicitation_boolean", "accuracy", ["base", "forced opening", "difference of means", "SAE latent",
+                                             "one-shot RL", "own correct solutions", "power sampling"]),
+        ("elicitation_smollm2", "mawps, one operation", ["greedy", "CoT-decoding of 8", "difference of means",
+                                                         "forced opening"]),
+        ("contamination", "AUROC, seen 3", ["leak"]), ("contamination", "AUROC, seen 10", ["leak"]),
+        ("contamination", "AUROC, seen 30", ["leak"]),
+        ("contamination", "right, never seen", ["leak", "leak, format"]),
+        ("contamination", "right, seen 100", ["leak", "leak, random", "leak, format"]),
+        ("hybrid", "hybrid", ["RL, means"]), ("hybrid", "first token", ["RL, means"]),
+        ("hybrid", "random places", ["RL, means"]), ("when", "likeliest token differs, base's text", ["one example"]),
+        ("when", "gap recovered, first token", ["one example"]),
+        ("when", "stable rank of the update", ["one example"]),
+        ("long_after", "end, greedy", ["recipe", "early floor"]),
+        ("boundary", "pass@1", ["base", "one", "prolonged"]),
+        ("boundary", "8 operations, pass@1", ["base", "prolonged"]),
+        ("boundary", "8 operations, pass@256", ["base", "prolonged"])]}
+# (study, measure, arms) of which a document has the mean with its interval
+MEANS = {
+    "README.md": [
+        ("one_shot", "late rise, greedy", ["rl"]), ("boolean", "end, greedy", ["correct", "format"]),
+        ("switch", "end, greedy", ["64 after layer 2", "everything"]), ("boundary", "pass@1", ["one"]),
+        ("spurious", "gain, greedy", ["correct", "coin"])],
+    "results/README.md": [
+        ("one_shot", "late rise, greedy", ["rl"]), ("long_after", "fall from the peak", ["early floor"]),
+        ("spurious", "gain, greedy", ["correct", "format", "coin", "permuted", "incorrect", "inverted",
+                                      "no skill, correct"]),
+        ("switch", "end, greedy", ["16 after layer 2", "4 after layer 2", "64 after layer 2, format"]),
+        ("memory", "one operand less unseen", ["one"]), ("when", "of these first tokens", ["one example"]),
+        ("hybrid", "gap recovered", ["distilled, means"]),
+        ("curriculum", "accuracy, T=1", ["RLVR, RLVR", "SRL, SRL", "SRL, RLVR"])]}
+FIGURE = r"(?<![\d.])[-+]?\d\.\d{3}(?!\d)"
+
+
+def measures(name: str) -> dict:
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())["measures"]
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_figures_are_those_of_the_results(name):
+    read = " ".join(TEXT[name].split())
+    for record, measure, arms in SHOWN[name]:
+        for arm in arms:
+            seeds = ", ".join(f"{value:.3f}" for value in measures(record)[arm][measure]["seeds"])
+            assert seeds in read, (record, measure, arm)
+    for record, measure, arms in MEANS[name]:
+        for arm in arms:
+            found = measures(record)[arm][measure]
+            shown = "{:.3f} [{:.3f}, {:.3f}]".format(found["mean"], *found["interval"])
+            assert shown in read, (record, measure, arm)
+    long = measures("long_run")["rl"]
+    assert "peaks at {:.3f} and ends at {:.3f}".format(
+        *(long[measure]["seeds"][0] for measure in ("peak, greedy", "end, greedy"))) in read
+
+
+def test_the_three_seeds_are_those_of_the_record():
+    record = json.loads((ROOT / "results" / "one_shot.json").read_text())
+    for seed, run in record["summaries"]["rl"].items():
+        pairs = [(run[end]["greedy"], run[end]["sampled"]) for end in ("base", "final")]
+        then = tuple(run["after_saturation"][name]["at_saturation"] for name in ("greedy", "sampled"))
+        shown = ["{:.3f} / {:.3f}".format(*pair) for pair in (pairs[0], then, pairs[1])]
+        row = f"| {seed} | {shown[0]} | {run['saturation_step']} | {shown[1]} | {shown[2]} |"
+        assert row in README.splitlines()[:12]
+    demo = record["summaries"]["rl"]["0"]
+    assert "{:.3f} and {:.3f} in the recorded run".format(*(demo[end]["greedy"] for end in ("base", "final"))) in README
+
+
+def not_on(text: str, pages: list[str]) -> set[str]:
+    """The figures of a text, .000 in form, that stand on none of these pages of results/."""
+    there = "\n".join((ROOT / "results" / page).read_text("utf-8") for page in pages)
+    return set(re.findall(FIGURE, text)) - set(re.findall(FIGURE, there))
+
+
+def test_every_figure_stands_on_a_page_that_its_paragraph_links():
+    text = re.sub(r"<!-- findings.*?<!-- end of findings -->", "", TEXT["results/README.md"], flags=re.S)
+    for paragraph in text.split("\n\n"):
+        assert not not_on(paragraph, re.findall(r"\]\((\w+\.md)\)", paragraph)), paragraph
+    for line in re.search(r"^## Findings\n(.*?)^## ", README, re.M | re.S)[1].splitlines():
+        assert not not_on(line, re.findall(r"\]\(results/(\w+\.md)\)", line)), line
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.flags")), ids=lambda path: path.stem)
+def test_a_flag_file_says_what_it_reproduces_or_that_it_was_not_run(path):
+    head = " ".join(line[1:].strip() for line in path.read_text("utf-8").splitlines() if line.startswith("#"))
+    if "Not run here." not in head:
+        assert all(f"{word}" in head for word in ("Reproduces: ", "Number (results/", "Hardware: ", "Time")), head
+        assert re.search(r"Time: not measured\.|Time \(results/", head)
+        assert not not_on(head, re.findall(r"results/(\w+\.md)", head)), head
+        for name, shown in re.findall(r"Time \(results/(\w+)\.json\): ([\d, ]+) s in", head):
+            runs = json.loads((ROOT / "results" / f"{name}.json").read_text())["summaries"]
+            arm = re.search(r"the arm `(\w+)`|$", head)[1] or "rl"
+            assert shown == ", ".join(f"{sum(run['seconds'].values()):.0f}" for run in runs[arm].values())
+
+
+def test_the_timings_are_those_of_the_page():
+    page = (ROOT / "results" / "bench_cpu.md").read_text("utf-8")
+    ratios = dict(re.findall(r"^\| (\w+).* \| [\d.]+ \| [\d.]+ \| ([\d.]+) \|$", page, re.M))
+    read = " ".join(TEXT["docs/commands.md"].split())
+    assert (f"sampling is {ratios['sampling']} times as fast as torch's, the update {ratios['the']} times as fast "
+            f"where the prompt is shared, and {ratios['update']} times as fast where nothing is shared") in read
+
+
+def test_none_of_smollm2s_continuations_is_exact_as_it_says():
+    page = (ROOT / "results" / "contamination_smollm2.md").read_text("utf-8")
+    exact = dict(re.findall(r"^\| smollm2 \| (\w+) \| 60% \| (.* of \d+) \| .*%", page, re.M))
+    exact = {name: cell.split(" | ")[0] for name, cell in exact.items()}
+    assert exact == dict.fromkeys(("gsm8k", "math500", "svamp"), "0.000 [0.000, 0.037] of 100")
+
+
+# ----- maps
+
+
+PACKAGE = ROOT / "rlvr_jax"
+CORE = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+
+
+def section(name: str, title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)(^## |\Z)", TEXT[name], re.M | re.S)[1]
+
+
+def test_the_map_of_the_readme_names_every_folder():
+    shown = set(re.findall(r"`(?:rlvr_jax/)?(\w+)/`", section("README.md", "Map")))
+    there = {path.parent.name for path in PACKAGE.rglob("__init__.py")}
+    assert shown == there | {"scripts", "configs", "results", "docs"}
+
+
+def test_the_readme_names_the_files_of_the_core_which_is_small():
+    part = section("README.md", "Taking the core")
+    assert set(re.findall(r"`(\w+)`", part)) == CORE and len(CORE) == 11
+    most, = re.findall(r"The eleven files at the root of `rlvr_jax/`, at most ([\d,]+) lines", part)
+    lines = sum(len(path.read_text("utf-8").splitlines()) for path in PACKAGE.glob("*.py"))
+    assert lines <= int(most.replace(",", ""))
+
+
+def test_the_map_in_docs_names_every_module():
+    shown = re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\|.*?\|(?: .*\|)?", TEXT["docs/map.md"], re.M)))
+    there = [path.stem for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
+    assert set(shown) == set(there)

@@ -1,0 +1,305 @@
+"""The commands a user types: what they print, what they write, and how the package they stand on is layered."""
+
+import ast
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from rlvr_jax.evaluation.benchmarks import EvaluateConfig
+from rlvr_jax.pretrained import loading
+from rlvr_jax.records import flat, settings
+
+from fixtures import BASE_FLAGS, ROOT, SCRIPTS, load_problems, read_jsonl, record_of, run, saved_arrays
+
+MODULES = {".".join(path.relative_to(ROOT / "rlvr_jax").with_suffix("").parts): path
+           for path in (ROOT / "rlvr_jax").rglob("*.py") if path.stem != "__init__"}
+PROMPT = "coins 7 + 5 - 3 ="
+
+
+# ----- evaluate
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, base, compiled):
+    """(what was printed, summary, rows) of 4 samples each of 10 problems."""
+    out = tmp_path_factory.mktemp("evaluated") / "deep" / "er"
+    printed = run("evaluate", f"--model={base}", f"--out={out}", "--num_ops=2", "--max_new_tokens=10",
+                  "--num_samples=4", "--temperature=1", "--max_problems=10", "--rows_per_call=16", compiled=compiled, expect=0).out
+    return printed, json.loads((out / "summary.json").read_text()), read_jsonl(out / "completions.jsonl")
+
+
+def test_evaluate_writes_its_summary(evaluated):
+    printed, summary, rows = evaluated
+    assert set(summary) == {"n", "num_samples", "temperature", "accuracy", "interval", "pass@k", "maj@k", "intervals",
+                            "truncated", "timed_out", "num_tokens", "graded_by", "styles", "flags"}
+    assert (summary["n"], summary["num_samples"], list(summary["pass@k"])) == (10, 4, ["1", "2", "4"])
+    assert summary["accuracy"] == sum(row["correct"] for row in rows) / 40 == pytest.approx(summary["pass@k"]["1"])
+    solved = {row["problem"] for row in rows if row["correct"]}
+    assert summary["pass@k"]["4"] == len(solved) / 10
+    low, high = summary["interval"]
+    assert 0 <= low <= summary["accuracy"] <= high <= 1
+    assert set(summary["flags"]) == flat(EvaluateConfig()).keys()
+    assert summary["flags"]["temperature"] == 1 and set(summary["styles"]) == {"careful", "sloppy", "guess", "ramble"}
+    assert f"| arithmetic | 10 | avg@4, T=1 | {summary['accuracy']:.3f} [" in printed
+    assert summary["graded_by"] in printed and printed.rstrip().endswith("/deep/er/summary.json")
+
+
+def test_evaluate_keeps_every_completion(evaluated, base):
+    rows = evaluated[2]
+    assert [(row["problem"], row["sample"]) for row in rows] == [(i, j) for i in range(10) for j in range(4)]
+    problems = load_problems("arithmetic", loading.load_model(str(base)).tokenizer, count=10, num_ops=2)
+    for row in rows:
+        assert set(row) == {"benchmark", "problem", "sample", "prompt", "answer", "completion", "extracted", "correct",
+                            "timed_out", "graded_by", "truncated", "num_tokens"}
+        assert (row["prompt"], row["answer"]) == (problems[row["problem"]].prompt, problems[row["problem"]].answer)
+        words = row["completion"].split()
+        assert row["correct"] == (words[-2:] == ["answer", row["answer"]])
+        assert len(words) + (not row["truncated"]) <= row["num_tokens"] <= 10  # end-of-text and padding are no words
+    assert len({row["completion"] for row in rows if row["problem"] == 0}) > 1
+
+
+def test_evaluate_reads_a_file(tmp_path, base, compiled):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"question": "coins 7 + 5 - 3", "answer": 9}) + "\n")
+    run("evaluate", f"--model={base}", f"--problems={tmp_path / 'p.jsonl'}", "--instruction==",
+        "--answer_format=answer", "--max_new_tokens=10", f"--out={tmp_path}", compiled=compiled, expect=0)
+    row, = read_jsonl(tmp_path / "completions.jsonl")
+    assert (row["prompt"], row["answer"]) == ("coins 7 + 5 - 3 =", "9")
+    assert "styles" not in json.loads((tmp_path / "summary.json").read_text())
+
+
+# ----- sample
+
+
+def test_sample_writes_rows_and_depends_on_the_seed_alone(tmp_path, base, compiled):
+    def rows(*flags):
+        out = tmp_path / "rows.jsonl"
+        printed = run("sample", f"--model={base}", f"--prompt={PROMPT}", "--num_samples=5", "--max_new_tokens=8",
+                      f"--out={out}", *flags, compiled=compiled, expect=0).out
+        return printed, read_jsonl(out)
+
+    printed, first = rows()
+    words = loading.load_model(str(base)).tokenizer
+    assert printed.count("--- ") == 5 and "\x1b" not in printed
+    for row in first:
+        assert set(row) == {"prompt", "completion", "completion_ids", "sampler_logprobs", "stop_reason"}
+        assert row["prompt"] == PROMPT and row["completion"] in printed
+        assert row["completion"] == words.backend.decode(row["completion_ids"], skip_special_tokens=True)
+        assert len(row["completion_ids"]) == len(row["sampler_logprobs"]) <= 8 and max(row["sampler_logprobs"]) < 0
+        assert row["stop_reason"] == ("eos" if row["completion_ids"][-1] in words.eos_ids else "length")
+    assert rows("--num_slots=2")[1] == [
+        row | {"sampler_logprobs": pytest.approx(row["sampler_logprobs"], abs=1e-4)} for row in first]
+    assert [row["completion"] for row in rows("--seed=1")[1]] != [row["completion"] for row in first]
+
+
+def test_a_step_of_a_run_can_be_named(base, compiled):
+    earlier, newest = loading.load_model(f"{base}@100"), loading.load_model(str(base))
+    for loaded, step in ((earlier, 100), (newest, 200)):
+        assert (loaded.params["embed"] == saved_arrays(base, step)["params/embed"]).all()
+    assert (earlier.params["embed"] != newest.params["embed"]).any()
+    greedy = [run("sample", f"--model={name}", f"--prompt={PROMPT}", "--temperature=0", "--max_new_tokens=8",
+                  compiled=compiled, expect=0).out for name in (f"{base}@200", base)]
+    assert greedy[0] == greedy[1]
+
+
+# ----- pretrain, report, export
+
+
+def test_pretrain_writes_a_run_directory(base):
+    rows, summary = read_jsonl(base / "metrics.jsonl"), json.loads((base / "summary.json").read_text())
+    assert [row["step"] for row in rows] == list(range(1, 201)) and rows[-1]["train/loss"] < rows[0]["train/loss"] / 1.5
+    assert set(summary) == {"base", "final", "train_accuracy", "saturation_step", "steps", "after_saturation",
+                            "graded_by", "seconds", "trained"}
+    assert summary["trained"] == sum(x.size for name, x in saved_arrays(base, 200).items() if name.startswith("params/"))
+    assert summary["steps"] == 200 and summary["final"]["n"] == 16
+    flags = (base / "flags.txt").read_text().splitlines()
+    assert set(BASE_FLAGS) - set(flags) == {"--noremat", "--learning_rate=1e-2"}  # the same, as --remat=False and 0.01
+
+
+def test_a_flag_file_runs_it_again(tmp_path, base, compiled):
+    run("pretrain", f"--flagfile={base / 'flags.txt'}", "--num_steps=1", "--decay_steps=200",
+        f"--run_dir={tmp_path / 'run'}", compiled=compiled, expect=0)
+    again, first = (read_jsonl(path / "metrics.jsonl")[0]["train/loss"] for path in (tmp_path / "run", base))
+    assert again == first
+
+
+def test_report_draws_the_base(base, compiled):
+    pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
+    printed = run("report", f"--run_dir={base}", compiled=compiled, expect=0).out
+    written = [pathlib.Path(line) for line in printed.splitlines()]
+    assert base / "report.html" in written and all(path.stat().st_size > 1000 for path in written)
+
+
+def test_export_is_the_same_model(tmp_path, base, compiled):
+    out = tmp_path / "hf"
+    assert run("export", f"--model={base}", f"--out={out}", compiled=compiled, expect=0).out.strip() == str(out)
+    ours, theirs = (run("sample", f"--model={name}", f"--prompt={PROMPT}", "--num_samples=3", "--max_new_tokens=8",
+                        compiled=compiled, expect=0).out for name in (base, out))
+    assert ours == theirs
+
+
+# ----- the command line
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_the_flags_of_the_script_alone(script, compiled):
+    """Every flag with a description, none of absl's."""
+    printed = run(script, "--help", compiled=compiled, expect=0).out
+    source = (ROOT / "scripts" / f"{script}.py").read_text()
+    listed = dict(re.findall(r"^  --(?:\[no\])?(\w+):(.*(?:\n    [^(].*)*)$", printed, re.M))  # (default: …) apart
+    assert set(listed) == flat(record_of(script)()).keys() | {"traceback"}
+    assert all(len(text) > 8 for text in listed.values())
+    assert ast.get_docstring(ast.parse(source)).splitlines()[0] in printed
+
+
+def test_importing_a_script_runs_nothing_and_loads_no_jax():
+    code = f"import sys, {', '.join(f'scripts.{name}' for name in SCRIPTS)}; sys.exit('jax' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_short(script):
+    assert len((ROOT / "scripts" / f"{script}.py").read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_setting_is_there_once_and_is_read(script):
+    """As an attribute of its record; the command line reads those of the machine by name."""
+    names = [leaf.name for leaf in settings(record_of(script))]
+    assert len(set(names)) == len(names)
+    text = "\n".join(path.read_text() for folder in ("rlvr_jax", "scripts") for path in (ROOT / folder).rglob("*.py"))
+    assert not [name for name in names if not re.search(rf'\.{name}\b|(values\[|values\.get\(|\(|, )"{name}"', text)]
+
+
+# ----- layers
+
+
+# The core is the files of the root: it knows of arrays alone. The kit's rooms are files, text and runs around it, the
+# lowest floor first, and the lab is what is tried with both. A module imports from floors below its own, and from its
+# own in no circle.
+CORE = {"errors", "records", "ops", "model", "adapters", "parallel", "sampler", "logprobs", "objectives", "learner", "grpo"}
+FLOORS = [CORE, {"grading", "runs"}, {"pretrained"}, {"tasks"}, {"evaluation", "rewards"}, {"training"}, {"lab"}]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+PUBLIC = [name for name in MODULES if name.split(".")[0] != "lab"]  # root and kit, which others build on
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """Everything that a file imports, at the top or inside a function: modules, and names of modules that it may be."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports are by their whole name"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """The modules of the package, "runs.files", that a file imports."""
+    return {name.removeprefix("rlvr_jax.") for name in imported(path) if name.startswith("rlvr_jax.")} & MODULES.keys()
+
+
+GRAPH = {name: imports(path) for name, path in MODULES.items()}
+
+
+def test_every_module_stands_on_a_floor_and_every_room_is_there():
+    assert {name.split(".")[0] for name in MODULES} == FLOOR.keys()
+    assert {name for name in MODULES if "." not in name} == CORE
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_downward(name):
+    mine = FLOOR[name.split(".")[0]]
+    assert not [other for other in GRAPH[name] if FLOOR[other.split(".")[0]] > mine]
+
+
+@pytest.mark.parametrize("name", sorted(CORE))
+def test_the_core_needs_jax_and_numpy_alone(name):
+    """No flags, files, text or progress: whoever has tokens and a function that scores them can import it."""
+    packages = {other.split(".")[0] for other in imported(MODULES[name])}
+    assert packages <= {"rlvr_jax", "jax", "flax", "optax", "numpy"} | sys.stdlib_module_names
+
+
+def test_the_core_can_be_read_in_an_afternoon():
+    lines = {name: len(MODULES[name].read_text("utf-8").splitlines()) for name in CORE}
+    assert sum(lines.values()) <= 1900, lines
+
+
+def test_the_graph_sees_imports(tmp_path):
+    assert GRAPH["training.train"] >= {"grpo", "rewards.score", "runs.run"} and GRAPH["grpo"] >= {"sampler", "learner"}
+    assert "parallel" in imports(ROOT / "scripts" / "cli.py")  # inside a function
+    (tmp_path / "m.py").write_text("def f():\n    from absl import flags\n    import tqdm.auto\n")
+    assert imported(tmp_path / "m.py") == {"absl", "absl.flags", "tqdm.auto"}
+
+
+def test_imports_have_no_cycle():
+    left = dict(GRAPH)
+    while free := [name for name, needed in left.items() if not needed & left.keys()]:
+        left = {name: needed for name, needed in left.items() if name not in free}
+    assert not left
+
+
+def test_every_room_says_in_one_sentence_what_is_in_it():
+    for path in (ROOT / "rlvr_jax").rglob("*/__init__.py"):
+        module = ast.parse(path.read_text())
+        assert len(module.body) == 1 and ast.get_docstring(module).count(".") == 1, path
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_function_is_longer_than_a_screen(name):
+    for node in ast.walk(ast.parse(MODULES[name].read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_file_is_longer_than_340_lines(name):
+    assert len(MODULES[name].read_text("utf-8").splitlines()) <= 340
+
+
+def arguments(node: ast.FunctionDef, method: bool) -> int:
+    """How many arguments a function takes, *args and **kwargs as one each, a method's self or cls not counted."""
+    given = node.args
+    static = any(isinstance(mark, ast.Name) and mark.id == "staticmethod" for mark in node.decorator_list)
+    return (len(given.posonlyargs + given.args + given.kwonlyargs) + bool(given.vararg) + bool(given.kwarg)
+            - (method and not static))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_function_takes_six_arguments_at_most(name):
+    tree = ast.parse(MODULES[name].read_text("utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    functions = [(node, False) for node in tree.body] + [(node, True) for each in classes for node in each.body]
+    found = {node.name: arguments(node, method) for node, method in functions
+             if isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__")}
+    assert not {function: count for function, count in found.items() if count > 6}
+
+
+def test_nothing_in_the_package_imports_a_script():
+    assert not [name for name, path in MODULES.items()
+                if re.search(r"^\s*(import|from) scripts", path.read_text(), re.M)]
+
+
+def test_only_parallel_knows_about_devices():
+    words = ("pmap(", "multihost_utils", "jax.distributed", "jax.process_")
+    found = {(name, word) for name, path in MODULES.items() for word in words if word in path.read_text()}
+    assert {name for name, _ in found} <= {"parallel"}
+
+
+# ----- the tests
+
+
+def test_no_test_module_is_imported():
+    """What modules share is in tests/fixtures.py; a module under tests/ then moves or changes alone."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [(path.name, name) for name in names if any(part.startswith("test_") for part in name.split("."))]
+    assert not found

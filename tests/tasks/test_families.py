@@ -1,0 +1,110 @@
+"""The table of synthetic families: two mixed in one base, the first one as it always was. test_doors.py adds one."""
+
+import hashlib
+import json
+
+import pytest
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import measure
+from rlvr_jax.records import Problem, build, replace
+from rlvr_jax.sampler import Request
+from rlvr_jax.tasks import families, pool
+from rlvr_jax.tasks.families import FAMILIES
+from rlvr_jax.training import pretrain
+from rlvr_jax.training.pretrain import PretrainConfig
+
+from fixtures import load_problems
+
+SMALL = build(PretrainConfig, num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False,
+              warmup_steps=10, learning_rate=1e-2, eval_size=32)
+MIXED = {"arithmetic": 0.25, "boolean": 0.75}
+
+
+def batches(shares, config=SMALL):
+    tokenizer = families.make_tokenizer(shares)
+    return tokenizer, pretrain.make_data(config, shares, tokenizer)
+
+
+def test_arithmetic_alone_has_the_tokens_problems_and_batches_of_before_there_was_a_table():
+    """Sums of what the code gave when it knew no other family: published figures rest on each of these bits."""
+    tokenizer, sums = families.make_tokenizer(["arithmetic"]), [hashlib.sha256() for _ in range(3)]
+    sums[0].update(json.dumps(tokenizer.to_json(), sort_keys=True).encode())
+    for split in ("pretrain", "example", "dev", "test"):
+        for p in load_problems("arithmetic", tokenizer, count=200, split=split, num_ops=6, seed=5):
+            told = sorted((name, x) for name, x in p.meta.items() if name != "steps")  # which came later
+            sums[1].update(f"{p.prompt}|{p.answer}|{p.question}|{told}\n".encode())
+    for config in (build(PretrainConfig), build(PretrainConfig, num_ops=2, seed=3, batch_size=64)):
+        data = batches(families.parse_shares(config.task_shares), config)[1]
+        for batch in map(data, (1, 2, 1999)):
+            for x in (batch.prompts.tokens, batch.prompts.lengths, batch.prompt_index, batch.completions,
+                      batch.completion_mask, batch.advantages):
+                sums[2].update(str((x.dtype, x.shape)).encode() + x.tobytes())
+    assert [found.hexdigest()[:16] for found in sums] == ["a4a28001d6a4a04c", "2dc40d3a20c9051a", "728f683f1143c09b"]
+
+
+@pytest.mark.parametrize("shares", [{"boolean": 1.0}, MIXED])
+def test_a_batch_reads_as_its_families_solved_it(shares):
+    tokenizer, data = batches(shares)
+    batch, counts = data(7), dict.fromkeys(shares, 0)
+    for tokens, length, ids, mask in zip(batch.prompts.tokens, batch.prompts.lengths, batch.completions,
+                                         batch.completion_mask, strict=True):
+        prompt, solution = (tokenizer.decode(row) for row in (tokens[:length], ids[mask]))
+        assert tokenizer.encode(prompt) == tokens[:length].tolist() and ids[mask][-1] == tokenizer.eos_ids[0]
+        name, = [name for name in shares if set(prompt.split()) <= set(FAMILIES[name].vocabulary)]
+        assert set(solution.split()) <= set(FAMILIES[name].vocabulary)
+        counts[name] += 1
+    assert counts == {name: share * 64 for name, share in shares.items()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pretraining_never_sees_a_problem_of_another_split(name):
+    tokenizer, data = batches({name: 1.0}, build(PretrainConfig, batch_size=256))
+    held = {p.prompt.split(" ", 1)[1] for split in ("test", "dev", "example")  # whatever the topic
+            for p in load_problems(name, tokenizer, count=512, split=split)}
+    seen = {tokenizer.decode(row).split(" ", 1)[1] for step in range(20) for row in data(step).prompts.tokens}
+    assert len(held) > 1500 and len(seen) > 5000 and not held & seen
+
+
+def test_a_joint_vocabulary_holds_each_familys_words_once_and_the_first_familys_as_they_were():
+    joint, first = (families.make_tokenizer(names).backend.get_vocab() for names in (MIXED, ["arithmetic"]))
+    assert set(joint) == set(FAMILIES["arithmetic"].vocabulary) | set(FAMILIES["boolean"].vocabulary)
+    assert sorted(joint.values()) == list(range(len(joint))) and first.items() <= joint.items()
+
+
+@pytest.mark.parametrize("text, shares", [("boolean", {"boolean": 1.0}), ("arithmetic:0.25, boolean:0.75", MIXED)])
+def test_shares_are_read(text, shares):
+    assert families.parse_shares(text) == shares
+
+
+@pytest.mark.parametrize("text, named", [
+    ("bolean", "none of arithmetic, boolean"), ("", "none of arithmetic, boolean"),
+    ("arithmetic:x", "arithmetic:x"),
+    ("arithmetic:1.5,boolean:-0.5", "above 0"), ("arithmetic:nan", "arithmetic:nan"),
+    ("arithmetic,boolean", "sum to 2"), ("arithmetic:0.5,boolean:0.4", "sum to 0.9"),
+    ("boolean:0.5,boolean:1", "each family once")])
+def test_shares_that_make_no_sense_are_refused_by_name(text, named):
+    with pytest.raises(UserError, match=f"--task_shares={text}.*{named}"):
+        pretrain.check(replace(SMALL, task_shares=text))
+
+
+def test_luck_is_told_by_the_family_of_the_problem():
+    problems = [Problem("q", "TFFT", "q", {"task": "boolean"}), Problem("q", "TFFT", "q", {"task": "boolean"}),
+                Problem("q", "TFFT", "q", {"file": "own.jsonl"})]
+    rows = [{"problem": p, "correct": i < wins, "completion": said} for p, wins, said in
+            ((0, 3, "quick TFFT answer TFFT"), (1, 6, "think answer TFFT"), (2, 4, "quick TFFT")) for i in range(10)]
+    assert pool.choose_example(rows[:20], problems[:2], 0.3) == 1  # problem 0 has the better rate, by luck
+    assert pool.choose_example(rows, problems, 0.3) == 2
+    shares = measure.style_shares(rows, problems)
+    assert shares["careful"] == (1 / 3, 0.6) and shares["sloppy"] == (1 / 3, 0.3) and shares["guess"] == (0.0, None)
+
+
+def test_each_family_of_a_mixture_has_its_accuracy_beside_that_of_all(monkeypatch):
+    problems = [Problem("", "1", "", {"task": name}) for name in ("arithmetic", "arithmetic", "arithmetic", "boolean")]
+    rows = [{"problem": i, "correct": i in (0, 2), "completion": "think answer 1"} for i in range(4)]
+    monkeypatch.setattr(measure, "measure", lambda *args, **kwargs: rows[: len(args[1].problems)])
+    by = measure.Sampler(None, None, None)
+    heldout = lambda asked: measure.heldout(by, asked, None, Request(0, 0), "answer")
+    found = heldout(problems)
+    assert [found[f"eval/sampled{name}"] for name in ("", "_arithmetic", "_boolean")] == [0.5, 2 / 3, 0.0]
+    assert "eval/sampled_arithmetic" not in heldout(problems[:3])

@@ -1,0 +1,120 @@
+"""Runs that train an adapter: they resume, start from one another, and export what they learnt."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from rlvr_jax import adapters
+from rlvr_jax.adapters import AdapterConfig
+from rlvr_jax.errors import UserError
+from rlvr_jax.pretrained import gguf_file, huggingface, loading
+from rlvr_jax.records import build, replace
+from rlvr_jax.training import train
+from rlvr_jax.training.train import TrainConfig
+
+from fixtures import (ROOT, TINY, TRAIN_FLAGS, assert_same_arrays, assert_same_run, random_params, read_jsonl, run,
+                      saved_arrays)
+from golden.cases import logits
+
+TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6])
+
+
+def run_of(base, run_dir, **changes):
+    config = build(TrainConfig, num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False,
+                   eval_size=16, reward="format", learning_rate=1e-2, entropy_coef=0.01, num_steps=3, eval_every=1,
+                   save_every=2, keep_every=2, kl_coef=0.01, weight_decay=0.1, model=str(base), run_dir=str(run_dir))
+    train.train(replace(config, **changes))
+    return read_jsonl(run_dir / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("kind", [{"trainable": "lora", "adapter_rank": 2},
+                                  {"trainable": "vector", "adapter_layers": (0,), "adapter_size": 4}])
+def test_a_run_trains_the_adapter_alone_and_measures_the_kl_to_it_off(kind, base, tmp_path):
+    rows = run_of(base, tmp_path / "run", **kind)
+    assert rows[1]["train/kl"] == 0 < rows[3]["train/kl"] and rows[3]["train/logprob_gap_max"] < 1e-4
+    before, after = saved_arrays(base, 200), saved_arrays(tmp_path / "run", 3)
+    model_of = {name: x for name, x in before.items() if name.startswith("params/")}
+    assert_same_arrays({name: after[name] for name in model_of}, model_of)
+    assert not [name for name in after if "ref_params" in name]
+    trained = 4 if "adapter_size" in kind else 2 * (4 * 32 + 3 * 48)
+    assert sum(x.size for name, x in after.items() if "opt_state" in name) == 2 * trained + 2
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["trained"] == trained
+    run_of(base, tmp_path / "halves", num_steps=2, **kind)
+    run_of(base, tmp_path / "halves", num_steps=3, **kind)
+    assert_same_run(tmp_path / "halves", tmp_path / "run", 3)
+
+
+def test_the_next_training_starts_from_the_merged_model(base, tmp_path):
+    rows = np.arange(8)[None]
+    run_of(base, tmp_path / "lora", trainable="lora")
+    run_of(tmp_path / "lora", tmp_path / "vector", trainable="vector")
+    run_of(tmp_path / "vector", tmp_path / "all")
+    loaded = {name: loading.load_model(str(tmp_path / name)) for name in ("lora", "vector", "all")}
+    config = loaded["lora"].config
+    assert "down_bias" not in loaded["vector"].params["layers"] and "down_bias" in loaded["all"].params["layers"]
+    for name, next_one in (("lora", "vector"), ("vector", "all")):
+        ours, merged = loaded[name].params, adapters.merged(loaded[name].params)
+        np.testing.assert_allclose(logits(ours, config, rows), logits(merged, config, rows), atol=1e-5)
+        assert read_jsonl(tmp_path / next_one / "metrics.jsonl")[1]["train/kl"] == 0
+    start, trained = adapters.merged(loaded["lora"].params), adapters.without(loaded["vector"].params)
+    jax.tree.map(np.testing.assert_array_equal, start, trained)
+
+
+def test_a_lora_run_resumes_bit_for_bit_and_exports_what_it_learnt(base, compiled, tmp_path):
+    lora = (*TRAIN_FLAGS, "--trainable=lora", "--adapter_rank=2", "--save_every=2", "--keep_every=2", f"--model={base}")
+    run("train", *lora, "--num_steps=4", f"--run_dir={tmp_path / 'whole'}", compiled=compiled, expect=0)
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "checkpoints" / "4")
+    run("train", *lora, "--num_steps=4", f"--run_dir={tmp_path / 'half'}", compiled=compiled, expect=0)
+    assert_same_run(tmp_path / "half", tmp_path / "whole", 4)
+    run("export", f"--model={tmp_path / 'whole'}", f"--out={tmp_path / 'out'}", compiled=compiled, expect=0)
+    ours, theirs, rows = loading.load_model(str(tmp_path / "whole")), loading.load_model(str(tmp_path / "out")), [TOKENS]
+    assert theirs.params["layers"].keys() == loading.load_model(str(base)).params["layers"].keys()
+    np.testing.assert_allclose(logits(theirs.params, theirs.config, rows), logits(ours.params, ours.config, rows), atol=1e-5)
+    assert (theirs.params["layers"]["q"] != ours.params["layers"]["q"]).any()
+
+
+def test_a_vector_has_no_place_in_a_hugging_face_folder(tmp_path):
+    params = adapters.add(AdapterConfig(trainable="vector"), random_params(TINY), 0)
+    params["layers"]["vector"] += 0.2
+    params = adapters.merged(params)
+    with pytest.raises(UserError, match="a Hugging Face folder cannot hold layers/down_bias: .* a vector has none"):
+        huggingface.save_folder(TINY, params, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_before_these_flags_continues(base, tmp_path):
+    """Its flags.txt does not have them: they were what they are by default."""
+    run_of(base, tmp_path / "run", num_steps=2)
+    path = tmp_path / "run" / "flags.txt"
+    kept = [line for line in path.read_text().splitlines() if "adapter_" not in line and "trainable" not in line]
+    path.write_text("\n".join(kept))
+    assert len(run_of(base, tmp_path / "run", num_steps=3)) == 4
+    path.write_text("\n".join(kept))
+    with pytest.raises(UserError, match=r"--trainable \(was all\)"):
+        run_of(base, tmp_path / "run", num_steps=4, trainable="lora")
+
+
+@pytest.mark.slow
+def test_lora_on_a_language_model(compiled, tmp_path):
+    try:
+        gguf_file.smollm2_path()
+    except UserError as error:
+        pytest.skip(str(error))
+    root, out = ROOT, tmp_path / "run"
+    train = (f"--flagfile={root / 'configs' / 'smollm2.flags'}", "--question=What is 7 + 5?", "--answer=12",
+             "--trainable=lora", "--adapter_rank=1", "--learning_rate=1e-4", "--num_steps=2", "--save_every=1",
+             "--keep_every=1", "--group_size=4", "--num_prompts=1", "--max_new_tokens=16", "--reward=format",
+             "--entropy_coef=0.01", "--track_kl")
+    run("train", *train, f"--run_dir={out}", compiled=compiled, expect=0)
+    shutil.copytree(out, tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "checkpoints" / "2")
+    run("train", *train, f"--run_dir={tmp_path / 'half'}", compiled=compiled, expect=0)
+    assert_same_run(tmp_path / "half", out, 2)
+    assert [row["train/kl"] for row in read_jsonl(out / "metrics.jsonl")[1:]][0] == 0
+    run("export", f"--model={out}", f"--out={tmp_path / 'out'}", compiled=compiled, expect=0)
+    ours, theirs = loading.load_model(str(out)), loading.load_model(str(tmp_path / "out"))
+    np.testing.assert_allclose(*(logits(x.params, x.config, [TOKENS]) for x in (ours, theirs)), atol=1e-3)

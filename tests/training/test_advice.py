@@ -1,0 +1,110 @@
+"""Runs that cannot learn say so in one line, with the flag to change; runs that can are left alone."""
+
+import numpy as np
+import pytest
+
+from rlvr_jax import grpo
+from rlvr_jax.objectives import OBJECTIVES
+from rlvr_jax.records import Batch, Problem, Rollouts, build, replace
+from rlvr_jax.rewards import score
+from rlvr_jax.tasks.answers import GradingConfig
+from rlvr_jax.tasks.problems import load, merge
+from rlvr_jax.training import advice, train
+from rlvr_jax.training.train import TrainConfig
+
+from fixtures import run
+
+# Objectives whose advantage is the distance to the group's mean, without a case for a group of one.
+CENTRED = {"dr_grpo", "reinforce", "rloo"}
+
+
+def problems(*answers):
+    return [Problem("q", answer, "q") for answer in answers]
+
+
+def on_flags(**flags) -> str:
+    """What a run with these flags is warned of before it starts."""
+    config = build(TrainConfig, **flags)
+    return advice.on_flags(config.grpo, config.rewards.reward, score.is_constant(config.rewards))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_group_of_one_has_no_advantage_under_some_objectives(objective):
+    text = on_flags(objective=objective, group_size=1)
+    assert bool(text) == (objective in CENTRED)
+    assert not text or f"--group_size=1 under --objective={objective}" in text
+    assert not on_flags(objective=objective, group_size=2)
+
+
+def test_without_a_reward_only_entropy_teaches():
+    assert "--reward=none with --entropy_coef=0" in on_flags(reward="none", kl_coef=0.1)
+    assert not on_flags(reward="none", entropy_coef=0.001, group_size=1, objective="rloo")
+
+
+@pytest.mark.parametrize("answer_format, answer, says", [
+    ("last_number", r"\frac{1}{2}", r"the answer '\\frac{1}{2}' right (where it is stated, '2' is read); "
+                                    "try --answer_format=boxed"),
+    ("answer", "9 apples", "(where it is stated, None is read); try --answer_format=boxed"),
+    ("boxed", "}", "correct that in the problems"), ("last_number", "", "correct that in the problems")])
+def test_an_answer_that_its_format_cannot_read(answer_format, answer, says):
+    text = advice.on_answers(GradingConfig(answer_format), problems(answer))
+    assert text.startswith(f"--answer_format={answer_format} with --grader=math never finds") and says in text
+
+
+@pytest.mark.parametrize("answer_format, answers", [
+    ("last_number", ["12.8", "-5", "1,200", r"9\text{ apples}", "025"]), ("answer", ["7", "-7"]),
+    ("boxed", [r"\frac{1}{2}", r"\left( 3, \frac{\pi}{2} \right)", "yes"]), ("tag", ["x+1"]), ("lenient", ["x+1"])])
+def test_an_answer_that_its_format_can_read(answer_format, answers):
+    assert not advice.on_answers(GradingConfig(answer_format), problems(*answers))
+
+
+def test_the_original_grader_looks_into_the_box_whatever_the_format():
+    pytest.importorskip("sympy", reason="pip install 'rlvr_jax[real]'")
+    assert not advice.on_answers(GradingConfig("last_number", "original"), problems(r"\frac{1}{2}"))
+
+
+def test_of_the_published_pool_one_answer_is_not_whole(data):
+    pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
+    path = str(data / "one_shot_rlvr" / "dsr_sub.parquet")
+    text = advice.on_answers(GradingConfig(grader="original"), merge(load(path)))
+    assert r"never finds 1 of 1209 answers, such as '\\frac{2 k n}{n+k-1}-2 \\frac{k!n!}{(k+n-1)!' right" in text
+
+
+def step_of(rewards, advantages, number=1) -> grpo.Record:
+    """A step of one group of four, all but the first of its completions cut at 22 tokens."""
+    index, mask = np.zeros(4, np.int32), np.ones((4, 22), bool)
+    rollouts = Rollouts(index, np.zeros((4, 22), np.int32), mask, None, np.array([True, False, False, False]))
+    info = {"text": index, "correct": index, "timed_out": index, "graded_by": np.array(["x"] * 4)}
+    batch = Batch(None, index, rollouts.completions, mask, np.array(advantages, np.float32))
+    return grpo.Record(grpo.Asked(number, None, index), rollouts, grpo.Scored(np.array(rewards, np.float32), info), batch, {})
+
+
+def first_step(rewards, advantages) -> str:
+    return advice.on_first_step(step_of(rewards, advantages))
+
+
+def test_a_first_step_that_teaches_nothing():
+    none, equal = first_step([0] * 4, [0] * 4), first_step([1] * 4, [0] * 4)
+    assert "none of the 4 completions" in none and "75% of them were cut at --max_new_tokens=22" in none
+    assert "all 4 completions of step 1 have the full reward" in equal and "--example" in equal
+    assert not first_step([0, 1, 0, 0], [-1, 1, -1, -1])
+    assert not first_step([0, 0, 1, 1], [0] * 4)  # all right in one group, none in another: tomorrow may differ
+    assert not first_step([1] * 4, [1] * 4)  # a group of one, compared with 0
+
+
+def test_only_the_first_step_is_warned_of_and_not_where_every_reward_is_the_same(capsys):
+    config = build(TrainConfig, group_size=4, log_rollouts=0)
+    for changes, number, warned in (({}, 1, True), ({}, 2, False), ({"reward": "none"}, 1, False)):
+        train.rows_of(replace(config, **changes), problems("1"), step_of([0] * 4, [0] * 4, number))
+        assert ("none of the 4 completions" in capsys.readouterr().err) == warned
+
+
+def test_a_run_prints_them_once(tmp_path, base, compiled):
+    flags = (f"--model={base}", f"--run_dir={tmp_path / 'run'}", "--num_prompts=4", "--group_size=1", "--noremat",
+             "--objective=dr_grpo", "--max_new_tokens=4", "--question=coins 7 + 5 - 3 =", r"--answer=\frac{1}{2}",
+             "--answer_format=last_number")
+    lines = [line for line in run("train", *flags, "--num_steps=2", compiled=compiled, expect=0).err.splitlines()
+             if "warning:" in line]
+    assert [line[: len("warning: ")] for line in lines] == ["warning: "] * 3
+    for line, says in zip(lines, ("--group_size=1 under", r"'\\frac{1}{2}'", "none of the 4 completions of step 1")):
+        assert says in line

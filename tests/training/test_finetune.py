@@ -1,0 +1,127 @@
+"""Supervised training from a file: what is learnt of it, that it resumes, and the critiques that can be such a file."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rlvr_jax import logprobs
+from rlvr_jax.errors import UserError
+from rlvr_jax.lab.elicit import critique
+from rlvr_jax.pretrained import loading
+from rlvr_jax.records import Problem, build
+from rlvr_jax.training import finetune
+from rlvr_jax.training.finetune import FinetuneConfig
+
+from fixtures import assert_same_run, read_jsonl, run
+
+ROWS = [{"prompt": "coins 7 + 5 - 3 =", "completion": "think + 5 12 - 3 9 answer 9", "source": "mine"},
+        {"prompt": "books 2 * 3 + 1 =", "completion": "answer 7"},
+        {"prompt": "coins 7 + 5 - 3 =", "completion": "hmm river", "truncated": True}]
+
+
+@pytest.fixture
+def examples(tmp_path):
+    path = tmp_path / "examples.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_rows_become_tokens_each_distinct_prompt_once(base, examples):
+    loaded = loading.load_model(str(base))
+    read, words = finetune.read_examples(str(examples), loaded), loaded.tokenizer
+    assert read.texts == ["coins 7 + 5 - 3 =", "books 2 * 3 + 1 ="] and read.index.tolist() == [0, 1, 0]
+    for text, ids, size in zip(read.texts, *read.prompts.__dict__.values()):
+        assert ids[:size].tolist() == words.encode(text)
+    texts = ["think + 5 12 - 3 9 answer 9 <eos>", "answer 7 <eos>", "hmm river"]
+    assert [ids[mask].tolist() for ids, mask in zip(read.completions, read.mask)] == list(map(words.encode, texts))
+
+
+@pytest.mark.parametrize("row, says", [
+    ({"prompt": "coins 7 =", "completion": 7}, "line 4: needs a prompt and a completion"),
+    ({"prompt": "coins 7 =", "completion": "answer hello"}, "line 4: this model's tokenizer has no word 'hello'"),
+    ({"prompt": "coins 7 =", "completion": "river " * 40}, "line 4: 3 tokens of prompt and 41 of completion")])
+def test_a_row_that_cannot_be_learnt_is_named(base, examples, row, says):
+    with open(examples, "a") as file:
+        file.write(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=says):
+        finetune.read_examples(str(examples), loading.load_model(str(base)))
+
+
+def test_every_epoch_has_every_row_once_in_an_order_of_its_own(base, examples):
+    read = finetune.read_examples(str(examples), loading.load_model(str(base)))
+    batches = [finetune.batch(read, 2, 0, step) for step in range(1, 31)]
+    lengths = np.concatenate([b.completion_mask.sum(-1) for b in batches]).reshape(-1, 3)  # 10, 3, 2 tell rows apart
+    assert (np.sort(lengths) == [2, 3, 10]).all() and len({tuple(epoch) for epoch in lengths}) > 3
+    assert all((b.advantages == 1).all() for b in batches)
+
+
+FLAGS = {"batch_size": 4, "learning_rate": 1e-2, "remat": False, "max_new_tokens": 10, "eval_size": 8, "num_ops": 2,
+         "heldout": "arithmetic", "eval_every": 5}
+
+
+def test_it_learns_completions_and_resumes_bit_for_bit(base, examples, tmp_path):
+    def tune(name, steps):
+        return finetune.finetune(build(FinetuneConfig, model=str(base), examples=str(examples), num_steps=steps,
+                                       run_dir=str(tmp_path / name), window=40, **FLAGS))
+    summary = tune("whole", 12)
+    tune("parts", 5)
+    tune("parts", 12)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", 12)
+    assert summary["base"]["n"] == summary["final"]["n"] == 8 and summary["steps"] == 12
+    rows = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+    before, after = (loading.load_model(str(path)) for path in (base, tmp_path / "whole"))
+    assert after.config.max_seq_len == 40 > before.config.max_seq_len
+    read = finetune.read_examples(str(examples), before)
+
+    def loss(loaded, step):
+        b = finetune.batch(read, FLAGS["batch_size"], 0, step)
+        found, _ = logprobs.completion_logprobs(loaded.params, loaded.config, b, 1.0)
+        return -float(np.mean(np.asarray(found)[b.completion_mask])), int(b.completion_mask.sum())
+    assert (rows[1]["train/loss"], rows[1]["train/tokens"]) == pytest.approx(loss(before, 1), rel=1e-4)
+    assert loss(after, 1)[0] < loss(before, 1)[0] / 2
+
+
+# ----- critiques
+
+
+STEPS = ["think", "+ 5 12", "* 2 24", "- 4 20", "answer 20"]
+PROBLEM = Problem("q", "20", "coins 7 + 5 * 2 - 4 =", {"steps": STEPS, "task": "arithmetic"})
+
+
+@pytest.mark.parametrize("attempt, said", [
+    ("think + 5 12 * 2 22 - 4 18 answer 18", "+ 5 12 = + 5 12 * 2 22 = * 2 24 answer 18 = answer 20"),
+    ("think + 5 12 * 2 24 - 4 20 answer 20",
+     "+ 5 12 = + 5 12 * 2 24 = * 2 24 - 4 20 = - 4 20 answer 20 = answer 20"),
+    ("think + 5 12 answer 12", "+ 5 12 = + 5 12 answer 12 = answer 20"),  # stopped early
+    ("quick 12 14 10 answer 10", "12 = 12 14 = 24 answer 10 = answer 20"),
+    ("answer 3", "answer 3 = answer 20"), ("hmm river often", "= answer 20"), ("", "= answer 20"),
+    ("think + 5", "+ 5 = + 5 12 = answer 20")])
+def test_the_critic_is_exact(attempt, said):
+    assert critique.criticise(STEPS, attempt) == said
+
+
+def test_controls_have_as_many_rows_and_what_they_leave_out_is_gone():
+    attempts = [{"completion": text, "correct": text.endswith("20")} for text in
+                ("answer 3", "answer 20", "answer 4", "quick 12 24 20 answer 20", "answer 5")]
+    made = {kind: function(PROBLEM, attempts, np.random.default_rng(0)) for kind, function in critique.KINDS.items()}
+    assert {len(rows) for rows in made.values()} == {5}
+    assert made["critique"][0] == ("coins 7 + 5 * 2 - 4 = answer 3 =", "answer 3 = answer 20")
+    (asked, said), (same, moved) = zip(*made["critique"]), zip(*made["shuffled"])
+    assert asked == same and sorted(said) == sorted(moved) and not any(a == b for a, b in zip(said, moved))
+    assert made["correct"] == [(PROBLEM.prompt, attempts[i]["completion"]) for i in (1, 3, 1, 3, 1)]
+    assert made["answer"] == [(PROBLEM.prompt, "answer 20")] * 5
+    with pytest.raises(UserError, match="none of 1 attempts is right"):
+        critique.correct(PROBLEM, attempts[:1], None)
+
+
+def test_critiques_can_be_learnt(base, tmp_path, compiled):
+    out = tmp_path / "made" / "critiques.jsonl"
+    printed = run("critique", f"--model={base}", "--num_ops=2", "--max_new_tokens=10", "--num_attempts=6",
+                  "--example=1", f"--out={out}", compiled=compiled, expect=0).out
+    rows = read_jsonl(out)
+    assert len(rows) == 6 and "6 rows, " in printed
+    assert len({row["completion"].split("= answer ")[-1] for row in rows}) == 1  # one problem, one answer
+    run("finetune", f"--model={base}", f"--examples={out}", "--num_steps=2", "--batch_size=2", "--noremat",
+        "--window=48", f"--run_dir={tmp_path / 'run'}", compiled=compiled, expect=0)
+    assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2]

@@ -1,0 +1,100 @@
+"""A run of GRPO in its directory: what it reports, that it learns, one trace a run, and what it is measured on."""
+
+import json
+
+import numpy as np
+import optax
+import pytest
+
+from rlvr_jax import learner, model
+from rlvr_jax.errors import UserError
+from rlvr_jax.records import build, replace
+from rlvr_jax.runs import checkpoint
+from rlvr_jax.training import train
+from rlvr_jax.training.train import TrainConfig
+
+CONFIG = build(TrainConfig, num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False,
+               eval_size=16, reward="format", learning_rate=3e-3, num_steps=3, eval_every=0, temperature=1.0)
+
+
+def run_of(base, tmp_path, **changes):
+    config = replace(CONFIG, model=str(base), run_dir=str(tmp_path / "run"), **changes)
+    summary = train.train(config)
+    return summary, [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_raises_the_reward_it_is_paid_for(base, tmp_path):
+    summary, rows = run_of(base, tmp_path, num_steps=25)
+    reward = [row["train/reward_mean"] for row in rows[1:]]
+    assert np.mean(reward[-5:]) > np.mean(reward[:5]) + 0.2
+    assert summary["steps"] == 25 and summary["base"]["n"] == summary["final"]["n"] == 16
+    assert (tmp_path / "run" / "summary.json").exists() and rows[0]["step"] == 0
+
+
+def test_every_step_reports_what_diagnoses_a_run(base, tmp_path):
+    _, rows = run_of(base, tmp_path, kl_coef=0.01)
+    wanted = {"accuracy", "reward_mean", "reward_std", "live_groups", "entropy", "kl", "clip_fraction", "grad_norm",
+              "completion_length", "tokens", "truncated", "logprob_gap_mean", "logprob_gap_max", "ratio_outside",
+              "repetition", "loss"}
+    for row in rows[1:]:
+        assert wanted <= {key[6:] for key in row if key.startswith("train/")}
+        rows_of_a_step = CONFIG.grpo.num_prompts * CONFIG.grpo.group_size
+        assert row["train/tokens"] == pytest.approx(row["train/completion_length"] * rows_of_a_step)
+        assert row["sample/tokens_per_second"] > 0 and row["update/tokens_per_second"] > 0
+        assert {"seconds/sample", "seconds/score", "seconds/update"} <= set(row)
+        assert row["train/logprob_gap_max"] < 1e-4 and row["train/ratio_outside"] == 0
+    assert rows[1]["train/kl"] == 0 < rows[3]["train/kl"]
+
+
+def test_minibatches_alone_are_off_policy_and_the_kl_is_measured_without_a_weight(base, tmp_path):
+    """The second minibatch of a single pass is held against the policy that sampled it, not against itself."""
+    _, rows = run_of(base, tmp_path, num_minibatches=2, num_steps=2, learning_rate=0.05, entropy_coef=0.1)
+    assert min(row["train/clip_fraction"] for row in rows[1:]) > 0
+    assert rows[2]["train/kl"] > rows[1]["train/kl"] >= 0
+
+
+def test_a_first_update_that_is_not_finite_is_not_saved(base, tmp_path, monkeypatch):
+    """Its loss and gradient were finite, and no later step is there to show what became of the parameters."""
+    monkeypatch.setattr(learner, "make_optimizer", lambda config, num_updates: optax.sgd(np.nan))
+    with pytest.raises(UserError, match="not finite after step 1, which is not saved; .* has no good checkpoint"):
+        run_of(base, tmp_path, num_steps=1, track_kl=False)
+    assert checkpoint.steps(tmp_path / "run") == []
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["step"] == 1 and "train/kl" not in row
+
+
+def test_a_run_traces_each_program_once(base, tmp_path, monkeypatch):
+    traces = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *a, **k: traces.append(1) or forward(*a, **k))
+    counts = []
+    for steps in (1, 4):
+        traces.clear()
+        run_of(base, tmp_path / str(steps), num_steps=steps, eval_every=1, num_minibatches=2, kl_coef=0.01)
+        counts.append(len(traces))
+    assert counts[0] == counts[1] > 0
+
+
+def test_dynamic_sampling_trains_no_zero_variance_group(base, tmp_path, monkeypatch):
+    batches, map_update = [], learner.map_update
+
+    def watched(*args):
+        update = map_update(*args)
+        return lambda state, batch, step: batches.append(batch) or update(state, batch, step)
+
+    monkeypatch.setattr(learner, "map_update", watched)
+    _, rows = run_of(base, tmp_path, group_size=2, num_prompts=8, max_resamples=1, drop_dead_groups=True)
+    trained = np.concatenate([batch.completion_mask.any(-1).reshape(-1, 2) for batch in batches])
+    advantages = np.concatenate([batch.advantages.reshape(-1, 2) for batch in batches])
+    assert (trained == (advantages != 0)).all() and 0 < trained[:, 0].sum() < len(trained)
+    np.testing.assert_allclose(trained[:, 0].mean(), np.mean([row["train/live_groups"] for row in rows[1:]]))
+
+
+def test_heldout_never_contains_the_example(base, tmp_path):
+    problem = {"question": "coins 3 + 4 =", "answer": "7"}
+    other = {"question": "coins 2 + 4 =", "answer": "6"}
+    path = tmp_path / "problems.jsonl"
+    path.write_text("\n".join(map(json.dumps, [problem, other])))
+    summary, _ = run_of(base, tmp_path, problems=str(path), heldout=str(path), example="0", answer_format="answer",
+                       num_steps=1)
+    assert summary["final"]["n"] == 1
