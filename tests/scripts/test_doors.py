@@ -230,4 +230,5 @@ def test_a_study(base, compiled, tmp_path, monkeypatch):
         assert record["measures"][arm]["length"]["seeds"] == [np.mean([row["num_tokens"] for row in rows])]
     assert right["hot"] < right["cold"]
     assert record["measures"]["hot"]["right"]["difference"]["mean"] == pytest.approx(right["hot"] - right["cold"])
-    assert record["verdict"] == "agree" and "| hot is worse |" in page.read_text()
+    assert record["verdict"] == "undecided" and record["rules"][0]["open"] == "one seed"
+    assert "| hot is worse **(primary)** |" in page.read_text()

@@ -286,7 +286,7 @@ MEANS = {
         ("switch", "end, greedy", ["64 after layer 2", "everything"]), ("boundary", "pass@1", ["one"]),
         ("spurious", "gain, greedy", ["correct", "coin"])],
     "results/README.md": [
-        ("one_shot", "late rise, greedy", ["rl"]), ("long_after", "fall from the peak", ["early floor"]),
+        ("one_shot", "late rise, greedy", ["rl"]),
         ("spurious", "gain, greedy", ["correct", "format", "coin", "permuted", "incorrect", "inverted",
                                       "no skill, correct"]),
         ("switch", "end, greedy", ["16 after layer 2", "4 after layer 2", "64 after layer 2, format"]),

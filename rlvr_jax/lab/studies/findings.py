@@ -12,7 +12,7 @@ import markupsafe
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab import pages
-from rlvr_jax.lab.studies import records, study
+from rlvr_jax.lab.studies import records, rejudge, rules, study
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
@@ -23,10 +23,11 @@ END = "<!-- end of findings -->"
 
 
 def write(results: str, readme: str = "") -> list[pathlib.Path]:
-    """Writes RESULTS/index.html, and the table of the file `readme` anew; returns the paths.
+    """Judges the records again, writes RESULTS/index.html, and the table of the file `readme` anew; returns the paths.
 
     Raises UserError naming a damaged record or figure, a directory without a record and a file without the table.
     """
+    rejudge.folder(pathlib.Path(results))
     found = read(pathlib.Path(results))
     if not found:
         raise UserError(f"--results={results}: there is no record of a study, STUDY.json, as scripts.study writes it")
@@ -59,21 +60,17 @@ def worded(record: dict) -> dict:
     return words | record
 
 
-def deciding(record: dict) -> list[dict]:
-    """The first rule, which is what the study is about, and the first that the verdict comes from, if it is another."""
-    first = record["rules"][:1]
-    same = [rule for rule in record["rules"] if rule["verdict"] == record["verdict"]][:1]
-    return first + [rule for rule in same if rule is not first[0]]
-
-
 def measured(record: dict) -> str:
-    """The deciding rules with what was measured, in one line."""
-    return "; ".join(f"{rule['says']}: {records.shown(rule)}" for rule in deciding(record))
+    """The primary rule with what was measured, in one line."""
+    if not record["rules"]:
+        return "-"
+    rule = rules.primary(record["rules"])
+    return f"{rule['says']}: {records.shown(rule)}"
 
 
 def tally(record: dict) -> str:
-    """How many of the rules agree."""
-    return f"{sum(rule['verdict'] == 'agree' for rule in record['rules'])} of {len(record['rules'])} rules agree"
+    """How many of the other rules held, were refuted, and are open."""
+    return rules.tally(record["rules"]) if len(record["rules"]) > 1 else "no other rule"
 
 
 def probes(folder: pathlib.Path) -> list[tuple[str, str]]:
@@ -99,9 +96,9 @@ def page(found: list[dict], folder: pathlib.Path) -> str:
 def table(found: list[dict], folder: str) -> str:
     """The studies as a table of Markdown, with links to their pages in `folder`; searches are left out."""
     rows = [[f"[{name}]({posixpath.normpath(f'{folder}/{name}.md')})", record.get("short") or record["question"],
-             measured(record), f"{record['verdict']} ({tally(record)})"]
+             measured(record), record["verdict"], tally(record)]
             for record in found if not (name := record["study"]).endswith(SEARCH)]
-    return markdown_table(["study", "question", "predicted: measured, with 95 % interval", "verdict"],
+    return markdown_table(["study", "question", "primary rule: measured", "verdict", "other rules"],
                           [[cell.replace("|", "\\|") for cell in row] for row in rows])
 
 

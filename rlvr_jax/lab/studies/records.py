@@ -4,6 +4,8 @@ import pathlib
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
+from rlvr_jax.lab.studies import rules as judging
+from rlvr_jax.lab.studies import statistics
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
@@ -45,7 +47,8 @@ def faults(record: dict) -> list[str]:
 
 
 def shown(measure: dict, sign: str = "") -> str:
-    return estimators.shown(measure.get("mean"), measure.get("interval"), sign)
+    text = estimators.shown(measure.get("mean"), measure.get("interval"), sign)
+    return text + " (equal in all seeds)" * bool(measure.get("equal"))
 
 
 def names(record: dict) -> list[str]:
@@ -70,29 +73,92 @@ def seeds(record: dict) -> list[list[str]]:
             for arm, measures in listed(record).items() for i, seed in enumerate(record["seeds"])]
 
 
+RULES = ("rule", "holds if", "measured", "level", "verdict")
+
+
 def rules(record: dict) -> list[list[str]]:
-    """[what was predicted, what was measured, verdict] of each rule."""
-    return [[rule["says"], shown(rule), rule["verdict"]] for rule in record["rules"]]
+    """A row for each rule, as RULES has its columns: with the level of its interval, and why it is undecided."""
+    return [[rule["says"] + " **(primary)**" * (rule is judging.primary(record["rules"]))
+             + " ({})".format(rule.get("added")) * ("added" in rule), judging.required(rule), shown(rule),
+             level(rule), ": ".join([rule["verdict"], *filter(None, [rule.get("open")])])]
+            for rule in record["rules"]]
+
+
+def level(rule: dict) -> str:
+    """At which level the interval of a rule is; records of before have 95 % throughout."""
+    if not rule.get("interval"):
+        return "-"
+    return percent(rule.get("level", 0.95)) + " over problems" * (rule.get("over") == "problems")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.4g} %"
+
+
+def successes(record: dict) -> list[list[str]]:
+    """[arm, how many seeds succeeded, the exact interval of their share] of a study that says what success is."""
+    return [[arm, f"{found['count']} of {found['of']}", estimators.shown(
+        found["count"] / found["of"], found["interval"]) if found["of"] else "-"]
+        for arm, found in record.get("succeeded", {}).items()]
+
+
+def quartiles(record: dict) -> list[list[str]]:
+    """[arm, interquartile mean with its interval of each measure of the tables]; no rows where seeds are few."""
+    rows = [[arm, *(shown(measure.get("quartiles", {})) for measure in measures)]
+            for arm, measures in listed(record).items()]
+    return rows if any(cell != "-" for _, *cells in rows for cell in cells) else []
+
+
+def verdict(record: dict) -> str:
+    """In words: the rule that the verdict is of, and how many of the others held."""
+    if not record["rules"]:
+        return record["verdict"]
+    more = f" Of the other rules: {judging.tally(record['rules'])}." * (len(record["rules"]) > 1)
+    return f"{record['verdict']}, by the primary rule: {judging.primary(record['rules'])['says']}.{more}"
+
+
+AGAIN = "Judged again from its record after the runs, by the rules that the study's file has now."
+
+
+def method(record: dict) -> str:
+    """In words: how the rules were judged."""
+    known = percent(record.get("level", 0.95))
+    return (f"The rules are the prediction. The primary rule has an interval of {known}" + " (three looks)" * (
+        "looks" in record) + ", the others have theirs at the level of Holm's method over them; a rule `within` two "
+        "numbers is judged by two one-sided tests, and its interval has twice the error. A rule is undecided where its "
+        f"interval has the number in it, with one seed, and with fewer than {statistics.FEWEST_EQUAL} seeds that are "
+        "all equal. Seeds that an undecided rule needs are for a power of .9 at the effect and spread seen.")
 
 
 def spread(record: dict) -> str:
     """In words: what the numbers of `arms` are, and whether their intervals are over seeds or problems."""
-    if not any(measure["interval"] for measures in record["measures"].values() for measure in measures.values()):
+    if len(record["seeds"]) == 1 and any(
+            measure["interval"] for measures in record["measures"].values() for measure in measures.values()):
+        return "One seed; 95 % intervals are over problems, and decide no rule"
+    if len(record["seeds"]) == 1:
         return "One seed, without intervals"
-    return "Means with 95 % intervals over " + ("seeds (Student's t)" if len(record["seeds"]) > 1 else "problems")
+    return f"Means with {percent(record.get('level', 0.95))} intervals over seeds (Student's t, cut to the range)"
 
 
 def markdown(record: dict) -> str:
-    """The page of a study: question, prediction, verdict, means, every seed, and the command that made it."""
+    """The page of a study: question, verdict, rules, means, every seed, and the command that made it."""
     control = record.get("control")
     means = [[arm, *("; ".join(filter(None, pair)) for pair in pairs)] for arm, *pairs in arms(record)]
-    paragraphs = [f"# {record['title']}", record["origin"], f"**Question.** {record['question']}",
-                  f"**Known before.** {record['known']}", f"**Prediction.** {record['prediction']}",
-                  f"**Verdict: {record['verdict']}.**",
-                  markdown_table(["prediction", "measured", "verdict"], rules(record)),
+    few, robust = successes(record), quartiles(record)
+    success = record.get("success", {})
+    paragraphs = [f"# {record['title']}", record["origin"], AGAIN * bool(record.get("judged_again")),
+                  f"**Question.** {record['question']}",
+                  f"**Known before.** {record['known']}", f"**Verdict: {verdict(record)}**",
+                  f"**Prediction.** {method(record)}", markdown_table(RULES, rules(record)),
+                  f"**In words, as written with the rules.** {record['prediction']}" * bool(record["prediction"]),
                   spread(record)
                   + f"; behind the semicolon the paired difference to {control}" * bool(control) + ".",
                   markdown_table(["arm", *names(record)], means),
+                  (f"Seeds with {success.get('measure')} above {success.get('above')}, and the exact interval of their "
+                   "share (Clopper-Pearson).") * bool(few),
+                  markdown_table(["arm", "succeeded", "share"], few) if few else "",
+                  "Interquartile means, by a bootstrap of the seeds within each base." * bool(robust),
+                  markdown_table(["arm", *names(record)], robust) if robust else "",
                   markdown_table(["arm", "seed", *names(record)], seeds(record)),
                   record.get("note", ""), f"![{record['title']}]({record['study']}.png)"]
     return "\n\n".join(text.strip() for text in paragraphs if text.strip()) + "\n"

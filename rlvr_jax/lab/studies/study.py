@@ -1,7 +1,7 @@
 """Studies: a question asked of several arms and seeds, written down in a TOML file before its first run.
 
-A file of configs/studies/ holds the question, what was known, the prediction, the commands of an arm as a user types
-them, the arms as flags added to these, what is measured, and the rules of the verdict. This file runs any of them.
+A file of configs/studies/ holds the question, what was known, the commands of an arm as a user types them, the arms as
+flags added to these, what is measured, and the prediction: its rules (`rules.py`). This file runs any of them.
 """
 
 import dataclasses
@@ -20,15 +20,16 @@ import numpy as np
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import records, study_figure
+from rlvr_jax.lab.studies import records, rules, statistics, study_figure
 from rlvr_jax.records import setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.origin import commit
 
 FOLDER = pathlib.Path("configs/studies")
-REQUIRED = {"title": str, "question": str, "known": str, "prediction": str, "seeds": list, "commands": dict,
+REQUIRED = {"title": str, "question": str, "known": str, "seeds": list, "commands": dict,
             "arms": dict, "measures": dict, "rules": list}
-OPTIONAL = {"short": str, "control": str, "quick": dict, "figure": dict, "note": str, "table": list}
+OPTIONAL = {"prediction": str, "short": str, "control": str, "quick": dict, "figure": dict, "note": str,
+            "table": list, "looks": list, "success": dict, "bases": list}
 
 # how a measure is made of others -> function of their values
 COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  # no share of nothing
@@ -65,14 +66,11 @@ def run(config: StudyConfig) -> pathlib.Path:
     cells = {(arm, seed): variables(study, given | {"arm": arm, "seed": str(seed)})
              for arm, seed in itertools.product(study["arms"], seeds)}
     finished, earlier = execute(study, cells, work, config.quick)
-    measured = {arm: {name: gather([source_values(study["measures"], name, cells[arm, seed]) for seed in seeds])
+    found = {arm: {name: [source_values(study["measures"], name, cells[arm, seed]) for seed in seeds]
                    for name in study["measures"]} for arm in study["arms"]}
-    compare(measured, study.get("control"))
-    rules = [judge(rule, measured) for rule in study["rules"]]
-    record = {"study": name} | {key: study[key] for key in records.WORDS if key in study} | {
-              "question": study["question"], "prediction": study["prediction"], "seeds": seeds,
-              "origin": origin(config, seeds, finished, earlier), "measures": measured, "rules": rules,
-              "verdict": overall(rules), "summaries": summaries(study, cells)}
+    measured = measure(study, found, seeds)
+    record = {"study": name} | written(study, measured, seeds) | {
+        "origin": origin(config, seeds, finished, earlier), "summaries": summaries(study, cells)}
     out.mkdir(parents=True, exist_ok=True)
     study_figure.write(study, cells, measured, out / f"{name}.png")
     files.write_json(out / f"{name}.json", plain(record))
@@ -97,16 +95,43 @@ def load(study: str) -> tuple[str, dict]:
         raise UserError(f"{path}: {', '.join(dict.fromkeys(wrong))} is missing, unknown or not as it should be; a "
                         f"study has {', '.join(REQUIRED)}, and may have {', '.join(OPTIONAL)}; control is one of its "
                         "arms")
-    for rule in content["rules"]:
-        known = rule.get("arm") in content["arms"] and rule.get("measure") in content["measures"]
-        if not known or "says" not in rule:
-            raise UserError(f"{path}: a rule needs says, arm (of the arms) and measure (of the measures); it has "
-                            f"{rule}")
     unknown = [name for name in content.get("table", ()) if name not in content["measures"]]
     wrong = f"table: {unknown[0]!r} is none of the measures" if unknown else study_figure.fault(content)
+    wrong = wrong or design_fault(content)
     if wrong:
         raise UserError(f"{path}: {wrong}")
+    content = sourced(content)
+    wrong = rules.fault(content)
+    if wrong:
+        raise UserError(f"{path}: {wrong}")
+    example = {"work": "WORK", "data": "DATA", "seed": str(content["seeds"][0])}
+    rules.refuse_twins(path, {arm: commands(content, example | {"arm": arm}, False) for arm in content["arms"]})
     return path.stem, content
+
+
+def design_fault(study: dict) -> str:
+    """What is wrong with `looks`, `success`, `bases` or the range of a measure, and how to write it."""
+    looks, success = study.get("looks", [5, 10, 20]), study.get("success")
+    if len(looks) != statistics.LOOKS or not all(isinstance(x, int) for x in looks) or looks != sorted(set(looks)):
+        return "looks: write three rising numbers of seeds, as in looks = [5, 10, 20]"
+    if success is not None and not (success.keys() == {"measure", "above"} and success["measure"] in study["measures"]
+                                    and isinstance(success["above"], (int, float))):
+        return 'success: write success = {measure = "one of the measures", above = 0.8}'
+    if len(study.get("bases", study["seeds"])) != len(study["seeds"]):
+        return "bases: write the base of each of `seeds`, in their order"
+    for name, source in study["measures"].items():
+        bounds = source.get("range", [0, 1]) if isinstance(source, dict) else [0, 1]
+        if isinstance(source, dict) and not {"source"} <= source.keys() <= {"source", "range"} or not (
+                isinstance(bounds, list) and len(bounds) == 2 and bounds[0] < bounds[1]):
+            return f'measure {name}: write {{source = "FILE: PATH", range = [0, 1]}}, or "FILE: PATH" alone'
+    return ""
+
+
+def sourced(study: dict) -> dict:
+    """The study with the source of each measure, and `ranges` of those that state one."""
+    stated = {name: source for name, source in study["measures"].items() if isinstance(source, dict)}
+    return study | {"measures": study["measures"] | {name: source["source"] for name, source in stated.items()},
+                    "ranges": {name: source["range"] for name, source in stated.items() if "range" in source}}
 
 
 def fill(template: str, values: dict) -> str:
@@ -193,49 +218,71 @@ def source_values(measures: dict, name: str, cell: dict) -> Optional[np.ndarray]
     return None if value is None else np.array(value, float)
 
 
-def gather(values: list) -> dict:
-    """`{"seeds": [value of each], "mean", "interval"}`: 95 %, over seeds, or over problems where there is one seed."""
-    there = [value for value in values if value is not None]
-    return {"values": values, "seeds": [None if value is None else float(np.mean(value)) for value in values],
-            "mean": float(np.mean([np.mean(value) for value in there])) if there else None,
-            "interval": interval(there)}
+def measure(study: dict, found: dict, seeds: list[int]) -> dict:
+    """`{arm: {measure: what gather gives}}` of values by arm, measure and seed, with differences to the control."""
+    error, of_seed = statistics.alpha(study.get("looks")), dict(zip(study["seeds"], study.get("bases", ())))
+    spans = {name: rules.span(study, name) for name in study["measures"]}
+    bases = [of_seed.get(seed) for seed in seeds]
+    measured = {arm: {name: gather(values, spans[name], error, bases) for name, values in by_name.items()}
+                for arm, by_name in found.items()}
+    compare(measured, study.get("control"), spans, error)
+    return measured
 
 
-def interval(values: list) -> Optional[tuple[float, float]]:
-    if len(values) > 1:
-        return estimators.student([float(np.mean(value)) for value in values])
-    return estimators.bootstrap(values[0]) if values and values[0].ndim else None
+def gather(values: list, span: tuple = statistics.ANY, error: float = statistics.ALPHA, bases: list = ()) -> dict:
+    """`{"seeds": [value of each], "mean", "interval"}`: over seeds, or over problems where there is one seed.
+
+    Seeds that are all equal have no interval, but `"equal": True`. Enough seeds have `"quartiles"` as well.
+    """
+    means = [None if value is None else float(np.mean(value)) for value in values]
+    there = [value for value in means if value is not None]
+    made = {"values": values, "seeds": means, "mean": float(np.mean(there)) if there else None,
+            "interval": interval(values, span, error)}
+    if statistics.equal(there):
+        return made | {"equal": True}
+    if len(there) < statistics.FEWEST_QUARTILES:
+        return made
+    return made | {"quartiles": statistics.quartiles(
+        there, [base for base, value in zip(bases or [None] * len(means), means) if value is not None], error)}
 
 
-def compare(measured: dict, control: Optional[str]) -> None:
+def interval(values: list, span: tuple, error: float) -> Optional[tuple[float, float]]:
+    if len(values) == 1 and np.ndim(values[0]):
+        return estimators.bootstrap(values[0])
+    return statistics.interval([float(np.mean(value)) for value in values if value is not None], error, span)
+
+
+def compare(measured: dict, control: Optional[str], spans: Optional[dict] = None,
+            error: float = statistics.ALPHA) -> None:
     """Adds to every other arm's measures its paired `difference` to the control: by seed, or by problem."""
     for arm in measured if control else ():
         for name, mine in measured[arm].items():
             pairs = list(zip(mine["values"], measured[control][name]["values"]))
+            span = (spans or {}).get(name, statistics.ANY)
             if arm != control:
-                mine["difference"] = gather([None if a is None or b is None else a - b for a, b in pairs])
+                mine["difference"] = gather([None if a is None or b is None else a - b for a, b in pairs],
+                                            rules.less(span, span), error)
 
 
-def judge(rule: dict, measured: dict) -> dict:
-    """A rule with its verdict: agree where the interval lies on the predicted side of `above` or `below`.
-
-    It is of the paired difference to the control with `difference = true`, else of the measure itself.
-    """
-    measure = measured[rule["arm"]][rule["measure"]]
-    measure = measure.get("difference", {}) if rule.get("difference") else measure
-    low, high = measure.get("interval") or (None, None)
-    verdict = "undecided"
-    if low is not None and "above" in rule:
-        verdict = "agree" if low > rule["above"] else "disagree" if high < rule["above"] else verdict
-    elif low is not None and "below" in rule:
-        verdict = "agree" if high < rule["below"] else "disagree" if low > rule["below"] else verdict
-    return rule | {"mean": measure.get("mean"), "interval": measure.get("interval"), "verdict": verdict}
+def written(study: dict, measured: dict, seeds: list[int]) -> dict:
+    """What a record says of the study and its measures: the words of its page, rules, verdict and shares of success."""
+    judged = rules.judged(study, measured, len(seeds))
+    error = statistics.alpha(study.get("looks"))
+    kept = {key: study[key] for key in (*records.WORDS, "question", "looks", "success") if key in study} | {
+            "prediction": study.get("prediction", "")}
+    if "success" in study:
+        kept["succeeded"] = {arm: succeeded(measures[study["success"]["measure"]]["seeds"], study["success"]["above"],
+                                            error) for arm, measures in measured.items()}
+    return kept | {"seeds": seeds, "level": 1 - error, "measures": measured, "rules": judged,
+                   "verdict": rules.headline(judged)}
 
 
-def overall(rules: list[dict]) -> str:
-    """Agree if every rule agrees, disagree if one disagrees, else undecided."""
-    verdicts = {rule["verdict"] for rule in rules}
-    return "disagree" if "disagree" in verdicts else "agree" if verdicts == {"agree"} else "undecided"
+def succeeded(values: list, above: float, error: float) -> dict:
+    """How many of the seeds succeeded, with the exact interval of their share."""
+    there = [value for value in values if value is not None]
+    count = sum(value > above for value in there)
+    return {"count": count, "of": len(there),
+            "interval": statistics.exact_binomial(count, len(there), error) if there else None}
 
 
 def summaries(study: dict, cells: dict) -> dict:

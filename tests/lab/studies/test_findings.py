@@ -8,7 +8,7 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import findings, records, study
+from rlvr_jax.lab.studies import findings, records, rejudge, rules, study
 from rlvr_jax.lab.studies.report import ReportConfig
 from scripts import report as command
 
@@ -37,18 +37,18 @@ def test_the_page_has_question_rules_means_and_every_seed(tmp_path):
     page = page_of(tmp_path)
     rows = rows_of(page)
     # .6 +- 4.302653 * .1 / sqrt(3); of the difference .49, .48 * 1.0, .59: by hand
-    assert rows[1] == ["coin", "So?", "more than .2: 0.600 [0.352, 0.848]; not above .9: 0.600 [0.352, 0.848]",
-                       "disagree (1 of 2 rules agree)"]
-    assert ["more than .2", "0.600 [0.352, 0.848]", "agree"] in rows
-    assert ["not above .9", "0.600 [0.352, 0.848]", "disagree"] in rows
+    assert rows[1] == ["coin", "So?", "more than .2: 0.600 [0.352, 0.848]", "agree (0 held, 1 refuted, 0 open)"]
+    assert ["more than .2 (primary)", "bent: end, above 0.2", "0.600 [0.352, 0.848]", "95 %", "agree"] in rows
+    assert ["not above .9", "bent: end, above 0.9", "0.600 [0.352, 0.848]", "95 %", "disagree"] in rows
     assert ["measure", "plain", "bent"] in rows and ["bent", "1", "0.600", "-"] in rows
     assert ["plain", "2", "0.110", "1,234"] in rows and ["bent", "2", "0.700", "5"] in rows
     end, = (row for row in rows if row[0] == "end" and len(row) == 3)
     assert end[1] == "0.110 [0.085, 0.135]" and end[2].startswith("0.600 [0.352, 0.848]+0.490 [")
-    for words in ("About coin: disagree", "Question. Is <it> so?", "Known before. Nothing.", "Prediction. It | is.",
+    for words in ("About coin: agree", "Question. Is <it> so?", "Known before. Nothing.",
+                  "In words, as written with the rules. It | is.",
                   "study --study=coin, commit abc1234.", "A note.", "paired difference to plain"):
         assert words in page.text
-    assert ("class", "disagree") in page.attributes and page.tags.count("img") == 1
+    assert ("class", "agree") in page.attributes and page.tags.count("img") == 1
 
 
 def test_many_arms_are_rows_and_few_are_columns(tmp_path):
@@ -65,7 +65,7 @@ def test_studies_stand_in_their_order_and_searches_last(tmp_path):
     assert [row[0] for row in rows_of(page)[1:6]] == ["one_shot", "long_run", "boolean", "alpha", "zeta"]
     sections = [value for name, value in page.attributes if name == "id"]
     assert sections == ["one_shot", "long_run", "boolean", "alpha", "zeta", "switch_dev"]
-    assert page.text.index("About zeta: disagree") < page.text.index("Searches") < page.text.index("About switch_dev")
+    assert page.text.index("About zeta: agree") < page.text.index("Searches") < page.text.index("About switch_dev")
 
 
 def test_pages_of_probes_are_linked_by_their_titles(tmp_path):
@@ -85,18 +85,21 @@ def test_a_record_of_before_has_its_words_from_the_file_of_the_study(tmp_path, m
     record = {key: value for key, value in write_record(tmp_path, "boolean", TWO).items() if key not in records.WORDS}
     (tmp_path / "boolean.json").write_text(json.dumps(study.plain(record)))
     text = page_of(tmp_path).text
-    assert "One example in a second family: chains of boolean operations: disagree" in text
+    assert "One example in a second family: chains of boolean operations: agree" in text
     assert "Known before. On arithmetic three seeds" in text and "pages of their own: smollm2." in text
     assert "Question. Is <it> so?" in text  # what was asked is the record's
 
 
-@pytest.mark.parametrize("verdicts, chosen", [
-    (["agree", "agree"], [0]), (["agree", "undecided", "undecided"], [0, 1]), (["disagree", "agree"], [0]),
-    (["undecided", "agree", "disagree"], [0, 2]), ([], [])])
-def test_one_line_has_the_first_rule_and_the_one_that_decides(verdicts, chosen):
-    rules = [{"says": str(i), "verdict": verdict} for i, verdict in enumerate(verdicts)]
-    found = findings.deciding({"rules": rules, "verdict": study.overall(rules)})
-    assert [int(rule["says"]) for rule in found] == chosen
+@pytest.mark.parametrize("verdicts, primary, line, tally", [
+    (["agree", "undecided", "disagree"], None, "0: -", "0 held, 1 refuted, 1 open"),
+    (["agree", "undecided", "agree"], 1, "1: -", "2 held, 0 refuted, 0 open"), (["agree"], 0, "0: -", "no other rule"),
+    ([], None, "-", "no other rule")])
+def test_one_line_has_the_primary_rule_and_how_many_others_held(verdicts, primary, line, tally):
+    judged = [{"says": str(i), "verdict": verdict} | ({"primary": i == primary} if primary is not None else {})
+              for i, verdict in enumerate(verdicts)]
+    record = {"rules": judged}
+    assert (findings.measured(record), findings.tally(record)) == (line, tally)
+    assert rules.headline(judged) == (verdicts[primary or 0] if verdicts else "undecided")
 
 
 @pytest.mark.parametrize("content, message", [
@@ -153,8 +156,8 @@ def test_the_table_stands_between_its_marks(tmp_path, capsys):
         before, inside, after = re.split(f"{re.escape(findings.BEGIN)}|{re.escape(findings.END)}", readme.read_text())
         assert (before, after) == ("# A\n\n", "\n\n## B\n")
         assert inside.strip().splitlines()[2:] == [
-            r"| [coin](results/coin.md) | a \| b? | more than .2: 0.600 [0.352, 0.848]; "
-            "not above .9: 0.600 [0.352, 0.848] | disagree (1 of 2 rules agree) |"]
+            r"| [coin](results/coin.md) | a \| b? | more than .2: 0.600 [0.352, 0.848] | agree | "
+            "0 held, 1 refuted, 0 open |"]
     assert capsys.readouterr().out.splitlines()[:2] == [str(tmp_path / "results" / "index.html"), str(readme)]
 
 
@@ -181,6 +184,8 @@ def test_flags_that_do_not_fit_are_named(flags, message, tmp_path, monkeypatch):
 def test_readme_and_page_are_those_of_the_records_in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
     found = findings.read(pathlib.Path("results"))
+    for record in found:
+        assert rejudge.again(record) in (None, records.read(pathlib.Path("results") / f"{record['study']}.json")), MEND
     readme, page = pathlib.Path("results/README.md"), pathlib.Path("results/index.html")
     assert findings.with_table(readme, found, ".") == readme.read_text("utf-8"), f"mend it: {MEND}"
     same = page.is_file() and findings.page(found, page.parent) == page.read_text("utf-8")

@@ -1,0 +1,158 @@
+"""Statistics of a study against scipy.stats, formulas written out here and published values, and their coverage."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rlvr_jax.lab.studies import statistics
+
+SEEDS = [.31, .52, .44, .47, .29]
+
+
+@pytest.mark.parametrize("error", [.05, .0221, .004])
+def test_the_interval_is_students_and_stays_in_the_range(error):
+    wanted = stats.t.interval(1 - error, len(SEEDS) - 1, np.mean(SEEDS), stats.sem(SEEDS))
+    np.testing.assert_allclose(statistics.interval(SEEDS, error), wanted, rtol=1e-9)
+    latent = [.986, .41, 1.0]  # unlimited it would be [-.037, 1.635]
+    np.testing.assert_allclose(statistics.interval(latent, .05), [-.038, 1.635], atol=1e-3)
+    assert statistics.interval(latent, .05, (0, 1)) == (0, 1)
+
+
+@pytest.mark.parametrize("values, equal", [
+    ([.5], False), ([.5, .5, .5 + 1e-12], True), ([.5, .501], False), ([], False)])
+def test_one_value_and_equal_ones_have_no_interval(values, equal):
+    assert statistics.equal(values) == equal
+    assert (statistics.interval(values, .05) is None) == (equal or len(values) < 2)
+
+
+def test_the_p_values_are_those_of_the_t_test():
+    assert statistics.two_sided(SEEDS, .3) == pytest.approx(stats.ttest_1samp(SEEDS, .3).pvalue)
+    below, above = (stats.ttest_1samp(SEEDS, x, alternative=side).pvalue for x, side in ((.7, "less"), (.2, "greater")))
+    assert statistics.inside(SEEDS, .2, .7) == pytest.approx(max(below, above))
+    assert statistics.inside(SEEDS, .2, .7, (0, .7)) == pytest.approx(above)  # nothing can be above .7
+    assert statistics.outside(SEEDS, .7, .9) == pytest.approx(below)
+
+
+@pytest.mark.parametrize("low, high", [(.2, .7), (.35, .45), (.7, .9), (.3, .55)])
+def test_inside_and_its_interval_say_the_same(low, high):
+    """Two one-sided tests at 5 % and the 90 % interval are one thing (Schuirmann, 1987)."""
+    bottom, top = statistics.interval(SEEDS, .1)
+    assert (statistics.inside(SEEDS, low, high) <= .05) == (low <= bottom and top <= high)
+    assert (statistics.outside(SEEDS, low, high) <= .05) == (top < low or bottom > high)
+
+
+@pytest.mark.parametrize("p_values, decided", [
+    ([.01, .04, .03, .005], [True, False, False, True]),  # the example of Wikipedia, of m = 4 at 5 %
+    ([.01, .02, .03], [True, True, True]), ([.02, .02, .02], [False, False, False]), ([], [])])
+def test_holm_decides_what_it_decides_step_by_step(p_values, decided):
+    levels = statistics.holm(p_values, .05)
+    assert [p <= level for p, level in zip(p_values, levels)] == decided
+
+
+def test_holms_levels_stay_where_it_stops():
+    np.testing.assert_allclose(statistics.holm([.01, .04, .03, .005], .05), [.05 / 3, .05 / 2, .05 / 2, .05 / 4])
+
+
+@pytest.mark.parametrize("count, number", [(3, 3), (10, 10), (0, 10), (7, 10), (1, 5)])
+def test_the_exact_interval_is_that_of_clopper_and_pearson(count, number):
+    wanted = stats.binomtest(count, number).proportion_ci(.95, "exact")
+    np.testing.assert_allclose(statistics.exact_binomial(count, number), wanted, rtol=1e-9)
+
+
+def test_three_of_three_say_at_least_29_percent_and_ten_of_ten_69():
+    """n of n has the lower end (.05 / 2)^(1 / n)."""
+    for number, low in ((3, .292), (10, .692)):
+        found, top = statistics.exact_binomial(number, number)
+        assert found == pytest.approx(.025 ** (1 / number)) == pytest.approx(low, abs=1e-3) and top == 1
+
+
+@pytest.mark.parametrize("number", [4, 10, 11, 20])
+def test_the_interquartile_mean_is_the_trimmed_mean_of_rliable(number):
+    values = np.random.default_rng(number).random((3, number))
+    wanted = [stats.trim_mean(row, .25) for row in values]
+    np.testing.assert_allclose(statistics.interquartile_mean(values), wanted)
+
+
+def test_its_bootstrap_draws_within_each_base():
+    values, bases = [.1, .12, .11, .9, .91, .92, .5, .52, .51, .53], [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    within, across = statistics.quartiles(values, bases), statistics.quartiles(values, [0] * 10)
+    assert within["mean"] == across["mean"] == pytest.approx(stats.trim_mean(values, .25))
+    rng = np.random.default_rng(1)
+    strata = [np.array([value for value, one in zip(values, bases) if one == base]) for base in range(3)]
+    drawn = [stats.trim_mean(np.concatenate([rng.choice(part, len(part)) for part in strata]), .25)
+             for _ in range(4000)]
+    np.testing.assert_allclose(within["interval"], np.quantile(drawn, (.025, .975)), atol=.01)
+    assert np.ptp(within["interval"]) < .3 * np.ptp(across["interval"])
+    assert statistics.quartiles(values, bases) == within  # the same every time
+
+
+# ----- power
+
+
+@pytest.mark.parametrize("number", [3, 6, 20])
+def test_power_is_that_of_the_noncentral_t(number):
+    wanted = stats.nct.sf(stats.t.ppf(.975, number - 1), number - 1, .8 * number**.5)
+    assert statistics.power(.08, .1, number, .05) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("effect, seeds", [(.5, 44), (.8, 19), (1.0, 13), (3.0, 4)])
+def test_the_seeds_needed_are_the_fewest_with_a_power_of_90_percent(effect, seeds):
+    assert statistics.seeds_needed(lambda number: statistics.power(effect, 1, number, .05)) == seeds
+    few, enough = (stats.nct.sf(stats.t.ppf(.975, n - 1), n - 1, effect * n**.5) for n in (seeds - 1, seeds))
+    assert few < .9 <= enough
+
+
+def test_past_a_hundred_seeds_no_number_is_given():
+    assert statistics.seeds_needed(lambda number: statistics.power(.1, 1, number, .05)) is None
+
+
+@pytest.mark.parametrize("number", [8, 15])
+def test_power_inside_is_that_of_simulated_tests(number):
+    drawn = np.random.default_rng(0).normal(.01, .06, (4000, number))
+    error, half = drawn.std(1, ddof=1) / number**.5, stats.t.ppf(.95, number - 1)
+    held = np.mean((drawn.mean(1) - half * error > -.08) & (drawn.mean(1) + half * error < .08))
+    assert statistics.power_inside(.09, .07, .06, number, .05) == pytest.approx(held, abs=.02)
+
+
+# ----- coverage, simulated
+
+
+def bimodal(number, failures=.2, runs=20000):
+    """(runs of so many seeds, their true mean): a seed fails at .2 with that chance, or ends near 1."""
+    rng = np.random.default_rng(0)
+    fails = rng.random((runs, number)) < failures
+    return np.where(fails, .2, 1 + rng.normal(0, .01, fails.shape)), failures * .2 + (1 - failures)
+
+
+@pytest.mark.parametrize("number, covered", [(3, .48), (5, .67), (10, .88), (20, .92)])
+def test_t_intervals_of_bimodal_seeds_cover_less_than_they_say(number, covered):
+    """With one failure in five: as the docstring of the file says."""
+    drawn, mean = bimodal(number)
+    half = stats.t.ppf(.975, number - 1) * drawn.std(1, ddof=1) / number**.5
+    assert np.mean(np.abs(drawn.mean(1) - mean) <= half) == pytest.approx(covered, abs=.007)
+    assert f"{100 * covered:.0f} %" in statistics.__doc__
+
+
+@pytest.mark.parametrize("number", [3, 5, 10, 20])
+def test_exact_intervals_of_the_share_of_success_cover_what_they_say(number):
+    drawn, _ = bimodal(number, runs=4000)
+    counts = (drawn > .8).sum(1)
+    ends = {count: statistics.exact_binomial(count, number) for count in range(number + 1)}
+    assert np.mean([ends[count][0] <= .8 <= ends[count][1] for count in counts]) >= .95
+
+
+def test_three_looks_together_err_as_often_as_the_file_says():
+    """Pocock's level gives 5 % at even looks (1977), and with t tests at 5, 10 and 20 seeds about 5.8 %."""
+    z = stats.norm.ppf(1 - statistics.ALPHA_OF_A_LOOK / 2)
+    even = [[math.sqrt(min(a, b) / max(a, b)) for a in (1, 2, 3)] for b in (1, 2, 3)]
+    inside = stats.multivariate_normal.cdf([z] * 3, cov=even, lower_limit=[-z] * 3)
+    assert 1 - inside == pytest.approx(.05, abs=5e-4)
+    drawn = np.random.default_rng(1).normal(size=(40000, 20))
+    wrong = np.zeros(len(drawn), bool)
+    for number in (5, 10, 20):
+        seen = drawn[:, :number]
+        t = seen.mean(1) / seen.std(1, ddof=1) * number**.5
+        wrong |= np.abs(t) > stats.t.ppf(1 - statistics.ALPHA_OF_A_LOOK / 2, number - 1)
+    assert wrong.mean() == pytest.approx(.058, abs=.003)
