@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rlvr_jax import logprobs, model, parallel, sampler
@@ -150,6 +150,8 @@ LOGITS = st.lists(st.floats(-6, 6, width=32), min_size=2, max_size=12)
 @settings(deadline=None, max_examples=20)
 @given(LOGITS, st.sampled_from([0.3, 1.0, 2.0]), st.sampled_from([None, 0.2, 0.5, 0.9]))
 def test_draws_follow_the_distribution_and_record_it(logits, temperature, top_p):
+    gaps = np.diff(np.sort(logits))
+    assume(((gaps == 0) | (gaps > 1e-5)).all())  # in float32 a smaller gap may be a tie or none
     n = 2000
     grid = jnp.array((np.arange(n) + 0.5) / n, jnp.float32)  # evenly spread uniforms give frequencies within 1/n
     tokens, recorded = sampler.draw_tokens(jnp.tile(jnp.array(logits, jnp.float32)[None], (n, 1)), grid, temperature, top_p)
