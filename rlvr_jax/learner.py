@@ -89,8 +89,12 @@ class ResetConfig:
                                   "evaluations since the last reset; 0: never", minimum=0)
 
     @property
+    def ever(self) -> bool:
+        return bool(self.reset_every or self.reset_patience)
+
+    @property
     def resets_reference(self) -> bool:
-        return bool(self.reset_every or self.reset_patience) and self.reset != "optimizer"
+        return self.ever and self.reset != "optimizer"
 
 
 def constant(peak: float, updates: int, fraction: float) -> optax.Schedule:

@@ -50,7 +50,7 @@ class Benchmark(NamedTuple):
 def make_sampler(loaded: LanguageModel, config: SamplingConfig, use_top_p: bool = False,
                  draw: Callable = sampler.sample, params=None) -> Sampler:
     """A sampler of the model, or with `draw` of whatever `params` that function takes."""
-    decoding = Decoding(tuple(loaded.tokenizer.eos_ids), config.max_new_tokens, config.num_slots)
+    decoding = Decoding(loaded.tokenizer.eos_ids, config.max_new_tokens, config.num_slots)
     return Sampler(sampler.make_sampler(loaded.config, decoding, use_top_p, draw),
                    parallel.place_state(loaded.params if params is None else params), loaded.tokenizer)
 

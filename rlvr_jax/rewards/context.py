@@ -13,7 +13,7 @@ from rlvr_jax.records import Batch, Problem, Rollouts
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class PolicyScores:
     """The model that drew the rollouts, at the sampling temperature; computed on all devices when a reward asks.
 
     Every process has to ask alike. B completions, T tokens; values behind a completion's end mean nothing.
@@ -91,7 +91,7 @@ class Seen:
     rollouts: Rollouts
     groups: np.ndarray  # i32[B] the group each belongs to
     key: tuple[int, ...]  # np.random.default_rng(seen.key) draws the same on every process, and after a resume
-    policy: Policy
+    policy: PolicyScores
 
     @property
     def group_size(self) -> int:

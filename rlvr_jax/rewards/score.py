@@ -9,7 +9,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.grpo import GRPOConfig, Scored
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import Batch, Problem, Prompts, Rollouts
-from rlvr_jax.rewards.context import Policy, Seen
+from rlvr_jax.rewards.context import PolicyScores, Seen
 from rlvr_jax.rewards.rows import REWARDS, Reward, RewardConfig
 from rlvr_jax.runs.flags import parse_weights
 from rlvr_jax.tasks import answers
@@ -69,7 +69,7 @@ def make_scorer(config: RewardConfig, grading: GradingConfig, grpo: GRPOConfig, 
         formats = [criteria[i].answer_format for i in rollouts.prompt_index]
         seen = Seen(config, formats, grading.grader, asked, texts, verdicts, rollouts,
                     np.arange(len(texts)) // grpo.group_size, (grpo.loop.seed, step, attempt),
-                    Policy(statistics, loaded.tokenizer, params, batch))
+                    PolicyScores(statistics, loaded.tokenizer, params, batch))
         paid = parallel.broadcast(np.sum([weight * row.score(seen) for row, weight in rows], 0, dtype=np.float32))
         info = {"text": np.array(texts, object), "correct": flags[:, 0], "timed_out": flags[:, 1],
                 "graded_by": graded_by[rollouts.prompt_index]}

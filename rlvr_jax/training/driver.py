@@ -43,7 +43,8 @@ class RunWatch(grpo.Silent):
         if self.run.due(step, self.run.config.eval_every, row):
             with timed(self.seconds, "eval"):
                 row |= self.heldout(state.params, step)
-        if parallel.largest(parallel.is_main() and reset_due(self.resets, [*self.run.metrics.rows, row])):
+        if self.resets.ever and parallel.largest(
+                parallel.is_main() and reset_due(self.resets, [*self.run.metrics.rows, row])):
             state, row[RESET] = self.reset(state), 1
         self.run.log(row | throughput(self.seconds, row), self.show, rollouts)
         self.seconds.clear()

@@ -70,7 +70,7 @@ def finetune(config: FinetuneConfig) -> dict:
     examples = read_examples(config.examples, loaded)
     optimizer = learner.make_optimizer(config.optimizer, loop.num_steps * config.update.updates_per_batch)
     update = learner.map_update(loaded.config, config.update, SUPERVISED, optimizer, loop.seed)
-    sample = make_sampler(loaded.config, Decoding(tuple(loaded.tokenizer.eos_ids), config.sampling.max_new_tokens,
+    sample = make_sampler(loaded.config, Decoding(loaded.tokenizer.eos_ids, config.sampling.max_new_tokens,
                                                   config.sampling.num_slots))
     meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": flat(config)}
     asked = Heldout(ProblemSource(config.heldout or "none", config.prompt), config.measured, config.answer_format,

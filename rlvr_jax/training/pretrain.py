@@ -109,7 +109,7 @@ def make_heldout(config: PretrainConfig, shares: dict[str, float], tokenizer: To
                  model_config: ModelConfig) -> Callable:
     """`heldout(params, step)`: accuracy on each family's share of held-out problems, as eval/* metrics."""
     _, size = sizes(config, shares)
-    sample = make_sampler(model_config, Decoding(tuple(tokenizer.eos_ids), size))
+    sample = make_sampler(model_config, Decoding(tokenizer.eos_ids, size))
     problems = [problem for name, count in families.divide(shares, config.measured.eval_size or 512).items()
                 for problem in load_problems(ProblemSource(name, PromptConfig(config.num_ops)), tokenizer,
                                              config.measured.heldout_split, count)]

@@ -57,7 +57,7 @@ def train(config: TrainConfig) -> dict:
     loaded, loop = load_model(config.choice.model, config.choice.dtype), config.grpo.loop
     check(config)
     advice.warn(advice.on_flags(config.grpo, config.rewards.reward, score.is_constant(config.rewards)))
-    eos_ids = tuple(loaded.tokenizer.eos_ids)
+    eos_ids = loaded.tokenizer.eos_ids
     programs = grpo.compile_programs(Policy(loaded.config, None, eos_ids), config.grpo)
     meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": flat(config)}
     with Run(config.run, config, loop.num_steps, "train") as run:

@@ -77,7 +77,7 @@ def asker(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmar
     `draw` and its `params` are as in `sampler.make_sampler`.
     """
     kept = config.steering.kept
-    decoding = Decoding(tuple(loaded.tokenizer.eos_ids), kept.sampling.max_new_tokens, kept.sampling.num_slots)
+    decoding = Decoding(loaded.tokenizer.eos_ids, kept.sampling.max_new_tokens, kept.sampling.num_slots)
 
     def ask(name: str, params: dict, draw: Callable = sampler.sample) -> list[dict]:
         path = str(pathlib.Path(kept.out) / name)

@@ -113,13 +113,13 @@ def judged(study: dict, measured: dict, number: int) -> list[dict]:
     undecided, and how many seeds would decide it. `number` is how many seeds were asked for.
     """
     rules, error = marked(study["rules"]), statistics.alpha(study.get("looks"))
-    found = [rule | {"found": what(rule, measured), "span": rule_span(study, rule)} for rule in rules]
+    judging = [rule | {"measured": of_rule(rule, measured), "span": rule_span(study, rule)} for rule in rules]
     early = bool(study.get("looks")) and number not in study["looks"]
-    chances = [1.0 if early else chance(rule) for rule in found]
-    others = [i for i, rule in enumerate(found) if not rule["primary"]]
+    chances = [1.0 if early else chance(rule) for rule in judging]
+    others = [i for i, rule in enumerate(judging) if not rule["primary"]]
     levels = dict(zip(others, statistics.holm([chances[i] for i in others], error)))
-    return [one(rule, chances[i] <= levels.get(i, error), levels.get(i, error), early)
-            for i, rule in enumerate(found)]
+    return [verdict(rule, chances[i] <= levels.get(i, error), levels.get(i, error), early)
+            for i, rule in enumerate(judging)]
 
 
 def marked(rules: list[dict]) -> list[dict]:
@@ -128,14 +128,15 @@ def marked(rules: list[dict]) -> list[dict]:
     return [rule | {"primary": i == named} for i, rule in enumerate(rules)]
 
 
-def what(rule: dict, measured: dict) -> dict:
+def of_rule(rule: dict, measured: dict) -> dict:
+    """What was measured of the rule: its arm's measure, or the difference to the control."""
     measure = measured[rule["arm"]][rule["measure"]]
     return measure.get("difference", {}) if rule.get("difference") else measure
 
 
 def values(rule: dict) -> list[float]:
     """What the seeds have, of those that have it."""
-    return [value for value in rule["found"].get("seeds", ()) if value is not None]
+    return [value for value in rule["measured"].get("seeds", ()) if value is not None]
 
 
 def chance(rule: dict) -> float:
@@ -160,11 +161,11 @@ def side(rule: dict, mean: float) -> str:
     return "undecided" if past == 0 else "agree" if (past > 0) == ("above" in rule) else "disagree"
 
 
-def one(rule: dict, decided: bool, level: float, early: bool) -> dict:
+def verdict(rule: dict, decided: bool, level: float, early: bool) -> dict:
     """A rule with its verdict, and the interval at its level: of two one-sided tests for `within`."""
-    seeds, measure = values(rule), rule["found"]
+    seeds, measure = values(rule), rule["measured"]
     error = 2 * level if "within" in rule else level
-    whole = {key: value for key, value in rule.items() if key not in ("found", "span")} | {
+    whole = {key: value for key, value in rule.items() if key not in ("measured", "span")} | {
         "mean": measure.get("mean"), "level": 1 - error, "verdict": side(rule, measure["mean"]) if decided else
         "undecided", "interval": statistics.interval(seeds, error, rule["span"])}
     if statistics.equal(seeds):
