@@ -17,11 +17,12 @@ except ImportError:  # Windows
 NAME = "lock.txt"
 
 
-def lock(directory: pathlib.Path, flag: str) -> IO:
+def lock(directory: pathlib.Path, flag: str, wait: bool = False) -> IO:
     """Makes the directory if need be, and keeps other processes out until the result is closed or this process ends.
 
     The system drops the lock with the process that holds it, however that ends; the file stays. On a shared disk it
-    holds between hosts. Raises UserError naming the process that writes the directory, which `flag` chose.
+    holds between hosts. Raises UserError naming the process that writes the directory, which `flag` chose; with `wait`
+    it waits for that process instead.
     """
     directory.mkdir(parents=True, exist_ok=True)
     file = open(directory / NAME, "a+", encoding="utf-8")  # not cut before it is ours: it names the other process
@@ -30,10 +31,13 @@ def lock(directory: pathlib.Path, flag: str) -> IO:
             raise OSError("this system has no locks for files")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        with file:
-            file.seek(0)
-            raise UserError(f"{directory} is being written by {file.read().strip() or 'another process'}; wait for it, "
-                            f"or choose another {flag}") from None
+        file.seek(0)
+        busy = f"{directory} is being written by {file.read().strip() or 'another process'}"
+        if not wait:
+            file.close()
+            raise UserError(f"{busy}; wait for it, or choose another {flag}") from None
+        print(f"{busy}: waiting for it", file=sys.stderr, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         print(f"{directory} cannot be locked ({error.strerror or error}): take care to start nothing else on it",
               file=sys.stderr)

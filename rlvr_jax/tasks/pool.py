@@ -20,14 +20,18 @@ class PoolConfig:
     question: str = setting("", "the one problem to train on, in words; with --answer, in place of --problems")
     answer: str = setting("", "reference answer of --question")
     example: str = setting("auto", "the one problem to train on: its index (from 0; copies of a row count once), auto "
-                           "(the one of example_pool whose pass rate is nearest example_pass_rate), or all (no single "
-                           "example; rows with copies are drawn as often as the file has them)")
+                           "(the one of example_pool whose pass rate is nearest example_pass_rate), auto_by_style (the "
+                           "same of those that only the careful style of a synthetic family solves; an oracle, for no "
+                           "real model has labels of style), or all (no single example; rows with copies are drawn as "
+                           "often as the file has them)")
     example_pool: int = setting(128, "problems that example=auto chooses from", minimum=1)
     example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for", minimum=0, maximum=1)
     only_wrong_majority: bool = setting(False, "train only on problems whose most frequent answer in 64 completions "
                                         "before training is wrong")
     expert_steps: bool = setting(False, "train on single steps of the expert's solutions: a problem becomes one item "
                                  "for each step, its prompt continued by the steps before; see --reward=imitation")
+
+CHOOSE = ("auto", "auto_by_style")
 
 
 def training_problems(config: PoolConfig, names: str, pool: list[Problem], choose: Callable,
@@ -38,11 +42,12 @@ def training_problems(config: PoolConfig, names: str, pool: list[Problem], choos
     where it is not None, the votes before training, which are kept as meta["votes"]. `once` is `Run.once`, which saves
     a run that goes on from making them again. Raises UserError for an example that is not there.
     """
-    if config.example == "auto" and not config.question:
+    if config.example in CHOOSE and not config.question:
         pool = [pool[once("example", lambda: choose(pool))["example"]]]
-    elif config.example not in ("all", "auto"):
+    elif config.example not in ("all", *CHOOSE):
         if not config.example.isdigit() or int(config.example) >= len(pool):
-            raise UserError(f"--example={config.example}: {names} has problems 0 to {len(pool) - 1}; or auto, or all")
+            raise UserError(f"--example={config.example}: {names} has problems 0 to {len(pool) - 1}; or auto, "
+                            "auto_by_style, or all")
         pool = [pool[int(config.example)]]
     if vote:
         votes = once("votes", lambda: {"votes": vote(pool)})["votes"]
@@ -82,7 +87,7 @@ def source_problems(config: PoolConfig, source: ProblemSource, tokenizer: Tokeni
     Where example=auto chooses, there are as many of files and drawn ones together, an even part of each.
     """
     names = source.problems.split(",")
-    counted = [name for name in names if config.example == "auto" or is_drawn(name)]
+    counted = [name for name in names if config.example in CHOOSE or is_drawn(name)]
     if len(counted) > config.example_pool:
         raise UserError(f"--example_pool={config.example_pool} is less than the {len(counted)} names of "
                         f"--problems={source.problems}")
@@ -98,23 +103,25 @@ def own_problem(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer)
     """The problem written on the command line. The first, or all, of one problem is that one, so those may stay."""
     if not (config.question and config.answer):
         raise UserError("--question and --answer are one problem: give both")
-    if source.problems != ProblemSource().problems or config.example not in ("auto", "all", "0"):
+    if source.problems != ProblemSource().problems or config.example not in (*CHOOSE, "all", "0"):
         raise UserError(f"--question and --answer are the only problem: leave out --problems={source.problems} and "
                         f"--example={config.example}")
     return with_prompts([Problem(config.question, config.answer, config.question)], tokenizer, source.prompt)
 
 
-def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float) -> int:
+def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float, by_style: bool = False) -> int:
     """The place in the pool of the problem whose pass rate is nearest `pass_rate`.
 
     `rows` are as many completions of every problem (`evaluation.measure`). A problem that is never or always solved
-    teaches nothing. In a synthetic family a right answer that is not a careful one is luck: where more than 0.5 % of
-    the completions are lucky, training would reward the wrong style, so such problems come last.
+    comes last: its rewards have no variance, so that it teaches nothing. `by_style` asks an oracle as well: in a
+    synthetic family a right answer that is not a careful one is luck, and problems with more than 0.5 % of lucky
+    completions come after the others.
     """
     right, lucky = np.zeros((2, len(pool)))
     for row in rows:
+        problem = pool[row["problem"]]
         right[row["problem"]] += row["correct"]
-        lucky[row["problem"]] += row["correct"] and families.is_careless(pool[row["problem"]], row["completion"])
+        lucky[row["problem"]] += by_style and row["correct"] and families.is_careless(problem, row["completion"])
     count = len(rows) / len(pool)
     right, lucky = right / count, lucky / count
     teaches = (right > 0) & (right < 1)

@@ -107,7 +107,8 @@ def find_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs
     def choose(pool: list[Problem]) -> dict:
         advice.warn(advice.on_answers(config.grading, pool))
         rows = answered(pool)
-        place = choose_example(rows, pool, config.pool.example_pass_rate)
+        place = choose_example(rows, pool, config.pool.example_pass_rate,
+                               config.pool.example == "auto_by_style")
         right = [row["correct"] for row in rows if row["problem"] == place]
         return {"example": place, "question": pool[place].question, "answer": pool[place].answer,
                 "pass_rate": float(np.mean(right)), "num_samples": len(right)}

@@ -18,6 +18,7 @@ from absl import flags
 
 from rlvr_jax import adapters, grpo, objectives, records
 from rlvr_jax.lab.studies import study
+from rlvr_jax.lab.studies.commands import commands as study_commands
 from rlvr_jax.rewards import rows as rewards
 from rlvr_jax.tasks import families
 from rlvr_jax.training import pretrain
@@ -236,9 +237,10 @@ def test_the_study_of_the_recipes_is_one(folder):
     (folder / "random.toml").write_text(text)
     _, found = study.load("random.toml")
     for arm, reward in (("correct", "correct"), ("random", "random")):
-        given = study.commands(found, {"arm": arm, "seed": "0", "work": "runs/random"}, quick=False)
-        assert [re.findall(r"--(?:run_dir|model)=(\S+)", line) for line in given] == [
-            ["runs/random/base0"], ["runs/random/base0", f"runs/random/{arm}0"]]
+        given = study_commands(found, {"arm": arm, "seed": "0", "base": "0", "work": "runs/random"}, False, "bank")
+        base, = re.findall(r"--run_dir=(\S+)", given[0])
+        assert base.startswith("bank/pretrain-")
+        assert re.findall(r"--(?:run_dir|model)=(\S+)", given[1]) == [base, f"runs/random/{arm}0"]
         assert ("--reward=random" in given[1]) == (reward == "random")
         for line in given:
             prepared(f"python -m scripts.{line}")

@@ -88,13 +88,16 @@ def test_shares_that_make_no_sense_are_refused_by_name(text, named):
         pretrain.check(replace(SMALL, task_shares=text))
 
 
-def test_luck_is_told_by_the_family_of_the_problem():
+def test_an_example_is_chosen_by_its_pass_rate_and_by_style_where_that_is_asked_for():
     problems = [Problem("q", "TFFT", "q", {"task": "boolean"}), Problem("q", "TFFT", "q", {"task": "boolean"}),
                 Problem("q", "TFFT", "q", {"file": "own.jsonl"})]
     rows = [{"problem": p, "correct": i < wins, "completion": said} for p, wins, said in
             ((0, 3, "quick TFFT answer TFFT"), (1, 6, "think answer TFFT"), (2, 4, "quick TFFT")) for i in range(10)]
-    assert pool.choose_example(rows[:20], problems[:2], 0.3) == 1  # problem 0 has the better rate, by luck
-    assert pool.choose_example(rows, problems, 0.3) == 2
+    assert pool.choose_example(rows, problems, 0.3) == 0
+    assert pool.choose_example(rows[:20], problems[:2], 0.3, by_style=True) == 1  # problem 0 has its rate by luck
+    assert pool.choose_example(rows, problems, 0.3, by_style=True) == 2
+    always = [row | {"correct": True} if row["problem"] == 0 else row for row in rows]
+    assert pool.choose_example(always, problems, 1.0) == 1  # never or always solved: no variance, nothing to learn
     shares = measure.style_shares(rows, problems)
     assert shares["careful"] == (1 / 3, 0.6) and shares["sloppy"] == (1 / 3, 0.3) and shares["guess"] == (0.0, None)
 

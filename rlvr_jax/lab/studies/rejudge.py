@@ -38,13 +38,18 @@ def again(record: dict) -> Optional[dict]:
     content = study.load(record["study"])[1]
     if not content["arms"].keys() <= record["measures"].keys():
         return None
-    measured = study.measure(content, values(record, content), record["seeds"])
+    measured = study.measure(content, values(record, content), repeated(record))
     if len(record["seeds"]) == 1:  # its intervals are over problems, which the record has not
         measured = {arm: by_name | {name: record["measures"][arm][name] for name in by_name
                                     if name in record["measures"][arm]} for arm, by_name in measured.items()}
     kept = {key: record[key] for key in (*records.WORDS, "question", "prediction") if key in record and key != "table"}
-    new = json.loads(json.dumps(study.plain(record | study.written(content, measured, record["seeds"]) | kept)))
+    new = json.loads(json.dumps(study.plain(record | study.written(content, measured, repeated(record)) | kept)))
     return new | ({} if new["rules"] == record["rules"] else {"judged_again": True})
+
+
+def repeated(record: dict) -> list[dict]:
+    """The base, example and seed of each column of a record; one of before has them all by its seed."""
+    return record.get("units") or [{"base": seed, "example": seed, "seed": seed} for seed in record["seeds"]]
 
 
 def values(record: dict, content: dict) -> dict:
@@ -52,8 +57,9 @@ def values(record: dict, content: dict) -> dict:
 
     A measure that the record lacks is made of others, or is one of another arm: its file and path are the same.
     """
-    cells = {(arm, seed): study.variables(content, {"work": "", "data": "", "arm": arm, "seed": str(seed)})
-             for arm in content["arms"] for seed in record["seeds"]}
+    cells = {(arm, seed): study.variables(content, {"work": "", "data": "", "arm": arm} | {
+        key: str(value) for key, value in unit.items()})
+        for arm in content["arms"] for seed, unit in zip(record["seeds"], repeated(record))}
     known = {}
     for (arm, seed), cell in cells.items():
         for name, measure in record["measures"][arm].items():

@@ -135,8 +135,9 @@ def of_rule(rule: dict, measured: dict) -> dict:
 
 
 def values(rule: dict) -> list[float]:
-    """What the seeds have, of those that have it."""
-    return [value for value in rule["measured"].get("seeds", ()) if value is not None]
+    """What the seeds have, of those that have it; where they share bases, the means of these."""
+    measured = rule["measured"]
+    return measured.get("of_bases") or [value for value in measured.get("seeds", ()) if value is not None]
 
 
 def chance(rule: dict) -> float:

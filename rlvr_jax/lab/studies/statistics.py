@@ -95,8 +95,12 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
 
 
 def quartiles(values: list[float], bases: list, error: float = ALPHA) -> dict:
-    """The interquartile mean with its interval: a bootstrap of the seeds within each base (arXiv 2108.13264)."""
+    """The interquartile mean with its interval: a bootstrap of the seeds within each base (arXiv 2108.13264).
+
+    Where every seed has a base of its own, it is of all seeds together.
+    """
     rng, values = np.random.default_rng(0), np.asarray(values, float)
+    bases = [None] * len(bases) if len(set(bases)) == len(bases) else bases
     parts = [values[[i for i, base in enumerate(bases) if base == one]] for one in dict.fromkeys(bases)]
     drawn = np.concatenate([part[rng.integers(0, len(part), (RESAMPLES, len(part)))] for part in parts], 1)
     low, high = np.quantile(interquartile_mean(drawn), (error / 2, 1 - error / 2))

@@ -5,13 +5,8 @@ flags added to these, what is measured, and the prediction: its rules (`rules.py
 """
 
 import dataclasses
-import itertools
 import pathlib
 import platform
-import shlex
-import string
-import subprocess
-import sys
 import tomllib
 from typing import Optional
 
@@ -20,7 +15,8 @@ import numpy as np
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import records, rules, statistics, study_figure
+from rlvr_jax.lab.studies import bank, commands, records, rules, statistics, study_figure
+from rlvr_jax.lab.studies.commands import fill, label, units, variables
 from rlvr_jax.records import setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.origin import commit
@@ -29,7 +25,7 @@ FOLDER = pathlib.Path("configs/studies")
 REQUIRED = {"title": str, "question": str, "known": str, "seeds": list, "commands": dict,
             "arms": dict, "measures": dict, "rules": list}
 OPTIONAL = {"prediction": str, "short": str, "control": str, "quick": dict, "figure": dict, "note": str,
-            "table": list, "looks": list, "success": dict, "bases": list}
+            "table": list, "looks": list, "success": dict, "bases": list, "examples": list, "crossed": bool}
 
 # how a measure is made of others -> function of their values
 COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  # no share of nothing
@@ -47,6 +43,9 @@ class StudyConfig:
     quick: bool = setting(False, "try the study out: its first seed alone, with the flags of its [quick] table; "
                           "written as STUDY_quick, and no result")
     work_dir: str = setting("", "directory for the runs; empty: runs/STUDY")
+    bank: str = setting("runs/bank", "directory of the bases that studies share; each is made once")
+    jobs: int = setting(1, "how many commands run side by side, each with its share of the cores, or a GPU; what they "
+                        "print goes to work_dir/logs", minimum=1)
     out: str = setting("", "directory for STUDY.json, STUDY.md and STUDY.png; empty: results in work_dir; the "
                        "published ones are in results")
 
@@ -59,18 +58,20 @@ def run(config: StudyConfig) -> pathlib.Path:
     name, study = load(config.study)
     if config.quick:
         name, study = name + "_quick", study | {"seeds": study["seeds"][:1]}
-    seeds = [int(seed) for seed in config.seeds or study["seeds"]]
     work = pathlib.Path(config.work_dir or f"runs/{name}")
     out = pathlib.Path(config.out) if config.out else work / "results"
     given = {"work": str(work)} | ({"data": config.data} if config.data else {})
-    cells = {(arm, seed): variables(study, given | {"arm": arm, "seed": str(seed)})
-             for arm, seed in itertools.product(study["arms"], seeds)}
-    finished, earlier = execute(study, cells, work, config.quick)
-    found = {arm: {name: [source_values(study["measures"], name, cells[arm, seed]) for seed in seeds]
+    repeated = units(study, [int(seed) for seed in config.seeds or study["seeds"]])
+    cells = {(arm, label(study, unit)): variables(study, given | {"arm": arm} | {k: str(v) for k, v in unit.items()})
+             for unit in repeated for arm in study["arms"]}
+    lines = [commands.commands(study, cell, config.quick, config.bank) for cell in cells.values()]
+    finished, earlier = commands.execute(lines, work, config.bank, config.jobs)
+    found = {arm: {name: [source_values(study["measures"], name, cells[arm, label(study, unit)]) for unit in repeated]
                    for name in study["measures"]} for arm in study["arms"]}
-    measured = measure(study, found, seeds)
-    record = {"study": name} | written(study, measured, seeds) | {
-        "origin": origin(config, seeds, finished, earlier), "summaries": summaries(study, cells)}
+    record = {"study": name} | written(study, measure(study, found, repeated), repeated) | {
+        "origin": origin(config, study, finished, earlier), "summaries": summaries(study, cells)}
+    record |= {"bank": made} if (made := banked(finished, config.bank)) else {}
+    measured = record["measures"]
     out.mkdir(parents=True, exist_ok=True)
     study_figure.write(study, cells, measured, out / f"{name}.png")
     files.write_json(out / f"{name}.json", plain(record))
@@ -104,8 +105,10 @@ def load(study: str) -> tuple[str, dict]:
     wrong = rules.fault(content)
     if wrong:
         raise UserError(f"{path}: {wrong}")
-    example = {"work": "WORK", "data": "DATA", "seed": str(content["seeds"][0])}
-    rules.refuse_twins(path, {arm: commands(content, example | {"arm": arm}, False) for arm in content["arms"]})
+    first = {key: str(value) for key, value in units(content, content["seeds"])[0].items()}
+    example = {"work": "WORK", "data": "DATA"} | first
+    rules.refuse_twins(path, {arm: commands.commands(content, example | {"arm": arm}, False, "BANK")
+                              for arm in content["arms"]})
     return path.stem, content
 
 
@@ -117,8 +120,14 @@ def design_fault(study: dict) -> str:
     if success is not None and not (success.keys() == {"measure", "above"} and success["measure"] in study["measures"]
                                     and isinstance(success["above"], (int, float))):
         return 'success: write success = {measure = "one of the measures", above = 0.8}'
-    if len(study.get("bases", study["seeds"])) != len(study["seeds"]):
-        return "bases: write the base of each of `seeds`, in their order"
+    for key in ("bases", "examples"):
+        if not study.get("crossed") and len(study.get(key, study["seeds"])) != len(study["seeds"]):
+            return f"{key}: write that of each of `seeds`, in their order, or crossed = true"
+    if study.get("crossed") and success:
+        return "success: leave it out, for its interval is of independent seeds, and crossed ones share their bases"
+    uses = [command for command in study["commands"].values() if "{bank}" in command]
+    if uses and bank.MAKES not in uses[0]:
+        return f"commands: the first one with {{bank}} makes the base: it needs {bank.MAKES}"
     for name, source in study["measures"].items():
         bounds = source.get("range", [0, 1]) if isinstance(source, dict) else [0, 1]
         if isinstance(source, dict) and not {"source"} <= source.keys() <= {"source", "range"} or not (
@@ -132,55 +141,6 @@ def sourced(study: dict) -> dict:
     stated = {name: source for name, source in study["measures"].items() if isinstance(source, dict)}
     return study | {"measures": study["measures"] | {name: source["source"] for name, source in stated.items()},
                     "ranges": {name: source["range"] for name, source in stated.items() if "range" in source}}
-
-
-def fill(template: str, values: dict) -> str:
-    """The template with its {names} filled in. Raises UserError for a name that nothing gives."""
-    missing = {name for _, name, _, _ in string.Formatter().parse(template) if name} - values.keys()
-    if "data" in missing:
-        raise UserError("--data is required by this study: the directory of its problem files")
-    if missing:
-        raise UserError(f"the study's {template!r} needs {', '.join(sorted(missing))}, which is not given")
-    return template.format(**values)
-
-
-def commands(study: dict, cell: dict, quick: bool) -> list[str]:
-    """The commands of one arm and seed, in order, each as a user types it after `python -m scripts.`."""
-    arm, made = study["arms"][cell["arm"]], []
-    for name, command in study["commands"].items():
-        flags = arm.get(name, [])
-        if flags is not False:
-            flags = [*flags, *(study.get("quick", {}).get(name, []) if quick else [])]
-            made.append(fill(" ".join([command, *map(shlex.quote, flags)]), variables(study, cell)))
-    return made
-
-
-def variables(study: dict, cell: dict) -> dict:
-    """The {names} that commands and measures of a cell may use: work, seed, arm, data, and the texts of its arm."""
-    return cell | {key: fill(value, cell) for key, value in study["arms"][cell["arm"]].items()
-                   if isinstance(value, str)}
-
-
-def execute(study: dict, cells: dict, work: pathlib.Path, quick: bool) -> tuple[list[str], list[str]]:
-    """Runs each command once; returns all commands, and those that an earlier start had finished."""
-    wanted = list(dict.fromkeys(line for cell in cells.values() for line in commands(study, cell, quick)))
-    log = work / "finished.txt"
-    known = log.read_text("utf-8").splitlines() if log.is_file() else []
-    work.mkdir(parents=True, exist_ok=True)
-    for number, line in enumerate(wanted, 1):
-        if line in known:
-            continue
-        print(f"[{number} of {len(wanted)}] python -m scripts.{line}", file=sys.stderr, flush=True)
-        script(line)
-        with files.naming(log), log.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    return wanted, [line for line in wanted if line in known]
-
-
-def script(line: str) -> None:
-    """Runs one of our scripts as a user would, its progress shown; raises UserError if it fails."""
-    if subprocess.run([sys.executable, "-m", *shlex.split(f"scripts.{line}")], check=False).returncode:
-        raise UserError(f"python -m scripts.{line} failed; its message is above. The same command continues the study")
 
 
 def source_values(measures: dict, name: str, cell: dict) -> Optional[np.ndarray]:
@@ -218,42 +178,45 @@ def source_values(measures: dict, name: str, cell: dict) -> Optional[np.ndarray]
     return None if value is None else np.array(value, float)
 
 
-def measure(study: dict, found: dict, seeds: list[int]) -> dict:
-    """`{arm: {measure: what gather gives}}` of values by arm, measure and seed, with differences to the control."""
-    error, of_seed = statistics.alpha(study.get("looks")), dict(zip(study["seeds"], study.get("bases", ())))
+def measure(study: dict, found: dict, repeated: list[dict]) -> dict:
+    """`{arm: {measure: what gather gives}}` of values by arm, measure and unit, with differences to the control."""
+    error, bases = statistics.alpha(study.get("looks")), [unit["base"] for unit in repeated]
     spans = {name: rules.span(study, name) for name in study["measures"]}
-    bases = [of_seed.get(seed) for seed in seeds]
     measured = {arm: {name: gather(values, spans[name], error, bases) for name, values in by_name.items()}
                 for arm, by_name in found.items()}
-    compare(measured, study.get("control"), spans, error)
+    compare(measured, study.get("control"), spans, error, bases)
     return measured
 
 
 def gather(values: list, span: tuple = statistics.ANY, error: float = statistics.ALPHA, bases: list = ()) -> dict:
     """`{"seeds": [value of each], "mean", "interval"}`: over seeds, or over problems where there is one seed.
 
-    Seeds that are all equal have no interval, but `"equal": True`. Enough seeds have `"quartiles"` as well.
+    Where several seeds share a base there is `"of_bases"` as well, the mean of each base, and mean and interval are of
+    these: bases are what is independent. Values that are all equal have no interval, but `"equal": True`. Enough seeds
+    have `"quartiles"` as well.
     """
     means = [None if value is None else float(np.mean(value)) for value in values]
-    there = [value for value in means if value is not None]
+    known = [(base, mean) for base, mean in zip(bases or range(len(means)), means) if mean is not None]
+    by_base = {base: float(np.mean([mean for its, mean in known if its == base])) for base, _ in known}
+    there = list(by_base.values())
     made = {"values": values, "seeds": means, "mean": float(np.mean(there)) if there else None,
-            "interval": interval(values, span, error)}
+            "interval": interval(values, there, span, error)}
+    made |= {"of_bases": there} if len(there) < len(known) else {}
     if statistics.equal(there):
         return made | {"equal": True}
-    if len(there) < statistics.FEWEST_QUARTILES:
+    if len(known) < statistics.FEWEST_QUARTILES:
         return made
-    return made | {"quartiles": statistics.quartiles(
-        there, [base for base, value in zip(bases or [None] * len(means), means) if value is not None], error)}
+    return made | {"quartiles": statistics.quartiles([mean for _, mean in known], [base for base, _ in known], error)}
 
 
-def interval(values: list, span: tuple, error: float) -> Optional[tuple[float, float]]:
+def interval(values: list, means: list[float], span: tuple, error: float) -> Optional[tuple[float, float]]:
     if len(values) == 1 and np.ndim(values[0]):
         return estimators.bootstrap(values[0])
-    return statistics.interval([float(np.mean(value)) for value in values if value is not None], error, span)
+    return statistics.interval(means, error, span)
 
 
 def compare(measured: dict, control: Optional[str], spans: Optional[dict] = None,
-            error: float = statistics.ALPHA) -> None:
+            error: float = statistics.ALPHA, bases: list = ()) -> None:
     """Adds to every other arm's measures its paired `difference` to the control: by seed, or by problem."""
     for arm in measured if control else ():
         for name, mine in measured[arm].items():
@@ -261,20 +224,21 @@ def compare(measured: dict, control: Optional[str], spans: Optional[dict] = None
             span = (spans or {}).get(name, statistics.ANY)
             if arm != control:
                 mine["difference"] = gather([None if a is None or b is None else a - b for a, b in pairs],
-                                            rules.less(span, span), error)
+                                            rules.less(span, span), error, bases)
 
 
-def written(study: dict, measured: dict, seeds: list[int]) -> dict:
+def written(study: dict, measured: dict, repeated: list[dict]) -> dict:
     """What a record says of the study and its measures: the words of its page, rules, verdict and shares of success."""
-    judged = rules.judged(study, measured, len(seeds))
+    judged = rules.judged(study, measured, len({unit["base"] for unit in repeated}))
     error = statistics.alpha(study.get("looks"))
     kept = {key: study[key] for key in (*records.WORDS, "question", "looks", "success") if key in study} | {
             "prediction": study.get("prediction", "")}
     if "success" in study:
         kept["succeeded"] = {arm: succeeded(measures[study["success"]["measure"]]["seeds"], study["success"]["above"],
                                             error) for arm, measures in measured.items()}
-    return kept | {"seeds": seeds, "level": 1 - error, "measures": measured, "rules": judged,
-                   "verdict": rules.headline(judged)}
+    kept |= {"units": repeated} if study.keys() & {"bases", "examples", "crossed"} else {}
+    return kept | {"seeds": [label(study, unit) for unit in repeated], "level": 1 - error, "measures": measured,
+                   "rules": judged, "verdict": rules.headline(judged)}
 
 
 def succeeded(values: list, above: float, error: float) -> dict:
@@ -295,10 +259,17 @@ def summaries(study: dict, cells: dict) -> dict:
     return by_arm
 
 
-def origin(config: StudyConfig, seeds: list[int], finished: list[str], earlier: list[str]) -> str:
+def banked(lines: list[str], root: str) -> dict:
+    """What is known of the bases of the bank that these commands make, by their names."""
+    return {base.name: bank.note(base) | {"command": line.replace(str(base), "{bank}")}
+            for line in lines if (base := bank.made_by(line, root))}
+
+
+def origin(config: StudyConfig, study: dict, finished: list[str], earlier: list[str]) -> str:
     """The command, commit, hardware and version of JAX, and how many commands an earlier start had finished."""
     more = " --data=DIR" * bool(config.data) + " --quick" * config.quick
-    return (f"`python -m scripts.study --study={config.study} --seeds={','.join(map(str, seeds))}{more}`, commit "
+    seeds = ",".join(map(str, config.seeds or study["seeds"]))
+    return (f"`python -m scripts.study --study={config.study} --seeds={seeds}{more}`, commit "
             f"{commit()}, JAX {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()})."
             + f" {len(earlier)} of its {len(finished)} commands were finished by an earlier start, perhaps at another "
             "commit." * bool(earlier)

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.studies import records, rejudge, rules, statistics, study
+from rlvr_jax.lab.studies import commands, records, rejudge, rules, statistics, study
 
 from fixtures import ROOT
 
@@ -28,6 +28,10 @@ gain = ["-", "end", "start"]
 length = "{arm}{seed}/summary.json: length"
 '''
 RULE = {"says": "so", "arm": "bent", "measure": "end"}
+
+
+def units(seeds):
+    return commands.units({"seeds": seeds}, seeds)
 
 
 def load(tmp_path, *given, head=HEAD):
@@ -79,7 +83,7 @@ def test_two_primary_rules_are_refused(tmp_path):
     ('arms.bent.rl = ["--reward=random"]', "arms.bent = {}", "the arms plain and bent have the same commands"),
     ("control", "looks = [5, 10]\ncontrol", r"looks: write three rising numbers of seeds, as in looks = \[5, 10, 20\]"),
     ("control", 'success = {measure = "ned", above = 1}\ncontrol', "success: write success = {measure"),
-    ("control", "bases = [0, 1]\ncontrol", "bases: write the base of each"),
+    ("control", "bases = [0, 1]\ncontrol", "bases: write that of each"),
     ('length = "{arm}{seed}/summary.json: length"', 'length = {range = [0, 1]}', "measure length: write {source ="),
     ('length = "{arm}{seed}/summary.json: length"', 'length = {source = "a: b", range = [1, 0]}', "measure length:")])
 def test_a_design_that_is_amiss_is_refused(tmp_path, old, new, message):
@@ -114,7 +118,7 @@ def judged(given, values, **more):
     content = {"measures": {"end": "s.json: accuracy"}, "arms": dict.fromkeys(values), "rules": given, "seeds":
                list(range(len(next(iter(values.values()))))), "control": "plain"} | more
     measured = study.measure(content, {arm: {"end": [None if x is None else np.array(x) for x in seeds]}
-                                       for arm, seeds in values.items()}, content["seeds"])
+                                       for arm, seeds in values.items()}, units(content["seeds"]))
     return rules.judged(content, measured, len(content["seeds"]))
 
 
@@ -204,8 +208,9 @@ def test_success_and_interquartile_means_are_on_the_page(tmp_path):
         "seeds = [0, 1, 2, 3, 4]", f"seeds = {list(range(10))}\nbases = {[0, 1] * 5}\n"
         'success = {measure = "end", above = 0.8}'))
     found = {arm: {name: [np.array(x) for x in seeds] for name in content["measures"]} for arm in content["arms"]}
-    measured = study.measure(content, found, content["seeds"])
-    record = {"study": "coin", "origin": "here"} | study.written(content, measured, content["seeds"])
+    repeated = commands.units(content, content["seeds"])
+    measured = study.measure(content, found, repeated)
+    record = {"study": "coin", "origin": "here"} | study.written(content, measured, repeated)
     text = records.markdown(record)
     low, high = statistics.exact_binomial(8, 10)
     assert f"| bent | 8 of 10 | 0.800 [{low:.3f}, {high:.3f}] |" in text and "Seeds with end above 0.8" in text
@@ -223,7 +228,7 @@ def test_a_record_is_judged_again_from_its_seeds_alone(tmp_path, monkeypatch):
              for arm, shift in (("plain", 0), ("bent", .2))}
     content["seeds"] = [0, 1, 2]
     record = {"study": "coin", "origin": "here"} | study.written(
-        content, study.measure(content, found, [0, 1, 2]), [0, 1, 2])
+        content, study.measure(content, found, units([0, 1, 2])), units([0, 1, 2]))
     record = json.loads(json.dumps(study.plain(record)))
     assert rejudge.again(record) == record  # nothing changed
     head = HEAD.replace("length =", 'of_plain = "plain{seed}/summary.json: final.greedy"\n'

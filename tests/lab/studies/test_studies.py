@@ -10,7 +10,7 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import figures, records, study, study_figure
+from rlvr_jax.lab.studies import commands, figures, records, study, study_figure
 from rlvr_jax.lab.studies.study import StudyConfig
 from scripts import cli
 
@@ -60,7 +60,7 @@ def coin(tmp_path, monkeypatch):
     lines, path = [], tmp_path / "coin.toml"
     path.write_text(STUDY)
 
-    def script(line):
+    def script(line, *_):
         lines.append(line)
         name, *flags = shlex.split(line)
         run = pathlib.Path(next(flag for flag in flags if flag.startswith("--run_dir=")).split("=", 1)[1])
@@ -71,36 +71,37 @@ def coin(tmp_path, monkeypatch):
                 json.dumps({"step": step, "eval/greedy": value}) + "\n" for step, value in enumerate((start, end))))
             (run / "summary.json").write_text(json.dumps({"base": {"greedy": start}, "final": {"greedy": end}}))
 
-    monkeypatch.setattr(study, "script", script)
+    monkeypatch.setattr(commands, "script", script)
     return StudyConfig(study=str(path), work_dir=str(tmp_path / "work"), out=str(tmp_path / "results")), lines
 
 
 def test_a_study_runs_the_commands_of_a_user_once_each(coin, tmp_path):
     study.run(coin[0])
     work = tmp_path / "work"
-    assert coin[1][:3] == [f"pretrain --seed=0 --run_dir={work}/base0",
+    assert coin[1][:4] == [f"pretrain --seed=0 --run_dir={work}/base0",
                            f"train --seed=0 --model={work}/base0 --run_dir={work}/plain0",
+                           f"train --seed=0 --model={work}/base0 --run_dir={work}/bent0 '--reward=a b'",
                            f"pretrain --seed=1 --run_dir={work}/base1"]
     assert coin[1][-1] == f"train --seed=2 --model={work}/base2 --run_dir={work}/bent2 '--reward=a b'"
     assert len(coin[1]) == 9  # three bases, which both arms share, and six runs
 
 
 def test_what_has_finished_is_not_run_again_and_what_failed_is(coin, monkeypatch):
-    script = study.script
+    script = commands.script
 
-    def fails(line):
+    def fails(line, *_):
         if "plain2" in line:
             raise UserError("failed")
         script(line)
 
-    monkeypatch.setattr(study, "script", fails)
+    monkeypatch.setattr(commands, "script", fails)
     with pytest.raises(UserError, match="failed"):
         study.run(coin[0])
     done = list(coin[1])
-    monkeypatch.setattr(study, "script", script)
+    monkeypatch.setattr(commands, "script", script)
     text = study.run(coin[0]).read_text()
-    assert len(done) == 5 and len(coin[1]) == len(set(coin[1])) == 9
-    assert "5 of its 9 commands were finished by an earlier start" in text
+    assert len(done) == 7 and len(coin[1]) == len(set(coin[1])) == 9
+    assert "7 of its 9 commands were finished by an earlier start" in text
 
 
 def test_means_intervals_and_paired_differences(coin, tmp_path):
@@ -307,7 +308,8 @@ def test_the_studies_of_the_repository_can_be_read_and_their_commands_given(path
     _, loaded = study.load(str(path))
     for arm in loaded["arms"]:
         for quick in (False, True):
-            for line in study.commands(loaded, {"work": "w", "data": "d", "arm": arm, "seed": "0"}, quick):
+            for line in commands.commands(loaded, {"work": "w", "data": "d", "arm": arm, "seed": "0", "base": "0",
+                                                     "example": "0"}, quick):
                 script, *given = shlex.split(line)
                 source = (ROOT / "scripts" / f"{script}.py").read_text()
                 parse(cli.record_class(re.search(r'cli\.run\(main, "([\w.]+)"\)', source)[1]), *given)

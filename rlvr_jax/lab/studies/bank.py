@@ -1,0 +1,113 @@
+"""The bank of bases: a base that several studies start from is made once, and lies under a name of its own.
+
+In a study's commands, `--run_dir={bank}` says that the command makes a base, and {bank} in those after it is that base.
+Its directory is named by a hash of the command, of the code that the command depends on, and of the version of JAX: a
+base of other code is another base.
+"""
+
+import ast
+import functools
+import hashlib
+import pathlib
+import shlex
+from typing import Callable, Iterator, Optional
+
+import jax
+import numpy as np
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.runs import checkpoint, files, locks, origin
+
+ROOT = pathlib.Path(__file__).parents[3]  # the folder of rlvr_jax/ and scripts/
+MAKES = "--run_dir={bank}"
+NOTE = "bank.json"  # in the directory of a base that is finished
+
+
+def place(bank: str, command: str) -> pathlib.Path:
+    """Where the base lies that a command makes; the command is filled in, but for its {bank}."""
+    script, *words = shlex.split(command)
+    text = "\n".join([script, *written_out(words), code(script), jax.__version__])
+    return pathlib.Path(bank) / f"{script}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def written_out(words: list[str]) -> Iterator[str]:
+    """The flags of a command with those of its flag files in their place. Raises UserError for a missing file."""
+    for word in words:
+        if not word.startswith("--flagfile="):
+            yield word
+            continue
+        try:
+            lines = pathlib.Path(word.split("=", 1)[1]).read_text("utf-8").splitlines()
+        except OSError as error:
+            raise UserError(f"{word}: {error.strerror}; name a file of configs/") from None
+        yield from written_out([line.strip() for line in lines if line.strip() and not line.strip().startswith("#")])
+
+
+@functools.cache
+def code(script: str) -> str:
+    """A hash of the script and of all modules of this project that it imports, directly or not, anywhere in them.
+
+    Comments, docstrings and the layout of the lines do not count.
+    """
+    paths = {ROOT / "scripts" / f"{script}.py"}
+    unread = set(paths)
+    while unread:
+        found = imported(unread.pop()) - paths
+        paths, unread = paths | found, unread | found
+    made = hashlib.sha256()
+    for path in sorted(paths):
+        made.update(str(path.relative_to(ROOT)).encode() + b"\n" + bare(ast.parse(path.read_text("utf-8"))).encode())
+    return made.hexdigest()
+
+
+def imported(path: pathlib.Path) -> set[pathlib.Path]:
+    """The files of this project that a file of it imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    paths = {ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names}
+    return {path for path in paths if path.is_file()}
+
+
+def bare(tree: ast.Module) -> str:
+    """The syntax tree as text, without docstrings."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def made_by(line: str, bank: str) -> Optional[pathlib.Path]:
+    """The base that a command makes; None for a command that writes elsewhere."""
+    named = [pathlib.Path(word.split("=", 1)[1]) for word in shlex.split(line) if word.startswith("--run_dir=")]
+    return named[0] if bank and named and named[0].parent == pathlib.Path(bank) else None
+
+
+def note(base: pathlib.Path) -> dict:
+    """What is known of a finished base, {"command", "commit", "digest"}; {} where it is not finished."""
+    return files.read_json(base / NOTE, missing={}, remedy=f"remove {base}, and the base is made again")
+
+
+def make(base: pathlib.Path, line: str, run: Callable) -> None:
+    """Makes a base unless it is there: `run(line, holding)` runs the command, with the open file `holding` as its own.
+
+    A second study waits meanwhile. The lock is held by the command, too: where a study is killed and its command lives
+    on, the next one waits for the command.
+    """
+    with locks.lock(base.with_name(base.name + ".lock"), "--bank", wait=True) as holding:
+        if not note(base):
+            run(line, holding)
+            files.write_json(base / NOTE, {"command": line, "commit": origin.commit(), "digest": digest(base)})
+
+
+def digest(base: pathlib.Path) -> str:
+    """A hash of the parameters in the newest checkpoint, by name."""
+    _, params, _ = checkpoint.restore_model(str(base))
+    made = hashlib.sha256()
+    for path, leaf in sorted(((jax.tree_util.keystr(path), leaf) for path, leaf in
+                              jax.tree_util.tree_leaves_with_path(params))):
+        made.update(path.encode() + np.asarray(leaf).tobytes())
+    return made.hexdigest()[:16]

@@ -1,0 +1,193 @@
+"""The commands of a study: the lines of each cell, as a user types them, and how they run, alone or side by side.
+
+A cell is an arm with a base, an example and a seed.
+"""
+
+import concurrent.futures
+import itertools
+import os
+import pathlib
+import shlex
+import string
+import subprocess
+import sys
+import threading
+import time
+from typing import Callable, Optional
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.lab.studies import bank
+from rlvr_jax.runs import files, log
+
+LOGS = "logs"  # in the work directory: what commands print that run side by side
+
+
+# ----- the lines
+
+
+def units(study: dict, seeds: list[int]) -> list[dict]:
+    """What an arm is repeated over, each `{"base", "example", "seed"}`.
+
+    Each seed has a base and an example of its number, or those beside it in `bases` and `examples`; with
+    `crossed = true` every base meets every example and every seed.
+    """
+    if study.get("crossed"):
+        return [{"base": base, "example": example, "seed": seed} for base, example, seed in itertools.product(
+            study.get("bases", [0]), study.get("examples", [0]), seeds)]
+    named = {key: dict(zip(study["seeds"], study.get(key + "s", ()))) for key in ("base", "example")}
+    return [{key: of.get(seed, seed) for key, of in named.items()} | {"seed": seed} for seed in seeds]
+
+
+def label(study: dict, unit: dict):
+    """The name of a unit in tables: its seed; where bases, examples and seeds are crossed, those that vary."""
+    if not study.get("crossed"):
+        return unit["seed"]
+    varying = [key for key in unit if len(study.get(key + "s", ())) > 1]
+    return ", ".join(f"{key} {unit[key]}" for key in varying or ["seed"])
+
+
+def fill(template: str, values: dict) -> str:
+    """The template with its {names} filled in. Raises UserError for a name that nothing gives."""
+    missing = {name for _, name, _, _ in string.Formatter().parse(template) if name} - values.keys()
+    if "data" in missing:
+        raise UserError("--data is required by this study: the directory of its problem files")
+    if missing:
+        raise UserError(f"the study's {template!r} needs {', '.join(sorted(missing))}, which is not given")
+    return template.format(**values)
+
+
+def variables(study: dict, cell: dict) -> dict:
+    """The {names} that commands and measures of a cell may use: work, data, base, example, seed, arm, and the texts of
+    its arm."""
+    return cell | {key: fill(value, cell) for key, value in study["arms"][cell["arm"]].items()
+                   if isinstance(value, str)}
+
+
+def commands(study: dict, cell: dict, quick: bool, bases: str = "") -> list[str]:
+    """The commands of one cell, in order, each as a user types it after `python -m scripts.`. `bases` is the bank."""
+    arm, made, names = study["arms"][cell["arm"]], [], variables(study, cell)
+    for name, command in study["commands"].items():
+        flags = arm.get(name, [])
+        if flags is not False:
+            flags = [*flags, *(study.get("quick", {}).get(name, []) if quick else [])]
+            template = " ".join([command, *map(shlex.quote, flags)])
+            if bank.MAKES in template:
+                names = names | {"bank": bank.place(bases, fill(template, names | {"bank": "{bank}"}))}
+            made.append(fill(template, names))
+    return made
+
+
+# ----- running them
+
+
+def execute(cells: list[list[str]], work: pathlib.Path, bases: str = "", jobs: int = 1) -> tuple[list[str], list[str]]:
+    """Runs each command once, after those before it in its cells; returns all, and those finished by an earlier start.
+
+    With `jobs` above 1 so many run side by side, on cores or GPUs of their own: see `shares`.
+    """
+    wanted = list(dict.fromkeys(line for lines in cells for line in lines))
+    notes = work / "finished.txt"
+    known = notes.read_text("utf-8").splitlines() if notes.is_file() else []
+    work.mkdir(parents=True, exist_ok=True)
+
+    def there(line: str) -> bool:
+        base = bank.made_by(line, bases)
+        return bool(bank.note(base)) if base else line in known
+
+    def run(line: str, share: dict) -> None:
+        base, quiet = bank.made_by(line, bases), work / LOGS if jobs > 1 else None
+        if base:
+            bank.make(base, line, lambda line, holding: script(line, share, quiet, holding))
+        else:
+            script(line, share, quiet)
+            with files.naming(notes), notes.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    earlier = [line for line in wanted if there(line)]
+    before = {line: {earlier for lines in cells if line in lines for earlier in lines[: lines.index(line)]}
+              for line in wanted}
+    side_by_side([line for line in wanted if line not in earlier], before, shares(jobs), run, len(earlier))
+    return wanted, earlier
+
+
+def shares(jobs: int) -> list[dict]:
+    """What each of the commands has to itself that run side by side: "cores", and the environment of one GPU.
+
+    Raises UserError where the machine has not as many. A command that runs alone has the whole machine.
+    """
+    if jobs == 1:
+        return [{}]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    gpus = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+    gpus = gpus or [path.name[6:] for path in sorted(pathlib.Path("/dev").glob("nvidia[0-9]*"))]
+    for what, there in (("cores", cores), ("GPUs", gpus or cores)):
+        if len(there) < jobs:
+            raise UserError(f"--jobs={jobs}: a command that runs beside others needs one of the {what} to itself, and "
+                            f"this machine has {len(there)}; give --jobs={len(there)}")
+    return [{"cores": cores[place::jobs]} | ({"gpu": gpus[place]} if gpus else {}) for place in range(jobs)]
+
+
+def side_by_side(lines: list[str], before: dict[str, set], places: list[dict], run: Callable, done: int) -> None:
+    """`run(line, place)` for each line, when all lines `before` it have finished, on as many places as there are.
+
+    After a failure what runs is waited for, and nothing is started. With one place each line is announced, with the
+    time left; with more there is one line of progress.
+    """
+    waiting, running, failed, began = list(lines), {}, [], time.monotonic()
+    with (concurrent.futures.ThreadPoolExecutor(len(places)) as threads,
+          log.progress(done + len(lines), done, "study", len(places) == 1, "command") as bar):
+        while running or waiting and not failed:
+            busy = {line for line, _ in running.values()}
+            free = [place for place in places if place not in [place for _, place in running.values()]]
+            ready = [line for line in waiting if not before[line] & (busy | set(waiting))]
+            for line, place in zip(ready if not failed else (), free):
+                waiting.remove(line)
+                if len(places) == 1:
+                    announce(line, len(lines) - len(waiting) - 1, len(waiting) + 1, done, time.monotonic() - began)
+                running[threads.submit(run, line, place)] = line, place
+            bar.set_postfix_str("; ".join(short(line) for line, _ in running.values()))
+            for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
+                running.pop(future)
+                if future.exception():
+                    failed.append(future.exception())
+                else:
+                    bar.update()
+    if failed:
+        raise failed[0]
+
+
+def announce(line: str, ran: int, left: int, done: int, seconds: float) -> None:
+    """The line that starts now, its number, and the time left by the mean of the `ran` lines of the `seconds` past."""
+    eta = f", about {seconds / ran * left / 60:.0f} min left" if ran else ""
+    print(f"[{done + ran + 1} of {done + ran + left}{eta}] python -m scripts.{line}", file=sys.stderr, flush=True)
+
+
+def short(line: str) -> str:
+    """A command in two words: the script and what it writes."""
+    words = shlex.split(line)
+    wrote = [word.split("=", 1)[1] for word in words if word.startswith(("--run_dir=", "--out="))]
+    return " ".join([words[0], *(pathlib.Path(path).name for path in wrote[:1])])
+
+
+def script(line: str, share: Optional[dict] = None, quiet: Optional[pathlib.Path] = None, holding=None) -> None:
+    """Runs one of our scripts as a user would; raises UserError if it fails.
+
+    Its progress is shown, or goes to a file in the folder `quiet`. `share` is one of `shares`; the open file `holding`
+    stays open as long as the command runs.
+    """
+    share, told = share or {}, ""
+    if "cores" in share and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(threading.get_native_id(), share["cores"])  # of this thread, which the command inherits
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": share["gpu"]} if "gpu" in share else {})
+    options = {"env": environment, "pass_fds": (holding.fileno(),) if holding else ()}
+    words = [sys.executable, "-m", *shlex.split(f"scripts.{line}")]
+    if quiet:
+        quiet.mkdir(exist_ok=True)
+        path = quiet / f"{short(line).replace(' ', '_')}.log"
+        with files.naming(path), path.open("a", encoding="utf-8") as file:
+            code = subprocess.run(words, check=False, stdout=file, stderr=subprocess.STDOUT, **options).returncode
+        told = f"at the end of {path}"
+    else:
+        code, told = subprocess.run(words, check=False, **options).returncode, "above"
+    if code:
+        raise UserError(f"python -m scripts.{line} failed; its message is {told}. The same command continues the study")
