@@ -136,6 +136,7 @@ def side_by_side(lines: list[str], before: dict[str, set], places: list[dict], r
     waiting, running, failed, began = list(lines), {}, [], time.monotonic()
     with (concurrent.futures.ThreadPoolExecutor(len(places)) as threads,
           log.progress(done + len(lines), done, "study", len(places) == 1, "command") as bar):
+        bar.bar_format = log.LINE  # nothing is compiled here
         while running or waiting and not failed:
             busy = {line for line, _ in running.values()}
             free = [place for place in places if place not in [place for _, place in running.values()]]
