@@ -243,9 +243,9 @@ THREE = {"few": {"size": [4., 4., 4.], "score": [.1, .2, .3]}, "many": {"size": 
     ({"looks": [5, 10, 20]}, 1, "mean, 95 % interval over problems, seeds")])
 def test_a_figure_states_the_level_of_its_intervals(more, seeds, words):
     few = {arm: {"end": [.1, .2, .3][:seeds]} for arm in ("a", "b")}
-    assert drawn(few, {}, **more).axes[0].get_title() == words
+    assert drawn(few, {}, **more).axes[0].get_title("left") == words
     many = drawn({f"arm {i}": {"end": [.1, .2, .3][:seeds]} for i in range(12)}, {}, **more)
-    assert many.subfigs[0].get_supxlabel() == words
+    assert many.get_supxlabel() == words
 
 
 def test_a_measure_is_drawn_against_another_with_every_seed_and_both_intervals():
