@@ -12,7 +12,7 @@ import markupsafe
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab import pages
-from rlvr_jax.lab.studies import records, rejudge, rules, study
+from rlvr_jax.lab.studies import findings_figure, records, rejudge, rules, study
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
@@ -73,6 +73,13 @@ def tally(record: dict) -> str:
     return rules.tally(record["rules"]) if len(record["rules"]) > 1 else "no other rule"
 
 
+def row(record: dict) -> tuple:
+    """What a row of the figure shows of a record: where it is drawn, the rule, what was measured, level and tally."""
+    rule = rules.primary(record["rules"]) if record["rules"] else None
+    return (findings_figure.row(record), rule, records.shown(rule) if rule else "", records.level(rule) if rule else "",
+            tally(record))
+
+
 def probes(folder: pathlib.Path) -> list[tuple[str, str]]:
     """(path from `folder`, title) of the pages that scripts.probe wrote below probes/ there."""
     made = {path: re.search(r"<title>(.*?)</title>|$", path.read_text("utf-8"))[1]
@@ -86,11 +93,13 @@ def page(found: list[dict], folder: pathlib.Path) -> str:
     names = {record["study"] for record in found}
     elsewhere = [path.stem for path in sorted(study.FOLDER.glob("*.toml"))
                  if path.stem not in names and (folder / f"{path.stem}.md").is_file()]
+    studies = [record for record in found if not record["study"].endswith(SEARCH)]
+    verdicts = [record["verdict"] for record in studies]
     return pages.environment(__file__).get_template("findings.html.jinja").render(
-        studies=[record for record in found if not record["study"].endswith(SEARCH)],
+        studies=studies, counts={"all": len(studies)} | {word: verdicts.count(word) for word in records.VERDICTS},
         searches=[record for record in found if record["study"].endswith(SEARCH)],
         pictures={name: pages.picture(folder / f"{name}.png") for name in names}, elsewhere=elsewhere,
-        measured=measured, probes=probes(folder), tally=tally, records=records, zip=zip)
+        rowed=row, probes=probes(folder), records=records, zip=zip)
 
 
 def table(found: list[dict], folder: str) -> str:

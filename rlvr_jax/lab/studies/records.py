@@ -12,7 +12,8 @@ from rlvr_jax.runs.markdown import markdown_table
 KINDS = {"study": str, "question": str, "prediction": str, "seeds": list, "origin": str, "measures": dict,
          "rules": list, "verdict": str}
 RULE = {"says", "arm", "measure", "verdict", "mean", "interval"}  # what each of the rules has
-WORDS = ("title", "short", "known", "note", "control", "table")  # of the study's file; older records lack them
+# of the study's file; older records lack them
+WORDS = ("title", "short", "construction", "known", "note", "control", "table")
 VERDICTS = ("agree", "disagree", "undecided")
 
 
@@ -35,7 +36,8 @@ def faults(record: dict) -> list[str]:
     """Which parts of a record with all its keys are not as they should be."""
     wrong = ["verdict"] * (record["verdict"] not in VERDICTS)
     wrong += [f"rule {i}" for i, rule in enumerate(record["rules"], 1)
-              if not isinstance(rule, dict) or not RULE <= rule.keys()]
+              if not isinstance(rule, dict) or not RULE <= rule.keys()
+              or rule["measure"] not in record["measures"].get(rule["arm"], ())]
     for arm, measures in record["measures"].items():
         whole = isinstance(measures, dict) and all(
             isinstance(measure, dict) and {"mean", "interval"} <= measure.keys()
@@ -140,13 +142,19 @@ def spread(record: dict) -> str:
     return f"Means with {percent(record.get('level', 0.95))} intervals over seeds (Student's t, cut to the range)"
 
 
+def construction(record: dict) -> str:
+    """The first paragraph of a study whose result is decided by how its problems, models or rewards were made."""
+    return f"**Decided by construction.** {record['construction']}" if record.get("construction") else ""
+
+
 def markdown(record: dict) -> str:
     """The page of a study: question, verdict, rules, means, every seed, and the command that made it."""
     control = record.get("control")
     means = [[arm, *("; ".join(filter(None, pair)) for pair in pairs)] for arm, *pairs in arms(record)]
     few, robust = successes(record), quartiles(record)
     success = record.get("success", {})
-    paragraphs = [f"# {record['title']}", record["origin"], AGAIN * bool(record.get("judged_again")),
+    paragraphs = [f"# {record['title']}", construction(record), record["origin"],
+                  AGAIN * bool(record.get("judged_again")),
                   f"**Question.** {record['question']}",
                   f"**Known before.** {record['known']}", f"**Verdict: {verdict(record)}**",
                   f"**Prediction.** {method(record)}", markdown_table(RULES, rules(record)),

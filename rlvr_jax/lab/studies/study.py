@@ -25,7 +25,8 @@ FOLDER = pathlib.Path("configs/studies")
 REQUIRED = {"title": str, "question": str, "known": str, "seeds": list, "commands": dict,
             "arms": dict, "measures": dict, "rules": list}
 OPTIONAL = {"prediction": str, "short": str, "control": str, "quick": dict, "figure": dict, "note": str,
-            "table": list, "looks": list, "success": dict, "bases": list, "examples": list, "crossed": bool}
+            "table": list, "looks": list, "success": dict, "bases": list, "examples": list, "crossed": bool,
+            "construction": str}
 
 # how a measure is made of others -> function of their values
 COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  # no share of nothing

@@ -12,7 +12,7 @@ import pathlib
 import textwrap
 from typing import Callable, NamedTuple, Optional
 
-from rlvr_jax.lab.studies import figures
+from rlvr_jax.lab.studies import figures, records, statistics
 from rlvr_jax.runs import files
 
 COLORS = ("#0072b2", "#d55e00", "#00785a", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c564b")  # Okabe and Ito
@@ -46,6 +46,16 @@ def fault(study: dict) -> str:
             if name not in study[known]:
                 return f"[figure] {key}: {name!r} is none of the {known}: {', '.join(study[known])}"
     return ""
+
+
+def drawn(study: dict, measured: dict) -> str:
+    """What a point, its line and its small dots are, in words: the interval has the level of the study's looks.
+
+    With one seed it is over problems, at 95 %.
+    """
+    seeds = max(len(measure["seeds"]) for measures in measured.values() for measure in measures.values())
+    error = statistics.alpha(study.get("looks")) if seeds > 1 else statistics.ALPHA
+    return f"mean, {records.percent(1 - error)} interval{' over problems' * (seeds == 1)}, seeds"
 
 
 def run_dir(study: dict, cell: dict) -> Optional[pathlib.Path]:
@@ -88,11 +98,14 @@ def draw(study: dict, cells: dict, measured: dict):
     if not few:
         side, grid = sheet.subfigures(1, 2, width_ratios=[names, 3.4 * columns]) if count else (sheet, None)
         draw_dots(side, measured, measures, look, study.get("control"))
+        side.supxlabel(drawn(study, measured), fontsize="small")
     panels = iter(grid.subplots(rows, columns, squeeze=False).ravel() if count else ())
     for metric in curves:
         draw_curve(next(panels), study, cells, metric, look)
     if few:
-        draw_measures(next(panels), measured, measures, look, study.get("control"))
+        axes = next(panels)
+        draw_measures(axes, measured, measures, look, study.get("control"))
+        axes.set(title=drawn(study, measured))
         draw_legend(sheet, look, in_legend)
     for x, y in pairs:
         draw_against(next(panels), measured, x, y, look, log_x is True or x in listed(log_x))
@@ -134,7 +147,7 @@ def draw_point(axes, x: float, y: float, look: Look, size: float = 5, **errors) 
 
 
 def draw_measures(axes, measured: dict, measures: list[str], look: dict[str, Look], control: Optional[str]) -> None:
-    """Means with their 95 % intervals, the seeds beside them as small dots, the control as a dashed line."""
+    """Means with their intervals, the seeds beside them as small dots, the control as a dashed line."""
     width = 0.8 / len(measured)
     for i, (arm, values) in enumerate(measured.items()):
         for x, name in enumerate(measures):
@@ -148,7 +161,7 @@ def draw_measures(axes, measured: dict, measures: list[str], look: dict[str, Loo
                 axes.hlines(measure["mean"], x - 0.45, x + 0.45, color=look[arm].color, linestyle="--", linewidth=0.8)
     axes.set_xticks(range(len(measures)), [name.replace(", ", ",\n") for name in measures])
     keep_to_shares(measured, measures, axes.set_ylim)
-    axes.set(title="mean, 95 % interval, seeds", xlim=(-0.6, len(measures) - 0.4))
+    axes.set(xlim=(-0.6, len(measures) - 0.4))
 
 
 def draw_dots(side, measured: dict, measures: list[str], look: dict[str, Look], control: Optional[str]) -> None:
@@ -176,7 +189,6 @@ def draw_dots(side, measured: dict, measures: list[str], look: dict[str, Look], 
         axes.set(title=narrow(name))
     panels[0].set_yticks(range(len(measured)), list(measured))
     panels[0].set_ylim(len(measured) - 0.4, -0.6)
-    side.supxlabel("mean, 95 % interval, seeds", fontsize="small")
 
 
 def keep_to_shares(measured: dict, names: list[str], set_limits: Callable) -> None:

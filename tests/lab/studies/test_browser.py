@@ -89,6 +89,50 @@ def test_a_page_is_drawn_within_its_window_and_asks_for_nothing(tab, pages, name
     assert not faint
 
 
+# Of each text of a drawing: how big it is, its sides, its color, and the grounds that it may stand on.
+LETTERS = """(() => {
+  const color = (x) => getComputedStyle(x).fill.match(/[\\d.]+/g).map(Number);
+  const page = getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).map(Number);
+  return [...document.querySelectorAll("svg.strip text")].map(x => {
+    const box = x.getBoundingClientRect(), strip = x.ownerSVGElement;
+    return [parseFloat(getComputedStyle(x).fontSize), box.left, innerWidth - box.right, color(x),
+            [page, color(strip.querySelector(".ground")), color(strip.querySelector(".predicted"))]];
+  });
+})()"""
+# Names of the rows and of the sections that can be seen.
+SEEN = """["figure li .found a", "section h2"].map(selector => [...document.querySelectorAll(selector)].filter(
+    x => x.getClientRects().length).map(x => (x.closest("section")?.id ?? x.textContent).replace(".md", "")))"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_figure_of_the_findings_can_be_read(tab, pages, width, scheme):
+    tab.open(pages["results"], width, scheme)
+    letters = tab.ask(LETTERS)
+    assert len(letters) > 100
+    for size, left, right, color, grounds in letters:
+        assert size >= 12 and min(left, right) >= 0 and min(contrast(color, ground) for ground in grounds) >= 4.5
+    assert tab.ask('document.querySelector(".rows li").getBoundingClientRect().top') < 450  # seen without scrolling
+
+
+def test_a_verdict_is_chosen_with_the_keyboard_and_a_row_leads_to_its_study(tab, pages, tmp_path):
+    for name, verdict in (("a", "agree"), ("b", "undecided"), ("c", "agree"), ("d_dev", "agree")):
+        write_record(tmp_path, name, {"plain": {"end": [.1, .2, .1]}, "bent": {"end": [.5, .6, .7]}}, verdict=verdict)
+    findings.write(str(tmp_path))
+    tab.open(tmp_path / "index.html", 390, "light")
+    assert tab.ask(SEEN) == [["a", "b", "c"], ["a", "b", "c", "d_dev"]]
+    tab.ask('document.querySelector("summary").focus()')
+    tab.press("Tab")
+    for names in (["a", "c"], [], ["b"]):
+        tab.press("ArrowRight")
+        assert tab.ask(SEEN) == [names, names]
+        outline = 'getComputedStyle(document.querySelector("label:has(:focus-visible)")).outlineStyle'
+        assert tab.ask(outline) == "solid"
+    tab.ask("""(() => { const box = document.querySelector('li[data-verdict=undecided] svg').getBoundingClientRect();
+        document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2).click(); })()""")
+    assert tab.ask("[location.hash, document.getElementById('b').getBoundingClientRect().top < 400]") == ["#b", True]
+
+
 def test_the_letters_of_a_figure_can_be_read_on_a_narrow_screen(tab, pages):
     """At 150 dots an inch the 9 points of a letter are 19 dots of the file; at half of that, 9 on the screen."""
     tab.open(pages["many arms"], 390, "light")

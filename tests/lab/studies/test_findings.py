@@ -8,7 +8,7 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import findings, records, rejudge, rules, study
+from rlvr_jax.lab.studies import findings, findings_figure, records, rejudge, rules, study
 from rlvr_jax.lab.studies.report import ReportConfig
 from scripts import report as command
 
@@ -37,7 +37,8 @@ def test_the_page_has_question_rules_means_and_every_seed(tmp_path):
     page = page_of(tmp_path)
     rows = rows_of(page)
     # .6 +- 4.302653 * .1 / sqrt(3); of the difference .49, .48 * 1.0, .59: by hand
-    assert rows[1] == ["coin", "So?", "more than .2: 0.600 [0.352, 0.848]", "agree (0 held, 1 refuted, 0 open)"]
+    assert ("So? Predicted: more than .2 above 0.2 → 0 0.2 0.4 0.6 0.8 1 agree 0.600 [0.352, 0.848] Interval of 95 %. "
+            "Other rules: 0 held, 1 refuted, 0 open. coin.md") in page.text
     assert ["more than .2 (primary)", "bent: end, above 0.2", "0.600 [0.352, 0.848]", "95 %", "agree"] in rows
     assert ["not above .9", "bent: end, above 0.9", "0.600 [0.352, 0.848]", "95 %", "disagree"] in rows
     assert ["measure", "plain", "bent"] in rows and ["bent", "1", "0.600", "-"] in rows
@@ -48,7 +49,79 @@ def test_the_page_has_question_rules_means_and_every_seed(tmp_path):
                   "In words, as written with the rules. It | is.",
                   "study --study=coin, commit abc1234.", "A note.", "paired difference to plain"):
         assert words in page.text
-    assert ("class", "agree") in page.attributes and page.tags.count("img") == 1
+    assert ("class", "verdict agree") in page.attributes and page.tags.count("img") == 1
+
+
+CONSTRUCTED = "The base knows **two** styles."
+
+
+def test_what_decides_a_result_by_construction_is_said_first(tmp_path):
+    record = write_record(tmp_path, "coin", TWO, construction=CONSTRUCTED, short="So?")
+    paragraphs = records.markdown(record).split("\n\n")
+    assert paragraphs[:2] == ["# About coin", f"**Decided by construction.** {CONSTRUCTED}"]
+    text = page_of(tmp_path).text
+    assert "About coin: agree Decided by construction. The base knows two styles." in text
+    assert "Interval of 95 %. Decided by construction. Other rules" in text  # in its row
+    del record["construction"]
+    assert "onstruction" not in records.markdown(record)
+
+
+# ----- the figure: a number x stands at 3 + 94 (x - left) / (right - left) percent
+
+
+def drawn(tmp_path, seeds: list, **rule) -> dict:
+    """A row of seeds that a rule is of, from a record as it is written."""
+    record = write_record(tmp_path, "coin", {"plain": {"end": [.5, .5, .5]}, "bent": {"end": seeds}}, figure=False)
+    one = {"says": "it", "arm": "bent", "measure": "end", "primary": True} | rule
+    content = {"arms": record["measures"], "measures": {"end": "end.json: x"}, "control": "plain", "rules": [one]}
+    return findings_figure.row(record | {"rules": rules.judged(content, record["measures"], 3)})
+
+
+def test_a_row_has_the_predicted_side_the_mean_the_interval_and_each_seed(tmp_path):
+    row = drawn(tmp_path, [.7, .5, .6], above=.2)
+    assert row["ticks"] == [(3, "0"), (21.8, "0.2"), (40.6, "0.4"), (59.4, "0.6"), (78.2, "0.8"), (97, "1")]
+    assert row["predicted"] == [21.8, 100] and row["bounds"] == [21.8]
+    assert row["label"] == {"x": 21.8, "anchor": "start", "text": "above 0.2 →"}
+    assert row["mean"] == pytest.approx(59.4) and row["interval"] == pytest.approx([
+        3 + 94 * (.6 - .2484138), 3 + 94 * (.6 + .2484138)], abs=.01)  # 4.302653 * .1 / sqrt(3)
+    assert row["seeds"] == [(50, 42), (59.4, 42), (68.8, 42)] and row["zero"] is None
+    assert row["said"] == "Predicted: bent: end, above 0.2. Measured: 0.600 [0.352, 0.848]; seeds: 0.5, 0.6, 0.7"
+
+
+def test_a_difference_has_zero_on_its_axis_and_seeds_that_coincide_are_all_seen(tmp_path):
+    row = drawn(tmp_path, [.4, .4, None], difference=True, below=-.02)  # -.1, -.1 and none
+    assert [text for _, text in row["ticks"]] == ["-0.1", "-0.08", "-0.06", "-0.04", "-0.02", "0"]
+    assert row["predicted"] == [0, 78.2] and row["label"] == {"x": 78.2, "anchor": "end", "text": "← below -0.02"}
+    assert row["seeds"] == [(3, 42), (3, 50)] and row["interval"] is None
+    many = findings_figure.stacked([50.0] * 20 + [52.5])
+    assert len(set(many)) == 21 and max(y for _, y in many) <= 54 and many[-1] == (52.5, 42)
+
+
+@pytest.mark.parametrize("within, label", [([-.1, .1], ("middle", 50)), ([.42, .5], ("end", 3 + 94 * .7 / .8))])
+def test_within_two_numbers_has_room_on_both_sides(tmp_path, within, label):
+    row = drawn(tmp_path, [.52, .5, .51], difference=True, within=within)
+    start, end = row["predicted"]
+    assert row["bounds"] == [start, end] and 3 < start < end < 97
+    assert (row["label"]["anchor"], row["label"]["x"]) == (label[0], pytest.approx(label[1], abs=.01))
+    assert row["label"]["text"] == f"between {within[0]} and {within[1]}"
+
+
+@pytest.mark.parametrize("bounds, measured, ends", [
+    ([1200], [1234, 1250], (0, 1500)), ([.005], [.002, .003], (0, .006)), ([0], [0, 0], (-.2, .2)),
+    ([.5], [-.3, .2], (-.4, .6)), ([-20000], [-35000], (-40000, 0)), ([.2], [.05, .11], (0, .25))])
+def test_an_axis_has_everything_with_zero_and_few_ticks(bounds, measured, ends):
+    ticks = findings_figure.axis(bounds, measured)
+    assert (ticks[0], ticks[-1]) == pytest.approx(ends) and 3 <= len(ticks) <= 8
+
+
+def test_nothing_measured_and_no_rule_are_rows_too(tmp_path):
+    row = drawn(tmp_path, [None, None, None], above=.2)
+    assert (row["mean"], row["interval"], row["seeds"]) == (None, None, [])
+    write_record(tmp_path, "coin", TWO, figure=False, rules=[], verdict="undecided")
+    assert "No rule to draw. undecided Other rules: no other rule." in page_of(tmp_path).text
+
+
+# ----- the rest of the page
 
 
 def test_many_arms_are_rows_and_few_are_columns(tmp_path):
@@ -58,14 +131,16 @@ def test_many_arms_are_rows_and_few_are_columns(tmp_path):
 
 def test_studies_stand_in_their_order_and_searches_last(tmp_path):
     for name in ("zeta", "boolean", "switch_dev", "alpha", "one_shot", "long_run"):
-        write_record(tmp_path, name, TWO, figure=False)
+        write_record(tmp_path, name, TWO, figure=False, verdict="disagree" if name == "zeta" else "agree")
     (tmp_path / "graders.json").write_text('{"now": {}}')  # of something else
     (tmp_path / "smollm2.md").write_text("# A page")
     page = page_of(tmp_path)
-    assert [row[0] for row in rows_of(page)[1:6]] == ["one_shot", "long_run", "boolean", "alpha", "zeta"]
+    rows = [value for name, value in page.attributes if name == "href" and value[0] == "#" and value != "#"]
+    assert rows == ["#one_shot", "#long_run", "#boolean", "#alpha", "#zeta", "#switch_dev"]
+    assert "all 5 agree 4 disagree 1 undecided 0" in page.text  # a search is no finding
     sections = [value for name, value in page.attributes if name == "id"]
     assert sections == ["one_shot", "long_run", "boolean", "alpha", "zeta", "switch_dev"]
-    assert page.text.index("About zeta: agree") < page.text.index("Searches") < page.text.index("About switch_dev")
+    assert page.text.index("About zeta: disagree") < page.text.index("Searches") < page.text.index("About switch_dev")
 
 
 def test_pages_of_probes_are_linked_by_their_titles(tmp_path):
@@ -104,6 +179,7 @@ def test_one_line_has_the_primary_rule_and_how_many_others_held(verdicts, primar
 
 @pytest.mark.parametrize("content, message", [
     ("{", "coin.json cannot be read as JSON"), ('{"study": "coin"}', "coin.json: question, prediction, seeds"),
+    (("rules", [dict.fromkeys(records.RULE, "")]), "rule 1 is"),
     (("verdict", "perhaps"), "coin.json: verdict is missing or not"), (("rules", [{}]), "coin.json: rule 1 is"),
     (("seeds", [0]), "coin.json: measures of plain, measures of bent is")])
 def test_a_damaged_record_is_named(tmp_path, content, message):

@@ -239,6 +239,16 @@ THREE = {"few": {"size": [4., 4., 4.], "score": [.1, .2, .3]}, "many": {"size": 
          "coin": {"size": [4., 4., 4.], "score": [.2, .2, .5]}, "cut": {"size": [None] * 3, "score": [.5, .5, .5]}}
 
 
+@pytest.mark.parametrize("more, seeds, words", [
+    ({}, 3, "mean, 95 % interval, seeds"), ({"looks": [5, 10, 20]}, 3, "mean, 97.79 % interval, seeds"),
+    ({"looks": [5, 10, 20]}, 1, "mean, 95 % interval over problems, seeds")])
+def test_a_figure_states_the_level_of_its_intervals(more, seeds, words):
+    few = {arm: {"end": [.1, .2, .3][:seeds]} for arm in ("a", "b")}
+    assert drawn(few, {}, **more).axes[0].get_title("left") == words
+    many = drawn({f"arm {i}": {"end": [.1, .2, .3][:seeds]} for i in range(12)}, {}, **more)
+    assert many.get_supxlabel() == words
+
+
 def test_a_measure_is_drawn_against_another_with_every_seed_and_both_intervals():
     *_, axes = drawn(THREE, {"measures": ["score"], "x": "size", "log_x": True}, control="coin").axes
     found = points(axes)
