@@ -58,8 +58,16 @@ def vector(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
     return {"vector": jnp.zeros(layers["attn_norm"].shape)}
 
 
+def first_vector(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
+    """As vector, but added only where the first token of a completion is predicted.
+
+    If a vector after the last layer does nothing but choose the opening token (arXiv 2509.06608), this does as much.
+    """
+    return {"first_vector": jnp.zeros(layers["attn_norm"].shape)}
+
+
 # --trainable -> (flags, weights of the layers {name: [L,...]}, random key) -> new leaves {name: f32[L,...]}
-ADAPTERS: dict[str, Callable] = {"lora": lora, "vector": vector}
+ADAPTERS: dict[str, Callable] = {"lora": lora, "vector": vector, "first_vector": first_vector}
 
 
 def add(config: AdapterConfig, params: dict, seed: int) -> dict:
@@ -87,13 +95,15 @@ def fewer_numbers(config: AdapterConfig, leaves: dict, key: jax.Array) -> dict:
     """
     size, count = config.adapter_size, len(next(iter(leaves.values())))
     chosen = np.array(sorted(set(config.adapter_layers)) or range(count))
-    if config.adapter_layers and set(leaves) != {"vector"}:
-        raise UserError("--adapter_layers says after which layers a vector is added: it needs --trainable=vector")
+    (name, *more) = leaves
+    if config.adapter_layers and (more or not name.endswith("vector")):
+        raise UserError("--adapter_layers says after which layers a vector is added: it needs --trainable=vector or "
+                        "first_vector")
     if not (0 <= chosen.min() and chosen.max() < count):
         raise UserError(f"--adapter_layers={','.join(map(str, chosen))}: the layers of the model are 0 to {count - 1}")
     start = jax.tree.map(jnp.copy, leaves)  # donation must not see one buffer twice
     if not size:
-        return {"numbers": leaves["vector"][chosen], "start": start, "maps": {"vector": jnp.eye(count)[:, chosen]}}
+        return {"numbers": leaves[name][chosen], "start": start, "maps": {name: jnp.eye(count)[:, chosen]}}
     entries = [len(chosen) * leaf[0].size for leaf in leaves.values()]
     if size > sum(entries):
         raise UserError(f"--adapter_size={size}: the adapter has {sum(entries)} numbers; 0 trains them all")
@@ -131,9 +141,13 @@ def without(params: dict) -> dict:
 def merged(params: dict) -> dict:
     """The adapted model as weights alone, for the next training or an export; numpy arrays where there is an adapter.
 
-    LoRA is added to the weights, and a vector becomes `down_bias`, which adds it at the end of the layer too.
+    LoRA is added to the weights, and a vector becomes `down_bias`, which adds it at the end of the layer too. Raises
+    UserError for `first_vector`, which no weight can stand for.
     """
     adapted, plain = params["layers"], without(params)
+    if "first_vector" in adapted:
+        raise UserError("--model was trained with --trainable=first_vector, which acts at one token and cannot become "
+                        "part of the weights: name the model that its run started from")
     layers = plain["layers"]
     for name in LINEAR:
         if name + "_lora_a" in adapted:

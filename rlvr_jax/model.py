@@ -126,8 +126,11 @@ def init_params(key: jax.Array, config: ModelConfig) -> Params:
     return params if c.tie_embeddings else params | {"head": normal(c.d_model, c.vocab_size)}
 
 
-def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.Array, attend: Callable) -> tuple:
+def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.Array, attend: Callable,
+          first_BxT: jax.Array) -> tuple:
     """One pre-norm block. `attend(q_BxTxHxE, k_BxTxKxE, v_BxTxKxE) -> (mixed_BxTx(H*E), kept)` owns masks and caches.
+
+    `first_BxT`, bool: where the first token of a completion is predicted.
 
     Returns `(x_BxTxD, kept)`. Every weight is cast to x's dtype, so float32 parameters compute in `config.dtype`.
     """
@@ -150,8 +153,11 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
     x = x_BxTxD + project("o", mixed)
     h = ops.rms_norm(x, p["mlp_norm"], config.norm_eps)
     x = x + project("down", jax.nn.silu(project("gate", h)) * project("up", h))
-    vector = p.get("vector")
-    return (x if vector is None else x + vector.astype(x.dtype)[None, None]), kept
+    if "vector" in p:
+        x = x + p["vector"].astype(x.dtype)[None, None]
+    if "first_vector" in p:
+        x = x + jnp.where(first_BxT[..., None], p["first_vector"].astype(x.dtype)[None, None], 0)
+    return x, kept
 
 
 def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_queries: int) -> tuple:
@@ -176,7 +182,8 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
 
     Args:
       tokens_BxT: i32 inputs, right-padded; padding is never seen by earlier positions, so it needs no mask here.
-      prefix: what precedes every row (gradients flow into it); row b continues prompt `prompt_index_B[b]`.
+      prefix: what precedes every row (gradients flow into it); row b continues prompt `prompt_index_B[b]`, and its
+        first input predicts the first token of a completion. Without it no input does.
 
     Returns:
       `(hidden_BxTxD, kept)`: the states after the final norm, and for each layer, [L,...], what `how` asks for.
@@ -184,6 +191,7 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
     b, t = tokens_BxT.shape
     starts_B = jnp.zeros(b, jnp.int32) if prefix is None else prefix.lengths[prompt_index_B]
     positions_BxT = starts_B[:, None] + jnp.arange(t)[None, :]
+    first_BxT = jnp.broadcast_to((jnp.arange(t) == 0)[None] & (prefix is not None), (b, t))
     causal_BxTxT = jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool))[None], (b, t, t))
 
     def block(x, xs):
@@ -195,7 +203,7 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
                 segments.insert(0, prefix_segment(*prefix_kv, prefix.lengths, prompt_index_B, t))
             return ops.attention(q, segments), ((k, v) if how.keep_kv else None)
 
-        x, kept = layer(p, config, x, positions_BxT, attend)
+        x, kept = layer(p, config, x, positions_BxT, attend, first_BxT)
         x = x if how.edit_residual is None else how.edit_residual(index, x, positions_BxT)
         return x, (kept if how.read_residual is None else how.read_residual(x))
 
@@ -263,7 +271,7 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
                                                           seen_Bx1xW[:, :, :size])])
             return lax.switch(bucket, [look(size) for size in buckets]), (keys_BxWxKxE, values_BxWxKxE)
 
-        x, (k, v) = layer(p, config, x, positions_Bx1, attend)
+        x, (k, v) = layer(p, config, x, positions_Bx1, attend, steps_B[:, None] == 0)
         if edit_residual is not None:
             x = edit_residual(i, x, positions_Bx1)
         keys.append(k)

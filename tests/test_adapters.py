@@ -13,13 +13,16 @@ from rlvr_jax.adapters import AdapterConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.records import replace
 
-from fixtures import TINY, UPDATE, VARIANTS, as_batch, assert_close, draw_rollouts, make_batch, random_params
+from fixtures import (
+    PROMPTS, TINY, UPDATE, VARIANTS, as_batch, assert_close, draw_rollouts, make_batch, padded, random_params)
 from golden.cases import logits
 
 DEEP = dataclasses.replace(TINY, num_layers=4)
 TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6])
 KINDS = {"lora": {"trainable": "lora", "adapter_rank": 2}, "vector": {"trainable": "vector"},
          "one layer": {"trainable": "vector", "adapter_layers": (1,)},
+         "first token": {"trainable": "first_vector"},
+         "first token, last layer": {"trainable": "first_vector", "adapter_layers": (1,)},
          "few numbers": {"trainable": "lora", "adapter_size": 5},
          "few numbers in a layer": {"trainable": "vector", "adapter_layers": (1,), "adapter_size": 3}}
 
@@ -93,7 +96,7 @@ def test_a_vector_at_one_layer_changes_only_what_comes_after_it():
     assert rows.tolist() == [False, True, False, False]
 
 
-@pytest.mark.parametrize("kind", ["lora", "vector"])
+@pytest.mark.parametrize("kind", ["lora", "vector", "first token"])
 def test_sampler_and_training_pass_agree_on_an_adapted_model(kind):
     params = moved(adapted(kind))
     out = draw_rollouts(params=params, num_slots=3)
@@ -101,6 +104,34 @@ def test_sampler_and_training_pass_agree_on_an_adapted_model(kind):
         params, TINY, as_batch(out), 1.0)
     np.testing.assert_allclose(policy[out.completion_mask], out.sampler_logprobs[out.completion_mask], atol=5e-5)
     assert (draw_rollouts(num_slots=3).sampler_logprobs != out.sampler_logprobs).any()
+
+
+@pytest.mark.parametrize("kind, later_too", [("first token", True), ("first token, last layer", False)])
+def test_a_vector_at_the_first_token_is_an_edit_of_the_prompts_last_position(kind, later_too):
+    """Log-probabilities of whole rows, prompt and completion, with the vectors added at that one position."""
+    params, out = moved(adapted(kind)), draw_rollouts()
+    plain, vectors_LxD = adapters.without(params), params["layers"]["first_vector"]
+    assert vectors_LxD.any(-1).tolist() == [later_too, True]
+    score = jax.jit(lambda params: logprobs.completion_logprobs(params, TINY, as_batch(out), 1.0)[0])
+    with_it, without, mask = np.asarray(score(params)), np.asarray(score(plain)), out.completion_mask
+    rows = padded([[*PROMPTS[prompt], *ids] for prompt, ids in zip(out.prompt_index, out.completions)]).tokens
+    last_B = np.array([len(PROMPTS[prompt]) - 1 for prompt in out.prompt_index])
+
+    def edit(layer, x, positions):
+        return x + (positions == last_B[:, None])[..., None] * vectors_LxD[layer][None, None]
+
+    hidden, _ = jax.jit(lambda: model.forward(plain, TINY, rows, how=model.Pass(edit_residual=edit)))()
+    logprobs_BxTxV = np.asarray(jax.nn.log_softmax(model.head(plain, hidden)))
+    for row, said in enumerate(out.completions):
+        wanted = logprobs_BxTxV[row, last_B[row] + np.arange(len(said)), said]
+        np.testing.assert_allclose(with_it[row][mask[row]], wanted[mask[row]], atol=5e-5)
+    changed = (np.abs(with_it - without) > 1e-6) & mask
+    assert changed[:, 0].all() and changed[:, 1:].any() == later_too
+
+
+def test_a_vector_at_the_first_token_is_no_weight():
+    with pytest.raises(UserError, match="--trainable=first_vector, which acts at one token"):
+        adapters.add(AdapterConfig(), adapted("first token"), 0)
 
 
 # ----- few numbers
@@ -127,6 +158,7 @@ def test_leaves_are_their_start_and_the_projection_of_the_numbers():
 
 @pytest.mark.parametrize("changes, trained", [
     ({"trainable": "vector"}, 4 * 16), ({"trainable": "vector", "adapter_layers": (3, 0)}, 2 * 16),
+    ({"trainable": "first_vector", "adapter_layers": (3,)}, 16),
     ({"trainable": "vector", "adapter_size": 64}, 64), ({"trainable": "lora", "adapter_size": 1}, 1),
     # layers x rank x (inputs + outputs): q 16 > 32 and back (o), k and v 16 > 16, gate and up 16 > 24 and back (down)
     ({"trainable": "lora", "adapter_rank": 2}, 4 * 2 * (2 * 48 + 2 * 32 + 3 * 40))])
@@ -140,7 +172,7 @@ def test_moments_are_kept_of_what_is_trained_alone(changes, trained):
 
 
 @pytest.mark.parametrize("kind", ["lora", *(pytest.param(kind, marks=pytest.mark.slow)
-                                            for kind in ("one layer", "few numbers"))])
+                                            for kind in ("one layer", "first token", "few numbers"))])
 def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
     config, params = replace(UPDATE, weight_decay=0.1), adapted(kind)
     optimizer, batch = grpo.make_optimizer(config), make_batch()

@@ -58,10 +58,13 @@ def stream(loaded: LanguageModel, rows: Sequence[Sequence[int]], layers: Sequenc
     number of texts that are done, and the seconds they took. After an interruption the same call goes on after the last
     whole batch, bit for bit; where all is there, nothing is run. Without layers: the likeliest next tokens alone.
 
-    Raises UserError for layers or texts that the model does not have room for, and for a folder with activations of
-    another model, other texts, layers or batches.
+    Raises UserError for layers or texts that the model does not have room for, for `first_vector`, and for a folder
+    with activations of another model, other texts, layers or batches.
     """
     config, layers, folder = loaded.config, tuple(layers), pathlib.Path(folder)
+    if "first_vector" in loaded.params["layers"]:
+        raise UserError("a model of --trainable=first_vector acts where a completion begins, which plain texts do not "
+                        "show: take one of --trainable=vector")
     lengths_R = np.array([len(row) for row in rows])
     if not all(0 <= layer < config.num_layers for layer in layers):
         raise UserError(f"layers {layers}: the layers of the model are 0 to {config.num_layers - 1}")

@@ -12,9 +12,10 @@ from rlvr_jax.evaluation.benchmarks import benchmark_summary, joined, load_sets
 from rlvr_jax.evaluation.completions import Folder, keep
 from rlvr_jax.evaluation.estimators import shown, wilson
 from rlvr_jax.evaluation.measure import Benchmark, make_sampler
-from rlvr_jax.lab.elicit import answer_selection, fitting, gate, latents, steering
+from rlvr_jax.lab.elicit import answer_selection, fitting, gate, latents, steering, trajectory
 from rlvr_jax.lab.elicit.latents import LatentConfig
 from rlvr_jax.lab.elicit.power import PowerConfig, power_draw
+from rlvr_jax.lab.elicit.trajectory import TrajectoryConfig
 from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
@@ -39,6 +40,7 @@ class ElicitConfig:
     rate: float = setting(0.1, "share of generated tokens at which steer acts: of those that the gate was fitted on, "
                           "or by chance under shuffled_gate", minimum=0, maximum=1)
     sae: LatentConfig = LatentConfig()
+    trajectory: TrajectoryConfig = TrajectoryConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,7 @@ def elicit(config: ElicitConfig) -> dict:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
     config = fitting.pinned(config)
     kept, out = config.steering.kept, pathlib.Path(config.steering.kept.out)
-    loaded = loading.load_fixed(kept.choice)
+    loaded, numbers = trajectory.moved(config.trajectory, kept.choice.model, loading.load_fixed(kept.choice))
     method = METHODS[config.method](config, loaded)
     benchmarks = load_sets(kept, loaded, lambda stem: (method.num_samples, method.temperature))
 
@@ -139,7 +141,7 @@ def elicit(config: ElicitConfig) -> dict:
     rows = keep(Folder(kept.out, "elicit", config, kept.resume, config.method), by, benchmarks, Request(kept.seed, 0),
                 kept.rows_per_call, more)
     summaries = {b.name: set_summary(method, b, rows[b.name]) for b in benchmarks}
-    summary = {"method": config.method} | method.summary | joined(summaries) | {"flags": flat(config)}
+    summary = {"method": config.method} | numbers | method.summary | joined(summaries) | {"flags": flat(config)}
     files.write_whole(out / "table.md", table(config, summaries))
     files.write_json(out / "summary.json", summary)
     return summary

@@ -40,7 +40,14 @@ def _at_last_token(params: model.Params, config: model.ModelConfig, prompts: Pro
     def last(x_PxSxD):
         return x_PxSxD[jnp.arange(len(prompts.lengths)), prompts.lengths - 1]
 
-    hidden_PxSxD, residuals_LxPxD = model.forward(params, config, prompts.tokens, how=model.Pass(read_residual=last))
+    first_LxD = params["layers"].get("first_vector")
+
+    def add_first(index, x_PxSxD, positions_PxS):  # which of a prompt's tokens is the last, `forward` does not know
+        at_last_PxS = positions_PxS == prompts.lengths[:, None] - 1
+        return x_PxSxD + jnp.where(at_last_PxS[..., None], first_LxD[index][None, None], 0)
+
+    how = model.Pass(edit_residual=None if first_LxD is None else add_first, read_residual=last)
+    hidden_PxSxD, residuals_LxPxD = model.forward(params, config, prompts.tokens, how=how)
     return residuals_LxPxD.astype(jnp.float32), jnp.argmax(model.head(params, last(hidden_PxSxD)), -1)
 
 

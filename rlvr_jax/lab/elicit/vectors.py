@@ -84,9 +84,10 @@ VECTORS: dict[str, Callable] = {"means": means, "random": random, "pca": pca, "t
 
 def trained_vectors(name: str, loaded: LanguageModel, shape: Optional[tuple] = None) -> np.ndarray:
     """The vectors of a model, f64[L,D]. Raises UserError if it has none, or if they are not of the given shape."""
-    if "vector" not in loaded.params["layers"]:
+    found = [x for leaf, x in loaded.params["layers"].items() if leaf in ("vector", "first_vector")]
+    if not found:
         raise UserError(f"{name} has no vectors: it takes the run directory of scripts.train --trainable=vector")
-    vectors_LxD = np.asarray(loaded.params["layers"]["vector"], np.float64)
+    vectors_LxD = np.asarray(found[0], np.float64)
     if shape not in (None, vectors_LxD.shape):
         raise UserError(f"--beside={name}: its vectors are {vectors_LxD.shape[0]} of width {vectors_LxD.shape[1]}, and "
                         f"those of --model {shape[0]} of width {shape[1]}; compare models of one shape")
