@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig, evaluate
-from rlvr_jax.lab.probes import coherence, contamination, equations, memorisation, page, probe, rouge, rows, twins
+from rlvr_jax.lab.probes import (
+    calibration, coherence, contamination, equations, memorisation, page, probe, rouge, rows, twins)
 from rlvr_jax.records import Problem, build, replace
 from rlvr_jax.tasks import calculation
 from rlvr_jax.training.train import TrainConfig, train
@@ -140,6 +141,28 @@ def test_word_problems_have_their_equations_checked():
     assert one["traces"] == {} and one["equations"]["equations"] == 3 and one["equations"]["with_any"] == 2 / 3
     assert one["equations"]["hold"]["value"] == one["equations"]["rounded"]["value"] == 1 / 3
     assert "| x | 3 | 66.7% | 3 |" in found.page
+
+
+# ----- calibration
+
+
+def test_confidences_are_shown_beside_those_that_need_no_training(tmp_path):
+    """Made on other problems: saying their mean accuracy, and mapping each word to what it was worth there."""
+    row = lambda i, q, right: {"problem": i, "prompt": f"p{i}", "answer": "1", "completion": f"answer 1 sure {q}",
+                               "confidence": q, "correct": right}
+    judged = {"test": [row(0, .9, True), row(1, .9, False), row(2, .1, False), row(3, .1, False)]}
+    dev = [row(10 + i, q, i < 2) for i, q in enumerate([.9, .9, .9, .1, .1])]
+    found = calibration.find(judged, write_jsonl(tmp_path / "dev.jsonl", *dev))
+    one = found.record["files"]["test"]
+    assert (one["brier"], one["ece"]) == pytest.approx(((.01 + .81 + .01 + .01) / 4, .25))
+    assert one["constant"] == pytest.approx({"mean_confidence": .4, "brier": .21, "ece": .15, "auroc": .5})
+    assert one["post_hoc"] == pytest.approx({"mean_confidence": 1 / 3, "brier": 5 / 36, "ece": 1 / 12, "auroc": 5 / 6})
+    assert "the mean accuracy of --fit_on for every confidence: Brier 0.210, ECE 0.150, AUROC 0.500" in found.page
+    assert "constant" not in calibration.find(judged).record["files"]["test"]
+    with pytest.raises(UserError, match="dev.jsonl has 5 of the problems that are judged.*--heldout_split=dev"):
+        calibration.find({"test": dev}, str(tmp_path / "dev.jsonl"))
+    with pytest.raises(UserError, match="no completion of .*silent.jsonl states a confidence"):
+        calibration.find(judged, write_jsonl(tmp_path / "silent.jsonl", row(9, .5, True) | {"confidence": None}))
 
 
 # ----- contamination
