@@ -123,6 +123,29 @@ def test_two_files_are_split_by_who_was_right():
         coherence.find({"base": before, "after": after[:3]})
 
 
+def test_lengths_are_matched_by_drawing_from_traces_of_the_same_length():
+    """Drawn: for each trace after, any trace before with as many steps, so each coherent share is a mean of draws."""
+    before = [PROOF, CALC, CALC, EARLY, BROKEN, GUESS, "hmm river", LUCK]
+    after = [PROOF, PROOF, CALC, PROOF, EARLY, EARLY, BROKEN, GUESS]
+    one = coherence.find({"a": kept_completions(*before), "b": kept_completions(*after)})
+    by_length = {3: [(1, 1), (0, 1), (0, 1)], 1: [(1, 0), (0, 0)], 0: [(0, 0), (0, 0)]}  # coherent, valid; before
+    draws = [by_length[steps] for steps in (3, 3, 3, 3, 1, 1, 1, 0)]
+    wanted = [sum(sum(trace[i] for trace in pool) / len(pool) for pool in draws) / 8 for i in (0, 1)]
+    matched = one.record["length_matched"]
+    assert [matched[f"{name}_before"] for name in ("coherent", "valid")] == pytest.approx(wanted)
+    assert (matched["coherent_after"], matched["valid_after"], matched["covered"]) == (5 / 8, 4 / 8, 1.0)
+    assert f"| {wanted[0]:.3f} | {wanted[1]:.3f} | 0.625 | 0.500 |" in one.page
+
+
+def test_lengths_that_one_side_has_alone_are_left_out():
+    matched = lambda before, after: coherence.find(
+        {"a": kept_completions(*before), "b": kept_completions(*after)}).record["length_matched"]
+    assert matched([GUESS, EARLY, CALC], [PROOF, PROOF, LUCK]) == {
+        "covered": 2 / 3, "coherent_before": 0, "coherent_after": 1, "valid_before": 1, "valid_after": 1}
+    assert matched([GUESS, EARLY], [PROOF, PROOF]) == {
+        "covered": 0, "coherent_before": None, "coherent_after": None, "valid_before": None, "valid_after": None}
+
+
 def test_samples_of_one_problem_do_not_make_the_interval_narrower():
     """16 problems, half of them always coherent: as wide as 16 trials, not 128."""
     texts = [text for text in (PROOF, GUESS) for _ in range(64)]
