@@ -503,8 +503,15 @@ RIGHT_STEPS = {
     "arithmetic": {"+": lambda a, b: str(int(a) + int(b)), "-": lambda a, b: str(int(a) - int(b)),
                    "*": lambda a, b: str(int(a) * int(b)), "/": lambda a, b: str(int(a) / int(b)).removesuffix(".0")},
     "boolean": {op: _lamps(function) for op, function in _BITS.items()}}
-_CLIPPED = {"+": lambda a, b: str(min(int(a) + int(b), 24)), "-": lambda a, b: str(max(int(a) - int(b), 1))}
-SLOPPY_STEPS = {"arithmetic": _CLIPPED | {"*": _CLIPPED["+"], "/": _CLIPPED["-"]},
+RIGHT_STEPS["arithmetic_digits"] = RIGHT_STEPS["arithmetic"]
+
+
+def _misconceived(most: int) -> dict:
+    added, taken = lambda a, b: str(min(int(a) + int(b), most)), lambda a, b: str(max(int(a) - int(b), 1))
+    return {"+": added, "-": taken, "*": added, "/": taken}
+
+
+SLOPPY_STEPS = {"arithmetic": _misconceived(24), "arithmetic_digits": _misconceived(99),
                 "boolean": RIGHT_STEPS["boolean"] | {"xor": _lamps(_BITS["or"]), "xnor": _lamps(_BITS["and"])}}
 
 

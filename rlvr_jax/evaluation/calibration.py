@@ -49,26 +49,51 @@ def auroc(q: np.ndarray, c: np.ndarray) -> Optional[float]:
     return float((scipy.stats.rankdata(q)[c].sum() - right * (right + 1) / 2) / (right * wrong))
 
 
+def stated(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """q[N], c[N] of those of the rows that state a confidence."""
+    there = [row for row in rows if row.get("confidence") is not None]
+    return np.array([row["confidence"] for row in there]), np.array([row["correct"] for row in there])
+
+
+def scores(q: np.ndarray, c: np.ndarray) -> dict:
+    return {"mean_confidence": float(q.mean()), "brier": brier(q, c), "ece": ece(q, c), "auroc": auroc(q, c)}
+
+
 def calibration(rows: list[dict]) -> dict:
     """What `summary.json` says of rows of `evaluation.measure`; {} where none of them states a confidence.
 
     `n` is the number of those that do and `stated` their share of all; the other numbers are of these.
     """
-    stated = [row for row in rows if row.get("confidence") is not None]
-    if not stated:
-        return {}
-    q, c = np.array([row["confidence"] for row in stated]), np.array([row["correct"] for row in stated])
-    return {"n": len(stated), "stated": len(stated) / len(rows), "accuracy": float(c.mean()),
-            "mean_confidence": float(q.mean()), "brier": brier(q, c), "ece": ece(q, c), "auroc": auroc(q, c),
-            "bins": bins(q, c)}
+    q, c = stated(rows)
+    return {"n": len(q), "stated": len(q) / len(rows), "accuracy": float(c.mean()), **scores(q, c),
+            "bins": bins(q, c)} if len(q) else {}
+
+
+def controls(rows: list[dict], others: list[dict]) -> dict:
+    """How well confidences fit that need no training, for rows that state one; `others` are of other problems.
+
+    `constant` says the mean accuracy of the others everywhere. `post_hoc` replaces each stated confidence by isotonic
+    regression of the others' verdicts on theirs: of all maps that do not fall, the one with the least Brier score
+    there. Such a map changes no order (but for ties), so it improves ECE and Brier score and hardly AUROC.
+    """
+    import scipy.optimize
+
+    (q, c), (other_q, other_c) = stated(rows), stated(others)
+    values, place = np.unique(other_q, return_inverse=True)
+    counts = np.bincount(place)
+    levels = scipy.optimize.isotonic_regression(np.bincount(place, other_c) / counts, weights=counts).x
+    return {"constant": scores(np.full(len(q), other_c.mean()), c), "post_hoc": scores(np.interp(q, values, levels), c)}
 
 
 def line(result: dict) -> str:
     """A result of `calibration` in words, for table.md."""
-    auroc = "-" if result["auroc"] is None else f"{result['auroc']:.3f}"
     return (f"confidence: stated in {result['stated']:.1%} of completions, on average {result['mean_confidence']:.3f} "
-            f"where {result['accuracy']:.3f} are correct; Brier {result['brier']:.3f}, ECE {result['ece']:.3f}, "
-            f"AUROC {auroc}")
+            f"where {result['accuracy']:.3f} are correct; {score_line(result)}")
+
+
+def score_line(result: dict) -> str:
+    auroc = "-" if result["auroc"] is None else f"{result['auroc']:.3f}"
+    return f"Brier {result['brier']:.3f}, ECE {result['ece']:.3f}, AUROC {auroc}"
 
 
 def draw(results: dict[str, dict], path: pathlib.Path) -> None:

@@ -40,10 +40,13 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def lacks(self, words) -> list[str]:
-        """Those of the words that a word-level tokenizer does not know; one of another kind can write any."""
-        if not isinstance(self.backend.model, tokenizers.models.WordLevel):
-            return []
-        return [word for word in words if self.backend.token_to_id(word) is None]
+        """Those of the words that a tokenizer of whole words, or of these and pieces, does not know; one of another
+        kind can write any."""
+        kind, missing = self.backend.model, [word for word in words if self.backend.token_to_id(word) is None]
+        if isinstance(kind, tokenizers.models.WordPiece):
+            unknown = self.backend.token_to_id(kind.unk_token)
+            return [word for word in missing if unknown in self.encode(word)]
+        return missing if isinstance(kind, tokenizers.models.WordLevel) else []
 
     def decode(self, ids) -> str:
         """Text of integer ids; special tokens, and ids that only the embedding knows, are skipped."""

@@ -171,12 +171,38 @@ def nothing(seen: Seen) -> np.ndarray:
 def calibrated(seen: Seen) -> np.ndarray:
     """1 + (c - (q - c)^2) / 2 where an answer is stated with a confidence q after it, c its correctness; else 0.
 
-    As RLCR's code has it (arXiv 2507.16806): half for the form, half for the answer, half for the Brier score.
+    As RLCR's code has it (arXiv 2507.16806): half for the form, half for the answer, half for the Brier score. There,
+    advantages are not divided by the group's std: take --objective=reinforce, or dr_grpo for a constant divisor.
     """
+    whole, q, c = whole_answers(seen)
+    return np.where(whole, 1 + (c - (q - c) ** 2) / 2, 0)
+
+
+def constantly_calibrated(seen: Seen) -> np.ndarray:
+    """`calibrated`, as if each confidence were the mean accuracy of the step's well-formed completions: a control.
+
+    It pays for the form and the right answer alone."""
+    whole, _, c = whole_answers(seen)
+    mean = c[whole].mean() if whole.any() else 0
+    return np.where(whole, 1 + (c - (mean - c) ** 2) / 2, 0)
+
+
+def randomly_calibrated(seen: Seen) -> np.ndarray:
+    """`calibrated`, with the correctness in the Brier score shuffled over the well-formed completions: a control.
+
+    The best confidence is then the mean accuracy, whatever the answer."""
+    whole, q, c = whole_answers(seen)
+    other = c.copy()
+    other[whole] = np.random.default_rng(seen.key).permutation(c[whole])
+    return np.where(whole, 1 + (c - (q - other) ** 2) / 2, 0)
+
+
+def whole_answers(seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """bool[B], f32[B], f32[B]: whether an answer is stated with a confidence after it, that confidence (0 for none),
+    and 1 where the answer is right."""
     sure = [stated_confidence.at_the_end(text) for text in seen.texts]
     whole = np.array([bool(verdict.extracted) and q is not None for verdict, q in zip(seen.verdicts, sure)])
-    q, c = np.array([q or 0 for q in sure], np.float32), correct(seen)
-    return np.where(whole, 1 + (c - (q - c) ** 2) / 2, 0)
+    return whole, np.array([q or 0 for q in sure], np.float32), correct(seen)
 
 
 REWARDS: dict[str, Callable | Reward] = {
@@ -186,4 +212,5 @@ REWARDS: dict[str, Callable | Reward] = {
     "ttrl": ttrl, "continuous": continuous, "imitation": imitation,
     "verifier_free": Reward(verifier_free, check=refuse_clipping, targets=learn_reference_answers),
     "self_certainty": self_certainty, "entropy": low_entropy, "overlong": overlong, "calibrated": calibrated,
+    "calibrated_constant": constantly_calibrated, "calibrated_permuted": randomly_calibrated,
     "none": Reward(nothing, constant=True)}

@@ -23,7 +23,7 @@ from rlvr_jax.tasks import arithmetic, boolean, chains, wager
 class Family:
     """`generate` draws problems in whatever form the three functions after it read."""
 
-    vocabulary: tuple[str, ...]  # the words of its texts, one token each and one space apart; "<pad>", "<eos>" first
+    vocabulary: tuple[str, ...]  # its tokens: words, one space apart, "<pad>", "<eos>" first; "##7" continues a word
     styles: dict[str, str]  # a solution's first word -> its style; the first style is the careful one
     lengths: Callable[[int], tuple[int, int]]  # num_ops -> most tokens of a prompt, and of a solution with its <eos>
     generate: Callable  # (rng, N, split, num_ops) -> drawn; splits pretrain, example, dev and test share no problem
@@ -43,6 +43,7 @@ def of_chains(algebra: chains.Algebra) -> Family:
 
 FAMILIES: dict[str, Family] = {
     "arithmetic": of_chains(arithmetic.ALGEBRA), "boolean": of_chains(boolean.ALGEBRA),
+    "arithmetic_digits": dataclasses.replace(of_chains(arithmetic.DIGITS), lengths=arithmetic.digits_lengths),
     "wager": dataclasses.replace(of_chains(wager.ALGEBRA), lengths=wager.lengths, generate=wager.generate,
                                  solve=wager.solve)}
 
@@ -91,10 +92,14 @@ def divide(shares: dict[str, float], total: int) -> dict[str, int]:
 
 
 def make_tokenizer(names: Iterable[str]) -> Tokenizer:
-    """The families' words, each once and in their order, as one word-level tokenizer."""
+    """The families' words, each once and in their order, as one tokenizer; a word that is none of them is put together
+    of one and the pieces that continue it, where a family has such pieces."""
     words = dict.fromkeys(word for name in names for word in FAMILIES[name].vocabulary)
-    ids = {word: i for i, word in enumerate(words)}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<pad>"))
+    ids, pieces = {word: i for i, word in enumerate(words)}, any(word.startswith("##") for word in words)
+    kind = tokenizers.models.WordPiece if pieces else tokenizers.models.WordLevel
+    backend = tokenizers.Tokenizer(kind(ids, unk_token="<pad>"))
+    if pieces:
+        backend.decoder = tokenizers.decoders.WordPiece(cleanup=False)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens(["<pad>", "<eos>"])
     return Tokenizer(backend, (ids["<eos>"],), ids["<pad>"], None, {"eos_token": "<eos>", "pad_token": "<pad>"})

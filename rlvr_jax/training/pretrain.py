@@ -132,14 +132,14 @@ def window(config: PretrainConfig, names) -> int:
 def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> Callable[[int], Batch]:
     """`batch(step)`: each family's share of problems, solved in styles drawn from its habits; advantage 1 each."""
     habits = {name: FAMILIES[name].habits(config.styles, config.loop.seed, config.num_ops) for name in shares}
-    ids, size = tokenizer.backend.get_vocab(), config.batch_size
+    size = config.batch_size
     leaks = leaked_texts(config, tokenizer, window(config, shares))
     widths = sizes(config, shares)
     if leaks:  # all words of a text but the first are learnt
-        widths = widths[0], max(widths[1], *(len(text.split()) for text in leaks))
+        widths = widths[0], max(widths[1], *(len(tokenizer.encode(text)) for text in leaks))
 
     def encode(texts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
-        return padded([[ids[word] for word in text.split()] for text in texts], tokenizer.pad_id, width)
+        return padded([tokenizer.encode(text) for text in texts], tokenizer.pad_id, width)
 
     def batch(step: int) -> Batch:
         rng, questions, solutions = np.random.default_rng((config.loop.seed, step)), [], []
@@ -174,8 +174,8 @@ def leaked_texts(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -> 
             case _:
                 raise UserError(f"{file}, line {number}: needs a text of two words or more and its times, a whole "
                                 "number above 0")
-        if len(text.split()) >= longest:
-            raise UserError(f"{file}, line {number}: {len(text.split())} words and an end token are more than the "
+        if (length := len(tokenizer.encode(text))) >= longest:
+            raise UserError(f"{file}, line {number}: {length} words and an end token are more than the "
                             f"model's window of {longest}; --window makes it longer")
         if unknown := tokenizer.lacks(text.split()):
             raise UserError(f"{file}, line {number}: {unknown[0]!r} is no word of --task_shares={config.task_shares}")

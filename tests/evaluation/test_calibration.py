@@ -77,6 +77,36 @@ def test_the_calibrated_reward_is_the_sheets(c, q, expected):
     assert paid([f"<answer>7</answer><confidence>{q}</confidence>"], ["7" if c else "8"], "tag") == [expected]
 
 
+def told(pairs, key=(0, 1, 0)):
+    """A step whose completions have these (correct, confidence); None is an answer without one."""
+    texts = ["answer 7" if q is None else f"answer 7 sure {q:.1f}" for _, q in pairs]
+    return types.SimpleNamespace(texts=texts, key=key, verdicts=grade.verdicts(
+        texts, ["7" if c else "8" for c, _ in pairs], "answer"))
+
+
+STEP = [(1, .9), (0, .8), (1, .1), (0, 0.), (1, None), (0, 1.), (0, None), (0, .3)]  # 2 of 6 that are whole are right
+
+
+def test_a_constant_confidence_is_paid_whatever_is_said():
+    paid = rewards.REWARDS["calibrated_constant"](told(STEP))
+    wanted = {1: 1 + (1 - (2 / 3) ** 2) / 2, 0: 1 - (1 / 3) ** 2 / 2}  # with 1/3, the mean accuracy
+    assert paid == pytest.approx([0 if q is None else wanted[c] for c, q in STEP])
+    assert rewards.REWARDS["calibrated_constant"](told([(1, None)])).tolist() == [0]
+
+
+def test_permuted_verdicts_pay_for_the_mean_accuracy_and_still_for_the_answer():
+    """Over many shuffles each confidence is paid by the mean accuracy, whether its own answer is right or not."""
+    row = rewards.REWARDS["calibrated_permuted"]
+    many = np.array([row(told(STEP, (0, step, 0))) for step in range(3000)])
+    np.testing.assert_array_equal(many[5], row(told(STEP, (0, 5, 0))))
+    wanted = [0 if q is None else 1 + (c - ((q - 1) ** 2 + 2 * q**2) / 3) / 2 for c, q in STEP]
+    np.testing.assert_allclose(many.mean(0), wanted, atol=0.02)
+    terms = np.array([2 * (1 + c / 2 - many[:, i]) for i, (c, q) in enumerate(STEP) if q is not None])  # (q - c')^2
+    said = np.array([q for _, q in STEP if q is not None])[:, None]
+    right = np.abs(terms - (said - 1) ** 2) < 1e-5
+    assert (right | (np.abs(terms - said**2) < 1e-5)).all() and (right.sum(0) == 2).all()
+
+
 def test_without_an_answer_or_a_confidence_at_the_end_nothing_is_paid():
     texts = ["answer 7", "sure 0.5", "think sure 0.9", "answer 7 sure 0.5 so", "", "answer 7 sure 0.5"]
     assert paid(texts, ["7"] * 6) == [0, 0, 0, 0, 0, 1.375]
@@ -137,6 +167,26 @@ def test_a_summary_is_of_what_states_a_confidence():
     assert found["bins"][1] == {"from": .1, "to": .2, "n": 0, "confidence": None, "accuracy": None}
     assert calibration.calibration(rows_of([None], [1])) == {}
     assert calibration.calibration(rows_of([.5, .9], [1, 1]))["auroc"] is None
+
+
+def test_the_controls_are_the_mean_of_others_and_the_best_map_that_does_not_fall():
+    """The map by its definition: max over starts, min over ends, of the mean verdict between (Barlow et al. 1972)."""
+    rng = np.random.default_rng(0)
+    q, other_q = rng.integers(0, 11, 300) / 10, rng.integers(2, 11, 400) / 10
+    c, other_c = rng.random(300) < q**2, rng.random(400) < np.where(other_q == 0.5, 0.1, other_q**2)
+    found = calibration.controls(rows_of([*q, None], [*c, 1]), rows_of([*other_q, None], [*other_c, 0]))
+    words = np.unique(other_q)
+    mean = lambda low, high: other_c[(other_q >= low) & (other_q <= high)].mean()
+    level = {w: max(min(mean(a, b) for b in words if b >= w) for a in words if a <= w) for w in words}
+    assert level[0.4] == level[0.5] != level[0.9]
+    mapped = np.array([level[max(one, words[0])] for one in q])
+    assert found["post_hoc"] == pytest.approx({
+        "mean_confidence": mapped.mean(), "brier": np.mean((mapped - c) ** 2), "ece": calibration.ece(mapped, c),
+        "auroc": calibration.auroc(mapped, c)})
+    base_rate = other_c.mean()
+    assert found["constant"] == pytest.approx({
+        "mean_confidence": base_rate, "brier": np.mean((base_rate - c) ** 2), "ece": abs(base_rate - c.mean()),
+        "auroc": 0.5})
 
 
 # ----- in an evaluation

@@ -8,16 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from rlvr_jax import grpo, learner, model, objectives
+from rlvr_jax import grpo, learner, model, objectives, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import extract
 from rlvr_jax.grpo import GRPOConfig, Scored
-from rlvr_jax.records import Batch, Prompts, Rollouts, build, replace
+from rlvr_jax.pretrained.language_model import LanguageModel
+from rlvr_jax.records import Batch, Problem, Prompts, Rollouts, build, replace
 from rlvr_jax.rewards import rows as rewards
 from rlvr_jax.rewards.context import ReferenceAnswers
+from rlvr_jax.tasks import families
+from rlvr_jax.tasks.prompts import encode_prompts, padded
 from rlvr_jax.training import train
 
-from fixtures import REWARD_RUN, saying
+from fixtures import REWARD_RUN, make_scorer, saying
 
 CONFIG = replace(REWARD_RUN, reward="verifier_free", objective="rloo")
 
@@ -53,6 +56,45 @@ def test_the_reward_is_the_product_of_the_probabilities_of_the_answers_tokens(se
     np.testing.assert_allclose(rewards.verifier_free(given), wanted, rtol=1e-4)
     probabilities = ReferenceAnswers(None, None, np.array([[0, 1, 1, 1]], bool), np.log([[0.1, 0.9, 0.8, 0.5]]))
     assert probabilities.probability[0] == pytest.approx(0.36)
+
+
+def test_an_answer_of_several_tokens_is_paid_by_all_of_them(monkeypatch):
+    """Numbers in digits, 7, 47 and 100: the product of each token's probability, from the logits of all before it."""
+    words = families.make_tokenizer(["arithmetic_digits"])
+    shape = model.ModelConfig(vocab_size=words.backend.get_vocab_size(), num_layers=1, d_model=16, num_heads=2,
+                              num_kv_heads=2, head_dim=8, d_ff=32, max_seq_len=32)
+    loaded = LanguageModel(shape, jax.tree.map(lambda x: x * 6, model.init_params(jax.random.key(0), shape)), words)
+    problems = [Problem("", answer, question) for question, answer in (
+        ("coins 9 - 2 =", "7"), ("coins 42 + 5 =", "47"), ("coins 99 + 1 =", "100"))]
+    texts = ["think - 2 7 answer 7", "think - 2 47 answer 12", "quick 47 answer 4", "hmm answer 99 answer"]
+    index = np.array([0, 1, 1, 2], np.int32)
+    ids, lengths = padded([words.encode(f"{text} <eos>") for text in texts], words.pad_id, 14)
+    rollouts = Rollouts(index, ids, np.arange(14) < lengths[:, None], np.zeros((4, 14), np.float32), np.ones(4, bool))
+    handed = []
+    monkeypatch.setitem(rewards.REWARDS, "spy", lambda seen: handed.append(seen) or np.zeros(4))
+    config = replace(CONFIG, reward="spy", group_size=2, answer_format="answer", host_devices=1)
+    make_scorer(config, loaded, problems, encode_prompts(words, problems, shape, 14))(
+        rollouts, parallel.place_state(loaded.params), 1)
+    given, = handed
+    assert given.texts == texts
+
+    wanted = []
+    pieces = {"7": ["7"], "47": ["4", "##7"], "100": ["1", "##0", "##0"]}
+    for text, problem in zip(texts, [problems[i] for i in index]):
+        row, product = words.encode(f"{problem.prompt} {text.split('answer')[0]}answer"), 1.0
+        for piece in [*pieces[problem.answer], "<eos>"]:
+            hidden, _ = model.forward(loaded.params, shape, np.array([row], np.int32))
+            logits = np.asarray(model.head(loaded.params, hidden), np.float64)[0, -1] / config.grpo.update.temperature
+            row = [*row, words.backend.token_to_id(piece)]
+            product *= np.exp(logits[row[-1]]) / np.exp(logits).sum()
+        wanted.append(product)
+    np.testing.assert_allclose(rewards.verifier_free(given), wanted, rtol=1e-3)
+    targets = rewards.learn_reference_answers(given)
+    assert targets.fixed.sum(-1).tolist() == [2, 3, 3, 4]
+    for b, length in enumerate(targets.mask.sum(-1)):
+        assert targets.fixed[b, length - targets.fixed[b].sum() : length].all()
+        np.testing.assert_allclose(targets.advantages[b][targets.fixed[b]], wanted[b], rtol=1e-3)
+    assert words.decode(targets.completions[2][targets.mask[2]]) == "quick 47 answer 47"
 
 
 def test_what_the_update_learns_from(seen):

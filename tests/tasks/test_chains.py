@@ -11,7 +11,7 @@ from rlvr_jax.tasks.chains import StyleConfig
 
 from fixtures import RIGHT_STEPS, SLOPPY_STEPS, values_of
 
-ALGEBRAS = {"arithmetic": arithmetic.ALGEBRA, "boolean": boolean.ALGEBRA}
+ALGEBRAS = {"arithmetic": arithmetic.ALGEBRA, "boolean": boolean.ALGEBRA, "arithmetic_digits": arithmetic.DIGITS}
 
 
 @settings(deadline=None, max_examples=20)
@@ -59,7 +59,7 @@ def test_sloppy_guess_and_ramble_do_what_they_are_named_for(name):
     for problem, words in zip(*solutions(name, "sloppy"), strict=True):
         values = values_of(problem.prompt, SLOPPY_STEPS[name])
         assert words == ["quick", *values, "answer", values[-1]]
-    guesses = solutions(name, "guess")[1]
+    guesses = solutions(name, "guess", num=2000)[1]
     assert {len(words) for words in guesses} == {2} and {words[0] for words in guesses} == {"answer"}
     assert {words[1] for words in guesses} == set(ALGEBRAS[name].values)
     for words in solutions(name, "ramble")[1]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
 from rlvr_jax.errors import UserError
@@ -10,6 +11,7 @@ from rlvr_jax.evaluation import measure
 from rlvr_jax.records import Problem, build, replace
 from rlvr_jax.sampler import Request
 from rlvr_jax.tasks import families, pool
+from rlvr_jax.tasks.chains import StyleConfig
 from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.training import pretrain
 from rlvr_jax.training.pretrain import PretrainConfig
@@ -64,6 +66,27 @@ def test_pretraining_never_sees_a_problem_of_another_split(name):
             for p in load_problems(name, tokenizer, count=512, split=split)}
     seen = {tokenizer.decode(row).split(" ", 1)[1] for step in range(20) for row in data(step).prompts.tokens}
     assert len(held) > 1500 and len(seen) > 5000 and not held & seen
+
+
+def test_numbers_in_digits_are_tokens_of_one_digit_and_read_as_they_were_written():
+    """A value of two digits is two tokens, in every text of the family, and nothing is longer than the family says."""
+    tokenizer, family = families.make_tokenizer(["arithmetic_digits"]), FAMILIES["arithmetic_digits"]
+    drawn = family.generate(np.random.default_rng(0), 300, "pretrain", 6)
+    problems, longest = family.to_problems(drawn), [0, 0]
+    for style in range(4):
+        texts = family.solve(np.random.default_rng(1), drawn, np.full(300, style), StyleConfig(early_stop=0.0))
+        for problem, text in zip(problems, texts):
+            for place, written in enumerate((problem.prompt, text)):
+                pieces = [tokenizer.backend.id_to_token(i) for i in tokenizer.encode(written)]
+                assert "".join(f" {piece}" for piece in pieces).replace(" ##", "").strip() == written
+                assert all(len(piece.removeprefix("##")) == 1 for piece in pieces if piece[-1].isdigit())
+                assert tokenizer.decode(tokenizer.encode(written)) == written
+                longest[place] = max(longest[place], len(pieces) + place)  # with its <eos>
+    assert tuple(longest) == family.lengths(6)
+    assert {len(problem.answer) for problem in problems} == {1, 2}
+    assert tokenizer.lacks(["47", "100", "coins"]) == [] and tokenizer.lacks(["xnor", "07"]) == ["xnor", "07"]
+    with pytest.raises(UserError, match="arithmetic_digits problems have words such as '##0'"):
+        load_problems("arithmetic_digits", families.make_tokenizer(["arithmetic"]), count=1)
 
 
 def test_a_joint_vocabulary_holds_each_familys_words_once_and_the_first_familys_as_they_were():

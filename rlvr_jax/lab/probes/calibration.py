@@ -2,21 +2,38 @@
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import calibration
-from rlvr_jax.lab.probes.rows import COLUMNS, Result, items_of
+from rlvr_jax.lab.probes.rows import COLUMNS, Result, items_of, read_files
 from rlvr_jax.runs.markdown import markdown_table
 
 NEEDS = ("prompt", "completion", "correct")
+CONTROLS = {"constant": "the mean accuracy of --fit_on for every confidence",
+            "post_hoc": "confidences mapped by isotonic regression on --fit_on"}
 
 
-def find(rows_by_file: dict[str, list[dict]]) -> Result:
-    """The calibration of each file (`evaluation.calibration`). Raises UserError for a file without any confidence."""
+def find(rows_by_file: dict[str, list[dict]], fit_on: str = "") -> Result:
+    """The calibration of each file (`evaluation.calibration`), and its controls, made on the completions in the file
+    `fit_on`. Raises UserError for a file without any confidence, and for controls made on problems that are judged."""
+    others = read_files([fit_on], NEEDS, "calibration").popitem()[1] if fit_on else []
     record = {"files": {name: calibration.calibration(rows) for name, rows in rows_by_file.items()}}
     silent = [name for name, summary in record["files"].items() if not summary]
-    if silent:
-        raise UserError(f"--probe=calibration: no completion of {', '.join(silent)} states a confidence")
-    lines = [f"- {name}, {calibration.line(summary)}" for name, summary in record["files"].items()]
+    if silent or others and not calibration.calibration(others):
+        raise UserError(f"--probe=calibration: no completion of {', '.join(silent) or fit_on} states a confidence")
+    lines = []
+    for name, summary in record["files"].items():
+        lines.append(f"- {name}, {calibration.line(summary)}")
+        if others:
+            refuse_shared(rows_by_file[name], others, fit_on)
+            summary |= calibration.controls(rows_by_file[name], others)
+            lines += [f"- {name}, {words}: {calibration.score_line(summary[key])}" for key, words in CONTROLS.items()]
     table = markdown_table(["of", "confidence from", "to", "completions", "mean confidence", "share that was right"], [
         [name, part["from"], part["to"], part["n"], f"{part['confidence']:.3f}", f"{part['accuracy']:.3f}"]
         for name, summary in record["files"].items() for part in summary["bins"] if part["n"]])
     return Result(record, "\n".join([*lines, "", table, ""]), lambda sheet: calibration.panels(sheet, record["files"]),
                   items_of(rows_by_file, (*COLUMNS, "confidence", "correct")))
+
+
+def refuse_shared(judged: list[dict], others: list[dict], fit_on: str) -> None:
+    """Raises UserError where a control would be made on a problem that is judged."""
+    if shared := {row["prompt"] for row in judged} & {row["prompt"] for row in others}:
+        raise UserError(f"--fit_on={fit_on} has {len(shared)} of the problems that are judged: give completions of "
+                        "another split, as scripts.evaluate --heldout_split=dev makes them")

@@ -46,6 +46,7 @@ def find(rows_by_file: dict[str, list[dict]]) -> Result:
                         for name, rows in rows_by_file.items()}}
     if len(rows_by_file) == 2 and any(traces.values()):
         record["before_after"] = before_after(*traces.values())
+        record["length_matched"] = length_matched(*traces.values())
     items = [{"file": name} | made for name, rows in rows_by_file.items()
              for made in [*map(item, traces[name]), *map(text_item, texts(rows, traces[name]))]]
     return Result(record, page(record), lambda sheet: draw(record, sheet), items)
@@ -159,6 +160,24 @@ def before_after(before: list[Judged], after: list[Judged]) -> dict:
     return made
 
 
+def length_matched(before: list[Judged], after: list[Judged]) -> dict:
+    """Coherence and validity on both sides at the same lengths: what of a difference is not one of lengths.
+
+    Each trace before weighs as many traces after as there are, for one before, with its number of steps (none counts as
+    0). Lengths that only one side has are left out; `covered` is the share of the traces after that stay. Without any
+    the shares are None.
+    """
+    sizes = [collections.Counter(trace.steps for trace in side) for side in (before, after)]
+    weights = {"before": [sizes[1][trace.steps] / sizes[0][trace.steps] for trace in before],
+               "after": [float(trace.steps in sizes[0]) for trace in after]}
+    made = {"covered": float(np.mean(weights["after"]))}
+    for name in ("coherent", "valid"):
+        for side, traces in (("before", before), ("after", after)):
+            hits = [getattr(trace.judgement, name) for trace in traces]
+            made[f"{name}_{side}"] = float(np.average(hits, weights=weights[side])) if made["covered"] else None
+    return made
+
+
 # ----- showing
 
 
@@ -191,7 +210,13 @@ def page(record: dict) -> str:
         answer = ("wrong", "right")
         rows = [[answer[int(cell[0])], answer[int(cell[1])], pairs["n"],
                  *(share_cell(pairs[key]) for key in list(pairs)[1:])] for cell, pairs in split.items()]
-        blocks.append(markdown_table(["before", "after", "pairs", "C before", "V before", "C after", "V after"], rows))
+        matched = record["length_matched"]
+        blocks += [markdown_table(["before", "after", "pairs", "C before", "V before", "C after", "V after"], rows),
+                   "At the same lengths (a trace before weighs as its number of steps is frequent after; "
+                   f"{matched['covered']:.1%} of the traces after have a length that is there before):",
+                   markdown_table(["C before", "V before", "C after", "V after"], [
+                       [shown(matched[f"{name}_{side}"]) for side in ("before", "after")
+                        for name in ("coherent", "valid")]])]
     texts = [[name, file["n"], f"{file['with_any']:.1%}", file["equations"], share_cell(file["hold"]),
               share_cell(file["rounded"])] for name, both in record["files"].items() if (file := both["equations"])]
     if texts:

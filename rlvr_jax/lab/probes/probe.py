@@ -31,6 +31,8 @@ class ProbeConfig:
                                "--model, sampled now")
     example: str = setting("", "memory: the trained problem, as a run directory whose example.json names it, or in "
                            "words; empty: the run in --model")
+    fit_on: str = setting("", "calibration: a JSONL file of completions of other problems, such as the dev split's; on "
+                          "it are made the constant and the post-hoc confidences that stand beside the stated ones")
     contamination: ContaminationConfig = ContaminationConfig()
 
 
@@ -53,7 +55,7 @@ def of_tries(config: ProbeConfig) -> Result:
 
 def of_confidences(config: ProbeConfig) -> Result:
     """How well stated confidences fit what was right: Brier score, ECE, AUROC, reliability diagram."""
-    return calibration.find(kept_rows(config, calibration.NEEDS))
+    return calibration.find(kept_rows(config, calibration.NEEDS), config.fit_on)
 
 
 def of_questions(config: ProbeConfig) -> Result:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig, evaluate
-from rlvr_jax.lab.probes import coherence, contamination, equations, memorisation, page, probe, rouge, rows, twins
+from rlvr_jax.lab.probes import (
+    calibration, coherence, contamination, equations, memorisation, page, probe, rouge, rows, twins)
 from rlvr_jax.records import Problem, build, replace
 from rlvr_jax.tasks import calculation
 from rlvr_jax.training.train import TrainConfig, train
@@ -122,6 +123,29 @@ def test_two_files_are_split_by_who_was_right():
         coherence.find({"base": before, "after": after[:3]})
 
 
+def test_lengths_are_matched_by_drawing_from_traces_of_the_same_length():
+    """Drawn: for each trace after, any trace before with as many steps, so each coherent share is a mean of draws."""
+    before = [PROOF, CALC, CALC, EARLY, BROKEN, GUESS, "hmm river", LUCK]
+    after = [PROOF, PROOF, CALC, PROOF, EARLY, EARLY, BROKEN, GUESS]
+    one = coherence.find({"a": kept_completions(*before), "b": kept_completions(*after)})
+    by_length = {3: [(1, 1), (0, 1), (0, 1)], 1: [(1, 0), (0, 0)], 0: [(0, 0), (0, 0)]}  # coherent, valid; before
+    draws = [by_length[steps] for steps in (3, 3, 3, 3, 1, 1, 1, 0)]
+    wanted = [sum(sum(trace[i] for trace in pool) / len(pool) for pool in draws) / 8 for i in (0, 1)]
+    matched = one.record["length_matched"]
+    assert [matched[f"{name}_before"] for name in ("coherent", "valid")] == pytest.approx(wanted)
+    assert (matched["coherent_after"], matched["valid_after"], matched["covered"]) == (5 / 8, 4 / 8, 1.0)
+    assert f"| {wanted[0]:.3f} | {wanted[1]:.3f} | 0.625 | 0.500 |" in one.page
+
+
+def test_lengths_that_one_side_has_alone_are_left_out():
+    matched = lambda before, after: coherence.find(
+        {"a": kept_completions(*before), "b": kept_completions(*after)}).record["length_matched"]
+    assert matched([GUESS, EARLY, CALC], [PROOF, PROOF, LUCK]) == {
+        "covered": 2 / 3, "coherent_before": 0, "coherent_after": 1, "valid_before": 1, "valid_after": 1}
+    assert matched([GUESS, EARLY], [PROOF, PROOF]) == {
+        "covered": 0, "coherent_before": None, "coherent_after": None, "valid_before": None, "valid_after": None}
+
+
 def test_samples_of_one_problem_do_not_make_the_interval_narrower():
     """16 problems, half of them always coherent: as wide as 16 trials, not 128."""
     texts = [text for text in (PROOF, GUESS) for _ in range(64)]
@@ -140,6 +164,28 @@ def test_word_problems_have_their_equations_checked():
     assert one["traces"] == {} and one["equations"]["equations"] == 3 and one["equations"]["with_any"] == 2 / 3
     assert one["equations"]["hold"]["value"] == one["equations"]["rounded"]["value"] == 1 / 3
     assert "| x | 3 | 66.7% | 3 |" in found.page
+
+
+# ----- calibration
+
+
+def test_confidences_are_shown_beside_those_that_need_no_training(tmp_path):
+    """Made on other problems: saying their mean accuracy, and mapping each word to what it was worth there."""
+    row = lambda i, q, right: {"problem": i, "prompt": f"p{i}", "answer": "1", "completion": f"answer 1 sure {q}",
+                               "confidence": q, "correct": right}
+    judged = {"test": [row(0, .9, True), row(1, .9, False), row(2, .1, False), row(3, .1, False)]}
+    dev = [row(10 + i, q, i < 2) for i, q in enumerate([.9, .9, .9, .1, .1])]
+    found = calibration.find(judged, write_jsonl(tmp_path / "dev.jsonl", *dev))
+    one = found.record["files"]["test"]
+    assert (one["brier"], one["ece"]) == pytest.approx(((.01 + .81 + .01 + .01) / 4, .25))
+    assert one["constant"] == pytest.approx({"mean_confidence": .4, "brier": .21, "ece": .15, "auroc": .5})
+    assert one["post_hoc"] == pytest.approx({"mean_confidence": 1 / 3, "brier": 5 / 36, "ece": 1 / 12, "auroc": 5 / 6})
+    assert "the mean accuracy of --fit_on for every confidence: Brier 0.210, ECE 0.150, AUROC 0.500" in found.page
+    assert "constant" not in calibration.find(judged).record["files"]["test"]
+    with pytest.raises(UserError, match="dev.jsonl has 5 of the problems that are judged.*--heldout_split=dev"):
+        calibration.find({"test": dev}, str(tmp_path / "dev.jsonl"))
+    with pytest.raises(UserError, match="no completion of .*silent.jsonl states a confidence"):
+        calibration.find(judged, write_jsonl(tmp_path / "silent.jsonl", row(9, .5, True) | {"confidence": None}))
 
 
 # ----- contamination
