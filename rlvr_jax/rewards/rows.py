@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import difflib
 from fractions import Fraction
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional, Sequence
 
 import numpy as np
 
@@ -108,19 +108,47 @@ def closeness(given: Optional[str], answer: str) -> float:
 
 
 def imitation(seen: Seen) -> np.ndarray:
-    """Similarity of the next step to the expert's; needs --expert_steps (SRL, arXiv 2510.25992).
+    """Similarity of the next step to the expert's, word by word; needs --expert_steps (SRL, arXiv 2510.25992).
 
-    difflib's ratio 2M/T of the completion's first line, cut to as many words as the expert's step has. -1 for none.
+    difflib's ratio 2M/T, where M words match and both steps together have T words. Words are equal or they are not: for
+    a step of one word, as a family's opening word is, the reward is 1 for that word and 0 for any other.
+    """
+    return against_expert(seen, likeness)
+
+
+def imitation_characters(seen: Seen) -> np.ndarray:
+    """The same letter by letter, as the paper has it, for steps in running text (SRL, arXiv 2510.25992).
+
+    Not for a synthetic family: its words are names, and "quick" is no nearer to "think" than "hmm" is.
+    """
+    return against_expert(seen, lambda given, wanted: likeness(" ".join(given), " ".join(wanted)))
+
+
+def step_accuracy(seen: Seen) -> np.ndarray:
+    """1 if the next step is the expert's, word for word, else 0; needs --expert_steps.
+
+    It is logged as train/step_accuracy whatever is paid.
+    """
+    return against_expert(seen, lambda given, wanted: given == wanted)
+
+
+def against_expert(seen: Seen, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
+    """f32[B] `compare(words of the step, words of the expert's)`.
+
+    The step is the completion's first line, cut to as many words as the expert's has.
     """
     if any("step" not in problem.meta for problem in seen.problems):
-        raise UserError("--reward=imitation compares with the expert's steps: give --expert_steps, too")
-    return np.array([similarity(text, problem.meta["step"]) for text, problem in zip(seen.texts, seen.problems)],
-                    np.float32)
+        raise UserError(f"--reward={seen.config.reward} compares with the expert's steps: give --expert_steps, too")
+    wanted = [problem.meta["step"].split() for problem in seen.problems]
+    given = [text.strip().split("\n", 1)[0].split()[: len(step)] for text, step in zip(seen.texts, wanted)]
+    return np.array([compare(*pair) for pair in zip(given, wanted)], np.float32)
 
 
-def similarity(text: str, wanted: str) -> float:
-    line = text.strip().split("\n", 1)[0]
-    given = " ".join(line.split()[: len(wanted.split())])
+def likeness(given: Sequence[str], wanted: Sequence[str]) -> float:
+    """difflib's ratio 2M/T of two sequences, of words or of letters; -1 where nothing was said.
+
+    It is not symmetric: the expert's is second.
+    """
     return difflib.SequenceMatcher(None, given, wanted, autojunk=False).ratio() if given else -1.0
 
 
@@ -210,6 +238,7 @@ REWARDS: dict[str, Callable | Reward] = {
     "majority": Reward(majority, prepare=lambda config: True),
     "incorrect": Reward(incorrect, prepare=lambda config: not config.wrong_answer),
     "ttrl": ttrl, "continuous": continuous, "imitation": imitation,
+    "imitation_characters": imitation_characters, "step_accuracy": step_accuracy,
     "verifier_free": Reward(verifier_free, check=refuse_clipping, targets=learn_reference_answers),
     "self_certainty": self_certainty, "entropy": low_entropy, "overlong": overlong, "calibrated": calibrated,
     "calibrated_constant": constantly_calibrated, "calibrated_permuted": randomly_calibrated,

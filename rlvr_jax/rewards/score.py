@@ -10,7 +10,7 @@ from rlvr_jax.grpo import GRPOConfig, Scored
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import Batch, Problem, Prompts, Rollouts
 from rlvr_jax.rewards.context import PolicyScores, Seen
-from rlvr_jax.rewards.rows import REWARDS, Reward, RewardConfig
+from rlvr_jax.rewards.rows import REWARDS, Reward, RewardConfig, step_accuracy
 from rlvr_jax.runs.flags import parse_weights
 from rlvr_jax.tasks import answers
 from rlvr_jax.tasks.answers import GradingConfig
@@ -48,7 +48,8 @@ def is_constant(config: RewardConfig) -> bool:
 def make_scorer(config: RewardConfig, grading: GradingConfig, grpo: GRPOConfig, loaded: LanguageModel,
                 problems: list[Problem], prompts: Prompts) -> Callable:
     r"""`reward(rollouts, params, step, attempt=0) -> Scored`, whose info has `text`, `correct`, `timed_out` (f32, 0 or
-    1; the latter where a limit ended the grading) and `graded_by` of each completion.
+    1; the latter where a limit ended the grading) and `graded_by` of each completion; with --expert_steps also
+    `step_correct`, f32.
 
     The main process's verdicts and rewards hold on all. A completion is graded without its prompt. The released
     one-shot code grades both together: a completion without a box then falls back on the empty `\boxed{}` of the
@@ -73,6 +74,8 @@ def make_scorer(config: RewardConfig, grading: GradingConfig, grpo: GRPOConfig, 
         paid = parallel.broadcast(np.sum([weight * row.score(seen) for row, weight in rows], 0, dtype=np.float32))
         info = {"text": np.array(texts, object), "correct": flags[:, 0], "timed_out": flags[:, 1],
                 "graded_by": graded_by[rollouts.prompt_index]}
+        if all("step" in problem.meta for problem in problems):
+            info["step_correct"] = step_accuracy(seen)
         targets = next((row.targets(seen) for row, _ in rows if row.targets), None)
         return Scored(paid, info, targets)
 

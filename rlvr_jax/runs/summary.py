@@ -22,7 +22,8 @@ def describe(rollouts, scored, group_size: int) -> dict:
     """What a step's rollouts looked like, from host arrays: rewards, live groups, lengths, repetition."""
     reward, correct, info = scored.reward, scored.info["correct"] > 0, scored.info
     lengths, groups = rollouts.completion_mask.sum(-1), reward.reshape(-1, group_size)
-    return {"train/graded_by": ", ".join(sorted(set(info["graded_by"]))),
+    steps = {"train/step_accuracy": info["step_correct"].mean()} if "step_correct" in info else {}
+    return steps | {"train/graded_by": ", ".join(sorted(set(info["graded_by"]))),
             "train/grader_timeouts": int(info["timed_out"].sum()),
             "train/accuracy": correct.mean(), "train/reward_mean": reward.mean(), "train/reward_std": reward.std(),
             "train/live_groups": live_groups(groups).mean(), "train/completion_length": lengths.mean(),

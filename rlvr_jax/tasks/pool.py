@@ -30,6 +30,8 @@ class PoolConfig:
                                         "before training is wrong")
     expert_steps: bool = setting(False, "train on single steps of the expert's solutions: a problem becomes one item "
                                  "for each step, its prompt continued by the steps before; see --reward=imitation")
+    expert: str = setting("own", "with --expert_steps: which steps are asked for, and compared with what",
+                          lambda: EXPERTS)
 
 CHOOSE = ("auto", "auto_by_style")
 
@@ -57,22 +59,58 @@ def training_problems(config: PoolConfig, names: str, pool: list[Problem], choos
     if not pool:
         raise UserError("--only_wrong_majority leaves no problem: the most frequent answer before training is right "
                         "for all of them; choose another --example, or all")
-    return expert_items(pool, names) if config.expert_steps else pool
+    if config.expert != "own" and not config.expert_steps:
+        raise UserError(f"--expert={config.expert} says which of an expert's steps are asked for: give --expert_steps, "
+                        "too")
+    return expert_items(pool, names, config.expert) if config.expert_steps else pool
 
 
-def expert_items(pool: list[Problem], names: str) -> list[Problem]:
+def own_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
+    """Every step of the problem's own solution."""
+    return [problem.meta["steps"] for problem in pool]
+
+
+def opened_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
+    """Every step but the first, which is always given: a family's opening word is never the model's to say."""
+    return [[None, *steps[1:]] for steps in own_steps(pool)]
+
+
+def another_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
+    """A control: the step at the same place of the next problem's solution. The form is right, the content is not."""
+    solutions = own_steps(pool)
+    return [following[: len(steps)] for steps, following in zip(solutions, solutions[1:] + solutions[:1])]
+
+
+def shuffled_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
+    """A control: each time any step of any other problem, the same draw in every run."""
+    rng, solutions = np.random.default_rng(0), own_steps(pool)
+
+    def drawn(place: int) -> str:
+        other = solutions[(place + rng.integers(1, len(pool))) % len(pool)]
+        return other[rng.integers(len(other))]
+    return [[drawn(place) for _ in steps] for place, steps in enumerate(solutions)]
+
+
+# --expert -> function of the pool: of each problem the step that is wanted at each place; None: not asked for
+EXPERTS: dict[str, Callable] = {"own": own_steps, "opened": opened_steps, "another": another_steps,
+                                "shuffled": shuffled_steps}
+
+
+def expert_items(pool: list[Problem], names: str, expert: str = "own") -> list[Problem]:
     """Each problem as one item a step of its expert solution, meta["steps"] (SRL, arXiv 2510.25992).
 
-    An item's prompt goes on with the steps before, and its meta["step"] is the one to say next. UserError for a
-    problem without steps.
+    An item's prompt goes on with the problem's own steps before, and its meta["step"] is the one to say next, by a row
+    of EXPERTS. UserError for a problem without steps, and for a control that needs another problem.
     """
+    if expert in ("another", "shuffled") and len(pool) == 1:
+        raise UserError(f"--expert={expert} takes the steps of other problems: give several, as --example=all does")
     if missing := [problem for problem in pool if not problem.meta.get("steps")]:
         raise UserError("--expert_steps needs the steps of a solution, a list of texts in the column steps of "
                         f"--problems={names}; {missing[0].question[:60]!r} has none")
     return [dataclasses.replace(problem, prompt=(" " if families.of_problem(problem) else "\n").join(
                                     [problem.prompt, *problem.meta["steps"][:k]]),
                                 meta=problem.meta | {"step": step, "index": f"{problem.meta['index']}.{k}"})
-            for problem in pool for k, step in enumerate(problem.meta["steps"])]
+            for problem, steps in zip(pool, EXPERTS[expert](pool)) for k, step in enumerate(steps) if step]
 
 
 def load_pool(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:

@@ -14,6 +14,7 @@ from rlvr_jax.pretrained import loading
 from rlvr_jax.records import Batch, replace
 from rlvr_jax.rewards import rows as rewards
 from rlvr_jax.rewards import score
+from rlvr_jax.runs.summary import describe
 from rlvr_jax.tasks import pool
 from rlvr_jax.training import train
 
@@ -131,15 +132,33 @@ def test_continuous_refuses_a_reference_that_is_no_number(seen):
         rewards.continuous(saying(seen, *["4"] * 8, problems=asking(seen, *["blue"] * 8)))
 
 
-@pytest.mark.parametrize("text, wanted", [
-    ("12 + 7 = 19", 1), ("12 + 7 = 18", 0.909091), ("", -1), ("  \n 12", 2 * 2 / 13), ("12 + 7 = 19 and so on", 1)])
-def test_imitation_is_the_sheets_ratio_of_the_next_step(text, wanted):
-    assert rewards.similarity(text, "12 + 7 = 19") == pytest.approx(wanted, abs=1e-6)
+def stepping(seen, step, *texts):
+    """Completions of single steps, where the expert's next step is `step`."""
+    problems = [replace(problem, meta=problem.meta | {"step": step}) for problem in seen.problems]
+    return dataclasses.replace(seen, problems=problems, texts=[*texts, *[""] * (len(problems) - len(texts))])
 
 
-def test_imitation_needs_the_experts_steps(seen):
+@pytest.mark.parametrize("text, words, characters, same", [
+    ("12 + 7 = 19", 1, 1, 1), ("12 + 7 = 18", 0.8, 0.909091, 0), ("", -1, -1, 0), ("  \n 12", 2 / 6, 2 * 2 / 13, 0),
+    ("12 + 7 = 19 and so on", 1, 1, 1), ("12 + 7 = 19\nand", 1, 1, 1), ("+ 12 7 = 19", 0.8, 18 / 22, 0)])
+def test_imitation_is_the_sheets_ratio_of_the_next_step(seen, text, words, characters, same):
+    """2M/T: of "12 + 7 = 18" 4 of 5 words match, and 10 of 11 letters (methods sheet, section 9)."""
+    said = stepping(seen, "12 + 7 = 19", text)
+    assert rewards.imitation(said)[0] == pytest.approx(words, abs=1e-6)
+    assert rewards.imitation_characters(said)[0] == pytest.approx(characters, abs=1e-6)
+    assert rewards.step_accuracy(said)[0] == same
+
+
+def test_imitation_pays_no_other_opening_word_for_its_letters(seen):
+    said = stepping(seen, "think", "think + 5", "quick 12 18", "hmm river so", "answer 3")
+    np.testing.assert_array_equal(rewards.imitation(said)[:4], [1, 0, 0, 0])
+    np.testing.assert_allclose(rewards.imitation_characters(said)[:4], [1, 0.4, 0.25, 2 / 11], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["imitation", "imitation_characters", "step_accuracy"])
+def test_imitation_needs_the_experts_steps(seen, name):
     with pytest.raises(UserError, match="--expert_steps"):
-        rewards.imitation(seen)
+        rewards.REWARDS[name](seen)
 
 
 def test_self_certainty_and_entropy_are_means_over_the_completions_tokens(seen):
@@ -211,6 +230,50 @@ def test_a_problem_becomes_one_item_a_step_of_the_careful_solution(base):
                  "/": value // int(operand)}[op]
         assert value == int(result)
     assert value == int(whole.answer)
+
+
+def items_of(base, **flags):
+    config = replace(REWARD_RUN, expert_steps=True, max_new_tokens=3, example_pool=5, **flags)
+    return training_problems(config, loading.load_model(str(base)))
+
+
+def test_which_of_an_experts_steps_are_wanted_is_a_choice(base):
+    """Whatever is compared with, the prompt goes on with the problem's own steps."""
+    own, opened, another, shuffled = (items_of(base, example="all", expert=name)
+                                      for name in ("own", "opened", "another", "shuffled"))
+    wanted = {name: [item.meta["step"] for item in items] for name, items in (
+        ("own", own), ("another", another), ("shuffled", shuffled))}
+    assert opened == [item for item in own if item.meta["step"] != "think"] and len(opened) == len(own) - 5
+    assert [item.prompt for item in own] == [item.prompt for item in another] == [item.prompt for item in shuffled]
+    assert all(item.prompt.endswith("= think") or "= think " in item.prompt for item in opened)
+    size = len(own) // 5
+    assert wanted["another"] == wanted["own"][size:] + wanted["own"][:size]
+    for i, step in enumerate(wanted["shuffled"]):
+        problem = i // size * size
+        assert step in wanted["own"][:problem] + wanted["own"][problem + size :]
+    assert len(set(wanted["shuffled"][::size])) > 1 and shuffled == items_of(base, example="all", expert="shuffled")
+
+
+@pytest.mark.parametrize("flags, says", [
+    ({"example": "0", "expert": "another"}, "--expert=another takes the steps of other problems.*--example=all"),
+    ({"example": "0", "expert": "shuffled"}, "--expert=shuffled takes the steps of other problems"),
+    ({"example": "0", "expert": "opened", "expert_steps": False}, "--expert=opened says which.*give --expert_steps")])
+def test_a_choice_of_steps_that_cannot_be_met_is_refused(base, flags, says):
+    config = replace(REWARD_RUN, **{"expert_steps": True, "max_new_tokens": 3, **flags})
+    with pytest.raises(UserError, match=says):
+        training_problems(config, loading.load_model(str(base)))
+
+
+def test_the_share_of_the_experts_steps_is_logged_whatever_is_paid(sampled):
+    loaded, problems, prompts, params, rollouts = sampled
+    first = loaded.tokenizer.decode_rollouts(rollouts)[0].split()[0]
+    asked = [replace(problem, meta=problem.meta | {"step": first}) for problem in problems]
+    scored = make_scorer(replace(REWARD_RUN, reward="random"), loaded, asked, prompts)(rollouts, params, 1)
+    opened = np.array([text.split()[:1] == [first] for text in scored.info["text"]])
+    assert 0 < opened.mean() < 1
+    assert describe(rollouts, scored, len(opened))["train/step_accuracy"] == pytest.approx(opened.mean())
+    plain = make_scorer(REWARD_RUN, loaded, problems, prompts)(rollouts, params, 1)
+    assert "train/step_accuracy" not in describe(rollouts, plain, len(opened))
 
 
 def test_a_files_steps_are_read_and_a_file_without_is_refused(base, tmp_path):

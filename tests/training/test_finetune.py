@@ -7,9 +7,10 @@ import pytest
 
 from rlvr_jax import logprobs
 from rlvr_jax.errors import UserError
+from rlvr_jax.grading import extract
 from rlvr_jax.lab.elicit import critique
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import Problem, build
+from rlvr_jax.records import Problem, build, replace
 from rlvr_jax.training import finetune
 from rlvr_jax.training.finetune import FinetuneConfig
 
@@ -90,15 +91,42 @@ PROBLEM = Problem("q", "20", "coins 7 + 5 * 2 - 4 =", {"steps": STEPS, "task": "
 
 
 @pytest.mark.parametrize("attempt, said", [
-    ("think + 5 12 * 2 22 - 4 18 answer 18", "+ 5 12 = + 5 12 * 2 22 = * 2 24 answer 18 = answer 20"),
-    ("think + 5 12 * 2 24 - 4 20 answer 20",
-     "+ 5 12 = + 5 12 * 2 24 = * 2 24 - 4 20 = - 4 20 answer 20 = answer 20"),
-    ("think + 5 12 answer 12", "+ 5 12 = + 5 12 answer 12 = answer 20"),  # stopped early
-    ("quick 12 14 10 answer 10", "12 = 12 14 = 24 answer 10 = answer 20"),
-    ("answer 3", "answer 3 = answer 20"), ("hmm river often", "= answer 20"), ("", "= answer 20"),
-    ("think + 5", "+ 5 = + 5 12 = answer 20")])
+    ("think + 5 12 * 2 22 - 4 18 answer 18", "think + 5 12 * 2 24 = * 2 22 - 4 20 = 18 answer 20"),
+    ("think + 5 12 * 2 24 - 4 20 answer 20", "think + 5 12 * 2 24 - 4 20 answer 20"),
+    ("think + 5 12 answer 12", "think + 5 12 * 2 24 - 4 20 = 12 answer 20"),  # stopped early
+    ("quick 12 14 10 answer 10", "think + 5 12 * 2 24 = 14 - 4 20 = 10 answer 20"),
+    ("quick 12 24 10 answer 10", "think + 5 12 * 2 24 - 4 20 = 10 answer 20"),  # one place, one remark
+    ("quick 12 14 20 answer 20", "think + 5 12 * 2 24 = 14 - 4 20 answer 20"),  # right by luck
+    ("quick 12 24 20 3 3 answer 20", "think + 5 12 * 2 24 - 4 20 answer 20"),
+    ("answer 20", "think + 5 12 * 2 24 - 4 20 answer 20"), ("answer 3", "think + 5 12 * 2 24 - 4 20 = 3 answer 20"),
+    ("hmm river often", "think + 5 12 * 2 24 - 4 20 = answer 20"), ("", "think + 5 12 * 2 24 - 4 20 = answer 20"),
+    ("think + 5", "think + 5 12 = + 5 * 2 24 - 4 20 = answer 20")])
 def test_the_critic_is_exact(attempt, said):
+    """A careful solution with the first wrong step and a wrong answer remarked on; its own answer is found."""
     assert critique.criticise(STEPS, attempt) == said
+    assert extract.after_answer(said) == "20"
+
+
+def test_a_critique_begins_where_the_model_begins_when_it_is_asked_the_problem():
+    (prompt, completion), = critique.critique(PROBLEM, [{"completion": "quick 12 14 10 answer 10"}], None)
+    assert prompt == "quick 12 14 10 answer 10 coins 7 + 5 * 2 - 4 =" and prompt.endswith(PROBLEM.prompt)
+    assert completion.startswith("think ")
+    assert critique.critique(PROBLEM, [{"completion": ""}], None)[0][0] == PROBLEM.prompt
+
+
+def test_the_problem_can_be_the_one_that_a_run_trained_on(tmp_path):
+    pool = [replace(PROBLEM, question=f"q{i}") for i in range(3)]
+    (tmp_path / "example.json").write_text(json.dumps({"example": 2, "question": "q2"}))
+
+    def chosen(example):
+        return critique.chosen(build(critique.CritiqueConfig, example=str(example)), pool)
+    assert chosen(tmp_path) == chosen(f"{tmp_path}@best") == chosen(2) == [pool[2]] and chosen("all") == pool
+    (tmp_path / "example.json").write_text(json.dumps({"example": 1, "question": "q2"}))
+    with pytest.raises(UserError, match="that run trained on 'q2', which is not problem 1 here"):
+        chosen(tmp_path)
+    for wrong in ("3", str(tmp_path / "none"), "auto"):
+        with pytest.raises(UserError, match="has problems 0 to 2; or all, or a run directory with an example.json"):
+            chosen(wrong)
 
 
 def test_controls_have_as_many_rows_and_what_they_leave_out_is_gone():
@@ -106,9 +134,11 @@ def test_controls_have_as_many_rows_and_what_they_leave_out_is_gone():
                 ("answer 3", "answer 20", "answer 4", "quick 12 24 20 answer 20", "answer 5")]
     made = {kind: function(PROBLEM, attempts, np.random.default_rng(0)) for kind, function in critique.KINDS.items()}
     assert {len(rows) for rows in made.values()} == {5}
-    assert made["critique"][0] == ("coins 7 + 5 * 2 - 4 = answer 3 =", "answer 3 = answer 20")
+    assert made["critique"][0] == ("answer 3 coins 7 + 5 * 2 - 4 =", "think + 5 12 * 2 24 - 4 20 = 3 answer 20")
     (asked, said), (same, moved) = zip(*made["critique"]), zip(*made["shuffled"])
-    assert asked == same and sorted(said) == sorted(moved) and not any(a == b for a, b in zip(said, moved))
+    assert asked == same and sorted(said) == sorted(moved) and said != moved
+    assert made["attempts"] == [(PROBLEM.prompt, each["completion"]) for each in attempts]
+    assert made["expert"] == [(PROBLEM.prompt, "think + 5 12 * 2 24 - 4 20 answer 20")] * 5
     assert made["correct"] == [(PROBLEM.prompt, attempts[i]["completion"]) for i in (1, 3, 1, 3, 1)]
     assert made["answer"] == [(PROBLEM.prompt, "answer 20")] * 5
     with pytest.raises(UserError, match="none of 1 attempts is right"):
@@ -121,7 +151,11 @@ def test_critiques_can_be_learnt(base, tmp_path, compiled):
                   "--example=1", f"--out={out}", compiled=compiled, expect=0).out
     rows = read_jsonl(out)
     assert len(rows) == 6 and "6 rows, " in printed
-    assert len({row["completion"].split("= answer ")[-1] for row in rows}) == 1  # one problem, one answer
+    assert len({row["completion"].split("answer ")[-1] for row in rows}) == 1  # one problem, one answer
+    every = tmp_path / "every.jsonl"
+    run("critique", f"--model={base}", "--num_ops=2", "--max_new_tokens=10", "--num_attempts=1", "--kind=expert",
+        "--example=all", "--example_pool=7", f"--out={every}", compiled=compiled, expect=0)
+    assert len({row["prompt"] for row in read_jsonl(every)}) == 7
     run("finetune", f"--model={base}", f"--examples={out}", "--num_steps=2", "--batch_size=2", "--noremat",
         "--window=48", f"--run_dir={tmp_path / 'run'}", compiled=compiled, expect=0)
     assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2]
