@@ -18,6 +18,7 @@ import numpy as np
 
 from rlvr_jax import adapters, learner, parallel, sampler
 from rlvr_jax.adapters import AdapterConfig
+from rlvr_jax.errors import UserError
 from rlvr_jax.learner import LossConfig, OptimizerConfig, ResetConfig, UpdateConfig, reference
 from rlvr_jax.model import ModelConfig, Params
 from rlvr_jax.objectives import live_groups
@@ -38,6 +39,8 @@ class GRPOConfig:
     adapter: AdapterConfig = AdapterConfig()
     num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example", minimum=1)
     group_size: int = setting(8, "completions of a row, compared with each other", minimum=1)
+    update_group_size: int = setting(0, "completions of each group, its first ones, that are compared and learnt from; "
+                                     "of the others only the reward knows, as TTRL's votes; 0: all", minimum=0)
     max_resamples: int = setting(0, "times to sample again to replace dead groups, all rewards of which are equal",
                                  minimum=0)
     drop_dead_groups: bool = setting(False, "leave groups without advantage out of the loss altogether: KL, entropy "
@@ -46,6 +49,11 @@ class GRPOConfig:
                                    "of their group's mean")
     track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and, where all "
                              "parameters are trained, a copy of them")
+
+    @property
+    def learnt_size(self) -> int:
+        """Completions of a group that are compared and learnt from."""
+        return self.update_group_size or self.group_size
 
     @property
     def measure_kl(self) -> bool:
@@ -165,9 +173,15 @@ def grpo_step(programs, problems, reward, config, state, step):
     return state, Record(asked, rollouts, scored, batch, metrics)
 
 
-def check(config: GRPOConfig) -> None:
-    """Raises UserError where a step's rows do not divide among minibatches and devices."""
-    learner.micro_rows(config.update, config.num_prompts * config.group_size, parallel.device_count())
+def check(config: GRPOConfig, devices: Optional[int] = None) -> int:
+    """Rows of a micro-batch on one of the devices, by default all there are. Raises UserError where a group does not
+    divide, or the rows that a step learns from do not among minibatches and devices."""
+    if config.group_size % config.learnt_size:
+        raise UserError(f"--group_size={config.group_size} is not a multiple of --update_group_size="
+                        f"{config.update_group_size}")
+    flag = "update_group_size" if config.update_group_size else "group_size"
+    return learner.micro_rows(config.update, config.num_prompts * config.learnt_size,
+                              devices or parallel.device_count(), f"--num_prompts x --{flag}")
 
 
 def compile_programs(policy: Policy, config: GRPOConfig) -> Programs:
@@ -199,22 +213,26 @@ def curriculum(config: GRPOConfig, problems: Problems, step: int) -> Asked:
 
 
 def collect(programs: Programs, reward: Callable, config: GRPOConfig, params, asked: Asked) -> tuple[Rollouts, Scored]:
-    """A step's rollouts and their rewards. Dead groups are sampled again, at most `max_resamples` times."""
+    """The rollouts that a step learns from, and their rewards. Dead groups are sampled again, at most `max_resamples`
+    times. The reward sees all completions of a group, and what comes after it the first `learnt_size` of each."""
+    size = config.learnt_size
+    learnt = np.arange(len(asked.index)).reshape(-1, config.group_size)[:, :size].ravel()
+
     def live(scored):
-        return live_groups(scored.reward.reshape(-1, config.group_size))
+        return live_groups(scored.reward.reshape(-1, size))
 
     rollouts = scored = None
     for attempt in range(config.max_resamples + 1):
         drawn = programs.sample(params, asked.prompts, asked.index, Request(
             config.loop.seed, asked.step, config.update.temperature, repeats=config.group_size,
             first_row=attempt * len(asked.index)))  # other random keys than the attempts before
-        fresh = drawn, reward(drawn, params, asked.step, attempt)
+        fresh = jax.tree.map(lambda x: x[learnt], (drawn, reward(drawn, params, asked.step, attempt)))
         if attempt == 0:
             rollouts, scored = fresh
         else:
             dead, alive = np.flatnonzero(~live(scored)), np.flatnonzero(live(fresh[1]))
             count = min(len(dead), len(alive))  # dead groups get the live groups of the new draw
-            to, source = rows_of(dead[:count], config.group_size), rows_of(alive[:count], config.group_size)
+            to, source = rows_of(dead[:count], size), rows_of(alive[:count], size)
             rollouts, scored = jax.tree.map(lambda old, new: replaced(old, to, new[source]), (rollouts, scored), fresh)
         if live(scored).all():
             break
@@ -236,11 +254,11 @@ def replaced(rows: np.ndarray, index: np.ndarray, values: np.ndarray) -> np.ndar
 def make_batch(config: GRPOConfig, prompts: Prompts, rollouts: Rollouts, scored: Scored) -> Batch:
     """The rollouts with their advantages. Completions that are to have no influence lose their mask: those of a dead
     group under `drop_dead_groups`, those that were cut under `mask_truncated`."""
-    rewards_NxG = scored.reward.reshape(-1, config.group_size)
+    rewards_NxG = scored.reward.reshape(-1, config.learnt_size)
     advantages_B = np.asarray(config.loss.resolved().advantages(rewards_NxG)).reshape(-1)
     influence_B = np.ones(len(advantages_B), bool)
     if config.drop_dead_groups:
-        influence_B &= np.repeat(live_groups(rewards_NxG), config.group_size)
+        influence_B &= np.repeat(live_groups(rewards_NxG), config.learnt_size)
     if config.mask_truncated:
         influence_B &= rollouts.ended
     batch = Batch(prompts, rollouts.prompt_index, rollouts.completions, rollouts.completion_mask, advantages_B,

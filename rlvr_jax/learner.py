@@ -240,7 +240,7 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
     return update
 
 
-def micro_rows(config: UpdateConfig, rows: int, devices: int, flags: str = "--num_prompts x --group_size") -> int:
+def micro_rows(config: UpdateConfig, rows: int, devices: int, flags: str) -> int:
     """Rows of a micro-batch on one device, of `rows` in a step. UserError, naming the flags, if they do not divide."""
     parts = config.num_minibatches * config.grad_accumulation
     if rows % (parts * devices):

@@ -43,6 +43,31 @@ def test_dead_groups_are_sampled_again_up_to_the_bound():
     np.testing.assert_array_equal(collected.completions[:, 0], [2, 2, 1, 1, 1, 1, 1, 1])
 
 
+def test_the_reward_sees_whole_groups_and_the_update_the_first_of_each():
+    """Six votes of a group, two of them learnt from: those alone are compared, and say whether a group is dead."""
+    config = replace(CONFIG, num_prompts=2, group_size=6, update_group_size=2, max_resamples=1, objective="dr_grpo")
+    paid = iter([[1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1]])
+    seen = []
+
+    def sample(params, prompts, index, request):
+        made = fake_rollouts(0, 12)
+        return made.replace(completions=100 * len(seen) + np.arange(24).reshape(12, 2))
+
+    def reward(rollouts, params, step, attempt):
+        seen.append(rollouts.completions[:, 0])
+        return scored_as(next(paid))
+
+    asked = Asked(1, None, np.repeat(np.arange(2), 6))
+    collected, scored = grpo.collect(Programs(sample, None, None), reward, config, None, asked)
+    assert [len(rows) for rows in seen] == [12, 12]  # the first group is mixed, but not its first two
+    assert collected.completions[:, 0].tolist() == [100, 102, 12, 14] and collected.prompt_index.tolist() == [0, 1, 6, 7]
+    assert scored.reward.tolist() == [0, 1, 1, 0] and len(scored.info["text"]) == 4
+    batch = grpo.make_batch(config, None, collected, scored)
+    assert batch.advantages.tolist() == [-0.5, 0.5, 0.5, -0.5]  # the mean of two, not of six
+    alone = grpo.make_batch(replace(config, drop_dead_groups=True), None, collected, scored_as([0, 0, 1, 0]))
+    assert alone.completion_mask.any(-1).tolist() == [False, False, True, True]
+
+
 def test_a_group_of_one_is_always_live():
     assert objectives.live_groups(np.array([[0.0], [1.0], [1.0]])).tolist() == [True] * 3
     assert objectives.live_groups(np.array([[0.0, 0.0], [0.0, 1.0]])).tolist() == [False, True]

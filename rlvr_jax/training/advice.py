@@ -27,10 +27,10 @@ def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
         return ""
     if constant:  # the gradient of the KL is 0 at the reference, where the run starts
         return f"--reward={reward} with --entropy_coef=0 leaves nothing to learn from; give one of them another value"
-    if config.group_size == 1 and not np.any(objective.advantages(np.ones((1, 1), np.float32))):
-        return (f"--group_size=1 under --objective={config.loss.objective}: an advantage is the distance to the "
-                "group's mean, so each is 0 and the reward teaches nothing; raise --group_size, or take "
-                "--objective=one_shot")
+    if config.learnt_size == 1 and not np.any(objective.advantages(np.ones((1, 1), np.float32))):
+        flag = "update_group_size" if config.update_group_size else "group_size"
+        return (f"--{flag}=1 under --objective={config.loss.objective}: an advantage is the distance to the group's "
+                f"mean, so each is 0 and the reward teaches nothing; raise --{flag}, or take --objective=one_shot")
     return ""
 
 

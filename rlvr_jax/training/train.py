@@ -137,7 +137,7 @@ def rows_of(config: TrainConfig, problems: list[Problem], record: Record) -> tup
     """The metrics of a step, and its rows of rollouts.jsonl."""
     if record.asked.step == 1 and not score.is_constant(config.rewards):
         advice.warn(advice.on_first_step(record))
-    size = config.grpo.group_size
+    size = config.grpo.learnt_size
     row = {"step": record.asked.step} | describe(record.rollouts, record.scored, size)
     if config.record_history:
         row["train/group_accuracies"] = group_accuracies(problems, record.rollouts.prompt_index,

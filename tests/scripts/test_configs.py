@@ -90,6 +90,17 @@ def test_other_published_runs_differ_from_pi1_in_what_they_say(name, changed, pa
     assert {key: value for key, value in ours.items() if value != pi1[key]} == changed
 
 
+def test_prolonged_has_what_its_paper_states(parse):
+    """ProRL, arXiv 2505.24864; `dapo` is group advantages, clipped ratios, and a mean over all tokens."""
+    config = parse(TrainConfig, f"--flagfile={FILES['prolonged']}")
+    stated = {"clip_low": 0.2, "clip_high": 0.4, "temperature": 1.2, "group_size": 16, "num_minibatches": 4,
+              "num_passes": 1, "schedule": "constant", "objective": "dapo", "drop_dead_groups": True, "reset": "both"}
+    assert {name: flat(config)[name] for name in stated} == stated
+    assert config.grpo.keep_reference and config.grpo.resets.resets_reference and config.grpo.loss.kl_coef > 0
+    assert config.grpo.max_resamples and config.measured.heldout_split == "dev"  # what a run reacts to is not the test
+    assert "Not run here" in " ".join(header("prolonged"))
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_memory_in_a_header_is_what_the_calculator_says(name, parse):
     command, = [command for command in commands(name) if "scripts.memory" in command]

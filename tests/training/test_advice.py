@@ -34,6 +34,7 @@ def test_a_group_of_one_has_no_advantage_under_some_objectives(objective):
     assert bool(text) == (objective in CENTRED)
     assert not text or f"--group_size=1 under --objective={objective}" in text
     assert not on_flags(objective=objective, group_size=2)
+    assert bool(text) == ("--update_group_size=1 under" in on_flags(objective=objective, update_group_size=1))
 
 
 def test_without_a_reward_only_entropy_teaches():

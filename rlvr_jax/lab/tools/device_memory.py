@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rlvr_jax import adapters, grpo, learner, model
+from rlvr_jax import adapters, grpo, model
 from rlvr_jax.adapters import AdapterConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.grpo import GRPOConfig, Policy
@@ -55,8 +55,8 @@ class MemoryConfig:
 
     @property
     def rows(self) -> int:
-        """Completions of a step."""
-        return self.train.grpo.num_prompts * self.train.grpo.group_size
+        """Completions that a step learns from."""
+        return self.train.grpo.num_prompts * self.train.grpo.learnt_size
 
 
 class Machine(NamedTuple):
@@ -112,18 +112,19 @@ def work_of(config: MemoryConfig, shape: ModelConfig, devices: int) -> Work:
     Raises UserError where they do not divide.
     """
     flags, sampling = config.train.grpo, config.train.grpo.sampling
-    index = np.repeat(np.arange(flags.num_prompts) % config.num_problems, flags.group_size)
-    micro_rows = learner.micro_rows(flags.update, len(index), devices)
+    micro_rows = grpo.check(flags, devices)
     numbers = Prompts(np.zeros((config.num_problems, 1), np.int32), np.ones(config.num_problems, np.int32))
 
-    def prompts(pieces, repeats):
+    def prompts(size, pieces, repeats):
+        index = np.repeat(np.arange(flags.num_prompts) % config.num_problems, size)
         return model.localise(numbers, index, pieces, repeats)[0].lengths.shape[1]
 
     width = (config.prompt_tokens or config.train.source.prompt.max_prompt_tokens
              or shape.max_seq_len - sampling.max_new_tokens)
-    rows = len(index) // devices
-    return Work(rows, min(sampling.num_slots or rows, rows), micro_rows, prompts(devices, flags.group_size),
-                prompts(len(index) // micro_rows, 1), -(-width // 16) * 16, sampling.max_new_tokens)
+    rows = flags.num_prompts * flags.group_size // devices
+    return Work(rows, min(sampling.num_slots or rows, rows), micro_rows,
+                prompts(flags.group_size, devices, flags.group_size),
+                prompts(flags.learnt_size, config.rows // micro_rows, 1), -(-width // 16) * 16, sampling.max_new_tokens)
 
 
 @functools.cache
@@ -230,9 +231,10 @@ def peaks(config: MemoryConfig, shape: ModelConfig, devices: int) -> dict[str, i
 def largest_that_fit(config: MemoryConfig, shape: ModelConfig, machine: Machine) -> MemoryConfig:
     """The flags with the largest micro-batch and the most slots that fit, or with 1 of what does not fit at all."""
     rows = config.rows // machine.devices
+    sampled = rows * config.train.grpo.group_size // config.train.grpo.learnt_size
     choices = {"update": [{"grad_accumulation": n} for n in range(1, rows + 1)
                           if rows % (n * config.train.grpo.update.num_minibatches) == 0],
-               "sampling": [{"num_slots": rows >> i} for i in range(rows.bit_length())]}
+               "sampling": [{"num_slots": sampled >> i} for i in range(sampled.bit_length())]}
     for phase, options in choices.items():
         fitting = (option for option in options if machine.usable >= peaks(
             replace(config, **option), shape, machine.devices)[phase])
@@ -267,7 +269,7 @@ def run(config: MemoryConfig) -> str:
     do. Raises UserError where the completions divide into minibatches on no machine.
     """
     shape, rows, update = shape_of(config), config.rows, config.train.grpo.update
-    learner.micro_rows(replace(update, grad_accumulation=1), rows, devices=1)
+    grpo.check(replace(config.train.grpo, grad_accumulation=1), devices=1)
     every = MACHINES | {"this machine": this_machine()}
     machines = {name: machine for name, machine in every.items()
                 if rows % (machine.devices * update.num_minibatches) == 0}

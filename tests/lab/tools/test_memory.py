@@ -137,6 +137,9 @@ def test_work_is_spread_over_devices_and_micro_batches():
     assert memory.work_of(config, shape, 8) == memory.Work(128, 96, 4, 16, 4, 1008, 3072)
     one = replace(config, num_problems=1, max_prompt_tokens=0, num_slots=0)
     assert memory.work_of(one, shape, 8) == memory.Work(128, 128, 4, 1, 1, 1024, 3072)
+    voted = replace(config, group_size=16, update_group_size=8)  # twice as many to sample, as many to learn from
+    assert memory.work_of(voted, shape, 8) == memory.Work(256, 96, 4, 16, 4, 1008, 3072)
+    assert memory.largest_that_fit(voted, shape, memory.Machine(1, 10**15)).train.grpo.sampling.num_slots == 2048
     with pytest.raises(UserError, match="--grad_accumulation"):
         memory.work_of(replace(config, grad_accumulation=256), shape, 8)
 
