@@ -5,6 +5,7 @@ the record; where the rules or their verdicts have changed, it says that it was 
 where it has no curves, which are in the runs alone.
 """
 
+import functools
 import json
 import pathlib
 from typing import Optional
@@ -60,21 +61,22 @@ def values(record: dict, content: dict) -> dict:
     cells = {(arm, seed): study.variables(content, {"work": "", "data": "", "arm": arm} | {
         key: str(value) for key, value in unit.items()})
         for arm in content["arms"] for seed, unit in zip(record["seeds"], repeated(record))}
-    known = {}
+    by_text = {}
     for (arm, seed), cell in cells.items():
         for name, measure in record["measures"][arm].items():
             source = content["measures"].get(name)
             if isinstance(source, str):
-                known[study.fill(source, cell)] = measure["seeds"][record["seeds"].index(seed)]
+                by_text[study.fill(source, cell)] = measure["seeds"][record["seeds"].index(seed)]
 
-    def value(arm, name, seed):
-        if name in record["measures"][arm]:
-            return record["measures"][arm][name]["seeds"][record["seeds"].index(seed)]
+    def known(arm: str, name: str) -> Optional[list]:
         source = content["measures"][name]
-        if isinstance(source, str):
-            return known.get(study.fill(source, cells[arm, seed]))
-        parts = [value(arm, part, seed) for part in source[1:]]
-        return None if None in parts else study.COMBINED[source[0]](*parts)
+        if name in record["measures"][arm]:
+            found = record["measures"][arm][name]["seeds"]
+        elif isinstance(source, list):
+            return None
+        else:
+            found = [by_text.get(study.fill(source, cells[arm, seed])) for seed in record["seeds"]]
+        return [None if value is None else np.array(value) for value in found]
 
-    return {arm: {name: [None if (found := value(arm, name, seed)) is None else np.array(found)
-                         for seed in record["seeds"]] for name in content["measures"]} for arm in content["arms"]}
+    return {arm: study.values_of(content["measures"], functools.partial(known, arm), repeated(record))
+            for arm in content["arms"]}

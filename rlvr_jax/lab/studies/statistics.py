@@ -6,7 +6,7 @@ place of about 1), an interval of nominally 95 % holds the true mean with 3 seed
 """
 
 import math
-from typing import Optional
+from typing import Callable, Optional
 
 import numpy as np
 from scipy import special  # scipy.stats takes half a second to import
@@ -105,6 +105,25 @@ def quartiles(values: list[float], bases: list, error: float = ALPHA) -> dict:
     drawn = np.concatenate([part[rng.integers(0, len(part), (RESAMPLES, len(part)))] for part in parts], 1)
     low, high = np.quantile(interquartile_mean(drawn), (error / 2, 1 - error / 2))
     return {"mean": float(interquartile_mean(values)), "interval": [float(low), float(high)]}
+
+
+def components(values_BxE: np.ndarray) -> tuple[float, float, float]:
+    """Variances of the base, of the example and of the rest, in a table of every base with every example.
+
+    By the mean squares of the two-way analysis of variance with one value a cell (method of moments): an estimate may
+    be below 0. The rest is what base and example do together, and the random draws of training.
+    """
+    (b, e), values = np.shape(values_BxE), np.asarray(values_BxE, float)
+    of_base, of_example = values.mean(1, keepdims=True), values.mean(0, keepdims=True)
+    rest = ((values - of_base - of_example + values.mean()) ** 2).sum() / ((b - 1) * (e - 1))
+    return (float(of_base.var(ddof=1) - rest / e), float(of_example.var(ddof=1) - rest / b), float(rest))
+
+
+def jackknife(function: Callable, values_BxE: np.ndarray) -> list[float]:
+    """A value for each base whose mean estimates `function(values_BxE)` and whose spread tells how it differs between
+    bases: with n bases, n times that of all less n - 1 times that without this base (Tukey, 1958)."""
+    n, whole = len(values_BxE), function(values_BxE)
+    return [n * whole - (n - 1) * function(np.delete(values_BxE, i, 0)) for i in range(n)]
 
 
 def power(effect: float, spread: float, number: int, error: float) -> float:

@@ -5,10 +5,11 @@ flags added to these, what is measured, and the prediction: its rules (`rules.py
 """
 
 import dataclasses
+import functools
 import pathlib
 import platform
 import tomllib
-from typing import Optional
+from typing import Callable, Optional
 
 import jax
 import numpy as np
@@ -32,6 +33,10 @@ OPTIONAL = {"prediction": str, "short": str, "control": str, "quick": dict, "fig
 COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  # no share of nothing
             "overlap": lambda *rights: (estimators.overlap(*rights) or [None])[0],  # base, one way, another
             "overlap by chance": lambda *rights: (estimators.overlap(*rights) or [0, None])[1]}
+# how a measure is made of all values of another, where bases and examples are crossed -> function of f[B,E]
+CROSSED = {"variance of the base": lambda values_BxE: statistics.components(values_BxE)[0],
+           "variance of the example": lambda values_BxE: statistics.components(values_BxE)[1],
+           "variance of the rest": lambda values_BxE: statistics.components(values_BxE)[2]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +72,12 @@ def run(config: StudyConfig) -> pathlib.Path:
              for unit in repeated for arm in study["arms"]}
     lines = [commands.commands(study, cell, config.quick, config.bank) for cell in cells.values()]
     finished, earlier = commands.execute(lines, work, config.bank, config.jobs)
-    found = {arm: {name: [source_values(study["measures"], name, cells[arm, label(study, unit)]) for unit in repeated]
-                   for name in study["measures"]} for arm in study["arms"]}
+    def known(arm: str, name: str) -> Optional[list]:
+        source = study["measures"][name]
+        return None if isinstance(source, list) else [
+            source_values(name, source, cells[arm, label(study, unit)]) for unit in repeated]
+
+    found = {arm: values_of(study["measures"], functools.partial(known, arm), repeated) for arm in study["arms"]}
     record = {"study": name} | written(study, measure(study, found, repeated), repeated) | {
         "origin": origin(config, study, finished, earlier), "summaries": summaries(study, cells)}
     record |= {"bank": made} if (made := banked(finished, config.bank)) else {}
@@ -124,6 +133,10 @@ def design_fault(study: dict) -> str:
     for key in ("bases", "examples"):
         if not study.get("crossed") and len(study.get(key, study["seeds"])) != len(study["seeds"]):
             return f"{key}: write that of each of `seeds`, in their order, or crossed = true"
+    wrong = [name for name, source in study["measures"].items() if isinstance(source, list) and source[0] in CROSSED
+             and not (study.get("crossed") and min(len(study.get(key, ())) for key in ("bases", "examples")) > 2)]
+    if wrong:
+        return f"measure {wrong[0]}: variances need crossed = true, and three bases and examples or more"
     if study.get("crossed") and success:
         return "success: leave it out, for its interval is of independent seeds, and crossed ones share their bases"
     uses = [command for command in study["commands"].values() if "{bank}" in command]
@@ -144,18 +157,41 @@ def sourced(study: dict) -> dict:
                     "ranges": {name: source["range"] for name, source in stated.items() if "range" in source}}
 
 
-def source_values(measures: dict, name: str, cell: dict) -> Optional[np.ndarray]:
-    """A measure of one cell, an arm with a seed: a number, or one for each problem; None where its file is missing.
+def values_of(measures: dict, known: Callable, repeated: list[dict]) -> dict:
+    """`{measure: its value of each unit}` of one arm. `known(name)` has those values, or None for a measure that has to
+    be made of others."""
+    def of(name: str) -> list:
+        values, source = known(name), measures[name]
+        if values is not None:
+            return values
+        parts = [of(part) for part in source[1:]]
+        if source[0] in CROSSED:
+            return over_bases(CROSSED[source[0]], parts[0], repeated)
+        made = [None if any(value is None for value in each) else COMBINED[source[0]](*each) for each in zip(*parts)]
+        return [None if value is None else np.asarray(value) for value in made]
 
-    A measure is "FILE.json: path.to.a.number" (or to a list, one for each problem), "FILE.jsonl: benchmark" (whether
-    each problem of that benchmark was right), "RUN/metrics.jsonl: column" (its sum over all steps), "{word}" of an arm
-    that is a number or one of these, or [a row of COMBINED, one measure, another, ...].
+    return {name: of(name) for name in measures}
+
+
+def over_bases(function: Callable, values: list, repeated: list[dict]) -> list:
+    """The jackknife value of each unit's base; None where a value is missing. Seeds of a cell are averaged first."""
+    if any(value is None for value in values):
+        return [None] * len(values)
+    table = {}
+    for unit, value in zip(repeated, values):
+        table.setdefault(unit["base"], {}).setdefault(unit["example"], []).append(np.mean(value))
+    by_base = statistics.jackknife(function, np.array([[np.mean(x) for x in row.values()] for row in table.values()]))
+    return [np.array(dict(zip(table, by_base))[unit["base"]]) for unit in repeated]
+
+
+def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
+    """A measure of one cell, an arm with a unit: a number, or one for each problem; None where its file is missing.
+
+    Its source is "FILE.json: path.to.a.number" (or to a list, one for each problem), "FILE.jsonl: benchmark" (whether
+    each problem of that benchmark was right), "RUN/metrics.jsonl: column" (its sum over all steps), or "{word}" of an
+    arm that is a number or one of these. Other measures are lists: [a row of COMBINED, one measure, another, ...], or
+    [a row of CROSSED, a measure], made by `values_of`.
     """
-    source = measures[name]
-    if isinstance(source, list):
-        parts = [source_values(measures, part, cell) for part in source[1:]]
-        made = None if any(part is None for part in parts) else COMBINED[source[0]](*parts)
-        return None if made is None else np.asarray(made)
     file, _, path = fill(source, cell).partition(": ")
     if not path:
         try:

@@ -219,6 +219,28 @@ def test_crossed_bases_are_what_is_independent(written, fake, tmp_path):
     assert rejudge.repeated(record) == record["units"]
 
 
+def test_variances_of_crossed_bases_and_examples_are_measures(written, fake, tmp_path):
+    """The fake accuracy is .1 a base and .01 an example: all of its variance is theirs."""
+    config = written("one", "[7]", "bases = [1, 2, 3, 4]\nexamples = [0, 4, 6]\ncrossed = true")
+    path = pathlib.Path(config.study)
+    path.write_text(path.read_text().replace("[[rules]]", '''"of base" = ["variance of the base", "end"]
+"of example" = ["variance of the example", "end"]
+"of the rest" = ["variance of the rest", "end"]
+"base less example" = ["-", "of base", "of example"]
+[[rules]]'''))
+    study.run(config)
+    measures = json.loads((tmp_path / "one" / "results" / "one.json").read_text())["measures"]["plain"]
+    np.testing.assert_allclose(measures["of base"]["mean"], np.var([.1, .2, .3, .4], ddof=1))
+    np.testing.assert_allclose(measures["of example"]["mean"], np.var([0, .04, .06], ddof=1))
+    np.testing.assert_allclose(measures["of the rest"]["mean"], 0, atol=1e-12)
+    np.testing.assert_allclose(measures["base less example"]["mean"],
+                               np.var([.1, .2, .3, .4], ddof=1) - np.var([0, .04, .06], ddof=1))
+    assert len(measures["base less example"]["of_bases"]) == 4
+    path.write_text(path.read_text().replace("examples = [0, 4, 6]", "examples = [0, 4]"))
+    with pytest.raises(UserError, match="measure of base: variances need crossed = true, and three bases and examples"):
+        study.load(config.study)
+
+
 def test_a_base_may_be_that_of_several_seeds(written, fake, tmp_path):
     study.run(written("one", "[0, 1, 2]", "bases = [5, 5, 6]"))
     record = json.loads((tmp_path / "one" / "results" / "one.json").read_text())

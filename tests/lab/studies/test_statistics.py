@@ -156,3 +156,25 @@ def test_three_looks_together_err_as_often_as_the_file_says():
         t = seen.mean(1) / seen.std(1, ddof=1) * number**.5
         wrong |= np.abs(t) > stats.t.ppf(1 - statistics.ALPHA_OF_A_LOOK / 2, number - 1)
     assert wrong.mean() == pytest.approx(.058, abs=.003)
+
+
+def test_the_variances_of_base_example_and_rest_are_those_of_the_analysis_of_variance():
+    """Against sums of squares by hand, and on tables in which one of the three is all there is."""
+    base, example = np.array([1., 2., 4., 9.])[:, None], np.array([3., 5., 10.])[None]
+    zeros = np.zeros((4, 3))
+    np.testing.assert_allclose(statistics.components(zeros + base), (np.var(base, ddof=1), 0, 0), atol=1e-12)
+    np.testing.assert_allclose(statistics.components(zeros + example), (0, np.var(example, ddof=1), 0), atol=1e-12)
+    x = np.array([[.1, .5, .3], [.2, .4, .9], [.8, .7, .95], [.3, .2, .1]])
+    total, rows, columns = 12, x.sum(1), x.sum(0)
+    correction = x.sum() ** 2 / total
+    of_base, of_example = (rows**2).sum() / 3 - correction, (columns**2).sum() / 4 - correction
+    rest = ((x**2).sum() - correction - of_base - of_example) / 6
+    np.testing.assert_allclose(statistics.components(x), (
+        (of_base / 3 - rest) / 3, (of_example / 2 - rest) / 4, rest))
+
+
+def test_the_jackknife_of_a_mean_is_the_values_and_of_a_variance_has_its_mean():
+    x = np.array([[1.], [4.], [6.], [11.]])
+    np.testing.assert_allclose(statistics.jackknife(np.mean, x), x[:, 0])
+    pseudo = statistics.jackknife(lambda values: np.var(values, ddof=1), x)
+    np.testing.assert_allclose(np.mean(pseudo), np.var(x, ddof=1))  # unbiased stays unbiased

@@ -119,11 +119,18 @@ def test_means_intervals_and_paired_differences(coin, tmp_path):
     assert [rule["primary"] for rule in record["rules"]] == [True, False]
 
 
+def values_in(folder, measures):
+    """The values of measures whose files lie in a folder."""
+    found = study.values_of(measures, lambda name: None if isinstance(measures[name], list) else [
+        study.source_values(name, measures[name], {"work": str(folder)})], [{}])
+    return {name: values[0] for name, values in found.items()}
+
+
 def test_a_measure_is_made_of_two_others_and_there_is_no_share_of_nothing(tmp_path):
     (tmp_path / "s.json").write_text('{"a": 0.2, "b": 0.5, "none": 0}')
     measures = {name: f"s.json: {name}" for name in ("a", "b", "none", "missing")} | {
         f"{a}{sign}{b}": [sign, a, b] for sign in "-/" for a, b in (("a", "b"), ("a", "none"), ("missing", "a"))}
-    found = {name: study.source_values(measures, name, {"work": str(tmp_path)}) for name in measures}
+    found = values_in(tmp_path, measures)
     assert (found["a-b"], found["a/b"], found["a-none"]) == (pytest.approx(-.3), pytest.approx(.4), pytest.approx(.2))
     assert found["a/none"] is found["missing/a"] is found["missing-a"] is None
     rights = {"base": [1, 0, 0, 0, 0], "one": [0, 1, 1, 0, 0], "other": [1, 0, 1, 1, 0], "nothing": [1, 0, 0, 0, 0]}
@@ -133,8 +140,7 @@ def test_a_measure_is_made_of_two_others_and_there_is_no_share_of_nothing(tmp_pa
     measures = {name: f"{name}.jsonl: b" for name in rights} | {
         how: [how, "base", "one", "other"] for how in ("overlap", "overlap by chance")} | {
         "none": ["overlap by chance", "base", "nothing", "nothing"]}
-    found = [study.source_values(measures, name, {"work": str(tmp_path)}) for name in
-             ("overlap", "overlap by chance", "none")]
+    found = [values_in(tmp_path, measures)[name] for name in ("overlap", "overlap by chance", "none")]
     assert found == [pytest.approx(1 / 3), pytest.approx(4 / 6 / 3 + 1 / 6), None]  # 4 problems, 2 each: 0 to 2 both
 
 
@@ -180,7 +186,7 @@ def test_a_measure_over_problems_is_paired_by_problem(tmp_path):
     rows = [("gsm8k", 0, 1), ("gsm8k", 0, 0), ("gsm8k", 1, 1), ("svamp", 0, 0)]
     (tmp_path / "c.jsonl").write_text("".join(
         json.dumps({"benchmark": name, "problem": i, "correct": bool(right)}) + "\n" for name, i, right in rows))
-    values = study.source_values({"m": "c.jsonl: gsm8k"}, "m", {"work": str(tmp_path)})
+    values = study.source_values("m", "c.jsonl: gsm8k", {"work": str(tmp_path)})
     np.testing.assert_array_equal(values, [.5, 1])
     one = study.gather([np.array([1.] * 30 + [0.] * 70)])
     assert one["seeds"] == [.3] and one["interval"] == estimators.bootstrap(np.array([1.] * 30 + [0.] * 70))
@@ -189,12 +195,12 @@ def test_a_measure_over_problems_is_paired_by_problem(tmp_path):
 def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (
         {"step": 0, "eval/greedy": .3}, {"step": 1, "train/tokens": 20}, {"step": 2, "train/tokens": 5})))
-    measures, cell = {"tokens": "{tokens}", "labels": "{labels}"}, {"work": str(tmp_path)}
+    cell = {"work": str(tmp_path)}
     for tokens, total in (("metrics.jsonl: train/tokens", 25), ("0", 0), ("never/metrics.jsonl: train/tokens", None)):
-        assert study.source_values(measures, "tokens", cell | {"tokens": tokens}) == total
-    assert study.source_values(measures, "labels", cell | {"labels": "1"}) == 1
+        assert study.source_values("tokens", "{tokens}", cell | {"tokens": tokens}) == total
+    assert study.source_values("labels", "{labels}", cell | {"labels": "1"}) == 1
     with pytest.raises(UserError, match="measure labels: 'one' is no number"):
-        study.source_values(measures, "labels", cell | {"labels": "one"})
+        study.source_values("labels", "{labels}", cell | {"labels": "one"})
 
 
 @pytest.mark.parametrize("old, new, message", [
