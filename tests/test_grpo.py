@@ -60,7 +60,8 @@ def test_the_reward_sees_whole_groups_and_the_update_the_first_of_each():
     asked = Asked(1, None, np.repeat(np.arange(2), 6))
     collected, scored = grpo.collect(Programs(sample, None, None), reward, config, None, asked)
     assert [len(rows) for rows in seen] == [12, 12]  # the first group is mixed, but not its first two
-    assert collected.completions[:, 0].tolist() == [100, 102, 12, 14] and collected.prompt_index.tolist() == [0, 1, 6, 7]
+    assert collected.completions[:, 0].tolist() == [100, 102, 12, 14]
+    assert collected.prompt_index.tolist() == [0, 1, 6, 7]
     assert scored.reward.tolist() == [0, 1, 1, 0] and len(scored.info["text"]) == 4
     batch = grpo.make_batch(config, None, collected, scored)
     assert batch.advantages.tolist() == [-0.5, 0.5, 0.5, -0.5]  # the mean of two, not of six

@@ -91,7 +91,7 @@ def test_dynamic_sampling_trains_no_zero_variance_group(base, tmp_path, monkeypa
 
 
 def test_completions_that_only_vote_change_no_update(base, tmp_path):
-    """The first four of one group of eight are those of a group of four. What each is paid does not depend on others."""
+    """The first four of one group of eight are those of a group of four; no reward depends on other completions."""
     flags = {"num_prompts": 1, "num_minibatches": 2, "eval_size": 8, "log_rollouts": 8}
     ends = []
     for name, sizes in {"four": {"group_size": 4}, "voted": {"group_size": 8, "update_group_size": 4}}.items():
