@@ -86,7 +86,8 @@ def trained_vectors(name: str, loaded: LanguageModel, shape: Optional[tuple] = N
     """The vectors of a model, f64[L,D]. Raises UserError if it has none, or if they are not of the given shape."""
     found = [x for leaf, x in loaded.params["layers"].items() if leaf in ("vector", "first_vector")]
     if not found:
-        raise UserError(f"{name} has no vectors: it takes the run directory of scripts.train --trainable=vector")
+        raise UserError(f"{name} has no vectors: it takes the run directory of scripts.train --trainable=vector or "
+                        "first_vector")
     vectors_LxD = np.asarray(found[0], np.float64)
     if shape not in (None, vectors_LxD.shape):
         raise UserError(f"--beside={name}: its vectors are {vectors_LxD.shape[0]} of width {vectors_LxD.shape[1]}, and "

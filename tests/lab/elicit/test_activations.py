@@ -70,3 +70,6 @@ def test_a_folder_is_of_one_model_and_one_set_of_texts(tmp_path):
                                ([[1] * (CONFIG.max_seq_len + 1)], [0], "window")):
         with pytest.raises(UserError, match=flaw):
             activations.stream(LOADED, rows, layers, tmp_path / "new")
+    at_first = LOADED.params | {"layers": LOADED.params["layers"] | {"first_vector": np.ones((3, 16), np.float32)}}
+    with pytest.raises(UserError, match="first_vector acts where a completion begins"):
+        activations.stream(dataclasses.replace(LOADED, params=at_first), ROWS, [0], tmp_path / "new")

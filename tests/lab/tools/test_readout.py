@@ -52,21 +52,21 @@ def states():
 @pytest.fixture
 def read(tmp_path, monkeypatch):
     """`read(vectors, flags...)`: what is found of the base with vectors [L,D] or `{layer: vector}`, and of `others`."""
-    def run(vectors, others=(), **flags):
+    def run(vectors, others=(), leaf="vector", **flags):
         models = {"m": vectors, **{f"o{n}": other for n, other in enumerate(others)}}
         monkeypatch.setattr(loading, "load_model", lambda name, *_: LanguageModel(
-            CONFIG, PARAMS | {"layers": PARAMS["layers"] | planted(models[name])}, WORDS))
+            CONFIG, PARAMS | {"layers": PARAMS["layers"] | planted(models[name], leaf)}, WORDS))
         return readout(records.build(ReadoutConfig, **{"model": "m", "beside": ",".join([*models][1:]), "num_ops": 2,
                                                        "num_problems": COUNT, "out": str(tmp_path / "out")} | flags))
     return run
 
 
-def planted(vectors) -> dict:
+def planted(vectors, leaf="vector") -> dict:
     if vectors is None:
         return {}
     if isinstance(vectors, dict):
         vectors = [vectors.get(i, np.zeros(16)) for i in range(3)]
-    return {"vector": np.asarray(vectors, np.float32)}
+    return {leaf: np.asarray(vectors, np.float32)}
 
 
 def cosine(a, b):
@@ -90,6 +90,13 @@ def test_logits_of_the_direct_path(read, states):
     for name, chosen in (("raised", order[::-1][:8]), ("lowered", order[:8])):
         assert [word for word, _ in found[name]] == [WORDS.backend.id_to_token(int(i)) for i in chosen]
         np.testing.assert_allclose([logit for _, logit in found[name]], added[chosen], rtol=1e-4)
+
+
+def test_a_vector_at_the_first_token_alone_is_read_as_one_after_the_last_layer(read):
+    """After the last layer both change the same logits at the end of the prompt."""
+    vectors = {2: 3 * HEAD[:, OPENERS[0]] / GAIN}
+    everywhere, first = (read(vectors, leaf=leaf) for leaf in ("vector", "first_vector"))
+    assert first == everywhere and first["careful"]["with_vectors"] > first["careful"]["base"]
 
 
 def test_directions_of_the_base(read, states):
