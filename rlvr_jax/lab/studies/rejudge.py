@@ -33,11 +33,12 @@ def folder(results: pathlib.Path) -> list[pathlib.Path]:
 
 
 def again(record: dict) -> Optional[dict]:
-    """The record as its study's file has it judged now; None without a file, or where it asks for other arms."""
+    """The record as its study's file has it judged now; None without a file, or where it asks for other arms or looks:
+    its rules are then the prediction of runs that are still to come."""
     if not (study.FOLDER / f"{record['study']}.toml").is_file():
         return None
     content = study.load(record["study"])[1]
-    if not content["arms"].keys() <= record["measures"].keys():
+    if not content["arms"].keys() <= record["measures"].keys() or content.get("looks") != record.get("looks"):
         return None
     measured = study.measure(content, values(record, content), repeated(record))
     if len(record["seeds"]) == 1:  # its intervals are over problems, which the record has not

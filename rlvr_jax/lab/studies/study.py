@@ -63,7 +63,9 @@ def run(config: StudyConfig) -> pathlib.Path:
     """
     name, study = load(config.study)
     if config.quick:
-        name, study = name + "_quick", study | {"seeds": study["seeds"][:1]}
+        few = {"bases": 3, "examples": 3} if study.get("crossed") else {}
+        name, study = name + "_quick", study | {key: study[key][:count] for key, count in ({"seeds": 1} | few).items()
+                                                if key in study}
     work = pathlib.Path(config.work_dir or f"runs/{name}")
     out = pathlib.Path(config.out) if config.out else work / "results"
     given = {"work": str(work)} | ({"data": config.data} if config.data else {})

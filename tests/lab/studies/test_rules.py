@@ -244,6 +244,8 @@ def test_a_record_is_judged_again_from_its_seeds_alone(tmp_path, monkeypatch):
     assert "bent: ahead, above 0.1" in page and records.AGAIN in page and records.AGAIN not in records.markdown(record)
     load(tmp_path, rule, head=HEAD.replace("plain", "other"))
     assert rejudge.again(record) is None  # other arms
+    load(tmp_path, rule, head=HEAD.replace("control =", "looks = [5, 10, 20]\ncontrol ="))
+    assert rejudge.again(record) is None  # the rules of runs to come, with other looks
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.toml")), ids=lambda path: path.stem)
