@@ -37,6 +37,8 @@ NOT_HERE = [
      "needs published weights; tests/scripts/test_paper_command.py trains on random ones"),
     (r"scripts\.hybrid|--method=steer",
      "needs a base that opens some problems carefully; tests/lab/elicit/test_hybrid.py has one"),
+    (r"--model=runs/wager |--fit_on",
+     "needs a model that states confidences; tests/lab/probes/test_probes.py has its rows"),
     (r"scripts\.study", "trains three bases from scratch, which takes an hour"),
     (r"scripts\.bench", "times shapes of 135 M parameters; tests/lab/tools/test_bench.py has small ones"),
 ]
@@ -255,7 +257,7 @@ SHOWN = {
         ("elicitation", "accuracy", ["one-shot RL", "forced opening"]),
         ("contamination", "AUROC, seen 3", ["leak"]), ("contamination", "AUROC, seen 30", ["leak"])],
     "results/README.md": [
-        ("one_shot", "base, greedy", ["rl"]), ("one_shot", "end, greedy", ["rl"]),
+        ("one_shot", "base, greedy", ["150 steps"]), ("one_shot", "end, greedy", ["150 steps", "1,000 steps"]),
         ("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["correct", "format"]),
         ("examples", "end, greedy", ["one", "two", "sixteen", "easy", "hard", "sums alone"]),
         ("label_free", "end, greedy", ["correct", "entropy, reward", "ttrl", "self-certainty"]),
@@ -284,11 +286,11 @@ SHOWN = {
 # (study, measure, arms) of which a document has the mean with its interval
 MEANS = {
     "README.md": [
-        ("one_shot", "late rise, greedy", ["rl"]), ("boolean", "end, greedy", ["correct", "format"]),
+        ("one_shot", "late rise, greedy", ["150 steps"]), ("boolean", "end, greedy", ["correct", "format"]),
         ("switch", "end, greedy", ["64 after layer 2", "everything"]), ("boundary", "pass@1", ["one"]),
         ("spurious", "gain, greedy", ["correct", "coin"])],
     "results/README.md": [
-        ("one_shot", "late rise, greedy", ["rl"]),
+        ("one_shot", "late rise, greedy", ["150 steps", "1,000 steps"]),
         ("spurious", "gain, greedy", ["correct", "format", "coin", "permuted", "incorrect", "inverted",
                                       "no skill, correct"]),
         ("switch", "end, greedy", ["16 after layer 2", "4 after layer 2", "64 after layer 2, format"]),
@@ -319,16 +321,15 @@ def test_the_figures_are_those_of_the_results(name):
         *(long[measure]["seeds"][0] for measure in ("peak, greedy", "end, greedy"))) in read
 
 
-def test_the_three_seeds_are_those_of_the_record():
-    record = json.loads((ROOT / "results" / "one_shot.json").read_text())
-    for seed, run in record["summaries"]["rl"].items():
-        pairs = [(run[end]["greedy"], run[end]["sampled"]) for end in ("base", "final")]
-        then = tuple(run["after_saturation"][name]["at_saturation"] for name in ("greedy", "sampled"))
-        shown = ["{:.3f} / {:.3f}".format(*pair) for pair in (pairs[0], then, pairs[1])]
-        row = f"| {seed} | {shown[0]} | {run['saturation_step']} | {shown[1]} | {shown[2]} |"
-        assert row in README.splitlines()[:12]
-    demo = record["summaries"]["rl"]["0"]
-    assert "{:.3f} and {:.3f} in the recorded run".format(*(demo[end]["greedy"] for end in ("base", "final"))) in README
+def test_the_table_of_the_readme_is_that_of_the_record():
+    found = measures("one_shot")
+    short, long = found["150 steps"], found["1,000 steps"]
+    for name, how in (("greedy", "greedy"), ("sampled at T = 1", "T=1")):
+        cells = [short[f"base, {how}"], short[f"at saturation, {how}"], short[f"end, {how}"], long[f"end, {how}"]]
+        row = " | ".join(["{:.3f} [{:.3f}, {:.3f}]".format(cell["mean"], *cell["interval"]) for cell in cells])
+        assert f"| {name} | {row} |" in README.splitlines()[:14]
+    demo = [short[measure]["seeds"][0] for measure in ("base, greedy", "end, greedy")]
+    assert "{:.3f} and {:.3f} in the recorded run".format(*demo) in README
 
 
 def not_on(text: str, pages: list[str]) -> set[str]:
@@ -354,7 +355,7 @@ def test_a_flag_file_says_what_it_reproduces_or_that_it_was_not_run(path):
         assert not not_on(head, re.findall(r"results/(\w+\.md)", head)), head
         for name, shown in re.findall(r"Time \(results/(\w+)\.json\): ([\d, ]+) s in", head):
             runs = json.loads((ROOT / "results" / f"{name}.json").read_text())["summaries"]
-            arm = re.search(r"the arm `(\w+)`|$", head)[1] or "rl"
+            arm = re.search(r"the arm `([^`]+)`|$", head)[1] or "rl"
             assert shown == ", ".join(f"{sum(run['seconds'].values()):.0f}" for run in runs[arm].values())
 
 

@@ -90,19 +90,6 @@ def test_dynamic_sampling_trains_no_zero_variance_group(base, tmp_path, monkeypa
     np.testing.assert_allclose(trained[:, 0].mean(), np.mean([row["train/live_groups"] for row in rows[1:]]))
 
 
-def test_completions_that_only_vote_change_no_update(base, tmp_path):
-    """The first four of one group of eight are those of a group of four; no reward depends on other completions."""
-    flags = {"num_prompts": 1, "num_minibatches": 2, "eval_size": 8, "log_rollouts": 8}
-    ends = []
-    for name, sizes in {"four": {"group_size": 4}, "voted": {"group_size": 8, "update_group_size": 4}}.items():
-        summary, rows = run_of(base, tmp_path / name, **flags, **sizes)
-        rollouts = (tmp_path / name / "run" / "rollouts.jsonl").read_text()
-        ends.append((summary["final"], [row["train/loss"] for row in rows[1:]], rollouts))
-    assert ends[0][2] == ends[1][2] and len(ends[0][2].splitlines()) == 3 * 4
-    np.testing.assert_allclose(ends[0][1], ends[1][1], atol=1e-5)
-    assert ends[0][0] == ends[1][0] and any(ends[0][1])
-
-
 def test_heldout_never_contains_the_example(base, tmp_path):
     problem = {"question": "coins 3 + 4 =", "answer": "7"}
     other = {"question": "coins 2 + 4 =", "answer": "6"}

@@ -171,13 +171,14 @@ def test_the_base_of_a_study_that_was_killed_is_waited_for_and_taken(written, tm
     """The command of the killed study lives on and holds the lock; then the other study finishes the base."""
     config, other = written("one"), written("two")
     process = subprocess.Popen([sys.executable, "-c", KILLED, config.study, config.work_dir, config.bank], cwd=ROOT)
-    wait_for(lambda: list((tmp_path / "bank").glob("pretrain-*/lock.txt")), process)
+    bases = tmp_path / "bank"
+    wait_for(lambda: [path for path in bases.glob("*/lock.txt") if path.parent.suffix != ".lock"], process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     study.run(other)
     told = capfd.readouterr().err
     assert "waiting for it" in told
-    base, = [path for path in (tmp_path / "bank").iterdir() if path.suffix != ".lock"]
+    base, = [path for path in bases.iterdir() if path.suffix != ".lock"]
     record = json.loads((tmp_path / "two" / "results" / "two.json").read_text())
     assert record["bank"][base.name]["digest"] == bank.digest(base) and len(bank.digest(base)) == 16
     rows = (base / "metrics.jsonl").read_text().splitlines()
