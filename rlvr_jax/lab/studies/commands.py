@@ -104,7 +104,7 @@ def execute(cells: list[list[str]], work: pathlib.Path, bases: str = "", jobs: i
                 file.write(line + "\n")
 
     earlier = [line for line in wanted if there(line)]
-    before = {line: {earlier for lines in cells if line in lines for earlier in lines[: lines.index(line)]}
+    before = {line: {first for lines in cells if line in lines for first in lines[: lines.index(line)]}
               for line in wanted}
     side_by_side([line for line in wanted if line not in earlier], before, shares(jobs), run, len(earlier))
     return wanted, earlier
