@@ -176,7 +176,7 @@ def script(line: str, share: Optional[dict] = None, quiet: Optional[pathlib.Path
     Its progress is shown, or goes to a file in the folder `quiet`. `share` is one of `shares`; the open file `holding`
     stays open as long as the command runs.
     """
-    share, told = share or {}, ""
+    share = share or {}
     if "cores" in share and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(threading.get_native_id(), share["cores"])  # of this thread, which the command inherits
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": share["gpu"]} if "gpu" in share else {})
