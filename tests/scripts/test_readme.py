@@ -259,7 +259,6 @@ SHOWN = {
     "results/README.md": [
         ("one_shot", "base, greedy", ["150 steps"]), ("one_shot", "end, greedy", ["150 steps", "1,000 steps"]),
         ("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["correct", "format"]),
-        ("examples", "end, greedy", ["one", "two", "sixteen", "easy", "hard", "sums alone"]),
         ("label_free", "end, greedy", ["correct", "entropy, reward", "ttrl", "self-certainty"]),
         ("ablation", "end, greedy", ["policy gradient", "all of them", "entropy bonus alone"]),
         ("calibration", "ECE, T=1", ["correct", "calibrated"]),
@@ -287,10 +286,13 @@ SHOWN = {
 MEANS = {
     "README.md": [
         ("one_shot", "late rise, greedy", ["150 steps"]), ("boolean", "end, greedy", ["correct", "format"]),
-        ("switch", "end, greedy", ["64 after layer 2", "everything"]), ("boundary", "pass@1", ["one"]),
+        ("examples", "gain, greedy", ["one"]), ("switch", "end, greedy", ["64 after layer 2", "everything"]), ("boundary", "pass@1", ["one"]),
         ("spurious", "gain, greedy", ["correct", "coin"])],
     "results/README.md": [
         ("one_shot", "late rise, greedy", ["150 steps", "1,000 steps"]),
+        ("examples", "gain, greedy", ["one"]), ("examples", "end, greedy", ["sixteen"]),
+        ("examples", "variance of the base", ["one"]), ("examples", "variance of the example", ["one"]),
+        ("examples", "variance of the rest", ["one"]),
         ("spurious", "gain, greedy", ["correct", "format", "coin", "permuted", "incorrect", "inverted",
                                       "no skill, correct"]),
         ("switch", "end, greedy", ["16 after layer 2", "4 after layer 2", "64 after layer 2, format"]),

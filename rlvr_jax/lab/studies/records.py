@@ -1,5 +1,6 @@
 """The record of a study, STUDY.json: which keys it must have, its tables, and the Markdown page made from it."""
 
+import itertools
 import pathlib
 
 from rlvr_jax.errors import UserError
@@ -70,9 +71,14 @@ def arms(record: dict) -> list[list]:
 
 
 def seeds(record: dict) -> list[list[str]]:
-    """[arm, seed, the value of each measure ...]."""
-    return [[arm, str(seed), *(shown({"mean": measure["seeds"][i]}) for measure in measures)]
+    """[arm, seed, the value of each measure ...]; one row where an arm has the same values for all examples of a base."""
+    rows = [[arm, str(seed), *(shown({"mean": measure["seeds"][i]}) for measure in measures)]
             for arm, measures in listed(record).items() for i, seed in enumerate(record["seeds"])]
+    of_base = lambda row: (row[0], row[1].split(", example ")[0])
+    groups = [list(group) for _, group in itertools.groupby(rows, of_base)]
+    alike = lambda group: len(group) > 1 and all(row[2:] == group[0][2:] for row in group)
+    return [row for group in groups for row in (
+        [[*of_base(group[0]), *group[0][2:]]] if alike(group) else group)]
 
 
 RULES = ("rule", "holds if", "measured", "level", "verdict")
