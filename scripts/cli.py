@@ -13,6 +13,7 @@ import operator
 import os
 import pathlib
 import re
+import shlex
 import sys
 import typing
 import warnings
@@ -34,8 +35,8 @@ BOUNDS = {"minimum": (">=", operator.ge), "above": (">", operator.gt),
 CACHE_BYTES = 500_000_000  # most that compiled programs take; JAX removes those that were unused for longest
 
 
-def define_flags(config_class) -> None:
-    """One absl flag a setting, with its default, help, choices and bounds."""
+def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
+    """One absl flag a setting, with its default, help, choices and bounds, added to those that are `known`."""
     from rlvr_jax import records  # JAX comes with it
 
     for name, kind, default, meta in records.settings(config_class):
@@ -49,16 +50,17 @@ def define_flags(config_class) -> None:
             allowed = f"a {noun} {limits}" if number is kind else f"{noun}s {limits}, joined by commas"
             help = f"{help} ({allowed})"
         if table and not meta["listed"]:
-            flags.DEFINE_enum(name, default, [*table], help)
+            flags.DEFINE_enum(name, default, [*table], help, known)
         elif number is not kind:
-            flags.DEFINE_string(name, ",".join(map(str, default)), help)
+            flags.DEFINE_string(name, ",".join(map(str, default)), help, known)
         else:
             {bool: flags.DEFINE_bool, str: flags.DEFINE_string, int: flags.DEFINE_integer,
-             float: flags.DEFINE_float}[kind](name, default, help)
+             float: flags.DEFINE_float}[kind](name, default, help, flag_values=known)
         if number in (int, float):
             flags.register_validator(name, functools.partial(
-                within, number=number, bounds=meta["bounds"], optional=default in (None, ())), f"not {allowed}")
-    flags.DEFINE_bool("traceback", False, "on an error, print where in the program it arose")
+                within, number=number, bounds=meta["bounds"], optional=default in (None, ())), f"not {allowed}",
+                known)
+    flags.DEFINE_bool("traceback", False, "on an error, print where in the program it arose", known)
 
 
 def within(value, number: type, bounds: Mapping, optional: bool) -> bool:
@@ -83,17 +85,37 @@ def explained(table, row: str) -> str:
     return re.split(r"\.(?=\s|$)", text)[0]
 
 
-def parse_config(config_class):
+def parse_config(config_class, known: flags.FlagValues = flags.FLAGS):
     """The record that the parsed flags describe."""
     from rlvr_jax import records
 
     def read(name, kind):
-        value = flags.FLAGS[name].value
+        value = known[name].value
         if typing.get_origin(kind) is not tuple:
             return value
         return tuple(map(typing.get_args(kind)[0], value.split(","))) if value else ()
     return records.build(config_class, **{leaf.name: read(leaf.name, leaf.kind)
                                           for leaf in records.settings(config_class)})
+
+
+def check_command(line: str) -> None:
+    """Raises UserError unless `python -m scripts.LINE` is a command whose flags are known and have values that they
+    may have. The command is not run."""
+    script, *words = shlex.split(line)
+    path = pathlib.Path(__file__).with_name(f"{script}.py")
+    found = path.is_file() and re.search(r'cli\.run\(main, "([\w.]+)"\)', path.read_text("utf-8"))
+    if not found:
+        raise UserError(f"python -m scripts.{line}: there is no script {script}")
+    known, config_class = flags.FlagValues(), record_class(found[1])
+    define_flags(config_class, known)
+    try:
+        rest = known([script, *words])[1:]
+        parse_config(config_class, known)
+    except (flags.Error, UserError) as error:
+        raise UserError(f"python -m scripts.{line}: {explain(error)}; python -m scripts.{script} --help lists the "
+                        "flags") from None
+    if rest:
+        raise UserError(f"python -m scripts.{line}: unexpected argument {rest[0]!r}; flags are written --name=value")
 
 
 def record_class(name: str) -> type:

@@ -1,5 +1,6 @@
 """Runs a study, a file of configs/studies/, and writes STUDY.{json,md,png}.
 
+  python -m scripts.study --study=one_shot --dry_run
   python -m scripts.study --study=one_shot --quick
   python -m scripts.study --study=one_shot --seeds=0,1,2
   python -m scripts.study --study=smollm2 --data=DIR
@@ -14,7 +15,8 @@ from scripts import cli
 def main(config) -> None:
     from rlvr_jax.lab.studies import study
 
-    print(study.run(config).read_text())
+    if written := study.run(config, cli.check_command):
+        print(written.read_text("utf-8"))
 
 
 if __name__ == "__main__":

@@ -794,3 +794,41 @@ def browser_tab(profile: pathlib.Path):
         timer.cancel()
         process.kill()
         process.communicate()
+
+
+# ----- a study of two arms and three seeds
+
+STUDY = '''
+title = "A coin"
+question = "Is it fair?"
+known = "Nothing."
+prediction = "The bent one is not."
+seeds = [0, 1, 2]
+control = "plain"
+[commands]
+base = "pretrain --seed={seed} --run_dir={work}/base{seed}"
+rl = "train --seed={seed} --model={work}/base{seed} --run_dir={work}/{arm}{seed}"
+[quick]
+rl = ["--num_steps=1"]
+[arms.plain]
+[arms.bent]
+rl = ["--reward=a b"]
+[measures]
+end = "{arm}{seed}/summary.json: final.greedy"
+start = "{arm}{seed}/summary.json: base.greedy"
+gain = ["-", "end", "start"]
+[figure]
+run = "{arm}{seed}"
+curves = ["eval/greedy"]
+[[rules]]
+says = "the bent one gains more"
+arm = "bent"
+measure = "gain"
+difference = true
+above = 0.05
+[[rules]]
+says = "the plain one gains little"
+arm = "plain"
+measure = "gain"
+below = 0.2
+'''

@@ -3,11 +3,13 @@
 A cell is an arm with a base, an example and a seed.
 """
 
+import collections
 import concurrent.futures
 import itertools
 import os
 import pathlib
 import shlex
+import statistics
 import string
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from rlvr_jax.lab.studies import bank
 from rlvr_jax.runs import files, log
 
 LOGS = "logs"  # in the work directory: what commands print that run side by side
+NOTES, TOOK = "finished.txt", "# seconds: "  # there: each line that has finished, and how long such a script took
 
 
 # ----- the lines
@@ -85,29 +88,63 @@ def execute(cells: list[list[str]], work: pathlib.Path, bases: str = "", jobs: i
 
     With `jobs` above 1 so many run side by side, on cores or GPUs of their own: see `shares`.
     """
-    wanted = list(dict.fromkeys(line for lines in cells for line in lines))
-    notes = work / "finished.txt"
-    known = notes.read_text("utf-8").splitlines() if notes.is_file() else []
     work.mkdir(parents=True, exist_ok=True)
-
-    def there(line: str) -> bool:
-        base = bank.made_by(line, bases)
-        return bool(bank.note(base)) if base else line in known
+    wanted, earlier = finished(cells, work, bases)
+    notes = work / NOTES
 
     def run(line: str, share: dict) -> None:
-        base, quiet = bank.made_by(line, bases), work / LOGS if jobs > 1 else None
+        base, quiet, began = bank.made_by(line, bases), work / LOGS if jobs > 1 else None, time.monotonic()
         if base:
             bank.make(base, line, lambda line, holding: script(line, share, quiet, holding))
         else:
             script(line, share, quiet)
-            with files.naming(notes), notes.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+        took = f"{TOOK}{time.monotonic() - began:.1f} {line.split()[0]}\n"
+        with files.naming(notes), notes.open("a", encoding="utf-8") as file:
+            file.write(took if base else f"{line}\n{took}")
 
-    earlier = [line for line in wanted if there(line)]
     before = {line: {first for lines in cells if line in lines for first in lines[: lines.index(line)]}
               for line in wanted}
     side_by_side([line for line in wanted if line not in earlier], before, shares(jobs), run, len(earlier))
     return wanted, earlier
+
+
+def finished(cells: list[list[str]], work: pathlib.Path, bases: str) -> tuple[list[str], list[str]]:
+    """(all commands of the cells, each once; those of them that have finished)."""
+    wanted = list(dict.fromkeys(line for lines in cells for line in lines))
+    notes = noted(work)
+
+    def there(line: str) -> bool:
+        base = bank.made_by(line, bases)
+        return bool(bank.note(base)) if base else line in notes
+
+    return wanted, [line for line in wanted if there(line)]
+
+
+def noted(work: pathlib.Path) -> list[str]:
+    """The lines of NOTES; none before the first command."""
+    return (work / NOTES).read_text("utf-8").splitlines() if (work / NOTES).is_file() else []
+
+
+def plan(cells: list[list[str]], work: pathlib.Path, bases: str, jobs: int) -> str:
+    """The commands that a study would run, and the time that those would take which have not finished.
+
+    A script takes the mean of its runs that this work directory has seen.
+    """
+    wanted, earlier = finished(cells, work, bases)
+    counts, seconds = collections.Counter(line.split()[0] for line in wanted if line not in earlier), {}
+    for line in noted(work):
+        if line.startswith(TOOK):
+            took, name = line.removeprefix(TOOK).split()
+            seconds.setdefault(name, []).append(float(took))
+    minutes = sum(count * statistics.mean(seconds.get(name, [0])) for name, count in counts.items()) / 60 / jobs
+    unknown = [name for name in counts if name not in seconds]
+    return "\n".join([
+        *(("finished   " if line in earlier else "           ") + f"python -m scripts.{line}" for line in wanted),
+        f"{len(wanted)} commands, {len(earlier)} finished; to run: "
+        + (", ".join(f"{count} {name}" for name, count in counts.items()) or "none"),
+        "; ".join(filter(None, [
+            f"about {minutes:.0f} min with --jobs={jobs}" * bool(minutes),
+            f"the time of {', '.join(unknown)} is not known before one has run in {work}" * bool(unknown)]))])
 
 
 def shares(jobs: int) -> list[dict]:

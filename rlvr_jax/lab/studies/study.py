@@ -16,8 +16,9 @@ import numpy as np
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import bank, commands, records, rules, statistics, study_figure
+from rlvr_jax.lab.studies import bank, commands, design, records, rules, statistics, study_figure
 from rlvr_jax.lab.studies.commands import fill, label, units, variables
+from rlvr_jax.lab.studies.design import COMBINED, CROSSED
 from rlvr_jax.records import setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.origin import commit
@@ -28,15 +29,6 @@ REQUIRED = {"title": str, "question": str, "known": str, "seeds": list, "command
 OPTIONAL = {"prediction": str, "short": str, "control": str, "quick": dict, "figure": dict, "note": str,
             "table": list, "looks": list, "success": dict, "bases": list, "examples": list, "crossed": bool,
             "construction": str}
-
-# how a measure is made of others -> function of their values
-COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  # no share of nothing
-            "overlap": lambda *rights: (estimators.overlap(*rights) or [None])[0],  # base, one way, another
-            "overlap by chance": lambda *rights: (estimators.overlap(*rights) or [0, None])[1]}
-# how a measure is made of all values of another, where bases and examples are crossed -> function of f[B,E]
-CROSSED = {"variance of the base": lambda values_BxE: statistics.components(values_BxE)[0],
-           "variance of the example": lambda values_BxE: statistics.components(values_BxE)[1],
-           "variance of the rest": lambda values_BxE: statistics.components(values_BxE)[2]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +44,16 @@ class StudyConfig:
     bank: str = setting("runs/bank", "directory of the bases that studies share; each is made once")
     jobs: int = setting(1, "how many commands run side by side, each with its share of the cores, or a GPU; what they "
                         "print goes to work_dir/logs", minimum=1)
+    dry_run: bool = setting(False, "run nothing; print the commands, and for how long they may take")
     out: str = setting("", "directory for STUDY.json, STUDY.md and STUDY.png; empty: results in work_dir; the "
                        "published ones are in results")
 
 
-def run(config: StudyConfig) -> pathlib.Path:
-    """Runs a study and returns the Markdown file it wrote; JSON and a PNG lie beside it.
+def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -> Optional[pathlib.Path]:
+    """Runs a study and returns the Markdown file it wrote; JSON and a PNG lie beside it. None for a dry run.
 
-    What has finished in the work directory is not run again, and a run that was cut goes on where it was.
+    What has finished in the work directory is not run again, and a run that was cut goes on where it was. Before the
+    first command `check(line)` may raise UserError for one whose flags are wrong.
     """
     name, study = load(config.study)
     if config.quick:
@@ -73,12 +67,19 @@ def run(config: StudyConfig) -> pathlib.Path:
     cells = {(arm, label(study, unit)): variables(study, given | {"arm": arm} | {k: str(v) for k, v in unit.items()})
              for unit in repeated for arm in study["arms"]}
     lines = [commands.commands(study, cell, config.quick, config.bank) for cell in cells.values()]
+    for line in dict.fromkeys(line for each in lines[: len(study["arms"])] for line in each):
+        check(line)
+    if config.dry_run:
+        print(commands.plan(lines, work, config.bank, config.jobs))
+        return None
     finished, earlier = commands.execute(lines, work, config.bank, config.jobs)
+
     def known(arm: str, name: str) -> Optional[list]:
         source = study["measures"][name]
         return None if isinstance(source, list) else [
             source_values(name, source, cells[arm, label(study, unit)]) for unit in repeated]
 
+    refuse_strangers(study, list(cells.values()))
     found = {arm: values_of(study["measures"], functools.partial(known, arm), repeated) for arm in study["arms"]}
     record = {"study": name} | written(study, measure(study, found, repeated), repeated) | {
         "origin": origin(config, study, finished, earlier), "summaries": summaries(study, cells)}
@@ -110,7 +111,7 @@ def load(study: str) -> tuple[str, dict]:
                         "arms")
     unknown = [name for name in content.get("table", ()) if name not in content["measures"]]
     wrong = f"table: {unknown[0]!r} is none of the measures" if unknown else study_figure.fault(content)
-    wrong = wrong or design_fault(content)
+    wrong = wrong or design.fault(content)
     if wrong:
         raise UserError(f"{path}: {wrong}")
     content = sourced(content)
@@ -118,38 +119,12 @@ def load(study: str) -> tuple[str, dict]:
     if wrong:
         raise UserError(f"{path}: {wrong}")
     first = {key: str(value) for key, value in units(content, content["seeds"])[0].items()}
-    example = {"work": "WORK", "data": "DATA"} | first
-    rules.refuse_twins(path, {arm: commands.commands(content, example | {"arm": arm}, False, "BANK")
-                              for arm in content["arms"]})
+    cells = {arm: {"work": "WORK", "data": "DATA"} | first | {"arm": arm} for arm in content["arms"]}
+    lines = {arm: commands.commands(content, cell, False, "BANK") for arm, cell in cells.items()}
+    rules.refuse_twins(path, lines)
+    if wrong := design.source_fault(content, cells, lines):
+        raise UserError(f"{path}: {wrong}")
     return path.stem, content
-
-
-def design_fault(study: dict) -> str:
-    """What is wrong with `looks`, `success`, `bases` or the range of a measure, and how to write it."""
-    looks, success = study.get("looks", [5, 10, 20]), study.get("success")
-    if len(looks) != statistics.LOOKS or not all(isinstance(x, int) for x in looks) or looks != sorted(set(looks)):
-        return "looks: write three rising numbers of seeds, as in looks = [5, 10, 20]"
-    if success is not None and not (success.keys() == {"measure", "above"} and success["measure"] in study["measures"]
-                                    and isinstance(success["above"], (int, float))):
-        return 'success: write success = {measure = "one of the measures", above = 0.8}'
-    for key in ("bases", "examples"):
-        if not study.get("crossed") and len(study.get(key, study["seeds"])) != len(study["seeds"]):
-            return f"{key}: write that of each of `seeds`, in their order, or crossed = true"
-    wrong = [name for name, source in study["measures"].items() if isinstance(source, list) and source[0] in CROSSED
-             and not (study.get("crossed") and min(len(study.get(key, ())) for key in ("bases", "examples")) > 2)]
-    if wrong:
-        return f"measure {wrong[0]}: variances need crossed = true, and three bases and examples or more"
-    if study.get("crossed") and success:
-        return "success: leave it out, for its interval is of independent seeds, and crossed ones share their bases"
-    uses = [command for command in study["commands"].values() if "{bank}" in command]
-    if uses and bank.MAKES not in uses[0]:
-        return f"commands: the first one with {{bank}} makes the base: it needs {bank.MAKES}"
-    for name, source in study["measures"].items():
-        bounds = source.get("range", [0, 1]) if isinstance(source, dict) else [0, 1]
-        if isinstance(source, dict) and not {"source"} <= source.keys() <= {"source", "range"} or not (
-                isinstance(bounds, list) and len(bounds) == 2 and bounds[0] < bounds[1]):
-            return f'measure {name}: write {{source = "FILE: PATH", range = [0, 1]}}, or "FILE: PATH" alone'
-    return ""
 
 
 def sourced(study: dict) -> dict:
@@ -215,6 +190,30 @@ def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return None if value is None else np.array(value, float)
+
+
+def refuse_strangers(study: dict, cells: list[dict]) -> None:
+    """Raises UserError for a measure whose number is in none of the files that there are, as after a slip of the pen.
+
+    A number that is null there is known: it has no value.
+    """
+    for name, source in study["measures"].items():
+        places = set() if isinstance(source, list) else {
+            (pathlib.Path(cell["work"]) / file, path) for cell in cells
+            for file, _, path in [fill(source, cell).partition(": ")] if path and file.endswith(".json")}
+        strays = [stray(*place) for place in places if place[0].is_file()]
+        if strays and all(strays):
+            raise UserError(f"the study's measure {name}: {strays[0]}")
+
+
+def stray(file: pathlib.Path, path: str) -> str:
+    """What the file has in place of the first key of the path that is not there; empty if all are."""
+    value = files.read_json(file)
+    for key in path.split("."):
+        if isinstance(value, dict) and value and key not in value:
+            return f"{file} has no {key!r} of {path!r} there; it has {', '.join(value)}"
+        value = value.get(key) if isinstance(value, dict) else None
+    return ""
 
 
 def measure(study: dict, found: dict, repeated: list[dict]) -> dict:

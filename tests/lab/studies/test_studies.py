@@ -14,42 +14,8 @@ from rlvr_jax.lab.studies import commands, figures, records, study, study_figure
 from rlvr_jax.lab.studies.study import StudyConfig
 from scripts import cli
 
-from fixtures import ROOT
+from fixtures import ROOT, STUDY
 
-STUDY = '''
-title = "A coin"
-question = "Is it fair?"
-known = "Nothing."
-prediction = "The bent one is not."
-seeds = [0, 1, 2]
-control = "plain"
-[commands]
-base = "pretrain --seed={seed} --run_dir={work}/base{seed}"
-rl = "train --seed={seed} --model={work}/base{seed} --run_dir={work}/{arm}{seed}"
-[quick]
-rl = ["--num_steps=1"]
-[arms.plain]
-[arms.bent]
-rl = ["--reward=a b"]
-[measures]
-end = "{arm}{seed}/summary.json: final.greedy"
-start = "{arm}{seed}/summary.json: base.greedy"
-gain = ["-", "end", "start"]
-[figure]
-run = "{arm}{seed}"
-curves = ["eval/greedy"]
-[[rules]]
-says = "the bent one gains more"
-arm = "bent"
-measure = "gain"
-difference = true
-above = 0.05
-[[rules]]
-says = "the plain one gains little"
-arm = "plain"
-measure = "gain"
-below = 0.2
-'''
 GREEDY = {("plain", 0): (.3, .4), ("plain", 1): (.3, .41), ("plain", 2): (.2, .29), ("bent", 0): (.3, .6),
           ("bent", 1): (.3, .62), ("bent", 2): (.2, .49)}
 

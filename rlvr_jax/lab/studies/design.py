@@ -1,0 +1,101 @@
+"""What is wrong with the file of a study, found before its first command, and how to write it."""
+
+import pathlib
+import shlex
+import string
+
+import numpy as np
+
+from rlvr_jax.evaluation import estimators
+from rlvr_jax.lab.studies import bank, statistics
+from rlvr_jax.lab.studies.commands import fill, variables
+
+GIVEN = ("work", "data", "arm", "base", "example", "seed", "bank")  # names that no arm has to give
+# how a measure is made of others -> function of their values
+COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  # no share of nothing
+            "overlap": lambda *rights: (estimators.overlap(*rights) or [None])[0],  # base, one way, another
+            "overlap by chance": lambda *rights: (estimators.overlap(*rights) or [0, None])[1]}
+# how a measure is made of all values of another, where bases and examples are crossed -> function of f[B,E]
+CROSSED = {"variance of the base": lambda values_BxE: statistics.components(values_BxE)[0],
+           "variance of the example": lambda values_BxE: statistics.components(values_BxE)[1],
+           "variance of the rest": lambda values_BxE: statistics.components(values_BxE)[2]}
+
+
+def fault(study: dict) -> str:
+    """What is wrong with the study's seeds, commands, arms or measures; empty if nothing is."""
+    return shape_fault(study) or arm_fault(study)
+
+
+def shape_fault(study: dict) -> str:
+    """What is wrong with `looks`, `success`, `bases` or the range of a measure, and how to write it."""
+    looks, success = study.get("looks", [5, 10, 20]), study.get("success")
+    if len(looks) != statistics.LOOKS or not all(isinstance(x, int) for x in looks) or looks != sorted(set(looks)):
+        return "looks: write three rising numbers of seeds, as in looks = [5, 10, 20]"
+    if success is not None and not (success.keys() == {"measure", "above"} and success["measure"] in study["measures"]
+                                    and isinstance(success["above"], (int, float))):
+        return 'success: write success = {measure = "one of the measures", above = 0.8}'
+    for key in ("bases", "examples"):
+        if not study.get("crossed") and len(study.get(key, study["seeds"])) != len(study["seeds"]):
+            return f"{key}: write that of each of `seeds`, in their order, or crossed = true"
+    if strays := unmade(study["measures"]):
+        return (f"measure {strays[0]}: write one of {', '.join(COMBINED | CROSSED)}, and other measures, as in "
+                '["-", "end", "start"]')
+    wrong = [name for name, source in study["measures"].items() if isinstance(source, list) and source[0] in CROSSED
+             and not (study.get("crossed") and min(len(study.get(key, ())) for key in ("bases", "examples")) > 2)]
+    if wrong:
+        return f"measure {wrong[0]}: variances need crossed = true, and three bases and examples or more"
+    if study.get("crossed") and success:
+        return "success: leave it out, for its interval is of independent seeds, and crossed ones share their bases"
+    uses = [command for command in study["commands"].values() if "{bank}" in command]
+    if uses and bank.MAKES not in uses[0]:
+        return f"commands: the first one with {{bank}} makes the base: it needs {bank.MAKES}"
+    for name, source in study["measures"].items():
+        bounds = source.get("range", [0, 1]) if isinstance(source, dict) else [0, 1]
+        if isinstance(source, dict) and not {"source"} <= source.keys() <= {"source", "range"} or not (
+                isinstance(bounds, list) and len(bounds) == 2 and bounds[0] < bounds[1]):
+            return f'measure {name}: write {{source = "FILE: PATH", range = [0, 1]}}, or "FILE: PATH" alone'
+    return ""
+
+
+def unmade(measures: dict) -> list[str]:
+    """The measures that are made of others which are not there, or of themselves, or in a way that there is not."""
+    left = {name: source for name, source in measures.items() if isinstance(source, list)}
+    while made := [name for name, source in left.items() if len(source) > 1 and source[0] in COMBINED | CROSSED
+                   and all(part in measures and part not in left for part in source[1:])]:
+        left = {name: source for name, source in left.items() if name not in made}
+    return list(left)
+
+
+def arm_fault(study: dict) -> str:
+    """Which key of an arm, or of [quick], nothing reads: a command's name that is spelt otherwise adds no flags."""
+    commands, written = study["commands"], study.get("figure", {}).get("run", "")
+    texts = [*commands.values(), *filter(lambda x: isinstance(x, str), study["measures"].values()), written,
+             *(source["source"] for source in study["measures"].values() if isinstance(source, dict)),
+             *(value for arm in study["arms"].values() for value in arm.values() if isinstance(value, str))]
+    read = {name for text in texts for _, name, _, _ in string.Formatter().parse(text) if name} - {*GIVEN}
+    for where, keys in [*((f"arm {arm}", keys) for arm, keys in study["arms"].items()),
+                        ("[quick]", study.get("quick", {}))]:
+        for key, value in keys.items():
+            if key in commands and (value is False or isinstance(value, list) and all(
+                    isinstance(flag, str) for flag in value)):
+                continue
+            if key in commands:
+                return f'{where}: {key} is a command; write its flags, {key} = ["--seed=1"], or false to leave it out'
+            if where == "[quick]" or not (isinstance(value, str) and key in read):
+                return (f"{where}: nothing reads {key}; there are the commands {', '.join(commands)}"
+                        + f", and the texts {', '.join(sorted(read))}" * bool(read))
+    return ""
+
+
+def source_fault(study: dict, cells: dict[str, dict], lines: dict[str, list[str]]) -> str:
+    """Which measure has a file that none of the commands writes. `cells` and their commands are one of each arm."""
+    made = {pathlib.Path(word.split("=", 1)[1]) for each in lines.values() for line in each
+            for word in shlex.split(line) if word.startswith(("--run_dir=", "--out="))}
+    for name, source in study["measures"].items():
+        files = {} if isinstance(source, list) else {
+            pathlib.Path(cell["work"]) / file for cell in cells.values()
+            for file, colon, _ in [fill(source, variables(study, cell)).partition(": ")] if colon}
+        if files and not any({file, *file.parents} & made for file in files):
+            return (f"measure {name}: no command writes {sorted(files)[0]}; they write "
+                    + ", ".join(map(str, sorted(made))))
+    return ""
