@@ -113,13 +113,21 @@ def probe(config: ProbeConfig) -> Result:
         with files.naming(picture):
             sheet.savefig(picture, dpi=150)
     files.write_whole(stem.with_name(f"{config.probe}.md"), f"{result.page}\n{made_by}\n")
-    names = (rows.short_names(config.completions.split(",")) if config.completions else
-             [pathlib.Path(config.measured.kept.choice.model).name])
     files.write_whole(stem.with_name(f"{config.probe}.html"), page.html(
-        stem, f"{config.probe} of {', '.join(names)}", inspect.getdoc(PROBES[config.probe]) or "", result,
+        stem, title(config), inspect.getdoc(PROBES[config.probe]) or "", result,
         CHOICES.get(config.probe, {}), made_by))
     files.write_json(stem.with_name(f"{config.probe}.json"), result.record | {"origin": made_by, "flags": flat(config)})
     return result
+
+
+def title(config: ProbeConfig) -> str:
+    """What the page is about: the probe, and whose completions, by the names of their files or folders."""
+    paths = [pathlib.Path(path) for path in config.completions.split(",")]
+    folders = len(paths) == 1 and paths[0].stem == "completions"  # the name that every evaluation gives
+    names = [paths[0].parent.name] if folders else rows.short_names(config.completions.split(","))
+    whose = f"the completions in {', '.join(names)}" if config.completions else (
+        f"the model {pathlib.Path(config.measured.kept.choice.model).name}")
+    return f"{config.probe.capitalize()} of {whose}"
 
 
 def origin(config: ProbeConfig) -> str:

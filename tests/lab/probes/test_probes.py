@@ -558,3 +558,11 @@ def test_files_have_short_names():
     assert rows.short_names(["x/base.jsonl", "y/after.jsonl"]) == ["base", "after"]
     assert rows.short_names(["x/c.jsonl", "y/c.jsonl"]) == ["x", "y"]
     assert rows.short_names(["x/1/c.jsonl", "y/1/c.jsonl"]) == ["x/1/c.jsonl", "y/1/c.jsonl"]
+
+
+@pytest.mark.parametrize("given, title", [
+    ({"completions": "runs/one/completions.jsonl"}, "Coherence of the completions in one"),
+    ({"completions": "runs/base.jsonl,runs/one.jsonl"}, "Coherence of the completions in base, one"),
+    ({"model": "runs/base@3", "probe": "memory"}, "Memory of the model base@3")])
+def test_the_title_of_a_page_says_whose_completions_these_are(given, title):
+    assert probe.title(build(probe.ProbeConfig, **given)) == title

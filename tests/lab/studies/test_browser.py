@@ -17,6 +17,7 @@ pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
 pytestmark = pytest.mark.skipif(not browser_path(), reason=f"none of {', '.join(BROWSERS)} is on the PATH: "
                                 "apt-get install chromium")
 
+PROBES = ("boundary", "coherence", "contamination", "memory")  # pages of results/probes
 # Whatever is drawn, with its size; a picture that cannot be read has no width of its own.
 FIGURES = """[...document.querySelectorAll("figure svg:first-of-type, figure img")].map(x => {
   const box = x.getBoundingClientRect();
@@ -70,12 +71,13 @@ def pages(tmp_path_factory):
     kept = write_jsonl(folder / "a.jsonl", *map(as_any_probe, kept_completions(*HOSTILE)))
     probe.probe(build(probe.ProbeConfig, completions=kept, out=str(folder)))
     return {"results": ROOT / "results" / "index.html", "many arms": folder / "index.html",
-            "run": folder / "report.html", "probe": folder / "coherence.html"}
+            "run": folder / "report.html", "probe": folder / "coherence.html"} | {
+            name: ROOT / "results" / "probes" / name / f"{name}.html" for name in PROBES}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["results", "many arms", "run", "probe"])
+@pytest.mark.parametrize("name", ["results", "many arms", "run", "probe", *PROBES])
 def test_a_page_is_drawn_within_its_window_and_asks_for_nothing(tab, pages, name, width, scheme):
     tab.open(pages[name], width, scheme)
     sizes = tab.ask(FIGURES)
