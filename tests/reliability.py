@@ -1,0 +1,285 @@
+"""Faults put into real training runs, and whether each run was the same in the end: `python tests/reliability.py`.
+
+  python tests/reliability.py --out=results/reliability.md [--only=clock]
+
+A run of 24 steps is broken once: by a signal at a chosen call of sampling, scoring, the update, the log or the
+checkpoint, by a file system that is full or read-only, by a clock that goes back, by graders that are killed, or by the
+loss of one of two processes. Then the same command goes on, and what it leaves has to equal a run that nothing broke,
+bit for bit, but for times. Full and read-only file systems are mounted, which takes the rights of root.
+"""
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import platform
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+STEPS, SEED = 24, 0
+KINDS = ("sampling", "scoring", "update", "log", "checkpoint")
+SIZES = range(5, 100, 5)  # percent of what a whole run takes, for a file system that is full
+
+
+# ----- in the process that is broken
+
+
+def child(plan: dict, words: list[str]) -> None:
+    """Runs a script with the fault of the plan in it."""
+    from rlvr_jax.rewards import score
+    from rlvr_jax.runs import checkpoint, log
+    from rlvr_jax.training import train
+
+    calls = collections.Counter()
+
+    def due(kind: str) -> bool:
+        calls[kind] += 1
+        return (plan["at"], plan["nth"]) == (kind, calls[kind])
+
+    def strike() -> None:
+        if plan["do"] == "clock":
+            real = time.time
+            time.time = lambda: real() - 86_400
+        elif plan["do"] == "graders":
+            for entry in pathlib.Path("/proc").glob("[0-9]*/stat"):
+                pid, _, rest = entry.read_text().partition(" (")
+                if int(rest.rpartition(") ")[2].split()[1]) == os.getpid():
+                    os.kill(int(pid), signal.SIGKILL)
+        else:
+            os.kill(os.getpid(), plan["do"])
+
+    def before(kind: str, function):
+        def call(*args, **more):
+            if due(kind):
+                strike()
+            return function(*args, **more)
+        return call
+
+    clocked, make_scorer, save, write = train.clocked, score.make_scorer, checkpoint.save, log.JsonLines.write
+
+    def with_faults(programs, watch):
+        made = clocked(programs, watch)
+        return made._replace(sample=before("sampling", made.sample), update=before("update", made.update))
+
+    def half_written(lines, row):
+        if due("log"):
+            if plan["do"] == signal.SIGKILL:
+                lines.file.write(json.dumps({"step": row.get("step")}).encode()[:-3])
+            strike()
+        write(lines, row)
+
+    def half_saved(*args):
+        save(*args)  # its arrays are written in threads that go on
+        if due("checkpoint"):
+            strike()
+
+    train.clocked, log.JsonLines.write, checkpoint.save = with_faults, half_written, half_saved
+    score.make_scorer = lambda *args: before("scoring", make_scorer(*args))
+    sys.argv = words
+    runpy.run_module(f"scripts.{words[0]}", run_name="__main__")
+
+
+# ----- in the process that breaks it
+
+
+class Trial:
+    """One folder for a run, with the flags of all."""
+
+    def __init__(self, folder: pathlib.Path, base: pathlib.Path, compiled: str, more: tuple = ()):
+        from fixtures import TRAIN_FLAGS
+
+        self.run_dir, self.compiled = folder / "run", compiled
+        self.flags = [*TRAIN_FLAGS, f"--num_steps={STEPS}", "--eval_every=6", "--save_every=3", f"--model={base}",
+                      f"--run_dir={self.run_dir}", f"--seed={SEED}", *more]
+
+    def start(self, plan: dict | None = None, *more: str) -> subprocess.Popen:
+        import fixtures
+
+        if not plan:
+            return fixtures.start("train", *self.flags, *more, compiled=self.compiled)
+        words = [sys.executable, __file__, "--child", json.dumps(plan), "train", *self.flags, *more]
+        return subprocess.Popen(words, cwd=ROOT, env=fixtures.environment(self.compiled), text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def ran(self, plan: dict | None = None):
+        import fixtures
+
+        return fixtures.finish(self.start(plan))
+
+
+def same(trial: Trial, whole: Trial) -> str:
+    """"identical", or what differs."""
+    import fixtures
+
+    try:
+        fixtures.assert_same_run(trial.run_dir, whole.run_dir, STEPS)
+    except (AssertionError, OSError) as error:
+        return f"differs: {' '.join(str(error).split())[:150]}"
+    return "identical"
+
+
+def went_on(trial: Trial, whole: Trial) -> str:
+    again = trial.ran()
+    return same(trial, whole) if again.code == 0 else f"exit {again.code}: {' '.join(again.errors) or again.err[-150:]}"
+
+
+def told(result) -> str:
+    """How the broken run ended: by the signal, or with an error of one line."""
+    if result.code == -signal.SIGKILL:
+        return "killed"
+    if "Traceback" in result.err:
+        return f"exit {result.code}, a traceback"
+    return f"exit {result.code}" + f", {len(result.errors)} line" * bool(result.errors)
+
+
+def signals(make, whole):
+    """SIGKILL and SIGTERM at twenty calls: four of each kind, from the first to one near the end."""
+    for do in (signal.SIGKILL, signal.SIGTERM):
+        for kind in KINDS:
+            for nth in (1, 2, 5, 7) if kind == "checkpoint" else (1, 4, 11, 20):
+                trial = make()
+                broken = trial.ran({"at": kind, "nth": nth, "do": int(do)})
+                yield f"{do.name} in {kind}", f"call {nth}", told(broken), went_on(trial, whole())
+
+
+def full(make, whole):
+    """A file system that takes so much of what a run writes."""
+    size = sum(path.stat().st_size for path in whole().run_dir.rglob("*") if path.is_file()) + (256 << 10)
+    for percent in SIZES:
+        with mounted(f"size={size * percent // 100}") as folder:
+            trial = make(folder)
+            broken = trial.ran()
+            subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+            yield "full file system", f"{percent} % of its size", told(broken), went_on(trial, whole())
+
+
+def read_only(make, whole):
+    for nth in (1, 4):
+        with mounted("size=64m") as folder:
+            trial = make(folder)
+            trial.ran({"at": "checkpoint", "nth": nth, "do": int(signal.SIGKILL)})
+            subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+            broken = trial.ran()
+            subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
+            yield "read-only folder", f"after checkpoint {nth}", told(broken), went_on(trial, whole())
+
+
+def clock(make, whole):
+    for kind in KINDS:
+        trial = make()
+        broken = trial.ran({"at": kind, "nth": 4, "do": "clock"})
+        yield "clock set back by a day", f"in {kind}", told(broken), same(trial, whole())
+
+
+def graders(make, whole):
+    """The processes of the graders are killed; the answers of this run take them."""
+    boxed = ("--answer_format=lenient", "--reward=correct:0.5,format:0.5")
+    straight = make(more=boxed)
+    straight.ran()
+    for nth in (1, 4, 11, 20):
+        trial = make(more=boxed)
+        broken = trial.ran({"at": "scoring", "nth": nth, "do": "graders"})
+        yield "graders killed", f"before scoring {nth}", told(broken), same(trial, straight)
+
+
+def peer(make, whole):
+    """One of two processes is killed; both go on."""
+    from fixtures import finish
+    from test_distributed import free_port
+
+    def both(trial, plan=None, lost=0):
+        address = (f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2")
+        pair = [trial.start(plan if i == lost else None, *address, f"--process_id={i}") for i in range(2)]
+        return [finish(process) for process in pair]
+
+    alone = make(more=("--host_devices=2",))
+    alone.ran()
+    for lost in range(2):
+        for kind in ("update", "sampling"):
+            trial = make()
+            ends = both(trial, {"at": kind, "nth": 7, "do": int(signal.SIGKILL)}, lost)
+            left = ends[1 - lost]
+            again = both(trial)
+            outcome = same(trial, alone) if not any(end.code for end in again) else "did not go on"
+            yield f"process {lost} of two killed", f"in {kind} 7", f"the other: exit {left.code}", outcome
+
+
+FAULTS = {"signals": signals, "full": full, "read_only": read_only, "clock": clock, "graders": graders, "peer": peer}
+
+
+class mounted:
+    """A file system in memory of its own."""
+
+    def __init__(self, options: str):
+        self.options = options
+
+    def __enter__(self) -> pathlib.Path:
+        self.folder = pathlib.Path(tempfile.mkdtemp())
+        subprocess.run(["mount", "-t", "tmpfs", "-o", self.options, "tmpfs", self.folder], check=True)
+        return self.folder
+
+    def __exit__(self, *_) -> None:
+        subprocess.run(["umount", self.folder], check=True)
+        self.folder.rmdir()
+
+
+def main(given) -> int:
+    import jax
+
+    import fixtures
+    from rlvr_jax.runs.markdown import markdown_table
+    from rlvr_jax.runs.origin import commit
+
+    work, rows = pathlib.Path(tempfile.mkdtemp()), []
+    try:
+        compiled, base = str(work / "programs"), work / "base"
+        fixtures.finish(fixtures.start("pretrain", *fixtures.BASE_FLAGS, "--num_steps=200", f"--run_dir={base}",
+                                       compiled=compiled), expect=0)
+        made: list = []
+
+        def make(folder=None, more=()):
+            return Trial(folder or pathlib.Path(tempfile.mkdtemp(dir=work)), base, compiled, more)
+
+        def whole() -> Trial:
+            if not made:
+                made.append(make())
+                fixtures.finish(made[0].start(), expect=0)
+            return made[0]
+
+        for name in given.only.split(",") if given.only else FAULTS:
+            for row in FAULTS[name](make, whole):
+                rows.append(row)
+                print(" | ".join(row), flush=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    fine = sum(row[-1] == "identical" for row in rows)
+    page = "\n\n".join([
+        "# Faults in real runs", f"`python tests/reliability.py{' --only=' + given.only if given.only else ''}`, commit "
+        f"{commit()}, JAX {jax.__version__} on cpu ({platform.machine()}).",
+        f"A run of {STEPS} steps on a tiny base was broken {len(rows)} times, and the same command went on. {fine} of the "
+        "runs are the uninterrupted one in the end, bit for bit: parameters, moments, log, rollouts, evaluations and "
+        "summary, but for times.",
+        markdown_table(["fault", "where", "how it ended", "in the end"], rows)]) + "\n"
+    if given.out:
+        pathlib.Path(given.out).write_text(page, "utf-8")
+    print(f"{fine} of {len(rows)} identical")
+    return fine < len(rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(json.loads(sys.argv[2]), sys.argv[3:])
+    else:
+        parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+        parser.add_argument("--out", default="", help="file for the page")
+        parser.add_argument("--only", default="", help=f"of {', '.join(FAULTS)}, joined by commas")
+        sys.exit(main(parser.parse_args()))

@@ -1,0 +1,50 @@
+"""Readers of files and texts under damaged and hostile input (`fuzz.py`), each in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import fuzz
+from fixtures import ROOT
+
+NEEDS = {"parquet": "pyarrow", "gguf": "gguf", "original grader": "sympy"}
+
+
+def run(name: str, first: int, count: int, seconds: float) -> dict:
+    """What the process said last; it fails with everything that it said."""
+    done = subprocess.run([sys.executable, ROOT / "tests" / "fuzz.py", name, str(first), str(count)], cwd=ROOT,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=seconds)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", fuzz.READERS)
+def test_two_hundred_damaged_inputs_are_read_or_refused_in_one_line(name):
+    pytest.importorskip(NEEDS.get(name, "json"))
+    assert run(name, 0, 200, 300) == {"reader": name, "inputs": 200, "faults": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", fuzz.READERS)
+def test_ten_thousand_damaged_inputs_are_read_or_refused_in_one_line(name):
+    pytest.importorskip(NEEDS.get(name, "json"))
+    assert run(name, 200, 10_000, 7200)["faults"] == 0
+
+
+@pytest.mark.parametrize("read, said", [
+    (lambda path: 1 / 0, "ZeroDivisionError"), (lambda path: path.rename(path.with_suffix(".x")), ""),
+    (lambda path: bytearray(300 << 20), "MiB for 3 bytes")])
+def test_the_harness_sees_a_fault(read, said, tmp_path):
+    found = fuzz.fault(read, b"abc", tmp_path)
+    assert found.startswith(said) if said == "ZeroDivisionError" else said in found
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_input_is_a_function_of_its_number():
+    import numpy as np
+
+    made = [fuzz.changed(b"coins 7 + 5 =" * 4, np.random.default_rng(7)) for _ in range(2)]
+    assert made[0] == made[1] != b"coins 7 + 5 =" * 4
