@@ -259,7 +259,6 @@ SHOWN = {
     "results/README.md": [
         ("one_shot", "base, greedy", ["150 steps"]), ("one_shot", "end, greedy", ["150 steps", "1,000 steps"]),
         ("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["correct", "format"]),
-        ("label_free", "end, greedy", ["correct", "entropy, reward", "ttrl", "self-certainty"]),
         ("ablation", "end, greedy", ["policy gradient", "all of them", "entropy bonus alone"]),
         ("calibration", "ECE, T=1", ["correct", "calibrated"]),
         ("switch", "base, greedy", ["everything"]), ("switch", "end, greedy", ["everything", "64 after layer 2"]),
@@ -293,6 +292,9 @@ MEANS = {
         ("examples", "gain, greedy", ["one"]), ("examples", "end, greedy", ["sixteen"]),
         ("examples", "variance of the base", ["one"]), ("examples", "variance of the example", ["one"]),
         ("examples", "variance of the rest", ["one"]),
+        ("label_free", "end, greedy", ["correct", "entropy, reward", "ttrl", "self-certainty", "majority"]),
+        ("label_free", "gain, greedy", ["entropy, reward"]),
+        ("label_free", "careful, greedy", ["entropy, reward"]),
         ("spurious", "gain, greedy", ["correct", "format", "coin", "permuted", "incorrect", "inverted",
                                       "no skill, correct"]),
         ("switch", "end, greedy", ["16 after layer 2", "4 after layer 2", "64 after layer 2, format"]),
