@@ -23,7 +23,31 @@ CROSSED = {"variance of the base": lambda values_BxE: statistics.components(valu
 
 def fault(study: dict) -> str:
     """What is wrong with the study's seeds, commands, arms or measures; empty if nothing is."""
-    return shape_fault(study) or arm_fault(study)
+    return shape_fault(study) or contrast_fault(study) or arm_fault(study)
+
+
+def contrasts(study: dict) -> dict[str, dict]:
+    """The arms that run nothing: their measures are AUROCs, of how well each tells some arms from others. An arm says
+    `auroc = {high = [arms], low = [arms], where = "measure", above = 0.1}`; of each arm it takes the seeds where that
+    measure is so high."""
+    return {arm: keys["auroc"] for arm, keys in study["arms"].items() if "auroc" in (keys or ())}
+
+
+def ran(study: dict) -> list[str]:
+    """The arms that have commands."""
+    return [arm for arm in study["arms"] if arm not in contrasts(study)]
+
+
+def contrast_fault(study: dict) -> str:
+    """What is wrong with an arm that says `auroc`."""
+    for arm, contrast in contrasts(study).items():
+        right = isinstance(contrast, dict) and contrast.keys() == {"high", "low", "where", "above"} and all(
+            isinstance(contrast[side], list) and contrast[side] and {*contrast[side]} <= {*ran(study)}
+            for side in ("high", "low")) and contrast["where"] in study["measures"]
+        if not right or len(study["arms"][arm]) > 1 or study.get("crossed") or arm == study.get("control"):
+            return (f'arm {arm}: write auroc = {{high = ["an arm"], low = ["another"], where = "a measure", above = 0.1}} '
+                    "and nothing else, in a study that is not crossed and has another control")
+    return ""
 
 
 def shape_fault(study: dict) -> str:
@@ -73,7 +97,7 @@ def arm_fault(study: dict) -> str:
              *(source["source"] for source in study["measures"].values() if isinstance(source, dict)),
              *(value for arm in study["arms"].values() for value in arm.values() if isinstance(value, str))]
     read = {name for text in texts for _, name, _, _ in string.Formatter().parse(text) if name} - {*GIVEN}
-    for where, keys in [*((f"arm {arm}", keys) for arm, keys in study["arms"].items()),
+    for where, keys in [*((f"arm {arm}", study["arms"][arm]) for arm in ran(study)),
                         ("[quick]", study.get("quick", {}))]:
         for key, value in keys.items():
             if key in commands and (value is False or isinstance(value, list) and all(

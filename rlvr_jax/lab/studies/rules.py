@@ -50,6 +50,8 @@ def less(one: tuple, other: tuple) -> tuple:
 
 def rule_span(study: dict, rule: dict) -> tuple:
     """The range of what a rule is of; `base` is the known value of what is taken away in a difference."""
+    if "auroc" in (study["arms"][rule["arm"]] or ()):
+        return SHARE
     whole, source = span(study, rule["measure"]), study["measures"][rule["measure"]]
     if rule.get("difference"):
         return less(whole, 2 * (rule["base"],) if "base" in rule else whole)

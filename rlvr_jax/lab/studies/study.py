@@ -9,13 +9,13 @@ import functools
 import pathlib
 import platform
 import tomllib
-from typing import Callable, Optional
+from typing import Callable, Iterable, Optional
 
 import jax
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation import estimators
+from rlvr_jax.evaluation import calibration, estimators
 from rlvr_jax.lab.studies import bank, commands, design, records, rules, statistics, study_figure
 from rlvr_jax.lab.studies.commands import fill, label, units, variables
 from rlvr_jax.lab.studies.design import COMBINED, CROSSED
@@ -65,9 +65,9 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     given = {"work": str(work)} | ({"data": config.data} if config.data else {})
     repeated = units(study, [int(seed) for seed in config.seeds or study["seeds"]])
     cells = {(arm, label(study, unit)): variables(study, given | {"arm": arm} | {k: str(v) for k, v in unit.items()})
-             for unit in repeated for arm in study["arms"]}
+             for unit in repeated for arm in design.ran(study)}
     lines = [commands.commands(study, cell, config.quick, config.bank) for cell in cells.values()]
-    for line in dict.fromkeys(line for each in lines[: len(study["arms"])] for line in each):
+    for line in dict.fromkeys(line for each in lines[: len(design.ran(study))] for line in each):
         check(line)
     if config.dry_run:
         print(commands.plan(lines, work, config.bank, config.jobs))
@@ -80,7 +80,9 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
             source_values(name, source, cells[arm, label(study, unit)]) for unit in repeated]
 
     refuse_strangers(study, list(cells.values()))
-    found = {arm: values_of(study["measures"], functools.partial(known, arm), repeated) for arm in study["arms"]}
+    found = {arm: values_of(study["measures"], functools.partial(known, arm), repeated) for arm in design.ran(study)}
+    found |= {arm: told_apart(contrast, found, list(study["measures"]))
+              for arm, contrast in design.contrasts(study).items()}
     record = {"study": name} | written(study, measure(study, found, repeated), repeated) | {
         "origin": origin(config, study, finished, earlier), "summaries": summaries(study, cells)}
     record |= {"bank": made} if (made := banked(finished, config.bank)) else {}
@@ -119,7 +121,7 @@ def load(study: str) -> tuple[str, dict]:
     if wrong:
         raise UserError(f"{path}: {wrong}")
     first = {key: str(value) for key, value in units(content, content["seeds"])[0].items()}
-    cells = {arm: {"work": "WORK", "data": "DATA"} | first | {"arm": arm} for arm in content["arms"]}
+    cells = {arm: {"work": "WORK", "data": "DATA"} | first | {"arm": arm} for arm in design.ran(content)}
     lines = {arm: commands.commands(content, cell, False, "BANK") for arm, cell in cells.items()}
     rules.refuse_twins(path, lines)
     if wrong := design.source_fault(content, cells, lines):
@@ -148,6 +150,25 @@ def values_of(measures: dict, known: Callable, repeated: list[dict]) -> dict:
         return [None if value is None else np.asarray(value) for value in made]
 
     return {name: of(name) for name in measures}
+
+
+def told_apart(contrast: dict, found: dict, names: list[str]) -> dict:
+    """`{measure: for each seed the jackknife value of its AUROC}`: how well the measure tells the arms `high` from the
+    arms `low`. None where one side has no value."""
+    number = len(found[contrast["high"][0]][contrast["where"]])
+
+    def area(name: str, seeds: Iterable[int]) -> Optional[float]:
+        pairs = [(float(np.mean(found[arm][name][i])), side == "high") for side in ("high", "low")
+                 for arm in contrast[side] for i in seeds
+                 if None not in (found[arm][name][i], found[arm][contrast["where"]][i])
+                 and found[arm][contrast["where"]][i] >= contrast["above"]]
+        return calibration.auroc(*map(np.array, zip(*pairs))) if pairs else None
+
+    seeds = np.arange(number)
+    whole = {name: area(name, seeds) for name in names}
+    without = {name: [area(name, np.delete(seeds, i)) for i in range(number)] for name in names}
+    return {name: [None] * number if None in (whole[name], *without[name]) else
+            [np.array(number * whole[name] - (number - 1) * less) for less in without[name]] for name in names}
 
 
 def over_bases(function: Callable, values: list, repeated: list[dict]) -> list:
@@ -220,9 +241,10 @@ def measure(study: dict, found: dict, repeated: list[dict]) -> dict:
     """`{arm: {measure: what gather gives}}` of values by arm, measure and unit, with differences to the control."""
     error, bases = statistics.alpha(study.get("looks")), [unit["base"] for unit in repeated]
     spans = {name: rules.span(study, name) for name in study["measures"]}
-    measured = {arm: {name: gather(values, spans[name], error, bases) for name, values in by_name.items()}
-                for arm, by_name in found.items()}
-    compare(measured, study.get("control"), spans, error, bases)
+    areas = design.contrasts(study)
+    measured = {arm: {name: gather(values, rules.SHARE if arm in areas else spans[name], error, bases)
+                      for name, values in by_name.items()} for arm, by_name in found.items()}
+    compare({arm: of for arm, of in measured.items() if arm not in areas}, study.get("control"), spans, error, bases)
     return measured
 
 
