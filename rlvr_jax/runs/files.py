@@ -28,15 +28,19 @@ def read_json(path: Path, missing: Optional[dict] = None, remedy: str = "copy it
 def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
     """(number, object) of each line of JSON; blank ones are left out. Raises UserError naming a line that is none."""
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # text has other line ends, legal inside JSON
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}); correct the line, or remove it") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: needs names and values, {{...}}; it has {type(row).__name__}")
-        yield number, row
+        if line.strip():
+            yield number, read_line(line, f"{path}, line {number}", "correct the line, or remove it")
+
+
+def read_line(line: bytes, where: str, remedy: str) -> dict:
+    """The object in a line of JSON. Raises UserError, beginning with `where`, for anything else."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); {remedy}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: needs names and values, {{...}}; it has {type(row).__name__}")
+    return row
 
 
 def read_steps(path: Path) -> list[dict]:
@@ -62,8 +66,16 @@ def write_whole(path: Path, text: str) -> None:
     """Replaces the file at once: a reader, or a process that is killed, never leaves half of it."""
     aside = path.with_name(path.name + ".part")
     with naming(path):
-        aside.write_text(text, encoding="utf-8")
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            sync(file)  # else a power cut may leave the new name with nothing in it
         os.replace(aside, path)
+
+
+def sync(file) -> None:
+    """Returns once what was written to an open file would outlive a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -73,9 +73,9 @@ def pretrain(config: PretrainConfig) -> dict:
     update = learner.map_update(model_config, config.update, SUPERVISED, optimizer, loop.seed)
     meta = {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": flat(config)}
     heldout = make_heldout(config, shares, tokenizer, model_config)
-    with Run(config.run, config, loop.num_steps, "pretrain") as run:
+    with Run(config.run, config, loop.num_steps, "pretrain", first=1) as run:
         params = model.init_params(jax.random.key(loop.seed), model_config)
-        watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout, measure_start=False)
+        watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
         state = learner.init_state(params, optimizer, keep_reference=False)
         return watch.finish(supervise(state, solved_problems, update, watch, loop.num_steps))
 
