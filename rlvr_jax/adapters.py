@@ -81,7 +81,11 @@ def add(config: AdapterConfig, params: dict, seed: int) -> dict:
             raise UserError("--adapter_size and --adapter_layers need an adapter: --trainable=vector or lora")
         return params
     key, map_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), STREAM))
-    params["layers"] = params["layers"] | ADAPTERS[config.trainable](config, params["layers"], key)
+    leaves = ADAPTERS[config.trainable](config, params["layers"], key)
+    if not any(name.endswith(TRAINED) for name in leaves):  # `split` would take it for a model without an adapter
+        raise UserError(f"--trainable={config.trainable} makes nothing that is trained ({', '.join(leaves)}): the names of "
+                        f"trained leaves end with {' or '.join(TRAINED)}")
+    params["layers"] = params["layers"] | leaves
     if config.adapter_size or config.adapter_layers:
         params["adapter"] = fewer_numbers(config, split(params)[0]["layers"], map_key)
     return params

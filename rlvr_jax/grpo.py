@@ -38,7 +38,7 @@ class GRPOConfig:
     resets: ResetConfig = ResetConfig()
     adapter: AdapterConfig = AdapterConfig()
     num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example", minimum=1)
-    group_size: int = setting(8, "completions of a row, compared with each other", minimum=1)
+    group_size: int = setting(8, "completions of a row, compared with each other; 1: nothing is compared", minimum=1)
     update_group_size: int = setting(0, "completions of each group, its first ones, that are compared and learnt from; "
                                      "of the others only the reward knows, as TTRL's votes; 0: all", minimum=0)
     max_resamples: int = setting(0, "times to sample again to replace dead groups, all rewards of which are equal",

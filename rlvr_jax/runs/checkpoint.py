@@ -38,7 +38,10 @@ def orbax():
 
 def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0, keep_best: str = ""):
     """The checkpoints of a run: the newest `keep_last`, every multiple of `keep_every` steps, and the one with the
-    highest metric `keep_best` (of equals the newest; where none has it, the newest)."""
+    highest metric `keep_best` (of equals the newest; where none has it, the newest).
+
+    Raises UserError where the metrics of a checkpoint cannot be read.
+    """
     def rank(metrics: dict) -> float:
         return metrics.get(keep_best, -math.inf)
 
@@ -46,17 +49,17 @@ def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0, keep_bes
     wanted = [rules.LatestN(keep_last), rules.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
     wanted += [rules.EveryNSteps(keep_every)] if keep_every else []
     directory(run_dir).mkdir(parents=True, exist_ok=True)
-    return _manager(run_dir, best_fn=rank, preservation_policy=rules.AnyPreservationPolicy(wanted),
-                    cleanup_tmp_directories=True)
-
-
-def _manager(run_dir: str, **options):
-    """A manager of this process alone: orbax waits for no other one."""
-    me = parallel.process_index()
-    alone = orbax().options.MultiprocessingOptions(primary_host=me, active_processes={me},
-                                               barrier_sync_key_prefix=f"process{me}")
+    _metrics(run_dir)  # which a manager reads at some later time, and without naming them
     return orbax().CheckpointManager(directory(run_dir), options=orbax().CheckpointManagerOptions(
-        create=False, multiprocessing_options=alone, **options))
+        create=False, multiprocessing_options=_alone(), best_fn=rank,
+        preservation_policy=rules.AnyPreservationPolicy(wanted), cleanup_tmp_directories=True))
+
+
+def _alone():
+    """What has orbax wait for no other process than this one."""
+    me = parallel.process_index()
+    return orbax().options.MultiprocessingOptions(primary_host=me, active_processes={me},
+                                                  barrier_sync_key_prefix=f"process{me}")
 
 
 def directory(run_dir: str) -> pathlib.Path:
@@ -169,20 +172,27 @@ def best_step(run_dir: str) -> int:
     """The step with the highest metric that --keep_best names, the newest of equals. UserError if none has it."""
     saved = steps(run_dir)
     name = read_meta(run_dir, saved[-1]).get("flags", {}).get("keep_best")
-    values = {}
-    for step in reversed(saved) if name else ():
-        metrics = _restore(run_dir, step, metrics=orbax().args.JsonRestore())["metrics"]
-        with _reading(run_dir, step):
-            values[step] = float(metrics.get(name, -math.inf))
+    values = {step: metrics.get(name, -math.inf) for step, metrics in reversed(_metrics(run_dir).items())}
     if max(values.values(), default=-math.inf) == -math.inf:
         raise UserError(f"{run_dir}@best: its --keep_best={name or ''} names no metric of a checkpoint; name a step: "
                         + ", ".join(map(str, saved)))
     return max(values, key=values.get)
 
 
+def _metrics(run_dir: str) -> dict[int, dict[str, float]]:
+    """The metrics of each checkpoint, by step, the oldest first."""
+    found = {}
+    for step in steps(run_dir):
+        with _reading(run_dir, step):
+            read = json.loads((directory(run_dir) / str(step) / "metrics" / "metrics").read_text("utf-8"))
+            found[step] = {name: float(value) for name, value in read.items()}
+    return found
+
+
 def _restore(run_dir: str, step: int, **items):
-    with _reading(run_dir, step), _manager(run_dir, read_only=True) as manager:
-        return manager.restore(step, args=orbax().args.Composite(**items))
+    handler = orbax().CompositeCheckpointHandler()
+    with _reading(run_dir, step), orbax().Checkpointer(handler, multiprocessing_options=_alone()) as reader:
+        return reader.restore(directory(run_dir) / str(step), args=orbax().args.Composite(**items))
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def read_line(line: bytes, where: str, remedy: str) -> dict:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); {remedy}") from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: needs names and values, {{...}}; it has {type(row).__name__}")
+        raise UserError(f"{where}: needs names and values, {{...}}; it has {type(row).__name__}; {remedy}")
     return row
 
 

@@ -105,7 +105,15 @@ PROMPT_STYLES = {"plain": plain, "chat": chat, "qwen_math": qwen_math}
 
 def encode_prompts(tokenizer: Tokenizer, asked: list[Problem], config: ModelConfig, max_new_tokens: int,
                    max_prompt_tokens: int = 0) -> Prompts:
-    """Token ids of the prompts, padded to a multiple of 16. Raises UserError for one that does not fit the window."""
+    """Token ids of the prompts, padded to a multiple of 16.
+
+    Raises UserError for one that does not fit the window, or that has words which the model does not know.
+    """
+    words = dict.fromkeys(word for problem in asked for word in problem.prompt.split())
+    if unknown := tokenizer.lacks(words):
+        raise UserError(f"the model does not know {', '.join(map(repr, unknown[:8]))}{' and more' * (len(unknown) > 8)}: "
+                        "its tokenizer has whole words, and none for these; write the prompts in its own words, such as "
+                        + ", ".join(sorted(tokenizer.backend.get_vocab(), key=tokenizer.backend.token_to_id)[2:8]))
     room = config.max_seq_len - max_new_tokens
     room = min(room, max_prompt_tokens) if max_prompt_tokens else room
     ids = [tokenizer.encode(problem.prompt) for problem in asked]

@@ -20,15 +20,18 @@ def warn(text: str) -> None:
 
 
 def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
-    """Why no step of a run with these flags has a gradient to learn from; empty if one may. `constant`: whether the
-    reward pays every completion the same."""
+    """Why no step of a run with these flags has a gradient to learn from, or learns from rewards that are not compared;
+    empty where neither is so. `constant`: whether the reward pays every completion the same."""
     objective = config.loss.resolved()
     if objective.entropy_coef:
         return ""
     if constant:  # the gradient of the KL is 0 at the reference, where the run starts
         return f"--reward={reward} with --entropy_coef=0 leaves nothing to learn from; give one of them another value"
-    if config.learnt_size == 1 and not np.any(objective.advantages(np.ones((1, 1), np.float32))):
+    if config.learnt_size == 1:
         flag = "update_group_size" if config.update_group_size else "group_size"
+        if np.any(objective.advantages(np.ones((1, 1), np.float32))):
+            return (f"--{flag}=1 under --objective={config.loss.objective}: nothing is compared, and the advantage is the "
+                    f"bare reward, as in the released code; train/live_groups is then 1. Raise --{flag} to compare")
         return (f"--{flag}=1 under --objective={config.loss.objective}: an advantage is the distance to the group's "
                 f"mean, so each is 0 and the reward teaches nothing; raise --{flag}, or take --objective=one_shot")
     return ""

@@ -170,6 +170,17 @@ def test_keep_best_may_change_and_judges_old_checkpoints_too(go, tmp_path):
     assert checkpoint.steps(tmp_path / "run") == [2, 10] and checkpoint.best_step(str(tmp_path / "run")) == 2
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"eval/greedy": "high"}', "null"])
+def test_metrics_of_a_checkpoint_that_are_none_are_named_at_once(go, tmp_path, content):
+    go(keep_best="eval/greedy", num_steps=8)
+    assert checkpoint.steps(tmp_path / "run") == [6, 8]
+    (tmp_path / "run" / "checkpoints" / "6" / "metrics" / "metrics").write_text(content)
+    for do in (lambda: checkpoint.best_step(str(tmp_path / "run")), lambda: go(keep_best="eval/greedy")):
+        with pytest.raises(UserError, match="cannot read checkpoint .*/6: .*remove that directory to go back to step 8"):
+            do()
+    assert logged(tmp_path) == list(range(1, 9))
+
+
 # ----- what is not finite
 
 
@@ -216,6 +227,8 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkey
     with pytest.raises(UserError, match="the loss or its gradient is not finite at step 5"):
         go()
     assert logged(tmp_path)[-1] == 5 and checkpoint.steps(tmp_path / "run") == [4]
+    with pytest.raises(UserError, match="good checkpoints of steps 1, 2, 3;"):  # that of step 4 had the bad loss
+        go(save_every=1, keep_last=9, resume="never")
 
 
 # ----- what is not as it was saved
@@ -250,6 +263,13 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed(go, tmp_path, monkeypatch):
     flipped("meta", lambda meta: meta | {"flags": meta["flags"] | {"seed": 1}})
     with pytest.raises(UserError, match="checkpoint .*8 is damaged: meta is not as it was saved"):
         checkpoint.read_meta(str(tmp_path / "run"), 8)
+    for other in ([], None, "text", 3):
+        flipped("meta", lambda meta: other)
+        with pytest.raises(UserError, match="checkpoint .*8 is damaged: its meta is no record, but a "):
+            checkpoint.restore_model(str(tmp_path / "run"))
+    flipped("meta", lambda meta: {"flags": meta["flags"], "model": 3})
+    with pytest.raises(UserError, match="cannot read checkpoint .*8: "):
+        checkpoint.restore_model(str(tmp_path / "run"))
     flipped("meta", lambda meta: {name: meta[name] for name in meta if name != "digests"})
     assert checkpoint.read_meta(str(tmp_path / "run"), 8)  # saved before there were digests
     go(num_steps=10)
@@ -269,9 +289,22 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed(go, tmp_path, monkeypatch):
     ({"schedule": "constant"}, {"num_steps": 90}, "")])
 def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after, says):
     first = replace(CONFIG, num_steps=60, num_passes=2, num_minibatches=3, **before)
-    (tmp_path / "flags.txt").write_text("\n".join(flags.flag_lines(first)))
+    (tmp_path / "flags.txt").write_text("\n".join([*flags.flag_lines(first), ""]))
     found = flags.changed_flags(tmp_path, replace(first, **after), "--run_dir", "train")
     assert says in found and bool(found) == bool(says)
+
+
+@pytest.mark.parametrize("cut", [lambda text: "", lambda text: text[:-1], lambda text: text[: len(text) // 2],
+                                 lambda text: text.replace("=", ":"), lambda text: text + "\n",
+                                 lambda text: text.replace("--num_steps=10", "--num_steps=")])
+def test_flags_that_are_cut_are_damaged_not_other_flags(go, tmp_path, cut):
+    go(num_steps=2, schedule="linear")
+    path = tmp_path / "run" / "flags.txt"
+    path.write_text(cut(path.read_text().replace("--num_steps=2", "--num_steps=10")))
+    before = path.read_text()
+    with pytest.raises(UserError, match="flags.txt is damaged: it is to have a line --name=value for each flag"):
+        go(num_steps=4, schedule="linear")
+    assert path.read_text() == before
 
 
 @pytest.mark.parametrize("before, after, same", [
@@ -279,18 +312,18 @@ def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after
     ("base", "bas", False)])
 def test_a_model_is_the_same_however_its_directory_is_written(tmp_path, before, after, same):
     first = replace(CONFIG, model=before)
-    (tmp_path / "flags.txt").write_text("\n".join(flags.flag_lines(first)))
+    (tmp_path / "flags.txt").write_text("\n".join([*flags.flag_lines(first), ""]))
     found = flags.changed_flags(tmp_path, replace(first, model=after), "--run_dir", "train")
     assert ("--model" in found) != same
 
 
 def test_a_directory_of_another_script_gets_one_sentence(tmp_path):
-    (tmp_path / "flags.txt").write_text("\n".join(flags.flag_lines(PretrainConfig())))
+    (tmp_path / "flags.txt").write_text("\n".join([*flags.flag_lines(PretrainConfig()), ""]))
     origin.write(tmp_path, "pretrain")
     assert flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train") == (
         f"{tmp_path} was written by scripts.pretrain, and scripts.train needs a directory of its own: choose another "
         "--run_dir")
-    (tmp_path / "flags.txt").write_text("\n".join(flags.flag_lines(replace(CONFIG, seed=9))[:-4]))
+    (tmp_path / "flags.txt").write_text("\n".join([*flags.flag_lines(replace(CONFIG, seed=9))[:-4], ""]))
     origin.write(tmp_path, "train")
     assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train")  # of an earlier version
     (tmp_path / "origin.json").unlink()  # which a run that started with nothing to do does not have
