@@ -67,7 +67,7 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
         huggingface.fill(view, array, path, tensor.name)
     huggingface.refuse_missing(unread, path)
     tokenizer = read_tokenizer(reader)
-    huggingface.check_tokenizer(config, tokenizer)
+    huggingface.check_tokenizer(config, tokenizer, path)
     return config, params, tokenizer
 
 

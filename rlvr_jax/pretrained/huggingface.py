@@ -68,8 +68,8 @@ def check_size(config: ModelConfig, numbers: int, path) -> None:
     except (OverflowError, ValueError, TypeError):  # a size that no array has
         count = math.inf
     if count > numbers:
-        raise UserError(f"{path} describes a model of {count:,} numbers, and the files of its weights hold {numbers:,} at "
-                        "most: weights and configuration are of different models, or tensors are missing")
+        raise UserError(f"{path} describes a model of {count:,} numbers, and the files of its weights hold {numbers:,} "
+                        "at most: weights and configuration are of different models, or tensors are missing")
 
 
 def shapes(config: ModelConfig) -> Params:
@@ -109,7 +109,8 @@ def fill(view: np.ndarray, tensor: np.ndarray, path, name: str) -> None:
     with np.errstate(over="ignore"):
         view[...] = tensor
     if not np.isfinite(view).all():
-        raise UserError(f"{path}: tensor {name} holds numbers that are not finite (NaN or infinite): copy the model again")
+        raise UserError(f"{path}: tensor {name} holds numbers that are not finite (NaN or infinite): copy the model "
+                        "again")
 
 
 def refuse_missing(unread: dict[str, np.ndarray], path) -> None:
@@ -117,12 +118,13 @@ def refuse_missing(unread: dict[str, np.ndarray], path) -> None:
         raise UserError(f"{path}: tensor {min(unread)} is missing ({len(unread)} in all): copy the model again")
 
 
-def check_tokenizer(config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Raises UserError if the tokenizer has an id that the embedding lacks. Spare embeddings are usual, and fine."""
+def check_tokenizer(config: ModelConfig, tokenizer: Tokenizer, path) -> None:
+    """Raises UserError, naming the model's path, if the tokenizer has an id that the embedding lacks. Spare embeddings
+    are usual, and fine."""
     highest = max([*tokenizer.backend.get_vocab().values(), *tokenizer.eos_ids, tokenizer.pad_id])
     if highest >= config.vocab_size:
-        raise UserError(f"the tokenizer has ids up to {highest} but the weights only {config.vocab_size} embeddings: "
-                        "take tokenizer and weights from the same model")
+        raise UserError(f"{path}: the tokenizer has ids up to {highest}, and the weights only {config.vocab_size} "
+                        "embeddings: take tokenizer and weights from the same model")
 
 
 # ----- config.json
@@ -214,6 +216,9 @@ def weight_files(dir: Path) -> list[Path]:
         names = read_json(index).get("weight_map")
         if not isinstance(names, dict):
             raise UserError(f"{index} has no 'weight_map': copy it again")
+        for name in names.values():
+            if not isinstance(name, str) or name != Path(name).name or name == "..":
+                raise UserError(f"{index} names the file {name!r}, which is not in its folder: copy the model again")
         paths = [dir / name for name in sorted(set(names.values()))]
     else:
         paths = sorted(dir.glob("*.safetensors"))

@@ -14,9 +14,9 @@ def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, 
     """`"correct:1,format:0.1"` as pairs of a row's name and its weight, 1 for a name alone. UserError for others."""
     pairs, (first, second) = [], list(rows)[:2]
     for part in map(str.strip, text.split(",")):
-        name, _, weight = part.partition(":")
+        name, colon, weight = part.partition(":")
         try:
-            pairs.append((name, float(weight or 1)))
+            pairs.append((name, float(weight) if colon else 1.0))
         except ValueError:
             name = ""
         if name not in rows or not math.isfinite(pairs[-1][1]):

@@ -71,6 +71,8 @@ def read_log(path: pathlib.Path, keep_step: float) -> tuple[list[dict], int, boo
 
 def _plain(value):
     """JSON has no NaN, and no numpy numbers."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
     if isinstance(value, (np.generic, float)):
         value = value.item() if isinstance(value, np.generic) else value
         return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,6 @@
 """A run directory: its flags, logs and checkpoints, how it continues, and how it stops without losing anything."""
 
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import math
@@ -13,14 +12,14 @@ import numpy as np
 
 from rlvr_jax import adapters, parallel
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.records import LearnerState, setting
+from rlvr_jax.records import LearnerState, checked, setting
 from rlvr_jax.runs import checkpoint, files, origin, signals, stopping
 from rlvr_jax.runs.flags import changed_flags, claim, flag_lines
 from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress, read_log, tensorboard
 from rlvr_jax.runs.summary import summarise
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class RunConfig:
     """A run directory: where it is, how it continues, what it keeps, and when it ends."""
 
@@ -34,10 +33,12 @@ class RunConfig:
                               free=True)
     keep_best: str = setting("", "also keep the checkpoint whose step has the highest value of this metric, such as "
                              "eval/greedy; --model=DIR@best names it; empty: none", free=True)
-    stop_when: str = setting("", "rules that end the run, joined by commas, such as train/entropy<0.01,train/kl>10",
-                             free=True)
+    stop_when: str = setting("", "rules that end the run, joined by commas, such as train/entropy<0.01,train/kl>10; "
+                             "or inert: as soon as there is nothing to learn from rewards (inert_steps)", free=True)
     stop_patience: int = setting(10, "rows in succession in which a rule of stop_when has to hold", minimum=1,
                                  free=True)
+    inert_steps: int = setting(20, "steps in succession in which all rewards of each group are equal, after which the "
+                               "run counts as inert, and says so once", minimum=1, free=True)
     tensorboard: bool = setting(False, "mirror metrics.jsonl in run_dir/tensorboard; needs tensorboardX", free=True)
     eval_every: int = setting(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
                               minimum=0, free=True)
@@ -64,7 +65,7 @@ class Run:
             raise UserError("--run_dir is required: the directory that this run writes")
         self.config, self.flags, self.num_steps, self.command = config, flags, num_steps, command
         self.first, self.signal, self.stop, self.shown, self.chosen = first, 0, 0, {}, {}
-        self.rules, self.looping = stopping.parse(config.stop_when), False
+        self.rules, self.looping = stopping.parse(config.stop_when, config.inert_steps), False
         self.dir, self.held = pathlib.Path(config.run_dir), contextlib.ExitStack()
         refusal = self._refusal() if parallel.is_main() else ""
         if parallel.largest(bool(refusal)):
@@ -161,13 +162,14 @@ class Run:
         if self.resumed and parallel.is_main():
             with contextlib.suppress(UserError):  # not there, or damaged: make it again
                 known = files.read_json(path)
-            wanted = checkpoint.read_meta(self.config.run_dir, self.resumed).get("chosen", {}).get(name)  # or an old run
+            chosen = checkpoint.read_meta(self.config.run_dir, self.resumed).get("chosen", {})  # an old run has none
+            wanted = chosen.get(name)
         known = json.loads(parallel.broadcast_text(json.dumps(known)))
         made = known or make()
         self.chosen[name] = checkpoint.text_digest(made)
         if wanted not in (None, self.chosen[name]):
-            raise UserError(f"{path} is not what this run was begun with: take the file from a copy, or remove it and it "
-                            "is made again; --resume=never starts over, and moves this run aside")
+            raise UserError(f"{path} is not what this run was begun with: take the file from a copy, or remove it and "
+                            "it is made again; --resume=never starts over, and moves this run aside")
         if not known and parallel.is_main():
             files.write_json(path, made)
         return made
@@ -283,7 +285,8 @@ class Run:
         if verdict:
             summary["stopped_by"] = verdict
             print("{dir} ended by --stop_when at step {step}: {rule} in {patience} rows in succession, the last with "
-                  "{value:.4g}; it goes on only under another --stop_when or --stop_patience"
+                  "{value:.4g}; it goes on only under another --stop_when, --stop_patience or "
+                  "--inert_steps"
                   .format(dir=self.dir, **verdict))
         elif self.resumed >= self.num_steps:
             print(f"{self.dir} is already at step {self.resumed}, and --num_steps={self.num_steps}: nothing "

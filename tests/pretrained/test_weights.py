@@ -324,6 +324,10 @@ def test_missing_files_are_refused_by_name(tmp_path):
         (tmp_path / "model.safetensors.index.json").write_text(index)
         with pytest.raises(UserError, match=f"index.json {message}"):
             huggingface.load_folder(tmp_path)
+    for name in ("../a.safetensors", "/tmp/a.safetensors", "..", "sub/a.safetensors", 3):
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+        with pytest.raises(UserError, match="index.json names the file .*, which is not in its folder"):
+            huggingface.load_folder(tmp_path)
     (tmp_path / "model.safetensors.index.json").unlink()
     huggingface.load_folder(tmp_path)  # shards without their index are still the whole model
     (tmp_path / "copy.safetensors").write_bytes(content)
@@ -356,11 +360,12 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused():
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 5}, unk_token="a"))
     tokenizer = tokenizer_lib.Tokenizer(backend, (0,), 0, None, {})
     for size in (6, 99):
-        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=size), tokenizer)
-    with pytest.raises(UserError, match="ids up to 5 .* 5 embeddings"):
-        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=5), tokenizer)
+        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=size), tokenizer, "m")
+    with pytest.raises(UserError, match="^m: the tokenizer has ids up to 5, .* 5 embeddings: take"):
+        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=5), tokenizer, "m")
     with pytest.raises(UserError, match="ids up to 7"):
-        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=6), dataclasses.replace(tokenizer, eos_ids=(7,)))
+        more = dataclasses.replace(tokenizer, eos_ids=(7,))
+        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=6), more, "m")
 
 
 def test_every_parameter_has_a_name_elsewhere():

@@ -100,22 +100,29 @@ def test_a_rule_has_to_hold_in_all_of_the_last_rows_that_have_its_metric(values,
     rows = [{"step": step} | row for step, row in enumerate(values, 1)]
     seen = ["y" if (row["m"] or 0) > 1.5 else "n" for row in values if "m" in row]
     held = "".join(seen).endswith("y" * patience)
-    assert (stopping.verdict(stopping.parse("m>1.5"), patience, rows) is not None) == held
+    assert (stopping.verdict(stopping.parse("m>1.5", 20), patience, rows) is not None) == held
 
 
 def test_the_base_does_not_count_and_the_first_rule_that_holds_is_named():
     rows = [{"step": 0, "a": 0.0}, {"step": 1, "a": 0.0, "b": 9.0}]
-    rules = stopping.parse(" c<1,a < 1e-3,b>2")
+    rules = stopping.parse(" c<1,a < 1e-3,b>2", 20)
     assert stopping.verdict(rules, 2, rows) is None
     assert stopping.verdict(rules, 1, rows) == {"rule": "a<0.001", "patience": 1, "step": 1, "value": 0.0}
-    assert stopping.verdict(stopping.parse(""), 1, rows) is None
+    assert stopping.verdict(stopping.parse("", 20), 1, rows) is None
 
 
 @pytest.mark.parametrize("text", ["entropy", "entropy<", "<1", "a=1", "a<=1", "a<b", "a<1<2", "a<nan", "a<1,,b>2",
                                   "a<1,"])
 def test_a_rule_that_cannot_be_read_is_refused(text):
-    with pytest.raises(UserError, match="--stop_when: .* is no rule; rules are METRIC<NUMBER or METRIC>NUMBER"):
-        stopping.parse(text)
+    with pytest.raises(UserError, match="--stop_when: .* is no rule; rules are METRIC<NUMBER, METRIC>NUMBER or inert"):
+        stopping.parse(text, 20)
+
+
+def test_a_run_without_different_rewards_is_inert_after_its_own_number_of_steps():
+    rows = [{"step": step, "train/live_groups": live} for step, live in enumerate([0.0, 0.0, 0.5, 0.0, 0.0, 0.0])]
+    rules = stopping.parse("train/kl>9, inert", 3)
+    assert [stopping.verdict(rules, 1, rows[:count]) is None for count in range(7)] == [True] * 6 + [False]
+    assert stopping.verdict(rules, 1, rows) == {"rule": "inert", "patience": 3, "step": 5, "value": 0.0}
 
 
 @pytest.mark.parametrize("flags, says, rows", [

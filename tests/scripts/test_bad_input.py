@@ -57,7 +57,8 @@ CASES = {
     "full disk": ("sample", ["--model={work}/base", "--prompt=coins", "--max_new_tokens=5", "--out=/dev/full"],
                   "/dev/full: No space left"),
     "step that is no number": ("sample", ["--model={work}/base@last", "--prompt=x"], "{work}/base@last"),
-    "tokenizer too large": ("sample", ["--model={work}/mismatched", "--prompt=x"], "the tokenizer has ids up to"),
+    "tokenizer too large": ("sample", ["--model={work}/mismatched", "--prompt=x"], 
+                            "{work}/mismatched: the tokenizer has ids up to"),
     "corrupt safetensors": ("sample", ["--model={work}/garbled", "--prompt=x"], "{work}/garbled/model.safetensors"),
     "truncated safetensors": ("sample", ["--model={work}/cut", "--prompt=x"], "{work}/cut/model.safetensors"),
     "corrupt config": ("sample", ["--model={work}/noconfig", "--prompt=x"], "{work}/noconfig/config.json"),
@@ -96,7 +97,11 @@ CASES = {
     "greedy training": ("train", [*GO, "--temperature=0"], "--temperature=0"),
     "line break in a flag": ("train", [*GO, "--instruction=a\nb"],
                              "--instruction holds a line break"),
-    "run_dir is a file": ("train", ["--model={work}/base", *FLAGS, "--run_dir={work}/text.jsonl"], "{work}/text.jsonl"),
+    "run_dir is a file": ("train", ["--model={work}/base", *FLAGS, "--run_dir={work}/text.jsonl"],
+                          "--run_dir={work}/text.jsonl is a file: name a directory"),
+    "out is a file": ("evaluate", ["--model={work}/base", "--out={work}/text.jsonl", "--num_ops=2"],
+                      "--out={work}/text.jsonl is a file: name a directory"),
+    "reward without its weight": ("train", [*GO, "--reward=format:"], "--reward=format:: 'format:' is none of"),
     "no chat template": ("sample", ["--model={work}/base", "--prompt=x", "--prompt_style=chat"], "no chat template"),
 }
 

@@ -9,6 +9,7 @@ import pytest
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import grade
 from rlvr_jax.records import Problem
+from rlvr_jax.runs.files import read_json
 from rlvr_jax.tasks import families, prompts
 from rlvr_jax.tasks.problems import load, merge
 
@@ -281,3 +282,22 @@ def test_words_that_a_model_of_whole_words_lacks_are_named_not_read_as_padding()
     with pytest.raises(UserError, match="the model does not know 'koins', 'plus': "):
         prompts.encode_prompts(digits, asked, config, 5)
     assert prompts.encode_prompts(QWEN, asked, config, 5).lengths.min() > 5  # spells any word
+
+
+@pytest.mark.parametrize("line, says", [
+    ('{"question": "q", "answer": "1", "answer": "2"}', "'answer' is there twice"),
+    ('{"question": "q", "answer": 1e999}', "1e999 is no number"),
+    ('{"question": "q", "answer": NaN}', "NaN is no number"),
+    ('{"question": "q", "answer": [-Infinity]}', "-Infinity is no number"),
+    ('{"question": null, "answer": "1"}', r"it has question \(null\), answer$")])
+def test_a_line_that_says_two_things_or_no_number_is_refused(tmp_path, line, says):
+    (tmp_path / "p.jsonl").write_text('{"question": "q", "answer": 1e3}\n' + line + "\n")
+    with pytest.raises(UserError, match=f"p.jsonl, line 2: .*{says}"):
+        load(str(tmp_path / "p.jsonl"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    for name in ("p.jsonl", "x.json"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + b'{"question": "q", "answer": "1"}')
+    assert [problem.question for problem in load(str(tmp_path / "p.jsonl"))] == ["q"]
+    assert read_json(tmp_path / "x.json") == {"question": "q", "answer": "1"}

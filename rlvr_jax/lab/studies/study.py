@@ -4,8 +4,8 @@ A file of configs/studies/ holds the question, what was known, the commands of a
 flags added to these, what is measured, and the prediction: its rules (`rules.py`). This file runs any of them.
 """
 
-import dataclasses
 import functools
+import graphlib
 import pathlib
 import platform
 import tomllib
@@ -18,7 +18,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
 from rlvr_jax.lab.studies import bank, commands, records, rules, statistics, study_figure
 from rlvr_jax.lab.studies.commands import fill, label, units, variables
-from rlvr_jax.records import setting
+from rlvr_jax.records import checked, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.origin import commit
 
@@ -38,8 +38,10 @@ CROSSED = {"variance of the base": lambda values_BxE: statistics.components(valu
            "variance of the example": lambda values_BxE: statistics.components(values_BxE)[1],
            "variance of the rest": lambda values_BxE: statistics.components(values_BxE)[2]}
 
+PARTS = {"-": 2, "/": 2, "overlap": 3, "overlap by chance": 3} | dict.fromkeys(CROSSED, 1)  # how many others each takes
 
-@dataclasses.dataclass(frozen=True)
+
+@checked
 class StudyConfig:
     """A question asked of several arms and seeds."""
 
@@ -95,7 +97,7 @@ def load(study: str) -> tuple[str, dict]:
     """(name, content) of configs/studies/STUDY.toml, or of the TOML file named. Raises UserError for a bad file."""
     path = pathlib.Path(study) if study.endswith(".toml") else FOLDER / f"{study}.toml"
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
         raise UserError(f"--study={study}: no file {path}; there are {known}, or name a .toml file") from None
@@ -125,7 +127,17 @@ def load(study: str) -> tuple[str, dict]:
 
 
 def design_fault(study: dict) -> str:
-    """What is wrong with `looks`, `success`, `bases` or the range of a measure, and how to write it."""
+    """What is wrong with `looks`, `success`, `bases`, or how a measure is made, and how to write it."""
+    made = {name: source for name, source in study["measures"].items() if isinstance(source, list)}
+    for name, source in made.items():
+        wanted = PARTS.get(source[0]) if source and isinstance(source[0], str) else None
+        if len(source[1:]) != wanted or not all(part in study["measures"] for part in map(str, source[1:])):
+            return (f"measure {name}: it is made of {source}; write a word and that many measures of this study: "
+                    + ", ".join(f"{word} {count}" for word, count in PARTS.items()))
+    try:
+        graphlib.TopologicalSorter({name: source[1:] for name, source in made.items()}).prepare()
+    except graphlib.CycleError as error:
+        return f"measures {', '.join(error.args[1][:-1])} are made of each other; measure one of them"
     looks, success = study.get("looks", [5, 10, 20]), study.get("success")
     if len(looks) != statistics.LOOKS or not all(isinstance(x, int) for x in looks) or looks != sorted(set(looks)):
         return "looks: write three rising numbers of seeds, as in looks = [5, 10, 20]"
