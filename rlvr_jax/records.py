@@ -123,6 +123,7 @@ def refusal(kind, meta: Mapping, value) -> str:
     return "" if right else "not " + allowed(kind, bounds)
 
 
+@typing.dataclass_transform(frozen_default=True)
 def checked(cls):
     """A record of settings: a frozen dataclass. Making one raises UserError for a value that its flag would refuse.
 

@@ -55,7 +55,7 @@ def read_log(path: pathlib.Path, keep_step: float) -> tuple[list[dict], int, boo
     for number, line in enumerate(content.splitlines(keepends=True), 1):
         where = f"{path}, line {number}"
         try:
-            row = read_line(line, where, "correct it, or take the file from a copy; what follows it is as it was")
+            row = read_line(line, where, "correct the line, or take the file from a copy")
             if not isinstance(row.get("step", 0), int):
                 raise UserError(f"{where}: its step is {row['step']!r}, no whole number; correct it")
         except UserError:

@@ -398,7 +398,7 @@ def test_a_bad_line_that_others_follow_is_an_error_and_nothing_is_cut(go, tmp_pa
     path = tmp_path / "run" / f"{name}.jsonl"
     path.write_text("".join(f"{row}\n" for row in ('{"step": 1}', line, '{"step": 3}', '{"step": 4}')))
     before = logs_of(tmp_path)
-    with pytest.raises(UserError, match=f"{name}.jsonl, line 2: .*correct it"):
+    with pytest.raises(UserError, match=f"{name}.jsonl, line 2: .*correct"):
         go(num_steps=6)
     assert logs_of(tmp_path) == before
 

@@ -218,7 +218,10 @@ def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
     ('["-", "end", "start"]', '["-", "end"]', "measure gain: .*write a word and that many measures .*: - 2, / 2, over"),
     ('["-", "end", "start"]', '["+", "end", "start"]', "measure gain: it is made of"),
     ('["-", "end", "start"]', '["-", "gain", "start"]', "measures gain are made of each other"),
-    ('["-", "end", "start"]', "[]", "measure gain: it is made of")])
+    ('["-", "end", "start"]', "[]", "measure gain: it is made of"),
+    ("[arms.bent]\nrl", "[arms.bent]\nlr", "arm bent: lr is no command with a list of flags .*the commands are base, rl"),
+    ('rl = ["--reward=a b"]', 'rl = "--reward=a b"', "arm bent: rl is no command"),
+    ('[quick]\nrl', '[quick]\nlr', "quick: lr is no command")])
 def test_a_file_that_is_amiss_is_refused_by_name(coin, old, new, message):
     path = pathlib.Path(coin[0].study)
     path.write_text(STUDY.replace(old, new, 1))
