@@ -190,8 +190,9 @@ def _metrics(run_dir: str) -> dict[int, dict[str, float]]:
 
 
 def _restore(run_dir: str, step: int, **items):
-    handler = orbax().CompositeCheckpointHandler()
-    with _reading(run_dir, step), orbax().Checkpointer(handler, multiprocessing_options=_alone()) as reader:
+    alone = _alone()
+    handler = orbax().CompositeCheckpointHandler(composite_options=orbax().CompositeOptions(alone))
+    with _reading(run_dir, step), orbax().Checkpointer(handler, multiprocessing_options=alone) as reader:
         return reader.restore(directory(run_dir) / str(step), args=orbax().args.Composite(**items))
 
 

@@ -99,7 +99,7 @@ CASES = {
                              "--instruction holds a line break"),
     "run_dir is a file": ("train", ["--model={work}/base", *FLAGS, "--run_dir={work}/text.jsonl"],
                           "--run_dir={work}/text.jsonl is a file: name a directory"),
-    "out is a file": ("evaluate", ["--model={work}/base", "--out={work}/text.jsonl", "--num_ops=2"],
+    "out is a file": ("evaluate", [*MEASURE[:1], "--out={work}/text.jsonl", "--num_ops=2", "--max_new_tokens=9"],
                       "--out={work}/text.jsonl is a file: name a directory"),
     "reward without its weight": ("train", [*GO, "--reward=format:"], "--reward=format:: 'format:' is none of"),
     "no chat template": ("sample", ["--model={work}/base", "--prompt=x", "--prompt_style=chat"], "no chat template"),
