@@ -227,7 +227,19 @@ def required(rule: dict) -> str:
     return f"{rule['arm']}: {rule['measure']}{', less the control' if rule.get('difference') else ''}, {bound}"
 
 
-# ----- arms that are one
+# ----- what an arm says, and arms that are one
+
+
+def arm_fault(study: dict) -> str:
+    """What is wrong with the keys of an arm, or of `quick`: each is a command with its flags; of an arm also a text."""
+    names, tables = study["commands"], {f"arm {arm}": given for arm, given in study["arms"].items()}
+    for table, given in (tables | {"quick": study.get("quick", {})}).items():
+        for key, value in given.items():
+            flags = value is False or isinstance(value, list) and all(isinstance(flag, str) for flag in value)
+            if not (flags if key in names else isinstance(value, str) and table != "quick"):
+                return (f"{table}: {key} is no command with a list of flags (or false, to leave it out), nor a text for "
+                        f"{{{key}}}; the commands are {', '.join(names)}")
+    return ""
 
 
 def refuse_twins(path, arms: dict[str, list[str]]) -> None:

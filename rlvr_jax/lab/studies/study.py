@@ -112,7 +112,7 @@ def load(study: str) -> tuple[str, dict]:
                         "arms")
     unknown = [name for name in content.get("table", ()) if name not in content["measures"]]
     wrong = f"table: {unknown[0]!r} is none of the measures" if unknown else study_figure.fault(content)
-    wrong = wrong or arm_fault(content) or design_fault(content)
+    wrong = wrong or rules.arm_fault(content) or design_fault(content)
     if wrong:
         raise UserError(f"{path}: {wrong}")
     content = sourced(content)
@@ -124,18 +124,6 @@ def load(study: str) -> tuple[str, dict]:
     rules.refuse_twins(path, {arm: commands.commands(content, example | {"arm": arm}, False, "BANK")
                               for arm in content["arms"]})
     return path.stem, content
-
-
-def arm_fault(study: dict) -> str:
-    """What is wrong with the keys of an arm, or of `quick`: each is a command with its flags; of an arm also a text."""
-    names, tables = study["commands"], {f"arm {arm}": given for arm, given in study["arms"].items()}
-    for table, given in (tables | {"quick": study.get("quick", {})}).items():
-        for key, value in given.items():
-            flags = value is False or isinstance(value, list) and all(isinstance(flag, str) for flag in value)
-            if not (flags if key in names else isinstance(value, str) and table != "quick"):
-                return (f"{table}: {key} is no command with a list of flags (or false, to leave it out), nor a text for "
-                        f"{{{key}}}; the commands are {', '.join(names)}")
-    return ""
 
 
 def design_fault(study: dict) -> str:
