@@ -8,7 +8,6 @@ them are the model that the run started from, and so the reference of the KL: no
 `numbers` and what makes leaves of them, `leaf = start + map . numbers`; the update writes the leaves anew.
 """
 
-import dataclasses
 from typing import Callable
 
 import jax
@@ -17,14 +16,14 @@ import numpy as np
 from flax import traverse_util
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.records import setting
+from rlvr_jax.records import checked, setting
 
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 TRAINED = ("_lora_a", "_lora_b", "vector")  # how the names of trained leaves end
 STREAM = 3  # of random keys: the sampler's are 0 to 2
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class AdapterConfig:
     """What is trained of a model."""
 
@@ -81,7 +80,11 @@ def add(config: AdapterConfig, params: dict, seed: int) -> dict:
             raise UserError("--adapter_size and --adapter_layers need an adapter: --trainable=vector or lora")
         return params
     key, map_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), STREAM))
-    params["layers"] = params["layers"] | ADAPTERS[config.trainable](config, params["layers"], key)
+    leaves = ADAPTERS[config.trainable](config, params["layers"], key)
+    if not any(name.endswith(TRAINED) for name in leaves):  # `split` would take it for a model without an adapter
+        raise UserError(f"--trainable={config.trainable} makes nothing that is trained ({', '.join(leaves)}): names "
+                        f"of trained leaves end with {' or '.join(TRAINED)}")
+    params["layers"] = params["layers"] | leaves
     if config.adapter_size or config.adapter_layers:
         params["adapter"] = fewer_numbers(config, split(params)[0]["layers"], map_key)
     return params

@@ -3,14 +3,9 @@
 There are no texts, files or printing here. Problems are token ids; `reward` scores a step's completions; `watch` is
 called between steps, and may restore, evaluate, log, save, reset and stop. The loss is `learner.make_loss`.
 
-What was left out, and why: a critic and GAE (a completion is compared with its group), asynchronous rollouts (sampler
-and trainer are one policy, so no correction is needed), top-p in training (log-probabilities would be of another
-distribution), several turns.
-
 N groups of a step, G completions of a group, B = N*G, T tokens; all groups of a one-shot run have the same problem.
 """
 
-import dataclasses
 from typing import Any, Callable, Iterable, NamedTuple, Optional
 
 import jax
@@ -22,11 +17,11 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.learner import LossConfig, OptimizerConfig, ResetConfig, UpdateConfig, reference
 from rlvr_jax.model import ModelConfig, Params
 from rlvr_jax.objectives import live_groups
-from rlvr_jax.records import Batch, LearnerState, LoopConfig, Prompts, Rollouts, setting
+from rlvr_jax.records import Batch, LearnerState, LoopConfig, Prompts, Rollouts, checked, setting
 from rlvr_jax.sampler import Decoding, Request, SamplingConfig
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class GRPOConfig:
     """One-example GRPO."""
 
@@ -38,7 +33,7 @@ class GRPOConfig:
     resets: ResetConfig = ResetConfig()
     adapter: AdapterConfig = AdapterConfig()
     num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example", minimum=1)
-    group_size: int = setting(8, "completions of a row, compared with each other", minimum=1)
+    group_size: int = setting(8, "completions of a row, compared with each other; 1: nothing is compared", minimum=1)
     update_group_size: int = setting(0, "completions of each group, its first ones, that are compared and learnt from; "
                                      "of the others only the reward knows, as TTRL's votes; 0: all", minimum=0)
     max_resamples: int = setting(0, "times to sample again to replace dead groups, all rewards of which are equal",

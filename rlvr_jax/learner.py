@@ -5,7 +5,6 @@ once, so the result does not depend on how rows are spread. Supervised training 
 "reinforce" objective and every advantage 1.
 """
 
-import dataclasses
 from typing import Callable, Iterator, Optional
 
 import jax
@@ -19,10 +18,10 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.logprobs import Scoring, completion_logprobs
 from rlvr_jax.model import ModelConfig, localise
 from rlvr_jax.objectives import OBJECTIVES
-from rlvr_jax.records import Batch, LearnerState, setting
+from rlvr_jax.records import Batch, LearnerState, checked, setting
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class OptimizerConfig:
     """AdamW, and its learning rate."""
 
@@ -39,7 +38,7 @@ class OptimizerConfig:
     max_grad_norm: float = setting(1.0, "clip gradients to this global norm", above=0)
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class UpdateConfig:
     """How an update goes over its batch, and what it holds in memory."""
 
@@ -56,7 +55,7 @@ class UpdateConfig:
         return self.num_passes * self.num_minibatches
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class LossConfig:
     """What the update maximises, given the rewards."""
 
@@ -78,7 +77,7 @@ class LossConfig:
 SUPERVISED = LossConfig("reinforce")  # with every advantage 1 this is cross-entropy
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class ResetConfig:
     """When the reference or the optimiser starts anew (ProRL, arXiv 2505.24864)."""
 

@@ -5,11 +5,16 @@ numpy on the host, and JAX arrays on a device.
 """
 
 import dataclasses
+import math
+import numbers
+import operator
 import typing
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Optional
 
 import flax.struct
 import jax
+
+from rlvr_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +91,56 @@ def setting(default, help: str, choices: Iterable | Callable = (), free: bool = 
                                                         "listed": listed, "bounds": bounds})
 
 
+# Bounds that `setting` takes: how they are written, and what has to hold of (value, bound).
+BOUNDS = {"minimum": (">=", operator.ge), "above": (">", operator.gt),
+          "maximum": ("<=", operator.le), "below": ("<", operator.lt)}
+
+
+def number_of(kind) -> Any:
+    """int or float, of a setting that is one, may be one, or has several; None for any other."""
+    return next((x for x in (kind, *typing.get_args(kind)) if x in (int, float)), None)
+
+
+def allowed(kind, bounds: Mapping) -> str:
+    """Which numbers a setting may be, such as "a whole number >= 1"."""
+    limits = " and ".join(f"{BOUNDS[bound][0]} {x}" for bound, x in bounds.items())
+    noun = "whole number" if number_of(kind) is int else "finite number"
+    return f"{noun}s {limits}, joined by commas" if typing.get_origin(kind) is tuple else f"a {noun} {limits}"
+
+
+def refusal(kind, meta: Mapping, value) -> str:
+    """Why a setting cannot have a value, such as "not a whole number >= 1"; empty if it can."""
+    number, several = number_of(kind), typing.get_origin(kind) is tuple
+    if number is None:
+        table = meta["choices"]() if callable(meta["choices"]) else meta["choices"]
+        if type(value) is not kind:
+            return "not True or False" if kind is bool else "not a text"
+        return "" if meta["listed"] or not table or value in table else f"not one of {', '.join(table)}"
+    wanted, bounds = numbers.Integral if number is int else numbers.Real, meta["bounds"]
+    right = isinstance(value, tuple) == several and all(
+        isinstance(x, wanted) and not isinstance(x, bool) and math.isfinite(x)
+        and all(BOUNDS[name][1](x, bound) for name, bound in bounds.items()) for x in (value if several else (value,)))
+    return "" if right else "not " + allowed(kind, bounds)
+
+
+@typing.dataclass_transform(frozen_default=True)
+def checked(cls):
+    """A record of settings: a frozen dataclass. Making one raises UserError for a value that its flag would refuse.
+
+    A default is not judged, as tables of choices may stand further down in their file.
+    """
+    def check(record) -> None:
+        for field in dataclasses.fields(record):
+            value = getattr(record, field.name)
+            if "bounds" in field.metadata and value != field.default:
+                wrong = refusal(typing.get_type_hints(cls)[field.name], field.metadata, value)
+                if wrong:
+                    raise UserError(f"{field.name}={value!r}: {wrong}")
+
+    cls.__post_init__ = check
+    return dataclasses.dataclass(frozen=True)(cls)
+
+
 def part(default, **helps: str):
     """A field that holds another record, with the defaults of this one and other help texts for the settings named."""
     return dataclasses.field(default=default, metadata=helps)
@@ -139,7 +194,7 @@ def build(kind: type, /, **values):
     return replace(kind(), **values)
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class LoopConfig:
     """How long a training is, and what its random choices depend on."""
 

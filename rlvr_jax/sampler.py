@@ -7,7 +7,6 @@ key and prompt alone, not of the number of slots or devices (invariant 4).
 Axis letters as in `model`; N slots, and T tokens of a completion.
 """
 
-import dataclasses
 from typing import Any, Callable, NamedTuple, Optional
 
 import jax
@@ -17,12 +16,12 @@ from jax import lax
 
 from rlvr_jax import model, parallel
 from rlvr_jax.model import ModelConfig, localise
-from rlvr_jax.records import Prompts, Rollouts, setting
+from rlvr_jax.records import Prompts, Rollouts, checked, setting
 
 TRAIN, EVAL, CHOOSE = 0, 1, 2  # streams of keys: the same seed and step draw differently in each
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class SamplingConfig:
     """How long completions may be, and how many are decoded at a time."""
 

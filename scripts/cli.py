@@ -8,8 +8,6 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
-import math
-import operator
 import os
 import pathlib
 import re
@@ -29,9 +27,6 @@ JAX_WINDOW = (0, 10), (0, 11)  # the first and the last JAX that this runs on, a
 
 flags.disclaim_key_flags()  # so that --help of a script lists the flags defined here as its own
 
-# Bounds that `records.setting` takes: how they are written, and what has to hold of (value, bound).
-BOUNDS = {"minimum": (">=", operator.ge), "above": (">", operator.gt),
-          "maximum": ("<=", operator.le), "below": ("<", operator.lt)}
 CACHE_BYTES = 500_000_000  # most that compiled programs take; JAX removes those that were unused for longest
 
 
@@ -42,39 +37,37 @@ def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
     for name, kind, default, meta in records.settings(config_class):
         table = meta["choices"]() if callable(meta["choices"]) else meta["choices"]
         help = "; ".join([meta["help"], *(f"{row}: {means}" for row in table if (means := explained(table, row)))])
+        number = records.number_of(kind)
         kind = float if kind == Optional[float] else kind
-        number = next(iter(typing.get_args(kind)), kind)  # that of a tuple's entries
-        if number in (int, float):
-            limits = " and ".join(f"{BOUNDS[bound][0]} {x}" for bound, x in meta["bounds"].items())
-            noun = "whole number" if number is int else "finite number"
-            allowed = f"a {noun} {limits}" if number is kind else f"{noun}s {limits}, joined by commas"
+        if number:
+            allowed = records.allowed(kind, meta["bounds"])
             help = f"{help} ({allowed})"
         if table and not meta["listed"]:
             flags.DEFINE_enum(name, default, [*table], help, known)
-        elif number is not kind:
+        elif typing.get_origin(kind) is tuple:
             flags.DEFINE_string(name, ",".join(map(str, default)), help, known)
         else:
             {bool: flags.DEFINE_bool, str: flags.DEFINE_string, int: flags.DEFINE_integer,
              float: flags.DEFINE_float}[kind](name, default, help, flag_values=known)
-        if number in (int, float):
+        if number:
             flags.register_validator(name, functools.partial(
-                within, number=number, bounds=meta["bounds"], optional=default in (None, ())), f"not {allowed}",
-                known)
+                within, number=number, meta=meta, optional=default in (None, ())), f"not {allowed}", known)
     flags.DEFINE_bool("traceback", False, "on an error, print where in the program it arose", known)
 
 
-def within(value, number: type, bounds: Mapping, optional: bool) -> bool:
-    """Whether a flag's value is a finite number of that type within its bounds, or a text of such with commas between.
+def within(value, number: type, meta: Mapping, optional: bool) -> bool:
+    """Whether a flag's value is a number of that type that the setting may have, or a text of such with commas between.
 
     `optional`: whether there may be none, as where the default is unset or empty.
     """
+    from rlvr_jax import records
+
     parts = [] if value in (None, "") else value.split(",") if isinstance(value, str) else [value]
     try:
         values = list(map(number, parts))
     except ValueError:
         return False
-    return (optional or len(values) > 0) and all(
-        math.isfinite(x) and all(BOUNDS[name][1](x, bound) for name, bound in bounds.items()) for x in values)
+    return (optional or len(values) > 0) and not any(records.refusal(number, meta, x) for x in values)
 
 
 def explained(table, row: str) -> str:

@@ -206,3 +206,10 @@ def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
 def test_flags_that_do_not_fit_are_named(changes, says):
     with pytest.raises(UserError, match=says):
         adapters.add(AdapterConfig(**changes), random_params(DEEP), 0)
+
+
+@pytest.mark.parametrize("leaves", [{}, {"q_scale": jnp.ones(4)}])
+def test_an_adapter_that_makes_nothing_trainable_is_an_error_and_does_not_train_everything(monkeypatch, leaves):
+    monkeypatch.setitem(adapters.ADAPTERS, "typo", lambda config, layers, key: leaves)
+    with pytest.raises(UserError, match="--trainable=typo makes nothing that is trained .*names of trained leaves"):
+        adapters.add(AdapterConfig(trainable="typo"), random_params(DEEP), 0)

@@ -1,6 +1,5 @@
 """A model on one or several benchmarks: a table of the completions that are kept, a row for each benchmark."""
 
-import dataclasses
 import pathlib
 import re
 from typing import Callable
@@ -14,7 +13,7 @@ from rlvr_jax.evaluation.estimators import shown, summarise
 from rlvr_jax.evaluation.measure import Benchmark, by_answer, make_sampler, style_shares
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import flat, replace, setting
+from rlvr_jax.records import checked, flat, replace, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.sampler import Request
@@ -31,7 +30,7 @@ def one_shot(stem: str) -> tuple[int, float]:
 PROTOCOLS = {"one_shot": one_shot}
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class EvaluateConfig:
     """Accuracy of a model on a set of problems."""
 

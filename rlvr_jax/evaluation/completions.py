@@ -1,14 +1,13 @@
 """Completions that are kept: sets of problems asked, every completion written as it comes, resumable anywhere."""
 
 import contextlib
-import dataclasses
 import pathlib
 from typing import Any, Callable, Iterator, NamedTuple, Optional
 
 from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.evaluation.measure import Benchmark, Sampler, measure
 from rlvr_jax.pretrained.loading import ModelChoice
-from rlvr_jax.records import part, setting
+from rlvr_jax.records import checked, part, setting
 from rlvr_jax.runs import files, origin
 from rlvr_jax.runs.flags import changed_flags, claim, flag_lines
 from rlvr_jax.runs.log import JsonLines, progress
@@ -18,7 +17,7 @@ from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.tasks.prompts import ProblemSource
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class KeptConfig:
     """Completions of sets of problems, kept and graded."""
 

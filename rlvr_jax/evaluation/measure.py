@@ -1,6 +1,5 @@
 """Completions of a list of problems, sampled and graded; what a training run measures on held-out ones."""
 
-import dataclasses
 from typing import Callable, Iterator, NamedTuple, Optional
 
 import numpy as np
@@ -13,14 +12,14 @@ from rlvr_jax.grading.stated_confidence import confidence
 from rlvr_jax.model import Params
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Problem, Prompts, setting
+from rlvr_jax.records import Problem, Prompts, checked, setting
 from rlvr_jax.sampler import Decoding, Request, SamplingConfig
 from rlvr_jax.tasks import answers, families
 from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.tasks.prompts import ProblemSource, encode_prompts, is_drawn, load_problems
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class HeldoutConfig:
     """Which problems a training run measures on."""
 

@@ -1,6 +1,5 @@
 """Completions that were kept, graded again: another grader or format, no sampling."""
 
-import dataclasses
 import json
 import pathlib
 import re
@@ -8,7 +7,7 @@ import time
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import extract, grade, graders
-from rlvr_jax.records import setting
+from rlvr_jax.records import checked, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.files import read_lines
 from rlvr_jax.runs.log import progress
@@ -16,7 +15,7 @@ from rlvr_jax.runs.log import progress
 ROWS_PER_CALL = 512  # between two moves of the progress line
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class GradeConfig:
     """Completions graded without sampling them again."""
 

@@ -1,16 +1,15 @@
 """A model of any kind, written as a Hugging Face folder."""
 
-import dataclasses
 
 from rlvr_jax import adapters
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import huggingface, loading, tokenizer
 from rlvr_jax.pretrained.loading import ModelChoice
-from rlvr_jax.records import part, setting
+from rlvr_jax.records import checked, part, setting
 from rlvr_jax.runs import files
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class ExportConfig:
     """A model, written for other programs."""
 

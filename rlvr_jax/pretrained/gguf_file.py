@@ -42,9 +42,10 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
         raise UserError(f"reading {path} needs the gguf package: pip install gguf") from error
     try:
         reader = gguf.GGUFReader(path)
-    except (OSError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is not a complete GGUF file ({error}): copy it again") from error
+    except Exception as error:  # of many types for a damaged file, RecursionError among them
+        raise UserError(f"{path} is not a complete GGUF file ({str(error)[:200]}): copy it again") from error
     config = read_config(reader, path)
+    huggingface.check_size(config, 8 * Path(path).stat().st_size, path)  # quantised, with a bit for each at least
     params = huggingface.empty_params(config, dtype)
     unread = huggingface.tensor_views(params, huggingface.GGUF)
     # llama.cpp rotates neighbouring rows where this model rotates half a head apart, so its llama files interleave the
@@ -63,10 +64,10 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
         heads = interleaved.get(tensor.name.split(".")[-2])
         if heads is not None:
             array = array.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(view.shape)
-        view[...] = array
+        huggingface.fill(view, array, path, tensor.name)
     huggingface.refuse_missing(unread, path)
     tokenizer = read_tokenizer(reader)
-    huggingface.check_tokenizer(config, tokenizer)
+    huggingface.check_tokenizer(config, tokenizer, path)
     return config, params, tokenizer
 
 

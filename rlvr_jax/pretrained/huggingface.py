@@ -7,6 +7,7 @@ turns it into views of the stacked parameter arrays in torch's [out, in] orienta
 
 import contextlib
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -43,6 +44,7 @@ NAMES = {
 }
 HUGGING_FACE, GGUF = range(2)
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+LARGEST = 2**31 - 1  # of a size in a configuration: positions and token ids are i32
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # here -> safetensors
 
 # What config.json says beside the sizes: rotary embeddings, by type;
@@ -58,11 +60,27 @@ HARMLESS = set("""_attn_implementation_autoset _name_or_path bos_token_id chunk_
     unsloth_version use_cache""".split())
 
 
+def check_size(config: ModelConfig, numbers: int, path) -> None:
+    """Raises UserError where `path` describes a model of more numbers than its files can hold, before memory is taken
+    for it."""
+    try:
+        count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes(config)))
+    except (OverflowError, ValueError, TypeError):  # a size that no array has
+        count = math.inf
+    if count > numbers:
+        raise UserError(f"{path} describes a model of {count:,} numbers, and the files of its weights hold {numbers:,} "
+                        "at most: weights and configuration are of different models, or tensors are missing")
+
+
+def shapes(config: ModelConfig) -> Params:
+    return jax.eval_shape(lambda: init_params(jax.random.key(0), config))
+
+
 def empty_params(config: ModelConfig, dtype: str = "float32") -> Params:
     """Uninitialised numpy arrays in the layout of `init_params`; norms, which `model.py` never casts, stay float32."""
-    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
     return traverse_util.path_aware_map(
-        lambda path, x: np.empty(x.shape, np.float32 if path[-1].endswith("norm") else jnp.dtype(dtype)), shapes)
+        lambda path, x: np.empty(x.shape, np.float32 if path[-1].endswith("norm") else jnp.dtype(dtype)),
+        shapes(config))
 
 
 def tensor_views(params: Params, column: int) -> dict[str, np.ndarray]:
@@ -86,17 +104,27 @@ def take(unread: dict[str, np.ndarray], path, name: str, shape) -> np.ndarray:
     return unread.pop(name)
 
 
+def fill(view: np.ndarray, tensor: np.ndarray, path, name: str) -> None:
+    """Writes a tensor into its place. Raises UserError where a number of it is NaN, infinite, or too large there."""
+    with np.errstate(over="ignore"):
+        view[...] = tensor
+    if not np.isfinite(view).all():
+        raise UserError(f"{path}: tensor {name} holds numbers that are not finite (NaN or infinite): copy the model "
+                        "again")
+
+
 def refuse_missing(unread: dict[str, np.ndarray], path) -> None:
     if unread:
         raise UserError(f"{path}: tensor {min(unread)} is missing ({len(unread)} in all): copy the model again")
 
 
-def check_tokenizer(config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Raises UserError if the tokenizer has an id that the embedding lacks. Spare embeddings are usual, and fine."""
+def check_tokenizer(config: ModelConfig, tokenizer: Tokenizer, path) -> None:
+    """Raises UserError, naming the model's path, if the tokenizer has an id that the embedding lacks. Spare embeddings
+    are usual, and fine."""
     highest = max([*tokenizer.backend.get_vocab().values(), *tokenizer.eos_ids, tokenizer.pad_id])
     if highest >= config.vocab_size:
-        raise UserError(f"the tokenizer has ids up to {highest} but the weights only {config.vocab_size} embeddings: "
-                        "take tokenizer and weights from the same model")
+        raise UserError(f"{path}: the tokenizer has ids up to {highest}, and the weights only {config.vocab_size} "
+                        "embeddings: take tokenizer and weights from the same model")
 
 
 # ----- config.json
@@ -114,8 +142,9 @@ def config_from_hugging_face(d: dict, path) -> ModelConfig:
         value = default if value is None else value
         if value is None:
             raise UserError(f"{path} has no {key!r}: copy the model's config.json again")
-        if type(value) not in kinds or value <= 0:
-            raise UserError(f"{path}: {key} is {value!r}, not a number above 0: copy the model's config.json again")
+        if type(value) not in kinds or not 0 < value <= LARGEST:
+            raise UserError(f"{path}: {key} is {value!r}, not a number above 0 and up to {LARGEST:,}: copy the model's "
+                            "config.json again")
         return value
 
     family, kinds = left.pop("model_type", None), left.pop("architectures", None)
@@ -187,6 +216,9 @@ def weight_files(dir: Path) -> list[Path]:
         names = read_json(index).get("weight_map")
         if not isinstance(names, dict):
             raise UserError(f"{index} has no 'weight_map': copy it again")
+        for name in names.values():
+            if not isinstance(name, str) or name != Path(name).name or name == "..":
+                raise UserError(f"{index} names the file {name!r}, which is not in its folder: copy the model again")
         paths = [dir / name for name in sorted(set(names.values()))]
     else:
         paths = sorted(dir.glob("*.safetensors"))
@@ -215,16 +247,19 @@ def load_folder(dir, dtype: str = "float32") -> tuple[ModelConfig, Params]:
     most one tensor is in memory.
 
     Raises UserError for an architecture or setting `model.py` lacks, an unreadable file, and any tensor that is
-    missing, unexpected, of another shape or of another type.
+    missing, unexpected, of another shape or of another type, or not finite.
     """
     dir = Path(dir)
     config = config_from_hugging_face(read_json(dir / "config.json"), dir / "config.json")
-    params, spare_head = empty_params(config, dtype), None
-    unread = tensor_views(params, HUGGING_FACE)
+    names = {}
     for path in weight_files(dir):
         with opened(path) as file:
-            names = file.keys()
-        for name in names:
+            names[path] = list(file.keys())
+    check_size(config, sum(path.stat().st_size for path in names), dir / "config.json")  # with a byte for each at least
+    params, spare_head = empty_params(config, dtype), None
+    unread = tensor_views(params, HUGGING_FACE)
+    for path, held in names.items():
+        for name in held:
             with opened(path) as file:  # anew each time: what is mapped counts as memory until the file is closed
                 if name.endswith("rotary_emb.inv_freq"):  # a constant that old Llama files carry
                     continue
@@ -235,7 +270,7 @@ def load_folder(dir, dtype: str = "float32") -> tuple[ModelConfig, Params]:
                 view, kind = take(unread, path, name, header.get_shape()), header.get_dtype()
                 if kind not in TYPES.values():
                     raise UserError(f"{path}: tensor {name} is of type {kind}: use the model's unquantised weights")
-                view[...] = file.get_tensor(name)
+                fill(view, file.get_tensor(name), path, name)
     refuse_missing(unread, dir)
     if spare_head is not None:
         with opened(spare_head) as file:

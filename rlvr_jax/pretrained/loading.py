@@ -7,11 +7,11 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import gguf_file, huggingface
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer, load_tokenizer
-from rlvr_jax.records import setting
+from rlvr_jax.records import checked, setting
 from rlvr_jax.runs import checkpoint
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class ModelChoice:
     """A model to use."""
 
@@ -45,7 +45,7 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     else:
         raise UserError(f"--model={name}: no such directory or .gguf file")
-    huggingface.check_tokenizer(config, tokenizer)
+    huggingface.check_tokenizer(config, tokenizer, name)
     return LanguageModel(dataclasses.replace(config, dtype=dtype), params, tokenizer)
 
 

@@ -42,11 +42,14 @@ class Tokenizer:
     def lacks(self, words) -> list[str]:
         """Those of the words that a tokenizer of whole words, or of these and pieces, does not know; one of another
         kind can write any."""
-        kind, missing = self.backend.model, [word for word in words if self.backend.token_to_id(word) is None]
+        kind = self.backend.model
+        if not isinstance(kind, (tokenizers.models.WordPiece, tokenizers.models.WordLevel)):
+            return []
+        missing = [word for word in words if self.backend.token_to_id(word) is None]
         if isinstance(kind, tokenizers.models.WordPiece):
             unknown = self.backend.token_to_id(kind.unk_token)
             return [word for word in missing if unknown in self.encode(word)]
-        return missing if isinstance(kind, tokenizers.models.WordLevel) else []
+        return missing
 
     def decode(self, ids) -> str:
         """Text of integer ids; special tokens, and ids that only the embedding knows, are skipped."""
@@ -70,7 +73,7 @@ class Tokenizer:
             return compile_template(self.chat_template).render(
                 messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None,
                 **self.special)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # the template is a program that came with the weights
             raise UserError(f"the model's chat template refuses these messages: {error}; use a plain prompt"
                             ) from error
 
@@ -80,8 +83,12 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, fields: dict) -> "Tokenizer":
-        backend = tokenizers.Tokenizer.from_str(json.dumps(fields["backend"]))
-        return cls(**fields | {"backend": backend, "eos_ids": tuple(fields["eos_ids"])})
+        """The inverse of `to_json`. Raises UserError for JSON of anything else."""
+        try:
+            backend = tokenizers.Tokenizer.from_str(json.dumps(fields["backend"]))
+            return cls(**fields | {"backend": backend, "eos_ids": tuple(fields["eos_ids"])})
+        except Exception as error:  # the only type that the library raises
+            raise UserError(f"what the checkpoint keeps is no tokenizer ({error}): use another checkpoint") from error
 
 
 @functools.lru_cache

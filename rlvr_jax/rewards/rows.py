@@ -5,7 +5,6 @@ true one by its curve.
 """
 
 import collections
-import dataclasses
 import difflib
 from fractions import Fraction
 from typing import Callable, NamedTuple, Optional, Sequence
@@ -15,11 +14,11 @@ import numpy as np
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import grade, mathematics, stated_confidence
 from rlvr_jax.grpo import Targets
-from rlvr_jax.records import setting
+from rlvr_jax.records import checked, setting
 from rlvr_jax.rewards.context import Seen
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class RewardConfig:
     """What is paid for."""
 

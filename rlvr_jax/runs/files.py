@@ -1,7 +1,9 @@
 """Files that are read whole and replaced whole, JSON and JSON lines, with errors that name them."""
 
+import codecs
 import contextlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Iterable, Iterator, Optional
@@ -17,7 +19,7 @@ def read_json(path: Path, missing: Optional[dict] = None, remedy: str = "copy it
     if missing is not None and not path.is_file():
         return missing
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): {remedy}") from error
     if not isinstance(content, dict):
@@ -25,18 +27,41 @@ def read_json(path: Path, missing: Optional[dict] = None, remedy: str = "copy it
     return content
 
 
+def parse(text: str):
+    """What JSON says. Raises ValueError for text that is none, or has a name twice, NaN, or a number too large."""
+    def once(pairs: list) -> dict:
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+        return record
+
+    def refuse(word: str):
+        raise ValueError(f"{word} is no number that JSON has")
+
+    def finite(digits: str) -> float:
+        return float(digits) if math.isfinite(float(digits)) else refuse(digits)
+
+    return json.loads(text, object_pairs_hook=once, parse_constant=refuse, parse_float=finite)
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
     """(number, object) of each line of JSON; blank ones are left out. Raises UserError naming a line that is none."""
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # text has other line ends, legal inside JSON
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}); correct the line, or remove it") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: needs names and values, {{...}}; it has {type(row).__name__}")
-        yield number, row
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    for number, line in enumerate(content.split(b"\n"), 1):  # text has other line ends, legal inside JSON
+        if line.strip():
+            yield number, read_line(line, f"{path}, line {number}", "correct the line, or remove it")
+
+
+def read_line(line: bytes, where: str, remedy: str) -> dict:
+    """The object in a line of JSON. Raises UserError, beginning with `where`, for anything else."""
+    try:
+        row = parse(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); {remedy}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: needs names and values, {{...}}; it has {type(row).__name__}; {remedy}")
+    return row
 
 
 def read_steps(path: Path) -> list[dict]:
@@ -62,8 +87,16 @@ def write_whole(path: Path, text: str) -> None:
     """Replaces the file at once: a reader, or a process that is killed, never leaves half of it."""
     aside = path.with_name(path.name + ".part")
     with naming(path):
-        aside.write_text(text, encoding="utf-8")
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            sync(file)  # else a power cut may leave the new name with nothing in it
         os.replace(aside, path)
+
+
+def sync(file) -> None:
+    """Returns once what was written to an open file would outlive a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

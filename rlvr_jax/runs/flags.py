@@ -14,9 +14,9 @@ def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, 
     """`"correct:1,format:0.1"` as pairs of a row's name and its weight, 1 for a name alone. UserError for others."""
     pairs, (first, second) = [], list(rows)[:2]
     for part in map(str.strip, text.split(",")):
-        name, _, weight = part.partition(":")
+        name, colon, weight = part.partition(":")
         try:
-            pairs.append((name, float(weight or 1)))
+            pairs.append((name, float(weight) if colon else 1.0))
         except ValueError:
             name = ""
         if name not in rows or not math.isfinite(pairs[-1][1]):
@@ -43,8 +43,15 @@ def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> s
     if writer != command:
         return (f"{directory} was written by scripts.{writer}, and scripts.{command} needs a directory of its own: "
                 f"choose another {flag}")
-    lines = (directory / "flags.txt").read_text("utf-8").splitlines()
-    old = _values([*flag_lines(type(config)()), *lines])  # a flag that is newer than the run had its default
+    path = directory / "flags.txt"
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    try:  # a flag that is newer than the run had its default
+        old = _values([*flag_lines(type(config)()), *(line.rstrip("\n") for line in lines)])
+    except ValueError:
+        old = {}
+    if not (old and lines and lines[-1].endswith("\n")):
+        return (f"{path} is damaged: it is to have a line --name=value for each flag, to the end; take it from a copy, "
+                f"choose another {flag}, or start over with --resume=never")
     new = _values(flag_lines(config))
     free = {f"--{leaf.name}" for leaf in settings(config) if leaf.meta["free"]}
     changed = [name for name in sorted((old.keys() | new.keys()) - free) if old.get(name) != new.get(name)]

@@ -24,6 +24,8 @@ def lock(directory: pathlib.Path, flag: str, wait: bool = False) -> IO:
     holds between hosts. Raises UserError naming the process that writes the directory, which `flag` chose; with `wait`
     it waits for that process instead.
     """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{flag}={directory} is a file: name a directory, which is made where there is none")
     directory.mkdir(parents=True, exist_ok=True)
     file = open(directory / NAME, "a+", encoding="utf-8")  # not cut before it is ours: it names the other process
     try:

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import tqdm
 
-from rlvr_jax.runs.files import naming
+from rlvr_jax.errors import UserError
+from rlvr_jax.runs.files import naming, read_line
 
 # Progress: steps, <time left, what is measured, and a bar of the columns that are left.
 LINE = "{desc}: {n_fmt}/{total_fmt} <{remaining}{postfix} |{bar}|"
@@ -24,20 +25,12 @@ class JsonLines:
     """An append-only file of one JSON object a line. Lines reach the file as they are written."""
 
     def __init__(self, path: pathlib.Path, keep_step: float):
-        """Opens the file and cuts it after its last row whose `step`, 0 where it has none, is at most `keep_step`."""
-        self.rows, size = [], 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                try:
-                    row = json.loads(line)
-                except ValueError:  # the line a killed process was writing
-                    break
-                if row.get("step", 0) > keep_step or not line.endswith(b"\n"):
-                    break
-                self.rows.append(row)
-                size += len(line)
-            os.truncate(path, size)
+        """Opens the file and cuts it after what `read_log` keeps of it. Raises UserError as that does."""
+        self.rows, size, whole = read_log(path, keep_step)
         self.path, self.file = path, open(path, "ab", buffering=0)  # what a full disk refused is not kept for later
+        os.truncate(path, size)
+        if not whole:
+            self.file.write(b"\n")
 
     def write(self, row: dict) -> None:
         clean = {key: _plain(value) for key, value in row.items()}
@@ -51,8 +44,35 @@ class JsonLines:
         self.file.close()
 
 
+def read_log(path: pathlib.Path, keep_step: float) -> tuple[list[dict], int, bool]:
+    """(rows, their bytes, whether the last one has its line end) of a log, up to its last row whose `step`, 0 where it
+    has none, is at most `keep_step`; no rows where there is no such file.
+
+    A last line that is no JSON is what a process was writing when it was killed, and does not count. Raises UserError
+    for any other line that is none: good ones come after it, and nothing of them is to be lost.
+    """
+    rows, size, content = [], 0, path.read_bytes() if path.exists() else b""
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
+        where = f"{path}, line {number}"
+        try:
+            row = read_line(line, where, "correct the line, or take the file from a copy")
+            if not isinstance(row.get("step", 0), int):
+                raise UserError(f"{where}: its step is {row['step']!r}, no whole number; correct it")
+        except UserError:
+            if size + len(line) < len(content):
+                raise
+            break
+        if row.get("step", 0) > keep_step:
+            break
+        rows.append(row)
+        size += len(line)
+    return rows, size, content[:size].endswith(b"\n") or not size
+
+
 def _plain(value):
     """JSON has no NaN, and no numpy numbers."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
     if isinstance(value, (np.generic, float)):
         value = value.item() if isinstance(value, np.generic) else value
         return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,12 +1,11 @@
 """Where a command runs: its settings, and an accelerator that JAX does not use."""
 
-import dataclasses
 import glob
 import shutil
 
 import jax
 
-from rlvr_jax.records import setting
+from rlvr_jax.records import checked, setting
 
 # What a machine with an accelerator has, and the extra of the package jax that makes JAX use it. /dev/vfio/vfio and
 # /dev/accel/ (chips of laptops) are on machines without a TPU, too.
@@ -14,7 +13,7 @@ SIGNS = {"a TPU": ("tpu", ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")),
          "an NVIDIA GPU": ("cuda12", ("/dev/nvidia[0-9]*", "/dev/dxg"))}
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class MachineConfig:
     """The devices, and what is kept between commands."""
 
@@ -25,7 +24,7 @@ class MachineConfig:
                                      "keep nothing", free=True)
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class ProcessConfig:
     """The processes of one run."""
 

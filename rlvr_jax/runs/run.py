@@ -1,7 +1,6 @@
 """A run directory: its flags, logs and checkpoints, how it continues, and how it stops without losing anything."""
 
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import math
@@ -13,14 +12,14 @@ import numpy as np
 
 from rlvr_jax import adapters, parallel
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.records import LearnerState, setting
+from rlvr_jax.records import LearnerState, checked, setting
 from rlvr_jax.runs import checkpoint, files, origin, signals, stopping
 from rlvr_jax.runs.flags import changed_flags, claim, flag_lines
-from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress, tensorboard
+from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress, read_log, tensorboard
 from rlvr_jax.runs.summary import summarise
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class RunConfig:
     """A run directory: where it is, how it continues, what it keeps, and when it ends."""
 
@@ -34,15 +33,18 @@ class RunConfig:
                               free=True)
     keep_best: str = setting("", "also keep the checkpoint whose step has the highest value of this metric, such as "
                              "eval/greedy; --model=DIR@best names it; empty: none", free=True)
-    stop_when: str = setting("", "rules that end the run, joined by commas, such as train/entropy<0.01,train/kl>10",
-                             free=True)
+    stop_when: str = setting("", "rules that end the run, joined by commas, such as train/entropy<0.01,train/kl>10; "
+                             "or inert: as soon as there is nothing to learn from rewards (inert_steps)", free=True)
     stop_patience: int = setting(10, "rows in succession in which a rule of stop_when has to hold", minimum=1,
                                  free=True)
+    inert_steps: int = setting(20, "steps in succession in which all rewards of each group are equal, after which the "
+                               "run counts as inert, and says so once", minimum=1, free=True)
     tensorboard: bool = setting(False, "mirror metrics.jsonl in run_dir/tensorboard; needs tensorboardX", free=True)
     eval_every: int = setting(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
                               minimum=0, free=True)
 
 
+LOGS = ("metrics", "rollouts", "heldout")  # .jsonl
 BY_RULE = 1  # what stopped a run, where it is not a signal: SIGINT is 2
 
 
@@ -54,15 +56,16 @@ def _leave(kind, *_) -> None:
 class Run:
     """The files of one run, open for writing on the main process. Use as a context manager.
 
-    `flags` is the whole record of the command's settings, of which `config` is a part.
+    `flags` is the whole record of the command's settings, of which `config` is a part; `first` the step of the log's
+    first row: 0 where the model is measured before it is trained.
     """
 
-    def __init__(self, config: RunConfig, flags, num_steps: int, command: str):
+    def __init__(self, config: RunConfig, flags, num_steps: int, command: str, first: int = 0):
         if not config.run_dir:
             raise UserError("--run_dir is required: the directory that this run writes")
         self.config, self.flags, self.num_steps, self.command = config, flags, num_steps, command
-        self.signal, self.stop, self.shown = 0, 0, {}
-        self.rules, self.looping = stopping.parse(config.stop_when), False
+        self.first, self.signal, self.stop, self.shown, self.chosen = first, 0, 0, {}, {}
+        self.rules, self.looping = stopping.parse(config.stop_when, config.inert_steps), False
         self.dir, self.held = pathlib.Path(config.run_dir), contextlib.ExitStack()
         refusal = self._refusal() if parallel.is_main() else ""
         if parallel.largest(bool(refusal)):
@@ -84,8 +87,27 @@ class Run:
                 self.held.enter_context(claim(self.dir, "--run_dir", config.resume))
             except UserError as error:
                 return str(error)
-        started = checkpoint.steps(config.run_dir)
-        return changed_flags(self.dir, self.flags, "--run_dir", self.command) if started else ""
+        try:
+            return self._cannot_go_on(checkpoint.steps(config.run_dir))
+        except UserError as error:  # a damaged file
+            return str(error)
+
+    def _cannot_go_on(self, saved: list[int]) -> str:
+        """Why a run with checkpoints of these steps cannot go on: other flags, or a log that lacks a step of it."""
+        if not saved:
+            return ""
+        logs = {name: read_log(self.dir / f"{name}.jsonl", saved[-1])[0] for name in LOGS}
+        logged = {row.get("step") for row in logs["metrics"]}
+        gap = next((step for step in range(self.first, saved[-1] + 1) if step not in logged), None)
+        changed = changed_flags(self.dir, self.flags, "--run_dir", self.command)
+        if changed or gap is None:
+            return changed
+        whole = [step for step in saved if step < gap]
+        later = ", ".join(str(checkpoint.directory(self.config.run_dir) / str(step)) for step in saved if step >= gap)
+        return (f"{self.dir / 'metrics.jsonl'} has no row of step {gap}, though there is a checkpoint of step "
+                f"{saved[-1]}: take the file from a copy, or "
+                + (f"go back to the checkpoint of step {whole[-1]} by moving away {later}" if whole else
+                   "start over with --resume=never, which moves this run aside"))
 
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as opened:
@@ -105,7 +127,7 @@ class Run:
         files.write_whole(self.dir / "flags.txt", "\n".join(flag_lines(self.flags)) + "\n")
         self.metrics, self.rollouts, self.heldout = (
             opened.enter_context(contextlib.closing(JsonLines(self.dir / f"{name}.jsonl", keep)))
-            for name in ("metrics", "rollouts", "heldout"))
+            for name in LOGS)
         self._note_start()
         self.mirrors = [opened.enter_context(tensorboard(self.dir / "tensorboard", self.metrics.rows))
                         ] if config.tensorboard else []
@@ -132,17 +154,25 @@ class Run:
             raise KeyboardInterrupt
 
     def once(self, name: str, make: Callable[[], dict]) -> dict:
-        """The record `make()`, which depends on (flags, seed) alone; a run that goes on finds it in NAME.json."""
-        path, known = self.dir / f"{name}.json", {}
+        """The record `make()`, which depends on (flags, seed) alone; a run that goes on finds it in NAME.json.
+
+        Checkpoints keep its digest. Raises UserError where NAME.json is not the record that the run was begun with.
+        """
+        path, known, wanted = self.dir / f"{name}.json", {}, None
         if self.resumed and parallel.is_main():
             with contextlib.suppress(UserError):  # not there, or damaged: make it again
                 known = files.read_json(path)
+            chosen = checkpoint.read_meta(self.config.run_dir, self.resumed).get("chosen", {})  # an old run has none
+            wanted = chosen.get(name)
         known = json.loads(parallel.broadcast_text(json.dumps(known)))
-        if not known:
-            known = make()
-            if parallel.is_main():
-                files.write_json(path, known)
-        return known
+        made = known or make()
+        self.chosen[name] = checkpoint.text_digest(made)
+        if wanted not in (None, self.chosen[name]):
+            raise UserError(f"{path} is not what this run was begun with: take the file from a copy, or remove it and "
+                            "it is made again; --resume=never starts over, and moves this run aside")
+        if not known and parallel.is_main():
+            files.write_json(path, made)
+        return made
 
     def restore(self, fresh: LearnerState) -> LearnerState:
         """The newest checkpoint's state, or `fresh`, as numpy arrays, the same on every process."""
@@ -236,7 +266,9 @@ class Run:
             raise self._diverged(f"the parameters or Adam's moments are not finite after step {step}, which is not "
                                  "saved", step - 1)
         if parallel.is_main():
-            checkpoint.save(self.manager, state, meta, numbers(self.metrics.rows[-1]))
+            for log in (self.metrics, self.rollouts, self.heldout):  # a checkpoint without its rows cannot be continued
+                files.sync(log.file)
+            checkpoint.save(self.manager, state, meta | {"chosen": self.chosen}, numbers(self.metrics.rows[-1]))
         self.saved = step
 
     def finish(self, state, meta: dict) -> dict:
@@ -253,7 +285,8 @@ class Run:
         if verdict:
             summary["stopped_by"] = verdict
             print("{dir} ended by --stop_when at step {step}: {rule} in {patience} rows in succession, the last with "
-                  "{value:.4g}; it goes on only under another --stop_when or --stop_patience"
+                  "{value:.4g}; it goes on only under another --stop_when, --stop_patience or "
+                  "--inert_steps"
                   .format(dir=self.dir, **verdict))
         elif self.resumed >= self.num_steps:
             print(f"{self.dir} is already at step {self.resumed}, and --num_steps={self.num_steps}: nothing "

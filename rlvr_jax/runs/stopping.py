@@ -18,21 +18,27 @@ class StopRule(NamedTuple):
     metric: str
     relation: str
     bound: float
+    patience: int = 0  # rows in succession, where it is not --stop_patience: --inert_steps, of the rule "inert"
 
     def __str__(self) -> str:
-        return f"{self.metric}{self.relation}{self.bound:g}"
+        return "inert" if self.patience else f"{self.metric}{self.relation}{self.bound:g}"
 
     def holds(self, row: dict) -> bool:
         value = row.get(self.metric)
         return isinstance(value, (int, float)) and RELATIONS[self.relation](value, self.bound)
 
 
-def parse(text: str) -> list[StopRule]:
-    """`"train/entropy<0.01,train/kl>10"` as rules, `""` as none. Raises UserError for anything else."""
-    return [_rule(part) for part in text.split(",")] if text.strip() else []
+def parse(text: str, inert_steps: int) -> list[StopRule]:
+    """`"train/entropy<0.01,train/kl>10,inert"` as rules, `""` as none. Raises UserError for anything else.
+
+    "inert" holds after `inert_steps` steps in which no group had two different rewards.
+    """
+    return [_rule(part, inert_steps) for part in text.split(",")] if text.strip() else []
 
 
-def _rule(text: str) -> StopRule:
+def _rule(text: str, inert_steps: int) -> StopRule:
+    if text.strip() == "inert":
+        return StopRule("train/live_groups", "<", 1e-9, inert_steps)
     try:
         metric, relation, bound = re.fullmatch(r"\s*([^\s<>]+)\s*([<>])\s*([^\s<>]+)\s*", text).groups()
         rule = StopRule(metric, relation, float(bound))
@@ -40,8 +46,8 @@ def _rule(text: str) -> StopRule:
             return rule
     except (AttributeError, ValueError):  # no match, no number
         pass
-    raise UserError(f"--stop_when: {text.strip()!r} is no rule; rules are METRIC<NUMBER or METRIC>NUMBER, joined by "
-                    "commas, as in train/entropy<0.01,train/kl>10")
+    raise UserError(f"--stop_when: {text.strip()!r} is no rule; rules are METRIC<NUMBER, METRIC>NUMBER or inert, "
+                    "joined by commas, as in train/entropy<0.01,train/kl>10")
 
 
 def reset_due(config: ResetConfig, rows: list[dict]) -> bool:
@@ -65,7 +71,8 @@ def verdict(rules: list[StopRule], patience: int, rows: list[dict]) -> Optional[
     `{"rule", "patience", "step", "value"}`, of the first such rule. The base's row, step 0, does not count.
     """
     for rule in rules:
-        last = [row for row in rows if row["step"] > 0 and rule.metric in row][-patience:]
-        if len(last) == patience and all(map(rule.holds, last)):
-            return {"rule": str(rule), "patience": patience, "step": last[-1]["step"], "value": last[-1][rule.metric]}
+        count = rule.patience or patience
+        last = [row for row in rows if row["step"] > 0 and rule.metric in row][-count:]
+        if len(last) == count and all(map(rule.holds, last)):
+            return {"rule": str(rule), "patience": count, "step": last[-1]["step"], "value": last[-1][rule.metric]}
     return None

@@ -26,7 +26,9 @@ def describe(rollouts, scored, group_size: int) -> dict:
     return steps | {"train/graded_by": ", ".join(sorted(set(info["graded_by"]))),
             "train/grader_timeouts": int(info["timed_out"].sum()),
             "train/accuracy": correct.mean(), "train/reward_mean": reward.mean(), "train/reward_std": reward.std(),
-            "train/live_groups": live_groups(groups).mean(), "train/completion_length": lengths.mean(),
+            "train/live_groups": live_groups(groups).mean(),
+            "train/frac_reward_zero_std": 1 - live_groups(groups).mean(),  # as TRL has it
+            "train/completion_length": lengths.mean(),
             "train/length_correct": lengths[correct].mean() if correct.any() else math.nan,
             "train/length_wrong": lengths[~correct].mean() if not correct.all() else math.nan,
             "train/tokens": int(lengths.sum()), "train/truncated": 1.0 - rollouts.ended.mean(),
@@ -51,6 +53,7 @@ def rollout_rows(problems: list, record, group_size: int, count: int) -> list[di
     """At most `count` rollouts of a step (`grpo.Record`) as rows of rollouts.jsonl: whole groups at even distances, or
     a part of the first one. `group` is the group's place in the step, `group_mean` the mean reward of its rollouts."""
     rows, rollouts, scored, info = [], record.rollouts, record.scored, record.scored.info
+    terms = [name for name in info if name.startswith("reward/")]  # in a sum of several, what each of them paid
     means = scored.reward.reshape(-1, group_size).mean(-1)
     groups = np.linspace(0, len(means) - 1, min(max(count // group_size, 1), len(means))).astype(int)
     for i in rows_of(groups, group_size)[:count]:
@@ -59,7 +62,8 @@ def rollout_rows(problems: list, record, group_size: int, count: int) -> list[di
                      "completion": info["text"][i], "reward": scored.reward[i], "correct": bool(info["correct"][i]),
                      "advantage": np.mean(record.batch.advantages[i]), "group_mean": means[group],
                      "graded_by": info["graded_by"][i], "truncated": not rollouts.ended[i],
-                     "num_tokens": int(rollouts.completion_mask[i].sum())})
+                     "num_tokens": int(rollouts.completion_mask[i].sum())}
+                    | {name: info[name][i] for name in terms if len(terms) > 1})
     return rows
 
 

@@ -1,15 +1,14 @@
 """How a problem's answers are found and judged: by its own family or verifier, else by --answer_format and --grader."""
 
-import dataclasses
 from typing import NamedTuple, Sequence
 
 from rlvr_jax.grading import extract, grade, graders
 from rlvr_jax.grading.grade import Verdict
-from rlvr_jax.records import Problem, setting
+from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.tasks import families, gym
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class GradingConfig:
     """How answers are found and judged where a problem does not say so itself."""
 

@@ -20,14 +20,14 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.records import Problem, setting
+from rlvr_jax.records import Problem, checked, setting
 
 STYLES = {"think": "careful", "quick": "sloppy", "answer": "guess", "hmm": "ramble"}  # opening word -> style
 OPENERS = tuple(STYLES)
 SPLITS = {"pretrain": range(3, 16), "example": (0,), "dev": (1,), "test": (2,)}  # residues of the hash modulo 16
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class StyleConfig:
     """In which styles solutions are written in pre-training, and how badly."""
 

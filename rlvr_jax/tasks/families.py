@@ -49,10 +49,54 @@ FAMILIES: dict[str, Family] = {
 
 
 def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, num_ops: int) -> list[Problem]:
-    """`count` random problems of a split; their meta["task"] is the family's name."""
+    """`count` random problems of a split; their meta["task"] is the family's name. UserError for a family's fault."""
     family = FAMILIES[name]
-    return [dataclasses.replace(problem, meta=problem.meta | {"task": name})
-            for problem in family.to_problems(family.generate(rng, count, split, num_ops))]
+    problems = family.to_problems(family.generate(rng, count, split, num_ops))
+    if wrong := fault(name, num_ops, problems, count):
+        raise UserError(f"family {name}: {wrong}")
+    return [dataclasses.replace(problem, meta=problem.meta | {"task": name}) for problem in problems]
+
+
+def refuse_faulty_solutions(name: str, config: chains.StyleConfig, num_ops: int, habits: Callable) -> None:
+    """Raises UserError where the solutions of 64 problems, in every style, or the chances of these show a fault."""
+    family, count = FAMILIES[name], 64
+    drawn = family.generate(np.random.default_rng(0), count, "pretrain", num_ops)
+    solutions = family.solve(np.random.default_rng(0), drawn, np.arange(count) % len(family.styles), config)
+    if wrong := fault(name, num_ops, family.to_problems(drawn), count, solutions, np.asarray(habits(drawn))):
+        raise UserError(f"family {name}: {wrong}")
+
+
+def fault(name: str, num_ops: int, problems: list[Problem], count: int, solutions: Optional[list[str]] = None,
+          chances: Optional[np.ndarray] = None) -> str:
+    """What is wrong with a family, as `count` of its problems show it; empty if nothing is.
+
+    `solutions` of these problems and `chances`, f[count,S] of their styles, are judged where it is pre-trained on.
+    """
+    family = FAMILIES[name]
+    if tuple(family.vocabulary[:2]) != ("<pad>", "<eos>") or len(set(family.vocabulary)) < len(family.vocabulary):
+        return 'its vocabulary has to begin with "<pad>", "<eos>", and to have each word once'
+    if not family.styles:
+        return "it has no styles: give each its opening word, the careful style first"
+    for what, made in (("to_problems", problems), ("solve", solutions)):
+        if made is not None and len(made) != count:
+            return f"{what} gave {len(made)} where {count} problems were asked for; generate has to draw as many"
+    if len({problem.meta.get("index") for problem in problems} - {None}) < count:
+        return 'to_problems has to give each problem a meta["index"] of its own'
+    words = make_tokenizer([name])
+    longest = family.lengths(num_ops)
+    for what, texts, most in (("prompt", [problem.prompt for problem in problems], longest[0]),
+                              ("solution", [f"{text} <eos>" for text in solutions or ()], longest[1])):
+        for text in texts:
+            if unknown := words.lacks(text.split()):
+                return f"{unknown[0]!r}, in the {what} {text!r}, is not in its vocabulary"
+            if (length := len(words.encode(text))) > most:
+                return f"the {what} {text!r} has {length} tokens, and lengths({num_ops}) allows {most}"
+    if chances is not None and (chances.shape != (count, len(family.styles)) or not (chances >= 0).all()
+                                or not np.allclose(chances.sum(-1), 1)):
+        return (f"habits has to give {count} x {len(family.styles)} chances, of which each row sums to 1; it gave "
+                + (f"the shape {chances.shape}" if chances.ndim != 2 or chances.shape[1] != len(family.styles) else
+                   f"a row with the sum {chances.sum(-1)[0]:.4g}"))
+    return ""
 
 
 def of_problem(problem: Problem) -> Optional[Family]:

@@ -1,21 +1,20 @@
 """How each problem's accuracy went through a training: kept by the run, and ranked by how much it moved."""
 
 import collections
-import dataclasses
 import pathlib
 import statistics
 
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.records import Problem, setting
+from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.runs import files
 from rlvr_jax.tasks import problems
 
 HISTORY = "history.json"  # of a run directory: index of a problem -> its accuracy in each pass over the pool
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class SelectConfig:
     """A ranking of problems by what happened to them in training."""
 

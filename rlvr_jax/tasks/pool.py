@@ -7,13 +7,13 @@ import numpy as np
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Problem, setting
+from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.problems import merge
 from rlvr_jax.tasks.prompts import ProblemSource, is_drawn, load_problems, with_prompts
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class PoolConfig:
     """Which problems are trained on, and in what form."""
 

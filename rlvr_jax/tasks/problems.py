@@ -94,7 +94,8 @@ def _of_layouts(row: dict, where: str, meta: dict) -> Problem:
             _check_read(row, {column, *questions}, where)
             return Problem(question, answer, question, meta | ({"steps": row["steps"]} if _is_steps(row) else {}))
     expected = "; ".join(f"{', '.join(questions)} and {column}" for questions, column, _ in LAYOUTS)
-    raise UserError(f"{where}: needs one of these sets of columns: {expected}; it has {', '.join(row)}")
+    has = ", ".join(f"{name} (null)" if value is None else name for name, value in row.items())
+    raise UserError(f"{where}: needs one of these sets of columns: {expected}; it has {has}")
 
 
 def _check_read(row: dict, read: set, where: str) -> None:

@@ -7,13 +7,13 @@ import numpy as np
 from rlvr_jax.errors import UserError
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Problem, Prompts, setting
+from rlvr_jax.records import Problem, Prompts, checked, setting
 from rlvr_jax.tasks import calculation, families, gym, problems
 
 HELDOUT_SEED = 20_250_429  # of the synthetic held-out problems: the same ones in every run
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class PromptConfig:
     """How problems are drawn or read, and how a question becomes a prompt."""
 
@@ -25,7 +25,7 @@ class PromptConfig:
     max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class ProblemSource:
     """Problems, by the name of their source."""
 
@@ -105,7 +105,16 @@ PROMPT_STYLES = {"plain": plain, "chat": chat, "qwen_math": qwen_math}
 
 def encode_prompts(tokenizer: Tokenizer, asked: list[Problem], config: ModelConfig, max_new_tokens: int,
                    max_prompt_tokens: int = 0) -> Prompts:
-    """Token ids of the prompts, padded to a multiple of 16. Raises UserError for one that does not fit the window."""
+    """Token ids of the prompts, padded to a multiple of 16.
+
+    Raises UserError for one that does not fit the window, or that has words which the model does not know.
+    """
+    words = dict.fromkeys(word for problem in asked for word in problem.prompt.split())
+    if unknown := tokenizer.lacks(words):
+        known = sorted(tokenizer.backend.get_vocab(), key=tokenizer.backend.token_to_id)
+        raise UserError(f"the model does not know {', '.join(map(repr, unknown[:8]))}{', ...' * (len(unknown) > 8)}: "
+                        "its tokenizer has whole words, and none for these; write prompts in its own words, such as "
+                        + ", ".join(known[2:8]))
     room = config.max_seq_len - max_new_tokens
     room = min(room, max_prompt_tokens) if max_prompt_tokens else room
     ids = [tokenizer.encode(problem.prompt) for problem in asked]

@@ -20,15 +20,18 @@ def warn(text: str) -> None:
 
 
 def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
-    """Why no step of a run with these flags has a gradient to learn from; empty if one may. `constant`: whether the
-    reward pays every completion the same."""
+    """Why no step of a run with these flags has a gradient to learn from, or learns from rewards that are not compared;
+    empty where neither is so. `constant`: whether the reward pays every completion the same."""
     objective = config.loss.resolved()
     if objective.entropy_coef:
         return ""
     if constant:  # the gradient of the KL is 0 at the reference, where the run starts
         return f"--reward={reward} with --entropy_coef=0 leaves nothing to learn from; give one of them another value"
-    if config.learnt_size == 1 and not np.any(objective.advantages(np.ones((1, 1), np.float32))):
+    if config.learnt_size == 1:
         flag = "update_group_size" if config.update_group_size else "group_size"
+        if np.any(objective.advantages(np.ones((1, 1), np.float32))):
+            return (f"--{flag}=1 under --objective={config.loss.objective}: nothing is compared, and the advantage is "
+                    f"the bare reward, as in the released code; train/live_groups is then 1. Raise --{flag} to compare")
         return (f"--{flag}=1 under --objective={config.loss.objective}: an advantage is the distance to the group's "
                 f"mean, so each is 0 and the reward teaches nothing; raise --{flag}, or take --objective=one_shot")
     return ""
@@ -65,3 +68,17 @@ def on_first_step(record: Record) -> str:
     return (f"none of the {len(rewards_B)} completions of step 1 has a reward, and none teaches anything ({cut:.0%} of "
             f"them were cut at --max_new_tokens={rollouts.completions.shape[1]}); choose an easier --example (auto "
             "looks for one), or check --answer_format, --instruction and --max_new_tokens")
+
+
+def on_inert(rows: list[dict], record: Record, steps: int) -> str:
+    """What the rewards were, where those of each group have been equal for just so many steps; empty where they have
+    not, or for longer. `rows` are metrics up to this step's."""
+    live = [row["train/live_groups"] for row in rows if "train/live_groups" in row][-steps - 1:]
+    if any(live[-steps:]) or len(live) < steps or (len(live) > steps and not live[0]):
+        return ""
+    terms = {name.partition("/")[2]: paid for name, paid in record.scored.info.items() if name.startswith("reward/")}
+    said = ", ".join(f"{name} pays every completion {paid[0]:g}" if np.all(paid == paid[0]) else
+                     f"{name} pays {paid.min():g} to {paid.max():g}" for name, paid in terms.items())
+    return (f"all rewards of each group have been equal for {steps} steps, and nothing is learnt from them (step "
+            f"{record.asked.step}: {said}); choose another --example, or raise --temperature. --stop_when=inert ends "
+            "such a run")

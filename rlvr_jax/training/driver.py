@@ -21,7 +21,6 @@ class RunWatch(grpo.Silent):
     describe: Callable  # record -> (row of metrics, rows of rollouts.jsonl)
     show: tuple[str, ...]  # metrics of the progress bar
     heldout: Callable = lambda params, step: {}  # -> eval/* metrics
-    measure_start: bool = True  # whether the model is measured before the first step, as step 0
     resets: ResetConfig = ResetConfig()
     saved: Callable = lambda: None  # called after a checkpoint
     seconds: dict = dataclasses.field(default_factory=dict)  # of the step, by phase
@@ -33,7 +32,7 @@ class RunWatch(grpo.Silent):
         return self.run.restore(state)
 
     def steps(self, state: LearnerState, num_steps: int) -> Iterator[int]:
-        if self.measure_start and not self.run.resumed:
+        if self.run.first == 0 and not self.run.resumed:
             self.run.log({"step": 0} | self.heldout(state.params, 0))
         yield from self.run.steps()
 

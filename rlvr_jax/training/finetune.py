@@ -16,7 +16,7 @@ from rlvr_jax.learner import SUPERVISED, OptimizerConfig, UpdateConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.loading import ModelChoice
-from rlvr_jax.records import Batch, LoopConfig, Prompts, flat, part, setting
+from rlvr_jax.records import Batch, LoopConfig, Prompts, checked, flat, part, setting
 from rlvr_jax.runs.files import read_lines
 from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
@@ -25,7 +25,7 @@ from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, padded
 from rlvr_jax.training.driver import Learnt, RunWatch, supervise
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class FinetuneConfig:
     """Supervised training on completions of prompts, from a file."""
 

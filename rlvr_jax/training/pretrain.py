@@ -1,6 +1,5 @@
 """The tiny base: next-token training on solutions of synthetic problems, by the same update as everything else."""
 
-import dataclasses
 import pathlib
 from typing import Callable
 
@@ -14,7 +13,7 @@ from rlvr_jax.evaluation.measure import HeldoutConfig, Sampler
 from rlvr_jax.learner import SUPERVISED, OptimizerConfig, UpdateConfig
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Batch, LoopConfig, Prompts, flat, part, setting
+from rlvr_jax.records import Batch, LoopConfig, Prompts, checked, flat, part, setting
 from rlvr_jax.runs.files import read_lines
 from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
@@ -26,7 +25,7 @@ from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, encode_prompts, 
 from rlvr_jax.training.driver import Learnt, RunWatch, supervise
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class ShapeConfig:
     """The size of the model."""
 
@@ -36,7 +35,7 @@ class ShapeConfig:
     d_ff: int = setting(256, "width of the feed-forward layers", minimum=1)
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class PretrainConfig:
     """The tiny base: a transformer trained on solutions of synthetic families in a mixture of styles."""
 
@@ -73,9 +72,9 @@ def pretrain(config: PretrainConfig) -> dict:
     update = learner.map_update(model_config, config.update, SUPERVISED, optimizer, loop.seed)
     meta = {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": flat(config)}
     heldout = make_heldout(config, shares, tokenizer, model_config)
-    with Run(config.run, config, loop.num_steps, "pretrain") as run:
+    with Run(config.run, config, loop.num_steps, "pretrain", first=1) as run:
         params = model.init_params(jax.random.key(loop.seed), model_config)
-        watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout, measure_start=False)
+        watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
         state = learner.init_state(params, optimizer, keep_reference=False)
         return watch.finish(supervise(state, solved_problems, update, watch, loop.num_steps))
 
@@ -91,6 +90,7 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"--d_model={config.shape.d_model} does not divide into --num_heads={config.shape.num_heads} "
                         "even heads")
     for name in families.parse_shares(config.task_shares):
+        families.draw_problems(name, np.random.default_rng(0), 64, "pretrain", config.num_ops)  # or says its fault
         styles = FAMILIES[name].styles.values()
         if len(config.styles.style_shares) != len(styles):
             raise UserError(f"--style_shares needs {len(styles)} numbers, for the styles of {name}: "
@@ -132,6 +132,8 @@ def window(config: PretrainConfig, names) -> int:
 def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> Callable[[int], Batch]:
     """`batch(step)`: each family's share of problems, solved in styles drawn from its habits; advantage 1 each."""
     habits = {name: FAMILIES[name].habits(config.styles, config.loop.seed, config.num_ops) for name in shares}
+    for name in shares:
+        families.refuse_faulty_solutions(name, config.styles, config.num_ops, habits[name])
     size = config.batch_size
     leaks = leaked_texts(config, tokenizer, window(config, shares))
     widths = sizes(config, shares)

@@ -13,7 +13,7 @@ from rlvr_jax.evaluation.measure import Heldout, HeldoutConfig, Sampler
 from rlvr_jax.grpo import GRPOConfig, Policy, Problems, Programs, Record
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.loading import ModelChoice, load_model
-from rlvr_jax.records import Problem, Prompts, flat, setting
+from rlvr_jax.records import Problem, Prompts, checked, flat, setting
 from rlvr_jax.rewards import score
 from rlvr_jax.rewards.rows import RewardConfig
 from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
@@ -30,7 +30,7 @@ from rlvr_jax.training.driver import RunWatch
 SHOW = ("train/accuracy", "train/entropy", "eval/greedy", "eval/sampled")
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class TrainConfig:
     """One-example GRPO in a run directory."""
 
@@ -66,7 +66,8 @@ def train(config: TrainConfig) -> dict:
         params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)  # for `grpo.train` to let go of
         prompts = encode(config, loaded, problems)
         reward = score.make_scorer(config.rewards, config.grading, config.grpo, loaded, problems, prompts)
-        watch = RunWatch(run, meta, functools.partial(rows_of, config, problems), SHOW,
+        logged = run.metrics.rows if parallel.is_main() else []
+        watch = RunWatch(run, meta, functools.partial(rows_of, config, problems, logged), SHOW,
                          heldout_of(config, loaded, programs, problems, run), resets=config.grpo.resets,
                          saved=functools.partial(save_history, config, run, problems))
         state = grpo.train(Policy(loaded.config, params.pop(), eos_ids),
@@ -133,12 +134,14 @@ def heldout_of(config: TrainConfig, loaded: LanguageModel, programs: Programs, p
                                 run.keep_heldout)
 
 
-def rows_of(config: TrainConfig, problems: list[Problem], record: Record) -> tuple[dict, list[dict]]:
-    """The metrics of a step, and its rows of rollouts.jsonl."""
-    if record.asked.step == 1 and not score.is_constant(config.rewards):
-        advice.warn(advice.on_first_step(record))
+def rows_of(config: TrainConfig, problems: list[Problem], logged: list[dict],
+            record: Record) -> tuple[dict, list[dict]]:
+    """The metrics of a step, and its rows of rollouts.jsonl; `logged` are the metrics of the steps before."""
     size = config.grpo.learnt_size
     row = {"step": record.asked.step} | describe(record.rollouts, record.scored, size)
+    if not score.is_constant(config.rewards):
+        advice.warn(advice.on_first_step(record) if record.asked.step == 1 else "")
+        advice.warn(advice.on_inert([*logged, row], record, config.run.inert_steps))
     if config.record_history:
         row["train/group_accuracies"] = group_accuracies(problems, record.rollouts.prompt_index,
                                                          record.scored.info["correct"], size)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import struct
 import sys
 from types import SimpleNamespace
 
@@ -70,6 +71,9 @@ def test_quantised_ggufs_are_dequantised(kind, tolerance, tmp_path):
     ("llama", {"tensor_edits": {"token_embd.weight": None, "output.weight": None}}, "token_embd.weight is missing"),
     ("llama", {"tensor_edits": {"rope_freqs.weight": np.arange(1, 5, dtype=np.float32)}}, "not Llama 3's"),
     ("llama", {"tensor_edits": {"blk.0.ffn_gate_inp.weight": np.ones(4, np.float32)}}, "tensor blk.0.ffn_gate_inp"),
+    ("llama", {"tensor_edits": {"output_norm.weight": np.full(32, np.nan, np.float32)}},
+     "tensor output_norm.weight holds numbers that are not finite"),
+    ("llama", {"block_count": 10**9}, "numbers, and the files of its weights hold .* of different models"),
     ("llama", {"tensor_edits": {"output_norm.weight": np.ones(9, np.float32)}}, r"output_norm.weight has shape \[9\]"),
 ])
 def test_ggufs_refused_by_name(family, options, message, tmp_path):
@@ -84,6 +88,16 @@ def test_a_half_written_gguf_is_refused_by_name(keep, tmp_path):
     path = tmp_path / "m.gguf"
     write_gguf(path, CONFIG, random_params(CONFIG, 0), "llama")
     path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match="m.gguf is not a complete GGUF file"):
+        gguf_file.load(path)
+
+
+def test_arrays_nested_deep_are_refused(tmp_path):
+    """A header with one key, whose value is an array of an array of an array ..."""
+    pytest.importorskip("gguf", reason="pip install gguf")
+    path, text, array = tmp_path / "m.gguf", 8, 9
+    nested = b"".join(struct.pack("<IQ", array, 1) for _ in range(5000)) + struct.pack("<IQ", text, 0)
+    path.write_bytes(struct.pack("<4sIQQQ4sI", b"GGUF", 3, 0, 1, 4, b"name", array) + nested)
     with pytest.raises(UserError, match="m.gguf is not a complete GGUF file"):
         gguf_file.load(path)
 

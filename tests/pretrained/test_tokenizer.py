@@ -66,6 +66,12 @@ def test_json_round_trip_survives_serialisation():
     assert again.encode("<s> abé") == tokenizer.encode("<s> abé") and again.eos_ids == (2,)
 
 
+@pytest.mark.parametrize("fields", [{}, {"backend": {}}, TINY.to_json() | {"eos_ids": 3}, TINY.to_json() | {"other": 1}])
+def test_json_of_anything_else_is_refused(fields):
+    with pytest.raises(UserError, match="what the checkpoint keeps is no tokenizer"):
+        T.Tokenizer.from_json(fields)
+
+
 @pytest.mark.parametrize("template", [None, "{{ bos_token }}é\n"])
 def test_folder_round_trip(tmp_path, template):
     T.save_tokenizer(tiny_tokenizer("an older template"), tmp_path)
@@ -145,7 +151,9 @@ def test_chat_templates_render_as_in_transformers(template, expected):
     ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
     ("{{ messages.append(1) }}", "unsafe"),
     ("{% for %}", "template"),
-])
+    ("{% for i in range(10**12) %}{% endfor %}", "refuses these messages: Range too big"),
+    ("{{ 1 // 0 }}", "refuses these messages"), ("{{ messages.nothing[0] }}", "refuses these messages"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses these messages")])
 def test_chat_refusals(template, message):
     with pytest.raises(UserError, match=message):
         tiny_tokenizer(template).render_chat(MESSAGES)

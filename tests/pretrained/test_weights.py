@@ -92,7 +92,7 @@ def test_what_others_wrote_in_shards_comes_out_byte_for_byte(name, dtype, tmp_pa
     rng = np.random.default_rng(0)
     tensors = {key: rng.standard_normal(x.shape).astype(x.dtype) for key, x in  # no symmetry, so no row in its place
                safetensors.numpy.load_file(tmp_path / "model.safetensors").items()}
-    tensors["model.norm.weight"].flat[:4] = [-0.0, np.inf, 1e-40, -3.0e38]
+    tensors["model.norm.weight"].flat[:4] = [-0.0, 3.0e38, 1e-40, -3.0e38]
     (tmp_path / "model.safetensors").unlink()
     where = {key: f"model-{1 + i % 3:05}-of-00003.safetensors" for i, key in enumerate(sorted(tensors))}
     for file in set(where.values()):
@@ -274,6 +274,10 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     ({"num_hidden_layers": 3}, "model.layers.2.* is missing"),
     ({"num_hidden_layers": 1}, "unexpected tensor model.layers.1"),
     ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "_norm.weight is missing"),
+    ({"num_hidden_layers": 10**9}, "numbers, and the files of its weights hold .* of different models"),  # not tried
+    ({"vocab_size": 10**9}, "numbers, and the files of its weights hold .* of different models"),
+    ({"vocab_size": 10**12}, "vocab_size is 1000000000000, not a number above 0 and up to 2,147,483,647"),
+    ({"max_position_embeddings": 10**12}, "max_position_embeddings is 1000000000000, not a number above 0 and up to"),
     ({"vocab_size": 98}, r"model.embed_tokens.weight has shape \[97, 32\].* \[98, 32\]|lm_head.weight has shape"),
     ({"num_key_value_heads": 2}, r"[kv]_proj.weight has shape \[32, 32\]"),
 ])
@@ -289,6 +293,8 @@ def test_configurations_refused_by_name(fields, message, saved):
     (lambda t: t | {"model.layers.0.mlp.up_proj.bias": np.zeros(48, np.float32)}, "model.layers.0.mlp.up_proj.bias"),
     (lambda t: t | {"model.norm.weight": np.ones(31, np.float32)}, r"model.norm.weight has shape \[31\]"),
     (lambda t: t | {"lm_head.weight": np.zeros((97, 32), np.int8)}, "lm_head.weight is of type I8"),
+    *((lambda t, x=x: t | {"model.norm.weight": np.full(32, [1] * 31 + [x], np.float32)},
+       "model.safetensors: tensor model.norm.weight holds numbers that are not finite") for x in (np.nan, -np.inf)),
 ])
 def test_tensors_refused_by_name(edit, message, saved):
     edit_tensors(saved, edit)
@@ -317,6 +323,10 @@ def test_missing_files_are_refused_by_name(tmp_path):
     for index, message in (("{}", "has no 'weight_map'"), ("[]", "holds a list"), ("{", "cannot be read as JSON")):
         (tmp_path / "model.safetensors.index.json").write_text(index)
         with pytest.raises(UserError, match=f"index.json {message}"):
+            huggingface.load_folder(tmp_path)
+    for name in ("../a.safetensors", "/tmp/a.safetensors", "..", "sub/a.safetensors", 3):
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+        with pytest.raises(UserError, match="index.json names the file .*, which is not in its folder"):
             huggingface.load_folder(tmp_path)
     (tmp_path / "model.safetensors.index.json").unlink()
     huggingface.load_folder(tmp_path)  # shards without their index are still the whole model
@@ -350,11 +360,12 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused():
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 5}, unk_token="a"))
     tokenizer = tokenizer_lib.Tokenizer(backend, (0,), 0, None, {})
     for size in (6, 99):
-        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=size), tokenizer)
-    with pytest.raises(UserError, match="ids up to 5 .* 5 embeddings"):
-        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=5), tokenizer)
+        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=size), tokenizer, "m")
+    with pytest.raises(UserError, match="^m: the tokenizer has ids up to 5, .* 5 embeddings: take"):
+        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=5), tokenizer, "m")
     with pytest.raises(UserError, match="ids up to 7"):
-        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=6), dataclasses.replace(tokenizer, eos_ids=(7,)))
+        more = dataclasses.replace(tokenizer, eos_ids=(7,))
+        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=6), more, "m")
 
 
 def test_every_parameter_has_a_name_elsewhere():

@@ -330,3 +330,34 @@ def test_advantages_of_tokens_reach_the_gradient(sampled):
         after.append(parallel.fetch_state(update(state, batch, 1)[0].params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *after)
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(after[0]), jax.tree.leaves(loaded.params)))
+
+
+# ----- what is no reward
+
+
+@pytest.mark.parametrize("made, says", [
+    (np.zeros(7), r"shape \(7,\) and type float64"), (np.zeros((8, 1)), r"shape \(8, 1\)"), (1.0, r"shape \(\)"),
+    (None, "type object"), (["1"] * 8, "type <U1"), (np.zeros(8, complex), "type complex128"),
+    ([[1], [1, 2]] * 4, "an array of shape .*"), ([1.0] * 7 + [np.nan], "nan for completion 7, and in all 1"),
+    (np.array([np.inf, 0, 0, -np.inf] * 2), "inf for completion 0, and in all 4"),
+    ([1e39] * 8, "1e\\+39 for completion 0")])
+def test_a_reward_that_gives_no_numbers_is_named(sampled, monkeypatch, made, says):
+    loaded, problems, encoded, params, rollouts = sampled
+    monkeypatch.setitem(rewards.REWARDS, "mine", lambda seen: made)
+    pay = make_scorer(replace(REWARD_RUN, reward="format:0.5,mine:2"), loaded, problems, encoded)
+    with pytest.raises(UserError, match=f"reward mine must give 8 finite numbers, one .*; it gave .*{says}"):
+        pay(rollouts, params, 3)
+
+
+@pytest.mark.parametrize("made", [[1, 2] * 4, [True, False] * 4, np.arange(8, dtype=np.int8)])
+def test_a_list_of_numbers_is_a_reward_and_each_term_is_kept(sampled, monkeypatch, made):
+    loaded, problems, encoded, params, rollouts = sampled
+    monkeypatch.setitem(rewards.REWARDS, "mine", lambda seen: made)
+    pay = make_scorer(replace(REWARD_RUN, reward="format:0.5,mine:2"), loaded, problems, encoded)
+    scored = pay(rollouts, params, 3)
+    terms = scored.info["reward/format"], scored.info["reward/mine"]
+    np.testing.assert_array_equal(terms[1], np.asarray(made, np.float32))
+    np.testing.assert_allclose(scored.reward, 0.5 * terms[0] + 2 * terms[1])
+    with pytest.raises(UserError, match="--reward=mine:1e38: the weighted sum is too large"):
+        monkeypatch.setitem(rewards.REWARDS, "mine", lambda seen: [100.0] * 8)
+        make_scorer(replace(REWARD_RUN, reward="mine:1e38"), loaded, problems, encoded)(rollouts, params, 3)

@@ -209,7 +209,7 @@ def test_a_damaged_checkpoint_is_named_and_the_advice_works(train, copied, strai
     refused = train("--num_steps=60", expect=1)
     assert len(refused.errors) == 1 and "Traceback" not in refused.err
     assert f"cannot read checkpoint {copied / 'checkpoints' / '60'}" in refused.errors[0]
-    assert refused.errors[0].endswith("remove that directory to go back to step 57")
+    assert refused.errors[0].endswith(f"; use {copied}@57, or remove that directory to go back to step 57")
     drop_checkpoints(copied, 60)
     train()
     assert_same_run(copied, straight(), STEPS)
@@ -222,6 +222,27 @@ def test_no_damaged_model_is_loaded(copied, item, how):
     with pytest.raises(UserError, match="cannot read checkpoint .*60.* go back to step 57"):
         checkpoint.restore_model(str(copied))
     assert checkpoint.restore_model(str(copied), 57)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from orbax's threads
+def test_a_flipped_bit_on_the_disk_is_noticed_or_changes_no_number(copied):
+    """Most of the bytes of these files are the numbers themselves."""
+    seed = secrets.randbits(32)
+    rng, whole = random.Random(seed), checkpoint.restore_model(str(copied))[1]
+    paths = [path for path in sorted((copied / "checkpoints" / "60" / "params").rglob("*")) if path.is_file()]
+    refused = 0
+    for _ in range(8):
+        path, = rng.choices(paths, [path.stat().st_size for path in paths])
+        content = path.read_bytes()
+        place = rng.randrange(8 * len(content))
+        path.write_bytes(bytes(byte ^ (1 << place % 8) * (i == place // 8) for i, byte in enumerate(content)))
+        try:
+            loaded = checkpoint.restore_model(str(copied), "60")[1]
+            assert jax.tree.map(lambda x: x.tobytes(), loaded) == jax.tree.map(lambda x: x.tobytes(), whole), seed
+        except UserError:
+            refused += 1
+        path.write_bytes(content)
+    assert refused > 2, seed
 
 
 def damage(item: pathlib.Path, how: str) -> None:

@@ -4,6 +4,7 @@ The loop here trains nothing: its metrics are given, and the state of step s is 
 """
 
 import json
+import os
 import struct
 import sys
 from types import SimpleNamespace
@@ -43,7 +44,7 @@ def go(tmp_path):
     def loop(crash_at=None, **flags):
         config = replace(CONFIG, run_dir=str(tmp_path / "run"), **{"num_steps": 10} | flags)
         meta = {"flags": flat(config)}
-        with Run(config.run, config, config.grpo.loop.num_steps, "train") as run:
+        with Run(config.run, config, config.grpo.loop.num_steps, "train", first=1) as run:
             state = parallel.place_state(run.restore(state_of(0)))
             for step in run.steps():
                 state = parallel.place_state(state_of(step))
@@ -99,22 +100,29 @@ def test_a_rule_has_to_hold_in_all_of_the_last_rows_that_have_its_metric(values,
     rows = [{"step": step} | row for step, row in enumerate(values, 1)]
     seen = ["y" if (row["m"] or 0) > 1.5 else "n" for row in values if "m" in row]
     held = "".join(seen).endswith("y" * patience)
-    assert (stopping.verdict(stopping.parse("m>1.5"), patience, rows) is not None) == held
+    assert (stopping.verdict(stopping.parse("m>1.5", 20), patience, rows) is not None) == held
 
 
 def test_the_base_does_not_count_and_the_first_rule_that_holds_is_named():
     rows = [{"step": 0, "a": 0.0}, {"step": 1, "a": 0.0, "b": 9.0}]
-    rules = stopping.parse(" c<1,a < 1e-3,b>2")
+    rules = stopping.parse(" c<1,a < 1e-3,b>2", 20)
     assert stopping.verdict(rules, 2, rows) is None
     assert stopping.verdict(rules, 1, rows) == {"rule": "a<0.001", "patience": 1, "step": 1, "value": 0.0}
-    assert stopping.verdict(stopping.parse(""), 1, rows) is None
+    assert stopping.verdict(stopping.parse("", 20), 1, rows) is None
 
 
 @pytest.mark.parametrize("text", ["entropy", "entropy<", "<1", "a=1", "a<=1", "a<b", "a<1<2", "a<nan", "a<1,,b>2",
                                   "a<1,"])
 def test_a_rule_that_cannot_be_read_is_refused(text):
-    with pytest.raises(UserError, match="--stop_when: .* is no rule; rules are METRIC<NUMBER or METRIC>NUMBER"):
-        stopping.parse(text)
+    with pytest.raises(UserError, match="--stop_when: .* is no rule; rules are METRIC<NUMBER, METRIC>NUMBER or inert"):
+        stopping.parse(text, 20)
+
+
+def test_a_run_without_different_rewards_is_inert_after_its_own_number_of_steps():
+    rows = [{"step": step, "train/live_groups": live} for step, live in enumerate([0.0, 0.0, 0.5, 0.0, 0.0, 0.0])]
+    rules = stopping.parse("train/kl>9, inert", 3)
+    assert [stopping.verdict(rules, 1, rows[:count]) is None for count in range(7)] == [True] * 6 + [False]
+    assert stopping.verdict(rules, 1, rows) == {"rule": "inert", "patience": 3, "step": 5, "value": 0.0}
 
 
 @pytest.mark.parametrize("flags, says, rows", [
@@ -169,6 +177,17 @@ def test_keep_best_may_change_and_judges_old_checkpoints_too(go, tmp_path):
     assert checkpoint.steps(tmp_path / "run") == [2, 10] and checkpoint.best_step(str(tmp_path / "run")) == 2
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"eval/greedy": "high"}', "null"])
+def test_metrics_of_a_checkpoint_that_are_none_are_named_at_once(go, tmp_path, content):
+    go(keep_best="eval/greedy", num_steps=8)
+    assert checkpoint.steps(tmp_path / "run") == [6, 8]
+    (tmp_path / "run" / "checkpoints" / "6" / "metrics" / "metrics").write_text(content)
+    for do in (lambda: checkpoint.best_step(str(tmp_path / "run")), lambda: go(keep_best="eval/greedy")):
+        with pytest.raises(UserError, match="cannot read checkpoint .*/6: .*remove that directory to go back to step 8"):
+            do()
+    assert logged(tmp_path) == list(range(1, 9))
+
+
 # ----- what is not finite
 
 
@@ -199,7 +218,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_loaded(go, tmp_path, spoil, monk
         patch.setattr(checkpoint, "finite", lambda tree: True)
         spoil(field, np.nan, 9)
         go(keep_last=2)
-    says = "checkpoint .*10 holds numbers that are not finite .*; remove that directory to go back to step 8"
+    says = "checkpoint .*10 holds numbers that are not finite .*run@8, or remove that directory to go back to step 8"
     with pytest.raises(UserError, match=says):
         go(num_steps=12)
     if field == "params":
@@ -215,6 +234,52 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkey
     with pytest.raises(UserError, match="the loss or its gradient is not finite at step 5"):
         go()
     assert logged(tmp_path)[-1] == 5 and checkpoint.steps(tmp_path / "run") == [4]
+    with pytest.raises(UserError, match="good checkpoints of steps 1, 2, 3;"):  # that of step 4 had the bad loss
+        go(save_every=1, keep_last=9, resume="never")
+
+
+# ----- what is not as it was saved
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_noticed(go, tmp_path, monkeypatch):
+    """As the disk, or a copy, may flip it: in a leaf of the parameters, of the optimiser, or in meta."""
+    go(keep_last=2, num_steps=8)
+    restore = checkpoint._restore
+
+    def flipped(item, change):
+        def damaged(*args, **items):
+            whole = restore(*args, **items)
+            return whole if item not in whole else whole | {item: change(whole[item])}
+        monkeypatch.setattr(checkpoint, "_restore", damaged)
+
+    def bit(x, place):
+        x = np.array(x)
+        x.reshape(-1).view(np.uint8)[place // 8] ^= 1 << place % 8
+        return x
+
+    for place in (0, 22, 31, 64, 95):
+        flipped("params", lambda tree: {"w": bit(tree["w"], place)})
+        with pytest.raises(UserError, match="8 is damaged: params/w is not as it was saved; use .*run@6, or remove "):
+            checkpoint.restore_model(str(tmp_path / "run"))
+        flipped("training", lambda tree: tree | {"opt_state": {"m": bit(tree["opt_state"]["m"], place % 64)}})
+        with pytest.raises(UserError, match="checkpoint .*8 is damaged: training/opt_state/m is not as it was saved"):
+            go(num_steps=10)
+    flipped("params", lambda tree: {"w": np.asarray(tree["w"]).view(np.int32)})  # as a flip in its description
+    with pytest.raises(UserError, match="params/w is not as it was saved"):
+        checkpoint.restore_model(str(tmp_path / "run"))
+    flipped("meta", lambda meta: meta | {"flags": meta["flags"] | {"seed": 1}})
+    with pytest.raises(UserError, match="checkpoint .*8 is damaged: meta is not as it was saved"):
+        checkpoint.read_meta(str(tmp_path / "run"), 8)
+    for other in ([], None, "text", 3):
+        flipped("meta", lambda meta: other)
+        with pytest.raises(UserError, match="checkpoint .*8 is damaged: its meta is no record, but a "):
+            checkpoint.restore_model(str(tmp_path / "run"))
+    flipped("meta", lambda meta: {"flags": meta["flags"], "model": 3})
+    with pytest.raises(UserError, match="cannot read checkpoint .*8: "):
+        checkpoint.restore_model(str(tmp_path / "run"))
+    flipped("meta", lambda meta: {name: meta[name] for name in meta if name != "digests"})
+    assert checkpoint.read_meta(str(tmp_path / "run"), 8)  # saved before there were digests
+    go(num_steps=10)
 
 
 # ----- flags that may not change
@@ -231,9 +296,22 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkey
     ({"schedule": "constant"}, {"num_steps": 90}, "")])
 def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after, says):
     first = replace(CONFIG, num_steps=60, num_passes=2, num_minibatches=3, **before)
-    (tmp_path / "flags.txt").write_text("\n".join(flags.flag_lines(first)))
+    (tmp_path / "flags.txt").write_text("\n".join([*flags.flag_lines(first), ""]))
     found = flags.changed_flags(tmp_path, replace(first, **after), "--run_dir", "train")
     assert says in found and bool(found) == bool(says)
+
+
+@pytest.mark.parametrize("cut", [lambda text: "", lambda text: text[:-1], lambda text: text[: len(text) // 2],
+                                 lambda text: text.replace("=", ":"), lambda text: text + "\n",
+                                 lambda text: text.replace("--num_steps=10", "--num_steps=")])
+def test_flags_that_are_cut_are_damaged_not_other_flags(go, tmp_path, cut):
+    go(num_steps=2, schedule="linear")
+    path = tmp_path / "run" / "flags.txt"
+    path.write_text(cut(path.read_text().replace("--num_steps=2", "--num_steps=10")))
+    before = path.read_text()
+    with pytest.raises(UserError, match="flags.txt is damaged: it is to have a line --name=value for each flag"):
+        go(num_steps=4, schedule="linear")
+    assert path.read_text() == before
 
 
 @pytest.mark.parametrize("before, after, same", [
@@ -241,18 +319,18 @@ def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after
     ("base", "bas", False)])
 def test_a_model_is_the_same_however_its_directory_is_written(tmp_path, before, after, same):
     first = replace(CONFIG, model=before)
-    (tmp_path / "flags.txt").write_text("\n".join(flags.flag_lines(first)))
+    (tmp_path / "flags.txt").write_text("\n".join([*flags.flag_lines(first), ""]))
     found = flags.changed_flags(tmp_path, replace(first, model=after), "--run_dir", "train")
     assert ("--model" in found) != same
 
 
 def test_a_directory_of_another_script_gets_one_sentence(tmp_path):
-    (tmp_path / "flags.txt").write_text("\n".join(flags.flag_lines(PretrainConfig())))
+    (tmp_path / "flags.txt").write_text("\n".join([*flags.flag_lines(PretrainConfig()), ""]))
     origin.write(tmp_path, "pretrain")
     assert flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train") == (
         f"{tmp_path} was written by scripts.pretrain, and scripts.train needs a directory of its own: choose another "
         "--run_dir")
-    (tmp_path / "flags.txt").write_text("\n".join(flags.flag_lines(replace(CONFIG, seed=9))[:-4]))
+    (tmp_path / "flags.txt").write_text("\n".join([*flags.flag_lines(replace(CONFIG, seed=9))[:-4], ""]))
     origin.write(tmp_path, "train")
     assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train")  # of an earlier version
     (tmp_path / "origin.json").unlink()  # which a run that started with nothing to do does not have
@@ -267,7 +345,7 @@ def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
     asked, restore = [], Run.restore
 
     def restore_and_choose(run, fresh):
-        chosen.append(run.once("example", lambda: {"example": asked.append(1) or 40 + len(asked), "rate": 0.5})["example"])
+        chosen.append(run.once("example", lambda: {"example": asked.append(1) or 42, "rate": 0.5})["example"])
         return restore(run, fresh)
 
     chosen, kept = [], tmp_path / "run" / "example.json"
@@ -283,7 +361,93 @@ def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
     kept.unlink()
     go(num_steps=8)
     go(num_steps=2, resume="never")
-    assert chosen == [41, 42, 42, 42, 43, 44, 45]
+    assert chosen == 7 * [42] and len(asked) == 5
+
+
+def test_an_example_that_was_edited_by_hand_is_refused(go, tmp_path, monkeypatch):
+    """It would train another problem under the name of the first. A run of before this was noticed goes on."""
+    restore, save, kept = Run.restore, checkpoint.save, tmp_path / "run" / "example.json"
+    monkeypatch.setattr(Run, "restore", lambda run, fresh: run.once("example", lambda: {"example": 7}) and restore(
+        run, fresh))
+    go(num_steps=2)
+    kept.write_text(json.dumps({"example": 8}))
+    with pytest.raises(UserError, match="example.json is not what this run was begun with: take .* or remove it"):
+        go(num_steps=4)
+    assert checkpoint.steps(tmp_path / "run") == [2]
+    kept.unlink()
+    go(num_steps=4)
+    assert json.loads(kept.read_text()) == {"example": 7}
+    monkeypatch.setattr(checkpoint, "save", lambda manager, state, meta, metrics: save(
+        manager, state, {name: meta[name] for name in meta if name != "chosen"}, metrics))
+    go(num_steps=6)
+    kept.write_text(json.dumps({"example": 8}))
+    go(num_steps=8)
+
+
+# ----- a log that is damaged
+
+
+def logs_of(tmp_path) -> dict:
+    return {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.jsonl")}
+
+
+@pytest.mark.parametrize("line", ["", "{", "[1]", '{"step": "3"}', "\0\0"])
+@pytest.mark.parametrize("name", ["metrics", "rollouts"])
+def test_a_bad_line_that_others_follow_is_an_error_and_nothing_is_cut(go, tmp_path, name, line):
+    go(num_steps=4)
+    path = tmp_path / "run" / f"{name}.jsonl"
+    path.write_text("".join(f"{row}\n" for row in ('{"step": 1}', line, '{"step": 3}', '{"step": 4}')))
+    before = logs_of(tmp_path)
+    with pytest.raises(UserError, match=f"{name}.jsonl, line 2: .*correct"):
+        go(num_steps=6)
+    assert logs_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("lost, gap, says", [
+    ((1, 2, 3, 4, 5, 6), 1, "start over with --resume=never, which moves this run aside$"), ((1,), 1, "start over"),
+    ((4,), 4, "go back to the checkpoint of step 2 by moving away .*checkpoints/4, .*checkpoints/6$"),
+    ((5, 6), 5, "go back to the checkpoint of step 4 by moving away .*checkpoints/6$")])
+def test_a_run_whose_log_lacks_a_step_does_not_go_on(go, tmp_path, lost, gap, says):
+    """Its summary would take the policy for the base."""
+    go(num_steps=6, keep_last=9)
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in read_jsonl(path) if row["step"] not in lost))
+    before = logs_of(tmp_path)
+    with pytest.raises(UserError, match=f"metrics.jsonl has no row of step {gap}, .* checkpoint of step 6: .* {says}"):
+        go(keep_last=9)
+    assert logs_of(tmp_path) == before and checkpoint.steps(tmp_path / "run") == [2, 4, 6]
+    for step in [step for step in (2, 4, 6) if step >= gap and gap > 2]:
+        (tmp_path / "run" / "checkpoints" / str(step)).rename(tmp_path / str(step))  # as the message says
+    if gap > 2:
+        assert go(keep_last=9)["steps"] == 10 and logged(tmp_path) == list(range(1, 11))
+
+
+def test_a_log_that_is_gone_is_a_log_without_its_first_step(go, tmp_path):
+    go(num_steps=2)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="metrics.jsonl has no row of step 1"):
+        go()
+
+
+def test_a_whole_line_without_its_end_is_kept_and_the_next_is_not_glued_to_it(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for rest, kept in (('{"step": 3}', [2, 3]), ('{"step": 3', [2]), ("", [2]), ("\0\0", [2]), ("[1]\n", [2])):
+        path.write_text('{"step": 2}\n' + rest)
+        lines = log.JsonLines(path, 9)
+        lines.write({"step": 4})
+        lines.close()
+        assert [row["step"] for row in lines.rows] == [row["step"] for row in read_jsonl(path)] == [*kept, 4]
+
+
+def test_rows_are_on_the_disk_before_the_checkpoint_that_needs_them(go, tmp_path, monkeypatch):
+    """After a power cut there is no checkpoint that the log does not reach."""
+    done, save, fsync = [], checkpoint.save, os.fsync
+    monkeypatch.setattr(checkpoint, "save", lambda *args: (done.append("checkpoint"), save(*args)))
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))),
+                                                 fsync(fd)))
+    go(num_steps=2)
+    before = done[: done.index("checkpoint")]
+    assert {"metrics.jsonl", "rollouts.jsonl", "heldout.jsonl", "flags.txt.part", "origin.json.part"} <= set(before)
 
 
 def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):

@@ -57,7 +57,8 @@ CASES = {
     "full disk": ("sample", ["--model={work}/base", "--prompt=coins", "--max_new_tokens=5", "--out=/dev/full"],
                   "/dev/full: No space left"),
     "step that is no number": ("sample", ["--model={work}/base@last", "--prompt=x"], "{work}/base@last"),
-    "tokenizer too large": ("sample", ["--model={work}/mismatched", "--prompt=x"], "the tokenizer has ids up to"),
+    "tokenizer too large": ("sample", ["--model={work}/mismatched", "--prompt=x"], 
+                            "{work}/mismatched: the tokenizer has ids up to"),
     "corrupt safetensors": ("sample", ["--model={work}/garbled", "--prompt=x"], "{work}/garbled/model.safetensors"),
     "truncated safetensors": ("sample", ["--model={work}/cut", "--prompt=x"], "{work}/cut/model.safetensors"),
     "corrupt config": ("sample", ["--model={work}/noconfig", "--prompt=x"], "{work}/noconfig/config.json"),
@@ -71,6 +72,10 @@ CASES = {
                           "{work}/text.jsonl, line 1: not JSON"),
     "no problems": ("evaluate", [*MEASURE, "--problems={work}/none.jsonl"], "holds no problems"),
     "long prompt": ("sample", ["--model={work}/base", "--prompt=" + "coins " * 99, "--max_new_tokens=5"], "a prompt has 99 tokens"),
+    "words that the model lacks": ("sample", ["--model={work}/base", "--prompt=What is 2+2 ?", "--max_new_tokens=5"],
+                                   "the model does not know 'What', 'is', '2+2', '?'"),
+    "question that the model lacks": ("train", [*GO, "--example=auto", "--question=koins 1 + 1 =", "--answer=2"],
+                                      "the model does not know 'koins'"),
     "empty prompt": ("sample", ["--model={work}/base", "--prompt= ", "--max_new_tokens=5"], "a prompt has 0 tokens"),
     "no room for completions": ("train", [*GO, "--max_new_tokens=500"],
                                 "--max_new_tokens=500"),
@@ -92,7 +97,11 @@ CASES = {
     "greedy training": ("train", [*GO, "--temperature=0"], "--temperature=0"),
     "line break in a flag": ("train", [*GO, "--instruction=a\nb"],
                              "--instruction holds a line break"),
-    "run_dir is a file": ("train", ["--model={work}/base", *FLAGS, "--run_dir={work}/text.jsonl"], "{work}/text.jsonl"),
+    "run_dir is a file": ("train", ["--model={work}/base", *FLAGS, "--run_dir={work}/text.jsonl"],
+                          "--run_dir={work}/text.jsonl is a file: name a directory"),
+    "out is a file": ("evaluate", [*MEASURE[:1], "--out={work}/text.jsonl", "--num_ops=2", "--max_new_tokens=9"],
+                      "--out={work}/text.jsonl is a file: name a directory"),
+    "reward without its weight": ("train", [*GO, "--reward=format:"], "--reward=format:: 'format:' is none of"),
     "no chat template": ("sample", ["--model={work}/base", "--prompt=x", "--prompt_style=chat"], "no chat template"),
 }
 
@@ -207,8 +216,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, base, compiled):
 
 
 @pytest.mark.parametrize("weight, says", [
-    (np.inf, "/bad/checkpoints/200 holds numbers that are not finite (NaN or infinite); remove that directory to go "
-             "back to step 100"),
+    (np.inf, "/bad/checkpoints/200 holds numbers that are not finite (NaN or infinite); use "),
     (3e38, "not finite at step 1")])
 def test_a_model_that_is_not_finite_is_refused_and_one_that_overflows_stopped(tmp_path, base, compiled, weight, says):
     bad = pathlib.Path(shutil.copytree(base, tmp_path / "bad"))
@@ -218,6 +226,8 @@ def test_a_model_that_is_not_finite_is_refused_and_one_that_overflows_stopped(tm
         params["final_norm"] = np.full_like(params["final_norm"], weight)
         shutil.rmtree(item)
         checkpointer.save(item, params)
+    meta = item.parent / "meta" / "metadata"  # as a version without digests has saved it
+    meta.write_text(json.dumps({name: x for name, x in json.loads(meta.read_text()).items() if name != "digests"}))
     result = run("train", *FLAGS, f"--model={bad}", f"--run_dir={tmp_path / 'run'}", compiled=compiled)
     check_one_line(result, says)
     assert checkpoint.steps(tmp_path / "run") == []

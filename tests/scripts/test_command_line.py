@@ -8,12 +8,17 @@ import sys
 import typing
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
 from rlvr_jax import records
+from rlvr_jax.errors import UserError
+from rlvr_jax.grpo import GRPOConfig
 from rlvr_jax.records import setting
+from rlvr_jax.rewards.rows import RewardConfig
 from rlvr_jax.runs import log
+from rlvr_jax.runs.run import RunConfig
 from rlvr_jax.training.train import TrainConfig
 from scripts import cli
 from scripts import sample
@@ -39,7 +44,7 @@ def test_every_number_has_a_least_value_and_its_default_is_within_bounds(script,
     config_class = record_of(script)
     for leaf in records.settings(config_class):
         bounds = leaf.meta["bounds"]
-        assert bounds.keys() <= cli.BOUNDS.keys() and (
+        assert bounds.keys() <= records.BOUNDS.keys() and (
             bounds.keys() & {"minimum", "above"} if {int, float} & set(kinds(leaf)) else not bounds), leaf.name
     assert parse(config_class) == config_class()  # absl judges the defaults, too
 
@@ -83,6 +88,41 @@ def test_training_refuses_a_number_out_of_bounds_and_its_help_says_which_are_wit
         parse(TrainConfig, f"--{flag}")
     with defined(TrainConfig) as known:
         assert re.search(rf"\(a (finite|whole) number {allowed}\)$", known[name].help)
+
+
+@pytest.mark.parametrize("values, says", [
+    ({"group_size": 0}, "group_size=0: not a whole number >= 1"), ({"num_steps": "2"}, "num_steps='2': not a whole"),
+    ({"num_steps": 2.0}, "num_steps=2.0: not a whole number"), ({"num_steps": True}, "num_steps=True"), ({"save_every": True}, "save"),
+    ({"learning_rate": float("nan")}, "learning_rate=nan: not a finite number >= 0"), ({"learning_rate": 1}, ""),
+    ({"trainable": "typo"}, "trainable='typo': not one of all, lora, "), ({"trainable": "lora"}, ""),
+    ({"remat": 0}, "remat=0: not True or False"), ({"run_dir": ROOT}, "not a text"), ({"reward": "a:1,b:2"}, ""),
+    ({"adapter_layers": (0, -1)}, r"adapter_layers=\(0, -1\): not whole numbers >= 0"), ({"clip_low": None}, ""),
+    ({"adapter_layers": [1]}, r"adapter_layers=\[1\]: not whole numbers"), ({"adapter_layers": (1,)}, ""),
+    ({"clip_low": -1}, "clip_low=-1: not a finite number >= 0"), ({"group_size": np.int64(3)}, ""),
+    ({"resume": "perhaps"}, "resume='perhaps': not one of never, auto, must")])
+def test_a_record_refuses_what_its_flags_refuse(values, says):
+    """However it is made: by name of the flag, in place, or changed later."""
+    (name, value), = values.items()
+    inner = next(kind for kind in (GRPOConfig, RunConfig, *(type(getattr(GRPOConfig(), field.name)) for field in
+                                                             dataclasses.fields(GRPOConfig)))
+                 if name in {field.name for field in dataclasses.fields(kind)}) if name != "reward" else RewardConfig
+    for make in (lambda: records.build(TrainConfig, **values), lambda: inner(**values),
+                 lambda: dataclasses.replace(inner(), **values)):
+        if says:
+            with pytest.raises(UserError, match=says):
+                make()
+        else:
+            assert records.flat(make())[name] == value
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_record_of_a_command_is_checked(script):
+    def parts(record):
+        yield type(record)
+        for field in dataclasses.fields(record):
+            if dataclasses.is_dataclass(getattr(record, field.name)):
+                yield from parts(getattr(record, field.name))
+    assert not [kind.__name__ for kind in parts(record_of(script)()) if not hasattr(kind, "__post_init__")]
 
 
 # ----- choices

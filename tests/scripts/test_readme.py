@@ -212,7 +212,7 @@ RECIPES = {name: [code for code in blocks(TEXT[name], "python") if "import" in c
 @pytest.mark.parametrize("name, runs, added", [
     ("README.md", ["novelty"], ["reward"]),
     ("docs/extending.md", ["short", "above_mean", "mod7", "attention"], list(TABLES))])
-def test_the_recipes_run_as_shown(name, runs, added, folder, monkeypatch):
+def test_the_recipes_run_as_shown_and_say_how_they_ended(name, runs, added, folder, monkeypatch, capsys, caplog):
     bases = {"num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 32, "batch_size": 16} | SMALL
     trains, build = SMALL | {"example": "0", "heldout": "none"}, records.build
     monkeypatch.setattr(records, "build", lambda config_class, **given: build(
@@ -223,6 +223,9 @@ def test_the_recipes_run_as_shown(name, runs, added, folder, monkeypatch):
         sizes = {key: len(restored.enter_context(mock.patch.dict(table))) for key, table in TABLES.items()}
         for recipe in RECIPES[name]:
             exec(recipe, names)
+        shown = [line for line in capsys.readouterr().out.splitlines() if line]
+        assert len(shown) == len(runs) and all(line.endswith("}") for line in shown)
+        assert not [record.message for record in caplog.records if record.levelname != "INFO"]
         assert [key for key, table in TABLES.items() if len(table) == sizes[key] + 1] == added
     for run in runs:
         assert json.loads((folder / "runs" / run / "summary.json").read_text())["steps"] == 1

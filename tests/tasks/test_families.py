@@ -1,5 +1,6 @@
 """The table of synthetic families: two mixed in one base, the first one as it always was. test_doors.py adds one."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -134,3 +135,47 @@ def test_each_family_of_a_mixture_has_its_accuracy_beside_that_of_all(monkeypatc
     found = heldout(problems)
     assert [found[f"eval/sampled{name}"] for name in ("", "_arithmetic", "_boolean")] == [0.5, 2 / 3, 0.0]
     assert "eval/sampled_arithmetic" not in heldout(problems[:3])
+
+
+# ----- mistakes of a family of one's own
+
+
+def faulty(name: str) -> families.Family:
+    """Boolean chains with one mistake."""
+    good = FAMILIES["boolean"]
+    without_index = lambda drawn: [replace_meta(problem) for problem in good.to_problems(drawn)]
+    replace_meta = lambda problem: dataclasses.replace(problem, meta={})
+    return dataclasses.replace(good, **{
+        "order": {"vocabulary": ("<eos>", "<pad>", *good.vocabulary[2:])},
+        "word twice": {"vocabulary": (*good.vocabulary, "=")}, "no styles": {"styles": {}},
+        "few": {"generate": lambda rng, count, split, num_ops: good.generate(rng, count - 1, split, num_ops)},
+        "index": {"to_problems": without_index},
+        "word of a prompt": {"vocabulary": tuple(word for word in good.vocabulary if word != "bell")},
+        "word of a solution": {"solve": lambda *args: [text + " amen" for text in good.solve(*args)]},
+        "solutions": {"solve": lambda *args: good.solve(*args)[1:]},
+        "long": {"lengths": lambda num_ops: (7, 9)},
+        "sums": {"habits": lambda *config: lambda drawn: good.habits(*config)(drawn) * 0.9},
+        "columns": {"habits": lambda *config: lambda drawn: good.habits(*config)(drawn)[:, :3]}}[name])
+
+
+@pytest.mark.parametrize("name, says, in_problems", [
+    ("order", 'its vocabulary has to begin with "<pad>", "<eos>", and to have each word once', True),
+    ("word twice", "to have each word once", True), ("no styles", "it has no styles", True),
+    ("few", "to_problems gave 63 where 64 problems were asked for", True),
+    ("index", r'give each problem a meta\["index"\] of its own', True),
+    ("word of a prompt", "'bell', in the prompt 'bell .*, is not in its vocabulary", True),
+    ("word of a solution", "'amen', in the solution 'think .* amen <eos>', is not in its vocabulary", False),
+    ("solutions", "solve gave 63", False), ("long", r"has 10 tokens, and lengths\(2\) allows 9", False),
+    ("sums", "64 x 4 chances, of which each row sums to 1; it gave a row with the sum 0.9", False),
+    ("columns", r"64 x 4 chances, .* it gave the shape \(64, 3\)", False)])
+def test_a_mistake_of_a_family_is_named_before_anything_is_trained_or_measured(monkeypatch, tmp_path, name, says,
+                                                                              in_problems):
+    monkeypatch.setitem(FAMILIES, "mine", faulty(name))
+    with pytest.raises(UserError, match=f"family mine: .*{says}"):
+        pretrain.pretrain(replace(SMALL, task_shares="mine", run_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+    if in_problems:
+        with pytest.raises(UserError, match="family mine: "):
+            families.draw_problems("mine", np.random.default_rng(1), 64, "test", 2)
+    else:
+        assert len(families.draw_problems("mine", np.random.default_rng(1), 64, "test", 2)) == 64

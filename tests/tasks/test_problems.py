@@ -2,13 +2,15 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import grade
 from rlvr_jax.records import Problem
-from rlvr_jax.tasks import prompts
+from rlvr_jax.runs.files import read_json
+from rlvr_jax.tasks import families, prompts
 from rlvr_jax.tasks.problems import load, merge
 
 from fixtures import QWEN, chat_tokenizer, load_problems, released, write_jsonl, write_parquet
@@ -267,3 +269,35 @@ def test_the_published_example_as_the_model_reads_it(data):
         r"of the wind's velocity \( V \). When the velocity is \( 8 \) miles per hour, the pressure on a sail of \( 2 "
         r"\) square feet is \( 4 \) pounds. Find the wind velocity when the pressure on \( 4 \) square feet of sail is "
         r"\( 32 \) pounds. Let's think step by step and output the final answer within \boxed{}.")
+
+
+def test_words_that_a_model_of_whole_words_lacks_are_named_not_read_as_padding():
+    asked = [Problem(text, "1", text) for text in ("coins 7 + 5 =", "koins 7 + 25 =", "koins 7 plus 5 =")]
+    config = SimpleNamespace(max_seq_len=99)
+    words = families.make_tokenizer(["arithmetic"])
+    with pytest.raises(UserError, match="the model does not know 'koins', '25', 'plus': .*such as =, "):
+        prompts.encode_prompts(words, asked, config, 5)
+    assert prompts.encode_prompts(words, asked[:1], config, 5).lengths.tolist() == [5]
+    digits = families.make_tokenizer(["arithmetic_digits"])  # 25 is two pieces
+    with pytest.raises(UserError, match="the model does not know 'koins', 'plus': "):
+        prompts.encode_prompts(digits, asked, config, 5)
+    assert prompts.encode_prompts(QWEN, asked, config, 5).lengths.min() > 5  # spells any word
+
+
+@pytest.mark.parametrize("line, says", [
+    ('{"question": "q", "answer": "1", "answer": "2"}', "'answer' is there twice"),
+    ('{"question": "q", "answer": 1e999}', "1e999 is no number"),
+    ('{"question": "q", "answer": NaN}', "NaN is no number"),
+    ('{"question": "q", "answer": [-Infinity]}', "-Infinity is no number"),
+    ('{"question": null, "answer": "1"}', r"it has question \(null\), answer$")])
+def test_a_line_that_says_two_things_or_no_number_is_refused(tmp_path, line, says):
+    (tmp_path / "p.jsonl").write_text('{"question": "q", "answer": 1e3}\n' + line + "\n")
+    with pytest.raises(UserError, match=f"p.jsonl, line 2: .*{says}"):
+        load(str(tmp_path / "p.jsonl"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    for name in ("p.jsonl", "x.json"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + b'{"question": "q", "answer": "1"}')
+    assert [problem.question for problem in load(str(tmp_path / "p.jsonl"))] == ["q"]
+    assert read_json(tmp_path / "x.json") == {"question": "q", "answer": "1"}

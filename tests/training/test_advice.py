@@ -29,9 +29,10 @@ def on_flags(**flags) -> str:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_group_of_one_has_no_advantage_under_some_objectives(objective):
+def test_a_group_of_one_has_no_advantage_under_some_objectives_and_the_bare_reward_under_others(objective):
     text = on_flags(objective=objective, group_size=1)
-    assert bool(text) == (objective in CENTRED)
+    assert ("the reward teaches nothing" in text) == (objective in CENTRED)
+    assert ("the advantage is the bare reward" in text) == (objective not in CENTRED | {"entropy"})
     assert not text or f"--group_size=1 under --objective={objective}" in text
     assert not on_flags(objective=objective, group_size=2)
     assert bool(text) == ("--update_group_size=1 under" in on_flags(objective=objective, update_group_size=1))
@@ -96,8 +97,23 @@ def test_a_first_step_that_teaches_nothing():
 def test_only_the_first_step_is_warned_of_and_not_where_every_reward_is_the_same(capsys):
     config = build(TrainConfig, group_size=4, log_rollouts=0)
     for changes, number, warned in (({}, 1, True), ({}, 2, False), ({"reward": "none"}, 1, False)):
-        train.rows_of(replace(config, **changes), problems("1"), step_of([0] * 4, [0] * 4, number))
+        train.rows_of(replace(config, **changes), problems("1"), [], step_of([0] * 4, [0] * 4, number))
         assert ("none of the 4 completions" in capsys.readouterr().err) == warned
+
+
+def test_a_run_whose_rewards_stay_equal_says_once_which_term_pays_what(capsys):
+    """Steps 1 to 3 have two different rewards in no group; then one has, and then four have not."""
+    config, logged = build(TrainConfig, group_size=4, log_rollouts=0, inert_steps=3), []
+    for number, live in enumerate([0, 0, 0, 1, 0, 0, 0, 0], 1):
+        step = step_of([live, 0.5, 0.5, 0.5] if live else [0.5] * 4, [1, 0, 0, 0], number)
+        info = step.scored.info | {"reward/correct": np.zeros(4), "reward/format": np.array([0, 1, 1, 1])}
+        step = step._replace(scored=step.scored._replace(info=info))
+        logged.append(train.rows_of(config, problems("1"), logged, step)[0])
+        said = capsys.readouterr().err
+        assert ("all rewards of each group have been equal for 3 steps" in said) == (number in (3, 7))
+        assert number != 3 or "(step 3: correct pays every completion 0, format pays 0 to 1); choose" in said
+        train.rows_of(replace(config, reward="none"), problems("1"), logged[:-1], step)
+        assert not capsys.readouterr().err
 
 
 def test_a_run_prints_them_once(tmp_path, base, compiled):

@@ -17,7 +17,6 @@ after the problem, where the model begins when it is asked the problem alone. In
 is the same either way, the start of the assistant's turn.
 """
 
-import dataclasses
 import pathlib
 from typing import Callable
 
@@ -28,7 +27,7 @@ from rlvr_jax.evaluation.measure import Benchmark, by_answer, make_sampler, meas
 from rlvr_jax.grading.extract import state
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.loading import ModelChoice
-from rlvr_jax.records import Problem, setting
+from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.machine import MachineConfig
 from rlvr_jax.sampler import CHOOSE, Request, SamplingConfig
@@ -40,7 +39,7 @@ from rlvr_jax.tasks.prompts import PROMPT_STYLES, ProblemSource, PromptConfig, e
 WORDS = {"think": 3, "quick": 1}  # opening word -> words of a step in that style
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class CritiqueConfig:
     """Examples for fine-tuning, made of a model's own attempts at one synthetic problem."""
 

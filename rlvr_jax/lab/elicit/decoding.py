@@ -19,13 +19,13 @@ from rlvr_jax.lab.elicit.trajectory import TrajectoryConfig
 from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import flat, setting
+from rlvr_jax.records import checked, flat, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.sampler import Request
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class ElicitConfig:
     """What a model can do under another decoding, without training."""
 

@@ -4,7 +4,6 @@ Vector and gate are fitted on one split, strength and rate chosen on another, an
 the fit the hybrid and its controls run the base alone; the arm marked oracle runs the trained model at every token.
 """
 
-import dataclasses
 import functools
 import pathlib
 from typing import Callable
@@ -24,7 +23,7 @@ from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import flat, replace, setting
+from rlvr_jax.records import checked, flat, replace, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.sampler import Decoding, Request
@@ -32,7 +31,7 @@ from rlvr_jax.sampler import Decoding, Request
 ORACLE = "trained_gate"  # the arm that runs the trained model at every token
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class HybridConfig:
     """How much of a trained model's gain its base recovers, steered at the tokens of a gate."""
 

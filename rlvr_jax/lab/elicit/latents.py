@@ -5,7 +5,6 @@ active where a completion opens carefully more than elsewhere. How often it is a
 P problems, N tokens, D width, F latents.
 """
 
-import dataclasses
 import json
 import pathlib
 from typing import Callable
@@ -23,7 +22,7 @@ from rlvr_jax.lab.elicit.sae import Recipe, Sae, encode, quality, train
 from rlvr_jax.lab.elicit.steering import Steering, steered_draw
 from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import Problem, setting, settings
+from rlvr_jax.records import Problem, checked, setting, settings
 from rlvr_jax.runs import files
 from rlvr_jax.runs.log import progress
 from rlvr_jax.sampler import CHOOSE, Request
@@ -31,7 +30,7 @@ from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import encode_prompts
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class LatentConfig:
     """The autoencoder, and which of its latents is added."""
 

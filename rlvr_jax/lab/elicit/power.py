@@ -6,7 +6,6 @@ is drawn, what follows it is drawn anew at temperature 1/alpha, and the new comp
 completions are distributed as p(completion)^alpha. B completions, T tokens; log-probabilities in nats.
 """
 
-import dataclasses
 from typing import Callable, NamedTuple
 
 import jax
@@ -14,10 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from rlvr_jax import model, sampler
-from rlvr_jax.records import Rollouts, setting
+from rlvr_jax.records import Rollouts, checked, setting
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class PowerConfig:
     """The power, and the moves that lead to it."""
 

@@ -16,11 +16,11 @@ from rlvr_jax import adapters, model
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import setting
+from rlvr_jax.records import checked, setting
 from rlvr_jax.runs import checkpoint
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class TrajectoryConfig:
     """The model put on the rank-1 direction of its run's first checkpoints."""
 

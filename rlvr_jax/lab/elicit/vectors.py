@@ -3,7 +3,6 @@
 P problems, L layers, D width.
 """
 
-import dataclasses
 from typing import Callable, Optional
 
 import numpy as np
@@ -13,11 +12,11 @@ from rlvr_jax.evaluation.completions import KeptConfig
 from rlvr_jax.lab.elicit import openings
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import Problem, setting
+from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.tasks.families import FAMILIES
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class SteeringConfig:
     """A vector that is added to the residual, and a gate that chooses the tokens."""
 

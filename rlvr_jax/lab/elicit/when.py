@@ -6,7 +6,6 @@ model's own text.
 """
 
 import collections
-import dataclasses
 import pathlib
 
 import numpy as np
@@ -21,7 +20,7 @@ from rlvr_jax.lab.elicit.swap import Gate, swap_draw
 from rlvr_jax.lab.elicit.weight_difference import weight_difference
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import flat, part, replace, setting
+from rlvr_jax.records import checked, flat, part, replace, setting
 from rlvr_jax.runs import files
 from rlvr_jax.sampler import Request
 
@@ -29,7 +28,7 @@ ENDS = {"base": Gate(first=0), "trained": Gate()}  # whose text it is
 PAIRS = 12  # of tokens that are reported
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class WhenConfig:
     """At which tokens a trained model differs from its base."""
 

@@ -30,7 +30,7 @@ from rlvr_jax.lab.probes import twins
 from rlvr_jax.lab.probes.rouge import rouge_l, same_words
 from rlvr_jax.lab.probes.rows import Result, items_of, share, share_cell
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import Problem, setting
+from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks.prompts import ProblemSource, load_problems
 
@@ -38,7 +38,7 @@ OF = ("source", "twin", "item", "fraction")  # of which problem, and of which pa
 NEEDS = ("prompt", "rest", "exact", "rouge_l", "correct", "too_short", *OF)
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class ContaminationConfig:
     """How much of a question is shown, and what the source is compared with."""
 

@@ -1,6 +1,5 @@
 """The table of probes, and what each of them writes."""
 
-import dataclasses
 import importlib.util
 import inspect
 import pathlib
@@ -14,13 +13,13 @@ from rlvr_jax.lab.probes import boundary, calibration, coherence, contamination,
 from rlvr_jax.lab.probes.contamination import ContaminationConfig
 from rlvr_jax.lab.probes.rows import Result
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import flat, part, replace, setting
+from rlvr_jax.records import checked, flat, part, replace, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.flags import flag_lines
 from rlvr_jax.runs.origin import machine
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class ProbeConfig:
     """What training bought: a probe of kept completions, or of those of a model."""
 

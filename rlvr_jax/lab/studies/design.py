@@ -19,6 +19,7 @@ COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  #
 CROSSED = {"variance of the base": lambda values_BxE: statistics.components(values_BxE)[0],
            "variance of the example": lambda values_BxE: statistics.components(values_BxE)[1],
            "variance of the rest": lambda values_BxE: statistics.components(values_BxE)[2]}
+PARTS = {"-": 2, "/": 2, "overlap": 3, "overlap by chance": 3} | dict.fromkeys(CROSSED, 1)  # how many others each takes
 
 
 def fault(study: dict) -> str:
@@ -62,8 +63,8 @@ def shape_fault(study: dict) -> str:
         if not study.get("crossed") and len(study.get(key, study["seeds"])) != len(study["seeds"]):
             return f"{key}: write that of each of `seeds`, in their order, or crossed = true"
     if strays := unmade(study["measures"]):
-        return (f"measure {strays[0]}: write one of {', '.join(COMBINED | CROSSED)}, and other measures, as in "
-                '["-", "end", "start"]')
+        return (f"measure {strays[0]}: it is made of {study['measures'][strays[0]]}; write a word and that many other "
+                "measures of this study: " + ", ".join(f"{word} {count}" for word, count in PARTS.items()))
     wrong = [name for name, source in study["measures"].items() if isinstance(source, list) and source[0] in CROSSED
              and not (study.get("crossed") and min(len(study.get(key, ())) for key in ("bases", "examples")) > 2)]
     if wrong:
@@ -83,9 +84,9 @@ def shape_fault(study: dict) -> str:
 
 def unmade(measures: dict) -> list[str]:
     """The measures that are made of others which are not there, or of themselves, or in a way that there is not."""
-    left = {name: source for name, source in measures.items() if isinstance(source, list)}
-    while made := [name for name, source in left.items() if len(source) > 1 and source[0] in COMBINED | CROSSED
-                   and all(part in measures and part not in left for part in source[1:])]:
+    left = {name: source or [""] for name, source in measures.items() if isinstance(source, list)}
+    while made := [name for name, (word, *parts) in left.items() if len(parts) == PARTS.get(str(word))
+                   and all(str(part) in measures and part not in left for part in parts)]:
         left = {name: source for name, source in left.items() if name not in made}
     return list(left)
 

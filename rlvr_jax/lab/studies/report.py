@@ -4,7 +4,6 @@ This file reads and counts, `figures.py` draws, and `report.html.jinja` has the 
 with the metrics in it.
 """
 
-import dataclasses
 import itertools
 import math
 import pathlib
@@ -20,7 +19,7 @@ from rlvr_jax.evaluation.estimators import difference, wilson
 from rlvr_jax.lab import pages
 from rlvr_jax.lab.pages import cut, evenly
 from rlvr_jax.lab.studies.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
-from rlvr_jax.records import setting
+from rlvr_jax.records import checked, setting
 from rlvr_jax.runs.files import naming, read_json, read_steps, write_whole
 
 MAX_ROLLOUTS, MAX_ROLLOUT_BYTES = 400, 2_000_000
@@ -28,7 +27,7 @@ MAX_UNSEEN, MAX_UNSEEN_STEPS, MAX_UNSEEN_BYTES = 40, 40, 1_500_000  # problems, 
 KINDS = {(0, 1): "newly solved", (1, 0): "lost", (1, 1): "right before and after", (0, 0): "wrong before and after"}
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class ReportConfig:
     """A run, drawn, or all studies."""
 

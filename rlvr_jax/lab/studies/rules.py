@@ -229,7 +229,7 @@ def required(rule: dict) -> str:
     return f"{rule['arm']}: {rule['measure']}{', less the control' if rule.get('difference') else ''}, {bound}"
 
 
-# ----- arms that are one
+# ----- what an arm says, and arms that are one
 
 
 def refuse_twins(path, arms: dict[str, list[str]]) -> None:

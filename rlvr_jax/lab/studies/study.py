@@ -4,7 +4,6 @@ A file of configs/studies/ holds the question, what was known, the commands of a
 flags added to these, what is measured, and the prediction: its rules (`rules.py`). This file runs any of them.
 """
 
-import dataclasses
 import functools
 import pathlib
 import platform
@@ -19,7 +18,7 @@ from rlvr_jax.evaluation import calibration, estimators
 from rlvr_jax.lab.studies import bank, commands, design, records, rules, statistics, study_figure
 from rlvr_jax.lab.studies.commands import fill, label, units, variables
 from rlvr_jax.lab.studies.design import COMBINED, CROSSED
-from rlvr_jax.records import setting
+from rlvr_jax.records import checked, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.origin import commit
 
@@ -31,7 +30,7 @@ OPTIONAL = {"prediction": str, "short": str, "control": str, "quick": dict, "fig
             "construction": str}
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class StudyConfig:
     """A question asked of several arms and seeds."""
 
@@ -98,7 +97,7 @@ def load(study: str) -> tuple[str, dict]:
     """(name, content) of configs/studies/STUDY.toml, or of the TOML file named. Raises UserError for a bad file."""
     path = pathlib.Path(study) if study.endswith(".toml") else FOLDER / f"{study}.toml"
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
         raise UserError(f"--study={study}: no file {path}; there are {known}, or name a .toml file") from None

@@ -1,6 +1,5 @@
 """Times sampling and the update beside torch + transformers, in one process."""
 
-import dataclasses
 import importlib.util
 import statistics
 import time
@@ -13,7 +12,7 @@ import numpy as np
 from rlvr_jax import logprobs, model, sampler
 from rlvr_jax.logprobs import Scoring
 from rlvr_jax.model import ModelConfig
-from rlvr_jax.records import Batch, Prompts, setting
+from rlvr_jax.records import Batch, Prompts, checked, setting
 from rlvr_jax.runs.flags import flag_lines
 from rlvr_jax.runs.log import progress
 from rlvr_jax.runs.machine import MachineConfig
@@ -23,7 +22,7 @@ from rlvr_jax.runs.origin import commit
 ROWS, TOKENS = 16, 128  # of the update
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class BenchConfig:
     """Side-by-side timings."""
 

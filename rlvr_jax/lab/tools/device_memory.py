@@ -23,7 +23,7 @@ from rlvr_jax.grpo import GRPOConfig, Policy
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
-from rlvr_jax.records import Prompts, replace, setting
+from rlvr_jax.records import Prompts, checked, replace, setting
 from rlvr_jax.runs.files import read_json
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.training.train import TrainConfig
@@ -42,7 +42,7 @@ SHAPES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class MemoryConfig:
     """The memory of a training run with these flags."""
 

@@ -1,6 +1,5 @@
 """Completions of one prompt, for people to look at."""
 
-import dataclasses
 import sys
 
 import numpy as np
@@ -9,7 +8,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.measure import make_sampler
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.loading import ModelChoice
-from rlvr_jax.records import Problem, setting
+from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.runs.machine import MachineConfig
 from rlvr_jax.sampler import Request, SamplingConfig
 from rlvr_jax.tasks.prompts import PROMPT_STYLES, encode_prompts
@@ -17,7 +16,7 @@ from rlvr_jax.tasks.prompts import PROMPT_STYLES, encode_prompts
 LONGEST = 512  # tokens of a completion under max_new_tokens=0, where the model's window leaves more
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class SampleConfig:
     """Completions of one prompt."""
 

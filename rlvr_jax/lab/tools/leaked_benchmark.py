@@ -1,18 +1,17 @@
 """Makes a benchmark of which a known part leaks into pre-training, to test probes of contamination with."""
 
-import dataclasses
 import pathlib
 
 import numpy as np
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import extract
-from rlvr_jax.records import Problem, setting
+from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.runs import files
 from rlvr_jax.tasks.families import FAMILIES, draw_problems
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class PlantConfig:
     """A benchmark of which a known part leaks into pre-training."""
 

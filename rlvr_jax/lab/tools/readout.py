@@ -18,7 +18,7 @@ from rlvr_jax.lab.elicit.vectors import trained_vectors
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.loading import ModelChoice
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import flat, part, replace, setting
+from rlvr_jax.records import checked, flat, part, replace, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.machine import MachineConfig
 from rlvr_jax.runs.markdown import markdown_table
@@ -29,7 +29,7 @@ from rlvr_jax.tasks.prompts import ProblemSource, load_problems
 TOKENS = 8  # most raised and most lowered ones that are shown
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class ReadoutConfig:
     """The vectors of a trained model, read."""
 

@@ -43,9 +43,9 @@ def ran(monkeypatch):
     ('[quick]\nrl', '[quick]\nlr', r"\[quick\]: nothing reads lr; there are the commands base, rl"),
     ('end = "{arm}{seed}/summary', 'end = "run{seed}/summary', "measure end: no command writes WORK/run0/summary.json; "
                                                                "they write WORK/base0, WORK/bent0, WORK/plain0"),
-    ('gain = ["-", "end", "start"]', 'gain = ["-", "end", "begin"]', "measure gain: write one of -, /, overlap"),
-    ('gain = ["-", "end", "start"]', 'gain = ["+", "end", "start"]', "measure gain: write one of -, /, overlap"),
-    ('gain = ["-", "end", "start"]', 'gain = ["-", "end", "gain"]', "measure gain: write one of -, /, overlap")])
+    ('gain = ["-", "end", "start"]', 'gain = ["-", "end", "begin"]', "measure gain: it is made of .*: - 2, / 2"),
+    ('gain = ["-", "end", "start"]', 'gain = ["+", "end", "start"]', "measure gain: it is made of .*: - 2, / 2"),
+    ('gain = ["-", "end", "start"]', 'gain = ["-", "end", "gain"]', "measure gain: it is made of .*: - 2, / 2")])
 def test_a_slip_of_the_pen_is_named_with_what_is_allowed(written, ran, old, new, said):
     config = written(old, new)
     with pytest.raises(UserError, match=f"coin.toml: {said}"):

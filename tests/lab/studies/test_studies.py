@@ -188,7 +188,12 @@ def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
     ("[figure]", '[figure]\nlog_x = ["lenght"]', "log_x: 'lenght' is none of the measures"),
     ("[figure]", '[figure]\nmeasures = ["end", "ned"]', "measures: 'ned' is none of the measures"),
     ("[commands]", 'table = ["ned"]\n[commands]', "table: 'ned' is none of the measures"),
-    ("[figure]", '[figure]\ncontrols = ["plane"]', "controls: 'plane' is none of the arms: plain, bent")])
+    ("[figure]", '[figure]\ncontrols = ["plane"]', "controls: 'plane' is none of the arms: plain, bent"),
+    ('["-", "end", "start"]', '["-", "end", "strat"]', "measure gain: it is made of .*strat.*; write a word"),
+    ('["-", "end", "start"]', '["-", "end"]', "measure gain: .*write a word and that many other measures .*: - 2, / 2, over"),
+    ('["-", "end", "start"]', '["+", "end", "start"]', "measure gain: it is made of"),
+    ('["-", "end", "start"]', '["-", "gain", "start"]', "measure gain: it is made of"),
+    ('["-", "end", "start"]', "[]", "measure gain: it is made of")])
 def test_a_file_that_is_amiss_is_refused_by_name(coin, old, new, message):
     path = pathlib.Path(coin[0].study)
     path.write_text(STUDY.replace(old, new, 1))
