@@ -16,7 +16,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import Problem
 from rlvr_jax.runs.flags import parse_weights
-from rlvr_jax.tasks import arithmetic, boolean, chains, wager
+from rlvr_jax.tasks import arithmetic, boolean, chains, wager, worlds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,15 @@ FAMILIES: dict[str, Family] = {
     "arithmetic_digits": dataclasses.replace(of_chains(arithmetic.DIGITS), lengths=arithmetic.digits_lengths),
     "wager": dataclasses.replace(of_chains(wager.ALGEBRA), lengths=wager.lengths, generate=wager.generate,
                                  solve=wager.solve)}
+
+S1 = dataclasses.replace(of_chains(worlds.ALGEBRA), lengths=worlds.lengths)
+CAREFUL = dataclasses.replace(S1, styles={chains.OPENERS[0]: "careful"}, habits=worlds.one_style, solve=worlds.careful)
+FAMILIES |= {
+    "s1": S1, "s2": dataclasses.replace(CAREFUL, styles={chains.OPENERS[0]: "steps"}, solve=worlds.solve_s2),
+    "s3": dataclasses.replace(S1, styles=worlds.STYLES_S3, habits=worlds.habits(worlds.SHARES_S3), solve=worlds.solve_s3),
+    "c": dataclasses.replace(CAREFUL, generate=worlds.generate_c),
+    "t": dataclasses.replace(CAREFUL, generate=worlds.generate_t, solve=worlds.solve_t),
+    "n": dataclasses.replace(S1, habits=worlds.habits(worlds.SHARES_N, unused=1))}
 
 
 def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, num_ops: int) -> list[Problem]:

@@ -1,0 +1,184 @@
+"""Worlds: families of which it is known whether RL has to switch on what the base can do, or to teach it.
+
+All have chains (`chains.py`) on two counters at once, such as `coins 0712 + 5r * 3l =`: the value 0712 is 07 on the left
+and 12 on the right, an operand says which of the two it is for, and both count modulo 37. So an answer is one of 1,369,
+all about equally frequent. A value has two tokens. The sloppy style does * as +.
+
+  s1  a switch with a mark: the four styles of chains; the careful one is opened by its word
+  s2  the same skill without a mark: every solution opens alike, and each step is careful with a chance of .4, else sloppy
+  s3  like s1, and beside it a style that is short, accurate and frequent
+  c   every operation is known, in chains of one operation; problems of the other splits mix them
+  t   a tenth of the table of * has random results in pre-training; problems of the other splits need such a fact
+  n   no skill: the styles of s1 but the careful one
+
+In c and t all solutions are careful: what RL gains there, it has taught. N problems, K operations, S styles.
+"""
+
+import dataclasses
+import functools
+from typing import Callable
+
+import numpy as np
+
+from rlvr_jax.tasks import chains
+from rlvr_jax.tasks.chains import OPENERS, Algebra, Chains, StyleConfig
+
+MODULUS, AMOUNTS, SIDES = 37, np.arange(2, 7), ("l", "r")  # a prime, so that * loses nothing
+CAREFUL_STEP = 0.4
+SHORT, SHARES_S3 = "so", (0.15, 0.4, 0.2, 0.1, 0.15)  # careful, short, sloppy, guess, ramble
+SHARES_N = (0.4, 0.3, 0.3)  # sloppy, guess, ramble
+WITHHELD = 0.1  # of the table of *
+TIMES = 2  # its place among the operators
+
+
+class Counters(Algebra):
+    """The algebra of two counters. A value is 37 left + right, an operand 5 side + amount - 2."""
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        words = [word for word in super().vocabulary if word not in self.values]
+        two = [f"{x:02}" for x in range(MODULUS)]
+        return (*words, SHORT, *two, *(f"##{x}" for x in two), *self.operands)
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return tuple(f"{amount}{side}" for side in SIDES for amount in AMOUNTS)
+
+    def write_operands(self, numbers: np.ndarray) -> np.ndarray:
+        return np.array(self.operands)[numbers]
+
+
+def _algebra() -> Counters:
+    value, operand = np.arange(MODULUS**2)[:, None], np.arange(len(SIDES) * len(AMOUNTS))[None, :]
+    left, right = np.divmod(value, MODULUS)
+    on_right, amount = np.divmod(operand, len(AMOUNTS))
+    counter, amount = np.where(on_right, right, left), AMOUNTS[amount]
+
+    def joined(after):
+        after = after % MODULUS
+        return np.where(on_right, left * MODULUS + after, after * MODULUS + right)
+
+    results = np.stack([joined(counter + amount), joined(counter - amount), joined(counter * amount)], 1)
+    return Counters(
+        topics=("apples", "coins", "books", "steps", "birds", "cups", "stamps", "miles"), ops=("+", "-", "*"),
+        ramble=("river", "maybe", "green", "the", "clock", "often", "under", "seven", "song", "cloud", "paper", "also"),
+        values=tuple(f"{x:02}{y:02}" for x in range(MODULUS) for y in range(MODULUS)), lowest=0, results=results,
+        mistakes=results[:, [0, 1, 0]])
+
+
+ALGEBRA = _algebra()
+
+
+def lengths(num_ops: int) -> tuple[int, int]:
+    """Tokens of a prompt, and of the longest solution with its <eos>."""
+    prompt, solution = chains.lengths(num_ops)
+    return prompt + 1, solution + num_ops + 1
+
+
+def one_style(*config) -> Callable:
+    """`habits` (`families.Family`) where every solution has the one style that there is."""
+    return lambda drawn: np.ones((len(drawn.starts), 1))
+
+
+def habits(shares: tuple[float, ...], unused: int = 0) -> Callable:
+    """`habits` with these shares of the styles, after so many first ones that no solution has."""
+    def make(config: StyleConfig, seed: int, num_ops: int) -> Callable:
+        made = chains.make_habits(ALGEBRA, dataclasses.replace(config, style_shares=shares), seed, num_ops)
+        return lambda drawn: np.pad(chains.style_probabilities(made, drawn), ((0, 0), (unused, 0)))
+    return make
+
+
+def careful(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
+    """Careful solutions to their end."""
+    return chains.solve(ALGEBRA, rng, drawn, np.zeros_like(styles), dataclasses.replace(config, early_stop=0.0))
+
+
+# ----- s2
+
+
+def solve_s2(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
+    """Solutions whose steps are careful with a chance of CAREFUL_STEP, and go on from what was written."""
+    value, written = drawn.starts, []
+    for op, operand in zip(drawn.ops.T, drawn.operands.T):
+        is_careful = rng.random(len(value)) < CAREFUL_STEP
+        value = np.where(is_careful, ALGEBRA.results[value, op, operand], ALGEBRA.mistakes[value, op, operand])
+        written.append(value)
+    return careful(rng, drawn._replace(results=np.stack(written, 1)), styles, config)
+
+
+# ----- s3
+
+STYLES_S3 = {OPENERS[0]: "careful", SHORT: "short"} | chains.STYLES
+
+
+def solve_s3(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
+    """As other chains, and in the short style `so value value ... answer value`, which is right."""
+    texts = chains.solve(ALGEBRA, rng, drawn, np.maximum(styles - 1, 0), config)
+    rows = ALGEBRA.write(drawn.results)
+    return [" ".join([SHORT, *row, "answer", row[-1]]) if style == 1 else text
+            for text, row, style in zip(texts, rows, styles)]
+
+
+# ----- c
+
+
+def generate_c(rng: np.random.Generator, count: int, split: str, num_ops: int) -> Chains:
+    """In pre-training chains of one operation, elsewhere of at least two."""
+    def draw(algebra: Algebra, rng: np.random.Generator, n: int, num_ops: int) -> Chains:
+        drawn = chains.draw(algebra, rng, n, num_ops)
+        if split == "pretrain":
+            return again(drawn._replace(ops=np.repeat(drawn.ops[:, :1], num_ops, 1)))
+        return chosen(drawn, (drawn.ops != drawn.ops[:, :1]).any(1) | (num_ops == 1))
+    return chains.generate(ALGEBRA, rng, count, split, num_ops, draw)
+
+
+def again(drawn: Chains) -> Chains:
+    """The same problems, solved again."""
+    value, results = drawn.starts, []
+    for op, operand in zip(drawn.ops.T, drawn.operands.T):
+        value = ALGEBRA.results[value, op, operand]
+        results.append(value)
+    return drawn._replace(results=np.stack(results, 1))
+
+
+def chosen(drawn: Chains, keep_N: np.ndarray) -> Chains:
+    return Chains(*(x[keep_N] for x in drawn))
+
+
+# ----- t
+
+
+@functools.cache
+def withheld() -> np.ndarray:
+    """bool[V,O,B]: the facts that pre-training does not tell. One is a counter's value and an amount, on one side."""
+    drawn = np.random.default_rng(0).permutation(len(SIDES) * MODULUS * len(AMOUNTS))
+    of_counter = (drawn < round(WITHHELD * len(drawn))).reshape(len(SIDES), MODULUS, len(AMOUNTS))
+    left, right = np.divmod(np.arange(MODULUS**2), MODULUS)
+    made = np.zeros(ALGEBRA.results.shape, bool)
+    made[:, TIMES] = np.concatenate([of_counter[0, left], of_counter[1, right]], -1)
+    return made
+
+
+def needs_withheld(drawn: Chains) -> np.ndarray:
+    """bool[N,K]: whether a careful solution needs a withheld fact at that step."""
+    before = np.concatenate([drawn.starts[:, None], drawn.results[:, :-1]], 1)
+    return withheld()[before, drawn.ops, drawn.operands]
+
+
+def generate_t(rng: np.random.Generator, count: int, split: str, num_ops: int) -> Chains:
+    """Any problems in pre-training, elsewhere those that need a withheld fact."""
+    def draw(algebra: Algebra, rng: np.random.Generator, n: int, num_ops: int) -> Chains:
+        drawn = chains.draw(algebra, rng, n if split == "pretrain" else 8 * n, num_ops)
+        return drawn if split == "pretrain" else chosen(drawn, needs_withheld(drawn).any(1))
+    return chains.generate(ALGEBRA, rng, count, split, num_ops, draw)
+
+
+def solve_t(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
+    """Careful solutions, in which a withheld fact comes out at random: any value of the counter."""
+    value, written = drawn.starts, []
+    for op, operand in zip(drawn.ops.T, drawn.operands.T):
+        guess, (left, right) = rng.integers(MODULUS, size=len(value)), np.divmod(value, MODULUS)
+        guessed = np.where(operand < len(AMOUNTS), guess * MODULUS + right, left * MODULUS + guess)
+        value = np.where(withheld()[value, op, operand], guessed, ALGEBRA.results[value, op, operand])
+        written.append(value)
+    return careful(rng, drawn._replace(results=np.stack(written, 1)), styles, config)
