@@ -31,8 +31,8 @@ SPLITS = {"pretrain": range(3, 16), "example": (0,), "dev": (1,), "test": (2,)} 
 class StyleConfig:
     """In which styles solutions are written in pre-training, and how badly."""
 
-    style_shares: tuple[float, ...] = setting((0.28, 0.27, 0.2, 0.25), "share of solutions written in each style: "
-                                              "careful, sloppy, guess, ramble", above=0)
+    style_shares: tuple[float, ...] = setting((), "share of solutions written in each style, for most families careful, "
+                                              "sloppy, guess, ramble; empty: the family's own shares", above=0)
     habit_strength: float = setting(0.7, "how much a problem's surface decides its style: std of the logits' features",
                                     minimum=0)
     early_stop: float = setting(0.15, "chance that a careful solution stops early and answers what it has",

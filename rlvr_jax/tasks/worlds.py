@@ -16,7 +16,6 @@ In c and t all solutions are careful: what RL gains there, it has taught. N prob
 
 import dataclasses
 import functools
-from typing import Callable
 
 import numpy as np
 
@@ -25,8 +24,7 @@ from rlvr_jax.tasks.chains import OPENERS, Algebra, Chains, StyleConfig
 
 MODULUS, AMOUNTS, SIDES = 37, np.arange(2, 7), ("l", "r")  # a prime, so that * loses nothing
 CAREFUL_STEP = 0.4
-SHORT, SHARES_S3 = "so", (0.15, 0.4, 0.2, 0.1, 0.15)  # careful, short, sloppy, guess, ramble
-SHARES_N = (0.4, 0.3, 0.3)  # sloppy, guess, ramble
+SHORT = "so"
 WITHHELD = 0.1  # of the table of *
 TIMES = 2  # its place among the operators
 
@@ -73,19 +71,6 @@ def lengths(num_ops: int) -> tuple[int, int]:
     """Tokens of a prompt, and of the longest solution with its <eos>."""
     prompt, solution = chains.lengths(num_ops)
     return prompt + 1, solution + num_ops + 1
-
-
-def one_style(*config) -> Callable:
-    """`habits` (`families.Family`) where every solution has the one style that there is."""
-    return lambda drawn: np.ones((len(drawn.starts), 1))
-
-
-def habits(shares: tuple[float, ...], unused: int = 0) -> Callable:
-    """`habits` with these shares of the styles, after so many first ones that no solution has."""
-    def make(config: StyleConfig, seed: int, num_ops: int) -> Callable:
-        made = chains.make_habits(ALGEBRA, dataclasses.replace(config, style_shares=shares), seed, num_ops)
-        return lambda drawn: np.pad(chains.style_probabilities(made, drawn), ((0, 0), (unused, 0)))
-    return make
 
 
 def careful(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:

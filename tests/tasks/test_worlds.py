@@ -15,7 +15,7 @@ def texts(name, split="pretrain", num=600, style=None):
     """(words of each problem, words of its solution), drawn as pre-training draws them; or in one style."""
     family, rng = FAMILIES[name], np.random.default_rng(0)
     drawn = family.generate(rng, num, split, 6)
-    chances = np.cumsum(family.habits(StyleConfig(), 0, 6)(drawn), -1)
+    chances = np.cumsum(family.habits_of(StyleConfig(), 0, 6)(drawn), -1)
     styles = (chances[:, :-1] < rng.random(num)[:, None]).sum(-1)
     if style is not None:
         styles = np.full(num, list(family.styles.values()).index(style))
