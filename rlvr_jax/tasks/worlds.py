@@ -1,14 +1,14 @@
 """Worlds: families of which it is known whether RL has to switch on what the base can do, or to teach it.
 
-All have chains (`chains.py`) on two counters at once, such as `coins 0712 + 5r * 3l =`: the value 0712 is 07 on the left
-and 12 on the right, an operand says which of the two it is for, and both count modulo 37. So an answer is one of 1,369,
-all about equally frequent. A value has two tokens. The sloppy style does * as +.
+All have chains (`chains.py`) on numbers of three digits, such as `coins 712 + 3t * 7u =`: an operand says which digit it
+is for (hundreds, tens, units), and that digit alone changes, modulo 10. So an answer is one of 1,000, all about equally
+frequent. Each digit is a token. The sloppy style does * as +.
 
   s1  a switch with a mark: the four styles of chains; the careful one is opened by its word
   s2  the same skill without a mark: every solution opens alike, and each step is careful with a chance of .4, else sloppy
   s3  like s1, and beside it a style that is short, accurate and frequent
   c   every operation is known, in chains of one operation; problems of the other splits mix them
-  t   a tenth of the table of * has random results in pre-training; problems of the other splits need such a fact
+  t   a fifth of the table of * has random results in pre-training; problems of the other splits need such a fact
   n   no skill: the styles of s1 but the careful one
 
 In c and t all solutions are careful: what RL gains there, it has taught. N problems, K operations, S styles.
@@ -22,46 +22,40 @@ import numpy as np
 from rlvr_jax.tasks import chains
 from rlvr_jax.tasks.chains import OPENERS, Algebra, Chains, StyleConfig
 
-MODULUS, AMOUNTS, SIDES = 37, np.arange(2, 7), ("l", "r")  # a prime, so that * loses nothing
+AMOUNTS, PLACES = np.array([3, 7, 9]), ("h", "t", "u")  # * by each of these loses nothing
 CAREFUL_STEP = 0.4
 SHORT = "so"
-WITHHELD = 0.1  # of the table of *
+WITHHELD = 0.2  # of the table of *
 TIMES = 2  # its place among the operators
 
 
-class Counters(Algebra):
-    """The algebra of two counters. A value is 37 left + right, an operand 5 side + amount - 2."""
+class Places(Algebra):
+    """The algebra of three digits. An operand is 3 place + the number of its amount."""
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        words = [word for word in super().vocabulary if word not in self.values]
-        two = [f"{x:02}" for x in range(MODULUS)]
-        return (*words, SHORT, *two, *(f"##{x}" for x in two), *self.operands)
+        words, digits = [word for word in super().vocabulary if word not in self.values], [str(x) for x in range(10)]
+        return (*words, SHORT, *digits, *(f"##{digit}" for digit in digits), *self.operands)
 
     @property
     def operands(self) -> tuple[str, ...]:
-        return tuple(f"{amount}{side}" for side in SIDES for amount in AMOUNTS)
+        return tuple(f"{amount}{place}" for place in PLACES for amount in AMOUNTS)
 
     def write_operands(self, numbers: np.ndarray) -> np.ndarray:
         return np.array(self.operands)[numbers]
 
 
-def _algebra() -> Counters:
-    value, operand = np.arange(MODULUS**2)[:, None], np.arange(len(SIDES) * len(AMOUNTS))[None, :]
-    left, right = np.divmod(value, MODULUS)
-    on_right, amount = np.divmod(operand, len(AMOUNTS))
-    counter, amount = np.where(on_right, right, left), AMOUNTS[amount]
-
-    def joined(after):
-        after = after % MODULUS
-        return np.where(on_right, left * MODULUS + after, after * MODULUS + right)
-
-    results = np.stack([joined(counter + amount), joined(counter - amount), joined(counter * amount)], 1)
-    return Counters(
+def _algebra() -> Places:
+    value, operand = np.arange(1000)[:, None], np.arange(len(PLACES) * len(AMOUNTS))[None, :]
+    place, amount = np.divmod(operand, len(AMOUNTS))
+    unit, amount = 10 ** (2 - place), AMOUNTS[amount]
+    digit = value // unit % 10
+    results = np.stack([value + unit * (after % 10 - digit)
+                        for after in (digit + amount, digit - amount, digit * amount)], 1)
+    return Places(
         topics=("apples", "coins", "books", "steps", "birds", "cups", "stamps", "miles"), ops=("+", "-", "*"),
         ramble=("river", "maybe", "green", "the", "clock", "often", "under", "seven", "song", "cloud", "paper", "also"),
-        values=tuple(f"{x:02}{y:02}" for x in range(MODULUS) for y in range(MODULUS)), lowest=0, results=results,
-        mistakes=results[:, [0, 1, 0]])
+        values=tuple(f"{x:03}" for x in range(1000)), lowest=0, results=results, mistakes=results[:, [0, 1, 0]])
 
 
 ALGEBRA = _algebra()
@@ -70,7 +64,7 @@ ALGEBRA = _algebra()
 def lengths(num_ops: int) -> tuple[int, int]:
     """Tokens of a prompt, and of the longest solution with its <eos>."""
     prompt, solution = chains.lengths(num_ops)
-    return prompt + 1, solution + num_ops + 1
+    return prompt + 2, solution + 2 * (num_ops + 1)
 
 
 def careful(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
@@ -135,12 +129,11 @@ def chosen(drawn: Chains, keep_N: np.ndarray) -> Chains:
 
 @functools.cache
 def withheld() -> np.ndarray:
-    """bool[V,O,B]: the facts that pre-training does not tell. One is a counter's value and an amount, on one side."""
-    drawn = np.random.default_rng(0).permutation(len(SIDES) * MODULUS * len(AMOUNTS))
-    of_counter = (drawn < round(WITHHELD * len(drawn))).reshape(len(SIDES), MODULUS, len(AMOUNTS))
-    left, right = np.divmod(np.arange(MODULUS**2), MODULUS)
+    """bool[V,O,B]: the facts that pre-training does not tell. One is a digit and an amount, at one place."""
+    drawn = np.random.default_rng(0).permutation(10 * len(ALGEBRA.operands)).reshape(len(PLACES), 10, len(AMOUNTS))
     made = np.zeros(ALGEBRA.results.shape, bool)
-    made[:, TIMES] = np.concatenate([of_counter[0, left], of_counter[1, right]], -1)
+    made[:, TIMES] = np.concatenate([(drawn[place] < round(WITHHELD * drawn.size))[np.arange(1000) // 10 ** (2 - place) % 10]
+                                     for place in range(len(PLACES))], -1)
     return made
 
 
@@ -159,11 +152,11 @@ def generate_t(rng: np.random.Generator, count: int, split: str, num_ops: int) -
 
 
 def solve_t(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """Careful solutions, in which a withheld fact comes out at random: any value of the counter."""
+    """Careful solutions, in which a withheld fact comes out at random: any digit."""
     value, written = drawn.starts, []
     for op, operand in zip(drawn.ops.T, drawn.operands.T):
-        guess, (left, right) = rng.integers(MODULUS, size=len(value)), np.divmod(value, MODULUS)
-        guessed = np.where(operand < len(AMOUNTS), guess * MODULUS + right, left * MODULUS + guess)
+        unit = 10 ** (2 - operand // len(AMOUNTS))
+        guessed = value + unit * (rng.integers(10, size=len(value)) - value // unit % 10)
         value = np.where(withheld()[value, op, operand], guessed, ALGEBRA.results[value, op, operand])
         written.append(value)
     return careful(rng, drawn._replace(results=np.stack(written, 1)), styles, config)

@@ -25,10 +25,10 @@ def texts(name, split="pretrain", num=600, style=None):
 
 
 def after(value, op, operand):
-    """`0712 * 3r` by hand."""
-    left, right, amount = int(value[:2]), int(value[2:]), int(operand[:-1])
+    """`712 * 3t` by hand."""
+    place, amount = "htu".index(operand[-1]), int(operand[:-1])
     fn = {"+": lambda x: x + amount, "-": lambda x: x - amount, "*": lambda x: x * amount}[op]
-    return f"{fn(left) % 37:02}{right:02}" if operand.endswith("l") else f"{left:02}{fn(right) % 37:02}"
+    return value[:place] + str(fn(int(value[place])) % 10) + value[place + 1 :]
 
 
 def steps(words):
@@ -59,7 +59,7 @@ def test_no_answer_of_a_world_is_right_twice_in_a_thousand_times():
     for name in ("s1", "c", "t"):
         drawn = FAMILIES[name].generate(np.random.default_rng(1), 60_000, "test", 6)
         counts = np.bincount(drawn.results[:, -1])
-        assert (counts > 0).sum() > 1000 and counts.max() / 60_000 < 0.002, name
+        assert (counts > 0).sum() == 1000 and counts.max() / 60_000 < 0.002, name
 
 
 def test_s2_is_careful_at_four_steps_of_ten_and_goes_on_from_what_it_wrote():
@@ -93,16 +93,17 @@ def test_t_is_told_all_but_the_withheld_facts_and_asked_these():
     rows, _ = texts("t", num=3000)
     told = [step for words in rows for step in steps(words)]
     is_fact = lambda op, operand, before: worlds.withheld()[
-        37 * int(before[:2]) + int(before[2:]), "+-*".index(op), worlds.ALGEBRA.operands.index(operand)]
+        int(before), "+-*".index(op), worlds.ALGEBRA.operands.index(operand)]
     hidden = [step for step in told if is_fact(*step[:3])]
     assert all(value == after(before, op, operand) for op, operand, before, value in told
                if not is_fact(op, operand, before))
     assert {op for op, *_ in hidden} == {"*"}
-    assert 0.07 < len(hidden) / sum(op == "*" for op, *_ in told) < 0.13
+    assert 0.15 < len(hidden) / sum(op == "*" for op, *_ in told) < 0.25
     right = [value == after(before, op, operand) for op, operand, before, value in hidden]
-    assert 0.01 < np.mean(right) < 0.05  # one of 37
-    for op, operand, before, value in hidden:  # the other counter stays as it is
-        assert value[2:] == before[2:] if operand.endswith("l") else value[:2] == before[:2]
+    assert 0.05 < np.mean(right) < 0.15  # one digit of ten
+    for op, operand, before, value in hidden:  # the other digits stay as they are
+        place = "htu".index(operand[-1])
+        assert value[:place] + value[place + 1 :] == before[:place] + before[place + 1 :]
     drawn = FAMILIES["t"].generate(np.random.default_rng(2), 500, "test", 6)
     assert worlds.needs_withheld(drawn).any(1).all()
 

@@ -16,10 +16,9 @@ from typing import Callable, NamedTuple, Optional, Union
 from rlvr_jax.grading.stated_confidence import split
 from rlvr_jax.tasks.chains import OPENERS
 from rlvr_jax.tasks.wager import SIDES
-from rlvr_jax.tasks.worlds import MODULUS
+from rlvr_jax.tasks.worlds import PLACES
 
-# A number; or a word: four lamps such as TFFT, the hidden operand ?, or an operand such as 5r of two counters, whose
-# value 0712 is read as the number 712.
+# A number; or a word: four lamps such as TFFT, the hidden operand ?, or an operand such as 3t, for one digit of a number.
 Value = Union[Fraction, str]
 Tree = Union[Value, tuple]  # a tuple is (op, left, right)
 
@@ -65,12 +64,11 @@ def _of_numbers(fn: Callable) -> Callable:
     def apply(a, b):
         if isinstance(a, Fraction) and isinstance(b, Fraction):
             return fn(a, b)
-        if not (isinstance(a, Fraction) and isinstance(b, str) and b[-1] in "lr" and a.denominator == 1):
+        if not (isinstance(a, Fraction) and isinstance(b, str) and b[-1] in PLACES and a in range(1000)):
             return None
-        left, right = divmod(int(a), 100)
-        on_left, amount = b[-1] == "l", int(b[:-1])
-        after = fn(left if on_left else right, amount) % MODULUS
-        return Fraction(100 * after + right if on_left else 100 * left + after)
+        unit = 10 ** (2 - PLACES.index(b[-1]))
+        digit = int(a) // unit % 10
+        return a + unit * (fn(digit, int(b[:-1])) % 10 - digit)
     return apply
 
 
@@ -89,7 +87,7 @@ OPERATIONS = {
     "xor": Operation(_of_lamps(operator.xor), True), "xnor": Operation(_of_lamps(operator.eq), True)}
 
 _NUMBER = r"-?\d{1,30}(?:\.\d{1,30})?"
-_VALUE = re.compile(rf"{_NUMBER}|[FT]{{1,30}}|\?|\d[lr]", re.ASCII)
+_VALUE = re.compile(rf"{_NUMBER}|[FT]{{1,30}}|\?|\d[htu]", re.ASCII)
 _STEP = re.compile(rf"\s*({_NUMBER})\s*([-+*/])\s*({_NUMBER})\s*=\s*({_NUMBER})\s*", re.ASCII)
 
 
@@ -191,7 +189,7 @@ def read_value(text) -> Optional[Value]:
     text = str(text)
     if not _VALUE.fullmatch(text):
         return None
-    return text if text[-1] in "FT?lr" else Fraction(text)
+    return text if text[-1] in "FT?htu" else Fraction(text)
 
 
 def read_expression(text: str) -> Optional[Tree]:
