@@ -10,7 +10,7 @@ depends on surface features of the problem, so that a base trained on the mixtur
   ramble   hmm word word word ...                                      and no answer
 
 Every value, operator and word is one token. Problems are split by a hash of their operands, so the test problems
-cannot occur in pre-training whatever is drawn there. N problems, K operations, O operators, V values, B operands.
+cannot occur in pre-training whatever is drawn there. N problems, K operations, O operators, V values, B operands, S styles.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ SPLITS = {"pretrain": range(3, 16), "example": (0,), "dev": (1,), "test": (2,)} 
 class StyleConfig:
     """In which styles solutions are written in pre-training, and how badly."""
 
-    style_shares: tuple[float, ...] = setting((0.28, 0.27, 0.2, 0.25), "share of solutions written in each style: "
-                                              "careful, sloppy, guess, ramble", above=0)
+    style_shares: tuple[float, ...] = setting((), "share of solutions written in each style, for most families careful, "
+                                              "sloppy, guess, ramble; empty: the family's own shares", above=0)
     habit_strength: float = setting(0.7, "how much a problem's surface decides its style: std of the logits' features",
                                     minimum=0)
     early_stop: float = setting(0.15, "chance that a careful solution stops early and answers what it has",
@@ -65,8 +65,11 @@ class Algebra:
         return np.cumsum(chances.reshape(len(allowed), -1), -1)
 
     def write(self, numbers: np.ndarray) -> np.ndarray:
-        """Words of values or operands, in the shape of `numbers`."""
+        """Words of values, in the shape of `numbers`."""
         return np.array(self.values)[numbers - self.lowest]
+
+    def write_operands(self, numbers: np.ndarray) -> np.ndarray:
+        return self.write(numbers)
 
     def draw_values(self, rng: np.random.Generator, count: int) -> np.ndarray:
         return rng.integers(self.lowest, len(self.results), count)
@@ -121,7 +124,7 @@ def generate(algebra: Algebra, rng: np.random.Generator, count: int, split: str,
 
 def to_problems(algebra: Algebra, chains: Chains) -> list[Problem]:
     """The same problems as records. Their `index` counts them, so that two that happen to be alike stay two."""
-    pairs = np.stack([np.array(algebra.ops)[chains.ops], algebra.write(chains.operands)], -1)
+    pairs = np.stack([np.array(algebra.ops)[chains.ops], algebra.write_operands(chains.operands)], -1)
     pairs = pairs.reshape(len(chains.ops), -1)
     rows = zip(np.array(algebra.topics)[chains.topics], algebra.write(chains.starts), pairs)
     prompts = [" ".join([topic, start, *steps, "="]) for topic, start, steps in rows]
@@ -142,14 +145,14 @@ def expert_steps(operations: np.ndarray, values: np.ndarray) -> list[str]:
 class Habits(NamedTuple):
     """Which style a problem evokes: logits from its surface features, biased to the wanted shares."""
 
-    bias: np.ndarray  # [4]
-    by_topic: np.ndarray  # [8,4]
-    by_first_op: np.ndarray  # [O,4]
-    by_start: np.ndarray  # [8,4]
+    bias: np.ndarray  # [S]
+    by_topic: np.ndarray  # [8,S]
+    by_first_op: np.ndarray  # [O,S]
+    by_start: np.ndarray  # [8,S]
 
 
 def style_probabilities(habits: Habits, chains: Chains) -> np.ndarray:
-    """f64[N,4] chances of the styles."""
+    """f64[N,S] chances of the styles."""
     logits = (habits.bias + habits.by_topic[chains.topics] + 0.6 * habits.by_first_op[chains.ops[:, 0]]
               + 0.8 * habits.by_start[chains.starts % 8])
     exp = np.exp(logits - logits.max(-1, keepdims=True))
@@ -159,7 +162,7 @@ def style_probabilities(habits: Habits, chains: Chains) -> np.ndarray:
 def make_habits(algebra: Algebra, config: StyleConfig, seed: int, num_ops: int) -> Habits:
     """Random features of size `habit_strength`, and the bias that gives each style its share over all problems."""
     rng, shares = np.random.default_rng(seed), np.array(config.style_shares)
-    habits = Habits(np.log(shares), *(config.habit_strength * rng.standard_normal((n, 4))
+    habits = Habits(np.log(shares), *(config.habit_strength * rng.standard_normal((n, len(shares)))
                                       for n in (len(algebra.topics), len(algebra.ops), 8)))
     chains = generate(algebra, rng, 8192, "pretrain", num_ops)
     for _ in range(60):  # a damped fixed point; it settles in about thirty rounds
@@ -186,7 +189,7 @@ def solve(algebra: Algebra, rng: np.random.Generator, chains: Chains, styles: np
     sizes = np.zeros((4, n), int)
     # careful
     stop = np.where(rng.random(n) < config.early_stop, rng.integers(1, max(k, 2), n), k)
-    steps = [np.array(algebra.ops)[chains.ops], algebra.write(chains.operands), algebra.write(chains.results)]
+    steps = [np.array(algebra.ops)[chains.ops], algebra.write_operands(chains.operands), algebra.write(chains.results)]
     words[0, :, 1:1 + 3 * k] = np.stack(steps, -1).reshape(n, -1)
     words[0, rows, 1 + 3 * stop], words[0, rows, 2 + 3 * stop] = "answer", algebra.write(chains.results[rows, stop - 1])
     sizes[0] = 3 + 3 * stop

@@ -16,7 +16,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import Problem
 from rlvr_jax.runs.flags import parse_weights
-from rlvr_jax.tasks import arithmetic, boolean, chains, wager
+from rlvr_jax.tasks import arithmetic, boolean, chains, wager, worlds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,12 @@ class Family:
     solve: Callable[..., list[str]]  # (rng, drawn, styles i[N], StyleConfig) -> N solutions
     habits: Callable  # (StyleConfig, seed, num_ops) -> function of drawn: f[N,S], chance of each style, 1 in each row
     answer_format: str = "answer"  # row of grading.extract.EXTRACTORS
+    shares: tuple[float, ...] = (0.28, 0.27, 0.2, 0.25)  # of solutions in each style; --style_shares gives others
+
+    def habits_of(self, config: chains.StyleConfig, seed: int, num_ops: int) -> Callable:
+        """`habits`, with the family's own shares where the configuration has none."""
+        shares = config.style_shares or self.shares
+        return self.habits(dataclasses.replace(config, style_shares=shares), seed, num_ops)
 
 
 def of_chains(algebra: chains.Algebra) -> Family:
@@ -46,6 +52,15 @@ FAMILIES: dict[str, Family] = {
     "arithmetic_digits": dataclasses.replace(of_chains(arithmetic.DIGITS), lengths=arithmetic.digits_lengths),
     "wager": dataclasses.replace(of_chains(wager.ALGEBRA), lengths=wager.lengths, generate=wager.generate,
                                  solve=wager.solve)}
+
+S1 = dataclasses.replace(of_chains(worlds.ALGEBRA), lengths=worlds.lengths)
+CAREFUL = dataclasses.replace(S1, styles={chains.OPENERS[0]: "careful"}, shares=(1.0,), solve=worlds.careful)
+FAMILIES |= {
+    "s1": S1, "s2": dataclasses.replace(CAREFUL, styles={chains.OPENERS[0]: "steps"}, solve=worlds.solve_s2),
+    "s3": dataclasses.replace(S1, styles=worlds.STYLES_S3, shares=(0.15, 0.4, 0.2, 0.1, 0.15), solve=worlds.solve_s3),
+    "c": dataclasses.replace(CAREFUL, generate=worlds.generate_c),
+    "t": dataclasses.replace(CAREFUL, generate=worlds.generate_t, solve=worlds.solve_t),
+    "n": dataclasses.replace(S1, shares=(1e-9, 0.4, 0.3, 0.3))}
 
 
 def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, num_ops: int) -> list[Problem]:

@@ -92,7 +92,7 @@ def check(config: PretrainConfig) -> None:
     for name in families.parse_shares(config.task_shares):
         families.draw_problems(name, np.random.default_rng(0), 64, "pretrain", config.num_ops)  # or says its fault
         styles = FAMILIES[name].styles.values()
-        if len(config.styles.style_shares) != len(styles):
+        if len(config.styles.style_shares or FAMILIES[name].shares) != len(styles):
             raise UserError(f"--style_shares needs {len(styles)} numbers, for the styles of {name}: "
                             + ", ".join(styles))
 
@@ -131,7 +131,7 @@ def window(config: PretrainConfig, names) -> int:
 
 def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> Callable[[int], Batch]:
     """`batch(step)`: each family's share of problems, solved in styles drawn from its habits; advantage 1 each."""
-    habits = {name: FAMILIES[name].habits(config.styles, config.loop.seed, config.num_ops) for name in shares}
+    habits = {name: FAMILIES[name].habits_of(config.styles, config.loop.seed, config.num_ops) for name in shares}
     for name in shares:
         families.refuse_faulty_solutions(name, config.styles, config.num_ops, habits[name])
     size = config.batch_size

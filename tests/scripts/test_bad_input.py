@@ -36,7 +36,6 @@ CASES = {
                                   "pre-train a base on them, scripts.pretrain --task_shares=boolean"),
     "number out of bounds": ("train", [*GO, "--adam_b1=2"], "--adam_b1=2.0: not a finite number >= 0 and < 1"),
     "no number": ("train", [*GO, "--learning_rate=nan"], "--learning_rate=nan: not a finite number >= 0"),
-    "no style shares": ("pretrain", [NEW, "--style_shares="], "--style_shares=: not finite numbers > 0"),
     "directory of another script": ("train", [*GO[:-1], "--run_dir={work}/base"],
                                     "{work}/base was written by scripts.pretrain, and scripts.train needs a directory "
                                     "of its own: choose another --run_dir"),

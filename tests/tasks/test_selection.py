@@ -161,7 +161,7 @@ def test_the_published_ranking(data):
 @pytest.mark.parametrize("content, says", [
     ("{", "h.json cannot be read as JSON"), ("[]", "h.json holds a list"), ("{}", "h.json: needs index"),
     ('{"1": [0.5], "2": []}', "h.json, index 2: needs a list"), ('{"1": 0.5}', "index 1: needs a list"),
-    ('{"1": ["0.5"]}', "index 1: needs"), ('{"1": [NaN]}', "index 1: needs"), ('{"1": [50]}', "from 0 to 1"),
+    ('{"1": ["0.5"]}', "index 1: needs"), ('{"1": [NaN]}', "NaN"), ('{"1": [50]}', "from 0 to 1"),
     ('{"1": [true]}', "index 1: needs"), ('{"1": [0.5, null]}', "index 1: needs")])
 def test_what_is_no_history_is_refused(tmp_path, content, says):
     (tmp_path / "h.json").write_text(content)

@@ -16,8 +16,10 @@ from typing import Callable, NamedTuple, Optional, Union
 from rlvr_jax.grading.stated_confidence import split
 from rlvr_jax.tasks.chains import OPENERS
 from rlvr_jax.tasks.wager import SIDES
+from rlvr_jax.tasks.worlds import PLACES
 
-Value = Union[Fraction, str]  # a number; or a word: four lamps such as TFFT, or the hidden operand ?
+# A number; or a word: four lamps such as TFFT, the hidden operand ?, or an operand such as 3t, for one digit of a number.
+Value = Union[Fraction, str]
 Tree = Union[Value, tuple]  # a tuple is (op, left, right)
 
 # What can be wrong. Positions count steps from 0; `plan` and `answer-mismatch` may stand after the last step.
@@ -59,7 +61,15 @@ class Judgement(NamedTuple):
 
 
 def _of_numbers(fn: Callable) -> Callable:
-    return lambda a, b: fn(a, b) if isinstance(a, Fraction) and isinstance(b, Fraction) else None
+    def apply(a, b):
+        if isinstance(a, Fraction) and isinstance(b, Fraction):
+            return fn(a, b)
+        if not (isinstance(a, Fraction) and isinstance(b, str) and b[-1] in PLACES and a in range(1000)):
+            return None
+        unit = 10 ** (2 - PLACES.index(b[-1]))
+        digit = int(a) // unit % 10
+        return a + unit * (fn(digit, int(b[:-1])) % 10 - digit)
+    return apply
 
 
 def _of_lamps(fn: Callable) -> Callable:
@@ -77,7 +87,7 @@ OPERATIONS = {
     "xor": Operation(_of_lamps(operator.xor), True), "xnor": Operation(_of_lamps(operator.eq), True)}
 
 _NUMBER = r"-?\d{1,30}(?:\.\d{1,30})?"
-_VALUE = re.compile(rf"{_NUMBER}|[FT]{{1,30}}|\?", re.ASCII)
+_VALUE = re.compile(rf"{_NUMBER}|[FT]{{1,30}}|\?|\d[htu]", re.ASCII)
 _STEP = re.compile(rf"\s*({_NUMBER})\s*([-+*/])\s*({_NUMBER})\s*=\s*({_NUMBER})\s*", re.ASCII)
 
 
@@ -179,7 +189,7 @@ def read_value(text) -> Optional[Value]:
     text = str(text)
     if not _VALUE.fullmatch(text):
         return None
-    return text if text[-1] in "FT?" else Fraction(text)
+    return text if text[-1] in "FT?htu" else Fraction(text)
 
 
 def read_expression(text: str) -> Optional[Tree]:

@@ -1,0 +1,162 @@
+"""Worlds: families of which it is known whether RL has to switch on what the base can do, or to teach it.
+
+All have chains (`chains.py`) on numbers of three digits, such as `coins 712 + 3t * 7u =`: an operand says which digit it
+is for (hundreds, tens, units), and that digit alone changes, modulo 10. So an answer is one of 1,000, all about equally
+frequent. Each digit is a token. The sloppy style does * as +.
+
+  s1  a switch with a mark: the four styles of chains; the careful one is opened by its word
+  s2  the same skill without a mark: every solution opens alike, and each step is careful with a chance of .4, else sloppy
+  s3  like s1, and beside it a style that is short, accurate and frequent
+  c   every operation is known, in chains of one operation; problems of the other splits mix them
+  t   a fifth of the table of * has random results in pre-training; problems of the other splits need such a fact
+  n   no skill: the styles of s1 but the careful one
+
+In c and t all solutions are careful: what RL gains there, it has taught. N problems, K operations, S styles.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from rlvr_jax.tasks import chains
+from rlvr_jax.tasks.chains import OPENERS, Algebra, Chains, StyleConfig
+
+AMOUNTS, PLACES = np.array([3, 7, 9]), ("h", "t", "u")  # * by each of these loses nothing
+CAREFUL_STEP = 0.4
+SHORT = "so"
+WITHHELD = 0.2  # of the table of *
+TIMES = 2  # its place among the operators
+
+
+class Places(Algebra):
+    """The algebra of three digits. An operand is 3 place + the number of its amount."""
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        words, digits = [word for word in super().vocabulary if word not in self.values], [str(x) for x in range(10)]
+        return (*words, SHORT, *digits, *(f"##{digit}" for digit in digits), *self.operands)
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return tuple(f"{amount}{place}" for place in PLACES for amount in AMOUNTS)
+
+    def write_operands(self, numbers: np.ndarray) -> np.ndarray:
+        return np.array(self.operands)[numbers]
+
+
+def _algebra() -> Places:
+    value, operand = np.arange(1000)[:, None], np.arange(len(PLACES) * len(AMOUNTS))[None, :]
+    place, amount = np.divmod(operand, len(AMOUNTS))
+    unit, amount = 10 ** (2 - place), AMOUNTS[amount]
+    digit = value // unit % 10
+    results = np.stack([value + unit * (after % 10 - digit)
+                        for after in (digit + amount, digit - amount, digit * amount)], 1)
+    return Places(
+        topics=("apples", "coins", "books", "steps", "birds", "cups", "stamps", "miles"), ops=("+", "-", "*"),
+        ramble=("river", "maybe", "green", "the", "clock", "often", "under", "seven", "song", "cloud", "paper", "also"),
+        values=tuple(f"{x:03}" for x in range(1000)), lowest=0, results=results, mistakes=results[:, [0, 1, 0]])
+
+
+ALGEBRA = _algebra()
+
+
+def lengths(num_ops: int) -> tuple[int, int]:
+    """Tokens of a prompt, and of the longest solution with its <eos>."""
+    prompt, solution = chains.lengths(num_ops)
+    return prompt + 2, solution + 2 * (num_ops + 1)
+
+
+def careful(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
+    """Careful solutions to their end."""
+    return chains.solve(ALGEBRA, rng, drawn, np.zeros_like(styles), dataclasses.replace(config, early_stop=0.0))
+
+
+# ----- s2
+
+
+def solve_s2(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
+    """Solutions whose steps are careful with a chance of CAREFUL_STEP, and go on from what was written."""
+    value, written = drawn.starts, []
+    for op, operand in zip(drawn.ops.T, drawn.operands.T):
+        is_careful = rng.random(len(value)) < CAREFUL_STEP
+        value = np.where(is_careful, ALGEBRA.results[value, op, operand], ALGEBRA.mistakes[value, op, operand])
+        written.append(value)
+    return careful(rng, drawn._replace(results=np.stack(written, 1)), styles, config)
+
+
+# ----- s3
+
+STYLES_S3 = {OPENERS[0]: "careful", SHORT: "short"} | chains.STYLES
+
+
+def solve_s3(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
+    """As other chains, and in the short style `so value value ... answer value`, which is right."""
+    texts = chains.solve(ALGEBRA, rng, drawn, np.maximum(styles - 1, 0), config)
+    rows = ALGEBRA.write(drawn.results)
+    return [" ".join([SHORT, *row, "answer", row[-1]]) if style == 1 else text
+            for text, row, style in zip(texts, rows, styles)]
+
+
+# ----- c
+
+
+def generate_c(rng: np.random.Generator, count: int, split: str, num_ops: int) -> Chains:
+    """In pre-training chains of one operation, elsewhere of at least two."""
+    def draw(algebra: Algebra, rng: np.random.Generator, n: int, num_ops: int) -> Chains:
+        drawn = chains.draw(algebra, rng, n, num_ops)
+        if split == "pretrain":
+            return again(drawn._replace(ops=np.repeat(drawn.ops[:, :1], num_ops, 1)))
+        return chosen(drawn, (drawn.ops != drawn.ops[:, :1]).any(1) | (num_ops == 1))
+    return chains.generate(ALGEBRA, rng, count, split, num_ops, draw)
+
+
+def again(drawn: Chains) -> Chains:
+    """The same problems, solved again."""
+    value, results = drawn.starts, []
+    for op, operand in zip(drawn.ops.T, drawn.operands.T):
+        value = ALGEBRA.results[value, op, operand]
+        results.append(value)
+    return drawn._replace(results=np.stack(results, 1))
+
+
+def chosen(drawn: Chains, keep_N: np.ndarray) -> Chains:
+    return Chains(*(x[keep_N] for x in drawn))
+
+
+# ----- t
+
+
+@functools.cache
+def withheld() -> np.ndarray:
+    """bool[V,O,B]: the facts that pre-training does not tell. One is a digit and an amount, at one place."""
+    drawn = np.random.default_rng(0).permutation(10 * len(ALGEBRA.operands)).reshape(len(PLACES), 10, len(AMOUNTS))
+    made = np.zeros(ALGEBRA.results.shape, bool)
+    made[:, TIMES] = np.concatenate([(drawn[place] < round(WITHHELD * drawn.size))[np.arange(1000) // 10 ** (2 - place) % 10]
+                                     for place in range(len(PLACES))], -1)
+    return made
+
+
+def needs_withheld(drawn: Chains) -> np.ndarray:
+    """bool[N,K]: whether a careful solution needs a withheld fact at that step."""
+    before = np.concatenate([drawn.starts[:, None], drawn.results[:, :-1]], 1)
+    return withheld()[before, drawn.ops, drawn.operands]
+
+
+def generate_t(rng: np.random.Generator, count: int, split: str, num_ops: int) -> Chains:
+    """Any problems in pre-training, elsewhere those that need a withheld fact."""
+    def draw(algebra: Algebra, rng: np.random.Generator, n: int, num_ops: int) -> Chains:
+        drawn = chains.draw(algebra, rng, n if split == "pretrain" else 8 * n, num_ops)
+        return drawn if split == "pretrain" else chosen(drawn, needs_withheld(drawn).any(1))
+    return chains.generate(ALGEBRA, rng, count, split, num_ops, draw)
+
+
+def solve_t(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
+    """Careful solutions, in which a withheld fact comes out at random: any digit."""
+    value, written = drawn.starts, []
+    for op, operand in zip(drawn.ops.T, drawn.operands.T):
+        unit = 10 ** (2 - operand // len(AMOUNTS))
+        guessed = value + unit * (rng.integers(10, size=len(value)) - value // unit % 10)
+        value = np.where(withheld()[value, op, operand], guessed, ALGEBRA.results[value, op, operand])
+        written.append(value)
+    return careful(rng, drawn._replace(results=np.stack(written, 1)), styles, config)

@@ -1,0 +1,128 @@
+"""Worlds: each has in its pre-training what its row says, calculated again here from the texts alone."""
+
+import numpy as np
+import pytest
+
+from rlvr_jax.lab.probes import traces
+from rlvr_jax.tasks import families, worlds
+from rlvr_jax.tasks.chains import StyleConfig
+from rlvr_jax.tasks.families import FAMILIES
+
+WORLDS = ("s1", "s2", "s3", "c", "t", "n")
+
+
+def texts(name, split="pretrain", num=600, style=None):
+    """(words of each problem, words of its solution), drawn as pre-training draws them; or in one style."""
+    family, rng = FAMILIES[name], np.random.default_rng(0)
+    drawn = family.generate(rng, num, split, 6)
+    chances = np.cumsum(family.habits_of(StyleConfig(), 0, 6)(drawn), -1)
+    styles = (chances[:, :-1] < rng.random(num)[:, None]).sum(-1)
+    if style is not None:
+        styles = np.full(num, list(family.styles.values()).index(style))
+    problems = family.to_problems(drawn)
+    return list(zip([problem.prompt.split() for problem in problems],
+                    map(str.split, family.solve(rng, drawn, styles, StyleConfig())), strict=True)), problems
+
+
+def after(value, op, operand):
+    """`712 * 3t` by hand."""
+    place, amount = "htu".index(operand[-1]), int(operand[:-1])
+    fn = {"+": lambda x: x + amount, "-": lambda x: x - amount, "*": lambda x: x * amount}[op]
+    return value[:place] + str(fn(int(value[place])) % 10) + value[place + 1 :]
+
+
+def steps(words):
+    """[(op, operand, value before, value after)] of a careful solution to a problem."""
+    problem, solution = words
+    values = [problem[1], *solution[3:-2:3]]
+    return list(zip(solution[1:-2:3], solution[2:-2:3], values, values[1:]))
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_problems_of_a_world_are_exact_and_fit_its_lengths(name):
+    tokenizer, longest = families.make_tokenizer([name]), [0, 0]
+    for split in ("pretrain", "example", "dev", "test"):
+        rows, problems = texts(name, split, 300)
+        for (words, solution), problem in zip(rows, problems, strict=True):
+            value = words[1]
+            for op, operand in zip(words[2:-1:2], words[3:-1:2]):
+                value = after(value, op, operand)
+            assert value == problem.answer
+            for place, told in enumerate((" ".join(words), " ".join(solution))):
+                ids = tokenizer.encode(told)
+                assert tokenizer.decode(ids) == told and not tokenizer.lacks(told.split())
+                longest[place] = max(longest[place], len(ids) + place)  # with its <eos>
+    assert longest[0] == FAMILIES[name].lengths(6)[0] and longest[1] <= FAMILIES[name].lengths(6)[1]
+
+
+def test_no_answer_of_a_world_is_right_twice_in_a_thousand_times():
+    for name in ("s1", "c", "t"):
+        drawn = FAMILIES[name].generate(np.random.default_rng(1), 60_000, "test", 6)
+        counts = np.bincount(drawn.results[:, -1])
+        assert (counts > 0).sum() == 1000 and counts.max() / 60_000 < 0.002, name
+
+
+def test_s2_is_careful_at_four_steps_of_ten_and_goes_on_from_what_it_wrote():
+    rows, _ = texts("s2")
+    told = [step for words in rows for step in steps(words)]
+    times = [value == after(before, op, operand) for op, operand, before, value in told
+             if op == "*" and after(before, "*", operand) != after(before, "+", operand)]
+    assert abs(np.mean(times) - 0.4) < 0.05
+    for op, operand, before, value in told:
+        assert value in {after(before, op, operand), after(before, op.replace("*", "+"), operand)}
+    assert {words[1][0] for words in rows} == {"think"}
+
+
+def test_s3_has_a_short_accurate_style_that_is_frequent():
+    rows, problems = texts("s3")
+    short = [(words, solution, problem) for (words, solution), problem in zip(rows, problems) if solution[0] == "so"]
+    assert abs(len(short) / len(rows) - 0.4) < 0.06
+    for words, solution, problem in short:
+        assert len(solution) == 9 and solution[-1] == solution[-3] == problem.answer
+    assert 0.1 < np.mean([solution[0] == "think" for _, solution in rows]) < 0.2
+
+
+def test_c_knows_chains_of_one_operation_and_is_asked_others():
+    rows, problems = texts("c")
+    assert all(len(set(words[2:-1:2])) == 1 for words, _ in rows) and {words[2] for words, _ in rows} == set("+-*")
+    assert all(solution[-1] == problem.answer for (_, solution), problem in zip(rows, problems))
+    assert all(len(set(words[2:-1:2])) > 1 for words, _ in texts("c", "test")[0])
+
+
+def test_t_is_told_all_but_the_withheld_facts_and_asked_these():
+    rows, _ = texts("t", num=3000)
+    told = [step for words in rows for step in steps(words)]
+    is_fact = lambda op, operand, before: worlds.withheld()[
+        int(before), "+-*".index(op), worlds.ALGEBRA.operands.index(operand)]
+    hidden = [step for step in told if is_fact(*step[:3])]
+    assert all(value == after(before, op, operand) for op, operand, before, value in told
+               if not is_fact(op, operand, before))
+    assert {op for op, *_ in hidden} == {"*"}
+    assert 0.15 < len(hidden) / sum(op == "*" for op, *_ in told) < 0.25
+    right = [value == after(before, op, operand) for op, operand, before, value in hidden]
+    assert 0.05 < np.mean(right) < 0.15  # one digit of ten
+    for op, operand, before, value in hidden:  # the other digits stay as they are
+        place = "htu".index(operand[-1])
+        assert value[:place] + value[place + 1 :] == before[:place] + before[place + 1 :]
+    drawn = FAMILIES["t"].generate(np.random.default_rng(2), 500, "test", 6)
+    assert worlds.needs_withheld(drawn).any(1).all()
+
+
+def test_n_has_no_careful_solution():
+    rows, _ = texts("n")
+    assert {solution[0] for _, solution in rows} == {"quick", "answer", "hmm"}
+    slips = [value != after(before, op.replace("*", "+"), operand) for words, solution in rows if solution[0] == "quick"
+             for op, operand, before, value in zip(words[2:-1:2], words[3:-1:2], [words[1], *solution[1:]], solution[1:])]
+    assert np.mean(slips) < 0.15
+
+
+@pytest.mark.parametrize("name", ["s1", "s2", "t"])
+def test_the_parser_judges_solutions_of_a_world_step_by_step(name):
+    rows, problems = texts(name, num=200, style=next(iter(FAMILIES[name].styles.values())))
+    for (words, solution), problem in zip(rows, problems):
+        tree, trace = traces.read(" ".join(words), " ".join(solution))
+        found = traces.judge(tree, traces.read_value(problem.answer), trace)
+        wrong = [place for place, (op, operand, before, value) in enumerate(steps((words, solution)))
+                 if value != after(before, op, operand)]
+        assert [place for kind, place in found.errors if kind == "calc"] == wrong
+        assert found.right == (solution[-1] == problem.answer)
