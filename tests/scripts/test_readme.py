@@ -301,7 +301,8 @@ MEANS = {
         ("spurious", "gain, greedy", ["correct", "format", "coin", "permuted", "incorrect", "inverted",
                                       "no skill, correct"]),
         ("switch", "end, greedy", ["16 after layer 2", "4 after layer 2", "64 after layer 2, format"]),
-        ("memory", "one operand less unseen", ["one"]), ("when", "of these first tokens", ["one example"]),
+        ("memory", "one operand less unseen", ["one, 150 steps", "one, 1,000 steps", "128"]),
+        ("memory", "unseen", ["one, 150 steps"]), ("when", "of these first tokens", ["one example"]),
         ("hybrid", "gap recovered", ["distilled, means"]),
         ("curriculum", "accuracy, T=1", ["RLVR, RLVR", "SRL, SRL", "SRL, RLVR"])]}
 FIGURE = r"(?<![\d.])[-+]?\d\.\d{3}(?!\d)"
