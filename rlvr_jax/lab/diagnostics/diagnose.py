@@ -1,0 +1,92 @@
+"""All diagnostics of one base and what was trained from it, in a table, a page and summary.json."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.lab.diagnostics import page
+from rlvr_jax.lab.diagnostics.pair import Pair, PairConfig, Undefined
+from rlvr_jax.lab.diagnostics.table import DIAGNOSTICS, Found
+from rlvr_jax.lab.elicit.weight_difference import weight_difference
+from rlvr_jax.pretrained import loading
+from rlvr_jax.pretrained.language_model import LanguageModel
+from rlvr_jax.records import flat, replace, setting
+from rlvr_jax.runs import files
+
+WORLDS = pathlib.Path(__file__).parents[3] / "results" / "worlds.json"  # its "worth": row -> {"auroc", "interval"}
+
+
+@dataclasses.dataclass(frozen=True)
+class DiagnoseConfig:
+    """Diagnostics of a base and a trained model: did training teach, or switch on?"""
+
+    pair: PairConfig = PairConfig()
+    diagnostics: str = setting("", "rows to measure, joined by commas; empty: all", lambda: DIAGNOSTICS, listed=True,
+                               free=True)
+
+
+def diagnose(config: DiagnoseConfig) -> dict:
+    """Measures --trained against --base; returns what summary.json of --out then holds, and diagnose.md shows.
+
+    Completions are kept below --out, from which the same command goes on. Raises UserError where a model, its shape, its
+    tokenizer or a run of --frontier or --sft does not fit.
+    """
+    names = list(filter(None, config.diagnostics.split(","))) or list(DIAGNOSTICS)
+    if unknown := [name for name in names if name not in DIAGNOSTICS]:
+        raise UserError(f"--diagnostics: there is no {unknown[0]}; the rows are {', '.join(DIAGNOSTICS)}")
+    pair = load(config.pair)
+    rows = {f"{name}, {label}" if label else name: row(name, setting, pair)
+            for name in names for label, setting in DIAGNOSTICS[name].settings(config.pair).items()}
+    base, trained = (float(right_P.mean()) for right_P in pair.right.values())
+    summary = {"n": len(pair.right["base"]), "base": base, "trained": trained, "gain": trained - base, "rows": rows,
+               "forward_tokens": sum(pair.tokens.values()), "parts": pair.tokens, "flags": flat(replace(config, **flat(
+                   pair.config)))}
+    out = pathlib.Path(pair.kept.out)
+    files.write_whole(out / "diagnose.md", page.page(summary, files.read_json(WORLDS, missing={}).get("worth")))
+    page.draw(summary, out / "diagnose.png")
+    files.write_json(out / "summary.json", summary)
+    return summary
+
+
+def row(name: str, setting: Any, pair: Pair) -> dict:
+    """What summary.json says of a value. `forward_tokens` is what it takes alone: rows share parts."""
+    about = DIAGNOSTICS[name]
+    try:
+        found, why = about.measure(pair, setting), ""
+    except Undefined as error:
+        found, why = Found(None, None, error.reads), str(error)
+    return {"diagnostic": name, "value": found.value, "interval": found.interval, "why": why, "unit": about.unit,
+            "forward_tokens": sum(pair.tokens[part] for part in found.reads), "more": found.more}
+
+
+def load(config: PairConfig) -> Pair:
+    """Both models, compared. Raises UserError, with the flag that it is about."""
+    steering = config.hybrid.steering
+    if not (config.base and steering.trained and steering.kept.out):
+        raise UserError("--base, --trained and --out are required: a model, what was trained from it, and a directory "
+                        "for the results")
+    config = replace(config, base=loading.pinned(config.base), trained=loading.pinned(steering.trained))
+    steering = config.hybrid.steering
+    base, trained = (load_as(flag, name, steering.kept.choice.dtype) for flag, name in
+                     (("--base", config.base), ("--trained", steering.trained)))
+    if dataclasses.replace(trained.config, max_seq_len=base.config.max_seq_len) != base.config:
+        raise UserError(f"--trained={steering.trained} has another shape than --base={config.base}; take a model that "
+                        "was trained from it")
+    if base.tokenizer.to_json() != trained.tokenizer.to_json():
+        raise UserError(f"--trained={steering.trained} has another tokenizer than --base={config.base}; take a model "
+                        "that was trained from it")
+    weights = about("--trained", weight_difference, base.params, trained.params)
+    return Pair(config, base, dataclasses.replace(trained, config=base.config), weights)
+
+
+def load_as(flag: str, name: str, dtype: str) -> LanguageModel:
+    return about(flag, loading.load_model, name, dtype, dtype)
+
+
+def about(flag: str, function, *given):
+    """function(*given), whose errors speak of --model: here that is another flag."""
+    try:
+        return function(*given)
+    except UserError as error:
+        raise UserError(str(error).replace("--model", flag)) from None
