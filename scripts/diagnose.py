@@ -1,11 +1,11 @@
-"""Asks of a base and what was trained from it: did training teach, or switch on? Every published diagnostic, as a table.
+"""Did training teach a model, or switch on what it could do? Every diagnostic of the literature, in a table.
 
   python -m scripts.diagnose --base=runs/base --trained=runs/tiny --out=runs/tiny/diagnose
   python -m scripts.diagnose --base=DIR --trained=DIR --problems=gsm8k.jsonl --max_problems=64 --num_samples=16 \\
     --max_new_tokens=256 --out=DIR
 
-Writes OUT/summary.json, OUT/diagnose.md, OUT/diagnose.png and the completions. The same command continues an interrupted
-one, and --frontier, --sft and --diagnostics may be added to it later.
+Writes OUT/summary.json, OUT/diagnose.md, OUT/diagnose.png and the completions. The same command continues an
+interrupted one; --frontier, --sft and --diagnostics may be changed then.
 """
 
 import pathlib

@@ -10,7 +10,6 @@ from rlvr_jax.lab.diagnostics.pair import Pair, PairConfig, Undefined
 from rlvr_jax.lab.diagnostics.table import DIAGNOSTICS, Found
 from rlvr_jax.lab.elicit.weight_difference import weight_difference
 from rlvr_jax.pretrained import loading
-from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import flat, replace, setting
 from rlvr_jax.runs import files
 
@@ -29,19 +28,22 @@ class DiagnoseConfig:
 def diagnose(config: DiagnoseConfig) -> dict:
     """Measures --trained against --base; returns what summary.json of --out then holds, and diagnose.md shows.
 
-    Completions are kept below --out, from which the same command goes on. Raises UserError where a model, its shape, its
-    tokenizer or a run of --frontier or --sft does not fit.
+    Completions are kept below --out, from which the same command goes on. Raises UserError where a model, its shape,
+    its tokenizer, or a run of --frontier or --sft does not fit.
     """
     names = list(filter(None, config.diagnostics.split(","))) or list(DIAGNOSTICS)
     if unknown := [name for name in names if name not in DIAGNOSTICS]:
         raise UserError(f"--diagnostics: there is no {unknown[0]}; the rows are {', '.join(DIAGNOSTICS)}")
     pair = load(config.pair)
-    rows = {f"{name}, {label}" if label else name: row(name, setting, pair)
-            for name in names for label, setting in DIAGNOSTICS[name].settings(config.pair).items()}
-    base, trained = (float(right_P.mean()) for right_P in pair.right.values())
-    summary = {"n": len(pair.right["base"]), "base": base, "trained": trained, "gain": trained - base, "rows": rows,
-               "forward_tokens": sum(pair.tokens.values()), "parts": pair.tokens, "flags": flat(replace(config, **flat(
-                   pair.config)))}
+    rows = {}
+    for name in names:
+        for added, setting in DIAGNOSTICS[name].settings(pair.config).items():
+            label = f"{name}, {added}" if added else name
+            rows[label] = row(pair, name, label, setting)
+    base, trained = (float(right_P.mean()) for right_P in pair.right)
+    summary = {"n": len(pair.right[0]), "base": base, "trained": trained, "gain": trained - base, "rows": rows,
+               "forward_tokens": sum(pair.tokens.values()), "parts": pair.tokens,
+               "flags": flat(dataclasses.replace(config, pair=pair.config))}
     out = pathlib.Path(pair.kept.out)
     files.write_whole(out / "diagnose.md", page.page(summary, files.read_json(WORLDS, missing={}).get("worth")))
     page.draw(summary, out / "diagnose.png")
@@ -49,15 +51,16 @@ def diagnose(config: DiagnoseConfig) -> dict:
     return summary
 
 
-def row(name: str, setting: Any, pair: Pair) -> dict:
+def row(pair: Pair, name: str, label: str, setting: Any) -> dict:
     """What summary.json says of a value. `forward_tokens` is what it takes alone: rows share parts."""
     about = DIAGNOSTICS[name]
     try:
-        found, why = about.measure(pair, setting), ""
+        found, why = about.measure(pair, label, setting), ""
     except Undefined as error:
-        found, why = Found(None, None, error.reads), str(error)
+        found, why = Found(None), str(error)
+    taken = sum(n for part, n in pair.tokens.items() if part == label or part.split(", ")[0] in about.reads)
     return {"diagnostic": name, "value": found.value, "interval": found.interval, "why": why, "unit": about.unit,
-            "forward_tokens": sum(pair.tokens[part] for part in found.reads), "more": found.more}
+            "forward_tokens": taken, "more": found.more}
 
 
 def load(config: PairConfig) -> Pair:
@@ -68,7 +71,8 @@ def load(config: PairConfig) -> Pair:
                         "for the results")
     config = replace(config, base=loading.pinned(config.base), trained=loading.pinned(steering.trained))
     steering = config.hybrid.steering
-    base, trained = (load_as(flag, name, steering.kept.choice.dtype) for flag, name in
+    dtype = steering.kept.choice.dtype
+    base, trained = (about(flag, loading.load_model, name, dtype, dtype) for flag, name in
                      (("--base", config.base), ("--trained", steering.trained)))
     if dataclasses.replace(trained.config, max_seq_len=base.config.max_seq_len) != base.config:
         raise UserError(f"--trained={steering.trained} has another shape than --base={config.base}; take a model that "
@@ -78,10 +82,6 @@ def load(config: PairConfig) -> Pair:
                         "that was trained from it")
     weights = about("--trained", weight_difference, base.params, trained.params)
     return Pair(config, base, dataclasses.replace(trained, config=base.config), weights)
-
-
-def load_as(flag: str, name: str, dtype: str) -> LanguageModel:
-    return about(flag, loading.load_model, name, dtype, dtype)
 
 
 def about(flag: str, function, *given):

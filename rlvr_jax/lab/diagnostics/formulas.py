@@ -40,14 +40,14 @@ def beyond_luck(share, lucky):
 
 
 def most_tries(rates: Sequence[np.ndarray], num_samples: int) -> Optional[int]:
-    """The largest k, `num_samples` or a power of two below it, at which guessing solves at most LUCK of the problems for
+    """The largest k, `num_samples` or a power of two below, at which guessing solves at most LUCK of the problems for
     every model; None if it solves more at the first try. `rates` has the f64[P] of each model."""
     ks = [num_samples, *(2**i for i in reversed(range(num_samples.bit_length())) if 2**i < num_samples)]
     return next((k for k in ks if max(luck(rates_P, k).mean() for rates_P in rates) <= LUCK), None)
 
 
 def covered(right_PxN: np.ndarray, rates_P: np.ndarray, tau: float) -> np.ndarray:
-    """f64[P], 1 where the success rate beyond luck, (s - g) / (1 - g), is at least tau (Cover@tau, arXiv 2510.08325)."""
+    """f64[P], 1 where the success rate s beyond luck, (s - g) / (1 - g), is at least tau (arXiv 2510.08325)."""
     rates_P = np.minimum(rates_P, 1 - 1e-9)
     return (beyond_luck(np.mean(right_PxN, -1), rates_P) >= tau - 1e-9).astype(float)
 
@@ -74,7 +74,7 @@ def numbers_at(target: float, sizes_K: np.ndarray, accuracies_K: np.ndarray) -> 
 
 def tokens_to_half(run: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
     """f64[1+R] of each run, the tokens trained on when an evaluation first has the accuracy halfway between the first
-    and the last of `run`; NaN where none has it. The first entry is of all problems, the others of a bootstrap over them.
+    and the last of `run`; NaN where none has it. The first entry is of all problems, the others of a bootstrap.
 
     A run is (tokens f64[E], whether each held-out problem was solved f64[E,P]).
     """

@@ -31,7 +31,6 @@ from rlvr_jax.sampler import Request
 from rlvr_jax.tasks.prompts import padded
 
 TEXTS = 64  # run through a model at a time
-SAMPLES = ("samples_base", "samples_trained")  # parts of `Pair.tokens`, and folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,25 +58,26 @@ class PairConfig:
 
 
 class Undefined(Exception):
-    """A diagnostic has no value for this pair: why in words, and the parts of `Pair.tokens` that it took to find out."""
-
-    def __init__(self, why: str, reads: tuple[str, ...] = ()):
-        super().__init__(why)
-        self.reads = reads
+    """A diagnostic has no value for this pair: why, in words."""
 
 
 def check_gain(base: float | np.ndarray, trained: float | np.ndarray) -> None:
-    """Of two accuracies, or of what is right. Raises Undefined where the gain has no shares (`recovery.LEAST_GAP`)."""
+    """Of two accuracies, or of what is right. Raises Undefined for a gain without shares (`recovery.LEAST_GAP`)."""
     gain = np.mean(trained) - np.mean(base)
     if gain < LEAST_GAP - 1e-9:
         raise Undefined(f"undefined: the gain, {gain:+.3f}, is below {LEAST_GAP:g}")
+
+
+def percent(shares: tuple[float, ...]) -> dict[str, float]:
+    """The shares by what they add to the label of a row."""
+    return {f"{100 * share:g} %": share for share in shares}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """Two models of one shape, and all that is known of them.
 
-    `tokens` has forward tokens by part: tokens that run through a model, those of a prompt once for all its completions.
+    `tokens` has forward tokens by part: what runs through a model, a prompt once for all its completions.
     """
 
     config: PairConfig
@@ -118,47 +118,46 @@ class Pair:
         return self.written("texts", ENDS, columns)
 
     @functools.cached_property
-    def gates(self) -> dict[tuple[str, float], Gate]:
-        """(diagnostic, setting) -> where it swaps. Thresholds are of the greedy text that is changed."""
+    def gates(self) -> dict[str, Gate]:
+        """Where each swap takes place, by the label of its row. Thresholds are of the greedy text that is changed."""
         def at(text: str, column: str, share: float) -> float:
             return largest(np.concatenate([row[column] for row in self.texts[text]]), share)
 
-        made = {("forced_prefix", k): Gate(first=k) for k in self.config.first}
-        for share in self.config.shares:
-            made |= {("swap", share): Gate(least=at("base", "kl", share)),
-                     ("reverse_swap", share): Gate(least=at("trained", "kl", share), reverse=True),
-                     ("entropy_swap", share): Gate(unsure=at("base", "entropy", share))}
+        made = {f"forced_prefix, {k}": Gate(first=k) for k in self.config.first}
+        for name, share in percent(self.config.shares).items():
+            made |= {f"swap, {name}": Gate(least=at("base", "kl", share)),
+                     f"reverse_swap, {name}": Gate(least=at("trained", "kl", share), reverse=True),
+                     f"entropy_swap, {name}": Gate(unsure=at("base", "entropy", share))}
         return made
 
     @functools.cached_property
-    def swapped(self) -> dict[tuple[str, float], list[dict]]:
+    def swapped(self) -> dict[str, list[dict]]:
         """What is written under each of `gates`."""
-        rows = self.written("swapped", {f"{kind} {x:g}": gate for (kind, x), gate in self.gates.items()}, swap_columns)
-        return dict(zip(self.gates, rows.values()))
+        return self.written("swapped", self.gates, swap_columns)
 
     def written(self, name: str, gates: dict[str, Gate], columns: Callable) -> dict[str, list[dict]]:
         rows = written_under(self.folder(name), self.kept, (self.base, self.trained), gates, columns)
-        for gate_name, written in rows.items():
-            self.count(gate_name, written, 2)
+        for label, written in rows.items():
+            self.count(label, written, 2)
         return rows
 
-    @functools.cached_property
-    def right(self) -> dict[str, np.ndarray]:
-        """f64[P] of each model, 1 where its greedy completion is right."""
-        return {name: np.array([row["correct"] for row in rows], float) for name, rows in self.texts.items()}
+    @property
+    def right(self) -> tuple[np.ndarray, np.ndarray]:
+        """f64[P] of base and trained model, 1 where the greedy completion is right."""
+        return tuple(np.array([row["correct"] for row in self.texts[name]], float) for name in ENDS)
 
     @functools.cached_property
     def samples(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of base and trained model (bool[P,N] whether each completion is right, f64[P] the chance of a right guess)."""
+        """Of base and trained model (bool[P,N] whether a completion is right, f64[P] the chance of a right guess)."""
         count, kept, found = self.config.num_samples, self.kept, []
         few = min(filter(None, (kept.max_problems, self.config.sampled_problems)), default=0)
         sets = load_sets(replace(kept, max_problems=few), self.base, lambda stem: (count, self.config.temperature))
         by = make_sampler(self.base, kept.sampling)
-        for name, loaded in zip(SAMPLES, (self.base, self.trained)):
-            parts = keep(self.folder(name), by._replace(params=parallel.place_state(loaded.params)), sets,
+        for name, loaded in zip(ENDS, (self.base, self.trained)):
+            parts = keep(self.folder(f"samples_{name}"), by._replace(params=parallel.place_state(loaded.params)), sets,
                          Request(kept.seed, 0), kept.rows_per_call)
             rows = [row for part in parts.values() for row in part]
-            self.count(name, rows, 1)
+            self.count(f"samples, {name}", rows, 1)
             right_PxN = np.array([row["correct"] for row in rows]).reshape(-1, count)
             answers_PxN = np.array([mathematics.normalise(row["extracted"] or "") for row in rows]).reshape(-1, count)
             truths_P = [mathematics.normalise(row["answer"]) for row in rows[::count]]
@@ -173,7 +172,7 @@ class Pair:
         try:
             fitted = gate.fit(config.steering, self.base, self.trained)
         except UserError as error:
-            raise Undefined(f"not measured: {error}", ("base", "trained")) from None
+            raise Undefined(f"not measured: {error}".replace("--model", "--base")) from None
         chosen = hybrid.choose(config, self.base, fitted)
         rows = hybrid.asker(config, self.base, load_sets(self.kept, self.base))(
             "test", {"model": self.base.params, "steering": fitted.steering(chosen["strength"], chosen["rate"])},
@@ -188,21 +187,22 @@ class Pair:
 
     @functools.cached_property
     def surprises(self) -> dict[str, np.ndarray]:
-        """Of each kind of text f64[n], its log-perplexities by the trained model minus those by the base, nats a token.
+        """f64[n], log-perplexities by the trained model minus those by the base, nats a token, by the label of a row.
 
-        "own": the trained model's right greedy completions; "reference": solutions, meta["steps"]; "prompt": the prompts
-        after their first token.
+        Of the trained model's own right greedy completions, of reference solutions, meta["steps"], and of prompts after
+        their first token.
         """
         encode, problems = self.base.tokenizer.encode, [p for b in load_sets(self.kept, self.base) for p in b.problems]
         prompts = [encode(problem.prompt) for problem in problems]
-        texts = {"own": [(ids, row["ids"]) for ids, row in zip(prompts, self.texts["trained"]) if row["correct"]],
-                 "reference": [(ids, encode(" ".join(problem.meta["steps"]))) for ids, problem in zip(prompts, problems)
-                               if problem.meta.get("steps")],
-                 "prompt": [(ids[:1], ids[1:]) for ids in prompts if len(ids) > 1]}
-        self.tokens.update({f"perplexity, {kind}": 2 * sum(len(given) + len(ids) for given, ids in group)
-                            for kind, group in texts.items()})
-        return {kind: log_perplexities(self.trained, group) - log_perplexities(self.base, group)
-                for kind, group in texts.items()}
+        steps = [" ".join(problem.meta.get("steps", ())) for problem in problems]
+        texts = {"answer_perplexity, own": [(ids, row["ids"]) for ids, row in zip(prompts, self.texts["trained"])
+                                            if row["correct"]],
+                 "answer_perplexity, reference": [(ids, encode(text)) for ids, text in zip(prompts, steps) if text],
+                 "prompt_perplexity": [(ids[:1], ids[1:]) for ids in prompts if len(ids) > 1]}
+        for label, group in texts.items():
+            self.tokens[label] = 2 * sum(len(given) + len(ids) for given, ids in group)
+        return {label: log_perplexities(self.trained, group) - log_perplexities(self.base, group)
+                for label, group in texts.items()}
 
 
 def log_perplexities(loaded: LanguageModel, texts: list[tuple[list, list]]) -> np.ndarray:
