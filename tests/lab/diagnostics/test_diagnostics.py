@@ -1,4 +1,4 @@
-"""Diagnostics, on a pair of models that are tables of transition probabilities: every value is known from the tables."""
+"""Diagnostics of a pair of models that are tables of transition probabilities: every value is known from the tables."""
 
 import collections
 import itertools
@@ -145,7 +145,8 @@ def test_luck_by_hand():
 
 def test_pass_at_k_and_cover_are_those_of_the_completions(measured, tmp_path):
     summary = measured("pass_at_k,cover", taus=(.3, .9))
-    rows = {name: read_jsonl(tmp_path / "out" / f"samples_{name}" / "completions.jsonl") for name in ("base", "trained")}
+    rows = {name: read_jsonl(tmp_path / "out" / name / "completions.jsonl") for name in (
+        "samples_base", "samples_trained")}
     found, covers = [], []
     for sampled in rows.values():
         groups = [sampled[i : i + 4] for i in (0, 4, 8)]
