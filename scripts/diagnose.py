@@ -17,9 +17,9 @@ def main(config) -> None:
     from rlvr_jax.lab.diagnostics.diagnose import diagnose
 
     diagnose(config)
-    out = pathlib.Path(config.pair.hybrid.steering.kept.out)
+    out = pathlib.Path(config.hybrid.steering.kept.out)
     print((out / "diagnose.md").read_text("utf-8") + f"\n{out}/summary.json")
 
 
 if __name__ == "__main__":
-    cli.run(main, "rlvr_jax.lab.diagnostics.diagnose.DiagnoseConfig")
+    cli.run(main, "rlvr_jax.lab.diagnostics.pair.DiagnoseConfig")

@@ -6,23 +6,14 @@ from typing import Any
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.diagnostics import page
-from rlvr_jax.lab.diagnostics.pair import Pair, PairConfig, Undefined
+from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig, Pair, Undefined
 from rlvr_jax.lab.diagnostics.table import DIAGNOSTICS, Found
 from rlvr_jax.lab.elicit.weight_difference import weight_difference
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import flat, replace, setting
+from rlvr_jax.records import flat, replace
 from rlvr_jax.runs import files
 
 WORLDS = pathlib.Path(__file__).parents[3] / "results" / "worlds.json"  # its "worth": row -> {"auroc", "interval"}
-
-
-@dataclasses.dataclass(frozen=True)
-class DiagnoseConfig:
-    """Diagnostics of a base and a trained model: did training teach, or switch on?"""
-
-    pair: PairConfig = PairConfig()
-    diagnostics: str = setting("", "rows to measure, joined by commas; empty: all", lambda: DIAGNOSTICS, listed=True,
-                               free=True)
 
 
 def diagnose(config: DiagnoseConfig) -> dict:
@@ -34,16 +25,15 @@ def diagnose(config: DiagnoseConfig) -> dict:
     names = list(filter(None, config.diagnostics.split(","))) or list(DIAGNOSTICS)
     if unknown := [name for name in names if name not in DIAGNOSTICS]:
         raise UserError(f"--diagnostics: there is no {unknown[0]}; the rows are {', '.join(DIAGNOSTICS)}")
-    pair = load(config.pair)
-    rows = {}
-    for name in names:
-        for added, setting in DIAGNOSTICS[name].settings(pair.config).items():
-            label = f"{name}, {added}" if added else name
-            rows[label] = row(pair, name, label, setting)
+    pair = load(config)
+    asked = {f"{name}, {added}" if added else name: (name, setting) for name in names
+             for added, setting in DIAGNOSTICS[name].settings(config).items()}
+    cheap = sorted(asked, key=lambda label: bool(DIAGNOSTICS[asked[label][0]].reads))  # wrong flags are told soon
+    found = {label: row(pair, label, *asked[label]) for label in cheap}
     base, trained = (float(right_P.mean()) for right_P in pair.right)
-    summary = {"n": len(pair.right[0]), "base": base, "trained": trained, "gain": trained - base, "rows": rows,
-               "forward_tokens": sum(pair.tokens.values()), "parts": pair.tokens,
-               "flags": flat(dataclasses.replace(config, pair=pair.config))}
+    summary = {"n": len(pair.right[0]), "base": base, "trained": trained, "gain": trained - base,
+               "rows": {label: found[label] for label in asked}, "forward_tokens": sum(pair.tokens.values()),
+               "parts": pair.tokens, "flags": flat(pair.config)}
     out = pathlib.Path(pair.kept.out)
     files.write_whole(out / "diagnose.md", page.page(summary, files.read_json(WORLDS, missing={}).get("worth")))
     page.draw(summary, out / "diagnose.png")
@@ -51,19 +41,19 @@ def diagnose(config: DiagnoseConfig) -> dict:
     return summary
 
 
-def row(pair: Pair, name: str, label: str, setting: Any) -> dict:
+def row(pair: Pair, label: str, name: str, setting: Any) -> dict:
     """What summary.json says of a value. `forward_tokens` is what it takes alone: rows share parts."""
-    about = DIAGNOSTICS[name]
+    kind = DIAGNOSTICS[name]
     try:
-        found, why = about.measure(pair, label, setting), ""
+        found, why = kind.measure(pair, label, setting), ""
     except Undefined as error:
         found, why = Found(None), str(error)
-    taken = sum(n for part, n in pair.tokens.items() if part == label or part.split(", ")[0] in about.reads)
-    return {"diagnostic": name, "value": found.value, "interval": found.interval, "why": why, "unit": about.unit,
+    taken = sum(n for part, n in pair.tokens.items() if part == label or part.split(", ")[0] in kind.reads)
+    return {"diagnostic": name, "value": found.value, "interval": found.interval, "why": why, "unit": kind.unit,
             "forward_tokens": taken, "more": found.more}
 
 
-def load(config: PairConfig) -> Pair:
+def load(config: DiagnoseConfig) -> Pair:
     """Both models, compared. Raises UserError, with the flag that it is about."""
     steering = config.hybrid.steering
     if not (config.base and steering.trained and steering.kept.out):
@@ -74,14 +64,15 @@ def load(config: PairConfig) -> Pair:
     dtype = steering.kept.choice.dtype
     base, trained = (about(flag, loading.load_model, name, dtype, dtype) for flag, name in
                      (("--base", config.base), ("--trained", steering.trained)))
-    if dataclasses.replace(trained.config, max_seq_len=base.config.max_seq_len) != base.config:
-        raise UserError(f"--trained={steering.trained} has another shape than --base={config.base}; take a model that "
-                        "was trained from it")
-    if base.tokenizer.to_json() != trained.tokenizer.to_json():
-        raise UserError(f"--trained={steering.trained} has another tokenizer than --base={config.base}; take a model "
-                        "that was trained from it")
+    trained = dataclasses.replace(trained, config=dataclasses.replace(trained.config,
+                                                                      max_seq_len=base.config.max_seq_len))
+    for what, same in (("shape", trained.config == base.config),
+                       ("tokenizer", trained.tokenizer.to_json() == base.tokenizer.to_json())):
+        if not same:
+            raise UserError(f"--trained={steering.trained} has another {what} than --base={config.base}; take a model "
+                            "that was trained from it")
     weights = about("--trained", weight_difference, base.params, trained.params)
-    return Pair(config, base, dataclasses.replace(trained, config=base.config), weights)
+    return Pair(config, base, trained, weights)
 
 
 def about(flag: str, function, *given):

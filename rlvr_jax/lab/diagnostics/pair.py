@@ -34,8 +34,8 @@ TEXTS = 64  # run through a model at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class PairConfig:
-    """Every published number that is read as teaching or as switching on, for one base and what was trained from it."""
+class DiagnoseConfig:
+    """Did training teach a model, or switch on what its base could do? Every number that papers argue with."""
 
     base: str = setting("", "the model before training: a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face "
                         "folder, a .gguf file, or smollm2")
@@ -55,6 +55,7 @@ class PairConfig:
                             "joined by commas: for the numbers that reach half of the gain", free=True)
     sft: str = setting("", "run directory of scripts.finetune from the same base: for the tokens that RL takes, "
                        "compared with it", free=True)
+    diagnostics: str = setting("", "rows to measure, joined by commas, such as rank,swap; empty: all", free=True)
 
 
 class Undefined(Exception):
@@ -80,7 +81,7 @@ class Pair:
     `tokens` has forward tokens by part: what runs through a model, a prompt once for all its completions.
     """
 
-    config: PairConfig
+    config: DiagnoseConfig
     base: LanguageModel
     trained: LanguageModel
     weights: dict  # weight_difference

@@ -11,7 +11,7 @@ import numpy as np
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.estimators import RESAMPLES, bootstrap, pass_at_k
 from rlvr_jax.lab.diagnostics import formulas
-from rlvr_jax.lab.diagnostics.pair import Pair, PairConfig, Undefined, check_gain, percent
+from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig, Pair, Undefined, check_gain, percent
 from rlvr_jax.lab.elicit.recovery import recovered
 from rlvr_jax.lab.elicit.when import swapped_share
 from rlvr_jax.runs import files
@@ -37,7 +37,7 @@ class Diagnostic(NamedTuple):
     high: str  # what a high value is read as
     paper: str
     reads: tuple[str, ...] = ()
-    settings: Callable[[PairConfig], dict[str, Any]] = lambda config: {"": None}  # by what they add to the label
+    settings: Callable[[DiagnoseConfig], dict[str, Any]] = lambda config: {"": None}  # by what they add to the label
 
 
 # ----- from completions
@@ -65,25 +65,24 @@ def cover(pair: Pair, _, tau: float) -> Found:
         "cover": [float(base_P.mean()), float(trained_P.mean())]})
 
 
-def of_gain(pair: Pair, rows: list[dict], reverse: bool = False) -> Found:
+def of_gain(pair: Pair, rows: list[dict], more: dict, reverse: bool = False) -> Found:
     """The share of the gain that these rows recover, or in `reverse` lose."""
     right_P = np.array([row["correct"] for row in rows], float)
     share, (low, high) = recovered(*pair.right, right_P)
     value, ends = (1 - share, (1 - high, 1 - low)) if reverse else (share, (low, high))
-    return Found(value, ends, {"accuracy": float(right_P.mean())})
+    return Found(value, ends, {"accuracy": float(right_P.mean())} | more)
 
 
 def swaps(pair: Pair, label: str, _) -> Found:
     check_gain(*pair.right)
-    found = of_gain(pair, pair.swapped[label], pair.gates[label].reverse)
-    return found._replace(more=found.more | {"tokens_swapped": swapped_share(pair.swapped[label])})
+    rows = pair.swapped[label]
+    return of_gain(pair, rows, {"tokens_swapped": swapped_share(rows)}, pair.gates[label].reverse)
 
 
 def oracle_free(pair: Pair, *_) -> Found:
     check_gain(*pair.right)
     rows, chosen = pair.steered
-    found = of_gain(pair, rows)
-    return found._replace(more=found.more | chosen)
+    return of_gain(pair, rows, {"chosen": chosen})
 
 
 def perplexity(pair: Pair, label: str, _) -> Found:

@@ -12,7 +12,7 @@ import tokenizers
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.diagnostics import diagnose, formulas, page, table
-from rlvr_jax.lab.diagnostics.diagnose import DiagnoseConfig
+from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer
