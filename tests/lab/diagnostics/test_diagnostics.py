@@ -278,7 +278,7 @@ def test_it_goes_on_where_it_was_stopped(measured, tmp_path):
         measured(num_samples=2)
 
 
-def test_what_does_not_fit_is_one_line(measured, models, tmp_path, base):
+def test_what_does_not_fit_is_one_line(measured, models):
     wide = said_by({word: {"<eos>": 1} for word in [*WORDS, "t", "u"]}, [*WORDS, "t", "u"])
     models["wide"] = wide
     models["renamed"] = said_by({"p" if word == "q" else word: {"<eos>": 1} for word in WORDS},
