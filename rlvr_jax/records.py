@@ -141,8 +141,11 @@ def checked(cls):
     return dataclasses.dataclass(frozen=True)(cls)
 
 
-def part(default, **helps: str):
-    """A field that holds another record, with the defaults of this one and other help texts for the settings named."""
+def part(default, **helps: Optional[str]):
+    """A field that holds another record, with the defaults of this one and other help texts for the settings named.
+
+    One whose help is None is no flag here: its value is the default, or what the program puts there.
+    """
     return dataclasses.field(default=default, metadata=helps)
 
 
@@ -163,7 +166,7 @@ def settings(record) -> list[Setting]:
         value = getattr(record, field.name)
         if dataclasses.is_dataclass(value):
             leaves += [leaf._replace(meta=leaf.meta | {"help": field.metadata.get(leaf.name, leaf.meta["help"])})
-                       for leaf in settings(value)]
+                       for leaf in settings(value) if field.metadata.get(leaf.name, "") is not None]
         else:
             leaves.append(Setting(field.name, hints[field.name], value, dict(field.metadata)))
     return leaves

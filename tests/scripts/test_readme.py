@@ -53,6 +53,7 @@ HERE = [
                          "--group_size=4"]),
     (r"--num_samples=64", ["--max_problems=2"]),
     (r"scripts\.(elicit|when)", ["--max_problems=2"]),
+    (r"scripts\.diagnose", ["--max_problems=2", "--num_samples=2"]),
     (r"scripts\.critique", ["--num_attempts=4"]),
     (r"scripts\.finetune", [*STEP, "--batch_size=4"]),
     (r"--probe=memory", ["--example='coins 7 + 5 * 2 - 4 * 1 + 3 - 3 ='", "--max_problems=2"]),  # 0 was not chosen

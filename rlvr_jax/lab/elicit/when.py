@@ -7,6 +7,7 @@ model's own text.
 
 import collections
 import pathlib
+from typing import Callable
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from rlvr_jax.lab.elicit.recovery import outcome
 from rlvr_jax.lab.elicit.swap import Gate, swap_draw
 from rlvr_jax.lab.elicit.weight_difference import weight_difference
 from rlvr_jax.pretrained import loading
+from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import checked, flat, part, replace, setting
 from rlvr_jax.runs import files
@@ -58,12 +60,7 @@ def when(config: WhenConfig) -> dict:
 
     def written(name: str, gates: dict[str, Gate], more) -> dict[str, list[dict]]:
         folder = Folder(str(out / name), "when", replace(config, out=str(out / name)), kept.resume, name)
-        by = make_sampler(base, kept.sampling, draw=swap_draw(list(gates.values())),
-                          params={"base": base.params, "trained": trained.params})
-        benchmarks = load_sets(kept, base, lambda stem: (len(gates), 0.0))
-        parts = keep(folder, by, benchmarks, Request(kept.seed, 0), kept.rows_per_call, more)
-        rows = [row for part in parts.values() for row in part]
-        return {gate: rows[i :: len(gates)] for i, gate in enumerate(gates)}
+        return written_under(folder, kept, (base, trained), gates, more)
 
     texts = written("texts", ENDS, token_columns)
     gates = make_gates(config, texts["base"])
@@ -71,13 +68,26 @@ def when(config: WhenConfig) -> dict:
     summary = {"n": len(texts["base"]), "texts": {name: reading(rows, base.tokenizer) for name, rows in texts.items()},
                "swapped": {name: outcome(rows, texts["base"], texts["trained"]) | {"tokens": swapped_share(rows)}
                            for name, rows in every.items()},
-               "gates": {name: gate._asdict() | {"first": min(gate.first, kept.sampling.max_new_tokens)}
-                         for name, gate in gates.items()},
+               "gates": {name: {"first": min(gate.first, kept.sampling.max_new_tokens), "least": gate.least,
+                                "chance": gate.chance} for name, gate in gates.items()},
                "weights": weights, "flags": flat(config)}
     files.write_whole(out / "when.md", when_page.page(summary))
     when_page.draw(summary, out / "when.png")
     files.write_json(out / "summary.json", summary)
     return summary
+
+
+def written_under(folder: Folder, kept: KeptConfig, models: tuple[LanguageModel, LanguageModel], gates: dict[str, Gate],
+                  more: Callable) -> dict[str, list[dict]]:
+    """gate -> the rows of what (base, trained model) write under it, a greedy completion of each problem, kept in the
+    folder with the columns of `more`."""
+    base, trained = models
+    by = make_sampler(base, kept.sampling, draw=swap_draw(list(gates.values())),
+                      params={"base": base.params, "trained": trained.params})
+    benchmarks = load_sets(kept, base, lambda stem: (len(gates), 0.0))
+    parts = keep(folder, by, benchmarks, Request(kept.seed, 0), kept.rows_per_call, more)
+    rows = [row for part in parts.values() for row in part]
+    return {gate: rows[i :: len(gates)] for i, gate in enumerate(gates)}
 
 
 def swapped_share(rows: list[dict]) -> float:
@@ -106,11 +116,16 @@ def make_gates(config: WhenConfig, rows: list[dict]) -> dict[str, Gate]:
     kls, differ = (np.concatenate([column(row) for row in rows]) for column in (lambda row: row["kl"], differing))
     gates = {f"first {k}": Gate(first=k) for k in config.first}
     for share in config.shares:
-        least = np.sort(kls)[::-1][max(round(share * len(kls)), 1) - 1]
+        least = largest(kls, share)
         chance = float(np.sum(differ & (kls >= least)) / max(differ.sum(), 1))
-        gates |= {f"largest KL, {100 * share:g} %": Gate(least=float(least)),
+        gates |= {f"largest KL, {100 * share:g} %": Gate(least=least),
                   f"at random, as many as {100 * share:g} %": Gate(chance=chance)}
     return gates
+
+
+def largest(values_N: np.ndarray, share: float) -> float:
+    """The value that this share of all, at least one, are not below."""
+    return float(np.sort(values_N)[::-1][max(round(share * len(values_N)), 1) - 1])
 
 
 def differing(row: dict) -> np.ndarray:

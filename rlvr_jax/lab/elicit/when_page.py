@@ -61,13 +61,18 @@ def draw(summary: dict, path: pathlib.Path) -> None:
         left.plot(range(1, len(kls) + 1), kls, "o-", color=colour, markersize=3, label=f"the {name}'s text")
     left.set(xlabel="token of the completion", ylabel="mean KL(trained || base), nats")
     left.legend(fontsize=8)
-    names, gates = zip(*summary["swapped"].items())
-    values = np.array([gate["accuracy"] for gate in gates])
-    ends = np.array([gate["interval"] for gate in gates]).T
-    right.errorbar(values, range(len(names)), xerr=np.maximum([values - ends[0], ends[1] - values], 0), fmt="o",
-                   color="#0072b2", capsize=3)
-    right.set(yticks=range(len(names)), xlabel="accuracy", xlim=(-0.03, 1.03))
-    right.set_yticklabels(names, fontsize=8)
-    right.invert_yaxis()
+    draw_bars(right, {name: (gate["accuracy"], gate["interval"]) for name, gate in summary["swapped"].items()})
+    right.set(xlabel="accuracy", xlim=(-0.03, 1.03))
     with files.naming(path):
         sheet.savefig(path, dpi=150)
+
+
+def draw_bars(axes, found: dict[str, tuple]) -> None:
+    """(value, interval) by name, one below the other."""
+    values = np.array([value for value, _ in found.values()])
+    ends = np.array([interval for _, interval in found.values()]).T
+    axes.errorbar(values, range(len(found)), xerr=np.maximum([values - ends[0], ends[1] - values], 0), fmt="o",
+                  color="#0072b2", capsize=3)
+    axes.set(yticks=range(len(found)))
+    axes.set_yticklabels(found, fontsize=8)
+    axes.invert_yaxis()

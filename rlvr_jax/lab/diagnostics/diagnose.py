@@ -1,0 +1,83 @@
+"""All diagnostics of one base and what was trained from it, in a table, a page and summary.json."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.lab.diagnostics import page
+from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig, Pair, Undefined
+from rlvr_jax.lab.diagnostics.table import DIAGNOSTICS, Found
+from rlvr_jax.lab.elicit.weight_difference import weight_difference
+from rlvr_jax.pretrained import loading
+from rlvr_jax.records import flat, replace
+from rlvr_jax.runs import files
+
+WORLDS = pathlib.Path(__file__).parents[3] / "results" / "worlds.json"  # its "worth": row -> {"auroc", "interval"}
+
+
+def diagnose(config: DiagnoseConfig) -> dict:
+    """Measures --trained against --base; returns what summary.json of --out then holds, and diagnose.md shows.
+
+    Completions are kept below --out, from which the same command goes on. Raises UserError where a model, its shape,
+    its tokenizer, or a run of --frontier or --sft does not fit.
+    """
+    names = list(filter(None, config.diagnostics.split(","))) or list(DIAGNOSTICS)
+    if unknown := [name for name in names if name not in DIAGNOSTICS]:
+        raise UserError(f"--diagnostics: there is no {unknown[0]}; the rows are {', '.join(DIAGNOSTICS)}")
+    pair = load(config)
+    asked = {f"{name}, {added}" if added else name: (name, setting) for name in names
+             for added, setting in DIAGNOSTICS[name].settings(config).items()}
+    cheap = sorted(asked, key=lambda label: bool(DIAGNOSTICS[asked[label][0]].reads))  # wrong flags are told soon
+    found = {label: row(pair, label, *asked[label]) for label in cheap}
+    base, trained = (float(right_P.mean()) for right_P in pair.right)
+    summary = {"n": len(pair.right[0]), "base": base, "trained": trained, "gain": trained - base,
+               "rows": {label: found[label] for label in asked}, "forward_tokens": sum(pair.tokens.values()),
+               "parts": pair.tokens, "flags": flat(pair.config)}
+    out = pathlib.Path(pair.kept.out)
+    files.write_whole(out / "diagnose.md", page.page(summary, files.read_json(WORLDS, missing={}).get("worth")))
+    page.draw(summary, out / "diagnose.png")
+    files.write_json(out / "summary.json", summary)
+    return summary
+
+
+def row(pair: Pair, label: str, name: str, setting: Any) -> dict:
+    """What summary.json says of a value. `forward_tokens` is what it takes alone: rows share parts."""
+    kind = DIAGNOSTICS[name]
+    try:
+        found, why = kind.measure(pair, label, setting), ""
+    except Undefined as error:
+        found, why = Found(None), str(error)
+    taken = sum(n for part, n in pair.tokens.items() if part == label or part.split(", ")[0] in kind.reads)
+    return {"diagnostic": name, "value": found.value, "interval": found.interval, "why": why, "unit": kind.unit,
+            "forward_tokens": taken, "more": found.more}
+
+
+def load(config: DiagnoseConfig) -> Pair:
+    """Both models, compared. Raises UserError, with the flag that it is about."""
+    steering = config.hybrid.steering
+    if not (config.base and steering.trained and steering.kept.out):
+        raise UserError("--base, --trained and --out are required: a model, what was trained from it, and a directory "
+                        "for the results")
+    config = replace(config, base=loading.pinned(config.base), trained=loading.pinned(steering.trained))
+    steering = config.hybrid.steering
+    dtype = steering.kept.choice.dtype
+    base, trained = (about(flag, loading.load_model, name, dtype, dtype) for flag, name in
+                     (("--base", config.base), ("--trained", steering.trained)))
+    trained = dataclasses.replace(trained, config=dataclasses.replace(trained.config,
+                                                                      max_seq_len=base.config.max_seq_len))
+    for what, same in (("shape", trained.config == base.config),
+                       ("tokenizer", trained.tokenizer.to_json() == base.tokenizer.to_json())):
+        if not same:
+            raise UserError(f"--trained={steering.trained} has another {what} than --base={config.base}; take a model "
+                            "that was trained from it")
+    weights = about("--trained", weight_difference, base.params, trained.params)
+    return Pair(config, base, trained, weights)
+
+
+def about(flag: str, function, *given):
+    """function(*given), whose errors speak of --model: here that is another flag."""
+    try:
+        return function(*given)
+    except UserError as error:
+        raise UserError(str(error).replace("--model", flag)) from None

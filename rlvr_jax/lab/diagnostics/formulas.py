@@ -1,0 +1,87 @@
+"""The formulas of diagnostics, on arrays alone: luck taken out, where a curve crosses a target, and intervals.
+
+P problems, N completions of each, K runs, E evaluations of a run, R resamples.
+"""
+
+import collections
+from typing import Callable, Optional, Sequence
+
+import numpy as np
+
+from rlvr_jax.evaluation.estimators import RESAMPLES
+
+LUCK = 0.5  # most of the problems that guessing may solve for pass@k to be corrected for it
+
+
+def guess_rates(answers_PxN: Sequence[Sequence[str]], right_PxN: np.ndarray, truths_P: Sequence[str]) -> np.ndarray:
+    """f64[P], the chance that a guess solves each problem: the share of the completions of all *other* problems whose
+    answer is right for this one.
+
+    So a guess is drawn from the model's own habits, without a look at the problem; a completion without an answer, "",
+    is a wrong guess. Right for a problem are its reference answer, and each answer that was graded right there, as text
+    (normalise them first). With a single problem there are no others, and the rates are 0.
+    """
+    own = [collections.Counter(answers) for answers in answers_PxN]
+    every = sum(own, collections.Counter())
+    others = every.total() - len(answers_PxN[0])
+    right = [{truth, *(a for a, ok in zip(answers, rights) if ok)} - {""}
+             for truth, answers, rights in zip(truths_P, answers_PxN, right_PxN)]
+    return np.array([sum(every[a] - mine[a] for a in texts) / max(others, 1) for texts, mine in zip(right, own)])
+
+
+def luck(rates_P: np.ndarray, k: int) -> np.ndarray:
+    """f64[P], the chance that k guesses solve each problem: 1 - (1 - g)^k."""
+    return 1 - (1 - rates_P) ** k
+
+
+def beyond_luck(share, lucky):
+    """The share of problems solved otherwise than by luck, if luck strikes the others: share = x + (1 - x) * lucky."""
+    return (share - lucky) / (1 - lucky)
+
+
+def most_tries(rates: Sequence[np.ndarray], num_samples: int) -> Optional[int]:
+    """The largest k, `num_samples` or a power of two below, at which guessing solves at most LUCK of the problems for
+    every model; None if it solves more at the first try. `rates` has the f64[P] of each model."""
+    ks = [num_samples, *(2**i for i in reversed(range(num_samples.bit_length())) if 2**i < num_samples)]
+    return next((k for k in ks if max(luck(rates_P, k).mean() for rates_P in rates) <= LUCK), None)
+
+
+def covered(right_PxN: np.ndarray, rates_P: np.ndarray, tau: float) -> np.ndarray:
+    """f64[P], 1 where the success rate s beyond luck, (s - g) / (1 - g), is at least tau (arXiv 2510.08325)."""
+    rates_P = np.minimum(rates_P, 1 - 1e-9)
+    return (beyond_luck(np.mean(right_PxN, -1), rates_P) >= tau - 1e-9).astype(float)
+
+
+def resampled(statistic: Callable, *columns: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a function of the means of arrays f[P], by a bootstrap over problems, the same for each."""
+    places_RxP = np.random.default_rng(0).integers(0, len(columns[0]), (RESAMPLES, len(columns[0])))
+    values_R = statistic(*(np.asarray(column)[places_RxP].mean(-1) for column in columns))
+    return tuple(np.quantile(values_R, (0.025, 0.975)).tolist())
+
+
+def numbers_at(target: float, sizes_K: np.ndarray, accuracies_K: np.ndarray) -> float:
+    """How many trained numbers reach the target: on a straight line of accuracy over the logarithm of the size, between
+    the first run that does and the one before it. The smallest size if that does; NaN if none does. Of runs of one size
+    the mean counts."""
+    sizes_K, place = np.unique(sizes_K, return_inverse=True)
+    means_K = np.bincount(place, accuracies_K) / np.bincount(place)
+    hit = np.flatnonzero(means_K >= target - 1e-9)
+    if not len(hit) or hit[0] == 0:
+        return float(sizes_K[0]) if len(hit) else float("nan")
+    ends = slice(hit[0] - 1, hit[0] + 1)
+    return float(np.exp(np.interp(target, means_K[ends], np.log(sizes_K[ends]))))
+
+
+def tokens_to_half(run: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
+    """f64[1+R] of each run, the tokens trained on when an evaluation first has the accuracy halfway between the first
+    and the last of `run`; NaN where none has it. The first entry is of all problems, the others of a bootstrap.
+
+    A run is (tokens f64[E], whether each held-out problem was solved f64[E,P]).
+    """
+    def curve(right_ExP):
+        count = right_ExP.shape[1]
+        again = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+        return np.stack([row_P[np.vstack([np.arange(count), again])].mean(-1) for row_P in right_ExP])
+    curves = [curve(right_ExP) for _, right_ExP in (run, other)]
+    hits = [each >= curves[0][[0, -1]].mean(0) - 1e-9 for each in curves]
+    return [np.where(hit.any(0), tokens_E[hit.argmax(0)], np.nan) for hit, (tokens_E, _) in zip(hits, (run, other))]
