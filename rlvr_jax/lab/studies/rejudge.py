@@ -12,7 +12,7 @@ from typing import Optional
 
 import numpy as np
 
-from rlvr_jax.lab.studies import records, study, study_figure
+from rlvr_jax.lab.studies import commands, records, sources, study, study_figure
 from rlvr_jax.runs import files
 
 
@@ -59,7 +59,7 @@ def values(record: dict, content: dict) -> dict:
 
     A measure that the record lacks is made of others, or is one of another arm: its file and path are the same.
     """
-    cells = {(arm, seed): study.variables(content, {"work": "", "data": "", "arm": arm} | {
+    cells = {(arm, seed): commands.variables(content, {"work": "", "data": "", "arm": arm} | {
         key: str(value) for key, value in unit.items()})
         for arm in content["arms"] for seed, unit in zip(record["seeds"], repeated(record))}
     by_text = {}
@@ -67,7 +67,7 @@ def values(record: dict, content: dict) -> dict:
         for name, measure in record["measures"][arm].items():
             source = content["measures"].get(name)
             if isinstance(source, str):
-                by_text[study.fill(source, cell)] = measure["seeds"][record["seeds"].index(seed)]
+                by_text[commands.fill(source, cell)] = measure["seeds"][record["seeds"].index(seed)]
 
     def known(arm: str, name: str) -> Optional[list]:
         source = content["measures"][name]
@@ -76,8 +76,8 @@ def values(record: dict, content: dict) -> dict:
         elif isinstance(source, list):
             return None
         else:
-            found = [by_text.get(study.fill(source, cells[arm, seed])) for seed in record["seeds"]]
+            found = [by_text.get(commands.fill(source, cells[arm, seed])) for seed in record["seeds"]]
         return [None if value is None else np.array(value) for value in found]
 
-    return {arm: study.values_of(content["measures"], functools.partial(known, arm), repeated(record))
+    return {arm: sources.values_of(content["measures"], functools.partial(known, arm), repeated(record))
             for arm in content["arms"]}

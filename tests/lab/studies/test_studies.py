@@ -10,7 +10,7 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import commands, figures, records, study, study_figure
+from rlvr_jax.lab.studies import commands, figures, records, sources, study, study_figure
 from rlvr_jax.lab.studies.study import StudyConfig
 from scripts import cli
 
@@ -87,8 +87,8 @@ def test_means_intervals_and_paired_differences(coin, tmp_path):
 
 def values_in(folder, measures):
     """The values of measures whose files lie in a folder."""
-    found = study.values_of(measures, lambda name: None if isinstance(measures[name], list) else [
-        study.source_values(name, measures[name], {"work": str(folder)})], [{}])
+    found = sources.values_of(measures, lambda name: None if isinstance(measures[name], list) else [
+        sources.source_values(name, measures[name], {"work": str(folder)})], [{}])
     return {name: values[0] for name, values in found.items()}
 
 
@@ -161,7 +161,7 @@ def test_a_measure_over_problems_is_paired_by_problem(tmp_path):
     rows = [("gsm8k", 0, 1), ("gsm8k", 0, 0), ("gsm8k", 1, 1), ("svamp", 0, 0)]
     (tmp_path / "c.jsonl").write_text("".join(
         json.dumps({"benchmark": name, "problem": i, "correct": bool(right)}) + "\n" for name, i, right in rows))
-    values = study.source_values("m", "c.jsonl: gsm8k", {"work": str(tmp_path)})
+    values = sources.source_values("m", "c.jsonl: gsm8k", {"work": str(tmp_path)})
     np.testing.assert_array_equal(values, [.5, 1])
     one = study.gather([np.array([1.] * 30 + [0.] * 70)])
     assert one["seeds"] == [.3] and one["interval"] == estimators.bootstrap(np.array([1.] * 30 + [0.] * 70))
@@ -172,10 +172,10 @@ def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
         {"step": 0, "eval/greedy": .3}, {"step": 1, "train/tokens": 20}, {"step": 2, "train/tokens": 5})))
     cell = {"work": str(tmp_path)}
     for tokens, total in (("metrics.jsonl: train/tokens", 25), ("0", 0), ("never/metrics.jsonl: train/tokens", None)):
-        assert study.source_values("tokens", "{tokens}", cell | {"tokens": tokens}) == total
-    assert study.source_values("labels", "{labels}", cell | {"labels": "1"}) == 1
+        assert sources.source_values("tokens", "{tokens}", cell | {"tokens": tokens}) == total
+    assert sources.source_values("labels", "{labels}", cell | {"labels": "1"}) == 1
     with pytest.raises(UserError, match="measure labels: 'one' is no number"):
-        study.source_values("labels", "{labels}", cell | {"labels": "one"})
+        sources.source_values("labels", "{labels}", cell | {"labels": "one"})
 
 
 @pytest.mark.parametrize("old, new, message", [
