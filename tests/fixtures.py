@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -167,6 +168,12 @@ def run(script: str, *flags, compiled: str, expect: int | None = None, prefix: t
         result = Result(int(done.read_text()), out.read_text("utf-8"), err.read_text("utf-8"))
     assert expect is None or result.code == expect, f"exit code {result.code}\n{result.out}\n{result.err}"
     return result
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def wait_for(condition, process: subprocess.Popen, limit: float = 120) -> None:

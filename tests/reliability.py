@@ -193,8 +193,7 @@ def graders(make, whole):
 
 def peer(make, whole):
     """One of two processes is killed; both go on."""
-    from fixtures import finish
-    from test_distributed import free_port
+    from fixtures import finish, free_port
 
     def both(trial, plan=None, lost=0):
         address = (f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2")

@@ -3,23 +3,16 @@
 import pathlib
 import shutil
 import signal
-import socket
 import time
 
 import pytest
 
 from rlvr_jax.runs import checkpoint
 
-from fixtures import TRAIN_FLAGS, assert_same_run, count_lines, finish, read_jsonl, run, start, wait_for
+from fixtures import TRAIN_FLAGS, assert_same_run, count_lines, finish, free_port, read_jsonl, run, start, wait_for
 
 STEPS = 60
 FLAGS = (*TRAIN_FLAGS, f"--num_steps={STEPS}", "--eval_every=20", "--save_every=20", "--keep_last=9")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
