@@ -104,7 +104,7 @@ def check_command(line: str) -> None:
     try:
         rest = known([script, *words])[1:]
         parse_config(config_class, known)
-    except (flags.Error, UserError) as error:
+    except (flags.Error, RecursionError, UserError) as error:
         raise UserError(f"python -m scripts.{line}: {explain(error)}; python -m scripts.{script} --help lists the "
                         "flags") from None
     if rest:
@@ -179,6 +179,8 @@ def cache_folder() -> pathlib.Path:
 
 def explain(error: BaseException) -> str:
     """One line for an error the user can act on."""
+    if isinstance(error, RecursionError):  # of absl, as it looks for names that are like an unknown one
+        return "no flag has so long a name"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
@@ -189,7 +191,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """What is left of the command line; a flag that cannot be parsed is an error like any other, and --help is none."""
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:
+    except (flags.Error, RecursionError) as error:
         said = explain(error).removeprefix("ERROR:: ")  # absl's own word, for a flag file that is not there
         print(f"error: {said}; --help lists the flags", file=sys.stderr)
         sys.exit(1)

@@ -128,7 +128,7 @@ def _parquet_rows(file: pathlib.Path) -> list[dict]:
         raise UserError(f"{file}: parquet is read with pyarrow: pip install 'rlvr_jax[real]'") from None
     try:
         return parquet.read_table(file).to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the library raises each of them for damaged files
         raise UserError(f"{file} cannot be read as parquet ({error}): copy it again") from None
 
 
