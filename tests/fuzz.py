@@ -142,7 +142,7 @@ def flags_of(path):
     from scripts import cli
 
     try:
-        words = shlex.split(told(path))
+        words = shlex.split(told(path).replace("\0", ""))  # no command line can have it
     except ValueError:
         return None  # the shell's own error
     return cli.check_command(shlex.join(["train", *words]))
