@@ -103,3 +103,9 @@ def test_groups_are_rows_even_where_all_rows_hold_one_problem():
     scored = scored_as([1, 0, 0, 0, 1, 1, 1, 1])
     advantages = grpo.make_batch(config, None, fake_rollouts(1), scored).advantages
     assert (advantages[4:] == 0).all() and advantages[0] > 0 > advantages[1]
+
+
+def test_the_order_of_the_problems_is_the_seeds():
+    problems = grpo.Problems(None, np.ones(12, int))
+    orders = [grpo.curriculum(replace(CONFIG, num_prompts=12, seed=seed), problems, 1).index[::4] for seed in (0, 1, 0)]
+    assert (orders[0] != orders[1]).any() and (orders[0] == orders[2]).all()

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from rlvr_jax.grading import grade
 from rlvr_jax.records import Problem
 from rlvr_jax.tasks import prompts
 from rlvr_jax.tasks.problems import load, merge
+from rlvr_jax.tasks.prompts import encode_prompts
 
 from fixtures import QWEN, chat_tokenizer, load_problems, released, write_jsonl, write_parquet
 
@@ -267,3 +269,11 @@ def test_the_published_example_as_the_model_reads_it(data):
         r"of the wind's velocity \( V \). When the velocity is \( 8 \) miles per hour, the pressure on a sail of \( 2 "
         r"\) square feet is \( 4 \) pounds. Find the wind velocity when the pressure on \( 4 \) square feet of sail is "
         r"\( 32 \) pounds. Let's think step by step and output the final answer within \boxed{}.")
+
+
+def test_a_limit_on_prompts_cannot_lift_the_window(tmp_path):
+    asked, shape = [Problem("abcdef", "1", "abcdef")], SimpleNamespace(max_seq_len=10)
+    assert encode_prompts(QWEN, asked, shape, 4, 6).lengths.tolist() == [6]
+    for new, limit in ((5, 0), (5, 100), (4, 5)):
+        with pytest.raises(UserError, match=f"a prompt has 6 tokens, and --max_new_tokens={new} .* leave 1 to 5"):
+            encode_prompts(QWEN, asked, shape, new, limit)
