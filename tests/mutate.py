@@ -1,4 +1,6 @@
-"""Faults put into the code, one at a time, to see whether the tests notice: python tests/mutate.py [--only=WORDS] [--list]
+"""Faults put into the code, one at a time, to see whether the tests notice them.
+
+    python tests/mutate.py [--only=WORDS] [--list]
 
 The faults are in mutants.toml beside this file, a table each: `name`, the fault in words; `file`; `old`, a text that
 stands there once, or `count` times; `new`, what takes its place; `tests`, files or node ids that should fail; and where

@@ -85,7 +85,8 @@ def scoring(reward):
     texts = [f"guess answer {problem.answer if i % 3 else 25} <eos>" for i in range(4) for problem in problems]
     ids = np.array([loaded.tokenizer.encode(text) for text in texts])
     there = np.ones(ids.shape, bool)
-    rollouts = Rollouts(np.repeat(np.arange(2, dtype=np.int32), 4), ids, there, np.zeros(ids.shape, np.float32), there[:, 0])
+    index, logprobs_BxT = np.repeat(np.arange(2, dtype=np.int32), 4), np.zeros(ids.shape, np.float32)
+    rollouts = Rollouts(index, ids, there, logprobs_BxT, there[:, 0])
     score_of = make_scorer(replace(REWARD_RUN, reward=reward), loaded, problems, None)
     return lambda attempt=0: score_of(rollouts, None, 3, attempt)
 

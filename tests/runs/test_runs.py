@@ -225,7 +225,8 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkey
 def test_only_checkpoints_before_the_update_that_went_wrong_are_called_good(go, monkeypatch):
     """The loss of step 5 is of the state after step 4."""
     log = Run.log
-    monkeypatch.setattr(Run, "log", lambda run, row: log(run, row | ({"train/loss": np.nan} if row["step"] == 5 else {})))
+    wrong = {5: {"train/loss": np.nan}}
+    monkeypatch.setattr(Run, "log", lambda run, row: log(run, row | wrong.get(row["step"], {})))
     with pytest.raises(UserError, match="not finite at step 5; .*run has good checkpoints of steps 1, 2, 3;"):
         go(save_every=1, keep_last=9)
 
@@ -393,7 +394,7 @@ def test_a_log_is_cut_after_the_step_that_a_run_goes_on_from(tmp_path):
 def test_an_evaluation_at_the_step_of_saturation_counts_as_after_it():
     rows = [{"step": 0, "eval/greedy": 0.1, "eval/sampled": 0.1}, {"step": 1, "train/accuracy": 0.5},
             {"step": 2, "train/accuracy": 0.99, "eval/greedy": 0.7, "eval/sampled": 0.6},
-            {"step": 3, "train/accuracy": 1.0}, {"step": 4, "train/accuracy": 1.0, "eval/greedy": 0.8, "eval/sampled": 0.5}]
+            {"step": 3, "train/accuracy": 1.0}, {"step": 4, "eval/greedy": 0.8, "eval/sampled": 0.5}]
     found = summary.summarise(rows)
     assert found["saturation_step"] == 2 and found["base"] == {"greedy": 0.1, "sampled": 0.1}
     assert found["after_saturation"] == {"greedy": {"at_saturation": 0.7, "peak": 0.8, "end": 0.8},
