@@ -74,7 +74,7 @@ def run_tests(root: str, tests: list[str]) -> None:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
         import pytest
-        os._exit(pytest.main(["-x", "-q", "--tb=short", "-o", f"cache_dir={CACHE}", *tests]))
+        os._exit(pytest.main(["-x", "--tb=short", "-o", f"cache_dir={CACHE}", *tests]))
 
 
 def tried(fault: dict) -> tuple[str, str]:
@@ -94,7 +94,7 @@ def tried(fault: dict) -> tuple[str, str]:
             process.kill()
             return "noticed", f"the tests did not end in {LIMIT} s"
         output = (pathlib.Path(folder) / "output.txt").read_text("utf-8").strip().splitlines()
-    failed = next((line for line in output if line.startswith(("FAILED", "ERROR"))), "")
+    failed = next((line for line in output if line.startswith("FAILED")), "")  # an ERROR may be of the machine
     if process.exitcode == 1 and failed:
         return "noticed", failed
     if process.exitcode == 0 and " passed" in output[-1]:
