@@ -24,6 +24,6 @@ def test_a_row_that_no_longer_fits_is_told():
 
 def test_a_fault_is_put_into_a_copy(tmp_path):
     before = (mutate.ROOT / ROW["file"]).read_text()
-    mutate.copied(ROW, tmp_path)
+    mutate.copied(tmp_path, ROW)
     assert (tmp_path / ROW["file"]).read_text() == before.replace("rewards_NxG * 0.0", "rewards_NxG") != before
     assert (mutate.ROOT / ROW["file"]).read_text() == before
