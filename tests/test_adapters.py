@@ -106,6 +106,15 @@ def test_sampler_and_training_pass_agree_on_an_adapted_model(kind):
     assert (draw_rollouts(num_slots=3).sampler_logprobs != out.sampler_logprobs).any()
 
 
+def test_a_vector_upon_a_merged_vector_is_the_sum_of_both():
+    once = moved(adapted("vector"))
+    twice = moved(adapters.add(AdapterConfig(trainable="vector"), adapters.merged(once), 0), seed=8)
+    plain = adapters.merged(twice)
+    both = np.asarray(once["layers"]["vector"]) + np.asarray(twice["layers"]["vector"])
+    np.testing.assert_allclose(plain["layers"]["down_bias"], both, rtol=1e-6)
+    np.testing.assert_allclose(logits(plain, TINY, [TOKENS]), logits(twice, TINY, [TOKENS]), atol=2e-5)
+
+
 @pytest.mark.parametrize("kind, later_too", [("first token", True), ("first token, last layer", False)])
 def test_a_vector_at_the_first_token_is_an_edit_of_the_prompts_last_position(kind, later_too):
     """Log-probabilities of whole rows, prompt and completion, with the vectors added at that one position."""

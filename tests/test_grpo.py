@@ -103,3 +103,18 @@ def test_groups_are_rows_even_where_all_rows_hold_one_problem():
     scored = scored_as([1, 0, 0, 0, 1, 1, 1, 1])
     advantages = grpo.make_batch(config, None, fake_rollouts(1), scored).advantages
     assert (advantages[4:] == 0).all() and advantages[0] > 0 > advantages[1]
+
+
+def test_the_order_of_the_problems_is_the_seeds():
+    problems = grpo.Problems(None, np.ones(12, int))
+    orders = [grpo.curriculum(replace(CONFIG, num_prompts=12, seed=seed), problems, 1).index[::4] for seed in (0, 1, 0)]
+    assert (orders[0] != orders[1]).any() and (orders[0] == orders[2]).all()
+
+
+def test_tokens_that_were_put_in_have_no_gap_to_the_sampler():
+    there, scored = np.ones((8, 2), bool), scored_as([1, 0] * 4)
+    targets = grpo.Targets(np.full((8, 2), 7), there, there, np.ones((8, 2), np.float32))
+    config = replace(CONFIG, objective="rloo", num_prompts=2)
+    batch = grpo.make_batch(config, None, fake_rollouts(1), scored._replace(targets=targets))
+    assert batch.sampler_logprobs is None and (batch.completions == 7).all()
+    assert grpo.make_batch(config, None, fake_rollouts(1), scored).sampler_logprobs is not None

@@ -217,3 +217,30 @@ def test_gradients_are_clipped_by_their_global_norm():
     changes = [optimizer.update(g, optimizer.init(g), g)[1] for g in (big, small)]
     moments = [optax.tree_utils.tree_get(state, "mu")["a"] for state in changes]
     np.testing.assert_allclose(moments[0], moments[1], rtol=1e-5)
+
+
+def test_the_largest_gap_of_a_step_is_that_of_all_its_minibatches(monkeypatch):
+    """Everything else is a mean over the updates."""
+    gaps = iter([0.1, 0.5])
+    monkeypatch.setattr(learner.parallel, "map_devices", lambda *_, **__: lambda state, rows, steps: (
+        state, {"logprob_gap_max": (gap := next(gaps)), "logprob_gap_mean": gap}))
+    monkeypatch.setattr(learner.parallel, "fetch_state", lambda metrics: metrics)
+    update = learner.map_update(TINY, replace(UPDATE, num_minibatches=2).update, UPDATE.loss, None, 0)
+    _, metrics = update(None, make_batch(), 1)
+    assert metrics == {"train/logprob_gap_max": 0.5, "train/logprob_gap_mean": pytest.approx(0.3)}
+
+
+def test_two_updates_are_those_of_adamw():
+    """By its formula, with decays and a weight decay that are no defaults (arXiv 1711.05101)."""
+    rate, b1, b2, decay = 0.1, 0.8, 0.6, 0.3
+    optimizer = grpo.make_optimizer(build(GRPOConfig, learning_rate=rate, adam_b1=b1, adam_b2=b2, weight_decay=decay,
+                                          max_grad_norm=1e9))
+    x, m, v = np.array([1.0, -2.0]), 0, 0
+    params, wanted = jnp.array(x, jnp.float32), x
+    state = optimizer.init(params)
+    for t, gradient in enumerate(np.array([[0.5, 3.0], [-2.0, 0.1]]), 1):
+        change, state = optimizer.update(jnp.array(gradient, jnp.float32), state, params)
+        params = params + change
+        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+        wanted = wanted - rate * (m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + 1e-8) + decay * wanted)
+    np.testing.assert_allclose(params, wanted, rtol=1e-5)

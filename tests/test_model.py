@@ -137,3 +137,13 @@ def test_bfloat16_computes_in_bfloat16_and_stays_near_float32():
     assert hidden.dtype == jnp.bfloat16 and model.head(params, hidden).dtype == jnp.float32
     exact = full_logits(params, TINY, [1, 2, 3])
     assert 0 < np.abs(model.head(params, hidden)[0] - exact).max() < 0.2
+
+
+def test_parameters_begin_with_the_spread_of_gpt_2():
+    config = dataclasses.replace(TINY, num_layers=8, d_model=64, d_ff=128, vocab_size=512, tie_embeddings=False)
+    params = jax.jit(model.init_params, static_argnums=1)(jax.random.key(0), config)
+    spread = {name: np.std(x) for name, x in (params["layers"] | {"embed": params["embed"]}).items()}
+    for name in ("embed", "q", "k", "v", "gate", "up"):
+        assert spread[name] == pytest.approx(0.02, rel=0.03), name
+    for name in ("o", "down"):
+        assert spread[name] == pytest.approx(0.02 / 4, rel=0.03), name  # 4 = sqrt(2 x 8 layers)

@@ -118,6 +118,12 @@ def test_one_sample_a_problem_has_wilsons_interval():
     assert list(estimators.summarise(graded([[1, 0, 0]], [["1"] * 3]), 3)["maj@k"]) == ["1", "2", "3"]
 
 
+def test_what_is_solved_half_of_the_time_is_not_solved():
+    """By hand: the base solves the last problem alone; the two newly solve one in common, of three."""
+    base, one, other = (np.array(x) for x in ([0, .5, .5, 0, .6], [1, .6, .5, 0, 1], [.5, 1, 0, .9, 1]))
+    assert estimators.overlap(base, one, other)[0] == pytest.approx(1 / 3)
+
+
 # ----- sampling
 
 
@@ -180,6 +186,14 @@ def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
                      for stream in (sampler.EVAL, sampler.TRAIN))
     np.testing.assert_array_equal(drawn[1].completions, own)  # the first call is the greedy one
     assert (own != training).any()
+
+
+def test_what_a_run_is_chosen_by_is_drawn_from_a_stream_of_its_own(monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluation, "measure", lambda by, benchmark, request, *_, **__: asked.append(
+        (benchmark.num_samples, benchmark.temperature, request)) or [])
+    evaluation.before_training(None, [], None, GradingConfig("answer"), Request(3, 0, 0.7))
+    assert asked == [(64, 0.7, Request(3, 0, 0.7, stream=sampler.CHOOSE))]
 
 
 def test_top_p_reaches_the_completions_of_an_evaluation(tmp_path, files, base):

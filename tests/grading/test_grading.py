@@ -214,6 +214,13 @@ def test_equal(a, b, same):
     assert equal(a, b) is same and equal(b, a) is same
 
 
+def test_an_answer_of_a_thousand_characters_is_read_and_a_longer_one_is_wrong():
+    words = " ".join(["word"] * 200)
+    assert len(words) == 999
+    for text, right in ((words + "s", True), (words + "ss", False)):
+        assert grade.at_once("math", text, words + "s" * (len(text) - 999)) == right
+
+
 @pytest.mark.parametrize("grader", graders.GRADERS)
 def test_no_answer_equals_nothing(grader):
     assert not equal(None, "None", grader) and not equal(None, "", grader)

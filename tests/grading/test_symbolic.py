@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import pathlib
+import select
 import signal
 import subprocess
 import sys
@@ -216,3 +217,23 @@ def test_a_child_loads_no_jax_and_its_parent_no_sympy():
     code = "import sys, rlvr_jax.grading.grade; sys.exit(str({'jax', 'sympy', 'math_verify'} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stderr.strip() == "set()"
+
+
+def test_a_child_is_ended_with_the_fork_in_which_it_works(monkeypatch):
+    """The fork holds the child's output open until it ends."""
+    forks = "import os, sys, time; print('\"ready\"', flush=True) if os.fork() else 0; time.sleep(30)"
+    monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", forks])
+    worker = workers.Worker()
+    worker.kill()
+    readable, _, _ = select.select([worker.process.stdout], [], [], 15)
+    assert readable and worker.process.stdout.read(1) == b""
+    worker.end()
+
+
+def test_a_verifier_that_only_waits_is_ended_without_a_parent():
+    """It takes no time of the processor, and nobody is there to kill it."""
+    code = ("import time; from rlvr_jax.grading import child; child.WALL_SECONDS = 0.2;"
+            "child.decide = lambda question: time.sleep(60); child.serve([])")
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=b'["math", "1", "2"]\n', capture_output=True,
+                          timeout=40)
+    assert told.stdout == b'"ready"\nnull\n' and told.returncode == 0

@@ -137,6 +137,22 @@ def test_gguf_splits_digits_as_the_family_does(pre, tokens):
     assert tokenizer.decode(ids) == "x 12345  1234\n\n"
 
 
+def test_llama_3_takes_a_whole_word_of_the_vocabulary_and_others_follow_the_merges():
+    """"cab" has an id, and no merges lead there."""
+    def pieces(pre):
+        reader = gguf_reader(**{"ggml.pre": pre})
+        for key, more in (("tokens", "cab"), ("token_type", 1)):
+            reader.fields[f"tokenizer.ggml.{key}"].contents().append(more)
+        tokenizer = gguf_file.read_tokenizer(reader)
+        return [tokenizer.backend.id_to_token(i) for i in tokenizer.encode("cab")]
+    assert pieces("llama-bpe") == ["cab"] and pieces("gpt2") == pieces("qwen2") == ["c", "ab"]
+
+
+def test_qwen2_composes_characters_and_takes_none_apart():
+    tokenizer = gguf_file.read_tokenizer(gguf_reader(**{"ggml.pre": "qwen2"}))
+    assert tokenizer.decode(tokenizer.encode("e\u0301 \ufb01 \u00b2")) == "\u00e9 \ufb01 \u00b2"  # NFC, not NFKC
+
+
 def test_gguf_added_tokens():
     tokenizer = gguf_file.read_tokenizer(gguf_reader())
     assert tokenizer.encode("<s><tool>") == [1, 3]

@@ -206,6 +206,13 @@ def test_the_spelling_of_transformers_5_means_the_same(saved):
     assert huggingface.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_scaling=STRETCH)
 
 
+def test_both_names_of_the_kind_of_stretch_may_be_there(saved):
+    """As configurations that were written by several versions have them."""
+    edit_config(saved, rope_scaling={"rope_type": "llama3", "type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                                     "high_freq_factor": 4.0, "original_max_position_embeddings": 64})
+    assert huggingface.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_scaling=STRETCH)
+
+
 def test_absent_fields_have_the_architecture_s_defaults(saved):
     edit_config(saved, head_dim=None, num_key_value_heads=None, tie_word_embeddings=None, rope_scaling=None,
                 rope_theta=None, rms_norm_eps=None, hidden_act=None)

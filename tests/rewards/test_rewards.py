@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,15 +11,17 @@ import pytest
 from rlvr_jax import grpo, learner, logprobs, model, objectives, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
+from rlvr_jax.grading import grade
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import Batch, replace
+from rlvr_jax.pretrained.language_model import LanguageModel
+from rlvr_jax.records import Batch, Rollouts, replace
 from rlvr_jax.rewards import rows as rewards
 from rlvr_jax.rewards import score
 from rlvr_jax.runs.summary import describe
 from rlvr_jax.tasks import pool
 from rlvr_jax.training import train
 
-from fixtures import REWARD_RUN, make_scorer, saying, training_problems
+from fixtures import REWARD_RUN, load_problems, make_scorer, saying, steered_model, training_problems
 
 
 # ----- what a reward sees
@@ -74,6 +77,42 @@ def test_the_coin_pays_at_its_rate_and_the_same_when_asked_again(seen):
     assert (paid != rewards.coin(dataclasses.replace(many, key=(0, 4, 0)))).any()
 
 
+def scoring(reward):
+    """`score(attempt)` of eight completions of two problems, as a run under this reward has it."""
+    steered = steered_model()
+    loaded = LanguageModel(steered.config, steered.params, steered.words)
+    problems = load_problems("arithmetic", loaded.tokenizer, count=2, num_ops=2)
+    texts = [f"guess answer {problem.answer if i % 3 else 25} <eos>" for i in range(4) for problem in problems]
+    ids = np.array([loaded.tokenizer.encode(text) for text in texts])
+    there = np.ones(ids.shape, bool)
+    index, logprobs_BxT = np.repeat(np.arange(2, dtype=np.int32), 4), np.zeros(ids.shape, np.float32)
+    rollouts = Rollouts(index, ids, there, logprobs_BxT, there[:, 0])
+    score_of = make_scorer(replace(REWARD_RUN, reward=reward), loaded, problems, None)
+    return lambda attempt=0: score_of(rollouts, None, 3, attempt)
+
+
+def test_another_attempt_of_a_step_draws_other_coins():
+    score_of = scoring("random")
+    first, again, second = (score_of(attempt).reward for attempt in (0, 0, 1))
+    assert (first == again).all() and (first != second).any()
+
+
+def test_verdicts_and_rewards_of_the_main_process_hold_on_all(monkeypatch):
+    """Another process, whose grader says the opposite, is sent what the main one found."""
+    score_of, sent = scoring("correct"), []
+    with monkeypatch.context() as main:
+        main.setattr(parallel, "broadcast", lambda x: sent.append(x) or x)
+        told = score_of()
+    graded = score.answers.verdicts
+    monkeypatch.setattr(score.answers, "verdicts", lambda *args: [
+        verdict._replace(correct=not verdict.correct, timed_out=True) for verdict in graded(*args)])
+    monkeypatch.setattr(parallel, "broadcast", lambda x: sent.pop(0))
+    other = score_of()
+    assert 0 < told.reward.sum() < 8 and (other.reward == told.reward).all()
+    for name in ("correct", "timed_out"):
+        np.testing.assert_array_equal(other.info[name], told.info[name])
+
+
 # ----- rows of the table
 
 
@@ -94,6 +133,21 @@ def test_permuted_rewards_stay_in_their_group_and_move_within_it(seen):
     assert all(row[:4].sum() == 1 and row[4:].sum() == 4 for row in many)
     assert np.abs(np.mean(many, 0)[:4] - 0.25).max() < 0.1  # each is as likely to be credited
     np.testing.assert_array_equal(rewards.permuted(given), rewards.permuted(given))
+
+
+def test_each_group_is_permuted_by_itself():
+    verdicts = [grade.Verdict(right, "3", False) for right in [True, False, False, False] * 2]
+    many = [rewards.permuted(SimpleNamespace(verdicts=verdicts, group_size=4, key=(i,))).reshape(2, 4)
+            for i in range(200)]
+    together = np.mean([(one == other).all() for one, other in many])
+    assert 0.15 < together < 0.35  # one in four by chance, not always
+
+
+def test_votes_are_asked_for_where_a_reward_needs_them():
+    asked = {name: score.needs_votes(rewards.RewardConfig(name)) for name in ("correct", "majority", "incorrect")}
+    assert asked == {"correct": False, "majority": True, "incorrect": True}
+    assert not score.needs_votes(rewards.RewardConfig("incorrect", wrong_answer="5"))
+    assert score.needs_votes(rewards.RewardConfig("incorrect:1,majority:1", wrong_answer="5"))
 
 
 def test_ttrl_votes_anew_in_every_step_over_all_completions_of_a_problem(seen):

@@ -15,7 +15,7 @@ from rlvr_jax.grpo import GRPOConfig, Scored
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import Batch, Problem, Prompts, Rollouts, build, replace
 from rlvr_jax.rewards import rows as rewards
-from rlvr_jax.rewards.context import ReferenceAnswers
+from rlvr_jax.rewards.context import ReferenceAnswers, Seen
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.prompts import encode_prompts, padded
 from rlvr_jax.training import train
@@ -47,6 +47,18 @@ def test_the_answer_is_replaced_where_it_begins_and_ends_with_the_end_token(seen
         np.testing.assert_array_equal(references.completions[b], seen.rollouts.completions[b])
         np.testing.assert_array_equal(references.mask[b], seen.rollouts.completion_mask[b])
         assert not references.answer[b].any() and references.probability[b] == 0
+
+
+def test_a_reference_answer_may_fill_the_window_to_its_last_token():
+    words, blank = families.make_tokenizer(["arithmetic"]), np.zeros((2, 6), bool)
+    texts = ["hmm hmm hmm answer", "hmm hmm hmm hmm answer"]  # and "3 <eos>": six tokens, and one too many
+    policy = types.SimpleNamespace(tokenizer=words, logprobs_of=lambda completions, mask: np.zeros(mask.shape))
+    rollouts = Rollouts(np.zeros(2, int), blank.astype(np.int32), blank, None, None)
+    made = Seen(None, ["answer"] * 2, "math", [Problem("q", "3", "q")] * 2, texts, [], rollouts, None, (0,),
+                policy).reference_answers
+    assert made.answer.tolist() == [[False] * 4 + [True] * 2, [False] * 6]
+    assert made.completions[0].tolist() == words.encode("hmm hmm hmm answer 3 <eos>")
+    assert made.probability.tolist() == [1, 0]  # 0 where none was put in
 
 
 def test_the_reward_is_the_product_of_the_probabilities_of_the_answers_tokens(seen):

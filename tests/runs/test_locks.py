@@ -50,6 +50,12 @@ def test_a_killed_process_holds_nothing(tmp_path, holder):
     locks.lock(tmp_path / "run", "--run_dir").close()
 
 
+def test_the_file_names_the_last_holder_alone(tmp_path):
+    for _ in range(2):
+        locks.lock(tmp_path, "--run_dir").close()
+    assert (tmp_path / locks.NAME).read_text() == f"process {os.getpid()} on {os.uname()[1]}\n"
+
+
 def test_a_new_run_sets_the_old_one_aside_and_holds_its_own(tmp_path):
     directory = tmp_path / "run"
     flags.claim(directory, "--run_dir", "never").close()

@@ -165,6 +165,11 @@ def test_without_keep_best_the_newest_stay_and_no_step_is_best(go, tmp_path):
         checkpoint.restore_model(str(tmp_path / "run"), "best")
 
 
+def test_every_so_many_steps_a_checkpoint_stays(go, tmp_path):
+    go(keep_every=4)
+    assert checkpoint.steps(tmp_path / "run") == [4, 8, 10]
+
+
 def test_a_checkpoint_without_the_metric_is_not_the_best(go, tmp_path):
     go(keep_best="eval/greedy", save_every=3, keep_last=2)  # steps 3 and 9 are saved and not evaluated
     assert checkpoint.steps(tmp_path / "run") == [6, 9, 10] and checkpoint.best_step(str(tmp_path / "run")) == 6
@@ -280,6 +285,15 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed(go, tmp_path, monkeypatch):
     flipped("meta", lambda meta: {name: meta[name] for name in meta if name != "digests"})
     assert checkpoint.read_meta(str(tmp_path / "run"), 8)  # saved before there were digests
     go(num_steps=10)
+
+
+def test_only_checkpoints_before_the_update_that_went_wrong_are_called_good(go, monkeypatch):
+    """The loss of step 5 is of the state after step 4."""
+    log = Run.log
+    wrong = {5: {"train/loss": np.nan}}
+    monkeypatch.setattr(Run, "log", lambda run, row: log(run, row | wrong.get(row["step"], {})))
+    with pytest.raises(UserError, match="not finite at step 5; .*run has good checkpoints of steps 1, 2, 3;"):
+        go(save_every=1, keep_last=9)
 
 
 # ----- flags that may not change
@@ -520,3 +534,23 @@ def test_an_ngram_counts_as_repeated_within_its_own_completion_only():
     # windows of 4: 3 equal ones (2 repeat); 1212 2121 1212 (1 repeats); 1212 2129 (none); none at all
     assert summary.repetition(ids, mask) == pytest.approx(3 / 8)
     assert summary.repetition(ids[:, :3], mask[:, :3]) == 0
+
+
+# ----- the log and the summary
+
+
+def test_a_log_is_cut_after_the_step_that_a_run_goes_on_from(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in (0, 1, 2, 3)))
+    log.JsonLines(path, 2).close()
+    assert [row["step"] for row in read_jsonl(path)] == [0, 1, 2]
+
+
+def test_an_evaluation_at_the_step_of_saturation_counts_as_after_it():
+    rows = [{"step": 0, "eval/greedy": 0.1, "eval/sampled": 0.1}, {"step": 1, "train/accuracy": 0.5},
+            {"step": 2, "train/accuracy": 0.99, "eval/greedy": 0.7, "eval/sampled": 0.6},
+            {"step": 3, "train/accuracy": 1.0}, {"step": 4, "eval/greedy": 0.8, "eval/sampled": 0.5}]
+    found = summary.summarise(rows)
+    assert found["saturation_step"] == 2 and found["base"] == {"greedy": 0.1, "sampled": 0.1}
+    assert found["after_saturation"] == {"greedy": {"at_saturation": 0.7, "peak": 0.8, "end": 0.8},
+                                         "sampled": {"at_saturation": 0.6, "peak": 0.6, "end": 0.5}}

@@ -85,6 +85,14 @@ def test_what_a_label_is_compared_with_is_looked_for_in_the_problems_own_format(
     assert seen(r"\boxed{3}", r"\boxed{3}", grading=GradingConfig("boxed")).equals(["3", "3"]).tolist() == [1, 1]
 
 
+def test_a_problem_without_a_label_pays_for_no_answer_not_even_an_empty_box():
+    pytest.importorskip("math_verify", reason="pip install 'rlvr_jax[real]'")
+    asked = [Problem("", "3", "")] * 2
+    texts = [r"\boxed{}", r"\boxed{3}"]
+    seen = Seen(RewardConfig(), ["boxed"] * 2, "original", asked, texts, [], None, np.zeros(2, int), (0,), None)
+    assert seen.equals([None, None]).tolist() == [0, 0] and seen.equals([None, "3"]).tolist() == [0, 1]
+
+
 def test_a_warning_names_the_format_of_the_problem_that_has_it(box):
     right = [Problem("", "3", "", {"task": "box"}), Problem("", "3", "", {"task": "arithmetic"})]
     assert not advice.on_answers(GradingConfig(), right)

@@ -12,6 +12,7 @@ from rlvr_jax.records import Problem
 from rlvr_jax.runs.files import read_json
 from rlvr_jax.tasks import families, prompts
 from rlvr_jax.tasks.problems import load, merge
+from rlvr_jax.tasks.prompts import encode_prompts
 
 from fixtures import QWEN, chat_tokenizer, load_problems, released, write_jsonl, write_parquet
 
@@ -301,3 +302,11 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + b'{"question": "q", "answer": "1"}')
     assert [problem.question for problem in load(str(tmp_path / "p.jsonl"))] == ["q"]
     assert read_json(tmp_path / "x.json") == {"question": "q", "answer": "1"}
+
+
+def test_a_limit_on_prompts_cannot_lift_the_window(tmp_path):
+    asked, shape = [Problem("abcdef", "1", "abcdef")], SimpleNamespace(max_seq_len=10)
+    assert encode_prompts(QWEN, asked, shape, 4, 6).lengths.tolist() == [6]
+    for new, limit in ((5, 0), (5, 100), (4, 5)):
+        with pytest.raises(UserError, match=f"a prompt has 6 tokens, and --max_new_tokens={new} .* leave 1 to 5"):
+            encode_prompts(QWEN, asked, shape, new, limit)

@@ -145,6 +145,14 @@ def test_controls_have_as_many_rows_and_what_they_leave_out_is_gone():
         critique.correct(PROBLEM, attempts[:1], None)
 
 
+def test_the_shuffled_control_leaves_no_critique_in_its_place():
+    attempts = [{"completion": f"answer {n}"} for n in range(3, 6)]
+    own = critique.critique(PROBLEM, attempts, None)
+    for seed in range(100):
+        moved = critique.shuffled(PROBLEM, attempts, np.random.default_rng(seed))
+        assert not any(one[1] == other[1] for one, other in zip(own, moved)) and len({said for _, said in moved}) == 3
+
+
 def test_critiques_can_be_learnt(base, tmp_path, compiled):
     out = tmp_path / "made" / "critiques.jsonl"
     printed = run("critique", f"--model={base}", "--num_ops=2", "--max_new_tokens=10", "--num_attempts=6",

@@ -1,6 +1,7 @@
 """The hybrid: the published shares of the gap, the oracle against whole passes, and which model is run when."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +46,8 @@ def said(params, tokens, acts):
 
 
 def test_the_oracle_runs_the_trained_model_at_every_token():
-    """Against a loop that writes one token after the other."""
-    sample = sampler.make_sampler(CONFIG, sampler.Decoding((1,), T), draw=oracles.trained_gate_draw(LAYER))
+    """Against a loop that writes one token after the other; some texts end early, at the token 14."""
+    sample = sampler.make_sampler(CONFIG, sampler.Decoding((1, 14), T), draw=oracles.trained_gate_draw(LAYER))
     placed = parallel.place_state({"model": PARAMS, "trained": OTHER, "steering": STEERING})
     out = sample(placed, padded(PROMPTS), INDEX, sampler.Request(0, 0, 0.0))
     steered = 0
@@ -60,7 +61,45 @@ def test_the_oracle_runs_the_trained_model_at_every_token():
         np.testing.assert_array_equal(text[start:place + 1], out.completions[row][out.completion_mask[row]])
         assert out.noted["steered"][row] == acts.sum()
         steered += acts.sum()
-    assert steered > 2
+    assert steered > 2 and out.completion_mask[:4].sum(-1).min() < T
+
+
+# ----- what is chosen, and the controls
+
+
+def kept_rows(right, steered) -> list[dict]:
+    """Ten completions of four tokens."""
+    return [{"correct": i < right, "steered": steered, "num_tokens": 4} for i in range(10)]
+
+
+def test_of_settings_that_solve_as_many_the_one_that_steers_least_is_chosen(monkeypatch):
+    fitted = gate.Fitted([], np.ones(16), np.ones(16), np.arange(10), {})
+    rows = {(1, .1): (6, 2), (1, .3): (8, 3), (3, .1): (8, 1), (3, .3): (8, 2)}  # right ones, steered tokens of each
+    splits = []
+    monkeypatch.setattr(hybrid, "load_sets", lambda kept, _: splits.append(kept.heldout_split) or [])
+    monkeypatch.setattr(hybrid, "asker", lambda *_: lambda name, *_: kept_rows(*rows[
+        tuple(map(float, name.removeprefix("dev/strength_").split("_rate_")))]))
+    found = hybrid.choose(records.build(HybridConfig, strengths=(1.0, 3.0), rates=(.1, .3)), SimpleNamespace(params={}),
+                          fitted)
+    assert found == {"strength": 3.0, "rate": .1, "steered": .25, "accuracy": .8} and splits == ["dev"]
+
+
+def test_the_control_at_random_places_steers_as_many_tokens_as_the_hybrid_did(monkeypatch):
+    """Of the measured problems the gate acts at another share than of those that it was fitted on."""
+    asked = {}
+
+    def ask(name, params, draw):
+        asked[name] = params["steering"]
+        return kept_rows(5, 1)
+
+    for name in ("random", "pca"):
+        monkeypatch.setattr(hybrid.vectors, name, lambda *_: np.zeros(16))
+    fitted = gate.Fitted([], np.ones(16), np.ones(16), np.arange(10), {})
+    hybrid.arms(records.build(HybridConfig, rates=(.1, .4)), SimpleNamespace(params={}), ask, fitted,
+                {"strength": 2.0, "rate": .4})
+    assert asked["random_places"].rate == pytest.approx(.25) and asked["rate_0.4"].rate == pytest.approx(.4)
+    np.testing.assert_array_equal(asked["random_places"].vector, 2 * np.ones(16))
+    assert asked["rate_0.1"].threshold == pytest.approx(8.1) and asked["rate_0.4"].threshold == pytest.approx(5.4)
 
 
 # ----- the command

@@ -9,9 +9,14 @@ from rlvr_jax import records
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.elicit import latents, openings
 from rlvr_jax.lab.elicit.latents import LatentConfig
+from rlvr_jax.lab.elicit.sae import Sae
 from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.pretrained import loading
+from rlvr_jax.pretrained.language_model import LanguageModel
+from rlvr_jax.sampler import CHOOSE, Request
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, load_problems
+
+from fixtures import steered_model
 
 SMALL = LatentConfig(active=2, num_latents=8, sae_steps=120, strengths=(0.0, 1e-9, 4.0))
 
@@ -74,3 +79,28 @@ def test_the_best_strength_on_dev_counts_and_nothing_is_fitted_twice(base, tmp_p
             latents.chosen(records.replace(SMALL, sae_steps=1), config, loaded, 4)
     with pytest.raises(UserError, match="--layer=1"):
         latents.chosen(SMALL, records.replace(config, layer=1), loaded, 4)
+
+
+def test_the_strength_is_chosen_on_other_problems_than_the_autoencoder_was_fitted_on(monkeypatch):
+    steered, chosen_on = steered_model(), []
+    loaded, width = LanguageModel(steered.config, steered.params, steered.words), steered.config.d_model
+    sae = Sae(*(np.ones(shape, np.float32) for shape in ((8, width), 8, (8, width), width)))
+    monkeypatch.setattr(latents, "dictionary", lambda config, steering, *_: (sae, np.arange(8.0), {}))
+    monkeypatch.setattr(latents, "measure", lambda by, benchmark, *_: chosen_on.append(
+        {problem.prompt for problem in benchmark.problems}) or [{"correct": True}])
+    _, told = latents.chosen(SMALL, flags(), loaded, 4)
+    fitted_on, dev = ({problem.prompt for problem in load_problems(ProblemSource("arithmetic", PromptConfig(2)),
+                       loaded.tokenizer, split, 16)} for split in ("example", "dev"))
+    assert chosen_on == [dev] * 3 and not dev & fitted_on and told["strength"] == 0  # of equal ones the first
+
+
+def test_what_an_autoencoder_is_fitted_on_is_drawn_from_a_stream_of_its_own(monkeypatch):
+    steered, asked = steered_model(), []
+    loaded = LanguageModel(steered.config, steered.params, steered.words)
+    problems = load_problems(ProblemSource("arithmetic", PromptConfig(2)), loaded.tokenizer, "example", 2)
+    monkeypatch.setattr(latents, "measure", lambda by, benchmark, request, *_, **__: asked.append(request) or [
+        {"problem": i, "ids": np.array([5, 6])} for i in range(2)])
+    monkeypatch.setattr(latents, "stream", lambda loaded, texts, *_: texts)
+    _, texts, ends = latents.sample_activations(flags(seed=7), loaded, problems, 1)
+    assert asked == [Request(7, 0, stream=CHOOSE)]
+    assert [text[end + 1:].tolist() for text, end in zip(texts, ends)] == [[5, 6]] * 2

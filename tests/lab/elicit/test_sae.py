@@ -63,6 +63,16 @@ def test_rows_keep_their_norm_and_the_gradient_lies_across():
     assert used.any() and set(np.asarray(state.silent).tolist()) <= {0, 64, 128, 192}
 
 
+def test_a_latent_is_silent_for_as_many_activations_as_went_by_without_it():
+    x = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
+    recipe, step = Recipe(num_latents=8, active=2, learning_rate=1e-6), jax.jit(sae.step, static_argnums=1)
+    state = sae.init(x, recipe, 0)
+    state = state._replace(sae=state.sae._replace(bias=state.sae.bias.at[3].set(-1e6)))  # it is never active
+    for steps in (1, 2):
+        state = step(state, recipe, x)
+        assert state.silent[3] == 64 * steps and state.silent.min() == 0
+
+
 def planted(seed, features=24, width=16, count=20_000):
     """Activations that are sums of three of 24 unit directions in 16 dimensions, around a point."""
     rng = np.random.default_rng(seed)

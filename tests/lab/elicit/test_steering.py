@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -186,3 +187,22 @@ def test_the_gate_is_fitted_where_the_models_differ(tmp_path):
     for rate in (.1, .5):
         assert np.mean(fitted.scores_N > fitted.steering(2.0, rate).threshold) == pytest.approx(rate, abs=.01)
     np.testing.assert_allclose(fitted.steering(2.0, .1).vector, 2 * fitted.vector_D, rtol=1e-6)
+
+
+def test_the_gates_auroc_is_of_problems_that_it_was_not_fitted_on(monkeypatch):
+    """Where nothing can be known it is .5, though 30 dimensions fit the 80 tokens of the other problems well."""
+    rng, problems, found = np.random.default_rng(0), asked(20), []
+    lengths = np.array([len(WORDS.encode(problem.prompt)) for problem in problems])
+    row = np.repeat(np.arange(20), 5)
+    positions = (lengths[:, None] - 1 + np.arange(5)).ravel()
+    monkeypatch.setattr(gate, "greedy_texts", lambda *_: [np.zeros(n + 5, int) for n in lengths])
+    for _ in range(8):
+        base, other = (SimpleNamespace(row=row, positions=positions, likeliest=said, at=lambda _, x=rng.normal(
+            size=(100, 30)): x) for said in (np.zeros(100), rng.integers(2, size=100)))
+        made = iter([base, other])
+        monkeypatch.setattr(gate, "stream", lambda *_: next(made))
+        weight_D, _, numbers = gate.fit_gate(flags(), LOADED, LOADED, problems)
+        mine, differ = row % 5 > 0, other.likeliest > 0
+        assert gate.auroc(base.at(0)[mine] @ weight_D, differ[mine]) > .75
+        found.append(numbers["auroc"])
+    assert abs(np.mean(found) - .5) < .12

@@ -71,6 +71,13 @@ def test_gates_of_a_share_are_the_largest_kl_and_as_many_at_random():
     assert list(gates)[1:3] == ["largest KL, 20 %", "at random, as many as 20 %"]
 
 
+def test_the_control_of_a_share_has_as_many_swaps_as_tokens_can_change_there():
+    """At a large KL the likeliest tokens may be the same, and then nothing is swapped."""
+    rows = [*ROWS, {"base": [4, 7], "trained": [4, 6], "kl": [1.5, .05]}]
+    gates = when.make_gates(WhenConfig(first=(), shares=(2 / 7,)), rows)
+    assert list(gates.values()) == [Gate(least=.9), Gate(chance=pytest.approx(1 / 4))]  # 1 of the 4 that differ
+
+
 def test_a_text_is_read_by_position_and_by_pairs(base):
     words = loading.load_model(str(base)).tokenizer
     found = when.reading(ROWS, words)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from rlvr_jax.errors import UserError
@@ -49,6 +50,19 @@ def test_regimes(counts, expected):
     named = {str(i): rows(*own) for i, own in enumerate(counts)}
     record = boundary.find(named).record
     assert record["regime"] == expected and sum(record["regimes"].values()) == record["regimes"][expected] == 1
+
+
+def test_diminished_is_judged_at_128_tries_where_there_are_more():
+    ks, level = [1, 128, 256], np.tile([0.1, 0.9, 1.0], (20, 1))
+    lower_there, lower_later = level - np.array([0, 0.5, 0]), level - np.array([0, 0, 0.5])
+    assert boundary.regime(ks, [level, lower_there]) == "diminish"
+    assert boundary.regime(ks, [level, lower_later]) == "none"
+    assert boundary.regime(ks[:2], [level[:, :2], lower_there[:, :2]]) == "diminish"
+
+
+def test_the_base_is_level_where_it_solves_exactly_as_many():
+    record = boundary.find({"base": rows(4, 4), "trained": rows(8, 0)}).record  # pass@1 is 1/2 for both
+    assert record["files"]["trained"]["base_reaches_pass@1_at"] == 1
 
 
 def test_only_the_same_problems_are_compared():

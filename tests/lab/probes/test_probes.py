@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,6 +110,14 @@ def test_a_summary_counts_traces():
     assert one["by_steps"]["1"] == {"n": 2, "coherent": 0.5, "valid": 0.0} and list(one["by_steps"]) == list("0123")
     assert [item["errors"] for item in found.items[2:4]] == [[("calc", 1)], [("plan", 1)]]
     assert "| calc: a op b is not what the step says | 1 | 2: 1 |" in found.page
+
+
+def test_a_step_with_two_errors_is_one_wrong_step():
+    errors = [(coherence.UNSOUND[0], 1), (coherence.UNSOUND[1], 1), (coherence.UNSOUND[0], 2)]
+    judgement = SimpleNamespace(errors=errors, coherent=False, valid=False, right=False)
+    row, = kept_completions(PROOF)
+    found = coherence.summary([SimpleNamespace(row=row, judgement=judgement, steps=4, cell="000")])
+    assert found["wrong_steps_per_100"] == 100 * 2 / 4
 
 
 def test_two_files_are_split_by_who_was_right():
@@ -325,6 +334,12 @@ def test_a_twin_depends_on_its_place_alone_and_is_no_problem_of_the_set():
     for names in ("mirrored", "renumbered,renumbered"):
         with pytest.raises(UserError, match=f"--twins={names}: give some of reordered, renumbered"):
             twins.make(names, problems, 0)
+
+
+def test_a_twin_that_reads_as_a_problem_with_other_spaces_is_left_out():
+    made = twins.make("reordered", plain("One two. Three?", "Three?\n One  two."), 0)["reordered"]
+    assert made == {}
+    assert set(twins.make("reordered", plain("One two. Three?"), 0)["reordered"]) == {0}
 
 
 # ----- memory

@@ -50,6 +50,10 @@ def test_evaluation_table_has_base_saturation_peak_and_final_with_intervals(tmp_
     assert ["final", "40", "92.6%", "90.0% – 94.5%", "65.0%", "512"] in rows
 
 
+def test_an_evaluation_at_the_step_of_saturation_is_that_of_saturation():
+    assert [report.evaluations(RUN_ROWS, step)["saturation"]["step"] for step in (16, 20, 21)] == [20, 20, 30]
+
+
 @given(st.integers(1, 2000), st.floats(0, 1))
 def test_wilson_interval_holds_the_shares_that_the_score_test_accepts(n, share):
     successes = round(share * n)

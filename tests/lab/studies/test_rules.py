@@ -159,6 +159,14 @@ def test_what_is_undecided_says_why_and_how_many_seeds_it_needs(seeds, side, wan
         assert found["interval"] is None and found.get("equal", False) == (len(seeds) > 1)
 
 
+def test_a_rule_of_a_difference_that_was_not_measured_is_undecided_whatever_the_arm_has():
+    content = {"measures": {"end": "s.json: accuracy"}, "arms": {"bent": {}}, "seeds": list(range(4)),
+               "rules": [RULE | {"difference": True, "above": .1}]}
+    measured = study.measure(content, {"bent": {"end": [np.array(x) for x in FOUR]}}, units(content["seeds"]))
+    found, = rules.judged(content, measured, 4)
+    assert (found["verdict"], found["open"], found["mean"]) == ("undecided", "not measured", None)
+
+
 def test_one_seed_over_problems_shows_its_interval_and_decides_nothing():
     found = verdict({"above": .5}, [np.ones(64)])
     assert (found["verdict"], found["over"], found["interval"]) == ("undecided", "problems", (1, 1))

@@ -92,6 +92,13 @@ def values_in(folder, measures):
     return {name: values[0] for name, values in found.items()}
 
 
+def test_the_mean_is_of_bases_and_a_seed_succeeds_above_the_number():
+    found = study.gather([np.array(x) for x in (.1, .3, .9)], bases=[0, 0, 1])
+    assert found["mean"] == pytest.approx((.2 + .9) / 2) and found["of_bases"] == pytest.approx([.2, .9])
+    success = study.succeeded([.8, .81, .7, None], .8, .05)
+    assert (success["count"], success["of"]) == (1, 3)
+
+
 def test_a_measure_is_made_of_two_others_and_there_is_no_share_of_nothing(tmp_path):
     (tmp_path / "s.json").write_text('{"a": 0.2, "b": 0.5, "none": 0}')
     measures = {name: f"s.json: {name}" for name in ("a", "b", "none", "missing")} | {
@@ -255,6 +262,12 @@ def test_several_measures_are_drawn_against_each_x_on_an_axis_of_its_own():
     panels = [(one.get_title("left"), one.get_xlabel(), one.get_xscale()) for one in axes if one.get_xlabel()]
     assert panels == [("size", "size", "log"), ("score", "size", "log"), ("size", "score", "linear"),
                       ("score", "score", "linear")]
+
+
+def test_whiskers_reach_from_the_mean_to_both_ends_of_the_interval():
+    reach = study_figure.reach({"mean": .4, "interval": [.3, .9]})
+    assert [end for part in reach for end in part] == pytest.approx([.1, .5])
+    assert study_figure.reach({"mean": .4, "interval": None}) == [[0], [0]]
 
 
 def test_a_logarithmic_axis_has_room_for_0():

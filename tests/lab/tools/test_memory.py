@@ -155,6 +155,19 @@ def test_the_cache_is_counted_for_each_slot_and_token():
         28 * (4 * 3072 + 1024) * 1536 * 2
 
 
+def test_log_probabilities_of_the_old_policy_take_memory_where_the_update_keeps_them():
+    work = memory.Work(64, 64, 8, 1, 1, 32, 128)
+    once, twice = (memory.update(build(GRPOConfig, grad_accumulation=8, num_passes=n), TINY, work)["batch"]
+                   for n in (1, 2))
+    assert twice - once == 64 * 128 * 4
+
+
+def test_one_prompt_is_shared_by_the_slots_and_several_are_copied():
+    one, two = (memory.sampling(AdapterConfig(), TINY, memory.Work(64, 16, 8, prompts, 1, 32, 128))["one layer at work"]
+                for prompts in (1, 2))
+    assert two - one == 16 * 32 * (2 * 2 * 16 * 4)  # slots x tokens x a key and a value of two heads of 16 floats
+
+
 @pytest.mark.parametrize("phase, flag, value, larger, least", [("update", "grad_accumulation", 8, 4, 64),
                                                                ("sampling", "num_slots", 8, 16, 1)])
 def test_the_largest_that_fits_fits_and_the_next_larger_does_not(phase, flag, value, larger, least):
