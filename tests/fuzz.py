@@ -22,8 +22,8 @@ import numpy as np
 from rlvr_jax.errors import UserError
 
 SECONDS, ROOM, FACTOR = 30, 64 << 20, 64  # a grader's child may take 20
-WORDS = [b"\0", b"\xff\xfe", b"{", b"}" * 50, b"[" * 2000, b"(" * 2000, b"\\boxed{" * 300, b"10**10**10", b"1e999", b"NaN",
-         b"-1", b"9" * 400, b"null", b"true", b'"', b"'", b"\n", b"\r\n", b"\\", b"{{ range(10**9) }}", b"{% for %}",
+WORDS = [b"\0", b"\xff\xfe", b"{", b"}" * 50, b"[" * 2000, b"(" * 2000, b"\\boxed{" * 300, b"10**10**10", b"1e999",
+         b"NaN",         b"-1", b"9" * 400, b"null", b"true", b'"', b"'", b"\n", b"\r\n", b"\\", b"{{ range(10**9) }}", b"{% for %}",
          b"\\frac{", b"\\sqrt", b"^" * 99, "\u2028\u202e\ud7ff".encode(), b"<answer>", b"#" * 20, b"=", b",", b"..",
          b"\xf0\x9f", (2**31).to_bytes(8, "little"), (2**62).to_bytes(8, "little"), bytes(8)]
 
@@ -110,7 +110,8 @@ def parquet() -> bytes:
     from pyarrow import parquet as writer
 
     made = io.BytesIO()
-    writer.write_table(pyarrow.Table.from_pylist([{"question": f"{i} + 1 =", "answer": str(i + 1)} for i in range(20)]), made)
+    rows = [{"question": f"{i} + 1 =", "answer": str(i + 1)} for i in range(20)]
+    writer.write_table(pyarrow.Table.from_pylist(rows), made)
     return made.getvalue()
 
 
@@ -195,11 +196,10 @@ def sound_gguf() -> list[bytes]:
                            (writer.add_token_types, [1, 1, 1, 3]), (writer.add_token_merges, ["a b"]),
                            (writer.add_eos_token_id, 3)):
             add(value)
-        square, rng = np.zeros((8, 8), np.float32), np.random.default_rng(0)
-        for name, shape in {"token_embd.weight": (4, 8), "output_norm.weight": (8,), **{
-                f"blk.0.{part}.weight": square.shape if "norm" not in part else (8,) for part in
-                ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")}
-                }.items():
+        rng, layer = np.random.default_rng(0), ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm",
+                                                "ffn_gate", "ffn_up", "ffn_down")
+        shapes = {f"blk.0.{part}.weight": (8,) if "norm" in part else (8, 8) for part in layer}
+        for name, shape in ({"token_embd.weight": (4, 8), "output_norm.weight": (8,)} | shapes).items():
             writer.add_tensor(name, rng.standard_normal(shape).astype(np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -209,7 +209,7 @@ def sound_gguf() -> list[bytes]:
 
 
 ROOT = pathlib.Path(__file__).parents[1]
-TEXTS = [b"think + 5 12 answer 12", b"so \\boxed{\\frac{1}{2}} and \\boxed{x^{2}+\\sqrt{3}}", b"<answer>42</answer> #### 7",
+TEXTS = [b"think + 5 12 answer 12", b"so \\boxed{\\frac{1}{2}} and \\boxed{x^{2}+\\sqrt{3}}", b"<answer>42</answer> ## 7",
          b"The answer is $\\left(-\\infty, 3\\right] \\cup \\{5\\}$", b"1,000,000.50 \\text{ dollars} = 10^{6}\\%"]
 ROWS = b'{"question": "7 + 5 =", "answer": "12"}\n{"question": "a", "answer": "b", "steps": ["c", "d"]}\n'
 TEMPLATE = (b"{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] | trim }}"
@@ -217,8 +217,8 @@ TEMPLATE = (b"{{ bos_token }}{% for message in messages %}{{ message['role'] + '
 READERS = {
     "extraction": Reader(lambda: TEXTS, extraction), "original grader": Reader(lambda: TEXTS, original_grader),
     "answers": Reader(lambda: TEXTS, equal_answers), "chat template": Reader(lambda: [TEMPLATE], chat_template),
-    "steps": Reader(lambda: [b"coins 7 + 5 * 2 =\nthink + 5 12 * 2 24 answer 24", b"(3+4)*2-5=\n3+4=7;7*2=14;14-5=9;#9"],
-                    steps_of),
+    "steps": Reader(lambda: [b"coins 7 + 5 * 2 =\nthink + 5 12 * 2 24 answer 24",
+                             b"(3+4)*2-5=\n3+4=7;7*2=14;14-5=9;#9"], steps_of),
     "jsonl": Reader(lambda: [ROWS], problems(".jsonl")), "parquet": Reader(lambda: [parquet()], problems(".parquet")),
     "gguf": Reader(sound_gguf, gguf_file),
     "safetensors": Reader(lambda: [sound_folder()["model.safetensors"]], folder("model.safetensors")),
@@ -227,7 +227,7 @@ READERS = {
     "study": Reader(lambda: [(ROOT / "configs" / "studies" / f"{name}.toml").read_bytes()
                              for name in ("one_shot", "memory", "examples")], study_file),
     "flags": Reader(lambda: [b"--flagfile=configs/tiny.flags --model=base --run_dir=run --learning_rate=1e-4",
-                             b"--reward=correct:0.5,format:0.5 --task_shares= --adapter_layers=0,1 --noremat"], flags_of),
+                             b"--reward=correct:0.5,format:0.5 --adapter_layers=0,1 --noremat"], flags_of),
     "log": Reader(lambda: [b'{"step": 1, "train/loss": 0.5}\n{"step": 2}\n', b'{"final": {"greedy": 0.5}}'], run_log)}
 
 

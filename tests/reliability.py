@@ -262,11 +262,11 @@ def main(given) -> int:
         shutil.rmtree(work, ignore_errors=True)
     fine = sum(row[-1] == "identical" for row in rows)
     page = "\n\n".join([
-        "# Faults in real runs", f"`python tests/reliability.py{' --only=' + given.only if given.only else ''}`, commit "
+        "# Faults in real runs", f"`python tests/reliability.py{given.only and ' --only=' + given.only}`, commit "
         f"{commit()}, JAX {jax.__version__} on cpu ({platform.machine()}).",
-        f"A run of {STEPS} steps on a tiny base was broken {len(rows)} times, and the same command went on. {fine} of the "
-        "runs are the uninterrupted one in the end, bit for bit: parameters, moments, log, rollouts, evaluations and "
-        "summary, but for times.",
+        f"A run of {STEPS} steps on a tiny base was broken {len(rows)} times, and the same command went on. {fine} of "
+        "the runs are the uninterrupted one in the end, bit for bit: parameters, moments, log, rollouts, evaluations "
+        "and summary, but for times.",
         markdown_table(["fault", "where", "how it ended", "in the end"], rows)]) + "\n"
     if given.out:
         pathlib.Path(given.out).write_text(page, "utf-8")

@@ -10,7 +10,9 @@ depends on surface features of the problem, so that a base trained on the mixtur
   ramble   hmm word word word ...                                      and no answer
 
 Every value, operator and word is one token. Problems are split by a hash of their operands, so the test problems
-cannot occur in pre-training whatever is drawn there. N problems, K operations, O operators, V values, B operands, S styles.
+cannot occur in pre-training whatever is drawn there.
+
+N problems, K operations, O operators, V values, B operands, S styles.
 """
 
 import dataclasses
@@ -31,8 +33,8 @@ SPLITS = {"pretrain": range(3, 16), "example": (0,), "dev": (1,), "test": (2,)} 
 class StyleConfig:
     """In which styles solutions are written in pre-training, and how badly."""
 
-    style_shares: tuple[float, ...] = setting((), "share of solutions written in each style, for most families careful, "
-                                              "sloppy, guess, ramble; empty: the family's own shares", above=0)
+    style_shares: tuple[float, ...] = setting((), "share of solutions written in each style, for most families "
+                                              "careful, sloppy, guess, ramble; empty: the family's own shares", above=0)
     habit_strength: float = setting(0.7, "how much a problem's surface decides its style: std of the logits' features",
                                     minimum=0)
     early_stop: float = setting(0.15, "chance that a careful solution stops early and answers what it has",

@@ -1,11 +1,11 @@
 """Worlds: families of which it is known whether RL has to switch on what the base can do, or to teach it.
 
-All have chains (`chains.py`) on numbers of three digits, such as `coins 712 + 3t * 7u =`: an operand says which digit it
-is for (hundreds, tens, units), and that digit alone changes, modulo 10. So an answer is one of 1,000, all about equally
-frequent. Each digit is a token. The sloppy style does * as +.
+All have chains (`chains.py`) on numbers of three digits, such as `coins 712 + 3t * 7u =`: an operand says which digit
+it is for (hundreds, tens, units), and that digit alone changes, modulo 10. So an answer is one of 1,000, all about
+equally frequent. Each digit is a token. The sloppy style does * as +.
 
   s1  a switch with a mark: the four styles of chains; the careful one is opened by its word
-  s2  the same skill without a mark: every solution opens alike, and each step is careful with a chance of .4, else sloppy
+  s2  the same skill without a mark: all solutions open alike, and each step is careful with a chance of .4, or sloppy
   s3  like s1, and beside it a style that is short, accurate and frequent
   c   every operation is known, in chains of one operation; problems of the other splits mix them
   t   a fifth of the table of * has random results in pre-training; problems of the other splits need such a fact
@@ -132,8 +132,8 @@ def withheld() -> np.ndarray:
     """bool[V,O,B]: the facts that pre-training does not tell. One is a digit and an amount, at one place."""
     drawn = np.random.default_rng(0).permutation(10 * len(ALGEBRA.operands)).reshape(len(PLACES), 10, len(AMOUNTS))
     made = np.zeros(ALGEBRA.results.shape, bool)
-    made[:, TIMES] = np.concatenate([(drawn[place] < round(WITHHELD * drawn.size))[np.arange(1000) // 10 ** (2 - place) % 10]
-                                     for place in range(len(PLACES))], -1)
+    hidden, value = drawn < round(WITHHELD * drawn.size), np.arange(1000)
+    made[:, TIMES] = np.concatenate([hidden[place, value // 10 ** (2 - place) % 10] for place in range(len(PLACES))], -1)
     return made
 
 

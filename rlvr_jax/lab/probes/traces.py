@@ -18,7 +18,7 @@ from rlvr_jax.tasks.chains import OPENERS
 from rlvr_jax.tasks.wager import SIDES
 from rlvr_jax.tasks.worlds import PLACES
 
-# A number; or a word: four lamps such as TFFT, the hidden operand ?, or an operand such as 3t, for one digit of a number.
+# A number; or a word: four lamps such as TFFT, the hidden operand ?, or an operand such as 3t, for one digit.
 Value = Union[Fraction, str]
 Tree = Union[Value, tuple]  # a tuple is (op, left, right)
 

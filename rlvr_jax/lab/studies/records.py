@@ -71,7 +71,7 @@ def arms(record: dict) -> list[list]:
 
 
 def seeds(record: dict) -> list[list[str]]:
-    """[arm, seed, the value of each measure ...]; one row where an arm has the same values for all examples of a base."""
+    """[arm, seed, the value of each measure ...]; one row for a base where its examples have the same values."""
     rows = [[arm, str(seed), *(shown({"mean": measure["seeds"][i]}) for measure in measures)]
             for arm, measures in listed(record).items() for i, seed in enumerate(record["seeds"])]
     of_base = lambda row: (row[0], row[1].split(", example ")[0])

@@ -38,7 +38,7 @@ def ran(monkeypatch):
 
 
 @pytest.mark.parametrize("old, new, said", [
-    ('rl = ["--reward=a b"]', 'lr = ["--reward=format"]', "arm bent: nothing reads lr; there are the commands base, rl"),
+    ('rl = ["--reward=a b"]', 'lr = ["--reward=a"]', "arm bent: nothing reads lr; there are the commands base, rl"),
     ('rl = ["--reward=a b"]', 'rl = "--reward=format"', "arm bent: rl is a command; write its flags"),
     ('[quick]\nrl', '[quick]\nlr', r"\[quick\]: nothing reads lr; there are the commands base, rl"),
     ('end = "{arm}{seed}/summary', 'end = "run{seed}/summary', "measure end: no command writes WORK/run0/summary.json; "
@@ -102,7 +102,7 @@ CONTRAST = 'auroc = {high = ["bent"], low = ["plain"], where = "start", above = 
 
 
 def test_an_arm_may_be_how_well_each_measure_tells_two_kinds_of_arms_apart(written, monkeypatch, tmp_path):
-    """Pairs of (higher, lower) that stand right, of the seeds that count; the interval is the jackknife's over seeds."""
+    """Pairs of (higher, lower) that stand right, of the seeds that count; the interval is by the jackknife."""
     ends = {"bent": [.9, .5, .8, .7], "plain": [.4, .6, .3, .2]}
     starts = {"bent": [.3, .3, .3, .1], "plain": [.3, .3, .3, .3]}  # the last bent seed does not count
     config = written("[arms.bent]", f"[arms.apart]\n{CONTRAST}\n[arms.bent]")
