@@ -133,7 +133,7 @@ def withheld() -> np.ndarray:
     drawn = np.random.default_rng(0).permutation(10 * len(ALGEBRA.operands)).reshape(len(PLACES), 10, len(AMOUNTS))
     made = np.zeros(ALGEBRA.results.shape, bool)
     hidden, value = drawn < round(WITHHELD * drawn.size), np.arange(1000)
-    made[:, TIMES] = np.concatenate([hidden[place, value // 10 ** (2 - place) % 10] for place in range(len(PLACES))], -1)
+    made[:, TIMES] = np.concatenate([hidden[i, value // 10 ** (2 - i) % 10] for i in range(len(PLACES))], -1)
     return made
 
 

@@ -46,7 +46,7 @@ def contrast_fault(study: dict) -> str:
             isinstance(contrast[side], list) and contrast[side] and {*contrast[side]} <= {*ran(study)}
             for side in ("high", "low")) and contrast["where"] in study["measures"]
         if not right or len(study["arms"][arm]) > 1 or study.get("crossed") or arm == study.get("control"):
-            return (f'arm {arm}: write auroc = {{high = ["an arm"], low = ["another"], where = "a measure", above = 0.1}}'
+            return (f'arm {arm}: write auroc = {{high = ["an arm"], low = ["one"], where = "a measure", above = 0.1}}'
                     " and nothing else, in a study that is not crossed and has another control")
     return ""
 
