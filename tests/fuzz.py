@@ -22,10 +22,10 @@ import numpy as np
 from rlvr_jax.errors import UserError
 
 SECONDS, ROOM, FACTOR = 30, 64 << 20, 64  # a grader's child may take 20
-WORDS = [b"\0", b"\xff\xfe", b"{", b"}" * 50, b"[" * 2000, b"(" * 2000, b"\\boxed{" * 300, b"10**10**10", b"1e999", b"-1",
-         b"NaN", b"9" * 400, b"null", b"true", b'"', b"'", b"\n", b"\r\n", b"\\", b"{{ range(10**9) }}", b"{% for %}",
-         b"\\frac{", b"\\sqrt", b"^" * 99, "\u2028\u202e\ud7ff".encode(), b"<answer>", b"#" * 20, b"=", b",", b"..",
-         b"\xf0\x9f", (2**31).to_bytes(8, "little"), (2**62).to_bytes(8, "little"), bytes(8)]
+WORDS = [b"\0", b"\xff\xfe", b"{", b"}" * 50, b"[" * 2000, b"(" * 2000, b"\\boxed{" * 300, b"10**10**10", b"1e999",
+         b"-1", b"NaN", b"9" * 400, b"null", b"true", b'"', b"'", b"\n", b"\r\n", b"\\", b"{{ range(10**9) }}",
+         b"{% for %}", b"\\frac{", b"\\sqrt", b"^" * 99, "\u2028\u202e\ud7ff".encode(), b"<answer>", b"#" * 20,
+         b"=", b",", b"..", b"\xf0\x9f", (2**31).to_bytes(8, "little"), (2**62).to_bytes(8, "little"), bytes(8)]
 
 
 class Reader(NamedTuple):
@@ -209,7 +209,7 @@ def sound_gguf() -> list[bytes]:
 
 
 ROOT = pathlib.Path(__file__).parents[1]
-TEXTS = [b"think + 5 12 answer 12", b"a \\boxed{\\frac{1}{2}} and \\boxed{x^{2}+\\sqrt{3}}", b"<answer>42</answer> ## 7",
+TEXTS = [b"think + 5 12 answer 12", b"a \\boxed{\\frac{1}{2}} and \\boxed{x^{2}+\\sqrt{3}}", b"<answer>4</answer> # 7",
          b"The answer is $\\left(-\\infty, 3\\right] \\cup \\{5\\}$", b"1,000,000.50 \\text{ dollars} = 10^{6}\\%"]
 ROWS = b'{"question": "7 + 5 =", "answer": "12"}\n{"question": "a", "answer": "b", "steps": ["c", "d"]}\n'
 TEMPLATE = (b"{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] | trim }}"
