@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import html.parser
 import json
-import math
 import os
 import pathlib
 import re
@@ -581,7 +580,7 @@ def _eval_row(step):
 
 def _train_row(step):
     return {"step": step, "train/accuracy": min(1.0, step / 16), "train/reward_mean": 0.5, "train/loss": 1e-3,
-            "train/length_wrong": math.nan, "train/kl": None, "seconds/sample": 0.5, "seconds/update": 1.5,
+            "train/length_wrong": None, "train/kl": None, "seconds/sample": 0.5, "seconds/update": 1.5,
             "sample/tokens_per_second": 1000 * step, "new/metric": "text", "new/table": [1]}
 
 

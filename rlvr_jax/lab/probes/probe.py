@@ -131,7 +131,8 @@ def title(config: ProbeConfig) -> str:
 
 def origin(config: ProbeConfig) -> str:
     """The command, with --probe and the flags that differ from their defaults, the commit, and the machine."""
-    defaults, made = flag_lines(replace(ProbeConfig(), probe="")), machine()
-    flags = [line for line in flag_lines(config) if line not in defaults and not line.startswith("--out=")]
+    defaults, made = flag_lines(ProbeConfig()), machine()
+    flags = [line for line in flag_lines(config) if line.startswith("--probe=") or (
+        line not in defaults and not line.startswith("--out="))]
     return (f"`python -m scripts.probe {shlex.join(flags)}`, commit {made['commit']}, JAX {made['jax']} on "
             f"{made['device']} ({made['platform']}).")

@@ -315,7 +315,7 @@ def test_at_most_400_rollouts_spread_over_all_steps(tmp_path):
 
 def test_reward_and_verdict_are_told_apart_in_words(tmp_path):
     page = page_of(write_run(tmp_path, rollouts=[rollout(1), rollout(1, correct=False, reward=1.0, truncated=True),
-                                                 rollout(2, correct=False, reward=-0.5, advantage=math.nan)]))
+                                                 rollout(2, correct=False, reward=-0.5, advantage=None)]))
     assert "✓ right reward 1 advantage +0.50 4 tokens" in page.text
     assert "✗ wrong reward 1 advantage +0.50 4 tokens cut off at the token limit" in page.text
     assert "✗ wrong reward -0.5 4 tokens" in page.text and "Step 1: 1 of 2 right" in page.text
@@ -375,7 +375,7 @@ def test_careful_share_and_accuracy_have_their_own_figure(tmp_path, mode, label)
 
 
 def test_loss_that_is_not_finite_is_pointed_out(tmp_path):
-    rows = [row | {"train/loss": math.nan} if row["step"] >= 7 else row for row in RUN_ROWS]
+    rows = [row | {"train/loss": None} if row["step"] >= 7 else row for row in RUN_ROWS]
     assert "The loss is not a finite number at step 7" in page_of(write_run(tmp_path, rows=rows)).text
 
 
