@@ -44,13 +44,15 @@ NOT_HERE = [
 ]
 TINY = ["--num_layers=1", "--d_model=16", "--num_heads=2", "--d_ff=32", "--batch_size=16"]
 STEP = ["--num_steps=1", "--eval_size=8", "--noremat"]
+# A base of whole words in the place of a language model, which knows no instruction.
+WORDS = ["--model=runs/demo_base", "--prompt_style=plain", "--instruction=", "--max_new_tokens=8", "--group_size=4"]
 # (pattern of the command, flags that make it small enough to run here); the first pattern found holds.
 HERE = [
     (r"scripts\.plant", ["--times=1", "--num_problems=2"]),
     (r"scripts\.pretrain", [*TINY, *STEP]),
     (r"configs/tiny\.flags", [*STEP, "--example=0", "--heldout=none"]),  # auto needs a base that solves something
-    (r"smollm2\.flags", [*STEP, "--model=runs/demo_base", "--prompt_style=plain", "--max_new_tokens=8",
-                         "--group_size=4"]),
+    (r"smollm2\.flags.*--question", [*STEP, *WORDS, "--question='coins 7 + 5 ='"]),
+    (r"smollm2\.flags", [*STEP, *WORDS]),
     (r"--num_samples=64", ["--max_problems=2"]),
     (r"scripts\.(elicit|when)", ["--max_problems=2"]),
     (r"scripts\.diagnose", ["--max_problems=2", "--num_samples=2"]),

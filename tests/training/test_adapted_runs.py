@@ -91,9 +91,9 @@ def test_a_run_of_before_these_flags_continues(base, tmp_path):
     run_of(base, tmp_path / "run", num_steps=2)
     path = tmp_path / "run" / "flags.txt"
     kept = [line for line in path.read_text().splitlines() if "adapter_" not in line and "trainable" not in line]
-    path.write_text("\n".join(kept))
+    path.write_text("\n".join([*kept, ""]))
     assert len(run_of(base, tmp_path / "run", num_steps=3)) == 4
-    path.write_text("\n".join(kept))
+    path.write_text("\n".join([*kept, ""]))
     with pytest.raises(UserError, match=r"--trainable \(was all\)"):
         run_of(base, tmp_path / "run", num_steps=4, trainable="lora")
 
