@@ -1,8 +1,9 @@
 """Damaged and hostile input for everything that reads a file or a text: `python tests/fuzz.py NAME [FIRST] [COUNT]`.
 
 Input i of a reader is one of its sound files with a few changes, all drawn from i. A reader may return, or raise
-UserError in one line. Anything else, more than SECONDS, or memory beyond ROOM and FACTOR times the input is a fault:
-it is printed with the number of its input, and the exit status is 1. test_fuzz.py runs this in a process of its own.
+UserError, of which a user sees one line. Anything else is a fault, and so are more than SECONDS, and memory beyond ROOM
+and FACTOR times the input: it is printed with the number of its input, and the exit status is 1. test_fuzz.py runs this
+in a process of its own.
 """
 
 import dataclasses
@@ -251,7 +252,7 @@ def fault(read: Callable, data: bytes, folder: pathlib.Path) -> str:
     try:
         read(path)
     except UserError as error:
-        if "\n" in " ".join(str(error).splitlines()[:1]) or not str(error):
+        if not str(error).strip():
             return "an error without words"
     except TimeoutError:
         return f"more than {SECONDS} s"

@@ -39,7 +39,7 @@ def test_ten_thousand_damaged_inputs_are_read_or_refused_in_one_line(name):
     (lambda path: bytearray(300 << 20), "MiB for 3 bytes")])
 def test_the_harness_sees_a_fault(read, said, tmp_path):
     found = fuzz.fault(read, b"abc", tmp_path)
-    assert found.startswith(said) if said == "ZeroDivisionError" else said in found
+    assert said in found and bool(found) == bool(said)
     assert not list(tmp_path.iterdir())
 
 

@@ -4,22 +4,11 @@ import pathlib
 import shlex
 import string
 
-import numpy as np
-
-from rlvr_jax.evaluation import estimators
 from rlvr_jax.lab.studies import bank, statistics
 from rlvr_jax.lab.studies.commands import fill, variables
+from rlvr_jax.lab.studies.sources import CROSSED, PARTS
 
 GIVEN = ("work", "data", "arm", "base", "example", "seed", "bank")  # names that no arm has to give
-# how a measure is made of others -> function of their values
-COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  # no share of nothing
-            "overlap": lambda *rights: (estimators.overlap(*rights) or [None])[0],  # base, one way, another
-            "overlap by chance": lambda *rights: (estimators.overlap(*rights) or [0, None])[1]}
-# how a measure is made of all values of another, where bases and examples are crossed -> function of f[B,E]
-CROSSED = {"variance of the base": lambda values_BxE: statistics.components(values_BxE)[0],
-           "variance of the example": lambda values_BxE: statistics.components(values_BxE)[1],
-           "variance of the rest": lambda values_BxE: statistics.components(values_BxE)[2]}
-PARTS = {"-": 2, "/": 2, "overlap": 3, "overlap by chance": 3} | dict.fromkeys(CROSSED, 1)  # how many others each takes
 
 
 def fault(study: dict) -> str:
@@ -28,9 +17,11 @@ def fault(study: dict) -> str:
 
 
 def contrasts(study: dict) -> dict[str, dict]:
-    """The arms that run nothing: their measures are AUROCs, of how well each tells some arms from others. An arm says
-    `auroc = {high = [arms], low = [arms], where = "measure", above = 0.1}`; of each arm it takes the seeds where that
-    measure is so high."""
+    """The arms that run nothing, each with its `auroc = {high = [arms], low = [arms], where = "gain", above = 0.1}`.
+
+    Their measures are AUROCs: how well the measure tells the arms `high` from the arms `low`. Of these the seeds count
+    whose measure `where` is at least `above`.
+    """
     return {arm: keys["auroc"] for arm, keys in study["arms"].items() if "auroc" in (keys or ())}
 
 

@@ -8,7 +8,7 @@ import math
 from typing import Optional
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.studies import statistics
+from rlvr_jax.lab.studies import design, statistics
 from rlvr_jax.lab.studies.statistics import ANY
 
 SIDES = ("above", "below", "within")
@@ -50,7 +50,7 @@ def less(one: tuple, other: tuple) -> tuple:
 
 def rule_span(study: dict, rule: dict) -> tuple:
     """The range of what a rule is of; `base` is the known value of what is taken away in a difference."""
-    if "auroc" in (study["arms"][rule["arm"]] or ()):
+    if rule["arm"] in design.contrasts(study):
         return SHARE
     whole, source = span(study, rule["measure"]), study["measures"][rule["measure"]]
     if rule.get("difference"):

@@ -1,16 +1,26 @@
 """What a study measured: the numbers of its cells, out of the files that its commands wrote."""
 
+import functools
 import pathlib
-from typing import Callable, Iterable, Optional
+from typing import Callable, Optional
 
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation import calibration
+from rlvr_jax.evaluation import calibration, estimators
 from rlvr_jax.lab.studies import statistics
 from rlvr_jax.lab.studies.commands import fill
-from rlvr_jax.lab.studies.design import COMBINED, CROSSED
 from rlvr_jax.runs import files
+
+# how a measure is made of others -> function of their values
+COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  # no share of nothing
+            "overlap": lambda *rights: (estimators.overlap(*rights) or [None])[0],  # base, one way, another
+            "overlap by chance": lambda *rights: (estimators.overlap(*rights) or [0, None])[1]}
+# how a measure is made of all values of another, where bases and examples are crossed -> function of f[B,E]
+CROSSED = {"variance of the base": lambda values_BxE: statistics.components(values_BxE)[0],
+           "variance of the example": lambda values_BxE: statistics.components(values_BxE)[1],
+           "variance of the rest": lambda values_BxE: statistics.components(values_BxE)[2]}
+PARTS = {"-": 2, "/": 2, "overlap": 3, "overlap by chance": 3} | dict.fromkeys(CROSSED, 1)  # how many others each takes
 
 
 def values_of(measures: dict, known: Callable, repeated: list[dict]) -> dict:
@@ -34,18 +44,17 @@ def told_apart(contrast: dict, found: dict, names: list[str]) -> dict:
     arms `low`. None where one side has no value."""
     number = len(found[contrast["high"][0]][contrast["where"]])
 
-    def area(name: str, seeds: Iterable[int]) -> Optional[float]:
+    def area(name: str, seeds: np.ndarray) -> float:
         pairs = [(float(np.mean(found[arm][name][i])), side == "high") for side in ("high", "low")
                  for arm in contrast[side] for i in seeds
                  if None not in (found[arm][name][i], found[arm][contrast["where"]][i])
                  and found[arm][contrast["where"]][i] >= contrast["above"]]
-        return calibration.auroc(*map(np.array, zip(*pairs))) if pairs else None
+        found_area = calibration.auroc(*map(np.array, zip(*pairs))) if pairs else None
+        return np.nan if found_area is None else found_area
 
-    seeds = np.arange(number)
-    whole = {name: area(name, seeds) for name in names}
-    without = {name: [area(name, np.delete(seeds, i)) for i in range(number)] for name in names}
-    return {name: [None] * number if None in (whole[name], *without[name]) else
-            [np.array(number * whole[name] - (number - 1) * less) for less in without[name]] for name in names}
+    areas = {name: statistics.jackknife(functools.partial(area, name), np.arange(number)) for name in names}
+    return {name: [None] * number if np.isnan(values).any() else [*map(np.array, values)]
+            for name, values in areas.items()}
 
 
 def over_bases(function: Callable, values: list, repeated: list[dict]) -> list:
@@ -96,12 +105,12 @@ def refuse_strangers(study: dict, cells: list[dict]) -> None:
     A number that is null there is known: it has no value.
     """
     for name, source in study["measures"].items():
-        places = set() if isinstance(source, list) else {
+        places = [] if isinstance(source, list) else dict.fromkeys(
             (pathlib.Path(cell["work"]) / file, path) for cell in cells
-            for file, _, path in [fill(source, cell).partition(": ")] if path and file.endswith(".json")}
-        strays = [stray(*place) for place in places if place[0].is_file()]
-        if strays and all(strays):
-            raise UserError(f"the study's measure {name}: {strays[0]}")
+            for file, _, path in [fill(source, cell).partition(": ")] if path and file.endswith(".json"))
+        there = [place for place in places if place[0].is_file()]
+        if there and all(stray(*place) for place in there):  # most often the first file has it, and no other is read
+            raise UserError(f"the study's measure {name}: {stray(*there[0])}")
 
 
 def stray(file: pathlib.Path, path: str) -> str:
