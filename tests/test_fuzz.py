@@ -35,12 +35,19 @@ def test_ten_thousand_damaged_inputs_are_read_or_refused_in_one_line(name):
 
 
 @pytest.mark.parametrize("read, said", [
-    (lambda path: 1 / 0, "ZeroDivisionError"), (lambda path: path.rename(path.with_suffix(".x")), ""),
-    (lambda path: bytearray(300 << 20), "MiB for 3 bytes")])
+    (lambda path: 1 / 0, "ZeroDivisionError"), (lambda path: path.rename(path.with_suffix(".x")), "")])
 def test_the_harness_sees_a_fault(read, said, tmp_path):
     found = fuzz.fault(read, b"abc", tmp_path)
     assert said in found and bool(found) == bool(said)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_harness_sees_memory(tmp_path):
+    """In a process of its own: the peak that it compares with is that of the whole life of a process."""
+    program = f"import fuzz, pathlib; print(fuzz.fault(lambda _: bytearray(300 << 20), b'abc', pathlib.Path({str(tmp_path)!r})))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "tests", capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert "MiB for 3 bytes" in done.stdout, done.stderr
 
 
 def test_an_input_is_a_function_of_its_number():
