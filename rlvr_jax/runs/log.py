@@ -1,11 +1,10 @@
-"""Metrics as JSON lines and in TensorBoard, the progress line, and what is counted: compilations and seconds."""
+"""Metrics as JSON lines, the progress line, and what is counted: compilations and seconds."""
 
 import contextlib
 import json
 import math
 import os
 import pathlib
-import shutil
 import time
 from typing import Callable, Iterator
 
@@ -77,33 +76,6 @@ def _plain(value):
         value = value.item() if isinstance(value, np.generic) else value
         return None if isinstance(value, float) and not math.isfinite(value) else value
     return value
-
-
-@contextlib.contextmanager
-def tensorboard(directory: pathlib.Path, rows: list) -> Iterator[Callable[[dict], None]]:
-    """`write(row)` to a mirror of the log for TensorBoard, which is made anew from `rows`: no step is there twice."""
-    from tensorboardX import event_file_writer  # optional; its SummaryWriter's thread hangs on a full disk
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-    from tensorboardX.proto.summary_pb2 import Summary
-
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    writer = event_file_writer.EventsWriter(str(directory / "events"))
-
-    def write(row: dict) -> None:
-        values = [Summary.Value(tag=key, simple_value=value) for key, value in numbers(row).items()]
-        with naming(directory):
-            writer.write_event(Event(step=row["step"], wall_time=time.time(), summary=Summary(value=values)))
-            writer.flush()
-
-    try:  # a TensorBoard that is open drops what it has read of this directory
-        writer.write_event(Event(step=0, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
-        for row in rows:
-            write(row)
-        yield write
-    finally:
-        with naming(directory):
-            writer.close()
 
 
 def numbers(row: dict) -> dict:

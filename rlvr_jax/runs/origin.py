@@ -26,19 +26,25 @@ def write(directory: pathlib.Path, command: str, **more) -> None:
     files.write_json(directory / "origin.json", {"command": command} | more)
 
 
-def commit() -> str:
-    """The commit of the checkout that holds this program, `-dirty` if files differ from it; else "unknown"."""
+def git(*command: str) -> str:
+    """What git says in the checkout that holds this program; UserError where there is none."""
     here = pathlib.Path(__file__)
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # a hook's repository
 
-    def git(*command) -> str:
-        return subprocess.run(["git", *command], cwd=here.parent, env=clean, capture_output=True, text=True,
-                              check=True).stdout.strip()
-
+    def said(*command):
+        return subprocess.run(["git", *command], cwd=here.parent, env=clean, capture_output=True, check=True).stdout
     try:
-        git("ls-files", "--error-unmatch", here.name)  # installed into an environment inside another repository
-        return git("describe", "--always", "--dirty")
+        said("ls-files", "--error-unmatch", here.name)  # installed into an environment inside another repository
+        return said(*command).decode("utf-8", "replace")
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        raise UserError(f"{here.parent} is in no git checkout") from None
+
+
+def commit() -> str:
+    """The commit of the checkout that holds this program, `-dirty` if files differ from it; else "unknown"."""
+    try:
+        return git("describe", "--always", "--dirty").strip()
+    except UserError:
         return "unknown"
 
 

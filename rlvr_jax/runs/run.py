@@ -1,7 +1,6 @@
 """A run directory: its flags, logs and checkpoints, how it continues, and how it stops without losing anything."""
 
 import contextlib
-import importlib.util
 import json
 import math
 import pathlib
@@ -13,9 +12,9 @@ import numpy as np
 from rlvr_jax import adapters, parallel
 from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.records import LearnerState, checked, setting
-from rlvr_jax.runs import checkpoint, files, origin, signals, stopping
+from rlvr_jax.runs import checkpoint, files, mirrors, origin, signals, stopping
 from rlvr_jax.runs.flags import changed_flags, claim, flag_lines
-from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress, read_log, tensorboard
+from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress, read_log
 from rlvr_jax.runs.summary import summarise
 
 
@@ -39,7 +38,8 @@ class RunConfig:
                                  free=True)
     inert_steps: int = setting(20, "steps in succession in which all rewards of each group are equal, after which the "
                                "run counts as inert, and says so once", minimum=1, free=True)
-    tensorboard: bool = setting(False, "mirror metrics.jsonl in run_dir/tensorboard; needs tensorboardX", free=True)
+    log_to: str = setting("", "programs that get a copy of metrics.jsonl, joined by commas; empty: none",
+                          lambda: mirrors.MIRRORS, free=True, listed=True)
     eval_every: int = setting(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
                               minimum=0, free=True)
 
@@ -77,13 +77,12 @@ class Run:
     def _refusal(self) -> str:
         """Why the run cannot start or go on; empty if it can, and then this process holds the directory."""
         config = self.config
-        if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-            return "--tensorboard needs tensorboardX: pip install 'rlvr_jax[tensorboard]'"
         if config.resume == "must" and not checkpoint.steps(config.run_dir):
             return f"--resume=must, but {config.run_dir} has no checkpoint"
         with contextlib.ExitStack() as claiming:
             claiming.push(_leave)
             try:
+                mirrors.parse(config.log_to)
                 self.held.enter_context(claim(self.dir, "--run_dir", config.resume))
             except UserError as error:
                 return str(error)
@@ -129,18 +128,22 @@ class Run:
             opened.enter_context(contextlib.closing(JsonLines(self.dir / f"{name}.jsonl", keep)))
             for name in LOGS)
         self._note_start()
-        self.mirrors = [opened.enter_context(tensorboard(self.dir / "tensorboard", self.metrics.rows))
-                        ] if config.tensorboard else []
+        self.mirrors = [opened.enter_context(mirrors.MIRRORS[name](self.dir, self.metrics.rows))
+                        for name in mirrors.parse(config.log_to)]
         self.compilations = opened.enter_context(compilations())
         self.manager = checkpoint.open_manager(config.run_dir, config.keep_last, config.keep_every, config.keep_best)
         opened.callback(checkpoint.close, self.manager)
 
     def _note_start(self) -> None:
         """origin.json: the command, and the machine and commit of the first start and of each later one that has steps
-        to do."""
+        to do; code.diff, or code-STEP.diff of a later start: what differs from the commit."""
         starts = origin.read(self.dir).get("starts", []) if self.resumed else []
         if self.resumed < self.num_steps:
-            origin.write(self.dir, self.command, starts=[*starts, {"step": self.resumed} | origin.machine()])
+            start = {"step": self.resumed} | origin.machine()
+            if start["commit"].endswith("-dirty"):
+                start["diff"] = f"code-{self.resumed}.diff" if self.resumed else "code.diff"
+                files.write_whole(self.dir / start["diff"], origin.git("diff", "HEAD", "--no-color", "--no-ext-diff"))
+            origin.write(self.dir, self.command, starts=[*starts, start])
 
     def __exit__(self, *error) -> None:
         self.closing.__exit__(*error)

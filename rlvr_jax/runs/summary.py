@@ -22,8 +22,10 @@ def describe(rollouts, scored, group_size: int) -> dict:
     """What a step's rollouts looked like, from host arrays: rewards, live groups, lengths, repetition."""
     reward, correct, info = scored.reward, scored.info["correct"] > 0, scored.info
     lengths, groups = rollouts.completion_mask.sum(-1), reward.reshape(-1, group_size)
-    steps = {"train/step_accuracy": info["step_correct"].mean()} if "step_correct" in info else {}
-    return steps | {"train/graded_by": ", ".join(sorted(set(info["graded_by"]))),
+    more = {f"train/{name}": info[name].mean() for name in terms_of(info)}
+    if "step_correct" in info:
+        more["train/step_accuracy"] = info["step_correct"].mean()
+    return more | {"train/graded_by": ", ".join(sorted(set(info["graded_by"]))),
             "train/grader_timeouts": int(info["timed_out"].sum()),
             "train/accuracy": correct.mean(), "train/reward_mean": reward.mean(), "train/reward_std": reward.std(),
             "train/live_groups": live_groups(groups).mean(),
@@ -33,6 +35,12 @@ def describe(rollouts, scored, group_size: int) -> dict:
             "train/length_wrong": lengths[~correct].mean() if not correct.all() else math.nan,
             "train/tokens": int(lengths.sum()), "train/truncated": 1.0 - rollouts.ended.mean(),
             "train/repetition": repetition(rollouts.completions, rollouts.completion_mask)}
+
+
+def terms_of(info: dict) -> list[str]:
+    """Keys of what each reward of a sum paid, such as `reward/format`; none where there is one reward."""
+    terms = [name for name in info if name.startswith("reward/")]
+    return terms if len(terms) > 1 else []
 
 
 def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
@@ -53,7 +61,6 @@ def rollout_rows(problems: list, record, group_size: int, count: int) -> list[di
     """At most `count` rollouts of a step (`grpo.Record`) as rows of rollouts.jsonl: whole groups at even distances, or
     a part of the first one. `group` is the group's place in the step, `group_mean` the mean reward of its rollouts."""
     rows, rollouts, scored, info = [], record.rollouts, record.scored, record.scored.info
-    terms = [name for name in info if name.startswith("reward/")]  # in a sum of several, what each of them paid
     means = scored.reward.reshape(-1, group_size).mean(-1)
     groups = np.linspace(0, len(means) - 1, min(max(count // group_size, 1), len(means))).astype(int)
     for i in rows_of(groups, group_size)[:count]:
@@ -63,7 +70,7 @@ def rollout_rows(problems: list, record, group_size: int, count: int) -> list[di
                      "advantage": np.mean(record.batch.advantages[i]), "group_mean": means[group],
                      "graded_by": info["graded_by"][i], "truncated": not rollouts.ended[i],
                      "num_tokens": int(rollouts.completion_mask[i].sum())}
-                    | {name: info[name][i] for name in terms if len(terms) > 1})
+                    | {name: info[name][i] for name in terms_of(info)})
     return rows
 
 

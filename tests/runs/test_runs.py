@@ -6,6 +6,7 @@ The loop here trains nothing: its metrics are given, and the state of step s is 
 import json
 import os
 import struct
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -27,7 +28,7 @@ from rlvr_jax.training import train
 from rlvr_jax.training.pretrain import PretrainConfig
 from rlvr_jax.training.train import TrainConfig
 
-from fixtures import read_jsonl
+from fixtures import ROOT, read_jsonl
 
 CONFIG = build(TrainConfig, save_every=2, eval_every=2, keep_last=1)
 ENTROPY = [9, 8, 0.5, 0.4, 2, 0.3, 0.2, 0.1, 7, 7]  # of steps 1 to 10
@@ -499,8 +500,8 @@ def events(folder) -> list[tuple]:
 def test_tensorboard_mirrors_the_log_and_a_resumed_run_repeats_no_step(go, tmp_path):
     pytest.importorskip("tensorboardX", reason="pip install 'rlvr_jax[tensorboard]'")
     with pytest.raises(RuntimeError):
-        go(tensorboard=True, crash_at=4)  # step 3 is logged, and done again from the checkpoint of step 2
-    go(tensorboard=True)
+        go(log_to="tensorboard", crash_at=4)  # step 3 is logged, and done again from the checkpoint of step 2
+    go(log_to="tensorboard")
     wanted = [(key, row["step"], value) for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")
               for key, value in row.items() if key not in ("step", "train/name")]
     found = events(tmp_path / "run" / "tensorboard")
@@ -508,11 +509,56 @@ def test_tensorboard_mirrors_the_log_and_a_resumed_run_repeats_no_step(go, tmp_p
     assert sorted(found) == [(key, step, pytest.approx(value)) for key, step, value in sorted(wanted)]
 
 
-def test_without_tensorboardx_the_extra_is_named_before_anything_is_written(go, tmp_path, monkeypatch):
+def test_a_log_that_cannot_be_mirrored_is_said_before_anything_is_written(go, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(UserError, match=r"--tensorboard needs tensorboardX: pip install 'rlvr_jax\[tensorboard\]'"):
-        go(tensorboard=True)
-    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"--log_to=tensorboard needs tensorboardX: pip install 'rlvr_jax\[tensorb"):
+        go(log_to="tensorboard")
+    with pytest.raises(UserError, match="--log_to=wandb,tensorboard: 'wandb' is none of tensorboard, trackio"):
+        go(log_to="wandb,tensorboard")
+    assert not (tmp_path / "run" / "flags.txt").exists()
+
+
+TRACKED = """
+import json, pathlib, sys
+from rlvr_jax.runs.mirrors import MIRRORS
+from trackio.sqlite_storage import SQLiteStorage
+rows = [{"step": step, "train/entropy": 1 / step, "train/name": "text"} for step in range(1, 8)]
+for first, last in ((0, 4), (2, 7)):  # the second start goes on from step 2
+    with MIRRORS["trackio"](pathlib.Path(sys.argv[1]), rows[:first]) as write:
+        for row in rows[first:last]:
+            write(row)
+print(json.dumps([{key: row[key] for key in ("step", "train/entropy")} for row in SQLiteStorage.get_logs("folder", "run")]))
+"""
+
+
+def test_trackio_has_each_step_of_a_resumed_run_once(tmp_path):
+    """In a process of its own: Trackio reads at its import where its files are, and keeps threads."""
+    pytest.importorskip("trackio", reason="pip install 'rlvr_jax[trackio]'")
+    done = subprocess.run([sys.executable, "-c", TRACKED, tmp_path / "folder" / "run"], capture_output=True, text=True,
+                          env=os.environ | {"TRACKIO_DIR": str(tmp_path / "kept"), "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [{"step": step, "train/entropy": 1 / step}
+                                                        for step in range(1, 8)]
+
+
+def test_the_runs_of_the_flag_that_log_to_replaced_go_on(go, tmp_path):
+    go(num_steps=2)
+    path = tmp_path / "run" / "flags.txt"
+    path.write_text(path.read_text().replace("--log_to=", "--tensorboard=False"))
+    assert go(num_steps=4)["steps"] == 4
+
+
+def test_a_start_from_a_changed_checkout_keeps_what_differs(go, tmp_path, monkeypatch):
+    said = {"describe": "abc-dirty\n", "diff": "+first\n"}
+    monkeypatch.setattr(origin, "git", lambda *command: said[command[0]])
+    go(num_steps=2)
+    said["diff"] = "+second\n"
+    go(num_steps=4)
+    said["describe"] = "abd\n"
+    go(num_steps=6)
+    starts = json.loads((tmp_path / "run" / "origin.json").read_text())["starts"]
+    assert [(start["step"], start.get("diff")) for start in starts] == [(0, "code.diff"), (2, "code-2.diff"), (4, None)]
+    assert [(tmp_path / "run" / start["diff"]).read_text() for start in starts[:2]] == ["+first\n", "+second\n"]
 
 
 def test_every_program_built_is_counted_once():

@@ -32,6 +32,8 @@ class ReportConfig:
     """A run, drawn, or all studies."""
 
     run_dir: str = setting("", "directory of the run to draw")
+    parquet: bool = setting(False, "also write RUN/completions.parquet: the rows of rollouts.jsonl, in the columns of "
+                                   "TRL's log of completions")
     all: bool = setting(False, "write index.html, the findings of every study that has a record in results")
     results: str = setting("results", "with all: directory of the records, STUDY.json, and of index.html")
     readme: str = setting("", "with all: Markdown file whose table of findings is written anew; empty: none")
@@ -201,6 +203,32 @@ def write_report(run_dir: str) -> list[pathlib.Path]:
         _save(sheet, diagnostics, 160)
     write_whole(page, html.encode("utf-8", "replace").decode())
     return [page, curves, diagnostics]
+
+
+def write_parquet(run_dir: str) -> pathlib.Path:
+    """Writes completions.parquet into a run directory, a row for each of rollouts.jsonl, and returns its path.
+
+    The columns are those of TRL's GRPOTrainer: step, prompt, completion, one for each reward, by its name, advantage;
+    after them what else the log has, such as `correct`. Raises UserError where no rollouts are logged or pyarrow is
+    missing.
+    """
+    try:
+        import pyarrow  # optional
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError("--parquet needs pyarrow: pip install 'rlvr_jax[real]'") from error
+    source, path = (pathlib.Path(run_dir) / name for name in ("rollouts.jsonl", "completions.parquet"))
+    rows = read_steps(source)
+    if not rows:
+        raise UserError(f"{source} is missing or empty: --parquet needs a run with --log_rollouts above 0")
+    rewards = [key for key in rows[0] if key.startswith("reward/")] or ["reward"]
+    keys = ["step", "prompt", "completion", *rewards, "advantage", *rows[0]]
+    columns = {}
+    for key in keys:  # a reward named like another column stands for both
+        columns.setdefault(key.removeprefix("reward/"), [row.get(key) for row in rows])
+    with naming(path):
+        parquet.write_table(pyarrow.table(columns), path)
+    return path
 
 
 def template(drawn) -> jinja2.Template:

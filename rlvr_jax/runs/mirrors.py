@@ -1,0 +1,79 @@
+"""Copies of metrics.jsonl for programs that draw curves. The log stays the source: a copy is made anew from its rows
+whenever a run starts or goes on, so that no step is there twice."""
+
+import contextlib
+import importlib.util
+import pathlib
+import shutil
+import time
+from typing import Callable, Iterator
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.runs.files import naming
+from rlvr_jax.runs.log import numbers
+
+PACKAGES = {"tensorboard": "tensorboardX"}  # where a package has another name than its row in MIRRORS
+
+@contextlib.contextmanager
+def tensorboard(run_dir: pathlib.Path, rows: list) -> Iterator[Callable[[dict], None]]:
+    """For TensorBoard, in the run directory: `tensorboard --logdir=RUN`."""
+    from tensorboardX import event_file_writer  # optional; its SummaryWriter's thread hangs on a full disk
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    directory = run_dir / "tensorboard"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    writer = event_file_writer.EventsWriter(str(directory / "events"))
+
+    def write(row: dict) -> None:
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in numbers(row).items()]
+        with naming(directory):
+            writer.write_event(Event(step=row["step"], wall_time=time.time(), summary=Summary(value=values)))
+            writer.flush()
+
+    try:  # a TensorBoard that is open drops what it has read of this directory
+        writer.write_event(Event(step=0, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
+        for row in rows:
+            write(row)
+        yield write
+    finally:
+        with naming(directory):
+            writer.close()
+
+
+@contextlib.contextmanager
+def trackio(run_dir: pathlib.Path, rows: list) -> Iterator[Callable[[dict], None]]:
+    """For Trackio, where it keeps its files: `trackio show`; the project is the folder that the run is in."""
+    import trackio  # optional
+
+    project, name = run_dir.resolve().parent.name or "runs", run_dir.resolve().name
+    with contextlib.suppress(ValueError):  # there is no such project yet
+        for run in trackio.Api().runs(project):
+            if run.name == name:
+                run.delete()
+    trackio.init(project=project, name=name, embed=False, auto_log_gpu=False, auto_log_cpu=False)
+
+    def write(row: dict) -> None:
+        trackio.log(numbers(row), step=row["step"])
+
+    try:
+        for row in rows:
+            write(row)
+        yield write
+    finally:
+        trackio.finish()
+
+
+MIRRORS = {"tensorboard": tensorboard, "trackio": trackio}
+
+
+def parse(text: str) -> list[str]:
+    """Names of MIRRORS out of --log_to. Raises UserError for another name, and for one whose package is missing."""
+    names = [name.strip() for name in text.split(",")] if text else []
+    for name in names:
+        if name not in MIRRORS:
+            raise UserError(f"--log_to={text}: {name!r} is none of {', '.join(MIRRORS)}")
+        if importlib.util.find_spec(package := PACKAGES.get(name, name)) is None:
+            raise UserError(f"--log_to={name} needs {package}: pip install 'rlvr_jax[{name}]'")
+    return names
