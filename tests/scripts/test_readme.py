@@ -267,8 +267,6 @@ SHOWN = {
         ("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["correct", "format"]),
         ("ablation", "end, greedy", ["policy gradient", "all of them", "entropy bonus alone"]),
         ("calibration", "ECE, T=1", ["correct", "calibrated"]),
-        ("switch", "base, greedy", ["everything"]), ("switch", "end, greedy", ["everything", "64 after layer 2"]),
-        ("switch", "cosine with the first example's vector", ["64 after layer 2, another example"]),
         ("elicitation", "accuracy", ["base", "forced opening", "difference of means", "SAE latent", "random latent",
                                      "own correct solutions", "one-shot RL", "self-consistency", "power sampling"]),
         ("elicitation_boolean", "accuracy", ["base", "forced opening", "difference of means", "SAE latent",
@@ -291,7 +289,8 @@ SHOWN = {
 MEANS = {
     "README.md": [
         ("one_shot", "late rise, greedy", ["150 steps"]), ("boolean", "end, greedy", ["correct", "format"]),
-        ("examples", "gain, greedy", ["one"]), ("switch", "end, greedy", ["64 after layer 2", "everything"]), ("boundary", "pass@1", ["one"]),
+        ("examples", "gain, greedy", ["one"]), ("boundary", "pass@1", ["one"]),
+        ("switch", "end, greedy", ["64 after layer 2", "everything"]),
         ("spurious", "gain, greedy", ["correct", "coin"])],
     "results/README.md": [
         ("one_shot", "late rise, greedy", ["150 steps", "1,000 steps"]),
@@ -303,7 +302,9 @@ MEANS = {
         ("label_free", "careful, greedy", ["entropy, reward"]),
         ("spurious", "gain, greedy", ["correct", "format", "coin", "permuted", "incorrect", "inverted",
                                       "no skill, correct"]),
-        ("switch", "end, greedy", ["16 after layer 2", "4 after layer 2", "64 after layer 2, format"]),
+        ("switch", "base, greedy", ["everything"]), ("switch", "training accuracy", ["64 after layer 0"]),
+        ("switch", "end, greedy", ["everything", "64 after layer 2", "16 after layer 2", "4 after layer 2",
+                                   "1 after layer 2", "64 after layer 0", "64 after layer 2, format"]),
         ("memory", "one operand less unseen", ["one, 150 steps", "one, 1,000 steps", "128"]),
         ("memory", "unseen", ["one, 150 steps"]), ("when", "of these first tokens", ["one example"]),
         ("hybrid", "gap recovered", ["distilled, means"]),
