@@ -101,11 +101,12 @@ def record_of(script: str) -> type:
 @contextlib.contextmanager
 def defined(config_class):
     """The flags of a record, which are gone afterwards."""
+    before = set(FLAGS)
     cli.define_flags(config_class)
     try:
         yield FLAGS
     finally:
-        for name in [*flat(config_class()), "traceback"]:
+        for name in set(FLAGS) - before:
             delattr(FLAGS, name)
 
 
@@ -593,6 +594,7 @@ RUN_SUMMARY = {"base": {"greedy": 210 / 512, "sampled": 0.25, "n": 512},
 
 def write_run(directory, rows=RUN_ROWS, rollouts=(), summary=RUN_SUMMARY, flags="--num_steps=40\n--seed=7\n"):
     """Writes what a report reads of a run; returns the directory."""
+    directory.mkdir(exist_ok=True)
     write_jsonl(directory / "metrics.jsonl", *rows)
     write_jsonl(directory / "rollouts.jsonl", *rollouts)
     (directory / "flags.txt").write_text(flags)

@@ -294,6 +294,27 @@ def test_characters_that_are_not_seen_are_spelled_out(tmp_path):
     assert "a\\u0000b\\u001b[31m\\u202ec\\u000d\n?" in page.completions()
 
 
+def test_what_each_reward_of_a_sum_paid_stands_beside_the_rollout_and_as_a_curve(tmp_path):
+    terms = {"train/reward/correct": 0.5, "train/reward/format": 0.25}
+    page = page_of(write_run(tmp_path, [row | terms for row in RUN_ROWS],
+                             [rollout(1, **{"reward/correct": 1.0, "reward/format": 0.5})]))
+    assert "correct 1 format 0.5" in " ".join(page.text.split()) and "Reward terms." in page.text
+    assert "Reward terms." not in page_of(write_run(tmp_path / "one", rollouts=[rollout(1)])).text
+
+
+def test_completions_as_parquet_have_the_columns_of_trl(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install 'rlvr_jax[real]'")
+    rows = [rollout(step, **{"reward/correct": step / 2, "reward/format": 1.0}) for step in (1, 2)]
+    table = parquet.read_table(report.write_parquet(str(write_run(tmp_path, rollouts=rows))))
+    assert table.column_names == ["step", "prompt", "completion", "correct", "format", "advantage", "answer", "reward",
+                                  "truncated", "num_tokens"]
+    assert table["correct"].to_pylist() == [0.5, 1.0] and table["step"].to_pylist() == [1, 2]
+    single = parquet.read_table(report.write_parquet(str(write_run(tmp_path / "one", rollouts=[rollout(1)]))))
+    assert single.column_names[:5] == ["step", "prompt", "completion", "reward", "advantage"]
+    with pytest.raises(UserError, match="rollouts.jsonl is missing or empty: --parquet needs a run with --log_roll"):
+        report.write_parquet(str(tmp_path / "none"))
+
+
 def test_huge_rollouts_are_cut_in_the_middle_with_a_note(tmp_path):
     completion = "start" + "<" * 10**5 + "end"
     page = page_of(write_run(tmp_path, rollouts=[rollout(k % 40, prompt=completion + str(k), completion=completion)
