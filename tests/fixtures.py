@@ -40,7 +40,7 @@ from rlvr_jax.model import ModelConfig
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Batch, Prompts, Rollouts, build, flat, replace
+from rlvr_jax.records import Batch, Prompts, Rollouts, build, replace
 from rlvr_jax.rewards import rows as rewards
 from rlvr_jax.rewards import score
 from rlvr_jax.tasks import families, prompts

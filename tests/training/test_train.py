@@ -53,6 +53,13 @@ def test_minibatches_alone_are_off_policy_and_the_kl_is_measured_without_a_weigh
     assert rows[2]["train/kl"] > rows[1]["train/kl"] >= 0
 
 
+def test_a_run_whose_rewards_are_all_equal_says_so_and_ends_where_it_was_asked_to(base, tmp_path, capsys):
+    summary, rows = run_of(base, tmp_path, reward="format:0", num_steps=6, inert_steps=2, stop_when="inert")
+    assert summary["stopped_by"] == {"rule": "inert", "patience": 2, "step": 2, "value": 0.0}
+    assert rows[-1]["step"] == 2 and capsys.readouterr().err.count("--stop_when=inert ends") == 1
+    assert run_of(base, tmp_path, reward="format:0", num_steps=6, inert_steps=2)[0]["steps"] == 6  # goes on without
+
+
 def test_a_first_update_that_is_not_finite_is_not_saved(base, tmp_path, monkeypatch):
     """Its loss and gradient were finite, and no later step is there to show what became of the parameters."""
     monkeypatch.setattr(learner, "make_optimizer", lambda config, num_updates: optax.sgd(np.nan))
