@@ -145,6 +145,40 @@ def test_an_exported_run(base, compiled, tmp_path):
     np.testing.assert_allclose(logits(ours.params, ours.config, rows), their_logits(theirs, rows), atol=1e-4, rtol=0)
 
 
+LOCAL_TASK = """
+task: ours
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{prompt}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["<eos>"], max_gen_toks: 10, do_sample: false}}
+filter_list: [{{name: last, filter: [{{function: regex, regex_pattern: "answer (-?[0-9]+)", fallback: ""}},
+                                     {{function: take_first}}]}}]
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def test_lm_eval_generates_the_same_completions_from_an_exported_run(base, compiled, tmp_path, monkeypatch):
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    run("export", f"--model={base}", f"--out={tmp_path / 'exported'}", compiled=compiled, expect=0)
+    run("evaluate", f"--model={base}", "--problems=arithmetic", "--num_ops=2", "--max_problems=24", "--max_new_tokens=10",
+        f"--out={tmp_path / 'ours'}", compiled=compiled, expect=0)
+    rows = [json.loads(line) for line in (tmp_path / "ours" / "completions.jsonl").read_text().splitlines()]
+    (tmp_path / "ours.yaml").write_text(LOCAL_TASK.format(file=tmp_path / "ours" / "completions.jsonl"))
+    theirs = lm_eval.simple_evaluate(
+        model="hf", model_args={"pretrained": str(tmp_path / "exported"), "device": "cpu"}, tasks=["ours"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False), bootstrap_iters=0)
+    assert [sample["resps"][0][0].strip() for sample in theirs["samples"]["ours"]] == [
+        row["completion"].strip() for row in rows]
+    assert theirs["results"]["ours"]["exact_match,last"] == np.mean([row["correct"] for row in rows])
+
+
 def test_the_export_of_the_published_experiment(paper_run, paper_export):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(paper_export, dtype="auto").eval()
     ours, words = loading.load_model(str(paper_run)), transformers.AutoTokenizer.from_pretrained(paper_export)
