@@ -501,6 +501,8 @@ def test_tensorboard_mirrors_the_log_and_a_resumed_run_repeats_no_step(go, tmp_p
     pytest.importorskip("tensorboardX", reason="pip install 'rlvr_jax[tensorboard]'")
     with pytest.raises(RuntimeError):
         go(log_to="tensorboard", crash_at=4)  # step 3 is logged, and done again from the checkpoint of step 2
+    for path in list((tmp_path / "run" / "tensorboard").iterdir()):  # named by the second that it was begun in
+        path.rename(f"{path}.earlier")
     go(log_to="tensorboard")
     wanted = [(key, row["step"], value) for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")
               for key, value in row.items() if key not in ("step", "train/name")]
