@@ -48,6 +48,8 @@ class UpdateConfig:
     grad_accumulation: int = setting(1, "micro-batches a minibatch is cut into on each device, to save memory",
                                      minimum=1)
     remat: bool = setting(True, "recompute layers in the backward pass: less memory, and on large models faster")
+    divide_state: bool = setting(False, "divide parameters, moments and reference among the devices, where they would "
+                                 "not fit whole on each; gathered a layer at a time", free=True)
     max_logits: int = setting(2**25, "most logits (tokens x vocabulary) held at once in the update", minimum=1)
 
     @property
@@ -114,6 +116,19 @@ def cosine(peak: float, updates: int, fraction: float) -> optax.Schedule:
 SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine}
 
 
+def global_norm(tree) -> jax.Array:
+    """The norm of all numbers of a tree, whose leaves may be divided among devices."""
+    return jnp.sqrt(parallel.total(lambda leaves: optax.tree.norm(leaves, squared=True), tree))
+
+
+def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
+    """As optax has it, of gradients that may be divided."""
+    def update(grads, state, params=None):
+        norm = global_norm(grads)
+        return jax.tree.map(lambda g: lax.select(norm < largest, g, g / norm * largest), grads), state
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:
     """AdamW after clipping by global norm; warm-up, then `config.schedule` down to `final_lr_fraction` at the end:
     after `decay_steps` updates, or after the run's `num_updates`."""
@@ -121,7 +136,7 @@ def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientT
     decay_updates = max((config.decay_steps or num_updates) - warmup, 1)
     decay = SCHEDULES[config.schedule](peak, decay_updates, config.final_lr_fraction)
     schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup]) if warmup else decay
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm),
+    return optax.chain(clip_by_global_norm(config.max_grad_norm),
                        optax.adamw(schedule, config.adam_b1, config.adam_b2, weight_decay=config.weight_decay))
 
 
@@ -229,7 +244,7 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
         total, sums, grads = psum(totals)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         changes, opt_state = optimizer.update(grads, state.opt_state, trained)
-        metrics = {"loss": total / divisor, "grad_norm": optax.tree.norm(grads)}
+        metrics = {"loss": total / divisor, "grad_norm": global_norm(grads)}
         metrics |= {name: x / num_tokens for name, x in sums.items()}
         if batch.sampler_logprobs is not None:
             metrics["logprob_gap_max"] = pmax(jnp.max(largest))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rlvr_jax import model
+from rlvr_jax import model, parallel
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.records import Batch
 
@@ -62,6 +62,7 @@ def completion_logprobs(params: model.Params, config: ModelConfig, batch: Batch,
     asked for (`token_logprobs`).
     """
     rows = model.Pass(remat=how.remat)
+    params = {name: x if name == "layers" else parallel.whole(x, config.dtype) for name, x in params.items()}
     prefix = model.prefill(params, config, batch.prompts, rows)
     inputs_BxT = jnp.concatenate([prefix.last_tokens[batch.prompt_index][:, None], batch.completions[:, :-1]], axis=1)
     hidden_BxTxD, _ = model.forward(params, config, inputs_BxT, prefix, batch.prompt_index, rows)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rlvr_jax import ops
+from rlvr_jax import ops, parallel
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.records import Prompts
 
@@ -203,7 +203,7 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
                 segments.insert(0, prefix_segment(*prefix_kv, prefix.lengths, prompt_index_B, t))
             return ops.attention(q, segments), ((k, v) if how.keep_kv else None)
 
-        x, kept = layer(p, config, x, positions_BxT, attend, first_BxT)
+        x, kept = layer(parallel.whole(p, config.dtype), config, x, positions_BxT, attend, first_BxT)
         x = x if how.edit_residual is None else how.edit_residual(index, x, positions_BxT)
         return x, (kept if how.read_residual is None else how.read_residual(x))
 

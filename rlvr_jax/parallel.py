@@ -3,6 +3,10 @@
 How arrays lie on devices is known here alone. `place_state` and `fetch_state` take a state (or parameters) to the
 devices and back, `place_rows` and `fetch_rows` what is divided among them. Batches are global on every process: each
 samples its share, the shares are gathered, and the main process's grades hold.
+
+A state is whole on every device, or divided: then each holds an equal `Part` of every large leaf, of parameters,
+moments and reference alike (ZeRO-3, arXiv 1910.02054). `whole` gathers parts where they are computed with; the
+gradient of that adds up what the devices found, and leaves each its part of the sum.
 """
 
 import math
@@ -10,12 +14,14 @@ import os
 import threading
 from typing import Callable
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 AXIS = "data"
+SMALL = 2**12  # numbers of a leaf that is not worth dividing
 HEARTBEAT = 30  # seconds without a sign of life after which the processes give another one up; JAX's own is 100
 
 
@@ -60,9 +66,36 @@ def map_devices(fn: Callable, donate_argnums=()) -> Callable:
     return jax.pmap(fn, axis_name=AXIS, donate_argnums=donate_argnums)
 
 
-def psum(x):
-    """Sum over all devices, inside `map_devices`."""
-    return jax.lax.psum(x, AXIS)
+@flax.struct.dataclass
+class Part:
+    """One device's part of a leaf: of equal pieces along the last axis but one, where a matrix has its inputs."""
+
+    piece: jax.Array
+
+
+def _over_parts(fn: Callable, tree):
+    return jax.tree.map(fn, tree, is_leaf=lambda x: isinstance(x, Part))
+
+
+def whole(tree, dtype=None):
+    """The tree with each `Part` gathered from all devices, inside `map_devices`; in `dtype`, if one is given."""
+    return _over_parts(lambda x: jax.lax.all_gather(x.piece.astype(dtype or x.piece.dtype), AXIS,
+                                                    axis=x.piece.ndim - 2, tiled=True) if isinstance(x, Part) else x,
+                       tree)
+
+
+def psum(tree):
+    """Sums over all devices, inside `map_devices`. A `Part` is a gradient that `whole` has summed already."""
+    return _over_parts(lambda x: x if isinstance(x, Part) else jax.lax.psum(x, AXIS), tree)
+
+
+def total(fn: Callable, tree) -> jax.Array:
+    """`fn(tree)`, a sum over all numbers of the tree, where leaves may be divided, inside `map_devices`."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Part))
+    parts = [x for x in leaves if isinstance(x, Part)]
+    if not parts:
+        return fn(tree)
+    return fn([x for x in leaves if not isinstance(x, Part)]) + jax.lax.psum(fn(parts), AXIS)
 
 
 def pmax(x):
@@ -70,20 +103,35 @@ def pmax(x):
     return jax.lax.pmax(x, AXIS)
 
 
-def place_state(tree):
-    """A copy on every device, laid out as `map_devices` returns it: anything else costs a second trace at step two."""
-    copies = jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
-    return copies(jnp.zeros(jax.local_device_count()), tree)
+def place_state(tree, divide: bool = False):
+    """A copy on every device, or its part, laid out as `map_devices` returns it: anything else costs a second trace at
+    step two. Leaves that do not divide evenly, and small ones, are whole on each."""
+    count, copies = jax.device_count(), jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
+    pieces = jax.pmap(lambda x: x, axis_name=AXIS)
+
+    def placed(path, x):
+        matrix = x.ndim - (jax.tree_util.DictKey("layers") in path) >= 2
+        if divide and matrix and x.size >= SMALL and x.shape[-2] % count == 0:
+            return Part(pieces(place_rows(np.stack(np.split(np.asarray(x), count, axis=-2)))))
+        return copies(jnp.zeros(jax.local_device_count()), x)
+    return jax.tree_util.tree_map_with_path(placed, tree) if divide else copies(
+        jnp.zeros(jax.local_device_count()), tree)
 
 
 def fetch_state(tree):
-    """Numpy arrays of what is the same on every device."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+    """Numpy arrays of what is the same on every device, and whole ones of what is divided."""
+    def fetched(x):
+        if not isinstance(x, Part):
+            return np.asarray(x.addressable_shards[0].data)[0]
+        pieces = np.asarray(x.piece) if jax.process_count() == 1 else multihost_utils.process_allgather(x.piece, tiled=True)
+        return np.concatenate(pieces, axis=-2)
+    return _over_parts(fetched, tree)
 
 
 def size(tree) -> int:
     """How many numbers one copy of a placed state holds."""
-    return sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(tree))
+    return sum(jax.tree.leaves(_over_parts(lambda x: x.piece.size if isinstance(x, Part) else math.prod(x.shape[1:]),
+                                           tree)))
 
 
 def place_rows(tree):

@@ -224,7 +224,7 @@ def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = Fals
     def on_device(params, prompts, prompt_index_B, rows_B, seed, step, stream, temperature, top_p):
         rows = Rows(prompt_index_B, rollout_keys(seed, step, rows_B, stream), temperature,
                     top_p if use_top_p else None, numbers=rows_B)
-        return draw(params, config, prompts, rows, decoding)
+        return draw(parallel.whole(params, config.dtype), config, prompts, rows, decoding)
 
     mapped = parallel.map_devices(on_device)
 

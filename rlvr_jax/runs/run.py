@@ -264,7 +264,7 @@ class Run:
         step = int(parallel.fetch_state(state.step))
         if step <= self.saved:
             return
-        state = parallel.fetch_state(state) if parallel.is_main() else None
+        state = parallel.fetch_state(state)  # on every process: what is divided is gathered from all
         if parallel.largest(not checkpoint.finite(state)):  # the processes stop together
             raise self._diverged(f"the parameters or Adam's moments are not finite after step {step}, which is not "
                                  "saved", step - 1)

@@ -73,10 +73,11 @@ class Learnt(NamedTuple):
     metrics: dict[str, float]
 
 
-def supervise(state: LearnerState, data: Callable, update: Callable, watch: RunWatch, num_steps: int) -> LearnerState:
+def supervise(state: LearnerState, data: Callable, update: Callable, watch: RunWatch, num_steps: int,
+              divide: bool) -> LearnerState:
     """Learns from `data(step) -> Batch`, step after step; returns the last state, on the devices."""
     data, update = watch.timed("data", data), watch.timed("update", update)
-    state = parallel.place_state(watch.restore(state))
+    state = parallel.place_state(watch.restore(state), divide)
     for step in watch.steps(state, num_steps):
         batch = data(step)
         state, metrics = update(state, batch, step)

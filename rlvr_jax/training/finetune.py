@@ -81,7 +81,7 @@ def finetune(config: FinetuneConfig) -> dict:
         state = [learner.init_state(adapters.merged(loaded.params), optimizer, keep_reference=False)]
         loaded = dataclasses.replace(loaded, params=None)  # the devices have them soon: a copy less in host memory
         data = functools.partial(batch, examples, config.batch_size, loop.seed)
-        return watch.finish(supervise(state.pop(), data, update, watch, loop.num_steps))
+        return watch.finish(supervise(state.pop(), data, update, watch, loop.num_steps, config.update.divide_state))
 
 
 def row_of(learnt: Learnt) -> tuple[dict, list]:

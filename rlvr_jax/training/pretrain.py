@@ -76,7 +76,7 @@ def pretrain(config: PretrainConfig) -> dict:
         params = model.init_params(jax.random.key(loop.seed), model_config)
         watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
         state = learner.init_state(params, optimizer, keep_reference=False)
-        return watch.finish(supervise(state, solved_problems, update, watch, loop.num_steps))
+        return watch.finish(supervise(state, solved_problems, update, watch, loop.num_steps, config.update.divide_state))
 
 
 def row_of(learnt: Learnt) -> tuple[dict, list]:

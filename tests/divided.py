@@ -1,0 +1,58 @@
+"""Ten updates of a model of four layers, in a process with as many devices as asked for: `divided.py DEVICES FILE`.
+
+FILE.npz gets every array of the state in the end, by variant, way and name, and the metrics of the last update; printed
+are the largest bytes of a state on one device, by way.
+"""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import numpy as np
+
+from rlvr_jax import adapters, grpo, learner, parallel, sampler
+from rlvr_jax.model import ModelConfig
+from rlvr_jax.records import build, replace
+from rlvr_jax.sampler import Decoding, Request
+
+from fixtures import make_batch, random_params
+
+MODEL = ModelConfig(vocab_size=128, num_layers=4, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=128,
+                    max_seq_len=64, tie_embeddings=False)
+PLAIN = build(grpo.GRPOConfig, learning_rate=1e-4, kl_coef=0.05, temperature=0.8, remat=True, max_grad_norm=0.5)
+VARIANTS = {"plain": {}, "accumulated": {"grad_accumulation": 2, "remat": False}, "minibatches": {"num_minibatches": 2},
+            "reset": {"reset_every": 5}, "lora": {"trainable": "lora", "adapter_rank": 2}}
+
+
+def updates(config, divide: bool) -> tuple:
+    """(the state after ten updates, as numpy; its last metrics; bytes of it on one device; completions it samples)."""
+    batch, policy = make_batch(), grpo.Policy(MODEL, random_params(MODEL), (0,))
+    state = parallel.place_state(grpo.initial_state(policy, config), divide)
+    held = max(sum(x.nbytes // len(x.sharding.device_set) for x in jax.tree.leaves(state)), 0)
+    programs, reset = grpo.compile_programs(policy, config), learner.map_reset(config.resets)
+    for step in range(1, 11):
+        part = batch.replace(ref_logprobs=programs.logprobs(learner.reference(state), batch))
+        state, metrics = programs.update(state, part, step)
+        if config.resets.reset_every and step % config.resets.reset_every == 0:
+            state = reset(state)
+    draw = sampler.make_sampler(MODEL, Decoding((0,), 6))
+    drawn = draw(state.params, batch.prompts, batch.prompt_index, Request(0, 1, temperature=1.0))
+    return parallel.fetch_state(state), metrics, held, drawn
+
+
+def main(devices: int, file: str) -> None:
+    jax.config.update("jax_num_cpu_devices", devices)
+    arrays, held = {}, {}
+    for name, changes in VARIANTS.items():
+        for way in ("whole", "divided"):
+            state, metrics, held[f"{name} {way}"], drawn = updates(replace(PLAIN, **changes), way == "divided")
+            found = {"state": state, "metrics": metrics, "drawn": dataclasses.replace(drawn, noted=None)}
+            arrays |= {f"{name} {way} {jax.tree_util.keystr(path)}": x
+                       for path, x in jax.tree_util.tree_leaves_with_path(found)}
+    np.savez(file, **arrays)
+    print(json.dumps(held))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
