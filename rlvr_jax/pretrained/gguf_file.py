@@ -40,11 +40,22 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
         import gguf
     except ImportError as error:
         raise UserError(f"reading {path} needs the gguf package: pip install gguf") from error
+
+    class Reader(gguf.GGUFReader):
+        """Refuses to read behind the end, where the library finds empty arrays, as many as a damaged count says."""
+
+        def _get(self, offset, dtype, count=1, override_order=None):
+            if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise ValueError("it ends before what it announces")
+            return super()._get(offset, dtype, count, override_order)
+
     try:
-        reader = gguf.GGUFReader(path)
+        reader = Reader(path)
+        config, tokenizer = read_config(reader, path), read_tokenizer(reader)
+    except UserError:
+        raise
     except Exception as error:  # of many types for a damaged file, RecursionError among them
         raise UserError(f"{path} is not a complete GGUF file ({str(error)[:200]}): copy it again") from error
-    config = read_config(reader, path)
     huggingface.check_size(config, 8 * Path(path).stat().st_size, path)  # quantised, with a bit for each at least
     params = huggingface.empty_params(config, dtype)
     unread = huggingface.tensor_views(params, huggingface.GGUF)
@@ -66,7 +77,6 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
             array = array.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(view.shape)
         huggingface.fill(view, array, path, tensor.name)
     huggingface.refuse_missing(unread, path)
-    tokenizer = read_tokenizer(reader)
     huggingface.check_tokenizer(config, tokenizer, path)
     return config, params, tokenizer
 
