@@ -4,8 +4,8 @@ How arrays lie on devices is known here alone. `place_state` and `fetch_state` t
 devices and back, `place_rows` and `fetch_rows` what is divided among them. Batches are global on every process: each
 samples its share, the shares are gathered, and the main process's grades hold.
 
-A state is whole on every device, or divided: then each holds an equal `Part` of every large leaf, of parameters,
-moments and reference alike (ZeRO-3, arXiv 1910.02054). `whole` gathers parts where they are computed with; the
+A state is whole on every device, or divided: then each holds an equal `Part` of every matrix, of parameters, moments
+and reference alike (ZeRO-3, arXiv 1910.02054). `whole` gathers parts where they are computed with; the
 gradient of that adds up what the devices found, and leaves each its part of the sum.
 """
 
@@ -21,7 +21,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 AXIS = "data"
-SMALL = 2**12  # numbers of a leaf that is not worth dividing
 HEARTBEAT = 30  # seconds without a sign of life after which the processes give another one up; JAX's own is 100
 
 
@@ -105,17 +104,18 @@ def pmax(x):
 
 def place_state(tree, divide: bool = False):
     """A copy on every device, or its part, laid out as `map_devices` returns it: anything else costs a second trace at
-    step two. Leaves that do not divide evenly, and small ones, are whole on each."""
+    step two. Matrices that do not divide evenly, and vectors, are whole on each."""
     count, copies = jax.device_count(), jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
     pieces = jax.pmap(lambda x: x, axis_name=AXIS)
 
     def placed(path, x):
         matrix = x.ndim - (jax.tree_util.DictKey("layers") in path) >= 2
-        if divide and matrix and x.size >= SMALL and x.shape[-2] % count == 0:
+        if divide and matrix and x.shape[-2] % count == 0:
             return Part(pieces(place_rows(np.stack(np.split(np.asarray(x), count, axis=-2)))))
         return copies(jnp.zeros(jax.local_device_count()), x)
-    return jax.tree_util.tree_map_with_path(placed, tree) if divide else copies(
-        jnp.zeros(jax.local_device_count()), tree)
+    if divide:
+        return jax.tree_util.tree_map_with_path(placed, tree)
+    return copies(jnp.zeros(jax.local_device_count()), tree)
 
 
 def fetch_state(tree):
@@ -123,8 +123,8 @@ def fetch_state(tree):
     def fetched(x):
         if not isinstance(x, Part):
             return np.asarray(x.addressable_shards[0].data)[0]
-        pieces = np.asarray(x.piece) if jax.process_count() == 1 else multihost_utils.process_allgather(x.piece, tiled=True)
-        return np.concatenate(pieces, axis=-2)
+        pieces = x.piece if jax.process_count() == 1 else multihost_utils.process_allgather(x.piece, tiled=True)
+        return np.concatenate(np.asarray(pieces), axis=-2)
     return _over_parts(fetched, tree)
 
 

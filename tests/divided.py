@@ -1,7 +1,7 @@
-"""Ten updates of a model of four layers, in a process with as many devices as asked for: `divided.py DEVICES FILE`.
+"""Ten updates of a model of four layers, in a process with as many devices as asked for: `divided.py DEVICES FILE VARIANTS`.
 
 FILE.npz gets every array of the state in the end, by variant, way and name, and the metrics of the last update; printed
-are the largest bytes of a state on one device, by way.
+are the bytes of a state on one device, by variant and way.
 """
 
 import dataclasses
@@ -21,15 +21,17 @@ from fixtures import make_batch, random_params
 MODEL = ModelConfig(vocab_size=128, num_layers=4, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=128,
                     max_seq_len=64, tie_embeddings=False)
 PLAIN = build(grpo.GRPOConfig, learning_rate=1e-4, kl_coef=0.05, temperature=0.8, remat=True, max_grad_norm=0.5)
-VARIANTS = {"plain": {}, "accumulated": {"grad_accumulation": 2, "remat": False}, "minibatches": {"num_minibatches": 2},
-            "reset": {"reset_every": 5}, "lora": {"trainable": "lora", "adapter_rank": 2}}
+VARIANTS = {  # moments that start anew would make much of a last bit, so that it is the reference that is reset
+    "all": {"num_minibatches": 2, "grad_accumulation": 2, "reset_every": 5, "reset": "reference"},
+    "kept": {"remat": False}, "micro": {"grad_accumulation": 4, "remat": False},
+    "lora": {"trainable": "lora", "adapter_rank": 2}}
 
 
 def updates(config, divide: bool) -> tuple:
     """(the state after ten updates, as numpy; its last metrics; bytes of it on one device; completions it samples)."""
     batch, policy = make_batch(), grpo.Policy(MODEL, random_params(MODEL), (0,))
     state = parallel.place_state(grpo.initial_state(policy, config), divide)
-    held = max(sum(x.nbytes // len(x.sharding.device_set) for x in jax.tree.leaves(state)), 0)
+    held = sum(x.nbytes for x in jax.tree.leaves(state)) // parallel.device_count()
     programs, reset = grpo.compile_programs(policy, config), learner.map_reset(config.resets)
     for step in range(1, 11):
         part = batch.replace(ref_logprobs=programs.logprobs(learner.reference(state), batch))
@@ -41,10 +43,11 @@ def updates(config, divide: bool) -> tuple:
     return parallel.fetch_state(state), metrics, held, drawn
 
 
-def main(devices: int, file: str) -> None:
+def main(devices: int, file: str, names: str) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
     arrays, held = {}, {}
-    for name, changes in VARIANTS.items():
+    for name in names.split(","):
+        changes = VARIANTS[name]
         for way in ("whole", "divided"):
             state, metrics, held[f"{name} {way}"], drawn = updates(replace(PLAIN, **changes), way == "divided")
             found = {"state": state, "metrics": metrics, "drawn": dataclasses.replace(drawn, noted=None)}
@@ -55,4 +58,4 @@ def main(devices: int, file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), *sys.argv[2:])

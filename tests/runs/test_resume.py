@@ -146,11 +146,13 @@ def test_a_signal_saves_and_the_same_command_continues(begin, train, tmp_path, s
     assert_same_run(run_dir, straight(devices), STEPS)
 
 
-@pytest.mark.parametrize("before, after", [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
-def test_continues_on_another_number_of_devices(train, tmp_path, straight, before, after):
+@pytest.mark.parametrize("before, after, more", [
+    (1, 2, "--divide_state"), pytest.param(1, 2, "--nodivide_state", marks=pytest.mark.slow),
+    pytest.param(2, 1, "--nodivide_state", marks=pytest.mark.slow)])
+def test_continues_on_another_number_of_devices(train, tmp_path, straight, before, after, more):
     run_dir = pathlib.Path(shutil.copytree(straight(before), tmp_path / "run"))
     drop_checkpoints(run_dir, 57, 60)
-    train(f"--host_devices={after}")
+    train(f"--host_devices={after}", more)
     rows, wanted = (read_jsonl(path / "metrics.jsonl") for path in (run_dir, straight(before)))
     assert [row["step"] for row in rows] == list(range(STEPS + 1))
     # Sums of gradients are added in another order: the first rollouts are the same, later numbers nearly.

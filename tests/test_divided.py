@@ -1,0 +1,59 @@
+"""A divided state is the whole state: the same updates, samples and checkpoints, at 1/n of it on each device."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fixtures import ROOT, environment
+
+
+def run(devices: int, names: str, compiled, tmp_path) -> tuple[dict, dict]:
+    """(arrays, bytes on a device) that tests/divided.py finds with so many devices."""
+    file = tmp_path / f"{devices}.npz"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    env = environment(compiled) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, ROOT / "tests" / "divided.py", str(devices), file, names], text=True,
+                          capture_output=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return dict(np.load(file)), json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_same(arrays: dict, wanted: dict) -> None:
+    """Parameters, moments and reference to 1e-6; log-probabilities and metrics, sums of many of them, to 2e-5."""
+    compared = 0
+    for name, x in wanted.items():
+        if " whole " in name:
+            ours, atol = arrays[name.replace(" whole ", " divided ")], 1e-6 if "state" in name else 2e-5
+            np.testing.assert_allclose(ours.astype(float), x.astype(float), rtol=1e-5, atol=atol, err_msg=name)
+            compared += 1
+    assert compared > 50
+
+
+@pytest.mark.parametrize("devices, names", [
+    (4, "all"), *(pytest.param(n, "kept,lora", marks=pytest.mark.slow) for n in (1, 2, 4, 8))])
+def test_divided_is_whole(devices, names, compiled, tmp_path):
+    arrays, held = run(devices, names, compiled, tmp_path)
+    assert_same(arrays, arrays)
+    for name in names.split(","):
+        vectors = 0.06  # norms and biases are whole, and matrices of rank 2 on four devices
+        assert held[f"{name} divided"] <= (1 / devices + vectors) * held[f"{name} whole"] or devices == 1
+
+
+@pytest.mark.slow
+def test_divided_among_many_is_whole_on_one(compiled, tmp_path):
+    wanted, _ = run(1, "kept", compiled, tmp_path)
+    for devices in (2, 4, 8):
+        assert_same(run(devices, "kept", compiled, tmp_path)[0], wanted)
+
+
+@pytest.mark.slow
+def test_gradients_of_the_embedding_do_not_depend_on_micro_batches(compiled, tmp_path):
+    """XLA has moved sums over devices out of a loop over micro-batches wrongly (openxla/xla, issue 49143)."""
+    arrays, _ = run(4, "kept,micro", compiled, tmp_path)
+    for leaf in ("embed", "head"):
+        name = f"divided ['state'].params['{leaf}']"
+        np.testing.assert_allclose(arrays[f"kept {name}"], arrays[f"micro {name}"], rtol=1e-5, atol=1e-6)
