@@ -147,7 +147,9 @@ def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConf
     """
     check(config)
     programs = programs or compile_programs(policy, config)
-    state = parallel.place_state(watch.restore(initial_state(policy, config)), config.update.divide_state)
+    with parallel.making(config.update.divide_state):
+        state = watch.restore(initial_state(policy, config))
+    state = parallel.place_state(state, config.update.divide_state)
     del policy  # the state has the parameters: a copy less in host memory
     for step in watch.steps(state, config.loop.num_steps):
         state, record = grpo_step(programs, problems, reward, config, state, step)

@@ -65,6 +65,11 @@ def map_devices(fn: Callable, donate_argnums=()) -> Callable:
     return jax.pmap(fn, axis_name=AXIS, donate_argnums=donate_argnums)
 
 
+def making(divide: bool):
+    """A context for making a state: one that is to be divided is made in the host's memory, as no device may hold it."""
+    return jax.default_device(jax.local_devices(backend="cpu")[0] if divide else None)
+
+
 @flax.struct.dataclass
 class Part:
     """One device's part of a leaf: of equal pieces along the last axis but one, where a matrix has its inputs."""
