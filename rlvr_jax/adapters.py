@@ -76,8 +76,9 @@ def add(config: AdapterConfig, params: dict, seed: int) -> dict:
     """
     params = merged(params)
     if config.trainable == "all":
-        if config.adapter_size or config.adapter_layers:
-            raise UserError("--adapter_size and --adapter_layers need an adapter: --trainable=vector or lora")
+        unused = [name for name, value in vars(config).items() if value != getattr(AdapterConfig(), name)]
+        if unused:
+            raise UserError(f"--{unused[0]} needs an adapter: --trainable={' or '.join(ADAPTERS)}")
         return params
     key, map_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), STREAM))
     leaves = ADAPTERS[config.trainable](config, params["layers"], key)

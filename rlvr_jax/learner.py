@@ -259,7 +259,7 @@ def micro_rows(config: UpdateConfig, rows: int, devices: int, flags: str) -> int
     parts = config.num_minibatches * config.grad_accumulation
     if rows % (parts * devices):
         raise UserError(f"{flags} = {rows} rows do not divide into --num_minibatches x --grad_accumulation x "
-                        f"devices = {parts} x {devices} equal parts")
+                        f"devices (--host_devices) = {parts} x {devices} equal parts")
     return rows // (parts * devices)
 
 

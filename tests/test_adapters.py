@@ -208,7 +208,8 @@ def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"adapter_size": 4}, "need an adapter: --trainable"), ({"adapter_layers": (0,)}, "need an adapter: --trainable"),
+    ({"adapter_size": 4}, "--adapter_size needs an adapter: --trainable"),
+    ({"adapter_layers": (0,)}, "--adapter_layers needs an adapter"), ({"adapter_rank": 4}, "--adapter_rank needs an"),
     ({"trainable": "lora", "adapter_layers": (0,)}, "needs --trainable=vector"),
     ({"trainable": "vector", "adapter_layers": (1, 4)}, "--adapter_layers=1,4: the layers of the model are 0 to 3"),
     ({"trainable": "vector", "adapter_size": 65}, "--adapter_size=65: the adapter has 64 numbers")])

@@ -174,7 +174,8 @@ def best_step(run_dir: str) -> int:
     name = read_meta(run_dir, saved[-1]).get("flags", {}).get("keep_best")
     values = {step: metrics.get(name, -math.inf) for step, metrics in reversed(_metrics(run_dir).items())}
     if max(values.values(), default=-math.inf) == -math.inf:
-        raise UserError(f"{run_dir}@best: its --keep_best={name or ''} names no metric of a checkpoint; name a step: "
+        why = f"its --keep_best={name} names no metric of a checkpoint" if name else "it was made without --keep_best"
+        raise UserError(f"{run_dir}@best: {why}; name a step: "
                         + ", ".join(map(str, saved)))
     return max(values, key=values.get)
 

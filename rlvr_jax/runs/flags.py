@@ -1,5 +1,6 @@
 """The flags of a directory that a command writes: what may change before it goes on, and how it is claimed."""
 
+import difflib
 import math
 import os
 import pathlib
@@ -20,8 +21,9 @@ def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, 
         except ValueError:
             name = ""
         if name not in rows or not math.isfinite(pairs[-1][1]):
+            near = difflib.get_close_matches(part.partition(":")[0], rows, 1)
             raise UserError(f"--{flag}={text}: {part!r} is none of {', '.join(rows)}, nor one of them with a weight "
-                            f"as in {first}:0.5,{second}:0.5")
+                            f"as in {first}:0.5,{second}:0.5" + (f"; did you mean {near[0]}?" if near else ""))
     return pairs
 
 

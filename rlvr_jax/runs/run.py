@@ -189,6 +189,8 @@ class Run:
         self.stop = parallel.largest(self._ruled())  # a run that a rule has ended does not go on
         if self.stop or self.resumed >= self.num_steps:
             return
+        if self.resumed and parallel.is_main():
+            print(f"{self.dir}: going on from step {self.resumed}")
         with progress(self.num_steps, self.resumed, self.command, not parallel.is_main()) as self.bar:
             self.looping = True
             for step in range(self.resumed + 1, self.num_steps + 1):

@@ -118,11 +118,16 @@ def encode_prompts(tokenizer: Tokenizer, asked: list[Problem], config: ModelConf
     room = config.max_seq_len - max_new_tokens
     room = min(room, max_prompt_tokens) if max_prompt_tokens else room
     ids = [tokenizer.encode(problem.prompt) for problem in asked]
+    longest = max(map(len, ids), default=0)
     for problem, row in zip(asked, ids):
         if not 0 < len(row) <= room:
+            fits = config.max_seq_len - longest
+            advice = (f"raise --max_prompt_tokens to {longest}" if len(row) + max_new_tokens <= config.max_seq_len else
+                      f"lower --max_new_tokens to {fits}, if that is enough for an answer, or take shorter prompts"
+                      if fits > 0 else "take shorter prompts")
             raise UserError(f"a prompt has {len(row)} tokens, and --max_new_tokens={max_new_tokens} of the model's "
-                            f"window of {config.max_seq_len} (or --max_prompt_tokens) leave 1 to {room}: "
-                            f"{problem.prompt[:80]!r}")
+                            f"window of {config.max_seq_len} (or --max_prompt_tokens) leave it 1 to {max(room, 0)}; "
+                            f"{advice} (--num_ops of a synthetic family): {problem.prompt[:80]!r}")
     return Prompts(*padded(ids, tokenizer.pad_id, -(-max(map(len, ids)) // 16) * 16))
 
 

@@ -162,7 +162,7 @@ def test_a_run_that_a_rule_ends_is_evaluated_at_its_end_and_has_a_best(go, tmp_p
 def test_without_keep_best_the_newest_stay_and_no_step_is_best(go, tmp_path):
     go()
     assert checkpoint.steps(tmp_path / "run") == [10]
-    with pytest.raises(UserError, match="run@best: its --keep_best= names no metric of a checkpoint; name a step: 10$"):
+    with pytest.raises(UserError, match="run@best: it was made without --keep_best; name a step: 10$"):
         checkpoint.restore_model(str(tmp_path / "run"), "best")
 
 

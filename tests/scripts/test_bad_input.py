@@ -50,7 +50,7 @@ CASES = {
     "missing model": ("evaluate", ["--model={work}/nowhere", "--out={work}/new"], "--model={work}/nowhere"),
     "folder without a checkpoint": ("sample", ["--model={work}/empty", "--prompt=x"], "{work}/empty has no checkpoint"),
     "missing step": ("sample", ["--model={work}/base@7", "--prompt=x"], "no checkpoint of step 7; it has 100, 200"),
-    "no best step": ("sample", ["--model={work}/base@best", "--prompt=x"], "{work}/base@best: its --keep_best= names"),
+    "no best step": ("sample", ["--model={work}/base@best", "--prompt=x"], "{work}/base@best: it was made without --keep_best; name a"),
     "rule without a number": ("train", [*GO, "--stop_when=train/kl"], "--stop_when: 'train/kl' is no rule"),
     "unknown metric": ("train", [*GO, "--keep_best=eval/gready"], "--keep_best: this run does not measure eval/gready"),
     "full disk": ("sample", ["--model={work}/base", "--prompt=coins", "--max_new_tokens=5", "--out=/dev/full"],
