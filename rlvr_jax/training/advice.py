@@ -66,8 +66,9 @@ def on_first_step(record: Record) -> str:
                 "--example (auto looks for one), or raise --temperature")
     cut = np.mean(~np.asarray(rollouts.ended))
     return (f"none of the {len(rewards_B)} completions of step 1 has a reward, and none teaches anything ({cut:.0%} of "
-            f"them were cut at --max_new_tokens={rollouts.completions.shape[1]}); choose an easier --example (auto "
-            "looks for one), or check --answer_format, --instruction and --max_new_tokens")
+            f"them were cut at --max_new_tokens={rollouts.completions.shape[1]}); check --answer_format (of a file's "
+            "problems auto wants a box), --instruction and --max_new_tokens, or choose an easier --example (auto looks "
+            "for one)")
 
 
 def on_inert(rows: list[dict], record: Record, steps: int) -> str:
