@@ -1,8 +1,8 @@
 """Measures how much of a trained model's gain its base recovers, steered by a vector at the tokens of a gate.
 
-  python -m scripts.hybrid --model=runs/base --trained=runs/tiny --out=runs/hybrid
-  python -m scripts.hybrid --model=runs/base --trained=runs/tiny --vector=trained --vectors=runs/vector --layer=2 \\
-    --out=runs/hybrid_trained
+  python -m scripts.hybrid --model=runs/demo_base --trained=runs/demo --out=runs/hybrid
+  python -m scripts.hybrid --model=runs/demo_base --trained=runs/demo --vector=trained --vectors=runs/vector \\
+    --layer=2 --out=runs/hybrid_trained
 
 Writes OUT/summary.json, OUT/table.md, and the completions of each arm in folders of OUT. The same command continues an
 interrupted one.

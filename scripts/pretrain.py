@@ -1,6 +1,6 @@
 """Pre-trains the tiny base that one-example GRPO starts from.
 
-  python -m scripts.pretrain --flagfile=configs/tiny_base.flags --run_dir=runs/base
+  python -m scripts.pretrain --flagfile=configs/tiny_base.flags --run_dir=runs/demo_base
 
 Writes a run directory that --model of the other scripts accepts. The same command continues an interrupted run.
 """

@@ -1,7 +1,7 @@
 """Measures what training changed, in completions that were kept or that it samples.
 
   python -m scripts.probe --probe=coherence --completions=base/completions.jsonl,after/completions.jsonl --out=DIR
-  python -m scripts.probe --probe=memory --model=runs/tiny --out=runs/tiny/memory
+  python -m scripts.probe --probe=memory --model=runs/demo --out=runs/demo/memory
   python -m scripts.probe --probe=boundary --completions=base/completions.jsonl,after/completions.jsonl --out=DIR
   python -m scripts.probe --probe=contamination --model=DIR --problems=math500.jsonl --max_new_tokens=512 --out=DIR
   python -m scripts.probe --probe=contamination --model=DIR --problems=gsm8k.jsonl,svamp.jsonl --clean=calculation:3 \

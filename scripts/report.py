@@ -1,6 +1,6 @@
 """Draws a run, or the findings of all studies, as a page that loads nothing.
 
-  python -m scripts.report --run_dir=runs/tiny [--parquet]
+  python -m scripts.report --run_dir=runs/demo [--parquet]
   python -m scripts.report --all --readme=results/README.md
 
 The first writes report.html and PNGs in the run directory; the second results/index.html, from the records that

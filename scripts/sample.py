@@ -1,6 +1,6 @@
 """Shows completions of a prompt.
 
-  python -m scripts.sample --model=runs/tiny --prompt="coins 7 + 5 * 2 - 4 * 1 + 9 - 3 =" --num_samples=4
+  python -m scripts.sample --model=runs/demo --prompt="coins 7 + 5 * 2 - 4 * 1 + 9 - 3 =" --num_samples=4
   python -m scripts.sample --model=smollm2 --prompt="What is 7 times 8?"
 
 On a terminal, tokens that the model did not expect are underlined (below 1/e), or bold red (below 1/20), unless
