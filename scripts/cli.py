@@ -8,7 +8,6 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
-import operator
 import os
 import pathlib
 import re
@@ -53,9 +52,6 @@ def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
         if number:
             flags.register_validator(name, functools.partial(
                 within, number=number, meta=meta, optional=default in (None, ())), f"not {allowed}", known)
-    if "log_to" in known:  # flag files of earlier runs have the flag that it replaced
-        flags.DEFINE_bool("tensorboard", False, "--log_to=tensorboard does it now", known)
-        flags.register_validator("tensorboard", operator.not_, "--log_to=tensorboard does it now", known)
     flags.DEFINE_bool("traceback", False, "on an error, print where in the program it arose", known)
 
 

@@ -70,7 +70,6 @@ def _values(lines: list[str]) -> dict[str, str]:
     """Flags by name, each in one of the ways to write it: --decay_steps=0, a schedule that ends with the run, as the
     number of updates it stands for, and --model=DIR/ as --model=DIR."""
     values = dict(line.split("=", 1) for line in lines)
-    values.pop("--tensorboard", None)  # which --log_to replaced
     directory, at, step = values.get("--model", "").partition("@")
     if directory:
         values["--model"] = os.path.normpath(directory) + at + step

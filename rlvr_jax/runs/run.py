@@ -40,6 +40,7 @@ class RunConfig:
                                "run counts as inert, and says so once", minimum=1, free=True)
     log_to: str = setting("", "programs that get a copy of metrics.jsonl, joined by commas; empty: none",
                           lambda: mirrors.MIRRORS, free=True, listed=True)
+    tensorboard: bool = setting(False, "as tensorboard in log_to, by the flag that earlier runs have", free=True)
     eval_every: int = setting(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
                               minimum=0, free=True)
 
@@ -67,6 +68,7 @@ class Run:
         self.first, self.signal, self.stop, self.shown, self.chosen = first, 0, 0, {}, {}
         self.rules, self.looping = stopping.parse(config.stop_when, config.inert_steps), False
         self.dir, self.held = pathlib.Path(config.run_dir), contextlib.ExitStack()
+        self.log_to = ",".join(dict.fromkeys(filter(None, [config.log_to, "tensorboard" * config.tensorboard])))
         refusal = self._refusal() if parallel.is_main() else ""
         if parallel.largest(bool(refusal)):
             self.held.close()
@@ -82,7 +84,7 @@ class Run:
         with contextlib.ExitStack() as claiming:
             claiming.push(_leave)
             try:
-                mirrors.parse(config.log_to)
+                mirrors.parse(self.log_to)
                 self.held.enter_context(claim(self.dir, "--run_dir", config.resume))
             except UserError as error:
                 return str(error)
@@ -129,7 +131,7 @@ class Run:
             for name in LOGS)
         self._note_start()
         self.mirrors = [opened.enter_context(mirrors.MIRRORS[name](self.dir, self.metrics.rows))
-                        for name in mirrors.parse(config.log_to)]
+                        for name in mirrors.parse(self.log_to)]
         self.compilations = opened.enter_context(compilations())
         self.manager = checkpoint.open_manager(config.run_dir, config.keep_last, config.keep_every, config.keep_best)
         opened.callback(checkpoint.close, self.manager)

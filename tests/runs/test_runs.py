@@ -543,11 +543,13 @@ def test_trackio_has_each_step_of_a_resumed_run_once(tmp_path):
                                                         for step in range(1, 8)]
 
 
-def test_the_runs_of_the_flag_that_log_to_replaced_go_on(go, tmp_path):
-    go(num_steps=2)
+def test_the_flag_that_log_to_replaced_still_mirrors_and_its_runs_go_on(go, tmp_path):
+    pytest.importorskip("tensorboardX", reason="pip install 'rlvr_jax[tensorboard]'")
+    go(num_steps=2, tensorboard=True)
     path = tmp_path / "run" / "flags.txt"
-    path.write_text(path.read_text().replace("--log_to=", "--tensorboard=False"))
-    assert go(num_steps=4)["steps"] == 4
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "log_to" not in line))
+    assert go(num_steps=4, tensorboard=True)["steps"] == 4
+    assert {step for _, step, _ in events(tmp_path / "run" / "tensorboard")} == {1, 2, 3, 4}
 
 
 def test_a_start_from_a_changed_checkout_keeps_what_differs(go, tmp_path, monkeypatch):

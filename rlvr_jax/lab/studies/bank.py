@@ -25,9 +25,19 @@ NOTE = "bank.json"  # in the directory of a base that is finished
 
 def place(bank: str, command: str) -> pathlib.Path:
     """Where the base lies that a command makes; the command is filled in, but for its {bank}."""
-    script, *words = shlex.split(command)
+    script, *words = words_of(command)
+    if not (ROOT / "scripts" / f"{script}.py").is_file():
+        raise UserError(f"{command}: there is no script {script}")
     text = "\n".join([script, *written_out(words), code(script), jax.__version__])
     return pathlib.Path(bank) / f"{script}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def words_of(command: str) -> list[str]:
+    """A command as a shell reads it. Raises UserError for one that it cannot read."""
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"{command}: {error}") from None
 
 
 def written_out(words: list[str]) -> Iterator[str]:
@@ -82,7 +92,7 @@ def bare(tree: ast.Module) -> str:
 
 def made_by(line: str, bank: str) -> Optional[pathlib.Path]:
     """The base that a command makes; None for a command that writes elsewhere."""
-    named = [pathlib.Path(word.split("=", 1)[1]) for word in shlex.split(line) if word.startswith("--run_dir=")]
+    named = [pathlib.Path(word.split("=", 1)[1]) for word in words_of(line) if word.startswith("--run_dir=")]
     return named[0] if bank and named and named[0].parent == pathlib.Path(bank) else None
 
 

@@ -49,9 +49,20 @@ def label(study: dict, unit: dict):
     return ", ".join(f"{key} {unit[key]}" for key in varying or ["seed"])
 
 
+def names(template: str) -> set[str]:
+    """The {names} of a template. Raises UserError where its braces hold something else."""
+    try:
+        found = [field for _, *field in string.Formatter().parse(template) if field[0] is not None]
+    except ValueError as error:
+        raise UserError(f"the study's {template!r}: {error}") from None
+    if any(how or conversion or not name.isidentifier() for name, how, conversion in found):
+        raise UserError(f"the study's {template!r}: braces hold a name alone, such as {{seed}}")
+    return {name for name, *_ in found}
+
+
 def fill(template: str, values: dict) -> str:
     """The template with its {names} filled in. Raises UserError for a name that nothing gives."""
-    missing = {name for _, name, _, _ in string.Formatter().parse(template) if name} - values.keys()
+    missing = names(template) - values.keys()
     if "data" in missing:
         raise UserError("--data is required by this study: the directory of its problem files")
     if missing:

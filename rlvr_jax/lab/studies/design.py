@@ -1,11 +1,10 @@
 """What is wrong with the file of a study, found before its first command, and how to write it."""
 
 import pathlib
-import shlex
-import string
 
 from rlvr_jax.lab.studies import bank, statistics
-from rlvr_jax.lab.studies.commands import fill, variables
+from rlvr_jax.lab.studies.bank import words_of
+from rlvr_jax.lab.studies.commands import fill, names, variables
 from rlvr_jax.lab.studies.sources import CROSSED, PARTS
 
 GIVEN = ("work", "data", "arm", "base", "example", "seed", "bank")  # names that no arm has to give
@@ -88,7 +87,7 @@ def arm_fault(study: dict) -> str:
     texts = [*commands.values(), *filter(lambda x: isinstance(x, str), study["measures"].values()), written,
              *(source["source"] for source in study["measures"].values() if isinstance(source, dict)),
              *(value for arm in study["arms"].values() for value in arm.values() if isinstance(value, str))]
-    read = {name for text in texts for _, name, _, _ in string.Formatter().parse(text) if name} - {*GIVEN}
+    read = set().union(*map(names, texts)) - {*GIVEN}
     for where, keys in [*((f"arm {arm}", study["arms"][arm]) for arm in ran(study)),
                         ("[quick]", study.get("quick", {}))]:
         for key, value in keys.items():
@@ -106,7 +105,7 @@ def arm_fault(study: dict) -> str:
 def source_fault(study: dict, cells: dict[str, dict], lines: dict[str, list[str]]) -> str:
     """Which measure has a file that none of the commands writes. `cells` and their commands are one of each arm."""
     made = {pathlib.Path(word.split("=", 1)[1]) for each in lines.values() for line in each
-            for word in shlex.split(line) if word.startswith(("--run_dir=", "--out="))}
+            for word in words_of(line) if word.startswith(("--run_dir=", "--out="))}
     for name, source in study["measures"].items():
         files = {} if isinstance(source, list) else {
             pathlib.Path(cell["work"]) / file for cell in cells.values()
