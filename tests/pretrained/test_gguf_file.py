@@ -92,6 +92,15 @@ def test_a_half_written_gguf_is_refused_by_name(keep, tmp_path):
         gguf_file.load(path)
 
 
+def test_a_count_beyond_the_end_is_refused_at_once(tmp_path):
+    """The library reads on behind the end, once for each number that the count says is there."""
+    pytest.importorskip("gguf", reason="pip install gguf")
+    path, number, array = tmp_path / "m.gguf", 5, 9
+    path.write_bytes(struct.pack("<4sIQQQ4sIIQ", b"GGUF", 3, 0, 1, 4, b"name", array, number, 200_000) + bytes(64))
+    with pytest.raises(UserError, match="m.gguf is not a complete GGUF file .it ends before what it announces"):
+        gguf_file.load(path)
+
+
 def test_arrays_nested_deep_are_refused(tmp_path):
     """A header with one key, whose value is an array of an array of an array ..."""
     pytest.importorskip("gguf", reason="pip install gguf")

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from rlvr_jax.errors import UserError
 from rlvr_jax.lab.studies import bank, statistics
 from rlvr_jax.lab.studies.bank import words_of
 from rlvr_jax.lab.studies.commands import fill, names, variables
@@ -12,7 +13,10 @@ GIVEN = ("work", "data", "arm", "base", "example", "seed", "bank")  # names that
 
 def fault(study: dict) -> str:
     """What is wrong with the study's seeds, commands, arms or measures; empty if nothing is."""
-    return shape_fault(study) or contrast_fault(study) or arm_fault(study)
+    try:
+        return shape_fault(study) or contrast_fault(study) or arm_fault(study)
+    except UserError as error:
+        return str(error)
 
 
 def contrasts(study: dict) -> dict[str, dict]:

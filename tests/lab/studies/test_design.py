@@ -43,6 +43,9 @@ def ran(monkeypatch):
     ('[quick]\nrl', '[quick]\nlr', r"\[quick\]: nothing reads lr; there are the commands base, rl"),
     ('end = "{arm}{seed}/summary', 'end = "run{seed}/summary', "measure end: no command writes WORK/run0/summary.json; "
                                                                "they write WORK/base0, WORK/bent0, WORK/plain0"),
+    ('end = "{arm}{seed}/summary', 'end = "{arm}}{seed}/summary', "the study's '{arm}}.*': Single '}' encountered"),
+    ('end = "{arm}{seed}/summary', 'end = "{arm}{}/summary', "the study's .*: braces hold a name alone, such as {seed}"),
+    ('end = "{arm}{seed}/summary', 'end = "{arm}{seed:>9}/summary', "the study's .*: braces hold a name alone"),
     ('gain = ["-", "end", "start"]', 'gain = ["-", "end", "begin"]', "measure gain: it is made of .*: - 2, / 2"),
     ('gain = ["-", "end", "start"]', 'gain = ["+", "end", "start"]', "measure gain: it is made of .*: - 2, / 2"),
     ('gain = ["-", "end", "start"]', 'gain = ["-", "end", "gain"]', "measure gain: it is made of .*: - 2, / 2")])
