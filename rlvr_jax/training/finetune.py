@@ -78,7 +78,8 @@ def finetune(config: FinetuneConfig) -> dict:
     with Run(config.run, config, loop.num_steps, "finetune") as run:
         heldout = measure.make_heldout(asked, loaded, sample, set(examples.texts), run.keep_heldout)
         watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
-        state = [learner.init_state(adapters.merged(loaded.params), optimizer, keep_reference=False)]
+        with parallel.making(config.update.divide_state):
+            state = [learner.init_state(adapters.merged(loaded.params), optimizer, keep_reference=False)]
         loaded = dataclasses.replace(loaded, params=None)  # the devices have them soon: a copy less in host memory
         data = functools.partial(batch, examples, config.batch_size, loop.seed)
         return watch.finish(supervise(state.pop(), data, update, watch, loop.num_steps, config.update.divide_state))

@@ -75,7 +75,8 @@ def pretrain(config: PretrainConfig) -> dict:
     with Run(config.run, config, loop.num_steps, "pretrain", first=1) as run:
         params = model.init_params(jax.random.key(loop.seed), model_config)
         watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
-        state = learner.init_state(params, optimizer, keep_reference=False)
+        with parallel.making(config.update.divide_state):
+            state = learner.init_state(params, optimizer, keep_reference=False)
         return watch.finish(supervise(state, solved_problems, update, watch, loop.num_steps, config.update.divide_state))
 
 
