@@ -27,6 +27,7 @@ JAX_WINDOW = (0, 10), (0, 11)  # the first and the last JAX that this runs on, a
 
 flags.disclaim_key_flags()  # so that --help of a script lists the flags defined here as its own
 
+LONG_NAME = re.compile(r"-[^\s=]{99}")
 CACHE_BYTES = 500_000_000  # most that compiled programs take; JAX removes those that were unused for longest
 
 
@@ -102,9 +103,9 @@ def check_command(line: str) -> None:
     known, config_class = flags.FlagValues(), record_class(found[1])
     define_flags(config_class, known)
     try:
-        rest = known([script, *words])[1:]
+        rest = parsed([script, *words], known)[1:]
         parse_config(config_class, known)
-    except (flags.Error, RecursionError, UserError) as error:
+    except (flags.Error, UserError) as error:
         raise UserError(f"python -m scripts.{line}: {explain(error)}; python -m scripts.{script} --help lists the "
                         "flags") from None
     if rest:
@@ -179,19 +180,26 @@ def cache_folder() -> pathlib.Path:
 
 def explain(error: BaseException) -> str:
     """One line for an error the user can act on."""
-    if isinstance(error, RecursionError):  # of absl, as it looks for names that are like an unknown one
-        return "no flag has so long a name"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
     return " ".join(str(error).split())
 
 
+def parsed(argv: list[str], known: flags.FlagValues) -> list[str]:
+    """What the flags leave of a command line. A name too long for any flag is refused before absl, which looks for names
+    like an unknown one, takes memory, or its whole stack, for it."""
+    words = known.read_flags_from_files(argv[1:], force_gnu=False)
+    if name := next(filter(LONG_NAME.match, words), ""):
+        raise flags.Error(f"no flag has so long a name as {name[:20]}...")
+    return known([argv[0], *words])
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """What is left of the command line; a flag that cannot be parsed is an error like any other, and --help is none."""
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, RecursionError) as error:
+        return parsed(argv, flags.FLAGS)
+    except flags.Error as error:
         said = explain(error).removeprefix("ERROR:: ")  # absl's own word, for a flag file that is not there
         print(f"error: {said}; --help lists the flags", file=sys.stderr)
         sys.exit(1)
