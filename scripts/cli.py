@@ -4,6 +4,7 @@ Every setting becomes the absl flag of the same name. `run(main, "rlvr_jax.train
 prepares JAX before anything touches a device, and calls `main(config)`.
 """
 
+import dataclasses
 import functools
 import importlib
 import importlib.metadata
@@ -24,8 +25,6 @@ from absl import flags
 from rlvr_jax.errors import Interrupted, UserError
 
 JAX_WINDOW = (0, 10), (0, 11)  # the first and the last JAX that this runs on, as requirements.txt has them
-
-flags.disclaim_key_flags()  # so that --help of a script lists the flags defined here as its own
 
 LONG_NAME = re.compile(r"-[^\s=]{99}")
 CACHE_BYTES = 500_000_000  # most that compiled programs take; JAX removes those that were unused for longest
@@ -74,9 +73,35 @@ def within(value, number: type, meta: Mapping, optional: bool) -> bool:
 def explained(table, row: str) -> str:
     """The first sentence of the docstring of a row, where that is a function or a record that begins with one."""
     value = table[row] if isinstance(table, Mapping) else None
+    if isinstance(value, tuple):  # of functions, as an objective is
+        return ", ".join(part.__name__.replace("_", " ") for part in value if callable(part))
     function = value if inspect.isfunction(value) else getattr(value, "score", None)
     text = " ".join((inspect.getdoc(function) or "").split()) if inspect.isfunction(function) else ""
     return re.split(r"\.(?=\s|$)", text)[0]
+
+
+def help_text(about: str, config_class, known: flags.FlagValues = flags.FLAGS) -> str:
+    """What --help prints: the script's docstring, then the flags, those of each record under what it says of itself."""
+    from rlvr_jax import records
+
+    defined = [leaf.name for leaf in records.settings(config_class)]
+
+    def section(says: str, names: list[str]) -> list[str]:
+        lines = ["", says] if set(names) & set(defined) else []
+        for flag in (known[name] for name in names if name in defined):
+            default = "" if flag.default in (None, "") else f"={str(flag.default).lower() if flag.boolean else flag.default}"
+            lines.append(flags.text_wrap(f"--{flag.name}{default}: {flag.help}", indent="      ", firstline_indent="  "))
+        return lines
+
+    def sections(record) -> list[str]:
+        nested = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+        own = [name for name, value in nested.items() if not dataclasses.is_dataclass(value)]
+        return sum((sections(value) for value in nested.values() if dataclasses.is_dataclass(value)),
+                   section(" ".join(inspect.getdoc(record).split()), own))
+
+    always = ["", "Every command.", "  --flagfile: file of flags, a line each",
+              f"  --traceback=false: {known['traceback'].help}"]
+    return "\n".join([about.strip(), *sections(config_class()), *always])
 
 
 def parse_config(config_class, known: flags.FlagValues = flags.FLAGS):
@@ -195,15 +220,18 @@ def parsed(argv: list[str], known: flags.FlagValues) -> list[str]:
     return known([argv[0], *words])
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(config_class, argv: list[str]) -> list[str]:
     """What is left of the command line; a flag that cannot be parsed is an error like any other, and --help is none."""
+    if {"--help", "-help", "-h", "-?"} & set(argv[1:]):
+        print(help_text(sys.modules["__main__"].__doc__, config_class))
+        sys.exit(0)
     try:
         return parsed(argv, flags.FLAGS)
     except flags.Error as error:
         said = explain(error).removeprefix("ERROR:: ")  # absl's own word, for a flag file that is not there
         print(f"error: {said}; --help lists the flags", file=sys.stderr)
         sys.exit(1)
-    except SystemExit:  # absl exits 1 after printing the help
+    except SystemExit:  # absl exits 1 after printing --helpfull and others of its own
         sys.exit(0)
 
 
@@ -245,4 +273,4 @@ def run(main: Callable, record: str) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     define_flags(config_class)
-    absl.app.run(guarded, flags_parser=parse_flags)
+    absl.app.run(guarded, flags_parser=functools.partial(parse_flags, config_class))

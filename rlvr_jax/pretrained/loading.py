@@ -31,7 +31,7 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
     if not name:
         raise UserError("--model is required: a run directory, a Hugging Face folder, a .gguf file, or smollm2")
     directory, _, step = name.partition("@")
-    path = pathlib.Path(directory)
+    path, meta = pathlib.Path(directory), {}
     if name == "smollm2" or (path.suffix == ".gguf" and path.is_file()):
         path = gguf_file.smollm2_path() if name == "smollm2" else path
         config, params, tokenizer = gguf_file.load(path, params_dtype)
@@ -46,7 +46,7 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
     else:
         raise UserError(f"--model={name}: no such directory or .gguf file")
     huggingface.check_tokenizer(config, tokenizer, name)
-    return LanguageModel(dataclasses.replace(config, dtype=dtype), params, tokenizer)
+    return LanguageModel(dataclasses.replace(config, dtype=dtype), params, tokenizer, meta.get("flags", {}))
 
 
 def load_fixed(choice: ModelChoice) -> LanguageModel:
