@@ -24,9 +24,9 @@ from absl import flags
 
 from rlvr_jax.errors import Interrupted, UserError
 
-JAX_WINDOW = (0, 10), (0, 11)  # the first and the last JAX that this runs on, as requirements.txt has them
+JAX_WINDOW = (0, 10), (0, 12)  # the first and the last JAX that this runs on, as requirements.txt has them
 
-LONG_NAME = re.compile(r"-[^\s=]{99}")
+LONGEST_NAME = 99  # characters of a flag's name that are looked up
 CACHE_BYTES = 500_000_000  # most that compiled programs take; JAX removes those that were unused for longest
 
 
@@ -71,9 +71,10 @@ def within(value, number: type, meta: Mapping, optional: bool) -> bool:
 
 
 def explained(table, row: str) -> str:
-    """The first sentence of the docstring of a row, where that is a function or a record that begins with one."""
+    """The first sentence of the docstring of a row, where that is a function or a record with a `score`; the names of
+    the functions that another record is made of."""
     value = table[row] if isinstance(table, Mapping) else None
-    if isinstance(value, tuple):  # of functions, as an objective is
+    if isinstance(value, tuple) and not hasattr(value, "score"):  # of functions, as an objective is
         return ", ".join(part.__name__.replace("_", " ") for part in value if callable(part))
     function = value if inspect.isfunction(value) else getattr(value, "score", None)
     text = " ".join((inspect.getdoc(function) or "").split()) if inspect.isfunction(function) else ""
@@ -214,10 +215,10 @@ def explain(error: BaseException) -> str:
 def parsed(argv: list[str], known: flags.FlagValues) -> list[str]:
     """What the flags leave of a command line. A name too long for any flag is refused before absl, which looks for names
     like an unknown one, takes memory, or its whole stack, for it."""
-    words = known.read_flags_from_files(argv[1:], force_gnu=False)
-    if name := next(filter(LONG_NAME.match, words), ""):
-        raise flags.Error(f"no flag has so long a name as {name[:20]}...")
-    return known([argv[0], *words])
+    for word in known(argv, known_only=True)[1:]:
+        if word.startswith("-") and len(word.partition("=")[0]) > LONGEST_NAME:
+            raise flags.Error(f"no flag has so long a name as {word[:20]!r}")
+    return known(argv)
 
 
 def parse_flags(config_class, argv: list[str]) -> list[str]:
