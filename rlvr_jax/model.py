@@ -45,7 +45,7 @@ class ModelConfig:
     qkv_bias: bool = False  # Qwen2
     qk_norm: bool = False  # Qwen3
     tie_embeddings: bool = True
-    dtype: str = "float32"  # of the computation; parameters are float32
+    dtype: str = "float32"  # of the computation
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)
@@ -134,13 +134,14 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
 
     Returns `(x_BxTxD, kept)`. Every weight is cast to x's dtype, so float32 parameters compute in `config.dtype`.
     """
-    def project(name, x):
+    def project(name, x, scale=None):
         y = ops.linear(x, p[name].astype(x.dtype))
         if name + "_lora_a" in p:
             a, b = p[name + "_lora_a"], p["lora_scale"] * p[name + "_lora_b"]  # in float32, as alpha/r may need it
             if a.shape[1] == 1:  # XLA fuses a product of rank 1 with what follows, which then has other last bits
                 a, b = jnp.pad(a, ((0, 0), (0, 1))), jnp.pad(b, ((0, 1), (0, 0)))
             y += ops.linear(ops.linear(x, a.astype(x.dtype)), b.astype(x.dtype))
+        y = y if scale is None else y * scale
         bias = p.get(name + "_bias")
         return y if bias is None else y + bias.astype(x.dtype)[None, None]
 
@@ -152,7 +153,7 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
     mixed, kept = attend(ops.rotate(q, positions_BxT, frequencies), ops.rotate(k, positions_BxT, frequencies), v)
     x = x_BxTxD + project("o", mixed)
     h = ops.rms_norm(x, p["mlp_norm"], config.norm_eps)
-    x = x + project("down", jax.nn.silu(project("gate", h)) * project("up", h))
+    x = x + project("down", *ops.gated(project("gate", h), project("up", h))).astype(x.dtype)
     if "vector" in p:
         x = x + p["vector"].astype(x.dtype)[None, None]
     if "first_vector" in p:

@@ -3,6 +3,9 @@
 import dataclasses
 import pathlib
 
+import jax
+import numpy as np
+
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import gguf_file, huggingface
 from rlvr_jax.pretrained.language_model import LanguageModel
@@ -17,7 +20,8 @@ class ModelChoice:
 
     model: str = setting("", "a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face folder, a .gguf file, or "
                          "smollm2")
-    dtype: str = setting("float32", "of the computation; parameters stay float32", ["float32", "bfloat16"])
+    dtype: str = setting("float32", "of the computation; what is trained stays float32. float16 is for GPUs without bfloat16, such "
+                         "as a T4", ["float32", "bfloat16", "float16"])
 
 
 def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32") -> LanguageModel:
@@ -42,6 +46,7 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
         if not step.isdigit() and step not in ("", "best"):
             raise UserError(f"--model={name}: what follows @ is the step of a checkpoint, a number, or best")
         config, params, meta = checkpoint.restore_model(directory, step)
+        params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)  # frozen ones may have 16 bits
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     else:
         raise UserError(f"--model={name}: no such directory or .gguf file")
