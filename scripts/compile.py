@@ -3,6 +3,8 @@
   python -m scripts.compile --chip=v5e-8 --flagfile=configs/tiny.flags
 """
 
+import os
+
 from scripts import cli
 
 
@@ -13,4 +15,6 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
+    # A run may be using this machine's accelerator; and what a compiler takes is to be seen.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     cli.run(main, "rlvr_jax.lab.tools.compile.CompileConfig")

@@ -54,9 +54,9 @@ def _gpu(cuda: float, peak: float, peak_float32: float, bandwidth: float, gpu: G
 
 _ONE, _MEGACORE = {"chips_per_host_bounds": (1, 1, 1)}, {"chip_config_name": "megacore"}
 CHIPS = {
-    "v4-8": _tpu(4, 30.5, 275, 1228, "v4:2x2x1", **_MEGACORE),
+    "v4-8": _tpu(4, 30.75, 275, 1228, "v4:2x2x1", **_MEGACORE),
     "v5e-1": _tpu(1, 15.75, 197, 819, "v5e:1x1", **_ONE), "v5e-8": _tpu(8, 15.75, 197, 819, "v5e:2x4"),
-    "v5p-8": _tpu(4, 95, 459, 2765, "v5:2x2x1", **_MEGACORE),
+    "v5p-8": _tpu(4, 95.74, 459, 2765, "v5:2x2x1", **_MEGACORE),
     "v6e-1": _tpu(1, 31.25, 918, 1640, "v6e:1x1", **_ONE), "v6e-8": _tpu(8, 31.25, 918, 1640, "v6e:2x4"),
     # A T4 has no units for bfloat16: the compiler has it multiply in float32.
     "T4": _gpu(14.56, 8.1, 8.1, 320, Gpu((7, 5), 40, 64, 1024, 65_536, 65_536, 4 << 20, 1.59)),
@@ -86,7 +86,8 @@ def named(name: str) -> Chip:
 def devices(chip: Chip) -> list:
     """The chip's devices, which are not here, to compile for."""
     if chip.tpu:
-        os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="true", TPU_WORKER_HOSTNAMES="localhost")
+        os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="true", TPU_WORKER_HOSTNAMES="localhost",
+                          TPU_ACCELERATOR_TYPE="v5litepod-1")  # of any chip; without it libtpu warns
         return list(topologies.get_topology_desc(platform="tpu", **chip.tpu).devices)
     return list(topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=described(chip)).devices)
 

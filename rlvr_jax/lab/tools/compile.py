@@ -1,16 +1,18 @@
-"""Whether a training run fits a chip that is not here, and how fast it could be there: its programs, compiled for it.
+"""Whether a training run fits a chip that is not here, and how fast it could be: its programs, compiled for the chip.
 
 They are lowered from shapes alone, as `grpo.compile_programs` makes them. A peak is what the compiler says of one
-program, with what stays beside it on the device. The time is a bound, the roofline's: the chip's published operations
-and bytes a second, and completions as long as they may be. Nothing is run, and wires between devices are not counted.
+program, with what stays beside it on the device. The time is a bound, the roofline's: by the operations and bytes a
+second that the chip's maker publishes, all completions as long as they may be. Nothing is run, and what devices send
+each other is not counted.
 """
 
 import bisect
 import dataclasses
+import functools
 import pathlib
 import re
 import time
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple
 
 import jax
 import numpy as np
@@ -20,12 +22,11 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.measure import heldout_names
 from rlvr_jax.grpo import GRPOConfig, Policy
 from rlvr_jax.lab.tools import chips, cost
-from rlvr_jax.lab.tools.chips import CHIPS, Chip
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
 from rlvr_jax.records import Batch, Prompts, checked, replace, setting
-from rlvr_jax.runs.files import read_json
+from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks import families
 from rlvr_jax.training import pretrain
@@ -50,33 +51,25 @@ class CompileConfig:
     """The programs of a training run with these flags, compiled for a chip."""
 
     train: TrainConfig = TrainConfig()
-    chip: str = setting("", "chips to compile for, rows of the table CHIPS of rlvr_jax/lab/tools/chips.py, joined by "
-                        "commas; empty: say what stays on each device, which needs no compiler", lambda: CHIPS,
-                        listed=True)
+    chip: str = setting("", "chips to compile for, joined by commas; empty: say at once what stays on each device of "
+                        "all of them, without a compiler", lambda: chips.CHIPS, listed=True)
     shape: str = setting("", "a published model in place of --model, by its shape: a row of the table SHAPES of "
                          "rlvr_jax/lab/tools/compile.py; without either it is the tiny base")
     num_problems: int = setting(1, "distinct problems trained on: more than one with --example=all", minimum=1)
     prompt_tokens: int = setting(0, "tokens of the longest prompt; 0: max_prompt_tokens, or what the model's window "
                                  "leaves", minimum=0)
     fit: bool = setting(False, "find the largest micro-batch and the most slots that fit")
+    out: str = setting("", "file of JSON that gets what was found, too")
 
 
 class Program(NamedTuple):
-    """One that a run calls: what can be compiled, and the shapes of its arguments, the first of them of the state."""
+    """One that a run calls."""
 
     mapped: Callable
-    args: tuple
+    args: tuple  # arrays, or their shapes; the first is of the state
     tokens: int  # that a call draws or learns from, on all devices
-    rounds: int  # of the loop over tokens that are drawn
-
-
-class Compiled(NamedTuple):
-    """What the compiler says of a program, on each device."""
-
-    seconds: float
-    peak: float  # bytes, with what stays beside it
-    flops: float
-    cost: Optional[cost.Cost]  # None: refused for its memory
+    steps: int = 0  # tokens that it draws one after the other
+    longest: int = 1  # completion that it draws
 
 
 def size(tree) -> int:
@@ -86,19 +79,14 @@ def size(tree) -> int:
 
 def shape_of(config: CompileConfig) -> ModelConfig:
     """The model that the flags name; of a Hugging Face folder only config.json is read."""
-    choice = config.train.choice
+    choice, shares = config.train.choice, {"arithmetic": 1.0}
+    file = pathlib.Path(choice.model) / "config.json"
     if config.shape not in ("", *SHAPES):
         raise UserError(f"--shape={config.shape}: no such shape; known are {', '.join(SHAPES)}")
-    file = pathlib.Path(choice.model) / "config.json"
-    if config.shape:
-        shape = SHAPES[config.shape]
-    elif file.is_file():
-        shape = huggingface.config_from_hugging_face(read_json(file), file)
-    elif choice.model:
-        shape = loading.load_model(choice.model).config
-    else:
-        shares = {"arithmetic": 1.0}
-        shape = pretrain.shape_of(pretrain.PretrainConfig(), shares, families.make_tokenizer(shares))
+    shape = (SHAPES[config.shape] if config.shape else
+             huggingface.config_from_hugging_face(files.read_json(file), file) if file.is_file() else
+             loading.load_model(choice.model).config if choice.model else
+             pretrain.shape_of(pretrain.PretrainConfig(), shares, families.make_tokenizer(shares)))
     return dataclasses.replace(shape, dtype=choice.dtype)
 
 
@@ -109,11 +97,14 @@ def state_of(config: GRPOConfig, shape: ModelConfig, devices: int):
     return parallel.placed_shapes(state, devices, config.update.divide_state)
 
 
-def resident(config: GRPOConfig, shape: ModelConfig, devices: int) -> dict[str, int]:
-    """Bytes that stay on each device from the first step to the last."""
-    state = state_of(config, shape, devices)
-    parts = {"parameters": state.params, "moments": state.opt_state, "reference": state.ref_params}
-    return {name: size(part) // devices for name, part in parts.items()}
+def resident(config: GRPOConfig, shape: ModelConfig, devices: int) -> int:
+    """Bytes that stay on each device from the first step to the last: parameters, moments and reference."""
+    return size(state_of(config, shape, devices)) // devices
+
+
+def at_start(config: GRPOConfig, state: int) -> int:
+    """Bytes on the first device as a run begins: a whole state is made there, and then copied to all."""
+    return state if config.update.divide_state else 2 * state
 
 
 def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
@@ -127,59 +118,143 @@ def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
 
 
 def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dict[str, Program]:
-    """The programs of a run on these devices, with the arguments that the run would hand them."""
-    flags, count, size = config.train.grpo, len(devices), config.train.grpo.learnt_size
+    """The programs of a run on these devices, with arguments laid out as the run would. UserError for rows that do not
+    divide."""
+    flags, count, num_problems = config.train.grpo, len(devices), config.num_problems
     grpo.check(flags, count)
     state, made = state_of(flags, shape, count), grpo.compile_programs(Policy(shape, None, (0,)), flags, devices)
-    tokens, pieces = flags.sampling.max_new_tokens, flags.update.num_minibatches
-    prompts = Prompts(np.zeros((config.num_problems, prompt_width(config, shape)), np.int32),
-                      np.ones(config.num_problems, np.int32))
+    length, pieces, slots = flags.sampling.max_new_tokens, flags.update.num_minibatches, flags.sampling.num_slots
+    tokens_PxS = np.zeros((max(num_problems, EVAL_ROWS), prompt_width(config, shape)), np.int32)
+    prompts, groups = Prompts(tokens_PxS, np.ones(len(tokens_PxS), np.int32)), np.arange(flags.num_prompts) % num_problems
+    trained = jax.tree.map(lambda x: x[:num_problems], prompts)
 
     def sampling(prompts: Prompts, index, repeats: int) -> Program:
         rows = -(-len(index) // count)
         local, index = model.localise(prompts, np.resize(index, rows * count), count, repeats)
         scalars = [np.zeros(count, kind) for kind in [np.int32] * 3 + [np.float32] * 2]
-        turns = -(-rows // min(flags.sampling.num_slots or rows, rows))
-        return Program(made.sample.mapped, (state.params, local, index, index, *scalars), rows * count * tokens,
-                       turns * tokens)
+        turns = -(-rows // min(slots or rows, rows))
+        return Program(made.sample.mapped, (state.params, local, index, index, *scalars), rows * count * length,
+                       turns * length, length)
 
-    def batch(parts: int) -> Batch:
-        index = np.repeat(np.arange(flags.num_prompts) % config.num_problems, size)
-        index = index[: len(index) // parts].astype(np.int32)
-        numbers = np.zeros((len(index), tokens), np.float32)
-        many = flags.updates_per_batch > 1
-        whole = Batch(prompts, index, numbers.astype(np.int32), numbers > 0, numbers[:, 0], numbers,
-                      numbers if many else None, numbers if flags.measure_kl else None)
-        return learner.lay_out(whole, count, flags.update.grad_accumulation * pieces // parts)
+    def batch(rows: int, micro_batches: int, old: bool, reference: bool) -> Batch:
+        index, numbers = np.repeat(groups, flags.learnt_size)[:rows], np.zeros((rows, length), np.float32)
+        return learner.lay_out(Batch(trained, index.astype(np.int32), numbers.astype(np.int32), numbers > 0,
+                                     numbers[:, 0], numbers, numbers if old else None, numbers if reference else None),
+                               count, micro_batches)
 
-    learnt, groups = flags.num_prompts * size * tokens, np.arange(flags.num_prompts) % config.num_problems
-    found = {"sampling": sampling(prompts, np.repeat(groups, flags.group_size), flags.group_size)}
-    if flags.measure_kl or flags.updates_per_batch > 1:
+    rows, many, micro = flags.num_prompts * flags.learnt_size, flags.updates_per_batch > 1, flags.update.grad_accumulation
+    found = {"sampling": sampling(trained, np.repeat(groups, flags.group_size), flags.group_size)}
+    if flags.measure_kl or many:
         params = learner.reference(state) if flags.measure_kl else state.params
-        scored = batch(1).replace(ref_logprobs=None, old_logprobs=None)
-        found["log-probabilities"] = Program(made.logprobs.mapped, (params, scored), learnt, 0)
-    found["update"] = Program(made.update.mapped, (state, batch(pieces), np.zeros(count, np.int32)), learnt // pieces,
-                              0)
-    asked = "question" if config.train.pool.question else config.train.source.problems
-    if heldout_names(config.train.heldout, asked) != "none":
-        rows = min(config.train.measured.eval_size or EVAL_ROWS, EVAL_ROWS)
-        found["evaluation"] = sampling(jax.tree.map(lambda x: np.resize(x, (rows, *x.shape[1:])), prompts),
-                                       np.arange(rows), 1)
+        found["log-probabilities"] = Program(made.logprobs.mapped, (params, batch(rows, micro * pieces, False, False)),
+                                             rows * length)
+    found["update"] = Program(made.update.mapped, (state, batch(rows // pieces, micro, many, flags.measure_kl),
+                                                   np.zeros(count, np.int32)), rows // pieces * length)
+    source = "question" if config.train.pool.question else config.train.source.problems
+    if heldout_names(config.train.heldout, source) != "none":
+        asked = min(config.train.measured.eval_size or EVAL_ROWS, EVAL_ROWS)
+        found["evaluation"] = sampling(prompts, np.arange(asked), 1)
     return found
 
 
-def compiled(program: Program, chip: Chip, beside: int) -> Compiled:
-    """The program, compiled for the chip; `beside` are bytes that stay on each device and that it does not read."""
-    buckets = [64 * 2**i for i in range(24) if 64 * 2**i < program.tokens]
-    weights = [1.0]
+def compiled(program: Program, chip: chips.Chip, state: int, dtype: str) -> dict:
+    """What the compiler says of a program: "peak" bytes of a device with what stays beside it of the `state`, and what
+    a call takes at least. "refused" says why there is no program."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.args)
-    begun = time.monotonic()
-    flops = cost.flops(jax.make_jaxpr(program.mapped)(*shapes).jaxpr, program.rounds, weights)
+    sizes = [*(64 * 2**i for i in range(24) if 64 * 2**i < program.longest), program.longest]
+    weights = [(b - a) / program.longest for a, b in zip([0, *sizes], sizes)]  # of the buckets of `model.decode_step`
+    beside, begun = state - size(program.args[0]) // chip.devices, time.monotonic()
     try:
         made = program.mapped.lower(*shapes).compile(compiler_options=chips.OPTIONS if chip.gpu else None)
     except jax.errors.JaxRuntimeError as error:
-        print(error)
-        raise
+        wanted = re.search(r"required.*?\(([\d.]+)G\) exceeds", str(error))
+        peak = {"peak": float(wanted[1]) * chips.GIB + beside} if wanted else {}
+        return {"seconds": time.monotonic() - begun, "refused": str(error).splitlines()[0]} | peak
     seconds = time.monotonic() - begun
-    return Compiled(seconds, made.memory_analysis().peak_memory_in_bytes + beside, flops,
-                    cost.counted(made.as_text(), program.rounds, weights))
+    flops = cost.flops(jax.make_jaxpr(program.mapped)(*shapes).jaxpr, program.steps, weights)
+    traffic = cost.counted(made.as_text(), program.steps, weights)
+    best = max(flops / (chip.peak if dtype == "bfloat16" else chip.peak_float32), traffic.bytes / chip.bandwidth)
+    return {"seconds": seconds, "peak": made.memory_analysis().peak_memory_in_bytes + beside, "flops": flops,
+            "bytes": traffic.bytes, "best": best, "tokens": program.tokens / best, "kernels": traffic.step_kernels}
+
+
+@functools.cache
+def measured(config: CompileConfig, name: str, which: str) -> dict:
+    """`compiled` of one of the programs, for the chip of that name."""
+    chip, shape = chips.named(name), shape_of(config)
+    program = programs_of(config, shape, chips.devices(chip))[which]
+    return compiled(program, chip, resident(config.train.grpo, shape, chip.devices), shape.dtype)
+
+
+def fitted(config: CompileConfig, name: str) -> CompileConfig:
+    """The flags with the largest micro-batch and the most slots that fit, or with 1 of what does not fit at all."""
+    flags, chip = config.train.grpo, chips.named(name)
+    rows = grpo.check(replace(flags, grad_accumulation=1), chip.devices)
+    sampled = -(-flags.num_prompts * flags.group_size // chip.devices)
+    choices = {"update": [{"grad_accumulation": n} for n in range(rows, 0, -1) if rows % n == 0],
+               "sampling": [{"num_slots": 1 << i} for i in range(sampled.bit_length())]}
+    for which, options in choices.items():
+        first = bisect.bisect_left(options, True, key=lambda option: chip.usable < measured(
+            replace(config, **option), name, which).get("peak", float("inf")))
+        config = replace(config, **options[max(first - 1, 0)])
+    return config
+
+
+def found(config: CompileConfig, name: str) -> dict:
+    """All that is found about a chip."""
+    chip, shape = chips.named(name), shape_of(config)
+    config = fitted(config, name) if config.fit else config
+    flags, state = config.train.grpo, resident(config.train.grpo, shape, chip.devices)
+    names = programs_of(config, shape, chips.devices(chip))
+    start = {"start": {"peak": at_start(flags, state)}}
+    return {"chip": name, "compiler": chips.compiler(chip), "devices": chip.devices, "usable": chip.usable,
+            "state": state, "grad_accumulation": flags.update.grad_accumulation, "divided": flags.update.divide_state,
+            "micro_rows": grpo.check(flags, chip.devices), "num_slots": flags.sampling.num_slots,
+            "programs": start | {which: measured(config, name, which) for which in names}}
+
+
+def verdict(one: dict) -> str:
+    """Whether everything fits, in words."""
+    peaks = {which: program.get("peak") for which, program in one["programs"].items()}
+    over = [f"{which} {peak / 1e9:.1f} GB" if peak else f"{which}, which the compiler gives up"
+            for which, peak in peaks.items() if not peak or peak > one["usable"]]
+    return (f"does not fit in {one['usable'] / 1e9:.1f} GB: {', '.join(over)}" if over else
+            f"fits: {max(peaks.values()) / 1e9:.2f} of {one['usable'] / 1e9:.1f} GB")
+
+
+def shown(one: dict) -> str:
+    """The table of one chip, and the verdict."""
+    rows = [[which, f"{p['seconds']:.0f}" if "seconds" in p else "", f"{p['peak'] / 1e9:.2f}" if "peak" in p else "?",
+             f"{p['peak'] <= one['usable'] and 'fits' or 'does not fit'}" if "peak" in p else "no program",
+             *([f"{p[key]:.3g}" for key in ("flops", "bytes", "best", "tokens")] if "best" in p else [""] * 4),
+             f"{p['kernels']:.0f}" if p.get("kernels") else "", p.get("refused", "")]
+            for which, p in one["programs"].items()]
+    header = ["program", "seconds to compile", "peak GB", f"of {one['usable'] / 1e9:.2f} GB", "FLOPs a call",
+              "bytes a call", "seconds at best", "tokens/s at best", "kernels a token", "the compiler says"]
+    return (f"{one['chip']}, {one['devices']} devices, {one['compiler']}; --grad_accumulation="
+            f"{one['grad_accumulation']} ({one['micro_rows']} rows), --num_slots={one['num_slots']}, a state of "
+            f"{one['state'] / 1e9:.2f} GB on each\n\n{markdown_table(header, rows)}\n\n{one['chip']}: {verdict(one)}")
+
+
+def residents(config: CompileConfig, shape: ModelConfig) -> str:
+    """A table of what stays on each device of each chip."""
+    rows = []
+    for name, chip in chips.CHIPS.items():
+        whole, divided = (resident(replace(config.train.grpo, divide_state=divide), shape, chip.devices)
+                          for divide in (False, True))
+        rows.append([name, chip.devices, *(f"{x / 1e9:.2f}" for x in (chip.usable, whole, 2 * whole, divided)),
+                     "fits" if 2 * whole <= chip.usable else
+                     "fits with --divide_state" if divided <= chip.usable else "does not fit"])
+    header = ["GB on each device", "devices", "usable", "state, whole", "the same at the start", "divided", "by itself"]
+    return markdown_table(header, rows)
+
+
+def run(config: CompileConfig) -> str:
+    """What is found about each chip of --chip; without one, what stays on each device, at once."""
+    shape = shape_of(config)
+    if not config.chip:
+        return residents(config, shape)
+    every = [found(config, name) for name in config.chip.split(",")]
+    if config.out:
+        files.write_json(pathlib.Path(config.out), {"chips": every})
+    return "\n\n".join(map(shown, every))
