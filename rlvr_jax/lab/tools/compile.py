@@ -9,10 +9,15 @@ each other is not counted.
 import bisect
 import dataclasses
 import functools
+import math
 import pathlib
 import re
+import shlex
+import subprocess
+import sys
+import tempfile
 import time
-from typing import Callable, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 import jax
 import numpy as np
@@ -25,7 +30,7 @@ from rlvr_jax.lab.tools import chips, cost
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
-from rlvr_jax.records import Batch, Prompts, checked, replace, setting
+from rlvr_jax.records import Batch, Prompts, checked, flat, replace, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks import families
@@ -43,6 +48,7 @@ SHAPES = {
                                          head_dim=128, d_ff=8192, max_seq_len=131_072, rope_theta=500_000.0,
                                          rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), norm_eps=1e-5),
 }
+FLAG_FILES = pathlib.Path(__file__).parents[3] / "configs"
 EVAL_ROWS = 512  # completions that `evaluation.heldout` hands to the sampler at a time, over all devices
 
 
@@ -60,6 +66,8 @@ class CompileConfig:
                                  "leaves", minimum=0)
     fit: bool = setting(False, "find the largest micro-batch and the most slots that fit")
     out: str = setting("", "file of JSON that gets what was found, too")
+    page: str = setting("", "run the commands of this script at the heads of configs/*.flags instead, and write what "
+                        "they find to this page; those in the record beside it, PAGE.json, are not run again")
 
 
 class Program(NamedTuple):
@@ -102,11 +110,6 @@ def resident(config: GRPOConfig, shape: ModelConfig, devices: int) -> int:
     return size(state_of(config, shape, devices)) // devices
 
 
-def at_start(config: GRPOConfig, state: int) -> int:
-    """Bytes on the first device as a run begins: a whole state is made there, and then copied to all."""
-    return state if config.update.divide_state else 2 * state
-
-
 def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
     """Positions of a prompt, a multiple of 16. UserError where completions leave it none."""
     tokens = config.train.grpo.sampling.max_new_tokens
@@ -125,8 +128,8 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
     state, made = state_of(flags, shape, count), grpo.compile_programs(Policy(shape, None, (0,)), flags, devices)
     length, pieces, slots = flags.sampling.max_new_tokens, flags.update.num_minibatches, flags.sampling.num_slots
     tokens_PxS = np.zeros((max(num_problems, EVAL_ROWS), prompt_width(config, shape)), np.int32)
-    prompts, groups = Prompts(tokens_PxS, np.ones(len(tokens_PxS), np.int32)), np.arange(flags.num_prompts) % num_problems
-    trained = jax.tree.map(lambda x: x[:num_problems], prompts)
+    prompts = Prompts(tokens_PxS, np.ones(len(tokens_PxS), np.int32))
+    trained, groups = jax.tree.map(lambda x: x[:num_problems], prompts), np.arange(flags.num_prompts) % num_problems
 
     def sampling(prompts: Prompts, index, repeats: int) -> Program:
         rows = -(-len(index) // count)
@@ -142,7 +145,8 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
                                      numbers[:, 0], numbers, numbers if old else None, numbers if reference else None),
                                count, micro_batches)
 
-    rows, many, micro = flags.num_prompts * flags.learnt_size, flags.updates_per_batch > 1, flags.update.grad_accumulation
+    rows, many = flags.num_prompts * flags.learnt_size, flags.updates_per_batch > 1
+    micro = flags.update.grad_accumulation
     found = {"sampling": sampling(trained, np.repeat(groups, flags.group_size), flags.group_size)}
     if flags.measure_kl or many:
         params = learner.reference(state) if flags.measure_kl else state.params
@@ -157,33 +161,29 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
     return found
 
 
-def compiled(program: Program, chip: chips.Chip, state: int, dtype: str) -> dict:
-    """What the compiler says of a program: "peak" bytes of a device with what stays beside it of the `state`, and what
-    a call takes at least. "refused" says why there is no program."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.args)
-    sizes = [*(64 * 2**i for i in range(24) if 64 * 2**i < program.longest), program.longest]
-    weights = [(b - a) / program.longest for a, b in zip([0, *sizes], sizes)]  # of the buckets of `model.decode_step`
-    beside, begun = state - size(program.args[0]) // chip.devices, time.monotonic()
-    try:
-        made = program.mapped.lower(*shapes).compile(compiler_options=chips.OPTIONS if chip.gpu else None)
-    except jax.errors.JaxRuntimeError as error:
-        wanted = re.search(r"required.*?\(([\d.]+)G\) exceeds", str(error))
-        peak = {"peak": float(wanted[1]) * chips.GIB + beside} if wanted else {}
-        return {"seconds": time.monotonic() - begun, "refused": str(error).splitlines()[0]} | peak
-    seconds = time.monotonic() - begun
-    flops = cost.flops(jax.make_jaxpr(program.mapped)(*shapes).jaxpr, program.steps, weights)
-    traffic = cost.counted(made.as_text(), program.steps, weights)
-    best = max(flops / (chip.peak if dtype == "bfloat16" else chip.peak_float32), traffic.bytes / chip.bandwidth)
-    return {"seconds": seconds, "peak": made.memory_analysis().peak_memory_in_bytes + beside, "flops": flops,
-            "bytes": traffic.bytes, "best": best, "tokens": program.tokens / best, "kernels": traffic.step_kernels}
-
-
 @functools.cache
 def measured(config: CompileConfig, name: str, which: str) -> dict:
-    """`compiled` of one of the programs, for the chip of that name."""
+    """What the compiler says of one of the programs, for the chip of that name: "peak" bytes of a device, with what
+    stays beside the program, and what a call takes at least; "refused" is why there is none."""
     chip, shape = chips.named(name), shape_of(config)
     program = programs_of(config, shape, chips.devices(chip))[which]
-    return compiled(program, chip, resident(config.train.grpo, shape, chip.devices), shape.dtype)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.args)
+    beside = resident(config.train.grpo, shape, chip.devices) - size(program.args[0]) // chip.devices
+    begun = time.monotonic()
+    try:
+        made = program.mapped.lower(*shapes).compile(compiler_options=chip.options)
+    except jax.errors.JaxRuntimeError as error:
+        wanted = re.search(r"required.*?\(([\d.]+)G\) exceeds", str(error))
+        return {"seconds": time.monotonic() - begun, "refused": str(error).splitlines()[0],
+                "peak": float(wanted[1]) * chips.GIB + beside if wanted else None}
+    seconds, sizes = time.monotonic() - begun, [0, *(64 * 2**i for i in range(24)), program.longest]
+    sizes = [size for size in sizes if size <= program.longest]  # of the buckets of `model.decode_step`
+    weights = [(b - a) / program.longest for a, b in zip(sizes, sizes[1:])]
+    flops = cost.flops(jax.make_jaxpr(program.mapped)(*shapes).jaxpr, program.steps, weights)
+    traffic = cost.counted(made.as_text(), program.steps, weights)
+    best = max(flops / (chip.peak if shape.dtype == "bfloat16" else chip.peak_float32), traffic.bytes / chip.bandwidth)
+    return {"seconds": seconds, "peak": made.memory_analysis().peak_memory_in_bytes + beside, "flops": flops,
+            "best": best, "tokens": program.tokens / best, **traffic._asdict()}
 
 
 def fitted(config: CompileConfig, name: str) -> CompileConfig:
@@ -194,67 +194,105 @@ def fitted(config: CompileConfig, name: str) -> CompileConfig:
     choices = {"update": [{"grad_accumulation": n} for n in range(rows, 0, -1) if rows % n == 0],
                "sampling": [{"num_slots": 1 << i} for i in range(sampled.bit_length())]}
     for which, options in choices.items():
-        first = bisect.bisect_left(options, True, key=lambda option: chip.usable < measured(
-            replace(config, **option), name, which).get("peak", float("inf")))
-        config = replace(config, **options[max(first - 1, 0)])
+        more = bisect.bisect_left(options, True, key=lambda option: chip.usable < (
+            measured(replace(config, **option), name, which)["peak"] or math.inf))
+        config = replace(config, **options[max(more - 1, 0)])
     return config
 
 
 def found(config: CompileConfig, name: str) -> dict:
-    """All that is found about a chip."""
-    chip, shape = chips.named(name), shape_of(config)
+    """All that is found about a chip. A state that is not divided is made on a device, and then copied to all."""
     config = fitted(config, name) if config.fit else config
-    flags, state = config.train.grpo, resident(config.train.grpo, shape, chip.devices)
-    names = programs_of(config, shape, chips.devices(chip))
-    start = {"start": {"peak": at_start(flags, state)}}
-    return {"chip": name, "compiler": chips.compiler(chip), "devices": chip.devices, "usable": chip.usable,
-            "state": state, "grad_accumulation": flags.update.grad_accumulation, "divided": flags.update.divide_state,
-            "micro_rows": grpo.check(flags, chip.devices), "num_slots": flags.sampling.num_slots,
-            "programs": start | {which: measured(config, name, which) for which in names}}
-
-
-def verdict(one: dict) -> str:
-    """Whether everything fits, in words."""
-    peaks = {which: program.get("peak") for which, program in one["programs"].items()}
-    over = [f"{which} {peak / 1e9:.1f} GB" if peak else f"{which}, which the compiler gives up"
-            for which, peak in peaks.items() if not peak or peak > one["usable"]]
-    return (f"does not fit in {one['usable'] / 1e9:.1f} GB: {', '.join(over)}" if over else
-            f"fits: {max(peaks.values()) / 1e9:.2f} of {one['usable'] / 1e9:.1f} GB")
+    chip, flags, shape = chips.named(name), config.train.grpo, shape_of(config)
+    state = resident(flags, shape, chip.devices)
+    programs = {"start": {"peak": state if flags.update.divide_state else 2 * state}}
+    for which in programs_of(config, shape, chips.devices(chip)):
+        programs[which] = measured(config, name, which)
+    over = [f"{which}, {one['peak'] / 1e9:.1f} GB" if one["peak"] else f"{which}, which the compiler gives up"
+            for which, one in programs.items() if (one["peak"] or math.inf) > chip.usable]
+    largest = max(one["peak"] or 0 for one in programs.values()) / 1e9
+    return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {chips.version(name)}",
+            "state": state, "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
+            "flags": {key: flat(flags)[key] for key in ("divide_state", "grad_accumulation", "num_slots")},
+            "verdict": f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
+                       f"fits: {largest:.2f} of {chip.usable / 1e9:.1f} GB"}
 
 
 def shown(one: dict) -> str:
     """The table of one chip, and the verdict."""
-    rows = [[which, f"{p['seconds']:.0f}" if "seconds" in p else "", f"{p['peak'] / 1e9:.2f}" if "peak" in p else "?",
-             f"{p['peak'] <= one['usable'] and 'fits' or 'does not fit'}" if "peak" in p else "no program",
-             *([f"{p[key]:.3g}" for key in ("flops", "bytes", "best", "tokens")] if "best" in p else [""] * 4),
-             f"{p['kernels']:.0f}" if p.get("kernels") else "", p.get("refused", "")]
-            for which, p in one["programs"].items()]
-    header = ["program", "seconds to compile", "peak GB", f"of {one['usable'] / 1e9:.2f} GB", "FLOPs a call",
-              "bytes a call", "seconds at best", "tokens/s at best", "kernels a token", "the compiler says"]
-    return (f"{one['chip']}, {one['devices']} devices, {one['compiler']}; --grad_accumulation="
-            f"{one['grad_accumulation']} ({one['micro_rows']} rows), --num_slots={one['num_slots']}, a state of "
-            f"{one['state'] / 1e9:.2f} GB on each\n\n{markdown_table(header, rows)}\n\n{one['chip']}: {verdict(one)}")
+    def number(value, digits: str, unit: float = 1) -> str:
+        return "" if value is None else f"{value / unit:{digits}}"
+
+    rows = [[which, number(program.get("seconds"), ".0f"), number(program["peak"], ".2f", 1e9),
+             *(number(program.get(key), ".3g") for key in ("flops", "bytes", "best", "tokens")),
+             *(number(program.get(key) or None, ".0f") for key in ("kernels", "step_kernels")),
+             program.get("refused", "")] for which, program in one["programs"].items()]
+    header = ["program", "seconds to compile", "peak GB", "FLOPs a call", "bytes a call", "seconds at best",
+              "tokens/s at best", "kernels a call", "kernels a token", "the compiler says"]
+    flags = " ".join(f"--{name}={value}" for name, value in one["flags"].items())
+    return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {flags}: {one['micro_rows']} rows a "
+            f"micro-batch\n\n{markdown_table(header, rows)}\n\n{one['chip']}: {one['verdict']}")
 
 
-def residents(config: CompileConfig, shape: ModelConfig) -> str:
-    """A table of what stays on each device of each chip."""
+def residents(config: GRPOConfig, shape: ModelConfig) -> str:
+    """A table of what stays on each device of each chip: parameters, moments and reference."""
     rows = []
     for name, chip in chips.CHIPS.items():
-        whole, divided = (resident(replace(config.train.grpo, divide_state=divide), shape, chip.devices)
-                          for divide in (False, True))
-        rows.append([name, chip.devices, *(f"{x / 1e9:.2f}" for x in (chip.usable, whole, 2 * whole, divided)),
-                     "fits" if 2 * whole <= chip.usable else
-                     "fits with --divide_state" if divided <= chip.usable else "does not fit"])
-    header = ["GB on each device", "devices", "usable", "state, whole", "the same at the start", "divided", "by itself"]
+        whole, part = (resident(replace(config, divide_state=divide), shape, chip.devices) for divide in (False, True))
+        rows.append([name, chip.devices, *(f"{x / 1e9:.2f}" for x in (chip.usable, whole, 2 * whole, part)),
+                     "fits" if 2 * whole < chip.usable else "--divide_state" if part < chip.usable else "does not fit"])
+    header = ["GB on each device", "devices", "usable", "state, whole", "as a run begins", "state, divided", "alone"]
     return markdown_table(header, rows)
 
 
 def run(config: CompileConfig) -> str:
     """What is found about each chip of --chip; without one, what stays on each device, at once."""
     shape = shape_of(config)
+    if config.page:
+        return whole_page(pathlib.Path(config.page))
     if not config.chip:
-        return residents(config, shape)
+        return residents(config.train.grpo, shape)
     every = [found(config, name) for name in config.chip.split(",")]
     if config.out:
         files.write_json(pathlib.Path(config.out), {"chips": every})
     return "\n\n".join(map(shown, every))
+
+
+# ----- the page: what the commands at the heads of configs/*.flags find
+
+
+def commands() -> Iterator[str]:
+    """These commands, one for each chip that they name."""
+    for path in sorted(FLAG_FILES.glob("*.flags")):
+        head = "".join(re.findall(r"^#(.*\n)", path.read_text("utf-8"), re.M)).replace("\\\n", " ")
+        for line in re.findall(r"python -m (scripts\.compile .*)", head):
+            words = shlex.split(line)
+            for name in next(word[7:] for word in words if word.startswith("--chip=")).split(","):
+                yield shlex.join([word for word in words if not word.startswith("--chip=")] + [f"--chip={name}"])
+
+
+def whole_page(page: pathlib.Path) -> str:
+    """Runs each of the commands that the record beside the page lacks, and writes both after each."""
+    record = page.with_suffix(".json")
+    known = {command: one for command, one in files.read_json(record, missing={}).items() if command in commands()}
+    for command in commands():
+        if command not in known:
+            with tempfile.TemporaryDirectory() as folder:
+                out = pathlib.Path(folder) / "found.json"
+                subprocess.run([sys.executable, "-m", *shlex.split(command), f"--out={out}"], check=True)
+                known[command], = files.read_json(out)["chips"]
+            files.write_json(record, known)
+        files.write_whole(page, paged(known))
+    return str(page)
+
+
+def paged(known: dict[str, dict]) -> str:
+    """The page: every verdict, and the tables."""
+    verdicts = [f"- `{command}`: {one['verdict']}" for command, one in known.items()]
+    tables = [f"`{command}`\n\n{shown(one)}" for command, one in known.items()]
+    return "\n\n".join([
+        "# Training runs compiled for chips that were not there",
+        "By `python -m scripts.compile --page=results/chips.md`, which runs the commands at the heads of flag files.\n"
+        "Nothing was run on a chip. Peaks are of one device, with what stays beside the program. The seconds at best\n"
+        "are a bound: the larger of FLOPs by the published peak and bytes by the published bandwidth, completions as\n"
+        "long as they may be, what devices send each other not counted.", "\n".join(verdicts), *tables]) + "\n"
