@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, Iterator, NamedTuple, Optional
 
 import jax
 import numpy as np
@@ -212,7 +212,7 @@ def found(config: CompileConfig, name: str) -> dict:
             for which, one in programs.items() if (one["peak"] or math.inf) > chip.usable]
     largest = max(one["peak"] or 0 for one in programs.values()) / 1e9
     return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {chips.version(name)}",
-            "state": state, "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
+            "usable": chip.usable, "state": state, "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
             "flags": {key: flat(flags)[key] for key in ("divide_state", "grad_accumulation", "num_slots")},
             "verdict": f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
                        f"fits: {largest:.2f} of {chip.usable / 1e9:.1f} GB"}
@@ -220,15 +220,16 @@ def found(config: CompileConfig, name: str) -> dict:
 
 def shown(one: dict) -> str:
     """The table of one chip, and the verdict."""
-    def number(value, digits: str, unit: float = 1) -> str:
-        return "" if value is None else f"{value / unit:{digits}}"
+    def memory(peak: Optional[float]) -> str:
+        return "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= one['usable'] else 'does not fit'}"
 
-    rows = [[which, number(program.get("seconds"), ".0f"), number(program["peak"], ".2f", 1e9),
-             *(number(program.get(key), ".3g") for key in ("flops", "bytes", "best", "tokens")),
-             *(number(program.get(key) or None, ".0f") for key in ("kernels", "step_kernels")),
-             program.get("refused", "")] for which, program in one["programs"].items()]
-    header = ["program", "seconds to compile", "peak GB", "FLOPs a call", "bytes a call", "seconds at best",
-              "tokens/s at best", "kernels a call", "kernels a token", "the compiler says"]
+    kinds = {"seconds": ".0f", "flops": ".3g", "bytes": ".3g", "best": ".3g", "tokens": ".3g", "kernels": ".0f",
+             "step_kernels": ".0f"}
+    rows = [[which, memory(program["peak"]), *(f"{program[key]:{kind}}" if program.get(key) else ""
+                                               for key, kind in kinds.items()), program.get("refused", "")]
+            for which, program in one["programs"].items()]
+    header = ["program", f"peak of {one['usable'] / 1e9:.2f} GB", "seconds to compile", "FLOPs a call", "bytes a call",
+              "seconds at best", "tokens/s at best", "kernels a call", "kernels a token", "the compiler says"]
     flags = " ".join(f"--{name}={value}" for name, value in one["flags"].items())
     return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {flags}: {one['micro_rows']} rows a "
             f"micro-batch\n\n{markdown_table(header, rows)}\n\n{one['chip']}: {one['verdict']}")
@@ -272,17 +273,19 @@ def commands() -> Iterator[str]:
 
 
 def whole_page(page: pathlib.Path) -> str:
-    """Runs each of the commands that the record beside the page lacks, and writes both after each."""
+    """Runs those commands that the record beside the page lacks, and writes both after each."""
     record = page.with_suffix(".json")
-    known = {command: one for command, one in files.read_json(record, missing={}).items() if command in commands()}
-    for command in commands():
-        if command not in known:
+    before = files.read_json(record, missing={})
+    known = {command: before.get(command) for command in commands()}
+    for command, one in known.items():
+        if not one:
             with tempfile.TemporaryDirectory() as folder:
                 out = pathlib.Path(folder) / "found.json"
                 subprocess.run([sys.executable, "-m", *shlex.split(command), f"--out={out}"], check=True)
                 known[command], = files.read_json(out)["chips"]
-            files.write_json(record, known)
-        files.write_whole(page, paged(known))
+        there = {command: one for command, one in known.items() if one}
+        files.write_json(record, there)
+        files.write_whole(page, paged(there))
     return str(page)
 
 
