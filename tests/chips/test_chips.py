@@ -12,9 +12,8 @@ from fixtures import ROOT
 
 
 @pytest.fixture(autouse=True)
-def optimised():
-    """Programs as a run on the chip would have them, and none that was kept: a kept one may be of other devices."""
-    jax.config.update("jax_disable_most_optimizations", False)
+def compiled_anew():
+    """No program that was kept: what a compiler says now counts."""
     jax.config.update("jax_enable_compilation_cache", False)
     yield
     jax.config.update("jax_enable_compilation_cache", True)
