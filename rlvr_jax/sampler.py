@@ -214,7 +214,7 @@ def reordered(prefix: model.Prefix, prompt_index_B: jax.Array) -> model.Prefix:
 
 
 def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = False,
-                 draw: Callable = sample) -> Callable:
+                 draw: Callable = sample, devices: Optional[list] = None) -> Callable:
     """`sampler(params, prompts, prompt_index_B, request) -> Rollouts` over all devices and processes.
 
     Params are placed (`parallel.place_state`); prompts and index are host arrays. Returns all rows in order, as numpy.
@@ -226,7 +226,7 @@ def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = Fals
                     top_p if use_top_p else None, numbers=rows_B)
         return draw(parallel.whole(params, config.dtype), config, prompts, rows, decoding)
 
-    mapped = parallel.map_devices(on_device)
+    mapped = parallel.map_devices(on_device, devices=devices)
 
     def sampler(params, prompts: Prompts, prompt_index_B, request: Request) -> Rollouts:
         devices, wanted = parallel.device_count(), len(prompt_index_B)
@@ -241,4 +241,5 @@ def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = Fals
         rollouts = parallel.fetch_rows(out).replace(prompt_index=index)
         return jax.tree.map(lambda x: x[:wanted], rollouts)
 
+    sampler.mapped = mapped  # what is compiled for devices that are not here
     return sampler

@@ -1,11 +1,12 @@
 """Flag files: that each can be read, and that the published ones say what was published."""
 
+import json
 import re
 import shlex
 
 import pytest
 
-from rlvr_jax.lab.tools import device_memory
+from rlvr_jax.lab.tools import compile
 from rlvr_jax.records import flat
 from rlvr_jax.training.train import TrainConfig
 
@@ -101,16 +102,10 @@ def test_prolonged_has_what_its_paper_states(parse):
     assert "Not run here" in " ".join(header("prolonged"))
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_memory_in_a_header_is_what_the_calculator_says(name, parse):
-    command, = [command for command in commands(name) if "scripts.memory" in command]
-    printed = device_memory.run(parse(record_of("memory"), *shlex.split(command)[3:])).splitlines()
-    shown = ("- TPU v5e-8: ", "- TPU v4-8: ", "- one H100: ", "- eight H100: ")
-    assert " ".join(header(name)).endswith(" ".join(line for line in printed if line.startswith(shown)))
-    assert len([line for line in printed if line.startswith(shown)]) == 4
-
-
-def test_one_h100_can_run_pi1_as_its_file_is(parse):
-    config = parse(record_of("memory"), f"--flagfile={FILES[PI1]}", "--shape=qwen2.5-math-1.5b")
-    peaks = device_memory.peaks(config, device_memory.shape_of(config), 1)
-    assert max(peaks.values()) < 0.75 * 79.6 * 2**30  # even with the share of the memory that JAX takes by itself
+def test_the_page_of_chips_is_what_the_commands_in_headers_found():
+    """Nothing on it was typed, and no command is left on it that no header has any more."""
+    record, given = json.loads((ROOT / "results" / "chips.json").read_text()), list(compile.commands())
+    assert set(record) <= set(given) and (ROOT / "results" / "chips.md").read_text() == compile.paged(record)
+    tiny = [command for command in given if "configs/tiny.flags" in command]
+    assert len(tiny) == 9 and set(tiny) <= set(record)
+    assert all(any(f"configs/{name}.flags" in command for command in given) for name in PAPER)

@@ -28,7 +28,7 @@ from fixtures import ROOT, write_jsonl
 
 # What the commands need and the test cannot have: (pattern of the command, reason). Their flags are read all the same.
 NOT_HERE = [
-    (r"\bpip install\b|^make (demo|test|parity|small)|python[\d.]* -m venv", "installs packages from the network"),
+    (r"\bpip install\b|^make (demo|test|parity|small|chips)|python[\d.]* -m venv", "installs packages from the network"),
     (r"git clone|^%cd|^(from|import) |^HTML\(", "cells of a notebook on another machine"),
     (r"activate", "the suite runs in an environment already"),
     (r"--run_dir=runs/gpu", "needs a GPU"), (r"--run_dir=runs/tpu", "needs a TPU"),
@@ -40,6 +40,7 @@ NOT_HERE = [
     (r"--model=runs/wager |--fit_on",
      "needs a model that states confidences; tests/lab/probes/test_probes.py has its rows"),
     (r"scripts\.study", "trains three bases from scratch, which takes an hour"),
+    (r"--chip=", "needs the compilers of chips; tests/chips has them"),
     (r"scripts\.bench", "times shapes of 135 M parameters; tests/lab/tools/test_bench.py has small ones"),
 ]
 TINY = ["--num_layers=1", "--d_model=16", "--num_heads=2", "--d_ff=32", "--batch_size=16"]
@@ -60,7 +61,7 @@ HERE = [
     (r"scripts\.finetune", [*STEP, "--batch_size=4"]),
     (r"--probe=memory", ["--example='coins 7 + 5 * 2 - 4 * 1 + 3 - 3 ='", "--max_problems=2"]),  # 0 was not chosen
     (r"--probe=contamination", ["--max_new_tokens=8"]),
-    (r"scripts\.(report|evaluate|sample|export|select_example|grade|memory|readout|probe)", []),
+    (r"scripts\.(report|evaluate|sample|export|select_example|grade|compile|readout|probe)", []),
 ]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), "BUILD.md"]
 TEXT = {name: (ROOT / name).read_text("utf-8") for name in [*PAGES, "CONTRIBUTING.md", "results/README.md"]}

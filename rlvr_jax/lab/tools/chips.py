@@ -1,0 +1,96 @@
+"""The chips that programs can be compiled for, none of which has to be here, and their compilers."""
+
+import importlib.metadata
+import os
+from typing import NamedTuple
+
+from jax.experimental import topologies
+
+from rlvr_jax.errors import UserError
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """Devices of one kind, as their makers publish them."""
+
+    compiler: str  # the package that has it
+    devices: int
+    usable: float  # bytes of each that a program can use
+    peak: float  # floating-point operations a second in bfloat16
+    peak_float32: float  # and of float32 arrays by default: TPUs multiply in bfloat16, newer GPUs in TF32
+    bandwidth: float  # bytes of its memory a second
+    target: dict  # what the compiler is told of it
+    options: dict = {}  # of the compiler
+
+
+def _tpu(devices: int, usable: float, peak: float, bandwidth: float, **target) -> Chip:
+    """`usable` GiB: what the compiler says that it has."""
+    return Chip("libtpu", devices, usable * GIB, peak * 1e12, peak * 1e12, bandwidth * 1e9, target)
+
+
+def _gpu(memory: float, peak: float, peak_float32: float, bandwidth: float, **target) -> Chip:
+    """Of the GiB that CUDA has, 95 %: XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, where JAX itself takes 75 %."""
+    options = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}  # else XLA times kernels on the GPU
+    return Chip("jax-cuda12-plugin", 1, 0.95 * memory * GIB, peak * 1e12, peak_float32 * 1e12, bandwidth * 1e9, target,
+                options)
+
+
+def _cores(count: int, units: int, threads: int, shared: int, block: int, cache: int, clock: float) -> dict:
+    """Streaming multiprocessors: their float32 units, threads and bytes of shared memory; the bytes that a block of
+    threads may have of it, the MiB of the second cache, GHz."""
+    return dict(core_count=count, fpus_per_core=units, threads_per_core_limit=threads, shared_memory_per_core=shared,
+                shared_memory_per_block_optin=block, l2_cache_size=cache << 20, clock_rate_ghz=clock)
+
+
+_ONE, _MEGACORE = {"chips_per_host_bounds": (1, 1, 1)}, {"chip_config_name": "megacore"}
+CHIPS = {
+    "v4-8": _tpu(4, 30.75, 275, 1228, topology_name="v4:2x2x1", **_MEGACORE),
+    "v5e-1": _tpu(1, 15.75, 197, 819, topology_name="v5e:1x1", **_ONE),
+    "v5e-8": _tpu(8, 15.75, 197, 819, topology_name="v5e:2x4"),
+    "v5p-8": _tpu(4, 95.74, 459, 2765, topology_name="v5:2x2x1", **_MEGACORE),
+    "v6e-1": _tpu(1, 31.25, 918, 1640, topology_name="v6e:1x1", **_ONE),
+    "v6e-8": _tpu(8, 31.25, 918, 1640, topology_name="v6e:2x4"),
+    # A T4 has no units for bfloat16, and the compiler has it multiply in float32.
+    "T4": _gpu(14.56, 8.1, 8.1, 320, major=7, minor=5, **_cores(40, 64, 1024, 65_536, 65_536, 4, 1.59)),
+    "L4": _gpu(22, 121, 60, 300, major=8, minor=9, **_cores(58, 128, 1536, 102_400, 101_376, 48, 2.04)),
+    "A100-40": _gpu(39.4, 312, 156, 1555, major=8, minor=0, **_cores(108, 64, 2048, 167_936, 166_912, 40, 1.41)),
+    "H100": _gpu(79.6, 989, 494, 3352, major=9, minor=0, **_cores(132, 128, 2048, 233_472, 232_448, 50, 1.98)),
+    "RTX-PRO-6000": _gpu(95, 500, 250, 1597, major=12, minor=0, **_cores(188, 128, 1536, 131_072, 101_376, 128, 2.6)),
+}
+
+
+def named(name: str) -> Chip:
+    """The row of the table. Raises UserError for another name, and where its compiler is not installed."""
+    if name not in CHIPS:
+        raise UserError(f"--chip={name}: no such chip; known are {', '.join(CHIPS)}")
+    version(name)
+    return CHIPS[name]
+
+
+def version(name: str) -> str:
+    """The version of a chip's compiler."""
+    package = CHIPS[name].compiler
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        extra = "tpu-compiler" if package == "libtpu" else "gpu-compiler"
+        raise UserError(f"--chip={name}: its compiler is not installed; `make chips` makes an environment that has "
+                        f"it, .venv-chips, or pip install -e '.[{extra}]' in one of your own") from None
+
+
+def devices(chip: Chip) -> list:
+    """The chip's devices, which are not here, to compile for."""
+    if chip.compiler == "libtpu":
+        os.environ |= dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="true", TPU_WORKER_HOSTNAMES="localhost",
+                           TPU_ACCELERATOR_TYPE="v5litepod-1")  # for any chip: without it libtpu warns
+        return list(topologies.get_topology_desc(platform="tpu", **chip.target).devices)
+    fields = chip.target | dict(  # of XLA's GpuTargetConfigProto
+        threads_per_block_limit=1024, threads_per_warp=32, shared_memory_per_block=49_152,
+        block_dim_limit_x=2**31 - 1, block_dim_limit_y=65_535, block_dim_limit_z=65_535,
+        registers_per_core_limit=65_536, registers_per_block_limit=65_536,
+        memory_bandwidth=int(chip.bandwidth), device_memory_size=int(chip.usable))
+    text = "cuda_compute_capability {{ major: {} minor: {} }} ".format(fields.pop("major"), fields.pop("minor"))
+    text += " ".join(f"{key}: {value}" for key, value in fields.items())
+    text = f'gpu_device_info {{ {text} }} platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }}'
+    return list(topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=text).devices)

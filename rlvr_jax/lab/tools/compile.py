@@ -1,0 +1,301 @@
+"""Whether a training run fits a chip that is not here, and how fast it could be: its programs, compiled for the chip.
+
+They are lowered from shapes alone, as `grpo.compile_programs` makes them. A peak is what the compiler says of one
+program, with what stays beside it on the device. The time is a bound, the roofline's: by the operations and bytes a
+second that the chip's maker publishes, all completions as long as they may be. Nothing is run, and what devices send
+each other is not counted.
+"""
+
+import bisect
+import dataclasses
+import functools
+import math
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Callable, Iterator, NamedTuple, Optional
+
+import jax
+import numpy as np
+
+from rlvr_jax import grpo, learner, model, parallel
+from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation.measure import heldout_names
+from rlvr_jax.grpo import GRPOConfig, Policy
+from rlvr_jax.lab.tools import chips, cost
+from rlvr_jax.model import ModelConfig
+from rlvr_jax.ops import RopeScaling
+from rlvr_jax.pretrained import huggingface, loading
+from rlvr_jax.records import Batch, Prompts, checked, flat, replace, setting
+from rlvr_jax.runs import files
+from rlvr_jax.runs.markdown import markdown_table
+from rlvr_jax.tasks import families
+from rlvr_jax.training import pretrain
+from rlvr_jax.training.train import TrainConfig
+
+_QWEN = dict(max_seq_len=4096, rope_theta=10_000.0, qkv_bias=True)
+# The published shapes, by the names of their Hugging Face repositories in lower case.
+SHAPES = {
+    "qwen2.5-math-1.5b": ModelConfig(vocab_size=151_936, num_layers=28, d_model=1536, num_heads=12, num_kv_heads=2,
+                                     head_dim=128, d_ff=8960, **_QWEN),
+    "qwen2.5-math-7b": ModelConfig(vocab_size=152_064, num_layers=28, d_model=3584, num_heads=28, num_kv_heads=4,
+                                   head_dim=128, d_ff=18_944, tie_embeddings=False, **_QWEN),
+    "llama-3.2-3b-instruct": ModelConfig(vocab_size=128_256, num_layers=28, d_model=3072, num_heads=24, num_kv_heads=8,
+                                         head_dim=128, d_ff=8192, max_seq_len=131_072, rope_theta=500_000.0,
+                                         rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), norm_eps=1e-5),
+}
+FLAG_FILES = pathlib.Path(__file__).parents[3] / "configs"
+EVAL_ROWS = 512  # completions that `evaluation.heldout` hands to the sampler at a time, over all devices
+
+
+@checked
+class CompileConfig:
+    """The programs of a training run with these flags, compiled for a chip."""
+
+    train: TrainConfig = TrainConfig()
+    chip: str = setting("", "chips to compile for, joined by commas; empty: say at once what stays on each device of "
+                        "all of them, without a compiler", lambda: chips.CHIPS, listed=True)
+    shape: str = setting("", "a published model in place of --model, by its shape: a row of the table SHAPES of "
+                         "rlvr_jax/lab/tools/compile.py; without either it is the tiny base")
+    num_problems: int = setting(1, "distinct problems trained on: more than one with --example=all", minimum=1)
+    prompt_tokens: int = setting(0, "tokens of the longest prompt; 0: max_prompt_tokens, or what the model's window "
+                                 "leaves", minimum=0)
+    fit: bool = setting(False, "find the largest micro-batch and the most slots that fit")
+    out: str = setting("", "file of JSON that gets what was found, too")
+    page: str = setting("", "run the commands of this script at the heads of configs/*.flags instead, and write what "
+                        "they find to this page; those in the record beside it, PAGE.json, are not run again")
+
+
+class Program(NamedTuple):
+    """One that a run calls."""
+
+    mapped: Callable
+    args: tuple  # arrays, or their shapes; the first is of the state
+    tokens: int  # that a call draws or learns from, on all devices
+    steps: int = 0  # tokens that it draws one after the other
+    longest: int = 1  # completion that it draws
+
+
+def size(tree) -> int:
+    """Bytes of a pytree of arrays or of their shapes."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def shape_of(config: CompileConfig) -> ModelConfig:
+    """The model that the flags name; of a Hugging Face folder only config.json is read."""
+    choice, shares = config.train.choice, {"arithmetic": 1.0}
+    file = pathlib.Path(choice.model) / "config.json"
+    if config.shape not in ("", *SHAPES):
+        raise UserError(f"--shape={config.shape}: no such shape; known are {', '.join(SHAPES)}")
+    shape = (SHAPES[config.shape] if config.shape else
+             huggingface.config_from_hugging_face(files.read_json(file), file) if file.is_file() else
+             loading.load_model(choice.model).config if choice.model else
+             pretrain.shape_of(pretrain.PretrainConfig(), shares, families.make_tokenizer(shares)))
+    return dataclasses.replace(shape, dtype=choice.dtype)
+
+
+def state_of(config: GRPOConfig, shape: ModelConfig, devices: int):
+    """The shapes of a run's state as it lies on the devices."""
+    params = jax.eval_shape(lambda: model.init_params(jax.random.key(0), shape))
+    state = jax.eval_shape(lambda params: grpo.initial_state(Policy(shape, params, ()), config), params)
+    return parallel.placed_shapes(state, devices, config.update.divide_state)
+
+
+def resident(config: GRPOConfig, shape: ModelConfig, devices: int) -> int:
+    """Bytes that stay on each device from the first step to the last: parameters, moments and reference."""
+    return size(state_of(config, shape, devices)) // devices
+
+
+def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
+    """Positions of a prompt, a multiple of 16. UserError where completions leave it none."""
+    tokens = config.train.grpo.sampling.max_new_tokens
+    width = config.prompt_tokens or config.train.source.prompt.max_prompt_tokens or shape.max_seq_len - tokens
+    if not 0 < width <= shape.max_seq_len - tokens:
+        raise UserError(f"--max_new_tokens={tokens} leave no room for a prompt of {width} tokens in the model's window "
+                        f"of {shape.max_seq_len}; lower one of them, or name another model by --shape or --model")
+    return -(-width // 16) * 16
+
+
+def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dict[str, Program]:
+    """The programs of a run on these devices, with arguments laid out as the run would. UserError for rows that do not
+    divide."""
+    flags, count, num_problems = config.train.grpo, len(devices), config.num_problems
+    grpo.check(flags, count)
+    state, made = state_of(flags, shape, count), grpo.compile_programs(Policy(shape, None, (0,)), flags, devices)
+    length, pieces, slots = flags.sampling.max_new_tokens, flags.update.num_minibatches, flags.sampling.num_slots
+    tokens_PxS = np.zeros((max(num_problems, EVAL_ROWS), prompt_width(config, shape)), np.int32)
+    prompts = Prompts(tokens_PxS, np.ones(len(tokens_PxS), np.int32))
+    trained, groups = jax.tree.map(lambda x: x[:num_problems], prompts), np.arange(flags.num_prompts) % num_problems
+
+    def sampling(prompts: Prompts, index, repeats: int) -> Program:
+        rows = -(-len(index) // count)
+        local, index = model.localise(prompts, np.resize(index, rows * count), count, repeats)
+        scalars = [np.zeros(count, kind) for kind in [np.int32] * 3 + [np.float32] * 2]
+        turns = -(-rows // min(slots or rows, rows))
+        return Program(made.sample.mapped, (state.params, local, index, index, *scalars), rows * count * length,
+                       turns * length, length)
+
+    def batch(rows: int, micro_batches: int, old: bool, reference: bool) -> Batch:
+        index, numbers = np.repeat(groups, flags.learnt_size)[:rows], np.zeros((rows, length), np.float32)
+        return learner.lay_out(Batch(trained, index.astype(np.int32), numbers.astype(np.int32), numbers > 0,
+                                     numbers[:, 0], numbers, numbers if old else None, numbers if reference else None),
+                               count, micro_batches)
+
+    rows, many = flags.num_prompts * flags.learnt_size, flags.updates_per_batch > 1
+    micro = flags.update.grad_accumulation
+    found = {"sampling": sampling(trained, np.repeat(groups, flags.group_size), flags.group_size)}
+    if flags.measure_kl or many:
+        params = learner.reference(state) if flags.measure_kl else state.params
+        found["log-probabilities"] = Program(made.logprobs.mapped, (params, batch(rows, micro * pieces, False, False)),
+                                             rows * length)
+    found["update"] = Program(made.update.mapped, (state, batch(rows // pieces, micro, many, flags.measure_kl),
+                                                   np.zeros(count, np.int32)), rows // pieces * length)
+    source = "question" if config.train.pool.question else config.train.source.problems
+    if heldout_names(config.train.heldout, source) != "none":
+        asked = min(config.train.measured.eval_size or EVAL_ROWS, EVAL_ROWS)
+        found["evaluation"] = sampling(prompts, np.arange(asked), 1)
+    return found
+
+
+@functools.cache
+def measured(config: CompileConfig, name: str, which: str) -> dict:
+    """What the compiler says of one of the programs, for the chip of that name: "peak" bytes of a device, with what
+    stays beside the program, and what a call takes at least; "refused" is why there is none."""
+    chip, shape = chips.named(name), shape_of(config)
+    program = programs_of(config, shape, chips.devices(chip))[which]
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.args)
+    beside = resident(config.train.grpo, shape, chip.devices) - size(program.args[0]) // chip.devices
+    begun = time.monotonic()
+    try:
+        made = program.mapped.lower(*shapes).compile(compiler_options=chip.options)
+    except jax.errors.JaxRuntimeError as error:
+        wanted = re.search(r"required.*?\(([\d.]+)G\) exceeds", str(error))
+        return {"seconds": time.monotonic() - begun, "refused": str(error).splitlines()[0],
+                "peak": float(wanted[1]) * chips.GIB + beside if wanted else None}
+    seconds, sizes = time.monotonic() - begun, [0, *(64 * 2**i for i in range(24)), program.longest]
+    sizes = [size for size in sizes if size <= program.longest]  # of the buckets of `model.decode_step`
+    weights = [(b - a) / program.longest for a, b in zip(sizes, sizes[1:])]
+    flops = cost.flops(jax.make_jaxpr(program.mapped)(*shapes).jaxpr, program.steps, weights)
+    traffic = cost.counted(made.as_text(), program.steps, weights)
+    best = max(flops / (chip.peak if shape.dtype == "bfloat16" else chip.peak_float32), traffic.bytes / chip.bandwidth)
+    return {"seconds": seconds, "peak": made.memory_analysis().peak_memory_in_bytes + beside, "flops": flops,
+            "best": best, "tokens": program.tokens / best, **traffic._asdict()}
+
+
+def fitted(config: CompileConfig, name: str) -> CompileConfig:
+    """The flags with the largest micro-batch and the most slots that fit, or with 1 of what does not fit at all."""
+    flags, chip = config.train.grpo, chips.named(name)
+    rows = grpo.check(replace(flags, grad_accumulation=1), chip.devices)
+    sampled = -(-flags.num_prompts * flags.group_size // chip.devices)
+    choices = {"update": [{"grad_accumulation": n} for n in range(rows, 0, -1) if rows % n == 0],
+               "sampling": [{"num_slots": 1 << i} for i in range(sampled.bit_length())]}
+    for which, options in choices.items():
+        more = bisect.bisect_left(options, True, key=lambda option: chip.usable < (
+            measured(replace(config, **option), name, which)["peak"] or math.inf))
+        config = replace(config, **options[max(more - 1, 0)])
+    return config
+
+
+def found(config: CompileConfig, name: str) -> dict:
+    """All that is found about a chip. A state that is not divided is made on a device, and then copied to all."""
+    config = fitted(config, name) if config.fit else config
+    chip, flags, shape = chips.named(name), config.train.grpo, shape_of(config)
+    state = resident(flags, shape, chip.devices)
+    programs = {"start": {"peak": state if flags.update.divide_state else 2 * state}}
+    for which in programs_of(config, shape, chips.devices(chip)):
+        programs[which] = measured(config, name, which)
+    over = [f"{which}, {one['peak'] / 1e9:.1f} GB" if one["peak"] else f"{which}, which the compiler gives up"
+            for which, one in programs.items() if (one["peak"] or math.inf) > chip.usable]
+    largest = max(one["peak"] or 0 for one in programs.values()) / 1e9
+    return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {chips.version(name)}",
+            "usable": chip.usable, "state": state, "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
+            "flags": {key: flat(flags)[key] for key in ("divide_state", "grad_accumulation", "num_slots")},
+            "verdict": f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
+                       f"fits: {largest:.2f} of {chip.usable / 1e9:.1f} GB"}
+
+
+def shown(one: dict) -> str:
+    """The table of one chip, and the verdict."""
+    def memory(peak: Optional[float]) -> str:
+        return "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= one['usable'] else 'does not fit'}"
+
+    kinds = {"seconds": ".0f", "flops": ".3g", "bytes": ".3g", "best": ".3g", "tokens": ".3g", "kernels": ".0f",
+             "step_kernels": ".0f"}
+    rows = [[which, memory(program["peak"]), *(f"{program[key]:{kind}}" if program.get(key) else ""
+                                               for key, kind in kinds.items()), program.get("refused", "")]
+            for which, program in one["programs"].items()]
+    header = ["program", f"peak of {one['usable'] / 1e9:.2f} GB", "seconds to compile", "FLOPs a call", "bytes a call",
+              "seconds at best", "tokens/s at best", "kernels a call", "kernels a token", "the compiler says"]
+    flags = " ".join(f"--{name}={value}" for name, value in one["flags"].items())
+    return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {flags}: {one['micro_rows']} rows a "
+            f"micro-batch\n\n{markdown_table(header, rows)}\n\n{one['chip']}: {one['verdict']}")
+
+
+def residents(config: GRPOConfig, shape: ModelConfig) -> str:
+    """A table of what stays on each device of each chip: parameters, moments and reference."""
+    rows = []
+    for name, chip in chips.CHIPS.items():
+        whole, part = (resident(replace(config, divide_state=divide), shape, chip.devices) for divide in (False, True))
+        rows.append([name, chip.devices, *(f"{x / 1e9:.2f}" for x in (chip.usable, whole, 2 * whole, part)),
+                     "fits" if 2 * whole < chip.usable else "--divide_state" if part < chip.usable else "does not fit"])
+    header = ["GB on each device", "devices", "usable", "state, whole", "as a run begins", "state, divided", "alone"]
+    return markdown_table(header, rows)
+
+
+def run(config: CompileConfig) -> str:
+    """What is found about each chip of --chip; without one, what stays on each device, at once."""
+    shape = shape_of(config)
+    if config.page:
+        return whole_page(pathlib.Path(config.page))
+    if not config.chip:
+        return residents(config.train.grpo, shape)
+    every = [found(config, name) for name in config.chip.split(",")]
+    if config.out:
+        files.write_json(pathlib.Path(config.out), {"chips": every})
+    return "\n\n".join(map(shown, every))
+
+
+# ----- the page: what the commands at the heads of configs/*.flags find
+
+
+def commands() -> Iterator[str]:
+    """These commands, one for each chip that they name."""
+    for path in sorted(FLAG_FILES.glob("*.flags")):
+        head = "".join(re.findall(r"^#(.*\n)", path.read_text("utf-8"), re.M)).replace("\\\n", " ")
+        for line in re.findall(r"python -m (scripts\.compile .*)", head):
+            words = shlex.split(line)
+            for name in next(word[7:] for word in words if word.startswith("--chip=")).split(","):
+                yield shlex.join([word for word in words if not word.startswith("--chip=")] + [f"--chip={name}"])
+
+
+def whole_page(page: pathlib.Path) -> str:
+    """Runs those commands that the record beside the page lacks, and writes both after each."""
+    record = page.with_suffix(".json")
+    before = files.read_json(record, missing={})
+    known = {command: before.get(command) for command in commands()}
+    for command, one in known.items():
+        if not one:
+            with tempfile.TemporaryDirectory() as folder:
+                out = pathlib.Path(folder) / "found.json"
+                subprocess.run([sys.executable, "-m", *shlex.split(command), f"--out={out}"], check=True)
+                known[command], = files.read_json(out)["chips"]
+        there = {command: one for command, one in known.items() if one}
+        files.write_json(record, there)
+        files.write_whole(page, paged(there))
+    return str(page)
+
+
+def paged(known: dict[str, dict]) -> str:
+    """The page: every verdict, and the tables."""
+    verdicts = [f"- `{command}`: {one['verdict']}" for command, one in known.items()]
+    tables = [f"`{command}`\n\n{shown(one)}" for command, one in known.items()]
+    return "\n\n".join([
+        "# Training runs compiled for chips that were not there",
+        "By `python -m scripts.compile --page=results/chips.md`, which runs the commands at the heads of flag files.\n"
+        "Nothing was run on a chip. Peaks are of one device, with what stays beside the program. The seconds at best\n"
+        "are a bound: the larger of FLOPs by the published peak and bytes by the published bandwidth, completions as\n"
+        "long as they may be, what devices send each other not counted.", "\n".join(verdicts), *tables]) + "\n"

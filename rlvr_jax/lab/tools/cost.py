@@ -1,0 +1,149 @@
+"""What a call of a compiled program costs one device, counted through its loops, whose bodies compilers count once.
+
+FLOPs are those of matrix products in what was traced. Bytes and kernels are counted in what was compiled, in its text
+(HLO). A loop that ends by what it computes, as decoding does, is gone round `steps` times. Of a choice the largest
+counts, or the mean by `weights`, where there are as many.
+"""
+
+import math
+import re
+from typing import Callable, NamedTuple
+
+WIDTH = {"pred": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # no workspace, s8
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "async-update",
+        "async-done"}
+
+
+class Cost(NamedTuple):
+    """Of one call."""
+
+    bytes: float = 0.0  # read from the device's memory and written to it
+    kernels: float = 0.0  # started; on a TPU instructions
+    step_kernels: float = 0.0  # of one round of the loop that ends by what it computes
+
+
+class Line(NamedTuple):
+    """An instruction of HLO."""
+
+    name: str
+    shape: str
+    kind: str
+    operands: list[str]
+    rest: str
+    root: bool  # what its computation returns
+
+
+def chosen(costs: list, weights: list[float]) -> float:
+    return sum(x * share for x, share in zip(costs, weights)) if len(costs) == len(weights) else max(costs)
+
+
+def flops(jaxpr, steps: int, weights: list[float]) -> float:
+    """Two for each product of numbers in a matrix product."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        kind, values = eqn.primitive.name, [x for value in eqn.params.values()
+                                            for x in (value if isinstance(value, tuple) else (value,))]
+        inner = [flops(found, steps, weights) for x in values if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
+        if kind == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            total += 2.0 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+        elif kind == "cond":
+            total += chosen(inner, weights)
+        else:
+            total += sum(inner) * {"scan": eqn.params.get("length"), "while": steps}.get(kind, 1)
+    return total
+
+
+def parse(text: str) -> tuple[str, dict[str, dict[str, Line]]]:
+    """(name of the entry, the lines of each computation by name)."""
+    computations, entry, current = {}, "", {}
+    for line in text.splitlines():
+        if head := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
+            current = computations.setdefault(head[2], {})
+            entry = head[2] if head[1] else entry
+        elif found := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)", line):
+            root, name, shape, kind, rest = found.groups()
+            current[name] = Line(name, shape, kind, re.findall(r"%([\w.\-]+)", rest.split(")")[0]), rest, bool(root))
+    return entry, computations
+
+
+def size(shape: str) -> int:
+    """Bytes of the arrays of a shape, but for those in another memory than the device's, such as a TPU's S(1)."""
+    return sum(WIDTH.get(kind, 0) * math.prod(map(int, filter(None, dims.split(","))))
+               for kind, dims, layout in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?", shape)
+               if not re.search(r"S\([1-9]", layout))
+
+
+def called(line: Line, names: str) -> list[str]:
+    """The computations that it names under these attributes, a pattern."""
+    found = re.findall(rf"\b(?:{names})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", line.rest)
+    return [name.strip(" %") for several, one in found for name in (several or one).split(",")]
+
+
+def traffic(computations: dict) -> Callable:
+    """The bytes that a line of a computation moves. Of an array that is sliced, or written in part, only the parts do,
+    in a fusion as well."""
+    def root(where: dict) -> Line:
+        return next(line for line in where.values() if line.root)
+
+    def read(where: dict, line: Line, place: int) -> int:
+        whole = size(where[line.operands[place]].shape)
+        if line.kind == "fusion":
+            inner = computations[called(line, "calls")[0]]
+            return min(whole, uses(inner, next(x.name for x in inner.values()
+                                               if x.kind == "parameter" and x.rest.startswith(f"{place})"))))
+        if place == 0 and line.kind in ("dynamic-slice", "slice", "gather"):
+            return size(line.shape)
+        return 0 if line.kind.endswith("-done") or place == 0 and line.kind in (
+            "dynamic-update-slice", "scatter") else whole
+
+    def uses(where: dict, name: str) -> int:
+        return sum(uses(where, line.name) if line.kind == "bitcast" else read(where, line, place)
+                   for line in where.values() for place, operand in enumerate(line.operands) if operand == name)
+
+    def written(where: dict, line: Line) -> int:
+        if line.kind == "fusion":
+            inner = computations[called(line, "calls")[0]]
+            return min(size(line.shape), written(inner, root(inner)))
+        if line.kind in ("tuple", "bitcast"):
+            return sum(written(where, where[name]) for name in line.operands)
+        part = {"dynamic-update-slice": 1, "scatter": 2}.get(line.kind)
+        return 0 if line.kind.endswith("-start") else size(where[line.operands[part]].shape if part else line.shape)
+
+    return lambda where, line: written(where, line) + sum(read(where, line, i) for i in range(len(line.operands)))
+
+
+def rounds(loop: Line, computations: dict) -> int:
+    """How often a loop is gone round, 0 where that depends on what it computes."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(known[1])
+    lines = computations[called(loop, "condition")[0]]
+    end = next(line for line in lines.values() if line.root)
+    limit = [lines[name].rest for name in end.operands if lines[name].kind == "constant"]
+    return int(limit[0].split(")")[0]) if limit and end.kind == "compare" and "direction=LT" in end.rest else 0
+
+
+def counted(text: str, steps: int, weights: list[float]) -> Cost:
+    """The cost of a program, given as the text of what was compiled."""
+    entry, computations = parse(text)
+    moved = traffic(computations)
+
+    def of(name: str) -> Cost:
+        total = Cost()
+        for line in computations[name].values():
+            names = {"while": "body|condition", "conditional": "(?:branch|true|false)_computations?",
+                     "call": "to_apply", "async-start": "calls"}.get(line.kind)
+            inner = [of(each) for each in called(line, names)] if names else []
+            if line.kind == "conditional":
+                now = Cost(*(chosen(costs, weights) for costs in zip(*inner)))
+            elif inner:
+                known = rounds(line, computations) if line.kind == "while" else 1
+                now = Cost(*((known or steps) * sum(costs) for costs in list(zip(*inner))[:2]),
+                           max(cost.step_kernels for cost in inner) if known else sum(cost.kernels for cost in inner))
+            else:
+                now = Cost() if line.kind in FREE else Cost(moved(computations[name], line),
+                                                            not line.kind.endswith("-done"))
+            total = Cost(total.bytes + now.bytes, total.kernels + now.kernels,
+                         max(total.step_kernels, now.step_kernels))
+        return total
+    return of(entry)

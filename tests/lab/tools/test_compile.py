@@ -1,0 +1,346 @@
+"""Programs lowered for devices from shapes: those that a run hands its own, what they cost, what is said of a chip.
+
+The CPU's devices stand for a chip's. tests/chips/ has the compilers of real ones.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlvr_jax import grpo, parallel
+from rlvr_jax.errors import UserError
+from rlvr_jax.grpo import Policy, Problems, Scored
+from rlvr_jax.lab.tools import chips, compile, cost
+from rlvr_jax.lab.tools.chips import CHIPS, GIB, Chip
+from rlvr_jax.lab.tools.compile import CompileConfig
+from rlvr_jax.pretrained import huggingface
+from rlvr_jax.records import build, replace
+from rlvr_jax.sampler import Request
+
+from fixtures import PROMPTS, ROOT, TINY, padded, tiny_params
+
+FLAGS = build(CompileConfig, num_prompts=4, group_size=4, max_new_tokens=8, prompt_tokens=8, grad_accumulation=2,
+              num_problems=3, kl_coef=0.01, eval_size=6, num_steps=1)
+CPU = Chip("jaxlib", 2, GIB, 1e12, 5e11, 1e11, {})
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """A row of the table whose devices are those of this machine, and TINY as the model."""
+    monkeypatch.setitem(CHIPS, "here", CPU)
+    monkeypatch.setattr(chips, "devices", lambda chip: jax.devices())
+    monkeypatch.setattr(compile, "shape_of", lambda config: TINY)
+    clear = compile.measured.cache_clear
+    clear()
+    yield monkeypatch
+    clear()
+
+
+# ----- what is lowered
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: (*x.shape, jnp.dtype(x.dtype).name), tree)
+
+
+def trained(monkeypatch, config, prompts):
+    """The shapes that a run hands its mapped functions: sampling, log-probabilities, the update, evaluation."""
+    calls, real = [], parallel.map_devices
+
+    def recording(fn, donate_argnums=(), devices=None):
+        mapped, place = real(fn, donate_argnums, devices), len(calls)
+        calls.append([])
+
+        def call(*args):
+            calls[place].append(shapes(args))
+            return mapped(*args)
+        return call
+
+    monkeypatch.setattr(parallel, "map_devices", recording)
+    policy = Policy(TINY, tiny_params(), (0,))
+    programs = grpo.compile_programs(policy, config)
+    reward = lambda rollouts, *_: Scored(np.arange(len(rollouts.ended)) % 2.0)
+    state = grpo.train(policy, Problems(prompts, np.ones(len(prompts.lengths), int)), reward, config, programs=programs)
+    programs.sample(state.params, padded(PROMPTS * 2, 16), np.arange(6), Request(0, 1))
+    (sampling, evaluation), *more = calls
+    return [sampling, *(each[0] for each in more if each), evaluation]
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"trainable": "lora"}, {"divide_state": True}, {"track_kl": False, "kl_coef": 0.0}, {"num_problems": 1},
+    {"num_minibatches": 2, "grad_accumulation": 1}, {"update_group_size": 2}], ids=str)
+def test_shapes_are_those_that_a_run_hands_its_programs(monkeypatch, changes):
+    config = replace(FLAGS, **changes)
+    programs = compile.programs_of(config, TINY, jax.devices())
+    prompts = padded(PROMPTS[: config.num_problems], 16)
+    called = trained(monkeypatch, config.train.grpo, jax.tree.map(np.asarray, prompts))
+    assert [shapes(program.args) for program in programs.values()] == called
+    assert ("log-probabilities" in programs) == config.train.grpo.measure_kl or "num_minibatches" in changes
+
+
+@pytest.mark.parametrize("changes", [{}, {"trainable": "vector"}, {"divide_state": True}], ids=str)
+def test_what_stays_resident_are_the_bytes_of_a_real_state(changes):
+    config = replace(FLAGS, **changes).train.grpo
+    state = grpo.initial_state(Policy(TINY, tiny_params(), ()), config)
+    state = parallel.place_state(state, config.update.divide_state)
+    assert compile.resident(config, TINY, 2) == sum(x.nbytes for x in jax.tree.leaves(state)) // 2
+    assert shapes(compile.state_of(config, TINY, 2)) == shapes(state)
+
+
+def test_tokens_are_those_of_all_devices_and_rounds_those_of_one():
+    programs = compile.programs_of(replace(FLAGS, num_slots=3), TINY, jax.devices())
+    assert [(program.tokens, program.steps) for program in programs.values()] == [
+        (16 * 8, 3 * 8), (16 * 8, 0), (16 * 8, 0), (6 * 8, 8)]  # 8 rows of each device in turns of 3; 3 rows
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"max_new_tokens": 256}, "--max_new_tokens=256 leave no room for a prompt of 8 tokens in the model's window of"),
+    ({"grad_accumulation": 3}, "= 16 rows do not divide into --num_minibatches x --grad_accumulation x .* = 3 x 2")])
+def test_what_cannot_be_is_said_in_a_line(changes, words):
+    with pytest.raises(UserError, match=words):
+        compile.programs_of(replace(FLAGS, **changes), TINY, jax.devices())
+
+
+# ----- costs
+
+
+def products(x_NxD, w_LxDxD):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x_NxD, w_LxDxD)[0]
+
+
+def until(x_NxD, w_LxDxD):
+    return jax.lax.while_loop(lambda s: jnp.sum(s[0]) > s[1], lambda s: (s[0] @ w_LxDxD[s[1] % 3], s[1] + 1),
+                              (x_NxD, jnp.int32(0)))[0]
+
+
+@pytest.mark.parametrize("fn, rounds", [(products, 7), (until, 5)])
+def test_a_loop_is_counted_as_often_as_it_is_gone_round(fn, rounds):
+    """Seven products of 64 x 128 by 128 x 128, or as many as told where the loop's end depends on what it computes."""
+    args = jnp.ones((64, 128)), jnp.ones((7, 128, 128))
+    assert cost.flops(jax.make_jaxpr(fn)(*args).jaxpr, 5, [1.0]) == rounds * 2 * 64 * 128 * 128
+    found = cost.counted(jax.jit(fn).lower(*args).compile().as_text(), 5, [1.0])
+    least = 4 * (128 * 128 + 2 * 64 * 128)  # a round reads a slice of the weights and x, and writes x
+    assert least * rounds <= found.bytes < 4 * least * rounds  # the CPU copies the slice and x
+    assert (found.step_kernels > 0) == (fn is until) and found.kernels > rounds
+
+
+HLO = """
+%fused (p.0: f32[28,8,8], p.1: s32[]) -> f32[8,8] {
+  %p.1 = s32[] parameter(1)
+  %p.0 = f32[28,8,8]{2,1,0:T(8,128)} parameter(0)
+  %b = f32[28,8,8]{2,1,0} bitcast(%p.0)
+  %cut = f32[1,8,8]{2,1,0} dynamic-slice(%b, %p.1, %p.1, %p.1), dynamic_slice_sizes={1,8,8}
+  ROOT %square = f32[8,8]{1,0} bitcast(%cut)
+}
+%put (q.0: f32[28,8,8], q.1: f32[1,8,8], q.2: s32[]) -> f32[28,8,8] {
+  %q.0 = f32[28,8,8]{2,1,0} parameter(0)
+  %q.1 = f32[1,8,8]{2,1,0} parameter(1)
+  %q.2 = s32[] parameter(2)
+  ROOT %there = f32[28,8,8]{2,1,0} dynamic-update-slice(%q.0, %q.1, %q.2, %q.2, %q.2)
+}
+%near (n: (s32[], f32[8,8])) -> f32[8,8] {
+  %n = (s32[], f32[8,8]{1,0}) parameter(0)
+  %n.1 = f32[8,8]{1,0} get-tuple-element(%n), index=1
+  ROOT %n.2 = f32[8,8]{1,0} negate(%n.1)
+}
+%far (m: (s32[], f32[8,8])) -> f32[8,8] {
+  %m = (s32[], f32[8,8]{1,0}) parameter(0)
+  %m.1 = f32[8,8]{1,0} get-tuple-element(%m), index=1
+  %m.2 = f32[8,8]{1,0:T(8,128)S(1)} negate(%m.1)
+  %m.3 = (f32[8,8]{1,0:S(1)}, f32[8,8]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%m.2)
+  ROOT %m.4 = f32[8,8]{1,0:S(1)} copy-done(%m.3)
+}
+%body (s: (s32[], f32[28,8,8])) -> (s32[], f32[28,8,8]) {
+  %s = (s32[], f32[28,8,8]{2,1,0}) parameter(0)
+  %i = s32[]{:T(128)S(6)} get-tuple-element(%s), index=0
+  %w = f32[28,8,8]{2,1,0} get-tuple-element(%s), index=1
+  %x = f32[8,8]{1,0:T(8,128)S(1)} fusion(%w, %i), kind=kLoop, calls=%fused
+  %t = (s32[], f32[8,8]{1,0}) tuple(%i, %x)
+  %y = f32[8,8]{1,0} conditional(%i, %t, %t), branch_computations={%near, %far}
+  %z = f32[1,8,8]{2,1,0} bitcast(%y)
+  %v = f32[28,8,8]{2,1,0} fusion(%w, %z, %i), kind=kLoop, calls=%put
+  ROOT %r = (s32[], f32[28,8,8]{2,1,0}) tuple(%i, %v)
+}
+%condition (c: (s32[], f32[28,8,8])) -> pred[] {
+  %c = (s32[], f32[28,8,8]{2,1,0}) parameter(0)
+  %limit = s32[]{:T(128)} constant(28)
+  %c.1 = s32[]{:T(128)S(6)} get-tuple-element(%c), index=0
+  ROOT %lt = pred[]{:T(512)S(6)} compare(%c.1, %limit), direction=LT
+}
+ENTRY %main (a: s32[], w: f32[28,8,8]) -> (s32[], f32[28,8,8]) {
+  %a = s32[] parameter(0)
+  %w = f32[28,8,8]{2,1,0} parameter(1)
+  %start = (s32[], f32[28,8,8]{2,1,0}) tuple(%a, %w)
+  ROOT %loop = (s32[], f32[28,8,8]{2,1,0}) while(%start), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize("weights, share, kernels", [([1.0], 512, 2), ([0.75, 0.25], 0.75 * 512 + 0.25 * 256, 1.25)])
+def test_bytes_are_those_of_parts_and_of_the_devices_memory(weights, share, kernels):
+    """Of 28 slices one is read in a round, and one written. What lies in S(1), a TPU's fast memory, is not moved; of
+    two branches the larger counts, or the mean by weights."""
+    found = cost.counted(HLO, 5, weights)
+    assert found.bytes == 28 * (256 + share + 256 + 256 + 4)  # the slice; a branch; its result read, and put in place
+    assert found.kernels == 28 * (3 + kernels) and found.step_kernels == 0
+
+
+# ----- what is said of a chip
+
+
+def test_a_chip_gets_a_table_and_a_verdict(here, tmp_path):
+    out = tmp_path / "found.json"
+    said = compile.run(replace(FLAGS, chip="here", out=str(out)))
+    one, = json.loads(out.read_text())["chips"]
+    state, programs = compile.resident(FLAGS.train.grpo, TINY, 2), one["programs"]
+    assert list(programs) == ["start", "sampling", "log-probabilities", "update", "evaluation"]
+    assert said.splitlines()[-1] == f"here: {one['verdict']}" and one["verdict"].startswith("fits: 0.0")
+    assert said.count("\n| ") == 1 + 1 + 5 and "jaxlib" in one["compiler"] and one["micro_rows"] == 4
+    assert programs["start"] == {"peak": 2 * state}
+    for which, program in list(programs.items())[1:]:
+        lowered = compile.programs_of(FLAGS, TINY, jax.devices())[which]
+        memory = lowered.mapped.lower(*lowered.args).compile().memory_analysis()
+        held = compile.size(lowered.args[0]) // 2
+        assert program["peak"] == memory.peak_memory_in_bytes + state - held, which
+        assert program["best"] == max(program["flops"] / 5e11, program["bytes"] / 1e11)  # float32
+        assert program["tokens"] == lowered.tokens / program["best"]
+    assert programs["sampling"]["step_kernels"] * 8 < programs["sampling"]["kernels"]  # 8 tokens of each row
+
+
+def test_what_does_not_fit_is_named_with_its_size(here):
+    state = compile.resident(FLAGS.train.grpo, TINY, 2)
+    here.setitem(CHIPS, "here", CPU._replace(usable=state + 1))
+    here.setattr(compile, "measured", lambda config, name, which: {
+        "sampling": {"peak": 2.0e9}, "update": {"peak": None, "refused": "for a reason"}}.get(which, {"peak": 1}))
+    one = compile.found(FLAGS, "here")
+    assert one["verdict"] == ("does not fit in 0.0 GB: start, 0.0 GB; sampling, 2.0 GB; update, which the compiler "
+                              "gives up")
+    assert compile.found(replace(FLAGS, divide_state=True), "here")["programs"]["start"]["peak"] < state
+    assert "| sampling | 2.00, does not fit | |" in (said := compile.shown(one).replace("  ", " "))
+    assert "| update | | | | | | | | | for a reason |" in said
+
+
+def test_a_compiler_that_refuses_says_how_much_it_would_take(here):
+    """The words of libtpu 0.0.42.1."""
+    words = ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (41.89G) "
+             "exceeds available HBM (15.75G).\n\nmore")
+
+    def lower(*args):
+        raise jax.errors.JaxRuntimeError(words)
+
+    programs = compile.programs_of(FLAGS, TINY, jax.devices())
+    here.setattr(compile, "programs_of", lambda *_: {
+        "update": programs["update"]._replace(mapped=types.SimpleNamespace(lower=lower))})
+    refused = compile.measured(FLAGS, "here", "update")
+    assert refused["peak"] == 41.89 * GIB and refused["refused"] == words.splitlines()[0]
+    words = "INTERNAL: no"
+    compile.measured.cache_clear()
+    assert compile.measured(FLAGS, "here", "update")["peak"] is None
+
+
+@pytest.mark.parametrize("usable, accumulation, slots", [(10_000, 2, 4), (4_000, 2, 4), (3_999, 4, 2), (1, 8, 1)])
+def test_fit_takes_the_largest_micro_batch_and_the_most_slots_that_fit(here, usable, accumulation, slots):
+    def measured(config, name, which):
+        flags = config.train.grpo
+        rows = grpo.check(flags, 2) if which == "update" else flags.sampling.num_slots
+        return {"peak": None if rows > 7 else 1000 * rows}  # None: the compiler gives up
+
+    here.setattr(compile, "measured", measured)
+    here.setitem(CHIPS, "here", CPU._replace(usable=usable))
+    flags = compile.fitted(FLAGS, "here").train.grpo
+    assert (flags.update.grad_accumulation, flags.sampling.num_slots) == (accumulation, slots)
+
+
+def test_without_a_chip_the_state_on_all_of_them_is_said_at_once():
+    config = build(CompileConfig, shape="qwen2.5-math-1.5b", kl_coef=0.001)
+    lines = {line.split(" | ")[0].strip("| "): line for line in compile.run(config).splitlines()}
+    count = 1_543_714_304  # parameters, two moments and a reference of 4 bytes each
+    assert list(lines)[2:] == list(CHIPS)
+    assert f"| {count * 16 / 1e9:.2f} | {count * 32 / 1e9:.2f} |" in lines["v5e-8"]
+    assert lines["v5e-8"].endswith("| --divide_state |") and lines["v5e-1"].endswith("| does not fit |")
+    assert lines["H100"].endswith("| fits |") and "| 3.09 |" in lines["v5e-8"]
+
+
+def test_the_table_has_the_chips_that_colab_and_the_papers_use():
+    assert list(CHIPS) == ["v4-8", "v5e-1", "v5e-8", "v5p-8", "v6e-1", "v6e-8", "T4", "L4", "A100-40", "H100",
+                           "RTX-PRO-6000"]
+    for name, chip in CHIPS.items():
+        cores = 2 if name.startswith(("v4", "v5p")) else 1  # such a TPU is called by its cores
+        assert chip.devices == (int(name[-1]) // cores if chip.compiler == "libtpu" else 1)
+        assert 1e9 < chip.usable < 110e9 and chip.peak >= chip.peak_float32 > 8e12 and chip.bandwidth >= 3e11
+
+
+@pytest.mark.parametrize("chip, words", [
+    ("H10", "--chip=H10: no such chip; known are v4-8, v5e-1, "),
+    ("v5e-8", r"its compiler is not installed; `make chips` makes .* or pip install -e '.\[tpu-compiler\]'"),
+    ("H100", r"its compiler is not installed; `make chips` makes .* or pip install -e '.\[gpu-compiler\]'")])
+def test_an_unknown_chip_or_a_compiler_that_is_not_there_is_said_in_a_line(monkeypatch, chip, words):
+    def missing(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(UserError, match=words):
+        compile.run(replace(FLAGS, chip=chip))
+
+
+# ----- models
+
+
+@pytest.mark.parametrize("name, published, count", [
+    ("qwen2.5-math-1.5b", "Qwen2.5-Math-1.5B", 1_543_714_304), ("qwen2.5-math-7b", "Qwen2.5-Math-7B", 7_615_616_512),
+    ("llama-3.2-3b-instruct", "Llama-3.2-3B-Instruct", 3_212_749_824)])
+def test_published_shapes_are_those_of_the_published_configurations(name, published, count):
+    golden = json.loads((ROOT / "tests" / "golden" / "published_configs.json").read_text())
+    shape = compile.SHAPES[name]
+    assert shape == huggingface.config_from_hugging_face(golden[published], published)
+    assert sum(x.size for x in jax.tree.leaves(compile.state_of(FLAGS.train.grpo, shape, 1).params)) == count
+
+
+def test_a_model_is_a_folder_a_shape_or_the_tiny_base(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(huggingface.config_to_hugging_face(TINY, "float32")))
+    folder = compile.shape_of(replace(FLAGS, model=str(tmp_path), dtype="bfloat16"))  # its weights are not there
+    assert folder == dataclasses.replace(TINY, dtype="bfloat16")
+    assert compile.shape_of(FLAGS).num_layers == 3 and compile.shape_of(FLAGS).d_model == 64
+    with pytest.raises(UserError, match="--shape=qwen: no such shape; known are qwen2.5-math-1.5b, "):
+        compile.shape_of(replace(FLAGS, shape="qwen"))
+
+
+# ----- the page
+
+
+def test_the_page_has_what_each_command_at_the_head_of_a_flag_file_found(monkeypatch, tmp_path):
+    """One command for each chip, in their order; what the record has is not run again."""
+    (tmp_path / "a.flags").write_text("# Words.\n#   python -m scripts.compile --chip=v5e-1,H100 --flagfile=a.flags "
+                                      "\\\n#     --fit\n--num_steps=1\n")
+    (tmp_path / "b.flags").write_text("#   python -m scripts.train --flagfile=b.flags\n")
+    monkeypatch.setattr(compile, "FLAG_FILES", tmp_path)
+    lines = [f"scripts.compile --flagfile=a.flags --fit --chip={name}" for name in ("v5e-1", "H100")]
+    assert list(compile.commands()) == lines
+    page, ran = tmp_path / "chips.md", []
+
+    def run(words, check):
+        name, out = words[-2].removeprefix("--chip="), words[-1].removeprefix("--out=")
+        ran.append(name)
+        one = {"chip": name, "devices": 1, "compiler": "c", "usable": 1, "flags": {"num_slots": 7}, "micro_rows": 3,
+               "programs": {}, "verdict": f"fits {name}"}
+        pathlib.Path(out).write_text(json.dumps({"chips": [one]}))
+
+    monkeypatch.setattr(compile.subprocess, "run", run)
+    assert compile.run(build(CompileConfig, page=str(page))) == str(page)
+    written = page.read_text()
+    for name, line in zip(("v5e-1", "H100"), lines):
+        assert f"- `{line}`: fits {name}\n" in written
+        assert f"\n{name}, devices: 1, c; --num_slots=7: 3 rows" in written
+    record = json.loads((tmp_path / "chips.json").read_text())
+    del record[lines[0]]
+    (tmp_path / "chips.json").write_text(json.dumps(record | {"scripts.compile --gone": {}}))
+    compile.run(build(CompileConfig, page=str(page)))
+    assert ran == ["v5e-1", "H100", "v5e-1"] and list(json.loads((tmp_path / "chips.json").read_text())) == lines
+    assert page.read_text() == written
