@@ -30,7 +30,7 @@ H100 = """gpu_device_info {
 } platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 }"""
 CHIPS = {"v5e-1": dict(platform="tpu", topology_name="v5e:1x1", chips_per_host_bounds=(1, 1, 1)),
          "H100": dict(platform="cuda", topology="1x1x1", target_config=H100)}
-# Without a GPU nothing can be timed. The last is what scripts set for every GPU (`cli.prepare_jax`).
+# Without a GPU nothing can be timed. The last is what scripts set for every GPU (`machine.prepare_gpu`).
 OPTIONS = {"v5e-1": {}, "H100": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0,
                                  "xla_gpu_dot_merger_threshold_mb": 0}}
 BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
