@@ -164,6 +164,7 @@ def prepare_jax(config) -> None:
     values = records.flat(config)
     if "host_devices" not in values:  # such a command leaves an accelerator to the run that may be using it
         return
+    machine.prepare_gpu()
     if values["host_devices"] > 1:
         jax.config.update("jax_num_cpu_devices", values["host_devices"])
     keep_programs(values["compilation_cache"])

@@ -31,10 +31,11 @@ def test_no_position_sees_a_later_token():
 
 
 @pytest.mark.parametrize("prompts, index", [(PROMPTS[:1], [0, 0, 0]), (PROMPTS, [2, 0, 1])], ids=["shared", "ragged"])
-def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, prompts, index):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, prompts, index, platform):
     config, params = variant
     prefix, index = prefill(params, config, padded(prompts)), np.array(index)
-    cache = model.init_cache(config, 3, 8)
+    cache = model.init_cache(config, 3, 8, model.LAYOUTS[platform])
     rng = np.random.default_rng(0)
     fed, steps = [[] for _ in index], np.zeros(3, np.int32)
     for time in range(7):
@@ -51,10 +52,12 @@ def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, p
         steps += 1
 
 
-def test_decoding_across_cache_buckets_equals_the_full_pass():
+@pytest.mark.parametrize("platform", model.LAYOUTS)
+def test_decoding_across_cache_buckets_equals_the_full_pass(platform):
     config, params = TINY, random_params(TINY)
     prefix = prefill(params, config, padded([[3, 4]]))
-    context, cache = model.unroll(params, prefix, jnp.zeros(1, jnp.int32)), model.init_cache(config, 1, 140)
+    context = model.unroll(params, prefix, jnp.zeros(1, jnp.int32))
+    cache = model.init_cache(config, 1, 140, model.LAYOUTS[platform])
     tokens = np.random.default_rng(1).integers(0, 31, 140)
     tokens[0] = 4
     expected = full_logits(params, config, [3, *tokens])[1:]

@@ -101,3 +101,11 @@ def test_a_script_that_computes_warns_as_it_starts_and_others_leave_the_device_a
     for script in ("report", "grade", "select_example"):
         cli.prepare_jax(record_of(script)())
     assert capsys.readouterr().err == ""
+
+
+def test_weights_stay_apart_where_there_is_an_nvidia_gpu():
+    environ = {"XLA_FLAGS": "--xla_dump_to=here"}
+    machine.prepare_gpu(environ, lambda name: None)
+    assert environ == {"XLA_FLAGS": "--xla_dump_to=here"}
+    machine.prepare_gpu(environ, {"nvidia-smi": "/usr/bin/nvidia-smi"}.get)
+    assert environ["XLA_FLAGS"].split() == ["--xla_gpu_dot_merger_threshold_mb=0", "--xla_dump_to=here"]  # the last holds
