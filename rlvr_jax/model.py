@@ -262,7 +262,7 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
     (layers, prefix, prompt_index_B), (tokens_B, steps_B), axis = context, inputs, cache.layout.axis
     rows_B, window = jnp.arange(len(tokens_B)), cache.layers[0][0].shape[axis]
     at = ((rows_B, steps_B) if axis == 1 else
-          (rows_B[:, None], jnp.arange(config.num_kv_heads)[None], steps_B[:, None]))
+          (rows_B[:, None], jnp.arange(config.num_kv_heads)[None], steps_B[:, None]))  # a slice for K would turn axes
     starts_B = prefix.lengths if prompt_index_B is None else prefix.lengths[prompt_index_B]
     positions_Bx1 = (starts_B + steps_B)[:, None]
     buckets = [64 * 2**i for i in range(24) if 64 * 2**i < window and not cache.layout.grows] + [window]
