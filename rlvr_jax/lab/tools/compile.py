@@ -77,7 +77,6 @@ class Program(NamedTuple):
     args: tuple  # arrays, or their shapes; the first is of the state
     tokens: int  # that a call draws or learns from, on all devices
     steps: int = 0  # tokens that it draws one after the other
-    longest: int = 1  # completion that it draws
 
 
 def size(tree) -> int:
@@ -137,7 +136,7 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
         scalars = [np.zeros(count, kind) for kind in [np.int32] * 3 + [np.float32] * 2]
         turns = -(-rows // min(slots or rows, rows))
         return Program(made.sample.mapped, (state.params, local, index, index, *scalars), rows * count * length,
-                       turns * length, length)
+                       turns * length)
 
     def batch(rows: int, micro_batches: int, old: bool, reference: bool) -> Batch:
         index, numbers = np.repeat(groups, flags.learnt_size)[:rows], np.zeros((rows, length), np.float32)
@@ -176,9 +175,9 @@ def measured(config: CompileConfig, name: str, which: str) -> dict:
         wanted = re.search(r"required.*?\(([\d.]+)G\) exceeds", str(error))
         return {"seconds": time.monotonic() - begun, "refused": str(error).splitlines()[0],
                 "peak": float(wanted[1]) * chips.GIB + beside if wanted else None}
-    seconds, sizes = time.monotonic() - begun, [0, *(64 * 2**i for i in range(24)), program.longest]
-    sizes = [size for size in sizes if size <= program.longest]  # of the buckets of `model.decode_step`
-    weights = [(b - a) / program.longest for a, b in zip(sizes, sizes[1:])]
+    seconds, longest = time.monotonic() - begun, config.train.grpo.sampling.max_new_tokens
+    buckets = [0, *(64 * 2**i for i in range(24) if 64 * 2**i < longest), longest]  # those of `model.decode_step`
+    weights = [(b - a) / longest for a, b in zip(buckets, buckets[1:])]
     flops = cost.flops(jax.make_jaxpr(program.mapped)(*shapes).jaxpr, program.steps, weights)
     traffic = cost.counted(made.as_text(), program.steps, weights)
     best = max(flops / (chip.peak if shape.dtype == "bfloat16" else chip.peak_float32), traffic.bytes / chip.bandwidth)
