@@ -33,6 +33,8 @@ class AdapterConfig:
     adapter_alpha: float = setting(32.0, "lora adds alpha / rank times its product", above=0)
     adapter_layers: tuple[int, ...] = setting((), "layers, from 0, that a vector is added after; empty: all",
                                               minimum=0)
+    params_dtype: str = setting("float32", "of the frozen parameters under an adapter: 16 bits halve their memory",
+                                ["float32", "bfloat16", "float16"])
     adapter_size: int = setting(0, "train this many numbers, which a fixed random orthonormal projection turns into "
                                 "the adapter; 0: the adapter itself", minimum=0)
 
@@ -80,6 +82,8 @@ def add(config: AdapterConfig, params: dict, seed: int) -> dict:
         if unused:
             raise UserError(f"--{unused[0]} needs an adapter: --trainable={' or '.join(ADAPTERS)}")
         return params
+    if config.params_dtype != "float32":
+        params = jax.tree.map(lambda x: x.astype(config.params_dtype), params)
     key, map_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), STREAM))
     leaves = ADAPTERS[config.trainable](config, params["layers"], key)
     if not any(name.endswith(TRAINED) for name in leaves):  # `split` would take it for a model without an adapter
@@ -155,7 +159,7 @@ def merged(params: dict) -> dict:
     layers = plain["layers"]
     for name in LINEAR:
         if name + "_lora_a" in adapted:
-            layers[name] = np.array(layers[name])
+            layers[name] = np.array(layers[name], np.float32)
             parts = (adapted["lora_scale"], adapted[name + "_lora_a"], adapted[name + "_lora_b"])
             for weight, scale, a, b in zip(layers[name], *map(np.asarray, parts)):  # one layer more than once in memory
                 weight += scale * (a @ b)

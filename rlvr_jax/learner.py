@@ -34,6 +34,8 @@ class OptimizerConfig:
                                        minimum=0, maximum=1)
     adam_b1: float = setting(0.9, "decay of AdamW's first moment", minimum=0, below=1)
     adam_b2: float = setting(0.999, "decay of AdamW's second moment", minimum=0, below=1)
+    first_moment_dtype: str = setting("float32", "of AdamW's first moment; the second stays float32, since bfloat16 does "
+                                      "not resolve a change of 1 - adam_b2", ["float32", "bfloat16"])
     weight_decay: float = setting(0.01, "decoupled weight decay, on all parameters", minimum=0)
     max_grad_norm: float = setting(1.0, "clip gradients to this global norm", above=0)
 
@@ -137,7 +139,8 @@ def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientT
     decay = SCHEDULES[config.schedule](peak, decay_updates, config.final_lr_fraction)
     schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup]) if warmup else decay
     return optax.chain(clip_by_global_norm(config.max_grad_norm),
-                       optax.adamw(schedule, config.adam_b1, config.adam_b2, weight_decay=config.weight_decay))
+                       optax.adamw(schedule, config.adam_b1, config.adam_b2, weight_decay=config.weight_decay,
+                                   mu_dtype=config.first_moment_dtype))
 
 
 def init_state(params: model.Params, optimizer: optax.GradientTransformation, keep_reference: bool) -> LearnerState:
@@ -203,6 +206,8 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
             kl = objectives.k3_kl(logprobs, masked(micro.ref_logprobs))
             terms += loss.kl_coef * kl
             sums["kl"] = kl
+        if model_config.dtype == "float16":
+            sums["overflow"] = ~jnp.isfinite(logprobs)
         if micro.sampler_logprobs is not None:
             gap = old - masked(micro.sampler_logprobs)
             sums |= {"logprob_gap_mean": jnp.abs(gap), "ratio_outside": jnp.abs(jnp.exp(gap) - 1) > 0.1}

@@ -45,7 +45,7 @@ class ModelConfig:
     qkv_bias: bool = False  # Qwen2
     qk_norm: bool = False  # Qwen3
     tie_embeddings: bool = True
-    dtype: str = "float32"  # of the computation; parameters are float32
+    dtype: str = "float32"  # of the computation
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)
@@ -80,12 +80,24 @@ class Prefix:
     last_tokens: jax.Array  # i32[P] the first input of every completion
 
 
+class Layout(NamedTuple):
+    """What decoding keeps in a device's memory, and how; hashable, so that it may be static under jit."""
+
+    axis: int = 1  # of a cache's window: 1 for [B,W,K,E], 2 for [B,K,W,E]
+    cast: bool = False  # weights are cast once, before the loop
+    grows: bool = False  # the window grows with the completions; else a step reads a bucket of the whole one
+
+
+# A TPU would copy the cache to read a bucket along axis 1, and a GPU every bucket; it would cast at every token, too.
+LAYOUTS = {"cpu": Layout(), "tpu": Layout(axis=2, cast=True), "gpu": Layout(axis=2, cast=True, grows=True)}
+
+
 @flax.struct.dataclass
 class KVCache:
     """Keys and values of decoded tokens, one array a layer so that a decoding step updates them in place."""
 
-    keys: tuple  # L x [B,W,K,E]
-    values: tuple  # L x [B,W,K,E]
+    layers: tuple  # L x (keys, values), each [B,W,K,E] or as the layout has it
+    layout: Layout = flax.struct.field(pytree_node=False)
 
 
 class Context(NamedTuple):
@@ -134,13 +146,14 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
 
     Returns `(x_BxTxD, kept)`. Every weight is cast to x's dtype, so float32 parameters compute in `config.dtype`.
     """
-    def project(name, x):
+    def project(name, x, scale=None):
         y = ops.linear(x, p[name].astype(x.dtype))
         if name + "_lora_a" in p:
             a, b = p[name + "_lora_a"], p["lora_scale"] * p[name + "_lora_b"]  # in float32, as alpha/r may need it
             if a.shape[1] == 1:  # XLA fuses a product of rank 1 with what follows, which then has other last bits
                 a, b = jnp.pad(a, ((0, 0), (0, 1))), jnp.pad(b, ((0, 1), (0, 0)))
             y += ops.linear(ops.linear(x, a.astype(x.dtype)), b.astype(x.dtype))
+        y = y if scale is None else y * scale
         bias = p.get(name + "_bias")
         return y if bias is None else y + bias.astype(x.dtype)[None, None]
 
@@ -152,7 +165,7 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
     mixed, kept = attend(ops.rotate(q, positions_BxT, frequencies), ops.rotate(k, positions_BxT, frequencies), v)
     x = x_BxTxD + project("o", mixed)
     h = ops.rms_norm(x, p["mlp_norm"], config.norm_eps)
-    x = x + project("down", jax.nn.silu(project("gate", h)) * project("up", h))
+    x = x + project("down", *ops.gated(project("gate", h), project("up", h))).astype(x.dtype)
     if "vector" in p:
         x = x + p["vector"].astype(x.dtype)[None, None]
     if "first_vector" in p:
@@ -169,11 +182,8 @@ def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_
     lengths_B = lengths_P if prompt_index_B is None else lengths_P[prompt_index_B]
     mask_BxS = jnp.arange(size)[None, :] < lengths_B[:, None]
     mask_BxTxS = jnp.broadcast_to(mask_BxS[:, None], (len(lengths_B), num_queries, size))
-    if prompt_index_B is None:
-        return keys_PxSxKxE, values_PxSxKxE, mask_BxTxS
-    if num_prompts == 1:
-        return keys_PxSxKxE[0], values_PxSxKxE[0], mask_BxTxS
-    return keys_PxSxKxE[prompt_index_B], values_PxSxKxE[prompt_index_B], mask_BxTxS
+    at = ... if prompt_index_B is None else 0 if num_prompts == 1 else prompt_index_B
+    return keys_PxSxKxE[at], values_PxSxKxE[at], mask_BxTxS
 
 
 def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: Optional[Prefix] = None,
@@ -234,11 +244,10 @@ def unroll(params: Params, prefix: Prefix, prompt_index_B: Optional[jax.Array] =
     return Context(layers, prefix, prompt_index_B)
 
 
-def init_cache(config: ModelConfig, rows: int, window: int) -> KVCache:
-    def zeros():  # not shared between keys and values, so that the cache can be donated
-        return tuple(jnp.zeros((rows, window, config.num_kv_heads, config.head_dim), config.dtype)
-                     for _ in range(config.num_layers))
-    return KVCache(zeros(), zeros())
+def init_cache(config: ModelConfig, rows: int, window: int, layout: Layout = Layout()) -> KVCache:
+    shape = tuple(np.insert([rows, config.num_kv_heads, config.head_dim], layout.axis, window))
+    return KVCache(tuple(tuple(jnp.zeros(shape, config.dtype) for _ in "kv")  # not shared, so that it can be donated
+                         for _ in range(config.num_layers)), layout)
 
 
 def decode_step(params: Params, config: ModelConfig, context: Context, inputs: Inputs, cache: KVCache,
@@ -246,38 +255,38 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
     """Feeds one token a row.
 
     A row that starts over only sets its step to 0: what the cache holds beyond a row's step is masked. Attention reads
-    the smallest power-of-two bucket of the cache that holds the farthest row.
+    the smallest power-of-two bucket of the cache that holds the farthest row, or all of one that grows.
 
     Returns `(logits_BxV f32, cache)`.
     """
-    (layers, prefix, prompt_index_B), (tokens_B, steps_B) = context, inputs
-    rows, window = cache.keys[0].shape[:2]
+    (layers, prefix, prompt_index_B), (tokens_B, steps_B), axis = context, inputs, cache.layout.axis
+    rows_B, window = jnp.arange(len(tokens_B)), cache.layers[0][0].shape[axis]
+    at = ((rows_B, steps_B) if axis == 1 else
+          (rows_B[:, None], jnp.arange(config.num_kv_heads)[None], steps_B[:, None]))  # a slice for K would turn axes
     starts_B = prefix.lengths if prompt_index_B is None else prefix.lengths[prompt_index_B]
     positions_Bx1 = (starts_B + steps_B)[:, None]
-    buckets = [size for size in (64 * 2**i for i in range(24)) if size < window] + [window]
+    buckets = [64 * 2**i for i in range(24) if 64 * 2**i < window and not cache.layout.grows] + [window]
     bucket = 0  # a sum over no elements, inside the sampler's loop, crashes XLA's CPU compiler (jaxlib 0.11.2)
     if len(buckets) > 1:
         bucket = jnp.sum(jnp.max(steps_B) >= jnp.array(buckets[:-1], jnp.int32))
     seen_Bx1xW = (jnp.arange(window)[None, :] <= steps_B[:, None])[:, None]
-    x, keys, values = params["embed"][tokens_B[:, None]].astype(config.dtype), [], []
+    x, kept = params["embed"][tokens_B[:, None]].astype(config.dtype), []
     for i, (p, prefix_keys, prefix_values) in enumerate(layers):
         def attend(q, k, v):
-            keys_BxWxKxE = cache.keys[i].at[jnp.arange(rows), steps_B].set(k[:, 0])
-            values_BxWxKxE = cache.values[i].at[jnp.arange(rows), steps_B].set(v[:, 0])
+            kv = tuple(old.at[at].set(new[:, 0]) for old, new in zip(cache.layers[i], (k, v)))
             prompt = prefix_segment(prefix_keys, prefix_values, prefix.lengths, prompt_index_B, 1)
 
             def look(size):
-                return lambda: ops.attention(q, [prompt, (keys_BxWxKxE[:, :size], values_BxWxKxE[:, :size],
-                                                          seen_Bx1xW[:, :, :size])])
-            return lax.switch(bucket, [look(size) for size in buckets]), (keys_BxWxKxE, values_BxWxKxE)
+                read = (jnp.moveaxis(lax.slice_in_dim(x, 0, size, axis=axis), axis, 1) for x in kv)
+                return ops.attention(q, [prompt, (*read, seen_Bx1xW[:, :, :size])])
+            return lax.switch(bucket, [lambda size=size: look(size) for size in buckets]), kv
 
-        x, (k, v) = layer(p, config, x, positions_Bx1, attend, steps_B[:, None] == 0)
+        x, kv = layer(p, config, x, positions_Bx1, attend, steps_B[:, None] == 0)
         if edit_residual is not None:
             x = edit_residual(i, x, positions_Bx1)
-        keys.append(k)
-        values.append(v)
+        kept.append(kv)
     hidden_BxD = ops.rms_norm(x, params["final_norm"], config.norm_eps)[:, 0]
-    return head(params, hidden_BxD), KVCache(tuple(keys), tuple(values))
+    return head(params, hidden_BxD), cache.replace(layers=tuple(kept))
 
 
 def localise(prompts: Prompts, prompt_index_B: np.ndarray, pieces: int, repeats: int = 1) -> tuple[Prompts, np.ndarray]:

@@ -37,6 +37,18 @@ def linear_backward(kept, g):
 linear.defvjp(lambda x, weight: (x @ weight, (x, weight)), linear_backward)
 
 
+def gated(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, Optional[jax.Array]]:
+    """silu(gate) * up (SwiGLU, arXiv 2002.05202), and what it has to be multiplied by, f32 [..., 1], or None for 1.
+
+    The product may leave the range of float16 (65,504) where nothing else does: there each row is at most 2^14.
+    """
+    if gate.dtype != jnp.float16:
+        return jax.nn.silu(gate) * up, None
+    product = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+    scale = lax.stop_gradient(jnp.maximum(1.0, jnp.max(jnp.abs(product), -1, keepdims=True) / 2**14))
+    return (product / scale).astype(jnp.float16), scale
+
+
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm over the last axis, computed in float32, returned in x's dtype (arXiv 1910.07467)."""
     x32 = x.astype(jnp.float32)

@@ -7,6 +7,7 @@ key and prompt alone, not of the number of slots or devices (invariant 4).
 Axis letters as in `model`; N slots, and T tokens of a completion.
 """
 
+import re
 from typing import Any, Callable, NamedTuple, Optional
 
 import jax
@@ -35,6 +36,7 @@ class Decoding(NamedTuple):
     eos_ids: tuple[int, ...]  # any of these ends a completion and belongs to it
     max_new_tokens: int
     num_slots: int = 0  # rollouts decoded at a time; 0 for all of them
+    layout: model.Layout = model.Layout()  # that of the devices
 
 
 class Rows(NamedTuple):
@@ -153,13 +155,16 @@ def sample(params: model.Params, config: ModelConfig, prompts: Prompts, rows: Ro
 def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows: Rows, decoding: Decoding,
            hooks: Hooks = Hooks()) -> Rollouts:
     """One completion for each row, after the prompt `rows.prompt_index[b]` of the prefix."""
-    num_rows, eos_E = len(rows.prompt_index), jnp.array(decoding.eos_ids, jnp.int32)
-    num_slots = min(decoding.num_slots or num_rows, num_rows)
+    eos_ids, most, num_slots, layout = decoding
+    num_rows, eos_E = len(rows.prompt_index), jnp.array(eos_ids, jnp.int32)
+    num_slots = min(num_slots or num_rows, num_rows)
     in_place = 1 < len(prefix.lengths) == num_rows == num_slots  # slot b only ever has row b: order the prompts so
     if in_place:
-        prefix = reordered(prefix, rows.prompt_index)
+        prefix = jax.tree.map(lambda x: x[rows.prompt_index] if x.ndim == 1 else x[:, rows.prompt_index], prefix)
+    if layout.cast:  # but norms and LoRA's factors, which are used in float32
+        params = jax.tree_util.tree_map_with_path(lambda path, x: x if re.search(
+            "norm|lora", jax.tree_util.keystr(path)) else x.astype(config.dtype), params)
     layers = model.unroll(params, prefix)
-    limit = decoding.max_new_tokens if rows.limit is None else rows.limit
 
     def prompt_of(slots_N):
         return jnp.minimum(slots_N, num_rows - 1) if in_place else rows.prompt_index[jnp.minimum(slots_N, num_rows - 1)]
@@ -170,12 +175,10 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
         edit = hooks.edit_at(rows_N, s.steps) if hooks.edit_at else hooks.edit_residual
         inputs, index_N = model.Inputs(s.tokens, s.steps), None if in_place else prompt_of(s.rows)
         logits, cache = model.decode_step(params, config, layers._replace(prompt_index=index_N), inputs, s.cache, edit)
-        keys_N, carry, noted = rows.keys[rows_N], s.carry, {}
-        uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(keys_N, s.steps)
+        uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(rows.keys[rows_N], s.steps)
         given_N = None if rows.given is None else rows.given[rows_N, s.steps]
-        if hooks.propose:
-            draw = Draw(rows_N, index_N, inputs, uniforms_N)
-            carry, given_N, noted = hooks.propose(s.carry, draw, logits)
+        carry, given_N, noted = (hooks.propose(s.carry, Draw(rows_N, index_N, inputs, uniforms_N), logits)
+                                 if hooks.propose else (s.carry, given_N, {}))
         tokens, logprobs = draw_tokens(logits, uniforms_N, rows.temperature, rows.top_p, given_N)
         noted = noted | (hooks.note(logits, tokens) if hooks.note else {})
         return cache, carry, {"completions": tokens, "logprobs": logprobs, "noted": noted}
@@ -185,7 +188,7 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
         tokens = values["completions"]
         stopped = jnp.any(tokens[:, None] == eos_E[None, :], -1)
         busy = s.rows < num_rows
-        finished = busy & (stopped | (s.steps + 1 == limit))
+        finished = busy & (stopped | (s.steps + 1 == (most if rows.limit is None else rows.limit)))
         queued = s.next_row + jnp.cumsum(finished, dtype=jnp.int32) - 1
         after = jnp.minimum(jnp.where(finished, queued, s.rows), num_rows)
         written = jax.tree.map(lambda array, value: array.at[s.rows, s.steps].set(value, mode="drop"),
@@ -195,22 +198,20 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
                       s.next_row + jnp.sum(finished, dtype=jnp.int32), cache, carry, written,
                       s.lengths.at[s.rows].set(s.steps + 1, mode="drop"), s.ended.at[s.rows].set(stopped, mode="drop"))
 
+    windows = [64 * 4**i for i in range(12) if layout.grows and 64 * 4**i < most] + [most]
     slots = jnp.arange(num_slots, dtype=jnp.int32)
     start = _Slots(slots, jnp.zeros_like(slots), prefix.last_tokens[prompt_of(slots)], jnp.int32(num_slots),
-                   model.init_cache(config, num_slots, decoding.max_new_tokens), hooks.carry, {},
+                   model.init_cache(config, num_slots, windows[0], layout), hooks.carry, {},
                    jnp.zeros(num_rows, jnp.int32), jnp.zeros(num_rows, bool))
-    start = start._replace(written=jax.tree.map(
-        lambda x: jnp.zeros((num_rows, decoding.max_new_tokens), x.dtype), jax.eval_shape(step, start)[-1]))
-    s = lax.while_loop(lambda s: jnp.any(s.rows < num_rows), body, start)
-    mask_BxT = jnp.arange(decoding.max_new_tokens)[None, :] < s.lengths[:, None]
+    drawn = jax.eval_shape(step, start)[-1]
+    s = start._replace(written=jax.tree.map(lambda x: jnp.zeros((num_rows, most), x.dtype), drawn))
+    for window in windows:
+        longer = model.init_cache(config, num_slots, window, layout)
+        s = s._replace(cache=jax.tree.map(lambda new, x: lax.dynamic_update_slice(new, x, (0,) * 4), longer, s.cache))
+        s = lax.while_loop(lambda s: jnp.any(s.rows < num_rows) & (jnp.max(s.steps) < window), body, s)
+    mask_BxT = jnp.arange(most)[None, :] < s.lengths[:, None]
     return Rollouts(rows.prompt_index, s.written["completions"], mask_BxT, s.written["logprobs"], s.ended,
                     s.written["noted"] or None)
-
-
-def reordered(prefix: model.Prefix, prompt_index_B: jax.Array) -> model.Prefix:
-    """The prefix of each row instead of each prompt: row b continues prompt b of it."""
-    return prefix.replace(keys=prefix.keys[:, prompt_index_B], values=prefix.values[:, prompt_index_B],
-                          lengths=prefix.lengths[prompt_index_B], last_tokens=prefix.last_tokens[prompt_index_B])
 
 
 def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = False,
@@ -226,7 +227,8 @@ def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = Fals
                     top_p if use_top_p else None, numbers=rows_B)
         return draw(parallel.whole(params, config.dtype), config, prompts, rows, decoding)
 
-    mapped = parallel.map_devices(on_device, devices=devices)
+    layout = model.LAYOUTS.get((devices or jax.devices())[0].platform, model.Layout())
+    decoding, mapped = decoding._replace(layout=layout), parallel.map_devices(on_device, devices=devices)
 
     def sampler(params, prompts: Prompts, prompt_index_B, request: Request) -> Rollouts:
         devices, wanted = parallel.device_count(), len(prompt_index_B)

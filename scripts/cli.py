@@ -4,6 +4,7 @@ Every setting becomes the absl flag of the same name. `run(main, "rlvr_jax.train
 prepares JAX before anything touches a device, and calls `main(config)`.
 """
 
+import dataclasses
 import functools
 import importlib
 import importlib.metadata
@@ -23,10 +24,9 @@ from absl import flags
 
 from rlvr_jax.errors import Interrupted, UserError
 
-JAX_WINDOW = (0, 10), (0, 11)  # the first and the last JAX that this runs on, as requirements.txt has them
+JAX_WINDOW = (0, 10), (0, 12)  # the first and the last JAX that this runs on, as requirements.txt has them
 
-flags.disclaim_key_flags()  # so that --help of a script lists the flags defined here as its own
-
+LONGEST_NAME = 99  # characters of a flag's name that are looked up
 CACHE_BYTES = 500_000_000  # most that compiled programs take; JAX removes those that were unused for longest
 
 
@@ -71,11 +71,38 @@ def within(value, number: type, meta: Mapping, optional: bool) -> bool:
 
 
 def explained(table, row: str) -> str:
-    """The first sentence of the docstring of a row, where that is a function or a record that begins with one."""
+    """The first sentence of the docstring of a row, where that is a function or a record with a `score`; the names of
+    the functions that another record is made of."""
     value = table[row] if isinstance(table, Mapping) else None
+    if isinstance(value, tuple) and not hasattr(value, "score"):  # of functions, as an objective is
+        return ", ".join(part.__name__.replace("_", " ") for part in value if callable(part))
     function = value if inspect.isfunction(value) else getattr(value, "score", None)
     text = " ".join((inspect.getdoc(function) or "").split()) if inspect.isfunction(function) else ""
     return re.split(r"\.(?=\s|$)", text)[0]
+
+
+def help_text(about: str, config_class, known: flags.FlagValues = flags.FLAGS) -> str:
+    """What --help prints: the script's docstring, then the flags, those of each record under what it says of itself."""
+    from rlvr_jax import records
+
+    defined = [leaf.name for leaf in records.settings(config_class)]
+
+    def section(says: str, names: list[str]) -> list[str]:
+        lines = ["", says] if set(names) & set(defined) else []
+        for flag in (known[name] for name in names if name in defined):
+            default = "" if flag.default in (None, "") else f"={str(flag.default).lower() if flag.boolean else flag.default}"
+            lines.append(flags.text_wrap(f"--{flag.name}{default}: {flag.help}", indent="      ", firstline_indent="  "))
+        return lines
+
+    def sections(record) -> list[str]:
+        nested = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+        own = [name for name, value in nested.items() if not dataclasses.is_dataclass(value)]
+        return sum((sections(value) for value in nested.values() if dataclasses.is_dataclass(value)),
+                   section(" ".join(inspect.getdoc(record).split()), own))
+
+    always = ["", "Every command.", "  --flagfile: file of flags, a line each",
+              f"  --traceback=false: {known['traceback'].help}"]
+    return "\n".join([about.strip(), *sections(config_class()), *always])
 
 
 def parse_config(config_class, known: flags.FlagValues = flags.FLAGS):
@@ -102,9 +129,9 @@ def check_command(line: str) -> None:
     known, config_class = flags.FlagValues(), record_class(found[1])
     define_flags(config_class, known)
     try:
-        rest = known([script, *words])[1:]
+        rest = parsed([script, *words], known)[1:]
         parse_config(config_class, known)
-    except (flags.Error, RecursionError, UserError) as error:
+    except (flags.Error, UserError) as error:
         raise UserError(f"python -m scripts.{line}: {explain(error)}; python -m scripts.{script} --help lists the "
                         "flags") from None
     if rest:
@@ -137,6 +164,7 @@ def prepare_jax(config) -> None:
     values = records.flat(config)
     if "host_devices" not in values:  # such a command leaves an accelerator to the run that may be using it
         return
+    machine.prepare_gpu()
     if values["host_devices"] > 1:
         jax.config.update("jax_num_cpu_devices", values["host_devices"])
     keep_programs(values["compilation_cache"])
@@ -179,23 +207,33 @@ def cache_folder() -> pathlib.Path:
 
 def explain(error: BaseException) -> str:
     """One line for an error the user can act on."""
-    if isinstance(error, RecursionError):  # of absl, as it looks for names that are like an unknown one
-        return "no flag has so long a name"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
     return " ".join(str(error).split())
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parsed(argv: list[str], known: flags.FlagValues) -> list[str]:
+    """What the flags leave of a command line. A name too long for any flag is refused before absl, which looks for names
+    like an unknown one, takes memory, or its whole stack, for it."""
+    for word in known(argv, known_only=True)[1:]:
+        if word.startswith("-") and len(word.partition("=")[0]) > LONGEST_NAME:
+            raise flags.Error(f"no flag has so long a name as {word[:20]!r}")
+    return known(argv)
+
+
+def parse_flags(config_class, argv: list[str]) -> list[str]:
     """What is left of the command line; a flag that cannot be parsed is an error like any other, and --help is none."""
+    if {"--help", "-help", "-h", "-?"} & set(argv[1:]):
+        print(help_text(sys.modules["__main__"].__doc__, config_class))
+        sys.exit(0)
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, RecursionError) as error:
+        return parsed(argv, flags.FLAGS)
+    except flags.Error as error:
         said = explain(error).removeprefix("ERROR:: ")  # absl's own word, for a flag file that is not there
         print(f"error: {said}; --help lists the flags", file=sys.stderr)
         sys.exit(1)
-    except SystemExit:  # absl exits 1 after printing the help
+    except SystemExit:  # absl exits 1 after printing --helpfull and others of its own
         sys.exit(0)
 
 
@@ -237,4 +275,4 @@ def run(main: Callable, record: str) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     define_flags(config_class)
-    absl.app.run(guarded, flags_parser=parse_flags)
+    absl.app.run(guarded, flags_parser=functools.partial(parse_flags, config_class))

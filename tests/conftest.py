@@ -12,7 +12,8 @@ from fixtures import base, compiled, paper_export, paper_run, parse, qwen2_folde
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-OPTIMISED = {"test_chips", "test_weights", "test_parity", "test_sampler", "test_model"}  # as users run it
+OPTIMISED = {"test_chips", "test_compiled_decoding", "test_weights", "test_parity", "test_sampler",
+             "test_model"}  # as users run it
 
 DATA = pathlib.Path(os.environ.get("RLVR_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
 

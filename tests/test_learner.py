@@ -116,6 +116,31 @@ def test_a_gap_between_sampler_and_trainer_is_reported_raw():
                                [0.5, share, 0.5 * share], atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_tokens_that_float16_has_no_number_for_are_counted(dtype):
+    """Embeddings of 1e5 leave its range; with the usual ones no token does. Other types need no count."""
+    shape, micro = dataclasses.replace(TINY, dtype=dtype), learner.lay_out(make_batch(), 1, 1)
+    optimizer, state = fresh_state()
+    update = jax.jit(learner.make_update(shape, UPDATE.update, UPDATE.loss, optimizer))
+
+    def counted(params):
+        _, metrics = update(state.replace(params=params), jax.tree.map(lambda x: x[0], micro), jnp.int32(1))
+        return metrics.get("overflow")
+
+    far = state.params | {"embed": state.params["embed"] * 1e7}
+    assert [counted(state.params), counted(far)] == ([0, 1] if dtype == "float16" else [None, None])
+
+
+def test_the_first_moment_may_have_16_bits_and_the_second_keeps_32():
+    state = learner.init_state(PARAMS, grpo.make_optimizer(replace(UPDATE, first_moment_dtype="bfloat16")), False)
+    (moments,) = [x for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu")]
+    assert {str(x.dtype) for x in jax.tree.leaves(moments.mu)} == {"bfloat16"}
+    assert {str(x.dtype) for x in jax.tree.leaves(moments.nu)} == {"float32"}
+    config = replace(UPDATE, first_moment_dtype="bfloat16")
+    half, _ = plain_update(make_batch(), config)
+    assert_close(half, plain_update(make_batch())[0], 1e-2 * UPDATE.optimizer.learning_rate)
+
+
 def test_the_largest_gap_is_found_on_whichever_device_has_it():
     """Rows 8 to 15 are those of the second device."""
     batch, state = make_batch(), fresh_state()[1]

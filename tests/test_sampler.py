@@ -1,5 +1,6 @@
 """Sampling: what is drawn, what is recorded of it, and that neither depends on how the work is spread."""
 
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,53 @@ def test_a_slot_for_every_row_changes_no_rollout(index):
     np.testing.assert_array_equal(out.completions, reference.completions)
     np.testing.assert_array_equal(out.completion_mask, reference.completion_mask)
     np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("platform, temperature, num_slots", [("tpu", 0.0, 3), ("gpu", 0.0, 3), ("gpu", 1.0, 8)])
+def test_the_layout_of_another_platform_changes_no_rollout(name, platform, temperature, num_slots):
+    """With refilled slots, several prompts, and completions longer than the first window of a cache that grows."""
+    asked = dict(params=random_params(VARIANTS[name]), config=VARIANTS[name], temperature=temperature,
+                 eos_ids=() if temperature else (1,), max_new_tokens=80, num_slots=num_slots)
+    reference, out = (draw_rollouts(layout=model.LAYOUTS[which], **asked) for which in ("cpu", platform))
+    assert reference.completion_mask.sum(-1).max() > 64
+    np.testing.assert_array_equal(out.completions, reference.completions)
+    np.testing.assert_array_equal(out.completion_mask, reference.completion_mask)
+    np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform", model.LAYOUTS)
+def test_weights_are_cast_before_the_loop_of_an_accelerator(platform):
+    """The float32 arrays that are cast in the loop: norms are not, as they are used in float32."""
+    config = dataclasses.replace(VARIANTS["untied"], dtype="bfloat16", qkv_bias=True, qk_norm=True)
+    params, rows = random_params(config), sampler.Rows(jnp.zeros(3, jnp.int32), sampler.rollout_keys(0, 3, jnp.arange(3)))
+    weights = params["layers"] | {"embed": params["embed"][:1, None], "head": params["head"][None]}
+
+    def casts(jaxpr):
+        inner = [found for eqn in jaxpr.eqns for value in eqn.params.values()
+                 for x in (value if isinstance(value, tuple) else (value,)) if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
+        return [eqn.invars[0].aval for eqn in jaxpr.eqns if eqn.primitive.name == "convert_element_type" and (
+            eqn.outvars[0].aval.dtype == jnp.bfloat16)] + [aval for found in inner for aval in casts(found)]
+
+    jaxpr = jax.make_jaxpr(sampler.sample, static_argnums=(1, 4))(
+        params, config, padded(PROMPTS[:1]), rows, Decoding((1,), 12, layout=model.LAYOUTS[platform])).jaxpr
+    loop, = (eqn.params["body_jaxpr"].jaxpr for eqn in jaxpr.eqns if eqn.primitive.name == "while")
+    cast = {aval.shape for aval in casts(loop)} & {x.shape[1:] for x in weights.values() if x.ndim > 2}
+    assert cast == ({x.shape[1:] for name, x in weights.items() if x.ndim > 2 and name != "embed"} if (
+        platform == "cpu") else set())
+
+
+def test_a_sampler_has_the_layout_of_its_devices(monkeypatch):
+    monkeypatch.setitem(model.LAYOUTS, "cpu", model.LAYOUTS["gpu"])
+    seen = []
+
+    def draw(params, config, prompts, rows, decoding):
+        seen.append(decoding)
+        return sampler.sample(params, config, prompts, rows, decoding)
+
+    sampler.make_sampler(TINY, Decoding((1,), 3), draw=draw)(
+        parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS)), PROMPT_INDEX, Request(0, 0))
+    assert seen == [Decoding((1,), 3, layout=model.LAYOUTS["gpu"])]
 
 
 def test_devices_and_padding_rows_change_no_rollout():

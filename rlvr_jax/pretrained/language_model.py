@@ -13,3 +13,4 @@ class LanguageModel:
     config: ModelConfig
     params: Params
     tokenizer: Tokenizer
+    flags: dict = dataclasses.field(default_factory=dict)  # of the run of this program that saved it, if one did

@@ -3,6 +3,9 @@
 import dataclasses
 import pathlib
 
+import jax
+import numpy as np
+
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import gguf_file, huggingface
 from rlvr_jax.pretrained.language_model import LanguageModel
@@ -17,7 +20,8 @@ class ModelChoice:
 
     model: str = setting("", "a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face folder, a .gguf file, or "
                          "smollm2")
-    dtype: str = setting("float32", "of the computation; parameters stay float32", ["float32", "bfloat16"])
+    dtype: str = setting("float32", "of the computation; what is trained stays float32. float16 is for GPUs without bfloat16, such "
+                         "as a T4", ["float32", "bfloat16", "float16"])
 
 
 def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32") -> LanguageModel:
@@ -31,7 +35,7 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
     if not name:
         raise UserError("--model is required: a run directory, a Hugging Face folder, a .gguf file, or smollm2")
     directory, _, step = name.partition("@")
-    path = pathlib.Path(directory)
+    path, meta = pathlib.Path(directory), {}
     if name == "smollm2" or (path.suffix == ".gguf" and path.is_file()):
         path = gguf_file.smollm2_path() if name == "smollm2" else path
         config, params, tokenizer = gguf_file.load(path, params_dtype)
@@ -42,11 +46,12 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
         if not step.isdigit() and step not in ("", "best"):
             raise UserError(f"--model={name}: what follows @ is the step of a checkpoint, a number, or best")
         config, params, meta = checkpoint.restore_model(directory, step)
+        params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)  # frozen ones may have 16 bits
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     else:
         raise UserError(f"--model={name}: no such directory or .gguf file")
     huggingface.check_tokenizer(config, tokenizer, name)
-    return LanguageModel(dataclasses.replace(config, dtype=dtype), params, tokenizer)
+    return LanguageModel(dataclasses.replace(config, dtype=dtype), params, tokenizer, meta.get("flags", {}))
 
 
 def load_fixed(choice: ModelChoice) -> LanguageModel:

@@ -1,6 +1,7 @@
 """Where a command runs: its settings, and an accelerator that JAX does not use."""
 
 import glob
+import os
 import shutil
 
 import jax
@@ -32,6 +33,13 @@ class ProcessConfig:
                                        free=True)
     num_processes: int = setting(0, "processes of the run, with coordinator_address", minimum=0, free=True)
     process_id: int = setting(-1, "index of this process, with coordinator_address", minimum=-1, free=True)
+
+
+def prepare_gpu(environ=os.environ, which=shutil.which) -> None:
+    """Has XLA keep matrix products of an NVIDIA GPU apart, before its first use: to make one of two, it would put their
+    weights side by side at every decoded token. What the user has set holds."""
+    if which("nvidia-smi"):
+        environ["XLA_FLAGS"] = f"--xla_gpu_dot_merger_threshold_mb=0 {environ.get('XLA_FLAGS', '')}".strip()
 
 
 def platforms() -> set[str]:

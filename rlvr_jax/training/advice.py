@@ -11,6 +11,8 @@ from rlvr_jax.grpo import GRPOConfig, Record
 from rlvr_jax.records import Problem
 from rlvr_jax.tasks import answers
 from rlvr_jax.tasks.answers import GradingConfig
+from rlvr_jax.tasks.families import FAMILIES
+from rlvr_jax.tasks.prompts import ProblemSource
 
 
 def warn(text: str) -> None:
@@ -35,6 +37,14 @@ def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
         return (f"--{flag}=1 under --objective={config.loss.objective}: an advantage is the distance to the group's "
                 f"mean, so each is 0 and the reward teaches nothing; raise --{flag}, or take --objective=one_shot")
     return ""
+
+
+def on_base(flags: dict, source: ProblemSource) -> str:
+    """What of the problems differs from those that the run with these flags, which saved the model, was trained on."""
+    before, now = flags.get("num_ops"), source.prompt.num_ops
+    if before in (None, now) or not set(source.problems.split(",")) & set(FAMILIES):
+        return ""
+    return f"--model was trained on problems of {before} operations, and these have {now}; --num_ops={before} is as there"
 
 
 def on_answers(config: GradingConfig, problems: list[Problem]) -> str:

@@ -57,6 +57,7 @@ def train(config: TrainConfig) -> dict:
     loaded, loop = load_model(config.choice.model, config.choice.dtype), config.grpo.loop
     check(config)
     advice.warn(advice.on_flags(config.grpo, config.rewards.reward, score.is_constant(config.rewards)))
+    advice.warn("" if config.pool.question else advice.on_base(loaded.flags, config.source))
     eos_ids = loaded.tokenizer.eos_ids
     programs = grpo.compile_programs(Policy(loaded.config, None, eos_ids), config.grpo)
     meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": flat(config)}

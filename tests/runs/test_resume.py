@@ -23,15 +23,15 @@ FLAGS = (*TRAIN_FLAGS, f"--num_steps={STEPS}", "--eval_every=5", "--save_every=3
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, base, compiled):
-    """`straight(devices)`: the uninterrupted run that the others have to equal."""
+    """`straight(devices, *flags)`: the uninterrupted run that the others have to equal."""
     made = {}
 
-    def get(devices: int = 1) -> pathlib.Path:
-        if devices not in made:
-            made[devices] = tmp_path_factory.mktemp("straight") / "run"
-            run("train", *FLAGS, f"--model={base}", f"--run_dir={made[devices]}", f"--host_devices={devices}",
-                compiled=compiled, expect=0)
-        return made[devices]
+    def get(devices: int = 1, *flags: str) -> pathlib.Path:
+        if (devices, flags) not in made:
+            made[devices, flags] = tmp_path_factory.mktemp("straight") / "run"
+            run("train", *FLAGS, f"--model={base}", f"--run_dir={made[devices, flags]}", f"--host_devices={devices}",
+                *flags, compiled=compiled, expect=0)
+        return made[devices, flags]
 
     return get
 
@@ -126,6 +126,20 @@ def test_killed_five_times_equals_the_whole(begin, train, tmp_path, straight):
     print(f"seed {seed}")  # pytest shows it if what follows fails
     assert_same_run(tmp_path / "run", straight(), STEPS)
     assert not list((tmp_path / "run" / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.slow
+def test_a_divided_state_killed_in_its_checkpoints_equals_the_whole(begin, train, tmp_path, straight):
+    """Four times, each as soon as there is a folder that is not yet the checkpoint."""
+    flags, saved = ("--host_devices=2", "--divide_state"), tmp_path / "run" / "checkpoints"
+    for attempt in range(1, 5):
+        process = begin(*flags)
+        wait_for(lambda: count_lines(tmp_path / "run" / "metrics.jsonl") > 6 * attempt and [*saved.glob("*tmp*")], process)
+        process.send_signal(signal.SIGKILL)
+        assert finish(process).code == -signal.SIGKILL
+    train(*flags)
+    assert_same_run(tmp_path / "run", straight(2, "--divide_state"), STEPS)
+    assert not list(saved.glob("*tmp*"))
 
 
 @pytest.mark.parametrize("devices, number, code", [

@@ -148,7 +148,20 @@ def test_help_explains_a_choice_and_a_value_that_is_none_is_refused_with_the_row
     help = " ".join(train("--help").stdout.split())
     assert "<constant|linear|cosine>" in help and "cosine: Half a cosine from the peak" in help
     assert "format: 1 if there is an answer to extract" in help
+    assert "; dr_grpo: centred advantages, clipped, constant length; " in help
     assert "value should be one of <one_shot|grpo|" in train("--objective=ppo").stderr
+
+
+@pytest.mark.parametrize("length", [99, 1_000, 4_000])
+def test_a_name_too_long_for_a_flag_is_refused_before_memory_is_spent_on_names_like_it(length, tmp_path):
+    """absl takes 140 MiB for 1,000 characters, and its whole stack for 4,000."""
+    (tmp_path / "a.flags").write_text("--adapte" + "x" * length)
+    for line in ("train --adapte" + "x" * length, f"train --noremat '--adaptexxxxxxxxxxxx {'(' * length}'",
+                 f"train --flagfile={tmp_path / 'a.flags'}"):
+        with pytest.raises(UserError, match="no flag has so long a name as '--adaptexxxxxxxxxxxx'"):
+            cli.check_command(line)
+    cli.check_command(f"sample --model=m --prompt=-{'x' * length}")
+    cli.check_command(f"sample --model=m --prompt '- {'x' * length}'")
 
 
 # ----- compiled programs

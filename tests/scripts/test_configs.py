@@ -12,7 +12,8 @@ from rlvr_jax.training.train import TrainConfig
 
 from fixtures import ROOT, record_of
 
-FILES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.flags"))}
+CONFIGS = ROOT / "configs"
+FILES = {str(path.relative_to(CONFIGS)).removesuffix(".flags"): path for path in sorted(CONFIGS.rglob("*.flags"))}
 PI1 = "pi1_qwen2.5_math_1.5b"
 PAPER = [name for name, path in FILES.items() if "one_shot_rlvr.flags" in path.read_text() and name != "one_shot_rlvr"]
 
@@ -100,6 +101,21 @@ def test_prolonged_has_what_its_paper_states(parse):
     assert config.grpo.keep_reference and config.grpo.resets.resets_reference and config.grpo.loss.kl_coef > 0
     assert config.grpo.max_resamples and config.measured.heldout_split == "dev"  # what a run reacts to is not the test
     assert "Not run here" in " ".join(header("prolonged"))
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("chips/")])
+def test_a_file_for_a_chip_is_compiled_for_that_and_says_that_it_was_not_run(name, parse):
+    text, (train, compiled) = " ".join(header(name)), commands(name)
+    chip = name.rpartition("_")[2]
+    assert "Compiled for the chip, not run on it" in text
+    assert f"--chip={chip} --flagfile=configs/{name}.flags" in compiled and f"configs/{name}.flags" in train
+    ours, published = (flat(parse(TrainConfig, f"--flagfile={FILES[which]}")) for which in (
+        name, re.search(r"--flagfile=configs/(\S+)\.flags\n", FILES[name].read_text())[1]))
+    assert {key for key, value in ours.items() if value != published[key]} <= {
+        "trainable", "adapter_rank", "adapter_alpha", "learning_rate", "params_dtype", "dtype", "grad_accumulation",
+        "num_slots", "divide_state", "first_moment_dtype"}  # what is learnt from is what was published
+    assert (ours["learning_rate"] != published["learning_rate"]) == (ours["trainable"] == "lora")
+    assert ours["dtype"] == ("float16" if chip == "T4" else "bfloat16")
 
 
 def test_the_page_of_chips_is_what_the_commands_in_headers_found():

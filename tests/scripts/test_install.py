@@ -23,9 +23,9 @@ def warning(files=(), smi=None, platforms=("cpu",)):
         lambda: set(platforms), lambda pattern: FILES[pattern] if pattern in files else [], lambda name: smi)
 
 
-@pytest.mark.parametrize("version", ["0.7.2", "0.9.2", "0.12.0.1", "1.0.0"])
+@pytest.mark.parametrize("version", ["0.7.2", "0.9.2", "0.13.0", "1.0.0"])
 def test_a_jax_outside_the_window_is_refused_by_name(version):
-    with pytest.raises(UserError, match=rf"JAX {re.escape(version)} is installed, .* runs on JAX 0.10 to 0.11: pip"):
+    with pytest.raises(UserError, match=rf"JAX {re.escape(version)} is installed, .* runs on JAX 0.10 to 0.12: pip"):
         cli.check_jax(version)
 
 
@@ -47,7 +47,7 @@ def allowed(name, version, python) -> bool:
     ("3.11", "0.10.2", "0.12.8", True), ("3.12", "0.11.2", "0.12.12", True), ("3.13", "0.11.2", "0.12.10", True),
     # Tried: there `import flax.nnx` ends with an AttributeError of jax.experimental.hijax.
     ("3.12", "0.11.1", "0.12.8", False), ("3.13", "0.11.2", "0.12.8", False), ("3.13", "0.11.2", "0.12.9", False),
-    ("3.12", "0.7.2", "0.11.2", False), ("3.13", "0.12.0.1", "0.12.12", False)])
+    ("3.12", "0.7.2", "0.11.2", False), ("3.13", "0.12.0.1", "0.12.12", True), ("3.11", "0.12.0.1", "0.12.12", False)])
 def test_pip_installs_pairs_of_jax_and_flax_that_import(python, jax_version, flax_version, fits):
     assert (allowed("jax", jax_version, python) and allowed("flax", flax_version, python)) == fits
     if fits:
@@ -101,3 +101,11 @@ def test_a_script_that_computes_warns_as_it_starts_and_others_leave_the_device_a
     for script in ("report", "grade", "select_example"):
         cli.prepare_jax(record_of(script)())
     assert capsys.readouterr().err == ""
+
+
+def test_weights_stay_apart_where_there_is_an_nvidia_gpu():
+    environ = {"XLA_FLAGS": "--xla_dump_to=here"}
+    machine.prepare_gpu(environ, lambda name: None)
+    assert environ == {"XLA_FLAGS": "--xla_dump_to=here"}
+    machine.prepare_gpu(environ, {"nvidia-smi": "/usr/bin/nvidia-smi"}.get)
+    assert environ["XLA_FLAGS"].split() == ["--xla_gpu_dot_merger_threshold_mb=0", "--xla_dump_to=here"]  # the last holds

@@ -146,12 +146,17 @@ def test_export_is_the_same_model(tmp_path, base, compiled):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_lists_the_flags_of_the_script_alone(script, compiled):
-    """Every flag with a description, none of absl's."""
+    """Every flag with its default and a description, under what its record says of itself; none of absl's."""
     printed = run(script, "--help", compiled=compiled, expect=0).out
     source = (ROOT / "scripts" / f"{script}.py").read_text()
-    listed = dict(re.findall(r"^  --(?:\[no\])?(\w+):(.*(?:\n    [^(].*)*)$", printed, re.M))  # (default: …) apart
-    assert set(listed) == flat(record_of(script)()).keys() | {"traceback"}
-    assert all(len(text) > 8 for text in listed.values())
+    listed = re.findall(r"^  --(\w+)(?:=(.*?))?:( .*(?:\n      .*)*)$", printed, re.M)
+    values = flat(record_of(script)())
+    assert {name for name, *_ in listed} == values.keys() | {"traceback", "flagfile"}
+    assert all(len(text) > 8 for *_, text in listed)
+    for name, default, _ in listed:
+        value = values.get(name)
+        assert isinstance(value, (bool, tuple)) or default == ("" if value is None else str(value)) or name == "traceback"
+    assert " ".join(record_of(script).__doc__.split()) in " ".join(printed.split())
     assert ast.get_docstring(ast.parse(source)).splitlines()[0] in printed
 
 

@@ -77,6 +77,28 @@ def test_a_lora_run_resumes_bit_for_bit_and_exports_what_it_learnt(base, compile
     assert (theirs.params["layers"]["q"] != ours.params["layers"]["q"]).any()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_frozen_base_of_16_bits_is_kept_in_them_resumes_and_is_read_in_32(dtype, base, tmp_path):
+    half = {"trainable": "lora", "params_dtype": dtype, "dtype": dtype}
+    rows = run_of(base, tmp_path / "whole", num_steps=4, **half)
+    assert rows[1]["train/logprob_gap_max"] < 0.05 and rows[1].get("train/overflow") == (0 if dtype == "float16" else None)
+    saved = saved_arrays(tmp_path / "whole", 4)
+    for name, x in saved.items():
+        frozen = name.startswith("params/") and "lora_" not in name
+        assert str(x.dtype) in ([dtype] if frozen else ["float32", "int32"]), name
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "checkpoints" / "4")
+    run_of(base, tmp_path / "half", num_steps=4, **half)
+    assert_same_run(tmp_path / "half", tmp_path / "whole", 4)
+    loaded = loading.load_model(str(tmp_path / "whole"))
+    assert {str(x.dtype) for x in jax.tree.leaves(adapters.merged(loaded.params))} == {"float32"}
+
+
+def test_16_bit_parameters_need_an_adapter(base, tmp_path):
+    with pytest.raises(UserError, match="--params_dtype needs an adapter"):
+        run_of(base, tmp_path / "run", params_dtype="bfloat16")
+
+
 def test_a_vector_has_no_place_in_a_hugging_face_folder(tmp_path):
     params = adapters.add(AdapterConfig(trainable="vector"), random_params(TINY), 0)
     params["layers"]["vector"] += 0.2

@@ -12,7 +12,7 @@ from rlvr_jax.tasks.problems import load, merge
 from rlvr_jax.training import advice, train
 from rlvr_jax.training.train import TrainConfig
 
-from fixtures import run
+from fixtures import BASE_FLAGS, run
 
 # Objectives whose advantage is the distance to the group's mean, without a case for a group of one.
 CENTRED = {"dr_grpo", "reinforce", "rloo"}
@@ -36,6 +36,24 @@ def test_a_group_of_one_has_no_advantage_under_some_objectives_and_the_bare_rewa
     assert not text or f"--group_size=1 under --objective={objective}" in text
     assert not on_flags(objective=objective, group_size=2)
     assert bool(text) == ("--update_group_size=1 under" in on_flags(objective=objective, update_group_size=1))
+
+
+@pytest.mark.parametrize("base, problems, says", [
+    ({"num_ops": 2}, "arithmetic", "trained on problems of 2 operations, and these have 6; --num_ops=2 is as there"),
+    ({"num_ops": 6}, "arithmetic", ""), ({"num_ops": 2}, "rows.jsonl", ""), ({}, "arithmetic", "")])
+def test_problems_longer_than_those_of_the_base(base, problems, says):
+    said = advice.on_base(base, build(TrainConfig, problems=problems).source)
+    assert said.endswith(says) and bool(said) == bool(says)
+
+
+def test_a_base_brings_the_flags_of_its_run(compiled, tmp_path, capsys):
+    """So that training on it can compare them."""
+    base = tmp_path / "base"
+    assert not run("pretrain", *BASE_FLAGS, "--num_steps=1", f"--run_dir={base}", compiled=compiled, expect=0).err.count(
+        "warning")
+    said = run("train", f"--model={base}", "--num_ops=1", "--num_steps=1", "--num_prompts=1", "--example=0",
+               "--max_new_tokens=8", "--heldout=none", f"--run_dir={tmp_path / 'run'}", compiled=compiled, expect=0).err
+    assert "warning: --model was trained on problems of 2 operations, and these have 1; --num_ops=2" in said
 
 
 def test_without_a_reward_only_entropy_teaches():

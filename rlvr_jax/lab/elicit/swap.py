@@ -56,7 +56,8 @@ def swap_draw(gates: list[Gate]) -> Callable:
             tokens_N = jnp.where(swapped_N ^ gate.reverse, both["trained"], both["base"])
             return cache, tokens_N, both | {"swapped": swapped_N}
 
-        cache = model.init_cache(config, min(decoding.num_slots or count, count), decoding.max_new_tokens)
+        cache = model.init_cache(config, min(decoding.num_slots or count, count), decoding.max_new_tokens,
+                                 decoding.layout)
         return sampler.sample(params["base"], config, prompts, rows, decoding, sampler.Hooks(
             propose=propose, carry=cache))
     return draw

@@ -26,7 +26,7 @@ from rlvr_jax import grpo, learner, model, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.measure import heldout_names
 from rlvr_jax.grpo import GRPOConfig, Policy
-from rlvr_jax.lab.tools import chips, cost
+from rlvr_jax.lab.tools import chips, cost, here
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
@@ -58,12 +58,14 @@ class CompileConfig:
 
     train: TrainConfig = TrainConfig()
     chip: str = setting("", "chips to compile for, joined by commas; empty: say at once what stays on each device of "
-                        "all of them, without a compiler", lambda: chips.CHIPS, listed=True)
+                        "all of them, without a compiler; here: which chip this machine has, and what was compiled for it",
+                        lambda: chips.CHIPS, listed=True)
     shape: str = setting("", "a published model in place of --model, by its shape: a row of the table SHAPES of "
                          "rlvr_jax/lab/tools/compile.py; without either it is the tiny base")
     num_problems: int = setting(1, "distinct problems trained on: more than one with --example=all", minimum=1)
     prompt_tokens: int = setting(0, "tokens of the longest prompt; 0: max_prompt_tokens, or what the model's window "
                                  "leaves", minimum=0)
+    name_flagfile: bool = setting(False, "with --chip=here: print the flag file for this machine alone")
     fit: bool = setting(False, "find the largest micro-batch and the most slots that fit")
     out: str = setting("", "file of JSON that gets what was found, too")
     page: str = setting("", "run the commands of this script at the heads of configs/*.flags instead, and write what "
@@ -207,14 +209,17 @@ def found(config: CompileConfig, name: str) -> dict:
     programs = {"start": {"peak": state if flags.update.divide_state else 2 * state}}
     for which in programs_of(config, shape, chips.devices(chip)):
         programs[which] = measured(config, name, which)
+    calls = {"sampling": 1, "log-probabilities": flags.measure_kl + (flags.updates_per_batch > 1),
+             "update": flags.updates_per_batch}
+    step = sum(count * (programs.get(which, {}).get("best") or math.inf) for which, count in calls.items() if count)
     over = [f"{which}, {one['peak'] / 1e9:.1f} GB" if one["peak"] else f"{which}, which the compiler gives up"
             for which, one in programs.items() if (one["peak"] or math.inf) > chip.usable]
     largest = max(one["peak"] or 0 for one in programs.values()) / 1e9
     return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {chips.version(name)}",
-            "usable": chip.usable, "state": state, "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
+            "usable": chip.usable, "state": state, "step": step if step < math.inf else None, "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
             "flags": {key: flat(flags)[key] for key in ("divide_state", "grad_accumulation", "num_slots")},
             "verdict": f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
-                       f"fits: {largest:.2f} of {chip.usable / 1e9:.1f} GB"}
+                       f"fits: {largest:.2f} of {chip.usable / 1e9:.1f} GB, at best {step / 60:.2g} minutes a step"}
 
 
 def shown(one: dict) -> str:
@@ -250,6 +255,8 @@ def run(config: CompileConfig) -> str:
     shape = shape_of(config)
     if config.page:
         return whole_page(pathlib.Path(config.page))
+    if config.chip == "here":
+        return here.told(config.name_flagfile)
     if not config.chip:
         return residents(config.train.grpo, shape)
     every = [found(config, name) for name in config.chip.split(",")]
@@ -263,7 +270,7 @@ def run(config: CompileConfig) -> str:
 
 def commands() -> Iterator[str]:
     """These commands, one for each chip that they name."""
-    for path in sorted(FLAG_FILES.glob("*.flags")):
+    for path in sorted(FLAG_FILES.rglob("*.flags")):
         head = "".join(re.findall(r"^#(.*\n)", path.read_text("utf-8"), re.M)).replace("\\\n", " ")
         for line in re.findall(r"python -m (scripts\.compile .*)", head):
             words = shlex.split(line)

@@ -1,0 +1,39 @@
+"""The notebook, from its first cell to its last, on the tiny tier with few steps."""
+
+import json
+
+import pytest
+
+from fixtures import BASE_FLAGS, ROOT, TRAIN_FLAGS, environment
+
+nbclient = pytest.importorskip("nbclient", reason="pip install -e '.[test]'")
+nbformat = pytest.importorskip("nbformat", reason="pip install -e '.[test]'")
+BOOK = ROOT / "notebooks" / "colab.ipynb"
+
+
+def printed(cell) -> str:
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook's own machinery
+def test_the_notebook_runs_from_its_first_cell_to_its_last(compiled, tmp_path, monkeypatch):
+    for name, value in environment(compiled).items():
+        monkeypatch.setenv(name, value)
+    book = nbformat.read(BOOK, 4)
+    cells = {cell.id: cell for cell in book.cells}
+    cells["settings"].source += (f"\nRUNS = {str(tmp_path)!r}\nBASE_FLAGS = {' '.join(BASE_FLAGS)!r} + ' --num_steps=20'"
+                                 f"\nTINY_FLAGS = {' '.join(TRAIN_FLAGS)!r} + ' --num_steps=2 --eval_every=1'")
+    install, pip = cells["install"].source.rsplit("\n", 1)
+    assert pip.startswith("!{sys.executable} -m pip install")
+    cells["install"].source = install  # the packages are here
+    nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(BOOK.parent)}}).execute()
+    summary = json.loads((tmp_path / "tiny" / "summary.json").read_text())
+    assert summary["base"]["n"] == 16 and "final" in summary
+    assert "this machine: cpu" in printed(cells["here"]) and "error" not in printed(cells["tiny"])
+    page = cells["report"].outputs[0]["data"]["text/html"]
+    assert page.startswith("<iframe srcdoc=") and "&lt;html" in page and len(page) > 10_000
+    assert "MODEL is empty" in printed(cells["published"])
+
+
+def test_the_notebook_is_kept_without_outputs():
+    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in nbformat.read(BOOK, 4).cells)
