@@ -17,8 +17,7 @@ class Chip(NamedTuple):
     compiler: str  # the package that has it
     devices: int
     usable: float  # bytes of each that a program can use
-    peak: float  # floating-point operations a second in bfloat16
-    peak_float32: float  # and of float32 arrays by default: TPUs multiply in bfloat16, newer GPUs in TF32
+    peak: dict  # floating-point operations a second by type; of float32 TPUs make bfloat16, and newer GPUs TF32
     bandwidth: float  # bytes of its memory a second
     target: dict  # what the compiler is told of it
     options: dict = {}  # of the compiler
@@ -26,14 +25,16 @@ class Chip(NamedTuple):
 
 def _tpu(devices: int, usable: float, peak: float, bandwidth: float, **target) -> Chip:
     """`usable` GiB: what the compiler says that it has."""
-    return Chip("libtpu", devices, usable * GIB, peak * 1e12, peak * 1e12, bandwidth * 1e9, target)
+    peaks = dict.fromkeys(("float32", "bfloat16", "float16"), peak * 1e12)
+    return Chip("libtpu", devices, usable * GIB, peaks, bandwidth * 1e9, target)
 
 
-def _gpu(memory: float, peak: float, peak_float32: float, bandwidth: float, **target) -> Chip:
+def _gpu(memory: float, float32: float, bfloat16: float, float16: float, bandwidth: float, **target) -> Chip:
     """Of the GiB that CUDA has, 95 %: XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, where JAX itself takes 75 %."""
-    options = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}  # else XLA times kernels on the GPU
-    return Chip("jax-cuda12-plugin", 1, 0.95 * memory * GIB, peak * 1e12, peak_float32 * 1e12, bandwidth * 1e9, target,
-                options)
+    peaks = {"float32": float32 * 1e12, "bfloat16": bfloat16 * 1e12, "float16": float16 * 1e12}
+    options = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0,  # else XLA times kernels on the GPU
+               "xla_gpu_dot_merger_threshold_mb": 0}  # as `machine.prepare_gpu` has it
+    return Chip("jax-cuda12-plugin", 1, 0.95 * memory * GIB, peaks, bandwidth * 1e9, target, options)
 
 
 def _cores(count: int, units: int, threads: int, shared: int, block: int, cache: int, clock: float) -> dict:
@@ -52,11 +53,13 @@ CHIPS = {
     "v6e-1": _tpu(1, 31.25, 918, 1640, topology_name="v6e:1x1", **_ONE),
     "v6e-8": _tpu(8, 31.25, 918, 1640, topology_name="v6e:2x4"),
     # A T4 has no units for bfloat16, and the compiler has it multiply in float32.
-    "T4": _gpu(14.56, 8.1, 8.1, 320, major=7, minor=5, **_cores(40, 64, 1024, 65_536, 65_536, 4, 1.59)),
-    "L4": _gpu(22, 121, 60, 300, major=8, minor=9, **_cores(58, 128, 1536, 102_400, 101_376, 48, 2.04)),
-    "A100-40": _gpu(39.4, 312, 156, 1555, major=8, minor=0, **_cores(108, 64, 2048, 167_936, 166_912, 40, 1.41)),
-    "H100": _gpu(79.6, 989, 494, 3352, major=9, minor=0, **_cores(132, 128, 2048, 233_472, 232_448, 50, 1.98)),
-    "RTX-PRO-6000": _gpu(95, 500, 250, 1597, major=12, minor=0, **_cores(188, 128, 1536, 131_072, 101_376, 128, 2.6)),
+    "T4": _gpu(14.56, 8.1, 8.1, 65, 320, major=7, minor=5, **_cores(40, 64, 1024, 65_536, 65_536, 4, 1.59)),
+    "L4": _gpu(22, 60, 121, 121, 300, major=8, minor=9, **_cores(58, 128, 1536, 102_400, 101_376, 48, 2.04)),
+    "A100-40": _gpu(39.4, 156, 312, 312, 1555, major=8, minor=0,
+                    **_cores(108, 64, 2048, 167_936, 166_912, 40, 1.41)),
+    "H100": _gpu(79.6, 494, 989, 989, 3352, major=9, minor=0, **_cores(132, 128, 2048, 233_472, 232_448, 50, 1.98)),
+    "RTX-PRO-6000": _gpu(95, 250, 500, 500, 1597, major=12, minor=0,
+                         **_cores(188, 128, 1536, 131_072, 101_376, 128, 2.6)),
 }
 
 

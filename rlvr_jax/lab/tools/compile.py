@@ -58,8 +58,8 @@ class CompileConfig:
 
     train: TrainConfig = TrainConfig()
     chip: str = setting("", "chips to compile for, joined by commas; empty: say at once what stays on each device of "
-                        "all of them, without a compiler; here: which chip this machine has, and what was compiled for it",
-                        lambda: chips.CHIPS, listed=True)
+                        "all of them, without a compiler; here: which chip this machine has, and what was compiled for "
+                        "it", lambda: chips.CHIPS, listed=True)
     shape: str = setting("", "a published model in place of --model, by its shape: a row of the table SHAPES of "
                          "rlvr_jax/lab/tools/compile.py; without either it is the tiny base")
     num_problems: int = setting(1, "distinct problems trained on: more than one with --example=all", minimum=1)
@@ -78,8 +78,8 @@ class Program(NamedTuple):
     mapped: Callable
     args: tuple  # arrays, or their shapes; the first is of the state
     tokens: int  # that a call draws or learns from, on all devices
-    steps: int = 0  # tokens that it draws one after the other
-    longest: int = 1  # completion that it draws
+    rounds: list[int] = []  # of its loops over tokens, one after the other
+    weights: list[float] = [1.0]  # of the buckets of the cache that they read
 
 
 def size(tree) -> int:
@@ -122,6 +122,14 @@ def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
     return -(-width // 16) * 16
 
 
+def decoding(length: int, later: int, layout: model.Layout) -> tuple[list[int], list[float]]:
+    """How often the loops of `sampler.decode` are gone round, and the share of each bucket of `model.decode_step`."""
+    windows = [0, *(64 * 4**i for i in range(12) if layout.grows and 64 * 4**i < length), length]
+    buckets = [0, *(64 * 2**i for i in range(24) if not layout.grows and 64 * 2**i < length), length]
+    *earlier, last = (b - a for a, b in zip(windows, windows[1:]))
+    return [*earlier, last + later], [(b - a) / length for a, b in zip(buckets, buckets[1:])]
+
+
 def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dict[str, Program]:
     """The programs of a run on these devices, with arguments laid out as the run would. UserError for rows that do not
     divide."""
@@ -137,9 +145,9 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
         rows = -(-len(index) // count)
         local, index = model.localise(prompts, np.resize(index, rows * count), count, repeats)
         scalars = [np.zeros(count, kind) for kind in [np.int32] * 3 + [np.float32] * 2]
-        turns = -(-rows // min(slots or rows, rows))
+        later = (-(-rows // min(slots or rows, rows)) - 1) * length  # rounds for the other completions of a slot
         return Program(made.sample.mapped, (state.params, local, index, index, *scalars), rows * count * length,
-                       turns * length, length)
+                       *decoding(length, later, model.LAYOUTS.get(devices[0].platform, model.Layout())))
 
     def batch(rows: int, micro_batches: int, old: bool, reference: bool) -> Batch:
         index, numbers = np.repeat(groups, flags.learnt_size)[:rows], np.zeros((rows, length), np.float32)
@@ -178,12 +186,10 @@ def measured(config: CompileConfig, name: str, which: str) -> dict:
         wanted = re.search(r"required.*?\(([\d.]+)G\) exceeds", str(error))
         return {"seconds": time.monotonic() - begun, "refused": str(error).splitlines()[0],
                 "peak": float(wanted[1]) * chips.GIB + beside if wanted else None}
-    seconds, sizes = time.monotonic() - begun, [0, *(64 * 2**i for i in range(24)), program.longest]
-    sizes = [size for size in sizes if size <= program.longest]  # of the buckets of `model.decode_step`
-    weights = [(b - a) / program.longest for a, b in zip(sizes, sizes[1:])]
-    flops = cost.flops(jax.make_jaxpr(program.mapped)(*shapes).jaxpr, program.steps, weights)
-    traffic = cost.counted(made.as_text(), program.steps, weights)
-    best = max(flops / (chip.peak if shape.dtype == "bfloat16" else chip.peak_float32), traffic.bytes / chip.bandwidth)
+    seconds = time.monotonic() - begun
+    flops = cost.flops(jax.make_jaxpr(program.mapped)(*shapes).jaxpr, program.rounds, program.weights)
+    traffic = cost.counted(made.as_text(), program.rounds, program.weights)
+    best = max(flops / chip.peak[shape.dtype], traffic.bytes / chip.bandwidth)
     return {"seconds": seconds, "peak": made.memory_analysis().peak_memory_in_bytes + beside, "flops": flops,
             "best": best, "tokens": program.tokens / best, **traffic._asdict()}
 
@@ -217,10 +223,11 @@ def found(config: CompileConfig, name: str) -> dict:
             for which, one in programs.items() if (one["peak"] or math.inf) > chip.usable]
     largest = max(one["peak"] or 0 for one in programs.values()) / 1e9
     return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {chips.version(name)}",
-            "usable": chip.usable, "state": state, "step": step if step < math.inf else None, "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
+            "usable": chip.usable, "state": state, "step": step if step < math.inf else None,
+            "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
             "flags": {key: flat(flags)[key] for key in ("divide_state", "grad_accumulation", "num_slots")},
             "verdict": f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
-                       f"fits: {largest:.2f} of {chip.usable / 1e9:.1f} GB, at best {step / 60:.2g} minutes a step"}
+                       f"fits: {largest:.2f} of {chip.usable / 1e9:.1f} GB, at best {step:.3g} s a step"}
 
 
 def shown(one: dict) -> str:
@@ -288,12 +295,12 @@ def whole_page(page: pathlib.Path) -> str:
         if not one:
             with tempfile.TemporaryDirectory() as folder:
                 out = pathlib.Path(folder) / "found.json"
-                subprocess.run([sys.executable, "-m", *shlex.split(command), f"--out={out}"], check=True)
-                known[command], = files.read_json(out)["chips"]
+                subprocess.run([sys.executable, "-m", *shlex.split(command), f"--out={out}"])
+                known[command], = files.read_json(out, missing={"chips": [None]})["chips"]
         there = {command: one for command, one in known.items() if one}
         files.write_json(record, there)
         files.write_whole(page, paged(there))
-    return str(page)
+    return "\n".join([str(page), *(f"no result: {command}" for command, one in known.items() if not one)])
 
 
 def paged(known: dict[str, dict]) -> str:

@@ -1,8 +1,8 @@
 """What a call of a compiled program costs one device, counted through its loops, whose bodies compilers count once.
 
 FLOPs are those of matrix products in what was traced. Bytes and kernels are counted in what was compiled, in its text
-(HLO). A loop that ends by what it computes, as decoding does, is gone round `steps` times. Of a choice the largest
-counts, or the mean by `weights`, where there are as many.
+(HLO). Loops that end by what they compute, as those of decoding do, are gone round as often as `rounds` says, one
+after the other. Of a choice the largest counts, or the mean by `weights`, where there are as many.
 """
 
 import math
@@ -19,7 +19,7 @@ class Cost(NamedTuple):
 
     bytes: float = 0.0  # read from the device's memory and written to it
     kernels: float = 0.0  # started; on a TPU instructions
-    step_kernels: float = 0.0  # of one round of the loop that ends by what it computes
+    step_kernels: float = 0.0  # of one round of a loop that ends by what it computes, the largest
 
 
 class Line(NamedTuple):
@@ -37,20 +37,21 @@ def chosen(costs: list, weights: list[float]) -> float:
     return sum(x * share for x, share in zip(costs, weights)) if len(costs) == len(weights) else max(costs)
 
 
-def flops(jaxpr, steps: int, weights: list[float]) -> float:
+def flops(jaxpr, rounds: list[int], weights: list[float]) -> float:
     """Two for each product of numbers in a matrix product."""
-    total = 0.0
+    total, rounds = 0.0, iter(rounds)
     for eqn in jaxpr.eqns:
         kind, values = eqn.primitive.name, [x for value in eqn.params.values()
                                             for x in (value if isinstance(value, tuple) else (value,))]
-        inner = [flops(found, steps, weights) for x in values if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
+        inner = [flops(found, rounds, weights) for x in values if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
         if kind == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             total += 2.0 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
         elif kind == "cond":
             total += chosen(inner, weights)
         else:
-            total += sum(inner) * {"scan": eqn.params.get("length"), "while": steps}.get(kind, 1)
+            times = eqn.params["length"] if kind == "scan" else next(rounds, 1) if kind == "while" else 1
+            total += times * sum(inner)
     return total
 
 
@@ -113,7 +114,7 @@ def traffic(computations: dict) -> Callable:
     return lambda where, line: written(where, line) + sum(read(where, line, i) for i in range(len(line.operands)))
 
 
-def rounds(loop: Line, computations: dict) -> int:
+def known_rounds(loop: Line, computations: dict) -> int:
     """How often a loop is gone round, 0 where that depends on what it computes."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(known[1])
@@ -123,9 +124,9 @@ def rounds(loop: Line, computations: dict) -> int:
     return int(limit[0].split(")")[0]) if limit and end.kind == "compare" and "direction=LT" in end.rest else 0
 
 
-def counted(text: str, steps: int, weights: list[float]) -> Cost:
+def counted(text: str, rounds: list[int], weights: list[float]) -> Cost:
     """The cost of a program, given as the text of what was compiled."""
-    entry, computations = parse(text)
+    (entry, computations), rounds = parse(text), iter(rounds)
     moved = traffic(computations)
 
     def of(name: str) -> Cost:
@@ -137,8 +138,9 @@ def counted(text: str, steps: int, weights: list[float]) -> Cost:
             if line.kind == "conditional":
                 now = Cost(*(chosen(costs, weights) for costs in zip(*inner)))
             elif inner:
-                known = rounds(line, computations) if line.kind == "while" else 1
-                now = Cost(*((known or steps) * sum(costs) for costs in list(zip(*inner))[:2]),
+                known = known_rounds(line, computations) if line.kind == "while" else 1
+                times = known or next(rounds, 1)
+                now = Cost(*(times * sum(costs) for costs in list(zip(*inner))[:2]),
                            max(cost.step_kernels for cost in inner) if known else sum(cost.kernels for cost in inner))
             else:
                 now = Cost() if line.kind in FREE else Cost(moved(computations[name], line),
