@@ -34,8 +34,8 @@ class OptimizerConfig:
                                        minimum=0, maximum=1)
     adam_b1: float = setting(0.9, "decay of AdamW's first moment", minimum=0, below=1)
     adam_b2: float = setting(0.999, "decay of AdamW's second moment", minimum=0, below=1)
-    first_moment_dtype: str = setting("float32", "of AdamW's first moment; the second stays float32, since bfloat16 does "
-                                      "not resolve a change of 1 - adam_b2", ["float32", "bfloat16"])
+    first_moment_dtype: str = setting("float32", "of AdamW's first moment; the second stays float32, since bfloat16 "
+                                      "does not resolve a change of 1 - adam_b2", ["float32", "bfloat16"])
     weight_decay: float = setting(0.01, "decoupled weight decay, on all parameters", minimum=0)
     max_grad_norm: float = setting(1.0, "clip gradients to this global norm", above=0)
 

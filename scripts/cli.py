@@ -90,8 +90,9 @@ def help_text(about: str, config_class, known: flags.FlagValues = flags.FLAGS) -
     def section(says: str, names: list[str]) -> list[str]:
         lines = ["", says] if set(names) & set(defined) else []
         for flag in (known[name] for name in names if name in defined):
-            default = "" if flag.default in (None, "") else f"={str(flag.default).lower() if flag.boolean else flag.default}"
-            lines.append(flags.text_wrap(f"--{flag.name}{default}: {flag.help}", indent="      ", firstline_indent="  "))
+            default = str(flag.default).lower() if flag.boolean else flag.default
+            written = f"--{flag.name}" if default in (None, "") else f"--{flag.name}={default}"
+            lines.append(flags.text_wrap(f"{written}: {flag.help}", indent="      ", firstline_indent="  "))
         return lines
 
     def sections(record) -> list[str]:

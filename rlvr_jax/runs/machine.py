@@ -3,6 +3,7 @@
 import glob
 import os
 import shutil
+from typing import Optional
 
 import jax
 
@@ -40,6 +41,11 @@ def prepare_gpu(environ=os.environ, which=shutil.which) -> None:
     weights side by side at every decoded token. What the user has set holds."""
     if which("nvidia-smi"):
         environ["XLA_FLAGS"] = f"--xla_gpu_dot_merger_threshold_mb=0 {environ.get('XLA_FLAGS', '')}".strip()
+
+
+def room() -> Optional[int]:
+    """Bytes of a device's memory that JAX may use, where it says so; a CPU does not."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def platforms() -> set[str]:

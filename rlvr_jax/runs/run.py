@@ -227,8 +227,8 @@ class Run:
                 self.bar.set_postfix_str(" ".join(f"{key.split('/')[-1]} {x}" for key, x in self.shown.items()),
                                          refresh=False)
         if not all(math.isfinite(row.get(key, 0.0)) for key in ("train/loss", "train/grad_norm")):
-            over = (f" (float16 has no number for {row['train/overflow']:.1%} of the tokens: --dtype=bfloat16 or float32 "
-                    "reaches further)") if row.get("train/overflow") else ""
+            over = (f" (float16 has no number for {row['train/overflow']:.1%} of the tokens: --dtype=bfloat16 or "
+                    "float32 reaches further)") if row.get("train/overflow") else ""
             raise self._diverged(f"the loss or its gradient is not finite at step {row['step']}{over}", row["step"] - 2)
 
     def _diverged(self, what: str, last: int) -> UserError:

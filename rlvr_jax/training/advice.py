@@ -44,7 +44,8 @@ def on_base(flags: dict, source: ProblemSource) -> str:
     before, now = flags.get("num_ops"), source.prompt.num_ops
     if before in (None, now) or not set(source.problems.split(",")) & set(FAMILIES):
         return ""
-    return f"--model was trained on problems of {before} operations, and these have {now}; --num_ops={before} is as there"
+    return (f"--model was trained on problems of {before} operations, and these have {now}; --num_ops={before} is as "
+            "there")
 
 
 def on_answers(config: GradingConfig, problems: list[Problem]) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Callable
 
+import jax
 import numpy as np
 
 from rlvr_jax import adapters, grpo, parallel
@@ -13,9 +14,10 @@ from rlvr_jax.evaluation.measure import Heldout, HeldoutConfig, Sampler
 from rlvr_jax.grpo import GRPOConfig, Policy, Problems, Programs, Record
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.loading import ModelChoice, load_model
-from rlvr_jax.records import Problem, Prompts, checked, flat, setting
+from rlvr_jax.records import Problem, Prompts, checked, flat, replace, setting
 from rlvr_jax.rewards import score
 from rlvr_jax.rewards.rows import RewardConfig
+from rlvr_jax.runs import machine
 from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
 from rlvr_jax.runs.summary import describe, rollout_rows
@@ -56,6 +58,7 @@ def train(config: TrainConfig) -> dict:
     """Runs GRPO from --model and returns the summary, which `run_dir/summary.json` holds too."""
     loaded, loop = load_model(config.choice.model, config.choice.dtype), config.grpo.loop
     check(config)
+    config = divided_where_it_must_be(config, loaded)
     advice.warn(advice.on_flags(config.grpo, config.rewards.reward, score.is_constant(config.rewards)))
     advice.warn("" if config.pool.question else advice.on_base(loaded.flags, config.source))
     eos_ids = loaded.tokenizer.eos_ids
@@ -83,6 +86,22 @@ def check(config: TrainConfig) -> None:
     score.check(config.rewards, config.grpo.loss.objective)
     if config.record_history and config.grpo.max_resamples:
         raise UserError("--record_history needs --max_resamples=0: resampling swaps problems within a step")
+
+
+def divided_where_it_must_be(config: TrainConfig, loaded: LanguageModel) -> TrainConfig:
+    """The settings, with the state divided among several devices none of which could hold it whole. A state is made on
+    one of them and then copied to all, so that it is there twice for a moment."""
+    limit = machine.room()
+    if config.grpo.update.divide_state or not limit or parallel.device_count() == 1:
+        return config
+    state = jax.eval_shape(lambda params: grpo.initial_state(Policy(loaded.config, params, ()), config.grpo),
+                           loaded.params)
+    needed = 2 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    if needed <= limit:
+        return config
+    advice.warn(f"the state takes {needed / 1e9:.1f} GB of a device as it is placed, and there are {limit / 1e9:.1f}: it "
+                "is divided among the devices, as --divide_state does")
+    return replace(config, divide_state=True)
 
 
 def clocked(programs: Programs, watch: RunWatch) -> Programs:

@@ -29,7 +29,6 @@ from fixtures import ROOT, write_jsonl
 # What the commands need and the test cannot have: (pattern of the command, reason). Their flags are read all the same.
 NOT_HERE = [
     (r"\bpip install\b|^make (demo|test|parity|small|chips)|python[\d.]* -m venv", "installs packages from the network"),
-    (r"git clone|^%cd|^(from|import) |^HTML\(", "cells of a notebook on another machine"),
     (r"activate", "the suite runs in an environment already"),
     (r"--run_dir=runs/gpu", "needs a GPU"), (r"--run_dir=runs/tpu", "needs a TPU"),
     (r"--coordinator_address=", "needs several hosts; tests/test_distributed.py has two processes"),

@@ -9,7 +9,7 @@ import pytest
 from rlvr_jax import learner, model
 from rlvr_jax.errors import UserError
 from rlvr_jax.records import build, replace
-from rlvr_jax.runs import checkpoint
+from rlvr_jax.runs import checkpoint, machine
 from rlvr_jax.training import train
 from rlvr_jax.training.train import TrainConfig
 
@@ -29,6 +29,15 @@ def test_training_raises_the_reward_it_is_paid_for(base, tmp_path):
     assert np.mean(reward[-5:]) > np.mean(reward[:5]) + 0.2
     assert summary["steps"] == 25 and summary["base"]["n"] == summary["final"]["n"] == 16
     assert (tmp_path / "run" / "summary.json").exists() and rows[0]["step"] == 0
+
+
+@pytest.mark.parametrize("room, divided", [(None, False), (10**9, False), (20_000, True)])
+def test_a_state_that_no_device_could_hold_is_divided_among_them_and_that_is_said(base, tmp_path, monkeypatch, capsys,
+                                                                                  room, divided):
+    monkeypatch.setattr(machine, "room", lambda: room)
+    run_of(base, tmp_path, num_steps=1)
+    assert (f"--divide_state={divided}" in (tmp_path / "run" / "flags.txt").read_text().splitlines())
+    assert ("it is divided among the devices, as --divide_state does" in capsys.readouterr().err) == divided
 
 
 def test_every_step_reports_what_diagnoses_a_run(base, tmp_path):

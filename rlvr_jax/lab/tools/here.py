@@ -11,14 +11,15 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.runs import files
 
 RECORD = pathlib.Path(__file__).parents[3] / "results" / "chips.json"
-# How JAX names their kinds -> how CHIPS names them, a TPU before its number of cores, of which v4 and v5p have two a device
+# How JAX names their kinds -> how CHIPS names them, a TPU before its number of cores (two a device of a v4 or v5p). Of
+# these no device was seen here.
 KINDS = {"TPU v4": "v4", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v6 lite": "v6e",
          "TPU v6e": "v6e", "Tesla T4": "T4", "NVIDIA L4": "L4", "NVIDIA A100-SXM4-40GB": "A100-40",
          "NVIDIA H100 80GB HBM3": "H100", "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000"}
 
 
 def devices() -> tuple[str, int]:
-    """The kind of this machine's devices and their number, asked in a process of its own: this one may not touch them."""
+    """The kind of this machine's devices and their number, asked in a process of its own: this leaves them alone."""
     program = "import jax, json; print(json.dumps([jax.devices()[0].device_kind, jax.device_count()]))"
     environ = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
