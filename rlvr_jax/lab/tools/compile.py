@@ -240,8 +240,9 @@ def shown(one: dict) -> str:
     rows = [[which, memory(program["peak"]), *(f"{program[key]:{kind}}" if program.get(key) else ""
                                                for key, kind in kinds.items()), program.get("refused", "")]
             for which, program in one["programs"].items()]
-    header = ["program", f"peak of {one['usable'] / 1e9:.2f} GB", "CPU seconds to compile", "FLOPs a call", "bytes a call",
-              "seconds at best", "tokens/s at best", "kernels a call", "kernels a token", "the compiler says"]
+    header = ["program", f"peak of {one['usable'] / 1e9:.2f} GB", "CPU seconds to compile", "FLOPs a call",
+              "bytes a call", "seconds at best", "tokens/s at best", "kernels a call", "kernels a token",
+              "the compiler says"]
     flags = " ".join(f"--{name}={value}" for name, value in one["flags"].items())
     return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {flags}: {one['micro_rows']} rows a "
             f"micro-batch\n\n{markdown_table(header, rows)}\n\n{one['chip']}: {one['verdict']}")
