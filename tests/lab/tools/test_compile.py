@@ -100,8 +100,9 @@ def test_tokens_are_those_of_all_devices_and_rounds_those_of_one():
         (16 * 8, [3 * 8]), (16 * 8, []), (16 * 8, []), (6 * 8, [8])]  # 8 rows of each device in turns of 3; 3 rows
 
 
-@pytest.mark.parametrize("layout, rounds, weights", [("cpu", [480], [64 / 240, 64 / 240, 112 / 240]),
-                                                     ("gpu", [64, 416], [1.0])])
+@pytest.mark.parametrize("layout, rounds, weights", [
+    ("cpu", [480], [64 / 240, 64 / 240, 112 / 240]), ("tpu", [480], [64 / 240, 64 / 240, 112 / 240]),
+    ("gpu", [64, 416], [1.0])])
 def test_loops_over_tokens_and_buckets_are_those_of_the_sampler(here, layout, rounds, weights):
     """Two turns of 240 tokens. A cache that grows has a loop for each window, and no buckets."""
     here.setitem(model.LAYOUTS, "cpu", model.LAYOUTS[layout])
