@@ -46,12 +46,10 @@ def test_a_slot_for_every_row_changes_no_rollout(index):
     np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, platform, temperature, num_slots", [
-    ("qwen2", "tpu", 0.0, 3), ("qwen3", "gpu", 0.0, 3), ("llama3", "gpu", 1.0, 8)])
-def test_the_layout_of_another_platform_changes_no_rollout(name, platform, temperature, num_slots):
+@pytest.mark.parametrize("platform, temperature, num_slots", [("tpu", 0.0, 3), ("gpu", 0.0, 3), ("gpu", 1.0, 8)])
+def test_the_layout_of_another_platform_changes_no_rollout(platform, temperature, num_slots):
     """With refilled slots, several prompts, and completions longer than the first window of a cache that grows."""
-    asked = dict(params=random_params(VARIANTS[name]), config=VARIANTS[name], temperature=temperature,
-                 eos_ids=() if temperature else (1,), max_new_tokens=80, num_slots=num_slots)
+    asked = dict(temperature=temperature, eos_ids=(12,), max_new_tokens=80, num_slots=num_slots)
     reference, out = (draw_rollouts(layout=model.LAYOUTS[which], **asked) for which in ("cpu", platform))
     assert reference.completion_mask.sum(-1).max() > 64
     np.testing.assert_array_equal(out.completions, reference.completions)
