@@ -61,12 +61,14 @@ def test_the_layout_of_another_platform_changes_no_rollout(platform, temperature
 def test_weights_are_cast_before_the_loop_of_an_accelerator(platform):
     """The float32 arrays that are cast in the loop: norms are not, as they are used in float32."""
     config = dataclasses.replace(VARIANTS["untied"], dtype="bfloat16", qkv_bias=True, qk_norm=True)
-    params, rows = random_params(config), sampler.Rows(jnp.zeros(3, jnp.int32), sampler.rollout_keys(0, 3, jnp.arange(3)))
+    params, keys = random_params(config), sampler.rollout_keys(0, 3, jnp.arange(3))
+    rows = sampler.Rows(jnp.zeros(3, jnp.int32), keys)
     weights = params["layers"] | {"embed": params["embed"][:1, None], "head": params["head"][None]}
 
     def casts(jaxpr):
         inner = [found for eqn in jaxpr.eqns for value in eqn.params.values()
-                 for x in (value if isinstance(value, tuple) else (value,)) if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
+                 for x in (value if isinstance(value, tuple) else (value,))
+                 if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
         return [eqn.invars[0].aval for eqn in jaxpr.eqns if eqn.primitive.name == "convert_element_type" and (
             eqn.outvars[0].aval.dtype == jnp.bfloat16)] + [aval for found in inner for aval in casts(found)]
 
