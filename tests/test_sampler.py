@@ -46,12 +46,10 @@ def test_a_slot_for_every_row_changes_no_rollout(index):
     np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, platform, temperature, num_slots", [
-    ("qwen2", "tpu", 0.0, 3), ("qwen3", "gpu", 0.0, 3), ("llama3", "gpu", 1.0, 8)])
-def test_the_layout_of_another_platform_changes_no_rollout(name, platform, temperature, num_slots):
+@pytest.mark.parametrize("platform, temperature, num_slots", [("tpu", 0.0, 3), ("gpu", 0.0, 3), ("gpu", 1.0, 8)])
+def test_the_layout_of_another_platform_changes_no_rollout(platform, temperature, num_slots):
     """With refilled slots, several prompts, and completions longer than the first window of a cache that grows."""
-    asked = dict(params=random_params(VARIANTS[name]), config=VARIANTS[name], temperature=temperature,
-                 eos_ids=() if temperature else (1,), max_new_tokens=80, num_slots=num_slots)
+    asked = dict(temperature=temperature, eos_ids=(12,), max_new_tokens=80, num_slots=num_slots)
     reference, out = (draw_rollouts(layout=model.LAYOUTS[which], **asked) for which in ("cpu", platform))
     assert reference.completion_mask.sum(-1).max() > 64
     np.testing.assert_array_equal(out.completions, reference.completions)
@@ -63,12 +61,14 @@ def test_the_layout_of_another_platform_changes_no_rollout(name, platform, tempe
 def test_weights_are_cast_before_the_loop_of_an_accelerator(platform):
     """The float32 arrays that are cast in the loop: norms are not, as they are used in float32."""
     config = dataclasses.replace(VARIANTS["untied"], dtype="bfloat16", qkv_bias=True, qk_norm=True)
-    params, rows = random_params(config), sampler.Rows(jnp.zeros(3, jnp.int32), sampler.rollout_keys(0, 3, jnp.arange(3)))
+    params, keys = random_params(config), sampler.rollout_keys(0, 3, jnp.arange(3))
+    rows = sampler.Rows(jnp.zeros(3, jnp.int32), keys)
     weights = params["layers"] | {"embed": params["embed"][:1, None], "head": params["head"][None]}
 
     def casts(jaxpr):
         inner = [found for eqn in jaxpr.eqns for value in eqn.params.values()
-                 for x in (value if isinstance(value, tuple) else (value,)) if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
+                 for x in (value if isinstance(value, tuple) else (value,))
+                 if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
         return [eqn.invars[0].aval for eqn in jaxpr.eqns if eqn.primitive.name == "convert_element_type" and (
             eqn.outvars[0].aval.dtype == jnp.bfloat16)] + [aval for found in inner for aval in casts(found)]
 

@@ -310,7 +310,8 @@ MEANS = {
         ("memory", "one operand less unseen", ["one, 150 steps", "one, 1,000 steps", "128"]),
         ("memory", "unseen", ["one, 150 steps"]), ("when", "of these first tokens", ["one example"]),
         ("hybrid", "gap recovered", ["distilled, means"]),
-        ("curriculum", "accuracy, T=1", ["RLVR, RLVR", "SRL, SRL", "SRL, RLVR"])]}
+        ("curriculum", "accuracy, T=1", ["RLVR, RLVR", "SRL, RLVR", "shuffled expert, RLVR", "SFT, RLVR"]),
+        ("curriculum", "forced, after the first stage", ["RLVR, RLVR", "SRL opened, RLVR"])]}
 FIGURE = r"(?<![\d.])[-+]?\d\.\d{3}(?!\d)"
 
 
