@@ -206,7 +206,7 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
             kl = objectives.k3_kl(logprobs, masked(micro.ref_logprobs))
             terms += loss.kl_coef * kl
             sums["kl"] = kl
-        if getattr(model_config, "dtype", "") == "float16":  # no configuration: a table of logits is the policy
+        if model_config.dtype == "float16":
             sums["overflow"] = ~jnp.isfinite(logprobs)
         if micro.sampler_logprobs is not None:
             gap = old - masked(micro.sampler_logprobs)

@@ -339,7 +339,7 @@ def _table_logprobs(params, config, batch, temperature, how):
 
 @functools.cache
 def _table_update(config):
-    return jax.jit(learner.make_update(None, config.update, config.loss, RECORD_GRADIENT))
+    return jax.jit(learner.make_update(TINY, config.update, config.loss, RECORD_GRADIENT))
 
 
 def table_loss_and_gradient(config, table, batch, num_micro=1) -> tuple:

@@ -43,6 +43,11 @@ def prepare_gpu(environ=os.environ, which=shutil.which) -> None:
         environ["XLA_FLAGS"] = f"--xla_gpu_dot_merger_threshold_mb=0 {environ.get('XLA_FLAGS', '')}".strip()
 
 
+def size(tree) -> int:
+    """Bytes of a pytree of arrays or of their shapes."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def room() -> Optional[int]:
     """Bytes of a device's memory that JAX may use, where it says so; a CPU does not."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -96,11 +96,11 @@ def divided_where_it_must_be(config: TrainConfig, loaded: LanguageModel) -> Trai
         return config
     state = jax.eval_shape(lambda params: grpo.initial_state(Policy(loaded.config, params, ()), config.grpo),
                            loaded.params)
-    needed = 2 * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    needed = 2 * machine.size(state)
     if needed <= limit:
         return config
-    advice.warn(f"the state takes {needed / 1e9:.1f} GB of a device as it is placed, and there are {limit / 1e9:.1f}: it "
-                "is divided among the devices, as --divide_state does")
+    advice.warn(f"as it is placed, the state would take {needed / 1e9:.1f} GB of each device, which has "
+                f"{limit / 1e9:.1f} GB: it is divided among the devices, as --divide_state does")
     return replace(config, divide_state=True)
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from fixtures import BASE_FLAGS, ROOT, TRAIN_FLAGS, environment
@@ -29,7 +30,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(compiled, tmp_path, m
     nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(BOOK.parent)}}).execute()
     summary = json.loads((tmp_path / "tiny" / "summary.json").read_text())
     assert summary["base"]["n"] == 16 and "final" in summary
-    assert "this machine: cpu" in printed(cells["here"]) and "error" not in printed(cells["tiny"])
+    assert f"this machine: {jax.devices()[0].device_kind}" in printed(cells["here"]) and "error" not in printed(cells["tiny"])
     page = cells["report"].outputs[-1]["data"]["text/html"]
     assert page.startswith("<div><iframe srcdoc=") and "&lt;html" in page and len(page) > 10_000
     assert "MODEL is empty" in printed(cells["published"])

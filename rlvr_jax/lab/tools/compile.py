@@ -32,6 +32,7 @@ from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
 from rlvr_jax.records import Batch, Prompts, checked, flat, replace, setting
 from rlvr_jax.runs import files
+from rlvr_jax.runs.machine import size
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks import families
 from rlvr_jax.training import pretrain
@@ -80,11 +81,6 @@ class Program(NamedTuple):
     tokens: int  # that a call draws or learns from, on all devices
     rounds: list[int] = []  # of its loops over tokens, one after the other
     weights: list[float] = [1.0]  # of the buckets of the cache that they read
-
-
-def size(tree) -> int:
-    """Bytes of a pytree of arrays or of their shapes."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def shape_of(config: CompileConfig) -> ModelConfig:
@@ -261,13 +257,12 @@ def residents(config: GRPOConfig, shape: ModelConfig) -> str:
 
 def run(config: CompileConfig) -> str:
     """What is found about each chip of --chip; without one, what stays on each device, at once."""
-    shape = shape_of(config)
     if config.page:
         return whole_page(pathlib.Path(config.page))
     if config.chip == "here":
         return here.told(config.name_flagfile)
     if not config.chip:
-        return residents(config.train.grpo, shape)
+        return residents(config.train.grpo, shape_of(config))
     every = [found(config, name) for name in config.chip.split(",")]
     if config.out:
         files.write_json(pathlib.Path(config.out), {"chips": every})
