@@ -141,8 +141,19 @@ def test_controls_have_as_many_rows_and_what_they_leave_out_is_gone():
     assert made["expert"] == [(PROBLEM.prompt, "think + 5 12 * 2 24 - 4 20 answer 20")] * 5
     assert made["correct"] == [(PROBLEM.prompt, attempts[i]["completion"]) for i in (1, 3, 1, 3, 1)]
     assert made["answer"] == [(PROBLEM.prompt, "answer 20")] * 5
-    with pytest.raises(UserError, match="none of 1 attempts is right"):
-        critique.correct(PROBLEM, attempts[:1], None)
+    assert critique.correct(PROBLEM, attempts[:1], None) == []
+
+
+def test_own_right_solutions_are_of_the_problems_that_have_some(base, tmp_path, monkeypatch):
+    right = {1, 3}
+    monkeypatch.setattr(critique, "measure", lambda sampler, asked, request: [
+        {"completion": str(i), "correct": i in right} for i in range(len(asked.problems)) for _ in range(2)])
+    config = build(critique.CritiqueConfig, model=str(base), num_ops=2, max_new_tokens=10, num_attempts=2,
+                   kind="correct", example="all", example_pool=5, out=str(tmp_path / "right.jsonl"))
+    assert [row["completion"] for row in critique.make_examples(config)] == ["1", "1", "3", "3"]
+    right.clear()
+    with pytest.raises(UserError, match="--kind=correct: none of 10 attempts is right; raise --num_attempts"):
+        critique.make_examples(config)
 
 
 def test_the_shuffled_control_leaves_no_critique_in_its_place():

@@ -13,7 +13,8 @@ from rlvr_jax.pretrained import loading
 from rlvr_jax.records import flat, replace
 from rlvr_jax.runs import files
 
-WORLDS = pathlib.Path(__file__).parents[3] / "results" / "worlds.json"  # its "worth": row -> {"auroc", "interval"}
+WORLDS = pathlib.Path(__file__).parents[3] / "results" / "worlds.json"
+CONTRAST = "taught against switched on"  # the arm of that study whose measures are AUROCs
 
 
 def diagnose(config: DiagnoseConfig) -> dict:
@@ -35,10 +36,17 @@ def diagnose(config: DiagnoseConfig) -> dict:
                "rows": {label: found[label] for label in asked}, "forward_tokens": sum(pair.tokens.values()),
                "parts": pair.tokens, "flags": flat(pair.config)}
     out = pathlib.Path(pair.kept.out)
-    files.write_whole(out / "diagnose.md", page.page(summary, files.read_json(WORLDS, missing={}).get("worth")))
+    files.write_whole(out / "diagnose.md", page.page(summary, worth(files.read_json(WORLDS, missing={}))))
     page.draw(summary, out / "diagnose.png")
     files.write_json(out / "summary.json", summary)
     return summary
+
+
+def worth(record: dict) -> dict[str, dict]:
+    """By the label of a row {"auroc", "interval"}, where the record of the study of worlds has it; {} for no record."""
+    measured = record.get("measures", {}).get(CONTRAST, {})
+    return {label: {"auroc": of["mean"], "interval": of["interval"]} for label, of in measured.items()
+            if of["mean"] is not None}
 
 
 def row(pair: Pair, label: str, name: str, setting: Any) -> dict:

@@ -11,9 +11,9 @@ from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
 
-def page(summary: dict, worth: Optional[dict]) -> str:
+def page(summary: dict, worth: dict) -> str:
     """diagnose.md. `worth` has, by the label of a row, {"auroc", "interval"}: how well it told teaching from switching
-    on in the worlds where the truth is known. None: these worlds are not measured yet."""
+    on in the worlds where the truth is known. Empty: these worlds are not measured yet."""
     flags, rows = summary["flags"], summary["rows"]
     cells = [[label, row["why"] or shown(row["value"], row["interval"]), row["unit"], f"{row['forward_tokens']:,}",
               *([judged(worth.get(label))] if worth else [])] for label, row in rows.items()]

@@ -80,12 +80,9 @@ def attempted(problem: Problem, attempts: list[dict], rng: np.random.Generator) 
 
 
 def correct(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:
-    """A control: the attempts that are right, over and over, without their critiques."""
+    """A control: the attempts that are right, over and over, without their critiques; nothing if none is."""
     right = [row["completion"] for row in attempts if row["correct"]]
-    if not right:
-        raise UserError(f"--kind=correct: none of {len(attempts)} attempts is right; raise --num_attempts, or take "
-                        "another --example")
-    return [(problem.prompt, right[i % len(right)]) for i in range(len(attempts))]
+    return [(problem.prompt, right[i % len(right)]) for i in range(len(attempts) if right else 0)]
 
 
 def answer(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -154,6 +151,9 @@ def make_examples(config: CritiqueConfig) -> list[dict]:
     attempts = [rows[i : i + config.num_attempts] for i in range(0, len(rows), config.num_attempts)]
     rng = np.random.default_rng(config.seed)
     pairs = [pair for each in zip(problems, attempts) for pair in KINDS[config.kind](*each, rng)]
+    if not pairs:
+        raise UserError(f"--kind={config.kind}: none of {len(rows)} attempts is right; raise --num_attempts, or take "
+                        "another --example")
     written = [{"prompt": prompt, "completion": completion, "kind": config.kind} for prompt, completion in pairs]
     path = pathlib.Path(config.out)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ KINDS = {"study": str, "question": str, "prediction": str, "seeds": list, "origi
 RULE = {"says", "arm", "measure", "verdict", "mean", "interval"}  # what each of the rules has
 # of the study's file; older records lack them
 WORDS = ("title", "short", "construction", "known", "note", "control", "table")
+MOST_COLUMNS = 9  # of a table with a row for each arm
 VERDICTS = ("agree", "disagree", "undecided")
 
 
@@ -153,10 +154,31 @@ def construction(record: dict) -> str:
     return f"**Decided by construction.** {record['construction']}" if record.get("construction") else ""
 
 
+def of_arms(record: dict) -> str:
+    """The table of `arms`; many measures have a row each, and the arms the columns."""
+    rows = [["arm", *names(record)]] + [[arm, *("; ".join(filter(None, pair)) for pair in pairs)]
+                                        for arm, *pairs in arms(record)]
+    if len(rows[0]) > max(MOST_COLUMNS, len(rows)):
+        rows = [*map(list, zip(*rows))]
+        rows[0][0] = "measure"
+    return markdown_table(*rows[:1], rows[1:])
+
+
+def agreements(record: dict) -> list[str]:
+    """For each arm that is an AUROC, in words and as a table: how far any two measures rank its runs alike."""
+    texts = []
+    for arm, found in record.get("agreement", {}).items():
+        numbers = [str(i + 1) for i in range(len(found["names"]))]
+        rows = [[f"{number} {name}", *("-" if rho is None else f"{rho:+.2f}" for rho in row)]
+                for number, name, row in zip(numbers, found["names"], found["rho"])]
+        texts += [f"Agreement between the measures: Spearman's rank correlations over the {found['n']} runs that count for "
+                  f"*{arm}*.", markdown_table(["measure", *numbers], rows)]
+    return texts
+
+
 def markdown(record: dict) -> str:
     """The page of a study: question, verdict, rules, means, every seed, and the command that made it."""
     control = record.get("control")
-    means = [[arm, *("; ".join(filter(None, pair)) for pair in pairs)] for arm, *pairs in arms(record)]
     few, robust = successes(record), quartiles(record)
     success = record.get("success", {})
     paragraphs = [f"# {record['title']}", construction(record), record["origin"],
@@ -167,7 +189,7 @@ def markdown(record: dict) -> str:
                   f"**In words, as written with the rules.** {record['prediction']}" * bool(record["prediction"]),
                   spread(record)
                   + f"; behind the semicolon the paired difference to {control}" * bool(control) + ".",
-                  markdown_table(["arm", *names(record)], means),
+                  of_arms(record), *agreements(record),
                   (f"Seeds with {success.get('measure')} above {success.get('above')}, and the exact interval of their "
                    "share (Clopper-Pearson).") * bool(few),
                   markdown_table(["arm", "succeeded", "share"], few) if few else "",

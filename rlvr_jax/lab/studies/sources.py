@@ -14,13 +14,15 @@ from rlvr_jax.runs import files
 
 # how a measure is made of others -> function of their values
 COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  # no share of nothing
+            "log10": np.log10,
             "overlap": lambda *rights: (estimators.overlap(*rights) or [None])[0],  # base, one way, another
             "overlap by chance": lambda *rights: (estimators.overlap(*rights) or [0, None])[1]}
 # how a measure is made of all values of another, where bases and examples are crossed -> function of f[B,E]
 CROSSED = {"variance of the base": lambda values_BxE: statistics.components(values_BxE)[0],
            "variance of the example": lambda values_BxE: statistics.components(values_BxE)[1],
            "variance of the rest": lambda values_BxE: statistics.components(values_BxE)[2]}
-PARTS = {"-": 2, "/": 2, "overlap": 3, "overlap by chance": 3} | dict.fromkeys(CROSSED, 1)  # how many others each takes
+# how many others each takes
+PARTS = {"-": 2, "/": 2, "log10": 1, "overlap": 3, "overlap by chance": 3} | dict.fromkeys(CROSSED, 1)
 
 
 def values_of(measures: dict, known: Callable, repeated: list[dict]) -> dict:
@@ -45,16 +47,37 @@ def told_apart(contrast: dict, found: dict, names: list[str]) -> dict:
     number = len(found[contrast["high"][0]][contrast["where"]])
 
     def area(name: str, seeds: np.ndarray) -> float:
-        pairs = [(float(np.mean(found[arm][name][i])), side == "high") for side in ("high", "low")
-                 for arm in contrast[side] for i in seeds
-                 if None not in (found[arm][name][i], found[arm][contrast["where"]][i])
-                 and found[arm][contrast["where"]][i] >= contrast["above"]]
+        pairs = [(float(np.mean(value)), arm in contrast["high"]) for arm, i in counted(contrast, found)
+                 if i in seeds and (value := found[arm][name][i]) is not None]
         found_area = calibration.auroc(*map(np.array, zip(*pairs))) if pairs else None
         return np.nan if found_area is None else found_area
 
     areas = {name: statistics.jackknife(functools.partial(area, name), np.arange(number)) for name in names}
     return {name: [None] * number if np.isnan(values).any() else [*map(np.array, values)]
             for name, values in areas.items()}
+
+
+def counted(contrast: dict, found: dict) -> list[tuple[str, int]]:
+    """(arm, place of the seed) of the runs that count: whose measure `where` is at least `above`."""
+    return [(arm, i) for arm in contrast["high"] + contrast["low"]
+            for i, value in enumerate(found[arm][contrast["where"]]) if value is not None and value >= contrast["above"]]
+
+
+def agreement(contrast: dict, found: dict, names: list[str]) -> dict:
+    """Spearman's rank correlation of any two measures, `rho` [names, names], over the runs that count, whose number is
+    `n`; each over those runs that have both. None where these are fewer than 3, or all alike in one."""
+    from scipy import stats  # takes half a second to import
+
+    runs = counted(contrast, found)
+    table = np.array([[np.nan if found[arm][name][i] is None else np.mean(found[arm][name][i]) for name in names]
+                      for arm, i in runs], float).reshape(len(runs), len(names))
+
+    def rho(one: np.ndarray, other: np.ndarray) -> Optional[float]:
+        both = ~np.isnan(one) & ~np.isnan(other)
+        if both.sum() < 3 or min(np.ptp(one[both]), np.ptp(other[both])) == 0:
+            return None
+        return float(stats.spearmanr(one[both], other[both]).statistic)
+    return {"n": len(runs), "names": names, "rho": [[rho(one, other) for other in table.T] for one in table.T]}
 
 
 def over_bases(function: Callable, values: list, repeated: list[dict]) -> list:

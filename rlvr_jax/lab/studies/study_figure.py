@@ -5,14 +5,15 @@ A study's [figure] may have: `run`, the run whose `curves`, names of metrics, ar
 axis; `controls`, arms drawn hollow (without it the study's `control`).
 
 Up to FEW arms differ in colour and stand in a legend above. More differ in colour, marker and line, and a dot plot on
-the left has their names: it is the legend of the other panels.
+the left has their names: it is the legend of the other panels. Arms that are AUROCs (`design.contrasts`) have a panel
+each, with a row for each of `measures`, which stand in no other panel then.
 """
 
 import pathlib
 import textwrap
 from typing import Callable, NamedTuple, Optional
 
-from rlvr_jax.lab.studies import figures, records, statistics
+from rlvr_jax.lab.studies import design, figures, records, statistics
 from rlvr_jax.runs import files
 
 COLORS = ("#0072b2", "#d55e00", "#00785a", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c564b")  # Okabe and Ito
@@ -83,11 +84,12 @@ def draw(study: dict, cells: dict, measured: dict):
     """A matplotlib Figure: a panel for each curve, the measures, and a panel for each measure against an x."""
     from matplotlib.figure import Figure  # optional
 
-    figure, look = study.get("figure", {}), looks(study)
+    figure, areas = study.get("figure", {}), list(design.contrasts(study))
+    look = {arm: style for arm, style in looks(study).items() if arm not in areas}
     curves, measures = figure.get("curves", []), figure.get("measures", list(study["measures"]))
     pairs = [(x, y) for x in listed(figure.get("x", [])) for y in measures]
-    few, log_x = len(look) <= FEW and len(measures) <= ACROSS, figure.get("log_x", [])  # names stay apart
-    count = len(curves) + few + len(pairs)
+    few, log_x = len(look) <= FEW and (bool(areas) or len(measures) <= ACROSS), figure.get("log_x", [])  # names stay apart
+    count = len(curves) + (len(areas) or few) + len(pairs)
     rows = -(-count // (4 if few else 2))
     columns = -(-count // max(rows, 1))
     names = 0 if few else 0.4 + 0.065 * max(map(len, look)) + 2.2 * min(len(measures), ACROSS)  # inches
@@ -97,15 +99,18 @@ def draw(study: dict, cells: dict, measured: dict):
     sheet = grid = Figure((names + 3.4 * columns, height), layout="constrained")
     if not few:
         side, grid = sheet.subfigures(1, 2, width_ratios=[names, 3.4 * columns]) if count else (sheet, None)
-        draw_dots(side, measured, measures, look, study.get("control"))
+        draw_dots(side, {arm: measured[arm] for arm in look}, measures, look, study.get("control"))
         side.supxlabel(drawn(study, measured), fontsize="small")
     panels = iter(grid.subplots(rows, columns, squeeze=False).ravel() if count else ())
     for metric in curves:
         draw_curve(next(panels), study, cells, metric, look)
-    if few:
+    for arm in areas:
+        draw_areas(next(panels), arm, measured[arm], measures)
+    if few and not areas:
         axes = next(panels)
         draw_measures(axes, measured, measures, look, study.get("control"))
         axes.set(title=drawn(study, measured))
+    if few:
         draw_legend(sheet, look, in_legend)
     for x, y in pairs:
         draw_against(next(panels), measured, x, y, look, log_x is True or x in listed(log_x))
@@ -189,6 +194,16 @@ def draw_dots(side, measured: dict, measures: list[str], look: dict[str, Look], 
         axes.set(title=narrow(name))
     panels[0].set_yticks(range(len(measured)), list(measured))
     panels[0].set_ylim(len(measured) - 0.4, -0.6)
+
+
+def draw_areas(axes, arm: str, values: dict, measures: list[str]) -> None:
+    """AUROCs with their intervals, a row for each measure; .5, which says nothing, is a dashed line."""
+    axes.axvline(0.5, color="gray", linestyle="--", linewidth=0.8)
+    for row, name in enumerate(measures):
+        if values[name]["mean"] is not None:
+            draw_point(axes, values[name]["mean"], row, Look(COLORS[0], "o", "-", "full"), xerr=reach(values[name]))
+    axes.set_yticks(range(len(measures)), measures, fontsize="small")
+    axes.set(title=f"AUROC, {arm}", xlim=(-0.03, 1.03), ylim=(len(measures) - 0.4, -0.6))
 
 
 def keep_to_shares(measured: dict, names: list[str], set_limits: Callable) -> None:

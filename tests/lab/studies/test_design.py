@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.studies import commands, study
+from rlvr_jax.lab.studies import commands, sources, study
 from rlvr_jax.lab.studies.study import StudyConfig
 from scripts import cli
 from scripts import study as door
@@ -135,6 +135,19 @@ above = 0.5
     assert areas["start"]["mean"] == pytest.approx(0.5) and areas["end"]["interval"][1] <= 1
     assert record["rules"][-1]["measure"] == "end" and record["rules"][-1]["mean"] == areas["end"]["mean"]
     assert len(lines) == 12 and not any("apart" in line for line in lines)
+    pairs = [(starts[arm][i], ends[arm][i]) for arm in ends for i in range(4) if starts[arm][i] >= .25]
+    assert record["agreement"]["apart"]["n"] == len(pairs) == 7
+    assert "over the 7 runs that count for *apart*" in (tmp_path / "work" / "results" / "coin.md").read_text()
+
+
+def test_agreement_is_spearman_over_the_runs_that_have_both_measures():
+    found = {"high": {"gain": [1, 1, 0], "a": [1., 2., 9.], "b": [10., None, 9.], "c": [5., 5., 5.]},
+             "low": {"gain": [1, 1, 1], "a": [3., 4., 5.], "b": [30., 20., 15.], "c": [5., 5., 5.]}}
+    contrast = {"high": ["high"], "low": ["low"], "where": "gain", "above": .1}
+    rho = sources.agreement(contrast, found, ["a", "b", "c"])
+    # a 1 3 4 5 has the ranks 1 2 3 4, b 10 30 20 15 has 1 4 3 2: 1 - 6 * (0 + 4 + 0 + 4) / (4 * 15)
+    assert rho["n"] == 5 and rho["rho"][0][1] == pytest.approx(1 - 48 / 60) == pytest.approx(rho["rho"][1][0])
+    assert rho["rho"][0][0] == pytest.approx(1) and rho["rho"][2] == [None] * 3
 
 
 @pytest.mark.parametrize("wrong", [

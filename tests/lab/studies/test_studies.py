@@ -150,6 +150,13 @@ def test_tables_show_the_measures_that_are_named(coin):
     assert [len(row) for row in (records.arms(record)[0], records.seeds(record)[0])] == [3, 4]
 
 
+def test_many_measures_stand_in_rows():
+    values = {"mean": .5, "interval": None, "seeds": [.5]}
+    for count, first in ((8, "| arm | m0 | m1 |"), (9, "| measure | a | b |")):
+        record = {"seeds": [0], "measures": {arm: {f"m{i}": values for i in range(count)} for arm in "ab"}}
+        assert records.of_arms(record).startswith(first)
+
+
 def test_an_arm_that_is_alike_for_all_examples_of_a_base_has_one_row_for_it():
     values = lambda *seeds: {"end": {"mean": 0, "interval": None, "seeds": list(seeds)}}
     record = {"seeds": ["base 0, example 0", "base 0, example 1", "base 1, example 0", "base 1, example 1"],
@@ -197,7 +204,7 @@ def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
     ("[commands]", 'table = ["ned"]\n[commands]', "table: 'ned' is none of the measures"),
     ("[figure]", '[figure]\ncontrols = ["plane"]', "controls: 'plane' is none of the arms: plain, bent"),
     ('["-", "end", "start"]', '["-", "end", "strat"]', "measure gain: it is made of .*strat.*; write a word"),
-    ('["-", "end", "start"]', '["-", "end"]', "measure gain: .*write a word and that many other .*: - 2, / 2, over"),
+    ('["-", "end", "start"]', '["-", "end"]', "measure gain: .*write a word and that many other .*: - 2, / 2, log10 1, over"),
     ('["-", "end", "start"]', '["+", "end", "start"]', "measure gain: it is made of"),
     ('["-", "end", "start"]', '["-", "gain", "start"]', "measure gain: it is made of"),
     ('["-", "end", "start"]', "[]", "measure gain: it is made of")])
@@ -211,12 +218,12 @@ def test_a_file_that_is_amiss_is_refused_by_name(coin, old, new, message):
 # ----- the figure
 
 
-def drawn(arms, figure, **more):
-    """The figure of a study without runs: arm i has the three values `arms[i]` = {measure: [...]} of each measure."""
+def drawn(values, figure, **more):
+    """The figure of a study without runs: an arm has the three values `values[arm]` = {measure: [...]} of each measure."""
     matplotlib = pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
-    measured = {arm: {name: study.gather([None if x is None else np.array(x) for x in values])
-                      for name, values in measures.items()} for arm, measures in arms.items()}
-    content = {"arms": arms, "measures": next(iter(arms.values())), "figure": figure} | more
+    measured = {arm: {name: study.gather([None if x is None else np.array(x) for x in of_seeds])
+                      for name, of_seeds in measures.items()} for arm, measures in values.items()}
+    content = {"arms": values, "measures": next(iter(values.values())), "figure": figure} | more
     assert not study_figure.fault(content)
     with matplotlib.rc_context(figures.STYLE):
         return study_figure.draw(content, {}, measured)
@@ -302,6 +309,19 @@ def test_few_arms_stand_in_a_legend_that_leaves_the_panels_their_room():
     sheet.draw_without_rendering()
     legend = sheet.legends[0].get_window_extent()
     assert legend.x0 >= 0 and legend.x1 <= sheet.bbox.width and sheet.axes[0].get_window_extent().height > 200
+
+
+def test_aurocs_have_a_panel_with_a_row_for_each_measure_and_stand_in_no_other():
+    arms = {"a": {"score": [.1, .2, .3], "size": [1., 2., 4.]}, "b": {"score": [.2, .3, .4], "size": [1., 2., 3.]},
+            "apart": {"score": [.8, .9, 1.], "size": [.3, .4, .5]}}
+    contrast = {"auroc": {"high": ["a"], "low": ["b"], "where": "score", "above": 0}}
+    sheet = drawn(arms, {}, arms={"a": {}, "b": {}, "apart": contrast})
+    axes, = sheet.axes
+    assert axes.get_title("left") == "AUROC, apart"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["score", "size"]
+    assert [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line, *_ in axes.containers] == [
+        (pytest.approx(.9), 0), (pytest.approx(.4), 1)]
+    assert [text.get_text() for text in sheet.legends[0].texts] == ["a", "b"]
 
 
 def test_an_unknown_study_is_answered_with_those_there_are(monkeypatch):
