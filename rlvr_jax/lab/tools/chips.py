@@ -61,6 +61,7 @@ CHIPS = {
     "RTX-PRO-6000": _gpu(95, 250, 500, 500, 1597, major=12, minor=0,
                          **_cores(188, 128, 1536, 131_072, 101_376, 128, 2.6)),
 }
+CHIPS["H100-8"] = CHIPS["H100"]._replace(devices=8)
 
 
 def named(name: str) -> Chip:
@@ -96,4 +97,4 @@ def devices(chip: Chip) -> list:
     text = "cuda_compute_capability {{ major: {} minor: {} }} ".format(fields.pop("major"), fields.pop("minor"))
     text += " ".join(f"{key}: {value}" for key, value in fields.items())
     text = f'gpu_device_info {{ {text} }} platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }}'
-    return list(topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=text).devices)
+    return list(topologies.get_topology_desc(platform="cuda", topology=f"1x1x{chip.devices}", target_config=text).devices)

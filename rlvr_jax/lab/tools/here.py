@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from rlvr_jax.errors import UserError
+from rlvr_jax.lab.tools.chips import CHIPS
 from rlvr_jax.runs import files
 
 RECORD = pathlib.Path(__file__).parents[3] / "results" / "chips.json"
@@ -31,7 +32,8 @@ def devices() -> tuple[str, int]:
 def chip(kind: str, count: int) -> str:
     """The row of CHIPS that these devices are, or one of them where it is a GPU; empty for others."""
     name = KINDS.get(kind, "")
-    return f"{name}-{count * 2 if name in ('v4', 'v5p') else count}" if name.startswith("v") else name
+    counted = f"{name}-{count * 2 if name in ('v4', 'v5p') else count}"
+    return counted if name.startswith("v") or counted in CHIPS else name
 
 
 def told(flagfile_alone: bool = False, record: pathlib.Path = RECORD) -> str:

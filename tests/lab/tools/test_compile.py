@@ -286,10 +286,10 @@ def test_without_a_chip_the_state_on_all_of_them_is_said_at_once():
 
 def test_the_table_has_the_chips_that_colab_and_the_papers_use():
     assert list(CHIPS) == ["v4-8", "v5e-1", "v5e-8", "v5p-8", "v6e-1", "v6e-8", "T4", "L4", "A100-40", "H100",
-                           "RTX-PRO-6000"]
+                           "RTX-PRO-6000", "H100-8"]
     for name, chip in CHIPS.items():
         cores = 2 if name.startswith(("v4", "v5p")) else 1  # such a TPU is called by its cores
-        assert chip.devices == (int(name[-1]) // cores if chip.compiler == "libtpu" else 1)
+        assert chip.devices == (int(name[-1]) // cores if chip.compiler == "libtpu" or name == "H100-8" else 1)
         assert chip.peak["float16"] >= chip.peak["bfloat16"] >= chip.peak["float32"] > 8e12
         assert 1e9 < chip.usable < 110e9 and chip.bandwidth >= 3e11
 
