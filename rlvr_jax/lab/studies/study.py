@@ -5,8 +5,10 @@ flags added to these, what is measured, and the prediction: its rules (`rules.py
 """
 
 import functools
+import os
 import pathlib
 import platform
+import shlex
 import tomllib
 from typing import Callable, Optional
 
@@ -227,10 +229,14 @@ def banked(lines: list[str], root: str) -> dict:
 
 
 def origin(config: StudyConfig, study: dict, finished: list[str], earlier: list[str]) -> str:
-    """The command, commit, hardware and version of JAX, and how many commands an earlier start had finished."""
+    """The command, commit, hardware and version of JAX, and how many commands an earlier start had finished.
+
+    XLA_FLAGS, where they are set, stand before the command: they may change its numbers.
+    """
+    flags = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
     more = " --data=DIR" * bool(config.data) + " --quick" * config.quick
     seeds = ",".join(map(str, config.seeds or study["seeds"]))
-    return (f"`python -m scripts.study --study={config.study} --seeds={seeds}{more}`, commit "
+    return (f"`{flags}python -m scripts.study --study={config.study} --seeds={seeds}{more}`, commit "
             f"{commit()}, JAX {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()})."
             + f" {len(earlier)} of its {len(finished)} commands were finished by an earlier start, perhaps at another "
             "commit." * bool(earlier)

@@ -132,6 +132,11 @@ def test_the_page_shows_every_seed_the_prediction_and_its_verdict(coin, tmp_path
     assert (tmp_path / "results" / "coin.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_flags_of_xla_stand_before_the_command(coin, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_allow_excess_precision=false")
+    assert "`XLA_FLAGS=--xla_allow_excess_precision=false python -m scripts.study" in study.run(coin[0]).read_text()
+
+
 def test_quick_is_one_seed_with_other_flags_under_another_name(coin, tmp_path):
     config = StudyConfig(study=coin[0].study, quick=True, work_dir=coin[0].work_dir, out=coin[0].out)
     path = study.run(config)
