@@ -47,12 +47,6 @@ def maj_at_k(answers: list[str], correct: list[bool], k: int) -> float:
     return float(np.mean(ahead_SxC @ right_C / np.maximum(ahead_SxC.sum(-1), 1)))
 
 
-def student(values: list[float]) -> tuple[float, float]:
-    """95 % interval of the mean of a few independent numbers, at least two (Student, 1908)."""
-    half = scipy.special.stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / len(values) ** 0.5
-    return float(np.mean(values) - half), float(np.mean(values) + half)
-
-
 def bootstrap(values: np.ndarray) -> tuple[float, float]:
     """95 % percentile interval of a mean over problems; samples of one problem are not independent, problems are."""
     places = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
