@@ -260,17 +260,12 @@ def test_the_study_of_the_recipes_is_one(folder):
 # (study, measure, arms) of which a document has every seed
 SHOWN = {
     "README.md": [
-        ("elicitation", "accuracy", ["one-shot RL", "forced opening"]),
         ("contamination", "AUROC, seen 3", ["leak"]), ("contamination", "AUROC, seen 30", ["leak"])],
     "results/README.md": [
         ("one_shot", "base, greedy", ["150 steps"]), ("one_shot", "end, greedy", ["150 steps", "1,000 steps"]),
         ("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["correct", "format"]),
         ("ablation", "end, greedy", ["policy gradient", "all of them", "entropy bonus alone"]),
         ("calibration", "ECE, T=1", ["correct", "calibrated"]),
-        ("elicitation", "accuracy", ["base", "forced opening", "difference of means", "SAE latent", "random latent",
-                                     "own correct solutions", "one-shot RL", "self-consistency", "power sampling"]),
-        ("elicitation_boolean", "accuracy", ["base", "forced opening", "difference of means", "SAE latent",
-                                             "one-shot RL", "own correct solutions", "power sampling"]),
         ("elicitation_smollm2", "mawps, one operation", ["greedy", "CoT-decoding of 8", "difference of means",
                                                          "forced opening"]),
         ("contamination", "AUROC, seen 3", ["leak"]), ("contamination", "AUROC, seen 10", ["leak"]),
@@ -291,7 +286,8 @@ MEANS = {
         ("one_shot", "late rise, greedy", ["150 steps"]), ("boolean", "end, greedy", ["correct", "format"]),
         ("examples", "gain, greedy", ["one"]), ("boundary", "pass@1", ["one"]),
         ("switch", "end, greedy", ["64 after layer 2", "everything"]),
-        ("spurious", "gain, greedy", ["correct", "coin"])],
+        ("spurious", "gain, greedy", ["correct", "coin"]),
+        ("elicitation", "accuracy", ["one-shot RL", "own correct solutions"])],
     "results/README.md": [
         ("one_shot", "late rise, greedy", ["150 steps", "1,000 steps"]),
         ("examples", "gain, greedy", ["one"]), ("examples", "end, greedy", ["sixteen"]),
@@ -310,6 +306,13 @@ MEANS = {
         ("memory", "one operand less unseen", ["one, 150 steps", "one, 1,000 steps", "128"]),
         ("memory", "unseen", ["one, 150 steps"]), ("when", "of these first tokens", ["one example"]),
         ("hybrid", "gap recovered", ["distilled, means"]),
+        ("elicitation", "accuracy", ["base", "one-shot RL", "difference of means", "SAE latent", "own correct solutions",
+                                     *(f"boolean: {arm}" for arm in (
+                                         "base", "one-shot RL", "difference of means", "SAE latent",
+                                         "own correct solutions", "self-consistency", "power sampling"))]),
+        ("elicitation", "gain", ["self-consistency", "power sampling", "critiques", "random vector", "random latent",
+                                 "boolean: critiques", "boolean: critiques, shuffled", "boolean: random latent"]),
+        ("elicitation", "gain less RL's", ["own correct solutions"]),
         ("curriculum", "accuracy, T=1", ["RLVR, RLVR", "SRL, RLVR", "shuffled expert, RLVR", "SFT, RLVR"]),
         ("curriculum", "forced, after the first stage", ["RLVR, RLVR", "SRL opened, RLVR"])]}
 FIGURE = r"(?<![\d.])[-+]?\d\.\d{3}(?!\d)"
