@@ -127,9 +127,12 @@ def overlap(base_P: np.ndarray, one_P: np.ndarray, other_P: np.ndarray) -> Optio
 
 
 def shown(value: Optional[float], interval: Optional[tuple[float, float]] = None, sign: str = "") -> str:
-    """"0.895 [0.748, 1.042]"; a count, or what is 1,000 and more, without decimals; a dash where there is no value."""
+    """"0.895 [0.748, 1.042]"; a count, or what is 1,000 and more, without decimals; "3.5e-07" where three would all be 0;
+    a dash where there is no value."""
     if value is None:
         return "-"
-    count = abs(value) > 1 and all(x == round(x) for x in (value, *(interval or ())))
-    form = f"{sign},.0f" if count or abs(value) >= 1000 else f"{sign}.3f"
+    numbers = (value, *(interval or ()))
+    count = abs(value) > 1 and all(x == round(x) for x in numbers)
+    small = 1e-12 < max(map(abs, numbers)) < 0.0005  # below that it is rounding
+    form = f"{sign},.0f" if count or abs(value) >= 1000 else f"{sign}.1e" if small else f"{sign}.3f"
     return f"{value:{form}}" + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")

@@ -44,6 +44,14 @@ def test_pass_at_k_of_the_sheet(n, c, k, expected):
     assert estimators.pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("given, text", [
+    ((0.8954, (0.7, 1.0)), "0.895 [0.700, 1.000]"), ((0.0001, (-0.003, 0.003)), "0.000 [-0.003, 0.003]"),
+    ((3.5e-7, (-1.6e-7, 8.7e-7)), "3.5e-07 [-1.6e-07, 8.7e-07]"), ((9.2e-5,), "9.2e-05"), ((1.5e-32,), "0.000"),
+    ((0.0,), "0.000"), ((12.0,), "12"), ((31_655.4,), "31,655"), ((None,), "-")])
+def test_numbers_are_shown_with_three_decimals_unless_these_would_all_be_0(given, text):
+    assert estimators.shown(*given) == text
+
+
 @pytest.mark.parametrize("n, c, k", list(itertools.product([6], range(7), range(1, 7))))
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, c, k):
     subsets = list(itertools.combinations(range(n), k))

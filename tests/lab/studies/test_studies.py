@@ -331,7 +331,7 @@ def test_aurocs_have_a_panel_with_a_row_for_each_measure_and_stand_in_no_other()
 
 def test_an_unknown_study_is_answered_with_those_there_are(monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(UserError, match="--study=two_shot: no file .*one_shot, smollm2"):
+    with pytest.raises(UserError, match="--study=two_shot: no file .*one_shot, sixteen_bits, smollm2"):
         study.load("two_shot")
 
 
