@@ -127,8 +127,8 @@ def overlap(base_P: np.ndarray, one_P: np.ndarray, other_P: np.ndarray) -> Optio
 
 
 def shown(value: Optional[float], interval: Optional[tuple[float, float]] = None, sign: str = "") -> str:
-    """"0.895 [0.748, 1.042]"; a count, or what is 1,000 and more, without decimals; "3.5e-07" where three would all be 0;
-    a dash where there is no value."""
+    """"0.895 [0.748, 1.042]"; a count, or what is 1,000 and more, without decimals; "3.5e-07" where three decimals would
+    all be 0; a dash where there is no value."""
     if value is None:
         return "-"
     numbers = (value, *(interval or ()))

@@ -152,7 +152,8 @@ def make_examples(config: CritiqueConfig) -> list[dict]:
     rng = np.random.default_rng(config.seed)
     pairs = [pair for each in zip(problems, attempts) for pair in KINDS[config.kind](*each, rng)]
     if not pairs:
-        raise UserError(f"--kind={config.kind}: none of {len(rows)} attempts is right; raise --num_attempts, or take "
+        lacks = "is right" if config.kind == "correct" else "says anything"
+        raise UserError(f"--kind={config.kind}: none of {len(rows)} attempts {lacks}; raise --num_attempts, or take "
                         "another --example")
     written = [{"prompt": prompt, "completion": completion, "kind": config.kind} for prompt, completion in pairs]
     path = pathlib.Path(config.out)

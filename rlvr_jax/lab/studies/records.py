@@ -161,7 +161,7 @@ def of_arms(record: dict) -> str:
     if len(rows[0]) > max(MOST_COLUMNS, len(rows)):
         rows = [*map(list, zip(*rows))]
         rows[0][0] = "measure"
-    return markdown_table(*rows[:1], rows[1:])
+    return markdown_table(rows[0], rows[1:])
 
 
 def agreements(record: dict) -> list[str]:
@@ -171,8 +171,8 @@ def agreements(record: dict) -> list[str]:
         numbers = [str(i + 1) for i in range(len(found["names"]))]
         rows = [[f"{number} {name}", *("-" if rho is None else f"{rho:+.2f}" for rho in row)]
                 for number, name, row in zip(numbers, found["names"], found["rho"])]
-        texts += [f"Agreement between the measures: Spearman's rank correlations over the {found['n']} runs that count for "
-                  f"*{arm}*.", markdown_table(["measure", *numbers], rows)]
+        texts += ["Agreement between the measures: Spearman's rank correlations over the "
+                  f"{found['n']} runs that count for *{arm}*.", markdown_table(["measure", *numbers], rows)]
     return texts
 
 

@@ -59,8 +59,8 @@ def told_apart(contrast: dict, found: dict, names: list[str]) -> dict:
 
 def counted(contrast: dict, found: dict) -> list[tuple[str, int]]:
     """(arm, place of the seed) of the runs that count: whose measure `where` is at least `above`."""
-    return [(arm, i) for arm in contrast["high"] + contrast["low"]
-            for i, value in enumerate(found[arm][contrast["where"]]) if value is not None and value >= contrast["above"]]
+    return [(arm, i) for arm in contrast["high"] + contrast["low"] for i, value in enumerate(
+        found[arm][contrast["where"]]) if value is not None and value >= contrast["above"]]
 
 
 def agreement(contrast: dict, found: dict, names: list[str]) -> dict:

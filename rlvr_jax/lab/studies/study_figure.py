@@ -88,7 +88,8 @@ def draw(study: dict, cells: dict, measured: dict):
     look = {arm: style for arm, style in looks(study).items() if arm not in areas}
     curves, measures = figure.get("curves", []), figure.get("measures", list(study["measures"]))
     pairs = [(x, y) for x in listed(figure.get("x", [])) for y in measures]
-    few, log_x = len(look) <= FEW and (bool(areas) or len(measures) <= ACROSS), figure.get("log_x", [])  # names stay apart
+    few = len(look) <= FEW and (bool(areas) or len(measures) <= ACROSS)  # names stay apart
+    log_x = figure.get("log_x", [])
     count = len(curves) + (len(areas) or few) + len(pairs)
     rows = -(-count // (4 if few else 2))
     columns = -(-count // max(rows, 1))

@@ -97,4 +97,5 @@ def devices(chip: Chip) -> list:
     text = "cuda_compute_capability {{ major: {} minor: {} }} ".format(fields.pop("major"), fields.pop("minor"))
     text += " ".join(f"{key}: {value}" for key, value in fields.items())
     text = f'gpu_device_info {{ {text} }} platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }}'
-    return list(topologies.get_topology_desc(platform="cuda", topology=f"1x1x{chip.devices}", target_config=text).devices)
+    return list(topologies.get_topology_desc(platform="cuda", topology=f"1x1x{chip.devices}",
+                                             target_config=text).devices)

@@ -30,7 +30,7 @@ def devices() -> tuple[str, int]:
 
 
 def chip(kind: str, count: int) -> str:
-    """The row of CHIPS that these devices are, or one of them where it is a GPU; empty for others."""
+    """The row of CHIPS that these devices are; of a GPU that is one device where so many have none; empty for others."""
     name = KINDS.get(kind, "")
     counted = f"{name}-{count * 2 if name in ('v4', 'v5p') else count}"
     return counted if name.startswith("v") or counted in CHIPS else name
