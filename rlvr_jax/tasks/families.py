@@ -53,14 +53,15 @@ FAMILIES: dict[str, Family] = {
     "wager": dataclasses.replace(of_chains(wager.ALGEBRA), lengths=wager.lengths, generate=wager.generate,
                                  solve=wager.solve)}
 
-S1 = dataclasses.replace(of_chains(worlds.ALGEBRA), lengths=worlds.lengths)
+S1 = dataclasses.replace(of_chains(worlds.ALGEBRA), lengths=worlds.lengths, styles=worlds.STYLES, shares=(0.28, 0.72),
+                         solve=worlds.solve_marked)
 CAREFUL = dataclasses.replace(S1, styles={chains.OPENERS[0]: "careful"}, shares=(1.0,), solve=worlds.careful)
 FAMILIES |= {
     "s1": S1, "s2": dataclasses.replace(CAREFUL, styles={chains.OPENERS[0]: "steps"}, solve=worlds.solve_s2),
-    "s3": dataclasses.replace(S1, styles=worlds.STYLES_S3, shares=(0.15, 0.4, 0.2, 0.1, 0.15), solve=worlds.solve_s3),
+    "s3": dataclasses.replace(S1, styles=worlds.STYLES_S3, shares=(0.2, 0.4, 0.4)),
     "c": dataclasses.replace(CAREFUL, generate=worlds.generate_c),
     "t": dataclasses.replace(CAREFUL, generate=worlds.generate_t, solve=worlds.solve_t),
-    "n": dataclasses.replace(S1, shares=(1e-9, 0.4, 0.3, 0.3))}
+    "n": dataclasses.replace(S1, shares=(1e-9, 1))}
 
 
 def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, num_ops: int) -> list[Problem]:

@@ -2,20 +2,20 @@
 
 All have chains (`chains.py`) on numbers of three digits, such as `coins 712 + 3t * 7u =`: an operand says which digit
 it is for (hundreds, tens, units), and that digit alone changes, modulo 10. So an answer is one of 1,000, all about
-equally frequent. Each digit is a token. The sloppy style does * as +.
+equally frequent. Each digit is a token. Solutions are written step by step; a sloppy step does * as +.
 
-  s1  a switch with a mark: the four styles of chains; the careful one is opened by its word
+  s1  a switch with a mark: careful solutions open with a word of their own, sloppy ones, which are frequent, with another
   s2  the same skill without a mark: all solutions open alike, and each step is careful with a chance of .4, or sloppy
   s3  like s1, and beside it a style that is short, accurate and frequent
   c   every operation is known, in chains of one operation; problems of the other splits mix them
   t   a fifth of the table of * has random results in pre-training; problems of the other splits need such a fact
-  n   no skill: the styles of s1 but the careful one
+  n   no skill: sloppy solutions alone
 
 In c and t all solutions are careful: what RL gains there, it has taught. N problems, K operations, S styles.
 """
 
-import dataclasses
 import functools
+from typing import Callable
 
 import numpy as np
 
@@ -67,9 +67,46 @@ def lengths(num_ops: int) -> tuple[int, int]:
     return prompt + 2, solution + 2 * (num_ops + 1)
 
 
+def worked(drawn: Chains, step: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Chains:
+    """The same problems with other results: `step` gives a value i[N] after one operation, from (value, op, operand)."""
+    value, results = drawn.starts, []
+    for op, operand in zip(drawn.ops.T, drawn.operands.T):
+        value = step(value, op, operand)
+        results.append(value)
+    return drawn._replace(results=np.stack(results, 1))
+
+
+def right(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray:
+    return ALGEBRA.results[value, op, operand]
+
+
+def sloppy(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray:
+    return ALGEBRA.mistakes[value, op, operand]
+
+
+def write(drawn: Chains, opener: str = OPENERS[0]) -> list[str]:
+    """The steps and results of `drawn` as a solution: `think op operand value ... answer value`."""
+    config, styles = StyleConfig(early_stop=0.0), np.zeros(len(drawn.starts), int)
+    texts = chains.solve(ALGEBRA, np.random.default_rng(0), drawn, styles, config)
+    return [opener + text.removeprefix(OPENERS[0]) for text in texts]
+
+
 def careful(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """Careful solutions to their end."""
-    return chains.solve(ALGEBRA, rng, drawn, np.zeros_like(styles), dataclasses.replace(config, early_stop=0.0))
+    return write(drawn)
+
+
+# ----- s1, s3, n
+
+STYLES = {OPENERS[0]: "careful", OPENERS[1]: "sloppy"}
+STYLES_S3 = {**STYLES, SHORT: "short"}
+
+
+def solve_marked(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
+    """Careful, sloppy, and in the short style `so value value ... answer value`, which is right."""
+    rows = ALGEBRA.write(drawn.results)
+    short = [" ".join([SHORT, *row, "answer", row[-1]]) for row in rows]
+    told = (write(drawn), write(worked(drawn, sloppy), OPENERS[1]), short)
+    return [told[style][row] for row, style in enumerate(styles)]
 
 
 # ----- s2
@@ -77,25 +114,8 @@ def careful(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config:
 
 def solve_s2(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """Solutions whose steps are careful with a chance of CAREFUL_STEP, and go on from what was written."""
-    value, written = drawn.starts, []
-    for op, operand in zip(drawn.ops.T, drawn.operands.T):
-        is_careful = rng.random(len(value)) < CAREFUL_STEP
-        value = np.where(is_careful, ALGEBRA.results[value, op, operand], ALGEBRA.mistakes[value, op, operand])
-        written.append(value)
-    return careful(rng, drawn._replace(results=np.stack(written, 1)), styles, config)
-
-
-# ----- s3
-
-STYLES_S3 = {OPENERS[0]: "careful", SHORT: "short"} | chains.STYLES
-
-
-def solve_s3(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """As other chains, and in the short style `so value value ... answer value`, which is right."""
-    texts = chains.solve(ALGEBRA, rng, drawn, np.maximum(styles - 1, 0), config)
-    rows = ALGEBRA.write(drawn.results)
-    return [" ".join([SHORT, *row, "answer", row[-1]]) if style == 1 else text
-            for text, row, style in zip(texts, rows, styles)]
+    return write(worked(drawn, lambda value, *step: np.where(
+        rng.random(len(value)) < CAREFUL_STEP, right(value, *step), sloppy(value, *step))))
 
 
 # ----- c
@@ -106,18 +126,9 @@ def generate_c(rng: np.random.Generator, count: int, split: str, num_ops: int) -
     def draw(algebra: Algebra, rng: np.random.Generator, n: int, num_ops: int) -> Chains:
         drawn = chains.draw(algebra, rng, n, num_ops)
         if split == "pretrain":
-            return again(drawn._replace(ops=np.repeat(drawn.ops[:, :1], num_ops, 1)))
+            return worked(drawn._replace(ops=np.repeat(drawn.ops[:, :1], num_ops, 1)), right)
         return chosen(drawn, (drawn.ops != drawn.ops[:, :1]).any(1) | (num_ops == 1))
     return chains.generate(ALGEBRA, rng, count, split, num_ops, draw)
-
-
-def again(drawn: Chains) -> Chains:
-    """The same problems, solved again."""
-    value, results = drawn.starts, []
-    for op, operand in zip(drawn.ops.T, drawn.operands.T):
-        value = ALGEBRA.results[value, op, operand]
-        results.append(value)
-    return drawn._replace(results=np.stack(results, 1))
 
 
 def chosen(drawn: Chains, keep_N: np.ndarray) -> Chains:
@@ -153,10 +164,8 @@ def generate_t(rng: np.random.Generator, count: int, split: str, num_ops: int) -
 
 def solve_t(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """Careful solutions, in which a withheld fact comes out at random: any digit."""
-    value, written = drawn.starts, []
-    for op, operand in zip(drawn.ops.T, drawn.operands.T):
+    def step(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray:
         unit = 10 ** (2 - operand // len(AMOUNTS))
         guessed = value + unit * (rng.integers(10, size=len(value)) - value // unit % 10)
-        value = np.where(withheld()[value, op, operand], guessed, ALGEBRA.results[value, op, operand])
-        written.append(value)
-    return careful(rng, drawn._replace(results=np.stack(written, 1)), styles, config)
+        return np.where(withheld()[value, op, operand], guessed, right(value, op, operand))
+    return write(worked(drawn, step))

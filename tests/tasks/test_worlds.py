@@ -62,6 +62,14 @@ def test_no_answer_of_a_world_is_right_twice_in_a_thousand_times():
         assert (counts > 0).sum() == 1000 and counts.max() / 30_000 < 0.002, name
 
 
+def test_s1_marks_its_careful_solutions_by_their_opening_word():
+    rows, _ = texts("s1")
+    for words in rows:
+        times = "*" if words[1][0] == "think" else "+"
+        assert all(value == after(before, op.replace("*", times), operand) for op, operand, before, value in steps(words))
+    assert abs(np.mean([solution[0] == "think" for _, solution in rows]) - 0.28) < 0.06
+
+
 def test_s2_is_careful_at_four_steps_of_ten_and_goes_on_from_what_it_wrote():
     rows, _ = texts("s2")
     told = [step for words in rows for step in steps(words)]
@@ -79,7 +87,7 @@ def test_s3_has_a_short_accurate_style_that_is_frequent():
     assert abs(len(short) / len(rows) - 0.4) < 0.06
     for words, solution, problem in short:
         assert len(solution) == 9 and solution[-1] == solution[-3] == problem.answer
-    assert 0.1 < np.mean([solution[0] == "think" for _, solution in rows]) < 0.2
+    assert abs(np.mean([solution[0] == "think" for _, solution in rows]) - 0.2) < 0.06
 
 
 def test_c_knows_chains_of_one_operation_and_is_asked_others():
@@ -110,10 +118,10 @@ def test_t_is_told_all_but_the_withheld_facts_and_asked_these():
 
 def test_n_has_no_careful_solution():
     rows, _ = texts("n")
-    assert {solution[0] for _, solution in rows} == {"quick", "answer", "hmm"}
-    slips = [value != after(before, op.replace("*", "+"), operand) for words, solution in rows if solution[0] == "quick"
-             for op, operand, before, value in zip(words[2:-1:2], words[3:-1:2], [words[1], *solution[1:]], solution[1:])]
-    assert np.mean(slips) < 0.15
+    assert {solution[0] for _, solution in rows} == {"quick"}
+    told = [step for words in rows for step in steps(words)]
+    assert all(value == after(before, op.replace("*", "+"), operand) for op, operand, before, value in told)
+    assert any(op == "*" for op, *_ in told)
 
 
 @pytest.mark.parametrize("name", ["s1", "s2", "t"])
