@@ -55,12 +55,12 @@ FAMILIES: dict[str, Family] = {
 
 S1 = dataclasses.replace(of_chains(worlds.ALGEBRA), lengths=worlds.lengths, styles=worlds.STYLES, shares=(0.28, 0.72),
                          solve=worlds.solve_marked)
-CAREFUL = dataclasses.replace(S1, styles={chains.OPENERS[0]: "careful"}, shares=(1.0,), solve=worlds.careful)
+STEPS = dataclasses.replace(S1, styles={chains.OPENERS[0]: "steps"}, shares=(1.0,))
 FAMILIES |= {
-    "s1": S1, "s2": dataclasses.replace(CAREFUL, styles={chains.OPENERS[0]: "steps"}, solve=worlds.solve_s2),
+    "s1": S1, "s2": dataclasses.replace(STEPS, solve=worlds.solve_s2),
     "s3": dataclasses.replace(S1, styles=worlds.STYLES_S3, shares=(0.2, 0.4, 0.4)),
-    "c": dataclasses.replace(CAREFUL, generate=worlds.generate_c),
-    "t": dataclasses.replace(CAREFUL, generate=worlds.generate_t, solve=worlds.solve_t),
+    "c": dataclasses.replace(STEPS, generate=worlds.generate_c, solve=worlds.solve_c),
+    "t": dataclasses.replace(STEPS, generate=worlds.generate_t, solve=worlds.solve_t),
     "n": dataclasses.replace(S1, shares=(1e-9, 1))}
 
 

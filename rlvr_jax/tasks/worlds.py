@@ -7,11 +7,12 @@ equally frequent. Each digit is a token. Solutions are written step by step; a s
   s1  a switch with a mark: careful solutions open with a word of their own, sloppy ones, which are frequent, with another
   s2  the same skill without a mark: all solutions open alike, and each step is careful with a chance of .4, or sloppy
   s3  like s1, and beside it a style that is short, accurate and frequent
-  c   every operation is known, in chains of one operation; problems of the other splits mix them
+  c   every operation is known, in chains of one operation, of which a step in ten has another by mistake; problems of
+      the other splits mix them
   t   a fifth of the table of * has random results in pre-training; problems of the other splits need such a fact
   n   no skill: sloppy solutions alone
 
-In c and t all solutions are careful: what RL gains there, it has taught. N problems, K operations, S styles.
+What RL gains in c and t, it has taught. N problems, K operations, S styles.
 """
 
 import functools
@@ -25,6 +26,7 @@ from rlvr_jax.tasks.chains import OPENERS, Algebra, Chains, StyleConfig
 AMOUNTS, PLACES = np.array([3, 7, 9]), ("h", "t", "u")  # * by each of these loses nothing
 CAREFUL_STEP = 0.4
 SHORT = "so"
+SLIP = 0.1  # chance that a step in c has any operation: without such mistakes its base is certain, and RL has no choice
 WITHHELD = 0.2  # of the table of *
 TIMES = 2  # its place among the operators
 
@@ -91,10 +93,6 @@ def write(drawn: Chains, opener: str = OPENERS[0]) -> list[str]:
     return [opener + text.removeprefix(OPENERS[0]) for text in texts]
 
 
-def careful(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    return write(drawn)
-
-
 # ----- s1, s3, n
 
 STYLES = {OPENERS[0]: "careful", OPENERS[1]: "sloppy"}
@@ -129,6 +127,13 @@ def generate_c(rng: np.random.Generator, count: int, split: str, num_ops: int) -
             return worked(drawn._replace(ops=np.repeat(drawn.ops[:, :1], num_ops, 1)), right)
         return chosen(drawn, (drawn.ops != drawn.ops[:, :1]).any(1) | (num_ops == 1))
     return chains.generate(ALGEBRA, rng, count, split, num_ops, draw)
+
+
+def solve_c(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
+    """Careful solutions of steps of which some are of another operation than was asked."""
+    slips = rng.random(drawn.ops.shape) < SLIP
+    ops = np.where(slips, rng.integers(len(ALGEBRA.ops), size=slips.shape), drawn.ops)
+    return write(worked(drawn._replace(ops=ops), right))
 
 
 def chosen(drawn: Chains, keep_N: np.ndarray) -> Chains:
