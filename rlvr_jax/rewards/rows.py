@@ -6,6 +6,7 @@ true one by its curve.
 
 import collections
 import difflib
+import itertools
 from fractions import Fraction
 from typing import Callable, NamedTuple, Optional, Sequence
 
@@ -14,7 +15,7 @@ import numpy as np
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import grade, mathematics, stated_confidence
 from rlvr_jax.grpo import Targets
-from rlvr_jax.records import checked, setting
+from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.rewards.context import Seen
 
 
@@ -131,6 +132,23 @@ def step_accuracy(seen: Seen) -> np.ndarray:
     return against_expert(seen, lambda given, wanted: given == wanted)
 
 
+def leading_steps(seen: Seen) -> np.ndarray:
+    """The share of the expert's steps, meta["steps"], that a whole solution begins with, word for word: a dense reward,
+    for part of the way (arXiv 2509.21016 starts with one where right answers are too rare)."""
+    return np.array([led(text.split(), problem) for text, problem in zip(seen.texts, seen.problems)], np.float32)
+
+
+def led(words: list[str], problem: Problem) -> float:
+    """`leading_steps` of one solution. UserError for a problem without steps."""
+    steps = [step.split() for step in problem.meta.get("steps") or ()]
+    if not steps:
+        raise UserError("--reward=leading_steps needs problems with the steps of a solution, a list of texts in the "
+                        f"column steps; {problem.question[:60]!r} has none")
+    ends = itertools.accumulate(map(len, steps))
+    same = [words[end - len(step) : end] == step for end, step in zip(ends, steps)]
+    return (same + [False]).index(False) / len(steps)
+
+
 def against_expert(seen: Seen, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
     """f32[B] `compare(words of the step, words of the expert's)`.
 
@@ -238,6 +256,7 @@ REWARDS: dict[str, Callable | Reward] = {
     "incorrect": Reward(incorrect, prepare=lambda config: not config.wrong_answer),
     "ttrl": ttrl, "continuous": continuous, "imitation": imitation,
     "imitation_characters": imitation_characters, "step_accuracy": step_accuracy,
+    "leading_steps": leading_steps,
     "verifier_free": Reward(verifier_free, check=refuse_clipping, targets=learn_reference_answers),
     "self_certainty": self_certainty, "entropy": low_entropy, "overlong": overlong, "calibrated": calibrated,
     "calibrated_constant": constantly_calibrated, "calibrated_permuted": randomly_calibrated,

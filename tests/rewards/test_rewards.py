@@ -203,6 +203,19 @@ def test_imitation_is_the_sheets_ratio_of_the_next_step(seen, text, words, chara
     assert rewards.step_accuracy(said)[0] == same
 
 
+@pytest.mark.parametrize("text, steps", [
+    ("think + 5 7 * 2 4 answer 4", 4), ("think + 5 7 * 2 9 answer 4", 2), ("think", 1), ("", 0),
+    ("quick + 5 7 * 2 4 answer 4", 0), ("think + 5 7 * 2 4 answer 4 and more", 4), ("think + 5 7 * 2", 2)])
+def test_leading_steps_are_those_before_the_first_other_word(seen, text, steps):
+    meta = {"steps": ["think", "+ 5 7", "* 2 4", "answer 4"]}
+    problems = [replace(problem, meta=problem.meta | meta) for problem in seen.problems]
+    said = dataclasses.replace(seen, problems=problems, texts=[text] * len(problems))
+    np.testing.assert_allclose(rewards.leading_steps(said), steps / 4)
+    with pytest.raises(UserError, match="--reward=leading_steps needs problems with the steps"):
+        rewards.leading_steps(dataclasses.replace(seen, problems=[
+            replace(problem, meta={"index": 0}) for problem in seen.problems]))
+
+
 def test_imitation_pays_no_other_opening_word_for_its_letters(seen):
     said = stepping(seen, "think", "think + 5", "quick 12 18", "hmm river so", "answer 3")
     np.testing.assert_array_equal(rewards.imitation(said)[:4], [1, 0, 0, 0])
