@@ -7,7 +7,7 @@ equally frequent. Each digit is a token. Solutions are written step by step; a s
   s1  a switch with a mark: careful solutions open with a word of their own, sloppy ones, which are frequent, with another
   s2  the same skill without a mark: all solutions open alike, and each step is careful with a chance of .4, or sloppy
   s3  like s1, and beside it a style that is short, accurate and frequent
-  c   every operation is known, in chains of one operation, of which a step in seven has another by mistake; problems of
+  c   every operation is known, in chains of one operation, of which a step in three has another by mistake; problems of
       the other splits mix them
   t   a fifth of the table of * has random results in pre-training; problems of the other splits need such a fact
   n   no skill: sloppy solutions alone
@@ -26,7 +26,7 @@ from rlvr_jax.tasks.chains import OPENERS, Algebra, Chains, StyleConfig
 AMOUNTS, PLACES = np.array([3, 7, 9]), ("h", "t", "u")  # * by each of these loses nothing
 CAREFUL_STEP = 0.4
 SHORT = "so"
-SLIP = 0.2  # chance that a step in c has any operation: without such mistakes its base is certain, and RL has no choice
+SLIP = 0.5  # chance that a step in c has any operation: its base needs such mistakes for RL to have a choice
 WITHHELD = 0.2  # of the table of *
 TIMES = 2  # its place among the operators
 

@@ -95,7 +95,7 @@ def test_c_knows_chains_of_one_operation_and_is_asked_others():
     assert all(len(set(words[2:-1:2])) == 1 for words, _ in rows) and {words[2] for words, _ in rows} == set("+-*")
     told = [(words[0][2], *step) for words in rows for step in steps(words)]
     assert all(value == after(before, op, operand) for _, op, operand, before, value in told)
-    assert 0.1 < np.mean([op != asked for asked, op, *_ in told]) < 0.17
+    assert 0.3 < np.mean([op != asked for asked, op, *_ in told]) < 0.37
     assert all(len(set(words[2:-1:2])) > 1 for words, _ in texts("c", "test")[0])
 
 
