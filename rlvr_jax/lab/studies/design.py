@@ -33,6 +33,11 @@ def ran(study: dict) -> list[str]:
     return [arm for arm in study["arms"] if arm not in contrasts(study)]
 
 
+def has(study: dict, arm: str, seed: int) -> bool:
+    """Whether an arm is run with a seed: with all of the study's, or with those of its own `seeds`."""
+    return seed in study["arms"][arm].get("seeds", [seed])
+
+
 def contrast_fault(study: dict) -> str:
     """What is wrong with an arm that says `auroc`."""
     for arm, contrast in contrasts(study).items():
@@ -94,7 +99,12 @@ def arm_fault(study: dict) -> str:
     read = set().union(*map(names, texts)) - {*GIVEN}
     for where, keys in [*((f"arm {arm}", study["arms"][arm]) for arm in ran(study)),
                         ("[quick]", study.get("quick", {}))]:
+        seeds = keys.get("seeds", study["seeds"])
+        if not (isinstance(seeds, list) and seeds and {*seeds} <= {*study["seeds"]}):
+            return f"{where}: seeds: write some of the study's, as in seeds = {study['seeds'][:2]}"
         for key, value in keys.items():
+            if key == "seeds":
+                continue
             if key in commands and (value is False or isinstance(value, list) and all(
                     isinstance(flag, str) for flag in value)):
                 continue

@@ -65,7 +65,7 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     given = {"work": str(work)} | ({"data": config.data} if config.data else {})
     repeated = units(study, [int(seed) for seed in config.seeds or study["seeds"]])
     cells = {(arm, label(study, unit)): variables(study, given | {"arm": arm} | {k: str(v) for k, v in unit.items()})
-             for unit in repeated for arm in design.ran(study)}
+             for unit in repeated for arm in design.ran(study) if design.has(study, arm, unit["seed"])}
     lines = [commands.commands(study, cell, config.quick, config.bank) for cell in cells.values()]
     for line in dict.fromkeys(line for each in lines[: len(design.ran(study))] for line in each):
         check(line)
@@ -77,7 +77,8 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     def known(arm: str, name: str) -> Optional[list]:
         source = study["measures"][name]
         return None if isinstance(source, list) else [
-            sources.source_values(name, source, cells[arm, label(study, unit)]) for unit in repeated]
+            sources.source_values(name, source, cell) if (cell := cells.get((arm, label(study, unit)))) else None
+            for unit in repeated]
 
     sources.refuse_strangers(study, list(cells.values()))
     found = {arm: sources.values_of(study["measures"], functools.partial(known, arm), repeated)

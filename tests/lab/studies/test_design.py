@@ -140,6 +140,20 @@ above = 0.5
     assert "over the 7 runs that count for *apart*" in (tmp_path / "work" / "results" / "coin.md").read_text()
 
 
+def test_an_arm_may_have_fewer_seeds_than_the_study(written, ran, tmp_path):
+    record = json.loads(study.run(written("[arms.bent]", "[arms.bent]\nseeds = [0, 2]")).with_suffix(".json").read_text())
+    end = {arm: record["measures"][arm]["end"] for arm in ("plain", "bent")}
+    assert end["plain"]["seeds"] == [.5, .5, .5] and end["bent"]["seeds"] == [.5, None, .5]
+    assert end["bent"]["difference"]["seeds"] == [0, None, 0]
+    assert not [line for line in ran if "bent1" in line] and [line for line in ran if "bent2" in line]
+
+
+@pytest.mark.parametrize("wrong", ["[0, 7]", "[]", "2"])
+def test_seeds_of_an_arm_are_some_of_the_studys(written, wrong):
+    with pytest.raises(UserError, match="arm bent: seeds: write some of the study's, as in seeds = "):
+        study.run(written("[arms.bent]", f"[arms.bent]\nseeds = {wrong}"))
+
+
 def test_agreement_is_spearman_over_the_runs_that_have_both_measures():
     found = {"high": {"gain": [1, 1, 0], "a": [1., 2., 9.], "b": [10., None, 9.], "c": [5., 5., 5.]},
              "low": {"gain": [1, 1, 1], "a": [3., 4., 5.], "b": [30., 20., 15.], "c": [5., 5., 5.]}}
