@@ -6,7 +6,6 @@ true one by its curve.
 
 import collections
 import difflib
-import itertools
 from fractions import Fraction
 from typing import Callable, NamedTuple, Optional, Sequence
 
@@ -132,21 +131,19 @@ def step_accuracy(seen: Seen) -> np.ndarray:
     return against_expert(seen, lambda given, wanted: given == wanted)
 
 
-def leading_steps(seen: Seen) -> np.ndarray:
-    """The share of the expert's steps, meta["steps"], that a whole solution begins with, word for word: a dense reward,
-    for part of the way (arXiv 2509.21016 starts with one where right answers are too rare)."""
-    return np.array([led(text.split(), problem) for text, problem in zip(seen.texts, seen.problems)], np.float32)
+def words_in_place(seen: Seen) -> np.ndarray:
+    """The share of the words of the expert's solution, meta["steps"], that a completion has at their places: a dense
+    reward, for part of the way (arXiv 2509.21016 starts with one where right answers are too rare)."""
+    return np.array([in_place(text.split(), problem) for text, problem in zip(seen.texts, seen.problems)], np.float32)
 
 
-def led(words: list[str], problem: Problem) -> float:
-    """`leading_steps` of one solution. UserError for a problem without steps."""
-    steps = [step.split() for step in problem.meta.get("steps") or ()]
-    if not steps:
-        raise UserError("--reward=leading_steps needs problems with the steps of a solution, a list of texts in the "
+def in_place(words: list[str], problem: Problem) -> float:
+    """`words_in_place` of one completion. UserError for a problem without steps."""
+    wanted = " ".join(problem.meta.get("steps") or ()).split()
+    if not wanted:
+        raise UserError("--reward=words_in_place needs problems with the steps of a solution, a list of texts in the "
                         f"column steps; {problem.question[:60]!r} has none")
-    ends = itertools.accumulate(map(len, steps))
-    same = [words[end - len(step) : end] == step for end, step in zip(ends, steps)]
-    return (same + [False]).index(False) / len(steps)
+    return sum(given == word for given, word in zip(words, wanted)) / len(wanted)
 
 
 def against_expert(seen: Seen, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
@@ -256,7 +253,7 @@ REWARDS: dict[str, Callable | Reward] = {
     "incorrect": Reward(incorrect, prepare=lambda config: not config.wrong_answer),
     "ttrl": ttrl, "continuous": continuous, "imitation": imitation,
     "imitation_characters": imitation_characters, "step_accuracy": step_accuracy,
-    "leading_steps": leading_steps,
+    "words_in_place": words_in_place,
     "verifier_free": Reward(verifier_free, check=refuse_clipping, targets=learn_reference_answers),
     "self_certainty": self_certainty, "entropy": low_entropy, "overlong": overlong, "calibrated": calibrated,
     "calibrated_constant": constantly_calibrated, "calibrated_permuted": randomly_calibrated,
