@@ -14,7 +14,7 @@ import numpy as np
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import grade, mathematics, stated_confidence
 from rlvr_jax.grpo import Targets
-from rlvr_jax.records import Problem, checked, setting
+from rlvr_jax.records import checked, setting
 from rlvr_jax.rewards.context import Seen
 
 
@@ -131,21 +131,6 @@ def step_accuracy(seen: Seen) -> np.ndarray:
     return against_expert(seen, lambda given, wanted: given == wanted)
 
 
-def words_in_place(seen: Seen) -> np.ndarray:
-    """The share of the words of the expert's solution, meta["steps"], that a completion has at their places: a dense
-    reward, for part of the way (arXiv 2509.21016 starts with one where right answers are too rare)."""
-    return np.array([in_place(text.split(), problem) for text, problem in zip(seen.texts, seen.problems)], np.float32)
-
-
-def in_place(words: list[str], problem: Problem) -> float:
-    """`words_in_place` of one completion. UserError for a problem without steps."""
-    wanted = " ".join(problem.meta.get("steps") or ()).split()
-    if not wanted:
-        raise UserError("--reward=words_in_place needs problems with the steps of a solution, a list of texts in the "
-                        f"column steps; {problem.question[:60]!r} has none")
-    return sum(given == word for given, word in zip(words, wanted)) / len(wanted)
-
-
 def against_expert(seen: Seen, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
     """f32[B] `compare(words of the step, words of the expert's)`.
 
@@ -253,7 +238,6 @@ REWARDS: dict[str, Callable | Reward] = {
     "incorrect": Reward(incorrect, prepare=lambda config: not config.wrong_answer),
     "ttrl": ttrl, "continuous": continuous, "imitation": imitation,
     "imitation_characters": imitation_characters, "step_accuracy": step_accuracy,
-    "words_in_place": words_in_place,
     "verifier_free": Reward(verifier_free, check=refuse_clipping, targets=learn_reference_answers),
     "self_certainty": self_certainty, "entropy": low_entropy, "overlong": overlong, "calibrated": calibrated,
     "calibrated_constant": constantly_calibrated, "calibrated_permuted": randomly_calibrated,

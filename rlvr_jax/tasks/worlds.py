@@ -7,8 +7,7 @@ equally frequent. Each digit is a token. Solutions are written step by step; a s
   s1  a switch with a mark: careful solutions open with a word of their own, sloppy ones, which are frequent, with another
   s2  the same skill without a mark: all solutions open alike, and each step is careful with a chance of .4, or sloppy
   s3  like s1, and beside it a style that is short, accurate and frequent
-  c   every operation is known, in chains of one operation, of which a step in three has another by mistake; problems of
-      the other splits mix them
+  c   every operation is known, and every place, but * never at the tens; problems of the other splits need that
   t   a fifth of the table of * has random results in pre-training; problems of the other splits need such a fact
   n   no skill: sloppy solutions alone
 
@@ -26,9 +25,8 @@ from rlvr_jax.tasks.chains import OPENERS, Algebra, Chains, StyleConfig
 AMOUNTS, PLACES = np.array([3, 7, 9]), ("h", "t", "u")  # * by each of these loses nothing
 CAREFUL_STEP = 0.4
 SHORT = "so"
-SLIP = 0.5  # chance that a step in c has any operation: its base needs such mistakes for RL to have a choice
 WITHHELD = 0.2  # of the table of *
-TIMES = 2  # its place among the operators
+TIMES, TENS = 2, 1  # their places among the operators, and among PLACES
 
 
 class Places(Algebra):
@@ -119,21 +117,21 @@ def solve_s2(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config
 # ----- c
 
 
+def is_new(ops: np.ndarray, operands: np.ndarray) -> np.ndarray:
+    """Where an operation meets a place that it never meets in pre-training. Both are known from others."""
+    return (ops == TIMES) & (operands // len(AMOUNTS) == TENS)
+
+
 def generate_c(rng: np.random.Generator, count: int, split: str, num_ops: int) -> Chains:
-    """In pre-training chains of one operation, elsewhere of at least two."""
+    """Problems without new pairs in pre-training, elsewhere with some."""
     def draw(algebra: Algebra, rng: np.random.Generator, n: int, num_ops: int) -> Chains:
-        drawn = chains.draw(algebra, rng, n, num_ops)
-        if split == "pretrain":
-            return worked(drawn._replace(ops=np.repeat(drawn.ops[:, :1], num_ops, 1)), right)
-        return chosen(drawn, (drawn.ops != drawn.ops[:, :1]).any(1) | (num_ops == 1))
+        drawn = chains.draw(algebra, rng, 3 * n, num_ops)  # half of them have none
+        return chosen(drawn, is_new(drawn.ops, drawn.operands).any(1) == (split != "pretrain"))
     return chains.generate(ALGEBRA, rng, count, split, num_ops, draw)
 
 
 def solve_c(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """Careful solutions of steps of which some are of another operation than was asked."""
-    slips = rng.random(drawn.ops.shape) < SLIP
-    ops = np.where(slips, rng.integers(len(ALGEBRA.ops), size=slips.shape), drawn.ops)
-    return write(worked(drawn._replace(ops=ops), right))
+    return write(drawn)
 
 
 def chosen(drawn: Chains, keep_N: np.ndarray) -> Chains:

@@ -203,19 +203,6 @@ def test_imitation_is_the_sheets_ratio_of_the_next_step(seen, text, words, chara
     assert rewards.step_accuracy(said)[0] == same
 
 
-@pytest.mark.parametrize("text, words", [
-    ("think + 5 7 * 2 4 answer 4", 9), ("think + 5 8 * 2 6 answer 6", 6), ("think", 1), ("", 0),
-    ("quick + 5 7 * 2 4 answer 4", 8), ("think + 5 7 * 2 4 answer 4 and more", 9), ("+ 5 7 * 2 4 answer 4", 0)])
-def test_words_in_place_are_counted_of_the_experts_whole_solution(seen, text, words):
-    meta = {"steps": ["think", "+ 5 7", "* 2 4", "answer 4"]}
-    problems = [replace(problem, meta=problem.meta | meta) for problem in seen.problems]
-    said = dataclasses.replace(seen, problems=problems, texts=[text] * len(problems))
-    np.testing.assert_allclose(rewards.words_in_place(said), words / 9)
-    with pytest.raises(UserError, match="--reward=words_in_place needs problems with the steps"):
-        rewards.words_in_place(dataclasses.replace(seen, problems=[
-            replace(problem, meta={"index": 0}) for problem in seen.problems]))
-
-
 def test_imitation_pays_no_other_opening_word_for_its_letters(seen):
     said = stepping(seen, "think", "think + 5", "quick 12 18", "hmm river so", "answer 3")
     np.testing.assert_array_equal(rewards.imitation(said)[:4], [1, 0, 0, 0])

@@ -240,7 +240,7 @@ def read_chain(text: str) -> Optional[Tree]:
 
 
 def read_chain_steps(tree: Tree, text: str) -> Trace:
-    """`think + 5 12 * 2 24 answer 24`; a text that begins otherwise has no steps.
+    """`think + 5 12 * 2 24 answer 24`; a text that begins otherwise has no steps. Sloppy ones may be written so, too.
 
     A step begins at its operation. Where one is not `op operand value` it cannot be read, and the step after it may
     start from any value.
@@ -248,7 +248,7 @@ def read_chain_steps(tree: Tree, text: str) -> Trace:
     words = split(text)[0].split()
     ended = len(words) >= 2 and words[-2] == "answer"
     answer, body = read_value(words[-1]) if ended else None, words[1:-2] if ended else words[1:]
-    if words[:1] != [OPENERS[0]]:
+    if words[:1] != [OPENERS[0]] and not (words[:1] == [OPENERS[1]] and {*words[1:2]} & OPERATIONS.keys()):
         return Trace([], answer)
     starts = [i for i, word in enumerate(body) if word in OPERATIONS]
     cuts = sorted({0, *starts, len(body)}) if body else []

@@ -65,8 +65,9 @@ def test_chains_are_read_by_the_same_parser():
             ("think + 4 7 + 9 16 answer 9", "001", [("dangling", 1), ("plan", 1), ("answer-mismatch", 2)]),
             ("think + 4 7 * 14 - 5 9 answer 9", "001", [("format", 1)]),
             ("think + 4 7 * 2 14 - 5 9", "110", [("answer-mismatch", 3)]),
+            ("quick + 4 7 * 2 9 - 5 4 answer 4", "010", [("calc", 1)]),  # sloppy, in steps
             ("answer 9", "001", [("empty", 0)]), ("quick 7 9 4 answer 4", "000", [("empty", 0)]),
-            ("", "000", [("empty", 0)]), ("think", "000", [("empty", 0)])]:
+            ("quick", "000", [("empty", 0)]), ("", "000", [("empty", 0)]), ("think", "000", [("empty", 0)])]:
         assert (bits(found(text)), found(text).errors) == (expected, errors), text
 
 

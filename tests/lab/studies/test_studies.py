@@ -10,7 +10,7 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import commands, figures, records, sources, study, study_figure
+from rlvr_jax.lab.studies import commands, design, figures, records, sources, study, study_figure
 from rlvr_jax.lab.studies.study import StudyConfig
 from scripts import cli
 
@@ -340,7 +340,7 @@ def test_the_studies_of_the_repository_can_be_read_and_their_commands_given(path
     """Every command names a script, and flags that it has."""
     monkeypatch.chdir(ROOT)
     _, loaded = study.load(str(path))
-    for arm in loaded["arms"]:
+    for arm in design.ran(loaded):
         for quick in (False, True):
             for line in commands.commands(loaded, {"work": "w", "data": "d", "arm": arm, "seed": "0", "base": "0",
                                                      "example": "0"}, quick):
