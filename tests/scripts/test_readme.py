@@ -276,7 +276,6 @@ SHOWN = {
         ("hybrid", "random places", ["RL, means"]), ("when", "likeliest token differs, base's text", ["one example"]),
         ("when", "gap recovered, first token", ["one example"]),
         ("when", "stable rank of the update", ["one example"]),
-        ("long_after", "end, greedy", ["recipe", "early floor"]),
         ("boundary", "pass@1", ["base", "one", "prolonged"]),
         ("boundary", "8 operations, pass@1", ["base", "prolonged"]),
         ("boundary", "8 operations, pass@256", ["base", "prolonged"])]}
@@ -303,6 +302,7 @@ MEANS = {
         ("switch", "base, greedy", ["everything"]), ("switch", "training accuracy", ["64 after layer 0"]),
         ("switch", "end, greedy", ["everything", "64 after layer 2", "16 after layer 2", "4 after layer 2",
                                    "1 after layer 2", "64 after layer 0", "64 after layer 2, format"]),
+        ("long_after", "accuracy", ["recipe", "recipe, projected", "recipe, extrapolated"]),
         ("memory", "one operand less unseen", ["one, 150 steps", "one, 1,000 steps", "128"]),
         ("memory", "unseen", ["one, 150 steps"]), ("when", "of these first tokens", ["one example"]),
         ("hybrid", "gap recovered", ["distilled, means"]),
