@@ -1,7 +1,8 @@
 """Sampling completions: one prefill per distinct prompt, then a queue of rollouts over a few decoding slots.
 
 A slot whose completion ends takes the next rollout of the queue at once. With the prompt's keys and values shared,
-that is resetting one position and one input token, not another prefill. The tokens of rollout b are a function of its
+that is resetting one position and one input token, not another prefill. On a CPU the slots are as few as the
+completions that are left, when these are a quarter of them: a long tail costs what it holds. The tokens of rollout b are a function of its
 key and prompt alone, not of the number of slots or devices (invariant 4).
 
 Axis letters as in `model`; N slots, and T tokens of a completion.
@@ -71,7 +72,7 @@ class Hooks(NamedTuple):
     note: Optional[Callable] = None  # (logits_NxV, tokens_N) -> {name: [N]}, returned as [B,T] in `Rollouts.noted`
     # (carry, Draw, logits_NxV) -> (carry, tokens_N to take, -1 where they are drawn, {name: [N]} to note)
     propose: Optional[Callable] = None
-    carry: Any = None  # what `propose` is handed at the first token: a pytree, such as another model's cache
+    carry: Any = None  # what `propose` is handed at the first token: arrays [N,...], such as another model's cache
 
 
 class Draw(NamedTuple):
@@ -173,7 +174,8 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
         """(cache, carry, what is written of the tokens that were drawn)."""
         rows_N = jnp.minimum(s.rows, num_rows - 1)
         edit = hooks.edit_at(rows_N, s.steps) if hooks.edit_at else hooks.edit_residual
-        inputs, index_N = model.Inputs(s.tokens, s.steps), None if in_place else prompt_of(s.rows)
+        index_N = None if in_place and len(s.rows) == num_rows else prompt_of(s.rows)
+        inputs = model.Inputs(s.tokens, s.steps)
         logits, cache = model.decode_step(params, config, layers._replace(prompt_index=index_N), inputs, s.cache, edit)
         uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(rows.keys[rows_N], s.steps)
         given_N = None if rows.given is None else rows.given[rows_N, s.steps]
@@ -198,7 +200,11 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
                       s.next_row + jnp.sum(finished, dtype=jnp.int32), cache, carry, written,
                       s.lengths.at[s.rows].set(s.steps + 1, mode="drop"), s.ended.at[s.rows].set(stopped, mode="drop"))
 
+    def num_busy(s: _Slots) -> jax.Array:
+        return jnp.sum(s.rows < num_rows)
+
     windows = [64 * 4**i for i in range(12) if layout.grows and 64 * 4**i < most] + [most]
+    fewer = [num_slots // 4**i for i in range(1, 12) if layout.shrinks and most >= 64 and num_slots >= 8 * 4**i]
     slots = jnp.arange(num_slots, dtype=jnp.int32)
     start = _Slots(slots, jnp.zeros_like(slots), prefix.last_tokens[prompt_of(slots)], jnp.int32(num_slots),
                    model.init_cache(config, num_slots, windows[0], layout), hooks.carry, {},
@@ -208,7 +214,12 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
     for window in windows:
         longer = model.init_cache(config, num_slots, window, layout)
         s = s._replace(cache=jax.tree.map(lambda new, x: lax.dynamic_update_slice(new, x, (0,) * 4), longer, s.cache))
-        s = lax.while_loop(lambda s: jnp.any(s.rows < num_rows) & (jnp.max(s.steps) < window), body, s)
+        s = lax.while_loop(lambda s: (num_busy(s) > max(fewer, default=0)) & (jnp.max(s.steps) < window), body, s)
+    for size, next_size in zip(fewer, [*fewer[1:], 0]):
+        kept_N = jnp.argsort(s.rows >= num_rows)[:size]  # all that are busy
+        moved = {name: jax.tree.map(lambda x: x[kept_N], getattr(s, name))
+                 for name in ("rows", "steps", "tokens", "cache", "carry")}
+        s = lax.while_loop(lambda s: num_busy(s) > next_size, body, s._replace(**moved))
     mask_BxT = jnp.arange(most)[None, :] < s.lengths[:, None]
     return Rollouts(rows.prompt_index, s.written["completions"], mask_BxT, s.written["logprobs"], s.ended,
                     s.written["noted"] or None)

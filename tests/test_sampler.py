@@ -46,6 +46,31 @@ def test_a_slot_for_every_row_changes_no_rollout(index):
     np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_slots, num_prompts", [(0, 1), (0, 40), (33, 2)])
+def test_fewer_slots_at_the_end_change_no_rollout(num_slots, num_prompts):
+    """40 rows of up to 80 tokens, of which the last go on in a quarter of the slots: 40 or 33, then 10 or 8."""
+    index = (np.arange(40) % num_prompts).astype(np.int32)
+    asked = dict(prompts=[PROMPTS[i % len(PROMPTS)] for i in range(num_prompts)], index=index, eos_ids=(12,),
+                 max_new_tokens=80, num_slots=num_slots)
+    reference, out = (draw_rollouts(layout=model.LAYOUTS["cpu"]._replace(shrinks=shrinks), **asked)
+                      for shrinks in (False, True))
+    lengths = np.sort(reference.completion_mask.sum(-1))
+    assert lengths[20] < 40 and lengths[-1] == 80
+    for array in ("completions", "completion_mask", "ended"):
+        np.testing.assert_array_equal(getattr(out, array), getattr(reference, array))
+    np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
+
+
+def test_what_a_hook_carries_goes_on_with_its_slot():
+    rows = sampler.Rows(jnp.zeros(40, jnp.int32), sampler.rollout_keys(0, 3, jnp.arange(40)))
+    hooks = sampler.Hooks(carry=jnp.arange(40.0), propose=lambda carry, draw, logits: (
+        carry + 100, jnp.full(len(carry), -1), {"carry": carry}))
+    out = jax.jit(lambda params: sampler.sample(params, TINY, padded(PROMPTS), rows, Decoding(
+        (12,), 80, layout=model.Layout(shrinks=True)), hooks))(PARAMS)
+    expected = np.arange(40)[:, None] + 100.0 * np.arange(80)
+    np.testing.assert_array_equal(out.noted["carry"], np.where(out.completion_mask, expected, 0))
+
+
 @pytest.mark.parametrize("platform, temperature, num_slots", [("tpu", 0.0, 3), ("gpu", 0.0, 3), ("gpu", 1.0, 8)])
 def test_the_layout_of_another_platform_changes_no_rollout(platform, temperature, num_slots):
     """With refilled slots, several prompts, and completions longer than the first window of a cache that grows."""
