@@ -5,6 +5,7 @@ once, so the result does not depend on how rows are spread. Supervised training 
 "reinforce" objective and every advantage 1.
 """
 
+import functools
 from typing import Callable, Iterator, Optional
 
 import jax
@@ -19,6 +20,9 @@ from rlvr_jax.logprobs import Scoring, completion_logprobs
 from rlvr_jax.model import ModelConfig, localise
 from rlvr_jax.objectives import OBJECTIVES
 from rlvr_jax.records import Batch, LearnerState, checked, setting
+
+
+LONG = 64  # tokens from which on completions are expected to differ so much in length that padding costs
 
 
 @checked
@@ -47,8 +51,9 @@ class UpdateConfig:
     temperature: float = setting(1.0, "sampling temperature of the rollouts, and of every log-probability", above=0)
     num_passes: int = setting(1, "times the update goes over a step's batch", minimum=1)
     num_minibatches: int = setting(1, "optimiser updates of a pass", minimum=1)
-    grad_accumulation: int = setting(1, "micro-batches a minibatch is cut into on each device, to save memory",
-                                     minimum=1)
+    grad_accumulation: int = setting(1, "micro-batches a minibatch is cut into on each device, to save memory; "
+                                     "long completions are sorted into them by length, so that less padding is "
+                                     "computed", minimum=1)
     remat: bool = setting(True, "recompute layers in the backward pass: less memory, and on large models faster")
     divide_state: bool = setting(False, "divide parameters, moments and reference among the devices, where they would "
                                  "not fit whole on each; gathered a layer at a time", free=True)
@@ -183,12 +188,12 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
     """`loss_sum(trained, frozen, micro-batch) -> (sum, (sums of what is measured, largest gap))`, over its tokens.
 
     The loss is sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy), before its divisor. The KL term
-    is there where the batch has `ref_logprobs`.
+    is there where the batch has `ref_logprobs`. A micro-batch that was cut brings the `weights`, f32[B,T], of the whole.
     """
     objective, how = loss.resolved(), Scoring(config.max_logits, config.remat)
     clip_low, clip_high, entropy_coef = objective.clip_low, objective.clip_high, objective.entropy_coef
 
-    def loss_sum(trained, frozen, micro: Batch):
+    def loss_sum(trained, frozen, micro: Batch, weights: Optional[jax.Array] = None):
         logprobs, entropy = completion_logprobs(adapters.join(trained, frozen), model_config, micro,
                                                 config.temperature, how)
         mask, current = micro.completion_mask, lax.stop_gradient(logprobs)
@@ -211,13 +216,26 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
         if micro.sampler_logprobs is not None:
             gap = old - masked(micro.sampler_logprobs)
             sums |= {"logprob_gap_mean": jnp.abs(gap), "ratio_outside": jnp.abs(jnp.exp(gap) - 1) > 0.1}
-        weights, _ = objective.normalise(mask.astype(jnp.float32))
+        weights = objective.normalise(mask.astype(jnp.float32))[0] if weights is None else weights
         total = jnp.sum(jnp.where(mask, weights * terms, 0.0))
         sums = {name: jnp.sum(jnp.where(mask, x, 0.0)) for name, x in sums.items()}
         largest = 0.0 if micro.sampler_logprobs is None else jnp.max(jnp.where(mask, jnp.abs(gap), 0.0))
         return total, (sums, largest)
 
     return loss_sum
+
+
+def buckets(length: int) -> list[int]:
+    """The lengths to which a micro-batch is cut, the shortest that holds its completions: padding is not computed."""
+    return [length // 4, length // 2, length] if length >= LONG else [length]
+
+
+def first_tokens(batch: Batch, size: int) -> Batch:
+    """The rows without what stands behind their first `size` tokens."""
+    cut = {name: x[:, :size] for name in ("completions", "completion_mask", "advantages", "sampler_logprobs",
+                                          "old_logprobs", "ref_logprobs")
+           if (x := getattr(batch, name)) is not None and x.ndim > 1}
+    return batch.replace(**cut)
 
 
 def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig,
@@ -237,15 +255,24 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
         num_tokens = jnp.maximum(psum(jnp.sum(mask)), 1.0)
         trained, frozen = adapters.split(state.params)
 
-        def accumulate(totals, micro):
-            (total, (sums, largest)), grads = jax.value_and_grad(loss_sum, has_aux=True)(trained, frozen, micro)
+        def gradients(micro: Batch, size: int):
+            weights, _ = objective.normalise(micro.completion_mask.astype(jnp.float32))
+            return jax.value_and_grad(loss_sum, has_aux=True)(trained, frozen, first_tokens(micro, size),
+                                                              weights[:, :size])
+
+        def accumulate(totals, given):
+            micro, bucket = given
+            branches = [functools.partial(gradients, size=size) for size in sizes]
+            (total, (sums, largest)), grads = lax.switch(bucket, branches, micro)
             return jax.tree.map(jnp.add, totals, (total, sums, grads)), largest
 
+        sizes = buckets(mask.shape[-1])
+        longest = pmax(jnp.max(jnp.where(batch.completion_mask, jnp.arange(mask.shape[-1]) + 1, 0), (1, 2)))
+        chosen = jnp.sum(longest[:, None] > jnp.array(sizes)[None, :-1], -1)  # the same on all devices
         first = jax.tree.map(lambda x: x[0], batch)
-        shapes = jax.eval_shape(jax.value_and_grad(loss_sum, has_aux=True), trained, frozen, first)
-        (loss_shape, (sums_shape, _)), grads_shape = shapes
+        (loss_shape, (sums_shape, _)), grads_shape = jax.eval_shape(functools.partial(gradients, size=sizes[-1]), first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss_shape, sums_shape, grads_shape))
-        totals, largest = lax.scan(accumulate, zeros, batch)
+        totals, largest = lax.scan(accumulate, zeros, (batch, chosen))
         total, sums, grads = psum(totals)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         changes, opt_state = optimizer.update(grads, state.opt_state, trained)
@@ -277,6 +304,22 @@ def lay_out(batch: Batch, num_devices: int, num_micro: int) -> Batch:
                         pieces.replace(prompts=prompts, prompt_index=index))
 
 
+def alike(batch: Batch, num_devices: int, num_micro: int) -> Batch:
+    """The rows in another order: those of one micro-batch, over all devices, are of like length.
+
+    Completions of a prompt stay together, so that no micro-batch has to read more prompts. Short ones are left alone.
+    """
+    length = batch.completion_mask.shape[1]
+    if len(buckets(length)) == 1:
+        return batch
+    lengths_B = np.max(np.where(batch.completion_mask, np.arange(length) + 1, 0), -1)
+    longest_P = np.zeros(len(batch.prompts.lengths), int)
+    np.maximum.at(longest_P, batch.prompt_index, lengths_B)
+    order = np.lexsort((lengths_B, batch.prompt_index, longest_P[batch.prompt_index]))
+    order = order.reshape(num_micro, num_devices, -1).swapaxes(0, 1).ravel()
+    return jax.tree.map(lambda x: x[order], batch.replace(prompts=None)).replace(prompts=batch.prompts)
+
+
 def minibatches(batch: Batch, num_minibatches: int, seed: tuple) -> Iterator[Batch]:
     """Random equal parts of the rows, drawn from `seed` on the host so that every process draws the same."""
     order = np.random.default_rng(seed).permutation(len(batch.prompt_index))
@@ -302,6 +345,7 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
         steps = parallel.place_rows(np.full(devices, step, np.int32))
         for number in range(config.num_passes):
             for part in minibatches(batch, config.num_minibatches, (seed, step, number)):
+                part = alike(part, devices, config.grad_accumulation)
                 rows = parallel.place_rows(lay_out(part, devices, config.grad_accumulation))
                 state, metrics = mapped(state, rows, steps)
                 collected.append(parallel.fetch_state(metrics))

@@ -301,10 +301,11 @@ def as_batch(rollouts: Rollouts, prompts=PROMPTS) -> Batch:
                  np.zeros(len(rollouts.completions), np.float32), rollouts.sampler_logprobs)
 
 
-def make_batch(seed=0, **changes) -> Batch:
-    """16 completions of four groups of four: tokens and log-probabilities [16,T], random advantages f32[16]."""
-    index = np.repeat([0, 2, 1, 0], 4).astype(np.int32)
-    out = draw_rollouts(index=index, seed=seed, temperature=0.8)
+def make_batch(seed=0, groups=(0, 2, 1, 0), drawn={}, **changes) -> Batch:
+    """16 completions of four groups of four, of these prompts: tokens and log-probabilities [16,T], random advantages
+    f32[16]. `drawn` is for `draw_rollouts`, `changes` for the batch."""
+    index = np.repeat(groups, 4).astype(np.int32)
+    out = draw_rollouts(index=index, seed=seed, temperature=0.8, **drawn)
     rng = np.random.default_rng(seed)
     policy = out.sampler_logprobs + 0.1 * rng.standard_normal(out.sampler_logprobs.shape).astype(np.float32)
     batch = Batch(jax.tree.map(np.asarray, padded(PROMPTS)), index, out.completions, out.completion_mask,

@@ -52,6 +52,28 @@ def test_two_devices_micro_batches_and_a_sharded_jit_give_the_same_step():
     assert_close(jax.tree.map(np.asarray, sharded.params), reference)
 
 
+@pytest.mark.parametrize("objective", ["one_shot", "dr_grpo", "gspo"])
+@pytest.mark.parametrize("groups", [(0, 0, 0, 0), (0, 2, 1, 0)])
+def test_padding_that_is_not_computed_changes_no_step(objective, groups, monkeypatch):
+    """16 completions of up to 80 tokens: micro-batches of like length are cut to 20, 40 or 80 tokens."""
+    batch = make_batch(groups=groups, drawn={"eos_ids": (12,), "max_new_tokens": 80})
+    config = replace(UPDATE, objective=objective, grad_accumulation=4)
+    made, lengths = [], batch.completion_mask.sum(-1)
+    assert lengths.min() < 20 and lengths.max() > 40 and learner.buckets(80) == [20, 40, 80] and learner.buckets(63) == [63]
+    pieces = learner.lay_out(learner.alike(batch, 2, 4), 2, 4).completion_mask.sum(-1)
+    if groups == (0, 0, 0, 0):
+        assert (pieces.max((0, 2))[:-1] <= pieces.min((0, 2))[1:]).all() and pieces.max((0, 2))[0] <= 20
+    for longest in (learner.LONG, 1000):
+        monkeypatch.setattr(learner, "LONG", longest)
+        optimizer, state = fresh_state(config)
+        update = learner.map_update(TINY, config.update, config.loss, optimizer, 0)
+        state, metrics = update(parallel.place_state(state), batch, 1)
+        made.append((parallel.fetch_state(optax.tree.get(state.opt_state, "mu")), metrics))  # a tenth of the gradient
+    assert_close(made[0][0], made[1][0], atol=1e-6)
+    for name, value in made[1][1].items():
+        np.testing.assert_allclose(made[0][1][name], value, rtol=1e-4, atol=1e-6)
+
+
 def test_a_positive_advantage_raises_its_completion_and_a_negative_one_lowers_it():
     batch = make_batch(advantages=np.where(np.arange(16) == 3, 1.0, np.where(np.arange(16) == 9, -1.0, 0.0)).astype(np.float32))
     config = replace(UPDATE, kl_coef=0.0, entropy_coef=0.0, learning_rate=1e-3)
