@@ -6,7 +6,7 @@ once, so the result does not depend on how rows are spread. Supervised training 
 """
 
 import functools
-from typing import Callable, Iterator, Optional
+from typing import Callable, Optional
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,12 @@ import numpy as np
 import optax
 from jax import lax
 
-from rlvr_jax import adapters, model, objectives, parallel
+from rlvr_jax import adapters, batches, model, objectives, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.logprobs import Scoring, completion_logprobs
-from rlvr_jax.model import ModelConfig, localise
+from rlvr_jax.model import ModelConfig
 from rlvr_jax.objectives import OBJECTIVES
 from rlvr_jax.records import Batch, LearnerState, checked, setting
-
-
-LONG = 64  # tokens from which on completions are expected to differ so much in length that padding costs
 
 
 @checked
@@ -188,7 +185,7 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
     """`loss_sum(trained, frozen, micro-batch) -> (sum, (sums of what is measured, largest gap))`, over its tokens.
 
     The loss is sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy), before its divisor. The KL term
-    is there where the batch has `ref_logprobs`. A micro-batch that was cut brings the `weights`, f32[B,T], of the whole.
+    is there where the batch has `ref_logprobs`. One that was cut brings the `weights`, f32[B,T], of the whole.
     """
     objective, how = loss.resolved(), Scoring(config.max_logits, config.remat)
     clip_low, clip_high, entropy_coef = objective.clip_low, objective.clip_high, objective.entropy_coef
@@ -225,19 +222,6 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
     return loss_sum
 
 
-def buckets(length: int) -> list[int]:
-    """The lengths to which a micro-batch is cut, the shortest that holds its completions: padding is not computed."""
-    return [length // 4, length // 2, length] if length >= LONG else [length]
-
-
-def first_tokens(batch: Batch, size: int) -> Batch:
-    """The rows without what stands behind their first `size` tokens."""
-    cut = {name: x[:, :size] for name in ("completions", "completion_mask", "advantages", "sampler_logprobs",
-                                          "old_logprobs", "ref_logprobs")
-           if (x := getattr(batch, name)) is not None and x.ndim > 1}
-    return batch.replace(**cut)
-
-
 def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig,
                 optimizer: optax.GradientTransformation) -> Callable:
     """`update(state, batch, step, psum, pmax) -> (state, metrics)`.
@@ -257,7 +241,7 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
 
         def gradients(micro: Batch, size: int):
             weights, _ = objective.normalise(micro.completion_mask.astype(jnp.float32))
-            return jax.value_and_grad(loss_sum, has_aux=True)(trained, frozen, first_tokens(micro, size),
+            return jax.value_and_grad(loss_sum, has_aux=True)(trained, frozen, batches.first_tokens(micro, size),
                                                               weights[:, :size])
 
         def accumulate(totals, given):
@@ -266,7 +250,7 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
             (total, (sums, largest)), grads = lax.switch(bucket, branches, micro)
             return jax.tree.map(jnp.add, totals, (total, sums, grads)), largest
 
-        sizes = buckets(mask.shape[-1])
+        sizes = batches.buckets(mask.shape[-1])
         longest = pmax(jnp.max(jnp.where(batch.completion_mask, jnp.arange(mask.shape[-1]) + 1, 0), (1, 2)))
         chosen = jnp.sum(longest[:, None] > jnp.array(sizes)[None, :-1], -1)  # the same on all devices
         first = jax.tree.map(lambda x: x[0], batch)
@@ -295,41 +279,6 @@ def micro_rows(config: UpdateConfig, rows: int, devices: int, flags: str) -> int
     return rows // (parts * devices)
 
 
-def lay_out(batch: Batch, num_devices: int, num_micro: int) -> Batch:
-    """Cuts a host batch into [devices, micro-batches, rows, ...], each piece with only the prompts its rows use."""
-    prompts, index = localise(batch.prompts, batch.prompt_index, num_devices * num_micro)
-    pieces = jax.tree.map(lambda x: np.asarray(x).reshape(num_devices * num_micro, -1, *x.shape[1:]),
-                          batch.replace(prompts=None))
-    return jax.tree.map(lambda x: x.reshape(num_devices, num_micro, *x.shape[1:]),
-                        pieces.replace(prompts=prompts, prompt_index=index))
-
-
-def alike(batch: Batch, num_devices: int, num_micro: int) -> Batch:
-    """The rows in another order: those of one micro-batch, over all devices, are of like length.
-
-    Completions of a prompt stay together, so that no micro-batch has to read more prompts. Short ones are left alone.
-    """
-    length = batch.completion_mask.shape[1]
-    if len(buckets(length)) == 1:
-        return batch
-    lengths_B = np.max(np.where(batch.completion_mask, np.arange(length) + 1, 0), -1)
-    longest_P = np.zeros(len(batch.prompts.lengths), int)
-    np.maximum.at(longest_P, batch.prompt_index, lengths_B)
-    order = np.lexsort((lengths_B, batch.prompt_index, longest_P[batch.prompt_index]))
-    order = order.reshape(num_micro, num_devices, -1).swapaxes(0, 1).ravel()
-    return jax.tree.map(lambda x: x[order], batch.replace(prompts=None)).replace(prompts=batch.prompts)
-
-
-def minibatches(batch: Batch, num_minibatches: int, seed: tuple) -> Iterator[Batch]:
-    """Random equal parts of the rows, drawn from `seed` on the host so that every process draws the same."""
-    order = np.random.default_rng(seed).permutation(len(batch.prompt_index))
-    if num_minibatches == 1:
-        order.sort()  # one part needs no shuffling, and sorted rows keep their prompts together
-    for part in np.split(order, num_minibatches):
-        rows = jax.tree.map(lambda x: x[part], batch.replace(prompts=None))
-        yield rows.replace(prompts=batch.prompts)
-
-
 def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig,
                optimizer: optax.GradientTransformation, seed: int, devices: Optional[list] = None) -> Callable:
     """`update(state, batch, step) -> (state, metrics)` on all devices: every pass and minibatch of a host batch.
@@ -344,9 +293,9 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
         devices, collected = parallel.device_count(), []
         steps = parallel.place_rows(np.full(devices, step, np.int32))
         for number in range(config.num_passes):
-            for part in minibatches(batch, config.num_minibatches, (seed, step, number)):
-                part = alike(part, devices, config.grad_accumulation)
-                rows = parallel.place_rows(lay_out(part, devices, config.grad_accumulation))
+            for part in batches.minibatches(batch, config.num_minibatches, (seed, step, number)):
+                part = batches.alike(part, devices, config.grad_accumulation)
+                rows = parallel.place_rows(batches.lay_out(part, devices, config.grad_accumulation))
                 state, metrics = mapped(state, rows, steps)
                 collected.append(parallel.fetch_state(metrics))
         reduce = {name: np.max if name.endswith("_max") else np.mean for name in collected[0]}
@@ -363,7 +312,7 @@ def map_statistics(model_config: ModelConfig, config: UpdateConfig, count: int =
     pieces = config.num_minibatches * config.grad_accumulation
 
     def statistics(params, batch: Batch) -> tuple[np.ndarray, ...]:
-        out = mapped(params, parallel.place_rows(lay_out(batch, parallel.device_count(), pieces)))
+        out = mapped(params, parallel.place_rows(batches.lay_out(batch, parallel.device_count(), pieces)))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parallel.fetch_rows(out))
 
     statistics.mapped = mapped

@@ -1,9 +1,9 @@
 """Sampling completions: one prefill per distinct prompt, then a queue of rollouts over a few decoding slots.
 
-A slot whose completion ends takes the next rollout of the queue at once. With the prompt's keys and values shared,
-that is resetting one position and one input token, not another prefill. On a CPU the slots are as few as the
-completions that are left, when these are a quarter of them: a long tail costs what it holds. The tokens of rollout b are a function of its
-key and prompt alone, not of the number of slots or devices (invariant 4).
+A slot whose completion ends takes the next rollout of the queue at once. With the prompt's keys and values shared, that
+is resetting one position and one input token, not another prefill. On a CPU the slots are as few as the completions
+that are left, when these are a quarter of them: a long tail costs what it holds. The tokens of rollout b are a function
+of its key and prompt alone, not of the number of slots or devices (invariant 4).
 
 Axis letters as in `model`; N slots, and T tokens of a completion.
 """
@@ -96,6 +96,29 @@ class _Slots(NamedTuple):
     ended: jax.Array  # bool[B]
 
 
+def stages(num_slots: int, most: int, layout: model.Layout) -> list[tuple[int, int]]:
+    """(slots, window of the cache) of each decoding loop, one after the other."""
+    windows = [64 * 4**i for i in range(12) if layout.grows and 64 * 4**i < most] + [most]
+    fewer = [num_slots // 4**i for i in range(1, 12) if layout.shrinks and most >= 64 and num_slots >= 8 * 4**i]
+    return [(num_slots, window) for window in windows] + [(size, most) for size in fewer]
+
+
+def fit(s: _Slots, config: ModelConfig, size: int, window: int) -> _Slots:
+    """The slots of the first rows alone, which are all that are busy where no more of these are, with such a cache."""
+    if size < len(s.rows):
+        kept_N = jnp.argsort(s.rows)[:size]
+        s = s._replace(**{name: jax.tree.map(lambda x: x[kept_N], getattr(s, name))
+                          for name in ("rows", "steps", "tokens", "cache", "carry")})
+    longer = model.init_cache(config, size, window, s.cache.layout)
+    return s._replace(cache=jax.tree.map(lambda new, x: lax.dynamic_update_slice(new, x, (0,) * 4), longer, s.cache))
+
+
+def cast(params: model.Params, dtype: str) -> model.Params:
+    """Weights in another type, but for norms and LoRA's factors, which are used in float32."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: x if re.search(
+        "norm|lora", jax.tree_util.keystr(path)) else x.astype(dtype), params)
+
+
 def rollout_keys(seed, step, rows_B, stream: int = 0) -> jax.Array:
     """One key a rollout from (seed, step, row). `stream` keeps training and evaluation apart."""
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
@@ -162,13 +185,12 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
     in_place = 1 < len(prefix.lengths) == num_rows == num_slots  # slot b only ever has row b: order the prompts so
     if in_place:
         prefix = jax.tree.map(lambda x: x[rows.prompt_index] if x.ndim == 1 else x[:, rows.prompt_index], prefix)
-    if layout.cast:  # but norms and LoRA's factors, which are used in float32
-        params = jax.tree_util.tree_map_with_path(lambda path, x: x if re.search(
-            "norm|lora", jax.tree_util.keystr(path)) else x.astype(config.dtype), params)
+    params = cast(params, config.dtype) if layout.cast else params
     layers = model.unroll(params, prefix)
 
     def prompt_of(slots_N):
-        return jnp.minimum(slots_N, num_rows - 1) if in_place else rows.prompt_index[jnp.minimum(slots_N, num_rows - 1)]
+        slots_N = jnp.minimum(slots_N, num_rows - 1)
+        return slots_N if in_place else rows.prompt_index[slots_N]
 
     def step(s: _Slots) -> tuple:
         """(cache, carry, what is written of the tokens that were drawn)."""
@@ -200,26 +222,17 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
                       s.next_row + jnp.sum(finished, dtype=jnp.int32), cache, carry, written,
                       s.lengths.at[s.rows].set(s.steps + 1, mode="drop"), s.ended.at[s.rows].set(stopped, mode="drop"))
 
-    def num_busy(s: _Slots) -> jax.Array:
-        return jnp.sum(s.rows < num_rows)
-
-    windows = [64 * 4**i for i in range(12) if layout.grows and 64 * 4**i < most] + [most]
-    fewer = [num_slots // 4**i for i in range(1, 12) if layout.shrinks and most >= 64 and num_slots >= 8 * 4**i]
+    plan = stages(num_slots, most, layout)
     slots = jnp.arange(num_slots, dtype=jnp.int32)
     start = _Slots(slots, jnp.zeros_like(slots), prefix.last_tokens[prompt_of(slots)], jnp.int32(num_slots),
-                   model.init_cache(config, num_slots, windows[0], layout), hooks.carry, {},
+                   model.init_cache(config, num_slots, plan[0][1], layout), hooks.carry, {},
                    jnp.zeros(num_rows, jnp.int32), jnp.zeros(num_rows, bool))
     drawn = jax.eval_shape(step, start)[-1]
     s = start._replace(written=jax.tree.map(lambda x: jnp.zeros((num_rows, most), x.dtype), drawn))
-    for window in windows:
-        longer = model.init_cache(config, num_slots, window, layout)
-        s = s._replace(cache=jax.tree.map(lambda new, x: lax.dynamic_update_slice(new, x, (0,) * 4), longer, s.cache))
-        s = lax.while_loop(lambda s: (num_busy(s) > max(fewer, default=0)) & (jnp.max(s.steps) < window), body, s)
-    for size, next_size in zip(fewer, [*fewer[1:], 0]):
-        kept_N = jnp.argsort(s.rows >= num_rows)[:size]  # all that are busy
-        moved = {name: jax.tree.map(lambda x: x[kept_N], getattr(s, name))
-                 for name in ("rows", "steps", "tokens", "cache", "carry")}
-        s = lax.while_loop(lambda s: num_busy(s) > next_size, body, s._replace(**moved))
+    for (size, window), (later, _) in zip(plan, [*plan[1:], (0, most)]):
+        least = later if later < size else 0
+        s = lax.while_loop(lambda s: (jnp.sum(s.rows < num_rows) > least) & (jnp.max(s.steps) < window), body,
+                           fit(s, config, size, window))
     mask_BxT = jnp.arange(most)[None, :] < s.lengths[:, None]
     return Rollouts(rows.prompt_index, s.written["completions"], mask_BxT, s.written["logprobs"], s.ended,
                     s.written["noted"] or None)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from rlvr_jax import adapters, grpo, learner, logprobs, model, parallel
+from rlvr_jax import adapters, batches, grpo, learner, logprobs, model, parallel
 from rlvr_jax.adapters import AdapterConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.records import replace
@@ -189,7 +189,7 @@ def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
     def fresh():
         return learner.init_state(jax.tree.map(jnp.array, params), optimizer, keep_reference=False)
 
-    laid = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, 1))
+    laid = jax.tree.map(lambda x: x[0], batches.lay_out(batch, 1, 1))
     plain = jax.jit(learner.make_update(TINY, config.update, config.loss, optimizer))
     state, metrics = plain(fresh(), laid, jnp.int32(1))
     update = learner.map_update(TINY, config.update, config.loss, optimizer, config.loop.seed)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlvr_jax import grpo, learner, parallel
+from rlvr_jax import batches, grpo, learner, parallel
 from rlvr_jax.records import replace
 
 from fixtures import PROMPTS, TINY, UPDATE, fresh_state, full_logits, make_batch, tiny_params
@@ -42,7 +42,7 @@ def compiled(config):
 
 def updated(batch, config=WEIGHTED) -> tuple:
     """(parameters, metrics) after one step of descent."""
-    laid = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, 1))
+    laid = jax.tree.map(lambda x: x[0], batches.lay_out(batch, 1, 1))
     state, metrics = compiled(config)(learner.init_state(PARAMS, DESCENT, False), laid, jnp.int32(1))
     return state.params, metrics
 
@@ -106,8 +106,8 @@ def test_the_gradient_is_the_slope_of_the_loss():
 def test_every_pass_of_every_step_is_cut_anew(monkeypatch):
     """Two passes in two minibatches: each pass has every row once, and no two have the same minibatches."""
     config = replace(UPDATE, num_passes=2, num_minibatches=2)
-    seen, lay_out = [], learner.lay_out
-    monkeypatch.setattr(learner, "lay_out", lambda part, *sizes: seen.append(part.advantages) or lay_out(part, *sizes))
+    seen, lay_out = [], batches.lay_out
+    monkeypatch.setattr(batches, "lay_out", lambda part, *sizes: seen.append(part.advantages) or lay_out(part, *sizes))
     monkeypatch.setattr(learner, "make_update", lambda *_: lambda state, *_: (state, {"loss": 0.0}))
     optimizer, state = fresh_state(config)
     batch = make_batch(advantages=np.arange(16, dtype=np.float32))

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlvr_jax import grpo, learner, logprobs, parallel
+from rlvr_jax import batches, grpo, learner, logprobs, parallel
 from rlvr_jax.grpo import GRPOConfig
 from rlvr_jax.records import build, replace
 
@@ -22,7 +22,7 @@ PARAMS = tiny_params()
 def plain_update(batch, config=UPDATE, num_micro=1):
     """One device, plain jit: the definition the mapped update must equal."""
     optimizer, state = fresh_state(config)
-    laid = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, num_micro))
+    laid = jax.tree.map(lambda x: x[0], batches.lay_out(batch, 1, num_micro))
     update = jax.jit(learner.make_update(TINY, config.update, config.loss, optimizer))
     state, metrics = update(state, laid, jnp.int32(1))
     return jax.tree.map(np.asarray, state.params), {name: float(x) for name, x in metrics.items()}
@@ -45,7 +45,7 @@ def test_two_devices_micro_batches_and_a_sharded_jit_give_the_same_step():
         np.testing.assert_allclose(mapped_metrics[f"train/{name}"], value, rtol=1e-4, atol=1e-6)
 
     rows = NamedSharding(Mesh(jax.devices(), ("data",)), PartitionSpec(None, "data"))
-    whole = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, 1))
+    whole = jax.tree.map(lambda x: x[0], batches.lay_out(batch, 1, 1))
     spread = jax.device_put(whole.replace(prompts=None), rows).replace(prompts=whole.prompts)
     update = jax.jit(learner.make_update(TINY, UPDATE.update, UPDATE.loss, optimizer))
     sharded, _ = update(fresh_state()[1], spread, jnp.int32(1))
@@ -59,12 +59,12 @@ def test_padding_that_is_not_computed_changes_no_step(objective, groups, monkeyp
     batch = make_batch(groups=groups, drawn={"eos_ids": (12,), "max_new_tokens": 80})
     config = replace(UPDATE, objective=objective, grad_accumulation=4)
     made, lengths = [], batch.completion_mask.sum(-1)
-    assert lengths.min() < 20 and lengths.max() > 40 and learner.buckets(80) == [20, 40, 80] and learner.buckets(63) == [63]
-    pieces = learner.lay_out(learner.alike(batch, 2, 4), 2, 4).completion_mask.sum(-1)
+    assert lengths.min() < 20 and lengths.max() > 40 and batches.buckets(80) == [20, 40, 80] and batches.buckets(63) == [63]
+    pieces = batches.lay_out(batches.alike(batch, 2, 4), 2, 4).completion_mask.sum(-1)
     if groups == (0, 0, 0, 0):
         assert (pieces.max((0, 2))[:-1] <= pieces.min((0, 2))[1:]).all() and pieces.max((0, 2))[0] <= 20
-    for longest in (learner.LONG, 1000):
-        monkeypatch.setattr(learner, "LONG", longest)
+    for longest in (batches.LONG, 1000):
+        monkeypatch.setattr(batches, "LONG", longest)
         optimizer, state = fresh_state(config)
         update = learner.map_update(TINY, config.update, config.loss, optimizer, 0)
         state, metrics = update(parallel.place_state(state), batch, 1)
@@ -141,7 +141,7 @@ def test_a_gap_between_sampler_and_trainer_is_reported_raw():
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_tokens_that_float16_has_no_number_for_are_counted(dtype):
     """Embeddings of 1e5 leave its range; with the usual ones no token does. Other types need no count."""
-    shape, micro = dataclasses.replace(TINY, dtype=dtype), learner.lay_out(make_batch(), 1, 1)
+    shape, micro = dataclasses.replace(TINY, dtype=dtype), batches.lay_out(make_batch(), 1, 1)
     optimizer, state = fresh_state()
     update = jax.jit(learner.make_update(shape, UPDATE.update, UPDATE.loss, optimizer))
 
@@ -175,10 +175,10 @@ def test_the_largest_gap_is_found_on_whichever_device_has_it():
 
 def test_minibatches_are_a_permutation_and_a_function_of_the_seed():
     batch = make_batch(advantages=np.arange(16, dtype=np.float32))
-    parts = [part.advantages for part in learner.minibatches(batch, 4, (0, 1, 0))]
+    parts = [part.advantages for part in batches.minibatches(batch, 4, (0, 1, 0))]
     assert sorted(np.concatenate(parts)) == list(range(16)) and [len(p) for p in parts] == [4] * 4
-    again = [part.advantages for part in learner.minibatches(batch, 4, (0, 1, 0))]
-    other = [part.advantages for part in learner.minibatches(batch, 4, (0, 2, 0))]
+    again = [part.advantages for part in batches.minibatches(batch, 4, (0, 1, 0))]
+    other = [part.advantages for part in batches.minibatches(batch, 4, (0, 2, 0))]
     assert (np.stack(parts) == np.stack(again)).all() and (np.stack(parts) != np.stack(other)).any()
 
 
@@ -230,7 +230,7 @@ def test_no_array_of_all_logits_exists_in_the_update():
     batch, learn = make_batch(), replace(UPDATE, max_logits=4 * vocab)
     optimizer = grpo.make_optimizer(learn)
     state = jax.eval_shape(lambda p: learner.init_state(p, optimizer, False), params)
-    laid = jax.tree.map(lambda x: x[0], learner.lay_out(batch, 1, 1))
+    laid = jax.tree.map(lambda x: x[0], batches.lay_out(batch, 1, 1))
     jaxpr = jax.make_jaxpr(learner.make_update(config, learn.update, learn.loss, optimizer))(state, laid, jnp.int32(1))
     all_logits = batch.completions.size * vocab
     parameters = vocab * config.d_model

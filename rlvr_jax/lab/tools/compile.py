@@ -22,7 +22,7 @@ from typing import Callable, Iterator, NamedTuple, Optional
 import jax
 import numpy as np
 
-from rlvr_jax import grpo, learner, model, parallel
+from rlvr_jax import batches, grpo, learner, model, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.measure import heldout_names
 from rlvr_jax.grpo import GRPOConfig, Policy
@@ -147,7 +147,7 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
 
     def batch(rows: int, micro_batches: int, old: bool, reference: bool) -> Batch:
         index, numbers = np.repeat(groups, flags.learnt_size)[:rows], np.zeros((rows, length), np.float32)
-        return learner.lay_out(Batch(trained, index.astype(np.int32), numbers.astype(np.int32), numbers > 0,
+        return batches.lay_out(Batch(trained, index.astype(np.int32), numbers.astype(np.int32), numbers > 0,
                                      numbers[:, 0], numbers, numbers if old else None, numbers if reference else None),
                                count, micro_batches)
 
