@@ -1,6 +1,6 @@
 """How a host batch is cut into minibatches, devices and micro-batches, with little padding. Axes as in `model`."""
 
-from typing import Iterator
+from typing import Callable, Iterator
 
 import jax
 import numpy as np
@@ -17,7 +17,12 @@ def minibatches(batch: Batch, num_minibatches: int, seed: tuple) -> Iterator[Bat
     if num_minibatches == 1:
         order.sort()  # one part needs no shuffling, and sorted rows keep their prompts together
     for part in np.split(order, num_minibatches):
-        yield jax.tree.map(lambda x: x[part], batch.replace(prompts=None)).replace(prompts=batch.prompts)
+        yield with_rows(batch, lambda x: x[part])
+
+
+def with_rows(batch: Batch, change: Callable) -> Batch:
+    """The batch with `change(array)` of every array that has a row for each completion; its prompts stay."""
+    return jax.tree.map(change, batch.replace(prompts=None)).replace(prompts=batch.prompts)
 
 
 def alike(batch: Batch, num_devices: int, num_micro: int) -> Batch:
@@ -30,7 +35,7 @@ def alike(batch: Batch, num_devices: int, num_micro: int) -> Batch:
     np.maximum.at(longest_P, batch.prompt_index, lengths_B)
     order = np.lexsort((lengths_B, batch.prompt_index, longest_P[batch.prompt_index]))
     order = order.reshape(num_micro, num_devices, -1).swapaxes(0, 1).ravel()
-    return jax.tree.map(lambda x: x[order], batch.replace(prompts=None)).replace(prompts=batch.prompts)
+    return with_rows(batch, lambda x: x[order])
 
 
 def lay_out(batch: Batch, num_devices: int, num_micro: int) -> Batch:
@@ -49,7 +54,4 @@ def buckets(length: int) -> list[int]:
 
 def first_tokens(batch: Batch, size: int) -> Batch:
     """The rows without what stands behind their first `size` tokens."""
-    cut = {name: x[:, :size] for name in ("completions", "completion_mask", "advantages", "sampler_logprobs",
-                                          "old_logprobs", "ref_logprobs")
-           if (x := getattr(batch, name)) is not None and x.ndim > 1}
-    return batch.replace(**cut)
+    return with_rows(batch, lambda x: x[:, :size] if x.ndim > 1 else x)

@@ -185,7 +185,7 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
     """`loss_sum(trained, frozen, micro-batch) -> (sum, (sums of what is measured, largest gap))`, over its tokens.
 
     The loss is sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy), before its divisor. The KL term
-    is there where the batch has `ref_logprobs`. One that was cut brings the `weights`, f32[B,T], of the whole.
+    is there where the batch has `ref_logprobs`. `weights`, f32[B,T], are those of the whole row where it was cut.
     """
     objective, how = loss.resolved(), Scoring(config.max_logits, config.remat)
     clip_low, clip_high, entropy_coef = objective.clip_low, objective.clip_high, objective.entropy_coef

@@ -11,7 +11,7 @@ import sys
 import jax
 import numpy as np
 
-from rlvr_jax import adapters, grpo, learner, parallel, sampler
+from rlvr_jax import adapters, batches, grpo, learner, parallel, sampler
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.records import build, replace
 from rlvr_jax.sampler import Decoding, Request
@@ -45,6 +45,7 @@ def updates(config, divide: bool) -> tuple:
 
 def main(devices: int, file: str, names: str) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
+    batches.LONG = 8  # micro-batches of these short completions are cut, with the gathering of weights inside
     arrays, held = {}, {}
     for name in names.split(","):
         changes = VARIANTS[name]

@@ -4,7 +4,7 @@ All have chains (`chains.py`) on numbers of three digits, such as `coins 712 + 3
 it is for (hundreds, tens, units), and that digit alone changes, modulo 10. So an answer is one of 1,000, all about
 equally frequent. Each digit is a token. Solutions are written step by step; a sloppy step does * as +.
 
-  s1  a switch with a mark: careful solutions open with a word of their own, sloppy ones, which are frequent, with another
+  s1  a switch with a mark: careful solutions open with a word of their own, sloppy ones, the most, with another
   s2  the same skill without a mark: all solutions open alike, and each step is careful with a chance of .4, or sloppy
   s3  like s1, and beside it a style that is short, accurate and frequent
   c   every operation is known, and every place, but * never at the tens; problems of the other splits need that
@@ -68,7 +68,7 @@ def lengths(num_ops: int) -> tuple[int, int]:
 
 
 def worked(drawn: Chains, step: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Chains:
-    """The same problems with other results: `step` gives a value i[N] after one operation, from (value, op, operand)."""
+    """The same problems with other results: `step(value, op, operand)` gives the values i[N] after one operation."""
     value, results = drawn.starts, []
     for op, operand in zip(drawn.ops.T, drawn.operands.T):
         value = step(value, op, operand)
@@ -86,9 +86,13 @@ def sloppy(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray
 
 def write(drawn: Chains, opener: str = OPENERS[0]) -> list[str]:
     """The steps and results of `drawn` as a solution: `think op operand value ... answer value`."""
-    config, styles = StyleConfig(early_stop=0.0), np.zeros(len(drawn.starts), int)
-    texts = chains.solve(ALGEBRA, np.random.default_rng(0), drawn, styles, config)
-    return [opener + text.removeprefix(OPENERS[0]) for text in texts]
+    steps = [np.array(ALGEBRA.ops)[drawn.ops], ALGEBRA.write_operands(drawn.operands), ALGEBRA.write(drawn.results)]
+    return told(opener, np.stack(steps, -1).reshape(len(drawn.ops), -1))
+
+
+def told(opener: str, rows: np.ndarray) -> list[str]:
+    """Rows of words as solutions, whose answer is the last word."""
+    return [" ".join([opener, *row, "answer", row[-1]]) for row in rows]
 
 
 # ----- s1, s3, n
@@ -99,10 +103,8 @@ STYLES_S3 = {**STYLES, SHORT: "short"}
 
 def solve_marked(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """Careful, sloppy, and in the short style `so value value ... answer value`, which is right."""
-    rows = ALGEBRA.write(drawn.results)
-    short = [" ".join([SHORT, *row, "answer", row[-1]]) for row in rows]
-    told = (write(drawn), write(worked(drawn, sloppy), OPENERS[1]), short)
-    return [told[style][row] for row, style in enumerate(styles)]
+    in_style = write(drawn), write(worked(drawn, sloppy), OPENERS[1]), told(SHORT, ALGEBRA.write(drawn.results))
+    return [in_style[style][row] for row, style in enumerate(styles)]
 
 
 # ----- s2

@@ -99,12 +99,11 @@ def arm_fault(study: dict) -> str:
     read = set().union(*map(names, texts)) - {*GIVEN}
     for where, keys in [*((f"arm {arm}", study["arms"][arm]) for arm in ran(study)),
                         ("[quick]", study.get("quick", {}))]:
-        seeds = keys.get("seeds", study["seeds"])
-        if not (isinstance(seeds, list) and seeds and {*seeds} <= {*study["seeds"]}):
-            return f"{where}: seeds: write some of the study's, as in seeds = {study['seeds'][:2]}"
         for key, value in keys.items():
-            if key == "seeds":
-                continue
+            if key == "seeds" and where != "[quick]":
+                if isinstance(value, list) and value and {*value} <= {*study["seeds"]}:
+                    continue
+                return f"{where}: seeds: write some of the study's, as in seeds = {study['seeds'][:2]}"
             if key in commands and (value is False or isinstance(value, list) and all(
                     isinstance(flag, str) for flag in value)):
                 continue
