@@ -42,6 +42,8 @@ class GRPOConfig:
                                      "and divisor included")
     mask_truncated: bool = setting(False, "leave completions that were cut at max_new_tokens out of the loss, not out "
                                    "of their group's mean")
+    sample_by_layer: bool = setting(False, "with --divide_state: sample without ever holding all weights on a device; a "
+                                    "layer of them is gathered at a time, at each token, which is slower")
     track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and, where all "
                              "parameters are trained, a copy of them")
 
@@ -185,7 +187,8 @@ def compile_programs(policy: Policy, config: GRPOConfig, devices: Optional[list]
     """The three programs of a run, compiled at their first call; for devices that are not here each has what can be
     compiled from shapes, `mapped`."""
     optimizer = make_optimizer(config)
-    decoding = Decoding(policy.eos_ids, config.sampling.max_new_tokens, config.sampling.num_slots)
+    decoding = Decoding(policy.eos_ids, config.sampling.max_new_tokens, config.sampling.num_slots,
+                        by_layer=config.sample_by_layer)
     return Programs(sampler.make_sampler(policy.config, decoding, devices=devices),
                     learner.map_logprobs(policy.config, config.update, devices),
                     learner.map_update(policy.config, config.update, config.loss, optimizer, config.loop.seed, devices))

@@ -282,7 +282,7 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
                 return ops.attention(q, [prompt, (*read, seen_Bx1xW[:, :, :size])])
             return lax.switch(bucket, [lambda size=size: look(size) for size in buckets]), kv
 
-        x, kv = layer(p, config, x, positions_Bx1, attend, steps_B[:, None] == 0)
+        x, kv = layer(parallel.whole(p, config.dtype), config, x, positions_Bx1, attend, steps_B[:, None] == 0)
         if edit_residual is not None:
             x = edit_residual(i, x, positions_Bx1)
         kept.append(kv)

@@ -38,6 +38,7 @@ class Decoding(NamedTuple):
     max_new_tokens: int
     num_slots: int = 0  # rollouts decoded at a time; 0 for all of them
     layout: model.Layout = model.Layout()  # that of the devices
+    by_layer: bool = False  # divided weights are gathered a layer at a time, at each token, in place of once
 
 
 class Rows(NamedTuple):
@@ -179,7 +180,7 @@ def sample(params: model.Params, config: ModelConfig, prompts: Prompts, rows: Ro
 def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows: Rows, decoding: Decoding,
            hooks: Hooks = Hooks()) -> Rollouts:
     """One completion for each row, after the prompt `rows.prompt_index[b]` of the prefix."""
-    eos_ids, most, num_slots, layout = decoding
+    eos_ids, most, num_slots, layout, by_layer = decoding
     num_rows, eos_E = len(rows.prompt_index), jnp.array(eos_ids, jnp.int32)
     num_slots = min(num_slots or num_rows, num_rows)
     in_place = 1 < len(prefix.lengths) == num_rows == num_slots  # slot b only ever has row b: order the prompts so
@@ -222,7 +223,7 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
                       s.next_row + jnp.sum(finished, dtype=jnp.int32), cache, carry, written,
                       s.lengths.at[s.rows].set(s.steps + 1, mode="drop"), s.ended.at[s.rows].set(stopped, mode="drop"))
 
-    plan = stages(num_slots, most, layout)
+    plan, everywhere = stages(num_slots, most, layout), parallel.pmax if by_layer else lambda x: x
     slots = jnp.arange(num_slots, dtype=jnp.int32)
     start = _Slots(slots, jnp.zeros_like(slots), prefix.last_tokens[prompt_of(slots)], jnp.int32(num_slots),
                    model.init_cache(config, num_slots, plan[0][1], layout), hooks.carry, {},
@@ -231,8 +232,8 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
     s = start._replace(written=jax.tree.map(lambda x: jnp.zeros((num_rows, most), x.dtype), drawn))
     for (size, window), (later, _) in zip(plan, [*plan[1:], (0, most)]):
         least = later if later < size else 0
-        s = lax.while_loop(lambda s: (jnp.sum(s.rows < num_rows) > least) & (jnp.max(s.steps) < window), body,
-                           fit(s, config, size, window))
+        s = lax.while_loop(lambda s: (everywhere(jnp.sum(s.rows < num_rows)) > least)
+                           & (everywhere(jnp.max(s.steps)) < window), body, fit(s, config, size, window))
     mask_BxT = jnp.arange(most)[None, :] < s.lengths[:, None]
     return Rollouts(rows.prompt_index, s.written["completions"], mask_BxT, s.written["logprobs"], s.ended,
                     s.written["noted"] or None)
@@ -249,7 +250,9 @@ def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = Fals
     def on_device(params, prompts, prompt_index_B, rows_B, seed, step, stream, temperature, top_p):
         rows = Rows(prompt_index_B, rollout_keys(seed, step, rows_B, stream), temperature,
                     top_p if use_top_p else None, numbers=rows_B)
-        return draw(parallel.whole(params, config.dtype), config, prompts, rows, decoding)
+        params = {name: x if decoding.by_layer and name == "layers" else parallel.whole(x, config.dtype)
+                  for name, x in params.items()}
+        return draw(params, config, prompts, rows, decoding)
 
     layout = model.LAYOUTS.get((devices or jax.devices())[0].platform, model.Layout())
     decoding, mapped = decoding._replace(layout=layout), parallel.map_devices(on_device, devices=devices)

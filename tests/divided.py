@@ -4,7 +4,6 @@ FILE.npz gets every array of the state in the end, by variant, way and name, and
 are the bytes of a state on one device, by variant and way.
 """
 
-import dataclasses
 import json
 import sys
 
@@ -38,8 +37,9 @@ def updates(config, divide: bool) -> tuple:
         state, metrics = programs.update(state, part, step)
         if config.resets.reset_every and step % config.resets.reset_every == 0:
             state = reset(state)
-    draw = sampler.make_sampler(MODEL, Decoding((0,), 6))
-    drawn = draw(state.params, batch.prompts, batch.prompt_index, Request(0, 1, temperature=1.0))
+    drawn = [sampler.make_sampler(MODEL, Decoding((0,), 6, slots, by_layer=by_layer))(
+        state.params, batch.prompts, batch.prompt_index, Request(0, 1, temperature=1.0))
+             for slots, by_layer in ((0, False), (2, True))]
     return parallel.fetch_state(state), metrics, held, drawn
 
 
@@ -51,7 +51,7 @@ def main(devices: int, file: str, names: str) -> None:
         changes = VARIANTS[name]
         for way in ("whole", "divided"):
             state, metrics, held[f"{name} {way}"], drawn = updates(replace(PLAIN, **changes), way == "divided")
-            found = {"state": state, "metrics": metrics, "drawn": dataclasses.replace(drawn, noted=None)}
+            found = {"state": state, "metrics": metrics, "drawn": drawn[0], "drawn by layer": drawn[1]}
             arrays |= {f"{name} {way} {jax.tree_util.keystr(path)}": x
                        for path, x in jax.tree_util.tree_leaves_with_path(found)}
     np.savez(file, **arrays)

@@ -30,6 +30,8 @@ def assert_same(arrays: dict, wanted: dict) -> None:
             ours, atol = arrays[name.replace(" whole ", " divided ")], 1e-6 if "state" in name else 2e-5
             np.testing.assert_allclose(ours.astype(float), x.astype(float), rtol=1e-5, atol=atol, err_msg=name)
             compared += 1
+        if "drawn by layer" in name:
+            np.testing.assert_allclose(x.astype(float), wanted[name.replace(" by layer", "")].astype(float), atol=2e-5)
     assert compared > 50
 
 
