@@ -1,9 +1,10 @@
-"""Measures decoding and the update on SmolLM2-135M's shapes (random weights), side by side with torch + transformers.
+"""Measures sampling, the update and whole steps on SmolLM2-135M's shapes (random weights), and what share of the
+machine's peak they use.
 
-  python -m scripts.bench --out=results/bench_cpu.md
+  python -m scripts.bench
+  python -m scripts.bench --against=transformers,trl --out=results/bench_cpu.md
 
-The comparison needs the extra `parity`; without it our own figures are printed. Each pair alternates, ours then
-theirs, and ratios are of the medians.
+Others are timed in turn with this program, each in a process of its own; they are in the extra `parity`.
 """
 
 import pathlib

@@ -1,169 +1,207 @@
-"""Times sampling and the update beside torch + transformers, in one process."""
+"""Times sampling, the update and whole GRPO steps beside other programs, and how much of the machine's peak is useful.
 
-import importlib.util
+Every side is a process of its own. They are asked in turn, once to warm up and then `repeats` times; medians count.
+Useful are 2 FLOPs a parameter for a sampled token and 6 for one that is learnt from. Attention, what is computed twice,
+padding and waiting slots count for nothing, so that the share of the peak says what is left to gain.
+"""
+
+import collections
+import glob
+import multiprocessing
+import pathlib
+import re
+import resource
 import statistics
 import time
-from typing import Callable, Optional
+from typing import Optional
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rlvr_jax import logprobs, model, sampler
-from rlvr_jax.logprobs import Scoring
-from rlvr_jax.model import ModelConfig
-from rlvr_jax.records import Batch, Prompts, checked, setting
+from rlvr_jax import batches, model, sampler
+from rlvr_jax.errors import UserError
+from rlvr_jax.lab.tools import bench_peers
+from rlvr_jax.lab.tools.bench_work import MOVED, PEAK, BenchConfig, Case, Ours, cases, numbers, shape_of, tail_lengths
+from rlvr_jax.records import Batch, Prompts, replace
 from rlvr_jax.runs.flags import flag_lines
 from rlvr_jax.runs.log import progress
-from rlvr_jax.runs.machine import MachineConfig
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.runs.origin import commit
 
-ROWS, TOKENS = 16, 128  # of the update
+SIDES = {"ours": Ours, **bench_peers.PEERS}
 
 
-@checked
-class BenchConfig:
-    """Side-by-side timings."""
+def serve(side: str, config: BenchConfig, connection) -> None:
+    """Answers (case, config) with the seconds of a call, None where the side has no such case; the first call of a case
+    is preceded by one that is not timed. None is answered with the most gigabytes that the process took."""
+    made, calls = SIDES[side](config), {}
+    while (asked := connection.recv()) is not None:
+        if asked not in calls:
+            calls = {key: call for key, call in calls.items() if key[1] == asked[1]}  # those of other settings take room
+            calls[asked] = made.make(*asked)
+            if calls[asked]:
+                calls[asked]()
+        begun = time.perf_counter()
+        if calls[asked]:
+            calls[asked]()
+        connection.send(calls[asked] and time.perf_counter() - begun)
+    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
 
-    machine: MachineConfig = MachineConfig()
-    out: str = setting("", "Markdown file for the table; empty: only print")
-    repeats: int = setting(5, "timed runs of each side, alternating; the median is reported", minimum=1)
-    rollouts: int = setting(64, "completions decoded together from one prompt", minimum=1)
-    prompt_tokens: int = setting(64, "length of the prompt", minimum=1)
-    new_tokens: int = setting(64, "tokens decoded for each completion", minimum=2)
-    num_layers: int = setting(30, "layers; 30 is SmolLM2-135M", minimum=1)
+
+class Sides:
+    """The processes, by name."""
+
+    def __init__(self, names: list[str], config: BenchConfig):
+        context = multiprocessing.get_context("spawn")  # JAX and torch do not survive a fork
+        self.ends = {}
+        for name in names:
+            self.ends[name], theirs = context.Pipe()
+            context.Process(target=serve, args=(name, config, theirs), daemon=True).start()
+            theirs.close()
+
+    def ask(self, name: str, question) -> Optional[float]:
+        """The answer. UserError where the process has ended."""
+        try:
+            self.ends[name].send(question)
+            return self.ends[name].recv()
+        except (EOFError, OSError):
+            raise UserError(f"--against={name}: it failed, as said above" if name != "ours" else "the timing failed, as "
+                            "said above") from None
+
+    def timed(self, case: str, config: BenchConfig) -> dict[str, Optional[float]]:
+        """Median seconds of each side, asked in turn."""
+        asked = [{name: self.ask(name, (case, config)) for name in self.ends} for _ in range(config.repeats)]
+        return {name: None if asked[0][name] is None else statistics.median(one[name] for one in asked)
+                for name in self.ends}
+
+
+# ----- what the figures mean
+
+
+def lost(config: BenchConfig, seconds: dict[str, float]) -> dict[str, float]:
+    """Shares of the work that no one asked for, and of a step's time that is the host's."""
+    (layers, head), lengths, devices = numbers(config), tail_lengths(config), config.machine.host_devices
+    again = 2 * head + 2 * layers * config.remat
+    parts = len(lengths) // config.micro_rows // devices
+    mask = np.arange(lengths.max())[None] < lengths[:, None]
+    nothing = np.zeros(len(lengths), np.int32)
+    batch = batches.lay_out(batches.alike(Batch(Prompts(nothing[:1, None], nothing[:1] + 1), nothing, mask, mask,
+                                                nothing), devices, parts), devices, parts)
+    longest = (batch.completion_mask.any((0, 2)) * (np.arange(lengths.max()) + 1)).max(-1)
+    cut = [min(size for size in batches.buckets(lengths.max()) if size >= x) for x in longest]
+    slots = sum(slot_rounds(part) for part in np.split(lengths, devices))
+    return {"of the update, computed twice (the head, and layers with --remat)": again / (again + 6 * (layers + head)),
+            "of the long tail's update, padding": 1 - lengths.sum() / (config.micro_rows * devices * sum(cut)),
+            "of the long tail's sampling, slots that wait": 1 - lengths.sum() / slots,
+            "of a step's time, neither sampling nor update": 1 - (seconds["sampling"] + seconds["update"])
+            / seconds["step"]}
+
+
+def slot_rounds(lengths: np.ndarray) -> int:
+    """Tokens that `sampler.decode` computes for completions that all have a slot, those of waiting slots with them."""
+    layout = model.LAYOUTS.get(jax.default_backend(), model.Layout())
+    sizes = {size for size, _ in sampler.stages(len(lengths), int(lengths.max()), layout)}
+    return sum(min(size for size in sizes if size >= (lengths > t).sum()) for t in range(lengths.max()))
+
+
+def decoded_bytes(config: BenchConfig) -> int:
+    """That decoding all tokens after the first reads at least: weights, and the cache up to the farthest token."""
+    shape = shape_of(config)
+    token = 2 * 4 * shape.num_layers * shape.num_kv_heads * shape.head_dim
+    cache = token * config.rollouts * sum(range(2, config.new_tokens + 1))
+    return cache + 4 * sum(numbers(config)) * (config.new_tokens - 1)
+
+
+def exponents(sides: Sides, config: BenchConfig) -> str:
+    """How the cost of sampling and update grows: slopes of log seconds over the log of what is halved and doubled."""
+    rows = []
+    for name in ("rollouts", "new_tokens", "num_layers"):
+        value = getattr(config, name)
+        values = [value // 2, value, value * 2] if value > 1 else [1, 2]
+        timed = [[sides.ask("ours", (case, replace(config, **{name: x}))) for case in ("sampling", "update")]
+                 for x in values]
+        slopes = np.polyfit(np.log(values), np.log(timed), 1)[0]
+        rows.append([f"--{name}", ", ".join(map(str, values)), *(f"{x:.2f}" for x in slopes)])
+    return markdown_table(["what grows", "to", "sampling", "update"], rows)
+
+
+def operations(folder: str) -> str:
+    """The operations of the newest trace of a folder, by kind, with their seconds and share."""
+    newest = max(glob.glob(f"{folder}/**/*.xplane.pb", recursive=True), key=lambda x: pathlib.Path(x).stat().st_mtime)
+    spent: dict[str, float] = collections.Counter()
+    for plane in jax.profiler.ProfileData.from_file(newest).planes:
+        for line in plane.lines:
+            for event in line.events:
+                kind = re.sub(r"[.\d]+$", "", event.name)
+                if "hlo_op" in dict(event.stats) and kind not in ("while", "conditional", "call"):
+                    spent[kind] += event.duration_ns / 1e9
+    return markdown_table(["operation", "seconds, of all threads", "share"],
+                          [[kind, f"{x:.2f}", f"{x / sum(spent.values()):.0%}"] for kind, x in spent.most_common(15)])
+
+
+# ----- the page
 
 
 def run(config: BenchConfig) -> str:
-    """A Markdown table of medians and ratios."""
-    shapes = ModelConfig(vocab_size=49_152, num_layers=config.num_layers, d_model=576, num_heads=9, num_kv_heads=3,
-                         head_dim=64, d_ff=1536, max_seq_len=2048)
-    params = jax.jit(model.init_params, static_argnums=1)(jax.random.key(0), shapes)
-    theirs = TorchModel(shapes) if importlib.util.find_spec("transformers") else None
-    prompt = np.random.default_rng(0).integers(0, 49_152, config.prompt_tokens)
-    tokens = config.rollouts * config.new_tokens
-
-    def samplers(new_tokens):
-        return (our_sampler(shapes, params, prompt, config.rollouts, new_tokens),
-                theirs and theirs.sampler(prompt, config.rollouts, new_tokens))
-
-    pairs = {
-        f"sampling {config.rollouts} x {config.new_tokens} tokens after one {config.prompt_tokens}-token prompt":
-            samplers(config.new_tokens),
-        "of that, the first token (prefill)": samplers(1),
-        f"update, forward and backward, {ROWS} rows x {TOKENS} tokens":
-            (our_gradient(shapes, params, 1), theirs and theirs.gradient(shapes)),
-        f"the same rows with their {TOKENS // 2}-token prompt shared":
-            (our_gradient(shapes, params, TOKENS // 2), theirs and theirs.gradient(shapes)),
-    }
-    timed = {}
-    with progress(len(pairs), what="bench", unit="pair") as bar:
-        for name, pair in pairs.items():
-            timed[name] = alternate(pair, config.repeats)
+    """A Markdown page of medians, shares and ratios. UserError for completions that do not divide."""
+    for flag in ("rollouts", "tail_rollouts"):
+        if getattr(config, flag) % (config.micro_rows * config.machine.host_devices):
+            raise UserError(f"--{flag}={getattr(config, flag)} is not a multiple of --micro_rows x --host_devices = "
+                            f"{config.micro_rows} x {config.machine.host_devices}")
+    names, listed = ["ours", *filter(None, config.against.split(","))], cases(config)
+    sides, timed = Sides(names, config), {}
+    with progress(len(listed) + 2, what="bench", unit="case") as bar:
+        for name in ("peak", "bandwidth", *listed):
+            timed[name] = sides.timed(name, config)
             bar.update()
-    (whole, first), names = list(timed.values())[:2], list(timed)
-    decode = [None if b is None else a - b for a, b in zip(whole, first)]
-    rows = [(names[0], *whole), ("of that, decoding after the first token", *decode)]
-    rows += [(name, *timed[name]) for name in names[2:]]
-    lines = ["# Sampling and update against torch + transformers", "",
-             f"SmolLM2-135M shapes, {config.num_layers} layers, float32, random weights. {versions()} Matmul peak "
-             f"measured in the same run: {matmul_peak():.0f} GFLOP/s.", "",
-             markdown_table(["what", "ours, s", "theirs, s", "theirs / ours"],
-                            [[name, f"{a:.2f}", *(("-", "-") if b is None else (f"{b:.2f}", f"{b / a:.2f}"))]
-                             for name, a, b in rows]),
-             "", f"Ours end to end: {tokens / whole[0]:.0f} tokens/s; decoding alone: "
-             f"{tokens * (1 - 1 / config.new_tokens) / decode[0]:.0f} tokens/s.", "",
-             f"`{command(config)}`, commit {commit()}; medians of {config.repeats} alternating runs.", ""]
-    return "\n".join(lines)
+    more = []
+    if config.exponents:
+        more.append(exponents(sides, config))
+    if config.profile:
+        sides.ask("ours", ("profile", config))
+        more.append(operations(config.profile))
+    return page(config, timed, {name: sides.ask(name, None) for name in names}, more)
+
+
+def page(config: BenchConfig, timed: dict, memory: dict[str, float], more: list[str]) -> str:
+    """`timed` has the seconds of each side, by case; `memory` gigabytes by side."""
+    ours = {case: seconds["ours"] for case, seconds in timed.items()}
+    flops, listed, peers = PEAK / ours["peak"], cases(config), list(memory)[1:]
+    bytes_a_second, active = 2 * MOVED / ours["bandwidth"], sum(numbers(config))
+    decode = {side: None if timed["sampling"][side] is None else timed["sampling"][side] - timed["first"][side]
+              for side in memory}
+    tokens = config.rollouts * (config.new_tokens - 1)
+    shown = [(listed[case], timed[case]) for case in listed]
+    shown.insert(2, (Case("of that, decoding after the first token", tokens), decode))
+    rows = []
+    for case, seconds in shown:
+        useful = active * (2 * case.sampled + 6 * case.learnt)
+        mine = seconds["ours"]
+        rows.append([case.says, f"{mine:.2f}", f"{(case.sampled or case.learnt) / mine:.0f}", f"{useful / mine / flops:.0%}",
+                     *(cell for peer in peers for cell in
+                       (("-", "-") if seconds[peer] is None else (f"{seconds[peer]:.2f}", f"{seconds[peer] / mine:.2f}")))])
+    header = ["what", "seconds", "tokens/s", "useful share of peak", *(cell for peer in peers for cell in
+                                                                       (f"{peer}, seconds", f"{peer} / ours"))]
+    read = decoded_bytes(config) / decode["ours"] / bytes_a_second
+    return "\n\n".join([
+        "# Sampling, update and whole steps" + (f" against {', '.join(peers)}" if peers else ""),
+        f"SmolLM2-135M shapes, {config.num_layers} layers, float32, random weights. {here(peers)}\n"
+        f"Peak: {flops / 1e9:.0f} GFLOP/s in products of a micro-batch's feed-forward layers; bandwidth: "
+        f"{bytes_a_second / 1e9:.0f} GB/s.\nUseful are 2 FLOPs a parameter for a sampled token, 6 for one that is learnt "
+        "from.", markdown_table(header, rows),
+        f"Decoding reads {read:.0%} of what the bandwidth allows, weights and cache counted once a token.\n"
+        f"Most memory, GB: " + ", ".join(f"{name} {x:.1f}" for name, x in memory.items()) + ".",
+        markdown_table(["share", ""], [[name, f"{x:.0%}"] for name, x in lost(config, ours).items()]),
+        *more, f"`{command(config)}`, commit {commit()}; medians of {config.repeats} calls in turn."]) + "\n"
 
 
 def command(config: BenchConfig) -> str:
     """The command with all its flags, so that later defaults do not change it; without those that name files."""
-    flags = [line for line in flag_lines(config) if not line.startswith(("--out=", "--compilation_cache="))]
+    flags = [line for line in flag_lines(config) if not line.startswith(("--out=", "--compilation_cache=", "--profile="))]
     return " ".join(["python -m scripts.bench", *flags])
 
 
-def alternate(pair, repeats: int) -> tuple[float, Optional[float]]:
-    """Median seconds of each of two functions, called in turn after one warm-up each."""
-    seconds: tuple = ([], [])
-    for i in range(repeats + 1):
-        for fn, mine in zip(pair, seconds):
-            if fn is not None:
-                start = time.perf_counter()
-                fn()
-                if i:
-                    mine.append(time.perf_counter() - start)
-    return tuple(statistics.median(mine) if mine else None for mine in seconds)
-
-
-def matmul_peak() -> float:
-    """GFLOP/s of a large float32 product."""
-    size = 2048
-    x = jnp.ones((size, size))
-    product = jax.jit(jnp.matmul)
-    seconds, _ = alternate((lambda: product(x, x).block_until_ready(), None), 10)
-    return 2 * size**3 / seconds / 1e9
-
-
-def versions() -> str:
-    text = f"jax {jax.__version__} on {jax.devices()[0].device_kind}"
-    if importlib.util.find_spec("transformers"):
-        import torch
-        import transformers
-        text += (f", torch {torch.__version__} with {torch.get_num_threads()} threads, transformers "
-                 f"{transformers.__version__}")
-    return text + "."
-
-
-def our_sampler(shapes: ModelConfig, params, prompt, count: int, new_tokens: int) -> Callable:
-    prompts = Prompts(jnp.array(prompt, jnp.int32)[None], jnp.array([len(prompt)], jnp.int32))
-    rows = sampler.Rows(jnp.zeros(count, jnp.int32), sampler.rollout_keys(0, 0, jnp.arange(count)))
-    decoding = sampler.Decoding((), new_tokens)
-    sample = jax.jit(lambda params: sampler.sample(params, shapes, prompts, rows, decoding))
-    return lambda: jax.block_until_ready(sample(params))
-
-
-def our_gradient(shapes: ModelConfig, params, prompt_tokens: int) -> Callable:
-    """Gradient of the mean log-probability of the rows' tokens after the prompt, which all rows share."""
-    rng = np.random.default_rng(0)
-    prompts = Prompts(jnp.array(rng.integers(0, 49_152, (1, prompt_tokens)), jnp.int32), jnp.array([prompt_tokens]))
-    completions = jnp.array(rng.integers(0, 49_152, (ROWS, TOKENS + (prompt_tokens == 1) - prompt_tokens)), jnp.int32)
-    batch = Batch(prompts, jnp.zeros(ROWS, jnp.int32), completions, jnp.ones_like(completions, bool), jnp.ones(ROWS))
-
-    @jax.jit
-    def gradient(params):
-        return jax.grad(lambda p: -jnp.mean(
-            logprobs.completion_logprobs(p, shapes, batch, 1.0, Scoring(remat=True))[0]))(params)
-
-    return lambda: jax.block_until_ready(gradient(params))
-
-
-class TorchModel:
-    """The same shapes in transformers, as its users run it."""
-
-    def __init__(self, shapes: ModelConfig):
-        import torch
-        import transformers
-
-        self.torch = torch
-        self.model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-            vocab_size=shapes.vocab_size, hidden_size=shapes.d_model, intermediate_size=shapes.d_ff,
-            num_hidden_layers=shapes.num_layers, num_attention_heads=shapes.num_heads,
-            num_key_value_heads=shapes.num_kv_heads, max_position_embeddings=shapes.max_seq_len,
-            tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=0)).eval()
-
-    def sampler(self, prompt, count: int, new_tokens: int) -> Callable:
-        ids = self.torch.tensor(np.array(prompt))[None]
-        def generate():
-            with self.torch.no_grad():
-                self.model.generate(ids, attention_mask=self.torch.ones_like(ids), do_sample=True, temperature=1.0,
-                                    top_k=0, num_return_sequences=count, max_new_tokens=new_tokens)
-        return generate
-
-    def gradient(self, shapes: ModelConfig) -> Callable:
-        ids = self.torch.tensor(np.random.default_rng(0).integers(0, shapes.vocab_size, (ROWS, TOKENS)))
-        def backward():
-            self.model.zero_grad()
-            self.model(ids, labels=ids).loss.backward()
-        return backward
+def here(peers: list[str]) -> str:
+    cpu = pathlib.Path("/proc/cpuinfo")
+    kind = "" if not cpu.is_file() else ", with AVX-512" if "avx512f" in cpu.read_text() else ", without AVX-512"
+    return ", ".join([f"jax {jax.__version__} on {jax.devices()[0].device_kind}{kind}", *map(bench_peers.version, peers)]) + "."

@@ -7,7 +7,7 @@ after the other. Of a choice the largest counts, or the mean by `weights`, where
 
 import math
 import re
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 WIDTH = {"pred": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # no workspace, s8
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "async-update",
@@ -75,24 +75,39 @@ def size(shape: str) -> int:
                if not re.search(r"S\([1-9]", layout))
 
 
+def arrays(shape: str) -> list[str]:
+    return re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", shape)
+
+
 def called(line: Line, names: str) -> list[str]:
     """The computations that it names under these attributes, a pattern."""
     found = re.findall(rf"\b(?:{names})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", line.rest)
     return [name.strip(" %") for several, one in found for name in (several or one).split(",")]
 
 
+def under_way(line: Line) -> Optional[tuple[set[int], set[int]]]:
+    """(outputs, operands) that a fusion of a TPU only hands on, as a collective goes on beside it; None of others."""
+    if line.kind != "fusion" or not re.search("async.collective", line.name + called(line, "calls")[0]):
+        return None
+    return tuple({int(x) for x in re.findall(place, line.rest)} for place in (r"\{(\d+)\}: \(", r"\{\d*\}: \((\d+)"))
+
+
 def traffic(computations: dict) -> Callable:
     """The bytes that a line of a computation moves. Of an array that is sliced, or written in part, only the parts do,
-    in a fusion as well."""
+    in a fusion as well. What a collective moves that goes on beside others counts when it is done."""
     def root(where: dict) -> Line:
         return next(line for line in where.values() if line.root)
 
     def read(where: dict, line: Line, place: int) -> int:
-        whole = size(where[line.operands[place]].shape)
+        whole, handed = size(where[line.operands[place]].shape), under_way(line)
+        if handed and (place in handed[1] or line.name.startswith("async-collective-start")):
+            return 0
         if line.kind == "fusion":
             inner = computations[called(line, "calls")[0]]
             return min(whole, uses(inner, next(x.name for x in inner.values()
                                                if x.kind == "parameter" and x.rest.startswith(f"{place})"))))
+        if line.kind == "slice-start":
+            return size(re.sub(r"S\(\d+\)", "", arrays(line.shape)[1]))
         if place == 0 and line.kind in ("dynamic-slice", "slice", "gather"):
             return size(line.shape)
         return 0 if line.kind.endswith("-done") or place == 0 and line.kind in (
@@ -103,6 +118,10 @@ def traffic(computations: dict) -> Callable:
                    for line in where.values() for place, operand in enumerate(line.operands) if operand == name)
 
     def written(where: dict, line: Line) -> int:
+        handed = under_way(line)
+        if handed and not line.name.startswith("async-collective-done"):
+            return sum(size(x) for i, x in enumerate(arrays(line.shape)) if i not in handed[0]
+                       and not line.name.startswith("async-collective-start"))
         if line.kind == "fusion":
             inner = computations[called(line, "calls")[0]]
             return min(size(line.shape), written(inner, root(inner)))

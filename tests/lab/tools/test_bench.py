@@ -2,17 +2,86 @@
 
 import re
 
-from rlvr_jax.lab.tools import bench
+import jax
+import numpy as np
+import pytest
+
+from rlvr_jax.errors import UserError
+from rlvr_jax.lab.tools import bench, bench_work
+from rlvr_jax.lab.tools.bench_work import BenchConfig
+from rlvr_jax.records import build
+
+from fixtures import TINY
+
+SMALL = build(BenchConfig, num_layers=1, repeats=3, rollouts=4, new_tokens=5, prompt_tokens=3, micro_rows=2,
+              tail_rollouts=16, tail_tokens=64, host_devices=jax.device_count(), out="FILE.md")
 
 
-def test_the_command_beside_the_table_has_every_flag_that_the_figures_depend_on(monkeypatch):
-    seconds = iter([4.0, 1.0, 2.0, 2.0])
-    monkeypatch.setattr(bench, "alternate", lambda pair, repeats: (next(seconds), None))
-    monkeypatch.setattr(bench, "matmul_peak", lambda: 1.0)
-    for name in ("our_sampler", "our_gradient"):
-        monkeypatch.setattr(bench, name, lambda *_: None)
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)  # no transformers beside us
-    text = bench.run(bench.BenchConfig(num_layers=1, repeats=3, rollouts=2, new_tokens=25, out="FILE.md"))
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(bench_work, "shape_of", lambda config: TINY)
+    monkeypatch.setattr(bench_work, "prompt_of", lambda config: np.arange(1, 4))
+
+
+def test_the_page_says_shares_and_ratios_and_a_command_with_every_flag_that_they_depend_on(monkeypatch):
+    monkeypatch.setattr(bench.bench_peers, "version", "{} 1.2".format)
+    seconds = {"peak": 0.1, "bandwidth": 0.25, "sampling": 5.0, "first": 1.0, "update": 2.0, "step": 8.0, "rows": 1.0,
+               "shared": 1.0, "tail": 1.0, "tail_update": 1.0}
+    theirs = {name: 3 * x for name, x in seconds.items()} | {"step": None}
+    timed = {name: {"ours": x, "transformers": theirs[name]} for name, x in seconds.items()}
+    text = bench.page(SMALL, timed, {"ours": 1.0, "transformers": 2.5}, ["| more |"])
+    parameters = 576 * (2 * 576 + 2 * 192) + 3 * 576 * 1536 + 49_152 * 576  # of one layer and the head
+    assert "Peak: 1000 GFLOP/s" in text and "bandwidth: 4 GB/s" in text and ", transformers 1.2." in text and "ours 1.0, transformers 2.5." in text
+    rows = {cells[0].strip(): cells[1:] for line in text.splitlines() if len(cells := line.strip("|").split("|")) > 5}
+    whole = [cell.strip() for cell in rows["sampling 4 x 5 tokens after one prompt of 3"]]
+    assert whole == ["5.00", "4", f"{20 * 2 * parameters / 5 / 1e12:.0%}", "15.00", "3.00"]
+    assert [cell.strip() for cell in rows["of that, decoding after the first token"]][::3] == ["4.00", "12.00"]
+    assert [cell.strip() for cell in rows["a whole GRPO step of both"]][-2:] == ["-", "-"]
+    assert "| of a step's time, neither sampling nor update | 12% |" in text and "| more |" in text
     command, = re.findall("`(python -m scripts.bench .*)`", text)
-    assert set(command.split()[3:]) == {"--num_layers=1", "--repeats=3", "--rollouts=2", "--new_tokens=25",
-                                        "--prompt_tokens=64", "--host_devices=1"}
+    assert "--out" not in command and "--num_layers=1" in command and f"--host_devices={jax.device_count()}" in command
+
+
+def test_completions_of_the_long_tail_have_the_lengths_that_are_counted(tiny, monkeypatch):
+    kept = []
+    sample = bench_work.sampler.make_sampler
+
+    def noticing(*args, **changes):
+        draw = sample(*args, **changes)
+        return lambda *asked: kept.append(draw(*asked)) or kept[-1]
+    monkeypatch.setattr(bench_work.sampler, "make_sampler", noticing)
+    bench_work.Ours(SMALL).make("tail", SMALL)()
+    lengths, wanted = kept[0].completion_mask.sum(-1), bench_work.tail_lengths(SMALL)
+    assert (lengths <= wanted).all() and (lengths == wanted).mean() > 0.5  # some end sooner, by chance
+    assert bench_work.cases(SMALL)["tail"].sampled == wanted.sum()
+
+
+@pytest.mark.parametrize("name", ["update", "step", "rows"])
+def test_a_case_can_be_called_again(tiny, monkeypatch, name):
+    monkeypatch.setattr(bench_work, "TOKENS", 8)
+    call = bench_work.Ours(SMALL).make(name, SMALL)
+    for _ in range(2):
+        call()
+
+
+def test_waiting_slots_and_padding_are_counted(monkeypatch):
+    """32 slots, of which 8 are left when no more are busy."""
+    lengths = np.array([3] * 30 + [7, 64])
+    monkeypatch.setattr(bench, "tail_lengths", lambda config: lengths)
+    layout = bench.model.LAYOUTS.get("cpu")
+    assert layout.shrinks and bench.slot_rounds(lengths) == 32 * 3 + 8 * 61
+    one = build(BenchConfig, num_layers=1, micro_rows=2, tail_rollouts=32)
+    shares = bench.lost(one, {"sampling": 1.0, "update": 1.0, "step": 4.0})
+    padding, = [share for name, share in shares.items() if "padding" in name]
+    assert padding == 1 - lengths.sum() / (2 * (16 * 15 + 64)) and list(shares.values())[-1] == 0.5
+
+
+def test_an_operation_of_a_trace_is_named(tmp_path):
+    with jax.profiler.trace(str(tmp_path)):
+        jax.jit(lambda x: jax.numpy.sort(x @ x))(np.ones((64, 64))).block_until_ready()
+    assert re.search(r"^\| sort .* \| \d+% \|$", bench.operations(str(tmp_path)), re.M)
+
+
+def test_completions_that_do_not_divide_are_refused():
+    with pytest.raises(UserError, match="--rollouts=10 is not a multiple of --micro_rows x --host_devices = 4 x 1"):
+        bench.run(build(BenchConfig, rollouts=10, micro_rows=4))

@@ -208,6 +208,46 @@ def test_bytes_are_those_of_parts_and_of_the_devices_memory(weights, share, kern
     assert found.kernels == 28 * (3 + kernels) and found.step_kernels == 0
 
 
+GATHERING = """
+%begin (a.0: bf16[8,64]) -> (bf16[8,64], bf16[64,64], u32[]) {
+  %a.0 = bf16[8,64]{1,0} parameter(0)
+  %a.1 = bf16[64,64]{1,0} all-gather(%a.0), dimensions={0}
+  ROOT %a.2 = (bf16[8,64]{1,0}, bf16[64,64]{1,0}, u32[]{:S(2)}) custom-call(%a.1), custom_call_target="AsyncCollectiveStart"
+}
+%async_collective_fusion.7 (b.0: bf16[8,64], b.1: bf16[64,64], b.2: f32[16]) -> (f32[16], bf16[8,64], bf16[64,64]) {
+  %b.0 = bf16[8,64]{1,0} parameter(0)
+  %b.1 = bf16[64,64]{1,0} parameter(1)
+  %b.2 = f32[16]{0} parameter(2)
+  %b.3 = bf16[64,64]{1,0} all-gather(%b.0), dimensions={0}
+  %b.4 = f32[16]{0} negate(%b.2)
+  ROOT %b.5 = (f32[16]{0}, bf16[8,64]{1,0}, bf16[64,64]{1,0}) tuple(%b.4, %b.0, %b.3)
+}
+%end (c.0: bf16[8,64], c.1: bf16[64,64]) -> bf16[64,64] {
+  %c.0 = bf16[8,64]{1,0} parameter(0)
+  %c.1 = bf16[64,64]{1,0} parameter(1)
+  ROOT %c.2 = bf16[64,64]{1,0} custom-call(%c.0, %c.1), custom_call_target="AsyncCollectiveDone"
+}
+ENTRY %main (w: bf16[8,64], x: f32[16]) -> bf16[64,64] {
+  %w = bf16[8,64]{1,0} parameter(0)
+  %x = f32[16]{0} parameter(1)
+  %async-collective-start = (bf16[8,64]{1,0}, bf16[64,64]{1,0}, u32[]{:S(2)}) fusion(%w), output_to_operand_aliasing={{0}: (0, {})}, calls=%begin
+  %g.0 = bf16[8,64]{1,0} get-tuple-element(%async-collective-start), index=0
+  %g.1 = bf16[64,64]{1,0} get-tuple-element(%async-collective-start), index=1
+  %fusion.7 = (f32[16]{0}, bf16[8,64]{1,0}, bf16[64,64]{1,0}) fusion(%g.0, %g.1, %x), output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, calls=%async_collective_fusion.7
+  %h.0 = bf16[8,64]{1,0} get-tuple-element(%fusion.7), index=1
+  %h.1 = bf16[64,64]{1,0} get-tuple-element(%fusion.7), index=2
+  %slice-start = ((f32[16]{0}), f32[4]{0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:4]}
+  %slice-done = f32[4]{0:S(1)} slice-done(%slice-start)
+  ROOT %async-collective-done = bf16[64,64]{1,0} fusion(%h.0, %h.1), output_to_operand_aliasing={{}: (1, {})}, calls=%end
+}
+"""
+
+
+def test_a_collective_beside_other_work_is_counted_when_it_is_done():
+    """What is computed meanwhile reads and writes 16 numbers; the collective reads a part, and writes the whole."""
+    assert cost.counted(GATHERING, [], []).bytes == 2 * 16 * 4 + 4 * 4 + 2 * (8 * 64 + 64 * 64)
+
+
 # ----- what is said of a chip
 
 

@@ -1,0 +1,196 @@
+"""What `bench` times: the cases, and this program's side of them."""
+
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlvr_jax import grpo, logprobs, model, parallel, sampler
+from rlvr_jax.grpo import GRPOConfig, Policy
+from rlvr_jax.logprobs import Scoring
+from rlvr_jax.model import ModelConfig
+from rlvr_jax.records import Batch, Prompts, build, checked, setting
+from rlvr_jax.runs.machine import MachineConfig
+
+PEERS = ("transformers", "trl")  # of `bench_peers`
+ROWS, TOKENS = 16, 128  # of the gradients
+END = 0  # the token that ends completions
+PEAK = 1e11  # FLOPs of the products by which the peak is measured
+MOVED = 2**29  # bytes that are read, and written, to measure the bandwidth
+
+
+@checked
+class BenchConfig:
+    """Side-by-side timings."""
+
+    machine: MachineConfig = MachineConfig()
+    out: str = setting("", "Markdown file for the table; empty: only print")
+    against: str = setting("", "other programs to time in turn with this one, joined by commas; they are installed by the "
+                           "extra `parity`", lambda: PEERS, listed=True)
+    repeats: int = setting(5, "timed calls of each side, in turn; the median is reported", minimum=1)
+    rollouts: int = setting(64, "completions of one prompt in a step", minimum=1)
+    prompt_tokens: int = setting(64, "length of the prompt", minimum=1)
+    new_tokens: int = setting(64, "tokens of each completion", minimum=2)
+    micro_rows: int = setting(16, "completions of a micro-batch of the update", minimum=1)
+    remat: bool = setting(True, "recompute layers in the backward pass, here and in the others")
+    tail_rollouts: int = setting(128, "completions of the long tail", minimum=1)
+    tail_tokens: int = setting(256, "tokens of its longest completion; the median is an eighth of it", minimum=8)
+    num_layers: int = setting(30, "layers; 30 is SmolLM2-135M", minimum=1)
+    exponents: bool = setting(False, "time halves and doubles too, and fit how the cost grows with completions, their "
+                              "length and layers")
+    profile: str = setting("", "folder for a trace of one update and one call of the sampler; the operations where "
+                           "the time goes are added to the table")
+
+
+class Case(NamedTuple):
+    """What a call does."""
+
+    says: str
+    sampled: int = 0  # tokens drawn
+    learnt: int = 0  # tokens learnt from
+
+
+def cases(config: BenchConfig) -> dict[str, Case]:
+    tokens, tail = config.rollouts * config.new_tokens, tail_lengths(config)
+    long = f"{config.tail_rollouts} completions, median {int(np.median(tail))}, longest {tail.max()} tokens"
+    return {
+        "sampling": Case(f"sampling {config.rollouts} x {config.new_tokens} tokens after one prompt of "
+                         f"{config.prompt_tokens}", tokens),
+        "first": Case("of that, the first token (prefill)", config.rollouts),
+        "update": Case("update on them", 0, tokens),
+        "step": Case("a whole GRPO step of both", tokens, tokens),
+        "rows": Case(f"gradient of {ROWS} x {TOKENS} tokens, separate rows", 0, ROWS * TOKENS),
+        "shared": Case(f"the same, their {TOKENS // 2}-token prompt shared", 0, ROWS * TOKENS // 2),
+        "tail": Case(f"sampling {long}", int(tail.sum())),
+        "tail_update": Case("update on these", 0, int(tail.sum())),
+    }
+
+
+def shape_of(config: BenchConfig) -> ModelConfig:
+    """SmolLM2-135M's shapes, with so many layers."""
+    return ModelConfig(vocab_size=49_152, num_layers=config.num_layers, d_model=576, num_heads=9, num_kv_heads=3,
+                       head_dim=64, d_ff=1536, max_seq_len=2048)
+
+
+def numbers(config: BenchConfig) -> tuple[int, int]:
+    """Parameters that a token is multiplied with: (in the layers, in the head)."""
+    shape = shape_of(config)
+    shapes = jax.eval_shape(lambda: model.init_params(jax.random.key(0), shape))
+    return sum(x.size for x in jax.tree.leaves(shapes["layers"]) if x.ndim == 3), shape.vocab_size * shape.d_model
+
+
+def prompt_of(config: BenchConfig) -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 49_152, config.prompt_tokens)
+
+
+def tail_lengths(config: BenchConfig) -> np.ndarray:
+    """Lengths whose logarithm is normal, i[rows]."""
+    drawn = np.random.default_rng(0).normal(np.log(config.tail_tokens / 8), 1.0, config.tail_rollouts)
+    return np.clip(np.exp(drawn), 1, config.tail_tokens).astype(int)
+
+
+class Ours:
+    """This program's side. Parameters are kept between cases; the state is that of the last update."""
+
+    def __init__(self, config: BenchConfig):
+        jax.config.update("jax_num_cpu_devices", config.machine.host_devices)
+        self.states = {}
+
+    def make(self, name: str, config: BenchConfig) -> Callable[[], None]:
+        """What is timed as case `name`."""
+        if name in ("peak", "bandwidth"):
+            return {"peak": peak, "bandwidth": bandwidth}[name](config)
+        if name == "profile":
+            return self.profiled(config)
+        if name in ("rows", "shared"):
+            return gradient(config, self.params(config), 1 if name == "rows" else TOKENS // 2)
+        lengths = tail_lengths(config) if name.startswith("tail") else np.full(config.rollouts, config.new_tokens)
+        if name == "first":
+            lengths = np.ones_like(lengths)
+        flags, prompt = flags_of(config, lengths), prompt_of(config)
+        policy = Policy(shape_of(config), None, (END,))
+        draw = sampler.make_sampler(policy.config, sampler.Decoding((END,), flags.sampling.max_new_tokens),
+                                    draw=ending_at(lengths))
+        programs = grpo.compile_programs(policy, flags)._replace(sample=draw)
+        prompts = Prompts(prompt[None].astype(np.int32), np.array([len(prompt)], np.int32))
+        problems, index = grpo.Problems(prompts, np.ones(1, int)), np.zeros(len(lengths), np.int32)
+        noise = np.random.default_rng(0).normal(size=len(lengths)).astype(np.float32)
+
+        def sample():
+            draw(self.state(config).params, prompts, index, sampler.Request(0, 1, repeats=len(lengths)))
+
+        def update():
+            self.states[config.num_layers], _ = programs.update(self.state(config), batch, 1)
+
+        def step():
+            self.states[config.num_layers], _ = grpo.grpo_step(programs, problems, lambda *_: grpo.Scored(noise), flags,
+                                                               self.state(config), 1)
+
+        mask = np.arange(lengths.max())[None] < lengths[:, None]
+        batch = Batch(prompts, index, np.where(mask, 7, END).astype(np.int32), mask, noise, np.zeros_like(mask, "f4"))
+        return {"sampling": sample, "first": sample, "tail": sample, "update": update, "tail_update": update,
+                "step": step}[name]
+
+    def profiled(self, config: BenchConfig) -> Callable[[], None]:
+        calls = [self.make(name, config) for name in ("sampling", "update")]
+        for call in calls:
+            call()
+
+        def traced():
+            with jax.profiler.trace(config.profile):
+                for call in calls:
+                    call()
+        return traced
+
+    def state(self, config: BenchConfig):
+        if config.num_layers not in self.states:
+            params = jax.jit(model.init_params, static_argnums=1)(jax.random.key(0), shape_of(config))
+            flags = flags_of(config, np.full(config.rollouts, config.new_tokens))
+            self.states = {config.num_layers: parallel.place_state(
+                grpo.initial_state(Policy(shape_of(config), params, (END,)), flags))}
+        return self.states[config.num_layers]
+
+    def params(self, config: BenchConfig):
+        return jax.tree.map(lambda x: x[0], self.state(config).params)
+
+
+def flags_of(config: BenchConfig, lengths: np.ndarray) -> GRPOConfig:
+    """A run with one group of completions as long as these."""
+    parts = max(len(lengths) // (config.micro_rows * config.machine.host_devices), 1)
+    return build(GRPOConfig, num_prompts=1, group_size=len(lengths), max_new_tokens=int(lengths.max()),
+                 grad_accumulation=parts, remat=config.remat, track_kl=False)
+
+
+def ending_at(lengths: np.ndarray) -> Callable:
+    """`sampler.sample`, with completions that end at these lengths and no sooner than chance has it."""
+    def draw(params, shape, prompts, rows, decoding):
+        last_B = jnp.array(lengths, jnp.int32)[rows.numbers] - 1
+        given = jnp.full((len(last_B), decoding.max_new_tokens), -1, jnp.int32)
+        return sampler.sample(params, shape, prompts, rows._replace(
+            given=given.at[jnp.arange(len(last_B)), last_B].set(END)), decoding)
+    return draw
+
+
+def gradient(config: BenchConfig, params, prompt_tokens: int) -> Callable:
+    """Gradient of the mean log-probability of the rows' tokens after the prompt, which all rows share."""
+    rng, shape = np.random.default_rng(0), shape_of(config)
+    prompts = Prompts(jnp.array(rng.integers(0, 49_152, (1, prompt_tokens)), jnp.int32), jnp.array([prompt_tokens]))
+    completions = jnp.array(rng.integers(0, 49_152, (ROWS, TOKENS + (prompt_tokens == 1) - prompt_tokens)), jnp.int32)
+    batch = Batch(prompts, jnp.zeros(ROWS, jnp.int32), completions, jnp.ones_like(completions, bool), jnp.ones(ROWS))
+    how = Scoring(remat=config.remat)
+    run = jax.jit(jax.grad(lambda p: -jnp.mean(logprobs.completion_logprobs(p, shape, batch, 1.0, how)[0])))
+    return lambda: jax.block_until_ready(run(params))
+
+
+def peak(config: BenchConfig) -> Callable:
+    """`PEAK` FLOPs of products as large as those of a micro-batch's feed-forward layers."""
+    shape, rows = shape_of(config), config.micro_rows * config.new_tokens
+    x, y = jnp.ones((rows, shape.d_model)), jnp.ones((shape.d_model, shape.d_ff))
+    product, times = jax.jit(jnp.matmul), round(PEAK / (2 * rows * shape.d_model * shape.d_ff))
+    return lambda: jax.block_until_ready([product(x, y) for _ in range(times)])
+
+
+def bandwidth(config: BenchConfig) -> Callable:
+    x, double = jnp.ones(MOVED // 4), jax.jit(lambda x: 2 * x)
+    return lambda: double(x).block_until_ready()
