@@ -42,8 +42,7 @@ class GRPOConfig:
                                      "and divisor included")
     mask_truncated: bool = setting(False, "leave completions that were cut at max_new_tokens out of the loss, not out "
                                    "of their group's mean")
-    sample_by_layer: bool = setting(False, "with --divide_state: sample without ever holding all weights on a device; a "
-                                    "layer of them is gathered at a time, at each token, which is slower")
+    sample_by_layer: bool = setting(False, "with --divide_state: sample with one layer of weights gathered at a time")
     track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and, where all "
                              "parameters are trained, a copy of them")
 

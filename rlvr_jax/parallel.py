@@ -82,8 +82,10 @@ def _over_parts(fn: Callable, tree):
     return jax.tree.map(fn, tree, is_leaf=lambda x: isinstance(x, Part))
 
 
-def whole(tree, dtype=None):
-    """The tree with each `Part` gathered from all devices, inside `map_devices`; in `dtype`, if one is given."""
+def whole(tree, dtype=None, but: str = ""):
+    """Gathers each `Part` from all devices, inside `map_devices`, in `dtype` if one is given; not those of entry `but`."""
+    if but:
+        return {name: x if name == but else whole(x, dtype) for name, x in tree.items()}
     return _over_parts(lambda x: jax.lax.all_gather(x.piece.astype(dtype or x.piece.dtype), AXIS,
                                                     axis=x.piece.ndim - 2, tiled=True) if isinstance(x, Part) else x,
                        tree)
@@ -132,9 +134,8 @@ def place_state(tree, divide: bool = False):
         if divide and _divides(path, x, count):
             return Part(pieces(place_rows(np.stack(np.split(np.asarray(x), count, axis=-2)))))
         return copies(jnp.zeros(jax.local_device_count()), x)
-    if divide:
-        return jax.tree_util.tree_map_with_path(placed, tree)
-    return copies(jnp.zeros(jax.local_device_count()), tree)
+    return (jax.tree_util.tree_map_with_path(placed, tree) if divide else
+            copies(jnp.zeros(jax.local_device_count()), tree))
 
 
 def fetch_state(tree):
@@ -162,10 +163,9 @@ def place_rows(tree):
 def fetch_rows(tree):
     """What `map_devices` returned for each device, [rows, ...], as one numpy array [devices * rows, ...] of all of
     them in order, the same on every process."""
-    tree = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
-    if jax.process_count() == 1:
-        return tree
-    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), multihost_utils.process_allgather(tree))
+    flat = lambda tree: jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+    rows = flat(tree)
+    return rows if jax.process_count() == 1 else flat(multihost_utils.process_allgather(rows))
 
 
 def broadcast(tree):
@@ -176,12 +176,9 @@ def broadcast(tree):
 
 
 def broadcast_text(text: str) -> str:
-    """The main process's text on every process."""
-    data = np.frombuffer(text.encode(), np.uint8)
-    room = np.zeros(largest(len(data)), np.uint8)
-    room[: len(data)] = data
-    size = int(broadcast(np.int32(len(data))))
-    return bytes(broadcast(room)[:size]).decode()
+    """The main process's text, which has no NUL, on every process."""
+    room = np.frombuffer(text.encode().ljust(largest(len(text.encode())), b"\0"), np.uint8)
+    return bytes(broadcast(room)).rstrip(b"\0").decode()
 
 
 def largest(number: int) -> int:

@@ -250,8 +250,7 @@ def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = Fals
     def on_device(params, prompts, prompt_index_B, rows_B, seed, step, stream, temperature, top_p):
         rows = Rows(prompt_index_B, rollout_keys(seed, step, rows_B, stream), temperature,
                     top_p if use_top_p else None, numbers=rows_B)
-        params = {name: x if decoding.by_layer and name == "layers" else parallel.whole(x, config.dtype)
-                  for name, x in params.items()}
+        params = parallel.whole(params, config.dtype, but="layers" if decoding.by_layer else "")
         return draw(params, config, prompts, rows, decoding)
 
     layout = model.LAYOUTS.get((devices or jax.devices())[0].platform, model.Layout())
