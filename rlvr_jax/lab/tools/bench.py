@@ -37,7 +37,7 @@ def serve(side: str, config: BenchConfig, connection) -> None:
     made, calls = SIDES[side](config), {}
     while (asked := connection.recv()) is not None:
         if asked not in calls:
-            calls = {key: call for key, call in calls.items() if key[1] == asked[1]}  # those of other settings take room
+            calls = {key: call for key, call in calls.items() if key[1] == asked[1]}  # others take room
             calls[asked] = made.make(*asked)
             if calls[asked]:
                 calls[asked]()
@@ -79,8 +79,9 @@ class Sides:
 
 
 def lost(config: BenchConfig, seconds: dict[str, float]) -> dict[str, float]:
-    """Shares of the work that no one asked for, and of a step's time that is the host's."""
-    (layers, head), lengths, devices = numbers(config), tail_lengths(config), config.machine.host_devices
+    """Shares of the work that nobody asked for, and of a step's time that is the host's."""
+    layers, head = numbers(config)
+    lengths, devices = tail_lengths(config), config.machine.host_devices
     again = 2 * head + 2 * layers * config.remat
     parts = len(lengths) // config.micro_rows // devices
     mask = np.arange(lengths.max())[None] < lengths[:, None]
@@ -173,23 +174,23 @@ def page(config: BenchConfig, timed: dict, memory: dict[str, float], more: list[
     tokens = config.rollouts * (config.new_tokens - 1)
     shown = [(listed[case], timed[case]) for case in listed]
     shown.insert(2, (Case("of that, decoding after the first token", tokens), decode))
-    rows = []
+    header, rows = ["what", "seconds", "tokens/s", "useful share of peak"], []
+    for peer in peers:
+        header += [f"{peer}, seconds", f"{peer} / ours"]
     for case, seconds in shown:
-        useful = active * (2 * case.sampled + 6 * case.learnt)
-        mine = seconds["ours"]
-        rows.append([case.says, f"{mine:.2f}", f"{(case.sampled or case.learnt) / mine:.0f}", f"{useful / mine / flops:.0%}",
-                     *(cell for peer in peers for cell in
-                       (("-", "-") if seconds[peer] is None else (f"{seconds[peer]:.2f}", f"{seconds[peer] / mine:.2f}")))])
-    header = ["what", "seconds", "tokens/s", "useful share of peak", *(cell for peer in peers for cell in
-                                                                       (f"{peer}, seconds", f"{peer} / ours"))]
+        mine, useful = seconds["ours"], active * (2 * case.sampled + 6 * case.learnt)
+        rows.append([case.says, f"{mine:.2f}", f"{(case.sampled or case.learnt) / mine:.0f}",
+                     f"{useful / mine / flops:.0%}"])
+        for theirs in map(seconds.get, peers):
+            rows[-1] += ["-", "-"] if theirs is None else [f"{theirs:.2f}", f"{theirs / mine:.2f}"]
     read = decoded_bytes(config) / decode["ours"] / bytes_a_second
     return "\n\n".join([
         "# Sampling, update and whole steps" + (f" against {', '.join(peers)}" if peers else ""),
         f"SmolLM2-135M shapes, {config.num_layers} layers, float32, random weights. {here(peers)}\n"
         f"Peak: {flops / 1e9:.0f} GFLOP/s in products of a micro-batch's feed-forward layers; bandwidth: "
-        f"{bytes_a_second / 1e9:.0f} GB/s.\nUseful are 2 FLOPs a parameter for a sampled token, 6 for one that is learnt "
-        "from.", markdown_table(header, rows),
-        f"Decoding reads {read:.0%} of what the bandwidth allows, weights and cache counted once a token.\n"
+        f"{bytes_a_second / 1e9:.0f} GB/s.\n"
+        "Useful are 2 FLOPs a parameter for a sampled token, 6 for one that is learnt from.", markdown_table(header, rows),
+        f"Decoding reads weights and cache once a token, at {read:.0%} of the bandwidth.\n"
         f"Most memory, GB: " + ", ".join(f"{name} {x:.1f}" for name, x in memory.items()) + ".",
         markdown_table(["share", ""], [[name, f"{x:.0%}"] for name, x in lost(config, ours).items()]),
         *more, f"`{command(config)}`, commit {commit()}; medians of {config.repeats} calls in turn."]) + "\n"
@@ -197,11 +198,13 @@ def page(config: BenchConfig, timed: dict, memory: dict[str, float], more: list[
 
 def command(config: BenchConfig) -> str:
     """The command with all its flags, so that later defaults do not change it; without those that name files."""
-    flags = [line for line in flag_lines(config) if not line.startswith(("--out=", "--compilation_cache=", "--profile="))]
+    files = ("--out=", "--compilation_cache=", "--profile=")
+    flags = [line for line in flag_lines(config) if not line.startswith(files)]
     return " ".join(["python -m scripts.bench", *flags])
 
 
 def here(peers: list[str]) -> str:
     cpu = pathlib.Path("/proc/cpuinfo")
     kind = "" if not cpu.is_file() else ", with AVX-512" if "avx512f" in cpu.read_text() else ", without AVX-512"
-    return ", ".join([f"jax {jax.__version__} on {jax.devices()[0].device_kind}{kind}", *map(bench_peers.version, peers)]) + "."
+    ours = f"jax {jax.__version__} on {jax.devices()[0].device_kind}{kind}"
+    return ", ".join([ours, *map(bench_peers.version, peers)]) + "."

@@ -122,8 +122,8 @@ class TRL:
         args = trl.GRPOConfig(
             output_dir=tempfile.mkdtemp(), report_to=[], bf16=False, use_cpu=True, beta=0.0, max_steps=10_000,
             save_strategy="no", logging_strategy="no", disable_tqdm=True, learning_rate=1e-6, temperature=1.0,
-            per_device_train_batch_size=config.micro_rows, gradient_accumulation_steps=config.rollouts // config.micro_rows,
-            num_generations=config.rollouts, max_completion_length=config.new_tokens,
+            per_device_train_batch_size=config.micro_rows, num_generations=config.rollouts,
+            gradient_accumulation_steps=config.rollouts // config.micro_rows, max_completion_length=config.new_tokens,
             gradient_checkpointing=config.remat, generation_kwargs={"min_new_tokens": config.new_tokens})
         return trl.GRPOTrainer(
             torch_model(shape), lambda completions, **_: list(noise.normal(size=len(completions))), args,

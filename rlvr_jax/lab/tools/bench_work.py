@@ -26,8 +26,8 @@ class BenchConfig:
 
     machine: MachineConfig = MachineConfig()
     out: str = setting("", "Markdown file for the table; empty: only print")
-    against: str = setting("", "other programs to time in turn with this one, joined by commas; they are installed by the "
-                           "extra `parity`", lambda: PEERS, listed=True)
+    against: str = setting("", "other programs to time in turn with this one, joined by commas; the extra `parity` "
+                           "installs them", lambda: PEERS, listed=True)
     repeats: int = setting(5, "timed calls of each side, in turn; the median is reported", minimum=1)
     rollouts: int = setting(64, "completions of one prompt in a step", minimum=1)
     prompt_tokens: int = setting(64, "length of the prompt", minimum=1)

@@ -32,7 +32,8 @@ def test_the_page_says_shares_and_ratios_and_a_command_with_every_flag_that_they
     text = bench.page(SMALL, timed, {"ours": 1.0, "transformers": 2.5}, ["| more |"])
     parameters = 576 * (2 * 576 + 2 * 192) + 3 * 576 * 1536 + 49_152 * 576  # of one layer and the head
     assert "Peak: 1000 GFLOP/s" in text and "bandwidth: 4 GB/s" in text and ", transformers 1.2." in text and "ours 1.0, transformers 2.5." in text
-    rows = {cells[0].strip(): cells[1:] for line in text.splitlines() if len(cells := line.strip("|").split("|")) > 5}
+    tables = (line.strip("|").split("|") for line in text.splitlines())
+    rows = {cells[0].strip(): cells[1:] for cells in tables if len(cells) > 5}
     whole = [cell.strip() for cell in rows["sampling 4 x 5 tokens after one prompt of 3"]]
     assert whole == ["5.00", "4", f"{20 * 2 * parameters / 5 / 1e12:.0%}", "15.00", "3.00"]
     assert [cell.strip() for cell in rows["of that, decoding after the first token"]][::3] == ["4.00", "12.00"]
