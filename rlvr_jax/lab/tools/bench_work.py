@@ -13,7 +13,8 @@ from rlvr_jax.model import ModelConfig
 from rlvr_jax.records import Batch, Prompts, build, checked, setting
 from rlvr_jax.runs.machine import MachineConfig
 
-PEERS = ("transformers", "trl")  # of `bench_peers`
+# Of `bench_peers`, and what of them is timed.
+PEERS = {"transformers": "sampling and gradients", "trl": "whole steps of GRPOTrainer"}
 ROWS, TOKENS = 16, 128  # of the gradients
 END = 0  # the token that ends completions
 PEAK = 1e11  # FLOPs of the products by which the peak is measured
