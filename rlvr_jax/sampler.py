@@ -38,7 +38,7 @@ class Decoding(NamedTuple):
     max_new_tokens: int
     num_slots: int = 0  # rollouts decoded at a time; 0 for all of them
     layout: model.Layout = model.Layout()  # that of the devices
-    by_layer: bool = False  # divided weights are gathered a layer at a time, at each token, in place of once
+    by_layer: bool = False  # gather divided weights a layer at a time, at each token: all devices go on together
 
 
 class Rows(NamedTuple):

@@ -22,15 +22,15 @@ def run(devices: int, names: str, compiled, tmp_path) -> tuple[dict, dict]:
     return dict(np.load(file)), json.loads(done.stdout.splitlines()[-1])
 
 
-def assert_same(arrays: dict, wanted: dict) -> None:
-    """Parameters, moments and reference to 1e-6, all but one number in ten thousand, as Adam makes much of the last bits
-    of a small gradient; those, log-probabilities and metrics, sums of many numbers, to 2e-5."""
+def assert_same(arrays: dict, wanted: dict, few: float = 0.0) -> None:
+    """Parameters, moments and reference to 1e-6, but for a share `few` of their numbers; these, log-probabilities and
+    metrics, sums of many numbers, to 2e-5."""
     compared = 0
     for name, x in wanted.items():
         if " whole " in name:
             ours, x = arrays[name.replace(" whole ", " divided ")].astype(float), x.astype(float)
             np.testing.assert_allclose(ours, x, rtol=1e-5, atol=2e-5, err_msg=name)
-            assert "state" not in name or np.mean(np.abs(ours - x) > 1e-6 + 1e-5 * np.abs(x)) < 1e-4, name
+            assert "state" not in name or np.mean(np.abs(ours - x) > 1e-6 + 1e-5 * np.abs(x)) <= few, name
             compared += 1
         if "drawn by layer" in name:
             np.testing.assert_allclose(x.astype(float), wanted[name.replace(" by layer", "")].astype(float), atol=2e-5)
@@ -49,9 +49,10 @@ def test_divided_is_whole(devices, names, compiled, tmp_path):
 
 @pytest.mark.slow
 def test_divided_among_many_is_whole_on_one(compiled, tmp_path):
+    """Other devices sum in another order, and Adam makes much of the last bits of a small gradient."""
     wanted, _ = run(1, "kept", compiled, tmp_path)
     for devices in (2, 4, 8):
-        assert_same(run(devices, "kept", compiled, tmp_path)[0], wanted)
+        assert_same(run(devices, "kept", compiled, tmp_path)[0], wanted, few=1e-4)
 
 
 @pytest.mark.slow

@@ -32,9 +32,11 @@ SIDES = {"ours": Ours, **bench_peers.PEERS}
 
 
 def serve(side: str, config: BenchConfig, connection) -> None:
-    """Answers (case, config) with the seconds of a call, None where the side has no such case; the first call of a case
-    is preceded by one that is not timed. None is answered with the most gigabytes that the process took."""
+    """Sends None once it can be asked. Answers (case, config) with the seconds of a call, None where the side has no
+    such case; the first call of a case is preceded by one that is not timed. None is answered with the most gigabytes
+    that the process took."""
     made, calls = SIDES[side](config), {}
+    connection.send(None)
     while (asked := connection.recv()) is not None:
         if asked not in calls:
             calls = {key: call for key, call in calls.items() if key[1] == asked[1]}  # others take room
@@ -58,11 +60,16 @@ class Sides:
             self.ends[name], theirs = context.Pipe()
             context.Process(target=serve, args=(name, config, theirs), daemon=True).start()
             theirs.close()
+        for name in names:  # one that still loads its libraries would slow down the others
+            self.answer(name)
 
     def ask(self, name: str, question) -> Optional[float]:
-        """The answer. UserError where the process has ended."""
+        self.ends[name].send(question)
+        return self.answer(name)
+
+    def answer(self, name: str) -> Optional[float]:
+        """What it sends next. UserError where the process has ended."""
         try:
-            self.ends[name].send(question)
             return self.ends[name].recv()
         except (EOFError, OSError):
             raise UserError(f"--against={name}: it failed, as said above" if name != "ours" else "the timing failed, as "

@@ -31,7 +31,8 @@ def test_the_page_says_shares_and_ratios_and_a_command_with_every_flag_that_they
     timed = {name: {"ours": x, "transformers": theirs[name]} for name, x in seconds.items()}
     text = bench.page(SMALL, timed, {"ours": 1.0, "transformers": 2.5}, ["| more |"])
     parameters = 576 * (2 * 576 + 2 * 192) + 3 * 576 * 1536 + 49_152 * 576  # of one layer and the head
-    assert "Peak: 1000 GFLOP/s" in text and "bandwidth: 4 GB/s" in text and ", transformers 1.2." in text and "ours 1.0, transformers 2.5." in text
+    for said in ("Peak: 1000 GFLOP/s", "bandwidth: 4 GB/s", ", transformers 1.2.", "ours 1.0, transformers 2.5."):
+        assert said in text
     tables = (line.strip("|").split("|") for line in text.splitlines())
     rows = {cells[0].strip(): cells[1:] for cells in tables if len(cells) > 5}
     whole = [cell.strip() for cell in rows["sampling 4 x 5 tokens after one prompt of 3"]]
@@ -40,7 +41,10 @@ def test_the_page_says_shares_and_ratios_and_a_command_with_every_flag_that_they
     assert [cell.strip() for cell in rows["a whole GRPO step of both"]][-2:] == ["-", "-"]
     assert "| of a step's time, neither sampling nor update | 12% |" in text and "| more |" in text
     command, = re.findall("`(python -m scripts.bench .*)`", text)
-    assert "--out" not in command and "--num_layers=1" in command and f"--host_devices={jax.device_count()}" in command
+    assert set(command.split()[3:]) == {
+        "--against=", "--num_layers=1", "--repeats=3", "--rollouts=4", "--new_tokens=5", "--prompt_tokens=3",
+        "--micro_rows=2", "--remat=True", "--tail_rollouts=16", "--tail_tokens=64", "--exponents=False",
+        f"--host_devices={jax.device_count()}"}
 
 
 def test_completions_of_the_long_tail_have_the_lengths_that_are_counted(tiny, monkeypatch):
@@ -81,6 +85,13 @@ def test_an_operation_of_a_trace_is_named(tmp_path):
     with jax.profiler.trace(str(tmp_path)):
         jax.jit(lambda x: jax.numpy.sort(x @ x))(np.ones((64, 64))).block_until_ready()
     assert re.search(r"^\| sort .* \| \d+% \|$", bench.operations(str(tmp_path)), re.M)
+
+
+def test_a_side_is_asked_when_it_is_ready_and_its_end_is_an_error():
+    sides = bench.Sides(["ours"], SMALL)
+    assert sides.ask("ours", ("bandwidth", SMALL)) > 0 and sides.ask("ours", None) > 0
+    with pytest.raises(UserError, match="the timing failed"):  # it has ended
+        sides.answer("ours")
 
 
 def test_completions_that_do_not_divide_are_refused():
