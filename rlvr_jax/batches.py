@@ -3,6 +3,7 @@
 from typing import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlvr_jax.model import localise
@@ -25,17 +26,17 @@ def with_rows(batch: Batch, change: Callable) -> Batch:
     return jax.tree.map(change, batch.replace(prompts=None)).replace(prompts=batch.prompts)
 
 
-def alike(batch: Batch, num_devices: int, num_micro: int) -> Batch:
-    """The rows in another order: micro-batches, over all devices, are of like length. Groups stay together."""
-    length = batch.completion_mask.shape[1]
+def alike(batch: Batch, num_devices: int, num_micro: int) -> tuple[Batch, np.ndarray]:
+    """The rows in an order where micro-batches are of like length and groups together; and each row's place, i[B]."""
+    rows, length = batch.completion_mask.shape
     if len(buckets(length)) == 1:
-        return batch
+        return batch, np.arange(rows)
     lengths_B = np.max(np.where(batch.completion_mask, np.arange(length) + 1, 0), -1)
     longest_P = np.zeros(len(batch.prompts.lengths), int)
     np.maximum.at(longest_P, batch.prompt_index, lengths_B)
     order = np.lexsort((lengths_B, batch.prompt_index, longest_P[batch.prompt_index]))
     order = order.reshape(num_micro, num_devices, -1).swapaxes(0, 1).ravel()
-    return with_rows(batch, lambda x: x[order])
+    return with_rows(batch, lambda x: x[order]), np.argsort(order)
 
 
 def lay_out(batch: Batch, num_devices: int, num_micro: int) -> Batch:
@@ -50,6 +51,12 @@ def lay_out(batch: Batch, num_devices: int, num_micro: int) -> Batch:
 def buckets(length: int) -> list[int]:
     """The lengths to which a micro-batch is cut, the shortest that holds its completions: padding is not computed."""
     return [length // 4, length // 2, length] if length >= LONG else [length]
+
+
+def in_buckets(mask_MxBxT: jax.Array, pmax: Callable) -> jax.Array:
+    """Which of the lengths each of M micro-batches is cut to, i32[M]: the same on all devices."""
+    longest_M = pmax(jnp.max(jnp.where(mask_MxBxT, jnp.arange(mask_MxBxT.shape[-1]) + 1, 0), (1, 2)))
+    return jnp.sum(longest_M[:, None] > jnp.array(buckets(mask_MxBxT.shape[-1]))[None, :-1], -1)
 
 
 def first_tokens(batch: Batch, size: int) -> Batch:

@@ -56,10 +56,6 @@ class GRPOConfig:
         return self.track_kl or self.loss.kl_coef > 0
 
     @property
-    def updates_per_batch(self) -> int:
-        return self.update.updates_per_batch
-
-    @property
     def keep_reference(self) -> bool:
         """Whether a copy of the model at the start is kept. With an adapter, the frozen weights are that model."""
         return self.measure_kl and (self.adapter.trainable == "all" or self.resets.resets_reference)
@@ -84,7 +80,7 @@ class Programs(NamedTuple):
     """The three compiled functions, each over all devices."""
 
     sample: Callable  # (params, Prompts, i32[B] into them, Request) -> Rollouts
-    logprobs: Callable  # (params, Batch) -> f32[B,T]
+    logprobs: Callable  # (params, Batch) -> f32[B,T]: the first of `learner.map_statistics`
     update: Callable  # (state, Batch, step) -> (state, metrics): `learner.map_update`, with the loss
 
 
@@ -165,7 +161,7 @@ def grpo_step(programs, problems, reward, config, state, step):
     batch = make_batch(config, asked.prompts, rollouts, scored)
     if config.measure_kl:
         batch = batch.replace(ref_logprobs=programs.logprobs(reference(state), batch))
-    if config.updates_per_batch > 1:
+    if config.update.updates_per_batch > 1:
         batch = batch.replace(old_logprobs=programs.logprobs(state.params, batch))
     state, metrics = programs.update(state, batch, step)
     return state, Record(asked, rollouts, scored, batch, metrics)
@@ -183,18 +179,19 @@ def check(config: GRPOConfig, devices: Optional[int] = None) -> int:
 
 
 def compile_programs(policy: Policy, config: GRPOConfig, devices: Optional[list] = None) -> Programs:
-    """The three programs of a run, compiled at their first call; for devices that are not here each has what can be
-    compiled from shapes, `mapped`."""
+    """The three programs of a run, compiled at their first call. For devices that are not here `sample` and `update`
+    have what can be compiled from shapes, `mapped`."""
     optimizer = make_optimizer(config)
     decoding = Decoding(policy.eos_ids, config.sampling.max_new_tokens, config.sampling.num_slots,
                         by_layer=config.sample_by_layer)
+    statistics = learner.map_statistics(policy.config, config.update, 1, devices)
     return Programs(sampler.make_sampler(policy.config, decoding, devices=devices),
-                    learner.map_logprobs(policy.config, config.update, devices),
+                    lambda params, batch: statistics(params, batch)[0],
                     learner.map_update(policy.config, config.update, config.loss, optimizer, config.loop.seed, devices))
 
 
 def make_optimizer(config: GRPOConfig):
-    return learner.make_optimizer(config.optimizer, config.loop.num_steps * config.updates_per_batch)
+    return learner.make_optimizer(config.optimizer, config.loop.num_steps * config.update.updates_per_batch)
 
 
 def initial_state(policy: Policy, config: GRPOConfig) -> LearnerState:

@@ -171,13 +171,21 @@ def reference(state: LearnerState) -> model.Params:
 
 
 def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3) -> Callable:
-    """`(params, batch [micro-batches, ...])` to the first `count` of (logprobs, entropies, self-certainty), each
-    f32[micro-batches,B,T] nats: of the old, the reference and the rewarded policy."""
+    """`(params, batch [micro-batches, ...])` to the first `count` of [logprobs, entropies, self-certainty], each
+    f32[micro-batches,B,T] nats, 0 where padding is cut off: of the old, the reference and the rewarded policy."""
     how = Scoring(config.max_logits, self_certainty=count > 2)
 
-    def statistics(params, batch: Batch):
-        return lax.map(lambda micro: completion_logprobs(params, model_config, micro, config.temperature, how)[:count],
-                       batch)
+    def statistics(params, batch: Batch, pmax: Callable = lambda x: x):
+        length = batch.completions.shape[-1]
+
+        def first(micro: Batch, size: int):
+            micro = batches.first_tokens(micro, size)
+            values = completion_logprobs(params, model_config, micro, config.temperature, how)[:count]
+            return [jnp.pad(x, ((0, 0), (0, length - size))) for x in values]
+
+        branches = [functools.partial(first, size=size) for size in batches.buckets(length)]
+        return lax.map(lambda given: lax.switch(given[1], branches, given[0]),
+                       (batch, batches.in_buckets(batch.completion_mask, pmax)))
     return statistics
 
 
@@ -246,17 +254,14 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
 
         def accumulate(totals, given):
             micro, bucket = given
-            branches = [functools.partial(gradients, size=size) for size in sizes]
             (total, (sums, largest)), grads = lax.switch(bucket, branches, micro)
             return jax.tree.map(jnp.add, totals, (total, sums, grads)), largest
 
-        sizes = batches.buckets(mask.shape[-1])
-        longest = pmax(jnp.max(jnp.where(batch.completion_mask, jnp.arange(mask.shape[-1]) + 1, 0), (1, 2)))
-        chosen = jnp.sum(longest[:, None] > jnp.array(sizes)[None, :-1], -1)  # the same on all devices
-        first = jax.tree.map(lambda x: x[0], batch)
-        (loss_shape, (sums_shape, _)), grads_shape = jax.eval_shape(functools.partial(gradients, size=sizes[-1]), first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss_shape, sums_shape, grads_shape))
-        totals, largest = lax.scan(accumulate, zeros, (batch, chosen))
+        branches = [functools.partial(gradients, size=size) for size in batches.buckets(mask.shape[-1])]
+        shapes = jax.eval_shape(branches[-1], jax.tree.map(lambda x: x[0], batch))
+        (total, (sums, _)), grads = jax.tree.map(jnp.zeros_like, shapes)
+        totals, largest = lax.scan(accumulate, (total, sums, grads),
+                                   (batch, batches.in_buckets(batch.completion_mask, pmax)))
         total, sums, grads = psum(totals)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         changes, opt_state = optimizer.update(grads, state.opt_state, trained)
@@ -294,7 +299,7 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
         steps = parallel.place_rows(np.full(devices, step, np.int32))
         for number in range(config.num_passes):
             for part in batches.minibatches(batch, config.num_minibatches, (seed, step, number)):
-                part = batches.alike(part, devices, config.grad_accumulation)
+                part, _ = batches.alike(part, devices, config.grad_accumulation)
                 rows = parallel.place_rows(batches.lay_out(part, devices, config.grad_accumulation))
                 state, metrics = mapped(state, rows, steps)
                 collected.append(parallel.fetch_state(metrics))
@@ -308,20 +313,14 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
 def map_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3,
                    devices: Optional[list] = None) -> Callable:
     """`statistics(params, batch)`: as `make_statistics`, of a host batch on all devices, f32[B,T] each on the host."""
-    mapped = parallel.map_devices(make_statistics(model_config, config, count), (), devices)
+    one_device = make_statistics(model_config, config, count)
+    mapped = parallel.map_devices(lambda *args: one_device(*args, parallel.pmax), (), devices)
     pieces = config.num_minibatches * config.grad_accumulation
 
-    def statistics(params, batch: Batch) -> tuple[np.ndarray, ...]:
-        out = mapped(params, parallel.place_rows(batches.lay_out(batch, parallel.device_count(), pieces)))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parallel.fetch_rows(out))
+    def statistics(params, batch: Batch) -> list[np.ndarray]:
+        batch, places = batches.alike(batch, parallel.device_count(), pieces)
+        rows = parallel.place_rows(batches.lay_out(batch, parallel.device_count(), pieces))
+        return [x.reshape(-1, x.shape[-1])[places] for x in parallel.fetch_rows(mapped(params, rows))]
 
     statistics.mapped = mapped
     return statistics
-
-
-def map_logprobs(model_config: ModelConfig, config: UpdateConfig, devices: Optional[list] = None) -> Callable:
-    """`logprobs(params, batch) -> f32[B,T]` on the host, of a host batch on all devices."""
-    statistics = map_statistics(model_config, config, 1, devices)
-    logprobs = lambda params, batch: statistics(params, batch)[0]
-    logprobs.mapped = statistics.mapped
-    return logprobs

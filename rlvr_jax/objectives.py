@@ -41,10 +41,7 @@ def no_advantages(rewards_NxG: jax.Array) -> jax.Array:
 
 
 def live_groups(rewards_NxG):
-    """bool[N]: groups whose rewards differ. All others (zero-variance groups) have no advantage and teach nothing.
-
-    A group of one counts as live: its reward is compared with 0.
-    """
+    """bool[N]: groups whose rewards differ, or of one completion (compared with 0). Others have no advantage."""
     return (rewards_NxG != rewards_NxG[:, :1]).any(-1) | (rewards_NxG.shape[1] == 1)
 
 

@@ -84,18 +84,21 @@ def numbers(row: dict) -> dict:
 
 
 @contextlib.contextmanager
-def compilations() -> Iterator[Callable[[], int]]:
-    """`taken()`: programs built since it was last asked, compiled or from a cache. After the first steps, none."""
+def compilations() -> Iterator[Callable[[], dict]]:
+    """`taken()`: programs built since it was last asked, compiled or from a cache, and the seconds that this took.
+
+    After the first steps there are none.
+    """
     built = []
 
     def listen(event: str, duration: float, **_) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             built.append(duration)
 
-    def taken() -> int:
-        count = len(built)
+    def taken() -> dict:
+        found = {"compilations": len(built), "seconds_compiling": sum(built)}
         built.clear()
-        return count
+        return found
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

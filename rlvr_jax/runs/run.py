@@ -219,7 +219,7 @@ class Run:
         if parallel.is_main():
             for rollout in rollouts:
                 self.rollouts.write(rollout)
-            self.metrics.write(row | {"compilations": self.compilations()})
+            self.metrics.write(row | self.compilations())
             for mirror in self.mirrors:
                 mirror(self.metrics.rows[-1])
             self.shown |= {key: f"{row[key]:.2f}".removeprefix("0") for key in show if key in row}

@@ -33,7 +33,10 @@ class RunWatch(grpo.Silent):
 
     def steps(self, state: LearnerState, num_steps: int) -> Iterator[int]:
         if self.run.first == 0 and not self.run.resumed:
-            self.run.log({"step": 0} | self.heldout(state.params, 0))
+            with timed(self.seconds, "eval"):
+                row = {"step": 0} | self.heldout(state.params, 0)
+            self.run.log(row | self.seconds)
+            self.seconds.clear()
         yield from self.run.steps()
 
     def __call__(self, state: LearnerState, record: Any) -> LearnerState:

@@ -93,8 +93,9 @@ def lost(config: BenchConfig, seconds: dict[str, float]) -> dict[str, float]:
     parts = len(lengths) // config.micro_rows // devices
     mask = np.arange(lengths.max())[None] < lengths[:, None]
     nothing = np.zeros(len(lengths), np.int32)
-    batch = batches.lay_out(batches.alike(Batch(Prompts(nothing[:1, None], nothing[:1] + 1), nothing, mask, mask,
-                                                nothing), devices, parts), devices, parts)
+    batch, _ = batches.alike(Batch(Prompts(nothing[:1, None], nothing[:1] + 1), nothing, mask, mask, nothing), devices,
+                             parts)
+    batch = batches.lay_out(batch, devices, parts)
     longest = (batch.completion_mask.any((0, 2)) * (np.arange(lengths.max()) + 1)).max(-1)
     cut = [min(size for size in batches.buckets(lengths.max()) if size >= x) for x in longest]
     slots = sum(slot_rounds(part) for part in np.split(lengths, devices))

@@ -151,12 +151,13 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
                                      numbers[:, 0], numbers, numbers if old else None, numbers if reference else None),
                                count, micro_batches)
 
-    rows, many = flags.num_prompts * flags.learnt_size, flags.updates_per_batch > 1
+    rows, many = flags.num_prompts * flags.learnt_size, flags.update.updates_per_batch > 1
     micro = flags.update.grad_accumulation
     found = {"sampling": sampling(trained, np.repeat(groups, flags.group_size), flags.group_size)}
     if flags.measure_kl or many:
         params = learner.reference(state) if flags.measure_kl else state.params
-        found["log-probabilities"] = Program(made.logprobs.mapped, (params, batch(rows, micro * pieces, False, False)),
+        statistics = learner.map_statistics(shape, flags.update, 1, devices).mapped
+        found["log-probabilities"] = Program(statistics, (params, batch(rows, micro * pieces, False, False)),
                                              rows * length)
     found["update"] = Program(made.update.mapped, (state, batch(rows // pieces, micro, many, flags.measure_kl),
                                                    np.zeros(count, np.int32)), rows // pieces * length)
@@ -212,8 +213,8 @@ def found(config: CompileConfig, name: str) -> dict:
     programs = {"start": {"peak": state if flags.update.divide_state else 2 * state}}
     for which in programs_of(config, shape, chips.devices(chip)):
         programs[which] = measured(config, name, which)
-    calls = {"sampling": 1, "log-probabilities": flags.measure_kl + (flags.updates_per_batch > 1),
-             "update": flags.updates_per_batch}
+    calls = {"sampling": 1, "log-probabilities": flags.measure_kl + (flags.update.updates_per_batch > 1),
+             "update": flags.update.updates_per_batch}
     step = sum(count * (programs.get(which, {}).get("best") or math.inf) for which, count in calls.items() if count)
     over = [f"{which}, {one['peak'] / 1e9:.1f} GB" if one["peak"] else f"{which}, which the compiler gives up"
             for which, one in programs.items() if (one["peak"] or math.inf) > chip.usable]

@@ -276,7 +276,10 @@ def test_every_metric_is_listed_and_unknown_or_missing_ones_do_no_harm(tmp_path)
 
 def test_steps_that_compiled_are_counted(tmp_path):
     rows = [row | {"compilations": 3 if row["step"] in (0, 1, 17) else 0} for row in RUN_ROWS]
-    assert "Programs were compiled in 3 of 41 rows, the last at step 17" in page_of(write_run(tmp_path, rows=rows)).text
+    text = "Programs were compiled in 3 of 41 rows, the last at step 17"
+    assert f"{text}: where" in page_of(write_run(tmp_path, rows=rows)).text  # a log of an older version
+    timed = [row | {"seconds_compiling": 2.0 * row["compilations"]} for row in rows]
+    assert f"{text}, which took 18 seconds, 22.5% of these: where" in page_of(write_run(tmp_path, rows=timed)).text
     assert "Programs were compiled" not in page_of(write_run(tmp_path)).text
 
 
