@@ -86,7 +86,7 @@ class Layout(NamedTuple):
     axis: int = 1  # of a cache's window: 1 for [B,W,K,E], 2 for [B,K,W,E]
     cast: bool = False  # weights are cast once, before the loop
     grows: bool = False  # the window grows with the completions; else a step reads a bucket of the whole one
-    shrinks: bool = False  # where three slots of four are idle at the end, the others go on alone
+    shrinks: bool = False  # where half of the slots are idle at the end, the others go on alone
 
 
 # A TPU would copy the cache to read a bucket along axis 1, and a GPU every bucket; it would cast at every token, too.

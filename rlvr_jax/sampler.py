@@ -1,9 +1,9 @@
 """Sampling completions: one prefill per distinct prompt, then a queue of rollouts over a few decoding slots.
 
 A slot whose completion ends takes the next rollout of the queue at once. With the prompt's keys and values shared, that
-is resetting one position and one input token, not another prefill. On a CPU the slots are as few as the completions
-that are left, when these are a quarter of them: a long tail costs what it holds. The tokens of rollout b are a function
-of its key and prompt alone, not of the number of slots or devices (invariant 4).
+is resetting one position and one input token, not another prefill. On a CPU the slots are halved each time half of them
+are idle at the end, so that a long tail costs what it holds. The tokens of rollout b are a function of its key and
+prompt alone, not of the number of slots or devices (invariant 4).
 
 Axis letters as in `model`; N slots, and T tokens of a completion.
 """
@@ -100,7 +100,7 @@ class _Slots(NamedTuple):
 def stages(num_slots: int, most: int, layout: model.Layout) -> list[tuple[int, int]]:
     """(slots, window of the cache) of each decoding loop, one after the other."""
     windows = [64 * 4**i for i in range(12) if layout.grows and 64 * 4**i < most] + [most]
-    fewer = [num_slots // 4**i for i in range(1, 12) if layout.shrinks and most >= 64 and num_slots >= 8 * 4**i]
+    fewer = [num_slots // 2**i for i in range(1, 5) if layout.shrinks and most >= 64 and num_slots >= 8 * 2**i]
     return [(num_slots, window) for window in windows] + [(size, most) for size in fewer]
 
 

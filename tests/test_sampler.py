@@ -48,7 +48,7 @@ def test_a_slot_for_every_row_changes_no_rollout(index):
 
 @pytest.mark.parametrize("num_slots, num_prompts", [(0, 1), (0, 40), (33, 2)])
 def test_fewer_slots_at_the_end_change_no_rollout(num_slots, num_prompts):
-    """40 rows of up to 80 tokens, of which the last go on in a quarter of the slots: 40 or 33, then 10 or 8."""
+    """40 rows of up to 80 tokens, of which the last go on in fewer slots: 40 or 33, then 20 or 16, then 10 or 8."""
     index = (np.arange(40) % num_prompts).astype(np.int32)
     asked = dict(prompts=[PROMPTS[i % len(PROMPTS)] for i in range(num_prompts)], index=index, eos_ids=(12,),
                  max_new_tokens=80, num_slots=num_slots)
