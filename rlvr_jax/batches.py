@@ -50,7 +50,7 @@ def lay_out(batch: Batch, num_devices: int, num_micro: int) -> Batch:
 
 def buckets(length: int) -> list[int]:
     """The lengths to which a micro-batch is cut, the shortest that holds its completions: padding is not computed."""
-    return [length // 4, length // 2, length] if length >= LONG else [length]
+    return [length // n for n in (8, 4, 2, 1)] if length >= LONG else [length]
 
 
 def in_buckets(mask_MxBxT: jax.Array, pmax: Callable) -> jax.Array:

@@ -55,11 +55,11 @@ def test_two_devices_micro_batches_and_a_sharded_jit_give_the_same_step():
 @pytest.mark.parametrize("objective", ["one_shot", "dr_grpo", "gspo"])
 @pytest.mark.parametrize("groups", [(0, 0, 0, 0), (0, 2, 1, 0)])
 def test_padding_that_is_not_computed_changes_no_step(objective, groups, monkeypatch):
-    """16 completions of up to 80 tokens: micro-batches of like length are cut to 20, 40 or 80 tokens."""
+    """16 completions of up to 80 tokens: micro-batches of like length are cut to 10, 20, 40 or 80 tokens."""
     batch = make_batch(groups=groups, drawn={"eos_ids": (12,), "max_new_tokens": 80})
     config = replace(UPDATE, objective=objective, grad_accumulation=4)
     made, lengths = [], batch.completion_mask.sum(-1)
-    assert lengths.min() < 20 and lengths.max() > 40 and batches.buckets(80) == [20, 40, 80] and batches.buckets(63) == [63]
+    assert lengths.min() < 20 and lengths.max() > 40 and batches.buckets(80) == [10, 20, 40, 80] and batches.buckets(63) == [63]
     pieces = batches.lay_out(batches.alike(batch, 2, 4)[0], 2, 4).completion_mask.sum(-1)
     if groups == (0, 0, 0, 0):
         assert (pieces.max((0, 2))[:-1] <= pieces.min((0, 2))[1:]).all() and pieces.max((0, 2))[0] <= 20

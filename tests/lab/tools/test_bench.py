@@ -70,7 +70,7 @@ def test_a_case_can_be_called_again(tiny, monkeypatch, name):
 
 
 def test_waiting_slots_and_padding_are_counted(monkeypatch):
-    """32 slots, of which 8 are left when no more are busy."""
+    """32 slots, of which 8 are left when two are busy; 15 pairs of 3 tokens are cut to 8."""
     lengths = np.array([3] * 30 + [7, 64])
     monkeypatch.setattr(bench, "tail_lengths", lambda config: lengths)
     layout = bench.model.LAYOUTS.get("cpu")
@@ -78,7 +78,7 @@ def test_waiting_slots_and_padding_are_counted(monkeypatch):
     one = build(BenchConfig, num_layers=1, micro_rows=2, tail_rollouts=32)
     shares = bench.lost(one, {"sampling": 1.0, "update": 1.0, "step": 4.0})
     padding, = [share for name, share in shares.items() if "padding" in name]
-    assert padding == 1 - lengths.sum() / (2 * (16 * 15 + 64)) and list(shares.values())[-1] == 0.5
+    assert padding == 1 - lengths.sum() / (2 * (8 * 15 + 64)) and list(shares.values())[-1] == 0.5
 
 
 def test_an_operation_of_a_trace_is_named(tmp_path):
