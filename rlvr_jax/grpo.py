@@ -184,10 +184,10 @@ def compile_programs(policy: Policy, config: GRPOConfig, devices: Optional[list]
     optimizer = make_optimizer(config)
     decoding = Decoding(policy.eos_ids, config.sampling.max_new_tokens, config.sampling.num_slots,
                         by_layer=config.sample_by_layer)
+    sample = sampler.make_sampler(policy.config, decoding, devices=devices)
     statistics = learner.map_statistics(policy.config, config.update, 1, devices)
-    return Programs(sampler.make_sampler(policy.config, decoding, devices=devices),
-                    lambda params, batch: statistics(params, batch)[0],
-                    learner.map_update(policy.config, config.update, config.loss, optimizer, config.loop.seed, devices))
+    update = learner.map_update(policy.config, config.update, config.loss, optimizer, config.loop.seed, devices)
+    return Programs(sample, lambda params, batch: statistics(params, batch)[0], update)
 
 
 def make_optimizer(config: GRPOConfig):
