@@ -4,6 +4,7 @@ import difflib
 import math
 import os
 import pathlib
+import shlex
 from typing import IO, Iterable
 
 from rlvr_jax.errors import UserError
@@ -36,6 +37,16 @@ def flag_lines(config) -> list[str]:
         if len(line.splitlines()) > 1:
             raise UserError(f"{line.split('=')[0]} holds a line break, which a flag file cannot keep")
     return lines
+
+
+def described(command: str, config, always: str = "") -> str:
+    """The command of scripts/ with the flags that differ from their defaults, and flag `always`, but for --out; the
+    commit, and the machine."""
+    defaults, made = flag_lines(type(config)()), origin.machine()
+    flags = [line for line in flag_lines(config) if line.startswith(f"--{always}=") or (
+        line not in defaults and not line.startswith("--out="))]
+    return (f"`python -m scripts.{command} {shlex.join(flags)}`, commit {made['commit']}, JAX {made['jax']} on "
+            f"{made['device']} ({made['platform']}).")
 
 
 def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> str:

@@ -507,7 +507,7 @@ def test_tensorboard_mirrors_the_log_and_a_resumed_run_repeats_no_step(go, tmp_p
     wanted = [(key, row["step"], value) for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")
               for key, value in row.items() if key not in ("step", "train/name")]
     found = events(tmp_path / "run" / "tensorboard")
-    assert len(found) == 10 * 3 + 5
+    assert len(found) == 10 * 4 + 5
     assert sorted(found) == [(key, step, pytest.approx(value)) for key, step, value in sorted(wanted)]
 
 

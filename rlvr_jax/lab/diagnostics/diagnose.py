@@ -12,6 +12,7 @@ from rlvr_jax.lab.elicit.weight_difference import weight_difference
 from rlvr_jax.pretrained import loading
 from rlvr_jax.records import flat, replace
 from rlvr_jax.runs import files
+from rlvr_jax.runs.flags import described
 
 WORLDS = pathlib.Path(__file__).parents[3] / "results" / "worlds.json"
 CONTRAST = "taught against switched on"  # the arm of that study whose measures are AUROCs
@@ -36,7 +37,8 @@ def diagnose(config: DiagnoseConfig) -> dict:
                "rows": {label: found[label] for label in asked}, "forward_tokens": sum(pair.tokens.values()),
                "parts": pair.tokens, "flags": flat(pair.config)}
     out = pathlib.Path(pair.kept.out)
-    files.write_whole(out / "diagnose.md", page.page(summary, worth(files.read_json(WORLDS, missing={}))))
+    files.write_whole(out / "diagnose.md", page.page(summary, worth(files.read_json(WORLDS, missing={})),
+                                                     described("diagnose", config)))
     page.draw(summary, out / "diagnose.png")
     files.write_json(out / "summary.json", summary)
     return summary

@@ -11,9 +11,9 @@ from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
 
-def page(summary: dict, worth: dict) -> str:
+def page(summary: dict, worth: dict, made_by: str) -> str:
     """diagnose.md. `worth` has, by the label of a row, {"auroc", "interval"}: how well it told teaching from switching
-    on in the worlds where the truth is known. Empty: these worlds are not measured yet."""
+    on in the worlds where the truth is known. Empty: these worlds are not measured yet. `made_by` stands at the end."""
     flags, rows = summary["flags"], summary["rows"]
     cells = [[label, row["why"] or shown(row["value"], row["interval"]), row["unit"], f"{row['forward_tokens']:,}",
               *([judged(worth.get(label))] if worth else [])] for label, row in rows.items()]
@@ -29,7 +29,7 @@ def page(summary: dict, worth: dict) -> str:
         f"Forward tokens are those of a row alone; rows share parts, and all together took "
         f"{summary['forward_tokens']:,}. {known}",
         "Each row below says what it measures, and as what papers read a high value: switched on, if the base could do "
-        "it and rarely did, or taught, if it could not.", "\n".join(about)]) + "\n"
+        "it and rarely did, or taught, if it could not.", "\n".join(about), made_by]) + "\n"
 
 
 def judged(worth: Optional[dict]) -> str:

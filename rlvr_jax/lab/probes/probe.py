@@ -3,7 +3,6 @@
 import importlib.util
 import inspect
 import pathlib
-import shlex
 from typing import Callable, Sequence
 
 from rlvr_jax.errors import UserError
@@ -15,8 +14,7 @@ from rlvr_jax.lab.probes.rows import Result
 from rlvr_jax.pretrained import loading
 from rlvr_jax.records import checked, flat, part, replace, setting
 from rlvr_jax.runs import files
-from rlvr_jax.runs.flags import flag_lines
-from rlvr_jax.runs.origin import machine
+from rlvr_jax.runs.flags import described
 
 
 @checked
@@ -100,7 +98,8 @@ def probe(config: ProbeConfig) -> Result:
     """
     if not config.measured.kept.out:
         raise UserError("--out is required: the directory for what the probe finds")
-    made_by, config = origin(config), replace(config, model=loading.pinned(config.measured.kept.choice.model))
+    made_by = described("probe", config, "probe")
+    config = replace(config, model=loading.pinned(config.measured.kept.choice.model))
     result, stem = PROBES[config.probe](config), pathlib.Path(config.measured.kept.out) / config.probe
     stem.parent.mkdir(parents=True, exist_ok=True)
     files.write_lines(stem.with_name(f"{config.probe}_items.jsonl"), result.items)
@@ -127,12 +126,3 @@ def title(config: ProbeConfig) -> str:
     whose = f"the completions in {', '.join(names)}" if config.completions else (
         f"the model {pathlib.Path(config.measured.kept.choice.model).name}")
     return f"{config.probe.capitalize()} of {whose}"
-
-
-def origin(config: ProbeConfig) -> str:
-    """The command, with --probe and the flags that differ from their defaults, the commit, and the machine."""
-    defaults, made = flag_lines(ProbeConfig()), machine()
-    flags = [line for line in flag_lines(config) if line.startswith("--probe=") or (
-        line not in defaults and not line.startswith("--out="))]
-    return (f"`python -m scripts.probe {shlex.join(flags)}`, commit {made['commit']}, JAX {made['jax']} on "
-            f"{made['device']} ({made['platform']}).")

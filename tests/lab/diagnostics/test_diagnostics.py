@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 
 import jax
 import numpy as np
@@ -260,10 +261,11 @@ def test_the_page_says_what_each_row_is_worth(measured, tmp_path):
     assert "is not measured yet (results/worlds.json)" in text and "AUROC" not in text
     assert all(f"- **{name}**" in text and row.high in text for name, row in table.DIAGNOSTICS.items())
     assert all(f"| {label} |" in text for label in summary["rows"]) and len(summary["rows"]) == 24
+    assert re.fullmatch(r"`python -m scripts.diagnose --base=.*`, commit .*, JAX .* on .*\.", text.splitlines()[-1])
     arm = {"rank": {"mean": .75, "interval": [.5, .9]}, "sparsity": {"mean": None, "interval": None}}
     worth = diagnose.worth({"measures": {diagnose.CONTRAST: arm, "s1": {"rank": {"mean": 3, "interval": [2, 4]}}}})
     assert worth == {"rank": {"auroc": .75, "interval": [.5, .9]}}
-    assert all(said in page.page(summary, worth) for said in ("| 0.750 [0.500, 0.900] |", "AUROC in known worlds"))
+    assert all(said in page.page(summary, worth, "") for said in ("| 0.750 [0.500, 0.900] |", "AUROC in known worlds"))
     assert (tmp_path / "out" / "diagnose.png").stat().st_size > 1000
 
 
