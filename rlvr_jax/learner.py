@@ -171,7 +171,7 @@ def reference(state: LearnerState) -> model.Params:
 
 
 def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3) -> Callable:
-    """`(params, batch [micro-batches, ...])` to the first `count` of [logprobs, entropies, self-certainty], each
+    """`(params, batch [micro-batches, ...])` to the first `count` of (logprobs, entropies, self-certainty), each
     f32[micro-batches,B,T] nats, 0 where padding is cut off: of the old, the reference and the rewarded policy."""
     how = Scoring(config.max_logits, self_certainty=count > 2)
 
@@ -181,7 +181,7 @@ def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int 
         def first(micro: Batch, size: int):
             micro = batches.first_tokens(micro, size)
             values = completion_logprobs(params, model_config, micro, config.temperature, how)[:count]
-            return [jnp.pad(x, ((0, 0), (0, length - size))) for x in values]
+            return tuple(jnp.pad(x, ((0, 0), (0, length - size))) for x in values)
 
         branches = [functools.partial(first, size=size) for size in batches.buckets(length)]
         return lax.map(lambda given: lax.switch(given[1], branches, given[0]),
@@ -317,10 +317,10 @@ def map_statistics(model_config: ModelConfig, config: UpdateConfig, count: int =
     mapped = parallel.map_devices(lambda *args: one_device(*args, parallel.pmax), (), devices)
     pieces = config.num_minibatches * config.grad_accumulation
 
-    def statistics(params, batch: Batch) -> list[np.ndarray]:
+    def statistics(params, batch: Batch) -> tuple[np.ndarray, ...]:
         batch, places = batches.alike(batch, parallel.device_count(), pieces)
         rows = parallel.place_rows(batches.lay_out(batch, parallel.device_count(), pieces))
-        return [x.reshape(-1, x.shape[-1])[places] for x in parallel.fetch_rows(mapped(params, rows))]
+        return tuple(x.reshape(-1, x.shape[-1])[places] for x in parallel.fetch_rows(mapped(params, rows)))
 
     statistics.mapped = mapped
     return statistics

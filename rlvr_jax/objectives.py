@@ -41,7 +41,7 @@ def no_advantages(rewards_NxG: jax.Array) -> jax.Array:
 
 
 def live_groups(rewards_NxG):
-    """bool[N]: groups whose rewards differ, or of one completion (compared with 0). Others have no advantage."""
+    """bool[N]: all but zero-variance groups, whose rewards are equal and teach nothing; a group of one is live."""
     return (rewards_NxG != rewards_NxG[:, :1]).any(-1) | (rewards_NxG.shape[1] == 1)
 
 

@@ -98,7 +98,7 @@ class _Slots(NamedTuple):
 
 
 def stages(num_slots: int, most: int, layout: model.Layout) -> list[tuple[int, int]]:
-    """(slots, window of the cache) of each decoding loop, one after the other."""
+    """(slots, window of the cache) of each decoding loop, one after the other; few, as each is compiled."""
     windows = [64 * 4**i for i in range(12) if layout.grows and 64 * 4**i < most] + [most]
     fewer = [num_slots // 2**i for i in range(1, 5) if layout.shrinks and most >= 64 and num_slots >= 8 * 2**i]
     return [(num_slots, window) for window in windows] + [(size, most) for size in fewer]

@@ -85,7 +85,7 @@ def test_padding_that_is_not_computed_changes_no_log_probability(groups):
     mask = batch.completion_mask
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one[mask], np.asarray(other)[mask], atol=1e-5)
-        assert (one[mask.sum(-1) <= 20].any(-1)).all() and (one == 0).any() and not np.asarray(other == 0).all(-1).any()
+        assert (one[mask.sum(-1) <= 20].any(-1)).all() and (one == 0).any() and not np.asarray(other == 0).any()
 
 
 def test_a_positive_advantage_raises_its_completion_and_a_negative_one_lowers_it():

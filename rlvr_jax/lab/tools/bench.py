@@ -1,9 +1,9 @@
 """Times sampling, the update and whole GRPO steps beside other programs, and how much of the machine's peak is useful.
 
 Every side is a process of its own. They are asked in turn, once to warm up and then `repeats` times; medians count. Of
-the machine's peak and bandwidth the best of ten calls counts.
-Useful are 2 FLOPs a parameter for a sampled token and 6 for one that is learnt from. Attention, what is computed twice,
-padding and waiting slots count for nothing, so that the share of the peak says what is left to gain.
+the machine's peak and bandwidth the best of ten calls counts. Useful are 2 FLOPs a parameter for a sampled token and 6
+for one that is learnt from. Attention, what is computed twice, padding and waiting slots count for nothing, so that the
+share of the peak says what is left to gain.
 """
 
 import collections
@@ -96,9 +96,8 @@ def lost(config: BenchConfig, seconds: dict[str, float]) -> dict[str, float]:
     nothing = np.zeros(len(lengths), np.int32)
     batch, _ = batches.alike(Batch(Prompts(nothing[:1, None], nothing[:1] + 1), nothing, mask, mask, nothing), devices,
                              parts)
-    batch = batches.lay_out(batch, devices, parts)
-    longest = (batch.completion_mask.any((0, 2)) * (np.arange(lengths.max()) + 1)).max(-1)
-    cut = [min(size for size in batches.buckets(lengths.max()) if size >= x) for x in longest]
+    mask = batches.lay_out(batch, devices, parts).completion_mask.swapaxes(0, 1).reshape(parts, -1, lengths.max())
+    cut = np.array(batches.buckets(lengths.max()))[batches.in_buckets(mask, pmax=lambda x: x)]
     slots = sum(slot_rounds(part) for part in np.split(lengths, devices))
     return {"of the update, computed twice (the head, and layers with --remat)": again / (again + 6 * (layers + head)),
             "of the long tail's update, padding": 1 - lengths.sum() / (config.micro_rows * devices * sum(cut)),
