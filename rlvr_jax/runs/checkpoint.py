@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import zlib
 
 import jax
@@ -25,6 +26,9 @@ from rlvr_jax import model, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.records import LearnerState
+
+
+REMOVED = "removed"  # a checkpoint goes there by one renaming, so that a kill leaves no half of it among the others
 
 
 @functools.cache
@@ -51,7 +55,7 @@ def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0, keep_bes
     directory(run_dir).mkdir(parents=True, exist_ok=True)
     _metrics(run_dir)  # which a manager reads at some later time, and without naming them
     return orbax().CheckpointManager(directory(run_dir), options=orbax().CheckpointManagerOptions(
-        create=False, multiprocessing_options=_alone(), best_fn=rank,
+        create=False, multiprocessing_options=_alone(), best_fn=rank, todelete_subdir=REMOVED,
         preservation_policy=rules.AnyPreservationPolicy(wanted), cleanup_tmp_directories=True))
 
 
@@ -78,6 +82,7 @@ def save(manager, state: LearnerState, meta: dict, metrics: dict) -> None:
     Raises UserError if this one, or the one before it, cannot be written.
     """
     meta = meta | {"digests": digests(_items(state, lambda tree: tree)) | {"meta": text_digest(meta)}}
+    wait(manager)
     with _writing(manager):
         manager.save(int(state.step), metrics=metrics, args=orbax().args.Composite(
             **_items(state, orbax().args.StandardSave), meta=orbax().args.JsonSave(meta)))
@@ -89,9 +94,10 @@ def _items(state: LearnerState, how) -> dict:
 
 
 def wait(manager) -> None:
-    """Until what was saved is on the disk. Raises UserError if it cannot be written."""
+    """Until what was saved is on the disk, and what it replaces is not. Raises UserError if it cannot be written."""
     with _writing(manager):
         manager.wait_until_finished()
+    shutil.rmtree(pathlib.Path(manager.directory, REMOVED), ignore_errors=True)
 
 
 def close(manager) -> None:

@@ -5,6 +5,8 @@ The loop here trains nothing: its metrics are given, and the state of step s is 
 
 import json
 import os
+import pathlib
+import shutil
 import struct
 import subprocess
 import sys
@@ -181,6 +183,19 @@ def test_keep_best_may_change_and_judges_old_checkpoints_too(go, tmp_path):
     assert checkpoint.steps(tmp_path / "run") == [2, 4, 6, 8] and checkpoint.best_step(str(tmp_path / "run")) == 6
     go(keep_best="train/entropy")
     assert checkpoint.steps(tmp_path / "run") == [2, 10] and checkpoint.best_step(str(tmp_path / "run")) == 2
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half_of_it(go, tmp_path, monkeypatch):
+    """Only a part of what is to be removed goes, as if the process had been killed at that moment."""
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, *args, **kwargs: [
+            part.unlink() for part in pathlib.Path(path).rglob("metrics") if part.is_file()])
+        with pytest.raises(RuntimeError, match="crash"):
+            go(crash_at=7)
+    assert checkpoint.steps(tmp_path / "run") == [6]
+    go()
+    assert logged(tmp_path) == list(range(1, 11))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["10"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"eval/greedy": "high"}', "null"])
