@@ -198,8 +198,9 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
         lambda pair, *_: Found(1 - pair.weights["all"]["moved"]), "weights that changed by at most 1e-5 of their size.",
         "share of weights", "switched on, in a small subnetwork", "arXiv 2505.11711"),
     "budget": Diagnostic(
-        budget, "tokens of training until held-out greedy accuracy has half of the gain, over those of the supervised "
-        "run --sft until the same accuracy.", "ratio", "taught: rewards had to find what examples show", ""),
+        budget, "tokens of training until an evaluation finds half of the gain, over those of the supervised run --sft "
+        "until the same greedy accuracy; no finer than the two runs were evaluated.", "ratio",
+        "taught: rewards had to find what examples show", ""),
     "answer_perplexity": Diagnostic(
         perplexity, "log-perplexity of right solutions, trained minus base: the trained model's own, and the problems' "
         "reference solutions.", "nats a token", "no shortcut: spurious rewards make answers likelier, below 0",
