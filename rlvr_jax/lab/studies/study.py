@@ -88,8 +88,8 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     record = {"study": name} | written(study, measure(study, found, repeated), repeated) | {
         "origin": origin(config, study, finished, earlier), "summaries": summaries(study, cells)}
     record |= {"bank": made} if (made := banked(finished, config.bank)) else {}
-    agree = {arm: sources.agreement(contrast, found, records.names(record))
-             for arm, contrast in design.contrasts(study).items()}
+    drawn = study.get("figure", {}).get("measures") or records.names(record)
+    agree = {arm: sources.agreement(contrast, found, drawn) for arm, contrast in design.contrasts(study).items()}
     record |= {"agreement": agree} if agree else {}
     measured = record["measures"]
     out.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,8 @@ def test_an_arm_may_be_how_well_each_measure_tells_two_kinds_of_arms_apart(writt
     starts = {"bent": [.3, .3, .3, .1], "plain": [.3, .3, .3, .3]}  # the last bent seed does not count
     config = written("[arms.bent]", f"[arms.apart]\n{CONTRAST}\n[arms.bent]")
     path = pathlib.Path(config.study)
-    path.write_text(path.read_text().replace("seeds = [0, 1, 2]", "seeds = [0, 1, 2, 3]") + '''
+    path.write_text(path.read_text().replace("seeds = [0, 1, 2]", "seeds = [0, 1, 2, 3]").replace(
+        'curves = ["eval/greedy"]', 'measures = ["end", "start"]') + '''
 [[rules]]
 says = "the end tells them apart"
 arm = "apart"
@@ -137,6 +138,7 @@ above = 0.5
     assert len(lines) == 12 and not any("apart" in line for line in lines)
     pairs = [(starts[arm][i], ends[arm][i]) for arm in ends for i in range(4) if starts[arm][i] >= .25]
     assert record["agreement"]["apart"]["n"] == len(pairs) == 7
+    assert record["agreement"]["apart"]["names"] == ["end", "start"]  # what the figure draws
     assert "over the 7 runs that count for *apart*" in (tmp_path / "work" / "results" / "coin.md").read_text()
 
 
