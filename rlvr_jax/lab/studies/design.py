@@ -1,12 +1,13 @@
-"""What is wrong with the file of a study, found before its first command, and how to write it."""
+"""What the file of a study says of its arms, and what is wrong with it, found before its first command."""
 
+import functools
 import pathlib
+from typing import Callable
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.studies import bank, statistics
+from rlvr_jax.lab.studies import bank, sources, statistics
 from rlvr_jax.lab.studies.bank import words_of
 from rlvr_jax.lab.studies.commands import fill, names, variables
-from rlvr_jax.lab.studies.sources import CROSSED, PARTS
 
 GIVEN = ("work", "data", "arm", "base", "example", "seed", "bank")  # names that no arm has to give
 
@@ -31,6 +32,14 @@ def contrasts(study: dict) -> dict[str, dict]:
 def ran(study: dict) -> list[str]:
     """The arms that have commands."""
     return [arm for arm in study["arms"] if arm not in contrasts(study)]
+
+
+def found(study: dict, known: Callable, repeated: list[dict]) -> dict:
+    """`{arm: {measure: a value for each unit}}`: what `known(arm, measure)` gives, what is made of it, and AUROCs."""
+    measures = study["measures"]
+    values = {arm: sources.values_of(measures, functools.partial(known, arm), repeated) for arm in ran(study)}
+    return values | {arm: sources.told_apart(contrast, values, list(measures))
+                     for arm, contrast in contrasts(study).items()}
 
 
 def has(study: dict, arm: str, seed: int) -> bool:
@@ -63,8 +72,9 @@ def shape_fault(study: dict) -> str:
             return f"{key}: write that of each of `seeds`, in their order, or crossed = true"
     if strays := unmade(study["measures"]):
         return (f"measure {strays[0]}: it is made of {study['measures'][strays[0]]}; write a word and that many other "
-                "measures of this study: " + ", ".join(f"{word} {count}" for word, count in PARTS.items()))
-    wrong = [name for name, source in study["measures"].items() if isinstance(source, list) and source[0] in CROSSED
+                "measures of this study: " + ", ".join(f"{word} {count}" for word, count in sources.PARTS.items()))
+    wrong = [name for name, source in study["measures"].items()
+             if isinstance(source, list) and source[0] in sources.CROSSED
              and not (study.get("crossed") and min(len(study.get(key, ())) for key in ("bases", "examples")) > 2)]
     if wrong:
         return f"measure {wrong[0]}: variances need crossed = true, and three bases and examples or more"
@@ -84,7 +94,7 @@ def shape_fault(study: dict) -> str:
 def unmade(measures: dict) -> list[str]:
     """The measures that are made of others which are not there, or of themselves, or in a way that there is not."""
     left = {name: source or [""] for name, source in measures.items() if isinstance(source, list)}
-    while made := [name for name, (word, *parts) in left.items() if len(parts) == PARTS.get(str(word))
+    while made := [name for name, (word, *parts) in left.items() if len(parts) == sources.PARTS.get(str(word))
                    and all(str(part) in measures and part not in left for part in parts)]:
         left = {name: source for name, source in left.items() if name not in made}
     return list(left)

@@ -5,14 +5,13 @@ the record; where the rules or their verdicts have changed, it says that it was 
 where it has no curves, which are in the runs alone.
 """
 
-import functools
 import json
 import pathlib
 from typing import Optional
 
 import numpy as np
 
-from rlvr_jax.lab.studies import commands, records, sources, study, study_figure
+from rlvr_jax.lab.studies import commands, design, records, study, study_figure
 from rlvr_jax.runs import files
 
 
@@ -61,7 +60,7 @@ def values(record: dict, content: dict) -> dict:
     """
     cells = {(arm, seed): commands.variables(content, {"work": "", "data": "", "arm": arm} | {
         key: str(value) for key, value in unit.items()})
-        for arm in content["arms"] for seed, unit in zip(record["seeds"], repeated(record))}
+        for arm in design.ran(content) for seed, unit in zip(record["seeds"], repeated(record))}
     by_text = {}
     for (arm, seed), cell in cells.items():
         for name, measure in record["measures"][arm].items():
@@ -79,5 +78,4 @@ def values(record: dict, content: dict) -> dict:
             found = [by_text.get(commands.fill(source, cells[arm, seed])) for seed in record["seeds"]]
         return [None if value is None else np.array(value) for value in found]
 
-    return {arm: sources.values_of(content["measures"], functools.partial(known, arm), repeated(record))
-            for arm in content["arms"]}
+    return design.found(content, known, repeated(record))

@@ -4,7 +4,6 @@ A file of configs/studies/ holds the question, what was known, the commands of a
 flags added to these, what is measured, and the prediction: its rules (`rules.py`). This file runs any of them.
 """
 
-import functools
 import os
 import pathlib
 import platform
@@ -81,10 +80,7 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
             for unit in repeated]
 
     sources.refuse_strangers(study, list(cells.values()))
-    found = {arm: sources.values_of(study["measures"], functools.partial(known, arm), repeated)
-             for arm in design.ran(study)}
-    found |= {arm: sources.told_apart(contrast, found, list(study["measures"]))
-              for arm, contrast in design.contrasts(study).items()}
+    found = design.found(study, known, repeated)
     record = {"study": name} | written(study, measure(study, found, repeated), repeated) | {
         "origin": origin(config, study, finished, earlier), "summaries": summaries(study, cells)}
     record |= {"bank": made} if (made := banked(finished, config.bank)) else {}

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.studies import commands, sources, study
+from rlvr_jax.lab.studies import commands, rejudge, sources, study
 from rlvr_jax.lab.studies.study import StudyConfig
 from scripts import cli
 from scripts import study as door
@@ -110,8 +110,12 @@ def test_an_arm_may_be_how_well_each_measure_tells_two_kinds_of_arms_apart(writt
     starts = {"bent": [.3, .3, .3, .1], "plain": [.3, .3, .3, .3]}  # the last bent seed does not count
     config = written("[arms.bent]", f"[arms.apart]\n{CONTRAST}\n[arms.bent]")
     path = pathlib.Path(config.study)
-    path.write_text(path.read_text().replace("seeds = [0, 1, 2]", "seeds = [0, 1, 2, 3]").replace(
-        'curves = ["eval/greedy"]', 'measures = ["end", "start"]') + '''
+    changes = {"seeds = [0, 1, 2]": "seeds = [0, 1, 2, 3]", 'curves = ["eval/greedy"]': 'measures = ["end", "start"]',
+               "[arms.plain]": '[arms.plain]\nrun = "plain"', "[arms.bent]": '[arms.bent]\nrun = "bent"',
+               "{arm}{seed}/summary.json: base": "{run}{seed}/summary.json: base"}
+    for old, new in changes.items():
+        path.write_text(path.read_text().replace(old, new))
+    path.write_text(path.read_text() + '''
 [[rules]]
 says = "the end tells them apart"
 arm = "apart"
@@ -139,6 +143,8 @@ above = 0.5
     pairs = [(starts[arm][i], ends[arm][i]) for arm in ends for i in range(4) if starts[arm][i] >= .25]
     assert record["agreement"]["apart"]["n"] == len(pairs) == 7
     assert record["agreement"]["apart"]["names"] == ["end", "start"]  # what the figure draws
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    assert rejudge.again(record) == record
     assert "over the 7 runs that count for *apart*" in (tmp_path / "work" / "results" / "coin.md").read_text()
 
 
