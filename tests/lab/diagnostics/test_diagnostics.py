@@ -255,7 +255,8 @@ def test_half_is_looked_up_in_each_resample():
 # ----- the command
 
 
-def test_the_page_says_what_each_row_is_worth(measured, tmp_path):
+def test_the_page_says_what_each_row_is_worth(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr(diagnose, "WORLDS", tmp_path / "worlds.json")
     summary = measured()
     text = (tmp_path / "out" / "diagnose.md").read_text()
     assert "is not measured yet (results/worlds.json)" in text and "AUROC" not in text
