@@ -82,7 +82,7 @@ def save(manager, state: LearnerState, meta: dict, metrics: dict) -> None:
     Raises UserError if this one, or the one before it, cannot be written.
     """
     meta = meta | {"digests": digests(_items(state, lambda tree: tree)) | {"meta": text_digest(meta)}}
-    wait(manager)
+    wait(manager)  # REMOVED is emptied while nothing is moved there
     with _writing(manager):
         manager.save(int(state.step), metrics=metrics, args=orbax().args.Composite(
             **_items(state, orbax().args.StandardSave), meta=orbax().args.JsonSave(meta)))
