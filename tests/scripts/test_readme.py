@@ -285,7 +285,8 @@ MEANS = {
         ("examples", "gain, greedy", ["one"]), ("boundary", "pass@1", ["one"]),
         ("switch", "end, greedy", ["64 after layer 2", "everything"]),
         ("spurious", "gain, greedy", ["correct", "coin"]),
-        ("elicitation", "accuracy", ["one-shot RL", "own correct solutions"])],
+        ("elicitation", "accuracy", ["one-shot RL", "own correct solutions"]),
+        ("worlds", "hybrid", ["taught against switched on"])],
     "results/README.md": [
         ("one_shot", "late rise, greedy", ["150 steps", "1,000 steps"]),
         ("examples", "gain, greedy", ["one"]), ("examples", "end, greedy", ["sixteen"]),
@@ -314,19 +315,18 @@ MEANS = {
         ("elicitation", "gain", ["self-consistency", "power sampling", "critiques", "random vector", "random latent",
                                  "boolean: critiques", "boolean: critiques, shuffled", "boolean: random latent"]),
         ("elicitation", "gain less RL's", ["own correct solutions"]),
-        ("worlds", "one example's share of the gain", ["the same, by right steps", "s1", "s2", "t"]),
-        ("worlds", "swap, 5 %", ["the same, by right steps"]),
-        ("worlds", "saturation", ["the same, by right steps"]),
-        ("worlds", "forced_prefix, 4", ["the same, by right steps", "taught against switched on"]),
-        ("worlds", "base, greedy", ["s1", "s2", "s3", "t", "c"]),
-        ("worlds", "128 examples, greedy", ["s1", "s2", "s3", "t", "c"]),
+        *(("worlds", name, ["taught against switched on", "the same, by right steps"]) for name in (
+            "pass_at_k", "cover, 50 %", "forced_prefix, 1", "forced_prefix, 4", "swap, 1 %", "swap, 5 %",
+            "entropy_swap, 10 %", "hybrid", "frontier, log10", "rank", "sparsity", "budget", "answer_perplexity, own",
+            "prompt_perplexity", "saturation")),
+        *(("worlds", name, ["taught against switched on"]) for name in (
+            "cover, 10 %", "answer_perplexity, reference")),
+        *(("worlds", name, ["s1", "s2", "s3", "t", "c"]) for name in (
+            "base, greedy", "128 examples, greedy")),
         ("worlds", "gain", ["n"]),
+        ("worlds", "one example's share of the gain", ["s1", "s2", "t"]),
         ("worlds", "permuted rewards' gain", ["s1"]),
         ("worlds", "own right solutions' share of the gain", ["t"]),
-        ("worlds", "cover, 10 %", ["taught against switched on"]),
-        ("worlds", "frontier, log10", ["taught against switched on"]),
-        ("worlds", "hybrid", ["taught against switched on"]),
-        ("worlds", "answer_perplexity, own", ["taught against switched on"]),
         ("curriculum", "accuracy, T=1", ["RLVR, RLVR", "SRL, RLVR", "shuffled expert, RLVR", "SFT, RLVR"]),
         ("curriculum", "forced, after the first stage", ["RLVR, RLVR", "SRL opened, RLVR"])]}
 FIGURE = r"(?<![\d.])[-+]?\d\.\d{3}(?!\d)"
