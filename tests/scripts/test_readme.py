@@ -327,6 +327,10 @@ MEANS = {
         ("worlds", "one example's share of the gain", ["s1", "s2", "t"]),
         ("worlds", "permuted rewards' gain", ["s1"]),
         ("worlds", "own right solutions' share of the gain", ["t"]),
+        ("worlds_controls", "swap, 10 %", ["s2"]),
+        ("worlds_controls", "hybrid", ["s1", "t"]),
+        ("worlds_controls", "random vector", ["s1", "t"]),
+        ("worlds_controls", "random places", ["s1", "t"]),
         ("curriculum", "accuracy, T=1", ["RLVR, RLVR", "SRL, RLVR", "shuffled expert, RLVR", "SFT, RLVR"]),
         ("curriculum", "forced, after the first stage", ["RLVR, RLVR", "SRL opened, RLVR"])]}
 FIGURE = r"(?<![\d.])[-+]?\d\.\d{3}(?!\d)"
