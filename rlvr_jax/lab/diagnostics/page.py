@@ -10,6 +10,8 @@ from rlvr_jax.lab.elicit.when_page import draw_bars
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
+BASE = "base, T=1"  # the measure of the study of worlds that needs no trained model
+
 
 def page(summary: dict, worth: dict, made_by: str) -> str:
     """diagnose.md. `worth` has, by the label of a row, {"auroc", "interval"}: how well it told teaching from switching
@@ -18,8 +20,8 @@ def page(summary: dict, worth: dict, made_by: str) -> str:
     cells = [[label, row["why"] or shown(row["value"], row["interval"]), row["unit"], f"{row['forward_tokens']:,}",
               *([judged(worth.get(label))] if worth else [])] for label, row in rows.items()]
     header = ["diagnostic", "value", "unit", "forward tokens", *(["AUROC in known worlds"] if worth else [])]
-    known = ("AUROC in known worlds: .5 says nothing there, 1 tells taught from switched on, 0 does so upside down. The "
-             "base's accuracy alone told them apart there, too (results/worlds.md).") if worth else (
+    known = ("AUROC in known worlds: .5 says nothing there, 1 tells taught from switched on, 0 does so upside down. "
+             f"The base's accuracy alone has {judged(worth.get(BASE))} there (results/worlds.md).") if worth else (
         "What a high value is worth where the truth is known is not measured yet (results/worlds.json).")
     about = [f"- **{name}**{row.paper and f' ({row.paper})'}: {row.what} High is read as {row.high}."
              for name, row in DIAGNOSTICS.items() if any(each["diagnostic"] == name for each in rows.values())]

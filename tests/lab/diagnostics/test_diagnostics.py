@@ -264,6 +264,8 @@ def test_the_page_says_what_each_row_is_worth(measured, tmp_path, monkeypatch):
     assert all(f"| {label} |" in text for label in summary["rows"]) and len(summary["rows"]) == 24
     assert re.fullmatch(r"`python -m scripts.diagnose --base=.*`, commit .*, JAX .* on .*\.", text.splitlines()[-1])
     arm = {"rank": {"mean": .75, "interval": [.5, .9]}, "sparsity": {"mean": None, "interval": None}}
+    based = diagnose.worth({"measures": {diagnose.CONTRAST: arm | {page.BASE: {"mean": .25, "interval": None}}}})
+    assert "base's accuracy alone has 0.250 there" in page.page(summary, based, "")
     worth = diagnose.worth({"measures": {diagnose.CONTRAST: arm, "s1": {"rank": {"mean": 3, "interval": [2, 4]}}}})
     assert worth == {"rank": {"auroc": .75, "interval": [.5, .9]}}
     assert all(said in page.page(summary, worth, "") for said in ("| 0.750 [0.500, 0.900] |", "AUROC in known worlds"))
