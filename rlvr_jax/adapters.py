@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from rlvr_jax import model
 from rlvr_jax.errors import UserError
 from rlvr_jax.records import checked, setting
 
@@ -32,7 +33,8 @@ class AdapterConfig:
     adapter_rank: int = setting(1, "rank of lora", minimum=1)
     adapter_alpha: float = setting(32.0, "lora adds alpha / rank times its product", above=0)
     adapter_layers: tuple[int, ...] = setting((), "layers, from 0, that a vector is added after; empty: all", minimum=0)
-    params_dtype: str = setting("float32", "of the frozen parameters under an adapter: 16 bits halve their memory",
+    params_dtype: str = setting("float32", "of the frozen parameters under an adapter, but for norms: 16 bits halve their "
+                                "memory",
                                 ["float32", "bfloat16", "float16"])
     adapter_size: int = setting(0, "train this many numbers, which a fixed random orthonormal projection turns into "
                                 "the adapter; 0: the adapter itself", minimum=0)
@@ -82,7 +84,7 @@ def add(config: AdapterConfig, params: dict, seed: int) -> dict:
             raise UserError(f"--{unused[0]} needs an adapter: --trainable={' or '.join(ADAPTERS)}")
         return params
     if config.params_dtype != "float32":
-        params = jax.tree.map(lambda x: x.astype(config.params_dtype), params)
+        params = model.cast(params, config.params_dtype)
     key, map_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), STREAM))
     leaves = ADAPTERS[config.trainable](config, params["layers"], key)
     if not any(name.endswith(TRAINED) for name in leaves):  # `split` would take it for a model without an adapter

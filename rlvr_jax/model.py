@@ -14,6 +14,7 @@ and Qwen3 (query/key norms) need.
 
 import dataclasses
 import math
+import re
 from typing import Callable, NamedTuple, Optional
 
 import flax.struct
@@ -229,6 +230,12 @@ def prefill(params: Params, config: ModelConfig, prompts: Prompts, how: Pass = P
     _, (keys, values) = forward(params, config, prompts.tokens, how=how._replace(keep_kv=True))
     last_tokens_P = jnp.take_along_axis(prompts.tokens, prompts.lengths[:, None] - 1, axis=1)[:, 0]
     return Prefix(keys, values, prompts.lengths - 1, last_tokens_P)
+
+
+def cast(params: Params, dtype: str) -> Params:
+    """Weights in another type, but for norms and LoRA's factors, which are used in float32."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: x if re.search(
+        "norm|lora", jax.tree_util.keystr(path)) else x.astype(dtype), params)
 
 
 def head(params: Params, hidden: jax.Array) -> jax.Array:

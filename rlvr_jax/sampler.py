@@ -8,7 +8,6 @@ prompt alone, not of the number of slots or devices (invariant 4).
 Axis letters as in `model`; N slots, and T tokens of a completion.
 """
 
-import re
 from typing import Any, Callable, NamedTuple, Optional
 
 import jax
@@ -114,12 +113,6 @@ def fit(s: _Slots, config: ModelConfig, size: int, window: int) -> _Slots:
     return s._replace(cache=jax.tree.map(lambda new, x: lax.dynamic_update_slice(new, x, (0,) * 4), longer, s.cache))
 
 
-def cast(params: model.Params, dtype: str) -> model.Params:
-    """Weights in another type, but for norms and LoRA's factors, which are used in float32."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: x if re.search(
-        "norm|lora", jax.tree_util.keystr(path)) else x.astype(dtype), params)
-
-
 def rollout_keys(seed, step, rows_B, stream: int = 0) -> jax.Array:
     """One key a rollout from (seed, step, row). `stream` keeps training and evaluation apart."""
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
@@ -186,7 +179,7 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
     in_place = 1 < len(prefix.lengths) == num_rows == num_slots  # slot b only ever has row b: order the prompts so
     if in_place:
         prefix = jax.tree.map(lambda x: x[rows.prompt_index] if x.ndim == 1 else x[:, rows.prompt_index], prefix)
-    params = cast(params, config.dtype) if layout.cast else params
+    params = model.cast(params, config.dtype) if layout.cast else params
     layers = model.unroll(params, prefix)
 
     def prompt_of(slots_N):
