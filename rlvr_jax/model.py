@@ -297,15 +297,18 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
     return head(params, hidden_BxD), cache.replace(layers=tuple(kept))
 
 
-def localise(prompts: Prompts, prompt_index_B: np.ndarray, pieces: int, repeats: int = 1) -> tuple[Prompts, np.ndarray]:
+def localise(prompts: Prompts, prompt_index_B: np.ndarray, pieces: int, repeats: int = 1,
+             cut: bool = False) -> tuple[Prompts, np.ndarray]:
     """Cuts rows into equal pieces, each with just the prompts it uses: (prompts [pieces,P',S], index [pieces,B']).
 
-    `repeats` rows in a row are known to share a prompt. P' is what a piece could need at most, so that shapes stay
-    the same for a whole run.
+    Groups of `repeats` rows are known to share a prompt; `cut` says that the first row may stand inside a group. P' is
+    what a piece could need at most, so that shapes stay the same for a whole run. Raises ValueError if it needs more.
     """
     index = np.asarray(prompt_index_B).reshape(pieces, -1)
     size = index.shape[1]
-    slots = min(len(prompts.lengths), size, size // repeats + (2 if size % repeats else 0))
+    slots = min(len(prompts.lengths), size, size // repeats + (2 if size % repeats else cut))
     used, local = zip(*(np.unique(piece, return_inverse=True) for piece in index))
+    if (most := max(map(len, used))) > slots:
+        raise ValueError(f"a piece of {size} rows has {most} prompts where groups of {repeats} rows leave {slots}")
     used = np.stack([np.resize(piece, slots) for piece in used])
     return jax.tree.map(lambda x: np.asarray(x)[used], prompts), np.stack(local).astype(np.int32)

@@ -232,6 +232,19 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
                     s.written["noted"] or None)
 
 
+def spread_rows(prompts: Prompts, prompt_index_B: np.ndarray, request: Request, devices: int) -> tuple:
+    """The rows of a call, equal parts for the devices: (prompts [devices,P',S], prompt_index i32[devices,B'], numbers
+    of the rows i32[devices,B']). Where rows do not divide, the last one is sampled more than once.
+
+    All calls of a measurement have as many rows, so that `request.first_row` changes no shape.
+    """
+    wanted, repeats = len(prompt_index_B), request.repeats
+    rows = np.minimum(np.arange(-(-wanted // devices) * devices, dtype=np.int32), wanted - 1)
+    cut = bool(wanted % repeats or request.first_row % repeats)
+    local_prompts, index = localise(prompts, np.asarray(prompt_index_B)[rows], devices, repeats, cut)
+    return local_prompts, index, (request.first_row + rows).reshape(devices, -1).astype(np.int32)
+
+
 def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = False,
                  draw: Callable = sample, devices: Optional[list] = None) -> Callable:
     """`sampler(params, prompts, prompt_index_B, request) -> Rollouts` over all devices and processes.
@@ -251,16 +264,13 @@ def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = Fals
 
     def sampler(params, prompts: Prompts, prompt_index_B, request: Request) -> Rollouts:
         devices, wanted = parallel.device_count(), len(prompt_index_B)
-        rows = np.minimum(np.arange(-(-wanted // devices) * devices, dtype=np.int32), wanted - 1)
-        index = np.asarray(prompt_index_B)[rows]
-        local_prompts, local_index = localise(prompts, index, devices, request.repeats)
+        spread = spread_rows(prompts, prompt_index_B, request, devices)
         scalars = [np.full(devices, x, kind) for x, kind in [
             (request.seed, np.int32), (request.step, np.int32), (request.stream, np.int32),
             (request.temperature, np.float32), (request.top_p, np.float32)]]
-        keyed = (request.first_row + rows).reshape(devices, -1).astype(np.int32)
-        out = mapped(params, *parallel.place_rows((local_prompts, local_index, keyed, *scalars)))
-        rollouts = parallel.fetch_rows(out).replace(prompt_index=index)
-        return jax.tree.map(lambda x: x[:wanted], rollouts)
+        out = mapped(params, *parallel.place_rows((*spread, *scalars)))
+        rollouts = jax.tree.map(lambda x: x[:wanted], parallel.fetch_rows(out))
+        return rollouts.replace(prompt_index=np.asarray(prompt_index_B))
 
     sampler.mapped = mapped  # what is compiled for devices that are not here
     return sampler

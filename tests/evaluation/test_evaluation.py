@@ -8,9 +8,12 @@ import json
 import math
 import pathlib
 import signal
+import types
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlvr_jax import sampler
 from rlvr_jax.errors import Interrupted, UserError
@@ -22,7 +25,7 @@ from rlvr_jax.evaluation.regrade import GradeConfig
 from rlvr_jax.grading import grade
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Prompts, Rollouts, build, replace
+from rlvr_jax.records import Problem, Prompts, Rollouts, build, replace
 from rlvr_jax.sampler import Request, SamplingConfig
 from rlvr_jax.tasks import prompts
 from rlvr_jax.tasks.answers import GradingConfig
@@ -33,6 +36,26 @@ from fixtures import count_lines, finish, heldout_of, load_problems, make_scorer
 FLAGS = ("--num_ops=2", "--max_new_tokens=10", "--num_samples=4", "--temperature=1", "--max_problems=150",
          "--rows_per_call=8")
 TOTAL = 600
+
+
+@settings(deadline=None, max_examples=200)
+@given(*(st.integers(1, most) for most in (8, 40, 7, 30)))
+def test_which_prompt_and_number_a_row_has_depends_on_nothing_but_the_row(devices, rows_per_call, num_samples, count):
+    """Through all calls of a measurement, whose pieces may begin and end inside a problem's samples; in one shape."""
+    shapes, asked = set(), Prompts(np.arange(100, 100 + count)[:, None], np.ones(count, int))
+
+    def sample(params, prompts, owners, request):
+        local, index, numbers = sampler.spread_rows(prompts, owners, request, devices)
+        shapes.add((local.tokens.shape, index.shape))
+        seen = np.stack([np.take_along_axis(local.tokens[..., 0], index, 1).ravel(), numbers.ravel()], 1)
+        return Rollouts(owners, seen[: len(owners)], np.ones((len(owners), 1), bool), None, np.ones(len(owners), bool))
+
+    by = evaluation.Sampler(sample, None, types.SimpleNamespace(decode_rollouts=lambda rollouts: rollouts.completions))
+    problems = [Problem("", "", "")] * count
+    benchmark = Benchmark("any", problems, asked, lambda texts, _: [{}] * len(texts), num_samples, 1.0)
+    rows = list(evaluation.measure(by, benchmark, Request(0, 0), rows_per_call))
+    wanted = [[100 + number // num_samples, number] for number in range(count * num_samples)]
+    assert [list(row["completion"]) for row in rows] == wanted and len(shapes) == 1
 
 
 # ----- estimators
