@@ -192,8 +192,8 @@ def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int 
 def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig) -> Callable:
     """`loss_sum(trained, frozen, micro-batch) -> (sum, (sums of what is measured, largest gap))`, over its tokens.
 
-    The loss is sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy), before its divisor. The KL term
-    is there where the batch has `ref_logprobs`. `weights`, f32[B,T], are those of the whole row where it was cut.
+    The loss is sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy), before its divisor. The KL is
+    measured where the batch has `ref_logprobs`. `weights`, f32[B,T], are those of the whole row where it was cut.
     """
     objective, how = loss.resolved(), Scoring(config.max_logits, config.remat)
     clip_low, clip_high, entropy_coef = objective.clip_low, objective.clip_high, objective.entropy_coef
@@ -210,12 +210,13 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
         terms = objective.token_loss(logprobs, old, micro.advantages, mask, clip_low, clip_high)
         if entropy_coef:
             terms -= entropy_coef * entropy
-        ratio = jnp.exp(logprobs - old)
+        ratio = jnp.exp(objective.log_ratio(logprobs, old, mask))
         sums = {"entropy": entropy, "clip_fraction": (ratio < 1 - clip_low) | (ratio > 1 + clip_high)}
         if micro.ref_logprobs is not None:
             kl = objectives.k3_kl(logprobs, masked(micro.ref_logprobs))
-            terms += loss.kl_coef * kl
             sums["kl"] = kl
+            if loss.kl_coef:
+                terms += loss.kl_coef * kl
         if model_config.dtype == "float16":
             sums["overflow"] = ~jnp.isfinite(logprobs)
         if micro.sampler_logprobs is not None:

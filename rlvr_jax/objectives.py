@@ -50,6 +50,18 @@ def per_token(advantages):
     return advantages if advantages.ndim == 2 else advantages[:, None]
 
 
+def token_log_ratio(logprobs_BxT, old_logprobs_BxT, mask_BxT):
+    """log of policy / old policy, a token."""
+    return logprobs_BxT - old_logprobs_BxT
+
+
+def sequence_log_ratio(logprobs_BxT, old_logprobs_BxT, mask_BxT):
+    """The mean of a completion's log-ratios, at each of its tokens (GSPO, arXiv 2507.18071)."""
+    log_ratio = jnp.where(mask_BxT, logprobs_BxT - old_logprobs_BxT, 0.0)
+    mean_Bx1 = jnp.sum(log_ratio, -1, keepdims=True) / jnp.maximum(jnp.sum(mask_BxT, -1, keepdims=True), 1)
+    return jnp.broadcast_to(mean_Bx1, mask_BxT.shape)
+
+
 def clipped(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
     """-min(rho A, clip(rho, 1-low, 1+high) A) a token, rho = policy / old policy (PPO, arXiv 1707.06347)."""
     ratio, advantages = jnp.exp(logprobs_BxT - old_logprobs_BxT), per_token(advantages)
@@ -58,10 +70,7 @@ def clipped(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
 
 def sequence_clipped(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
     """As `clipped`, with one ratio a sequence: exp of the mean log-ratio of its tokens (GSPO, arXiv 2507.18071)."""
-    lengths_Bx1 = jnp.maximum(jnp.sum(mask_BxT, -1, keepdims=True), 1)
-    log_ratio = jnp.where(mask_BxT, logprobs_BxT - old_logprobs_BxT, 0.0)
-    mean_Bx1 = jnp.sum(log_ratio, -1, keepdims=True) / lengths_Bx1
-    return clipped(jnp.broadcast_to(mean_Bx1, mask_BxT.shape), 0.0, advantages, mask_BxT, low, high)
+    return clipped(sequence_log_ratio(logprobs_BxT, old_logprobs_BxT, mask_BxT), 0.0, advantages, mask_BxT, low, high)
 
 
 def capped_weight(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
@@ -77,7 +86,7 @@ def score_function(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, hi
 
 def k3_kl(logprobs_BxT, ref_logprobs_BxT):
     """exp(d) - d - 1 with d = ref - policy, clipped to 10: the low-variance estimate of KL(policy || reference)."""
-    difference = ref_logprobs_BxT - logprobs_BxT
+    difference = jnp.clip(ref_logprobs_BxT - logprobs_BxT, -20, 20)  # else exp overflows, and the gradient is 0 * inf
     return jnp.clip(jnp.exp(difference) - difference - 1, -10, 10)
 
 
@@ -100,7 +109,7 @@ def sequence_sum(mask_BxT):
 
 
 class Objective(NamedTuple):
-    """A row of the table: three functions, and the clip range and entropy bonus its paper uses."""
+    """A row of the table: three functions, the clip range and entropy bonus its paper uses, and what is clipped."""
 
     advantages: Callable
     token_loss: Callable
@@ -108,6 +117,7 @@ class Objective(NamedTuple):
     clip_low: float = 0.2
     clip_high: float = 0.2
     entropy_coef: float = 0.0
+    log_ratio: Callable = token_log_ratio  # of what the clip range is compared with, [B,T]
 
 
 OBJECTIVES = {
@@ -115,7 +125,7 @@ OBJECTIVES = {
     "grpo": Objective(group_advantages, clipped, sequence_mean),
     "dr_grpo": Objective(centred_advantages, clipped, constant_length),
     "dapo": Objective(group_advantages, clipped, token_mean, 0.2, 0.28),
-    "gspo": Objective(group_advantages, sequence_clipped, sequence_mean, 3e-4, 4e-4),
+    "gspo": Objective(group_advantages, sequence_clipped, sequence_mean, 3e-4, 4e-4, log_ratio=sequence_log_ratio),
     "cispo": Objective(group_advantages, capped_weight, token_mean, 1.0, 4.0),
     "reinforce": Objective(centred_advantages, score_function, token_mean),
     "rloo": Objective(leave_one_out_advantages, score_function, sequence_sum),

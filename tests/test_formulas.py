@@ -52,14 +52,17 @@ def expected(batch, objective="one_shot", low=0.2, high=0.2, params=PARAMS) -> d
     mask, advantages = batch.completion_mask, batch.advantages[:, None].astype(np.float64)
     lengths = mask.sum(-1)
     policy, entropy = scores(batch, params)
-    ratio = np.exp(policy - batch.old_logprobs)
+    log_ratio = policy - batch.old_logprobs
+    if objective == "gspo":  # the mean over each completion
+        log_ratio = np.repeat(np.where(mask, log_ratio, 0).sum(-1, keepdims=True) / lengths[:, None], mask.shape[1], 1)
+    ratio = np.exp(log_ratio)
     terms = -np.minimum(ratio * advantages, np.clip(ratio, 1 - low, 1 + high) * advantages)
     if objective == "rloo":
         terms = -advantages * policy
     distance = batch.ref_logprobs - policy
     kl = np.exp(distance) - distance - 1
     rows = np.where(mask, terms + 0.5 * kl - 0.3 * entropy, 0).sum(-1)
-    loss = {"one_shot": np.sum(rows) / lengths.sum(), "grpo": np.mean(rows / lengths),
+    loss = {"one_shot": np.sum(rows) / lengths.sum(), "grpo": np.mean(rows / lengths), "gspo": np.mean(rows / lengths),
             "dr_grpo": np.sum(rows) / mask.size, "rloo": np.mean(rows)}[objective]
     gap = batch.old_logprobs - batch.sampler_logprobs
     means = {"entropy": entropy, "kl": kl, "clip_fraction": (ratio < 1 - low) | (ratio > 1 + high),
@@ -69,7 +72,8 @@ def expected(batch, objective="one_shot", low=0.2, high=0.2, params=PARAMS) -> d
 
 
 @pytest.mark.parametrize("objective, flags", [
-    ("one_shot", {}), ("grpo", {}), ("dr_grpo", {}), ("rloo", {}), ("one_shot", {"low": 0.05, "high": 0.1})])
+    ("one_shot", {}), ("grpo", {}), ("dr_grpo", {}), ("rloo", {}), ("one_shot", {"low": 0.05, "high": 0.1}),
+    ("gspo", {"low": 0.02, "high": 0.03})])
 def test_loss_and_metrics(objective, flags):
     """One objective of each normaliser; with its own clip range, and with that of --clip_low and --clip_high."""
     batch, clips = off_policy(), {f"clip_{side}": value for side, value in flags.items()}

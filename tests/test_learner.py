@@ -128,6 +128,14 @@ def test_dead_groups_give_exactly_no_policy_gradient():
     assert metrics["grad_norm"] == 0
 
 
+def test_a_kl_without_a_weight_is_no_part_of_the_loss():
+    """Were it there with the weight 0, a reference that is not a number would make all parameters so."""
+    batch = make_batch(ref_logprobs=np.full((16, 12), np.nan, np.float32))
+    found, without = (plain_update(each, replace(UPDATE, kl_coef=0.0))[0] for each in (
+        batch, batch.replace(ref_logprobs=None)))
+    jax.tree.map(np.testing.assert_array_equal, found, without)
+
+
 def test_the_first_update_is_on_policy_and_later_minibatches_are_not():
     _, metrics = plain_update(make_batch())
     assert metrics["clip_fraction"] == 0 and metrics["logprob_gap_max"] < 5e-5 and metrics["ratio_outside"] == 0

@@ -134,7 +134,9 @@ def test_on_policy_the_clipped_objectives_agree_with_reinforce():
 @settings(deadline=None, max_examples=50)
 @given(st.floats(-8, 0, width=32), st.floats(-8, 0, width=32))
 @example(-2.0 ** -24, 0.0)  # exp(x) - x - 1 rounds to -x here
+@example(-300.0, 0.0)  # exp of this is more than float32 holds
 def test_k3_is_never_negative_but_for_rounding_and_zero_at_equality(logprob, reference):
+    assert np.isfinite(jax.grad(objectives.k3_kl)(jnp.float32(logprob), jnp.float32(reference)))
     assert -1e-6 < objectives.k3_kl(jnp.float32(logprob), jnp.float32(reference)) <= 10
     assert objectives.k3_kl(jnp.float32(logprob), jnp.float32(logprob)) == 0
 
