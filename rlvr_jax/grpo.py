@@ -17,7 +17,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.learner import LossConfig, OptimizerConfig, ResetConfig, UpdateConfig, reference
 from rlvr_jax.model import ModelConfig, Params
 from rlvr_jax.objectives import live_groups
-from rlvr_jax.records import Batch, LearnerState, LoopConfig, Prompts, Rollouts, checked, setting
+from rlvr_jax.records import EPOCH_ORDER, Batch, LearnerState, LoopConfig, Prompts, Rollouts, checked, setting
 from rlvr_jax.sampler import Decoding, Request, SamplingConfig
 
 
@@ -205,7 +205,8 @@ def curriculum(config: GRPOConfig, problems: Problems, step: int) -> Asked:
     times."""
     epoch = np.repeat(np.arange(len(problems.copies), dtype=np.int32), problems.copies)
     positions = (step - 1) * config.num_prompts + np.arange(config.num_prompts)
-    orders = {e: np.random.default_rng((config.loop.seed, e)).permutation(epoch) for e in set(positions // len(epoch))}
+    orders = {e: np.random.default_rng((config.loop.seed, e, 0, EPOCH_ORDER)).permutation(epoch)
+              for e in set(positions // len(epoch))}
     index_N = [orders[position // len(epoch)][position % len(epoch)] for position in positions]
     return Asked(step, problems.prompts, np.repeat(np.array(index_N, np.int32), config.group_size))
 

@@ -19,7 +19,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.logprobs import Scoring, completion_logprobs
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.objectives import OBJECTIVES
-from rlvr_jax.records import Batch, LearnerState, checked, setting
+from rlvr_jax.records import MINIBATCH_ORDER, Batch, LearnerState, checked, setting
 
 
 @checked
@@ -299,7 +299,7 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
         devices, collected = parallel.device_count(), []
         steps = parallel.place_rows(np.full(devices, step, np.int32))
         for number in range(config.num_passes):
-            for part in batches.minibatches(batch, config.num_minibatches, (seed, step, number)):
+            for part in batches.minibatches(batch, config.num_minibatches, (seed, step, number, MINIBATCH_ORDER)):
                 part, _ = batches.alike(part, devices, config.grad_accumulation)
                 rows = parallel.place_rows(batches.lay_out(part, devices, config.grad_accumulation))
                 state, metrics = mapped(state, rows, steps)

@@ -17,6 +17,11 @@ import jax
 from rlvr_jax.errors import UserError
 
 
+# What NumPy draws on the host has a seed of four words, (seed, two counters, one of these): a missing word counts as 0,
+# so that (seed, epoch) and (seed, step, 0) would be one stream.
+EPOCH_ORDER, MINIBATCH_ORDER, REWARD_DRAWS = range(3)
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """A question, its reference answer, and the exact text that the model continues."""

@@ -8,7 +8,7 @@ from rlvr_jax import learner, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.grpo import GRPOConfig, Scored
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import Batch, Problem, Prompts, Rollouts
+from rlvr_jax.records import REWARD_DRAWS, Batch, Problem, Prompts, Rollouts
 from rlvr_jax.rewards.context import PolicyScores, Seen
 from rlvr_jax.rewards.rows import REWARDS, Reward, RewardConfig, step_accuracy
 from rlvr_jax.runs.flags import parse_weights
@@ -86,7 +86,7 @@ def make_scorer(config: RewardConfig, grading: GradingConfig, grpo: GRPOConfig, 
                       np.zeros(len(texts), np.float32))
         formats = [criteria[i].answer_format for i in rollouts.prompt_index]
         seen = Seen(config, formats, grading.grader, asked, texts, verdicts, rollouts,
-                    np.arange(len(texts)) // grpo.group_size, (grpo.loop.seed, step, attempt),
+                    np.arange(len(texts)) // grpo.group_size, (grpo.loop.seed, step, attempt, REWARD_DRAWS),
                     PolicyScores(statistics, loaded.tokenizer, params, batch))
         terms = {name: given(name, row, seen) for name, row, _ in rows}
         with np.errstate(over="ignore"):

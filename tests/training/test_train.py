@@ -1,6 +1,8 @@
 """A run of GRPO in its directory: what it reports, that it learns, one trace a run, and what it is measured on."""
 
+import collections
 import json
+import sys
 
 import numpy as np
 import optax
@@ -60,6 +62,21 @@ def test_minibatches_alone_are_off_policy_and_the_kl_is_measured_without_a_weigh
     _, rows = run_of(base, tmp_path, num_minibatches=2, num_steps=2, learning_rate=0.05, entropy_coef=0.1)
     assert min(row["train/clip_fraction"] for row in rows[1:]) > 0
     assert rows[2]["train/kl"] > rows[1]["train/kl"] >= 0
+
+
+def test_orders_and_rewards_are_drawn_from_streams_of_their_own(base, tmp_path, monkeypatch):
+    """NumPy takes a word that is missing from a seed for 0, so that (seed, epoch) and (seed, step, 0) can be one."""
+    purposes, default_rng = collections.defaultdict(set), np.random.default_rng
+
+    def recorded(seed):
+        purposes[tuple(np.random.SeedSequence(seed).generate_state(4))].add(
+            sys._getframe(1).f_code.co_qualname.split(".")[0])
+        return default_rng(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", recorded)
+    run_of(base, tmp_path, reward="random", num_minibatches=2, num_passes=2, example="all", example_pool=4)
+    kinds = [names & {"curriculum", "minibatches", "coin"} for names in purposes.values()]
+    assert max(map(len, kinds)) == 1 and len(set().union(*kinds)) == 3
 
 
 def test_a_run_whose_rewards_are_all_equal_says_so_and_ends_where_it_was_asked_to(base, tmp_path, capsys):
