@@ -87,7 +87,7 @@ def test_of_settings_that_solve_as_many_the_one_that_steers_least_is_chosen(monk
 
 
 def test_the_control_at_random_places_steers_as_many_tokens_as_the_hybrid_did(monkeypatch):
-    """Of the measured problems the gate acts at another share than of those that it was fitted on."""
+    """Of the measured problems the gate acts at another share than of those it was fitted on. All act where named."""
     asked, places = {}, {}
     monkeypatch.setattr(hybrid.steering, "steered_draw", lambda where, layer: where)
 
