@@ -217,6 +217,8 @@ def test_absent_fields_have_the_architecture_s_defaults(saved):
     edit_config(saved, head_dim=None, num_key_value_heads=None, tie_word_embeddings=None, rope_scaling=None,
                 rope_theta=None, rms_norm_eps=None, hidden_act=None)
     assert huggingface.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_theta=10_000.0, norm_eps=1e-6)
+    written = huggingface.config_to_hugging_face(CONFIGS["qwen3_tied"], "float32")  # 4 heads, 32 numbers
+    assert written.pop("head_dim") == 16 and huggingface.config_from_hugging_face(written, saved).head_dim == 128
 
 
 # name -> what its model card says: millions of parameters; and the sizes that set the models apart

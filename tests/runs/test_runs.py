@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from rlvr_jax import grpo, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
+from rlvr_jax.pretrained import loading
 from rlvr_jax.records import LearnerState, Problem, build, flat, replace
 from rlvr_jax.runs import checkpoint, flags, log, origin, stopping, summary
 from rlvr_jax.runs.run import Run
@@ -149,6 +150,7 @@ def test_the_best_checkpoint_stays_whatever_came_after_and_has_a_name(go, tmp_pa
     go(keep_best="eval/greedy")
     assert checkpoint.steps(tmp_path / "run") == [6, 10]
     assert checkpoint.best_step(str(tmp_path / "run")) == 6
+    assert [loading.pinned(f"{tmp_path}/run{which}")[-3:] for which in ("@best", "", "@6")] == ["n@6", "@10", "n@6"]
 
 
 @pytest.mark.parametrize("patience, step", [(1, 3), (2, 4)])

@@ -256,9 +256,11 @@ def test_qwen_math_is_refused_where_its_marks_would_be_mere_letters(words):
 
 
 def test_an_instruction_is_not_added_twice(tmp_path):
-    path = write_parquet(tmp_path / "p.parquet", released("a" + SUFFIX, "1"), released("b", "2"))
-    assert [p.prompt for p in load_problems(path, QWEN, instruction=SUFFIX.strip())] == ["a" + SUFFIX, "b" + SUFFIX]
-    assert [p.prompt for p in load_problems(path, QWEN)] == ["a" + SUFFIX, "b"]
+    amid = f"Who said{SUFFIX} Why?"
+    path = write_parquet(tmp_path / "p.parquet", *(released(text, "1") for text in ("a" + SUFFIX, "b", amid)))
+    assert [p.prompt for p in load_problems(path, QWEN, instruction=SUFFIX.strip())] == [
+        text + SUFFIX for text in ("a", "b", amid)]
+    assert [p.prompt for p in load_problems(path, QWEN)] == ["a" + SUFFIX, "b", amid]
 
 
 def test_the_published_example_as_the_model_reads_it(data):

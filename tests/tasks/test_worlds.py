@@ -112,6 +112,8 @@ def test_t_is_told_all_but_the_withheld_facts_and_asked_these():
     assert 0.15 < len(hidden) / sum(op == "*" for op, *_ in told) < 0.25
     right = [value == after(before, op, operand) for op, operand, before, value in hidden]
     assert 0.05 < np.mean(right) < 0.15  # one digit of ten
+    digits = [int(value["htu".index(operand[-1])]) for _, operand, _, value in hidden]
+    assert np.bincount(digits, minlength=10).min() > 0.05 * len(digits)
     for op, operand, before, value in hidden:  # the other digits stay as they are
         place = "htu".index(operand[-1])
         assert value[:place] + value[place + 1 :] == before[:place] + before[place + 1 :]

@@ -74,24 +74,28 @@ def kl(place: str) -> float:
 # ----- swaps
 
 
-def test_swaps_recover_the_problems_whose_tokens_they_change(measured, tmp_path):
-    """Of 7 tokens, that after a is swapped in two problems, that after x in one; two prompts end in a."""
-    assert kl("a") > kl("x") > 0
-    entropy = {place: -sum(p * math.log(p) for p in BASE[place].values()) for place in "axc"}
-    assert entropy["x"] > entropy["a"] > entropy["c"] == 0
-    summary = measured("forced_prefix,swap,reverse_swap,entropy_swap", first=(1, 2), shares=(.15, .3, .4))
+def test_swaps_recover_the_problems_whose_tokens_they_change(measured, models, tmp_path):
+    """Of 7 tokens, that after a is swapped in two problems, that after x in one; two prompts end in a. At the end of
+    the trained model's text, not of the base's, the base is least sure, and the KL is larger than after x."""
+    end = {"<eos>": .6, "7": .1, "8": .1, "9": .1, "x": .1}
+    models["base"] = said_by(BASE | {"7": end})
+    assert kl("a") > math.log(1 / .6) > kl("x") > 0
+    entropy = {place: -sum(p * math.log(p) for p in (BASE | {"7": end})[place].values()) for place in "7axc"}
+    assert entropy["7"] > entropy["x"] > entropy["a"] > entropy["c"] == 0
+    summary = measured("forced_prefix,swap,reverse_swap,entropy_swap", first=(1, 2), shares=(.15, .3, .4, .7))
     assert (summary["base"], summary["trained"], summary["gain"], summary["n"]) == (0, 1, 1, 3)
     assert values(summary) == {
         "forced_prefix, 1": pytest.approx(2 / 3), "forced_prefix, 2": 1,
-        "swap, 15 %": pytest.approx(2 / 3), "swap, 30 %": pytest.approx(2 / 3), "swap, 40 %": 1,
-        "reverse_swap, 15 %": pytest.approx(2 / 3), "reverse_swap, 30 %": pytest.approx(2 / 3), "reverse_swap, 40 %": 1,
-        "entropy_swap, 15 %": pytest.approx(1 / 3), "entropy_swap, 30 %": 1, "entropy_swap, 40 %": 1}
+        "swap, 15 %": pytest.approx(2 / 3), "swap, 30 %": pytest.approx(2 / 3), "swap, 40 %": 1, "swap, 70 %": 1,
+        "reverse_swap, 15 %": pytest.approx(2 / 3), "reverse_swap, 30 %": pytest.approx(2 / 3),
+        "reverse_swap, 40 %": pytest.approx(2 / 3), "reverse_swap, 70 %": 1, "entropy_swap, 15 %": pytest.approx(1 / 3),
+        "entropy_swap, 30 %": 1, "entropy_swap, 40 %": 1, "entropy_swap, 70 %": 1}
     rows = summary["rows"]
     assert all(row["interval"][0] <= row["value"] <= row["interval"][1] for row in rows.values())
     assert rows["entropy_swap, 15 %"]["more"]["tokens_swapped"] == pytest.approx(1 / 7)
-    assert rows["reverse_swap, 40 %"]["more"]["accuracy"] == 0
+    assert rows["reverse_swap, 70 %"]["more"]["accuracy"] == 0
     # each writes 2 + 2 + 3 tokens after prompts of 1 + 2 + 1; both models are run on base's, trained's and this text
-    assert {row["forward_tokens"] for row in rows.values()} == {3 * 2 * 11} and summary["forward_tokens"] == 13 * 22
+    assert {row["forward_tokens"] for row in rows.values()} == {3 * 2 * 11} and summary["forward_tokens"] == 16 * 22
     greedy = read_jsonl(tmp_path / "out" / "texts" / "completions.jsonl")
     assert [row["completion"] for row in greedy] == ["9", "7", "9", "7", "x 9", "x 8"]
     assert greedy[0]["entropy"] == pytest.approx([entropy["a"], 0], abs=1e-5)
@@ -309,6 +313,7 @@ def test_the_command_on_two_run_directories(base, tmp_path, compiled):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert "| pass_at_k |" in printed and printed.rstrip().endswith("/out/summary.json")
     assert summary["rows"]["rank"]["value"] > 1 and summary["rows"]["saturation"]["value"] is None
+    assert len(read_jsonl(tmp_path / "out" / "samples_base" / "completions.jsonl")) == 6 * 2
     assert summary["rows"]["answer_perplexity, reference"]["value"] < 0 and "model" not in summary["flags"]
     assert run("diagnose", *flags, compiled=compiled, expect=0).out == printed
     for wrong in (flags[:-1], [*flags, "--frontier=nowhere", "--trained=nowhere"]):

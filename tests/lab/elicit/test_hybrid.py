@@ -29,6 +29,8 @@ def test_the_gap_recovered_is_the_published_one():
     assert recovered(right(50), right(75), right(48))[0] == pytest.approx(-.08)
     assert recovered(right(50), right(59), right(55)) == (None, None)
     assert recovered(right(50), right(60), right(60)) == (1.0, (1.0, 1.0))
+    base, trained, better = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
+    assert recovered(base, trained, better)[1][0] == 0  # in a third of the resamples the trained model is the worse
 
 
 # ----- the oracle
@@ -85,11 +87,12 @@ def test_of_settings_that_solve_as_many_the_one_that_steers_least_is_chosen(monk
 
 
 def test_the_control_at_random_places_steers_as_many_tokens_as_the_hybrid_did(monkeypatch):
-    """Of the measured problems the gate acts at another share than of those that it was fitted on."""
-    asked = {}
+    """Of the measured problems the gate acts at another share than of those it was fitted on. All act where named."""
+    asked, places = {}, {}
+    monkeypatch.setattr(hybrid.steering, "steered_draw", lambda where, layer: where)
 
     def ask(name, params, draw):
-        asked[name] = params["steering"]
+        asked[name], places[name] = params["steering"], draw
         return kept_rows(5, 1)
 
     for name in ("random", "pca"):
@@ -99,6 +102,8 @@ def test_the_control_at_random_places_steers_as_many_tokens_as_the_hybrid_did(mo
                 {"strength": 2.0, "rate": .4})
     assert asked["random_places"].rate == pytest.approx(.25) and asked["rate_0.4"].rate == pytest.approx(.4)
     np.testing.assert_array_equal(asked["random_places"].vector, 2 * np.ones(16))
+    assert places == dict.fromkeys(["rate_0.1", "rate_0.4", "random_vector", "principal_direction"], "gate") | {
+        "random_places": "shuffled_gate", "always_on": "generated", "first_token": "first"}
     assert asked["rate_0.1"].threshold == pytest.approx(8.1) and asked["rate_0.4"].threshold == pytest.approx(5.4)
 
 

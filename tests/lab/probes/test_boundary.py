@@ -13,7 +13,7 @@ from rlvr_jax.records import build
 def rows(*counts, of=8):
     """`of` completions of each problem, the first `counts[p]` of which are right."""
     return [{"prompt": f"p{p}", "benchmark": "b", "problem": p, "sample": s, "correct": s < count,
-             "completion": "", "answer": "1"} for p, count in enumerate(counts) for s in range(of)]
+             "completion": str(s), "answer": "1"} for p, count in enumerate(counts) for s in range(of)]
 
 
 def test_curves_are_those_of_the_sheet():
@@ -63,6 +63,13 @@ def test_diminished_is_judged_at_128_tries_where_there_are_more():
 def test_the_base_is_level_where_it_solves_exactly_as_many():
     record = boundary.find({"base": rows(4, 4), "trained": rows(8, 0)}).record  # pass@1 is 1/2 for both
     assert record["files"]["trained"]["base_reaches_pass@1_at"] == 1
+    record = boundary.find({"base": rows(4, 4), "trained": rows(8, 1)}).record  # pass@1 is 9/16; of the base 11/14 at 2
+    assert record["files"]["trained"]["base_reaches_pass@1_at"] == 2
+
+
+def test_the_page_shows_the_first_right_completion_or_the_first():
+    found = boundary.find({"base": rows(3, 0)[::-1]})  # the last of each first: 7 to 0, of which 2 is the first right
+    assert {item["prompt"]: item["completions"]["base"] for item in found.items} == {"p0": "2", "p1": "7"}
 
 
 def test_only_the_same_problems_are_compared():

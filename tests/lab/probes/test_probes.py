@@ -16,7 +16,7 @@ from rlvr_jax.evaluation.benchmarks import EvaluateConfig, evaluate
 from rlvr_jax.lab.probes import (
     calibration, coherence, contamination, equations, memorisation, page, probe, rouge, rows, twins)
 from rlvr_jax.records import Problem, build, replace
-from rlvr_jax.tasks import calculation
+from rlvr_jax.tasks import calculation, families
 from rlvr_jax.training.train import TrainConfig, train
 
 from fixtures import CALC, HOSTILE, PROBED, PROOF, as_any_probe, kept_completions, read_jsonl, write_jsonl
@@ -218,7 +218,8 @@ def test_what_is_reconstructed_is_as_many_words_as_are_hidden():
     found = contamination.reconstruction("red green", "red green blue")
     assert not found["exact"] and found["too_short"]
     assert found["rouge_l"] == pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3))
-    assert not contamination.reconstruction("Red green blue", "red green blue")["exact"]
+    found = contamination.reconstruction("Red green blue", "red green blue")
+    assert not found["exact"] and not found["too_short"]
 
 
 def said_of(source, exact, likeness=None, twin="", correct=None, fraction=0.6):
@@ -389,6 +390,9 @@ def test_a_longer_twin_begins_as_the_example_does():
     made = memorisation.twins("one step longer", np.random.default_rng(0), ALGEBRA, CHAIN, 9)
     for problem in memorisation.to_problems(ALGEBRA, made):
         assert problem.prompt.startswith(QUESTION.removesuffix("=")) and len(problem.prompt.split()) == 11
+    windows = [SimpleNamespace(tokenizer=families.make_tokenizer([FAMILY]), config=SimpleNamespace(max_seq_len=length))
+               for length in (30, 31)]  # 11 tokens of the prompt and 20 of the solution
+    assert [memorisation.fits(memorisation.to_problems(ALGEBRA, made), one, 4, 20) for one in windows] == [False, True]
 
 
 @pytest.mark.parametrize("question", ["", "What is 7 + 5?", "coins 7 + 5 * 2", "coins 7 = 5 =", "coins 20 + 9 =",
@@ -457,6 +461,7 @@ def test_contamination_of_a_model(tmp_path, base):
     assert set(sets[files[0]]["40%"]["against"]) == {f"{files[0]}, renumbered", "arithmetic"}
     for item in items:
         words = f"{item['prompt']} {item['rest']}".split()
+        assert item["correct"] is not None  # the answers of these twins are known
         assert len(words) == 7 and words[-1] == "=" and len(item["prompt"].split()) == int(item["fraction"] * 7)
         assert item["exact"] == (item["completion"].split()[: len(item["rest"].split())] == item["rest"].split())
     kept_rows = str(tmp_path / "out" / "completions.jsonl")

@@ -204,7 +204,7 @@ def test_a_study_that_uses_the_bank_before_it_makes_a_base_is_refused(written, t
 # ----- bases, examples and seeds
 
 
-def test_crossed_bases_are_what_is_independent(written, fake, tmp_path):
+def test_crossed_bases_are_what_is_independent(written, fake, tmp_path, capsys):
     config = written("one", "[7]", "bases = [1, 2, 3]\nexamples = [0, 4]\ncrossed = true\ncontrol = 'plain'")
     text = study.run(config).read_text()
     assert sum(line.startswith("pretrain") for line, _ in fake) == 3 and len(fake) == 3 + 12
@@ -213,6 +213,9 @@ def test_crossed_bases_are_what_is_independent(written, fake, tmp_path):
     assert record["seeds"] == [f"base {base}, example {example}" for base in (1, 2, 3) for example in (0, 4)]
     np.testing.assert_allclose(end["seeds"], [.1, .14, .2, .24, .3, .34])
     np.testing.assert_allclose(end["of_bases"], [.12, .22, .32])
+    large = written("two", "[7, 8]", "bases = [1, 2, 3, 4]\nexamples = [0, 4, 5, 6]\ncrossed = true")
+    study.run(StudyConfig(**vars(large) | {"quick": True, "dry_run": True}))
+    assert "\n21 commands, 3 finished" in capsys.readouterr().out  # 3 bases, with 3 examples each for two arms
     np.testing.assert_allclose(end["interval"], statistics.interval([.12, .22, .32], .05, (0, 1)))  # not of six values
     assert record["units"][1] == {"base": 1, "example": 4, "seed": 7} and "| bent | base 1, example 4 | 0.140 |" in text
     rule, = record["rules"]

@@ -154,6 +154,8 @@ def test_an_arm_may_have_fewer_seeds_than_the_study(written, ran, tmp_path):
     assert end["plain"]["seeds"] == [.5, .5, .5] and end["bent"]["seeds"] == [.5, None, .5]
     assert end["bent"]["difference"]["seeds"] == [0, None, 0]
     assert not [line for line in ran if "bent1" in line] and [line for line in ran if "bent2" in line]
+    study.run(StudyConfig(**vars(written()) | {"seeds": (7,)}))  # seeds that the file does not have
+    assert [line.split("/")[-1] for line in ran[-3:]] == ["base7", "plain7", "bent7 '--reward=a b'"]
 
 
 @pytest.mark.parametrize("wrong", ["[0, 7]", "[]", "2"])
@@ -163,13 +165,15 @@ def test_seeds_of_an_arm_are_some_of_the_studys(written, wrong):
 
 
 def test_agreement_is_spearman_over_the_runs_that_have_both_measures():
-    found = {"high": {"gain": [1, 1, 0], "a": [1., 2., 9.], "b": [10., None, 9.], "c": [5., 5., 5.]},
-             "low": {"gain": [1, 1, 1], "a": [3., 4., 5.], "b": [30., 20., 15.], "c": [5., 5., 5.]}}
+    found = {"high": {"gain": [1, 1, 0], "a": [1., 2., 9.], "b": [10., None, 9.], "c": [5., 5., 5.],
+                      "d": [1., None, 9.]},
+             "low": {"gain": [1, 1, 1], "a": [3., 4., 5.], "b": [30., 20., 15.], "c": [5., 5., 5.],
+                     "d": [2., None, None]}}
     contrast = {"high": ["high"], "low": ["low"], "where": "gain", "above": .1}
-    rho = sources.agreement(contrast, found, ["a", "b", "c"])
+    rho = sources.agreement(contrast, found, ["a", "b", "c", "d"])
     # a 1 3 4 5 has the ranks 1 2 3 4, b 10 30 20 15 has 1 4 3 2: 1 - 6 * (0 + 4 + 0 + 4) / (4 * 15)
     assert rho["n"] == 5 and rho["rho"][0][1] == pytest.approx(1 - 48 / 60) == pytest.approx(rho["rho"][1][0])
-    assert rho["rho"][0][0] == pytest.approx(1) and rho["rho"][2] == [None] * 3
+    assert rho["rho"][0][0] == pytest.approx(1) and rho["rho"][2] == rho["rho"][3] == [None] * 4
 
 
 @pytest.mark.parametrize("wrong", [

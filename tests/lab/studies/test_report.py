@@ -48,6 +48,9 @@ def test_evaluation_table_has_base_saturation_peak_and_final_with_intervals(tmp_
     assert ["saturation", "20", "85.4%", "82.0% – 88.2%", "55.0%", "512"] in rows
     assert ["peak", "30", "93.8%", "91.3% – 95.5%", "62.5%", "512"] in rows
     assert ["final", "40", "92.6%", "90.0% – 94.5%", "65.0%", "512"] in rows
+    tied = [row | {"eval/greedy": 480 / 512} if row["step"] == 40 else row for row in RUN_ROWS]
+    assert [row["eval/greedy"] for row in tied if row["step"] in (30, 40)] == [480 / 512] * 2
+    assert report.evaluations(tied, 16)["peak"]["step"] == 30  # the first of the best
 
 
 def test_an_evaluation_at_the_step_of_saturation_is_that_of_saturation():

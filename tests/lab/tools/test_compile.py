@@ -283,6 +283,15 @@ def test_what_does_not_fit_is_named_with_its_size(here):
     assert "| update | | | | | | | | | for a reason |" in said
 
 
+@pytest.mark.parametrize("changes, seconds", [
+    ({}, 111), ({"num_minibatches": 2, "grad_accumulation": 1}, 221), ({"track_kl": False, "kl_coef": 0.0}, 101)])
+def test_a_step_takes_what_its_calls_do(here, changes, seconds):
+    """A call of sampling takes 1 s here, of the log-probabilities, by reference or policy, 10, of the update 100."""
+    takes = {"sampling": 1, "log-probabilities": 10, "update": 100, "evaluation": 1000}
+    here.setattr(compile, "measured", lambda config, name, which: {"peak": 1, "best": takes[which]})
+    assert compile.found(replace(FLAGS, **changes), "cpu")["step"] == seconds
+
+
 def test_a_compiler_that_refuses_says_how_much_it_would_take(here):
     """The words of libtpu 0.0.42.1."""
     words = ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (41.89G) "
@@ -320,6 +329,7 @@ def test_without_a_chip_the_state_on_all_of_them_is_said_at_once():
     count = 1_543_714_304  # parameters, two moments and a reference of 4 bytes each
     assert list(lines)[2:] == list(CHIPS)
     assert f"| {count * 16 / 1e9:.2f} | {count * 32 / 1e9:.2f} |" in lines["v5e-8"]
+    assert lines["v6e-8"].endswith("| --divide_state |")  # 33.55 GB are one state, and not the two of a start
     assert lines["v5e-8"].endswith("| --divide_state |") and lines["v5e-1"].endswith("| does not fit |")
     assert lines["H100"].endswith("| fits |") and "| 3.09 |" in lines["v5e-8"]
 
@@ -332,6 +342,9 @@ def test_the_table_has_the_chips_that_colab_and_the_papers_use():
         assert chip.devices == (int(name[-1]) // cores if chip.compiler == "libtpu" or name == "H100-8" else 1)
         assert chip.peak["float16"] >= chip.peak["bfloat16"] >= chip.peak["float32"] > 8e12
         assert 1e9 < chip.usable < 110e9 and chip.bandwidth >= 3e11
+        same = CHIPS[next(other for other in CHIPS if other.split("-")[0] == name.split("-")[0])]  # of one generation
+        assert (chip.peak, chip.bandwidth, chip.usable) == (same.peak, same.bandwidth, same.usable)
+    assert CHIPS["T4"].usable == pytest.approx(0.95 * 14.56 * GIB)  # where CUDA has 14.56 GiB
 
 
 @pytest.mark.parametrize("chip, words", [
