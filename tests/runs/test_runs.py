@@ -618,7 +618,8 @@ def test_a_log_is_cut_after_the_step_that_a_run_goes_on_from(tmp_path):
 
 
 def test_an_evaluation_at_the_step_of_saturation_counts_as_after_it():
-    rows = [{"step": 0, "eval/greedy": 0.1, "eval/sampled": 0.1}, {"step": 1, "train/accuracy": 0.5, "eval/greedy": 0.9, "eval/sampled": 0.9},
+    rows = [{"step": 0, "eval/greedy": 0.1, "eval/sampled": 0.1},
+            {"step": 1, "train/accuracy": 0.5, "eval/greedy": 0.9, "eval/sampled": 0.9},
             {"step": 2, "train/accuracy": 0.99, "eval/greedy": 0.7, "eval/sampled": 0.6},
             {"step": 3, "train/accuracy": 1.0}, {"step": 4, "eval/greedy": 0.8, "eval/sampled": 0.5}]
     found = summary.summarise(rows)

@@ -35,7 +35,7 @@ def test_training_raises_the_reward_it_is_paid_for(base, tmp_path):
     assert (tmp_path / "run" / "summary.json").exists() and rows[0]["step"] == 0
 
 
-# Two states of 56 kB: one is made, and then copied.
+# A state has 56 kB here, and is there twice while it is placed.
 @pytest.mark.parametrize("room, divided", [(None, False), (112_000, False), (60_000, True)])
 def test_a_state_that_no_device_could_hold_is_divided_among_them_and_that_is_said(base, tmp_path, monkeypatch, capsys,
                                                                                   room, divided):
@@ -78,7 +78,7 @@ def test_a_run_whose_rewards_are_all_equal_says_so_and_ends_where_it_was_asked_t
     assert summary["stopped_by"] == {"rule": "inert", "patience": 2, "step": 2, "value": 0.0}
     assert rows[-1]["step"] == 2 and capsys.readouterr().err.count("--stop_when=inert ends") == 1
     history, = json.loads((tmp_path / "run" / "history.json").read_text()).values()
-    assert len(history) == 2 * CONFIG.grpo.num_prompts  # the passes since the last checkpoint are there, too
+    assert len(history) == 2 * CONFIG.grpo.num_prompts  # though nothing was saved before the end
     assert run_of(base, tmp_path, **inert)[0]["steps"] == 6  # goes on without
 
 
