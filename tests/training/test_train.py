@@ -73,12 +73,12 @@ def test_minibatches_alone_are_off_policy_and_the_kl_is_measured_without_a_weigh
 
 
 def test_a_run_whose_rewards_are_all_equal_says_so_and_ends_where_it_was_asked_to(base, tmp_path, capsys):
-    inert = {"reward": "format:0", "num_steps": 6, "inert_steps": 2, "record_history": True}
+    inert = {"reward": "format:0", "num_steps": 6, "inert_steps": 3, "save_every": 2, "record_history": True}
     summary, rows = run_of(base, tmp_path, **inert, stop_when="inert")
-    assert summary["stopped_by"] == {"rule": "inert", "patience": 2, "step": 2, "value": 0.0}
-    assert rows[-1]["step"] == 2 and capsys.readouterr().err.count("--stop_when=inert ends") == 1
+    assert summary["stopped_by"] == {"rule": "inert", "patience": 3, "step": 3, "value": 0.0}
+    assert rows[-1]["step"] == 3 and capsys.readouterr().err.count("--stop_when=inert ends") == 1
     history, = json.loads((tmp_path / "run" / "history.json").read_text()).values()
-    assert len(history) == 2 * CONFIG.grpo.num_prompts  # though nothing was saved before the end
+    assert len(history) == 3 * CONFIG.grpo.num_prompts  # those after the last checkpoint, too
     assert run_of(base, tmp_path, **inert)[0]["steps"] == 6  # goes on without
 
 
