@@ -426,7 +426,8 @@ def seen(sampled, monkeypatch):
     loaded, problems, encoded, params, rollouts = sampled
     handed = []
     monkeypatch.setitem(rewards.REWARDS, "spy", lambda seen: handed.append(seen) or np.zeros(8))
-    make_scorer(replace(REWARD_RUN, reward="spy"), loaded, problems, encoded)(rollouts, params, 3)
+    config = replace(REWARD_RUN, reward="spy", update_group_size=2)  # of four, all of which a reward sees
+    make_scorer(config, loaded, problems, encoded)(rollouts, params, 3)
     return handed[0]
 
 

@@ -81,6 +81,9 @@ def test_dropping_dead_groups_takes_their_tokens_out_of_the_divisor():
     np.testing.assert_array_equal(batch.completion_mask[:, 0], [1, 1, 0, 0, 0, 0, 1, 1])
     kept = grpo.make_batch(replace(config, drop_dead_groups=False), None, fake_rollouts(1), scored)
     assert kept.completion_mask.all()
+    cut = fake_rollouts(1).replace(ended=np.arange(8) != 0)
+    both = grpo.make_batch(replace(config, mask_truncated=True), None, cut, scored)
+    assert both.completion_mask[:, 0].tolist() == [0, 1, 0, 0, 0, 0, 1, 1]  # neither flag undoes the other
 
 
 def test_a_truncated_completion_counts_in_its_groups_mean_and_nowhere_else():

@@ -248,7 +248,7 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
     texts = ["The answer is 4.", "\\boxed{4}", "\\boxed{5}"]
     asked = Rollouts(np.zeros(3, int), None, None, None, None)
     monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda words, rollouts: texts)
-    monkeypatch.setattr(evaluation, "measure", lambda by, benchmark, request: (
+    monkeypatch.setattr(evaluation, "measure", lambda by, benchmark, request, **_: (
         {"problem": 0, "completion": text} | benchmark.judge([text], benchmark.problems[:1])[0] for text in texts))
     for answer_format, right, evaluated, measured in (
             ("auto", [0, 1, 0], "lenient", 2 / 3), ("lenient", [1, 1, 0], "lenient", 2 / 3),
@@ -256,6 +256,9 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
         config = build(TrainConfig, problems=files[0], heldout=files[1], answer_format=answer_format, max_new_tokens=10)
         scored = make_scorer(config, loaded, load_problems(files[0], loaded.tokenizer), None)(asked, None, 1)
         assert scored.reward.tolist() == scored.info["correct"].tolist() == right
+        before = evaluation.before_training(None, load_problems(files[0], loaded.tokenizer), None, config.grading,
+                                            Request(0, 0))
+        assert [row["correct"] for row in before] == right  # what is chosen is judged as it will be paid
         assert not scored.info["timed_out"].any()
         reward_format = "boxed" if answer_format == "auto" else answer_format
         assert set(scored.info["graded_by"]) == {grade.describe(reward_format, "math")}
@@ -366,13 +369,15 @@ def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkey
                       lambda texts, asked: [{"words": len(text.split()), "of": p.question}
                                             for text, p in zip(texts, asked, strict=True)], 2, 1.0)
             for name, asked in (("whole", problems), ("half", halves))]
-    out = str(tmp_path / "out")
+    out, streams = str(tmp_path / "out"), set()
     same = completions.Folder(out, "evaluate", build(EvaluateConfig, model="m", out=out, max_new_tokens=10))
+    spy = by._replace(sample=lambda *args: streams.add(args[-1].stream) or by.sample(*args))
 
     def keep():
-        return completions.keep(same, by, sets, Request(0, 0), rows_per_call=4)
+        return completions.keep(same, spy, sets, Request(0, 0), rows_per_call=4)
 
     kept = keep()
+    assert streams == {sampler.EVAL}  # whatever stream the request names
     for name, asked in (("whole", problems), ("half", halves)):
         assert [(row["problem"], row["sample"]) for row in kept[name]] == [(i, j) for i in range(7) for j in range(2)]
         for row in kept[name]:

@@ -61,7 +61,7 @@ def test_without_git_the_commit_is_unknown(checkout, monkeypatch):
 def test_what_each_reward_of_a_sum_paid_is_logged_and_how_many_groups_were_all_alike():
     """Three groups of two: the first alike in its reward, though not in its terms."""
     right, box = np.array([1, 0, 1, 0, 1, 0]), np.array([0, 1, 0, 0, 0, 0])
-    mask = np.ones((6, 3), bool)
+    mask = np.arange(3) < np.array([3, 1, 2, 1, 1, 1])[:, None]
     rollouts = SimpleNamespace(prompt_index=np.arange(6) // 2, ended=np.ones(6, bool), completion_mask=mask,
                                completions=np.arange(18).reshape(6, 3))
     info = {"text": np.array(list("abcdef")), "correct": right, "graded_by": np.full(6, "math"),
@@ -70,6 +70,8 @@ def test_what_each_reward_of_a_sum_paid_is_logged_and_how_many_groups_were_all_a
     row = summary.describe(rollouts, scored, 2)
     assert row["train/live_groups"] == pytest.approx(2 / 3) and row["train/frac_reward_zero_std"] == pytest.approx(1 / 3)
     assert row["train/reward/correct"] == 0.5 and row["train/reward/format"] == pytest.approx(1 / 6)
+    assert row["train/reward_std"] == pytest.approx(8 ** 0.5 / 6)  # of 1, 1, 1, 0, 1, 0, whatever their groups
+    assert (row["train/length_correct"], row["train/length_wrong"]) == (2, 1)
     record = grpo.Record(grpo.Asked(7, None, None), rollouts, scored, SimpleNamespace(advantages=right), {})
     rows = summary.rollout_rows([Problem(name, "1", name) for name in "abc"], record, 2, 6)
     assert [(row["reward/correct"], row["reward/format"]) for row in rows] == list(zip(right, box))

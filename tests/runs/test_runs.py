@@ -25,6 +25,7 @@ from rlvr_jax.pretrained import loading
 from rlvr_jax.records import LearnerState, Problem, build, flat, replace
 from rlvr_jax.runs import checkpoint, flags, log, origin, stopping, summary
 from rlvr_jax.runs.run import Run
+from rlvr_jax.sampler import CHOOSE, Request
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.problems import merge
 from rlvr_jax.training import train
@@ -488,10 +489,13 @@ def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
     start = SimpleNamespace(params={"layers": {}}, tokenizer=words, config=SimpleNamespace(max_seq_len=99))
     rows = [{"problem": p, "correct": i < right, "completion": "think answer 3"}
             for p, right in enumerate([0, 60, 15]) for i in range(64)]
-    monkeypatch.setattr(measure, "measure", lambda *_, **__: rows)
+    asked = []
+    monkeypatch.setattr(measure, "measure", lambda by, benchmark, request, **_: asked.append(
+        (benchmark.temperature, request)) or rows)
     monkeypatch.setattr(train, "load_pool", lambda *_: problems)
-    chosen = train.find_problems(build(TrainConfig, example="auto"), start, grpo.Programs(None, None, None),
-                                 lambda name, make: kept.setdefault(name, make()))
+    chosen = train.find_problems(build(TrainConfig, example="auto", temperature=0.7, seed=3), start,
+                                 grpo.Programs(None, None, None), lambda name, make: kept.setdefault(name, make()))
+    assert asked == [(0.7, Request(3, 0, 0.7, stream=CHOOSE))]  # as the run will sample, with draws of their own
     assert chosen == [problems[2]]  # 15 of 64 is nearer to 0.2 than 60
     assert kept == {"example": {"example": 2, "question": "9", "answer": "3", "pass_rate": 15 / 64, "num_samples": 64}}
 
@@ -616,7 +620,8 @@ def test_a_log_is_cut_after_the_step_that_a_run_goes_on_from(tmp_path):
 
 
 def test_an_evaluation_at_the_step_of_saturation_counts_as_after_it():
-    rows = [{"step": 0, "eval/greedy": 0.1, "eval/sampled": 0.1}, {"step": 1, "train/accuracy": 0.5},
+    rows = [{"step": 0, "eval/greedy": 0.1, "eval/sampled": 0.1},
+            {"step": 1, "train/accuracy": 0.5, "eval/greedy": 0.9, "eval/sampled": 0.9},
             {"step": 2, "train/accuracy": 0.99, "eval/greedy": 0.7, "eval/sampled": 0.6},
             {"step": 3, "train/accuracy": 1.0}, {"step": 4, "eval/greedy": 0.8, "eval/sampled": 0.5}]
     found = summary.summarise(rows)

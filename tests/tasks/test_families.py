@@ -137,6 +137,15 @@ def test_each_family_of_a_mixture_has_its_accuracy_beside_that_of_all(monkeypatc
     assert "eval/sampled_arithmetic" not in heldout(problems[:3])
 
 
+def test_a_base_is_measured_on_the_split_that_is_asked_for_with_other_draws_at_each_step(monkeypatch):
+    monkeypatch.setattr(measure, "heldout", lambda by, problems, prompts, request: (problems, request))
+    config, words = replace(SMALL, heldout_split="dev", seed=3), families.make_tokenizer(["boolean"])
+    shape = pretrain.shape_of(config, {"boolean": 1.0}, words)
+    problems, request = pretrain.make_heldout(config, {"boolean": 1.0}, words, shape)(None, 7)
+    assert problems == load_problems("boolean", words, split="dev", count=32, num_ops=2)
+    assert request == Request(3, 7)
+
+
 # ----- mistakes of a family of one's own
 
 

@@ -59,6 +59,7 @@ def test_a_base_brings_the_flags_of_its_run(compiled, tmp_path, capsys):
 def test_without_a_reward_only_entropy_teaches():
     assert "--reward=none with --entropy_coef=0" in on_flags(reward="none", kl_coef=0.1)
     assert not on_flags(reward="none", entropy_coef=0.001, group_size=1, objective="rloo")
+    assert not on_flags(reward="correct:1,none:1")  # one that teaches is enough
 
 
 @pytest.mark.parametrize("answer_format, answer, says", [

@@ -1,8 +1,10 @@
 """A run of GRPO in its directory: what it reports, that it learns, one trace a run, and what it is measured on."""
 
 import collections
+import itertools
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import optax
@@ -11,9 +13,11 @@ import pytest
 from rlvr_jax import learner, model
 from rlvr_jax.errors import UserError
 from rlvr_jax.records import build, replace
-from rlvr_jax.runs import checkpoint, machine
+from rlvr_jax.runs import checkpoint, log, machine
 from rlvr_jax.training import train
 from rlvr_jax.training.train import TrainConfig
+
+from fixtures import read_jsonl
 
 CONFIG = build(TrainConfig, num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False,
                eval_size=16, reward="format", learning_rate=3e-3, num_steps=3, eval_every=0, temperature=1.0)
@@ -33,7 +37,8 @@ def test_training_raises_the_reward_it_is_paid_for(base, tmp_path):
     assert (tmp_path / "run" / "summary.json").exists() and rows[0]["step"] == 0
 
 
-@pytest.mark.parametrize("room, divided", [(None, False), (10**9, False), (20_000, True)])
+# A state has 56 kB here, and is there twice while it is placed.
+@pytest.mark.parametrize("room, divided", [(None, False), (112_000, False), (60_000, True)])
 def test_a_state_that_no_device_could_hold_is_divided_among_them_and_that_is_said(base, tmp_path, monkeypatch, capsys,
                                                                                   room, divided):
     monkeypatch.setattr(machine, "room", lambda: room)
@@ -42,19 +47,23 @@ def test_a_state_that_no_device_could_hold_is_divided_among_them_and_that_is_sai
     assert ("it is divided among the devices, as --divide_state does" in capsys.readouterr().err) == divided
 
 
-def test_every_step_reports_what_diagnoses_a_run(base, tmp_path):
-    _, rows = run_of(base, tmp_path, kl_coef=0.01)
+def test_every_step_reports_what_diagnoses_a_run(base, tmp_path, monkeypatch):
+    """Away from temperature 1, two of each group's four learnt from, by a clock that goes on a second at each look."""
+    monkeypatch.setattr(log, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    summary, rows = run_of(base, tmp_path, kl_coef=0.01, track_kl=False, temperature=0.7, update_group_size=2)
+    learnt = CONFIG.grpo.num_prompts * 2
     wanted = {"accuracy", "reward_mean", "reward_std", "live_groups", "entropy", "kl", "clip_fraction", "grad_norm",
               "completion_length", "tokens", "truncated", "logprob_gap_mean", "logprob_gap_max", "ratio_outside",
               "repetition", "loss"}
     for row in rows[1:]:
         assert wanted <= {key[6:] for key in row if key.startswith("train/")}
-        rows_of_a_step = CONFIG.grpo.num_prompts * CONFIG.grpo.group_size
-        assert row["train/tokens"] == pytest.approx(row["train/completion_length"] * rows_of_a_step)
-        assert row["sample/tokens_per_second"] > 0 and row["update/tokens_per_second"] > 0
-        assert {"seconds/sample", "seconds/score", "seconds/update"} <= set(row)
+        assert row["train/tokens"] == pytest.approx(row["train/completion_length"] * learnt)
+        assert [row[f"seconds/{phase}"] for phase in ("sample", "score", "update")] == [1, 1, 2]  # reference and update
+        assert row["sample/tokens_per_second"] == 2 * row["update/tokens_per_second"] == row["train/tokens"]
         assert row["train/logprob_gap_max"] < 1e-4 and row["train/ratio_outside"] == 0
     assert rows[1]["train/kl"] == 0 < rows[3]["train/kl"]
+    assert summary["seconds"] == {"eval": 2, "sample": 3, "score": 3, "update": 6}
+    assert [row["group"] for row in read_jsonl(tmp_path / "run" / "rollouts.jsonl")] == 3 * [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_minibatches_alone_are_off_policy_and_the_kl_is_measured_without_a_weight(base, tmp_path):
@@ -62,6 +71,7 @@ def test_minibatches_alone_are_off_policy_and_the_kl_is_measured_without_a_weigh
     _, rows = run_of(base, tmp_path, num_minibatches=2, num_steps=2, learning_rate=0.05, entropy_coef=0.1)
     assert min(row["train/clip_fraction"] for row in rows[1:]) > 0
     assert rows[2]["train/kl"] > rows[1]["train/kl"] >= 0
+    assert max(row["train/logprob_gap_max"] for row in rows[1:]) < 1e-4  # the second step's policy is not the first's
 
 
 def test_orders_and_rewards_are_drawn_from_streams_of_their_own(base, tmp_path, monkeypatch):
@@ -80,10 +90,13 @@ def test_orders_and_rewards_are_drawn_from_streams_of_their_own(base, tmp_path, 
 
 
 def test_a_run_whose_rewards_are_all_equal_says_so_and_ends_where_it_was_asked_to(base, tmp_path, capsys):
-    summary, rows = run_of(base, tmp_path, reward="format:0", num_steps=6, inert_steps=2, stop_when="inert")
-    assert summary["stopped_by"] == {"rule": "inert", "patience": 2, "step": 2, "value": 0.0}
-    assert rows[-1]["step"] == 2 and capsys.readouterr().err.count("--stop_when=inert ends") == 1
-    assert run_of(base, tmp_path, reward="format:0", num_steps=6, inert_steps=2)[0]["steps"] == 6  # goes on without
+    inert = {"reward": "format:0", "num_steps": 6, "inert_steps": 3, "save_every": 2, "record_history": True}
+    summary, rows = run_of(base, tmp_path, **inert, stop_when="inert")
+    assert summary["stopped_by"] == {"rule": "inert", "patience": 3, "step": 3, "value": 0.0}
+    assert rows[-1]["step"] == 3 and capsys.readouterr().err.count("--stop_when=inert ends") == 1
+    history, = json.loads((tmp_path / "run" / "history.json").read_text()).values()
+    assert len(history) == 3 * CONFIG.grpo.num_prompts  # those after the last checkpoint, too
+    assert run_of(base, tmp_path, **inert)[0]["steps"] == 6  # goes on without
 
 
 def test_a_first_update_that_is_not_finite_is_not_saved(base, tmp_path, monkeypatch):
