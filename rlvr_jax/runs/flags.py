@@ -57,14 +57,14 @@ def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> s
         return (f"{directory} was written by scripts.{writer}, and scripts.{command} needs a directory of its own: "
                 f"choose another {flag}")
     path = directory / "flags.txt"
-    lines = path.read_text("utf-8").splitlines(keepends=True)
     try:  # a flag that is newer than the run had its default
+        lines = path.read_text("utf-8").splitlines(keepends=True)
         old = _values([*flag_lines(type(config)()), *(line.rstrip("\n") for line in lines)])
-    except ValueError:
-        old = {}
-    if not (old and lines and lines[-1].endswith("\n")):
-        return (f"{path} is damaged: it is to have a line --name=value for each flag, to the end; take it from a copy, "
-                f"choose another {flag}, or start over with --resume=never")
+    except (OSError, ValueError):
+        lines = []
+    if not (lines and lines[-1].endswith("\n")):
+        return (f"{path} is {'damaged' if path.is_file() else 'gone'}: it is to have a line --name=value for each "
+                f"flag, to the end; take it from a copy, choose another {flag}, or start over with --resume=never")
     new = _values(flag_lines(config))
     free = {f"--{leaf.name}" for leaf in settings(config) if leaf.meta["free"]}
     changed = [name for name in sorted((old.keys() | new.keys()) - free) if old.get(name) != new.get(name)]
