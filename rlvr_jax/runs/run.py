@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import signal
+import sys
 from typing import Callable, Iterator, Optional
 
 import numpy as np
@@ -14,7 +15,7 @@ from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.records import LearnerState, checked, setting
 from rlvr_jax.runs import checkpoint, files, mirrors, origin, signals, stopping
 from rlvr_jax.runs.flags import changed_flags, claim, flag_lines
-from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress, read_log
+from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress
 from rlvr_jax.runs.summary import summarise
 
 
@@ -94,15 +95,22 @@ class Run:
             return str(error)
 
     def _cannot_go_on(self, saved: list[int]) -> str:
-        """Why a run with checkpoints of these steps cannot go on: other flags, or a log that lacks a step of it."""
+        """Why a run with checkpoints of these steps cannot go on: other flags, or something of it that is lost."""
         if not saved:
             return ""
-        logs = {name: read_log(self.dir / f"{name}.jsonl", saved[-1])[0] for name in LOGS}
-        logged = {row.get("step") for row in logs["metrics"]}
+        rows = {name: files.read_log(self.dir / f"{name}.jsonl", saved[-1])[0] for name in LOGS}
+        logged = {row.get("step") for row in rows["metrics"]}
         gap = next((step for step in range(self.first, saved[-1] + 1) if step not in logged), None)
         changed = changed_flags(self.dir, self.flags, "--run_dir", self.command)
-        if changed or gap is None:
+        if changed:
             return changed
+        if gap is None:
+            files.read_steps(self.dir / "metrics.jsonl", keep_step=saved[-1])
+            for name, count in checkpoint.read_meta(self.config.run_dir, saved[-1]).get("rows", {}).items():
+                if len(rows[name]) != count:
+                    print(f"warning: {self.dir / name}.jsonl has {len(rows[name])} of the {count} rows that it had at "
+                          f"step {saved[-1]}; the run goes on, and its pages show what is there", file=sys.stderr)
+            return ""
         whole = [step for step in saved if step < gap]
         later = ", ".join(str(checkpoint.directory(self.config.run_dir) / str(step)) for step in saved if step >= gap)
         return (f"{self.dir / 'metrics.jsonl'} has no row of step {gap}, though there is a checkpoint of step "
@@ -277,7 +285,9 @@ class Run:
         if parallel.is_main():
             for log in (self.metrics, self.rollouts, self.heldout):  # a checkpoint without its rows cannot be continued
                 files.sync(log.file)
-            checkpoint.save(self.manager, state, meta | {"chosen": self.chosen}, numbers(self.metrics.rows[-1]))
+            rows = {log.path.stem: log.count for log in (self.rollouts, self.heldout)}
+            checkpoint.save(self.manager, state, meta | {"chosen": self.chosen, "rows": rows},
+                            numbers(self.metrics.rows[-1]))
         self.saved = step
 
     def finish(self, state, meta: dict) -> dict:

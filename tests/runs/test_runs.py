@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from rlvr_jax import grpo, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
+from rlvr_jax.lab.studies import report
 from rlvr_jax.records import LearnerState, Problem, build, flat, replace
 from rlvr_jax.runs import checkpoint, flags, log, origin, stopping, summary
 from rlvr_jax.runs.run import Run
@@ -333,15 +334,23 @@ def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after
 
 @pytest.mark.parametrize("cut", [lambda text: "", lambda text: text[:-1], lambda text: text[: len(text) // 2],
                                  lambda text: text.replace("=", ":"), lambda text: text + "\n",
-                                 lambda text: text.replace("--num_steps=10", "--num_steps=")])
+                                 lambda text: text.replace("--num_steps=10", "--num_steps="),
+                                 lambda text: text.replace("--seed=0", "--seed=\udcff")])
 def test_flags_that_are_cut_are_damaged_not_other_flags(go, tmp_path, cut):
     go(num_steps=2, schedule="linear")
     path = tmp_path / "run" / "flags.txt"
-    path.write_text(cut(path.read_text().replace("--num_steps=2", "--num_steps=10")))
-    before = path.read_text()
+    path.write_text(cut(path.read_text().replace("--num_steps=2", "--num_steps=10")), errors="surrogateescape")
+    before = path.read_bytes()
     with pytest.raises(UserError, match="flags.txt is damaged: it is to have a line --name=value for each flag"):
         go(num_steps=4, schedule="linear")
-    assert path.read_text() == before
+    assert path.read_bytes() == before
+
+
+def test_flags_that_are_gone_have_a_remedy(go, tmp_path):
+    go(num_steps=2)
+    (tmp_path / "run" / "flags.txt").unlink()
+    with pytest.raises(UserError, match="flags.txt is gone: .* take it from a copy, .*--resume=never"):
+        go(num_steps=4)
 
 
 @pytest.mark.parametrize("before, after, same", [
@@ -450,6 +459,57 @@ def test_a_run_whose_log_lacks_a_step_does_not_go_on(go, tmp_path, lost, gap, sa
         (tmp_path / "run" / "checkpoints" / str(step)).rename(tmp_path / str(step))  # as the message says
     if gap > 2:
         assert go(keep_last=9)["steps"] == 10 and logged(tmp_path) == list(range(1, 11))
+
+
+@pytest.mark.parametrize("order", [[9, 1, 2, 3, 4, 5, 6, 7, 8, 0], [0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9]])
+def test_rows_that_are_swapped_or_doubled_are_no_log(go, tmp_path, order):
+    """Neither to go on from nor to draw: the first and the last row give the base's accuracy and the final one."""
+    go()
+    path = tmp_path / "run" / "metrics.jsonl"
+    rows = read_jsonl(path)
+    path.write_text("".join(json.dumps(rows[i]) + "\n" for i in order))
+    before = logs_of(tmp_path)
+    for do in (go, lambda: report.write_report(str(tmp_path / "run"))):
+        with pytest.raises(UserError, match=r"metrics.jsonl, line \d: step \d+ follows step \d+, as where .* swapped"):
+            do()
+    assert logs_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["rollouts", "heldout"])
+@pytest.mark.parametrize("keep", [0, 3])
+def test_rows_that_are_lost_of_what_no_result_depends_on_are_said_once(go, tmp_path, monkeypatch, capsys, name, keep):
+    log = Run.log
+    monkeypatch.setattr(Run, "log", lambda run, row: log(run, row, (), [{"step": row["step"]}]) or run.keep_heldout(
+        row["step"], [{"prompt": "a", "answer": "b", "completion": "c", "correct": True}]))
+    go(num_steps=4)
+    path = tmp_path / "run" / f"{name}.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:keep]))
+    capsys.readouterr()
+    assert go(num_steps=8)["steps"] == 8
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert said == [f"warning: {path} has {keep} of the 4 rows that it had at step 4; the run goes on, and its pages "
+                    "show what is there"]
+    go()
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [{}, {"digests"}, {"digests", "step"}])
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(go, tmp_path, monkeypatch, more):
+    """As it is saved, as one without digests, and as one that has its step in the optimiser's part alone."""
+    restore, run_dir = checkpoint._restore, tmp_path / "run"
+    monkeypatch.setattr(checkpoint, "_restore", lambda *args, **items: {
+        name: {key: x for key, x in item.items() if name != "meta" or key not in more}
+        for name, item in restore(*args, **items).items()})
+    go(keep_last=2, save_every=3)
+    (run_dir / "checkpoints" / "10").rename(tmp_path / "10")
+    (run_dir / "checkpoints" / "9").rename(run_dir / "checkpoints" / "8")
+    says = "checkpoint .*/8 is that of step 9: give the directory this name again"
+    with pytest.raises(UserError, match=says):
+        go()
+    if "step" not in more:
+        with pytest.raises(UserError, match=says):
+            checkpoint.restore_model(str(run_dir))
 
 
 def test_a_log_that_is_gone_is_a_log_without_its_first_step(go, tmp_path):
