@@ -76,6 +76,7 @@ class Run:
             raise UserError(refusal or "the main process refuses to start the run, and says why")
         newest = max(checkpoint.steps(config.run_dir), default=0)
         self.resumed = self.saved = int(parallel.broadcast(np.int32(newest)))  # where to continue; 0: from the start
+        self.noted = self.resumed > 0 or not parallel.is_main()
 
     def _refusal(self) -> str:
         """Why the run cannot start or go on; empty if it can, and then this process holds the directory."""
@@ -97,7 +98,10 @@ class Run:
     def _cannot_go_on(self, saved: list[int]) -> str:
         """Why a run with checkpoints of these steps cannot go on: other flags, or something of it that is lost."""
         if not saved:
-            return ""
+            lost = origin.read(self.dir).get("saved") or (self.dir / "summary.json").is_file()
+            return "" if not lost else (
+                f"{self.dir} has lost its checkpoints, and would begin again over its logs: take {self.dir}/checkpoints "
+                "from a copy, choose another --run_dir, or start over with --resume=never, which moves this run aside")
         rows = {name: files.read_log(self.dir / f"{name}.jsonl", saved[-1])[0] for name in LOGS}
         logged = {row.get("step") for row in rows["metrics"]}
         gap = next((step for step in range(self.first, saved[-1] + 1) if step not in logged), None)
@@ -142,6 +146,7 @@ class Run:
                         for name in mirrors.parse(self.log_to)]
         self.compilations = opened.enter_context(compilations())
         self.manager = checkpoint.open_manager(config.run_dir, config.keep_last, config.keep_every, config.keep_best)
+        opened.callback(self._note_saved)
         opened.callback(checkpoint.close, self.manager)
 
     def _note_start(self) -> None:
@@ -153,7 +158,14 @@ class Run:
             if start["commit"].endswith("-dirty"):
                 start["diff"] = f"code-{self.resumed}.diff" if self.resumed else "code.diff"
                 files.write_whole(self.dir / start["diff"], origin.git("diff", "HEAD", "--no-color", "--no-ext-diff"))
-            origin.write(self.dir, self.command, starts=[*starts, start])
+            origin.write(self.dir, self.command, starts=[*starts, start], saved=bool(self.resumed))
+
+    def _note_saved(self) -> None:
+        """Once a checkpoint is whole on the disk, origin.json says so: a run that loses it is not begun anew."""
+        if not self.noted and checkpoint.steps(self.config.run_dir):
+            self.noted = True
+            files.write_json(self.dir / "origin.json",
+                             {"command": self.command} | origin.read(self.dir) | {"saved": True})
 
     def __exit__(self, *error) -> None:
         self.closing.__exit__(*error)
@@ -205,6 +217,7 @@ class Run:
             self.looping = True
             for step in range(self.resumed + 1, self.num_steps + 1):
                 yield step
+                self._note_saved()
                 self.bar.update()
                 self.stop = parallel.largest(self.signal or self._ruled())
                 if self.stop:
@@ -299,6 +312,7 @@ class Run:
                               "continues", 128 + self.stop)
         if not parallel.is_main():
             return {}
+        checkpoint.wait(self.manager)  # a summary says that there was a checkpoint
         summary, verdict = summarise(self.metrics.rows), self._verdict()
         summary["trained"] = parallel.size(adapters.split(state.params)[0])
         if verdict:

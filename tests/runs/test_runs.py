@@ -3,6 +3,7 @@
 The loop here trains nothing: its metrics are given, and the state of step s is full of s.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -492,6 +493,28 @@ def test_rows_that_are_lost_of_what_no_result_depends_on_are_said_once(go, tmp_p
                     "show what is there"]
     go()
     assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("crash_at, gone", [(None, "checkpoints"), (5, "checkpoints"), (None, "checkpoints/10")])
+def test_a_run_that_lost_its_checkpoints_is_not_begun_again_over_its_logs(go, tmp_path, crash_at, gone):
+    with pytest.raises(RuntimeError) if crash_at else contextlib.nullcontext():
+        go(crash_at=crash_at)
+    shutil.rmtree(tmp_path / "run" / gone)
+    before = logs_of(tmp_path)
+    for flags_now in ({}, {"seed": 1}):
+        with pytest.raises(UserError, match="run has lost its checkpoints, .*run/checkpoints from a copy, .*=never"):
+            go(**flags_now)
+    assert logs_of(tmp_path) == before
+    go(resume="never", num_steps=2)
+    assert logged(tmp_path) == [1, 2] and len(read_jsonl(tmp_path / "run.1" / "metrics.jsonl")) == (crash_at or 11) - 1
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_again(go, tmp_path):
+    for flags_now in ({}, {"seed": 1}):
+        with pytest.raises(RuntimeError):
+            go(crash_at=8, save_every=9, **flags_now)
+        assert logged(tmp_path) == list(range(1, 8))
+    assert go(seed=1)["steps"] == 10
 
 
 @pytest.mark.parametrize("more", [{}, {"digests"}, {"digests", "step"}])
