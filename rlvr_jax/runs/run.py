@@ -6,6 +6,7 @@ import math
 import pathlib
 import signal
 import sys
+import time
 from typing import Callable, Iterator, Optional
 
 import numpy as np
@@ -28,6 +29,8 @@ class RunConfig:
                           "is one), must (error if there is none)", ["never", "auto", "must"], free=True)
     save_every: int = setting(50, "checkpoint every this many steps, and at the end; 0: only at the end", minimum=0,
                               free=True)
+    save_minutes: float = setting(15.0, "also checkpoint after a step that ends this many minutes or more after the "
+                                  "last checkpoint, or after the start; 0: never", minimum=0, free=True)
     keep_last: int = setting(2, "checkpoints to keep, newest first", minimum=1, free=True)
     keep_every: int = setting(0, "also keep the checkpoint of every multiple of this many steps; 0: none", minimum=0,
                               free=True)
@@ -67,7 +70,7 @@ class Run:
             raise UserError("--run_dir is required: the directory that this run writes")
         self.config, self.flags, self.num_steps, self.command = config, flags, num_steps, command
         self.first, self.signal, self.stop, self.shown, self.chosen = first, 0, 0, {}, {}
-        self.rules, self.looping = stopping.parse(config.stop_when, config.inert_steps), False
+        self.rules, self.looping, self.saved_at = stopping.parse(config.stop_when, config.inert_steps), False, 0.0
         self.dir, self.held = pathlib.Path(config.run_dir), contextlib.ExitStack()
         self.log_to = ",".join(dict.fromkeys(filter(None, [config.log_to, "tensorboard" * config.tensorboard])))
         refusal = self._refusal() if parallel.is_main() else ""
@@ -214,7 +217,7 @@ class Run:
         if self.resumed and parallel.is_main():
             print(f"{self.dir}: going on from step {self.resumed}")
         with progress(self.num_steps, self.resumed, self.command, not parallel.is_main()) as self.bar:
-            self.looping = True
+            self.looping, self.saved_at = True, time.monotonic()
             for step in range(self.resumed + 1, self.num_steps + 1):
                 yield step
                 self._note_saved()
@@ -286,6 +289,12 @@ class Run:
         ends = bool(row and self.rules) and parallel.largest(self._ruled(row)) > 0
         return ends or step == self.num_steps or (every > 0 and step % every == 0)
 
+    def save_due(self, step: int) -> bool:
+        """Whether a checkpoint falls on this step, by its number or by the main process's clock."""
+        limit = 60 * self.config.save_minutes
+        late = limit > 0 and parallel.is_main() and time.monotonic() - self.saved_at >= limit
+        return self.due(step, self.config.save_every) or parallel.largest(late) > 0
+
     def save(self, state, meta: dict) -> None:
         """Checkpoints a placed state, unless that step has been. Raises UserError where it is not finite."""
         step = int(parallel.fetch_state(state.step))
@@ -301,7 +310,7 @@ class Run:
             rows = {log.path.stem: log.count for log in (self.rollouts, self.heldout)}
             checkpoint.save(self.manager, state, meta | {"chosen": self.chosen, "rows": rows},
                             numbers(self.metrics.rows[-1]))
-        self.saved = step
+        self.saved, self.saved_at = step, time.monotonic()
 
     def finish(self, state, meta: dict) -> dict:
         """Saves the last step; returns the summary of a finished run, raises Interrupted for one cut by a signal."""

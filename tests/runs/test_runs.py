@@ -24,7 +24,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
 from rlvr_jax.lab.studies import report
 from rlvr_jax.records import LearnerState, Problem, build, flat, replace
-from rlvr_jax.runs import checkpoint, flags, log, origin, stopping, summary
+from rlvr_jax.runs import checkpoint, flags, log, origin, run, stopping, summary
 from rlvr_jax.runs.run import Run
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.problems import merge
@@ -58,7 +58,7 @@ def go(tmp_path):
                 row = {"step": step, "train/loss": 0.0, "train/entropy": ENTROPY[step - 1], "train/name": "text"}
                 evaluated = run.due(step, config.run.eval_every, row)
                 run.log(row | ({"eval/greedy": GREEDY.get(step, 0.1)} if evaluated else {}))
-                if run.due(step, config.run.save_every):
+                if run.save_due(step):
                     run.save(state, meta)
             return run.finish(state, meta)
     return loop
@@ -533,6 +533,22 @@ def test_a_checkpoint_under_the_name_of_another_step_is_refused(go, tmp_path, mo
     if "step" not in more:
         with pytest.raises(UserError, match=says):
             checkpoint.restore_model(str(run_dir))
+
+
+def test_a_checkpoint_falls_due_by_the_clock_of_the_main_process_too(go, tmp_path, monkeypatch):
+    """Steps of ten minutes: one is due 19 minutes after the last, whatever that was due by, or after the start."""
+    now = [0.0]
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Run, "log", lambda run, row, log=Run.log: log(run, row) or now.append(now.pop() + 600))
+    with pytest.raises(RuntimeError):
+        go(save_every=5, keep_last=99, save_minutes=19, crash_at=9)
+    assert checkpoint.steps(tmp_path / "run") == [2, 4, 5, 7]
+    go(save_every=0, keep_last=99, save_minutes=19)
+    assert checkpoint.steps(tmp_path / "run") == [2, 4, 5, 7, 9, 10]
+    go(save_every=0, save_minutes=0, resume="never")
+    assert checkpoint.steps(tmp_path / "run") == [10]
+    monkeypatch.setattr(parallel, "largest", lambda number: number + 1)  # where the main process is another one
+    assert Run.save_due(SimpleNamespace(config=CONFIG.run, saved_at=now[0], due=lambda *_: False), 1)
 
 
 def test_a_log_that_is_gone_is_a_log_without_its_first_step(go, tmp_path):
