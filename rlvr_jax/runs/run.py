@@ -15,7 +15,7 @@ from rlvr_jax import adapters, parallel
 from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.records import LearnerState, checked, setting
 from rlvr_jax.runs import checkpoint, files, mirrors, origin, signals, stopping
-from rlvr_jax.runs.flags import changed_flags, claim, flag_lines
+from rlvr_jax.runs.flags import changed_flags, claim, write_flags
 from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress
 from rlvr_jax.runs.summary import summarise
 
@@ -103,7 +103,7 @@ class Run:
         if not saved:
             lost = origin.read(self.dir).get("saved") or (self.dir / "summary.json").is_file()
             return "" if not lost else (
-                f"{self.dir} has lost its checkpoints, and would begin again over its logs: take {self.dir}/checkpoints "
+                f"{self.dir} has lost its checkpoints, and would begin anew over its logs: take {self.dir}/checkpoints "
                 "from a copy, choose another --run_dir, or start over with --resume=never, which moves this run aside")
         rows = {name: files.read_log(self.dir / f"{name}.jsonl", saved[-1])[0] for name in LOGS}
         logged = {row.get("step") for row in rows["metrics"]}
@@ -140,7 +140,7 @@ class Run:
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         config, keep = self.config, self.resumed or -1
-        files.write_whole(self.dir / "flags.txt", "\n".join(flag_lines(self.flags)) + "\n")
+        write_flags(self.dir / "flags.txt", self.flags)
         self.metrics, self.rollouts, self.heldout = (
             opened.enter_context(contextlib.closing(JsonLines(self.dir / f"{name}.jsonl", keep)))
             for name in LOGS)

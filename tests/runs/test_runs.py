@@ -4,9 +4,11 @@ The loop here trains nothing: its metrics are given, and the state of step s is 
 """
 
 import contextlib
+import importlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import struct
 import subprocess
@@ -20,11 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlvr_jax import grpo, parallel
+from rlvr_jax.adapters import ADAPTERS
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
 from rlvr_jax.lab.studies import report
-from rlvr_jax.records import LearnerState, Problem, build, flat, replace
-from rlvr_jax.runs import checkpoint, flags, log, origin, run, stopping, summary
+from rlvr_jax.objectives import OBJECTIVES
+from rlvr_jax.records import LearnerState, Problem, build, flat, replace, settings
+from rlvr_jax.rewards.rows import REWARDS
+from rlvr_jax.runs import checkpoint, flags, log, origin, run, sources, stopping, summary
 from rlvr_jax.runs.run import Run
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.problems import merge
@@ -375,6 +380,128 @@ def test_a_directory_of_another_script_gets_one_sentence(tmp_path):
     assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train")  # of an earlier version
     (tmp_path / "origin.json").unlink()  # which a run that started with nothing to do does not have
     assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train")
+
+
+ROWS = '''
+import functools, pathlib, sys
+import jax, numpy as np
+from jax import numpy as jnp
+from helpers import far
+from rlvr_jax import adapters, objectives
+from rlvr_jax.grading.extract import EXTRACTORS
+from rlvr_jax.rewards.rows import REWARDS, Reward
+from rlvr_jax.tasks import chains, families
+from rlvr_jax.training.train import TrainConfig
+
+RATE = 0.5
+TABLE = {"a": RATE}
+
+def near(x):
+    return x * TABLE["a"]
+
+@functools.cache
+def short(seen):
+    """Pays."""
+    rate = near(1) + far(2)  # for brevity
+    return np.full(len(seen.texts), rate)
+
+def signs(scale):
+    return lambda rewards: jnp.sign(rewards) * scale
+
+class Known:
+    def __call__(self, seen):
+        return self.paid(seen)
+    def paid(self, seen):
+        return 1.5
+
+rate = num_steps = 4
+REWARDS["short"], REWARDS["known"] = Reward(short), Known()
+objectives.OBJECTIVES["signs"] = objectives.Objective(signs(2), jax.jit(lambda x: x + 3), objectives.token_mean)
+objectives.OBJECTIVES["wide"] = objectives.OBJECTIVES["dapo"]._replace(clip_high=0.3)
+adapters.ADAPTERS["mine"] = functools.partial(adapters.lora, 7)
+results = np.arange(6).reshape(3, 1, 2)
+families.FAMILIES["mod"] = families.of_chains(chains.Algebra(("red",), ("plus",), ("well",), ("0", "1"), 0, results,
+                                                             results))
+'''
+USED = {"reward": "correct:0.5,short,known:2", "objective": "signs", "trainable": "mine", "problems": "mod"}
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    """`session(text)`: a new process that has run this file of rows, as far as the tables of rows know."""
+    tables = REWARDS, OBJECTIVES, ADAPTERS, families.FAMILIES
+
+    def begin(text, far="return x"):
+        for table, rows in zip(tables, before):
+            table.clear()
+            table.update(rows)
+        for name, source in (("helpers", f"def far(x):\n    {far}\n"), ("mine", text)):
+            (tmp_path / f"{name}.py").write_text(source)
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        importlib.import_module("mine")
+
+    before = [dict(table) for table in tables]
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield begin
+    for table, rows in zip(tables, before):
+        table.clear()
+        table.update(rows)
+
+
+@pytest.mark.parametrize("old, new, named", [
+    ("np.full(", "-np.full(", "reward short"), ("RATE = 0.5", "RATE = 0.6", "reward short"),
+    ('x * TABLE["a"]', 'x + TABLE["a"]', "reward short"), ("", "return x + 1", "reward short"),
+    ("return 1.5", "return 2.5", "reward known"), ("signs(2)", "signs(3)", "objective signs"),
+    ("jnp.sign(rewards)", "rewards", "objective signs"), ("x + 3", "x - 3", "objective signs"),
+    ("adapters.lora, 7", "adapters.lora, 8", "trainable mine"), ("arange(6)", "arange(1, 7)", "problems mod"),
+    ("num_steps = 4", "num_steps = 5", ""), ('"""Pays."""', '"""Pays more."""', ""), ("  # for brevity", "", ""),
+    ("\nclass", "\n\nprint()\nclass", ""), ('"signs"]', '"other"] = objectives.OBJECTIVES["signs"]', "")])
+def test_an_edited_row_from_outside_is_refused_by_name(tmp_path, session, old, new, named):
+    """An edit of what else stands in the file is none of the row."""
+    session(ROWS)
+    config, edited = replace(CONFIG, **USED), ROWS.replace(old, new) if old else ROWS
+    flags.write_flags(tmp_path / "flags.txt", config)
+    assert flags.changed_flags(tmp_path, config, "--run_dir", "train") == ""
+    session(edited, *() if old else (new,))
+    assert old == "" or edited != ROWS
+    found = flags.changed_flags(tmp_path, config, "--run_dir", "train")
+    assert re.findall(r"source of (\w+ \w+) \(was [0-9a-f]{8}\)", found) == ([named] if named else [])
+
+
+def test_a_row_of_numbers_alone_counts_and_one_of_the_package_does_not(session, parse, tmp_path):
+    session(ROWS)
+    assert sources.source_lines(CONFIG) == []
+    for name in ("reward", "objective", "trainable", "problems"):
+        table = next(leaf.meta["choices"]() for leaf in settings(CONFIG) if leaf.name == name)
+        own = [row for row in table if not sources.source_lines(replace(CONFIG, **{name: row}))]
+        assert set(table) - set(own) == {"short", "known", "signs", "wide", "mine", "mod"} & set(table)
+    flags.write_flags(tmp_path / "flags.txt", replace(CONFIG, **USED))
+    assert parse(TrainConfig, f"--flagfile={tmp_path / 'flags.txt'}") == replace(CONFIG, **USED)
+
+
+def test_without_source_the_compiled_functions_are_compared():
+    """As of what is typed into Python: with the functions that they call."""
+    def typed(text):
+        exec(text, known := {"__name__": "__main__"})
+        return list(sources._parts(known["f"], []))
+
+    text = "def g(x): return x + 1\ndef f(x): return g(x) in {'a', 'b'}"
+    assert typed(text) == typed(text) and len({*map(str, map(typed, [
+        text, text.replace("1", "2"), text.replace("'a'", "'c'"), text.replace("g(x) in", "g(x) not in")]))}) == 4
+
+
+def test_a_finished_run_is_not_taken_for_one_of_an_edited_reward(go, tmp_path, session):
+    session(ROWS)
+    go(num_steps=2, reward="short")
+    session(ROWS.replace("np.full(", "-np.full("))
+    with pytest.raises(UserError, match="run was started with other flags: source of reward short .*; restore them"):
+        go(num_steps=2, reward="short")
+    path = tmp_path / "run" / "flags.txt"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "source" not in line))
+    assert go(num_steps=4, reward="short")["steps"] == 4  # a run of before there were digests
+    assert "source of reward short" in path.read_text()
 
 
 # ----- what is chosen once
