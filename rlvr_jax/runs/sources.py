@@ -1,8 +1,8 @@
 """What rows of tables are made of that were added from outside the package: a digest of each stands with a run's flags.
 
 It covers the source of a row's functions; what that names in its own file, such as helpers and constants, and not the
-rest of the file; functions from other files of the same folder; numbers and arrays in the row. Comments and docstrings
-do not count. Where no source can be read, as of lines typed into Python, the compiled functions take its place.
+rest of the file; functions from other files of the same folder; numbers and arrays in the row. Comments do not count.
+Where no source can be read, as of lines typed into Python, the compiled functions take its place.
 """
 
 import ast
@@ -37,7 +37,7 @@ def source_lines(config) -> list[str]:
 
 
 def _outside(function: FunctionType) -> bool:
-    return not function.__module__.startswith(PACKAGE)
+    return not (function.__module__ or "").startswith(PACKAGE)
 
 
 def _written_here(name: str, row) -> bool:
@@ -50,9 +50,7 @@ def _written_here(name: str, row) -> bool:
 def _parts(value, functions: list) -> Iterator[str]:
     """Texts that change with what a row is made of; its functions are added to `functions`, each once."""
     inside = ()
-    if isinstance(value, FunctionType):
-        if value in functions:
-            return
+    if isinstance(value, FunctionType) and value not in functions:
         functions.append(value)
         yield from _source(value, functions) if _outside(value) else [f"{value.__module__}.{value.__qualname__}"]
         kept = [cell.cell_contents for cell in value.__closure__ or ()]
@@ -68,7 +66,7 @@ def _parts(value, functions: list) -> Iterator[str]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         inside = [vars(value)]
     else:  # what jax.jit makes has __wrapped__; of an object with __call__, its class counts
-        yield getattr(value, "__qualname__", type(value).__qualname__)
+        yield getattr(value, "__name__", type(value).__name__)
         inside = [x for x in (getattr(value, "__wrapped__", None), getattr(type(value), "__call__", None))
                   if isinstance(x, FunctionType)]
     for part in inside:
@@ -86,13 +84,13 @@ def _source(function: FunctionType, functions: list) -> Iterator[str]:
     taken = [top if isinstance(top, ast.ClassDef) else node for top in body for node in ast.walk(top)
              if isinstance(node, (ast.FunctionDef, ast.Lambda)) and getattr(node, "name", "<lambda>") == code.co_name
              and min(x.lineno for x in [node, *getattr(node, "decorator_list", ())]) == code.co_firstlineno]
-    yield from map(_plain, taken) if taken else [_compiled(code)]
+    yield from map(ast.unparse, taken) if taken else [repr(_compiled(code))]
     todo = sorted(set().union(*map(_loads, taken)) if taken else code.co_names)
     for name in todo:  # which grows
-        tops = [top for top in body if name in _binds(top)]
+        tops = [top for top in body if name in ({top.name} if hasattr(top, "name") else _names(top, ast.Store))]
         for top in (top for top in tops if top not in taken):
             taken.append(top)
-            yield _plain(top)
+            yield ast.unparse(top)
             todo += sorted(_loads(top) - set(todo))
         value = None if tops else known.get(name)
         if isinstance(value, (int, float, str)) or (isinstance(value, FunctionType) and os.path.dirname(
@@ -100,31 +98,15 @@ def _source(function: FunctionType, functions: list) -> Iterator[str]:
             yield from _parts(value, functions)
 
 
+def _names(node: ast.AST, kind: type) -> set[str]:
+    return {x.id for x in ast.walk(node) if isinstance(x, ast.Name) and isinstance(x.ctx, kind)}
+
+
 def _loads(node: ast.AST) -> set[str]:
     """Names that a piece of source takes from around it."""
-    parts = [*ast.walk(node)]
-    names, stored = ({x.id for x in parts if isinstance(x, ast.Name) and isinstance(x.ctx, kind)}
-                     for kind in (ast.Load, ast.Store))
-    shared = {name for x in parts if isinstance(x, ast.Global) for name in x.names}
-    return (names - stored - {x.arg for x in parts if isinstance(x, ast.arg)}) | shared
+    return _names(node, ast.Load) - _names(node, ast.Store) - {x.arg for x in ast.walk(node) if isinstance(x, ast.arg)}
 
 
-def _binds(top: ast.stmt) -> set[str]:
-    """Names that a statement gives a value; not those of imports."""
-    if isinstance(top, (ast.FunctionDef, ast.ClassDef)):
-        return {top.name}
-    return {x.id for x in ast.walk(top) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)}
-
-
-def _plain(node: ast.AST) -> str:
-    """Source without its comments and docstrings."""
-    for part in ast.walk(node):
-        if isinstance(part, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(part) is not None:
-            part.body[0] = ast.Pass()
-    return ast.unparse(node)
-
-
-def _compiled(code: CodeType) -> str:
-    consts = [_compiled(x) if isinstance(x, CodeType) else repr(sorted(map(repr, x)) if isinstance(x, frozenset) else x)
-              for x in code.co_consts]
-    return f"{code.co_code.hex()} {code.co_names} {consts}"
+def _compiled(code: CodeType) -> list:
+    consts = (sorted(map(repr, x)) if isinstance(x, frozenset) else x for x in code.co_consts)
+    return [code.co_code, code.co_names, *(_compiled(x) if isinstance(x, CodeType) else x for x in consts)]

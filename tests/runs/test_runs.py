@@ -4,7 +4,6 @@ The loop here trains nothing: its metrics are given, and the state of step s is 
 """
 
 import contextlib
-import importlib
 import json
 import os
 import pathlib
@@ -14,6 +13,7 @@ import struct
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import numpy as np
@@ -350,13 +350,9 @@ def test_flags_that_are_cut_are_damaged_not_other_flags(go, tmp_path, cut):
     with pytest.raises(UserError, match="flags.txt is damaged: it is to have a line --name=value for each flag"):
         go(num_steps=4, schedule="linear")
     assert path.read_bytes() == before
-
-
-def test_flags_that_are_gone_have_a_remedy(go, tmp_path):
-    go(num_steps=2)
-    (tmp_path / "run" / "flags.txt").unlink()
+    path.unlink()
     with pytest.raises(UserError, match="flags.txt is gone: .* take it from a copy, .*--resume=never"):
-        go(num_steps=4)
+        go(num_steps=4, schedule="linear")
 
 
 @pytest.mark.parametrize("before, after, same", [
@@ -383,15 +379,12 @@ def test_a_directory_of_another_script_gets_one_sentence(tmp_path):
 
 
 ROWS = '''
-import functools, pathlib, sys
+import functools
 import jax, numpy as np
 from jax import numpy as jnp
-from helpers import far
 from rlvr_jax import adapters, objectives
-from rlvr_jax.grading.extract import EXTRACTORS
 from rlvr_jax.rewards.rows import REWARDS, Reward
 from rlvr_jax.tasks import chains, families
-from rlvr_jax.training.train import TrainConfig
 
 RATE = 0.5
 TABLE = {"a": RATE}
@@ -401,7 +394,6 @@ def near(x):
 
 @functools.cache
 def short(seen):
-    """Pays."""
     rate = near(1) + far(2)  # for brevity
     return np.full(len(seen.texts), rate)
 
@@ -427,36 +419,27 @@ USED = {"reward": "correct:0.5,short,known:2", "objective": "signs", "trainable"
 
 
 @pytest.fixture
-def session(tmp_path, monkeypatch):
-    """`session(text)`: a new process that has run this file of rows, as far as the tables of rows know."""
-    tables = REWARDS, OBJECTIVES, ADAPTERS, families.FAMILIES
+def session(tmp_path):
+    """`session(text)` runs the file of rows, as a new process does."""
+    def begin(text, far="x"):
+        known = {"__name__": "mine"}
+        for name, source in (("helpers.py", f"def far(x): return {far}"), ("mine.py", text)):
+            (tmp_path / name).write_text(source)
+            exec(compile(source, tmp_path / name, "exec"), known)
 
-    def begin(text, far="return x"):
-        for table, rows in zip(tables, before):
-            table.clear()
-            table.update(rows)
-        for name, source in (("helpers", f"def far(x):\n    {far}\n"), ("mine", text)):
-            (tmp_path / f"{name}.py").write_text(source)
-            sys.modules.pop(name, None)
-        importlib.invalidate_caches()
-        importlib.import_module("mine")
-
-    before = [dict(table) for table in tables]
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield begin
-    for table, rows in zip(tables, before):
-        table.clear()
-        table.update(rows)
+    with contextlib.ExitStack() as kept:
+        for table in (REWARDS, OBJECTIVES, ADAPTERS, families.FAMILIES):
+            kept.enter_context(mock.patch.dict(table))
+        yield begin
 
 
 @pytest.mark.parametrize("old, new, named", [
     ("np.full(", "-np.full(", "reward short"), ("RATE = 0.5", "RATE = 0.6", "reward short"),
-    ('x * TABLE["a"]', 'x + TABLE["a"]', "reward short"), ("", "return x + 1", "reward short"),
+    ('x * TABLE["a"]', 'x + TABLE["a"]', "reward short"), ("", "x + 1", "reward short"),
     ("return 1.5", "return 2.5", "reward known"), ("signs(2)", "signs(3)", "objective signs"),
     ("jnp.sign(rewards)", "rewards", "objective signs"), ("x + 3", "x - 3", "objective signs"),
     ("adapters.lora, 7", "adapters.lora, 8", "trainable mine"), ("arange(6)", "arange(1, 7)", "problems mod"),
-    ("num_steps = 4", "num_steps = 5", ""), ('"""Pays."""', '"""Pays more."""', ""), ("  # for brevity", "", ""),
+    ("num_steps = 4", "num_steps = 5", ""), ("  # for brevity", "", ""),
     ("\nclass", "\n\nprint()\nclass", ""), ('"signs"]', '"other"] = objectives.OBJECTIVES["signs"]', "")])
 def test_an_edited_row_from_outside_is_refused_by_name(tmp_path, session, old, new, named):
     """An edit of what else stands in the file is none of the row."""
@@ -465,18 +448,17 @@ def test_an_edited_row_from_outside_is_refused_by_name(tmp_path, session, old, n
     flags.write_flags(tmp_path / "flags.txt", config)
     assert flags.changed_flags(tmp_path, config, "--run_dir", "train") == ""
     session(edited, *() if old else (new,))
-    assert old == "" or edited != ROWS
     found = flags.changed_flags(tmp_path, config, "--run_dir", "train")
     assert re.findall(r"source of (\w+ \w+) \(was [0-9a-f]{8}\)", found) == ([named] if named else [])
 
 
 def test_a_row_of_numbers_alone_counts_and_one_of_the_package_does_not(session, parse, tmp_path):
     session(ROWS)
-    assert sources.source_lines(CONFIG) == []
-    for name in ("reward", "objective", "trainable", "problems"):
-        table = next(leaf.meta["choices"]() for leaf in settings(CONFIG) if leaf.name == name)
-        own = [row for row in table if not sources.source_lines(replace(CONFIG, **{name: row}))]
-        assert set(table) - set(own) == {"short", "known", "signs", "wide", "mine", "mod"} & set(table)
+    for leaf in settings(replace(CONFIG, **USED)):
+        if leaf.name in USED:
+            known = [x for x in leaf.meta["choices"]() if sources.source_lines(build(TrainConfig, **{leaf.name: x}))]
+            assert set(known) == {"reward": {"short", "known"}, "objective": {"signs", "wide"}, "trainable": {"mine"},
+                                  "problems": {"mod"}}[leaf.name]
     flags.write_flags(tmp_path / "flags.txt", replace(CONFIG, **USED))
     assert parse(TrainConfig, f"--flagfile={tmp_path / 'flags.txt'}") == replace(CONFIG, **USED)
 
