@@ -79,7 +79,7 @@ def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> s
     given = flat(config)
     if changed == ["--decay_steps"] and given["decay_steps"] == 0:
         advice = f"--num_steps={given['num_steps']} moves the end of its schedule: add --decay_steps={old[changed[0]]}"
-    was = ", ".join(f"{name.removeprefix('# ')} (was {old.get(name, 'unset')})" for name in changed)
+    was = ", ".join(f"{name.replace('# ', 'the ')} (was {old.get(name, 'unset')})" for name in changed)
     return "" if not changed else (f"{directory} was started with other flags: {was}; {advice}, choose another {flag}, "
                                    "or start over with --resume=never")
 

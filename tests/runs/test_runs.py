@@ -478,7 +478,7 @@ def test_a_finished_run_is_not_taken_for_one_of_an_edited_reward(go, tmp_path, s
     session(ROWS)
     go(num_steps=2, reward="short")
     session(ROWS.replace("np.full(", "-np.full("))
-    with pytest.raises(UserError, match="run was started with other flags: source of reward short .*; restore them"):
+    with pytest.raises(UserError, match="run was started with other flags: the source of reward short .*; restore them"):
         go(num_steps=2, reward="short")
     path = tmp_path / "run" / "flags.txt"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if "source" not in line))
