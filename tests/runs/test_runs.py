@@ -604,7 +604,7 @@ def test_rows_that_are_lost_of_what_no_result_depends_on_are_said_once(go, tmp_p
     assert "warning" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("crash_at, gone", [(None, "checkpoints"), (5, "checkpoints"), (None, "checkpoints/10")])
+@pytest.mark.parametrize("crash_at, gone", [(None, "checkpoints"), (3, "checkpoints"), (None, "checkpoints/10")])
 def test_a_run_that_lost_its_checkpoints_is_not_begun_again_over_its_logs(go, tmp_path, crash_at, gone):
     with pytest.raises(RuntimeError) if crash_at else contextlib.nullcontext():
         go(crash_at=crash_at)
