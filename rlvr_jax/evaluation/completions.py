@@ -8,8 +8,8 @@ from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.evaluation.measure import Benchmark, Sampler, measure
 from rlvr_jax.pretrained.loading import ModelChoice
 from rlvr_jax.records import checked, part, setting
-from rlvr_jax.runs import files, origin
-from rlvr_jax.runs.flags import changed_flags, claim, flag_lines
+from rlvr_jax.runs import origin
+from rlvr_jax.runs.flags import changed_flags, claim, write_flags
 from rlvr_jax.runs.log import JsonLines, progress
 from rlvr_jax.runs.machine import MachineConfig
 from rlvr_jax.sampler import EVAL, Request, SamplingConfig
@@ -85,7 +85,7 @@ def open_log(folder: Folder, benchmarks: list[Benchmark]) -> Iterator[JsonLines]
         refusal = changed_flags(out, folder.flags, "--out", folder.command) if flags.exists() else ""
         if refusal:
             raise UserError(refusal)
-        files.write_whole(flags, "\n".join(flag_lines(folder.flags)) + "\n")
+        write_flags(flags, folder.flags)
         origin.write(out, folder.command)
         log = JsonLines(path, 0)
         with contextlib.closing(log.file):

@@ -6,7 +6,8 @@ the run's flags, and `metrics`, those of its step. Only the main process writes 
 
 `meta["digests"]` has a CRC-32 of each array, by its path such as "params/embed", and of the rest of `meta`. They are
 compared wherever a checkpoint is read; one that was saved before there were digests is read without. To make them takes
-a second for each 4 GB on one core, and arrays are divided among the cores.
+a second for each 4 GB on one core, and arrays are divided among the cores. `meta["step"]`, and that of `training`, is
+the name of the directory, or this was renamed.
 """
 
 import concurrent.futures
@@ -81,7 +82,8 @@ def save(manager, state: LearnerState, meta: dict, metrics: dict) -> None:
 
     Raises UserError if this one, or the one before it, cannot be written.
     """
-    meta = meta | {"digests": digests(_items(state, lambda tree: tree)) | {"meta": text_digest(meta)}}
+    meta = meta | {"step": int(state.step)}
+    meta |= {"digests": digests(_items(state, lambda tree: tree)) | {"meta": text_digest(meta)}}
     wait(manager)  # REMOVED is emptied while nothing is moved there
     with _writing(manager):
         manager.save(int(state.step), metrics=metrics, args=orbax().args.Composite(
@@ -213,7 +215,8 @@ def _reading(run_dir: str, step: int):
 
 
 def _check(run_dir: str, step: int, items: dict) -> None:
-    """Raises UserError where what was read of a checkpoint, its `meta` included, is not as it was saved."""
+    """Raises UserError where what was read of a checkpoint, its `meta` included, is not as it was saved, or of another
+    step."""
     def refuse(what: str):
         raise UserError(f"checkpoint {directory(run_dir) / str(step)} {what}{_rescue(run_dir, step)}")
 
@@ -225,6 +228,9 @@ def _check(run_dir: str, step: int, items: dict) -> None:
     read = {"meta": text_digest(rest)} | (digests(arrays) if arrays else {})
     if saved and (other := [name for name, digest in read.items() if saved.get(name) != digest]):
         refuse(f"is damaged: {other[0]} is not as it was saved")
+    for held in (meta.get("step", step), int(items.get("training", {}).get("step", step))):
+        if held != step:
+            refuse(f"is that of step {held}: give the directory this name again")
     if not finite(arrays):
         refuse("holds numbers that are not finite (NaN or infinite)")
 

@@ -64,13 +64,42 @@ def read_line(line: bytes, where: str, remedy: str) -> dict:
     return row
 
 
-def read_steps(path: Path) -> list[dict]:
-    """The rows of a run's log by their "step"; none if there is no such file. Raises UserError naming the line."""
-    rows = []
-    for number, row in read_lines(path) if path.is_file() else ():
-        if not isinstance(row.get("step"), int):
-            raise UserError(f'{path}, line {number}: has no integer "step"; remove the line')
+def read_log(path: Path, keep_step: float = math.inf) -> tuple[list[dict], int, bool]:
+    """(rows, their bytes, whether the last one has its line end) of a log, up to its last row whose `step`, 0 where it
+    has none, is at most `keep_step`; no rows where there is no such file.
+
+    A last line that is no JSON is what a process was writing when it was killed, and does not count. Raises UserError
+    for any other line that is none: good ones come after it, and nothing of them is to be lost.
+    """
+    rows, size, content = [], 0, path.read_bytes() if path.exists() else b""
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
+        where = f"{path}, line {number}"
+        try:
+            row = read_line(line, where, "correct the line, or take the file from a copy")
+            if not isinstance(row.get("step", 0), int):
+                raise UserError(f"{where}: its step is {row['step']!r}, no whole number; correct it")
+        except UserError:
+            if size + len(line) < len(content):
+                raise
+            break
+        if row.get("step", 0) > keep_step:
+            break
         rows.append(row)
+        size += len(line)
+    return rows, size, content[:size].endswith(b"\n") or not size
+
+
+def read_steps(path: Path, single: bool = True, keep_step: float = math.inf) -> list[dict]:
+    """The rows of a run's log, as `read_log` keeps them, by their "step". Raises UserError naming a line that has none,
+    or where `single` a line whose step is not that of the line before it and one."""
+    rows = read_log(path, keep_step)[0]
+    for number, row in enumerate(rows, 1):
+        step, last = row.get("step"), rows[max(number - 2, 0)].get("step")
+        if step is None:
+            raise UserError(f'{path}, line {number}: has no integer "step"; take the file from a copy')
+        if single and number > 1 and step != last + 1:
+            raise UserError(f"{path}, line {number}: step {step} follows step {last}, as where rows are lost, swapped "
+                            "or doubled; put each row in its place, or take the file from a copy")
     return sorted(rows, key=lambda row: row["step"])
 
 

@@ -9,7 +9,8 @@ from typing import IO, Iterable
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.records import flat, settings
-from rlvr_jax.runs import locks, origin
+from rlvr_jax.runs import files, locks, origin
+from rlvr_jax.runs.sources import source_lines
 
 
 def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, float]]:
@@ -39,6 +40,11 @@ def flag_lines(config) -> list[str]:
     return lines
 
 
+def write_flags(path: pathlib.Path, config) -> None:
+    """A flag file, with the digests of what comes from outside the package as comments."""
+    files.write_whole(path, "\n".join([*flag_lines(config), *source_lines(config)]) + "\n")
+
+
 def described(command: str, config, always: str = "") -> str:
     """The command of scripts/ with the flags that differ from their defaults, and flag `always`, but for --out; the
     commit, and the machine."""
@@ -57,22 +63,23 @@ def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> s
         return (f"{directory} was written by scripts.{writer}, and scripts.{command} needs a directory of its own: "
                 f"choose another {flag}")
     path = directory / "flags.txt"
-    lines = path.read_text("utf-8").splitlines(keepends=True)
-    try:  # a flag that is newer than the run had its default
-        old = _values([*flag_lines(type(config)()), *(line.rstrip("\n") for line in lines)])
-    except ValueError:
-        old = {}
-    if not (old and lines and lines[-1].endswith("\n")):
-        return (f"{path} is damaged: it is to have a line --name=value for each flag, to the end; take it from a copy, "
-                f"choose another {flag}, or start over with --resume=never")
-    new = _values(flag_lines(config))
+    sources = source_lines(config)
+    try:  # a flag that is newer than the run had its default, and of a run without digests nothing is known
+        lines = path.read_text("utf-8").splitlines(keepends=True)
+        old = _values([*flag_lines(type(config)()), *sources, *(line.rstrip("\n") for line in lines)])
+    except (OSError, ValueError):
+        lines = []
+    if not (lines and lines[-1].endswith("\n")):
+        return (f"{path} is {'damaged' if path.is_file() else 'gone'}: it is to have a line --name=value for each "
+                f"flag, to the end; take it from a copy, choose another {flag}, or start over with --resume=never")
+    new = _values([*flag_lines(config), *sources])
     free = {f"--{leaf.name}" for leaf in settings(config) if leaf.meta["free"]}
     changed = [name for name in sorted((old.keys() | new.keys()) - free) if old.get(name) != new.get(name)]
     advice = "restore them"
     given = flat(config)
     if changed == ["--decay_steps"] and given["decay_steps"] == 0:
         advice = f"--num_steps={given['num_steps']} moves the end of its schedule: add --decay_steps={old[changed[0]]}"
-    was = ", ".join(f"{name} (was {old.get(name, 'unset')})" for name in changed)
+    was = ", ".join(f"{name.replace('# ', 'the ')} (was {old.get(name, 'unset')})" for name in changed)
     return "" if not changed else (f"{directory} was started with other flags: {was}; {advice}, choose another {flag}, "
                                    "or start over with --resume=never")
 

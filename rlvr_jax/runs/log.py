@@ -12,8 +12,7 @@ import jax
 import numpy as np
 import tqdm
 
-from rlvr_jax.errors import UserError
-from rlvr_jax.runs.files import naming, read_line
+from rlvr_jax.runs.files import naming, read_log
 
 # Progress: steps, <time left, what is measured, and a bar of the columns that are left.
 LINE = "{desc}: {n_fmt}/{total_fmt} <{remaining}{postfix} |{bar}|"
@@ -27,6 +26,7 @@ class JsonLines:
         """Opens the file and cuts it after what `read_log` keeps of it. Raises UserError as that does."""
         self.rows, size, whole = read_log(path, keep_step)
         self.path, self.file = path, open(path, "ab", buffering=0)  # what a full disk refused is not kept for later
+        self.count = len(self.rows)  # of the file; whoever holds the log may drop rows from memory
         os.truncate(path, size)
         if not whole:
             self.file.write(b"\n")
@@ -34,6 +34,7 @@ class JsonLines:
     def write(self, row: dict) -> None:
         clean = {key: _plain(value) for key, value in row.items()}
         self.rows.append(clean)
+        self.count += 1
         line = (json.dumps(clean, ensure_ascii=False) + "\n").encode()
         with naming(self.path):
             while line:
@@ -41,31 +42,6 @@ class JsonLines:
 
     def close(self) -> None:
         self.file.close()
-
-
-def read_log(path: pathlib.Path, keep_step: float) -> tuple[list[dict], int, bool]:
-    """(rows, their bytes, whether the last one has its line end) of a log, up to its last row whose `step`, 0 where it
-    has none, is at most `keep_step`; no rows where there is no such file.
-
-    A last line that is no JSON is what a process was writing when it was killed, and does not count. Raises UserError
-    for any other line that is none: good ones come after it, and nothing of them is to be lost.
-    """
-    rows, size, content = [], 0, path.read_bytes() if path.exists() else b""
-    for number, line in enumerate(content.splitlines(keepends=True), 1):
-        where = f"{path}, line {number}"
-        try:
-            row = read_line(line, where, "correct the line, or take the file from a copy")
-            if not isinstance(row.get("step", 0), int):
-                raise UserError(f"{where}: its step is {row['step']!r}, no whole number; correct it")
-        except UserError:
-            if size + len(line) < len(content):
-                raise
-            break
-        if row.get("step", 0) > keep_step:
-            break
-        rows.append(row)
-        size += len(line)
-    return rows, size, content[:size].endswith(b"\n") or not size
 
 
 def _plain(value):

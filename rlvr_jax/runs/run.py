@@ -5,6 +5,8 @@ import json
 import math
 import pathlib
 import signal
+import sys
+import time
 from typing import Callable, Iterator, Optional
 
 import numpy as np
@@ -13,8 +15,8 @@ from rlvr_jax import adapters, parallel
 from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.records import LearnerState, checked, setting
 from rlvr_jax.runs import checkpoint, files, mirrors, origin, signals, stopping
-from rlvr_jax.runs.flags import changed_flags, claim, flag_lines
-from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress, read_log
+from rlvr_jax.runs.flags import changed_flags, claim, write_flags
+from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress
 from rlvr_jax.runs.summary import summarise
 
 
@@ -27,6 +29,8 @@ class RunConfig:
                           "is one), must (error if there is none)", ["never", "auto", "must"], free=True)
     save_every: int = setting(50, "checkpoint every this many steps, and at the end; 0: only at the end", minimum=0,
                               free=True)
+    save_minutes: float = setting(15.0, "also checkpoint after a step that ends this many minutes or more after the "
+                                  "last checkpoint, or after the start; 0: never", minimum=0, free=True)
     keep_last: int = setting(2, "checkpoints to keep, newest first", minimum=1, free=True)
     keep_every: int = setting(0, "also keep the checkpoint of every multiple of this many steps; 0: none", minimum=0,
                               free=True)
@@ -66,7 +70,7 @@ class Run:
             raise UserError("--run_dir is required: the directory that this run writes")
         self.config, self.flags, self.num_steps, self.command = config, flags, num_steps, command
         self.first, self.signal, self.stop, self.shown, self.chosen = first, 0, 0, {}, {}
-        self.rules, self.looping = stopping.parse(config.stop_when, config.inert_steps), False
+        self.rules, self.looping, self.saved_at = stopping.parse(config.stop_when, config.inert_steps), False, 0.0
         self.dir, self.held = pathlib.Path(config.run_dir), contextlib.ExitStack()
         self.log_to = ",".join(dict.fromkeys(filter(None, [config.log_to, "tensorboard" * config.tensorboard])))
         refusal = self._refusal() if parallel.is_main() else ""
@@ -75,6 +79,7 @@ class Run:
             raise UserError(refusal or "the main process refuses to start the run, and says why")
         newest = max(checkpoint.steps(config.run_dir), default=0)
         self.resumed = self.saved = int(parallel.broadcast(np.int32(newest)))  # where to continue; 0: from the start
+        self.noted = self.resumed > 0 or not parallel.is_main()
 
     def _refusal(self) -> str:
         """Why the run cannot start or go on; empty if it can, and then this process holds the directory."""
@@ -94,15 +99,25 @@ class Run:
             return str(error)
 
     def _cannot_go_on(self, saved: list[int]) -> str:
-        """Why a run with checkpoints of these steps cannot go on: other flags, or a log that lacks a step of it."""
+        """Why a run with checkpoints of these steps cannot go on: other flags, or something of it that is lost."""
         if not saved:
-            return ""
-        logs = {name: read_log(self.dir / f"{name}.jsonl", saved[-1])[0] for name in LOGS}
-        logged = {row.get("step") for row in logs["metrics"]}
+            lost = origin.read(self.dir).get("saved") or (self.dir / "summary.json").is_file()
+            return "" if not lost else (
+                f"{self.dir} has lost its checkpoints, and would begin anew over its logs: take {self.dir}/checkpoints "
+                "from a copy, choose another --run_dir, or start over with --resume=never, which moves this run aside")
+        rows = {name: files.read_log(self.dir / f"{name}.jsonl", saved[-1])[0] for name in LOGS}
+        logged = {row.get("step") for row in rows["metrics"]}
         gap = next((step for step in range(self.first, saved[-1] + 1) if step not in logged), None)
         changed = changed_flags(self.dir, self.flags, "--run_dir", self.command)
-        if changed or gap is None:
+        if changed:
             return changed
+        if gap is None:
+            files.read_steps(self.dir / "metrics.jsonl", keep_step=saved[-1])
+            for name, count in checkpoint.read_meta(self.config.run_dir, saved[-1]).get("rows", {}).items():
+                if len(rows[name]) != count:
+                    print(f"warning: {self.dir / name}.jsonl has {len(rows[name])} of the {count} rows that it had at "
+                          f"step {saved[-1]}; the run goes on, and its pages show what is there", file=sys.stderr)
+            return ""
         whole = [step for step in saved if step < gap]
         later = ", ".join(str(checkpoint.directory(self.config.run_dir) / str(step)) for step in saved if step >= gap)
         return (f"{self.dir / 'metrics.jsonl'} has no row of step {gap}, though there is a checkpoint of step "
@@ -125,7 +140,7 @@ class Run:
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         config, keep = self.config, self.resumed or -1
-        files.write_whole(self.dir / "flags.txt", "\n".join(flag_lines(self.flags)) + "\n")
+        write_flags(self.dir / "flags.txt", self.flags)
         self.metrics, self.rollouts, self.heldout = (
             opened.enter_context(contextlib.closing(JsonLines(self.dir / f"{name}.jsonl", keep)))
             for name in LOGS)
@@ -134,6 +149,7 @@ class Run:
                         for name in mirrors.parse(self.log_to)]
         self.compilations = opened.enter_context(compilations())
         self.manager = checkpoint.open_manager(config.run_dir, config.keep_last, config.keep_every, config.keep_best)
+        opened.callback(self._note_saved)
         opened.callback(checkpoint.close, self.manager)
 
     def _note_start(self) -> None:
@@ -145,7 +161,14 @@ class Run:
             if start["commit"].endswith("-dirty"):
                 start["diff"] = f"code-{self.resumed}.diff" if self.resumed else "code.diff"
                 files.write_whole(self.dir / start["diff"], origin.git("diff", "HEAD", "--no-color", "--no-ext-diff"))
-            origin.write(self.dir, self.command, starts=[*starts, start])
+            origin.write(self.dir, self.command, starts=[*starts, start], saved=bool(self.resumed))
+
+    def _note_saved(self) -> None:
+        """Once a checkpoint is whole on the disk, origin.json says so: a run that loses it is not begun anew."""
+        if not self.noted and checkpoint.steps(self.config.run_dir):
+            self.noted = True
+            files.write_json(self.dir / "origin.json",
+                             {"command": self.command} | origin.read(self.dir) | {"saved": True})
 
     def __exit__(self, *error) -> None:
         self.closing.__exit__(*error)
@@ -194,9 +217,10 @@ class Run:
         if self.resumed and parallel.is_main():
             print(f"{self.dir}: going on from step {self.resumed}")
         with progress(self.num_steps, self.resumed, self.command, not parallel.is_main()) as self.bar:
-            self.looping = True
+            self.looping, self.saved_at = True, time.monotonic()
             for step in range(self.resumed + 1, self.num_steps + 1):
                 yield step
+                self._note_saved()
                 self.bar.update()
                 self.stop = parallel.largest(self.signal or self._ruled())
                 if self.stop:
@@ -265,6 +289,12 @@ class Run:
         ends = bool(row and self.rules) and parallel.largest(self._ruled(row)) > 0
         return ends or step == self.num_steps or (every > 0 and step % every == 0)
 
+    def save_due(self, step: int) -> bool:
+        """Whether a checkpoint falls on this step, by its number or by the main process's clock."""
+        limit = 60 * self.config.save_minutes
+        late = limit > 0 and parallel.is_main() and time.monotonic() - self.saved_at >= limit
+        return self.due(step, self.config.save_every) or parallel.largest(late) > 0
+
     def save(self, state, meta: dict) -> None:
         """Checkpoints a placed state, unless that step has been. Raises UserError where it is not finite."""
         step = int(parallel.fetch_state(state.step))
@@ -277,8 +307,10 @@ class Run:
         if parallel.is_main():
             for log in (self.metrics, self.rollouts, self.heldout):  # a checkpoint without its rows cannot be continued
                 files.sync(log.file)
-            checkpoint.save(self.manager, state, meta | {"chosen": self.chosen}, numbers(self.metrics.rows[-1]))
-        self.saved = step
+            rows = {log.path.stem: log.count for log in (self.rollouts, self.heldout)}
+            checkpoint.save(self.manager, state, meta | {"chosen": self.chosen, "rows": rows},
+                            numbers(self.metrics.rows[-1]))
+        self.saved, self.saved_at = step, time.monotonic()
 
     def finish(self, state, meta: dict) -> dict:
         """Saves the last step; returns the summary of a finished run, raises Interrupted for one cut by a signal."""
@@ -289,6 +321,7 @@ class Run:
                               "continues", 128 + self.stop)
         if not parallel.is_main():
             return {}
+        checkpoint.wait(self.manager)  # a summary says that there was a checkpoint
         summary, verdict = summarise(self.metrics.rows), self._verdict()
         summary["trained"] = parallel.size(adapters.split(state.params)[0])
         if verdict:

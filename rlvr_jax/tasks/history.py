@@ -55,7 +55,7 @@ def check_same_pool(config: SelectConfig, ranking: list[dict], known: dict) -> N
     """
     flags = pathlib.Path(config.history) / "flags.txt"
     if flags.is_file():
-        trained = dict(line.split("=", 1) for line in flags.read_text("utf-8").splitlines())
+        trained = dict(line.split("=", 1) for line in flags.read_text("utf-8", "replace").splitlines() if "=" in line)
         name = "--question" if trained.get("--question") else trained.get("--problems", "")
         if pathlib.Path(name).name != pathlib.Path(config.problems).name:
             raise UserError(f"--history={config.history} is of a run on {name}, not on --problems={config.problems}: "

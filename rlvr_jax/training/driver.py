@@ -50,7 +50,7 @@ class RunWatch(grpo.Silent):
             state, row[RESET] = self.reset(state), 1
         self.run.log(row | throughput(self.seconds, row), self.show, rollouts)
         self.seconds.clear()
-        if self.run.due(step, self.run.config.save_every):
+        if self.run.save_due(step):
             self.run.save(state, self.meta)
             self.saved()
         return state

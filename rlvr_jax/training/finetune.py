@@ -21,6 +21,7 @@ from rlvr_jax.runs.files import read_lines
 from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
 from rlvr_jax.sampler import Decoding, SamplingConfig, make_sampler
+from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, padded
 from rlvr_jax.training.driver import Learnt, RunWatch, supervise
 
@@ -46,7 +47,8 @@ class FinetuneConfig:
     batch_size: int = setting(32, "rows of a step, in the order of an epoch over all", minimum=1)
     window: int = setting(0, "most tokens of prompt and completion that the trained model takes, where that is more "
                           "than before; 0: as many as before", minimum=0)
-    heldout: str = setting("none", "problems to measure on: a synthetic family, a file, or none")
+    heldout: str = setting("none", "problems to measure on: a synthetic family, a file, or none", lambda: FAMILIES,
+                           listed=True)
     answer_format: str = setting("auto", "where the answer to a held-out problem is; auto: a family's own, "
                                  "else lenient", lambda: {"auto": None} | extract.EXTRACTORS)
 

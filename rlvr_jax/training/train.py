@@ -23,6 +23,7 @@ from rlvr_jax.runs.run import Run, RunConfig
 from rlvr_jax.runs.summary import describe, rollout_rows
 from rlvr_jax.sampler import Request
 from rlvr_jax.tasks.answers import GradingConfig
+from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.history import group_accuracies, write_history
 from rlvr_jax.tasks.pool import PoolConfig, choose_example, load_pool, training_problems
 from rlvr_jax.tasks.prompts import ProblemSource, encode_prompts
@@ -47,7 +48,8 @@ class TrainConfig:
     rewards: RewardConfig = RewardConfig()
     measured: HeldoutConfig = HeldoutConfig()
     heldout: str = setting("", "problems to measure on, never trained on: as --problems, or none; empty: the families "
-                           "that are trained on, else none. eval_size is divided evenly among several")
+                           "that are trained on, else none. eval_size is divided evenly among several",
+                           lambda: FAMILIES, listed=True)
     log_rollouts: int = setting(8, "rollouts of each step to write to rollouts.jsonl: whole groups, or a part of one",
                                 minimum=0, free=True)
     record_history: bool = setting(False, "keep each problem's accuracy in each pass over the problems, and write it "

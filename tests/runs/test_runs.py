@@ -3,14 +3,17 @@
 The loop here trains nothing: its metrics are given, and the state of step s is full of s.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import struct
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import numpy as np
@@ -19,11 +22,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlvr_jax import grpo, parallel
+from rlvr_jax.adapters import ADAPTERS
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
+from rlvr_jax.lab.studies import report
+from rlvr_jax.objectives import OBJECTIVES
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import LearnerState, Problem, build, flat, replace
-from rlvr_jax.runs import checkpoint, flags, log, origin, stopping, summary
+from rlvr_jax.records import LearnerState, Problem, build, flat, replace, settings
+from rlvr_jax.rewards.rows import REWARDS
+from rlvr_jax.runs import checkpoint, flags, log, origin, run, sources, stopping, summary
 from rlvr_jax.runs.run import Run
 from rlvr_jax.sampler import CHOOSE, Request
 from rlvr_jax.tasks import families
@@ -58,7 +65,7 @@ def go(tmp_path):
                 row = {"step": step, "train/loss": 0.0, "train/entropy": ENTROPY[step - 1], "train/name": "text"}
                 evaluated = run.due(step, config.run.eval_every, row)
                 run.log(row | ({"eval/greedy": GREEDY.get(step, 0.1)} if evaluated else {}))
-                if run.due(step, config.run.save_every):
+                if run.save_due(step):
                     run.save(state, meta)
             return run.finish(state, meta)
     return loop
@@ -336,15 +343,19 @@ def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after
 
 @pytest.mark.parametrize("cut", [lambda text: "", lambda text: text[:-1], lambda text: text[: len(text) // 2],
                                  lambda text: text.replace("=", ":"), lambda text: text + "\n",
-                                 lambda text: text.replace("--num_steps=10", "--num_steps=")])
+                                 lambda text: text.replace("--num_steps=10", "--num_steps="),
+                                 lambda text: text.replace("--seed=0", "--seed=\udcff")])
 def test_flags_that_are_cut_are_damaged_not_other_flags(go, tmp_path, cut):
     go(num_steps=2, schedule="linear")
     path = tmp_path / "run" / "flags.txt"
-    path.write_text(cut(path.read_text().replace("--num_steps=2", "--num_steps=10")))
-    before = path.read_text()
+    path.write_text(cut(path.read_text().replace("--num_steps=2", "--num_steps=10")), errors="surrogateescape")
+    before = path.read_bytes()
     with pytest.raises(UserError, match="flags.txt is damaged: it is to have a line --name=value for each flag"):
         go(num_steps=4, schedule="linear")
-    assert path.read_text() == before
+    assert path.read_bytes() == before
+    path.unlink()
+    with pytest.raises(UserError, match="flags.txt is gone: .* take it from a copy, .*--resume=never"):
+        go(num_steps=4, schedule="linear")
 
 
 @pytest.mark.parametrize("before, after, same", [
@@ -368,6 +379,102 @@ def test_a_directory_of_another_script_gets_one_sentence(tmp_path):
     assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train")  # of an earlier version
     (tmp_path / "origin.json").unlink()  # which a run that started with nothing to do does not have
     assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train")
+
+
+ROWS = '''
+import functools
+import jax, numpy as np
+from jax import numpy as jnp
+from rlvr_jax import adapters, objectives
+from rlvr_jax.rewards.rows import REWARDS, Reward
+from rlvr_jax.tasks import chains, families
+
+RATE = 0.5
+TABLE = {"a": RATE}
+
+def near(x):
+    return x * TABLE["a"]
+
+@functools.cache
+def short(seen):
+    rate = near(1) + far(2)
+    return np.full(len(seen.texts), rate)
+
+def signs(scale):
+    return lambda rewards: jnp.sign(rewards) * scale
+
+class Known:
+    def __call__(self, seen):
+        return self.paid(seen)
+    def paid(self, seen):
+        return 1.5
+
+rate = num_steps = 4
+REWARDS["short"], REWARDS["known"] = Reward(short), Known()
+objectives.OBJECTIVES["signs"] = objectives.Objective(signs(2), jax.jit(lambda x: x + 3), objectives.token_mean)
+objectives.OBJECTIVES["wide"] = objectives.OBJECTIVES["dapo"]._replace(clip_high=0.3)
+adapters.ADAPTERS["mine"] = functools.partial(adapters.lora, 7)
+results = np.arange(6).reshape(3, 1, 2)
+families.FAMILIES["mod"] = families.of_chains(chains.Algebra(("red",), ("plus",), ("well",), ("0", "1"), 0, results,
+                                                             results))
+'''
+USED = {"reward": "correct:0.5,short,known:2", "objective": "signs", "trainable": "mine", "problems": "mod"}
+
+
+@pytest.fixture
+def session(tmp_path):
+    """`session(text)` runs the file of rows, as a new process does."""
+    def begin(text, far="x"):
+        known = {"__name__": "mine"}
+        for name, source in (("helpers.py", f"def far(x): return {far}"), ("mine.py", text)):
+            (tmp_path / name).write_text(source)
+            exec(compile(source, tmp_path / name, "exec"), known)
+
+    with contextlib.ExitStack() as kept:
+        for table in (REWARDS, OBJECTIVES, ADAPTERS, families.FAMILIES):
+            kept.enter_context(mock.patch.dict(table))
+        yield begin
+
+
+@pytest.mark.parametrize("old, new, named", [
+    ("np.full(", "-np.full(", "reward short"), ("RATE = 0.5", "RATE = 0.6", "reward short"),
+    ('x * TABLE["a"]', 'x + TABLE["a"]', "reward short"), ("", "x + 1", "reward short"),
+    ("return 1.5", "return 2.5", "reward known"), ("signs(2)", "signs(3)", "objective signs"),
+    ("jnp.sign(rewards)", "rewards", "objective signs"), ("x + 3", "x - 3", "objective signs"),
+    ("adapters.lora, 7", "adapters.lora, 8", "trainable mine"), ("arange(6)", "arange(1, 7)", "problems mod"),
+    ("num_steps = 4", "num_steps = 5", ""), ("\nclass", "\n\nprint()\nclass", "")])
+def test_an_edited_row_from_outside_is_refused_by_name(tmp_path, session, old, new, named):
+    """An edit of what else stands in the file is none of the row."""
+    session(ROWS)
+    config, edited = replace(CONFIG, **USED), ROWS.replace(old, new) if old else ROWS
+    flags.write_flags(tmp_path / "flags.txt", config)
+    assert flags.changed_flags(tmp_path, config, "--run_dir", "train") == ""
+    session(edited, *() if old else (new,))
+    found = flags.changed_flags(tmp_path, config, "--run_dir", "train")
+    assert re.findall(r"source of (\w+ \w+) \(was [0-9a-f]{8}\)", found) == ([named] if named else [])
+
+
+def test_a_row_of_numbers_alone_counts_and_one_of_the_package_does_not(session, parse, tmp_path):
+    session(ROWS)
+    for leaf in settings(replace(CONFIG, **USED)):
+        if leaf.name in USED:
+            known = [x for x in leaf.meta["choices"]() if sources.source_lines(build(TrainConfig, **{leaf.name: x}))]
+            assert set(known) == {"reward": {"short", "known"}, "objective": {"signs", "wide"}, "trainable": {"mine"},
+                                  "problems": {"mod"}}[leaf.name]
+    flags.write_flags(tmp_path / "flags.txt", replace(CONFIG, **USED))
+    assert parse(TrainConfig, f"--flagfile={tmp_path / 'flags.txt'}") == replace(CONFIG, **USED)
+
+
+def test_a_finished_run_is_not_taken_for_one_of_an_edited_reward(go, tmp_path, session):
+    session(ROWS)
+    go(num_steps=2, reward="short")
+    session(ROWS.replace("np.full(", "-np.full("))
+    with pytest.raises(UserError, match="run was started with other flags: the source of reward short .*; restore them"):
+        go(num_steps=2, reward="short")
+    path = tmp_path / "run" / "flags.txt"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "source" not in line))
+    assert go(num_steps=4, reward="short")["steps"] == 4  # a run of before there were digests
+    assert "source of reward short" in path.read_text()
 
 
 # ----- what is chosen once
@@ -453,6 +560,95 @@ def test_a_run_whose_log_lacks_a_step_does_not_go_on(go, tmp_path, lost, gap, sa
         (tmp_path / "run" / "checkpoints" / str(step)).rename(tmp_path / str(step))  # as the message says
     if gap > 2:
         assert go(keep_last=9)["steps"] == 10 and logged(tmp_path) == list(range(1, 11))
+
+
+@pytest.mark.parametrize("order", [[9, 1, 2, 3, 4, 5, 6, 7, 8, 0], [0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9]])
+def test_rows_that_are_swapped_or_doubled_are_no_log(go, tmp_path, order):
+    """Neither to go on from nor to draw: the first and the last row give the base's accuracy and the final one."""
+    go()
+    path = tmp_path / "run" / "metrics.jsonl"
+    rows = read_jsonl(path)
+    path.write_text("".join(json.dumps(rows[i]) + "\n" for i in order))
+    before = logs_of(tmp_path)
+    for do in (go, lambda: report.write_report(str(tmp_path / "run"))):
+        with pytest.raises(UserError, match=r"metrics.jsonl, line \d: step \d+ follows step \d+, as where .* swapped"):
+            do()
+    assert logs_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["rollouts", "heldout"])
+@pytest.mark.parametrize("keep", [0, 3])
+def test_rows_that_are_lost_of_what_no_result_depends_on_are_said_once(go, tmp_path, monkeypatch, capsys, name, keep):
+    log = Run.log
+    monkeypatch.setattr(Run, "log", lambda run, row: log(run, row, (), [{"step": row["step"]}]) or run.keep_heldout(
+        row["step"], [{"prompt": "a", "answer": "b", "completion": "c", "correct": True}]))
+    go(num_steps=4)
+    path = tmp_path / "run" / f"{name}.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:keep]))
+    capsys.readouterr()
+    assert go(num_steps=8)["steps"] == 8
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert said == [f"warning: {path} has {keep} of the 4 rows that it had at step 4; the run goes on, and its pages "
+                    "show what is there"]
+    go()
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("crash_at, gone", [(None, "checkpoints"), (3, "checkpoints"), (None, "checkpoints/10")])
+def test_a_run_that_lost_its_checkpoints_is_not_begun_again_over_its_logs(go, tmp_path, crash_at, gone):
+    with pytest.raises(RuntimeError) if crash_at else contextlib.nullcontext():
+        go(crash_at=crash_at)
+    shutil.rmtree(tmp_path / "run" / gone)
+    before = logs_of(tmp_path)
+    for flags_now in ({}, {"seed": 1}):
+        with pytest.raises(UserError, match="run has lost its checkpoints, .*run/checkpoints from a copy, .*=never"):
+            go(**flags_now)
+    assert logs_of(tmp_path) == before
+    go(resume="never", num_steps=2)
+    assert logged(tmp_path) == [1, 2] and len(read_jsonl(tmp_path / "run.1" / "metrics.jsonl")) == (crash_at or 11) - 1
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_again(go, tmp_path):
+    for flags_now in ({}, {"seed": 1}):
+        with pytest.raises(RuntimeError):
+            go(crash_at=8, save_every=9, **flags_now)
+        assert logged(tmp_path) == list(range(1, 8))
+    assert go(seed=1)["steps"] == 10
+
+
+@pytest.mark.parametrize("more", [{}, {"digests"}, {"digests", "step"}])
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(go, tmp_path, monkeypatch, more):
+    """As it is saved, as one without digests, and as one that has its step in the optimiser's part alone."""
+    restore, run_dir = checkpoint._restore, tmp_path / "run"
+    monkeypatch.setattr(checkpoint, "_restore", lambda *args, **items: {
+        name: {key: x for key, x in item.items() if name != "meta" or key not in more}
+        for name, item in restore(*args, **items).items()})
+    go(keep_last=2, save_every=3)
+    (run_dir / "checkpoints" / "10").rename(tmp_path / "10")
+    (run_dir / "checkpoints" / "9").rename(run_dir / "checkpoints" / "8")
+    says = "checkpoint .*/8 is that of step 9: give the directory this name again"
+    with pytest.raises(UserError, match=says):
+        go()
+    if "step" not in more:
+        with pytest.raises(UserError, match=says):
+            checkpoint.restore_model(str(run_dir))
+
+
+def test_a_checkpoint_falls_due_by_the_clock_of_the_main_process_too(go, tmp_path, monkeypatch):
+    """Steps of ten minutes: one is due 19 minutes after the last, whatever that was due by, or after the start."""
+    now = [0.0]
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Run, "log", lambda run, row, log=Run.log: log(run, row) or now.append(now.pop() + 600))
+    with pytest.raises(RuntimeError):
+        go(save_every=5, keep_last=99, save_minutes=19, crash_at=9)
+    assert checkpoint.steps(tmp_path / "run") == [2, 4, 5, 7]
+    go(save_every=0, keep_last=99, save_minutes=19)
+    assert checkpoint.steps(tmp_path / "run") == [2, 4, 5, 7, 9, 10]
+    go(save_every=0, save_minutes=0, resume="never")
+    assert checkpoint.steps(tmp_path / "run") == [10]
+    monkeypatch.setattr(parallel, "largest", lambda number: number + 1)  # where the main process is another one
+    assert Run.save_due(SimpleNamespace(config=CONFIG.run, saved_at=now[0], due=lambda *_: False), 1)
 
 
 def test_a_log_that_is_gone_is_a_log_without_its_first_step(go, tmp_path):

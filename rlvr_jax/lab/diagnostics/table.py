@@ -143,7 +143,7 @@ def budget(pair: Pair, *_) -> Found:
 def read_curve(flag: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     """(tokens trained on before each evaluation f64[E], whether each held-out problem was solved greedily f64[E,P])."""
     folder = pathlib.Path(name.partition("@")[0])
-    metrics, heldout = (files.read_steps(folder / f"{log}.jsonl") for log in ("metrics", "heldout"))
+    metrics, heldout = (files.read_steps(folder / f"{log}.jsonl", log == "metrics") for log in ("metrics", "heldout"))
     if not heldout:
         raise UserError(f"--{flag}={name}: no run directory with a heldout.jsonl, as runs with --heldout have it")
     tokens = [(row["step"], row.get("train/tokens", 0)) for row in metrics]

@@ -69,7 +69,7 @@ def read_heldout(path: pathlib.Path) -> list[dict]:
 
     Raises UserError naming a row that has not as many completions as there are problems.
     """
-    rows = read_steps(path)
+    rows = read_steps(path, single=False)
     for row in rows:
         lists = [rows[0].get("prompts"), rows[0].get("answers"), row.get("completions"), row.get("correct")]
         if not all(isinstance(x, list) and len(x) == len(lists[0]) > 0 for x in lists):
@@ -159,7 +159,7 @@ def write_report(run_dir: str) -> list[pathlib.Path]:
     except ImportError as error:
         raise UserError("the report draws with matplotlib: pip install 'rlvr_jax[plot]'") from error
     directory = pathlib.Path(run_dir)
-    metrics, rollouts = read_steps(directory / "metrics.jsonl"), read_steps(directory / "rollouts.jsonl")
+    metrics, rollouts = read_steps(directory / "metrics.jsonl"), read_steps(directory / "rollouts.jsonl", False)
     if not metrics:
         raise UserError(f"{directory / 'metrics.jsonl'} is missing or empty: is --run_dir a run with a finished step?")
     summary, origin, example = (read_json(directory / f"{name}.json", {}, "remove it to report the run without it")
@@ -218,7 +218,7 @@ def write_parquet(run_dir: str) -> pathlib.Path:
     except ImportError as error:
         raise UserError("--parquet needs pyarrow: pip install 'rlvr_jax[real]'") from error
     source, path = (pathlib.Path(run_dir) / name for name in ("rollouts.jsonl", "completions.parquet"))
-    rows = read_steps(source)
+    rows = read_steps(source, single=False)
     if not rows:
         raise UserError(f"{source} is missing or empty: --parquet needs a run with --log_rollouts above 0")
     rewards = [key for key in rows[0] if key.startswith("reward/")] or ["reward"]

@@ -417,6 +417,16 @@ def test_corrupt_line_is_named(tmp_path, name, line):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl", "heldout.jsonl"])
+def test_half_a_last_line_is_what_a_run_is_writing(tmp_path, name):
+    """It counts no more than it does for a run that goes on."""
+    write_heldout(tmp_path, HELDOUT_ROWS)
+    text = page_of(tmp_path).text
+    with open(tmp_path / name, "a") as file:
+        file.write('{"step": 41, "train/lo')
+    assert page_of(tmp_path).text == text
+
+
 @pytest.mark.parametrize("break_run, message", [
     (lambda d: (d / "metrics.jsonl").write_text(""), "metrics.jsonl is missing or empty"),
     (lambda d: (d / "metrics.jsonl").unlink(), "metrics.jsonl is missing or empty"),
