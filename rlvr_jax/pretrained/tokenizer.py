@@ -61,19 +61,27 @@ class Tokenizer:
         return self.backend.decode_batch([row[:n].tolist() for row, n in zip(rollouts.completions, lengths)],
                                          skip_special_tokens=True)
 
-    def render_chat(self, messages: list[dict], add_generation_prompt: bool = True) -> str:
-        """Writes `[{"role": ..., "content": ...}, ...]` out with the model's template, as transformers renders it.
+    def render_chat(self, messages: list[dict], add_generation_prompt: bool = True, date: str = "") -> str:
+        """Writes `[{"role": ..., "content": ...}, ...]` out with the model's template, as transformers renders it on
+        that date, YYYY-MM-DD. Without one the template has no clock: it takes its own default, on any day.
 
-        Raises UserError if there is no template, or if the template refuses the messages.
+        Raises UserError if there is no template, if it refuses the messages, if it needs a date and has none, and for a
+        date that is none, or that the template does not ask for.
         """
         if self.chat_template is None:
             raise UserError("the tokenizer has no chat template: use a plain prompt, or put the model's "
                             "chat_template.jinja in its folder")
+        clock = {"strftime_now": read_date(date).strftime} if date else {}
+        if date and "strftime_now" not in self.chat_template:
+            raise UserError(f"--prompt_date={date}: the model's chat template does not ask for a date: leave it out")
         try:
             return compile_template(self.chat_template).render(
                 messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None,
-                **self.special)
+                **self.special, **clock)
         except Exception as error:  # the template is a program that came with the weights
+            if isinstance(error, jinja2.UndefinedError) and "'strftime_now'" in str(error):
+                raise UserError("the model's chat template writes today's date into the prompt, and has no default: "
+                                "give the date of all prompts, --prompt_date=YYYY-MM-DD") from error
             raise UserError(f"the model's chat template refuses these messages: {error}; use a plain prompt"
                             ) from error
 
@@ -91,6 +99,14 @@ class Tokenizer:
             raise UserError(f"what the checkpoint keeps is no tokenizer ({error}): use another checkpoint") from error
 
 
+def read_date(text: str) -> datetime.datetime:
+    """The midnight that begins a day written YYYY-MM-DD. Raises UserError for anything else."""
+    try:
+        return datetime.datetime.strptime(text, "%Y-%m-%d")
+    except ValueError:
+        raise UserError(f"--prompt_date={text}: is no date; write it as 2024-07-26") from None
+
+
 @functools.lru_cache
 def compile_template(source: str) -> jinja2.Template:
     def raise_exception(message):
@@ -103,8 +119,7 @@ def compile_template(source: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
     environment.filters["tojson"] = tojson
-    environment.globals |= {"raise_exception": raise_exception,
-                            "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+    environment.globals["raise_exception"] = raise_exception
     return environment.from_string(source)
 
 

@@ -19,6 +19,8 @@ class PromptConfig:
 
     num_ops: int = setting(6, "operations in a problem of a synthetic family", minimum=1)
     prompt_style: str = setting("plain", "how a question becomes a prompt", lambda: PROMPT_STYLES)
+    prompt_date: str = setting("", "date, YYYY-MM-DD, for a chat template that writes today's into the prompt; empty: "
+                               "the template's own default, so that prompts are the same on any day")
     instruction: str = setting("", "text added after every question of a file that does not end with it already")
     ignore_columns: str = setting("", "columns of a file of problems, joined by commas, to read as if they were not "
                                   "there; a file with text that belongs to no known layout is refused without this")
@@ -78,20 +80,21 @@ def with_prompts(bare: list[Problem], tokenizer: Tokenizer, config: PromptConfig
     """The problems with their questions as prompts. A question that ends with the instruction has it already."""
     style, text = PROMPT_STYLES[config.prompt_style], config.instruction
     asked = [p.question if p.question.endswith(text) else f"{p.question} {text}" for p in bare]
-    return [dataclasses.replace(p, prompt=style(tokenizer, question)) for p, question in zip(bare, asked)]
+    date = config.prompt_date
+    return [dataclasses.replace(p, prompt=style(tokenizer, question, date)) for p, question in zip(bare, asked)]
 
 
-def plain(tokenizer: Tokenizer, text: str) -> str:
+def plain(tokenizer: Tokenizer, text: str, date: str = "") -> str:
     """The question as it is."""
     return text
 
 
-def chat(tokenizer: Tokenizer, text: str) -> str:
+def chat(tokenizer: Tokenizer, text: str, date: str = "") -> str:
     """The question in the model's own chat template."""
-    return tokenizer.render_chat([{"role": "user", "content": text}])
+    return tokenizer.render_chat([{"role": "user", "content": text}], date=date)
 
 
-def qwen_math(tokenizer: Tokenizer, text: str) -> str:
+def qwen_math(tokenizer: Tokenizer, text: str, date: str = "") -> str:
     """Qwen2.5-Math's template and system line, as One-Shot-RLVR has them, whatever the model's own template."""
     if tokenizer.encode("<|im_start|>") != [tokenizer.backend.token_to_id("<|im_start|>")]:
         raise UserError("--prompt_style=qwen_math: this model's tokenizer has no <|im_start|>; use chat or plain")
@@ -99,7 +102,7 @@ def qwen_math(tokenizer: Tokenizer, text: str) -> str:
             f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
 
 
-# How a question becomes the text that the model continues: style -> function of (tokenizer, question).
+# How a question becomes the text that the model continues: style -> function of (tokenizer, question, date).
 PROMPT_STYLES = {"plain": plain, "chat": chat, "qwen_math": qwen_math}
 
 
