@@ -45,12 +45,16 @@ def parse(text: str):
     return json.loads(text, object_pairs_hook=once, parse_constant=refuse, parse_float=finite)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """(number, object) of each line of JSON; blank ones are left out. Raises UserError naming a line that is none."""
+FROM_COPY = "correct the line, or take the file from a copy"  # of a log, which goes on only where no row is missing
+
+
+def read_lines(path: Path, remedy: str = "correct the line, or remove it") -> Iterator[tuple[int, dict]]:
+    """(number, object) of each line of JSON; blank ones are left out. Raises UserError naming a line that is none, with
+    the remedy."""
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     for number, line in enumerate(content.split(b"\n"), 1):  # text has other line ends, legal inside JSON
         if line.strip():
-            yield number, read_line(line, f"{path}, line {number}", "correct the line, or remove it")
+            yield number, read_line(line, f"{path}, line {number}", remedy)
 
 
 def read_line(line: bytes, where: str, remedy: str) -> dict:
@@ -67,9 +71,9 @@ def read_line(line: bytes, where: str, remedy: str) -> dict:
 def read_steps(path: Path) -> list[dict]:
     """The rows of a run's log by their "step"; none if there is no such file. Raises UserError naming the line."""
     rows = []
-    for number, row in read_lines(path) if path.is_file() else ():
+    for number, row in read_lines(path, FROM_COPY) if path.is_file() else ():
         if not isinstance(row.get("step"), int):
-            raise UserError(f'{path}, line {number}: has no integer "step"; remove the line')
+            raise UserError(f'{path}, line {number}: has no integer "step"; {FROM_COPY}')
         rows.append(row)
     return sorted(rows, key=lambda row: row["step"])
 
