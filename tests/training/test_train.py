@@ -9,7 +9,7 @@ import pytest
 from rlvr_jax import learner, model
 from rlvr_jax.errors import UserError
 from rlvr_jax.records import build, replace
-from rlvr_jax.runs import checkpoint, machine
+from rlvr_jax.runs import checkpoint, log, machine, stopping
 from rlvr_jax.training import train
 from rlvr_jax.training.train import TrainConfig
 
@@ -47,6 +47,8 @@ def test_every_step_reports_what_diagnoses_a_run(base, tmp_path):
               "repetition", "loss"}
     for row in rows[1:]:
         assert wanted <= {key[6:] for key in row if key.startswith("train/")}
+        for name in log.numbers(row):  # each of them may be named in a rule
+            stopping.check_metric("--stop_when", name)
         rows_of_a_step = CONFIG.grpo.num_prompts * CONFIG.grpo.group_size
         assert row["train/tokens"] == pytest.approx(row["train/completion_length"] * rows_of_a_step)
         assert row["sample/tokens_per_second"] > 0 and row["update/tokens_per_second"] > 0
