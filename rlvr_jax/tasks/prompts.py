@@ -52,6 +52,17 @@ def load_problems(source: ProblemSource, tokenizer: Tokenizer, split: str = "tes
         ProblemSource(name, source.prompt), tokenizer, split, counts[name], seed)]
 
 
+def check_style(source: ProblemSource) -> None:
+    """Raises UserError where --prompt_style or --prompt_date would change no prompt."""
+    prompt = source.prompt
+    if prompt.prompt_style != "plain" and set(source.problems.split(",")) <= set(families.FAMILIES):
+        raise UserError(f"--prompt_style={prompt.prompt_style} is for questions of files and of gym:NAME; problems of "
+                        f"{source.problems} are asked in their own words: leave it out")
+    if prompt.prompt_date and prompt.prompt_style != "chat":
+        raise UserError(f"--prompt_date={prompt.prompt_date} is for chat templates: give --prompt_style=chat, or leave "
+                        "it out")
+
+
 def is_drawn(name: str) -> bool:
     """Whether a source's problems are drawn from a seed, as those of families are, and not read from a file."""
     return name in families.FAMILIES or name.startswith((gym.PREFIX, calculation.PREFIX))
@@ -123,7 +134,10 @@ def encode_prompts(tokenizer: Tokenizer, asked: list[Problem], config: ModelConf
     ids = [tokenizer.encode(problem.prompt) for problem in asked]
     longest = max(map(len, ids), default=0)
     for problem, row in zip(asked, ids):
-        if not 0 < len(row) <= room:
+        if not row:
+            raise UserError(f"a prompt has 0 tokens, and a model cannot continue nothing: {problem.prompt[:80]!r}; give "
+                            "it words")
+        if len(row) > room:
             fits = config.max_seq_len - longest
             advice = (f"raise --max_prompt_tokens to {longest}" if len(row) + max_new_tokens <= config.max_seq_len else
                       f"lower --max_new_tokens to {fits}, if that is enough for an answer, or take shorter prompts"

@@ -1,5 +1,6 @@
 """Checkpoints in and out: nothing is lost, the logits are transformers', and what cannot be read is refused by name."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -370,9 +371,22 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused():
         huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=size), tokenizer, "m")
     with pytest.raises(UserError, match="^m: the tokenizer has ids up to 5, .* 5 embeddings: take"):
         huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=5), tokenizer, "m")
-    with pytest.raises(UserError, match="ids up to 7"):
-        more = dataclasses.replace(tokenizer, eos_ids=(7,))
-        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=6), more, "m")
+    for end in (7, 3, -1, "a"):  # none of them is an id, though all but 7 could be
+        more = dataclasses.replace(tokenizer, eos_ids=(0, end))
+        with pytest.raises(UserError, match=f"^m: the end token {end!r} is no id of the tokenizer: correct eos_token_id"):
+            huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=6), more, "m")
+
+
+@pytest.mark.parametrize("known, embeddings, right", [
+    (151_665, 151_936, True), (151_665, 152_064, True), (100_015, 102_400, True),  # Qwen2.5, its 7B, DeepSeek's 7B
+    (128_256, 151_936, False), (49_152, 128_256, False), (300, 2_000, False)])
+def test_embeddings_without_a_token_are_padding_and_no_more(known, embeddings, right):
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": known - 1}, unk_token="a"))
+    tokenizer = tokenizer_lib.Tokenizer(backend, (0,), 0, None, {})
+    refused = contextlib.nullcontext() if right else pytest.raises(
+        UserError, match=f"^m: the weights have {embeddings} embeddings, and the tokenizer has ids up to {known - 1} ")
+    with refused:
+        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=embeddings), tokenizer, "m")
 
 
 def test_every_parameter_has_a_name_elsewhere():
