@@ -19,7 +19,6 @@ from flax import traverse_util
 from rlvr_jax.errors import UserError
 from rlvr_jax.model import ModelConfig, Params, init_params
 from rlvr_jax.ops import RopeScaling
-from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.runs.files import read_json, write_json
 
 # here -> (Hugging Face, GGUF); {} is the layer
@@ -44,7 +43,6 @@ NAMES = {
 }
 HUGGING_FACE, GGUF = range(2)
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-MOST_SPARE = 1024  # embeddings without a token; of Qwen2.5 and the like, 271 or 399. Of a large vocabulary, 5 %
 LARGEST = 2**31 - 1  # of a size in a configuration: positions and token ids are i32
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # here -> safetensors
 
@@ -117,24 +115,6 @@ def fill(view: np.ndarray, tensor: np.ndarray, path, name: str) -> None:
 def refuse_missing(unread: dict[str, np.ndarray], path) -> None:
     if unread:
         raise UserError(f"{path}: tensor {min(unread)} is missing ({len(unread)} in all): copy the model again")
-
-
-def check_tokenizer(config: ModelConfig, tokenizer: Tokenizer, path) -> None:
-    """Raises UserError, naming the model's path, if the tokenizer has an id that the embedding lacks, or an end token
-    that is none of its ids. Embeddings without a token are usual, as padding, and sampled ones have no text; where they
-    are more than padding takes, the tokenizer is another model's."""
-    ids = set(tokenizer.backend.get_vocab().values())
-    if lost := [i for i in tokenizer.eos_ids if i not in ids]:
-        raise UserError(f"{path}: the end token {lost[0]!r} is no id of the tokenizer: correct eos_token_id in "
-                        "generation_config.json, or take tokenizer and weights from the same model")
-    highest = max(*ids, tokenizer.pad_id)
-    if highest >= config.vocab_size:
-        raise UserError(f"{path}: the tokenizer has ids up to {highest}, and the weights only {config.vocab_size} "
-                        "embeddings: take tokenizer and weights from the same model")
-    if config.vocab_size - highest > max(MOST_SPARE, config.vocab_size // 20):
-        raise UserError(f"{path}: the weights have {config.vocab_size} embeddings, and the tokenizer has ids up to "
-                        f"{highest} alone: what the model writes would lose words; take tokenizer and weights from the "
-                        "same model")
 
 
 # ----- config.json

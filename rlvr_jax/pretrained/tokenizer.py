@@ -22,6 +22,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.records import Rollouts
 from rlvr_jax.runs.files import read_json, write_json
 
+MOST_SPARE = 1024  # embeddings without a token; Qwen2.5 has 271 or 399. Of a large vocabulary, 5 %
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -157,6 +158,23 @@ def load_tokenizer(dir) -> Tokenizer:
     if (dir / "chat_template.jinja").is_file():
         template = (dir / "chat_template.jinja").read_text(encoding="utf-8")
     return Tokenizer(backend, eos_ids, eos_ids[0] if pad_id is None else pad_id, template, special)
+
+
+def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, path) -> None:
+    """Raises UserError, naming the model's path, if the tokenizer has an id that the embedding, of `vocab_size`, lacks,
+    or an end token that is none of its ids. Embeddings without a token are usual, as padding, and sampled ones have no
+    text; where they are more than padding takes, the tokenizer is another model's."""
+    ids, same = set(tokenizer.backend.get_vocab().values()), "take tokenizer and weights from the same model"
+    if lost := [i for i in tokenizer.eos_ids if i not in ids]:
+        raise UserError(f"{path}: the end token {lost[0]!r} is no id of the tokenizer: correct eos_token_id in "
+                        f"generation_config.json, or {same}")
+    highest = max(*ids, tokenizer.pad_id)
+    if highest >= vocab_size:
+        raise UserError(f"{path}: the tokenizer has ids up to {highest}, and the weights only {vocab_size} embeddings: "
+                        f"{same}")
+    if vocab_size - highest > max(MOST_SPARE, vocab_size // 20):
+        raise UserError(f"{path}: the weights have {vocab_size} embeddings, and the tokenizer has ids up to {highest} "
+                        f"alone: what the model writes would lose words; {same}")
 
 
 def save_tokenizer(tokenizer: Tokenizer, dir) -> None:

@@ -368,13 +368,13 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused():
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 5}, unk_token="a"))
     tokenizer = tokenizer_lib.Tokenizer(backend, (0,), 0, None, {})
     for size in (6, 99):
-        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=size), tokenizer, "m")
+        tokenizer_lib.check_tokenizer(tokenizer, size, "m")
     with pytest.raises(UserError, match="^m: the tokenizer has ids up to 5, .* 5 embeddings: take"):
-        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=5), tokenizer, "m")
+        tokenizer_lib.check_tokenizer(tokenizer, 5, "m")
     for end in (7, 3, -1, "a"):  # none of them is an id, though all but 7 could be
         more = dataclasses.replace(tokenizer, eos_ids=(0, end))
         with pytest.raises(UserError, match=f"^m: the end token {end!r} is no id of the tokenizer: correct eos_token_id"):
-            huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=6), more, "m")
+            tokenizer_lib.check_tokenizer(more, 6, "m")
 
 
 @pytest.mark.parametrize("known, embeddings, right", [
@@ -386,7 +386,7 @@ def test_embeddings_without_a_token_are_padding_and_no_more(known, embeddings, r
     refused = contextlib.nullcontext() if right else pytest.raises(
         UserError, match=f"^m: the weights have {embeddings} embeddings, and the tokenizer has ids up to {known - 1} ")
     with refused:
-        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=embeddings), tokenizer, "m")
+        tokenizer_lib.check_tokenizer(tokenizer, embeddings, "m")
 
 
 def test_every_parameter_has_a_name_elsewhere():
