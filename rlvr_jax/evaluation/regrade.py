@@ -59,9 +59,7 @@ def read_completions(path: str) -> list[dict]:
     if not path or not file.is_file():
         raise UserError(f"--completions={path}: no such file; it takes a JSONL file of rows with completion and answer")
     for number, row in read_lines(file, FROM_COPY):
-        answer = row.get("answer")
-        if not isinstance(row.get("completion"), str) or isinstance(answer, bool) or not isinstance(
-                answer, (str, int, float)):
+        if not isinstance(row.get("completion"), str) or type(row.get("answer")) not in (str, int, float):
             raise UserError(f"{path}, line {number}: needs a completion (text) and an answer (text or number); it has "
                             + ", ".join(row))
         rows.append(row)

@@ -66,8 +66,7 @@ class Tokenizer:
         """Writes `[{"role": ..., "content": ...}, ...]` out with the model's template, as transformers renders it on
         that date, YYYY-MM-DD. Without one the template has no clock: it takes its own default, on any day.
 
-        Raises UserError if there is no template, if it refuses the messages, if it needs a date and has none, and for a
-        date that is none, or that the template does not ask for.
+        Raises UserError if there is no template, or it refuses the messages, and for a date it lacks or does not need.
         """
         if self.chat_template is None:
             raise UserError("the tokenizer has no chat template: use a plain prompt, or put the model's "
@@ -169,12 +168,8 @@ def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, path) -> None:
         raise UserError(f"{path}: the end token {lost[0]!r} is no id of the tokenizer: correct eos_token_id in "
                         f"generation_config.json, or {same}")
     highest = max(*ids, tokenizer.pad_id)
-    if highest >= vocab_size:
-        raise UserError(f"{path}: the tokenizer has ids up to {highest}, and the weights only {vocab_size} embeddings: "
-                        f"{same}")
-    if vocab_size - highest > max(MOST_SPARE, vocab_size // 20):
-        raise UserError(f"{path}: the weights have {vocab_size} embeddings, and the tokenizer has ids up to {highest} "
-                        f"alone: what the model writes would lose words; {same}")
+    if not 0 < vocab_size - highest <= max(MOST_SPARE, vocab_size // 20):
+        raise UserError(f"{path}: the tokenizer has ids up to {highest}, and the weights {vocab_size} embeddings: {same}")
 
 
 def save_tokenizer(tokenizer: Tokenizer, dir) -> None:

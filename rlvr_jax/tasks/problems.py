@@ -1,7 +1,6 @@
 """Data sets as one record: JSONL in the layouts that maths benchmarks come in, parquet in that of One-Shot-RLVR."""
 
 import dataclasses
-import numbers
 import pathlib
 import re
 from typing import Optional
@@ -54,8 +53,8 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
     """Problems of a JSONL or parquet file, row by row; `prompt` is the bare question.
 
     Columns named in `ignore_columns`, joined by commas, are read as if they were not there. Raises UserError naming
-    the file, the line or row, and the layouts that can be read, or the columns of text that none of them reads; and for
-    a question that is there twice with different answers.
+    the file, the line or row, and the layouts that can be read, or the columns of text that none of them reads; for an
+    empty question, and for one with two different answers.
     """
     ignored = set(ignore_columns.split(","))
     file = pathlib.Path(path)
@@ -70,6 +69,8 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
         raise UserError(f"{path} holds no problems")
     earlier = {}
     for problem in problems:
+        if not problem.question.strip():
+            raise UserError(f"{file}, {unit} {problem.meta[unit]}: the question is empty; write it, or remove the row")
         first = earlier.setdefault(problem.question, problem)
         if first.answer != problem.answer and not grade.at_once("math", problem.answer, first.answer):
             raise UserError(f"{file}, {unit}s {first.meta[unit]} and {problem.meta[unit]}: the same question with the "
@@ -99,8 +100,6 @@ def _of_layouts(row: dict, where: str, meta: dict) -> Problem:
             for name, x in [*((name, row[name]) for name in questions), *((column, x) for x in several)]:
                 _check_text(x, name, where)
             question, answer = " ".join(str(row[name]).strip() for name in questions), read(row[column])
-            if not question.strip():
-                raise UserError(f"{where}: no text in {' and '.join(questions)}: write the question, or remove the row")
             if not answer:
                 raise UserError(f"{where}: no answer in {column}"
                                 + (", which needs a \\boxed{}" if read is _boxed else ""))
@@ -113,7 +112,7 @@ def _of_layouts(row: dict, where: str, meta: dict) -> Problem:
 
 def _check_text(x, name: str, where: str) -> None:
     """Raises UserError for what is neither a text nor a number: as text it would be none that a model answers with."""
-    if isinstance(x, bool) or not isinstance(x, (str, numbers.Number)):
+    if type(x) not in (str, int, float):  # True is an int, too
         raise UserError(f"{where}: {name} is {str(x)[:60]}, a {type(x).__name__}: write it as a text or a number")
 
 
@@ -161,8 +160,6 @@ def _of_one_shot(row: dict, where: str, meta: dict) -> Problem:
                 if answer is not None:
             _check_read(row, {"prompt", "reward_model"}, where)
             _check_text(answer, "reward_model.ground_truth", where)
-            if not question.strip():
-                raise UserError(f"{where}: no text in prompt: write the question, or remove the row")
             match row:
                 case {"extra_info": {"index": int() | str() as index}}:
                     meta["index"] = index

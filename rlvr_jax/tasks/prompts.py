@@ -59,8 +59,7 @@ def check_style(source: ProblemSource) -> None:
         raise UserError(f"--prompt_style={prompt.prompt_style} is for questions of files and of gym:NAME; problems of "
                         f"{source.problems} are asked in their own words: leave it out")
     if prompt.prompt_date and prompt.prompt_style != "chat":
-        raise UserError(f"--prompt_date={prompt.prompt_date} is for chat templates: give --prompt_style=chat, or leave "
-                        "it out")
+        raise UserError(f"--prompt_date={prompt.prompt_date} is for --prompt_style=chat alone: leave it out")
 
 
 def is_drawn(name: str) -> bool:
@@ -135,8 +134,7 @@ def encode_prompts(tokenizer: Tokenizer, asked: list[Problem], config: ModelConf
     longest = max(map(len, ids), default=0)
     for problem, row in zip(asked, ids):
         if not row:
-            raise UserError(f"a prompt has 0 tokens, and a model cannot continue nothing: {problem.prompt[:80]!r}; give "
-                            "it words")
+            raise UserError(f"a prompt has 0 tokens: {problem.prompt[:80]!r}; give the model words to continue")
         if len(row) > room:
             fits = config.max_seq_len - longest
             advice = (f"raise --max_prompt_tokens to {longest}" if len(row) + max_new_tokens <= config.max_seq_len else

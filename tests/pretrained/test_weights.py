@@ -1,6 +1,5 @@
 """Checkpoints in and out: nothing is lost, the logits are transformers', and what cannot be read is refused by name."""
 
-import contextlib
 import dataclasses
 import json
 import subprocess
@@ -364,29 +363,19 @@ def test_a_shape_without_a_published_architecture_is_not_written(tmp_path):
         huggingface.save_folder(config, random_params(config, 0), tmp_path)
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_refused():
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 5}, unk_token="a"))
-    tokenizer = tokenizer_lib.Tokenizer(backend, (0,), 0, None, {})
-    for size in (6, 99):
-        tokenizer_lib.check_tokenizer(tokenizer, size, "m")
-    with pytest.raises(UserError, match="^m: the tokenizer has ids up to 5, .* 5 embeddings: take"):
-        tokenizer_lib.check_tokenizer(tokenizer, 5, "m")
-    for end in (7, 3, -1, "a"):  # none of them is an id, though all but 7 could be
-        more = dataclasses.replace(tokenizer, eos_ids=(0, end))
+def test_a_tokenizer_fits_its_embedding_up_to_padding_and_has_its_end_tokens():
+    def words(known, *eos_ids):
+        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": known - 1}, unk_token="a"))
+        return tokenizer_lib.Tokenizer(backend, (0, *eos_ids), 0, None, {})
+
+    for known, size in [(6, 6), (6, 99), (151_665, 151_936), (151_665, 152_064), (100_015, 102_400)]:  # Qwen, DeepSeek
+        tokenizer_lib.check_tokenizer(words(known), size, "m")
+    for known, size in [(6, 5), (300, 2_000), (49_152, 128_256), (128_256, 151_936)]:
+        with pytest.raises(UserError, match=f"^m: the tokenizer has ids up to {known - 1}, .* {size} embeddings: take"):
+            tokenizer_lib.check_tokenizer(words(known), size, "m")
+    for end in (7, 3, -1, "a"):  # 3 has an embedding, and no word
         with pytest.raises(UserError, match=f"^m: the end token {end!r} is no id of the tokenizer: correct eos_token_id"):
-            tokenizer_lib.check_tokenizer(more, 6, "m")
-
-
-@pytest.mark.parametrize("known, embeddings, right", [
-    (151_665, 151_936, True), (151_665, 152_064, True), (100_015, 102_400, True),  # Qwen2.5, its 7B, DeepSeek's 7B
-    (128_256, 151_936, False), (49_152, 128_256, False), (300, 2_000, False)])
-def test_embeddings_without_a_token_are_padding_and_no_more(known, embeddings, right):
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": known - 1}, unk_token="a"))
-    tokenizer = tokenizer_lib.Tokenizer(backend, (0,), 0, None, {})
-    refused = contextlib.nullcontext() if right else pytest.raises(
-        UserError, match=f"^m: the weights have {embeddings} embeddings, and the tokenizer has ids up to {known - 1} ")
-    with refused:
-        tokenizer_lib.check_tokenizer(tokenizer, embeddings, "m")
+            tokenizer_lib.check_tokenizer(words(6, end), 6, "m")
 
 
 def test_every_parameter_has_a_name_elsewhere():

@@ -128,7 +128,7 @@ def test_a_question_may_hold_unicode_line_ends(tmp_path):
        "write it as a text or a number") for x in (b'["1", "2"]', b'{"x": 1}', b"true", b"false")),
     (b'{"question": "a", "final_answer": ["1", true]}', "line 1: final_answer is True, a bool"),
     (b'{"question": ["a"], "answer": 1}', "line 1: question is .'a'., a list"),
-    (b'{"body": " ", "question": "", "answer": 1}', "line 1: no text in body and question: write the question"),
+    (b'{"body": " ", "question": "", "answer": 1}', "line 1: the question is empty; write it"),
     (b'{"question": "a", "answer": "0.5"}\n\n{"question": "b", "answer": 3}\n{"question": "a", "answer": "1/2"}\n'
      b'{"question": "b", "answer": 4}', "lines 3 and 5: the same question with the answers '3' and '4'; correct one"),
     (b'{"problem": "a", "solution": "It is 4."}', r"line 1: no answer in solution, which needs a \\boxed{}"),
@@ -173,7 +173,7 @@ def test_a_parquet_row_is_kept_to_the_letter(tmp_path):
     ({"prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": None, "style": "rule"}},
      "row 0: needs"),
     (released("a", ["1"]), "row 0: reward_model.ground_truth is .*, a list: write it as a text or a number"),
-    (released(" ", "1"), "row 0: no text in prompt"),
+    (released(" ", "1"), "row 0: the question is empty"),
 ])
 def test_another_layout_of_parquet_is_refused_with_the_expected_one(tmp_path, row, says):
     with pytest.raises(UserError, match=rf"p\.parquet, {says}" if says.startswith("row") else says):
@@ -300,7 +300,7 @@ def test_words_that_a_model_of_whole_words_lacks_are_named_not_read_as_padding()
 @pytest.mark.parametrize("flags, says", [
     ({"prompt_style": "chat"}, "--prompt_style=chat is for questions of .*; problems of arithmetic,boolean are asked in"),
     ({"prompt_style": "qwen_math"}, "--prompt_style=qwen_math is for .* leave it out"),
-    ({"prompt_date": "2025-01-31"}, "--prompt_date=2025-01-31 is for chat templates: give --prompt_style=chat, or")])
+    ({"prompt_date": "2025-01-31"}, "--prompt_date=2025-01-31 is for --prompt_style=chat alone: leave it out")])
 def test_a_template_that_no_prompt_would_be_in_is_refused(flags, says):
     source = build(prompts.ProblemSource, problems="arithmetic,boolean", **flags)
     for load in (lambda: load_pool(PoolConfig(), source, QWEN, 0),
@@ -312,11 +312,8 @@ def test_a_template_that_no_prompt_would_be_in_is_refused(flags, says):
 def test_a_date_reaches_the_chat_template(tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl", {"question": "1 + 1?", "answer": 2})
     dated = chat_tokenizer(chat_template="{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}")
-    asked = {"problems": path, "prompt_style": "chat", "prompt_date": "2025-01-31"}
-    found, = load_pool(PoolConfig(example="0"), build(prompts.ProblemSource, **asked), dated, 0)
+    found, = load_problems(path, dated, prompt_style="chat", prompt_date="2025-01-31")
     assert found.prompt == "31 Jan 2025: 1 + 1?"
-    with pytest.raises(UserError, match="give the date of all prompts, --prompt_date=YYYY-MM-DD$"):
-        load_problems(path, dated, prompt_style="chat")
 
 
 @pytest.mark.parametrize("line, says", [

@@ -94,10 +94,7 @@ def test_of_the_published_pool_one_answer_is_not_whole(data):
 
 
 def test_words_that_the_model_lacks_are_named_before_a_package_that_would_grade_them(base, tmp_path, monkeypatch):
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: importlib.metadata.distribution("not installed"))
     path = write_jsonl(tmp_path / "p.jsonl", {"question": "koins 1 + 1 =", "answer": "2"})
     for asked in ({"question": "koins 1 + 1 =", "answer": "2"}, {"problems": path}):
         with pytest.raises(UserError, match="the model does not know 'koins'"):
