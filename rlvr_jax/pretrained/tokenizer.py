@@ -169,7 +169,8 @@ def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, path) -> None:
                         f"generation_config.json, or {same}")
     highest = max(*ids, tokenizer.pad_id)
     if not 0 < vocab_size - highest <= max(MOST_SPARE, vocab_size // 20):
-        raise UserError(f"{path}: the tokenizer has ids up to {highest}, and the weights {vocab_size} embeddings: {same}")
+        raise UserError(f"{path}: the tokenizer has ids up to {highest}, and the weights have {vocab_size} embeddings: "
+                        f"{same}")
 
 
 def save_tokenizer(tokenizer: Tokenizer, dir) -> None:

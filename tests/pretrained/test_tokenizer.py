@@ -156,7 +156,8 @@ def test_a_prompt_is_the_same_on_any_day(monkeypatch):
         today = utcnow = now
 
     def rendered(**date):
-        return [tiny_tokenizer(template).render_chat(MESSAGES, **date) for template in (DATED, UNDATED)[:1 + bool(date)]]
+        templates = (DATED, UNDATED) if date else (DATED,)
+        return [tiny_tokenizer(template).render_chat(MESSAGES, **date) for template in templates]
 
     for clock in (datetime.datetime, Tomorrow):
         monkeypatch.setattr(datetime, "datetime", clock)

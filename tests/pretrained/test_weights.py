@@ -374,7 +374,7 @@ def test_a_tokenizer_fits_its_embedding_up_to_padding_and_has_its_end_tokens():
         with pytest.raises(UserError, match=f"^m: the tokenizer has ids up to {known - 1}, .* {size} embeddings: take"):
             tokenizer_lib.check_tokenizer(words(known), size, "m")
     for end in (7, 3, -1, "a"):  # 3 has an embedding, and no word
-        with pytest.raises(UserError, match=f"^m: the end token {end!r} is no id of the tokenizer: correct eos_token_id"):
+        with pytest.raises(UserError, match=f"^m: the end token {end!r} is no id of the tokenizer: correct eos"):
             tokenizer_lib.check_tokenizer(words(6, end), 6, "m")
 
 

@@ -141,9 +141,9 @@ def test_a_metric_that_no_run_measures_is_refused_before_the_first_step(go, tmp_
 
 @pytest.mark.parametrize("flags, says, rows", [
     ({"stop_when": "train/kl<1"}, "--stop_when: this run does not measure train/kl; step 1 has train/e", 0),
-    ({"keep_best": "eval/sampled"}, "--keep_best: this run does not measure eval/sampled; step 2 has eval/greedy, tr", 1),
+    ({"keep_best": "eval/sampled"}, "--keep_best: this run does not measure eval/sampled; step 2 has eval/greedy,", 1),
     ({"stop_when": "eval/greedy_wager>1"}, "--stop_when: this run does not measure eval/greedy_wager; step 2 has", 1)])
-def test_a_metric_that_only_other_runs_measure_is_refused_at_the_first_row_that_should_have_it(go, tmp_path, flags, says, rows):
+def test_a_metric_that_is_not_measured_is_refused_at_the_first_row_that_should_have_it(go, tmp_path, flags, says, rows):
     with pytest.raises(UserError, match=says):
         go(**flags)
     assert len(logged(tmp_path)) == rows

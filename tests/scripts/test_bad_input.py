@@ -52,7 +52,8 @@ CASES = {
     "missing step": ("sample", ["--model={work}/base@7", "--prompt=x"], "no checkpoint of step 7; it has 100, 200"),
     "no best step": ("sample", ["--model={work}/base@best", "--prompt=x"], "{work}/base@best: it was made without --keep_best; name a"),
     "rule without a number": ("train", [*GO, "--stop_when=train/kl"], "--stop_when: 'train/kl' is no rule"),
-    "unknown metric": ("train", [*GO, "--keep_best=eval/gready"], "--keep_best: no run measures eval/gready; did you mean eval/greedy?"),
+    "unknown metric": ("train", [*GO, "--keep_best=eval/gready"],
+                       "--keep_best: no run measures eval/gready; did you mean eval/greedy?"),
     "all of a family": ("train", [*GO, "--eval_size=0"], "--eval_size=0 is all of a file, and problems of arithmetic "
                         "are drawn: give their number, or --heldout=none to measure nothing"),
     "all of a family, before there is a model": ("pretrain", [NEW, "--eval_size=0"], "give 1 or more"),
@@ -82,7 +83,7 @@ CASES = {
                                       "the model does not know 'koins'"),
     "empty prompt": ("sample", ["--model={work}/base", "--prompt= ", "--max_new_tokens=5"],
                      "a prompt has 0 tokens: ' '; give the model words"),
-    "empty question": ("train", [*GO, "--example=auto", "--question= ", "--answer=2"], "--question and --answer are one"),
+    "empty question": ("train", [*GO, "--example=auto", "--question= ", "--answer=2"], "--question and --answer are"),
     "no room for completions": ("train", [*GO, "--max_new_tokens=500"],
                                 "--max_new_tokens=500"),
     "batch that does not divide": ("train", [*GO, "--grad_accumulation=3"],
