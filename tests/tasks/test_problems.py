@@ -125,7 +125,7 @@ def test_a_question_may_hold_unicode_line_ends(tmp_path):
     (b'{"question": "a", "answer": "so ####"}', "line 1: no answer in answer"),
     (b'{"question": "a", "final_answer": []}', "line 1: no answer in final_answer"),
     *((b'{"question": "b", "answer": 1.5}\n{"question": "a", "answer": %b}' % x,
-       "line 2: answer is .*, a (list|dict|bool): write it as a text or a number") for x in (b'["1"]', b'{"x": 1}', b"true")),
+       "line 2: answer is .*, a (list|dict|bool): write it as a text") for x in (b'["1"]', b'{"x": 1}', b"true")),
     (b'{"question": "a", "final_answer": ["1", true]}', "line 1: final_answer is True, a bool"),
     (b'{"question": ["a"], "answer": 1}', "line 1: question is .'a'., a list"),
     (b'{"body": " ", "question": "", "answer": 1}', "line 1: the question is empty; write it"),
