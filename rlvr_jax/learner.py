@@ -67,7 +67,7 @@ class LossConfig:
 
     objective: str = setting("one_shot", "advantages, loss and divisor of the update", lambda: OBJECTIVES)
     clip_low: Optional[float] = setting(None, "lower clip of the ratio, 1 - clip_low; unset: the objective's own",
-                                        minimum=0)
+                                        minimum=0, maximum=1)
     clip_high: Optional[float] = setting(None, "upper clip of the ratio, 1 + clip_high; unset: the objective's own",
                                          minimum=0)
     entropy_coef: Optional[float] = setting(None, "weight of the entropy bonus, negative to minimise entropy; unset: "

@@ -1,6 +1,6 @@
 """Writes a model as a Hugging Face folder, which transformers and others load.
 
-  python -m scripts.export --model=runs/demo --out=exported
+  python -m scripts.export --model=runs/demo --out=runs/exported
 
 LoRA is added to the weights. A vector after a layer has no place in such a folder, and is refused.
 """

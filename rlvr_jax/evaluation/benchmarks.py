@@ -18,7 +18,7 @@ from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.sampler import Request
 from rlvr_jax.tasks import answers
-from rlvr_jax.tasks.prompts import ProblemSource, encode_prompts, load_problems
+from rlvr_jax.tasks.prompts import ProblemSource, check_style, encode_prompts, load_problems
 
 
 def one_shot(stem: str) -> tuple[int, float]:
@@ -90,6 +90,7 @@ def load_benchmarks(config: EvaluateConfig, loaded: LanguageModel) -> list[Bench
 def load_sets(config: KeptConfig, loaded: LanguageModel, protocol: Callable = lambda stem: (1, 0.0)) -> list[Benchmark]:
     """One for each name in --problems, called by the file's name where that tells them apart; a row of PROTOCOLS says
     how each is sampled."""
+    check_style(config.source)
     names, benchmarks = config.source.problems.split(","), []
     stems = [pathlib.Path(name).stem for name in names]
     if len(set(names)) < len(names):

@@ -23,7 +23,7 @@ from rlvr_jax.tasks.prompts import ProblemSource, encode_prompts, is_drawn, load
 class HeldoutConfig:
     """Which problems a training run measures on."""
 
-    eval_size: int = setting(512, "held-out problems to measure on; 0: all", minimum=0)
+    eval_size: int = setting(512, "held-out problems to measure on; 0: all of a file", minimum=0)
     heldout_split: str = setting("test", "split of a synthetic family to measure on", ["dev", "test"])
 
 
@@ -187,6 +187,9 @@ def make_heldout(asked: Heldout, loaded: LanguageModel, sample: Callable, traine
     """
     if asked.source.problems == "none":
         return lambda params, step: {}
+    if not asked.config.eval_size and (drawn := [*filter(is_drawn, asked.source.problems.split(","))]):
+        raise UserError(f"--eval_size=0 is all of a file, and problems of {', '.join(drawn)} are drawn: give their "
+                        "number, or --heldout=none to measure nothing")
     unseen = [problem for problem in load_problems(asked.source, loaded.tokenizer, asked.config.heldout_split,
                                                    asked.config.eval_size) if problem.prompt not in trained]
     if not unseen:

@@ -3,8 +3,9 @@ r"""Is this completion right: whether its answer equals the reference.
 Most answers are decided here at once: the same text, the same number, the same set of numbers. What is left
 (8\sqrt[3]{4} against 12.8) goes to computer algebra in child processes with limits of time and memory, so a hostile
 completion is a wrong answer, not a hang (invariant 10). So do verifiers of other programs (`gym`). Verdicts are
-remembered, since a run grades the same answers to the same problem at every step. `results/graders.md` has what the
-graders differ in.
+remembered, since a run grades the same answers to the same problem at every step. A limit that ended the grading is no
+verdict: the machine may have been busy, so the same answer is asked again at the next step, within the same limits.
+`results/graders.md` has what the graders differ in.
 """
 
 import collections
@@ -56,7 +57,7 @@ def decide(questions: Iterable[Question], algebra: bool = True) -> dict[Question
     """Whether each given answer equals its reference. Without `algebra`, what would take it is a no."""
     verdicts = {question: at_once(*question) for question in questions}
     left = [question for question, verdict in verdicts.items() if verdict is None and algebra]
-    replies = dict(zip(left, workers.POOL.map(_asked, left)))
+    replies = dict(zip(left, workers.POOL.map(ask, left)))
     return {question: replies.get(question, Reply(bool(verdict), False)) for question, verdict in verdicts.items()}
 
 
@@ -78,9 +79,20 @@ def _without_child(grader: str, given: str, answer: str) -> Optional[bool]:
         return None
 
 
+def ask(question: Question) -> Reply:
+    """The reply of a child process; one that came in time is remembered."""
+    try:
+        return _asked(question)
+    except TimeoutError:
+        return Reply(False, True)
+
+
 @functools.lru_cache(REMEMBERED)
 def _asked(question: Question) -> Reply:
-    return workers.pool(question.grader).ask(question)
+    reply = workers.pool(question.grader).ask(question)
+    if reply.timed_out:
+        raise TimeoutError  # past the cache, which keeps what is returned
+    return reply
 
 
 def correct(text: str, answer: str, answer_format: str, grader: str = "math") -> bool:

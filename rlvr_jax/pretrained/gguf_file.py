@@ -77,7 +77,6 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
             array = array.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(view.shape)
         huggingface.fill(view, array, path, tensor.name)
     huggingface.refuse_missing(unread, path)
-    huggingface.check_tokenizer(config, tokenizer, path)
     return config, params, tokenizer
 
 

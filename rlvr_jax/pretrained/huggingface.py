@@ -19,7 +19,6 @@ from flax import traverse_util
 from rlvr_jax.errors import UserError
 from rlvr_jax.model import ModelConfig, Params, init_params
 from rlvr_jax.ops import RopeScaling
-from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.runs.files import read_json, write_json
 
 # here -> (Hugging Face, GGUF); {} is the layer
@@ -116,15 +115,6 @@ def fill(view: np.ndarray, tensor: np.ndarray, path, name: str) -> None:
 def refuse_missing(unread: dict[str, np.ndarray], path) -> None:
     if unread:
         raise UserError(f"{path}: tensor {min(unread)} is missing ({len(unread)} in all): copy the model again")
-
-
-def check_tokenizer(config: ModelConfig, tokenizer: Tokenizer, path) -> None:
-    """Raises UserError, naming the model's path, if the tokenizer has an id that the embedding lacks. Spare embeddings
-    are usual, and fine."""
-    highest = max([*tokenizer.backend.get_vocab().values(), *tokenizer.eos_ids, tokenizer.pad_id])
-    if highest >= config.vocab_size:
-        raise UserError(f"{path}: the tokenizer has ids up to {highest}, and the weights only {config.vocab_size} "
-                        "embeddings: take tokenizer and weights from the same model")
 
 
 # ----- config.json

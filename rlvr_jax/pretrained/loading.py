@@ -9,7 +9,7 @@ import numpy as np
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import gguf_file, huggingface
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.pretrained.tokenizer import Tokenizer, load_tokenizer
+from rlvr_jax.pretrained.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from rlvr_jax.records import checked, setting
 from rlvr_jax.runs import checkpoint
 
@@ -44,6 +44,8 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
         config, params = huggingface.load_folder(path, params_dtype)
         tokenizer = load_tokenizer(path)
     elif path.is_dir():
+        if (path / "tokenizer.json").is_file() or any(path.glob("*.safetensors")):
+            raise UserError(f"--model={name}: a Hugging Face folder without its config.json: copy that file, too")
         if not step.isdigit() and step not in ("", "best"):
             raise UserError(f"--model={name}: what follows @ is the step of a checkpoint, a number, or best")
         config, params, meta = checkpoint.restore_model(directory, step)
@@ -51,7 +53,7 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     else:
         raise UserError(f"--model={name}: no such directory or .gguf file")
-    huggingface.check_tokenizer(config, tokenizer, name)
+    check_tokenizer(tokenizer, config.vocab_size, name)
     return LanguageModel(dataclasses.replace(config, dtype=dtype), params, tokenizer, meta.get("flags", {}))
 
 

@@ -22,6 +22,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.records import Rollouts
 from rlvr_jax.runs.files import read_json, write_json
 
+MOST_SPARE = 1024  # embeddings without a token; Qwen2.5 has 271 or 399. Of a large vocabulary, 5 %
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -61,19 +62,26 @@ class Tokenizer:
         return self.backend.decode_batch([row[:n].tolist() for row, n in zip(rollouts.completions, lengths)],
                                          skip_special_tokens=True)
 
-    def render_chat(self, messages: list[dict], add_generation_prompt: bool = True) -> str:
-        """Writes `[{"role": ..., "content": ...}, ...]` out with the model's template, as transformers renders it.
+    def render_chat(self, messages: list[dict], add_generation_prompt: bool = True, date: str = "") -> str:
+        """Writes `[{"role": ..., "content": ...}, ...]` out with the model's template, as transformers renders it on
+        that date, YYYY-MM-DD. Without one the template has no clock: it takes its own default, on any day.
 
-        Raises UserError if there is no template, or if the template refuses the messages.
+        Raises UserError if there is no template, or it refuses the messages, and for a date it lacks or does not need.
         """
         if self.chat_template is None:
             raise UserError("the tokenizer has no chat template: use a plain prompt, or put the model's "
                             "chat_template.jinja in its folder")
+        clock = {"strftime_now": read_date(date).strftime} if date else {}
+        if date and "strftime_now" not in self.chat_template:
+            raise UserError(f"--prompt_date={date}: the model's chat template does not ask for a date: leave it out")
         try:
             return compile_template(self.chat_template).render(
                 messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None,
-                **self.special)
+                **self.special, **clock)
         except Exception as error:  # the template is a program that came with the weights
+            if isinstance(error, jinja2.UndefinedError) and "'strftime_now'" in str(error):
+                raise UserError("the model's chat template writes today's date into the prompt, and has no default: "
+                                "give the date of all prompts, --prompt_date=YYYY-MM-DD") from error
             raise UserError(f"the model's chat template refuses these messages: {error}; use a plain prompt"
                             ) from error
 
@@ -91,6 +99,14 @@ class Tokenizer:
             raise UserError(f"what the checkpoint keeps is no tokenizer ({error}): use another checkpoint") from error
 
 
+def read_date(text: str) -> datetime.datetime:
+    """The midnight that begins a day written YYYY-MM-DD. Raises UserError for anything else."""
+    try:
+        return datetime.datetime.strptime(text, "%Y-%m-%d")
+    except ValueError:
+        raise UserError(f"--prompt_date={text}: is no date; write it as 2024-07-26") from None
+
+
 @functools.lru_cache
 def compile_template(source: str) -> jinja2.Template:
     def raise_exception(message):
@@ -103,8 +119,7 @@ def compile_template(source: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
     environment.filters["tojson"] = tojson
-    environment.globals |= {"raise_exception": raise_exception,
-                            "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+    environment.globals["raise_exception"] = raise_exception
     return environment.from_string(source)
 
 
@@ -142,6 +157,20 @@ def load_tokenizer(dir) -> Tokenizer:
     if (dir / "chat_template.jinja").is_file():
         template = (dir / "chat_template.jinja").read_text(encoding="utf-8")
     return Tokenizer(backend, eos_ids, eos_ids[0] if pad_id is None else pad_id, template, special)
+
+
+def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, path) -> None:
+    """Raises UserError, naming the model's path, if the tokenizer has an id that the embedding, of `vocab_size`, lacks,
+    or an end token that is none of its ids. Embeddings without a token are usual, as padding, and sampled ones have no
+    text; where they are more than padding takes, the tokenizer is another model's."""
+    ids, same = set(tokenizer.backend.get_vocab().values()), "take tokenizer and weights from the same model"
+    if lost := [i for i in tokenizer.eos_ids if i not in ids]:
+        raise UserError(f"{path}: the end token {lost[0]!r} is no id of the tokenizer: correct eos_token_id in "
+                        f"generation_config.json, or {same}")
+    highest = max(*ids, tokenizer.pad_id)
+    if not 0 < vocab_size - highest <= max(MOST_SPARE, vocab_size // 20):
+        raise UserError(f"{path}: the tokenizer has ids up to {highest}, and the weights have {vocab_size} embeddings: "
+                        f"{same}")
 
 
 def save_tokenizer(tokenizer: Tokenizer, dir) -> None:

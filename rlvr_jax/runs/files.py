@@ -45,12 +45,16 @@ def parse(text: str):
     return json.loads(text, object_pairs_hook=once, parse_constant=refuse, parse_float=finite)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """(number, object) of each line of JSON; blank ones are left out. Raises UserError naming a line that is none."""
+FROM_COPY = "correct the line, or take the file from a copy"  # of a log, which goes on only where no row is missing
+
+
+def read_lines(path: Path, remedy: str = "correct the line, or remove it") -> Iterator[tuple[int, dict]]:
+    """(number, object) of each line of JSON; blank ones are left out. Raises UserError naming a line that is none, with
+    the remedy."""
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     for number, line in enumerate(content.split(b"\n"), 1):  # text has other line ends, legal inside JSON
         if line.strip():
-            yield number, read_line(line, f"{path}, line {number}", "correct the line, or remove it")
+            yield number, read_line(line, f"{path}, line {number}", remedy)
 
 
 def read_line(line: bytes, where: str, remedy: str) -> dict:
@@ -75,7 +79,7 @@ def read_log(path: Path, keep_step: float = math.inf) -> tuple[list[dict], int, 
     for number, line in enumerate(content.splitlines(keepends=True), 1):
         where = f"{path}, line {number}"
         try:
-            row = read_line(line, where, "correct the line, or take the file from a copy")
+            row = read_line(line, where, FROM_COPY)
             if not isinstance(row.get("step", 0), int):
                 raise UserError(f"{where}: its step is {row['step']!r}, no whole number; correct it")
         except UserError:
@@ -96,7 +100,7 @@ def read_steps(path: Path, single: bool = True, keep_step: float = math.inf) -> 
     for number, row in enumerate(rows, 1):
         step, last = row.get("step"), rows[max(number - 2, 0)].get("step")
         if step is None:
-            raise UserError(f'{path}, line {number}: has no integer "step"; take the file from a copy')
+            raise UserError(f'{path}, line {number}: has no integer "step"; {FROM_COPY}')
         if single and number > 1 and step != last + 1:
             raise UserError(f"{path}, line {number}: step {step} follows step {last}, as where rows are lost, swapped "
                             "or doubled; put each row in its place, or take the file from a copy")

@@ -71,6 +71,10 @@ class Run:
         self.config, self.flags, self.num_steps, self.command = config, flags, num_steps, command
         self.first, self.signal, self.stop, self.shown, self.chosen = first, 0, 0, {}, {}
         self.rules, self.looping, self.saved_at = stopping.parse(config.stop_when, config.inert_steps), False, 0.0
+        self.watched = {rule.metric: "--stop_when" for rule in self.rules}
+        self.watched |= {config.keep_best: "--keep_best"} if config.keep_best else {}
+        for name, flag in self.watched.items():
+            stopping.check_metric(flag, name)
         self.dir, self.held = pathlib.Path(config.run_dir), contextlib.ExitStack()
         self.log_to = ",".join(dict.fromkeys(filter(None, [config.log_to, "tensorboard" * config.tensorboard])))
         refusal = self._refusal() if parallel.is_main() else ""
@@ -275,9 +279,8 @@ class Run:
     def _check_names(self, row: dict) -> None:
         """Refuses a metric that the run does not measure, at the first row that has to have it."""
         evaluated = row["step"] == 0 or self.due(row["step"], self.config.eval_every)
-        wanted = {rule.metric: "--stop_when" for rule in self.rules} | {self.config.keep_best: "--keep_best"}
-        for name, flag in wanted.items():
-            if name and name not in row and (evaluated if name.startswith("eval/") else row["step"] > 0):
+        for name, flag in self.watched.items():
+            if name not in row and (evaluated if name.startswith("eval/") else row["step"] > 0):
                 raise UserError(f"{flag}: this run does not measure {name}; step {row['step']} has "
                                 + (", ".join(sorted(row.keys() - {"step"})) or "no metric"))
 

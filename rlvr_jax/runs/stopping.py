@@ -1,5 +1,6 @@
 """Rules on a run's metrics that end it, or reset its reference, decided from the rows of its log alone."""
 
+import difflib
 import math
 import operator
 import re
@@ -9,6 +10,13 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.learner import ResetConfig
 
 RESET = "train/reset"  # 1 in the row of a step after which something was reset
+# What runs measure: each command some of it, and after a prefix whatever the run's rewards, families and phases are.
+METRICS = [*map("train/{}".format, """accuracy clip_fraction completion_length entropy frac_reward_zero_std grad_norm
+    grader_timeouts kl length_correct length_wrong live_groups logprob_gap_max logprob_gap_mean loss overflow
+    ratio_outside repetition reward_mean reward_std step_accuracy tokens truncated""".split()),
+    *map("eval/{}".format, "auroc brier confidence ece greedy n sampled stated".split()),
+    "sample/tokens_per_second", "update/tokens_per_second", "compilations", "seconds_compiling"]
+PREFIXES = ("train/reward/", "eval/greedy_", "eval/sampled_", "seconds/")
 RELATIONS = {"<": operator.lt, ">": operator.gt}
 
 
@@ -34,6 +42,13 @@ def parse(text: str, inert_steps: int) -> list[StopRule]:
     "inert" holds after `inert_steps` steps in which no group had two different rewards.
     """
     return [_rule(part, inert_steps) for part in text.split(",")] if text.strip() else []
+
+
+def check_metric(flag: str, name: str) -> None:
+    """Raises UserError for a metric that no run measures, before the first step of one."""
+    if name not in METRICS and not name.startswith(PREFIXES):
+        near = difflib.get_close_matches(name, METRICS, 1) or ["one such as train/accuracy, train/entropy, eval/greedy"]
+        raise UserError(f"{flag}: no run measures {name}; did you mean {near[0]}?")
 
 
 def _rule(text: str, inert_steps: int) -> StopRule:

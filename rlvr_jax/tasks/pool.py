@@ -10,7 +10,7 @@ from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.problems import merge
-from rlvr_jax.tasks.prompts import ProblemSource, is_drawn, load_problems, with_prompts
+from rlvr_jax.tasks.prompts import ProblemSource, check_style, is_drawn, load_problems, with_prompts
 
 
 @checked
@@ -124,6 +124,7 @@ def source_problems(config: PoolConfig, source: ProblemSource, tokenizer: Tokeni
 
     Where example=auto chooses, there are as many of files and drawn ones together, an even part of each.
     """
+    check_style(source)
     names = source.problems.split(",")
     counted = [name for name in names if config.example in CHOOSE or is_drawn(name)]
     if len(counted) > config.example_pool:
@@ -139,7 +140,7 @@ def source_problems(config: PoolConfig, source: ProblemSource, tokenizer: Tokeni
 
 def own_problem(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer) -> list[Problem]:
     """The problem written on the command line. The first, or all, of one problem is that one, so those may stay."""
-    if not (config.question and config.answer):
+    if not (config.question.strip() and config.answer.strip()):
         raise UserError("--question and --answer are one problem: give both")
     if source.problems != ProblemSource().problems or config.example not in (*CHOOSE, "all", "0"):
         raise UserError(f"--question and --answer are the only problem: leave out --problems={source.problems} and "

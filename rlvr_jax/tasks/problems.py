@@ -6,7 +6,7 @@ import re
 from typing import Optional
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.grading import extract
+from rlvr_jax.grading import extract, grade
 from rlvr_jax.records import Problem
 from rlvr_jax.runs.files import read_lines
 
@@ -53,7 +53,8 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
     """Problems of a JSONL or parquet file, row by row; `prompt` is the bare question.
 
     Columns named in `ignore_columns`, joined by commas, are read as if they were not there. Raises UserError naming
-    the file, the line or row, and the layouts that can be read, or the columns of text that none of them reads.
+    the file, the line or row, and the layouts that can be read, or the columns of text that none of them reads; for an
+    empty question, and for one with two different answers.
     """
     ignored = set(ignore_columns.split(","))
     file = pathlib.Path(path)
@@ -66,6 +67,14 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
                      {"file": str(file), unit: number}) for number, row in rows]
     if not problems:
         raise UserError(f"{path} holds no problems")
+    earlier = {}
+    for problem in problems:
+        if not problem.question.strip():
+            raise UserError(f"{file}, {unit} {problem.meta[unit]}: the question is empty; write it, or remove the row")
+        first = earlier.setdefault(problem.question, problem)
+        if first.answer != problem.answer and not grade.at_once("math", problem.answer, first.answer):
+            raise UserError(f"{file}, {unit}s {first.meta[unit]} and {problem.meta[unit]}: the same question with the "
+                            f"answers {first.answer!r} and {problem.answer!r}; correct one of them, or remove it")
     return problems
 
 
@@ -87,6 +96,9 @@ def merge(problems: list[Problem]) -> list[Problem]:
 def _of_layouts(row: dict, where: str, meta: dict) -> Problem:
     for questions, column, read in LAYOUTS:
         if all(row.get(name) is not None for name in (column, *questions)):
+            several = row[column] if read is _listed and isinstance(row[column], list) else [row[column]]
+            for name, x in [*((name, row[name]) for name in questions), *((column, x) for x in several)]:
+                _check_text(x, name, where)
             question, answer = " ".join(str(row[name]).strip() for name in questions), read(row[column])
             if not answer:
                 raise UserError(f"{where}: no answer in {column}"
@@ -96,6 +108,12 @@ def _of_layouts(row: dict, where: str, meta: dict) -> Problem:
     expected = "; ".join(f"{', '.join(questions)} and {column}" for questions, column, _ in LAYOUTS)
     has = ", ".join(f"{name} (null)" if value is None else name for name, value in row.items())
     raise UserError(f"{where}: needs one of these sets of columns: {expected}; it has {has}")
+
+
+def _check_text(x, name: str, where: str) -> None:
+    """Raises UserError for what is neither a text nor a number: as text it would be none that a model answers with."""
+    if type(x) not in (str, int, float):  # True is an int, too
+        raise UserError(f"{where}: {name} is {str(x)[:60]}, a {type(x).__name__}: write it as a text or a number")
 
 
 def _check_read(row: dict, read: set, where: str) -> None:
@@ -141,6 +159,7 @@ def _of_one_shot(row: dict, where: str, meta: dict) -> Problem:
         case {"prompt": [{"role": "user", "content": str(question)}], "reward_model": {"ground_truth": answer}} \
                 if answer is not None:
             _check_read(row, {"prompt", "reward_model"}, where)
+            _check_text(answer, "reward_model.ground_truth", where)
             match row:
                 case {"extra_info": {"index": int() | str() as index}}:
                     meta["index"] = index

@@ -19,6 +19,8 @@ class PromptConfig:
 
     num_ops: int = setting(6, "operations in a problem of a synthetic family", minimum=1)
     prompt_style: str = setting("plain", "how a question becomes a prompt", lambda: PROMPT_STYLES)
+    prompt_date: str = setting("", "date, YYYY-MM-DD, for a chat template that writes today's into the prompt; empty: "
+                               "the template's own default, so that prompts are the same on any day")
     instruction: str = setting("", "text added after every question of a file that does not end with it already")
     ignore_columns: str = setting("", "columns of a file of problems, joined by commas, to read as if they were not "
                                   "there; a file with text that belongs to no known layout is refused without this")
@@ -50,6 +52,16 @@ def load_problems(source: ProblemSource, tokenizer: Tokenizer, split: str = "tes
         ProblemSource(name, source.prompt), tokenizer, split, counts[name], seed)]
 
 
+def check_style(source: ProblemSource) -> None:
+    """Raises UserError where --prompt_style or --prompt_date would change no prompt."""
+    prompt = source.prompt
+    if prompt.prompt_style != "plain" and set(source.problems.split(",")) <= set(families.FAMILIES):
+        raise UserError(f"--prompt_style={prompt.prompt_style} is for questions of files and of gym:NAME; problems of "
+                        f"{source.problems} are asked in their own words: leave it out")
+    if prompt.prompt_date and prompt.prompt_style != "chat":
+        raise UserError(f"--prompt_date={prompt.prompt_date} is for --prompt_style=chat alone: leave it out")
+
+
 def is_drawn(name: str) -> bool:
     """Whether a source's problems are drawn from a seed, as those of families are, and not read from a file."""
     return name in families.FAMILIES or name.startswith((gym.PREFIX, calculation.PREFIX))
@@ -78,20 +90,21 @@ def with_prompts(bare: list[Problem], tokenizer: Tokenizer, config: PromptConfig
     """The problems with their questions as prompts. A question that ends with the instruction has it already."""
     style, text = PROMPT_STYLES[config.prompt_style], config.instruction
     asked = [p.question if p.question.endswith(text) else f"{p.question} {text}" for p in bare]
-    return [dataclasses.replace(p, prompt=style(tokenizer, question)) for p, question in zip(bare, asked)]
+    date = config.prompt_date
+    return [dataclasses.replace(p, prompt=style(tokenizer, question, date)) for p, question in zip(bare, asked)]
 
 
-def plain(tokenizer: Tokenizer, text: str) -> str:
+def plain(tokenizer: Tokenizer, text: str, date: str = "") -> str:
     """The question as it is."""
     return text
 
 
-def chat(tokenizer: Tokenizer, text: str) -> str:
+def chat(tokenizer: Tokenizer, text: str, date: str = "") -> str:
     """The question in the model's own chat template."""
-    return tokenizer.render_chat([{"role": "user", "content": text}])
+    return tokenizer.render_chat([{"role": "user", "content": text}], date=date)
 
 
-def qwen_math(tokenizer: Tokenizer, text: str) -> str:
+def qwen_math(tokenizer: Tokenizer, text: str, date: str = "") -> str:
     """Qwen2.5-Math's template and system line, as One-Shot-RLVR has them, whatever the model's own template."""
     if tokenizer.encode("<|im_start|>") != [tokenizer.backend.token_to_id("<|im_start|>")]:
         raise UserError("--prompt_style=qwen_math: this model's tokenizer has no <|im_start|>; use chat or plain")
@@ -99,7 +112,7 @@ def qwen_math(tokenizer: Tokenizer, text: str) -> str:
             f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
 
 
-# How a question becomes the text that the model continues: style -> function of (tokenizer, question).
+# How a question becomes the text that the model continues: style -> function of (tokenizer, question, date).
 PROMPT_STYLES = {"plain": plain, "chat": chat, "qwen_math": qwen_math}
 
 
@@ -120,7 +133,9 @@ def encode_prompts(tokenizer: Tokenizer, asked: list[Problem], config: ModelConf
     ids = [tokenizer.encode(problem.prompt) for problem in asked]
     longest = max(map(len, ids), default=0)
     for problem, row in zip(asked, ids):
-        if not 0 < len(row) <= room:
+        if not row:
+            raise UserError(f"a prompt has 0 tokens: {problem.prompt[:80]!r}; give the model words to continue")
+        if len(row) > room:
             fits = config.max_seq_len - longest
             advice = (f"raise --max_prompt_tokens to {longest}" if len(row) + max_new_tokens <= config.max_seq_len else
                       f"lower --max_new_tokens to {fits}, if that is enough for an answer, or take shorter prompts"

@@ -22,7 +22,7 @@ from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
 from rlvr_jax.sampler import Decoding, SamplingConfig, make_sampler
 from rlvr_jax.tasks.families import FAMILIES
-from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, padded
+from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, check_style, padded
 from rlvr_jax.training.driver import Learnt, RunWatch, supervise
 
 
@@ -77,6 +77,7 @@ def finetune(config: FinetuneConfig) -> dict:
     meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": flat(config)}
     asked = Heldout(ProblemSource(config.heldout or "none", config.prompt), config.measured, config.answer_format,
                     loop.seed, config.sampling.max_new_tokens)
+    check_style(asked.source)
     with Run(config.run, config, loop.num_steps, "finetune") as run:
         heldout = measure.make_heldout(asked, loaded, sample, set(examples.texts), run.keep_heldout)
         watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)

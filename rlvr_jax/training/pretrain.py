@@ -87,6 +87,8 @@ def row_of(learnt: Learnt) -> tuple[dict, list]:
 def check(config: PretrainConfig) -> None:
     """Refuses settings that cannot work together before anything is computed."""
     learner.micro_rows(config.update, config.batch_size, parallel.device_count(), "--batch_size")
+    if not config.measured.eval_size:
+        raise UserError("--eval_size=0: problems of a family are drawn, as many as this says: give 1 or more")
     if config.shape.d_model % (2 * config.shape.num_heads):
         raise UserError(f"--d_model={config.shape.d_model} does not divide into --num_heads={config.shape.num_heads} "
                         "even heads")
@@ -111,7 +113,7 @@ def make_heldout(config: PretrainConfig, shares: dict[str, float], tokenizer: To
     """`heldout(params, step)`: accuracy on each family's share of held-out problems, as eval/* metrics."""
     _, size = sizes(config, shares)
     sample = make_sampler(model_config, Decoding(tokenizer.eos_ids, size))
-    problems = [problem for name, count in families.divide(shares, config.measured.eval_size or 512).items()
+    problems = [problem for name, count in families.divide(shares, config.measured.eval_size).items()
                 for problem in load_problems(ProblemSource(name, PromptConfig(config.num_ops)), tokenizer,
                                              config.measured.heldout_split, count)]
     prompts = encode_prompts(tokenizer, problems, model_config, size)

@@ -68,9 +68,9 @@ def train(config: TrainConfig) -> dict:
     meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": flat(config)}
     with Run(config.run, config, loop.num_steps, "train") as run:
         problems = find_problems(config, loaded, programs, run.once)
+        prompts = encode(config, loaded, problems)  # first: what grades them is worth installing for these alone
         advice.warn(advice.on_answers(config.grading, problems))
         params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)  # for `grpo.train` to let go of
-        prompts = encode(config, loaded, problems)
         reward = score.make_scorer(config.rewards, config.grading, config.grpo, loaded, problems, prompts)
         logged = run.metrics.rows if parallel.is_main() else []
         watch = RunWatch(run, meta, functools.partial(rows_of, config, problems, logged), SHOW,
@@ -128,6 +128,7 @@ def find_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs
                                        Request(seed, 0, temperature))
 
     def choose(pool: list[Problem]) -> dict:
+        encode(config, loaded, pool)  # or says which words the model lacks
         advice.warn(advice.on_answers(config.grading, pool))
         rows = answered(pool)
         place = choose_example(rows, pool, config.pool.example_pass_rate,

@@ -499,7 +499,7 @@ def test_what_is_not_the_same_evaluation_is_refused(tmp_path, base, files):
             benchmarks.evaluate(replace(same, **change))
         assert says in str(caught.value) and "another --out" in str(caught.value)
     path, text = pathlib.Path(files[0]), pathlib.Path(files[0]).read_text()
-    path.write_text(text.replace("coins 3", "coins 4"))
+    path.write_text(text.replace("coins 3", "coins 5"))
     with pytest.raises(UserError, match=r"line 2: not of these problems"):
         benchmarks.evaluate(same)
     path.write_text(text.rsplit("\n", 1)[0])

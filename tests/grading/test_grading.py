@@ -306,16 +306,18 @@ def test_the_original_reads_any_text(a, b):
 
 
 def test_a_pair_is_asked_once_and_only_if_need_be(monkeypatch):
+    """Again, at the next call, where the child was stopped before it had answered."""
     asked = []
     monkeypatch.setattr(workers.POOL, "ask", lambda question: asked.append(question) or workers.Reply(
-        question.given == "q+q", question.given == "q^q"))
+        question.given == "q+q" or question.given == "q^q" and not late, question.given == "q^q" and late))
     texts = [rf"\boxed{{{given}}}" for given in ("q+q", "2q", "3", "q+q", "q^q", "q+q")] + ["nothing"]
-    for _ in range(2):  # the second time it is remembered
+    for late, times in ((True, 1), (True, 2), (False, 3), (False, 3)):
         verdicts = grade.verdicts(texts, ["2q"] * 5 + ["3q", "2q"], "boxed")
-        assert sorted(question.given for question in asked) == ["3", "q+q", "q+q", "q^q"] and len(set(asked)) == 4
+        assert sorted(question.given for question in asked) == ["3", "q+q", "q+q"] + ["q^q"] * times
+        assert len(set(asked)) == 4
         assert [(verdict.correct, verdict.extracted, verdict.timed_out) for verdict in verdicts] == [
-            (True, "q+q", False), (True, "2q", False), (False, "3", False), (True, "q+q", False), (False, "q^q", True),
-            (True, "q+q", False), (False, None, False)]
+            (True, "q+q", False), (True, "2q", False), (False, "3", False), (True, "q+q", False),
+            (not late, "q^q", late), (True, "q+q", False), (False, None, False)]
     asked.clear()
     assert not grade.correct("answer q+q+q", "3q", "answer") and not asked  # integers and nothing else
 
@@ -417,8 +419,9 @@ def test_rows_are_graded_and_kept(tmp_path):
 @pytest.mark.parametrize("content, says", [
     (b"", "holds no completions"), (b'{"completion": "a", "answer": 1}\nnot json\n', "line 2: not JSON"),
     (b"\xff\xfe", "line 1: not JSON"), (b"[" * 100_000, "line 1: not JSON"), (b"7", "line 1: needs .* it has int"),
-    (b'{"completion": "a"}', "line 1: needs a completion .* and an answer; it has completion"),
-    (b'{"completion": "a", "answer": null}', "line 1: needs"), (b'{"completion": 7, "answer": 7}', "line 1: needs"),
+    (b'{"completion": "a"}', "line 1: needs a completion .* and an answer .*; it has completion"),
+    *((b'{"completion": "a", "answer": %b}' % answer, "line 1: needs") for answer in (b"null", b"true", b'["1"]')),
+    (b'{"completion": 7, "answer": 7}', "line 1: needs"),
     (b'\n\n{"text": "a", "answer": 7}', "line 3: needs .* it has text, answer"),
 ])
 def test_what_is_no_file_of_completions_is_refused_with_its_line(tmp_path, content, says):

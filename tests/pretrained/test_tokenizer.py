@@ -139,10 +139,36 @@ def test_a_half_written_json_file_is_named(tmp_path):
     ("{{ messages | tojson }}", '[{"role": "user", "content": "1 < 2 & \\"é\\"?"}]'),
     ("{{ messages[0] | tojson(indent=1) }}", '{\n "role": "user",\n "content": "1 < 2 & \\"é\\"?"\n}'),
     ("{% for m in messages %}{% break %}{% endfor %}{{ add_generation_prompt }}{{ tools is none }}", "TrueTrue"),
-    ("{{ strftime_now('%Y') }}", str(datetime.datetime.now().year)),
 ])
 def test_chat_templates_render_as_in_transformers(template, expected):
     assert tiny_tokenizer(template).render_chat(MESSAGES) == expected
+
+
+# As Llama 3.2's writes a date, and as one does that has no default.
+DATED = ("{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b "
+         "%Y') %}{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}Today: {{ date_string }}")
+UNDATED = "{{ strftime_now('%Y-%m-%d %H:%M') }}"
+
+
+def test_a_prompt_is_the_same_on_any_day(monkeypatch):
+    class Tomorrow(datetime.datetime):
+        now = classmethod(lambda cls, tz=None: cls(2031, 2, 3, 4, 5))
+        today = utcnow = now
+
+    def rendered(**date):
+        templates = (DATED, UNDATED) if date else (DATED,)
+        return [tiny_tokenizer(template).render_chat(MESSAGES, **date) for template in templates]
+
+    for clock in (datetime.datetime, Tomorrow):
+        monkeypatch.setattr(datetime, "datetime", clock)
+        T.compile_template.cache_clear()
+        assert rendered() == ["Today: 26 Jul 2024"]
+        assert rendered(date="2025-01-31") == ["Today: 31 Jan 2025", "2025-01-31 00:00"]
+    for template, date, says in ((UNDATED, "", "no default: give the date of all prompts, --prompt_date=YYYY-MM-DD$"),
+                                 (DATED, "31.1.2025", "--prompt_date=31.1.2025: is no date; write it as 2024-07-26"),
+                                 ("no clock", "2025-01-31", "--prompt_date=2025-01-31: .* does not ask for a date")):
+        with pytest.raises(UserError, match=says):
+            tiny_tokenizer(template).render_chat(MESSAGES, date=date)
 
 
 @pytest.mark.parametrize("template, message", [

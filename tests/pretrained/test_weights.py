@@ -365,16 +365,19 @@ def test_a_shape_without_a_published_architecture_is_not_written(tmp_path):
         huggingface.save_folder(config, random_params(config, 0), tmp_path)
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_refused():
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 5}, unk_token="a"))
-    tokenizer = tokenizer_lib.Tokenizer(backend, (0,), 0, None, {})
-    for size in (6, 99):
-        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=size), tokenizer, "m")
-    with pytest.raises(UserError, match="^m: the tokenizer has ids up to 5, .* 5 embeddings: take"):
-        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=5), tokenizer, "m")
-    with pytest.raises(UserError, match="ids up to 7"):
-        more = dataclasses.replace(tokenizer, eos_ids=(7,))
-        huggingface.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=6), more, "m")
+def test_a_tokenizer_fits_its_embedding_up_to_padding_and_has_its_end_tokens():
+    def words(known, *eos_ids):
+        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": known - 1}, unk_token="a"))
+        return tokenizer_lib.Tokenizer(backend, (0, *eos_ids), 0, None, {})
+
+    for known, size in [(6, 6), (6, 99), (151_665, 151_936), (151_665, 152_064), (100_015, 102_400)]:  # Qwen, DeepSeek
+        tokenizer_lib.check_tokenizer(words(known), size, "m")
+    for known, size in [(6, 5), (300, 2_000), (49_152, 128_256), (128_256, 151_936)]:
+        with pytest.raises(UserError, match=f"^m: the tokenizer has ids up to {known - 1}, .* {size} embeddings: take"):
+            tokenizer_lib.check_tokenizer(words(known), size, "m")
+    for end in (7, 3, -1, "a"):  # 3 has an embedding, and no word
+        with pytest.raises(UserError, match=f"^m: the end token {end!r} is no id of the tokenizer: correct eos"):
+            tokenizer_lib.check_tokenizer(words(6, end), 6, "m")
 
 
 def test_every_parameter_has_a_name_elsewhere():

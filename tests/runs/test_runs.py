@@ -137,10 +137,20 @@ def test_a_run_without_different_rewards_is_inert_after_its_own_number_of_steps(
     assert stopping.verdict(rules, 1, rows) == {"rule": "inert", "patience": 3, "step": 5, "value": 0.0}
 
 
+@pytest.mark.parametrize("flags, says", [
+    ({"stop_when": "train/loss>9,train/acc>2"}, "--stop_when: no run measures train/acc; did you mean train/accuracy?"),
+    ({"keep_best": "eval/gready"}, "--keep_best: no run measures eval/gready; did you mean eval/greedy?"),
+    ({"stop_when": "7>2"}, "--stop_when: no run measures 7; did you mean one such as train/accuracy, ")])
+def test_a_metric_that_no_run_measures_is_refused_before_the_first_step(go, tmp_path, flags, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        go(**flags)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("flags, says, rows", [
-    ({"stop_when": "train/entropie<1"}, "--stop_when: this run does not measure train/entropie; step 1 has train/e", 0),
-    ({"keep_best": "eval/gready"}, "--keep_best: this run does not measure eval/gready; step 2 has eval/greedy, tr", 1),
-    ({"stop_when": "eval/gready>1"}, "--stop_when: this run does not measure eval/gready; step 2 has", 1)])
+    ({"stop_when": "train/kl<1"}, "--stop_when: this run does not measure train/kl; step 1 has train/e", 0),
+    ({"keep_best": "eval/sampled"}, "--keep_best: this run does not measure eval/sampled; step 2 has eval/greedy,", 1),
+    ({"stop_when": "eval/greedy_wager>1"}, "--stop_when: this run does not measure eval/greedy_wager; step 2 has", 1)])
 def test_a_metric_that_is_not_measured_is_refused_at_the_first_row_that_should_have_it(go, tmp_path, flags, says, rows):
     with pytest.raises(UserError, match=says):
         go(**flags)

@@ -52,7 +52,13 @@ CASES = {
     "missing step": ("sample", ["--model={work}/base@7", "--prompt=x"], "no checkpoint of step 7; it has 100, 200"),
     "no best step": ("sample", ["--model={work}/base@best", "--prompt=x"], "{work}/base@best: it was made without --keep_best; name a"),
     "rule without a number": ("train", [*GO, "--stop_when=train/kl"], "--stop_when: 'train/kl' is no rule"),
-    "unknown metric": ("train", [*GO, "--keep_best=eval/gready"], "--keep_best: this run does not measure eval/gready"),
+    "unknown metric": ("train", [*GO, "--keep_best=eval/gready"],
+                       "--keep_best: no run measures eval/gready; did you mean eval/greedy?"),
+    "all of a family": ("train", [*GO, "--eval_size=0"], "--eval_size=0 is all of a file, and problems of arithmetic "
+                        "are drawn: give their number, or --heldout=none to measure nothing"),
+    "all of a family, before there is a model": ("pretrain", [NEW, "--eval_size=0"], "give 1 or more"),
+    "folder without config.json": ("sample", ["--model={work}/weights", "--prompt=x"],
+                                   "--model={work}/weights: a Hugging Face folder without its config.json"),
     "full disk": ("sample", ["--model={work}/base", "--prompt=coins", "--max_new_tokens=5", "--out=/dev/full"],
                   "/dev/full: No space left"),
     "step that is no number": ("sample", ["--model={work}/base@last", "--prompt=x"], "{work}/base@last"),
@@ -75,7 +81,9 @@ CASES = {
                                    "the model does not know 'What', 'is', '2+2', '?'"),
     "question that the model lacks": ("train", [*GO, "--example=auto", "--question=koins 1 + 1 =", "--answer=2"],
                                       "the model does not know 'koins'"),
-    "empty prompt": ("sample", ["--model={work}/base", "--prompt= ", "--max_new_tokens=5"], "a prompt has 0 tokens"),
+    "empty prompt": ("sample", ["--model={work}/base", "--prompt= ", "--max_new_tokens=5"],
+                     "a prompt has 0 tokens: ' '; give the model words"),
+    "empty question": ("train", [*GO, "--example=auto", "--question= ", "--answer=2"], "--question and --answer are"),
     "no room for completions": ("train", [*GO, "--max_new_tokens=500"],
                                 "--max_new_tokens=500"),
     "batch that does not divide": ("train", [*GO, "--grad_accumulation=3"],
@@ -112,8 +120,9 @@ def work(tmp_path_factory, base, compiled) -> pathlib.Path:
     shutil.copytree(base, work / "base")
     (work / "empty").mkdir()
     run("export", f"--model={base}", f"--out={work / 'good'}", compiled=compiled, expect=0)
-    for name in ("mismatched", "garbled", "cut", "noconfig"):
+    for name in ("mismatched", "garbled", "cut", "noconfig", "weights"):
         shutil.copytree(work / "good", work / name)
+    (work / "weights" / "config.json").unlink()
     tokenizer = json.loads((work / "good" / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"] |= {f"extra{i}": len(tokenizer["model"]["vocab"]) + i for i in range(5)}
     (work / "mismatched" / "tokenizer.json").write_text(json.dumps(tokenizer))

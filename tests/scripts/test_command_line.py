@@ -79,7 +79,8 @@ def test_a_number_or_a_list_may_be_missing_where_it_is_by_default(parse):
 
 
 @pytest.mark.parametrize("flag, allowed", [
-    ("learning_rate=-1", ">= 0"), ("max_grad_norm=0", "> 0"), ("adam_b1=2", ">= 0 and < 1"), ("clip_low=-3", ">= 0"),
+    ("learning_rate=-1", ">= 0"), ("max_grad_norm=0", "> 0"), ("adam_b1=2", ">= 0 and < 1"),
+    ("clip_low=-3", ">= 0 and <= 1"), ("clip_low=2", ">= 0 and <= 1"),
     ("weight_decay=-1", ">= 0"), ("kl_coef=-1", ">= 0"), ("temperature=0", "> 0"), ("learning_rate=nan", ">= 0"),
     ("example_pass_rate=1.1", ">= 0 and <= 1"), ("seed=-1", ">= 0 and <= 2147483647")])
 def test_training_refuses_a_number_out_of_bounds_and_its_help_says_which_are_within(parse, flag, allowed):
@@ -98,7 +99,7 @@ def test_training_refuses_a_number_out_of_bounds_and_its_help_says_which_are_wit
     ({"remat": 0}, "remat=0: not True or False"), ({"run_dir": ROOT}, "not a text"), ({"reward": "a:1,b:2"}, ""),
     ({"adapter_layers": (0, -1)}, r"adapter_layers=\(0, -1\): not whole numbers >= 0"), ({"clip_low": None}, ""),
     ({"adapter_layers": [1]}, r"adapter_layers=\[1\]: not whole numbers"), ({"adapter_layers": (1,)}, ""),
-    ({"clip_low": -1}, "clip_low=-1: not a finite number >= 0"), ({"group_size": np.int64(3)}, ""),
+    ({"clip_low": -1}, "clip_low=-1: not a finite number >= 0 and <= 1"), ({"group_size": np.int64(3)}, ""),
     ({"resume": "perhaps"}, "resume='perhaps': not one of never, auto, must")])
 def test_a_record_refuses_what_its_flags_refuse(values, says):
     """However it is made: by name of the flag, in place, or changed later."""

@@ -163,7 +163,7 @@ def test_the_commands_run_in_their_order(folder, capsys):
     assert pathlib.Path("runs/demo/report.html").is_file() and "runs/demo/summary.json" in printed
     assert json.loads(pathlib.Path("runs/demo/passk/summary.json").read_text())["num_samples"] == 64
     assert len(re.findall(r"^--- \d of 4", printed, re.M)) == 4 and "3   0.25000" in printed
-    assert pathlib.Path("exported/config.json").is_file()
+    assert pathlib.Path("runs/exported/config.json").is_file()
     assert pathlib.Path("results/README.md").read_text("utf-8") == TEXT["results/README.md"]  # scripts.report wrote it
     assert "of 9), graded by" in printed and "| H100 | 1 | " in printed  # one sample of math500's problem, 8 of aime24's
 

@@ -7,10 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation import benchmarks
+from rlvr_jax.evaluation.completions import KeptConfig
 from rlvr_jax.grading import grade
-from rlvr_jax.records import Problem
+from rlvr_jax.records import Problem, build
 from rlvr_jax.runs.files import read_json
 from rlvr_jax.tasks import families, prompts
+from rlvr_jax.tasks.pool import PoolConfig, load_pool
 from rlvr_jax.tasks.problems import load, merge
 from rlvr_jax.tasks.prompts import encode_prompts
 
@@ -121,6 +124,13 @@ def test_a_question_may_hold_unicode_line_ends(tmp_path):
     (b'{"question": "a", "answer": "2"}\n{"question": "b", "answer": " "}', "line 2: no answer in answer"),
     (b'{"question": "a", "answer": "so ####"}', "line 1: no answer in answer"),
     (b'{"question": "a", "final_answer": []}', "line 1: no answer in final_answer"),
+    *((b'{"question": "b", "answer": 1.5}\n{"question": "a", "answer": %b}' % x,
+       "line 2: answer is .*, a (list|dict|bool): write it as a text") for x in (b'["1"]', b'{"x": 1}', b"true")),
+    (b'{"question": "a", "final_answer": ["1", true]}', "line 1: final_answer is True, a bool"),
+    (b'{"question": ["a"], "answer": 1}', "line 1: question is .'a'., a list"),
+    (b'{"body": " ", "question": "", "answer": 1}', "line 1: the question is empty; write it"),
+    (b'{"question": "a", "answer": "0.5"}\n\n{"question": "b", "answer": 3}\n{"question": "a", "answer": "1/2"}\n'
+     b'{"question": "b", "answer": 4}', "lines 3 and 5: the same question with the answers '3' and '4'; correct one"),
     (b'{"problem": "a", "solution": "It is 4."}', r"line 1: no answer in solution, which needs a \\boxed{}"),
 ])
 def test_what_is_not_a_list_of_problems_is_refused_with_its_line(tmp_path, content, says):
@@ -162,6 +172,8 @@ def test_a_parquet_row_is_kept_to_the_letter(tmp_path):
       "reward_model": {"ground_truth": "1"}}, "one message, of the user.* it has prompt=.*system"),
     ({"prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": None, "style": "rule"}},
      "row 0: needs"),
+    (released("a", ["1"]), "row 0: reward_model.ground_truth is .*, a list: write it as a text or a number"),
+    (released(" ", "1"), "row 0: the question is empty"),
 ])
 def test_another_layout_of_parquet_is_refused_with_the_expected_one(tmp_path, row, says):
     with pytest.raises(UserError, match=rf"p\.parquet, {says}" if says.startswith("row") else says):
@@ -285,6 +297,25 @@ def test_words_that_a_model_of_whole_words_lacks_are_named_not_read_as_padding()
     with pytest.raises(UserError, match="the model does not know 'koins', 'plus': "):
         prompts.encode_prompts(digits, asked, config, 5)
     assert prompts.encode_prompts(QWEN, asked, config, 5).lengths.min() > 5  # spells any word
+
+
+@pytest.mark.parametrize("flags, says", [
+    ({"prompt_style": "chat"}, "--prompt_style=chat is for questions of .*; problems of arithmetic,boolean are"),
+    ({"prompt_style": "qwen_math"}, "--prompt_style=qwen_math is for .* leave it out"),
+    ({"prompt_date": "2025-01-31"}, "--prompt_date=2025-01-31 is for --prompt_style=chat alone: leave it out")])
+def test_a_template_that_no_prompt_would_be_in_is_refused(flags, says):
+    source = build(prompts.ProblemSource, problems="arithmetic,boolean", **flags)
+    for load in (lambda: load_pool(PoolConfig(), source, QWEN, 0),
+                 lambda: benchmarks.load_sets(KeptConfig(source=source), SimpleNamespace(tokenizer=QWEN))):
+        with pytest.raises(UserError, match=says):
+            load()
+
+
+def test_a_date_reaches_the_chat_template(tmp_path):
+    path = write_jsonl(tmp_path / "p.jsonl", {"question": "1 + 1?", "answer": 2})
+    dated = chat_tokenizer(chat_template="{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}")
+    found, = load_problems(path, dated, prompt_style="chat", prompt_date="2025-01-31")
+    assert found.prompt == "31 Jan 2025: 1 + 1?"
 
 
 @pytest.mark.parametrize("line, says", [

@@ -1,9 +1,12 @@
 """Runs that cannot learn say so in one line, with the flag to change; runs that can are left alone."""
 
+import importlib.metadata
+
 import numpy as np
 import pytest
 
 from rlvr_jax import grpo
+from rlvr_jax.errors import UserError
 from rlvr_jax.objectives import OBJECTIVES
 from rlvr_jax.records import Batch, Problem, Rollouts, build, replace
 from rlvr_jax.rewards import score
@@ -12,7 +15,7 @@ from rlvr_jax.tasks.problems import load, merge
 from rlvr_jax.training import advice, train
 from rlvr_jax.training.train import TrainConfig
 
-from fixtures import BASE_FLAGS, run
+from fixtures import BASE_FLAGS, run, write_jsonl
 
 # Objectives whose advantage is the distance to the group's mean, without a case for a group of one.
 CENTRED = {"dr_grpo", "reinforce", "rloo"}
@@ -89,6 +92,14 @@ def test_of_the_published_pool_one_answer_is_not_whole(data):
     path = str(data / "one_shot_rlvr" / "dsr_sub.parquet")
     text = advice.on_answers(GradingConfig(grader="original"), merge(load(path)))
     assert r"never finds 1 of 1209 answers, such as '\\frac{2 k n}{n+k-1}-2 \\frac{k!n!}{(k+n-1)!' right" in text
+
+
+def test_words_that_the_model_lacks_are_named_before_a_package_that_would_grade_them(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: importlib.metadata.distribution("not installed"))
+    path = write_jsonl(tmp_path / "p.jsonl", {"question": "koins 1 + 1 =", "answer": "2"})
+    for asked in ({"question": "koins 1 + 1 =", "answer": "2"}, {"problems": path}):
+        with pytest.raises(UserError, match="the model does not know 'koins'"):
+            train.train(build(TrainConfig, model=str(base), run_dir=str(tmp_path / "run"), max_new_tokens=10, **asked))
 
 
 def step_of(rewards, advantages, number=1) -> grpo.Record:

@@ -13,7 +13,7 @@ import pytest
 from rlvr_jax import learner, model
 from rlvr_jax.errors import UserError
 from rlvr_jax.records import build, replace
-from rlvr_jax.runs import checkpoint, log, machine
+from rlvr_jax.runs import checkpoint, log, machine, stopping
 from rlvr_jax.training import train
 from rlvr_jax.training.train import TrainConfig
 
@@ -60,6 +60,8 @@ def test_every_step_reports_what_diagnoses_a_run(base, tmp_path, monkeypatch):
         assert row["train/tokens"] == pytest.approx(row["train/completion_length"] * learnt)
         assert [row[f"seconds/{phase}"] for phase in ("sample", "score", "update")] == [1, 1, 2]  # reference and update
         assert row["sample/tokens_per_second"] == 2 * row["update/tokens_per_second"] == row["train/tokens"]
+        for name in log.numbers(row):  # each of them may be named in a rule
+            stopping.check_metric("--stop_when", name)
         assert row["train/logprob_gap_max"] < 1e-4 and row["train/ratio_outside"] == 0
     assert rows[1]["train/kl"] == 0 < rows[3]["train/kl"]
     assert summary["seconds"] == {"eval": 2, "sample": 3, "score": 3, "update": 6}

@@ -34,7 +34,7 @@ from rlvr_jax.sampler import CHOOSE, Request, SamplingConfig
 from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.problems import merge
-from rlvr_jax.tasks.prompts import PROMPT_STYLES, ProblemSource, PromptConfig, encode_prompts, load_problems
+from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, encode_prompts, load_problems
 
 WORDS = {"think": 3, "quick": 1}  # opening word -> words of a step in that style
 
@@ -49,7 +49,6 @@ class CritiqueConfig:
     kind: str = setting("critique", "what is learnt", lambda: KINDS)
     problems: str = setting("arithmetic", "a synthetic family whose problems have steps", lambda: FAMILIES)
     num_ops: int = setting(6, "operations in a problem", minimum=1)
-    prompt_style: str = setting("plain", "how a question becomes a prompt", lambda: PROMPT_STYLES)
     example: str = setting("0", "the one problem, as in training: its place, from 0, among the seed's example_pool; or "
                            "the run directory of scripts.train with --example=auto, for the problem chosen there; or "
                            "all of them")
@@ -142,7 +141,7 @@ def make_examples(config: CritiqueConfig) -> list[dict]:
     if not config.out:
         raise UserError("--out is required: the JSONL file for the rows")
     loaded = loading.load_fixed(config.choice)
-    source = ProblemSource(config.problems, PromptConfig(config.num_ops, config.prompt_style))
+    source = ProblemSource(config.problems, PromptConfig(config.num_ops))
     pool = merge(load_problems(source, loaded.tokenizer, "example", config.example_pool, config.seed))
     problems = chosen(config, pool)
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, config.sampling.max_new_tokens)

@@ -28,6 +28,7 @@ class SampleConfig:
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
     prompt_style: str = setting("auto", "how the prompt is put; auto: chat where the model has a template, else plain",
                                 lambda: {"auto": None} | PROMPT_STYLES)
+    prompt_date: str = setting("", "date, YYYY-MM-DD, for a chat template that writes today's into the prompt")
     max_new_tokens: int = setting(0, "longest completion, in tokens; 0: what the model's window leaves after the "
                                   "prompt, at most 512", minimum=0)
     num_slots: int = setting(0, "completions decoded at a time on each device; 0: all", minimum=0)
@@ -47,7 +48,7 @@ def generate(config: SampleConfig) -> list[dict]:
         style = "plain" if tokenizer.chat_template is None else "chat"
         if style == "chat":
             print("asked in the model's chat template; --prompt_style=plain continues the bare prompt", file=sys.stderr)
-    text = PROMPT_STYLES[style](tokenizer, config.prompt)
+    text = PROMPT_STYLES[style](tokenizer, config.prompt, config.prompt_date)
     prompts = encode_prompts(tokenizer, [Problem(text, "", text)], loaded.config, config.max_new_tokens or 1)
     longest = config.max_new_tokens or min(LONGEST, loaded.config.max_seq_len - int(prompts.lengths[0]))
     by = make_sampler(loaded, SamplingConfig(longest, config.num_slots), config.top_p < 1)

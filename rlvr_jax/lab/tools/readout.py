@@ -24,7 +24,7 @@ from rlvr_jax.runs.machine import MachineConfig
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.families import Family
-from rlvr_jax.tasks.prompts import ProblemSource, load_problems
+from rlvr_jax.tasks.prompts import ProblemSource, check_style, load_problems
 
 TOKENS = 8  # most raised and most lowered ones that are shown
 
@@ -55,6 +55,7 @@ def readout(config: ReadoutConfig) -> dict:
     """
     if not config.out:
         raise UserError("--out is required: the directory for readout.json and readout.md")
+    check_style(config.source)
     config = replace(config, model=loading.pinned(config.choice.model))
     loaded, source = loading.load_fixed(config.choice), config.source
     vectors_LxD = trained_vectors(config.choice.model, loaded)
