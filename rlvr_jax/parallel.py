@@ -86,8 +86,8 @@ def _over_parts(fn: Callable, tree):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gathered(piece: jax.Array, held, sent, used) -> jax.Array:
-    """The pieces of all devices: each `held` in one dtype, sent in another, and returned in the dtype that they are used
-    in. Their gradient is summed as they are held: a sum of 16 bits would depend on whether the state is divided."""
+    """The pieces of all devices: `held` in one dtype, `sent` in another, returned in the one that they are `used` in.
+    Their gradient is summed as they are held: a sum of 16 bits would depend on whether the state is divided."""
     return jax.lax.all_gather(piece.astype(sent), AXIS, axis=piece.ndim - 2, tiled=True).astype(used)
 
 
@@ -198,8 +198,10 @@ def fetch_rows(tree):
 
 
 def broadcast(tree):
-    """The main process's numpy arrays (or numbers) on every process. They go through the devices, which may not hold all
-    of them: `SENT` bytes at a time."""
+    """The main process's numpy arrays (or numbers) on every process.
+
+    They go through the devices, `SENT` bytes at a time: no device may have room for all of a state that is divided.
+    """
     def arrived(x) -> np.ndarray:
         flat = np.asarray(x).reshape(-1)
         pieces = np.array_split(flat, max(1, -(-flat.nbytes // SENT)))

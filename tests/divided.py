@@ -1,4 +1,5 @@
-"""Ten updates (of a 16-bit model one) of a model of four layers, in a process with as many devices as asked for: `divided.py DEVICES FILE VARIANTS`.
+"""Ten updates of a model of four layers, in a process with as many devices as asked for:
+`divided.py DEVICES FILE VARIANTS`. A model of 16 bits has one update.
 
 FILE.npz gets every array of the state in the end, by variant, way and name, and the metrics of the last update; printed
 are the bytes of a state on one device, by variant and way.

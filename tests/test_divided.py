@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from rlvr_jax import parallel
 
-from fixtures import ROOT, environment
+from fixtures import ROOT, TRAIN_FLAGS, count_lines, environment, finish, start, wait_for
 
 
 def run(devices: int, names: str, compiled, tmp_path) -> tuple[dict, dict]:
@@ -71,6 +72,26 @@ def test_a_broadcast_puts_little_on_a_device_at_a_time(monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, arrived, state)
     assert [x.dtype for x in jax.tree.leaves(arrived)] == [x.dtype for x in jax.tree.leaves(state)]
     assert max(sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in sent) <= 64
+
+
+@pytest.mark.slow
+def test_an_adapter_divided_among_two_ends_on_a_busy_machine(base, compiled, tmp_path):
+    """Twenty runs beside processes that take every core; a signal ends one more."""
+    def begin(name: str, steps: int):
+        return start("train", *TRAIN_FLAGS, f"--num_steps={steps}", "--trainable=lora", "--divide_state",
+                     "--host_devices=2", f"--model={base}", f"--run_dir={tmp_path / name}", compiled=compiled)
+
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() + 1)]
+    try:
+        for number in range(20):
+            finish(begin(str(number), 12), expect=0, limit=300)
+        signalled = begin("signalled", 10_000)
+        wait_for(lambda: count_lines(tmp_path / "signalled" / "metrics.jsonl") >= 4, signalled)
+        signalled.send_signal(signal.SIGTERM)
+        assert "the same command continues" in finish(signalled, expect=143, limit=60).err
+    finally:
+        for process in busy:
+            process.kill()
 
 
 @pytest.mark.slow
