@@ -62,7 +62,7 @@ def completion_logprobs(params: model.Params, config: ModelConfig, batch: Batch,
     asked for (`token_logprobs`).
     """
     rows = model.Pass(remat=how.remat)
-    params = parallel.whole(params, config.dtype, but="layers")
+    params = parallel.whole(params, config.dtype, but="layers", reused=True)
     prefix = model.prefill(params, config, batch.prompts, rows)
     inputs_BxT = jnp.concatenate([prefix.last_tokens[batch.prompt_index][:, None], batch.completions[:, :-1]], axis=1)
     hidden_BxTxD, _ = model.forward(params, config, inputs_BxT, prefix, batch.prompt_index, rows)

@@ -9,6 +9,7 @@ and reference alike (ZeRO-3, arXiv 1910.02054). `whole` gathers parts where they
 gradient of that adds up what the devices found, and leaves each its part of the sum.
 """
 
+import functools
 import math
 import os
 import threading
@@ -22,6 +23,7 @@ from jax.experimental import multihost_utils
 
 AXIS = "data"
 HEARTBEAT = 30  # seconds without a sign of life after which the processes give another one up; JAX's own is 100
+SENT = 2**26  # bytes that `broadcast` puts on a device at once
 
 
 def initialize(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:
@@ -82,13 +84,32 @@ def _over_parts(fn: Callable, tree):
     return jax.tree.map(fn, tree, is_leaf=lambda x: isinstance(x, Part))
 
 
-def whole(tree, dtype=None, but: str = ""):
-    """Gathers each `Part` from all devices, inside `map_devices`, in `dtype` if one is given; not those of entry `but`."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(piece: jax.Array, held, sent, used) -> jax.Array:
+    """The pieces of all devices: `held` in one dtype, `sent` in another, returned in the one that they are `used` in.
+    Their gradient is summed as they are held: a sum of 16 bits would depend on whether the state is divided."""
+    return jax.lax.all_gather(piece.astype(sent), AXIS, axis=piece.ndim - 2, tiled=True).astype(used)
+
+
+def _summed(held, sent, used, _, gradient: jax.Array) -> tuple[jax.Array]:
+    return jax.lax.psum_scatter(gradient.astype(held), AXIS, scatter_dimension=gradient.ndim - 2, tiled=True),
+
+
+_gathered.defvjp(lambda piece, *dtypes: (_gathered(piece, *dtypes), None), _summed)
+
+
+def whole(tree, dtype=None, but: str = "", reused: bool = False):
+    """Gathers each `Part` from all devices, inside `map_devices`, in `dtype` if one is given; not those of entry `but`.
+
+    What is `reused` has only values of that dtype, and the dtype of its part: gradients of its uses add up in that.
+    """
     if but:
-        return {name: x if name == but else whole(x, dtype) for name, x in tree.items()}
-    return _over_parts(lambda x: jax.lax.all_gather(x.piece.astype(dtype or x.piece.dtype), AXIS,
-                                                    axis=x.piece.ndim - 2, tiled=True) if isinstance(x, Part) else x,
-                       tree)
+        return {name: x if name == but else whole(x, dtype, reused=reused) for name, x in tree.items()}
+
+    def gathered(x):
+        held = x.piece.dtype
+        return _gathered(x.piece, held, dtype or held, held if reused else dtype or held)
+    return _over_parts(lambda x: gathered(x) if isinstance(x, Part) else x, tree)
 
 
 def psum(tree):
@@ -110,31 +131,39 @@ def pmax(x):
     return jax.lax.pmax(x, AXIS)
 
 
-def _divides(path, x, count: int) -> bool:
-    return x.ndim - (jax.tree_util.DictKey("layers") in path) >= 2 and x.shape[-2] % count == 0
+def _divided(tree, count: int):
+    """Which leaves are divided: matrices that do so evenly. The entries of "adapter", which are few, and the leaves of
+    their names, which the update makes of them, are whole."""
+    def names(path) -> list:
+        return [getattr(key, "key", None) for key in path]
+
+    paths = [names(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    few = {path[-1] for path in paths if "adapter" in path}
+    return jax.tree_util.tree_map_with_path(lambda path, x: few.isdisjoint(names(path)) and (
+        x.ndim - ("layers" in names(path)) >= 2 and x.shape[-2] % count == 0), tree)
 
 
 def placed_shapes(tree, count: int, divide: bool):
     """The shapes of what `place_state` makes of a tree of shapes on that many devices."""
-    def placed(path, x):
-        part, shape = divide and _divides(path, x, count), [count, *x.shape]
-        if part:
+    def placed(x, part):
+        shape = [count, *x.shape]
+        if divide and part:
             shape[-2] //= count
-        return (Part if part else lambda leaf: leaf)(jax.ShapeDtypeStruct(shape, x.dtype))
-    return jax.tree_util.tree_map_with_path(placed, tree)
+        return (Part if divide and part else lambda leaf: leaf)(jax.ShapeDtypeStruct(shape, x.dtype))
+    return jax.tree.map(placed, tree, _divided(tree, count))
 
 
 def place_state(tree, divide: bool = False):
     """A copy on every device, or its part, laid out as `map_devices` returns it: anything else costs a second trace at
-    step two. Matrices that do not divide evenly, and vectors, are whole on each."""
+    step two. Matrices that do not divide evenly, vectors, and numbers that stand for an adapter are whole on each."""
     count, copies = jax.device_count(), jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
     pieces = jax.pmap(lambda x: x, axis_name=AXIS)
 
-    def placed(path, x):
-        if divide and _divides(path, x, count):
+    def placed(x, part):
+        if part:
             return Part(pieces(place_rows(np.stack(np.split(np.asarray(x), count, axis=-2)))))
         return copies(jnp.zeros(jax.local_device_count()), x)
-    return (jax.tree_util.tree_map_with_path(placed, tree) if divide else
+    return (jax.tree.map(placed, tree, _divided(tree, count)) if divide else
             copies(jnp.zeros(jax.local_device_count()), tree))
 
 
@@ -169,10 +198,15 @@ def fetch_rows(tree):
 
 
 def broadcast(tree):
-    """The main process's numpy arrays (or numbers) on every process."""
-    if jax.process_count() == 1:
-        return tree
-    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+    """The main process's numpy arrays (or numbers) on every process.
+
+    They go through the devices, `SENT` bytes at a time: no device may have room for all of a state that is divided.
+    """
+    def arrived(x) -> np.ndarray:
+        flat = np.asarray(x).reshape(-1)
+        pieces = np.array_split(flat, max(1, -(-flat.nbytes // SENT)))
+        return np.concatenate([multihost_utils.broadcast_one_to_all(piece) for piece in pieces]).reshape(np.shape(x))
+    return tree if jax.process_count() == 1 else jax.tree.map(arrived, tree)
 
 
 def broadcast_text(text: str) -> str:

@@ -19,11 +19,12 @@ from golden.cases import logits
 
 DEEP = dataclasses.replace(TINY, num_layers=4)
 TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6])
-KINDS = {"lora": {"trainable": "lora", "adapter_rank": 2}, "vector": {"trainable": "vector"},
+KINDS = {"all": {}, "lora": {"trainable": "lora", "adapter_rank": 2}, "vector": {"trainable": "vector"},
          "one layer": {"trainable": "vector", "adapter_layers": (1,)},
          "first token": {"trainable": "first_vector"},
          "first token, last layer": {"trainable": "first_vector", "adapter_layers": (1,)},
          "few numbers": {"trainable": "lora", "adapter_size": 5},
+         "few numbers for the first token": {"trainable": "first_vector", "adapter_size": 4},
          "few numbers in a layer": {"trainable": "vector", "adapter_layers": (1,), "adapter_size": 3}}
 
 
@@ -205,6 +206,25 @@ def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
     leaves = set(adapters.split(params)[0].get("layers", {})) or set(params["adapter"]["maps"]) | {"numbers"}
     assert after == leaves
     assert_close(adapters.join(*adapters.split(state.params)), state.params, atol=1e-6)  # leaves are of these numbers
+
+
+@pytest.mark.parametrize("kind", ["few numbers", *(pytest.param(kind, marks=pytest.mark.slow)
+                                                   for kind in KINDS if kind != "few numbers")])
+def test_a_divided_state_is_updated_as_a_whole_one(kind):
+    """Two updates, the second of what the first has made."""
+    config, params, batch, after = UPDATE, adapted(kind), make_batch(), []
+    optimizer = grpo.make_optimizer(config)
+    update = learner.map_update(TINY, config.update, config.loss, optimizer, config.loop.seed)
+    for divide in (False, True):
+        fresh = learner.init_state(jax.tree.map(jnp.array, params), optimizer, keep_reference=True)
+        state = parallel.place_state(fresh, divide)
+        layout = jax.tree.structure(state)
+        assert (layout != jax.tree.structure(fresh)) == divide
+        for step in (1, 2):
+            state, _ = update(state, batch, step)
+        assert jax.tree.structure(state) == layout  # another one is another trace
+        after.append(parallel.fetch_state(state))
+    assert_close(after[1], after[0])
 
 
 @pytest.mark.parametrize("changes, says", [
