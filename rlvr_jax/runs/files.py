@@ -81,7 +81,7 @@ def read_log(path: Path, keep_step: float = math.inf) -> tuple[list[dict], int, 
         try:
             row = read_line(line, where, FROM_COPY)
             if not isinstance(row.get("step", 0), int):
-                raise UserError(f"{where}: its step is {row['step']!r}, no whole number; correct it")
+                raise UserError(f"{where}: its step is {row['step']!r}, no whole number; {FROM_COPY}")
         except UserError:
             if size + len(line) < len(content):
                 raise
