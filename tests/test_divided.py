@@ -92,6 +92,7 @@ def test_an_adapter_divided_among_two_ends_on_a_busy_machine(base, compiled, tmp
     finally:
         for process in busy:
             process.kill()
+            process.wait()
 
 
 @pytest.mark.slow
