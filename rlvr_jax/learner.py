@@ -244,8 +244,7 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
 
     def update(state: LearnerState, batch: Batch, step, psum: Callable = lambda x: x, pmax: Callable = lambda x: x):
         mask = batch.completion_mask.astype(jnp.float32)
-        divisor = jnp.maximum(psum(jnp.sum(jax.vmap(objective.normalise)(mask)[1])), 1.0)
-        num_tokens = jnp.maximum(psum(jnp.sum(mask)), 1.0)
+        counts = (jnp.sum(jax.vmap(objective.normalise)(mask)[1]), jnp.sum(mask))
         trained, frozen = adapters.split(state.params)
 
         def gradients(micro: Batch, size: int):
@@ -263,7 +262,9 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
         (total, (sums, _)), grads = jax.tree.map(jnp.zeros_like, shapes)
         totals, largest = lax.scan(accumulate, (total, sums, grads),
                                    (batch, batches.in_buckets(batch.completion_mask, pmax)))
-        total, sums, grads = psum(totals)
+        totals, counts, largest = parallel.after_gathers((totals, counts, largest), state.params)
+        (total, sums, grads), counts = psum((totals, counts))
+        divisor, num_tokens = (jnp.maximum(x, 1.0) for x in counts)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         changes, opt_state = optimizer.update(grads, state.opt_state, trained)
         metrics = {"loss": total / divisor, "grad_norm": global_norm(grads)}

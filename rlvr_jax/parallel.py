@@ -112,6 +112,18 @@ def whole(tree, dtype=None, but: str = "", reused: bool = False):
     return _over_parts(lambda x: gathered(x) if isinstance(x, Part) else x, tree)
 
 
+def after_gathers(tree, state):
+    """The tree, each array of which needs all others where the state is divided, inside `map_devices`.
+
+    Else a sum that needs no gathered weights could run beside the loops that gather them, on one device before a gather
+    and on another after it: then each waits for the other (seen on CPUs).
+    """
+    if not any(isinstance(x, Part) for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Part))):
+        return tree
+    ready = sum(jnp.ravel(x)[0] for x in jax.tree.leaves(tree))  # not a number where a gradient is none, either
+    return jax.tree.map(lambda x: jnp.where(ready == ready, x, jnp.nan), tree)
+
+
 def psum(tree):
     """Sums over all devices, inside `map_devices`. A `Part` is a gradient that `whole` has summed already."""
     return _over_parts(lambda x: x if isinstance(x, Part) else jax.lax.psum(x, AXIS), tree)

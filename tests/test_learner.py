@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlvr_jax import batches, grpo, learner, logprobs, parallel
+from rlvr_jax import adapters, batches, grpo, learner, logprobs, parallel
 from rlvr_jax.grpo import GRPOConfig
 from rlvr_jax.records import build, replace
 
@@ -134,6 +134,27 @@ def test_a_kl_without_a_weight_is_no_part_of_the_loss():
     found, without = (plain_update(each, replace(UPDATE, kl_coef=0.0))[0] for each in (
         batch, batch.replace(ref_logprobs=None)))
     jax.tree.map(np.testing.assert_array_equal, found, without)
+
+
+def test_what_devices_exchange_in_a_divided_update_has_one_order():
+    """Each exchange leads to the loops that gather weights, or needs them: beside them it could go first or last."""
+    config = replace(UPDATE, trainable="lora")
+    optimizer, params = grpo.make_optimizer(config), adapters.add(config.adapter, tiny_params(), 0)
+    state = parallel.place_state(learner.init_state(params, optimizer, False), divide=True)
+    one_device, batch = learner.make_update(TINY, config.update, config.loss, optimizer), make_batch()
+    first = jax.tree.map(lambda x: x[0], (state, batches.lay_out(batch, 2, config.update.grad_accumulation)))
+    jaxpr = jax.make_jaxpr(lambda *args: one_device(*args, 1, parallel.psum, parallel.pmax),
+                           axis_env=[(parallel.AXIS, 2)])(*first).jaxpr
+    exchanges = ("psum", "pmax", "all_gather", "reduce_scatter")
+    found = [i for i, eqn in enumerate(jaxpr.eqns) if any(f"{name}[" in str(eqn) for name in exchanges)]
+    gathers = {i for i in found if "all_gather[" in str(jaxpr.eqns[i])}
+    needs = []  # of each equation, all that it needs
+    made = {}
+    for i, eqn in enumerate(jaxpr.eqns):
+        needs.append({i}.union(*(needs[made[x]] for x in map(id, eqn.invars) if x in made)))
+        made |= {id(x): i for x in eqn.outvars}
+    assert gathers and len(found) > len(gathers)
+    assert all(g in needs[i] or i in needs[g] for i in found for g in gathers)
 
 
 def test_the_first_update_is_on_policy_and_later_minibatches_are_not():

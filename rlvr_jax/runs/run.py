@@ -112,8 +112,7 @@ class Run:
         rows = {name: files.read_log(self.dir / f"{name}.jsonl", saved[-1])[0] for name in LOGS}
         logged = {row.get("step") for row in rows["metrics"]}
         gap = next((step for step in range(self.first, saved[-1] + 1) if step not in logged), None)
-        changed = changed_flags(self.dir, self.flags, "--run_dir", self.command)
-        if changed:
+        if changed := changed_flags(self.dir, self.flags, "--run_dir", self.command):
             return changed
         if gap is None:
             files.read_steps(self.dir / "metrics.jsonl", keep_step=saved[-1])

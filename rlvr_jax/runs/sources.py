@@ -4,6 +4,7 @@ A digest covers the source of a row's functions, the functions and values of the
 values in the row. Of functions without a source file, such as those typed into Python, nothing is known.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -48,7 +49,8 @@ def _texts(value, functions: list) -> Iterator[str]:
     if isinstance(value, FunctionType) and not value.__module__.startswith(PACKAGE):
         if value not in functions:
             functions.append(value)
-            yield _source(value)
+            with contextlib.suppress(OSError):
+                yield inspect.getsource(value)
             kept = [cell.cell_contents for cell in value.__closure__ or ()]
             parts = [value.__defaults__, *kept, *_named(value)]
     elif isinstance(value, (type, FunctionType)):
@@ -67,13 +69,6 @@ def _texts(value, functions: list) -> Iterator[str]:
         parts = [type(value), vars(value) if dataclasses.is_dataclass(value) else None]
     for part in parts:
         yield from _texts(part, functions)
-
-
-def _source(function: FunctionType) -> str:
-    try:
-        return inspect.getsource(function)
-    except OSError:
-        return function.__qualname__
 
 
 def _named(function: FunctionType) -> Iterator:
