@@ -64,7 +64,9 @@ def test_lora_is_the_published_product_at_every_linear_map():
         assert a.shape == (4, layers[name].shape[1], 3) and b.shape == (4, 3, layers[name].shape[2])
         dense["layers"][name] = jnp.asarray(layers[name] + 2.0 * np.einsum("lir,lro->lio", a, b), jnp.float32)
     np.testing.assert_allclose(logits(params, DEEP, [TOKENS]), logits(dense, DEEP, [TOKENS]), atol=2e-5)
-    a = np.asarray(adapted("lora", DEEP, adapter_rank=512)["layers"]["down_lora_a"]) * 24**0.5  # 24: d_ff
+    fresh = {name: np.asarray(x) for name, x in adapted("lora", DEEP, adapter_rank=512)["layers"].items()}
+    assert len({fresh[name].tobytes() for name in fresh if name.endswith("_lora_a")}) == 7  # each has draws of its own
+    a = fresh["down_lora_a"] * 24**0.5  # 24: d_ff
     assert -1 <= a.min() < -0.99 < 0.99 < a.max() <= 1 and abs(a.std() - 3**-0.5) < 0.01
 
 

@@ -187,11 +187,12 @@ def test_given_tokens_are_kept_and_the_rest_is_drawn_after_them():
     free = drawn()
     given = jnp.where(jnp.arange(12)[None, :] < jnp.arange(8)[:, None], free.completions, -1)
     jax.tree.map(np.testing.assert_array_equal, drawn(given=given), free)
-    other = jnp.full((8, 12), -1).at[:, :2].set(reference.completions[:, :2])
+    other = np.full((8, 12), -1)
+    other[:, :2], other[3, :2] = reference.completions[:, :2], 0  # 0 is a token like any other
     out = drawn(given=other, limit=5, note=likeliest)
     two = np.minimum(out.completion_mask.sum(-1), 2)
     assert [row[:n].tolist() for row, n in zip(out.completions, two)] == [
-        row[:n].tolist() for row, n in zip(reference.completions, two)]
+        row[:n].tolist() for row, n in zip(other, two)]
     assert out.completion_mask.sum(-1).max() == 5 and (out.ended | (out.completion_mask.sum(-1) == 5)).all()
     mask, scored = out.completion_mask, {t: logprobs.completion_logprobs(
         PARAMS, TINY, as_batch(out), t)[0] for t in (0.8, 1.0)}

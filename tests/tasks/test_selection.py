@@ -236,9 +236,9 @@ def test_select_example_prints_and_writes_the_ranking(tmp_path, data, compiled):
 
 def test_a_history_holds_whole_passes_in_order():
     problems = [Problem("a", "1", "", {"index": 4}), Problem("b", "1", "", {"index": 2}, copies=2)]
-    steps = [{}, {"4": [0.5], "2": [0.25]}, {"2": [0.75, 1.0]}, {"4": [1.0]}]
+    steps = [{}, {"4": [0.5], "2": [0.25]}, {"2": [0.75, 1.0]}, {"4": [1.0], "2": [0.0, 0.5]}]
     rows = [{"step": step, "train/group_accuracies": found} for step, found in enumerate(steps)]
-    assert selection.history(rows, problems) == {"4": [0.5, 1.0], "2": [0.5]}
+    assert selection.history(rows, problems) == {"4": [0.5, 1.0], "2": [0.5, 0.5]}
     assert selection.history(rows[:1], problems) == {}
 
 

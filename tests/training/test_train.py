@@ -139,10 +139,11 @@ def test_dynamic_sampling_trains_no_zero_variance_group(base, tmp_path, monkeypa
 
 
 def test_heldout_never_contains_the_example(base, tmp_path):
-    problem = {"question": "coins 3 + 4 =", "answer": "7"}
-    other = {"question": "coins 2 + 4 =", "answer": "6"}
+    """Its prompt tells it: here the question is not all of that."""
+    problem = {"question": "coins 3 + 4", "answer": "7"}
+    other = {"question": "coins 2 + 4", "answer": "6"}
     path = tmp_path / "problems.jsonl"
     path.write_text("\n".join(map(json.dumps, [problem, other])))
     summary, _ = run_of(base, tmp_path, problems=str(path), heldout=str(path), example="0", answer_format="answer",
-                       num_steps=1)
+                        instruction="=", num_steps=1)
     assert summary["final"]["n"] == 1
