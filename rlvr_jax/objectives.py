@@ -50,11 +50,6 @@ def per_token(advantages):
     return advantages if advantages.ndim == 2 else advantages[:, None]
 
 
-def token_log_ratio(logprobs_BxT, old_logprobs_BxT, mask_BxT):
-    """log of policy / old policy, a token."""
-    return logprobs_BxT - old_logprobs_BxT
-
-
 def sequence_log_ratio(logprobs_BxT, old_logprobs_BxT, mask_BxT):
     """The mean of a completion's log-ratios, at each of its tokens (GSPO, arXiv 2507.18071)."""
     log_ratio = jnp.where(mask_BxT, logprobs_BxT - old_logprobs_BxT, 0.0)
@@ -117,7 +112,7 @@ class Objective(NamedTuple):
     clip_low: float = 0.2
     clip_high: float = 0.2
     entropy_coef: float = 0.0
-    log_ratio: Callable = token_log_ratio  # of what the clip range is compared with, [B,T]
+    log_ratio: Callable = lambda logprobs, old, mask: logprobs - old  # of what is compared with the clip range, [B,T]
 
 
 OBJECTIVES = {

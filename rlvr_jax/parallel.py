@@ -84,6 +84,10 @@ def _over_parts(fn: Callable, tree):
     return jax.tree.map(fn, tree, is_leaf=lambda x: isinstance(x, Part))
 
 
+def _parts(tree) -> list:
+    return [x for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Part)) if isinstance(x, Part)]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gathered(piece: jax.Array, held, sent, used) -> jax.Array:
     """The pieces of all devices: `held` in one dtype, `sent` in another, returned in the one that they are `used` in.
@@ -113,12 +117,9 @@ def whole(tree, dtype=None, but: str = "", reused: bool = False):
 
 
 def after_gathers(tree, state):
-    """The tree, each array of which needs all others where the state is divided, inside `map_devices`.
-
-    Else a sum that needs no gathered weights could run beside the loops that gather them, on one device before a gather
-    and on another after it: then each waits for the other (seen on CPUs).
-    """
-    if not any(isinstance(x, Part) for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Part))):
+    """The tree, each array of which needs all others where the state is divided. Else a sum that needs no gathered
+    weights could run before a gather on one device and after it on another: on a CPU each then waits for the other."""
+    if not _parts(state):
         return tree
     ready = sum(jnp.ravel(x)[0] for x in jax.tree.leaves(tree))  # not a number where a gradient is none, either
     return jax.tree.map(lambda x: jnp.where(ready == ready, x, jnp.nan), tree)
@@ -131,11 +132,8 @@ def psum(tree):
 
 def total(fn: Callable, tree) -> jax.Array:
     """`fn(tree)`, a sum over all numbers of the tree, where leaves may be divided, inside `map_devices`."""
-    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Part))
-    parts = [x for x in leaves if isinstance(x, Part)]
-    if not parts:
-        return fn(tree)
-    return fn([x for x in leaves if not isinstance(x, Part)]) + jax.lax.psum(fn(parts), AXIS)
+    parts, leaves = _parts(tree), jax.tree.leaves(_over_parts(lambda x: None if isinstance(x, Part) else x, tree))
+    return fn(leaves) + jax.lax.psum(fn(parts), AXIS) if parts else fn(tree)
 
 
 def pmax(x):

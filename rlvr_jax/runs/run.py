@@ -170,8 +170,7 @@ class Run:
         """Once a checkpoint is whole on the disk, origin.json says so: a run that loses it is not begun anew."""
         if not self.noted and checkpoint.steps(self.config.run_dir):
             self.noted = True
-            files.write_json(self.dir / "origin.json",
-                             {"command": self.command} | origin.read(self.dir) | {"saved": True})
+            origin.write(self.dir, **{"command": self.command} | origin.read(self.dir) | {"saved": True})
 
     def __exit__(self, *error) -> None:
         self.closing.__exit__(*error)
@@ -293,8 +292,7 @@ class Run:
 
     def save_due(self, step: int) -> bool:
         """Whether a checkpoint falls on this step, by its number or by the main process's clock."""
-        limit = 60 * self.config.save_minutes
-        late = limit > 0 and parallel.is_main() and time.monotonic() - self.saved_at >= limit
+        late = parallel.is_main() and 0 < 60 * self.config.save_minutes <= time.monotonic() - self.saved_at
         return self.due(step, self.config.save_every) or parallel.largest(late) > 0
 
     def save(self, state, meta: dict) -> None:
