@@ -33,9 +33,8 @@ class AdapterConfig:
     adapter_rank: int = setting(1, "rank of lora", minimum=1)
     adapter_alpha: float = setting(32.0, "lora adds alpha / rank times its product", above=0)
     adapter_layers: tuple[int, ...] = setting((), "layers, from 0, that a vector is added after; empty: all", minimum=0)
-    params_dtype: str = setting("float32", "of the frozen parameters under an adapter, but for norms: 16 bits halve their "
-                                "memory",
-                                ["float32", "bfloat16", "float16"])
+    params_dtype: str = setting("float32", "of the frozen parameters under an adapter, but for norms: 16 bits halve "
+                                "their memory", ["float32", "bfloat16", "float16"])
     adapter_size: int = setting(0, "train this many numbers, which a fixed random orthonormal projection turns into "
                                 "the adapter; 0: the adapter itself", minimum=0)
 

@@ -21,8 +21,8 @@ class ModelChoice:
     model: str = setting("", "a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face folder, a .gguf file, or "
                          "smollm2")
     dtype: str = setting("float32", "of the computation; what is trained stays float32. With float32 a TPU multiplies "
-                         "in bfloat16 and a recent GPU in TF32, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set. float16 "
-                         "is for GPUs without bfloat16, such as a T4", ["float32", "bfloat16", "float16"])
+                         "in bfloat16, a recent GPU in TF32, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set. "
+                         "float16 is for GPUs without bfloat16, such as a T4", ["float32", "bfloat16", "float16"])
 
 
 def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32") -> LanguageModel:

@@ -215,8 +215,7 @@ def _reading(run_dir: str, step: int):
 
 
 def _check(run_dir: str, step: int, items: dict) -> None:
-    """Raises UserError where what was read of a checkpoint, its `meta` included, is not as it was saved, or of another
-    step."""
+    """Raises UserError where what was read of a checkpoint, its `meta` included, is not what was saved at that step."""
     def refuse(what: str):
         raise UserError(f"checkpoint {directory(run_dir) / str(step)} {what}{_rescue(run_dir, step)}")
 
