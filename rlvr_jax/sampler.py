@@ -234,10 +234,8 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
 
 def spread_rows(prompts: Prompts, prompt_index_B: np.ndarray, request: Request, devices: int) -> tuple:
     """The rows of a call, equal parts for the devices: (prompts [devices,P',S], prompt_index i32[devices,B'], numbers
-    of the rows i32[devices,B']). Where rows do not divide, the last one is sampled more than once.
-
-    All calls of a measurement have as many rows, so that `request.first_row` changes no shape.
-    """
+    of the rows i32[devices,B']). Where rows do not divide, the last one is sampled more than once. All calls of a
+    measurement have as many rows, so that `request.first_row` changes no shape."""
     wanted, repeats = len(prompt_index_B), request.repeats
     rows = np.minimum(np.arange(-(-wanted // devices) * devices, dtype=np.int32), wanted - 1)
     cut = bool(wanted % repeats or request.first_row % repeats)

@@ -1,8 +1,7 @@
 """Digests of rows of tables that were added from outside the package: they stand with a run's flags.
 
-A digest covers the source of a row's functions, the functions and values of their own folder that these name, and the
-values in the row. Of functions without a source file, such as those typed into Python, nothing is known.
-"""
+It covers the source of their functions, where there is a file of it, what these name of their own file and folder, and
+the values in the row."""
 
 import contextlib
 import dataclasses
@@ -72,7 +71,6 @@ def _texts(value, functions: list) -> Iterator[str]:
 
 
 def _named(function: FunctionType) -> Iterator:
-    """What the function names: values of its own module, and functions of its own folder."""
     def names(code: CodeType) -> set[str]:
         return set(code.co_names).union(*(names(x) for x in code.co_consts if isinstance(x, CodeType)))
 
