@@ -104,9 +104,7 @@ _gathered.defvjp(lambda piece, *dtypes: (_gathered(piece, *dtypes), None), _summ
 
 def whole(tree, dtype=None, but: str = "", reused: bool = False):
     """Gathers each `Part` from all devices, inside `map_devices`, in `dtype` if one is given; not those of entry `but`.
-
-    What is `reused` has only values of that dtype, and the dtype of its part: gradients of its uses add up in that.
-    """
+    What is `reused` has only values of that dtype, and the dtype of its part: gradients of its uses add up in that."""
     if but:
         return {name: x if name == but else whole(x, dtype, reused=reused) for name, x in tree.items()}
 

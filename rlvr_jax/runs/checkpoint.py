@@ -6,8 +6,7 @@ the run's flags, and `metrics`, those of its step. Only the main process writes 
 
 `meta["digests"]` has a CRC-32 of each array, by its path such as "params/embed", and of the rest of `meta`. They are
 compared wherever a checkpoint is read; one that was saved before there were digests is read without. To make them takes
-a second for each 4 GB on one core, and arrays are divided among the cores. `meta["step"]`, and that of `training`, is
-the name of the directory, or this was renamed.
+a second for each 4 GB on one core, and arrays are divided among the cores. `meta["step"]` is the directory's name.
 """
 
 import concurrent.futures

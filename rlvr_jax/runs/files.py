@@ -10,6 +10,8 @@ from typing import Iterable, Iterator, Optional
 
 from rlvr_jax.errors import UserError
 
+FROM_COPY = "correct the line, or take the file from a copy"  # of a log, which goes on only where no row is missing
+
 
 def read_json(path: Path, missing: Optional[dict] = None, remedy: str = "copy it again") -> dict:
     """The object in a file of JSON; `missing`, where one is given, if there is no such file.
@@ -43,9 +45,6 @@ def parse(text: str):
         return float(digits) if math.isfinite(float(digits)) else refuse(digits)
 
     return json.loads(text, object_pairs_hook=once, parse_constant=refuse, parse_float=finite)
-
-
-FROM_COPY = "correct the line, or take the file from a copy"  # of a log, which goes on only where no row is missing
 
 
 def read_lines(path: Path, remedy: str = "correct the line, or remove it") -> Iterator[tuple[int, dict]]:
