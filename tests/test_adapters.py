@@ -20,8 +20,7 @@ from golden.cases import logits
 DEEP = dataclasses.replace(TINY, num_layers=4)
 TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6])
 KINDS = {"all": {}, "lora": {"trainable": "lora", "adapter_rank": 2}, "vector": {"trainable": "vector"},
-         "one layer": {"trainable": "vector", "adapter_layers": (1,)},
-         "first token": {"trainable": "first_vector"},
+         "one layer": {"trainable": "vector", "adapter_layers": (1,)}, "first token": {"trainable": "first_vector"},
          "first token, last layer": {"trainable": "first_vector", "adapter_layers": (1,)},
          "few numbers": {"trainable": "lora", "adapter_size": 5},
          "few numbers for the first token": {"trainable": "first_vector", "adapter_size": 4},

@@ -130,8 +130,7 @@ def graded(correct, extracted):
 
 def test_a_summary_averages_over_problems():
     right = [[i < c for i in range(8)] for c in (0, 2, 8)]
-    extracted = [["4", "4", "4", "4", "4", None, None, None], ["1,000", "1000", "5", "6", "7", "8", "", " "],
-                 ["9"] * 8]
+    extracted = [["4", "4", "4", "4", "4", None, None, None], ["1,000", "1000", "5", "6", "7", "8", "", " "], ["9"] * 8]
     found = estimators.summarise(graded(right, extracted), 8)
     assert (found["n"], found["num_samples"], found["timed_out"]) == (3, 8, 0)
     assert found["accuracy"] == pytest.approx(10 / 24) == pytest.approx(found["pass@k"]["1"])
@@ -352,8 +351,7 @@ def test_the_table():
     assert lines[4:] == [
         "| one | 4 | pass@1, greedy | 0.500 [0.150, 0.850] | - | - | 100.0% | 0 | G |",
         "| two | 2 | avg@2, T=0.6 | 0.500 [0.500, 0.500] | pass@2 1.000 [1.000, 1.000] | maj@2 0.500 [0.500, 0.500] "
-        "| 50.0% | 0 | H |",
-        "| mean |  |  | 0.500 |  |  |  |  |  |", "",
+        "| 50.0% | 0 | H |", "| mean |  |  | 0.500 |  |  |  |  |  |", "",
         "- one, careful: 50.0% of completions, 0.750 correct", "- one, ramble: 0.0% of completions",
         "- two: pass@1 0.500, pass@2 1.000", "- two: maj@1 0.500, maj@2 0.500"]
 

@@ -41,8 +41,7 @@ THEIRS = {
     "qwen3": transformers.Qwen3Config(**COMMON, num_key_value_heads=2, head_dim=16),
     "qwen3_tied": transformers.Qwen3Config(**COMMON, num_key_value_heads=1, head_dim=8, tie_word_embeddings=True),
     "qwen3_stretched": transformers.Qwen3Config(**COMMON, num_key_value_heads=2, head_dim=16,
-                                                rope_parameters=dict(STRETCH)),
-}
+                                                rope_parameters=dict(STRETCH))}
 SMOLLM_SPLIT = pre_tokenizers.Sequence(
     [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
 # Uses what jinja2 does not have by itself: loop controls, strftime_now, tojson that leaves HTML alone, variables set

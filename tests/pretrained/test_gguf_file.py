@@ -65,8 +65,7 @@ def test_quantised_ggufs_are_dequantised(kind, tolerance, tmp_path):
 
 
 @pytest.mark.parametrize("family, options, message", [
-    ("gemma", {}, "architecture 'gemma'"),
-    ("llama", {"rope__scaling__type": "yarn"}, "rope scaling 'yarn'"),
+    ("gemma", {}, "architecture 'gemma'"), ("llama", {"rope__scaling__type": "yarn"}, "rope scaling 'yarn'"),
     ("llama", {"tensor_edits": {"blk.1.ffn_up.weight": None}}, "blk.1.ffn_up.weight is missing"),
     ("llama", {"tensor_edits": {"token_embd.weight": None, "output.weight": None}}, "token_embd.weight is missing"),
     ("llama", {"tensor_edits": {"rope_freqs.weight": np.arange(1, 5, dtype=np.float32)}}, "not Llama 3's"),
@@ -74,8 +73,7 @@ def test_quantised_ggufs_are_dequantised(kind, tolerance, tmp_path):
     ("llama", {"tensor_edits": {"output_norm.weight": np.full(32, np.nan, np.float32)}},
      "tensor output_norm.weight holds numbers that are not finite"),
     ("llama", {"block_count": 10**9}, "numbers, and the files of its weights hold .* of different models"),
-    ("llama", {"tensor_edits": {"output_norm.weight": np.ones(9, np.float32)}}, r"output_norm.weight has shape \[9\]"),
-])
+    ("llama", {"tensor_edits": {"output_norm.weight": np.ones(9, np.float32)}}, r"output_norm.weight has shape \[9\]")])
 def test_ggufs_refused_by_name(family, options, message, tmp_path):
     write_gguf(tmp_path / "m.gguf", CONFIG, random_params(CONFIG, 0), family, **options)
     with pytest.raises(UserError, match=message) as error:
@@ -137,8 +135,7 @@ def gguf_reader(**metadata):
     ("gpt2", ["x", "Ġ", "1234", "5", "Ġ", "Ġ", "1234", "Ċ", "Ċ"]),
     ("smollm", ["x", "Ġ", "1", "2", "3", "4", "5", "Ġ", "Ġ", "1", "2", "3", "4", "Ċ", "Ċ"]),
     ("qwen2", ["x", "Ġ", "1", "2", "3", "4", "5", "Ġ", "Ġ", "1", "2", "3", "4", "Ċ", "Ċ"]),
-    ("llama-bpe", ["x", "Ġ", "123", "4", "5", "Ġ", "Ġ", "123", "4", "Ċ", "Ċ"]),
-])
+    ("llama-bpe", ["x", "Ġ", "123", "4", "5", "Ġ", "Ġ", "123", "4", "Ċ", "Ċ"])])
 def test_gguf_splits_digits_as_the_family_does(pre, tokens):
     tokenizer = gguf_file.read_tokenizer(gguf_reader(**{"ggml.pre": pre}))
     ids = tokenizer.encode("x 12345  1234\n\n")
@@ -178,8 +175,7 @@ def test_gguf_end_tokens_and_roles():
 
 @pytest.mark.parametrize("metadata, message", [
     ({"ggml.pre": "deepseek-llm"}, "deepseek-llm"), ({"ggml.pre": None}, "pre None"),
-    ({"ggml.model": "llama"}, "model 'llama'"), ({"ggml.eos_token_id": None}, "eos_token_id"),
-])
+    ({"ggml.model": "llama"}, "model 'llama'"), ({"ggml.eos_token_id": None}, "eos_token_id")])
 def test_gguf_refusals(metadata, message):
     with pytest.raises(UserError, match=message):
         gguf_file.read_tokenizer(gguf_reader(**metadata))

@@ -229,8 +229,7 @@ PUBLISHED = {
     "Llama-3.2-3B-Instruct": (3212.7, dict(rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), norm_eps=1e-5)),
     "SmolLM2-135M": (134.5, dict(num_heads=9, num_kv_heads=3, head_dim=64, rope_theta=1e5, qkv_bias=False)),
     "SmolLM2-135M-Instruct": (134.5, dict(num_layers=30, d_model=576, tie_embeddings=True)),
-    "Qwen3-1.7B": (1720.6, dict(qk_norm=True, qkv_bias=False, head_dim=128, rope_scaling=None, norm_eps=1e-6)),
-}
+    "Qwen3-1.7B": (1720.6, dict(qk_norm=True, qkv_bias=False, head_dim=128, rope_scaling=None, norm_eps=1e-6))}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -303,8 +302,7 @@ def test_configurations_refused_by_name(fields, message, saved):
     (lambda t: t | {"model.norm.weight": np.ones(31, np.float32)}, r"model.norm.weight has shape \[31\]"),
     (lambda t: t | {"lm_head.weight": np.zeros((97, 32), np.int8)}, "lm_head.weight is of type I8"),
     *((lambda t, x=x: t | {"model.norm.weight": np.full(32, [1] * 31 + [x], np.float32)},
-       "model.safetensors: tensor model.norm.weight holds numbers that are not finite") for x in (np.nan, -np.inf)),
-])
+       "model.safetensors: tensor model.norm.weight holds numbers that are not finite") for x in (np.nan, -np.inf))])
 def test_tensors_refused_by_name(edit, message, saved):
     edit_tensors(saved, edit)
     with pytest.raises(UserError, match=message):

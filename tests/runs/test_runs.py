@@ -342,8 +342,7 @@ def test_only_checkpoints_before_the_update_that_went_wrong_are_called_good(go, 
     ({"schedule": "linear", "decay_steps": 7}, {"decay_steps": 9}, "--decay_steps (was 7); restore them,"),
     ({"schedule": "linear"}, {"num_steps": 90, "seed": 1}, "--decay_steps (was 360), --seed (was 0); restore them,"),
     ({"schedule": "cosine"}, {"num_steps": 90, "decay_steps": 360}, ""),
-    ({"schedule": "cosine"}, {"decay_steps": 360}, ""),
-    ({"schedule": "constant"}, {"num_steps": 90}, "")])
+    ({"schedule": "cosine"}, {"decay_steps": 360}, ""), ({"schedule": "constant"}, {"num_steps": 90}, "")])
 def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after, says):
     first = replace(CONFIG, num_steps=60, num_passes=2, num_minibatches=3, **before)
     (tmp_path / "flags.txt").write_text("\n".join([*flags.flag_lines(first), ""]))

@@ -190,8 +190,7 @@ CHOSEN = {"example": 5, "question": "coins 7 + 5 =", "answer": "12", "pass_rate"
     ("--example=auto", CHOSEN, [],
      "coins 7 + 5 = (number 5, chosen because the base solved it in 20.3% of 64 attempts)"),
     ("--question=What is 7 + 5?\n--example=auto", {}, [], "What is 7 + 5?"),
-    ("--example=3", {}, [rollout(1), rollout(2)], "14 + 6 ="),
-    ("--example=3", {}, [], "problem 3 of arithmetic"),
+    ("--example=3", {}, [rollout(1), rollout(2)], "14 + 6 ="), ("--example=3", {}, [], "problem 3 of arithmetic"),
     ("--example=all", {}, [rollout(1)], "all problems of arithmetic")])
 def test_the_heading_names_model_example_reward_and_grader(tmp_path, flags, example, rollouts, trained_on):
     write_run(tmp_path, [row | {"train/graded_by": "answer / math"} for row in RUN_ROWS], rollouts,
