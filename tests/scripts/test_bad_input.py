@@ -104,8 +104,7 @@ CASES = {
     "out is a file": ("evaluate", [*MEASURE[:1], "--out={work}/text.jsonl", "--num_ops=2", "--max_new_tokens=9"],
                       "--out={work}/text.jsonl is a file: name a directory"),
     "reward without its weight": ("train", [*GO, "--reward=format:"], "--reward=format:: 'format:' is none of"),
-    "no chat template": ("sample", ["--model={work}/base", "--prompt=x", "--prompt_style=chat"], "no chat template"),
-}
+    "no chat template": ("sample", ["--model={work}/base", "--prompt=x", "--prompt_style=chat"], "no chat template")}
 
 
 @pytest.fixture(scope="module")

@@ -259,8 +259,7 @@ def test_the_study_of_the_recipes_is_one(folder):
 
 # (study, measure, arms) of which a document has every seed
 SHOWN = {
-    "README.md": [
-        ("contamination", "AUROC, seen 3", ["leak"]), ("contamination", "AUROC, seen 30", ["leak"])],
+    "README.md": [("contamination", "AUROC, seen 3", ["leak"]), ("contamination", "AUROC, seen 30", ["leak"])],
     "results/README.md": [
         ("one_shot", "base, greedy", ["150 steps"]), ("one_shot", "end, greedy", ["150 steps", "1,000 steps"]),
         ("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["correct", "format"]),
@@ -286,17 +285,14 @@ MEANS = {
         ("elicitation", "accuracy", ["one-shot RL", "own correct solutions"]),
         ("worlds", "hybrid", ["taught against switched on"])],
     "results/README.md": [
-        ("one_shot", "late rise, greedy", ["150 steps", "1,000 steps"]),
-        ("examples", "gain, greedy", ["one"]), ("examples", "end, greedy", ["sixteen"]),
-        ("examples", "variance of the base", ["one"]), ("examples", "variance of the example", ["one"]),
-        ("examples", "variance of the rest", ["one"]),
+        ("one_shot", "late rise, greedy", ["150 steps", "1,000 steps"]), ("examples", "gain, greedy", ["one"]),
+        ("examples", "end, greedy", ["sixteen"]), ("examples", "variance of the base", ["one"]),
+        ("examples", "variance of the example", ["one"]), ("examples", "variance of the rest", ["one"]),
         ("label_free", "end, greedy", ["correct", "entropy, reward", "ttrl", "self-certainty", "majority"]),
-        ("label_free", "gain, greedy", ["entropy, reward"]),
-        ("label_free", "careful, greedy", ["entropy, reward"]),
+        ("label_free", "gain, greedy", ["entropy, reward"]), ("label_free", "careful, greedy", ["entropy, reward"]),
         ("spurious", "end, greedy", ["correct", "format", "permuted", "coin", "coin, KL", "inverted",
                                      "frequent, coin"]),
-        ("spurious", "base, greedy", ["correct", "frequent, coin"]),
-        ("spurious", "gain, greedy", ["no skill, correct"]),
+        ("spurious", "base, greedy", ["correct", "frequent, coin"]), ("spurious", "gain, greedy", ["no skill, correct"]),
         ("switch", "base, greedy", ["everything"]), ("switch", "training accuracy", ["64 after layer 0"]),
         ("switch", "end, greedy", ["everything", "64 after layer 2", "16 after layer 2", "4 after layer 2",
                                    "1 after layer 2", "64 after layer 0", "64 after layer 2, format"]),
@@ -317,18 +313,12 @@ MEANS = {
             "pass_at_k", "cover, 50 %", "forced_prefix, 1", "forced_prefix, 4", "swap, 1 %", "swap, 5 %",
             "entropy_swap, 10 %", "hybrid", "frontier, log10", "rank", "sparsity", "budget", "answer_perplexity, own",
             "prompt_perplexity", "saturation")),
-        *(("worlds", name, ["taught against switched on"]) for name in (
-            "cover, 10 %", "answer_perplexity, reference")),
-        *(("worlds", name, ["s1", "s2", "s3", "t", "c"]) for name in (
-            "base, greedy", "128 examples, greedy")),
-        ("worlds", "gain", ["n"]),
-        ("worlds", "one example's share of the gain", ["s1", "s2", "t"]),
-        ("worlds", "permuted rewards' gain", ["s1"]),
-        ("worlds", "own right solutions' share of the gain", ["t"]),
-        ("worlds_controls", "swap, 10 %", ["s2"]),
-        ("worlds_controls", "hybrid", ["s1", "t"]),
-        ("worlds_controls", "random vector", ["s1", "t"]),
-        ("worlds_controls", "random places", ["s1", "t"]),
+        *(("worlds", name, ["taught against switched on"]) for name in ("cover, 10 %", "answer_perplexity, reference")),
+        *(("worlds", name, ["s1", "s2", "s3", "t", "c"]) for name in ("base, greedy", "128 examples, greedy")),
+        ("worlds", "gain", ["n"]), ("worlds", "one example's share of the gain", ["s1", "s2", "t"]),
+        ("worlds", "permuted rewards' gain", ["s1"]), ("worlds", "own right solutions' share of the gain", ["t"]),
+        ("worlds_controls", "swap, 10 %", ["s2"]), ("worlds_controls", "hybrid", ["s1", "t"]),
+        ("worlds_controls", "random vector", ["s1", "t"]), ("worlds_controls", "random places", ["s1", "t"]),
         ("curriculum", "accuracy, T=1", ["RLVR, RLVR", "SRL, RLVR", "shuffled expert, RLVR", "SFT, RLVR"]),
         ("curriculum", "forced, after the first stage", ["RLVR, RLVR", "SRL opened, RLVR"])]}
 FIGURE = r"(?<![\d.])[-+]?\d\.\d{3}(?!\d)"
