@@ -48,12 +48,6 @@ def test_the_rotary_factors_of_llama_3_become_its_scaling(tmp_path):
     assert gguf_file.load(tmp_path / "m.gguf")[0].rope_scaling == config.rope_scaling
 
 
-def test_rotating_a_part_of_each_head_is_refused(tmp_path):
-    write_gguf(tmp_path / "m.gguf", CONFIG, random_params(CONFIG, 0), "llama", rope__dimension_count=4)
-    with pytest.raises(UserError, match="4 of 8 dimensions"):
-        gguf_file.load(tmp_path / "m.gguf")
-
-
 @pytest.mark.parametrize("kind, tolerance", [("Q8_0", 0.01), ("Q4_1", 0.1), ("F16", 1e-3), ("BF16", 5e-3)])
 def test_quantised_ggufs_are_dequantised(kind, tolerance, tmp_path):
     config = dataclasses.replace(CONFIG, d_ff=64)
@@ -66,6 +60,7 @@ def test_quantised_ggufs_are_dequantised(kind, tolerance, tmp_path):
 
 @pytest.mark.parametrize("family, options, message", [
     ("gemma", {}, "architecture 'gemma'"), ("llama", {"rope__scaling__type": "yarn"}, "rope scaling 'yarn'"),
+    ("llama", {"rope__dimension_count": 4}, "4 of 8 dimensions"),
     ("llama", {"tensor_edits": {"blk.1.ffn_up.weight": None}}, "blk.1.ffn_up.weight is missing"),
     ("llama", {"tensor_edits": {"token_embd.weight": None, "output.weight": None}}, "token_embd.weight is missing"),
     ("llama", {"tensor_edits": {"rope_freqs.weight": np.arange(1, 5, dtype=np.float32)}}, "not Llama 3's"),

@@ -134,8 +134,7 @@ def test_a_half_written_json_file_is_named(tmp_path):
     ("  {% for m in messages %}\n  {{ m.role }}\n  {% endfor %}\nx", "  user\nx"),  # lstrip_blocks and trim_blocks
     ("{{ messages | tojson }}", '[{"role": "user", "content": "1 < 2 & \\"é\\"?"}]'),
     ("{{ messages[0] | tojson(indent=1) }}", '{\n "role": "user",\n "content": "1 < 2 & \\"é\\"?"\n}'),
-    ("{% for m in messages %}{% break %}{% endfor %}{{ add_generation_prompt }}{{ tools is none }}", "TrueTrue"),
-])
+    ("{% for m in messages %}{% break %}{% endfor %}{{ add_generation_prompt }}{{ tools is none }}", "TrueTrue")])
 def test_chat_templates_render_as_in_transformers(template, expected):
     assert tiny_tokenizer(template).render_chat(MESSAGES) == expected
 

@@ -255,17 +255,13 @@ def test_page_is_self_contained_and_the_figures_are_written(tmp_path):
     assert files[0].read_text("utf-8") == source  # the same run, the same bytes
 
 
-def test_figures_follow_the_theme_of_the_page(tmp_path):
-    report.write_report(str(write_run(tmp_path)))
-    figures = re.findall(r"<svg.*?</svg>", (tmp_path / "report.html").read_text("utf-8"), re.DOTALL)
-    assert figures and not any(re.search(r"#[0-9a-f]{6}\b", figure) for figure in figures)
-
-
-def test_a_page_is_dark_on_the_screen_alone(tmp_path):
+def test_figures_follow_the_theme_of_the_page_which_is_dark_on_the_screen_alone(tmp_path):
     """Browsers print no background: light ink would be lost on paper."""
     report.write_report(str(write_run(tmp_path)))
-    assert re.findall(r"@media (.*?)\(prefers-color-scheme: dark\)", (tmp_path / "report.html").read_text("utf-8")) == [
-        "screen and "]
+    source = (tmp_path / "report.html").read_text("utf-8")
+    figures = re.findall(r"<svg.*?</svg>", source, re.DOTALL)
+    assert figures and not any(re.search(r"#[0-9a-f]{6}\b", figure) for figure in figures)
+    assert re.findall(r"@media (.*?)\(prefers-color-scheme: dark\)", source) == ["screen and "]
 
 
 def test_every_metric_is_listed_and_unknown_or_missing_ones_do_no_harm(tmp_path):
@@ -362,14 +358,13 @@ def test_unfinished_run_is_reported_as_such(tmp_path):
     assert "saturated at" not in page.text and "saturation" not in [row[0] for row in page.rows]
 
 
-def test_run_that_has_only_evaluated_its_base(tmp_path):
-    text = page_of(write_run(tmp_path, rows=RUN_ROWS[:1], summary=None)).text
-    assert "So far, in 0 steps, held-out accuracy (n = 512) is 41.0% greedy and 25.0% sampled." in text
-
-
-def test_run_that_never_saturated(tmp_path):
-    text = page_of(write_run(tmp_path, rows=RUN_ROWS[:9], summary=RUN_SUMMARY | {"saturation_step": None})).text
-    assert "training accuracy went from 6.2% to 50.0% without saturating." in text
+@pytest.mark.parametrize("rows, summary, says", [
+    (RUN_ROWS[:1], None, "So far, in 0 steps, held-out accuracy (n = 512) is 41.0% greedy and 25.0% sampled."),
+    (RUN_ROWS[:9], RUN_SUMMARY | {"saturation_step": None}, "training accuracy went from 6.2% to 50.0% without satur"),
+    ([row | {"train/loss": None} if row["step"] >= 7 else row for row in RUN_ROWS], RUN_SUMMARY,
+     "The loss is not a finite number at step 7")])
+def test_a_run_that_did_not_get_far_or_went_wrong_is_told_so(tmp_path, rows, summary, says):
+    assert says in page_of(write_run(tmp_path, rows=rows, summary=summary)).text
 
 
 def test_pretraining_run_is_told_by_its_loss(tmp_path):
@@ -398,11 +393,6 @@ def test_careful_share_and_accuracy_have_their_own_figure(tmp_path, mode, label)
     careful = [row | {f"eval/{mode}careful_share": 0.5, f"eval/{mode}careful_accuracy": 0.9} for row in RUN_ROWS]
     page = page_of(write_run(tmp_path, rows=careful))
     assert "Style and skill apart" in page.text and ("aria-label", label) in page.attributes
-
-
-def test_loss_that_is_not_finite_is_pointed_out(tmp_path):
-    rows = [row | {"train/loss": None} if row["step"] >= 7 else row for row in RUN_ROWS]
-    assert "The loss is not a finite number at step 7" in page_of(write_run(tmp_path, rows=rows)).text
 
 
 @pytest.mark.parametrize("line", [b'{"step": 1, "train/lo', b"[1]", b'{"loss": 1}', b'{"step": "1"}', b"[" * 10**6,
