@@ -186,8 +186,7 @@ def test_the_page_of_differences_is_the_table():
     ("1/0", "2/0", False), ("1e3", "1000", True), ("inf", "1", False), ("nan", "nan", True),
     ("x" * 10_001, "x" * 10_001, False),
     ("0" * 998 + "12", "12", True), ("0" * 999 + "12", "12", False),  # a limit of 1000 characters on either side
-    ("7" * 500, "7" * 500, True), ("7" * 500, "7" * 499 + "8", False), (r"\text{}", "", False),
-])
+    ("7" * 500, "7" * 500, True), ("7" * 500, "7" * 499 + "8", False), (r"\text{}", "", False)])
 def test_equal(a, b, same):
     assert equal(a, b) is same and equal(b, a) is same
 

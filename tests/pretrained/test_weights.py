@@ -244,8 +244,7 @@ def test_the_published_configurations_are_read(name):
 @pytest.mark.parametrize("fields", [
     {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 1},  # as Qwen2.5 writes it
     {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 3},
-    {"layer_types": ["full_attention"] * 3, "sliding_window": 16, "use_sliding_window": False},
-])
+    {"layer_types": ["full_attention"] * 3, "sliding_window": 16, "use_sliding_window": False}])
 def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     config = CONFIGS["qwen2_untied"]
     huggingface.save_folder(config, random_params(config, 0), tmp_path)
@@ -254,8 +253,7 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
 
 
 @pytest.mark.parametrize("fields, message", [
-    ({"model_type": "mistral"}, "model_type 'mistral'"),
-    ({"model_type": None}, "model_type None"),
+    ({"model_type": "mistral"}, "model_type 'mistral'"), ({"model_type": None}, "model_type None"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling type 'yarn'"),
     ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling type 'linear'"),
     ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_scaling type 'dynamic'"),
@@ -265,8 +263,7 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     ({"rope_theta": "1e4"}, "rope_theta is '1e4', not a number"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
-    ({"logit_scale": 0.1}, "unknown setting 'logit_scale'"),
-    ({"attention_dropout": 0.1}, "attention_dropout 0.1"),
+    ({"logit_scale": 0.1}, "unknown setting 'logit_scale'"), ({"attention_dropout": 0.1}, "attention_dropout 0.1"),
     ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config {'quant_method': 'fp8'}"),
     ({"architectures": ["LlamaForSequenceClassification"]}, r"architectures \['LlamaForSequenceClassification'\]"),
     ({"layer_types": ["full_attention", "linear_attention"]}, "layer type"),
@@ -275,10 +272,8 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     ({"intermediate_size": 0}, "intermediate_size is 0, not a number above 0"),
     ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, "sliding attention window"),
     ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding attention window"),
-    ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-    ({"attention_bias": True}, "attention_bias"),
-    ({"mlp_bias": True}, "mlp_bias"),
-    ({"num_hidden_layers": None}, "has no 'num_hidden_layers'"),
+    ({"hidden_act": "gelu"}, "hidden_act 'gelu'"), ({"attention_bias": True}, "attention_bias"),
+    ({"mlp_bias": True}, "mlp_bias"), ({"num_hidden_layers": None}, "has no 'num_hidden_layers'"),
     ({"num_hidden_layers": 3}, "model.layers.2.* is missing"),
     ({"num_hidden_layers": 1}, "unexpected tensor model.layers.1"),
     ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "_norm.weight is missing"),
@@ -287,8 +282,7 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     ({"vocab_size": 10**12}, "vocab_size is 1000000000000, not a number above 0 and up to 2,147,483,647"),
     ({"max_position_embeddings": 10**12}, "max_position_embeddings is 1000000000000, not a number above 0 and up to"),
     ({"vocab_size": 98}, r"model.embed_tokens.weight has shape \[97, 32\].* \[98, 32\]|lm_head.weight has shape"),
-    ({"num_key_value_heads": 2}, r"[kv]_proj.weight has shape \[32, 32\]"),
-])
+    ({"num_key_value_heads": 2}, r"[kv]_proj.weight has shape \[32, 32\]")])
 def test_configurations_refused_by_name(fields, message, saved):
     edit_config(saved, **fields)
     with pytest.raises(UserError, match=message) as error:

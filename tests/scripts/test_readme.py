@@ -50,8 +50,7 @@ HERE = [
     (r"configs/tiny\.flags", [*STEP, "--example=0", "--heldout=none"]),  # auto needs a base that solves something
     (r"smollm2\.flags.*--question", [*STEP, *WORDS, "--question='coins 7 + 5 ='"]),
     (r"smollm2\.flags", [*STEP, *WORDS]), (r"--num_samples=64", ["--max_problems=2"]),
-    (r"scripts\.(elicit|when)", ["--max_problems=2"]),
-    (r"scripts\.diagnose", ["--max_problems=2", "--num_samples=2"]),
+    (r"scripts\.(elicit|when)", ["--max_problems=2"]), (r"scripts\.diagnose", ["--max_problems=2", "--num_samples=2"]),
     (r"scripts\.critique", ["--num_attempts=4"]), (r"scripts\.finetune", [*STEP, "--batch_size=4"]),
     (r"--probe=memory", ["--example='coins 7 + 5 * 2 - 4 * 1 + 3 - 3 ='", "--max_problems=2"]),  # 0 was not chosen
     (r"--probe=contamination", ["--max_new_tokens=8"]),

@@ -60,8 +60,7 @@ SUFFIX = " Let's think step by step and output the final answer within \\boxed{}
     ({"id": 1, "question": "Which $x$?", "solution": ["long"], "final_answer": ["$\\frac{1}{2}$"],
       "is_multiple_answer": False, "unit": None, "answer_type": "Numerical"}, "Which $x$?", r"\frac{1}{2}"),  # Olympiad
     ({"question": "Which?", "solution": ["long"], "final_answer": ["$-1$", " 3 "], "is_multiple_answer": True},
-     "Which?", "-1, 3"),
-])
+     "Which?", "-1, 3")])
 def test_layouts(tmp_path, row, question, answer):
     found, = load(write_jsonl(tmp_path / "p.jsonl", row))
     assert (found.question, found.answer, found.prompt, found.copies) == (question, answer, question, 1)
