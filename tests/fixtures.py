@@ -142,6 +142,21 @@ def finish(process: subprocess.Popen, expect: int | None = None, limit: float = 
     return Result(process.returncode, out, err)
 
 
+@pytest.fixture
+def launch(compiled):
+    """`start`, whose processes are gone after the test, whatever happens."""
+    started = []
+
+    def launched(*args, **options):
+        started.append(start(*args, compiled=compiled, **options))
+        return started[-1]
+
+    yield launched
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
 @functools.cache
 def command_server(compiled: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-W", "ignore", str(ROOT / "tests" / "command_server.py")], cwd=ROOT,

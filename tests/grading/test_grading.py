@@ -88,47 +88,37 @@ def test_no_text_is_slow_to_read(grader):
 # ----- where the answer is
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("think + 5 12 answer 12", "12"), ("answer 3 answer 12", "12"), ("answer 12 so", None), ("answer", None),
-    ("", None), ("12", None), ("the answer is 12", None), ("  answer\n\t12  ", "12"), ("x" * 500 + " answer 12", "12")])
-def test_after_answer(text, expected):
-    assert extract.EXTRACTORS["answer"](text) == expected
+EXTRACTED = {
+    "answer": [
+        ("think + 5 12 answer 12", "12"), ("answer 3 answer 12", "12"), ("answer 12 so", None), ("answer", None),
+        ("", None), ("12", None), ("the answer is 12", None), ("  answer\n\t12  ", "12"),
+        ("x" * 500 + " answer 12", "12")],
+    "boxed": [
+        (r"so \boxed{12}.", "12"), (r"\boxed{1} and \boxed{2}", "2"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{}", ""), (r"\boxed{1", None), (r"\boxed{1} then \boxed{2", None), (r"\boxed 5", None),
+        (r"\fbox{5}", None), ("5", None), (r"\boxed{\text{a}}}", r"\text{a}"), (r"\boxed{\{1,2\}}", r"\{1,2\}")],
+    "last_number": [
+        ("3 apples and 4 pears", "4"), ("it costs $1,234.50.", "1234.50"), ("1,234,567", "1234567"),
+        ("-5 degrees", "-5"), ("the pairs 1,2,3", "3"), ("1,2345", "2345"), ("0.5", "0.5"), (".5", ".5"), ("3.", "3"),
+        ("10, 20", "20"), ("none", None), ("version 2.0.1", ".1")],
+    "tag": [
+        ("<think>3</think><answer> 12 </answer>", "12"), ("<answer>1</answer> no, <answer>2</answer>", "2"),
+        ("<answer>1</answer> no, <answer>2", None), ("<answer>1", None), ("1</answer>", None), ("12", None), ("", None),
+        (r"<answer>\boxed{5}</answer>", r"\boxed{5}"), ("<answer></answer>", "")],
+    "lenient": [
+        (r"The answer is 3. So \boxed{12}. I used 7 steps.", "12"), ("The answer is 12.", "12"),
+        ("the answer is: 12", "12"), ("Final answer is 3.5. 7", "3.5"),
+        (r"The answer is 3. No, the final answer is $\frac{1}{2}$. Done 7.", r"$\frac{1}{2}$"),
+        ("The Answer Is\n\n12 miles\nand 7 more", "12 miles"), ("The answer is x = 5", "x = 5"),
+        ("I get 3, then 12.", "12"), (r"The answer is 3. \boxed{4", "3"), (r"it is 3 \boxed{", "3"),
+        ("the answer is", None), ("the answer is\n", None), ("7 is what the answer is", "7"), ("none", None),
+        ("", None), (r"\boxed{}", "")]}
 
 
-@pytest.mark.parametrize("text, expected", [
-    (r"so \boxed{12}.", "12"), (r"\boxed{1} and \boxed{2}", "2"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-    (r"\boxed{}", ""), (r"\boxed{1", None), (r"\boxed{1} then \boxed{2", None), (r"\boxed 5", None),
-    (r"\fbox{5}", None), ("5", None), (r"\boxed{\text{a}}}", r"\text{a}"), (r"\boxed{\{1,2\}}", r"\{1,2\}")])
-def test_last_boxed(text, expected):
-    assert extract.EXTRACTORS["boxed"](text) == expected
-
-
-@pytest.mark.parametrize("text, expected", [
-    ("3 apples and 4 pears", "4"), ("it costs $1,234.50.", "1234.50"), ("1,234,567", "1234567"), ("-5 degrees", "-5"),
-    ("the pairs 1,2,3", "3"), ("1,2345", "2345"), ("0.5", "0.5"), (".5", ".5"), ("3.", "3"), ("10, 20", "20"),
-    ("none", None), ("version 2.0.1", ".1")])
-def test_last_number(text, expected):
-    assert extract.EXTRACTORS["last_number"](text) == expected
-
-
-@pytest.mark.parametrize("text, expected", [
-    ("<think>3</think><answer> 12 </answer>", "12"), ("<answer>1</answer> no, <answer>2</answer>", "2"),
-    ("<answer>1</answer> no, <answer>2", None), ("<answer>1", None), ("1</answer>", None), ("12", None), ("", None),
-    (r"<answer>\boxed{5}</answer>", r"\boxed{5}"), ("<answer></answer>", "")])
-def test_last_tag(text, expected):
-    assert extract.EXTRACTORS["tag"](text) == expected
-
-
-@pytest.mark.parametrize("text, expected", [
-    (r"The answer is 3. So \boxed{12}. I used 7 steps.", "12"), ("The answer is 12.", "12"),
-    ("the answer is: 12", "12"), ("Final answer is 3.5. 7", "3.5"),
-    (r"The answer is 3. No, the final answer is $\frac{1}{2}$. Done 7.", r"$\frac{1}{2}$"),
-    ("The Answer Is\n\n12 miles\nand 7 more", "12 miles"), ("The answer is x = 5", "x = 5"),
-    ("I get 3, then 12.", "12"), (r"The answer is 3. \boxed{4", "3"), (r"it is 3 \boxed{", "3"),
-    ("the answer is", None), ("the answer is\n", None), ("7 is what the answer is", "7"), ("none", None), ("", None),
-    (r"\boxed{}", "")])
-def test_lenient(text, expected):
-    assert extract.EXTRACTORS["lenient"](text) == expected
+@pytest.mark.parametrize("answer_format, text, expected", [
+    (name, *case) for name, cases in EXTRACTED.items() for case in cases])
+def test_where_each_format_finds_the_answer(answer_format, text, expected):
+    assert extract.EXTRACTORS[answer_format](text) == expected
 
 
 def test_the_original_looks_into_the_last_box_alone():
@@ -408,12 +398,11 @@ def test_what_is_no_file_of_completions_is_refused_with_its_line(tmp_path, conte
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(UserError, match="--completions=.*nowhere.jsonl: no such file"):
-        regrade.regrade(GradeConfig(completions=str(tmp_path / "nowhere.jsonl"), out="g.jsonl"))
-    with pytest.raises(UserError, match="--completions=: no such file"):
-        regrade.regrade(GradeConfig(out="g.jsonl"))
-    with pytest.raises(UserError, match="--out is required"):
-        regrade.regrade(GradeConfig(completions="c.jsonl"))
+    nowhere = {"completions": str(tmp_path / "nowhere.jsonl"), "out": "g.jsonl"}
+    for given, says in ((nowhere, "--completions=.*nowhere.jsonl: no such file"),
+                        ({"out": "g"}, "--completions=: no such file"), ({"completions": "c"}, "--out is required")):
+        with pytest.raises(UserError, match=says):
+            regrade.regrade(GradeConfig(**given))
 
 
 def test_the_command(tmp_path, compiled):

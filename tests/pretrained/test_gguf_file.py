@@ -154,13 +154,10 @@ def test_qwen2_composes_characters_and_takes_none_apart():
     assert tokenizer.decode(tokenizer.encode("e\u0301 \ufb01 \u00b2")) == "\u00e9 \ufb01 \u00b2"  # NFC, not NFKC
 
 
-def test_gguf_added_tokens():
+def test_gguf_added_tokens_end_tokens_and_roles():
     tokenizer = gguf_file.read_tokenizer(gguf_reader())
     assert tokenizer.encode("<s><tool>") == [1, 3]
     assert tokenizer.decode([1, 3]) == "<tool>"  # control tokens are skipped, a user's own are text
-
-
-def test_gguf_end_tokens_and_roles():
     fields = {"ggml.eot_token_id": 1, "ggml.bos_token_id": 1, "chat_template": "c"}
     tokenizer = gguf_file.read_tokenizer(gguf_reader(**fields))
     assert (tokenizer.eos_ids, tokenizer.pad_id, tokenizer.chat_template) == ((2, 1), 2, "c")

@@ -196,20 +196,16 @@ def test_small_models_agree_with_transformers(name, tmp_path):
 # ----- config.json in its dialects
 
 
-def test_the_spelling_of_transformers_5_means_the_same(saved):
+def test_the_spelling_of_transformers_5_means_the_same_and_both_names_of_a_stretch_may_be_there(saved):
+    """As configurations that were written by several versions have them."""
+    stretch = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 64}
+    edit_config(saved, rope_scaling=stretch | {"type": "llama3"})
+    assert huggingface.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_scaling=STRETCH)
     edit_config(saved, rope_theta=None, rope_scaling=None, torch_dtype=None, dtype="float32",
                 rope_parameters={"rope_type": "default", "rope_theta": CONFIG.rope_theta})
     assert huggingface.load_folder(saved)[0] == CONFIG
-    edit_config(saved, rope_parameters={
-        "rope_type": "llama3", "rope_theta": CONFIG.rope_theta, "factor": 8.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 64})
-    assert huggingface.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_scaling=STRETCH)
-
-
-def test_both_names_of_the_kind_of_stretch_may_be_there(saved):
-    """As configurations that were written by several versions have them."""
-    edit_config(saved, rope_scaling={"rope_type": "llama3", "type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-                                     "high_freq_factor": 4.0, "original_max_position_embeddings": 64})
+    edit_config(saved, rope_parameters=stretch | {"rope_theta": CONFIG.rope_theta})
     assert huggingface.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_scaling=STRETCH)
 
 
