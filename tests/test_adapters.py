@@ -100,8 +100,7 @@ def test_a_vector_at_one_layer_changes_only_what_comes_after_it():
 def test_sampler_and_training_pass_agree_on_an_adapted_model(kind):
     params = moved(adapted(kind))
     out = draw_rollouts(params=params, num_slots=3)
-    policy, _ = jax.jit(logprobs.completion_logprobs, static_argnums=1)(
-        params, TINY, as_batch(out), 1.0)
+    policy, _ = jax.jit(logprobs.completion_logprobs, static_argnums=1)(params, TINY, as_batch(out), 1.0)
     np.testing.assert_allclose(policy[out.completion_mask], out.sampler_logprobs[out.completion_mask], atol=5e-5)
     assert (draw_rollouts(num_slots=3).sampler_logprobs != out.sampler_logprobs).any()
 

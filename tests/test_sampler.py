@@ -114,8 +114,7 @@ def test_a_sampler_has_the_layout_of_its_devices(monkeypatch):
 def test_devices_and_padding_rows_change_no_rollout():
     reference = draw_rollouts(index=PROMPT_INDEX[:7], seed=5)
     draw = sampler.make_sampler(TINY, Decoding((1, 4, 9), 12))
-    out = draw(parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS)), PROMPT_INDEX[:7],
-               Request(5, 3))
+    out = draw(parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS)), PROMPT_INDEX[:7], Request(5, 3))
     assert parallel.device_count() == 2
     np.testing.assert_array_equal(out.completions, reference.completions)
     np.testing.assert_array_equal(out.prompt_index, PROMPT_INDEX[:7])

@@ -218,8 +218,7 @@ def their_tokenizer(smollm2_path):
 
 def test_smollm2(smollm2, their_smollm2):
     config, params, tokenizer = smollm2
-    prompts = [tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": q}]))
-               for q in QUESTIONS]
+    prompts = [tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": q}])) for q in QUESTIONS]
     gaps = [np.abs(logits(params, config, [row]) - their_logits(their_smollm2, [row])).max() for row in prompts]
     print(f"largest logit difference {max(gaps):.1e}")
     assert max(gaps) < 2e-2

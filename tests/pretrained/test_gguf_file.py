@@ -85,23 +85,17 @@ def test_a_half_written_gguf_is_refused_by_name(keep, tmp_path):
         gguf_file.load(path)
 
 
-def test_a_count_beyond_the_end_is_refused_at_once(tmp_path):
+def test_a_count_beyond_the_end_and_arrays_nested_deep_are_refused_at_once(tmp_path):
     """The library reads on behind the end, once for each number that the count says is there."""
     pytest.importorskip("gguf", reason="pip install gguf")
-    path, number, array = tmp_path / "m.gguf", 5, 9
-    path.write_bytes(struct.pack("<4sIQQQ4sIIQ", b"GGUF", 3, 0, 1, 4, b"name", array, number, 200_000) + bytes(64))
-    with pytest.raises(UserError, match="m.gguf is not a complete GGUF file .it ends before what it announces"):
-        gguf_file.load(path)
-
-
-def test_arrays_nested_deep_are_refused(tmp_path):
-    """A header with one key, whose value is an array of an array of an array ..."""
-    pytest.importorskip("gguf", reason="pip install gguf")
-    path, text, array = tmp_path / "m.gguf", 8, 9
-    nested = b"".join(struct.pack("<IQ", array, 1) for _ in range(5000)) + struct.pack("<IQ", text, 0)
-    path.write_bytes(struct.pack("<4sIQQQ4sI", b"GGUF", 3, 0, 1, 4, b"name", array) + nested)
-    with pytest.raises(UserError, match="m.gguf is not a complete GGUF file"):
-        gguf_file.load(path)
+    path, number, text, array = tmp_path / "m.gguf", 5, 8, 9
+    header = struct.pack("<4sIQQQ4sI", b"GGUF", 3, 0, 1, 4, b"name", array)  # with one key
+    beyond = struct.pack("<IQ", number, 200_000) + bytes(64)
+    nested = struct.pack("<IQ", array, 1) * 5000 + struct.pack("<IQ", text, 0)  # an array of an array of an array ...
+    for content, says in ((beyond, " .it ends before what it announces"), (nested, "")):
+        path.write_bytes(header + content)
+        with pytest.raises(UserError, match=f"m.gguf is not a complete GGUF file{says}"):
+            gguf_file.load(path)
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch):

@@ -49,13 +49,10 @@ def test_decoding_inverts_encoding(text):
     assert TINY.decode(TINY.encode(text)) == text
 
 
-def test_special_tokens_are_recognised_in_text_but_never_added():
+def test_special_tokens_are_recognised_in_text_but_never_added_and_ids_of_spare_embeddings_skipped():
     assert TINY.encode("ab") == [TINY.backend.token_to_id("ab")]
     assert TINY.encode("<s>ab</s>") == [1, TINY.backend.token_to_id("ab"), 2]
     assert TINY.decode(TINY.encode("<s>ab</s><pad>")) == "ab"
-
-
-def test_decoding_skips_ids_of_spare_embeddings():
     assert TINY.decode([*TINY.encode("ab"), 99_999]) == "ab"
 
 

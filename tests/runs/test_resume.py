@@ -169,12 +169,9 @@ def test_continues_on_another_number_of_devices(train, tmp_path, straight, befor
     assert ours["training/opt_state/1/0/count"] == theirs["training/opt_state/1/0/count"] == STEPS
 
 
-def test_a_finished_run_says_so(train, copied, straight):
+def test_a_finished_run_says_so_and_resume_never_moves_it_aside(train, copied, straight):
     assert "already" in train().out
     assert_same_run(copied, straight(), STEPS)
-
-
-def test_resume_never_moves_the_old_run_aside(train, copied, straight):
     train("--resume=never", "--num_steps=1")
     assert_same_run(copied.with_name("run.1"), straight(), STEPS)
     assert [row["step"] for row in read_jsonl(copied / "metrics.jsonl")] == [0, 1]

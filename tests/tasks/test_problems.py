@@ -212,12 +212,9 @@ def row(question, answer="1", index=None):
     return Problem(question, answer, question, {} if index is None else {"index": index})
 
 
-def test_equal_rows_are_one_problem_with_copies():
+def test_equal_rows_are_one_problem_with_copies_unless_they_have_different_indices_of_their_own():
     merged = merge([row("a"), row("b"), row("a"), row("a", "2"), row("b"), row("b")])
     assert [(p.question, p.answer, p.copies) for p in merged] == [("a", "1", 2), ("b", "1", 3), ("a", "2", 1)]
-
-
-def test_rows_with_different_indices_of_their_own_are_different_problems():
     merged = merge([row("a", index=5), row("a", index=9), row("b", index=7), row("a", index=5)])
     assert [(p.question, p.copies, p.meta["index"]) for p in merged] == [("a", 2, 5), ("a", 1, 9), ("b", 1, 7)]
 

@@ -33,16 +33,13 @@ def page_of(directory):
     return Page((directory / "report.html").read_text("utf-8"))
 
 
-def test_head_line_tells_the_run_in_one_sentence(tmp_path):
-    text = page_of(write_run(tmp_path)).text
+def test_a_sentence_and_a_table_tell_the_run_at_base_saturation_peak_and_end_with_intervals(tmp_path):
+    page = page_of(write_run(tmp_path))
     assert ("In 40 steps, held-out accuracy (n = 512) went from 41.0% to 92.6% greedy and from 25.0% to 65.0% sampled; "
             "training accuracy saturated at step 16, where held-out greedy accuracy was 85.4% (evaluated at step 20), "
-            "against 92.6% at the end.") in text
-    assert "No summary.json" not in text
-
-
-def test_evaluation_table_has_base_saturation_peak_and_final_with_intervals(tmp_path):
-    rows = [[cell.strip() for cell in row] for row in page_of(write_run(tmp_path)).rows]
+            "against 92.6% at the end.") in page.text
+    assert "No summary.json" not in page.text
+    rows = [[cell.strip() for cell in row] for row in page.rows]
     # intervals: bisection of the score equation (x/n - p)^2 n = 1.96^2 p (1 - p), not the closed form under test
     assert ["base", "0", "41.0%", "36.8% – 45.3%", "25.0%", "512"] in rows
     assert ["saturation", "20", "85.4%", "82.0% – 88.2%", "55.0%", "512"] in rows
