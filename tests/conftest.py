@@ -7,7 +7,7 @@ import pathlib
 import jax
 import pytest
 
-from fixtures import base, compiled, paper_export, paper_run, parse, qwen2_folder, sampled, seen  # noqa: F401
+from fixtures import base, compiled, launch, paper_export, paper_run, parse, qwen2_folder, sampled, seen  # noqa: F401
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -142,6 +142,21 @@ def finish(process: subprocess.Popen, expect: int | None = None, limit: float = 
     return Result(process.returncode, out, err)
 
 
+@pytest.fixture
+def launch(compiled):
+    """`start`, whose processes are gone after the test, whatever happens."""
+    started = []
+
+    def launched(*args, **options):
+        started.append(start(*args, compiled=compiled, **options))
+        return started[-1]
+
+    yield launched
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
 @functools.cache
 def command_server(compiled: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-W", "ignore", str(ROOT / "tests" / "command_server.py")], cwd=ROOT,
@@ -234,12 +249,9 @@ def assert_same_run(actual, expected, step: int) -> None:
 TINY = ModelConfig(vocab_size=31, num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=24,
                    max_seq_len=256)
 VARIANTS = {
-    "llama": TINY,
-    "untied": dataclasses.replace(TINY, tie_embeddings=False),
-    "qwen2": dataclasses.replace(TINY, qkv_bias=True),
-    "qwen3": dataclasses.replace(TINY, qk_norm=True, num_kv_heads=4),
-    "llama3": dataclasses.replace(TINY, rope_theta=500.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32)),
-}
+    "llama": TINY, "untied": dataclasses.replace(TINY, tie_embeddings=False),
+    "qwen2": dataclasses.replace(TINY, qkv_bias=True), "qwen3": dataclasses.replace(TINY, qk_norm=True, num_kv_heads=4),
+    "llama3": dataclasses.replace(TINY, rope_theta=500.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32))}
 PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 8]]
 PROMPT_INDEX = np.array([0, 0, 1, 2, 2, 2, 1, 0], np.int32)  # of each completion
 UPDATE = build(GRPOConfig, objective="one_shot", learning_rate=1e-2, remat=False, kl_coef=0.05, entropy_coef=0.01,

@@ -20,8 +20,7 @@ from golden.cases import logits
 DEEP = dataclasses.replace(TINY, num_layers=4)
 TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6])
 KINDS = {"all": {}, "lora": {"trainable": "lora", "adapter_rank": 2}, "vector": {"trainable": "vector"},
-         "one layer": {"trainable": "vector", "adapter_layers": (1,)},
-         "first token": {"trainable": "first_vector"},
+         "one layer": {"trainable": "vector", "adapter_layers": (1,)}, "first token": {"trainable": "first_vector"},
          "first token, last layer": {"trainable": "first_vector", "adapter_layers": (1,)},
          "few numbers": {"trainable": "lora", "adapter_size": 5},
          "few numbers for the first token": {"trainable": "first_vector", "adapter_size": 4},
@@ -103,8 +102,7 @@ def test_a_vector_at_one_layer_changes_only_what_comes_after_it():
 def test_sampler_and_training_pass_agree_on_an_adapted_model(kind):
     params = moved(adapted(kind))
     out = draw_rollouts(params=params, num_slots=3)
-    policy, _ = jax.jit(logprobs.completion_logprobs, static_argnums=1)(
-        params, TINY, as_batch(out), 1.0)
+    policy, _ = jax.jit(logprobs.completion_logprobs, static_argnums=1)(params, TINY, as_batch(out), 1.0)
     np.testing.assert_allclose(policy[out.completion_mask], out.sampler_logprobs[out.completion_mask], atol=5e-5)
     assert (draw_rollouts(num_slots=3).sampler_logprobs != out.sampler_logprobs).any()
 

@@ -9,7 +9,7 @@ import pytest
 
 from rlvr_jax.runs import checkpoint
 
-from fixtures import TRAIN_FLAGS, assert_same_run, count_lines, finish, free_port, read_jsonl, run, start, wait_for
+from fixtures import TRAIN_FLAGS, assert_same_run, count_lines, finish, free_port, read_jsonl, run, wait_for
 
 STEPS = 60
 FLAGS = (*TRAIN_FLAGS, f"--num_steps={STEPS}", "--eval_every=20", "--save_every=20", "--keep_last=9")
@@ -24,21 +24,13 @@ def alone(tmp_path_factory, base, compiled) -> pathlib.Path:
 
 
 @pytest.fixture
-def begin(tmp_path, base, compiled):
+def begin(tmp_path, base, launch):
     """`begin(*flags)` starts both processes on tmp_path/run."""
-    started = []
-
     def both(*flags):
         address = f"--coordinator_address=127.0.0.1:{free_port()}"
-        pair = [start("train", *FLAGS, f"--model={base}", f"--run_dir={tmp_path / 'run'}", address, "--num_processes=2",
-                      f"--process_id={i}", *flags, compiled=compiled) for i in range(2)]
-        started.extend(pair)
-        return pair
-
-    yield both
-    for process in started:
-        process.kill()
-        process.communicate()
+        return [launch("train", *FLAGS, f"--model={base}", f"--run_dir={tmp_path / 'run'}", address,
+                       "--num_processes=2", f"--process_id={i}", *flags) for i in range(2)]
+    return both
 
 
 def test_two_processes_equal_two_devices_and_continue(begin, tmp_path, alone, base, compiled):

@@ -28,22 +28,15 @@ def test_sampler_logprobs_are_those_of_the_training_pass(name, temperature):
     assert (entropy > 0).all()
 
 
-def test_slots_and_batch_composition_change_no_rollout():
-    reference = draw_rollouts()
-    for num_slots in (1, 3, 8):
-        out = draw_rollouts(num_slots=num_slots)
+@pytest.mark.parametrize("index, seed, slots", [
+    (PROMPT_INDEX, 0, (0, 1, 3, 8)),
+    ((2, 0, 1), 2, (2, 3)), ((1, 1, 0), 2, (2, 3))])  # in 3 slots prompts are laid out as rows, not looked up again
+def test_slots_and_batch_composition_change_no_rollout(index, seed, slots):
+    reference, *others = (draw_rollouts(index=np.array(index, np.int32), num_slots=n, seed=seed) for n in slots)
+    for out in others:
         np.testing.assert_array_equal(out.completions, reference.completions)
         np.testing.assert_array_equal(out.completion_mask, reference.completion_mask)
         np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
-
-
-@pytest.mark.parametrize("index", [(2, 0, 1), (1, 1, 0)])
-def test_a_slot_for_every_row_changes_no_rollout(index):
-    """As many prompts, rows and slots: then prompts are laid out as the rows are, and never looked up again."""
-    reference, out = (draw_rollouts(index=np.array(index, np.int32), num_slots=n, seed=2) for n in (2, 3))
-    np.testing.assert_array_equal(out.completions, reference.completions)
-    np.testing.assert_array_equal(out.completion_mask, reference.completion_mask)
-    np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_slots, num_prompts", [(0, 1), (0, 40), (33, 2)])
@@ -121,8 +114,7 @@ def test_a_sampler_has_the_layout_of_its_devices(monkeypatch):
 def test_devices_and_padding_rows_change_no_rollout():
     reference = draw_rollouts(index=PROMPT_INDEX[:7], seed=5)
     draw = sampler.make_sampler(TINY, Decoding((1, 4, 9), 12))
-    out = draw(parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS)), PROMPT_INDEX[:7],
-               Request(5, 3))
+    out = draw(parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS)), PROMPT_INDEX[:7], Request(5, 3))
     assert parallel.device_count() == 2
     np.testing.assert_array_equal(out.completions, reference.completions)
     np.testing.assert_array_equal(out.prompt_index, PROMPT_INDEX[:7])

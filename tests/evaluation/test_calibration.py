@@ -24,7 +24,7 @@ from rlvr_jax.training import pretrain, train
 from rlvr_jax.training.pretrain import PretrainConfig
 from rlvr_jax.training.train import TrainConfig
 
-from fixtures import RIGHT_STEPS, SLOPPY_STEPS, read_jsonl, values_of
+from fixtures import RIGHT_STEPS, SLOPPY_STEPS, read_jsonl, values_of, write_jsonl
 
 # ----- where it stands
 
@@ -198,20 +198,18 @@ ASKED = ["think + 5 answer 4 sure 0.7", "answer 5 sure 0.2", "hmm", "answer 6"]
 def answered(tmp_path, monkeypatch):
     """`answered(name)`: an evaluation whose model says ASKED to four problems whose answer is 4."""
     loaded = types.SimpleNamespace(params={}, config=None, tokenizer=families.make_tokenizer(["wager"]))
-    path = tmp_path / "four.jsonl"
-    path.write_text("".join(json.dumps({"question": f"{i}", "answer": 4}) + "\n" for i in range(4)))
+    path = write_jsonl(tmp_path / "four.jsonl", *({"question": f"{i}", "answer": 4} for i in range(4)))
     drawn = Rollouts(np.arange(4), None, np.ones((4, 3), bool), None, np.ones(4, bool))
-    for module, name, value in ((benchmarks.loading, "load_model", lambda *_: loaded),
-                                (benchmarks.loading, "pinned", lambda name: name),
-                                (benchmarks, "encode_prompts", lambda *_: None),
-                                (evaluation, "narrowed", lambda prompts, owners: None),
-                                (evaluation.sampler, "make_sampler", lambda *_: lambda *_: drawn)):
-        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(benchmarks.loading, "load_model", lambda *_: loaded)
+    monkeypatch.setattr(benchmarks.loading, "pinned", lambda name: name)
+    monkeypatch.setattr(benchmarks, "encode_prompts", lambda *_: None)
+    monkeypatch.setattr(evaluation, "narrowed", lambda prompts, owners: None)
+    monkeypatch.setattr(evaluation.sampler, "make_sampler", lambda *_: lambda *_: drawn)
 
     def run(name, texts):
         monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda *_: list(texts))
         out = tmp_path / name
-        return benchmarks.evaluate(build(EvaluateConfig, model="M", problems=str(path), answer_format="answer",
+        return benchmarks.evaluate(build(EvaluateConfig, model="M", problems=path, answer_format="answer",
                                          out=str(out))), out
     return run
 

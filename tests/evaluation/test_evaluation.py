@@ -31,7 +31,8 @@ from rlvr_jax.tasks import prompts
 from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.training.train import TrainConfig
 
-from fixtures import count_lines, finish, heldout_of, load_problems, make_scorer, read_jsonl, run, start, wait_for
+from fixtures import (count_lines, finish, heldout_of, load_problems, make_scorer, read_jsonl, run, wait_for,
+                      write_jsonl)
 
 FLAGS = ("--num_ops=2", "--max_new_tokens=10", "--num_samples=4", "--temperature=1", "--max_problems=150",
          "--rows_per_call=8")
@@ -130,8 +131,7 @@ def graded(correct, extracted):
 
 def test_a_summary_averages_over_problems():
     right = [[i < c for i in range(8)] for c in (0, 2, 8)]
-    extracted = [["4", "4", "4", "4", "4", None, None, None], ["1,000", "1000", "5", "6", "7", "8", "", " "],
-                 ["9"] * 8]
+    extracted = [["4", "4", "4", "4", "4", None, None, None], ["1,000", "1000", "5", "6", "7", "8", "", " "], ["9"] * 8]
     found = estimators.summarise(graded(right, extracted), 8)
     assert (found["n"], found["num_samples"], found["timed_out"]) == (3, 8, 0)
     assert found["accuracy"] == pytest.approx(10 / 24) == pytest.approx(found["pass@k"]["1"])
@@ -352,8 +352,7 @@ def test_the_table():
     assert lines[4:] == [
         "| one | 4 | pass@1, greedy | 0.500 [0.150, 0.850] | - | - | 100.0% | 0 | G |",
         "| two | 2 | avg@2, T=0.6 | 0.500 [0.500, 0.500] | pass@2 1.000 [1.000, 1.000] | maj@2 0.500 [0.500, 0.500] "
-        "| 50.0% | 0 | H |",
-        "| mean |  |  | 0.500 |  |  |  |  |  |", "",
+        "| 50.0% | 0 | H |", "| mean |  |  | 0.500 |  |  |  |  |  |", "",
         "- one, careful: 50.0% of completions, 0.750 correct", "- one, ramble: 0.0% of completions",
         "- two: pass@1 0.500, pass@2 1.000", "- two: maj@1 0.500, maj@2 0.500"]
 
@@ -402,19 +401,9 @@ def straight(tmp_path_factory, base, compiled):
 
 
 @pytest.fixture
-def begin(tmp_path, base, compiled):
-    """`begin(*flags)` starts the same evaluation in tmp_path/out; whatever happens it is gone after the test."""
-    started = []
-
-    def again(*flags, **options):
-        started.append(start("evaluate", f"--model={base}", *FLAGS, f"--out={tmp_path / 'out'}", *flags,
-                             compiled=compiled, **options))
-        return started[-1]
-
-    yield again
-    for process in started:
-        process.kill()
-        process.communicate()
+def begin(tmp_path, base, launch):
+    """`begin(*flags)` starts the same evaluation in tmp_path/out."""
+    return functools.partial(launch, "evaluate", f"--model={base}", *FLAGS, f"--out={tmp_path / 'out'}")
 
 
 def written(out):
@@ -480,8 +469,7 @@ def test_what_was_graded_again_is_summarised_without_sampling(tmp_path, base, fi
     same = config(files[:1], base, tmp_path)
     assert benchmarks.evaluate(same)["graded_by"] == grade.describe("lenient", "math")
     path = tmp_path / "completions.jsonl"
-    rows = [row | {"completion": rf"\\boxed{{{row['answer']}}}"} for row in read_jsonl(path)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path, *(row | {"completion": rf"\\boxed{{{row['answer']}}}"} for row in read_jsonl(path)))
     regrade.regrade(GradeConfig(completions=str(path), out=str(path), answer_format="boxed"))
     monkeypatch.setattr(Tokenizer, "decode_rollouts", None)
     again = benchmarks.evaluate(same)

@@ -26,27 +26,16 @@ CONFIGS = {
     "qwen2_tied": ModelConfig(**SMALL, qkv_bias=True, rope_theta=1_000_000.0),
     "qwen2_untied": ModelConfig(**SMALL | {"num_layers": 3}, qkv_bias=True, tie_embeddings=False),
     "qwen3_tied": ModelConfig(**SMALL | {"head_dim": 16}, qk_norm=True, rope_theta=1_000_000.0),
-    "qwen3_untied": ModelConfig(**SMALL | {"num_kv_heads": 4}, qk_norm=True, tie_embeddings=False),
-}
+    "qwen3_untied": ModelConfig(**SMALL | {"num_kv_heads": 4}, qk_norm=True, tie_embeddings=False)}
 QUESTIONS = (
-    "What is the capital of France?",
-    "Compute 123 + 456 and explain each step.",
-    "A farmer has 17 sheep and buys 8 more.  How many sheep are there now?",
-    "Write one sentence about the sea.",
-    "List the first five prime numbers.",
-)
+    "What is the capital of France?", "Compute 123 + 456 and explain each step.",
+    "A farmer has 17 sheep and buys 8 more.  How many sheep are there now?", "Write one sentence about the sea.",
+    "List the first five prime numbers.")
 LINES = (
-    "The answer is 1234567, not 12 345.67.",
-    "  indented   by spaces\tand tabs\n\n\nthen  2  newlines 42",
-    "def f(x):\n    return x**2 + 3*x - 10\n",
-    r"Let $\frac{a_{12}}{b} = \sqrt{2}$; then \boxed{\frac{1}{2}}.",
-    "naïve café, Zürich – 東京 2024年, Привет, 🎉👍🏽 ½ ② ٣",
-    "it's, they'll, I'D, we've; don't 'quote' ''this''",
-    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|>x <|not_special|>",
-    "",
-    " ",
-    "x\r\ny\u00a0z\u200b\x00end",
-)
+    "The answer is 1234567, not 12 345.67.", "  indented   by spaces\tand tabs\n\n\nthen  2  newlines 42",
+    "def f(x):\n    return x**2 + 3*x - 10\n", r"Let $\frac{a_{12}}{b} = \sqrt{2}$; then \boxed{\frac{1}{2}}.",
+    "naïve café, Zürich – 東京 2024年, Привет, 🎉👍🏽 ½ ② ٣", "it's, they'll, I'D, we've; don't 'quote' ''this''",
+    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|>x <|not_special|>", "", " ", "x\r\ny\u00a0z\u200b\x00end")
 
 QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
                r"\s+(?!\S)|\s+")

@@ -44,13 +44,12 @@ SAME = {
     "dfrac": lambda text: text.replace(r"\frac", r"\dfrac"),
     "slash": where(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1\2/\3"),
     "no braces": first(r"\\frac\{(\d)\}\{(\d)\}", r"\\frac\1\2"), "no braces of a root": first(r"t\{(\d)\}", r"t\1"),
-    "name": where(r"[^=<>,]*[\d})]", r"x = \g<0>"), "decimal": where(INTEGER, r"\g<0>.0"),
-    "commas": thousands(","), "thin spaces": thousands(r"\,"), "unit": where(NUMBER, r"\g<0>\\text{ cm}"),
+    "name": where(r"[^=<>,]*[\d})]", r"x = \g<0>"), "decimal": where(INTEGER, r"\g<0>.0"), "commas": thousands(","),
+    "thin spaces": thousands(r"\,"), "unit": where(NUMBER, r"\g<0>\\text{ cm}"),
     "unit in words": where(NUMBER, r"\g<0> square units"), "power of ten": where(INTEGER, r"\g<0>0 \\times 10^{-1}"),
     "text": where(NUMBER + "|[a-z]{3,}", r"\\text{\g<0>}"), "mixed number": mixed,
     "Unicode": lambda text: text.replace(r"\pi", "π").replace(r"\sqrt", "√").replace("-", "−"),
-    "other order": where(r"(-?\d+), ?(-?\d{1,2}|\d{4,})", r"\2, \1"),
-}
+    "other order": where(r"(-?\d+), ?(-?\d{1,2}|\d{4,})", r"\2, \1")}
 OTHER = {
     "digits swapped": first(r"(\d)(?!\1)(\d)", r"\2\1"), "times ten": where(r"-?[1-9]\d*", r"\g<0>0"),
     "one more": first(r"(?<![\d_^{])\d(?![\d_])", lambda match: str((int(match[0]) + 1) % 10)),
@@ -62,8 +61,7 @@ OTHER = {
     "two answers": where(NUMBER, r"\g<0>\\text{ or }77"),
     "other unit": first(r"\\text\{ *(?:inches|cents|miles|days|degrees|minutes|hours)\}", r"\\text{ kg}"),
     "capital": lambda text: None if "=" in text or r"\in" in text else re.sub(
-        r"(?<![\\a-zA-Z])[a-z](?![a-zA-Z])", lambda match: match[0].upper(), text, count=1),
-}
+        r"(?<![\\a-zA-Z])[a-z](?![a-zA-Z])", lambda match: match[0].upper(), text, count=1)}
 
 
 def distorted(answers: list[str]) -> Iterator[tuple[str, str, bool, str]]:

@@ -22,8 +22,7 @@ SHORT = TRAIN + "--num_steps=12 --eval_every=4 --eval_size=128 --save_every=6 "
 RUNS = {
     "base": BASE,
     "pretrain": "pretrain --flagfile=configs/tiny_base.flags --seed=1 --num_steps=200 --run_dir={D}/pretrain",
-    "one_shot": TRAIN + "--num_steps=60",
-    "one_device": SHORT + "--host_devices=1",
+    "one_shot": TRAIN + "--num_steps=60", "one_device": SHORT + "--host_devices=1",
     "minibatches": SHORT + "--num_minibatches=2 --num_passes=2 --objective=dapo --kl_coef=0.01",
     "resampling": SHORT + "--example=all --max_resamples=2 --drop_dead_groups --mask_truncated",
     "history": SHORT + "--example=all --record_history --log_rollouts=12",
@@ -33,8 +32,7 @@ RUNS = {
     "vector": SHORT + "--trainable=vector --learning_rate=1e-2 --keep_every=4",
     "votes": SHORT + "--reward=incorrect:1,format:0.1 --example=3 --grad_accumulation=4",
     "finetune": "finetune --model={D}/base --examples={D}/examples.jsonl --heldout=arithmetic --eval_size=128 "
-                "--num_steps=20 --eval_every=10 --batch_size=16 --learning_rate=1e-4 --run_dir={D}/finetune",
-}
+                "--num_steps=20 --eval_every=10 --batch_size=16 --learning_rate=1e-4 --run_dir={D}/finetune"}
 
 
 def digest(run: pathlib.Path) -> dict:

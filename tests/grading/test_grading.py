@@ -22,36 +22,21 @@ from golden.distortions import OTHER, SAME, distorted
 from golden.graders import GOLDEN, MEASURED, PAGE, render
 
 HOSTILE = {
-    "a power of a power": "answer 10**10**10",
-    "a power in a box": r"\boxed{10**10**10}",
-    "a tower in a box": r"\boxed{9^{9^{9^{9}}}}",
-    "a tower announced": r"The answer is $9^{9^{9^{9}}}x$.",
+    "a power of a power": "answer 10**10**10", "a power in a box": r"\boxed{10**10**10}",
+    "a tower in a box": r"\boxed{9^{9^{9^{9}}}}", "a tower announced": r"The answer is $9^{9^{9^{9}}}x$.",
     "a tower in a tag": r"<answer>9^{9^{9^{9}}}y</answer>",
     "braces 1e5 deep": "\\boxed" + "{" * 100_000 + "7" + "}" * 100_000,
     "roots 100 deep": r"\boxed{" + r"\sqrt{" * 100 + "x" + "}" * 100 + "}",
-    "braces that never close": "\\boxed{" * 100_000 + "7",
-    "nested boxes": "\\boxed{" * 50_000 + "7" + "}" * 50_000,
-    "NUL": "answer 7\0",
-    "NUL in a box": "\\boxed{x\0}",
-    "only NUL": "\0" * 1000,
-    "1 MB of digits": "answer " + "7" * 1_000_000,
-    "1 MB of digits in a box": r"\boxed{" + "7" * 1_000_000 + "}",
-    "1 MB of thousands": "7" + ",777" * 250_000,
-    "1 MB of commas": "7" + "," * 1_000_000,
-    "1 MB of minus signs": "-" * 1_000_000,
-    "1 MB of dots": "7" + "." * 1_000_000,
-    "1 MB of spaces": "answer" + " " * 1_000_000,
-    "1 MB of text": "seven " * 170_000,
-    "1 MB of announcements": "the answer is " * 70_000,
-    "1 MB of tags": "<answer>" * 125_000,
-    "a huge denominator": r"\boxed{7/" + "9" * 5000 + "}",
-    "an exponent": r"\boxed{7e999999999}",
-    "zero denominator": r"\boxed{7/0}",
-    "empty": "",
-    "empty box": r"\boxed{}",
-    "lone surrogate": "answer \ud800",
-    "lone surrogate in a box": "\\boxed{x+\ud800}",
-}
+    "braces that never close": "\\boxed{" * 100_000 + "7", "nested boxes": "\\boxed{" * 50_000 + "7" + "}" * 50_000,
+    "NUL": "answer 7\0", "NUL in a box": "\\boxed{x\0}", "only NUL": "\0" * 1000,
+    "1 MB of digits": "answer " + "7" * 1_000_000, "1 MB of digits in a box": r"\boxed{" + "7" * 1_000_000 + "}",
+    "1 MB of thousands": "7" + ",777" * 250_000, "1 MB of commas": "7" + "," * 1_000_000,
+    "1 MB of minus signs": "-" * 1_000_000, "1 MB of dots": "7" + "." * 1_000_000,
+    "1 MB of spaces": "answer" + " " * 1_000_000, "1 MB of text": "seven " * 170_000,
+    "1 MB of announcements": "the answer is " * 70_000, "1 MB of tags": "<answer>" * 125_000,
+    "a huge denominator": r"\boxed{7/" + "9" * 5000 + "}", "an exponent": r"\boxed{7e999999999}",
+    "zero denominator": r"\boxed{7/0}", "empty": "", "empty box": r"\boxed{}", "lone surrogate": "answer \ud800",
+    "lone surrogate in a box": "\\boxed{x+\ud800}"}
 
 
 @pytest.mark.parametrize("answer_format, grader", [*((name, "math") for name in extract.EXTRACTORS),
@@ -75,11 +60,10 @@ LONG = {
     "sets": r"\{x,1" * 100 + r"\}" * 100, "matrices": r"\begin{pmatrix}1&" * 40 + r"\end{pmatrix}" * 20,
     "roots": r"\sqrt{" * 140 + "x" + "}" * 140, "fractions": r"\frac1" * 160, "a list": "x,y,z," * 160,
     "signs": "+-" * 500, "words and a sign": "5" + "a" * 990 + "!", "units": "5" + " cm" * 300 + "!",
-    "texts": r"5\text{a}" * 100 + "!", "names": "x=" * 500, "plus-minus": r"\pm" * 300,
-    "unions": r"(1,2)\cup" * 110, "spaces": "5 " * 500, "digits": "7" * 1000, "points": "1." * 500,
-    "thousands": "1" + ",777" * 249, "quotes": "'" * 1000, "macros": "\\" * 1000, "dollars": "$" * 1000,
-    "ands": " and " * 200, "repeating": r".1\overline{2}" * 70, "approx": r"x\approx" * 110, "powers": "x^{" * 330,
-}
+    "texts": r"5\text{a}" * 100 + "!", "names": "x=" * 500, "plus-minus": r"\pm" * 300, "unions": r"(1,2)\cup" * 110,
+    "spaces": "5 " * 500, "digits": "7" * 1000, "points": "1." * 500, "thousands": "1" + ",777" * 249,
+    "quotes": "'" * 1000, "macros": "\\" * 1000, "dollars": "$" * 1000, "ands": " and " * 200,
+    "repeating": r".1\overline{2}" * 70, "approx": r"x\approx" * 110, "powers": "x^{" * 330}
 
 
 @pytest.mark.parametrize("grader", graders.GRADERS)
@@ -104,53 +88,37 @@ def test_no_text_is_slow_to_read(grader):
 # ----- where the answer is
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("think + 5 12 answer 12", "12"), ("answer 3 answer 12", "12"), ("answer 12 so", None), ("answer", None),
-    ("", None), ("12", None), ("the answer is 12", None), ("  answer\n\t12  ", "12"), ("x" * 500 + " answer 12", "12"),
-])
-def test_after_answer(text, expected):
-    assert extract.EXTRACTORS["answer"](text) == expected
+EXTRACTED = {
+    "answer": [
+        ("think + 5 12 answer 12", "12"), ("answer 3 answer 12", "12"), ("answer 12 so", None), ("answer", None),
+        ("", None), ("12", None), ("the answer is 12", None), ("  answer\n\t12  ", "12"),
+        ("x" * 500 + " answer 12", "12")],
+    "boxed": [
+        (r"so \boxed{12}.", "12"), (r"\boxed{1} and \boxed{2}", "2"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{}", ""), (r"\boxed{1", None), (r"\boxed{1} then \boxed{2", None), (r"\boxed 5", None),
+        (r"\fbox{5}", None), ("5", None), (r"\boxed{\text{a}}}", r"\text{a}"), (r"\boxed{\{1,2\}}", r"\{1,2\}")],
+    "last_number": [
+        ("3 apples and 4 pears", "4"), ("it costs $1,234.50.", "1234.50"), ("1,234,567", "1234567"),
+        ("-5 degrees", "-5"), ("the pairs 1,2,3", "3"), ("1,2345", "2345"), ("0.5", "0.5"), (".5", ".5"), ("3.", "3"),
+        ("10, 20", "20"), ("none", None), ("version 2.0.1", ".1")],
+    "tag": [
+        ("<think>3</think><answer> 12 </answer>", "12"), ("<answer>1</answer> no, <answer>2</answer>", "2"),
+        ("<answer>1</answer> no, <answer>2", None), ("<answer>1", None), ("1</answer>", None), ("12", None), ("", None),
+        (r"<answer>\boxed{5}</answer>", r"\boxed{5}"), ("<answer></answer>", "")],
+    "lenient": [
+        (r"The answer is 3. So \boxed{12}. I used 7 steps.", "12"), ("The answer is 12.", "12"),
+        ("the answer is: 12", "12"), ("Final answer is 3.5. 7", "3.5"),
+        (r"The answer is 3. No, the final answer is $\frac{1}{2}$. Done 7.", r"$\frac{1}{2}$"),
+        ("The Answer Is\n\n12 miles\nand 7 more", "12 miles"), ("The answer is x = 5", "x = 5"),
+        ("I get 3, then 12.", "12"), (r"The answer is 3. \boxed{4", "3"), (r"it is 3 \boxed{", "3"),
+        ("the answer is", None), ("the answer is\n", None), ("7 is what the answer is", "7"), ("none", None),
+        ("", None), (r"\boxed{}", "")]}
 
 
-@pytest.mark.parametrize("text, expected", [
-    (r"so \boxed{12}.", "12"), (r"\boxed{1} and \boxed{2}", "2"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-    (r"\boxed{}", ""), (r"\boxed{1", None), (r"\boxed{1} then \boxed{2", None), (r"\boxed 5", None),
-    (r"\fbox{5}", None), ("5", None), (r"\boxed{\text{a}}}", r"\text{a}"), (r"\boxed{\{1,2\}}", r"\{1,2\}"),
-])
-def test_last_boxed(text, expected):
-    assert extract.EXTRACTORS["boxed"](text) == expected
-
-
-@pytest.mark.parametrize("text, expected", [
-    ("3 apples and 4 pears", "4"), ("it costs $1,234.50.", "1234.50"), ("1,234,567", "1234567"), ("-5 degrees", "-5"),
-    ("the pairs 1,2,3", "3"), ("1,2345", "2345"), ("0.5", "0.5"), (".5", ".5"), ("3.", "3"), ("10, 20", "20"),
-    ("none", None),
-    ("version 2.0.1", ".1"),
-])
-def test_last_number(text, expected):
-    assert extract.EXTRACTORS["last_number"](text) == expected
-
-
-@pytest.mark.parametrize("text, expected", [
-    ("<think>3</think><answer> 12 </answer>", "12"), ("<answer>1</answer> no, <answer>2</answer>", "2"),
-    ("<answer>1</answer> no, <answer>2", None), ("<answer>1", None), ("1</answer>", None), ("12", None), ("", None),
-    (r"<answer>\boxed{5}</answer>", r"\boxed{5}"), ("<answer></answer>", ""),
-])
-def test_last_tag(text, expected):
-    assert extract.EXTRACTORS["tag"](text) == expected
-
-
-@pytest.mark.parametrize("text, expected", [
-    (r"The answer is 3. So \boxed{12}. I used 7 steps.", "12"), ("The answer is 12.", "12"),
-    ("the answer is: 12", "12"), ("Final answer is 3.5. 7", "3.5"),
-    (r"The answer is 3. No, the final answer is $\frac{1}{2}$. Done 7.", r"$\frac{1}{2}$"),
-    ("The Answer Is\n\n12 miles\nand 7 more", "12 miles"), ("The answer is x = 5", "x = 5"),
-    ("I get 3, then 12.", "12"),
-    (r"The answer is 3. \boxed{4", "3"), (r"it is 3 \boxed{", "3"), ("the answer is", None), ("the answer is\n", None),
-    ("7 is what the answer is", "7"), ("none", None), ("", None), (r"\boxed{}", ""),
-])
-def test_lenient(text, expected):
-    assert extract.EXTRACTORS["lenient"](text) == expected
+@pytest.mark.parametrize("answer_format, text, expected", [
+    (name, *case) for name, cases in EXTRACTED.items() for case in cases])
+def test_where_each_format_finds_the_answer(answer_format, text, expected):
+    assert extract.EXTRACTORS[answer_format](text) == expected
 
 
 def test_the_original_looks_into_the_last_box_alone():
@@ -208,8 +176,7 @@ def test_the_page_of_differences_is_the_table():
     ("1/0", "2/0", False), ("1e3", "1000", True), ("inf", "1", False), ("nan", "nan", True),
     ("x" * 10_001, "x" * 10_001, False),
     ("0" * 998 + "12", "12", True), ("0" * 999 + "12", "12", False),  # a limit of 1000 characters on either side
-    ("7" * 500, "7" * 500, True), ("7" * 500, "7" * 499 + "8", False), (r"\text{}", "", False),
-])
+    ("7" * 500, "7" * 500, True), ("7" * 500, "7" * 499 + "8", False), (r"\text{}", "", False)])
 def test_equal(a, b, same):
     assert equal(a, b) is same and equal(b, a) is same
 
@@ -422,8 +389,7 @@ def test_rows_are_graded_and_kept(tmp_path):
     (b'{"completion": "a"}', "line 1: needs a completion .* and an answer .*; it has completion"),
     *((b'{"completion": "a", "answer": %b}' % answer, "line 1: needs") for answer in (b"null", b"true", b'["1"]')),
     (b'{"completion": 7, "answer": 7}', "line 1: needs"),
-    (b'\n\n{"text": "a", "answer": 7}', "line 3: needs .* it has text, answer"),
-])
+    (b'\n\n{"text": "a", "answer": 7}', "line 3: needs .* it has text, answer")])
 def test_what_is_no_file_of_completions_is_refused_with_its_line(tmp_path, content, says):
     path = write(tmp_path / "c.jsonl", content)
     with pytest.raises(UserError, match=rf"c\.jsonl.*{says}"):
@@ -432,12 +398,11 @@ def test_what_is_no_file_of_completions_is_refused_with_its_line(tmp_path, conte
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(UserError, match="--completions=.*nowhere.jsonl: no such file"):
-        regrade.regrade(GradeConfig(completions=str(tmp_path / "nowhere.jsonl"), out="g.jsonl"))
-    with pytest.raises(UserError, match="--completions=: no such file"):
-        regrade.regrade(GradeConfig(out="g.jsonl"))
-    with pytest.raises(UserError, match="--out is required"):
-        regrade.regrade(GradeConfig(completions="c.jsonl"))
+    nowhere = {"completions": str(tmp_path / "nowhere.jsonl"), "out": "g.jsonl"}
+    for given, says in ((nowhere, "--completions=.*nowhere.jsonl: no such file"),
+                        ({"out": "g"}, "--completions=: no such file"), ({"completions": "c"}, "--out is required")):
+        with pytest.raises(UserError, match=says):
+            regrade.regrade(GradeConfig(**given))
 
 
 def test_the_command(tmp_path, compiled):

@@ -146,8 +146,7 @@ def test_threads_may_ask_at_the_same_time(shared):
 @pytest.mark.parametrize("code", [
     "print('nonsense', flush=True); time.sleep(60)", "print('true true', flush=True); time.sleep(60)", "sys.exit()",
     "print('tru', end='', flush=True)", "print('true\\nfalse', flush=True); time.sleep(60)", "import os; os.abort()",
-    "print('x' * 200000, flush=True); time.sleep(60)",
-])
+    "print('x' * 200000, flush=True); time.sleep(60)"])
 def test_a_child_that_talks_nonsense_or_dies_is_a_no(monkeypatch, fresh, code):
     monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", READY + code])
     start = time.monotonic()

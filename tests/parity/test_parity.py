@@ -41,8 +41,7 @@ THEIRS = {
     "qwen3": transformers.Qwen3Config(**COMMON, num_key_value_heads=2, head_dim=16),
     "qwen3_tied": transformers.Qwen3Config(**COMMON, num_key_value_heads=1, head_dim=8, tie_word_embeddings=True),
     "qwen3_stretched": transformers.Qwen3Config(**COMMON, num_key_value_heads=2, head_dim=16,
-                                                rope_parameters=dict(STRETCH)),
-}
+                                                rope_parameters=dict(STRETCH))}
 SMOLLM_SPLIT = pre_tokenizers.Sequence(
     [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
 # Uses what jinja2 does not have by itself: loop controls, strftime_now, tojson that leaves HTML alone, variables set
@@ -219,8 +218,7 @@ def their_tokenizer(smollm2_path):
 
 def test_smollm2(smollm2, their_smollm2):
     config, params, tokenizer = smollm2
-    prompts = [tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": q}]))
-               for q in QUESTIONS]
+    prompts = [tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": q}])) for q in QUESTIONS]
     gaps = [np.abs(logits(params, config, [row]) - their_logits(their_smollm2, [row])).max() for row in prompts]
     print(f"largest logit difference {max(gaps):.1e}")
     assert max(gaps) < 2e-2

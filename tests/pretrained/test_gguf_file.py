@@ -48,12 +48,6 @@ def test_the_rotary_factors_of_llama_3_become_its_scaling(tmp_path):
     assert gguf_file.load(tmp_path / "m.gguf")[0].rope_scaling == config.rope_scaling
 
 
-def test_rotating_a_part_of_each_head_is_refused(tmp_path):
-    write_gguf(tmp_path / "m.gguf", CONFIG, random_params(CONFIG, 0), "llama", rope__dimension_count=4)
-    with pytest.raises(UserError, match="4 of 8 dimensions"):
-        gguf_file.load(tmp_path / "m.gguf")
-
-
 @pytest.mark.parametrize("kind, tolerance", [("Q8_0", 0.01), ("Q4_1", 0.1), ("F16", 1e-3), ("BF16", 5e-3)])
 def test_quantised_ggufs_are_dequantised(kind, tolerance, tmp_path):
     config = dataclasses.replace(CONFIG, d_ff=64)
@@ -65,8 +59,8 @@ def test_quantised_ggufs_are_dequantised(kind, tolerance, tmp_path):
 
 
 @pytest.mark.parametrize("family, options, message", [
-    ("gemma", {}, "architecture 'gemma'"),
-    ("llama", {"rope__scaling__type": "yarn"}, "rope scaling 'yarn'"),
+    ("gemma", {}, "architecture 'gemma'"), ("llama", {"rope__scaling__type": "yarn"}, "rope scaling 'yarn'"),
+    ("llama", {"rope__dimension_count": 4}, "4 of 8 dimensions"),
     ("llama", {"tensor_edits": {"blk.1.ffn_up.weight": None}}, "blk.1.ffn_up.weight is missing"),
     ("llama", {"tensor_edits": {"token_embd.weight": None, "output.weight": None}}, "token_embd.weight is missing"),
     ("llama", {"tensor_edits": {"rope_freqs.weight": np.arange(1, 5, dtype=np.float32)}}, "not Llama 3's"),
@@ -74,8 +68,7 @@ def test_quantised_ggufs_are_dequantised(kind, tolerance, tmp_path):
     ("llama", {"tensor_edits": {"output_norm.weight": np.full(32, np.nan, np.float32)}},
      "tensor output_norm.weight holds numbers that are not finite"),
     ("llama", {"block_count": 10**9}, "numbers, and the files of its weights hold .* of different models"),
-    ("llama", {"tensor_edits": {"output_norm.weight": np.ones(9, np.float32)}}, r"output_norm.weight has shape \[9\]"),
-])
+    ("llama", {"tensor_edits": {"output_norm.weight": np.ones(9, np.float32)}}, r"output_norm.weight has shape \[9\]")])
 def test_ggufs_refused_by_name(family, options, message, tmp_path):
     write_gguf(tmp_path / "m.gguf", CONFIG, random_params(CONFIG, 0), family, **options)
     with pytest.raises(UserError, match=message) as error:
@@ -92,23 +85,17 @@ def test_a_half_written_gguf_is_refused_by_name(keep, tmp_path):
         gguf_file.load(path)
 
 
-def test_a_count_beyond_the_end_is_refused_at_once(tmp_path):
+def test_a_count_beyond_the_end_and_arrays_nested_deep_are_refused_at_once(tmp_path):
     """The library reads on behind the end, once for each number that the count says is there."""
     pytest.importorskip("gguf", reason="pip install gguf")
-    path, number, array = tmp_path / "m.gguf", 5, 9
-    path.write_bytes(struct.pack("<4sIQQQ4sIIQ", b"GGUF", 3, 0, 1, 4, b"name", array, number, 200_000) + bytes(64))
-    with pytest.raises(UserError, match="m.gguf is not a complete GGUF file .it ends before what it announces"):
-        gguf_file.load(path)
-
-
-def test_arrays_nested_deep_are_refused(tmp_path):
-    """A header with one key, whose value is an array of an array of an array ..."""
-    pytest.importorskip("gguf", reason="pip install gguf")
-    path, text, array = tmp_path / "m.gguf", 8, 9
-    nested = b"".join(struct.pack("<IQ", array, 1) for _ in range(5000)) + struct.pack("<IQ", text, 0)
-    path.write_bytes(struct.pack("<4sIQQQ4sI", b"GGUF", 3, 0, 1, 4, b"name", array) + nested)
-    with pytest.raises(UserError, match="m.gguf is not a complete GGUF file"):
-        gguf_file.load(path)
+    path, number, text, array = tmp_path / "m.gguf", 5, 8, 9
+    header = struct.pack("<4sIQQQ4sI", b"GGUF", 3, 0, 1, 4, b"name", array)  # with one key
+    beyond = struct.pack("<IQ", number, 200_000) + bytes(64)
+    nested = struct.pack("<IQ", array, 1) * 5000 + struct.pack("<IQ", text, 0)  # an array of an array of an array ...
+    for content, says in ((beyond, " .it ends before what it announces"), (nested, "")):
+        path.write_bytes(header + content)
+        with pytest.raises(UserError, match=f"m.gguf is not a complete GGUF file{says}"):
+            gguf_file.load(path)
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch):
@@ -137,8 +124,7 @@ def gguf_reader(**metadata):
     ("gpt2", ["x", "Ġ", "1234", "5", "Ġ", "Ġ", "1234", "Ċ", "Ċ"]),
     ("smollm", ["x", "Ġ", "1", "2", "3", "4", "5", "Ġ", "Ġ", "1", "2", "3", "4", "Ċ", "Ċ"]),
     ("qwen2", ["x", "Ġ", "1", "2", "3", "4", "5", "Ġ", "Ġ", "1", "2", "3", "4", "Ċ", "Ċ"]),
-    ("llama-bpe", ["x", "Ġ", "123", "4", "5", "Ġ", "Ġ", "123", "4", "Ċ", "Ċ"]),
-])
+    ("llama-bpe", ["x", "Ġ", "123", "4", "5", "Ġ", "Ġ", "123", "4", "Ċ", "Ċ"])])
 def test_gguf_splits_digits_as_the_family_does(pre, tokens):
     tokenizer = gguf_file.read_tokenizer(gguf_reader(**{"ggml.pre": pre}))
     ids = tokenizer.encode("x 12345  1234\n\n")
@@ -162,13 +148,10 @@ def test_qwen2_composes_characters_and_takes_none_apart():
     assert tokenizer.decode(tokenizer.encode("e\u0301 \ufb01 \u00b2")) == "\u00e9 \ufb01 \u00b2"  # NFC, not NFKC
 
 
-def test_gguf_added_tokens():
+def test_gguf_added_tokens_end_tokens_and_roles():
     tokenizer = gguf_file.read_tokenizer(gguf_reader())
     assert tokenizer.encode("<s><tool>") == [1, 3]
     assert tokenizer.decode([1, 3]) == "<tool>"  # control tokens are skipped, a user's own are text
-
-
-def test_gguf_end_tokens_and_roles():
     fields = {"ggml.eot_token_id": 1, "ggml.bos_token_id": 1, "chat_template": "c"}
     tokenizer = gguf_file.read_tokenizer(gguf_reader(**fields))
     assert (tokenizer.eos_ids, tokenizer.pad_id, tokenizer.chat_template) == ((2, 1), 2, "c")
@@ -178,8 +161,7 @@ def test_gguf_end_tokens_and_roles():
 
 @pytest.mark.parametrize("metadata, message", [
     ({"ggml.pre": "deepseek-llm"}, "deepseek-llm"), ({"ggml.pre": None}, "pre None"),
-    ({"ggml.model": "llama"}, "model 'llama'"), ({"ggml.eos_token_id": None}, "eos_token_id"),
-])
+    ({"ggml.model": "llama"}, "model 'llama'"), ({"ggml.eos_token_id": None}, "eos_token_id")])
 def test_gguf_refusals(metadata, message):
     with pytest.raises(UserError, match=message):
         gguf_file.read_tokenizer(gguf_reader(**metadata))

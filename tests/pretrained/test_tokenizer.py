@@ -49,13 +49,10 @@ def test_decoding_inverts_encoding(text):
     assert TINY.decode(TINY.encode(text)) == text
 
 
-def test_special_tokens_are_recognised_in_text_but_never_added():
+def test_special_tokens_are_recognised_in_text_but_never_added_and_ids_of_spare_embeddings_skipped():
     assert TINY.encode("ab") == [TINY.backend.token_to_id("ab")]
     assert TINY.encode("<s>ab</s>") == [1, TINY.backend.token_to_id("ab"), 2]
     assert TINY.decode(TINY.encode("<s>ab</s><pad>")) == "ab"
-
-
-def test_decoding_skips_ids_of_spare_embeddings():
     assert TINY.decode([*TINY.encode("ab"), 99_999]) == "ab"
 
 
@@ -80,12 +77,9 @@ def test_folder_round_trip(tmp_path, template):
 
 
 @pytest.mark.parametrize("generation, config, own, expected", [
-    ({"eos_token_id": [2, 1]}, {"eos_token_id": 0}, "</s>", (2, 1)),
-    ({"eos_token_id": 1}, {}, "</s>", (2, 1)),
-    ({}, {"eos_token_id": [1]}, "</s>", (2, 1)),
-    ({"eos_token_id": 1}, {}, None, (1,)),
-    ({}, {}, {"content": "</s>", "lstrip": False}, (2,)),
-])
+    ({"eos_token_id": [2, 1]}, {"eos_token_id": 0}, "</s>", (2, 1)), ({"eos_token_id": 1}, {}, "</s>", (2, 1)),
+    ({}, {"eos_token_id": [1]}, "</s>", (2, 1)), ({"eos_token_id": 1}, {}, None, (1,)),
+    ({}, {}, {"content": "</s>", "lstrip": False}, (2,))])
 def test_a_completion_ends_at_any_declared_end_token(tmp_path, generation, config, own, expected):
     dir = folder(tmp_path, generation_config=generation, config=config, tokenizer_config={"eos_token": own})
     assert T.load_tokenizer(dir).eos_ids == expected
@@ -119,8 +113,7 @@ def test_chat_template_of_the_folder(tmp_path):
     ({"tokenizer": None}, "tokenizer.json is missing"),
     ({"tokenizer": {"half": "a file"}}, "tokenizer.json is not a readable tokenizer"),
     ({"tokenizer_config": {}, "generation_config": {}}, "names no end token"),
-    ({"tokenizer_config": {"eos_token": "<nowhere>"}}, "names no end token"),
-])
+    ({"tokenizer_config": {"eos_token": "<nowhere>"}}, "names no end token")])
 def test_folder_refusals(tmp_path, files, message):
     with pytest.raises(UserError, match=message) as error:
         T.load_tokenizer(folder(tmp_path, **files))
@@ -138,8 +131,7 @@ def test_a_half_written_json_file_is_named(tmp_path):
     ("  {% for m in messages %}\n  {{ m.role }}\n  {% endfor %}\nx", "  user\nx"),  # lstrip_blocks and trim_blocks
     ("{{ messages | tojson }}", '[{"role": "user", "content": "1 < 2 & \\"é\\"?"}]'),
     ("{{ messages[0] | tojson(indent=1) }}", '{\n "role": "user",\n "content": "1 < 2 & \\"é\\"?"\n}'),
-    ("{% for m in messages %}{% break %}{% endfor %}{{ add_generation_prompt }}{{ tools is none }}", "TrueTrue"),
-])
+    ("{% for m in messages %}{% break %}{% endfor %}{{ add_generation_prompt }}{{ tools is none }}", "TrueTrue")])
 def test_chat_templates_render_as_in_transformers(template, expected):
     assert tiny_tokenizer(template).render_chat(MESSAGES) == expected
 
@@ -172,12 +164,9 @@ def test_a_prompt_is_the_same_on_any_day(monkeypatch):
 
 
 @pytest.mark.parametrize("template, message", [
-    (None, "no chat template"),
-    ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
-    ("{{ messages.append(1) }}", "unsafe"),
-    ("{% for %}", "template"),
-    ("{% for i in range(10**12) %}{% endfor %}", "refuses these messages: Range too big"),
+    (None, "no chat template"), ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"), ("{{ messages.append(1) }}", "unsafe"),
+    ("{% for %}", "template"), ("{% for i in range(10**12) %}{% endfor %}", "refuses these messages: Range too big"),
     ("{{ 1 // 0 }}", "refuses these messages"), ("{{ messages.nothing[0] }}", "refuses these messages"),
     ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses these messages")])
 def test_chat_refusals(template, message):
@@ -204,8 +193,7 @@ SYSTEM = "<|im_start|>system\nPlease reason step by step, and put your final ans
      "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"),
     (["user:1+1?", "assistant: 2 ", "user:<b>"],
      SYSTEM + "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n 2 <|im_end|>\n"
-     "<|im_start|>user\n<b><|im_end|>\n<|im_start|>assistant\n"),
-])
+     "<|im_start|>user\n<b><|im_end|>\n<|im_start|>assistant\n")])
 def test_qwen2_math_chat(turns, expected, qwen2):
     messages = [dict(zip(("role", "content"), turn.split(":"))) for turn in turns]
     assert qwen2.render_chat(messages) == expected

@@ -196,20 +196,16 @@ def test_small_models_agree_with_transformers(name, tmp_path):
 # ----- config.json in its dialects
 
 
-def test_the_spelling_of_transformers_5_means_the_same(saved):
+def test_the_spelling_of_transformers_5_means_the_same_and_both_names_of_a_stretch_may_be_there(saved):
+    """As configurations that were written by several versions have them."""
+    stretch = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 64}
+    edit_config(saved, rope_scaling=stretch | {"type": "llama3"})
+    assert huggingface.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_scaling=STRETCH)
     edit_config(saved, rope_theta=None, rope_scaling=None, torch_dtype=None, dtype="float32",
                 rope_parameters={"rope_type": "default", "rope_theta": CONFIG.rope_theta})
     assert huggingface.load_folder(saved)[0] == CONFIG
-    edit_config(saved, rope_parameters={
-        "rope_type": "llama3", "rope_theta": CONFIG.rope_theta, "factor": 8.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 64})
-    assert huggingface.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_scaling=STRETCH)
-
-
-def test_both_names_of_the_kind_of_stretch_may_be_there(saved):
-    """As configurations that were written by several versions have them."""
-    edit_config(saved, rope_scaling={"rope_type": "llama3", "type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-                                     "high_freq_factor": 4.0, "original_max_position_embeddings": 64})
+    edit_config(saved, rope_parameters=stretch | {"rope_theta": CONFIG.rope_theta})
     assert huggingface.load_folder(saved)[0] == dataclasses.replace(CONFIG, rope_scaling=STRETCH)
 
 
@@ -229,8 +225,7 @@ PUBLISHED = {
     "Llama-3.2-3B-Instruct": (3212.7, dict(rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), norm_eps=1e-5)),
     "SmolLM2-135M": (134.5, dict(num_heads=9, num_kv_heads=3, head_dim=64, rope_theta=1e5, qkv_bias=False)),
     "SmolLM2-135M-Instruct": (134.5, dict(num_layers=30, d_model=576, tie_embeddings=True)),
-    "Qwen3-1.7B": (1720.6, dict(qk_norm=True, qkv_bias=False, head_dim=128, rope_scaling=None, norm_eps=1e-6)),
-}
+    "Qwen3-1.7B": (1720.6, dict(qk_norm=True, qkv_bias=False, head_dim=128, rope_scaling=None, norm_eps=1e-6))}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -245,8 +240,7 @@ def test_the_published_configurations_are_read(name):
 @pytest.mark.parametrize("fields", [
     {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 1},  # as Qwen2.5 writes it
     {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 3},
-    {"layer_types": ["full_attention"] * 3, "sliding_window": 16, "use_sliding_window": False},
-])
+    {"layer_types": ["full_attention"] * 3, "sliding_window": 16, "use_sliding_window": False}])
 def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     config = CONFIGS["qwen2_untied"]
     huggingface.save_folder(config, random_params(config, 0), tmp_path)
@@ -255,8 +249,7 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
 
 
 @pytest.mark.parametrize("fields, message", [
-    ({"model_type": "mistral"}, "model_type 'mistral'"),
-    ({"model_type": None}, "model_type None"),
+    ({"model_type": "mistral"}, "model_type 'mistral'"), ({"model_type": None}, "model_type None"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling type 'yarn'"),
     ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling type 'linear'"),
     ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_scaling type 'dynamic'"),
@@ -266,8 +259,7 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     ({"rope_theta": "1e4"}, "rope_theta is '1e4', not a number"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
-    ({"logit_scale": 0.1}, "unknown setting 'logit_scale'"),
-    ({"attention_dropout": 0.1}, "attention_dropout 0.1"),
+    ({"logit_scale": 0.1}, "unknown setting 'logit_scale'"), ({"attention_dropout": 0.1}, "attention_dropout 0.1"),
     ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config {'quant_method': 'fp8'}"),
     ({"architectures": ["LlamaForSequenceClassification"]}, r"architectures \['LlamaForSequenceClassification'\]"),
     ({"layer_types": ["full_attention", "linear_attention"]}, "layer type"),
@@ -276,10 +268,8 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     ({"intermediate_size": 0}, "intermediate_size is 0, not a number above 0"),
     ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, "sliding attention window"),
     ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding attention window"),
-    ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-    ({"attention_bias": True}, "attention_bias"),
-    ({"mlp_bias": True}, "mlp_bias"),
-    ({"num_hidden_layers": None}, "has no 'num_hidden_layers'"),
+    ({"hidden_act": "gelu"}, "hidden_act 'gelu'"), ({"attention_bias": True}, "attention_bias"),
+    ({"mlp_bias": True}, "mlp_bias"), ({"num_hidden_layers": None}, "has no 'num_hidden_layers'"),
     ({"num_hidden_layers": 3}, "model.layers.2.* is missing"),
     ({"num_hidden_layers": 1}, "unexpected tensor model.layers.1"),
     ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "_norm.weight is missing"),
@@ -288,8 +278,7 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     ({"vocab_size": 10**12}, "vocab_size is 1000000000000, not a number above 0 and up to 2,147,483,647"),
     ({"max_position_embeddings": 10**12}, "max_position_embeddings is 1000000000000, not a number above 0 and up to"),
     ({"vocab_size": 98}, r"model.embed_tokens.weight has shape \[97, 32\].* \[98, 32\]|lm_head.weight has shape"),
-    ({"num_key_value_heads": 2}, r"[kv]_proj.weight has shape \[32, 32\]"),
-])
+    ({"num_key_value_heads": 2}, r"[kv]_proj.weight has shape \[32, 32\]")])
 def test_configurations_refused_by_name(fields, message, saved):
     edit_config(saved, **fields)
     with pytest.raises(UserError, match=message) as error:
@@ -303,8 +292,7 @@ def test_configurations_refused_by_name(fields, message, saved):
     (lambda t: t | {"model.norm.weight": np.ones(31, np.float32)}, r"model.norm.weight has shape \[31\]"),
     (lambda t: t | {"lm_head.weight": np.zeros((97, 32), np.int8)}, "lm_head.weight is of type I8"),
     *((lambda t, x=x: t | {"model.norm.weight": np.full(32, [1] * 31 + [x], np.float32)},
-       "model.safetensors: tensor model.norm.weight holds numbers that are not finite") for x in (np.nan, -np.inf)),
-])
+       "model.safetensors: tensor model.norm.weight holds numbers that are not finite") for x in (np.nan, -np.inf))])
 def test_tensors_refused_by_name(edit, message, saved):
     edit_tensors(saved, edit)
     with pytest.raises(UserError, match=message):

@@ -163,8 +163,7 @@ def test_the_gradient_is_that_of_the_expected_probability():
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"objective": "grpo"}, "--objective=rloo"),
-    ({"objective": "dapo"}, "--objective=dapo would clip or scale")])
+    ({"objective": "grpo"}, "--objective=rloo"), ({"objective": "dapo"}, "--objective=dapo would clip or scale")])
 def test_an_objective_that_would_change_the_weights_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         train.check(replace(CONFIG, **changes))

@@ -1,5 +1,6 @@
 """A run that is stopped, killed or damaged continues as if nothing had happened, or says in one line what to do."""
 
+import functools
 import json
 import pathlib
 import random
@@ -15,7 +16,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.grading import grade
 from rlvr_jax.runs import checkpoint
 
-from fixtures import TRAIN_FLAGS, assert_same_run, count_lines, finish, read_jsonl, run, saved_arrays, start, wait_for
+from fixtures import TRAIN_FLAGS, assert_same_run, count_lines, finish, read_jsonl, run, saved_arrays, wait_for
 
 STEPS = 60
 FLAGS = (*TRAIN_FLAGS, f"--num_steps={STEPS}", "--eval_every=5", "--save_every=3", "--keep_every=30")
@@ -46,19 +47,9 @@ def train(tmp_path, base, compiled):
 
 
 @pytest.fixture
-def begin(tmp_path, base, compiled):
-    """The same, as a process that runs on; whatever happens it is gone after the test."""
-    started = []
-
-    def again(*flags):
-        started.append(start("train", *FLAGS, f"--model={base}", f"--run_dir={tmp_path / 'run'}", *flags,
-                             compiled=compiled))
-        return started[-1]
-
-    yield again
-    for process in started:
-        process.kill()
-        process.communicate()
+def begin(tmp_path, base, launch):
+    """The same, as a process that runs on."""
+    return functools.partial(launch, "train", *FLAGS, f"--model={base}", f"--run_dir={tmp_path / 'run'}")
 
 
 @pytest.fixture
@@ -178,12 +169,9 @@ def test_continues_on_another_number_of_devices(train, tmp_path, straight, befor
     assert ours["training/opt_state/1/0/count"] == theirs["training/opt_state/1/0/count"] == STEPS
 
 
-def test_a_finished_run_says_so(train, copied, straight):
+def test_a_finished_run_says_so_and_resume_never_moves_it_aside(train, copied, straight):
     assert "already" in train().out
     assert_same_run(copied, straight(), STEPS)
-
-
-def test_resume_never_moves_the_old_run_aside(train, copied, straight):
     train("--resume=never", "--num_steps=1")
     assert_same_run(copied.with_name("run.1"), straight(), STEPS)
     assert [row["step"] for row in read_jsonl(copied / "metrics.jsonl")] == [0, 1]

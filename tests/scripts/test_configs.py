@@ -72,10 +72,9 @@ def test_pi1_has_the_published_hyperparameters(parse):
                  "weight_decay": 0.01, "max_grad_norm": 1.0, "dtype": "bfloat16", "temperature": 0.6,
                  "num_prompts": 128, "group_size": 8, "max_prompt_tokens": 1024, "max_new_tokens": 3072,
                  "num_steps": 2000, "save_every": 20, "eval_every": 20, "kl_coef": 0.001, "entropy_coef": 0.001,
-                 "clip_low": None, "clip_high": None,
-                 "num_passes": 1, "num_minibatches": 1, "objective": "one_shot", "prompt_style": "qwen_math",
-                 "instruction": "", "grader": "original", "answer_format": "boxed", "reward": "correct",
-                 "example": "all", "drop_dead_groups": False, "max_resamples": 0}
+                 "clip_low": None, "clip_high": None, "num_passes": 1, "num_minibatches": 1, "objective": "one_shot",
+                 "prompt_style": "qwen_math", "instruction": "", "grader": "original", "answer_format": "boxed",
+                 "reward": "correct", "example": "all", "drop_dead_groups": False, "max_resamples": 0}
     assert {name: flat(config)[name] for name in published} == published
 
 

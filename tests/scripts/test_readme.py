@@ -14,7 +14,6 @@ import textwrap
 from unittest import mock
 
 import pytest
-from absl import flags
 
 from rlvr_jax import adapters, grpo, objectives, records
 from rlvr_jax.lab.studies import study
@@ -24,7 +23,7 @@ from rlvr_jax.tasks import families
 from rlvr_jax.training import pretrain
 from scripts import cli
 
-from fixtures import ROOT, write_jsonl
+from fixtures import ROOT, defined, record_of, released, write_jsonl, write_parquet
 
 # What the commands need and the test cannot have: (pattern of the command, reason). Their flags are read all the same.
 NOT_HERE = [
@@ -40,28 +39,22 @@ NOT_HERE = [
      "needs a model that states confidences; tests/lab/probes/test_probes.py has its rows"),
     (r"scripts\.study", "trains three bases from scratch, which takes an hour"),
     (r"--chip=", "needs the compilers of chips; tests/chips has them"),
-    (r"scripts\.bench", "times shapes of 135 M parameters; tests/lab/tools/test_bench.py has small ones"),
-]
+    (r"scripts\.bench", "times shapes of 135 M parameters; tests/lab/tools/test_bench.py has small ones")]
 TINY = ["--num_layers=1", "--d_model=16", "--num_heads=2", "--d_ff=32", "--batch_size=16"]
 STEP = ["--num_steps=1", "--eval_size=8", "--noremat"]
 # A base of whole words in the place of a language model, which knows no instruction.
 WORDS = ["--model=runs/demo_base", "--prompt_style=plain", "--instruction=", "--max_new_tokens=8", "--group_size=4"]
 # (pattern of the command, flags that make it small enough to run here); the first pattern found holds.
 HERE = [
-    (r"scripts\.plant", ["--times=1", "--num_problems=2"]),
-    (r"scripts\.pretrain", [*TINY, *STEP]),
+    (r"scripts\.plant", ["--times=1", "--num_problems=2"]), (r"scripts\.pretrain", [*TINY, *STEP]),
     (r"configs/tiny\.flags", [*STEP, "--example=0", "--heldout=none"]),  # auto needs a base that solves something
     (r"smollm2\.flags.*--question", [*STEP, *WORDS, "--question='coins 7 + 5 ='"]),
-    (r"smollm2\.flags", [*STEP, *WORDS]),
-    (r"--num_samples=64", ["--max_problems=2"]),
-    (r"scripts\.(elicit|when)", ["--max_problems=2"]),
-    (r"scripts\.diagnose", ["--max_problems=2", "--num_samples=2"]),
-    (r"scripts\.critique", ["--num_attempts=4"]),
-    (r"scripts\.finetune", [*STEP, "--batch_size=4"]),
+    (r"smollm2\.flags", [*STEP, *WORDS]), (r"--num_samples=64", ["--max_problems=2"]),
+    (r"scripts\.(elicit|when)", ["--max_problems=2"]), (r"scripts\.diagnose", ["--max_problems=2", "--num_samples=2"]),
+    (r"scripts\.critique", ["--num_attempts=4"]), (r"scripts\.finetune", [*STEP, "--batch_size=4"]),
     (r"--probe=memory", ["--example='coins 7 + 5 * 2 - 4 * 1 + 3 - 3 ='", "--max_problems=2"]),  # 0 was not chosen
     (r"--probe=contamination", ["--max_new_tokens=8"]),
-    (r"scripts\.(report|evaluate|sample|export|select_example|grade|compile|readout|probe)", []),
-]
+    (r"scripts\.(report|evaluate|sample|export|select_example|grade|compile|readout|probe)", [])]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), "BUILD.md"]
 TEXT = {name: (ROOT / name).read_text("utf-8") for name in [*PAGES, "CONTRIBUTING.md", "results/README.md"]}
 README = TEXT["README.md"]
@@ -88,17 +81,10 @@ def reason(command: str) -> str:
 
 def prepared(command: str) -> tuple:
     """(main, configuration record) of `python -m scripts.X ...`, its flags read as the script reads them."""
-    module, given = re.search(r"python -m (scripts\.\w+)(.*)", command).groups()
-    main, before = importlib.import_module(module).main, set(flags.FLAGS)
-    config_class = cli.record_class(re.search(r'cli\.run\(main, "(.+)"\)', inspect.getsource(
-        importlib.import_module(module)))[1])
-    cli.define_flags(config_class)
-    try:
-        assert not flags.FLAGS([module, *shlex.split(given)])[1:]
-        return main, cli.parse_config(config_class)
-    finally:
-        for name in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, name)
+    script, given = re.search(r"python -m scripts\.(\w+)(.*)", command).groups()
+    with defined(record_of(script)) as known:
+        assert not known([script, *shlex.split(given)])[1:]
+        return importlib.import_module(f"scripts.{script}").main, cli.parse_config(record_of(script))
 
 
 @pytest.fixture
@@ -112,17 +98,6 @@ def folder(tmp_path, monkeypatch):
         write_jsonl(tmp_path / f"{name}.jsonl", {"question": "coins 7 + 5 - 3 =", "answer": 9})
     (tmp_path / "acc_step_500.json").write_text('{"3": [0, 1], "8": [1, 1]}')
     return tmp_path
-
-
-def write_dsr_sub(path: pathlib.Path):
-    """Two rows in the layout of One-Shot-RLVR."""
-    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
-    from pyarrow import parquet
-
-    parquet.write_table(pyarrow.Table.from_pylist([
-        {"data_source": "deepscaler", "prompt": [{"content": question, "role": "user"}], "ability": "math",
-         "reward_model": {"ground_truth": answer, "style": "rule"}, "extra_info": {"split": "train", "index": index}}
-        for question, answer, index in (("a", "1", 3), ("b", "2", 8))]), path)
 
 
 # ----- commands
@@ -149,7 +124,7 @@ def test_a_command_that_cannot_run_here_has_flags_that_exist(command, folder):
 def test_the_commands_run_in_their_order(folder, capsys):
     for package in ("matplotlib", "math_verify"):
         pytest.importorskip(package, reason="pip install 'rlvr_jax[plot,real]'")
-    write_dsr_sub(folder / "dsr_sub.parquet")
+    write_parquet(folder / "dsr_sub.parquet", released("a", "1", index=3), released("b", "2", index=8))
     done = set()
     for command in COMMANDS:
         general = re.sub(r"runs/\w+", "runs/NAME", re.sub(" +", " ", command))  # BUILD repeats some with other names
@@ -259,8 +234,7 @@ def test_the_study_of_the_recipes_is_one(folder):
 
 # (study, measure, arms) of which a document has every seed
 SHOWN = {
-    "README.md": [
-        ("contamination", "AUROC, seen 3", ["leak"]), ("contamination", "AUROC, seen 30", ["leak"])],
+    "README.md": [("contamination", "AUROC, seen 3", ["leak"]), ("contamination", "AUROC, seen 30", ["leak"])],
     "results/README.md": [
         ("one_shot", "base, greedy", ["150 steps"]), ("one_shot", "end, greedy", ["150 steps", "1,000 steps"]),
         ("boolean", "base, greedy", ["correct"]), ("boolean", "end, greedy", ["correct", "format"]),
@@ -268,13 +242,11 @@ SHOWN = {
         ("elicitation_smollm2", "mawps, one operation", ["greedy", "CoT-decoding of 8", "difference of means",
                                                          "forced opening"]),
         ("contamination", "AUROC, seen 3", ["leak"]), ("contamination", "AUROC, seen 10", ["leak"]),
-        ("contamination", "AUROC, seen 30", ["leak"]),
-        ("contamination", "right, never seen", ["leak", "leak, format"]),
+        ("contamination", "AUROC, seen 30", ["leak"]), ("contamination", "right, never seen", ["leak", "leak, format"]),
         ("contamination", "right, seen 100", ["leak", "leak, random", "leak, format"]),
         ("hybrid", "hybrid", ["RL, means"]), ("hybrid", "first token", ["RL, means"]),
         ("hybrid", "random places", ["RL, means"]), ("when", "likeliest token differs, base's text", ["one example"]),
-        ("when", "gap recovered, first token", ["one example"]),
-        ("when", "stable rank of the update", ["one example"]),
+        ("when", "gap recovered, first token", ["one example"]), ("when", "stable rank of the update", ["one example"]),
         ("boundary", "pass@1", ["base", "one", "prolonged"]),
         ("boundary", "8 operations, pass@1", ["base", "prolonged"]),
         ("boundary", "8 operations, pass@256", ["base", "prolonged"])]}
@@ -288,17 +260,14 @@ MEANS = {
         ("elicitation", "accuracy", ["one-shot RL", "own correct solutions"]),
         ("worlds", "hybrid", ["taught against switched on"])],
     "results/README.md": [
-        ("one_shot", "late rise, greedy", ["150 steps", "1,000 steps"]),
-        ("examples", "gain, greedy", ["one"]), ("examples", "end, greedy", ["sixteen"]),
-        ("examples", "variance of the base", ["one"]), ("examples", "variance of the example", ["one"]),
-        ("examples", "variance of the rest", ["one"]),
+        ("one_shot", "late rise, greedy", ["150 steps", "1,000 steps"]), ("examples", "gain, greedy", ["one"]),
+        ("examples", "end, greedy", ["sixteen"]), ("examples", "variance of the base", ["one"]),
+        ("examples", "variance of the example", ["one"]), ("examples", "variance of the rest", ["one"]),
         ("label_free", "end, greedy", ["correct", "entropy, reward", "ttrl", "self-certainty", "majority"]),
-        ("label_free", "gain, greedy", ["entropy, reward"]),
-        ("label_free", "careful, greedy", ["entropy, reward"]),
+        ("label_free", "gain, greedy", ["entropy, reward"]), ("label_free", "careful, greedy", ["entropy, reward"]),
         ("spurious", "end, greedy", ["correct", "format", "permuted", "coin", "coin, KL", "inverted",
                                      "frequent, coin"]),
-        ("spurious", "base, greedy", ["correct", "frequent, coin"]),
-        ("spurious", "gain, greedy", ["no skill, correct"]),
+        ("spurious", "base, greedy", ["correct", "frequent, coin"]), ("spurious", "gain, greedy", ["no skill, correct"]),
         ("switch", "base, greedy", ["everything"]), ("switch", "training accuracy", ["64 after layer 0"]),
         ("switch", "end, greedy", ["everything", "64 after layer 2", "16 after layer 2", "4 after layer 2",
                                    "1 after layer 2", "64 after layer 0", "64 after layer 2, format"]),
@@ -319,18 +288,12 @@ MEANS = {
             "pass_at_k", "cover, 50 %", "forced_prefix, 1", "forced_prefix, 4", "swap, 1 %", "swap, 5 %",
             "entropy_swap, 10 %", "hybrid", "frontier, log10", "rank", "sparsity", "budget", "answer_perplexity, own",
             "prompt_perplexity", "saturation")),
-        *(("worlds", name, ["taught against switched on"]) for name in (
-            "cover, 10 %", "answer_perplexity, reference")),
-        *(("worlds", name, ["s1", "s2", "s3", "t", "c"]) for name in (
-            "base, greedy", "128 examples, greedy")),
-        ("worlds", "gain", ["n"]),
-        ("worlds", "one example's share of the gain", ["s1", "s2", "t"]),
-        ("worlds", "permuted rewards' gain", ["s1"]),
-        ("worlds", "own right solutions' share of the gain", ["t"]),
-        ("worlds_controls", "swap, 10 %", ["s2"]),
-        ("worlds_controls", "hybrid", ["s1", "t"]),
-        ("worlds_controls", "random vector", ["s1", "t"]),
-        ("worlds_controls", "random places", ["s1", "t"]),
+        *(("worlds", name, ["taught against switched on"]) for name in ("cover, 10 %", "answer_perplexity, reference")),
+        *(("worlds", name, ["s1", "s2", "s3", "t", "c"]) for name in ("base, greedy", "128 examples, greedy")),
+        ("worlds", "gain", ["n"]), ("worlds", "one example's share of the gain", ["s1", "s2", "t"]),
+        ("worlds", "permuted rewards' gain", ["s1"]), ("worlds", "own right solutions' share of the gain", ["t"]),
+        ("worlds_controls", "swap, 10 %", ["s2"]), ("worlds_controls", "hybrid", ["s1", "t"]),
+        ("worlds_controls", "random vector", ["s1", "t"]), ("worlds_controls", "random places", ["s1", "t"]),
         ("curriculum", "accuracy, T=1", ["RLVR, RLVR", "SRL, RLVR", "shuffled expert, RLVR", "SFT, RLVR"]),
         ("curriculum", "forced, after the first stage", ["RLVR, RLVR", "SRL opened, RLVR"])]}
 FIGURE = r"(?<![\d.])[-+]?\d\.\d{3}(?!\d)"
@@ -354,14 +317,9 @@ def test_the_figures_are_those_of_the_results(name):
             assert shown in read, (record, measure, arm)
 
 
-def test_the_peak_and_the_end_of_the_long_run_are_those_of_the_record():
-    long = measures("long_run")["rl"]
-    assert "peaks at {:.3f} and ends at {:.3f}".format(*(
-        long[measure]["seeds"][0] for measure in ("peak, greedy", "end, greedy"))) in " ".join(
-            TEXT["results/README.md"].split())
-
-
-def test_the_loss_from_150_steps_to_1000_is_that_of_the_record():
+def test_the_peak_and_end_of_the_long_run_and_the_loss_from_150_steps_to_1000_are_those_of_the_record():
+    peak, end = (measures("long_run")["rl"][measure]["seeds"][0] for measure in ("peak, greedy", "end, greedy"))
+    assert f"peaks at {peak:.3f} and ends at {end:.3f}" in " ".join(TEXT["results/README.md"].split())
     less = measures("one_shot")["1,000 steps"]["end, greedy"]["difference"]
     for name in ("README.md", "results/README.md"):
         assert "{:.3f} [{:.3f}, {:.3f}]".format(less["mean"], *less["interval"]) in " ".join(TEXT[name].split())

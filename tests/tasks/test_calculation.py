@@ -89,8 +89,7 @@ def test_parts_without_a_value_have_none():
 def test_a_benchmark_is_the_same_every_time_and_has_a_seed_in_its_name():
     ask = lambda name, **flags: [p.question for p in load_problems(name, None, count=6, **flags)]
     assert ask("calculation:2") == ask("calculation:2", seed=5) == ask("calculation:2:20261127")
-    assert ask("calculation:2")[:2] == ["What is (83/37) + ((55/77) * 59^2)?",
-                                        "What is (69^2 - 48^3) - 34^3?"]
+    assert ask("calculation:2")[:2] == ["What is (83/37) + ((55/77) * 59^2)?", "What is (69^2 - 48^3) - 34^3?"]
     assert not set(ask("calculation:2")) & set(ask("calculation:2:1") + ask("calculation:2", split="dev"))
     asked = load_problems("calculation:2", None, count=2, instruction="Box it.")
     assert asked[0].prompt == asked[0].question + " Box it." and prompts.is_drawn("calculation:2")

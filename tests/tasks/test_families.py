@@ -102,8 +102,7 @@ def test_shares_are_read(text, shares):
 
 
 @pytest.mark.parametrize("text, named", [
-    ("bolean", "none of arithmetic, boolean"), ("", "none of arithmetic, boolean"),
-    ("arithmetic:x", "arithmetic:x"),
+    ("bolean", "none of arithmetic, boolean"), ("", "none of arithmetic, boolean"), ("arithmetic:x", "arithmetic:x"),
     ("arithmetic:1.5,boolean:-0.5", "above 0"), ("arithmetic:nan", "arithmetic:nan"),
     ("arithmetic,boolean", "sum to 2"), ("arithmetic:0.5,boolean:0.4", "sum to 0.9"),
     ("boolean:0.5,boolean:1", "each family once")])
@@ -161,8 +160,7 @@ def faulty(name: str) -> families.Family:
         "index": {"to_problems": without_index},
         "word of a prompt": {"vocabulary": tuple(word for word in good.vocabulary if word != "bell")},
         "word of a solution": {"solve": lambda *args: [text + " amen" for text in good.solve(*args)]},
-        "solutions": {"solve": lambda *args: good.solve(*args)[1:]},
-        "long": {"lengths": lambda num_ops: (7, 9)},
+        "solutions": {"solve": lambda *args: good.solve(*args)[1:]}, "long": {"lengths": lambda num_ops: (7, 9)},
         "sums": {"habits": lambda *config: lambda drawn: good.habits(*config)(drawn) * 0.9},
         "columns": {"habits": lambda *config: lambda drawn: good.habits(*config)(drawn)[:, :3]}}[name])
 

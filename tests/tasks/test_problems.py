@@ -27,8 +27,7 @@ REAL = {
     "mawps_addsub": (395, {0: ("Joan found 70 seashells on the beach .", "43")}),
     "mawps_multiarith": (600, {0: ("For Halloween Debby and her sister", "39")}),
     "mawps_singleeq": (508, {0: ("Joan found 70 seashells on the beach.", "43")}),
-    "mawps_singleop": (562, {0: ("If there are 7 bottle caps in a box", "14")}),
-}
+    "mawps_singleop": (562, {0: ("If there are 7 bottle caps in a box", "14")})}
 # file -> (rows, {row: (start of the question, answer, index)}, [copies of each distinct problem] or their number)
 RELEASED = {
     "pi1_r128": (128, {0: (r"The pressure \( P \) exerted", "12.8", 124), 127: ("The pressure", "12.8", 124)}, [128]),
@@ -37,8 +36,7 @@ RELEASED = {
     "merge_pi1_pi13_r128": (128, {0: ("The pressure", "12.8", 124), 127: ("Given", r"\frac{4}{3}", 682)}, [64, 64]),
     "dsr_sub": (1209, {124: ("The pressure", "12.8", 124), 267: ("", "24", 267), 265: ("Three persons", "", 265),
                        45: ("\nFind the distance", r"5 \sqrt{\frac{2}{11}}", 45)}, [1] * 1209),
-    "math500": (500, {0: ("Convert the point $(0,3)$", r"\left( 3, \frac{\pi}{2} \right)", 0)}, [1] * 500),
-}
+    "math500": (500, {0: ("Convert the point $(0,3)$", r"\left( 3, \frac{\pi}{2} \right)", 0)}, [1] * 500)}
 SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
 
 
@@ -62,8 +60,7 @@ SUFFIX = " Let's think step by step and output the final answer within \\boxed{}
     ({"id": 1, "question": "Which $x$?", "solution": ["long"], "final_answer": ["$\\frac{1}{2}$"],
       "is_multiple_answer": False, "unit": None, "answer_type": "Numerical"}, "Which $x$?", r"\frac{1}{2}"),  # Olympiad
     ({"question": "Which?", "solution": ["long"], "final_answer": ["$-1$", " 3 "], "is_multiple_answer": True},
-     "Which?", "-1, 3"),
-])
+     "Which?", "-1, 3")])
 def test_layouts(tmp_path, row, question, answer):
     found, = load(write_jsonl(tmp_path / "p.jsonl", row))
     assert (found.question, found.answer, found.prompt, found.copies) == (question, answer, question, 1)
@@ -131,8 +128,7 @@ def test_a_question_may_hold_unicode_line_ends(tmp_path):
     (b'{"body": " ", "question": "", "answer": 1}', "line 1: the question is empty; write it"),
     (b'{"question": "a", "answer": "0.5"}\n\n{"question": "b", "answer": 3}\n{"question": "a", "answer": "1/2"}\n'
      b'{"question": "b", "answer": 4}', "lines 3 and 5: the same question with the answers '3' and '4'; correct one"),
-    (b'{"problem": "a", "solution": "It is 4."}', r"line 1: no answer in solution, which needs a \\boxed{}"),
-])
+    (b'{"problem": "a", "solution": "It is 4."}', r"line 1: no answer in solution, which needs a \\boxed{}")])
 def test_what_is_not_a_list_of_problems_is_refused_with_its_line(tmp_path, content, says):
     (tmp_path / "p.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=rf"p\.jsonl.*{says}"):
@@ -173,8 +169,7 @@ def test_a_parquet_row_is_kept_to_the_letter(tmp_path):
     ({"prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": None, "style": "rule"}},
      "row 0: needs"),
     (released("a", ["1"]), "row 0: reward_model.ground_truth is .*, a list: write it as a text or a number"),
-    (released(" ", "1"), "row 0: the question is empty"),
-])
+    (released(" ", "1"), "row 0: the question is empty")])
 def test_another_layout_of_parquet_is_refused_with_the_expected_one(tmp_path, row, says):
     with pytest.raises(UserError, match=rf"p\.parquet, {says}" if says.startswith("row") else says):
         load(write_parquet(tmp_path / "p.parquet", row))
@@ -217,12 +212,9 @@ def row(question, answer="1", index=None):
     return Problem(question, answer, question, {} if index is None else {"index": index})
 
 
-def test_equal_rows_are_one_problem_with_copies():
+def test_equal_rows_are_one_problem_with_copies_unless_they_have_different_indices_of_their_own():
     merged = merge([row("a"), row("b"), row("a"), row("a", "2"), row("b"), row("b")])
     assert [(p.question, p.answer, p.copies) for p in merged] == [("a", "1", 2), ("b", "1", 3), ("a", "2", 1)]
-
-
-def test_rows_with_different_indices_of_their_own_are_different_problems():
     merged = merge([row("a", index=5), row("a", index=9), row("b", index=7), row("a", index=5)])
     assert [(p.question, p.copies, p.meta["index"]) for p in merged] == [("a", 2, 5), ("a", 1, 9), ("b", 1, 7)]
 

@@ -170,12 +170,10 @@ def test_what_is_no_history_is_refused(tmp_path, content, says):
 
 
 def test_a_missing_history_is_named(tmp_path):
-    with pytest.raises(UserError, match="--history is required"):
-        selection.read_history("")
-    with pytest.raises(UserError, match="--history=.*: no file .*history.json; .*--record_history"):
-        selection.read_history(str(tmp_path))
-    with pytest.raises(UserError, match="no file .*nowhere.json"):
-        selection.read_history(str(tmp_path / "nowhere.json"))
+    for path, says in (("", "--history is required"), (tmp_path / "nowhere.json", "no file .*nowhere.json"),
+                       (tmp_path, "--history=.*: no file .*history.json; .*--record_history")):
+        with pytest.raises(UserError, match=says):
+            selection.read_history(str(path))
 
 
 def test_problems_are_found_by_their_own_index_or_their_place(tmp_path):

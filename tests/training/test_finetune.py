@@ -14,7 +14,7 @@ from rlvr_jax.records import Problem, build, replace
 from rlvr_jax.training import finetune
 from rlvr_jax.training.finetune import FinetuneConfig
 
-from fixtures import assert_same_run, read_jsonl, run
+from fixtures import assert_same_run, read_jsonl, run, write_jsonl
 
 ROWS = [{"prompt": "coins 7 + 5 - 3 =", "completion": "think + 5 12 - 3 9 answer 9", "source": "mine"},
         {"prompt": "books 2 * 3 + 1 =", "completion": "answer 7"},
@@ -23,9 +23,7 @@ ROWS = [{"prompt": "coins 7 + 5 - 3 =", "completion": "think + 5 12 - 3 9 answer
 
 @pytest.fixture
 def examples(tmp_path):
-    path = tmp_path / "examples.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
+    return write_jsonl(tmp_path / "examples.jsonl", *ROWS)
 
 
 def test_rows_become_tokens_each_distinct_prompt_once(base, examples):

@@ -338,8 +338,7 @@ def test_a_twin_depends_on_its_place_alone_and_is_no_problem_of_the_set():
 
 
 def test_a_twin_that_reads_as_a_problem_with_other_spaces_is_left_out():
-    made = twins.make("reordered", plain("One two. Three?", "Three?\n One  two."), 0)["reordered"]
-    assert made == {}
+    assert twins.make("reordered", plain("One two. Three?", "Three?\n One  two."), 0)["reordered"] == {}
     assert set(twins.make("reordered", plain("One two. Three?"), 0)["reordered"]) == {0}
 
 
@@ -448,8 +447,7 @@ def test_contamination_of_a_model(tmp_path, base):
     dirs = "a", "b"
     for name, questions in zip(dirs, (["coins 3 + 4 * 2 =", "cups 9 - 2 + 1 ="], ["miles 5 + 5 - 4 ="])):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "p.jsonl").write_text("".join(json.dumps({"question": q, "answer": 1}) + "\n"
-                                                         for q in questions))
+        write_jsonl(tmp_path / name / "p.jsonl", *({"question": q, "answer": 1} for q in questions))
     files = [str(tmp_path / name / "p.jsonl") for name in dirs]
     flags = {"probe": "contamination", "clean": "arithmetic", "twins": "renumbered"}
     found = probe.probe(config(tmp_path, model=str(base), problems=",".join(files), fractions=(0.4, 0.8), **flags))

@@ -33,16 +33,13 @@ def page_of(directory):
     return Page((directory / "report.html").read_text("utf-8"))
 
 
-def test_head_line_tells_the_run_in_one_sentence(tmp_path):
-    text = page_of(write_run(tmp_path)).text
+def test_a_sentence_and_a_table_tell_the_run_at_base_saturation_peak_and_end_with_intervals(tmp_path):
+    page = page_of(write_run(tmp_path))
     assert ("In 40 steps, held-out accuracy (n = 512) went from 41.0% to 92.6% greedy and from 25.0% to 65.0% sampled; "
             "training accuracy saturated at step 16, where held-out greedy accuracy was 85.4% (evaluated at step 20), "
-            "against 92.6% at the end.") in text
-    assert "No summary.json" not in text
-
-
-def test_evaluation_table_has_base_saturation_peak_and_final_with_intervals(tmp_path):
-    rows = [[cell.strip() for cell in row] for row in page_of(write_run(tmp_path)).rows]
+            "against 92.6% at the end.") in page.text
+    assert "No summary.json" not in page.text
+    rows = [[cell.strip() for cell in row] for row in page.rows]
     # intervals: bisection of the score equation (x/n - p)^2 n = 1.96^2 p (1 - p), not the closed form under test
     assert ["base", "0", "41.0%", "36.8% – 45.3%", "25.0%", "512"] in rows
     assert ["saturation", "20", "85.4%", "82.0% – 88.2%", "55.0%", "512"] in rows
@@ -190,8 +187,7 @@ CHOSEN = {"example": 5, "question": "coins 7 + 5 =", "answer": "12", "pass_rate"
     ("--example=auto", CHOSEN, [],
      "coins 7 + 5 = (number 5, chosen because the base solved it in 20.3% of 64 attempts)"),
     ("--question=What is 7 + 5?\n--example=auto", {}, [], "What is 7 + 5?"),
-    ("--example=3", {}, [rollout(1), rollout(2)], "14 + 6 ="),
-    ("--example=3", {}, [], "problem 3 of arithmetic"),
+    ("--example=3", {}, [rollout(1), rollout(2)], "14 + 6 ="), ("--example=3", {}, [], "problem 3 of arithmetic"),
     ("--example=all", {}, [rollout(1)], "all problems of arithmetic")])
 def test_the_heading_names_model_example_reward_and_grader(tmp_path, flags, example, rollouts, trained_on):
     write_run(tmp_path, [row | {"train/graded_by": "answer / math"} for row in RUN_ROWS], rollouts,
@@ -256,17 +252,13 @@ def test_page_is_self_contained_and_the_figures_are_written(tmp_path):
     assert files[0].read_text("utf-8") == source  # the same run, the same bytes
 
 
-def test_figures_follow_the_theme_of_the_page(tmp_path):
-    report.write_report(str(write_run(tmp_path)))
-    figures = re.findall(r"<svg.*?</svg>", (tmp_path / "report.html").read_text("utf-8"), re.DOTALL)
-    assert figures and not any(re.search(r"#[0-9a-f]{6}\b", figure) for figure in figures)
-
-
-def test_a_page_is_dark_on_the_screen_alone(tmp_path):
+def test_figures_follow_the_theme_of_the_page_which_is_dark_on_the_screen_alone(tmp_path):
     """Browsers print no background: light ink would be lost on paper."""
     report.write_report(str(write_run(tmp_path)))
-    assert re.findall(r"@media (.*?)\(prefers-color-scheme: dark\)", (tmp_path / "report.html").read_text("utf-8")) == [
-        "screen and "]
+    source = (tmp_path / "report.html").read_text("utf-8")
+    figures = re.findall(r"<svg.*?</svg>", source, re.DOTALL)
+    assert figures and not any(re.search(r"#[0-9a-f]{6}\b", figure) for figure in figures)
+    assert re.findall(r"@media (.*?)\(prefers-color-scheme: dark\)", source) == ["screen and "]
 
 
 def test_every_metric_is_listed_and_unknown_or_missing_ones_do_no_harm(tmp_path):
@@ -363,14 +355,13 @@ def test_unfinished_run_is_reported_as_such(tmp_path):
     assert "saturated at" not in page.text and "saturation" not in [row[0] for row in page.rows]
 
 
-def test_run_that_has_only_evaluated_its_base(tmp_path):
-    text = page_of(write_run(tmp_path, rows=RUN_ROWS[:1], summary=None)).text
-    assert "So far, in 0 steps, held-out accuracy (n = 512) is 41.0% greedy and 25.0% sampled." in text
-
-
-def test_run_that_never_saturated(tmp_path):
-    text = page_of(write_run(tmp_path, rows=RUN_ROWS[:9], summary=RUN_SUMMARY | {"saturation_step": None})).text
-    assert "training accuracy went from 6.2% to 50.0% without saturating." in text
+@pytest.mark.parametrize("rows, summary, says", [
+    (RUN_ROWS[:1], None, "So far, in 0 steps, held-out accuracy (n = 512) is 41.0% greedy and 25.0% sampled."),
+    (RUN_ROWS[:9], RUN_SUMMARY | {"saturation_step": None}, "training accuracy went from 6.2% to 50.0% without satur"),
+    ([row | {"train/loss": None} if row["step"] >= 7 else row for row in RUN_ROWS], RUN_SUMMARY,
+     "The loss is not a finite number at step 7")])
+def test_a_run_that_did_not_get_far_or_went_wrong_is_told_so(tmp_path, rows, summary, says):
+    assert says in page_of(write_run(tmp_path, rows=rows, summary=summary)).text
 
 
 def test_pretraining_run_is_told_by_its_loss(tmp_path):
@@ -399,11 +390,6 @@ def test_careful_share_and_accuracy_have_their_own_figure(tmp_path, mode, label)
     careful = [row | {f"eval/{mode}careful_share": 0.5, f"eval/{mode}careful_accuracy": 0.9} for row in RUN_ROWS]
     page = page_of(write_run(tmp_path, rows=careful))
     assert "Style and skill apart" in page.text and ("aria-label", label) in page.attributes
-
-
-def test_loss_that_is_not_finite_is_pointed_out(tmp_path):
-    rows = [row | {"train/loss": None} if row["step"] >= 7 else row for row in RUN_ROWS]
-    assert "The loss is not a finite number at step 7" in page_of(write_run(tmp_path, rows=rows)).text
 
 
 @pytest.mark.parametrize("line", [b'{"step": 1, "train/lo', b"[1]", b'{"loss": 1}', b'{"step": "1"}', b"[" * 10**6,

@@ -49,10 +49,8 @@ def test_inside_and_its_interval_say_the_same(low, high):
 def test_holm_decides_what_it_decides_step_by_step(p_values, decided):
     levels = statistics.holm(p_values, .05)
     assert [p <= level for p, level in zip(p_values, levels)] == decided
-
-
-def test_holms_levels_stay_where_it_stops():
-    np.testing.assert_allclose(statistics.holm([.01, .04, .03, .005], .05), [.05 / 3, .05 / 2, .05 / 2, .05 / 4])
+    if len(p_values) == 4:  # they stay where it stops
+        np.testing.assert_allclose(levels, [.05 / 3, .05 / 2, .05 / 2, .05 / 4])
 
 
 @pytest.mark.parametrize("count, number", [(3, 3), (10, 10), (0, 10), (7, 10), (1, 5)])
@@ -97,15 +95,12 @@ def test_power_is_that_of_the_noncentral_t(number):
     assert statistics.power(.08, .1, number, .05) == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize("effect, seeds", [(.5, 44), (.8, 19), (1.0, 13), (3.0, 4)])
+@pytest.mark.parametrize("effect, seeds", [(.5, 44), (.8, 19), (1.0, 13), (3.0, 4), (.1, None)])
 def test_the_seeds_needed_are_the_fewest_with_a_power_of_90_percent(effect, seeds):
     assert statistics.seeds_needed(lambda number: statistics.power(effect, 1, number, .05)) == seeds
-    few, enough = (stats.nct.sf(stats.t.ppf(.975, n - 1), n - 1, effect * n**.5) for n in (seeds - 1, seeds))
-    assert few < .9 <= enough
-
-
-def test_past_a_hundred_seeds_no_number_is_given():
-    assert statistics.seeds_needed(lambda number: statistics.power(.1, 1, number, .05)) is None
+    if seeds:  # none is given past a hundred
+        few, enough = (stats.nct.sf(stats.t.ppf(.975, n - 1), n - 1, effect * n**.5) for n in (seeds - 1, seeds))
+        assert few < .9 <= enough
 
 
 @pytest.mark.parametrize("number", [8, 15])
@@ -169,8 +164,7 @@ def test_the_variances_of_base_example_and_rest_are_those_of_the_analysis_of_var
     correction = x.sum() ** 2 / total
     of_base, of_example = (rows**2).sum() / 3 - correction, (columns**2).sum() / 4 - correction
     rest = ((x**2).sum() - correction - of_base - of_example) / 6
-    np.testing.assert_allclose(statistics.components(x), (
-        (of_base / 3 - rest) / 3, (of_example / 2 - rest) / 4, rest))
+    np.testing.assert_allclose(statistics.components(x), ((of_base / 3 - rest) / 3, (of_example / 2 - rest) / 4, rest))
 
 
 def test_the_jackknife_of_a_mean_is_the_values_and_of_a_variance_has_its_mean():

@@ -14,7 +14,7 @@ from rlvr_jax.lab.studies import commands, design, figures, records, sources, st
 from rlvr_jax.lab.studies.study import StudyConfig
 from scripts import cli
 
-from fixtures import ROOT, STUDY
+from fixtures import ROOT, STUDY, write_jsonl
 
 GREEDY = {("plain", 0): (.3, .4), ("plain", 1): (.3, .41), ("plain", 2): (.2, .29), ("bent", 0): (.3, .6),
           ("bent", 1): (.3, .62), ("bent", 2): (.2, .49)}
@@ -33,8 +33,7 @@ def coin(tmp_path, monkeypatch):
         if name == "train":
             run.mkdir(parents=True)
             start, end = GREEDY[run.name[:-1], int(run.name[-1])]
-            (run / "metrics.jsonl").write_text("".join(
-                json.dumps({"step": step, "eval/greedy": value}) + "\n" for step, value in enumerate((start, end))))
+            write_jsonl(run / "metrics.jsonl", {"step": 0, "eval/greedy": start}, {"step": 1, "eval/greedy": end})
             (run / "summary.json").write_text(json.dumps({"base": {"greedy": start}, "final": {"greedy": end}}))
 
     monkeypatch.setattr(commands, "script", script)
@@ -108,8 +107,8 @@ def test_a_measure_is_made_of_two_others_and_there_is_no_share_of_nothing(tmp_pa
     assert found["a/none"] is found["missing/a"] is found["missing-a"] is None
     rights = {"base": [1, 0, 0, 0, 0], "one": [0, 1, 1, 0, 0], "other": [1, 0, 1, 1, 0], "nothing": [1, 0, 0, 0, 0]}
     for name, right in rights.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(
-            {"benchmark": "b", "problem": i, "correct": bool(x)}) + "\n" for i, x in enumerate(right)))
+        write_jsonl(tmp_path / f"{name}.jsonl", *(
+            {"benchmark": "b", "problem": i, "correct": bool(x)} for i, x in enumerate(right)))
     measures = {name: f"{name}.jsonl: b" for name in rights} | {
         how: [how, "base", "one", "other"] for how in ("overlap", "overlap by chance")} | {
         "none": ["overlap by chance", "base", "nothing", "nothing"]}
@@ -180,8 +179,8 @@ def test_results_go_beside_the_runs_unless_another_place_is_named(coin, tmp_path
 
 def test_a_measure_over_problems_is_paired_by_problem(tmp_path):
     rows = [("gsm8k", 0, 1), ("gsm8k", 0, 0), ("gsm8k", 1, 1), ("svamp", 0, 0)]
-    (tmp_path / "c.jsonl").write_text("".join(
-        json.dumps({"benchmark": name, "problem": i, "correct": bool(right)}) + "\n" for name, i, right in rows))
+    write_jsonl(tmp_path / "c.jsonl", *(
+        {"benchmark": name, "problem": i, "correct": bool(right)} for name, i, right in rows))
     values = sources.source_values("m", "c.jsonl: gsm8k", {"work": str(tmp_path)})
     np.testing.assert_array_equal(values, [.5, 1])
     one = study.gather([np.array([1.] * 30 + [0.] * 70)])
@@ -189,8 +188,8 @@ def test_a_measure_over_problems_is_paired_by_problem(tmp_path):
 
 
 def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (
-        {"step": 0, "eval/greedy": .3}, {"step": 1, "train/tokens": 20}, {"step": 2, "train/tokens": 5})))
+    write_jsonl(tmp_path / "metrics.jsonl", {"step": 0, "eval/greedy": .3}, {"step": 1, "train/tokens": 20},
+                {"step": 2, "train/tokens": 5})
     cell = {"work": str(tmp_path)}
     for tokens, total in (("metrics.jsonl: train/tokens", 25), ("0", 0), ("never/metrics.jsonl: train/tokens", None)):
         assert sources.source_values("tokens", "{tokens}", cell | {"tokens": tokens}) == total
