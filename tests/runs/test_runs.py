@@ -176,14 +176,12 @@ def test_a_run_that_a_rule_ends_is_evaluated_at_its_end_and_has_a_best(go, tmp_p
 
 
 def test_without_keep_best_the_newest_stay_and_no_step_is_best(go, tmp_path):
+    """And one every so many steps, and with --keep_best none that was not evaluated."""
     go()
     assert checkpoint.steps(tmp_path / "run") == [10]
     with pytest.raises(UserError, match="run@best: it was made without --keep_best; name a step: 10$"):
         checkpoint.restore_model(str(tmp_path / "run"), "best")
-
-
-def test_every_so_many_steps_a_checkpoint_stays_and_one_without_the_metric_is_not_the_best(go, tmp_path):
-    go(keep_every=4)
+    go(keep_every=4, resume="never")
     assert checkpoint.steps(tmp_path / "run") == [4, 8, 10]
     go(keep_best="eval/greedy", save_every=3, keep_last=2, resume="never")  # 3 and 9 are saved and not evaluated
     assert checkpoint.steps(tmp_path / "run") == [6, 9, 10] and checkpoint.best_step(str(tmp_path / "run")) == 6

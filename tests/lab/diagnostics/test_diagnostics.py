@@ -294,14 +294,12 @@ def test_what_does_not_fit_is_one_line(measured, models):
     models["wide"] = wide
     models["renamed"] = said_by({"p" if word == "q" else word: {"<eos>": 1} for word in WORDS},
                                 ["p" if word == "q" else word for word in WORDS])
-    with pytest.raises(UserError, match="--trained=wide has another shape than --base=base; take a model that was"):
-        measured(trained="wide")
-    with pytest.raises(UserError, match="--trained=renamed has another tokenizer than --base=base; take"):
-        measured(trained="renamed")
-    with pytest.raises(UserError, match="--base, --trained and --out are required"):
-        measured(trained="")
-    with pytest.raises(UserError, match="^--trained=nowhere: no such directory"):
-        measured(trained="nowhere")
+    for trained, says in (("wide", "--trained=wide has another shape than --base=base; take a model that was"),
+                          ("renamed", "--trained=renamed has another tokenizer than --base=base; take"),
+                          ("", "--base, --trained and --out are required"),
+                          ("nowhere", "^--trained=nowhere: no such directory")):
+        with pytest.raises(UserError, match=says):
+            measured(trained=trained)
     with pytest.raises(UserError, match="--diagnostics: there is no depth; the rows are pass_at_k, cover,"):
         measured("depth")
 

@@ -44,7 +44,8 @@ def whole(steered, tokens, acts):
 
 
 RULES = {"all": lambda step, residual: step >= -9, "generated": lambda step, residual: step >= 0,
-         "first": lambda step, residual: step == 0, "gate": lambda step, residual: (step >= 0) & (residual @ WEIGHT > 0)}
+         "first": lambda step, residual: step == 0,
+         "gate": lambda step, residual: (step >= 0) & (residual @ WEIGHT > 0)}
 
 
 @pytest.mark.parametrize("where", RULES)
