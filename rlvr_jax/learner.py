@@ -210,7 +210,7 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
         terms = objective.token_loss(logprobs, old, micro.advantages, mask, clip_low, clip_high)
         if entropy_coef:
             terms -= entropy_coef * entropy
-        ratio = jnp.exp(objective.log_ratio(logprobs, old, mask))
+        ratio = jnp.exp(objective.log_ratio(logprobs, old, mask) if objective.log_ratio else logprobs - old)
         sums = {"entropy": entropy, "clip_fraction": (ratio < 1 - clip_low) | (ratio > 1 + clip_high)}
         if micro.ref_logprobs is not None:
             kl = objectives.k3_kl(logprobs, masked(micro.ref_logprobs))

@@ -5,7 +5,7 @@ problems is its own group, even when all rows hold the same problem), G completi
 Log-probabilities are float32 nats at the sampling temperature. Advantages are of completions, [B], or of tokens, [B,T].
 """
 
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,7 @@ class Objective(NamedTuple):
     clip_low: float = 0.2
     clip_high: float = 0.2
     entropy_coef: float = 0.0
-    log_ratio: Callable = lambda logprobs, old, mask: logprobs - old  # of what is compared with the clip range, [B,T]
+    log_ratio: Optional[Callable] = None  # of what is compared with the clip range, [B,T]; None: each token's
 
 
 OBJECTIVES = {

@@ -45,7 +45,7 @@ def _written_here(name: str, row) -> bool:
 def _texts(value, functions: list) -> Iterator[str]:
     """Texts that change with what a row is made of. Functions from outside are added to `functions`, each once."""
     value, parts = inspect.unwrap(value) if callable(value) else value, ()
-    if isinstance(value, FunctionType) and not value.__module__.startswith(PACKAGE):
+    if isinstance(value, FunctionType) and not (value.__module__ or "").startswith(PACKAGE):
         if value not in functions:
             functions.append(value)
             with contextlib.suppress(OSError):
