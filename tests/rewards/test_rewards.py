@@ -14,7 +14,7 @@ from rlvr_jax.evaluation import measure
 from rlvr_jax.grading import grade
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import Batch, Rollouts, replace
+from rlvr_jax.records import REWARD_DRAWS, Batch, Rollouts, replace
 from rlvr_jax.rewards import rows as rewards
 from rlvr_jax.rewards import score
 from rlvr_jax.runs.summary import describe
@@ -65,7 +65,7 @@ def test_the_probability_of_another_text_after_a_beginning(sampled, seen):
 
 
 def test_a_group_is_a_row_of_the_step_and_the_key_a_function_of_seed_and_step(seen):
-    assert seen.groups.tolist() == [0, 0, 0, 0, 1, 1, 1, 1] and seen.key == (0, 3, 0)
+    assert seen.groups.tolist() == [0, 0, 0, 0, 1, 1, 1, 1] and seen.key == (0, 3, 0, REWARD_DRAWS)
     assert [problem.prompt for problem in seen.problems[::4]] == [p.prompt for p in seen.problems[3::4]]
 
 
