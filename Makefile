@@ -18,7 +18,7 @@ test: $(VENV)/test  ## the suite, without torch
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-core: $(VENV)/test  ## what another JAX could break: sampling, training, resuming, two processes
-	$(VENV)/bin/python -m pytest -n 2 $(CORE)
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow" $(CORE)
 
 parity: $(VENV)-parity/done  ## agreement with transformers and TRL, in an environment of its own
 	$(VENV)-parity/bin/python -m pytest -n 2 tests/parity

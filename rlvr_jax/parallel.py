@@ -187,8 +187,8 @@ def fetch_state(tree):
 
 def size(tree) -> int:
     """How many numbers one copy of a placed state holds."""
-    return sum(jax.tree.leaves(_over_parts(lambda x: x.piece.size if isinstance(x, Part) else math.prod(x.shape[1:]),
-                                           tree)))
+    return sum(jax.tree.leaves(_over_parts(  # the size of a piece is that of this process's devices
+        lambda x: x.piece.size * jax.process_count() if isinstance(x, Part) else math.prod(x.shape[1:]), tree)))
 
 
 def place_rows(tree):

@@ -15,12 +15,13 @@ STEPS = 60
 FLAGS = (*TRAIN_FLAGS, f"--num_steps={STEPS}", "--eval_every=20", "--save_every=20", "--keep_last=9")
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, base, compiled) -> pathlib.Path:
-    """The run of one process."""
+@pytest.fixture(scope="module", params=[(), pytest.param(("--divide_state",), marks=pytest.mark.slow)])
+def alone(request, tmp_path_factory, base, compiled) -> tuple[pathlib.Path, tuple[str, ...]]:
+    """The run of one process, and the flags that it has besides."""
     run_dir = tmp_path_factory.mktemp("alone") / "run"
-    run("train", *FLAGS, f"--model={base}", f"--run_dir={run_dir}", "--host_devices=2", compiled=compiled, expect=0)
-    return run_dir
+    run("train", *FLAGS, *request.param, f"--model={base}", f"--run_dir={run_dir}", "--host_devices=2",
+        compiled=compiled, expect=0)
+    return run_dir, request.param
 
 
 @pytest.fixture
@@ -35,8 +36,8 @@ def begin(tmp_path, base, launch):
 
 def test_two_processes_equal_two_devices_and_continue(begin, tmp_path, alone, base, compiled):
     """Bit for bit: a sum over two devices has one order, whichever processes they belong to."""
-    run_dir = tmp_path / "run"
-    main, other = begin()
+    run_dir, (wanted, flags) = tmp_path / "run", alone
+    main, other = begin(*flags)
     wait_for(lambda: count_lines(run_dir / "metrics.jsonl") >= 4, main)
     other.send_signal(signal.SIGTERM)  # to one of them, as it waits for the other; both have to stop at the same step
     for process in (main, other):
@@ -44,15 +45,16 @@ def test_two_processes_equal_two_devices_and_continue(begin, tmp_path, alone, ba
     step = max(checkpoint.steps(run_dir))
     assert 3 <= step < STEPS and read_jsonl(run_dir / "metrics.jsonl")[-1]["step"] == step
 
-    finished = [finish(process, expect=0) for process in begin()]
-    assert_same_run(run_dir, alone, STEPS)
+    finished = [finish(process, expect=0) for process in begin(*flags)]
+    assert_same_run(run_dir, wanted, STEPS)
     assert "training accuracy" in finished[0].out and "training accuracy" not in finished[1].out
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
     # One process goes on from what two have saved.
     shutil.rmtree(run_dir / "checkpoints" / str(STEPS))
-    run("train", *FLAGS, f"--model={base}", f"--run_dir={run_dir}", "--host_devices=2", compiled=compiled, expect=0)
-    assert_same_run(run_dir, alone, STEPS)
+    run("train", *FLAGS, *flags, f"--model={base}", f"--run_dir={run_dir}", "--host_devices=2", compiled=compiled,
+        expect=0)
+    assert_same_run(run_dir, wanted, STEPS)
 
 
 def test_a_main_process_that_fails_alone_takes_the_other_with_it(begin, tmp_path):
@@ -67,7 +69,7 @@ def test_a_main_process_that_fails_alone_takes_the_other_with_it(begin, tmp_path
 
 def test_both_processes_refuse_other_flags(begin, tmp_path, alone):
     """The one that does not read the run directory must not wait for the one that does."""
-    shutil.copytree(alone, tmp_path / "run")
+    shutil.copytree(alone[0], tmp_path / "run")
     results = [finish(process, expect=1, limit=60) for process in begin("--learning_rate=0.5")]
     assert "--learning_rate (was 0.001)" in results[0].errors[0] and len(results[1].errors) == 1
-    assert_same_run(tmp_path / "run", alone, STEPS)
+    assert_same_run(tmp_path / "run", alone[0], STEPS)
