@@ -115,8 +115,8 @@ def whole(tree, dtype=None, but: str = "", reused: bool = False):
 
 
 def after_gathers(tree, state):
-    """The tree, each array of which needs all others where the state is divided. Else a sum that needs no gathered
-    weights could run before a gather on one device and after it on another: on a CPU each then waits for the other."""
+    """The tree; where the state is divided, each of its arrays is made to depend on all others. Else a sum that needs
+    no gathered weights could run before a gather on one device and after it on another, and each may wait for ever."""
     if not _parts(state):
         return tree
     ready = sum(jnp.ravel(x)[0] for x in jax.tree.leaves(tree))  # not a number where a gradient is none, either

@@ -1,7 +1,7 @@
-"""Digests of rows of tables that were added from outside the package: they stand with a run's flags.
+"""Digests of table rows that were added from outside the package, kept with a run's flags.
 
-It covers the source of their functions, where there is a file of it, what these name of their own file and folder, and
-the values in the row."""
+A digest covers the source of the row's functions, where they have a file; the values of that file and the functions of
+its folder that they name; and the values in the row."""
 
 import contextlib
 import dataclasses
