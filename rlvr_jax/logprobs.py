@@ -4,13 +4,13 @@ The sampler records the same numbers token by token as it draws (invariant 3). A
 """
 
 import math
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rlvr_jax import model, parallel
+from rlvr_jax import model, ops, parallel
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.records import Batch
 
@@ -51,6 +51,7 @@ class Scoring(NamedTuple):
 
     max_logits: int = 2**25  # most logits (tokens x vocabulary) held at once
     remat: bool = False  # recompute layers in the backward pass
+    attend: Callable = ops.causal_attention  # of long rows
     self_certainty: bool = False  # return that, too
 
 
@@ -61,7 +62,7 @@ def completion_logprobs(params: model.Params, config: ModelConfig, batch: Batch,
     Of the batch only `prompts`, `prompt_index` and `completions` are read. Self-certainty comes third, where it is
     asked for (`token_logprobs`).
     """
-    rows = model.Pass(remat=how.remat)
+    rows = model.Pass(how.remat, how.attend)
     params = parallel.whole(params, config.dtype, but="layers", reused=True)
     prefix = model.prefill(params, config, batch.prompts, rows)
     inputs_BxT = jnp.concatenate([prefix.last_tokens[batch.prompt_index][:, None], batch.completions[:, :-1]], axis=1)

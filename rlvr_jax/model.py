@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from rlvr_jax import ops, parallel
 from rlvr_jax.ops import RopeScaling
@@ -59,6 +60,7 @@ class ModelConfig:
 
 # {"embed": [V,D], "layers": {name: [L,...]}, "final_norm": [D], "head": [D,V] unless tied}, and what `adapters.py` adds
 Params = dict
+KEPT = "attention"  # of long rows: kept where layers are recomputed, as it is small and takes long
 EditResidual = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (layer, x_BxTxD, positions_BxT) -> x_BxTxD
 
 
@@ -66,6 +68,7 @@ class Pass(NamedTuple):
     """How whole rows go through the layers; hashable, so that it may be static under jit."""
 
     remat: bool = False  # recompute each layer in the backward pass instead of keeping its activations
+    attend: Callable = ops.causal_attention  # of long rows: a row of `ops.ATTENTION`
     keep_kv: bool = False  # return each layer's (keys, values), [L,B,T,K,E]
     edit_residual: Optional[EditResidual] = None  # applied to the output of every layer
     read_residual: Optional[Callable] = None  # x_BxTxD -> what to return of every layer's output, as edited
@@ -213,14 +216,17 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
             segments = [(k, v, causal_BxTxT)]
             if prefix is not None:
                 segments.insert(0, prefix_segment(*prefix_kv, prefix.lengths, prompt_index_B, t))
-            return ops.attention(q, segments), ((k, v) if how.keep_kv else None)
+            mixed = ops.attention(q, segments) if t <= ops.SHORT else checkpoint_name(how.attend(q, segments), KEPT)
+            return mixed, ((k, v) if how.keep_kv else None)
 
         x, kept = layer(parallel.whole(p, config.dtype), config, x, positions_BxT, attend, first_BxT)
         x = x if how.edit_residual is None else how.edit_residual(index, x, positions_BxT)
         return x, (kept if how.read_residual is None else how.read_residual(x))
 
     prefix_kv = prefix and (prefix.keys, prefix.values)
-    x, kept = lax.scan(jax.checkpoint(block) if how.remat else block, params["embed"][tokens_BxT].astype(config.dtype),
+    if how.remat:
+        block = jax.checkpoint(block, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
+    x, kept = lax.scan(block, params["embed"][tokens_BxT].astype(config.dtype),
                        (jnp.arange(config.num_layers), params["layers"], prefix_kv))
     return ops.rms_norm(x, params["final_norm"], config.norm_eps), kept
 
@@ -241,8 +247,8 @@ def cast(params: Params, dtype: str) -> Params:
 def head(params: Params, hidden: jax.Array) -> jax.Array:
     """Hidden states [..., D] to float32 logits [..., V]."""
     if "head" in params:
-        return jnp.matmul(hidden, params["head"].astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return jnp.einsum("...d,vd->...v", hidden, params["embed"].astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return ops.float32_einsum("...d,dv->...v", hidden, params["head"].astype(hidden.dtype))
+    return ops.float32_einsum("...d,vd->...v", hidden, params["embed"].astype(hidden.dtype))
 
 
 def unroll(params: Params, prefix: Prefix, prompt_index_B: Optional[jax.Array] = None) -> Context:

@@ -1,12 +1,15 @@
 """What a layer is made of: products, norms, rotary positions, attention over segments. Axis letters as in `model`."""
 
 import dataclasses
+import functools
 import math
 from typing import Optional
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+SHORT = 256  # the most tokens of rows whose scores are computed at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,19 @@ def linear_backward(kept, g):
 
 
 linear.defvjp(lambda x, weight: (x @ weight, (x, weight)), linear_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def float32_einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """An einsum in float32, whose gradients are products in the operands' own type, which is faster in 16 bits."""
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
+
+
+def float32_einsum_backward(equation, operands, g):
+    return jax.vjp(functools.partial(jnp.einsum, equation), *operands)[1](g.astype(operands[0].dtype))
+
+
+float32_einsum.defvjp(lambda equation, x, y: (float32_einsum(equation, x, y), (x, y)), float32_einsum_backward)
 
 
 def gated(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, Optional[jax.Array]]:
@@ -86,8 +102,7 @@ def attention(q_BxTxHxE: jax.Array, segments) -> jax.Array:
     scores = []
     for keys, _, mask_BxTxS in segments:
         equation = "btkre,ske->bkrts" if keys.ndim == 3 else "btkre,bske->bkrts"
-        score = jnp.einsum(equation, q, keys, preferred_element_type=jnp.float32)
-        scores.append(jnp.where(mask_BxTxS[:, None, None], score, -1e30))
+        scores.append(jnp.where(mask_BxTxS[:, None, None], float32_einsum(equation, q, keys), -1e30))
     weights = jax.nn.softmax(jnp.concatenate(scores, -1), -1).astype(q.dtype)
     out, start = 0, 0
     for keys, values, _ in segments:
@@ -96,3 +111,40 @@ def attention(q_BxTxHxE: jax.Array, segments) -> jax.Array:
         out += jnp.einsum(equation, weights[..., start : start + size], values)
         start += size
     return out.reshape(b, t, h * e)
+
+
+def joined(q_BxTxHxE: jax.Array, segments) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The keys and values of all segments, [B,S,K,E] each, and their mask, [B,T,S]."""
+    *both, masks = zip(*segments)
+    keys, values = (jnp.concatenate([jnp.broadcast_to(x, (len(q_BxTxHxE), *x.shape[-3:])) for x in parts], 1)
+                    for parts in both)
+    return keys, values, jnp.concatenate(masks, -1)
+
+
+def causal_attention(q_BxTxHxE: jax.Array, segments, chunk: int = 256) -> jax.Array:
+    """As `attention`, where the last T keys are those of the queries, none of which sees a key after its own.
+
+    The queries go in chunks, each over the keys up to its last one, and the backward pass computes a chunk again: its
+    scores stay in a chip's fast memory, where those of whole rows are most of what an update reads and writes.
+    """
+    (b, t, h, e), (keys, values, mask_BxTxS) = q_BxTxHxE.shape, joined(q_BxTxHxE, segments)
+    k, size = keys.shape[2], keys.shape[1]
+    keys_BxKxSxE, values_BxKxSxE = keys.swapaxes(1, 2), values.swapaxes(1, 2)
+    q_BxKxRxTxE = (q_BxTxHxE * e**-0.5).reshape(b, t, k, h // k, e).transpose(0, 2, 3, 1, 4)
+
+    @jax.checkpoint
+    def part(q, keys, values, mask):  # heads and queries as one axis: GPUs would copy the scores to make it one
+        scores = float32_einsum("bkqe,bkse->bkqs", q.reshape(b, k, -1, e), keys)
+        scores = jnp.where(mask[:, None, None], scores.reshape(*q.shape[:-1], -1), -1e30)
+        weights = jax.nn.softmax(scores, -1).astype(q.dtype).reshape(b, k, -1, keys.shape[2])
+        return jnp.einsum("bkqs,bkse->bkqe", weights, values).reshape(q.shape)
+
+    out = []
+    for start in range(0, t, chunk):
+        now, seen = slice(start, start + chunk), min(size - t + start + chunk, size)
+        out.append(part(q_BxKxRxTxE[..., now, :], keys_BxKxSxE[:, :, :seen], values_BxKxSxE[:, :, :seen],
+                        mask_BxTxS[:, now, :seen]))
+    return jnp.concatenate(out, 3).transpose(0, 3, 1, 2, 4).reshape(b, t, h * e)
+
+
+ATTENTION = {"auto": causal_attention, "plain": causal_attention}  # of rows longer than `SHORT`

@@ -23,6 +23,7 @@ from rlvr_jax.runs.run import Run, RunConfig
 from rlvr_jax.sampler import Decoding, SamplingConfig, make_sampler
 from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, check_style, padded
+from rlvr_jax.training import kernels
 from rlvr_jax.training.driver import Learnt, RunWatch, supervise
 
 
@@ -69,6 +70,7 @@ def finetune(config: FinetuneConfig) -> dict:
     window = max(loaded.config.max_seq_len, config.window)
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, max_seq_len=window))
     learner.micro_rows(config.update, config.batch_size, parallel.device_count(), "--batch_size")
+    kernels.check(config.update.attention, config.choice.dtype)
     examples = read_examples(config.examples, loaded)
     optimizer = learner.make_optimizer(config.optimizer, loop.num_steps * config.update.updates_per_batch)
     update = learner.map_update(loaded.config, config.update, SUPERVISED, optimizer, loop.seed)

@@ -22,6 +22,7 @@ from rlvr_jax.tasks import families
 from rlvr_jax.tasks.chains import StyleConfig
 from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, encode_prompts, load_problems, padded
+from rlvr_jax.training import kernels
 from rlvr_jax.training.driver import Learnt, RunWatch, supervise
 
 
@@ -87,6 +88,7 @@ def row_of(learnt: Learnt) -> tuple[dict, list]:
 def check(config: PretrainConfig) -> None:
     """Refuses settings that cannot work together before anything is computed."""
     learner.micro_rows(config.update, config.batch_size, parallel.device_count(), "--batch_size")
+    kernels.check(config.update.attention, "float32")
     if not config.measured.eval_size:
         raise UserError("--eval_size=0: problems of a family are drawn, as many as this says: give 1 or more")
     if config.shape.d_model % (2 * config.shape.num_heads):

@@ -27,7 +27,7 @@ from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.history import group_accuracies, write_history
 from rlvr_jax.tasks.pool import PoolConfig, choose_example, load_pool, training_problems
 from rlvr_jax.tasks.prompts import ProblemSource, encode_prompts
-from rlvr_jax.training import advice
+from rlvr_jax.training import advice, kernels
 from rlvr_jax.training.driver import RunWatch
 
 SHOW = ("train/accuracy", "train/entropy", "eval/greedy", "eval/sampled")
@@ -85,6 +85,7 @@ def train(config: TrainConfig) -> dict:
 def check(config: TrainConfig) -> None:
     """Refuses settings that cannot work together before anything is computed."""
     grpo.check(config.grpo)
+    kernels.check(config.grpo.update.attention, config.choice.dtype)
     score.check(config.rewards, config.grpo.loss.objective)
     if config.record_history and config.grpo.max_resamples:
         raise UserError("--record_history needs --max_resamples=0: resampling swaps problems within a step")
