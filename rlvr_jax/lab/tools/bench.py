@@ -1,6 +1,7 @@
 """Times sampling, the update and whole GRPO steps beside other programs, and how much of the machine's peak is useful.
 
-Every side is a process of its own. They are asked in turn, once to warm up and then `repeats` times; medians count. Of
+Every side is a process that has the machine to itself: it ends before the next begins, since one that waits still takes
+memory and slows down the others. Each case is called once to warm up and then `repeats` times; the best call counts. Of
 the machine's peak and bandwidth the best of ten calls counts. Useful are 2 FLOPs a parameter for a sampled token and 6
 for one that is learnt from. Attention, what is computed twice, padding and waiting slots count for nothing, so that the
 share of the peak says what is left to gain.
@@ -12,7 +13,6 @@ import multiprocessing
 import pathlib
 import re
 import resource
-import statistics
 import time
 from typing import Optional
 
@@ -51,36 +51,32 @@ def serve(side: str, config: BenchConfig, connection) -> None:
     connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
 
 
-class Sides:
-    """The processes, by name."""
+class Side:
+    """The process of one side."""
 
-    def __init__(self, names: list[str], config: BenchConfig):
+    def __init__(self, name: str, config: BenchConfig):
         context = multiprocessing.get_context("spawn")  # JAX and torch do not survive a fork
-        self.ends = {}
-        for name in names:
-            self.ends[name], theirs = context.Pipe()
-            context.Process(target=serve, args=(name, config, theirs), daemon=True).start()
-            theirs.close()
-        for name in names:  # one that still loads its libraries would slow down the others
-            self.answer(name)
+        self.name, (self.end, theirs) = name, context.Pipe()
+        context.Process(target=serve, args=(name, config, theirs), daemon=True).start()
+        theirs.close()
+        self.answer()
 
-    def ask(self, name: str, question) -> Optional[float]:
-        self.ends[name].send(question)
-        return self.answer(name)
+    def ask(self, question) -> Optional[float]:
+        self.end.send(question)
+        return self.answer()
 
-    def answer(self, name: str) -> Optional[float]:
+    def answer(self) -> Optional[float]:
         """What it sends next. UserError where the process has ended."""
         try:
-            return self.ends[name].recv()
+            return self.end.recv()
         except (EOFError, OSError):
-            raise UserError(f"--against={name}: it failed, as said above" if name != "ours" else "the timing failed, as "
-                            "said above") from None
+            raise UserError(f"--against={self.name}: it failed, as said above" if self.name != "ours" else
+                            "the timing failed, as said above") from None
 
-    def timed(self, case: str, config: BenchConfig) -> dict[str, Optional[float]]:
-        """Median seconds of each side, asked in turn."""
-        asked = [{name: self.ask(name, (case, config)) for name in self.ends} for _ in range(config.repeats)]
-        return {name: None if asked[0][name] is None else statistics.median(one[name] for one in asked)
-                for name in self.ends}
+    def best(self, case: str, config: BenchConfig, repeats: int) -> Optional[float]:
+        """Seconds of the best of so many calls, None where the side has no such case."""
+        seconds = self.ask((case, config))
+        return seconds and min([seconds, *(self.ask((case, config)) for _ in range(repeats - 1))])
 
 
 # ----- what the figures mean
@@ -121,13 +117,13 @@ def decoded_bytes(config: BenchConfig) -> int:
     return cache + 4 * sum(numbers(config)) * (config.new_tokens - 1)
 
 
-def exponents(sides: Sides, config: BenchConfig) -> str:
+def exponents(ours: Side, config: BenchConfig) -> str:
     """How the cost of sampling and update grows: slopes of log seconds over the log of what is halved and doubled."""
     rows = []
     for name in ("rollouts", "new_tokens", "num_layers"):
         value = getattr(config, name)
         values = [value // 2, value, value * 2] if value > 1 else [1, 2]
-        timed = [[sides.ask("ours", (case, replace(config, **{name: x}))) for case in ("sampling", "update")]
+        timed = [[ours.ask((case, replace(config, **{name: x}))) for case in ("sampling", "update")]
                  for x in values]
         slopes = np.polyfit(np.log(values), np.log(timed), 1)[0]
         rows.append([f"--{name}", ", ".join(map(str, values)), *(f"{x:.2f}" for x in slopes)])
@@ -157,22 +153,21 @@ def run(config: BenchConfig) -> str:
         if getattr(config, flag) % (config.micro_rows * config.machine.host_devices):
             raise UserError(f"--{flag}={getattr(config, flag)} is not a multiple of --micro_rows x --host_devices = "
                             f"{config.micro_rows} x {config.machine.host_devices}")
-    names, listed = ["ours", *filter(None, config.against.split(","))], cases(config)
-    sides, timed = Sides(names, config), {}
-    with progress(len(listed) + 2, what="bench", unit="case") as bar:
-        for name in ("peak", "bandwidth"):  # a limit is the best that was seen
-            timed[name] = {"ours": min(sides.ask("ours", (name, config)) for _ in range(10))}
-            bar.update()
-        for name in listed:
-            timed[name] = sides.timed(name, config)
-            bar.update()
-    more = []
-    if config.exponents:
-        more.append(exponents(sides, config))
-    if config.profile:
-        sides.ask("ours", ("profile", config))
-        more.append(operations(config.profile))
-    return page(config, timed, {name: sides.ask(name, None) for name in names}, more)
+    names, listed, more = ["ours", *filter(None, config.against.split(","))], cases(config), []
+    timed, memory = {name: {} for name in ["peak", "bandwidth", *listed]}, {}
+    with progress(len(names) * len(listed) + 2, what="bench", unit="case") as bar:
+        for name in names:
+            side = Side(name, config)
+            for case in timed if name == "ours" else listed:
+                timed[case][name] = side.best(case, config, config.repeats if case in listed else 10)
+                bar.update()
+            if name == "ours" and config.exponents:
+                more.append(exponents(side, config))
+            if name == "ours" and config.profile:
+                side.ask(("profile", config))
+                more.append(operations(config.profile))
+            memory[name] = side.ask(None)
+    return page(config, timed, memory, more)
 
 
 def page(config: BenchConfig, timed: dict, memory: dict[str, float], more: list[str]) -> str:
@@ -204,7 +199,7 @@ def page(config: BenchConfig, timed: dict, memory: dict[str, float], more: list[
         f"Decoding reads weights and cache once a token, at {read:.0%} of the bandwidth.\n"
         f"Most memory, GB: " + ", ".join(f"{name} {x:.1f}" for name, x in memory.items()) + ".",
         markdown_table(["share", ""], [[name, f"{x:.0%}"] for name, x in lost(config, ours).items()]),
-        *more, f"`{command(config)}`, commit {commit()}; medians of {config.repeats} calls in turn."]) + "\n"
+        *more, f"`{command(config)}`, commit {commit()}; each side alone, the best of {config.repeats} calls."]) + "\n"
 
 
 def command(config: BenchConfig) -> str:

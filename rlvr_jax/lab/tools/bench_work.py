@@ -23,13 +23,13 @@ MOVED = 2**29  # bytes that are read, and written, to measure the bandwidth
 
 @checked
 class BenchConfig:
-    """Side-by-side timings."""
+    """Timings of this program and others."""
 
     machine: MachineConfig = MachineConfig()
     out: str = setting("", "Markdown file for the table; empty: only print")
-    against: str = setting("", "other programs to time in turn with this one, joined by commas; the extra `parity` "
-                           "installs them", lambda: PEERS, listed=True)
-    repeats: int = setting(5, "timed calls of each side, in turn; the median is reported", minimum=1)
+    against: str = setting("", "other programs to time after this one, joined by commas; the extra `parity` installs "
+                           "them", lambda: PEERS, listed=True)
+    repeats: int = setting(5, "timed calls of each case; the best is reported", minimum=1)
     rollouts: int = setting(64, "completions of one prompt in a step", minimum=1)
     prompt_tokens: int = setting(64, "length of the prompt", minimum=1)
     new_tokens: int = setting(64, "tokens of each completion", minimum=2)

@@ -88,10 +88,16 @@ def test_an_operation_of_a_trace_is_named(tmp_path):
 
 
 def test_a_side_is_asked_when_it_is_ready_and_its_end_is_an_error():
-    sides = bench.Sides(["ours"], SMALL)
-    assert sides.ask("ours", ("bandwidth", SMALL)) > 0 and sides.ask("ours", None) > 0
+    side = bench.Side("ours", SMALL)
+    assert side.best("bandwidth", SMALL, 2) > 0 and side.ask(None) > 0
     with pytest.raises(UserError, match="the timing failed"):  # it has ended
-        sides.answer("ours")
+        side.answer()
+
+
+def test_the_best_call_of_a_side_counts(monkeypatch):
+    side, answers = object.__new__(bench.Side), iter([3.0, 1.0, 2.0, None])
+    monkeypatch.setattr(side, "ask", lambda question: next(answers), raising=False)
+    assert side.best("step", SMALL, 3) == 1.0 and side.best("step", SMALL, 3) is None
 
 
 def test_completions_that_do_not_divide_are_refused():
