@@ -28,7 +28,7 @@ def triton(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, lengths_B: jax.Arr
 
 
 def joined(q_Bx1xHxE: jax.Array, prompt: tuple, mixed_BxHxE: jax.Array, sums_BxH: jax.Array, tops_BxH: jax.Array):
-    """Attention to the prompt and to what `mixed` has seen: values weighted by exp(score - top), and the weights' sum."""
+    """Attention to the prompt and to what `mixed` has seen: values weighted by exp(score - top), and their sum."""
     (keys, values, mask_Bx1xS), (b, _, h, e) = prompt, q_Bx1xHxE.shape
     rows, heads = "" if keys.ndim == 3 else "b", (b, keys.shape[-2], h // keys.shape[-2])
     scores_BxKxRxS = e**-0.5 * jnp.einsum(f"bkre,{rows}ske->bkrs", q_Bx1xHxE.reshape(*heads, e), keys,

@@ -97,9 +97,10 @@ class _Slots(NamedTuple):
     ended: jax.Array  # bool[B]
 
 
-def stages(num_slots: int, most: int, layout: model.Layout) -> list[tuple[int, int]]:
+def stages(num_slots: int, most: int, layout: model.Layout, attend: Optional[Callable] = None) -> list[tuple[int, int]]:
     """(slots, window of the cache) of each decoding loop, one after the other; few, as each is compiled."""
-    windows = [64 * 4**i for i in range(12) if layout.grows and 64 * 4**i < most] + [most]
+    most += -most % 64 if attend else 0  # read in blocks, and of a large cache no more than of a small one
+    windows = [64 * 4**i for i in range(12) if layout.grows and not attend and 64 * 4**i < most] + [most]
     fewer = [num_slots // 2**i for i in range(1, 5) if layout.shrinks and most >= 64 and num_slots >= 8 * 2**i]
     return [(num_slots, window) for window in windows] + [(size, most) for size in fewer]
 
@@ -217,9 +218,7 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
                       s.next_row + jnp.sum(finished, dtype=jnp.int32), cache, carry, written,
                       s.lengths.at[s.rows].set(s.steps + 1, mode="drop"), s.ended.at[s.rows].set(stopped, mode="drop"))
 
-    # What attends reads no more of a large cache than of a small one.
-    window, layout = (-(-most // 64) * 64, layout._replace(grows=False)) if attend else (most, layout)
-    plan, everywhere = stages(num_slots, window, layout), parallel.pmax if by_layer else lambda x: x
+    plan, everywhere = stages(num_slots, most, layout, attend), parallel.pmax if by_layer else lambda x: x
     slots = jnp.arange(num_slots, dtype=jnp.int32)
     start = _Slots(slots, jnp.zeros_like(slots), prefix.last_tokens[prompt_of(slots)], jnp.int32(num_slots),
                    model.init_cache(config, num_slots, plan[0][1], layout), hooks.carry, {},
