@@ -11,8 +11,8 @@ from rlvr_jax import kernels_decode, model
 
 from fixtures import VARIANTS, draw_rollouts, random_params
 
-LENGTHS, W, S, K, R, E = (1, 63, 64, 65, 256, 200), 256, 5, 2, 3, 16
-KERNEL = functools.partial(kernels_decode.triton, interpret=True)
+LENGTHS, W, S, K, R, E = (1, 63, 64, 65, 513, 1024), 1024, 5, 2, 3, 16
+TRITON, MOSAIC = (functools.partial(x, interpret=True) for x in (kernels_decode.triton, kernels_decode.mosaic))
 
 
 def operands(dtype: str, shared: bool) -> tuple:
@@ -26,8 +26,9 @@ def operands(dtype: str, shared: bool) -> tuple:
     return q, (prompt_keys, prompt_values, mask_Bx1xS), (keys, values), jnp.array(LENGTHS, jnp.int32)
 
 
+@pytest.mark.parametrize("kernel", [TRITON, MOSAIC])
 @pytest.mark.parametrize("dtype, shared", [("float32", True), ("float32", False), ("bfloat16", True)])
-def test_a_row_attends_to_its_prompt_and_to_what_it_has_filled(dtype, shared):
+def test_a_row_attends_to_its_prompt_and_to_what_it_has_filled(kernel, dtype, shared):
     given = operands(dtype, shared)
     q, (*prompt, mask), cache, lengths = jax.tree.map(lambda x: np.asarray(x, np.float64), given)
     expected = np.zeros((len(LENGTHS), K * R, E))
@@ -36,29 +37,31 @@ def test_a_row_attends_to_its_prompt_and_to_what_it_has_filled(dtype, shared):
         keys, values = (np.concatenate([part, x[b, head // R, : LENGTHS[b]]]) for part, x in zip(parts, cache))
         weights = np.exp(keys @ q[b, 0, head] / np.sqrt(E))
         expected[b, head] = weights @ values / weights.sum()
-    out = np.asarray(jax.jit(KERNEL)(*given), np.float64)
+    out = np.asarray(jax.jit(kernel)(*given), np.float64)
     error = np.abs(out.reshape(expected.shape) - expected).max()
     assert error < (1e-6 if dtype == "float32" else 2**-8 * np.abs(expected).max())
 
 
-def test_a_row_is_the_same_bit_for_bit_beside_others_and_after_others():
+@pytest.mark.parametrize("kernel", [TRITON, MOSAIC])
+def test_a_row_is_the_same_bit_for_bit_beside_others_and_after_others(kernel):
     """Fewer slots in another order, and a slot that was refilled: the cache beyond its length is that of others."""
     q, prompt, cache, lengths = operands("float32", False)
     kept = np.array([4, 0, 3])
     stale = [jnp.where(jnp.arange(W)[None, None, :, None] < lengths[:, None, None, None], x, 1e4) for x in cache]
-    whole = jax.jit(KERNEL)(q, prompt, cache, lengths)
-    np.testing.assert_array_equal(jax.jit(KERNEL)(q, prompt, tuple(stale), lengths), whole)
+    whole = jax.jit(kernel)(q, prompt, cache, lengths)
+    np.testing.assert_array_equal(jax.jit(kernel)(q, prompt, tuple(stale), lengths), whole)
     fewer = jax.tree.map(lambda x: x[kept], (q, prompt, tuple(stale), lengths))
-    np.testing.assert_array_equal(jax.jit(KERNEL)(*fewer), whole[kept])
+    np.testing.assert_array_equal(jax.jit(kernel)(*fewer), whole[kept])
 
 
-@pytest.mark.parametrize("name, platform, num_slots", [("llama", "gpu", 3), ("llama", "gpu", 8), ("qwen3", "cpu", 3)])
-def test_rollouts_are_those_of_plain_attention(name, platform, num_slots):
+@pytest.mark.parametrize("kernel, name, platform, num_slots", [
+    (TRITON, "llama", "gpu", 3), (TRITON, "qwen3", "cpu", 3), (MOSAIC, "llama", "tpu", 8), (MOSAIC, "llama", "tpu", 3)])
+def test_rollouts_are_those_of_plain_attention(kernel, name, platform, num_slots):
     """With refilled slots, several prompts, and completions that end in another block than they began."""
     config = VARIANTS[name]
     asked = dict(params=random_params(config), config=config, eos_ids=(12,), max_new_tokens=80, seed=1)
     reference = draw_rollouts(**asked, num_slots=8)
-    out = draw_rollouts(**asked, num_slots=num_slots, layout=model.LAYOUTS[platform], attend=KERNEL)
+    out = draw_rollouts(**asked, num_slots=num_slots, layout=model.LAYOUTS[platform], attend=kernel)
     assert reference.completion_mask.sum(-1).max() > 64
     np.testing.assert_array_equal(out.completions, reference.completions)
     np.testing.assert_array_equal(out.completion_mask, reference.completion_mask)
