@@ -7,50 +7,46 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvr_jax import kernels_decode, model
+from rlvr_jax import kernels_decode, model, ops
 
 from fixtures import VARIANTS, draw_rollouts, random_params
 
-LENGTHS, W, S, K, R, E = (1, 63, 64, 65, 513, 1024), 1024, 5, 2, 3, 16
+FILLED, W, S, K, R, E = (1, 63, 64, 65, 513, 1024), 1024, 5, 2, 3, 16
 TRITON, MOSAIC = (functools.partial(x, interpret=True) for x in (kernels_decode.triton, kernels_decode.mosaic))
 
 
 def operands(dtype: str, shared: bool) -> tuple:
-    """Random queries, a prompt that all rows share or a prompt of each, the first of them
-    empty; the cache, and how much of it each row has filled."""
-    b, rng = len(LENGTHS), np.random.default_rng(0)
+    """Random arguments of a kernel: all rows share a prompt, or each has one of its own, the first an empty one."""
+    b, rng = len(FILLED), np.random.default_rng(0)
     q, keys, values, prompt_keys, prompt_values = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in [
         (b, 1, K * R, E), *[(b, K, W, E)] * 2, *[((S, K, E) if shared else (b, S, K, E))] * 2])
     seen_B = np.full(b, 4) if shared else np.arange(b)
     mask_Bx1xS = jnp.asarray(np.arange(S) < seen_B[:, None])[:, None]
-    return q, (prompt_keys, prompt_values, mask_Bx1xS), (keys, values), jnp.array(LENGTHS, jnp.int32)
+    return q, (prompt_keys, prompt_values, mask_Bx1xS), (keys, values), jnp.array(FILLED, jnp.int32)
 
 
 @pytest.mark.parametrize("kernel", [TRITON, MOSAIC])
 @pytest.mark.parametrize("dtype, shared", [("float32", True), ("float32", False), ("bfloat16", True)])
 def test_a_row_attends_to_its_prompt_and_to_what_it_has_filled(kernel, dtype, shared):
     given = operands(dtype, shared)
-    q, (*prompt, mask), cache, lengths = jax.tree.map(lambda x: np.asarray(x, np.float64), given)
-    expected = np.zeros((len(LENGTHS), K * R, E))
-    for b, head in np.ndindex(expected.shape[:2]):
-        parts = [(p if shared else p[b])[: int(mask[b].sum()), head // R] for p in prompt]
-        keys, values = (np.concatenate([part, x[b, head // R, : LENGTHS[b]]]) for part, x in zip(parts, cache))
-        weights = np.exp(keys @ q[b, 0, head] / np.sqrt(E))
-        expected[b, head] = weights @ values / weights.sum()
-    out = np.asarray(jax.jit(kernel)(*given), np.float64)
-    error = np.abs(out.reshape(expected.shape) - expected).max()
-    assert error < (1e-6 if dtype == "float32" else 2**-8 * np.abs(expected).max())
+    q, (*prompt, mask), cache, filled_B = given
+    q, *prompt, keys, values = (x.astype(jnp.float32) for x in (q, *prompt, *cache))
+    seen = (jnp.arange(W)[None] < filled_B[:, None])[:, None]
+    expected = ops.attention(q, [(*prompt, mask), (keys.swapaxes(1, 2), values.swapaxes(1, 2), seen)])
+    error = jnp.abs(jax.jit(kernel)(*given).astype(jnp.float32) - expected).max()
+    assert error < (1e-6 if dtype == "float32" else 2**-8 * jnp.abs(expected).max())
 
 
-@pytest.mark.parametrize("kernel", [TRITON, MOSAIC])
-def test_a_row_is_the_same_bit_for_bit_beside_others_and_after_others(kernel):
-    """Fewer slots in another order, and a slot that was refilled: the cache beyond its length is that of others."""
-    q, prompt, cache, lengths = operands("float32", False)
-    kept = np.array([4, 0, 3])
-    stale = [jnp.where(jnp.arange(W)[None, None, :, None] < lengths[:, None, None, None], x, 1e4) for x in cache]
-    whole = jax.jit(kernel)(q, prompt, cache, lengths)
-    np.testing.assert_array_equal(jax.jit(kernel)(q, prompt, tuple(stale), lengths), whole)
-    fewer = jax.tree.map(lambda x: x[kept], (q, prompt, tuple(stale), lengths))
+@pytest.mark.parametrize("kernel, block", [(TRITON, 64), (MOSAIC, 512)])
+def test_a_row_is_the_same_bit_for_bit_beside_others_and_after_others(kernel, block):
+    """Fewer slots in another order, and slots that were refilled: the rest of a row's block is what another row left,
+    and the blocks after it, here no numbers at all, are not read."""
+    q, prompt, cache, filled_B = operands("float32", False)
+    place, ends = jnp.arange(W)[None, None, :, None], filled_B[:, None, None, None]
+    stale = tuple(jnp.where(place < ends, x, jnp.where(place < -(-ends // block) * block, 1e4, jnp.nan)) for x in cache)
+    whole, kept = jax.jit(kernel)(q, prompt, cache, filled_B), np.array([4, 0, 3])
+    np.testing.assert_array_equal(jax.jit(kernel)(q, prompt, stale, filled_B), whole)
+    fewer = jax.tree.map(lambda x: x[kept], (q, prompt, stale, filled_B))
     np.testing.assert_array_equal(jax.jit(kernel)(*fewer), whole[kept])
 
 
