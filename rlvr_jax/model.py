@@ -111,6 +111,8 @@ class Context(NamedTuple):
     layers: list  # of each layer (weights, prefix keys, prefix values)
     prefix: Prefix
     prompt_index: Optional[jax.Array]  # i32[B] the prompt that each row continues; None: row b continues prompt b
+    # (q_Bx1xHxE, segment of the prompt, (keys_BxKxWxE, values_BxKxWxE), positions filled i32[B]) -> mixed_Bx1x(H*E)
+    attend: Optional[Callable] = None
 
 
 class Inputs(NamedTuple):
@@ -269,11 +271,12 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
     """Feeds one token a row.
 
     A row that starts over only sets its step to 0: what the cache holds beyond a row's step is masked. Attention reads
-    the smallest power-of-two bucket of the cache that holds the farthest row, or all of one that grows.
+    the smallest power-of-two bucket of the cache that holds the farthest row, or all of one that grows, where it is
+    not left to `context.attend`.
 
     Returns `(logits_BxV f32, cache)`.
     """
-    (layers, prefix, prompt_index_B), (tokens_B, steps_B), axis = context, inputs, cache.layout.axis
+    (layers, prefix, prompt_index_B, attend), (tokens_B, steps_B), axis = context, inputs, cache.layout.axis
     rows_B, window = jnp.arange(len(tokens_B)), cache.layers[0][0].shape[axis]
     at = ((rows_B, steps_B) if axis == 1 else
           (rows_B[:, None], jnp.arange(config.num_kv_heads)[None], steps_B[:, None]))  # a slice for K would turn axes
@@ -286,16 +289,18 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
     seen_Bx1xW = (jnp.arange(window)[None, :] <= steps_B[:, None])[:, None]
     x, kept = params["embed"][tokens_B[:, None]].astype(config.dtype), []
     for i, (p, prefix_keys, prefix_values) in enumerate(layers):
-        def attend(q, k, v):
+        def mix(q, k, v):
             kv = tuple(old.at[at].set(new[:, 0]) for old, new in zip(cache.layers[i], (k, v)))
             prompt = prefix_segment(prefix_keys, prefix_values, prefix.lengths, prompt_index_B, 1)
+            if attend is not None:
+                return attend(q, prompt, tuple(jnp.moveaxis(x, axis, 2) for x in kv), steps_B + 1), kv
 
             def look(size):
                 read = (jnp.moveaxis(lax.slice_in_dim(x, 0, size, axis=axis), axis, 1) for x in kv)
                 return ops.attention(q, [prompt, (*read, seen_Bx1xW[:, :, :size])])
             return lax.switch(bucket, [lambda size=size: look(size) for size in buckets]), kv
 
-        x, kv = layer(parallel.whole(p, config.dtype), config, x, positions_Bx1, attend, steps_B[:, None] == 0)
+        x, kv = layer(parallel.whole(p, config.dtype), config, x, positions_Bx1, mix, steps_B[:, None] == 0)
         if edit_residual is not None:
             x = edit_residual(i, x, positions_Bx1)
         kept.append(kv)

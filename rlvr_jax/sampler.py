@@ -38,6 +38,7 @@ class Decoding(NamedTuple):
     num_slots: int = 0  # rollouts decoded at a time; 0 for all of them
     layout: model.Layout = model.Layout()  # that of the devices
     by_layer: bool = False  # gather divided weights a layer at a time, at each token: all devices go on together
+    attend: Optional[Callable] = None  # that of `model.Context`; its cache has a multiple of 64 positions
 
 
 class Rows(NamedTuple):
@@ -96,9 +97,10 @@ class _Slots(NamedTuple):
     ended: jax.Array  # bool[B]
 
 
-def stages(num_slots: int, most: int, layout: model.Layout) -> list[tuple[int, int]]:
+def stages(num_slots: int, most: int, layout: model.Layout, attend: Optional[Callable] = None) -> list[tuple[int, int]]:
     """(slots, window of the cache) of each decoding loop, one after the other; few, as each is compiled."""
-    windows = [64 * 4**i for i in range(12) if layout.grows and 64 * 4**i < most] + [most]
+    most += -most % 64 if attend else 0  # read in blocks, and of a large cache no more than of a small one
+    windows = [64 * 4**i for i in range(12) if layout.grows and not attend and 64 * 4**i < most] + [most]
     fewer = [num_slots // 2**i for i in range(1, 5) if layout.shrinks and most >= 64 and num_slots >= 8 * 2**i]
     return [(num_slots, window) for window in windows] + [(size, most) for size in fewer]
 
@@ -173,14 +175,14 @@ def sample(params: model.Params, config: ModelConfig, prompts: Prompts, rows: Ro
 def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows: Rows, decoding: Decoding,
            hooks: Hooks = Hooks()) -> Rollouts:
     """One completion for each row, after the prompt `rows.prompt_index[b]` of the prefix."""
-    eos_ids, most, num_slots, layout, by_layer = decoding
+    eos_ids, most, num_slots, layout, by_layer, attend = decoding
     num_rows, eos_E = len(rows.prompt_index), jnp.array(eos_ids, jnp.int32)
     num_slots = min(num_slots or num_rows, num_rows)
     in_place = 1 < len(prefix.lengths) == num_rows == num_slots  # slot b only ever has row b: order the prompts so
     if in_place:
         prefix = jax.tree.map(lambda x: x[rows.prompt_index] if x.ndim == 1 else x[:, rows.prompt_index], prefix)
     params = model.cast(params, config.dtype) if layout.cast else params
-    layers = model.unroll(params, prefix)
+    layers = model.unroll(params, prefix)._replace(attend=attend)
 
     def prompt_of(slots_N):
         slots_N = jnp.minimum(slots_N, num_rows - 1)
@@ -216,7 +218,7 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
                       s.next_row + jnp.sum(finished, dtype=jnp.int32), cache, carry, written,
                       s.lengths.at[s.rows].set(s.steps + 1, mode="drop"), s.ended.at[s.rows].set(stopped, mode="drop"))
 
-    plan, everywhere = stages(num_slots, most, layout), parallel.pmax if by_layer else lambda x: x
+    plan, everywhere = stages(num_slots, most, layout, attend), parallel.pmax if by_layer else lambda x: x
     slots = jnp.arange(num_slots, dtype=jnp.int32)
     start = _Slots(slots, jnp.zeros_like(slots), prefix.last_tokens[prompt_of(slots)], jnp.int32(num_slots),
                    model.init_cache(config, num_slots, plan[0][1], layout), hooks.carry, {},

@@ -299,10 +299,11 @@ _sample = jax.jit(sampler.sample, static_argnums=(1, 4, 5))
 
 def draw_rollouts(prompts=PROMPTS, index=PROMPT_INDEX, *, params=None, config=TINY, temperature=1.0, seed=0, step=3,
                   top_p=None, eos_ids=(1, 4, 9), max_new_tokens=12, num_slots=0, edit=None,
-                  layout=model.Layout()) -> Rollouts:
+                  layout=model.Layout(), attend=None) -> Rollouts:
     """A completion of prompt `index[b]` in each row b, from `tiny_params()` unless told: NumPy arrays [B,T]."""
     rows = sampler.Rows(jnp.array(index), sampler.rollout_keys(seed, step, jnp.arange(len(index))), temperature, top_p)
-    decoding, hooks = sampler.Decoding(eos_ids, max_new_tokens, num_slots, layout), sampler.Hooks(edit_residual=edit)
+    decoding = sampler.Decoding(eos_ids, max_new_tokens, num_slots, layout, attend=attend)
+    hooks = sampler.Hooks(edit_residual=edit)
     params = tiny_params() if params is None else params
     return jax.tree.map(np.asarray, _sample(params, config, padded(prompts), rows, decoding, hooks))
 

@@ -1,0 +1,64 @@
+"""The kernels that decode, run by Pallas's interpreter: equal to plain attention, and of each row alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlvr_jax import kernels_decode, model, ops
+
+from fixtures import VARIANTS, draw_rollouts, random_params
+
+FILLED, W, S, K, R, E = (1, 63, 64, 65, 513, 1024), 1024, 5, 2, 3, 16
+TRITON, MOSAIC = (functools.partial(x, interpret=True) for x in (kernels_decode.triton, kernels_decode.mosaic))
+
+
+def operands(dtype: str, shared: bool) -> tuple:
+    """Random arguments of a kernel: all rows share a prompt, or each has one of its own, the first an empty one."""
+    b, rng = len(FILLED), np.random.default_rng(0)
+    q, keys, values, prompt_keys, prompt_values = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in [
+        (b, 1, K * R, E), *[(b, K, W, E)] * 2, *[((S, K, E) if shared else (b, S, K, E))] * 2])
+    seen_B = np.full(b, 4) if shared else np.arange(b)
+    mask_Bx1xS = jnp.asarray(np.arange(S) < seen_B[:, None])[:, None]
+    return q, (prompt_keys, prompt_values, mask_Bx1xS), (keys, values), jnp.array(FILLED, jnp.int32)
+
+
+@pytest.mark.parametrize("kernel", [TRITON, MOSAIC])
+@pytest.mark.parametrize("dtype, shared", [("float32", True), ("float32", False), ("bfloat16", True)])
+def test_a_row_attends_to_its_prompt_and_to_what_it_has_filled(kernel, dtype, shared):
+    given = operands(dtype, shared)
+    q, (*prompt, mask), cache, filled_B = given
+    q, *prompt, keys, values = (x.astype(jnp.float32) for x in (q, *prompt, *cache))
+    seen = (jnp.arange(W)[None] < filled_B[:, None])[:, None]
+    expected = ops.attention(q, [(*prompt, mask), (keys.swapaxes(1, 2), values.swapaxes(1, 2), seen)])
+    error = jnp.abs(jax.jit(kernel)(*given).astype(jnp.float32) - expected).max()
+    assert error < (1e-6 if dtype == "float32" else 2**-8 * jnp.abs(expected).max())
+
+
+@pytest.mark.parametrize("kernel, block", [(TRITON, 64), (MOSAIC, 512)])
+def test_a_row_is_the_same_bit_for_bit_beside_others_and_after_others(kernel, block):
+    """Fewer slots in another order, and slots that were refilled: the rest of a row's block is what another row left,
+    and the blocks after it, here no numbers at all, are not read."""
+    q, prompt, cache, filled_B = operands("float32", False)
+    place, ends = jnp.arange(W)[None, None, :, None], filled_B[:, None, None, None]
+    stale = tuple(jnp.where(place < ends, x, jnp.where(place < -(-ends // block) * block, 1e4, jnp.nan)) for x in cache)
+    whole, kept = jax.jit(kernel)(q, prompt, cache, filled_B), np.array([4, 0, 3])
+    np.testing.assert_array_equal(jax.jit(kernel)(q, prompt, stale, filled_B), whole)
+    fewer = jax.tree.map(lambda x: x[kept], (q, prompt, stale, filled_B))
+    np.testing.assert_array_equal(jax.jit(kernel)(*fewer), whole[kept])
+
+
+@pytest.mark.parametrize("kernel, name, platform, num_slots", [
+    (TRITON, "llama", "gpu", 3), (TRITON, "qwen3", "cpu", 3), (MOSAIC, "llama", "tpu", 8), (MOSAIC, "llama", "tpu", 3)])
+def test_rollouts_are_those_of_plain_attention(kernel, name, platform, num_slots):
+    """With refilled slots, several prompts, and completions that end in another block than they began."""
+    config = VARIANTS[name]
+    asked = dict(params=random_params(config), config=config, eos_ids=(12,), max_new_tokens=80, seed=1)
+    reference = draw_rollouts(**asked, num_slots=8)
+    out = draw_rollouts(**asked, num_slots=num_slots, layout=model.LAYOUTS[platform], attend=kernel)
+    assert reference.completion_mask.sum(-1).max() > 64
+    np.testing.assert_array_equal(out.completions, reference.completions)
+    np.testing.assert_array_equal(out.completion_mask, reference.completion_mask)
+    np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
