@@ -17,6 +17,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.learner import LossConfig, OptimizerConfig, ResetConfig, UpdateConfig, reference
 from rlvr_jax.model import ModelConfig, Params
 from rlvr_jax.objectives import live_groups
+from rlvr_jax.ops import ATTENTION
 from rlvr_jax.records import EPOCH_ORDER, Batch, LearnerState, LoopConfig, Prompts, Rollouts, checked, setting
 from rlvr_jax.sampler import Decoding, Request, SamplingConfig
 
@@ -183,7 +184,7 @@ def compile_programs(policy: Policy, config: GRPOConfig, devices: Optional[list]
     have what can be compiled from shapes, `mapped`."""
     optimizer = make_optimizer(config)
     decoding = Decoding(policy.eos_ids, config.sampling.max_new_tokens, config.sampling.num_slots,
-                        by_layer=config.sample_by_layer)
+                        by_layer=config.sample_by_layer, attend=ATTENTION[config.update.attention].cache)
     sample = sampler.make_sampler(policy.config, decoding, devices=devices)
     statistics = learner.map_statistics(policy.config, config.update, 1, devices)
     update = learner.map_update(policy.config, config.update, config.loss, optimizer, config.loop.seed, devices)

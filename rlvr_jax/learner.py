@@ -55,8 +55,9 @@ class UpdateConfig:
     remat: bool = setting(True, "recompute layers in the backward pass: less memory, and on large models faster")
     divide_state: bool = setting(False, "divide parameters, moments and reference among the devices, where they would "
                                  "not fit whole on each; gathered a layer at a time", free=True)
-    attention: str = setting("auto", "how rows of more than 256 tokens attend; auto: plain, in chunks of queries, "
-                             "until a kernel has been checked on the chip", lambda: ATTENTION)
+    attention: str = setting("auto", "how rows of more than 256 tokens attend, and tokens that are decoded: in plain "
+                             "JAX, or by a kernel; auto: plain, until a kernel has been checked on the chip",
+                             lambda: ATTENTION)
     max_logits: int = setting(2**25, "most logits (tokens x vocabulary) held at once in the update", minimum=1)
 
     @property
@@ -176,7 +177,7 @@ def reference(state: LearnerState) -> model.Params:
 def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3) -> Callable:
     """`(params, batch [micro-batches, ...])` to the first `count` of (logprobs, entropies, self-certainty), each
     f32[micro-batches,B,T] nats, 0 where padding is cut off: of the old, the reference and the rewarded policy."""
-    how = Scoring(config.max_logits, False, ATTENTION[config.attention], count > 2)
+    how = Scoring(config.max_logits, False, ATTENTION[config.attention].rows, count > 2)
 
     def statistics(params, batch: Batch, pmax: Callable = lambda x: x):
         length = batch.completions.shape[-1]
@@ -198,7 +199,7 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
     The loss is sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy), before its divisor. The KL is
     measured where the batch has `ref_logprobs`. `weights`, f32[B,T], are those of the whole row where it was cut.
     """
-    objective, how = loss.resolved(), Scoring(config.max_logits, config.remat, ATTENTION[config.attention])
+    objective, how = loss.resolved(), Scoring(config.max_logits, config.remat, ATTENTION[config.attention].rows)
     clip_low, clip_high, entropy_coef = objective.clip_low, objective.clip_high, objective.entropy_coef
 
     def loss_sum(trained, frozen, micro: Batch, weights: Optional[jax.Array] = None):

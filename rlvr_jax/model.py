@@ -68,7 +68,7 @@ class Pass(NamedTuple):
     """How whole rows go through the layers; hashable, so that it may be static under jit."""
 
     remat: bool = False  # recompute each layer in the backward pass instead of keeping its activations
-    attend: Callable = ops.causal_attention  # of long rows: a row of `ops.ATTENTION`
+    attend: Callable = ops.causal_attention  # of long rows: `rows` of `ops.ATTENTION`
     keep_kv: bool = False  # return each layer's (keys, values), [L,B,T,K,E]
     edit_residual: Optional[EditResidual] = None  # applied to the output of every layer
     read_residual: Optional[Callable] = None  # x_BxTxD -> what to return of every layer's output, as edited

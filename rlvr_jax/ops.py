@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Optional
+from typing import Callable, NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
@@ -147,4 +147,11 @@ def causal_attention(q_BxTxHxE: jax.Array, segments, chunk: int = 256) -> jax.Ar
     return jnp.concatenate(out, 3).transpose(0, 3, 1, 2, 4).reshape(b, t, h * e)
 
 
-ATTENTION = {"auto": causal_attention, "plain": causal_attention}  # of rows longer than `SHORT`
+class Attention(NamedTuple):
+    """How queries attend."""
+
+    rows: Callable = causal_attention  # of rows of more than `SHORT` tokens, as that
+    cache: Optional[Callable] = None  # of the token that is decoded, as `model.Context.attend`; None: as short rows
+
+
+ATTENTION = {"auto": Attention(), "plain": Attention()}

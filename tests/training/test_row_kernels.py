@@ -48,7 +48,7 @@ def test_long_rows_attend_as_short_ones_do(name, t, dtype, prompts):
         return jnp.sum(out * weights), out
 
     mine, theirs = (jax.jit(jax.grad(functools.partial(loss, attend), (0, 1), has_aux=True))(
-        q, [kv[:2] for kv in segments]) for attend in (functools.partial(ops.ATTENTION[name], **how), ops.attention))
+        q, [kv[:2] for kv in segments]) for attend in (functools.partial(ops.ATTENTION[name].rows, **how), ops.attention))
     for one, other in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs)):
         np.testing.assert_allclose(np.array(one, "f4"), np.array(other, "f4"), atol=atol * (1 + np.abs(other).max()))
 

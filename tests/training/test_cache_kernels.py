@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvr_jax import kernels_decode, model, ops
+from rlvr_jax import model, ops
+from rlvr_jax.training import kernels
 
 from fixtures import VARIANTS, draw_rollouts, random_params
 
 FILLED, W, S, K, R, E = (1, 63, 64, 65, 513, 1024), 1024, 5, 2, 3, 16
-TRITON, MOSAIC = (functools.partial(x, interpret=True) for x in (kernels_decode.triton, kernels_decode.mosaic))
+TRITON, MOSAIC = (functools.partial(x, interpret=True) for x in (kernels.gqa, kernels.mosaic))
 
 
 def operands(dtype: str, shared: bool) -> tuple:
