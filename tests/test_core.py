@@ -29,4 +29,4 @@ def test_the_root_files_alone_train_in_an_empty_folder(tmp_path):
     assert modules == {f"rlvr_jax.{path.stem}" for path in files} - {"rlvr_jax.__init__"}
     lines = sum(len(path.read_text().splitlines()) for path in files)
     print(f"{len(modules)} files, {lines} lines")
-    assert lines <= 2180
+    assert lines <= 2250

@@ -47,16 +47,18 @@ def test_long_rows_attend_as_short_ones_do(name, t, dtype, prompts):
         out = attend(q, [(*kv, mask) for kv, (*_, mask) in zip(arrays, segments)]).astype("f4")
         return jnp.sum(out * weights), out
 
+    long = functools.partial(ops.ATTENTION[name].rows, **how)
     mine, theirs = (jax.jit(jax.grad(functools.partial(loss, attend), (0, 1), has_aux=True))(
-        q, [kv[:2] for kv in segments]) for attend in (functools.partial(ops.ATTENTION[name].rows, **how), ops.attention))
+        q, [kv[:2] for kv in segments]) for attend in (long, ops.attention))
     for one, other in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs)):
         np.testing.assert_allclose(np.array(one, "f4"), np.array(other, "f4"), atol=atol * (1 + np.abs(other).max()))
 
 
 def test_the_sampler_and_the_policy_agree_on_600_tokens():
     config, prompts = dataclasses.replace(TINY, max_seq_len=640), padded([[5, 9, 2]])
-    params, rows = random_params(config), sampler.Rows(jnp.zeros(2, jnp.int32), sampler.rollout_keys(0, 1, jnp.arange(2)))
-    out = jax.jit(sampler.sample, static_argnums=(1, 4))(params, config, prompts, rows, sampler.Decoding((31,), 600))  # none ends
+    rows = sampler.Rows(jnp.zeros(2, jnp.int32), sampler.rollout_keys(0, 1, jnp.arange(2)))
+    params, endless = random_params(config), sampler.Decoding((31,), 600)  # no token ends a completion
+    out = jax.jit(sampler.sample, static_argnums=(1, 4))(params, config, prompts, rows, endless)
     assert out.completion_mask.sum() == 1200
     ours, _ = jax.jit(logprobs.completion_logprobs, static_argnums=1)(params, config, as_batch(out, [[5, 9, 2]]), 1.0)
     assert np.abs(np.where(out.completion_mask, ours - out.sampler_logprobs, 0)).max() < 1e-4
