@@ -142,8 +142,13 @@ def check_command(line: str) -> None:
 def record_class(name: str) -> type:
     """The class of that name; its import loads JAX. Raises UserError for a JAX that is too old or too new."""
     check_jax(importlib.metadata.version("jax"))
-    module, _, kind = name.rpartition(".")
-    return getattr(importlib.import_module(module), kind)
+    return named(name)
+
+
+def named(name: str):
+    """What a module has under a name, "rlvr_jax.errors.UserError"."""
+    module, _, last = name.rpartition(".")
+    return getattr(importlib.import_module(module), last)
 
 
 def check_jax(version: str) -> None:
@@ -236,6 +241,21 @@ def parse_flags(config_class, argv: list[str]) -> list[str]:
         sys.exit(1)
     except SystemExit:  # absl exits 1 after printing --helpfull and others of its own
         sys.exit(0)
+
+
+def page(function: str, name: str, result: str = "summary.json") -> Callable:
+    """The `main` of a script that calls a function of the package and prints a page that it has written into --out.
+
+    The path of the result follows. Both names may hold flags, as "{probe}.md" does.
+    """
+    def main(config) -> None:
+        from rlvr_jax import records
+
+        values = records.flat(config)
+        named(function)(config)
+        print(pathlib.Path(values["out"], name.format(**values)).read_text("utf-8")
+              + f"\n{values['out']}/{result.format(**values)}")
+    return main
 
 
 def run(main: Callable, record: str) -> None:

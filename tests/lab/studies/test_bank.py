@@ -101,7 +101,8 @@ def test_a_base_is_named_by_its_flags_and_the_code_it_depends_on(tmp_path, monke
         assert name() == first
     names = [first]
     for path, text in (("rlvr_jax/two.py", "y = 3\n"), ("flags", "--num_steps=4\n"),
-                       ("scripts/make.py", "def main():\n    from rlvr_jax import other\n")):
+                       ("scripts/make.py", "def main():\n    from rlvr_jax import other\n"),
+                       ("scripts/make.py", 'main = page("rlvr_jax.other.f")\n'), ("rlvr_jax/other.py", "a = 3\n")):
         (root / path).write_text(text)
         names.append(name())
     names.append(name(f"make --flagfile={root}/flags --seed=1 --run_dir={{bank}}"))
