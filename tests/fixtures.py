@@ -35,14 +35,12 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from rlvr_jax import grpo, learner, logprobs, model, parallel, sampler
 from rlvr_jax.grading import grade
-from rlvr_jax.grpo import GRPOConfig
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import Batch, Prompts, Rollouts, build, replace
-from rlvr_jax.rewards import rows as rewards
-from rlvr_jax.rewards import score
+from rlvr_jax.rewards import rows as rewards, score
 from rlvr_jax.tasks import families, prompts
 from rlvr_jax.training import train
 from rlvr_jax.training.train import TrainConfig
@@ -254,7 +252,7 @@ VARIANTS = {
     "llama3": dataclasses.replace(TINY, rope_theta=500.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32))}
 PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 8]]
 PROMPT_INDEX = np.array([0, 0, 1, 2, 2, 2, 1, 0], np.int32)  # of each completion
-UPDATE = build(GRPOConfig, objective="one_shot", learning_rate=1e-2, remat=False, kl_coef=0.05, entropy_coef=0.01,
+UPDATE = build(grpo.GRPOConfig, objective="one_shot", learning_rate=1e-2, remat=False, kl_coef=0.05, entropy_coef=0.01,
                temperature=0.8, weight_decay=0.0)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from rlvr_jax.grading import grade
 from rlvr_jax.grading.extract import stated
-from rlvr_jax.grading.grade import Verdict
 from rlvr_jax.records import Batch, Problem, Rollouts
 
 
@@ -87,7 +86,7 @@ class Seen:
     grader: str  # when two answers are equal, where a problem has no verifier
     problems: list[Problem]  # what each was asked
     texts: list[str]
-    verdicts: list[Verdict]
+    verdicts: list[grade.Verdict]
     rollouts: Rollouts
     groups: np.ndarray  # i32[B] the group each belongs to
     key: tuple[int, ...]  # np.random.default_rng(seen.key) draws the same on every process, and after a resume

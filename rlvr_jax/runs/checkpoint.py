@@ -24,7 +24,6 @@ import numpy as np
 
 from rlvr_jax import model, parallel
 from rlvr_jax.errors import UserError
-from rlvr_jax.model import ModelConfig
 from rlvr_jax.records import LearnerState
 
 
@@ -150,7 +149,7 @@ def restore_state(run_dir: str, step: int, like: LearnerState) -> LearnerState:
     return LearnerState(params=items["params"], **items["training"])
 
 
-def restore_model(run_dir: str, which: str = "") -> tuple[ModelConfig, model.Params, dict]:
+def restore_model(run_dir: str, which: str = "") -> tuple[model.ModelConfig, model.Params, dict]:
     """(configuration, parameters as numpy, meta) of a run's checkpoint: a step, "best", or "" for the newest.
 
     Raises UserError if there is none, it cannot be read whole, or its parameters are not as they were saved, or not
@@ -165,7 +164,7 @@ def restore_model(run_dir: str, which: str = "") -> tuple[ModelConfig, model.Par
     items = _restore(run_dir, step, meta=orbax().args.JsonRestore(), params=orbax().args.StandardRestore())
     _check(run_dir, step, items)
     with _reading(run_dir, step):
-        return ModelConfig.from_json(items["meta"]["model"]), items["params"], items["meta"]
+        return model.ModelConfig.from_json(items["meta"]["model"]), items["params"], items["meta"]
 
 
 def read_meta(run_dir: str, step: int) -> dict:

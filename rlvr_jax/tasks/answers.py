@@ -3,7 +3,6 @@
 from typing import NamedTuple, Sequence
 
 from rlvr_jax.grading import extract, grade, graders
-from rlvr_jax.grading.grade import Verdict
 from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.tasks import families, gym
 
@@ -45,7 +44,7 @@ def criteria(problems: Sequence[Problem], config: GradingConfig, otherwise: str 
     return [criterion(problem, config, otherwise) for problem in problems]
 
 
-def verdicts(texts: Sequence[str], by: Sequence[Criterion]) -> list[Verdict]:
+def verdicts(texts: Sequence[str], by: Sequence[Criterion]) -> list[grade.Verdict]:
     """Verdicts on completions, each by its own criterion."""
     return grade.verdicts(texts, [each.reference for each in by], [each.answer_format for each in by],
                           [each.grader for each in by])

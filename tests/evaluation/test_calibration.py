@@ -6,23 +6,17 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from rlvr_jax.evaluation import benchmarks, calibration
-from rlvr_jax.evaluation import measure as evaluation
-from rlvr_jax.evaluation.benchmarks import EvaluateConfig
+from rlvr_jax.evaluation import benchmarks, calibration, measure as evaluation
 from rlvr_jax.grading import grade, stated_confidence
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import Problem, Rollouts, build
 from rlvr_jax.rewards import rows as rewards
 from rlvr_jax.sampler import Request
 from rlvr_jax.tasks import answers, arithmetic, chains, families, wager
-from rlvr_jax.tasks.chains import StyleConfig
-from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.training import pretrain, train
 from rlvr_jax.training.pretrain import PretrainConfig
-from rlvr_jax.training.train import TrainConfig
 
 from fixtures import RIGHT_STEPS, SLOPPY_STEPS, read_jsonl, values_of, write_jsonl
 
@@ -209,7 +203,7 @@ def answered(tmp_path, monkeypatch):
     def run(name, texts):
         monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda *_: list(texts))
         out = tmp_path / name
-        return benchmarks.evaluate(build(EvaluateConfig, model="M", problems=path, answer_format="answer",
+        return benchmarks.evaluate(build(benchmarks.EvaluateConfig, model="M", problems=path, answer_format="answer",
                                          out=str(out))), out
     return run
 
@@ -273,7 +267,7 @@ def test_a_run_logs_the_calibration_of_its_greedy_completions(monkeypatch):
 
 def drawn(split="pretrain", count=3000, num_ops=6, seed=0):
     found = wager.generate(np.random.default_rng(seed), count, split, num_ops)
-    return found, FAMILIES["wager"].to_problems(found)
+    return found, families.FAMILIES["wager"].to_problems(found)
 
 
 @pytest.mark.parametrize("num_ops", [1, 2, 6])
@@ -307,13 +301,13 @@ def test_the_coin_does_not_decide_the_split():
 
 def solved(style, **flags):
     """(problems, words of their solutions, drawn), in one style."""
-    config = StyleConfig(**{"early_stop": 0.0, "slip": 0.0} | flags)
+    config = chains.StyleConfig(**{"early_stop": 0.0, "slip": 0.0} | flags)
     found, problems = drawn()
     place = list(chains.STYLES.values()).index(style)
     texts = wager.solve(np.random.default_rng(1), found, np.full(3000, place), config)
     longest = wager.lengths(6)[1]
     assert max(len(text.split()) for text in texts) < longest and chains.lengths(6)[1] + 2 == longest
-    assert {word for text in texts for word in text.split()} <= set(FAMILIES["wager"].vocabulary)
+    assert {word for text in texts for word in text.split()} <= set(families.FAMILIES["wager"].vocabulary)
     return problems, [text.split() for text in texts]
 
 
@@ -356,7 +350,7 @@ def test_a_base_is_trained_on_what_its_confidence_is_worth(tmp_path):
         remat=False, warmup_steps=10, learning_rate=1e-2, num_steps=200, eval_size=64, run_dir=base))["final"]
     assert found["stated"] > 0.3 and found["confidence"] > found["greedy"]
     final = train.train(build(
-        TrainConfig, model=base, problems="wager", example="all", example_pool=32, reward="calibrated", num_ops=1,
+        train.TrainConfig, model=base, problems="wager", example="all", example_pool=32, reward="calibrated", num_ops=1,
         num_prompts=8, group_size=16, max_new_tokens=9, num_steps=2, remat=False, eval_size=64, log_rollouts=128,
         run_dir=str(out)))["final"]
     assert {"ece", "brier", "auroc", "confidence", "stated"} <= final.keys() and 0 <= final["ece"] <= 1

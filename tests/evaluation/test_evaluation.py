@@ -12,16 +12,13 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rlvr_jax import sampler
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.evaluation import benchmarks, completions, estimators, regrade
-from rlvr_jax.evaluation import measure as evaluation
+from rlvr_jax.evaluation import benchmarks, completions, estimators, measure as evaluation, regrade
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig
 from rlvr_jax.evaluation.measure import Benchmark
-from rlvr_jax.evaluation.regrade import GradeConfig
 from rlvr_jax.grading import grade
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.tokenizer import Tokenizer
@@ -470,7 +467,7 @@ def test_what_was_graded_again_is_summarised_without_sampling(tmp_path, base, fi
     assert benchmarks.evaluate(same)["graded_by"] == grade.describe("lenient", "math")
     path = tmp_path / "completions.jsonl"
     write_jsonl(path, *(row | {"completion": rf"\\boxed{{{row['answer']}}}"} for row in read_jsonl(path)))
-    regrade.regrade(GradeConfig(completions=str(path), out=str(path), answer_format="boxed"))
+    regrade.regrade(regrade.GradeConfig(completions=str(path), out=str(path), answer_format="boxed"))
     monkeypatch.setattr(Tokenizer, "decode_rollouts", None)
     again = benchmarks.evaluate(same)
     assert (again["accuracy"], again["graded_by"]) == (1, grade.describe("boxed", "math"))

@@ -13,8 +13,7 @@ from tokenizers import pre_tokenizers
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.ops import RopeScaling
-from rlvr_jax.pretrained import gguf_file
-from rlvr_jax.pretrained import tokenizer as T
+from rlvr_jax.pretrained import gguf_file, tokenizer as T
 
 from fixtures import ROOT
 from golden.cases import CONFIGS, assert_same_params, greedy, logits, random_params, write_gguf

@@ -14,15 +14,12 @@ import pytest
 import safetensors.numpy
 import tokenizers
 from flax import traverse_util
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.model import ModelConfig
-from rlvr_jax.model import init_params
+from rlvr_jax.model import ModelConfig, init_params
 from rlvr_jax.ops import RopeScaling
-from rlvr_jax.pretrained import tokenizer as tokenizer_lib
-from rlvr_jax.pretrained import huggingface
+from rlvr_jax.pretrained import huggingface, tokenizer as tokenizer_lib
 
 from fixtures import ROOT, run
 from golden.cases import (CONFIGS, LINES, STRETCH, assert_same_params, greedy, logits, random_params, random_tokens,

@@ -15,8 +15,7 @@ from rlvr_jax.grading import grade
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import REWARD_DRAWS, Batch, Rollouts, replace
-from rlvr_jax.rewards import rows as rewards
-from rlvr_jax.rewards import score
+from rlvr_jax.rewards import rows as rewards, score
 from rlvr_jax.runs.summary import describe
 from rlvr_jax.tasks import pool
 from rlvr_jax.training import train

@@ -18,8 +18,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from rlvr_jax import grpo, parallel
 from rlvr_jax.adapters import ADAPTERS

@@ -20,8 +20,7 @@ from rlvr_jax.rewards.rows import RewardConfig
 from rlvr_jax.runs import log
 from rlvr_jax.runs.run import RunConfig
 from rlvr_jax.training.train import TrainConfig
-from scripts import cli
-from scripts import sample
+from scripts import cli, sample
 
 from fixtures import ROOT, SCRIPTS, defined, record_of
 

@@ -20,15 +20,12 @@ from rlvr_jax.rewards.rows import REWARDS, Reward
 from rlvr_jax.runs import checkpoint
 from rlvr_jax.tasks import prompts
 from rlvr_jax.tasks.families import FAMILIES, Family
-from rlvr_jax.tasks.prompts import ProblemSource
 from rlvr_jax.training import pretrain, train
-from rlvr_jax.training.pretrain import PretrainConfig
-from rlvr_jax.training.train import TrainConfig
 from scripts import cli
 
 from fixtures import ROOT, read_jsonl
 
-CONFIG = build(TrainConfig, num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False,
+CONFIG = build(train.TrainConfig, num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False,
                eval_size=16, learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8,
                heldout="none")
 
@@ -179,7 +176,7 @@ def test_an_objective(base, tmp_path, monkeypatch):
 def test_rows_added_by_a_script_are_choices_of_its_flags(monkeypatch, parse):
     monkeypatch.setitem(OBJECTIVES, "signs", SIGNS)
     monkeypatch.setitem(adapters.ADAPTERS, "on_attention", on_attention)
-    config = parse(TrainConfig, "--objective=signs", "--trainable=on_attention")
+    config = parse(train.TrainConfig, "--objective=signs", "--trainable=on_attention")
     assert (config.grpo.loss.objective, config.grpo.adapter.trainable) == ("signs", "on_attention")
     assert cli.explained(adapters.ADAPTERS, "on_attention") == "LoRA on queries, keys, values and outputs alone"
 
@@ -199,7 +196,7 @@ def test_a_family_is_pretrained_on_beside_another_and_evaluated(tmp_path, monkey
     monkeypatch.setitem(FAMILIES, "last", last_letter())
     base = str(tmp_path / "base")
     final = pretrain.pretrain(build(
-        PretrainConfig,
+        pretrain.PretrainConfig,
         num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False, warmup_steps=10,
         learning_rate=1e-2, eval_size=32, task_shares="last:0.25,boolean:0.75", num_steps=200, run_dir=base))["final"]
     assert final["n"] == 32
@@ -212,7 +209,7 @@ def test_a_family_is_pretrained_on_beside_another_and_evaluated(tmp_path, monkey
         assert summary["graded_by"] == "answer / math"
         assert sum(share for share, _ in summary["styles"].values()) > 0.8 and next(iter(summary["styles"])) == "careful"
     with pytest.raises(UserError, match="--task_shares=arithmetic"):
-        prompts.load_problems(ProblemSource("arithmetic"), loading.load_model(base).tokenizer)
+        prompts.load_problems(prompts.ProblemSource("arithmetic"), loading.load_model(base).tokenizer)
 
 
 def test_a_study(base, compiled, tmp_path, monkeypatch):

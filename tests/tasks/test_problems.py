@@ -15,7 +15,6 @@ from rlvr_jax.runs.files import read_json
 from rlvr_jax.tasks import families, prompts
 from rlvr_jax.tasks.pool import PoolConfig, load_pool
 from rlvr_jax.tasks.problems import load, merge
-from rlvr_jax.tasks.prompts import encode_prompts
 
 from fixtures import QWEN, chat_tokenizer, load_problems, released, write_jsonl, write_parquet
 
@@ -331,9 +330,9 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
 
 def test_a_limit_on_prompts_cannot_lift_the_window(tmp_path):
     asked, shape = [Problem("abcdef", "1", "abcdef")], SimpleNamespace(max_seq_len=10)
-    assert encode_prompts(QWEN, asked, shape, 4, 6).lengths.tolist() == [6]
+    assert prompts.encode_prompts(QWEN, asked, shape, 4, 6).lengths.tolist() == [6]
     for new, limit, advice in ((5, 0, "lower --max_new_tokens to 4"), (5, 100, "lower --max_new_tokens to 4"),
                                (4, 5, "raise --max_prompt_tokens to 6")):
         with pytest.raises(UserError, match=f"a prompt has 6 tokens, and --max_new_tokens={new} .* leave it 1 to 5; "
                                             f"{advice}"):
-            encode_prompts(QWEN, asked, shape, new, limit)
+            prompts.encode_prompts(QWEN, asked, shape, new, limit)

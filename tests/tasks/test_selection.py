@@ -15,12 +15,11 @@ from rlvr_jax.records import Problem, Rollouts, build, replace
 from rlvr_jax.tasks import history as selection
 from rlvr_jax.tasks.history import SelectConfig
 from rlvr_jax.training import train
-from rlvr_jax.training.train import TrainConfig
 
 from fixtures import (START, TRAIN_FLAGS, heldout_of, load_problems, read_jsonl, released, run, training_problems,
                       write_jsonl, write_parquet)
 
-CONFIG = build(TrainConfig, num_prompts=4, group_size=2, example="all")
+CONFIG = build(train.TrainConfig, num_prompts=4, group_size=2, example="all")
 # The published record, recomputed from it by another program: index -> (rank, variance).
 PUBLISHED = {"124": (1, 0.16545), "267": (2, 0.15687), "531": (3, 0.11401), "682": (13, 0.07432), "789": (1209, 0.0)}
 

@@ -26,7 +26,6 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.measure import Benchmark, by_answer, make_sampler, measure
 from rlvr_jax.grading.extract import state
 from rlvr_jax.pretrained import loading
-from rlvr_jax.pretrained.loading import ModelChoice
 from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.machine import MachineConfig
@@ -43,7 +42,7 @@ WORDS = {"think": 3, "quick": 1}  # opening word -> words of a step in that styl
 class CritiqueConfig:
     """Examples for fine-tuning, made of a model's own attempts at one synthetic problem."""
 
-    choice: ModelChoice = ModelChoice()
+    choice: loading.ModelChoice = loading.ModelChoice()
     machine: MachineConfig = MachineConfig()
     sampling: SamplingConfig = SamplingConfig()
     kind: str = setting("critique", "what is learnt", lambda: KINDS)

@@ -13,7 +13,6 @@ from rlvr_jax.evaluation.completions import Folder, keep
 from rlvr_jax.evaluation.estimators import shown, wilson
 from rlvr_jax.evaluation.measure import Benchmark, make_sampler
 from rlvr_jax.lab.elicit import answer_selection, fitting, gate, latents, steering, trajectory
-from rlvr_jax.lab.elicit.latents import LatentConfig
 from rlvr_jax.lab.elicit.power import PowerConfig, power_draw
 from rlvr_jax.lab.elicit.trajectory import TrajectoryConfig
 from rlvr_jax.lab.elicit.vectors import SteeringConfig
@@ -39,7 +38,7 @@ class ElicitConfig:
     where: str = setting("generated", "tokens that steer acts at", lambda: steering.WHERE)
     rate: float = setting(0.1, "share of generated tokens at which steer acts: of those that the gate was fitted on, "
                           "or by chance under shuffled_gate", minimum=0, maximum=1)
-    sae: LatentConfig = LatentConfig()
+    sae: latents.LatentConfig = latents.LatentConfig()
     trajectory: TrajectoryConfig = TrajectoryConfig()
 
 

@@ -19,7 +19,6 @@ from rlvr_jax.evaluation.measure import Benchmark, Sampler
 from rlvr_jax.lab.elicit import fitting, gate, steering, vectors
 from rlvr_jax.lab.elicit.oracles import trained_gate_draw
 from rlvr_jax.lab.elicit.recovery import outcome
-from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
@@ -35,7 +34,7 @@ ORACLE = "trained_gate"  # the arm that runs the trained model at every token
 class HybridConfig:
     """How much of a trained model's gain its base recovers, steered at the tokens of a gate."""
 
-    steering: SteeringConfig = SteeringConfig()
+    steering: vectors.SteeringConfig = vectors.SteeringConfig()
     strengths: tuple[float, ...] = setting((1.0, 2.0, 4.0), "times that the vector is added, to choose from",
                                            minimum=0)
     rates: tuple[float, ...] = setting((0.02, 0.05, 0.1, 0.2, 0.4), "shares of the tokens it was fitted on at which "

@@ -5,8 +5,7 @@ import pathlib
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import rules as judging
-from rlvr_jax.lab.studies import statistics
+from rlvr_jax.lab.studies import rules as judging, statistics
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 

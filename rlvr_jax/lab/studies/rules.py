@@ -9,7 +9,6 @@ from typing import Optional
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.studies import design, statistics
-from rlvr_jax.lab.studies.statistics import ANY
 
 SIDES = ("above", "below", "within")
 KEYS = ("says", "arm", "measure", "difference", *SIDES, "primary", "base", "added")
@@ -33,14 +32,14 @@ def span(study: dict, name: str) -> tuple:
     if isinstance(source, list):
         if source[0].startswith("overlap"):
             return SHARE
-        return less(span(study, source[1]), span(study, source[2])) if source[0] == "-" else ANY
+        return less(span(study, source[1]), span(study, source[2])) if source[0] == "-" else statistics.ANY
     file, _, path = source.partition(": ")
     words = path.split(".")
     if file.endswith(".jsonl") and not file.endswith("metrics.jsonl"):
         return SHARE
     if COUNTS & set(words[-2:]):
         return 0.0, math.inf
-    return SHARE if SHARES & set(words[-2:]) else (-1.0, 1.0) if ".cosine_" in path else ANY
+    return SHARE if SHARES & set(words[-2:]) else (-1.0, 1.0) if ".cosine_" in path else statistics.ANY
 
 
 def less(one: tuple, other: tuple) -> tuple:

@@ -8,7 +8,6 @@ import pytest
 from rlvr_jax import records
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.elicit import latents, openings
-from rlvr_jax.lab.elicit.latents import LatentConfig
 from rlvr_jax.lab.elicit.sae import Sae
 from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.pretrained import loading
@@ -18,7 +17,7 @@ from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, load_problems
 
 from fixtures import steered_model
 
-SMALL = LatentConfig(active=2, num_latents=8, sae_steps=120, strengths=(0.0, 1e-9, 4.0))
+SMALL = latents.LatentConfig(active=2, num_latents=8, sae_steps=120, strengths=(0.0, 1e-9, 4.0))
 
 
 def flags(**more) -> SteeringConfig:

@@ -4,8 +4,7 @@ import collections
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rlvr_jax.lab.probes import traces
 from rlvr_jax.tasks import arithmetic, boolean, chains, families

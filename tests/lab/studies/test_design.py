@@ -8,8 +8,7 @@ import pytest
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.studies import commands, rejudge, sources, study
 from rlvr_jax.lab.studies.study import StudyConfig
-from scripts import cli
-from scripts import study as door
+from scripts import cli, study as door
 
 from fixtures import STUDY
 

@@ -8,8 +8,7 @@ import statistics
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
