@@ -4,13 +4,9 @@ N completions: q[N] confidences from 0 to 1, c[N] whether each was right. ECE al
 states the mean accuracy has an ECE of 0, and an AUROC of .5.
 """
 
-import importlib.util
-import pathlib
 from typing import Optional
 
 import numpy as np
-
-from rlvr_jax.runs import files
 
 EDGES = np.linspace(0, 1, 11)  # of ten bins, each without its upper edge, but the last with it
 
@@ -94,18 +90,6 @@ def line(result: dict) -> str:
 def score_line(result: dict) -> str:
     auroc = "-" if result["auroc"] is None else f"{result['auroc']:.3f}"
     return f"Brier {result['brier']:.3f}, ECE {result['ece']:.3f}, AUROC {auroc}"
-
-
-def draw(results: dict[str, dict], path: pathlib.Path) -> None:
-    """The reliability diagram of each benchmark's `calibration` as a PNG; nothing without any, or matplotlib."""
-    if not results or not importlib.util.find_spec("matplotlib"):
-        return
-    from matplotlib.figure import Figure  # optional
-
-    sheet = Figure(layout="constrained")
-    panels(sheet, results)
-    with files.naming(path):
-        sheet.savefig(path, dpi=150)
 
 
 def panels(sheet, results: dict[str, dict]) -> None:

@@ -1,7 +1,6 @@
 """What training maximises: one table, name -> function of a step's completions. Add a reward by adding a row.
 
-Whether a completion is *correct* is measured beside the reward in every run, so a spurious reward can be told from a
-true one by its curve.
+Whether a completion is *correct* is measured beside the reward, so that curves tell a spurious reward from a true one.
 """
 
 import collections

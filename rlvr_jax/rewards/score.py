@@ -16,8 +16,7 @@ from rlvr_jax.tasks import answers
 
 
 def parse(text: str) -> list[tuple[str, Reward, float]]:
-    """The rows of a sum such as "correct:1,format:0.1", with their names and weights. UserError for a name that comes
-    twice, or that is no row."""
+    """Names, rows and weights of a sum such as "correct:1,format:0.1". UserError for a name that is none, or twice."""
     pairs = parse_weights("reward", text, REWARDS)
     if len(dict(pairs)) < len(pairs):
         raise UserError(f"--reward={text}: give each reward once")

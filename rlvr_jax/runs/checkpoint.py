@@ -152,8 +152,7 @@ def restore_state(run_dir: str, step: int, like: LearnerState) -> LearnerState:
 def restore_model(run_dir: str, which: str = "") -> tuple[model.ModelConfig, model.Params, dict]:
     """(configuration, parameters as numpy, meta) of a run's checkpoint: a step, "best", or "" for the newest.
 
-    Raises UserError if there is none, it cannot be read whole, or its parameters are not as they were saved, or not
-    finite.
+    Raises UserError if there is none, it cannot be read whole, is not as it was saved, or has parameters not finite.
     """
     saved = steps(run_dir)
     if not saved:

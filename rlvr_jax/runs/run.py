@@ -238,8 +238,7 @@ class Run:
     def log(self, row: dict, show: tuple = (), rollouts: list = ()) -> None:
         """Writes a step's metrics and a sample of its rollouts; `show` names the metrics for the progress bar.
 
-        Raises UserError on a loss or gradient that is not finite. The state that had it, of the step before, may have
-        been saved.
+        Raises UserError on a loss or gradient that is not finite; the state that had it may have been saved before.
         """
         self._check_names(row)
         if parallel.is_main():

@@ -1,7 +1,6 @@
 """Families of synthetic problems, each solved in several styles: what `--problems` and `--task_shares` name.
 
-A family is a row of FAMILIES; what it says, it says in text. It is added by adding a row, from outside as well.
-N problems, S styles.
+A family is a row of FAMILIES, added from outside as well; what it says, it says in text. N problems, S styles.
 """
 
 import dataclasses

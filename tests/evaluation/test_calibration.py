@@ -230,18 +230,14 @@ def test_the_picture_is_there_where_confidences_and_matplotlib_are(answered, mon
     assert not (answered("bare", ASKED)[1] / "reliability.png").exists()
 
 
-def test_the_picture_has_a_dot_and_a_count_for_each_bin(tmp_path, monkeypatch):
-    figure = pytest.importorskip("matplotlib.figure", reason="pip install 'rlvr_jax[plot]'")
-    sheets, make = [], figure.Figure
-    monkeypatch.setattr(figure, "Figure", lambda *args, **options: sheets.append(make(*args, **options)) or sheets[-1])
-    calibration.draw({"M": calibration.calibration(rows_of(Q, C))}, tmp_path / "r.png")
-    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
-    axes, = sheets[0].axes
+def test_the_picture_has_a_dot_and_a_count_for_each_bin(answered):
+    sheet = pytest.importorskip("matplotlib.figure", reason="pip install 'rlvr_jax[plot]'").Figure()
+    assert (answered("told", ASKED)[1] / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    calibration.panels(sheet, {"M": calibration.calibration(rows_of(Q, C))})
+    axes, = sheet.axes
     np.testing.assert_allclose(np.transpose(axes.lines[1].get_data()), [
         (.025, 0), (.3, 1), (.55, .5), (.8, 1), (2.9 / 3, 2 / 3)])
     assert [text.get_text() for text in axes.texts] == ["2", "1", "2", "2", "3"]
-    calibration.draw({}, tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
 
 
 def test_a_run_logs_the_calibration_of_its_greedy_completions(monkeypatch):

@@ -1,5 +1,4 @@
-"""Examples for one-shot critique fine-tuning (arXiv 2506.03295): a model's own attempts at one problem, and exact
-critiques of them.
+"""Examples for one-shot critique fine-tuning (arXiv 2506.03295): a model's own attempts, and exact critiques of them.
 
 The published critics are other, stronger models. Here a critique is computed from the steps of the solution. It is a
 careful solution, as pre-training has them, with at most two remarks: after the first step that the attempt has wrong,

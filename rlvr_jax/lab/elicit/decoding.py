@@ -12,10 +12,9 @@ from rlvr_jax.evaluation.benchmarks import benchmark_summary, joined, load_sets
 from rlvr_jax.evaluation.completions import Folder, keep
 from rlvr_jax.evaluation.estimators import shown, wilson
 from rlvr_jax.evaluation.measure import Benchmark, make_sampler
-from rlvr_jax.lab.elicit import answer_selection, fitting, gate, latents, steering, trajectory
+from rlvr_jax.lab.elicit import answer_selection, gate, latents, steering, trajectory, vectors
 from rlvr_jax.lab.elicit.power import PowerConfig, power_draw
 from rlvr_jax.lab.elicit.trajectory import TrajectoryConfig
-from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import checked, flat, setting
@@ -28,7 +27,7 @@ from rlvr_jax.sampler import Request
 class ElicitConfig:
     """What a model can do under another decoding, without training."""
 
-    steering: SteeringConfig = SteeringConfig()
+    steering: vectors.SteeringConfig = vectors.SteeringConfig()
     method: str = setting("greedy", "how a problem gets its answer", lambda: METHODS)
     num_samples: int = setting(10, "completions of each problem: of self_consistency drawn, of cot_decoding those of "
                                "the likeliest first tokens, of sae those that it is fitted on", minimum=1)
@@ -126,7 +125,7 @@ def elicit(config: ElicitConfig) -> dict:
     """
     if not config.steering.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
-    config = fitting.pinned(config)
+    config = vectors.pinned(config)
     kept, out = config.steering.kept, pathlib.Path(config.steering.kept.out)
     loaded, numbers = trajectory.moved(config.trajectory, kept.choice.model, loading.load_fixed(kept.choice))
     method = METHODS[config.method](config, loaded)

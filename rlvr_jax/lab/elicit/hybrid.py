@@ -14,11 +14,9 @@ from rlvr_jax import parallel, sampler
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_sets
 from rlvr_jax.evaluation.completions import Folder, keep
-from rlvr_jax.evaluation.estimators import shown
+from rlvr_jax.evaluation.estimators import outcome, shown
 from rlvr_jax.evaluation.measure import Benchmark, Sampler
-from rlvr_jax.lab.elicit import fitting, gate, steering, vectors
-from rlvr_jax.lab.elicit.oracles import trained_gate_draw
-from rlvr_jax.lab.elicit.recovery import outcome
+from rlvr_jax.lab.elicit import gate, steering, vectors
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
@@ -48,7 +46,7 @@ def hybrid(config: HybridConfig) -> dict:
     """
     if not config.steering.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and the completions of each arm")
-    config = fitting.pinned(config)
+    config = vectors.pinned(config)
     kept, layer = config.steering.kept, config.steering.layer
     loaded = loading.load_fixed(kept.choice)
     trained = gate.load_trained(config.steering, loaded)
@@ -57,7 +55,7 @@ def hybrid(config: HybridConfig) -> dict:
     rows = {"base": ask("base", loaded.params)} | arms(config, loaded, ask, fitted, chosen)
     rows |= {"trained": ask("trained", trained.params)}
     rows |= {ORACLE: ask(ORACLE, {"model": loaded.params, "trained": trained.params, "steering": fitted.steering(
-        chosen["strength"], chosen["rate"])}, trained_gate_draw(layer))}
+        chosen["strength"], chosen["rate"])}, steering.trained_gate_draw(layer))}
     summaries = {name: outcome(arm, rows["base"], rows["trained"]) | {
         "steered": steering.share(arm) if "steered" in arm[0] else None, "oracle": name == ORACLE}
         for name, arm in rows.items()}

@@ -27,8 +27,7 @@ class Gate(NamedTuple):
 
 
 def compare(base_NxV: jax.Array, trained_NxV: jax.Array) -> dict[str, jax.Array]:
-    """Of two models' logits at temperature 1: the likeliest token of each, i32[N], `kl`, KL(trained || base), and the
-    base's `entropy`."""
+    """Of two models' logits at temperature 1: the likeliest tokens i32[N], KL(trained || base), base's entropy."""
     logp, logq = jax.nn.log_softmax(trained_NxV), jax.nn.log_softmax(base_NxV)
     kl_N = jnp.maximum(jnp.sum(jnp.exp(logp) * (logp - logq), -1), 0.0)  # rounding can lead below 0
     return {"base": jnp.argmax(base_NxV, -1).astype(jnp.int32), "kl": kl_N,

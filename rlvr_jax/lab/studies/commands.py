@@ -71,8 +71,7 @@ def fill(template: str, values: dict) -> str:
 
 
 def variables(study: dict, cell: dict) -> dict:
-    """The {names} that commands and measures of a cell may use: work, data, base, example, seed, arm, and the texts of
-    its arm."""
+    """The {names} that a cell's lines may use: work, data, base, example, seed, arm, and the texts of its arm."""
     return cell | {key: fill(value, cell) for key, value in study["arms"][cell["arm"]].items()
                    if isinstance(value, str)}
 

@@ -1,7 +1,6 @@
 """The report of a run: one self-contained page, `report.html`, and its figures as PNG.
 
-This file reads and counts, `figures.py` draws, and `report.html.jinja` has the words. It calls `panel` for each figure
-with the metrics in it.
+This file reads and counts, `figures.py` draws, and `report.html.jinja` has the words, and calls `panel` for a figure.
 """
 
 import itertools
@@ -209,8 +208,7 @@ def write_parquet(run_dir: str) -> pathlib.Path:
     """Writes completions.parquet into a run directory, a row for each of rollouts.jsonl, and returns its path.
 
     The columns are those of TRL's GRPOTrainer: step, prompt, completion, one for each reward, by its name, advantage;
-    after them what else the log has, such as `correct`. Raises UserError where no rollouts are logged or pyarrow is
-    missing.
+    after them what else the log has, such as `correct`. Raises UserError without logged rollouts, or pyarrow.
     """
     try:
         import pyarrow  # optional

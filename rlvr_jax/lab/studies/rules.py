@@ -216,6 +216,8 @@ def primary(rules: list[dict]) -> dict:
 
 def tally(rules: list[dict]) -> str:
     """How many of the other rules held, were refuted, and are open."""
+    if len(rules) < 2:
+        return "no other rule"
     others = [rule["verdict"] for rule in rules if rule is not primary(rules)]
     return ", ".join(f"{others.count(verdict)} {word}" for verdict, word in
                      (("agree", "held"), ("disagree", "refuted"), ("undecided", "open")))

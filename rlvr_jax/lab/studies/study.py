@@ -152,27 +152,21 @@ def gather(values: list, span: tuple = statistics.ANY, error: float = statistics
     """`{"seeds": [value of each], "mean", "interval"}`: over seeds, or over problems where there is one seed.
 
     Where several seeds share a base there is `"of_bases"` as well, the mean of each base, and mean and interval are of
-    these: bases are what is independent. Values that are all equal have no interval, but `"equal": True`. Enough seeds
-    have `"quartiles"` as well.
+    these: bases are what is independent. Equal values have no interval, but `"equal": True`; many have `"quartiles"`.
     """
     means = [None if value is None else float(np.mean(value)) for value in values]
     known = [(base, mean) for base, mean in zip(bases or range(len(means)), means) if mean is not None]
     by_base = {base: float(np.mean([mean for its, mean in known if its == base])) for base, _ in known}
     there = list(by_base.values())
-    made = {"values": values, "seeds": means, "mean": float(np.mean(there)) if there else None,
-            "interval": interval(values, there, span, error)}
+    over_problems = len(values) == 1 and np.ndim(values[0]) > 0
+    made = {"values": values, "seeds": means, "mean": float(np.mean(there)) if there else None, "interval":
+            estimators.bootstrap(values[0]) if over_problems else statistics.interval(there, error, span)}
     made |= {"of_bases": there} if len(there) < len(known) else {}
     if statistics.equal(there):
         return made | {"equal": True}
     if len(known) < statistics.FEWEST_QUARTILES:
         return made
     return made | {"quartiles": statistics.quartiles([mean for _, mean in known], [base for base, _ in known], error)}
-
-
-def interval(values: list, means: list[float], span: tuple, error: float) -> Optional[tuple[float, float]]:
-    if len(values) == 1 and np.ndim(values[0]):
-        return estimators.bootstrap(values[0])
-    return statistics.interval(means, error, span)
 
 
 def compare(measured: dict, control: Optional[str], spans: Optional[dict] = None,

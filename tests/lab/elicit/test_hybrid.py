@@ -10,9 +10,9 @@ import pytest
 
 from rlvr_jax import model, parallel, records, sampler
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.elicit import gate, hybrid, oracles
+from rlvr_jax.evaluation.estimators import recovered
+from rlvr_jax.lab.elicit import gate, hybrid, steering
 from rlvr_jax.lab.elicit.hybrid import HybridConfig
-from rlvr_jax.lab.elicit.recovery import recovered
 
 from fixtures import PROMPTS, padded, read_jsonl, run, steered_model
 
@@ -49,7 +49,7 @@ def said(params, tokens, acts):
 
 def test_the_oracle_runs_the_trained_model_at_every_token():
     """Against a loop that writes one token after the other; some texts end early, at the token 14."""
-    sample = sampler.make_sampler(CONFIG, sampler.Decoding((1, 14), T), draw=oracles.trained_gate_draw(LAYER))
+    sample = sampler.make_sampler(CONFIG, sampler.Decoding((1, 14), T), draw=steering.trained_gate_draw(LAYER))
     placed = parallel.place_state({"model": PARAMS, "trained": OTHER, "steering": STEERING})
     out = sample(placed, padded(PROMPTS), INDEX, sampler.Request(0, 0, 0.0))
     steered = 0

@@ -173,7 +173,7 @@ def test_one_line_has_the_primary_rule_and_how_many_others_held(verdicts, primar
     judged = [{"says": str(i), "verdict": verdict} | ({"primary": i == primary} if primary is not None else {})
               for i, verdict in enumerate(verdicts)]
     record = {"rules": judged}
-    assert (findings.measured(record), findings.tally(record)) == (line, tally)
+    assert (findings.measured(record), rules.tally(record["rules"])) == (line, tally)
     assert rules.headline(judged) == (verdicts[primary or 0] if verdicts else "undecided")
 
 
