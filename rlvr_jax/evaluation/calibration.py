@@ -56,10 +56,8 @@ def scores(q: np.ndarray, c: np.ndarray) -> dict:
 
 
 def calibration(rows: list[dict]) -> dict:
-    """What `summary.json` says of rows of `evaluation.measure`; {} where none of them states a confidence.
-
-    `n` is the number of those that do and `stated` their share of all; the other numbers are of these.
-    """
+    """What `summary.json` says of rows of `evaluation.measure`; {} where none of them states a confidence. `n` is the
+    number of those that do and `stated` their share of all; the other numbers are of these."""
     q, c = stated(rows)
     return {"n": len(q), "stated": len(q) / len(rows), "accuracy": float(c.mean()), **scores(q, c),
             "bins": bins(q, c)} if len(q) else {}
@@ -93,10 +91,8 @@ def score_line(result: dict) -> str:
 
 
 def panels(sheet, results: dict[str, dict]) -> None:
-    """A reliability diagram for each `calibration`, side by side on a matplotlib Figure.
-
-    A dot is a bin, with its number of completions; on the diagonal, stated confidence is the share that was right.
-    """
+    """A reliability diagram for each `calibration`, side by side on a matplotlib Figure. A dot is a bin, with its
+    number of completions; on the diagonal, stated confidence is the share that was right."""
     sheet.set_size_inches(3.4 * len(results), 3.4)
     for axes, (name, result) in zip(sheet.subplots(1, len(results), squeeze=False)[0], results.items()):
         axes.plot([0, 1], [0, 1], color="#8c959f", linewidth=0.8, linestyle="--")

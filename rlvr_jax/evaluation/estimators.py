@@ -89,10 +89,9 @@ def summarise(rows: list[dict], num_samples: int) -> dict:
 
     shares = np.mean(right, -1)
     return {"n": len(groups), "num_samples": num_samples, "accuracy": float(shares.mean()),
-            "interval": interval(shares)} | each(lambda values: float(np.mean(values))) | {
-            "intervals": each(interval), "timed_out": sum(row["timed_out"] for row in rows),
-            "truncated": float(np.mean([row["truncated"] for row in rows])),
-            "num_tokens": float(np.mean([row["num_tokens"] for row in rows]))}
+            "interval": interval(shares), **each(lambda values: float(np.mean(values))), "intervals": each(interval),
+            "timed_out": sum(row["timed_out"] for row in rows),
+            **{key: float(np.mean([row[key] for row in rows])) for key in ("truncated", "num_tokens")}}
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -79,10 +79,8 @@ class Worker:
 
 
 class Pool:
-    """At most `size` workers, each started when it is first needed and kept in `idle` between questions.
-
-    They answer for the named graders; for none named, for those of computer algebra (`child.ALGEBRA`).
-    """
+    """At most `size` workers, each started when it is first needed and kept in `idle` between questions. They answer
+    for the named graders; for none named, for those of computer algebra (`child.ALGEBRA`)."""
 
     def __init__(self, size: int, *graders: str):
         self.threads, self.idle, self.graders = concurrent.futures.ThreadPoolExecutor(size), [], graders

@@ -271,9 +271,7 @@ def load_folder(dir, dtype: str = "float32") -> tuple[ModelConfig, Params]:
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> None:
     """Writes a safetensors file a tensor at a time, where `safetensors.numpy.save_file` would hold all of them twice.
-
-    The format: the length of the header, u64; the header, JSON; the tensors' bytes, little-endian.
-    """
+    The format: the length of the header, u64; the header, JSON; the tensors' bytes, little-endian."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.size * jnp.dtype(dtype).itemsize

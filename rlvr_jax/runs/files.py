@@ -15,10 +15,8 @@ FROM_COPY = "correct the line, or take the file from a copy"  # of a log, which 
 
 
 def read_json(path: Path, missing: Optional[dict] = None, remedy: str = "copy it again") -> dict:
-    """The object in a file of JSON; `missing`, where one is given, if there is no such file.
-
-    Raises UserError, ending in the `remedy`, for a file that cannot be read or holds anything else.
-    """
+    """The object in a file of JSON; `missing`, where one is given, if there is no such file. Raises UserError, ending
+    in the `remedy`, for a file that cannot be read or holds anything else."""
     if missing is not None and not path.is_file():
         return missing
     try:

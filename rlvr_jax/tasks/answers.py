@@ -29,10 +29,8 @@ class Criterion(NamedTuple):
 
 
 def criterion(problem: Problem, config: GradingConfig = GradingConfig(), otherwise: str = "boxed") -> Criterion:
-    """How a problem is judged. The format "auto" is that of its family; `otherwise` for a problem from a file.
-
-    A problem that brings a verifier along is judged by that, whatever the grader is.
-    """
+    """How a problem is judged. The format "auto" is that of its family; `otherwise` for a problem from a file. A
+    problem that brings a verifier along is judged by that, whatever the grader is."""
     family, entry = families.of_problem(problem), problem.meta.get("entry")
     own = gym.ANSWER_FORMAT if entry else family.answer_format if family else otherwise
     return Criterion(own if config.answer_format == "auto" else config.answer_format,

@@ -76,10 +76,8 @@ def percent(shares: tuple[float, ...]) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two models of one shape, and all that is known of them.
-
-    `tokens` has forward tokens by part: what runs through a model, a prompt once for all its completions.
-    """
+    """Two models of one shape, and all that is known of them. `tokens` has forward tokens by part: what runs through a
+    model, a prompt once for all its completions."""
 
     config: DiagnoseConfig
     base: LanguageModel

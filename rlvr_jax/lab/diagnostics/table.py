@@ -26,9 +26,7 @@ class Found(NamedTuple):
 
 class Diagnostic(NamedTuple):
     """A row, or one for each of its settings. `measure(pair, label, setting)` raises Undefined where there is no value.
-
-    It takes the part of `Pair.tokens` that is called by its label, and those that `reads` names.
-    """
+    It takes the part of `Pair.tokens` that is called by its label, and those that `reads` names."""
 
     measure: Callable[[Pair, str, Any], Found]
     what: str

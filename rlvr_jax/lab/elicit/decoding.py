@@ -119,10 +119,8 @@ METHODS = {"greedy": greedy, "low_temperature": low_temperature, "self_consisten
 
 
 def elicit(config: ElicitConfig) -> dict:
-    """Measures --model under --method; returns the summary. Writes it, table.md and every completion into --out.
-
-    The same configuration again continues where it was stopped, as an evaluation does.
-    """
+    """Measures --model under --method; returns the summary. Writes it, table.md and every completion into --out. The
+    same configuration again continues where it was stopped, as an evaluation does."""
     if not config.steering.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
     config = vectors.pinned(config)

@@ -45,10 +45,8 @@ class Fitted:
 
 
 def fit(config: vectors.SteeringConfig, loaded: LanguageModel, trained: Optional[LanguageModel]) -> Fitted:
-    """The vector, and the gate where there is a trained model to fit it to.
-
-    Raises UserError for a layer that the model lacks, and for problems that have no split to fit on.
-    """
+    """The vector, and the gate where there is a trained model to fit it to. Raises UserError for a layer that the model
+    lacks, and for problems that have no split to fit on."""
     vectors.check_layer(config, loaded)
     problems = vectors.problems_apart(config, loaded, "example")
     vector_D = vectors.VECTORS[config.vector](config, loaded, problems)

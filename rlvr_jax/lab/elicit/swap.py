@@ -14,10 +14,8 @@ from rlvr_jax import model, sampler
 
 
 class Gate(NamedTuple):
-    """Where the trained model's token takes the place of the base's: where they differ, and all of this holds.
-
-    In `reverse` the trained model writes, and it is the base's token that is put in there.
-    """
+    """Where the trained model's token takes the place of the base's: where they differ, and all of this holds. In
+    `reverse` the trained model writes, and it is the base's token that is put in there."""
 
     first: float = math.inf  # only among so many first tokens
     least: float = 0.0  # only where KL(trained || base) is at least this

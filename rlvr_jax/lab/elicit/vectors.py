@@ -24,8 +24,7 @@ class SteeringConfig:
     kept: KeptConfig = KeptConfig()
     opening: str = setting("think", "words that completions begin with under forced, and after which --vector=means "
                            "reads a model that is of no synthetic family")
-    vector: str = setting("means", "direction that is added; all but trained have the length of means",
-                          lambda: VECTORS)
+    vector: str = setting("means", "direction that is added; all but trained have the length of means", lambda: VECTORS)
     vectors: str = setting("", "run directory of scripts.train --trainable=vector, for --vector=trained")
     layer: int = setting(1, "layer, from 0, after which the gate reads and the vector is added; arXiv 2510.07364 takes "
                          "one at 37 % of the depth", minimum=0)

@@ -43,10 +43,8 @@ class WhenConfig:
 
 
 def when(config: WhenConfig) -> dict:
-    """Compares --model with --trained; returns the summary, which summary.json of --out holds.
-
-    when.md and when.png show it; `texts/` and `swapped/` keep the completions, from which the same command goes on.
-    """
+    """Compares --model with --trained; returns the summary, which summary.json of --out holds. when.md and when.png
+    show it; `texts/` and `swapped/` keep the completions, from which the same command goes on."""
     if not (config.kept.out and config.trained):
         raise UserError("--out and --trained are required: a directory for the results, and what was trained from "
                         "--model")
@@ -109,10 +107,8 @@ def token_columns(rollouts, texts, judged) -> list[dict]:
 
 
 def make_gates(config: WhenConfig, rows: list[dict]) -> dict[str, Gate]:
-    """The gates by name. `rows` are the base's text, in whose tokens the largest KL are looked up.
-
-    Of each --shares there is a control: as many swaps, at random ones of the places where the two differ.
-    """
+    """The gates by name. `rows` are the base's text, in whose tokens the largest KL are looked up. Of each --shares
+    there is a control: as many swaps, at random ones of the places where the two differ."""
     kls, differ = (np.concatenate([column(row) for row in rows]) for column in (lambda row: row["kl"], differing))
     gates = {f"first {k}": Gate(first=k) for k in config.first}
     for share in config.shares:

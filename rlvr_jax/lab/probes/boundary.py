@@ -17,9 +17,7 @@ DIMINISH_AT = 128  # tries at which fewer solved problems are called diminished
 
 def find(rows_by_file: dict[str, list[dict]]) -> Result:
     """Curves, differences to the first file with 95 % intervals over problems, and which problems only one solves.
-
-    Raises UserError where the files are not of the same problems, with the same number of completions each.
-    """
+    Raises UserError where the files are not of the same problems, with the same number of completions each."""
     grouped = {name: by_problem(rows) for name, rows in rows_by_file.items()}
     problems = list(next(iter(grouped.values())))
     counts = {len(right) for rights in grouped.values() for right in rights.values()}

@@ -139,10 +139,8 @@ def checked(rows: list[dict], traces: list[Judged]) -> dict:
 
 
 def before_after(before: list[Judged], after: list[Judged]) -> dict:
-    """Coherence and validity on both sides, split by whether each side was right: "01" was wrong and is right.
-
-    Raises UserError unless the two are completions of the same problems, as many of each, in one order.
-    """
+    """Coherence and validity on both sides, split by whether each side was right: "01" was wrong and is right. Raises
+    UserError unless the two are completions of the same problems, as many of each, in one order."""
     prompts = [[(*problem_of(trace.row), trace.row.get("sample"), trace.row["prompt"]) for trace in side]
                for side in (before, after)]
     if prompts[0] != prompts[1]:

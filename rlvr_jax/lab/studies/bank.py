@@ -57,9 +57,7 @@ def written_out(words: list[str]) -> Iterator[str]:
 @functools.cache
 def code(script: str) -> str:
     """A hash of the script and of all modules of this project that it imports, directly or not, anywhere in them.
-
-    Comments, docstrings and the layout of the lines do not count.
-    """
+    Comments, docstrings and the layout of the lines do not count."""
     paths = {ROOT / "scripts" / f"{script}.py"}
     unread = set(paths)
     while unread:

@@ -24,9 +24,7 @@ END = "<!-- end of findings -->"
 
 def write(results: str, readme: str = "") -> list[pathlib.Path]:
     """Judges the records again, writes RESULTS/index.html, and the table of the file `readme` anew; returns the paths.
-
-    Raises UserError naming a damaged record or figure, a directory without a record and a file without the table.
-    """
+    Raises UserError naming a damaged record or figure, a directory without a record and a file without the table."""
     rejudge.folder(pathlib.Path(results))
     found = read(pathlib.Path(results))
     if not found:

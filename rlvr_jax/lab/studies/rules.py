@@ -149,8 +149,7 @@ def chance(rule: dict) -> float:
     if statistics.equal(seeds):
         return 1.0 if len(seeds) < statistics.FEWEST_EQUAL or side(rule, seeds[0]) == "undecided" else 0.0
     if "within" in rule:
-        return min(statistics.inside(seeds, *rule["within"], rule["span"]),
-                   statistics.outside(seeds, *rule["within"]))
+        return min(statistics.inside(seeds, *rule["within"], rule["span"]), statistics.outside(seeds, *rule["within"]))
     return statistics.two_sided(seeds, rule.get("above", rule.get("below")))
 
 

@@ -119,10 +119,8 @@ def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
 
 
 def refuse_strangers(study: dict, cells: list[dict]) -> None:
-    """Raises UserError for a measure whose number is in none of the files that there are, as after a slip of the pen.
-
-    A number that is null there is known: it has no value.
-    """
+    """Raises UserError for a measure whose number is in none of the files that there are, as after a slip of the pen. A
+    number that is null there is known: it has no value."""
     for name, source in study["measures"].items():
         places = [] if isinstance(source, list) else dict.fromkeys(
             (pathlib.Path(cell["work"]) / file, path) for cell in cells

@@ -83,7 +83,9 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     found = design.found(study, known, repeated)
     record = {"study": name} | written(study, measure(study, found, repeated), repeated) | {
         "origin": origin(config, study, finished, earlier), "summaries": summaries(study, cells)}
-    record |= {"bank": made} if (made := banked(finished, config.bank)) else {}
+    made = {base.name: bank.note(base) | {"command": line.replace(str(base), "{bank}")}
+            for line in finished if (base := bank.made_by(line, config.bank))}
+    record |= {"bank": made} if made else {}
     drawn = study.get("figure", {}).get("measures") or records.names(record)
     agree = {arm: sources.agreement(contrast, found, drawn) for arm, contrast in design.contrasts(study).items()}
     record |= {"agreement": agree} if agree else {}
@@ -213,17 +215,9 @@ def summaries(study: dict, cells: dict) -> dict:
     return by_arm
 
 
-def banked(lines: list[str], root: str) -> dict:
-    """What is known of the bases of the bank that these commands make, by their names."""
-    return {base.name: bank.note(base) | {"command": line.replace(str(base), "{bank}")}
-            for line in lines if (base := bank.made_by(line, root))}
-
-
 def origin(config: StudyConfig, study: dict, finished: list[str], earlier: list[str]) -> str:
-    """The command, commit, hardware and version of JAX, and how many commands an earlier start had finished.
-
-    XLA_FLAGS, where they are set, stand before the command: they may change its numbers.
-    """
+    """The command, commit, hardware and version of JAX, and how many commands an earlier start had finished. XLA_FLAGS,
+    where they are set, stand before the command: they may change its numbers."""
     flags = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
     more = " --data=DIR" * bool(config.data) + " --quick" * config.quick
     seeds = ",".join(map(str, config.seeds or study["seeds"]))
