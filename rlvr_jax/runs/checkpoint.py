@@ -140,7 +140,8 @@ def restore_state(run_dir: str, step: int, like: LearnerState) -> LearnerState:
     """The state saved at `step`, as numpy arrays shaped like `like`. Raises UserError if it cannot be read whole, is
     not as it was saved, or is not finite."""
     blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-    items = _restore(run_dir, step, **_items(blank, orbax().args.StandardRestore))
+    items = _restore(run_dir, step, meta=orbax().args.JsonRestore(), **_items(blank, orbax().args.StandardRestore))
+    _check(run_dir, step, items)
     return LearnerState(params=items["params"], **items["training"])
 
 
@@ -153,14 +154,17 @@ def restore_model(run_dir: str, which: str = "") -> tuple[model.ModelConfig, mod
     step = best_step(run_dir) if which == "best" else int(which or saved[-1])
     if step not in saved:
         raise UserError(f"{run_dir} has no checkpoint of step {step}; it has {', '.join(map(str, saved))}")
-    items = _restore(run_dir, step, params=orbax().args.StandardRestore())
+    items = _restore(run_dir, step, meta=orbax().args.JsonRestore(), params=orbax().args.StandardRestore())
+    _check(run_dir, step, items)
     with _reading(run_dir, step):
         return model.ModelConfig.from_json(items["meta"]["model"]), items["params"], items["meta"]
 
 
 def read_meta(run_dir: str, step: int) -> dict:
     """`meta` of a checkpoint. Raises UserError if it cannot be read, or is not as it was saved."""
-    return _restore(run_dir, step)["meta"]
+    items = _restore(run_dir, step, meta=orbax().args.JsonRestore())
+    _check(run_dir, step, items)
+    return items["meta"]
 
 
 def best_step(run_dir: str) -> int:
@@ -185,14 +189,10 @@ def _metrics(run_dir: str) -> dict[int, dict[str, float]]:
 
 
 def _restore(run_dir: str, step: int, **items):
-    """These items of a checkpoint, and its `meta`, all as they were saved."""
     alone = _alone()
     handler = orbax().CompositeCheckpointHandler(composite_options=orbax().CompositeOptions(alone))
     with _reading(run_dir, step), orbax().Checkpointer(handler, multiprocessing_options=alone) as reader:
-        read = reader.restore(directory(run_dir) / str(step), args=orbax().args.Composite(
-            meta=orbax().args.JsonRestore(), **items))
-    _check(run_dir, step, read)
-    return read
+        return reader.restore(directory(run_dir) / str(step), args=orbax().args.Composite(**items))
 
 
 @contextlib.contextmanager
