@@ -178,9 +178,8 @@ def test_the_controls_are_the_mean_of_others_and_the_best_map_that_does_not_fall
         "mean_confidence": mapped.mean(), "brier": np.mean((mapped - c) ** 2), "ece": calibration.ece(mapped, c),
         "auroc": calibration.auroc(mapped, c)})
     base_rate = other_c.mean()
-    assert found["constant"] == pytest.approx({
-        "mean_confidence": base_rate, "brier": np.mean((base_rate - c) ** 2), "ece": abs(base_rate - c.mean()),
-        "auroc": 0.5})
+    assert found["constant"] == pytest.approx({"mean_confidence": base_rate, "brier": np.mean((base_rate - c) ** 2),
+                                               "ece": abs(base_rate - c.mean()), "auroc": 0.5})
 
 
 # ----- in an evaluation
@@ -345,10 +344,9 @@ def test_a_base_is_trained_on_what_its_confidence_is_worth(tmp_path):
         PretrainConfig, task_shares="wager", num_ops=1, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64,
         remat=False, warmup_steps=10, learning_rate=1e-2, num_steps=200, eval_size=64, run_dir=base))["final"]
     assert found["stated"] > 0.3 and found["confidence"] > found["greedy"]
-    final = train.train(build(
-        train.TrainConfig, model=base, problems="wager", example="all", example_pool=32, reward="calibrated", num_ops=1,
-        num_prompts=8, group_size=16, max_new_tokens=9, num_steps=2, remat=False, eval_size=64, log_rollouts=128,
-        run_dir=str(out)))["final"]
+    final = train.train(build(train.TrainConfig, model=base, problems="wager", example="all", example_pool=32,
+                              reward="calibrated", num_ops=1, num_prompts=8, group_size=16, max_new_tokens=9,
+                              num_steps=2, remat=False, eval_size=64, log_rollouts=128, run_dir=str(out)))["final"]
     assert {"ece", "brier", "auroc", "confidence", "stated"} <= final.keys() and 0 <= final["ece"] <= 1
     rows, kinds = read_jsonl(out / "rollouts.jsonl"), set()
     for row in rows:

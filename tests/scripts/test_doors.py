@@ -195,15 +195,13 @@ def test_an_adapter(base, tmp_path, monkeypatch):
 def test_a_family_is_pretrained_on_beside_another_and_evaluated(tmp_path, monkeypatch):
     monkeypatch.setitem(FAMILIES, "last", last_letter())
     base = str(tmp_path / "base")
-    final = pretrain.pretrain(build(
-        pretrain.PretrainConfig,
-        num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False, warmup_steps=10,
-        learning_rate=1e-2, eval_size=32, task_shares="last:0.25,boolean:0.75", num_steps=200, run_dir=base))["final"]
+    final = pretrain.pretrain(build(pretrain.PretrainConfig, num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32,
+                                    batch_size=64, remat=False, warmup_steps=10, learning_rate=1e-2, eval_size=32,
+                                    task_shares="last:0.25,boolean:0.75", num_steps=200, run_dir=base))["final"]
     assert final["n"] == 32
     assert final["greedy"] == pytest.approx(0.25 * final["greedy_last"] + 0.75 * final["greedy_boolean"])
     made = benchmarks.evaluate(build(EvaluateConfig, model=base, problems="last,boolean", num_ops=2, max_new_tokens=10,
-                                              max_problems=16, num_samples=4, temperature=1.0,
-                                              out=str(tmp_path / "out")))
+                                     max_problems=16, num_samples=4, temperature=1.0, out=str(tmp_path / "out")))
     assert set(made["benchmarks"]) == {"last", "boolean"}
     for summary in made["benchmarks"].values():
         assert summary["graded_by"] == "answer / math"

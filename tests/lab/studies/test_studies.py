@@ -167,9 +167,8 @@ def test_an_arm_that_is_alike_for_all_examples_of_a_base_has_one_row_for_it():
     values = lambda *seeds: {"end": {"mean": 0, "interval": None, "seeds": list(seeds)}}
     record = {"seeds": ["base 0, example 0", "base 0, example 1", "base 1, example 0", "base 1, example 1"],
               "measures": {"one": values(.1, .2, .3, .3), "all": values(.5, .5, .6, .6)}}
-    assert records.seeds(record) == [
-        ["one", "base 0, example 0", "0.100"], ["one", "base 0, example 1", "0.200"], ["one", "base 1", "0.300"],
-        ["all", "base 0", "0.500"], ["all", "base 1", "0.600"]]
+    assert records.seeds(record) == [["one", "base 0, example 0", "0.100"], ["one", "base 0, example 1", "0.200"],
+                                     ["one", "base 1", "0.300"], ["all", "base 0", "0.500"], ["all", "base 1", "0.600"]]
 
 
 def test_results_go_beside_the_runs_unless_another_place_is_named(coin, tmp_path):
