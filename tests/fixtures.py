@@ -3,7 +3,6 @@
 Fixtures reach the tests through conftest.py; everything else is imported from here by its name.
 """
 
-import base64
 import contextlib
 import dataclasses
 import functools
@@ -792,10 +791,6 @@ class BrowserTab:
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code,
                       **({"text": key} if len(key) == 1 and kind == "keyDown" else {}))
-
-    def screenshot(self, whole: bool = True) -> bytes:
-        """A PNG of the page, of all its length or of what is seen first."""
-        return base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
 
 
 @contextlib.contextmanager

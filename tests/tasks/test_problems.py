@@ -97,12 +97,9 @@ def test_a_unit_in_brackets_is_a_unit(tmp_path):
                 (True, right, False), (False, "8", False)]
 
 
-def test_empty_lines_do_not_count_but_keep_the_numbering(tmp_path):
+def test_empty_lines_keep_the_numbering_and_a_question_may_hold_unicode_line_ends(tmp_path):
     (tmp_path / "p.jsonl").write_text('\n{"question": "a", "answer": 1}\r\n  \n{"question": "b", "answer": 2}')
     assert [(p.question, p.meta["line"]) for p in load(str(tmp_path / "p.jsonl"))] == [("a", 2), ("b", 4)]
-
-
-def test_a_question_may_hold_unicode_line_ends(tmp_path):
     text = "one\u2028two\u0085three\x0bfour"
     (tmp_path / "p.jsonl").write_text(json.dumps({"question": text, "answer": 1}, ensure_ascii=False), encoding="utf-8")
     assert load(str(tmp_path / "p.jsonl"))[0].question == text

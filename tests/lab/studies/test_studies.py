@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 import shlex
 
 import numpy as np
@@ -12,9 +11,8 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
 from rlvr_jax.lab.studies import commands, design, figures, records, sources, study, study_figure
 from rlvr_jax.lab.studies.study import StudyConfig
-from scripts import cli
 
-from fixtures import ROOT, STUDY, write_jsonl
+from fixtures import ROOT, STUDY, record_of, write_jsonl
 
 GREEDY = {("plain", 0): (.3, .4), ("plain", 1): (.3, .41), ("plain", 2): (.2, .29), ("bent", 0): (.3, .6),
           ("bent", 1): (.3, .62), ("bent", 2): (.2, .49)}
@@ -345,5 +343,4 @@ def test_the_studies_of_the_repository_can_be_read_and_their_commands_given(path
             for line in commands.commands(loaded, {"work": "w", "data": "d", "arm": arm, "seed": "0", "base": "0",
                                                      "example": "0"}, quick):
                 script, *given = shlex.split(line)
-                source = (ROOT / "scripts" / f"{script}.py").read_text()
-                parse(cli.record_class(re.search(r'cli\.run\(main, "([\w.]+)"\)', source)[1]), *given)
+                parse(record_of(script), *given)
