@@ -67,10 +67,8 @@ LONG = {
 
 @pytest.mark.parametrize("grader", graders.GRADERS)
 def test_no_text_is_slow_to_read(grader):
-    """Without a child: as given and as reference, against a number, a set, itself, and itself with another end.
-
-    None of them is the number or the set, though computer algebra may be needed to say so, and each is itself.
-    """
+    """Without a child: as given and as reference, against a number, a set, itself, and itself with another end. None of
+    them is the number or the set, though computer algebra may be needed to say so, and each is itself."""
     same = functools.partial(grade.at_once, grader)
     for name, text in LONG.items():
         assert len(text) <= grade.MAX_LENGTH, name
