@@ -198,7 +198,6 @@ def wait_for(condition, process: subprocess.Popen, limit: float = 120) -> None:
 
 # ----- what a run directory holds
 
-
 def read_jsonl(path) -> list[dict]:
     return [json.loads(line) for line in pathlib.Path(path).read_text("utf-8").splitlines()]
 
@@ -369,7 +368,6 @@ def random_rollouts(rng, rows=8, tokens=4, words=3) -> Rollouts:
 
 # ----- models whose next tokens are known, and one that is steered
 
-
 def bigrams(table: np.ndarray) -> tuple[ModelConfig, dict]:
     """A transformer whose next token has probabilities `table[token]`, of a table [V,V]: its layers add nothing."""
     size = len(table)
@@ -450,7 +448,6 @@ def saying(seen, *answers, meta=(), **changes):
 
 
 # ----- files of problems, and a tokenizer to ask them with
-
 
 def write_jsonl(path, *rows) -> str:
     """Writes one row a line; returns the path."""

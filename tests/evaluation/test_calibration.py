@@ -58,7 +58,6 @@ def test_a_long_text_of_tags_is_read_at_once():
 
 # ----- what is paid
 
-
 def paid(texts, answers, answer_format="answer"):
     seen = types.SimpleNamespace(texts=texts, verdicts=grade.verdicts(texts, answers, answer_format))
     return rewards.REWARDS["calibrated"](seen).tolist()
@@ -258,7 +257,6 @@ def test_a_run_logs_the_calibration_of_its_greedy_completions(monkeypatch):
 
 
 # ----- the task
-
 
 def drawn(split="pretrain", count=3000, num_ops=6, seed=0):
     found = wager.generate(np.random.default_rng(seed), count, split, num_ops)

@@ -58,7 +58,6 @@ def test_which_prompt_and_number_a_row_has_depends_on_nothing_but_the_row(device
 
 # ----- estimators
 
-
 @pytest.mark.parametrize("n, c, k, expected", [(8, 2, 1, 0.25), (8, 2, 4, 0.785714), (8, 2, 7, 1), (16, 1, 8, 0.5),
                                                (256, 3, 64, 0.579782), (8, 0, 8, 0)])
 def test_pass_at_k_of_the_sheet(n, c, k, expected):
@@ -153,7 +152,6 @@ def test_what_is_solved_half_of_the_time_is_not_solved():
 
 
 # ----- sampling
-
 
 @pytest.fixture(scope="module")
 def tiny(base):
@@ -275,7 +273,6 @@ def test_the_format_reward_pays_for_any_answer(tiny, monkeypatch):
 
 # ----- several benchmarks
 
-
 @pytest.fixture
 def files(tmp_path):
     """Names of three benchmark files of three problems each."""
@@ -355,7 +352,6 @@ def test_the_table():
 
 
 # ----- stopping and continuing
-
 
 def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkeypatch):
     """As a probe asks: half a question, and what is said of a completion is the probe's own."""

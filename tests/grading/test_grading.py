@@ -84,7 +84,6 @@ def test_no_text_is_slow_to_read(grader):
 
 # ----- where the answer is
 
-
 EXTRACTED = {
     "answer": [
         ("think + 5 12 answer 12", "12"), ("answer 3 answer 12", "12"), ("answer 12 so", None), ("answer", None),
@@ -129,7 +128,6 @@ def test_the_original_looks_into_the_last_box_alone():
 
 
 # ----- which answers are equal
-
 
 def equal(given, answer: str, grader: str = "math") -> bool:
     question = Question(grader, given, answer)
@@ -313,7 +311,6 @@ def test_simple_answers_are_graded_a_thousand_a_second():
 
 # ----- real answers
 
-
 @pytest.fixture
 def math500(data) -> list[dict]:
     return read_jsonl(data / "eval" / "math500.jsonl")
@@ -354,7 +351,6 @@ def test_shuffled_references_are_wrong_as_math_verify_says(math500):
 
 
 # ----- graded again
-
 
 ROWS = [{"completion": r"so \boxed{12.80}", "answer": "12.8", "prompt": "p", "problem": 3},
         {"completion": "The answer is 64/5.", "answer": 12.8},

@@ -108,7 +108,6 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch):
 
 # ----- tokenizer
 
-
 def gguf_reader(**metadata):
     """What `read_tokenizer` reads of a gguf.GGUFReader, for the tiny vocabulary with the given keys replaced."""
     tokens = ["<pad>", "<s>", "</s>", "<tool>", *ALPHABET, "ab", "12", "123", "1234"]
@@ -167,7 +166,6 @@ def test_gguf_refusals(metadata, message):
 
 
 # ----- SmolLM2
-
 
 @pytest.fixture(scope="module")
 def smollm2():

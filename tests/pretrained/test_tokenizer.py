@@ -175,7 +175,6 @@ def test_chat_refusals(template, message):
 
 # ----- Qwen2.5-Math
 
-
 @pytest.fixture(scope="module")
 def qwen2(tmp_path_factory) -> T.Tokenizer:
     dir = tmp_path_factory.mktemp("qwen2")

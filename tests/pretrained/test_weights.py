@@ -49,7 +49,6 @@ def saved(tmp_path):
 
 # ----- round trips
 
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_reading_and_writing_again_is_the_identity(name, dtype, tmp_path):
@@ -179,7 +178,6 @@ def test_saving_over_a_sharded_folder_leaves_none_of_the_old_weights(tmp_path):
 
 # ----- logits
 
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_small_models_agree_with_transformers(name, tmp_path):
     golden = json.loads((GOLDEN / "small.json").read_text())["models"][name]
@@ -191,7 +189,6 @@ def test_small_models_agree_with_transformers(name, tmp_path):
 
 
 # ----- config.json in its dialects
-
 
 def test_the_spelling_of_transformers_5_means_the_same_and_both_names_of_a_stretch_may_be_there(saved):
     """As configurations that were written by several versions have them."""

@@ -40,7 +40,6 @@ def rows_of(base, tmp_path, **changes) -> list[dict]:
 
 # ----- what is added
 
-
 def brief(seen):
     """A reward of the text: the fewer words the better."""
     return np.array([-len(text.split()) for text in seen.texts])
@@ -119,7 +118,6 @@ def test_what_comes_through_a_door_takes_at_most_fifteen_lines(lines):
 
 
 # ----- that it works
-
 
 def test_a_reward_of_the_text(base, tmp_path, monkeypatch):
     monkeypatch.setitem(REWARDS, "brief", brief)

@@ -48,7 +48,6 @@ def box(monkeypatch):
 
 # ----- training
 
-
 def test_two_families_are_trained_on_and_measured_each_in_its_own_format(tmp_path, box):
     pytest.importorskip("math_verify", reason="pip install 'rlvr_jax[real]'")
     base, run = tmp_path / "base", tmp_path / "run"
@@ -99,7 +98,6 @@ def test_a_warning_names_the_format_of_the_problem_that_has_it(box):
 
 # ----- sources
 
-
 def source_of(problem):
     return problem.meta.get("task") or problem.meta["file"]
 
@@ -134,7 +132,6 @@ def test_what_is_held_out_by_default_are_the_families_that_are_trained_on(tmp_pa
 
 
 # ----- reasoning-gym
-
 
 @pytest.fixture
 def installed():

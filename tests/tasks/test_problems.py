@@ -41,7 +41,6 @@ SUFFIX = " Let's think step by step and output the final answer within \\boxed{}
 
 # ----- JSONL
 
-
 @pytest.mark.parametrize("row, question, answer", [
     ({"problem": "What is $1+1$?", "answer": "2", "solution": r"$\boxed{3}$."}, "What is $1+1$?", "2"),  # MATH-500
     ({"question": " How many? ", "answer": "She has 3 + 4 = <<3+4=7>>7.\n#### 7"}, "How many?", "7"),  # GSM8K
@@ -148,7 +147,6 @@ def test_real_files(data, name):
 
 # ----- parquet
 
-
 def test_a_parquet_row_is_kept_to_the_letter(tmp_path):
     path = write_parquet(tmp_path / "p.parquet", released("\nWhat is 1 + 1? ", " 2.0", index=7), released("b", ""))
     first, second = load(path)
@@ -203,7 +201,6 @@ def test_released_files(data, name):
 
 # ----- copies
 
-
 def row(question, answer="1", index=None):
     return Problem(question, answer, question, {} if index is None else {"index": index})
 
@@ -222,7 +219,6 @@ def test_without_an_index_each_the_place_is_the_index(found):
 
 
 # ----- prompts
-
 
 QWEN_MATH = ("<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{{}}.<|im_end|>\n"
              "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n")

@@ -73,7 +73,6 @@ def kl(place: str) -> float:
 
 # ----- swaps
 
-
 def test_swaps_recover_the_problems_whose_tokens_they_change(measured, models, tmp_path):
     """Of 7 tokens, that after a is swapped in two problems, that after x in one; two prompts end in a. At the end of
     the trained model's text, not of the base's, the base is least sure, and the KL is larger than after x."""
@@ -127,7 +126,6 @@ def test_the_hybrid_says_what_the_vector_adds(measured, tmp_path):
 
 # ----- luck
 
-
 def test_luck_by_hand():
     """A problem's guess is right as often as the others are answered so."""
     answers = [["7", "9"], ["7", ""], ["8", "7"]]
@@ -175,7 +173,6 @@ def test_pass_at_k_and_cover_are_those_of_the_completions(measured, tmp_path):
 
 # ----- perplexity, weights
 
-
 def test_perplexity_is_that_of_the_tables(measured):
     found = measured("answer_perplexity,prompt_perplexity")["rows"]
     change = {place: math.log(BASE[place][word] / TRAINED[place][word]) for place, word in ("a7", "x8", "qa")}
@@ -198,7 +195,6 @@ def test_weights_are_those_of_the_tables(measured):
 
 
 # ----- runs
-
 
 def write_run(folder, trained: int, accuracies: list, tokens: int = 10, saturated=None, n: int = 10) -> str:
     """A run directory of one step between evaluations, in which the first problems are right, as many as it says."""
@@ -257,7 +253,6 @@ def test_half_is_looked_up_in_each_resample():
 
 
 # ----- the command
-
 
 def test_the_page_says_what_each_row_is_worth(measured, tmp_path, monkeypatch):
     monkeypatch.setattr(diagnose, "WORLDS", tmp_path / "worlds.json")

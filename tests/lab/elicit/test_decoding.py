@@ -53,7 +53,6 @@ RAGGED = np.array([[0, .3, .4, .3], [1, 0, 0, 0], [0, .2, .3, .5], [0, .8, .1, .
 
 # ----- power sampling
 
-
 def test_a_move_is_taken_with_the_published_chance():
     assert np.exp(power.log_acceptance(4.0, (-10.0, -6.0, 5), (-9.0, -5.5, 5))) == 1
     chance = np.exp(power.log_acceptance(4.0, (-9.8, -5.5, 5), (-10.0, -5.4, 5)))
@@ -100,7 +99,6 @@ def test_power_depends_on_seed_and_row_alone():
 
 # ----- paths
 
-
 SHEET = [("5", [(.40, .35)]), ("8", [(.95, .02), (.90, .05)]), ("8", [(.60, .30), (.70, .20)]), ("5", [(.55, .40)]),
          ("7", [(.85, .10)])]
 
@@ -141,7 +139,6 @@ def test_paths_begin_with_the_likeliest_tokens_and_go_on_greedily():
 
 
 # ----- the command
-
 
 FLAGS = ("--num_ops=2", "--max_new_tokens=10", "--max_problems=6")
 KEYS = {"benchmark", "problem", "sample", "prompt", "answer", "completion", "extracted", "correct", "timed_out",

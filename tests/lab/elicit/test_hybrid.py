@@ -68,7 +68,6 @@ def test_the_oracle_runs_the_trained_model_at_every_token():
 
 # ----- what is chosen, and the controls
 
-
 def kept_rows(right, steered) -> list[dict]:
     """Ten completions of four tokens."""
     return [{"correct": i < right, "steered": steered, "num_tokens": 4} for i in range(10)]
@@ -108,7 +107,6 @@ def test_the_control_at_random_places_steers_as_many_tokens_as_the_hybrid_did(mo
 
 
 # ----- the command
-
 
 def flags(base, out, **more) -> HybridConfig:
     return records.build(HybridConfig, **{

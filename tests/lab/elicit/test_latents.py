@@ -117,7 +117,6 @@ def test_training_depends_on_the_seed_alone_and_tells_its_steps():
 
 # ----- the latent that is added
 
-
 SMALL = latents.LatentConfig(active=2, num_latents=8, sae_steps=120, strengths=(0.0, 1e-9, 4.0))
 
 

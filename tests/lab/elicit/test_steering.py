@@ -97,7 +97,6 @@ def test_a_hook_that_does_nothing_leaves_the_program_as_it_is():
 
 # ----- vectors
 
-
 def flags(tmp_path=None, **more) -> vectors.SteeringConfig:
     return records.build(vectors.SteeringConfig, **{"num_ops": 2, "max_new_tokens": T, "num_fit": 20, "layer": LAYER,
                                             "out": str(tmp_path and tmp_path / "out")} | more)
@@ -145,7 +144,6 @@ def test_means_need_problems_that_are_opened_carefully_and_others(monkeypatch):
 
 
 # ----- the gate
-
 
 def test_the_gate_is_a_logistic_regression():
     x = RNG.normal(size=(300, 3)) * [1, 10, .1] + 5

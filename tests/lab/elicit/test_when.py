@@ -89,7 +89,6 @@ def test_a_text_is_read_by_position_and_by_pairs(base):
 
 # ----- weights
 
-
 def test_a_change_is_few_directions_and_few_weights():
     found = weight_difference.spectrum(np.diag([3.0, 0, 4])[:, :2] + np.array([[0, 0], [0, 0], [4, 0.0]]))
     assert found == {"stable_rank": pytest.approx(1), "top": {"1": pytest.approx(1), "4": 1, "16": 1}}  # one column
@@ -113,7 +112,6 @@ def test_moved_is_relative_and_adapters_count():
 
 
 # ----- the command
-
 
 def test_the_command_finds_both_models_and_continues(base, tmp_path, compiled):
     def compared():

@@ -68,7 +68,6 @@ def test_what_decides_a_result_by_construction_is_said_first(tmp_path):
 
 # ----- the figure: a number x stands at 3 + 94 (x - left) / (right - left) percent
 
-
 def drawn(tmp_path, seeds: list, **rule) -> dict:
     """A row of seeds that a rule is of, from a record as it is written."""
     record = write_record(tmp_path, "coin", {"plain": {"end": [.5, .5, .5]}, "bent": {"end": seeds}}, figure=False)
@@ -122,7 +121,6 @@ def test_nothing_measured_and_no_rule_are_rows_too(tmp_path):
 
 
 # ----- the rest of the page
-
 
 def test_many_arms_are_rows_and_few_are_columns(tmp_path):
     write_record(tmp_path, "many", {f"arm {i}": TWO["bent"] for i in range(5)})
@@ -216,7 +214,6 @@ def test_counts_have_no_decimals_and_shares_have(value, interval, text):
 
 
 # ----- the command, and the table of the README
-
 
 README = f"# A\n\n{findings.BEGIN}\nold\n{findings.END}\n\n## B\n"
 

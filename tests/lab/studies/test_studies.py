@@ -220,7 +220,6 @@ def test_a_file_that_is_amiss_is_refused_by_name(coin, old, new, message):
 
 # ----- the figure
 
-
 def drawn(values, figure, **more):
     """The figure of a study without runs: an arm has the three values `values[arm]` = {measure: [...]} of each measure."""
     matplotlib = pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
