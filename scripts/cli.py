@@ -57,9 +57,7 @@ def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
 
 def within(value, number: type, meta: Mapping, optional: bool) -> bool:
     """Whether a flag's value is a number of that type that the setting may have, or a text of such with commas between.
-
-    `optional`: whether there may be none, as where the default is unset or empty.
-    """
+    `optional`: whether there may be none, as where the default is unset or empty."""
     from rlvr_jax import records
 
     parts = [] if value in (None, "") else value.split(",") if isinstance(value, str) else [value]
@@ -142,8 +140,13 @@ def check_command(line: str) -> None:
 def record_class(name: str) -> type:
     """The class of that name; its import loads JAX. Raises UserError for a JAX that is too old or too new."""
     check_jax(importlib.metadata.version("jax"))
-    module, _, kind = name.rpartition(".")
-    return getattr(importlib.import_module(module), kind)
+    return named(name)
+
+
+def named(name: str):
+    """What a module has under a name, "rlvr_jax.errors.UserError"."""
+    module, _, last = name.rpartition(".")
+    return getattr(importlib.import_module(module), last)
 
 
 def check_jax(version: str) -> None:
@@ -177,10 +180,8 @@ def prepare_jax(config) -> None:
 
 
 def keep_programs(where: str) -> None:
-    """Has JAX keep compiled programs in the folder that --compilation_cache says.
-
-    The folder that "auto" stands for goes unused, without a word, where it cannot be written.
-    """
+    """Has JAX keep compiled programs in the folder that --compilation_cache says. The folder that "auto" stands for
+    goes unused, without a word, where it cannot be written."""
     import jax
 
     if where in ("none", ""):
@@ -238,11 +239,22 @@ def parse_flags(config_class, argv: list[str]) -> list[str]:
         sys.exit(0)
 
 
-def run(main: Callable, record: str) -> None:
-    """Entry point of a script; `record` names its settings (`record_class`).
+def page(function: str, name: str, result: str = "summary.json") -> Callable:
+    """The `main` of a script that calls a function of the package and prints a page that it has written into --out. The
+    path of the result follows. Both names may hold flags, as "{probe}.md" does."""
+    def main(config) -> None:
+        from rlvr_jax import records
 
-    Exits 0, 1 on an error, 130 or 143 when a signal stopped a run that saved itself.
-    """
+        values = records.flat(config)
+        named(function)(config)
+        print(pathlib.Path(values["out"], name.format(**values)).read_text("utf-8")
+              + f"\n{values['out']}/{result.format(**values)}")
+    return main
+
+
+def run(main: Callable, record: str) -> None:
+    """Entry point of a script; `record` names its settings (`record_class`). Exits 0, 1 on an error, 130 or 143 when a
+    signal stopped a run that saved itself."""
     def guarded(argv):
         from rlvr_jax.runs import signals
 

@@ -8,18 +8,9 @@ Writes OUT/summary.json, OUT/diagnose.md, OUT/diagnose.png and the completions. 
 interrupted one; --frontier, --sft and --diagnostics may be changed then.
 """
 
-import pathlib
-
 from scripts import cli
 
-
-def main(config) -> None:
-    from rlvr_jax.lab.diagnostics.diagnose import diagnose
-
-    diagnose(config)
-    out = pathlib.Path(config.hybrid.steering.kept.out)
-    print((out / "diagnose.md").read_text("utf-8") + f"\n{out}/summary.json")
-
+main = cli.page("rlvr_jax.lab.diagnostics.diagnose.diagnose", "diagnose.md")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.lab.diagnostics.pair.DiagnoseConfig")

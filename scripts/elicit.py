@@ -6,18 +6,9 @@
 Writes OUT/summary.json, OUT/table.md and OUT/completions.jsonl. The same command continues an interrupted one.
 """
 
-import pathlib
-
 from scripts import cli
 
-
-def main(config) -> None:
-    from rlvr_jax.lab.elicit.decoding import elicit
-
-    elicit(config)
-    out = config.steering.kept.out
-    print((pathlib.Path(out) / "table.md").read_text("utf-8") + f"\n{out}/summary.json")
-
+main = cli.page("rlvr_jax.lab.elicit.decoding.elicit", "table.md")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.lab.elicit.decoding.ElicitConfig")

@@ -8,17 +8,9 @@ Writes OUT/summary.json, OUT/table.md and OUT/completions.jsonl; and OUT/reliabi
 sure they are. The same command continues an interrupted one.
 """
 
-import pathlib
-
 from scripts import cli
 
-
-def main(config) -> None:
-    from rlvr_jax.evaluation.benchmarks import evaluate
-
-    evaluate(config)
-    print((pathlib.Path(config.kept.out) / "table.md").read_text("utf-8") + f"\n{config.kept.out}/summary.json")
-
+main = cli.page("rlvr_jax.evaluation.benchmarks.evaluate", "table.md")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.evaluation.benchmarks.EvaluateConfig")

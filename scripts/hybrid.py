@@ -8,18 +8,9 @@ Writes OUT/summary.json, OUT/table.md, and the completions of each arm in folder
 interrupted one.
 """
 
-import pathlib
-
 from scripts import cli
 
-
-def main(config) -> None:
-    from rlvr_jax.lab.elicit.hybrid import hybrid
-
-    hybrid(config)
-    out = config.steering.kept.out
-    print((pathlib.Path(out) / "table.md").read_text("utf-8") + f"\n{out}/summary.json")
-
+main = cli.page("rlvr_jax.lab.elicit.hybrid.hybrid", "table.md")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.lab.elicit.hybrid.HybridConfig")

@@ -12,18 +12,9 @@ PROBE.json, PROBE.md, PROBE.png and PROBE_items.jsonl. What is sampled is kept i
 command continues an interrupted one. `python -m scripts.report --all` links the pages below results/probes/.
 """
 
-import pathlib
-
 from scripts import cli
 
-
-def main(config) -> None:
-    from rlvr_jax.lab.probes.probe import probe
-
-    probe(config)
-    out = pathlib.Path(config.measured.kept.out)
-    print((out / f"{config.probe}.md").read_text("utf-8") + f"\n{out / config.probe}.json")
-
+main = cli.page("rlvr_jax.lab.probes.probe.probe", "{probe}.md", "{probe}.json")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.lab.probes.probe.ProbeConfig")

@@ -7,17 +7,9 @@ The model is a run of scripts.train with --trainable=vector. Writes OUT/readout.
 defined in rlvr_jax/lab/tools/readout.py.
 """
 
-import pathlib
-
 from scripts import cli
 
-
-def main(config) -> None:
-    from rlvr_jax.lab.tools.readout import readout
-
-    readout(config)
-    print((pathlib.Path(config.out) / "readout.md").read_text("utf-8") + f"\n{config.out}/readout.json")
-
+main = cli.page("rlvr_jax.lab.tools.readout.readout", "readout.md", "readout.json")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.lab.tools.readout.ReadoutConfig")

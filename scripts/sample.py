@@ -33,10 +33,8 @@ def styled() -> bool:
 
 
 def marked(row: dict) -> str:
-    """The tokens in the terminal's own colours, which can be read on any background; see above for the exceptions.
-
-    The space before a word stays plain, so that one can see where a token begins.
-    """
+    """The tokens in the terminal's own colours, which can be read on any background; see above for the exceptions. The
+    space before a word stays plain, so that one can see where a token begins."""
     def styled_piece(piece, logprob):
         word = piece.lstrip()
         code = "\x1b[1;31m" if logprob < -3 else "\x1b[4m" if logprob < -1 else ""

@@ -5,17 +5,9 @@
 Writes OUT/summary.json, OUT/when.md, OUT/when.png and the completions. The same command continues an interrupted one.
 """
 
-import pathlib
-
 from scripts import cli
 
-
-def main(config) -> None:
-    from rlvr_jax.lab.elicit.when import when
-
-    when(config)
-    print((pathlib.Path(config.kept.out) / "when.md").read_text("utf-8") + f"\n{config.kept.out}/summary.json")
-
+main = cli.page("rlvr_jax.lab.elicit.when.when", "when.md")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.lab.elicit.when.WhenConfig")

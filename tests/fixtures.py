@@ -3,7 +3,6 @@
 Fixtures reach the tests through conftest.py; everything else is imported from here by its name.
 """
 
-import base64
 import contextlib
 import dataclasses
 import functools
@@ -35,14 +34,12 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from rlvr_jax import grpo, learner, logprobs, model, parallel, sampler
 from rlvr_jax.grading import grade
-from rlvr_jax.grpo import GRPOConfig
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import Batch, Prompts, Rollouts, build, replace
-from rlvr_jax.rewards import rows as rewards
-from rlvr_jax.rewards import score
+from rlvr_jax.rewards import rows as rewards, score
 from rlvr_jax.tasks import families, prompts
 from rlvr_jax.training import train
 from rlvr_jax.training.train import TrainConfig
@@ -201,7 +198,6 @@ def wait_for(condition, process: subprocess.Popen, limit: float = 120) -> None:
 
 # ----- what a run directory holds
 
-
 def read_jsonl(path) -> list[dict]:
     return [json.loads(line) for line in pathlib.Path(path).read_text("utf-8").splitlines()]
 
@@ -254,7 +250,7 @@ VARIANTS = {
     "llama3": dataclasses.replace(TINY, rope_theta=500.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32))}
 PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 8]]
 PROMPT_INDEX = np.array([0, 0, 1, 2, 2, 2, 1, 0], np.int32)  # of each completion
-UPDATE = build(GRPOConfig, objective="one_shot", learning_rate=1e-2, remat=False, kl_coef=0.05, entropy_coef=0.01,
+UPDATE = build(grpo.GRPOConfig, objective="one_shot", learning_rate=1e-2, remat=False, kl_coef=0.05, entropy_coef=0.01,
                temperature=0.8, weight_decay=0.0)
 
 
@@ -373,7 +369,6 @@ def random_rollouts(rng, rows=8, tokens=4, words=3) -> Rollouts:
 
 # ----- models whose next tokens are known, and one that is steered
 
-
 def bigrams(table: np.ndarray) -> tuple[ModelConfig, dict]:
     """A transformer whose next token has probabilities `table[token]`, of a table [V,V]: its layers add nothing."""
     size = len(table)
@@ -454,7 +449,6 @@ def saying(seen, *answers, meta=(), **changes):
 
 
 # ----- files of problems, and a tokenizer to ask them with
-
 
 def write_jsonl(path, *rows) -> str:
     """Writes one row a line; returns the path."""
@@ -795,10 +789,6 @@ class BrowserTab:
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code,
                       **({"text": key} if len(key) == 1 and kind == "keyDown" else {}))
-
-    def screenshot(self, whole: bool = True) -> bytes:
-        """A PNG of the page, of all its length or of what is seen first."""
-        return base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
 
 
 @contextlib.contextmanager

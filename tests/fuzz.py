@@ -59,7 +59,6 @@ def changed(sound: bytes, rng: np.random.Generator) -> bytes:
 
 # ----- the readers
 
-
 def told(path: pathlib.Path) -> str:
     return path.read_bytes().decode("utf-8", "replace")
 
@@ -233,7 +232,6 @@ READERS = {
 
 
 # ----- running them
-
 
 def peak() -> int:
     """Bytes of the most memory that this process has had. What `resource` says begins with what its parent had."""

@@ -32,7 +32,6 @@ SIZES = range(5, 100, 5)  # percent of what a whole run takes, for a file system
 
 # ----- in the process that is broken
 
-
 def child(plan: dict, words: list[str]) -> None:
     """Runs a script with the fault of the plan in it."""
     from rlvr_jax.rewards import score
@@ -89,7 +88,6 @@ def child(plan: dict, words: list[str]) -> None:
 
 
 # ----- in the process that breaks it
-
 
 class Trial:
     """One folder for a run, with the flags of all."""

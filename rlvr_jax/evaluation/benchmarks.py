@@ -57,8 +57,8 @@ def evaluate(config: EvaluateConfig) -> dict:
     summaries = {b.name: benchmark_summary(b, rows[b.name]) for b in benchmarks}
     summary = joined(summaries) | {"flags": flat(config)}
     out = pathlib.Path(config.kept.out)
-    calibration.draw({name: each["calibration"] for name, each in summaries.items() if "calibration" in each},
-                     out / "reliability.png")
+    if stated := {name: each["calibration"] for name, each in summaries.items() if "calibration" in each}:
+        files.write_figure(out / "reliability.png", lambda sheet: calibration.panels(sheet, stated))
     files.write_whole(out / "table.md", table(config.kept.choice.model, summaries))
     files.write_json(out / "summary.json", summary)
     return summary
@@ -88,8 +88,7 @@ def load_benchmarks(config: EvaluateConfig, loaded: LanguageModel) -> list[Bench
 
 
 def load_sets(config: KeptConfig, loaded: LanguageModel, protocol: Callable = lambda stem: (1, 0.0)) -> list[Benchmark]:
-    """One for each name in --problems, called by the file's name where that tells them apart; a row of PROTOCOLS says
-    how each is sampled."""
+    """One for each name in --problems, called by the file's name where these differ; `protocol`: as in PROTOCOLS."""
     check_style(config.source)
     names, benchmarks = config.source.problems.split(","), []
     stems = [pathlib.Path(name).stem for name in names]

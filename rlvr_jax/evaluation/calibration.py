@@ -4,13 +4,9 @@ N completions: q[N] confidences from 0 to 1, c[N] whether each was right. ECE al
 states the mean accuracy has an ECE of 0, and an AUROC of .5.
 """
 
-import importlib.util
-import pathlib
 from typing import Optional
 
 import numpy as np
-
-from rlvr_jax.runs import files
 
 EDGES = np.linspace(0, 1, 11)  # of ten bins, each without its upper edge, but the last with it
 
@@ -60,10 +56,8 @@ def scores(q: np.ndarray, c: np.ndarray) -> dict:
 
 
 def calibration(rows: list[dict]) -> dict:
-    """What `summary.json` says of rows of `evaluation.measure`; {} where none of them states a confidence.
-
-    `n` is the number of those that do and `stated` their share of all; the other numbers are of these.
-    """
+    """What `summary.json` says of rows of `evaluation.measure`; {} where none of them states a confidence. `n` is the
+    number of those that do and `stated` their share of all; the other numbers are of these."""
     q, c = stated(rows)
     return {"n": len(q), "stated": len(q) / len(rows), "accuracy": float(c.mean()), **scores(q, c),
             "bins": bins(q, c)} if len(q) else {}
@@ -96,23 +90,9 @@ def score_line(result: dict) -> str:
     return f"Brier {result['brier']:.3f}, ECE {result['ece']:.3f}, AUROC {auroc}"
 
 
-def draw(results: dict[str, dict], path: pathlib.Path) -> None:
-    """The reliability diagram of each benchmark's `calibration` as a PNG; nothing without any, or matplotlib."""
-    if not results or not importlib.util.find_spec("matplotlib"):
-        return
-    from matplotlib.figure import Figure  # optional
-
-    sheet = Figure(layout="constrained")
-    panels(sheet, results)
-    with files.naming(path):
-        sheet.savefig(path, dpi=150)
-
-
 def panels(sheet, results: dict[str, dict]) -> None:
-    """A reliability diagram for each `calibration`, side by side on a matplotlib Figure.
-
-    A dot is a bin, with its number of completions; on the diagonal, stated confidence is the share that was right.
-    """
+    """A reliability diagram for each `calibration`, side by side on a matplotlib Figure. A dot is a bin, with its
+    number of completions; on the diagonal, stated confidence is the share that was right."""
     sheet.set_size_inches(3.4 * len(results), 3.4)
     for axes, (name, result) in zip(sheet.subplots(1, len(results), squeeze=False)[0], results.items()):
         axes.plot([0, 1], [0, 1], color="#8c959f", linewidth=0.8, linestyle="--")

@@ -32,8 +32,7 @@ class KeptConfig:
     out: str = setting("", "directory for summary.json, table.md and completions.jsonl", free=True)
     resume: str = setting("auto", "continue after the completions that are in out: never (start over), auto (if there "
                           "are any), must (error if there are none)", ["never", "auto", "must"], free=True)
-    max_problems: int = setting(0, "use the first problems only; 0: all of a file, 512 of a family",
-                                minimum=0)
+    max_problems: int = setting(0, "use the first problems only; 0: all of a file, 512 of a family", minimum=0)
     rows_per_call: int = setting(512, "completions handed to the sampler at a time, over all devices", minimum=1)
     seed: int = setting(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
 

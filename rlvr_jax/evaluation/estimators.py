@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from typing import Optional
+from typing import Callable, Optional
 
 import numpy as np
 import scipy.special
@@ -12,6 +12,7 @@ from rlvr_jax.grading import mathematics
 
 SUBSETS = 1000  # where a problem's samples have more subsets of a size, as many are drawn
 RESAMPLES = 2000  # of the bootstrap
+LEAST_GAP = 0.10  # between base and trained model, below which no share of it is reported
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -49,8 +50,14 @@ def maj_at_k(answers: list[str], correct: list[bool], k: int) -> float:
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:
     """95 % percentile interval of a mean over problems; samples of one problem are not independent, problems are."""
-    places = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    return tuple(np.quantile(np.asarray(values)[places].mean(-1), (0.025, 0.975)).tolist())
+    return resampled(lambda means: means, values)
+
+
+def resampled(statistic: Callable, *columns: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a function of the means of arrays f[P], by a bootstrap over problems, the same for each."""
+    places_RxP = np.random.default_rng(0).integers(0, len(columns[0]), (RESAMPLES, len(columns[0])))
+    values_R = statistic(*(np.asarray(column)[places_RxP].mean(-1) for column in columns))
+    return tuple(np.quantile(values_R, (0.025, 0.975)).tolist())
 
 
 def bootstrap_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
@@ -82,10 +89,9 @@ def summarise(rows: list[dict], num_samples: int) -> dict:
 
     shares = np.mean(right, -1)
     return {"n": len(groups), "num_samples": num_samples, "accuracy": float(shares.mean()),
-            "interval": interval(shares)} | each(lambda values: float(np.mean(values))) | {
-            "intervals": each(interval), "timed_out": sum(row["timed_out"] for row in rows),
-            "truncated": float(np.mean([row["truncated"] for row in rows])),
-            "num_tokens": float(np.mean([row["num_tokens"] for row in rows]))}
+            "interval": interval(shares), **each(lambda values: float(np.mean(values))), "intervals": each(interval),
+            "timed_out": sum(row["timed_out"] for row in rows),
+            **{key: float(np.mean([row[key] for row in rows])) for key in ("truncated", "num_tokens")}}
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -110,8 +116,7 @@ def overlap(base_P: np.ndarray, one_P: np.ndarray, other_P: np.ndarray) -> Optio
     """(Jaccard index of the problems that two ways newly solve, that of as many drawn at random).
 
     Each array says how often every problem is right; more than half counts as solved. Newly: of those that the base
-    does not solve. By chance the intersection is hypergeometric, and the mean of the index over it is exact. None where
-    neither solves any.
+    does not solve. By chance the intersection is hypergeometric; the index's mean is exact. None where none is solved.
     """
     new_P = base_P <= 0.5
     one_P, other_P = new_P & (one_P > 0.5), new_P & (other_P > 0.5)
@@ -124,6 +129,30 @@ def overlap(base_P: np.ndarray, one_P: np.ndarray, other_P: np.ndarray) -> Optio
     both = np.arange(max(0, a + b - n), min(a, b) + 1)
     chances = np.exp(log_ways(a, both) + log_ways(n - a, b - both) - log_ways(n, b))
     return float(np.sum(one_P & other_P) / np.sum(one_P | other_P)), float(np.sum(chances * both / (a + b - both)))
+
+
+def outcome(rows: list[dict], base: list[dict], trained: list[dict]) -> dict:
+    """Of rows of the same problems: `accuracy` with Wilson's `interval`, and what is `recovered` of the gap."""
+    base_P, trained_P, right_P = (np.array([row["correct"] for row in each], float) for each in (base, trained, rows))
+    accuracy, (share, ends) = float(right_P.mean()), recovered(base_P, trained_P, right_P)
+    return {"accuracy": accuracy, "interval": wilson(accuracy, len(rows)), "recovered": share,
+            "recovered_interval": ends}
+
+
+def recovered(base_P: np.ndarray, trained_P: np.ndarray, right_P: np.ndarray) -> tuple:
+    """(share of the gap, its 95 % interval): (right - base) / (trained - base), the interval by a bootstrap over
+    problems. Each array has 1 where a problem is solved.
+
+    None, None where the gap is below LEAST_GAP: a ratio of small differences is mostly chance.
+    """
+    base, trained, right = (np.mean(x) for x in (base_P, trained_P, right_P))
+    if trained - base < LEAST_GAP - 1e-9:
+        return None, None
+
+    def ratios(bases, traineds, rights):
+        apart = traineds > bases
+        return (rights - bases)[apart] / (traineds - bases)[apart]
+    return float((right - base) / (trained - base)), resampled(ratios, base_P, trained_P, right_P)
 
 
 def shown(value: Optional[float], interval: Optional[tuple[float, float]] = None, sign: str = "") -> str:

@@ -97,10 +97,8 @@ def by_answer(grading: GradingConfig, otherwise: str = "boxed") -> Callable:
 
 
 def narrowed(prompts: Prompts, owners: np.ndarray) -> Prompts:
-    """The prompts, cut to the longest one in use: a few long ones widen their own calls only.
-
-    In steps of 64 tokens, since every width is one more program to compile.
-    """
+    """The prompts, cut to the longest one in use: a few long ones widen their own calls only. In steps of 64 tokens,
+    since every width is one more program to compile."""
     width = -(-int(np.max(prompts.lengths[owners])) // 64) * 64
     return prompts.replace(tokens=prompts.tokens[:, :width])
 

@@ -9,7 +9,6 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.grading import extract, grade, graders
 from rlvr_jax.records import checked, setting
 from rlvr_jax.runs import files
-from rlvr_jax.runs.files import FROM_COPY, read_lines
 from rlvr_jax.runs.log import progress
 
 ROWS_PER_CALL = 512  # between two moves of the progress line
@@ -58,7 +57,7 @@ def read_completions(path: str) -> list[dict]:
     file, rows = pathlib.Path(path), []
     if not path or not file.is_file():
         raise UserError(f"--completions={path}: no such file; it takes a JSONL file of rows with completion and answer")
-    for number, row in read_lines(file, FROM_COPY):
+    for number, row in files.read_lines(file, files.FROM_COPY):
         if not isinstance(row.get("completion"), str) or type(row.get("answer")) not in (str, int, float):
             raise UserError(f"{path}, line {number}: needs a completion (text) and an answer (text or number); it has "
                             + ", ".join(row))

@@ -2,8 +2,7 @@
 
 Each is asked one question at a time. SymPy may need for ever, or all memory, for what a model writes (9^{9^{9^9}}), and
 cannot be interrupted in a thread. A child (`python -m rlvr_jax.grading.child`) sets its own limits, and the parent
-kills one that is past them all the same. What exceeds a limit, and what a child that dies or talks nonsense was asked,
-is answered with "no".
+kills one that is past them all the same. The answer is "no" past a limit, and from a child that dies or talks nonsense.
 """
 
 import atexit
@@ -80,10 +79,8 @@ class Worker:
 
 
 class Pool:
-    """At most `size` workers, each started when it is first needed and kept in `idle` between questions.
-
-    They answer for the named graders; for none named, for those of computer algebra (`child.ALGEBRA`).
-    """
+    """At most `size` workers, each started when it is first needed and kept in `idle` between questions. They answer
+    for the named graders; for none named, for those of computer algebra (`child.ALGEBRA`)."""
 
     def __init__(self, size: int, *graders: str):
         self.threads, self.idle, self.graders = concurrent.futures.ThreadPoolExecutor(size), [], graders

@@ -4,7 +4,6 @@
 from rlvr_jax import adapters
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import huggingface, loading, tokenizer
-from rlvr_jax.pretrained.loading import ModelChoice
 from rlvr_jax.records import checked, part, setting
 from rlvr_jax.runs import files
 
@@ -13,7 +12,7 @@ from rlvr_jax.runs import files
 class ExportConfig:
     """A model, written for other programs."""
 
-    choice: ModelChoice = part(ModelChoice(), dtype="of the written tensors")
+    choice: loading.ModelChoice = part(loading.ModelChoice(), dtype="of the written tensors")
     out: str = setting("", "folder to write: config.json, model.safetensors, tokenizer files")
 
 

@@ -147,10 +147,8 @@ FAMILIES = {
 
 
 def read_tokenizer(reader) -> Tokenizer:
-    """Builds the tokenizer described by the `tokenizer.ggml.*` metadata of a `gguf.GGUFReader`.
-
-    Raises UserError, naming it, for any vocabulary but byte-level BPE and any splitting rule not in `FAMILIES`.
-    """
+    """Builds the tokenizer described by the `tokenizer.ggml.*` metadata of a `gguf.GGUFReader`. Raises UserError,
+    naming it, for any vocabulary but byte-level BPE and any splitting rule not in `FAMILIES`."""
     def metadata(key, default=None):
         field = reader.fields.get(f"tokenizer.{key}")
         return default if field is None else field.contents()
@@ -160,10 +158,9 @@ def read_tokenizer(reader) -> Tokenizer:
         raise UserError(f"the GGUF's tokenizer (model {kind!r}, pre {pre!r}) is not supported, only model 'gpt2' with "
                         f"pre in {sorted(FAMILIES)}: use the model's Hugging Face folder")
     family, tokens = FAMILIES[pre], metadata("ggml.tokens")
-    backend = tokenizers.Tokenizer(models.BPE(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=[tuple(merge.split(" ")) for merge in metadata("ggml.merges")],
-        ignore_merges=family.get("ignore_merges", False)))
+    merges = [tuple(merge.split(" ")) for merge in metadata("ggml.merges")]
+    backend = tokenizers.Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges,
+                                              ignore_merges=family.get("ignore_merges", False)))
     backend.pre_tokenizer, backend.decoder = family["pre_tokenizer"], decoders.ByteLevel()
     if "normalizer" in family:
         backend.normalizer = family["normalizer"]

@@ -60,8 +60,7 @@ HARMLESS = set("""_attn_implementation_autoset _name_or_path bos_token_id chunk_
 
 
 def check_size(config: ModelConfig, numbers: int, path) -> None:
-    """Raises UserError where `path` describes a model of more numbers than its files can hold, before memory is taken
-    for it."""
+    """Raises UserError, before memory is taken, where `path` describes a model of more numbers than its files hold."""
     try:
         count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes(config)))
     except (OverflowError, ValueError, TypeError):  # a size that no array has
@@ -233,8 +232,7 @@ def opened(path: Path):
 def load_folder(dir, dtype: str = "float32") -> tuple[ModelConfig, Params]:
     """Reads a Llama, Qwen2 or Qwen3 folder (config.json and *.safetensors in float32, bfloat16 or float16).
 
-    Returns the configuration and numpy parameters of `dtype` in the layout of `model.init_params`; beside them at
-    most one tensor is in memory.
+    Returns the configuration and numpy parameters of `dtype` as `model.init_params` has them; one tensor at a time.
 
     Raises UserError for an architecture or setting `model.py` lacks, an unreadable file, and any tensor that is
     missing, unexpected, of another shape or of another type, or not finite.
@@ -273,9 +271,7 @@ def load_folder(dir, dtype: str = "float32") -> tuple[ModelConfig, Params]:
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> None:
     """Writes a safetensors file a tensor at a time, where `safetensors.numpy.save_file` would hold all of them twice.
-
-    The format: the length of the header, u64; the header, JSON; the tensors' bytes, little-endian.
-    """
+    The format: the length of the header, u64; the header, JSON; the tensors' bytes, little-endian."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.size * jnp.dtype(dtype).itemsize

@@ -1,8 +1,7 @@
 """Text to token ids and back, chat templates, and the three places a tokenizer lives.
 
 A `Tokenizer` is a value: a `tokenizers` backend and the few facts that files keep beside it (what ends a completion,
-what pads, how a chat is written). It travels inside every checkpoint as JSON, and is read from Hugging Face folders
-and from GGUF files.
+what pads, how a chat is written). It is in every checkpoint as JSON, in Hugging Face folders and in GGUF files.
 """
 
 import dataclasses
@@ -41,8 +40,7 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def lacks(self, words) -> list[str]:
-        """Those of the words that a tokenizer of whole words, or of these and pieces, does not know; one of another
-        kind can write any."""
+        """The words that a tokenizer of whole words, or of these and pieces, does not know; any other can write all."""
         kind = self.backend.model
         if not isinstance(kind, (tokenizers.models.WordPiece, tokenizers.models.WordLevel)):
             return []

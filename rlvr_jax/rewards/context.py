@@ -8,16 +8,13 @@ import numpy as np
 
 from rlvr_jax.grading import grade
 from rlvr_jax.grading.extract import stated
-from rlvr_jax.grading.grade import Verdict
 from rlvr_jax.records import Batch, Problem, Rollouts
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyScores:
-    """The model that drew the rollouts, at the sampling temperature; computed on all devices when a reward asks.
-
-    Every process has to ask alike. B completions, T tokens; values behind a completion's end mean nothing.
-    """
+    """The model that drew the rollouts, at the sampling temperature; computed on all devices when a reward asks. Every
+    process has to ask alike. B completions, T tokens; values behind a completion's end mean nothing."""
 
     score: Callable  # learner.map_statistics
     tokenizer: Any  # of `pretrained.tokenizer`
@@ -61,10 +58,8 @@ class PolicyScores:
 
 
 class ReferenceAnswers(NamedTuple):
-    """Completions whose answer is replaced by the reference answer and the end token. Arrays are [B,T].
-
-    A completion that names no answer, or that leaves no room for the reference's, stays as it was sampled.
-    """
+    """Completions whose answer is replaced by the reference answer and the end token. Arrays are [B,T]. A completion
+    that names no answer, or that leaves no room for the reference's, stays as it was sampled."""
 
     completions: np.ndarray  # i32
     mask: np.ndarray  # bool
@@ -87,7 +82,7 @@ class Seen:
     grader: str  # when two answers are equal, where a problem has no verifier
     problems: list[Problem]  # what each was asked
     texts: list[str]
-    verdicts: list[Verdict]
+    verdicts: list[grade.Verdict]
     rollouts: Rollouts
     groups: np.ndarray  # i32[B] the group each belongs to
     key: tuple[int, ...]  # np.random.default_rng(seen.key) draws the same on every process, and after a resume
@@ -126,9 +121,7 @@ class Seen:
         return (np.where(mask, values_BxT, 0).sum(-1) / np.maximum(mask.sum(-1), 1)).astype(np.float32)
 
     def equals(self, labels: Sequence[Optional[str]]) -> np.ndarray:
-        """f32[B]: 1 where the answer equals the label in place of the reference answer; a label None is never equal.
-
-        It is compared by --grader, also where a problem has a verifier: that one knows its own reference alone.
-        """
+        """f32[B]: 1 where the answer equals the label in place of the reference answer; a label None is never equal. It
+        is compared by --grader, also where a problem has a verifier: that one knows its own reference alone."""
         verdicts = grade.verdicts(self.texts, [label or "" for label in labels], self.formats, self.grader)
         return np.array([v.correct and label is not None for v, label in zip(verdicts, labels)], np.float32)

@@ -1,7 +1,6 @@
 """What training maximises: one table, name -> function of a step's completions. Add a reward by adding a row.
 
-Whether a completion is *correct* is measured beside the reward in every run, so a spurious reward can be told from a
-true one by its curve.
+Whether a completion is *correct* is measured beside the reward, so that curves tell a spurious reward from a true one.
 """
 
 import collections
@@ -87,10 +86,8 @@ def ttrl(seen: Seen) -> np.ndarray:
 
 
 def continuous(seen: Seen) -> np.ndarray:
-    """1 at the reference number, less by distance and relative distance (RandomCalculation, arXiv 2507.10532).
-
-    1 - min(|a-b|, 1) / 2 - min(|a-b| / (|b| + 1e-6), 1) / 2; 0 where the answer is no number.
-    """
+    """1 at the reference number, less by distance and relative distance (RandomCalculation, arXiv 2507.10532). 1 -
+    min(|a-b|, 1) / 2 - min(|a-b| / (|b| + 1e-6), 1) / 2; 0 where the answer is no number."""
     return np.array([closeness(verdict.extracted, problem.answer)
                      for verdict, problem in zip(seen.verdicts, seen.problems)], np.float32)
 
@@ -116,26 +113,20 @@ def imitation(seen: Seen) -> np.ndarray:
 
 
 def imitation_characters(seen: Seen) -> np.ndarray:
-    """The same letter by letter, as the paper has it, for steps in running text (SRL, arXiv 2510.25992).
-
-    Not for a synthetic family: its words are names, and "quick" is no nearer to "think" than "hmm" is.
-    """
+    """The same letter by letter, as the paper has it, for steps in running text (SRL, arXiv 2510.25992). Not for a
+    synthetic family: its words are names, and "quick" is no nearer to "think" than "hmm" is."""
     return against_expert(seen, lambda given, wanted: likeness(" ".join(given), " ".join(wanted)))
 
 
 def step_accuracy(seen: Seen) -> np.ndarray:
-    """1 if the next step is the expert's, word for word, else 0; needs --expert_steps.
-
-    It is logged as train/step_accuracy whatever is paid.
-    """
+    """1 if the next step is the expert's, word for word, else 0; needs --expert_steps. It is logged as
+    train/step_accuracy whatever is paid."""
     return against_expert(seen, lambda given, wanted: given == wanted)
 
 
 def against_expert(seen: Seen, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
-    """f32[B] `compare(words of the step, words of the expert's)`.
-
-    The step is the completion's first line, cut to as many words as the expert's has.
-    """
+    """f32[B] `compare(words of the step, words of the expert's)`. The step is the completion's first line, cut to as
+    many words as the expert's has."""
     if any("step" not in problem.meta for problem in seen.problems):
         raise UserError(f"--reward={seen.config.reward} compares with the expert's steps: give --expert_steps, too")
     wanted = [problem.meta["step"].split() for problem in seen.problems]
@@ -144,18 +135,14 @@ def against_expert(seen: Seen, compare: Callable[[list[str], list[str]], float])
 
 
 def likeness(given: Sequence[str], wanted: Sequence[str]) -> float:
-    """difflib's ratio 2M/T of two sequences, of words or of letters; -1 where nothing was said.
-
-    It is not symmetric: the expert's is second.
-    """
+    """difflib's ratio 2M/T of two sequences, of words or of letters; -1 where nothing was said. It is not symmetric:
+    the expert's is second."""
     return difflib.SequenceMatcher(None, given, wanted, autojunk=False).ratio() if given else -1.0
 
 
 def verifier_free(seen: Seen) -> np.ndarray:
-    """The policy's probability of the reference answer after its own reasoning (VeriFree, arXiv 2505.21493).
-
-    It is the weight of the answer tokens' gradient too (`learn_reference_answers`). Take it with --objective=rloo.
-    """
+    """The policy's probability of the reference answer after its own reasoning (VeriFree, arXiv 2505.21493). It is the
+    weight of the answer tokens' gradient too (`learn_reference_answers`). Take it with --objective=rloo."""
     return seen.reference_answers.probability
 
 

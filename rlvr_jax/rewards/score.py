@@ -13,12 +13,10 @@ from rlvr_jax.rewards.context import PolicyScores, Seen
 from rlvr_jax.rewards.rows import REWARDS, Reward, RewardConfig, step_accuracy
 from rlvr_jax.runs.flags import parse_weights
 from rlvr_jax.tasks import answers
-from rlvr_jax.tasks.answers import GradingConfig
 
 
 def parse(text: str) -> list[tuple[str, Reward, float]]:
-    """The rows of a sum such as "correct:1,format:0.1", with their names and weights. UserError for a name that comes
-    twice, or that is no row."""
+    """Names, rows and weights of a sum such as "correct:1,format:0.1". UserError for a name that is none, or twice."""
     pairs = parse_weights("reward", text, REWARDS)
     if len(dict(pairs)) < len(pairs):
         raise UserError(f"--reward={text}: give each reward once")
@@ -62,7 +60,7 @@ def given(name: str, row: Reward, seen: Seen) -> np.ndarray:
     raise UserError(f"reward {name} must give {count} finite numbers, one for each completion; it gave {what}")
 
 
-def make_scorer(config: RewardConfig, grading: GradingConfig, grpo: GRPOConfig, loaded: LanguageModel,
+def make_scorer(config: RewardConfig, grading: answers.GradingConfig, grpo: GRPOConfig, loaded: LanguageModel,
                 problems: list[Problem], prompts: Prompts) -> Callable:
     r"""`reward(rollouts, params, step, attempt=0) -> Scored`, whose info has `text`, `correct`, `timed_out` (f32, 0 or
     1; the latter where a limit ended the grading) and `graded_by` of each completion, and what each row of --reward

@@ -24,7 +24,6 @@ import numpy as np
 
 from rlvr_jax import model, parallel
 from rlvr_jax.errors import UserError
-from rlvr_jax.model import ModelConfig
 from rlvr_jax.records import LearnerState
 
 
@@ -77,10 +76,8 @@ def steps(run_dir: str) -> list[int]:
 
 
 def save(manager, state: LearnerState, meta: dict, metrics: dict) -> None:
-    """Starts writing a checkpoint of a state of numpy arrays; it lands in the background, whole or not at all.
-
-    Raises UserError if this one, or the one before it, cannot be written.
-    """
+    """Starts writing a checkpoint of a state of numpy arrays; it lands in the background, whole or not at all. Raises
+    UserError if this one, or the one before it, cannot be written."""
     meta = meta | {"step": int(state.step)}
     meta |= {"digests": digests(_items(state, lambda tree: tree)) | {"meta": text_digest(meta)}}
     wait(manager)  # REMOVED is emptied while nothing is moved there
@@ -140,22 +137,17 @@ def finite(tree) -> bool:
 
 
 def restore_state(run_dir: str, step: int, like: LearnerState) -> LearnerState:
-    """The state saved at `step`, as numpy arrays shaped like `like`.
-
-    Raises UserError if it cannot be read whole, is not as it was saved, or is not finite.
-    """
+    """The state saved at `step`, as numpy arrays shaped like `like`. Raises UserError if it cannot be read whole, is
+    not as it was saved, or is not finite."""
     blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     items = _restore(run_dir, step, meta=orbax().args.JsonRestore(), **_items(blank, orbax().args.StandardRestore))
     _check(run_dir, step, items)
     return LearnerState(params=items["params"], **items["training"])
 
 
-def restore_model(run_dir: str, which: str = "") -> tuple[ModelConfig, model.Params, dict]:
-    """(configuration, parameters as numpy, meta) of a run's checkpoint: a step, "best", or "" for the newest.
-
-    Raises UserError if there is none, it cannot be read whole, or its parameters are not as they were saved, or not
-    finite.
-    """
+def restore_model(run_dir: str, which: str = "") -> tuple[model.ModelConfig, model.Params, dict]:
+    """(configuration, parameters as numpy, meta) of a run's checkpoint: a step, "best", or "" for the newest. Raises
+    UserError if there is none, it cannot be read whole, is not as it was saved, or has parameters not finite."""
     saved = steps(run_dir)
     if not saved:
         raise UserError(f"{run_dir} has no checkpoint; is it a run directory, and did the run reach its first save?")
@@ -165,7 +157,7 @@ def restore_model(run_dir: str, which: str = "") -> tuple[ModelConfig, model.Par
     items = _restore(run_dir, step, meta=orbax().args.JsonRestore(), params=orbax().args.StandardRestore())
     _check(run_dir, step, items)
     with _reading(run_dir, step):
-        return ModelConfig.from_json(items["meta"]["model"]), items["params"], items["meta"]
+        return model.ModelConfig.from_json(items["meta"]["model"]), items["params"], items["meta"]
 
 
 def read_meta(run_dir: str, step: int) -> dict:
@@ -182,8 +174,7 @@ def best_step(run_dir: str) -> int:
     values = {step: metrics.get(name, -math.inf) for step, metrics in reversed(_metrics(run_dir).items())}
     if max(values.values(), default=-math.inf) == -math.inf:
         why = f"its --keep_best={name} names no metric of a checkpoint" if name else "it was made without --keep_best"
-        raise UserError(f"{run_dir}@best: {why}; name a step: "
-                        + ", ".join(map(str, saved)))
+        raise UserError(f"{run_dir}@best: {why}; name a step: {', '.join(map(str, saved))}")
     return max(values, key=values.get)
 
 

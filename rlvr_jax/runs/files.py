@@ -2,11 +2,12 @@
 
 import codecs
 import contextlib
+import importlib.util
 import json
 import math
 import os
 from pathlib import Path
-from typing import Iterable, Iterator, Optional
+from typing import Callable, Iterable, Iterator, Optional
 
 from rlvr_jax.errors import UserError
 
@@ -14,10 +15,8 @@ FROM_COPY = "correct the line, or take the file from a copy"  # of a log, which 
 
 
 def read_json(path: Path, missing: Optional[dict] = None, remedy: str = "copy it again") -> dict:
-    """The object in a file of JSON; `missing`, where one is given, if there is no such file.
-
-    Raises UserError, ending in the `remedy`, for a file that cannot be read or holds anything else.
-    """
+    """The object in a file of JSON; `missing`, where one is given, if there is no such file. Raises UserError, ending
+    in the `remedy`, for a file that cannot be read or holds anything else."""
     if missing is not None and not path.is_file():
         return missing
     try:
@@ -48,8 +47,7 @@ def parse(text: str):
 
 
 def read_lines(path: Path, remedy: str = "correct the line, or remove it") -> Iterator[tuple[int, dict]]:
-    """(number, object) of each line of JSON; blank ones are left out. Raises UserError naming a line that is none, with
-    the remedy."""
+    """(number, object) of each line that is not blank. UserError, ending in the remedy, names a line that is none."""
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     for number, line in enumerate(content.split(b"\n"), 1):  # text has other line ends, legal inside JSON
         if line.strip():
@@ -123,6 +121,17 @@ def write_whole(path: Path, text: str) -> None:
             file.write(text)
             sync(file)  # else a power cut may leave the new name with nothing in it
         os.replace(aside, path)
+
+
+def write_figure(path: Path, draw: Callable) -> None:
+    """A PNG of the matplotlib Figure that `draw(sheet)` fills; nothing without matplotlib."""
+    if importlib.util.find_spec("matplotlib"):
+        from matplotlib.figure import Figure  # optional
+
+        sheet = Figure(layout="constrained")
+        draw(sheet)
+        with naming(path):
+            sheet.savefig(path, dpi=150)
 
 
 def sync(file) -> None:

@@ -46,8 +46,7 @@ def write_flags(path: pathlib.Path, config) -> None:
 
 
 def described(command: str, config, always: str = "") -> str:
-    """The command of scripts/ with the flags that differ from their defaults, and flag `always`, but for --out; the
-    commit, and the machine."""
+    """The command with flag `always` and those that differ from their defaults, but --out; commit and machine."""
     defaults, made = flag_lines(type(config)()), origin.machine()
     flags = [line for line in flag_lines(config) if line.startswith(f"--{always}=") or (
         line not in defaults and not line.startswith("--out="))]
@@ -56,8 +55,7 @@ def described(command: str, config, always: str = "") -> str:
 
 
 def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> str:
-    """Why what is in `directory`, named by `flag`, cannot be continued by this command under this configuration; empty
-    if it can."""
+    """Why this command and configuration cannot continue what is in `directory`, named by `flag`; empty if they can."""
     writer = origin.read(directory).get("command", command)
     if writer != command:
         return (f"{directory} was written by scripts.{writer}, and scripts.{command} needs a directory of its own: "
@@ -97,13 +95,6 @@ def _values(lines: list[str]) -> dict[str, str]:
     return values
 
 
-def set_aside(directory: pathlib.Path) -> None:
-    """Makes room for a new run: an earlier one is moved, not erased."""
-    if directory.exists():
-        number = next(i for i in range(1, 10**6) if not directory.with_name(f"{directory.name}.{i}").exists())
-        directory.rename(directory.with_name(f"{directory.name}.{number}"))
-
-
 def claim(directory: pathlib.Path, flag: str, resume: str) -> IO:
     """The lock of a directory (`locks.lock`); with --resume=never of a new one, after the earlier run was set aside."""
     earlier = directory.exists()
@@ -111,5 +102,6 @@ def claim(directory: pathlib.Path, flag: str, resume: str) -> IO:
     if not (resume == "never" and earlier):
         return held
     with held:
-        set_aside(directory)
+        names = (directory.with_name(f"{directory.name}.{i}") for i in range(1, 10**6))
+        directory.rename(next(path for path in names if not path.exists()))
         return locks.lock(directory, flag)

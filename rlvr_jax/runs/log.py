@@ -62,9 +62,7 @@ def numbers(row: dict) -> dict:
 @contextlib.contextmanager
 def compilations() -> Iterator[Callable[[], dict]]:
     """`taken()`: programs built since it was last asked, compiled or from a cache, and the seconds that this took.
-
-    After the first steps there are none.
-    """
+    After the first steps there are none."""
     built = []
 
     def listen(event: str, duration: float, **_) -> None:

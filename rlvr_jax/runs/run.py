@@ -185,9 +185,7 @@ class Run:
 
     def once(self, name: str, make: Callable[[], dict]) -> dict:
         """The record `make()`, which depends on (flags, seed) alone; a run that goes on finds it in NAME.json.
-
-        Checkpoints keep its digest. Raises UserError where NAME.json is not the record that the run was begun with.
-        """
+        Checkpoints keep its digest. Raises UserError where NAME.json is not the record that the run was begun with."""
         path, known, wanted = self.dir / f"{name}.json", {}, None
         if self.resumed and parallel.is_main():
             with contextlib.suppress(UserError):  # not there, or damaged: make it again
@@ -236,11 +234,8 @@ class Run:
         return stopping.verdict(self.rules, self.config.stop_patience, [*self.metrics.rows, *fresh])
 
     def log(self, row: dict, show: tuple = (), rollouts: list = ()) -> None:
-        """Writes a step's metrics and a sample of its rollouts; `show` names the metrics for the progress bar.
-
-        Raises UserError on a loss or gradient that is not finite. The state that had it, of the step before, may have
-        been saved.
-        """
+        """Writes a step's metrics and a sample of its rollouts; `show` names the metrics for the progress bar. Raises
+        UserError on a loss or gradient that is not finite; the state that had it may have been saved before."""
         self._check_names(row)
         if parallel.is_main():
             for rollout in rollouts:
@@ -283,10 +278,8 @@ class Run:
                                 + (", ".join(sorted(row.keys() - {"step"})) or "no metric"))
 
     def due(self, step: int, every: int, row: Optional[dict] = None) -> bool:
-        """Whether something done every `every` steps, and at the end, falls on this step.
-
-        `row` is what is known of the step so far: by it a stop rule can make this step the end.
-        """
+        """Whether something done every `every` steps, and at the end, falls on this step. `row` is what is known of the
+        step so far: by it a stop rule can make this step the end."""
         ends = bool(row and self.rules) and parallel.largest(self._ruled(row)) > 0
         return ends or step == self.num_steps or (every > 0 and step % every == 0)
 
@@ -327,11 +320,9 @@ class Run:
         if verdict:
             summary["stopped_by"] = verdict
             print("{dir} ended by --stop_when at step {step}: {rule} in {patience} rows in succession, the last with "
-                  "{value:.4g}; it goes on only under another --stop_when, --stop_patience or "
-                  "--inert_steps"
+                  "{value:.4g}; it goes on only under another --stop_when, --stop_patience or --inert_steps"
                   .format(dir=self.dir, **verdict))
         elif self.resumed >= self.num_steps:
-            print(f"{self.dir} is already at step {self.resumed}, and --num_steps={self.num_steps}: nothing "
-                  "to do")
+            print(f"{self.dir} is already at step {self.resumed}, and --num_steps={self.num_steps}: nothing to do")
         files.write_json(self.dir / "summary.json", summary)
         return summary

@@ -37,10 +37,8 @@ class StopRule(NamedTuple):
 
 
 def parse(text: str, inert_steps: int) -> list[StopRule]:
-    """`"train/entropy<0.01,train/kl>10,inert"` as rules, `""` as none. Raises UserError for anything else.
-
-    "inert" holds after `inert_steps` steps in which no group had two different rewards.
-    """
+    """`"train/entropy<0.01,train/kl>10,inert"` as rules, `""` as none. Raises UserError for anything else. "inert"
+    holds after `inert_steps` steps in which no group had two different rewards."""
     return [_rule(part, inert_steps) for part in text.split(",")] if text.strip() else []
 
 
@@ -82,9 +80,7 @@ def reset_due(config: ResetConfig, rows: list[dict]) -> bool:
 
 def verdict(rules: list[StopRule], patience: int, rows: list[dict]) -> Optional[dict]:
     """What ends a run after these rows: a rule that held in the last `patience` rows that have its metric, or None.
-
-    `{"rule", "patience", "step", "value"}`, of the first such rule. The base's row, step 0, does not count.
-    """
+    `{"rule", "patience", "step", "value"}`, of the first such rule. The base's row, step 0, does not count."""
     for rule in rules:
         count = rule.patience or patience
         last = [row for row in rows if row["step"] > 0 and rule.metric in row][-count:]

@@ -44,10 +44,8 @@ def terms_of(info: dict) -> list[str]:
 
 
 def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
-    """Share of n-grams that occurred before in the same completion; near 1 when a policy degenerates into loops.
-
-    Rows of `mask` are true up to a completion's end. N-grams are compared by a 64-bit hash of row and tokens.
-    """
+    """Share of n-grams that occurred before in the same completion; near 1 when a policy degenerates into loops. Rows
+    of `mask` are true up to a completion's end. N-grams are compared by a 64-bit hash of row and tokens."""
     width = max(completions.shape[1] - n + 1, 0)
     factors = np.random.default_rng(0).integers(1, 2**63, n + 1, np.uint64)
     hashes = factors[n] * np.arange(len(completions), dtype=np.uint64)[:, None]
@@ -93,7 +91,7 @@ def summarise(rows: list) -> dict:
     curve = {name: {"at_saturation": after[0][key], "peak": max(row[key] for row in after), "end": after[-1][key]}
              for name, key in (("greedy", "eval/greedy"), ("sampled", "eval/sampled")) if after}
     base, final = (evaluation(evaluated[end]) if evaluated else {} for end in (0, -1))
-    return {"base": base, "final": final,
-            "train_accuracy": rows[-1].get("train/accuracy"), "saturation_step": saturated, "steps": rows[-1]["step"],
+    return {"base": base, "final": final, "train_accuracy": rows[-1].get("train/accuracy"),
+            "saturation_step": saturated, "steps": rows[-1]["step"],
             "graded_by": rows[-1].get("train/graded_by"), "after_saturation": curve,
             "seconds": {key[8:]: round(sum(row.get(key) or 0 for row in rows), 2) for key in phases}}

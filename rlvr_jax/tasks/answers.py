@@ -3,7 +3,6 @@
 from typing import NamedTuple, Sequence
 
 from rlvr_jax.grading import extract, grade, graders
-from rlvr_jax.grading.grade import Verdict
 from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.tasks import families, gym
 
@@ -30,10 +29,8 @@ class Criterion(NamedTuple):
 
 
 def criterion(problem: Problem, config: GradingConfig = GradingConfig(), otherwise: str = "boxed") -> Criterion:
-    """How a problem is judged. The format "auto" is that of its family; `otherwise` for a problem from a file.
-
-    A problem that brings a verifier along is judged by that, whatever the grader is.
-    """
+    """How a problem is judged. The format "auto" is that of its family; `otherwise` for a problem from a file. A
+    problem that brings a verifier along is judged by that, whatever the grader is."""
     family, entry = families.of_problem(problem), problem.meta.get("entry")
     own = gym.ANSWER_FORMAT if entry else family.answer_format if family else otherwise
     return Criterion(own if config.answer_format == "auto" else config.answer_format,
@@ -45,7 +42,7 @@ def criteria(problems: Sequence[Problem], config: GradingConfig, otherwise: str 
     return [criterion(problem, config, otherwise) for problem in problems]
 
 
-def verdicts(texts: Sequence[str], by: Sequence[Criterion]) -> list[Verdict]:
+def verdicts(texts: Sequence[str], by: Sequence[Criterion]) -> list[grade.Verdict]:
     """Verdicts on completions, each by its own criterion."""
     return grade.verdicts(texts, [each.reference for each in by], [each.answer_format for each in by],
                           [each.grader for each in by])

@@ -1,8 +1,7 @@
 """The first family: chains of arithmetic (`chains.py`), such as `coins 7 + 5 * 2 - 4 =`.
 
 All values lie in 1..MAX_VALUE, divisions are exact, and the sloppy style does * as + and / as -. A second family of the
-same form has values up to MAX_DIGITS_VALUE, and its numbers are written digit by digit, so that an answer has several
-tokens: `47` is `4` and `##7`.
+same form has values up to MAX_DIGITS_VALUE, written digit by digit, so that an answer has several tokens: `4`, `##7`.
 """
 
 import numpy as np

@@ -136,10 +136,8 @@ def to_problems(algebra: Algebra, chains: Chains) -> list[Problem]:
 
 
 def expert_steps(operations: np.ndarray, values: np.ndarray) -> list[str]:
-    """The careful solution in steps: its opening word, one an operation, and the answer.
-
-    `operations` [2K] are the prompt's words after its first value, `values` [K] the words of the results.
-    """
+    """The careful solution in steps: its opening word, one an operation, and the answer. `operations` [2K] are the
+    prompt's words after its first value, `values` [K] the words of the results."""
     steps = [" ".join([op, operand, value]) for op, operand, value in zip(operations[::2], operations[1::2], values)]
     return [OPENERS[0], *steps, f"answer {values[-1]}"]
 
@@ -180,10 +178,8 @@ def lengths(num_ops: int) -> tuple[int, int]:
 
 def solve(algebra: Algebra, rng: np.random.Generator, chains: Chains, styles: np.ndarray,
           config: StyleConfig) -> list[str]:
-    """Each problem's solution in its style, an index i[N] into STYLES.
-
-    A careful solution stops early with probability `early_stop`; a sloppy step slips with probability `slip`.
-    """
+    """Each problem's solution in its style, an index i[N] into STYLES. A careful solution stops early with probability
+    `early_stop`; a sloppy step slips with probability `slip`."""
     n, k = chains.ops.shape
     length, rows = lengths(k)[1] - 1, np.arange(n)
     words = np.full((4, n, length), "", object)

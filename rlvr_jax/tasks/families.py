@@ -1,7 +1,6 @@
 """Families of synthetic problems, each solved in several styles: what `--problems` and `--task_shares` name.
 
-A family is a row of FAMILIES; what it says, it says in text. It is added by adding a row, from outside as well.
-N problems, S styles.
+A family is a row of FAMILIES, added from outside as well; what it says, it says in text. N problems, S styles.
 """
 
 import dataclasses
@@ -50,8 +49,8 @@ def of_chains(algebra: chains.Algebra) -> Family:
 FAMILIES: dict[str, Family] = {
     "arithmetic": of_chains(arithmetic.ALGEBRA), "boolean": of_chains(boolean.ALGEBRA),
     "arithmetic_digits": dataclasses.replace(of_chains(arithmetic.DIGITS), lengths=arithmetic.digits_lengths),
-    "wager": dataclasses.replace(of_chains(wager.ALGEBRA), lengths=wager.lengths, generate=wager.generate,
-                                 solve=wager.solve)}
+    "wager": dataclasses.replace(
+        of_chains(wager.ALGEBRA), lengths=wager.lengths, generate=wager.generate, solve=wager.solve)}
 
 S1 = dataclasses.replace(of_chains(worlds.ALGEBRA), lengths=worlds.lengths, styles=worlds.STYLES, shares=(0.28, 0.72),
                          solve=worlds.solve_marked)
@@ -84,10 +83,8 @@ def refuse_faulty_solutions(name: str, config: chains.StyleConfig, num_ops: int,
 
 def fault(name: str, num_ops: int, problems: list[Problem], count: int, solutions: Optional[list[str]] = None,
           chances: Optional[np.ndarray] = None) -> str:
-    """What is wrong with a family, as `count` of its problems show it; empty if nothing is.
-
-    `solutions` of these problems and `chances`, f[count,S] of their styles, are judged where it is pre-trained on.
-    """
+    """What is wrong with a family, as `count` of its problems show it; empty if nothing is. `solutions` of these
+    problems and `chances`, f[count,S] of their styles, are judged where it is pre-trained on."""
     family = FAMILIES[name]
     if tuple(family.vocabulary[:2]) != ("<pad>", "<eos>") or len(set(family.vocabulary)) < len(family.vocabulary):
         return 'its vocabulary has to begin with "<pad>", "<eos>", and to have each word once'
@@ -133,10 +130,8 @@ def is_careless(problem: Problem, completion: str) -> bool:
 
 
 def parse_shares(text: str) -> dict[str, float]:
-    """`"arithmetic:0.5,boolean:0.5"` as shares by name, which sum to 1; a name alone has share 1.
-
-    Raises UserError for an unknown or repeated name, and for shares that are not above 0 or do not sum to 1.
-    """
+    """`"arithmetic:0.5,boolean:0.5"` as shares by name, which sum to 1; a name alone has share 1. Raises UserError for
+    an unknown or repeated name, and for shares that are not above 0 or do not sum to 1."""
     pairs = parse_weights("task_shares", text, FAMILIES)
     shares = dict(pairs)
     if len(shares) < len(pairs) or min(shares.values()) <= 0 or not math.isclose(sum(shares.values()), 1, abs_tol=1e-3):

@@ -24,16 +24,14 @@ UNSTEADY = {"isomorphic_strings", "ransom_note", "word_ladder"}
 
 
 def draw(name: str, seed: int, count: int, split: str) -> list[Problem]:
-    """`count` different problems of a split, fewer where the data set repeats itself.
-
-    UserError without reasoning-gym, for a data set that it lacks, and for one whose verifier cannot be used here.
-    """
+    """`count` different problems of a split, fewer where the data set repeats itself. UserError without reasoning-gym,
+    for a data set that it lacks, and for one whose verifier cannot be used here."""
     data, task = dataset(name, seed, TRIES * count), name.removeprefix(PREFIX)
     entries = (data[i] for i in range(len(data)))
     drawn = {}
     while len(drawn) < count and (entry := next(entries, None)):
         question, answer = entry["question"], entry["answer"]
-        if split_of(question) != split or question in drawn:
+        if SPLITS[hashlib.sha256(question.encode()).digest()[0] % len(SPLITS)] != split or question in drawn:
             continue
         text = json.dumps(entry)
         if not isinstance(answer, str) or data.score_answer(answer, json.loads(text)) != 1:
@@ -66,8 +64,3 @@ def dataset(name: str, seed: int, size: int):
         return reasoning_gym.create_dataset(task, seed=far, size=size)
     except (AssertionError, ValueError) as error:
         raise UserError(f"{name} cannot be drawn as it is: {error}") from None
-
-
-def split_of(question: str) -> str:
-    """Which of SPLITS a question belongs to."""
-    return SPLITS[hashlib.sha256(question.encode()).digest()[0] % len(SPLITS)]

@@ -27,9 +27,7 @@ class SelectConfig:
 
 def read_history(path: str) -> dict[str, list[float]]:
     """The record of a training on a pool, `{index: [accuracy of each pass, 0 to 1]}`, or that of a run directory.
-
-    Raises UserError naming the file and the entry that is no list of accuracies.
-    """
+    Raises UserError naming the file and the entry that is no list of accuracies."""
     if not path:
         raise UserError("--history is required: a file of index -> list of accuracies, or a run directory")
     file = pathlib.Path(path)
@@ -71,9 +69,7 @@ def check_same_pool(config: SelectConfig, ranking: list[dict], known: dict) -> N
 
 def rank_by_variance(history: dict[str, list[float]]) -> list[dict]:
     """Rows of `rank, index, score, accuracy, passes`, the highest population variance first (arXiv 2504.20571).
-
-    Variances are computed exactly, so what is equal is a tie, and ties stay in the order of the record.
-    """
+    Variances are computed exactly, so what is equal is a tie, and ties stay in the order of the record."""
     scored = [(float(statistics.pvariance(accuracies)), index) for index, accuracies in history.items()]
     return [{"rank": rank, "index": index, "score": score, "accuracy": statistics.fmean(history[index]),
              "passes": len(history[index])}
@@ -82,9 +78,7 @@ def rank_by_variance(history: dict[str, list[float]]) -> list[dict]:
 
 def select(config: SelectConfig) -> list[dict]:
     """The ranking, with `answer` and `question` where `config.problems` names their file; written to `config.out`.
-
-    Raises UserError where the history cannot be one of that file.
-    """
+    Raises UserError where the history cannot be one of that file."""
     ranking = rank_by_variance(read_history(config.history))
     if config.problems:
         known = {str(problem.meta["index"]): problem
@@ -111,10 +105,8 @@ def write_history(directory: pathlib.Path, rows: list[dict], pool: list[Problem]
 
 
 def history(rows: list[dict], pool: list[Problem]) -> dict[str, list[float]]:
-    """`{index: [accuracy in each whole pass]}` from rows of metrics.
-
-    A pass takes each copy of a problem once, so its groups are that problem's next `copies` ones.
-    """
+    """`{index: [accuracy in each whole pass]}` from rows of metrics. A pass takes each copy of a problem once, so its
+    groups are that problem's next `copies` ones."""
     groups = collections.defaultdict(list)
     for row in rows:
         for index, accuracies in row.get("train/group_accuracies", {}).items():

@@ -120,10 +120,8 @@ def load_pool(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, s
 
 
 def source_problems(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:
-    """The rows of each file of --problems, and of those that are drawn `example_pool` problems in all.
-
-    Where example=auto chooses, there are as many of files and drawn ones together, an even part of each.
-    """
+    """The rows of each file of --problems, and of those that are drawn `example_pool` problems in all. Where
+    example=auto chooses, there are as many of files and drawn ones together, an even part of each."""
     check_style(source)
     names = source.problems.split(",")
     counted = [name for name in names if config.example in CHOOSE or is_drawn(name)]

@@ -151,10 +151,8 @@ def _parquet_rows(file: pathlib.Path) -> list[dict]:
 
 
 def _of_one_shot(row: dict, where: str, meta: dict) -> Problem:
-    """Questions and labels stay as they are, spaces and the row's own instruction included.
-
-    An empty label is kept as well, though nothing equals it: the published pool has one (index 265).
-    """
+    """Questions and labels stay as they are, spaces and the row's own instruction included. An empty label is kept as
+    well, though nothing equals it: the published pool has one (index 265)."""
     match row:
         case {"prompt": [{"role": "user", "content": str(question)}], "reward_model": {"ground_truth": answer}} \
                 if answer is not None:

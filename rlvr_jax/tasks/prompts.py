@@ -40,10 +40,8 @@ class ProblemSource:
 
 def load_problems(source: ProblemSource, tokenizer: Tokenizer, split: str = "test", count: int = 0,
                   seed: int = HELDOUT_SEED) -> list[Problem]:
-    """Problems of one source, or of several whose names are joined by commas, in their order, as `load_source` does.
-
-    A `count` other than 0 is divided evenly among them. Raises UserError for a name that comes twice.
-    """
+    """Problems of one source, or of several whose names are joined by commas, in their order, as `load_source` does. A
+    `count` other than 0 is divided evenly among them. Raises UserError for a name that comes twice."""
     names = source.problems.split(",")
     if len(set(names)) < len(names):
         raise UserError(f"{source.problems} names a source of problems twice: give each once")
@@ -118,10 +116,8 @@ PROMPT_STYLES = {"plain": plain, "chat": chat, "qwen_math": qwen_math}
 
 def encode_prompts(tokenizer: Tokenizer, asked: list[Problem], config: ModelConfig, max_new_tokens: int,
                    max_prompt_tokens: int = 0) -> Prompts:
-    """Token ids of the prompts, padded to a multiple of 16.
-
-    Raises UserError for one that does not fit the window, or that has words which the model does not know.
-    """
+    """Token ids of the prompts, padded to a multiple of 16. Raises UserError for one that does not fit the window, or
+    that has words which the model does not know."""
     words = dict.fromkeys(word for problem in asked for word in problem.prompt.split())
     if unknown := tokenizer.lacks(words):
         known = sorted(tokenizer.backend.get_vocab(), key=tokenizer.backend.token_to_id)

@@ -12,16 +12,13 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rlvr_jax import sampler
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.evaluation import benchmarks, completions, estimators, regrade
-from rlvr_jax.evaluation import measure as evaluation
+from rlvr_jax.evaluation import benchmarks, completions, estimators, measure as evaluation, regrade
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig
 from rlvr_jax.evaluation.measure import Benchmark
-from rlvr_jax.evaluation.regrade import GradeConfig
 from rlvr_jax.grading import grade
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.tokenizer import Tokenizer
@@ -60,7 +57,6 @@ def test_which_prompt_and_number_a_row_has_depends_on_nothing_but_the_row(device
 
 
 # ----- estimators
-
 
 @pytest.mark.parametrize("n, c, k, expected", [(8, 2, 1, 0.25), (8, 2, 4, 0.785714), (8, 2, 7, 1), (16, 1, 8, 0.5),
                                                (256, 3, 64, 0.579782), (8, 0, 8, 0)])
@@ -156,7 +152,6 @@ def test_what_is_solved_half_of_the_time_is_not_solved():
 
 
 # ----- sampling
-
 
 @pytest.fixture(scope="module")
 def tiny(base):
@@ -278,7 +273,6 @@ def test_the_format_reward_pays_for_any_answer(tiny, monkeypatch):
 
 # ----- several benchmarks
 
-
 @pytest.fixture
 def files(tmp_path):
     """Names of three benchmark files of three problems each."""
@@ -358,7 +352,6 @@ def test_the_table():
 
 
 # ----- stopping and continuing
-
 
 def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkeypatch):
     """As a probe asks: half a question, and what is said of a completion is the probe's own."""
@@ -470,7 +463,7 @@ def test_what_was_graded_again_is_summarised_without_sampling(tmp_path, base, fi
     assert benchmarks.evaluate(same)["graded_by"] == grade.describe("lenient", "math")
     path = tmp_path / "completions.jsonl"
     write_jsonl(path, *(row | {"completion": rf"\\boxed{{{row['answer']}}}"} for row in read_jsonl(path)))
-    regrade.regrade(GradeConfig(completions=str(path), out=str(path), answer_format="boxed"))
+    regrade.regrade(regrade.GradeConfig(completions=str(path), out=str(path), answer_format="boxed"))
     monkeypatch.setattr(Tokenizer, "decode_rollouts", None)
     again = benchmarks.evaluate(same)
     assert (again["accuracy"], again["graded_by"]) == (1, grade.describe("boxed", "math"))

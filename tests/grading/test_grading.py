@@ -8,8 +8,7 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import regrade
@@ -68,10 +67,8 @@ LONG = {
 
 @pytest.mark.parametrize("grader", graders.GRADERS)
 def test_no_text_is_slow_to_read(grader):
-    """Without a child: as given and as reference, against a number, a set, itself, and itself with another end.
-
-    None of them is the number or the set, though computer algebra may be needed to say so, and each is itself.
-    """
+    """Without a child: as given and as reference, against a number, a set, itself, and itself with another end. None of
+    them is the number or the set, though computer algebra may be needed to say so, and each is itself."""
     same = functools.partial(grade.at_once, grader)
     for name, text in LONG.items():
         assert len(text) <= grade.MAX_LENGTH, name
@@ -86,7 +83,6 @@ def test_no_text_is_slow_to_read(grader):
 
 
 # ----- where the answer is
-
 
 EXTRACTED = {
     "answer": [
@@ -132,7 +128,6 @@ def test_the_original_looks_into_the_last_box_alone():
 
 
 # ----- which answers are equal
-
 
 def equal(given, answer: str, grader: str = "math") -> bool:
     question = Question(grader, given, answer)
@@ -316,7 +311,6 @@ def test_simple_answers_are_graded_a_thousand_a_second():
 
 # ----- real answers
 
-
 @pytest.fixture
 def math500(data) -> list[dict]:
     return read_jsonl(data / "eval" / "math500.jsonl")
@@ -357,7 +351,6 @@ def test_shuffled_references_are_wrong_as_math_verify_says(math500):
 
 
 # ----- graded again
-
 
 ROWS = [{"completion": r"so \boxed{12.80}", "answer": "12.8", "prompt": "p", "problem": 3},
         {"completion": "The answer is 64/5.", "answer": 12.8},

@@ -1,5 +1,6 @@
 """Computer algebra in child processes: right when it answers, bounded when it does not, and nobody left behind."""
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -29,17 +30,15 @@ READY = "import sys, time; print('\"ready\"', flush=True); line = sys.stdin.read
 
 @pytest.fixture(scope="module")
 def shared():
-    pool = workers.Pool(2)
-    yield pool
-    pool.close()
+    with contextlib.closing(workers.Pool(2)) as pool:
+        yield pool
 
 
 @pytest.fixture
 def fresh():
     """A pool of one child, made by a test that tampers with how children are made."""
-    pool = workers.Pool(1)
-    yield pool
-    pool.close()
+    with contextlib.closing(workers.Pool(1)) as pool:
+        yield pool
 
 
 def ask(pool, questions: list[Question]) -> list[Reply]:

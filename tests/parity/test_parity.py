@@ -205,7 +205,6 @@ def test_small_ggufs(name, tmp_path):
 
 # ----- SmolLM2
 
-
 @pytest.fixture(scope="module")
 def their_smollm2(smollm2_path):
     return transformers.AutoModelForCausalLM.from_pretrained(
@@ -244,7 +243,6 @@ def test_smollm2_exported_to_a_folder(smollm2, their_smollm2, their_tokenizer, t
 
 
 # ----- text
-
 
 def test_smollm2_tokenisation(smollm2, their_tokenizer, text_lines):
     """transformers 5.23 reads pre = "smollm" as GPT-2's splitting, where llama.cpp's definition and the model's own

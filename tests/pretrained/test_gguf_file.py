@@ -13,8 +13,7 @@ from tokenizers import pre_tokenizers
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.ops import RopeScaling
-from rlvr_jax.pretrained import gguf_file
-from rlvr_jax.pretrained import tokenizer as T
+from rlvr_jax.pretrained import gguf_file, tokenizer as T
 
 from fixtures import ROOT
 from golden.cases import CONFIGS, assert_same_params, greedy, logits, random_params, write_gguf
@@ -109,7 +108,6 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch):
 
 # ----- tokenizer
 
-
 def gguf_reader(**metadata):
     """What `read_tokenizer` reads of a gguf.GGUFReader, for the tiny vocabulary with the given keys replaced."""
     tokens = ["<pad>", "<s>", "</s>", "<tool>", *ALPHABET, "ab", "12", "123", "1234"]
@@ -168,7 +166,6 @@ def test_gguf_refusals(metadata, message):
 
 
 # ----- SmolLM2
-
 
 @pytest.fixture(scope="module")
 def smollm2():

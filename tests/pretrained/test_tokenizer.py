@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from rlvr_jax.errors import UserError
@@ -175,7 +174,6 @@ def test_chat_refusals(template, message):
 
 
 # ----- Qwen2.5-Math
-
 
 @pytest.fixture(scope="module")
 def qwen2(tmp_path_factory) -> T.Tokenizer:

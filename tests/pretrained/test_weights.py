@@ -14,15 +14,12 @@ import pytest
 import safetensors.numpy
 import tokenizers
 from flax import traverse_util
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.model import ModelConfig
-from rlvr_jax.model import init_params
+from rlvr_jax.model import ModelConfig, init_params
 from rlvr_jax.ops import RopeScaling
-from rlvr_jax.pretrained import tokenizer as tokenizer_lib
-from rlvr_jax.pretrained import huggingface
+from rlvr_jax.pretrained import huggingface, tokenizer as tokenizer_lib
 
 from fixtures import ROOT, run
 from golden.cases import (CONFIGS, LINES, STRETCH, assert_same_params, greedy, logits, random_params, random_tokens,
@@ -51,7 +48,6 @@ def saved(tmp_path):
 
 
 # ----- round trips
-
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", CONFIGS)
@@ -182,7 +178,6 @@ def test_saving_over_a_sharded_folder_leaves_none_of_the_old_weights(tmp_path):
 
 # ----- logits
 
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_small_models_agree_with_transformers(name, tmp_path):
     golden = json.loads((GOLDEN / "small.json").read_text())["models"][name]
@@ -194,7 +189,6 @@ def test_small_models_agree_with_transformers(name, tmp_path):
 
 
 # ----- config.json in its dialects
-
 
 def test_the_spelling_of_transformers_5_means_the_same_and_both_names_of_a_stretch_may_be_there(saved):
     """As configurations that were written by several versions have them."""

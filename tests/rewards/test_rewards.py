@@ -15,8 +15,7 @@ from rlvr_jax.grading import grade
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import REWARD_DRAWS, Batch, Rollouts, replace
-from rlvr_jax.rewards import rows as rewards
-from rlvr_jax.rewards import score
+from rlvr_jax.rewards import rows as rewards, score
 from rlvr_jax.runs.summary import describe
 from rlvr_jax.tasks import pool
 from rlvr_jax.training import train
@@ -25,7 +24,6 @@ from fixtures import REWARD_RUN, load_problems, make_scorer, saying, steered_mod
 
 
 # ----- what a reward sees
-
 
 def test_the_policy_is_the_one_that_drew_the_rollouts(sampled, seen):
     mask = sampled[4].completion_mask
@@ -114,7 +112,6 @@ def test_verdicts_and_rewards_of_the_main_process_hold_on_all(monkeypatch):
 
 
 # ----- rows of the table
-
 
 def asking(seen, *answers):
     """The step's problems with other reference answers."""
@@ -236,7 +233,6 @@ def test_overlong_is_the_sheets(seen):
 
 # ----- votes before training
 
-
 def test_votes_are_counts_of_the_models_own_answers():
     given = {0: ["3"] * 30 + ["4"] * 20 + [None] * 14, 1: ["5"] * 40 + ["6"] * 4 + [""] * 20}
     right = {0: "4", 1: "5"}
@@ -266,7 +262,6 @@ def test_only_problems_with_a_wrong_majority_are_trained_on(base):
 
 
 # ----- an expert's steps
-
 
 def test_a_problem_becomes_one_item_a_step_of_the_careful_solution(base):
     loaded = loading.load_model(str(base))
@@ -342,7 +337,6 @@ def test_a_files_steps_are_read_and_a_file_without_is_refused(base, tmp_path):
 
 # ----- sums
 
-
 def test_a_weighted_sum(sampled):
     loaded, problems, prompts, params, rollouts = sampled
     paid = {text: make_scorer(replace(REWARD_RUN, reward=text), loaded, problems, prompts)(
@@ -358,7 +352,6 @@ def test_what_is_no_reward_is_refused_with_the_names_that_are(text):
 
 
 # ----- advantages of tokens
-
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_an_advantage_for_each_token_that_is_the_same_everywhere_is_the_completions(name):
@@ -387,7 +380,6 @@ def test_advantages_of_tokens_reach_the_gradient(sampled):
 
 
 # ----- what is no reward
-
 
 @pytest.mark.parametrize("made, says", [
     (np.zeros(7), r"shape \(7,\) and type float64"), (np.zeros((8, 1)), r"shape \(8, 1\)"), (1.0, r"shape \(\)"),

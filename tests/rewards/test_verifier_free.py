@@ -125,10 +125,8 @@ def test_what_the_update_learns_from(seen):
 
 
 def test_the_gradient_is_that_of_the_expected_probability():
-    """Enumerated: the expectation over all pairs of reasonings is the gradient of J = sum_z pi(z) pi(y|z), to 1e-5.
-
-    A reasoning is any one token of a vocabulary of five, the answer the token 3.
-    """
+    """Enumerated: the expectation over all pairs of reasonings is the gradient of J = sum_z pi(z) pi(y|z), to 1e-5. A
+    reasoning is any one token of a vocabulary of five, the answer the token 3."""
     shape = model.ModelConfig(vocab_size=5, num_layers=1, d_model=8, num_heads=2, num_kv_heads=2, head_dim=4, d_ff=16,
                               max_seq_len=8)
     params = jax.tree.map(lambda x: x * 6, model.init_params(jax.random.key(0), shape))

@@ -18,8 +18,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from rlvr_jax import grpo, parallel
 from rlvr_jax.adapters import ADAPTERS
@@ -76,7 +75,6 @@ def logged(tmp_path) -> list[int]:
 
 
 # ----- stop rules
-
 
 @pytest.mark.parametrize("crash_at", [None, 3, 5, 8])
 def test_a_stop_rule_ends_a_run_at_the_same_step_whatever_happens_before(go, tmp_path, capsys, crash_at):
@@ -153,7 +151,6 @@ def test_a_metric_that_is_not_measured_is_refused_at_the_first_row_that_should_h
 
 # ----- the best checkpoint
 
-
 def test_the_best_checkpoint_stays_whatever_came_after_and_has_a_name(go, tmp_path):
     """The newest of the equal ones of steps 4 and 6; the run starts anew after it, from step 8."""
     with pytest.raises(RuntimeError):
@@ -220,7 +217,6 @@ def test_metrics_of_a_checkpoint_that_are_none_are_named_at_once(go, tmp_path, c
 
 # ----- what is not finite
 
-
 @pytest.fixture
 def spoil(monkeypatch):
     """`spoil(field, value, step)`: from that step on, the field of the state is full of the value."""
@@ -271,7 +267,6 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkey
 
 # ----- what is not as it was saved
 
-
 def test_any_flipped_bit_of_a_checkpoint_is_noticed(go, tmp_path, monkeypatch):
     """As the disk, or a copy, may flip it: in a leaf of the parameters, of the optimiser, or in meta."""
     go(keep_last=2, num_steps=8)
@@ -314,7 +309,6 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed(go, tmp_path, monkeypatch):
 
 
 # ----- flags that may not change
-
 
 def changed(tmp_path, before, after) -> str:
     """What scripts.train, with the record `after`, says of a directory that was begun with `before`."""
@@ -469,7 +463,6 @@ def test_a_finished_run_is_not_taken_for_one_of_an_edited_reward(go, tmp_path, s
 
 # ----- what is chosen once
 
-
 def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
     """A run that starts, anew or after a start that saved nothing, does; so does one whose note is gone or damaged."""
     asked, restore = [], Run.restore
@@ -515,7 +508,6 @@ def test_an_example_that_was_edited_by_hand_is_refused(go, tmp_path, monkeypatch
 
 
 # ----- a log that is damaged
-
 
 def logs_of(tmp_path) -> dict:
     return {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.jsonl")}
@@ -685,7 +677,6 @@ def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
 
 # ----- mirrors and counts
 
-
 def events(folder) -> list[tuple]:
     """(tag, step, value) of every scalar in a folder of event files: length, checksum, data, checksum."""
     from tensorboardX.proto import event_pb2
@@ -793,7 +784,6 @@ def test_an_ngram_counts_as_repeated_within_its_own_completion_only():
 
 
 # ----- the log and the summary
-
 
 def test_an_evaluation_at_the_step_of_saturation_counts_as_after_it():
     rows = [{"step": 0, "eval/greedy": 0.1, "eval/sampled": 0.1},

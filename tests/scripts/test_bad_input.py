@@ -31,14 +31,8 @@ CASES = {
     "style shares, three": ("pretrain", [NEW, "--style_shares=1,1,1"], "--style_shares needs 4"),
     "style shares, negative": ("pretrain", [NEW, "--style_shares=1,1,-1,1"],
                               "--style_shares=1,1,-1,1: not finite numbers > 0"),
-    "unknown family": ("pretrain", [NEW, "--task_shares=bolean"], "--task_shares=bolean: 'bolean' is none of arithmetic, boolean"),
     "family not pre-trained on": ("evaluate", [*MEASURE, "--problems=boolean", "--num_ops=2", "--max_new_tokens=9"],
                                   "pre-train a base on them, scripts.pretrain --task_shares=boolean"),
-    "number out of bounds": ("train", [*GO, "--adam_b1=2"], "--adam_b1=2.0: not a finite number >= 0 and < 1"),
-    "no number": ("train", [*GO, "--learning_rate=nan"], "--learning_rate=nan: not a finite number >= 0"),
-    "directory of another script": ("train", [*GO[:-1], "--run_dir={work}/base"],
-                                    "{work}/base was written by scripts.pretrain, and scripts.train needs a directory "
-                                    "of its own: choose another --run_dir"),
     "directory of a run": ("evaluate", ["--model={work}/base", "--out={work}/base", "--num_ops=2", "--max_new_tokens=9"],
                            "scripts.evaluate needs a directory of its own: choose another --out"),
     "odd batch": ("pretrain", [NEW, "--batch_size=31", "--grad_accumulation=2"], "--batch_size = 31 rows do not divide"),
@@ -50,10 +44,6 @@ CASES = {
     "missing model": ("evaluate", ["--model={work}/nowhere", "--out={work}/new"], "--model={work}/nowhere"),
     "folder without a checkpoint": ("sample", ["--model={work}/empty", "--prompt=x"], "{work}/empty has no checkpoint"),
     "missing step": ("sample", ["--model={work}/base@7", "--prompt=x"], "no checkpoint of step 7; it has 100, 200"),
-    "no best step": ("sample", ["--model={work}/base@best", "--prompt=x"], "{work}/base@best: it was made without --keep_best; name a"),
-    "rule without a number": ("train", [*GO, "--stop_when=train/kl"], "--stop_when: 'train/kl' is no rule"),
-    "unknown metric": ("train", [*GO, "--keep_best=eval/gready"],
-                       "--keep_best: no run measures eval/gready; did you mean eval/greedy?"),
     "all of a family": ("train", [*GO, "--eval_size=0"], "--eval_size=0 is all of a file, and problems of arithmetic "
                         "are drawn: give their number, or --heldout=none to measure nothing"),
     "all of a family, before there is a model": ("pretrain", [NEW, "--eval_size=0"], "give 1 or more"),
@@ -62,22 +52,13 @@ CASES = {
     "full disk": ("sample", ["--model={work}/base", "--prompt=coins", "--max_new_tokens=5", "--out=/dev/full"],
                   "/dev/full: No space left"),
     "step that is no number": ("sample", ["--model={work}/base@last", "--prompt=x"], "{work}/base@last"),
-    "tokenizer too large": ("sample", ["--model={work}/mismatched", "--prompt=x"], 
-                            "{work}/mismatched: the tokenizer has ids up to"),
     "corrupt safetensors": ("sample", ["--model={work}/garbled", "--prompt=x"], "{work}/garbled/model.safetensors"),
-    "truncated safetensors": ("sample", ["--model={work}/cut", "--prompt=x"], "{work}/cut/model.safetensors"),
     "corrupt config": ("sample", ["--model={work}/noconfig", "--prompt=x"], "{work}/noconfig/config.json"),
-    "corrupt checkpoint": ("sample", ["--model={work}/damaged", "--prompt=x"],
-                           "cannot read checkpoint {work}/damaged/checkpoints/200"),
     "not a GGUF": ("sample", ["--model={work}/fake.gguf", "--prompt=x"], "fake.gguf"),
     "missing problems": ("evaluate", [*MEASURE, "--problems={work}/no.jsonl"], "{work}/no.jsonl"),
     "problems without answers": ("train", [*GO, "--problems={work}/noanswer.jsonl"],
                                  "{work}/noanswer.jsonl, line 2: needs"),
-    "problems not JSON": ("train", [*GO, "--problems={work}/text.jsonl"], "{work}/text.jsonl, line 1: not JSON"),
-    "no problems": ("evaluate", [*MEASURE, "--problems={work}/none.jsonl"], "holds no problems"),
     "long prompt": ("sample", ["--model={work}/base", "--prompt=" + "coins " * 99, "--max_new_tokens=5"], "a prompt has 99 tokens"),
-    "words that the model lacks": ("sample", ["--model={work}/base", "--prompt=What is 2+2 ?", "--max_new_tokens=5"],
-                                   "the model does not know 'What', 'is', '2+2', '?'"),
     "question that the model lacks": ("train", [*GO, "--example=auto", "--question=koins 1 + 1 =", "--answer=2"],
                                       "the model does not know 'koins'"),
     "empty prompt": ("sample", ["--model={work}/base", "--prompt= ", "--max_new_tokens=5"],
@@ -89,22 +70,17 @@ CASES = {
                                            "--num_prompts x --update_group_size = 2"),
     "group that does not divide": ("train", [*GO, "--update_group_size=3"],
                                    "--group_size=4 is not a multiple of --update_group_size=3"),
-    "example out of range": ("train", [*GO, "--example=128"], "--example=128: arithmetic has problems 0 to 127"),
     "example that is no number": ("train", [*GO, "--example=-1"], "--example=-1"),
     "question without an answer": ("train", [*GO, "--question=1 + 1"], "--question and --answer are one problem"),
     "question beside problems": ("train", [*GO, "--question=1", "--answer=1", "--problems={work}/text.jsonl"],
                                  "leave out --problems={work}/text.jsonl"),
-    "no history": ("select_example", ["--history={work}/empty"], "--history={work}/empty: no file {work}/empty/history"),
-    "no qwen tokens": ("sample", ["--model={work}/base", "--prompt=x", "--prompt_style=qwen_math"],
-                       "--prompt_style=qwen_math: this model's tokenizer has no <|im_start|>"),
     "greedy training": ("train", [*GO, "--temperature=0"], "--temperature=0"),
     "line break in a flag": ("train", [*GO, "--instruction=a\nb"], "--instruction holds a line break"),
     "run_dir is a file": ("train", ["--model={work}/base", *FLAGS, "--run_dir={work}/text.jsonl"],
                           "--run_dir={work}/text.jsonl is a file: name a directory"),
     "out is a file": ("evaluate", [*MEASURE[:1], "--out={work}/text.jsonl", "--num_ops=2", "--max_new_tokens=9"],
                       "--out={work}/text.jsonl is a file: name a directory"),
-    "reward without its weight": ("train", [*GO, "--reward=format:"], "--reward=format:: 'format:' is none of"),
-    "no chat template": ("sample", ["--model={work}/base", "--prompt=x", "--prompt_style=chat"], "no chat template")}
+    "reward without its weight": ("train", [*GO, "--reward=format:"], "--reward=format:: 'format:' is none of")}
 
 
 @pytest.fixture(scope="module")
@@ -114,24 +90,15 @@ def work(tmp_path_factory, base, compiled) -> pathlib.Path:
     shutil.copytree(base, work / "base")
     (work / "empty").mkdir()
     run("export", f"--model={base}", f"--out={work / 'good'}", compiled=compiled, expect=0)
-    for name in ("mismatched", "garbled", "cut", "noconfig", "weights"):
+    for name in ("garbled", "noconfig", "weights"):
         shutil.copytree(work / "good", work / name)
     (work / "weights" / "config.json").unlink()
-    tokenizer = json.loads((work / "good" / "tokenizer.json").read_text())
-    tokenizer["model"]["vocab"] |= {f"extra{i}": len(tokenizer["model"]["vocab"]) + i for i in range(5)}
-    (work / "mismatched" / "tokenizer.json").write_text(json.dumps(tokenizer))
     weights = (work / "good" / "model.safetensors").read_bytes()
     (work / "garbled" / "model.safetensors").write_bytes(bytes(byte ^ 0x55 for byte in weights))
-    (work / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     (work / "noconfig" / "config.json").write_text("{")
-    shutil.copytree(base, work / "damaged")
-    for path in (work / "damaged" / "checkpoints" / "200" / "params").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"\0" * 64)
     (work / "fake.gguf").write_bytes(b"GGUF, not really")
     (work / "noanswer.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n{"question": "1 + 1"}\n')
     (work / "text.jsonl").write_text("What is 1 + 1?\n")
-    (work / "none.jsonl").write_text("\n")
     return work
 
 

@@ -20,8 +20,7 @@ from rlvr_jax.rewards.rows import RewardConfig
 from rlvr_jax.runs import log
 from rlvr_jax.runs.run import RunConfig
 from rlvr_jax.training.train import TrainConfig
-from scripts import cli
-from scripts import sample
+from scripts import cli, sample
 
 from fixtures import ROOT, SCRIPTS, defined, record_of
 
@@ -37,7 +36,6 @@ def one_setting(kind: type, default, **bounds) -> type:
 
 
 # ----- numbers
-
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_number_has_a_least_value_and_its_default_is_within_bounds(script, parse):
@@ -128,7 +126,6 @@ def test_every_record_of_a_command_is_checked(script):
 
 # ----- choices
 
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_flag_offers_the_rows_of_its_table_and_says_what_they_mean(script):
     with defined(record_of(script)) as known:
@@ -166,7 +163,6 @@ def test_a_name_too_long_for_a_flag_is_refused_before_memory_is_spent_on_names_l
 
 
 # ----- compiled programs
-
 
 @pytest.fixture
 def settings():
@@ -222,7 +218,6 @@ def test_the_second_process_finds_what_the_first_compiled(tmp_path):
 
 
 # ----- what is shown
-
 
 @pytest.mark.parametrize("environment, terminal, styled", [
     ({"TERM": "xterm"}, True, True), ({"TERM": "xterm"}, False, False), ({"TERM": "dumb"}, True, False),

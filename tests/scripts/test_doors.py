@@ -20,15 +20,12 @@ from rlvr_jax.rewards.rows import REWARDS, Reward
 from rlvr_jax.runs import checkpoint
 from rlvr_jax.tasks import prompts
 from rlvr_jax.tasks.families import FAMILIES, Family
-from rlvr_jax.tasks.prompts import ProblemSource
 from rlvr_jax.training import pretrain, train
-from rlvr_jax.training.pretrain import PretrainConfig
-from rlvr_jax.training.train import TrainConfig
 from scripts import cli
 
 from fixtures import ROOT, read_jsonl
 
-CONFIG = build(TrainConfig, num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False,
+CONFIG = build(train.TrainConfig, num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False,
                eval_size=16, learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8,
                heldout="none")
 
@@ -42,7 +39,6 @@ def rows_of(base, tmp_path, **changes) -> list[dict]:
 
 
 # ----- what is added
-
 
 def brief(seen):
     """A reward of the text: the fewer words the better."""
@@ -123,7 +119,6 @@ def test_what_comes_through_a_door_takes_at_most_fifteen_lines(lines):
 
 # ----- that it works
 
-
 def test_a_reward_of_the_text(base, tmp_path, monkeypatch):
     monkeypatch.setitem(REWARDS, "brief", brief)
     rows = rows_of(base, tmp_path, reward="brief")
@@ -179,7 +174,7 @@ def test_an_objective(base, tmp_path, monkeypatch):
 def test_rows_added_by_a_script_are_choices_of_its_flags(monkeypatch, parse):
     monkeypatch.setitem(OBJECTIVES, "signs", SIGNS)
     monkeypatch.setitem(adapters.ADAPTERS, "on_attention", on_attention)
-    config = parse(TrainConfig, "--objective=signs", "--trainable=on_attention")
+    config = parse(train.TrainConfig, "--objective=signs", "--trainable=on_attention")
     assert (config.grpo.loss.objective, config.grpo.adapter.trainable) == ("signs", "on_attention")
     assert cli.explained(adapters.ADAPTERS, "on_attention") == "LoRA on queries, keys, values and outputs alone"
 
@@ -198,21 +193,19 @@ def test_an_adapter(base, tmp_path, monkeypatch):
 def test_a_family_is_pretrained_on_beside_another_and_evaluated(tmp_path, monkeypatch):
     monkeypatch.setitem(FAMILIES, "last", last_letter())
     base = str(tmp_path / "base")
-    final = pretrain.pretrain(build(
-        PretrainConfig,
-        num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False, warmup_steps=10,
-        learning_rate=1e-2, eval_size=32, task_shares="last:0.25,boolean:0.75", num_steps=200, run_dir=base))["final"]
+    final = pretrain.pretrain(build(pretrain.PretrainConfig, num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32,
+                                    batch_size=64, remat=False, warmup_steps=10, learning_rate=1e-2, eval_size=32,
+                                    task_shares="last:0.25,boolean:0.75", num_steps=200, run_dir=base))["final"]
     assert final["n"] == 32
     assert final["greedy"] == pytest.approx(0.25 * final["greedy_last"] + 0.75 * final["greedy_boolean"])
     made = benchmarks.evaluate(build(EvaluateConfig, model=base, problems="last,boolean", num_ops=2, max_new_tokens=10,
-                                              max_problems=16, num_samples=4, temperature=1.0,
-                                              out=str(tmp_path / "out")))
+                                     max_problems=16, num_samples=4, temperature=1.0, out=str(tmp_path / "out")))
     assert set(made["benchmarks"]) == {"last", "boolean"}
     for summary in made["benchmarks"].values():
         assert summary["graded_by"] == "answer / math"
         assert sum(share for share, _ in summary["styles"].values()) > 0.8 and next(iter(summary["styles"])) == "careful"
     with pytest.raises(UserError, match="--task_shares=arithmetic"):
-        prompts.load_problems(ProblemSource("arithmetic"), loading.load_model(base).tokenizer)
+        prompts.load_problems(prompts.ProblemSource("arithmetic"), loading.load_model(base).tokenizer)
 
 
 def test_a_study(base, compiled, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from packaging.requirements import Requirement
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.runs import machine
-from rlvr_jax.runs.machine import MachineConfig
 from scripts import cli
 
 from fixtures import ROOT, record_of
@@ -96,7 +95,7 @@ def test_a_chip_of_a_laptop_and_an_empty_vfio_are_no_tpu(tmp_path):
 
 def test_a_script_that_computes_warns_as_it_starts_and_others_leave_the_device_alone(monkeypatch, capsys):
     monkeypatch.setattr(machine, "unused_accelerator", lambda: "an idle chip")
-    cli.prepare_jax(MachineConfig())
+    cli.prepare_jax(machine.MachineConfig())
     assert capsys.readouterr().err == "warning: an idle chip\n"
     for script in ("report", "grade", "select_example"):
         cli.prepare_jax(record_of(script)())

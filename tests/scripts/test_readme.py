@@ -102,7 +102,6 @@ def folder(tmp_path, monkeypatch):
 
 # ----- commands
 
-
 def test_every_command_is_run_or_has_a_reason_not_to_be():
     assert len(COMMANDS) > 20
     unknown = [command for command in COMMANDS if not reason(command)
@@ -145,7 +144,6 @@ def test_the_commands_run_in_their_order(folder, capsys):
 
 # ----- the README, its links and the loop
 
-
 def test_the_readme_is_short_and_begins_with_a_command():
     lines = README.splitlines()
     assert len(lines) <= 150 and lines.index("```") + 2 <= 25
@@ -178,7 +176,6 @@ def test_the_readme_has_the_loop_as_it_is():
 
 
 # ----- recipes
-
 
 SMALL = {"num_steps": 1, "eval_size": 8, "remat": False}
 TABLES = {"reward": rewards.REWARDS, "objective": objectives.OBJECTIVES, "family": families.FAMILIES,
@@ -230,7 +227,6 @@ def test_the_study_of_the_recipes_is_one(folder):
 
 
 # ----- figures
-
 
 # (study, measure, arms) of which a document has every seed
 SHOWN = {
@@ -395,7 +391,6 @@ def test_what_the_base_of_smollm2_recovers_is_as_the_page_has_it():
 
 
 # ----- maps
-
 
 PACKAGE = ROOT / "rlvr_jax"
 CORE = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}

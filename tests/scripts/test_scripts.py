@@ -22,7 +22,6 @@ PROMPT = "coins 7 + 5 - 3 ="
 
 # ----- evaluate
 
-
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, base, compiled):
     """(what was printed, summary, rows) of 4 samples each of 10 problems."""
@@ -73,7 +72,6 @@ def test_evaluate_reads_a_file(tmp_path, base, compiled):
 
 # ----- sample
 
-
 def test_sample_writes_rows_and_depends_on_the_seed_alone(tmp_path, base, compiled):
     def rows(*flags):
         out = tmp_path / "rows.jsonl"
@@ -106,7 +104,6 @@ def test_a_step_of_a_run_can_be_named(base, compiled):
 
 
 # ----- pretrain, report, export
-
 
 def test_pretrain_writes_a_run_directory(base):
     rows, summary = read_jsonl(base / "metrics.jsonl"), json.loads((base / "summary.json").read_text())
@@ -142,7 +139,6 @@ def test_export_is_the_same_model(tmp_path, base, compiled):
 
 
 # ----- the command line
-
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_lists_the_flags_of_the_script_alone(script, compiled):
@@ -181,7 +177,6 @@ def test_every_setting_is_there_once_and_is_read(script):
 
 
 # ----- layers
-
 
 # The core is the files of the root: it knows of arrays alone. The kit's rooms are files, text and runs around it, the
 # lowest floor first, and the lab is what is tried with both. A module imports from floors below its own, and from its
@@ -295,7 +290,6 @@ def test_only_parallel_knows_about_devices():
 
 
 # ----- the tests
-
 
 def test_no_test_module_is_imported():
     """What modules share is in tests/fixtures.py; a module under tests/ then moves or changes alone."""

@@ -5,8 +5,7 @@ import re
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import grade

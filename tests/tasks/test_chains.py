@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.tasks import arithmetic, boolean, chains

@@ -147,7 +147,6 @@ def test_a_base_is_measured_on_the_split_that_is_asked_for_with_other_draws_at_e
 
 # ----- mistakes of a family of one's own
 
-
 def faulty(name: str) -> families.Family:
     """Boolean chains with one mistake."""
     good = FAMILIES["boolean"]

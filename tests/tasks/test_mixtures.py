@@ -8,8 +8,7 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
-from rlvr_jax.grading import grade
-from rlvr_jax.grading import gym as verifiers
+from rlvr_jax.grading import grade, gym as verifiers
 from rlvr_jax.records import Problem, build, replace
 from rlvr_jax.rewards.context import Seen
 from rlvr_jax.rewards.rows import RewardConfig
@@ -17,12 +16,10 @@ from rlvr_jax.tasks import answers, families, gym, pool
 from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.tasks.families import FAMILIES, Family
 from rlvr_jax.training import advice, pretrain, train
-from rlvr_jax.training.pretrain import PretrainConfig
-from rlvr_jax.training.train import TrainConfig
 
 from fixtures import QWEN, START, heldout_of, load_problems, read_jsonl, write_jsonl
 
-CONFIG = build(TrainConfig, num_ops=2, example="all", num_prompts=8, group_size=4, max_new_tokens=10, remat=False,
+CONFIG = build(train.TrainConfig, num_ops=2, example="all", num_prompts=8, group_size=4, max_new_tokens=10, remat=False,
                eval_size=32, num_steps=2, eval_every=1, temperature=0.7, log_rollouts=64)
 
 
@@ -51,12 +48,11 @@ def box(monkeypatch):
 
 # ----- training
 
-
 def test_two_families_are_trained_on_and_measured_each_in_its_own_format(tmp_path, box):
     pytest.importorskip("math_verify", reason="pip install 'rlvr_jax[real]'")
     base, run = tmp_path / "base", tmp_path / "run"
     made = pretrain.pretrain(build(
-        PretrainConfig, num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False,
+        pretrain.PretrainConfig, num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False,
         warmup_steps=10, learning_rate=1e-2, eval_size=32, task_shares="box:0.5,arithmetic:0.5", num_steps=150, run_dir=str(base)))
     formats = {"box": grade.describe("boxed", "math"), "arithmetic": "answer / math"}
     assert made["final"]["graded_by"] == ", ".join(formats.values())
@@ -102,7 +98,6 @@ def test_a_warning_names_the_format_of_the_problem_that_has_it(box):
 
 # ----- sources
 
-
 def source_of(problem):
     return problem.meta.get("task") or problem.meta["file"]
 
@@ -137,7 +132,6 @@ def test_what_is_held_out_by_default_are_the_families_that_are_trained_on(tmp_pa
 
 
 # ----- reasoning-gym
-
 
 @pytest.fixture
 def installed():

@@ -15,7 +15,6 @@ from rlvr_jax.runs.files import read_json
 from rlvr_jax.tasks import families, prompts
 from rlvr_jax.tasks.pool import PoolConfig, load_pool
 from rlvr_jax.tasks.problems import load, merge
-from rlvr_jax.tasks.prompts import encode_prompts
 
 from fixtures import QWEN, chat_tokenizer, load_problems, released, write_jsonl, write_parquet
 
@@ -41,7 +40,6 @@ SUFFIX = " Let's think step by step and output the final answer within \\boxed{}
 
 
 # ----- JSONL
-
 
 @pytest.mark.parametrize("row, question, answer", [
     ({"problem": "What is $1+1$?", "answer": "2", "solution": r"$\boxed{3}$."}, "What is $1+1$?", "2"),  # MATH-500
@@ -98,12 +96,9 @@ def test_a_unit_in_brackets_is_a_unit(tmp_path):
                 (True, right, False), (False, "8", False)]
 
 
-def test_empty_lines_do_not_count_but_keep_the_numbering(tmp_path):
+def test_empty_lines_keep_the_numbering_and_a_question_may_hold_unicode_line_ends(tmp_path):
     (tmp_path / "p.jsonl").write_text('\n{"question": "a", "answer": 1}\r\n  \n{"question": "b", "answer": 2}')
     assert [(p.question, p.meta["line"]) for p in load(str(tmp_path / "p.jsonl"))] == [("a", 2), ("b", 4)]
-
-
-def test_a_question_may_hold_unicode_line_ends(tmp_path):
     text = "one\u2028two\u0085three\x0bfour"
     (tmp_path / "p.jsonl").write_text(json.dumps({"question": text, "answer": 1}, ensure_ascii=False), encoding="utf-8")
     assert load(str(tmp_path / "p.jsonl"))[0].question == text
@@ -151,7 +146,6 @@ def test_real_files(data, name):
 
 
 # ----- parquet
-
 
 def test_a_parquet_row_is_kept_to_the_letter(tmp_path):
     path = write_parquet(tmp_path / "p.parquet", released("\nWhat is 1 + 1? ", " 2.0", index=7), released("b", ""))
@@ -207,7 +201,6 @@ def test_released_files(data, name):
 
 # ----- copies
 
-
 def row(question, answer="1", index=None):
     return Problem(question, answer, question, {} if index is None else {"index": index})
 
@@ -226,7 +219,6 @@ def test_without_an_index_each_the_place_is_the_index(found):
 
 
 # ----- prompts
-
 
 QWEN_MATH = ("<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{{}}.<|im_end|>\n"
              "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n")
@@ -331,9 +323,9 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
 
 def test_a_limit_on_prompts_cannot_lift_the_window(tmp_path):
     asked, shape = [Problem("abcdef", "1", "abcdef")], SimpleNamespace(max_seq_len=10)
-    assert encode_prompts(QWEN, asked, shape, 4, 6).lengths.tolist() == [6]
+    assert prompts.encode_prompts(QWEN, asked, shape, 4, 6).lengths.tolist() == [6]
     for new, limit, advice in ((5, 0, "lower --max_new_tokens to 4"), (5, 100, "lower --max_new_tokens to 4"),
                                (4, 5, "raise --max_prompt_tokens to 6")):
         with pytest.raises(UserError, match=f"a prompt has 6 tokens, and --max_new_tokens={new} .* leave it 1 to 5; "
                                             f"{advice}"):
-            encode_prompts(QWEN, asked, shape, new, limit)
+            prompts.encode_prompts(QWEN, asked, shape, new, limit)

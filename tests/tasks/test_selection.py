@@ -15,12 +15,11 @@ from rlvr_jax.records import Problem, Rollouts, build, replace
 from rlvr_jax.tasks import history as selection
 from rlvr_jax.tasks.history import SelectConfig
 from rlvr_jax.training import train
-from rlvr_jax.training.train import TrainConfig
 
 from fixtures import (START, TRAIN_FLAGS, heldout_of, load_problems, read_jsonl, released, run, training_problems,
                       write_jsonl, write_parquet)
 
-CONFIG = build(TrainConfig, num_prompts=4, group_size=2, example="all")
+CONFIG = build(train.TrainConfig, num_prompts=4, group_size=2, example="all")
 # The published record, recomputed from it by another program: index -> (rank, variance).
 PUBLISHED = {"124": (1, 0.16545), "267": (2, 0.15687), "531": (3, 0.11401), "682": (13, 0.07432), "789": (1209, 0.0)}
 
@@ -36,7 +35,6 @@ def groups(config, problems, step):
 
 
 # ----- the pool and its order
-
 
 def test_a_pool_is_passed_over_in_fresh_orders():
     problems, seen = [Problem(str(i), "1", "") for i in range(5)], []
@@ -96,7 +94,6 @@ def test_every_command_that_reads_problems_can_ignore_a_column(tmp_path):
 
 # ----- one's own problem
 
-
 @pytest.mark.parametrize("example", ["auto", "all", "0"])
 def test_a_problem_from_flags_is_the_whole_pool(example):
     config = replace(CONFIG, question="What is 2 * 6.4?", answer="12.8", example=example, prompt_style="qwen_math",
@@ -135,7 +132,6 @@ def test_training_on_a_problem_from_flags(tmp_path, base, compiled):
 
 
 # ----- historical variance
-
 
 def test_variance_is_that_of_the_population():
     (row,) = selection.rank_by_variance({"7": [0, 0.25, 0.5, 1]})
@@ -230,7 +226,6 @@ def test_select_example_prints_and_writes_the_ranking(tmp_path, data, compiled):
 
 
 # ----- recorded by our own runs
-
 
 def test_a_history_holds_whole_passes_in_order():
     problems = [Problem("a", "1", "", {"index": 4}), Problem("b", "1", "", {"index": 2}, copies=2)]

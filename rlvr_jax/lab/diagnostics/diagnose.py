@@ -2,20 +2,23 @@
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, Optional
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.diagnostics import page
+from rlvr_jax.evaluation.estimators import shown
 from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig, Pair, Undefined
-from rlvr_jax.lab.diagnostics.table import DIAGNOSTICS, Found
+from rlvr_jax.lab.diagnostics.table import DIAGNOSTICS, SHARE, Found
+from rlvr_jax.lab.elicit.when import draw_bars
 from rlvr_jax.lab.elicit.weight_difference import weight_difference
 from rlvr_jax.pretrained import loading
 from rlvr_jax.records import flat, replace
 from rlvr_jax.runs import files
 from rlvr_jax.runs.flags import described
+from rlvr_jax.runs.markdown import markdown_table
 
 WORLDS = pathlib.Path(__file__).parents[3] / "results" / "worlds.json"
 CONTRAST = "taught against switched on"  # the arm of that study whose measures are AUROCs
+BASE = "base, T=1"  # the measure there that needs no trained model
 
 
 def diagnose(config: DiagnoseConfig) -> dict:
@@ -32,14 +35,17 @@ def diagnose(config: DiagnoseConfig) -> dict:
              for added, setting in DIAGNOSTICS[name].settings(config).items()}
     cheap = sorted(asked, key=lambda label: bool(DIAGNOSTICS[asked[label][0]].reads))  # wrong flags are told soon
     found = {label: row(pair, label, *asked[label]) for label in cheap}
+    found = {label: found[label] for label in asked}
     base, trained = (float(right_P.mean()) for right_P in pair.right)
     summary = {"n": len(pair.right[0]), "base": base, "trained": trained, "gain": trained - base,
-               "rows": {label: found[label] for label in asked}, "forward_tokens": sum(pair.tokens.values()),
-               "parts": pair.tokens, "flags": flat(pair.config)}
+               "rows": found, "forward_tokens": sum(pair.tokens.values()), "parts": pair.tokens,
+               "flags": flat(pair.config)}
     out = pathlib.Path(pair.kept.out)
-    files.write_whole(out / "diagnose.md", page.page(summary, worth(files.read_json(WORLDS, missing={})),
-                                                     described("diagnose", config)))
-    page.draw(summary, out / "diagnose.png")
+    files.write_whole(out / "diagnose.md", page(summary, worth(files.read_json(WORLDS, missing={})),
+                                                described("diagnose", config)))
+    if shares := {label: (row["value"], row["interval"]) for label, row in found.items()
+                  if row["unit"] == SHARE and row["value"] is not None}:
+        files.write_figure(out / "diagnose.png", lambda sheet: draw(shares, sheet))
     files.write_json(out / "summary.json", summary)
     return summary
 
@@ -91,3 +97,41 @@ def about(flag: str, function, *given):
         return function(*given)
     except UserError as error:
         raise UserError(str(error).replace("--model", flag)) from None
+
+
+# ----- showing
+
+
+def page(summary: dict, worth: dict, made_by: str) -> str:
+    """diagnose.md. `worth` has, by the label of a row, {"auroc", "interval"}: how well it told teaching from switching
+    on in the worlds where the truth is known. Empty: these worlds are not measured yet. `made_by` stands at the end."""
+    flags, rows = summary["flags"], summary["rows"]
+    cells = [[label, row["why"] or shown(row["value"], row["interval"]), row["unit"], f"{row['forward_tokens']:,}",
+              *([judged(worth.get(label))] if worth else [])] for label, row in rows.items()]
+    header = ["diagnostic", "value", "unit", "forward tokens", *(["AUROC in known worlds"] if worth else [])]
+    known = ("AUROC in known worlds: .5 says nothing there, 1 tells taught from switched on, 0 does so upside down. "
+             f"The base's accuracy alone has {judged(worth.get(BASE))} there (results/worlds.md).") if worth else (
+        "What a high value is worth where the truth is known is not measured yet (results/worlds.json).")
+    about = [f"- **{name}**{row.paper and f' ({row.paper})'}: {row.what} High is read as {row.high}."
+             for name, row in DIAGNOSTICS.items() if any(each["diagnostic"] == name for each in rows.values())]
+    return "\n\n".join([
+        f"{flags['trained']} against {flags['base']}: greedy accuracy {summary['base']:.3f} and "
+        f"{summary['trained']:.3f}, a gain of {summary['gain']:+.3f}, on {summary['n']} problems. 95 % intervals in "
+        "brackets.", markdown_table(header, cells),
+        f"Forward tokens are those of a row alone; rows share parts, and all together took "
+        f"{summary['forward_tokens']:,}. {known}",
+        "Each row below says what it measures, and as what papers read a high value: switched on, if the base could do "
+        "it and rarely did, or taught, if it could not.", "\n".join(about), made_by]) + "\n"
+
+
+def judged(worth: Optional[dict]) -> str:
+    return shown(worth["auroc"], worth.get("interval")) if worth else "-"
+
+
+def draw(shares: dict[str, tuple], sheet) -> None:
+    """Shares of the gain with their intervals, by the label of a row, on a matplotlib Figure."""
+    sheet.set_size_inches(6, 0.8 + 0.25 * len(shares))
+    axes = sheet.subplots()
+    draw_bars(axes, shares)
+    axes.set(xlabel=SHARE)
+    axes.grid(axis="x", linewidth=0.4)

@@ -4,7 +4,7 @@ P problems, N completions of each, K runs, E evaluations of a run, R resamples.
 """
 
 import collections
-from typing import Callable, Optional, Sequence
+from typing import Optional, Sequence
 
 import numpy as np
 
@@ -14,8 +14,7 @@ LUCK = 0.5  # most of the problems that guessing may solve for pass@k to be corr
 
 
 def guess_rates(answers_PxN: Sequence[Sequence[str]], right_PxN: np.ndarray, truths_P: Sequence[str]) -> np.ndarray:
-    """f64[P], the chance that a guess solves each problem: the share of the completions of all *other* problems whose
-    answer is right for this one.
+    """f64[P], the chance that a guess solves each problem: the share of all *other* completions that are right here.
 
     So a guess is drawn from the model's own habits, without a look at the problem; a completion without an answer, "",
     is a wrong guess. Right for a problem are its reference answer, and each answer that was graded right there, as text
@@ -52,17 +51,10 @@ def covered(right_PxN: np.ndarray, rates_P: np.ndarray, tau: float) -> np.ndarra
     return (beyond_luck(np.mean(right_PxN, -1), rates_P) >= tau - 1e-9).astype(float)
 
 
-def resampled(statistic: Callable, *columns: np.ndarray) -> tuple[float, float]:
-    """95 % interval of a function of the means of arrays f[P], by a bootstrap over problems, the same for each."""
-    places_RxP = np.random.default_rng(0).integers(0, len(columns[0]), (RESAMPLES, len(columns[0])))
-    values_R = statistic(*(np.asarray(column)[places_RxP].mean(-1) for column in columns))
-    return tuple(np.quantile(values_R, (0.025, 0.975)).tolist())
-
-
 def numbers_at(target: float, sizes_K: np.ndarray, accuracies_K: np.ndarray) -> float:
     """How many trained numbers reach the target: on a straight line of accuracy over the logarithm of the size, between
-    the first run that does and the one before it. The smallest size if that does; NaN if none does. Of runs of one size
-    the mean counts."""
+    the first run that does and the one before it. The first size if that does; NaN if none does. Equal sizes: the mean.
+    """
     sizes_K, place = np.unique(sizes_K, return_inverse=True)
     means_K = np.bincount(place, accuracies_K) / np.bincount(place)
     hit = np.flatnonzero(means_K >= target - 1e-9)

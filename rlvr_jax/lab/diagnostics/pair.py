@@ -15,12 +15,12 @@ from rlvr_jax import logprobs, model, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_sets
 from rlvr_jax.evaluation.completions import Folder, KeptConfig, keep
+from rlvr_jax.evaluation.estimators import LEAST_GAP
 from rlvr_jax.evaluation.measure import make_sampler
 from rlvr_jax.grading import mathematics
 from rlvr_jax.lab.diagnostics import formulas
 from rlvr_jax.lab.elicit import gate, hybrid, steering
 from rlvr_jax.lab.elicit.hybrid import HybridConfig
-from rlvr_jax.lab.elicit.recovery import LEAST_GAP
 from rlvr_jax.lab.elicit.swap import Gate
 from rlvr_jax.lab.elicit.when import ENDS, largest, swap_columns, token_columns, written_under
 from rlvr_jax.pretrained.language_model import LanguageModel
@@ -63,7 +63,7 @@ class Undefined(Exception):
 
 
 def check_gain(base: float | np.ndarray, trained: float | np.ndarray) -> None:
-    """Of two accuracies, or of what is right. Raises Undefined for a gain without shares (`recovery.LEAST_GAP`)."""
+    """Of two accuracies, or of what is right. Raises Undefined for a gain without shares (`estimators.LEAST_GAP`)."""
     gain = np.mean(trained) - np.mean(base)
     if gain < LEAST_GAP - 1e-9:
         raise Undefined(f"undefined: the gain, {gain:+.3f}, is below {LEAST_GAP:g}")
@@ -76,10 +76,8 @@ def percent(shares: tuple[float, ...]) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two models of one shape, and all that is known of them.
-
-    `tokens` has forward tokens by part: what runs through a model, a prompt once for all its completions.
-    """
+    """Two models of one shape, and all that is known of them. `tokens` has forward tokens by part: what runs through a
+    model, a prompt once for all its completions."""
 
     config: DiagnoseConfig
     base: LanguageModel
@@ -109,8 +107,7 @@ class Pair:
 
     @functools.cached_property
     def texts(self) -> dict[str, list[dict]]:
-        """The greedy text of both, "base" and "trained", with columns of every token: those of `when`, the base's
-        `entropy`, and `ids`."""
+        """The greedy texts, "base" and "trained", with columns of every token: those of `when`, `entropy`, `ids`."""
         def columns(rollouts, texts, judged):
             masks = rollouts.completion_mask
             return [row | {"entropy": rollouts.noted["entropy"][i][masks[i]].tolist(),
@@ -190,8 +187,7 @@ class Pair:
     def surprises(self) -> dict[str, np.ndarray]:
         """f64[n], log-perplexities by the trained model minus those by the base, nats a token, by the label of a row.
 
-        Of the trained model's own right greedy completions, of reference solutions, meta["steps"], and of prompts after
-        their first token.
+        Of the trained model's right greedy completions, of reference solutions, and of prompts after their first token.
         """
         encode, problems = self.base.tokenizer.encode, [p for b in load_sets(self.kept, self.base) for p in b.problems]
         prompts = [encode(problem.prompt) for problem in problems]

@@ -9,10 +9,9 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.estimators import RESAMPLES, bootstrap, pass_at_k
+from rlvr_jax.evaluation.estimators import RESAMPLES, bootstrap, pass_at_k, recovered, resampled
 from rlvr_jax.lab.diagnostics import formulas
 from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig, Pair, Undefined, check_gain, percent
-from rlvr_jax.lab.elicit.recovery import recovered
 from rlvr_jax.lab.elicit.when import swapped_share
 from rlvr_jax.runs import files
 
@@ -27,9 +26,7 @@ class Found(NamedTuple):
 
 class Diagnostic(NamedTuple):
     """A row, or one for each of its settings. `measure(pair, label, setting)` raises Undefined where there is no value.
-
-    It takes the part of `Pair.tokens` that is called by its label, and those that `reads` names.
-    """
+    It takes the part of `Pair.tokens` that is called by its label, and those that `reads` names."""
 
     measure: Callable[[Pair, str, Any], Found]
     what: str
@@ -54,7 +51,7 @@ def tries(pair: Pair, *_) -> Found:
     def corrected(base, trained, base_luck, trained_luck):
         return formulas.beyond_luck(trained, trained_luck) - formulas.beyond_luck(base, base_luck)
     means = [float(column.mean()) for column in columns]
-    return Found(corrected(*means), formulas.resampled(corrected, *columns), {
+    return Found(corrected(*means), resampled(corrected, *columns), {
         "k": k, "pass@k": means[:2], "luck": means[2:], "guess_rates": [float(rates_P.mean()) for rates_P in rates]})
 
 

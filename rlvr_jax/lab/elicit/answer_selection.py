@@ -44,8 +44,7 @@ def branched_draw(num_paths: int) -> Callable:
 
 
 def first_tokens(params: model.Params, config: model.ModelConfig, prefix: model.Prefix, num_paths: int) -> jax.Array:
-    """i32[P,K], the likeliest first tokens of each prompt's completion, the likeliest first; in a vocabulary of fewer
-    than K, some again."""
+    """i32[P,K], each prompt's likeliest first tokens, the likeliest first; of fewer than K in all, some again."""
     size = len(prefix.lengths)
     logits_PxV, _ = model.decode_step(params, config, model.unroll(params, prefix), model.Inputs(
         prefix.last_tokens, jnp.zeros(size, jnp.int32)), model.init_cache(config, size, 1))

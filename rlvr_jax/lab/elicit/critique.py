@@ -1,5 +1,4 @@
-"""Examples for one-shot critique fine-tuning (arXiv 2506.03295): a model's own attempts at one problem, and exact
-critiques of them.
+"""Examples for one-shot critique fine-tuning (arXiv 2506.03295): a model's own attempts, and exact critiques of them.
 
 The published critics are other, stronger models. Here a critique is computed from the steps of the solution. It is a
 careful solution, as pre-training has them, with at most two remarks: after the first step that the attempt has wrong,
@@ -26,7 +25,6 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.measure import Benchmark, by_answer, make_sampler, measure
 from rlvr_jax.grading.extract import state
 from rlvr_jax.pretrained import loading
-from rlvr_jax.pretrained.loading import ModelChoice
 from rlvr_jax.records import Problem, checked, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.machine import MachineConfig
@@ -43,7 +41,7 @@ WORDS = {"think": 3, "quick": 1}  # opening word -> words of a step in that styl
 class CritiqueConfig:
     """Examples for fine-tuning, made of a model's own attempts at one synthetic problem."""
 
-    choice: ModelChoice = ModelChoice()
+    choice: loading.ModelChoice = loading.ModelChoice()
     machine: MachineConfig = MachineConfig()
     sampling: SamplingConfig = SamplingConfig()
     kind: str = setting("critique", "what is learnt", lambda: KINDS)

@@ -12,11 +12,9 @@ from rlvr_jax.evaluation.benchmarks import benchmark_summary, joined, load_sets
 from rlvr_jax.evaluation.completions import Folder, keep
 from rlvr_jax.evaluation.estimators import shown, wilson
 from rlvr_jax.evaluation.measure import Benchmark, make_sampler
-from rlvr_jax.lab.elicit import answer_selection, fitting, gate, latents, steering, trajectory
-from rlvr_jax.lab.elicit.latents import LatentConfig
+from rlvr_jax.lab.elicit import answer_selection, gate, latents, steering, trajectory, vectors
 from rlvr_jax.lab.elicit.power import PowerConfig, power_draw
 from rlvr_jax.lab.elicit.trajectory import TrajectoryConfig
-from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import checked, flat, setting
@@ -29,7 +27,7 @@ from rlvr_jax.sampler import Request
 class ElicitConfig:
     """What a model can do under another decoding, without training."""
 
-    steering: SteeringConfig = SteeringConfig()
+    steering: vectors.SteeringConfig = vectors.SteeringConfig()
     method: str = setting("greedy", "how a problem gets its answer", lambda: METHODS)
     num_samples: int = setting(10, "completions of each problem: of self_consistency drawn, of cot_decoding those of "
                                "the likeliest first tokens, of sae those that it is fitted on", minimum=1)
@@ -39,7 +37,7 @@ class ElicitConfig:
     where: str = setting("generated", "tokens that steer acts at", lambda: steering.WHERE)
     rate: float = setting(0.1, "share of generated tokens at which steer acts: of those that the gate was fitted on, "
                           "or by chance under shuffled_gate", minimum=0, maximum=1)
-    sae: LatentConfig = LatentConfig()
+    sae: latents.LatentConfig = latents.LatentConfig()
     trajectory: TrajectoryConfig = TrajectoryConfig()
 
 
@@ -121,13 +119,11 @@ METHODS = {"greedy": greedy, "low_temperature": low_temperature, "self_consisten
 
 
 def elicit(config: ElicitConfig) -> dict:
-    """Measures --model under --method; returns the summary. Writes it, table.md and every completion into --out.
-
-    The same configuration again continues where it was stopped, as an evaluation does.
-    """
+    """Measures --model under --method; returns the summary. Writes it, table.md and every completion into --out. The
+    same configuration again continues where it was stopped, as an evaluation does."""
     if not config.steering.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
-    config = fitting.pinned(config)
+    config = vectors.pinned(config)
     kept, out = config.steering.kept, pathlib.Path(config.steering.kept.out)
     loaded, numbers = trajectory.moved(config.trajectory, kept.choice.model, loading.load_fixed(kept.choice))
     method = METHODS[config.method](config, loaded)

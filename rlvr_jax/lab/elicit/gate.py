@@ -15,10 +15,9 @@ from rlvr_jax import parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.calibration import auroc
 from rlvr_jax.evaluation.measure import make_sampler
-from rlvr_jax.lab.elicit import fitting
+from rlvr_jax.lab.elicit import vectors
 from rlvr_jax.lab.elicit.activations import stream
 from rlvr_jax.lab.elicit.steering import Steering
-from rlvr_jax.lab.elicit.vectors import VECTORS, SteeringConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import Problem, Prompts
@@ -45,19 +44,17 @@ class Fitted:
         return Steering(*(np.asarray(value, np.float32) for value in values))
 
 
-def fit(config: SteeringConfig, loaded: LanguageModel, trained: Optional[LanguageModel]) -> Fitted:
-    """The vector, and the gate where there is a trained model to fit it to.
-
-    Raises UserError for a layer that the model lacks, and for problems that have no split to fit on.
-    """
-    fitting.check_layer(config, loaded)
-    problems = fitting.problems_apart(config, loaded, "example")
-    vector_D = VECTORS[config.vector](config, loaded, problems)
+def fit(config: vectors.SteeringConfig, loaded: LanguageModel, trained: Optional[LanguageModel]) -> Fitted:
+    """The vector, and the gate where there is a trained model to fit it to. Raises UserError for a layer that the model
+    lacks, and for problems that have no split to fit on."""
+    vectors.check_layer(config, loaded)
+    problems = vectors.problems_apart(config, loaded, "example")
+    vector_D = vectors.VECTORS[config.vector](config, loaded, problems)
     nothing = np.zeros(len(vector_D)), np.zeros(1), {}
     return Fitted(problems, vector_D, *(fit_gate(config, loaded, trained, problems) if trained else nothing))
 
 
-def load_trained(config: SteeringConfig, loaded: LanguageModel) -> LanguageModel:
+def load_trained(config: vectors.SteeringConfig, loaded: LanguageModel) -> LanguageModel:
     """--trained. Raises UserError where it is not given, or is a model of another kind."""
     if not config.trained:
         raise UserError("--trained is required: the model that the gate is fitted to")
@@ -69,7 +66,7 @@ def load_trained(config: SteeringConfig, loaded: LanguageModel) -> LanguageModel
     return trained
 
 
-def fit_gate(config: SteeringConfig, loaded: LanguageModel, trained: LanguageModel,
+def fit_gate(config: vectors.SteeringConfig, loaded: LanguageModel, trained: LanguageModel,
              problems: list[Problem]) -> tuple[np.ndarray, np.ndarray, dict]:
     """(weight f64[D], scores f64[N], numbers for a summary) of a gate fitted to where the likeliest tokens differ.
 
@@ -100,7 +97,7 @@ def fit_gate(config: SteeringConfig, loaded: LanguageModel, trained: LanguageMod
         "auroc": auroc(scores_N[~fitted_N], differ_N[~fitted_N])}
 
 
-def greedy_texts(config: SteeringConfig, loaded: LanguageModel, trained: LanguageModel,
+def greedy_texts(config: vectors.SteeringConfig, loaded: LanguageModel, trained: LanguageModel,
                  prompts: Prompts) -> list[np.ndarray]:
     """Token ids of each prompt with its greedy completion by the base, then of each with that by the trained model."""
     by, texts = make_sampler(loaded, config.kept.sampling), []

@@ -14,12 +14,9 @@ from rlvr_jax import parallel, sampler
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_sets
 from rlvr_jax.evaluation.completions import Folder, keep
-from rlvr_jax.evaluation.estimators import shown
+from rlvr_jax.evaluation.estimators import outcome, shown
 from rlvr_jax.evaluation.measure import Benchmark, Sampler
-from rlvr_jax.lab.elicit import fitting, gate, steering, vectors
-from rlvr_jax.lab.elicit.oracles import trained_gate_draw
-from rlvr_jax.lab.elicit.recovery import outcome
-from rlvr_jax.lab.elicit.vectors import SteeringConfig
+from rlvr_jax.lab.elicit import gate, steering, vectors
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
@@ -35,21 +32,18 @@ ORACLE = "trained_gate"  # the arm that runs the trained model at every token
 class HybridConfig:
     """How much of a trained model's gain its base recovers, steered at the tokens of a gate."""
 
-    steering: SteeringConfig = SteeringConfig()
-    strengths: tuple[float, ...] = setting((1.0, 2.0, 4.0), "times that the vector is added, to choose from",
-                                           minimum=0)
+    steering: vectors.SteeringConfig = vectors.SteeringConfig()
+    strengths: tuple[float, ...] = setting((1.0, 2.0, 4.0), "times that the vector is added, to choose from", minimum=0)
     rates: tuple[float, ...] = setting((0.02, 0.05, 0.1, 0.2, 0.4), "shares of the tokens it was fitted on at which "
                                        "the gate acts, to choose from; the curve", above=0, maximum=1)
 
 
 def hybrid(config: HybridConfig) -> dict:
-    """Measures all arms; returns what summary.json in --out then holds, and table.md shows.
-
-    Every completion is kept in a folder of its arm. The same configuration again continues where it was stopped.
-    """
+    """Measures all arms; returns what summary.json in --out then holds, and table.md shows. Every completion is kept in
+    a folder of its arm. The same configuration again continues where it was stopped."""
     if not config.steering.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and the completions of each arm")
-    config = fitting.pinned(config)
+    config = vectors.pinned(config)
     kept, layer = config.steering.kept, config.steering.layer
     loaded = loading.load_fixed(kept.choice)
     trained = gate.load_trained(config.steering, loaded)
@@ -58,7 +52,7 @@ def hybrid(config: HybridConfig) -> dict:
     rows = {"base": ask("base", loaded.params)} | arms(config, loaded, ask, fitted, chosen)
     rows |= {"trained": ask("trained", trained.params)}
     rows |= {ORACLE: ask(ORACLE, {"model": loaded.params, "trained": trained.params, "steering": fitted.steering(
-        chosen["strength"], chosen["rate"])}, trained_gate_draw(layer))}
+        chosen["strength"], chosen["rate"])}, steering.trained_gate_draw(layer))}
     summaries = {name: outcome(arm, rows["base"], rows["trained"]) | {
         "steered": steering.share(arm) if "steered" in arm[0] else None, "oracle": name == ORACLE}
         for name, arm in rows.items()}
@@ -71,10 +65,8 @@ def hybrid(config: HybridConfig) -> dict:
 
 
 def asker(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmark]) -> Callable:
-    """`ask(name, params, draw)`: the rows of an arm on these problems, kept in a folder of its name.
-
-    `draw` and its `params` are as in `sampler.make_sampler`.
-    """
+    """`ask(name, params, draw)`: the rows of an arm on these problems, kept in a folder of its name. `draw` and its
+    `params` are as in `sampler.make_sampler`."""
     kept = config.steering.kept
     decoding = Decoding(loaded.tokenizer.eos_ids, kept.sampling.max_new_tokens, kept.sampling.num_slots)
 
@@ -96,14 +88,13 @@ def compiled(shape: ModelConfig, decoding: Decoding, draw: Callable) -> Callable
 def choose(config: HybridConfig, loaded: LanguageModel, fitted: gate.Fitted) -> dict:
     """The strength and the rate with which most problems of the split dev, or of --fit_problems, are solved; of several
     those with the fewest steered tokens."""
-    kept = config.steering.kept
+    kept, layer = config.steering.kept, config.steering.layer
     apart = replace(kept, heldout_split="dev", problems=config.steering.fit_problems or kept.source.problems)
-    ask, results = asker(config, loaded, load_sets(apart, loaded)), []
+    ask, draw, results = asker(config, loaded, load_sets(apart, loaded)), steering.steered_draw("gate", layer), []
     for strength in config.strengths:
         for rate in config.rates:
-            rows = ask(f"dev/strength_{strength:g}_rate_{rate:g}",
-                       {"model": loaded.params, "steering": fitted.steering(strength, rate)},
-                       steering.steered_draw("gate", config.steering.layer))
+            params = {"model": loaded.params, "steering": fitted.steering(strength, rate)}
+            rows = ask(f"dev/strength_{strength:g}_rate_{rate:g}", params, draw)
             results.append({"strength": strength, "rate": rate, "steered": steering.share(rows),
                             "accuracy": float(np.mean([row["correct"] for row in rows]))})
     return max(results, key=lambda result: (result["accuracy"], -result["steered"]))

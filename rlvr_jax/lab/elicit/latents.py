@@ -16,11 +16,10 @@ from rlvr_jax import parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import make_benchmark
 from rlvr_jax.evaluation.measure import Benchmark, make_sampler, measure
-from rlvr_jax.lab.elicit import fitting, openings
+from rlvr_jax.lab.elicit import openings, vectors
 from rlvr_jax.lab.elicit.activations import Activations, stream
 from rlvr_jax.lab.elicit.sae import Recipe, Sae, encode, quality, train
 from rlvr_jax.lab.elicit.steering import Steering, steered_draw
-from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import Problem, checked, setting, settings
 from rlvr_jax.runs import files
@@ -59,7 +58,7 @@ def random(scores_F: np.ndarray, seed: int) -> int:
 LATENTS: dict[str, Callable] = {"contrast": contrast, "random": random}
 
 
-def chosen(config: LatentConfig, steering: SteeringConfig, loaded: LanguageModel,
+def chosen(config: LatentConfig, steering: vectors.SteeringConfig, loaded: LanguageModel,
            num_samples: int) -> tuple[Steering, dict]:
     """What is added, and its numbers for a summary: `latent`, its `contrast`, `strength`, accuracy on `dev` by
     strength, and the autoencoder's `explained` and `dead` shares (`sae.quality`).
@@ -67,12 +66,12 @@ def chosen(config: LatentConfig, steering: SteeringConfig, loaded: LanguageModel
     Raises UserError for a layer that the model lacks, and for problems without other splits.
     """
     kept = steering.kept
-    fitting.check_layer(steering, loaded)
+    vectors.check_layer(steering, loaded)
     sae, scores_F, numbers = dictionary(config, steering, loaded, num_samples)
     latent = LATENTS[config.latent](scores_F, kept.seed)
     added = {strength: Steering(*(np.asarray(x, np.float32) for x in (
         strength * sae.decoder[latent], np.zeros(len(sae.pre_bias)), 0, 0))) for strength in config.strengths}
-    benchmark = make_benchmark(kept, loaded, "dev", fitting.problems_apart(steering, loaded, "dev"))
+    benchmark = make_benchmark(kept, loaded, "dev", vectors.problems_apart(steering, loaded, "dev"))
     by, accuracy = make_sampler(loaded, kept.sampling, draw=steered_draw("first", steering.layer), params={}), {}
     with progress(len(added), 0, "strengths", unit="strength") as bar:
         for strength, values in added.items():
@@ -85,7 +84,7 @@ def chosen(config: LatentConfig, steering: SteeringConfig, loaded: LanguageModel
                                    "dev": {f"{strength:g}": value for strength, value in accuracy.items()}}
 
 
-def dictionary(config: LatentConfig, steering: SteeringConfig, loaded: LanguageModel,
+def dictionary(config: LatentConfig, steering: vectors.SteeringConfig, loaded: LanguageModel,
                num_samples: int) -> tuple[Sae, np.ndarray, dict]:
     """(autoencoder, score f[F] of each latent, `sae.quality`): from sae.npz of --out, or fitted and kept there. A score
     is -inf where the latent is not active at the end of any prompt."""
@@ -97,7 +96,7 @@ def dictionary(config: LatentConfig, steering: SteeringConfig, loaded: LanguageM
         with np.load(path) as held:
             if key.items() <= json.loads(str(held["key"])).items():
                 return Sae(*(held[name] for name in Sae._fields)), held["scores"], json.loads(str(held["told"]))
-    problems = fitting.problems_apart(steering, loaded, "example")
+    problems = vectors.problems_apart(steering, loaded, "example")
     rows, streamed, ends_N = sample_activations(steering, loaded, problems, num_samples)
     x_NxD = streamed.at(steering.layer)[streamed.positions >= ends_N[streamed.row]]
     recipe = Recipe(config.num_latents, min(config.active, config.num_latents), num_steps=config.sae_steps)
@@ -112,7 +111,7 @@ def dictionary(config: LatentConfig, steering: SteeringConfig, loaded: LanguageM
     return sae, scores_F, numbers
 
 
-def sample_activations(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
+def sample_activations(config: vectors.SteeringConfig, loaded: LanguageModel, problems: list[Problem],
                        num_samples: int) -> tuple[list[dict], Activations, np.ndarray]:
     """What the autoencoder is fitted on: (rows of completions at temperature 1 with their "ids", activations of each
     with its prompt, the place of each prompt's last token)."""
@@ -129,7 +128,7 @@ def sample_activations(config: SteeringConfig, loaded: LanguageModel, problems: 
     return rows, stream(loaded, texts, [config.layer], pathlib.Path(kept.out) / "activations"), lengths_N - 1
 
 
-def opening_scores(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem], rows: list[dict],
+def opening_scores(config: vectors.SteeringConfig, loaded: LanguageModel, problems: list[Problem], rows: list[dict],
                    read: Callable) -> np.ndarray:
     """f64[F]: how much more active each latent is, in the mean, at the end of prompts where a careful completion
     follows than where another does; for a model of no synthetic family, after --opening than before it."""

@@ -22,10 +22,8 @@ PROMPTS = 64  # run through the model at a time
 
 
 def at_last_token(loaded: LanguageModel, problems: list[Problem], max_prompt_tokens: int = 0) -> tuple:
-    """(residual after every layer f64[L,P,D], likeliest next token i[P]) at the last token of each prompt.
-
-    That next token is the first of the greedy completion.
-    """
+    """(residual after every layer f64[L,P,D], likeliest next token i[P]) at the last token of each prompt. That next
+    token is the first of the greedy completion."""
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, 1, max_prompt_tokens)
     count, parts = len(problems), []
     for start in range(0, count, PROMPTS):  # the last part keeps the shape of the others
@@ -69,10 +67,8 @@ def carefully(family: Family, tokenizer: Tokenizer, tokens_P: np.ndarray) -> np.
 
 
 def difference_of_means(residuals_PxD: np.ndarray, careful_P: Optional[np.ndarray]) -> Optional[np.ndarray]:
-    """f[D]: the mean over prompts that the base answers in the careful style, less the mean over all others.
-
-    The "difference of means" direction of Marks and Tegmark (arXiv 2310.06824). None without prompts of both kinds.
-    """
+    """f[D]: the mean over prompts that the base answers in the careful style, less the mean over all others. The
+    "difference of means" direction of Marks and Tegmark (arXiv 2310.06824). None without prompts of both kinds."""
     if careful_P is None or careful_P.all() or not careful_P.any():
         return None
     return residuals_PxD[careful_P].mean(0) - residuals_PxD[~careful_P].mean(0)

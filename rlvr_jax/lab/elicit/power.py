@@ -67,8 +67,7 @@ def move(alpha: float, chain: Chain, new: Chain, kept_B: jax.Array, uniforms_B: 
 
 
 def power_draw(power: PowerConfig) -> Callable:
-    """The `draw` (`sampler.make_sampler`) of completions by p^alpha, each of up to `num_blocks` blocks with
-    `num_moves` moves after each.
+    """The `draw` (`sampler.make_sampler`) of completions by p^alpha: `num_blocks` blocks of `num_moves` moves.
 
     `noted` has each completion's `logprob` under the model, the share of moves `accepted`, and `forward_tokens`: tokens
     fed, those of a kept beginning included, since every proposal is decoded from the prompt on. (All rows are decoded

@@ -127,9 +127,7 @@ def step(state: State, recipe: Recipe, x_BxD: jax.Array) -> State:
 
 def train(activations: np.ndarray, recipe: Recipe, seed: int, after: Optional[Callable] = None) -> Sae:
     """The autoencoder of activations [N,D], which may be mapped from a file; a step's batch is drawn by (seed, step).
-
-    `after(n)` is called after every n steps.
-    """
+    `after(n)` is called after every n steps."""
     run = jax.jit(lambda state, x_SxBxD: lax.scan(lambda s, x_BxD: (step(s, recipe, x_BxD), None), state, x_SxBxD)[0])
     state = init(activations, recipe, seed)
     for start in range(0, recipe.num_steps, CHUNK):

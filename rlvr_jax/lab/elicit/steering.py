@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rlvr_jax import model, sampler
+from rlvr_jax.lab.elicit.activations import likeliest
 from rlvr_jax.records import Rollouts
 
 
@@ -98,6 +99,39 @@ def steered_draw(where: str, layer: int) -> Callable:
         plain = model.prefill(weights, config, prompts)
         _, acts_LxBxT = read_again(weights, config, plain, out, lambda x: decide(steering, x, steps_BxT, uniforms_BxT))
         return out.replace(noted={"steered": jnp.sum(acts_LxBxT[layer] & out.completion_mask, -1)})
+    return draw
+
+
+def trained_gate_draw(layer: int) -> Callable:
+    """The `draw` of the base, steered wherever the trained model's likeliest token on this very text is another: an
+    oracle, the ceiling of a hybrid. For params it takes {"model", "trained", "steering"}.
+
+    Where that is depends on the text before, so the base is decoded again until nothing changes: each pass has at least
+    one more token right. `noted` has how many of a completion's tokens were `steered`.
+    """
+    def draw(params, config, prompts, rows, decoding):
+        prefixes = {name: model.prefill(params[name], config, prompts) for name in ("model", "trained")}
+
+        def decode(edit_at=None):
+            return sampler.decode(params["model"], config, prefixes["model"], rows, decoding,
+                                  sampler.Hooks(edit_at=edit_at))
+
+        def differ(out):
+            base_BxT, trained_BxT = (likeliest(params[name], read_again(params[name], config, prefix, out)[0])
+                                     for name, prefix in prefixes.items())
+            return (base_BxT != trained_BxT) & out.completion_mask
+
+        def again(state):
+            acts_BxT, _, _ = state
+            out = decode(lambda rows_N, steps_N: adding(params["steering"], layer,
+                                                        lambda x: acts_BxT[rows_N, steps_N][:, None]))
+            new_BxT = differ(out)
+            return new_BxT, out, jnp.any(new_BxT != acts_BxT)
+
+        plain = decode()
+        start_BxT = differ(plain)
+        acts_BxT, out, _ = jax.lax.while_loop(lambda state: state[2], again, (start_BxT, plain, jnp.any(start_BxT)))
+        return out.replace(noted={"steered": jnp.sum(acts_BxT, -1)})
     return draw
 
 

@@ -14,10 +14,8 @@ from rlvr_jax import model, sampler
 
 
 class Gate(NamedTuple):
-    """Where the trained model's token takes the place of the base's: where they differ, and all of this holds.
-
-    In `reverse` the trained model writes, and it is the base's token that is put in there.
-    """
+    """Where the trained model's token takes the place of the base's: where they differ, and all of this holds. In
+    `reverse` the trained model writes, and it is the base's token that is put in there."""
 
     first: float = math.inf  # only among so many first tokens
     least: float = 0.0  # only where KL(trained || base) is at least this
@@ -27,8 +25,7 @@ class Gate(NamedTuple):
 
 
 def compare(base_NxV: jax.Array, trained_NxV: jax.Array) -> dict[str, jax.Array]:
-    """Of two models' logits at temperature 1: the likeliest token of each, i32[N], `kl`, KL(trained || base), and the
-    base's `entropy`."""
+    """Of two models' logits at temperature 1: the likeliest tokens i32[N], KL(trained || base), base's entropy."""
     logp, logq = jax.nn.log_softmax(trained_NxV), jax.nn.log_softmax(base_NxV)
     kl_N = jnp.maximum(jnp.sum(jnp.exp(logp) * (logp - logq), -1), 0.0)  # rounding can lead below 0
     return {"base": jnp.argmax(base_NxV, -1).astype(jnp.int32), "kl": kl_N,

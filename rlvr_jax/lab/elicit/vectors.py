@@ -1,4 +1,4 @@
-"""Directions of the residual that may be added: computed from a model, trained, and controls.
+"""Directions of the residual that may be added: computed from a model, trained, and controls; what they are fitted on.
 
 P problems, L layers, D width.
 """
@@ -12,8 +12,9 @@ from rlvr_jax.evaluation.completions import KeptConfig
 from rlvr_jax.lab.elicit import openings
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import Problem, checked, setting
+from rlvr_jax.records import Problem, checked, flat, replace, setting
 from rlvr_jax.tasks.families import FAMILIES
+from rlvr_jax.tasks.prompts import ProblemSource, is_drawn, load_problems
 
 
 @checked
@@ -23,8 +24,7 @@ class SteeringConfig:
     kept: KeptConfig = KeptConfig()
     opening: str = setting("think", "words that completions begin with under forced, and after which --vector=means "
                            "reads a model that is of no synthetic family")
-    vector: str = setting("means", "direction that is added; all but trained have the length of means",
-                          lambda: VECTORS)
+    vector: str = setting("means", "direction that is added; all but trained have the length of means", lambda: VECTORS)
     vectors: str = setting("", "run directory of scripts.train --trainable=vector, for --vector=trained")
     layer: int = setting(1, "layer, from 0, after which the gate reads and the vector is added; arXiv 2510.07364 takes "
                          "one at 37 % of the depth", minimum=0)
@@ -33,6 +33,28 @@ class SteeringConfig:
     fit_problems: str = setting("", "file of problems to fit vector and gate on; empty: the split example of the "
                                 "synthetic family in --problems")
     num_fit: int = setting(512, "problems to fit on", minimum=5)
+
+
+def pinned(config):
+    """The record with the steps of its run directories spelt out (`loading.pinned`)."""
+    flags = flat(config)
+    return replace(config, **{name: loading.pinned(flags[name]) for name in ("model", "trained", "vectors")})
+
+
+def check_layer(config: SteeringConfig, loaded: LanguageModel) -> None:
+    """Raises UserError for a layer that the model lacks."""
+    if config.layer >= loaded.config.num_layers:
+        raise UserError(f"--layer={config.layer}: the layers of the model are 0 to {loaded.config.num_layers - 1}")
+
+
+def problems_apart(config: SteeringConfig, loaded: LanguageModel, split: str) -> list[Problem]:
+    """--num_fit problems that are not measured: those of another split of --problems, or of --fit_problems."""
+    source = config.kept.source
+    if not config.fit_problems and not all(map(is_drawn, source.problems.split(","))):
+        raise UserError(f"--problems={source.problems} has one split, which is measured: name a file to fit on, "
+                        "--fit_problems")
+    return load_problems(ProblemSource(config.fit_problems or source.problems, source.prompt), loaded.tokenizer, split,
+                         config.num_fit)
 
 
 def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]) -> np.ndarray:

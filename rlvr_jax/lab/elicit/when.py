@@ -1,8 +1,7 @@
 """When, not how: at which tokens a trained model differs from its base, and whether those tokens alone are the gain.
 
 Both models are run on the base's greedy completions and on the trained model's. Then the base writes again, and at some
-of the places where they differ the trained model's token is taken (`swap.Gate`). At all of them that gives the trained
-model's own text.
+of the places where they differ the trained model's token is taken (`swap.Gate`); at all of them that is its own text.
 """
 
 import collections
@@ -14,20 +13,21 @@ import numpy as np
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_sets
 from rlvr_jax.evaluation.completions import Folder, KeptConfig, keep
+from rlvr_jax.evaluation.estimators import outcome, shown
 from rlvr_jax.evaluation.measure import make_sampler
-from rlvr_jax.lab.elicit import when_page
-from rlvr_jax.lab.elicit.recovery import outcome
 from rlvr_jax.lab.elicit.swap import Gate, swap_draw
-from rlvr_jax.lab.elicit.weight_difference import weight_difference
+from rlvr_jax.lab.elicit.weight_difference import TOLERANCE, TOP, weight_difference
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import checked, flat, part, replace, setting
 from rlvr_jax.runs import files
+from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.sampler import Request
 
 ENDS = {"base": Gate(first=0), "trained": Gate()}  # whose text it is
 PAIRS = 12  # of tokens that are reported
+POSITIONS = 8  # of each text that the table has; the figure has all
 
 
 @checked
@@ -43,10 +43,8 @@ class WhenConfig:
 
 
 def when(config: WhenConfig) -> dict:
-    """Compares --model with --trained; returns the summary, which summary.json of --out holds.
-
-    when.md and when.png show it; `texts/` and `swapped/` keep the completions, from which the same command goes on.
-    """
+    """Compares --model with --trained; returns the summary, which summary.json of --out holds. when.md and when.png
+    show it; `texts/` and `swapped/` keep the completions, from which the same command goes on."""
     if not (config.kept.out and config.trained):
         raise UserError("--out and --trained are required: a directory for the results, and what was trained from "
                         "--model")
@@ -71,8 +69,8 @@ def when(config: WhenConfig) -> dict:
                "gates": {name: {"first": min(gate.first, kept.sampling.max_new_tokens), "least": gate.least,
                                 "chance": gate.chance} for name, gate in gates.items()},
                "weights": weights, "flags": flat(config)}
-    files.write_whole(out / "when.md", when_page.page(summary))
-    when_page.draw(summary, out / "when.png")
+    files.write_whole(out / "when.md", page(summary))
+    files.write_figure(out / "when.png", lambda sheet: draw(summary, sheet))
     files.write_json(out / "summary.json", summary)
     return summary
 
@@ -109,10 +107,8 @@ def token_columns(rollouts, texts, judged) -> list[dict]:
 
 
 def make_gates(config: WhenConfig, rows: list[dict]) -> dict[str, Gate]:
-    """The gates by name. `rows` are the base's text, in whose tokens the largest KL are looked up.
-
-    Of each --shares there is a control: as many swaps, at random ones of the places where the two differ.
-    """
+    """The gates by name. `rows` are the base's text, in whose tokens the largest KL are looked up. Of each --shares
+    there is a control: as many swaps, at random ones of the places where the two differ."""
     kls, differ = (np.concatenate([column(row) for row in rows]) for column in (lambda row: row["kl"], differing))
     gates = {f"first {k}": Gate(first=k) for k in config.first}
     for share in config.shares:
@@ -152,3 +148,64 @@ def reading(rows: list[dict], tokenizer: Tokenizer) -> dict:
                             for n, x, kl in zip(counts_T, changed_NxT.sum(0), kl_NxT.sum(0))],
             "pairs": [[*(tokenizer.backend.decode([i], skip_special_tokens=False) for i in pair), count]
                       for pair, count in pairs.most_common(PAIRS)]}
+
+
+# ----- showing
+
+
+def page(summary: dict) -> str:
+    """when.md: the texts, their first positions, the pairs, what swaps lead to, the weights."""
+    texts, flags, whole = summary["texts"], summary["flags"], summary["weights"]["all"]
+    names = [f"{flags['trained']} against {flags['model']}, {summary['n']} problems, greedy; KL(trained || base) in "
+             "nats; 95 % intervals in brackets"]
+    positions = markdown_table(["text", "tokens", "likeliest token differs", "KL"], [
+        [f"the {name}'s" + (f", token {i}" if i else ""), part["tokens"], f"{part['changed']:.1%}", f"{part['kl']:.4f}"]
+        for name, text in texts.items() for i, part in enumerate([text, *text["by_position"][:POSITIONS]])])
+    pairs = markdown_table(["the base's token", "the trained model's", "times, in the base's text"],
+                           [[f"`{a}`", f"`{b}`", n] for a, b, n in texts["base"]["pairs"]])
+    swaps = markdown_table(["the trained model's token", "accuracy", "tokens swapped", "of the gap recovered"], [
+        [{"base": "nowhere", "trained": "wherever they differ"}.get(name, name),
+         shown(gate["accuracy"], gate["interval"]), f"{gate['tokens']:.1%}",
+         shown(gate["recovered"], gate["recovered_interval"])] for name, gate in summary["swapped"].items()])
+    kinds = collections.defaultdict(list)
+    for name, tensor in summary["weights"]["tensors"].items():
+        kinds["/".join(part for part in name.split("/") if not part.isdigit())].append(tensor)
+    weights = markdown_table(
+        ["weights", "moved", "stable rank of the change", *(f"in its top {k}" for k in TOP)],
+        [["all", f"{whole['moved']:.1%}", *["-"] * (1 + len(TOP))]] + [
+            [kind, f"{np.average([x['moved'] for x in group], weights=[x['size'] for x in group]):.1%}",
+             *spectra([x["spectrum"] for x in group if x["spectrum"]])] for kind, group in kinds.items()])
+    note = f"A weight has moved if it changed by more than {TOLERANCE:g} of its size; means over layers."
+    return "\n\n".join([*names, positions, pairs, swaps, note, weights]) + "\n"
+
+
+def spectra(matrices: list[dict]) -> list[str]:
+    """Cells of the mean stable rank and shares; dashes where no matrix changed."""
+    if not matrices:
+        return ["-"] * (1 + len(TOP))
+    return [f"{np.mean([matrix['stable_rank'] for matrix in matrices]):.1f}",
+            *(f"{np.mean([matrix['top'][str(k)] for matrix in matrices]):.1%}" for k in TOP)]
+
+
+def draw(summary: dict, sheet) -> None:
+    """KL by position in both texts, and accuracy under each gate, on a matplotlib Figure."""
+    sheet.set_size_inches(8, 3.4)
+    left, right = sheet.subplots(1, 2)
+    for (name, text), colour in zip(summary["texts"].items(), ("#0072b2", "#d55e00")):
+        kls = [part["kl"] for part in text["by_position"]]
+        left.plot(range(1, len(kls) + 1), kls, "o-", color=colour, markersize=3, label=f"the {name}'s text")
+    left.set(xlabel="token of the completion", ylabel="mean KL(trained || base), nats")
+    left.legend(fontsize=8)
+    draw_bars(right, {name: (gate["accuracy"], gate["interval"]) for name, gate in summary["swapped"].items()})
+    right.set(xlabel="accuracy", xlim=(-0.03, 1.03))
+
+
+def draw_bars(axes, found: dict[str, tuple]) -> None:
+    """(value, interval) by name, one below the other."""
+    values = np.array([value for value, _ in found.values()])
+    ends = np.array([interval for _, interval in found.values()]).T
+    axes.errorbar(values, range(len(found)), xerr=np.maximum([values - ends[0], ends[1] - values], 0), fmt="o",
+                  color="#0072b2", capsize=3)
+    axes.set(yticks=range(len(found)))
+    axes.set_yticklabels(found, fontsize=8)
+    axes.invert_yaxis()

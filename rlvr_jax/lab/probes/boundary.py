@@ -1,7 +1,6 @@
 """The boundary of what a model can solve: pass@k of several models on the same problems (arXiv 2504.13837, 2505.24864).
 
-The first file is of the base, the last of the trained model, those between of checkpoints on the way. P problems, K
-numbers of tries, M files.
+The first file is of the base, the last of the trained model, the others of checkpoints. P problems, K numbers of tries.
 """
 
 import numpy as np
@@ -18,9 +17,7 @@ DIMINISH_AT = 128  # tries at which fewer solved problems are called diminished
 
 def find(rows_by_file: dict[str, list[dict]]) -> Result:
     """Curves, differences to the first file with 95 % intervals over problems, and which problems only one solves.
-
-    Raises UserError where the files are not of the same problems, with the same number of completions each.
-    """
+    Raises UserError where the files are not of the same problems, with the same number of completions each."""
     grouped = {name: by_problem(rows) for name, rows in rows_by_file.items()}
     problems = list(next(iter(grouped.values())))
     counts = {len(right) for rights in grouped.values() for right in rights.values()}
@@ -32,7 +29,9 @@ def find(rows_by_file: dict[str, list[dict]]) -> Result:
               for name, rights in grouped.items()}  # [P,K]
     base, last = (list(curves)[i] for i in (0, -1))
     record = {"n": len(problems), "num_samples": size, "files": {
-        name: curve(ks, values_PxK) | ({} if name == base else against(ks, curves[base], values_PxK, problems))
+        name: {"pass@k": {str(k): float(mean) for k, mean in zip(ks, values_PxK.mean(0))},
+               "intervals": {str(k): bootstrap(values) for k, values in zip(ks, values_PxK.T)}}
+        | ({} if name == base else against(ks, curves[base], values_PxK, problems))
         for name, values_PxK in curves.items()}}
     if len(curves) > 1:
         record["regime"] = regime(ks, list(curves.values()))
@@ -59,11 +58,6 @@ def examples(rows: list[dict]) -> dict[tuple, str]:
         if "completion" in row:
             made.setdefault((*problem_of(row), row["prompt"]), row["completion"])
     return made
-
-
-def curve(ks: list[int], values_PxK: np.ndarray) -> dict:
-    return {"pass@k": {str(k): float(mean) for k, mean in zip(ks, values_PxK.mean(0))},
-            "intervals": {str(k): bootstrap(values) for k, values in zip(ks, values_PxK.T)}}
 
 
 def against(ks: list[int], base_PxK: np.ndarray, mine_PxK: np.ndarray, problems: list) -> dict:

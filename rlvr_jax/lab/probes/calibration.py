@@ -22,7 +22,9 @@ def find(rows_by_file: dict[str, list[dict]], fit_on: str = "") -> Result:
     for name, summary in record["files"].items():
         lines.append(f"- {name}, {calibration.line(summary)}")
         if others:
-            refuse_shared(rows_by_file[name], others, fit_on)
+            if shared := {row["prompt"] for row in rows_by_file[name]} & {row["prompt"] for row in others}:
+                raise UserError(f"--fit_on={fit_on} has {len(shared)} of the problems that are judged: give "
+                                "completions of another split, as scripts.evaluate --heldout_split=dev makes them")
             summary |= calibration.controls(rows_by_file[name], others)
             lines += [f"- {name}, {words}: {calibration.score_line(summary[key])}" for key, words in CONTROLS.items()]
     table = markdown_table(["of", "confidence from", "to", "completions", "mean confidence", "share that was right"], [
@@ -30,10 +32,3 @@ def find(rows_by_file: dict[str, list[dict]], fit_on: str = "") -> Result:
         for name, summary in record["files"].items() for part in summary["bins"] if part["n"]])
     return Result(record, "\n".join([*lines, "", table, ""]), lambda sheet: calibration.panels(sheet, record["files"]),
                   items_of(rows_by_file, (*COLUMNS, "confidence", "correct")))
-
-
-def refuse_shared(judged: list[dict], others: list[dict], fit_on: str) -> None:
-    """Raises UserError where a control would be made on a problem that is judged."""
-    if shared := {row["prompt"] for row in judged} & {row["prompt"] for row in others}:
-        raise UserError(f"--fit_on={fit_on} has {len(shared)} of the problems that are judged: give completions of "
-                        "another split, as scripts.evaluate --heldout_split=dev makes them")

@@ -39,8 +39,7 @@ class Judged(NamedTuple):
 
 
 def find(rows_by_file: dict[str, list[dict]]) -> Result:
-    """Counts of each file, by its name. Two files of the same problems are compared, the first as before training, the
-    second as after it."""
+    """Counts of each file, by its name. Two files of the same problems are compared, before and after training."""
     traces = {name: [trace for row in rows if (trace := judged(row))] for name, rows in rows_by_file.items()}
     record = {"files": {name: {"traces": summary(traces[name]), "equations": checked(rows, traces[name])}
                         for name, rows in rows_by_file.items()}}
@@ -140,10 +139,8 @@ def checked(rows: list[dict], traces: list[Judged]) -> dict:
 
 
 def before_after(before: list[Judged], after: list[Judged]) -> dict:
-    """Coherence and validity on both sides, split by whether each side was right: "01" was wrong and is right.
-
-    Raises UserError unless the two are completions of the same problems, as many of each, in one order.
-    """
+    """Coherence and validity on both sides, split by whether each side was right: "01" was wrong and is right. Raises
+    UserError unless the two are completions of the same problems, as many of each, in one order."""
     prompts = [[(*problem_of(trace.row), trace.row.get("sample"), trace.row["prompt"]) for trace in side]
                for side in (before, after)]
     if prompts[0] != prompts[1]:
@@ -164,8 +161,7 @@ def length_matched(before: list[Judged], after: list[Judged]) -> dict:
     """Coherence and validity on both sides at the same lengths: what of a difference is not one of lengths.
 
     Each trace before weighs as many traces after as there are, for one before, with its number of steps (none counts as
-    0). Lengths that only one side has are left out; `covered` is the share of the traces after that stay. Without any
-    the shares are None.
+    0). Lengths of one side alone are left out; `covered` is the share of the traces after that stay. None without any.
     """
     sizes = [collections.Counter(trace.steps for trace in side) for side in (before, after)]
     weights = {"before": [sizes[1][trace.steps] / sizes[0][trace.steps] for trace in before],
@@ -226,8 +222,7 @@ def page(record: dict) -> str:
 
 
 def draw(record: dict, sheet) -> None:
-    """Left: the shares. Right: how many of the traces have an error at each step, by class. Without traces both are
-    blank."""
+    """Left: the shares. Right: the share of traces with an error at each step, by class. Both blank without traces."""
     files = {name: both["traces"] for name, both in record["files"].items() if both["traces"]}
     sheet.set_size_inches(9, 3.6)
     left, right = sheet.subplots(1, 2)

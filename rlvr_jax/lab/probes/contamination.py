@@ -4,11 +4,9 @@ The prompt is the beginning of the question as it stands, without template or in
 model that has never met the question can only guess the rest. A control shows how well guessing does: twins of the
 problems (`twins.py`), or a source that the model cannot have met.
 
-The verdict on a source beside a control is `seen` where the 95 % interval of a difference lies above 0, else `no sign`.
-The difference is that of the share of exact continuations or, beside renumbered twins of chains and calculations, of
-the mean ROUGE-L. Only these twins are drawn as the originals were; likeness to other texts differs by style as well,
-and random numbers in a story are harder to guess than those it had. Intervals are of a bootstrap over pairs of a
-problem with its twin, or over each side by itself where the control is another source.
+The verdict on a source beside a control is that of RULE. ROUGE-L decides beside renumbered twins of chains and
+calculations alone, which are drawn as the originals were: likeness to other texts differs by style as well, and random
+numbers in a story are harder to guess than those it had.
 """
 
 import dataclasses
@@ -157,8 +155,7 @@ def clean_source(clean: str, rows: list[dict]) -> Optional[str]:
 
 
 def summary(rows: list[dict]) -> dict:
-    """Shares with 95 % intervals, over problems: of exact continuations, of right answers (of those that have one),
-    and the mean ROUGE-L."""
+    """With 95 % intervals over problems: shares of exact continuations and of right answers, and the mean ROUGE-L."""
     likeness = [row["rouge_l"] for row in rows]
     right = [row["correct"] for row in rows if row["correct"] is not None]
     return {"n": len(rows), "exact": share([row["exact"] for row in rows], range(len(rows))),
@@ -169,8 +166,7 @@ def summary(rows: list[dict]) -> dict:
 
 def compare(rows: list[dict], control: list[dict], twin: str) -> dict:
     """A source beside a control: differences with 95 % intervals, AUROC (how well a number tells problems of the source
-    from those of the control), and the verdict. `twin` is the kind of a control of twins; problems without a twin are
-    left out beside it."""
+    from the control's), and the verdict. `twin`: the kind of twins; problems without one are left out beside these."""
     if twin:
         originals, copies = ({row["item"]: row for row in side} for side in (rows, control))
         pairs = [item for item in originals if item in copies]

@@ -161,8 +161,7 @@ def with_split(judge: Callable) -> Callable:
 def fits(problems: list[Problem], loaded: LanguageModel, num_ops: int, max_new_tokens: int) -> bool:
     """Whether prompts and careful solutions of this many operations fit in the window and in --max_new_tokens."""
     longest = max(len(loaded.tokenizer.encode(problem.prompt)) for problem in problems)
-    return (longest + max_new_tokens <= loaded.config.max_seq_len
-            and chains.lengths(num_ops)[1] <= max_new_tokens)
+    return longest + max_new_tokens <= loaded.config.max_seq_len and chains.lengths(num_ops)[1] <= max_new_tokens
 
 
 def trained_question(example: str, model: str) -> str:

@@ -1,6 +1,5 @@
 """The table of probes, and what each of them writes."""
 
-import importlib.util
 import inspect
 import pathlib
 from typing import Callable, Sequence
@@ -103,13 +102,7 @@ def probe(config: ProbeConfig) -> Result:
     result, stem = PROBES[config.probe](config), pathlib.Path(config.measured.kept.out) / config.probe
     stem.parent.mkdir(parents=True, exist_ok=True)
     files.write_lines(stem.with_name(f"{config.probe}_items.jsonl"), result.items)
-    if importlib.util.find_spec("matplotlib"):
-        from matplotlib.figure import Figure  # optional
-
-        sheet, picture = Figure(layout="constrained"), stem.with_name(f"{config.probe}.png")
-        result.draw(sheet)
-        with files.naming(picture):
-            sheet.savefig(picture, dpi=150)
+    files.write_figure(stem.with_name(f"{config.probe}.png"), result.draw)
     files.write_whole(stem.with_name(f"{config.probe}.md"), f"{result.page}\n{made_by}\n")
     files.write_whole(stem.with_name(f"{config.probe}.html"), page.html(
         stem, title(config), inspect.getdoc(PROBES[config.probe]) or "", result,

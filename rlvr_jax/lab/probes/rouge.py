@@ -11,10 +11,8 @@ def same_words(text: str, other: str) -> bool:
 
 
 def rouge_l(text: str, reference: str) -> float:
-    """ROUGE-L as F1: of the longest common subsequence of words (Lin, 2004), as the package rouge-score has it.
-
-    Words are runs of a-z and 0-9, lower-cased and not stemmed. Precision is of `text`, recall of `reference`.
-    """
+    """ROUGE-L as F1: of the longest common subsequence of words (Lin, 2004), as the package rouge-score has it. Words
+    are runs of a-z and 0-9, lower-cased and not stemmed. Precision is of `text`, recall of `reference`."""
     mine, theirs = (_NO_WORD.sub(" ", words.lower()).split() for words in (text, reference))
     common = longest_common(mine, theirs)
     if not common:

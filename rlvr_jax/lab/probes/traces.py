@@ -240,11 +240,8 @@ def read_chain(text: str) -> Optional[Tree]:
 
 
 def read_chain_steps(tree: Tree, text: str) -> Trace:
-    """`think + 5 12 * 2 24 answer 24`; a text that begins otherwise has no steps. Sloppy ones may be written so, too.
-
-    A step begins at its operation. Where one is not `op operand value` it cannot be read, and the step after it may
-    start from any value.
-    """
+    """`think + 5 12 * 2 24 answer 24`; a text that begins otherwise has no steps. Sloppy ones may be written so, too. A
+    step begins at its operation. After one that is not `op operand value` a step may start from any value."""
     words = split(text)[0].split()
     ended = len(words) >= 2 and words[-2] == "answer"
     answer, body = read_value(words[-1]) if ended else None, words[1:-2] if ended else words[1:]

@@ -9,6 +9,7 @@ import ast
 import functools
 import hashlib
 import pathlib
+import re
 import shlex
 from typing import Callable, Iterator, Optional
 
@@ -56,9 +57,7 @@ def written_out(words: list[str]) -> Iterator[str]:
 @functools.cache
 def code(script: str) -> str:
     """A hash of the script and of all modules of this project that it imports, directly or not, anywhere in them.
-
-    Comments, docstrings and the layout of the lines do not count.
-    """
+    Comments, docstrings and the layout of the lines do not count."""
     paths = {ROOT / "scripts" / f"{script}.py"}
     unread = set(paths)
     while unread:
@@ -71,13 +70,15 @@ def code(script: str) -> str:
 
 
 def imported(path: pathlib.Path) -> set[pathlib.Path]:
-    """The files of this project that a file of it imports."""
+    """The files of this project that a file of it imports, or names in a text, as scripts name what they call."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"rlvr_jax(\.\w+)+", str(node.value)):
+            names.add(node.value.rpartition(".")[0])
     paths = {ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names}
     return {path for path in paths if path.is_file()}
 

@@ -71,8 +71,7 @@ def fill(template: str, values: dict) -> str:
 
 
 def variables(study: dict, cell: dict) -> dict:
-    """The {names} that commands and measures of a cell may use: work, data, base, example, seed, arm, and the texts of
-    its arm."""
+    """The {names} that a cell's lines may use: work, data, base, example, seed, arm, and the texts of its arm."""
     return cell | {key: fill(value, cell) for key, value in study["arms"][cell["arm"]].items()
                    if isinstance(value, str)}
 
@@ -96,9 +95,7 @@ def commands(study: dict, cell: dict, quick: bool, bases: str = "") -> list[str]
 
 def execute(cells: list[list[str]], work: pathlib.Path, bases: str = "", jobs: int = 1) -> tuple[list[str], list[str]]:
     """Runs each command once, after those before it in its cells; returns all, and those finished by an earlier start.
-
-    With `jobs` above 1 so many run side by side, on cores or GPUs of their own: see `shares`.
-    """
+    With `jobs` above 1 so many run side by side, on cores or GPUs of their own: see `shares`."""
     work.mkdir(parents=True, exist_ok=True)
     wanted, earlier = finished(cells, work, bases)
     notes = work / NOTES
@@ -137,10 +134,8 @@ def noted(work: pathlib.Path) -> list[str]:
 
 
 def plan(cells: list[list[str]], work: pathlib.Path, bases: str, jobs: int) -> str:
-    """The commands that a study would run, and the time that those would take which have not finished.
-
-    A script takes the mean of its runs that this work directory has seen.
-    """
+    """The commands that a study would run, and the time that those would take which have not finished. A script takes
+    the mean of its runs that this work directory has seen."""
     wanted, earlier = finished(cells, work, bases)
     counts, seconds = collections.Counter(line.split()[0] for line in wanted if line not in earlier), {}
     for line in noted(work):
@@ -159,10 +154,8 @@ def plan(cells: list[list[str]], work: pathlib.Path, bases: str, jobs: int) -> s
 
 
 def shares(jobs: int) -> list[dict]:
-    """What each of the commands has to itself that run side by side: "cores", and the environment of one GPU.
-
-    Raises UserError where the machine has not as many. A command that runs alone has the whole machine.
-    """
+    """What each of the commands has to itself that run side by side: "cores", and the environment of one GPU. Raises
+    UserError where the machine has not as many. A command that runs alone has the whole machine."""
     if jobs == 1:
         return [{}]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))

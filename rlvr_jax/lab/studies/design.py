@@ -6,7 +6,6 @@ from typing import Callable
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.studies import bank, sources, statistics
-from rlvr_jax.lab.studies.bank import words_of
 from rlvr_jax.lab.studies.commands import fill, names, variables
 
 GIVEN = ("work", "data", "arm", "base", "example", "seed", "bank")  # names that no arm has to give
@@ -128,7 +127,7 @@ def arm_fault(study: dict) -> str:
 def source_fault(study: dict, cells: dict[str, dict], lines: dict[str, list[str]]) -> str:
     """Which measure has a file that none of the commands writes. `cells` and their commands are one of each arm."""
     made = {pathlib.Path(word.split("=", 1)[1]) for each in lines.values() for line in each
-            for word in words_of(line) if word.startswith(("--run_dir=", "--out="))}
+            for word in bank.words_of(line) if word.startswith(("--run_dir=", "--out="))}
     for name, source in study["measures"].items():
         files = {} if isinstance(source, list) else {
             pathlib.Path(cell["work"]) / file for cell in cells.values()

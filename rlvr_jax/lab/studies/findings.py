@@ -24,9 +24,7 @@ END = "<!-- end of findings -->"
 
 def write(results: str, readme: str = "") -> list[pathlib.Path]:
     """Judges the records again, writes RESULTS/index.html, and the table of the file `readme` anew; returns the paths.
-
-    Raises UserError naming a damaged record or figure, a directory without a record and a file without the table.
-    """
+    Raises UserError naming a damaged record or figure, a directory without a record and a file without the table."""
     rejudge.folder(pathlib.Path(results))
     found = read(pathlib.Path(results))
     if not found:
@@ -42,13 +40,9 @@ def write(results: str, readme: str = "") -> list[pathlib.Path]:
 
 def read(folder: pathlib.Path) -> list[dict]:
     """The records in a directory, in their order; one of before has the words of its page from configs/studies."""
-    found = [record for path in sorted(folder.glob("*.json")) if (record := records.read(path))]
-    return sorted(map(worded, found), key=lambda record: place(record["study"]))
-
-
-def place(name: str) -> tuple:
-    """Where a study stands among the others: by ORDER, then by name."""
-    return ORDER.index(name) if name in ORDER else len(ORDER), name
+    found = [worded(record) for path in sorted(folder.glob("*.json")) if (record := records.read(path))]
+    found.sort(key=lambda record: record["study"])
+    return sorted(found, key=lambda record: [*ORDER, record["study"]].index(record["study"]))
 
 
 def worded(record: dict) -> dict:
@@ -68,16 +62,11 @@ def measured(record: dict) -> str:
     return f"{rule['says']}: {records.shown(rule)}"
 
 
-def tally(record: dict) -> str:
-    """How many of the other rules held, were refuted, and are open."""
-    return rules.tally(record["rules"]) if len(record["rules"]) > 1 else "no other rule"
-
-
 def row(record: dict) -> tuple:
     """What a row of the figure shows of a record: where it is drawn, the rule, what was measured, level and tally."""
     rule = rules.primary(record["rules"]) if record["rules"] else None
     return (findings_figure.row(record), rule, records.shown(rule) if rule else "", records.level(rule) if rule else "",
-            tally(record))
+            rules.tally(record["rules"]))
 
 
 def probes(folder: pathlib.Path) -> list[tuple[str, str]]:
@@ -105,7 +94,7 @@ def page(found: list[dict], folder: pathlib.Path) -> str:
 def table(found: list[dict], folder: str) -> str:
     """The studies as a table of Markdown, with links to their pages in `folder`; searches are left out."""
     rows = [[f"[{name}]({posixpath.normpath(f'{folder}/{name}.md')})", record.get("short") or record["question"],
-             measured(record), record["verdict"], tally(record)]
+             measured(record), record["verdict"], rules.tally(record["rules"])]
             for record in found if not (name := record["study"]).endswith(SEARCH)]
     return markdown_table(["study", "question", "primary rule: measured", "verdict", "other rules"],
                           [[cell.replace("|", "\\|") for cell in row] for row in rows])

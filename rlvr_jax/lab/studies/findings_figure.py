@@ -40,10 +40,8 @@ def row(record: dict) -> Optional[dict]:
 
 
 def axis(bounds: list[float], measured: list[float]) -> list[float]:
-    """The ticks of an axis with 0 and all of these numbers on it, and room beyond the bounds.
-
-    Shares, of which one is above .4, have one axis from 0 to 1.
-    """
+    """The ticks of an axis with 0 and all of these numbers on it, and room beyond the bounds. Shares, of which one is
+    above .4, have one axis from 0 to 1."""
     low, high = min([0, *bounds, *measured]), max([0, *bounds, *measured])
     if low == 0 and 0.4 < high <= 1:
         low, high = 0, 1

@@ -5,8 +5,7 @@ import pathlib
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import rules as judging
-from rlvr_jax.lab.studies import statistics
+from rlvr_jax.lab.studies import rules as judging, statistics
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
@@ -20,10 +19,8 @@ VERDICTS = ("agree", "disagree", "undecided")
 
 
 def read(path: pathlib.Path) -> dict:
-    """The record in a file of JSON; {} for a file that has no "study", and so is no record.
-
-    Raises UserError naming a file that is damaged.
-    """
+    """The record in a file of JSON; {} for a file that has no "study", and so is no record. Raises UserError naming a
+    file that is damaged."""
     record = files.read_json(path, remedy="write it again with scripts.study, or take it away")
     if "study" not in record:
         return {}
@@ -78,8 +75,7 @@ def seeds(record: dict) -> list[list[str]]:
     of_base = lambda row: (row[0], row[1].split(", example ")[0])
     groups = [list(group) for _, group in itertools.groupby(rows, of_base)]
     alike = lambda group: len(group) > 1 and all(row[2:] == group[0][2:] for row in group)
-    return [row for group in groups for row in (
-        [[*of_base(group[0]), *group[0][2:]]] if alike(group) else group)]
+    return [row for group in groups for row in ([[*of_base(group[0]), *group[0][2:]]] if alike(group) else group)]
 
 
 RULES = ("rule", "holds if", "measured", "level", "verdict")
@@ -182,13 +178,11 @@ def markdown(record: dict) -> str:
     few, robust = successes(record), quartiles(record)
     success = record.get("success", {})
     paragraphs = [f"# {record['title']}", construction(record), record["origin"],
-                  AGAIN * bool(record.get("judged_again")),
-                  f"**Question.** {record['question']}",
+                  AGAIN * bool(record.get("judged_again")), f"**Question.** {record['question']}",
                   f"**Known before.** {record['known']}", f"**Verdict: {verdict(record)}**",
                   f"**Prediction.** {method(record)}", markdown_table(RULES, rules(record)),
                   f"**In words, as written with the rules.** {record['prediction']}" * bool(record["prediction"]),
-                  spread(record)
-                  + f"; behind the semicolon the paired difference to {control}" * bool(control) + ".",
+                  spread(record) + f"; behind the semicolon the paired difference to {control}" * bool(control) + ".",
                   of_arms(record), *agreements(record),
                   (f"Seeds with {success.get('measure')} above {success.get('above')}, and the exact interval of their "
                    "share (Clopper-Pearson).") * bool(few),

@@ -54,10 +54,8 @@ def repeated(record: dict) -> list[dict]:
 
 
 def values(record: dict, content: dict) -> dict:
-    """`{arm: {measure: a value for each seed}}` of a study's file from a record.
-
-    A measure that the record lacks is made of others, or is one of another arm: its file and path are the same.
-    """
+    """`{arm: {measure: a value for each seed}}` of a study's file from a record. A measure that the record lacks is
+    made of others, or is one of another arm: its file and path are the same."""
     cells = {(arm, seed): commands.variables(content, {"work": "", "data": "", "arm": arm} | {
         key: str(value) for key, value in unit.items()})
         for arm in design.ran(content) for seed, unit in zip(record["seeds"], repeated(record))}

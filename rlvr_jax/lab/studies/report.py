@@ -1,7 +1,6 @@
 """The report of a run: one self-contained page, `report.html`, and its figures as PNG.
 
-This file reads and counts, `figures.py` draws, and `report.html.jinja` has the words. It calls `panel` for each figure
-with the metrics in it.
+This file reads and counts, `figures.py` draws, and `report.html.jinja` has the words, and calls `panel` for a figure.
 """
 
 import itertools
@@ -44,10 +43,8 @@ def number(x) -> str:
 
 
 def evaluations(metrics: list[dict], saturation_step) -> dict[str, dict]:
-    """Those that exist of {"base" | "saturation" | "peak" | "final": {"step", "greedy", "sampled", "n"}}.
-
-    Saturation is the first evaluation at or after that step; the peak is the first of the best greedy ones.
-    """
+    """Those that exist of {"base" | "saturation" | "peak" | "final": {"step", "greedy", "sampled", "n"}}. Saturation is
+    the first evaluation at or after that step; the peak is the first of the best greedy ones."""
     evals = [{"step": row["step"], **{name: row.get("eval/" + name) for name in ("greedy", "sampled", "n")}}
              for row in metrics if finite(row.get("eval/greedy")) or finite(row.get("eval/sampled"))]
     table = {"base": next((e for e in evals if e["step"] == 0), None),
@@ -66,9 +63,7 @@ def group_rollouts(rollouts: list[dict]) -> list[tuple]:
 
 def read_heldout(path: pathlib.Path) -> list[dict]:
     """Rows of heldout.jsonl: greedy completions of the same problems, which the first row names, at each evaluation.
-
-    Raises UserError naming a row that has not as many completions as there are problems.
-    """
+    Raises UserError naming a row that has not as many completions as there are problems."""
     rows = read_steps(path, single=False)
     for row in rows:
         lists = [rows[0].get("prompts"), rows[0].get("answers"), row.get("completions"), row.get("correct")]
@@ -128,8 +123,7 @@ def unseen(heldout: list[dict], saturation_step) -> dict:
                          "right": [int(heldout[i]["correct"][number]) for i in places]})
     return {"counts": {kind: len(numbers) for kind, numbers in kinds.items()},
             "steps": [heldout[i]["step"] for i in places], "panes": [places.index(i) for i in panes],
-            "saturation": places.index(after) if after else None,
-            "problems": problems}
+            "saturation": places.index(after) if after else None, "problems": problems}
 
 
 def setup(flags: dict[str, str], example: dict, rollouts: list[dict], metrics: list[dict]) -> dict[str, str]:
@@ -150,10 +144,8 @@ def setup(flags: dict[str, str], example: dict, rollouts: list[dict], metrics: l
 
 
 def write_report(run_dir: str) -> list[pathlib.Path]:
-    """Writes report.html, curves.png and diagnostics.png into a run directory and returns their paths.
-
-    Raises UserError if metrics.jsonl is missing or empty, if a file of the run is corrupt, and without matplotlib.
-    """
+    """Writes report.html, curves.png and diagnostics.png into a run directory and returns their paths. Raises UserError
+    if metrics.jsonl is missing or empty, if a file of the run is corrupt, and without matplotlib."""
     try:
         from matplotlib import figure, rc_context  # optional
     except ImportError as error:
@@ -209,8 +201,7 @@ def write_parquet(run_dir: str) -> pathlib.Path:
     """Writes completions.parquet into a run directory, a row for each of rollouts.jsonl, and returns its path.
 
     The columns are those of TRL's GRPOTrainer: step, prompt, completion, one for each reward, by its name, advantage;
-    after them what else the log has, such as `correct`. Raises UserError where no rollouts are logged or pyarrow is
-    missing.
+    after them what else the log has, such as `correct`. Raises UserError without logged rollouts, or pyarrow.
     """
     try:
         import pyarrow  # optional

@@ -9,7 +9,6 @@ from typing import Optional
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.studies import design, statistics
-from rlvr_jax.lab.studies.statistics import ANY
 
 SIDES = ("above", "below", "within")
 KEYS = ("says", "arm", "measure", "difference", *SIDES, "primary", "base", "added")
@@ -33,14 +32,14 @@ def span(study: dict, name: str) -> tuple:
     if isinstance(source, list):
         if source[0].startswith("overlap"):
             return SHARE
-        return less(span(study, source[1]), span(study, source[2])) if source[0] == "-" else ANY
+        return less(span(study, source[1]), span(study, source[2])) if source[0] == "-" else statistics.ANY
     file, _, path = source.partition(": ")
     words = path.split(".")
     if file.endswith(".jsonl") and not file.endswith("metrics.jsonl"):
         return SHARE
     if COUNTS & set(words[-2:]):
         return 0.0, math.inf
-    return SHARE if SHARES & set(words[-2:]) else (-1.0, 1.0) if ".cosine_" in path else ANY
+    return SHARE if SHARES & set(words[-2:]) else (-1.0, 1.0) if ".cosine_" in path else statistics.ANY
 
 
 def less(one: tuple, other: tuple) -> tuple:
@@ -150,8 +149,7 @@ def chance(rule: dict) -> float:
     if statistics.equal(seeds):
         return 1.0 if len(seeds) < statistics.FEWEST_EQUAL or side(rule, seeds[0]) == "undecided" else 0.0
     if "within" in rule:
-        return min(statistics.inside(seeds, *rule["within"], rule["span"]),
-                   statistics.outside(seeds, *rule["within"]))
+        return min(statistics.inside(seeds, *rule["within"], rule["span"]), statistics.outside(seeds, *rule["within"]))
     return statistics.two_sided(seeds, rule.get("above", rule.get("below")))
 
 
@@ -217,6 +215,8 @@ def primary(rules: list[dict]) -> dict:
 
 def tally(rules: list[dict]) -> str:
     """How many of the other rules held, were refuted, and are open."""
+    if len(rules) < 2:
+        return "no other rule"
     others = [rule["verdict"] for rule in rules if rule is not primary(rules)]
     return ", ".join(f"{others.count(verdict)} {word}" for verdict, word in
                      (("agree", "held"), ("disagree", "refuted"), ("undecided", "open")))

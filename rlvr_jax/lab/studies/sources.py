@@ -18,16 +18,14 @@ COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  #
             "overlap": lambda *rights: (estimators.overlap(*rights) or [None])[0],  # base, one way, another
             "overlap by chance": lambda *rights: (estimators.overlap(*rights) or [0, None])[1]}
 # how a measure is made of all values of another, where bases and examples are crossed -> function of f[B,E]
-CROSSED = {"variance of the base": lambda values_BxE: statistics.components(values_BxE)[0],
-           "variance of the example": lambda values_BxE: statistics.components(values_BxE)[1],
-           "variance of the rest": lambda values_BxE: statistics.components(values_BxE)[2]}
+CROSSED = {f"variance of the {name}": lambda values_BxE, place=place: statistics.components(values_BxE)[place]
+           for place, name in enumerate(("base", "example", "rest"))}
 # how many others each takes
 PARTS = {"-": 2, "/": 2, "log10": 1, "overlap": 3, "overlap by chance": 3} | dict.fromkeys(CROSSED, 1)
 
 
 def values_of(measures: dict, known: Callable, repeated: list[dict]) -> dict:
-    """`{measure: its value of each unit}` of one arm. `known(name)` has those values, or None for a measure that has to
-    be made of others."""
+    """`{measure: its value of each unit}` of one arm. `known(name)` has them; None where they are made of others."""
     def of(name: str) -> list:
         values, source = known(name), measures[name]
         if values is not None:
@@ -116,31 +114,27 @@ def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
             if row["benchmark"] == path:
                 right.setdefault(row["problem"], []).append(row["correct"])
         return np.array([np.mean(values) for values in right.values()])
-    value = files.read_json(file)
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+    value, _ = looked_up(file, path)
     return None if value is None else np.array(value, float)
 
 
 def refuse_strangers(study: dict, cells: list[dict]) -> None:
-    """Raises UserError for a measure whose number is in none of the files that there are, as after a slip of the pen.
-
-    A number that is null there is known: it has no value.
-    """
+    """Raises UserError for a measure whose number is in none of the files that there are, as after a slip of the pen. A
+    number that is null there is known: it has no value."""
     for name, source in study["measures"].items():
         places = [] if isinstance(source, list) else dict.fromkeys(
             (pathlib.Path(cell["work"]) / file, path) for cell in cells
             for file, _, path in [fill(source, cell).partition(": ")] if path and file.endswith(".json"))
         there = [place for place in places if place[0].is_file()]
-        if there and all(stray(*place) for place in there):  # most often the first file has it, and no other is read
-            raise UserError(f"the study's measure {name}: {stray(*there[0])}")
+        if there and all(looked_up(*place)[1] for place in there):  # most often the first has it
+            raise UserError(f"the study's measure {name}: {looked_up(*there[0])[1]}")
 
 
-def stray(file: pathlib.Path, path: str) -> str:
-    """What the file has in place of the first key of the path that is not there; empty if all are."""
-    value = files.read_json(file)
+def looked_up(file: pathlib.Path, path: str) -> tuple:
+    """(what a file of JSON has under the path, None where it has nothing; what it has in place of a key, in words)."""
+    value, stray = files.read_json(file), ""
     for key in path.split("."):
         if isinstance(value, dict) and value and key not in value:
-            return f"{file} has no {key!r} of {path!r} there; it has {', '.join(value)}"
+            stray = stray or f"{file} has no {key!r} of {path!r} there; it has {', '.join(value)}"
         value = value.get(key) if isinstance(value, dict) else None
-    return ""
+    return value, stray

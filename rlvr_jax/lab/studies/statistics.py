@@ -55,10 +55,8 @@ def two_sided(values: list[float], threshold: float) -> float:
 
 
 def inside(values: list[float], low: float, high: float, span: tuple = ANY) -> float:
-    """p-value of two one-sided tests that the mean lies between low and high (Schuirmann, 1987).
-
-    A bound at the end of the range, or beyond it, needs no test.
-    """
+    """p-value of two one-sided tests that the mean lies between low and high (Schuirmann, 1987). A bound at the end of
+    the range, or beyond it, needs no test."""
     return max(tails(values, low)[1] if low > span[0] else 0.0, tails(values, high)[0] if high < span[1] else 0.0)
 
 
@@ -95,10 +93,8 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
 
 
 def quartiles(values: list[float], bases: list, error: float = ALPHA) -> dict:
-    """The interquartile mean with its interval: a bootstrap of the seeds within each base (arXiv 2108.13264).
-
-    Where every seed has a base of its own, it is of all seeds together.
-    """
+    """The interquartile mean with its interval: a bootstrap of the seeds within each base (arXiv 2108.13264). Where
+    every seed has a base of its own, it is of all seeds together."""
     rng, values = np.random.default_rng(0), np.asarray(values, float)
     bases = [None] * len(bases) if len(set(bases)) == len(bases) else bases
     parts = [values[[i for i, base in enumerate(bases) if base == one]] for one in dict.fromkeys(bases)]
@@ -134,10 +130,8 @@ def power(effect: float, spread: float, number: int, error: float) -> float:
 
 
 def power_inside(above_low: float, below_high: float, spread: float, number: int, error: float) -> float:
-    """Chance that two one-sided tests find a mean inside, so far above the lower bound and below the upper one.
-
-    By two noncentral t distributions: nearly exact where the chance is high (Phillips, 1990).
-    """
+    """Chance that two one-sided tests find a mean inside, so far above the lower bound and below the upper one. By two
+    noncentral t distributions: nearly exact where the chance is high (Phillips, 1990)."""
     degrees, size = number - 1, number**0.5 / spread
     critical = special.stdtrit(degrees, 1 - error)
     return float(max(0.0, special.nctdtr(degrees, -below_high * size, -critical)

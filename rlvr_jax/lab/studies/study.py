@@ -83,7 +83,9 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     found = design.found(study, known, repeated)
     record = {"study": name} | written(study, measure(study, found, repeated), repeated) | {
         "origin": origin(config, study, finished, earlier), "summaries": summaries(study, cells)}
-    record |= {"bank": made} if (made := banked(finished, config.bank)) else {}
+    made = {base.name: bank.note(base) | {"command": line.replace(str(base), "{bank}")}
+            for line in finished if (base := bank.made_by(line, config.bank))}
+    record |= {"bank": made} if made else {}
     drawn = study.get("figure", {}).get("measures") or records.names(record)
     agree = {arm: sources.agreement(contrast, found, drawn) for arm, contrast in design.contrasts(study).items()}
     record |= {"agreement": agree} if agree else {}
@@ -152,27 +154,21 @@ def gather(values: list, span: tuple = statistics.ANY, error: float = statistics
     """`{"seeds": [value of each], "mean", "interval"}`: over seeds, or over problems where there is one seed.
 
     Where several seeds share a base there is `"of_bases"` as well, the mean of each base, and mean and interval are of
-    these: bases are what is independent. Values that are all equal have no interval, but `"equal": True`. Enough seeds
-    have `"quartiles"` as well.
+    these: bases are what is independent. Equal values have no interval, but `"equal": True`; many have `"quartiles"`.
     """
     means = [None if value is None else float(np.mean(value)) for value in values]
     known = [(base, mean) for base, mean in zip(bases or range(len(means)), means) if mean is not None]
     by_base = {base: float(np.mean([mean for its, mean in known if its == base])) for base, _ in known}
     there = list(by_base.values())
-    made = {"values": values, "seeds": means, "mean": float(np.mean(there)) if there else None,
-            "interval": interval(values, there, span, error)}
+    over_problems = len(values) == 1 and np.ndim(values[0]) > 0
+    made = {"values": values, "seeds": means, "mean": float(np.mean(there)) if there else None, "interval":
+            estimators.bootstrap(values[0]) if over_problems else statistics.interval(there, error, span)}
     made |= {"of_bases": there} if len(there) < len(known) else {}
     if statistics.equal(there):
         return made | {"equal": True}
     if len(known) < statistics.FEWEST_QUARTILES:
         return made
     return made | {"quartiles": statistics.quartiles([mean for _, mean in known], [base for base, _ in known], error)}
-
-
-def interval(values: list, means: list[float], span: tuple, error: float) -> Optional[tuple[float, float]]:
-    if len(values) == 1 and np.ndim(values[0]):
-        return estimators.bootstrap(values[0])
-    return statistics.interval(means, error, span)
 
 
 def compare(measured: dict, control: Optional[str], spans: Optional[dict] = None,
@@ -219,17 +215,9 @@ def summaries(study: dict, cells: dict) -> dict:
     return by_arm
 
 
-def banked(lines: list[str], root: str) -> dict:
-    """What is known of the bases of the bank that these commands make, by their names."""
-    return {base.name: bank.note(base) | {"command": line.replace(str(base), "{bank}")}
-            for line in lines if (base := bank.made_by(line, root))}
-
-
 def origin(config: StudyConfig, study: dict, finished: list[str], earlier: list[str]) -> str:
-    """The command, commit, hardware and version of JAX, and how many commands an earlier start had finished.
-
-    XLA_FLAGS, where they are set, stand before the command: they may change its numbers.
-    """
+    """The command, commit, hardware and version of JAX, and how many commands an earlier start had finished. XLA_FLAGS,
+    where they are set, stand before the command: they may change its numbers."""
     flags = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
     more = " --data=DIR" * bool(config.data) + " --quick" * config.quick
     seeds = ",".join(map(str, config.seeds or study["seeds"]))

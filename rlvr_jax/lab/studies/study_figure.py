@@ -50,10 +50,8 @@ def fault(study: dict) -> str:
 
 
 def drawn(study: dict, measured: dict) -> str:
-    """What a point, its line and its small dots are, in words: the interval has the level of the study's looks.
-
-    With one seed it is over problems, at 95 %.
-    """
+    """What a point, its line and its small dots are, in words: the interval has the level of the study's looks. With
+    one seed it is over problems, at 95 %."""
     seeds = max(len(measure["seeds"]) for measures in measured.values() for measure in measures.values())
     error = statistics.alpha(study.get("looks")) if seeds > 1 else statistics.ALPHA
     return f"mean, {records.percent(1 - error)} interval{' over problems' * (seeds == 1)}, seeds"
@@ -171,10 +169,8 @@ def draw_measures(axes, measured: dict, measures: list[str], look: dict[str, Loo
 
 
 def draw_dots(side, measured: dict, measures: list[str], look: dict[str, Look], control: Optional[str]) -> None:
-    """A row for each arm, a panel for each measure: the mean with its interval, and the seeds below as small dots.
-
-    The line of a row is that of the arm's curves.
-    """
+    """A row for each arm, a panel for each measure: the mean with its interval, and the seeds below as small dots. The
+    line of a row is that of the arm's curves."""
     across = min(len(measures), ACROSS)
     panels = side.subplots(-(-len(measures) // across), across, sharey=True, squeeze=False).ravel()
     for axes in panels[len(measures):]:
@@ -221,10 +217,8 @@ def narrow(name: str) -> str:
 
 
 def draw_against(axes, measured: dict, x: str, y: str, look: dict[str, Look], log_x: bool) -> None:
-    """A point for each arm, its mean of `y` over its mean of `x` with both intervals, and its seeds as small dots.
-
-    An arm without one of the two is left out. A logarithmic axis is linear below 1 where an arm has a 0.
-    """
+    """A point for each arm, its mean of `y` over its mean of `x` with both intervals, and its seeds as small dots. An
+    arm without one of the two is left out. A logarithmic axis is linear below 1 where an arm has a 0."""
     from matplotlib.ticker import LogLocator  # optional
 
     drawn = []

@@ -12,11 +12,9 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.lab.elicit import decoding, gate, power
 from rlvr_jax.lab.elicit.answer_selection import (
     answer_margin, answer_place, branched_draw, first, majority, margins, opened_draw, summed, widest)
-from rlvr_jax.lab.elicit.decoding import ElicitConfig
 from rlvr_jax.lab.elicit.power import PowerConfig, power_draw
 from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import Prompts
 
 from fixtures import bigrams, read_jsonl, run
 
@@ -27,7 +25,7 @@ def drawn(table, count, max_new_tokens, draw=sampler.sample, temperature=1.0, se
     """`count` completions of the prompt of token 0, as tuples up to their end, and the rollouts."""
     config, params = bigrams(np.maximum(table, 1e-30))
     sample = sampler.make_sampler(config, sampler.Decoding((EOS,), max_new_tokens), draw=draw)
-    out = sample(parallel.place_state(params), Prompts(np.zeros((1, 1), np.int32), np.ones(1, np.int32)),
+    out = sample(parallel.place_state(params), records.Prompts(np.zeros((1, 1), np.int32), np.ones(1, np.int32)),
                  np.zeros(count, np.int32), sampler.Request(seed, 0, temperature, repeats=count))
     return [tuple(ids[mask].tolist()) for ids, mask in zip(out.completions, out.completion_mask)], out
 
@@ -54,7 +52,6 @@ RAGGED = np.array([[0, .3, .4, .3], [1, 0, 0, 0], [0, .2, .3, .5], [0, .8, .1, .
 
 
 # ----- power sampling
-
 
 def test_a_move_is_taken_with_the_published_chance():
     assert np.exp(power.log_acceptance(4.0, (-10.0, -6.0, 5), (-9.0, -5.5, 5))) == 1
@@ -102,7 +99,6 @@ def test_power_depends_on_seed_and_row_alone():
 
 # ----- paths
 
-
 SHEET = [("5", [(.40, .35)]), ("8", [(.95, .02), (.90, .05)]), ("8", [(.60, .30), (.70, .20)]), ("5", [(.55, .40)]),
          ("7", [(.85, .10)])]
 
@@ -144,14 +140,13 @@ def test_paths_begin_with_the_likeliest_tokens_and_go_on_greedily():
 
 # ----- the command
 
-
 FLAGS = ("--num_ops=2", "--max_new_tokens=10", "--max_problems=6")
 KEYS = {"benchmark", "problem", "sample", "prompt", "answer", "completion", "extracted", "correct", "timed_out",
         "graded_by", "truncated", "num_tokens", "forward_tokens"}
 
 
 def elicited(base, out, method, **flags) -> tuple[dict, list[dict]]:
-    config = records.build(ElicitConfig, **{
+    config = records.build(decoding.ElicitConfig, **{
         "model": str(base), "method": method, "num_ops": 2, "max_new_tokens": 10, "max_problems": 6, "out": str(out),
         "num_samples": 4, "num_blocks": 2, "num_moves": 2, "layer": 0, "num_fit": 16, "num_latents": 8, "active": 2,
         "sae_steps": 20} | flags)

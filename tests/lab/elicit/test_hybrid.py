@@ -10,9 +10,9 @@ import pytest
 
 from rlvr_jax import model, parallel, records, sampler
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.elicit import gate, hybrid, oracles
+from rlvr_jax.evaluation.estimators import recovered
+from rlvr_jax.lab.elicit import gate, hybrid, steering
 from rlvr_jax.lab.elicit.hybrid import HybridConfig
-from rlvr_jax.lab.elicit.recovery import recovered
 
 from fixtures import PROMPTS, padded, read_jsonl, run, steered_model
 
@@ -49,7 +49,7 @@ def said(params, tokens, acts):
 
 def test_the_oracle_runs_the_trained_model_at_every_token():
     """Against a loop that writes one token after the other; some texts end early, at the token 14."""
-    sample = sampler.make_sampler(CONFIG, sampler.Decoding((1, 14), T), draw=oracles.trained_gate_draw(LAYER))
+    sample = sampler.make_sampler(CONFIG, sampler.Decoding((1, 14), T), draw=steering.trained_gate_draw(LAYER))
     placed = parallel.place_state({"model": PARAMS, "trained": OTHER, "steering": STEERING})
     out = sample(placed, padded(PROMPTS), INDEX, sampler.Request(0, 0, 0.0))
     steered = 0
@@ -67,7 +67,6 @@ def test_the_oracle_runs_the_trained_model_at_every_token():
 
 
 # ----- what is chosen, and the controls
-
 
 def kept_rows(right, steered) -> list[dict]:
     """Ten completions of four tokens."""
@@ -108,7 +107,6 @@ def test_the_control_at_random_places_steers_as_many_tokens_as_the_hybrid_did(mo
 
 
 # ----- the command
-
 
 def flags(base, out, **more) -> HybridConfig:
     return records.build(HybridConfig, **{

@@ -13,7 +13,6 @@ import scipy.optimize
 from rlvr_jax import model, parallel, records, sampler
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.elicit import gate, steering, vectors
-from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, load_problems
 
@@ -98,9 +97,8 @@ def test_a_hook_that_does_nothing_leaves_the_program_as_it_is():
 
 # ----- vectors
 
-
-def flags(tmp_path=None, **more) -> SteeringConfig:
-    return records.build(SteeringConfig, **{"num_ops": 2, "max_new_tokens": T, "num_fit": 20, "layer": LAYER,
+def flags(tmp_path=None, **more) -> vectors.SteeringConfig:
+    return records.build(vectors.SteeringConfig, **{"num_ops": 2, "max_new_tokens": T, "num_fit": 20, "layer": LAYER,
                                             "out": str(tmp_path and tmp_path / "out")} | more)
 
 
@@ -146,7 +144,6 @@ def test_means_need_problems_that_are_opened_carefully_and_others(monkeypatch):
 
 
 # ----- the gate
-
 
 def test_the_gate_is_a_logistic_regression():
     x = RNG.normal(size=(300, 3)) * [1, 10, .1] + 5

@@ -10,10 +10,7 @@ import pytest
 from rlvr_jax import records
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.elicit import decoding, trajectory
-from rlvr_jax.lab.elicit.decoding import ElicitConfig
-from rlvr_jax.lab.elicit.trajectory import TrajectoryConfig
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import LearnerState
 from rlvr_jax.runs import checkpoint
 from rlvr_jax.tasks import families
 
@@ -30,7 +27,7 @@ def write_run(path, params_by_step, flags) -> str:
     manager = checkpoint.open_manager(str(path), keep_every=1)
     meta = {"model": CONFIG.to_json(), "tokenizer": WORDS.to_json(), "flags": flags}
     for step, params in params_by_step.items():
-        checkpoint.save(manager, LearnerState(np.int32(step), params, {}, None), meta, {})
+        checkpoint.save(manager, records.LearnerState(np.int32(step), params, {}, None), meta, {})
     checkpoint.close(manager)
     return str(path)
 
@@ -54,7 +51,7 @@ def made_run(tmp_path, noise, vectors=False):
 
 def put(name, **flags):
     """(parameters, numbers) of a model on the direction of its run."""
-    loaded, numbers = trajectory.moved(TrajectoryConfig(**flags), name, loading.load_model(name))
+    loaded, numbers = trajectory.moved(trajectory.TrajectoryConfig(**flags), name, loading.load_model(name))
     return loaded.params, numbers["rank1"]
 
 
@@ -108,7 +105,7 @@ def test_a_method_measures_the_model_on_its_direction(tmp_path):
     name, _ = made_run(tmp_path, noise=0.0)
 
     def elicited(out, **flags):
-        config = records.build(ElicitConfig, **{"num_ops": 2, "max_new_tokens": 4, "max_problems": 6,
+        config = records.build(decoding.ElicitConfig, **{"num_ops": 2, "max_new_tokens": 4, "max_problems": 6,
                                                 "method": "low_temperature", "temperature": 1.0, "out": str(out)} | flags)
         return decoding.elicit(config), [row["completion"] for row in read_jsonl(out / "completions.jsonl")]
 

@@ -10,11 +10,9 @@ import pytest
 from rlvr_jax import parallel, records, sampler
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.elicit import decoding, swap, weight_difference, when
-from rlvr_jax.lab.elicit.decoding import ElicitConfig
 from rlvr_jax.lab.elicit.swap import Gate
 from rlvr_jax.lab.elicit.when import WhenConfig
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import Prompts
 
 from fixtures import bigrams, read_jsonl
 
@@ -29,7 +27,7 @@ def swapped(gates, num_slots=0, seed=0, repeats=1):
     (config, old), (_, new) = (bigrams(np.maximum(table, 1e-30)) for table in (BASE, TRAINED))
     sample = sampler.make_sampler(config, sampler.Decoding((1,), 4, num_slots), draw=swap.swap_draw(gates))
     count = len(gates) * repeats
-    out = sample(parallel.place_state({"base": old, "trained": new}), Prompts(np.zeros((1, 1), np.int32),
+    out = sample(parallel.place_state({"base": old, "trained": new}), records.Prompts(np.zeros((1, 1), np.int32),
                  np.ones(1, np.int32)), np.zeros(count, np.int32), sampler.Request(seed, 0, 0.0, repeats=count))
     return [tuple(ids[mask].tolist()) for ids, mask in zip(out.completions, out.completion_mask)], out
 
@@ -91,7 +89,6 @@ def test_a_text_is_read_by_position_and_by_pairs(base):
 
 # ----- weights
 
-
 def test_a_change_is_few_directions_and_few_weights():
     found = weight_difference.spectrum(np.diag([3.0, 0, 4])[:, :2] + np.array([[0, 0], [0, 0], [4, 0.0]]))
     assert found == {"stable_rank": pytest.approx(1), "top": {"1": pytest.approx(1), "4": 1, "16": 1}}  # one column
@@ -116,7 +113,6 @@ def test_moved_is_relative_and_adapters_count():
 
 # ----- the command
 
-
 def test_the_command_finds_both_models_and_continues(base, tmp_path, compiled):
     def compared():
         return when.when(records.build(
@@ -126,7 +122,7 @@ def test_the_command_finds_both_models_and_continues(base, tmp_path, compiled):
     assert json.loads(json.dumps(summary)) == json.loads((tmp_path / "out" / "summary.json").read_text())
     rows = read_jsonl(tmp_path / "out" / "texts" / "completions.jsonl")
     for i, step in enumerate((100, 200)):
-        decoding.elicit(records.build(ElicitConfig, model=f"{base}@{step}", num_ops=2, max_new_tokens=10,
+        decoding.elicit(records.build(decoding.ElicitConfig, model=f"{base}@{step}", num_ops=2, max_new_tokens=10,
                                       max_problems=6, out=str(tmp_path / str(step))))
         assert [row["completion"] for row in rows[i::2]] == [
             row["completion"] for row in read_jsonl(tmp_path / str(step) / "completions.jsonl")]

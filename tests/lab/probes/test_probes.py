@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig, evaluate
@@ -27,7 +26,6 @@ GUESS, BROKEN = "answer 9", "think + 4 maybe answer 9"
 
 
 # ----- likeness
-
 
 def test_rouge_l_of_the_sheet():
     text, reference = ("the area of the sail times the cube of wind velocity",
@@ -63,7 +61,6 @@ def test_any_text_has_a_likeness(a, b):
 
 # ----- equations
 
-
 @pytest.mark.parametrize("text, expected", [
     ("He has 3 * 4 = 12 apples, so 12 - 5 = 8.", [("3 * 4 = 12", True), ("12 - 5 = 8", False)]),
     ("$1,200 / 4 = $300 and <<0.5*6=3>>3", [("$1,200 / 4 = $300", True), ("0.5*6=3", True)]),
@@ -94,7 +91,6 @@ def test_a_long_text_of_digits_is_read_in_no_time():
 
 
 # ----- coherence
-
 
 def test_a_summary_counts_traces():
     found = coherence.find({"run": kept_completions(PROOF, PROOF, CALC, EARLY, LUCK, GUESS, BROKEN, "hmm river")})
@@ -177,7 +173,6 @@ def test_word_problems_have_their_equations_checked():
 
 # ----- calibration
 
-
 def test_confidences_are_shown_beside_those_that_need_no_training(tmp_path):
     """Made on other problems: saying their mean accuracy, and mapping each word to what it was worth there."""
     row = lambda i, q, right: {"problem": i, "prompt": f"p{i}", "answer": "1", "completion": f"answer 1 sure {q}",
@@ -198,7 +193,6 @@ def test_confidences_are_shown_beside_those_that_need_no_training(tmp_path):
 
 
 # ----- contamination
-
 
 @pytest.mark.parametrize("words, fraction, shown", [(5, 0.6, 3), (5, 0.4, 2), (10, 0.8, 8), (7, 0.6, 4), (2, 0.4, 0),
                                                     (100, 0.29, 29)])
@@ -280,7 +274,6 @@ def test_suspicious_items_come_first_and_twins_last():
 
 # ----- twins
 
-
 def plain(*questions):
     return [Problem(question, "7", question) for question in questions]
 
@@ -343,7 +336,6 @@ def test_a_twin_that_reads_as_a_problem_with_other_spaces_is_left_out():
 
 
 # ----- memory
-
 
 QUESTION = "coins 7 + 5 * 2 - 4 ="
 FAMILY, CHAIN = memorisation.parse(QUESTION)
@@ -417,7 +409,6 @@ def test_accuracy_is_by_kind_and_by_split():
 
 
 # ----- the command
-
 
 def config(tmp_path, **flags):
     return build(probe.ProbeConfig, out=str(tmp_path / "out"),

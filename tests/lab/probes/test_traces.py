@@ -4,8 +4,7 @@ import collections
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rlvr_jax.lab.probes import traces
 from rlvr_jax.tasks import arithmetic, boolean, chains, families
@@ -74,7 +73,6 @@ def test_a_hidden_operand_may_be_either_side():
 
 
 # ----- planted errors
-
 
 def other(rng, values, unlike):
     return str(rng.choice([value for value in values if value not in unlike]))
@@ -163,7 +161,6 @@ def test_what_a_family_calls_careful_is_a_proof(family):
 
 
 # ----- garbage
-
 
 WORDS = st.lists(st.sampled_from(
     "think quick answer + - * / and xor 3 4 7 TFFT FFTT ? = ; # sure 0.5 -1 3+4=7; 7*2=14; #9 (".split()), max_size=30)

@@ -78,7 +78,6 @@ def fake(monkeypatch, tmp_path):
 
 # ----- its names
 
-
 def test_a_base_is_named_by_its_flags_and_the_code_it_depends_on(tmp_path, monkeypatch):
     root = tmp_path / "copy"
     for path, text in {"scripts/make.py": "def main():\n    from rlvr_jax.tasks import one\n",
@@ -101,7 +100,8 @@ def test_a_base_is_named_by_its_flags_and_the_code_it_depends_on(tmp_path, monke
         assert name() == first
     names = [first]
     for path, text in (("rlvr_jax/two.py", "y = 3\n"), ("flags", "--num_steps=4\n"),
-                       ("scripts/make.py", "def main():\n    from rlvr_jax import other\n")):
+                       ("scripts/make.py", "def main():\n    from rlvr_jax import other\n"),
+                       ("scripts/make.py", 'main = page("rlvr_jax.other.f")\n'), ("rlvr_jax/other.py", "a = 3\n")):
         (root / path).write_text(text)
         names.append(name())
     names.append(name(f"make --flagfile={root}/flags --seed=1 --run_dir={{bank}}"))
@@ -124,7 +124,6 @@ def test_the_code_of_a_base_is_what_the_script_can_reach():
 
 
 # ----- one base for all
-
 
 def test_arms_and_studies_share_a_base_and_the_record_has_its_digest(written, fake, tmp_path):
     study.run(written("one"))
@@ -203,7 +202,6 @@ def test_a_study_that_uses_the_bank_before_it_makes_a_base_is_refused(written, t
 
 # ----- bases, examples and seeds
 
-
 def test_crossed_bases_are_what_is_independent(written, fake, tmp_path, capsys):
     config = written("one", "[7]", "bases = [1, 2, 3]\nexamples = [0, 4]\ncrossed = true\ncontrol = 'plain'")
     text = study.run(config).read_text()
@@ -261,7 +259,6 @@ def test_a_design_that_cannot_be_is_refused(written, more, wrong):
 
 
 # ----- side by side
-
 
 def test_jobs_run_side_by_side_each_after_its_base(written, monkeypatch, tmp_path):
     order, lock, most = [], threading.Lock(), []

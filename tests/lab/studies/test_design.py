@@ -8,8 +8,7 @@ import pytest
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.studies import commands, rejudge, sources, study
 from rlvr_jax.lab.studies.study import StudyConfig
-from scripts import cli
-from scripts import study as door
+from scripts import cli, study as door
 
 from fixtures import STUDY
 
@@ -45,10 +44,7 @@ def ran(monkeypatch):
                                                                "they write WORK/base0, WORK/bent0, WORK/plain0"),
     ('end = "{arm}{seed}/summary', 'end = "{arm}}{seed}/summary', "the study's '{arm}}.*': Single '}' encountered"),
     ('end = "{arm}{seed}/summary', 'end = "{arm}{}/summary', "the study's .*: braces hold a name alone, such as {seed}"),
-    ('end = "{arm}{seed}/summary', 'end = "{arm}{seed:>9}/summary', "the study's .*: braces hold a name alone"),
-    ('gain = ["-", "end", "start"]', 'gain = ["-", "end", "begin"]', "measure gain: it is made of .*: - 2, / 2"),
-    ('gain = ["-", "end", "start"]', 'gain = ["+", "end", "start"]', "measure gain: it is made of .*: - 2, / 2"),
-    ('gain = ["-", "end", "start"]', 'gain = ["-", "end", "gain"]', "measure gain: it is made of .*: - 2, / 2")])
+    ('end = "{arm}{seed}/summary', 'end = "{arm}{seed:>9}/summary', "the study's .*: braces hold a name alone")])
 def test_a_slip_of_the_pen_is_named_with_what_is_allowed(written, ran, old, new, said):
     config = written(old, new)
     with pytest.raises(UserError, match=f"coin.toml: {said}"):

@@ -68,7 +68,6 @@ def test_what_decides_a_result_by_construction_is_said_first(tmp_path):
 
 # ----- the figure: a number x stands at 3 + 94 (x - left) / (right - left) percent
 
-
 def drawn(tmp_path, seeds: list, **rule) -> dict:
     """A row of seeds that a rule is of, from a record as it is written."""
     record = write_record(tmp_path, "coin", {"plain": {"end": [.5, .5, .5]}, "bent": {"end": seeds}}, figure=False)
@@ -123,7 +122,6 @@ def test_nothing_measured_and_no_rule_are_rows_too(tmp_path):
 
 # ----- the rest of the page
 
-
 def test_many_arms_are_rows_and_few_are_columns(tmp_path):
     write_record(tmp_path, "many", {f"arm {i}": TWO["bent"] for i in range(5)})
     assert ["arm", "end", "size"] in rows_of(page_of(tmp_path))
@@ -173,7 +171,7 @@ def test_one_line_has_the_primary_rule_and_how_many_others_held(verdicts, primar
     judged = [{"says": str(i), "verdict": verdict} | ({"primary": i == primary} if primary is not None else {})
               for i, verdict in enumerate(verdicts)]
     record = {"rules": judged}
-    assert (findings.measured(record), findings.tally(record)) == (line, tally)
+    assert (findings.measured(record), rules.tally(record["rules"])) == (line, tally)
     assert rules.headline(judged) == (verdicts[primary or 0] if verdicts else "undecided")
 
 
@@ -216,7 +214,6 @@ def test_counts_have_no_decimals_and_shares_have(value, interval, text):
 
 
 # ----- the command, and the table of the README
-
 
 README = f"# A\n\n{findings.BEGIN}\nold\n{findings.END}\n\n## B\n"
 

@@ -8,8 +8,7 @@ import statistics
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
@@ -120,7 +119,6 @@ def test_a_line_without_a_value_is_not_in_the_legend():
 
 # ----- one unseen problem through training
 
-
 def test_one_unseen_problem_is_shown_at_the_base_at_saturation_and_at_the_end(tmp_path):
     """Without a script, too: a problem that the base gets wrong and the end right."""
     page = page_of(write_heldout(tmp_path, HELDOUT_ROWS))
@@ -178,7 +176,6 @@ def test_a_broken_row_of_completions_is_named(tmp_path, rows):
 
 
 # ----- where a run comes from
-
 
 CHOSEN = {"example": 5, "question": "coins 7 + 5 =", "answer": "12", "pass_rate": 0.203125, "num_samples": 64}
 

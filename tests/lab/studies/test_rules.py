@@ -112,7 +112,6 @@ def test_the_range_of_a_measure_follows_from_its_source(source, span):
 
 # ----- the verdict
 
-
 def judged(given, values, **more):
     """Rules judged on `{arm: values of the seeds}` of the measure "end", an accuracy; the control is "plain"."""
     content = {"measures": {"end": "s.json: accuracy"}, "arms": dict.fromkeys(values), "rules": given, "seeds":
@@ -208,7 +207,6 @@ def test_no_interval_leaves_the_range_of_its_measure():
 
 
 # ----- what a record and its page have
-
 
 def test_success_and_interquartile_means_are_on_the_page(tmp_path):
     seeds = [.99, .98, .2, .97, .99, 1., .96, .3, .99, .98]

@@ -88,7 +88,6 @@ def test_its_bootstrap_draws_within_each_base():
 
 # ----- power
 
-
 @pytest.mark.parametrize("number", [3, 6, 20])
 def test_power_is_that_of_the_noncentral_t(number):
     wanted = stats.nct.sf(stats.t.ppf(.975, number - 1), number - 1, .8 * number**.5)
@@ -112,7 +111,6 @@ def test_power_inside_is_that_of_simulated_tests(number):
 
 
 # ----- coverage, simulated
-
 
 def bimodal(number, failures=.2, runs=20000):
     """(runs of so many seeds, their true mean): a seed fails at .2 with that chance, or ends near 1."""

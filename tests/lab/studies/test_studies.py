@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 import shlex
 
 import numpy as np
@@ -12,9 +11,8 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
 from rlvr_jax.lab.studies import commands, design, figures, records, sources, study, study_figure
 from rlvr_jax.lab.studies.study import StudyConfig
-from scripts import cli
 
-from fixtures import ROOT, STUDY, write_jsonl
+from fixtures import ROOT, STUDY, record_of, write_jsonl
 
 GREEDY = {("plain", 0): (.3, .4), ("plain", 1): (.3, .41), ("plain", 2): (.2, .29), ("bent", 0): (.3, .6),
           ("bent", 1): (.3, .62), ("bent", 2): (.2, .49)}
@@ -167,9 +165,8 @@ def test_an_arm_that_is_alike_for_all_examples_of_a_base_has_one_row_for_it():
     values = lambda *seeds: {"end": {"mean": 0, "interval": None, "seeds": list(seeds)}}
     record = {"seeds": ["base 0, example 0", "base 0, example 1", "base 1, example 0", "base 1, example 1"],
               "measures": {"one": values(.1, .2, .3, .3), "all": values(.5, .5, .6, .6)}}
-    assert records.seeds(record) == [
-        ["one", "base 0, example 0", "0.100"], ["one", "base 0, example 1", "0.200"], ["one", "base 1", "0.300"],
-        ["all", "base 0", "0.500"], ["all", "base 1", "0.600"]]
+    assert records.seeds(record) == [["one", "base 0, example 0", "0.100"], ["one", "base 0, example 1", "0.200"],
+                                     ["one", "base 1", "0.300"], ["all", "base 0", "0.500"], ["all", "base 1", "0.600"]]
 
 
 def test_results_go_beside_the_runs_unless_another_place_is_named(coin, tmp_path):
@@ -222,7 +219,6 @@ def test_a_file_that_is_amiss_is_refused_by_name(coin, old, new, message):
 
 
 # ----- the figure
-
 
 def drawn(values, figure, **more):
     """The figure of a study without runs: an arm has the three values `values[arm]` = {measure: [...]} of each measure."""
@@ -346,5 +342,4 @@ def test_the_studies_of_the_repository_can_be_read_and_their_commands_given(path
             for line in commands.commands(loaded, {"work": "w", "data": "d", "arm": arm, "seed": "0", "base": "0",
                                                      "example": "0"}, quick):
                 script, *given = shlex.split(line)
-                source = (ROOT / "scripts" / f"{script}.py").read_text()
-                parse(cli.record_class(re.search(r'cli\.run\(main, "([\w.]+)"\)', source)[1]), *given)
+                parse(record_of(script), *given)
