@@ -98,6 +98,15 @@ def traffic(computations: dict) -> Callable:
     def root(where: dict) -> Line:
         return next(line for line in where.values() if line.root)
 
+    def same(line: Line, place: int) -> bool:  # whether it gives an operand back under another shape
+        if line.kind != "fusion":
+            return line.kind == "bitcast"
+        inner = computations[called(line, "calls")[0]]
+        last = root(inner)
+        while last.kind == "bitcast":
+            last = inner[last.operands[0]]
+        return last.kind == "parameter" and last.rest.startswith(f"{place})")
+
     def read(where: dict, line: Line, place: int) -> int:
         whole, handed = size(where[line.operands[place]].shape), under_way(line)
         if handed and (place in handed[1] or line.name.startswith("async-collective-start")):
@@ -114,7 +123,7 @@ def traffic(computations: dict) -> Callable:
             "dynamic-update-slice", "scatter") else whole
 
     def uses(where: dict, name: str) -> int:
-        return sum(uses(where, line.name) if line.kind == "bitcast" else read(where, line, place)
+        return sum(uses(where, line.name) if same(line, place) else read(where, line, place)
                    for line in where.values() for place, operand in enumerate(line.operands) if operand == name)
 
     def written(where: dict, line: Line) -> int:

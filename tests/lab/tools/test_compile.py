@@ -148,10 +148,14 @@ def test_a_loop_is_counted_as_often_as_it_is_gone_round(fn, rounds):
 
 
 HLO = """
+%whole (v.0: f32[28,8,8]) -> f32[28,8,8] {
+  %v.0 = f32[28,8,8]{2,1,0} parameter(0)
+  ROOT %v.1 = f32[28,8,8]{2,1,0} bitcast(%v.0)
+}
 %fused (p.0: f32[28,8,8], p.1: s32[]) -> f32[8,8] {
   %p.1 = s32[] parameter(1)
   %p.0 = f32[28,8,8]{2,1,0:T(8,128)} parameter(0)
-  %b = f32[28,8,8]{2,1,0} bitcast(%p.0)
+  %b = f32[28,8,8]{2,1,0} fusion(%p.0), kind=kLoop, calls=%whole
   %cut = f32[1,8,8]{2,1,0} dynamic-slice(%b, %p.1, %p.1, %p.1), dynamic_slice_sizes={1,8,8}
   ROOT %square = f32[8,8]{1,0} bitcast(%cut)
 }
@@ -201,7 +205,7 @@ ENTRY %main (a: s32[], w: f32[28,8,8]) -> (s32[], f32[28,8,8]) {
 
 @pytest.mark.parametrize("weights, share, kernels", [([1.0], 512, 2), ([0.75, 0.25], 0.75 * 512 + 0.25 * 256, 1.25)])
 def test_bytes_are_those_of_parts_and_of_the_devices_memory(weights, share, kernels):
-    """Of 28 slices one is read in a round, and one written. What lies in S(1), a TPU's fast memory, is not moved; of
+    """Of 28 slices one is read in a round, behind another shape, and one written. What lies in S(1), a TPU's fast memory, is not moved; of
     two branches the larger counts, or the mean by weights."""
     found = cost.counted(HLO, [], weights)
     assert found.bytes == 28 * (256 + share + 256 + 256 + 4)  # the slice; a branch; its result read, and put in place
