@@ -9,6 +9,8 @@ import math
 import re
 from typing import Callable, NamedTuple, Optional
 
+from jax.interpreters import partial_eval
+
 WIDTH = {"pred": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # no workspace, s8
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "async-update",
         "async-done"}
@@ -38,9 +40,12 @@ def chosen(costs: list, weights: list[float]) -> float:
 
 
 def flops(jaxpr, rounds: list[int], weights: list[float]) -> float:
-    """Two for each product of numbers in a matrix product."""
+    """Two for each product of numbers in a matrix product.
+
+    What no result needs does not count, such as gradients of frozen weights: compilers leave it out.
+    """
     total, rounds = 0.0, iter(rounds)
-    for eqn in jaxpr.eqns:
+    for eqn in partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0].eqns:
         kind, values = eqn.primitive.name, [x for value in eqn.params.values()
                                             for x in (value if isinstance(value, tuple) else (value,))]
         inner = [flops(found, rounds, weights) for x in values if hasattr(found := getattr(x, "jaxpr", x), "eqns")]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvr_jax import grpo, model, parallel
+from rlvr_jax import grpo, model, ops, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.grpo import Policy, Problems, Scored
 from rlvr_jax.lab.tools import chips, compile, cost
@@ -127,6 +127,9 @@ def test_what_cannot_be_is_said_in_a_line(changes, words):
 # ----- costs
 
 
+ONE = 2 * 64 * 128 * 128  # of the product of 64 x 128 by 128 x 128
+
+
 def products(x_NxD, w_LxDxD):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x_NxD, w_LxDxD)[0]
 
@@ -140,11 +143,24 @@ def until(x_NxD, w_LxDxD):
 def test_a_loop_is_counted_as_often_as_it_is_gone_round(fn, rounds):
     """Seven products of 64 x 128 by 128 x 128, or as many as told where the loop's end depends on what it computes."""
     args = jnp.ones((64, 128)), jnp.ones((7, 128, 128))
-    assert cost.flops(jax.make_jaxpr(fn)(*args).jaxpr, [5], [1.0]) == rounds * 2 * 64 * 128 * 128
+    assert cost.flops(jax.make_jaxpr(fn)(*args).jaxpr, [5], [1.0]) == rounds * ONE
     found = cost.counted(jax.jit(fn).lower(*args).compile().as_text(), [5], [1.0])
     least = 4 * (128 * 128 + 2 * 64 * 128)  # a round reads a slice of the weights and x, and writes x
     assert least * rounds <= found.bytes < 4 * least * rounds  # the CPU copies the slice and x
     assert (found.step_kernels > 0) == (fn is until) and found.kernels > rounds
+
+
+def for_inputs(x_NxD, w_LxDxD):
+    """The gradient for x of seven layers, each computed again, where one of two branches is taken."""
+    layer = jax.checkpoint(lambda x, w: (jnp.tanh(ops.linear(x, w)), None))
+    return jax.lax.cond(jnp.sum(x_NxD) > 0, jax.grad(lambda x: jnp.sum(jax.lax.scan(layer, x, w_LxDxD)[0])),
+                        lambda x: x, x_NxD)
+
+
+def test_products_that_a_result_needs_are_counted():
+    args = jnp.ones((2, 64, 128)), jnp.ones((2, 7, 128, 128))
+    found = cost.flops(jax.make_jaxpr(parallel.map_devices(for_inputs))(*args).jaxpr, [5], [0.5, 0.5])
+    assert found == 3 * 7 / 2 * ONE
 
 
 HLO = """
