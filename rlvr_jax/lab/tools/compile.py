@@ -186,8 +186,8 @@ def measured(config: CompileConfig, name: str, which: str) -> dict:
     seconds = time.process_time() - begun
     flops = cost.flops(jax.make_jaxpr(program.mapped)(*shapes).jaxpr, program.rounds, program.weights)
     traffic = cost.counted(made.as_text(), program.rounds, program.weights)
-    best = max(flops / chip.peak[shape.dtype], traffic.bytes / chip.bandwidth)
-    return {"seconds": seconds, "peak": made.memory_analysis().peak_memory_in_bytes + beside, "flops": flops,
+    best = max(sum(flops / [chip.peak["float32"], chip.peak[shape.dtype]]), traffic.bytes / chip.bandwidth)
+    return {"seconds": seconds, "peak": made.memory_analysis().peak_memory_in_bytes + beside, "flops": sum(flops),
             "best": best, "tokens": program.tokens / best, **traffic._asdict()}
 
 

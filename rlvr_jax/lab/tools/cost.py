@@ -9,6 +9,7 @@ import math
 import re
 from typing import Callable, NamedTuple, Optional
 
+import numpy as np
 from jax.interpreters import partial_eval
 
 WIDTH = {"pred": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # no workspace, s8
@@ -35,23 +36,24 @@ class Line(NamedTuple):
     root: bool  # what its computation returns
 
 
-def chosen(costs: list, weights: list[float]) -> float:
-    return sum(x * share for x, share in zip(costs, weights)) if len(costs) == len(weights) else max(costs)
+def chosen(costs: list, weights: list[float]):
+    return sum(x * share for x, share in zip(costs, weights)) if len(costs) == len(weights) else max(costs, key=np.sum)
 
 
-def flops(jaxpr, rounds: list[int], weights: list[float]) -> float:
-    """Two for each product of numbers in a matrix product.
+def flops(jaxpr, rounds: list[int], weights: list[float]) -> np.ndarray:
+    """Two for each product of numbers in a matrix product: f64[2], of products with an operand in float32, of others.
 
     What no result needs does not count, such as gradients of frozen weights: compilers leave it out.
     """
-    total, rounds = 0.0, iter(rounds)
+    total, rounds = np.zeros(2), iter(rounds)
     for eqn in partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0].eqns:
-        kind, values = eqn.primitive.name, [x for value in eqn.params.values()
-                                            for x in (value if isinstance(value, tuple) else (value,))]
+        kind, operands = eqn.primitive.name, [x.aval for x in eqn.invars[:2]]
+        values = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else (value,))]
         inner = [flops(found, rounds, weights) for x in values if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
         if kind == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
-            total += 2.0 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+            products = eqn.outvars[0].aval.size * math.prod(operands[0].shape[i] for i in contracted)
+            total[0 if any(x.dtype.itemsize >= 4 for x in operands) else 1] += 2.0 * products
         elif kind == "cond":
             total += chosen(inner, weights)
         else:

@@ -143,7 +143,7 @@ def until(x_NxD, w_LxDxD):
 def test_a_loop_is_counted_as_often_as_it_is_gone_round(fn, rounds):
     """Seven products of 64 x 128 by 128 x 128, or as many as told where the loop's end depends on what it computes."""
     args = jnp.ones((64, 128)), jnp.ones((7, 128, 128))
-    assert cost.flops(jax.make_jaxpr(fn)(*args).jaxpr, [5], [1.0]) == rounds * ONE
+    assert list(cost.flops(jax.make_jaxpr(fn)(*args).jaxpr, [5], [1.0])) == [rounds * ONE, 0]
     found = cost.counted(jax.jit(fn).lower(*args).compile().as_text(), [5], [1.0])
     least = 4 * (128 * 128 + 2 * 64 * 128)  # a round reads a slice of the weights and x, and writes x
     assert least * rounds <= found.bytes < 4 * least * rounds  # the CPU copies the slice and x
@@ -157,10 +157,18 @@ def for_inputs(x_NxD, w_LxDxD):
                         lambda x: x, x_NxD)
 
 
-def test_products_that_a_result_needs_are_counted():
+def of_half(x_NxD, w_LxDxD):
+    """One product of numbers in 16 bits to one in 32, and one that has an operand in 32."""
+    half = w_LxDxD[0].astype(jnp.bfloat16)
+    return jax.lax.dot(jax.lax.dot(x_NxD.astype(jnp.bfloat16), half, preferred_element_type=jnp.float32), half,
+                       preferred_element_type=jnp.float32)
+
+
+@pytest.mark.parametrize("fn, wide, narrow", [(for_inputs, 3 * 7 / 2, 0), (of_half, 1, 1)])
+def test_products_that_a_result_needs_are_counted_by_the_type_of_their_operands(fn, wide, narrow):
     args = jnp.ones((2, 64, 128)), jnp.ones((2, 7, 128, 128))
-    found = cost.flops(jax.make_jaxpr(parallel.map_devices(for_inputs))(*args).jaxpr, [5], [0.5, 0.5])
-    assert found == 3 * 7 / 2 * ONE
+    found = cost.flops(jax.make_jaxpr(parallel.map_devices(fn))(*args).jaxpr, [5], [0.5, 0.5])
+    assert list(found / ONE) == [wide, narrow]
 
 
 HLO = """
