@@ -43,21 +43,29 @@ def chosen(costs: list, weights: list[float]):
 def flops(jaxpr, rounds: list[int], weights: list[float]) -> np.ndarray:
     """Two for each product of numbers in a matrix product: f64[2], of products with an operand in float32, of others.
 
-    What no result needs does not count, such as gradients of frozen weights: compilers leave it out.
+    What no result needs does not count, such as gradients of frozen weights: compilers leave it out. A kernel takes what
+    its body does at every place of its grid; sizes of a grid that are not known before count once, as do loops of a
+    kernel that end by what they compute. cuDNN's attention is two products, backward five.
     """
     total, rounds = np.zeros(2), iter(rounds)
     for eqn in partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0].eqns:
         kind, operands = eqn.primitive.name, [x.aval for x in eqn.invars[:2]]
+        told = ([], []) if kind == "pallas_call" else (rounds, weights)
         values = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else (value,))]
-        inner = [flops(found, rounds, weights) for x in values if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
-        if kind == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            products = eqn.outvars[0].aval.size * math.prod(operands[0].shape[i] for i in contracted)
+        inner = [flops(found, *told) for x in values if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
+        if kind == "dot_general" or kind.startswith("dot_product_attention"):
+            if kind == "dot_general":
+                (contracted, _), _ = eqn.params["dimension_numbers"]
+                products = eqn.outvars[0].aval.size * math.prod(operands[0].shape[i] for i in contracted)
+            else:  # of queries [B,T,H,E] and keys [B,S,K,E]
+                products = operands[0].size * operands[1].shape[1] * (5 if "bwd" in kind else 2)
             total[0 if any(x.dtype.itemsize >= 4 for x in operands) else 1] += 2.0 * products
         elif kind == "cond":
             total += chosen(inner, weights)
         else:
-            times = eqn.params["length"] if kind == "scan" else next(rounds, 1) if kind == "while" else 1
+            times = (eqn.params["length"] if kind == "scan" else next(rounds, 1) if kind == "while" else
+                     math.prod(x for x in eqn.params["grid_mapping"].grid if isinstance(x, int))
+                     if kind == "pallas_call" else 1)
             total += times * sum(inner)
     return total
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
 from rlvr_jax import grpo, model, ops, parallel
 from rlvr_jax.errors import UserError
@@ -157,6 +158,21 @@ def for_inputs(x_NxD, w_LxDxD):
                         lambda x: x, x_NxD)
 
 
+def in_kernel(x_NxD, w_LxDxD):
+    """Three products, one of a loop without a known end, and one of a choice, for each of four blocks; then `until`."""
+    def kernel(x_ref, w_ref, out_ref):
+        x = jax.lax.fori_loop(0, 3, lambda _, x: x @ w_ref[...], x_ref[...])
+        out_ref[...] = jax.lax.while_loop(lambda x: jnp.sum(x) > 1, lambda x: x @ w_ref[...], x)
+
+        @pl.when(pl.program_id(0) < 2)
+        def below():
+            out_ref[...] = out_ref[...] @ w_ref[...]
+
+    rows, whole = pl.BlockSpec((16, 128), lambda i: (i, 0)), pl.BlockSpec((128, 128), lambda i: (0, 0))
+    blocks = pl.pallas_call(kernel, x_NxD, grid=(4,), in_specs=[rows, whole], out_specs=rows)
+    return until(blocks(x_NxD, w_LxDxD[0]), w_LxDxD)
+
+
 def of_half(x_NxD, w_LxDxD):
     """One product of numbers in 16 bits to one in 32, and one that has an operand in 32."""
     half = w_LxDxD[0].astype(jnp.bfloat16)
@@ -164,8 +180,17 @@ def of_half(x_NxD, w_LxDxD):
                        preferred_element_type=jnp.float32)
 
 
-@pytest.mark.parametrize("fn, wide, narrow", [(for_inputs, 3 * 7 / 2, 0), (of_half, 1, 1)])
-def test_products_that_a_result_needs_are_counted_by_the_type_of_their_operands(fn, wide, narrow):
+def cudnn(x_NxD, w_LxDxD):
+    """The gradients of attention, 64 queries by 128 keys in 2 heads of 64: two products, and five."""
+    q, k = (x.reshape(1, -1, 2, 64).astype(jnp.bfloat16) for x in (x_NxD, w_LxDxD[0]))
+    return jax.grad(lambda *qkv: jnp.sum(jax.nn.dot_product_attention(
+        *qkv, implementation="cudnn").astype(jnp.float32)), (0, 1, 2))(q, k, k)
+
+
+@pytest.mark.parametrize("fn, wide, narrow", [
+    (for_inputs, 3 * 7 / 2, 0), (in_kernel, 4 * (3 + 1 + 1) / 4 + 5, 0), (of_half, 1, 1), (cudnn, 0, 2 + 5)])
+def test_products_that_a_result_needs_are_counted_by_the_type_of_their_operands(monkeypatch, fn, wide, narrow):
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_000)
     args = jnp.ones((2, 64, 128)), jnp.ones((2, 7, 128, 128))
     found = cost.flops(jax.make_jaxpr(parallel.map_devices(fn))(*args).jaxpr, [5], [0.5, 0.5])
     assert list(found / ONE) == [wide, narrow]
