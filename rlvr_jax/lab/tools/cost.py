@@ -5,6 +5,7 @@ FLOPs are those of matrix products in what was traced. Bytes and kernels are cou
 after the other. Of a choice the largest counts, or the mean by `weights`, where there are as many.
 """
 
+import functools
 import math
 import re
 from typing import Callable, NamedTuple, Optional
@@ -22,6 +23,7 @@ class Cost(NamedTuple):
 
     bytes: float = 0.0  # read from the device's memory and written to it
     kernels: float = 0.0  # started; on a TPU instructions
+    cycles: float = 0.0  # by a TPU's compiler's own estimates
     step_kernels: float = 0.0  # of one round of a loop that ends by what it computes, the largest
 
 
@@ -43,9 +45,9 @@ def chosen(costs: list, weights: list[float]):
 def flops(jaxpr, rounds: list[int], weights: list[float]) -> np.ndarray:
     """Two for each product of numbers in a matrix product: f64[2], of products with an operand in float32, of others.
 
-    What no result needs does not count, such as gradients of frozen weights: compilers leave it out. A kernel takes what
-    its body does at every place of its grid; sizes of a grid that are not known before count once, as do loops of a
-    kernel that end by what they compute. cuDNN's attention is two products, backward five.
+    What no result needs does not count, such as gradients of frozen weights: compilers leave it out. A kernel takes
+    what its body does at every place of its grid; sizes of a grid that are not known before count once, as do loops
+    of a kernel that end by what they compute. cuDNN's attention is two products, backward five.
     """
     total, rounds = np.zeros(2), iter(rounds)
     for eqn in partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0].eqns:
@@ -167,28 +169,36 @@ def known_rounds(loop: Line, computations: dict) -> int:
     return int(limit[0].split(")")[0]) if limit and end.kind == "compare" and "direction=LT" in end.rest else 0
 
 
-def counted(text: str, rounds: list[int], weights: list[float]) -> Cost:
-    """The cost of a program, given as the text of what was compiled."""
-    (entry, computations), rounds = parse(text), iter(rounds)
+def counted(text: str) -> Callable[[list[int], list[float]], Cost]:
+    """The cost of a program by (rounds, weights), given as the text of what was compiled."""
+    entry, computations = parse(text)
     moved = traffic(computations)
 
-    def of(name: str) -> Cost:
-        total = Cost()
-        for line in computations[name].values():
-            names = {"while": "body|condition", "conditional": "(?:branch|true|false)_computations?",
-                     "call": "to_apply", "async-start": "calls"}.get(line.kind)
-            inner = [of(each) for each in called(line, names)] if names else []
-            if line.kind == "conditional":
-                now = Cost(*(chosen(costs, weights) for costs in zip(*inner)))
-            elif inner:
-                known = known_rounds(line, computations) if line.kind == "while" else 1
-                times = known or next(rounds, 1)
-                now = Cost(*(times * sum(costs) for costs in list(zip(*inner))[:2]),
-                           max(cost.step_kernels for cost in inner) if known else sum(cost.kernels for cost in inner))
-            else:
-                now = Cost() if line.kind in FREE else Cost(moved(computations[name], line),
-                                                            not line.kind.endswith("-done"))
-            total = Cost(total.bytes + now.bytes, total.kernels + now.kernels,
-                         max(total.step_kernels, now.step_kernels))
-        return total
-    return of(entry)
+    @functools.cache
+    def leaf(where: str, name: str) -> Cost:
+        line = computations[where][name]
+        cycles = re.search(r'"estimated_cycles":"(\d+)"', line.rest)
+        return Cost() if line.kind in FREE else Cost(moved(computations[where], line), not line.kind.endswith("-done"),
+                                                     int(cycles[1]) if cycles else 0)
+
+    def whole(rounds: list[int], weights: list[float]) -> Cost:
+        rounds = iter(rounds)
+
+        def of(where: str) -> Cost:
+            total = Cost()
+            for line in computations[where].values():
+                names = {"while": "body|condition", "conditional": "(?:branch|true|false)_computations?",
+                         "call": "to_apply", "async-start": "calls"}.get(line.kind)
+                inner = [of(each) for each in called(line, names)] if names else []
+                if line.kind == "conditional":
+                    now = Cost(*(chosen(costs, weights) for costs in zip(*inner)))
+                elif inner:
+                    known = known_rounds(line, computations) if line.kind == "while" else 1
+                    times, (*sums, steps) = known or next(rounds, 1), zip(*inner)
+                    now = Cost(*(times * sum(costs) for costs in sums), max(steps) if known else sum(sums[1]))
+                else:
+                    now = leaf(where, line.name)
+                total = Cost(*map(sum, zip(total[:-1], now[:-1])), max(total[-1], now[-1]))
+            return total
+        return of(entry)
+    return whole

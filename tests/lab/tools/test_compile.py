@@ -15,15 +15,14 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from rlvr_jax import grpo, model, ops, parallel
+from rlvr_jax import grpo, model, ops, parallel, sampler
 from rlvr_jax.errors import UserError
 from rlvr_jax.grpo import Policy, Problems, Scored
-from rlvr_jax.lab.tools import chips, compile, cost
+from rlvr_jax.lab.tools import chips, compile, cost, loads
 from rlvr_jax.lab.tools.chips import CHIPS, GIB, Chip
 from rlvr_jax.lab.tools.compile import CompileConfig
 from rlvr_jax.pretrained import huggingface
 from rlvr_jax.records import build, replace
-from rlvr_jax.sampler import Request
 
 from fixtures import PROMPTS, ROOT, TINY, padded, tiny_params
 
@@ -34,10 +33,10 @@ CPU = Chip("jaxlib", 2, GIB, {"float32": 5e11, "bfloat16": 1e12}, 1e11, {})
 
 @pytest.fixture
 def here(monkeypatch):
-    """A row of the table whose devices are those of this machine, and TINY as the model."""
+    """A row of the table whose devices are those of this machine, and TINY as the model, in bfloat16."""
     monkeypatch.setitem(CHIPS, "cpu", CPU)
     monkeypatch.setattr(chips, "devices", lambda chip: jax.devices())
-    monkeypatch.setattr(compile, "shape_of", lambda config: TINY)
+    monkeypatch.setattr(compile, "shape_of", lambda config: dataclasses.replace(TINY, dtype="bfloat16"))
     clear = compile.measured.cache_clear
     clear()
     yield monkeypatch
@@ -69,7 +68,7 @@ def trained(monkeypatch, config, prompts):
     programs = grpo.compile_programs(policy, config)
     reward = lambda rollouts, *_: Scored(np.arange(len(rollouts.ended)) % 2.0)
     state = grpo.train(policy, Problems(prompts, np.ones(len(prompts.lengths), int)), reward, config, programs=programs)
-    programs.sample(state.params, padded(PROMPTS * 2, 16), np.arange(6), Request(0, 1))
+    programs.sample(state.params, padded(PROMPTS * 2, 16), np.arange(6), sampler.Request(0, 1))
     (sampling, evaluation), *more = calls
     return [sampling, *(each[0] for each in more if each), evaluation]
 
@@ -97,7 +96,7 @@ def test_what_stays_resident_are_the_bytes_of_a_real_state(changes):
 
 def test_tokens_are_those_of_all_devices_and_rounds_those_of_one():
     programs = compile.programs_of(replace(FLAGS, num_slots=3), TINY, jax.devices())
-    assert [(program.tokens, program.rounds) for program in programs.values()] == [
+    assert [(program.tokens, program.loads[0].rounds) for program in programs.values()] == [
         (16 * 8, [3 * 8]), (16 * 8, []), (16 * 8, []), (6 * 8, [8])]  # 8 rows of each device in turns of 3; 3 rows
 
 
@@ -109,12 +108,42 @@ def test_loops_over_tokens_and_buckets_are_those_of_the_sampler(here, layout, ro
     here.setitem(model.LAYOUTS, "cpu", model.LAYOUTS[layout])
     config, given = replace(FLAGS, num_slots=4, max_new_tokens=240), []
     program = compile.programs_of(config, TINY, jax.devices())["sampling"]
-    assert (program.rounds, program.weights) == (rounds, weights)
+    assert program.loads[0] == (rounds, weights)
     traced = str(jax.make_jaxpr(program.mapped)(*program.args))
     assert traced.count("while[") == len(rounds)
-    here.setattr(cost, "counted", lambda text, *more: given.append(more) or cost.Cost(1.0, 1.0, 1.0))
-    compile.measured(config, "cpu", "sampling")
-    assert given == [(rounds, weights)]
+    here.setattr(cost, "counted", lambda text: lambda *load: given.append(load) or cost.Cost(len(given) * 1e18))
+    found = compile.measured(config, "cpu", "sampling")
+    assert given == program.loads and (found["best"], found["at_40"]) == (1e7, 2e7)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "tpu", "gpu"])
+def test_the_queue_is_played_as_the_sampler_has_it(kind):
+    """40 completions of 40 % of 150 tokens in 16 slots. Each token notes its round, and where the farthest slot was."""
+    lengths, layout = loads.lengths(40, 150, 1.5), model.LAYOUTS[kind]
+    assert lengths.mean() == pytest.approx(60, rel=0.05) and lengths.max() == 150 and min(lengths) >= 1
+    tokens_BxT = jnp.array(np.arange(150) + 1 != lengths[:, None], int)  # 0 ends one
+    hooks = sampler.Hooks(carry=jnp.zeros(16, int), propose=lambda carry, draw, logits: (
+        carry + 1, tokens_BxT[draw.rows, draw.inputs.steps],
+        {"round": carry, "farthest": jnp.full_like(carry, jnp.max(draw.inputs.steps))}))
+    rows = sampler.Rows(jnp.zeros(40, int), sampler.rollout_keys(0, 0, jnp.arange(40)))
+    out = sampler.sample(tiny_params(), TINY, padded(PROMPTS[:1]), rows, sampler.Decoding((0,), 150, 16, layout), hooks)
+    noted = {name: x[out.completion_mask] for name, x in out.noted.items()}
+    farthest, busy = dict(zip(noted["round"].tolist(), noted["farthest"].tolist())), np.bincount(noted["round"])
+    ends = {"cpu": np.argmax(busy <= 8), "tpu": len(busy), "gpu": min(r for r, far in farthest.items() if far == 64)}
+    load = loads.decoding(lengths, 16, 150, layout)
+    assert load.rounds[0] == ends[kind] and sum(load.rounds) == len(busy)
+    shares = np.histogram([*farthest.values()], [0, 64, 128, 150])[0] / len(busy)
+    np.testing.assert_allclose(load.weights, [1.0] if layout.grows else shares)
+
+
+@pytest.mark.parametrize("accumulation, shares", [(2, [0, 0, 0.5, 0.5]), (4, [0.25, 0, 0.25, 0.5])])
+def test_micro_batches_are_of_the_lengths_that_sorting_leaves(accumulation, shares):
+    """The longest of the first 4, 8, 12 and 16 of 16 completions have 30, 85, 156 and 240 tokens; cut to 30, 60, 120,
+    240."""
+    config = replace(FLAGS, max_new_tokens=240, grad_accumulation=accumulation, num_problems=1)
+    for which in ("log-probabilities", "update"):
+        full, average = compile.programs_of(config, TINY, jax.devices())[which].loads
+        assert full == ([], [0, 0, 0, 1]) and average == ([], shares)
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -145,7 +174,7 @@ def test_a_loop_is_counted_as_often_as_it_is_gone_round(fn, rounds):
     """Seven products of 64 x 128 by 128 x 128, or as many as told where the loop's end depends on what it computes."""
     args = jnp.ones((64, 128)), jnp.ones((7, 128, 128))
     assert list(cost.flops(jax.make_jaxpr(fn)(*args).jaxpr, [5], [1.0])) == [rounds * ONE, 0]
-    found = cost.counted(jax.jit(fn).lower(*args).compile().as_text(), [5], [1.0])
+    found = cost.counted(jax.jit(fn).lower(*args).compile().as_text())([5], [1.0])
     least = 4 * (128 * 128 + 2 * 64 * 128)  # a round reads a slice of the weights and x, and writes x
     assert least * rounds <= found.bytes < 4 * least * rounds  # the CPU copies the slice and x
     assert (found.step_kernels > 0) == (fn is until) and found.kernels > rounds
@@ -217,12 +246,12 @@ HLO = """
 %near (n: (s32[], f32[8,8])) -> f32[8,8] {
   %n = (s32[], f32[8,8]{1,0}) parameter(0)
   %n.1 = f32[8,8]{1,0} get-tuple-element(%n), index=1
-  ROOT %n.2 = f32[8,8]{1,0} negate(%n.1)
+  ROOT %n.2 = f32[8,8]{1,0} negate(%n.1), backend_config={"window_config":{"estimated_cycles":"20"}}
 }
 %far (m: (s32[], f32[8,8])) -> f32[8,8] {
   %m = (s32[], f32[8,8]{1,0}) parameter(0)
   %m.1 = f32[8,8]{1,0} get-tuple-element(%m), index=1
-  %m.2 = f32[8,8]{1,0:T(8,128)S(1)} negate(%m.1)
+  %m.2 = f32[8,8]{1,0:T(8,128)S(1)} negate(%m.1), backend_config={"estimated_cycles":"60"}
   %m.3 = (f32[8,8]{1,0:S(1)}, f32[8,8]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%m.2)
   ROOT %m.4 = f32[8,8]{1,0:S(1)} copy-done(%m.3)
 }
@@ -230,7 +259,7 @@ HLO = """
   %s = (s32[], f32[28,8,8]{2,1,0}) parameter(0)
   %i = s32[]{:T(128)S(6)} get-tuple-element(%s), index=0
   %w = f32[28,8,8]{2,1,0} get-tuple-element(%s), index=1
-  %x = f32[8,8]{1,0:T(8,128)S(1)} fusion(%w, %i), kind=kLoop, calls=%fused
+  %x = f32[8,8]{1,0:T(8,128)S(1)} fusion(%w, %i), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"100"}
   %t = (s32[], f32[8,8]{1,0}) tuple(%i, %x)
   %y = f32[8,8]{1,0} conditional(%i, %t, %t), branch_computations={%near, %far}
   %z = f32[1,8,8]{2,1,0} bitcast(%y)
@@ -252,13 +281,14 @@ ENTRY %main (a: s32[], w: f32[28,8,8]) -> (s32[], f32[28,8,8]) {
 """
 
 
-@pytest.mark.parametrize("weights, share, kernels", [([1.0], 512, 2), ([0.75, 0.25], 0.75 * 512 + 0.25 * 256, 1.25)])
-def test_bytes_are_those_of_parts_and_of_the_devices_memory(weights, share, kernels):
-    """Of 28 slices one is read in a round, behind another shape, and one written. What lies in S(1), a TPU's fast memory, is not moved; of
+@pytest.mark.parametrize("weights, share, kernels, cycles", [
+    ([1.0], 512, 2, 60), ([0.75, 0.25], 0.75 * 512 + 0.25 * 256, 1.25, 0.75 * 20 + 0.25 * 60)])
+def test_bytes_are_those_of_parts_and_of_the_devices_memory(weights, share, kernels, cycles):
+    """Of 28 slices one is read in a round, under another shape, and one written. What lies in S(1), a TPU's fast memory, is not moved; of
     two branches the larger counts, or the mean by weights."""
-    found = cost.counted(HLO, [], weights)
+    found = cost.counted(HLO)([], weights)
     assert found.bytes == 28 * (256 + share + 256 + 256 + 4)  # the slice; a branch; its result read, and put in place
-    assert found.kernels == 28 * (3 + kernels) and found.step_kernels == 0
+    assert found.kernels == 28 * (3 + kernels) and found.step_kernels == 0 and found.cycles == 28 * (100 + cycles)
 
 
 GATHERING = """
@@ -289,6 +319,7 @@ ENTRY %main (w: bf16[8,64], x: f32[16]) -> bf16[64,64] {
   %fusion.7 = (f32[16]{0}, bf16[8,64]{1,0}, bf16[64,64]{1,0}) fusion(%g.0, %g.1, %x), output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, calls=%async_collective_fusion.7
   %h.0 = bf16[8,64]{1,0} get-tuple-element(%fusion.7), index=1
   %h.1 = bf16[64,64]{1,0} get-tuple-element(%fusion.7), index=2
+  %kernel = (f32[32]{0}, f32[16]{0:S(1)}) custom-call(%x, %w), custom_call_target="tpu_custom_call"
   %slice-start = ((f32[16]{0}), f32[4]{0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:4]}
   %slice-done = f32[4]{0:S(1)} slice-done(%slice-start)
   ROOT %async-collective-done = bf16[64,64]{1,0} fusion(%h.0, %h.1), output_to_operand_aliasing={{}: (1, {})}, calls=%end
@@ -297,8 +328,10 @@ ENTRY %main (w: bf16[8,64], x: f32[16]) -> bf16[64,64] {
 
 
 def test_a_collective_beside_other_work_is_counted_when_it_is_done():
-    """What is computed meanwhile reads and writes 16 numbers; the collective reads a part, and writes the whole."""
-    assert cost.counted(GATHERING, [], []).bytes == 2 * 16 * 4 + 4 * 4 + 2 * (8 * 64 + 64 * 64)
+    """What is computed meanwhile reads and writes 16 numbers; the collective reads a part, and writes the whole. A
+    kernel takes its operands and results."""
+    kernel = 4 * 16 + 2 * 8 * 64 + 4 * 32
+    assert cost.counted(GATHERING)([], []).bytes == 2 * 16 * 4 + kernel + 4 * 4 + 2 * (8 * 64 + 64 * 64)
 
 
 # ----- what is said of a chip
@@ -313,12 +346,16 @@ def test_a_chip_gets_a_table_and_a_verdict(here, tmp_path):
     assert said.splitlines()[-1] == f"cpu: {one['verdict']}" and one["verdict"].startswith("fits: 0.0")
     assert said.count("\n| ") == 1 + 1 + 5 and "jaxlib" in one["compiler"] and one["micro_rows"] == 4
     assert programs["start"] == {"peak": 2 * state}
+    assert one["verdict"].endswith(f", at best {one['step']:.3g} s a step, {one['step_at_40']:.3g} at 40 % of the "
+                                   "longest")
     for which, program in list(programs.items())[1:]:
-        lowered = compile.programs_of(FLAGS, TINY, jax.devices())[which]
+        lowered = compile.programs_of(FLAGS, compile.shape_of(FLAGS), jax.devices())[which]
         memory = lowered.mapped.lower(*lowered.args).compile().memory_analysis()
         held = compile.size(lowered.args[0]) // 2
         assert program["peak"] == memory.peak_memory_in_bytes + state - held, which
-        assert program["best"] == max(program["flops"] / 5e11, program["bytes"] / 1e11)  # float32
+        flops = cost.flops(jax.make_jaxpr(lowered.mapped)(*lowered.args).jaxpr, *lowered.loads[0])
+        assert program["best"] == max(flops[0] / 5e11 + flops[1] / 1e12, program["bytes"] / 1e11)  # by type of operands
+        assert program["flops"] == sum(flops) and 0 < program["at_40"] <= program["best"]
         assert program["tokens"] == lowered.tokens / program["best"]
     assert programs["sampling"]["step_kernels"] * 8 < programs["sampling"]["kernels"]  # 8 tokens of each row
 
@@ -333,7 +370,7 @@ def test_what_does_not_fit_is_named_with_its_size(here):
                               "gives up")
     assert compile.found(replace(FLAGS, divide_state=True), "cpu")["programs"]["start"]["peak"] < state
     assert "| sampling | 2.00, does not fit | |" in (said := compile.shown(one).replace("  ", " "))
-    assert "| update | | | | | | | | | for a reason |" in said
+    assert "| update | | | | | | | | | | | for a reason |" in said
 
 
 @pytest.mark.parametrize("changes, seconds", [
@@ -341,8 +378,10 @@ def test_what_does_not_fit_is_named_with_its_size(here):
 def test_a_step_takes_what_its_calls_do(here, changes, seconds):
     """A call of sampling takes 1 s here, of the log-probabilities, by reference or policy, 10, of the update 100."""
     takes = {"sampling": 1, "log-probabilities": 10, "update": 100, "evaluation": 1000}
-    here.setattr(compile, "measured", lambda config, name, which: {"peak": 1, "best": takes[which]})
-    assert compile.found(replace(FLAGS, **changes), "cpu")["step"] == seconds
+    here.setattr(compile, "measured", lambda config, name, which: {"peak": 1, "best": takes[which],
+                                                                   "at_40": takes[which] / 2})
+    one = compile.found(replace(FLAGS, **changes), "cpu")
+    assert (one["step"], one["step_at_40"]) == (seconds, seconds / 2)
 
 
 def test_a_compiler_that_refuses_says_how_much_it_would_take(here):
