@@ -53,6 +53,9 @@ SHAPES = {
 FLAG_FILES = pathlib.Path(__file__).parents[3] / "configs"
 EVAL_ROWS = 512  # completions that `evaluation.heldout` hands to the sampler at a time, over all devices
 
+# What is proposed where nothing fits: an adapter beside frozen weights of half the size.
+LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}
+
 
 @checked
 class CompileConfig:
@@ -68,7 +71,7 @@ class CompileConfig:
     prompt_tokens: int = setting(0, "tokens of the longest prompt; 0: max_prompt_tokens, or what the model's window "
                                  "leaves", minimum=0)
     name_flagfile: bool = setting(False, "with --chip=here: print the flag file for this machine alone")
-    fit: bool = setting(False, "find the largest micro-batch and the most slots that fit")
+    fit: bool = setting(False, "find the largest micro-batch and the most slots that fit, with LoRA where nothing does")
     out: str = setting("", "file of JSON that gets what was found, too")
     page: str = setting("", "run the commands of this script at the heads of configs/*.flags instead, and write what "
                         "they find to this page; those in the record beside it, PAGE.json, are not run again")
@@ -202,29 +205,51 @@ def fitted(config: CompileConfig, name: str) -> CompileConfig:
     return config
 
 
+def remedies(config: CompileConfig, chip: chips.Chip, shape: ModelConfig) -> str:
+    """What could make a run fit: where its state takes less than half of the memory, and programs have the rest."""
+    flags, ways = config.train.grpo, []
+    lora = resident(replace(flags, **LORA), shape, chip.devices)
+    if flags.adapter.trainable != "lora" and lora < chip.usable / 2:
+        ways.append(f"{written(LORA)} (a state of {lora / 1e9:.1f} GB)")
+    parts = ((count, resident(replace(flags, divide_state=True), shape, count)) for count in (2, 4, 8, 16)
+             if count >= chip.devices + flags.update.divide_state)
+    ways += [f"--divide_state over {count} such devices ({part / 1e9:.1f} GB each)" for count, part in parts
+             if part < chip.usable / 2][:1] + ["what --fit finds"] * (not config.fit)
+    return f"; could fit with {', or '.join(ways)}" if ways else ""
+
+
 def found(config: CompileConfig, name: str) -> dict:
     """All that is found about a chip. A state that is not divided is made on a device, and then copied to all."""
-    config = fitted(config, name) if config.fit else config
-    chip, flags, shape = chips.named(name), config.train.grpo, shape_of(config)
-    state = resident(flags, shape, chip.devices)
-    programs = {"start": {"peak": state if flags.update.divide_state else 2 * state}}
+    chip, shape = chips.named(name), shape_of(config)
+    state = resident(config.train.grpo, shape, chip.devices)
+    begins = state if config.train.grpo.update.divide_state else 2 * state
+    config = fitted(config, name) if config.fit and begins <= chip.usable else config
+    flags, programs = config.train.grpo, {"start": {"peak": begins}}
     for which in programs_of(config, shape, chips.devices(chip)):
         programs[which] = measured(config, name, which)
     calls = {"sampling": 1, "log-probabilities": flags.measure_kl + (flags.update.updates_per_batch > 1),
              "update": flags.update.updates_per_batch}
-    step, average = (sum(count * (programs.get(which, {}).get(column) or math.inf) for which, count in calls.items()
-                         if count) for column in ("best", "at_40"))
+    step, average = (sum(count * (programs[which].get(column) or math.inf) for which, count in calls.items() if count)
+                     for column in ("best", "at_40"))
     over = [f"{which}, {one['peak'] / 1e9:.1f} GB" if one["peak"] else f"{which}, which the compiler gives up"
             for which, one in programs.items() if (one["peak"] or math.inf) > chip.usable]
-    largest = max(one["peak"] or 0 for one in programs.values()) / 1e9
+    largest = max(one["peak"] or 0 for one in programs.values())
+    verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
+               f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB, at best {step:.3g} s a step, "
+               f"{average:.3g} at 40 % of the longest")
+    if largest > chip.usable and config.fit and flags.adapter.trainable != "lora":
+        other = found(replace(config, **LORA), name)
+        other["flags"] = LORA | other["flags"]
+        return other | {"verdict": f"{verdict}; with {written(other['flags'])} it {other['verdict']}"}
     return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {chips.version(name)}",
-            "usable": chip.usable, "state": state, "step": step if step < math.inf else None,
-            "step_at_40": average if step < math.inf else None,
-            "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
+            "usable": chip.usable, "state": state, "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
+            "step": step if step < math.inf else None, "step_at_40": average if step < math.inf else None,
             "flags": {key: flat(flags)[key] for key in ("divide_state", "grad_accumulation", "num_slots")},
-            "verdict": f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
-                       f"fits: {largest:.2f} of {chip.usable / 1e9:.1f} GB, at best {step:.3g} s a step, "
-                       f"{average:.3g} at 40 % of the longest"}
+            "verdict": verdict + (remedies(config, chip, shape) if largest > chip.usable else "")}
+
+
+def written(flags: dict) -> str:
+    return " ".join(f"--{name}={value}" for name, value in flags.items())
 
 
 def shown(one: dict) -> str:
@@ -240,8 +265,7 @@ def shown(one: dict) -> str:
     header = ["program", f"peak of {one['usable'] / 1e9:.2f} GB", "CPU seconds to compile", "FLOPs a call",
               "bytes a call", "seconds at best", "at 40 %", "by the compiler's cycles", "tokens/s at best",
               "kernels a call", "kernels a token", "the compiler says"]
-    flags = " ".join(f"--{name}={value}" for name, value in one["flags"].items())
-    return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {flags}: {one['micro_rows']} rows a "
+    return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {written(one['flags'])}: {one['micro_rows']} rows a "
             f"micro-batch\n\n{markdown_table(header, rows)}\n\n{one['chip']}: {one['verdict']}")
 
 

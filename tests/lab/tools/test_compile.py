@@ -367,7 +367,7 @@ def test_what_does_not_fit_is_named_with_its_size(here):
         "sampling": {"peak": 2.0e9}, "update": {"peak": None, "refused": "for a reason"}}.get(which, {"peak": 1}))
     one = compile.found(FLAGS, "cpu")
     assert one["verdict"] == ("does not fit in 0.0 GB: start, 0.0 GB; sampling, 2.0 GB; update, which the compiler "
-                              "gives up")
+                              "gives up; could fit with --divide_state over 4 such devices (0.0 GB each), or what --fit finds")
     assert compile.found(replace(FLAGS, divide_state=True), "cpu")["programs"]["start"]["peak"] < state
     assert "| sampling | 2.00, does not fit | |" in (said := compile.shown(one).replace("  ", " "))
     assert "| update | | | | | | | | | | | for a reason |" in said
@@ -413,6 +413,36 @@ def test_fit_takes_the_largest_micro_batch_and_the_most_slots_that_fit(here, usa
     here.setitem(CHIPS, "cpu", CPU._replace(usable=usable))
     flags = compile.fitted(FLAGS, "cpu").train.grpo
     assert (flags.update.grad_accumulation, flags.sampling.num_slots) == (accumulation, slots)
+
+
+def test_fit_proposes_lora_where_nothing_fits(here):
+    def is_lora(config):
+        return config.adapter.trainable == "lora"
+
+    def measured(config, name, which):
+        flags = config.train.grpo
+        rows = {"update": grpo.check(flags, 2), "sampling": flags.sampling.num_slots}.get(which, 1)
+        return {"peak": 1e9 * rows if is_lora(flags) else 5e9, "best": 1, "at_40": 0.5}
+
+    here.setattr(compile, "measured", measured)
+    here.setattr(compile, "resident", lambda config, *_: 1e9 if is_lora(config) else 3e9)
+    here.setitem(CHIPS, "cpu", CPU._replace(usable=4e9))
+    one = compile.found(replace(FLAGS, fit=True), "cpu")
+    assert one["verdict"] == (
+        "does not fit in 4.0 GB: start, 6.0 GB; sampling, 5.0 GB; log-probabilities, 5.0 GB; update, 5.0 GB; evaluation, "
+        "5.0 GB; with --trainable=lora --adapter_rank=16 --params_dtype=bfloat16 --divide_state=False "
+        "--grad_accumulation=2 --num_slots=4 it fits: 4.00 of 4.0 GB, at best 3 s a step, 1.5 at 40 % of the longest")
+    assert "--trainable=lora" in compile.shown(one)
+
+
+def test_what_could_fit_are_states_of_half_the_memory():
+    """7B on one H100: LoRA's factors, in float32 with two moments, beside weights of 2 bytes; all of 16 bytes, over 4."""
+    config = build(CompileConfig, shape="qwen2.5-math-7b", kl_coef=0.001)
+    count, lora = 7_615_616_512, 28 * 16 * (2 * (2 * 3584) + 2 * (3584 + 512) + 3 * (3584 + 18_944))
+    said = compile.remedies(config, CHIPS["H100"], compile.shape_of(config))
+    assert said == (f"; could fit with --trainable=lora --adapter_rank=16 --params_dtype=bfloat16 (a state of "
+                    f"{(2 * count + 12 * lora) / 1e9:.1f} GB), or --divide_state over 4 such devices "
+                    f"({16 * count / 4 / 1e9:.1f} GB each), or what --fit finds")
 
 
 def test_without_a_chip_the_state_on_all_of_them_is_said_at_once():
