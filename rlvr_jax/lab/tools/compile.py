@@ -53,8 +53,7 @@ SHAPES = {
 FLAG_FILES = pathlib.Path(__file__).parents[3] / "configs"
 EVAL_ROWS = 512  # completions that `evaluation.heldout` hands to the sampler at a time, over all devices
 
-# What is proposed where nothing fits: an adapter beside frozen weights of half the size.
-LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}
+LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}  # proposed where nothing fits
 
 
 @checked
@@ -143,10 +142,10 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
     def batch(rows: int, micro_batches: int, old: bool, reference: bool) -> tuple[Batch, list[Load]]:
         index, numbers = np.repeat(groups, flags.learnt_size)[:rows], np.zeros((rows, length), np.float32)
         masks = (np.arange(length) < lengths(rows, length, power)[:, None] for power in POWERS)
-        (made, full), (_, average) = (learning(Batch(
-            trained, index.astype(np.int32), numbers.astype(np.int32), mask, numbers[:, 0], numbers,
-            numbers if old else None, numbers if reference else None), count, micro_batches) for mask in masks)
-        return made, [full, average]
+        made = [learning(Batch(trained, index.astype(np.int32), numbers.astype(np.int32), mask, numbers[:, 0], numbers,
+                               numbers if old else None, numbers if reference else None), count, micro_batches)
+                for mask in masks]
+        return made[0][0], [load for _, load in made]
 
     rows, many = flags.num_prompts * flags.learnt_size, flags.update.updates_per_batch > 1
     micro = flags.update.grad_accumulation
@@ -157,8 +156,8 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
         learnt, loads = batch(rows, micro * pieces, False, False)
         found["log-probabilities"] = Program(statistics, (params, learnt), rows * length, loads)
     learnt, loads = batch(rows // pieces, micro, many, flags.measure_kl)
-    found["update"] = Program(made.update.mapped, (state, learnt, np.zeros(count, np.int32)), rows // pieces * length,
-                              loads)
+    args = state, learnt, np.zeros(count, np.int32)
+    found["update"] = Program(made.update.mapped, args, rows // pieces * length, loads)
     source = "question" if config.train.pool.question else config.train.source.problems
     if heldout_names(config.train.heldout, source) != "none":
         asked = min(config.train.measured.eval_size or EVAL_ROWS, EVAL_ROWS)
@@ -209,11 +208,11 @@ def remedies(config: CompileConfig, chip: chips.Chip, shape: ModelConfig) -> str
     """What could make a run fit: where its state takes less than half of the memory, and programs have the rest."""
     flags, ways = config.train.grpo, []
     lora = resident(replace(flags, **LORA), shape, chip.devices)
-    if flags.adapter.trainable != "lora" and lora < chip.usable / 2:
+    if flags.adapter.trainable == "all" and lora < chip.usable / 2:
         ways.append(f"{written(LORA)} (a state of {lora / 1e9:.1f} GB)")
-    parts = ((count, resident(replace(flags, divide_state=True), shape, count)) for count in (2, 4, 8, 16)
-             if count >= chip.devices + flags.update.divide_state)
-    ways += [f"--divide_state over {count} such devices ({part / 1e9:.1f} GB each)" for count, part in parts
+    parts = {count: resident(replace(flags, divide_state=True), shape, count) for count in (2, 4, 8, 16)
+             if count >= chip.devices + flags.update.divide_state}
+    ways += [f"--divide_state over {count} such devices ({part / 1e9:.1f} GB each)" for count, part in parts.items()
              if part < chip.usable / 2][:1] + ["what --fit finds"] * (not config.fit)
     return f"; could fit with {', or '.join(ways)}" if ways else ""
 
@@ -237,7 +236,7 @@ def found(config: CompileConfig, name: str) -> dict:
     verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
                f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB, at best {step:.3g} s a step, "
                f"{average:.3g} at 40 % of the longest")
-    if largest > chip.usable and config.fit and flags.adapter.trainable != "lora":
+    if largest > chip.usable and config.fit and flags.adapter.trainable == "all":
         other = found(replace(config, **LORA), name)
         other["flags"] = LORA | other["flags"]
         return other | {"verdict": f"{verdict}; with {written(other['flags'])} it {other['verdict']}"}
@@ -257,16 +256,18 @@ def shown(one: dict) -> str:
     def memory(peak: Optional[float]) -> str:
         return "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= one['usable'] else 'does not fit'}"
 
-    kinds = {"seconds": ".0f", "flops": ".3g", "bytes": ".3g", "best": ".3g", "at_40": ".3g", "by_cycles": ".3g",
-             "tokens": ".3g", "kernels": ".0f", "step_kernels": ".0f"}
+    columns = {"seconds": ("CPU seconds to compile", ".0f"), "flops": ("FLOPs a call", ".3g"),
+               "bytes": ("bytes a call", ".3g"), "best": ("seconds at best", ".3g"), "at_40": ("at 40 %", ".3g"),
+               "by_cycles": ("by the compiler's cycles", ".3g"), "tokens": ("tokens/s at best", ".3g"),
+               "kernels": ("kernels a call", ".0f"), "step_kernels": ("kernels a token", ".0f")}
     rows = [[which, memory(program["peak"]), *(f"{program[key]:{kind}}" if program.get(key) else ""
-                                               for key, kind in kinds.items()), program.get("refused", "")]
+                                               for key, (_, kind) in columns.items()), program.get("refused", "")]
             for which, program in one["programs"].items()]
-    header = ["program", f"peak of {one['usable'] / 1e9:.2f} GB", "CPU seconds to compile", "FLOPs a call",
-              "bytes a call", "seconds at best", "at 40 %", "by the compiler's cycles", "tokens/s at best",
-              "kernels a call", "kernels a token", "the compiler says"]
-    return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {written(one['flags'])}: {one['micro_rows']} rows a "
-            f"micro-batch\n\n{markdown_table(header, rows)}\n\n{one['chip']}: {one['verdict']}")
+    header = ["program", f"peak of {one['usable'] / 1e9:.2f} GB", *(title for title, _ in columns.values()),
+              "the compiler says"]
+    return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {written(one['flags'])}: "
+            f"{one['micro_rows']} rows a micro-batch\n\n{markdown_table(header, rows)}\n\n"
+            f"{one['chip']}: {one['verdict']}")
 
 
 def residents(config: GRPOConfig, shape: ModelConfig) -> str:
@@ -331,9 +332,8 @@ def paged(known: dict[str, dict]) -> str:
     return "\n\n".join([
         "# Training runs compiled for chips that were not there",
         "By `python -m scripts.compile --page=results/chips.md`, which runs the commands at the heads of flag files.\n"
-        "Nothing was run on a chip. Peaks are of one device, with what stays beside the program. The seconds at best\n"
-        "are a bound: the larger of FLOPs by the published peak and bytes by the published bandwidth, completions as\n"
-        "long as they may be, what devices send each other not counted. At 40 % is the same bound for completions of\n"
-        "longest x u^1.5 tokens, u evenly spaced from 0 to 1: 40 % of the longest on average. By the compiler's\n"
-        "cycles is libtpu's own estimate, at full length and the chip's clock; copies beside other work have none.",
+        "Nothing was run on a chip. Peaks are of one device, with what stays beside the program. Seconds at best are\n"
+        "bounds: the larger of FLOPs by the published peak and bytes by the published bandwidth, completions as long\n"
+        "as they may be, what devices send each other not counted; at 40 %, of longest x u^1.5 tokens for u even in\n"
+        "(0, 1]. Cycles are libtpu's own estimate, at full length and the chip's clock, without copies beside work.",
         "\n".join(verdicts), *tables]) + "\n"

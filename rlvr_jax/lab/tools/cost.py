@@ -52,23 +52,21 @@ def flops(jaxpr, rounds: list[int], weights: list[float]) -> np.ndarray:
     total, rounds = np.zeros(2), iter(rounds)
     for eqn in partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0].eqns:
         kind, operands = eqn.primitive.name, [x.aval for x in eqn.invars[:2]]
-        told = ([], []) if kind == "pallas_call" else (rounds, weights)
+        grid = eqn.params["grid_mapping"].grid if kind == "pallas_call" else None
+        told = (rounds, weights) if grid is None else ([], [])
         values = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else (value,))]
         inner = [flops(found, *told) for x in values if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
-        if kind == "dot_general" or kind.startswith("dot_product_attention"):
-            if kind == "dot_general":
-                (contracted, _), _ = eqn.params["dimension_numbers"]
-                products = eqn.outvars[0].aval.size * math.prod(operands[0].shape[i] for i in contracted)
-            else:  # of queries [B,T,H,E] and keys [B,S,K,E]
-                products = operands[0].size * operands[1].shape[1] * (5 if "bwd" in kind else 2)
-            total[0 if any(x.dtype.itemsize >= 4 for x in operands) else 1] += 2.0 * products
-        elif kind == "cond":
-            total += chosen(inner, weights)
+        if kind == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            products = eqn.outvars[0].aval.size * math.prod(operands[0].shape[i] for i in contracted)
+        elif kind.startswith("dot_product_attention"):  # of queries [B,T,H,E] and keys [B,S,K,E]
+            products = operands[0].size * operands[1].shape[1] * (5 if "bwd" in kind else 2)
         else:
             times = (eqn.params["length"] if kind == "scan" else next(rounds, 1) if kind == "while" else
-                     math.prod(x for x in eqn.params["grid_mapping"].grid if isinstance(x, int))
-                     if kind == "pallas_call" else 1)
-            total += times * sum(inner)
+                     math.prod(x for x in grid or () if isinstance(x, int)))
+            total += chosen(inner, weights) if kind == "cond" else times * sum(inner)
+            continue
+        total[0 if any(x.dtype.itemsize >= 4 for x in operands) else 1] += 2.0 * products
     return total
 
 

@@ -19,13 +19,11 @@ class Load(NamedTuple):
 
 def lengths(rows: int, longest: int, power: float) -> np.ndarray:
     """Of completions: longest * u**power for u evenly spaced in (0, 1], in an order shuffled by a fixed seed."""
-    shares = (np.arange(rows) + 1) / rows
-    return np.random.default_rng(0).permutation(np.ceil(longest * shares**power).astype(int))
+    return np.random.default_rng(0).permutation(np.ceil(longest * ((np.arange(rows) + 1) / rows) ** power).astype(int))
 
 
 def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout) -> Load:
-    """The queue of `sampler.decode`, and which bucket of the cache `model.decode_step` reads, as the farthest slot has
-    it."""
+    """The queue of `sampler.decode`, and the buckets that `model.decode_step` reads, as the farthest slot has it."""
     slots = min(slots or len(lengths_B), len(lengths_B))
     steps, left, queue = np.zeros(slots, int), lengths_B[:slots].copy(), iter(lengths_B[slots:])
     plan, rounds, farthest = sampler.stages(slots, most, layout), [], []
@@ -46,8 +44,7 @@ def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout)
 
 def learning(batch: Batch, devices: int, micro_batches: int) -> tuple[Batch, Load]:
     """The batch laid out as `learner` has it, and the shares of its micro-batches that are cut to each length."""
-    sorted_batch, _ = batches.alike(batch, devices, micro_batches)
-    made = batches.lay_out(sorted_batch, devices, micro_batches)
+    made = batches.lay_out(batches.alike(batch, devices, micro_batches)[0], devices, micro_batches)
     mask_MxBxT = made.completion_mask.swapaxes(0, 1).reshape(micro_batches, -1, batch.completion_mask.shape[-1])
     buckets_M, count = batches.in_buckets(mask_MxBxT, lambda x: x), len(batches.buckets(mask_MxBxT.shape[-1]))
     return made, Load([], list(np.bincount(buckets_M, minlength=count) / micro_batches))
