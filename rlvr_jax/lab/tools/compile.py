@@ -1,9 +1,9 @@
 """Whether a training run fits a chip that is not here, and how fast it could be: its programs, compiled for the chip.
 
 They are lowered from shapes alone, as `grpo.compile_programs` makes them. A peak is what the compiler says of one
-program, with what stays beside it on the device. The time is a bound, the roofline's: by the operations and bytes a
-second that the chip's maker publishes, all completions as long as they may be. Nothing is run, and what devices send
-each other is not counted.
+program, with what stays beside it on the device. The time is a bound, the roofline's, by the operations and bytes a
+second that the chip's maker publishes: where all completions are as long as they may be, and where they have 40 % of
+that on average. Nothing is run, and what devices send each other is not counted.
 """
 
 import bisect
@@ -22,11 +22,12 @@ from typing import Callable, Iterator, NamedTuple, Optional
 import jax
 import numpy as np
 
-from rlvr_jax import batches, grpo, learner, model, parallel
+from rlvr_jax import grpo, learner, model, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.measure import heldout_names
 from rlvr_jax.grpo import GRPOConfig, Policy
 from rlvr_jax.lab.tools import chips, cost, here
+from rlvr_jax.lab.tools.loads import POWERS, Load, decoding, learning, lengths
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
@@ -52,6 +53,8 @@ SHAPES = {
 FLAG_FILES = pathlib.Path(__file__).parents[3] / "configs"
 EVAL_ROWS = 512  # completions that `evaluation.heldout` hands to the sampler at a time, over all devices
 
+LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}  # proposed where nothing fits
+
 
 @checked
 class CompileConfig:
@@ -67,7 +70,7 @@ class CompileConfig:
     prompt_tokens: int = setting(0, "tokens of the longest prompt; 0: max_prompt_tokens, or what the model's window "
                                  "leaves", minimum=0)
     name_flagfile: bool = setting(False, "with --chip=here: print the flag file for this machine alone")
-    fit: bool = setting(False, "find the largest micro-batch and the most slots that fit")
+    fit: bool = setting(False, "find the largest micro-batch and the most slots that fit, with LoRA where nothing does")
     out: str = setting("", "file of JSON that gets what was found, too")
     page: str = setting("", "run the commands of this script at the heads of configs/*.flags instead, and write what "
                         "they find to this page; those in the record beside it, PAGE.json, are not run again")
@@ -79,8 +82,7 @@ class Program(NamedTuple):
     mapped: Callable
     args: tuple  # arrays, or their shapes; the first is of the state
     tokens: int  # that a call draws or learns from, on all devices
-    rounds: list[int] = []  # of its loops over tokens, one after the other
-    weights: list[float] = [1.0]  # of the buckets of the cache that they read
+    loads: list[Load]  # one for each of POWERS
 
 
 def shape_of(config: CompileConfig) -> ModelConfig:
@@ -118,14 +120,6 @@ def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
     return -(-width // 16) * 16
 
 
-def decoding(length: int, later: int, layout: model.Layout) -> tuple[list[int], list[float]]:
-    """How often the loops of `sampler.decode` are gone round, and the share of each bucket of `model.decode_step`."""
-    windows = [0, *(64 * 4**i for i in range(12) if layout.grows and 64 * 4**i < length), length]
-    buckets = [0, *(64 * 2**i for i in range(24) if not layout.grows and 64 * 2**i < length), length]
-    *earlier, last = (b - a for a, b in zip(windows, windows[1:]))
-    return [*earlier, last + later], [(b - a) / length for a, b in zip(buckets, buckets[1:])]
-
-
 def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dict[str, Program]:
     """The programs of a run on these devices, with arguments laid out as the run would. UserError for rows that do not
     divide."""
@@ -141,15 +135,17 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
         rows = -(-len(index) // count)
         local, index = model.localise(prompts, np.resize(index, rows * count), count, repeats)
         scalars = [np.zeros(count, kind) for kind in [np.int32] * 3 + [np.float32] * 2]
-        later = (-(-rows // min(slots or rows, rows)) - 1) * length  # rounds for the other completions of a slot
+        layout = model.LAYOUTS.get(devices[0].platform, model.Layout())
         return Program(made.sample.mapped, (state.params, local, index, index, *scalars), rows * count * length,
-                       *decoding(length, later, model.LAYOUTS.get(devices[0].platform, model.Layout())))
+                       [decoding(lengths(rows, length, power), slots, length, layout) for power in POWERS])
 
-    def batch(rows: int, micro_batches: int, old: bool, reference: bool) -> Batch:
+    def batch(rows: int, micro_batches: int, old: bool, reference: bool) -> tuple[Batch, list[Load]]:
         index, numbers = np.repeat(groups, flags.learnt_size)[:rows], np.zeros((rows, length), np.float32)
-        return batches.lay_out(Batch(trained, index.astype(np.int32), numbers.astype(np.int32), numbers > 0,
-                                     numbers[:, 0], numbers, numbers if old else None, numbers if reference else None),
-                               count, micro_batches)
+        masks = (np.arange(length) < lengths(rows, length, power)[:, None] for power in POWERS)
+        made = [learning(Batch(trained, index.astype(np.int32), numbers.astype(np.int32), mask, numbers[:, 0], numbers,
+                               numbers if old else None, numbers if reference else None), count, micro_batches)
+                for mask in masks]
+        return made[0][0], [load for _, load in made]
 
     rows, many = flags.num_prompts * flags.learnt_size, flags.update.updates_per_batch > 1
     micro = flags.update.grad_accumulation
@@ -157,10 +153,11 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
     if flags.measure_kl or many:
         params = learner.reference(state) if flags.measure_kl else state.params
         statistics = learner.map_statistics(shape, flags.update, 1, devices).mapped
-        found["log-probabilities"] = Program(statistics, (params, batch(rows, micro * pieces, False, False)),
-                                             rows * length)
-    found["update"] = Program(made.update.mapped, (state, batch(rows // pieces, micro, many, flags.measure_kl),
-                                                   np.zeros(count, np.int32)), rows // pieces * length)
+        learnt, loads = batch(rows, micro * pieces, False, False)
+        found["log-probabilities"] = Program(statistics, (params, learnt), rows * length, loads)
+    learnt, loads = batch(rows // pieces, micro, many, flags.measure_kl)
+    args = state, learnt, np.zeros(count, np.int32)
+    found["update"] = Program(made.update.mapped, args, rows // pieces * length, loads)
     source = "question" if config.train.pool.question else config.train.source.problems
     if heldout_names(config.train.heldout, source) != "none":
         asked = min(config.train.measured.eval_size or EVAL_ROWS, EVAL_ROWS)
@@ -183,12 +180,14 @@ def measured(config: CompileConfig, name: str, which: str) -> dict:
         wanted = re.search(r"required.*?\(([\d.]+)G\) exceeds", str(error))
         return {"seconds": time.process_time() - begun, "refused": str(error).splitlines()[0],
                 "peak": float(wanted[1]) * chips.GIB + beside if wanted else None}
-    seconds = time.process_time() - begun
-    flops = cost.flops(jax.make_jaxpr(program.mapped)(*shapes).jaxpr, program.rounds, program.weights)
-    traffic = cost.counted(made.as_text(), program.rounds, program.weights)
-    best = max(flops / chip.peak[shape.dtype], traffic.bytes / chip.bandwidth)
-    return {"seconds": seconds, "peak": made.memory_analysis().peak_memory_in_bytes + beside, "flops": flops,
-            "best": best, "tokens": program.tokens / best, **traffic._asdict()}
+    seconds, peaks = time.process_time() - begun, [chip.peak["float32"], chip.peak[shape.dtype]]
+    jaxpr, counted = jax.make_jaxpr(program.mapped)(*shapes).jaxpr, cost.counted(made.as_text())
+    every = [(cost.flops(jaxpr, *load), counted(*load)) for load in program.loads]
+    best, average = (max(sum(flops / peaks), moved.bytes / chip.bandwidth) for flops, moved in every)
+    (flops, whole), _ = every
+    return {"seconds": seconds, "peak": made.memory_analysis().peak_memory_in_bytes + beside, "flops": sum(flops),
+            "best": best, "at_40": average, "by_cycles": whole.cycles and whole.cycles / chip.clock,
+            "tokens": program.tokens / best, **whole._asdict()}
 
 
 def fitted(config: CompileConfig, name: str) -> CompileConfig:
@@ -205,26 +204,51 @@ def fitted(config: CompileConfig, name: str) -> CompileConfig:
     return config
 
 
+def remedies(config: CompileConfig, chip: chips.Chip, shape: ModelConfig) -> str:
+    """What could make a run fit: where its state takes less than half of the memory, and programs have the rest."""
+    flags, ways = config.train.grpo, []
+    lora = resident(replace(flags, **LORA), shape, chip.devices)
+    if flags.adapter.trainable == "all" and lora < chip.usable / 2:
+        ways.append(f"{written(LORA)} (a state of {lora / 1e9:.1f} GB)")
+    parts = {count: resident(replace(flags, divide_state=True), shape, count) for count in (2, 4, 8, 16)
+             if count >= chip.devices + flags.update.divide_state}
+    ways += [f"--divide_state over {count} such devices ({part / 1e9:.1f} GB each)" for count, part in parts.items()
+             if part < chip.usable / 2][:1] + ["what --fit finds"] * (not config.fit)
+    return f"; could fit with {', or '.join(ways)}" if ways else ""
+
+
 def found(config: CompileConfig, name: str) -> dict:
     """All that is found about a chip. A state that is not divided is made on a device, and then copied to all."""
-    config = fitted(config, name) if config.fit else config
-    chip, flags, shape = chips.named(name), config.train.grpo, shape_of(config)
-    state = resident(flags, shape, chip.devices)
-    programs = {"start": {"peak": state if flags.update.divide_state else 2 * state}}
+    chip, shape = chips.named(name), shape_of(config)
+    state = resident(config.train.grpo, shape, chip.devices)
+    begins = state if config.train.grpo.update.divide_state else 2 * state
+    config = fitted(config, name) if config.fit and begins <= chip.usable else config
+    flags, programs = config.train.grpo, {"start": {"peak": begins}}
     for which in programs_of(config, shape, chips.devices(chip)):
         programs[which] = measured(config, name, which)
     calls = {"sampling": 1, "log-probabilities": flags.measure_kl + (flags.update.updates_per_batch > 1),
              "update": flags.update.updates_per_batch}
-    step = sum(count * (programs.get(which, {}).get("best") or math.inf) for which, count in calls.items() if count)
+    step, average = (sum(count * (programs[which].get(column) or math.inf) for which, count in calls.items() if count)
+                     for column in ("best", "at_40"))
     over = [f"{which}, {one['peak'] / 1e9:.1f} GB" if one["peak"] else f"{which}, which the compiler gives up"
             for which, one in programs.items() if (one["peak"] or math.inf) > chip.usable]
-    largest = max(one["peak"] or 0 for one in programs.values()) / 1e9
+    largest = max(one["peak"] or 0 for one in programs.values())
+    verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
+               f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB, at best {step:.3g} s a step, "
+               f"{average:.3g} at 40 % of the longest")
+    if largest > chip.usable and config.fit and flags.adapter.trainable == "all":
+        other = found(replace(config, **LORA), name)
+        other["flags"] = LORA | other["flags"]
+        return other | {"verdict": f"{verdict}; with {written(other['flags'])} it {other['verdict']}"}
     return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {chips.version(name)}",
-            "usable": chip.usable, "state": state, "step": step if step < math.inf else None,
-            "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
+            "usable": chip.usable, "state": state, "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
+            "step": step if step < math.inf else None, "step_at_40": average if step < math.inf else None,
             "flags": {key: flat(flags)[key] for key in ("divide_state", "grad_accumulation", "num_slots")},
-            "verdict": f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
-                       f"fits: {largest:.2f} of {chip.usable / 1e9:.1f} GB, at best {step:.3g} s a step"}
+            "verdict": verdict + (remedies(config, chip, shape) if largest > chip.usable else "")}
+
+
+def written(flags: dict) -> str:
+    return " ".join(f"--{name}={value}" for name, value in flags.items())
 
 
 def shown(one: dict) -> str:
@@ -232,17 +256,18 @@ def shown(one: dict) -> str:
     def memory(peak: Optional[float]) -> str:
         return "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= one['usable'] else 'does not fit'}"
 
-    kinds = {"seconds": ".0f", "flops": ".3g", "bytes": ".3g", "best": ".3g", "tokens": ".3g", "kernels": ".0f",
-             "step_kernels": ".0f"}
+    columns = {"seconds": ("CPU seconds to compile", ".0f"), "flops": ("FLOPs a call", ".3g"),
+               "bytes": ("bytes a call", ".3g"), "best": ("seconds at best", ".3g"), "at_40": ("at 40 %", ".3g"),
+               "by_cycles": ("by the compiler's cycles", ".3g"), "tokens": ("tokens/s at best", ".3g"),
+               "kernels": ("kernels a call", ".0f"), "step_kernels": ("kernels a token", ".0f")}
     rows = [[which, memory(program["peak"]), *(f"{program[key]:{kind}}" if program.get(key) else ""
-                                               for key, kind in kinds.items()), program.get("refused", "")]
+                                               for key, (_, kind) in columns.items()), program.get("refused", "")]
             for which, program in one["programs"].items()]
-    header = ["program", f"peak of {one['usable'] / 1e9:.2f} GB", "CPU seconds to compile", "FLOPs a call",
-              "bytes a call", "seconds at best", "tokens/s at best", "kernels a call", "kernels a token",
+    header = ["program", f"peak of {one['usable'] / 1e9:.2f} GB", *(title for title, _ in columns.values()),
               "the compiler says"]
-    flags = " ".join(f"--{name}={value}" for name, value in one["flags"].items())
-    return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {flags}: {one['micro_rows']} rows a "
-            f"micro-batch\n\n{markdown_table(header, rows)}\n\n{one['chip']}: {one['verdict']}")
+    return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {written(one['flags'])}: "
+            f"{one['micro_rows']} rows a micro-batch\n\n{markdown_table(header, rows)}\n\n"
+            f"{one['chip']}: {one['verdict']}")
 
 
 def residents(config: GRPOConfig, shape: ModelConfig) -> str:
@@ -307,6 +332,8 @@ def paged(known: dict[str, dict]) -> str:
     return "\n\n".join([
         "# Training runs compiled for chips that were not there",
         "By `python -m scripts.compile --page=results/chips.md`, which runs the commands at the heads of flag files.\n"
-        "Nothing was run on a chip. Peaks are of one device, with what stays beside the program. The seconds at best\n"
-        "are a bound: the larger of FLOPs by the published peak and bytes by the published bandwidth, completions as\n"
-        "long as they may be, what devices send each other not counted.", "\n".join(verdicts), *tables]) + "\n"
+        "Nothing was run on a chip. Peaks are of one device, with what stays beside the program. Seconds at best are\n"
+        "bounds: the larger of FLOPs by the published peak and bytes by the published bandwidth, completions as long\n"
+        "as they may be, what devices send each other not counted; at 40 %, of longest x u^1.5 tokens for u even in\n"
+        "(0, 1]. Cycles are libtpu's own estimate, at full length and the chip's clock, without copies beside work.",
+        "\n".join(verdicts), *tables]) + "\n"

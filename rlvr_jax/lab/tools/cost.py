@@ -5,9 +5,13 @@ FLOPs are those of matrix products in what was traced. Bytes and kernels are cou
 after the other. Of a choice the largest counts, or the mean by `weights`, where there are as many.
 """
 
+import functools
 import math
 import re
 from typing import Callable, NamedTuple, Optional
+
+import numpy as np
+from jax.interpreters import partial_eval
 
 WIDTH = {"pred": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # no workspace, s8
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "async-update",
@@ -19,6 +23,7 @@ class Cost(NamedTuple):
 
     bytes: float = 0.0  # read from the device's memory and written to it
     kernels: float = 0.0  # started; on a TPU instructions
+    cycles: float = 0.0  # by a TPU's compiler's own estimates
     step_kernels: float = 0.0  # of one round of a loop that ends by what it computes, the largest
 
 
@@ -33,25 +38,35 @@ class Line(NamedTuple):
     root: bool  # what its computation returns
 
 
-def chosen(costs: list, weights: list[float]) -> float:
-    return sum(x * share for x, share in zip(costs, weights)) if len(costs) == len(weights) else max(costs)
+def chosen(costs: list, weights: list[float]):
+    return sum(x * share for x, share in zip(costs, weights)) if len(costs) == len(weights) else max(costs, key=np.sum)
 
 
-def flops(jaxpr, rounds: list[int], weights: list[float]) -> float:
-    """Two for each product of numbers in a matrix product."""
-    total, rounds = 0.0, iter(rounds)
-    for eqn in jaxpr.eqns:
-        kind, values = eqn.primitive.name, [x for value in eqn.params.values()
-                                            for x in (value if isinstance(value, tuple) else (value,))]
-        inner = [flops(found, rounds, weights) for x in values if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
+def flops(jaxpr, rounds: list[int], weights: list[float]) -> np.ndarray:
+    """Two for each product of numbers in a matrix product: f64[2], of products with an operand in float32, of others.
+
+    What no result needs does not count, such as gradients of frozen weights: compilers leave it out. A kernel takes
+    what its body does at every place of its grid; sizes of a grid that are not known before count once, as do loops
+    of a kernel that end by what they compute. cuDNN's attention is two products, backward five.
+    """
+    total, rounds = np.zeros(2), iter(rounds)
+    for eqn in partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0].eqns:
+        kind, operands = eqn.primitive.name, [x.aval for x in eqn.invars[:2]]
+        grid = eqn.params["grid_mapping"].grid if kind == "pallas_call" else None
+        told = (rounds, weights) if grid is None else ([], [])
+        values = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else (value,))]
+        inner = [flops(found, *told) for x in values if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
         if kind == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
-            total += 2.0 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-        elif kind == "cond":
-            total += chosen(inner, weights)
+            products = eqn.outvars[0].aval.size * math.prod(operands[0].shape[i] for i in contracted)
+        elif kind.startswith("dot_product_attention"):  # of queries [B,T,H,E] and keys [B,S,K,E]
+            products = operands[0].size * operands[1].shape[1] * (5 if "bwd" in kind else 2)
         else:
-            times = eqn.params["length"] if kind == "scan" else next(rounds, 1) if kind == "while" else 1
-            total += times * sum(inner)
+            times = (eqn.params["length"] if kind == "scan" else next(rounds, 1) if kind == "while" else
+                     math.prod(x for x in grid or () if isinstance(x, int)))
+            total += chosen(inner, weights) if kind == "cond" else times * sum(inner)
+            continue
+        total[0 if any(x.dtype.itemsize >= 4 for x in operands) else 1] += 2.0 * products
     return total
 
 
@@ -98,6 +113,15 @@ def traffic(computations: dict) -> Callable:
     def root(where: dict) -> Line:
         return next(line for line in where.values() if line.root)
 
+    def same(line: Line, place: int) -> bool:  # whether it gives an operand back under another shape
+        if line.kind != "fusion":
+            return line.kind == "bitcast"
+        inner = computations[called(line, "calls")[0]]
+        last = root(inner)
+        while last.kind == "bitcast":
+            last = inner[last.operands[0]]
+        return last.kind == "parameter" and last.rest.startswith(f"{place})")
+
     def read(where: dict, line: Line, place: int) -> int:
         whole, handed = size(where[line.operands[place]].shape), under_way(line)
         if handed and (place in handed[1] or line.name.startswith("async-collective-start")):
@@ -114,7 +138,7 @@ def traffic(computations: dict) -> Callable:
             "dynamic-update-slice", "scatter") else whole
 
     def uses(where: dict, name: str) -> int:
-        return sum(uses(where, line.name) if line.kind == "bitcast" else read(where, line, place)
+        return sum(uses(where, line.name) if same(line, place) else read(where, line, place)
                    for line in where.values() for place, operand in enumerate(line.operands) if operand == name)
 
     def written(where: dict, line: Line) -> int:
@@ -143,28 +167,36 @@ def known_rounds(loop: Line, computations: dict) -> int:
     return int(limit[0].split(")")[0]) if limit and end.kind == "compare" and "direction=LT" in end.rest else 0
 
 
-def counted(text: str, rounds: list[int], weights: list[float]) -> Cost:
-    """The cost of a program, given as the text of what was compiled."""
-    (entry, computations), rounds = parse(text), iter(rounds)
+def counted(text: str) -> Callable[[list[int], list[float]], Cost]:
+    """The cost of a program by (rounds, weights), given as the text of what was compiled."""
+    entry, computations = parse(text)
     moved = traffic(computations)
 
-    def of(name: str) -> Cost:
-        total = Cost()
-        for line in computations[name].values():
-            names = {"while": "body|condition", "conditional": "(?:branch|true|false)_computations?",
-                     "call": "to_apply", "async-start": "calls"}.get(line.kind)
-            inner = [of(each) for each in called(line, names)] if names else []
-            if line.kind == "conditional":
-                now = Cost(*(chosen(costs, weights) for costs in zip(*inner)))
-            elif inner:
-                known = known_rounds(line, computations) if line.kind == "while" else 1
-                times = known or next(rounds, 1)
-                now = Cost(*(times * sum(costs) for costs in list(zip(*inner))[:2]),
-                           max(cost.step_kernels for cost in inner) if known else sum(cost.kernels for cost in inner))
-            else:
-                now = Cost() if line.kind in FREE else Cost(moved(computations[name], line),
-                                                            not line.kind.endswith("-done"))
-            total = Cost(total.bytes + now.bytes, total.kernels + now.kernels,
-                         max(total.step_kernels, now.step_kernels))
-        return total
-    return of(entry)
+    @functools.cache
+    def leaf(where: str, name: str) -> Cost:
+        line = computations[where][name]
+        cycles = re.search(r'"estimated_cycles":"(\d+)"', line.rest)
+        return Cost() if line.kind in FREE else Cost(moved(computations[where], line), not line.kind.endswith("-done"),
+                                                     int(cycles[1]) if cycles else 0)
+
+    def whole(rounds: list[int], weights: list[float]) -> Cost:
+        rounds = iter(rounds)
+
+        def of(where: str) -> Cost:
+            total = Cost()
+            for line in computations[where].values():
+                names = {"while": "body|condition", "conditional": "(?:branch|true|false)_computations?",
+                         "call": "to_apply", "async-start": "calls"}.get(line.kind)
+                inner = [of(each) for each in called(line, names)] if names else []
+                if line.kind == "conditional":
+                    now = Cost(*(chosen(costs, weights) for costs in zip(*inner)))
+                elif inner:
+                    known = known_rounds(line, computations) if line.kind == "while" else 1
+                    times, (*sums, steps) = known or next(rounds, 1), zip(*inner)
+                    now = Cost(*(times * sum(costs) for costs in sums), max(steps) if known else sum(sums[1]))
+                else:
+                    now = leaf(where, line.name)
+                total = Cost(*map(sum, zip(total[:-1], now[:-1])), max(total[-1], now[-1]))
+            return total
+        return of(entry)
+    return whole

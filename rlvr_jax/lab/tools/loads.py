@@ -1,0 +1,50 @@
+"""How long completions are taken to be, and how often loops and buckets of a run's programs are gone through then."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from rlvr_jax import batches, model, sampler
+from rlvr_jax.records import Batch
+
+POWERS = 0.0, 1.5  # of `lengths`: all completions the longest, and a mean of 40 % of it
+
+
+class Load(NamedTuple):
+    """What completions of some lengths make of a program."""
+
+    rounds: list[int]  # of its loops over tokens, one after the other
+    weights: list[float]  # shares of the buckets that it takes, of the cache or of the lengths of micro-batches
+
+
+def lengths(rows: int, longest: int, power: float) -> np.ndarray:
+    """Of completions: longest * u**power for u evenly spaced in (0, 1], in an order shuffled by a fixed seed."""
+    return np.random.default_rng(0).permutation(np.ceil(longest * ((np.arange(rows) + 1) / rows) ** power).astype(int))
+
+
+def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout) -> Load:
+    """The queue of `sampler.decode`, and the buckets that `model.decode_step` reads, as the farthest slot has it."""
+    slots = min(slots or len(lengths_B), len(lengths_B))
+    steps, left, queue = np.zeros(slots, int), lengths_B[:slots].copy(), iter(lengths_B[slots:])
+    plan, rounds, farthest = sampler.stages(slots, most, layout), [], []
+    for (size, window), (later, _) in zip(plan, [*plan[1:], (0, most)]):
+        kept, begun = np.argsort(left == 0, kind="stable")[:size], len(farthest)
+        steps, left = steps[kept], left[kept]
+        while (busy := left > 0).sum() > (later if later < size else 0) and (far := max(steps)) < window:
+            now = min(*left[busy], window - far)  # rounds until a slot or the stage ends
+            farthest += range(far, far + now)
+            steps, left = steps + now * busy, left - now * busy
+            for i in np.flatnonzero(busy & (left == 0)):
+                steps[i], left[i] = 0, next(queue, 0)
+        rounds.append(len(farthest) - begun)
+    buckets = [64 * 2**i for i in range(24) if not layout.grows and 64 * 2**i < most]
+    counts = np.bincount(np.searchsorted(buckets, farthest, side="right"), minlength=len(buckets) + 1)
+    return Load(rounds, list(counts / len(farthest)))
+
+
+def learning(batch: Batch, devices: int, micro_batches: int) -> tuple[Batch, Load]:
+    """The batch laid out as `learner` has it, and the shares of its micro-batches that are cut to each length."""
+    made = batches.lay_out(batches.alike(batch, devices, micro_batches)[0], devices, micro_batches)
+    mask_MxBxT = made.completion_mask.swapaxes(0, 1).reshape(micro_batches, -1, batch.completion_mask.shape[-1])
+    buckets_M, count = batches.in_buckets(mask_MxBxT, lambda x: x), len(batches.buckets(mask_MxBxT.shape[-1]))
+    return made, Load([], list(np.bincount(buckets_M, minlength=count) / micro_batches))
