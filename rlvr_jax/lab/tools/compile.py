@@ -29,7 +29,7 @@ from rlvr_jax.grpo import GRPOConfig, Policy
 from rlvr_jax.lab.tools import chips, cost, here
 from rlvr_jax.lab.tools.loads import POWERS, Load, decoding, learning, lengths
 from rlvr_jax.model import ModelConfig
-from rlvr_jax.ops import RopeScaling
+from rlvr_jax.ops import ATTENTION, RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
 from rlvr_jax.records import Batch, Prompts, checked, flat, replace, setting
 from rlvr_jax.runs import files
@@ -135,9 +135,9 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
         rows = -(-len(index) // count)
         local, index = model.localise(prompts, np.resize(index, rows * count), count, repeats)
         scalars = [np.zeros(count, kind) for kind in [np.int32] * 3 + [np.float32] * 2]
-        layout = model.LAYOUTS.get(devices[0].platform, model.Layout())
+        layout, attend = model.LAYOUTS.get(devices[0].platform, model.Layout()), ATTENTION[flags.update.attention].cache
         return Program(made.sample.mapped, (state.params, local, index, index, *scalars), rows * count * length,
-                       [decoding(lengths(rows, length, power), slots, length, layout) for power in POWERS])
+                       [decoding(lengths(rows, length, power), slots, length, layout, attend) for power in POWERS])
 
     def batch(rows: int, micro_batches: int, old: bool, reference: bool) -> tuple[Batch, list[Load]]:
         index, numbers = np.repeat(groups, flags.learnt_size)[:rows], np.zeros((rows, length), np.float32)

@@ -1,6 +1,6 @@
 """How long completions are taken to be, and how often loops and buckets of a run's programs are gone through then."""
 
-from typing import NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
@@ -22,11 +22,12 @@ def lengths(rows: int, longest: int, power: float) -> np.ndarray:
     return np.random.default_rng(0).permutation(np.ceil(longest * ((np.arange(rows) + 1) / rows) ** power).astype(int))
 
 
-def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout) -> Load:
-    """The queue of `sampler.decode`, and the buckets that `model.decode_step` reads, as the farthest slot has it."""
+def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout, attend: Optional[Callable]) -> Load:
+    """The queue of `sampler.decode`, and the buckets that `model.decode_step` reads, as the farthest slot has it: one
+    with `attend`, a kernel, which reads less of it than is counted."""
     slots = min(slots or len(lengths_B), len(lengths_B))
     steps, left, queue = np.zeros(slots, int), lengths_B[:slots].copy(), iter(lengths_B[slots:])
-    plan, rounds, farthest = sampler.stages(slots, most, layout), [], []
+    plan, rounds, farthest = sampler.stages(slots, most, layout, attend), [], []
     for (size, window), (later, _) in zip(plan, [*plan[1:], (0, most)]):
         kept, begun = np.argsort(left == 0, kind="stable")[:size], len(farthest)
         steps, left = steps[kept], left[kept]
@@ -37,7 +38,7 @@ def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout)
             for i in np.flatnonzero(busy & (left == 0)):
                 steps[i], left[i] = 0, next(queue, 0)
         rounds.append(len(farthest) - begun)
-    buckets = [64 * 2**i for i in range(24) if not layout.grows and 64 * 2**i < most]
+    buckets = [64 * 2**i for i in range(24) if not layout.grows and not attend and 64 * 2**i < most]
     counts = np.bincount(np.searchsorted(buckets, farthest, side="right"), minlength=len(buckets) + 1)
     return Load(rounds, list(counts / len(farthest)))
 

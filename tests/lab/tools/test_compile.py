@@ -114,7 +114,7 @@ def test_the_queue_is_played_as_the_sampler_has_it(kind):
     numbers, far = (np.asarray(out.noted[name][out.completion_mask]) for name in ("round", "farthest"))
     busy, farthest = np.bincount(numbers), far[np.unique(numbers, return_index=True)[1]]
     ends = {"cpu": np.argmax(busy <= 8), "tpu": len(busy), "gpu": np.argmax(farthest == 64)}
-    load = loads.decoding(lengths, 16, 150, layout)
+    load = loads.decoding(lengths, 16, 150, layout, None)
     assert load.rounds[0] == ends[kind] and sum(load.rounds) == len(busy)
     shares = np.histogram(farthest, [0, 64, 128, 150])[0] / len(busy)
     assert load.weights == ([1.0] if layout.grows else shares.tolist())
