@@ -1,5 +1,7 @@
-"""The kernels that decode, run by Pallas's interpreter: equal to plain attention, and of each row alone."""
+"""Attention of long rows in chunks and by kernels, run by Pallas's interpreter, against that of short rows; and kernels
+that decode: equal to plain attention, and of each row alone."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,10 +9,67 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvr_jax import model, ops
+from rlvr_jax import logprobs, model, ops
+from rlvr_jax.errors import UserError
 from rlvr_jax.training import kernels
 
-from fixtures import VARIANTS, draw_rollouts, random_params
+from fixtures import TINY, VARIANTS, as_batch, draw_rollouts, random_params
+
+# Of prompts: the shape of their keys, a shared one's without an axis of rows, and how much of them each row sees.
+SEEN = {"no prompt": ((0,), [0, 0]), "shared": ((9,), [5, 5]), "own": ((2, 9), [9, 3]), "one empty": ((2, 9), [0, 4])}
+
+
+def segments_of(rng, t: int, prompts: str, dtype) -> tuple:
+    """Queries of two rows of T positions, 4 heads on 2, and the segments that they see."""
+    def draw(*shape):
+        return jnp.array(rng.standard_normal(shape), dtype)
+
+    shape, lengths = SEEN[prompts]
+    seen = jnp.broadcast_to(jnp.arange(shape[-1])[None, None] < jnp.array(lengths)[:, None, None], (2, t, shape[-1]))
+    own = draw(2, t, 2, 8), draw(2, t, 2, 8), jnp.tril(jnp.ones((2, t, t), bool))
+    return draw(2, t, 4, 8), [(draw(*shape, 2, 8), draw(*shape, 2, 8), seen), own]
+
+
+@pytest.mark.parametrize("name, t, dtype", [*(("plain", t, "float32") for t in (63, 64, 65, 150)),
+                                            ("plain", 150, "bfloat16"), ("splash", 150, "float32"),
+                                            ("triton", 150, "float32"), ("cudnn", 150, "float32")])
+@pytest.mark.parametrize("prompts", SEEN)
+def test_long_rows_attend_as_short_ones_do(name, t, dtype, prompts):
+    """In chunks of 64 queries, and by kernels, interpreted (cuDNN's place is taken by XLA): values and gradients."""
+    atol = 3e-6 if dtype == "float32" else 0.03
+    how = {"plain": dict(chunk=64), "cudnn": dict(implementation="xla")}.get(name, dict(interpret=True))
+    rng = np.random.default_rng(t)
+    q, segments = segments_of(rng, t, prompts, dtype)
+    weights = rng.standard_normal((2, t, 32)).astype("f4")
+
+    def loss(attend, q, arrays):
+        out = attend(q, [(*kv, mask) for kv, (*_, mask) in zip(arrays, segments)]).astype("f4")
+        return jnp.sum(out * weights), out
+
+    long = functools.partial(ops.ATTENTION[name].rows, **how)
+    mine, theirs = (jax.jit(jax.grad(functools.partial(loss, attend), (0, 1), has_aux=True))(
+        q, [kv[:2] for kv in segments]) for attend in (long, ops.attention))
+    for one, other in zip(*(jax.tree.leaves(jax.tree.map(lambda x: np.array(x, "f4"), x)) for x in (mine, theirs))):
+        np.testing.assert_allclose(one, other, atol=atol * (1 + np.abs(other).max(initial=0)))
+
+
+def test_the_sampler_and_the_policy_agree_on_600_tokens():
+    config = dataclasses.replace(TINY, max_seq_len=640)
+    params = random_params(config)
+    out = draw_rollouts(params=params, config=config, eos_ids=(31,), max_new_tokens=600)  # no token ends a completion
+    ours, _ = jax.jit(logprobs.completion_logprobs, static_argnums=1)(params, config, as_batch(out), 1.0)
+    assert out.completion_mask.all() and np.abs(ours - out.sampler_logprobs).max() < 1e-4
+
+
+@pytest.mark.parametrize("name, dtype, said", [("splash", "bfloat16", "a kernel for a TPU, and JAX runs on a CPU"),
+                                               ("cudnn", "float32", "--dtype=bfloat16")])
+def test_a_kernel_that_cannot_run_here_is_refused(name, dtype, said):
+    kernels.check("auto", dtype)
+    with pytest.raises(UserError, match=said):
+        kernels.check(name, dtype)
+
+
+# ----- decoding
 
 FILLED, W, S, K, R, E = (1, 63, 64, 65, 513, 1024), 1024, 5, 2, 3, 16
 TRITON, MOSAIC = (functools.partial(x, interpret=True) for x in (kernels.gqa, kernels.mosaic))
