@@ -317,7 +317,8 @@ def test_files_of_one_name_are_told_apart(tmp_path, files, base):
 def test_several_benchmarks_are_one_table(tmp_path, files, base):
     out = tmp_path / "out"
     summary = benchmarks.evaluate(config(files, base, out, protocol="one_shot"))
-    assert summary == json.loads((out / "summary.json").read_text(), object_hook=tupled)
+    assert summary == json.loads((out / "summary.json").read_text(), object_hook=lambda pairs: {  # JSON has no tuples
+        key: tuple(x) if key in ("interval", "seeds") or isinstance(x, list) else x for key, x in pairs.items()})
     assert list(summary) == ["benchmarks", "mean", "flags"]
     assert list(summary["benchmarks"]) == ["math500", "AIME24", "amc23"]
     assert summary["mean"] == pytest.approx(np.mean([one["accuracy"] for one in summary["benchmarks"].values()]))
@@ -328,11 +329,6 @@ def test_several_benchmarks_are_one_table(tmp_path, files, base):
     alone = benchmarks.evaluate(config(files[1:2], base, tmp_path / "alone", num_samples=8, temperature=0.6))
     assert {key: alone[key] for key in summary["benchmarks"]["AIME24"]} == summary["benchmarks"]["AIME24"]
     assert summary["flags"]["model"] == f"{base}@200"
-
-
-def tupled(pairs):
-    """JSON has no tuples."""
-    return {key: tuple(x) if key in ("interval", "seeds") or isinstance(x, list) else x for key, x in pairs.items()}
 
 
 def test_the_table():

@@ -342,10 +342,6 @@ FAMILY, CHAIN = memorisation.parse(QUESTION)
 ALGEBRA = memorisation.ALGEBRAS[FAMILY]
 
 
-def words_that_differ(problem) -> int:
-    return sum(a != b for a, b in zip(problem.prompt.split(), QUESTION.split()))
-
-
 @pytest.mark.parametrize("kind, places, count", [
     ("other topic", {0}, 1), ("other start", {1}, 1), ("one operator", {2, 4, 6}, 1), ("one operand", {3, 5, 7}, 1),
     ("two operands", {3, 5, 7}, 2), ("three operands", {3, 5, 7}, 3)])
@@ -356,7 +352,7 @@ def test_twins_differ_in_what_their_kind_says(kind, places, count):
     for problem in problems:
         words, own = problem.prompt.split(), QUESTION.split()
         assert {i for i, (a, b) in enumerate(zip(words, own)) if a != b} <= places and len(words) == len(own)
-        assert words_that_differ(problem) == count
+        assert sum(a != b for a, b in zip(problem.prompt.split(), QUESTION.split())) == count
         value = int(words[1])
         for op, operand in zip(words[2:-1:2], words[3:-1:2]):
             value = {"+": value + int(operand), "-": value - int(operand), "*": value * int(operand),

@@ -87,16 +87,12 @@ def test_an_operation_of_a_trace_is_named(tmp_path):
     assert re.search(r"^\| sort .* \| \d+% \|$", bench.operations(str(tmp_path)), re.M)
 
 
-def test_a_side_is_asked_when_it_is_ready_and_its_end_is_an_error():
+def test_the_best_call_of_a_side_counts_and_its_end_is_an_error(monkeypatch):
     side = bench.Side("ours", SMALL)
     assert side.best("bandwidth", SMALL, 2) > 0 and side.ask(None) > 0
     with pytest.raises(UserError, match="the timing failed"):  # it has ended
         side.answer()
-
-
-def test_the_best_call_of_a_side_counts(monkeypatch):
-    side, answers = object.__new__(bench.Side), iter([3.0, 1.0, 2.0, None])
-    monkeypatch.setattr(side, "ask", lambda question: next(answers), raising=False)
+    monkeypatch.setattr(side, "ask", lambda question, answers=iter([3.0, 1.0, 2.0, None]): next(answers))
     assert side.best("step", SMALL, 3) == 1.0 and side.best("step", SMALL, 3) is None
 
 

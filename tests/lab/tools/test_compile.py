@@ -85,6 +85,19 @@ def test_shapes_are_those_that_a_run_hands_its_programs(monkeypatch, changes):
     assert ("log-probabilities" in programs) == config.train.grpo.measure_kl or "num_minibatches" in changes
 
 
+@pytest.mark.parametrize("attention, wanted", [
+    ("auto", 4 * [set()]), ("plain", [{"cache"}, {"rows"}, {"rows"}, {"cache"}])])
+def test_all_programs_attend_as_the_flag_says(monkeypatch, attention, wanted):
+    monkeypatch.setattr(ops, "SHORT", 4)
+    monkeypatch.setitem(ops.ATTENTION, "plain", ops.Attention(
+        lambda *given: called.add("rows") or ops.attention(*given),
+        lambda q, *_: called.add("cache") or q.reshape(len(q), 1, -1)))
+    for program in compile.programs_of(replace(FLAGS, attention=attention), TINY, jax.devices()).values():
+        called = set()
+        jax.make_jaxpr(program.mapped)(*program.args)
+        assert called == wanted.pop(0)
+
+
 @pytest.mark.parametrize("changes", [{}, {"trainable": "vector"}, {"divide_state": True}], ids=str)
 def test_what_stays_resident_are_the_bytes_of_a_real_state(changes):
     config = replace(FLAGS, **changes).train.grpo
@@ -92,12 +105,6 @@ def test_what_stays_resident_are_the_bytes_of_a_real_state(changes):
     state = parallel.place_state(state, config.update.divide_state)
     assert compile.resident(config, TINY, 2) == sum(x.nbytes for x in jax.tree.leaves(state)) // 2
     assert shapes(compile.state_of(config, TINY, 2)) == shapes(state)
-
-
-def test_tokens_are_those_of_all_devices_and_rounds_those_of_one():
-    programs = compile.programs_of(replace(FLAGS, num_slots=3), TINY, jax.devices())
-    assert [(program.tokens, program.loads[0].rounds) for program in programs.values()] == [
-        (16 * 8, [3 * 8]), (16 * 8, []), (16 * 8, []), (6 * 8, [8])]  # 8 rows of each device in turns of 3; 3 rows
 
 
 @pytest.mark.parametrize("kind", ["cpu", "tpu", "gpu"])
@@ -126,7 +133,8 @@ def test_loads_are_those_of_a_runs_queue_and_of_sorted_micro_batches(monkeypatch
     and 16 of 16 completions have 30, 85, 156 and 240 tokens; they are cut to 30, 60, 120 or 240."""
     monkeypatch.setitem(model.LAYOUTS, "cpu", model.LAYOUTS["gpu"])
     config = replace(FLAGS, max_new_tokens=240, num_slots=4, grad_accumulation=accumulation, num_problems=1)
-    sampling, *learning, _ = compile.programs_of(config, TINY, jax.devices()).values()
+    programs = sampling, *learning, _ = tuple(compile.programs_of(config, TINY, jax.devices()).values())
+    assert [program.tokens for program in programs] == [16 * 240] * 3 + [6 * 240]  # of all devices, rounds of one
     assert sampling.loads[0] == ([64, 416], [1.0]) and sum(sampling.loads[1].rounds) < 480
     assert str(jax.make_jaxpr(sampling.mapped)(*sampling.args)).count("while[") == 2
     assert [program.loads for program in learning] == 2 * [[([], [0, 0, 0, 1]), ([], shares)]]

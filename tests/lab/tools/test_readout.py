@@ -21,14 +21,8 @@ CONFIG = dataclasses.replace(VARIANTS["untied"], num_layers=3, vocab_size=WORDS.
 OPENERS = [WORDS.encode(word)[0] for word in ("think", "quick", "answer", "hmm")]  # the careful one first
 COUNT = 70  # more than one part, the last of which is not full
 
-
-def base_params() -> dict:
-    """A model that often opens with an opener, now of one style and now of another."""
-    params = random_params(CONFIG)
-    return params | {"head": params["head"].at[:, np.array(OPENERS)].multiply(6)}
-
-
-PARAMS = base_params()
+PARAMS = random_params(CONFIG)  # of a model that often opens with an opener, now of one style and now of another
+PARAMS |= {"head": PARAMS["head"].at[:, np.array(OPENERS)].multiply(6)}
 GAIN, HEAD = (np.asarray(PARAMS[name], np.float64) for name in ("final_norm", "head"))
 
 
