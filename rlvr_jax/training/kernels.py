@@ -16,7 +16,7 @@ from jax import lax
 
 from rlvr_jax import ops
 from rlvr_jax.errors import UserError
-from rlvr_jax.ops import Attention
+from rlvr_jax.ops import ATTENTION, Attention
 
 PLATFORM = {"splash": "tpu", "cudnn": "gpu", "triton": "gpu"}
 BLOCKS = 512, 256, 128  # queries, or keys, that a kernel works on at a time
@@ -150,7 +150,7 @@ def joined(q_Bx1xHxE: jax.Array, prompt: tuple, mixed: jax.Array, sums: jax.Arra
     return out.astype(q_Bx1xHxE.dtype).reshape(b, 1, h * e)
 
 
-ops.ATTENTION |= {"splash": Attention(splash, mosaic), "cudnn": Attention(cudnn, gqa), "triton": Attention(triton, gqa)}
+ATTENTION |= {"splash": Attention(splash, mosaic), "cudnn": Attention(cudnn, gqa), "triton": Attention(triton, gqa)}
 
 
 def check(name: str, dtype: str) -> None:
