@@ -1,7 +1,7 @@
 """Times sampling, the update and whole GRPO steps beside other programs, and how much of the machine's peak is useful.
 
 Every side is a process that has the machine to itself: it ends before the next begins, since one that waits still takes
-memory and slows down the others. Each case is called once to warm up and then `repeats` times; the best call counts. Of
+memory. Each case is called once to warm up and then `repeats` times; the best call counts. Of
 the machine's peak and bandwidth the best of ten calls counts. Useful are 2 FLOPs a parameter for a sampled token and 6
 for one that is learnt from. Attention, what is computed twice, padding and waiting slots count for nothing, so that the
 share of the peak says what is left to gain.
