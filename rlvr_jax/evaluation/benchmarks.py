@@ -13,7 +13,7 @@ from rlvr_jax.evaluation.estimators import shown, summarise
 from rlvr_jax.evaluation.measure import Benchmark, by_answer, make_sampler, style_shares
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import checked, flat, replace, setting
+from rlvr_jax.records import Rollouts, checked, flat, replace, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.sampler import Request
@@ -40,6 +40,8 @@ class EvaluateConfig:
     num_samples: int = setting(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
     temperature: float = setting(0.0, "sampling temperature; 0: greedy", minimum=0)
     top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
+    cut: int = setting(0, "also judge the first tokens of each completion, this many, as if it had been cut there; "
+                       "written to a folder cut_N in out; 0: not", minimum=0)
 
 
 def evaluate(config: EvaluateConfig) -> dict:
@@ -54,9 +56,19 @@ def evaluate(config: EvaluateConfig) -> dict:
     loaded = loading.load_fixed(config.kept.choice)
     benchmarks = load_benchmarks(config, loaded)
     rows = keep_benchmarks(config, loaded, Folder(config.kept.out, "evaluate", config, config.kept.resume), benchmarks)
+    out = pathlib.Path(config.kept.out)
+    if config.cut:
+        shorter, folder = {b.name: cut_rows(b, rows[b.name], config.cut) for b in benchmarks}, out / f"cut_{config.cut}"
+        folder.mkdir(exist_ok=True)
+        files.write_lines(folder / "completions.jsonl", (row for each in shorter.values() for row in each))
+        report(config, folder, benchmarks, shorter)
+    return report(config, out, benchmarks, rows)
+
+
+def report(config: EvaluateConfig, out: pathlib.Path, benchmarks: list[Benchmark], rows: dict) -> dict:
+    """Writes summary.json, table.md and the diagram of the rows of each benchmark; returns the summary."""
     summaries = {b.name: benchmark_summary(b, rows[b.name]) for b in benchmarks}
     summary = joined(summaries) | {"flags": flat(config)}
-    out = pathlib.Path(config.kept.out)
     if stated := {name: each["calibration"] for name, each in summaries.items() if "calibration" in each}:
         files.write_figure(out / "reliability.png", lambda sheet: calibration.panels(sheet, stated))
     files.write_whole(out / "table.md", table(config.kept.choice.model, summaries))
@@ -67,7 +79,21 @@ def evaluate(config: EvaluateConfig) -> dict:
 def keep_benchmarks(config: EvaluateConfig, loaded: LanguageModel, folder: Folder, benchmarks: list[Benchmark]) -> dict:
     """The rows of each benchmark, kept in the folder, sampled with the seed, top_p and rows_per_call of `config`."""
     by = make_sampler(loaded, config.kept.sampling, config.top_p < 1)
-    return keep(folder, by, benchmarks, Request(config.kept.seed, 0, top_p=config.top_p), config.kept.rows_per_call)
+
+    def first_tokens(rollouts: Rollouts, texts: list[str], judged: list[dict]) -> list[dict]:
+        short = rollouts.replace(completion_mask=rollouts.completion_mask[:, : config.cut])
+        return [{"cut": text} for text in loaded.tokenizer.decode_rollouts(short)[: len(texts)]]
+
+    return keep(folder, by, benchmarks, Request(config.kept.seed, 0, top_p=config.top_p), config.kept.rows_per_call,
+                first_tokens if config.cut else None)
+
+
+def cut_rows(benchmark: Benchmark, rows: list[dict], cut: int) -> list[dict]:
+    """The rows as they would be if no completion had more than `cut` tokens, judged anew."""
+    judged = benchmark.judge([row["cut"] for row in rows], [benchmark.problems[row["problem"]] for row in rows])
+    return [row | verdict | {"completion": row["cut"], "num_tokens": min(row["num_tokens"], cut),
+                             "truncated": row["truncated"] or row["num_tokens"] > cut}
+            for row, verdict in zip(rows, judged)]
 
 
 def joined(summaries: dict[str, dict]) -> dict:

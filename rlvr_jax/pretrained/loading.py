@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -14,19 +15,24 @@ from rlvr_jax.records import checked, setting
 from rlvr_jax.runs import checkpoint
 
 
+HUB_NAME = r"[\w.-]+/[\w.-]+"  # OWNER/NAME
+FILES = ["*.safetensors", "*.json", "*.jinja"]  # what is read of a folder
+
+
 @checked
 class ModelChoice:
     """A model to use."""
 
-    model: str = setting("", "a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face folder, a .gguf file, or "
-                         "smollm2")
+    model: str = setting("", "a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face folder, a .gguf file, "
+                         "hf:OWNER/NAME, which downloads it, or smollm2")
     dtype: str = setting("float32", "of the computation; what is trained stays float32. With float32 a TPU multiplies "
                          "in bfloat16, a recent GPU in TF32, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set. "
                          "float16 is for GPUs without bfloat16, such as a T4", ["float32", "bfloat16", "float16"])
 
 
 def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32") -> LanguageModel:
-    """Loads a run directory (`DIR`, `DIR@STEP` or `DIR@best`), a Hugging Face folder, a `.gguf` file, or `smollm2`.
+    """Loads a run directory (`DIR`, `DIR@STEP` or `DIR@best`), a Hugging Face folder, a `.gguf` file, `hf:OWNER/NAME`,
+    or `smollm2`.
 
     `dtype` is the computation's. `params_dtype` bfloat16 saves memory where nothing is trained, and changes no number
     of a bfloat16 computation; what a run saved stays float32.
@@ -36,7 +42,7 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
     if not name:
         raise UserError("--model is required: a run directory, a Hugging Face folder, a .gguf file, or smollm2")
     directory, _, step = name.partition("@")
-    path, meta = pathlib.Path(directory), {}
+    path, meta = downloaded(name[3:]) if name.startswith("hf:") else pathlib.Path(directory), {}
     if name == "smollm2" or (path.suffix == ".gguf" and path.is_file()):
         path = gguf_file.smollm2_path() if name == "smollm2" else path
         config, params, tokenizer = gguf_file.load(path, params_dtype)
@@ -52,9 +58,22 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
         params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)  # frozen ones may have 16 bits
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     else:
-        raise UserError(f"--model={name}: no such directory or .gguf file")
+        raise UserError(f"--model={name}: no such directory or .gguf file" + (
+            f"; if it is a model of the Hugging Face hub: hf download {name} --local-dir {name}, or --model=hf:{name}"
+            if re.fullmatch(HUB_NAME, name) else ""))
     check_tokenizer(tokenizer, config.vocab_size, name)
     return LanguageModel(dataclasses.replace(config, dtype=dtype), params, tokenizer, meta.get("flags", {}))
+
+
+def downloaded(name: str) -> pathlib.Path:
+    """The folder of OWNER/NAME of the Hugging Face hub in that library's cache, where an earlier download is found and
+    one that broke goes on. Raises UserError where it cannot be had."""
+    try:
+        import huggingface_hub
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
+    except Exception as error:  # of many types: no such name, no network, a full disk, no permission
+        raise UserError(f"--model=hf:{name}: it could not be downloaded ({str(error).strip().splitlines()[0][:200]}); "
+                        "the same command continues, or name a folder that has it") from error
 
 
 def load_fixed(choice: ModelChoice) -> LanguageModel:

@@ -134,6 +134,7 @@ def test_a_summary_averages_over_problems():
     assert found["pass@k"]["4"] == pytest.approx(0.595238, abs=1e-6)
     assert found["maj@k"]["8"] == pytest.approx(2 / 3) and list(found["maj@k"]) == ["1", "2", "4", "8"]
     assert (found["truncated"], found["num_tokens"]) == (1 / 8, 6.5)
+    assert found["accuracy_of_ended"] == pytest.approx(8 / 21)  # of each problem the first was cut
     low, high = found["interval"]
     assert low < 10 / 24 < high and tuple(found["intervals"]["pass@k"]["1"]) == (low, high)
 
@@ -231,6 +232,20 @@ def test_top_p_reaches_the_completions_of_an_evaluation(tmp_path, files, base):
     assert narrow == greedy != free
 
 
+def test_what_is_cut_is_what_a_shorter_evaluation_gives(tmp_path, files, base):
+    """Tokens, verdicts, who was cut, and the summary; the completions themselves stay whole."""
+    whole, cut, short = (tmp_path / name for name in ("whole", "cut", "short"))
+    benchmarks.evaluate(config(files[:2], base, whole))
+    same = benchmarks.evaluate(config(files[:2], base, cut, cut=2))
+    shorter = benchmarks.evaluate(config(files[:2], base, short, max_new_tokens=2))
+    rows = [[{key: row[key] for key in row if key != "cut"} for row in read_jsonl(folder / "completions.jsonl")]
+            for folder in (whole, cut, cut / "cut_2", short)]
+    assert rows[0] == rows[1] != rows[2] == rows[3]
+    found = json.loads((cut / "cut_2" / "summary.json").read_text())
+    assert found["benchmarks"] == json.loads((short / "summary.json").read_text())["benchmarks"]
+    assert shorter["benchmarks"]["math500"]["truncated"] > same["benchmarks"]["math500"]["truncated"]
+
+
 def test_heldout_names_its_grader(tiny):
     _, problems, prompts, by = tiny
     found = evaluation.heldout(by, problems, prompts, Request(0, 0), "lenient")
@@ -285,7 +300,7 @@ def files(tmp_path):
 
 
 def config(files, base, out, **changes):
-    return build(EvaluateConfig, model=str(base), problems=",".join(files), out=str(out), max_new_tokens=10, **changes)
+    return build(EvaluateConfig, model=str(base), problems=",".join(files), out=str(out), **{"max_new_tokens": 10} | changes)
 
 
 def test_the_one_shot_protocol_samples_aime_and_amc_eight_times(files, base):

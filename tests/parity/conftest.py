@@ -26,11 +26,30 @@ def smollm2(smollm2_path):
 
 
 @pytest.fixture(scope="session")
-def text_lines():
-    """1,000 lines of real problems and solutions, spread evenly over the data folder."""
+def qwen_path():
+    pytest.importorskip("accelerate", reason="pip install accelerate: transformers reads no GGUF without it")
+    path = Path(os.environ.get("RLVR_GGUF", "none"))
+    if not path.is_file():
+        pytest.skip("set RLVR_GGUF to a file of Qwen2.5-Coder-0.5B-Instruct such as q.gguf")
+    return path
+
+
+def data_rows(name: str) -> list[dict]:
     root = Path(os.environ.get("RLVR_DATA", Path(__file__).parents[3] / "shared" / "data"))
     if not root.is_dir():
         pytest.skip(f"no data at {root}: set RLVR_DATA to the folder that holds eval/*.jsonl")
-    rows = [json.loads(row) for path in sorted(root.glob("eval/*.jsonl")) for row in path.read_text().splitlines()]
+    return [json.loads(row) for path in sorted(root.glob(f"eval/{name}.jsonl"))
+            for row in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def gsm8k():
+    return data_rows("gsm8k")
+
+
+@pytest.fixture(scope="session")
+def text_lines():
+    """1,000 lines of real problems and solutions, spread evenly over the data folder."""
+    rows = data_rows("*")
     lines = [line for row in rows for value in row.values() if isinstance(value, str) for line in value.split("\n")]
     return lines[:: len(lines) // 1000][:1000]

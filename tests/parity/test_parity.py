@@ -242,6 +242,19 @@ def test_smollm2_exported_to_a_folder(smollm2, their_smollm2, their_tokenizer, t
         assert theirs.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)
 
 
+def test_greedy_answers_of_a_quantised_qwen_are_those_of_transformers_on_the_same_numbers(qwen_path, gsm8k):
+    """The first three problems of GSM8K in the model's chat template, 256 tokens, float32."""
+    config, params, tokenizer = gguf_file.load(qwen_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        qwen_path.parent, gguf_file=qwen_path.name, dtype=torch.float32).eval()
+    asked = [row["question"] + " Put the final answer within \\boxed{}." for row in gsm8k[:3]]
+    prompts = [tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": text}])) for text in asked]
+    ours = greedy(params, config, prompts, 256)
+    for row, tokens in zip(prompts, ours.tolist()):
+        end = next((i + 1 for i, token in enumerate(tokens) if token in tokenizer.eos_ids), 256)
+        assert tokens[:end] == their_greedy(theirs, row, end)
+
+
 # ----- text
 
 def test_smollm2_tokenisation(smollm2, their_tokenizer, text_lines):

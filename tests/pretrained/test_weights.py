@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import jax
@@ -19,7 +20,7 @@ from hypothesis import given, settings, strategies as st
 from rlvr_jax.errors import UserError
 from rlvr_jax.model import ModelConfig, init_params
 from rlvr_jax.ops import RopeScaling
-from rlvr_jax.pretrained import huggingface, tokenizer as tokenizer_lib
+from rlvr_jax.pretrained import huggingface, loading, tokenizer as tokenizer_lib
 
 from fixtures import ROOT, run
 from golden.cases import (CONFIGS, LINES, STRETCH, assert_same_params, greedy, logits, random_params, random_tokens,
@@ -366,3 +367,44 @@ def test_every_parameter_has_a_name_elsewhere():
     names = {name for config in CONFIGS.values() for name in
              traverse_util.flatten_dict(huggingface.empty_params(config), sep="/")}
     assert names == set(huggingface.NAMES)
+
+
+# ----- the hub
+
+def test_a_name_of_the_hub_is_answered_with_the_line_that_downloads_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        loading.load_model("Qwen/Qwen2.5-0.5B-Instruct")
+    assert str(error.value).splitlines() == [
+        "--model=Qwen/Qwen2.5-0.5B-Instruct: no such directory or .gguf file; if it is a model of the Hugging Face hub: "
+        "hf download Qwen/Qwen2.5-0.5B-Instruct --local-dir Qwen/Qwen2.5-0.5B-Instruct, or "
+        "--model=hf:Qwen/Qwen2.5-0.5B-Instruct"]
+    with pytest.raises(UserError, match="no such directory or .gguf file$"):
+        loading.load_model("nowhere")
+
+
+def test_a_name_of_the_hub_is_downloaded_and_a_broken_download_is_no_model(tmp_path, monkeypatch):
+    """By a library that is a fake here: it hands over a folder, or breaks where the weights are still missing."""
+    config, asked = dataclasses.replace(CONFIG, vocab_size=600), []
+    whole, half, here = (tmp_path / name for name in ("whole", "half", "here"))
+    huggingface.save_folder(config, random_params(config, 0), whole)
+    write_qwen2_tokenizer(whole, LINES)
+    half.mkdir()
+    here.mkdir()
+
+    def download(name, allow_patterns):
+        asked.append(name)
+        if len(asked) == 1:
+            (half / "config.json").write_text((whole / "config.json").read_text())
+            raise OSError("connection reset\nby the other side")
+        return str(whole)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=download))
+    monkeypatch.chdir(here)
+    with pytest.raises(UserError) as error:
+        loading.load_model("hf:me/tiny")
+    assert str(error.value) == ("--model=hf:me/tiny: it could not be downloaded (connection reset); the same command "
+                                "continues, or name a folder that has it")
+    assert not list(here.iterdir())
+    assert_same_params(loading.load_model("hf:me/tiny").params, random_params(config, 0))
+    assert asked == ["me/tiny"] * 2

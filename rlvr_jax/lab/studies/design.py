@@ -63,6 +63,11 @@ def shape_fault(study: dict) -> str:
     looks, success = study.get("looks", [5, 10, 20]), study.get("success")
     if len(looks) != statistics.LOOKS or not all(isinstance(x, int) for x in looks) or looks != sorted(set(looks)):
         return "looks: write three rising numbers of seeds, as in looks = [5, 10, 20]"
+    asked = study.get("changed", {})
+    if asked and not (asked.keys() == {"arm", "file"} and {asked["arm"], study.get("control")} <= {*study["arms"]}):
+        return 'changed: write changed = {arm = "one of the arms", file = "FILE.jsonl"}, in a study with a control'
+    if study.get("over", "problems") != "problems":
+        return 'over: write over = "problems", for intervals over problems, or leave it out'
     if success is not None and not (success.keys() == {"measure", "above"} and success["measure"] in study["measures"]
                                     and isinstance(success["above"], (int, float))):
         return 'success: write success = {measure = "one of the measures", above = 0.8}'

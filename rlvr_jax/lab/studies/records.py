@@ -1,7 +1,9 @@
 """The record of a study, STUDY.json: which keys it must have, its tables, and the Markdown page made from it."""
 
+import html
 import itertools
 import pathlib
+import re
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
@@ -13,7 +15,7 @@ KINDS = {"study": str, "question": str, "prediction": str, "seeds": list, "origi
          "rules": list, "verdict": str}
 RULE = {"says", "arm", "measure", "verdict", "mean", "interval"}  # what each of the rules has
 # of the study's file; older records lack them
-WORDS = ("title", "short", "construction", "known", "note", "control", "table")
+WORDS = ("title", "short", "abstract", "construction", "known", "note", "control", "table")
 MOST_COLUMNS = 9  # of a table with a row for each arm
 VERDICTS = ("agree", "disagree", "undecided")
 
@@ -142,7 +144,30 @@ def spread(record: dict) -> str:
         return "One seed; 95 % intervals are over problems, and decide no rule"
     if len(record["seeds"]) == 1:
         return "One seed, without intervals"
+    if record.get("over") == "problems":
+        return ("Means over seeds. Where every problem has a value, the interval is 95 %, by a bootstrap over problems of "
+                "each problem's mean over seeds: it is about these trained models, on other problems like these. "
+                "Elsewhere it is over seeds")
     return f"Means with {percent(record.get('level', 0.95))} intervals over seeds (Student's t, cut to the range)"
+
+
+def abstract(text: str, measures: dict) -> str:
+    """The text with the numbers it names: "[[arm | measure]]", and "[[arm | measure | difference]]" to the control.
+    Raises KeyError for an arm or measure that is not there."""
+    def number(match: re.Match) -> str:
+        arm, name, *difference = match[1].split(" | ")
+        measure = measures[arm][name]
+        return shown(measure["difference"], "+") if difference == ["difference"] else shown(measure)
+    return re.sub(r"\[\[(.+?)\]\]", number, text)
+
+
+def changed(record: dict) -> str:
+    """The problems that `sources.changed` found, each with both completions side by side, as HTML."""
+    cells = lambda *texts: "<tr>" + "".join(f'<td valign="top">{text}</td>' for text in texts) + "</tr>"
+    as_html = lambda text: html.escape(text).replace("\\", "&#92;").replace("$", "&#36;").replace("\n", "<br>")
+    return "\n\n".join(f"{what}: problem {pair['problem']} of {pair['benchmark']}, answer {pair['answer']}.\n\n<table>"
+                       + cells(*map(as_html, pair["arms"])) + cells(*map(as_html, pair["completions"])) + "</table>"
+                       for what, pair in record.get("changed", {}).items())
 
 
 def construction(record: dict) -> str:
@@ -177,13 +202,13 @@ def markdown(record: dict) -> str:
     control = record.get("control")
     few, robust = successes(record), quartiles(record)
     success = record.get("success", {})
-    paragraphs = [f"# {record['title']}", construction(record), record["origin"],
+    paragraphs = [f"# {record['title']}", abstract(record.get("abstract", ""), record["measures"]), construction(record), record["origin"],
                   AGAIN * bool(record.get("judged_again")), f"**Question.** {record['question']}",
                   f"**Known before.** {record['known']}", f"**Verdict: {verdict(record)}**",
                   f"**Prediction.** {method(record)}", markdown_table(RULES, rules(record)),
                   f"**In words, as written with the rules.** {record['prediction']}" * bool(record["prediction"]),
                   spread(record) + f"; behind the semicolon the paired difference to {control}" * bool(control) + ".",
-                  of_arms(record), *agreements(record),
+                  of_arms(record), changed(record), *agreements(record),
                   (f"Seeds with {success.get('measure')} above {success.get('above')}, and the exact interval of their "
                    "share (Clopper-Pearson).") * bool(few),
                   markdown_table(["arm", "succeeded", "share"], few) if few else "",

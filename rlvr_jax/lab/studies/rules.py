@@ -36,7 +36,7 @@ def span(study: dict, name: str) -> tuple:
     file, _, path = source.partition(": ")
     words = path.split(".")
     if file.endswith(".jsonl") and not file.endswith("metrics.jsonl"):
-        return SHARE
+        return (0.0, math.inf) if path.partition(": ")[2] in COUNTS else SHARE
     if COUNTS & set(words[-2:]):
         return 0.0, math.inf
     return SHARE if SHARES & set(words[-2:]) else (-1.0, 1.0) if ".cosine_" in path else statistics.ANY
@@ -136,9 +136,10 @@ def of_rule(rule: dict, measured: dict) -> dict:
 
 
 def values(rule: dict) -> list[float]:
-    """What the seeds have, of those that have it; where they share bases, the means of these."""
+    """What the seeds have, of those that have it; where they share bases, the means of these; where intervals are over
+    problems, what each problem has."""
     measured = rule["measured"]
-    return measured.get("of_bases") or [value for value in measured.get("seeds", ()) if value is not None]
+    return measured.get("of_problems") or measured.get("of_bases") or [value for value in measured.get("seeds", ()) if value is not None]
 
 
 def chance(rule: dict) -> float:
@@ -171,7 +172,9 @@ def verdict(rule: dict, decided: bool, level: float, early: bool) -> dict:
         "undecided", "interval": statistics.interval(seeds, error, rule["span"])}
     if statistics.equal(seeds):
         whole["equal"] = True
-    if len(measure.get("seeds", ())) == 1 and measure.get("interval"):
+    if "of_problems" in measure:
+        whole["over"] = "problems"
+    elif len(measure.get("seeds", ())) == 1 and measure.get("interval"):
         whole |= {"interval": measure["interval"], "level": 1 - statistics.ALPHA, "over": "problems"}
     return whole | ({} if decided else {"open": why(rule, seeds, level, early)})
 
@@ -182,13 +185,14 @@ def why(rule: dict, seeds: list[float], level: float, early: bool) -> str:
         return "not measured"
     if early:
         return "between two looks"
+    many = "problems" if "of_problems" in rule["measured"] else "seeds"
     if len(seeds) == 1:
         return "one seed"
     if statistics.equal(seeds):
-        return (f"needs {statistics.FEWEST_EQUAL} seeds, as all are equal" if side(rule, seeds[0]) != "undecided"
+        return (f"needs {statistics.FEWEST_EQUAL} {many}, as all are equal" if side(rule, seeds[0]) != "undecided"
                 else "equal to the number of the rule")
     needed = seeds_needed(rule, seeds, level)
-    return f"needs about {needed} seeds" if needed else f"needs more than {statistics.MOST_SEEDS} seeds"
+    return f"needs about {needed} {many}" if needed else f"needs more than {statistics.MOST_SEEDS} {many}"
 
 
 def seeds_needed(rule: dict, seeds: list[float], level: float) -> Optional[int]:

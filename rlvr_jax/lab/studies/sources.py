@@ -93,7 +93,8 @@ def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
     """A measure of one cell, an arm with a unit: a number, or one for each problem; None where its file is missing.
 
     Its source is "FILE.json: path.to.a.number" (or to a list, one for each problem), "FILE.jsonl: benchmark" (whether
-    each problem of that benchmark was right), "RUN/metrics.jsonl: column" (its sum over all steps), or "{word}" of an
+    each problem of that benchmark was right; "all" for those of all benchmarks), "FILE.jsonl: benchmark: column" (that
+    column, or whether it is there where it holds text), "RUN/metrics.jsonl: column" (its sum over all steps), or "{word}" of an
     arm that is a number or one of these. Other measures are lists: [a row of COMBINED, one measure, another, ...], or
     [a row of CROSSED, a measure], made by `values_of`.
     """
@@ -109,13 +110,26 @@ def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
     if file.name == "metrics.jsonl":
         return np.array(sum(row.get(path, 0) for _, row in files.read_lines(file)), float)
     if file.suffix == ".jsonl":
-        right = {}
+        (benchmark, _, column), found = path.partition(": "), {}
         for _, row in files.read_lines(file):
-            if row["benchmark"] == path:
-                right.setdefault(row["problem"], []).append(row["correct"])
-        return np.array([np.mean(values) for values in right.values()])
+            if benchmark in (row["benchmark"], "all"):
+                value = row[column or "correct"]
+                found.setdefault((row["benchmark"], row["problem"]), []).append(
+                    value is not None if isinstance(value, str | None) else value)
+        return np.array([np.mean(values) for values in found.values()])
     value, _ = looked_up(file, path)
     return None if value is None else np.array(value, float)
+
+
+def changed(before: pathlib.Path, after: pathlib.Path, arms: list[str]) -> dict:
+    """`{words: {"benchmark", "problem", "answer", "arms", "completions"}}`: the first problem that was wrong `before` and
+    is right `after`, and the first that changed the other way. Each file is of completions, one a problem."""
+    pairs = [(old, new) for (_, old), (_, new) in zip(files.read_lines(before), files.read_lines(after))]
+    wanted = {"The first problem that became right": False, "The first problem that became wrong": True}
+    found = {words: next((pair for pair in pairs if pair[0]["correct"] is was and pair[1]["correct"] is not was), None)
+             for words, was in wanted.items()}
+    return {words: {key: pair[0][key] for key in ("benchmark", "problem", "answer")} | {
+            "arms": arms, "completions": [row["completion"] for row in pair]} for words, pair in found.items() if pair}
 
 
 def refuse_strangers(study: dict, cells: list[dict]) -> None:

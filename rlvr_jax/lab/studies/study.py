@@ -27,7 +27,7 @@ REQUIRED = {"title": str, "question": str, "known": str, "seeds": list, "command
             "arms": dict, "measures": dict, "rules": list}
 OPTIONAL = {"prediction": str, "short": str, "control": str, "quick": dict, "figure": dict, "note": str,
             "table": list, "looks": list, "success": dict, "bases": list, "examples": list, "crossed": bool,
-            "construction": str}
+            "construction": str, "over": str, "abstract": str, "changed": dict}
 
 
 @checked
@@ -89,6 +89,7 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     drawn = study.get("figure", {}).get("measures") or records.names(record)
     agree = {arm: sources.agreement(contrast, found, drawn) for arm, contrast in design.contrasts(study).items()}
     record |= {"agreement": agree} if agree else {}
+    record |= {"changed": changed} if (changed := changed_problems(study, cells)) else {}
     measured = record["measures"]
     out.mkdir(parents=True, exist_ok=True)
     study_figure.write(study, cells, measured, out / f"{name}.png")
@@ -116,7 +117,7 @@ def load(study: str) -> tuple[str, dict]:
                         "arms")
     unknown = [name for name in content.get("table", ()) if name not in content["measures"]]
     wrong = f"table: {unknown[0]!r} is none of the measures" if unknown else study_figure.fault(content)
-    wrong = wrong or design.fault(content)
+    wrong = wrong or design.fault(content) or abstract_fault(content)
     if wrong:
         raise UserError(f"{path}: {wrong}")
     content = sourced(content)
@@ -132,6 +133,16 @@ def load(study: str) -> tuple[str, dict]:
     return path.stem, content
 
 
+def abstract_fault(study: dict) -> str:
+    """Which number of its abstract the study does not have."""
+    try:
+        records.abstract(study.get("abstract", ""), {arm: dict.fromkeys(study["measures"], {"difference": {}})
+                                                     for arm in study["arms"]})
+    except KeyError as error:
+        return f"abstract: {error} is no arm, or no measure; write [[ARM | MEASURE]] or [[ARM | MEASURE | difference]]"
+    return ""
+
+
 def sourced(study: dict) -> dict:
     """The study with the source of each measure, and `ranges` of those that state one."""
     stated = {name: source for name, source in study["measures"].items() if isinstance(source, dict)}
@@ -144,14 +155,20 @@ def measure(study: dict, found: dict, repeated: list[dict]) -> dict:
     error, bases = statistics.alpha(study.get("looks")), [unit["base"] for unit in repeated]
     spans = {name: rules.span(study, name) for name in study["measures"]}
     areas = design.contrasts(study)
-    measured = {arm: {name: gather(values, rules.SHARE if arm in areas else spans[name], error, bases)
+    problems = study.get("over") == "problems"
+    measured = {arm: {name: gather(values, rules.SHARE if arm in areas else spans[name], error, bases, problems)
                       for name, values in by_name.items()} for arm, by_name in found.items()}
-    compare({arm: of for arm, of in measured.items() if arm not in areas}, study.get("control"), spans, error, bases)
+    compare({arm: of for arm, of in measured.items() if arm not in areas}, study.get("control"), spans, error, bases,
+            problems)
     return measured
 
 
-def gather(values: list, span: tuple = statistics.ANY, error: float = statistics.ALPHA, bases: list = ()) -> dict:
+def gather(values: list, span: tuple = statistics.ANY, error: float = statistics.ALPHA, bases: list = (),
+           problems: bool = False) -> dict:
     """`{"seeds": [value of each], "mean", "interval"}`: over seeds, or over problems where there is one seed.
+
+    With `problems`, what has a value for each problem also has `"of_problems"`, the mean over seeds of each problem, and
+    its interval is over these.
 
     Where several seeds share a base there is `"of_bases"` as well, the mean of each base, and mean and interval are of
     these: bases are what is independent. Equal values have no interval, but `"equal": True`; many have `"quartiles"`.
@@ -160,6 +177,11 @@ def gather(values: list, span: tuple = statistics.ANY, error: float = statistics
     known = [(base, mean) for base, mean in zip(bases or range(len(means)), means) if mean is not None]
     by_base = {base: float(np.mean([mean for its, mean in known if its == base])) for base, _ in known}
     there = list(by_base.values())
+    each = [value for value in values if value is not None and np.ndim(value)] if problems else []
+    if each:
+        of_problems = np.mean(each, 0)
+        return {"values": values, "seeds": means, "mean": float(np.mean(of_problems)),
+                "interval": estimators.bootstrap(of_problems), "of_problems": of_problems.round(6).tolist()}
     over_problems = len(values) == 1 and np.ndim(values[0]) > 0
     made = {"values": values, "seeds": means, "mean": float(np.mean(there)) if there else None, "interval":
             estimators.bootstrap(values[0]) if over_problems else statistics.interval(there, error, span)}
@@ -172,7 +194,7 @@ def gather(values: list, span: tuple = statistics.ANY, error: float = statistics
 
 
 def compare(measured: dict, control: Optional[str], spans: Optional[dict] = None,
-            error: float = statistics.ALPHA, bases: list = ()) -> None:
+            error: float = statistics.ALPHA, bases: list = (), problems: bool = False) -> None:
     """Adds to every other arm's measures its paired `difference` to the control: by seed, or by problem."""
     for arm in measured if control else ():
         for name, mine in measured[arm].items():
@@ -180,14 +202,14 @@ def compare(measured: dict, control: Optional[str], spans: Optional[dict] = None
             span = (spans or {}).get(name, statistics.ANY)
             if arm != control:
                 mine["difference"] = gather([None if a is None or b is None else a - b for a, b in pairs],
-                                            rules.less(span, span), error, bases)
+                                            rules.less(span, span), error, bases, problems)
 
 
 def written(study: dict, measured: dict, repeated: list[dict]) -> dict:
     """What a record says of the study and its measures: the words of its page, rules, verdict and shares of success."""
     judged = rules.judged(study, measured, len({unit["base"] for unit in repeated}))
     error = statistics.alpha(study.get("looks"))
-    kept = {key: study[key] for key in (*records.WORDS, "question", "looks", "success") if key in study} | {
+    kept = {key: study[key] for key in (*records.WORDS, "question", "looks", "success", "over") if key in study} | {
             "prediction": study.get("prediction", "")}
     if "success" in study:
         kept["succeeded"] = {arm: succeeded(measures[study["success"]["measure"]]["seeds"], study["success"]["above"],
@@ -203,6 +225,18 @@ def succeeded(values: list, above: float, error: float) -> dict:
     count = sum(value > above for value in there)
     return {"count": count, "of": len(there),
             "interval": statistics.exact_binomial(count, len(there), error) if there else None}
+
+
+def changed_problems(study: dict, cells: dict) -> dict:
+    """`sources.changed` of the control and the arm of the file's `changed = {arm = "one", file = "FILE.jsonl"}`, in
+    the first of its cells."""
+    asked, control = study.get("changed"), study.get("control")
+    if not asked:
+        return {}
+    label = next(label for arm, label in cells if arm == asked["arm"])
+    paths = [pathlib.Path(cells[arm, label]["work"]) / commands.fill(asked["file"], cells[arm, label])
+             for arm in (control, asked["arm"])]
+    return sources.changed(*paths, [control, f"{asked['arm']}, seed {label}"])
 
 
 def summaries(study: dict, cells: dict) -> dict:

@@ -128,13 +128,22 @@ def draw_legend(sheet, look: dict[str, Look], columns: int) -> None:
 
 
 def draw_curve(axes, study: dict, cells: dict, metric: str, look: dict[str, Look]) -> None:
-    """One metric over the steps, a thin line for each arm and seed."""
+    """One metric over the steps: a thin line for each arm and seed, and the mean of an arm's seeds where they are
+    several, up to where the first of them ends."""
+    by_arm = {}
     for (arm, _), cell in cells.items():
         run = run_dir(study, cell)
-        points = figures.series(files.read_steps(run / "metrics.jsonl"), metric) if run else ([], [])
-        if points[0]:
-            axes.plot(*points, color=look[arm].color, ls=look[arm].line, linewidth=1, alpha=0.8,
+        if run and (run / "metrics.jsonl").is_file():
+            points = figures.series(files.read_steps(run / "metrics.jsonl"), metric)
+            by_arm.setdefault(arm, []).extend([points] if points[0] else [])
+    for arm, runs in by_arm.items():
+        for points in runs:
+            axes.plot(*points, color=look[arm].color, ls=look[arm].line, linewidth=1, alpha=0.25 if len(runs) > 1 else 0.8,
                       marker="o" if len(points[0]) == 1 else "")
+        if len(runs) > 1:
+            steps = sorted(set.intersection(*(set(steps) for steps, _ in runs)))
+            means = [sum(dict(zip(*points))[step] for points in runs) / len(runs) for step in steps]
+            axes.plot(steps, means, color=look[arm].color, ls=look[arm].line, linewidth=1.8)
     axes.set(title=metric, xlabel="step")
 
 

@@ -169,6 +169,30 @@ def test_an_arm_that_is_alike_for_all_examples_of_a_base_has_one_row_for_it():
                                      ["one", "base 1", "0.300"], ["all", "base 0", "0.500"], ["all", "base 1", "0.600"]]
 
 
+def test_a_page_begins_with_the_words_of_its_abstract_and_the_numbers_that_it_names(coin, tmp_path):
+    path = tmp_path / "coin.toml"
+    path.write_text(STUDY.replace("[commands]", 'abstract = "Up to [[bent | end]], [[bent | gain | difference]]."\n'
+                                  "[commands]", 1))
+    text = study.run(coin[0]).read_text()
+    record = json.loads((tmp_path / "results" / "coin.json").read_text())["measures"]["bent"]
+    assert text.startswith(f"# A coin\n\nUp to {records.shown(record['end'])}, +0.203")
+    assert records.shown(record["gain"]["difference"], "+") in text.split("\n\n")[1]
+
+
+def test_a_page_shows_the_first_problems_that_changed(tmp_path):
+    right = {"before": [1, 0, 1, 0, 1], "after": [1, 0, 0, 1, 0]}
+    for name, rights in right.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", *(
+            {"benchmark": "b", "problem": i, "answer": "4", "correct": bool(x), "completion": f"{name} {i}: $<4>$\nend"}
+            for i, x in enumerate(rights)))
+    found = sources.changed(tmp_path / "before.jsonl", tmp_path / "after.jsonl", ["base", "one, seed 0"])
+    assert [pair["problem"] for pair in found.values()] == [3, 2]
+    text = records.changed({"changed": found})
+    assert "became right: problem 3 of b, answer 4.\n\n<table><tr>" in text and "<td valign=\"top\">one, seed 0</td>" in text
+    assert "before 3: &#36;&lt;4&gt;&#36;<br>end</td>" in text and "after 2" in text and "before 0" not in text
+    assert records.changed({}) == ""
+
+
 def test_results_go_beside_the_runs_unless_another_place_is_named(coin, tmp_path):
     config = StudyConfig(study=coin[0].study, work_dir=coin[0].work_dir)
     assert study.run(config) == tmp_path / "work" / "results" / "coin.md"
@@ -180,8 +204,36 @@ def test_a_measure_over_problems_is_paired_by_problem(tmp_path):
         {"benchmark": name, "problem": i, "correct": bool(right)} for name, i, right in rows))
     values = sources.source_values("m", "c.jsonl: gsm8k", {"work": str(tmp_path)})
     np.testing.assert_array_equal(values, [.5, 1])
+    np.testing.assert_array_equal(sources.source_values("m", "c.jsonl: all", {"work": str(tmp_path)}), [.5, 1, 0])
     one = study.gather([np.array([1.] * 30 + [0.] * 70)])
     assert one["seeds"] == [.3] and one["interval"] == estimators.bootstrap(np.array([1.] * 30 + [0.] * 70))
+
+
+def test_a_column_is_a_measure_and_text_counts_where_it_is_there(tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", *({"benchmark": "b", "problem": i, "correct": True, "extracted": found,
+                                         "truncated": i > 1, "num_tokens": 3 + i}
+                                        for i, found in enumerate(["4", None, ""])))
+    for column, wanted in (("extracted", [1, 0, 1]), ("truncated", [0, 0, 1]), ("num_tokens", [3, 4, 5])):
+        np.testing.assert_array_equal(
+            sources.source_values("m", f"c.jsonl: b: {column}", {"work": str(tmp_path)}), wanted)
+
+
+def test_over_problems_intervals_and_verdicts_are_of_what_each_problem_gains():
+    """Three seeds differ by far more than the problems' gains, which are paired: 9 of 10 gain."""
+    base, gains = np.array([0., 1.] * 5), np.array([.3, 0] + [.3] * 8)
+    seeds = [base + gains * part for part in (0, 1, 2)]
+    file = {"arms": {"base": {}, "one": {}}, "measures": {"m": "c.jsonl: all"}, "control": "base", "seeds": [0, 1, 2],
+            "over": "problems", "rules": [{"says": "", "arm": "one", "measure": "m", "difference": True, "above": 0.1}]}
+    units = [{"base": seed, "example": seed, "seed": seed} for seed in range(3)]
+    found = {"base": {"m": [base] * 3}, "one": {"m": seeds}}
+    measured = study.measure(file, found, units)
+    less = measured["one"]["m"]["difference"]
+    assert less["of_problems"] == pytest.approx(gains) and less["seeds"] == pytest.approx([0, .27, .54])
+    assert less["interval"] == pytest.approx(estimators.bootstrap(gains))
+    rule, = study.written(file, measured, units)["rules"]
+    assert (rule["verdict"], rule["over"]) == ("agree", "problems")
+    over_seeds, = study.written(file, study.measure(file | {"over": None}, found, units), units)["rules"]
+    assert over_seeds["verdict"] == "undecided"
 
 
 def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
@@ -204,6 +256,9 @@ def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
     ("[figure]", '[figure]\nx = "lenght"', "x: 'lenght' is none of the measures: end, start, gain"),
     ("[figure]", '[figure]\nlog_x = ["lenght"]', "log_x: 'lenght' is none of the measures"),
     ("[figure]", '[figure]\nmeasures = ["end", "ned"]', "measures: 'ned' is none of the measures"),
+    ("[commands]", 'over = "steps"\n[commands]', 'over: write over = "problems"'),
+    ("[commands]", 'abstract = "It gains [[bent | gian]]."\n[commands]', "abstract: 'gian' is no arm, or no measure"),
+    ("[commands]", 'changed = {arm = "bend", file = "c.jsonl"}\n[commands]', "changed: write changed = {arm ="),
     ("[commands]", 'table = ["ned"]\n[commands]', "table: 'ned' is none of the measures"),
     ("[figure]", '[figure]\ncontrols = ["plane"]', "controls: 'plane' is none of the arms: plain, bent"),
     ('["-", "end", "start"]', '["-", "end", "strat"]', "measure gain: it is made of .*strat.*; write a word"),
@@ -328,7 +383,7 @@ def test_aurocs_have_a_panel_with_a_row_for_each_measure_and_stand_in_no_other()
 
 def test_an_unknown_study_is_answered_with_those_there_are(monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(UserError, match="--study=two_shot: no file .*one_shot, sixteen_bits, smollm2"):
+    with pytest.raises(UserError, match="--study=two_shot: no file .*one_shot, qwen, sixteen_bits, smollm2"):
         study.load("two_shot")
 
 
