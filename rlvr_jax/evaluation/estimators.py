@@ -71,8 +71,9 @@ def bootstrap_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, 
 def summarise(rows: list[dict], num_samples: int) -> dict:
     """The numbers of one benchmark, from its rows in order (`evaluation.measure`), `num_samples` a problem.
 
-    `accuracy_of_ended` is that of the completions which were not cut at the longest length. `accuracy` is avg@`num_samples`; pass@k and maj@k are for k = 1, 2, 4, ... and `num_samples`. Intervals hold 95 %:
-    Wilson's with one sample a problem, else of a bootstrap over problems.
+    `accuracy` is avg@`num_samples`, `accuracy_of_ended` that of the completions which were not cut at the longest
+    length; pass@k and maj@k are for k = 1, 2, 4, ... and `num_samples`. Intervals hold 95 %: Wilson's with one sample a
+    problem, else of a bootstrap over problems.
     """
     groups = [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
     right = [[row["correct"] for row in group] for group in groups]
@@ -89,8 +90,8 @@ def summarise(rows: list[dict], num_samples: int) -> dict:
 
     shares, ended = np.mean(right, -1), [row["correct"] for row in rows if not row["truncated"]]
     return {"n": len(groups), "num_samples": num_samples, "accuracy": float(shares.mean()),
-            "interval": interval(shares), "accuracy_of_ended": float(np.mean(ended)) if ended else None, **each(lambda values: float(np.mean(values))), "intervals": each(interval),
-            "timed_out": sum(row["timed_out"] for row in rows),
+            "interval": interval(shares), "accuracy_of_ended": float(np.mean(ended)) if ended else None,
+            **each(lambda values: float(np.mean(values))), "intervals": each(interval), "timed_out": sum(row["timed_out"] for row in rows),
             **{key: float(np.mean([row[key] for row in rows])) for key in ("truncated", "num_tokens")}}
 
 

@@ -33,8 +33,8 @@ def evaluated(tmp_path_factory, base, compiled):
 
 def test_evaluate_writes_its_summary(evaluated):
     printed, summary, rows = evaluated
-    assert set(summary) == {"n", "num_samples", "temperature", "accuracy", "interval", "pass@k", "maj@k", "intervals",
-                            "truncated", "timed_out", "num_tokens", "graded_by", "styles", "flags"}
+    assert set(summary) == {"n", "num_samples", "temperature", "accuracy", "accuracy_of_ended", "interval", "pass@k",
+                            "maj@k", "intervals", "truncated", "timed_out", "num_tokens", "graded_by", "styles", "flags"}
     assert (summary["n"], summary["num_samples"], list(summary["pass@k"])) == (10, 4, ["1", "2", "4"])
     assert summary["accuracy"] == sum(row["correct"] for row in rows) / 40 == pytest.approx(summary["pass@k"]["1"])
     solved = {row["problem"] for row in rows if row["correct"]}

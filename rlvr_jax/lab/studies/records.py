@@ -145,8 +145,8 @@ def spread(record: dict) -> str:
     if len(record["seeds"]) == 1:
         return "One seed, without intervals"
     if record.get("over") == "problems":
-        return ("Means over seeds. Where every problem has a value, the interval is 95 %, by a bootstrap over problems of "
-                "each problem's mean over seeds: it is about these trained models, on other problems like these. "
+        return ("Means over seeds. Where every problem has a value, the interval is 95 %, by a bootstrap over problems "
+                "of each problem's mean over seeds: it is about these trained models, on other problems like these. "
                 "Elsewhere it is over seeds")
     return f"Means with {percent(record.get('level', 0.95))} intervals over seeds (Student's t, cut to the range)"
 
@@ -202,7 +202,8 @@ def markdown(record: dict) -> str:
     control = record.get("control")
     few, robust = successes(record), quartiles(record)
     success = record.get("success", {})
-    paragraphs = [f"# {record['title']}", abstract(record.get("abstract", ""), record["measures"]), construction(record), record["origin"],
+    paragraphs = [f"# {record['title']}", abstract(record.get("abstract", ""), record["measures"]),
+                  construction(record), record["origin"],
                   AGAIN * bool(record.get("judged_again")), f"**Question.** {record['question']}",
                   f"**Known before.** {record['known']}", f"**Verdict: {verdict(record)}**",
                   f"**Prediction.** {method(record)}", markdown_table(RULES, rules(record)),

@@ -139,7 +139,8 @@ def values(rule: dict) -> list[float]:
     """What the seeds have, of those that have it; where they share bases, the means of these; where intervals are over
     problems, what each problem has."""
     measured = rule["measured"]
-    return measured.get("of_problems") or measured.get("of_bases") or [value for value in measured.get("seeds", ()) if value is not None]
+    return measured.get("of_problems") or measured.get("of_bases") or [
+        value for value in measured.get("seeds", ()) if value is not None]
 
 
 def chance(rule: dict) -> float:

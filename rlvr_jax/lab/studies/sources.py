@@ -94,8 +94,8 @@ def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
 
     Its source is "FILE.json: path.to.a.number" (or to a list, one for each problem), "FILE.jsonl: benchmark" (whether
     each problem of that benchmark was right; "all" for those of all benchmarks), "FILE.jsonl: benchmark: column" (that
-    column, or whether it is there where it holds text), "RUN/metrics.jsonl: column" (its sum over all steps), or "{word}" of an
-    arm that is a number or one of these. Other measures are lists: [a row of COMBINED, one measure, another, ...], or
+    column, or whether it is there where it holds text), "RUN/metrics.jsonl: column" (its sum over all steps), or
+    "{word}" of an arm that is a number or one of these. Other measures are lists: [a row of COMBINED, one measure, another, ...], or
     [a row of CROSSED, a measure], made by `values_of`.
     """
     file, _, path = fill(source, cell).partition(": ")
@@ -122,8 +122,8 @@ def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
 
 
 def changed(before: pathlib.Path, after: pathlib.Path, arms: list[str]) -> dict:
-    """`{words: {"benchmark", "problem", "answer", "arms", "completions"}}`: the first problem that was wrong `before` and
-    is right `after`, and the first that changed the other way. Each file is of completions, one a problem."""
+    """`{words: {"benchmark", "problem", "answer", "arms", "completions"}}`: the first problem that was wrong `before`
+    and is right `after`, and the first that changed the other way. Each file is of completions, one a problem."""
     pairs = [(old, new) for (_, old), (_, new) in zip(files.read_lines(before), files.read_lines(after))]
     wanted = {"The first problem that became right": False, "The first problem that became wrong": True}
     found = {words: next((pair for pair in pairs if pair[0]["correct"] is was and pair[1]["correct"] is not was), None)

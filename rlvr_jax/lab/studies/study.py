@@ -167,8 +167,8 @@ def gather(values: list, span: tuple = statistics.ANY, error: float = statistics
            problems: bool = False) -> dict:
     """`{"seeds": [value of each], "mean", "interval"}`: over seeds, or over problems where there is one seed.
 
-    With `problems`, what has a value for each problem also has `"of_problems"`, the mean over seeds of each problem, and
-    its interval is over these.
+    With `problems`, what has a value for each problem also has `"of_problems"`, the mean over seeds of each problem,
+    and its interval is over these.
 
     Where several seeds share a base there is `"of_bases"` as well, the mean of each base, and mean and interval are of
     these: bases are what is independent. Equal values have no interval, but `"equal": True`; many have `"quartiles"`.

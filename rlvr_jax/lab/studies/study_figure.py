@@ -138,8 +138,8 @@ def draw_curve(axes, study: dict, cells: dict, metric: str, look: dict[str, Look
             by_arm.setdefault(arm, []).extend([points] if points[0] else [])
     for arm, runs in by_arm.items():
         for points in runs:
-            axes.plot(*points, color=look[arm].color, ls=look[arm].line, linewidth=1, alpha=0.25 if len(runs) > 1 else 0.8,
-                      marker="o" if len(points[0]) == 1 else "")
+            axes.plot(*points, color=look[arm].color, ls=look[arm].line, linewidth=1,
+                      alpha=0.25 if len(runs) > 1 else 0.8, marker="o" if len(points[0]) == 1 else "")
         if len(runs) > 1:
             steps = sorted(set.intersection(*(set(steps) for steps, _ in runs)))
             means = [sum(dict(zip(*points))[step] for points in runs) / len(runs) for step in steps]

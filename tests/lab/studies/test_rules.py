@@ -100,7 +100,8 @@ def test_arms_with_the_same_flags_on_other_models_are_not_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("source, span", [
-    ("c.jsonl: gsm8k", (0, 1)), ("c.jsonl: gsm8k: truncated", (0, 1)), ("c.jsonl: all: num_tokens", (0, math.inf)), ("s.json: pass@k.256", (0, 1)), ("s.json: benchmarks.times_0.accuracy", (0, 1)),
+    ("c.jsonl: gsm8k", (0, 1)), ("c.jsonl: gsm8k: truncated", (0, 1)), ("c.jsonl: all: num_tokens", (0, math.inf)),
+    ("s.json: pass@k.256", (0, 1)), ("s.json: benchmarks.times_0.accuracy", (0, 1)),
     ("s.json: files.a@4.60%.against.times_0.auroc.rouge_l", (0, 1)), ("s.json: arms.hybrid.recovered", statistics.ANY),
     ("s.json: forward_tokens", (0, math.inf)), ("r.json: layers.2.cosine_beside.0", (-1, 1)),
     ("{tokens}", statistics.ANY),
