@@ -3,7 +3,8 @@
 They are lowered from shapes alone, as `grpo.compile_programs` makes them. A peak is what the compiler says of one
 program, with what stays beside it on the device. The time is a bound, the roofline's, by the operations and bytes a
 second that the chip's maker publishes: where all completions are as long as they may be, and where they have 40 % of
-that on average. Nothing is run, and what devices send each other is not counted.
+that on average. Nothing is run, and what devices send each other is not counted. A small model gets no bound: what
+its kernels read is in caches.
 """
 
 import bisect
@@ -51,6 +52,7 @@ SHAPES = {
                                          rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), norm_eps=1e-5),
 }
 FLAG_FILES = pathlib.Path(__file__).parents[3] / "configs"
+CACHED = 1e9  # bytes of a state below which much stays in caches: bytes over bandwidth are no bound on the time
 EVAL_ROWS = 512  # completions that `evaluation.heldout` hands to the sampler at a time, over all devices
 
 LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}  # proposed where nothing fits
@@ -233,9 +235,9 @@ def found(config: CompileConfig, name: str) -> dict:
     over = [f"{which}, {one['peak'] / 1e9:.1f} GB" if one["peak"] else f"{which}, which the compiler gives up"
             for which, one in programs.items() if (one["peak"] or math.inf) > chip.usable]
     largest = max(one["peak"] or 0 for one in programs.values())
+    pace = f", at best {step:.3g} s a step, {average:.3g} at 40 % of the longest" if state >= CACHED else ""
     verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
-               f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB, at best {step:.3g} s a step, "
-               f"{average:.3g} at 40 % of the longest")
+               f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB{pace}")
     if largest > chip.usable and config.fit and flags.adapter.trainable == "all":
         other = found(replace(config, **LORA), name)
         other["flags"] = LORA | other["flags"]
@@ -260,8 +262,10 @@ def shown(one: dict) -> str:
                "bytes": ("bytes a call", ".3g"), "best": ("seconds at best", ".3g"), "at_40": ("at 40 %", ".3g"),
                "by_cycles": ("by the compiler's cycles", ".3g"), "tokens": ("tokens/s at best", ".3g"),
                "kernels": ("kernels a call", ".0f"), "step_kernels": ("kernels a token", ".0f")}
-    rows = [[which, memory(program["peak"]), *(f"{program[key]:{kind}}" if program.get(key) else ""
-                                               for key, (_, kind) in columns.items()), program.get("refused", "")]
+    hidden = () if one["state"] >= CACHED else ("best", "at_40", "tokens")
+    cells = lambda program: (f"{program[key]:{kind}}" if program.get(key) and key not in hidden else ""
+                             for key, (_, kind) in columns.items())
+    rows = [[which, memory(program["peak"]), *cells(program), program.get("refused", "")]
             for which, program in one["programs"].items()]
     header = ["program", f"peak of {one['usable'] / 1e9:.2f} GB", *(title for title, _ in columns.values()),
               "the compiler says"]
@@ -325,15 +329,73 @@ def whole_page(page: pathlib.Path) -> str:
     return "\n".join([str(page), *(f"no result: {command}" for command, one in known.items() if not one)])
 
 
+def num_steps(command: str) -> int:
+    """--num_steps of a command, and of the flag files that it names."""
+    def words(given: list[str]) -> Iterator[str]:
+        for word in given:
+            path = FLAG_FILES.parent / word.removeprefix("--flagfile=")
+            yield from words(re.findall(r"^--\S+", path.read_text("utf-8"), re.M)) if "--flagfile=" in word else [word]
+
+    return int(([flat(TrainConfig())["num_steps"]] + [
+        word[12:] for word in words(shlex.split(command)) if word.startswith("--num_steps=")])[-1])
+
+
+def bound(one: dict, which: str) -> str:
+    """Seconds of a call at best and what sets them, then those of the compiler's cycles."""
+    program, bandwidth = one["programs"][which], chips.CHIPS[one["chip"]].bandwidth
+    binds = "memory" if math.isclose(program["bytes"] / bandwidth, program["best"]) else "compute"
+    return f"{three(program['best'])} {binds}" + (f", {three(program['by_cycles'])}" if program["by_cycles"] else "")
+
+
+def three(value: float) -> str:
+    """Three digits, and those that a larger number has before its point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+PAGE = """\
+# Training runs compiled for chips that were not there
+
+`python -m scripts.compile --page=results/chips.md` makes this page from the commands at the heads of the flag files.
+Nothing was run on a chip. [chips.json](chips.json) has more of every program (FLOPs, bytes, kernels, tokens a second),
+and each command alone prints it. Compilers: {compilers}.
+
+## Does it fit?
+
+Memory of one device in GB: what programs can use, and the peak of each with all that stays beside it. At the `start` a
+state that is not divided is there twice.
+
+{memory}
+
+{refused}
+
+## How long does it take at best?
+
+Hours of the whole run and seconds of a call are lower bounds for completions of full length: the larger of FLOPs by the
+chip's published peak (`compute`) and bytes by its published bandwidth (`memory`). Communication between devices and
+evaluations are not counted. At 40 %: the lengths are the longest times u^1.5, with u evenly spaced in (0, 1], 40 % on
+average. On TPUs a second number follows: libtpu's own estimate by cycles, without copies that overlap.
+
+{times}
+
+A state of less than {cached:g} GB, as in the tiny tier, has no row here: kernels then read much from caches, so that
+bytes by bandwidth bound nothing.
+"""
+
+
 def paged(known: dict[str, dict]) -> str:
-    """The page: every verdict, and the tables."""
-    verdicts = [f"- `{command}`: {one['verdict']}" for command, one in known.items()]
-    tables = [f"`{command}`\n\n{shown(one)}" for command, one in known.items()]
-    return "\n\n".join([
-        "# Training runs compiled for chips that were not there",
-        "By `python -m scripts.compile --page=results/chips.md`, which runs the commands at the heads of flag files.\n"
-        "Nothing was run on a chip. Peaks are of one device, with what stays beside the program. Seconds at best are\n"
-        "bounds: the larger of FLOPs by the published peak and bytes by the published bandwidth, completions as long\n"
-        "as they may be, what devices send each other not counted; at 40 %, of longest x u^1.5 tokens for u even in\n"
-        "(0, 1]. Cycles are libtpu's own estimate, at full length and the chip's clock, without copies beside work.",
-        "\n".join(verdicts), *tables]) + "\n"
+    """The page: what each run takes of the memory, and how long it takes at best."""
+    parts, memory, refused, times = ("start", "sampling", "log-probabilities", "update", "evaluation"), [], [], []
+    for command, one in known.items():
+        name, steps = re.search(r"--flagfile=configs/(\S+)\.flags", command)[1], num_steps(command)
+        fits, peaks = one["verdict"][:4] == "fits", [one["programs"].get(which, {"peak": 0})["peak"] for which in parts]
+        memory.append([name, one["chip"], f"{one['usable'] / 1e9:.1f}", *(
+            "-" if x is None else f"{x / 1e9:.2f}" if x else "" for x in peaks), "yes" if fits else "no"])
+        refused += [] if fits else [f"- {name}, {one['chip']}: {one['verdict']}."]
+        if one["step"] and one["state"] >= CACHED:
+            times.append([name, one["chip"], steps, *(three(steps * one[key] / 3600) for key in ("step", "step_at_40")),
+                          *(bound(one, which) for which in ("sampling", "update"))])
+    return PAGE.format(
+        compilers="; ".join(dict.fromkeys(one["compiler"] for one in known.values())), cached=CACHED / 1e9,
+        memory=markdown_table(["flag file", "chip", "usable", *parts, "fits"], memory),
+        refused="\n".join(refused) or "All fit.",
+        times=markdown_table(["flag file", "chip", "steps", "hours", "at 40 %", "sampling, s", "update, s"], times))

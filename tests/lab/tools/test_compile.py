@@ -336,6 +336,7 @@ def test_a_chip_gets_a_table_and_a_verdict(here, tmp_path):
     state, programs = compile.resident(FLAGS.train.grpo, TINY, 2), one["programs"]
     assert list(programs) == ["start", "sampling", "log-probabilities", "update", "evaluation"]
     assert said.splitlines()[-1] == f"cpu: {one['verdict']}" and one["verdict"].startswith("fits: 0.0")
+    assert one["verdict"].endswith(" GB")  # the state is small: no bound on the time
     assert said.count("\n| ") == 1 + 1 + 5 and "jaxlib" in one["compiler"] and one["micro_rows"] == 4
     assert programs["start"] == {"peak": 2 * state}
     for which, program in list(programs.items())[1:]:
@@ -497,27 +498,32 @@ def test_a_model_is_a_folder_a_shape_or_the_tiny_base(tmp_path):
 
 def test_the_page_has_what_each_command_at_the_head_of_a_flag_file_found(monkeypatch, tmp_path):
     """One command for each chip, in their order; what the record has is not run again."""
-    (tmp_path / "a.flags").write_text("# Words.\n#   python -m scripts.compile --chip=v5e-1,H100 --flagfile=a.flags "
-                                      "\\\n#     --fit\n--num_steps=1\n")
-    (tmp_path / "b.flags").write_text("#   python -m scripts.train --flagfile=b.flags\n")
-    monkeypatch.setattr(compile, "FLAG_FILES", tmp_path)
-    lines = [f"scripts.compile --flagfile=a.flags --fit --chip={name}" for name in ("v5e-1", "H100")]
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    (configs / "a.flags").write_text("# Words.\n#   python -m scripts.compile --chip=v5e-1,H100 "
+                                     "--flagfile=configs/a.flags \\\n#     --fit\n--flagfile=configs/b.flags\n")
+    (configs / "b.flags").write_text("#   python -m scripts.train --flagfile=configs/b.flags\n--num_steps=72\n")
+    monkeypatch.setattr(compile, "FLAG_FILES", configs)
+    lines = [f"scripts.compile --flagfile=configs/a.flags --fit --chip={name}" for name in ("v5e-1", "H100")]
     assert list(compile.commands()) == lines
     page, ran = tmp_path / "chips.md", []
 
     def run(words):
         name, out = words[-2].removeprefix("--chip="), words[-1].removeprefix("--out=")
         ran.append(name)
-        one = {"chip": name, "devices": 1, "compiler": "c", "usable": 1, "flags": {"num_slots": 7}, "micro_rows": 3,
-               "programs": {}, "verdict": f"fits {name}"}
+        call = {"peak": 2e9, "best": 1.0, "bytes": CHIPS[name].bandwidth, "by_cycles": 0.0}
+        one = {"chip": name, "compiler": "c", "usable": 16e9, "state": 2e9 if name == "H100" else 2e6, "step": 1250.0,
+               "step_at_40": 50.0, "verdict": "fits" if name == "H100" else "does not fit: update", "programs": {
+                   "sampling": call, "update": call | {"peak": None, "best": 1249.0, "by_cycles": 1999.6}}}
         pathlib.Path(out).write_text(json.dumps({"chips": [one]}))
 
     monkeypatch.setattr(compile.subprocess, "run", run)
     assert compile.run(build(CompileConfig, page=str(page))) == str(page)
     written = page.read_text()
-    for name, line in zip(("v5e-1", "H100"), lines):
-        assert f"- `{line}`: fits {name}\n" in written
-        assert f"\n{name}, devices: 1, c; --num_slots=7: 3 rows" in written
+    assert "| a | v5e-1 | 16.0 |  | 2.00 |  | - |  | no |" in written and "- a, v5e-1: does not fit: update." in written
+    assert "| a | H100 | 16.0 |  | 2.00 |  | - |  | yes |" in written  # 72 steps of 1,250 s are 25 hours
+    assert "| a | H100 | 72 | 25.0 | 1.00 | 1.00 memory | 1,249 compute, 2,000 |" in written
+    assert written.count("| v5e-1 |") == 1  # a small state is in caches: no bound
     record = json.loads((tmp_path / "chips.json").read_text())
     del record[lines[0]]
     (tmp_path / "chips.json").write_text(json.dumps(record | {"scripts.compile --gone": {}}))
