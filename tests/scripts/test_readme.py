@@ -31,7 +31,7 @@ NOT_HERE = [
     (r"activate", "the suite runs in an environment already"),
     (r"--run_dir=runs/gpu", "needs a GPU"), (r"--run_dir=runs/tpu", "needs a TPU"),
     (r"--coordinator_address=", "needs several hosts; tests/test_distributed.py has two processes"),
-    (r"(--run_dir|--model)=runs/(pi1|evening)\b",
+    (r"(--run_dir|--model)=runs/(pi1|evening|qwen)\b",
      "needs published weights; tests/scripts/test_paper_command.py trains on random ones"),
     (r"scripts\.hybrid|--method=steer",
      "needs a base that opens some problems carefully; tests/lab/elicit/test_hybrid.py has one"),
