@@ -168,8 +168,7 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
         lambda config: percent(config.taus)),
     "forced_prefix": Diagnostic(
         swaps, "the base continues so many first tokens of the trained model.", SHARE,
-        "switched on by how a solution opens", "arXiv:2509.06608", TEXTS, lambda config: {
-            str(k): k for k in config.first}),
+        "switched on by how it opens", "arXiv:2509.06608", TEXTS, lambda config: {str(k): k for k in config.first}),
     "swap": Diagnostic(
         swaps, "the base writes; at this share of tokens, those with the largest KL, it takes the trained model's.",
         SHARE, "switched on at a few tokens", "arXiv:2603.22446", TEXTS, BY_SHARE),
@@ -186,8 +185,7 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
         frontier, "trained parameters for half of the gain, interpolated between the runs of --frontier.", "numbers",
         "taught: a switch needs few", "arXiv:2505.18706"),
     "rank": Diagnostic(
-        rank, "stable rank of the weight change, mean over matrices.", "directions", "taught: many directions",
-        "arXiv:2605.21468"),
+        rank, "stable rank of weight changes, mean over matrices.", "directions", "taught: many", "arXiv:2605.21468"),
     "sparsity": Diagnostic(
         lambda pair, *_: Found(1 - pair.weights["all"]["moved"]), "weights that changed by at most 1e-5 of their size.",
         "share of weights", "switched on in a small subnetwork", "arXiv:2505.11711"),
@@ -202,6 +200,5 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
         perplexity, "change in the log-perplexity of prompts.", "nats a token",
         "a shortcut: spurious rewards make prompts less likely", "arXiv:2601.11061"),
     "saturation": Diagnostic(
-        saturation, "steps until a training batch is 99 % right.", "steps", "taught: what memorises saturates fast",
-        "arXiv:2604.18574"),
+        saturation, "steps until a batch is 99 % right.", "steps", "taught: memorising is fast", "arXiv:2604.18574"),
 }

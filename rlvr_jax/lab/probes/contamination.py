@@ -210,16 +210,10 @@ def lines(record: dict) -> Iterator[tuple]:
 
 
 def page(record: dict) -> str:
-    """Lines name their file, and the share that is shown, where there are several."""
     parts = list(lines(record))
-    several = [len({part[i] for part in parts}) > 1 for i in (0, 2)]
-
-    def which(name: str, source: str, fraction: str) -> str:
-        return ", ".join([name] * several[0] + [source] + [fraction] * several[1])
-
-    def both(change: dict) -> str:
-        return shown(change["difference"], change["interval"], "+")
-
+    several = [len({part[i] for part in parts}) > 1 for i in (0, 2)]  # files, and shares shown
+    which = lambda name, source, fraction: ", ".join([name] * several[0] + [source] + [fraction] * several[1])
+    both = lambda change: shown(change["difference"], change["interval"], "+")
     sets = [[which(*of), share_cell(part["exact"]), shown(part["rouge_l"]["value"], part["rouge_l"]["interval"]),
              share_cell(part["correct"]) if part["correct"]["n"] else "-", f"{part['too_short']:.1%}"]
             for *of, part in parts]

@@ -3,8 +3,7 @@
 They are lowered from shapes alone, as `grpo.compile_programs` makes them. A peak is what the compiler says of one
 program, with what stays beside it on the device. The time is a bound, the roofline's, by the operations and bytes a
 second that the chip's maker publishes: where all completions are as long as they may be, and where they have 40 % of
-that on average. Nothing is run, and what devices send each other is not counted. A small model gets no bound: what
-its kernels read is in caches.
+that on average; not of small models, which caches hold. Nothing is run, and communication is not counted.
 """
 
 import bisect
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Callable, Iterator, NamedTuple, Optional
+from typing import Callable, Iterator, NamedTuple
 
 import jax
 import numpy as np
@@ -255,20 +254,15 @@ def written(flags: dict) -> str:
 
 def shown(one: dict) -> str:
     """The table of one chip, and the verdict."""
-    def memory(peak: Optional[float]) -> str:
-        return "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= one['usable'] else 'does not fit'}"
-
-    columns = {"seconds": ("CPU seconds to compile", ".0f"), "flops": ("FLOPs a call", ".3g"),
-               "bytes": ("bytes a call", ".3g"), "best": ("seconds at best", ".3g"), "at_40": ("at 40 %", ".3g"),
-               "by_cycles": ("by the compiler's cycles", ".3g"), "tokens": ("tokens/s at best", ".3g"),
-               "kernels": ("kernels a call", ".0f"), "step_kernels": ("kernels a token", ".0f")}
-    hidden = () if one["state"] >= CACHED else ("best", "at_40", "tokens")
-    cells = lambda program: (f"{program[key]:{kind}}" if program.get(key) and key not in hidden else ""
-                             for key, (_, kind) in columns.items())
-    rows = [[which, memory(program["peak"]), *cells(program), program.get("refused", "")]
-            for which, program in one["programs"].items()]
-    header = ["program", f"peak of {one['usable'] / 1e9:.2f} GB", *(title for title, _ in columns.values()),
-              "the compiler says"]
+    usable = one["usable"]
+    fits = lambda peak: "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= usable else 'does not fit'}"
+    columns = {"seconds": "CPU seconds to compile", "flops": "FLOPs a call", "bytes": "bytes a call",
+               "by_cycles": "by the compiler's cycles", "kernels": "kernels a call", "step_kernels": "kernels a token"}
+    if one["state"] >= CACHED:
+        columns |= {"best": "seconds at best", "at_40": "at 40 %", "tokens": "tokens/s at best"}
+    rows = [[which, fits(program["peak"]), *(f"{program[key]:.4g}" if program.get(key) else "" for key in columns),
+             program.get("refused", "")] for which, program in one["programs"].items()]
+    header = ["program", f"peak of {usable / 1e9:.2f} GB", *columns.values(), "the compiler says"]
     return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {written(one['flags'])}: "
             f"{one['micro_rows']} rows a micro-batch\n\n{markdown_table(header, rows)}\n\n"
             f"{one['chip']}: {one['verdict']}")
@@ -331,71 +325,46 @@ def whole_page(page: pathlib.Path) -> str:
 
 def num_steps(command: str) -> int:
     """--num_steps of a command, and of the flag files that it names."""
-    def words(given: list[str]) -> Iterator[str]:
-        for word in given:
-            path = FLAG_FILES.parent / word.removeprefix("--flagfile=")
-            yield from words(re.findall(r"^--\S+", path.read_text("utf-8"), re.M)) if "--flagfile=" in word else [word]
-
-    return int(([flat(TrainConfig())["num_steps"]] + [
-        word[12:] for word in words(shlex.split(command)) if word.startswith("--num_steps=")])[-1])
+    while named := re.search(r"--flagfile=(\S+)", command):
+        flags = re.findall(r"^--.*", (FLAG_FILES.parent / named[1]).read_text("utf-8"), re.M)
+        command = command.replace(named[0], " ".join(flags))
+    return int(re.findall(r"--num_steps=(\d+)", f"--num_steps={flat(TrainConfig())['num_steps']} {command}")[-1])
 
 
 def bound(one: dict, which: str) -> str:
     """Seconds of a call at best and what sets them, then those of the compiler's cycles."""
     program, bandwidth = one["programs"][which], chips.CHIPS[one["chip"]].bandwidth
     binds = "memory" if math.isclose(program["bytes"] / bandwidth, program["best"]) else "compute"
-    return f"{three(program['best'])} {binds}" + (f", {three(program['by_cycles'])}" if program["by_cycles"] else "")
-
-
-def three(value: float) -> str:
-    """Three digits, and those that a larger number has before its point."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
+    return f"{program['best']:,.1f} {binds}" + (f", {program['by_cycles']:,.1f}" if program["by_cycles"] else "")
 
 
 PAGE = """\
 # Training runs compiled for chips that were not there
 
 `python -m scripts.compile --page=results/chips.md` makes this page from the commands at the heads of the flag files.
-Nothing was run on a chip. [chips.json](chips.json) has more of every program (FLOPs, bytes, kernels, tokens a second),
-and each command alone prints it. Compilers: {compilers}.
+Nothing was run on a chip. [chips.json](chips.json) has each program's FLOPs, bytes, kernels and memory. Compilers: {}.
 
-## Does it fit?
+GB: the largest peak of a program on one device, with all that stays there (`start`: an undivided state is there twice).
+Hours of the run and seconds of a call are lower bounds for completions of full length: FLOPs over the published peak
+(`compute`) or bytes over the published bandwidth (`memory`), whichever takes longer, without communication and
+evaluations. At 40 %: lengths are the longest times u^1.5, u evenly spaced in (0, 1]. A TPU's second number is libtpu's
+estimate by cycles. A small state, below {:g} GB, has no times: kernels read from caches, so that bytes bound nothing.
 
-Memory of one device in GB: what programs can use, and the peak of each with all that stays beside it. At the `start` a
-state that is not divided is there twice.
-
-{memory}
-
-{refused}
-
-## How long does it take at best?
-
-Hours of the whole run and seconds of a call are lower bounds for completions of full length: the larger of FLOPs by the
-chip's published peak (`compute`) and bytes by its published bandwidth (`memory`). Communication between devices and
-evaluations are not counted. At 40 %: the lengths are the longest times u^1.5, with u evenly spaced in (0, 1], 40 % on
-average. On TPUs a second number follows: libtpu's own estimate by cycles, without copies that overlap.
-
-{times}
-
-A state of less than {cached:g} GB, as in the tiny tier, has no row here: kernels then read much from caches, so that
-bytes by bandwidth bound nothing.
+{}
 """
 
 
 def paged(known: dict[str, dict]) -> str:
-    """The page: what each run takes of the memory, and how long it takes at best."""
-    parts, memory, refused, times = ("start", "sampling", "log-probabilities", "update", "evaluation"), [], [], []
+    """The page: whether each run fits, and how long it takes at best."""
+    rows = []
     for command, one in known.items():
-        name, steps = re.search(r"--flagfile=configs/(\S+)\.flags", command)[1], num_steps(command)
-        fits, peaks = one["verdict"][:4] == "fits", [one["programs"].get(which, {"peak": 0})["peak"] for which in parts]
-        memory.append([name, one["chip"], f"{one['usable'] / 1e9:.1f}", *(
-            "-" if x is None else f"{x / 1e9:.2f}" if x else "" for x in peaks), "yes" if fits else "no"])
-        refused += [] if fits else [f"- {name}, {one['chip']}: {one['verdict']}."]
-        if one["step"] and one["state"] >= CACHED:
-            times.append([name, one["chip"], steps, *(three(steps * one[key] / 3600) for key in ("step", "step_at_40")),
-                          *(bound(one, which) for which in ("sampling", "update"))])
-    return PAGE.format(
-        compilers="; ".join(dict.fromkeys(one["compiler"] for one in known.values())), cached=CACHED / 1e9,
-        memory=markdown_table(["flag file", "chip", "usable", *parts, "fits"], memory),
-        refused="\n".join(refused) or "All fit.",
-        times=markdown_table(["flag file", "chip", "steps", "hours", "at 40 %", "sampling, s", "update, s"], times))
+        peak, largest = max((program["peak"] or 0, which) for which, program in one["programs"].items())
+        steps, bounded = num_steps(command), one["step"] and one["state"] >= CACHED
+        rows.append([re.search(r"--flagfile=configs/(\S+)\.flags", command)[1], one["chip"],
+                     "yes" if one["verdict"].startswith("fits") else one["verdict"],
+                     f"{peak / 1e9:.2f} of {one['usable'] / 1e9:.1f}, {largest}", steps, *(
+            [f"{steps * one['step'] / 3600:,.1f}", f"{steps * one['step_at_40'] / 3600:,.1f}", bound(one, "sampling"),
+             bound(one, "update")] if bounded else [""] * 4)])
+    compilers = "; ".join(dict.fromkeys(one["compiler"] for one in known.values()))
+    return PAGE.format(compilers, CACHED / 1e9, markdown_table([
+        "flag file", "chip", "fits", "GB", "steps", "hours", "at 40 %", "sampling, s", "update, s"], rows))
