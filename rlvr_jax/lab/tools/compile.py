@@ -12,12 +12,8 @@ import functools
 import math
 import pathlib
 import re
-import shlex
-import subprocess
-import sys
-import tempfile
 import time
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, NamedTuple
 
 import jax
 import numpy as np
@@ -50,8 +46,6 @@ SHAPES = {
                                          head_dim=128, d_ff=8192, max_seq_len=131_072, rope_theta=500_000.0,
                                          rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), norm_eps=1e-5),
 }
-FLAG_FILES = pathlib.Path(__file__).parents[3] / "configs"
-CACHED = 1e9  # bytes of a state below which much stays in caches: bytes over bandwidth are no bound on the time
 EVAL_ROWS = 512  # completions that `evaluation.heldout` hands to the sampler at a time, over all devices
 
 LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}  # proposed where nothing fits
@@ -234,7 +228,7 @@ def found(config: CompileConfig, name: str) -> dict:
     over = [f"{which}, {one['peak'] / 1e9:.1f} GB" if one["peak"] else f"{which}, which the compiler gives up"
             for which, one in programs.items() if (one["peak"] or math.inf) > chip.usable]
     largest = max(one["peak"] or 0 for one in programs.values())
-    pace = f", at best {step:.3g} s a step, {average:.3g} at 40 % of the longest" if state >= CACHED else ""
+    pace = f", at best {step:.3g} s a step, {average:.3g} at 40 % of the longest" if state >= here.CACHED else ""
     verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
                f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB{pace}")
     if largest > chip.usable and config.fit and flags.adapter.trainable == "all":
@@ -258,7 +252,7 @@ def shown(one: dict) -> str:
     fits = lambda peak: "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= usable else 'does not fit'}"
     columns = {"seconds": "CPU seconds to compile", "flops": "FLOPs a call", "bytes": "bytes a call",
                "by_cycles": "by the compiler's cycles", "kernels": "kernels a call", "step_kernels": "kernels a token"}
-    if one["state"] >= CACHED:
+    if one["state"] >= here.CACHED:
         columns |= {"best": "seconds at best", "at_40": "at 40 %", "tokens": "tokens/s at best"}
     rows = [[which, fits(program["peak"]), *(f"{program[key]:.4g}" if program.get(key) else "" for key in columns),
              program.get("refused", "")] for which, program in one["programs"].items()]
@@ -282,7 +276,7 @@ def residents(config: GRPOConfig, shape: ModelConfig) -> str:
 def run(config: CompileConfig) -> str:
     """What is found about each chip of --chip; without one, what stays on each device, at once."""
     if config.page:
-        return whole_page(pathlib.Path(config.page))
+        return here.whole_page(pathlib.Path(config.page))
     if config.chip == "here":
         return here.told(config.name_flagfile)
     if not config.chip:
@@ -291,80 +285,3 @@ def run(config: CompileConfig) -> str:
     if config.out:
         files.write_json(pathlib.Path(config.out), {"chips": every})
     return "\n\n".join(map(shown, every))
-
-
-# ----- the page: what the commands at the heads of configs/*.flags find
-
-
-def commands() -> Iterator[str]:
-    """These commands, one for each chip that they name."""
-    for path in sorted(FLAG_FILES.rglob("*.flags")):
-        head = "".join(re.findall(r"^#(.*\n)", path.read_text("utf-8"), re.M)).replace("\\\n", " ")
-        for line in re.findall(r"python -m (scripts\.compile .*)", head):
-            words = shlex.split(line)
-            for name in next(word[7:] for word in words if word.startswith("--chip=")).split(","):
-                yield shlex.join([word for word in words if not word.startswith("--chip=")] + [f"--chip={name}"])
-
-
-def whole_page(page: pathlib.Path) -> str:
-    """Runs those commands that the record beside the page lacks, and writes both after each."""
-    record = page.with_suffix(".json")
-    before = files.read_json(record, missing={})
-    known = {command: before.get(command) for command in commands()}
-    for command, one in known.items():
-        if not one:
-            with tempfile.TemporaryDirectory() as folder:
-                out = pathlib.Path(folder) / "found.json"
-                subprocess.run([sys.executable, "-m", *shlex.split(command), f"--out={out}"])
-                known[command], = files.read_json(out, missing={"chips": [None]})["chips"]
-        there = {command: one for command, one in known.items() if one}
-        files.write_json(record, there)
-        files.write_whole(page, paged(there))
-    return "\n".join([str(page), *(f"no result: {command}" for command, one in known.items() if not one)])
-
-
-def num_steps(command: str) -> int:
-    """--num_steps of a command, and of the flag files that it names."""
-    while named := re.search(r"--flagfile=(\S+)", command):
-        flags = re.findall(r"^--.*", (FLAG_FILES.parent / named[1]).read_text("utf-8"), re.M)
-        command = command.replace(named[0], " ".join(flags))
-    return int(re.findall(r"--num_steps=(\d+)", f"--num_steps={flat(TrainConfig())['num_steps']} {command}")[-1])
-
-
-def bound(one: dict, which: str) -> str:
-    """Seconds of a call at best and what sets them, then those of the compiler's cycles."""
-    program, bandwidth = one["programs"][which], chips.CHIPS[one["chip"]].bandwidth
-    binds = "memory" if math.isclose(program["bytes"] / bandwidth, program["best"]) else "compute"
-    return f"{program['best']:,.1f} {binds}" + (f", {program['by_cycles']:,.1f}" if program["by_cycles"] else "")
-
-
-PAGE = """\
-# Training runs compiled for chips that were not there
-
-`python -m scripts.compile --page=results/chips.md` makes this page from the commands at the heads of the flag files.
-Nothing was run on a chip. [chips.json](chips.json) has each program's FLOPs, bytes, kernels and memory. Compilers: {}.
-
-GB: the largest peak of a program on one device, with all that stays there (`start`: an undivided state is there twice).
-Hours of the run and seconds of a call are lower bounds for completions of full length: FLOPs over the published peak
-(`compute`) or bytes over the published bandwidth (`memory`), whichever takes longer, without communication and
-evaluations. At 40 %: lengths are the longest times u^1.5, u evenly spaced in (0, 1]. A TPU's second number is libtpu's
-estimate by cycles. A small state, below {:g} GB, has no times: kernels read from caches, so that bytes bound nothing.
-
-{}
-"""
-
-
-def paged(known: dict[str, dict]) -> str:
-    """The page: whether each run fits, and how long it takes at best."""
-    rows = []
-    for command, one in known.items():
-        peak, largest = max((program["peak"] or 0, which) for which, program in one["programs"].items())
-        steps, bounded = num_steps(command), one["step"] and one["state"] >= CACHED
-        rows.append([re.search(r"--flagfile=configs/(\S+)\.flags", command)[1], one["chip"],
-                     "yes" if one["verdict"].startswith("fits") else one["verdict"],
-                     f"{peak / 1e9:.2f} of {one['usable'] / 1e9:.1f}, {largest}", steps, *(
-            [f"{steps * one['step'] / 3600:,.1f}", f"{steps * one['step_at_40'] / 3600:,.1f}", bound(one, "sampling"),
-             bound(one, "update")] if bounded else [""] * 4)])
-    compilers = "; ".join(dict.fromkeys(one["compiler"] for one in known.values()))
-    return PAGE.format(compilers, CACHED / 1e9, markdown_table([
-        "flag file", "chip", "fits", "GB", "steps", "hours", "at 40 %", "sampling, s", "update, s"], rows))
