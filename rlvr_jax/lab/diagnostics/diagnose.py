@@ -96,8 +96,7 @@ def page(summary: dict, made_by: str) -> str:
     cells = [[label, row["why"] or shown(row["value"], row["interval"]), f"{row['forward_tokens']:,}"]
              for label, row in rows.items()]
     about = [f"- **{name}** ({row.unit}{row.paper and f', {row.paper}'}): {row.what} High means {row.high}."
-             for name, row in DIAGNOSTICS.items() if any(each["diagnostic"] == name and not each["why"]
-                                                         for each in rows.values())]
+             for name, row in DIAGNOSTICS.items() if (name, "") in {(x["diagnostic"], x["why"]) for x in rows.values()}]
     return "\n\n".join([
         f"{flags['trained']} against {flags['base']}: greedy accuracy {summary['base']:.3f} and "
         f"{summary['trained']:.3f}, a gain of {summary['gain']:+.3f}, on {summary['n']} problems. 95 % intervals in "

@@ -191,9 +191,8 @@ word for word. ROUGE-L (F1): mean likeness to the rest. Too short: fewer words t
 unless the model chose to end, raise --max_new_tokens."""
 RULE = """\
 Differences are source less control, with 95 % bootstrap intervals over pairs of a problem and its twin, or over each
-side by itself. AUROC: how well ROUGE-L tells the two apart (.5: not at all). `seen`: the interval of exact
-continuations is above 0, or that of ROUGE-L beside renumbered twins of chains and calculations, drawn as the originals
-were.
+side. AUROC: how well ROUGE-L tells the two apart (.5: not at all). `seen`: the interval of exact continuations is above
+0, or that of ROUGE-L beside renumbered twins of chains and calculations, which are drawn as the originals were.
 
 `no sign` does not prove that nothing was seen, only that nothing could be said from memory. `seen` means that the text
 is known, not the answers, nor that accuracy comes from it. Beside other controls a text may only be easier to guess,

@@ -127,11 +127,11 @@ def paged(known: dict[str, dict]) -> str:
     for command, one in known.items():
         peak, largest = max((program["peak"] or 0, which) for which, program in one["programs"].items())
         steps, bounded = num_steps(command), one["step"] and one["state"] >= CACHED
+        hours = [f"{steps * one[key] / 3600:,.1f}" if bounded else "" for key in ("step", "step_at_40")]
         rows.append([re.search(r"--flagfile=configs/(\S+)\.flags", command)[1], one["chip"],
                      "yes" if one["verdict"].startswith("fits") else one["verdict"],
-                     f"{peak / 1e9:.2f} of {one['usable'] / 1e9:.1f}, {largest}", steps, *(
-            [f"{steps * one['step'] / 3600:,.1f}", f"{steps * one['step_at_40'] / 3600:,.1f}", bound(one, "sampling"),
-             bound(one, "update")] if bounded else [""] * 4)])
+                     f"{peak / 1e9:.2f} of {one['usable'] / 1e9:.1f}, {largest}", steps, *hours,
+                     *(bound(one, which) if bounded else "" for which in ("sampling", "update"))])
     compilers = "; ".join(dict.fromkeys(one["compiler"] for one in known.values()))
     return PAGE.format(compilers, CACHED / 1e9, markdown_table([
         "flag file", "chip", "fits", "GB", "steps", "hours", "at 40 %", "sampling, s", "update, s"], rows))
