@@ -216,12 +216,12 @@ def page(record: dict) -> str:
     sets = [[which(*of), share_cell(part["exact"]), shown(part["rouge_l"]["value"], part["rouge_l"]["interval"]),
              share_cell(part["correct"]) if part["correct"]["n"] else "-", f"{part['too_short']:.1%}"]
             for *of, part in parts]
-    beside = [[which(*of), control, f"{x['n']}, {x['control_n']}", both(x["exact"]), both(x["rouge_l"]),
+    beside = [[which(*of), control.removeprefix(f"{of[1]}, "), both(x["exact"]), both(x["rouge_l"]),
                shown(x["auroc"]["rouge_l"]), x["verdict"]]
               for *of, part in parts for control, x in part.get("against", {}).items()]
     text = NOTE + "\n\n" + markdown_table(["problems", "exact", "ROUGE-L", "right answer", "too short"], sets) + "\n"
     return text if not beside else text + "\n" + RULE + "\n\n" + markdown_table(
-        ["problems", "control", "n", "exact, difference", "ROUGE-L, difference", "AUROC", "verdict"], beside) + "\n"
+        ["problems", "control", "exact, difference", "ROUGE-L, difference", "AUROC", "verdict"], beside) + "\n"
 
 
 def draw(record: dict, sheet) -> None:
