@@ -157,7 +157,7 @@ def full(make, whole):
             trial = make(folder)
             broken = trial.ran()
             subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
-            yield "full file system", f"{percent} % of its size", told(broken), went_on(trial, whole())
+            yield "file system with room for part of the run", f"{percent} %", told(broken), went_on(trial, whole())
 
 
 def read_only(make, whole):
@@ -229,11 +229,27 @@ class mounted:
         self.folder.rmdir()
 
 
+def page(rows: list[tuple], made_by: str) -> str:
+    """One line for the places of a fault that ended alike."""
+    from rlvr_jax.runs.markdown import markdown_table
+
+    places: dict[tuple, list] = {}
+    for fault, where, *ends in rows:
+        places.setdefault((fault, *ends), []).append(where)
+    fine = sum(row[-1] == "identical" for row in rows)
+    return "\n\n".join([
+        "# Faults in real runs", made_by,
+        f"A run of {STEPS} steps on a tiny base was broken {len(rows)} times and continued by the same command. {fine} "
+        "times the result was that of the uninterrupted run, bit for bit but for times: parameters, moments, log, "
+        "rollouts, evaluations and summary.",
+        markdown_table(["fault", "where", "how it ended", "in the end"], [
+            [fault, ", ".join(wheres), *ends] for (fault, *ends), wheres in places.items()])]) + "\n"
+
+
 def main(given) -> int:
     import jax
 
     import fixtures
-    from rlvr_jax.runs.markdown import markdown_table
     from rlvr_jax.runs.origin import commit
 
     work, rows = pathlib.Path(tempfile.mkdtemp()), []
@@ -258,16 +274,11 @@ def main(given) -> int:
                 print(" | ".join(row), flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    made_by = (f"`python tests/reliability.py{given.only and ' --only=' + given.only}`, commit {commit()}, JAX "
+               f"{jax.__version__} on cpu ({platform.machine()}).")
     fine = sum(row[-1] == "identical" for row in rows)
-    page = "\n\n".join([
-        "# Faults in real runs", f"`python tests/reliability.py{given.only and ' --only=' + given.only}`, commit "
-        f"{commit()}, JAX {jax.__version__} on cpu ({platform.machine()}).",
-        f"A run of {STEPS} steps on a tiny base was broken {len(rows)} times, and the same command went on. {fine} of "
-        "the runs are the uninterrupted one in the end, bit for bit: parameters, moments, log, rollouts, evaluations "
-        "and summary, but for times.",
-        markdown_table(["fault", "where", "how it ended", "in the end"], rows)]) + "\n"
     if given.out:
-        pathlib.Path(given.out).write_text(page, "utf-8")
+        pathlib.Path(given.out).write_text(page(rows, made_by), "utf-8")
     print(f"{fine} of {len(rows)} identical")
     return fine < len(rows)
 

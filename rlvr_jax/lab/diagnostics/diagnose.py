@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any, Optional
+from typing import Any
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.estimators import shown
@@ -15,10 +15,6 @@ from rlvr_jax.records import flat, replace
 from rlvr_jax.runs import files
 from rlvr_jax.runs.flags import described
 from rlvr_jax.runs.markdown import markdown_table
-
-WORLDS = pathlib.Path(__file__).parents[3] / "results" / "worlds.json"
-CONTRAST = "taught against switched on"  # the arm of that study whose measures are AUROCs
-BASE = "base, T=1"  # the measure there that needs no trained model
 
 
 def diagnose(config: DiagnoseConfig) -> dict:
@@ -41,20 +37,12 @@ def diagnose(config: DiagnoseConfig) -> dict:
                "rows": found, "forward_tokens": sum(pair.tokens.values()), "parts": pair.tokens,
                "flags": flat(pair.config)}
     out = pathlib.Path(pair.kept.out)
-    files.write_whole(out / "diagnose.md", page(summary, worth(files.read_json(WORLDS, missing={})),
-                                                described("diagnose", config)))
+    files.write_whole(out / "diagnose.md", page(summary, described("diagnose", config)))
     if shares := {label: (row["value"], row["interval"]) for label, row in found.items()
                   if row["unit"] == SHARE and row["value"] is not None}:
         files.write_figure(out / "diagnose.png", lambda sheet: draw(shares, sheet))
     files.write_json(out / "summary.json", summary)
     return summary
-
-
-def worth(record: dict) -> dict[str, dict]:
-    """By the label of a row {"auroc", "interval"}, where the record of the study of worlds has it; {} for no record."""
-    measured = record.get("measures", {}).get(CONTRAST, {})
-    return {label: {"auroc": of["mean"], "interval": of["interval"]} for label, of in measured.items()
-            if of["mean"] is not None}
 
 
 def row(pair: Pair, label: str, name: str, setting: Any) -> dict:
@@ -102,30 +90,20 @@ def about(flag: str, function, *given):
 # ----- showing
 
 
-def page(summary: dict, worth: dict, made_by: str) -> str:
-    """diagnose.md. `worth` has, by the label of a row, {"auroc", "interval"}: how well it told teaching from switching
-    on in the worlds where the truth is known. Empty: these worlds are not measured yet. `made_by` stands at the end."""
+def page(summary: dict, made_by: str) -> str:
+    """diagnose.md; `made_by` stands at the end."""
     flags, rows = summary["flags"], summary["rows"]
-    cells = [[label, row["why"] or shown(row["value"], row["interval"]), row["unit"], f"{row['forward_tokens']:,}",
-              *([judged(worth.get(label))] if worth else [])] for label, row in rows.items()]
-    header = ["diagnostic", "value", "unit", "forward tokens", *(["AUROC in known worlds"] if worth else [])]
-    known = ("AUROC in known worlds: .5 says nothing there, 1 tells taught from switched on, 0 does so upside down. "
-             f"The base's accuracy alone has {judged(worth.get(BASE))} there (results/worlds.md).") if worth else (
-        "What a high value is worth where the truth is known is not measured yet (results/worlds.json).")
-    about = [f"- **{name}**{row.paper and f' ({row.paper})'}: {row.what} High is read as {row.high}."
-             for name, row in DIAGNOSTICS.items() if any(each["diagnostic"] == name for each in rows.values())]
+    cells = [[label, row["why"] or shown(row["value"], row["interval"]), f"{row['forward_tokens']:,}"]
+             for label, row in rows.items()]
+    about = [f"- **{name}** ({row.unit}{row.paper and f', {row.paper}'}): {row.what} High means {row.high}."
+             for name, row in DIAGNOSTICS.items() if (name, "") in {(x["diagnostic"], x["why"]) for x in rows.values()}]
     return "\n\n".join([
         f"{flags['trained']} against {flags['base']}: greedy accuracy {summary['base']:.3f} and "
         f"{summary['trained']:.3f}, a gain of {summary['gain']:+.3f}, on {summary['n']} problems. 95 % intervals in "
-        "brackets.", markdown_table(header, cells),
-        f"Forward tokens are those of a row alone; rows share parts, and all together took "
-        f"{summary['forward_tokens']:,}. {known}",
-        "Each row below says what it measures, and as what papers read a high value: switched on, if the base could do "
-        "it and rarely did, or taught, if it could not.", "\n".join(about), made_by]) + "\n"
-
-
-def judged(worth: Optional[dict]) -> str:
-    return shown(worth["auroc"], worth.get("interval")) if worth else "-"
+        "brackets. Forward tokens are those of a row alone; rows share parts, and all together took "
+        f"{summary['forward_tokens']:,}.", markdown_table(["diagnostic", "value", "forward tokens"], cells),
+        "What a row measures, its unit, and what papers take a high value to mean: taught, or switched on if the base "
+        "could do it and rarely did.", "\n".join(about), made_by]) + "\n"
 
 
 def draw(shares: dict[str, tuple], sheet) -> None:

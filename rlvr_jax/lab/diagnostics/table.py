@@ -160,52 +160,45 @@ SHARE, TEXTS, SAMPLES = "share of the gain", ("base", "trained"), ("samples",)
 BY_SHARE = lambda config: percent(config.shares)
 DIAGNOSTICS: dict[str, Diagnostic] = {
     "pass_at_k": Diagnostic(
-        tries, "problems solved in k tries, trained minus base. Luck is taken out: a guess is an answer that the model "
-        "gives to other problems; it is right with the chance g, and one of k with 1 - (1 - g)^k. k is --num_samples, "
-        "or so far below that guessing solves at most half of the problems.", "difference of shares",
-        "taught: it solves what the base never does", "arXiv 2504.13837", SAMPLES),
+        tries, "change in problems solved in k tries, less luck: what k of its answers to other problems would solve.",
+        "difference of shares", "taught: it solves what the base never does", "arXiv:2504.13837", SAMPLES),
     "cover": Diagnostic(
-        cover, "Cover@tau, problems with a success rate of tau or more, trained minus base. Luck is taken out of each "
-        "rate s, as (s - g) / (1 - g).", "difference of shares",
-        "taught; with a small tau what can be solved at all, with a large one what is solved reliably",
-        "arXiv 2510.08325", SAMPLES, lambda config: percent(config.taus)),
+        cover, "change in problems solved at a rate of at least this, less luck.", "difference of shares",
+        "taught: at a small rate more is solved, at a large one more reliably", "arXiv:2510.08325", SAMPLES,
+        lambda config: percent(config.taus)),
     "forced_prefix": Diagnostic(
-        swaps, "the base goes on after so many first tokens of the trained model.", SHARE,
-        "switched on, by how a solution opens", "arXiv 2509.06608", TEXTS, lambda config: {
-            str(k): k for k in config.first}),
+        swaps, "the base continues so many first tokens of the trained model.", SHARE,
+        "switched on by how it opens", "arXiv:2509.06608", TEXTS, lambda config: {str(k): k for k in config.first}),
     "swap": Diagnostic(
-        swaps, "the base writes; at this share of tokens, those with the largest KL, the trained model's token is put "
-        "in, where it is another.", SHARE, "switched on, at a few tokens", "arXiv 2603.22446", TEXTS, BY_SHARE),
+        swaps, "the base writes; at this share of tokens, those with the largest KL, it takes the trained model's.",
+        SHARE, "switched on at a few tokens", "arXiv:2603.22446", TEXTS, BY_SHARE),
     "reverse_swap": Diagnostic(
-        swaps, "the trained model writes, and the base's tokens are put in: the gain that is lost.", SHARE,
-        "switched on, at a few tokens", "arXiv 2603.22446", TEXTS, BY_SHARE),
+        swaps, "the trained model writes and takes the base's there: the gain that is lost.", SHARE,
+        "switched on at a few tokens", "arXiv:2603.22446", TEXTS, BY_SHARE),
     "entropy_swap": Diagnostic(
-        swaps, "as swap, at the tokens where the base has the highest entropy.", SHARE,
-        "switched on, by choices that the base left open", "arXiv 2605.06241", TEXTS, BY_SHARE),
+        swaps, "as swap, where the base's entropy is highest.", SHARE, "switched on by choices the base left open",
+        "arXiv:2605.06241", TEXTS, BY_SHARE),
     "hybrid": Diagnostic(
-        oracle_free, "the base, steered by one vector at tokens that a gate predicts from the base's own activations.",
-        SHARE, "switched on: the base knows how, training says when", "arXiv 2510.07364", (*TEXTS, "hybrid")),
+        oracle_free, "the base, steered by one vector at tokens that a gate picks from its own activations.", SHARE,
+        "switched on: the base knows how, training says when", "arXiv:2510.07364", (*TEXTS, "hybrid")),
     "frontier": Diagnostic(
-        frontier, "how many trained numbers reach half of the gain, between the runs of --frontier.", "numbers",
-        "taught: what takes many numbers is more than a switch", "arXiv 2505.18706"),
+        frontier, "trained parameters for half of the gain, interpolated between the runs of --frontier.", "numbers",
+        "taught: a switch needs few", "arXiv:2505.18706"),
     "rank": Diagnostic(
-        rank, "stable rank of the weight change, the mean over matrices.", "directions",
-        "taught: the change has many directions", "arXiv 2605.21468"),
+        rank, "stable rank of weight changes, mean over matrices.", "directions", "taught: many", "arXiv:2605.21468"),
     "sparsity": Diagnostic(
         lambda pair, *_: Found(1 - pair.weights["all"]["moved"]), "weights that changed by at most 1e-5 of their size.",
-        "share of weights", "switched on, in a small subnetwork", "arXiv 2505.11711"),
+        "share of weights", "switched on in a small subnetwork", "arXiv:2505.11711"),
     "budget": Diagnostic(
-        budget, "tokens of training until an evaluation finds half of the gain, over those of the supervised run --sft "
-        "until the same greedy accuracy; no finer than the two runs were evaluated.", "ratio",
-        "taught: rewards had to find what examples show", ""),
+        budget, "training tokens until half of the gain, over those of the supervised run --sft to the same greedy "
+        "accuracy.", "ratio", "taught: rewards had to find what examples show", ""),
     "answer_perplexity": Diagnostic(
-        perplexity, "log-perplexity of right solutions, trained minus base: the trained model's own, and the problems' "
-        "reference solutions.", "nats a token", "no shortcut: spurious rewards make answers likelier, below 0",
-        "arXiv 2601.11061", TEXTS, lambda config: dict.fromkeys(("own", "reference"))),
+        perplexity, "change in the log-perplexity of right solutions: the trained model's own, or the reference.",
+        "nats a token", "no shortcut: spurious rewards make answers likelier", "arXiv:2601.11061", TEXTS,
+        lambda config: dict.fromkeys(("own", "reference"))),
     "prompt_perplexity": Diagnostic(
-        perplexity, "log-perplexity of the prompts, trained minus base.", "nats a token",
-        "a shortcut: spurious rewards make prompts unlikelier", "arXiv 2601.11061"),
+        perplexity, "change in the log-perplexity of prompts.", "nats a token",
+        "a shortcut: spurious rewards make prompts less likely", "arXiv:2601.11061"),
     "saturation": Diagnostic(
-        saturation, "steps until a batch of training is 99 % right.", "steps",
-        "taught: it generalises; what saturates fast memorises", "arXiv 2604.18574"),
+        saturation, "steps until a batch is 99 % right.", "steps", "taught: memorising is fast", "arXiv:2604.18574"),
 }

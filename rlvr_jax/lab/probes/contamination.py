@@ -186,20 +186,18 @@ def compare(rows: list[dict], control: list[dict], twin: str) -> dict:
 
 
 NOTE = """\
-What a greedy completion makes of the first part of a question, without a template: the share that says the rest word by
-word, the mean likeness to it (ROUGE-L, F1), the share that ends in the right answer. Completions that end before as
-many words as are hidden can not be exact; where that is not by the model's choice, --max_new_tokens is too small."""
+The model is shown the first part of a question, without a template, and continues greedily. Exact: it says the rest
+word for word. ROUGE-L (F1): mean likeness to the rest. Too short: fewer words than are hidden, which cannot be exact;
+unless the model chose to end, raise --max_new_tokens."""
 RULE = """\
-Differences are source less control, with 95 % intervals of a bootstrap: over pairs of a problem and its twin, or over
-each side by itself where the control is another source. AUROC is how well a number tells the two apart: .5 is not at
-all. `seen`: the interval of exact continuations lies above 0 or, beside renumbered twins of chains and calculations,
-which are drawn as the originals were, that of ROUGE-L. `no sign`: neither does.
+Differences are source less control, with 95 % bootstrap intervals over pairs of a problem and its twin, or over each
+side. AUROC: how well ROUGE-L tells the two apart (.5: not at all). `seen`: the interval of exact continuations is above
+0, or that of ROUGE-L beside renumbered twins of chains and calculations, which are drawn as the originals were.
 
-What does not follow: `no sign` is not proof that nothing was seen, only that nothing could be said from memory.
-`seen` says that text is known, not that answers are, nor that accuracy comes from it. Beside other controls than those
-twins the text may only be easier to guess, which is why likeness does not count there. Each line errs one time in forty
-for each interval that decides: of many lines, some say `seen` by chance. The items file has the exact continuations
-first: read them."""
+`no sign` does not prove that nothing was seen, only that nothing could be said from memory. `seen` means that the text
+is known, not the answers, nor that accuracy comes from it. Beside other controls a text may only be easier to guess,
+so likeness does not decide. Each deciding interval errs one time in forty: of many lines some say `seen` by chance.
+Read the exact continuations, first in the items file."""
 
 
 def lines(record: dict) -> Iterator[tuple]:
@@ -211,21 +209,19 @@ def lines(record: dict) -> Iterator[tuple]:
 
 
 def page(record: dict) -> str:
-    def both(change: dict) -> str:
-        return shown(change["difference"], change["interval"], "+")
-
-    sets = [[name, source, fraction, share_cell(part["exact"]),
-             shown(part["rouge_l"]["value"], part["rouge_l"]["interval"]),
+    parts = list(lines(record))
+    several = [len({part[i] for part in parts}) > 1 for i in (0, 2)]  # files, and shares shown
+    which = lambda name, source, fraction: ", ".join([name] * several[0] + [source] + [fraction] * several[1])
+    both = lambda change: shown(change["difference"], change["interval"], "+")
+    sets = [[which(*of), share_cell(part["exact"]), shown(part["rouge_l"]["value"], part["rouge_l"]["interval"]),
              share_cell(part["correct"]) if part["correct"]["n"] else "-", f"{part['too_short']:.1%}"]
-            for name, source, fraction, part in lines(record)]
-    beside = [[name, source, fraction, control, f"{x['n']}, {x['control_n']}", both(x["exact"]), both(x["rouge_l"]),
-               shown(x["auroc"]["exact"]), shown(x["auroc"]["rouge_l"]), x["verdict"]]
-              for name, source, fraction, part in lines(record) for control, x in part.get("against", {}).items()]
-    text = NOTE + "\n\n" + markdown_table(
-        ["of", "problems", "shown", "exact", "ROUGE-L", "right answer", "too short"], sets) + "\n"
+            for *of, part in parts]
+    beside = [[which(*of), control.removeprefix(f"{of[1]}, "), both(x["exact"]), both(x["rouge_l"]),
+               shown(x["auroc"]["rouge_l"]), x["verdict"]]
+              for *of, part in parts for control, x in part.get("against", {}).items()]
+    text = NOTE + "\n\n" + markdown_table(["problems", "exact", "ROUGE-L", "right answer", "too short"], sets) + "\n"
     return text if not beside else text + "\n" + RULE + "\n\n" + markdown_table(
-        ["of", "problems", "shown", "control", "n", "exact, difference", "ROUGE-L, difference", "AUROC, exact",
-         "AUROC, ROUGE-L", "verdict"], beside) + "\n"
+        ["problems", "control", "exact, difference", "ROUGE-L, difference", "AUROC", "verdict"], beside) + "\n"
 
 
 def draw(record: dict, sheet) -> None:

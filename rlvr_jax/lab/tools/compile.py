@@ -3,7 +3,7 @@
 They are lowered from shapes alone, as `grpo.compile_programs` makes them. A peak is what the compiler says of one
 program, with what stays beside it on the device. The time is a bound, the roofline's, by the operations and bytes a
 second that the chip's maker publishes: where all completions are as long as they may be, and where they have 40 % of
-that on average. Nothing is run, and what devices send each other is not counted.
+that on average; not of small models, which caches hold. Nothing is run, and communication is not counted.
 """
 
 import bisect
@@ -12,12 +12,8 @@ import functools
 import math
 import pathlib
 import re
-import shlex
-import subprocess
-import sys
-import tempfile
 import time
-from typing import Callable, Iterator, NamedTuple, Optional
+from typing import Callable, NamedTuple
 
 import jax
 import numpy as np
@@ -50,7 +46,6 @@ SHAPES = {
                                          head_dim=128, d_ff=8192, max_seq_len=131_072, rope_theta=500_000.0,
                                          rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), norm_eps=1e-5),
 }
-FLAG_FILES = pathlib.Path(__file__).parents[3] / "configs"
 EVAL_ROWS = 512  # completions that `evaluation.heldout` hands to the sampler at a time, over all devices
 
 LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}  # proposed where nothing fits
@@ -233,9 +228,9 @@ def found(config: CompileConfig, name: str) -> dict:
     over = [f"{which}, {one['peak'] / 1e9:.1f} GB" if one["peak"] else f"{which}, which the compiler gives up"
             for which, one in programs.items() if (one["peak"] or math.inf) > chip.usable]
     largest = max(one["peak"] or 0 for one in programs.values())
+    pace = f", at best {step:.3g} s a step, {average:.3g} at 40 % of the longest" if state >= here.CACHED else ""
     verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
-               f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB, at best {step:.3g} s a step, "
-               f"{average:.3g} at 40 % of the longest")
+               f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB{pace}")
     if largest > chip.usable and config.fit and flags.adapter.trainable == "all":
         other = found(replace(config, **LORA), name)
         other["flags"] = LORA | other["flags"]
@@ -253,18 +248,15 @@ def written(flags: dict) -> str:
 
 def shown(one: dict) -> str:
     """The table of one chip, and the verdict."""
-    def memory(peak: Optional[float]) -> str:
-        return "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= one['usable'] else 'does not fit'}"
-
-    columns = {"seconds": ("CPU seconds to compile", ".0f"), "flops": ("FLOPs a call", ".3g"),
-               "bytes": ("bytes a call", ".3g"), "best": ("seconds at best", ".3g"), "at_40": ("at 40 %", ".3g"),
-               "by_cycles": ("by the compiler's cycles", ".3g"), "tokens": ("tokens/s at best", ".3g"),
-               "kernels": ("kernels a call", ".0f"), "step_kernels": ("kernels a token", ".0f")}
-    rows = [[which, memory(program["peak"]), *(f"{program[key]:{kind}}" if program.get(key) else ""
-                                               for key, (_, kind) in columns.items()), program.get("refused", "")]
-            for which, program in one["programs"].items()]
-    header = ["program", f"peak of {one['usable'] / 1e9:.2f} GB", *(title for title, _ in columns.values()),
-              "the compiler says"]
+    usable = one["usable"]
+    fits = lambda peak: "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= usable else 'does not fit'}"
+    columns = {"seconds": "CPU seconds to compile", "flops": "FLOPs a call", "bytes": "bytes a call",
+               "by_cycles": "by the compiler's cycles", "kernels": "kernels a call", "step_kernels": "kernels a token"}
+    if one["state"] >= here.CACHED:
+        columns |= {"best": "seconds at best", "at_40": "at 40 %", "tokens": "tokens/s at best"}
+    rows = [[which, fits(program["peak"]), *(f"{program[key]:.4g}" if program.get(key) else "" for key in columns),
+             program.get("refused", "")] for which, program in one["programs"].items()]
+    header = ["program", f"peak of {usable / 1e9:.2f} GB", *columns.values(), "the compiler says"]
     return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {written(one['flags'])}: "
             f"{one['micro_rows']} rows a micro-batch\n\n{markdown_table(header, rows)}\n\n"
             f"{one['chip']}: {one['verdict']}")
@@ -284,7 +276,7 @@ def residents(config: GRPOConfig, shape: ModelConfig) -> str:
 def run(config: CompileConfig) -> str:
     """What is found about each chip of --chip; without one, what stays on each device, at once."""
     if config.page:
-        return whole_page(pathlib.Path(config.page))
+        return here.whole_page(pathlib.Path(config.page))
     if config.chip == "here":
         return here.told(config.name_flagfile)
     if not config.chip:
@@ -293,47 +285,3 @@ def run(config: CompileConfig) -> str:
     if config.out:
         files.write_json(pathlib.Path(config.out), {"chips": every})
     return "\n\n".join(map(shown, every))
-
-
-# ----- the page: what the commands at the heads of configs/*.flags find
-
-
-def commands() -> Iterator[str]:
-    """These commands, one for each chip that they name."""
-    for path in sorted(FLAG_FILES.rglob("*.flags")):
-        head = "".join(re.findall(r"^#(.*\n)", path.read_text("utf-8"), re.M)).replace("\\\n", " ")
-        for line in re.findall(r"python -m (scripts\.compile .*)", head):
-            words = shlex.split(line)
-            for name in next(word[7:] for word in words if word.startswith("--chip=")).split(","):
-                yield shlex.join([word for word in words if not word.startswith("--chip=")] + [f"--chip={name}"])
-
-
-def whole_page(page: pathlib.Path) -> str:
-    """Runs those commands that the record beside the page lacks, and writes both after each."""
-    record = page.with_suffix(".json")
-    before = files.read_json(record, missing={})
-    known = {command: before.get(command) for command in commands()}
-    for command, one in known.items():
-        if not one:
-            with tempfile.TemporaryDirectory() as folder:
-                out = pathlib.Path(folder) / "found.json"
-                subprocess.run([sys.executable, "-m", *shlex.split(command), f"--out={out}"])
-                known[command], = files.read_json(out, missing={"chips": [None]})["chips"]
-        there = {command: one for command, one in known.items() if one}
-        files.write_json(record, there)
-        files.write_whole(page, paged(there))
-    return "\n".join([str(page), *(f"no result: {command}" for command, one in known.items() if not one)])
-
-
-def paged(known: dict[str, dict]) -> str:
-    """The page: every verdict, and the tables."""
-    verdicts = [f"- `{command}`: {one['verdict']}" for command, one in known.items()]
-    tables = [f"`{command}`\n\n{shown(one)}" for command, one in known.items()]
-    return "\n\n".join([
-        "# Training runs compiled for chips that were not there",
-        "By `python -m scripts.compile --page=results/chips.md`, which runs the commands at the heads of flag files.\n"
-        "Nothing was run on a chip. Peaks are of one device, with what stays beside the program. Seconds at best are\n"
-        "bounds: the larger of FLOPs by the published peak and bytes by the published bandwidth, completions as long\n"
-        "as they may be, what devices send each other not counted; at 40 %, of longest x u^1.5 tokens for u even in\n"
-        "(0, 1]. Cycles are libtpu's own estimate, at full length and the chip's clock, without copies beside work.",
-        "\n".join(verdicts), *tables]) + "\n"

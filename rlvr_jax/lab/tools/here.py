@@ -1,17 +1,25 @@
-"""Which of the chips this machine has, and what was found as programs were compiled for that (results/chips.json)."""
+"""What was compiled for chips (results/chips.json): its page, and what of it is for this machine."""
 
 import json
+import math
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
+import tempfile
+from typing import Iterator
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.tools.chips import CHIPS
+from rlvr_jax.records import flat
 from rlvr_jax.runs import files
+from rlvr_jax.runs.markdown import markdown_table
+from rlvr_jax.training.train import TrainConfig
 
-RECORD = pathlib.Path(__file__).parents[3] / "results" / "chips.json"
+RECORD, FLAG_FILES = (pathlib.Path(__file__).parents[3] / name for name in ("results/chips.json", "configs"))
+CACHED = 1e9  # bytes of a state below which much stays in caches: bytes over bandwidth are no bound on the time
 # How JAX names their kinds -> how CHIPS names them, a TPU before its number of cores (two a device of a v4 or v5p). Of
 # these no device was seen here.
 KINDS = {"TPU v4": "v4", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v6 lite": "v6e",
@@ -50,3 +58,80 @@ def told(flagfile_alone: bool = False, record: pathlib.Path = RECORD) -> str:
     lines += [f"- {path}: {one['verdict']}" for path, one in found]
     return "\n".join(lines + ["the tiny tier runs on anything; nothing larger was compiled for this"] * (not found)
                      + ["found by compiling, not by running on such a chip"] * bool(found))
+
+
+# ----- the page: what the commands at the heads of configs/*.flags found
+
+
+def commands() -> Iterator[str]:
+    """These commands, one for each chip that they name."""
+    for path in sorted(FLAG_FILES.rglob("*.flags")):
+        head = "".join(re.findall(r"^#(.*\n)", path.read_text("utf-8"), re.M)).replace("\\\n", " ")
+        for line in re.findall(r"python -m (scripts\.compile .*)", head):
+            words = shlex.split(line)
+            for name in next(word[7:] for word in words if word.startswith("--chip=")).split(","):
+                yield shlex.join([word for word in words if not word.startswith("--chip=")] + [f"--chip={name}"])
+
+
+def whole_page(page: pathlib.Path) -> str:
+    """Runs those commands that the record beside the page lacks, and writes both after each."""
+    record = page.with_suffix(".json")
+    before = files.read_json(record, missing={})
+    known = {command: before.get(command) for command in commands()}
+    for command, one in known.items():
+        if not one:
+            with tempfile.TemporaryDirectory() as folder:
+                out = pathlib.Path(folder) / "found.json"
+                subprocess.run([sys.executable, "-m", *shlex.split(command), f"--out={out}"])
+                known[command], = files.read_json(out, missing={"chips": [None]})["chips"]
+        there = {command: one for command, one in known.items() if one}
+        files.write_json(record, there)
+        files.write_whole(page, paged(there))
+    return "\n".join([str(page), *(f"no result: {command}" for command, one in known.items() if not one)])
+
+
+def num_steps(command: str) -> int:
+    """--num_steps of a command, and of the flag files that it names."""
+    while named := re.search(r"--flagfile=(\S+)", command):
+        flags = re.findall(r"^--.*", (FLAG_FILES.parent / named[1]).read_text("utf-8"), re.M)
+        command = command.replace(named[0], " ".join(flags))
+    return int(re.findall(r"--num_steps=(\d+)", f"--num_steps={flat(TrainConfig())['num_steps']} {command}")[-1])
+
+
+def bound(one: dict, which: str) -> str:
+    """Seconds of a call at best and what sets them, then those of the compiler's cycles."""
+    program, bandwidth = one["programs"][which], CHIPS[one["chip"]].bandwidth
+    binds = "memory" if math.isclose(program["bytes"] / bandwidth, program["best"]) else "compute"
+    return f"{program['best']:,.1f} {binds}" + (f", {program['by_cycles']:,.1f}" if program["by_cycles"] else "")
+
+
+PAGE = """\
+# Training runs compiled for chips that were not there
+
+`python -m scripts.compile --page=results/chips.md` makes this page from the commands at the heads of the flag files.
+Nothing was run on a chip. [chips.json](chips.json) has each program's FLOPs, bytes, kernels and memory. Compilers: {}.
+
+GB: the largest peak of a program on one device, with all that stays there (`start`: an undivided state is there twice).
+Hours of the run and seconds of a call are lower bounds for completions of full length: FLOPs over the published peak
+(`compute`) or bytes over the published bandwidth (`memory`), whichever takes longer, without communication and
+evaluations. At 40 %: lengths are the longest times u^1.5, u evenly spaced in (0, 1]. A TPU's second number is libtpu's
+estimate by cycles. A small state, below {:g} GB, has no times: kernels read from caches, so that bytes bound nothing.
+
+{}
+"""
+
+
+def paged(known: dict[str, dict]) -> str:
+    """The page: whether each run fits, and how long it takes at best."""
+    rows = []
+    for command, one in known.items():
+        peak, largest = max((program["peak"] or 0, which) for which, program in one["programs"].items())
+        steps, bounded = num_steps(command), one["step"] and one["state"] >= CACHED
+        hours = [f"{steps * one[key] / 3600:,.1f}" if bounded else "" for key in ("step", "step_at_40")]
+        rows.append([re.search(r"--flagfile=configs/(\S+)\.flags", command)[1], one["chip"],
+                     "yes" if one["verdict"].startswith("fits") else one["verdict"],
+                     f"{peak / 1e9:.2f} of {one['usable'] / 1e9:.1f}, {largest}", steps, *hours,
+                     *(bound(one, which) if bounded else "" for which in ("sampling", "update"))])
+    compilers = "; ".join(dict.fromkeys(one["compiler"] for one in known.values()))
+    return PAGE.format(compilers, CACHED / 1e9, markdown_table([
+        "flag file", "chip", "fits", "GB", "steps", "hours", "at 40 %", "sampling, s", "update, s"], rows))

@@ -6,7 +6,6 @@ The CPU's devices stand for a chip's. tests/chips/ has the compilers of real one
 import dataclasses
 import importlib.metadata
 import json
-import pathlib
 import types
 
 import jax
@@ -336,6 +335,7 @@ def test_a_chip_gets_a_table_and_a_verdict(here, tmp_path):
     state, programs = compile.resident(FLAGS.train.grpo, TINY, 2), one["programs"]
     assert list(programs) == ["start", "sampling", "log-probabilities", "update", "evaluation"]
     assert said.splitlines()[-1] == f"cpu: {one['verdict']}" and one["verdict"].startswith("fits: 0.0")
+    assert one["verdict"].endswith(" GB")  # the state is small: no bound on the time
     assert said.count("\n| ") == 1 + 1 + 5 and "jaxlib" in one["compiler"] and one["micro_rows"] == 4
     assert programs["start"] == {"peak": 2 * state}
     for which, program in list(programs.items())[1:]:
@@ -364,7 +364,7 @@ def test_what_does_not_fit_is_named_with_its_size(here):
                               "finds")
     assert compile.found(replace(FLAGS, divide_state=True), "cpu")["programs"]["start"]["peak"] < state
     assert "| sampling | 2.00, does not fit | |" in (said := compile.shown(one).replace("  ", " "))
-    assert "| update | | | | | | | | | | | for a reason |" in said
+    assert "| update | | | | | | | | for a reason |" in said
 
 
 @pytest.mark.parametrize("changes, seconds", [
@@ -490,37 +490,3 @@ def test_a_model_is_a_folder_a_shape_or_the_tiny_base(tmp_path):
     assert compile.shape_of(FLAGS).num_layers == 3 and compile.shape_of(FLAGS).d_model == 64
     with pytest.raises(UserError, match="--shape=qwen: no such shape; known are qwen2.5-math-1.5b, "):
         compile.shape_of(replace(FLAGS, shape="qwen"))
-
-
-# ----- the page
-
-
-def test_the_page_has_what_each_command_at_the_head_of_a_flag_file_found(monkeypatch, tmp_path):
-    """One command for each chip, in their order; what the record has is not run again."""
-    (tmp_path / "a.flags").write_text("# Words.\n#   python -m scripts.compile --chip=v5e-1,H100 --flagfile=a.flags "
-                                      "\\\n#     --fit\n--num_steps=1\n")
-    (tmp_path / "b.flags").write_text("#   python -m scripts.train --flagfile=b.flags\n")
-    monkeypatch.setattr(compile, "FLAG_FILES", tmp_path)
-    lines = [f"scripts.compile --flagfile=a.flags --fit --chip={name}" for name in ("v5e-1", "H100")]
-    assert list(compile.commands()) == lines
-    page, ran = tmp_path / "chips.md", []
-
-    def run(words):
-        name, out = words[-2].removeprefix("--chip="), words[-1].removeprefix("--out=")
-        ran.append(name)
-        one = {"chip": name, "devices": 1, "compiler": "c", "usable": 1, "flags": {"num_slots": 7}, "micro_rows": 3,
-               "programs": {}, "verdict": f"fits {name}"}
-        pathlib.Path(out).write_text(json.dumps({"chips": [one]}))
-
-    monkeypatch.setattr(compile.subprocess, "run", run)
-    assert compile.run(build(CompileConfig, page=str(page))) == str(page)
-    written = page.read_text()
-    for name, line in zip(("v5e-1", "H100"), lines):
-        assert f"- `{line}`: fits {name}\n" in written
-        assert f"\n{name}, devices: 1, c; --num_slots=7: 3 rows" in written
-    record = json.loads((tmp_path / "chips.json").read_text())
-    del record[lines[0]]
-    (tmp_path / "chips.json").write_text(json.dumps(record | {"scripts.compile --gone": {}}))
-    compile.run(build(CompileConfig, page=str(page)))
-    assert ran == ["v5e-1", "H100", "v5e-1"] and list(json.loads((tmp_path / "chips.json").read_text())) == lines
-    assert page.read_text() == written

@@ -1,13 +1,16 @@
-"""What a machine is told of itself: its chip, the flag files that fit it, and the one that was made for it."""
+"""What was compiled for chips: the page, and what a machine is told of itself, of its chip and of flag files for it."""
 
 import json
+import pathlib
 
 import jax
 import pytest
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.tools import here
+from rlvr_jax.lab.tools import compile, here
 from rlvr_jax.lab.tools.chips import CHIPS
+from rlvr_jax.lab.tools.compile import CompileConfig
+from rlvr_jax.records import build
 
 RECORD = {f"scripts.compile --flagfile=configs/{name}.flags --chip={chip}": {"chip": chip, "verdict": verdict}
           for name, chip, verdict in (("tiny", "T4", "fits: 0.10 of 14.9 GB"), ("chips/large_T4", "T4", "does not fit"),
@@ -38,3 +41,38 @@ def test_a_machine_is_told_what_fits_it(tmp_path, monkeypatch):
 
 def test_this_machine_names_itself():
     assert here.devices()[0] == jax.devices()[0].device_kind
+
+
+def test_the_page_has_what_each_command_at_the_head_of_a_flag_file_found(monkeypatch, tmp_path):
+    """One command for each chip, in their order; what the record has is not run again."""
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    (configs / "a.flags").write_text("# Words.\n#   python -m scripts.compile --chip=v5e-1,H100 "
+                                     "--flagfile=configs/a.flags \\\n#     --fit\n--flagfile=configs/b.flags\n")
+    (configs / "b.flags").write_text("#   python -m scripts.train --flagfile=configs/b.flags\n--num_steps=72\n")
+    monkeypatch.setattr(here, "FLAG_FILES", configs)
+    lines = [f"scripts.compile --flagfile=configs/a.flags --fit --chip={name}" for name in ("v5e-1", "H100")]
+    assert list(here.commands()) == lines
+    page, ran = tmp_path / "chips.md", []
+
+    def run(words):
+        name, out = words[-2].removeprefix("--chip="), words[-1].removeprefix("--out=")
+        ran.append(name)
+        call = {"peak": 2e9, "best": 1.0, "bytes": CHIPS[name].bandwidth, "by_cycles": 0.0}
+        one = {"chip": name, "compiler": "c", "usable": 16e9, "state": 2e9 if name == "H100" else 2e6, "step": 1250.0,
+               "step_at_40": 50.0, "verdict": "fits" if name == "H100" else "does not fit: update", "programs": {
+                   "sampling": call, "update": call | {"peak": None, "best": 1249.0, "by_cycles": 1999.6}}}
+        pathlib.Path(out).write_text(json.dumps({"chips": [one]}))
+
+    monkeypatch.setattr(here.subprocess, "run", run)
+    assert compile.run(build(CompileConfig, page=str(page))) == str(page)
+    written = page.read_text()
+    assert ("| a | v5e-1 | does not fit: update | 2.00 of 16.0, sampling | 72 |  |  |  |  |\n"  # small: no bound
+            "| a | H100 | yes | 2.00 of 16.0, sampling | 72 | 25.0 | 1.0 | 1.0 memory | 1,249.0 compute, 1,999.6 |\n"
+            ) in written  # 72 steps of 1,250 s are 25 hours
+    record = json.loads((tmp_path / "chips.json").read_text())
+    del record[lines[0]]
+    (tmp_path / "chips.json").write_text(json.dumps(record | {"scripts.compile --gone": {}}))
+    compile.run(build(CompileConfig, page=str(page)))
+    assert ran == ["v5e-1", "H100", "v5e-1"] and list(json.loads((tmp_path / "chips.json").read_text())) == lines
+    assert page.read_text() == written
