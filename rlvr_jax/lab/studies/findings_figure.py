@@ -47,7 +47,7 @@ def svg(record: dict) -> markupsafe.Markup:
     from matplotlib import figure, rc_context  # optional
 
     with rc_context(figures.STYLE):
-        axes = figure.Figure((4.6, 0.75), layout="constrained").add_subplot()
+        axes = figure.Figure((3.6, 0.72), layout="constrained").add_subplot()
         strip(axes, record)
         rule = rules.primary(record["rules"])
         return figures.svg(axes.figure, record["study"],

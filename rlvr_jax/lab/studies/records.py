@@ -122,9 +122,13 @@ RULES = ("rule", "holds if", "measured", "verdict")
 def rules(record: dict) -> list[list[str]]:
     """A row for each rule, as RULES has its columns, with what was known of it and why it is undecided."""
     def notes(rule: dict) -> str:
+        known = rule.get("known", "")
+        if isinstance(known, list):
+            known = (f"seeds {', '.join(map(str, known))}; the others alone: {shown(rule['new'])}, "
+                     f"{rule['new']['verdict']}" if "new" in rule else f"seeds {', '.join(map(str, known))}")
         return "; ".join(filter(None, [
             "**primary**" * (rule is judging.primary(record["rules"])), rule.get("added", ""),
-            f"known before: {rule['known']}" if "known" in rule else "", "turned after a pilot: not counted" * bool(
+            f"known before: {known}" * bool(known), "turned after a pilot: not counted" * bool(
                 rule.get("turned")), "could hardly fail: not counted" * bool(rule.get("easy"))]))
     return [[rule["says"] + (f" ({notes(rule)})" if notes(rule) else ""), judging.required(rule), shown(rule),
              ": ".join([rule["verdict"], *filter(None, [rule.get("open")])])] for rule in record["rules"]]

@@ -2,8 +2,8 @@
 
 A rule has its sentence (`says`), an arm, a measure, and one side: the mean is `above` or `below` a number, or `within`
 two, or most seeds are above it (`most_above`) or below it (`most_below`), by the exact sign test. It is of the measure
-itself, or, with `difference = true`, of the paired difference to the control. What was `known` before the runs stands
-in its row. A rule that was `turned` after a pilot, or is so `easy` that it could hardly fail, does not count.
+itself, or, with `difference = true`, of the paired difference to the control. What was `known` before the rule was
+written stands in its row: words, or a list of seeds, and then the others are judged alone beside all of them. A rule that was `turned` after a pilot, or is so `easy` that it could hardly fail, does not count.
 """
 
 import math
@@ -15,7 +15,7 @@ from rlvr_jax.lab.studies import design, statistics
 
 SIDES = ("above", "below", "within", "most_above", "most_below")
 KEYS = {"says": str, "arm": str, "measure": str, "difference": bool} | dict.fromkeys(SIDES, object) | {
-    "primary": bool, "base": object, "added": str, "known": str, "turned": bool, "easy": bool}
+    "primary": bool, "base": object, "added": str, "known": (str, list), "turned": bool, "easy": bool}
 SHARE = (0.0, 1.0)
 # words in the path of a number, "FILE.json: path", by which it is known to be a share, an accuracy, an AUROC or so
 SHARES = {"accuracy", "greedy", "sampled", "right", "pass@k", "maj@k", "auroc", "ece", "brier", "mean_confidence",
@@ -121,21 +121,31 @@ def range_fault(study: dict, rule: dict) -> str:
 # ----- the verdict
 
 
-def judged(study: dict, measured: dict, number: int) -> list[dict]:
+def judged(study: dict, measured: dict, repeated: list[dict]) -> list[dict]:
     """The rules with what was measured, its 95 % interval, p-value, level and verdict: `agree`, `disagree` or
     `undecided`.
 
     The primary rule is judged at the study's level, the others by Holm's method over them. `open` says why a rule is
-    undecided, and how many seeds would decide it. `number` is how many seeds were asked for.
+    undecided, and how many seeds would decide it. `new` is a rule on the seeds that were not known before it was
+    written, at the same level. `repeated` has the base and seed of each value.
     """
     named = study["rules"].index(primary(study["rules"]))
     rules = [rule | {"primary": i == named, "measured": of_rule(rule, measured), "span": rule_span(study, rule)}
              for i, rule in enumerate(study["rules"])]
-    error, early = statistics.alpha(study.get("looks")), bool(study.get("looks")) and number not in study["looks"]
+    number, looks = len({unit["base"] for unit in repeated}), study.get("looks")
+    error, early = statistics.alpha(looks), bool(looks) and number not in looks
     chances = [1.0 if early else chance(rule) for rule in rules]
     others = [i for i, rule in enumerate(rules) if not rule["primary"]]
     levels = dict(zip(others, statistics.holm([chances[i] for i in others], error)))
-    return [verdict(rule, p_value, levels.get(i, error), early) for i, (rule, p_value) in enumerate(zip(rules, chances))]
+    found = [verdict(rule, chances[i], levels.get(i, error), early) for i, rule in enumerate(rules)]
+    for rule, one in zip(rules, found):
+        if isinstance(rule.get("known"), list) and not early:
+            seeds = [value for unit, value in zip(repeated, rule["measured"].get("seeds", ()))
+                     if unit["seed"] not in rule["known"] and value is not None]
+            new = rule | {"measured": {"seeds": seeds, "mean": float(np.mean(seeds)) if seeds else None}}
+            one["new"] = {key: value for key, value in verdict(new, chance(new), one["level"], False).items()
+                          if key not in rule}
+    return found
 
 
 def counts(rule: dict) -> bool:

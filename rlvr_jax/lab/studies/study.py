@@ -194,7 +194,7 @@ def gather(values: list, span: tuple = statistics.ANY, bases: list = (), problem
 
 def written(study: dict, measured: dict, repeated: list[dict]) -> dict:
     """What a record says of the study and its measures: the words of its page, rules, verdict and shares of success."""
-    judged = rules.judged(study, measured, len({unit["base"] for unit in repeated}))
+    judged = rules.judged(study, measured, repeated)
     kept = {key: study[key] for key in records.WORDS if key in study} | {"prediction": study.get("prediction", "")}
     if "success" in study:
         kept["succeeded"] = {arm: succeeded(measures[study["success"]["measure"]]["seeds"], study["success"]["above"])

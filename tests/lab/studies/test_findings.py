@@ -58,7 +58,7 @@ def strip(tmp_path, seeds: list, **rule):
     record = write_record(tmp_path, "coin", {"plain": {"end": [.5, .5, .5]}, "bent": {"end": seeds}}, figure=False)
     one = {"says": "it", "arm": "bent", "measure": "end", "primary": True} | rule
     content = {"arms": record["measures"], "measures": {"end": "end.json: x"}, "control": "plain", "rules": [one]}
-    judged = rules.judged(content, record["measures"], 3)
+    judged = rules.judged(content, record["measures"], [{"base": seed, "seed": seed} for seed in range(3)])
     axes = figure.Figure().add_subplot()
     findings_figure.strip(axes, record | {"rules": judged, "verdict": judged[0]["verdict"]})
     return axes

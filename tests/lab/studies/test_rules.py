@@ -125,7 +125,7 @@ def judged(given, values, **more):
                list(range(len(next(iter(values.values()))))), "control": "plain"} | more
     measured = study.measure(content, {arm: {"end": [None if x is None else np.array(x) for x in seeds]}
                                        for arm, seeds in values.items()}, units(content["seeds"]))
-    return rules.judged(content, measured, len(content["seeds"]))
+    return rules.judged(content, measured, units(content["seeds"]))
 
 
 def verdict(side, seeds, **more):
@@ -189,11 +189,21 @@ def test_what_is_undecided_says_why_and_how_many_seeds_it_needs(seeds, side, wan
         assert found["interval"] is None and found.get("equal", False) == (len(seeds) > 1)
 
 
+def test_seeds_that_were_known_are_left_out_beside_the_verdict():
+    seeds = [.9, .95] + FOUR
+    found = verdict({"above": .27, "known": [0, 1]}, seeds)
+    assert found["verdict"] == "undecided" and found["new"]["verdict"] == "agree"
+    assert records.rules({"rules": [found]})[0][0] == (
+        "so (**primary**; known before: seeds 0, 1; the others alone: 0.302 [0.275, 0.330], agree)")
+    most = verdict({"most_above": .35, "known": [0, 1]}, seeds)["new"]
+    assert (most["count"], most["of"], most["verdict"]) == (0, 4, "undecided")
+
+
 def test_a_rule_of_a_difference_that_was_not_measured_is_undecided_whatever_the_arm_has():
     content = {"measures": {"end": "s.json: accuracy"}, "arms": {"bent": {}}, "seeds": list(range(4)),
                "rules": [RULE | {"difference": True, "above": .1}]}
     measured = study.measure(content, {"bent": {"end": [np.array(x) for x in FOUR]}}, units(content["seeds"]))
-    found, = rules.judged(content, measured, 4)
+    found, = rules.judged(content, measured, units(content["seeds"]))
     assert (found["verdict"], found["open"], found["mean"]) == ("undecided", "not measured", None)
 
 
