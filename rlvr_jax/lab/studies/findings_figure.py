@@ -6,7 +6,8 @@ import textwrap
 
 import markupsafe
 
-from rlvr_jax.lab.studies import figures, records, rules
+from rlvr_jax.lab.report import figures
+from rlvr_jax.lab.studies import records, rules
 
 COLORS = {"agree": figures.GREEN, "disagree": figures.ORANGE, "undecided": figures.QUIET}
 SIGNS = {"agree": "✓", "disagree": "✗", "undecided": "?"}

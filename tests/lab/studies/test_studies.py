@@ -9,7 +9,8 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import commands, design, figures, records, sources, study, study_figure
+from rlvr_jax.lab.report import figures
+from rlvr_jax.lab.studies import commands, design, records, sources, study, study_figure
 from rlvr_jax.lab.studies.study import StudyConfig
 
 from fixtures import ROOT, STUDY, record_of, write_jsonl

@@ -17,7 +17,7 @@ from rlvr_jax.evaluation import estimators
 from rlvr_jax.evaluation.estimators import difference, wilson
 from rlvr_jax.lab import pages
 from rlvr_jax.lab.pages import cut, evenly
-from rlvr_jax.lab.studies.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
+from rlvr_jax.lab.report.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
 from rlvr_jax.records import checked, setting
 from rlvr_jax.runs.files import naming, read_json, read_steps, write_whole
 
