@@ -694,24 +694,23 @@ def as_any_probe(row):
 
 def write_record(folder: pathlib.Path, name: str, arms: dict, figure=True, **changes) -> dict:
     """A record of `{arm: {measure: a value for each seed}}` as scripts.study writes it, with the figure beside it."""
-    from rlvr_jax.lab.studies import rules, study, study_figure
+    from rlvr_jax.lab.studies import study
 
-    measured = {arm: {key: study.gather([None if x is None else np.array(x) for x in values])
-                      for key, values in measures.items()} for arm, measures in arms.items()}
-    control, measures = next(iter(arms)), next(iter(arms.values()))
-    study.compare(measured, control)
+    control, measures, repeated = next(iter(arms)), next(iter(arms.values())), [
+        {"base": seed, "example": seed, "seed": seed} for seed in range(3)]
     rule = {"says": "more than .2", "arm": list(arms)[-1], "measure": next(iter(measures)), "above": 0.2}
-    content = {"arms": arms, "measures": {key: f"{key}.json: x" for key in measures}, "control": control, "rules": [
-        rule, rule | {"says": "not above .9", "above": 0.9}]}
-    judged = rules.judged(content, measured, 3)
-    record = {"study": name, "title": f"About {name}", "known": "Nothing.", "question": "Is <it> `so`?",
-              "control": control, "prediction": "It | is.", "seeds": [0, 1, 2],
-              "origin": f"`study --study={name}`, commit abc1234.", "measures": measured, "rules": judged,
-              "verdict": rules.headline(judged)} | changes
-    (folder / f"{name}.json").write_text(json.dumps(study.plain(record)))
+    content = {"title": f"About {name}", "known": "Nothing.", "question": "Is <it> `so`?", "prediction": "It | is.",
+               "arms": dict.fromkeys(arms, {}), "measures": {key: f"{key}.json: x" for key in measures}, "rules": [
+                   rule, rule | {"says": "not above .9", "above": 0.9}], "control": control, "seeds": [0, 1, 2],
+               "figure": {"measures": list(measures)[:1], "x": list(measures)[1:]}}
+    measured = study.measure(content, {arm: {key: [None if x is None else np.array(x) for x in values]
+                                             for key, values in of.items()} for arm, of in arms.items()}, repeated)
+    record = study.plain({"study": name, "origin": f"`study --study={name}`, commit abc1234."} | study.written(
+        content, measured, repeated) | changes)
     if figure:
-        study_figure.write({"arms": arms, "measures": measures, "control": control, "figure": {
-            "measures": list(measures)[:1], "x": list(measures)[1:]}}, {}, measured, folder / f"{name}.png")
+        study.write(record, folder)
+    else:
+        (folder / f"{name}.json").write_text(json.dumps(record))
     return record
 
 

@@ -24,7 +24,7 @@ from rlvr_jax import grpo, parallel
 from rlvr_jax.adapters import ADAPTERS
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
-from rlvr_jax.lab.studies import report
+from rlvr_jax.lab.report import report
 from rlvr_jax.objectives import OBJECTIVES
 from rlvr_jax.pretrained import loading
 from rlvr_jax.records import LearnerState, Problem, build, flat, replace, settings

@@ -224,4 +224,4 @@ def test_a_study(base, compiled, tmp_path, monkeypatch):
     assert right["hot"] < right["cold"]
     assert record["measures"]["hot"]["right"]["difference"]["mean"] == pytest.approx(right["hot"] - right["cold"])
     assert record["verdict"] == "undecided" and record["rules"][0]["open"] == "one seed"
-    assert "| hot is worse **(primary)** |" in page.read_text()
+    assert "| hot is worse (**primary**) |" in page.read_text()

@@ -1,90 +1,74 @@
-"""The figure of the findings: a row for the primary rule of each study, placed here and drawn by its template.
-
-Places along a row are in percent of its width, and letters are of the page, so that both can be read on any screen.
-"""
+"""The drawing of the findings: a row for the primary rule of each study, for index.html and as a picture."""
 
 import math
-from typing import Optional
+import pathlib
+import textwrap
 
+import markupsafe
+
+from rlvr_jax.lab.report import figures
 from rlvr_jax.lab.studies import records, rules
 
-MARGIN = 3  # percent of the width, free at both ends
-STEPS, STEPS_OF_TEN = 5, (1, 2, 5, 10)  # at most so many steps of an axis; the sizes of a step
-NEAR = 2.4  # percent of the width: seeds that are nearer to each other are drawn one below the other
-TOP, HEIGHT, DOT = 42, 12, 8  # pixels: where the seeds are drawn, and how far apart at most
+COLORS = {"agree": figures.GREEN, "disagree": figures.ORANGE, "undecided": figures.QUIET}
+SIGNS = {"agree": "✓", "disagree": "✗", "undecided": "?"}
 
 
-def row(record: dict) -> Optional[dict]:
-    """Where everything of a row is drawn; None for a study without a rule.
-
-    `ticks` of the axis with their numbers, `zero`, the `predicted` range from side to side, the `bounds` in it and
-    their `label`, `mean`, `interval` and each of the `seeds`, which are None or empty where there are none.
-    """
-    if not record["rules"]:
-        return None
+def strip(axes, record: dict) -> None:
+    """The predicted side is shaded and its number a line; a large dot is the mean, or the median of a rule on most
+    seeds, with the 95 % interval of the mean; each small dot is a seed."""
     rule = rules.primary(record["rules"])
-    seeds = sorted(rules.values({"measured": rules.of_rule(rule, record["measures"])}))
-    low, high = rule.get("within") or (rule.get("above", -math.inf), rule.get("below", math.inf))
-    bounds = [x for x in (low, high) if math.isfinite(x)]
-    ticks = axis(bounds, [*seeds, *(rule["interval"] or ())])
-
-    def place(x):
-        share = (x - ticks[0]) / (ticks[-1] - ticks[0])
-        return round(MARGIN + (100 - 2 * MARGIN) * min(max(share, 0), 1), 2)
-
-    predicted = [place(low) if low in bounds else 0, place(high) if high in bounds else 100]
-    return {"ticks": [(place(x), number(x)) for x in ticks], "zero": place(0) if ticks[0] < 0 < ticks[-1] else None,
-            "predicted": predicted, "bounds": [place(x) for x in bounds], "label": label(rule, predicted),
-            "mean": None if rule["mean"] is None else place(rule["mean"]), "seeds": stacked(list(map(place, seeds))),
-            "interval": rule["interval"] and [place(x) for x in rule["interval"]], "said": said(rule, seeds)}
-
-
-def axis(bounds: list[float], measured: list[float]) -> list[float]:
-    """The ticks of an axis with 0 and all of these numbers on it, and room beyond the bounds. Shares, of which one is
-    above .4, have one axis from 0 to 1."""
-    low, high = min([0, *bounds, *measured]), max([0, *bounds, *measured])
-    if low == 0 and 0.4 < high <= 1:
-        low, high = 0, 1
-    rough = ((high - low) or 1) / STEPS
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(size * power for size in STEPS_OF_TEN if size * power >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    first -= any(x <= (first + 1e-9) * step for x in bounds)
-    last += any(x >= (last - 1e-9) * step for x in bounds)
-    return [i * step for i in range(first, last + 1)]
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    measured = rules.of_rule(rule, record["measures"])
+    seeds = sorted(measured.get("of_bases") or [x for x in measured.get("seeds", ()) if x is not None])
+    bounds, color = rules.asked(rule), COLORS[record["verdict"]]
+    interval = rule["interval"] if not rules.is_of_most(rule) else None
+    centre = rule.get("median", rule["mean"]) if seeds else None
+    finite = [x for x in bounds if math.isfinite(x)]
+    ends = [0, *finite, *seeds, *(interval or ())]
+    room = 0.06 * ((max(ends) - min(ends)) or 1)
+    left, right = min(ends) - room, max(ends) + room
+    for x in finite:
+        axes.axvline(x, color=figures.BLUE, linewidth=1.2)
+    axes.axvspan(max(bounds[0], left), min(bounds[1], right), color=figures.BLUE, alpha=0.12, linewidth=0)
+    near = 0
+    for i, x in enumerate(seeds):  # those that would lie on each other go down
+        near = (near + 1) % 4 if i and x - seeds[i - 1] < room / 4 else 0
+        axes.plot(x, -0.2 - 0.22 * near, "o", ms=3, color=figures.INK, alpha=0.6, mew=0)
+    if interval:
+        axes.plot(interval, [0.45, 0.45], "|-", color=color, linewidth=1.8, ms=6)
+    if centre is not None:
+        axes.plot(centre, 0.45, "o", ms=6, color=color, mfc="none" if record["verdict"] == "undecided" else color)
+    axes.set(xlim=(left, right), ylim=(-1, 1))
+    axes.locator_params(axis="x", nbins=6)
 
 
-def number(x: float) -> str:
-    """As a reader writes it: 0.15, -0.3, 20,000."""
-    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
+def svg(record: dict) -> markupsafe.Markup:
+    """The strip of a study for a page, in the page's colours, and in words for who does not see it."""
+    from matplotlib import figure, rc_context  # optional
+
+    with rc_context(figures.STYLE):
+        axes = figure.Figure((3.6, 0.72), layout="constrained").add_subplot()
+        strip(axes, record)
+        rule = rules.primary(record["rules"])
+        return figures.svg(axes.figure, record["study"],
+                           f"Predicted: {rules.required(rule)}. Measured: {records.shown(rule)}")
 
 
-def label(rule: dict, predicted: list[float]) -> dict:
-    """The prediction in words, at its number, where there is room: `x`, `anchor` and `text`."""
-    start, end = predicted
-    if "within" in rule:
-        x, text = (start + end) / 2, " and ".join(map(number, rule["within"]))
-        anchor = "start" if x < 30 else "end" if x > 70 else "middle"
-        return {"x": {"start": start, "end": end, "middle": x}[anchor], "anchor": anchor, "text": f"between {text}"}
-    above = "above" in rule
-    x = start if above else end
-    text = f"above {number(rule['above'])} →" if above else f"← below {number(rule['below'])}"
-    return {"x": x, "anchor": "start" if x < 50 else "end", "text": text}
+def picture(found: list[dict], path: pathlib.Path) -> None:
+    """Draws the strips of all studies into a PNG: the question, the strip, what was measured and the verdict."""
+    from matplotlib import figure, rc_context  # optional
 
-
-def stacked(places: list[float]) -> list[tuple[float, float]]:
-    """(percent from the left, pixels from the top) of each seed; those that would lie on each other go down."""
-    columns: list[list[float]] = []
-    for x in places:
-        if columns and x - columns[-1][0] < NEAR:
-            columns[-1].append(x)
-        else:
-            columns.append([x])
-    apart = min(DOT, HEIGHT / max(1, *(len(column) - 1 for column in columns))) if columns else DOT
-    return [(x, round(TOP + i * apart, 2)) for column in columns for i, x in enumerate(column)]
-
-
-def said(rule: dict, seeds: list[float]) -> str:
-    """The row in words, for who does not see it."""
-    return (f"Predicted: {rules.required(rule)}. Measured: {records.shown(rule)}; seeds: "
-            + ", ".join(f"{x:.3g}" for x in seeds))
+    with rc_context(figures.STYLE):
+        sheet = figure.Figure((9.6, 0.72 * len(found) + 0.4))
+        for i, record in enumerate(found):
+            inch, verdict = 1 / (0.72 * len(found) + 0.4), record["verdict"]
+            row = 1 - (0.72 * i + 0.55) * inch
+            strip(sheet.add_axes((0.35, row, 0.37, 0.42 * inch)), record)
+            middle = {"y": row + 0.2 * inch, "va": "center"}
+            rule = rules.primary(record["rules"])
+            question = textwrap.fill(" ".join((record.get("short") or record["question"]).split()), 50)
+            sheet.text(0.01, s=f"{record['study']}\n{question}", **middle)
+            sheet.text(0.75, s=f"{SIGNS[verdict]} {verdict}\n" + textwrap.fill(records.shown(rule), 36),
+                       **middle, color=COLORS[verdict] if verdict != "undecided" else figures.INK)
+        sheet.savefig(path, dpi=110)

@@ -1,22 +1,26 @@
-"""The record of a study, STUDY.json: which keys it must have, its tables, and the Markdown page made from it."""
+"""The record of a study, STUDY.json: which keys it must have, and the Markdown page made from it.
+
+The page is for a reader: the answer, one figure, one table, the rules. Everything else stays in the record, and
+index.html shows it.
+"""
 
 import html
-import itertools
 import pathlib
 import re
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import rules as judging, statistics
+from rlvr_jax.lab.studies import rules as judging
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
-KINDS = {"study": str, "question": str, "prediction": str, "seeds": list, "origin": str, "measures": dict,
-         "rules": list, "verdict": str}
+KINDS = {"study": str, "title": str, "known": str, "question": str, "prediction": str, "seeds": list, "origin": str,
+         "measures": dict, "rules": list, "verdict": str}
 RULE = {"says", "arm", "measure", "verdict", "mean", "interval"}  # what each of the rules has
-# of the study's file; older records lack them
-WORDS = ("title", "short", "abstract", "construction", "known", "note", "control", "table")
-MOST_COLUMNS = 9  # of a table with a row for each arm
+# of the study's file, as it is
+WORDS = ("title", "question", "short", "abstract", "construction", "known", "note", "control", "table", "shown",
+         "figure", "looks", "success", "over")
+MOST_ARMS, MOST_MEASURES = 12, 4  # of the table of a page
 VERDICTS = ("agree", "disagree", "undecided")
 
 
@@ -35,120 +39,29 @@ def read(path: pathlib.Path) -> dict:
 
 def faults(record: dict) -> list[str]:
     """Which parts of a record with all its keys are not as they should be."""
-    wrong = ["verdict"] * (record["verdict"] not in VERDICTS)
+    wrong = ["verdict"] * (record["verdict"] not in VERDICTS) + ["rules"] * (not record["rules"])
     wrong += [f"rule {i}" for i, rule in enumerate(record["rules"], 1)
-              if not isinstance(rule, dict) or not RULE <= rule.keys()
+              if not isinstance(rule, dict) or not RULE <= rule.keys() or not {*judging.SIDES} & rule.keys()
               or rule["measure"] not in record["measures"].get(rule["arm"], ())]
     for arm, measures in record["measures"].items():
         whole = isinstance(measures, dict) and all(
             isinstance(measure, dict) and {"mean", "interval"} <= measure.keys()
             and isinstance(measure.get("seeds"), list) and len(measure["seeds"]) == len(record["seeds"])
             for measure in measures.values())
-        whole = whole and set(record.get("table", ())) <= measures.keys()
         wrong += [f"measures of {arm}"] * (not whole)
     return wrong
 
 
+# ----- numbers in words
+
+
 def shown(measure: dict, sign: str = "") -> str:
+    """A mean with its interval; of a rule on most seeds their count with the interval of the share, and the median."""
     text = estimators.shown(measure.get("mean"), measure.get("interval"), sign)
+    if "of" in measure:
+        median = f", median {estimators.shown(measure['median'], None)}" if "median" in measure else ""
+        return f"{measure['count']} of {measure['of']}: {text}{median}"
     return text + " (equal in all seeds)" * bool(measure.get("equal"))
-
-
-def names(record: dict) -> list[str]:
-    """The measures of the tables, in their order: those of the study's `table`, or all."""
-    return record.get("table") or list(next(iter(record["measures"].values()), {}))
-
-
-def listed(record: dict) -> dict[str, list[dict]]:
-    """Each arm with the measures of the tables."""
-    return {arm: [measures[name] for name in names(record)] for arm, measures in record["measures"].items()}
-
-
-def arms(record: dict) -> list[list]:
-    """[arm, (mean with interval, paired difference to the control or ""), ...]: a pair for each measure."""
-    return [[arm, *((shown(measure), shown(measure["difference"], "+") if "difference" in measure else "")
-                    for measure in measures)] for arm, measures in listed(record).items()]
-
-
-def seeds(record: dict) -> list[list[str]]:
-    """[arm, seed, the value of each measure ...]; one row for a base where its examples have the same values."""
-    rows = [[arm, str(seed), *(shown({"mean": measure["seeds"][i]}) for measure in measures)]
-            for arm, measures in listed(record).items() for i, seed in enumerate(record["seeds"])]
-    of_base = lambda row: (row[0], row[1].split(", example ")[0])
-    groups = [list(group) for _, group in itertools.groupby(rows, of_base)]
-    alike = lambda group: len(group) > 1 and all(row[2:] == group[0][2:] for row in group)
-    return [row for group in groups for row in ([[*of_base(group[0]), *group[0][2:]]] if alike(group) else group)]
-
-
-RULES = ("rule", "holds if", "measured", "level", "verdict")
-
-
-def rules(record: dict) -> list[list[str]]:
-    """A row for each rule, as RULES has its columns: with the level of its interval, and why it is undecided."""
-    return [[rule["says"] + " **(primary)**" * (rule is judging.primary(record["rules"]))
-             + " ({})".format(rule.get("added")) * ("added" in rule), judging.required(rule), shown(rule),
-             level(rule), ": ".join([rule["verdict"], *filter(None, [rule.get("open")])])]
-            for rule in record["rules"]]
-
-
-def level(rule: dict) -> str:
-    """At which level the interval of a rule is; records of before have 95 % throughout."""
-    if not rule.get("interval"):
-        return "-"
-    return percent(rule.get("level", 0.95)) + " over problems" * (rule.get("over") == "problems")
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.4g} %"
-
-
-def successes(record: dict) -> list[list[str]]:
-    """[arm, how many seeds succeeded, the exact interval of their share] of a study that says what success is."""
-    return [[arm, f"{found['count']} of {found['of']}", estimators.shown(
-        found["count"] / found["of"], found["interval"]) if found["of"] else "-"]
-        for arm, found in record.get("succeeded", {}).items()]
-
-
-def quartiles(record: dict) -> list[list[str]]:
-    """[arm, interquartile mean with its interval of each measure of the tables]; no rows where seeds are few."""
-    rows = [[arm, *(shown(measure.get("quartiles", {})) for measure in measures)]
-            for arm, measures in listed(record).items()]
-    return rows if any(cell != "-" for _, *cells in rows for cell in cells) else []
-
-
-def verdict(record: dict) -> str:
-    """In words: the rule that the verdict is of, and how many of the others held."""
-    if not record["rules"]:
-        return record["verdict"]
-    more = f" Of the other rules: {judging.tally(record['rules'])}." * (len(record["rules"]) > 1)
-    return f"{record['verdict']}, by the primary rule: {judging.primary(record['rules'])['says']}.{more}"
-
-
-AGAIN = "Judged again from its record after the runs, by the rules that the study's file has now."
-
-
-def method(record: dict) -> str:
-    """In words: how the rules were judged."""
-    known = percent(record.get("level", 0.95))
-    return (f"The rules are the prediction. The primary rule has an interval of {known}" + " (three looks)" * (
-        "looks" in record) + ", the others have theirs at the level of Holm's method over them; a rule `within` two "
-        "numbers is judged by two one-sided tests, and its interval has twice the error. A rule is undecided where its "
-        f"interval has the number in it, with one seed, and with fewer than {statistics.FEWEST_EQUAL} seeds that are "
-        "all equal. Seeds that an undecided rule needs are for a power of .9 at the effect and spread seen.")
-
-
-def spread(record: dict) -> str:
-    """In words: what the numbers of `arms` are, and whether their intervals are over seeds or problems."""
-    if len(record["seeds"]) == 1 and any(
-            measure["interval"] for measures in record["measures"].values() for measure in measures.values()):
-        return "One seed; 95 % intervals are over problems, and decide no rule"
-    if len(record["seeds"]) == 1:
-        return "One seed, without intervals"
-    if record.get("over") == "problems":
-        return ("Means over seeds. Where every problem has a value, the interval is 95 %, by a bootstrap over problems "
-                "of each problem's mean over seeds: it is about these trained models, on other problems like these. "
-                "Elsewhere it is over seeds")
-    return f"Means with {percent(record.get('level', 0.95))} intervals over seeds (Student's t, cut to the range)"
 
 
 def abstract(text: str, measures: dict) -> str:
@@ -161,6 +74,83 @@ def abstract(text: str, measures: dict) -> str:
     return re.sub(r"\[\[(.+?)\]\]", number, text)
 
 
+def answer(record: dict) -> str:
+    """The abstract; without one, the rule that gives the verdict with what was measured."""
+    if record.get("abstract"):
+        return abstract(record["abstract"], record["measures"]).strip()
+    rule = judging.primary(record["rules"])
+    return f"{rule['verdict'].capitalize()}: {rule['says']}, {shown(rule)}."
+
+
+def first_sentence(text: str) -> str:
+    return re.match(r".+?[.!?](?=\s+[A-Z]|\s*$)|.+", " ".join(text.split()))[0]
+
+
+def seeds(record: dict) -> str:
+    """How many units the record has, in words."""
+    bases = {unit["base"] for unit in record.get("units", ())}
+    number = len(bases) if bases and len(bases) < len(record["seeds"]) else len(record["seeds"])
+    return f"{number} base models" if bases and number < len(record["seeds"]) else f"{number} seed{'s' * (number > 1)}"
+
+
+# ----- tables
+
+
+def chosen(record: dict) -> tuple[list[str], list[str]]:
+    """(arms, measures) of the page's table: those that `shown` of the study's file names, or the first ones."""
+    measured, named = record["measures"], record.get("shown", {})
+    names = record.get("figure", {}).get("measures") or record.get("table") or list(next(iter(measured.values()), {}))
+    return (named.get("arms") or list(measured)[:MOST_ARMS]), (named.get("measures") or names[:MOST_MEASURES])
+
+
+def table(record: dict) -> list[list[str]]:
+    """The header and a row for each arm: means with intervals, and behind a semicolon the difference to the control.
+    Where the file says what success is, the last column has how many seeds succeeded."""
+    arms, names = chosen(record)
+    success = record.get("success", {})
+    rows = [["arm", *names, *([f"{success['measure']} above {success['above']}"] if success else [])]]
+    for arm in arms:
+        cells = [[shown(measure), *(shown(less, "+") for less in [measure.get("difference", {})] if less.get("mean")
+                                    is not None)] for measure in map(record["measures"][arm].get, names)]
+        rows.append([arm, *map("; ".join, cells), *([shown(record["succeeded"][arm])] if success else [])])
+    return rows
+
+
+RULES = ("rule", "holds if", "measured", "verdict")
+
+
+def rules(record: dict) -> list[list[str]]:
+    """A row for each rule, as RULES has its columns, with what was known of it and why it is undecided."""
+    def notes(rule: dict) -> str:
+        known = rule.get("known", "")
+        if isinstance(known, list):
+            known = (f"seeds {', '.join(map(str, known))}; the others alone: {shown(rule['new'])}, "
+                     f"{rule['new']['verdict']}" if "new" in rule else f"seeds {', '.join(map(str, known))}")
+        return "; ".join(filter(None, [
+            "**primary**" * (rule is judging.primary(record["rules"])), rule.get("added", ""),
+            f"known before: {known}" * bool(known), "turned after a pilot: not counted" * bool(
+                rule.get("turned")), "could hardly fail: not counted" * bool(rule.get("easy"))]))
+    return [[rule["says"] + (f" ({notes(rule)})" if notes(rule) else ""), judging.required(rule), shown(rule),
+             ": ".join([rule["verdict"], *filter(None, [rule.get("open")])])] for rule in record["rules"]]
+
+
+def verdict(record: dict) -> str:
+    """In words: the rule that the verdict is of, and how many of the others held."""
+    more = f" Of the other rules: {judging.tally(record['rules'])}." * (len(record["rules"]) > 1)
+    return f"{record['verdict']}, by the primary rule: {judging.primary(record['rules'])['says']}.{more}"
+
+
+def spread(record: dict) -> str:
+    """In words: what the numbers of `table` are, and whether their intervals are over seeds or problems."""
+    control = f"; behind a semicolon the paired difference to {record.get('control')}" * ("control" in record)
+    if len(record["seeds"]) == 1:
+        over = any(measure["interval"] for of in record["measures"].values() for measure in of.values())
+        return "One seed" + "; 95 % intervals are over problems, and decide no rule" * over + f"{control}."
+    how = ("over problems, where each has a value: they are about these trained models" if record.get("over") else
+           "(Student's t, cut to the range of the measure)")
+    return f"Means over {seeds(record)} with 95 % intervals {how}{control}."
+
+
 def changed(record: dict) -> str:
     """The problems that `sources.changed` found, each with both completions side by side, as HTML."""
     cells = lambda *texts: "<tr>" + "".join(f'<td valign="top">{text}</td>' for text in texts) + "</tr>"
@@ -171,50 +161,23 @@ def changed(record: dict) -> str:
 
 
 def construction(record: dict) -> str:
-    """The first paragraph of a study whose result is decided by how its problems, models or rewards were made."""
-    return f"**Decided by construction.** {record['construction']}" if record.get("construction") else ""
+    """What decides a result by how its problems, models or rewards were made."""
+    return f"**Decided by construction.** {record['construction'].strip()}" if record.get("construction") else ""
 
 
-def of_arms(record: dict) -> str:
-    """The table of `arms`; many measures have a row each, and the arms the columns."""
-    rows = [["arm", *names(record)]] + [[arm, *("; ".join(filter(None, pair)) for pair in pairs)]
-                                        for arm, *pairs in arms(record)]
-    if len(rows[0]) > max(MOST_COLUMNS, len(rows)):
-        rows = [*map(list, zip(*rows))]
-        rows[0][0] = "measure"
-    return markdown_table(rows[0], rows[1:])
-
-
-def agreements(record: dict) -> list[str]:
-    """For each arm that is an AUROC, in words and as a table: how far any two measures rank its runs alike."""
-    texts = []
-    for arm, found in record.get("agreement", {}).items():
-        numbers = [str(i + 1) for i in range(len(found["names"]))]
-        rows = [[f"{number} {name}", *("-" if rho is None else f"{rho:+.2f}" for rho in row)]
-                for number, name, row in zip(numbers, found["names"], found["rho"])]
-        texts += ["Agreement between the measures: Spearman's rank correlations over the "
-                  f"{found['n']} runs that count for *{arm}*.", markdown_table(["measure", *numbers], rows)]
-    return texts
+HOW = ("The primary rule gives the verdict; the others are judged by Holm's method over them, so that a 95 % interval "
+       "alone decides none ([how to read](README.md#how-to-read)).")
 
 
 def markdown(record: dict) -> str:
-    """The page of a study: question, verdict, rules, means, every seed, and the command that made it."""
-    control = record.get("control")
-    few, robust = successes(record), quartiles(record)
-    success = record.get("success", {})
-    paragraphs = [f"# {record['title']}", abstract(record.get("abstract", ""), record["measures"]),
-                  construction(record), record["origin"],
-                  AGAIN * bool(record.get("judged_again")), f"**Question.** {record['question']}",
-                  f"**Known before.** {record['known']}", f"**Verdict: {verdict(record)}**",
-                  f"**Prediction.** {method(record)}", markdown_table(RULES, rules(record)),
-                  f"**In words, as written with the rules.** {record['prediction']}" * bool(record["prediction"]),
-                  spread(record) + f"; behind the semicolon the paired difference to {control}" * bool(control) + ".",
-                  of_arms(record), changed(record), *agreements(record),
-                  (f"Seeds with {success.get('measure')} above {success.get('above')}, and the exact interval of their "
-                   "share (Clopper-Pearson).") * bool(few),
-                  markdown_table(["arm", "succeeded", "share"], few) if few else "",
-                  "Interquartile means, by a bootstrap of the seeds within each base." * bool(robust),
-                  markdown_table(["arm", *names(record)], robust) if robust else "",
-                  markdown_table(["arm", "seed", *names(record)], seeds(record)),
-                  record.get("note", ""), f"![{record['title']}]({record['study']}.png)"]
+    """The page of a study: question, answer, figure, a table, the rules, what was known, and the command."""
+    study = record["study"]
+    paragraphs = [f"# {record['title']}", f"**Question.** {record['question'].strip()}",
+                  f"**Answer.** {answer(record)}", construction(record), f"![{record['title']}]({study}.png)",
+                  spread(record), markdown_table(table(record)[0], table(record)[1:]),
+                  record.get("note", ""), changed(record), f"**Verdict: {verdict(record)}** {HOW}",
+                  markdown_table(RULES, rules(record)), f"**Known before.** {record['known'].strip()}",
+                  f"**Prediction, in words.** {record['prediction'].strip()}" * bool(record["prediction"].strip()),
+                  record["origin"], f"Every seed and every other measure: [{study}.json]({study}.json) and "
+                  f"[index.html](index.html#{study})."]
     return "\n\n".join(text.strip() for text in paragraphs if text.strip()) + "\n"

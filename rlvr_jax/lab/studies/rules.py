@@ -1,17 +1,21 @@
 """The rules of a study: they are its prediction. Which ones are refused, and how they are judged.
 
-A rule has its sentence (`says`), an arm, a measure, and one side: `above` or `below` a number, or `within` two. It is
-of the measure itself, or, with `difference = true`, of the paired difference to the control.
+A rule has its sentence (`says`), an arm, a measure, and one side: the mean is `above` or `below` a number, or `within`
+two, or most seeds are above it (`most_above`) or below it (`most_below`), by the exact sign test. It is of the measure
+itself, or, with `difference = true`, of the paired difference to the control. What was `known` before the rule was
+written stands in its row: words, or a list of seeds, and then the others are judged alone beside all of them. A rule that was `turned` after a pilot, or is so `easy` that it could hardly fail, does not count.
 """
 
 import math
-from typing import Optional
+
+import numpy as np
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.studies import design, statistics
 
-SIDES = ("above", "below", "within")
-KEYS = ("says", "arm", "measure", "difference", *SIDES, "primary", "base", "added")
+SIDES = ("above", "below", "within", "most_above", "most_below")
+KEYS = {"says": str, "arm": str, "measure": str, "difference": bool} | dict.fromkeys(SIDES, object) | {
+    "primary": bool, "base": object, "added": str, "known": (str, list), "turned": bool, "easy": bool}
 SHARE = (0.0, 1.0)
 # words in the path of a number, "FILE.json: path", by which it is known to be a share, an accuracy, an AUROC or so
 SHARES = {"accuracy", "greedy", "sampled", "right", "pass@k", "maj@k", "auroc", "ece", "brier", "mean_confidence",
@@ -69,6 +73,8 @@ def fault(study: dict) -> str:
             return f"rule {number} ({says}): {wrong}"
     if sum(bool(rule.get("primary")) for rule in study["rules"]) > 1:
         return "two rules have primary = true; one rule gives the study its verdict: leave it to that one"
+    if primary(study["rules"]) is None or not counts(primary(study["rules"])):
+        return "a rule that is turned or easy cannot give the verdict: add primary = true to one that is neither"
     return ""
 
 
@@ -78,25 +84,33 @@ def shape_fault(study: dict, rule: dict) -> str:
                                           and isinstance(rule.get("says"), str)):
         return "a rule needs says, arm (of the arms) and measure (of the measures)"
     unknown, sides = [key for key in rule if key not in KEYS], [side for side in SIDES if side in rule]
+    wrong = [key for key, value in rule.items() if not isinstance(value, KEYS.get(key, object))]
     if unknown:
         return f"{unknown[0]} is no key of a rule; there are {', '.join(KEYS)}"
+    if wrong:
+        return f"{wrong[0]} is not as it should be; write {'true' if KEYS[wrong[0]] is bool else 'text'}"
     if len(sides) != 1:
-        return f"it has {' and '.join(sides) or 'no side'}; give it one of above, below, within"
+        return f"it has {' and '.join(sides) or 'no side'}; give it one of {', '.join(SIDES)}"
     if rule.get("difference") and rule["arm"] == study.get("control", rule["arm"]):
         return "a difference is to the control: name another arm, and a control in the file"
-    bounds = rule["within"] if "within" in rule else [rule[sides[0]]]
+    bounds = rule["within"] if "within" in rule else [threshold(rule)]
     if not isinstance(bounds, list) or not all(type(x) in (int, float) and math.isfinite(x) for x in bounds) or (
             "within" in rule and (len(bounds) != 2 or bounds[0] >= bounds[1])):
-        return f"{sides[0]} is not as it should be; write above = 0.1, below = 0.1 or within = [-0.1, 0.1]"
+        return f"{sides[0]} is not as it should be; write {sides[0]} = {'[-0.1, 0.1]' if 'within' in rule else 0.1}"
     if "base" in rule and not (rule.get("difference") or study["measures"][rule["measure"]][0] == "-"):
         return "base is the known value of what is taken away; leave it out, for this is no difference"
     return ""
 
 
+def asked(rule: dict) -> tuple:
+    """(lowest, highest) value that the rule asks for."""
+    return tuple(rule.get("within") or (rule.get("above", rule.get("most_above", -math.inf)),
+                                        rule.get("below", rule.get("most_below", math.inf))))
+
+
 def range_fault(study: dict, rule: dict) -> str:
     """Why no value in the range of what is measured could fail the rule, or could meet it."""
-    low, high = rule_span(study, rule)
-    bounds = rule.get("within") or [rule.get("above", -math.inf), rule.get("below", math.inf)]
+    (low, high), bounds = rule_span(study, rule), asked(rule)
     never_fails = bounds[0] <= low and bounds[1] >= high
     if never_fails or bounds[0] >= high or bounds[1] <= low:
         return (f"no value of {rule['measure']}, which is from {low:g} to {high:g}, could "
@@ -107,26 +121,36 @@ def range_fault(study: dict, rule: dict) -> str:
 # ----- the verdict
 
 
-def judged(study: dict, measured: dict, number: int) -> list[dict]:
-    """The rules with what was measured, the level and the verdict: `agree`, `disagree` or `undecided`.
+def judged(study: dict, measured: dict, repeated: list[dict]) -> list[dict]:
+    """The rules with what was measured, its 95 % interval, p-value, level and verdict: `agree`, `disagree` or
+    `undecided`.
 
     The primary rule is judged at the study's level, the others by Holm's method over them. `open` says why a rule is
-    undecided, and how many seeds would decide it. `number` is how many seeds were asked for.
+    undecided, and how many seeds would decide it. `new` is a rule on the seeds that were not known before it was
+    written, at the same level. `repeated` has the base and seed of each value.
     """
-    rules, error = marked(study["rules"]), statistics.alpha(study.get("looks"))
-    judging = [rule | {"measured": of_rule(rule, measured), "span": rule_span(study, rule)} for rule in rules]
-    early = bool(study.get("looks")) and number not in study["looks"]
-    chances = [1.0 if early else chance(rule) for rule in judging]
-    others = [i for i, rule in enumerate(judging) if not rule["primary"]]
+    named = study["rules"].index(primary(study["rules"]))
+    rules = [rule | {"primary": i == named, "measured": of_rule(rule, measured), "span": rule_span(study, rule)}
+             for i, rule in enumerate(study["rules"])]
+    number, looks = len({unit["base"] for unit in repeated}), study.get("looks")
+    error, early = statistics.alpha(looks), bool(looks) and number not in looks
+    chances = [1.0 if early else chance(rule) for rule in rules]
+    others = [i for i, rule in enumerate(rules) if not rule["primary"]]
     levels = dict(zip(others, statistics.holm([chances[i] for i in others], error)))
-    return [verdict(rule, chances[i] <= levels.get(i, error), levels.get(i, error), early)
-            for i, rule in enumerate(judging)]
+    found = [verdict(rule, chances[i], levels.get(i, error), early) for i, rule in enumerate(rules)]
+    for rule, one in zip(rules, found):
+        if isinstance(rule.get("known"), list) and not early:
+            seeds = [value for unit, value in zip(repeated, rule["measured"].get("seeds", ()))
+                     if unit["seed"] not in rule["known"] and value is not None]
+            new = rule | {"measured": {"seeds": seeds, "mean": float(np.mean(seeds)) if seeds else None}}
+            one["new"] = {key: value for key, value in verdict(new, chance(new), one["level"], False).items()
+                          if key not in rule}
+    return found
 
 
-def marked(rules: list[dict]) -> list[dict]:
-    """The rules, each with `primary`; without any that is named so, the first is."""
-    named = next((i for i, rule in enumerate(rules) if rule.get("primary")), 0)
-    return [rule | {"primary": i == named} for i, rule in enumerate(rules)]
+def counts(rule: dict) -> bool:
+    """Whether a rule counts as a prediction: it was not turned after a pilot, and could fail."""
+    return not (rule.get("turned") or rule.get("easy"))
 
 
 def of_rule(rule: dict, measured: dict) -> dict:
@@ -143,41 +167,59 @@ def values(rule: dict) -> list[float]:
         value for value in measured.get("seeds", ()) if value is not None]
 
 
+def threshold(rule: dict) -> float:
+    return next(rule[side] for side in SIDES if side in rule)
+
+
+def above(rule: dict, seeds: list[float]) -> int:
+    """How many of the values lie on the side that the rule says most do; one that is the number itself does not."""
+    return sum(value > rule["most_above"] if "most_above" in rule else value < rule["most_below"] for value in seeds)
+
+
+def is_of_most(rule: dict) -> bool:
+    return "most_above" in rule or "most_below" in rule
+
+
 def chance(rule: dict) -> float:
     """The p-value of the side on which the rule would be decided; 1 where nothing can decide it."""
     seeds = values(rule)
     if len(seeds) < 2:
         return 1.0
+    if is_of_most(rule):
+        return statistics.sign_test(above(rule, seeds), len(seeds))
     if statistics.equal(seeds):
         return 1.0 if len(seeds) < statistics.FEWEST_EQUAL or side(rule, seeds[0]) == "undecided" else 0.0
     if "within" in rule:
         return min(statistics.inside(seeds, *rule["within"], rule["span"]), statistics.outside(seeds, *rule["within"]))
-    return statistics.two_sided(seeds, rule.get("above", rule.get("below")))
+    return statistics.t_test(seeds, threshold(rule))
 
 
 def side(rule: dict, mean: float) -> str:
-    """The verdict if the mean were known to be this number."""
+    """The verdict if the mean, or the share of the seeds, were known to be this number."""
     if "within" in rule:
         low, high = rule["within"]
         return "agree" if low <= mean <= high else "disagree"
-    past = mean - rule.get("above", rule.get("below"))
-    return "undecided" if past == 0 else "agree" if (past > 0) == ("above" in rule) else "disagree"
+    past = mean - (0.5 if is_of_most(rule) else threshold(rule))
+    return "undecided" if past == 0 else "disagree" if (past > 0) == ("below" in rule) else "agree"
 
 
-def verdict(rule: dict, decided: bool, level: float, early: bool) -> dict:
-    """A rule with its verdict, and the interval at its level: of two one-sided tests for `within`."""
+def verdict(rule: dict, p_value: float, level: float, early: bool) -> dict:
+    """A rule with its verdict, and the 95 % interval of what was measured: of the mean, or, where it says what most
+    seeds do, of their share, with the count and the median beside it."""
     seeds, measure = values(rule), rule["measured"]
-    error = 2 * level if "within" in rule else level
-    whole = {key: value for key, value in rule.items() if key not in ("measured", "span")} | {
-        "mean": measure.get("mean"), "level": 1 - error, "verdict": side(rule, measure["mean"]) if decided else
-        "undecided", "interval": statistics.interval(seeds, error, rule["span"])}
-    if statistics.equal(seeds):
-        whole["equal"] = True
-    if "of_problems" in measure:
-        whole["over"] = "problems"
-    elif len(measure.get("seeds", ())) == 1 and measure.get("interval"):
-        whole |= {"interval": measure["interval"], "level": 1 - statistics.ALPHA, "over": "problems"}
-    return whole | ({} if decided else {"open": why(rule, seeds, level, early)})
+    found = {"mean": measure.get("mean"), "interval": statistics.interval(seeds, rule["span"])}
+    if is_of_most(rule) and seeds:
+        count = above(rule, seeds)
+        found = {"count": count, "of": len(seeds), "mean": count / len(seeds), "median": float(np.median(seeds)),
+                 "interval": statistics.exact_binomial(count, len(seeds)) if len(seeds) > 1 else None}
+    elif statistics.equal(seeds):
+        found["equal"] = True
+    elif "of_problems" in measure or len(measure.get("seeds", ())) == 1 and measure.get("interval"):
+        found |= {"interval": measure["interval"], "over": "problems"}
+    whole = {key: value for key, value in rule.items() if key not in ("measured", "span")} | found | {
+        "p_value": p_value, "level": level,
+        "verdict": side(rule, found["mean"]) if p_value <= level else "undecided"}
+    return whole | ({} if p_value <= level else {"open": why(rule, seeds, level, early)})
 
 
 def why(rule: dict, seeds: list[float], level: float, early: bool) -> str:
@@ -185,53 +227,50 @@ def why(rule: dict, seeds: list[float], level: float, early: bool) -> str:
     if not seeds:
         return "not measured"
     if early:
-        return "between two looks"
+        return "between two planned analyses"
     many = "problems" if "of_problems" in rule["measured"] else "seeds"
     if len(seeds) == 1:
         return "one seed"
-    if statistics.equal(seeds):
+    if statistics.equal(seeds) and not is_of_most(rule):
         return (f"needs {statistics.FEWEST_EQUAL} {many}, as all are equal" if side(rule, seeds[0]) != "undecided"
                 else "equal to the number of the rule")
-    needed = seeds_needed(rule, seeds, level)
+    needed = statistics.seeds_needed(lambda number: decided(rule, seeds, number, level))
     return f"needs about {needed} {many}" if needed else f"needs more than {statistics.MOST_SEEDS} {many}"
 
 
-def seeds_needed(rule: dict, seeds: list[float], level: float) -> Optional[int]:
-    mean, spread = sum(seeds) / len(seeds), statistics.standard_error(seeds) * len(seeds) ** 0.5
+def decided(rule: dict, seeds: list[float], number: np.ndarray, level: float) -> np.ndarray:
+    """The chance that so many seeds decide the rule, with the effect and the spread of these."""
+    mean, spread = np.mean(seeds), np.std(seeds, ddof=1)
+    if is_of_most(rule):
+        return statistics.sign_power(above(rule, seeds) / len(seeds), number, level)
     if "within" not in rule:
-        effect = mean - rule.get("above", rule.get("below"))
-        return statistics.seeds_needed(lambda number: statistics.power(effect, spread, number, level))
-    low, high = rule["within"]
+        return statistics.power(mean - threshold(rule), spread, number, level)
+    low, high = rule["within"]  # by one-sided tests, so at twice the level; inside by both (Phillips, 1990)
     if low <= mean <= high:
-        return statistics.seeds_needed(lambda number: statistics.power_inside(mean - low, high - mean, spread, number,
-                                                                              level))
-    effect = max(low - mean, mean - high)  # one-sided, so at twice the level
-    return statistics.seeds_needed(lambda number: statistics.power(effect, spread, number, 2 * level))
-
-
-def headline(rules: list[dict]) -> str:
-    """The verdict of a study: that of its primary rule, or of its first."""
-    return primary(rules)["verdict"] if rules else "undecided"
+        return sum(statistics.power(room, spread, number, 2 * level) for room in (mean - low, high - mean)) - 1
+    return statistics.power(max(low - mean, mean - high), spread, number, 2 * level)
 
 
 def primary(rules: list[dict]) -> dict:
-    return next((rule for rule in rules if rule.get("primary")), rules[0])
+    """The rule that gives the study its verdict: the one that says so, or the first that counts."""
+    return next((rule for rule in rules if rule.get("primary")), next(filter(counts, rules), None))
 
 
 def tally(rules: list[dict]) -> str:
-    """How many of the other rules held, were refuted, and are open."""
-    if len(rules) < 2:
+    """How many of the other rules held, were refuted, and are open; those that do not count are left out."""
+    others = [rule["verdict"] for rule in rules if rule is not primary(rules) and counts(rule)]
+    if not others:
         return "no other rule"
-    others = [rule["verdict"] for rule in rules if rule is not primary(rules)]
     return ", ".join(f"{others.count(verdict)} {word}" for verdict, word in
                      (("agree", "held"), ("disagree", "refuted"), ("undecided", "open")))
 
 
 def required(rule: dict) -> str:
     """What has to be measured for the rule to hold: "one: pass@1, less base's, above 0.1"."""
-    bound = next((f"{key} {rule[key][0]:g} to {rule[key][1]:g}" if key == "within" else f"{key} {rule[key]:g}"
-                  for key in SIDES if key in rule), "")
-    return f"{rule['arm']}: {rule['measure']}{', less the control' if rule.get('difference') else ''}, {bound}"
+    name = next(key for key in SIDES if key in rule)
+    bound = "{} to {}".format(*(f"{x:g}" for x in rule[name])) if name == "within" else f"{rule[name]:g}"
+    return (f"{rule['arm']}: {rule['measure']}{', less the control' if rule.get('difference') else ''}, "
+            + (f"in most seeds {name[5:]}" if is_of_most(rule) else name) + f" {bound}")
 
 
 # ----- what an arm says, and arms that are one

@@ -61,23 +61,6 @@ def counted(contrast: dict, found: dict) -> list[tuple[str, int]]:
         found[arm][contrast["where"]]) if value is not None and value >= contrast["above"]]
 
 
-def agreement(contrast: dict, found: dict, names: list[str]) -> dict:
-    """Spearman's rank correlation of any two measures, `rho` [names, names], over the runs that count, whose number is
-    `n`; each over those runs that have both. None where these are fewer than 3, or all alike in one."""
-    from scipy import stats  # takes half a second to import
-
-    runs = counted(contrast, found)
-    table = np.array([[np.nan if found[arm][name][i] is None else np.mean(found[arm][name][i]) for name in names]
-                      for arm, i in runs], float).reshape(len(runs), len(names))
-
-    def rho(one: np.ndarray, other: np.ndarray) -> Optional[float]:
-        both = ~np.isnan(one) & ~np.isnan(other)
-        if both.sum() < 3 or min(np.ptp(one[both]), np.ptp(other[both])) == 0:
-            return None
-        return float(stats.spearmanr(one[both], other[both]).statistic)
-    return {"n": len(runs), "names": names, "rho": [[rho(one, other) for other in table.T] for one in table.T]}
-
-
 def over_bases(function: Callable, values: list, repeated: list[dict]) -> list:
     """The jackknife value of each unit's base; None where a value is missing. Seeds of a cell are averaged first."""
     if any(value is None for value in values):

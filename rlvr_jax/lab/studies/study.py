@@ -4,6 +4,7 @@ A file of configs/studies/ holds the question, what was known, the commands of a
 flags added to these, what is measured, and the prediction: its rules (`rules.py`). This file runs any of them.
 """
 
+import json
 import os
 import pathlib
 import platform
@@ -26,8 +27,8 @@ FOLDER = pathlib.Path("configs/studies")
 REQUIRED = {"title": str, "question": str, "known": str, "seeds": list, "commands": dict,
             "arms": dict, "measures": dict, "rules": list}
 OPTIONAL = {"prediction": str, "short": str, "control": str, "quick": dict, "figure": dict, "note": str,
-            "table": list, "looks": list, "success": dict, "bases": list, "examples": list, "crossed": bool,
-            "construction": str, "over": str, "abstract": str, "changed": dict}
+            "table": list, "shown": dict, "looks": list, "success": dict, "bases": list, "examples": list,
+            "crossed": bool, "construction": str, "over": str, "abstract": str, "changed": dict}
 
 
 @checked
@@ -49,7 +50,7 @@ class StudyConfig:
 
 
 def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -> Optional[pathlib.Path]:
-    """Runs a study and returns the Markdown file it wrote; JSON and a PNG lie beside it. None for a dry run.
+    """Runs a study and returns the page that it wrote; JSON and a PNG lie beside it. None for a dry run.
 
     What has finished in the work directory is not run again, and a run that was cut goes on where it was. Before the
     first command `check(line)` may raise UserError for one whose flags are wrong.
@@ -85,17 +86,20 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
         "origin": origin(config, study, finished, earlier), "summaries": summaries(study, cells)}
     made = {base.name: bank.note(base) | {"command": line.replace(str(base), "{bank}")}
             for line in finished if (base := bank.made_by(line, config.bank))}
-    record |= {"bank": made} if made else {}
-    drawn = study.get("figure", {}).get("measures") or records.names(record)
-    agree = {arm: sources.agreement(contrast, found, drawn) for arm, contrast in design.contrasts(study).items()}
-    record |= {"agreement": agree} if agree else {}
-    record |= {"changed": changed} if (changed := changed_problems(study, cells)) else {}
-    measured = record["measures"]
+    for key, value in (("bank", made), ("changed", changed_problems(study, cells)),
+                       ("curves", study_figure.curves(study, cells))):
+        record |= {key: value} if value else {}
     out.mkdir(parents=True, exist_ok=True)
-    study_figure.write(study, cells, measured, out / f"{name}.png")
-    files.write_json(out / f"{name}.json", plain(record))
-    files.write_whole(out / f"{name}.md", records.markdown(record))
-    return out / f"{name}.md"
+    return write(plain(record), out)
+
+
+def write(record: dict, folder: pathlib.Path) -> pathlib.Path:
+    """Writes the record, its page and its figure; returns the page."""
+    path = folder / f"{record['study']}.md"
+    files.write_json(path.with_suffix(".json"), record)
+    files.write_whole(path, records.markdown(record))
+    study_figure.write(record, path.with_suffix(".png"))
+    return path
 
 
 def load(study: str) -> tuple[str, dict]:
@@ -115,9 +119,7 @@ def load(study: str) -> tuple[str, dict]:
         raise UserError(f"{path}: {', '.join(dict.fromkeys(wrong))} is missing, unknown or not as it should be; a "
                         f"study has {', '.join(REQUIRED)}, and may have {', '.join(OPTIONAL)}; control is one of its "
                         "arms")
-    unknown = [name for name in content.get("table", ()) if name not in content["measures"]]
-    wrong = f"table: {unknown[0]!r} is none of the measures" if unknown else study_figure.fault(content)
-    wrong = wrong or design.fault(content) or abstract_fault(content)
+    wrong = study_figure.fault(content) or design.fault(content) or abstract_fault(content)
     if wrong:
         raise UserError(f"{path}: {wrong}")
     content = sourced(content)
@@ -152,26 +154,27 @@ def sourced(study: dict) -> dict:
 
 def measure(study: dict, found: dict, repeated: list[dict]) -> dict:
     """`{arm: {measure: what gather gives}}` of values by arm, measure and unit, with differences to the control."""
-    error, bases = statistics.alpha(study.get("looks")), [unit["base"] for unit in repeated]
-    spans = {name: rules.span(study, name) for name in study["measures"]}
-    areas = design.contrasts(study)
-    problems = study.get("over") == "problems"
-    measured = {arm: {name: gather(values, rules.SHARE if arm in areas else spans[name], error, bases, problems)
+    bases, problems = [unit["base"] for unit in repeated], study.get("over") == "problems"
+    spans, areas = {name: rules.span(study, name) for name in study["measures"]}, design.contrasts(study)
+    measured = {arm: {name: gather(values, rules.SHARE if arm in areas else spans[name], bases, problems)
                       for name, values in by_name.items()} for arm, by_name in found.items()}
-    compare({arm: of for arm, of in measured.items() if arm not in areas}, study.get("control"), spans, error, bases,
-            problems)
+    control = study.get("control")
+    for arm in measured if control else ():
+        for name, mine in measured[arm].items() if arm not in (control, *areas) else ():
+            pairs = zip(mine["values"], measured[control][name]["values"])
+            mine["difference"] = gather([None if a is None or b is None else a - b for a, b in pairs],
+                                        rules.less(spans[name], spans[name]), bases, problems)
     return measured
 
 
-def gather(values: list, span: tuple = statistics.ANY, error: float = statistics.ALPHA, bases: list = (),
-           problems: bool = False) -> dict:
+def gather(values: list, span: tuple = statistics.ANY, bases: list = (), problems: bool = False) -> dict:
     """`{"seeds": [value of each], "mean", "interval"}`: over seeds, or over problems where there is one seed.
 
     With `problems`, what has a value for each problem also has `"of_problems"`, the mean over seeds of each problem,
     and its interval is over these.
 
     Where several seeds share a base there is `"of_bases"` as well, the mean of each base, and mean and interval are of
-    these: bases are what is independent. Equal values have no interval, but `"equal": True`; many have `"quartiles"`.
+    these: bases are what is independent. Equal values have no interval, but `"equal": True`.
     """
     means = [None if value is None else float(np.mean(value)) for value in values]
     known = [(base, mean) for base, mean in zip(bases or range(len(means)), means) if mean is not None]
@@ -184,47 +187,71 @@ def gather(values: list, span: tuple = statistics.ANY, error: float = statistics
                 "interval": estimators.bootstrap(of_problems), "of_problems": of_problems.round(6).tolist()}
     over_problems = len(values) == 1 and np.ndim(values[0]) > 0
     made = {"values": values, "seeds": means, "mean": float(np.mean(there)) if there else None, "interval":
-            estimators.bootstrap(values[0]) if over_problems else statistics.interval(there, error, span)}
+            estimators.bootstrap(values[0]) if over_problems else statistics.interval(there, span)}
     made |= {"of_bases": there} if len(there) < len(known) else {}
-    if statistics.equal(there):
-        return made | {"equal": True}
-    if len(known) < statistics.FEWEST_QUARTILES:
-        return made
-    return made | {"quartiles": statistics.quartiles([mean for _, mean in known], [base for base, _ in known], error)}
-
-
-def compare(measured: dict, control: Optional[str], spans: Optional[dict] = None,
-            error: float = statistics.ALPHA, bases: list = (), problems: bool = False) -> None:
-    """Adds to every other arm's measures its paired `difference` to the control: by seed, or by problem."""
-    for arm in measured if control else ():
-        for name, mine in measured[arm].items():
-            pairs = list(zip(mine["values"], measured[control][name]["values"]))
-            span = (spans or {}).get(name, statistics.ANY)
-            if arm != control:
-                mine["difference"] = gather([None if a is None or b is None else a - b for a, b in pairs],
-                                            rules.less(span, span), error, bases, problems)
+    return made | ({"equal": True} if statistics.equal(there) else {})
 
 
 def written(study: dict, measured: dict, repeated: list[dict]) -> dict:
     """What a record says of the study and its measures: the words of its page, rules, verdict and shares of success."""
-    judged = rules.judged(study, measured, len({unit["base"] for unit in repeated}))
-    error = statistics.alpha(study.get("looks"))
-    kept = {key: study[key] for key in (*records.WORDS, "question", "looks", "success", "over") if key in study} | {
-            "prediction": study.get("prediction", "")}
+    judged = rules.judged(study, measured, repeated)
+    kept = {key: study[key] for key in records.WORDS if key in study} | {"prediction": study.get("prediction", "")}
     if "success" in study:
-        kept["succeeded"] = {arm: succeeded(measures[study["success"]["measure"]]["seeds"], study["success"]["above"],
-                                            error) for arm, measures in measured.items()}
+        kept["succeeded"] = {arm: succeeded(measures[study["success"]["measure"]]["seeds"], study["success"]["above"])
+                             for arm, measures in measured.items()}
     kept |= {"units": repeated} if study.keys() & {"bases", "examples", "crossed"} else {}
-    return kept | {"seeds": [label(study, unit) for unit in repeated], "level": 1 - error, "measures": measured,
-                   "rules": judged, "verdict": rules.headline(judged)}
+    kept |= {"contrasts": areas} if (areas := design.contrasts(study)) else {}
+    return kept | {"seeds": [label(study, unit) for unit in repeated], "measures": measured, "rules": judged,
+                   "verdict": rules.primary(judged)["verdict"]}
 
 
-def succeeded(values: list, above: float, error: float) -> dict:
-    """How many of the seeds succeeded, with the exact interval of their share."""
+def again(record: dict) -> dict:
+    """The record with the words of its study's file, judged by its rules; the numbers are the record's.
+
+    A measure that the record lacks is made of others, or is one of another arm: its file and path are the same. What
+    is over problems stays as it is, for the record has no value of each problem in each seed. Where the rules or their
+    verdicts change, the first ones stay as `rules_before`. A record without such a file stays as it is, and one whose
+    file asks for other arms or planned analyses: its rules are then the prediction of runs to come.
+    """
+    if not (FOLDER / f"{record['study']}.toml").is_file():
+        return record
+    study = load(record["study"])[1]
+    if not study["arms"].keys() <= record["measures"].keys() or study.get("looks") != record.get("looks"):
+        return record
+    repeated = record.get("units") or [{"base": seed, "example": seed, "seed": seed} for seed in record["seeds"]]
+    cells = {arm: [variables(study, {"work": "", "data": "", "arm": arm} | {k: str(v) for k, v in unit.items()})
+                   for unit in repeated] for arm in design.ran(study)}
+    sourced = {(commands.fill(source, cell), i): record["measures"][arm][name]["seeds"][i]
+               for name, source in study["measures"].items() if isinstance(source, str) for arm in cells
+               for i, cell in enumerate(cells[arm]) if name in record["measures"][arm]}
+
+    def known(arm: str, name: str) -> Optional[list]:
+        source = study["measures"][name]
+        if isinstance(source, list) and name not in record["measures"][arm]:
+            return None
+        found = record["measures"][arm][name]["seeds"] if name in record["measures"][arm] else [
+            sourced.get((commands.fill(source, cell), i)) for i, cell in enumerate(cells[arm])]
+        return [None if value is None else np.array(value) for value in found]
+
+    measured = measure(study, design.found(study, known, repeated), repeated)
+    for arm, by_name in measured.items():
+        for name, old in record["measures"][arm].items():
+            if name not in by_name or "of_problems" in old or len(record["seeds"]) == 1:
+                by_name[name] = old
+    unworded = {key: value for key, value in record.items() if key not in records.WORDS}
+    new = unworded | written(study, record["measures"] | measured, repeated)
+    asked = lambda rules: [(rule["says"], rule["verdict"]) for rule in rules]
+    if asked(new["rules"]) != asked(record["rules"]):
+        new.setdefault("rules_before", record["rules"])
+    return json.loads(json.dumps(plain(new)))
+
+
+def succeeded(values: list, above: float) -> dict:
+    """How many of the seeds succeeded, their share and its exact interval."""
     there = [value for value in values if value is not None]
     count = sum(value > above for value in there)
-    return {"count": count, "of": len(there),
-            "interval": statistics.exact_binomial(count, len(there), error) if there else None}
+    return {"count": count, "of": len(there), "mean": count / len(there) if there else None,
+            "interval": statistics.exact_binomial(count, len(there)) if there else None}
 
 
 def changed_problems(study: dict, cells: dict) -> dict:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rlvr_jax.lab.probes import probe
-from rlvr_jax.lab.studies import findings, report
+from rlvr_jax.lab.report import report
+from rlvr_jax.lab.studies import findings
 from rlvr_jax.records import build
 
 from fixtures import (BROWSERS, HELDOUT_ROWS, HOSTILE, ROOT, as_any_probe, browser_path, browser_tab, kept_completions,
@@ -91,14 +92,13 @@ def test_a_page_is_drawn_within_its_window_and_asks_for_nothing(tab, pages, name
     assert not faint
 
 
-# Of each text of a drawing: how big it is, its sides, its color, and the grounds that it may stand on.
+# Of each text of a drawing: its height, its sides, its color, and that of the page.
 LETTERS = """(() => {
-  const color = (x) => getComputedStyle(x).fill.match(/[\\d.]+/g).map(Number);
-  const page = getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).map(Number);
-  return [...document.querySelectorAll("svg.strip text")].map(x => {
-    const box = x.getBoundingClientRect(), strip = x.ownerSVGElement;
-    return [parseFloat(getComputedStyle(x).fontSize), box.left, innerWidth - box.right, color(x),
-            [page, color(strip.querySelector(".ground")), color(strip.querySelector(".predicted"))]];
+  const color = (x, key) => getComputedStyle(x)[key].match(/[\\d.]+/g).map(Number);
+  return [...document.querySelectorAll(".drawn svg text")].map(x => {
+    const box = x.getBoundingClientRect();
+    return [box.height, box.left, innerWidth - box.right, color(x, "fill"),
+            color(document.body, "backgroundColor")];
   });
 })()"""
 # Names of the rows and of the sections that can be seen.
@@ -112,8 +112,8 @@ def test_the_figure_of_the_findings_can_be_read(tab, pages, width, scheme):
     tab.open(pages["results"], width, scheme)
     letters = tab.ask(LETTERS)
     assert len(letters) > 100
-    for size, left, right, color, grounds in letters:
-        assert size >= 12 and min(left, right) >= 0 and min(contrast(color, ground) for ground in grounds) >= 4.5
+    for height, left, right, color, ground in letters:
+        assert height >= 12 and min(left, right) >= 0 and contrast(color, ground) >= 4.5
     assert tab.ask('document.querySelector(".rows li").getBoundingClientRect().top') < 450  # seen without scrolling
 
 
@@ -133,6 +133,19 @@ def test_a_verdict_is_chosen_with_the_keyboard_and_a_row_leads_to_its_study(tab,
     tab.ask("""(() => { const box = document.querySelector('li[data-verdict=undecided] svg').getBoundingClientRect();
         document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2).click(); })()""")
     assert tab.ask("[location.hash, document.getElementById('b').getBoundingClientRect().top < 400]") == ["#b", True]
+
+
+def test_every_measure_can_be_sorted_and_filtered(tab, pages):
+    tab.open(pages["many arms"], 1280, "light")
+    rows = """[...document.querySelectorAll("#many .all tr")].slice(1).filter(x => x.getClientRects().length).map(
+        x => [x.cells[1].textContent, parseFloat(x.cells[2].textContent.replace(/,/g, ""))])"""
+    tab.ask('document.querySelector("#many details").open = true')
+    count = len(tab.ask(rows))
+    tab.ask("""(() => { const box = document.querySelector("#many input[type=search]"); box.value = "trained NUMBERS";
+        box.dispatchEvent(new Event("input")); document.querySelectorAll("#many .all button")[2].click(); })()""")
+    found = tab.ask(rows)
+    assert (count, len(found)) == (72, 24) and {name for name, _ in found} == {"trained numbers"}
+    assert [value for _, value in found] == sorted(value for _, value in found) and found[-1][1] == 2**23
 
 
 def test_the_letters_of_a_figure_can_be_read_on_a_narrow_screen(tab, pages):

@@ -9,7 +9,8 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import commands, design, figures, records, sources, study, study_figure
+from rlvr_jax.lab.report import figures
+from rlvr_jax.lab.studies import commands, design, records, sources, study, study_figure
 from rlvr_jax.lab.studies.study import StudyConfig
 
 from fixtures import ROOT, STUDY, record_of, write_jsonl
@@ -92,7 +93,7 @@ def values_in(folder, measures):
 def test_the_mean_is_of_bases_and_a_seed_succeeds_above_the_number():
     found = study.gather([np.array(x) for x in (.1, .3, .9)], bases=[0, 0, 1])
     assert found["mean"] == pytest.approx((.2 + .9) / 2) and found["of_bases"] == pytest.approx([.2, .9])
-    success = study.succeeded([.8, .81, 0., None], .8, .05)
+    success = study.succeeded([.8, .81, 0., None], .8)
     assert (success["count"], success["of"]) == (1, 3)
 
 
@@ -114,19 +115,29 @@ def test_a_measure_is_made_of_two_others_and_there_is_no_share_of_nothing(tmp_pa
     assert found == [pytest.approx(1 / 3), pytest.approx(4 / 6 / 3 + 1 / 6), None]  # 4 problems, 2 each: 0 to 2 both
 
 
-def test_the_page_shows_every_seed_the_prediction_and_its_verdict(coin, tmp_path):
+def test_the_page_shows_the_answer_the_rules_and_its_verdict(coin, tmp_path):
     text = study.run(coin[0]).read_text()
     for wanted in ("# A coin", "**Question.** Is it fair?", "**Known before.** Nothing.",
+                   "**Answer.** Agree: the bent one gains more, 0.203 [0.189, 0.218].",
                    "**Verdict: agree, by the primary rule: the bent one gains more. Of the other "
-                   "rules: 1 held, 0 refuted, 0 open.**",
-                   "**In words, as written with the rules.** The bent one is not.", "**Prediction.** The rules are",
-                   "| the bent one gains more **(primary)** | bent: gain, less the control, above 0.05 | "
-                   "0.203 [0.189, 0.218] | 95 % | agree |", "| bent | 2 | 0.490 | 0.200 | 0.290 |",
-                   "--seeds=0,1,2`, commit", "![A coin](coin.png)"):
+                   "rules: 1 held, 0 refuted, 0 open.**", "**Prediction, in words.** The bent one is not.",
+                   "| the bent one gains more (**primary**) | bent: gain, less the control, above 0.05 | "
+                   "0.203 [0.189, 0.218] | agree |", "--seeds=0,1,2`, commit", "![A coin](coin.png)",
+                   "Means over 3 seeds with 95 % intervals (Student's t,", "[coin.json](coin.json)"):
         assert wanted in text
     assert "0.303 [0.265, 0.341]; +0.203 [+0.189, +0.218]" in text
-    assert {line.count("|") for line in text.splitlines() if line.startswith("| bent | 2")} == {6}
     assert (tmp_path / "results" / "coin.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_record_keeps_its_curves_and_is_enough_for_page_and_figure(coin, tmp_path, monkeypatch):
+    path = study.run(coin[0])
+    made = {name: path.with_name(name).read_bytes() for name in ("coin.md", "coin.png", "coin.json")}
+    record = records.read(path.with_suffix(".json"))
+    assert record["curves"]["bent"]["1"] == {"eval/greedy": [[0, 1], [.3, .62]]}
+    assert record["curves"].keys() == {"plain", "bent"}
+    (tmp_path / "again").mkdir()
+    study.write(record, tmp_path / "again")
+    assert {name: (tmp_path / "again" / name).read_bytes() for name in made} == made
 
 
 def test_flags_of_xla_stand_before_the_command(coin, monkeypatch):
@@ -141,42 +152,37 @@ def test_quick_is_one_seed_with_other_flags_under_another_name(coin, tmp_path):
     path = study.run(config)
     text = path.read_text()
     assert path.name == "coin_quick.md" and "Not a result" in text and "**Verdict: undecided," in text
-    assert "| 0.200 | - | undecided: one seed |" in text
+    assert "| 0.200 | undecided: one seed |" in text
     assert len(coin[1]) == 3 and all(line.endswith("--num_steps=1") for line in coin[1] if line.startswith("train"))
 
 
-def test_tables_show_the_measures_that_are_named(coin):
-    path = pathlib.Path(coin[0].study)
-    path.write_text(STUDY.replace("[commands]", 'table = ["gain", "end"]\n[commands]'))
+@pytest.mark.parametrize("more, header, arms", [
+    ("", "| arm | end | start | gain |", ["plain", "bent"]), ('table = ["gain", "end"]', "| arm | gain | end |",
+                                                              ["plain", "bent"]),
+    ('shown = {arms = ["bent"], measures = ["start"]}', "| arm | start |", ["bent"]),
+    ('success = {measure = "gain", above = 0.1}', "| arm | end | start | gain | gain above 0.1 |", ["plain", "bent"])])
+def test_the_table_shows_what_the_file_names(coin, more, header, arms):
+    pathlib.Path(coin[0].study).write_text(STUDY.replace("[commands]", f"{more}\n[commands]"))
     page, record = study.run(coin[0]).read_text(), records.read(pathlib.Path(coin[0].out) / "coin.json")
-    assert "| arm | gain | end |" in page and "| arm | seed | gain | end |" in page
+    assert header in page and [row[0] for row in records.table(record)[1:]] == arms
     assert "start" in record["measures"]["bent"]
-    assert [len(row) for row in (records.arms(record)[0], records.seeds(record)[0])] == [3, 4]
+    if "success" in more:  # gains of .1, .11 and .09, but for rounding
+        assert records.table(record)[2][-1].startswith("3 of 3: 1.000 [0.292, 1.000]")
 
 
-def test_many_measures_stand_in_rows():
+def test_the_table_has_at_most_twelve_arms_and_four_measures():
     values = {"mean": .5, "interval": None, "seeds": [.5]}
-    for count, first in ((8, "| arm | m0 | m1 |"), (9, "| measure | a | b |")):
-        record = {"seeds": [0], "measures": {arm: {f"m{i}": values for i in range(count)} for arm in "ab"}}
-        assert records.of_arms(record).startswith(first)
+    rows = records.table({"seeds": [0], "measures": {f"a{i}": {f"m{j}": values for j in range(9)} for i in range(20)}})
+    assert (len(rows), rows[0], rows[-1][0]) == (13, ["arm", "m0", "m1", "m2", "m3"], "a11")
 
 
-def test_an_arm_that_is_alike_for_all_examples_of_a_base_has_one_row_for_it():
-    values = lambda *seeds: {"end": {"mean": 0, "interval": None, "seeds": list(seeds)}}
-    record = {"seeds": ["base 0, example 0", "base 0, example 1", "base 1, example 0", "base 1, example 1"],
-              "measures": {"one": values(.1, .2, .3, .3), "all": values(.5, .5, .6, .6)}}
-    assert records.seeds(record) == [["one", "base 0, example 0", "0.100"], ["one", "base 0, example 1", "0.200"],
-                                     ["one", "base 1", "0.300"], ["all", "base 0", "0.500"], ["all", "base 1", "0.600"]]
-
-
-def test_a_page_begins_with_the_words_of_its_abstract_and_the_numbers_that_it_names(coin, tmp_path):
+def test_a_page_answers_with_the_words_of_its_abstract_and_the_numbers_that_it_names(coin, tmp_path):
     path = tmp_path / "coin.toml"
     path.write_text(STUDY.replace("[commands]", 'abstract = "Up to [[bent | end]], [[bent | gain | difference]]."\n'
                                   "[commands]", 1))
     text = study.run(coin[0]).read_text()
     record = json.loads((tmp_path / "results" / "coin.json").read_text())["measures"]["bent"]
-    assert text.startswith(f"# A coin\n\nUp to {records.shown(record['end'])}, +0.203")
-    assert records.shown(record["gain"]["difference"], "+") in text.split("\n\n")[1]
+    assert f"**Answer.** Up to {records.shown(record['end'])}, {records.shown(record['gain']['difference'], '+')}." in text
 
 
 def test_a_page_shows_the_first_problems_that_changed(tmp_path):
@@ -259,6 +265,8 @@ def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
     ("[commands]", 'over = "steps"\n[commands]', 'over: write over = "problems"'),
     ("[commands]", 'abstract = "It gains [[bent | gian]]."\n[commands]', "abstract: 'gian' is no arm, or no measure"),
     ("[commands]", 'changed = {arm = "bend", file = "c.jsonl"}\n[commands]', "changed: write changed = {arm ="),
+    ("[commands]", 'shown = {arms = ["ned"]}\n[commands]', "shown: arms: 'ned' is none of the arms"),
+    ("[commands]", 'shown = {rows = ["bent"]}\n[commands]', "shown: write shown = {arms ="),
     ("[commands]", 'table = ["ned"]\n[commands]', "table: 'ned' is none of the measures"),
     ("[figure]", '[figure]\ncontrols = ["plane"]', "controls: 'plane' is none of the arms: plain, bent"),
     ('["-", "end", "start"]', '["-", "end", "strat"]', "measure gain: it is made of .*strat.*; write a word"),
@@ -276,14 +284,12 @@ def test_a_file_that_is_amiss_is_refused_by_name(coin, old, new, message):
 # ----- the figure
 
 def drawn(values, figure, **more):
-    """The figure of a study without runs: an arm has the three values `values[arm]` = {measure: [...]} of each measure."""
+    """The figure of a record: an arm has the three values `values[arm]` = {measure: [...]} of each measure."""
     matplotlib = pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
     measured = {arm: {name: study.gather([None if x is None else np.array(x) for x in of_seeds])
                       for name, of_seeds in measures.items()} for arm, measures in values.items()}
-    content = {"arms": values, "measures": next(iter(values.values())), "figure": figure} | more
-    assert not study_figure.fault(content)
     with matplotlib.rc_context(figures.STYLE):
-        return study_figure.draw(content, {}, measured)
+        return study_figure.draw({"measures": measured, "seeds": [0, 1, 2], "figure": figure} | more)
 
 
 def points(axes) -> dict:
@@ -296,36 +302,22 @@ THREE = {"few": {"size": [4., 4., 4.], "score": [.1, .2, .3]}, "many": {"size": 
          "coin": {"size": [4., 4., 4.], "score": [.2, .2, .5]}, "cut": {"size": [None] * 3, "score": [.5, .5, .5]}}
 
 
-@pytest.mark.parametrize("more, seeds, words", [
-    ({}, 3, "mean, 95 % interval, seeds"), ({"looks": [5, 10, 20]}, 3, "mean, 97.79 % interval, seeds"),
-    ({"looks": [5, 10, 20]}, 1, "mean, 95 % interval over problems, seeds")])
-def test_a_figure_states_the_level_of_its_intervals(more, seeds, words):
-    few = {arm: {"end": [.1, .2, .3][:seeds]} for arm in ("a", "b")}
-    assert drawn(few, {}, **more).axes[0].get_title("left") == words
-    many = drawn({f"arm {i}": {"end": [.1, .2, .3][:seeds]} for i in range(12)}, {}, **more)
-    assert many.get_supxlabel() == words
-
-
 def test_a_measure_is_drawn_against_another_with_every_seed_and_both_intervals():
-    *_, axes = drawn(THREE, {"measures": ["score"], "x": "size", "log_x": True}, control="coin").axes
+    sheet = drawn(THREE, {"measures": ["score"], "x": "size", "log_x": True}, control="coin")
+    *_, axes = sheet.axes
     found = points(axes)
-    looks = study_figure.looks({"arms": THREE, "control": "coin"})
+    looks = study_figure.looks(list(THREE), ["coin"])
     assert {arm: found.get((look.color, look.marker, look.fill == "none")) for arm, look in looks.items()} == {
         "few": (4, pytest.approx(.2)), "many": (400, pytest.approx(.8)), "coin": (4, pytest.approx(.3)), "cut": None}
-    assert [hollow for *_, hollow in found] == [False, False, True] and "hollow: a control" in axes.get_title("left")
-    assert axes.get_xscale() == "log" and axes.get_xlabel() == "size" and axes.get_title("left").startswith("score")
+    assert "95 % interval; hollow and dashed: control" in sheet.get_supxlabel()
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == "size" and axes.get_title("left") == "score"
     seeds = [list(zip(line.get_xdata(), line.get_ydata())) for line in axes.lines if line.get_marker() == "."]
     assert seeds == [list(zip(arm["size"], arm["score"])) for arm in list(THREE.values())[:3]]
     _, _, (across, up) = axes.containers[0]  # Student's t: 4.302653 standard errors of std .1 over three
     assert np.ptp(across.get_segments()[0][:, 0]) == 0
     assert np.ptp(up.get_segments()[0][:, 1]) == pytest.approx(2 * 4.302653 * .1 / 3**.5)
-
-
-def test_several_measures_are_drawn_against_each_x_on_an_axis_of_its_own():
-    axes = drawn(THREE, {"x": ["size", "score"], "log_x": ["size"]}).axes
-    panels = [(one.get_title("left"), one.get_xlabel(), one.get_xscale()) for one in axes if one.get_xlabel()]
-    assert panels == [("size", "size", "log"), ("score", "size", "log"), ("size", "score", "linear"),
-                      ("score", "score", "linear")]
+    dashed = [line.get_xdata()[0] for line in sheet.axes[0].lines if line.get_linestyle() == "--"]
+    assert dashed == [pytest.approx(.3)]  # the control
 
 
 def test_whiskers_reach_from_the_mean_to_both_ends_of_the_interval():
@@ -334,20 +326,36 @@ def test_whiskers_reach_from_the_mean_to_both_ends_of_the_interval():
     assert study_figure.reach({"mean": .4, "interval": None}) == [[0], [0]]
 
 
-def test_a_logarithmic_axis_has_room_for_0():
+def test_axes_hide_nothing_and_are_in_words():
     arms = THREE | {"few": {"size": [0.] * 3, "score": [.1, .2, .3]}}
     *_, axes = drawn(arms, {"measures": ["score"], "x": "size", "log_x": True}).axes
     assert axes.get_xscale() == "symlog" and min(x for x, _ in points(axes).values()) == 0
+    small, shares = drawn({"a": {"gap": [1e-7, 2e-7, 4e-7], "score": [.1, .9, .5]}}, {
+        "measures": ["gap", "score"], "labels": {"gap": "difference a token, in nats"}}).axes
+    assert small.get_xlim()[1] < 1e-6 and small.get_xlabel() == "difference a token, in nats"
+    assert shares.get_xlim()[0] <= -.25 and shares.get_xlim()[1] >= 1.25  # the interval: .5 +- .99
+
+
+def test_there_are_at_most_three_panels_and_curves_have_the_mean_of_their_seeds():
+    curves = {"few": {"0": {"eval/greedy": [[0, 10, 20], [.1, .5, .6]]}, "1": {"eval/greedy": [[0, 10], [.3, .9]]}}}
+    sheet = drawn(THREE, {"measures": ["size", "score", "size", "score"], "curves": ["eval/greedy", "none"]},
+                  curves=curves)
+    _, _, axes = sheet.axes
+    assert axes.get_title("left") == "held-out accuracy, greedy"
+    thin, other, mean = (line for line in axes.lines if len(line.get_xdata()))
+    assert thin.get_alpha() < .5 and len(other.get_xdata()) == 2
+    assert list(mean.get_xdata()) == [0, 10] and list(mean.get_ydata()) == pytest.approx([.2, .7])
 
 
 def test_25_arms_can_be_told_apart_and_are_named_beside_their_points():
     arms = {f"arm {i}": {"score": [.01 * i, .01 * i + .01, .01 * i + .02], "size": [1. + i] * 3} for i in range(25)}
-    looks = study_figure.looks({"arms": arms})
+    looks = study_figure.looks(list(arms), [])
     assert len({(look.color, look.marker) for look in looks.values()}) == 25  # points
     assert len({(look.color, look.line) for look in looks.values()}) == 25  # curves
     sheet = drawn(arms, {"measures": ["score"], "x": "size"})
     dots, against = sheet.axes
-    assert [label.get_text() for label in dots.get_yticklabels()] == list(arms) and not sheet.legends
+    assert [label.get_text() for label in dots.get_yticklabels()] == list(arms)
+    assert [label.get_color() for label in dots.get_yticklabels()] == [look.color for look in looks.values()]  # the key
     found = points(dots)
     for row, (arm, look) in enumerate(looks.items()):
         assert found[look.color, look.marker, False] == (pytest.approx(.01 * row + .01), row)
@@ -357,28 +365,21 @@ def test_25_arms_can_be_told_apart_and_are_named_beside_their_points():
     places = [dots.transData.transform((0, row))[1] for row in range(25)]
     assert max(heights) <= places[0] - places[1]  # names do not touch
     assert against.get_window_extent().width > 0.2 * sheet.bbox.width
+    dots, _ = drawn(arms, {"measures": ["score"], "x": "size"}, shown={"arms": ["arm 3", "arm 1"]}).axes
+    assert [label.get_text() for label in dots.get_yticklabels()] == ["arm 3", "arm 1"]
 
 
-def test_few_arms_stand_in_a_legend_that_leaves_the_panels_their_room():
-    arms = {f"an arm with a long name, number {i}": {"score": [.1, .2, .3]} for i in range(8)}
-    sheet = drawn(arms, {})
-    assert [text.get_text() for text in sheet.legends[0].texts] == list(arms)
-    sheet.draw_without_rendering()
-    legend = sheet.legends[0].get_window_extent()
-    assert legend.x0 >= 0 and legend.x1 <= sheet.bbox.width and sheet.axes[0].get_window_extent().height > 200
-
-
-def test_aurocs_have_a_panel_with_a_row_for_each_measure_and_stand_in_no_other():
+def test_aurocs_have_a_panel_with_a_row_for_each_measure_and_say_what_its_ends_mean():
     arms = {"a": {"score": [.1, .2, .3], "size": [1., 2., 4.]}, "b": {"score": [.2, .3, .4], "size": [1., 2., 3.]},
             "apart": {"score": [.8, .9, 1.], "size": [.3, .4, .5]}}
-    contrast = {"auroc": {"high": ["a"], "low": ["b"], "where": "score", "above": 0}}
-    sheet = drawn(arms, {}, arms={"a": {}, "b": {}, "apart": contrast})
-    axes, = sheet.axes
-    assert axes.get_title("left") == "AUROC, apart"
+    contrast = {"high": ["a"], "low": ["b"], "where": "score", "above": 0}
+    axes, = drawn(arms, {}, contrasts={"apart": contrast}).axes
+    assert axes.get_title("left") == "apart" and axes.get_xlabel() == "AUROC\n← higher in b     higher in a →"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["score", "size"]
     assert [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line, *_ in axes.containers] == [
         (pytest.approx(.9), 0), (pytest.approx(.4), 1)]
-    assert [text.get_text() for text in sheet.legends[0].texts] == ["a", "b"]
+    axes, = drawn(arms, {"ends": ["off", "on"]}, contrasts={"apart": contrast}).axes
+    assert "← off     on →" in axes.get_xlabel()
 
 
 def test_an_unknown_study_is_answered_with_those_there_are(monkeypatch):

@@ -66,12 +66,14 @@ def draw_lines(axes, metrics: list[dict], lines: dict[str, str], saturation_step
         axes.axvline(saturation_step, **SATURATION)
 
 
-def svg(figure, name: str) -> markupsafe.Markup:
-    """The figure as inline SVG in the page's colours, its identifiers made unique by `name`."""
+def svg(figure, name: str, says: str = "") -> markupsafe.Markup:
+    """The figure as inline SVG in the page's colours, its identifiers made unique by `name`. `says` is the drawing in
+    words, for who does not see it: "NAME by step" without it."""
     text, prefix = io.StringIO(), re.sub(r"\W+", "-", name.lower())
     figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text.getvalue()[text.getvalue().index("<svg") :])
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", body)
     for color, variable in THEME.items():
         body = body.replace(color, variable)
-    return markupsafe.Markup(body.replace("<svg", f'<svg role="img" aria-label="{name} by step"', 1))
+    says = markupsafe.escape(says or f"{name} by step")
+    return markupsafe.Markup(body.replace("<svg", f'<svg role="img" aria-label="{says}"', 1))

@@ -17,7 +17,7 @@ from rlvr_jax.evaluation import estimators
 from rlvr_jax.evaluation.estimators import difference, wilson
 from rlvr_jax.lab import pages
 from rlvr_jax.lab.pages import cut, evenly
-from rlvr_jax.lab.studies.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
+from rlvr_jax.lab.report.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
 from rlvr_jax.records import checked, setting
 from rlvr_jax.runs.files import naming, read_json, read_steps, write_whole
 
@@ -33,9 +33,8 @@ class ReportConfig:
     run_dir: str = setting("", "directory of the run to draw")
     parquet: bool = setting(False, "also write RUN/completions.parquet: the rows of rollouts.jsonl, in the columns of "
                                    "TRL's log of completions")
-    all: bool = setting(False, "write index.html, the findings of every study that has a record in results")
-    results: str = setting("results", "with all: directory of the records, STUDY.json, and of index.html")
-    readme: str = setting("", "with all: Markdown file whose table of findings is written anew; empty: none")
+    all: bool = setting(False, "write every page and figure of results again, from the records and configs/studies")
+    results: str = setting("results", "with all: directory of the records, STUDY.json, and of what is made of them")
 
 
 def number(x) -> str:
