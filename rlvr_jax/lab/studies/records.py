@@ -88,9 +88,8 @@ def first_sentence(text: str) -> str:
 
 def seeds(record: dict) -> str:
     """How many units the record has, in words."""
-    bases = {unit["base"] for unit in record.get("units", ())}
-    number = len(bases) if bases and len(bases) < len(record["seeds"]) else len(record["seeds"])
-    return f"{number} base models" if bases and number < len(record["seeds"]) else f"{number} seed{'s' * (number > 1)}"
+    number, bases = len(record["seeds"]), len({unit["base"] for unit in record.get("units", ())})
+    return f"{bases} base models" if 0 < bases < number else f"{number} seed{'s' * (number > 1)}"
 
 
 # ----- tables

@@ -67,8 +67,7 @@ def rule_span(study: dict, rule: dict) -> tuple:
 def fault(study: dict) -> str:
     """What is wrong with the first rule that cannot be judged, and what would mend it; empty if none is."""
     for number, rule in enumerate(study["rules"], 1):
-        wrong = shape_fault(study, rule) or range_fault(study, rule)
-        if wrong:
+        if wrong := shape_fault(study, rule) or range_fault(study, rule):
             says = rule.get("says", "without says") if isinstance(rule, dict) else rule
             return f"rule {number} ({says}): {wrong}"
     if sum(bool(rule.get("primary")) for rule in study["rules"]) > 1:
@@ -91,6 +90,8 @@ def shape_fault(study: dict, rule: dict) -> str:
         return f"{wrong[0]} is not as it should be; write {'true' if KEYS[wrong[0]] is bool else 'text'}"
     if len(sides) != 1:
         return f"it has {' and '.join(sides) or 'no side'}; give it one of {', '.join(SIDES)}"
+    if isinstance(rule.get("known"), list) and any(seed not in study["seeds"] for seed in rule["known"]):
+        return f"known: write words, or some of the study's seeds, as in known = {study['seeds'][:2]}"
     if rule.get("difference") and rule["arm"] == study.get("control", rule["arm"]):
         return "a difference is to the control: name another arm, and a control in the file"
     bounds = rule["within"] if "within" in rule else [threshold(rule)]

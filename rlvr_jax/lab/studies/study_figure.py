@@ -1,11 +1,11 @@
 """The figure of a study, from its record: a row for each arm with every seed and the 95 % interval, and curves.
 
-A study's [figure] may have: `measures`, a panel each with a row for every arm; `x`, a measure or a list of them, to
-draw each of `measures` against, and `log_x`, true or a list of those on a logarithmic axis; `run`, the run whose
-`curves`, names of metrics, go into the record and are drawn; `controls`, arms drawn hollow (without it the study's
-`control`); `labels = {name = "words"}` for the axes. `shown` of the study's file chooses the arms. There are at most
-MOST_PANELS panels. Arms that are AUROCs (`design.contrasts`) have a panel each, with a row for each of `measures`, and
-stand alone; `ends = ["higher where a", "higher where b"]` says what 0 and 1 mean.
+A study's [figure] may have: `measures`, a panel each with a row for every arm; `x`, measures to draw each of `measures`
+against, and `log_x`, true or a list of those on a logarithmic axis; `run`, the run whose `curves`, names of metrics, go
+into the record and are drawn; `controls`, arms drawn hollow (without it the study's `control`); `labels = {name =
+"words"}` for the axes. `shown` of the study's file chooses the arms. There are at most MOST_PANELS panels. Arms that
+are AUROCs (`design.contrasts`) have a panel each, with a row for each of `measures`, and stand alone; `ends = ["higher
+where a", "higher where b"]` says what 0 and 1 mean.
 """
 
 import pathlib
@@ -19,6 +19,8 @@ from rlvr_jax.runs import files
 
 COLORS = ("#0072b2", "#d55e00", "#00785a", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c564b")  # Okabe and Ito
 MARKERS, LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")
+KINDS = dict.fromkeys(("measures", "x", "curves", "controls", "ends"), list) | {
+    "log_x": (bool, list), "run": str, "labels": dict}  # of what [figure] may have
 MOST_PANELS, MOST_POINTS = 3, 200  # points of a curve in the record
 LABELS = {"train/accuracy": "accuracy on what is trained", "eval/greedy": "held-out accuracy, greedy",
           "eval/sampled": "held-out accuracy, T = 1", "train/completion_length": "tokens of a completion"}
@@ -33,23 +35,22 @@ class Look(NamedTuple):
     fill: str  # "full" or "none"
 
 
-def listed(value) -> list:
-    return value if isinstance(value, list) else [value]
-
-
 def fault(study: dict) -> str:
-    """Which measure or arm [figure], `table` or `shown` names that the study has not; empty if there is none."""
+    """What is wrong with [figure], `table` or `shown`, such as a measure that the study has not; empty if nothing is."""
     figure, shown = study.get("figure", {}), study.get("shown", {})
+    wrong = [key for key, value in figure.items() if not isinstance(value, KINDS.get(key, ()))]
+    if wrong or len(figure.get("ends", "ab")) != 2:
+        return f"[figure] {[*wrong, 'ends'][0]} is not as it should be; docs/extending.md has {', '.join(KINDS)}"
+    most = {"arms": records.MOST_ARMS, "measures": records.MOST_MEASURES}
+    if not all(isinstance(names, list) and len(names) <= most.get(key, -1) for key, names in shown.items()):
+        return 'shown: write shown = {arms = ["a"], measures = ["b"]}, at most 12 arms and 4 measures'
     log_x = figure.get("log_x", [])
     named = [*((f"[figure] {key}", figure.get(key, []), "measures") for key in ("measures", "x")),
              ("[figure] log_x", [] if isinstance(log_x, bool) else log_x, "measures"),
              ("[figure] controls", figure.get("controls", []), "arms"), ("table", study.get("table", []), "measures"),
              *((f"shown: {key}", names, key) for key, names in shown.items())]
-    most = {"arms": records.MOST_ARMS, "measures": records.MOST_MEASURES}
-    if not shown.keys() <= most.keys() or any(len(listed(names)) > most[key] for key, names in shown.items()):
-        return 'shown: write shown = {arms = ["a"], measures = ["b"]}, at most 12 arms and 4 measures'
     return next((f"{key}: {name!r} is none of the {known}: {', '.join(study[known])}" for key, names, known in named
-                 for name in listed(names) if str(name) not in study[known]), "")
+                 for name in names if str(name) not in study[known]), "")
 
 
 def run_dir(study: dict, cell: dict) -> Optional[pathlib.Path]:
@@ -91,8 +92,8 @@ def draw(record: dict):
     figure, areas = record.get("figure", {}), record.get("contrasts", {})
     measures = figure.get("measures") or records.chosen(record)[1]
     arms = record.get("shown", {}).get("arms") or [arm for arm in record["measures"] if arm not in areas]
-    look = looks(arms, listed(figure.get("controls", [record.get("control")])))
-    pairs = [(x, y) for x in listed(figure.get("x", [])) for y in measures][: MOST_PANELS - 1]
+    look = looks(arms, figure.get("controls", [record.get("control")]))
+    pairs = [(x, y) for x in figure.get("x", []) for y in measures][: MOST_PANELS - 1]
     metrics = [metric for metric in figure.get("curves", []) if any(
         metric in of for seeds in record.get("curves", {}).values() for of in seeds.values())]
     metrics = metrics[: MOST_PANELS - 1 - len(pairs)]
@@ -191,7 +192,7 @@ def draw_against(axes, record: dict, x: str, y: str, look: dict[str, Look]) -> N
             axes.plot(*zip(*pairs), ".", color=style.color, ms=4, alpha=0.6)
             drawn += [x_value for x_value, _ in pairs]
     log_x = record["figure"].get("log_x", [])
-    if drawn and (log_x is True or x in listed(log_x)):
+    if drawn and (log_x is True or log_x and x in log_x):
         axes.set_xscale("log") if min(drawn) > 0 else axes.set_xscale("symlog", linthresh=1)
         if 0 < max(drawn) < 1000 * min(drawn):  # by powers of ten alone there would be a number or two
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -61,6 +61,7 @@ def load(tmp_path, *given, head=HEAD):
     ({"above": .1, "base": .5}, "base is the known value of what is taken away; leave it out"),
     ({"arm": "plain", "difference": True, "above": .1}, "a difference is to the control: name another arm"),
     ({"most_above": 1}, "could meet it"), ({"above": .1, "easy": "yes"}, "easy is not as it should be; write true"),
+    ({"above": .1, "known": [9]}, r"known: write words, or some of the study's seeds, as in known = \[0, 1\]"),
     ({"above": .1, "known": 3}, "known is not as it should be; write text"),
     ({"measure": "ned", "above": .1}, "a rule needs says, arm")])
 def test_a_rule_that_cannot_be_judged_is_refused_by_file_number_and_fix(tmp_path, rule, message):
@@ -264,6 +265,11 @@ def test_a_record_is_judged_again_from_its_seeds_alone(tmp_path, monkeypatch):
     np.testing.assert_allclose(again["measures"]["bent"]["ahead"]["seeds"], [.2] * 3)
     assert again["rules"][1]["open"] == "needs 5 seeds, as all are equal" and again["question"] == "Fair?"
     assert again["rules_before"] == record["rules"] and study.again(again) == again
+    whole = json.loads(json.dumps(record))  # an interval over problems cannot be made of the seeds: it stays
+    whole["measures"]["bent"]["end"] |= {"of_problems": [.7] * 5 + [.9], "interval": [.6, .8]}
+    load(tmp_path, rule)
+    again = study.again(whole)
+    assert again["measures"] == whole["measures"] and again["rules"][0]["over"] == "problems"
     load(tmp_path, rule, head=HEAD.replace("plain", "other"))
     assert study.again(record) == record  # other arms
     load(tmp_path, rule, head=HEAD.replace("control =", "looks = [5, 10, 20]\ncontrol ="))
