@@ -6,7 +6,6 @@ import math
 from typing import Callable, Optional
 
 import numpy as np
-import scipy.special
 
 from rlvr_jax.grading import mathematics
 
@@ -111,25 +110,6 @@ def difference(before: float, after: float, n: int) -> tuple[float, float]:
     (low, high), (lower, upper) = wilson(before, n), wilson(after, n)
     return (after - before - math.hypot(after - lower, high - before),
             after - before + math.hypot(upper - after, before - low))
-
-
-def overlap(base_P: np.ndarray, one_P: np.ndarray, other_P: np.ndarray) -> Optional[tuple[float, float]]:
-    """(Jaccard index of the problems that two ways newly solve, that of as many drawn at random).
-
-    Each array says how often every problem is right; more than half counts as solved. Newly: of those that the base
-    does not solve. By chance the intersection is hypergeometric; the index's mean is exact. None where none is solved.
-    """
-    new_P = base_P <= 0.5
-    one_P, other_P = new_P & (one_P > 0.5), new_P & (other_P > 0.5)
-    n, a, b = (int(np.sum(x)) for x in (new_P, one_P, other_P))
-    if not a + b:
-        return None
-
-    def log_ways(n, k):
-        return scipy.special.gammaln(n + 1) - scipy.special.gammaln(k + 1) - scipy.special.gammaln(n - k + 1)
-    both = np.arange(max(0, a + b - n), min(a, b) + 1)
-    chances = np.exp(log_ways(a, both) + log_ways(n - a, b - both) - log_ways(n, b))
-    return float(np.sum(one_P & other_P) / np.sum(one_P | other_P)), float(np.sum(chances * both / (a + b - both)))
 
 
 def outcome(rows: list[dict], base: list[dict], trained: list[dict]) -> dict:

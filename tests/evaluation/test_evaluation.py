@@ -146,12 +146,6 @@ def test_one_sample_a_problem_has_wilsons_interval():
     assert list(estimators.summarise(graded([[1, 0, 0]], [["1"] * 3]), 3)["maj@k"]) == ["1", "2", "3"]
 
 
-def test_what_is_solved_half_of_the_time_is_not_solved():
-    """By hand: the base solves the last problem alone; the two newly solve one in common, of three."""
-    base, one, other = (np.array(x) for x in ([0, .5, .5, 0, .6], [1, .6, .5, 0, 1], [.5, 1, 0, .9, 1]))
-    assert estimators.overlap(base, one, other)[0] == pytest.approx(1 / 3)
-
-
 # ----- sampling
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,1 @@
-"""The page about one run and its figures; `scripts.report` draws it."""
+"""The page about one run, and its figures."""

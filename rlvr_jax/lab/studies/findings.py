@@ -16,7 +16,7 @@ from rlvr_jax.runs.markdown import markdown_table
 
 ORDER = ("one_shot", "long_run", "boolean")  # as one reads them; then the others by name
 SEARCH = "_dev"  # how the name of a study ends that chooses settings on the dev split, and finds nothing out
-TABLE = re.compile(r"(?<=<!-- findings, by `python -m scripts.report --all` -->\n).*?(?=<!-- end of findings -->)", re.S)
+TABLE = re.compile(r"(?s)(?<=<!-- findings, by `python -m scripts.report --all` -->\n).*?(?=<!-- end of findings -->)")
 
 
 def write(results: str) -> list[pathlib.Path]:
@@ -61,10 +61,11 @@ def page(found: list[dict], folder: pathlib.Path) -> str:
                  if path.stem not in names and (folder / f"{path.stem}.md").is_file()]
     studies = [record for record in found if not is_search(record)]
     verdicts = [record["verdict"] for record in studies]
+    counts = {"all": len(studies)} | {word: verdicts.count(word) for word in records.VERDICTS}
     return pages.environment(__file__).get_template("findings.html.jinja").render(
-        studies=studies, counts={"all": len(studies)} | {word: verdicts.count(word) for word in records.VERDICTS},
-        searches=list(filter(is_search, found)), pictures={name: pages.picture(folder / f"{name}.png") for name in names},
-        elsewhere=elsewhere, drawn=findings_figure.svg, probes=probes(folder), records=records, rules=rules)
+        studies=studies, searches=list(filter(is_search, found)), elsewhere=elsewhere, probes=probes(folder),
+        pictures={name: pages.picture(folder / f"{name}.png") for name in names}, counts=counts,
+        drawn=findings_figure.svg, records=records, rules=rules)
 
 
 def table(found: list[dict]) -> str:
@@ -81,6 +82,6 @@ def with_table(path: pathlib.Path, found: list[dict]) -> str:
     """The text of a file with the table between its two marks written anew."""
     text = path.read_text("utf-8")
     if len(TABLE.findall(text)) != 1:
-        raise UserError(f"{path}: the table of findings goes between two lines, once each: <!-- findings, by `python -m "
-                        "scripts.report --all` --> and <!-- end of findings -->")
+        raise UserError(f"{path}: the table of findings goes between two lines, once each: <!-- findings, by `python "
+                        "-m scripts.report --all` --> and <!-- end of findings -->")
     return TABLE.sub(lambda _: f"\n{table(found)}\n\n", text)

@@ -51,8 +51,8 @@ def svg(record: dict) -> markupsafe.Markup:
         axes = figure.Figure((3.6, 0.72), layout="constrained").add_subplot()
         strip(axes, record)
         rule = rules.primary(record["rules"])
-        return figures.svg(axes.figure, record["study"],
-                           f"Predicted: {rules.required(rule)}. Measured: {records.shown(rule)}")
+        says = f"Predicted: {rules.required(rule)}. Measured: {records.shown(rule)}"
+        return figures.svg(axes.figure, record["study"], says)
 
 
 def picture(found: list[dict], path: pathlib.Path) -> None:
@@ -63,12 +63,11 @@ def picture(found: list[dict], path: pathlib.Path) -> None:
         sheet = figure.Figure((9.6, 0.72 * len(found) + 0.4))
         for i, record in enumerate(found):
             inch, verdict = 1 / (0.72 * len(found) + 0.4), record["verdict"]
-            row = 1 - (0.72 * i + 0.55) * inch
+            row, rule = 1 - (0.72 * i + 0.55) * inch, rules.primary(record["rules"])
             strip(sheet.add_axes((0.35, row, 0.37, 0.42 * inch)), record)
-            middle = {"y": row + 0.2 * inch, "va": "center"}
-            rule = rules.primary(record["rules"])
+            at = {"y": row + 0.2 * inch, "va": "center"}
             question = textwrap.fill(" ".join((record.get("short") or record["question"]).split()), 50)
-            sheet.text(0.01, s=f"{record['study']}\n{question}", **middle)
+            sheet.text(0.01, s=f"{record['study']}\n{question}", **at)
             sheet.text(0.75, s=f"{SIGNS[verdict]} {verdict}\n" + textwrap.fill(records.shown(rule), 36),
-                       **middle, color=COLORS[verdict] if verdict != "undecided" else figures.INK)
+                       **at, color=COLORS[verdict] if verdict != "undecided" else figures.INK)
         sheet.savefig(path, dpi=110)

@@ -88,9 +88,8 @@ def first_sentence(text: str) -> str:
 
 def seeds(record: dict) -> str:
     """How many units the record has, in words."""
-    bases = {unit["base"] for unit in record.get("units", ())}
-    number = len(bases) if bases and len(bases) < len(record["seeds"]) else len(record["seeds"])
-    return f"{number} base models" if bases and number < len(record["seeds"]) else f"{number} seed{'s' * (number > 1)}"
+    number, bases = len(record["seeds"]), len({unit["base"] for unit in record.get("units", ())})
+    return f"{bases} base models" if 0 < bases < number else f"{number} seed{'s' * (number > 1)}"
 
 
 # ----- tables
@@ -122,10 +121,10 @@ RULES = ("rule", "holds if", "measured", "verdict")
 def rules(record: dict) -> list[list[str]]:
     """A row for each rule, as RULES has its columns, with what was known of it and why it is undecided."""
     def notes(rule: dict) -> str:
-        known = rule.get("known", "")
+        known, new = rule.get("known", ""), rule.get("new")
         if isinstance(known, list):
-            known = (f"seeds {', '.join(map(str, known))}; the others alone: {shown(rule['new'])}, "
-                     f"{rule['new']['verdict']}" if "new" in rule else f"seeds {', '.join(map(str, known))}")
+            known = f"seeds {', '.join(map(str, known))}" + (
+                f"; the others alone: {shown(new)}, {new['verdict']}" if new else "")
         return "; ".join(filter(None, [
             "**primary**" * (rule is judging.primary(record["rules"])), rule.get("added", ""),
             f"known before: {known}" * bool(known), "turned after a pilot: not counted" * bool(
@@ -160,21 +159,16 @@ def changed(record: dict) -> str:
                        for what, pair in record.get("changed", {}).items())
 
 
-def construction(record: dict) -> str:
-    """What decides a result by how its problems, models or rewards were made."""
-    return f"**Decided by construction.** {record['construction'].strip()}" if record.get("construction") else ""
-
-
 HOW = ("The primary rule gives the verdict; the others are judged by Holm's method over them, so that a 95 % interval "
        "alone decides none ([how to read](README.md#how-to-read)).")
 
 
 def markdown(record: dict) -> str:
     """The page of a study: question, answer, figure, a table, the rules, what was known, and the command."""
-    study = record["study"]
+    study, built, (head, *rows) = record["study"], record.get("construction", ""), table(record)
     paragraphs = [f"# {record['title']}", f"**Question.** {record['question'].strip()}",
-                  f"**Answer.** {answer(record)}", construction(record), f"![{record['title']}]({study}.png)",
-                  spread(record), markdown_table(table(record)[0], table(record)[1:]),
+                  f"**Answer.** {answer(record)}", "**Decided by construction.** " * bool(built) + built,
+                  f"![{record['title']}]({study}.png)", spread(record), markdown_table(head, rows),
                   record.get("note", ""), changed(record), f"**Verdict: {verdict(record)}** {HOW}",
                   markdown_table(RULES, rules(record)), f"**Known before.** {record['known'].strip()}",
                   f"**Prediction, in words.** {record['prediction'].strip()}" * bool(record["prediction"].strip()),

@@ -3,10 +3,12 @@
 A rule has its sentence (`says`), an arm, a measure, and one side: the mean is `above` or `below` a number, or `within`
 two, or most seeds are above it (`most_above`) or below it (`most_below`), by the exact sign test. It is of the measure
 itself, or, with `difference = true`, of the paired difference to the control. What was `known` before the rule was
-written stands in its row: words, or a list of seeds, and then the others are judged alone beside all of them. A rule that was `turned` after a pilot, or is so `easy` that it could hardly fail, does not count.
+written stands in its row: words, or a list of seeds, and then the others are judged alone beside all of them. A rule
+that was `turned` after a pilot, or is so `easy` that it could hardly fail, does not count.
 """
 
 import math
+import re
 
 import numpy as np
 
@@ -34,8 +36,6 @@ def span(study: dict, name: str) -> tuple:
         return tuple(study["ranges"][name])
     source = study["measures"][name]
     if isinstance(source, list):
-        if source[0].startswith("overlap"):
-            return SHARE
         return less(span(study, source[1]), span(study, source[2])) if source[0] == "-" else statistics.ANY
     file, _, path = source.partition(": ")
     words = path.split(".")
@@ -67,8 +67,7 @@ def rule_span(study: dict, rule: dict) -> tuple:
 def fault(study: dict) -> str:
     """What is wrong with the first rule that cannot be judged, and what would mend it; empty if none is."""
     for number, rule in enumerate(study["rules"], 1):
-        wrong = shape_fault(study, rule) or range_fault(study, rule)
-        if wrong:
+        if wrong := shape_fault(study, rule) or range_fault(study, rule):
             says = rule.get("says", "without says") if isinstance(rule, dict) else rule
             return f"rule {number} ({says}): {wrong}"
     if sum(bool(rule.get("primary")) for rule in study["rules"]) > 1:
@@ -91,6 +90,8 @@ def shape_fault(study: dict, rule: dict) -> str:
         return f"{wrong[0]} is not as it should be; write {'true' if KEYS[wrong[0]] is bool else 'text'}"
     if len(sides) != 1:
         return f"it has {' and '.join(sides) or 'no side'}; give it one of {', '.join(SIDES)}"
+    if isinstance(rule.get("known"), list) and any(seed not in study["seeds"] for seed in rule["known"]):
+        return f"known: write words, or some of the study's seeds, as in known = {study['seeds'][:2]}"
     if rule.get("difference") and rule["arm"] == study.get("control", rule["arm"]):
         return "a difference is to the control: name another arm, and a control in the file"
     bounds = rule["within"] if "within" in rule else [threshold(rule)]
@@ -133,7 +134,8 @@ def judged(study: dict, measured: dict, repeated: list[dict]) -> list[dict]:
     rules = [rule | {"primary": i == named, "measured": of_rule(rule, measured), "span": rule_span(study, rule)}
              for i, rule in enumerate(study["rules"])]
     number, looks = len({unit["base"] for unit in repeated}), study.get("looks")
-    error, early = statistics.alpha(looks), bool(looks) and number not in looks
+    error = statistics.ALPHA_OF_A_LOOK if looks else statistics.ALPHA
+    early = bool(looks) and number not in looks
     chances = [1.0 if early else chance(rule) for rule in rules]
     others = [i for i, rule in enumerate(rules) if not rule["primary"]]
     levels = dict(zip(others, statistics.holm([chances[i] for i in others], error)))
@@ -259,10 +261,8 @@ def primary(rules: list[dict]) -> dict:
 def tally(rules: list[dict]) -> str:
     """How many of the other rules held, were refuted, and are open; those that do not count are left out."""
     others = [rule["verdict"] for rule in rules if rule is not primary(rules) and counts(rule)]
-    if not others:
-        return "no other rule"
-    return ", ".join(f"{others.count(verdict)} {word}" for verdict, word in
-                     (("agree", "held"), ("disagree", "refuted"), ("undecided", "open")))
+    words = {"agree": "held", "disagree": "refuted", "undecided": "open"}
+    return ", ".join(f"{others.count(key)} {word}" for key, word in words.items()) if others else "no other rule"
 
 
 def required(rule: dict) -> str:
@@ -273,24 +273,18 @@ def required(rule: dict) -> str:
             + (f"in most seeds {name[5:]}" if is_of_most(rule) else name) + f" {bound}")
 
 
-# ----- what an arm says, and arms that are one
+# ----- arms that are one
 
 
 def refuse_twins(path, arms: dict[str, list[str]]) -> None:
-    """Raises UserError where the commands of two arms differ in nothing but the names of what they write."""
+    """Raises UserError where the commands of two arms differ in nothing but the names after --run_dir= and --out=, for
+    which numbers are taken wherever they stand."""
     seen = {}
     for arm, lines in arms.items():
-        text = unnamed(lines)
-        if text in seen:
+        text = "\n".join(lines)
+        made = dict.fromkeys(re.findall(r"(?<!\S)--(?:run_dir|out)=(\S+)", text))
+        for number, name in sorted(enumerate(made), key=lambda pair: -len(pair[1])):
+            text = text.replace(name, f"<{number}>")
+        if seen.setdefault(text, arm) != arm:
             raise UserError(f"{path}: the arms {seen[text]} and {arm} have the same commands; give one of them other "
                             "flags, or take it out")
-        seen[text] = arm
-
-
-def unnamed(lines: list[str]) -> str:
-    """Commands with numbers in place of the names after --run_dir= and --out=, wherever these stand."""
-    text = "\n".join(lines)
-    made = [word.split("=", 1)[1] for word in text.split() if word.startswith(("--run_dir=", "--out="))]
-    for number, name in sorted(enumerate(dict.fromkeys(made)), key=lambda pair: -len(pair[1])):
-        text = text.replace(name, f"<{number}>")
-    return text

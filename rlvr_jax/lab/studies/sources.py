@@ -7,21 +7,19 @@ from typing import Callable, Optional
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation import calibration, estimators
+from rlvr_jax.evaluation import calibration
 from rlvr_jax.lab.studies import statistics
 from rlvr_jax.lab.studies.commands import fill
 from rlvr_jax.runs import files
 
 # how a measure is made of others -> function of their values
 COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  # no share of nothing
-            "log10": np.log10,
-            "overlap": lambda *rights: (estimators.overlap(*rights) or [None])[0],  # base, one way, another
-            "overlap by chance": lambda *rights: (estimators.overlap(*rights) or [0, None])[1]}
+            "log10": np.log10}
 # how a measure is made of all values of another, where bases and examples are crossed -> function of f[B,E]
 CROSSED = {f"variance of the {name}": lambda values_BxE, place=place: statistics.components(values_BxE)[place]
            for place, name in enumerate(("base", "example", "rest"))}
 # how many others each takes
-PARTS = {"-": 2, "/": 2, "log10": 1, "overlap": 3, "overlap by chance": 3} | dict.fromkeys(CROSSED, 1)
+PARTS = {"-": 2, "/": 2, "log10": 1} | dict.fromkeys(CROSSED, 1)
 
 
 def values_of(measures: dict, known: Callable, repeated: list[dict]) -> dict:
@@ -47,8 +45,8 @@ def told_apart(contrast: dict, found: dict, names: list[str]) -> dict:
     def area(name: str, seeds: np.ndarray) -> float:
         pairs = [(float(np.mean(value)), arm in contrast["high"]) for arm, i in counted(contrast, found)
                  if i in seeds and (value := found[arm][name][i]) is not None]
-        found_area = calibration.auroc(*map(np.array, zip(*pairs))) if pairs else None
-        return np.nan if found_area is None else found_area
+        made = calibration.auroc(*map(np.array, zip(*pairs))) if pairs else None
+        return np.nan if made is None else made
 
     areas = {name: statistics.jackknife(functools.partial(area, name), np.arange(number)) for name in names}
     return {name: [None] * number if np.isnan(values).any() else [*map(np.array, values)]
@@ -78,8 +76,7 @@ def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
     Its source is "FILE.json: path.to.a.number" (or to a list, one for each problem), "FILE.jsonl: benchmark" (whether
     each problem of that benchmark was right; "all" for those of all benchmarks), "FILE.jsonl: benchmark: column" (that
     column, or whether it is there where it holds text), "RUN/metrics.jsonl: column" (its sum over all steps), or
-    "{word}" of an arm that is a number or one of these. Other measures are lists: [a row of COMBINED, one measure, another, ...], or
-    [a row of CROSSED, a measure], made by `values_of`.
+    "{word}" of an arm that is a number or one of these. `values_of` makes those that are lists.
     """
     file, _, path = fill(source, cell).partition(": ")
     if not path:

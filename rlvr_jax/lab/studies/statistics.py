@@ -11,16 +11,11 @@ from typing import Callable, Optional
 import numpy as np
 from scipy import stats
 
-ALPHA = 0.05  # two-sided error of what is shown, and of a study that is judged once
+ALPHA = 0.05  # two-sided error of what is shown, and of a study that is analysed once
 LOOKS, ALPHA_OF_A_LOOK = 3, 0.0221  # Pocock's constant level, .05 over three even looks; .058 at 5, 10 and 20 seeds
 FEWEST_EQUAL = 5  # seeds, from which on values that are all equal decide a rule
 POWER, MOST_SEEDS = 0.9, 100
 ANY = (-math.inf, math.inf)
-
-
-def alpha(looks: Optional[list]) -> float:
-    """The two-sided error of one planned analysis of a study."""
-    return ALPHA_OF_A_LOOK if looks else ALPHA
 
 
 def equal(values: list[float]) -> bool:

@@ -112,19 +112,15 @@ def load(study: str) -> tuple[str, dict]:
         raise UserError(f"--study={study}: no file {path}; there are {known}, or name a .toml file") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not TOML ({error})") from None
-    wrong = [key for key, kind in REQUIRED.items() if not isinstance(content.get(key), kind) or not content[key]]
-    wrong += [key for key, value in content.items() if not isinstance(value, (REQUIRED | OPTIONAL).get(key, ()))]
+    wrong = [*(key for key, kind in REQUIRED.items() if not isinstance(content.get(key), kind) or not content[key]),
+             *(key for key, value in content.items() if not isinstance(value, (REQUIRED | OPTIONAL).get(key, ())))]
     wrong += ["control"] * (not wrong and content.get("control", next(iter(content["arms"]))) not in content["arms"])
     if wrong:
         raise UserError(f"{path}: {', '.join(dict.fromkeys(wrong))} is missing, unknown or not as it should be; a "
                         f"study has {', '.join(REQUIRED)}, and may have {', '.join(OPTIONAL)}; control is one of its "
                         "arms")
-    wrong = study_figure.fault(content) or design.fault(content) or abstract_fault(content)
-    if wrong:
-        raise UserError(f"{path}: {wrong}")
-    content = sourced(content)
-    wrong = rules.fault(content)
-    if wrong:
+    if wrong := study_figure.fault(content) or design.fault(content) or abstract_fault(content) or rules.fault(
+            content := sourced(content)):
         raise UserError(f"{path}: {wrong}")
     first = {key: str(value) for key, value in units(content, content["seeds"])[0].items()}
     cells = {arm: {"work": "WORK", "data": "DATA"} | first | {"arm": arm} for arm in design.ran(content)}
@@ -208,10 +204,10 @@ def written(study: dict, measured: dict, repeated: list[dict]) -> dict:
 def again(record: dict) -> dict:
     """The record with the words of its study's file, judged by its rules; the numbers are the record's.
 
-    A measure that the record lacks is made of others, or is one of another arm: its file and path are the same. What
-    is over problems stays as it is, for the record has no value of each problem in each seed. Where the rules or their
-    verdicts change, the first ones stay as `rules_before`. A record without such a file stays as it is, and one whose
-    file asks for other arms or planned analyses: its rules are then the prediction of runs to come.
+    A measure that the record lacks is made of others, or is that of another arm with the same file and path. What is
+    over problems stays, for a record has no value of each problem in each seed. Where rules or verdicts change, the
+    first ones stay as `rules_before`. Without such a file, and where it asks for other arms or planned analyses, which
+    is the prediction of runs to come, the record stays.
     """
     if not (FOLDER / f"{record['study']}.toml").is_file():
         return record
@@ -270,9 +266,8 @@ def summaries(study: dict, cells: dict) -> dict:
     """summary.json of each arm's run, by arm and seed, where the study's figure names one."""
     by_arm = {}
     for (arm, seed), cell in cells.items():
-        run_dir = study_figure.run_dir(study, cell)
-        if run_dir and (run_dir / "summary.json").is_file():
-            by_arm.setdefault(arm, {})[str(seed)] = files.read_json(run_dir / "summary.json")
+        if (run := study_figure.run_dir(study, cell)) and (run / "summary.json").is_file():
+            by_arm.setdefault(arm, {})[str(seed)] = files.read_json(run / "summary.json")
     return by_arm
 
 

@@ -1,11 +1,11 @@
 """The figure of a study, from its record: a row for each arm with every seed and the 95 % interval, and curves.
 
-A study's [figure] may have: `measures`, a panel each with a row for every arm; `x`, a measure or a list of them, to draw
-each of `measures` against, and `log_x`, true or a list of those on a logarithmic axis; `run`, the run whose `curves`,
-names of metrics, go into the record and are drawn; `controls`, arms drawn hollow (without it the study's `control`);
-`labels = {name = "words"}` for the axes. `shown` of the study's file chooses the arms. There are at most MOST_PANELS
-panels. Arms that are AUROCs (`design.contrasts`) have a panel each, with a row for each of `measures`, and stand alone;
-`ends = ["higher where a", "higher where b"]` says what 0 and 1 mean.
+A study's [figure] may have: `measures`, a panel each with a row for every arm; `x`, measures to draw each of `measures`
+against, and `log_x`, true or a list of those on a logarithmic axis; `run`, the run whose `curves`, names of metrics, go
+into the record and are drawn; `controls`, arms drawn hollow (without it the study's `control`); `labels = {name =
+"words"}` for the axes. `shown` of the study's file chooses the arms. There are at most MOST_PANELS panels. Arms that
+are AUROCs (`design.contrasts`) have a panel each, with a row for each of `measures`, and stand alone; `ends = ["higher
+where a", "higher where b"]` says what 0 and 1 mean.
 """
 
 import pathlib
@@ -19,6 +19,8 @@ from rlvr_jax.runs import files
 
 COLORS = ("#0072b2", "#d55e00", "#00785a", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c564b")  # Okabe and Ito
 MARKERS, LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")
+KINDS = dict.fromkeys(("measures", "x", "curves", "controls", "ends"), list) | {
+    "log_x": (bool, list), "run": str, "labels": dict}  # of what [figure] may have
 MOST_PANELS, MOST_POINTS = 3, 200  # points of a curve in the record
 LABELS = {"train/accuracy": "accuracy on what is trained", "eval/greedy": "held-out accuracy, greedy",
           "eval/sampled": "held-out accuracy, T = 1", "train/completion_length": "tokens of a completion"}
@@ -33,23 +35,22 @@ class Look(NamedTuple):
     fill: str  # "full" or "none"
 
 
-def listed(value) -> list:
-    return value if isinstance(value, list) else [value]
-
-
 def fault(study: dict) -> str:
-    """Which measure or arm [figure], `table` or `shown` names that the study has not; empty if there is none."""
+    """What is wrong with [figure], `table` or `shown`, such as a measure that the study has not; empty if nothing is."""
     figure, shown = study.get("figure", {}), study.get("shown", {})
+    wrong = [key for key, value in figure.items() if not isinstance(value, KINDS.get(key, ()))]
+    if wrong or len(figure.get("ends", "ab")) != 2:
+        return f"[figure] {[*wrong, 'ends'][0]} is not as it should be; docs/extending.md has {', '.join(KINDS)}"
+    most = {"arms": records.MOST_ARMS, "measures": records.MOST_MEASURES}
+    if not all(isinstance(names, list) and len(names) <= most.get(key, -1) for key, names in shown.items()):
+        return 'shown: write shown = {arms = ["a"], measures = ["b"]}, at most 12 arms and 4 measures'
     log_x = figure.get("log_x", [])
     named = [*((f"[figure] {key}", figure.get(key, []), "measures") for key in ("measures", "x")),
              ("[figure] log_x", [] if isinstance(log_x, bool) else log_x, "measures"),
              ("[figure] controls", figure.get("controls", []), "arms"), ("table", study.get("table", []), "measures"),
              *((f"shown: {key}", names, key) for key, names in shown.items())]
-    most = {"arms": records.MOST_ARMS, "measures": records.MOST_MEASURES}
-    if not shown.keys() <= most.keys() or any(len(listed(names)) > most[key] for key, names in shown.items()):
-        return 'shown: write shown = {arms = ["a"], measures = ["b"]}, at most 12 arms and 4 measures'
     return next((f"{key}: {name!r} is none of the {known}: {', '.join(study[known])}" for key, names, known in named
-                 for name in listed(names) if str(name) not in study[known]), "")
+                 for name in names if str(name) not in study[known]), "")
 
 
 def run_dir(study: dict, cell: dict) -> Optional[pathlib.Path]:
@@ -72,9 +73,8 @@ def curves(study: dict, cells: dict) -> dict:
 
 def looks(arms: list[str], controls: list[str]) -> dict[str, Look]:
     """A look for each arm, no two the same up to 32."""
-    few = len(COLORS)
-    return {arm: Look(COLORS[i % few], MARKERS[i // few % len(MARKERS)], LINES[i // few % len(LINES)],
-                      "none" if arm in controls else "full") for i, arm in enumerate(arms)}
+    return {arm: Look(COLORS[i % 8], MARKERS[i // 8 % 4], LINES[i // 8 % 4], "none" if arm in controls else "full")
+            for i, arm in enumerate(arms)}
 
 
 def write(record: dict, path: pathlib.Path) -> None:
@@ -92,25 +92,21 @@ def draw(record: dict):
     figure, areas = record.get("figure", {}), record.get("contrasts", {})
     measures = figure.get("measures") or records.chosen(record)[1]
     arms = record.get("shown", {}).get("arms") or [arm for arm in record["measures"] if arm not in areas]
-    look = looks(arms, listed(figure.get("controls", [record.get("control")])))
-    pairs = [(x, y) for x in listed(figure.get("x", [])) for y in measures][: MOST_PANELS - 1]
+    look = looks(arms, figure.get("controls", [record.get("control")]))
+    pairs = [(x, y) for x in figure.get("x", []) for y in measures][: MOST_PANELS - 1]
     metrics = [metric for metric in figure.get("curves", []) if any(
         metric in of for seeds in record.get("curves", {}).values() for of in seeds.values())]
     metrics = metrics[: MOST_PANELS - 1 - len(pairs)]
     dots = measures[: MOST_PANELS - len(pairs) - len(metrics)]
+    parts = [(draw_areas, arm, measures) for arm in list(areas)[:MOST_PANELS]] or [
+        *((draw_dots, name, look) for name in dots), *((draw_curve, metric, look) for metric in metrics),
+        *((draw_against, *pair, look) for pair in pairs)]
     rows = measures if areas else arms
-    panels = len(areas) or len(dots) + len(pairs) + len(metrics)
-    sheet = Figure((0.4 + 0.065 * max(map(len, rows)) + 3.2 * panels, max(2.8, 0.23 * len(rows) + 1)),
+    sheet = Figure((0.4 + 0.065 * max(map(len, rows)) + 3.2 * len(parts), max(2.8, 0.23 * len(rows) + 1)),
                    layout="constrained")
-    axes = iter(sheet.subplots(1, panels, squeeze=False)[0])
-    for i, arm in enumerate(areas):
-        draw_areas(next(axes), record, arm, measures, names=not i)
-    for i, name in enumerate(dots if not areas else ()):
-        draw_dots(next(axes), record, name, look, names=not i)
-    for metric in metrics if not areas else ():
-        draw_curve(next(axes), record, metric, look)
-    for x, y in pairs if not areas else ():
-        draw_against(next(axes), record, x, y, look)
+    for i, (axes, (part, *what)) in enumerate(zip(sheet.subplots(1, len(parts), squeeze=False)[0], parts)):
+        part(axes, record, *what)
+        axes.tick_params(labelleft=part in (draw_curve, draw_against) or not i)
     over = " over problems" * (record.get("over") == "problems" or len(record["seeds"]) == 1)
     hollow = "; hollow and dashed: control" * any(style.fill == "none" for style in look.values())
     sheet.supxlabel("95 % intervals by a jackknife over seeds" if areas else
@@ -135,9 +131,9 @@ def draw_point(axes, x: float, y: float, look: Look, **errors) -> None:
                   elinewidth=1.2)
 
 
-def draw_dots(axes, record: dict, name: str, look: dict[str, Look], names: bool) -> None:
+def draw_dots(axes, record: dict, name: str, look: dict[str, Look]) -> None:
     """A row for each arm: the mean with its interval, and the seeds below as small dots; the control's mean is a dashed
-    line. With `names` the arms stand on the left, in the colours and lines of the other panels: they are the key."""
+    line. The names of the arms have the colours of all panels: they are the key."""
     for row, arm in enumerate(look):
         measure, color = record["measures"][arm][name], look[arm].color
         axes.axhline(row, color=color, ls=look[arm].line, linewidth=0.7, alpha=0.4)
@@ -149,14 +145,14 @@ def draw_dots(axes, record: dict, name: str, look: dict[str, Look], names: bool)
         if arm == record.get("control"):
             axes.axvline(measure["mean"], color=color, linestyle="--", linewidth=0.8)
     axes.grid(False, axis="y")
-    axes.set_yticks(range(len(look)), list(look) if names else [""] * len(look))
+    axes.set_yticks(range(len(look)), list(look))
     for text, style in zip(axes.get_yticklabels(), look.values()):
         text.set_color(style.color)
     axes.set(xlabel=label(record, name), ylim=(len(look) - 0.4, -0.6))
     keep_to_shares(axes, "x")
 
 
-def draw_areas(axes, record: dict, arm: str, measures: list[str], names: bool) -> None:
+def draw_areas(axes, record: dict, arm: str, measures: list[str]) -> None:
     """AUROCs with their intervals, a row for each measure; .5, which says nothing, is a dashed line."""
     axes.axvline(0.5, color="gray", linestyle="--", linewidth=0.8)
     for row, name in enumerate(measures):
@@ -164,7 +160,7 @@ def draw_areas(axes, record: dict, arm: str, measures: list[str], names: bool) -
             draw_point(axes, measure["mean"], row, Look(COLORS[0], "o", "-", "full"), xerr=reach(measure))
     sides = record["contrasts"][arm]
     low, high = record["figure"].get("ends", [f"higher in {', '.join(sides[side])}" for side in ("low", "high")])
-    axes.set_yticks(range(len(measures)), measures if names else [""] * len(measures))
+    axes.set_yticks(range(len(measures)), measures)
     axes.set(title=arm, xlabel=f"AUROC\n← {low}     {high} →", xlim=(-0.03, 1.03), ylim=(len(measures) - 0.4, -0.6))
 
 
@@ -196,7 +192,7 @@ def draw_against(axes, record: dict, x: str, y: str, look: dict[str, Look]) -> N
             axes.plot(*zip(*pairs), ".", color=style.color, ms=4, alpha=0.6)
             drawn += [x_value for x_value, _ in pairs]
     log_x = record["figure"].get("log_x", [])
-    if drawn and (log_x is True or x in listed(log_x)):
+    if drawn and (log_x is True or log_x and x in log_x):
         axes.set_xscale("log") if min(drawn) > 0 else axes.set_xscale("symlog", linthresh=1)
         if 0 < max(drawn) < 1000 * min(drawn):  # by powers of ten alone there would be a number or two
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -207,7 +203,7 @@ def draw_against(axes, record: dict, x: str, y: str, look: dict[str, Look]) -> N
 
 
 def keep_to_shares(axes, sides: str) -> None:
-    """Lets an axis go from 0 to 1 where all that is drawn lies there and reaches .4: panels of shares are alike then."""
+    """Lets an axis go from 0 to 1 where all that is drawn lies there and reaches .4: panels of shares look alike."""
     for side in sides:
         low, high = getattr(axes.dataLim, f"interval{side}")
         if 0 <= low and 0.4 <= high <= 1:
