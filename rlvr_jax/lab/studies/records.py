@@ -171,7 +171,6 @@ def markdown(record: dict) -> str:
                   f"![{record['title']}]({study}.png)", spread(record), markdown_table(head, rows),
                   record.get("note", ""), changed(record), f"**Verdict: {verdict(record)}** {HOW}",
                   markdown_table(RULES, rules(record)), f"**Known before.** {record['known'].strip()}",
-                  f"**Prediction, in words.** {record['prediction'].strip()}" * bool(record["prediction"].strip()),
                   record["origin"], f"Every seed and every other measure: [{study}.json]({study}.json) and "
                   f"[index.html](index.html#{study})."]
     return "\n\n".join(text.strip() for text in paragraphs if text.strip()) + "\n"

@@ -204,7 +204,8 @@ def written(study: dict, measured: dict, repeated: list[dict]) -> dict:
 def again(record: dict) -> dict:
     """The record with the words of its study's file, judged by its rules; the numbers are the record's.
 
-    A measure that the record lacks is made of others, or is that of another arm with the same file and path. What is
+    A measure that the record lacks is made of others, is that of another arm with the same file and path, or stands in
+    the summary of a run, which the record keeps. What is
     over problems stays, for a record has no value of each problem in each seed. Where rules or verdicts change, the
     first ones stay as `rules_before`. Without such a file, and where it asks for other arms or planned analyses, which
     is the prediction of runs to come, the record stays.
@@ -221,12 +222,22 @@ def again(record: dict) -> dict:
                for name, source in study["measures"].items() if isinstance(source, str) for arm in cells
                for i, cell in enumerate(cells[arm]) if name in record["measures"][arm]}
 
+    def summarised(arm: str, i: int, source: str):
+        (file, _, path), run = source.partition(": "), study.get("figure", {}).get("run", "")
+        value = record.get("summaries", {}).get(arm, {}).get(str(label(study, repeated[i])))
+        if file != f"{commands.fill(run, cells[arm][i])}/summary.json":
+            return None
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
     def known(arm: str, name: str) -> Optional[list]:
         source = study["measures"][name]
         if isinstance(source, list) and name not in record["measures"][arm]:
             return None
         found = record["measures"][arm][name]["seeds"] if name in record["measures"][arm] else [
-            sourced.get((commands.fill(source, cell), i)) for i, cell in enumerate(cells[arm])]
+            sourced.get((commands.fill(source, cell), i), summarised(arm, i, commands.fill(source, cell)))
+            for i, cell in enumerate(cells[arm])]
         return [None if value is None else np.array(value) for value in found]
 
     measured = measure(study, design.found(study, known, repeated), repeated)
