@@ -115,7 +115,7 @@ def table(record: dict) -> list[list[str]]:
     return rows
 
 
-RULES = ("rule", "holds if", "measured", "verdict")
+RULES = ("rule", "measured", "verdict")
 
 
 def rules(record: dict) -> list[list[str]]:
@@ -129,7 +129,7 @@ def rules(record: dict) -> list[list[str]]:
             "**primary**" * (rule is judging.primary(record["rules"])), rule.get("added", ""),
             f"known before: {known}" * bool(known), "turned after a pilot: not counted" * bool(
                 rule.get("turned")), "could hardly fail: not counted" * bool(rule.get("easy"))]))
-    return [[rule["says"] + (f" ({notes(rule)})" if notes(rule) else ""), judging.required(rule), shown(rule),
+    return [[rule["says"] + (f" ({notes(rule)})" if notes(rule) else ""), shown(rule),
              ": ".join([rule["verdict"], *filter(None, [rule.get("open")])])] for rule in record["rules"]]
 
 
@@ -141,13 +141,13 @@ def verdict(record: dict) -> str:
 
 def spread(record: dict) -> str:
     """In words: what the numbers of `table` are, and whether their intervals are over seeds or problems."""
-    control = f"; behind a semicolon the paired difference to {record.get('control')}" * ("control" in record)
+    control = f"; after a semicolon the paired difference to {record.get('control')}" * ("control" in record)
     if len(record["seeds"]) == 1:
         over = any(measure["interval"] for of in record["measures"].values() for measure in of.values())
         return "One seed" + "; 95 % intervals are over problems, and decide no rule" * over + f"{control}."
     how = ("over problems, where each has a value: they are about these trained models" if record.get("over") else
-           "(Student's t, cut to the range of the measure)")
-    return f"Means over {seeds(record)} with 95 % intervals {how}{control}."
+           "over these")
+    return f"Means over {seeds(record)}, 95 % intervals {how}{control}."
 
 
 def changed(record: dict) -> str:
@@ -159,8 +159,7 @@ def changed(record: dict) -> str:
                        for what, pair in record.get("changed", {}).items())
 
 
-HOW = ("The primary rule gives the verdict; the others are judged by Holm's method over them, so that a 95 % interval "
-       "alone decides none ([how to read](README.md#how-to-read)).")
+HOW = "([How verdicts are made](README.md#how-to-read).)"
 
 
 def markdown(record: dict) -> str:

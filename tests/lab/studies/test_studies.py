@@ -111,10 +111,8 @@ def test_the_page_shows_the_answer_the_rules_and_its_verdict(coin, tmp_path):
     for wanted in ("# A coin", "**Question.** Is it fair?", "**Known before.** Nothing.",
                    "**Answer.** Agree: the bent one gains more, 0.203 [0.189, 0.218].",
                    "**Verdict: agree, by the primary rule: the bent one gains more. Of the other "
-                   "rules: 1 held, 0 refuted, 0 open.**", "**Prediction, in words.** The bent one is not.",
-                   "| the bent one gains more (**primary**) | bent: gain, less the control, above 0.05 | "
-                   "0.203 [0.189, 0.218] | agree |", "--seeds=0,1,2`, commit", "![A coin](coin.png)",
-                   "Means over 3 seeds with 95 % intervals (Student's t,", "[coin.json](coin.json)"):
+                   "rules: 1 held, 0 refuted, 0 open.**", "| the bent one gains more (**primary**) | 0.203 [0.189, 0.218] | agree |", "--seeds=0,1,2`, commit", "![A coin](coin.png)",
+                   "Means over 3 seeds, 95 % intervals over these; after", "[coin.json](coin.json)"):
         assert wanted in text
     assert "0.303 [0.265, 0.341]; +0.203 [+0.189, +0.218]" in text
     assert (tmp_path / "results" / "coin.png").read_bytes().startswith(b"\x89PNG")
