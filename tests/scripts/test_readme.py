@@ -311,16 +311,6 @@ def test_none_of_smollm2s_continuations_is_exact_as_it_says():
     assert exact == dict.fromkeys(("gsm8k", "math500", "svamp"), "0.000 [0.000, 0.037] of 100")
 
 
-def test_what_the_base_of_smollm2_recovers_is_as_the_page_has_it():
-    page, read = (ROOT / "results" / "diagnose_smollm2.md").read_text("utf-8"), " ".join(TEXT["results/README.md"].split())
-    ends = re.search(r"greedy accuracy (\S+) and (\S+), a gain of", page)
-    shown = dict(re.findall(r"^\| (\S.*?) \| (\S+ \[.*?\]) \|", page, re.M))
-    assert "greedy accuracy from {} to {}. Of this gain".format(*ends.groups()) in read
-    for label, after in (("forced_prefix, 1", " after the trained model's first token"), ("swap, 10 %", " where a tenth"),
-                         ("entropy_swap, 10 %", " where those with the highest entropy are")):
-        assert shown[label] + after in read
-
-
 # ----- maps
 
 PACKAGE = ROOT / "rlvr_jax"
