@@ -90,7 +90,8 @@ def summarise(rows: list[dict], num_samples: int) -> dict:
     shares, ended = np.mean(right, -1), [row["correct"] for row in rows if not row["truncated"]]
     return {"n": len(groups), "num_samples": num_samples, "accuracy": float(shares.mean()),
             "interval": interval(shares), "accuracy_of_ended": float(np.mean(ended)) if ended else None,
-            **each(lambda values: float(np.mean(values))), "intervals": each(interval), "timed_out": sum(row["timed_out"] for row in rows),
+            **each(lambda values: float(np.mean(values))), "intervals": each(interval),
+            "timed_out": sum(row["timed_out"] for row in rows),
             **{key: float(np.mean([row[key] for row in rows])) for key in ("truncated", "num_tokens")}}
 
 
