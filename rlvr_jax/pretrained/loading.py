@@ -72,7 +72,8 @@ def downloaded(name: str) -> pathlib.Path:
         import huggingface_hub
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
     except Exception as error:  # of many types: no such name, no network, a full disk, no permission
-        raise UserError(f"--model=hf:{name}: it could not be downloaded ({str(error).strip().splitlines()[0][:200]}); "
+        says = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"--model=hf:{name}: it could not be downloaded ({says}); "
                         "the same command continues, or name a folder that has it") from error
 
 

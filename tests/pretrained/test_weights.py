@@ -397,6 +397,8 @@ def test_a_name_of_the_hub_is_downloaded_and_a_broken_download_is_no_model(tmp_p
         if len(asked) == 1:
             (half / "config.json").write_text((whole / "config.json").read_text())
             raise OSError("connection reset\nby the other side")
+        if len(asked) == 2:
+            raise TimeoutError
         return str(whole)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=download))
@@ -406,5 +408,7 @@ def test_a_name_of_the_hub_is_downloaded_and_a_broken_download_is_no_model(tmp_p
     assert str(error.value) == ("--model=hf:me/tiny: it could not be downloaded (connection reset); the same command "
                                 "continues, or name a folder that has it")
     assert not list(here.iterdir())
+    with pytest.raises(UserError, match=r"could not be downloaded \(TimeoutError\)"):
+        loading.load_model("hf:me/tiny")
     assert_same_params(loading.load_model("hf:me/tiny").params, random_params(config, 0))
-    assert asked == ["me/tiny"] * 2
+    assert asked == ["me/tiny"] * 3

@@ -66,12 +66,12 @@ def shown(measure: dict, sign: str = "") -> str:
 
 def abstract(text: str, measures: dict) -> str:
     """The text with the numbers it names: "[[arm | measure]]", and "[[arm | measure | difference]]" to the control.
-    Raises KeyError for an arm or measure that is not there."""
+    A name may go on in the next line. Raises KeyError for what is not there."""
     def number(match: re.Match) -> str:
-        arm, name, *difference = match[1].split(" | ")
+        arm, name, *less = " ".join(match[1].split()).split(" | ")
         measure = measures[arm][name]
-        return shown(measure["difference"], "+") if difference == ["difference"] else shown(measure)
-    return re.sub(r"\[\[(.+?)\]\]", number, text)
+        return shown(measure[less[0]], "+") if less else shown(measure)
+    return re.sub(r"(?s)\[\[(.+?)\]\]", number, text)
 
 
 def answer(record: dict) -> str:

@@ -93,6 +93,8 @@ def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
         (benchmark, _, column), found = path.partition(": "), {}
         for _, row in files.read_lines(file):
             if benchmark in (row["benchmark"], "all"):
+                if column and column not in row:
+                    raise UserError(f"the study's measure {name}: {file} has no {column!r}; it has {', '.join(row)}")
                 value = row[column or "correct"]
                 found.setdefault((row["benchmark"], row["problem"]), []).append(
                     value is not None if isinstance(value, str | None) else value)
@@ -124,9 +126,10 @@ def refuse_strangers(study: dict, cells: list[dict]) -> None:
             raise UserError(f"the study's measure {name}: {looked_up(*there[0])[1]}")
 
 
-def looked_up(file: pathlib.Path, path: str) -> tuple:
-    """(what a file of JSON has under the path, None where it has nothing; what it has in place of a key, in words)."""
-    value, stray = files.read_json(file), ""
+def looked_up(file: pathlib.Path, path: str, content: Optional[dict] = None) -> tuple:
+    """(what a file of JSON, or its `content` where that is known, has under the path, None where it has nothing; what
+    it has in place of a key, in words)."""
+    value, stray = files.read_json(file) if content is None else content, ""
     for key in path.split("."):
         if isinstance(value, dict) and value and key not in value:
             stray = stray or f"{file} has no {key!r} of {path!r} there; it has {', '.join(value)}"

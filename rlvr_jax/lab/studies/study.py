@@ -205,10 +205,9 @@ def again(record: dict) -> dict:
     """The record with the words of its study's file, judged by its rules; the numbers are the record's.
 
     A measure that the record lacks is made of others, is that of another arm with the same file and path, or stands in
-    the summary of a run, which the record keeps. What is
-    over problems stays, for a record has no value of each problem in each seed. Where rules or verdicts change, the
-    first ones stay as `rules_before`. Without such a file, and where it asks for other arms or planned analyses, which
-    is the prediction of runs to come, the record stays.
+    the summary of a run, which the record keeps. What is over problems stays, for a record has no value of each problem
+    in each seed. Where rules or verdicts change, the first ones stay as `rules_before`. Without such a file, and where
+    it asks for other arms or planned analyses, which is the prediction of runs to come, the record stays.
     """
     if not (FOLDER / f"{record['study']}.toml").is_file():
         return record
@@ -224,12 +223,9 @@ def again(record: dict) -> dict:
 
     def summarised(arm: str, i: int, source: str):
         (file, _, path), run = source.partition(": "), study.get("figure", {}).get("run", "")
-        value = record.get("summaries", {}).get(arm, {}).get(str(label(study, repeated[i])))
-        if file != f"{commands.fill(run, cells[arm][i])}/summary.json":
-            return None
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+        summary = record.get("summaries", {}).get(arm, {}).get(str(label(study, repeated[i])), {})
+        its = file == f"{commands.fill(run, cells[arm][i])}/summary.json"
+        return sources.looked_up(pathlib.Path(file), path, summary)[0] if its else None
 
     def known(arm: str, name: str) -> Optional[list]:
         source = study["measures"][name]
@@ -267,10 +263,10 @@ def changed_problems(study: dict, cells: dict) -> dict:
     asked, control = study.get("changed"), study.get("control")
     if not asked:
         return {}
-    label = next(label for arm, label in cells if arm == asked["arm"])
-    paths = [pathlib.Path(cells[arm, label]["work"]) / commands.fill(asked["file"], cells[arm, label])
+    first = next(unit for arm, unit in cells if arm == asked["arm"])
+    paths = [pathlib.Path(cells[arm, first]["work"]) / commands.fill(asked["file"], cells[arm, first])
              for arm in (control, asked["arm"])]
-    return sources.changed(*paths, [control, f"{asked['arm']}, seed {label}"])
+    return sources.changed(*paths, [control, f"{asked['arm']}, seed {first}"])
 
 
 def summaries(study: dict, cells: dict) -> dict:

@@ -167,7 +167,7 @@ def test_the_table_has_at_most_twelve_arms_and_four_measures():
 
 def test_a_page_answers_with_the_words_of_its_abstract_and_the_numbers_that_it_names(coin, tmp_path):
     path = tmp_path / "coin.toml"
-    path.write_text(STUDY.replace("[commands]", 'abstract = "Up to [[bent | end]], [[bent | gain | difference]]."\n'
+    path.write_text(STUDY.replace("[commands]", 'abstract = """Up to [[bent | end]], [[bent |\ngain | difference]]."""\n'
                                   "[commands]", 1))
     text = study.run(coin[0]).read_text()
     record = json.loads((tmp_path / "results" / "coin.json").read_text())["measures"]["bent"]
@@ -209,6 +209,8 @@ def test_a_column_is_a_measure_and_text_counts_where_it_is_there(tmp_path):
     write_jsonl(tmp_path / "c.jsonl", *({"benchmark": "b", "problem": i, "correct": True, "extracted": found,
                                          "truncated": i > 1, "num_tokens": 3 + i}
                                         for i, found in enumerate(["4", None, ""])))
+    with pytest.raises(UserError, match="measure m: .*c.jsonl has no 'cut'; it has benchmark, problem, correct"):
+        sources.source_values("m", "c.jsonl: b: cut", {"work": str(tmp_path)})
     for column, wanted in (("extracted", [1, 0, 1]), ("truncated", [0, 0, 1]), ("num_tokens", [3, 4, 5])):
         np.testing.assert_array_equal(
             sources.source_values("m", f"c.jsonl: b: {column}", {"work": str(tmp_path)}), wanted)
@@ -256,6 +258,7 @@ def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
     ("[figure]", '[figure]\nmeasures = ["end", "ned"]', "measures: 'ned' is none of the measures"),
     ("[commands]", 'over = "steps"\n[commands]', 'over: write over = "problems"'),
     ("[commands]", 'abstract = "It gains [[bent | gian]]."\n[commands]', "abstract: 'gian' is no arm, or no measure"),
+    ("[commands]", 'abstract = "It gains [[bent | gain | less]]."\n[commands]', "abstract: 'less' is no arm, or no meas"),
     ("[commands]", 'changed = {arm = "bend", file = "c.jsonl"}\n[commands]', "changed: write changed = {arm ="),
     ("[commands]", 'shown = {arms = ["ned"]}\n[commands]', "shown: arms: 'ned' is none of the arms"),
     ("[commands]", 'shown = {rows = ["bent"]}\n[commands]', "shown: write shown = {arms ="),
