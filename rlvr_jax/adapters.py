@@ -16,27 +16,26 @@ import numpy as np
 from flax import traverse_util
 
 from rlvr_jax import model
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
-from rlvr_jax.records import checked, setting
 
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 TRAINED = ("_lora_a", "_lora_b", "vector")  # how the names of trained leaves end
 STREAM = 3  # of random keys: the sampler's are 0 to 2
 
 
-@checked
-class AdapterConfig:
+class AdapterConfig(Config):
     """What is trained of a model."""
 
-    trainable: str = setting("all", "what is trained: all parameters, or an adapter. One that --model has already "
-                             "becomes part of its weights", lambda: {"all": None} | ADAPTERS)
-    adapter_rank: int = setting(1, "rank of lora", minimum=1)
-    adapter_alpha: float = setting(32.0, "lora adds alpha / rank times its product", above=0)
-    adapter_layers: tuple[int, ...] = setting((), "layers, from 0, that a vector is added after; empty: all", minimum=0)
-    params_dtype: str = setting("float32", "of the frozen parameters under an adapter, but for norms: 16 bits halve "
-                                "their memory", ["float32", "bfloat16", "float16"])
-    adapter_size: int = setting(0, "train this many numbers, which a fixed random orthonormal projection turns into "
-                                "the adapter; 0: the adapter itself", minimum=0)
+    trainable: str = flag("all", "what is trained: all parameters, or an adapter. One that --model has already "
+                          "becomes part of its weights", lambda: {"all": None} | ADAPTERS)
+    adapter_rank: int = flag(1, "rank of lora", minimum=1)
+    adapter_alpha: float = flag(32.0, "lora adds alpha / rank times its product", above=0)
+    adapter_layers: tuple[int, ...] = flag((), "layers, from 0, that a vector is added after; empty: all", minimum=0)
+    params_dtype: str = flag("float32", "of the frozen parameters under an adapter, but for norms: 16 bits halve "
+                             "their memory", ["float32", "bfloat16", "float16"])
+    adapter_size: int = flag(0, "train this many numbers, which a fixed random orthonormal projection turns into "
+                             "the adapter; 0: the adapter itself", minimum=0)
 
 
 def lora(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:

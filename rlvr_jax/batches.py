@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlvr_jax.model import localise
+from rlvr_jax.model import local_prompts
 from rlvr_jax.records import Batch
 
 LONG = 64  # tokens from which on completions are expected to differ so much in length that padding costs
@@ -26,7 +26,7 @@ def with_rows(batch: Batch, change: Callable) -> Batch:
     return jax.tree.map(change, batch.replace(prompts=None)).replace(prompts=batch.prompts)
 
 
-def alike(batch: Batch, num_devices: int, num_micro: int) -> tuple[Batch, np.ndarray]:
+def sort_by_length(batch: Batch, num_devices: int, num_micro: int) -> tuple[Batch, np.ndarray]:
     """The rows in an order where micro-batches are of like length and groups together; and each row's place, i[B]."""
     rows, length = batch.completion_mask.shape
     if len(buckets(length)) == 1:
@@ -39,9 +39,9 @@ def alike(batch: Batch, num_devices: int, num_micro: int) -> tuple[Batch, np.nda
     return with_rows(batch, lambda x: x[order]), np.argsort(order)
 
 
-def lay_out(batch: Batch, num_devices: int, num_micro: int) -> Batch:
+def shard_batch(batch: Batch, num_devices: int, num_micro: int) -> Batch:
     """Cuts a host batch into [devices, micro-batches, rows, ...], each piece with only the prompts its rows use."""
-    prompts, index = localise(batch.prompts, batch.prompt_index, num_devices * num_micro)
+    prompts, index = local_prompts(batch.prompts, batch.prompt_index, num_devices * num_micro)
     pieces = jax.tree.map(lambda x: np.asarray(x).reshape(num_devices * num_micro, -1, *x.shape[1:]),
                           batch.replace(prompts=None))
     return jax.tree.map(lambda x: x.reshape(num_devices, num_micro, *x.shape[1:]),

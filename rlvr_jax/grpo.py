@@ -13,17 +13,17 @@ import numpy as np
 
 from rlvr_jax import adapters, learner, parallel, sampler
 from rlvr_jax.adapters import AdapterConfig
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.learner import LossConfig, OptimizerConfig, ResetConfig, UpdateConfig, reference
 from rlvr_jax.model import ModelConfig, Params
 from rlvr_jax.objectives import live_groups
 from rlvr_jax.ops import ATTENTION
-from rlvr_jax.records import EPOCH_ORDER, Batch, LearnerState, LoopConfig, Prompts, Rollouts, checked, setting
+from rlvr_jax.records import EPOCH_ORDER, Batch, LearnerState, LoopConfig, Prompts, Rollouts
 from rlvr_jax.sampler import Decoding, Request, SamplingConfig
 
 
-@checked
-class GRPOConfig:
+class GRPOConfig(Config):
     """One-example GRPO."""
 
     loop: LoopConfig = LoopConfig()
@@ -33,22 +33,22 @@ class GRPOConfig:
     update: UpdateConfig = UpdateConfig()
     resets: ResetConfig = ResetConfig()
     adapter: AdapterConfig = AdapterConfig()
-    num_prompts: int = setting(16, "rows of a step, each its own group even where all are the one example", minimum=1)
-    group_size: int = setting(8, "completions of a row, compared with each other; 1: nothing is compared", minimum=1)
-    update_group_size: int = setting(0, "completions of each group, its first ones, that are compared and learnt from; "
-                                     "of the others only the reward knows, as TTRL's votes; 0: all", minimum=0)
-    max_resamples: int = setting(0, "times to sample again to replace dead groups, all rewards of which are equal",
-                                 minimum=0)
-    drop_dead_groups: bool = setting(False, "leave groups without advantage out of the loss altogether: KL, entropy "
-                                     "and divisor included")
-    mask_truncated: bool = setting(False, "leave completions that were cut at max_new_tokens out of the loss, not out "
-                                   "of their group's mean")
-    sample_by_layer: bool = setting(False, "with --divide_state: sample with one layer of weights gathered at a time")
-    track_kl: bool = setting(True, "measure the KL even when kl_coef is 0: one more forward pass and, where all "
-                             "parameters are trained, a copy of them")
+    num_prompts: int = flag(16, "rows of a step, each its own group even where all are the one example", minimum=1)
+    group_size: int = flag(8, "completions of a row, compared with each other; 1: nothing is compared", minimum=1)
+    update_group_size: int = flag(0, "completions of each group, its first ones, that are compared and learnt from; "
+                                  "of the others only the reward knows, as TTRL's votes; 0: all", minimum=0)
+    max_resamples: int = flag(0, "times to sample again to replace dead groups, all rewards of which are equal",
+                              minimum=0)
+    drop_dead_groups: bool = flag(False, "leave groups without advantage out of the loss altogether: KL, entropy "
+                                  "and divisor included")
+    mask_truncated: bool = flag(False, "leave completions that were cut at max_new_tokens out of the loss, not out "
+                                "of their group's mean")
+    sample_by_layer: bool = flag(False, "with --divide_state: sample with one layer of weights gathered at a time")
+    track_kl: bool = flag(True, "measure the KL even when kl_coef is 0: one more forward pass and, where all "
+                          "parameters are trained, a copy of them")
 
     @property
-    def learnt_size(self) -> int:
+    def loss_group_size(self) -> int:
         """Completions of a group that are compared and learnt from."""
         return self.update_group_size or self.group_size
 
@@ -85,7 +85,7 @@ class Programs(NamedTuple):
     update: Callable  # (state, Batch, step) -> (state, metrics): `learner.map_update`, with the loss
 
 
-class Asked(NamedTuple):
+class PromptBatch(NamedTuple):
     """Which prompts a step samples completions of."""
 
     step: int
@@ -113,14 +113,14 @@ class Scored(NamedTuple):
 class Record(NamedTuple):
     """All of a step, as `watch` is handed it."""
 
-    asked: Asked
+    asked: PromptBatch
     rollouts: Rollouts
     scored: Scored
     batch: Batch
     metrics: dict[str, float]
 
 
-class Silent:
+class Callbacks:
     """The callbacks of a training. This `watch` does nothing; others have its methods."""
 
     def restore(self, state: LearnerState) -> LearnerState:
@@ -136,7 +136,7 @@ class Silent:
         return state
 
 
-def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConfig, watch=Silent(),
+def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConfig, watch=Callbacks(),
           programs: Optional[Programs] = None) -> LearnerState:
     """Trains the policy, and returns the last state, which lies on the devices (`parallel.fetch_state`).
 
@@ -145,7 +145,7 @@ def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConf
     """
     check(config)
     programs = programs or compile_programs(policy, config)
-    with parallel.making(config.update.divide_state):
+    with parallel.init_device(config.update.divide_state):
         state = watch.restore(initial_state(policy, config))
     state = parallel.place_state(state, config.update.divide_state)
     del policy  # the state has the parameters: a copy less in host memory
@@ -158,7 +158,7 @@ def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConf
 def grpo_step(programs, problems, reward, config, state, step):
     """One step: (state, Record). What is random in it is a function of (seed, step) alone."""
     asked = curriculum(config, problems, step)
-    rollouts, scored = collect(programs, reward, config, state.params, asked)
+    rollouts, scored = sample_and_score(programs, reward, config, state.params, asked)
     batch = make_batch(config, asked.prompts, rollouts, scored)
     if config.measure_kl:
         batch = batch.replace(ref_logprobs=programs.logprobs(reference(state), batch))
@@ -171,11 +171,11 @@ def grpo_step(programs, problems, reward, config, state, step):
 def check(config: GRPOConfig, devices: Optional[int] = None) -> int:
     """Rows of a micro-batch on one of the devices, by default all there are. Raises UserError where a group does not
     divide, or the rows that a step learns from do not among minibatches and devices."""
-    if config.group_size % config.learnt_size:
+    if config.group_size % config.loss_group_size:
         raise UserError(f"--group_size={config.group_size} is not a multiple of --update_group_size="
                         f"{config.update_group_size}")
     flag = "update_group_size" if config.update_group_size else "group_size"
-    return learner.micro_rows(config.update, config.num_prompts * config.learnt_size,
+    return learner.micro_rows(config.update, config.num_prompts * config.loss_group_size,
                               devices or parallel.device_count(), f"--num_prompts x --{flag}")
 
 
@@ -201,7 +201,7 @@ def initial_state(policy: Policy, config: GRPOConfig) -> LearnerState:
     return learner.init_state(params, make_optimizer(config), config.keep_reference)
 
 
-def curriculum(config: GRPOConfig, problems: Problems, step: int) -> Asked:
+def curriculum(config: GRPOConfig, problems: Problems, step: int) -> PromptBatch:
     """Which problem each completion of the step answers: shuffled epochs, in which a problem with k copies comes k
     times."""
     epoch = np.repeat(np.arange(len(problems.copies), dtype=np.int32), problems.copies)
@@ -209,13 +209,14 @@ def curriculum(config: GRPOConfig, problems: Problems, step: int) -> Asked:
     orders = {e: np.random.default_rng((config.loop.seed, e, 0, EPOCH_ORDER)).permutation(epoch)
               for e in set(positions // len(epoch))}
     index_N = [orders[position // len(epoch)][position % len(epoch)] for position in positions]
-    return Asked(step, problems.prompts, np.repeat(np.array(index_N, np.int32), config.group_size))
+    return PromptBatch(step, problems.prompts, np.repeat(np.array(index_N, np.int32), config.group_size))
 
 
-def collect(programs: Programs, reward: Callable, config: GRPOConfig, params, asked: Asked) -> tuple[Rollouts, Scored]:
+def sample_and_score(programs: Programs, reward: Callable, config: GRPOConfig, params,
+                     asked: PromptBatch) -> tuple[Rollouts, Scored]:
     """The rollouts that a step learns from, and their rewards. Dead groups are sampled again, at most `max_resamples`
-    times. The reward sees all completions of a group, and what comes after it the first `learnt_size` of each."""
-    size = config.learnt_size
+    times. The reward sees all completions of a group, and what comes after it the first `loss_group_size` of each."""
+    size = config.loss_group_size
     learnt = np.arange(len(asked.index)).reshape(-1, config.group_size)[:, :size].ravel()
 
     def live(scored):
@@ -254,11 +255,11 @@ def replaced(rows: np.ndarray, index: np.ndarray, values: np.ndarray) -> np.ndar
 def make_batch(config: GRPOConfig, prompts: Prompts, rollouts: Rollouts, scored: Scored) -> Batch:
     """The rollouts with their advantages. Completions that are to have no influence lose their mask: those of a dead
     group under `drop_dead_groups`, those that were cut under `mask_truncated`."""
-    rewards_NxG = scored.reward.reshape(-1, config.learnt_size)
+    rewards_NxG = scored.reward.reshape(-1, config.loss_group_size)
     advantages_B = np.asarray(config.loss.resolved().advantages(rewards_NxG)).reshape(-1)
     influence_B = np.ones(len(advantages_B), bool)
     if config.drop_dead_groups:
-        influence_B &= np.repeat(live_groups(rewards_NxG), config.learnt_size)
+        influence_B &= np.repeat(live_groups(rewards_NxG), config.loss_group_size)
     if config.mask_truncated:
         influence_B &= rollouts.ended
     batch = Batch(prompts, rollouts.prompt_index, rollouts.completions, rollouts.completion_mask, advantages_B,

@@ -15,68 +15,66 @@ import optax
 from jax import lax
 
 from rlvr_jax import adapters, batches, model, objectives, parallel
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.logprobs import Scoring, completion_logprobs
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.objectives import OBJECTIVES
 from rlvr_jax.ops import ATTENTION
-from rlvr_jax.records import MINIBATCH_ORDER, Batch, LearnerState, checked, setting
+from rlvr_jax.records import MINIBATCH_ORDER, Batch, LearnerState
 
 
-@checked
-class OptimizerConfig:
+class OptimizerConfig(Config):
     """AdamW, and its learning rate."""
 
-    learning_rate: float = setting(1e-6, "peak learning rate of AdamW", minimum=0)
-    warmup_steps: int = setting(0, "optimiser updates of linear warm-up from 0", minimum=0)
-    schedule: str = setting("constant", "learning rate after the warm-up", lambda: SCHEDULES)
-    decay_steps: int = setting(0, "optimiser updates until the schedule ends, warm-up included; 0: the whole run",
-                               minimum=0)
-    final_lr_fraction: float = setting(0.0, "learning rate at the end of the schedule, as a fraction of the peak",
-                                       minimum=0, maximum=1)
-    adam_b1: float = setting(0.9, "decay of AdamW's first moment", minimum=0, below=1)
-    adam_b2: float = setting(0.999, "decay of AdamW's second moment", minimum=0, below=1)
-    first_moment_dtype: str = setting("float32", "of AdamW's first moment; the second stays float32, since bfloat16 "
-                                      "does not resolve a change of 1 - adam_b2", ["float32", "bfloat16"])
-    weight_decay: float = setting(0.01, "decoupled weight decay, on all parameters", minimum=0)
-    max_grad_norm: float = setting(1.0, "clip gradients to this global norm", above=0)
+    learning_rate: float = flag(1e-6, "peak learning rate of AdamW", minimum=0)
+    warmup_steps: int = flag(0, "optimiser updates of linear warm-up from 0", minimum=0)
+    schedule: str = flag("constant", "learning rate after the warm-up", lambda: SCHEDULES)
+    decay_steps: int = flag(0, "optimiser updates until the schedule ends, warm-up included; 0: the whole run",
+                            minimum=0)
+    final_lr_fraction: float = flag(0.0, "learning rate at the end of the schedule, as a fraction of the peak",
+                                    minimum=0, maximum=1)
+    adam_b1: float = flag(0.9, "decay of AdamW's first moment", minimum=0, below=1)
+    adam_b2: float = flag(0.999, "decay of AdamW's second moment", minimum=0, below=1)
+    first_moment_dtype: str = flag("float32", "of AdamW's first moment; the second stays float32, since bfloat16 "
+                                   "does not resolve a change of 1 - adam_b2", ["float32", "bfloat16"])
+    weight_decay: float = flag(0.01, "decoupled weight decay, on all parameters", minimum=0)
+    max_grad_norm: float = flag(1.0, "clip gradients to this global norm", above=0)
 
 
-@checked
-class UpdateConfig:
+class UpdateConfig(Config):
     """How an update goes over its batch, and what it holds in memory."""
 
-    temperature: float = setting(1.0, "sampling temperature of the rollouts, and of every log-probability", above=0)
-    num_passes: int = setting(1, "times the update goes over a step's batch", minimum=1)
-    num_minibatches: int = setting(1, "optimiser updates of a pass", minimum=1)
-    grad_accumulation: int = setting(1, "micro-batches a minibatch is cut into on each device, to save memory; "
-                                     "long completions are sorted into them by length, so that less padding is "
-                                     "computed", minimum=1)
-    remat: bool = setting(True, "recompute layers in the backward pass: less memory, and on large models faster")
-    divide_state: bool = setting(False, "divide parameters, moments and reference among the devices, where they would "
-                                 "not fit whole on each; gathered a layer at a time", free=True)
-    attention: str = setting("auto", "how rows of more than 256 tokens attend, and tokens that are decoded: in plain "
-                             "JAX, or by a kernel; auto: plain, until a kernel has been checked on the chip",
-                             lambda: ATTENTION)
-    max_logits: int = setting(2**25, "most logits (tokens x vocabulary) held at once in the update", minimum=1)
+    temperature: float = flag(1.0, "sampling temperature of the rollouts, and of every log-probability", above=0)
+    num_passes: int = flag(1, "times the update goes over a step's batch", minimum=1)
+    num_minibatches: int = flag(1, "optimiser updates of a pass", minimum=1)
+    grad_accumulation: int = flag(1, "micro-batches a minibatch is cut into on each device, to save memory; "
+                                  "long completions are sorted into them by length, so that less padding is "
+                                  "computed", minimum=1)
+    remat: bool = flag(True, "recompute layers in the backward pass: less memory, and on large models faster")
+    divide_state: bool = flag(False, "divide parameters, moments and reference among the devices, where they would "
+                              "not fit whole on each; gathered a layer at a time", free=True)
+    attention: str = flag("auto", "how rows of more than 256 tokens attend, and tokens that are decoded: in plain "
+                          "JAX, or by a kernel; auto: plain, until a kernel has been checked on the chip",
+                          lambda: ATTENTION)
+    max_logits: int = flag(2**25, "most logits (tokens x vocabulary) held at once in the update", minimum=1)
 
     @property
     def updates_per_batch(self) -> int:
         return self.num_passes * self.num_minibatches
 
 
-@checked
-class LossConfig:
+class LossConfig(Config):
     """What the update maximises, given the rewards."""
 
-    objective: str = setting("one_shot", "advantages, loss and divisor of the update", lambda: OBJECTIVES)
-    clip_low: Optional[float] = setting(None, "lower clip of the ratio, 1 - clip_low; unset: the objective's own",
-                                        minimum=0, maximum=1)
-    clip_high: Optional[float] = setting(None, "upper clip of the ratio, 1 + clip_high; unset: the objective's own",
-                                         minimum=0)
-    entropy_coef: Optional[float] = setting(None, "weight of the entropy bonus, negative to minimise entropy; unset: "
-                                            "the objective's own", minimum=-10)
-    kl_coef: float = setting(0.0, "weight of the k3 KL to the reference, the model the run started from", minimum=0)
+    objective: str = flag("one_shot", "advantages, loss and divisor of the update", lambda: OBJECTIVES)
+    clip_low: Optional[float] = flag(None, "lower clip of the ratio, 1 - clip_low; unset: the objective's own",
+                                     minimum=0, maximum=1)
+    clip_high: Optional[float] = flag(None, "upper clip of the ratio, 1 + clip_high; unset: the objective's own",
+                                      minimum=0)
+    entropy_coef: Optional[float] = flag(None, "weight of the entropy bonus, negative to minimise entropy; unset: "
+                                         "the objective's own", minimum=-10)
+    kl_coef: float = flag(0.0, "weight of the k3 KL to the reference, the model the run started from", minimum=0)
 
     def resolved(self) -> objectives.Objective:
         """The row of the table, with the clip range and entropy weight that are set here in place of its own."""
@@ -87,15 +85,14 @@ class LossConfig:
 SUPERVISED = LossConfig("reinforce")  # with every advantage 1 this is cross-entropy
 
 
-@checked
-class ResetConfig:
+class ResetConfig(Config):
     """When the reference or the optimiser starts anew (ProRL, arXiv 2505.24864)."""
 
-    reset: str = setting("both", "what a reset clears: the reference becomes the policy of that moment, the "
-                         "optimiser's moments become 0", ["both", "reference", "optimizer"])
-    reset_every: int = setting(0, "steps between resets; 0: none", minimum=0)
-    reset_patience: int = setting(0, "reset when greedy held-out accuracy has not had a new best in this many "
-                                  "evaluations since the last reset; 0: never", minimum=0)
+    reset: str = flag("both", "what a reset clears: the reference becomes the policy of that moment, the "
+                      "optimiser's moments become 0", ["both", "reference", "optimizer"])
+    reset_every: int = flag(0, "steps between resets; 0: none", minimum=0)
+    reset_patience: int = flag(0, "reset when greedy held-out accuracy has not had a new best in this many "
+                               "evaluations since the last reset; 0: never", minimum=0)
 
     @property
     def ever(self) -> bool:
@@ -305,8 +302,8 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
         steps = parallel.place_rows(np.full(devices, step, np.int32))
         for number in range(config.num_passes):
             for part in batches.minibatches(batch, config.num_minibatches, (seed, step, number, MINIBATCH_ORDER)):
-                part, _ = batches.alike(part, devices, config.grad_accumulation)
-                rows = parallel.place_rows(batches.lay_out(part, devices, config.grad_accumulation))
+                part, _ = batches.sort_by_length(part, devices, config.grad_accumulation)
+                rows = parallel.place_rows(batches.shard_batch(part, devices, config.grad_accumulation))
                 state, metrics = mapped(state, rows, steps)
                 collected.append(parallel.fetch_state(metrics))
         reduce = {name: np.max if name.endswith("_max") else np.mean for name in collected[0]}
@@ -324,8 +321,8 @@ def map_statistics(model_config: ModelConfig, config: UpdateConfig, count: int =
     pieces = config.num_minibatches * config.grad_accumulation
 
     def statistics(params, batch: Batch) -> tuple[np.ndarray, ...]:
-        batch, places = batches.alike(batch, parallel.device_count(), pieces)
-        rows = parallel.place_rows(batches.lay_out(batch, parallel.device_count(), pieces))
+        batch, places = batches.sort_by_length(batch, parallel.device_count(), pieces)
+        rows = parallel.place_rows(batches.shard_batch(batch, parallel.device_count(), pieces))
         return tuple(x.reshape(-1, x.shape[-1])[places] for x in parallel.fetch_rows(mapped(params, rows)))
 
     statistics.mapped = mapped

@@ -62,8 +62,8 @@ def completion_logprobs(params: model.Params, config: ModelConfig, batch: Batch,
     Of the batch only `prompts`, `prompt_index` and `completions` are read. Self-certainty comes third, where it is
     asked for (`token_logprobs`).
     """
-    rows = model.Pass(how.remat, how.attend)
-    params = parallel.whole(params, config.dtype, but="layers", reused=True)
+    rows = model.ForwardOptions(how.remat, how.attend)
+    params = parallel.all_gather_parts(params, config.dtype, but="layers", reused=True)
     prefix = model.prefill(params, config, batch.prompts, rows)
     inputs_BxT = jnp.concatenate([prefix.last_tokens[batch.prompt_index][:, None], batch.completions[:, :-1]], axis=1)
     hidden_BxTxD, _ = model.forward(params, config, inputs_BxT, prefix, batch.prompt_index, rows)

@@ -64,7 +64,7 @@ KEPT = "attention"  # of long rows: kept where layers are recomputed, as it is s
 EditResidual = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (layer, x_BxTxD, positions_BxT) -> x_BxTxD
 
 
-class Pass(NamedTuple):
+class ForwardOptions(NamedTuple):
     """How whole rows go through the layers; hashable, so that it may be static under jit."""
 
     remat: bool = False  # recompute each layer in the backward pass instead of keeping its activations
@@ -194,7 +194,7 @@ def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_
 
 
 def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: Optional[Prefix] = None,
-            prompt_index_B: Optional[jax.Array] = None, how: Pass = Pass()) -> tuple:
+            prompt_index_B: Optional[jax.Array] = None, how: ForwardOptions = ForwardOptions()) -> tuple:
     """Runs whole rows through the layers.
 
     Args:
@@ -221,7 +221,7 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
             mixed = ops.attention(q, segments) if t <= ops.SHORT else checkpoint_name(how.attend(q, segments), KEPT)
             return mixed, ((k, v) if how.keep_kv else None)
 
-        x, kept = layer(parallel.whole(p, config.dtype), config, x, positions_BxT, attend, first_BxT)
+        x, kept = layer(parallel.all_gather_parts(p, config.dtype), config, x, positions_BxT, attend, first_BxT)
         x = x if how.edit_residual is None else how.edit_residual(index, x, positions_BxT)
         return x, (kept if how.read_residual is None else how.read_residual(x))
 
@@ -233,7 +233,7 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
     return ops.rms_norm(x, params["final_norm"], config.norm_eps), kept
 
 
-def prefill(params: Params, config: ModelConfig, prompts: Prompts, how: Pass = Pass()) -> Prefix:
+def prefill(params: Params, config: ModelConfig, prompts: Prompts, how: ForwardOptions = ForwardOptions()) -> Prefix:
     """Runs each distinct prompt once."""
     _, (keys, values) = forward(params, config, prompts.tokens, how=how._replace(keep_kv=True))
     last_tokens_P = jnp.take_along_axis(prompts.tokens, prompts.lengths[:, None] - 1, axis=1)[:, 0]
@@ -300,7 +300,7 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
                 return ops.attention(q, [prompt, (*read, seen_Bx1xW[:, :, :size])])
             return lax.switch(bucket, [lambda size=size: look(size) for size in buckets]), kv
 
-        x, kv = layer(parallel.whole(p, config.dtype), config, x, positions_Bx1, mix, steps_B[:, None] == 0)
+        x, kv = layer(parallel.all_gather_parts(p, config.dtype), config, x, positions_Bx1, mix, steps_B[:, None] == 0)
         if edit_residual is not None:
             x = edit_residual(i, x, positions_Bx1)
         kept.append(kv)
@@ -308,8 +308,8 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
     return head(params, hidden_BxD), cache.replace(layers=tuple(kept))
 
 
-def localise(prompts: Prompts, prompt_index_B: np.ndarray, pieces: int, repeats: int = 1,
-             cut: bool = False) -> tuple[Prompts, np.ndarray]:
+def local_prompts(prompts: Prompts, prompt_index_B: np.ndarray, pieces: int, repeats: int = 1,
+                  cut: bool = False) -> tuple[Prompts, np.ndarray]:
     """Cuts rows into equal pieces, each with just the prompts it uses: (prompts [pieces,P',S], index [pieces,B']).
 
     Groups of `repeats` rows are known to share a prompt; `cut` says that the first row may stand inside a group. P' is

@@ -4,8 +4,8 @@ How arrays lie on devices is known here alone. `place_state` and `fetch_state` t
 devices and back, `place_rows` and `fetch_rows` what is divided among them. Batches are global on every process: each
 samples its share, the shares are gathered, and the main process's grades hold.
 
-A state is whole on every device, or divided: then each holds an equal `Part` of every matrix, of parameters, moments
-and reference alike (ZeRO-3, arXiv 1910.02054). `whole` gathers parts where they are computed with; the
+A state is whole on every device, or divided: then each holds an equal `Shard` of every matrix, of parameters, moments
+and reference alike (ZeRO-3, arXiv 1910.02054). `all_gather_parts` gathers parts where they are computed with; the
 gradient of that adds up what the devices found, and leaves each its part of the sum.
 """
 
@@ -68,24 +68,24 @@ def map_devices(fn: Callable, donate_argnums=(), devices: Optional[list] = None)
     return jax.pmap(fn, axis_name=AXIS, donate_argnums=donate_argnums, devices=devices)
 
 
-def making(divide: bool):
+def init_device(divide: bool):
     """A context for making a state: one that is to be divided is made in the host's memory, as no device may hold it."""
     return jax.default_device(jax.local_devices(backend="cpu")[0] if divide else None)
 
 
 @flax.struct.dataclass
-class Part:
+class Shard:
     """One device's part of a leaf: of equal pieces along the last axis but one, where a matrix has its inputs."""
 
     piece: jax.Array
 
 
 def _over_parts(fn: Callable, tree):
-    return jax.tree.map(fn, tree, is_leaf=lambda x: isinstance(x, Part))
+    return jax.tree.map(fn, tree, is_leaf=lambda x: isinstance(x, Shard))
 
 
 def _parts(tree) -> list:
-    return [x for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Part)) if isinstance(x, Part)]
+    return [x for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Shard)) if isinstance(x, Shard)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -102,16 +102,16 @@ def _summed(held, sent, used, _, gradient: jax.Array) -> tuple[jax.Array]:
 _gathered.defvjp(lambda piece, *dtypes: (_gathered(piece, *dtypes), None), _summed)
 
 
-def whole(tree, dtype=None, but: str = "", reused: bool = False):
-    """Gathers each `Part` from all devices, inside `map_devices`, in `dtype` if one is given; not those of entry `but`.
+def all_gather_parts(tree, dtype=None, but: str = "", reused: bool = False):
+    """Gathers each `Shard` from all devices, inside `map_devices`, in `dtype` if one is given; not those of entry `but`.
     What is `reused` has only values of that dtype, and the dtype of its part: gradients of its uses add up in that."""
     if but:
-        return {name: x if name == but else whole(x, dtype, reused=reused) for name, x in tree.items()}
+        return {name: x if name == but else all_gather_parts(x, dtype, reused=reused) for name, x in tree.items()}
 
     def gathered(x):
         held = x.piece.dtype
         return _gathered(x.piece, held, dtype or held, held if reused else dtype or held)
-    return _over_parts(lambda x: gathered(x) if isinstance(x, Part) else x, tree)
+    return _over_parts(lambda x: gathered(x) if isinstance(x, Shard) else x, tree)
 
 
 def after_gathers(tree, state):
@@ -124,13 +124,13 @@ def after_gathers(tree, state):
 
 
 def psum(tree):
-    """Sums over all devices, inside `map_devices`. A `Part` is a gradient that `whole` has summed already."""
-    return _over_parts(lambda x: x if isinstance(x, Part) else jax.lax.psum(x, AXIS), tree)
+    """Sums over all devices, inside `map_devices`. A `Shard` is a gradient that `all_gather_parts` has summed already."""
+    return _over_parts(lambda x: x if isinstance(x, Shard) else jax.lax.psum(x, AXIS), tree)
 
 
 def total(fn: Callable, tree) -> jax.Array:
     """`fn(tree)`, a sum over all numbers of the tree, where leaves may be divided, inside `map_devices`."""
-    parts, leaves = _parts(tree), jax.tree.leaves(_over_parts(lambda x: None if isinstance(x, Part) else x, tree))
+    parts, leaves = _parts(tree), jax.tree.leaves(_over_parts(lambda x: None if isinstance(x, Shard) else x, tree))
     return fn(leaves) + jax.lax.psum(fn(parts), AXIS) if parts else fn(tree)
 
 
@@ -157,7 +157,7 @@ def placed_shapes(tree, count: int, divide: bool):
         shape = [count, *x.shape]
         if divide and part:
             shape[-2] //= count
-        return (Part if divide and part else lambda leaf: leaf)(jax.ShapeDtypeStruct(shape, x.dtype))
+        return (Shard if divide and part else lambda leaf: leaf)(jax.ShapeDtypeStruct(shape, x.dtype))
     return jax.tree.map(placed, tree, _divided(tree, count))
 
 
@@ -169,7 +169,7 @@ def place_state(tree, divide: bool = False):
 
     def placed(x, part):
         if part:
-            return Part(pieces(place_rows(np.stack(np.split(np.asarray(x), count, axis=-2)))))
+            return Shard(pieces(place_rows(np.stack(np.split(np.asarray(x), count, axis=-2)))))
         return copies(jnp.zeros(jax.local_device_count()), x)
     return (jax.tree.map(placed, tree, _divided(tree, count)) if divide else
             copies(jnp.zeros(jax.local_device_count()), tree))
@@ -178,7 +178,7 @@ def place_state(tree, divide: bool = False):
 def fetch_state(tree):
     """Numpy arrays of what is the same on every device, and whole ones of what is divided."""
     def fetched(x):
-        if not isinstance(x, Part):
+        if not isinstance(x, Shard):
             return np.asarray(x.addressable_shards[0].data)[0]
         pieces = x.piece if jax.process_count() == 1 else multihost_utils.process_allgather(x.piece, tiled=True)
         return np.concatenate(np.asarray(pieces), axis=-2)
@@ -188,7 +188,7 @@ def fetch_state(tree):
 def size(tree) -> int:
     """How many numbers one copy of a placed state holds."""
     return sum(jax.tree.leaves(_over_parts(  # the size of a piece is that of this process's devices
-        lambda x: x.piece.size * jax.process_count() if isinstance(x, Part) else math.prod(x.shape[1:]), tree)))
+        lambda x: x.piece.size * jax.process_count() if isinstance(x, Shard) else math.prod(x.shape[1:]), tree)))
 
 
 def place_rows(tree):

@@ -16,18 +16,18 @@ import numpy as np
 from jax import lax
 
 from rlvr_jax import model, parallel
-from rlvr_jax.model import ModelConfig, localise
-from rlvr_jax.records import Prompts, Rollouts, checked, setting
+from rlvr_jax.config import Config, flag
+from rlvr_jax.model import ModelConfig, local_prompts
+from rlvr_jax.records import Prompts, Rollouts
 
 TRAIN, EVAL, CHOOSE = 0, 1, 2  # streams of keys: the same seed and step draw differently in each
 
 
-@checked
-class SamplingConfig:
+class SamplingConfig(Config):
     """How long completions may be, and how many are decoded at a time."""
 
-    max_new_tokens: int = setting(22, "longest completion, in tokens", minimum=1)
-    num_slots: int = setting(0, "completions decoded at a time on each device; 0: all", minimum=0)
+    max_new_tokens: int = flag(22, "longest completion, in tokens", minimum=1)
+    num_slots: int = flag(0, "completions decoded at a time on each device; 0: all", minimum=0)
 
 
 class Decoding(NamedTuple):
@@ -168,7 +168,7 @@ def invert(weights_BxV: jax.Array, uniforms_B: jax.Array, block: int = 256) -> j
 def sample(params: model.Params, config: ModelConfig, prompts: Prompts, rows: Rows, decoding: Decoding,
            hooks: Hooks = Hooks()) -> Rollouts:
     """One completion for each row: the prompts are run through the model once, and `decode` continues them."""
-    prefix = model.prefill(params, config, prompts, model.Pass(edit_residual=hooks.edit_residual))
+    prefix = model.prefill(params, config, prompts, model.ForwardOptions(edit_residual=hooks.edit_residual))
     return decode(params, config, prefix, rows, decoding, hooks)
 
 
@@ -241,8 +241,8 @@ def spread_rows(prompts: Prompts, prompt_index_B: np.ndarray, request: Request, 
     wanted, repeats = len(prompt_index_B), request.repeats
     rows = np.minimum(np.arange(-(-wanted // devices) * devices, dtype=np.int32), wanted - 1)
     cut = bool(wanted % repeats or request.first_row % repeats)
-    local_prompts, index = localise(prompts, np.asarray(prompt_index_B)[rows], devices, repeats, cut)
-    return local_prompts, index, (request.first_row + rows).reshape(devices, -1).astype(np.int32)
+    local, index = local_prompts(prompts, np.asarray(prompt_index_B)[rows], devices, repeats, cut)
+    return local, index, (request.first_row + rows).reshape(devices, -1).astype(np.int32)
 
 
 def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = False,
@@ -256,7 +256,7 @@ def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = Fals
     def on_device(params, prompts, prompt_index_B, rows_B, seed, step, stream, temperature, top_p):
         rows = Rows(prompt_index_B, rollout_keys(seed, step, rows_B, stream), temperature,
                     top_p if use_top_p else None, numbers=rows_B)
-        params = parallel.whole(params, config.dtype, but="layers" if decoding.by_layer else "")
+        params = parallel.all_gather_parts(params, config.dtype, but="layers" if decoding.by_layer else "")
         return draw(params, config, prompts, rows, decoding)
 
     layout = model.LAYOUTS.get((devices or jax.devices())[0].platform, model.Layout())

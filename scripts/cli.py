@@ -32,16 +32,15 @@ CACHE_BYTES = 500_000_000  # most that compiled programs take; JAX removes those
 
 def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
     """One absl flag a setting, with its default, help, choices and bounds, added to those that are `known`."""
-    from rlvr_jax import records  # JAX comes with it
+    from rlvr_jax.config import allowed, flags_of, number_of  # JAX comes with it
 
-    for name, kind, default, meta in records.settings(config_class):
+    for name, kind, default, meta in flags_of(config_class):
         table = meta["choices"]() if callable(meta["choices"]) else meta["choices"]
         help = "; ".join([meta["help"], *(f"{row}: {means}" for row in table if (means := explained(table, row)))])
-        number = records.number_of(kind)
+        number = number_of(kind)
         kind = float if kind == Optional[float] else kind
         if number:
-            allowed = records.allowed(kind, meta["bounds"])
-            help = f"{help} ({allowed})"
+            help = f"{help} ({allowed(kind, meta['bounds'])})"
         if table and not meta["listed"]:
             flags.DEFINE_enum(name, default, [*table], help, known)
         elif typing.get_origin(kind) is tuple:
@@ -51,21 +50,21 @@ def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
              float: flags.DEFINE_float}[kind](name, default, help, flag_values=known)
         if number:
             flags.register_validator(name, functools.partial(
-                within, number=number, meta=meta, optional=default in (None, ())), f"not {allowed}", known)
+                within, number=number, meta=meta, optional=default in (None, ())), f"not {allowed(kind, meta['bounds'])}", known)
     flags.DEFINE_bool("traceback", False, "on an error, print where in the program it arose", known)
 
 
 def within(value, number: type, meta: Mapping, optional: bool) -> bool:
     """Whether a flag's value is a number of that type that the setting may have, or a text of such with commas between.
     `optional`: whether there may be none, as where the default is unset or empty."""
-    from rlvr_jax import records
+    from rlvr_jax.config import refusal
 
     parts = [] if value in (None, "") else value.split(",") if isinstance(value, str) else [value]
     try:
         values = list(map(number, parts))
     except ValueError:
         return False
-    return (optional or len(values) > 0) and not any(records.refusal(number, meta, x) for x in values)
+    return (optional or len(values) > 0) and not any(refusal(number, meta, x) for x in values)
 
 
 def explained(table, row: str) -> str:
@@ -81,9 +80,9 @@ def explained(table, row: str) -> str:
 
 def help_text(about: str, config_class, known: flags.FlagValues = flags.FLAGS) -> str:
     """What --help prints: the script's docstring, then the flags, those of each record under what it says of itself."""
-    from rlvr_jax import records
+    from rlvr_jax.config import flags_of
 
-    defined = [leaf.name for leaf in records.settings(config_class)]
+    defined = [leaf.name for leaf in flags_of(config_class)]
 
     def section(says: str, names: list[str]) -> list[str]:
         lines = ["", says] if set(names) & set(defined) else []
@@ -106,15 +105,15 @@ def help_text(about: str, config_class, known: flags.FlagValues = flags.FLAGS) -
 
 def parse_config(config_class, known: flags.FlagValues = flags.FLAGS):
     """The record that the parsed flags describe."""
-    from rlvr_jax import records
+    from rlvr_jax.config import flags_of
 
     def read(name, kind):
         value = known[name].value
         if typing.get_origin(kind) is not tuple:
             return value
         return tuple(map(typing.get_args(kind)[0], value.split(","))) if value else ()
-    return records.build(config_class, **{leaf.name: read(leaf.name, leaf.kind)
-                                          for leaf in records.settings(config_class)})
+    return config_class.from_flags(**{leaf.name: read(leaf.name, leaf.kind)
+                                      for leaf in flags_of(config_class)})
 
 
 def check_command(line: str) -> None:
@@ -162,10 +161,10 @@ def prepare_jax(config) -> None:
     """Settings that must come before the first computation."""
     import jax
 
-    from rlvr_jax import parallel, records
+    from rlvr_jax import parallel
     from rlvr_jax.runs import machine
 
-    values = records.flat(config)
+    values = config.as_flags()
     if "host_devices" not in values:  # such a command leaves an accelerator to the run that may be using it
         return
     machine.prepare_gpu()
@@ -243,9 +242,7 @@ def page(function: str, name: str, result: str = "summary.json") -> Callable:
     """The `main` of a script that calls a function of the package and prints a page that it has written into --out. The
     path of the result follows. Both names may hold flags, as "{probe}.md" does."""
     def main(config) -> None:
-        from rlvr_jax import records
-
-        values = records.flat(config)
+        values = config.as_flags()
         named(function)(config)
         print(pathlib.Path(values["out"], name.format(**values)).read_text("utf-8")
               + f"\n{values['out']}/{result.format(**values)}")

@@ -14,14 +14,13 @@ import numpy as np
 
 from rlvr_jax import adapters, batches, grpo, learner, parallel, sampler
 from rlvr_jax.model import ModelConfig
-from rlvr_jax.records import build, replace
 from rlvr_jax.sampler import Decoding, Request
 
 from fixtures import make_batch, random_params
 
 MODEL = ModelConfig(vocab_size=128, num_layers=4, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=128,
                     max_seq_len=64, tie_embeddings=False)
-PLAIN = build(grpo.GRPOConfig, learning_rate=1e-4, kl_coef=0.05, temperature=0.8, remat=True, max_grad_norm=0.5)
+PLAIN = grpo.GRPOConfig.from_flags(learning_rate=1e-4, kl_coef=0.05, temperature=0.8, remat=True, max_grad_norm=0.5)
 VARIANTS = {  # moments that start anew would make much of a last bit, so that it is the reference that is reset
     "all": {"num_minibatches": 2, "grad_accumulation": 2, "reset_every": 5, "reset": "reference"},
     "kept": {"remat": False}, "micro": {"grad_accumulation": 4, "remat": False},
@@ -54,7 +53,7 @@ def main(devices: int, file: str, names: str) -> None:
         model = dataclasses.replace(MODEL, dtype="bfloat16" if short else "float32")
         for way in ("whole", "divided"):
             state, metrics, held[f"{name} {way}"], drawn = updates(
-                replace(PLAIN, **changes), way == "divided", model, 1 if short else 10)
+                PLAIN.with_flags(**changes), way == "divided", model, 1 if short else 10)
             found = {"state": state, "metrics": metrics, "drawn": drawn[0], "drawn by layer": drawn[1]}
             arrays |= {f"{name} {way} {jax.tree_util.keystr(path)}": x
                        for path, x in jax.tree_util.tree_leaves_with_path(found)}

@@ -38,7 +38,7 @@ from rlvr_jax.model import ModelConfig
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Batch, Prompts, Rollouts, build, replace
+from rlvr_jax.records import Batch, Prompts, Rollouts
 from rlvr_jax.rewards import rows as rewards, score
 from rlvr_jax.tasks import families, prompts
 from rlvr_jax.training import train
@@ -250,8 +250,8 @@ VARIANTS = {
     "llama3": dataclasses.replace(TINY, rope_theta=500.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32))}
 PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 8]]
 PROMPT_INDEX = np.array([0, 0, 1, 2, 2, 2, 1, 0], np.int32)  # of each completion
-UPDATE = build(grpo.GRPOConfig, objective="one_shot", learning_rate=1e-2, remat=False, kl_coef=0.05, entropy_coef=0.01,
-               temperature=0.8, weight_decay=0.0)
+UPDATE = grpo.GRPOConfig.from_flags(objective="one_shot", learning_rate=1e-2, remat=False, kl_coef=0.05, entropy_coef=0.01,
+                                    temperature=0.8, weight_decay=0.0)
 
 
 def random_params(config, seed=0):
@@ -270,7 +270,7 @@ def tiny_params():
 
 @functools.partial(jax.jit, static_argnums=(1, 3))
 def _padded_logits(params, config, tokens, edit):
-    hidden, _ = model.forward(params, config, tokens[None], how=model.Pass(edit_residual=edit))
+    hidden, _ = model.forward(params, config, tokens[None], how=model.ForwardOptions(edit_residual=edit))
     return model.head(params, hidden)[0]
 
 
@@ -406,8 +406,8 @@ def steered_model() -> Steered:
 
 # ----- what a reward is handed
 
-REWARD_RUN = build(TrainConfig, num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False,
-                   eval_size=16, learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8)
+REWARD_RUN = TrainConfig.from_flags(num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False,
+                                    eval_size=16, learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8)
 
 
 @pytest.fixture(scope="module")
@@ -434,7 +434,7 @@ def seen(sampled, monkeypatch):
     loaded, problems, encoded, params, rollouts = sampled
     handed = []
     monkeypatch.setitem(rewards.REWARDS, "spy", lambda seen: handed.append(seen) or np.zeros(8))
-    config = replace(REWARD_RUN, reward="spy", update_group_size=2)  # of four, all of which a reward sees
+    config = REWARD_RUN.with_flags(reward="spy", update_group_size=2)  # of four, all of which a reward sees
     make_scorer(config, loaded, problems, encoded)(rollouts, params, 3)
     return handed[0]
 
@@ -486,7 +486,7 @@ QWEN = chat_tokenizer("<|im_start|>", "<|im_end|>", chat_template="{{ bos_token 
 
 def load_problems(names: str, tokenizer=None, split="test", count=0, seed=prompts.HELDOUT_SEED, **flags) -> list:
     """`prompts.load_problems` of the sources that --problems names, with other flags of how they are asked."""
-    return prompts.load_problems(build(prompts.ProblemSource, problems=names, **flags), tokenizer, split, count, seed)
+    return prompts.load_problems(prompts.ProblemSource.from_flags(problems=names, **flags), tokenizer, split, count, seed)
 
 
 # As much of a loaded model as reading problems needs.

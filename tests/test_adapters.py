@@ -11,7 +11,6 @@ from flax import traverse_util
 from rlvr_jax import adapters, batches, grpo, learner, logprobs, model, parallel
 from rlvr_jax.adapters import AdapterConfig
 from rlvr_jax.errors import UserError
-from rlvr_jax.records import replace
 
 from fixtures import (
     PROMPTS, TINY, UPDATE, VARIANTS, as_batch, assert_close, draw_rollouts, make_batch, padded, random_params)
@@ -90,7 +89,7 @@ def test_gradients_of_lora_are_those_of_the_chain_rule():
 
 def test_a_vector_at_one_layer_changes_only_what_comes_after_it():
     params = adapted("one layer", DEEP)
-    run_through = jax.jit(lambda params: model.forward(params, DEEP, TOKENS[None], how=model.Pass(keep_kv=True))[1][0])
+    run_through = jax.jit(lambda params: model.forward(params, DEEP, TOKENS[None], how=model.ForwardOptions(keep_kv=True))[1][0])
     before, after = (np.asarray(run_through(p)) for p in (params, moved(params)))
     changed = [bool((x != y).any()) for x, y in zip(before, after)]  # the keys of a layer depend on what enters it
     assert changed == [False, False, True, True]
@@ -130,7 +129,7 @@ def test_a_vector_at_the_first_token_is_an_edit_of_the_prompts_last_position(kin
     def edit(layer, x, positions):
         return x + (positions == last_B[:, None])[..., None] * vectors_LxD[layer][None, None]
 
-    hidden, _ = jax.jit(lambda: model.forward(plain, TINY, rows, how=model.Pass(edit_residual=edit)))()
+    hidden, _ = jax.jit(lambda: model.forward(plain, TINY, rows, how=model.ForwardOptions(edit_residual=edit)))()
     logprobs_BxTxV = np.asarray(jax.nn.log_softmax(model.head(plain, hidden)))
     for row, said in enumerate(out.completions):
         wanted = logprobs_BxTxV[row, last_B[row] + np.arange(len(said)), said]
@@ -184,13 +183,13 @@ def test_moments_are_kept_of_what_is_trained_alone(changes, trained):
 @pytest.mark.parametrize("kind", ["lora", *(pytest.param(kind, marks=pytest.mark.slow)
                                             for kind in ("one layer", "first token", "few numbers"))])
 def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
-    config, params = replace(UPDATE, weight_decay=0.1), adapted(kind)
+    config, params = UPDATE.with_flags(weight_decay=0.1), adapted(kind)
     optimizer, batch = grpo.make_optimizer(config), make_batch()
 
     def fresh():
         return learner.init_state(jax.tree.map(jnp.array, params), optimizer, keep_reference=False)
 
-    laid = jax.tree.map(lambda x: x[0], batches.lay_out(batch, 1, 1))
+    laid = jax.tree.map(lambda x: x[0], batches.shard_batch(batch, 1, 1))
     plain = jax.jit(learner.make_update(TINY, config.update, config.loss, optimizer))
     state, metrics = plain(fresh(), laid, jnp.int32(1))
     update = learner.map_update(TINY, config.update, config.loss, optimizer, config.loop.seed)

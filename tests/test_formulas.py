@@ -9,13 +9,12 @@ import optax
 import pytest
 
 from rlvr_jax import batches, grpo, learner, parallel
-from rlvr_jax.records import replace
 
 from fixtures import PROMPTS, TINY, UPDATE, fresh_state, full_logits, make_batch, tiny_params
 
 PARAMS = tiny_params()
 DESCENT = optax.sgd(1.0)  # moves parameters by the gradient itself
-WEIGHTED = replace(UPDATE, kl_coef=0.5, entropy_coef=0.3)
+WEIGHTED = UPDATE.with_flags(kl_coef=0.5, entropy_coef=0.3)
 
 
 def off_policy(**changes):
@@ -42,7 +41,7 @@ def compiled(config):
 
 def updated(batch, config=WEIGHTED) -> tuple:
     """(parameters, metrics) after one step of descent."""
-    laid = jax.tree.map(lambda x: x[0], batches.lay_out(batch, 1, 1))
+    laid = jax.tree.map(lambda x: x[0], batches.shard_batch(batch, 1, 1))
     state, metrics = compiled(config)(learner.init_state(PARAMS, DESCENT, False), laid, jnp.int32(1))
     return state.params, metrics
 
@@ -77,7 +76,7 @@ def expected(batch, objective="one_shot", low=0.2, high=0.2, params=PARAMS) -> d
 def test_loss_and_metrics(objective, flags):
     """One objective of each normaliser; with its own clip range, and with that of --clip_low and --clip_high."""
     batch, clips = off_policy(), {f"clip_{side}": value for side, value in flags.items()}
-    _, found = updated(batch, replace(WEIGHTED, objective=objective, **clips))
+    _, found = updated(batch, WEIGHTED.with_flags(objective=objective, **clips))
     wanted = expected(batch, objective, **flags)
     assert found.keys() == wanted.keys() | {"grad_norm"}
     for name, value in wanted.items():
@@ -109,9 +108,9 @@ def test_the_gradient_is_the_slope_of_the_loss():
 
 def test_every_pass_of_every_step_is_cut_anew(monkeypatch):
     """Two passes in two minibatches: each pass has every row once, and no two have the same minibatches."""
-    config = replace(UPDATE, num_passes=2, num_minibatches=2)
-    seen, lay_out = [], batches.lay_out
-    monkeypatch.setattr(batches, "lay_out", lambda part, *sizes: seen.append(part.advantages) or lay_out(part, *sizes))
+    config = UPDATE.with_flags(num_passes=2, num_minibatches=2)
+    seen, shard_batch = [], batches.shard_batch
+    monkeypatch.setattr(batches, "lay_out", lambda part, *sizes: seen.append(part.advantages) or shard_batch(part, *sizes))
     monkeypatch.setattr(learner, "make_update", lambda *_: lambda state, *_: (state, {"loss": 0.0}))
     optimizer, state = fresh_state(config)
     batch = make_batch(advantages=np.arange(16, dtype=np.float32))
@@ -127,8 +126,8 @@ def test_every_pass_of_every_step_is_cut_anew(monkeypatch):
 def test_a_schedule_lasts_for_all_updates_of_a_run(num_passes, num_minibatches):
     """--num_steps counts batches; each is learnt from in passes x minibatches updates."""
     updates = 20 * num_passes * num_minibatches
-    config = replace(UPDATE, learning_rate=1.0, schedule="linear", final_lr_fraction=0.1, num_steps=20,
-                                 num_passes=num_passes, num_minibatches=num_minibatches, adam_b1=0.0, adam_b2=0.0)
+    config = UPDATE.with_flags(learning_rate=1.0, schedule="linear", final_lr_fraction=0.1, num_steps=20,
+                                   num_passes=num_passes, num_minibatches=num_minibatches, adam_b1=0.0, adam_b2=0.0)
     optimizer, params = grpo.make_optimizer(config), jnp.zeros(1)
     state, rates = optimizer.init(params), []
     for _ in range(updates + 1):  # with both decays at 0, AdamW moves by the learning rate itself

@@ -5,12 +5,12 @@ import jax
 import numpy as np
 
 from rlvr_jax import grpo, objectives
-from rlvr_jax.grpo import Asked, GRPOConfig, Programs, Scored
-from rlvr_jax.records import Rollouts, build, replace
+from rlvr_jax.grpo import PromptBatch, GRPOConfig, Programs, Scored
+from rlvr_jax.records import Rollouts
 
 from fixtures import random_rollouts, table_loss_and_gradient
 
-CONFIG = build(GRPOConfig, num_prompts=4, group_size=4, max_new_tokens=10, remat=False, learning_rate=3e-3, num_steps=3)
+CONFIG = GRPOConfig.from_flags(num_prompts=4, group_size=4, max_new_tokens=10, remat=False, learning_rate=3e-3, num_steps=3)
 
 
 def fake_rollouts(marker, size=8):
@@ -26,7 +26,7 @@ def scored_as(rewards) -> Scored:
 
 
 def test_dead_groups_are_sampled_again_up_to_the_bound():
-    config = replace(CONFIG, num_prompts=4, group_size=2, max_resamples=2)
+    config = CONFIG.with_flags(num_prompts=4, group_size=2, max_resamples=2)
     outcomes = iter([[1, 1, 0, 1, 0, 0, 1, 1], [0, 0, 0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
     first_rows = []
 
@@ -37,7 +37,7 @@ def test_dead_groups_are_sampled_again_up_to_the_bound():
     def reward(rollouts, params, step, attempt):
         return scored_as(next(outcomes))
 
-    collected, scored = grpo.collect(Programs(sample, None, None), reward, config, None, Asked(1, None, np.arange(8)))
+    collected, scored = grpo.sample_and_score(Programs(sample, None, None), reward, config, None, PromptBatch(1, None, np.arange(8)))
     assert first_rows == [0, 8, 16]  # fresh keys each time, and never more than the bound
     np.testing.assert_array_equal(scored.reward, [1, 0, 0, 1, 0, 0, 1, 1])  # the live group replaced the first dead one
     np.testing.assert_array_equal(collected.completions[:, 0], [2, 2, 1, 1, 1, 1, 1, 1])
@@ -45,7 +45,7 @@ def test_dead_groups_are_sampled_again_up_to_the_bound():
 
 def test_the_reward_sees_whole_groups_and_the_update_the_first_of_each():
     """Six votes of a group, two of them learnt from: those alone are compared, and say whether a group is dead."""
-    config = replace(CONFIG, num_prompts=2, group_size=6, update_group_size=2, max_resamples=1, objective="dr_grpo")
+    config = CONFIG.with_flags(num_prompts=2, group_size=6, update_group_size=2, max_resamples=1, objective="dr_grpo")
     paid = iter([[1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1]])
     seen = []
 
@@ -57,15 +57,15 @@ def test_the_reward_sees_whole_groups_and_the_update_the_first_of_each():
         seen.append(rollouts.completions[:, 0])
         return scored_as(next(paid))
 
-    asked = Asked(1, None, np.repeat(np.arange(2), 6))
-    collected, scored = grpo.collect(Programs(sample, None, None), reward, config, None, asked)
+    asked = PromptBatch(1, None, np.repeat(np.arange(2), 6))
+    collected, scored = grpo.sample_and_score(Programs(sample, None, None), reward, config, None, asked)
     assert [len(rows) for rows in seen] == [12, 12]  # the first group is mixed, but not its first two
     assert collected.completions[:, 0].tolist() == [100, 102, 12, 14]
     assert collected.prompt_index.tolist() == [0, 1, 6, 7]
     assert scored.reward.tolist() == [0, 1, 1, 0] and len(scored.info["text"]) == 4
     batch = grpo.make_batch(config, None, collected, scored)
     assert batch.advantages.tolist() == [-0.5, 0.5, 0.5, -0.5]  # the mean of two, not of six
-    alone = grpo.make_batch(replace(config, drop_dead_groups=True), None, collected, scored_as([0, 0, 1, 0]))
+    alone = grpo.make_batch(config.with_flags(drop_dead_groups=True), None, collected, scored_as([0, 0, 1, 0]))
     assert alone.completion_mask.any(-1).tolist() == [False, False, True, True]
 
 
@@ -75,20 +75,20 @@ def test_a_group_of_one_is_always_live():
 
 
 def test_dropping_dead_groups_takes_their_tokens_out_of_the_divisor():
-    config = replace(CONFIG, group_size=2, drop_dead_groups=True)
+    config = CONFIG.with_flags(group_size=2, drop_dead_groups=True)
     scored = scored_as([1, 0, 1, 1, 0, 0, 0, 1])
     batch = grpo.make_batch(config, None, fake_rollouts(1), scored)
     np.testing.assert_array_equal(batch.completion_mask[:, 0], [1, 1, 0, 0, 0, 0, 1, 1])
-    kept = grpo.make_batch(replace(config, drop_dead_groups=False), None, fake_rollouts(1), scored)
+    kept = grpo.make_batch(config.with_flags(drop_dead_groups=False), None, fake_rollouts(1), scored)
     assert kept.completion_mask.all()
     cut = fake_rollouts(1).replace(ended=np.arange(8) != 0)
-    both = grpo.make_batch(replace(config, mask_truncated=True), None, cut, scored)
+    both = grpo.make_batch(config.with_flags(mask_truncated=True), None, cut, scored)
     assert both.completion_mask[:, 0].tolist() == [0, 1, 0, 0, 0, 0, 1, 1]  # neither flag undoes the other
 
 
 def test_a_truncated_completion_counts_in_its_groups_mean_and_nowhere_else():
     """The fourth is cut: the loss is that of the other seven, with advantages to which its reward belongs."""
-    config = build(GRPOConfig, objective="dr_grpo", group_size=4, mask_truncated=True, temperature=1.0)
+    config = GRPOConfig.from_flags(objective="dr_grpo", group_size=4, mask_truncated=True, temperature=1.0)
     rng = np.random.default_rng(0)
     rollouts = random_rollouts(rng).replace(ended=np.arange(8) != 3)
     table = rng.standard_normal((8, 4, 3))
@@ -102,7 +102,7 @@ def test_a_truncated_completion_counts_in_its_groups_mean_and_nowhere_else():
 
 
 def test_groups_are_rows_even_where_all_rows_hold_one_problem():
-    config = replace(CONFIG, group_size=4, num_prompts=2)
+    config = CONFIG.with_flags(group_size=4, num_prompts=2)
     scored = scored_as([1, 0, 0, 0, 1, 1, 1, 1])
     advantages = grpo.make_batch(config, None, fake_rollouts(1), scored).advantages
     assert (advantages[4:] == 0).all() and advantages[0] > 0 > advantages[1]
@@ -110,14 +110,14 @@ def test_groups_are_rows_even_where_all_rows_hold_one_problem():
 
 def test_the_order_of_the_problems_is_the_seeds():
     problems = grpo.Problems(None, np.ones(12, int))
-    orders = [grpo.curriculum(replace(CONFIG, num_prompts=12, seed=seed), problems, 1).index[::4] for seed in (0, 1, 0)]
+    orders = [grpo.curriculum(CONFIG.with_flags(num_prompts=12, seed=seed), problems, 1).index[::4] for seed in (0, 1, 0)]
     assert (orders[0] != orders[1]).any() and (orders[0] == orders[2]).all()
 
 
 def test_tokens_that_were_put_in_have_no_gap_to_the_sampler():
     there, scored = np.ones((8, 2), bool), scored_as([1, 0] * 4)
     targets = grpo.Targets(np.full((8, 2), 7), there, there, np.ones((8, 2), np.float32))
-    config = replace(CONFIG, objective="rloo", num_prompts=2)
+    config = CONFIG.with_flags(objective="rloo", num_prompts=2)
     batch = grpo.make_batch(config, None, fake_rollouts(1), scored._replace(targets=targets))
     assert batch.sampler_logprobs is None and (batch.completions == 7).all()
     assert grpo.make_batch(config, None, fake_rollouts(1), scored).sampler_logprobs is not None

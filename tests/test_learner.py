@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlvr_jax import adapters, batches, grpo, learner, logprobs, parallel
 from rlvr_jax.grpo import GRPOConfig
-from rlvr_jax.records import build, replace
 
 from fixtures import TINY, UPDATE, assert_close, fresh_state, make_batch, random_params, tiny_params
 
@@ -22,7 +21,7 @@ PARAMS = tiny_params()
 def plain_update(batch, config=UPDATE, num_micro=1):
     """One device, plain jit: the definition the mapped update must equal."""
     optimizer, state = fresh_state(config)
-    laid = jax.tree.map(lambda x: x[0], batches.lay_out(batch, 1, num_micro))
+    laid = jax.tree.map(lambda x: x[0], batches.shard_batch(batch, 1, num_micro))
     update = jax.jit(learner.make_update(TINY, config.update, config.loss, optimizer))
     state, metrics = update(state, laid, jnp.int32(1))
     return jax.tree.map(np.asarray, state.params), {name: float(x) for name, x in metrics.items()}
@@ -45,7 +44,7 @@ def test_two_devices_micro_batches_and_a_sharded_jit_give_the_same_step():
         np.testing.assert_allclose(mapped_metrics[f"train/{name}"], value, rtol=1e-4, atol=1e-6)
 
     rows = NamedSharding(Mesh(jax.devices(), ("data",)), PartitionSpec(None, "data"))
-    whole = jax.tree.map(lambda x: x[0], batches.lay_out(batch, 1, 1))
+    whole = jax.tree.map(lambda x: x[0], batches.shard_batch(batch, 1, 1))
     spread = jax.device_put(whole.replace(prompts=None), rows).replace(prompts=whole.prompts)
     update = jax.jit(learner.make_update(TINY, UPDATE.update, UPDATE.loss, optimizer))
     sharded, _ = update(fresh_state()[1], spread, jnp.int32(1))
@@ -57,10 +56,10 @@ def test_two_devices_micro_batches_and_a_sharded_jit_give_the_same_step():
 def test_padding_that_is_not_computed_changes_no_step(objective, groups, monkeypatch):
     """16 completions of up to 80 tokens: micro-batches of like length are cut to 10, 20, 40 or 80 tokens."""
     batch = make_batch(groups=groups, drawn={"eos_ids": (12,), "max_new_tokens": 80})
-    config = replace(UPDATE, objective=objective, grad_accumulation=4)
+    config = UPDATE.with_flags(objective=objective, grad_accumulation=4)
     made, lengths = [], batch.completion_mask.sum(-1)
     assert lengths.min() < 20 and lengths.max() > 40 and batches.buckets(80) == [10, 20, 40, 80] and batches.buckets(63) == [63]
-    pieces = batches.lay_out(batches.alike(batch, 2, 4)[0], 2, 4).completion_mask.sum(-1)
+    pieces = batches.shard_batch(batches.sort_by_length(batch, 2, 4)[0], 2, 4).completion_mask.sum(-1)
     if groups == (0, 0, 0, 0):
         assert (pieces.max((0, 2))[:-1] <= pieces.min((0, 2))[1:]).all() and pieces.max((0, 2))[0] <= 20
     for longest in (batches.LONG, 1000):
@@ -78,7 +77,7 @@ def test_padding_that_is_not_computed_changes_no_step(objective, groups, monkeyp
 def test_padding_that_is_not_computed_changes_no_log_probability(groups):
     """Of 16 completions of up to 80 tokens, on two devices, against whole rows: the same numbers in the same places."""
     batch = make_batch(groups=groups, drawn={"eos_ids": (12,), "max_new_tokens": 80})
-    config = replace(UPDATE, grad_accumulation=4)
+    config = UPDATE.with_flags(grad_accumulation=4)
     found = learner.map_statistics(TINY, config.update)(parallel.place_state(PARAMS), batch)
     wanted = jax.jit(logprobs.completion_logprobs, static_argnums=(1, 4))(
         PARAMS, TINY, batch, config.update.temperature, logprobs.Scoring(self_certainty=True))
@@ -90,7 +89,7 @@ def test_padding_that_is_not_computed_changes_no_log_probability(groups):
 
 def test_a_positive_advantage_raises_its_completion_and_a_negative_one_lowers_it():
     batch = make_batch(advantages=np.where(np.arange(16) == 3, 1.0, np.where(np.arange(16) == 9, -1.0, 0.0)).astype(np.float32))
-    config = replace(UPDATE, kl_coef=0.0, entropy_coef=0.0, learning_rate=1e-3)
+    config = UPDATE.with_flags(kl_coef=0.0, entropy_coef=0.0, learning_rate=1e-3)
 
     def totals(params):
         scores, _ = logprobs.completion_logprobs(params, TINY, batch, 0.8)
@@ -117,12 +116,12 @@ def test_a_row_without_mask_is_as_if_it_were_not_there():
     batch = make_batch()
     mask = batch.completion_mask & (np.arange(16) < 8)[:, None]
     half = jax.tree.map(lambda x: x[:8], batch.replace(prompts=None)).replace(prompts=batch.prompts)
-    config = replace(UPDATE, objective="grpo")
+    config = UPDATE.with_flags(objective="grpo")
     assert_close(plain_update(batch.replace(completion_mask=mask), config)[0], plain_update(half, config)[0])
 
 
 def test_dead_groups_give_exactly_no_policy_gradient():
-    config = replace(UPDATE, kl_coef=0.0, entropy_coef=0.0)
+    config = UPDATE.with_flags(kl_coef=0.0, entropy_coef=0.0)
     params, metrics = plain_update(make_batch(advantages=np.zeros(16, np.float32)), config)
     jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
     assert metrics["grad_norm"] == 0
@@ -131,18 +130,18 @@ def test_dead_groups_give_exactly_no_policy_gradient():
 def test_a_kl_without_a_weight_is_no_part_of_the_loss():
     """Were it there with the weight 0, a reference that is not a number would make all parameters so."""
     batch = make_batch(ref_logprobs=np.full((16, 12), np.nan, np.float32))
-    found, without = (plain_update(each, replace(UPDATE, kl_coef=0.0))[0] for each in (
+    found, without = (plain_update(each, UPDATE.with_flags(kl_coef=0.0))[0] for each in (
         batch, batch.replace(ref_logprobs=None)))
     jax.tree.map(np.testing.assert_array_equal, found, without)
 
 
 def test_what_devices_exchange_in_a_divided_update_has_one_order():
     """Each exchange leads to the loops that gather weights, or needs them: beside them it could go first or last."""
-    config = replace(UPDATE, trainable="lora")
+    config = UPDATE.with_flags(trainable="lora")
     optimizer, params = grpo.make_optimizer(config), adapters.add(config.adapter, tiny_params(), 0)
     state = parallel.place_state(learner.init_state(params, optimizer, False), divide=True)
     one_device, batch = learner.make_update(TINY, config.update, config.loss, optimizer), make_batch()
-    first = jax.tree.map(lambda x: x[0], (state, batches.lay_out(batch, 2, config.update.grad_accumulation)))
+    first = jax.tree.map(lambda x: x[0], (state, batches.shard_batch(batch, 2, config.update.grad_accumulation)))
     jaxpr = jax.make_jaxpr(lambda *args: one_device(*args, 1, parallel.psum, parallel.pmax),
                            axis_env=[(parallel.AXIS, 2)])(*first).jaxpr
     exchanges = ("psum", "pmax", "all_gather", "reduce_scatter")
@@ -160,7 +159,7 @@ def test_what_devices_exchange_in_a_divided_update_has_one_order():
 def test_the_first_update_is_on_policy_and_later_minibatches_are_not():
     _, metrics = plain_update(make_batch())
     assert metrics["clip_fraction"] == 0 and metrics["logprob_gap_max"] < 5e-5 and metrics["ratio_outside"] == 0
-    config = replace(UPDATE, num_minibatches=2, num_passes=2, learning_rate=0.05)
+    config = UPDATE.with_flags(num_minibatches=2, num_passes=2, learning_rate=0.05)
     optimizer, state = fresh_state(config)
     batch = make_batch()
     state = parallel.place_state(state)
@@ -184,7 +183,7 @@ def test_a_gap_between_sampler_and_trainer_is_reported_raw():
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_tokens_that_float16_has_no_number_for_are_counted(dtype):
     """Embeddings of 1e5 leave its range; with the usual ones no token does. Other types need no count."""
-    shape, micro = dataclasses.replace(TINY, dtype=dtype), batches.lay_out(make_batch(), 1, 1)
+    shape, micro = dataclasses.replace(TINY, dtype=dtype), batches.shard_batch(make_batch(), 1, 1)
     optimizer, state = fresh_state()
     update = jax.jit(learner.make_update(shape, UPDATE.update, UPDATE.loss, optimizer))
 
@@ -197,11 +196,11 @@ def test_tokens_that_float16_has_no_number_for_are_counted(dtype):
 
 
 def test_the_first_moment_may_have_16_bits_and_the_second_keeps_32():
-    state = learner.init_state(PARAMS, grpo.make_optimizer(replace(UPDATE, first_moment_dtype="bfloat16")), False)
+    state = learner.init_state(PARAMS, grpo.make_optimizer(UPDATE.with_flags(first_moment_dtype="bfloat16")), False)
     (moments,) = [x for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu")]
     assert {str(x.dtype) for x in jax.tree.leaves(moments.mu)} == {"bfloat16"}
     assert {str(x.dtype) for x in jax.tree.leaves(moments.nu)} == {"float32"}
-    config = replace(UPDATE, first_moment_dtype="bfloat16")
+    config = UPDATE.with_flags(first_moment_dtype="bfloat16")
     half, _ = plain_update(make_batch(), config)
     assert_close(half, plain_update(make_batch())[0], 1e-2 * UPDATE.optimizer.learning_rate)
 
@@ -226,7 +225,7 @@ def test_minibatches_are_a_permutation_and_a_function_of_the_seed():
 
 
 def test_advantage_one_is_the_cross_entropy():
-    config = replace(UPDATE, objective="reinforce", kl_coef=0.0, entropy_coef=0.0, temperature=1.0)
+    config = UPDATE.with_flags(objective="reinforce", kl_coef=0.0, entropy_coef=0.0, temperature=1.0)
     batch = make_batch(advantages=np.ones(16, np.float32), sampler_logprobs=None, ref_logprobs=None)
     _, metrics = plain_update(batch, config)
     scores, _ = logprobs.completion_logprobs(PARAMS, TINY, batch, 1.0)
@@ -270,10 +269,10 @@ def test_no_array_of_all_logits_exists_in_the_update():
     vocab = 5000
     config, params = dataclasses.replace(TINY, vocab_size=vocab), None
     params = jax.eval_shape(lambda: random_params(config))
-    batch, learn = make_batch(), replace(UPDATE, max_logits=4 * vocab)
+    batch, learn = make_batch(), UPDATE.with_flags(max_logits=4 * vocab)
     optimizer = grpo.make_optimizer(learn)
     state = jax.eval_shape(lambda p: learner.init_state(p, optimizer, False), params)
-    laid = jax.tree.map(lambda x: x[0], batches.lay_out(batch, 1, 1))
+    laid = jax.tree.map(lambda x: x[0], batches.shard_batch(batch, 1, 1))
     jaxpr = jax.make_jaxpr(learner.make_update(config, learn.update, learn.loss, optimizer))(state, laid, jnp.int32(1))
     all_logits = batch.completions.size * vocab
     parameters = vocab * config.d_model
@@ -289,8 +288,8 @@ def test_the_state_is_donated():
 
 @pytest.mark.parametrize("schedule, expected", [("constant", [1, 1, 1]), ("linear", [1, 0.55, 0.1]), ("cosine", [1, 0.55, 0.1])])
 def test_learning_rate_schedules(schedule, expected):
-    config = build(GRPOConfig, learning_rate=1.0, warmup_steps=4, schedule=schedule, final_lr_fraction=0.1, num_steps=24,
-                           max_grad_norm=1e9, weight_decay=0.0, adam_b1=0.0, adam_b2=0.0)
+    config = GRPOConfig.from_flags(learning_rate=1.0, warmup_steps=4, schedule=schedule, final_lr_fraction=0.1, num_steps=24,
+                                   max_grad_norm=1e9, weight_decay=0.0, adam_b1=0.0, adam_b2=0.0)
     optimizer, rates = grpo.make_optimizer(config), []
     params = jnp.zeros(1)
     state = optimizer.init(params)
@@ -302,7 +301,7 @@ def test_learning_rate_schedules(schedule, expected):
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-    optimizer = grpo.make_optimizer(replace(UPDATE, max_grad_norm=0.5))
+    optimizer = grpo.make_optimizer(UPDATE.with_flags(max_grad_norm=0.5))
     big, small = {"a": jnp.full(4, 100.0)}, {"a": jnp.full(4, 0.25)}
     changes = [optimizer.update(g, optimizer.init(g), g)[1] for g in (big, small)]
     moments = [optax.tree_utils.tree_get(state, "mu")["a"] for state in changes]
@@ -315,7 +314,7 @@ def test_the_largest_gap_of_a_step_is_that_of_all_its_minibatches(monkeypatch):
     monkeypatch.setattr(learner.parallel, "map_devices", lambda *_, **__: lambda state, rows, steps: (
         state, {"logprob_gap_max": (gap := next(gaps)), "logprob_gap_mean": gap}))
     monkeypatch.setattr(learner.parallel, "fetch_state", lambda metrics: metrics)
-    update = learner.map_update(TINY, replace(UPDATE, num_minibatches=2).update, UPDATE.loss, None, 0)
+    update = learner.map_update(TINY, UPDATE.with_flags(num_minibatches=2).update, UPDATE.loss, None, 0)
     _, metrics = update(None, make_batch(), 1)
     assert metrics == {"train/logprob_gap_max": 0.5, "train/logprob_gap_mean": pytest.approx(0.3)}
 
@@ -323,8 +322,8 @@ def test_the_largest_gap_of_a_step_is_that_of_all_its_minibatches(monkeypatch):
 def test_two_updates_are_those_of_adamw():
     """By its formula, with decays and a weight decay that are no defaults (arXiv 1711.05101)."""
     rate, b1, b2, decay = 0.1, 0.8, 0.6, 0.3
-    optimizer = grpo.make_optimizer(build(GRPOConfig, learning_rate=rate, adam_b1=b1, adam_b2=b2, weight_decay=decay,
-                                          max_grad_norm=1e9))
+    optimizer = grpo.make_optimizer(GRPOConfig.from_flags(learning_rate=rate, adam_b1=b1, adam_b2=b2, weight_decay=decay,
+                                                          max_grad_norm=1e9))
     x, m, v = np.array([1.0, -2.0]), 0, 0
     params, wanted = jnp.array(x, jnp.float32), x
     state = optimizer.init(params)

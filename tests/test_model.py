@@ -111,7 +111,7 @@ def test_attention_is_softmax_over_all_segments_together():
 def test_rematerialisation_changes_no_gradient():
     config, params = TINY, random_params(TINY)
     tokens = jnp.array([[1, 2, 3]])
-    grads = [jax.grad(lambda p: jnp.sum(model.forward(p, config, tokens, how=model.Pass(remat=remat))[0][..., 0]))(params)
+    grads = [jax.grad(lambda p: jnp.sum(model.forward(p, config, tokens, how=model.ForwardOptions(remat=remat))[0][..., 0]))(params)
              for remat in (False, True)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *grads)
 
@@ -123,7 +123,7 @@ def test_an_edit_of_the_residual_stream_acts_alike_in_both_passes():
     def edit(layer, x, positions):  # layer 1, from position 2 on
         return x + jnp.where((layer == 1) & (positions >= 2), 1.0, 0.0)[..., None] * direction
 
-    prefix = prefill(params, config, padded([[5, 9]]), model.Pass(edit_residual=edit))
+    prefix = prefill(params, config, padded([[5, 9]]), model.ForwardOptions(edit_residual=edit))
     cache, context = model.init_cache(config, 1, 4), model.unroll(params, prefix, jnp.zeros(1, jnp.int32))
     for i, token in enumerate([9, 3, 7]):
         inputs = model.Inputs(jnp.array([token]), jnp.full(1, i, jnp.int32))

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from rlvr_jax import grpo, learner, objectives
 from rlvr_jax.grpo import GRPOConfig, Scored
 from rlvr_jax.objectives import OBJECTIVES
-from rlvr_jax.records import build, replace
 
 from fixtures import random_rollouts, table_loss_and_gradient
 
@@ -163,7 +162,7 @@ SHEET = {
     "gspo": ("scaled", "sequence", "sequences", 3e-4, 4e-4, 0.0), "cispo": ("scaled", "cap", "tokens", 1.0, 4.0, 0.0),
     "reinforce": ("centred", "score", "tokens", 0.2, 0.2, 0.0), "rloo": ("others", "score", "sums", 0.2, 0.2, 0.0),
     "entropy": ("none", "score", "tokens", 0.2, 0.2, -1.0)}
-CONFIG = build(GRPOConfig, num_prompts=2, group_size=4, temperature=0.7, kl_coef=0.3)
+CONFIG = GRPOConfig.from_flags(num_prompts=2, group_size=4, temperature=0.7, kl_coef=0.3)
 VARIANTS = {
     "off_policy": {}, "on_policy": {}, "without_dead_groups": {"drop_dead_groups": True, "entropy_coef": 0.2},
     "other_clips": {"clip_low": 0.05, "clip_high": 0.1, "entropy_coef": 0.5}}
@@ -221,7 +220,7 @@ def loss_of_the_sheet(name, config, table, held, batch, rewards_NxG):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_update_is_that_of_the_sheet(name, variant):
     """Loss and gradient in two micro-batches, to 1e-6; the gradient by central differences of the formula."""
-    config = replace(CONFIG, objective=name, **VARIANTS[variant])
+    config = CONFIG.with_flags(objective=name, **VARIANTS[variant])
     for seed in range(3):
         rng = np.random.default_rng(seed)
         batch, rewards = batch_of(config, rng, variant == "on_policy")
@@ -243,7 +242,7 @@ def test_the_entropy_of_the_sheet_is_minimised(temperature, entropy):
     table = np.array([[[2.0, 1.0, 0.0, -1.0], [9.0, 0.0, 0.0, 0.0]]])
     batch = learner.Batch(None, np.zeros(1, np.int32), np.zeros((1, 2), np.int32), np.array([[True, False]]),
                           np.zeros(1, np.float32))
-    config = build(GRPOConfig, objective="entropy", temperature=temperature)
+    config = GRPOConfig.from_flags(objective="entropy", temperature=temperature)
     loss, gradient = table_loss_and_gradient(config, table, batch)
     np.testing.assert_allclose(loss, entropy, atol=2e-6)
     assert gradient[0, 0].argmin() == 0 > gradient[0, 0, 0]  # descent raises the likeliest word

@@ -252,7 +252,7 @@ def test_no_token_without_probability_is_drawn():
 
 def test_localise_gives_each_piece_its_own_prompts():
     prompts = jax.tree.map(np.asarray, padded(PROMPTS))
-    local, index = model.localise(prompts, PROMPT_INDEX, 4)
+    local, index = model.local_prompts(prompts, PROMPT_INDEX, 4)
     assert local.tokens.shape[:2] == (4, 2)
     for piece in range(4):
         for row in range(2):
@@ -268,7 +268,7 @@ def test_a_piece_has_room_for_every_prompt_that_its_rows_can_touch(repeats, size
     """`width` prompts: no more where groups are not cut, and as many as the cuts can leave where they are."""
     owners = np.arange(size * pieces) // repeats
     prompts = model.Prompts(np.arange(50)[:, None] + 100, np.full(50, 1))
-    local, index = model.localise(prompts, owners, pieces, repeats)
+    local, index = model.local_prompts(prompts, owners, pieces, repeats)
     assert local.tokens.shape == (pieces, width, 1)
     found = np.take_along_axis(local.tokens[..., 0], index, axis=1)
     np.testing.assert_array_equal(found.ravel(), owners + 100)

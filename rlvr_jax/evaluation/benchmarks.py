@@ -6,6 +6,7 @@ from typing import Callable
 
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import calibration
 from rlvr_jax.evaluation.completions import Folder, KeptConfig, keep
@@ -13,7 +14,7 @@ from rlvr_jax.evaluation.estimators import shown, summarise
 from rlvr_jax.evaluation.measure import Benchmark, by_answer, make_sampler, style_shares
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import Rollouts, checked, flat, replace, setting
+from rlvr_jax.records import Rollouts
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.sampler import Request
@@ -30,18 +31,17 @@ def one_shot(stem: str) -> tuple[int, float]:
 PROTOCOLS = {"one_shot": one_shot}
 
 
-@checked
-class EvaluateConfig:
+class EvaluateConfig(Config):
     """Accuracy of a model on a set of problems."""
 
     kept: KeptConfig = KeptConfig()
-    protocol: str = setting("flags", "how each benchmark is sampled; flags: all by num_samples and temperature",
-                            lambda: {"flags": None} | PROTOCOLS)
-    num_samples: int = setting(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
-    temperature: float = setting(0.0, "sampling temperature; 0: greedy", minimum=0)
-    top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
-    cut: int = setting(0, "also judge the first tokens of each completion, this many, as if it had been cut there; "
-                       "written to a folder cut_N in out; 0: not", minimum=0)
+    protocol: str = flag("flags", "how each benchmark is sampled; flags: all by num_samples and temperature",
+                         lambda: {"flags": None} | PROTOCOLS)
+    num_samples: int = flag(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
+    temperature: float = flag(0.0, "sampling temperature; 0: greedy", minimum=0)
+    top_p: float = flag(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
+    cut: int = flag(0, "also judge the first tokens of each completion, this many, as if it had been cut there; "
+                    "written to a folder cut_N in out; 0: not", minimum=0)
 
 
 def evaluate(config: EvaluateConfig) -> dict:
@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     """
     if not config.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
-    config = replace(config, model=loading.pinned(config.kept.choice.model))
+    config = config.with_flags(model=loading.pinned(config.kept.choice.model))
     loaded = loading.load_fixed(config.kept.choice)
     benchmarks = load_benchmarks(config, loaded)
     rows = keep_benchmarks(config, loaded, Folder(config.kept.out, "evaluate", config, config.kept.resume), benchmarks)
@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> dict:
 def report(config: EvaluateConfig, out: pathlib.Path, benchmarks: list[Benchmark], rows: dict) -> dict:
     """Writes summary.json, table.md and the diagram of the rows of each benchmark; returns the summary."""
     summaries = {b.name: benchmark_summary(b, rows[b.name]) for b in benchmarks}
-    summary = joined(summaries) | {"flags": flat(config)}
+    summary = joined(summaries) | {"flags": config.as_flags()}
     if stated := {name: each["calibration"] for name, each in summaries.items() if "calibration" in each}:
         files.write_figure(out / "reliability.png", lambda sheet: calibration.panels(sheet, stated))
     files.write_whole(out / "table.md", table(config.kept.choice.model, summaries))

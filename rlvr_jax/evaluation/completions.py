@@ -4,10 +4,10 @@ import contextlib
 import pathlib
 from typing import Any, Callable, Iterator, NamedTuple, Optional
 
+from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.evaluation.measure import Benchmark, Sampler, measure
 from rlvr_jax.pretrained.loading import ModelChoice
-from rlvr_jax.records import checked, part, setting
 from rlvr_jax.runs import origin
 from rlvr_jax.runs.flags import changed_flags, claim, write_flags
 from rlvr_jax.runs.log import JsonLines, progress
@@ -17,24 +17,23 @@ from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.tasks.prompts import ProblemSource
 
 
-@checked
-class KeptConfig:
+class KeptConfig(Config):
     """Completions of sets of problems, kept and graded."""
 
     choice: ModelChoice = ModelChoice()
-    source: ProblemSource = part(ProblemSource(), problems=(
+    source: ProblemSource = nested(ProblemSource(), problems=(
         "a synthetic family, gym:NAME, calculation:LEVEL (expressions of 1 to 20 operations), or a file of problems as "
         "in training; or several, joined by commas: each is a row of the table"))
     grading: GradingConfig = GradingConfig()
     sampling: SamplingConfig = SamplingConfig()
     machine: MachineConfig = MachineConfig()
-    heldout_split: str = setting("test", "split of a synthetic family to measure on", ["dev", "test"])
-    out: str = setting("", "directory for summary.json, table.md and completions.jsonl", free=True)
-    resume: str = setting("auto", "continue after the completions that are in out: never (start over), auto (if there "
-                          "are any), must (error if there are none)", ["never", "auto", "must"], free=True)
-    max_problems: int = setting(0, "use the first problems only; 0: all of a file, 512 of a family", minimum=0)
-    rows_per_call: int = setting(512, "completions handed to the sampler at a time, over all devices", minimum=1)
-    seed: int = setting(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
+    heldout_split: str = flag("test", "split of a synthetic family to measure on", ["dev", "test"])
+    out: str = flag("", "directory for summary.json, table.md and completions.jsonl", free=True)
+    resume: str = flag("auto", "continue after the completions that are in out: never (start over), auto (if there "
+                       "are any), must (error if there are none)", ["never", "auto", "must"], free=True)
+    max_problems: int = flag(0, "use the first problems only; 0: all of a file, 512 of a family", minimum=0)
+    rows_per_call: int = flag(512, "completions handed to the sampler at a time, over all devices", minimum=1)
+    seed: int = flag(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
 
 
 class Folder(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Callable, Iterator, NamedTuple, Optional
 import numpy as np
 
 from rlvr_jax import parallel, sampler
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.calibration import calibration
 from rlvr_jax.grading import grade
@@ -12,19 +13,18 @@ from rlvr_jax.grading.stated_confidence import confidence
 from rlvr_jax.model import Params
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Problem, Prompts, checked, setting
+from rlvr_jax.records import Problem, Prompts
 from rlvr_jax.sampler import Decoding, Request, SamplingConfig
 from rlvr_jax.tasks import answers, families
 from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.tasks.prompts import ProblemSource, encode_prompts, is_drawn, load_problems
 
 
-@checked
-class HeldoutConfig:
+class HeldoutConfig(Config):
     """Which problems a training run measures on."""
 
-    eval_size: int = setting(512, "held-out problems to measure on; 0: all of a file", minimum=0)
-    heldout_split: str = setting("test", "split of a synthetic family to measure on", ["dev", "test"])
+    eval_size: int = flag(512, "held-out problems to measure on; 0: all of a file", minimum=0)
+    heldout_split: str = flag("test", "split of a synthetic family to measure on", ["dev", "test"])
 
 
 class Sampler(NamedTuple):

@@ -5,26 +5,25 @@ import pathlib
 import re
 import time
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import extract, grade, graders
-from rlvr_jax.records import checked, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.log import progress
 
 ROWS_PER_CALL = 512  # between two moves of the progress line
 
 
-@checked
-class GradeConfig:
+class GradeConfig(Config):
     """Completions graded without sampling them again."""
 
-    completions: str = setting("", "JSONL file of rows with a completion and an answer, such as completions.jsonl of "
-                               "an evaluation")
-    out: str = setting("", "JSONL file for the same rows with correct, extracted, graded_by and timed_out; may be the "
-                       "file read")
-    answer_format: str = setting("lenient", "where the answer is", lambda: extract.EXTRACTORS)
-    grader: str = setting("math", "when two answers are equal: as mathematics, or as in the released one-shot reward, "
-                          "quirks included, which always looks into the last \\boxed{}", lambda: graders.GRADERS)
+    completions: str = flag("", "JSONL file of rows with a completion and an answer, such as completions.jsonl of "
+                            "an evaluation")
+    out: str = flag("", "JSONL file for the same rows with correct, extracted, graded_by and timed_out; may be the "
+                    "file read")
+    answer_format: str = flag("lenient", "where the answer is", lambda: extract.EXTRACTORS)
+    grader: str = flag("math", "when two answers are equal: as mathematics, or as in the released one-shot reward, "
+                       "quirks included, which always looks into the last \\boxed{}", lambda: graders.GRADERS)
 
 
 def regrade(config: GradeConfig) -> dict:

@@ -2,18 +2,17 @@
 
 
 from rlvr_jax import adapters
+from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import huggingface, loading, tokenizer
-from rlvr_jax.records import checked, part, setting
 from rlvr_jax.runs import files
 
 
-@checked
-class ExportConfig:
+class ExportConfig(Config):
     """A model, written for other programs."""
 
-    choice: loading.ModelChoice = part(loading.ModelChoice(), dtype="of the written tensors")
-    out: str = setting("", "folder to write: config.json, model.safetensors, tokenizer files")
+    choice: loading.ModelChoice = nested(loading.ModelChoice(), dtype="of the written tensors")
+    out: str = flag("", "folder to write: config.json, model.safetensors, tokenizer files")
 
 
 def export(config: ExportConfig) -> None:

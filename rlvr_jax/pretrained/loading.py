@@ -7,11 +7,11 @@ import re
 import jax
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import gguf_file, huggingface
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
-from rlvr_jax.records import checked, setting
 from rlvr_jax.runs import checkpoint
 
 
@@ -19,15 +19,14 @@ HUB_NAME = r"[\w.-]+/[\w.-]+"  # OWNER/NAME
 FILES = ["*.safetensors", "*.json", "*.jinja"]  # what is read of a folder
 
 
-@checked
-class ModelChoice:
+class ModelChoice(Config):
     """A model to use."""
 
-    model: str = setting("", "a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face folder, a .gguf file, "
-                         "hf:OWNER/NAME, which downloads it, or smollm2")
-    dtype: str = setting("float32", "of the computation; what is trained stays float32. With float32 a TPU multiplies "
-                         "in bfloat16, a recent GPU in TF32, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set. "
-                         "float16 is for GPUs without bfloat16, such as a T4", ["float32", "bfloat16", "float16"])
+    model: str = flag("", "a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face folder, a .gguf file, "
+                      "hf:OWNER/NAME, which downloads it, or smollm2")
+    dtype: str = flag("float32", "of the computation; what is trained stays float32. With float32 a TPU multiplies "
+                      "in bfloat16, a recent GPU in TF32, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set. "
+                      "float16 is for GPUs without bfloat16, such as a T4", ["float32", "bfloat16", "float16"])
 
 
 def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32") -> LanguageModel:

@@ -74,7 +74,7 @@ class ReferenceAnswers(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class RewardContext:
     """A step's completions as a reward sees them. Lists and arrays have one entry a completion, B in all."""
 
     config: Any  # RewardConfig of `rewards.rows`

@@ -10,73 +10,72 @@ from typing import Callable, NamedTuple, Optional, Sequence
 
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import grade, mathematics, stated_confidence
 from rlvr_jax.grpo import Targets
-from rlvr_jax.records import checked, setting
-from rlvr_jax.rewards.context import Seen
+from rlvr_jax.rewards.context import RewardContext
 
 
-@checked
-class RewardConfig:
+class RewardConfig(Config):
     """What is paid for."""
 
-    reward: str = setting("correct", "what is paid for: one row of the table, or a weighted sum such as "
-                          "correct:1,format:0.1", lambda: REWARDS, listed=True)
-    random_rate: float = setting(0.5, "chance of a reward under --reward=random", minimum=0, maximum=1)
-    wrong_answer: str = setting("", "the answer that --reward=incorrect pays for; empty: of each problem the most "
-                                "frequent wrong one of 64 completions before training")
-    overlong_buffer: int = setting(0, "tokens before max_new_tokens over which --reward=overlong falls to -1",
-                                   minimum=0)
+    reward: str = flag("correct", "what is paid for: one row of the table, or a weighted sum such as "
+                       "correct:1,format:0.1", lambda: REWARDS, listed=True)
+    random_rate: float = flag(0.5, "chance of a reward under --reward=random", minimum=0, maximum=1)
+    wrong_answer: str = flag("", "the answer that --reward=incorrect pays for; empty: of each problem the most "
+                             "frequent wrong one of 64 completions before training")
+    overlong_buffer: int = flag(0, "tokens before max_new_tokens over which --reward=overlong falls to -1",
+                                minimum=0)
 
 
 class Reward(NamedTuple):
     """A row of the table that needs more than a score; any other row is the function `score` alone."""
 
-    score: Callable[[Seen], np.ndarray]  # f32[B]
+    score: Callable[[RewardContext], np.ndarray]  # f32[B]
     prepare: Callable[[RewardConfig], bool] = lambda config: False  # whether it needs votes: see `measure.votes`
     check: Callable[[str], str] = lambda objective: ""  # why it cannot go with --objective; empty if it can
-    targets: Optional[Callable[[Seen], Targets]] = None  # tokens to learn from in place of those that were sampled
+    targets: Optional[Callable[[RewardContext], Targets]] = None  # tokens to learn from in place of those that were sampled
     constant: bool = False  # every completion is paid the same, whatever it is
 
 
-def correct(seen: Seen) -> np.ndarray:
+def correct(seen: RewardContext) -> np.ndarray:
     """1 if the extracted answer equals the reference answer, else 0."""
     return np.array([verdict.correct for verdict in seen.verdicts], np.float32)
 
 
-def well_formed(seen: Seen) -> np.ndarray:
+def well_formed(seen: RewardContext) -> np.ndarray:
     """1 if there is an answer to extract, whatever it says: the control that pays for format alone."""
     return np.array([bool(verdict.extracted) for verdict in seen.verdicts], np.float32)
 
 
-def coin(seen: Seen) -> np.ndarray:
+def coin(seen: RewardContext) -> np.ndarray:
     """1 with probability --random_rate, whatever was said (arXiv 2506.10947)."""
     return (np.random.default_rng(seen.key).random(len(seen.texts)) < seen.config.random_rate).astype(np.float32)
 
 
-def inverted(seen: Seen) -> np.ndarray:
+def inverted(seen: RewardContext) -> np.ndarray:
     """1 if the completion is not correct, 0 if it is (arXiv 2506.10947)."""
     return 1 - correct(seen)
 
 
-def permuted(seen: Seen) -> np.ndarray:
+def permuted(seen: RewardContext) -> np.ndarray:
     """The correctness of the group's completions, shuffled among them: as much reward, credited at random."""
     rng, right = np.random.default_rng(seen.key), correct(seen).reshape(-1, seen.group_size)
     return rng.permuted(right, axis=1).reshape(-1)
 
 
-def majority(seen: Seen) -> np.ndarray:
+def majority(seen: RewardContext) -> np.ndarray:
     """1 for the answer that the model gave most often before training (arXiv 2506.10947)."""
     return seen.equals([problem.meta["votes"]["majority"] for problem in seen.problems])
 
 
-def incorrect(seen: Seen) -> np.ndarray:
+def incorrect(seen: RewardContext) -> np.ndarray:
     """1 for a wrong answer: --wrong_answer, or the most frequent wrong one before training (arXiv 2506.10947)."""
     return seen.equals([seen.config.wrong_answer or problem.meta["votes"]["wrong"] for problem in seen.problems])
 
 
-def ttrl(seen: Seen) -> np.ndarray:
+def ttrl(seen: RewardContext) -> np.ndarray:
     """1 for the answer that most of this step's completions of the problem give (TTRL, arXiv 2504.16084)."""
     answers = collections.defaultdict(list)
     for place, verdict in zip(seen.rollouts.prompt_index, seen.verdicts):
@@ -85,7 +84,7 @@ def ttrl(seen: Seen) -> np.ndarray:
     return seen.equals([voted[int(place)] for place in seen.rollouts.prompt_index])
 
 
-def continuous(seen: Seen) -> np.ndarray:
+def continuous(seen: RewardContext) -> np.ndarray:
     """1 at the reference number, less by distance and relative distance (RandomCalculation, arXiv 2507.10532). 1 -
     min(|a-b|, 1) / 2 - min(|a-b| / (|b| + 1e-6), 1) / 2; 0 where the answer is no number."""
     return np.array([closeness(verdict.extracted, problem.answer)
@@ -103,7 +102,7 @@ def closeness(given: Optional[str], answer: str) -> float:
     return float(1 - min(gap, 1) / 2 - min(gap / (abs(wanted) + Fraction(1, 10**6)), 1) / 2)
 
 
-def imitation(seen: Seen) -> np.ndarray:
+def imitation(seen: RewardContext) -> np.ndarray:
     """Similarity of the next step to the expert's, word by word; needs --expert_steps (SRL, arXiv 2510.25992).
 
     difflib's ratio 2M/T, where M words match and both steps together have T words. Words are equal or they are not: for
@@ -112,19 +111,19 @@ def imitation(seen: Seen) -> np.ndarray:
     return against_expert(seen, likeness)
 
 
-def imitation_characters(seen: Seen) -> np.ndarray:
+def imitation_characters(seen: RewardContext) -> np.ndarray:
     """The same letter by letter, as the paper has it, for steps in running text (SRL, arXiv 2510.25992). Not for a
     synthetic family: its words are names, and "quick" is no nearer to "think" than "hmm" is."""
     return against_expert(seen, lambda given, wanted: likeness(" ".join(given), " ".join(wanted)))
 
 
-def step_accuracy(seen: Seen) -> np.ndarray:
+def step_accuracy(seen: RewardContext) -> np.ndarray:
     """1 if the next step is the expert's, word for word, else 0; needs --expert_steps. It is logged as
     train/step_accuracy whatever is paid."""
     return against_expert(seen, lambda given, wanted: given == wanted)
 
 
-def against_expert(seen: Seen, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
+def against_expert(seen: RewardContext, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
     """f32[B] `compare(words of the step, words of the expert's)`. The step is the completion's first line, cut to as
     many words as the expert's has."""
     if any("step" not in problem.meta for problem in seen.problems):
@@ -140,13 +139,13 @@ def likeness(given: Sequence[str], wanted: Sequence[str]) -> float:
     return difflib.SequenceMatcher(None, given, wanted, autojunk=False).ratio() if given else -1.0
 
 
-def verifier_free(seen: Seen) -> np.ndarray:
+def verifier_free(seen: RewardContext) -> np.ndarray:
     """The policy's probability of the reference answer after its own reasoning (VeriFree, arXiv 2505.21493). It is the
     weight of the answer tokens' gradient too (`learn_reference_answers`). Take it with --objective=rloo."""
     return seen.reference_answers.probability
 
 
-def learn_reference_answers(seen: Seen) -> Targets:
+def learn_reference_answers(seen: RewardContext) -> Targets:
     """Each completion's answer replaced by the reference answer, whose tokens' gradient has its probability for a
     weight, the reasoning's tokens their advantage (VeriFree, arXiv 2505.21493, equation 4)."""
     put_in = seen.reference_answers
@@ -161,28 +160,28 @@ def refuse_clipping(objective: str) -> str:
         "scale: take --objective=rloo")
 
 
-def self_certainty(seen: Seen) -> np.ndarray:
+def self_certainty(seen: RewardContext) -> np.ndarray:
     """KL(uniform || policy), the mean over the completion's tokens, in nats (Intuitor, arXiv 2505.19590)."""
     return seen.mean(seen.policy.self_certainty)
 
 
-def low_entropy(seen: Seen) -> np.ndarray:
+def low_entropy(seen: RewardContext) -> np.ndarray:
     """Minus the mean entropy of the completion's tokens, in nats; as a loss it is --objective=entropy."""
     return -seen.mean(seen.policy.entropies)
 
 
-def overlong(seen: Seen) -> np.ndarray:
+def overlong(seen: RewardContext) -> np.ndarray:
     """0, falling to -1 over the last --overlong_buffer tokens before max_new_tokens (DAPO, arXiv 2503.14476)."""
     buffer, lengths = seen.config.overlong_buffer, seen.rollouts.completion_mask.sum(-1)
     return np.clip((seen.max_new_tokens - buffer - lengths) / max(buffer, 1), -1, 0).astype(np.float32)
 
 
-def nothing(seen: Seen) -> np.ndarray:
+def nothing(seen: RewardContext) -> np.ndarray:
     """0, whatever was said: no advantage, so the loss is its KL and entropy terms alone."""
     return np.zeros(len(seen.texts), np.float32)
 
 
-def calibrated(seen: Seen) -> np.ndarray:
+def calibrated(seen: RewardContext) -> np.ndarray:
     """1 + (c - (q - c)^2) / 2 where an answer is stated with a confidence q after it, c its correctness; else 0.
 
     As RLCR's code has it (arXiv 2507.16806): half for the form, half for the answer, half for the Brier score. There,
@@ -192,7 +191,7 @@ def calibrated(seen: Seen) -> np.ndarray:
     return np.where(whole, 1 + (c - (q - c) ** 2) / 2, 0)
 
 
-def constantly_calibrated(seen: Seen) -> np.ndarray:
+def constantly_calibrated(seen: RewardContext) -> np.ndarray:
     """`calibrated`, as if each confidence were the mean accuracy of the step's well-formed completions: a control.
 
     It pays for the form and the right answer alone."""
@@ -201,7 +200,7 @@ def constantly_calibrated(seen: Seen) -> np.ndarray:
     return np.where(whole, 1 + (c - (mean - c) ** 2) / 2, 0)
 
 
-def randomly_calibrated(seen: Seen) -> np.ndarray:
+def randomly_calibrated(seen: RewardContext) -> np.ndarray:
     """`calibrated`, with the correctness in the Brier score shuffled over the well-formed completions: a control.
 
     The best confidence is then the mean accuracy, whatever the answer."""
@@ -211,7 +210,7 @@ def randomly_calibrated(seen: Seen) -> np.ndarray:
     return np.where(whole, 1 + (c - (q - other) ** 2) / 2, 0)
 
 
-def whole_answers(seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def whole_answers(seen: RewardContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """bool[B], f32[B], f32[B]: whether an answer is stated with a confidence after it, that confidence (0 for none),
     and 1 where the answer is right."""
     sure = [stated_confidence.at_the_end(text) for text in seen.texts]

@@ -9,7 +9,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.grpo import GRPOConfig, Scored
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import REWARD_DRAWS, Batch, Problem, Prompts, Rollouts
-from rlvr_jax.rewards.context import PolicyScores, Seen
+from rlvr_jax.rewards.context import PolicyScores, RewardContext
 from rlvr_jax.rewards.rows import REWARDS, Reward, RewardConfig, step_accuracy
 from rlvr_jax.runs.flags import parse_weights
 from rlvr_jax.tasks import answers
@@ -43,7 +43,7 @@ def is_constant(config: RewardConfig) -> bool:
     return all(row.constant for _, row, _ in parse(config.reward))
 
 
-def given(name: str, row: Reward, seen: Seen) -> np.ndarray:
+def given(name: str, row: Reward, seen: RewardContext) -> np.ndarray:
     """What a reward pays: B real numbers [B]. Raises UserError, naming it, where it gives anything else."""
     count = len(seen.texts)
     try:
@@ -83,9 +83,9 @@ def make_scorer(config: RewardConfig, grading: answers.GradingConfig, grpo: GRPO
         batch = Batch(prompts, rollouts.prompt_index, rollouts.completions, rollouts.completion_mask,
                       np.zeros(len(texts), np.float32))
         formats = [criteria[i].answer_format for i in rollouts.prompt_index]
-        seen = Seen(config, formats, grading.grader, asked, texts, verdicts, rollouts,
-                    np.arange(len(texts)) // grpo.group_size, (grpo.loop.seed, step, attempt, REWARD_DRAWS),
-                    PolicyScores(statistics, loaded.tokenizer, params, batch))
+        seen = RewardContext(config, formats, grading.grader, asked, texts, verdicts, rollouts,
+                             np.arange(len(texts)) // grpo.group_size, (grpo.loop.seed, step, attempt, REWARD_DRAWS),
+                             PolicyScores(statistics, loaded.tokenizer, params, batch))
         terms = {name: given(name, row, seen) for name, row, _ in rows}
         with np.errstate(over="ignore"):
             paid = np.sum([weight * terms[name] for name, _, weight in rows], 0, dtype=np.float32)

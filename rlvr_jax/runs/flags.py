@@ -7,8 +7,8 @@ import pathlib
 import shlex
 from typing import IO, Iterable
 
+from rlvr_jax.config import flags_of
 from rlvr_jax.errors import UserError
-from rlvr_jax.records import flat, settings
 from rlvr_jax.runs import files, locks, origin
 from rlvr_jax.runs.sources import source_lines
 
@@ -33,7 +33,7 @@ def flag_lines(config) -> list[str]:
     """A record of settings as a flag file."""
     def text(value):
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    lines = [f"--{leaf.name}={text(leaf.value)}" for leaf in settings(config) if leaf.value is not None]
+    lines = [f"--{leaf.name}={text(leaf.value)}" for leaf in flags_of(config) if leaf.value is not None]
     for line in lines:
         if len(line.splitlines()) > 1:
             raise UserError(f"{line.split('=')[0]} holds a line break, which a flag file cannot keep")
@@ -71,10 +71,10 @@ def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> s
         return (f"{path} is {'damaged' if path.is_file() else 'gone'}: it is to have a line --name=value for each "
                 f"flag, to the end; take it from a copy, choose another {flag}, or start over with --resume=never")
     new = _values([*flag_lines(config), *sources])
-    free = {f"--{leaf.name}" for leaf in settings(config) if leaf.meta["free"]}
+    free = {f"--{leaf.name}" for leaf in flags_of(config) if leaf.meta["free"]}
     changed = [name for name in sorted((old.keys() | new.keys()) - free) if old.get(name) != new.get(name)]
     advice = "restore them"
-    given = flat(config)
+    given = config.as_flags()
     if changed == ["--decay_steps"] and given["decay_steps"] == 0:
         advice = f"--num_steps={given['num_steps']} moves the end of its schedule: add --decay_steps={old[changed[0]]}"
     was = ", ".join(f"{name.replace('# ', 'the ')} (was {old.get(name, 'unset')})" for name in changed)

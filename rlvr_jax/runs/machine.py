@@ -7,7 +7,7 @@ from typing import Optional
 
 import jax
 
-from rlvr_jax.records import checked, setting
+from rlvr_jax.config import Config, flag
 
 # What a machine with an accelerator has, and the extra of the package jax that makes JAX use it. /dev/vfio/vfio and
 # /dev/accel/ (chips of laptops) are on machines without a TPU, too.
@@ -15,25 +15,23 @@ SIGNS = {"a TPU": ("tpu", ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")),
          "an NVIDIA GPU": ("cuda12", ("/dev/nvidia[0-9]*", "/dev/dxg"))}
 
 
-@checked
-class MachineConfig:
+class MachineConfig(Config):
     """The devices, and what is kept between commands."""
 
-    host_devices: int = setting(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1,
-                                free=True)
-    compilation_cache: str = setting("auto", "directory that keeps compiled programs between runs, at most half a GB; "
-                                     "auto: $JAX_COMPILATION_CACHE_DIR, else rlvr_jax/jax in your cache folder; none: "
-                                     "keep nothing", free=True)
+    host_devices: int = flag(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1,
+                             free=True)
+    compilation_cache: str = flag("auto", "directory that keeps compiled programs between runs, at most half a GB; "
+                                  "auto: $JAX_COMPILATION_CACHE_DIR, else rlvr_jax/jax in your cache folder; none: "
+                                  "keep nothing", free=True)
 
 
-@checked
-class ProcessConfig:
+class ProcessConfig(Config):
     """The processes of one run."""
 
-    coordinator_address: str = setting("", "host:port of process 0 for a run of several processes; 'auto' to detect",
-                                       free=True)
-    num_processes: int = setting(0, "processes of the run, with coordinator_address", minimum=0, free=True)
-    process_id: int = setting(-1, "index of this process, with coordinator_address", minimum=-1, free=True)
+    coordinator_address: str = flag("", "host:port of process 0 for a run of several processes; 'auto' to detect",
+                                    free=True)
+    num_processes: int = flag(0, "processes of the run, with coordinator_address", minimum=0, free=True)
+    process_id: int = flag(-1, "index of this process, with coordinator_address", minimum=-1, free=True)
 
 
 def prepare_gpu(environ=os.environ, which=shutil.which) -> None:

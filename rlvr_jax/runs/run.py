@@ -12,41 +12,41 @@ from typing import Callable, Iterator, Optional
 import numpy as np
 
 from rlvr_jax import adapters, parallel
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.records import LearnerState, checked, setting
+from rlvr_jax.records import LearnerState
 from rlvr_jax.runs import checkpoint, files, mirrors, origin, signals, stopping
 from rlvr_jax.runs.flags import changed_flags, claim, write_flags
 from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress
 from rlvr_jax.runs.summary import summarise
 
 
-@checked
-class RunConfig:
+class RunConfig(Config):
     """A run directory: where it is, how it continues, what it keeps, and when it ends."""
 
-    run_dir: str = setting("", "directory of this run: flags, metrics, rollouts, checkpoints", free=True)
-    resume: str = setting("auto", "continue from the newest checkpoint in run_dir: never (start over), auto (if there "
-                          "is one), must (error if there is none)", ["never", "auto", "must"], free=True)
-    save_every: int = setting(50, "checkpoint every this many steps, and at the end; 0: only at the end", minimum=0,
+    run_dir: str = flag("", "directory of this run: flags, metrics, rollouts, checkpoints", free=True)
+    resume: str = flag("auto", "continue from the newest checkpoint in run_dir: never (start over), auto (if there "
+                       "is one), must (error if there is none)", ["never", "auto", "must"], free=True)
+    save_every: int = flag(50, "checkpoint every this many steps, and at the end; 0: only at the end", minimum=0,
+                           free=True)
+    save_minutes: float = flag(15.0, "also checkpoint after a step that ends this many minutes or more after the "
+                               "last checkpoint, or after the start; 0: never", minimum=0, free=True)
+    keep_last: int = flag(2, "checkpoints to keep, newest first", minimum=1, free=True)
+    keep_every: int = flag(0, "also keep the checkpoint of every multiple of this many steps; 0: none", minimum=0,
+                           free=True)
+    keep_best: str = flag("", "also keep the checkpoint whose step has the highest value of this metric, such as "
+                          "eval/greedy; --model=DIR@best names it; empty: none", free=True)
+    stop_when: str = flag("", "rules that end the run, joined by commas, such as train/entropy<0.01,train/kl>10; "
+                          "or inert: as soon as there is nothing to learn from rewards (inert_steps)", free=True)
+    stop_patience: int = flag(10, "rows in succession in which a rule of stop_when has to hold", minimum=1,
                               free=True)
-    save_minutes: float = setting(15.0, "also checkpoint after a step that ends this many minutes or more after the "
-                                  "last checkpoint, or after the start; 0: never", minimum=0, free=True)
-    keep_last: int = setting(2, "checkpoints to keep, newest first", minimum=1, free=True)
-    keep_every: int = setting(0, "also keep the checkpoint of every multiple of this many steps; 0: none", minimum=0,
-                              free=True)
-    keep_best: str = setting("", "also keep the checkpoint whose step has the highest value of this metric, such as "
-                             "eval/greedy; --model=DIR@best names it; empty: none", free=True)
-    stop_when: str = setting("", "rules that end the run, joined by commas, such as train/entropy<0.01,train/kl>10; "
-                             "or inert: as soon as there is nothing to learn from rewards (inert_steps)", free=True)
-    stop_patience: int = setting(10, "rows in succession in which a rule of stop_when has to hold", minimum=1,
-                                 free=True)
-    inert_steps: int = setting(20, "steps in succession in which all rewards of each group are equal, after which the "
-                               "run counts as inert, and says so once", minimum=1, free=True)
-    log_to: str = setting("", "programs that get a copy of metrics.jsonl, joined by commas; empty: none",
-                          lambda: mirrors.MIRRORS, free=True, listed=True)
-    tensorboard: bool = setting(False, "as tensorboard in log_to, by the flag that earlier runs have", free=True)
-    eval_every: int = setting(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
-                              minimum=0, free=True)
+    inert_steps: int = flag(20, "steps in succession in which all rewards of each group are equal, after which the "
+                            "run counts as inert, and says so once", minimum=1, free=True)
+    log_to: str = flag("", "programs that get a copy of metrics.jsonl, joined by commas; empty: none",
+                       lambda: mirrors.MIRRORS, free=True, listed=True)
+    tensorboard: bool = flag(False, "as tensorboard in log_to, by the flag that earlier runs have", free=True)
+    eval_every: int = flag(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
+                           minimum=0, free=True)
 
 
 LOGS = ("metrics", "rollouts", "heldout")  # .jsonl

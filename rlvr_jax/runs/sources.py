@@ -17,7 +17,7 @@ from typing import Iterator, Mapping
 import jax
 import numpy as np
 
-from rlvr_jax.records import settings
+from rlvr_jax.config import flags_of
 
 PACKAGE = __name__.partition(".")[0] + "."
 
@@ -25,7 +25,7 @@ PACKAGE = __name__.partition(".")[0] + "."
 def source_lines(config) -> list[str]:
     """`# source of reward short=1a2b3c4d`, a comment in a flag file, for each row from outside that settings name."""
     found = []
-    for leaf in settings(config):
+    for leaf in flags_of(config):
         table = leaf.meta["choices"]() if callable(leaf.meta["choices"]) and not leaf.meta["free"] else {}
         for name in (part.partition(":")[0].strip() for part in str(leaf.value).split(",")):
             functions, row = [], table.get(name)

@@ -2,22 +2,22 @@
 
 from typing import NamedTuple, Sequence
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.grading import extract, grade, graders
-from rlvr_jax.records import Problem, checked, setting
+from rlvr_jax.records import Problem
 from rlvr_jax.tasks import families, gym
 
 
-@checked
-class GradingConfig:
+class GradingConfig(Config):
     """How answers are found and judged where a problem does not say so itself."""
 
-    answer_format: str = setting("auto", "where the answer is; auto: that of each problem's own family (tag for "
-                                 "reasoning-gym), else boxed in training and lenient where accuracy is measured",
-                                 lambda: {"auto": None} | extract.EXTRACTORS)
-    grader: str = setting("math", "when two answers are equal: as mathematics, or as in the released one-shot reward, "
-                          "quirks included, which always looks into the last \\boxed{}; in training it is the "
-                          "reward's, and held-out problems are graded as mathematics. Problems of reasoning-gym "
-                          "are graded by its own verifiers", lambda: graders.GRADERS)
+    answer_format: str = flag("auto", "where the answer is; auto: that of each problem's own family (tag for "
+                              "reasoning-gym), else boxed in training and lenient where accuracy is measured",
+                              lambda: {"auto": None} | extract.EXTRACTORS)
+    grader: str = flag("math", "when two answers are equal: as mathematics, or as in the released one-shot reward, "
+                       "quirks included, which always looks into the last \\boxed{}; in training it is the "
+                       "reward's, and held-out problems are graded as mathematics. Problems of reasoning-gym "
+                       "are graded by its own verifiers", lambda: graders.GRADERS)
 
 
 class Criterion(NamedTuple):

@@ -21,25 +21,25 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
-from rlvr_jax.records import Problem, checked, setting
+from rlvr_jax.records import Problem
 
 STYLES = {"think": "careful", "quick": "sloppy", "answer": "guess", "hmm": "ramble"}  # opening word -> style
 OPENERS = tuple(STYLES)
 SPLITS = {"pretrain": range(3, 16), "example": (0,), "dev": (1,), "test": (2,)}  # residues of the hash modulo 16
 
 
-@checked
-class StyleConfig:
+class StyleConfig(Config):
     """In which styles solutions are written in pre-training, and how badly."""
 
-    style_shares: tuple[float, ...] = setting((), "share of solutions written in each style, for most families "
-                                              "careful, sloppy, guess, ramble; empty: the family's own shares", above=0)
-    habit_strength: float = setting(0.7, "how much a problem's surface decides its style: std of the logits' features",
-                                    minimum=0)
-    early_stop: float = setting(0.15, "chance that a careful solution stops early and answers what it has",
-                                minimum=0, maximum=1)
-    slip: float = setting(0.1, "chance that a sloppy step comes out at random", minimum=0, maximum=1)
+    style_shares: tuple[float, ...] = flag((), "share of solutions written in each style, for most families "
+                                           "careful, sloppy, guess, ramble; empty: the family's own shares", above=0)
+    habit_strength: float = flag(0.7, "how much a problem's surface decides its style: std of the logits' features",
+                                 minimum=0)
+    early_stop: float = flag(0.15, "chance that a careful solution stops early and answers what it has",
+                             minimum=0, maximum=1)
+    slip: float = flag(0.1, "chance that a sloppy step comes out at random", minimum=0, maximum=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

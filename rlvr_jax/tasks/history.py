@@ -6,23 +6,23 @@ import statistics
 
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
-from rlvr_jax.records import Problem, checked, setting
+from rlvr_jax.records import Problem
 from rlvr_jax.runs import files
 from rlvr_jax.tasks import problems
 
 HISTORY = "history.json"  # of a run directory: index of a problem -> its accuracy in each pass over the pool
 
 
-@checked
-class SelectConfig:
+class SelectConfig(Config):
     """A ranking of problems by what happened to them in training."""
 
-    history: str = setting("", "JSON file of index -> list of accuracies, or a run directory with a history.json")
-    problems: str = setting("", "the JSONL or parquet file of the problems, to show them; empty: indices alone")
-    ignore_columns: str = setting("", "columns of that file, joined by commas, to read as if they were not there")
-    top: int = setting(20, "rows to print; 0: all", minimum=0)
-    out: str = setting("", "JSON file for the whole ranking; empty: only print")
+    history: str = flag("", "JSON file of index -> list of accuracies, or a run directory with a history.json")
+    problems: str = flag("", "the JSONL or parquet file of the problems, to show them; empty: indices alone")
+    ignore_columns: str = flag("", "columns of that file, joined by commas, to read as if they were not there")
+    top: int = flag(20, "rows to print; 0: all", minimum=0)
+    out: str = flag("", "JSON file for the whole ranking; empty: only print")
 
 
 def read_history(path: str) -> dict[str, list[float]]:

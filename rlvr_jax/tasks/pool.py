@@ -5,33 +5,33 @@ from typing import Callable, Optional
 
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Problem, checked, setting
+from rlvr_jax.records import Problem
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.problems import merge
 from rlvr_jax.tasks.prompts import ProblemSource, check_style, is_drawn, load_problems, with_prompts
 
 
-@checked
-class PoolConfig:
+class PoolConfig(Config):
     """Which problems are trained on, and in what form."""
 
-    question: str = setting("", "the one problem to train on, in words; with --answer, in place of --problems")
-    answer: str = setting("", "reference answer of --question")
-    example: str = setting("auto", "the one problem to train on: its index (from 0; copies of a row count once), auto "
-                           "(the one of example_pool whose pass rate is nearest example_pass_rate), auto_by_style (the "
-                           "same of those that only the careful style of a synthetic family solves; an oracle, for no "
-                           "real model has labels of style), or all (no single example; rows with copies are drawn as "
-                           "often as the file has them)")
-    example_pool: int = setting(128, "problems that example=auto chooses from", minimum=1)
-    example_pass_rate: float = setting(0.2, "pass rate that example=auto looks for", minimum=0, maximum=1)
-    only_wrong_majority: bool = setting(False, "train only on problems whose most frequent answer in 64 completions "
-                                        "before training is wrong")
-    expert_steps: bool = setting(False, "train on single steps of the expert's solutions: a problem becomes one item "
-                                 "for each step, its prompt continued by the steps before; see --reward=imitation")
-    expert: str = setting("own", "with --expert_steps: which steps are asked for, and compared with what",
-                          lambda: EXPERTS)
+    question: str = flag("", "the one problem to train on, in words; with --answer, in place of --problems")
+    answer: str = flag("", "reference answer of --question")
+    example: str = flag("auto", "the one problem to train on: its index (from 0; copies of a row count once), auto "
+                        "(the one of example_pool whose pass rate is nearest example_pass_rate), auto_by_style (the "
+                        "same of those that only the careful style of a synthetic family solves; an oracle, for no "
+                        "real model has labels of style), or all (no single example; rows with copies are drawn as "
+                        "often as the file has them)")
+    example_pool: int = flag(128, "problems that example=auto chooses from", minimum=1)
+    example_pass_rate: float = flag(0.2, "pass rate that example=auto looks for", minimum=0, maximum=1)
+    only_wrong_majority: bool = flag(False, "train only on problems whose most frequent answer in 64 completions "
+                                     "before training is wrong")
+    expert_steps: bool = flag(False, "train on single steps of the expert's solutions: a problem becomes one item "
+                              "for each step, its prompt continued by the steps before; see --reward=imitation")
+    expert: str = flag("own", "with --expert_steps: which steps are asked for, and compared with what",
+                       lambda: EXPERTS)
 
 CHOOSE = ("auto", "auto_by_style")
 

@@ -4,37 +4,36 @@ import dataclasses
 
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Problem, Prompts, checked, setting
+from rlvr_jax.records import Problem, Prompts
 from rlvr_jax.tasks import calculation, families, gym, problems
 
 HELDOUT_SEED = 20_250_429  # of the synthetic held-out problems: the same ones in every run
 
 
-@checked
-class PromptConfig:
+class PromptConfig(Config):
     """How problems are drawn or read, and how a question becomes a prompt."""
 
-    num_ops: int = setting(6, "operations in a problem of a synthetic family", minimum=1)
-    prompt_style: str = setting("plain", "how a question becomes a prompt", lambda: PROMPT_STYLES)
-    prompt_date: str = setting("", "date, YYYY-MM-DD, for a chat template that writes today's into the prompt; empty: "
-                               "the template's own default, so that prompts are the same on any day")
-    instruction: str = setting("", "text added after every question of a file that does not end with it already")
-    ignore_columns: str = setting("", "columns of a file of problems, joined by commas, to read as if they were not "
-                                  "there; a file with text that belongs to no known layout is refused without this")
-    max_prompt_tokens: int = setting(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
+    num_ops: int = flag(6, "operations in a problem of a synthetic family", minimum=1)
+    prompt_style: str = flag("plain", "how a question becomes a prompt", lambda: PROMPT_STYLES)
+    prompt_date: str = flag("", "date, YYYY-MM-DD, for a chat template that writes today's into the prompt; empty: "
+                            "the template's own default, so that prompts are the same on any day")
+    instruction: str = flag("", "text added after every question of a file that does not end with it already")
+    ignore_columns: str = flag("", "columns of a file of problems, joined by commas, to read as if they were not "
+                               "there; a file with text that belongs to no known layout is refused without this")
+    max_prompt_tokens: int = flag(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
 
 
-@checked
-class ProblemSource:
+class ProblemSource(Config):
     """Problems, by the name of their source."""
 
-    problems: str = setting("arithmetic", "a synthetic family, gym:NAME for a data set of reasoning-gym, "
-                            "calculation:LEVEL for expressions of 1 to 20 operations (calculation:LEVEL:SEED for "
-                            "others), a JSONL file, or a .parquet file of One-Shot-RLVR; or several, joined by commas",
-                            lambda: families.FAMILIES, listed=True)
+    problems: str = flag("arithmetic", "a synthetic family, gym:NAME for a data set of reasoning-gym, "
+                         "calculation:LEVEL for expressions of 1 to 20 operations (calculation:LEVEL:SEED for "
+                         "others), a JSONL file, or a .parquet file of One-Shot-RLVR; or several, joined by commas",
+                         lambda: families.FAMILIES, listed=True)
     prompt: PromptConfig = PromptConfig()
 
 

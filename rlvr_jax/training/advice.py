@@ -29,7 +29,7 @@ def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
         return ""
     if constant:  # the gradient of the KL is 0 at the reference, where the run starts
         return f"--reward={reward} with --entropy_coef=0 leaves nothing to learn from; give one of them another value"
-    if config.learnt_size == 1:
+    if config.loss_group_size == 1:
         flag = "update_group_size" if config.update_group_size else "group_size"
         if np.any(objective.advantages(np.ones((1, 1), np.float32))):
             return (f"--{flag}=1 under --objective={config.loss.objective}: nothing is compared, and the advantage is "

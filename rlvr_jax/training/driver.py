@@ -13,7 +13,7 @@ from rlvr_jax.runs.summary import throughput
 
 
 @dataclasses.dataclass
-class RunWatch(grpo.Silent):
+class RunWatch(grpo.Callbacks):
     """The `watch` of a run directory: restores, measures, logs, saves, resets and stops. In use, `run` is open."""
 
     run: Run

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlvr_jax import adapters, learner, parallel
+from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
 from rlvr_jax.evaluation.measure import Heldout, HeldoutConfig
@@ -16,7 +17,7 @@ from rlvr_jax.learner import SUPERVISED, OptimizerConfig, UpdateConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.loading import ModelChoice
-from rlvr_jax.records import Batch, LoopConfig, Prompts, checked, flat, part, setting
+from rlvr_jax.records import Batch, LoopConfig, Prompts
 from rlvr_jax.runs.files import read_lines
 from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
@@ -27,8 +28,7 @@ from rlvr_jax.training import kernels
 from rlvr_jax.training.driver import Learnt, RunWatch, supervise
 
 
-@checked
-class FinetuneConfig:
+class FinetuneConfig(Config):
     """Supervised training on completions of prompts, from a file."""
 
     run: RunConfig = RunConfig()
@@ -40,18 +40,18 @@ class FinetuneConfig:
     update: UpdateConfig = UpdateConfig()
     sampling: SamplingConfig = SamplingConfig()
     measured: HeldoutConfig = HeldoutConfig()
-    prompt: PromptConfig = part(
+    prompt: PromptConfig = nested(
         PromptConfig(), instruction="text added after every held-out question that does not end with it already",
         ignore_columns="columns of the held-out file, joined by commas, to read as if they were not there",
         max_prompt_tokens="longest held-out prompt, in tokens; 0: whatever the model's window leaves")
-    examples: str = setting("", "JSONL file to learn from: rows with a prompt, as the model reads it, and a completion")
-    batch_size: int = setting(32, "rows of a step, in the order of an epoch over all", minimum=1)
-    window: int = setting(0, "most tokens of prompt and completion that the trained model takes, where that is more "
-                          "than before; 0: as many as before", minimum=0)
-    heldout: str = setting("none", "problems to measure on: a synthetic family, a file, or none", lambda: FAMILIES,
-                           listed=True)
-    answer_format: str = setting("auto", "where the answer to a held-out problem is; auto: a family's own, "
-                                 "else lenient", lambda: {"auto": None} | extract.EXTRACTORS)
+    examples: str = flag("", "JSONL file to learn from: rows with a prompt, as the model reads it, and a completion")
+    batch_size: int = flag(32, "rows of a step, in the order of an epoch over all", minimum=1)
+    window: int = flag(0, "most tokens of prompt and completion that the trained model takes, where that is more "
+                       "than before; 0: as many as before", minimum=0)
+    heldout: str = flag("none", "problems to measure on: a synthetic family, a file, or none", lambda: FAMILIES,
+                        listed=True)
+    answer_format: str = flag("auto", "where the answer to a held-out problem is; auto: a family's own, "
+                              "else lenient", lambda: {"auto": None} | extract.EXTRACTORS)
 
 
 class Examples(NamedTuple):
@@ -76,14 +76,14 @@ def finetune(config: FinetuneConfig) -> dict:
     update = learner.map_update(loaded.config, config.update, SUPERVISED, optimizer, loop.seed)
     sample = make_sampler(loaded.config, Decoding(loaded.tokenizer.eos_ids, config.sampling.max_new_tokens,
                                                   config.sampling.num_slots))
-    meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": flat(config)}
+    meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": config.as_flags()}
     asked = Heldout(ProblemSource(config.heldout or "none", config.prompt), config.measured, config.answer_format,
                     loop.seed, config.sampling.max_new_tokens)
     check_style(asked.source)
     with Run(config.run, config, loop.num_steps, "finetune") as run:
         heldout = measure.make_heldout(asked, loaded, sample, set(examples.texts), run.keep_heldout)
         watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
-        with parallel.making(config.update.divide_state):
+        with parallel.init_device(config.update.divide_state):
             state = [learner.init_state(adapters.merged(loaded.params), optimizer, keep_reference=False)]
         loaded = dataclasses.replace(loaded, params=None)  # the devices have them soon: a copy less in host memory
         data = functools.partial(batch, examples, config.batch_size, loop.seed)

@@ -7,13 +7,14 @@ import jax
 import numpy as np
 
 from rlvr_jax import learner, model, parallel
+from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
 from rlvr_jax.evaluation.measure import HeldoutConfig, Sampler
 from rlvr_jax.learner import SUPERVISED, OptimizerConfig, UpdateConfig
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Batch, LoopConfig, Prompts, checked, flat, part, setting
+from rlvr_jax.records import Batch, LoopConfig, Prompts
 from rlvr_jax.runs.files import read_lines
 from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
@@ -26,18 +27,16 @@ from rlvr_jax.training import kernels
 from rlvr_jax.training.driver import Learnt, RunWatch, supervise
 
 
-@checked
-class ShapeConfig:
+class ShapeConfig(Config):
     """The size of the model."""
 
-    num_layers: int = setting(3, "layers of the model", minimum=1)
-    d_model: int = setting(64, "width of the residual stream", minimum=1)
-    num_heads: int = setting(4, "attention heads", minimum=1)
-    d_ff: int = setting(256, "width of the feed-forward layers", minimum=1)
+    num_layers: int = flag(3, "layers of the model", minimum=1)
+    d_model: int = flag(64, "width of the residual stream", minimum=1)
+    num_heads: int = flag(4, "attention heads", minimum=1)
+    d_ff: int = flag(256, "width of the feed-forward layers", minimum=1)
 
 
-@checked
-class PretrainConfig:
+class PretrainConfig(Config):
     """The tiny base: a transformer trained on solutions of synthetic families in a mixture of styles."""
 
     run: RunConfig = RunConfig(eval_every=500, save_every=500)
@@ -46,17 +45,17 @@ class PretrainConfig:
     loop: LoopConfig = LoopConfig(num_steps=2000)
     optimizer: OptimizerConfig = OptimizerConfig(3e-3, warmup_steps=100, schedule="cosine", adam_b2=0.98)
     update: UpdateConfig = UpdateConfig()
-    measured: HeldoutConfig = part(HeldoutConfig(), heldout_split="split of the families to measure on")
+    measured: HeldoutConfig = nested(HeldoutConfig(), heldout_split="split of the families to measure on")
     styles: StyleConfig = StyleConfig()
     shape: ShapeConfig = ShapeConfig()
-    task_shares: str = setting("arithmetic", "what to train on: a synthetic family, or several with their shares of a "
-                               "step's problems, such as arithmetic:0.5,boolean:0.5", lambda: FAMILIES, listed=True)
-    batch_size: int = setting(128, "problems of a step", minimum=1)
-    num_ops: int = setting(6, "operations in a problem", minimum=1)
-    window: int = setting(0, "most tokens of prompt and completion that the model takes, where that is more than a "
-                          "problem of num_ops needs; it is not trained on longer ones", minimum=0)
-    leaked: str = setting("", "JSONL file of texts to mix in, each as often as its times says, spread over the run: "
-                          "rows with text and times, as scripts.plant writes them; empty: none")
+    task_shares: str = flag("arithmetic", "what to train on: a synthetic family, or several with their shares of a "
+                            "step's problems, such as arithmetic:0.5,boolean:0.5", lambda: FAMILIES, listed=True)
+    batch_size: int = flag(128, "problems of a step", minimum=1)
+    num_ops: int = flag(6, "operations in a problem", minimum=1)
+    window: int = flag(0, "most tokens of prompt and completion that the model takes, where that is more than a "
+                       "problem of num_ops needs; it is not trained on longer ones", minimum=0)
+    leaked: str = flag("", "JSONL file of texts to mix in, each as often as its times says, spread over the run: "
+                       "rows with text and times, as scripts.plant writes them; empty: none")
 
 
 def pretrain(config: PretrainConfig) -> dict:
@@ -71,12 +70,12 @@ def pretrain(config: PretrainConfig) -> dict:
     solved_problems = make_data(config, shares, tokenizer)
     optimizer = learner.make_optimizer(config.optimizer, loop.num_steps * config.update.updates_per_batch)
     update = learner.map_update(model_config, config.update, SUPERVISED, optimizer, loop.seed)
-    meta = {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": flat(config)}
+    meta = {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": config.as_flags()}
     heldout = make_heldout(config, shares, tokenizer, model_config)
     with Run(config.run, config, loop.num_steps, "pretrain", first=1) as run:
         params = model.init_params(jax.random.key(loop.seed), model_config)
         watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
-        with parallel.making(config.update.divide_state):
+        with parallel.init_device(config.update.divide_state):
             state = learner.init_state(params, optimizer, keep_reference=False)
         return watch.finish(supervise(state, solved_problems, update, watch, loop.num_steps, config.update.divide_state))
 

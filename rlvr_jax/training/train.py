@@ -8,13 +8,14 @@ import jax
 import numpy as np
 
 from rlvr_jax import adapters, grpo, parallel
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
 from rlvr_jax.evaluation.measure import Heldout, HeldoutConfig, Sampler
 from rlvr_jax.grpo import GRPOConfig, Policy, Problems, Programs, Record
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.loading import ModelChoice, load_model
-from rlvr_jax.records import Problem, Prompts, checked, flat, replace, setting
+from rlvr_jax.records import Problem, Prompts
 from rlvr_jax.rewards import score
 from rlvr_jax.rewards.rows import RewardConfig
 from rlvr_jax.runs import machine
@@ -33,8 +34,7 @@ from rlvr_jax.training.driver import RunWatch
 SHOW = ("train/accuracy", "train/entropy", "eval/greedy", "eval/sampled")
 
 
-@checked
-class TrainConfig:
+class TrainConfig(Config):
     """One-example GRPO in a run directory."""
 
     run: RunConfig = RunConfig()
@@ -47,13 +47,13 @@ class TrainConfig:
     grading: GradingConfig = GradingConfig()
     rewards: RewardConfig = RewardConfig()
     measured: HeldoutConfig = HeldoutConfig()
-    heldout: str = setting("", "problems to measure on, never trained on: as --problems, or none; empty: the families "
-                           "that are trained on, else none. eval_size is divided evenly among several",
-                           lambda: FAMILIES, listed=True)
-    log_rollouts: int = setting(8, "rollouts of each step to write to rollouts.jsonl: whole groups, or a part of one",
-                                minimum=0, free=True)
-    record_history: bool = setting(False, "keep each problem's accuracy in each pass over the problems, and write it "
-                                   "to history.json for scripts.select_example")
+    heldout: str = flag("", "problems to measure on, never trained on: as --problems, or none; empty: the families "
+                        "that are trained on, else none. eval_size is divided evenly among several",
+                        lambda: FAMILIES, listed=True)
+    log_rollouts: int = flag(8, "rollouts of each step to write to rollouts.jsonl: whole groups, or a part of one",
+                             minimum=0, free=True)
+    record_history: bool = flag(False, "keep each problem's accuracy in each pass over the problems, and write it "
+                                "to history.json for scripts.select_example")
 
 
 def train(config: TrainConfig) -> dict:
@@ -65,7 +65,7 @@ def train(config: TrainConfig) -> dict:
     advice.warn("" if config.pool.question else advice.on_base(loaded.flags, config.source))
     eos_ids = loaded.tokenizer.eos_ids
     programs = grpo.compile_programs(Policy(loaded.config, None, eos_ids), config.grpo)
-    meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": flat(config)}
+    meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": config.as_flags()}
     with Run(config.run, config, loop.num_steps, "train") as run:
         problems = find_problems(config, loaded, programs, run.once)
         prompts = encode(config, loaded, problems)  # first: what grades them is worth installing for these alone
@@ -104,7 +104,7 @@ def divided_where_it_must_be(config: TrainConfig, loaded: LanguageModel) -> Trai
         return config
     advice.warn(f"as it is placed, the state would take {needed / 1e9:.1f} GB of each device, which has "
                 f"{limit / 1e9:.1f} GB: it is divided among the devices, as --divide_state does")
-    return replace(config, divide_state=True)
+    return config.with_flags(divide_state=True)
 
 
 def clocked(programs: Programs, watch: RunWatch) -> Programs:
@@ -161,7 +161,7 @@ def heldout_of(config: TrainConfig, loaded: LanguageModel, programs: Programs, p
 def rows_of(config: TrainConfig, problems: list[Problem], logged: list[dict],
             record: Record) -> tuple[dict, list[dict]]:
     """The metrics of a step, and its rows of rollouts.jsonl; `logged` are the metrics of the steps before."""
-    size = config.grpo.learnt_size
+    size = config.grpo.loss_group_size
     row = {"step": record.asked.step} | describe(record.rollouts, record.scored, size)
     if not score.is_constant(config.rewards):
         advice.warn(advice.on_first_step(record) if record.asked.step == 1 else "")

@@ -6,7 +6,6 @@ import pytest
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.tools import chips, compile
 from rlvr_jax.lab.tools.compile import CompileConfig
-from rlvr_jax.records import replace
 
 from fixtures import ROOT
 
@@ -48,5 +47,5 @@ def test_the_whole_state_of_a_large_model_is_refused_and_the_divided_one_fits(pa
     found(parse, "v5e-8", f"--flagfile={ROOT / 'configs/tiny.flags'}", "--heldout=none")  # or skips
     whole = compile.measured(config, "v5e-8", "update")
     assert "exceeds available HBM (15.75G)" in whole["refused"] and 40e9 < whole["peak"] < 50e9
-    divided = compile.measured(replace(config, divide_state=True), "v5e-8", "update")
+    divided = compile.measured(config.with_flags(divide_state=True), "v5e-8", "update")
     assert 3.09e9 < divided["peak"] < chips.CHIPS["v5e-8"].usable

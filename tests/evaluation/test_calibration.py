@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from rlvr_jax.evaluation import benchmarks, calibration, measure as evaluation
 from rlvr_jax.grading import grade, stated_confidence
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Problem, Rollouts, build
+from rlvr_jax.records import Problem, Rollouts
 from rlvr_jax.rewards import rows as rewards
 from rlvr_jax.sampler import Request
 from rlvr_jax.tasks import answers, arithmetic, chains, families, wager
@@ -201,8 +201,8 @@ def answered(tmp_path, monkeypatch):
     def run(name, texts):
         monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda *_: list(texts))
         out = tmp_path / name
-        return benchmarks.evaluate(build(benchmarks.EvaluateConfig, model="M", problems=path, answer_format="answer",
-                                         out=str(out))), out
+        return benchmarks.evaluate(benchmarks.EvaluateConfig.from_flags(model="M", problems=path, answer_format="answer",
+                                                                        out=str(out))), out
     return run
 
 
@@ -338,13 +338,12 @@ def test_its_answers_are_read_before_the_confidence():
 def test_a_base_is_trained_on_what_its_confidence_is_worth(tmp_path):
     """From pre-training to the summary: each reward is that of the text, and the run says how well confidences fit."""
     base, out = str(tmp_path / "base"), tmp_path / "run"
-    found = pretrain.pretrain(build(
-        PretrainConfig, task_shares="wager", num_ops=1, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64,
+    found = pretrain.pretrain(PretrainConfig.from_flags(task_shares="wager", num_ops=1, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64,
         remat=False, warmup_steps=10, learning_rate=1e-2, num_steps=200, eval_size=64, run_dir=base))["final"]
     assert found["stated"] > 0.3 and found["confidence"] > found["greedy"]
-    final = train.train(build(train.TrainConfig, model=base, problems="wager", example="all", example_pool=32,
-                              reward="calibrated", num_ops=1, num_prompts=8, group_size=16, max_new_tokens=9,
-                              num_steps=2, remat=False, eval_size=64, log_rollouts=128, run_dir=str(out)))["final"]
+    final = train.train(train.TrainConfig.from_flags(model=base, problems="wager", example="all", example_pool=32,
+                                                     reward="calibrated", num_ops=1, num_prompts=8, group_size=16, max_new_tokens=9,
+                                                     num_steps=2, remat=False, eval_size=64, log_rollouts=128, run_dir=str(out)))["final"]
     assert {"ece", "brier", "auroc", "confidence", "stated"} <= final.keys() and 0 <= final["ece"] <= 1
     rows, kinds = read_jsonl(out / "rollouts.jsonl"), set()
     for row in rows:

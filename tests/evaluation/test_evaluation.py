@@ -22,7 +22,7 @@ from rlvr_jax.evaluation.measure import Benchmark
 from rlvr_jax.grading import grade
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Problem, Prompts, Rollouts, build, replace
+from rlvr_jax.records import Problem, Prompts, Rollouts
 from rlvr_jax.sampler import Request, SamplingConfig
 from rlvr_jax.tasks import prompts
 from rlvr_jax.tasks.answers import GradingConfig
@@ -257,7 +257,7 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
     for answer_format, right, evaluated, measured in (
             ("auto", [0, 1, 0], "lenient", 2 / 3), ("lenient", [1, 1, 0], "lenient", 2 / 3),
             ("boxed", [0, 1, 0], "boxed", 1 / 3), ("last_number", [1, 1, 0], "last_number", 2 / 3)):
-        config = build(TrainConfig, problems=files[0], heldout=files[1], answer_format=answer_format, max_new_tokens=10)
+        config = TrainConfig.from_flags(problems=files[0], heldout=files[1], answer_format=answer_format, max_new_tokens=10)
         scored = make_scorer(config, loaded, load_problems(files[0], loaded.tokenizer), None)(asked, None, 1)
         assert scored.reward.tolist() == scored.info["correct"].tolist() == right
         before = evaluation.before_training(None, load_problems(files[0], loaded.tokenizer), None, config.grading,
@@ -275,7 +275,7 @@ def test_the_format_reward_pays_for_any_answer(tiny, monkeypatch):
     loaded, problems, _, _ = tiny
     texts = ["think answer 99", "think 99", "answer "]
     monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda words, rollouts: texts)
-    scored = make_scorer(build(TrainConfig, reward="format"), loaded, problems, None)(
+    scored = make_scorer(TrainConfig.from_flags(reward="format"), loaded, problems, None)(
         Rollouts(np.zeros(3, int), None, None, None, None), None, 1)
     assert scored.reward.tolist() == [1, 0, 0] and scored.info["correct"].tolist() == [0, 0, 0]
 
@@ -294,7 +294,7 @@ def files(tmp_path):
 
 
 def config(files, base, out, **changes):
-    return build(EvaluateConfig, model=str(base), problems=",".join(files), out=str(out), **{"max_new_tokens": 10} | changes)
+    return EvaluateConfig.from_flags(model=str(base), problems=",".join(files), out=str(out), **{"max_new_tokens": 10} | changes)
 
 
 def test_the_one_shot_protocol_samples_aime_and_amc_eight_times(files, base):
@@ -367,7 +367,7 @@ def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkey
                                             for text, p in zip(texts, asked, strict=True)], 2, 1.0)
             for name, asked in (("whole", problems), ("half", halves))]
     out, streams = str(tmp_path / "out"), set()
-    same = completions.Folder(out, "evaluate", build(EvaluateConfig, model="m", out=out, max_new_tokens=10))
+    same = completions.Folder(out, "evaluate", EvaluateConfig.from_flags(model="m", out=out, max_new_tokens=10))
     spy = by._replace(sample=lambda *args: streams.add(args[-1].stream) or by.sample(*args))
 
     def keep():
@@ -439,7 +439,7 @@ def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monk
         return decode(*args)
 
     same = config(files, base, tmp_path / "out", num_samples=4, temperature=1.0, rows_per_call=2)
-    whole = written_rows(replace(same, out=str(tmp_path / "whole")))
+    whole = written_rows(same.with_flags(out=str(tmp_path / "whole")))
     monkeypatch.setattr(Tokenizer, "decode_rollouts", interrupted)
     log = tmp_path / "out" / "completions.jsonl"
     with pytest.raises(Interrupted) as stop:
@@ -482,7 +482,7 @@ def test_what_is_not_the_same_evaluation_is_refused(tmp_path, base, files):
     for change, says in (({"seed": 1}, "--seed (was 0)"), ({"model": f"{base}@100"}, f"--model (was {base}@200)"),
                          ({"grader": "original"}, "--grader (was math)")):
         with pytest.raises(UserError, match="other flags") as caught:
-            benchmarks.evaluate(replace(same, **change))
+            benchmarks.evaluate(same.with_flags(**change))
         assert says in str(caught.value) and "another --out" in str(caught.value)
     path, text = pathlib.Path(files[0]), pathlib.Path(files[0]).read_text()
     path.write_text(text.replace("coins 3", "coins 5"))
@@ -493,13 +493,13 @@ def test_what_is_not_the_same_evaluation_is_refused(tmp_path, base, files):
         benchmarks.evaluate(same)
     path.write_text(text)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
-    again = benchmarks.evaluate(replace(same, seed=1, resume="never"))  # the old one is moved, not erased
+    again = benchmarks.evaluate(same.with_flags(seed=1, resume="never"))  # the old one is moved, not erased
     assert again["accuracy"] == first["accuracy"] and (tmp_path / "out.1" / "summary.json").exists()
     (out / "flags.txt").unlink()
     with pytest.raises(UserError, match="without the flags that made it"):
         benchmarks.evaluate(same)
     with pytest.raises(UserError, match="--resume=must"):
-        benchmarks.evaluate(replace(same, out=str(tmp_path / "new"), resume="must"))
+        benchmarks.evaluate(same.with_flags(out=str(tmp_path / "new"), resume="must"))
 
 
 def test_a_full_disk_names_the_file_and_keeps_what_is_there(tmp_path, begin, straight):

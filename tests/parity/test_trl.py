@@ -11,7 +11,6 @@ trl = pytest.importorskip("trl", reason="parity tests need torch and trl")
 
 from rlvr_jax import grpo  # noqa: E402
 from rlvr_jax.grpo import GRPOConfig, Scored  # noqa: E402
-from rlvr_jax.records import build, replace  # noqa: E402
 
 from fixtures import random_rollouts, table_loss_and_gradient  # noqa: E402
 
@@ -23,7 +22,7 @@ THEIRS = {
     "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
     "cispo": {"loss_type": "cispo", "epsilon_high": 5.0}}  # there the cap itself, here what it is above 1
 TOKEN_MEANS = ("one_shot", "dapo", "cispo")
-CONFIG = build(GRPOConfig, num_prompts=2, group_size=4, temperature=0.7, max_new_tokens=4)
+CONFIG = GRPOConfig.from_flags(num_prompts=2, group_size=4, temperature=0.7, max_new_tokens=4)
 
 
 def their_trainer(config, **flags):
@@ -66,7 +65,7 @@ def their_loss(config, table, batch, **flags):
     *((name, 0.3, None, True) for name in THEIRS),
     *((name, 0.3, 0.2, False) for name in TOKEN_MEANS)])  # there the entropy is a mean over tokens in every loss
 def test_losses_are_those_of_trl(name, kl_coef, entropy_coef, on_policy):
-    config = replace(CONFIG, objective=name, kl_coef=kl_coef, entropy_coef=entropy_coef)
+    config = CONFIG.with_flags(objective=name, kl_coef=kl_coef, entropy_coef=entropy_coef)
     for seed in range(3):
         rng = np.random.default_rng(seed)
         rollouts = random_rollouts(rng)

@@ -14,7 +14,7 @@ from rlvr_jax.evaluation import measure
 from rlvr_jax.grading import grade
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import REWARD_DRAWS, Batch, Rollouts, replace
+from rlvr_jax.records import REWARD_DRAWS, Batch, Rollouts
 from rlvr_jax.rewards import rows as rewards, score
 from rlvr_jax.runs.summary import describe
 from rlvr_jax.tasks import pool
@@ -68,7 +68,7 @@ def test_a_group_is_a_row_of_the_step_and_the_key_a_function_of_seed_and_step(se
 
 
 def test_the_coin_pays_at_its_rate_and_the_same_when_asked_again(seen):
-    many = dataclasses.replace(seen, texts=["x"] * 20_000, config=replace(seen.config, random_rate=0.3))
+    many = dataclasses.replace(seen, texts=["x"] * 20_000, config=seen.config.with_flags(random_rate=0.3))
     paid = rewards.coin(many)
     assert set(paid) == {0, 1} and abs(paid.mean() - 0.3) < 0.02
     np.testing.assert_array_equal(paid, rewards.coin(many))
@@ -85,7 +85,7 @@ def scoring(reward):
     there = np.ones(ids.shape, bool)
     index, logprobs_BxT = np.repeat(np.arange(2, dtype=np.int32), 4), np.zeros(ids.shape, np.float32)
     rollouts = Rollouts(index, ids, there, logprobs_BxT, there[:, 0])
-    score_of = make_scorer(replace(REWARD_RUN, reward=reward), loaded, problems, None)
+    score_of = make_scorer(REWARD_RUN.with_flags(reward=reward), loaded, problems, None)
     return lambda attempt=0: score_of(rollouts, None, 3, attempt)
 
 
@@ -165,7 +165,7 @@ def test_labels_of_before_training_are_paid_for_whatever_the_step_says(seen):
     given = saying(seen, "3", "4", "5", None, "03", "4", "4", "3", meta=votes)
     np.testing.assert_array_equal(rewards.majority(given)[:4], [1, 0, 0, 0])
     np.testing.assert_array_equal(rewards.incorrect(given)[:4], [0, 1, 0, 0])
-    fixed = dataclasses.replace(given, config=replace(given.config, wrong_answer="5"))
+    fixed = dataclasses.replace(given, config=given.config.with_flags(wrong_answer="5"))
     np.testing.assert_array_equal(rewards.incorrect(fixed)[:4], [0, 0, 1, 0])
     none = saying(seen, *["4"] * 8, meta={"votes": {"majority": None, "majority_correct": False, "wrong": None}})
     assert rewards.majority(none).sum() == rewards.incorrect(none).sum() == 0
@@ -185,7 +185,7 @@ def test_continuous_refuses_a_reference_that_is_no_number(seen):
 
 def stepping(seen, step, *texts):
     """Completions of single steps, where the expert's next step is `step`."""
-    problems = [replace(problem, meta=problem.meta | {"step": step}) for problem in seen.problems]
+    problems = [problem.with_flags(meta=problem.meta | {"step": step}) for problem in seen.problems]
     return dataclasses.replace(seen, problems=problems, texts=[*texts, *[""] * (len(problems) - len(texts))])
 
 
@@ -222,13 +222,13 @@ def test_self_certainty_and_entropy_are_means_over_the_completions_tokens(seen):
 
 def test_overlong_is_the_sheets(seen):
     """Lengths 16384, 17408, 18432, 20480 of at most 20480 with a buffer of 4096: 0, -.25, -.5, -1; here in 1024s."""
-    config = replace(seen.config, overlong_buffer=4)
+    config = seen.config.with_flags(overlong_buffer=4)
     lengths = np.array([16, 17, 18, 20, 3, 0, 19, 20])
     rollouts = seen.rollouts.replace(completions=np.zeros((8, 20), np.int32),
                                      completion_mask=np.arange(20) < lengths[:, None])
     given = dataclasses.replace(seen, config=config, rollouts=rollouts)
     np.testing.assert_allclose(rewards.overlong(given), [0, -0.25, -0.5, -1, 0, 0, -0.75, -1])
-    assert not rewards.overlong(dataclasses.replace(given, config=replace(config, overlong_buffer=0))).any()
+    assert not rewards.overlong(dataclasses.replace(given, config=config.with_flags(overlong_buffer=0))).any()
 
 
 # ----- votes before training
@@ -245,11 +245,11 @@ def test_votes_are_counts_of_the_models_own_answers():
 
 def test_only_problems_with_a_wrong_majority_are_trained_on(base):
     loaded = loading.load_model(str(base))
-    config = replace(REWARD_RUN, example="all", example_pool=3, only_wrong_majority=True)
+    config = REWARD_RUN.with_flags(example="all", example_pool=3, only_wrong_majority=True)
     three = pool.load_pool(config.pool, config.source, loaded.tokenizer, config.grpo.loop.seed)
 
     def chosen(vote, **changes):
-        changed = replace(config, **changes)
+        changed = config.with_flags(**changes)
         return pool.training_problems(changed.pool, changed.source.problems, three, None, vote)
 
     def vote(pool):
@@ -265,8 +265,8 @@ def test_only_problems_with_a_wrong_majority_are_trained_on(base):
 
 def test_a_problem_becomes_one_item_a_step_of_the_careful_solution(base):
     loaded = loading.load_model(str(base))
-    config = replace(REWARD_RUN, example="0", expert_steps=True, max_new_tokens=3)  # of a step, in the window
-    items, (whole,) = (training_problems(each, loaded) for each in (config, replace(config, expert_steps=False)))
+    config = REWARD_RUN.with_flags(example="0", expert_steps=True, max_new_tokens=3)  # of a step, in the window
+    items, (whole,) = (training_problems(each, loaded) for each in (config, config.with_flags(expert_steps=False)))
     assert len(items) == len(train.encode(config, loaded, items).lengths) == 4 and len({item.meta["index"] for item in items}) == 4
     solution = " ".join(item.meta["step"] for item in items)
     assert solution.split()[0] == "think" and solution.endswith(f"answer {whole.answer}")
@@ -282,7 +282,7 @@ def test_a_problem_becomes_one_item_a_step_of_the_careful_solution(base):
 
 
 def items_of(base, **flags):
-    config = replace(REWARD_RUN, expert_steps=True, max_new_tokens=3, example_pool=5, **flags)
+    config = REWARD_RUN.with_flags(expert_steps=True, max_new_tokens=3, example_pool=5, **flags)
     return training_problems(config, loading.load_model(str(base)))
 
 
@@ -308,7 +308,7 @@ def test_which_of_an_experts_steps_are_wanted_is_a_choice(base):
     ({"example": "0", "expert": "shuffled"}, "--expert=shuffled takes the steps of other problems"),
     ({"example": "0", "expert": "opened", "expert_steps": False}, "--expert=opened says which.*give --expert_steps")])
 def test_a_choice_of_steps_that_cannot_be_met_is_refused(base, flags, says):
-    config = replace(REWARD_RUN, **{"expert_steps": True, "max_new_tokens": 3, **flags})
+    config = REWARD_RUN.with_flags(**{"expert_steps": True, "max_new_tokens": 3, **flags})
     with pytest.raises(UserError, match=says):
         training_problems(config, loading.load_model(str(base)))
 
@@ -316,8 +316,8 @@ def test_a_choice_of_steps_that_cannot_be_met_is_refused(base, flags, says):
 def test_the_share_of_the_experts_steps_is_logged_whatever_is_paid(sampled):
     loaded, problems, prompts, params, rollouts = sampled
     first = loaded.tokenizer.decode_rollouts(rollouts)[0].split()[0]
-    asked = [replace(problem, meta=problem.meta | {"step": first}) for problem in problems]
-    scored = make_scorer(replace(REWARD_RUN, reward="random"), loaded, asked, prompts)(rollouts, params, 1)
+    asked = [problem.with_flags(meta=problem.meta | {"step": first}) for problem in problems]
+    scored = make_scorer(REWARD_RUN.with_flags(reward="random"), loaded, asked, prompts)(rollouts, params, 1)
     opened = np.array([text.split()[:1] == [first] for text in scored.info["text"]])
     assert 0 < opened.mean() < 1
     assert describe(rollouts, scored, len(opened))["train/step_accuracy"] == pytest.approx(opened.mean())
@@ -328,7 +328,7 @@ def test_the_share_of_the_experts_steps_is_logged_whatever_is_paid(sampled):
 def test_a_files_steps_are_read_and_a_file_without_is_refused(base, tmp_path):
     loaded, file = loading.load_model(str(base)), tmp_path / "steps.jsonl"
     file.write_text(json.dumps({"question": "coins 3 + 4 =", "answer": "7", "steps": ["think + 4 7", "answer 7"]}))
-    config = replace(REWARD_RUN, problems=str(file), example="0", expert_steps=True, max_new_tokens=4)
+    config = REWARD_RUN.with_flags(problems=str(file), example="0", expert_steps=True, max_new_tokens=4)
     assert [item.prompt for item in training_problems(config, loaded)] == ["coins 3 + 4 =", "coins 3 + 4 =\nthink + 4 7"]
     file.write_text(json.dumps({"question": "coins 3 + 4 =", "answer": "7"}))
     with pytest.raises(UserError, match="--expert_steps needs the steps.*coins 3"):
@@ -339,7 +339,7 @@ def test_a_files_steps_are_read_and_a_file_without_is_refused(base, tmp_path):
 
 def test_a_weighted_sum(sampled):
     loaded, problems, prompts, params, rollouts = sampled
-    paid = {text: make_scorer(replace(REWARD_RUN, reward=text), loaded, problems, prompts)(
+    paid = {text: make_scorer(REWARD_RUN.with_flags(reward=text), loaded, problems, prompts)(
         rollouts, params, 1).reward for text in ("correct", "format", "correct:2,format:-0.5")}
     np.testing.assert_allclose(paid["correct:2,format:-0.5"], 2 * paid["correct"] - 0.5 * paid["format"])
     assert 0 < paid["format"].mean() < 1
@@ -366,7 +366,7 @@ def test_an_advantage_for_each_token_that_is_the_same_everywhere_is_the_completi
 def test_advantages_of_tokens_reach_the_gradient(sampled):
     """Advantage 1 on the second tokens alone is the same update as advantage 1 where only they are in the mask."""
     loaded, _, prompts, _, rollouts = sampled
-    config = replace(REWARD_RUN, objective="rloo", track_kl=False).grpo
+    config = REWARD_RUN.with_flags(objective="rloo", track_kl=False).grpo
     optimizer, second = grpo.make_optimizer(config), np.zeros(rollouts.completions.shape, bool)
     update = learner.map_update(loaded.config, config.update, config.loss, optimizer, config.loop.seed)
     second[:, 1] = True
@@ -390,7 +390,7 @@ def test_advantages_of_tokens_reach_the_gradient(sampled):
 def test_a_reward_that_gives_no_numbers_is_named(sampled, monkeypatch, made, says):
     loaded, problems, encoded, params, rollouts = sampled
     monkeypatch.setitem(rewards.REWARDS, "mine", lambda seen: made)
-    pay = make_scorer(replace(REWARD_RUN, reward="format:0.5,mine:2"), loaded, problems, encoded)
+    pay = make_scorer(REWARD_RUN.with_flags(reward="format:0.5,mine:2"), loaded, problems, encoded)
     with pytest.raises(UserError, match=f"reward mine must give 8 finite numbers, one .*; it gave .*{says}"):
         pay(rollouts, params, 3)
 
@@ -399,11 +399,11 @@ def test_a_reward_that_gives_no_numbers_is_named(sampled, monkeypatch, made, say
 def test_a_list_of_numbers_is_a_reward_and_each_term_is_kept(sampled, monkeypatch, made):
     loaded, problems, encoded, params, rollouts = sampled
     monkeypatch.setitem(rewards.REWARDS, "mine", lambda seen: made)
-    pay = make_scorer(replace(REWARD_RUN, reward="format:0.5,mine:2"), loaded, problems, encoded)
+    pay = make_scorer(REWARD_RUN.with_flags(reward="format:0.5,mine:2"), loaded, problems, encoded)
     scored = pay(rollouts, params, 3)
     terms = scored.info["reward/format"], scored.info["reward/mine"]
     np.testing.assert_array_equal(terms[1], np.asarray(made, np.float32))
     np.testing.assert_allclose(scored.reward, 0.5 * terms[0] + 2 * terms[1])
     with pytest.raises(UserError, match="--reward=mine:1e38: the weighted sum is too large"):
         monkeypatch.setitem(rewards.REWARDS, "mine", lambda seen: [100.0] * 8)
-        make_scorer(replace(REWARD_RUN, reward="mine:1e38"), loaded, problems, encoded)(rollouts, params, 3)
+        make_scorer(REWARD_RUN.with_flags(reward="mine:1e38"), loaded, problems, encoded)(rollouts, params, 3)

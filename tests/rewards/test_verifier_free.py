@@ -13,16 +13,16 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.grading import extract
 from rlvr_jax.grpo import GRPOConfig, Scored
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import Batch, Problem, Prompts, Rollouts, build, replace
+from rlvr_jax.records import Batch, Problem, Prompts, Rollouts
 from rlvr_jax.rewards import rows as rewards
-from rlvr_jax.rewards.context import ReferenceAnswers, Seen
+from rlvr_jax.rewards.context import ReferenceAnswers, RewardContext
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.prompts import encode_prompts, padded
 from rlvr_jax.training import train
 
 from fixtures import REWARD_RUN, make_scorer, saying
 
-CONFIG = replace(REWARD_RUN, reward="verifier_free", objective="rloo")
+CONFIG = REWARD_RUN.with_flags(reward="verifier_free", objective="rloo")
 
 
 def test_leave_one_out_of_the_sheet():
@@ -54,8 +54,8 @@ def test_a_reference_answer_may_fill_the_window_to_its_last_token():
     texts = ["hmm hmm hmm answer", "hmm hmm hmm hmm answer"]  # and "3 <eos>": six tokens, and one too many
     policy = types.SimpleNamespace(tokenizer=words, logprobs_of=lambda completions, mask: np.zeros(mask.shape))
     rollouts = Rollouts(np.zeros(2, int), blank.astype(np.int32), blank, None, None)
-    made = Seen(None, ["answer"] * 2, "math", [Problem("q", "3", "q")] * 2, texts, [], rollouts, None, (0,),
-                policy).reference_answers
+    made = RewardContext(None, ["answer"] * 2, "math", [Problem("q", "3", "q")] * 2, texts, [], rollouts, None, (0,),
+                         policy).reference_answers
     assert made.answer.tolist() == [[False] * 4 + [True] * 2, [False] * 6]
     assert made.completions[0].tolist() == words.encode("hmm hmm hmm answer 3 <eos>")
     assert made.probability.tolist() == [1, 0]  # 0 where none was put in
@@ -84,7 +84,7 @@ def test_an_answer_of_several_tokens_is_paid_by_all_of_them(monkeypatch):
     rollouts = Rollouts(index, ids, np.arange(14) < lengths[:, None], np.zeros((4, 14), np.float32), np.ones(4, bool))
     handed = []
     monkeypatch.setitem(rewards.REWARDS, "spy", lambda seen: handed.append(seen) or np.zeros(4))
-    config = replace(CONFIG, reward="spy", group_size=2, answer_format="answer", host_devices=1)
+    config = CONFIG.with_flags(reward="spy", group_size=2, answer_format="answer", host_devices=1)
     make_scorer(config, loaded, problems, encode_prompts(words, problems, shape, 14))(
         rollouts, parallel.place_state(loaded.params), 1)
     given, = handed
@@ -130,7 +130,7 @@ def test_the_gradient_is_that_of_the_expected_probability():
     shape = model.ModelConfig(vocab_size=5, num_layers=1, d_model=8, num_heads=2, num_kv_heads=2, head_dim=4, d_ff=16,
                               max_seq_len=8)
     params = jax.tree.map(lambda x: x * 6, model.init_params(jax.random.key(0), shape))
-    config = build(GRPOConfig, objective="rloo", remat=False, temperature=1.0, group_size=2)
+    config = GRPOConfig.from_flags(objective="rloo", remat=False, temperature=1.0, group_size=2)
     prompts = Prompts(np.array([[1, 2]], np.int32), np.array([2], np.int32))
     rows = np.array([[z, 3] for z in range(5)], np.int32)
     answer, mask = np.array([[False, True]] * 2), np.ones((2, 2), bool)
@@ -164,7 +164,7 @@ def test_the_gradient_is_that_of_the_expected_probability():
     ({"objective": "grpo"}, "--objective=rloo"), ({"objective": "dapo"}, "--objective=dapo would clip or scale")])
 def test_an_objective_that_would_change_the_weights_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        train.check(replace(CONFIG, **changes))
+        train.check(CONFIG.with_flags(**changes))
 
 
 def test_a_format_that_opens_no_answer_is_refused():

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.records import build
 from rlvr_jax.runs import flags, locks
 from rlvr_jax.runs.run import Run
 from rlvr_jax.training.train import TrainConfig
@@ -123,7 +122,7 @@ def test_the_first_signal_is_answered_at_once_and_the_second_ends_the_process(tm
 
 
 def test_a_run_stopped_before_its_first_step_says_that_it_can_start_again(tmp_path, capfd):
-    config = build(TrainConfig, run_dir=str(tmp_path / "run"))
+    config = TrainConfig.from_flags(run_dir=str(tmp_path / "run"))
     with pytest.raises(Interrupted, match="SIGINT: stopped before the first step; the same command starts") as stop:
         with Run(config.run, config, config.grpo.loop.num_steps, "train"):
             signal.raise_signal(signal.SIGINT)

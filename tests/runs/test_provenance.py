@@ -72,7 +72,7 @@ def test_what_each_reward_of_a_sum_paid_is_logged_and_how_many_groups_were_all_a
     assert row["train/reward/correct"] == 0.5 and row["train/reward/format"] == pytest.approx(1 / 6)
     assert row["train/reward_std"] == pytest.approx(8 ** 0.5 / 6)  # of 1, 1, 1, 0, 1, 0, whatever their groups
     assert (row["train/length_correct"], row["train/length_wrong"]) == (2, 1)
-    record = grpo.Record(grpo.Asked(7, None, None), rollouts, scored, SimpleNamespace(advantages=right), {})
+    record = grpo.Record(grpo.PromptBatch(7, None, None), rollouts, scored, SimpleNamespace(advantages=right), {})
     rows = summary.rollout_rows([Problem(name, "1", name) for name in "abc"], record, 2, 6)
     assert [(row["reward/correct"], row["reward/format"]) for row in rows] == list(zip(right, box))
     alone = grpo.Scored(right, {key: x for key, x in info.items() if key != "reward/format"})
@@ -88,7 +88,7 @@ def test_rollouts_are_logged_in_whole_groups_that_are_named(count, kept):
                                completion_mask=np.ones((24, 3), bool))
     scored = grpo.Scored(rewards, {"text": np.array(list(map(str, range(24)))), "correct": rewards > 0,
                                    "graded_by": np.full(24, "math")})
-    record = grpo.Record(grpo.Asked(7, None, None), rollouts, scored, SimpleNamespace(advantages=rewards), {})
+    record = grpo.Record(grpo.PromptBatch(7, None, None), rollouts, scored, SimpleNamespace(advantages=rewards), {})
     rows = summary.rollout_rows([Problem(name, "1", name) for name in "abcdef"], record, 4, count)
     assert [int(row["completion"]) for row in rows] == list(kept)
     for row in rows:

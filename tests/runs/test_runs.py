@@ -22,12 +22,13 @@ from hypothesis import given, strategies as st
 
 from rlvr_jax import grpo, parallel
 from rlvr_jax.adapters import ADAPTERS
+from rlvr_jax.config import flags_of
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
 from rlvr_jax.lab.report import report
 from rlvr_jax.objectives import OBJECTIVES
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import LearnerState, Problem, build, flat, replace, settings
+from rlvr_jax.records import LearnerState, Problem
 from rlvr_jax.rewards.rows import REWARDS
 from rlvr_jax.runs import checkpoint, flags, log, origin, run, sources, stopping, summary
 from rlvr_jax.runs.run import Run
@@ -40,7 +41,7 @@ from rlvr_jax.training.train import TrainConfig
 
 from fixtures import ROOT, read_jsonl, write_jsonl
 
-CONFIG = build(TrainConfig, save_every=2, eval_every=2, keep_last=1)
+CONFIG = TrainConfig.from_flags(save_every=2, eval_every=2, keep_last=1)
 ENTROPY = [9, 8, 0.5, 0.4, 2, 0.3, 0.2, 0.1, 7, 7]  # of steps 1 to 10
 GREEDY = {2: 0.25, 4: 0.75, 6: 0.75, 8: 0.5, 10: 0.5}
 
@@ -53,8 +54,8 @@ def state_of(step: int) -> LearnerState:
 def go(tmp_path):
     """`go(**flags)` starts the run or goes on with it; `crash_at` is a step that it does not live to log."""
     def loop(crash_at=None, **flags):
-        config = replace(CONFIG, run_dir=str(tmp_path / "run"), **{"num_steps": 10} | flags)
-        meta = {"flags": flat(config)}
+        config = CONFIG.with_flags(run_dir=str(tmp_path / "run"), **{"num_steps": 10} | flags)
+        meta = {"flags": config.as_flags()}
         with Run(config.run, config, config.grpo.loop.num_steps, "train", first=1) as run:
             state = parallel.place_state(run.restore(state_of(0)))
             for step in run.steps():
@@ -325,8 +326,8 @@ def changed(tmp_path, before, after) -> str:
     ({"schedule": "cosine"}, {"num_steps": 90, "decay_steps": 360}, ""),
     ({"schedule": "cosine"}, {"decay_steps": 360}, ""), ({"schedule": "constant"}, {"num_steps": 90}, "")])
 def test_a_schedule_that_ends_with_the_run_keeps_its_end(tmp_path, before, after, says):
-    first = replace(CONFIG, num_steps=60, num_passes=2, num_minibatches=3, **before)
-    found = changed(tmp_path, first, replace(first, **after))
+    first = CONFIG.with_flags(num_steps=60, num_passes=2, num_minibatches=3, **before)
+    found = changed(tmp_path, first, first.with_flags(**after))
     assert says in found and bool(found) == bool(says)
 
 
@@ -351,7 +352,7 @@ def test_flags_that_are_cut_are_damaged_not_other_flags(go, tmp_path, cut):
     ("base/", "base", True), ("./base", "base//", True), ("base/@20", "base@20", True), ("base@20", "base@30", False),
     ("base", "bas", False)])
 def test_a_model_is_the_same_however_its_directory_is_written(tmp_path, before, after, same):
-    assert ("--model" in changed(tmp_path, replace(CONFIG, model=before), replace(CONFIG, model=after))) != same
+    assert ("--model" in changed(tmp_path, CONFIG.with_flags(model=before), CONFIG.with_flags(model=after))) != same
 
 
 def test_a_directory_of_another_script_gets_one_sentence(tmp_path):
@@ -359,7 +360,7 @@ def test_a_directory_of_another_script_gets_one_sentence(tmp_path):
     assert changed(tmp_path, PretrainConfig(), CONFIG) == (
         f"{tmp_path} was written by scripts.pretrain, and scripts.train needs a directory of its own: choose another "
         "--run_dir")
-    (tmp_path / "flags.txt").write_text("\n".join([*flags.flag_lines(replace(CONFIG, seed=9))[:-4], ""]))
+    (tmp_path / "flags.txt").write_text("\n".join([*flags.flag_lines(CONFIG.with_flags(seed=9))[:-4], ""]))
     origin.write(tmp_path, "train")
     assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train")  # of an earlier version
     (tmp_path / "origin.json").unlink()  # which a run that started with nothing to do does not have
@@ -431,7 +432,7 @@ def session(tmp_path):
 def test_an_edited_row_from_outside_is_refused_by_name(tmp_path, session, old, new, named):
     """An edit of what else stands in the file is none of the row."""
     session(ROWS)
-    config, edited = replace(CONFIG, **USED), ROWS.replace(old, new) if old else ROWS
+    config, edited = CONFIG.with_flags(**USED), ROWS.replace(old, new) if old else ROWS
     assert changed(tmp_path, config, config) == ""
     session(edited, *() if old else (new,))
     found = flags.changed_flags(tmp_path, config, "--run_dir", "train")
@@ -440,13 +441,13 @@ def test_an_edited_row_from_outside_is_refused_by_name(tmp_path, session, old, n
 
 def test_a_row_of_numbers_alone_counts_and_one_of_the_package_does_not(session, parse, tmp_path):
     session(ROWS)
-    for leaf in settings(replace(CONFIG, **USED)):
+    for leaf in flags_of(CONFIG.with_flags(**USED)):
         if leaf.name in USED:
-            known = [x for x in leaf.meta["choices"]() if sources.source_lines(build(TrainConfig, **{leaf.name: x}))]
+            known = [x for x in leaf.meta["choices"]() if sources.source_lines(TrainConfig.from_flags(**{leaf.name: x}))]
             assert set(known) == {"reward": {"short", "known"}, "objective": {"signs", "wide"}, "trainable": {"mine"},
                                   "problems": {"mod"}}[leaf.name]
-    flags.write_flags(tmp_path / "flags.txt", replace(CONFIG, **USED))
-    assert parse(TrainConfig, f"--flagfile={tmp_path / 'flags.txt'}") == replace(CONFIG, **USED)
+    flags.write_flags(tmp_path / "flags.txt", CONFIG.with_flags(**USED))
+    assert parse(TrainConfig, f"--flagfile={tmp_path / 'flags.txt'}") == CONFIG.with_flags(**USED)
 
 
 def test_a_finished_run_is_not_taken_for_one_of_an_edited_reward(go, tmp_path, session):
@@ -668,7 +669,7 @@ def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
     monkeypatch.setattr(measure, "measure", lambda by, benchmark, request, **_: asked.append(
         (benchmark.temperature, request)) or rows)
     monkeypatch.setattr(train, "load_pool", lambda *_: problems)
-    chosen = train.find_problems(build(TrainConfig, example="auto", temperature=0.7, seed=3), start,
+    chosen = train.find_problems(TrainConfig.from_flags(example="auto", temperature=0.7, seed=3), start,
                                  grpo.Programs(None, None, None), lambda name, make: kept.setdefault(name, make()))
     assert asked == [(0.7, Request(3, 0, 0.7, stream=CHOOSE))]  # as the run will sample, with draws of their own
     assert chosen == [problems[2]]  # 15 of 64 is nearer to 0.2 than 60

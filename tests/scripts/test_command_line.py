@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from absl import flags
 
-from rlvr_jax import records
+from rlvr_jax import config
+from rlvr_jax.config import flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.grpo import GRPOConfig
-from rlvr_jax.records import setting
 from rlvr_jax.rewards.rows import RewardConfig
 from rlvr_jax.runs import log
 from rlvr_jax.runs.run import RunConfig
@@ -32,7 +32,7 @@ def kinds(leaf) -> tuple:
 
 def one_setting(kind: type, default, **bounds) -> type:
     """A record with the setting `x`."""
-    return dataclasses.make_dataclass("One", [("x", kind, setting(default, "what it is", **bounds))], frozen=True)
+    return type("One", (config.Config,), {"__annotations__": {"x": kind}, "x": flag(default, "what it is", **bounds)})
 
 
 # ----- numbers
@@ -40,9 +40,9 @@ def one_setting(kind: type, default, **bounds) -> type:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_number_has_a_least_value_and_its_default_is_within_bounds(script, parse):
     config_class = record_of(script)
-    for leaf in records.settings(config_class):
+    for leaf in config.flags_of(config_class):
         bounds = leaf.meta["bounds"]
-        assert bounds.keys() <= records.BOUNDS.keys() and (
+        assert bounds.keys() <= config.BOUNDS.keys() and (
             bounds.keys() & {"minimum", "above"} if {int, float} & set(kinds(leaf)) else not bounds), leaf.name
     assert parse(config_class) == config_class()  # absl judges the defaults, too
 
@@ -105,13 +105,13 @@ def test_a_record_refuses_what_its_flags_refuse(values, says):
     inner = next(kind for kind in (GRPOConfig, RunConfig, *(type(getattr(GRPOConfig(), field.name)) for field in
                                                              dataclasses.fields(GRPOConfig)))
                  if name in {field.name for field in dataclasses.fields(kind)}) if name != "reward" else RewardConfig
-    for make in (lambda: records.build(TrainConfig, **values), lambda: inner(**values),
+    for make in (lambda: TrainConfig.from_flags(**values), lambda: inner(**values),
                  lambda: dataclasses.replace(inner(), **values)):
         if says:
             with pytest.raises(UserError, match=says):
                 make()
         else:
-            assert records.flat(make())[name] == value
+            assert make().as_flags()[name] == value
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -129,7 +129,7 @@ def test_every_record_of_a_command_is_checked(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_flag_offers_the_rows_of_its_table_and_says_what_they_mean(script):
     with defined(record_of(script)) as known:
-        for name, kind, default, meta in records.settings(record_of(script)):
+        for name, kind, default, meta in config.flags_of(record_of(script)):
             choices = meta["choices"]() if callable(meta["choices"]) else meta["choices"]
             if choices and not meta["listed"]:
                 assert known[name].parser.enum_values == list(choices) and default in choices

@@ -7,7 +7,6 @@ import shlex
 import pytest
 
 from rlvr_jax.lab.tools import here
-from rlvr_jax.records import flat
 from rlvr_jax.training.train import TrainConfig
 
 from fixtures import ROOT, record_of
@@ -75,7 +74,7 @@ def test_pi1_has_the_published_hyperparameters(parse):
                  "clip_low": None, "clip_high": None, "num_passes": 1, "num_minibatches": 1, "objective": "one_shot",
                  "prompt_style": "qwen_math", "instruction": "", "grader": "original", "answer_format": "boxed",
                  "reward": "correct", "example": "all", "drop_dead_groups": False, "max_resamples": 0}
-    assert {name: flat(config)[name] for name in published} == published
+    assert {name: config.as_flags()[name] for name in published} == published
 
 
 @pytest.mark.parametrize("name, changed", [
@@ -87,7 +86,7 @@ def test_pi1_has_the_published_hyperparameters(parse):
     ("policy_gradient_only_qwen2.5_math_1.5b", {"kl_coef": 0.0, "entropy_coef": 0.0, "weight_decay": 0.0,
                                                 "track_kl": False})])
 def test_other_published_runs_differ_from_pi1_in_what_they_say(name, changed, parse):
-    ours, pi1 = (flat(parse(TrainConfig, f"--flagfile={FILES[stem]}")) for stem in (name, PI1))
+    ours, pi1 = (parse(TrainConfig, f"--flagfile={FILES[stem]}").as_flags() for stem in (name, PI1))
     assert {key: value for key, value in ours.items() if value != pi1[key]} == changed
 
 
@@ -96,7 +95,7 @@ def test_prolonged_has_what_its_paper_states(parse):
     config = parse(TrainConfig, f"--flagfile={FILES['prolonged']}")
     stated = {"clip_low": 0.2, "clip_high": 0.4, "temperature": 1.2, "group_size": 16, "num_minibatches": 4,
               "num_passes": 1, "schedule": "constant", "objective": "dapo", "drop_dead_groups": True, "reset": "both"}
-    assert {name: flat(config)[name] for name in stated} == stated
+    assert {name: config.as_flags()[name] for name in stated} == stated
     assert config.grpo.keep_reference and config.grpo.resets.resets_reference and config.grpo.loss.kl_coef > 0
     assert config.grpo.max_resamples and config.measured.heldout_split == "dev"  # what a run reacts to is not the test
     assert "Not run here" in " ".join(header("prolonged"))
@@ -111,7 +110,7 @@ def test_a_file_for_a_chip_says_what_compiling_it_found_or_that_it_was_not_and_t
     assert (f"Compiled for the chip, not run on it: {found[0]} (results/chips.md)." if found else
             "Not run on it, nor compiled for it yet.") in text
     assert f"--chip={chip} --flagfile=configs/{name}.flags" in compiled and f"configs/{name}.flags" in train
-    ours, published = (flat(parse(TrainConfig, f"--flagfile={FILES[which]}")) for which in (
+    ours, published = (parse(TrainConfig, f"--flagfile={FILES[which]}").as_flags() for which in (
         name, re.search(r"--flagfile=configs/(\S+)\.flags\n", FILES[name].read_text())[1]))
     changed = {key for key, value in ours.items() if value != published[key]} - {
         "trainable", "adapter_rank", "adapter_alpha", "learning_rate", "params_dtype", "dtype", "grad_accumulation",

@@ -15,7 +15,7 @@ from rlvr_jax.lab.studies import study
 from rlvr_jax.lab.studies.study import StudyConfig
 from rlvr_jax.objectives import OBJECTIVES, Objective
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import Problem, build, replace
+from rlvr_jax.records import Problem
 from rlvr_jax.rewards.rows import REWARDS, Reward
 from rlvr_jax.runs import checkpoint
 from rlvr_jax.tasks import prompts
@@ -25,14 +25,14 @@ from scripts import cli
 
 from fixtures import ROOT, read_jsonl
 
-CONFIG = build(train.TrainConfig, num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False,
-               eval_size=16, learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8,
-               heldout="none")
+CONFIG = train.TrainConfig.from_flags(num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False,
+                                      eval_size=16, learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8,
+                                      heldout="none")
 
 
 def rows_of(base, tmp_path, **changes) -> list[dict]:
     """The rows of rollouts.jsonl of a run of two steps: 16, of two groups of four at each."""
-    train.train(replace(CONFIG, model=str(base), run_dir=str(tmp_path / "run"), **changes))
+    train.train(CONFIG.with_flags(model=str(base), run_dir=str(tmp_path / "run"), **changes))
     rows = read_jsonl(tmp_path / "run" / "rollouts.jsonl")
     assert len(rows) == 16
     return rows
@@ -193,13 +193,13 @@ def test_an_adapter(base, tmp_path, monkeypatch):
 def test_a_family_is_pretrained_on_beside_another_and_evaluated(tmp_path, monkeypatch):
     monkeypatch.setitem(FAMILIES, "last", last_letter())
     base = str(tmp_path / "base")
-    final = pretrain.pretrain(build(pretrain.PretrainConfig, num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32,
-                                    batch_size=64, remat=False, warmup_steps=10, learning_rate=1e-2, eval_size=32,
-                                    task_shares="last:0.25,boolean:0.75", num_steps=200, run_dir=base))["final"]
+    final = pretrain.pretrain(pretrain.PretrainConfig.from_flags(num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32,
+                                                                 batch_size=64, remat=False, warmup_steps=10, learning_rate=1e-2, eval_size=32,
+                                                                 task_shares="last:0.25,boolean:0.75", num_steps=200, run_dir=base))["final"]
     assert final["n"] == 32
     assert final["greedy"] == pytest.approx(0.25 * final["greedy_last"] + 0.75 * final["greedy_boolean"])
-    made = benchmarks.evaluate(build(EvaluateConfig, model=base, problems="last,boolean", num_ops=2, max_new_tokens=10,
-                                     max_problems=16, num_samples=4, temperature=1.0, out=str(tmp_path / "out")))
+    made = benchmarks.evaluate(EvaluateConfig.from_flags(model=base, problems="last,boolean", num_ops=2, max_new_tokens=10,
+                                                         max_problems=16, num_samples=4, temperature=1.0, out=str(tmp_path / "out")))
     assert set(made["benchmarks"]) == {"last", "boolean"}
     for summary in made["benchmarks"].values():
         assert summary["graded_by"] == "answer / math"
@@ -213,7 +213,7 @@ def test_a_study(base, compiled, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
     (tmp_path / "heat.toml").write_text(STUDY.replace("{BASE}", str(base)))
-    page = study.run(build(StudyConfig, study=str(tmp_path / "heat.toml"), work_dir=str(tmp_path / "work")))
+    page = study.run(StudyConfig.from_flags(study=str(tmp_path / "heat.toml"), work_dir=str(tmp_path / "work")))
     record = json.loads(page.with_suffix(".json").read_text())
     right = {}
     for arm in ("cold", "hot"):

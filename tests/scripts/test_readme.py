@@ -15,7 +15,8 @@ from unittest import mock
 
 import pytest
 
-from rlvr_jax import adapters, grpo, objectives, records
+from rlvr_jax import adapters, grpo, objectives
+from rlvr_jax.config import Config
 from rlvr_jax.lab.studies import study
 from rlvr_jax.lab.studies.commands import commands as study_commands
 from rlvr_jax.rewards import rows as rewards
@@ -189,10 +190,10 @@ RECIPES = {name: [code for code in blocks(TEXT[name], "python") if "import" in c
     ("docs/extending.md", ["short", "above_mean", "mod7", "attention"], list(TABLES))])
 def test_the_recipes_run_as_shown_and_say_how_they_ended(name, runs, added, folder, monkeypatch, capsys, caplog):
     bases = {"num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 32, "batch_size": 16} | SMALL
-    trains, build = SMALL | {"example": "0", "heldout": "none"}, records.build
-    monkeypatch.setattr(records, "build", lambda config_class, **given: build(
-        config_class, **given | (bases if config_class is pretrain.PretrainConfig else trains)))
-    pretrain.pretrain(records.build(pretrain.PretrainConfig, run_dir="runs/demo_base"))
+    trains, from_flags = SMALL | {"example": "0", "heldout": "none"}, Config.from_flags.__func__
+    monkeypatch.setattr(Config, "from_flags", classmethod(lambda config_class, **given: from_flags(
+        config_class, **given | (bases if config_class is pretrain.PretrainConfig else trains))))
+    pretrain.pretrain(pretrain.PretrainConfig.from_flags(run_dir="runs/demo_base"))
     names = {}
     with contextlib.ExitStack() as restored:
         sizes = {key: len(restored.enter_context(mock.patch.dict(table))) for key, table in TABLES.items()}
@@ -329,8 +330,8 @@ def test_the_map_of_the_readme_names_every_folder():
 
 def test_the_readme_names_the_files_of_the_core_which_is_small():
     part = section("README.md", "Taking the core")
-    assert set(re.findall(r"`(\w+)`", part)) == CORE and len(CORE) == 12
-    most, = re.findall(r"The twelve files at the root of `rlvr_jax/`, at most ([\d,]+) lines", part)
+    assert set(re.findall(r"`(\w+)`", part)) == CORE and len(CORE) == 13
+    most, = re.findall(r"The thirteen files at the root of `rlvr_jax/`, at most ([\d,]+) lines", part)
     lines = sum(len(path.read_text("utf-8").splitlines()) for path in PACKAGE.glob("*.py"))
     assert lines <= int(most.replace(",", ""))
 

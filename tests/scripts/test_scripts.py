@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from rlvr_jax.config import flags_of
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import flat, settings
 
 from fixtures import BASE_FLAGS, ROOT, SCRIPTS, load_problems, read_jsonl, record_of, run, saved_arrays
 
@@ -41,7 +41,7 @@ def test_evaluate_writes_its_summary(evaluated):
     assert summary["pass@k"]["4"] == len(solved) / 10
     low, high = summary["interval"]
     assert 0 <= low <= summary["accuracy"] <= high <= 1
-    assert set(summary["flags"]) == flat(EvaluateConfig()).keys()
+    assert set(summary["flags"]) == EvaluateConfig().as_flags().keys()
     assert summary["flags"]["temperature"] == 1 and set(summary["styles"]) == {"careful", "sloppy", "guess", "ramble"}
     assert f"| arithmetic | 10 | avg@4, T=1 | {summary['accuracy']:.3f} [" in printed
     assert summary["graded_by"] in printed and printed.rstrip().endswith("/deep/er/summary.json")
@@ -146,7 +146,7 @@ def test_help_lists_the_flags_of_the_script_alone(script, compiled):
     printed = run(script, "--help", compiled=compiled, expect=0).out
     source = (ROOT / "scripts" / f"{script}.py").read_text()
     listed = re.findall(r"^  --(\w+)(?:=(.*?))?:((?: .*)?(?:\n      .*)*)$", printed, re.M)
-    values = flat(record_of(script)())
+    values = record_of(script)().as_flags()
     assert {name for name, *_ in listed} == values.keys() | {"traceback", "flagfile"}
     assert all(len(text) > 8 for *_, text in listed)
     for name, default, _ in listed:
@@ -170,7 +170,7 @@ def test_scripts_are_short(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_setting_is_there_once_and_is_read(script):
     """As an attribute of its record; the command line reads those of the machine by name."""
-    names = [leaf.name for leaf in settings(record_of(script))]
+    names = [leaf.name for leaf in flags_of(record_of(script))]
     assert len(set(names)) == len(names)
     text = "\n".join(path.read_text() for folder in ("rlvr_jax", "scripts") for path in (ROOT / folder).rglob("*.py"))
     assert not [name for name in names if not re.search(rf'\.{name}\b|(values\[|values\.get\(|\(|, )"{name}"', text)]

@@ -9,7 +9,7 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
-from rlvr_jax.records import Problem, build, replace
+from rlvr_jax.records import Problem
 from rlvr_jax.sampler import Request
 from rlvr_jax.tasks import families, pool
 from rlvr_jax.tasks.chains import StyleConfig
@@ -19,8 +19,8 @@ from rlvr_jax.training.pretrain import PretrainConfig
 
 from fixtures import load_problems
 
-SMALL = build(PretrainConfig, num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False,
-              warmup_steps=10, learning_rate=1e-2, eval_size=32)
+SMALL = PretrainConfig.from_flags(num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False,
+                                  warmup_steps=10, learning_rate=1e-2, eval_size=32)
 MIXED = {"arithmetic": 0.25, "boolean": 0.75}
 
 
@@ -37,7 +37,7 @@ def test_arithmetic_alone_has_the_tokens_problems_and_batches_of_before_there_wa
         for p in load_problems("arithmetic", tokenizer, count=200, split=split, num_ops=6, seed=5):
             told = sorted((name, x) for name, x in p.meta.items() if name != "steps")  # which came later
             sums[1].update(f"{p.prompt}|{p.answer}|{p.question}|{told}\n".encode())
-    for config in (build(PretrainConfig), build(PretrainConfig, num_ops=2, seed=3, batch_size=64)):
+    for config in (PretrainConfig.from_flags(), PretrainConfig.from_flags(num_ops=2, seed=3, batch_size=64)):
         data = batches(families.parse_shares(config.task_shares), config)[1]
         for batch in map(data, (1, 2, 1999)):
             for x in (batch.prompts.tokens, batch.prompts.lengths, batch.prompt_index, batch.completions,
@@ -62,7 +62,7 @@ def test_a_batch_reads_as_its_families_solved_it(shares):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_pretraining_never_sees_a_problem_of_another_split(name):
-    tokenizer, data = batches({name: 1.0}, build(PretrainConfig, batch_size=256))
+    tokenizer, data = batches({name: 1.0}, PretrainConfig.from_flags(batch_size=256))
     held = {p.prompt.split(" ", 1)[1] for split in ("test", "dev", "example")  # whatever the topic
             for p in load_problems(name, tokenizer, count=512, split=split)}
     seen = {tokenizer.decode(row).split(" ", 1)[1] for step in range(20) for row in data(step).prompts.tokens}
@@ -108,7 +108,7 @@ def test_shares_are_read(text, shares):
     ("boolean:0.5,boolean:1", "each family once")])
 def test_shares_that_make_no_sense_are_refused_by_name(text, named):
     with pytest.raises(UserError, match=f"--task_shares={text}.*{named}"):
-        pretrain.check(replace(SMALL, task_shares=text))
+        pretrain.check(SMALL.with_flags(task_shares=text))
 
 
 def test_an_example_is_chosen_by_its_pass_rate_and_by_style_where_that_is_asked_for():
@@ -138,7 +138,7 @@ def test_each_family_of_a_mixture_has_its_accuracy_beside_that_of_all(monkeypatc
 
 def test_a_base_is_measured_on_the_split_that_is_asked_for_with_other_draws_at_each_step(monkeypatch):
     monkeypatch.setattr(measure, "heldout", lambda by, problems, prompts, request: (problems, request))
-    config, words = replace(SMALL, heldout_split="dev", seed=3), families.make_tokenizer(["boolean"])
+    config, words = SMALL.with_flags(heldout_split="dev", seed=3), families.make_tokenizer(["boolean"])
     shape = pretrain.shape_of(config, {"boolean": 1.0}, words)
     problems, request = pretrain.make_heldout(config, {"boolean": 1.0}, words, shape)(None, 7)
     assert problems == load_problems("boolean", words, split="dev", count=32, num_ops=2)
@@ -178,7 +178,7 @@ def test_a_mistake_of_a_family_is_named_before_anything_is_trained_or_measured(m
                                                                               in_problems):
     monkeypatch.setitem(FAMILIES, "mine", faulty(name))
     with pytest.raises(UserError, match=f"family mine: .*{says}"):
-        pretrain.pretrain(replace(SMALL, task_shares="mine", run_dir=str(tmp_path / "run")))
+        pretrain.pretrain(SMALL.with_flags(task_shares="mine", run_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
     if in_problems:
         with pytest.raises(UserError, match="family mine: "):

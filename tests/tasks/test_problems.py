@@ -10,7 +10,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import benchmarks
 from rlvr_jax.evaluation.completions import KeptConfig
 from rlvr_jax.grading import grade
-from rlvr_jax.records import Problem, build
+from rlvr_jax.records import Problem
 from rlvr_jax.runs.files import read_json
 from rlvr_jax.tasks import families, prompts
 from rlvr_jax.tasks.pool import PoolConfig, load_pool
@@ -288,7 +288,7 @@ def test_words_that_a_model_of_whole_words_lacks_are_named_not_read_as_padding()
     ({"prompt_style": "qwen_math"}, "--prompt_style=qwen_math is for .* leave it out"),
     ({"prompt_date": "2025-01-31"}, "--prompt_date=2025-01-31 is for --prompt_style=chat alone: leave it out")])
 def test_a_template_that_no_prompt_would_be_in_is_refused(flags, says):
-    source = build(prompts.ProblemSource, problems="arithmetic,boolean", **flags)
+    source = prompts.ProblemSource.from_flags(problems="arithmetic,boolean", **flags)
     for load in (lambda: load_pool(PoolConfig(), source, QWEN, 0),
                  lambda: benchmarks.load_sets(KeptConfig(source=source), SimpleNamespace(tokenizer=QWEN))):
         with pytest.raises(UserError, match=says):

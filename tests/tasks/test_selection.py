@@ -11,7 +11,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import benchmarks
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import Problem, Rollouts, build, replace
+from rlvr_jax.records import Problem, Rollouts
 from rlvr_jax.tasks import history as selection
 from rlvr_jax.tasks.history import SelectConfig
 from rlvr_jax.training import train
@@ -19,7 +19,7 @@ from rlvr_jax.training import train
 from fixtures import (START, TRAIN_FLAGS, heldout_of, load_problems, read_jsonl, released, run, training_problems,
                       write_jsonl, write_parquet)
 
-CONFIG = build(train.TrainConfig, num_prompts=4, group_size=2, example="all")
+CONFIG = train.TrainConfig.from_flags(num_prompts=4, group_size=2, example="all")
 # The published record, recomputed from it by another program: index -> (rank, variance).
 PUBLISHED = {"124": (1, 0.16545), "267": (2, 0.15687), "531": (3, 0.11401), "682": (13, 0.07432), "789": (1209, 0.0)}
 
@@ -38,7 +38,7 @@ def groups(config, problems, step):
 
 def test_a_pool_is_passed_over_in_fresh_orders():
     problems, seen = [Problem(str(i), "1", "") for i in range(5)], []
-    config = replace(CONFIG, num_prompts=3)
+    config = CONFIG.with_flags(num_prompts=3)
     for step in range(1, 11):
         index = asked(config, problems, step)
         assert (index[::2] == index[1::2]).all() and len(index) == 6 and index.dtype == np.int32
@@ -50,7 +50,7 @@ def test_a_pool_is_passed_over_in_fresh_orders():
 def test_copies_keep_their_share_of_every_pass():
     problems = [Problem("a", "1", "", copies=5), Problem("b", "1", "", copies=1), Problem("c", "1", "", copies=2)]
     for step in (1, 2, 9):
-        assert np.bincount(groups(replace(CONFIG, num_prompts=8), problems, step)).tolist() == [5, 1, 2]
+        assert np.bincount(groups(CONFIG.with_flags(num_prompts=8), problems, step)).tolist() == [5, 1, 2]
     halves = [groups(CONFIG, problems, step) for step in (1, 2)]
     assert np.bincount(halves[0] + halves[1]).tolist() == [5, 1, 2]
 
@@ -59,8 +59,8 @@ def test_copies_keep_their_share_of_every_pass():
     ("pi1_r128", [124], [128]), ("merge_pi1_pi13_r128", [124, 682], [64, 64])])
 def test_released_files_fill_a_step(data, name, indices, shares):
     pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
-    config = replace(CONFIG, num_prompts=128, group_size=8, prompt_style="qwen_math",
-                     problems=str(data / "one_shot_rlvr" / f"{name}.parquet"))
+    config = CONFIG.with_flags(num_prompts=128, group_size=8, prompt_style="qwen_math",
+                               problems=str(data / "one_shot_rlvr" / f"{name}.parquet"))
     problems = training_problems(config)
     assert [p.meta["index"] for p in problems] == indices and len(
         train.encode(config, START, problems).tokens) == len(indices)  # each prefilled once
@@ -72,20 +72,20 @@ def test_released_files_fill_a_step(data, name, indices, shares):
 def test_an_example_is_counted_among_the_distinct_problems(tmp_path):
     rows = [released(text, "1", index=index) for text, index in (("a", 7), ("a", 7), ("b", 9), ("b", 9), ("c", 11))]
     path = write_parquet(tmp_path / "p.parquet", *rows)
-    config = replace(CONFIG, problems=path)
+    config = CONFIG.with_flags(problems=path)
     assert [p.question for p in training_problems(config)] == ["a", "b", "c"]
-    assert [p.question for p in training_problems(replace(config, example="1"))] == ["b"]
+    assert [p.question for p in training_problems(config.with_flags(example="1"))] == ["b"]
     with pytest.raises(UserError, match="--example=3: .* has problems 0 to 2"):
-        training_problems(replace(config, example="3"))
+        training_problems(config.with_flags(example="3"))
 
 
 def test_every_command_that_reads_problems_can_ignore_a_column(tmp_path):
     path, history = write_jsonl(tmp_path / "p.jsonl", {"question": "q", "answer": 1, "hint": "h"}), tmp_path / "h.json"
     history.write_text('{"0": [1]}')
-    readers = [lambda **flags: training_problems(replace(CONFIG, problems=path, **flags)),
-               lambda **flags: heldout_of(replace(CONFIG, heldout=path, **flags)),
-               lambda **flags: benchmarks.load_benchmarks(build(EvaluateConfig, problems=path, **flags), START),
-               lambda **flags: selection.select(build(SelectConfig, history=str(history), problems=path, **flags))]
+    readers = [lambda **flags: training_problems(CONFIG.with_flags(problems=path, **flags)),
+               lambda **flags: heldout_of(CONFIG.with_flags(heldout=path, **flags)),
+               lambda **flags: benchmarks.load_benchmarks(EvaluateConfig.from_flags(problems=path, **flags), START),
+               lambda **flags: selection.select(SelectConfig.from_flags(history=str(history), problems=path, **flags))]
     for read in readers:
         read(ignore_columns="hint")
         with pytest.raises(UserError, match="--ignore_columns=hint"):
@@ -96,8 +96,8 @@ def test_every_command_that_reads_problems_can_ignore_a_column(tmp_path):
 
 @pytest.mark.parametrize("example", ["auto", "all", "0"])
 def test_a_problem_from_flags_is_the_whole_pool(example):
-    config = replace(CONFIG, question="What is 2 * 6.4?", answer="12.8", example=example, prompt_style="qwen_math",
-                     instruction="Think.")
+    config = CONFIG.with_flags(question="What is 2 * 6.4?", answer="12.8", example=example, prompt_style="qwen_math",
+                               instruction="Think.")
     problem, = problems = training_problems(config)
     assert (problem.question, problem.answer) == ("What is 2 * 6.4?", "12.8")
     assert "<|im_start|>user\nWhat is 2 * 6.4? Think.<|im_end|>" in problem.prompt
@@ -110,7 +110,7 @@ def test_a_problem_from_flags_is_the_whole_pool(example):
     ({"question": "q", "answer": "1", "example": "3"}, "--question .*--example=3")])
 def test_a_problem_from_flags_is_given_whole_and_alone(flags, says):
     with pytest.raises(UserError, match=says):
-        training_problems(replace(CONFIG, **flags))
+        training_problems(CONFIG.with_flags(**flags))
 
 
 def test_training_on_a_problem_from_flags(tmp_path, base, compiled):
@@ -174,29 +174,29 @@ def test_a_missing_history_is_named(tmp_path):
 
 def test_problems_are_found_by_their_own_index_or_their_place(tmp_path):
     (tmp_path / "h.json").write_text('{"1": [1], "5": [0.5]}')
-    config = build(SelectConfig, history=str(tmp_path / "h.json"))
+    config = SelectConfig.from_flags(history=str(tmp_path / "h.json"))
     parquet = write_parquet(tmp_path / "p.parquet", released("a", "a!", index=5), released("b", "b!", index=1))
-    ranking = selection.select(replace(config, problems=parquet))
+    ranking = selection.select(config.with_flags(problems=parquet))
     assert [(row["index"], row["question"], row["answer"]) for row in ranking] == [("1", "b", "b!"), ("5", "a", "a!")]
     lines = write_jsonl(tmp_path / "p.jsonl", *({"question": q, "answer": q + "!"} for q in "xxyzuvw"))  # a copy of x
-    ranking = selection.select(replace(config, problems=lines))
+    ranking = selection.select(config.with_flags(problems=lines))
     assert [(row["index"], row["question"]) for row in ranking] == [("1", "y"), ("5", "w")]
     short = write_jsonl(tmp_path / "p.jsonl", {"question": "x", "answer": 1}, {"question": "y", "answer": 1})
     with pytest.raises(UserError, match="--problems=.*p.jsonl has no problem of index 5"):
-        selection.select(replace(config, problems=short))
+        selection.select(config.with_flags(problems=short))
 
 
 def test_a_history_of_several_passes_has_every_problem_of_its_file(tmp_path):
     """Each pass takes all of them: two records of two passes are of a file of two problems, whatever their indices."""
-    file, config = tmp_path / "h.json", build(SelectConfig, history=str(tmp_path / "h.json"))
+    file, config = tmp_path / "h.json", SelectConfig.from_flags(history=str(tmp_path / "h.json"))
     three = write_jsonl(tmp_path / "three.jsonl", *({"question": q, "answer": 1} for q in "abc"))
     two = write_jsonl(tmp_path / "two.jsonl", *({"question": q, "answer": 1} for q in "ab"))
     file.write_text('{"0": [0, 1], "1": [0, 0.5]}')
     with pytest.raises(UserError, match="three.jsonl has 3 problems, and --history a record of 2 after several passes"):
-        selection.select(replace(config, problems=three))
-    assert [row["question"] for row in selection.select(replace(config, problems=two))] == ["a", "b"]
+        selection.select(config.with_flags(problems=three))
+    assert [row["question"] for row in selection.select(config.with_flags(problems=two))] == ["a", "b"]
     file.write_text('{"0": [0, 1], "1": [0]}')  # stopped within the second pass, but the third has none at all
-    assert len(selection.select(replace(config, problems=three))) == 2
+    assert len(selection.select(config.with_flags(problems=three))) == 2
 
 
 @pytest.mark.parametrize("recorded, named", [
@@ -205,7 +205,7 @@ def test_a_history_of_several_passes_has_every_problem_of_its_file(tmp_path):
 def test_a_run_is_not_ranked_with_another_file(tmp_path, recorded, named):
     path = write_jsonl(tmp_path / "p.jsonl", {"question": "a", "answer": 1})
     (tmp_path / "history.json").write_text('{"0": [0, 1]}')
-    config = build(SelectConfig, history=str(tmp_path), problems=path)
+    config = SelectConfig.from_flags(history=str(tmp_path), problems=path)
     (tmp_path / "flags.txt").write_text(f"--seed=0\n{recorded}\n")
     with pytest.raises(UserError, match=f"is of a run on .*{named}, not on --problems=.*p.jsonl"):
         selection.select(config)
@@ -241,15 +241,15 @@ def test_each_group_counts_for_its_problem():
     assert selection.group_accuracies(problems, index, correct, 2) == {"9": [0.5, 0.0], "7": [1.0]}
     info = {"text": index, "correct": correct, "timed_out": np.zeros(6), "graded_by": np.array(["x"] * 6)}
     rollouts = Rollouts(index, np.zeros((6, 1), np.int32), np.ones((6, 1), bool), None, np.ones(6, bool))
-    record = grpo.Record(grpo.Asked(2, None, index), rollouts, grpo.Scored(correct, info), None, {})
-    told = [train.rows_of(replace(CONFIG, record_history=keeps, log_rollouts=0), problems, [], record)[0].get(
+    record = grpo.Record(grpo.PromptBatch(2, None, index), rollouts, grpo.Scored(correct, info), None, {})
+    told = [train.rows_of(CONFIG.with_flags(record_history=keeps, log_rollouts=0), problems, [], record)[0].get(
         "train/group_accuracies") for keeps in (True, False)]
     assert told == [{"9": [0.5, 0.0], "7": [1.0]}, None]
 
 
 def test_resampling_and_a_history_exclude_each_other():
     with pytest.raises(UserError, match="--record_history needs --max_resamples=0"):
-        train.check(replace(CONFIG, record_history=True, max_resamples=1))
+        train.check(CONFIG.with_flags(record_history=True, max_resamples=1))
 
 
 def test_a_recorded_history_survives_a_kill(tmp_path, base, compiled):
@@ -277,5 +277,5 @@ def test_a_recorded_history_survives_a_kill(tmp_path, base, compiled):
     assert history == expected and {len(accuracies) for accuracies in history.values()} == {12}
     assert len({x for accuracies in history.values() for x in accuracies}) > 1
 
-    ranking = selection.select(build(SelectConfig, history=str(killed)))
+    ranking = selection.select(SelectConfig.from_flags(history=str(killed)))
     assert len(ranking) == 5 and ranking[0]["score"] == pytest.approx(max(np.var(x) for x in expected.values()))

@@ -11,7 +11,6 @@ from rlvr_jax import adapters
 from rlvr_jax.adapters import AdapterConfig
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import gguf_file, huggingface, loading
-from rlvr_jax.records import build, replace
 from rlvr_jax.training import train
 from rlvr_jax.training.train import TrainConfig
 
@@ -23,10 +22,10 @@ TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6])
 
 
 def run_of(base, run_dir, **changes):
-    config = build(TrainConfig, num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False,
-                   eval_size=16, reward="format", learning_rate=1e-2, entropy_coef=0.01, num_steps=3, eval_every=1,
-                   save_every=2, keep_every=2, kl_coef=0.01, weight_decay=0.1, model=str(base), run_dir=str(run_dir))
-    train.train(replace(config, **changes))
+    config = TrainConfig.from_flags(num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False,
+                                    eval_size=16, reward="format", learning_rate=1e-2, entropy_coef=0.01, num_steps=3, eval_every=1,
+                                    save_every=2, keep_every=2, kl_coef=0.01, weight_decay=0.1, model=str(base), run_dir=str(run_dir))
+    train.train(config.with_flags(**changes))
     return read_jsonl(run_dir / "metrics.jsonl")
 
 

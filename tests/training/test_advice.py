@@ -8,7 +8,7 @@ import pytest
 from rlvr_jax import grpo
 from rlvr_jax.errors import UserError
 from rlvr_jax.objectives import OBJECTIVES
-from rlvr_jax.records import Batch, Problem, Rollouts, build, replace
+from rlvr_jax.records import Batch, Problem, Rollouts
 from rlvr_jax.rewards import score
 from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.tasks.problems import load, merge
@@ -27,7 +27,7 @@ def problems(*answers):
 
 def on_flags(**flags) -> str:
     """What a run with these flags is warned of before it starts."""
-    config = build(TrainConfig, **flags)
+    config = TrainConfig.from_flags(**flags)
     return advice.on_flags(config.grpo, config.rewards.reward, score.is_constant(config.rewards))
 
 
@@ -45,7 +45,7 @@ def test_a_group_of_one_has_no_advantage_under_some_objectives_and_the_bare_rewa
     ({"num_ops": 2}, "arithmetic", "trained on problems of 2 operations, and these have 6; --num_ops=2 is as there"),
     ({"num_ops": 6}, "arithmetic", ""), ({"num_ops": 2}, "rows.jsonl", ""), ({}, "arithmetic", "")])
 def test_problems_longer_than_those_of_the_base(base, problems, says):
-    said = advice.on_base(base, build(TrainConfig, problems=problems).source)
+    said = advice.on_base(base, TrainConfig.from_flags(problems=problems).source)
     assert said.endswith(says) and bool(said) == bool(says)
 
 
@@ -99,7 +99,7 @@ def test_words_that_the_model_lacks_are_named_before_a_package_that_would_grade_
     path = write_jsonl(tmp_path / "p.jsonl", {"question": "koins 1 + 1 =", "answer": "2"})
     for asked in ({"question": "koins 1 + 1 =", "answer": "2"}, {"problems": path}):
         with pytest.raises(UserError, match="the model does not know 'koins'"):
-            train.train(build(TrainConfig, model=str(base), run_dir=str(tmp_path / "run"), max_new_tokens=10, **asked))
+            train.train(TrainConfig.from_flags(model=str(base), run_dir=str(tmp_path / "run"), max_new_tokens=10, **asked))
 
 
 def step_of(rewards, advantages, number=1) -> grpo.Record:
@@ -108,7 +108,7 @@ def step_of(rewards, advantages, number=1) -> grpo.Record:
     rollouts = Rollouts(index, np.zeros((4, 22), np.int32), mask, None, np.array([True, False, False, False]))
     info = {"text": index, "correct": index, "timed_out": index, "graded_by": np.array(["x"] * 4)}
     batch = Batch(None, index, rollouts.completions, mask, np.array(advantages, np.float32))
-    return grpo.Record(grpo.Asked(number, None, index), rollouts, grpo.Scored(np.array(rewards, np.float32), info), batch, {})
+    return grpo.Record(grpo.PromptBatch(number, None, index), rollouts, grpo.Scored(np.array(rewards, np.float32), info), batch, {})
 
 
 def first_step(rewards, advantages) -> str:
@@ -125,15 +125,15 @@ def test_a_first_step_that_teaches_nothing():
 
 
 def test_only_the_first_step_is_warned_of_and_not_where_every_reward_is_the_same(capsys):
-    config = build(TrainConfig, group_size=4, log_rollouts=0)
+    config = TrainConfig.from_flags(group_size=4, log_rollouts=0)
     for changes, number, warned in (({}, 1, True), ({}, 2, False), ({"reward": "none"}, 1, False)):
-        train.rows_of(replace(config, **changes), problems("1"), [], step_of([0] * 4, [0] * 4, number))
+        train.rows_of(config.with_flags(**changes), problems("1"), [], step_of([0] * 4, [0] * 4, number))
         assert ("none of the 4 completions" in capsys.readouterr().err) == warned
 
 
 def test_a_run_whose_rewards_stay_equal_says_once_which_term_pays_what(capsys):
     """Steps 1 to 3 have two different rewards in no group; then one has, and then four have not."""
-    config, logged = build(TrainConfig, group_size=4, log_rollouts=0, inert_steps=3), []
+    config, logged = TrainConfig.from_flags(group_size=4, log_rollouts=0, inert_steps=3), []
     for number, live in enumerate([0, 0, 0, 1, 0, 0, 0, 0], 1):
         step = step_of([live, 0.5, 0.5, 0.5] if live else [0.5] * 4, [1, 0, 0, 0], number)
         info = step.scored.info | {"reward/correct": np.zeros(4), "reward/format": np.array([0, 1, 1, 1])}
@@ -142,7 +142,7 @@ def test_a_run_whose_rewards_stay_equal_says_once_which_term_pays_what(capsys):
         said = capsys.readouterr().err
         assert ("all rewards of each group have been equal for 3 steps" in said) == (number in (3, 7))
         assert number != 3 or "(step 3: correct pays every completion 0, format pays 0 to 1); choose" in said
-        train.rows_of(replace(config, reward="none"), problems("1"), logged[:-1], step)
+        train.rows_of(config.with_flags(reward="none"), problems("1"), logged[:-1], step)
         assert not capsys.readouterr().err
 
 

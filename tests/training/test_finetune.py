@@ -10,7 +10,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.grading import extract
 from rlvr_jax.lab.elicit import critique
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import Problem, build, replace
+from rlvr_jax.records import Problem
 from rlvr_jax.training import finetune
 from rlvr_jax.training.finetune import FinetuneConfig
 
@@ -61,8 +61,8 @@ FLAGS = {"batch_size": 4, "learning_rate": 1e-2, "remat": False, "max_new_tokens
 
 def test_it_learns_completions_and_resumes_bit_for_bit(base, examples, tmp_path):
     def tune(name, steps):
-        return finetune.finetune(build(FinetuneConfig, model=str(base), examples=str(examples), num_steps=steps,
-                                       run_dir=str(tmp_path / name), window=40, **FLAGS))
+        return finetune.finetune(FinetuneConfig.from_flags(model=str(base), examples=str(examples), num_steps=steps,
+                                                           run_dir=str(tmp_path / name), window=40, **FLAGS))
     summary = tune("whole", 12)
     tune("parts", 5)
     tune("parts", 12)
@@ -113,11 +113,11 @@ def test_a_critique_begins_where_the_model_begins_when_it_is_asked_the_problem()
 
 
 def test_the_problem_can_be_the_one_that_a_run_trained_on(tmp_path):
-    pool = [replace(PROBLEM, question=f"q{i}") for i in range(3)]
+    pool = [PROBLEM.with_flags(question=f"q{i}") for i in range(3)]
     (tmp_path / "example.json").write_text(json.dumps({"example": 2, "question": "q2"}))
 
     def chosen(example):
-        return critique.chosen(build(critique.CritiqueConfig, example=str(example)), pool)
+        return critique.chosen(critique.CritiqueConfig.from_flags(example=str(example)), pool)
     assert chosen(tmp_path) == chosen(f"{tmp_path}@best") == chosen(2) == [pool[2]] and chosen("all") == pool
     (tmp_path / "example.json").write_text(json.dumps({"example": 1, "question": "q2"}))
     with pytest.raises(UserError, match="that run trained on 'q2', which is not problem 1 here"):
@@ -146,8 +146,8 @@ def test_own_right_solutions_are_of_the_problems_that_have_some(base, tmp_path, 
     right = {1, 3}
     monkeypatch.setattr(critique, "measure", lambda sampler, asked, request: [
         {"completion": str(i), "correct": i in right} for i in range(len(asked.problems)) for _ in range(2)])
-    config = build(critique.CritiqueConfig, model=str(base), num_ops=2, max_new_tokens=10, num_attempts=2,
-                   kind="correct", example="all", example_pool=5, out=str(tmp_path / "right.jsonl"))
+    config = critique.CritiqueConfig.from_flags(model=str(base), num_ops=2, max_new_tokens=10, num_attempts=2,
+                                                kind="correct", example="all", example_pool=5, out=str(tmp_path / "right.jsonl"))
     assert [row["completion"] for row in critique.make_examples(config)] == ["1", "1", "3", "3"]
     right.clear()
     with pytest.raises(UserError, match="--kind=correct: none of 10 attempts is right; raise --num_attempts"):

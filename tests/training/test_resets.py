@@ -7,16 +7,15 @@ import pytest
 from rlvr_jax import grpo, learner, parallel
 from rlvr_jax.learner import ResetConfig
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import build, replace
 from rlvr_jax.runs.stopping import RESET, reset_due
 from rlvr_jax.training import train
 from rlvr_jax.training.train import TrainConfig
 
 from fixtures import read_jsonl
 
-CONFIG = build(TrainConfig, num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False,
-               eval_size=16, learning_rate=1e-2, num_steps=6, eval_every=0, temperature=0.7, log_rollouts=0,
-               reward="format", kl_coef=0.01, save_every=1, keep_last=10)
+CONFIG = TrainConfig.from_flags(num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False,
+                                eval_size=16, learning_rate=1e-2, num_steps=6, eval_every=0, temperature=0.7, log_rollouts=0,
+                                reward="format", kl_coef=0.01, save_every=1, keep_last=10)
 
 
 def state_of(config):
@@ -29,7 +28,7 @@ def state_of(config):
 
 @pytest.mark.parametrize("what", ["both", "reference", "optimizer"])
 def test_a_reset_touches_what_it_names_and_never_the_policy(what):
-    config = replace(CONFIG.grpo, reset=what, reset_every=2)
+    config = CONFIG.grpo.with_flags(reset=what, reset_every=2)
     before = state_of(config)
     after = parallel.fetch_state(learner.map_reset(config.resets)(parallel.place_state(before)))
     np.testing.assert_equal(after.params, before.params)
@@ -40,7 +39,7 @@ def test_a_reset_touches_what_it_names_and_never_the_policy(what):
 
 
 def test_the_optimiser_starts_again_as_it_started_the_first_time():
-    config = replace(CONFIG.grpo, reset_every=2)
+    config = CONFIG.grpo.with_flags(reset_every=2)
     after = parallel.fetch_state(learner.map_reset(config.resets)(parallel.place_state(state_of(config))))
     first = grpo.make_optimizer(config).init(after.params)
     np.testing.assert_equal(jax.tree.leaves(after.opt_state), jax.tree.leaves(jax.tree.map(np.asarray, first)))
@@ -50,7 +49,7 @@ def test_the_optimiser_starts_again_as_it_started_the_first_time():
 def run(base, tmp_path_factory):
     """Six steps with a reset after the third (and the sixth)."""
     run_dir = tmp_path_factory.mktemp("resets") / "run"
-    train.train(replace(CONFIG, model=str(base), run_dir=str(run_dir), reset_every=3))
+    train.train(CONFIG.with_flags(model=str(base), run_dir=str(run_dir), reset_every=3))
     return run_dir
 
 
@@ -62,9 +61,9 @@ def test_after_a_reset_the_kl_is_exactly_zero_and_grows_again(run):
 
 
 def test_a_run_that_goes_on_after_a_reset_is_the_same_run(run, base, tmp_path):
-    config = replace(CONFIG, model=str(base), run_dir=str(tmp_path / "run"), reset_every=3)
+    config = CONFIG.with_flags(model=str(base), run_dir=str(tmp_path / "run"), reset_every=3)
     for steps in (3, 6):
-        train.train(replace(config, num_steps=steps))
+        train.train(config.with_flags(num_steps=steps))
     jax.tree.map(np.testing.assert_array_equal, *(loading.load_model(str(path)).params
                                                   for path in (run, tmp_path / "run")))
     losses = [[row.get("train/loss") for row in read_jsonl(path / "metrics.jsonl")] for path in (run, tmp_path / "run")]
@@ -73,8 +72,8 @@ def test_a_run_that_goes_on_after_a_reset_is_the_same_run(run, base, tmp_path):
 
 def test_an_adapter_that_is_reset_is_compared_with_itself(base, tmp_path):
     """Its reference is the model without it, until the first reset makes a copy of both."""
-    config = replace(CONFIG, model=str(base), run_dir=str(tmp_path / "run"), trainable="vector",
-                     reset_every=2, num_steps=4, learning_rate=0.1)
+    config = CONFIG.with_flags(model=str(base), run_dir=str(tmp_path / "run"), trainable="vector",
+                               reset_every=2, num_steps=4, learning_rate=0.1)
     train.train(config)
     kl = [row["train/kl"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if row["step"]]
     assert kl[0] == kl[2] == 0 and kl[1] > 0 and kl[3] > 0

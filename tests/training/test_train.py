@@ -12,19 +12,18 @@ import pytest
 
 from rlvr_jax import learner, model
 from rlvr_jax.errors import UserError
-from rlvr_jax.records import build, replace
 from rlvr_jax.runs import checkpoint, log, machine, stopping
 from rlvr_jax.training import train
 from rlvr_jax.training.train import TrainConfig
 
 from fixtures import read_jsonl
 
-CONFIG = build(TrainConfig, num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False,
-               eval_size=16, reward="format", learning_rate=3e-3, num_steps=3, eval_every=0, temperature=1.0)
+CONFIG = TrainConfig.from_flags(num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False,
+                                eval_size=16, reward="format", learning_rate=3e-3, num_steps=3, eval_every=0, temperature=1.0)
 
 
 def run_of(base, tmp_path, **changes):
-    config = replace(CONFIG, model=str(base), run_dir=str(tmp_path / "run"), **changes)
+    config = CONFIG.with_flags(model=str(base), run_dir=str(tmp_path / "run"), **changes)
     summary = train.train(config)
     return summary, [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
 

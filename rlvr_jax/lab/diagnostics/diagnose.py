@@ -11,7 +11,6 @@ from rlvr_jax.lab.diagnostics.table import DIAGNOSTICS, SHARE, Found
 from rlvr_jax.lab.elicit.when import draw_bars
 from rlvr_jax.lab.elicit.weight_difference import weight_difference
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import flat, replace
 from rlvr_jax.runs import files
 from rlvr_jax.runs.flags import described
 from rlvr_jax.runs.markdown import markdown_table
@@ -35,7 +34,7 @@ def diagnose(config: DiagnoseConfig) -> dict:
     base, trained = (float(right_P.mean()) for right_P in pair.right)
     summary = {"n": len(pair.right[0]), "base": base, "trained": trained, "gain": trained - base,
                "rows": found, "forward_tokens": sum(pair.tokens.values()), "parts": pair.tokens,
-               "flags": flat(pair.config)}
+               "flags": pair.config.as_flags()}
     out = pathlib.Path(pair.kept.out)
     files.write_whole(out / "diagnose.md", page(summary, described("diagnose", config)))
     if shares := {label: (row["value"], row["interval"]) for label, row in found.items()
@@ -63,7 +62,7 @@ def load(config: DiagnoseConfig) -> Pair:
     if not (config.base and steering.trained and steering.kept.out):
         raise UserError("--base, --trained and --out are required: a model, what was trained from it, and a directory "
                         "for the results")
-    config = replace(config, base=loading.pinned(config.base), trained=loading.pinned(steering.trained))
+    config = config.with_flags(base=loading.pinned(config.base), trained=loading.pinned(steering.trained))
     steering = config.hybrid.steering
     dtype = steering.kept.choice.dtype
     base, trained = (about(flag, loading.load_model, name, dtype, dtype) for flag, name in

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from rlvr_jax import logprobs, model, parallel
+from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_sets
 from rlvr_jax.evaluation.completions import Folder, KeptConfig, keep
@@ -24,7 +25,6 @@ from rlvr_jax.lab.elicit.hybrid import HybridConfig
 from rlvr_jax.lab.elicit.swap import Gate
 from rlvr_jax.lab.elicit.when import ENDS, largest, swap_columns, token_columns, written_under
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import build, checked, part, replace, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.log import progress
 from rlvr_jax.sampler import Request
@@ -33,29 +33,28 @@ from rlvr_jax.tasks.prompts import padded
 TEXTS = 64  # run through a model at a time
 
 
-@checked
-class DiagnoseConfig:
+class DiagnoseConfig(Config):
     """Did training teach a model, or switch on what its base could do? Every number that papers argue with."""
 
-    base: str = setting("", "the model before training: a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face "
-                        "folder, a .gguf file, or smollm2")
-    hybrid: HybridConfig = part(
-        build(HybridConfig, rates=(0.05, 0.2)), model=None,
+    base: str = flag("", "the model before training: a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face "
+                     "folder, a .gguf file, or smollm2")
+    hybrid: HybridConfig = nested(
+        HybridConfig.from_flags(rates=(0.05, 0.2)), model=None,
         trained="what was trained from --base, of the same shape and with its tokenizer: named as --base is",
         out="directory for summary.json, diagnose.md, diagnose.png, and the completions")
-    num_samples: int = setting(256, "completions of each problem, at --temperature, for pass@k and Cover@tau",
-                               minimum=1)
-    sampled_problems: int = setting(128, "of the problems, how many are sampled so often; 0: all", minimum=0)
-    temperature: float = setting(1.0, "sampling temperature of pass@k and Cover@tau", above=0)
-    taus: tuple[float, ...] = setting((0.1, 0.5), "Cover@tau: success rates that count as solved", above=0, maximum=1)
-    first: tuple[int, ...] = setting((1, 2, 4), "forced prefix: how many first tokens are the trained model's",
-                                     minimum=1)
-    shares: tuple[float, ...] = setting((0.01, 0.05, 0.1), "swaps: at which share of the tokens", above=0, maximum=1)
-    frontier: str = setting("", "run directories of scripts.train with fewer trained numbers, from the same base, "
-                            "joined by commas: for the numbers that reach half of the gain", free=True)
-    sft: str = setting("", "run directory of scripts.finetune from the same base: for the tokens that RL takes, "
-                       "compared with it", free=True)
-    diagnostics: str = setting("", "rows to measure, joined by commas, such as rank,swap; empty: all", free=True)
+    num_samples: int = flag(256, "completions of each problem, at --temperature, for pass@k and Cover@tau",
+                            minimum=1)
+    sampled_problems: int = flag(128, "of the problems, how many are sampled so often; 0: all", minimum=0)
+    temperature: float = flag(1.0, "sampling temperature of pass@k and Cover@tau", above=0)
+    taus: tuple[float, ...] = flag((0.1, 0.5), "Cover@tau: success rates that count as solved", above=0, maximum=1)
+    first: tuple[int, ...] = flag((1, 2, 4), "forced prefix: how many first tokens are the trained model's",
+                                  minimum=1)
+    shares: tuple[float, ...] = flag((0.01, 0.05, 0.1), "swaps: at which share of the tokens", above=0, maximum=1)
+    frontier: str = flag("", "run directories of scripts.train with fewer trained numbers, from the same base, "
+                         "joined by commas: for the numbers that reach half of the gain", free=True)
+    sft: str = flag("", "run directory of scripts.finetune from the same base: for the tokens that RL takes, "
+                    "compared with it", free=True)
+    diagnostics: str = flag("", "rows to measure, joined by commas, such as rank,swap; empty: all", free=True)
 
 
 class Undefined(Exception):
@@ -97,7 +96,7 @@ class Pair:
     def folder(self, name: str) -> Folder:
         """The folder of --out in which a part keeps its completions."""
         path = str(pathlib.Path(self.kept.out) / name)
-        return Folder(path, "diagnose", replace(self.config, out=path), self.kept.resume, name)
+        return Folder(path, "diagnose", self.config.with_flags(out=path), self.kept.resume, name)
 
     def count(self, name: str, rows: list[dict], models: int) -> None:
         """Notes what it took so many models to write the rows."""
@@ -149,7 +148,7 @@ class Pair:
         """Of base and trained model (bool[P,N] whether a completion is right, f64[P] the chance of a right guess)."""
         count, kept, found = self.config.num_samples, self.kept, []
         few = min(filter(None, (kept.max_problems, self.config.sampled_problems)), default=0)
-        sets = load_sets(replace(kept, max_problems=few), self.base, lambda stem: (count, self.config.temperature))
+        sets = load_sets(kept.with_flags(max_problems=few), self.base, lambda stem: (count, self.config.temperature))
         by = make_sampler(self.base, kept.sampling)
         for name, loaded in zip(ENDS, (self.base, self.trained)):
             parts = keep(self.folder(f"samples_{name}"), by._replace(params=parallel.place_state(loaded.params)), sets,
@@ -166,7 +165,7 @@ class Pair:
     def steered(self) -> tuple[list[dict], dict]:
         """(rows of the hybrid, what was chosen for it). Raises Undefined where it cannot be fitted."""
         out = pathlib.Path(self.kept.out) / "hybrid"
-        config = replace(self.config.hybrid, out=str(out), model=self.config.base)
+        config = self.config.hybrid.with_flags(out=str(out), model=self.config.base)
         try:
             fitted = gate.fit(config.steering, self.base, self.trained)
         except UserError as error:

@@ -40,7 +40,7 @@ class Activations(NamedTuple):
 @functools.partial(jax.jit, static_argnums=(1, 3))
 def _read(params: model.Params, config: model.ModelConfig, tokens_BxT: jax.Array, layers: tuple) -> tuple:
     """(f32[B,T,D] of each layer..., likeliest next tokens i32[B,T])."""
-    how = model.Pass(read_residual=(lambda x: x) if layers else None)
+    how = model.ForwardOptions(read_residual=(lambda x: x) if layers else None)
     hidden_BxTxD, residuals = model.forward(params, config, tokens_BxT, how=how)
     return *(residuals[i].astype(jnp.float32) for i in layers), likeliest(params, hidden_BxTxD)
 

@@ -21,11 +21,12 @@ from typing import Callable
 
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.measure import Benchmark, by_answer, make_sampler, measure
 from rlvr_jax.grading.extract import state
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import Problem, checked, setting
+from rlvr_jax.records import Problem
 from rlvr_jax.runs import files
 from rlvr_jax.runs.machine import MachineConfig
 from rlvr_jax.sampler import CHOOSE, Request, SamplingConfig
@@ -37,24 +38,23 @@ from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, encode_prompts, 
 WORDS = {"think": 3, "quick": 1}  # opening word -> words of a step in that style
 
 
-@checked
-class CritiqueConfig:
+class CritiqueConfig(Config):
     """Examples for fine-tuning, made of a model's own attempts at one synthetic problem."""
 
     choice: loading.ModelChoice = loading.ModelChoice()
     machine: MachineConfig = MachineConfig()
     sampling: SamplingConfig = SamplingConfig()
-    kind: str = setting("critique", "what is learnt", lambda: KINDS)
-    problems: str = setting("arithmetic", "a synthetic family whose problems have steps", lambda: FAMILIES)
-    num_ops: int = setting(6, "operations in a problem", minimum=1)
-    example: str = setting("0", "the one problem, as in training: its place, from 0, among the seed's example_pool; or "
-                           "the run directory of scripts.train with --example=auto, for the problem chosen there; or "
-                           "all of them")
-    example_pool: int = setting(128, "problems that the example is one of", minimum=1)
-    num_attempts: int = setting(600, "attempts to sample, and rows to write, for each problem", minimum=1)
-    temperature: float = setting(1.0, "sampling temperature of the attempts", above=0)
-    seed: int = setting(0, "seed of the problems, the sampling and the shuffling", minimum=0, maximum=2**31 - 1)
-    out: str = setting("", "JSONL file for the rows: prompt and completion, as scripts.finetune reads them")
+    kind: str = flag("critique", "what is learnt", lambda: KINDS)
+    problems: str = flag("arithmetic", "a synthetic family whose problems have steps", lambda: FAMILIES)
+    num_ops: int = flag(6, "operations in a problem", minimum=1)
+    example: str = flag("0", "the one problem, as in training: its place, from 0, among the seed's example_pool; or "
+                        "the run directory of scripts.train with --example=auto, for the problem chosen there; or "
+                        "all of them")
+    example_pool: int = flag(128, "problems that the example is one of", minimum=1)
+    num_attempts: int = flag(600, "attempts to sample, and rows to write, for each problem", minimum=1)
+    temperature: float = flag(1.0, "sampling temperature of the attempts", above=0)
+    seed: int = flag(0, "seed of the problems, the sampling and the shuffling", minimum=0, maximum=2**31 - 1)
+    out: str = flag("", "JSONL file for the rows: prompt and completion, as scripts.finetune reads them")
 
 
 def critique(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:

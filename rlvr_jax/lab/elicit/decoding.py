@@ -7,6 +7,7 @@ from typing import Callable, Optional
 import numpy as np
 
 from rlvr_jax import sampler
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import benchmark_summary, joined, load_sets
 from rlvr_jax.evaluation.completions import Folder, keep
@@ -17,26 +18,24 @@ from rlvr_jax.lab.elicit.power import PowerConfig, power_draw
 from rlvr_jax.lab.elicit.trajectory import TrajectoryConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import checked, flat, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.sampler import Request
 
 
-@checked
-class ElicitConfig:
+class ElicitConfig(Config):
     """What a model can do under another decoding, without training."""
 
     steering: vectors.SteeringConfig = vectors.SteeringConfig()
-    method: str = setting("greedy", "how a problem gets its answer", lambda: METHODS)
-    num_samples: int = setting(10, "completions of each problem: of self_consistency drawn, of cot_decoding those of "
-                               "the likeliest first tokens, of sae those that it is fitted on", minimum=1)
-    temperature: float = setting(0.6, "sampling temperature of low_temperature and self_consistency", above=0)
+    method: str = flag("greedy", "how a problem gets its answer", lambda: METHODS)
+    num_samples: int = flag(10, "completions of each problem: of self_consistency drawn, of cot_decoding those of "
+                            "the likeliest first tokens, of sae those that it is fitted on", minimum=1)
+    temperature: float = flag(0.6, "sampling temperature of low_temperature and self_consistency", above=0)
     power: PowerConfig = PowerConfig()
-    strength: float = setting(1.0, "steer adds the vector this many times; below 0 the other way", minimum=-1000)
-    where: str = setting("generated", "tokens that steer acts at", lambda: steering.WHERE)
-    rate: float = setting(0.1, "share of generated tokens at which steer acts: of those that the gate was fitted on, "
-                          "or by chance under shuffled_gate", minimum=0, maximum=1)
+    strength: float = flag(1.0, "steer adds the vector this many times; below 0 the other way", minimum=-1000)
+    where: str = flag("generated", "tokens that steer acts at", lambda: steering.WHERE)
+    rate: float = flag(0.1, "share of generated tokens at which steer acts: of those that the gate was fitted on, "
+                       "or by chance under shuffled_gate", minimum=0, maximum=1)
     sae: latents.LatentConfig = latents.LatentConfig()
     trajectory: TrajectoryConfig = TrajectoryConfig()
 
@@ -137,7 +136,7 @@ def elicit(config: ElicitConfig) -> dict:
     rows = keep(Folder(kept.out, "elicit", config, kept.resume, config.method), by, benchmarks, Request(kept.seed, 0),
                 kept.rows_per_call, more)
     summaries = {b.name: set_summary(method, b, rows[b.name]) for b in benchmarks}
-    summary = {"method": config.method} | numbers | method.summary | joined(summaries) | {"flags": flat(config)}
+    summary = {"method": config.method} | numbers | method.summary | joined(summaries) | {"flags": config.as_flags()}
     files.write_whole(out / "table.md", table(config, summaries))
     files.write_json(out / "summary.json", summary)
     return summary

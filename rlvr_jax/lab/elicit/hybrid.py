@@ -11,6 +11,7 @@ from typing import Callable
 import numpy as np
 
 from rlvr_jax import parallel, sampler
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_sets
 from rlvr_jax.evaluation.completions import Folder, keep
@@ -20,7 +21,6 @@ from rlvr_jax.lab.elicit import gate, steering, vectors
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import checked, flat, replace, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.sampler import Decoding, Request
@@ -28,14 +28,13 @@ from rlvr_jax.sampler import Decoding, Request
 ORACLE = "trained_gate"  # the arm that runs the trained model at every token
 
 
-@checked
-class HybridConfig:
+class HybridConfig(Config):
     """How much of a trained model's gain its base recovers, steered at the tokens of a gate."""
 
     steering: vectors.SteeringConfig = vectors.SteeringConfig()
-    strengths: tuple[float, ...] = setting((1.0, 2.0, 4.0), "times that the vector is added, to choose from", minimum=0)
-    rates: tuple[float, ...] = setting((0.02, 0.05, 0.1, 0.2, 0.4), "shares of the tokens it was fitted on at which "
-                                       "the gate acts, to choose from; the curve", above=0, maximum=1)
+    strengths: tuple[float, ...] = flag((1.0, 2.0, 4.0), "times that the vector is added, to choose from", minimum=0)
+    rates: tuple[float, ...] = flag((0.02, 0.05, 0.1, 0.2, 0.4), "shares of the tokens it was fitted on at which "
+                                    "the gate acts, to choose from; the curve", above=0, maximum=1)
 
 
 def hybrid(config: HybridConfig) -> dict:
@@ -58,7 +57,7 @@ def hybrid(config: HybridConfig) -> dict:
         for name, arm in rows.items()}
     curve = [{"rate": rate} | summaries.pop(f"rate_{rate:g}") for rate in sorted(config.rates)]
     summary = {"n": len(rows["base"]), "gap": summaries["trained"]["accuracy"] - summaries["base"]["accuracy"],
-               "chosen": chosen, "gate": fitted.gate, "arms": summaries, "curve": curve, "flags": flat(config)}
+               "chosen": chosen, "gate": fitted.gate, "arms": summaries, "curve": curve, "flags": config.as_flags()}
     files.write_whole(pathlib.Path(kept.out) / "table.md", table(summary))
     files.write_json(pathlib.Path(kept.out) / "summary.json", summary)
     return summary
@@ -73,7 +72,7 @@ def asker(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmar
     def ask(name: str, params: dict, draw: Callable = sampler.sample) -> list[dict]:
         path = str(pathlib.Path(kept.out) / name)
         by = Sampler(compiled(loaded.config, decoding, draw), parallel.place_state(params), loaded.tokenizer)
-        rows = keep(Folder(path, "hybrid", replace(config, out=path), kept.resume, name), by, benchmarks,
+        rows = keep(Folder(path, "hybrid", config.with_flags(out=path), kept.resume, name), by, benchmarks,
                     Request(kept.seed, 0), kept.rows_per_call, None if draw is sampler.sample else steering.columns)
         return [row for part in rows.values() for row in part]
     return ask
@@ -89,7 +88,7 @@ def choose(config: HybridConfig, loaded: LanguageModel, fitted: gate.Fitted) -> 
     """The strength and the rate with which most problems of the split dev, or of --fit_problems, are solved; of several
     those with the fewest steered tokens."""
     kept, layer = config.steering.kept, config.steering.layer
-    apart = replace(kept, heldout_split="dev", problems=config.steering.fit_problems or kept.source.problems)
+    apart = kept.with_flags(heldout_split="dev", problems=config.steering.fit_problems or kept.source.problems)
     ask, draw, results = asker(config, loaded, load_sets(apart, loaded)), steering.steered_draw("gate", layer), []
     for strength in config.strengths:
         for rate in config.rates:

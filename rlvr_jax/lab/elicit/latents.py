@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlvr_jax import parallel
+from rlvr_jax.config import Config, flag, flags_of
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import make_benchmark
 from rlvr_jax.evaluation.measure import Benchmark, make_sampler, measure
@@ -21,7 +22,7 @@ from rlvr_jax.lab.elicit.activations import Activations, stream
 from rlvr_jax.lab.elicit.sae import Recipe, Sae, encode, quality, train
 from rlvr_jax.lab.elicit.steering import Steering, steered_draw
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import Problem, checked, setting, settings
+from rlvr_jax.records import Problem
 from rlvr_jax.runs import files
 from rlvr_jax.runs.log import progress
 from rlvr_jax.sampler import CHOOSE, Request
@@ -29,16 +30,15 @@ from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import encode_prompts
 
 
-@checked
-class LatentConfig:
+class LatentConfig(Config):
     """The autoencoder, and which of its latents is added."""
 
-    latent: str = setting("contrast", "latent that sae adds", lambda: LATENTS)
-    num_latents: int = setting(512, "latents of the autoencoder of sae", minimum=1)
-    active: int = setting(8, "latents that are active at a token, at most", minimum=1)
-    sae_steps: int = setting(2000, "updates of the autoencoder", minimum=1)
-    strengths: tuple[float, ...] = setting((1.0, 2.0, 4.0, 8.0, 16.0), "times that sae adds a direction of length 1; "
-                                           "the one that is best on the dev split counts", minimum=0)
+    latent: str = flag("contrast", "latent that sae adds", lambda: LATENTS)
+    num_latents: int = flag(512, "latents of the autoencoder of sae", minimum=1)
+    active: int = flag(8, "latents that are active at a token, at most", minimum=1)
+    sae_steps: int = flag(2000, "updates of the autoencoder", minimum=1)
+    strengths: tuple[float, ...] = flag((1.0, 2.0, 4.0, 8.0, 16.0), "times that sae adds a direction of length 1; "
+                                        "the one that is best on the dev split counts", minimum=0)
 
 
 def contrast(scores_F: np.ndarray, seed: int) -> int:
@@ -89,7 +89,7 @@ def dictionary(config: LatentConfig, steering: vectors.SteeringConfig, loaded: L
     """(autoencoder, score f[F] of each latent, `sae.quality`): from sae.npz of --out, or fitted and kept there. A score
     is -inf where the latent is not active at the end of any prompt."""
     path = pathlib.Path(steering.kept.out) / "sae.npz"
-    leaves = [*settings(steering), *settings(config)]
+    leaves = [*flags_of(steering), *flags_of(config)]
     flags = {leaf.name: leaf.value for leaf in leaves if not leaf.meta["free"]} | {"num_samples": num_samples}
     key = json.loads(json.dumps(flags))  # as it comes back from the file
     if path.is_file():

@@ -44,7 +44,7 @@ def _at_last_token(params: model.Params, config: model.ModelConfig, prompts: Pro
         at_last_PxS = positions_PxS == prompts.lengths[:, None] - 1
         return x_PxSxD + jnp.where(at_last_PxS[..., None], first_LxD[index][None, None], 0)
 
-    how = model.Pass(edit_residual=None if first_LxD is None else add_first, read_residual=last)
+    how = model.ForwardOptions(edit_residual=None if first_LxD is None else add_first, read_residual=last)
     hidden_PxSxD, residuals_LxPxD = model.forward(params, config, prompts.tokens, how=how)
     return residuals_LxPxD.astype(jnp.float32), jnp.argmax(model.head(params, last(hidden_PxSxD)), -1)
 

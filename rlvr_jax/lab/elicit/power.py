@@ -13,16 +13,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from rlvr_jax import model, sampler
-from rlvr_jax.records import Rollouts, checked, setting
+from rlvr_jax.config import Config, flag
+from rlvr_jax.records import Rollouts
 
 
-@checked
-class PowerConfig:
+class PowerConfig(Config):
     """The power, and the moves that lead to it."""
 
-    alpha: float = setting(4.0, "power draws completions by their whole probability to this power", minimum=1)
-    num_blocks: int = setting(16, "power grows a completion in this many blocks of max_new_tokens together", minimum=1)
-    num_moves: int = setting(10, "Metropolis-Hastings moves of power after each block", minimum=0)
+    alpha: float = flag(4.0, "power draws completions by their whole probability to this power", minimum=1)
+    num_blocks: int = flag(16, "power grows a completion in this many blocks of max_new_tokens together", minimum=1)
+    num_moves: int = flag(10, "Metropolis-Hastings moves of power after each block", minimum=0)
 
 
 class Chain(NamedTuple):

@@ -13,22 +13,21 @@ import numpy as np
 from flax import traverse_util
 
 from rlvr_jax import adapters, model
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import checked, setting
 from rlvr_jax.runs import checkpoint
 
 
-@checked
-class TrajectoryConfig:
+class TrajectoryConfig(Config):
     """The model put on the rank-1 direction of its run's first checkpoints."""
 
-    rank1_steps: int = setting(0, "of what --model, a run directory, has changed in its base's weights keep only what "
-                               "lies along the rank-1 direction of its checkpoints up to this step, kept with "
-                               "--keep_every (RELEX); 0: everything", minimum=0)
-    rank1_at: int = setting(0, "go along that direction as far as a straight line through those checkpoints says for "
-                            "this step; 0: as far as --model went", minimum=0)
+    rank1_steps: int = flag(0, "of what --model, a run directory, has changed in its base's weights keep only what "
+                            "lies along the rank-1 direction of its checkpoints up to this step, kept with "
+                            "--keep_every (RELEX); 0: everything", minimum=0)
+    rank1_at: int = flag(0, "go along that direction as far as a straight line through those checkpoints says for "
+                         "this step; 0: as far as --model went", minimum=0)
 
 
 def rank1(differences_NxK: np.ndarray, later_K: np.ndarray, steps: list[int], at: int = 0) -> tuple[np.ndarray, dict]:

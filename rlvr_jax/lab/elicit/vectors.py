@@ -7,38 +7,38 @@ from typing import Callable, Optional
 
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.completions import KeptConfig
 from rlvr_jax.lab.elicit import openings
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import Problem, checked, flat, replace, setting
+from rlvr_jax.records import Problem
 from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import ProblemSource, is_drawn, load_problems
 
 
-@checked
-class SteeringConfig:
+class SteeringConfig(Config):
     """A vector that is added to the residual, and a gate that chooses the tokens."""
 
     kept: KeptConfig = KeptConfig()
-    opening: str = setting("think", "words that completions begin with under forced, and after which --vector=means "
-                           "reads a model that is of no synthetic family")
-    vector: str = setting("means", "direction that is added; all but trained have the length of means", lambda: VECTORS)
-    vectors: str = setting("", "run directory of scripts.train --trainable=vector, for --vector=trained")
-    layer: int = setting(1, "layer, from 0, after which the gate reads and the vector is added; arXiv 2510.07364 takes "
-                         "one at 37 % of the depth", minimum=0)
-    trained: str = setting("", "the trained model that the gate is fitted to: where its likeliest token is another "
-                           "than that of --model")
-    fit_problems: str = setting("", "file of problems to fit vector and gate on; empty: the split example of the "
-                                "synthetic family in --problems")
-    num_fit: int = setting(512, "problems to fit on", minimum=5)
+    opening: str = flag("think", "words that completions begin with under forced, and after which --vector=means "
+                        "reads a model that is of no synthetic family")
+    vector: str = flag("means", "direction that is added; all but trained have the length of means", lambda: VECTORS)
+    vectors: str = flag("", "run directory of scripts.train --trainable=vector, for --vector=trained")
+    layer: int = flag(1, "layer, from 0, after which the gate reads and the vector is added; arXiv 2510.07364 takes "
+                      "one at 37 % of the depth", minimum=0)
+    trained: str = flag("", "the trained model that the gate is fitted to: where its likeliest token is another "
+                        "than that of --model")
+    fit_problems: str = flag("", "file of problems to fit vector and gate on; empty: the split example of the "
+                             "synthetic family in --problems")
+    num_fit: int = flag(512, "problems to fit on", minimum=5)
 
 
 def pinned(config):
     """The record with the steps of its run directories spelt out (`loading.pinned`)."""
-    flags = flat(config)
-    return replace(config, **{name: loading.pinned(flags[name]) for name in ("model", "trained", "vectors")})
+    flags = config.as_flags()
+    return config.with_flags(**{name: loading.pinned(flags[name]) for name in ("model", "trained", "vectors")})
 
 
 def check_layer(config: SteeringConfig, loaded: LanguageModel) -> None:

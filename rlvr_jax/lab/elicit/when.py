@@ -10,6 +10,7 @@ from typing import Callable
 
 import numpy as np
 
+from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_sets
 from rlvr_jax.evaluation.completions import Folder, KeptConfig, keep
@@ -20,7 +21,6 @@ from rlvr_jax.lab.elicit.weight_difference import TOLERANCE, TOP, weight_differe
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import checked, flat, part, replace, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.sampler import Request
@@ -30,16 +30,15 @@ PAIRS = 12  # of tokens that are reported
 POSITIONS = 8  # of each text that the table has; the figure has all
 
 
-@checked
-class WhenConfig:
+class WhenConfig(Config):
     """At which tokens a trained model differs from its base."""
 
-    kept: KeptConfig = part(KeptConfig(), out="directory for summary.json, when.md, when.png, and the completions")
-    trained: str = setting("", "what was trained from --model, of the same shape: named as --model is")
-    first: tuple[int, ...] = setting((1, 2, 4), "put the trained model's tokens in only among so many first ones",
-                                     minimum=1)
-    shares: tuple[float, ...] = setting((0.01, 0.05, 0.1), "put them in only at this share of tokens, those with the "
-                                        "largest KL", above=0, maximum=1)
+    kept: KeptConfig = nested(KeptConfig(), out="directory for summary.json, when.md, when.png, and the completions")
+    trained: str = flag("", "what was trained from --model, of the same shape: named as --model is")
+    first: tuple[int, ...] = flag((1, 2, 4), "put the trained model's tokens in only among so many first ones",
+                                  minimum=1)
+    shares: tuple[float, ...] = flag((0.01, 0.05, 0.1), "put them in only at this share of tokens, those with the "
+                                     "largest KL", above=0, maximum=1)
 
 
 def when(config: WhenConfig) -> dict:
@@ -48,7 +47,7 @@ def when(config: WhenConfig) -> dict:
     if not (config.kept.out and config.trained):
         raise UserError("--out and --trained are required: a directory for the results, and what was trained from "
                         "--model")
-    config = replace(config, **{name: loading.pinned(flat(config)[name]) for name in ("model", "trained")})
+    config = config.with_flags(**{name: loading.pinned(config.as_flags()[name]) for name in ("model", "trained")})
     kept, out = config.kept, pathlib.Path(config.kept.out)
     base, trained = (loading.load_model(name, kept.choice.dtype, kept.choice.dtype)
                      for name in (kept.choice.model, config.trained))
@@ -57,7 +56,7 @@ def when(config: WhenConfig) -> dict:
         raise UserError("--trained has another tokenizer than --model: name a model and what was trained from it")
 
     def written(name: str, gates: dict[str, Gate], more) -> dict[str, list[dict]]:
-        folder = Folder(str(out / name), "when", replace(config, out=str(out / name)), kept.resume, name)
+        folder = Folder(str(out / name), "when", config.with_flags(out=str(out / name)), kept.resume, name)
         return written_under(folder, kept, (base, trained), gates, more)
 
     texts = written("texts", ENDS, token_columns)
@@ -68,7 +67,7 @@ def when(config: WhenConfig) -> dict:
                            for name, rows in every.items()},
                "gates": {name: {"first": min(gate.first, kept.sampling.max_new_tokens), "least": gate.least,
                                 "chance": gate.chance} for name, gate in gates.items()},
-               "weights": weights, "flags": flat(config)}
+               "weights": weights, "flags": config.as_flags()}
     files.write_whole(out / "when.md", page(summary))
     files.write_figure(out / "when.png", lambda sheet: draw(summary, sheet))
     files.write_json(out / "summary.json", summary)

@@ -18,6 +18,7 @@ from typing import Callable, Iterator, Optional
 
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig, make_benchmark
 from rlvr_jax.evaluation.calibration import auroc
@@ -28,7 +29,7 @@ from rlvr_jax.lab.probes import twins
 from rlvr_jax.lab.probes.rouge import rouge_l, same_words
 from rlvr_jax.lab.probes.rows import Result, items_of, share, share_cell
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import Problem, checked, setting
+from rlvr_jax.records import Problem
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks.prompts import ProblemSource, load_problems
 
@@ -36,16 +37,15 @@ OF = ("source", "twin", "item", "fraction")  # of which problem, and of which pa
 NEEDS = ("prompt", "rest", "exact", "rouge_l", "correct", "too_short", *OF)
 
 
-@checked
-class ContaminationConfig:
+class ContaminationConfig(Config):
     """How much of a question is shown, and what the source is compared with."""
 
-    fractions: tuple[float, ...] = setting((0.4, 0.6, 0.8), "contamination: shares of a question's words that are "
-                                           "shown", above=0, below=1)
-    twins: str = setting("", "contamination: also ask twins of each problem that nobody can have met, and compare: of "
-                         "these, joined by commas", lambda: twins.TWINS, listed=True)
-    clean: str = setting("", "contamination: a source of problems that the model cannot have met, to compare the "
-                         "others with, such as calculation:3; one of --problems, or one more")
+    fractions: tuple[float, ...] = flag((0.4, 0.6, 0.8), "contamination: shares of a question's words that are "
+                                        "shown", above=0, below=1)
+    twins: str = flag("", "contamination: also ask twins of each problem that nobody can have met, and compare: of "
+                      "these, joined by commas", lambda: twins.TWINS, listed=True)
+    clean: str = flag("", "contamination: a source of problems that the model cannot have met, to compare the "
+                      "others with, such as calculation:3; one of --problems, or one more")
 
 
 # ----- asking

@@ -16,7 +16,7 @@ from rlvr_jax.evaluation.benchmarks import EvaluateConfig, make_benchmark
 from rlvr_jax.evaluation.measure import Benchmark
 from rlvr_jax.lab.probes.rows import COLUMNS, Result, draw_shares, items_of, problem_of, share, share_cell
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import Problem, replace
+from rlvr_jax.records import Problem
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks import arithmetic, boolean, chains
@@ -146,7 +146,7 @@ def ask(config: EvaluateConfig, example: str, loaded: LanguageModel) -> list[Ben
     for problem in sets[UNSEEN]:
         problem.meta["split"] = kept.heldout_split
     if kept.grading.answer_format == "auto":  # twins are made here, and have no family to look it up
-        kept = replace(kept, answer_format=FAMILIES[family].answer_format)
+        kept = kept.with_flags(answer_format=FAMILIES[family].answer_format)
     benchmarks = [make_benchmark(kept, loaded, name, problems, config.num_samples, config.temperature)
                   for name, problems in sets.items()]
     return [benchmark._replace(judge=with_split(benchmark.judge)) for benchmark in benchmarks]

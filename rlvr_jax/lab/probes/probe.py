@@ -4,6 +4,7 @@ import inspect
 import pathlib
 from typing import Callable, Sequence
 
+from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig, keep_benchmarks, load_benchmarks
 from rlvr_jax.evaluation.completions import Folder
@@ -11,24 +12,22 @@ from rlvr_jax.lab.probes import boundary, calibration, coherence, contamination,
 from rlvr_jax.lab.probes.contamination import ContaminationConfig
 from rlvr_jax.lab.probes.rows import Result
 from rlvr_jax.pretrained import loading
-from rlvr_jax.records import checked, flat, part, replace, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.flags import described
 
 
-@checked
-class ProbeConfig:
+class ProbeConfig(Config):
     """What training bought: a probe of kept completions, or of those of a model."""
 
-    measured: EvaluateConfig = part(EvaluateConfig(), out=(
+    measured: EvaluateConfig = nested(EvaluateConfig(), out=(
         "directory for PROBE.html, .json, .md, .png and PROBE_items.jsonl, and for the completions that are sampled"))
-    probe: str = setting("coherence", "what is asked", lambda: PROBES)
-    completions: str = setting("", "JSONL files of completions that were kept, joined by commas; empty: those of "
-                               "--model, sampled now")
-    example: str = setting("", "memory: the trained problem, as a run directory whose example.json names it, or in "
-                           "words; empty: the run in --model")
-    fit_on: str = setting("", "calibration: a JSONL file of completions of other problems, such as the dev split's; on "
-                          "it are made the constant and the post-hoc confidences that stand beside the stated ones")
+    probe: str = flag("coherence", "what is asked", lambda: PROBES)
+    completions: str = flag("", "JSONL files of completions that were kept, joined by commas; empty: those of "
+                            "--model, sampled now")
+    example: str = flag("", "memory: the trained problem, as a run directory whose example.json names it, or in "
+                        "words; empty: the run in --model")
+    fit_on: str = flag("", "calibration: a JSONL file of completions of other problems, such as the dev split's; on "
+                       "it are made the constant and the post-hoc confidences that stand beside the stated ones")
     contamination: ContaminationConfig = ContaminationConfig()
 
 
@@ -98,7 +97,7 @@ def probe(config: ProbeConfig) -> Result:
     if not config.measured.kept.out:
         raise UserError("--out is required: the directory for what the probe finds")
     made_by = described("probe", config, "probe")
-    config = replace(config, model=loading.pinned(config.measured.kept.choice.model))
+    config = config.with_flags(model=loading.pinned(config.measured.kept.choice.model))
     result, stem = PROBES[config.probe](config), pathlib.Path(config.measured.kept.out) / config.probe
     stem.parent.mkdir(parents=True, exist_ok=True)
     files.write_lines(stem.with_name(f"{config.probe}_items.jsonl"), result.items)
@@ -107,7 +106,7 @@ def probe(config: ProbeConfig) -> Result:
     files.write_whole(stem.with_name(f"{config.probe}.html"), page.html(
         stem, title(config), inspect.getdoc(PROBES[config.probe]) or "", result,
         CHOICES.get(config.probe, {}), made_by))
-    files.write_json(stem.with_name(f"{config.probe}.json"), result.record | {"origin": made_by, "flags": flat(config)})
+    files.write_json(stem.with_name(f"{config.probe}.json"), result.record | {"origin": made_by, "flags": config.as_flags()})
     return result
 
 

@@ -12,13 +12,13 @@ import statistics
 import jinja2
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
 from rlvr_jax.evaluation.estimators import difference, wilson
 from rlvr_jax.lab import pages
 from rlvr_jax.lab.pages import cut, evenly
 from rlvr_jax.lab.report.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
-from rlvr_jax.records import checked, setting
 from rlvr_jax.runs.files import naming, read_json, read_steps, write_whole
 
 MAX_ROLLOUTS, MAX_ROLLOUT_BYTES = 400, 2_000_000
@@ -26,15 +26,14 @@ MAX_UNSEEN, MAX_UNSEEN_STEPS, MAX_UNSEEN_BYTES = 40, 40, 1_500_000  # problems, 
 KINDS = {(0, 1): "newly solved", (1, 0): "lost", (1, 1): "right before and after", (0, 0): "wrong before and after"}
 
 
-@checked
-class ReportConfig:
+class ReportConfig(Config):
     """A run, drawn, or all studies."""
 
-    run_dir: str = setting("", "directory of the run to draw")
-    parquet: bool = setting(False, "also write RUN/completions.parquet: the rows of rollouts.jsonl, in the columns of "
-                                   "TRL's log of completions")
-    all: bool = setting(False, "write every page and figure of results again, from the records and configs/studies")
-    results: str = setting("results", "with all: directory of the records, STUDY.json, and of what is made of them")
+    run_dir: str = flag("", "directory of the run to draw")
+    parquet: bool = flag(False, "also write RUN/completions.parquet: the rows of rollouts.jsonl, in the columns of "
+                                "TRL's log of completions")
+    all: bool = flag(False, "write every page and figure of results again, from the records and configs/studies")
+    results: str = flag("results", "with all: directory of the records, STUDY.json, and of what is made of them")
 
 
 def number(x) -> str:

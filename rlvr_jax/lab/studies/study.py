@@ -15,11 +15,11 @@ from typing import Callable, Optional
 import jax
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
 from rlvr_jax.lab.studies import bank, commands, design, records, rules, sources, statistics, study_figure
 from rlvr_jax.lab.studies.commands import label, units, variables
-from rlvr_jax.records import checked, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.origin import commit
 
@@ -31,22 +31,21 @@ OPTIONAL = {"prediction": str, "short": str, "control": str, "quick": dict, "fig
             "crossed": bool, "construction": str, "over": str, "abstract": str, "changed": dict}
 
 
-@checked
-class StudyConfig:
+class StudyConfig(Config):
     """A question asked of several arms and seeds."""
 
-    study: str = setting("one_shot", "a file of configs/studies by its name, or any .toml file like them")
-    seeds: tuple[int, ...] = setting((), "seeds in place of the study's own", minimum=0, maximum=2**31 - 1)
-    data: str = setting("", "directory of problem files, for the studies that need some")
-    quick: bool = setting(False, "try the study out: its first seed alone, with the flags of its [quick] table; "
-                          "written as STUDY_quick, and no result")
-    work_dir: str = setting("", "directory for the runs; empty: runs/STUDY")
-    bank: str = setting("runs/bank", "directory of the bases that studies share; each is made once")
-    jobs: int = setting(1, "how many commands run side by side, each with its share of the cores, or a GPU; what they "
-                        "print goes to work_dir/logs", minimum=1)
-    dry_run: bool = setting(False, "run nothing; print the commands, and for how long they may take")
-    out: str = setting("", "directory for STUDY.json, STUDY.md and STUDY.png; empty: results in work_dir; the "
-                       "published ones are in results")
+    study: str = flag("one_shot", "a file of configs/studies by its name, or any .toml file like them")
+    seeds: tuple[int, ...] = flag((), "seeds in place of the study's own", minimum=0, maximum=2**31 - 1)
+    data: str = flag("", "directory of problem files, for the studies that need some")
+    quick: bool = flag(False, "try the study out: its first seed alone, with the flags of its [quick] table; "
+                       "written as STUDY_quick, and no result")
+    work_dir: str = flag("", "directory for the runs; empty: runs/STUDY")
+    bank: str = flag("runs/bank", "directory of the bases that studies share; each is made once")
+    jobs: int = flag(1, "how many commands run side by side, each with its share of the cores, or a GPU; what they "
+                     "print goes to work_dir/logs", minimum=1)
+    dry_run: bool = flag(False, "run nothing; print the commands, and for how long they may take")
+    out: str = flag("", "directory for STUDY.json, STUDY.md and STUDY.png; empty: results in work_dir; the "
+                    "published ones are in results")
 
 
 def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -> Optional[pathlib.Path]:

@@ -23,7 +23,7 @@ from rlvr_jax import batches, model, sampler
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.tools import bench_peers
 from rlvr_jax.lab.tools.bench_work import MOVED, PEAK, BenchConfig, Case, Ours, cases, numbers, shape_of, tail_lengths
-from rlvr_jax.records import Batch, Prompts, replace
+from rlvr_jax.records import Batch, Prompts
 from rlvr_jax.runs.flags import flag_lines
 from rlvr_jax.runs.log import progress
 from rlvr_jax.runs.markdown import markdown_table
@@ -90,9 +90,9 @@ def lost(config: BenchConfig, seconds: dict[str, float]) -> dict[str, float]:
     parts = len(lengths) // config.micro_rows // devices
     mask = np.arange(lengths.max())[None] < lengths[:, None]
     nothing = np.zeros(len(lengths), np.int32)
-    batch, _ = batches.alike(Batch(Prompts(nothing[:1, None], nothing[:1] + 1), nothing, mask, mask, nothing), devices,
-                             parts)
-    mask = batches.lay_out(batch, devices, parts).completion_mask.swapaxes(0, 1).reshape(parts, -1, lengths.max())
+    batch, _ = batches.sort_by_length(Batch(Prompts(nothing[:1, None], nothing[:1] + 1), nothing, mask, mask, nothing), devices,
+                                      parts)
+    mask = batches.shard_batch(batch, devices, parts).completion_mask.swapaxes(0, 1).reshape(parts, -1, lengths.max())
     cut = np.array(batches.buckets(lengths.max()))[batches.in_buckets(mask, pmax=lambda x: x)]
     slots = sum(slot_rounds(part) for part in np.split(lengths, devices))
     return {"of the update, computed twice (the head, and layers with --remat)": again / (again + 6 * (layers + head)),
@@ -123,7 +123,7 @@ def exponents(ours: Side, config: BenchConfig) -> str:
     for name in ("rollouts", "new_tokens", "num_layers"):
         value = getattr(config, name)
         values = [value // 2, value, value * 2] if value > 1 else [1, 2]
-        timed = [[ours.ask((case, replace(config, **{name: x}))) for case in ("sampling", "update")]
+        timed = [[ours.ask((case, config.with_flags(**{name: x}))) for case in ("sampling", "update")]
                  for x in values]
         slopes = np.polyfit(np.log(values), np.log(timed), 1)[0]
         rows.append([f"--{name}", ", ".join(map(str, values)), *(f"{x:.2f}" for x in slopes)])

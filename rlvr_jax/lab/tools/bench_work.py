@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlvr_jax import grpo, logprobs, model, parallel, sampler
+from rlvr_jax.config import Config, flag
 from rlvr_jax.grpo import GRPOConfig, Policy
 from rlvr_jax.logprobs import Scoring
 from rlvr_jax.model import ModelConfig
-from rlvr_jax.records import Batch, Prompts, build, checked, setting
+from rlvr_jax.records import Batch, Prompts
 from rlvr_jax.runs.machine import MachineConfig
 
 # Of `bench_peers`, and what of them is timed.
@@ -21,27 +22,26 @@ PEAK = 1e11  # FLOPs of the products by which the peak is measured
 MOVED = 2**29  # bytes that are read, and written, to measure the bandwidth
 
 
-@checked
-class BenchConfig:
+class BenchConfig(Config):
     """Timings of this program and others."""
 
     machine: MachineConfig = MachineConfig()
-    out: str = setting("", "Markdown file for the table; empty: only print")
-    against: str = setting("", "other programs to time after this one, joined by commas; the extra `parity` installs "
-                           "them", lambda: PEERS, listed=True)
-    repeats: int = setting(5, "timed calls of each case; the best is reported", minimum=1)
-    rollouts: int = setting(64, "completions of one prompt in a step", minimum=1)
-    prompt_tokens: int = setting(64, "length of the prompt", minimum=1)
-    new_tokens: int = setting(64, "tokens of each completion", minimum=2)
-    micro_rows: int = setting(16, "completions of a micro-batch of the update", minimum=1)
-    remat: bool = setting(True, "recompute layers in the backward pass, here and in the others")
-    tail_rollouts: int = setting(128, "completions of the long tail", minimum=1)
-    tail_tokens: int = setting(256, "tokens of its longest completion; the median is an eighth of it", minimum=8)
-    num_layers: int = setting(30, "layers; 30 is SmolLM2-135M", minimum=1)
-    exponents: bool = setting(False, "time halves and doubles too, and fit how the cost grows with completions, their "
-                              "length and layers")
-    profile: str = setting("", "folder for a trace of one update and one call of the sampler; the operations where "
-                           "the time goes are added to the table")
+    out: str = flag("", "Markdown file for the table; empty: only print")
+    against: str = flag("", "other programs to time after this one, joined by commas; the extra `parity` installs "
+                        "them", lambda: PEERS, listed=True)
+    repeats: int = flag(5, "timed calls of each case; the best is reported", minimum=1)
+    rollouts: int = flag(64, "completions of one prompt in a step", minimum=1)
+    prompt_tokens: int = flag(64, "length of the prompt", minimum=1)
+    new_tokens: int = flag(64, "tokens of each completion", minimum=2)
+    micro_rows: int = flag(16, "completions of a micro-batch of the update", minimum=1)
+    remat: bool = flag(True, "recompute layers in the backward pass, here and in the others")
+    tail_rollouts: int = flag(128, "completions of the long tail", minimum=1)
+    tail_tokens: int = flag(256, "tokens of its longest completion; the median is an eighth of it", minimum=8)
+    num_layers: int = flag(30, "layers; 30 is SmolLM2-135M", minimum=1)
+    exponents: bool = flag(False, "time halves and doubles too, and fit how the cost grows with completions, their "
+                           "length and layers")
+    profile: str = flag("", "folder for a trace of one update and one call of the sampler; the operations where "
+                        "the time goes are added to the table")
 
 
 class Case(NamedTuple):
@@ -159,8 +159,8 @@ class Ours:
 def flags_of(config: BenchConfig, lengths: np.ndarray) -> GRPOConfig:
     """A run with one group of completions as long as these."""
     parts = max(len(lengths) // (config.micro_rows * config.machine.host_devices), 1)
-    return build(GRPOConfig, num_prompts=1, group_size=len(lengths), max_new_tokens=int(lengths.max()),
-                 grad_accumulation=parts, remat=config.remat, track_kl=False)
+    return GRPOConfig.from_flags(num_prompts=1, group_size=len(lengths), max_new_tokens=int(lengths.max()),
+                                 grad_accumulation=parts, remat=config.remat, track_kl=False)
 
 
 def ending_at(lengths: np.ndarray) -> Callable:

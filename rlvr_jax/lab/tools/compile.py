@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from rlvr_jax import grpo, learner, model, parallel
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.measure import heldout_names
 from rlvr_jax.grpo import GRPOConfig, Policy
@@ -27,7 +28,7 @@ from rlvr_jax.lab.tools.loads import POWERS, Load, decoding, learning, lengths
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.ops import ATTENTION, RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
-from rlvr_jax.records import Batch, Prompts, checked, flat, replace, setting
+from rlvr_jax.records import Batch, Prompts
 from rlvr_jax.runs import files
 from rlvr_jax.runs.machine import size
 from rlvr_jax.runs.markdown import markdown_table
@@ -51,24 +52,23 @@ EVAL_ROWS = 512  # completions that `evaluation.heldout` hands to the sampler at
 LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}  # proposed where nothing fits
 
 
-@checked
-class CompileConfig:
+class CompileConfig(Config):
     """The programs of a training run with these flags, compiled for a chip."""
 
     train: TrainConfig = TrainConfig()
-    chip: str = setting("", "chips to compile for, joined by commas; empty: say at once what stays on each device of "
-                        "all of them, without a compiler; here: which chip this machine has, and what was compiled for "
-                        "it", lambda: chips.CHIPS, listed=True)
-    shape: str = setting("", "a published model in place of --model, by its shape: a row of the table SHAPES of "
-                         "rlvr_jax/lab/tools/compile.py; without either it is the tiny base")
-    num_problems: int = setting(1, "distinct problems trained on: more than one with --example=all", minimum=1)
-    prompt_tokens: int = setting(0, "tokens of the longest prompt; 0: max_prompt_tokens, or what the model's window "
-                                 "leaves", minimum=0)
-    name_flagfile: bool = setting(False, "with --chip=here: print the flag file for this machine alone")
-    fit: bool = setting(False, "find the largest micro-batch and the most slots that fit, with LoRA where nothing does")
-    out: str = setting("", "file of JSON that gets what was found, too")
-    page: str = setting("", "run the commands of this script at the heads of configs/*.flags instead, and write what "
-                        "they find to this page; those in the record beside it, PAGE.json, are not run again")
+    chip: str = flag("", "chips to compile for, joined by commas; empty: say at once what stays on each device of "
+                     "all of them, without a compiler; here: which chip this machine has, and what was compiled for "
+                     "it", lambda: chips.CHIPS, listed=True)
+    shape: str = flag("", "a published model in place of --model, by its shape: a row of the table SHAPES of "
+                      "rlvr_jax/lab/tools/compile.py; without either it is the tiny base")
+    num_problems: int = flag(1, "distinct problems trained on: more than one with --example=all", minimum=1)
+    prompt_tokens: int = flag(0, "tokens of the longest prompt; 0: max_prompt_tokens, or what the model's window "
+                              "leaves", minimum=0)
+    name_flagfile: bool = flag(False, "with --chip=here: print the flag file for this machine alone")
+    fit: bool = flag(False, "find the largest micro-batch and the most slots that fit, with LoRA where nothing does")
+    out: str = flag("", "file of JSON that gets what was found, too")
+    page: str = flag("", "run the commands of this script at the heads of configs/*.flags instead, and write what "
+                     "they find to this page; those in the record beside it, PAGE.json, are not run again")
 
 
 class Program(NamedTuple):
@@ -128,21 +128,21 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
 
     def sampling(prompts: Prompts, index, repeats: int) -> Program:
         rows = -(-len(index) // count)
-        local, index = model.localise(prompts, np.resize(index, rows * count), count, repeats)
+        local, index = model.local_prompts(prompts, np.resize(index, rows * count), count, repeats)
         scalars = [np.zeros(count, kind) for kind in [np.int32] * 3 + [np.float32] * 2]
         layout, attend = model.LAYOUTS.get(devices[0].platform, model.Layout()), ATTENTION[flags.update.attention].cache
         return Program(made.sample.mapped, (state.params, local, index, index, *scalars), rows * count * length,
                        [decoding(lengths(rows, length, power), slots, length, layout, attend) for power in POWERS])
 
     def batch(rows: int, micro_batches: int, old: bool, reference: bool) -> tuple[Batch, list[Load]]:
-        index, numbers = np.repeat(groups, flags.learnt_size)[:rows], np.zeros((rows, length), np.float32)
+        index, numbers = np.repeat(groups, flags.loss_group_size)[:rows], np.zeros((rows, length), np.float32)
         masks = (np.arange(length) < lengths(rows, length, power)[:, None] for power in POWERS)
         made = [learning(Batch(trained, index.astype(np.int32), numbers.astype(np.int32), mask, numbers[:, 0], numbers,
                                numbers if old else None, numbers if reference else None), count, micro_batches)
                 for mask in masks]
         return made[0][0], [load for _, load in made]
 
-    rows, many = flags.num_prompts * flags.learnt_size, flags.update.updates_per_batch > 1
+    rows, many = flags.num_prompts * flags.loss_group_size, flags.update.updates_per_batch > 1
     micro = flags.update.grad_accumulation
     found = {"sampling": sampling(trained, np.repeat(groups, flags.group_size), flags.group_size)}
     if flags.measure_kl or many:
@@ -188,24 +188,24 @@ def measured(config: CompileConfig, name: str, which: str) -> dict:
 def fitted(config: CompileConfig, name: str) -> CompileConfig:
     """The flags with the largest micro-batch and the most slots that fit, or with 1 of what does not fit at all."""
     flags, chip = config.train.grpo, chips.named(name)
-    rows = grpo.check(replace(flags, grad_accumulation=1), chip.devices)
+    rows = grpo.check(flags.with_flags(grad_accumulation=1), chip.devices)
     sampled = -(-flags.num_prompts * flags.group_size // chip.devices)
     choices = {"update": [{"grad_accumulation": n} for n in range(rows, 0, -1) if rows % n == 0],
                "sampling": [{"num_slots": 1 << i} for i in range(sampled.bit_length())]}
     for which, options in choices.items():
         more = bisect.bisect_left(options, True, key=lambda option: chip.usable < (
-            measured(replace(config, **option), name, which)["peak"] or math.inf))
-        config = replace(config, **options[max(more - 1, 0)])
+            measured(config.with_flags(**option), name, which)["peak"] or math.inf))
+        config = config.with_flags(**options[max(more - 1, 0)])
     return config
 
 
 def remedies(config: CompileConfig, chip: chips.Chip, shape: ModelConfig) -> str:
     """What could make a run fit: where its state takes less than half of the memory, and programs have the rest."""
     flags, ways = config.train.grpo, []
-    lora = resident(replace(flags, **LORA), shape, chip.devices)
+    lora = resident(flags.with_flags(**LORA), shape, chip.devices)
     if flags.adapter.trainable == "all" and lora < chip.usable / 2:
         ways.append(f"{written(LORA)} (a state of {lora / 1e9:.1f} GB)")
-    parts = {count: resident(replace(flags, divide_state=True), shape, count) for count in (2, 4, 8, 16)
+    parts = {count: resident(flags.with_flags(divide_state=True), shape, count) for count in (2, 4, 8, 16)
              if count >= chip.devices + flags.update.divide_state}
     ways += [f"--divide_state over {count} such devices ({part / 1e9:.1f} GB each)" for count, part in parts.items()
              if part < chip.usable / 2][:1] + ["what --fit finds"] * (not config.fit)
@@ -232,13 +232,13 @@ def found(config: CompileConfig, name: str) -> dict:
     verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
                f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB{pace}")
     if largest > chip.usable and config.fit and flags.adapter.trainable == "all":
-        other = found(replace(config, **LORA), name)
+        other = found(config.with_flags(**LORA), name)
         other["flags"] = LORA | other["flags"]
         return other | {"verdict": f"{verdict}; with {written(other['flags'])} it {other['verdict']}"}
     return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {chips.version(name)}",
             "usable": chip.usable, "state": state, "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
             "step": step if step < math.inf else None, "step_at_40": average if step < math.inf else None,
-            "flags": {key: flat(flags)[key] for key in ("divide_state", "grad_accumulation", "num_slots")},
+            "flags": {key: flags.as_flags()[key] for key in ("divide_state", "grad_accumulation", "num_slots")},
             "verdict": verdict + (remedies(config, chip, shape) if largest > chip.usable else "")}
 
 
@@ -266,7 +266,7 @@ def residents(config: GRPOConfig, shape: ModelConfig) -> str:
     """A table of what stays on each device of each chip: parameters, moments and reference."""
     rows = []
     for name, chip in chips.CHIPS.items():
-        whole, part = (resident(replace(config, divide_state=divide), shape, chip.devices) for divide in (False, True))
+        whole, part = (resident(config.with_flags(divide_state=divide), shape, chip.devices) for divide in (False, True))
         rows.append([name, chip.devices, *(f"{x / 1e9:.2f}" for x in (chip.usable, whole, 2 * whole, part)),
                      "fits" if 2 * whole < chip.usable else "--divide_state" if part < chip.usable else "does not fit"])
     header = ["GB on each device", "devices", "usable", "state, whole", "as a run begins", "state, divided", "alone"]

@@ -4,11 +4,12 @@ import sys
 
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.measure import make_sampler
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.loading import ModelChoice
-from rlvr_jax.records import Problem, checked, setting
+from rlvr_jax.records import Problem
 from rlvr_jax.runs.machine import MachineConfig
 from rlvr_jax.sampler import Request, SamplingConfig
 from rlvr_jax.tasks.prompts import PROMPT_STYLES, encode_prompts
@@ -16,24 +17,23 @@ from rlvr_jax.tasks.prompts import PROMPT_STYLES, encode_prompts
 LONGEST = 512  # tokens of a completion under max_new_tokens=0, where the model's window leaves more
 
 
-@checked
-class SampleConfig:
+class SampleConfig(Config):
     """Completions of one prompt."""
 
     choice: ModelChoice = ModelChoice()
     machine: MachineConfig = MachineConfig()
-    prompt: str = setting("", "text to continue")
-    num_samples: int = setting(1, "completions to draw", minimum=1)
-    temperature: float = setting(1.0, "sampling temperature; 0: greedy", minimum=0)
-    top_p: float = setting(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
-    prompt_style: str = setting("auto", "how the prompt is put; auto: chat where the model has a template, else plain",
-                                lambda: {"auto": None} | PROMPT_STYLES)
-    prompt_date: str = setting("", "date, YYYY-MM-DD, for a chat template that writes today's into the prompt")
-    max_new_tokens: int = setting(0, "longest completion, in tokens; 0: what the model's window leaves after the "
-                                  "prompt, at most 512", minimum=0)
-    num_slots: int = setting(0, "completions decoded at a time on each device; 0: all", minimum=0)
-    seed: int = setting(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
-    out: str = setting("", "JSONL file for the completions; empty: only print")
+    prompt: str = flag("", "text to continue")
+    num_samples: int = flag(1, "completions to draw", minimum=1)
+    temperature: float = flag(1.0, "sampling temperature; 0: greedy", minimum=0)
+    top_p: float = flag(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
+    prompt_style: str = flag("auto", "how the prompt is put; auto: chat where the model has a template, else plain",
+                             lambda: {"auto": None} | PROMPT_STYLES)
+    prompt_date: str = flag("", "date, YYYY-MM-DD, for a chat template that writes today's into the prompt")
+    max_new_tokens: int = flag(0, "longest completion, in tokens; 0: what the model's window leaves after the "
+                               "prompt, at most 512", minimum=0)
+    num_slots: int = flag(0, "completions decoded at a time on each device; 0: all", minimum=0)
+    seed: int = flag(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
+    out: str = flag("", "JSONL file for the completions; empty: only print")
 
 
 def generate(config: SampleConfig) -> list[dict]:

@@ -13,7 +13,6 @@ from typing import Iterator
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.tools.chips import CHIPS
-from rlvr_jax.records import flat
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.training.train import TrainConfig
@@ -95,7 +94,7 @@ def num_steps(command: str) -> int:
     while named := re.search(r"--flagfile=(\S+)", command):
         flags = re.findall(r"^--.*", (FLAG_FILES.parent / named[1]).read_text("utf-8"), re.M)
         command = command.replace(named[0], " ".join(flags))
-    return int(re.findall(r"--num_steps=(\d+)", f"--num_steps={flat(TrainConfig())['num_steps']} {command}")[-1])
+    return int(re.findall(r"--num_steps=(\d+)", f"--num_steps={TrainConfig().as_flags()['num_steps']} {command}")[-1])
 
 
 def bound(one: dict, which: str) -> str:

@@ -4,24 +4,24 @@ import pathlib
 
 import numpy as np
 
+from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import extract
-from rlvr_jax.records import Problem, checked, setting
+from rlvr_jax.records import Problem
 from rlvr_jax.runs import files
 from rlvr_jax.tasks.families import FAMILIES, draw_problems
 
 
-@checked
-class PlantConfig:
+class PlantConfig(Config):
     """A benchmark of which a known part leaks into pre-training."""
 
-    problems: str = setting("arithmetic", "a synthetic family, whose test split they are of", lambda: FAMILIES)
-    num_ops: int = setting(6, "operations in a problem", minimum=1)
-    num_problems: int = setting(320, "different problems; half of them never leak", minimum=2)
-    times: tuple[int, ...] = setting((1, 3, 10, 30, 100), "how often those of the other half are seen: as many of each",
-                                     minimum=0)
-    seed: int = setting(0, "seed of the problems", minimum=0, maximum=2**31 - 1)
-    out: str = setting("", "directory for leaked.jsonl and times_N.jsonl")
+    problems: str = flag("arithmetic", "a synthetic family, whose test split they are of", lambda: FAMILIES)
+    num_ops: int = flag(6, "operations in a problem", minimum=1)
+    num_problems: int = flag(320, "different problems; half of them never leak", minimum=2)
+    times: tuple[int, ...] = flag((1, 3, 10, 30, 100), "how often those of the other half are seen: as many of each",
+                                  minimum=0)
+    seed: int = flag(0, "seed of the problems", minimum=0, maximum=2**31 - 1)
+    out: str = flag("", "directory for leaked.jsonl and times_N.jsonl")
 
 
 def plant(config: PlantConfig) -> dict[int, list[Problem]]:

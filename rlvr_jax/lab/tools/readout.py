@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlvr_jax import adapters, model
+from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.elicit.openings import at_last_token, carefully, difference_of_means, opening_words
 from rlvr_jax.lab.elicit.vectors import trained_vectors
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.loading import ModelChoice
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import checked, flat, part, replace, setting
 from rlvr_jax.runs import files
 from rlvr_jax.runs.machine import MachineConfig
 from rlvr_jax.runs.markdown import markdown_table
@@ -29,20 +29,19 @@ from rlvr_jax.tasks.prompts import ProblemSource, check_style, load_problems
 TOKENS = 8  # most raised and most lowered ones that are shown
 
 
-@checked
-class ReadoutConfig:
+class ReadoutConfig(Config):
     """The vectors of a trained model, read."""
 
     choice: ModelChoice = ModelChoice()
     machine: MachineConfig = MachineConfig()
-    beside: str = setting("", "models with vectors of the same shape to compare with, joined by commas")
-    source: ProblemSource = part(
+    beside: str = flag("", "models with vectors of the same shape to compare with, joined by commas")
+    source: ProblemSource = nested(
         ProblemSource(), problems="whose prompts show what the model does: a synthetic family or a file",
         prompt_style="how a question of a file becomes a prompt",
         ignore_columns="columns of a file, joined by commas, to read as if they were not there")
-    heldout_split: str = setting("dev", "split of a synthetic family", ["dev", "test"])
-    num_problems: int = setting(512, "problems to read; 0: all of a file, 512 of a family", minimum=0)
-    out: str = setting("", "directory for readout.json and readout.md")
+    heldout_split: str = flag("dev", "split of a synthetic family", ["dev", "test"])
+    num_problems: int = flag(512, "problems to read; 0: all of a file, 512 of a family", minimum=0)
+    out: str = flag("", "directory for readout.json and readout.md")
 
 
 def readout(config: ReadoutConfig) -> dict:
@@ -56,7 +55,7 @@ def readout(config: ReadoutConfig) -> dict:
     if not config.out:
         raise UserError("--out is required: the directory for readout.json and readout.md")
     check_style(config.source)
-    config = replace(config, model=loading.pinned(config.choice.model))
+    config = config.with_flags(model=loading.pinned(config.choice.model))
     loaded, source = loading.load_fixed(config.choice), config.source
     vectors_LxD = trained_vectors(config.choice.model, loaded)
     names = [loading.pinned(name) for name in config.beside.split(",") if name]
@@ -80,7 +79,7 @@ def readout(config: ReadoutConfig) -> dict:
             "cosine_beside": {str(n): cosine(vector_D, other[i]) for n, other in enumerate(others)}}
     result = {"n": len(problems), "random_cosine": vectors_LxD.shape[1] ** -0.5,
               "careful": family and {"base": float(careful_P.mean()), "with_vectors": float(steered_P.mean())},
-              "beside": {str(n): name for n, name in enumerate(names)}, "layers": layers, "flags": flat(config)}
+              "beside": {str(n): name for n, name in enumerate(names)}, "layers": layers, "flags": config.as_flags()}
     out = pathlib.Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     files.write_whole(out / "readout.md", page(result))

@@ -16,7 +16,6 @@ from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import build
 
 from fixtures import bigrams, read_jsonl, run, write_jsonl
 
@@ -57,7 +56,7 @@ def measured(models, tmp_path):
     problems = write_jsonl(tmp_path / "problems.jsonl", *PROBLEMS)
 
     def diagnosed(diagnostics="", **flags):
-        return diagnose.diagnose(build(DiagnoseConfig, **{
+        return diagnose.diagnose(DiagnoseConfig.from_flags(**{
             "base": "base", "trained": "trained", "problems": problems, "max_new_tokens": 4, "num_samples": 4,
             "out": str(tmp_path / "out"), "diagnostics": diagnostics} | flags))
     return diagnosed

@@ -29,7 +29,7 @@ def test_they_are_those_of_single_rows(tmp_path):
     assert found.positions.tolist() == [j for row in ROWS for j in range(len(row))]
     for i, row in enumerate(ROWS):
         hidden, residuals_Lx1xTxD = model.forward(LOADED.params, CONFIG, np.array([row]),
-                                                   how=model.Pass(read_residual=lambda x: x))
+                                                   how=model.ForwardOptions(read_residual=lambda x: x))
         for layer in (0, 2):
             np.testing.assert_allclose(found.at(layer)[found.row == i], residuals_Lx1xTxD[layer, 0], atol=1e-5)
         assert (found.likeliest[found.row == i] == model.head(LOADED.params, hidden)[0].argmax(-1)).all()

@@ -146,7 +146,7 @@ KEYS = {"benchmark", "problem", "sample", "prompt", "answer", "completion", "ext
 
 
 def elicited(base, out, method, **flags) -> tuple[dict, list[dict]]:
-    config = records.build(decoding.ElicitConfig, **{
+    config = decoding.ElicitConfig.from_flags(**{
         "model": str(base), "method": method, "num_ops": 2, "max_new_tokens": 10, "max_problems": 6, "out": str(out),
         "num_samples": 4, "num_blocks": 2, "num_moves": 2, "layer": 0, "num_fit": 16, "num_latents": 8, "active": 2,
         "sae_steps": 20} | flags)
@@ -201,7 +201,7 @@ def test_a_gate_is_fitted_to_another_model(base, tmp_path):
                         ({"vector": "trained"}, "--vectors"), ({"problems": "some.jsonl"}, "--fit_problems"),
                         ({"trained": str(base)}, "there is no gate")):
         with pytest.raises(UserError, match=flaw):
-            gate.fit(config := records.build(SteeringConfig, **{
+            gate.fit(config := SteeringConfig.from_flags(**{
                 "model": str(base), "num_ops": 2, "num_fit": 64, "layer": 0, "max_new_tokens": 10,
                 "trained": f"{base}@100", "out": str(tmp_path / "w")} | wrong),
                      loaded := loading.load_model(str(base)), gate.load_trained(config, loaded))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvr_jax import model, parallel, records, sampler
+from rlvr_jax import model, parallel, sampler
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.estimators import recovered
 from rlvr_jax.lab.elicit import gate, hybrid, steering
@@ -43,7 +43,7 @@ OTHER = PARAMS | {"head": PARAMS["head"].at[:, RAISED].multiply(3)}
 def said(params, tokens, acts):
     """The likeliest next tokens of a whole row, steered where `acts`."""
     edit = lambda i, x, _: x + ((i == LAYER) & acts)[None, :, None] * jnp.array(VECTOR)[None, None]
-    hidden, _ = model.forward(params, CONFIG, tokens[None], how=model.Pass(edit_residual=edit))
+    hidden, _ = model.forward(params, CONFIG, tokens[None], how=model.ForwardOptions(edit_residual=edit))
     return model.head(params, hidden)[0].argmax(-1)
 
 
@@ -80,7 +80,7 @@ def test_of_settings_that_solve_as_many_the_one_that_steers_least_is_chosen(monk
     monkeypatch.setattr(hybrid, "load_sets", lambda kept, _: splits.append(kept.heldout_split) or [])
     monkeypatch.setattr(hybrid, "asker", lambda *_: lambda name, *_: kept_rows(*rows[
         tuple(map(float, name.removeprefix("dev/strength_").split("_rate_")))]))
-    found = hybrid.choose(records.build(HybridConfig, strengths=(1.0, 3.0), rates=(.1, .3)), SimpleNamespace(params={}),
+    found = hybrid.choose(HybridConfig.from_flags(strengths=(1.0, 3.0), rates=(.1, .3)), SimpleNamespace(params={}),
                           fitted)
     assert found == {"strength": 3.0, "rate": .1, "steered": .25, "accuracy": .8} and splits == ["dev"]
 
@@ -97,7 +97,7 @@ def test_the_control_at_random_places_steers_as_many_tokens_as_the_hybrid_did(mo
     for name in ("random", "pca"):
         monkeypatch.setattr(hybrid.vectors, name, lambda *_: np.zeros(16))
     fitted = gate.Fitted([], np.ones(16), np.ones(16), np.arange(10), {})
-    hybrid.arms(records.build(HybridConfig, rates=(.1, .4)), SimpleNamespace(params={}), ask, fitted,
+    hybrid.arms(HybridConfig.from_flags(rates=(.1, .4)), SimpleNamespace(params={}), ask, fitted,
                 {"strength": 2.0, "rate": .4})
     assert asked["random_places"].rate == pytest.approx(.25) and asked["rate_0.4"].rate == pytest.approx(.4)
     np.testing.assert_array_equal(asked["random_places"].vector, 2 * np.ones(16))
@@ -109,7 +109,7 @@ def test_the_control_at_random_places_steers_as_many_tokens_as_the_hybrid_did(mo
 # ----- the command
 
 def flags(base, out, **more) -> HybridConfig:
-    return records.build(HybridConfig, **{
+    return HybridConfig.from_flags(**{
         "model": str(base), "trained": f"{base}@100", "num_ops": 2, "max_new_tokens": 10, "max_problems": 48,
         "num_fit": 64, "layer": 0, "out": str(out), "strengths": (1.0, 3.0), "rates": (.1, .3)} | more)
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvr_jax import records
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.elicit import latents, openings, sae
 from rlvr_jax.lab.elicit.sae import Recipe, Sae
@@ -121,7 +120,7 @@ SMALL = latents.LatentConfig(active=2, num_latents=8, sae_steps=120, strengths=(
 
 
 def flags(**more) -> SteeringConfig:
-    return records.build(SteeringConfig, **{"num_ops": 2, "max_new_tokens": 10, "layer": 0, "num_fit": 16} | more)
+    return SteeringConfig.from_flags(**{"num_ops": 2, "max_new_tokens": 10, "layer": 0, "num_fit": 16} | more)
 
 
 def test_the_contrast_or_another_active_latent():
@@ -151,7 +150,7 @@ def test_scores_are_careful_less_other_completions(base):
     with pytest.raises(UserError, match="always or never"):
         latents.opening_scores(config, loaded, problems, [row | {"ids": [think]} for row in rows], read)
     bare = [dataclasses.replace(problem, prompt=" ".join(problem.prompt.split()[:4])) for problem in problems]
-    file = records.replace(config, problems="some.jsonl", opening="think")
+    file = config.with_flags(problems="some.jsonl", opening="think")
     ends = [read(openings.at_last_token(loaded, [dataclasses.replace(problem, prompt=problem.prompt + more)
                                                  for problem in bare])[0][0]) for more in ("", " think")]
     scores, active = latents.opening_scores(file, loaded, bare, [], read), (ends[0] + ends[1]).any(0)
@@ -175,9 +174,9 @@ def test_the_best_strength_on_dev_counts_and_nothing_is_fitted_twice(base, tmp_p
         again, same = latents.chosen(SMALL, config, loaded, 4)
         assert same == told and (again.vector == steering.vector).all()
         with pytest.raises(AssertionError, match="fitted again"):  # other settings are another autoencoder
-            latents.chosen(records.replace(SMALL, sae_steps=1), config, loaded, 4)
+            latents.chosen(SMALL.with_flags(sae_steps=1), config, loaded, 4)
     with pytest.raises(UserError, match="--layer=1"):
-        latents.chosen(SMALL, records.replace(config, layer=1), loaded, 4)
+        latents.chosen(SMALL, config.with_flags(layer=1), loaded, 4)
 
 
 def test_the_strength_is_chosen_on_other_problems_than_the_autoencoder_was_fitted_on(monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from rlvr_jax import model, parallel, records, sampler
+from rlvr_jax import model, parallel, sampler
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.elicit import gate, steering, vectors
 from rlvr_jax.pretrained.language_model import LanguageModel
@@ -37,7 +37,7 @@ def drawn(where, steered=STEERING, seed=0, num_slots=0):
 def whole(steered, tokens, acts):
     """(log-probabilities of each next token, residual after LAYER) of a row in one pass, steered where `acts`."""
     edit = lambda i, x, _: x + ((i == LAYER) & acts)[None, :, None] * jnp.array(VECTOR)[None, None] * steered
-    how = model.Pass(edit_residual=edit, read_residual=lambda x: x)
+    how = model.ForwardOptions(edit_residual=edit, read_residual=lambda x: x)
     hidden, kept = model.forward(PARAMS, CONFIG, tokens[None], how=how)
     return jax.nn.log_softmax(model.head(PARAMS, hidden))[0], kept[LAYER, 0]
 
@@ -98,8 +98,8 @@ def test_a_hook_that_does_nothing_leaves_the_program_as_it_is():
 # ----- vectors
 
 def flags(tmp_path=None, **more) -> vectors.SteeringConfig:
-    return records.build(vectors.SteeringConfig, **{"num_ops": 2, "max_new_tokens": T, "num_fit": 20, "layer": LAYER,
-                                            "out": str(tmp_path and tmp_path / "out")} | more)
+    return vectors.SteeringConfig.from_flags(**{"num_ops": 2, "max_new_tokens": T, "num_fit": 20, "layer": LAYER,
+                                             "out": str(tmp_path and tmp_path / "out")} | more)
 
 
 def asked(count) -> list:
@@ -110,7 +110,7 @@ LOADED = LanguageModel(CONFIG, PARAMS, WORDS)
 
 
 def last_states(texts) -> np.ndarray:
-    how = model.Pass(read_residual=lambda x: x)
+    how = model.ForwardOptions(read_residual=lambda x: x)
     return np.stack([np.asarray(model.forward(PARAMS, CONFIG, np.array([WORDS.encode(text)]), how=how)[1])[LAYER, 0, -1]
                      for text in texts])
 
@@ -122,7 +122,7 @@ def test_vectors_are_directions_of_the_residual_with_one_length():
     by_hand = (last_states([problem.prompt + " think" for problem in problems]) - ends).mean(0)
     np.testing.assert_allclose(found, by_hand, atol=1e-5)
     length = np.linalg.norm(by_hand)
-    one, other = (vectors.random(records.replace(of_file, seed=seed), LOADED, problems) for seed in (0, 1))
+    one, other = (vectors.random(of_file.with_flags(seed=seed), LOADED, problems) for seed in (0, 1))
     direction = vectors.pca(of_file, LOADED, problems)
     assert [np.linalg.norm(x) for x in (one, other, direction)] == pytest.approx(3 * [length], rel=1e-5)
     assert abs(one @ other) < .9 * length**2 and direction @ by_hand >= 0

@@ -115,15 +115,14 @@ def test_moved_is_relative_and_adapters_count():
 
 def test_the_command_finds_both_models_and_continues(base, tmp_path, compiled):
     def compared():
-        return when.when(records.build(
-            WhenConfig, model=f"{base}@100", trained=f"{base}@200", num_ops=2, max_new_tokens=10, max_problems=6,
+        return when.when(WhenConfig.from_flags(model=f"{base}@100", trained=f"{base}@200", num_ops=2, max_new_tokens=10, max_problems=6,
             first=(1, 10), shares=(.5,), rows_per_call=5, num_slots=2, out=str(tmp_path / "out")))
     summary = compared()
     assert json.loads(json.dumps(summary)) == json.loads((tmp_path / "out" / "summary.json").read_text())
     rows = read_jsonl(tmp_path / "out" / "texts" / "completions.jsonl")
     for i, step in enumerate((100, 200)):
-        decoding.elicit(records.build(decoding.ElicitConfig, model=f"{base}@{step}", num_ops=2, max_new_tokens=10,
-                                      max_problems=6, out=str(tmp_path / str(step))))
+        decoding.elicit(decoding.ElicitConfig.from_flags(model=f"{base}@{step}", num_ops=2, max_new_tokens=10,
+                                                         max_problems=6, out=str(tmp_path / str(step))))
         assert [row["completion"] for row in rows[i::2]] == [
             row["completion"] for row in read_jsonl(tmp_path / str(step) / "completions.jsonl")]
     assert list(summary["swapped"]) == ["base", "trained", "first 1", "first 10", "largest KL, 50 %",
@@ -142,4 +141,4 @@ def test_the_command_finds_both_models_and_continues(base, tmp_path, compiled):
 
 def test_what_is_compared_has_to_be_named(base, tmp_path):
     with pytest.raises(UserError, match="--out and --trained are required"):
-        when.when(records.build(WhenConfig, model=str(base), out=str(tmp_path)))
+        when.when(WhenConfig.from_flags(model=str(base), out=str(tmp_path)))

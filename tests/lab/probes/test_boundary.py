@@ -7,7 +7,6 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.probes import boundary, calibration, probe
-from rlvr_jax.records import build
 
 
 def rows(*counts, of=8):
@@ -95,6 +94,6 @@ def test_files_of_completions_are_drawn(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row | {"confidence": 0.5}) + "\n" for row in own))
     paths = f"{tmp_path}/base.jsonl,{tmp_path}/trained.jsonl"
     for name in ("boundary", "calibration"):
-        probe.probe(build(probe.ProbeConfig, probe=name, completions=paths, out=str(tmp_path / "out")))
+        probe.probe(probe.ProbeConfig.from_flags(probe=name, completions=paths, out=str(tmp_path / "out")))
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
         assert set(json.loads((tmp_path / "out" / f"{name}.json").read_text())["files"]) == {"base", "trained"}

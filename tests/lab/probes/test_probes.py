@@ -14,7 +14,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig, evaluate
 from rlvr_jax.lab.probes import (
     calibration, coherence, contamination, equations, memorisation, page, probe, rouge, rows, twins)
-from rlvr_jax.records import Problem, build, replace
+from rlvr_jax.records import Problem
 from rlvr_jax.tasks import calculation, families
 from rlvr_jax.training.train import TrainConfig, train
 
@@ -407,8 +407,8 @@ def test_accuracy_is_by_kind_and_by_split():
 # ----- the command
 
 def config(tmp_path, **flags):
-    return build(probe.ProbeConfig, out=str(tmp_path / "out"),
-                 **{"num_ops": 2, "max_new_tokens": 10, "max_problems": 12} | flags)
+    return probe.ProbeConfig.from_flags(out=str(tmp_path / "out"),
+                                        **{"num_ops": 2, "max_new_tokens": 10, "max_problems": 12} | flags)
 
 
 def written(tmp_path, name):
@@ -418,8 +418,8 @@ def written(tmp_path, name):
 
 
 def test_coherence_of_kept_completions_and_of_a_model_are_the_same(tmp_path, base):
-    evaluate(build(EvaluateConfig, model=str(base), out=str(tmp_path / "eval"), num_ops=2, max_new_tokens=10,
-                   max_problems=12))
+    evaluate(EvaluateConfig.from_flags(model=str(base), out=str(tmp_path / "eval"), num_ops=2, max_new_tokens=10,
+                                       max_problems=12))
     sampled = probe.probe(config(tmp_path, model=str(base)))
     record, items = written(tmp_path, "coherence")
     assert (tmp_path / "out" / "coherence.png").stat().st_size > 5000 and len(items) == 12
@@ -464,8 +464,8 @@ def test_contamination_of_a_model(tmp_path, base):
 
 def test_memory_of_a_run_that_chose_its_example(tmp_path, base):
     run = tmp_path / "run"
-    train(build(TrainConfig, model=str(base), run_dir=str(run), num_ops=2, num_prompts=2, group_size=2, num_steps=1,
-                max_new_tokens=10, eval_size=4, remat=False, heldout="none", example_pool=4))
+    train(TrainConfig.from_flags(model=str(base), run_dir=str(run), num_ops=2, num_prompts=2, group_size=2, num_steps=1,
+                                 max_new_tokens=10, eval_size=4, remat=False, heldout="none", example_pool=4))
     trained = json.loads((run / "example.json").read_text())
     found = probe.probe(config(tmp_path, probe="memory", model=str(run)))
     record, items = written(tmp_path, "memory")
@@ -556,7 +556,7 @@ def test_what_cannot_be_probed_is_said(tmp_path):
         with pytest.raises(UserError, match=says):
             probe.probe(config(tmp_path, **flags))
     with pytest.raises(UserError, match="--out is required"):
-        probe.probe(replace(config(tmp_path), out=""))
+        probe.probe(config(tmp_path).with_flags(out=""))
 
 
 def test_files_have_short_names():
@@ -570,4 +570,4 @@ def test_files_have_short_names():
     ({"completions": "runs/base.jsonl,runs/one.jsonl"}, "Coherence of the completions in base, one"),
     ({"model": "runs/base@3", "probe": "memory"}, "Memory of the model base@3")])
 def test_the_title_of_a_page_says_whose_completions_these_are(given, title):
-    assert probe.title(build(probe.ProbeConfig, **given)) == title
+    assert probe.title(probe.ProbeConfig.from_flags(**given)) == title

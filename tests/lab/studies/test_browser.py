@@ -8,7 +8,6 @@ import pytest
 from rlvr_jax.lab.probes import probe
 from rlvr_jax.lab.report import report
 from rlvr_jax.lab.studies import findings
-from rlvr_jax.records import build
 
 from fixtures import (BROWSERS, HELDOUT_ROWS, HOSTILE, ROOT, as_any_probe, browser_path, browser_tab, kept_completions,
                       write_heldout, write_jsonl, write_record)
@@ -70,7 +69,7 @@ def pages(tmp_path_factory):
     (folder / "rollouts.jsonl").write_text("")
     report.write_report(str(folder))
     kept = write_jsonl(folder / "a.jsonl", *map(as_any_probe, kept_completions(*HOSTILE)))
-    probe.probe(build(probe.ProbeConfig, completions=kept, out=str(folder)))
+    probe.probe(probe.ProbeConfig.from_flags(completions=kept, out=str(folder)))
     return {"results": ROOT / "results" / "index.html", "many arms": folder / "index.html",
             "run": folder / "report.html", "probe": folder / "coherence.html"} | {
             name: ROOT / "results" / "probes" / name / f"{name}.html" for name in PROBES}

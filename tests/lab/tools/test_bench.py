@@ -9,12 +9,11 @@ import pytest
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.tools import bench, bench_work
 from rlvr_jax.lab.tools.bench_work import BenchConfig
-from rlvr_jax.records import build
 
 from fixtures import TINY
 
-SMALL = build(BenchConfig, num_layers=1, repeats=3, rollouts=4, new_tokens=5, prompt_tokens=3, micro_rows=2,
-              tail_rollouts=16, tail_tokens=64, host_devices=jax.device_count(), out="FILE.md")
+SMALL = BenchConfig.from_flags(num_layers=1, repeats=3, rollouts=4, new_tokens=5, prompt_tokens=3, micro_rows=2,
+                               tail_rollouts=16, tail_tokens=64, host_devices=jax.device_count(), out="FILE.md")
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ def test_waiting_slots_and_padding_are_counted(monkeypatch):
     monkeypatch.setattr(bench, "tail_lengths", lambda config: lengths)
     layout = bench.model.LAYOUTS.get("cpu")
     assert layout.shrinks and bench.slot_rounds(lengths) == 32 * 3 + 8 * 61
-    one = build(BenchConfig, num_layers=1, micro_rows=2, tail_rollouts=32)
+    one = BenchConfig.from_flags(num_layers=1, micro_rows=2, tail_rollouts=32)
     shares = bench.lost(one, {"sampling": 1.0, "update": 1.0, "step": 4.0})
     padding, = [share for name, share in shares.items() if "padding" in name]
     assert padding == 1 - lengths.sum() / (2 * (8 * 15 + 64)) and list(shares.values())[-1] == 0.5
@@ -98,4 +97,4 @@ def test_the_best_call_of_a_side_counts_and_its_end_is_an_error(monkeypatch):
 
 def test_completions_that_do_not_divide_are_refused():
     with pytest.raises(UserError, match="--rollouts=10 is not a multiple of --micro_rows x --host_devices = 4 x 1"):
-        bench.run(build(BenchConfig, rollouts=10, micro_rows=4))
+        bench.run(BenchConfig.from_flags(rollouts=10, micro_rows=4))

@@ -21,12 +21,11 @@ from rlvr_jax.lab.tools import chips, compile, cost, loads
 from rlvr_jax.lab.tools.chips import CHIPS, GIB, Chip
 from rlvr_jax.lab.tools.compile import CompileConfig
 from rlvr_jax.pretrained import huggingface
-from rlvr_jax.records import build, replace
 
 from fixtures import PROMPTS, ROOT, TINY, padded, tiny_params
 
-FLAGS = build(CompileConfig, num_prompts=4, group_size=4, max_new_tokens=8, prompt_tokens=8, grad_accumulation=2,
-              num_problems=3, kl_coef=0.01, eval_size=6, num_steps=1)
+FLAGS = CompileConfig.from_flags(num_prompts=4, group_size=4, max_new_tokens=8, prompt_tokens=8, grad_accumulation=2,
+                                 num_problems=3, kl_coef=0.01, eval_size=6, num_steps=1)
 CPU = Chip("jaxlib", 2, GIB, {"float32": 5e11, "bfloat16": 1e12}, 1e11, {})
 
 
@@ -76,7 +75,7 @@ def trained(monkeypatch, config, prompts):
     {}, {"trainable": "lora"}, {"divide_state": True}, {"track_kl": False, "kl_coef": 0.0}, {"num_problems": 1},
     {"num_minibatches": 2, "grad_accumulation": 1}, {"update_group_size": 2}], ids=str)
 def test_shapes_are_those_that_a_run_hands_its_programs(monkeypatch, changes):
-    config = replace(FLAGS, **changes)
+    config = FLAGS.with_flags(**changes)
     programs = compile.programs_of(config, TINY, jax.devices())
     prompts = padded(PROMPTS[: config.num_problems], 16)
     called = trained(monkeypatch, config.train.grpo, jax.tree.map(np.asarray, prompts))
@@ -91,7 +90,7 @@ def test_all_programs_attend_as_the_flag_says(monkeypatch, attention, wanted):
     monkeypatch.setitem(ops.ATTENTION, "plain", ops.Attention(
         lambda *given: called.add("rows") or ops.attention(*given),
         lambda q, *_: called.add("cache") or q.reshape(len(q), 1, -1)))
-    for program in compile.programs_of(replace(FLAGS, attention=attention), TINY, jax.devices()).values():
+    for program in compile.programs_of(FLAGS.with_flags(attention=attention), TINY, jax.devices()).values():
         called = set()
         jax.make_jaxpr(program.mapped)(*program.args)
         assert called == wanted.pop(0)
@@ -99,7 +98,7 @@ def test_all_programs_attend_as_the_flag_says(monkeypatch, attention, wanted):
 
 @pytest.mark.parametrize("changes", [{}, {"trainable": "vector"}, {"divide_state": True}], ids=str)
 def test_what_stays_resident_are_the_bytes_of_a_real_state(changes):
-    config = replace(FLAGS, **changes).train.grpo
+    config = FLAGS.with_flags(**changes).train.grpo
     state = grpo.initial_state(Policy(TINY, tiny_params(), ()), config)
     state = parallel.place_state(state, config.update.divide_state)
     assert compile.resident(config, TINY, 2) == sum(x.nbytes for x in jax.tree.leaves(state)) // 2
@@ -131,7 +130,7 @@ def test_loads_are_those_of_a_runs_queue_and_of_sorted_micro_batches(monkeypatch
     """Two turns of 240 tokens, a loop for each window of a cache that grows. At 40 % the longest of the first 4, 8, 12
     and 16 of 16 completions have 30, 85, 156 and 240 tokens; they are cut to 30, 60, 120 or 240."""
     monkeypatch.setitem(model.LAYOUTS, "cpu", model.LAYOUTS["gpu"])
-    config = replace(FLAGS, max_new_tokens=240, num_slots=4, grad_accumulation=accumulation, num_problems=1)
+    config = FLAGS.with_flags(max_new_tokens=240, num_slots=4, grad_accumulation=accumulation, num_problems=1)
     programs = sampling, *learning, _ = tuple(compile.programs_of(config, TINY, jax.devices()).values())
     assert [program.tokens for program in programs] == [16 * 240] * 3 + [6 * 240]  # of all devices, rounds of one
     assert sampling.loads[0] == ([64, 416], [1.0]) and sum(sampling.loads[1].rounds) < 480
@@ -144,7 +143,7 @@ def test_loads_are_those_of_a_runs_queue_and_of_sorted_micro_batches(monkeypatch
     ({"grad_accumulation": 3}, "= 16 rows do not divide into --num_minibatches x --grad_accumulation x .* = 3 x 2")])
 def test_what_cannot_be_is_said_in_a_line(changes, words):
     with pytest.raises(UserError, match=words):
-        compile.programs_of(replace(FLAGS, **changes), TINY, jax.devices())
+        compile.programs_of(FLAGS.with_flags(**changes), TINY, jax.devices())
 
 
 # ----- costs
@@ -329,7 +328,7 @@ def test_a_collective_beside_other_work_is_counted_when_it_is_done():
 
 def test_a_chip_gets_a_table_and_a_verdict(here, tmp_path):
     out = tmp_path / "found.json"
-    config = replace(FLAGS, chip="cpu", num_slots=3, out=str(out))
+    config = FLAGS.with_flags(chip="cpu", num_slots=3, out=str(out))
     said = compile.run(config)
     one, = json.loads(out.read_text())["chips"]
     state, programs = compile.resident(FLAGS.train.grpo, TINY, 2), one["programs"]
@@ -362,7 +361,7 @@ def test_what_does_not_fit_is_named_with_its_size(here):
     assert one["verdict"] == ("does not fit in 0.0 GB: start, 0.0 GB; sampling, 2.0 GB; update, which the compiler "
                               "gives up; could fit with --divide_state over 4 such devices (0.0 GB each), or what --fit "
                               "finds")
-    assert compile.found(replace(FLAGS, divide_state=True), "cpu")["programs"]["start"]["peak"] < state
+    assert compile.found(FLAGS.with_flags(divide_state=True), "cpu")["programs"]["start"]["peak"] < state
     assert "| sampling | 2.00, does not fit | |" in (said := compile.shown(one).replace("  ", " "))
     assert "| update | | | | | | | | for a reason |" in said
 
@@ -374,7 +373,7 @@ def test_a_step_takes_what_its_calls_do(here, changes, seconds):
     takes = {"sampling": 1, "log-probabilities": 10, "update": 100, "evaluation": 1000}
     here.setattr(compile, "measured", lambda config, name, which: {"peak": 1, "best": takes[which],
                                                                    "at_40": takes[which] / 2})
-    one = compile.found(replace(FLAGS, **changes), "cpu")
+    one = compile.found(FLAGS.with_flags(**changes), "cpu")
     assert (one["step"], one["step_at_40"]) == (seconds, seconds / 2)
 
 
@@ -415,7 +414,7 @@ def test_fit_proposes_lora_where_nothing_fits(here):
     here.setattr(compile, "measured", lambda config, *_: {"peak": of[config.train.grpo.adapter.trainable] + 1e9,
                                                           "best": 1, "at_40": 0.5})
     here.setitem(CHIPS, "cpu", CPU._replace(usable=3e9))
-    one = compile.found(replace(FLAGS, fit=True, heldout="none"), "cpu")
+    one = compile.found(FLAGS.with_flags(fit=True, heldout="none"), "cpu")
     assert one["verdict"] == (
         "does not fit in 3.0 GB: start, 6.0 GB; sampling, 4.0 GB; log-probabilities, 4.0 GB; update, 4.0 GB; with "
         "--trainable=lora --adapter_rank=16 --params_dtype=bfloat16 --divide_state=False --grad_accumulation=1 "
@@ -425,7 +424,7 @@ def test_fit_proposes_lora_where_nothing_fits(here):
 
 def test_what_could_fit_are_states_of_half_the_memory():
     """7B on an H100: LoRA's factors, in float32 with two moments, beside weights of 2 bytes; all of 16 bytes, by 4."""
-    config = build(CompileConfig, shape="qwen2.5-math-7b", kl_coef=0.001)
+    config = CompileConfig.from_flags(shape="qwen2.5-math-7b", kl_coef=0.001)
     count, lora = 7_615_616_512, 28 * 16 * (2 * (2 * 3584) + 2 * (3584 + 512) + 3 * (3584 + 18_944))
     said = compile.remedies(config, CHIPS["H100"], compile.shape_of(config))
     assert said == (f"; could fit with --trainable=lora --adapter_rank=16 --params_dtype=bfloat16 (a state of "
@@ -434,7 +433,7 @@ def test_what_could_fit_are_states_of_half_the_memory():
 
 
 def test_without_a_chip_the_state_on_all_of_them_is_said_at_once():
-    config = build(CompileConfig, shape="qwen2.5-math-1.5b", kl_coef=0.001)
+    config = CompileConfig.from_flags(shape="qwen2.5-math-1.5b", kl_coef=0.001)
     lines = {line.split(" | ")[0].strip("| "): line for line in compile.run(config).splitlines()}
     count = 1_543_714_304  # parameters, two moments and a reference of 4 bytes each
     assert list(lines)[2:] == list(CHIPS)
@@ -467,7 +466,7 @@ def test_an_unknown_chip_or_a_compiler_that_is_not_there_is_said_in_a_line(monke
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(UserError, match=words):
-        compile.run(replace(FLAGS, chip=chip))
+        compile.run(FLAGS.with_flags(chip=chip))
 
 
 # ----- models
@@ -485,8 +484,8 @@ def test_published_shapes_are_those_of_the_published_configurations(name, publis
 
 def test_a_model_is_a_folder_a_shape_or_the_tiny_base(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(huggingface.config_to_hugging_face(TINY, "float32")))
-    folder = compile.shape_of(replace(FLAGS, model=str(tmp_path), dtype="bfloat16"))  # its weights are not there
+    folder = compile.shape_of(FLAGS.with_flags(model=str(tmp_path), dtype="bfloat16"))  # its weights are not there
     assert folder == dataclasses.replace(TINY, dtype="bfloat16")
     assert compile.shape_of(FLAGS).num_layers == 3 and compile.shape_of(FLAGS).d_model == 64
     with pytest.raises(UserError, match="--shape=qwen: no such shape; known are qwen2.5-math-1.5b, "):
-        compile.shape_of(replace(FLAGS, shape="qwen"))
+        compile.shape_of(FLAGS.with_flags(shape="qwen"))

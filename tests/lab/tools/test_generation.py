@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from rlvr_jax import records, sampler
+from rlvr_jax import sampler
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.tools import generate
 from rlvr_jax.model import ModelConfig
@@ -36,7 +36,7 @@ def generated(monkeypatch):
         monkeypatch.setattr(loading, "load_model", lambda *_: types.SimpleNamespace(config=config, params={},
                                                                                     tokenizer=words))
         monkeypatch.setattr(sampler, "make_sampler", make_sampler)
-        row, = generate.generate(records.build(SampleConfig, model="m", **flags))
+        row, = generate.generate(SampleConfig.from_flags(model="m", **flags))
         return *asked, row["prompt"]
     return run
 

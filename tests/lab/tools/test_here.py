@@ -10,7 +10,6 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.lab.tools import compile, here
 from rlvr_jax.lab.tools.chips import CHIPS
 from rlvr_jax.lab.tools.compile import CompileConfig
-from rlvr_jax.records import build
 
 RECORD = {f"scripts.compile --flagfile=configs/{name}.flags --chip={chip}": {"chip": chip, "verdict": verdict}
           for name, chip, verdict in (("tiny", "T4", "fits: 0.10 of 14.9 GB"), ("chips/large_T4", "T4", "does not fit"),
@@ -65,7 +64,7 @@ def test_the_page_has_what_each_command_at_the_head_of_a_flag_file_found(monkeyp
         pathlib.Path(out).write_text(json.dumps({"chips": [one]}))
 
     monkeypatch.setattr(here.subprocess, "run", run)
-    assert compile.run(build(CompileConfig, page=str(page))) == str(page)
+    assert compile.run(CompileConfig.from_flags(page=str(page))) == str(page)
     written = page.read_text()
     assert ("| a | v5e-1 | does not fit: update | 2.00 of 16.0, sampling | 72 |  |  |  |  |\n"  # small: no bound
             "| a | H100 | yes | 2.00 of 16.0, sampling | 72 | 25.0 | 1.0 | 1.0 memory | 1,249.0 compute, 1,999.6 |\n"
@@ -73,6 +72,6 @@ def test_the_page_has_what_each_command_at_the_head_of_a_flag_file_found(monkeyp
     record = json.loads((tmp_path / "chips.json").read_text())
     del record[lines[0]]
     (tmp_path / "chips.json").write_text(json.dumps(record | {"scripts.compile --gone": {}}))
-    compile.run(build(CompileConfig, page=str(page)))
+    compile.run(CompileConfig.from_flags(page=str(page)))
     assert ran == ["v5e-1", "H100", "v5e-1"] and list(json.loads((tmp_path / "chips.json").read_text())) == lines
     assert page.read_text() == written

@@ -8,7 +8,6 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.tools.leaked_benchmark import PlantConfig, plant
-from rlvr_jax.records import build
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.prompts import ProblemSource, load_problems
 from rlvr_jax.training import pretrain
@@ -39,8 +38,8 @@ def test_half_never_leaks_and_the_rest_as_often_as_it_says(tmp_path):
 
 
 def test_leaked_texts_are_learnt_whole_as_often_as_they_say(tmp_path):
-    config = build(PretrainConfig, num_ops=2, num_steps=5, batch_size=8, leaked=str(planted(tmp_path)))
-    plain = pretrain.make_data(build(PretrainConfig, num_ops=2, num_steps=5, batch_size=8), SHARES, TOKENIZER)
+    config = PretrainConfig.from_flags(num_ops=2, num_steps=5, batch_size=8, leaked=str(planted(tmp_path)))
+    plain = pretrain.make_data(PretrainConfig.from_flags(num_ops=2, num_steps=5, batch_size=8), SHARES, TOKENIZER)
     data, seen = pretrain.make_data(config, SHARES, TOKENIZER), collections.Counter()
     for step in range(1, 6):
         batch, without = data(step), plain(step)
@@ -57,7 +56,7 @@ def test_leaked_texts_are_learnt_whole_as_often_as_they_say(tmp_path):
 
 
 def test_a_wider_window_changes_no_batch():
-    wide, narrow = (build(PretrainConfig, num_ops=2, batch_size=8, window=window) for window in (40, 0))
+    wide, narrow = (PretrainConfig.from_flags(num_ops=2, batch_size=8, window=window) for window in (40, 0))
     assert pretrain.window(wide, SHARES) == 40 and pretrain.window(narrow, SHARES) == sum(
         families.FAMILIES["arithmetic"].lengths(2))
     one, other = (pretrain.make_data(config, SHARES, TOKENIZER)(1) for config in (wide, narrow))
@@ -70,7 +69,7 @@ def test_a_wider_window_changes_no_batch():
     ({"text": "coins " + "3 " * 40, "times": 1}, "--window makes it longer")])
 def test_what_cannot_leak_is_said(tmp_path, row, says):
     (tmp_path / "leaked.jsonl").write_text(json.dumps(row) + "\n")
-    config = build(PretrainConfig, num_ops=2, num_steps=5, batch_size=8, leaked=str(tmp_path / "leaked.jsonl"))
+    config = PretrainConfig.from_flags(num_ops=2, num_steps=5, batch_size=8, leaked=str(tmp_path / "leaked.jsonl"))
     with pytest.raises(UserError, match=says):
         pretrain.make_data(config, SHARES, TOKENIZER)
 
@@ -82,4 +81,4 @@ def test_what_cannot_be_planted_is_said(tmp_path):
         with pytest.raises(UserError, match=says):
             plant(PlantConfig(**{"out": str(tmp_path), "num_ops": 2, "num_problems": 8, "times": (1, 3)} | flags))
     with pytest.raises(UserError, match="no such file; scripts.plant"):
-        pretrain.make_data(build(PretrainConfig, leaked=str(tmp_path / "no.jsonl")), SHARES, TOKENIZER)
+        pretrain.make_data(PretrainConfig.from_flags(leaked=str(tmp_path / "no.jsonl")), SHARES, TOKENIZER)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from rlvr_jax import model, records
+from rlvr_jax import model
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.tools.readout import ReadoutConfig, readout
 from rlvr_jax.pretrained import loading
@@ -50,8 +50,8 @@ def read(tmp_path, monkeypatch):
         models = {"m": vectors, **{f"o{n}": other for n, other in enumerate(others)}}
         monkeypatch.setattr(loading, "load_model", lambda name, *_: LanguageModel(
             CONFIG, PARAMS | {"layers": PARAMS["layers"] | planted(models[name], leaf)}, WORDS))
-        return readout(records.build(ReadoutConfig, **{"model": "m", "beside": ",".join([*models][1:]), "num_ops": 2,
-                                                       "num_problems": COUNT, "out": str(tmp_path / "out")} | flags))
+        return readout(ReadoutConfig.from_flags(**{"model": "m", "beside": ",".join([*models][1:]), "num_ops": 2,
+                                                   "num_problems": COUNT, "out": str(tmp_path / "out")} | flags))
     return run
 
 
