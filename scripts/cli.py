@@ -50,7 +50,8 @@ def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
              float: flags.DEFINE_float}[kind](name, default, help, flag_values=known)
         if number:
             flags.register_validator(name, functools.partial(
-                within, number=number, meta=meta, optional=default in (None, ())), f"not {allowed(kind, meta['bounds'])}", known)
+                within, number=number, meta=meta, optional=default in (None, ())),
+                f"not {allowed(kind, meta['bounds'])}", known)
     flags.DEFINE_bool("traceback", False, "on an error, print where in the program it arose", known)
 
 

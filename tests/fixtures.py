@@ -250,8 +250,8 @@ VARIANTS = {
     "llama3": dataclasses.replace(TINY, rope_theta=500.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32))}
 PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 8]]
 PROMPT_INDEX = np.array([0, 0, 1, 2, 2, 2, 1, 0], np.int32)  # of each completion
-UPDATE = grpo.GRPOConfig.from_flags(objective="one_shot", learning_rate=1e-2, remat=False, kl_coef=0.05, entropy_coef=0.01,
-                                    temperature=0.8, weight_decay=0.0)
+UPDATE = grpo.GRPOConfig.from_flags(objective="one_shot", learning_rate=1e-2, remat=False, kl_coef=0.05,
+                                    entropy_coef=0.01, temperature=0.8, weight_decay=0.0)
 
 
 def random_params(config, seed=0):
@@ -407,7 +407,8 @@ def steered_model() -> Steered:
 # ----- what a reward is handed
 
 REWARD_RUN = TrainConfig.from_flags(num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False,
-                                    eval_size=16, learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8)
+                                    eval_size=16, learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7,
+                                    log_rollouts=8)
 
 
 @pytest.fixture(scope="module")
@@ -486,7 +487,8 @@ QWEN = chat_tokenizer("<|im_start|>", "<|im_end|>", chat_template="{{ bos_token 
 
 def load_problems(names: str, tokenizer=None, split="test", count=0, seed=prompts.HELDOUT_SEED, **flags) -> list:
     """`prompts.load_problems` of the sources that --problems names, with other flags of how they are asked."""
-    return prompts.load_problems(prompts.ProblemSource.from_flags(problems=names, **flags), tokenizer, split, count, seed)
+    return prompts.load_problems(prompts.ProblemSource.from_flags(problems=names, **flags), tokenizer, split, count,
+                                 seed)
 
 
 # As much of a loaded model as reading problems needs.

@@ -89,7 +89,8 @@ def test_gradients_of_lora_are_those_of_the_chain_rule():
 
 def test_a_vector_at_one_layer_changes_only_what_comes_after_it():
     params = adapted("one layer", DEEP)
-    run_through = jax.jit(lambda params: model.forward(params, DEEP, TOKENS[None], how=model.ForwardOptions(keep_kv=True))[1][0])
+    run_through = jax.jit(lambda params: model.forward(params, DEEP, TOKENS[None],
+                                                       how=model.ForwardOptions(keep_kv=True))[1][0])
     before, after = (np.asarray(run_through(p)) for p in (params, moved(params)))
     changed = [bool((x != y).any()) for x, y in zip(before, after)]  # the keys of a layer depend on what enters it
     assert changed == [False, False, True, True]

@@ -110,7 +110,8 @@ def test_every_pass_of_every_step_is_cut_anew(monkeypatch):
     """Two passes in two minibatches: each pass has every row once, and no two have the same minibatches."""
     config = UPDATE.with_flags(num_passes=2, num_minibatches=2)
     seen, shard_batch = [], batches.shard_batch
-    monkeypatch.setattr(batches, "lay_out", lambda part, *sizes: seen.append(part.advantages) or shard_batch(part, *sizes))
+    monkeypatch.setattr(batches, "shard_batch", lambda part, *sizes: (
+        seen.append(part.advantages) or shard_batch(part, *sizes)))
     monkeypatch.setattr(learner, "make_update", lambda *_: lambda state, *_: (state, {"loss": 0.0}))
     optimizer, state = fresh_state(config)
     batch = make_batch(advantages=np.arange(16, dtype=np.float32))

@@ -10,7 +10,8 @@ from rlvr_jax.records import Rollouts
 
 from fixtures import random_rollouts, table_loss_and_gradient
 
-CONFIG = GRPOConfig.from_flags(num_prompts=4, group_size=4, max_new_tokens=10, remat=False, learning_rate=3e-3, num_steps=3)
+CONFIG = GRPOConfig.from_flags(num_prompts=4, group_size=4, max_new_tokens=10, remat=False, learning_rate=3e-3,
+                               num_steps=3)
 
 
 def fake_rollouts(marker, size=8):
@@ -37,7 +38,8 @@ def test_dead_groups_are_sampled_again_up_to_the_bound():
     def reward(rollouts, params, step, attempt):
         return scored_as(next(outcomes))
 
-    collected, scored = grpo.sample_and_score(Programs(sample, None, None), reward, config, None, PromptBatch(1, None, np.arange(8)))
+    collected, scored = grpo.sample_and_score(Programs(sample, None, None), reward, config, None,
+                                              PromptBatch(1, None, np.arange(8)))
     assert first_rows == [0, 8, 16]  # fresh keys each time, and never more than the bound
     np.testing.assert_array_equal(scored.reward, [1, 0, 0, 1, 0, 0, 1, 1])  # the live group replaced the first dead one
     np.testing.assert_array_equal(collected.completions[:, 0], [2, 2, 1, 1, 1, 1, 1, 1])
@@ -110,7 +112,8 @@ def test_groups_are_rows_even_where_all_rows_hold_one_problem():
 
 def test_the_order_of_the_problems_is_the_seeds():
     problems = grpo.Problems(None, np.ones(12, int))
-    orders = [grpo.curriculum(CONFIG.with_flags(num_prompts=12, seed=seed), problems, 1).index[::4] for seed in (0, 1, 0)]
+    orders = [grpo.curriculum(CONFIG.with_flags(num_prompts=12, seed=seed), problems, 1).index[::4] for seed in (0, 1,
+                                                                                                                 0)]
     assert (orders[0] != orders[1]).any() and (orders[0] == orders[2]).all()
 
 

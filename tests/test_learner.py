@@ -288,8 +288,8 @@ def test_the_state_is_donated():
 
 @pytest.mark.parametrize("schedule, expected", [("constant", [1, 1, 1]), ("linear", [1, 0.55, 0.1]), ("cosine", [1, 0.55, 0.1])])
 def test_learning_rate_schedules(schedule, expected):
-    config = GRPOConfig.from_flags(learning_rate=1.0, warmup_steps=4, schedule=schedule, final_lr_fraction=0.1, num_steps=24,
-                                   max_grad_norm=1e9, weight_decay=0.0, adam_b1=0.0, adam_b2=0.0)
+    config = GRPOConfig.from_flags(learning_rate=1.0, warmup_steps=4, schedule=schedule, final_lr_fraction=0.1,
+                                   num_steps=24, max_grad_norm=1e9, weight_decay=0.0, adam_b1=0.0, adam_b2=0.0)
     optimizer, rates = grpo.make_optimizer(config), []
     params = jnp.zeros(1)
     state = optimizer.init(params)
@@ -322,8 +322,8 @@ def test_the_largest_gap_of_a_step_is_that_of_all_its_minibatches(monkeypatch):
 def test_two_updates_are_those_of_adamw():
     """By its formula, with decays and a weight decay that are no defaults (arXiv 1711.05101)."""
     rate, b1, b2, decay = 0.1, 0.8, 0.6, 0.3
-    optimizer = grpo.make_optimizer(GRPOConfig.from_flags(learning_rate=rate, adam_b1=b1, adam_b2=b2, weight_decay=decay,
-                                                          max_grad_norm=1e9))
+    optimizer = grpo.make_optimizer(GRPOConfig.from_flags(learning_rate=rate, adam_b1=b1, adam_b2=b2,
+                                                          weight_decay=decay, max_grad_norm=1e9))
     x, m, v = np.array([1.0, -2.0]), 0, 0
     params, wanted = jnp.array(x, jnp.float32), x
     state = optimizer.init(params)

@@ -111,7 +111,8 @@ def test_attention_is_softmax_over_all_segments_together():
 def test_rematerialisation_changes_no_gradient():
     config, params = TINY, random_params(TINY)
     tokens = jnp.array([[1, 2, 3]])
-    grads = [jax.grad(lambda p: jnp.sum(model.forward(p, config, tokens, how=model.ForwardOptions(remat=remat))[0][..., 0]))(params)
+    grads = [jax.grad(lambda p: jnp.sum(model.forward(p, config, tokens, how=model.ForwardOptions(remat=remat))[0][...,
+                                                                                                                   0]))(params)
              for remat in (False, True)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *grads)
 

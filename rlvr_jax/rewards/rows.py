@@ -35,7 +35,7 @@ class Reward(NamedTuple):
     score: Callable[[RewardContext], np.ndarray]  # f32[B]
     prepare: Callable[[RewardConfig], bool] = lambda config: False  # whether it needs votes: see `measure.votes`
     check: Callable[[str], str] = lambda objective: ""  # why it cannot go with --objective; empty if it can
-    targets: Optional[Callable[[RewardContext], Targets]] = None  # tokens to learn from in place of those that were sampled
+    targets: Optional[Callable[[RewardContext], Targets]] = None  # tokens to learn from in place of the sampled ones
     constant: bool = False  # every completion is paid the same, whatever it is
 
 

@@ -201,8 +201,8 @@ def answered(tmp_path, monkeypatch):
     def run(name, texts):
         monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda *_: list(texts))
         out = tmp_path / name
-        return benchmarks.evaluate(benchmarks.EvaluateConfig.from_flags(model="M", problems=path, answer_format="answer",
-                                                                        out=str(out))), out
+        return benchmarks.evaluate(benchmarks.EvaluateConfig.from_flags(model="M", problems=path,
+                                                                        answer_format="answer", out=str(out))), out
     return run
 
 
@@ -338,12 +338,13 @@ def test_its_answers_are_read_before_the_confidence():
 def test_a_base_is_trained_on_what_its_confidence_is_worth(tmp_path):
     """From pre-training to the summary: each reward is that of the text, and the run says how well confidences fit."""
     base, out = str(tmp_path / "base"), tmp_path / "run"
-    found = pretrain.pretrain(PretrainConfig.from_flags(task_shares="wager", num_ops=1, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64,
-        remat=False, warmup_steps=10, learning_rate=1e-2, num_steps=200, eval_size=64, run_dir=base))["final"]
+    found = pretrain.pretrain(PretrainConfig.from_flags(
+        task_shares="wager", num_ops=1, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False,
+        warmup_steps=10, learning_rate=1e-2, num_steps=200, eval_size=64, run_dir=base))["final"]
     assert found["stated"] > 0.3 and found["confidence"] > found["greedy"]
-    final = train.train(train.TrainConfig.from_flags(model=base, problems="wager", example="all", example_pool=32,
-                                                     reward="calibrated", num_ops=1, num_prompts=8, group_size=16, max_new_tokens=9,
-                                                     num_steps=2, remat=False, eval_size=64, log_rollouts=128, run_dir=str(out)))["final"]
+    final = train.train(train.TrainConfig.from_flags(
+        model=base, problems="wager", example="all", example_pool=32, reward="calibrated", num_ops=1, num_prompts=8,
+        group_size=16, max_new_tokens=9, num_steps=2, remat=False, eval_size=64, log_rollouts=128, run_dir=str(out)))["final"]
     assert {"ece", "brier", "auroc", "confidence", "stated"} <= final.keys() and 0 <= final["ece"] <= 1
     rows, kinds = read_jsonl(out / "rollouts.jsonl"), set()
     for row in rows:

@@ -257,7 +257,8 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
     for answer_format, right, evaluated, measured in (
             ("auto", [0, 1, 0], "lenient", 2 / 3), ("lenient", [1, 1, 0], "lenient", 2 / 3),
             ("boxed", [0, 1, 0], "boxed", 1 / 3), ("last_number", [1, 1, 0], "last_number", 2 / 3)):
-        config = TrainConfig.from_flags(problems=files[0], heldout=files[1], answer_format=answer_format, max_new_tokens=10)
+        config = TrainConfig.from_flags(problems=files[0], heldout=files[1], answer_format=answer_format,
+                                        max_new_tokens=10)
         scored = make_scorer(config, loaded, load_problems(files[0], loaded.tokenizer), None)(asked, None, 1)
         assert scored.reward.tolist() == scored.info["correct"].tolist() == right
         before = evaluation.before_training(None, load_problems(files[0], loaded.tokenizer), None, config.grading,
@@ -294,7 +295,8 @@ def files(tmp_path):
 
 
 def config(files, base, out, **changes):
-    return EvaluateConfig.from_flags(model=str(base), problems=",".join(files), out=str(out), **{"max_new_tokens": 10} | changes)
+    return EvaluateConfig.from_flags(model=str(base), problems=",".join(files), out=str(out),
+                                     **{"max_new_tokens": 10} | changes)
 
 
 def test_the_one_shot_protocol_samples_aime_and_amc_eight_times(files, base):

@@ -25,9 +25,9 @@ from scripts import cli
 
 from fixtures import ROOT, read_jsonl
 
-CONFIG = train.TrainConfig.from_flags(num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False,
-                                      eval_size=16, learning_rate=1e-3, num_steps=2, eval_every=0, temperature=0.7, log_rollouts=8,
-                                      heldout="none")
+CONFIG = train.TrainConfig.from_flags(num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10,
+                                      remat=False, eval_size=16, learning_rate=1e-3, num_steps=2, eval_every=0,
+                                      temperature=0.7, log_rollouts=8, heldout="none")
 
 
 def rows_of(base, tmp_path, **changes) -> list[dict]:
@@ -193,13 +193,14 @@ def test_an_adapter(base, tmp_path, monkeypatch):
 def test_a_family_is_pretrained_on_beside_another_and_evaluated(tmp_path, monkeypatch):
     monkeypatch.setitem(FAMILIES, "last", last_letter())
     base = str(tmp_path / "base")
-    final = pretrain.pretrain(pretrain.PretrainConfig.from_flags(num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32,
-                                                                 batch_size=64, remat=False, warmup_steps=10, learning_rate=1e-2, eval_size=32,
-                                                                 task_shares="last:0.25,boolean:0.75", num_steps=200, run_dir=base))["final"]
+    final = pretrain.pretrain(pretrain.PretrainConfig.from_flags(
+        num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False, warmup_steps=10,
+        learning_rate=1e-2, eval_size=32, task_shares="last:0.25,boolean:0.75", num_steps=200, run_dir=base))["final"]
     assert final["n"] == 32
     assert final["greedy"] == pytest.approx(0.25 * final["greedy_last"] + 0.75 * final["greedy_boolean"])
-    made = benchmarks.evaluate(EvaluateConfig.from_flags(model=base, problems="last,boolean", num_ops=2, max_new_tokens=10,
-                                                         max_problems=16, num_samples=4, temperature=1.0, out=str(tmp_path / "out")))
+    made = benchmarks.evaluate(EvaluateConfig.from_flags(
+        model=base, problems="last,boolean", num_ops=2, max_new_tokens=10, max_problems=16, num_samples=4,
+        temperature=1.0, out=str(tmp_path / "out")))
     assert set(made["benchmarks"]) == {"last", "boolean"}
     for summary in made["benchmarks"].values():
         assert summary["graded_by"] == "answer / math"

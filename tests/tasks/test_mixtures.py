@@ -19,8 +19,9 @@ from rlvr_jax.training import advice, pretrain, train
 
 from fixtures import QWEN, START, heldout_of, load_problems, read_jsonl, write_jsonl
 
-CONFIG = train.TrainConfig.from_flags(num_ops=2, example="all", num_prompts=8, group_size=4, max_new_tokens=10, remat=False,
-                                      eval_size=32, num_steps=2, eval_every=1, temperature=0.7, log_rollouts=64)
+CONFIG = train.TrainConfig.from_flags(num_ops=2, example="all", num_prompts=8, group_size=4, max_new_tokens=10,
+                                      remat=False, eval_size=32, num_steps=2, eval_every=1, temperature=0.7,
+                                      log_rollouts=64)
 
 
 def boxes() -> Family:
@@ -51,8 +52,9 @@ def box(monkeypatch):
 def test_two_families_are_trained_on_and_measured_each_in_its_own_format(tmp_path, box):
     pytest.importorskip("math_verify", reason="pip install 'rlvr_jax[real]'")
     base, run = tmp_path / "base", tmp_path / "run"
-    made = pretrain.pretrain(pretrain.PretrainConfig.from_flags(num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False,
-        warmup_steps=10, learning_rate=1e-2, eval_size=32, task_shares="box:0.5,arithmetic:0.5", num_steps=150, run_dir=str(base)))
+    made = pretrain.pretrain(pretrain.PretrainConfig.from_flags(
+        num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False, warmup_steps=10,
+        learning_rate=1e-2, eval_size=32, task_shares="box:0.5,arithmetic:0.5", num_steps=150, run_dir=str(base)))
     formats = {"box": grade.describe("boxed", "math"), "arithmetic": "answer / math"}
     assert made["final"]["graded_by"] == ", ".join(formats.values())
     train.train(CONFIG.with_flags(model=str(base), run_dir=str(run), problems="box,arithmetic", example_pool=12))
@@ -74,7 +76,8 @@ def test_what_a_label_is_compared_with_is_looked_for_in_the_problems_own_format(
     asked = [Problem("", "3", "", {"task": "box"}), Problem("", "3", "", {"task": "arithmetic"})]
     def seen(*texts, grading=GradingConfig()):
         formats = [by.answer_format for by in answers.criteria(asked, grading)]
-        return RewardContext(RewardConfig(), formats, "math", asked, list(texts), [], None, np.zeros(2, int), (0,), None)
+        return RewardContext(RewardConfig(), formats, "math", asked, list(texts), [], None, np.zeros(2, int), (0,),
+                             None)
     assert seen(r"\boxed{3}", "answer 3").equals(["3", "3"]).tolist() == [1, 1]
     assert seen("answer 3", r"\boxed{3}").equals(["3", "3"]).tolist() == [0, 0]
     assert seen(r"\boxed{3}", r"\boxed{3}", grading=GradingConfig("boxed")).equals(["3", "3"]).tolist() == [1, 1]
@@ -84,7 +87,8 @@ def test_a_problem_without_a_label_pays_for_no_answer_not_even_an_empty_box():
     pytest.importorskip("math_verify", reason="pip install 'rlvr_jax[real]'")
     asked = [Problem("", "3", "")] * 2
     texts = [r"\boxed{}", r"\boxed{3}"]
-    seen = RewardContext(RewardConfig(), ["boxed"] * 2, "original", asked, texts, [], None, np.zeros(2, int), (0,), None)
+    seen = RewardContext(RewardConfig(), ["boxed"] * 2, "original", asked, texts, [], None, np.zeros(2, int), (0,),
+                         None)
     assert seen.equals([None, None]).tolist() == [0, 0] and seen.equals([None, "3"]).tolist() == [0, 1]
 
 
@@ -199,6 +203,6 @@ def test_a_part_of_the_score_is_not_right(installed):
 def test_a_label_is_compared_as_mathematics_not_by_the_verifier(installed):
     """Which knows its own reference alone."""
     problem = gym.draw("gym:chain_sum", 0, 1, "example")[0]
-    seen = RewardContext(RewardConfig(), ["tag"], "math", [problem], ["<answer>1,234</answer>"], [], None, np.zeros(1, int), (0,),
-                         None)
+    seen = RewardContext(RewardConfig(), ["tag"], "math", [problem], ["<answer>1,234</answer>"], [], None,
+                         np.zeros(1, int), (0,), None)
     assert seen.equals(["1234"]).tolist() == [1] and seen.equals(["1235"]).tolist() == [0]

@@ -168,8 +168,8 @@ def chances(loaded, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["s1", "s2", "s3", "c", "t", "n"])
 def test_a_base_can_do_what_its_world_says(name, tmp_path):
-    made = pretrain(PretrainConfig.from_flags(task_shares=name, num_ops=OPS, num_steps=600, grad_accumulation=8, eval_every=600,
-                                              run_dir=str(tmp_path / "base")))
+    made = pretrain(PretrainConfig.from_flags(task_shares=name, num_ops=OPS, num_steps=600, grad_accumulation=8,
+                                              eval_every=600, run_dir=str(tmp_path / "base")))
     opened, right, times, withheld = chances(loading.load_model(str(tmp_path / "base"), "float32", "float32"), name)
     sampled, greedy = (made["final"][how] for how in ("sampled", "greedy"))
     if name != "n":

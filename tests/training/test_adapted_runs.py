@@ -23,8 +23,9 @@ TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6])
 
 def run_of(base, run_dir, **changes):
     config = TrainConfig.from_flags(num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False,
-                                    eval_size=16, reward="format", learning_rate=1e-2, entropy_coef=0.01, num_steps=3, eval_every=1,
-                                    save_every=2, keep_every=2, kl_coef=0.01, weight_decay=0.1, model=str(base), run_dir=str(run_dir))
+                                    eval_size=16, reward="format", learning_rate=1e-2, entropy_coef=0.01, num_steps=3,
+                                    eval_every=1, save_every=2, keep_every=2, kl_coef=0.01, weight_decay=0.1,
+                                    model=str(base), run_dir=str(run_dir))
     train.train(config.with_flags(**changes))
     return read_jsonl(run_dir / "metrics.jsonl")
 

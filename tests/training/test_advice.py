@@ -99,7 +99,8 @@ def test_words_that_the_model_lacks_are_named_before_a_package_that_would_grade_
     path = write_jsonl(tmp_path / "p.jsonl", {"question": "koins 1 + 1 =", "answer": "2"})
     for asked in ({"question": "koins 1 + 1 =", "answer": "2"}, {"problems": path}):
         with pytest.raises(UserError, match="the model does not know 'koins'"):
-            train.train(TrainConfig.from_flags(model=str(base), run_dir=str(tmp_path / "run"), max_new_tokens=10, **asked))
+            train.train(TrainConfig.from_flags(model=str(base), run_dir=str(tmp_path / "run"), max_new_tokens=10,
+                                               **asked))
 
 
 def step_of(rewards, advantages, number=1) -> grpo.Record:
@@ -108,7 +109,8 @@ def step_of(rewards, advantages, number=1) -> grpo.Record:
     rollouts = Rollouts(index, np.zeros((4, 22), np.int32), mask, None, np.array([True, False, False, False]))
     info = {"text": index, "correct": index, "timed_out": index, "graded_by": np.array(["x"] * 4)}
     batch = Batch(None, index, rollouts.completions, mask, np.array(advantages, np.float32))
-    return grpo.Record(grpo.PromptBatch(number, None, index), rollouts, grpo.Scored(np.array(rewards, np.float32), info), batch, {})
+    return grpo.Record(grpo.PromptBatch(number, None, index), rollouts,
+                       grpo.Scored(np.array(rewards, np.float32), info), batch, {})
 
 
 def first_step(rewards, advantages) -> str:

@@ -147,7 +147,8 @@ def test_own_right_solutions_are_of_the_problems_that_have_some(base, tmp_path, 
     monkeypatch.setattr(critique, "measure", lambda sampler, asked, request: [
         {"completion": str(i), "correct": i in right} for i in range(len(asked.problems)) for _ in range(2)])
     config = critique.CritiqueConfig.from_flags(model=str(base), num_ops=2, max_new_tokens=10, num_attempts=2,
-                                                kind="correct", example="all", example_pool=5, out=str(tmp_path / "right.jsonl"))
+                                                kind="correct", example="all", example_pool=5,
+                                                out=str(tmp_path / "right.jsonl"))
     assert [row["completion"] for row in critique.make_examples(config)] == ["1", "1", "3", "3"]
     right.clear()
     with pytest.raises(UserError, match="--kind=correct: none of 10 attempts is right; raise --num_attempts"):

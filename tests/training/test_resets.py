@@ -14,8 +14,8 @@ from rlvr_jax.training.train import TrainConfig
 from fixtures import read_jsonl
 
 CONFIG = TrainConfig.from_flags(num_ops=2, example="1", num_prompts=2, group_size=4, max_new_tokens=10, remat=False,
-                                eval_size=16, learning_rate=1e-2, num_steps=6, eval_every=0, temperature=0.7, log_rollouts=0,
-                                reward="format", kl_coef=0.01, save_every=1, keep_last=10)
+                                eval_size=16, learning_rate=1e-2, num_steps=6, eval_every=0, temperature=0.7,
+                                log_rollouts=0, reward="format", kl_coef=0.01, save_every=1, keep_last=10)
 
 
 def state_of(config):

@@ -19,7 +19,8 @@ from rlvr_jax.training.train import TrainConfig
 from fixtures import read_jsonl
 
 CONFIG = TrainConfig.from_flags(num_ops=2, example="1", num_prompts=4, group_size=4, max_new_tokens=10, remat=False,
-                                eval_size=16, reward="format", learning_rate=3e-3, num_steps=3, eval_every=0, temperature=1.0)
+                                eval_size=16, reward="format", learning_rate=3e-3, num_steps=3, eval_every=0,
+                                temperature=1.0)
 
 
 def run_of(base, tmp_path, **changes):

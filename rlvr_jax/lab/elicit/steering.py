@@ -71,7 +71,8 @@ def read_again(params: model.Params, config: model.ModelConfig, prefix: model.Pr
                read_residual: Optional[Callable] = None) -> tuple:
     """(states after the final norm [B,T,D], what was read of each layer) where each completion's tokens came from."""
     inputs_BxT = jnp.concatenate([prefix.last_tokens[out.prompt_index][:, None], out.completions[:, :-1]], 1)
-    return model.forward(params, config, inputs_BxT, prefix, out.prompt_index, model.ForwardOptions(read_residual=read_residual))
+    return model.forward(params, config, inputs_BxT, prefix, out.prompt_index,
+                         model.ForwardOptions(read_residual=read_residual))
 
 
 @functools.cache  # one function, so that a sampler of it can be kept

@@ -106,7 +106,8 @@ def probe(config: ProbeConfig) -> Result:
     files.write_whole(stem.with_name(f"{config.probe}.html"), page.html(
         stem, title(config), inspect.getdoc(PROBES[config.probe]) or "", result,
         CHOICES.get(config.probe, {}), made_by))
-    files.write_json(stem.with_name(f"{config.probe}.json"), result.record | {"origin": made_by, "flags": config.as_flags()})
+    files.write_json(stem.with_name(f"{config.probe}.json"),
+                     result.record | {"origin": made_by, "flags": config.as_flags()})
     return result
 
 

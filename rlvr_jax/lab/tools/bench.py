@@ -90,8 +90,8 @@ def lost(config: BenchConfig, seconds: dict[str, float]) -> dict[str, float]:
     parts = len(lengths) // config.micro_rows // devices
     mask = np.arange(lengths.max())[None] < lengths[:, None]
     nothing = np.zeros(len(lengths), np.int32)
-    batch, _ = batches.sort_by_length(Batch(Prompts(nothing[:1, None], nothing[:1] + 1), nothing, mask, mask, nothing), devices,
-                                      parts)
+    batch, _ = batches.sort_by_length(Batch(Prompts(nothing[:1, None], nothing[:1] + 1), nothing, mask, mask, nothing),
+                                      devices, parts)
     mask = batches.shard_batch(batch, devices, parts).completion_mask.swapaxes(0, 1).reshape(parts, -1, lengths.max())
     cut = np.array(batches.buckets(lengths.max()))[batches.in_buckets(mask, pmax=lambda x: x)]
     slots = sum(slot_rounds(part) for part in np.split(lengths, devices))

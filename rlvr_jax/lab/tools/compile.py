@@ -266,7 +266,8 @@ def residents(config: GRPOConfig, shape: ModelConfig) -> str:
     """A table of what stays on each device of each chip: parameters, moments and reference."""
     rows = []
     for name, chip in chips.CHIPS.items():
-        whole, part = (resident(config.with_flags(divide_state=divide), shape, chip.devices) for divide in (False, True))
+        whole, part = (resident(config.with_flags(divide_state=divide), shape, chip.devices)
+                       for divide in (False, True))
         rows.append([name, chip.devices, *(f"{x / 1e9:.2f}" for x in (chip.usable, whole, 2 * whole, part)),
                      "fits" if 2 * whole < chip.usable else "--divide_state" if part < chip.usable else "does not fit"])
     header = ["GB on each device", "devices", "usable", "state, whole", "as a run begins", "state, divided", "alone"]

@@ -105,8 +105,9 @@ def test_a_method_measures_the_model_on_its_direction(tmp_path):
     name, _ = made_run(tmp_path, noise=0.0)
 
     def elicited(out, **flags):
-        config = decoding.ElicitConfig.from_flags(**{"num_ops": 2, "max_new_tokens": 4, "max_problems": 6,
-                                                  "method": "low_temperature", "temperature": 1.0, "out": str(out)} | flags)
+        config = decoding.ElicitConfig.from_flags(**{
+            "num_ops": 2, "max_new_tokens": 4, "max_problems": 6, "method": "low_temperature", "temperature": 1.0,
+            "out": str(out)} | flags)
         return decoding.elicit(config), [row["completion"] for row in read_jsonl(out / "completions.jsonl")]
 
     _, at_30 = elicited(tmp_path / "plain", model=f"{name}@30")

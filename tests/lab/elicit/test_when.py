@@ -115,7 +115,8 @@ def test_moved_is_relative_and_adapters_count():
 
 def test_the_command_finds_both_models_and_continues(base, tmp_path, compiled):
     def compared():
-        return when.when(WhenConfig.from_flags(model=f"{base}@100", trained=f"{base}@200", num_ops=2, max_new_tokens=10, max_problems=6,
+        return when.when(WhenConfig.from_flags(
+            model=f"{base}@100", trained=f"{base}@200", num_ops=2, max_new_tokens=10, max_problems=6,
             first=(1, 10), shares=(.5,), rows_per_call=5, num_slots=2, out=str(tmp_path / "out")))
     summary = compared()
     assert json.loads(json.dumps(summary)) == json.loads((tmp_path / "out" / "summary.json").read_text())
