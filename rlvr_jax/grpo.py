@@ -136,7 +136,7 @@ class Callbacks:
         return state
 
 
-def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConfig, watch=Callbacks(),
+def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConfig, callbacks=Callbacks(),
           programs: Optional[Programs] = None) -> LearnerState:
     """Trains the policy, and returns the last state, which lies on the devices (`parallel.fetch_state`).
 
@@ -146,12 +146,12 @@ def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConf
     check(config)
     programs = programs or compile_programs(policy, config)
     with parallel.init_device(config.update.divide_state):
-        state = watch.restore(initial_state(policy, config))
+        state = callbacks.restore(initial_state(policy, config))
     state = parallel.place_state(state, config.update.divide_state)
     del policy  # the state has the parameters: a copy less in host memory
-    for step in watch.steps(state, config.loop.num_steps):
+    for step in callbacks.steps(state, config.loop.num_steps):
         state, record = grpo_step(programs, problems, reward, config, state, step)
-        state = watch(state, record)
+        state = callbacks(state, record)
     return state
 
 

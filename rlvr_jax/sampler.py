@@ -246,18 +246,18 @@ def spread_rows(prompts: Prompts, prompt_index_B: np.ndarray, request: Request, 
 
 
 def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = False,
-                 draw: Callable = sample, devices: Optional[list] = None) -> Callable:
+                 sample_fn: Callable = sample, devices: Optional[list] = None) -> Callable:
     """`sampler(params, prompts, prompt_index_B, request) -> Rollouts` over all devices and processes.
 
     Params are placed (`parallel.place_state`); prompts and index are host arrays. Returns all rows in order, as numpy.
     Row b draws with `rollout_keys(seed, step, first_row + b, stream)`.
-    `draw(params, config, prompts, rows, decoding)` may take the place of `sample`.
+    `sample_fn(params, config, prompts, rows, decoding)` may take the place of `sample`.
     """
     def on_device(params, prompts, prompt_index_B, rows_B, seed, step, stream, temperature, top_p):
         rows = Rows(prompt_index_B, rollout_keys(seed, step, rows_B, stream), temperature,
                     top_p if use_top_p else None, numbers=rows_B)
         params = parallel.all_gather_parts(params, config.dtype, but="layers" if decoding.by_layer else "")
-        return draw(params, config, prompts, rows, decoding)
+        return sample_fn(params, config, prompts, rows, decoding)
 
     layout = model.LAYOUTS.get((devices or jax.devices())[0].platform, model.Layout())
     decoding, mapped = decoding._replace(layout=layout), parallel.map_devices(on_device, devices=devices)

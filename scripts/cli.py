@@ -239,7 +239,7 @@ def parse_flags(config_class, argv: list[str]) -> list[str]:
         sys.exit(0)
 
 
-def page(function: str, name: str, result: str = "summary.json") -> Callable:
+def print_page(function: str, name: str, result: str = "summary.json") -> Callable:
     """The `main` of a script that calls a function of the package and prints a page that it has written into --out. The
     path of the result follows. Both names may hold flags, as "{probe}.md" does."""
     def main(config) -> None:

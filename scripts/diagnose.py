@@ -10,7 +10,7 @@ interrupted one; --frontier, --sft and --diagnostics may be changed then.
 
 from scripts import cli
 
-main = cli.page("rlvr_jax.lab.diagnostics.diagnose.diagnose", "diagnose.md")
+main = cli.print_page("rlvr_jax.lab.diagnostics.diagnose.diagnose", "diagnose.md")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.lab.diagnostics.pair.DiagnoseConfig")

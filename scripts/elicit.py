@@ -8,7 +8,7 @@ Writes OUT/summary.json, OUT/table.md and OUT/completions.jsonl. The same comman
 
 from scripts import cli
 
-main = cli.page("rlvr_jax.lab.elicit.decoding.elicit", "table.md")
+main = cli.print_page("rlvr_jax.lab.elicit.decoding.elicit", "table.md")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.lab.elicit.decoding.ElicitConfig")

@@ -10,7 +10,7 @@ sure they are. The same command continues an interrupted one.
 
 from scripts import cli
 
-main = cli.page("rlvr_jax.evaluation.benchmarks.evaluate", "table.md")
+main = cli.print_page("rlvr_jax.evaluation.benchmarks.evaluate", "table.md")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.evaluation.benchmarks.EvaluateConfig")

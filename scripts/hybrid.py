@@ -10,7 +10,7 @@ interrupted one.
 
 from scripts import cli
 
-main = cli.page("rlvr_jax.lab.elicit.hybrid.hybrid", "table.md")
+main = cli.print_page("rlvr_jax.lab.elicit.hybrid.hybrid", "table.md")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.lab.elicit.hybrid.HybridConfig")

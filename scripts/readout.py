@@ -9,7 +9,7 @@ defined in rlvr_jax/lab/tools/readout.py.
 
 from scripts import cli
 
-main = cli.page("rlvr_jax.lab.tools.readout.readout", "readout.md", "readout.json")
+main = cli.print_page("rlvr_jax.lab.tools.readout.readout", "readout.md", "readout.json")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.lab.tools.readout.ReadoutConfig")

@@ -7,7 +7,7 @@ Writes OUT/summary.json, OUT/when.md, OUT/when.png and the completions. The same
 
 from scripts import cli
 
-main = cli.page("rlvr_jax.lab.elicit.when.when", "when.md")
+main = cli.print_page("rlvr_jax.lab.elicit.when.when", "when.md")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.lab.elicit.when.WhenConfig")

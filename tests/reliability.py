@@ -65,8 +65,8 @@ def child(plan: dict, words: list[str]) -> None:
 
     clocked, make_scorer, save, write = train.clocked, score.make_scorer, checkpoint.save, log.JsonLines.write
 
-    def with_faults(programs, watch):
-        made = clocked(programs, watch)
+    def with_faults(programs, callbacks):
+        made = clocked(programs, callbacks)
         return made._replace(sample=before("sampling", made.sample), update=before("update", made.update))
 
     def half_written(lines, row):

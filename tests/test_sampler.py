@@ -102,11 +102,11 @@ def test_a_sampler_has_the_layout_of_its_devices(monkeypatch):
     monkeypatch.setitem(model.LAYOUTS, "cpu", model.LAYOUTS["gpu"])
     seen = []
 
-    def draw(params, config, prompts, rows, decoding):
+    def sample_fn(params, config, prompts, rows, decoding):
         seen.append(decoding)
         return sampler.sample(params, config, prompts, rows, decoding)
 
-    sampler.make_sampler(TINY, Decoding((1,), 3), draw=draw)(
+    sampler.make_sampler(TINY, Decoding((1,), 3), sample_fn=sample_fn)(
         parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS)), PROMPT_INDEX, Request(0, 0))
     assert seen == [Decoding((1,), 3, layout=model.LAYOUTS["gpu"])]
 

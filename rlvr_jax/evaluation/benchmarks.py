@@ -78,14 +78,14 @@ def report(config: EvaluateConfig, out: pathlib.Path, benchmarks: list[Benchmark
 
 def keep_benchmarks(config: EvaluateConfig, loaded: LanguageModel, folder: Folder, benchmarks: list[Benchmark]) -> dict:
     """The rows of each benchmark, kept in the folder, sampled with the seed, top_p and rows_per_call of `config`."""
-    by = make_sampler(loaded, config.kept.sampling, config.top_p < 1)
+    sampler = make_sampler(loaded, config.kept.sampling, config.top_p < 1)
 
     def first_tokens(rollouts: Rollouts, texts: list[str], judged: list[dict]) -> list[dict]:
         short = rollouts.replace(completion_mask=rollouts.completion_mask[:, : config.cut])
         return [{"cut": text} for text in loaded.tokenizer.decode_rollouts(short)[: len(texts)]]
 
-    return keep(folder, by, benchmarks, Request(config.kept.seed, 0, top_p=config.top_p), config.kept.rows_per_call,
-                first_tokens if config.cut else None)
+    return keep(folder, sampler, benchmarks, Request(config.kept.seed, 0, top_p=config.top_p),
+                config.kept.rows_per_call, first_tokens if config.cut else None)
 
 
 def cut_rows(benchmark: Benchmark, rows: list[dict], cut: int) -> list[dict]:

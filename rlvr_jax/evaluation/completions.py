@@ -46,7 +46,7 @@ class Folder(NamedTuple):
     what: str = ""  # name of the line of progress; empty: the command
 
 
-def keep(folder: Folder, by: Sampler, benchmarks: list[Benchmark], request: Request, rows_per_call: int = 512,
+def keep(folder: Folder, sampler: Sampler, benchmarks: list[Benchmark], request: Request, rows_per_call: int = 512,
          more: Optional[Callable] = None) -> dict[str, list[dict]]:
     """The rows of each benchmark, by its name. They are in completions.jsonl of the folder, or sampled and appended.
 
@@ -59,7 +59,7 @@ def keep(folder: Folder, by: Sampler, benchmarks: list[Benchmark], request: Requ
         for benchmark in benchmarks:
             end = start + len(benchmark.problems) * benchmark.num_samples
             try:
-                for row in measure(by, benchmark, request._replace(stream=EVAL), rows_per_call,
+                for row in measure(sampler, benchmark, request._replace(stream=EVAL), rows_per_call,
                                    len(log.rows) - start, more):
                     log.write({"benchmark": benchmark.name} | row)
                     bar.update()

@@ -4,7 +4,8 @@ from typing import Callable, Iterator, NamedTuple, Optional
 
 import numpy as np
 
-from rlvr_jax import parallel, sampler
+from rlvr_jax import parallel
+from rlvr_jax import sampler as sampling
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.calibration import calibration
@@ -47,14 +48,14 @@ class Benchmark(NamedTuple):
 
 
 def make_sampler(loaded: LanguageModel, config: SamplingConfig, use_top_p: bool = False,
-                 draw: Callable = sampler.sample, params=None) -> Sampler:
-    """A sampler of the model, or with `draw` of whatever `params` that function takes."""
+                 sample_fn: Callable = sampling.sample, params=None) -> Sampler:
+    """A sampler of the model, or with `sample_fn` of whatever `params` that function takes."""
     decoding = Decoding(loaded.tokenizer.eos_ids, config.max_new_tokens, config.num_slots)
-    return Sampler(sampler.make_sampler(loaded.config, decoding, use_top_p, draw),
+    return Sampler(sampling.make_sampler(loaded.config, decoding, use_top_p, sample_fn),
                    parallel.place_state(loaded.params if params is None else params), loaded.tokenizer)
 
 
-def measure(by: Sampler, benchmark: Benchmark, request: Request, rows_per_call: int = 512, done: int = 0,
+def measure(sampler: Sampler, benchmark: Benchmark, request: Request, rows_per_call: int = 512, done: int = 0,
             more: Optional[Callable] = None) -> Iterator[dict]:
     """Samples and grades all completions of a benchmark; yields their rows as they come.
 
@@ -73,9 +74,9 @@ def measure(by: Sampler, benchmark: Benchmark, request: Request, rows_per_call: 
             continue
         numbers = np.minimum(np.arange(start, start + size), total - 1)  # the last call keeps the shape of the others
         owners = numbers // count
-        rollouts = by.sample(by.params, narrowed(benchmark.prompts, owners), owners, request._replace(
+        rollouts = sampler.sample(sampler.params, narrowed(benchmark.prompts, owners), owners, request._replace(
             temperature=benchmark.temperature, first_row=start, repeats=count))
-        texts = by.tokenizer.decode_rollouts(rollouts)[: end - start]
+        texts = sampler.tokenizer.decode_rollouts(rollouts)[: end - start]
         judged = benchmark.judge(texts, [problems[i] for i in owners[: end - start]])
         columns = more(rollouts, texts, judged) if more else [{}] * len(texts)
         rows = [{"problem": int(i), "sample": int(j), "prompt": problems[i].prompt, "answer": problems[i].answer,
@@ -103,7 +104,7 @@ def narrowed(prompts: Prompts, owners: np.ndarray) -> Prompts:
     return prompts.replace(tokens=prompts.tokens[:, :width])
 
 
-def heldout(by: Sampler, problems: list[Problem], prompts: Prompts, request: Request,
+def heldout(sampler: Sampler, problems: list[Problem], prompts: Prompts, request: Request,
             answer_format: str = "auto", keep: Optional[Callable] = None) -> dict:
     """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and styles on synthetic families.
 
@@ -117,8 +118,8 @@ def heldout(by: Sampler, problems: list[Problem], prompts: Prompts, request: Req
     graded_by = answers.described(answers.criteria(problems, grading, otherwise="lenient"))
     metrics = {"eval/n": len(problems), "eval/graded_by": ", ".join(dict.fromkeys(graded_by))}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        rows = list(measure(by, Benchmark(name, problems, prompts, judge, 1, temperature),
-                            request._replace(stream=sampler.EVAL)))
+        rows = list(measure(sampler, Benchmark(name, problems, prompts, judge, 1, temperature),
+                            request._replace(stream=sampling.EVAL)))
         if keep and name == "greedy":
             keep(request.step, rows)
         if name == "greedy" and (stated := calibration(rows)):
@@ -145,12 +146,12 @@ def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[f
             for style, rows_N in places.items()}
 
 
-def before_training(by: Sampler, pool: list[Problem], prompts: Prompts, grading: GradingConfig,
+def before_training(sampler: Sampler, pool: list[Problem], prompts: Prompts, grading: GradingConfig,
                     request: Request) -> list[dict]:
     """64 completions of each problem by the model that the run starts from, graded as its reward grades."""
     answers.described(answers.criteria(pool, grading))  # what is not installed is reported first
     benchmark = Benchmark("pool", pool, prompts, by_answer(grading), 64, request.temperature)
-    return list(measure(by, benchmark, request._replace(stream=sampler.CHOOSE), rows_per_call=2048))
+    return list(measure(sampler, benchmark, request._replace(stream=sampling.CHOOSE), rows_per_call=2048))
 
 
 def votes(rows: list[dict], num_problems: int) -> list[dict]:

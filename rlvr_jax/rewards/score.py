@@ -43,7 +43,7 @@ def is_constant(config: RewardConfig) -> bool:
     return all(row.constant for _, row, _ in parse(config.reward))
 
 
-def given(name: str, row: Reward, seen: RewardContext) -> np.ndarray:
+def score_row(name: str, row: Reward, seen: RewardContext) -> np.ndarray:
     """What a reward pays: B real numbers [B]. Raises UserError, naming it, where it gives anything else."""
     count = len(seen.texts)
     try:
@@ -86,7 +86,7 @@ def make_scorer(config: RewardConfig, grading: answers.GradingConfig, grpo: GRPO
         seen = RewardContext(config, formats, grading.grader, asked, texts, verdicts, rollouts,
                              np.arange(len(texts)) // grpo.group_size, (grpo.loop.seed, step, attempt, REWARD_DRAWS),
                              PolicyScores(statistics, loaded.tokenizer, params, batch))
-        terms = {name: given(name, row, seen) for name, row, _ in rows}
+        terms = {name: score_row(name, row, seen) for name, row, _ in rows}
         with np.errstate(over="ignore"):
             paid = np.sum([weight * terms[name] for name, _, weight in rows], 0, dtype=np.float32)
         if not np.isfinite(paid).all():

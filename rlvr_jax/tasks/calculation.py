@@ -32,7 +32,7 @@ OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": oper
 Tree = tuple  # (row of OPERATIONS, Tree, Tree), or a leaf: (row of LEAVES, a, b)
 
 
-def draw(name: str, count: int, split: str) -> list[Problem]:
+def draw_problems(name: str, count: int, split: str) -> list[Problem]:
     """The first `count` problems of one of SPLITS; meta["tree"] is the expression. Raises UserError for a bad name."""
     level, seed = parse(name)
     rng, seen, problems = np.random.default_rng((seed, level)), set(), []

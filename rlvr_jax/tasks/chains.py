@@ -97,7 +97,7 @@ def residue(starts: np.ndarray, ops: np.ndarray, operands: np.ndarray) -> np.nda
     return (h % np.uint64(16)).astype(int)
 
 
-def draw(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int) -> Chains:
+def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int) -> Chains:
     """`count` random problems of any split."""
     starts = algebra.draw_values(rng, count)
     values, columns = starts, []
@@ -111,8 +111,8 @@ def draw(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int) -
 
 
 def generate(algebra: Algebra, rng: np.random.Generator, count: int, split: str, num_ops: int,
-             draw: Callable[..., Chains] = draw) -> Chains:
-    """`count` random problems of one split ("pretrain", "example", "dev" or "test"), drawn as by the function above."""
+             draw: Callable[..., Chains] = draw_chains) -> Chains:
+    """`count` random problems of one split ("pretrain", "example", "dev" or "test"), drawn by `draw`."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the synthetic task has {', '.join(SPLITS)}")
     parts: list = []

@@ -23,7 +23,7 @@ _RUNS_CODE = re.compile(r"\b(eval|exec|parse_expr|sympify)\((?!entry\[)")
 UNSTEADY = {"isomorphic_strings", "ransom_note", "word_ladder"}
 
 
-def draw(name: str, seed: int, count: int, split: str) -> list[Problem]:
+def draw_problems(name: str, seed: int, count: int, split: str) -> list[Problem]:
     """`count` different problems of a split, fewer where the data set repeats itself. UserError without reasoning-gym,
     for a data set that it lacks, and for one whose verifier cannot be used here."""
     data, task = dataset(name, seed, TRIES * count), name.removeprefix(PREFIX)

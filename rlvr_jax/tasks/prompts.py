@@ -77,8 +77,8 @@ def load_source(source: ProblemSource, tokenizer: Tokenizer, split: str, count: 
             raise UserError(f"{name} problems have words such as {unknown[0]!r}, which this model's tokenizer lacks: "
                             f"pre-train a base on them, scripts.pretrain --task_shares={name}")
         return families.draw_problems(name, np.random.default_rng(seed), drawn, split, source.prompt.num_ops)
-    bare = (gym.draw(name, seed, drawn, split) if name.startswith(gym.PREFIX) else
-            calculation.draw(name, drawn, split) if name.startswith(calculation.PREFIX) else
+    bare = (gym.draw_problems(name, seed, drawn, split) if name.startswith(gym.PREFIX) else
+            calculation.draw_problems(name, drawn, split) if name.startswith(calculation.PREFIX) else
             problems.load(name, source.prompt.ignore_columns)[: count or None])
     return with_prompts(bare, tokenizer, source.prompt)
 

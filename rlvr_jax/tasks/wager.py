@@ -36,9 +36,9 @@ class Hiding(Algebra):
 ALGEBRA = Hiding(**{field.name: getattr(arithmetic.ALGEBRA, field.name) for field in dataclasses.fields(Algebra)})
 
 
-def draw(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int) -> Chains:
+def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int) -> Chains:
     """Chains of any split; where the last operand is HIDDEN, the last result is that of the side the coin fell on."""
-    drawn = chains.draw(algebra, rng, count, num_ops)
+    drawn = chains.draw_chains(algebra, rng, count, num_ops)
     before = drawn.results[:, -2] if num_ops > 1 else drawn.starts
     ends = algebra.results[before, drawn.ops[:, -1]][:, SIDES]  # [N,2]
     hidden = (ends >= 0).all(-1) & (rng.random(count) < HIDDEN_SHARE)
@@ -50,7 +50,7 @@ def draw(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int) -
 
 
 def generate(rng: np.random.Generator, count: int, split: str, num_ops: int) -> Chains:
-    return chains.generate(ALGEBRA, rng, count, split, num_ops, draw)
+    return chains.generate(ALGEBRA, rng, count, split, num_ops, draw_chains)
 
 
 def lengths(num_ops: int) -> tuple[int, int]:

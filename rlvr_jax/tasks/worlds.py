@@ -87,10 +87,10 @@ def sloppy(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray
 def write(drawn: Chains, opener: str = OPENERS[0]) -> list[str]:
     """The steps and results of `drawn` as a solution: `think op operand value ... answer value`."""
     steps = [np.array(ALGEBRA.ops)[drawn.ops], ALGEBRA.write_operands(drawn.operands), ALGEBRA.write(drawn.results)]
-    return told(opener, np.stack(steps, -1).reshape(len(drawn.ops), -1))
+    return write_solutions(opener, np.stack(steps, -1).reshape(len(drawn.ops), -1))
 
 
-def told(opener: str, rows: np.ndarray) -> list[str]:
+def write_solutions(opener: str, rows: np.ndarray) -> list[str]:
     """Rows of words as solutions, whose answer is the last word."""
     return [" ".join([opener, *row, "answer", row[-1]]) for row in rows]
 
@@ -103,7 +103,8 @@ STYLES_S3 = {**STYLES, SHORT: "short"}
 
 def solve_marked(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """Careful, sloppy, and in the short style `so value value ... answer value`, which is right."""
-    in_style = write(drawn), write(worked(drawn, sloppy), OPENERS[1]), told(SHORT, ALGEBRA.write(drawn.results))
+    in_style = write(drawn), write(worked(drawn, sloppy), OPENERS[1]), write_solutions(SHORT,
+                                                                                       ALGEBRA.write(drawn.results))
     return [in_style[style][row] for row, style in enumerate(styles)]
 
 
@@ -127,8 +128,8 @@ def is_new(ops: np.ndarray, operands: np.ndarray) -> np.ndarray:
 def generate_c(rng: np.random.Generator, count: int, split: str, num_ops: int) -> Chains:
     """Problems without new pairs in pre-training, elsewhere with some."""
     def draw(algebra: Algebra, rng: np.random.Generator, n: int, num_ops: int) -> Chains:
-        drawn = chains.draw(algebra, rng, 3 * n, num_ops)  # half of them have none
-        return chosen(drawn, is_new(drawn.ops, drawn.operands).any(1) == (split != "pretrain"))
+        drawn = chains.draw_chains(algebra, rng, 3 * n, num_ops)  # half of them have none
+        return select_chains(drawn, is_new(drawn.ops, drawn.operands).any(1) == (split != "pretrain"))
     return chains.generate(ALGEBRA, rng, count, split, num_ops, draw)
 
 
@@ -136,7 +137,7 @@ def solve_c(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config:
     return write(drawn)
 
 
-def chosen(drawn: Chains, keep_N: np.ndarray) -> Chains:
+def select_chains(drawn: Chains, keep_N: np.ndarray) -> Chains:
     return Chains(*(x[keep_N] for x in drawn))
 
 
@@ -162,8 +163,9 @@ def needs_withheld(drawn: Chains) -> np.ndarray:
 def generate_t(rng: np.random.Generator, count: int, split: str, num_ops: int) -> Chains:
     """Any problems in pre-training, elsewhere those that need a withheld fact."""
     def draw(algebra: Algebra, rng: np.random.Generator, n: int, num_ops: int) -> Chains:
-        drawn = chains.draw(algebra, rng, n if split == "pretrain" else 3 * n, num_ops)  # a third of them need one
-        return drawn if split == "pretrain" else chosen(drawn, needs_withheld(drawn).any(1))
+        drawn = chains.draw_chains(algebra, rng, n if split == "pretrain" else 3 * n,
+                                   num_ops)  # a third of them need one
+        return drawn if split == "pretrain" else select_chains(drawn, needs_withheld(drawn).any(1))
     return chains.generate(ALGEBRA, rng, count, split, num_ops, draw)
 
 

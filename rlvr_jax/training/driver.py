@@ -13,7 +13,7 @@ from rlvr_jax.runs.summary import throughput
 
 
 @dataclasses.dataclass
-class RunWatch(grpo.Callbacks):
+class RunCallbacks(grpo.Callbacks):
     """The `watch` of a run directory: restores, measures, logs, saves, resets and stops. In use, `run` is open."""
 
     run: Run
@@ -76,13 +76,13 @@ class Learnt(NamedTuple):
     metrics: dict[str, float]
 
 
-def supervise(state: LearnerState, data: Callable, update: Callable, watch: RunWatch, num_steps: int,
+def supervise(state: LearnerState, data: Callable, update: Callable, callbacks: RunCallbacks, num_steps: int,
               divide: bool) -> LearnerState:
     """Learns from `data(step) -> Batch`, step after step; returns the last state, on the devices."""
-    data, update = watch.timed("data", data), watch.timed("update", update)
-    state = parallel.place_state(watch.restore(state), divide)
-    for step in watch.steps(state, num_steps):
+    data, update = callbacks.timed("data", data), callbacks.timed("update", update)
+    state = parallel.place_state(callbacks.restore(state), divide)
+    for step in callbacks.steps(state, num_steps):
         batch = data(step)
         state, metrics = update(state, batch, step)
-        state = watch(state, Learnt(step, batch, metrics))
+        state = callbacks(state, Learnt(step, batch, metrics))
     return state

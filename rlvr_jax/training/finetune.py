@@ -25,7 +25,7 @@ from rlvr_jax.sampler import Decoding, SamplingConfig, make_sampler
 from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, check_style, padded
 from rlvr_jax.training import kernels
-from rlvr_jax.training.driver import Learnt, RunWatch, supervise
+from rlvr_jax.training.driver import Learnt, RunCallbacks, supervise
 
 
 class FinetuneConfig(Config):
@@ -82,12 +82,12 @@ def finetune(config: FinetuneConfig) -> dict:
     check_style(asked.source)
     with Run(config.run, config, loop.num_steps, "finetune") as run:
         heldout = measure.make_heldout(asked, loaded, sample, set(examples.texts), run.keep_heldout)
-        watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
+        callbacks = RunCallbacks(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
         with parallel.init_device(config.update.divide_state):
             state = [learner.init_state(adapters.merged(loaded.params), optimizer, keep_reference=False)]
         loaded = dataclasses.replace(loaded, params=None)  # the devices have them soon: a copy less in host memory
         data = functools.partial(batch, examples, config.batch_size, loop.seed)
-        return watch.finish(supervise(state.pop(), data, update, watch, loop.num_steps, config.update.divide_state))
+        return callbacks.finish(supervise(state.pop(), data, update, callbacks, loop.num_steps, config.update.divide_state))
 
 
 def row_of(learnt: Learnt) -> tuple[dict, list]:

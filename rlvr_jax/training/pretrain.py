@@ -24,7 +24,7 @@ from rlvr_jax.tasks.chains import StyleConfig
 from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, encode_prompts, load_problems, padded
 from rlvr_jax.training import kernels
-from rlvr_jax.training.driver import Learnt, RunWatch, supervise
+from rlvr_jax.training.driver import Learnt, RunCallbacks, supervise
 
 
 class ShapeConfig(Config):
@@ -74,10 +74,10 @@ def pretrain(config: PretrainConfig) -> dict:
     heldout = make_heldout(config, shares, tokenizer, model_config)
     with Run(config.run, config, loop.num_steps, "pretrain", first=1) as run:
         params = model.init_params(jax.random.key(loop.seed), model_config)
-        watch = RunWatch(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
+        callbacks = RunCallbacks(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
         with parallel.init_device(config.update.divide_state):
             state = learner.init_state(params, optimizer, keep_reference=False)
-        return watch.finish(supervise(state, solved_problems, update, watch, loop.num_steps, config.update.divide_state))
+        return callbacks.finish(supervise(state, solved_problems, update, callbacks, loop.num_steps, config.update.divide_state))
 
 
 def row_of(learnt: Learnt) -> tuple[dict, list]:

@@ -29,7 +29,7 @@ from rlvr_jax.tasks.history import group_accuracies, write_history
 from rlvr_jax.tasks.pool import PoolConfig, choose_example, load_pool, training_problems
 from rlvr_jax.tasks.prompts import ProblemSource, encode_prompts
 from rlvr_jax.training import advice, kernels
-from rlvr_jax.training.driver import RunWatch
+from rlvr_jax.training.driver import RunCallbacks
 
 SHOW = ("train/accuracy", "train/entropy", "eval/greedy", "eval/sampled")
 
@@ -73,13 +73,13 @@ def train(config: TrainConfig) -> dict:
         params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)  # for `grpo.train` to let go of
         reward = score.make_scorer(config.rewards, config.grading, config.grpo, loaded, problems, prompts)
         logged = run.metrics.rows if parallel.is_main() else []
-        watch = RunWatch(run, meta, functools.partial(rows_of, config, problems, logged), SHOW,
+        callbacks = RunCallbacks(run, meta, functools.partial(rows_of, config, problems, logged), SHOW,
                          heldout_of(config, loaded, programs, problems, run), resets=config.grpo.resets,
                          saved=functools.partial(save_history, config, run, problems))
         state = grpo.train(Policy(loaded.config, params.pop(), eos_ids),
                            Problems(prompts, np.array([problem.copies for problem in problems])),
-                           watch.timed("score", reward), config.grpo, watch, clocked(programs, watch))
-        return watch.finish(state)
+                           callbacks.timed("score", reward), config.grpo, callbacks, clocked(programs, callbacks))
+        return callbacks.finish(state)
 
 
 def check(config: TrainConfig) -> None:
@@ -107,10 +107,10 @@ def divided_where_it_must_be(config: TrainConfig, loaded: LanguageModel) -> Trai
     return config.with_flags(divide_state=True)
 
 
-def clocked(programs: Programs, watch: RunWatch) -> Programs:
+def clocked(programs: Programs, callbacks: RunCallbacks) -> Programs:
     """The programs, their seconds counted to the step's phases."""
-    return Programs(watch.timed("sample", programs.sample), watch.timed("update", programs.logprobs),
-                    watch.timed("update", programs.update))
+    return Programs(callbacks.timed("sample", programs.sample), callbacks.timed("update", programs.logprobs),
+                    callbacks.timed("update", programs.update))
 
 
 def encode(config: TrainConfig, loaded: LanguageModel, problems: list[Problem]) -> Prompts:

@@ -23,7 +23,7 @@ def found(parse, chip: str, *flags: str) -> dict:
         chips.named(chip)
     except UserError as error:
         pytest.skip(str(error))
-    return compile.found(parse(CompileConfig, *flags), chip)
+    return compile.compile_for_chip(parse(CompileConfig, *flags), chip)
 
 
 @pytest.mark.parametrize("chip", ["v5e-1", "v5e-8", "H100"])

@@ -344,7 +344,8 @@ def test_a_base_is_trained_on_what_its_confidence_is_worth(tmp_path):
     assert found["stated"] > 0.3 and found["confidence"] > found["greedy"]
     final = train.train(train.TrainConfig.from_flags(
         model=base, problems="wager", example="all", example_pool=32, reward="calibrated", num_ops=1, num_prompts=8,
-        group_size=16, max_new_tokens=9, num_steps=2, remat=False, eval_size=64, log_rollouts=128, run_dir=str(out)))["final"]
+        group_size=16, max_new_tokens=9, num_steps=2, remat=False, eval_size=64, log_rollouts=128,
+        run_dir=str(out)))["final"]
     assert {"ece", "brier", "auroc", "confidence", "stated"} <= final.keys() and 0 <= final["ece"] <= 1
     rows, kinds = read_jsonl(out / "rollouts.jsonl"), set()
     for row in rows:

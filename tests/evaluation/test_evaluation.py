@@ -48,10 +48,11 @@ def test_which_prompt_and_number_a_row_has_depends_on_nothing_but_the_row(device
         seen = np.stack([np.take_along_axis(local.tokens[..., 0], index, 1).ravel(), numbers.ravel()], 1)
         return Rollouts(owners, seen[: len(owners)], np.ones((len(owners), 1), bool), None, np.ones(len(owners), bool))
 
-    by = evaluation.Sampler(sample, None, types.SimpleNamespace(decode_rollouts=lambda rollouts: rollouts.completions))
+    sampler = evaluation.Sampler(sample, None,
+                                 types.SimpleNamespace(decode_rollouts=lambda rollouts: rollouts.completions))
     problems = [Problem("", "", "")] * count
     benchmark = Benchmark("any", problems, asked, lambda texts, _: [{}] * len(texts), num_samples, 1.0)
-    rows = list(evaluation.measure(by, benchmark, Request(0, 0), rows_per_call))
+    rows = list(evaluation.measure(sampler, benchmark, Request(0, 0), rows_per_call))
     wanted = [[100 + number // num_samples, number] for number in range(count * num_samples)]
     assert [list(row["completion"]) for row in rows] == wanted and len(shapes) == 1
 
@@ -153,15 +154,16 @@ def tiny(base):
     """(model, problems, prompts, sampler of the model)."""
     loaded = loading.load_model(str(base))
     problems = load_problems("arithmetic", loaded.tokenizer, count=7, num_ops=2)
-    by = evaluation.make_sampler(loaded, SamplingConfig(max_new_tokens=10))
-    return loaded, problems, prompts.encode_prompts(loaded.tokenizer, problems, loaded.config, 10), by
+    sampler = evaluation.make_sampler(loaded, SamplingConfig(max_new_tokens=10))
+    return loaded, problems, prompts.encode_prompts(loaded.tokenizer, problems, loaded.config, 10), sampler
 
 
-def measure(tiny, prompts=None, draw=None, done=0):
-    """The rows of three samples of each problem; `draw` in place of the sampler's own function."""
-    _, problems, own, by = tiny
+def measure(tiny, prompts=None, sample=None, done=0):
+    """The rows of three samples of each problem; `sample` in place of the sampler's own function."""
+    _, problems, own, sampler = tiny
     benchmark = Benchmark("tiny", problems, prompts or own, evaluation.by_answer(GradingConfig("answer")), 3, 1.0)
-    return list(evaluation.measure(by._replace(sample=draw or by.sample), benchmark, Request(0, 0), 8, done))
+    return list(evaluation.measure(sampler._replace(sample=sample or sampler.sample), benchmark, Request(0, 0), 8,
+                                   done))
 
 
 @pytest.mark.parametrize("done", [0, 5, 8, 16, 20, 21])
@@ -174,7 +176,7 @@ def test_measuring_goes_on_after_any_row(tiny, done):
         return tiny[3].sample(params, prompts, owners, request)
 
     whole = measure(tiny)
-    assert measure(tiny, draw=draw, done=done) == whole[done:]
+    assert measure(tiny, sample=draw, done=done) == whole[done:]
     assert calls == [first for first in (0, 8, 16) if done < min(first + 8, 21)]
 
 
@@ -194,15 +196,15 @@ def test_padding_is_cut_to_the_call_and_changes_nothing(tiny):
 
 def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
     """At the seed and step of a training step, row by row: what it measures is not what was just trained on."""
-    _, problems, prompts, by = tiny
+    _, problems, prompts, sampler = tiny
     drawn, owners = [], np.arange(7)
 
     def keep(*args):
-        drawn.append(by.sample(*args))
+        drawn.append(sampler.sample(*args))
         return drawn[-1]
 
-    evaluation.heldout(by._replace(sample=keep), problems, prompts, Request(3, 5), "answer")
-    own, training = (by.sample(by.params, evaluation.narrowed(prompts, owners), owners,
+    evaluation.heldout(sampler._replace(sample=keep), problems, prompts, Request(3, 5), "answer")
+    own, training = (sampler.sample(sampler.params, evaluation.narrowed(prompts, owners), owners,
                                Request(3, 5, 1.0, stream=stream)).completions
                      for stream in (sampler.EVAL, sampler.TRAIN))
     np.testing.assert_array_equal(drawn[1].completions, own)  # the first call is the greedy one
@@ -211,7 +213,7 @@ def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
 
 def test_what_a_run_is_chosen_by_is_drawn_from_a_stream_of_its_own(monkeypatch):
     asked = []
-    monkeypatch.setattr(evaluation, "measure", lambda by, benchmark, request, *_, **__: asked.append(
+    monkeypatch.setattr(evaluation, "measure", lambda sampler, benchmark, request, *_, **__: asked.append(
         (benchmark.num_samples, benchmark.temperature, request)) or [])
     evaluation.before_training(None, [], None, GradingConfig("answer"), Request(3, 0, 0.7))
     assert asked == [(64, 0.7, Request(3, 0, 0.7, stream=sampler.CHOOSE))]
@@ -241,8 +243,8 @@ def test_what_is_cut_is_what_a_shorter_evaluation_gives(tmp_path, files, base):
 
 
 def test_heldout_names_its_grader(tiny):
-    _, problems, prompts, by = tiny
-    found = evaluation.heldout(by, problems, prompts, Request(0, 0), "lenient")
+    _, problems, prompts, sampler = tiny
+    found = evaluation.heldout(sampler, problems, prompts, Request(0, 0), "lenient")
     assert found["eval/graded_by"] == grade.describe("lenient", "math") and found["eval/n"] == 7
 
 
@@ -252,7 +254,7 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
     texts = ["The answer is 4.", "\\boxed{4}", "\\boxed{5}"]
     asked = Rollouts(np.zeros(3, int), None, None, None, None)
     monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda words, rollouts: texts)
-    monkeypatch.setattr(evaluation, "measure", lambda by, benchmark, request, **_: (
+    monkeypatch.setattr(evaluation, "measure", lambda sampler, benchmark, request, **_: (
         {"problem": 0, "completion": text} | benchmark.judge([text], benchmark.problems[:1])[0] for text in texts))
     for answer_format, right, evaluated, measured in (
             ("auto", [0, 1, 0], "lenient", 2 / 3), ("lenient", [1, 1, 0], "lenient", 2 / 3),
@@ -362,7 +364,7 @@ def test_the_table():
 
 def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkeypatch):
     """As a probe asks: half a question, and what is said of a completion is the probe's own."""
-    loaded, problems, _, by = tiny
+    loaded, problems, _, sampler = tiny
     halves = [dataclasses.replace(p, prompt=p.prompt.rsplit(" ", 3)[0]) for p in problems]
     sets = [Benchmark(name, asked, prompts.encode_prompts(loaded.tokenizer, asked, loaded.config, 10),
                       lambda texts, asked: [{"words": len(text.split()), "of": p.question}
@@ -370,7 +372,7 @@ def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkey
             for name, asked in (("whole", problems), ("half", halves))]
     out, streams = str(tmp_path / "out"), set()
     same = completions.Folder(out, "evaluate", EvaluateConfig.from_flags(model="m", out=out, max_new_tokens=10))
-    spy = by._replace(sample=lambda *args: streams.add(args[-1].stream) or by.sample(*args))
+    spy = sampler._replace(sample=lambda *args: streams.add(args[-1].stream) or sampler.sample(*args))
 
     def keep():
         return completions.keep(same, spy, sets, Request(0, 0), rows_per_call=4)

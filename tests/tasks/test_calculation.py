@@ -37,7 +37,7 @@ def turned(tree: tuple, number: int) -> tuple:
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 20), st.integers(0, 10**9))
 def test_the_answer_is_the_value_of_the_text_by_another_evaluator(level, seed):
-    problem, = calculation.draw(f"calculation:{level}:{seed}", 1, "test")
+    problem, = calculation.draw_problems(f"calculation:{level}:{seed}", 1, "test")
     text, largest = re.fullmatch(r"What is (.*)\?", problem.question)[1], []
     assert Fraction(problem.answer) == evaluated(ast.parse(text.replace("^", "**"), mode="eval").body, largest)
     assert max(largest) <= 10**6
@@ -51,7 +51,7 @@ def test_the_answer_is_the_value_of_the_text_by_another_evaluator(level, seed):
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 9), st.integers(0, 10**9), st.integers(0, 2**9))
 def test_trees_that_are_alike_but_for_the_sides_of_sums_and_products_are_one(level, seed, number):
-    tree = calculation.draw(f"calculation:{level}:{seed}", 1, "dev")[0].meta["tree"]
+    tree = calculation.draw_problems(f"calculation:{level}:{seed}", 1, "dev")[0].meta["tree"]
     other = turned(tree, number)
     assert calculation.written(tree, canonical=True) == calculation.written(other, canonical=True)
     assert calculation.value(tree) == calculation.value(other)
@@ -68,13 +68,13 @@ def test_no_problem_comes_twice_in_any_split(monkeypatch):
     """Of numbers up to 1 there are few trees, so that many are drawn again."""
     monkeypatch.setattr(calculation, "TOP", 1)
     keys = [calculation.written(problem.meta["tree"], canonical=True) for split in calculation.SPLITS
-            for problem in calculation.draw("calculation:1", 12, split)]
+            for problem in calculation.draw_problems("calculation:1", 12, split)]
     assert len(set(keys)) == len(keys) == 36
 
 
 def test_an_answer_is_no_longer_than_a_number_that_graders_read(monkeypatch):
     monkeypatch.setattr(calculation, "MAX_DIGITS", 3)
-    answers = [Fraction(problem.answer) for problem in calculation.draw("calculation:2", 20, "test")]
+    answers = [Fraction(problem.answer) for problem in calculation.draw_problems("calculation:2", 20, "test")]
     assert max(max(abs(answer.numerator), answer.denominator) for answer in answers) <= 999
 
 

@@ -148,7 +148,7 @@ def test_without_reasoning_gym_the_error_says_what_to_install(monkeypatch):
 
 
 def test_chain_sums_are_drawn_by_seed_and_no_split_shares_a_question(installed):
-    draw = lambda split, seed=0: gym.draw("gym:chain_sum", seed, 60, split)
+    draw = lambda split, seed=0: gym.draw_problems("gym:chain_sum", seed, 60, split)
     first = draw("example")
     assert first == draw("example") and first != draw("example", seed=1) and len(first) == 60
     for problem in first:
@@ -174,12 +174,12 @@ def test_a_dataset_of_reasoning_gym_is_asked_as_a_file_is(installed):
     ("composite", "gym:composite cannot be drawn as it is")])
 def test_a_dataset_that_is_not_fit_is_refused_by_name(installed, name, says):
     with pytest.raises(UserError, match=says):
-        gym.draw(f"gym:{name}", 0, 2, "example")
+        gym.draw_problems(f"gym:{name}", 0, 2, "example")
 
 
 def test_a_problem_is_judged_by_its_own_verifier(installed):
     """Which takes 07.0 for 7, and never sees a text that is too long."""
-    problem, = gym.draw("gym:chain_sum", 0, 1, "example")
+    problem, = gym.draw_problems("gym:chain_sum", 0, 1, "example")
     entry = json.loads(problem.meta["entry"]) | {"answer": "7"}
     by = answers.criterion(Problem("", "7", "", problem.meta | {"entry": json.dumps(entry)}),
                            GradingConfig(grader="original"))
@@ -202,7 +202,7 @@ def test_a_part_of_the_score_is_not_right(installed):
 
 def test_a_label_is_compared_as_mathematics_not_by_the_verifier(installed):
     """Which knows its own reference alone."""
-    problem = gym.draw("gym:chain_sum", 0, 1, "example")[0]
+    problem = gym.draw_problems("gym:chain_sum", 0, 1, "example")[0]
     seen = RewardContext(RewardConfig(), ["tag"], "math", [problem], ["<answer>1,234</answer>"], [], None,
                          np.zeros(1, int), (0,), None)
     assert seen.equals(["1234"]).tolist() == [1] and seen.equals(["1235"]).tolist() == [0]

@@ -117,7 +117,7 @@ def test_the_problem_can_be_the_one_that_a_run_trained_on(tmp_path):
     (tmp_path / "example.json").write_text(json.dumps({"example": 2, "question": "q2"}))
 
     def chosen(example):
-        return critique.chosen(critique.CritiqueConfig.from_flags(example=str(example)), pool)
+        return critique.choose_problems(critique.CritiqueConfig.from_flags(example=str(example)), pool)
     assert chosen(tmp_path) == chosen(f"{tmp_path}@best") == chosen(2) == [pool[2]] and chosen("all") == pool
     (tmp_path / "example.json").write_text(json.dumps({"example": 1, "question": "q2"}))
     with pytest.raises(UserError, match="that run trained on 'q2', which is not problem 1 here"):

@@ -36,10 +36,10 @@ def diagnose(config: DiagnoseConfig) -> dict:
                "rows": found, "forward_tokens": sum(pair.tokens.values()), "parts": pair.tokens,
                "flags": pair.config.as_flags()}
     out = pathlib.Path(pair.kept.out)
-    files.write_whole(out / "diagnose.md", page(summary, described("diagnose", config)))
+    files.write_whole(out / "diagnose.md", format_page(summary, described("diagnose", config)))
     if shares := {label: (row["value"], row["interval"]) for label, row in found.items()
                   if row["unit"] == SHARE and row["value"] is not None}:
-        files.write_figure(out / "diagnose.png", lambda sheet: draw(shares, sheet))
+        files.write_figure(out / "diagnose.png", lambda sheet: draw_shares(shares, sheet))
     files.write_json(out / "summary.json", summary)
     return summary
 
@@ -89,7 +89,7 @@ def about(flag: str, function, *given):
 # ----- showing
 
 
-def page(summary: dict, made_by: str) -> str:
+def format_page(summary: dict, made_by: str) -> str:
     """diagnose.md; `made_by` stands at the end."""
     flags, rows = summary["flags"], summary["rows"]
     cells = [[label, row["why"] or shown(row["value"], row["interval"]), f"{row['forward_tokens']:,}"]
@@ -105,7 +105,7 @@ def page(summary: dict, made_by: str) -> str:
         "could do it and rarely did.", "\n".join(about), made_by]) + "\n"
 
 
-def draw(shares: dict[str, tuple], sheet) -> None:
+def draw_shares(shares: dict[str, tuple], sheet) -> None:
     """Shares of the gain with their intervals, by the label of a row, on a matplotlib Figure."""
     sheet.set_size_inches(6, 0.8 + 0.25 * len(shares))
     axes = sheet.subplots()

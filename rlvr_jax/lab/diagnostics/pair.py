@@ -149,10 +149,10 @@ class Pair:
         count, kept, found = self.config.num_samples, self.kept, []
         few = min(filter(None, (kept.max_problems, self.config.sampled_problems)), default=0)
         sets = load_sets(kept.with_flags(max_problems=few), self.base, lambda stem: (count, self.config.temperature))
-        by = make_sampler(self.base, kept.sampling)
+        sampler = make_sampler(self.base, kept.sampling)
         for name, loaded in zip(ENDS, (self.base, self.trained)):
-            parts = keep(self.folder(f"samples_{name}"), by._replace(params=parallel.place_state(loaded.params)), sets,
-                         Request(kept.seed, 0), kept.rows_per_call)
+            parts = keep(self.folder(f"samples_{name}"), sampler._replace(params=parallel.place_state(loaded.params)),
+                         sets, Request(kept.seed, 0), kept.rows_per_call)
             rows = [row for part in parts.values() for row in part]
             self.count(f"samples, {name}", rows, 1)
             right_PxN = np.array([row["correct"] for row in rows]).reshape(-1, count)
@@ -173,7 +173,7 @@ class Pair:
         chosen = hybrid.choose(config, self.base, fitted)
         rows = hybrid.asker(config, self.base, load_sets(self.kept, self.base))(
             "test", {"model": self.base.params, "steering": fitted.steering(chosen["strength"], chosen["rate"])},
-            steering.steered_draw("gate", config.steering.layer))
+            steering.steered_sample_fn("gate", config.steering.layer))
         self.count("hybrid", rows, 1)
         for path in sorted((out / "dev").glob("*/completions.jsonl")):
             self.count(f"hybrid, {path.parent.name}", [row for _, row in files.read_lines(path)], 1)

@@ -16,31 +16,31 @@ from rlvr_jax.grading import grade, mathematics
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 
 
-def opened_draw(opening: tuple[int, ...]) -> Callable:
-    """The `draw` (`sampler.make_sampler`) of completions that begin with these token ids."""
-    def draw(params, config, prompts, rows, decoding):
+def opened_sample_fn(opening: tuple[int, ...]) -> Callable:
+    """The `sample_fn` (`sampler.make_sampler`) of completions that begin with these token ids."""
+    def sample_fn(params, config, prompts, rows, decoding):
         given_T = jnp.full(decoding.max_new_tokens, -1, jnp.int32).at[: len(opening)].set(jnp.array(opening, jnp.int32))
         given = rows._replace(given=jnp.tile(given_T, (len(rows.keys), 1)))
         return sampler.sample(params, config, prompts, given, decoding)
-    return draw
+    return sample_fn
 
 
-def branched_draw(num_paths: int) -> Callable:
-    """The `draw` of completions of which the j-th of a prompt begins with its j-th likeliest first token.
+def branched_sample_fn(num_paths: int) -> Callable:
+    """The `sample_fn` of completions of which the j-th of a prompt begins with its j-th likeliest first token.
 
     `noted` has the `margin` of every token, p(likeliest) - p(second), and `forward_tokens`: what was fed, with the
     search for first tokens counted in the first path.
     """
     note = sampler.Hooks(note=lambda logits, _: {"margin": margins(logits)})
 
-    def draw(params, config, prompts, rows, decoding):
+    def sample_fn(params, config, prompts, rows, decoding):
         prefix, paths_B = model.prefill(params, config, prompts), rows.numbers % num_paths
         first_B = first_tokens(params, config, prefix, num_paths)[rows.prompt_index, paths_B]
         given_BxT = jnp.full((len(rows.keys), decoding.max_new_tokens), -1, jnp.int32).at[:, 0].set(first_B)
         out = sampler.decode(params, config, prefix, rows._replace(given=given_BxT), decoding, note)
         fed_B = jnp.sum(out.completion_mask, -1) + (paths_B == 0)
         return out.replace(noted=out.noted | {"forward_tokens": fed_B})
-    return draw
+    return sample_fn
 
 
 def first_tokens(params: model.Params, config: model.ModelConfig, prefix: model.Prefix, num_paths: int) -> jax.Array:

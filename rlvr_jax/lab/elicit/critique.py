@@ -115,7 +115,7 @@ def criticise(steps: list[str], attempt: str) -> str:
     return " ".join([*parts, steps[-1]])
 
 
-def chosen(config: CritiqueConfig, pool: list[Problem]) -> list[Problem]:
+def choose_problems(config: CritiqueConfig, pool: list[Problem]) -> list[Problem]:
     """The problems of --example. UserError for one that the pool does not have, or that has no steps."""
     record = pathlib.Path(config.example.partition("@")[0]) / "example.json"
     noted = files.read_json(record) if record.is_file() else {"example": config.example}
@@ -141,7 +141,7 @@ def make_examples(config: CritiqueConfig) -> list[dict]:
     loaded = loading.load_fixed(config.choice)
     source = ProblemSource(config.problems, PromptConfig(config.num_ops))
     pool = merge(load_problems(source, loaded.tokenizer, "example", config.example_pool, config.seed))
-    problems = chosen(config, pool)
+    problems = choose_problems(config, pool)
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, config.sampling.max_new_tokens)
     asked = Benchmark("example", problems, prompts, by_answer(GradingConfig()), config.num_attempts, config.temperature)
     rows = list(measure(make_sampler(loaded, config.sampling), asked, Request(config.seed, 0, stream=CHOOSE)))

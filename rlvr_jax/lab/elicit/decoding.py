@@ -6,7 +6,6 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from rlvr_jax import sampler
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import benchmark_summary, joined, load_sets
@@ -14,13 +13,13 @@ from rlvr_jax.evaluation.completions import Folder, keep
 from rlvr_jax.evaluation.estimators import shown, wilson
 from rlvr_jax.evaluation.measure import Benchmark, make_sampler
 from rlvr_jax.lab.elicit import answer_selection, gate, latents, steering, trajectory, vectors
-from rlvr_jax.lab.elicit.power import PowerConfig, power_draw
+from rlvr_jax.lab.elicit.power import PowerConfig, power_sample_fn
 from rlvr_jax.lab.elicit.trajectory import TrajectoryConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
-from rlvr_jax.sampler import Request
+from rlvr_jax.sampler import Request, sample
 
 
 class ElicitConfig(Config):
@@ -46,7 +45,7 @@ class Method:
 
     num_samples: int = 1  # completions of each problem
     temperature: float = 0.0
-    draw: Callable = sampler.sample  # as in `sampler.make_sampler`
+    sample_fn: Callable = sample  # as in `sampler.make_sampler`
     params: Optional[dict] = None  # in place of the model's, for a draw that takes others
     summary: dict = dataclasses.field(default_factory=dict)  # what the summary holds besides
     columns: Callable = lambda rollouts, texts, judged: [{}] * len(texts)  # what rows have besides
@@ -77,13 +76,13 @@ def forced(config: ElicitConfig, loaded: LanguageModel) -> Method:
     if not 0 < len(ids) < longest or loaded.tokenizer.lacks(opening.split()):
         raise UserError(f"--opening={opening}: needs words that the model's tokenizer has, fewer tokens than "
                         f"--max_new_tokens={longest}")
-    return Method(draw=answer_selection.opened_draw(tuple(ids)))
+    return Method(sample_fn=answer_selection.opened_sample_fn(tuple(ids)))
 
 
 def cot_decoding(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """The likeliest completion after each of the --num_samples likeliest first tokens; the answer whose tokens lead by
     the widest margins, summed over the completions that give it (arXiv 2402.10200)."""
-    return Method(config.num_samples, draw=answer_selection.branched_draw(config.num_samples),
+    return Method(config.num_samples, sample_fn=answer_selection.branched_sample_fn(config.num_samples),
                   columns=answer_selection.margin_columns(loaded.tokenizer),
                   rules={name: getattr(answer_selection, name) for name in ("summed", "widest", "first")})
 
@@ -93,22 +92,22 @@ def power(config: ElicitConfig, loaded: LanguageModel) -> Method:
     def columns(rollouts, texts, judged):
         return [{"logprob": float(x), "accepted": float(y)} for x, y in zip(rollouts.noted["logprob"],
                                                                             rollouts.noted["accepted"])]
-    return Method(temperature=1 / config.power.alpha, draw=power_draw(config.power), columns=columns)
+    return Method(temperature=1 / config.power.alpha, sample_fn=power_sample_fn(config.power), columns=columns)
 
 
 def steer(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """The likeliest completion where --vector, times --strength, is added after --layer at the tokens of --where."""
     vector = config.steering
     fitted = gate.fit(vector, loaded, gate.load_trained(vector, loaded) if config.where == "gate" else None)
-    return Method(draw=steering.steered_draw(config.where, vector.layer), columns=steering.columns,
+    return Method(sample_fn=steering.steered_sample_fn(config.where, vector.layer), columns=steering.columns,
                   params={"model": loaded.params, "steering": fitted.steering(config.strength, config.rate)})
 
 
 def sae(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """The likeliest completion where one --latent of a sparse autoencoder is added after --layer, at the first token
     (arXiv 2601.08058)."""
-    added, numbers = latents.chosen(config.sae, config.steering, loaded, config.num_samples)
-    return Method(draw=steering.steered_draw("first", config.steering.layer), columns=steering.columns,
+    added, numbers = latents.choose_latent(config.sae, config.steering, loaded, config.num_samples)
+    return Method(sample_fn=steering.steered_sample_fn("first", config.steering.layer), columns=steering.columns,
                   summary={"sae": numbers}, params={"model": loaded.params, "steering": added})
 
 
@@ -132,9 +131,9 @@ def elicit(config: ElicitConfig) -> dict:
         fed = (rollouts.noted or {}).get("forward_tokens", np.sum(rollouts.completion_mask, -1))
         return [{"forward_tokens": int(n)} | row for n, row in zip(fed, method.columns(rollouts, texts, judged))]
 
-    by = make_sampler(loaded, kept.sampling, draw=method.draw, params=method.params)
-    rows = keep(Folder(kept.out, "elicit", config, kept.resume, config.method), by, benchmarks, Request(kept.seed, 0),
-                kept.rows_per_call, more)
+    sampler = make_sampler(loaded, kept.sampling, sample_fn=method.sample_fn, params=method.params)
+    rows = keep(Folder(kept.out, "elicit", config, kept.resume, config.method), sampler, benchmarks,
+                Request(kept.seed, 0), kept.rows_per_call, more)
     summaries = {b.name: set_summary(method, b, rows[b.name]) for b in benchmarks}
     summary = {"method": config.method} | numbers | method.summary | joined(summaries) | {"flags": config.as_flags()}
     files.write_whole(out / "table.md", table(config, summaries))

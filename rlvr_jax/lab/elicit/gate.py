@@ -100,9 +100,9 @@ def fit_gate(config: vectors.SteeringConfig, loaded: LanguageModel, trained: Lan
 def greedy_texts(config: vectors.SteeringConfig, loaded: LanguageModel, trained: LanguageModel,
                  prompts: Prompts) -> list[np.ndarray]:
     """Token ids of each prompt with its greedy completion by the base, then of each with that by the trained model."""
-    by, texts = make_sampler(loaded, config.kept.sampling), []
-    for params in (by.params, parallel.place_state(trained.params)):
-        out = by.sample(params, prompts, np.arange(len(prompts.lengths)), Request(config.kept.seed, 0, 0.0,
+    sampler, texts = make_sampler(loaded, config.kept.sampling), []
+    for params in (sampler.params, parallel.place_state(trained.params)):
+        out = sampler.sample(params, prompts, np.arange(len(prompts.lengths)), Request(config.kept.seed, 0, 0.0,
                                                                                   stream=CHOOSE))
         texts += [np.concatenate([tokens[:length], ids[mask]]) for tokens, length, ids, mask
                   in zip(prompts.tokens, prompts.lengths, out.completions, out.completion_mask)]

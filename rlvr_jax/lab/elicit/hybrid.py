@@ -51,7 +51,7 @@ def hybrid(config: HybridConfig) -> dict:
     rows = {"base": ask("base", loaded.params)} | arms(config, loaded, ask, fitted, chosen)
     rows |= {"trained": ask("trained", trained.params)}
     rows |= {ORACLE: ask(ORACLE, {"model": loaded.params, "trained": trained.params, "steering": fitted.steering(
-        chosen["strength"], chosen["rate"])}, steering.trained_gate_draw(layer))}
+        chosen["strength"], chosen["rate"])}, steering.trained_gate_sample_fn(layer))}
     summaries = {name: outcome(arm, rows["base"], rows["trained"]) | {
         "steered": steering.share(arm) if "steered" in arm[0] else None, "oracle": name == ORACLE}
         for name, arm in rows.items()}
@@ -64,24 +64,25 @@ def hybrid(config: HybridConfig) -> dict:
 
 
 def asker(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmark]) -> Callable:
-    """`ask(name, params, draw)`: the rows of an arm on these problems, kept in a folder of its name. `draw` and its
-    `params` are as in `sampler.make_sampler`."""
+    """`ask(name, params, sample_fn)`: the rows of an arm on these problems, kept in a folder of its name. `sample_fn`
+    and its `params` are as in `sampler.make_sampler`."""
     kept = config.steering.kept
     decoding = Decoding(loaded.tokenizer.eos_ids, kept.sampling.max_new_tokens, kept.sampling.num_slots)
 
-    def ask(name: str, params: dict, draw: Callable = sampler.sample) -> list[dict]:
+    def ask(name: str, params: dict, sample_fn: Callable = sampler.sample) -> list[dict]:
         path = str(pathlib.Path(kept.out) / name)
-        by = Sampler(compiled(loaded.config, decoding, draw), parallel.place_state(params), loaded.tokenizer)
-        rows = keep(Folder(path, "hybrid", config.with_flags(out=path), kept.resume, name), by, benchmarks,
-                    Request(kept.seed, 0), kept.rows_per_call, None if draw is sampler.sample else steering.columns)
+        steered = Sampler(compiled(loaded.config, decoding, sample_fn), parallel.place_state(params), loaded.tokenizer)
+        rows = keep(Folder(path, "hybrid", config.with_flags(out=path), kept.resume, name), steered, benchmarks,
+                    Request(kept.seed, 0), kept.rows_per_call,
+                    None if sample_fn is sampler.sample else steering.columns)
         return [row for part in rows.values() for row in part]
     return ask
 
 
 @functools.lru_cache(8)
-def compiled(shape: ModelConfig, decoding: Decoding, draw: Callable) -> Callable:
+def compiled(shape: ModelConfig, decoding: Decoding, sample_fn: Callable) -> Callable:
     """One program for all arms that differ in numbers alone: most of the time of small models is compiling."""
-    return sampler.make_sampler(shape, decoding, draw=draw)
+    return sampler.make_sampler(shape, decoding, sample_fn=sample_fn)
 
 
 def choose(config: HybridConfig, loaded: LanguageModel, fitted: gate.Fitted) -> dict:
@@ -89,11 +90,12 @@ def choose(config: HybridConfig, loaded: LanguageModel, fitted: gate.Fitted) -> 
     those with the fewest steered tokens."""
     kept, layer = config.steering.kept, config.steering.layer
     apart = kept.with_flags(heldout_split="dev", problems=config.steering.fit_problems or kept.source.problems)
-    ask, draw, results = asker(config, loaded, load_sets(apart, loaded)), steering.steered_draw("gate", layer), []
+    ask, sample_fn, results = asker(config, loaded, load_sets(apart, loaded)), steering.steered_sample_fn("gate",
+                                                                                                          layer), []
     for strength in config.strengths:
         for rate in config.rates:
             params = {"model": loaded.params, "steering": fitted.steering(strength, rate)}
-            rows = ask(f"dev/strength_{strength:g}_rate_{rate:g}", params, draw)
+            rows = ask(f"dev/strength_{strength:g}_rate_{rate:g}", params, sample_fn)
             results.append({"strength": strength, "rate": rate, "steered": steering.share(rows),
                             "accuracy": float(np.mean([row["correct"] for row in rows]))})
     return max(results, key=lambda result: (result["accuracy"], -result["steered"]))
@@ -104,7 +106,7 @@ def arms(config: HybridConfig, loaded: LanguageModel, ask: Callable, fitted: gat
     """The rows of the hybrid at every rate, and of its controls. Nothing here has the trained model."""
     def arm(name, where, values):
         return ask(name, {"model": loaded.params, "steering": values},
-                   steering.steered_draw(where, config.steering.layer))
+                   steering.steered_sample_fn(where, config.steering.layer))
 
     def turned(direction):  # another vector, as long
         return values.replace(vector=np.asarray(chosen["strength"] * direction(

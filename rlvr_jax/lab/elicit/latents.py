@@ -20,7 +20,7 @@ from rlvr_jax.evaluation.measure import Benchmark, make_sampler, measure
 from rlvr_jax.lab.elicit import openings, vectors
 from rlvr_jax.lab.elicit.activations import Activations, stream
 from rlvr_jax.lab.elicit.sae import Recipe, Sae, encode, quality, train
-from rlvr_jax.lab.elicit.steering import Steering, steered_draw
+from rlvr_jax.lab.elicit.steering import Steering, steered_sample_fn
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import Problem
 from rlvr_jax.runs import files
@@ -58,7 +58,7 @@ def random(scores_F: np.ndarray, seed: int) -> int:
 LATENTS: dict[str, Callable] = {"contrast": contrast, "random": random}
 
 
-def chosen(config: LatentConfig, steering: vectors.SteeringConfig, loaded: LanguageModel,
+def choose_latent(config: LatentConfig, steering: vectors.SteeringConfig, loaded: LanguageModel,
            num_samples: int) -> tuple[Steering, dict]:
     """What is added, and its numbers for a summary: `latent`, its `contrast`, `strength`, accuracy on `dev` by
     strength, and the autoencoder's `explained` and `dead` shares (`sae.quality`).
@@ -72,11 +72,12 @@ def chosen(config: LatentConfig, steering: vectors.SteeringConfig, loaded: Langu
     added = {strength: Steering(*(np.asarray(x, np.float32) for x in (
         strength * sae.decoder[latent], np.zeros(len(sae.pre_bias)), 0, 0))) for strength in config.strengths}
     benchmark = make_benchmark(kept, loaded, "dev", vectors.problems_apart(steering, loaded, "dev"))
-    by, accuracy = make_sampler(loaded, kept.sampling, draw=steered_draw("first", steering.layer), params={}), {}
+    sampler, accuracy = make_sampler(loaded, kept.sampling, sample_fn=steered_sample_fn("first", steering.layer),
+                                     params={}), {}
     with progress(len(added), 0, "strengths", unit="strength") as bar:
         for strength, values in added.items():
             params = parallel.place_state({"model": loaded.params, "steering": values})
-            rows = measure(by._replace(params=params), benchmark, Request(kept.seed, 0), kept.rows_per_call)
+            rows = measure(sampler._replace(params=params), benchmark, Request(kept.seed, 0), kept.rows_per_call)
             accuracy[strength] = float(np.mean([row["correct"] for row in rows]))
             bar.update()
     best = max(accuracy, key=accuracy.get)  # of equal ones the first

@@ -66,8 +66,8 @@ def move(alpha: float, chain: Chain, new: Chain, kept_B: jax.Array, uniforms_B: 
     return merged._replace(accepted=chain.accepted + (take_B & ~always), fed=chain.fed + new.lengths)
 
 
-def power_draw(power: PowerConfig) -> Callable:
-    """The `draw` (`sampler.make_sampler`) of completions by p^alpha: `num_blocks` blocks of `num_moves` moves.
+def power_sample_fn(power: PowerConfig) -> Callable:
+    """The `sample_fn` (`sampler.make_sampler`) of completions by p^alpha: `num_blocks` blocks of `num_moves` moves.
 
     `noted` has each completion's `logprob` under the model, the share of moves `accepted`, and `forward_tokens`: tokens
     fed, those of a kept beginning included, since every proposal is decoded from the prompt on. (All rows are decoded
@@ -76,7 +76,7 @@ def power_draw(power: PowerConfig) -> Callable:
     def note(logits, tokens):
         return {"unscaled": jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, None], 1)[:, 0]}
 
-    def draw(params, config, prompts, rows, decoding):
+    def sample_fn(params, config, prompts, rows, decoding):
         prefix, b, t = model.prefill(params, config, prompts), len(rows.keys), decoding.max_new_tokens
         blocks, places_T = min(power.num_blocks, t), jnp.arange(t)
         zeros_B, zeros_BxT = jnp.zeros(b, jnp.int32), jnp.zeros((b, t))
@@ -100,4 +100,4 @@ def power_draw(power: PowerConfig) -> Callable:
         noted = {"logprob": jnp.sum(jnp.where(end.mask, end.logprobs, 0.0), -1), "forward_tokens": end.fed,
                  "accepted": end.accepted / max(blocks * power.num_moves, 1)}
         return Rollouts(rows.prompt_index, end.tokens, end.mask, end.proposed, end.ended, noted)
-    return draw
+    return sample_fn

@@ -76,12 +76,12 @@ def read_again(params: model.Params, config: model.ModelConfig, prefix: model.Pr
 
 
 @functools.cache  # one function, so that a sampler of it can be kept
-def steered_draw(where: str, layer: int) -> Callable:
-    """The `draw` (`sampler.make_sampler`) of a steered model; for params it takes {"model", "steering": Steering}.
+def steered_sample_fn(where: str, layer: int) -> Callable:
+    """The `sample_fn` (`sampler.make_sampler`) of a steered model; for params it takes {"model", "steering": Steering}.
 
     `noted` has how many of a completion's tokens were `steered`. They are counted by the unsteered model on the text.
     """
-    def draw(params, config, prompts, rows, decoding):
+    def sample_fn(params, config, prompts, rows, decoding):
         weights, steering, decide, length = params["model"], params["steering"], WHERE[where], decoding.max_new_tokens
         spare_B = jax.vmap(jax.random.fold_in, (0, None))(rows.keys, length)  # smaller numbers draw the tokens
         uniforms_BxT = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(spare_B)
@@ -100,17 +100,18 @@ def steered_draw(where: str, layer: int) -> Callable:
         plain = model.prefill(weights, config, prompts)
         _, acts_LxBxT = read_again(weights, config, plain, out, lambda x: decide(steering, x, steps_BxT, uniforms_BxT))
         return out.replace(noted={"steered": jnp.sum(acts_LxBxT[layer] & out.completion_mask, -1)})
-    return draw
+    return sample_fn
 
 
-def trained_gate_draw(layer: int) -> Callable:
-    """The `draw` of the base, steered wherever the trained model's likeliest token on this very text is another: an
-    oracle, the ceiling of a hybrid. For params it takes {"model", "trained", "steering"}.
+def trained_gate_sample_fn(layer: int) -> Callable:
+    """The `sample_fn` of the base, steered wherever the trained model's likeliest token on the same text differs.
+
+    An oracle: the ceiling of a hybrid. For params it takes {"model", "trained", "steering"}.
 
     Where that is depends on the text before, so the base is decoded again until nothing changes: each pass has at least
     one more token right. `noted` has how many of a completion's tokens were `steered`.
     """
-    def draw(params, config, prompts, rows, decoding):
+    def sample_fn(params, config, prompts, rows, decoding):
         prefixes = {name: model.prefill(params[name], config, prompts) for name in ("model", "trained")}
 
         def decode(edit_at=None):
@@ -133,7 +134,7 @@ def trained_gate_draw(layer: int) -> Callable:
         start_BxT = differ(plain)
         acts_BxT, out, _ = jax.lax.while_loop(lambda state: state[2], again, (start_BxT, plain, jnp.any(start_BxT)))
         return out.replace(noted={"steered": jnp.sum(acts_BxT, -1)})
-    return draw
+    return sample_fn
 
 
 def columns(rollouts: Rollouts, texts: list, judged: list) -> list[dict]:

@@ -32,13 +32,13 @@ def compare(base_NxV: jax.Array, trained_NxV: jax.Array) -> dict[str, jax.Array]
             "trained": jnp.argmax(trained_NxV, -1).astype(jnp.int32), "entropy": -jnp.sum(jnp.exp(logq) * logq, -1)}
 
 
-def swap_draw(gates: list[Gate]) -> Callable:
-    """The `draw` (`sampler.make_sampler`) of greedy completions, the j-th of a prompt under the j-th gate.
+def swap_sample_fn(gates: list[Gate]) -> Callable:
+    """The `sample_fn` (`sampler.make_sampler`) of greedy completions, the j-th of a prompt under the j-th gate.
 
     Its params are `{"base": Params, "trained": Params}`. `noted` has at every token what `compare` returns, and whether
     it was `swapped`. The log-probabilities are the base's. Only a gate's chance is random.
     """
-    def draw(params, config, prompts, rows, decoding):
+    def sample_fn(params, config, prompts, rows, decoding):
         trained, count = params["trained"], len(rows.keys)
         gates_B = Gate(*(jnp.array(column)[rows.numbers % len(gates)] for column in zip(*gates)))
         context = model.unroll(trained, model.prefill(trained, config, prompts))
@@ -57,4 +57,4 @@ def swap_draw(gates: list[Gate]) -> Callable:
                                  decoding.layout)
         return sampler.sample(params["base"], config, prompts, rows, decoding, sampler.Hooks(
             propose=propose, carry=cache))
-    return draw
+    return sample_fn

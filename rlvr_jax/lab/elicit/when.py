@@ -16,7 +16,7 @@ from rlvr_jax.evaluation.benchmarks import load_sets
 from rlvr_jax.evaluation.completions import Folder, KeptConfig, keep
 from rlvr_jax.evaluation.estimators import outcome, shown
 from rlvr_jax.evaluation.measure import make_sampler
-from rlvr_jax.lab.elicit.swap import Gate, swap_draw
+from rlvr_jax.lab.elicit.swap import Gate, swap_sample_fn
 from rlvr_jax.lab.elicit.weight_difference import TOLERANCE, TOP, weight_difference
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
@@ -68,8 +68,8 @@ def when(config: WhenConfig) -> dict:
                "gates": {name: {"first": min(gate.first, kept.sampling.max_new_tokens), "least": gate.least,
                                 "chance": gate.chance} for name, gate in gates.items()},
                "weights": weights, "flags": config.as_flags()}
-    files.write_whole(out / "when.md", page(summary))
-    files.write_figure(out / "when.png", lambda sheet: draw(summary, sheet))
+    files.write_whole(out / "when.md", format_page(summary))
+    files.write_figure(out / "when.png", lambda sheet: draw_figure(summary, sheet))
     files.write_json(out / "summary.json", summary)
     return summary
 
@@ -79,10 +79,10 @@ def written_under(folder: Folder, kept: KeptConfig, models: tuple[LanguageModel,
     """gate -> the rows of what (base, trained model) write under it, a greedy completion of each problem, kept in the
     folder with the columns of `more`."""
     base, trained = models
-    by = make_sampler(base, kept.sampling, draw=swap_draw(list(gates.values())),
+    sampler = make_sampler(base, kept.sampling, sample_fn=swap_sample_fn(list(gates.values())),
                       params={"base": base.params, "trained": trained.params})
     benchmarks = load_sets(kept, base, lambda stem: (len(gates), 0.0))
-    parts = keep(folder, by, benchmarks, Request(kept.seed, 0), kept.rows_per_call, more)
+    parts = keep(folder, sampler, benchmarks, Request(kept.seed, 0), kept.rows_per_call, more)
     rows = [row for part in parts.values() for row in part]
     return {gate: rows[i :: len(gates)] for i, gate in enumerate(gates)}
 
@@ -152,7 +152,7 @@ def reading(rows: list[dict], tokenizer: Tokenizer) -> dict:
 # ----- showing
 
 
-def page(summary: dict) -> str:
+def format_page(summary: dict) -> str:
     """when.md: the texts, their first positions, the pairs, what swaps lead to, the weights."""
     texts, flags, whole = summary["texts"], summary["flags"], summary["weights"]["all"]
     names = [f"{flags['trained']} against {flags['model']}, {summary['n']} problems, greedy; KL(trained || base) in "
@@ -186,7 +186,7 @@ def spectra(matrices: list[dict]) -> list[str]:
             *(f"{np.mean([matrix['top'][str(k)] for matrix in matrices]):.1%}" for k in TOP)]
 
 
-def draw(summary: dict, sheet) -> None:
+def draw_figure(summary: dict, sheet) -> None:
     """KL by position in both texts, and accuracy under each gate, on a matplotlib Figure."""
     sheet.set_size_inches(8, 3.4)
     left, right = sheet.subplots(1, 2)

@@ -40,7 +40,7 @@ def find(rows_by_file: dict[str, list[dict]]) -> Result:
     items = [{"prompt": key[2], "benchmark": key[0], "right": {name: sum(file[key]) for name, file in grouped.items()},
               "of": size, "solved_by": ", ".join(name for name, file in grouped.items() if any(file[key])) or "none",
               "completions": {name: file[key] for name, file in texts.items() if key in file}} for key in problems]
-    return Result(record, page(record, base, last), lambda sheet: draw(record, sheet), items)
+    return Result(record, format_page(record, base, last), lambda sheet: draw_figure(record, sheet), items)
 
 
 def by_problem(rows: list[dict]) -> dict[tuple, list[bool]]:
@@ -94,7 +94,7 @@ def regime(ks: list[int], curves: list[np.ndarray]) -> str:
     return "plateau" if sure(curves[0][:, 0], curves[-1][:, 0]) > 0 else "none"
 
 
-def page(record: dict, base: str, last: str) -> str:
+def format_page(record: dict, base: str, last: str) -> str:
     ks = list(record["files"][base]["pass@k"])
     rows = [[name, *(shown(summary["pass@k"][k], summary["intervals"][k]) for k in ks)]
             for name, summary in record["files"].items()]
@@ -110,7 +110,7 @@ def page(record: dict, base: str, last: str) -> str:
     return text + (f"\n- {base} to {last}: {record['regime']}.\n" if "regime" in record else "")
 
 
-def draw(record: dict, sheet) -> None:
+def draw_figure(record: dict, sheet) -> None:
     """pass@k against k."""
     sheet.set_size_inches(6, 3.8)
     axes = sheet.subplots()

@@ -48,7 +48,7 @@ def find(rows_by_file: dict[str, list[dict]]) -> Result:
         record["length_matched"] = length_matched(*traces.values())
     items = [{"file": name} | made for name, rows in rows_by_file.items()
              for made in [*map(item, traces[name]), *map(text_item, texts(rows, traces[name]))]]
-    return Result(record, page(record), lambda sheet: draw(record, sheet), items)
+    return Result(record, format_page(record), lambda sheet: draw_figure(record, sheet), items)
 
 
 def judged(row: dict) -> Optional[Judged]:
@@ -183,7 +183,7 @@ SHOWN = {"with_steps": "show a step", "coherent": "coherent (C)", "valid": "vali
          "right_if_both": "right, if coherent and valid: P(K given C, V)"}
 
 
-def page(record: dict) -> str:
+def format_page(record: dict) -> str:
     """Markdown: the shares, the eight cells, the errors by position, the split, the equations."""
     files = {name: both["traces"] for name, both in record["files"].items() if both["traces"]}
     blocks = ["Coherent: every step is sound in itself. Valid: the steps solve this problem. Right: so is the answer. "
@@ -221,7 +221,7 @@ def page(record: dict) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def draw(record: dict, sheet) -> None:
+def draw_figure(record: dict, sheet) -> None:
     """Left: the shares. Right: the share of traces with an error at each step, by class. Both blank without traces."""
     files = {name: both["traces"] for name, both in record["files"].items() if both["traces"]}
     sheet.set_size_inches(9, 3.6)

@@ -142,7 +142,7 @@ def find(rows_by_file: dict[str, list[dict]], clean: str = "") -> Result:
     items = items_of(rows_by_file, (*OF, "prompt", "rest", "completion", "exact", "rouge_l", "correct"))
     items.sort(key=lambda item: (item["twin"] != "", -item["exact"], -item["rouge_l"]))
     record = {"files": by_file}
-    return Result(record, page(record), lambda sheet: draw(record, sheet), items)
+    return Result(record, format_page(record), lambda sheet: draw_figure(record, sheet), items)
 
 
 def clean_source(clean: str, rows: list[dict]) -> Optional[str]:
@@ -208,7 +208,7 @@ def lines(record: dict) -> Iterator[tuple]:
                 yield name, source, f"{part['fraction']:.0%}", part
 
 
-def page(record: dict) -> str:
+def format_page(record: dict) -> str:
     parts = list(lines(record))
     several = [len({part[i] for part in parts}) > 1 for i in (0, 2)]  # files, and shares shown
     which = lambda name, source, fraction: ", ".join([name] * several[0] + [source] + [fraction] * several[1])
@@ -224,7 +224,7 @@ def page(record: dict) -> str:
         ["problems", "control", "exact, difference", "ROUGE-L, difference", "AUROC", "verdict"], beside) + "\n"
 
 
-def draw(record: dict, sheet) -> None:
+def draw_figure(record: dict, sheet) -> None:
     """A line for each source and its twins: exact continuations, likeness, right answers, AUROC beside each control.
     The colour is how much of the question was shown."""
     parts = list(lines(record))

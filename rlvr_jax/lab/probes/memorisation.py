@@ -184,7 +184,7 @@ def find(rows_by_file: dict[str, list[dict]]) -> Result:
                                for kind in (EXAMPLE, *KINDS, UNSEEN) if any(row["benchmark"] == kind for row in rows)}
                         for name, rows in rows_by_file.items()}}
     items = items_of(rows_by_file, (*COLUMNS, "correct", "split"))
-    return Result(record, page(record), lambda sheet: draw(record, sheet), items)
+    return Result(record, format_page(record), lambda sheet: draw_figure(record, sheet), items)
 
 
 def summary(rows: list[dict]) -> dict:
@@ -198,7 +198,7 @@ def kinds_of(record: dict) -> list[str]:
     return [kind for kind in (EXAMPLE, *KINDS, UNSEEN) if any(kind in kinds for kinds in record["files"].values())]
 
 
-def page(record: dict) -> str:
+def format_page(record: dict) -> str:
     rows = [[kind, name, kinds[kind]["problems"],
              *(share_cell(kinds[kind][key]) for key in ("accuracy", "not_in_pretraining"))]
             for kind in kinds_of(record) for name, kinds in record["files"].items() if kind in kinds]
@@ -209,7 +209,7 @@ def page(record: dict) -> str:
         ["what differs", "of", "problems", "accuracy", "of those not in pre-training's split"], rows) + "\n"
 
 
-def draw(record: dict, sheet) -> None:
+def draw_figure(record: dict, sheet) -> None:
     """Accuracy on each kind of twins, with its interval."""
     sheet.set_size_inches(7, 3.6)
     axes, kinds = sheet.subplots(), kinds_of(record)

@@ -26,7 +26,7 @@ def reordered(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
     for _ in range(TRIES if len(set(sentences)) > 1 else 0):
         text = " ".join(sentences[i] for i in rng.permutation(len(sentences)))
         if text.split() != problem.question.split():
-            return asked(problem, text)
+            return with_question(problem, text)
     return None
 
 
@@ -34,17 +34,18 @@ def renumbered(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
     """Other numbers: a chain or a calculation is solved anew; of other texts the answer is not known, and is ""."""
     if tree := problem.meta.get("tree"):
         made = calculation.problem(calculation.renumbered(rng, tree), problem.meta["index"])
-        return asked(problem, made.question, made.answer, made.meta) if made.question != problem.question else None
+        return with_question(problem, made.question, made.answer,
+                             made.meta) if made.question != problem.question else None
     try:
         family, chain = memorisation.parse(problem.question)
     except UserError:
         text = other_digits(rng, problem.question)
-        return asked(problem, text, "") if text != problem.question else None
+        return with_question(problem, text, "") if text != problem.question else None
     algebra = memorisation.ALGEBRAS[family]
     for _ in range(TRIES):
         if (twin := other_numbers(rng, algebra, chain)) not in (None, chain):
             made, = memorisation.to_problems(algebra, [twin])
-            return asked(problem, made.question, made.answer)
+            return with_question(problem, made.question, made.answer)
     return None
 
 
@@ -71,7 +72,7 @@ def other_digits(rng: np.random.Generator, text: str) -> str:
     return re.sub(r"[0-9]+", lambda run: made[run[0]], text)
 
 
-def asked(problem: Problem, text: str, answer: Optional[str] = None, meta: Optional[dict] = None) -> Problem:
+def with_question(problem: Problem, text: str, answer: Optional[str] = None, meta: Optional[dict] = None) -> Problem:
     """The problem with another question, and with another answer and more metadata where they are given."""
     return dataclasses.replace(problem, question=text, prompt=text, meta=problem.meta | (meta or {}),
                                answer=problem.answer if answer is None else answer)

@@ -167,10 +167,10 @@ def run(config: BenchConfig) -> str:
                 side.ask(("profile", config))
                 more.append(operations(config.profile))
             memory[name] = side.ask(None)
-    return page(config, timed, memory, more)
+    return format_page(config, timed, memory, more)
 
 
-def page(config: BenchConfig, timed: dict, memory: dict[str, float], more: list[str]) -> str:
+def format_page(config: BenchConfig, timed: dict, memory: dict[str, float], more: list[str]) -> str:
     """`timed` has the seconds of each side, by case; `memory` gigabytes by side."""
     ours = {case: seconds["ours"] for case, seconds in timed.items()}
     flops, listed, peers = PEAK / ours["peak"], cases(config), list(memory)[1:]

@@ -111,15 +111,15 @@ class Ours:
             lengths = np.ones_like(lengths)
         flags, prompt = flags_of(config, lengths), prompt_of(config)
         policy = Policy(shape_of(config), None, (END,))
-        draw = sampler.make_sampler(policy.config, sampler.Decoding((END,), flags.sampling.max_new_tokens),
-                                    draw=ending_at(lengths))
-        programs = grpo.compile_programs(policy, flags)._replace(sample=draw)
+        run_sampler = sampler.make_sampler(policy.config, sampler.Decoding((END,), flags.sampling.max_new_tokens),
+                                           sample_fn=ending_at(lengths))
+        programs = grpo.compile_programs(policy, flags)._replace(sample=run_sampler)
         prompts = Prompts(prompt[None].astype(np.int32), np.array([len(prompt)], np.int32))
         problems, index = grpo.Problems(prompts, np.ones(1, int)), np.zeros(len(lengths), np.int32)
         noise = np.random.default_rng(0).normal(size=len(lengths)).astype(np.float32)
 
         def sample():
-            draw(self.state(config).params, prompts, index, sampler.Request(0, 1, repeats=len(lengths)))
+            run_sampler(self.state(config).params, prompts, index, sampler.Request(0, 1, repeats=len(lengths)))
 
         def update():
             self.states[config.num_layers], _ = programs.update(self.state(config), batch, 1)
@@ -165,12 +165,12 @@ def flags_of(config: BenchConfig, lengths: np.ndarray) -> GRPOConfig:
 
 def ending_at(lengths: np.ndarray) -> Callable:
     """`sampler.sample`, with completions that end at these lengths and no sooner than chance has it."""
-    def draw(params, shape, prompts, rows, decoding):
+    def sample_fn(params, shape, prompts, rows, decoding):
         last_B = jnp.array(lengths, jnp.int32)[rows.numbers] - 1
         given = jnp.full((len(last_B), decoding.max_new_tokens), -1, jnp.int32)
         return sampler.sample(params, shape, prompts, rows._replace(
             given=given.at[jnp.arange(len(last_B)), last_B].set(END)), decoding)
-    return draw
+    return sample_fn
 
 
 def gradient(config: BenchConfig, params, prompt_tokens: int) -> Callable:

@@ -212,7 +212,7 @@ def remedies(config: CompileConfig, chip: chips.Chip, shape: ModelConfig) -> str
     return f"; could fit with {', or '.join(ways)}" if ways else ""
 
 
-def found(config: CompileConfig, name: str) -> dict:
+def compile_for_chip(config: CompileConfig, name: str) -> dict:
     """All that is found about a chip. A state that is not divided is made on a device, and then copied to all."""
     chip, shape = chips.named(name), shape_of(config)
     state = resident(config.train.grpo, shape, chip.devices)
@@ -232,7 +232,7 @@ def found(config: CompileConfig, name: str) -> dict:
     verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
                f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB{pace}")
     if largest > chip.usable and config.fit and flags.adapter.trainable == "all":
-        other = found(config.with_flags(**LORA), name)
+        other = compile_for_chip(config.with_flags(**LORA), name)
         other["flags"] = LORA | other["flags"]
         return other | {"verdict": f"{verdict}; with {written(other['flags'])} it {other['verdict']}"}
     return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {chips.version(name)}",
@@ -279,10 +279,10 @@ def run(config: CompileConfig) -> str:
     if config.page:
         return here.whole_page(pathlib.Path(config.page))
     if config.chip == "here":
-        return here.told(config.name_flagfile)
+        return here.describe_machine(config.name_flagfile)
     if not config.chip:
         return residents(config.train.grpo, shape_of(config))
-    every = [found(config, name) for name in config.chip.split(",")]
+    every = [compile_for_chip(config, name) for name in config.chip.split(",")]
     if config.out:
         files.write_json(pathlib.Path(config.out), {"chips": every})
     return "\n\n".join(map(shown, every))

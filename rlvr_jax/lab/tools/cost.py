@@ -38,7 +38,7 @@ class Line(NamedTuple):
     root: bool  # what its computation returns
 
 
-def chosen(costs: list, weights: list[float]):
+def average_or_largest(costs: list, weights: list[float]):
     return sum(x * share for x, share in zip(costs, weights)) if len(costs) == len(weights) else max(costs, key=np.sum)
 
 
@@ -64,7 +64,7 @@ def flops(jaxpr, rounds: list[int], weights: list[float]) -> np.ndarray:
         else:
             times = (eqn.params["length"] if kind == "scan" else next(rounds, 1) if kind == "while" else
                      math.prod(x for x in grid or () if isinstance(x, int)))
-            total += chosen(inner, weights) if kind == "cond" else times * sum(inner)
+            total += average_or_largest(inner, weights) if kind == "cond" else times * sum(inner)
             continue
         total[0 if any(x.dtype.itemsize >= 4 for x in operands) else 1] += 2.0 * products
     return total
@@ -189,7 +189,7 @@ def counted(text: str) -> Callable[[list[int], list[float]], Cost]:
                          "call": "to_apply", "async-start": "calls"}.get(line.kind)
                 inner = [of(each) for each in called(line, names)] if names else []
                 if line.kind == "conditional":
-                    now = Cost(*(chosen(costs, weights) for costs in zip(*inner)))
+                    now = Cost(*(average_or_largest(costs, weights) for costs in zip(*inner)))
                 elif inner:
                     known = known_rounds(line, computations) if line.kind == "while" else 1
                     times, (*sums, steps) = known or next(rounds, 1), zip(*inner)

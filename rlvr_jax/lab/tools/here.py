@@ -43,7 +43,7 @@ def chip(kind: str, count: int) -> str:
     return counted if name.startswith("v") or counted in CHIPS else name
 
 
-def told(flagfile_alone: bool = False, record: pathlib.Path = RECORD) -> str:
+def describe_machine(flagfile_alone: bool = False, record: pathlib.Path = RECORD) -> str:
     """What this machine is and what fits it, a line a flag file; or the file made for it alone. UserError if none is."""
     (kind, count), known = devices(), files.read_json(record, missing={})
     name = chip(kind, count)

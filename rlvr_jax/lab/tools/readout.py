@@ -82,7 +82,7 @@ def readout(config: ReadoutConfig) -> dict:
               "beside": {str(n): name for n, name in enumerate(names)}, "layers": layers, "flags": config.as_flags()}
     out = pathlib.Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    files.write_whole(out / "readout.md", page(result))
+    files.write_whole(out / "readout.md", format_page(result))
     files.write_json(out / "readout.json", result)
     return result
 
@@ -125,7 +125,7 @@ def cosine(a_D: np.ndarray, b_D: Optional[np.ndarray]) -> Optional[float]:
     return None if b_D is None or not b_D.any() else float(a_D @ b_D / np.linalg.norm(a_D) / np.linalg.norm(b_D))
 
 
-def page(result: dict) -> str:
+def format_page(result: dict) -> str:
     """readout.md: what `readout` returned, a row for each vector."""
     def number(value):
         return "-" if value is None else f"{value:+.3f}"

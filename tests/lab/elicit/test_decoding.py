@@ -11,8 +11,8 @@ from rlvr_jax import parallel, records, sampler
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.elicit import decoding, gate, power
 from rlvr_jax.lab.elicit.answer_selection import (
-    answer_margin, answer_place, branched_draw, first, majority, margins, opened_draw, summed, widest)
-from rlvr_jax.lab.elicit.power import PowerConfig, power_draw
+    answer_margin, answer_place, branched_sample_fn, first, majority, margins, opened_sample_fn, summed, widest)
+from rlvr_jax.lab.elicit.power import PowerConfig, power_sample_fn
 from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.pretrained import loading
 
@@ -21,10 +21,10 @@ from fixtures import bigrams, read_jsonl, run
 EOS = 1
 
 
-def drawn(table, count, max_new_tokens, draw=sampler.sample, temperature=1.0, seed=0):
+def drawn(table, count, max_new_tokens, sample_fn=sampler.sample, temperature=1.0, seed=0):
     """`count` completions of the prompt of token 0, as tuples up to their end, and the rollouts."""
     config, params = bigrams(np.maximum(table, 1e-30))
-    sample = sampler.make_sampler(config, sampler.Decoding((EOS,), max_new_tokens), draw=draw)
+    sample = sampler.make_sampler(config, sampler.Decoding((EOS,), max_new_tokens), sample_fn=sample_fn)
     out = sample(parallel.place_state(params), records.Prompts(np.zeros((1, 1), np.int32), np.ones(1, np.int32)),
                  np.zeros(count, np.int32), sampler.Request(seed, 0, temperature, repeats=count))
     return [tuple(ids[mask].tolist()) for ids, mask in zip(out.completions, out.completion_mask)], out
@@ -63,7 +63,7 @@ def test_a_power_of_the_whole_is_not_low_temperature():
     wanted = powers(FORK, 2, 4.0)
     assert sum(x for ids, x in wanted.items() if ids[0] == 3) == pytest.approx(.92670, abs=5e-6)
     assert .6 ** 4 / (.6 ** 4 + .4 ** 4) == pytest.approx(.83505, abs=5e-6)
-    said, out = drawn(FORK, 2048, 2, power_draw(PowerConfig(4.0, 1, 60)))
+    said, out = drawn(FORK, 2048, 2, power_sample_fn(PowerConfig(4.0, 1, 60)))
     cold, _ = drawn(FORK, 2048, 2, temperature=.25)
     assert np.mean([ids[0] == 3 for ids in said]) == pytest.approx(.92670, abs=.02)
     assert np.mean([ids[0] == 2 for ids in cold]) == pytest.approx(.83505, abs=.02)
@@ -73,7 +73,7 @@ def test_a_power_of_the_whole_is_not_low_temperature():
 @pytest.mark.parametrize("alpha, blocks", [(2.0, 1), (2.0, 3)])
 def test_moves_lead_to_the_power_of_the_distribution(alpha, blocks):
     """Completions of several lengths: a move's way back has another chance than its way there."""
-    said, out = drawn(RAGGED, 4096, 3, power_draw(PowerConfig(alpha, blocks, 16)))
+    said, out = drawn(RAGGED, 4096, 3, power_sample_fn(PowerConfig(alpha, blocks, 16)))
     wanted = powers(RAGGED, 3, alpha)
     assert distance(said, wanted) < .03 < distance(drawn(RAGGED, 4096, 3, temperature=1 / alpha)[0], wanted)
     exact = [sum(np.log(RAGGED[a, b]) for a, b in zip((0, *ids), ids)) for ids in said]
@@ -83,18 +83,18 @@ def test_moves_lead_to_the_power_of_the_distribution(alpha, blocks):
 
 
 def test_power_without_moves_is_the_proposal_and_its_cost_is_counted():
-    said, out = drawn(RAGGED, 512, 3, power_draw(PowerConfig(2.0, 1, 0)))
+    said, out = drawn(RAGGED, 512, 3, power_sample_fn(PowerConfig(2.0, 1, 0)))
     assert (out.noted["forward_tokens"] == out.completion_mask.sum(-1)).all() and (out.noted["accepted"] == 0).all()
     assert distance(said, powers(RAGGED, 3, 1.0)) > .05
-    _, grown = drawn(RAGGED, 512, 3, power_draw(PowerConfig(2.0, 3, 0)))
+    _, grown = drawn(RAGGED, 512, 3, power_sample_fn(PowerConfig(2.0, 3, 0)))
     lengths = grown.completion_mask.sum(-1)  # 1, then 2, then 3 tokens, the end token fed again in each later block
     np.testing.assert_array_equal(grown.noted["forward_tokens"], np.choose(lengths - 1, [3, 5, 6]))
 
 
 def test_power_depends_on_seed_and_row_alone():
-    whole, _ = drawn(RAGGED, 64, 3, power_draw(PowerConfig(2.0, 2, 4)))
-    assert whole[:6] == drawn(RAGGED, 6, 3, power_draw(PowerConfig(2.0, 2, 4)))[0]
-    assert whole != drawn(RAGGED, 64, 3, power_draw(PowerConfig(2.0, 2, 4)), seed=1)[0]
+    whole, _ = drawn(RAGGED, 64, 3, power_sample_fn(PowerConfig(2.0, 2, 4)))
+    assert whole[:6] == drawn(RAGGED, 6, 3, power_sample_fn(PowerConfig(2.0, 2, 4)))[0]
+    assert whole != drawn(RAGGED, 64, 3, power_sample_fn(PowerConfig(2.0, 2, 4)), seed=1)[0]
 
 
 # ----- paths
@@ -130,12 +130,12 @@ def test_the_margin_is_of_the_answers_tokens(base):
 
 def test_paths_begin_with_the_likeliest_tokens_and_go_on_greedily():
     table = np.array([[.1, .2, .3, .4], [1, 0, 0, 0], [.2, .1, .1, .6], [.1, .7, .15, .05]])
-    said, out = drawn(table, 6, 3, branched_draw(3), temperature=0.0)
+    said, out = drawn(table, 6, 3, branched_sample_fn(3), temperature=0.0)
     assert said == 2 * [(3, 1), (2, 3, 1), (1,)]
     np.testing.assert_allclose(out.noted["margin"][1], [.1, .4, .55], atol=1e-5)
     assert out.noted["forward_tokens"].tolist() == 2 * [3, 3, 1]
-    assert drawn(table, 2, 3, opened_draw((2, 2)), temperature=0.0)[0] == 2 * [(2, 2, 3)]
-    assert drawn(table, 1, 1, branched_draw(6), temperature=0.0)[0] == [(3,)]  # fewer tokens than paths
+    assert drawn(table, 2, 3, opened_sample_fn((2, 2)), temperature=0.0)[0] == 2 * [(2, 2, 3)]
+    assert drawn(table, 1, 1, branched_sample_fn(6), temperature=0.0)[0] == [(3,)]  # fewer tokens than paths
 
 
 # ----- the command

@@ -49,7 +49,8 @@ def said(params, tokens, acts):
 
 def test_the_oracle_runs_the_trained_model_at_every_token():
     """Against a loop that writes one token after the other; some texts end early, at the token 14."""
-    sample = sampler.make_sampler(CONFIG, sampler.Decoding((1, 14), T), draw=steering.trained_gate_draw(LAYER))
+    sample = sampler.make_sampler(CONFIG, sampler.Decoding((1, 14), T),
+                                  sample_fn=steering.trained_gate_sample_fn(LAYER))
     placed = parallel.place_state({"model": PARAMS, "trained": OTHER, "steering": STEERING})
     out = sample(placed, padded(PROMPTS), INDEX, sampler.Request(0, 0, 0.0))
     steered = 0
@@ -88,10 +89,10 @@ def test_of_settings_that_solve_as_many_the_one_that_steers_least_is_chosen(monk
 def test_the_control_at_random_places_steers_as_many_tokens_as_the_hybrid_did(monkeypatch):
     """Of the measured problems the gate acts at another share than of those it was fitted on. All act where named."""
     asked, places = {}, {}
-    monkeypatch.setattr(hybrid.steering, "steered_draw", lambda where, layer: where)
+    monkeypatch.setattr(hybrid.steering, "steered_sample_fn", lambda where, layer: where)
 
-    def ask(name, params, draw):
-        asked[name], places[name] = params["steering"], draw
+    def ask(name, params, sample_fn):
+        asked[name], places[name] = params["steering"], sample_fn
         return kept_rows(5, 1)
 
     for name in ("random", "pca"):

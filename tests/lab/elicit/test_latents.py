@@ -159,7 +159,7 @@ def test_scores_are_careful_less_other_completions(base):
 
 def test_the_best_strength_on_dev_counts_and_nothing_is_fitted_twice(base, tmp_path, monkeypatch):
     loaded, config = loading.load_model(str(base)), flags(model=str(base), out=str(tmp_path))
-    steering, told = latents.chosen(SMALL, config, loaded, 4)
+    steering, told = latents.choose_latent(SMALL, config, loaded, 4)
     assert told["dev"]["0"] == told["dev"]["1e-09"]  # nothing is added
     assert told["strength"] == next(s for s in SMALL.strengths if told["dev"][f"{s:g}"] == max(told["dev"].values()))
     assert 0 < told["explained"] < 1 and 0 <= told["dead"] < 1 and told["contrast"] > 0
@@ -171,12 +171,12 @@ def test_the_best_strength_on_dev_counts_and_nothing_is_fitted_twice(base, tmp_p
         raise AssertionError("fitted again")
     with monkeypatch.context() as patched:
         patched.setattr(latents, "train", refuse)
-        again, same = latents.chosen(SMALL, config, loaded, 4)
+        again, same = latents.choose_latent(SMALL, config, loaded, 4)
         assert same == told and (again.vector == steering.vector).all()
         with pytest.raises(AssertionError, match="fitted again"):  # other settings are another autoencoder
-            latents.chosen(SMALL.with_flags(sae_steps=1), config, loaded, 4)
+            latents.choose_latent(SMALL.with_flags(sae_steps=1), config, loaded, 4)
     with pytest.raises(UserError, match="--layer=1"):
-        latents.chosen(SMALL, config.with_flags(layer=1), loaded, 4)
+        latents.choose_latent(SMALL, config.with_flags(layer=1), loaded, 4)
 
 
 def test_the_strength_is_chosen_on_other_problems_than_the_autoencoder_was_fitted_on(monkeypatch):
@@ -186,7 +186,7 @@ def test_the_strength_is_chosen_on_other_problems_than_the_autoencoder_was_fitte
     monkeypatch.setattr(latents, "dictionary", lambda config, steering, *_: (ones, np.arange(8.0), {}))
     monkeypatch.setattr(latents, "measure", lambda by, benchmark, *_: chosen_on.append(
         {problem.prompt for problem in benchmark.problems}) or [{"correct": True}])
-    _, told = latents.chosen(SMALL, flags(), loaded, 4)
+    _, told = latents.choose_latent(SMALL, flags(), loaded, 4)
     fitted_on, dev = ({problem.prompt for problem in load_problems(ProblemSource("arithmetic", PromptConfig(2)),
                        loaded.tokenizer, split, 16)} for split in ("example", "dev"))
     assert chosen_on == [dev] * 3 and not dev & fitted_on and told["strength"] == 0  # of equal ones the first

@@ -25,7 +25,7 @@ RNG = np.random.default_rng(1)
 @functools.cache
 def drawer(where, num_slots=0):
     return sampler.make_sampler(CONFIG, sampler.Decoding((1,), T, num_slots),
-                                draw=steering.steered_draw(where, LAYER) if where else sampler.sample)
+                                sample_fn=steering.steered_sample_fn(where, LAYER) if where else sampler.sample)
 
 
 def drawn(where, steered=STEERING, seed=0, num_slots=0):

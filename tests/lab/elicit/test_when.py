@@ -25,7 +25,7 @@ KL = [float(np.sum(q * np.log(q / p))) for p, q in zip(BASE[[0, 2, 3]], TRAINED[
 def swapped(gates, num_slots=0, seed=0, repeats=1):
     """What is said under each gate, up to the end, and the rollouts."""
     (config, old), (_, new) = (bigrams(np.maximum(table, 1e-30)) for table in (BASE, TRAINED))
-    sample = sampler.make_sampler(config, sampler.Decoding((1,), 4, num_slots), draw=swap.swap_draw(gates))
+    sample = sampler.make_sampler(config, sampler.Decoding((1,), 4, num_slots), sample_fn=swap.swap_sample_fn(gates))
     count = len(gates) * repeats
     out = sample(parallel.place_state({"base": old, "trained": new}), records.Prompts(np.zeros((1, 1), np.int32),
                  np.ones(1, np.int32)), np.zeros(count, np.int32), sampler.Request(seed, 0, 0.0, repeats=count))

@@ -310,7 +310,7 @@ def test_a_renumbered_chain_is_solved_anew(seed):
 
 
 def test_a_renumbered_calculation_keeps_its_shape():
-    problems = calculation.draw("calculation:3", 20, "test")
+    problems = calculation.draw_problems("calculation:3", 20, "test")
     made = twins.make("renumbered", problems, 0)["renumbered"]
     assert len(made) == 20
     for place, twin in made.items():

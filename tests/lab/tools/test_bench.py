@@ -28,7 +28,7 @@ def test_the_page_says_shares_and_ratios_and_a_command_with_every_flag_that_they
                "shared": 1.0, "tail": 1.0, "tail_update": 1.0}
     theirs = {name: 3 * x for name, x in seconds.items()} | {"step": None}
     timed = {name: {"ours": x, "transformers": theirs[name]} for name, x in seconds.items()}
-    text = bench.page(SMALL, timed, {"ours": 1.0, "transformers": 2.5}, ["| more |"])
+    text = bench.format_page(SMALL, timed, {"ours": 1.0, "transformers": 2.5}, ["| more |"])
     parameters = 576 * (2 * 576 + 2 * 192) + 3 * 576 * 1536 + 49_152 * 576  # of one layer and the head
     for said in ("Peak: 1000 GFLOP/s", "bandwidth: 4 GB/s", ", transformers 1.2.", "ours 1.0, transformers 2.5."):
         assert said in text

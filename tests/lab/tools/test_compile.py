@@ -357,11 +357,11 @@ def test_what_does_not_fit_is_named_with_its_size(here):
     here.setitem(CHIPS, "cpu", CPU._replace(usable=state + 1))
     here.setattr(compile, "measured", lambda config, name, which: {
         "sampling": {"peak": 2.0e9}, "update": {"peak": None, "refused": "for a reason"}}.get(which, {"peak": 1}))
-    one = compile.found(FLAGS, "cpu")
+    one = compile.compile_for_chip(FLAGS, "cpu")
     assert one["verdict"] == ("does not fit in 0.0 GB: start, 0.0 GB; sampling, 2.0 GB; update, which the compiler "
                               "gives up; could fit with --divide_state over 4 such devices (0.0 GB each), or what --fit "
                               "finds")
-    assert compile.found(FLAGS.with_flags(divide_state=True), "cpu")["programs"]["start"]["peak"] < state
+    assert compile.compile_for_chip(FLAGS.with_flags(divide_state=True), "cpu")["programs"]["start"]["peak"] < state
     assert "| sampling | 2.00, does not fit | |" in (said := compile.shown(one).replace("  ", " "))
     assert "| update | | | | | | | | for a reason |" in said
 
@@ -373,7 +373,7 @@ def test_a_step_takes_what_its_calls_do(here, changes, seconds):
     takes = {"sampling": 1, "log-probabilities": 10, "update": 100, "evaluation": 1000}
     here.setattr(compile, "measured", lambda config, name, which: {"peak": 1, "best": takes[which],
                                                                    "at_40": takes[which] / 2})
-    one = compile.found(FLAGS.with_flags(**changes), "cpu")
+    one = compile.compile_for_chip(FLAGS.with_flags(**changes), "cpu")
     assert (one["step"], one["step_at_40"]) == (seconds, seconds / 2)
 
 
@@ -414,7 +414,7 @@ def test_fit_proposes_lora_where_nothing_fits(here):
     here.setattr(compile, "measured", lambda config, *_: {"peak": of[config.train.grpo.adapter.trainable] + 1e9,
                                                           "best": 1, "at_40": 0.5})
     here.setitem(CHIPS, "cpu", CPU._replace(usable=3e9))
-    one = compile.found(FLAGS.with_flags(fit=True, heldout="none"), "cpu")
+    one = compile.compile_for_chip(FLAGS.with_flags(fit=True, heldout="none"), "cpu")
     assert one["verdict"] == (
         "does not fit in 3.0 GB: start, 6.0 GB; sampling, 4.0 GB; log-probabilities, 4.0 GB; update, 4.0 GB; with "
         "--trainable=lora --adapter_rank=16 --params_dtype=bfloat16 --divide_state=False --grad_accumulation=1 "

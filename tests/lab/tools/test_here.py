@@ -27,15 +27,15 @@ def test_a_machine_is_told_what_fits_it(tmp_path, monkeypatch):
     record = tmp_path / "chips.json"
     record.write_text(json.dumps(RECORD))
     monkeypatch.setattr(here, "devices", lambda: ("Tesla T4", 1))
-    assert here.told(record=record).splitlines() == [
+    assert here.describe_machine(record=record).splitlines() == [
         "this machine: Tesla T4, 1 device; here called T4", "- configs/tiny.flags: fits: 0.10 of 14.9 GB",
         "- configs/chips/large_T4.flags: does not fit", "- configs/chips/small_T4.flags: fits: 5 of 14.9 GB",
         "found by compiling, not by running on such a chip"]
-    assert here.told(True, record) == "configs/chips/small_T4.flags"
+    assert here.describe_machine(True, record) == "configs/chips/small_T4.flags"
     monkeypatch.setattr(here, "devices", lambda: ("TPU v9", 4))
-    assert "nothing larger was compiled for this" in here.told(record=record)
+    assert "nothing larger was compiled for this" in here.describe_machine(record=record)
     with pytest.raises(UserError, match=r"no flag file of configs/chips/ was made for this machine \(TPU v9\)"):
-        here.told(True, record)
+        here.describe_machine(True, record)
 
 
 def test_this_machine_names_itself():
