@@ -1,9 +1,9 @@
 """GRPO: sample, score, compare within groups, update. Read `train` and `grpo_step` first.
 
-There are no texts, files or printing here. Problems are token ids; `reward` scores a step's completions; `watch` is
-called between steps, and may restore, evaluate, log, save, reset and stop. The loss is `learner.make_loss`.
+This module has no text, files or printing. Problems are token ids; `reward` scores the completions of a step; the
+`callbacks` run between steps and may restore, evaluate, log, save, reset and stop. The loss is `learner.make_loss`.
 
-N groups of a step, G completions of a group, B = N*G, T tokens; all groups of a one-shot run have the same problem.
+N groups a step, G completions a group, B = N*G, T tokens; in a one-shot run all groups share one problem.
 """
 
 from typing import Any, Callable, Iterable, NamedTuple, Optional
@@ -33,23 +33,23 @@ class GRPOConfig(Config):
     update: UpdateConfig = UpdateConfig()
     resets: ResetConfig = ResetConfig()
     adapter: AdapterConfig = AdapterConfig()
-    num_prompts: int = flag(16, "rows of a step, each its own group even where all are the one example", minimum=1)
-    group_size: int = flag(8, "completions of a row, compared with each other; 1: nothing is compared", minimum=1)
-    update_group_size: int = flag(0, "completions of each group, its first ones, that are compared and learnt from; "
-                                  "of the others only the reward knows, as TTRL's votes; 0: all", minimum=0)
-    max_resamples: int = flag(0, "times to sample again to replace dead groups, all rewards of which are equal",
-                              minimum=0)
-    drop_dead_groups: bool = flag(False, "leave groups without advantage out of the loss altogether: KL, entropy "
-                                  "and divisor included")
-    mask_truncated: bool = flag(False, "leave completions that were cut at max_new_tokens out of the loss, not out "
-                                "of their group's mean")
-    sample_by_layer: bool = flag(False, "with --divide_state: sample with one layer of weights gathered at a time")
-    track_kl: bool = flag(True, "measure the KL even when kl_coef is 0: one more forward pass and, where all "
+    num_prompts: int = flag(16, "groups per step, each normalised separately even if all share a problem", minimum=1)
+    group_size: int = flag(8, "completions per group, compared with each other; 1: no comparison", minimum=1)
+    update_group_size: int = flag(0, "compare and learn from only the first this many completions of each group; "
+                                  "the rest only feed the reward, for example TTRL's vote; 0: all", minimum=0)
+    max_resamples: int = flag(0, "times to sample again to replace zero-variance groups, whose rewards are all "
+                              "equal", minimum=0)
+    drop_dead_groups: bool = flag(False, "leave zero-variance groups out of the loss altogether, including the "
+                                  "KL, the entropy bonus and the divisor")
+    mask_truncated: bool = flag(False, "leave completions cut at max_new_tokens out of the loss; they still count in "
+                                "their group's mean")
+    sample_by_layer: bool = flag(False, "with --divide_state: gather the weights of one layer at a time while sampling")
+    track_kl: bool = flag(True, "measure the KL even when kl_coef is 0; costs one more forward pass and, if all "
                           "parameters are trained, a copy of them")
 
     @property
     def loss_group_size(self) -> int:
-        """Completions of a group that are compared and learnt from."""
+        """How many completions of each group are compared and learnt from."""
         return self.update_group_size or self.group_size
 
     @property
@@ -58,7 +58,7 @@ class GRPOConfig(Config):
 
     @property
     def keep_reference(self) -> bool:
-        """Whether a copy of the model at the start is kept. With an adapter, the frozen weights are that model."""
+        """Whether to keep a copy of the initial model. With an adapter, the frozen weights are that model."""
         return self.measure_kl and (self.adapter.trainable == "all" or self.resets.resets_reference)
 
 
@@ -71,14 +71,14 @@ class Policy(NamedTuple):
 
 
 class Problems(NamedTuple):
-    """What is trained on: P distinct prompts, and how often each stands in an epoch."""
+    """The training set: P distinct prompts, and how often each occurs in an epoch."""
 
     prompts: Prompts
     copies: np.ndarray  # i[P]
 
 
 class Programs(NamedTuple):
-    """The three compiled functions, each over all devices."""
+    """The three compiled functions, each running on all devices."""
 
     sample: Callable  # (params, Prompts, i32[B] into them, Request) -> Rollouts
     logprobs: Callable  # (params, Batch) -> f32[B,T]: the first of `learner.map_statistics`
@@ -86,34 +86,34 @@ class Programs(NamedTuple):
 
 
 class PromptBatch(NamedTuple):
-    """Which prompts a step samples completions of."""
+    """The prompts of a step."""
 
     step: int
     prompts: Prompts
-    index: np.ndarray  # i32[B] into the prompts; the G completions of a group stand together
+    index: np.ndarray  # i32[B] into the prompts; the G completions of a group are adjacent
 
 
 class Targets(NamedTuple):
-    """Tokens to learn from in place of those that were sampled, as VeriFree does."""
+    """Tokens to learn from instead of the sampled ones, as in VeriFree."""
 
     completions: np.ndarray  # i32[B,T]
     mask: np.ndarray  # bool[B,T]
-    fixed: np.ndarray  # bool[B,T]: tokens with an advantage of their own, in place of the completion's
-    advantages: np.ndarray  # f32[B,T], read at these
+    fixed: np.ndarray  # bool[B,T]: tokens that have their own advantage instead of the completion's
+    advantages: np.ndarray  # f32[B,T], read only where `fixed`
 
 
 class Scored(NamedTuple):
     """What a reward returns."""
 
     reward: np.ndarray  # f32[B]
-    info: dict[str, np.ndarray] = {}  # name -> [B], whatever the watch wants to know, such as whether it is correct
+    info: dict[str, np.ndarray] = {}  # name -> [B], extra columns for the callbacks, such as correctness
     targets: Optional[Targets] = None
 
 
 class Record(NamedTuple):
-    """All of a step, as `watch` is handed it."""
+    """Everything about one step, as passed to the callbacks."""
 
-    asked: PromptBatch
+    prompt_batch: PromptBatch
     rollouts: Rollouts
     scored: Scored
     batch: Batch
@@ -121,34 +121,34 @@ class Record(NamedTuple):
 
 
 class Callbacks:
-    """The callbacks of a training. This `watch` does nothing; others have its methods."""
+    """Hooks into `train`. These do nothing; subclasses or any object with the same methods may do more."""
 
     def restore(self, state: LearnerState) -> LearnerState:
-        """The state to begin with, on the host: the one given, or one that was saved."""
+        """Returns the state to start from, on the host: the given one, or a saved one."""
         return state
 
     def steps(self, state: LearnerState, num_steps: int) -> Iterable[int]:
-        """The numbers of the steps to do, from 1. A watch that has resumed begins later, and may end early."""
+        """Returns the step numbers to run, from 1. A resumed run starts later; any run may end early."""
         return range(1, num_steps + 1)
 
     def __call__(self, state: LearnerState, record: Any) -> LearnerState:
-        """Called after each step; returns the state to go on with."""
+        """Called after each step; returns the state to continue with."""
         return state
 
 
 def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConfig, callbacks=Callbacks(),
           programs: Optional[Programs] = None) -> LearnerState:
-    """Trains the policy, and returns the last state, which lies on the devices (`parallel.fetch_state`).
+    """Trains the policy and returns the last state, which is on the devices (`parallel.fetch_state` brings it back).
 
-    `reward(rollouts, params, step, attempt) -> Scored` runs on the host. All that touches a disk or a screen is in
-    `watch`. Raises UserError for sizes that do not divide.
+    `reward(rollouts, params, step, attempt) -> Scored` runs on the host. Only `callbacks` touch the disk or the screen.
+    Raises UserError for sizes that do not divide.
     """
     check(config)
     programs = programs or compile_programs(policy, config)
     with parallel.init_device(config.update.divide_state):
         state = callbacks.restore(initial_state(policy, config))
     state = parallel.place_state(state, config.update.divide_state)
-    del policy  # the state has the parameters: a copy less in host memory
+    del policy  # the state holds the parameters: frees one copy in host memory
     for step in callbacks.steps(state, config.loop.num_steps):
         state, record = grpo_step(programs, problems, reward, config, state, step)
         state = callbacks(state, record)
@@ -156,21 +156,21 @@ def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConf
 
 
 def grpo_step(programs, problems, reward, config, state, step):
-    """One step: (state, Record). What is random in it is a function of (seed, step) alone."""
-    asked = curriculum(config, problems, step)
-    rollouts, scored = sample_and_score(programs, reward, config, state.params, asked)
-    batch = make_batch(config, asked.prompts, rollouts, scored)
+    """One step: (state, Record). All its randomness is a function of (seed, step)."""
+    prompt_batch = curriculum(config, problems, step)
+    rollouts, scored = sample_and_score(programs, reward, config, state.params, prompt_batch)
+    batch = make_batch(config, prompt_batch.prompts, rollouts, scored)
     if config.measure_kl:
         batch = batch.replace(ref_logprobs=programs.logprobs(reference(state), batch))
     if config.update.updates_per_batch > 1:
         batch = batch.replace(old_logprobs=programs.logprobs(state.params, batch))
     state, metrics = programs.update(state, batch, step)
-    return state, Record(asked, rollouts, scored, batch, metrics)
+    return state, Record(prompt_batch, rollouts, scored, batch, metrics)
 
 
 def check(config: GRPOConfig, devices: Optional[int] = None) -> int:
-    """Rows of a micro-batch on one of the devices, by default all there are. Raises UserError where a group does not
-    divide, or the rows that a step learns from do not among minibatches and devices."""
+    """Rows of a micro-batch on each device (by default, of all devices). Raises UserError if a group does not divide, or
+    if the rows of a step do not divide among minibatches and devices."""
     if config.group_size % config.loss_group_size:
         raise UserError(f"--group_size={config.group_size} is not a multiple of --update_group_size="
                         f"{config.update_group_size}")
@@ -180,8 +180,8 @@ def check(config: GRPOConfig, devices: Optional[int] = None) -> int:
 
 
 def compile_programs(policy: Policy, config: GRPOConfig, devices: Optional[list] = None) -> Programs:
-    """The three programs of a run, compiled at their first call. For devices that are not here `sample` and `update`
-    have what can be compiled from shapes, `mapped`."""
+    """The three programs of a run, each compiled at its first call. For ahead-of-time compilation targets, `sample` and
+    `update` have the attribute `mapped`, which compiles from shapes."""
     optimizer = make_optimizer(config)
     decoding = Decoding(policy.eos_ids, config.sampling.max_new_tokens, config.sampling.num_slots,
                         by_layer=config.sample_by_layer, attend=ATTENTION[config.update.attention].cache)
@@ -196,14 +196,13 @@ def make_optimizer(config: GRPOConfig):
 
 
 def initial_state(policy: Policy, config: GRPOConfig) -> LearnerState:
-    """The state before the first step, with the adapter that is trained."""
+    """The state before the first step, including the adapter to train."""
     params = adapters.add(config.adapter, policy.params, config.loop.seed)
     return learner.init_state(params, make_optimizer(config), config.keep_reference)
 
 
 def curriculum(config: GRPOConfig, problems: Problems, step: int) -> PromptBatch:
-    """Which problem each completion of the step answers: shuffled epochs, in which a problem with k copies comes k
-    times."""
+    """The problem of each completion of a step, from shuffled epochs in which a problem with k copies occurs k times."""
     epoch = np.repeat(np.arange(len(problems.copies), dtype=np.int32), problems.copies)
     positions = (step - 1) * config.num_prompts + np.arange(config.num_prompts)
     orders = {e: np.random.default_rng((config.loop.seed, e, 0, EPOCH_ORDER)).permutation(epoch)
@@ -213,26 +212,26 @@ def curriculum(config: GRPOConfig, problems: Problems, step: int) -> PromptBatch
 
 
 def sample_and_score(programs: Programs, reward: Callable, config: GRPOConfig, params,
-                     asked: PromptBatch) -> tuple[Rollouts, Scored]:
-    """The rollouts that a step learns from, and their rewards. Dead groups are sampled again, at most `max_resamples`
-    times. The reward sees all completions of a group, and what comes after it the first `loss_group_size` of each."""
+                     prompt_batch: PromptBatch) -> tuple[Rollouts, Scored]:
+    """Returns the rollouts to learn from and their rewards. Samples zero-variance groups again, up to `max_resamples`
+    times. The reward sees whole groups; only the first `loss_group_size` completions of each reach the update."""
     size = config.loss_group_size
-    learnt = np.arange(len(asked.index)).reshape(-1, config.group_size)[:, :size].ravel()
+    learnt = np.arange(len(prompt_batch.index)).reshape(-1, config.group_size)[:, :size].ravel()
 
     def live(scored):
         return live_groups(scored.reward.reshape(-1, size))
 
     rollouts = scored = None
     for attempt in range(config.max_resamples + 1):
-        drawn = programs.sample(params, asked.prompts, asked.index, Request(
-            config.loop.seed, asked.step, config.update.temperature, repeats=config.group_size,
-            first_row=attempt * len(asked.index)))  # other random keys than the attempts before
-        fresh = jax.tree.map(lambda x: x[learnt], (drawn, reward(drawn, params, asked.step, attempt)))
+        drawn = programs.sample(params, prompt_batch.prompts, prompt_batch.index, Request(
+            config.loop.seed, prompt_batch.step, config.update.temperature, repeats=config.group_size,
+            first_row=attempt * len(prompt_batch.index)))  # new random keys for each attempt
+        fresh = jax.tree.map(lambda x: x[learnt], (drawn, reward(drawn, params, prompt_batch.step, attempt)))
         if attempt == 0:
             rollouts, scored = fresh
         else:
             dead, alive = np.flatnonzero(~live(scored)), np.flatnonzero(live(fresh[1]))
-            count = min(len(dead), len(alive))  # dead groups get the live groups of the new draw
+            count = min(len(dead), len(alive))  # live groups of the new rollouts replace dead ones
             to, source = rows_of(dead[:count], size), rows_of(alive[:count], size)
             rollouts, scored = jax.tree.map(lambda old, new: replaced(old, to, new[source]), (rollouts, scored), fresh)
         if live(scored).all():
@@ -241,20 +240,20 @@ def sample_and_score(programs: Programs, reward: Callable, config: GRPOConfig, p
 
 
 def rows_of(groups: np.ndarray, size: int) -> np.ndarray:
-    """The places of these groups' completions."""
+    """Row numbers of the completions of these groups."""
     return (groups[:, None] * size + np.arange(size)).ravel()
 
 
 def replaced(rows: np.ndarray, index: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A copy of `rows` with other values at `index`: arrays from a device are read-only."""
+    """A copy of `rows` with new values at `index`; arrays from a device are read-only."""
     rows = rows.copy()
     rows[index] = values
     return rows
 
 
 def make_batch(config: GRPOConfig, prompts: Prompts, rollouts: Rollouts, scored: Scored) -> Batch:
-    """The rollouts with their advantages. Completions that are to have no influence lose their mask: those of a dead
-    group under `drop_dead_groups`, those that were cut under `mask_truncated`."""
+    """The rollouts with their advantages. Completions that must not influence the update lose their mask: those of
+    zero-variance groups under `drop_dead_groups`, truncated ones under `mask_truncated`."""
     rewards_NxG = scored.reward.reshape(-1, config.loss_group_size)
     advantages_B = np.asarray(config.loss.resolved().advantages(rewards_NxG)).reshape(-1)
     influence_B = np.ones(len(advantages_B), bool)

@@ -63,7 +63,7 @@ def rollout_rows(problems: list, record, group_size: int, count: int) -> list[di
     groups = np.linspace(0, len(means) - 1, min(max(count // group_size, 1), len(means))).astype(int)
     for i in rows_of(groups, group_size)[:count]:
         problem, group = problems[rollouts.prompt_index[i]], i // group_size
-        rows.append({"step": record.asked.step, "group": int(group), "prompt": problem.prompt, "answer": problem.answer,
+        rows.append({"step": record.prompt_batch.step, "group": int(group), "prompt": problem.prompt, "answer": problem.answer,
                      "completion": info["text"][i], "reward": scored.reward[i], "correct": bool(info["correct"][i]),
                      "advantage": np.mean(record.batch.advantages[i]), "group_mean": means[group],
                      "graded_by": info["graded_by"][i], "truncated": not rollouts.ended[i],

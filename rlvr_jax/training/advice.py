@@ -92,5 +92,5 @@ def on_inert(rows: list[dict], record: Record, steps: int) -> str:
     said = ", ".join(f"{name} pays every completion {paid[0]:g}" if np.all(paid == paid[0]) else
                      f"{name} pays {paid.min():g} to {paid.max():g}" for name, paid in terms.items())
     return (f"all rewards of each group have been equal for {steps} steps, and nothing is learnt from them (step "
-            f"{record.asked.step}: {said}); choose another --example, or raise --temperature. --stop_when=inert ends "
+            f"{record.prompt_batch.step}: {said}); choose another --example, or raise --temperature. --stop_when=inert ends "
             "such a run")

@@ -14,7 +14,7 @@ from rlvr_jax.runs.summary import throughput
 
 @dataclasses.dataclass
 class RunCallbacks(grpo.Callbacks):
-    """The `watch` of a run directory: restores, measures, logs, saves, resets and stops. In use, `run` is open."""
+    """The `callbacks` of a run directory: restore, measure, log, save, reset and stop. In use, `run` is open."""
 
     run: Run
     meta: dict  # of checkpoints
@@ -69,7 +69,7 @@ class RunCallbacks(grpo.Callbacks):
 
 
 class Learnt(NamedTuple):
-    """A step of supervised training, as the watch is handed it."""
+    """A step of supervised training, as passed to the callbacks."""
 
     step: int
     batch: Batch

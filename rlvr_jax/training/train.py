@@ -1,4 +1,4 @@
-"""GRPO in a run directory: problems and a reward for `grpo.train`, and the watch that keeps everything."""
+"""GRPO in a run directory: problems, a reward and callbacks for `grpo.train`."""
 
 import dataclasses
 import functools
@@ -162,9 +162,9 @@ def rows_of(config: TrainConfig, problems: list[Problem], logged: list[dict],
             record: Record) -> tuple[dict, list[dict]]:
     """The metrics of a step, and its rows of rollouts.jsonl; `logged` are the metrics of the steps before."""
     size = config.grpo.loss_group_size
-    row = {"step": record.asked.step} | describe(record.rollouts, record.scored, size)
+    row = {"step": record.prompt_batch.step} | describe(record.rollouts, record.scored, size)
     if not score.is_constant(config.rewards):
-        advice.warn(advice.on_first_step(record) if record.asked.step == 1 else "")
+        advice.warn(advice.on_first_step(record) if record.prompt_batch.step == 1 else "")
         advice.warn(advice.on_inert([*logged, row], record, config.run.inert_steps))
     if config.record_history:
         row["train/group_accuracies"] = group_accuracies(problems, record.rollouts.prompt_index,
