@@ -24,7 +24,7 @@ parity: $(VENV)-parity/done  ## agreement with transformers and TRL, in an envir
 	$(VENV)-parity/bin/python -m pytest -n 2 tests/parity
 
 chips: $(VENV)-chips/done  ## tiny programs compiled for chips that are not here, in an environment of its own
-	JAX_PLATFORMS=cpu $(VENV)-chips/bin/python -m pytest -n 2 -m "not slow" tests/chips  # cpu: else JAX looks for a GPU
+	JAX_PLATFORMS=cpu $(VENV)-chips/bin/python -m pytest -n 2 -m "not slow" tests/targets  # cpu: else JAX looks for a GPU
 
 small: $(VENV)/small  ## what --model=smollm2 needs
 

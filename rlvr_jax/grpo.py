@@ -169,8 +169,8 @@ def grpo_step(programs, problems, reward, config, state, step):
 
 
 def check(config: GRPOConfig, devices: Optional[int] = None) -> int:
-    """Rows of a micro-batch on each device (by default, of all devices). Raises UserError if a group does not divide, or
-    if the rows of a step do not divide among minibatches and devices."""
+    """Rows of a micro-batch on each device (by default, of all devices). Raises UserError if a group does not divide,
+    or if the rows of a step do not divide among minibatches and devices."""
     if config.group_size % config.loss_group_size:
         raise UserError(f"--group_size={config.group_size} is not a multiple of --update_group_size="
                         f"{config.update_group_size}")
@@ -202,7 +202,7 @@ def initial_state(policy: Policy, config: GRPOConfig) -> LearnerState:
 
 
 def curriculum(config: GRPOConfig, problems: Problems, step: int) -> PromptBatch:
-    """The problem of each completion of a step, from shuffled epochs in which a problem with k copies occurs k times."""
+    """The problem of each completion of a step, from shuffled epochs. A problem with k copies occurs k times in each."""
     epoch = np.repeat(np.arange(len(problems.copies), dtype=np.int32), problems.copies)
     positions = (step - 1) * config.num_prompts + np.arange(config.num_prompts)
     orders = {e: np.random.default_rng((config.loop.seed, e, 0, EPOCH_ORDER)).permutation(epoch)

@@ -13,7 +13,7 @@ from scripts import cli
 
 
 def main(config) -> None:
-    from rlvr_jax.lab.tools import bench
+    from rlvr_jax.bench import bench
 
     text = bench.run(config)
     print(text)
@@ -22,4 +22,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "rlvr_jax.lab.tools.bench.BenchConfig")
+    cli.run(main, "rlvr_jax.bench.bench.BenchConfig")

@@ -9,7 +9,7 @@ from scripts import cli
 
 
 def main(config) -> None:
-    from rlvr_jax.lab.tools import compile
+    from rlvr_jax.chips import compile
 
     print(compile.run(config))
 
@@ -17,4 +17,4 @@ def main(config) -> None:
 if __name__ == "__main__":
     # A run may be using this machine's accelerator; and what a compiler takes is to be seen.
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    cli.run(main, "rlvr_jax.lab.tools.compile.CompileConfig")
+    cli.run(main, "rlvr_jax.chips.compile.CompileConfig")

@@ -10,7 +10,7 @@ from scripts import cli
 
 
 def main(config) -> None:
-    from rlvr_jax.lab.tools.leaked_benchmark import plant
+    from rlvr_jax.lab.probes.leaked_benchmark import plant
 
     for times, problems in plant(config).items():
         print(f"{config.out}/times_{times}.jsonl: {len(problems)} problems, seen {times} times in pre-training")
@@ -18,4 +18,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "rlvr_jax.lab.tools.leaked_benchmark.PlantConfig")
+    cli.run(main, "rlvr_jax.lab.probes.leaked_benchmark.PlantConfig")

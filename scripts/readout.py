@@ -4,12 +4,12 @@
   python -m scripts.readout --model=runs/vector --beside=runs/vector1,runs/vector2 --out=runs/vector/readout
 
 The model is a run of scripts.train with --trainable=vector. Writes OUT/readout.json and OUT/readout.md. The numbers are
-defined in rlvr_jax/lab/tools/readout.py.
+defined in rlvr_jax/lab/elicit/readout.py.
 """
 
 from scripts import cli
 
-main = cli.print_page("rlvr_jax.lab.tools.readout.readout", "readout.md", "readout.json")
+main = cli.print_page("rlvr_jax.lab.elicit.readout.readout", "readout.md", "readout.json")
 
 if __name__ == "__main__":
-    cli.run(main, "rlvr_jax.lab.tools.readout.ReadoutConfig")
+    cli.run(main, "rlvr_jax.lab.elicit.readout.ReadoutConfig")

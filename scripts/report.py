@@ -17,7 +17,7 @@ def main(config) -> None:
         raise UserError("--run_dir draws one run and --all all studies: give one of the two")
     if config.parquet and config.all:
         raise UserError("--parquet is for the completions of a run: it needs --run_dir")
-    from rlvr_jax.lab.report import report
+    from rlvr_jax.report import report
     from rlvr_jax.lab.studies import findings
 
     written = findings.write(config.results) if config.all else report.write_report(config.run_dir)
@@ -27,4 +27,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "rlvr_jax.lab.report.report.ReportConfig")
+    cli.run(main, "rlvr_jax.report.report.ReportConfig")

@@ -16,7 +16,7 @@ from scripts import cli
 
 def main(config) -> None:
     from rlvr_jax.runs.files import naming
-    from rlvr_jax.lab.tools.generate import generate
+    from rlvr_jax.evaluation.generate import generate
 
     rows = generate(config)
     for i, row in enumerate(rows):
@@ -43,4 +43,4 @@ def marked(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, "rlvr_jax.lab.tools.generate.SampleConfig")
+    cli.run(main, "rlvr_jax.evaluation.generate.SampleConfig")

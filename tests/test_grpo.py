@@ -5,7 +5,7 @@ import jax
 import numpy as np
 
 from rlvr_jax import grpo, objectives
-from rlvr_jax.grpo import PromptBatch, GRPOConfig, Programs, Scored
+from rlvr_jax.grpo import GRPOConfig, Programs, PromptBatch, Scored
 from rlvr_jax.records import Rollouts
 
 from fixtures import random_rollouts, table_loss_and_gradient

@@ -1,1 +1,1 @@
-"""Questions asked of models and runs: other ways to elicit, probes, studies, and tools."""
+"""Questions asked of models and runs: other ways to elicit, probes, diagnostics and studies."""

@@ -25,10 +25,10 @@ from rlvr_jax.adapters import ADAPTERS
 from rlvr_jax.config import flags_of
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
-from rlvr_jax.lab.report import report
 from rlvr_jax.objectives import OBJECTIVES
 from rlvr_jax.pretrained import loading
 from rlvr_jax.records import LearnerState, Problem
+from rlvr_jax.report import report
 from rlvr_jax.rewards.rows import REWARDS
 from rlvr_jax.runs import checkpoint, flags, log, origin, run, sources, stopping, summary
 from rlvr_jax.runs.run import Run

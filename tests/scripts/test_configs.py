@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from rlvr_jax.lab.tools import here
+from rlvr_jax.chips import here
 from rlvr_jax.training.train import TrainConfig
 
 from fixtures import ROOT, record_of

@@ -39,8 +39,8 @@ NOT_HERE = [
     (r"--model=runs/wager |--fit_on",
      "needs a model that states confidences; tests/lab/probes/test_probes.py has its rows"),
     (r"scripts\.study", "trains three bases from scratch, which takes an hour"),
-    (r"--chip=", "needs the compilers of chips; tests/chips has them"),
-    (r"scripts\.bench", "times shapes of 135 M parameters; tests/lab/tools/test_bench.py has small ones")]
+    (r"--chip=", "needs the compilers of chips; tests/targets has them"),
+    (r"scripts\.bench", "times shapes of 135 M parameters; tests/bench/test_bench.py has small ones")]
 TINY = ["--num_layers=1", "--d_model=16", "--num_heads=2", "--d_ff=32", "--batch_size=16"]
 STEP = ["--num_steps=1", "--eval_size=8", "--noremat"]
 # A base of whole words in the place of a language model, which knows no instruction.

@@ -8,8 +8,8 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.estimators import shown
 from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig, Pair, Undefined
 from rlvr_jax.lab.diagnostics.table import DIAGNOSTICS, SHARE, Found
-from rlvr_jax.lab.elicit.when import draw_bars
 from rlvr_jax.lab.elicit.weight_difference import weight_difference
+from rlvr_jax.lab.elicit.when import draw_bars
 from rlvr_jax.pretrained import loading
 from rlvr_jax.runs import files
 from rlvr_jax.runs.flags import described

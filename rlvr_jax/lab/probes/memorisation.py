@@ -22,7 +22,7 @@ from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks import arithmetic, boolean, chains
 from rlvr_jax.tasks.chains import Algebra
 from rlvr_jax.tasks.families import FAMILIES
-from rlvr_jax.tasks.prompts import PromptConfig, ProblemSource, load_problems
+from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, load_problems
 
 NEEDS = ("prompt", "correct", "benchmark", "split")
 ALGEBRAS = {"arithmetic": arithmetic.ALGEBRA, "boolean": boolean.ALGEBRA}

@@ -3,8 +3,8 @@
 import collections
 import pathlib
 
-from rlvr_jax.lab import pages
 from rlvr_jax.lab.probes.rows import Result
+from rlvr_jax.report import pages
 
 MAX_ITEMS, MAX_BYTES, MAX_TEXT, MAX_STEPS = 2_000, 8_000_000, 20_000, 60  # of a page, its texts, a text, an item
 TEXTS = {"prompt": "Prompt", "rest": "Hidden from the model", "completion": "Completion"}

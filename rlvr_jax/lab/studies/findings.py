@@ -9,8 +9,8 @@ import re
 import markupsafe
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab import pages
 from rlvr_jax.lab.studies import findings_figure, records, rules, study
+from rlvr_jax.report import pages
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 

@@ -6,8 +6,8 @@ import textwrap
 
 import markupsafe
 
-from rlvr_jax.lab.report import figures
 from rlvr_jax.lab.studies import records, rules
+from rlvr_jax.report import figures
 
 COLORS = {"agree": figures.GREEN, "disagree": figures.ORANGE, "undecided": figures.QUIET}
 SIGNS = {"agree": "✓", "disagree": "✗", "undecided": "?"}

@@ -12,9 +12,8 @@ import pathlib
 import textwrap
 from typing import NamedTuple, Optional
 
-from rlvr_jax.lab import pages
-from rlvr_jax.lab.report import figures
 from rlvr_jax.lab.studies import records
+from rlvr_jax.report import figures, pages
 from rlvr_jax.runs import files
 
 COLORS = ("#0072b2", "#d55e00", "#00785a", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c564b")  # Okabe and Ito

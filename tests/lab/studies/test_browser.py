@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rlvr_jax.lab.probes import probe
-from rlvr_jax.lab.report import report
 from rlvr_jax.lab.studies import findings
+from rlvr_jax.report import report
 
 from fixtures import (BROWSERS, HELDOUT_ROWS, HOSTILE, ROOT, as_any_probe, browser_path, browser_tab, kept_completions,
                       write_heldout, write_jsonl, write_record)

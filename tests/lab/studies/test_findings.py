@@ -9,7 +9,7 @@ import pytest
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
 from rlvr_jax.lab.studies import findings, findings_figure, records, rules, study
-from rlvr_jax.lab.report.report import ReportConfig
+from rlvr_jax.report.report import ReportConfig
 from scripts import report as command
 
 from fixtures import ROOT, Page, write_record

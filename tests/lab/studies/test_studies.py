@@ -9,9 +9,9 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.report import figures
 from rlvr_jax.lab.studies import commands, design, records, sources, study, study_figure
 from rlvr_jax.lab.studies.study import StudyConfig
+from rlvr_jax.report import figures
 
 from fixtures import ROOT, STUDY, record_of, write_jsonl
 

@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from rlvr_jax import batches, model, sampler
+from rlvr_jax.bench import bench_peers
+from rlvr_jax.bench.bench_work import MOVED, PEAK, BenchConfig, Case, Ours, cases, numbers, shape_of, tail_lengths
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.tools import bench_peers
-from rlvr_jax.lab.tools.bench_work import MOVED, PEAK, BenchConfig, Case, Ours, cases, numbers, shape_of, tail_lengths
 from rlvr_jax.records import Batch, Prompts
 from rlvr_jax.runs.flags import flag_lines
 from rlvr_jax.runs.log import progress

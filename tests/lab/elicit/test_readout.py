@@ -8,7 +8,7 @@ import pytest
 
 from rlvr_jax import model
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.tools.readout import ReadoutConfig, readout
+from rlvr_jax.lab.elicit.readout import ReadoutConfig, readout
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.tasks import families, prompts

@@ -19,12 +19,12 @@ import jax
 import numpy as np
 
 from rlvr_jax import grpo, learner, model, parallel
+from rlvr_jax.chips import cost, here, published
+from rlvr_jax.chips.loads import POWERS, Load, decoding, learning, lengths
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.measure import heldout_names
 from rlvr_jax.grpo import GRPOConfig, Policy
-from rlvr_jax.lab.tools import chips, cost, here
-from rlvr_jax.lab.tools.loads import POWERS, Load, decoding, learning, lengths
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.ops import ATTENTION, RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
@@ -58,9 +58,9 @@ class CompileConfig(Config):
     train: TrainConfig = TrainConfig()
     chip: str = flag("", "chips to compile for, joined by commas; empty: say at once what stays on each device of "
                      "all of them, without a compiler; here: which chip this machine has, and what was compiled for "
-                     "it", lambda: chips.CHIPS, listed=True)
+                     "it", lambda: published.CHIPS, listed=True)
     shape: str = flag("", "a published model in place of --model, by its shape: a row of the table SHAPES of "
-                      "rlvr_jax/lab/tools/compile.py; without either it is the tiny base")
+                      "rlvr_jax/chips/compile.py; without either it is the tiny base")
     num_problems: int = flag(1, "distinct problems trained on: more than one with --example=all", minimum=1)
     prompt_tokens: int = flag(0, "tokens of the longest prompt; 0: max_prompt_tokens, or what the model's window "
                               "leaves", minimum=0)
@@ -164,8 +164,8 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
 def measured(config: CompileConfig, name: str, which: str) -> dict:
     """What the compiler says of one of the programs, for the chip of that name: "peak" bytes of a device, with what
     stays beside the program, and what a call takes at least; "refused" is why there is none."""
-    chip, shape = chips.named(name), shape_of(config)
-    program = programs_of(config, shape, chips.devices(chip))[which]
+    chip, shape = published.named(name), shape_of(config)
+    program = programs_of(config, shape, published.devices(chip))[which]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.args)
     beside = resident(config.train.grpo, shape, chip.devices) - size(program.args[0]) // chip.devices
     begun = time.process_time()
@@ -174,7 +174,7 @@ def measured(config: CompileConfig, name: str, which: str) -> dict:
     except jax.errors.JaxRuntimeError as error:
         wanted = re.search(r"required.*?\(([\d.]+)G\) exceeds", str(error))
         return {"seconds": time.process_time() - begun, "refused": str(error).splitlines()[0],
-                "peak": float(wanted[1]) * chips.GIB + beside if wanted else None}
+                "peak": float(wanted[1]) * published.GIB + beside if wanted else None}
     seconds, peaks = time.process_time() - begun, [chip.peak["float32"], chip.peak[shape.dtype]]
     jaxpr, counted = jax.make_jaxpr(program.mapped)(*shapes).jaxpr, cost.counted(made.as_text())
     every = [(cost.flops(jaxpr, *load), counted(*load)) for load in program.loads]
@@ -187,7 +187,7 @@ def measured(config: CompileConfig, name: str, which: str) -> dict:
 
 def fitted(config: CompileConfig, name: str) -> CompileConfig:
     """The flags with the largest micro-batch and the most slots that fit, or with 1 of what does not fit at all."""
-    flags, chip = config.train.grpo, chips.named(name)
+    flags, chip = config.train.grpo, published.named(name)
     rows = grpo.check(flags.with_flags(grad_accumulation=1), chip.devices)
     sampled = -(-flags.num_prompts * flags.group_size // chip.devices)
     choices = {"update": [{"grad_accumulation": n} for n in range(rows, 0, -1) if rows % n == 0],
@@ -199,7 +199,7 @@ def fitted(config: CompileConfig, name: str) -> CompileConfig:
     return config
 
 
-def remedies(config: CompileConfig, chip: chips.Chip, shape: ModelConfig) -> str:
+def remedies(config: CompileConfig, chip: published.Chip, shape: ModelConfig) -> str:
     """What could make a run fit: where its state takes less than half of the memory, and programs have the rest."""
     flags, ways = config.train.grpo, []
     lora = resident(flags.with_flags(**LORA), shape, chip.devices)
@@ -214,12 +214,12 @@ def remedies(config: CompileConfig, chip: chips.Chip, shape: ModelConfig) -> str
 
 def compile_for_chip(config: CompileConfig, name: str) -> dict:
     """All that is found about a chip. A state that is not divided is made on a device, and then copied to all."""
-    chip, shape = chips.named(name), shape_of(config)
+    chip, shape = published.named(name), shape_of(config)
     state = resident(config.train.grpo, shape, chip.devices)
     begins = state if config.train.grpo.update.divide_state else 2 * state
     config = fitted(config, name) if config.fit and begins <= chip.usable else config
     flags, programs = config.train.grpo, {"start": {"peak": begins}}
-    for which in programs_of(config, shape, chips.devices(chip)):
+    for which in programs_of(config, shape, published.devices(chip)):
         programs[which] = measured(config, name, which)
     calls = {"sampling": 1, "log-probabilities": flags.measure_kl + (flags.update.updates_per_batch > 1),
              "update": flags.update.updates_per_batch}
@@ -235,7 +235,7 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
         other = compile_for_chip(config.with_flags(**LORA), name)
         other["flags"] = LORA | other["flags"]
         return other | {"verdict": f"{verdict}; with {written(other['flags'])} it {other['verdict']}"}
-    return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {chips.version(name)}",
+    return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {published.version(name)}",
             "usable": chip.usable, "state": state, "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
             "step": step if step < math.inf else None, "step_at_40": average if step < math.inf else None,
             "flags": {key: flags.as_flags()[key] for key in ("divide_state", "grad_accumulation", "num_slots")},
@@ -265,7 +265,7 @@ def shown(one: dict) -> str:
 def residents(config: GRPOConfig, shape: ModelConfig) -> str:
     """A table of what stays on each device of each chip: parameters, moments and reference."""
     rows = []
-    for name, chip in chips.CHIPS.items():
+    for name, chip in published.CHIPS.items():
         whole, part = (resident(config.with_flags(divide_state=divide), shape, chip.devices)
                        for divide in (False, True))
         rows.append([name, chip.devices, *(f"{x / 1e9:.2f}" for x in (chip.usable, whole, 2 * whole, part)),

@@ -11,8 +11,8 @@ import sys
 import tempfile
 from typing import Iterator
 
+from rlvr_jax.chips.published import CHIPS
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.tools.chips import CHIPS
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.training.train import TrainConfig

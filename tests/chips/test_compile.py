@@ -1,6 +1,6 @@
 """Programs lowered for devices from shapes: those that a run hands its own, what they cost, what is said of a chip.
 
-The CPU's devices stand for a chip's. tests/chips/ has the compilers of real ones.
+The CPU's devices stand for a chip's. tests/targets/ has the compilers of real ones.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ import pytest
 from jax.experimental import pallas as pl
 
 from rlvr_jax import grpo, model, ops, parallel, sampler
+from rlvr_jax.chips import compile, cost, loads, published
+from rlvr_jax.chips.compile import CompileConfig
+from rlvr_jax.chips.published import CHIPS, GIB, Chip
 from rlvr_jax.errors import UserError
 from rlvr_jax.grpo import Policy, Problems, Scored
-from rlvr_jax.lab.tools import chips, compile, cost, loads
-from rlvr_jax.lab.tools.chips import CHIPS, GIB, Chip
-from rlvr_jax.lab.tools.compile import CompileConfig
 from rlvr_jax.pretrained import huggingface
 
 from fixtures import PROMPTS, ROOT, TINY, padded, tiny_params
@@ -33,7 +33,7 @@ CPU = Chip("jaxlib", 2, GIB, {"float32": 5e11, "bfloat16": 1e12}, 1e11, {})
 def here(monkeypatch):
     """A row of the table whose devices are those of this machine, and TINY as the model, in bfloat16."""
     monkeypatch.setitem(CHIPS, "cpu", CPU)
-    monkeypatch.setattr(chips, "devices", lambda chip: jax.devices())
+    monkeypatch.setattr(published, "devices", lambda chip: jax.devices())
     monkeypatch.setattr(compile, "shape_of", lambda config: dataclasses.replace(TINY, dtype="bfloat16"))
     clear = compile.measured.cache_clear
     clear()

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from rlvr_jax.bench import bench, bench_work
+from rlvr_jax.bench.bench_work import BenchConfig
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.tools import bench, bench_work
-from rlvr_jax.lab.tools.bench_work import BenchConfig
 
 from fixtures import TINY
 

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.report import report
+from rlvr_jax.report import report
 
 from fixtures import (HELDOUT_CORRECT, HELDOUT_ROWS, HELDOUT_SAMPLED, RUN_ROWS, RUN_SUMMARY, Page, heldout_row,
                       write_heldout, write_run)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.tools.leaked_benchmark import PlantConfig, plant
+from rlvr_jax.lab.probes.leaked_benchmark import PlantConfig, plant
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.prompts import ProblemSource, load_problems
 from rlvr_jax.training import pretrain

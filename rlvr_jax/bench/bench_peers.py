@@ -8,8 +8,8 @@ from typing import Callable, Optional
 
 import numpy as np
 
+from rlvr_jax.bench import bench_work as work
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.tools import bench_work as work
 
 
 def version(peer: str) -> str:

@@ -16,9 +16,9 @@ from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
 from rlvr_jax.evaluation.estimators import difference, wilson
-from rlvr_jax.lab import pages
-from rlvr_jax.lab.pages import cut, evenly
-from rlvr_jax.lab.report.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
+from rlvr_jax.report import pages
+from rlvr_jax.report.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
+from rlvr_jax.report.pages import cut, evenly
 from rlvr_jax.runs.files import naming, read_json, read_steps, write_whole
 
 MAX_ROLLOUTS, MAX_ROLLOUT_BYTES = 400, 2_000_000

@@ -14,9 +14,9 @@ import pytest
 from jax.experimental import topologies
 
 from rlvr_jax import model, sampler
-from rlvr_jax.training import kernels
 from rlvr_jax.pretrained import huggingface
 from rlvr_jax.records import Prompts
+from rlvr_jax.training import kernels
 
 from fixtures import ROOT
 

@@ -6,10 +6,10 @@ import pathlib
 import jax
 import pytest
 
+from rlvr_jax.chips import compile, here
+from rlvr_jax.chips.compile import CompileConfig
+from rlvr_jax.chips.published import CHIPS
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.tools import compile, here
-from rlvr_jax.lab.tools.chips import CHIPS
-from rlvr_jax.lab.tools.compile import CompileConfig
 
 RECORD = {f"scripts.compile --flagfile=configs/{name}.flags --chip={chip}": {"chip": chip, "verdict": verdict}
           for name, chip, verdict in (("tiny", "T4", "fits: 0.10 of 14.9 GB"), ("chips/large_T4", "T4", "does not fit"),

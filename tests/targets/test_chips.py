@@ -3,9 +3,9 @@
 import jax
 import pytest
 
+from rlvr_jax.chips import compile, published
+from rlvr_jax.chips.compile import CompileConfig
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.tools import chips, compile
-from rlvr_jax.lab.tools.compile import CompileConfig
 
 from fixtures import ROOT
 
@@ -20,7 +20,7 @@ def compiled_anew():
 
 def found(parse, chip: str, *flags: str) -> dict:
     try:
-        chips.named(chip)
+        published.named(chip)
     except UserError as error:
         pytest.skip(str(error))
     return compile.compile_for_chip(parse(CompileConfig, *flags), chip)
@@ -48,4 +48,4 @@ def test_the_whole_state_of_a_large_model_is_refused_and_the_divided_one_fits(pa
     whole = compile.measured(config, "v5e-8", "update")
     assert "exceeds available HBM (15.75G)" in whole["refused"] and 40e9 < whole["peak"] < 50e9
     divided = compile.measured(config.with_flags(divide_state=True), "v5e-8", "update")
-    assert 3.09e9 < divided["peak"] < chips.CHIPS["v5e-8"].usable
+    assert 3.09e9 < divided["peak"] < published.CHIPS["v5e-8"].usable

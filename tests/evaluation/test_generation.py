@@ -8,9 +8,9 @@ import pytest
 
 from rlvr_jax import sampler
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.tools import generate
+from rlvr_jax.evaluation import generate
+from rlvr_jax.evaluation.generate import SampleConfig
 from rlvr_jax.model import ModelConfig
-from rlvr_jax.lab.tools.generate import SampleConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.records import Rollouts
 from rlvr_jax.tasks.families import make_tokenizer

@@ -1,0 +1,1 @@
+"""The page about one run, its figures, and what all HTML pages share."""
