@@ -28,7 +28,7 @@ from fixtures import ROOT, defined, record_of, released, write_jsonl, write_parq
 
 # What the commands need and the test cannot have: (pattern of the command, reason). Their flags are read all the same.
 NOT_HERE = [
-    (r"\bpip install\b|^make (demo|test|parity|small|chips)|python[\d.]* -m venv", "installs packages from the network"),
+    (r"\bpip install\b|^hf download|^make (demo|test|parity|small|chips)|python[\d.]* -m venv", "installs packages from the network"),
     (r"activate", "the suite runs in an environment already"),
     (r"--run_dir=runs/gpu", "needs a GPU"), (r"--run_dir=runs/tpu", "needs a TPU"),
     (r"--coordinator_address=", "needs several hosts; tests/test_distributed.py has two processes"),
@@ -112,7 +112,7 @@ def test_every_command_is_run_or_has_a_reason_not_to_be():
 
 
 def test_every_script_has_a_command():
-    shown = set(re.findall(r"python -m scripts\.(\w+)", "\n".join(commands(TEXT["docs/commands.md"]))))
+    shown = set(re.findall(r"python -m scripts\.(\w+)", "\n".join(COMMANDS)))
     assert shown == {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"__init__", "cli"}
 
 
@@ -186,7 +186,7 @@ RECIPES = {name: [code for code in blocks(TEXT[name], "python") if "import" in c
 
 
 @pytest.mark.parametrize("name, runs, added", [
-    ("README.md", ["novelty"], ["reward"]),
+    ("README.md", ["short"], ["reward"]),
     ("docs/extending.md", ["short", "above_mean", "mod7", "attention"], list(TABLES))])
 def test_the_recipes_run_as_shown_and_say_how_they_ended(name, runs, added, folder, monkeypatch, capsys, caplog):
     bases = {"num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 32, "batch_size": 16} | SMALL
@@ -208,13 +208,13 @@ def test_the_recipes_run_as_shown_and_say_how_they_ended(name, runs, added, fold
 
 
 def test_the_recipes_are_short():
-    for recipe in [*RECIPES["README.md"], *RECIPES["docs/extending.md"], *blocks(TEXT["docs/extending.md"], "toml")]:
+    for recipe in [*RECIPES["README.md"], *RECIPES["docs/extending.md"], *blocks(TEXT["docs/studies.md"], "toml")]:
         assert len(recipe.splitlines()) <= 15, recipe
     assert [len(codes) for codes in RECIPES.values()] == [1, 5]
 
 
 def test_the_study_of_the_recipes_is_one(folder):
-    text, = blocks(TEXT["docs/extending.md"], "toml")
+    text, = blocks(TEXT["docs/studies.md"], "toml")
     (folder / "random.toml").write_text(text)
     _, found = study.load("random.toml")
     for arm, reward in (("correct", "correct"), ("random", "random")):
@@ -250,15 +250,23 @@ def of_record(name: str) -> tuple[set, set]:
                                             for one in found if one.get("interval")}
 
 
-def test_the_table_of_the_readme_is_that_of_the_record():
-    found = measures("one_shot")
-    short, long = found["150 steps"], found["1,000 steps"]
-    for name, how in (("greedy", "greedy"), ("sampled at T = 1", "T=1")):
-        cells = [short[f"base, {how}"], short[f"at saturation, {how}"], short[f"end, {how}"], long[f"end, {how}"]]
-        row = " | ".join(["{:.3f} [{:.3f}, {:.3f}]".format(cell["mean"], *cell["interval"]) for cell in cells])
-        assert f"| {name} | {row} |" in README.splitlines()[:14]
-    demo = [short[measure]["seeds"][0] for measure in ("base, greedy", "end, greedy")]
-    assert "{:.3f} and {:.3f} in the recorded run".format(*demo) in README
+def test_the_sizes_of_the_readme_are_those_of_the_records():
+    """What the tiny run reached, and hours and memory of runs compiled for chips: seconds a step, 40 % and full."""
+    end = measures("one_shot")["150 steps"]
+    shown = ["{:.3f} [{:.3f}, {:.3f}]".format(cell["mean"], *cell["interval"])
+             for cell in (end["base, greedy"], end["end, greedy"])]
+    assert f"ten seeds: {' to '.join(shown)} |" in README
+    assert "{:.3f} and {:.3f} in the recorded run".format(
+        *(end[measure]["seeds"][0] for measure in ("base, greedy", "end, greedy"))) in README
+    chips = {re.search(r"chips/(\w[\w.-]*)\.flags", name)[1]: one["verdict"]
+             for name, one in json.loads((ROOT / "results" / "chips.json").read_text()).items() if "/chips/" in name}
+    rows = re.findall(r"chips/([\w.-]+)\.flags\) \|[^|]*\| (\d+) steps: ([\d.]+) to ([\d.]+) (hours|days) \| ([\d.]+) GB", README)
+    assert len(rows) == 4
+    for name, steps, least, most, unit, size in rows:
+        largest, full, average = map(float, re.search(
+            r"fits: (\S+) of .* at best (\S+) s a step, (\S+) at 40 %", chips[name]).groups())
+        times = [int(steps) * seconds / {"hours": 3600, "days": 86400}[unit] for seconds in (average, full)]
+        assert [f"{x:.1f}" for x in (*times, largest)] == [least, most, size], name
 
 
 def not_on(text: str, pages: list[str]) -> list[str]:
@@ -299,7 +307,7 @@ def test_the_timings_are_those_of_the_page():
     def ratio(what: str, peer: str) -> str:
         cells, = (cells for cells in rows if cells[0].startswith(what))
         return cells[header.index(f"{peer} / ours")]
-    read = " ".join(TEXT["docs/commands.md"].split())
+    read = " ".join(TEXT["docs/large.md"].split())
     assert (f"a whole step is {ratio('a whole', 'trl')} times as fast as TRL's, sampling "
             f"{ratio('sampling 64', 'transformers')} times as fast as that of transformers, a gradient "
             f"{ratio('the same,', 'transformers')} times as fast where the prompt is shared, and "
