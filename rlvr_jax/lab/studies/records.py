@@ -1,7 +1,7 @@
 """The record of a study, STUDY.json: which keys it must have, and the Markdown page made from it.
 
 The page is for a reader: the answer, one figure, one table, the rules. Everything else stays in the record, and
-index.html shows it.
+index.html shows it. Studies that are one story share a page: the file of each but the first says `story = "FIRST"`.
 """
 
 import html
@@ -19,7 +19,9 @@ KINDS = {"study": str, "title": str, "known": str, "question": str, "prediction"
 RULE = {"says", "arm", "measure", "verdict", "mean", "interval"}  # what each of the rules has
 # of the study's file, as it is
 WORDS = ("title", "question", "short", "abstract", "construction", "known", "note", "control", "table", "shown",
-         "figure", "looks", "success", "over")
+         "figure", "looks", "success", "over", "story")
+ORDER = ("one_shot", "boolean")  # as one reads them; then the others by name
+SECTION = '\n\n<a id="'  # before a study that joins the story of a page
 MOST_ARMS, MOST_MEASURES = 12, 4  # of the table of a page
 VERDICTS = ("agree", "disagree", "undecided")
 
@@ -35,6 +37,29 @@ def read(path: pathlib.Path) -> dict:
         raise UserError(f"{path}: {', '.join(wrong)} is missing or not as scripts.study writes it; write it again, or "
                         "take it away")
     return record
+
+
+def read_all(folder: pathlib.Path) -> list[dict]:
+    """The records in a directory, in their order: what joins a story comes after its first study."""
+    def place(record: dict) -> tuple:
+        first = record.get("story") or record["study"]
+        return [*ORDER, first].index(first), first, first != record["study"], record["study"]
+    return sorted((record for path in folder.glob("*.json") if (record := read(path))), key=place)
+
+
+def by_page(found: list[dict], folder: pathlib.Path) -> dict[str, list[dict]]:
+    """`{page: its studies}` of the records of a directory. A study that joins a story has a page of its own where the
+    directory has neither the record nor a page of the story's first study."""
+    first, pages = {record["study"] for record in found if not record.get("story")}, {}
+    for record in found:
+        story = record.get("story")
+        joins = story and (story in first or (folder / f"{story}.md").is_file())
+        pages.setdefault(story if joins else record["study"], []).append(record)
+    return pages
+
+
+def link(page: str, record: dict) -> str:
+    return f"{page}.md" + f"#{record['study']}" * (page != record["study"])
 
 
 def faults(record: dict) -> list[str]:
@@ -162,14 +187,28 @@ def changed(record: dict) -> str:
 HOW = "([How verdicts are made](README.md#how-to-read).)"
 
 
-def markdown(record: dict) -> str:
-    """The page of a study: question, answer, figure, a table, the rules, what was known, and the command."""
+def section(record: dict, joins: bool) -> list[str]:
+    """The paragraphs of a study; of one that joins a page without what the page says already."""
     study, built, (head, *rows) = record["study"], record.get("construction", ""), table(record)
-    paragraphs = [f"# {record['title']}", f"**Question.** {record['question'].strip()}",
-                  f"**Answer.** {answer(record)}", "**Decided by construction.** " * bool(built) + built,
-                  f"![{record['title']}]({study}.png)", spread(record), markdown_table(head, rows),
-                  record.get("note", ""), changed(record), f"**Verdict: {verdict(record)}** {HOW}",
-                  markdown_table(RULES, rules(record)), f"**Known before.** {record['known'].strip()}",
-                  record["origin"], f"Every seed and every other measure: [{study}.json]({study}.json) and "
-                  f"[index.html](index.html#{study})."]
-    return "\n\n".join(text.strip() for text in paragraphs if text.strip()) + "\n"
+    return [f'<a id="{study}"></a>\n\n## {record["title"]}' if joins else f"# {record['title']}",
+            f"**Question.** {record['question'].strip()}", f"**Answer.** {answer(record)}",
+            "**Decided by construction.** " * bool(built) + built, f"![{record['title']}]({study}.png)",
+            spread(record), markdown_table(head, rows), record.get("note", ""), changed(record),
+            f"**Verdict: {verdict(record)}** {'' if joins else HOW}", markdown_table(RULES, rules(record)),
+            f"**Known before.** {record['known'].strip()}", record["origin"]]
+
+
+def markdown(page: str, together: list[dict], folder: pathlib.Path) -> str:
+    """The text of FOLDER/PAGE.md: question, answer, figure, a table, the rules, what was known, and the command of each
+    of its studies. Where the story's first study has no record, what its page says stays above the others."""
+    kept, names = [], [record["study"] for record in together]
+    if names[0] != page:
+        kept = [(folder / f"{page}.md").read_text("utf-8").split(SECTION)[0]]
+    for record in together:
+        kept += section(record, record["study"] != page)
+        if len(names) > 1 and record["study"] == page:
+            more = [f"[{other.get('short') or other['question']}](#{other['study']})" for other in together[1:]]
+            kept.insert(1, f"Further down: {' '.join(more)}")
+    links = ", ".join(f"[{name}.json]({name}.json)" for name in names)
+    kept.append(f"Every seed and every other measure: {links} and [index.html](index.html#{names[0]}).")
+    return "\n\n".join(text.strip() for text in kept if text.strip()) + "\n"

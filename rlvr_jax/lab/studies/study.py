@@ -28,7 +28,7 @@ REQUIRED = {"title": str, "question": str, "known": str, "seeds": list, "command
             "arms": dict, "measures": dict, "rules": list}
 OPTIONAL = {"prediction": str, "short": str, "control": str, "quick": dict, "figure": dict, "note": str,
             "table": list, "shown": dict, "looks": list, "success": dict, "bases": list, "examples": list,
-            "crossed": bool, "construction": str, "over": str, "abstract": str, "changed": dict}
+            "crossed": bool, "construction": str, "over": str, "abstract": str, "changed": dict, "story": str}
 
 
 @checked
@@ -58,8 +58,8 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     name, study = load(config.study)
     if config.quick:
         few = {"bases": 3, "examples": 3} if study.get("crossed") else {}
-        name, study = name + "_quick", study | {key: study[key][:count] for key, count in ({"seeds": 1} | few).items()
-                                                if key in study}
+        name, study = name + "_quick", study | {"story": ""} | {
+            key: study[key][:count] for key, count in ({"seeds": 1} | few).items() if key in study}
     work = pathlib.Path(config.work_dir or f"runs/{name}")
     out = pathlib.Path(config.out) if config.out else work / "results"
     given = {"work": str(work)} | ({"data": config.data} if config.data else {})
@@ -90,16 +90,23 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
                        ("curves", study_figure.curves(study, cells))):
         record |= {key: value} if value else {}
     out.mkdir(parents=True, exist_ok=True)
-    return write(plain(record), out)
+    return write([plain(record)], out)[0]
 
 
-def write(record: dict, folder: pathlib.Path) -> pathlib.Path:
-    """Writes the record, its page and its figure; returns the page."""
-    path = folder / f"{record['study']}.md"
-    files.write_json(path.with_suffix(".json"), record)
-    files.write_whole(path, records.markdown(record))
-    study_figure.write(record, path.with_suffix(".png"))
-    return path
+def write(new: list[dict], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes the records, their figures, and the pages that they are on, with what else of these stories is in the
+    folder; returns the pages. What has joined a story loses the page of its own that it had before."""
+    for record in new:
+        files.write_json(folder / f"{record['study']}.json", record)
+        study_figure.write(record, folder / f"{record['study']}.png")
+    names, written = {record["study"] for record in new}, []
+    for page, together in records.by_page(records.read_all(folder), folder).items():
+        if names & (there := {record["study"] for record in together}):
+            written.append(folder / f"{page}.md")
+            files.write_whole(written[-1], records.markdown(page, together, folder))
+            for name in there - {page}:
+                (folder / f"{name}.md").unlink(missing_ok=True)
+    return written
 
 
 def load(study: str) -> tuple[str, dict]:

@@ -98,7 +98,8 @@ def test_a_rule_on_most_seeds_has_the_median_and_nothing_measured_no_dot(tmp_pat
 
 def test_studies_stand_in_their_order_and_searches_last(tmp_path):
     for name in ("zeta", "boolean", "switch_dev", "alpha", "one_shot", "long_run"):
-        write_record(tmp_path, name, TWO, verdict="disagree" if name == "zeta" else "agree")
+        write_record(tmp_path, name, TWO, verdict="disagree" if name == "zeta" else "agree",
+                     story="one_shot" if name == "long_run" else "")
     (tmp_path / "graders.json").write_text('{"now": {}}')  # of something else
     (tmp_path / "smollm2.md").write_text("# A page")
     page = page_of(tmp_path)
@@ -108,6 +109,26 @@ def test_studies_stand_in_their_order_and_searches_last(tmp_path):
     sections = [value for name, value in page.attributes if name == "id" and "-" not in value]  # not of a drawing
     assert sections == ["one_shot", "long_run", "boolean", "alpha", "zeta", "switch_dev"]
     assert page.text.index("About zeta: disagree") < page.text.index("Searches") < page.text.index("About switch_dev")
+
+
+def test_a_story_is_one_page_and_what_joins_nothing_has_its_own(tmp_path):
+    """The page has the sections in their order however it came about, and each study's numbers once."""
+    (tmp_path / "hand.md").write_text("# By hand\n\nText.\n")
+    for name, story in (("late", "coin"), ("early", "coin"), ("alone", "nowhere"), ("after", "hand"), ("later", "hand")):
+        write_record(tmp_path, name, TWO, story=story, short=f"{name}?", figure=name != "early")
+    assert (tmp_path / "late.md").is_file() and not (tmp_path / "early.md").exists()  # there is no coin yet
+    write_record(tmp_path, "coin", TWO)
+    coin, hand, alone = ((tmp_path / f"{name}.md").read_text() for name in ("coin", "hand", "alone"))
+    assert re.findall(r"^#.*|!\[.*|Further.*", coin, re.M) == [
+        "# About coin", "Further down: [early?](#early) [late?](#late)", "![About coin](coin.png)", "## About early",
+        "![About early](early.png)", "## About late", "![About late](late.png)"]
+    assert coin.count("[How verdicts are made]") == 1 and coin.count("| bent | 0.600 [0.352, 0.848]") == 3
+    assert re.findall("^#.*|Text.", hand, re.M) == ["# By hand", "Text.", "## About after", "## About later"]
+    assert alone.startswith("# About alone")
+    links = [value for name, value in page_of(tmp_path).attributes if name == "href" and ".md" in value]
+    assert {"coin.md", *(f"coin.md#{x}" for x in ("early", "late")), "hand.md#after", "hand.md#later", "alone.md"} == {*links}
+    assert {path.name for path in tmp_path.glob("*.md")} == {"coin.md", "hand.md", "alone.md"}
+    assert (coin, hand) == tuple((tmp_path / f"{name}.md").read_text() for name in ("coin", "hand"))
 
 
 def test_pages_of_probes_are_linked_by_their_titles(tmp_path):
@@ -196,15 +217,15 @@ def test_readme_and_pages_are_those_of_the_records_in_the_repository(monkeypatch
     """But for the drawings, which another version of matplotlib may make otherwise."""
     monkeypatch.chdir(ROOT)
     folder = pathlib.Path("results")
-    found, drawing = findings.read(folder), re.compile("<svg.*?</svg>", re.S)
+    found, drawing = records.read_all(folder), re.compile("<svg.*?</svg>", re.S)
     for record in found:
         assert study.again(record) == record, f"{record['study']}: mend it: {MEND}"
-        page = (folder / f"{record['study']}.md").read_text("utf-8")
-        assert records.markdown(record) == page, f"mend it: {MEND}"
-        most = 110 if record["study"] == "worlds" else 80  # the words of worlds.toml are still to be shortened
-        assert len(page.splitlines()) <= most, f"{record['study']}: shorten the words of its file"
         answer = records.first_sentence(re.sub(r"\[\[.+?\]\]", "0.5", record.get("abstract", "")) or "None.")
         assert len(answer.split()) <= 25, answer
+    for name, together in records.by_page(found, folder).items():
+        page = (folder / f"{name}.md").read_text("utf-8")
+        assert records.markdown(name, together, folder) == page, f"mend it: {MEND}"
+        assert len(page.splitlines()) <= (200 if together[-1].get("story") else 80), f"{name}: shorten the words of its file"
     assert findings.with_table(folder / "README.md", found) == (folder / "README.md").read_text("utf-8"), MEND
     page = (folder / "index.html").read_text("utf-8")
     assert drawing.sub("", findings.page(found, folder)) == drawing.sub("", page), f"results/index.html is not that of results/*.json and *.png; mend it: {MEND}"

@@ -125,7 +125,7 @@ def test_a_record_keeps_its_curves_and_is_enough_for_page_and_figure(coin, tmp_p
     assert record["curves"]["bent"]["1"] == {"eval/greedy": [[0, 1], [.3, .62]]}
     assert record["curves"].keys() == {"plain", "bent"}
     (tmp_path / "again").mkdir()
-    study.write(record, tmp_path / "again")
+    study.write([record], tmp_path / "again")
     assert {name: (tmp_path / "again" / name).read_bytes() for name in made} == made
 
 
