@@ -253,6 +253,7 @@ def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
     ('rl = "train', 'rl = "train --problems={data}', "--data is required"),
     ("[figure]", '[figure]\nx = ["lenght"]', "x: 'lenght' is none of the measures: end, start, gain"),
     ("[figure]", '[figure]\nlabels = "end"', r"\[figure\] labels is not as it should be"),
+    ("[figure]", '[figure]\narrows = ["end"]', r"\[figure\] arrows is not as it should be"),
     ("[figure]", '[figure]\ncurvs = []', r"\[figure\] curvs is not as it should be; docs/extending.md has measures, x"),
     ("[figure]", '[figure]\nlog_x = ["lenght"]', "log_x: 'lenght' is none of the measures"),
     ("[figure]", '[figure]\nmeasures = ["end", "ned"]', "measures: 'ned' is none of the measures"),
@@ -331,6 +332,13 @@ def test_axes_hide_nothing_and_are_in_words():
     assert shares.get_xlim()[0] <= -.25 and shares.get_xlim()[1] >= 1.25  # the interval: .5 +- .99
 
 
+def test_an_arrow_leads_from_before_to_after_and_what_lacks_a_mean_has_none():
+    arms = {"a": {"s": [.1], "s2": [.3], "r": [1.], "r2": [.7]}, "b": {"s": [.1], "s2": [.2], "r": [1.], "r2": [None]}}
+    *_, axes = drawn(arms, {"measures": ["s"], "arrows": ["s", "s2", "r", "r2"], "labels": {"r2": "right\n← no"}}).axes
+    assert [(arrow.xyann, arrow.xy) for arrow in axes.texts] == [((.1, 1), (.3, .7))] and len(axes.containers) == 1
+    assert (axes.get_xlabel(), axes.get_title("left")) == ("s2", "right\n← no")
+
+
 def test_there_are_at_most_three_panels_and_curves_have_the_mean_of_their_seeds():
     curves = {"few": {"0": {"eval/greedy": [[0, 10, 20], [.1, .5, .6]]}, "1": {"eval/greedy": [[0, 10], [.3, .9]]}}}
     sheet = drawn(THREE, {"measures": ["size", "score", "size", "score"], "curves": ["eval/greedy", "none"]},
@@ -388,6 +396,9 @@ def test_the_studies_of_the_repository_can_be_read_and_their_commands_given(path
     """Every command names a script, and flags that it has."""
     monkeypatch.chdir(ROOT)
     _, loaded = study.load(str(path))
+    figure, labels = loaded["figure"], study_figure.LABELS | loaded["figure"].get("labels", {})
+    drawn = [*figure["measures"][:3], *figure.get("x", []), *figure.get("curves", [])[:2]]
+    assert design.contrasts(loaded) or {*drawn} <= labels.keys()  # the axes are in words
     for arm in design.ran(loaded):
         for quick in (False, True):
             for line in commands.commands(loaded, {"work": "w", "data": "d", "arm": arm, "seed": "0", "base": "0",
