@@ -158,8 +158,7 @@ def test_links_lead_somewhere(name):
             file = (ROOT / name).parent / path if path else ROOT / name
             assert file.is_file(), target
             if heading:
-                text = file.read_text("utf-8")
-                titles = re.findall(r"^#+ (.*)$", text, re.M) + re.findall('<a id="(.*?)">', text)
+                titles = re.findall(r'^(?:#+ |<a id=")(.*?)(?:"></a>)?$', file.read_text("utf-8"), re.M)
                 assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], target
 
 

@@ -58,22 +58,16 @@ def page(found: list[dict], folder: pathlib.Path) -> str:
     return pages.environment(__file__).get_template("findings.html.jinja").render(
         studies=studies, searches=list(filter(is_search, found)), elsewhere=elsewhere, probes=probes(folder),
         pictures={name: pages.picture(folder / f"{name}.png") for name in names}, counts=counts,
-        drawn=findings_figure.svg, records=records, rules=rules,
-        links={record["study"]: link for link, record in linked(found, folder)})
-
-
-def linked(found: list[dict], folder: pathlib.Path) -> list[tuple[str, dict]]:
-    """Each record with the link to where its study stands."""
-    return [(records.link(page, record), record) for page, together in records.by_page(found, folder).items()
-            for record in together]
+        drawn=findings_figure.svg, records=records, rules=rules, links=records.links(found, folder))
 
 
 def table(found: list[dict], folder: pathlib.Path) -> str:
     """The studies as a table of Markdown, with links to their pages; searches are left out. The answer is the first
     sentence of the abstract."""
-    rows = [[f"[{record['study']}]({link})", record.get("short") or record["question"],
+    links = records.links(found, folder)
+    rows = [[f"[{record['study']}]({links[record['study']]})", record.get("short") or record["question"],
              records.first_sentence(records.answer(record)), records.seeds(record), record["verdict"]]
-            for link, record in linked(found, folder) if not is_search(record)]
+            for record in found if not is_search(record)]
     return markdown_table(["study", "question", "answer", "seeds", "verdict"],
                           [[cell.replace("|", "\\|") for cell in row] for row in rows])
 

@@ -58,8 +58,10 @@ def by_page(found: list[dict], folder: pathlib.Path) -> dict[str, list[dict]]:
     return pages
 
 
-def link(page: str, record: dict) -> str:
-    return f"{page}.md" + f"#{record['study']}" * (page != record["study"])
+def links(found: list[dict], folder: pathlib.Path) -> dict[str, str]:
+    """Where each study stands: PAGE.md, or PAGE.md#STUDY."""
+    return {record["study"]: f"{page}.md" + f"#{record['study']}" * (page != record["study"])
+            for page, together in by_page(found, folder).items() for record in together}
 
 
 def faults(record: dict) -> list[str]:

@@ -2,11 +2,11 @@
 
 A study's [figure] may have: `measures`, a panel each with a row for every arm; `x`, measures to draw each of `measures`
 against, and `log_x`, true or a list of those on a logarithmic axis; `run`, the run whose `curves`, names of metrics, go
-into the record and are drawn; `arrows = [x, x after, y, y after]`, measures of which each arm has an arrow; `controls`,
-arms drawn hollow (without it the study's `control`); `labels = {name = "words"}` for the axes, beside those of
-labels.toml, which studies share. `shown` of the study's file chooses the arms. There are at most MOST_PANELS panels. Arms
-that are AUROCs (`design.contrasts`) have a panel each, with a row for each of `measures`, and stand alone; `ends =
-["higher where a", "higher where b"]` says what 0 and 1 mean.
+into the record and are drawn; `arrows = [x, x after, y, y after]`, measures of an arrow for each arm; `controls`, arms
+drawn hollow (without it the study's `control`); `labels = {name = "words"}` for the axes, beside labels.toml, which
+studies share. `shown` of the study's file chooses the arms. There are at most MOST_PANELS panels. Arms that are AUROCs
+(`design.contrasts`) have a panel each, with a row for each of `measures`, and stand alone; `ends = ["higher where a",
+"higher where b"]` says what 0 and 1 mean.
 """
 
 import pathlib
@@ -214,7 +214,7 @@ def draw_arrows(axes, record: dict, names: list[str], look: dict[str, Look]) -> 
     for arm, style in look.items():
         x0, x1, y0, y1 = (record["measures"][arm][name] for name in names)
         if None not in (tail := (x0["mean"], y0["mean"])) + (head := (x1["mean"], y1["mean"])):
-            axes.annotate("", head, tail, arrowprops={"arrowstyle": "->", "color": style.color, "shrinkA": 0, "shrinkB": 4})
+            axes.annotate("", head, tail, arrowprops={"arrowstyle": "->", "color": style.color, "shrinkB": 4})
             draw_point(axes, *head, style, xerr=reach(x1), yerr=reach(y1))
             axes.plot(*tail, ".", color=style.color, ms=4)
     axes.set(xlabel=label(record, names[1]), title=label(record, names[3]))
