@@ -161,9 +161,9 @@ def rules(record: dict) -> list[list[str]]:
 
 
 def verdict(record: dict) -> str:
-    """In words: the rule that the verdict is of, and how many of the others held."""
+    """In words: the verdict, and how many of the rules that do not give it held."""
     more = f" Of the other rules: {judging.tally(record['rules'])}." * (len(record["rules"]) > 1)
-    return f"{record['verdict']}, by the primary rule: {judging.primary(record['rules'])['says']}.{more}"
+    return f"{record['verdict']}, by the primary rule.{more}"
 
 
 def spread(record: dict) -> str:
@@ -212,5 +212,5 @@ def markdown(page: str, together: list[dict], folder: pathlib.Path) -> str:
             more = [f"[{other.get('short') or other['question']}](#{other['study']})" for other in together[1:]]
             kept.insert(1, f"Further down: {' '.join(more)}")
     links = ", ".join(f"[{name}.json]({name}.json)" for name in names)
-    kept.append(f"Every seed and every other measure: {links} and [index.html](index.html#{names[0]}).")
+    kept.append(f"All seeds and measures: {links} and [index.html](index.html#{names[0]}).")
     return "\n\n".join(text.strip() for text in kept if text.strip()) + "\n"

@@ -110,11 +110,11 @@ def test_the_page_shows_the_answer_the_rules_its_verdict_and_the_command(coin, t
     monkeypatch.setenv("XLA_FLAGS", "--xla_allow_excess_precision=false")
     text = study.run(coin[0]).read_text()
     for wanted in ("# A coin", "**Question.** Is it fair?", "**Known before.** Nothing.",
-                   "**Answer.** Agree: the bent one gains more, 0.203 [0.189, 0.218].",
-                   "**Verdict: agree, by the primary rule: the bent one gains more. Of the other "
-                   "rules: 1 held, 0 refuted, 0 open.**", "| the bent one gains more (**primary**) | 0.203 [0.189, 0.218] | agree |", "--seeds=0,1,2`, commit", "![A coin](coin.png)",
-                   "Means over 3 seeds, 95 % intervals over these; after", "[coin.json](coin.json)",
-                   "`XLA_FLAGS=--xla_allow_excess_precision=false python -m scripts.study"):
+                   "**Answer.** Agree: the bent one gains more, 0.203 [0.189, 0.218].", "[coin.json](coin.json)",
+                   "**Verdict: agree, by the primary rule. Of the other rules: 1 held, 0 refuted, 0 open.**",
+                   "| the bent one gains more (**primary**) | 0.203 [0.189, 0.218] | agree |", "![A coin](coin.png)",
+                   "`XLA_FLAGS=--xla_allow_excess_precision=false python -m scripts.study", "--seeds=0,1,2`, commit",
+                   "Means over 3 seeds, 95 % intervals over these; after"):
         assert wanted in text
     assert "0.303 [0.265, 0.341]; +0.203 [+0.189, +0.218]" in text
     assert (tmp_path / "results" / "coin.png").read_bytes().startswith(b"\x89PNG")
