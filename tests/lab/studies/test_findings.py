@@ -207,6 +207,16 @@ def test_flags_that_do_not_fit_are_named(flags, message, tmp_path, monkeypatch):
         command.main(ReportConfig(**flags))
 
 
+def test_the_levels_that_separate_the_worlds_are_those_of_the_record():
+    """Of the base models at T = 1, where RL gains .1 or more."""
+    record = records.read(ROOT / "results" / "worlds.json")
+    levels = {arm: [base for base, gain in zip(of["base, T=1"]["seeds"], of["gain"]["seeds"]) if (gain or 0) >= .1]
+              for arm, of in record["measures"].items()}
+    taught, switched = max(levels["c"] + levels["t"]), min(levels["s1"] + levels["s2"] + levels["s3"])
+    said = f"at most {taught:.3f} where taught, at least {switched:.3f} where switched on".replace(" 0.", " .")
+    assert said in " ".join(record["abstract"].split())
+
+
 def test_readme_and_pages_are_those_of_the_records_in_the_repository(monkeypatch):
     """But for the drawings, which another version of matplotlib may make otherwise."""
     monkeypatch.chdir(ROOT)

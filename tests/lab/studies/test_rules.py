@@ -271,8 +271,15 @@ def test_a_record_is_judged_again_from_its_seeds_alone(tmp_path, monkeypatch):
     load(tmp_path, rule)
     again = study.again(whole)
     assert again["measures"] == whole["measures"] and again["rules"][0]["over"] == "problems"
-    load(tmp_path, rule, head=HEAD.replace("plain", "other"))
-    assert study.again(record) == record  # other arms
+    more = HEAD.replace("[measures]", 'arms.later.rl = ["--reward=format"]\n[measures]').replace("fair?", "fair now?")
+    later = RULE | {"arm": "later", "above": .6}
+    load(tmp_path, rule, later, head=more)  # an arm that was not run yet is left out, with its rule
+    assert study.again(record) == record | {"question": "Is it fair now?"}
+    for given, head in (((rule, later | {"primary": True}), more), ((rule,), HEAD.replace("plain", "other")),
+                        ((rule,), more.replace("[measures]", 'shown.arms = ["later"]\n[measures]')),
+                        ((rule,), 'abstract = "[[later | end]]"\n' + more)):
+        load(tmp_path, *given, head=head)
+        assert study.again(record) == record  # what is asked first is to be run
     load(tmp_path, rule, head=HEAD.replace("control =", "looks = [5, 10, 20]\ncontrol ="))
     assert study.again(record) == record  # the rules of runs to come, with other looks
 

@@ -10,7 +10,7 @@ import pytest
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
 from rlvr_jax.lab.report import figures
-from rlvr_jax.lab.studies import commands, design, records, sources, study, study_figure
+from rlvr_jax.lab.studies import commands, records, sources, study, study_figure
 from rlvr_jax.lab.studies.study import StudyConfig
 
 from fixtures import ROOT, STUDY, record_of, write_jsonl
@@ -85,9 +85,9 @@ def test_means_intervals_and_paired_differences(coin, tmp_path):
 
 def values_in(folder, measures):
     """The values of measures whose files lie in a folder."""
-    found = sources.values_of(measures, lambda name: None if isinstance(measures[name], list) else [
-        sources.source_values(name, measures[name], {"work": str(folder)})], [{}])
-    return {name: values[0] for name, values in found.items()}
+    found = sources.values_of({"arms": ["a"], "measures": measures}, lambda _, name: None if isinstance(
+        measures[name], list) else [sources.source_values(name, measures[name], {"work": str(folder)})], [{}])
+    return {name: values[0] for name, values in found["a"].items()}
 
 
 def test_the_mean_is_of_bases_and_a_seed_succeeds_above_the_number():
@@ -366,19 +366,6 @@ def test_25_arms_can_be_told_apart_and_are_named_beside_their_points():
     assert [label.get_text() for label in dots.get_yticklabels()] == ["arm 3", "arm 1"]
 
 
-def test_aurocs_have_a_panel_with_a_row_for_each_measure_and_say_what_its_ends_mean():
-    arms = {"a": {"score": [.1, .2, .3], "size": [1., 2., 4.]}, "b": {"score": [.2, .3, .4], "size": [1., 2., 3.]},
-            "apart": {"score": [.8, .9, 1.], "size": [.3, .4, .5]}}
-    contrast = {"high": ["a"], "low": ["b"], "where": "score", "above": 0}
-    axes, = drawn(arms, {}, contrasts={"apart": contrast}).axes
-    assert axes.get_title("left") == "apart" and axes.get_xlabel() == "AUROC\n← higher in b     higher in a →"
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["score", "size"]
-    assert [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line, *_ in axes.containers] == [
-        (pytest.approx(.9), 0), (pytest.approx(.4), 1)]
-    axes, = drawn(arms, {"ends": ["off", "on"]}, contrasts={"apart": contrast}).axes
-    assert "← off     on →" in axes.get_xlabel()
-
-
 def test_an_unknown_study_is_answered_with_those_there_are(monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match="--study=two_shot: no file .*one_shot, qwen, sixteen_bits, smollm2"):
@@ -391,8 +378,8 @@ def test_the_studies_of_the_repository_can_be_read_and_their_commands_given(path
     monkeypatch.chdir(ROOT)
     _, loaded = study.load(str(path))
     axes = {name for key in ("measures", "x", "curves") for name in loaded["figure"].get(key, [])[:3]}
-    assert design.contrasts(loaded) or axes <= (study_figure.LABELS | loaded["figure"].get("labels", {})).keys()
-    for arm in design.ran(loaded):
+    assert axes <= (study_figure.LABELS | loaded["figure"].get("labels", {})).keys()
+    for arm in loaded["arms"]:
         for quick in (False, True):
             for line in commands.commands(loaded, {"work": "w", "data": "d", "arm": arm, "seed": "0", "base": "0",
                                                      "example": "0"}, quick):
