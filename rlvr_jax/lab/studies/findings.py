@@ -66,9 +66,9 @@ def table(found: list[dict], folder: pathlib.Path) -> str:
     sentence of the abstract."""
     links = records.links(found, folder)
     rows = [[f"[{record['study']}]({links[record['study']]})", record.get("short") or record["question"],
-             records.first_sentence(records.answer(record)), records.seeds(record), record["verdict"]]
+             records.first_sentence(records.answer(record)), records.seeds(record), records.VERDICTS[record["verdict"]]]
             for record in found if not is_search(record)]
-    return markdown_table(["study", "question", "answer", "seeds", "verdict"],
+    return markdown_table(["study", "question", "answer", "seeds", "prediction"],
                           [[cell.replace("|", "\\|") for cell in row] for row in rows])
 
 

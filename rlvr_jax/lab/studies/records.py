@@ -23,7 +23,7 @@ WORDS = ("title", "question", "short", "abstract", "construction", "known", "not
 ORDER = ("one_shot", "boolean")  # as one reads them; then the others by name
 SECTION = '\n\n<a id="'  # before a study that joins the story of a page
 MOST_ARMS, MOST_MEASURES = 12, 4  # of the table of a page
-VERDICTS = ("agree", "disagree", "undecided")
+VERDICTS = {"agree": "held", "disagree": "failed", "undecided": "undecided"}  # of a record, and of a page
 
 
 def read(path: pathlib.Path) -> dict:
@@ -106,7 +106,7 @@ def answer(record: dict) -> str:
     if record.get("abstract"):
         return abstract(record["abstract"], record["measures"]).strip()
     rule = judging.primary(record["rules"])
-    return f"{rule['verdict'].capitalize()}: {rule['says']}, {shown(rule)}."
+    return f"{VERDICTS[rule['verdict']].capitalize()}: {rule['says']}, {shown(rule)}."
 
 
 def first_sentence(text: str) -> str:
@@ -142,7 +142,7 @@ def table(record: dict) -> list[list[str]]:
     return rows
 
 
-RULES = ("rule", "measured", "verdict")
+RULES = ("rule", "measured", "prediction")
 
 
 def rules(record: dict) -> list[list[str]]:
@@ -151,19 +151,20 @@ def rules(record: dict) -> list[list[str]]:
         known, new = rule.get("known", ""), rule.get("new")
         if isinstance(known, list):
             known = f"seeds {', '.join(map(str, known))}" + (
-                f"; the others alone: {shown(new)}, {new['verdict']}" if new else "")
+                f"; the others alone: {shown(new)}, {VERDICTS[new['verdict']]}" if new else "")
         return "; ".join(filter(None, [
             "**primary**" * (rule is judging.primary(record["rules"])), rule.get("added", ""),
-            f"known before: {known}" * bool(known), "turned after a pilot: not counted" * bool(
-                rule.get("turned")), "could hardly fail: not counted" * bool(rule.get("easy"))]))
+            f"known before: {known}" * bool(known), "reversed after a pilot: not counted" * bool(
+                rule.get("turned")), "almost sure to hold: not counted" * bool(rule.get("easy"))]))
     return [[rule["says"] + (f" ({notes(rule)})" if notes(rule) else ""), shown(rule),
-             ": ".join([rule["verdict"], *filter(None, [rule.get("open")])])] for rule in record["rules"]]
+             ": ".join([VERDICTS[rule["verdict"]], *filter(None, [rule.get("open")])])] for rule in record["rules"]]
 
 
 def verdict(record: dict) -> str:
-    """In words: the verdict, and how many of the rules that do not give it held."""
+    """In words: whether the prediction held, and how many of the rules that do not decide it did."""
     more = f" Of the other rules: {judging.tally(record['rules'])}." * (len(record["rules"]) > 1)
-    return f"{record['verdict']}, by the primary rule.{more}"
+    held = VERDICTS[record["verdict"]]
+    return f"The prediction {'is ' * (held == 'undecided')}{held}, by the primary rule.{more}"
 
 
 def spread(record: dict) -> str:
@@ -196,7 +197,7 @@ def section(record: dict, joins: bool) -> list[str]:
             f"**Question.** {record['question'].strip()}", f"**Answer.** {answer(record)}",
             "**Decided by construction.** " * bool(built) + built, f"![{record['title']}]({study}.png)",
             spread(record), markdown_table(head, rows), record.get("note", ""), changed(record),
-            f"**Verdict: {verdict(record)}** {'' if joins else HOW}", markdown_table(RULES, rules(record)),
+            f"**{verdict(record)}** {'' if joins else HOW}", markdown_table(RULES, rules(record)),
             f"**Known before.** {record['known'].strip()}", record["origin"]]
 
 

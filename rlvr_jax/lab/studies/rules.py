@@ -257,9 +257,9 @@ def primary(rules: list[dict]) -> dict:
 
 
 def tally(rules: list[dict]) -> str:
-    """How many of the other rules held, were refuted, and are open; those that do not count are left out."""
+    """How many of the other rules held, failed and are undecided; those that do not count are left out."""
     others = [rule["verdict"] for rule in rules if rule is not primary(rules) and counts(rule)]
-    words = {"agree": "held", "disagree": "refuted", "undecided": "open"}
+    words = {"agree": "held", "disagree": "failed", "undecided": "undecided"}
     return ", ".join(f"{others.count(key)} {word}" for key, word in words.items()) if others else "no other rule"
 
 

@@ -35,14 +35,14 @@ def test_the_page_has_question_rules_means_and_every_seed(tmp_path):
     page = page_of(tmp_path)
     rows = rows_of(page)
     # .6 +- 4.302653 * .1 / sqrt(3); of the difference .49, .48 * 1.0, .59: by hand
-    assert re.search(r"So\? Predicted: more than .2 .*agree 0.600 \[0.352, 0.848\] Decided by construction. 3 seeds. "
-                     r"Other rules: 0 held, 1 refuted, 0 open. coin.md", page.text)
-    assert ["more than .2 (primary)", "0.600 [0.352, 0.848]", "agree"] in rows
-    assert ["not above .9", "0.600 [0.352, 0.848]", "disagree"] in rows
+    assert re.search(r"So\? Predicted: more than .2 .*held 0.600 \[0.352, 0.848\] Decided by construction. 3 seeds. "
+                     r"Other rules: 0 held, 1 failed, 0 undecided. coin.md", page.text)
+    assert ["more than .2 (primary)", "0.600 [0.352, 0.848]", "held"] in rows
+    assert ["not above .9", "0.600 [0.352, 0.848]", "failed"] in rows
     cells, = (row for row in rows if row[:2] == ["bent", "end"])
     assert cells[2] == "0.600 [0.352, 0.848]" and cells[3].startswith("+0.490 [") and cells[4] == "0.500, 0.600, 0.700"
     assert ["bent", "size", "5 (equal in all seeds)", "-1,229 (equal in all seeds)", "5, -, 5"] in rows
-    for words in ("About coin: agree", "Question. Is <it> so?", "Known before. Nothing.",
+    for words in ("About coin: held", "Question. Is <it> so?", "Known before. Nothing.",
                   "Prediction, in words. It | is.",
                   "study --study=coin, commit abc1234.", "A note.", "difference to plain", "It knows two styles."):
         assert words in page.text
@@ -103,10 +103,10 @@ def test_studies_stand_in_their_order_and_searches_last(tmp_path):
     page = page_of(tmp_path)
     rows = [value for name, value in page.attributes if name == "href" and value[0] == "#" and value != "#"]
     assert rows == ["#one_shot", "#long_run", "#boolean", "#alpha", "#zeta"]
-    assert "all 5 agree 4 disagree 1 undecided 0" in page.text  # a search is no finding
+    assert "all 5 held 4 failed 1 undecided 0" in page.text  # a search is no finding
     sections = [value for name, value in page.attributes if name == "id" and "-" not in value]  # not of a drawing
     assert sections == ["one_shot", "long_run", "boolean", "alpha", "zeta", "switch_dev"]
-    assert page.text.index("About zeta: disagree") < page.text.index("Searches") < page.text.index("About switch_dev")
+    assert page.text.index("About zeta: failed") < page.text.index("Searches") < page.text.index("About switch_dev")
 
 
 def test_a_story_is_one_page_and_what_joins_nothing_has_its_own(tmp_path):
@@ -183,8 +183,8 @@ def test_the_table_stands_between_its_marks_and_a_second_time_changes_nothing(tm
     before, inside, after = re.split(f"{re.escape(BEGIN)}|{re.escape(END)}", (tmp_path / "README.md").read_text())
     assert (before, after) == ("# A\n\n", "\n\n## B\n")
     assert inside.strip().splitlines()[2:] == [
-        r"| [coin](coin.md) | a \| b? | It is 0.600 [0.352, 0.848] at T = 1. | 3 seeds | agree |",
-        "| [plain](plain.md) | c? | Agree: more than .2, 0.600 [0.352, 0.848]. | 3 seeds | agree |"]
+        r"| [coin](coin.md) | a \| b? | It is 0.600 [0.352, 0.848] at T = 1. | 3 seeds | held |",
+        "| [plain](plain.md) | c? | Held: more than .2, 0.600 [0.352, 0.848]. | 3 seeds | held |"]
     assert seen[0] == seen[1] and {"coin.png", "coin.md", "findings.png", "index.html"} < seen[0].keys()
     assert str(tmp_path / "index.html") in capsys.readouterr().out.splitlines()
 

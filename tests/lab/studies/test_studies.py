@@ -110,9 +110,9 @@ def test_the_page_shows_the_answer_the_rules_its_verdict_and_the_command(coin, t
     monkeypatch.setenv("XLA_FLAGS", "--xla_allow_excess_precision=false")
     text = study.run(coin[0]).read_text()
     for wanted in ("# A coin", "**Question.** Is it fair?", "**Known before.** Nothing.",
-                   "**Answer.** Agree: the bent one gains more, 0.203 [0.189, 0.218].", "[coin.json](coin.json)",
-                   "**Verdict: agree, by the primary rule. Of the other rules: 1 held, 0 refuted, 0 open.**",
-                   "| the bent one gains more (**primary**) | 0.203 [0.189, 0.218] | agree |", "![A coin](coin.png)",
+                   "**Answer.** Held: the bent one gains more, 0.203 [0.189, 0.218].", "[coin.json](coin.json)",
+                   "**The prediction held, by the primary rule. Of the other rules: 1 held, 0 failed, 0 undecided.**",
+                   "| the bent one gains more (**primary**) | 0.203 [0.189, 0.218] | held |", "![A coin](coin.png)",
                    "`XLA_FLAGS=--xla_allow_excess_precision=false python -m scripts.study", "--seeds=0,1,2`, commit",
                    "Means over 3 seeds, 95 % intervals over these; after"):
         assert wanted in text
@@ -139,7 +139,7 @@ def test_quick_is_one_seed_with_other_flags_under_another_name(coin, tmp_path):
     config = StudyConfig(study=coin[0].study, quick=True, work_dir=coin[0].work_dir, out=coin[0].out)
     path = study.run(config)
     text = path.read_text()
-    assert path.name == "coin_quick.md" and "Not a result" in text and "**Verdict: undecided," in text
+    assert path.name == "coin_quick.md" and "Not a result" in text and "**The prediction is undecided," in text
     assert "| 0.200 | undecided: one seed |" in text
     assert len(coin[1]) == 3 and all(line.endswith("--num_steps=1") for line in coin[1] if line.startswith("train"))
 
