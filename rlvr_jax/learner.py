@@ -134,16 +134,20 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm; warm-up, then `config.schedule` down to `final_lr_fraction` at the end:
-    after `decay_steps` updates, or after the run's `num_updates`."""
+def learning_rates(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
+    """Warm-up, then `config.schedule` down to `final_lr_fraction` at the end: after `decay_steps` updates, or after the
+    run's `num_updates`."""
     warmup, peak = config.warmup_steps, config.learning_rate
     decay_updates = max((config.decay_steps or num_updates) - warmup, 1)
     decay = SCHEDULES[config.schedule](peak, decay_updates, config.final_lr_fraction)
-    schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup]) if warmup else decay
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup]) if warmup else decay
+
+
+def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm, with `learning_rates`."""
     return optax.chain(clip_by_global_norm(config.max_grad_norm),
-                       optax.adamw(schedule, config.adam_b1, config.adam_b2, weight_decay=config.weight_decay,
-                                   mu_dtype=config.first_moment_dtype))
+                       optax.adamw(learning_rates(config, num_updates), config.adam_b1, config.adam_b2,
+                                   weight_decay=config.weight_decay, mu_dtype=config.first_moment_dtype))
 
 
 def init_state(params: model.Params, optimizer: optax.GradientTransformation, keep_reference: bool) -> LearnerState:

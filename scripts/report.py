@@ -4,7 +4,7 @@
   python -m scripts.report --all
 
 The first writes report.html and PNGs in the run directory. The second makes everything in results/ again from the
-records that scripts.study has written there and from configs/studies/: the page and figure of each study, index.html,
+records that scripts.study has written there and from configs/studies/: pages and figures of the studies, index.html,
 its drawing findings.png, and the table in README.md.
 """
 

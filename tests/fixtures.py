@@ -710,7 +710,7 @@ def write_record(folder: pathlib.Path, name: str, arms: dict, figure=True, **cha
     record = study.plain({"study": name, "origin": f"`study --study={name}`, commit abc1234."} | study.written(
         content, measured, repeated) | changes)
     if figure:
-        study.write(record, folder)
+        study.write([record], folder)
     else:
         (folder / f"{name}.json").write_text(json.dumps(record))
     return record

@@ -159,7 +159,7 @@ def test_links_lead_somewhere(name):
             file = (ROOT / name).parent / path if path else ROOT / name
             assert file.is_file(), target
             if heading:
-                titles = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.M)
+                titles = re.findall(r'^(?:#+ |<a id=")(.*?)(?:"></a>)?$', file.read_text("utf-8"), re.M)
                 assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], target
 
 
@@ -284,7 +284,7 @@ def not_on(text: str, pages: list[str]) -> list[str]:
     *re.sub(r"<!-- findings.*?<!-- end of findings -->", "", TEXT["results/README.md"], flags=re.S).split("\n\n"),
     *re.search(r"^## Findings\n(.*?)^## ", README, re.M | re.S)[1].splitlines()], ids=lambda text: text[:30])
 def test_every_figure_stands_on_a_page_that_its_paragraph_links(text):
-    assert not not_on(" ".join(text.split()), re.findall(r"\]\((?:results/)?(\w+\.md)\)", text))
+    assert not not_on(" ".join(text.split()), re.findall(r"\]\((?:results/)?(\w+\.md)[#)]", text))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.flags")), ids=lambda path: path.stem)

@@ -1,18 +1,21 @@
 """A run's change of the weights, projected on the one direction in which its first checkpoints lie best.
 
 RELEX (arXiv 2605.21468): of every weight tensor, stack the differences to the start of the run's first checkpoints,
-M [N,K], and take its first right singular vector v [K]. A checkpoint's coefficient is its difference times v. Nearly a
-straight line over the steps, it is fitted by least squares and drawn on to a later step.
+M [N,K], and take its first right singular vector v [K]. A checkpoint's coefficient is its difference times v. A
+straight line through the coefficients, over the steps or over the summed learning rate, is fitted by least squares and
+drawn on to a later step.
 
 N checkpoints, L layers, K numbers of a tensor.
 """
 
 import dataclasses
+import functools
+from typing import Optional
 
 import numpy as np
 from flax import traverse_util
 
-from rlvr_jax import adapters, model
+from rlvr_jax import adapters, learner, model
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import loading
@@ -28,10 +31,14 @@ class TrajectoryConfig(Config):
                             "--keep_every (RELEX); 0: everything", minimum=0)
     rank1_at: int = flag(0, "go along that direction as far as a straight line through those checkpoints says for "
                          "this step; 0: as far as --model went", minimum=0)
+    rank1_by: str = flag("steps", "what the line is drawn over: steps, or the learning rate summed up to each step, "
+                         "as a rate that falls makes later steps shorter", ["steps", "rate"])
 
 
-def rank1(differences_NxK: np.ndarray, later_K: np.ndarray, steps: list[int], at: int = 0) -> tuple[np.ndarray, dict]:
-    """(the new difference f64[K], sums of squares): later_K on the direction, or the line's place at step `at`.
+def rank1(differences_NxK: np.ndarray, later_K: np.ndarray, places_N: list[float],
+          at: Optional[float] = None) -> tuple[np.ndarray, dict]:
+    """(the new difference f64[K], sums of squares): later_K on the direction, or where the line is at the place `at`.
+    The checkpoints stand at `places_N`: steps, or summed learning rates.
 
     The sums: `all` of the N differences and `direction` of their coefficients; `later` of later_K and
     `later_direction` of its coefficient; `spread` of the coefficients about their mean and `off_line` about the line.
@@ -40,12 +47,24 @@ def rank1(differences_NxK: np.ndarray, later_K: np.ndarray, steps: list[int], at
     direction_K = vectors_NxN[:, -1] @ differences_NxK
     direction_K /= np.linalg.norm(direction_K) or 1.0  # a tensor that did not change stays
     coefficients_N, its = differences_NxK @ direction_K, later_K @ direction_K
-    line = np.polyfit(steps, coefficients_N, 1)
-    return (np.polyval(line, at) if at else its) * direction_K, {
+    line = np.polyfit(places_N, coefficients_N, 1)
+    return (its if at is None else np.polyval(line, at)) * direction_K, {
         "all": np.sum(differences_NxK**2), "direction": np.sum(coefficients_N**2),
         "later": np.sum(later_K**2), "later_direction": its**2,
         "spread": np.sum((coefficients_N - coefficients_N.mean())**2),
-        "off_line": np.sum((coefficients_N - np.polyval(line, steps))**2)}
+        "off_line": np.sum((coefficients_N - np.polyval(line, places_N))**2)}
+
+
+def summed_rate(flags: dict, step: int) -> float:
+    """The learning rate of a run with these flags, summed over the updates up to a step. Raises UserError for a run
+    with resets, after which the schedule starts again."""
+    if flags.get("reset_every") or flags.get("reset_patience"):
+        raise UserError("--rank1_by=rate: after each reset of this run its schedule started again, so that the sum is "
+                        "not known; give --rank1_by=steps")
+    names, updates = learner.OptimizerConfig().as_flags(), flags.get("num_passes", 1) * flags.get("num_minibatches", 1)
+    optimizer = learner.OptimizerConfig.from_flags(**{name: flags[name] for name in names if name in flags})
+    rates = learner.learning_rates(optimizer, flags["num_steps"] * updates)(np.arange(step * updates))
+    return float(np.broadcast_to(rates, step * updates).sum(dtype=np.float64))
 
 
 def weights(params: model.Params) -> dict[tuple, np.ndarray]:
@@ -64,8 +83,9 @@ def moved(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> tuple[L
     Raises UserError where the run, its base or its first checkpoints are missing.
     """
     if not config.rank1_steps:
-        if config.rank1_at:
-            raise UserError("--rank1_at needs --rank1_steps: the step up to which checkpoints give the direction")
+        if config.rank1_at or config.rank1_by != "steps":
+            raise UserError("--rank1_at, or --rank1_by, needs --rank1_steps: the step up to which checkpoints give the "
+                            "direction")
         return loaded, {}
     directory = name.partition("@")[0]
     steps = [step for step in checkpoint.steps(directory) if 0 < step <= config.rank1_steps]
@@ -78,10 +98,12 @@ def moved(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> tuple[L
     later, *first = map(weights, (loaded.params, *checkpoints))
     start = {path: np.zeros_like(x) for path, x in later.items()}  # of a vector, which the base lacks
     start |= weights(loading.load_model(metas[0]["flags"]["model"]).params)
+    place = functools.partial(summed_rate, metas[0]["flags"]) if config.rank1_by == "rate" else float
+    places_N, at = [place(step) for step in steps], place(config.rank1_at) if config.rank1_at else None
     new, sums = {}, []
     for path, start_LxK in start.items():
         made = [rank1(np.stack([each[path][i] - row for each in first]).astype(np.float64),
-                      (later[path][i] - row).astype(np.float64), steps, config.rank1_at)
+                      (later[path][i] - row).astype(np.float64), places_N, at)
                 for i, row in enumerate(start_LxK)]
         new[path], sums = start_LxK + np.stack([x for x, _ in made]).astype(np.float32), sums + [s for _, s in made]
     total = {key: float(sum(each[key] for each in sums)) for key in sums[0]}

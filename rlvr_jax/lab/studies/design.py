@@ -1,8 +1,6 @@
 """What the file of a study says of its arms, and what is wrong with it, found before its first command."""
 
-import functools
 import pathlib
-from typing import Callable
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.studies import bank, sources, statistics
@@ -14,48 +12,14 @@ GIVEN = ("work", "data", "arm", "base", "example", "seed", "bank")  # names that
 def fault(study: dict) -> str:
     """What is wrong with the study's seeds, commands, arms or measures; empty if nothing is."""
     try:
-        return shape_fault(study) or contrast_fault(study) or arm_fault(study)
+        return shape_fault(study) or arm_fault(study)
     except UserError as error:
         return str(error)
-
-
-def contrasts(study: dict) -> dict[str, dict]:
-    """The arms that run nothing, each with its `auroc = {high = [arms], low = [arms], where = "gain", above = 0.1}`.
-
-    Their measures are AUROCs: how well the measure tells the arms `high` from the arms `low`. Of these the seeds count
-    whose measure `where` is at least `above`.
-    """
-    return {arm: keys["auroc"] for arm, keys in study["arms"].items() if "auroc" in (keys or ())}
-
-
-def ran(study: dict) -> list[str]:
-    """The arms that have commands."""
-    return [arm for arm in study["arms"] if arm not in contrasts(study)]
-
-
-def found(study: dict, known: Callable, repeated: list[dict]) -> dict:
-    """`{arm: {measure: a value for each unit}}`: what `known(arm, measure)` gives, what is made of it, and AUROCs."""
-    measures = study["measures"]
-    values = {arm: sources.values_of(measures, functools.partial(known, arm), repeated) for arm in ran(study)}
-    return values | {arm: sources.told_apart(contrast, values, list(measures))
-                     for arm, contrast in contrasts(study).items()}
 
 
 def has(study: dict, arm: str, seed: int) -> bool:
     """Whether an arm is run with a seed: with all of the study's, or with those of its own `seeds`."""
     return seed in study["arms"][arm].get("seeds", [seed])
-
-
-def contrast_fault(study: dict) -> str:
-    """What is wrong with an arm that says `auroc`."""
-    for arm, contrast in contrasts(study).items():
-        right = isinstance(contrast, dict) and contrast.keys() == {"high", "low", "where", "above"} and all(
-            isinstance(contrast[side], list) and contrast[side] and {*contrast[side]} <= {*ran(study)}
-            for side in ("high", "low")) and contrast["where"] in study["measures"]
-        if not right or len(study["arms"][arm]) > 1 or study.get("crossed") or arm == study.get("control"):
-            return (f'arm {arm}: write auroc = {{high = ["an arm"], low = ["one"], where = "a measure", above = 0.1}}'
-                    " and nothing else, in a study that is not crossed and has another control")
-    return ""
 
 
 def shape_fault(study: dict) -> str:
@@ -111,7 +75,7 @@ def arm_fault(study: dict) -> str:
              *(source["source"] for source in study["measures"].values() if isinstance(source, dict)),
              *(value for arm in study["arms"].values() for value in arm.values() if isinstance(value, str))]
     read = set().union(*map(names, texts)) - {*GIVEN}
-    for where, keys in [*((f"arm {arm}", study["arms"][arm]) for arm in ran(study)),
+    for where, keys in [*((f"arm {arm}", keys) for arm, keys in study["arms"].items()),
                         ("[quick]", study.get("quick", {}))]:
         for key, value in keys.items():
             if key == "seeds" and where != "[quick]":

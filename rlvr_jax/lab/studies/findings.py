@@ -14,7 +14,6 @@ from rlvr_jax.report import pages
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
-ORDER = ("one_shot", "long_run", "boolean")  # as one reads them; then the others by name
 SEARCH = "_dev"  # how the name of a study ends that chooses settings on the dev split, and finds nothing out
 TABLE = re.compile(r"(?s)(?<=<!-- findings, by `python -m scripts.report --all` -->\n).*?(?=<!-- end of findings -->)")
 
@@ -24,22 +23,16 @@ def write(results: str) -> list[pathlib.Path]:
     RESULTS/findings.png, and the table of RESULTS/README.md, if it is there; returns the paths. Raises UserError naming
     a damaged record, a directory without a record, and a README without a place for the table."""
     folder = pathlib.Path(results)
-    found, readme = [study.again(record) for record in read(folder)], folder / "README.md"
+    found, readme = [study.again(record) for record in records.read_all(folder)], folder / "README.md"
     if not found:
         raise UserError(f"--results={results}: there is no record of a study, STUDY.json, as scripts.study writes it")
     texts = {readme: with_table(readme, found)} if readme.is_file() else {}
-    written = [study.write(record, folder) for record in found] + [folder / "findings.png"]
+    written = study.write(found, folder) + [folder / "findings.png"]
     findings_figure.picture([record for record in found if not is_search(record)], written[-1])
     texts[folder / "index.html"] = page(found, folder)
     for path, text in texts.items():
         files.write_whole(path, text)
     return written + list(texts)
-
-
-def read(folder: pathlib.Path) -> list[dict]:
-    """The records in a directory, in their order."""
-    found = [record for path in sorted(folder.glob("*.json")) if (record := records.read(path))]
-    return sorted(found, key=lambda record: ([*ORDER, record["study"]].index(record["study"]), record["study"]))
 
 
 def is_search(record: dict) -> bool:
@@ -65,16 +58,17 @@ def page(found: list[dict], folder: pathlib.Path) -> str:
     return pages.environment(__file__).get_template("findings.html.jinja").render(
         studies=studies, searches=list(filter(is_search, found)), elsewhere=elsewhere, probes=probes(folder),
         pictures={name: pages.picture(folder / f"{name}.png") for name in names}, counts=counts,
-        drawn=findings_figure.svg, records=records, rules=rules)
+        drawn=findings_figure.svg, records=records, rules=rules, links=records.links(found, folder))
 
 
-def table(found: list[dict]) -> str:
+def table(found: list[dict], folder: pathlib.Path) -> str:
     """The studies as a table of Markdown, with links to their pages; searches are left out. The answer is the first
     sentence of the abstract."""
-    rows = [[f"[{record['study']}]({record['study']}.md)", record.get("short") or record["question"],
-             records.first_sentence(records.answer(record)), records.seeds(record), record["verdict"]]
+    links = records.links(found, folder)
+    rows = [[f"[{record['study']}]({links[record['study']]})", record.get("short") or record["question"],
+             records.first_sentence(records.answer(record)), records.seeds(record), records.VERDICTS[record["verdict"]]]
             for record in found if not is_search(record)]
-    return markdown_table(["study", "question", "answer", "seeds", "verdict"],
+    return markdown_table(["study", "question", "answer", "seeds", "prediction"],
                           [[cell.replace("|", "\\|") for cell in row] for row in rows])
 
 
@@ -84,4 +78,4 @@ def with_table(path: pathlib.Path, found: list[dict]) -> str:
     if len(TABLE.findall(text)) != 1:
         raise UserError(f"{path}: the table of findings goes between two lines, once each: <!-- findings, by `python "
                         "-m scripts.report --all` --> and <!-- end of findings -->")
-    return TABLE.sub(lambda _: f"\n{table(found)}\n\n", text)
+    return TABLE.sub(lambda _: f"\n{table(found, path.parent)}\n\n", text)

@@ -56,7 +56,7 @@ def svg(record: dict) -> markupsafe.Markup:
 
 
 def picture(found: list[dict], path: pathlib.Path) -> None:
-    """Draws the strips of all studies into a PNG: the question, the strip, what was measured and the verdict."""
+    """Draws the strips of all studies into a PNG: the prediction, the strip, and what was measured."""
     from matplotlib import figure, rc_context  # optional
 
     with rc_context(figures.STYLE):
@@ -66,8 +66,8 @@ def picture(found: list[dict], path: pathlib.Path) -> None:
             row, rule = 1 - (0.72 * i + 0.55) * inch, rules.primary(record["rules"])
             strip(sheet.add_axes((0.35, row, 0.37, 0.42 * inch)), record)
             at = {"y": row + 0.2 * inch, "va": "center"}
-            question = textwrap.fill(" ".join((record.get("short") or record["question"]).split()), 50)
-            sheet.text(0.01, s=f"{record['study']}\n{question}", **at)
-            sheet.text(0.75, s=f"{SIGNS[verdict]} {verdict}\n" + textwrap.fill(records.shown(rule), 36),
+            sheet.text(0.01, s=f"{record['study']}\n" + textwrap.fill(rule["says"], 46, max_lines=3), **at)
+            held = f"{SIGNS[verdict]} {records.VERDICTS[verdict]}\n"
+            sheet.text(0.75, s=held + textwrap.fill(records.shown(rule), 36),
                        **at, color=COLORS[verdict] if verdict != "undecided" else figures.INK)
         sheet.savefig(path, dpi=110)

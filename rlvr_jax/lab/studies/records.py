@@ -1,7 +1,7 @@
 """The record of a study, STUDY.json: which keys it must have, and the Markdown page made from it.
 
 The page is for a reader: the answer, one figure, one table, the rules. Everything else stays in the record, and
-index.html shows it.
+index.html shows it. Studies that are one story share a page: the file of each but the first says `story = "FIRST"`.
 """
 
 import html
@@ -19,9 +19,11 @@ KINDS = {"study": str, "title": str, "known": str, "question": str, "prediction"
 RULE = {"says", "arm", "measure", "verdict", "mean", "interval"}  # what each of the rules has
 # of the study's file, as it is
 WORDS = ("title", "question", "short", "abstract", "construction", "known", "note", "control", "table", "shown",
-         "figure", "looks", "success", "over")
+         "figure", "looks", "success", "over", "story")
+ORDER = ("one_shot", "boolean")  # as one reads them; then the others by name
+SECTION = '\n\n<a id="'  # before a study that joins the story of a page
 MOST_ARMS, MOST_MEASURES = 12, 4  # of the table of a page
-VERDICTS = ("agree", "disagree", "undecided")
+VERDICTS = {"agree": "held", "disagree": "failed", "undecided": "undecided"}  # of a record, and of a page
 
 
 def read(path: pathlib.Path) -> dict:
@@ -35,6 +37,31 @@ def read(path: pathlib.Path) -> dict:
         raise UserError(f"{path}: {', '.join(wrong)} is missing or not as scripts.study writes it; write it again, or "
                         "take it away")
     return record
+
+
+def read_all(folder: pathlib.Path) -> list[dict]:
+    """The records in a directory, in their order: what joins a story comes after its first study."""
+    def place(record: dict) -> tuple:
+        first = record.get("story") or record["study"]
+        return [*ORDER, first].index(first), first, first != record["study"], record["study"]
+    return sorted((record for path in folder.glob("*.json") if (record := read(path))), key=place)
+
+
+def by_page(found: list[dict], folder: pathlib.Path) -> dict[str, list[dict]]:
+    """`{page: its studies}` of the records of a directory. A study that joins a story has a page of its own where the
+    directory has neither the record nor a page of the story's first study."""
+    first, pages = {record["study"] for record in found if not record.get("story")}, {}
+    for record in found:
+        story = record.get("story")
+        joins = story and (story in first or (folder / f"{story}.md").is_file())
+        pages.setdefault(story if joins else record["study"], []).append(record)
+    return pages
+
+
+def links(found: list[dict], folder: pathlib.Path) -> dict[str, str]:
+    """Where each study stands: PAGE.md, or PAGE.md#STUDY."""
+    return {record["study"]: f"{page}.md" + f"#{record['study']}" * (page != record["study"])
+            for page, together in by_page(found, folder).items() for record in together}
 
 
 def faults(record: dict) -> list[str]:
@@ -79,7 +106,7 @@ def answer(record: dict) -> str:
     if record.get("abstract"):
         return abstract(record["abstract"], record["measures"]).strip()
     rule = judging.primary(record["rules"])
-    return f"{rule['verdict'].capitalize()}: {rule['says']}, {shown(rule)}."
+    return f"{VERDICTS[rule['verdict']].capitalize()}: {rule['says']}, {shown(rule)}."
 
 
 def first_sentence(text: str) -> str:
@@ -115,7 +142,7 @@ def table(record: dict) -> list[list[str]]:
     return rows
 
 
-RULES = ("rule", "measured", "verdict")
+RULES = ("rule", "measured", "prediction")
 
 
 def rules(record: dict) -> list[list[str]]:
@@ -124,19 +151,20 @@ def rules(record: dict) -> list[list[str]]:
         known, new = rule.get("known", ""), rule.get("new")
         if isinstance(known, list):
             known = f"seeds {', '.join(map(str, known))}" + (
-                f"; the others alone: {shown(new)}, {new['verdict']}" if new else "")
+                f"; the others alone: {shown(new)}, {VERDICTS[new['verdict']]}" if new else "")
         return "; ".join(filter(None, [
             "**primary**" * (rule is judging.primary(record["rules"])), rule.get("added", ""),
-            f"known before: {known}" * bool(known), "turned after a pilot: not counted" * bool(
-                rule.get("turned")), "could hardly fail: not counted" * bool(rule.get("easy"))]))
+            f"known before: {known}" * bool(known), "reversed after a pilot: not counted" * bool(
+                rule.get("turned")), "almost sure to hold: not counted" * bool(rule.get("easy"))]))
     return [[rule["says"] + (f" ({notes(rule)})" if notes(rule) else ""), shown(rule),
-             ": ".join([rule["verdict"], *filter(None, [rule.get("open")])])] for rule in record["rules"]]
+             ": ".join([VERDICTS[rule["verdict"]], *filter(None, [rule.get("open")])])] for rule in record["rules"]]
 
 
 def verdict(record: dict) -> str:
-    """In words: the rule that the verdict is of, and how many of the others held."""
+    """In words: whether the prediction held, and how many of the rules that do not decide it did."""
     more = f" Of the other rules: {judging.tally(record['rules'])}." * (len(record["rules"]) > 1)
-    return f"{record['verdict']}, by the primary rule: {judging.primary(record['rules'])['says']}.{more}"
+    held = VERDICTS[record["verdict"]]
+    return f"The prediction {'is ' * (held == 'undecided')}{held}, by the primary rule.{more}"
 
 
 def spread(record: dict) -> str:
@@ -162,14 +190,28 @@ def changed(record: dict) -> str:
 HOW = "([How verdicts are made](README.md#how-to-read).)"
 
 
-def markdown(record: dict) -> str:
-    """The page of a study: question, answer, figure, a table, the rules, what was known, and the command."""
+def section(record: dict, joins: bool) -> list[str]:
+    """The paragraphs of a study; of one that joins a page without what the page says already."""
     study, built, (head, *rows) = record["study"], record.get("construction", ""), table(record)
-    paragraphs = [f"# {record['title']}", f"**Question.** {record['question'].strip()}",
-                  f"**Answer.** {answer(record)}", "**Decided by construction.** " * bool(built) + built,
-                  f"![{record['title']}]({study}.png)", spread(record), markdown_table(head, rows),
-                  record.get("note", ""), changed(record), f"**Verdict: {verdict(record)}** {HOW}",
-                  markdown_table(RULES, rules(record)), f"**Known before.** {record['known'].strip()}",
-                  record["origin"], f"Every seed and every other measure: [{study}.json]({study}.json) and "
-                  f"[index.html](index.html#{study})."]
-    return "\n\n".join(text.strip() for text in paragraphs if text.strip()) + "\n"
+    return [f'<a id="{study}"></a>\n\n## {record["title"]}' if joins else f"# {record['title']}",
+            f"**Question.** {record['question'].strip()}", f"**Answer.** {answer(record)}",
+            "**Decided by construction.** " * bool(built) + built, f"![{record['title']}]({study}.png)",
+            spread(record), markdown_table(head, rows), record.get("note", ""), changed(record),
+            f"**{verdict(record)}** {'' if joins else HOW}", markdown_table(RULES, rules(record)),
+            f"**Known before.** {record['known'].strip()}", record["origin"]]
+
+
+def markdown(page: str, together: list[dict], folder: pathlib.Path) -> str:
+    """The text of FOLDER/PAGE.md: question, answer, figure, a table, the rules, what was known, and the command of each
+    of its studies. Where the story's first study has no record, what its page says stays above the others."""
+    kept, names = [], [record["study"] for record in together]
+    if names[0] != page:
+        kept = [(folder / f"{page}.md").read_text("utf-8").split(SECTION)[0]]
+    for record in together:
+        kept += section(record, record["study"] != page)
+        if len(names) > 1 and record["study"] == page:
+            more = [f"[{other.get('short') or other['question']}](#{other['study']})" for other in together[1:]]
+            kept.insert(1, f"Further down: {' '.join(more)}")
+    links = ", ".join(f"[{name}.json]({name}.json)" for name in names)
+    kept.append(f"All seeds and measures: {links} and [index.html](index.html#{names[0]}).")
+    return "\n\n".join(text.strip() for text in kept if text.strip()) + "\n"

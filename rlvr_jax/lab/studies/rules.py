@@ -13,7 +13,7 @@ import re
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.studies import design, statistics
+from rlvr_jax.lab.studies import statistics
 
 SIDES = ("above", "below", "within", "most_above", "most_below")
 KEYS = {"says": str, "arm": str, "measure": str, "difference": bool} | dict.fromkeys(SIDES, object) | {
@@ -53,8 +53,6 @@ def less(one: tuple, other: tuple) -> tuple:
 
 def rule_span(study: dict, rule: dict) -> tuple:
     """The range of what a rule is of; `base` is the known value of what is taken away in a difference."""
-    if rule["arm"] in design.contrasts(study):
-        return SHARE
     whole, source = span(study, rule["measure"]), study["measures"][rule["measure"]]
     if rule.get("difference"):
         return less(whole, 2 * (rule["base"],) if "base" in rule else whole)
@@ -259,9 +257,9 @@ def primary(rules: list[dict]) -> dict:
 
 
 def tally(rules: list[dict]) -> str:
-    """How many of the other rules held, were refuted, and are open; those that do not count are left out."""
+    """How many of the other rules held, failed and are undecided; those that do not count are left out."""
     others = [rule["verdict"] for rule in rules if rule is not primary(rules) and counts(rule)]
-    words = {"agree": "held", "disagree": "refuted", "undecided": "open"}
+    words = {"agree": "held", "disagree": "failed", "undecided": "undecided"}
     return ", ".join(f"{others.count(key)} {word}" for key, word in words.items()) if others else "no other rule"
 
 

@@ -1,13 +1,11 @@
 """What a study measured: the numbers of its cells, out of the files that its commands wrote."""
 
-import functools
 import pathlib
 from typing import Callable, Optional
 
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation import calibration
 from rlvr_jax.lab.studies import statistics
 from rlvr_jax.lab.studies.commands import fill
 from rlvr_jax.runs import files
@@ -22,41 +20,19 @@ CROSSED = {f"variance of the {name}": lambda values_BxE, place=place: statistics
 PARTS = {"-": 2, "/": 2, "log10": 1} | dict.fromkeys(CROSSED, 1)
 
 
-def values_of(measures: dict, known: Callable, repeated: list[dict]) -> dict:
-    """`{measure: its value of each unit}` of one arm. `known(name)` has them; None where they are made of others."""
-    def of(name: str) -> list:
-        values, source = known(name), measures[name]
+def values_of(study: dict, known: Callable, repeated: list[dict]) -> dict:
+    """`{arm: {measure: its value of each unit}}`. `known(arm, name)` has them; None where they are made of others."""
+    def of(arm: str, name: str) -> list:
+        values, source = known(arm, name), study["measures"][name]
         if values is not None:
             return values
-        parts = [of(part) for part in source[1:]]
+        parts = [of(arm, part) for part in source[1:]]
         if source[0] in CROSSED:
             return over_bases(CROSSED[source[0]], parts[0], repeated)
         made = [None if any(value is None for value in each) else COMBINED[source[0]](*each) for each in zip(*parts)]
         return [None if value is None else np.asarray(value) for value in made]
 
-    return {name: of(name) for name in measures}
-
-
-def told_apart(contrast: dict, found: dict, names: list[str]) -> dict:
-    """`{measure: for each seed the jackknife value of its AUROC}`: how well the measure tells the arms `high` from the
-    arms `low`. None where one side has no value."""
-    number = len(found[contrast["high"][0]][contrast["where"]])
-
-    def area(name: str, seeds: np.ndarray) -> float:
-        pairs = [(float(np.mean(value)), arm in contrast["high"]) for arm, i in counted(contrast, found)
-                 if i in seeds and (value := found[arm][name][i]) is not None]
-        made = calibration.auroc(*map(np.array, zip(*pairs))) if pairs else None
-        return np.nan if made is None else made
-
-    areas = {name: statistics.jackknife(functools.partial(area, name), np.arange(number)) for name in names}
-    return {name: [None] * number if np.isnan(values).any() else [*map(np.array, values)]
-            for name, values in areas.items()}
-
-
-def counted(contrast: dict, found: dict) -> list[tuple[str, int]]:
-    """(arm, place of the seed) of the runs that count: whose measure `where` is at least `above`."""
-    return [(arm, i) for arm in contrast["high"] + contrast["low"] for i, value in enumerate(
-        found[arm][contrast["where"]]) if value is not None and value >= contrast["above"]]
+    return {arm: {name: of(arm, name) for name in study["measures"]} for arm in study["arms"]}
 
 
 def over_bases(function: Callable, values: list, repeated: list[dict]) -> list:

@@ -28,7 +28,7 @@ REQUIRED = {"title": str, "question": str, "known": str, "seeds": list, "command
             "arms": dict, "measures": dict, "rules": list}
 OPTIONAL = {"prediction": str, "short": str, "control": str, "quick": dict, "figure": dict, "note": str,
             "table": list, "shown": dict, "looks": list, "success": dict, "bases": list, "examples": list,
-            "crossed": bool, "construction": str, "over": str, "abstract": str, "changed": dict}
+            "crossed": bool, "construction": str, "over": str, "abstract": str, "changed": dict, "story": str}
 
 
 class StudyConfig(Config):
@@ -57,16 +57,16 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     name, study = load(config.study)
     if config.quick:
         few = {"bases": 3, "examples": 3} if study.get("crossed") else {}
-        name, study = name + "_quick", study | {key: study[key][:count] for key, count in ({"seeds": 1} | few).items()
-                                                if key in study}
+        name, study = name + "_quick", study | {"story": ""} | {
+            key: study[key][:count] for key, count in ({"seeds": 1} | few).items() if key in study}
     work = pathlib.Path(config.work_dir or f"runs/{name}")
     out = pathlib.Path(config.out) if config.out else work / "results"
     given = {"work": str(work)} | ({"data": config.data} if config.data else {})
     repeated = units(study, [int(seed) for seed in config.seeds or study["seeds"]])
     cells = {(arm, label(study, unit)): variables(study, given | {"arm": arm} | {k: str(v) for k, v in unit.items()})
-             for unit in repeated for arm in design.ran(study) if design.has(study, arm, unit["seed"])}
+             for unit in repeated for arm in study["arms"] if design.has(study, arm, unit["seed"])}
     lines = [commands.commands(study, cell, config.quick, config.bank) for cell in cells.values()]
-    for line in dict.fromkeys(line for each in lines[: len(design.ran(study))] for line in each):
+    for line in dict.fromkeys(line for each in lines[: len(study["arms"])] for line in each):
         check(line)
     if config.dry_run:
         print(commands.plan(lines, work, config.bank, config.jobs))
@@ -80,7 +80,7 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
             for unit in repeated]
 
     sources.refuse_strangers(study, list(cells.values()))
-    found = design.found(study, known, repeated)
+    found = sources.values_of(study, known, repeated)
     record = {"study": name} | written(study, measure(study, found, repeated), repeated) | {
         "origin": origin(config, study, finished, earlier), "summaries": summaries(study, cells)}
     made = {base.name: bank.note(base) | {"command": line.replace(str(base), "{bank}")}
@@ -89,16 +89,23 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
                        ("curves", study_figure.curves(study, cells))):
         record |= {key: value} if value else {}
     out.mkdir(parents=True, exist_ok=True)
-    return write(plain(record), out)
+    return write([plain(record)], out)[0]
 
 
-def write(record: dict, folder: pathlib.Path) -> pathlib.Path:
-    """Writes the record, its page and its figure; returns the page."""
-    path = folder / f"{record['study']}.md"
-    files.write_json(path.with_suffix(".json"), record)
-    files.write_whole(path, records.markdown(record))
-    study_figure.write(record, path.with_suffix(".png"))
-    return path
+def write(new: list[dict], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes the records, their figures, and the pages that they are on, with what else of these stories is in the
+    folder; returns the pages. What has joined a story loses the page of its own that it had before."""
+    for record in new:
+        files.write_json(folder / f"{record['study']}.json", record)
+        study_figure.write(record, folder / f"{record['study']}.png")
+    names, written = {record["study"] for record in new}, []
+    for page, together in records.by_page(records.read_all(folder), folder).items():
+        if names & (there := {record["study"] for record in together}):
+            written.append(folder / f"{page}.md")
+            files.write_whole(written[-1], records.markdown(page, together, folder))
+            for name in there - {page}:
+                (folder / f"{name}.md").unlink(missing_ok=True)
+    return written
 
 
 def load(study: str) -> tuple[str, dict]:
@@ -122,7 +129,7 @@ def load(study: str) -> tuple[str, dict]:
             content := sourced(content)):
         raise UserError(f"{path}: {wrong}")
     first = {key: str(value) for key, value in units(content, content["seeds"])[0].items()}
-    cells = {arm: {"work": "WORK", "data": "DATA"} | first | {"arm": arm} for arm in design.ran(content)}
+    cells = {arm: {"work": "WORK", "data": "DATA"} | first | {"arm": arm} for arm in content["arms"]}
     lines = {arm: commands.commands(content, cell, False, "BANK") for arm, cell in cells.items()}
     rules.refuse_twins(path, lines)
     if wrong := design.source_fault(content, cells, lines):
@@ -150,12 +157,12 @@ def sourced(study: dict) -> dict:
 def measure(study: dict, found: dict, repeated: list[dict]) -> dict:
     """`{arm: {measure: what gather gives}}` of values by arm, measure and unit, with differences to the control."""
     bases, problems = [unit["base"] for unit in repeated], study.get("over") == "problems"
-    spans, areas = {name: rules.span(study, name) for name in study["measures"]}, design.contrasts(study)
-    measured = {arm: {name: gather(values, rules.SHARE if arm in areas else spans[name], bases, problems)
-                      for name, values in by_name.items()} for arm, by_name in found.items()}
+    spans = {name: rules.span(study, name) for name in study["measures"]}
+    measured = {arm: {name: gather(values, spans[name], bases, problems) for name, values in by_name.items()}
+                for arm, by_name in found.items()}
     control = study.get("control")
     for arm in measured if control else ():
-        for name, mine in measured[arm].items() if arm not in (control, *areas) else ():
+        for name, mine in measured[arm].items() if arm != control else ():
             pairs = zip(mine["values"], measured[control][name]["values"])
             mine["difference"] = gather([None if a is None or b is None else a - b for a, b in pairs],
                                         rules.less(spans[name], spans[name]), bases, problems)
@@ -195,7 +202,6 @@ def written(study: dict, measured: dict, repeated: list[dict]) -> dict:
         kept["succeeded"] = {arm: succeeded(measures[study["success"]["measure"]]["seeds"], study["success"]["above"])
                              for arm, measures in measured.items()}
     kept |= {"units": repeated} if study.keys() & {"bases", "examples", "crossed"} else {}
-    kept |= {"contrasts": areas} if (areas := design.contrasts(study)) else {}
     return kept | {"seeds": [label(study, unit) for unit in repeated], "measures": measured, "rules": judged,
                    "verdict": rules.primary(judged)["verdict"]}
 
@@ -205,17 +211,21 @@ def again(record: dict) -> dict:
 
     A measure that the record lacks is made of others, is that of another arm with the same file and path, or stands in
     the summary of a run, which the record keeps. What is over problems stays, for a record has no value of each problem
-    in each seed. Where rules or verdicts change, the first ones stay as `rules_before`. Without such a file, and where
-    it asks for other arms or planned analyses, which is the prediction of runs to come, the record stays.
+    in each seed. Where rules or verdicts change, the first ones stay as `rules_before`. Arms that the record lacks were
+    not run yet: they and their rules are left out. The record stays where there is no such file, where the file plans
+    other analyses, and where its primary rule, control, figure or abstract need such an arm.
     """
     if not (FOLDER / f"{record['study']}.toml").is_file():
         return record
-    study = load(record["study"])[1]
-    if not study["arms"].keys() <= record["measures"].keys() or study.get("looks") != record.get("looks"):
+    whole = load(record["study"])[1]
+    study = whole | {"arms": {arm: keys for arm, keys in whole["arms"].items() if arm in record["measures"]},
+                     "rules": [rule for rule in whole["rules"] if rule["arm"] in record["measures"]]}
+    if (study.get("looks") != record.get("looks") or rules.primary(whole["rules"]) not in study["rules"]
+            or study.get("control") not in (None, *study["arms"]) or study_figure.fault(study) or abstract_fault(study)):
         return record
     repeated = record.get("units") or [{"base": seed, "example": seed, "seed": seed} for seed in record["seeds"]]
     cells = {arm: [variables(study, {"work": "", "data": "", "arm": arm} | {k: str(v) for k, v in unit.items()})
-                   for unit in repeated] for arm in design.ran(study)}
+                   for unit in repeated] for arm in study["arms"]}
     sourced = {(commands.fill(source, cell), i): record["measures"][arm][name]["seeds"][i]
                for name, source in study["measures"].items() if isinstance(source, str) for arm in cells
                for i, cell in enumerate(cells[arm]) if name in record["measures"][arm]}
@@ -235,7 +245,7 @@ def again(record: dict) -> dict:
             for i, cell in enumerate(cells[arm])]
         return [None if value is None else np.array(value) for value in found]
 
-    measured = measure(study, design.found(study, known, repeated), repeated)
+    measured = measure(study, sources.values_of(study, known, repeated), repeated)
     for arm, by_name in measured.items():
         for name, old in record["measures"][arm].items():
             if name not in by_name or "of_problems" in old or len(record["seeds"]) == 1:

@@ -2,14 +2,14 @@
 
 A study's [figure] may have: `measures`, a panel each with a row for every arm; `x`, measures to draw each of `measures`
 against, and `log_x`, true or a list of those on a logarithmic axis; `run`, the run whose `curves`, names of metrics, go
-into the record and are drawn; `controls`, arms drawn hollow (without it the study's `control`); `labels = {name =
-"words"}` for the axes. `shown` of the study's file chooses the arms. There are at most MOST_PANELS panels. Arms that
-are AUROCs (`design.contrasts`) have a panel each, with a row for each of `measures`, and stand alone; `ends = ["higher
-where a", "higher where b"]` says what 0 and 1 mean.
+into the record and are drawn; `arrows = [x, x after, y, y after]`, measures of an arrow for each arm; `controls`, arms
+drawn hollow (without it the study's `control`); `labels = {name = "words"}` for the axes, beside labels.toml, which
+studies share. `shown` of the study's file chooses the arms. There are at most MOST_PANELS panels.
 """
 
 import pathlib
 import textwrap
+import tomllib
 from typing import NamedTuple, Optional
 
 from rlvr_jax.lab.studies import records
@@ -18,11 +18,10 @@ from rlvr_jax.runs import files
 
 COLORS = ("#0072b2", "#d55e00", "#00785a", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c564b")  # Okabe and Ito
 MARKERS, LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")
-KINDS = dict.fromkeys(("measures", "x", "curves", "controls", "ends"), list) | {
+KINDS = dict.fromkeys(("measures", "x", "curves", "controls", "arrows"), list) | {
     "log_x": (bool, list), "run": str, "labels": dict}  # of what [figure] may have
 MOST_PANELS, MOST_POINTS = 3, 200  # points of a curve in the record
-LABELS = {"train/accuracy": "accuracy on what is trained", "eval/greedy": "held-out accuracy, greedy",
-          "eval/sampled": "held-out accuracy, T = 1", "train/completion_length": "tokens of a completion"}
+LABELS = tomllib.loads(pathlib.Path(__file__).with_name("labels.toml").read_text("utf-8"))
 
 
 class Look(NamedTuple):
@@ -35,16 +34,18 @@ class Look(NamedTuple):
 
 
 def fault(study: dict) -> str:
-    """What is wrong with [figure], `table` or `shown`, such as a measure that the study has not; empty if nothing is."""
+    """What is wrong with [figure], `table` or `shown`, such as a measure that is not there; empty if nothing is."""
     figure, shown = study.get("figure", {}), study.get("shown", {})
     wrong = [key for key, value in figure.items() if not isinstance(value, KINDS.get(key, ()))]
-    if wrong or len(figure.get("ends", "ab")) != 2:
-        return f"[figure] {[*wrong, 'ends'][0]} is not as it should be; docs/extending.md has {', '.join(KINDS)}"
+    if len(figure.get("arrows", [""] * 4)) != 4:
+        wrong.append("arrows")
+    if wrong:
+        return f"[figure] {wrong[0]} is not as it should be; docs/studies.md has {', '.join(KINDS)}"
     most = {"arms": records.MOST_ARMS, "measures": records.MOST_MEASURES}
     if not all(isinstance(names, list) and len(names) <= most.get(key, -1) for key, names in shown.items()):
         return 'shown: write shown = {arms = ["a"], measures = ["b"]}, at most 12 arms and 4 measures'
     log_x = figure.get("log_x", [])
-    named = [*((f"[figure] {key}", figure.get(key, []), "measures") for key in ("measures", "x")),
+    named = [*((f"[figure] {key}", figure.get(key, []), "measures") for key in ("measures", "x", "arrows")),
              ("[figure] log_x", [] if isinstance(log_x, bool) else log_x, "measures"),
              ("[figure] controls", figure.get("controls", []), "arms"), ("table", study.get("table", []), "measures"),
              *((f"shown: {key}", names, key) for key, names in shown.items())]
@@ -88,34 +89,34 @@ def draw(record: dict):
     """A matplotlib Figure of at most MOST_PANELS panels, side by side."""
     from matplotlib.figure import Figure  # optional
 
-    figure, areas = record.get("figure", {}), record.get("contrasts", {})
+    figure = record.get("figure", {})
     measures = figure.get("measures") or records.chosen(record)[1]
-    arms = record.get("shown", {}).get("arms") or [arm for arm in record["measures"] if arm not in areas]
+    arms = record.get("shown", {}).get("arms") or list(record["measures"])
     look = looks(arms, figure.get("controls", [record.get("control")]))
     pairs = [(x, y) for x in figure.get("x", []) for y in measures][: MOST_PANELS - 1]
     metrics = [metric for metric in figure.get("curves", []) if any(
         metric in of for seeds in record.get("curves", {}).values() for of in seeds.values())]
-    metrics = metrics[: MOST_PANELS - 1 - len(pairs)]
-    dots = measures[: MOST_PANELS - len(pairs) - len(metrics)]
-    parts = [(draw_areas, arm, measures) for arm in list(areas)[:MOST_PANELS]] or [
-        *((draw_dots, name, look) for name in dots), *((draw_curve, metric, look) for metric in metrics),
-        *((draw_against, *pair, look) for pair in pairs)]
-    rows = measures if areas else arms
-    sheet = Figure((0.4 + 0.065 * max(map(len, rows)) + 3.2 * len(parts), max(2.8, 0.23 * len(rows) + 1)),
+    arrows = [figure["arrows"]] if "arrows" in figure else []
+    metrics = metrics[: MOST_PANELS - 1 - len(pairs) - len(arrows)]
+    dots = measures[: MOST_PANELS - len(pairs) - len(arrows) - len(metrics)]
+    parts = [*((draw_dots, name, look) for name in dots), *((draw_curve, metric, look) for metric in metrics),
+             *((draw_against, *pair, look) for pair in pairs), *((draw_arrows, names, look) for names in arrows)]
+    sheet = Figure((0.4 + 0.065 * max(map(len, arms)) + 3.2 * len(parts), max(2.8, 0.23 * len(arms) + 1)),
                    layout="constrained")
     for i, (axes, (part, *what)) in enumerate(zip(sheet.subplots(1, len(parts), squeeze=False)[0], parts)):
         part(axes, record, *what)
-        axes.tick_params(labelleft=part in (draw_curve, draw_against) or not i)
+        axes.tick_params(labelleft=part is not draw_dots or not i)
     over = " over problems" * (record.get("over") == "problems" or len(record["seeds"]) == 1)
     hollow = "; hollow and dashed: control" * any(style.fill == "none" for style in look.values())
-    sheet.supxlabel("95 % intervals by a jackknife over seeds" if areas else
-                    f"a small dot a seed; mean with 95 % interval{over}{hollow}", fontsize="small", color=figures.INK)
+    sheet.supxlabel(f"a small dot a seed; mean with 95 % interval{over}{hollow}", fontsize="small", color=figures.INK)
     return sheet
 
 
 def label(record: dict, name: str) -> str:
-    """The words of an axis: those of [figure] `labels`, or the name, on lines of at most 40 characters."""
-    return "\n".join(textwrap.wrap((LABELS | record.get("figure", {}).get("labels", {})).get(name, name), 40))
+    """The words of an axis: those of [figure] `labels`, of LABELS, or the name; lines as broken there, or of 40
+    characters."""
+    words = (LABELS | record.get("figure", {}).get("labels", {})).get(name, name)
+    return words if "\n" in words else "\n".join(textwrap.wrap(words, 40))
 
 
 def reach(measure: dict) -> list[list[float]]:
@@ -144,23 +145,12 @@ def draw_dots(axes, record: dict, name: str, look: dict[str, Look]) -> None:
         if arm == record.get("control"):
             axes.axvline(measure["mean"], color=color, linestyle="--", linewidth=0.8)
     axes.grid(False, axis="y")
+    axes.ticklabel_format(axis="x", scilimits=(-3, 5))
     axes.set_yticks(range(len(look)), list(look))
     for text, style in zip(axes.get_yticklabels(), look.values()):
         text.set_color(style.color)
     axes.set(xlabel=label(record, name), ylim=(len(look) - 0.4, -0.6))
     keep_to_shares(axes, "x")
-
-
-def draw_areas(axes, record: dict, arm: str, measures: list[str]) -> None:
-    """AUROCs with their intervals, a row for each measure; .5, which says nothing, is a dashed line."""
-    axes.axvline(0.5, color="gray", linestyle="--", linewidth=0.8)
-    for row, name in enumerate(measures):
-        if (measure := record["measures"][arm][name])["mean"] is not None:
-            draw_point(axes, measure["mean"], row, Look(COLORS[0], "o", "-", "full"), xerr=reach(measure))
-    sides = record["contrasts"][arm]
-    low, high = record["figure"].get("ends", [f"higher in {', '.join(sides[side])}" for side in ("low", "high")])
-    axes.set_yticks(range(len(measures)), measures)
-    axes.set(title=arm, xlabel=f"AUROC\n← {low}     {high} →", xlim=(-0.03, 1.03), ylim=(len(measures) - 0.4, -0.6))
 
 
 def draw_curve(axes, record: dict, metric: str, look: dict[str, Look]) -> None:
@@ -199,6 +189,19 @@ def draw_against(axes, record: dict, x: str, y: str, look: dict[str, Look]) -> N
             axes.xaxis.set_minor_formatter("")
     axes.set(xlabel=label(record, x), title=label(record, y))
     keep_to_shares(axes, "xy" if axes.get_xscale() == "linear" else "y")
+
+
+def draw_arrows(axes, record: dict, names: list[str], look: dict[str, Look]) -> None:
+    """An arrow for each arm between two pairs of means, with both intervals at its head. An arm that lacks one of the
+    means is left out."""
+    for arm, style in look.items():
+        x0, x1, y0, y1 = (record["measures"][arm][name] for name in names)
+        if None not in (tail := (x0["mean"], y0["mean"])) + (head := (x1["mean"], y1["mean"])):
+            axes.annotate("", head, tail, arrowprops={"arrowstyle": "->", "color": style.color, "shrinkB": 4})
+            draw_point(axes, *head, style, xerr=reach(x1), yerr=reach(y1))
+            axes.plot(*tail, ".", color=style.color, ms=4)
+    axes.set(xlabel=label(record, names[1]), title=label(record, names[3]))
+    keep_to_shares(axes, "xy")
 
 
 def keep_to_shares(axes, sides: str) -> None:

@@ -46,7 +46,7 @@ def made_run(tmp_path, noise, vectors=False):
             params[step] = START | {"layers": START["layers"] | {"vector": change["layers"]["attn_norm"]}}
         else:
             params[step] = jax.tree.map(np.add, START, change)
-    return write_run(tmp_path / "run", params, {"model": base}), params
+    return write_run(tmp_path / "run", params, {"model": base} | FALLING), params
 
 
 def put(name, **flags):
@@ -55,24 +55,35 @@ def put(name, **flags):
     return loaded.params, numbers["rank1"]
 
 
-def by_svd(first, later, at=0):
+FALLING = {"learning_rate": 1e-3, "warmup_steps": 4, "schedule": "linear", "final_lr_fraction": 0.1, "num_steps": 100,
+           "num_minibatches": 2}
+
+
+def summed(step):
+    """The rates of FALLING up to a step: 4 updates up to 1e-3, then down to 1e-4 at update 200."""
+    return 1e-3 * sum(u / 4 if u < 4 else 1 - .9 * (u - 4) / 196 for u in range(min(2 * step, 200))) + (
+        1e-4 * max(2 * step - 200, 0))
+
+
+def by_svd(first, later, at=0, place=float):
     """(the change on the direction, squares: kept, of later, in the direction, of all) of rows [N,K] and [K]."""
     u, s, vt = np.linalg.svd(np.asarray(first, np.float64), full_matrices=False)
-    ones = np.stack([np.ones(3), FIRST], 1)
+    ones = np.stack([np.ones(3), [*map(place, FIRST)]], 1)
     a, b = np.linalg.lstsq(ones, u[:, 0] * s[0], rcond=None)[0]
-    return ((a + b * at if at else later @ vt[0]) * vt[0],
+    return ((a + b * place(at) if at else later @ vt[0]) * vt[0],
             np.array([(later @ vt[0]) ** 2, later @ later, s[0] ** 2, np.sum(s**2)]))
 
 
-@pytest.mark.parametrize("at", [0, 200])
-def test_each_tensor_is_projected_on_its_own_first_singular_vector(at, tmp_path):
+@pytest.mark.parametrize("at, by", [(0, {}), (200, {}), (200, {"rank1_by": "rate"})])
+def test_each_tensor_is_projected_on_its_own_first_singular_vector(at, by, tmp_path):
     name, params = made_run(tmp_path, noise=0.5)
-    found, numbers = put(f"{name}@{LAST}", rank1_steps=35, rank1_at=at)
+    found, numbers = put(f"{name}@{LAST}", rank1_steps=35, rank1_at=at, **by)
     squares = np.zeros(4)
 
     def check(path, start, new, later, *first):
         for i in range(len(start)) if path[0].key == "layers" else [...]:
-            change, more = by_svd([(x[i] - start[i]).ravel() for x in first], (later[i] - start[i]).ravel(), at)
+            change, more = by_svd([(x[i] - start[i]).ravel() for x in first], (later[i] - start[i]).ravel(), at,
+                                  summed if by else float)
             np.testing.assert_allclose((new[i] - start[i]).ravel(), change, atol=1e-5)
             squares[:] += more
 
@@ -119,8 +130,11 @@ def test_a_method_measures_the_model_on_its_direction(tmp_path):
 def test_what_a_direction_needs_is_named(tmp_path):
     name, _ = made_run(tmp_path, noise=0.5)
     no_base = write_run(tmp_path / "other", {1: START, 2: START}, {})
+    resets = write_run(tmp_path / "resets", {1: START, 2: START}, {"model": no_base, "reset_every": 1} | FALLING)
     for model, flags, says in ((name, {"rank1_steps": 19}, "has 1 checkpoints up to that step"),
                                (name, {"rank1_at": 60}, "needs --rank1_steps"),
+                               (name, {"rank1_by": "rate"}, "needs --rank1_steps"),
+                               (resets, {"rank1_steps": 2, "rank1_by": "rate"}, "its schedule started again"),
                                (no_base, {"rank1_steps": 2}, "did not start from a model")):
         with pytest.raises(UserError, match=says):
             put(model, **flags)

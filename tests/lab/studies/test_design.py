@@ -97,49 +97,6 @@ def test_the_time_of_each_command_is_noted(written, ran, tmp_path):
         line.split()[0] for line in notes if not line.startswith("#")]
 
 
-CONTRAST = 'auroc = {high = ["bent"], low = ["plain"], where = "start", above = 0.25}'
-
-
-def test_an_arm_may_be_how_well_each_measure_tells_two_kinds_of_arms_apart(written, monkeypatch, tmp_path):
-    """Pairs of (higher, lower) that stand right, of the seeds that count; the interval is by the jackknife."""
-    ends = {"bent": [.9, .5, .8, .7], "plain": [.4, .6, .3, .2]}
-    starts = {"bent": [.3, .3, .3, .1], "plain": [.3, .3, .3, .3]}  # the last bent seed does not count
-    config = written("[arms.bent]", f"[arms.apart]\n{CONTRAST}\n[arms.bent]")
-    path = pathlib.Path(config.study)
-    changes = {"seeds = [0, 1, 2]": "seeds = [0, 1, 2, 3]", 'curves = ["eval/greedy"]': 'measures = ["end", "start"]',
-               "[arms.plain]": '[arms.plain]\nrun = "plain"', "[arms.bent]": '[arms.bent]\nrun = "bent"',
-               "{arm}{seed}/summary.json: base": "{run}{seed}/summary.json: base"}
-    for old, new in changes.items():
-        path.write_text(path.read_text().replace(old, new))
-    path.write_text(path.read_text() + '''
-[[rules]]
-says = "the end tells them apart"
-arm = "apart"
-measure = "end"
-above = 0.5
-''')
-    for arm in ends:
-        for seed in range(4):
-            (tmp_path / "work" / f"{arm}{seed}").mkdir(parents=True)
-            (tmp_path / "work" / f"{arm}{seed}" / "summary.json").write_text(json.dumps(
-                {"final": {"greedy": ends[arm][seed]}, "base": {"greedy": starts[arm][seed]}}))
-    lines = []
-    monkeypatch.setattr(commands, "script", lambda line, *more: lines.append(line))
-    record = json.loads(study.run(config).with_suffix(".json").read_text())
-    areas = record["measures"]["apart"]
-
-    def area(seeds):
-        wins = [(ends["bent"][i] > ends["plain"][j]) for i in seeds if starts["bent"][i] >= .25 for j in seeds]
-        return sum(wins) / len(wins)
-    whole, less = area(range(4)), [area([j for j in range(4) if j != i]) for i in range(4)]
-    assert areas["end"]["seeds"] == pytest.approx([4 * whole - 3 * x for x in less])
-    assert areas["start"]["mean"] == pytest.approx(0.5) and areas["end"]["interval"][1] <= 1
-    assert record["rules"][-1]["measure"] == "end" and record["rules"][-1]["mean"] == areas["end"]["mean"]
-    assert len(lines) == 12 and not any("apart" in line for line in lines)
-    monkeypatch.setattr(study, "FOLDER", tmp_path)
-    assert study.again(record) == record and record["contrasts"]["apart"]["low"] == ["plain"]
-
-
 def test_an_arm_may_have_fewer_seeds_than_the_study(written, ran, tmp_path):
     record = json.loads(study.run(written("[arms.bent]", "[arms.bent]\nseeds = [0, 2]")).with_suffix(".json").read_text())
     end = {arm: record["measures"][arm]["end"] for arm in ("plain", "bent")}
@@ -154,11 +111,3 @@ def test_an_arm_may_have_fewer_seeds_than_the_study(written, ran, tmp_path):
 def test_seeds_of_an_arm_are_some_of_the_studys(written, wrong):
     with pytest.raises(UserError, match="arm bent: seeds: write some of the study's, as in seeds = "):
         study.run(written("[arms.bent]", f"[arms.bent]\nseeds = {wrong}"))
-
-
-@pytest.mark.parametrize("wrong", [
-    CONTRAST.replace('"bent"', '"bend"'), CONTRAST.replace('"start"', '"starts"'), "auroc = 0.5",
-    CONTRAST + '\nrl = ["--seed=1"]'])
-def test_an_arm_that_compares_others_says_which_and_by_what(written, wrong):
-    with pytest.raises(UserError, match="arm apart: write auroc = {high"):
-        study.run(written("[arms.bent]", f"[arms.apart]\n{wrong}\n[arms.bent]"))

@@ -17,8 +17,6 @@ from fixtures import ROOT, Page, write_record
 pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
 
 MEND = "python -m scripts.report --all"
-
-
 TWO = {"plain": {"end": [.1, .12, .11], "size": [1234., 1234., 1234.]},
        "bent": {"end": [.5, .6, .7], "size": [5., None, 5.]}}
 
@@ -37,14 +35,14 @@ def test_the_page_has_question_rules_means_and_every_seed(tmp_path):
     page = page_of(tmp_path)
     rows = rows_of(page)
     # .6 +- 4.302653 * .1 / sqrt(3); of the difference .49, .48 * 1.0, .59: by hand
-    assert re.search(r"So\? Predicted: more than .2 .*agree 0.600 \[0.352, 0.848\] Decided by construction. 3 seeds. "
-                     r"Other rules: 0 held, 1 refuted, 0 open. coin.md", page.text)
-    assert ["more than .2 (primary)", "0.600 [0.352, 0.848]", "agree"] in rows
-    assert ["not above .9", "0.600 [0.352, 0.848]", "disagree"] in rows
+    assert re.search(r"So\? Predicted: more than .2 .*held 0.600 \[0.352, 0.848\] Decided by construction. 3 seeds. "
+                     r"Other rules: 0 held, 1 failed, 0 undecided. coin.md", page.text)
+    assert ["more than .2 (primary)", "0.600 [0.352, 0.848]", "held"] in rows
+    assert ["not above .9", "0.600 [0.352, 0.848]", "failed"] in rows
     cells, = (row for row in rows if row[:2] == ["bent", "end"])
     assert cells[2] == "0.600 [0.352, 0.848]" and cells[3].startswith("+0.490 [") and cells[4] == "0.500, 0.600, 0.700"
     assert ["bent", "size", "5 (equal in all seeds)", "-1,229 (equal in all seeds)", "5, -, 5"] in rows
-    for words in ("About coin: agree", "Question. Is <it> so?", "Known before. Nothing.",
+    for words in ("About coin: held", "Question. Is <it> so?", "Known before. Nothing.",
                   "Prediction, in words. It | is.",
                   "study --study=coin, commit abc1234.", "A note.", "difference to plain", "It knows two styles."):
         assert words in page.text
@@ -98,16 +96,33 @@ def test_a_rule_on_most_seeds_has_the_median_and_nothing_measured_no_dot(tmp_pat
 
 def test_studies_stand_in_their_order_and_searches_last(tmp_path):
     for name in ("zeta", "boolean", "switch_dev", "alpha", "one_shot", "long_run"):
-        write_record(tmp_path, name, TWO, verdict="disagree" if name == "zeta" else "agree")
+        story = {"long_run": "one_shot"}.get(name, "")
+        write_record(tmp_path, name, TWO, verdict="disagree" if name == "zeta" else "agree", story=story)
     (tmp_path / "graders.json").write_text('{"now": {}}')  # of something else
     (tmp_path / "smollm2.md").write_text("# A page")
     page = page_of(tmp_path)
     rows = [value for name, value in page.attributes if name == "href" and value[0] == "#" and value != "#"]
     assert rows == ["#one_shot", "#long_run", "#boolean", "#alpha", "#zeta"]
-    assert "all 5 agree 4 disagree 1 undecided 0" in page.text  # a search is no finding
+    assert "all 5 held 4 failed 1 undecided 0" in page.text  # a search is no finding
     sections = [value for name, value in page.attributes if name == "id" and "-" not in value]  # not of a drawing
     assert sections == ["one_shot", "long_run", "boolean", "alpha", "zeta", "switch_dev"]
-    assert page.text.index("About zeta: disagree") < page.text.index("Searches") < page.text.index("About switch_dev")
+    assert page.text.index("About zeta: failed") < page.text.index("Searches") < page.text.index("About switch_dev")
+
+
+def test_a_story_is_one_page_and_what_joins_nothing_has_its_own(tmp_path):
+    """However the page came about: first of a study that is later another's, and above some by hand."""
+    (tmp_path / "hand.md").write_text("# By hand\n\nText.\n")
+    for name, story in zip(("late", "early", "alone", "x", "y", "coin"), ("coin", "coin", "no", "hand", "hand", "")):
+        write_record(tmp_path, name, TWO, story=story, short=f"{name}?")
+    coin, hand = (tmp_path / "coin.md").read_text(), (tmp_path / "hand.md").read_text()
+    assert re.findall(r"^#.*|Further.*", coin, re.M) == [
+        "# About coin", "Further down: [early?](#early) [late?](#late)", "## About early", "## About late"]
+    assert coin.count("[How verdicts are made]") == 1 and coin.count("| bent | 0.600 [0.352, 0.848]") == 3
+    assert re.findall("^#.*|Text.", hand, re.M) == ["# By hand", "Text.", "## About x", "## About y"]
+    links = {value for name, value in page_of(tmp_path).attributes if name == "href" and ".md" in value}
+    assert links == {"coin.md", "coin.md#early", "coin.md#late", "hand.md#x", "hand.md#y", "alone.md"}
+    assert {path.name for path in tmp_path.glob("*.md")} == {link.split("#")[0] for link in links}
+    assert (coin, hand) == ((tmp_path / "coin.md").read_text(), (tmp_path / "hand.md").read_text())
 
 
 def test_pages_of_probes_are_linked_by_their_titles(tmp_path):
@@ -168,8 +183,8 @@ def test_the_table_stands_between_its_marks_and_a_second_time_changes_nothing(tm
     before, inside, after = re.split(f"{re.escape(BEGIN)}|{re.escape(END)}", (tmp_path / "README.md").read_text())
     assert (before, after) == ("# A\n\n", "\n\n## B\n")
     assert inside.strip().splitlines()[2:] == [
-        r"| [coin](coin.md) | a \| b? | It is 0.600 [0.352, 0.848] at T = 1. | 3 seeds | agree |",
-        "| [plain](plain.md) | c? | Agree: more than .2, 0.600 [0.352, 0.848]. | 3 seeds | agree |"]
+        r"| [coin](coin.md) | a \| b? | It is 0.600 [0.352, 0.848] at T = 1. | 3 seeds | held |",
+        "| [plain](plain.md) | c? | Held: more than .2, 0.600 [0.352, 0.848]. | 3 seeds | held |"]
     assert seen[0] == seen[1] and {"coin.png", "coin.md", "findings.png", "index.html"} < seen[0].keys()
     assert str(tmp_path / "index.html") in capsys.readouterr().out.splitlines()
 
@@ -192,19 +207,30 @@ def test_flags_that_do_not_fit_are_named(flags, message, tmp_path, monkeypatch):
         command.main(ReportConfig(**flags))
 
 
+def test_the_levels_that_separate_the_worlds_are_those_of_the_record():
+    """Of the base models at T = 1, where RL gains .1 or more."""
+    record = records.read(ROOT / "results" / "worlds.json")
+    levels = {arm: [base for base, gain in zip(of["base, T=1"]["seeds"], of["gain"]["seeds"]) if (gain or 0) >= .1]
+              for arm, of in record["measures"].items()}
+    taught, switched = max(levels["c"] + levels["t"]), min(levels["s1"] + levels["s2"] + levels["s3"])
+    said = f"at most {taught:.3f} where taught, at least {switched:.3f} where switched on".replace(" 0.", " .")
+    assert said in " ".join(record["abstract"].split())
+
+
 def test_readme_and_pages_are_those_of_the_records_in_the_repository(monkeypatch):
     """But for the drawings, which another version of matplotlib may make otherwise."""
     monkeypatch.chdir(ROOT)
     folder = pathlib.Path("results")
-    found, drawing = findings.read(folder), re.compile("<svg.*?</svg>", re.S)
+    found, drawing = records.read_all(folder), re.compile("<svg.*?</svg>", re.S)
     for record in found:
         assert study.again(record) == record, f"{record['study']}: mend it: {MEND}"
-        page = (folder / f"{record['study']}.md").read_text("utf-8")
-        assert records.markdown(record) == page, f"mend it: {MEND}"
-        most = 110 if record["study"] == "worlds" else 80  # the words of worlds.toml are still to be shortened
-        assert len(page.splitlines()) <= most, f"{record['study']}: shorten the words of its file"
         answer = records.first_sentence(re.sub(r"\[\[.+?\]\]", "0.5", record.get("abstract", "")) or "None.")
         assert len(answer.split()) <= 25, answer
+    for name, together in records.by_page(found, folder).items():
+        page = (folder / f"{name}.md").read_text("utf-8")
+        assert records.markdown(name, together, folder) == page, f"mend it: {MEND}"
+        most = 200 if together[-1].get("story") else 80
+        assert len(page.splitlines()) <= most, f"{name}: shorten the words of its file"
     assert findings.with_table(folder / "README.md", found) == (folder / "README.md").read_text("utf-8"), MEND
     page = (folder / "index.html").read_text("utf-8")
     assert drawing.sub("", findings.page(found, folder)) == drawing.sub("", page), f"results/index.html is not that of results/*.json and *.png; mend it: {MEND}"

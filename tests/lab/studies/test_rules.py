@@ -170,7 +170,7 @@ def test_what_was_turned_or_easy_is_judged_and_not_counted():
     easy, turned = (RULE | {"says": key, "above": .1, key: True} for key in ("easy", "turned"))
     found = judged([easy, RULE | {"above": .5, "known": "seed 0"}, turned, RULE | {"above": .99}], seeds)
     assert [rule["verdict"] for rule in found] == ["agree", "agree", "agree", "disagree"]
-    assert rules.primary(found) is found[1] and rules.tally(found) == "0 held, 1 refuted, 0 open"
+    assert rules.primary(found) is found[1] and rules.tally(found) == "0 held, 1 failed, 0 undecided"
     assert [row[0] for row in records.rules({"rules": found})] == [
         "easy (could hardly fail: not counted)", "so (**primary**; known before: seed 0)",
         "turned (turned after a pilot: not counted)", "so"]
@@ -196,7 +196,7 @@ def test_seeds_that_were_known_are_left_out_beside_the_verdict():
     found = verdict({"above": .27, "known": [0, 1]}, seeds)
     assert found["verdict"] == "undecided" and found["new"]["verdict"] == "agree"
     assert records.rules({"rules": [found]})[0][0] == (
-        "so (**primary**; known before: seeds 0, 1; the others alone: 0.302 [0.275, 0.330], agree)")
+        "so (**primary**; known before: seeds 0, 1; the others alone: 0.302 [0.275, 0.330], held)")
     most = verdict({"most_above": .35, "known": [0, 1]}, seeds)["new"]
     assert (most["count"], most["of"], most["verdict"]) == (0, 4, "undecided")
 
@@ -227,7 +227,7 @@ def test_the_others_are_judged_by_holm_and_the_primary_is_not():
     assert [(rule["says"], rule["verdict"], rule["level"]) for rule in found] == [
         ("far", "agree", .05), ("near", "undecided", .05 / 2), ("mid", "undecided", .05 / 2), ("far", "agree", .05 / 3)]
     assert [rule["p_value"] for rule in found[1:3]] == pytest.approx([p_values["near"], p_values["mid"]])
-    assert rules.tally(found) == "1 held, 0 refuted, 2 open"
+    assert rules.tally(found) == "1 held, 0 failed, 2 undecided"
     assert rules.primary(judged([near, far | {"primary": True, "above": .99}], seeds))["verdict"] == "disagree"
 
 
@@ -271,8 +271,15 @@ def test_a_record_is_judged_again_from_its_seeds_alone(tmp_path, monkeypatch):
     load(tmp_path, rule)
     again = study.again(whole)
     assert again["measures"] == whole["measures"] and again["rules"][0]["over"] == "problems"
-    load(tmp_path, rule, head=HEAD.replace("plain", "other"))
-    assert study.again(record) == record  # other arms
+    more = HEAD.replace("[measures]", 'arms.later.rl = ["--reward=format"]\n[measures]').replace("fair?", "fair now?")
+    later = RULE | {"arm": "later", "above": .6}
+    load(tmp_path, rule, later, head=more)  # an arm that was not run yet is left out, with its rule
+    assert study.again(record) == record | {"question": "Is it fair now?"}
+    for given, head in (((rule, later | {"primary": True}), more), ((rule,), HEAD.replace("plain", "other")),
+                        ((rule,), more.replace("[measures]", 'shown.arms = ["later"]\n[measures]')),
+                        ((rule,), 'abstract = "[[later | end]]"\n' + more)):
+        load(tmp_path, *given, head=head)
+        assert study.again(record) == record  # what is asked first is to be run
     load(tmp_path, rule, head=HEAD.replace("control =", "looks = [5, 10, 20]\ncontrol ="))
     assert study.again(record) == record  # the rules of runs to come, with other looks
 

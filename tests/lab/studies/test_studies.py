@@ -9,7 +9,7 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import commands, design, records, sources, study, study_figure
+from rlvr_jax.lab.studies import commands, records, sources, study, study_figure
 from rlvr_jax.lab.studies.study import StudyConfig
 from rlvr_jax.report import figures
 
@@ -39,9 +39,9 @@ def coin(tmp_path, monkeypatch):
     return StudyConfig(study=str(path), work_dir=str(tmp_path / "work"), out=str(tmp_path / "results")), lines
 
 
-def test_a_study_runs_the_commands_of_a_user_once_each(coin, tmp_path):
-    study.run(coin[0])
+def test_a_study_runs_the_commands_of_a_user_once_each_and_writes_beside_the_runs(coin, tmp_path):
     work = tmp_path / "work"
+    assert study.run(StudyConfig(study=coin[0].study, work_dir=str(work))) == work / "results" / "coin.md"
     assert coin[1][:4] == [f"pretrain --seed=0 --run_dir={work}/base0",
                            f"train --seed=0 --model={work}/base0 --run_dir={work}/plain0",
                            f"train --seed=0 --model={work}/base0 --run_dir={work}/bent0 '--reward=a b'",
@@ -85,9 +85,9 @@ def test_means_intervals_and_paired_differences(coin, tmp_path):
 
 def values_in(folder, measures):
     """The values of measures whose files lie in a folder."""
-    found = sources.values_of(measures, lambda name: None if isinstance(measures[name], list) else [
-        sources.source_values(name, measures[name], {"work": str(folder)})], [{}])
-    return {name: values[0] for name, values in found.items()}
+    found = sources.values_of({"arms": ["a"], "measures": measures}, lambda _, name: None if isinstance(
+        measures[name], list) else [sources.source_values(name, measures[name], {"work": str(folder)})], [{}])
+    return {name: values[0] for name, values in found["a"].items()}
 
 
 def test_the_mean_is_of_bases_and_a_seed_succeeds_above_the_number():
@@ -106,13 +106,15 @@ def test_a_measure_is_made_of_two_others_and_there_is_no_share_of_nothing(tmp_pa
     assert found["a/none"] is found["missing/a"] is found["missing-a"] is None
 
 
-def test_the_page_shows_the_answer_the_rules_and_its_verdict(coin, tmp_path):
+def test_the_page_shows_the_answer_the_rules_its_verdict_and_the_command(coin, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_allow_excess_precision=false")
     text = study.run(coin[0]).read_text()
     for wanted in ("# A coin", "**Question.** Is it fair?", "**Known before.** Nothing.",
-                   "**Answer.** Agree: the bent one gains more, 0.203 [0.189, 0.218].",
-                   "**Verdict: agree, by the primary rule: the bent one gains more. Of the other "
-                   "rules: 1 held, 0 refuted, 0 open.**", "| the bent one gains more (**primary**) | 0.203 [0.189, 0.218] | agree |", "--seeds=0,1,2`, commit", "![A coin](coin.png)",
-                   "Means over 3 seeds, 95 % intervals over these; after", "[coin.json](coin.json)"):
+                   "**Answer.** Held: the bent one gains more, 0.203 [0.189, 0.218].", "[coin.json](coin.json)",
+                   "**The prediction held, by the primary rule. Of the other rules: 1 held, 0 failed, 0 undecided.**",
+                   "| the bent one gains more (**primary**) | 0.203 [0.189, 0.218] | held |", "![A coin](coin.png)",
+                   "`XLA_FLAGS=--xla_allow_excess_precision=false python -m scripts.study", "--seeds=0,1,2`, commit",
+                   "Means over 3 seeds, 95 % intervals over these; after"):
         assert wanted in text
     assert "0.303 [0.265, 0.341]; +0.203 [+0.189, +0.218]" in text
     assert (tmp_path / "results" / "coin.png").read_bytes().startswith(b"\x89PNG")
@@ -125,22 +127,19 @@ def test_a_record_keeps_its_curves_and_is_enough_for_page_and_figure(coin, tmp_p
     assert record["curves"]["bent"]["1"] == {"eval/greedy": [[0, 1], [.3, .62]]}
     assert record["curves"].keys() == {"plain", "bent"}
     (tmp_path / "again").mkdir()
-    study.write(record, tmp_path / "again")
+    study.write([record], tmp_path / "again")
     assert {name: (tmp_path / "again" / name).read_bytes() for name in made} == made
 
 
-def test_flags_of_xla_stand_before_the_command(coin, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_allow_excess_precision=false")
-    assert "`XLA_FLAGS=--xla_allow_excess_precision=false python -m scripts.study" in study.run(coin[0]).read_text()
-
-
 def test_quick_is_one_seed_with_other_flags_under_another_name(coin, tmp_path):
-    """Of a flag that is given twice the last counts, which is that of [quick]."""
-    pathlib.Path(coin[0].study).write_text(STUDY.replace("--reward=a b", "--num_steps=9"))
+    """Of a flag that is given twice the last counts, which is that of [quick]. It is in no story of results."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "told.md").write_text("# Told")
+    pathlib.Path(coin[0].study).write_text('story = "told"\n' + STUDY.replace("--reward=a b", "--num_steps=9"))
     config = StudyConfig(study=coin[0].study, quick=True, work_dir=coin[0].work_dir, out=coin[0].out)
     path = study.run(config)
     text = path.read_text()
-    assert path.name == "coin_quick.md" and "Not a result" in text and "**Verdict: undecided," in text
+    assert path.name == "coin_quick.md" and "Not a result" in text and "**The prediction is undecided," in text
     assert "| 0.200 | undecided: one seed |" in text
     assert len(coin[1]) == 3 and all(line.endswith("--num_steps=1") for line in coin[1] if line.startswith("train"))
 
@@ -187,11 +186,6 @@ def test_a_page_shows_the_first_problems_that_changed(tmp_path):
     assert "became right: problem 3 of b, answer 4.\n\n<table><tr>" in text and "<td valign=\"top\">one, seed 0</td>" in text
     assert "before 3: &#36;&lt;4&gt;&#36;<br>end</td>" in text and "after 2" in text and "before 0" not in text
     assert records.changed({}) == ""
-
-
-def test_results_go_beside_the_runs_unless_another_place_is_named(coin, tmp_path):
-    config = StudyConfig(study=coin[0].study, work_dir=coin[0].work_dir)
-    assert study.run(config) == tmp_path / "work" / "results" / "coin.md"
 
 
 def test_a_measure_over_problems_is_paired_by_problem(tmp_path):
@@ -253,7 +247,8 @@ def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
     ('rl = "train', 'rl = "train --problems={data}', "--data is required"),
     ("[figure]", '[figure]\nx = ["lenght"]', "x: 'lenght' is none of the measures: end, start, gain"),
     ("[figure]", '[figure]\nlabels = "end"', r"\[figure\] labels is not as it should be"),
-    ("[figure]", '[figure]\ncurvs = []', r"\[figure\] curvs is not as it should be; docs/extending.md has measures, x"),
+    ("[figure]", '[figure]\narrows = ["end"]', r"\[figure\] arrows is not as it should be"),
+    ("[figure]", '[figure]\ncurvs = []', r"\[figure\] curvs is not as it should be; docs/studies.md has measures, x"),
     ("[figure]", '[figure]\nlog_x = ["lenght"]', "log_x: 'lenght' is none of the measures"),
     ("[figure]", '[figure]\nmeasures = ["end", "ned"]', "measures: 'ned' is none of the measures"),
     ("[commands]", 'over = "steps"\n[commands]', 'over: write over = "problems"'),
@@ -331,6 +326,13 @@ def test_axes_hide_nothing_and_are_in_words():
     assert shares.get_xlim()[0] <= -.25 and shares.get_xlim()[1] >= 1.25  # the interval: .5 +- .99
 
 
+def test_an_arrow_leads_from_before_to_after_and_what_lacks_a_mean_has_none():
+    arms = {"a": {"s": [0], "s2": [.3], "r": [1], "r2": [.7]}, "b": {"s": [0], "s2": [.2], "r": [1], "r2": [None]}}
+    *_, axes = drawn(arms, {"measures": ["s"], "arrows": ["s", "s2", "r", "r2"], "labels": {"r2": "up\n← no"}}).axes
+    assert [(arrow.xyann, arrow.xy) for arrow in axes.texts] == [((0, 1), (.3, .7))] and len(axes.containers) == 1
+    assert (axes.get_xlabel(), axes.get_title("left")) == ("s2", "up\n← no")
+
+
 def test_there_are_at_most_three_panels_and_curves_have_the_mean_of_their_seeds():
     curves = {"few": {"0": {"eval/greedy": [[0, 10, 20], [.1, .5, .6]]}, "1": {"eval/greedy": [[0, 10], [.3, .9]]}}}
     sheet = drawn(THREE, {"measures": ["size", "score", "size", "score"], "curves": ["eval/greedy", "none"]},
@@ -364,19 +366,6 @@ def test_25_arms_can_be_told_apart_and_are_named_beside_their_points():
     assert [label.get_text() for label in dots.get_yticklabels()] == ["arm 3", "arm 1"]
 
 
-def test_aurocs_have_a_panel_with_a_row_for_each_measure_and_say_what_its_ends_mean():
-    arms = {"a": {"score": [.1, .2, .3], "size": [1., 2., 4.]}, "b": {"score": [.2, .3, .4], "size": [1., 2., 3.]},
-            "apart": {"score": [.8, .9, 1.], "size": [.3, .4, .5]}}
-    contrast = {"high": ["a"], "low": ["b"], "where": "score", "above": 0}
-    axes, = drawn(arms, {}, contrasts={"apart": contrast}).axes
-    assert axes.get_title("left") == "apart" and axes.get_xlabel() == "AUROC\n← higher in b     higher in a →"
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["score", "size"]
-    assert [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line, *_ in axes.containers] == [
-        (pytest.approx(.9), 0), (pytest.approx(.4), 1)]
-    axes, = drawn(arms, {"ends": ["off", "on"]}, contrasts={"apart": contrast}).axes
-    assert "← off     on →" in axes.get_xlabel()
-
-
 def test_an_unknown_study_is_answered_with_those_there_are(monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match="--study=two_shot: no file .*one_shot, qwen, sixteen_bits, smollm2"):
@@ -388,7 +377,9 @@ def test_the_studies_of_the_repository_can_be_read_and_their_commands_given(path
     """Every command names a script, and flags that it has."""
     monkeypatch.chdir(ROOT)
     _, loaded = study.load(str(path))
-    for arm in design.ran(loaded):
+    axes = {name for key in ("measures", "x", "curves") for name in loaded["figure"].get(key, [])[:3]}
+    assert axes <= (study_figure.LABELS | loaded["figure"].get("labels", {})).keys()
+    for arm in loaded["arms"]:
         for quick in (False, True):
             for line in commands.commands(loaded, {"work": "w", "data": "d", "arm": arm, "seed": "0", "base": "0",
                                                      "example": "0"}, quick):
