@@ -36,5 +36,23 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(compiled, tmp_path, m
     assert "MODEL is empty" in printed(cells["published"])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_notebook_opened_alone_clones_the_repository_or_says_what_to_fill_in(tmp_path):
+    """In an empty folder, with an address that can be cloned, and with one that cannot."""
+    for name, address in (("right", str(ROOT)), ("wrong", str(tmp_path / "none"))):
+        book = nbformat.read(BOOK, 4)
+        book.cells = [cell for cell in book.cells if cell.id in ("settings", "install")]
+        book.cells[0].source += f"\nREPOSITORY = {address!r}"
+        book.cells[1].source = book.cells[1].source.rsplit("\n", 1)[0] + "\nprint(os.getcwd())"
+        (tmp_path / name).mkdir()
+        nbclient.NotebookClient(book, timeout=300, allow_errors=True,
+                                resources={"metadata": {"path": str(tmp_path / name)}}).execute()
+        if name == "right":
+            assert printed(book.cells[1]).strip() == str(tmp_path / "right" / "rlvr_jax")
+        else:
+            said, = (output.evalue for output in book.cells[1].outputs if output.output_type == "error")
+            assert said == f"{address} cannot be cloned: put the address of the repository into REPOSITORY, in the first cell"
+
+
 def test_the_notebook_is_kept_without_outputs():
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in nbformat.read(BOOK, 4).cells)
