@@ -172,8 +172,8 @@ def test_what_was_turned_or_easy_is_judged_and_not_counted():
     assert [rule["verdict"] for rule in found] == ["agree", "agree", "agree", "disagree"]
     assert rules.primary(found) is found[1] and rules.tally(found) == "0 held, 1 failed, 0 undecided"
     assert [row[0] for row in records.rules({"rules": found})] == [
-        "easy (could hardly fail: not counted)", "so (**primary**; known before: seed 0)",
-        "turned (turned after a pilot: not counted)", "so"]
+        "easy (almost sure to hold: not counted)", "so (**primary**; known before: seed 0)",
+        "turned (reversed after a pilot: not counted)", "so"]
 
 
 @pytest.mark.parametrize("seeds, side, wanted, why", [
