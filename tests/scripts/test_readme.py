@@ -56,7 +56,8 @@ HERE = [
     (r"--probe=memory", ["--example='coins 7 + 5 * 2 - 4 * 1 + 3 - 3 ='", "--max_problems=2"]),  # 0 was not chosen
     (r"--probe=contamination", ["--max_new_tokens=8"]),
     (r"scripts\.(report|evaluate|sample|export|select_example|grade|compile|readout|probe)", [])]
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), "BUILD.md"]
+INDEX = re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "README.md").read_text("utf-8"))  # in the order of reading
+PAGES = ["README.md", "docs/README.md", *(f"docs/{name}" for name in INDEX), "BUILD.md"]
 TEXT = {name: (ROOT / name).read_text("utf-8") for name in [*PAGES, "CONTRIBUTING.md", "results/README.md"]}
 README = TEXT["README.md"]
 
@@ -342,6 +343,10 @@ def test_the_readme_names_the_files_of_the_core_which_is_small():
     most, = re.findall(r"The thirteen files at the root of `rlvr_jax/`, at most ([\d,]+) lines", part)
     lines = sum(len(path.read_text("utf-8").splitlines()) for path in PACKAGE.glob("*.py"))
     assert lines <= int(most.replace(",", ""))
+
+
+def test_the_index_of_the_docs_has_every_page():
+    assert {"README.md", *INDEX} == {path.name for path in (ROOT / "docs").glob("*.md")}
 
 
 def test_the_map_in_docs_names_every_module():
