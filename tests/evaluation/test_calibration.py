@@ -37,8 +37,8 @@ UNSTATED = [("answer 12", "answer 12"), ("answer 12 sure", "answer 12 sure"), ("
 
 @pytest.mark.parametrize("text, rest, expected", [*STATED, *((*pair, None) for pair in UNSTATED)])
 def test_the_last_confidence_is_read_and_is_no_part_of_what_is_graded(text, rest, expected):
-    assert stated_confidence.split(text) == (rest, expected)
-    assert stated_confidence.confidence(text) == expected
+    assert stated_confidence.split_confidence(text) == (rest, expected)
+    assert stated_confidence.stated_confidence(text) == expected
 
 
 @pytest.mark.parametrize("text, answer_format", [
@@ -47,19 +47,19 @@ def test_the_last_confidence_is_read_and_is_no_part_of_what_is_graded(text, rest
     ("The answer is 12 <confidence>0.5</confidence>", "lenient"),
     ("<answer>12</answer> <confidence>90%</confidence>", "tag")])
 def test_an_answer_is_as_right_with_a_confidence_as_without(text, answer_format):
-    assert grade.correct(text, "12", answer_format) and not grade.correct(text, "0.5", answer_format)
+    assert grade.is_correct(text, "12", answer_format) and not grade.is_correct(text, "0.5", answer_format)
 
 
 def test_a_long_text_of_tags_is_read_at_once():
     """A search that begins anew at each of them would take hours."""
     for text in ("<confidence>" * 10**5, "</confidence>" * 10**5, "answer sure " * 10**5, "0" * 10**6 + " sure 0.5"):
-        assert stated_confidence.confidence(text) is None
+        assert stated_confidence.stated_confidence(text) is None
 
 
 # ----- what is paid
 
 def paid(texts, answers, answer_format="answer"):
-    seen = types.SimpleNamespace(texts=texts, verdicts=grade.verdicts(texts, answers, answer_format))
+    seen = types.SimpleNamespace(texts=texts, verdicts=grade.grade_texts(texts, answers, answer_format))
     return rewards.REWARDS["calibrated"](seen).tolist()
 
 
@@ -73,7 +73,7 @@ def test_the_calibrated_reward_is_the_sheets(c, q, expected):
 def told(pairs, key=(0, 1, 0)):
     """A step whose completions have these (correct, confidence); None is an answer without one."""
     texts = ["answer 7" if q is None else f"answer 7 sure {q:.1f}" for _, q in pairs]
-    return types.SimpleNamespace(texts=texts, key=key, verdicts=grade.verdicts(
+    return types.SimpleNamespace(texts=texts, key=key, verdicts=grade.grade_texts(
         texts, ["7" if c else "8" for c, _ in pairs], "answer"))
 
 
@@ -127,7 +127,7 @@ def rows_of(q, c):
 
 
 def test_the_metrics_are_those_of_the_sheet():
-    assert calibration.bin_of(Q).tolist() == [0, 0, 9, 9, 9, 5, 5, 2, 8, 8]
+    assert calibration.bin_indices(Q).tolist() == [0, 0, 9, 9, 9, 5, 5, 2, 8, 8]
     assert calibration.ece(Q, C) == pytest.approx(.215) and calibration.brier(Q, C) == pytest.approx(.198250)
     assert calibration.auroc(Q, C) == pytest.approx(.75)
 
@@ -142,7 +142,7 @@ def test_the_metrics_are_those_counted_one_by_one(pairs):
         by_bin.setdefault(sure, []).append(right)
     apart = sum(len(x) * abs(np.mean(x) - sure) for sure, x in by_bin.items()) / len(q)
     assert calibration.ece(q, c) == pytest.approx(apart)
-    assert sum(one["n"] for one in calibration.bins(q, c)) == len(q)
+    assert sum(one["n"] for one in calibration.reliability_bins(q, c)) == len(q)
 
 
 def test_a_constant_confidence_has_no_error_and_tells_nothing():
@@ -152,14 +152,14 @@ def test_a_constant_confidence_has_no_error_and_tells_nothing():
 
 
 def test_a_summary_is_of_what_states_a_confidence():
-    found = calibration.calibration(rows_of([*Q, None, None], [*C, 1, 0]))
+    found = calibration.summarise_calibration(rows_of([*Q, None, None], [*C, 1, 0]))
     assert (found["n"], found["stated"], found["accuracy"]) == (10, 10 / 12, 0.6)
     assert found["mean_confidence"] == pytest.approx(.595) and found["ece"] == pytest.approx(.215)
     assert found["bins"][9] == {"from": .9, "to": 1.0, "n": 3, "confidence": pytest.approx(2.9 / 3),
                                 "accuracy": pytest.approx(2 / 3)}
     assert found["bins"][1] == {"from": .1, "to": .2, "n": 0, "confidence": None, "accuracy": None}
-    assert calibration.calibration(rows_of([None], [1])) == {}
-    assert calibration.calibration(rows_of([.5, .9], [1, 1]))["auroc"] is None
+    assert calibration.summarise_calibration(rows_of([None], [1])) == {}
+    assert calibration.summarise_calibration(rows_of([.5, .9], [1, 1]))["auroc"] is None
 
 
 def test_the_controls_are_the_mean_of_others_and_the_best_map_that_does_not_fall():
@@ -167,7 +167,7 @@ def test_the_controls_are_the_mean_of_others_and_the_best_map_that_does_not_fall
     rng = np.random.default_rng(0)
     q, other_q = rng.integers(0, 11, 300) / 10, rng.integers(2, 11, 400) / 10
     c, other_c = rng.random(300) < q**2, rng.random(400) < np.where(other_q == 0.5, 0.1, other_q**2)
-    found = calibration.controls(rows_of([*q, None], [*c, 1]), rows_of([*other_q, None], [*other_c, 0]))
+    found = calibration.control_scores(rows_of([*q, None], [*c, 1]), rows_of([*other_q, None], [*other_c, 0]))
     words = np.unique(other_q)
     mean = lambda low, high: other_c[(other_q >= low) & (other_q <= high)].mean()
     level = {w: max(min(mean(a, b) for b in words if b >= w) for a in words if a <= w) for w in words}
@@ -195,8 +195,8 @@ def answered(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks.loading, "load_model", lambda *_: loaded)
     monkeypatch.setattr(benchmarks.loading, "pinned", lambda name: name)
     monkeypatch.setattr(benchmarks, "encode_prompts", lambda *_: None)
-    monkeypatch.setattr(evaluation, "narrowed", lambda prompts, owners: None)
-    monkeypatch.setattr(evaluation.sampler, "make_sampler", lambda *_: lambda *_: drawn)
+    monkeypatch.setattr(evaluation, "trim_padding", lambda prompts, owners: None)
+    monkeypatch.setattr(evaluation.sampling, "make_sampler", lambda *_: lambda *_: drawn)
 
     def run(name, texts):
         monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda *_: list(texts))
@@ -231,7 +231,7 @@ def test_the_picture_is_there_where_confidences_and_matplotlib_are(answered, mon
 def test_the_picture_has_a_dot_and_a_count_for_each_bin(answered):
     sheet = pytest.importorskip("matplotlib.figure", reason="pip install 'rlvr_jax[plot]'").Figure()
     assert (answered("told", ASKED)[1] / "reliability.png").read_bytes().startswith(b"\x89PNG")
-    calibration.panels(sheet, {"M": calibration.calibration(rows_of(Q, C))})
+    calibration.draw_reliability(sheet, {"M": calibration.summarise_calibration(rows_of(Q, C))})
     axes, = sheet.axes
     np.testing.assert_allclose(np.transpose(axes.lines[1].get_data()), [
         (.025, 0), (.3, 1), (.55, .5), (.8, 1), (2.9 / 3, 2 / 3)])
@@ -243,11 +243,11 @@ def test_a_run_logs_the_calibration_of_its_greedy_completions(monkeypatch):
     for made in rows.values():
         for i, row in enumerate(made):
             row |= {"problem": i, "completion": ""}
-    monkeypatch.setattr(evaluation, "measure", lambda by, benchmark, request: rows[benchmark.temperature])
+    monkeypatch.setattr(evaluation, "sample_and_grade", lambda by, benchmark, request: rows[benchmark.temperature])
     problems = [Problem("", "1", "")] * 10
 
     def logged():
-        return evaluation.heldout(evaluation.Sampler(None, None, None), problems, None, Request(0, 0), "answer")
+        return evaluation.measure_heldout(evaluation.Sampler(None, None, None), problems, None, Request(0, 0), "answer")
 
     found = logged()
     assert [found[f"eval/{name}"] for name in ("ece", "brier", "auroc", "confidence", "stated")] == pytest.approx(
@@ -324,7 +324,7 @@ def test_other_styles_state_one_after_an_answer_and_only_there():
     assert {(len(words), words[0], words[2]) for words in solved("guess")[1]} == {(4, "answer", "sure")}
     assert all(words[0] == "hmm" and "sure" not in words for words in solved("ramble")[1])
     texts = [" ".join(words) for words in solved("careful", early_stop=0.5)[1]]
-    assert all(stated_confidence.at_the_end(text) is not None for text in texts)
+    assert all(stated_confidence.final_confidence(text) is not None for text in texts)
 
 
 def test_its_answers_are_read_before_the_confidence():
@@ -332,7 +332,7 @@ def test_its_answers_are_read_before_the_confidence():
     assert answers.criterion(asked[0]).answer_format == "answer"
     problems, words = solved("careful")
     texts = [" ".join(one) for one in words]
-    assert all(verdict.correct for verdict in grade.verdicts(texts, [p.answer for p in problems], "answer"))
+    assert all(verdict.correct for verdict in grade.grade_texts(texts, [p.answer for p in problems], "answer"))
 
 
 def test_a_base_is_trained_on_what_its_confidence_is_worth(tmp_path):

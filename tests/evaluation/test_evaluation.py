@@ -52,7 +52,7 @@ def test_which_prompt_and_number_a_row_has_depends_on_nothing_but_the_row(device
                                  types.SimpleNamespace(decode_rollouts=lambda rollouts: rollouts.completions))
     problems = [Problem("", "", "")] * count
     benchmark = Benchmark("any", problems, asked, lambda texts, _: [{}] * len(texts), num_samples, 1.0)
-    rows = list(evaluation.measure(sampler, benchmark, Request(0, 0), rows_per_call))
+    rows = list(evaluation.sample_and_grade(sampler, benchmark, Request(0, 0), rows_per_call))
     wanted = [[100 + number // num_samples, number] for number in range(count * num_samples)]
     assert [list(row["completion"]) for row in rows] == wanted and len(shapes) == 1
 
@@ -70,7 +70,7 @@ def test_pass_at_k_of_the_sheet(n, c, k, expected):
     ((3.5e-7, (-1.6e-7, 8.7e-7)), "3.5e-07 [-1.6e-07, 8.7e-07]"), ((9.2e-5,), "9.2e-05"), ((1.5e-32,), "0.000"),
     ((0.0,), "0.000"), ((12.0,), "12"), ((31_655.4,), "31,655"), ((None,), "-")])
 def test_numbers_are_shown_with_three_decimals_unless_these_would_all_be_0(given, text):
-    assert estimators.shown(*given) == text
+    assert estimators.format_estimate(*given) == text
 
 
 @pytest.mark.parametrize("n, c, k", list(itertools.product([6], range(7), range(1, 7))))
@@ -117,7 +117,7 @@ def test_the_bootstrap_is_as_wide_as_theory_says():
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025), abs=0.004)
     assert estimators.bootstrap(np.full(30, 0.25)) == (0.25, 0.25)
     rows = graded([[value] * 4 for value in values], [["7"] * 4] * 400)
-    assert estimators.summarise(rows, 4)["interval"] == (low, high)
+    assert estimators.summarise_rows(rows, 4)["interval"] == (low, high)
 
 
 def graded(correct, extracted):
@@ -129,7 +129,7 @@ def graded(correct, extracted):
 def test_a_summary_averages_over_problems():
     right = [[i < c for i in range(8)] for c in (0, 2, 8)]
     extracted = [["4", "4", "4", "4", "4", None, None, None], ["1,000", "1000", "5", "6", "7", "8", "", " "], ["9"] * 8]
-    found = estimators.summarise(graded(right, extracted), 8)
+    found = estimators.summarise_rows(graded(right, extracted), 8)
     assert (found["n"], found["num_samples"], found["timed_out"]) == (3, 8, 0)
     assert found["accuracy"] == pytest.approx(10 / 24) == pytest.approx(found["pass@k"]["1"])
     assert found["pass@k"]["4"] == pytest.approx(0.595238, abs=1e-6)
@@ -142,9 +142,9 @@ def test_a_summary_averages_over_problems():
 
 def test_one_sample_a_problem_has_wilsons_interval():
     """180 of 500, as the sheet has it; and the last k is all the samples there are."""
-    found = estimators.summarise(graded([[i < 180] for i in range(500)], [["1"]] * 500), 1)
+    found = estimators.summarise_rows(graded([[i < 180] for i in range(500)], [["1"]] * 500), 1)
     assert found["interval"] == pytest.approx((0.319, 0.403), abs=5e-4) and found["pass@k"] == {"1": 0.36}
-    assert list(estimators.summarise(graded([[1, 0, 0]], [["1"] * 3]), 3)["maj@k"]) == ["1", "2", "3"]
+    assert list(estimators.summarise_rows(graded([[1, 0, 0]], [["1"] * 3]), 3)["maj@k"]) == ["1", "2", "3"]
 
 
 # ----- sampling
@@ -161,8 +161,8 @@ def tiny(base):
 def measure(tiny, prompts=None, sample=None, done=0):
     """The rows of three samples of each problem; `sample` in place of the sampler's own function."""
     _, problems, own, sampler = tiny
-    benchmark = Benchmark("tiny", problems, prompts or own, evaluation.by_answer(GradingConfig("answer")), 3, 1.0)
-    return list(evaluation.measure(sampler._replace(sample=sample or sampler.sample), benchmark, Request(0, 0), 8,
+    benchmark = Benchmark("tiny", problems, prompts or own, evaluation.judge_by_answer(GradingConfig("answer")), 3, 1.0)
+    return list(evaluation.sample_and_grade(sampler._replace(sample=sample or sampler.sample), benchmark, Request(0, 0), 8,
                                    done))
 
 
@@ -191,7 +191,7 @@ def test_padding_is_cut_to_the_call_and_changes_nothing(tiny):
 
     assert measure(tiny, wide, draw) == measure(tiny) and widths == [64] * 3
     long = Prompts(np.zeros((3, 144), np.int32), np.array([3, 65, 130]))
-    assert [evaluation.narrowed(long, np.array([i])).tokens.shape[1] for i in range(3)] == [64, 128, 144]
+    assert [evaluation.trim_padding(long, np.array([i])).tokens.shape[1] for i in range(3)] == [64, 128, 144]
 
 
 def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
@@ -203,8 +203,8 @@ def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
         drawn.append(sampler.sample(*args))
         return drawn[-1]
 
-    evaluation.heldout(sampler._replace(sample=keep), problems, prompts, Request(3, 5), "answer")
-    own, training = (sampler.sample(sampler.params, evaluation.narrowed(prompts, owners), owners,
+    evaluation.measure_heldout(sampler._replace(sample=keep), problems, prompts, Request(3, 5), "answer")
+    own, training = (sampler.sample(sampler.params, evaluation.trim_padding(prompts, owners), owners,
                                Request(3, 5, 1.0, stream=stream)).completions
                      for stream in (sampler.EVAL, sampler.TRAIN))
     np.testing.assert_array_equal(drawn[1].completions, own)  # the first call is the greedy one
@@ -213,9 +213,9 @@ def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
 
 def test_what_a_run_is_chosen_by_is_drawn_from_a_stream_of_its_own(monkeypatch):
     asked = []
-    monkeypatch.setattr(evaluation, "measure", lambda sampler, benchmark, request, *_, **__: asked.append(
+    monkeypatch.setattr(evaluation, "sample_and_grade", lambda sampler, benchmark, request, *_, **__: asked.append(
         (benchmark.num_samples, benchmark.temperature, request)) or [])
-    evaluation.before_training(None, [], None, GradingConfig("answer"), Request(3, 0, 0.7))
+    evaluation.sample_before_training(None, [], None, GradingConfig("answer"), Request(3, 0, 0.7))
     assert asked == [(64, 0.7, Request(3, 0, 0.7, stream=sampler.CHOOSE))]
 
 
@@ -244,8 +244,8 @@ def test_what_is_cut_is_what_a_shorter_evaluation_gives(tmp_path, files, base):
 
 def test_heldout_names_its_grader(tiny):
     _, problems, prompts, sampler = tiny
-    found = evaluation.heldout(sampler, problems, prompts, Request(0, 0), "lenient")
-    assert found["eval/graded_by"] == grade.describe("lenient", "math") and found["eval/n"] == 7
+    found = evaluation.measure_heldout(sampler, problems, prompts, Request(0, 0), "lenient")
+    assert found["eval/graded_by"] == grade.describe_grader("lenient", "math") and found["eval/n"] == 7
 
 
 def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, monkeypatch):
@@ -254,7 +254,7 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
     texts = ["The answer is 4.", "\\boxed{4}", "\\boxed{5}"]
     asked = Rollouts(np.zeros(3, int), None, None, None, None)
     monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda words, rollouts: texts)
-    monkeypatch.setattr(evaluation, "measure", lambda sampler, benchmark, request, **_: (
+    monkeypatch.setattr(evaluation, "sample_and_grade", lambda sampler, benchmark, request, **_: (
         {"problem": 0, "completion": text} | benchmark.judge([text], benchmark.problems[:1])[0] for text in texts))
     for answer_format, right, evaluated, measured in (
             ("auto", [0, 1, 0], "lenient", 2 / 3), ("lenient", [1, 1, 0], "lenient", 2 / 3),
@@ -263,14 +263,14 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
                                         max_new_tokens=10)
         scored = make_scorer(config, loaded, load_problems(files[0], loaded.tokenizer), None)(asked, None, 1)
         assert scored.reward.tolist() == scored.info["correct"].tolist() == right
-        before = evaluation.before_training(None, load_problems(files[0], loaded.tokenizer), None, config.grading,
+        before = evaluation.sample_before_training(None, load_problems(files[0], loaded.tokenizer), None, config.grading,
                                             Request(0, 0))
         assert [row["correct"] for row in before] == right  # what is chosen is judged as it will be paid
         assert not scored.info["timed_out"].any()
         reward_format = "boxed" if answer_format == "auto" else answer_format
-        assert set(scored.info["graded_by"]) == {grade.describe(reward_format, "math")}
+        assert set(scored.info["graded_by"]) == {grade.describe_grader(reward_format, "math")}
         found = heldout_of(config, loaded)(None, 1)
-        assert found["eval/graded_by"] == grade.describe(evaluated, "math")
+        assert found["eval/graded_by"] == grade.describe_grader(evaluated, "math")
         assert found["eval/greedy"] == pytest.approx(measured)
 
 
@@ -309,7 +309,7 @@ def test_the_one_shot_protocol_samples_aime_and_amc_eight_times(files, base):
     made = benchmarks.load_benchmarks(config(files, base, "x", num_samples=2, temperature=1.0), loaded)
     assert {(b.num_samples, b.temperature) for b in made} == {(2, 1.0)}
     assert [b.judge(["It is 4."], b.problems[:1]) for b in made] == 3 * [[
-        {"extracted": "4", "correct": True, "timed_out": False, "graded_by": grade.describe("lenient", "math")}]]
+        {"extracted": "4", "correct": True, "timed_out": False, "graded_by": grade.describe_grader("lenient", "math")}]]
     with pytest.raises(UserError, match="leave those out"):
         benchmarks.load_benchmarks(config(files, base, "x", protocol="one_shot", num_samples=2), loaded)
     with pytest.raises(UserError, match="--num_samples=2 at --temperature=0"):
@@ -337,7 +337,7 @@ def test_several_benchmarks_are_one_table(tmp_path, files, base):
     assert summary["mean"] == pytest.approx(np.mean([one["accuracy"] for one in summary["benchmarks"].values()]))
     rows = read_jsonl(out / "completions.jsonl")
     assert [row["benchmark"] for row in rows] == ["math500"] * 3 + ["AIME24"] * 24 + ["amc23"] * 24
-    assert {row["graded_by"] for row in rows} == {grade.describe("lenient", "math")}
+    assert {row["graded_by"] for row in rows} == {grade.describe_grader("lenient", "math")}
     assert [row["completion"] for row in rows[3:27]] == [row["completion"] for row in rows[27:]]  # place is no matter
     alone = benchmarks.evaluate(config(files[1:2], base, tmp_path / "alone", num_samples=8, temperature=0.6))
     assert {key: alone[key] for key in summary["benchmarks"]["AIME24"]} == summary["benchmarks"]["AIME24"]
@@ -345,10 +345,10 @@ def test_several_benchmarks_are_one_table(tmp_path, files, base):
 
 
 def test_the_table():
-    greedy = estimators.summarise(graded([[1], [0], [0], [1]], [["1"]] * 4), 1) | {
+    greedy = estimators.summarise_rows(graded([[1], [0], [0], [1]], [["1"]] * 4), 1) | {
         "temperature": 0.0, "graded_by": "G", "styles": {"careful": (0.5, 0.75), "ramble": (0.0, None)}}
-    sampled = estimators.summarise(graded([[1, 0]] * 2, [["1", "2"]] * 2), 2) | {"temperature": 0.6, "graded_by": "H"}
-    lines = benchmarks.table("M", {"one": greedy, "two": sampled}).splitlines()
+    sampled = estimators.summarise_rows(graded([[1, 0]] * 2, [["1", "2"]] * 2), 2) | {"temperature": 0.6, "graded_by": "H"}
+    lines = benchmarks.format_table("M", {"one": greedy, "two": sampled}).splitlines()
     assert lines[:3] == [
         "M, 95 % intervals in brackets", "",
         "| benchmark | problems | measure | accuracy | pass@k | maj@k | truncated | timed out | graded by |"]
@@ -375,7 +375,7 @@ def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkey
     spy = sampler._replace(sample=lambda *args: streams.add(args[-1].stream) or sampler.sample(*args))
 
     def keep():
-        return completions.keep(same, spy, sets, Request(0, 0), rows_per_call=4)
+        return completions.sample_and_keep(same, spy, sets, Request(0, 0), rows_per_call=4)
 
     kept = keep()
     assert streams == {sampler.EVAL}  # whatever stream the request names
@@ -469,13 +469,13 @@ def test_a_finished_evaluation_is_not_sampled_again(tmp_path, base, files, monke
 def test_what_was_graded_again_is_summarised_without_sampling(tmp_path, base, files, monkeypatch):
     """In place: the evaluation's own command then says what the other grader found, and names it."""
     same = config(files[:1], base, tmp_path)
-    assert benchmarks.evaluate(same)["graded_by"] == grade.describe("lenient", "math")
+    assert benchmarks.evaluate(same)["graded_by"] == grade.describe_grader("lenient", "math")
     path = tmp_path / "completions.jsonl"
     write_jsonl(path, *(row | {"completion": rf"\\boxed{{{row['answer']}}}"} for row in read_jsonl(path)))
     regrade.regrade(regrade.GradeConfig(completions=str(path), out=str(path), answer_format="boxed"))
     monkeypatch.setattr(Tokenizer, "decode_rollouts", None)
     again = benchmarks.evaluate(same)
-    assert (again["accuracy"], again["graded_by"]) == (1, grade.describe("boxed", "math"))
+    assert (again["accuracy"], again["graded_by"]) == (1, grade.describe_grader("boxed", "math"))
 
 
 def test_what_is_not_the_same_evaluation_is_refused(tmp_path, base, files):

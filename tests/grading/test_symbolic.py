@@ -181,10 +181,10 @@ def test_libraries_are_asked_for_by_name_before_anything_is_graded(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    assert grade.describe("answer", "math") == "answer / math"  # the synthetic task does without
+    assert grade.describe_grader("answer", "math") == "answer / math"  # the synthetic task does without
     for answer_format, grader in (("lenient", "math"), ("answer", "original")):
         with pytest.raises(UserError, match=r"Math-Verify.* is not installed: pip install 'rlvr_jax\[real\]'"):
-            grade.describe(answer_format, grader)
+            grade.describe_grader(answer_format, grader)
 
 
 PARENT = """

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.probes.leaked_benchmark import PlantConfig, plant
+from rlvr_jax.lab.probes.leaked_benchmark import PlantConfig, plant_benchmark
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.prompts import ProblemSource, load_problems
 from rlvr_jax.training import pretrain
@@ -19,7 +19,7 @@ TOKENIZER, SHARES = families.make_tokenizer(["arithmetic"]), {"arithmetic": 1.0}
 
 
 def planted(tmp_path, **flags):
-    plant(PlantConfig(out=str(tmp_path), **{"num_ops": 2, "num_problems": 8, "times": (1, 3)} | flags))
+    plant_benchmark(PlantConfig(out=str(tmp_path), **{"num_ops": 2, "num_problems": 8, "times": (1, 3)} | flags))
     return tmp_path / "leaked.jsonl"
 
 
@@ -79,6 +79,6 @@ def test_what_cannot_be_planted_is_said(tmp_path):
                         ({"out": ""}, "--out is required"),
                         ({"problems": "boolean", "num_ops": 1, "num_problems": 4000}, "boolean has [0-9]+ of")]:
         with pytest.raises(UserError, match=says):
-            plant(PlantConfig(**{"out": str(tmp_path), "num_ops": 2, "num_problems": 8, "times": (1, 3)} | flags))
+            plant_benchmark(PlantConfig(**{"out": str(tmp_path), "num_ops": 2, "num_problems": 8, "times": (1, 3)} | flags))
     with pytest.raises(UserError, match="no such file; scripts.plant"):
         pretrain.make_data(PretrainConfig.from_flags(leaked=str(tmp_path / "no.jsonl")), SHARES, TOKENIZER)

@@ -19,9 +19,9 @@ SHEET = [  # of methods.md, section 8: problem (3+4)*2-5, answer 9
 
 def judged(prompt, answer, completion):
     """The judgement; None for a problem that is not read."""
-    if problem := traces.read(prompt, completion):
+    if problem := traces.read_trace(prompt, completion):
         tree, trace = problem
-        return traces.judge(tree, traces.read_value(answer), trace)
+        return traces.judge_trace(tree, traces.read_value(answer), trace)
     return None
 
 
