@@ -45,6 +45,7 @@ class Benchmark(NamedTuple):
     judge: Callable  # (texts, problems) -> a dict for each text, such as that of `judge_by_answer`
     num_samples: int = 1
     temperature: float = 0.0
+    columns: tuple[str, ...] = ()  # of a problem's metadata, which its rows also have
 
 
 def make_sampler(loaded: LanguageModel, config: SamplingConfig, use_top_p: bool = False,
@@ -60,7 +61,7 @@ def sample_and_grade(sampler: Sampler, benchmark: Benchmark, request: Request, r
     """Samples and grades all completions of a benchmark; yields their rows, one call of the sampler at a time.
 
     Row i*num_samples+j is sample j of problem i: `{"problem", "sample", "prompt", "answer", "completion", "truncated",
-    "num_tokens"}`, the columns of `benchmark.judge`, and those of `more(rollouts, texts, judged)`, if given. Seed,
+    "num_tokens"}`, the columns of the benchmark and its `judge`, and those of `more(rollouts, texts, judged)`. Seed,
     step, stream and top_p are those of the request. The first `done` rows exist already and are left out; the sampler's
     calls are the same with or without them, so the remaining rows are bitwise those of an uninterrupted run.
     """
@@ -79,7 +80,8 @@ def sample_and_grade(sampler: Sampler, benchmark: Benchmark, request: Request, r
         judged = benchmark.judge(texts, [problems[i] for i in owners[: end - start]])
         columns = more(rollouts, texts, judged) if more else [{}] * len(texts)
         rows = [{"problem": int(i), "sample": int(j), "prompt": problems[i].prompt, "answer": problems[i].answer,
-                 "completion": text} | verdict | {"truncated": not ended, "num_tokens": int(mask.sum())} | column
+                 "completion": text} | verdict | {key: problems[i].meta[key] for key in benchmark.columns}
+                | {"truncated": not ended, "num_tokens": int(mask.sum())} | column
                 for text, verdict, i, j, ended, mask, column in zip(
                     texts, judged, owners, numbers % count, rollouts.ended, rollouts.completion_mask, columns)]
         yield from rows[max(done - start, 0) :]

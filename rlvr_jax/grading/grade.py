@@ -42,10 +42,10 @@ def grade_texts(texts: Sequence[str], answers: Sequence[str], answer_format: Uni
     """
     formats, graders = ([name] * len(texts) if isinstance(name, str) else name for name in (answer_format, grader))
     questions = []  # each with whether it may need computer algebra
-    for text, answer, form, by in zip(texts, answers, formats, graders, strict=True):
-        extract = last_box if by == "original" else EXTRACTORS[form]
-        question = Question(by, extract(split_confidence(text)[0]), answer)
-        questions.append((question, (form, by) != ("answer", "math")))
+    for text, answer, form, name in zip(texts, answers, formats, graders, strict=True):
+        extract = last_box if name == "original" else EXTRACTORS[form]
+        question = Question(name, extract(split_confidence(text)[0]), answer)
+        questions.append((question, (form, name) != ("answer", "math")))
     replies = {algebra: decide_questions([question for question, own in questions if own == algebra], algebra)
                for algebra in (False, True)}
     decided = [(question.given, replies[algebra][question]) for question, algebra in questions]
@@ -56,7 +56,7 @@ def decide_questions(questions: Iterable[Question], algebra: bool = True) -> dic
     """Whether each given answer equals its reference. Without `algebra`, a question that needs a child is a no."""
     verdicts = {question: decide_at_once(*question) for question in questions}
     left = [question for question, verdict in verdicts.items() if verdict is None and algebra]
-    replies = dict(zip(left, workers.POOL.map(ask_child, left)))
+    replies = dict(zip(left, workers.POOL.threads.map(ask_child, left)))
     return {question: replies.get(question, Reply(bool(verdict), False)) for question, verdict in verdicts.items()}
 
 

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Callable, Iterable, NamedTuple
+from typing import NamedTuple
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import child
@@ -80,14 +80,10 @@ class Worker:
 
 class Pool:
     """At most `size` workers for the named graders (without names, `child.ALGEBRA`), each started when first needed and
-    kept in `idle` between questions."""
+    kept in `idle` between questions. `threads`, as many as workers, are for callers who ask several questions."""
 
     def __init__(self, size: int, *graders: str):
         self.threads, self.idle, self.graders = concurrent.futures.ThreadPoolExecutor(size), [], graders
-
-    def map(self, ask: Callable[[child.Question], Reply], questions: Iterable[child.Question]) -> list[Reply]:
-        """The results of `ask` (which calls `self.ask`) in order, computed on as many threads as there are workers."""
-        return list(self.threads.map(ask, questions))
 
     def ask(self, question: child.Question) -> Reply:
         """The reply to one question. Raises UserError if a child does not start."""

@@ -134,8 +134,8 @@ def equal(given, answer: str, grader: str = "math") -> bool:
     return grade.decide_questions([question])[question].equal
 
 
-def told(given: str, answer: str):
-    """What the mathematical grader says at once, and "no" for what it would ask of computer algebra."""
+def same_at_once(given: str, answer: str):
+    """The verdict of the mathematical grader, with "no" for what it would ask of computer algebra."""
     return mathematics.same(given, answer, lambda *_: False)
 
 
@@ -174,13 +174,6 @@ def test_the_page_of_differences_is_the_table():
     ("7" * 500, "7" * 500, True), ("7" * 500, "7" * 499 + "8", False), (r"\text{}", "", False)])
 def test_equal(a, b, same):
     assert equal(a, b) is same and equal(b, a) is same
-
-
-def test_an_answer_of_a_thousand_characters_is_read_and_a_longer_one_is_wrong():
-    words = " ".join(["word"] * 200)
-    assert len(words) == 999
-    for text, right in ((words + "s", True), (words + "ss", False)):
-        assert grade.decide_at_once("math", text, words + "s" * (len(text) - 999)) == right
 
 
 @pytest.mark.parametrize("grader", graders.GRADERS)
@@ -223,22 +216,22 @@ def test_numbers_are_equal_exactly_when_their_values_are(x, y):
 
 @given(answers)
 def test_equality_is_reflexive(text):
-    assert told(text, text) is (mathematics.normalise(text) != "")
+    assert same_at_once(text, text) is (mathematics.normalise(text) != "")
 
 
 @given(answers, answers)
 @example("<,", "0,0000")  # an empty element is like no number, whichever side it is on
 def test_equality_is_symmetric(a, b):
-    assert told(a, b) == told(b, a)
+    assert same_at_once(a, b) == same_at_once(b, a)
 
 
 @given(st.lists(st.integers(-99, 99), min_size=2, max_size=8), st.randoms())
 def test_a_set_has_no_order_and_a_tuple_has(numbers, random):
     shuffled = random.sample(numbers, len(numbers))
     text, other = ", ".join(map(str, numbers)), ", ".join(map(str, shuffled))
-    assert told(other, text) and told(rf"\{{{other}\}}", text)
-    assert told(f"({other})", f"({text})") == (shuffled == numbers)
-    assert not told(f"{other}, 100", text)
+    assert same_at_once(other, text) and same_at_once(rf"\{{{other}\}}", text)
+    assert same_at_once(f"({other})", f"({text})") == (shuffled == numbers)
+    assert not same_at_once(f"{other}, 100", text)
 
 
 @given(st.text(max_size=200), st.integers(-10**9, 10**9))
@@ -287,7 +280,8 @@ def test_a_pair_is_asked_once_and_only_if_need_be(monkeypatch):
 def test_a_text_that_is_too_long_is_not_remembered():
     before = grade._compare_without_child.cache_info().currsize
     assert not grade.is_correct(r"\boxed{" + "7" * 10_000 + "}", "7", "boxed")
-    assert grade._compare_without_child.cache_info().currsize == before < grade._compare_without_child.cache_info().maxsize
+    after = grade._compare_without_child.cache_info()
+    assert after.currsize == before < after.maxsize
 
 
 def test_a_report_can_name_the_grader():
@@ -319,10 +313,10 @@ def math500(data) -> list[dict]:
 @pytest.mark.parametrize("answer_format", ["boxed", "lenient"])
 @pytest.mark.parametrize("grader", graders.GRADERS)
 def test_every_reference_solution_is_right(math500, answer_format, grader):
-    verdicts = grade.grade_texts([row["solution"] for row in math500], [row["answer"] for row in math500], answer_format,
-                           grader)
+    solutions, answers = ([row[key] for row in math500] for key in ("solution", "answer"))
+    verdicts = grade.grade_texts(solutions, answers, answer_format, grader)
     assert len(verdicts) == 500
-    assert [row["answer"] for row, verdict in zip(math500, verdicts) if not verdict.correct] == []
+    assert [answer for answer, verdict in zip(answers, verdicts) if not verdict.correct] == []
 
 
 def test_rewritten_references_are_right_and_changed_ones_wrong(math500):
@@ -392,10 +386,10 @@ def test_what_is_no_file_of_completions_is_refused_with_its_line(tmp_path, conte
 
 def test_missing_files_are_named(tmp_path):
     nowhere = {"completions": str(tmp_path / "nowhere.jsonl"), "out": "g.jsonl"}
-    for given, says in ((nowhere, "--completions=.*nowhere.jsonl: no such file"),
+    for flags, says in ((nowhere, "--completions=.*nowhere.jsonl: no such file"),
                         ({"out": "g"}, "--completions=: no such file"), ({"completions": "c"}, "--out is required")):
         with pytest.raises(UserError, match=says):
-            regrade.regrade(GradeConfig(**given))
+            regrade.regrade(GradeConfig(**flags))
 
 
 def test_the_command(tmp_path, compiled):

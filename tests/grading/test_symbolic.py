@@ -42,7 +42,7 @@ def fresh():
 
 
 def ask(pool, questions: list[Question]) -> list[Reply]:
-    return pool.map(pool.ask, questions)
+    return list(pool.threads.map(pool.ask, questions))
 
 
 def alive(pid: int) -> bool:
@@ -99,20 +99,16 @@ def test_a_child_may_use_no_more_memory(shared):
     assert ask(shared, EASY) == RIGHT
 
 
-def test_a_child_killed_between_questions_is_replaced(shared):
-    ask(shared, EASY)
-    for worker in shared.idle:
-        os.killpg(worker.process.pid, signal.SIGKILL)  # the fork that works in it, too
-        worker.process.wait()
-    assert ask(shared, EASY) == RIGHT
-
-
-def test_a_fork_killed_between_questions_leaves_no_reply_behind(shared):
-    """A reply that nobody asked for would be taken for that to the next question."""
+@pytest.mark.parametrize("kill_child", [True, False])
+def test_a_child_or_its_fork_killed_between_questions_is_replaced_and_leaves_no_reply(shared, kill_child):
+    """A reply to no question would be taken for the reply to the next one."""
     ask(shared, EASY)
     pids = [worker.process.pid for worker in shared.idle]
-    for pid in [fork for pid in pids for fork in descendants(pid)]:
-        os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        if kill_child:
+            os.killpg(pid, signal.SIGKILL)  # with the fork that works in it
+        for fork in [] if kill_child else descendants(pid):
+            os.kill(fork, signal.SIGKILL)
     assert gone(pids) and ask(shared, EASY) == RIGHT
 
 

@@ -19,10 +19,13 @@ from rlvr_jax.runs.markdown import markdown_table
 
 NEEDS = ("prompt", "completion", "answer")
 CELLS = ["".join(cell) for cell in itertools.product("10", repeat=3)]  # of C, V, K
-LABELS = {"with_steps": "show a step", "coherent": "coherent (C)", "valid": "valid (V)", "right": "right (K)",
-          "coherent_of_shown": "coherent, of those with steps", "valid_of_shown": "valid, of those with steps",
-          "valid_if_coherent": "valid, if coherent: P(V given C)",
-          "right_if_both": "right, if coherent and valid: P(K given C, V)"}
+# share -> (label, traces that count as hits, traces among which they are counted)
+SHARES = {"with_steps": ("show a step", "with steps", "all"), "coherent": ("coherent (C)", "coherent", "all"),
+          "valid": ("valid (V)", "valid", "all"), "right": ("right (K)", "right", "all"),
+          "coherent_of_shown": ("coherent, of those with steps", "coherent", "with steps"),
+          "valid_of_shown": ("valid, of those with steps", "valid", "with steps"),
+          "valid_if_coherent": ("valid, if coherent: P(V given C)", "valid", "coherent"),
+          "right_if_both": ("right, if coherent and valid: P(K given C, V)", "right", "both")}
 SIDES = ("before", "after")  # training
 
 
@@ -88,23 +91,19 @@ def summarise_traces(traces: list[JudgedTrace]) -> dict:
     """
     if not traces:
         return {}
-    coherent, valid, right = (np.array([trace.judgement[i] for trace in traces], bool) for i in range(3))
+    coherent, valid, right = np.array([trace.judgement[:3] for trace in traces], bool).T
     sizes = np.array([len(trace.steps) for trace in traces])
-
-    def share_among(hits: np.ndarray, among: np.ndarray) -> dict:
-        return estimate_share(hits[among].tolist(), [problem_key(traces[i].row) for i in np.flatnonzero(among)])
-
-    shown, every = sizes > 0, sizes >= 0
+    masks = {"all": sizes >= 0, "with steps": sizes > 0, "coherent": coherent, "valid": valid, "right": right,
+             "both": coherent & valid}
+    shares = {name: estimate_share(masks[hit][masks[among]].tolist(),
+                                   [problem_key(traces[i].row) for i in np.flatnonzero(masks[among])])
+              for name, (_, hit, among) in SHARES.items()}
     cells = collections.Counter("".join(str(int(x)) for x in trace.judgement[:3]) for trace in traces)
     errors = {name: collections.Counter(place for trace in traces for error, place in trace.judgement.errors
                                         if error == name) for name in CLASSES}
     total = int(sizes.sum())
     wrong = sum(len({place for name, place in trace.judgement.errors if name in UNSOUND}) for trace in traces)
-    return {"n": len(traces), "cells": {cell: cells[cell] for cell in CELLS}, "with_steps": share_among(shown, every),
-            "coherent": share_among(coherent, every), "valid": share_among(valid, every),
-            "right": share_among(right, every), "coherent_of_shown": share_among(coherent, shown),
-            "valid_of_shown": share_among(valid, shown), "valid_if_coherent": share_among(valid, coherent),
-            "right_if_both": share_among(right, coherent & valid),
+    return {"n": len(traces), "cells": {cell: cells[cell] for cell in CELLS}, **shares,
             "steps": total / len(traces), "wrong_steps_per_100": 100 * wrong / total if total else None,
             "errors": {name: {str(place + 1): count for place, count in sorted(places.items())}
                        for name, places in errors.items() if places},
@@ -188,7 +187,7 @@ def format_page(record: dict) -> str:
 
 def format_traces(files: dict[str, dict]) -> list[str]:
     """The tables of traces: shares, cells, errors, lengths."""
-    shares = [[label, *(format_share(file[key]) for file in files.values())] for key, label in LABELS.items()]
+    shares = [[label, *(format_share(file[key]) for file in files.values())] for key, (label, *_) in SHARES.items()]
     shares += [["steps in a trace", *(f"{file['steps']:.2f}" for file in files.values())],
                ["wrong steps in 100", *(format_estimate(file["wrong_steps_per_100"]) for file in files.values())]]
     cells = [[*("yes" if bit == "1" else "no" for bit in cell), *(file["cells"][cell] for file in files.values())]

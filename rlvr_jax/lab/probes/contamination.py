@@ -64,7 +64,7 @@ def make_benchmarks(config: ContaminationConfig, measured: EvaluateConfig, loade
             if not (parts := [part for problem in problems if (part := cut_question(problem, fraction))]):
                 raise UserError(f"no question of {label} has enough words for --fractions={fraction:g}")
             benchmark = make_benchmark(measured.kept, loaded, f"{label} {fraction:g}", parts)
-            benchmarks.append(benchmark._replace(judge=add_reconstruction(benchmark.judge)))
+            benchmarks.append(benchmark._replace(judge=add_reconstruction(benchmark.judge), columns=OF))
     return benchmarks
 
 
@@ -109,7 +109,7 @@ def add_reconstruction(by_answer: Callable) -> Callable:
     have no known answer: their "correct" is None."""
     def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
         return [verdict | ({"correct": None} if problem.meta["twin"] and not problem.answer else {})
-                | compare_with_rest(text, problem.meta["rest"]) | {key: problem.meta[key] for key in OF}
+                | compare_with_rest(text, problem.meta["rest"])
                 for text, problem, verdict in zip(texts, problems, by_answer(texts, problems))]
     return judge
 

@@ -139,15 +139,8 @@ def make_benchmarks(config: EvaluateConfig, example: str, loaded: LanguageModel)
         problem.meta["split"] = kept.heldout_split
     if kept.grading.answer_format == "auto":  # the problems made here do not name their family, so it cannot decide
         kept = kept.with_flags(answer_format=FAMILIES[family].answer_format)
-    benchmarks = [make_benchmark(kept, loaded, name, problems, config.num_samples, config.temperature)
-                  for name, problems in sets.items()]
-    return [benchmark._replace(judge=add_split(benchmark.judge)) for benchmark in benchmarks]
-
-
-def add_split(judge: Callable) -> Callable:
-    """The `judge` of a benchmark, with the split of each problem as one more column."""
-    return lambda texts, problems: [verdict | {"split": problem.meta["split"]}
-                                    for verdict, problem in zip(judge(texts, problems), problems)]
+    return [make_benchmark(kept, loaded, name, problems, config.num_samples, config.temperature)
+            ._replace(columns=("split",)) for name, problems in sets.items()]
 
 
 def fits_window(problems: list[Problem], loaded: LanguageModel, num_ops: int, max_new_tokens: int) -> bool:

@@ -1,12 +1,10 @@
-"""The probe of tries and that of confidences, on rows whose numbers are known by hand."""
-
-import json
+"""The probe of tries, on rows whose numbers are known by hand."""
 
 import numpy as np
 import pytest
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.probes import boundary, calibration, probe
+from rlvr_jax.lab.probes import boundary
 
 
 def rows(*counts, of=8):
@@ -35,6 +33,9 @@ def test_who_solves_what_alone_and_when_the_base_is_level():
     assert one["difference"]["1"]["mean"] == pytest.approx((20 - 11) / 32)
     assert one["difference"]["8"]["mean"] == pytest.approx(0)
     assert "1 problems are solved by trained alone, 1 by base alone" in found.page
+    sheet = pytest.importorskip("matplotlib.figure", reason="pip install 'rlvr_jax[plot]'").Figure()
+    found.draw(sheet)
+    assert [text.get_text() for text in sheet.axes[0].get_legend().texts] == ["base", "trained"]
     assert [item["right"] for item in found.items] == [
         {"base": 0, "trained": 4}, {"base": 2, "trained": 8}, {"base": 8, "trained": 8}, {"base": 1, "trained": 0}]
     assert boundary.probe_boundary({"base": rows(0), "trained": rows(3)}).record["files"]["trained"][
@@ -62,12 +63,12 @@ def test_diminished_is_judged_at_128_tries_where_there_are_more():
 def test_the_base_is_level_where_it_solves_exactly_as_many():
     record = boundary.probe_boundary({"base": rows(4, 4), "trained": rows(8, 0)}).record  # pass@1 is 1/2 for both
     assert record["files"]["trained"]["base_reaches_pass@1_at"] == 1
-    record = boundary.probe_boundary({"base": rows(4, 4), "trained": rows(8, 1)}).record  # pass@1 is 9/16; of the base 11/14 at 2
+    record = boundary.probe_boundary({"base": rows(4, 4), "trained": rows(8, 1)}).record  # 9/16; the base 11/14 at 2
     assert record["files"]["trained"]["base_reaches_pass@1_at"] == 2
 
 
 def test_the_page_shows_the_first_right_completion_or_the_first():
-    found = boundary.probe_boundary({"base": rows(3, 0)[::-1]})  # the last of each first: 7 to 0, of which 2 is the first right
+    found = boundary.probe_boundary({"base": rows(3, 0)[::-1]})  # samples 7 to 0 of each, of which 2 is the first right
     assert {item["prompt"]: item["completions"]["base"] for item in found.items} == {"p0": "2", "p1": "7"}
 
 
@@ -76,24 +77,3 @@ def test_only_the_same_problems_are_compared():
         boundary.probe_boundary({"base": rows(1, 2), "trained": rows(1)})
     with pytest.raises(UserError, match="as many completions"):
         boundary.probe_boundary({"base": rows(1, of=4), "trained": rows(1, of=8)})
-
-
-def test_confidences_of_the_sheet():
-    said = zip([.05, 0, .95, 1, .95, .55, .55, .30, .80, .80], [0, 0, 1, 1, 0, 1, 0, 1, 1, 1])  # section 13
-    kept = [{"prompt": "p", "completion": "", "correct": bool(c), "confidence": q} for q, c in said]
-    found = calibration.probe_calibration({"m": kept + [{"prompt": "p", "completion": "", "correct": True}]})
-    one = found.record["files"]["m"]
-    assert (one["ece"], one["brier"], one["auroc"]) == pytest.approx((.215, .19825, .75))
-    assert one["n"] == 10 and one["stated"] == pytest.approx(10 / 11) and "ECE 0.215" in found.page
-    with pytest.raises(UserError, match="no completion of silent states"):
-        calibration.probe_calibration({"m": kept, "silent": [{"prompt": "p", "completion": "", "correct": True}]})
-
-
-def test_files_of_completions_are_drawn(tmp_path):
-    for name, own in (("base", rows(0, 2)), ("trained", rows(5, 2))):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row | {"confidence": 0.5}) + "\n" for row in own))
-    paths = f"{tmp_path}/base.jsonl,{tmp_path}/trained.jsonl"
-    for name in ("boundary", "calibration"):
-        probe.run_probe(probe.ProbeConfig.from_flags(probe=name, completions=paths, out=str(tmp_path / "out")))
-        assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
-        assert set(json.loads((tmp_path / "out" / f"{name}.json").read_text())["files"]) == {"base", "trained"}

@@ -19,7 +19,7 @@ TOKENIZER, SHARES = families.make_tokenizer(["arithmetic"]), {"arithmetic": 1.0}
 
 
 def planted(tmp_path, **flags):
-    plant_benchmark(PlantConfig(out=str(tmp_path), **{"num_ops": 2, "num_problems": 8, "times": (1, 3)} | flags))
+    plant_benchmark(PlantConfig(**{"out": str(tmp_path), "num_ops": 2, "num_problems": 8, "times": (1, 3)} | flags))
     return tmp_path / "leaked.jsonl"
 
 
@@ -79,6 +79,6 @@ def test_what_cannot_be_planted_is_said(tmp_path):
                         ({"out": ""}, "--out is required"),
                         ({"problems": "boolean", "num_ops": 1, "num_problems": 4000}, "boolean has [0-9]+ of")]:
         with pytest.raises(UserError, match=says):
-            plant_benchmark(PlantConfig(**{"out": str(tmp_path), "num_ops": 2, "num_problems": 8, "times": (1, 3)} | flags))
+            planted(tmp_path, **flags)
     with pytest.raises(UserError, match="no such file; scripts.plant"):
         pretrain.make_data(PretrainConfig.from_flags(leaked=str(tmp_path / "no.jsonl")), SHARES, TOKENIZER)

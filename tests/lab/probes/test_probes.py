@@ -1,4 +1,4 @@
-"""Probes of kept completions: numbers counted by hand, twins, parts of questions, what the command writes."""
+"""Probes of saved completions: numbers counted by hand, twins, parts of questions, what the command writes."""
 
 import functools
 import itertools
@@ -14,6 +14,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig, evaluate
 from rlvr_jax.lab.probes import (
     calibration, coherence, contamination, equations, memorisation, page, probe, rouge, rows, twins)
+from rlvr_jax.lab.probes.traces import UNSOUND, Judgement
 from rlvr_jax.records import Problem
 from rlvr_jax.tasks import calculation, families
 from rlvr_jax.training.train import TrainConfig, train
@@ -27,15 +28,8 @@ GUESS, BROKEN = "answer 9", "think + 4 maybe answer 9"
 
 # ----- likeness
 
-def test_rouge_l_of_the_sheet():
-    text, reference = ("the area of the sail times the cube of wind velocity",
-                       "the area of the sail and the cube of the wind velocity")
-    assert rouge.longest_common(text.split(), reference.split()) == 10
-    assert rouge.rouge_l(text, reference) == pytest.approx(0.869565, abs=1e-6)
-
-
 def test_rouge_l_is_the_librarys_on_500_pairs():
-    """tests/golden/rouge.py asked it."""
+    """The expected values come from tests/golden/rouge.py."""
     wanted = json.loads(asked_rouge.PATH.read_text())["f1"]
     found = [rouge.rouge_l(text, reference) for reference, text in asked_rouge.pairs()]
     assert len(wanted) == 500 and found == pytest.approx(wanted, abs=1e-8)
@@ -54,11 +48,6 @@ def test_the_longest_common_subsequence_is_that_of_the_definition(a, b):
     assert rouge.longest_common(a, b) == longest(0, 0)
 
 
-@given(st.text(), st.text())
-def test_any_text_has_a_likeness(a, b):
-    assert 0 <= rouge.rouge_l(a, b) <= 1 and rouge.rouge_l(a, a) in (0, 1) and rouge.same_words(f" {a}\n", a)
-
-
 # ----- equations
 
 @pytest.mark.parametrize("text, expected", [
@@ -69,14 +58,11 @@ def test_any_text_has_a_likeness(a, b):
     ("2 + 3 + 4 = 9; 2 * 3 = 4 + 2; 10 -5 + 3 = 8; x -5 + 3 = 1; (2 + 3) * 4 = 20", []),  # parts of something longer
     ("20% * 5 = 1, 2 + 3 = 50%, 3 apples + 4 apples = 7, 1/2 + 1/3 = 5/6, a = 5", []),
     ("-5 + 3 = -2, total: (0.1 + 0.2 = 0.3)", [("-5 + 3 = -2", True), ("0.1 + 0.2 = 0.3", True)]),
-    ("1 / 0 = 7", [("1 / 0 = 7", False)]), ("12345678901234567890 + 1 = 2", [])])
+    ("1 / 0 = 7", [("1 / 0 = 7", False)]), ("12345678901234567890 + 1 = 2", []),
+    ("10 / 3 = 3.33. 10 / 3 = 3.34, 10 / 3 = 3; 10/4=2.5",
+     [("10 / 3 = 3.33", "rounded"), ("10 / 3 = 3.34", False), ("10 / 3 = 3", False), ("10/4=2.5", True)])])
 def test_equations_are_found_and_checked(text, expected):
-    assert [(one.text, one.holds) for one in equations.read_equations(text)] == expected
-
-
-def test_a_rounded_value_is_told_apart():
-    found = equations.read_equations("10 / 3 = 3.33. 10 / 3 = 3.34, 10 / 3 = 3; 10/4=2.5")
-    assert [(one.holds, one.rounded) for one in found] == [(False, True), (False, False), (False, False), (True, False)]
+    assert [(one.text, "rounded" if one.rounded else one.holds) for one in equations.read_equations(text)] == expected
 
 
 @settings(deadline=None)
@@ -87,17 +73,19 @@ def test_garbage_has_equations_or_none(text):
 
 
 def test_a_long_text_of_digits_is_read_in_no_time():
-    assert len(equations.read_equations("1+1=2;" * 10**6)) < 10**4 and not equations.read_equations("1" * 10**6 + "+" * 10**6)
+    assert len(equations.read_equations("1+1=2;" * 10**6)) < 10**4
+    assert not equations.read_equations("1" * 10**6 + "+" * 10**6)
 
 
 # ----- coherence
 
 def test_a_summary_counts_traces():
-    found = coherence.probe_coherence({"run": kept_completions(PROOF, PROOF, CALC, EARLY, LUCK, GUESS, BROKEN, "hmm river")})
+    found = coherence.probe_coherence({"run": kept_completions(PROOF, PROOF, CALC, EARLY, LUCK, GUESS, BROKEN,
+                                                               "hmm river")})
     one = found.record["files"]["run"]["traces"]
     assert {cell: n for cell, n in one["cells"].items() if n} == {
         "111": 2, "010": 1, "100": 1, "101": 1, "001": 2, "000": 1}
-    shares = {key: (one[key]["value"], one[key]["n"]) for key in coherence.SHOWN}
+    shares = {key: (one[key]["value"], one[key]["n"]) for key in coherence.SHARES}
     assert shares == {"with_steps": (6 / 8, 8), "coherent": (4 / 8, 8), "valid": (3 / 8, 8), "right": (5 / 8, 8),
                       "coherent_of_shown": (4 / 6, 6), "valid_of_shown": (3 / 6, 6), "valid_if_coherent": (2 / 4, 4),
                       "right_if_both": (1.0, 2)}
@@ -109,10 +97,8 @@ def test_a_summary_counts_traces():
 
 
 def test_a_step_with_two_errors_is_one_wrong_step():
-    errors = [(coherence.UNSOUND[0], 1), (coherence.UNSOUND[1], 1), (coherence.UNSOUND[0], 2)]
-    judgement = SimpleNamespace(errors=errors, coherent=False, valid=False, right=False)
-    row, = kept_completions(PROOF)
-    found = coherence.summarise_traces([SimpleNamespace(row=row, judgement=judgement, steps=4, cell="000")])
+    judgement = Judgement(False, False, False, [(UNSOUND[0], 1), (UNSOUND[1], 1), (UNSOUND[0], 2)])
+    found = coherence.summarise_traces([coherence.JudgedTrace(kept_completions(PROOF)[0], 4 * ("",), judgement)])
     assert found["wrong_steps_per_100"] == 100 * 2 / 4
 
 
@@ -154,7 +140,8 @@ def test_lengths_that_one_side_has_alone_are_left_out():
 def test_samples_of_one_problem_do_not_make_the_interval_narrower():
     """16 problems, half of them always coherent: as wide as 16 trials, not 128."""
     texts = [text for text in (PROOF, GUESS) for _ in range(64)]
-    many = coherence.probe_coherence({"x": kept_completions(*texts, samples=8)}).record["files"]["x"]["traces"]["coherent"]
+    found = coherence.probe_coherence({"x": kept_completions(*texts, samples=8)})
+    many = found.record["files"]["x"]["traces"]["coherent"]
     assert many["value"] == 0.5 and many["n"] == 128
     assert many["interval"] == pytest.approx([0.5 - 1.96 * 0.125, 0.5 + 1.96 * 0.125], abs=0.04)
     single = rows.estimate_share([True] * 180 + [False] * 320, range(500))
@@ -169,6 +156,11 @@ def test_word_problems_have_their_equations_checked():
     assert one["traces"] == {} and one["equations"]["equations"] == 3 and one["equations"]["with_any"] == 2 / 3
     assert one["equations"]["hold"]["value"] == one["equations"]["rounded"]["value"] == 1 / 3
     assert "| x | 3 | 66.7% | 3 |" in found.page
+    verdicts = [[(step["text"], step["right"], step["verdict"]) for step in item["steps"]] for item in found.items]
+    assert verdicts == [[("3 * 4 = 12", True, "holds"), ("12 + 1 = 14", False, "does not hold")],
+                        [("10 / 3 = 3.33", True, "holds when rounded")], []]
+    assert [item.get("equations_hold") for item in found.items] == [False, True, None]
+    assert "coherent" not in found.items[0]
 
 
 # ----- calibration
@@ -188,8 +180,11 @@ def test_confidences_are_shown_beside_those_that_need_no_training(tmp_path):
     assert "constant" not in calibration.probe_calibration(judged).record["files"]["test"]
     with pytest.raises(UserError, match="dev.jsonl has 5 of the problems that are judged.*--heldout_split=dev"):
         calibration.probe_calibration({"test": dev}, str(tmp_path / "dev.jsonl"))
+    silent = row(9, .5, True) | {"confidence": None}
     with pytest.raises(UserError, match="no completion of .*silent.jsonl states a confidence"):
-        calibration.probe_calibration(judged, write_jsonl(tmp_path / "silent.jsonl", row(9, .5, True) | {"confidence": None}))
+        calibration.probe_calibration(judged, write_jsonl(tmp_path / "silent.jsonl", silent))
+    with pytest.raises(UserError, match="no completion of silent states"):
+        calibration.probe_calibration(judged | {"silent": [silent]})
 
 
 # ----- contamination
@@ -264,12 +259,8 @@ def test_twins_are_compared_in_pairs_and_likeness_counts_where_they_are_drawn_al
     assert one["verdict"] == verdict and one["paired"] and one["exact"]["interval"] == [0, 0]
     assert record[f"a, {kind}"]["60%"]["correct"]["value"] == (0 if answer_known else None)
     assert f"| a | {kind} | +0.000 [+0.000, +0.000] | +0.100 [+0.100, +0.100] |" in found.page
-
-
-def test_suspicious_items_come_first_and_twins_last():
-    made = said_of("a", [1], twin="renumbered") + said_of("a", [0, 1], [0.9, 1.0])
-    assert [(one["twin"], one["exact"]) for one in contamination.probe_contamination({"m": made}).items] == [
-        ("", True), ("", False), ("renumbered", True)]
+    likeness = [(item["twin"], item["rouge_l"]) for item in found.items]
+    assert likeness == sorted(likeness, key=lambda pair: (pair[0] != "", -pair[1]))  # suspicious first, twins last
 
 
 # ----- twins
@@ -379,7 +370,8 @@ def test_a_longer_twin_begins_as_the_example_does():
         assert problem.prompt.startswith(QUESTION.removesuffix("=")) and len(problem.prompt.split()) == 11
     windows = [SimpleNamespace(tokenizer=families.make_tokenizer([FAMILY]), config=SimpleNamespace(max_seq_len=length))
                for length in (30, 31)]  # 11 tokens of the prompt and 20 of the solution
-    assert [memorisation.fits_window(memorisation.to_problems(ALGEBRA, made), one, 4, 20) for one in windows] == [False, True]
+    problems = memorisation.to_problems(ALGEBRA, made)
+    assert [memorisation.fits_window(problems, one, 4, 20) for one in windows] == [False, True]
 
 
 @pytest.mark.parametrize("question", ["", "What is 7 + 5?", "coins 7 + 5 * 2", "coins 7 = 5 =", "coins 20 + 9 =",
@@ -508,15 +500,6 @@ def test_a_page_with_many_items_has_some_and_says_where_all_are(tmp_path, monkey
     assert "3 of 9, evenly spread; all of them in <a href=\"coherence_items.jsonl\">" in html
     assert [one["facts"]["problem"] for one in data_of(html)] == ["0", "4", "8"]
     assert len(json.dumps(data_of(html))) < 5000 and "characters left out" in html
-
-
-def test_equations_are_the_steps_of_a_text():
-    kept = kept_completions("3 * 4 = 12, 12 + 1 = 14, 10 / 3 = 3.33", prompt="Tom has 3 bags.")
-    item, = coherence.probe_coherence({"x": kept}).items
-    assert [(one["text"], one["right"], one["verdict"]) for one in item["steps"]] == [
-        ("3 * 4 = 12", True, "holds"), ("12 + 1 = 14", False, "does not hold"), ("10 / 3 = 3.33", True,
-                                                                                 "holds when rounded")]
-    assert item["equations_hold"] is False and "coherent" not in item
 
 
 def test_a_probe_is_a_row(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The parser of traces: the sheet's vectors, a thousand traces with planted errors, garbage."""
 
 import collections
+import itertools
 
 import numpy as np
 import pytest
@@ -74,59 +75,52 @@ def test_a_hidden_operand_may_be_either_side():
 
 # ----- planted errors
 
-def other(rng, values, unlike):
+def draw_other(rng, values, unlike):
     return str(rng.choice([value for value in values if value not in unlike]))
 
 
-def plant(kind, rng, task, prompt, steps):
-    """(steps with one error, answer word or None, {(class, position)}) from right steps [[op, operand, value]]."""
+def result_of(algebra, value, op, operand):
+    """The word of the result; None where the operation is not allowed."""
+    number = algebra.results[algebra.values.index(value) + algebra.lowest, algebra.ops.index(op),
+                             algebra.values.index(operand) + algebra.lowest]
+    return str(algebra.write(number)) if number >= 0 else None
+
+
+def plant(kind, rng, algebra, prompt, steps):
+    """(steps with one error, answer word or None, {(class, position)}) from right steps [[op, operand, value]]; None
+    where the error cannot be planted."""
     steps, place, words = [list(step) for step in steps], int(rng.integers(len(steps))), prompt.split()
-    start, answer = words[1], steps[-1][2]
-    apply = lambda value, op, operand: str(task.write(np.array(task.results[
-        task.values.index(value) + task.lowest, task.ops.index(op), task.values.index(operand) + task.lowest])))
+    step, answer, end = steps[place], steps[-1][2], len(steps)
     if kind == "none":
         return steps, answer, set()
     if kind == "format":
-        broken = [[steps[place][0]], steps[place][:2], [*steps[place], answer], [steps[place][0], "maybe", answer]]
+        broken = [step[:1], step[:2], [*step, answer], [step[0], "maybe", answer]]
         steps[place] = broken[rng.integers(len(broken))]
-        return steps, steps[-1][-1] if place < len(steps) - 1 else answer, {("format", place)}
+        return steps, answer, {(kind, place)}
     if kind == "calc":
-        steps[place][2] = other(rng, task.values, {steps[place][2]})
-        errors, value = {("calc", place)}, steps[place][2]
-        for i in range(place + 1, len(steps)):  # what follows goes on from the wrong value, and is right where it can
-            moved = task.results[task.values.index(value) + task.lowest, task.ops.index(steps[i][0]),
-                                  task.values.index(steps[i][1]) + task.lowest]
-            if moved < 0:
+        step[2] = draw_other(rng, algebra.values, {step[2]})
+        for before, after in itertools.pairwise(steps[place:]):  # the steps after it are right, given the wrong value
+            after[2] = result_of(algebra, before[2], *after[:2])
+            if after[2] is None:
                 return None
-            value = steps[i][2] = str(task.write(np.array(moved)))
-        return steps, steps[-1][2], errors
+        return steps, steps[-1][2], {(kind, place)}
     if kind == "dangling":
-        seen = {start, *(word for step in steps[: place + 1] for word in step[1:]), *words[3:-1:2]}
-        before = steps[place - 1][2] if place else start
-        choices = [(b, r) for b in task.values if b not in seen and b in operands(task)
-                   for r in [task.results[task.values.index(before) + task.lowest, task.ops.index(steps[place][0]),
-                                           task.values.index(b) + task.lowest]] if r >= 0]
-        if not choices:
+        before = steps[place - 1][2] if place else words[1]
+        seen = {words[1], *(word for earlier in steps[: place + 1] for word in earlier[1:]), *words[3:-1:2]}
+        operands = algebra.values[: algebra.results.shape[-1] - algebra.lowest]
+        values = {b: value for b in operands if b not in seen and (value := result_of(algebra, before, step[0], b))}
+        if not values:
             return None
-        operand, value = choices[rng.integers(len(choices))]
-        steps = [*steps[:place], [steps[place][0], operand, str(task.write(np.array(value)))]]
-        return steps, steps[-1][2], {("dangling", place), ("plan", place)}
-    if kind == "plan":  # it stops early, or does the last step twice
-        if rng.random() < 0.5 and len(steps) > 1:
-            cut = int(rng.integers(1, len(steps)))
-            return steps[:cut], steps[cut - 1][2], {("plan", cut)}
-        op, operand = steps[-1][:2]
-        if task.results[task.values.index(answer) + task.lowest, task.ops.index(op),
-                         task.values.index(operand) + task.lowest] < 0:
-            return None
-        value = apply(answer, op, operand)
-        return [*steps, [op, operand, value]], value, {("plan", len(steps))}
-    wrong = other(rng, task.values, {answer})
-    return steps, wrong if rng.random() < 0.7 else None, {("answer-mismatch", len(steps))}
-
-
-def operands(algebra):
-    return set(algebra.values[: algebra.results.shape[-1] - algebra.lowest])
+        operand = str(rng.choice(list(values)))
+        return [*steps[:place], [step[0], operand, values[operand]]], values[operand], {(kind, place), ("plan", place)}
+    if kind == "plan" and rng.random() < 0.5 and end > 1:  # it stops early
+        cut = int(rng.integers(1, end))
+        return steps[:cut], steps[cut - 1][2], {(kind, cut)}
+    if kind == "plan":  # it does the last step twice
+        value = result_of(algebra, answer, *steps[-1][:2])
+        return value and ([*steps, [*steps[-1][:2], value]], value, {(kind, end)})
+    wrong = draw_other(rng, algebra.values, {answer})
+    return steps, wrong if rng.random() < 0.7 else None, {(kind, end)}
 
 
 def test_a_thousand_planted_errors_are_each_classed_right():
