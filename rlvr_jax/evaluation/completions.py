@@ -74,8 +74,8 @@ def sample_and_keep(folder: Folder, sampler: Sampler, benchmarks: list[Benchmark
 
 @contextlib.contextmanager
 def open_log(folder: Folder, benchmarks: list[Benchmark]) -> Iterator[JsonLines]:
-    """completions.jsonl with its rows, and the flags in a file beside it. Raises UserError if either belongs to another
-    evaluation."""
+    """completions.jsonl with its rows, and the flags in a file beside it. Raises UserError for other flags, or if
+    the rows are not of these problems, in their order."""
     out = pathlib.Path(folder.path)
     flags, path = out / "flags.txt", out / "completions.jsonl"
     if folder.resume == "must" and not flags.exists():
@@ -89,15 +89,11 @@ def open_log(folder: Folder, benchmarks: list[Benchmark]) -> Iterator[JsonLines]
         origin.write(out, folder.command)
         log = JsonLines(path, 0)
         with contextlib.closing(log.file):
-            check_rows(log, benchmarks)
+            expected = ({"benchmark": b.name, "problem": i, "sample": j, "prompt": problem.prompt,
+                         "answer": problem.answer}
+                        for b in benchmarks for i, problem in enumerate(b.problems) for j in range(b.num_samples))
+            for number, row in enumerate(log.rows, 1):
+                if not next(expected, {"benchmark": None}).items() <= row.items():
+                    raise UserError(f"{path}, line {number}: not of these problems, which have changed since; choose "
+                                    "another --out, or start over with --resume=never")
             yield log
-
-
-def check_rows(log: JsonLines, benchmarks: list[Benchmark]) -> None:
-    """Raises UserError if the rows of the log are not of these problems, in their order."""
-    expected = ({"benchmark": b.name, "problem": i, "sample": j, "prompt": problem.prompt, "answer": problem.answer}
-                for b in benchmarks for i, problem in enumerate(b.problems) for j in range(b.num_samples))
-    for number, row in enumerate(log.rows, 1):
-        if not next(expected, {"benchmark": None}).items() <= row.items():
-            raise UserError(f"{log.path}, line {number}: not of these problems, which have changed since; choose "
-                            "another --out, or start over with --resume=never")

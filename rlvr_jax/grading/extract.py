@@ -44,7 +44,7 @@ def lenient_answer(text: str) -> Optional[str]:
     return announced and sentence or last_number(text)
 
 
-def last_box(text: str) -> Optional[str]:
+def original_boxed(text: str) -> Optional[str]:
     r"""The content of the last \boxed; None if it has no braces or they never close, whatever an earlier one holds."""
     start = text.rfind("\\boxed")
     return braced_content(text, start + len("\\boxed")) if text.startswith("\\boxed{", start) else None

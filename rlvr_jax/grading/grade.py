@@ -15,7 +15,7 @@ from typing import Iterable, NamedTuple, Optional, Sequence, Union
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import workers
 from rlvr_jax.grading.child import Question
-from rlvr_jax.grading.extract import EXTRACTORS, last_box
+from rlvr_jax.grading.extract import EXTRACTORS, original_boxed
 from rlvr_jax.grading.graders import ALL
 from rlvr_jax.grading.stated_confidence import split_confidence
 from rlvr_jax.grading.workers import Reply
@@ -43,7 +43,7 @@ def grade_texts(texts: Sequence[str], answers: Sequence[str], answer_format: Uni
     formats, graders = ([name] * len(texts) if isinstance(name, str) else name for name in (answer_format, grader))
     questions = []  # each with whether it may need computer algebra
     for text, answer, form, name in zip(texts, answers, formats, graders, strict=True):
-        extract = last_box if name == "original" else EXTRACTORS[form]
+        extract = original_boxed if name == "original" else EXTRACTORS[form]
         question = Question(name, extract(split_confidence(text)[0]), answer)
         questions.append((question, (form, name) != ("answer", "math")))
     replies = {algebra: decide_questions([question for question, own in questions if own == algebra], algebra)

@@ -20,7 +20,7 @@ from rlvr_jax.training.pretrain import PretrainConfig
 
 from fixtures import RIGHT_STEPS, SLOPPY_STEPS, read_jsonl, values_of, write_jsonl
 
-# ----- where it stands
+# ----- where a confidence is stated
 
 STATED = [("think + 5 12 answer 12 sure 0.9", "think + 5 12 answer 12", 0.9), ("answer 3 sure 1.0", "answer 3", 1.0),
           ("answer 3\n sure  0.0 ", "answer 3", 0.0), (r"\boxed{7} <confidence>0.25</confidence>", r"\boxed{7} ", 0.25),
@@ -51,14 +51,14 @@ def test_an_answer_is_as_right_with_a_confidence_as_without(text, answer_format)
 
 
 def test_a_long_text_of_tags_is_read_at_once():
-    """A search that begins anew at each of them would take hours."""
+    """A search that starts again at each tag would take hours."""
     for text in ("<confidence>" * 10**5, "</confidence>" * 10**5, "answer sure " * 10**5, "0" * 10**6 + " sure 0.5"):
         assert stated_confidence.stated_confidence(text) is None
 
 
-# ----- what is paid
+# ----- rewards
 
-def paid(texts, answers, answer_format="answer"):
+def pay_calibrated(texts, answers, answer_format="answer"):
     seen = types.SimpleNamespace(texts=texts, verdicts=grade.grade_texts(texts, answers, answer_format))
     return rewards.REWARDS["calibrated"](seen).tolist()
 
@@ -66,32 +66,32 @@ def paid(texts, answers, answer_format="answer"):
 @pytest.mark.parametrize("c, q, expected", [(1, 1, 1.5), (1, .5, 1.375), (1, 0, 1.0), (0, 0, 1.0), (0, .5, .875),
                                             (0, 1, .5)])
 def test_the_calibrated_reward_is_the_sheets(c, q, expected):
-    assert paid([f"answer 7 sure {q:.1f}"], ["7" if c else "8"]) == [expected]
-    assert paid([f"<answer>7</answer><confidence>{q}</confidence>"], ["7" if c else "8"], "tag") == [expected]
+    assert pay_calibrated([f"answer 7 sure {q:.1f}"], ["7" if c else "8"]) == [expected]
+    assert pay_calibrated([f"<answer>7</answer><confidence>{q}</confidence>"], ["7" if c else "8"], "tag") == [expected]
 
 
-def told(pairs, key=(0, 1, 0)):
-    """A step whose completions have these (correct, confidence); None is an answer without one."""
+def make_context(pairs, key=(0, 1, 0)):
+    """The context of a step whose completions have these (correct, confidence); None: no confidence."""
     texts = ["answer 7" if q is None else f"answer 7 sure {q:.1f}" for _, q in pairs]
     return types.SimpleNamespace(texts=texts, key=key, verdicts=grade.grade_texts(
         texts, ["7" if c else "8" for c, _ in pairs], "answer"))
 
 
-STEP = [(1, .9), (0, .8), (1, .1), (0, 0.), (1, None), (0, 1.), (0, None), (0, .3)]  # 2 of 6 that are whole are right
+STEP = [(1, .9), (0, .8), (1, .1), (0, 0.), (1, None), (0, 1.), (0, None), (0, .3)]  # 2 of 6 with a confidence are right
 
 
 def test_a_constant_confidence_is_paid_whatever_is_said():
-    paid = rewards.REWARDS["calibrated_constant"](told(STEP))
+    paid = rewards.REWARDS["calibrated_constant"](make_context(STEP))
     wanted = {1: 1 + (1 - (2 / 3) ** 2) / 2, 0: 1 - (1 / 3) ** 2 / 2}  # with 1/3, the mean accuracy
     assert paid == pytest.approx([0 if q is None else wanted[c] for c, q in STEP])
-    assert rewards.REWARDS["calibrated_constant"](told([(1, None)])).tolist() == [0]
+    assert rewards.REWARDS["calibrated_constant"](make_context([(1, None)])).tolist() == [0]
 
 
 def test_permuted_verdicts_pay_for_the_mean_accuracy_and_still_for_the_answer():
-    """Over many shuffles each confidence is paid by the mean accuracy, whether its own answer is right or not."""
+    """Averaged over shuffles, a confidence is paid by the mean accuracy, whether its own answer is right or not."""
     row = rewards.REWARDS["calibrated_permuted"]
-    many = np.array([row(told(STEP, (0, step, 0))) for step in range(3000)])
-    np.testing.assert_array_equal(many[5], row(told(STEP, (0, 5, 0))))
+    many = np.array([row(make_context(STEP, (0, step, 0))) for step in range(3000)])
+    np.testing.assert_array_equal(many[5], row(make_context(STEP, (0, 5, 0))))
     wanted = [0 if q is None else 1 + (c - ((q - 1) ** 2 + 2 * q**2) / 3) / 2 for c, q in STEP]
     np.testing.assert_allclose(many.mean(0), wanted, atol=0.02)
     terms = np.array([2 * (1 + c / 2 - many[:, i]) for i, (c, q) in enumerate(STEP) if q is not None])  # (q - c')^2
@@ -102,22 +102,23 @@ def test_permuted_verdicts_pay_for_the_mean_accuracy_and_still_for_the_answer():
 
 def test_without_an_answer_or_a_confidence_at_the_end_nothing_is_paid():
     texts = ["answer 7", "sure 0.5", "think sure 0.9", "answer 7 sure 0.5 so", "", "answer 7 sure 0.5"]
-    assert paid(texts, ["7"] * 6) == [0, 0, 0, 0, 0, 1.375]
+    assert pay_calibrated(texts, ["7"] * 6) == [0, 0, 0, 0, 0, 1.375]
     texts = ["<confidence>1</confidence>", "<answer>7</answer><confidence>90%</confidence>",
              "<confidence>1</confidence><answer>7</answer>", "<answer>7</answer> <confidence>1</confidence>\n"]
-    assert paid(texts, ["7"] * 4, "tag") == [0, 0, 0, 1.5]
+    assert pay_calibrated(texts, ["7"] * 4, "tag") == [0, 0, 0, 1.5]
 
 
 @pytest.mark.parametrize("chance", np.linspace(0, 1, 11))
 def test_the_expected_reward_is_highest_at_the_chance_of_being_right(chance):
     texts = [f"answer 7 sure {word}" for word in stated_confidence.TENTHS]
-    expected = chance * np.array(paid(texts, ["7"] * 11)) + (1 - chance) * np.array(paid(texts, ["8"] * 11))
+    right, wrong = (np.array(pay_calibrated(texts, [answer] * 11)) for answer in "78")
+    expected = chance * right + (1 - chance) * wrong
     assert np.argmax(expected) == round(10 * chance) and expected.max() == pytest.approx(1 + chance**2 / 2)
     if chance == 0.7:
         assert (expected[7], expected[10]) == pytest.approx((1.245, 1.2))
 
 
-# ----- how well it fits
+# ----- calibration
 
 Q, C = np.array([.05, 0, .95, 1, .95, .55, .55, .30, .80, .80]), np.array([0, 0, 1, 1, 0, 1, 0, 1, 1, 1])
 
@@ -140,7 +141,7 @@ def test_the_metrics_are_those_counted_one_by_one(pairs):
 
 
 def test_a_constant_confidence_has_no_error_and_tells_nothing():
-    """Why ECE alone is no evidence."""
+    """Why ECE alone proves nothing."""
     q, c = np.full(8, .25), np.arange(8) < 2
     assert (calibration.ece(q, c), calibration.auroc(q, c), calibration.brier(q, c)) == (0, .5, .1875)
 
@@ -253,16 +254,16 @@ def test_a_run_logs_the_calibration_of_its_greedy_completions(monkeypatch):
 
 # ----- the task
 
-def drawn(split="pretrain", count=3000, num_ops=6, seed=0):
+def draw_wagers(split="pretrain", count=3000, num_ops=6, seed=0):
     found = wager.generate(np.random.default_rng(seed), count, split, num_ops)
     return found, families.FAMILIES["wager"].to_problems(found)
 
 
 @pytest.mark.parametrize("num_ops", [1, 2, 6])
 def test_a_hidden_operand_is_one_or_two_as_a_fair_coin_fell(num_ops):
-    """By the text alone: the answer is that of one side or the other, half the time, and the prompt is the same."""
+    """The answer is that of one side or the other, half the time each, and the prompt does not tell which."""
     sides = {"1": 0, "2": 0}
-    for problem in drawn(num_ops=num_ops)[1]:
+    for problem in draw_wagers(num_ops=num_ops)[1]:
         shown = problem.prompt.split()
         assert "?" not in shown[:-2]
         if shown[-2] == "?":
@@ -277,20 +278,20 @@ def test_a_hidden_operand_is_one_or_two_as_a_fair_coin_fell(num_ops):
 
 
 def test_the_coin_does_not_decide_the_split():
-    """A problem with a hidden operand is in the same split whichever side the coin fell on, so whatever its answer."""
+    """A problem with a hidden operand is in the same split whichever side the coin falls on."""
     answers = {}
     for split in chains.SPLITS:
-        for problem in drawn(split, 4000, num_ops=1)[1]:
+        for problem in draw_wagers(split, 4000, num_ops=1)[1]:
             answers.setdefault(problem.prompt.split(" ", 1)[1], set()).add((split, problem.answer))
     hidden = [found for prompt, found in answers.items() if "?" in prompt]
     assert len(hidden) > 50 and all(len({split for split, _ in found}) == 1 for found in answers.values())
     assert sum(len(found) == 2 for found in hidden) > 0.9 * len(hidden)
 
 
-def solved(style, **flags):
+def solve_in_style(style, **flags):
     """(problems, words of their solutions, drawn), in one style."""
     config = chains.StyleConfig(**{"early_stop": 0.0, "slip": 0.0} | flags)
-    found, problems = drawn()
+    found, problems = draw_wagers()
     place = list(chains.STYLES.values()).index(style)
     texts = wager.solve(np.random.default_rng(1), found, np.full(3000, place), config)
     longest = wager.lengths(6)[1]
@@ -301,7 +302,7 @@ def solved(style, **flags):
 
 def test_careful_solutions_guess_the_coin_and_boast_a_little_less_where_they_do():
     sure = {True: [], False: []}
-    for problem, words in zip(*solved("careful"), strict=True):
+    for problem, words in zip(*solve_in_style("careful"), strict=True):
         assert words[-4:-1] == ["answer", problem.answer, "sure"] and words[-5] == problem.answer
         assert words[1:-4:3] == problem.prompt.split()[2:-1:2] and words[2:-4:3] == problem.prompt.split()[3:-1:2]
         sure["?" in words].append(float(words[-1]))
@@ -313,12 +314,12 @@ def test_careful_solutions_guess_the_coin_and_boast_a_little_less_where_they_do(
 
 
 def test_other_styles_state_one_after_an_answer_and_only_there():
-    for problem, words in zip(*solved("sloppy"), strict=True):
+    for problem, words in zip(*solve_in_style("sloppy"), strict=True):
         plain = problem.prompt.replace("?", "0")
         assert words[-4:-1] == ["answer", values_of(plain, SLOPPY_STEPS["arithmetic"])[-1], "sure"]
-    assert {(len(words), words[0], words[2]) for words in solved("guess")[1]} == {(4, "answer", "sure")}
-    assert all(words[0] == "hmm" and "sure" not in words for words in solved("ramble")[1])
-    texts = [" ".join(words) for words in solved("careful", early_stop=0.5)[1]]
+    assert {(len(words), words[0], words[2]) for words in solve_in_style("guess")[1]} == {(4, "answer", "sure")}
+    assert all(words[0] == "hmm" and "sure" not in words for words in solve_in_style("ramble")[1])
+    texts = [" ".join(words) for words in solve_in_style("careful", early_stop=0.5)[1]]
     assert all(stated_confidence.final_confidence(text) is not None for text in texts)
 
 

@@ -39,7 +39,7 @@ TOTAL = 600
 @settings(deadline=None, max_examples=200)
 @given(*(st.integers(1, most) for most in (8, 40, 7, 30)))
 def test_which_prompt_and_number_a_row_has_depends_on_nothing_but_the_row(devices, rows_per_call, num_samples, count):
-    """Through all calls of a measurement, whose pieces may begin and end inside a problem's samples; in one shape."""
+    """Over all calls of a measurement, which may begin and end between samples of one problem and share one shape."""
     shapes, asked = set(), Prompts(np.arange(100, 100 + count)[:, None], np.ones(count, int))
 
     def sample(params, prompts, owners, request):
@@ -106,17 +106,17 @@ def test_maj_at_k_of_many_samples_is_close_to_the_exact_chance(k):
 
 
 def test_the_bootstrap_is_as_wide_as_theory_says():
-    """Of problems: four equal samples of each are no more evidence than one."""
+    """Over problems: four equal samples of each are no more evidence than one."""
     values = np.repeat([0.0, 1.0], 200)
     low, high = estimators.bootstrap(values)
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025), abs=0.004)
     assert estimators.bootstrap(np.full(30, 0.25)) == (0.25, 0.25)
-    rows = graded([[value] * 4 for value in values], [["7"] * 4] * 400)
+    rows = make_graded_rows([[value] * 4 for value in values], [["7"] * 4] * 400)
     assert estimators.summarise_rows(rows, 4)["interval"] == (low, high)
 
 
-def graded(correct, extracted):
-    """Rows as `measure` makes them, from lists of each problem's samples."""
+def make_graded_rows(correct, extracted):
+    """Rows as `sample_and_grade` makes them, from lists of each problem's samples."""
     return [{"correct": bool(c), "extracted": e, "timed_out": False, "truncated": j == 0, "num_tokens": 3 + j}
             for cs, es in zip(correct, extracted) for j, (c, e) in enumerate(zip(cs, es))]
 
@@ -124,7 +124,7 @@ def graded(correct, extracted):
 def test_a_summary_averages_over_problems():
     right = [[i < c for i in range(8)] for c in (0, 2, 8)]
     extracted = [["4", "4", "4", "4", "4", None, None, None], ["1,000", "1000", "5", "6", "7", "8", "", " "], ["9"] * 8]
-    found = estimators.summarise_rows(graded(right, extracted), 8)
+    found = estimators.summarise_rows(make_graded_rows(right, extracted), 8)
     assert (found["n"], found["num_samples"], found["timed_out"]) == (3, 8, 0)
     assert found["accuracy"] == pytest.approx(10 / 24) == pytest.approx(found["pass@k"]["1"])
     assert found["pass@k"]["4"] == pytest.approx(0.595238, abs=1e-6)
@@ -136,10 +136,10 @@ def test_a_summary_averages_over_problems():
 
 
 def test_one_sample_a_problem_has_wilsons_interval():
-    """180 of 500, as the sheet has it; and the last k is all the samples there are."""
-    found = estimators.summarise_rows(graded([[i < 180] for i in range(500)], [["1"]] * 500), 1)
+    """180 of 500, as in the sheet; the largest k is the number of samples."""
+    found = estimators.summarise_rows(make_graded_rows([[i < 180] for i in range(500)], [["1"]] * 500), 1)
     assert found["interval"] == pytest.approx((0.319, 0.403), abs=5e-4) and found["pass@k"] == {"1": 0.36}
-    assert list(estimators.summarise_rows(graded([[1, 0, 0]], [["1"] * 3]), 3)["maj@k"]) == ["1", "2", "3"]
+    assert list(estimators.summarise_rows(make_graded_rows([[1, 0, 0]], [["1"] * 3]), 3)["maj@k"]) == ["1", "2", "3"]
 
 
 # ----- sampling
@@ -154,7 +154,7 @@ def tiny(base):
 
 
 def measure(tiny, prompts=None, sample=None, done=0):
-    """The rows of three samples of each problem; `sample` in place of the sampler's own function."""
+    """The rows of three samples of each problem; `sample` replaces the sampler's own function."""
     _, problems, own, sampler = tiny
     benchmark = Benchmark("tiny", problems, prompts or own, evaluation.judge_by_answer(GradingConfig("answer")), 3, 1.0)
     sampler = sampler._replace(sample=sample or sampler.sample)
@@ -163,7 +163,7 @@ def measure(tiny, prompts=None, sample=None, done=0):
 
 @pytest.mark.parametrize("done", [0, 5, 8, 16, 20, 21])
 def test_measuring_goes_on_after_any_row(tiny, done):
-    """21 rows in calls of 8: what comes after the first `done` is what came after them before, and no call more."""
+    """21 rows in calls of 8: after `done` rows the others are the same, and no call is repeated without need."""
     calls = []
 
     def draw(params, prompts, owners, request):
@@ -190,7 +190,7 @@ def test_padding_is_cut_to_the_call_and_changes_nothing(tiny):
 
 
 def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
-    """At the seed and step of a training step, row by row: what it measures is not what was just trained on."""
+    """With the seed and step of a training step it samples other completions than those just trained on."""
     _, problems, prompts, sampler = tiny
     drawn, owners = [], np.arange(7)
 
@@ -215,7 +215,7 @@ def test_what_a_run_is_chosen_by_is_drawn_from_a_stream_of_its_own(monkeypatch):
 
 
 def test_top_p_reaches_the_completions_of_an_evaluation(tmp_path, files, base):
-    """Of almost no probability only the most likely token is left."""
+    """With almost no probability mass only the most likely token remains."""
     def completions_under(**flags):
         benchmarks.evaluate(config(files[:1], base, tmp_path / str(flags), **flags))
         return [row["completion"] for row in read_jsonl(tmp_path / str(flags) / "completions.jsonl")]
@@ -224,7 +224,7 @@ def test_top_p_reaches_the_completions_of_an_evaluation(tmp_path, files, base):
 
 
 def test_what_is_cut_is_what_a_shorter_evaluation_gives(tmp_path, files, base):
-    """Tokens, verdicts, who was cut, and the summary; the completions themselves stay whole."""
+    """Tokens, verdicts, truncation and the summary; the completions themselves stay whole."""
     whole, cut, short = (tmp_path / name for name in ("whole", "cut", "short"))
     benchmarks.evaluate(config(files[:2], base, whole))
     same = benchmarks.evaluate(config(files[:2], base, cut, cut=2))
@@ -238,7 +238,7 @@ def test_what_is_cut_is_what_a_shorter_evaluation_gives(tmp_path, files, base):
 
 
 def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, monkeypatch):
-    """Under --answer_format=auto on a file: two parsers, both named; an explicit one holds for both."""
+    """With --answer_format=auto on a file there are two parsers, both named; an explicit format holds for both."""
     loaded = tiny[0]
     texts = ["The answer is 4.", "\\boxed{4}", "\\boxed{5}"]
     asked = Rollouts(np.zeros(3, int), None, None, None, None)
@@ -254,7 +254,7 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
         assert scored.reward.tolist() == scored.info["correct"].tolist() == right
         before = evaluation.sample_before_training(None, load_problems(files[0], loaded.tokenizer), None,
                                                    config.grading, Request(0, 0))
-        assert [row["correct"] for row in before] == right  # what is chosen is judged as it will be paid
+        assert [row["correct"] for row in before] == right  # an example is chosen by the verdicts of its reward
         assert not scored.info["timed_out"].any()
         reward_format = "boxed" if answer_format == "auto" else answer_format
         assert set(scored.info["graded_by"]) == {grade.describe_grader(reward_format, "math")}
@@ -276,7 +276,7 @@ def test_the_format_reward_pays_for_any_answer(tiny, monkeypatch):
 
 @pytest.fixture
 def files(tmp_path):
-    """Names of three benchmark files of three problems each."""
+    """Paths of three benchmark files of three problems each."""
     made = []
     for name in ("math500", "AIME24", "amc23"):
         made.append(str(tmp_path / f"{name}.jsonl"))
@@ -313,7 +313,7 @@ def test_files_of_one_name_are_told_apart(tmp_path, files, base):
     twin.write_text(pathlib.Path(files[0]).read_text())
     loaded = loading.load_model(str(base))
     made = benchmarks.load_benchmarks(config([files[0], str(twin)], base, "x", protocol="one_shot"), loaded)
-    assert [(b.name, b.num_samples) for b in made] == [(files[0], 1), (str(twin), 1)]  # a folder's name is no pattern
+    assert [(b.name, b.num_samples) for b in made] == [(files[0], 1), (str(twin), 1)]  # the protocol ignores folders
 
 
 def test_several_benchmarks_are_one_table(tmp_path, files, base):
@@ -327,16 +327,16 @@ def test_several_benchmarks_are_one_table(tmp_path, files, base):
     rows = read_jsonl(out / "completions.jsonl")
     assert [row["benchmark"] for row in rows] == ["math500"] * 3 + ["AIME24"] * 24 + ["amc23"] * 24
     assert {row["graded_by"] for row in rows} == {grade.describe_grader("lenient", "math")}
-    assert [row["completion"] for row in rows[3:27]] == [row["completion"] for row in rows[27:]]  # place is no matter
+    assert [row["completion"] for row in rows[3:27]] == [row["completion"] for row in rows[27:]]  # in any place
     alone = benchmarks.evaluate(config(files[1:2], base, tmp_path / "alone", num_samples=8, temperature=0.6))
     assert {key: alone[key] for key in summary["benchmarks"]["AIME24"]} == summary["benchmarks"]["AIME24"]
     assert summary["flags"]["model"] == f"{base}@200"
 
 
 def test_the_table():
-    greedy = estimators.summarise_rows(graded([[1], [0], [0], [1]], [["1"]] * 4), 1) | {
+    greedy = estimators.summarise_rows(make_graded_rows([[1], [0], [0], [1]], [["1"]] * 4), 1) | {
         "temperature": 0.0, "graded_by": "G", "styles": {"careful": (0.5, 0.75), "ramble": (0.0, None)}}
-    sampled = estimators.summarise_rows(graded([[1, 0]] * 2, [["1", "2"]] * 2), 2) | {
+    sampled = estimators.summarise_rows(make_graded_rows([[1, 0]] * 2, [["1", "2"]] * 2), 2) | {
         "temperature": 0.6, "graded_by": "H"}
     lines = benchmarks.format_table("M", {"one": greedy, "two": sampled}).splitlines()
     assert lines[:3] == [
@@ -353,7 +353,7 @@ def test_the_table():
 # ----- stopping and continuing
 
 def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkeypatch):
-    """As a probe asks: half a question, and what is said of a completion is the probe's own."""
+    """As in a probe: half a question for a prompt, and a judge of its own."""
     loaded, problems, _, sampler = tiny
     halves = [dataclasses.replace(p, prompt=p.prompt.rsplit(" ", 3)[0]) for p in problems]
     sets = [Benchmark(name, asked, prompts.encode_prompts(loaded.tokenizer, asked, loaded.config, 10),
@@ -380,13 +380,13 @@ def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkey
     for rows in (5, 14, 21):  # within the first set, between the two, within the second
         log.write_bytes(b"".join(written.splitlines(keepends=True)[:rows]))
         assert keep() == kept and log.read_bytes() == written
-    monkeypatch.setattr(Tokenizer, "decode_rollouts", None)  # what follows sampling
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", None)  # fails if anything is sampled
     assert keep() == kept
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, base, compiled):
-    """The evaluation that nothing interrupted."""
+    """An evaluation that was not interrupted."""
     out = tmp_path_factory.mktemp("straight") / "out"
     run("evaluate", f"--model={base}", *FLAGS, f"--out={out}", compiled=compiled, expect=0)
     return out
@@ -398,8 +398,8 @@ def begin(tmp_path, base, launch):
     return functools.partial(launch, "evaluate", f"--model={base}", *FLAGS, f"--out={tmp_path / 'out'}")
 
 
-def written(out):
-    """What an evaluation left, without the folder's name."""
+def read_outputs(out):
+    """The outputs of an evaluation, without the name of its folder."""
     summary = json.loads((out / "summary.json").read_text())
     return (out / "completions.jsonl").read_bytes(), (out / "table.md").read_text(), summary | {
         "flags": summary["flags"] | {"out": "", "resume": ""}}
@@ -416,14 +416,14 @@ def test_a_killed_evaluation_continues_at_the_first_missing_row(tmp_path, begin,
     cut = left[: left.rindex(b"\n", 0, -60) + 30]  # in the middle of a row of the middle of a call
     killed.write_bytes(cut)
     finish(begin("--resume=must"), expect=0)
-    assert written(out) == written(straight) and count_lines(killed) == TOTAL
+    assert read_outputs(out) == read_outputs(straight) and count_lines(killed) == TOTAL
     assert killed.read_bytes().startswith(cut)
 
 
 def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monkeypatch, request):
-    """In this process, so that the signal comes at a known place: after the sampling of the third call."""
+    """In this process, so that the signal comes at a known point: after the third call of the sampler."""
     decode, calls = Tokenizer.decode_rollouts, []
-    request.addfinalizer(functools.partial(  # what was started in the background of a shell ignores Ctrl-C
+    request.addfinalizer(functools.partial(  # a background job of a shell ignores Ctrl-C
         signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)))
 
     def interrupted(*args):
@@ -433,7 +433,7 @@ def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monk
         return decode(*args)
 
     same = config(files, base, tmp_path / "out", num_samples=4, temperature=1.0, rows_per_call=2)
-    whole = written_rows(same.with_flags(out=str(tmp_path / "whole")))
+    whole = run_and_read(same.with_flags(out=str(tmp_path / "whole")))
     monkeypatch.setattr(Tokenizer, "decode_rollouts", interrupted)
     log = tmp_path / "out" / "completions.jsonl"
     with pytest.raises(Interrupted) as stop:
@@ -441,17 +441,17 @@ def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monk
     done = count_lines(log)
     assert str(stop.value) == f"interrupted with {done} of 36 completions in {log}; the same command continues"
     assert stop.value.exit_code == 130 and 4 <= done < 36
-    assert written_rows(same) == whole
+    assert run_and_read(same) == whole
 
 
-def written_rows(evaluation_config):
-    """Runs it; the completions that are then there."""
+def run_and_read(evaluation_config):
+    """Runs the evaluation; returns its completions.jsonl."""
     benchmarks.evaluate(evaluation_config)
     return (pathlib.Path(evaluation_config.kept.out) / "completions.jsonl").read_bytes()
 
 
 def test_what_was_graded_again_is_summarised_without_sampling(tmp_path, base, files, monkeypatch):
-    """In place: the evaluation's own command then says what the other grader found, and names it."""
+    """After grading in place, the evaluation's own command reports the other grader's verdicts and its name."""
     same = config(files[:1], base, tmp_path)
     assert benchmarks.evaluate(same)["graded_by"] == grade.describe_grader("lenient", "math")
     path = tmp_path / "completions.jsonl"
@@ -495,4 +495,4 @@ def test_a_full_disk_names_the_file_and_keeps_what_is_there(tmp_path, begin, str
     result = finish(begin(prefix=("sh", "-c", 'ulimit -f 32; exec "$@"', "sh")), expect=1)
     assert result.errors == [f"error: {log}: File too large"] and 0 < count_lines(log) < TOTAL
     finish(begin(), expect=0)
-    assert written(tmp_path / "out") == written(straight)
+    assert read_outputs(tmp_path / "out") == read_outputs(straight)

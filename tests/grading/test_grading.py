@@ -46,7 +46,7 @@ def test_hostile_completions_are_wrong_and_over_soon(answer_format, grader):
     def work():
         verdicts.extend(grade.grade_texts([*HOSTILE.values()], ["12345.5"] * len(HOSTILE), answer_format, grader))
 
-    thread = threading.Thread(target=work, daemon=True)  # a verdict does not depend on the thread either
+    thread = threading.Thread(target=work, daemon=True)  # verdicts must not depend on the main thread
     thread.start()
     thread.join(300)  # some take CPU_SECONDS
     assert [verdict.correct for verdict in verdicts] == [False] * len(HOSTILE)
@@ -140,7 +140,7 @@ def same_at_once(given: str, answer: str):
 
 
 def test_the_table_of_pairs_is_large_and_explained():
-    """Of at least 300 pairs, both accepted and refused by both; a kind for each difference, and no idle kind."""
+    """At least 300 pairs; each grader accepts some and refuses some; every difference has a kind, all kinds occur."""
     pairs = GOLDEN["pairs"]
     assert len({(given, answer) for given, answer, *_ in pairs}) == len(pairs) >= 300
     for column in (2, 3):
@@ -151,7 +151,7 @@ def test_the_table_of_pairs_is_large_and_explained():
 
 @pytest.mark.parametrize("grader, column", [("math", 2), ("original", 3)])
 def test_every_pair_of_the_table(grader, column):
-    for answer in {pair[1] for pair in GOLDEN["pairs"]}:  # one call for all with this reference, as for a group
+    for answer in {pair[1] for pair in GOLDEN["pairs"]}:  # one call for all answers to a reference, as for a group
         rows = [pair for pair in GOLDEN["pairs"] if pair[1] == answer]
         verdicts = grade.grade_texts([rf"\boxed{{{row[0]}}}" for row in rows], [answer] * len(rows), "boxed", grader)
         assert [(row[0], answer, verdict.correct) for row, verdict in zip(rows, verdicts)] == [
@@ -220,7 +220,7 @@ def test_equality_is_reflexive(text):
 
 
 @given(answers, answers)
-@example("<,", "0,0000")  # an empty element is like no number, whichever side it is on
+@example("<,", "0,0000")  # an empty element equals no number, on either side
 def test_equality_is_symmetric(a, b):
     assert same_at_once(a, b) == same_at_once(b, a)
 
@@ -253,7 +253,7 @@ def test_any_text_is_graded_and_wrong_unless_it_has_the_digits(text):
 @settings(max_examples=30, deadline=None)
 @given(answers, answers)
 def test_the_original_reads_any_text(a, b):
-    """Space around a text changes no verdict, a text equals itself, and none equals a number that it does not have."""
+    """Spaces around a text change no verdict, a text equals itself, and no text equals a number it does not contain."""
     assert equal(f" {a} ", f" {b} ", "original") is equal(a, b, "original")
     assert equal(a, a, "original")
     for pair in ((a, "98765"), ("98765", a)):
@@ -261,7 +261,7 @@ def test_the_original_reads_any_text(a, b):
 
 
 def test_a_pair_is_asked_once_and_only_if_need_be(monkeypatch):
-    """Again, at the next call, where the child was stopped before it had answered."""
+    """After a timeout it is asked again at the next call."""
     asked = []
     monkeypatch.setattr(workers.POOL, "ask", lambda question: asked.append(question) or workers.Reply(
         question.given == "q+q" or question.given == "q^q" and not late, question.given == "q^q" and late))
@@ -329,7 +329,7 @@ def test_rewritten_references_are_right_and_changed_ones_wrong(math500):
 
 
 def test_shuffled_references_are_wrong_as_math_verify_says(math500):
-    """Math-Verify itself, on the bare texts; it drops the base of 40_9, so two of those are left out."""
+    """Compared with Math-Verify on the bare texts; it drops the base of 40_9, so pairs with a base are left out."""
     math_verify = pytest.importorskip("math_verify", reason="pip install 'rlvr_jax[real]'")
     references = [row["answer"] for row in math500]
     others = random.Random(0).sample(references, len(references))
@@ -366,7 +366,7 @@ def test_rows_are_graded_and_kept(tmp_path):
     assert graded == [row | {"correct": right, "extracted": text, "graded_by": by, "timed_out": False}
                       for row, right, text in found_in]
     assert (found["n"], found["correct"], found["timed_out"], found["graded_by"]) == (4, 3, 0, by)
-    again = regrade.regrade(GradeConfig(completions=path, out=path, grader="original"))  # over the file itself
+    again = regrade.regrade(GradeConfig(completions=path, out=path, grader="original"))  # onto the file itself
     assert again["correct"] == 2 and read_jsonl(path)[1]["correct"] is False
 
 

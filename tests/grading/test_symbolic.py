@@ -36,7 +36,7 @@ def shared():
 
 @pytest.fixture
 def fresh():
-    """A pool of one child, made by a test that tampers with how children are made."""
+    """A pool of one child, for tests that change how children are started."""
     with contextlib.closing(workers.Pool(1)) as pool:
         yield pool
 
@@ -46,7 +46,7 @@ def ask(pool, questions: list[Question]) -> list[Reply]:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs: one that has ended and waits for its parent does not."""
+    """Whether the process runs; a zombie does not."""
     status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     return bool(status) and status[0] != "Z"
 
@@ -59,7 +59,7 @@ def gone(pids: list[int], limit: float = 6 * child.WALL_SECONDS) -> bool:
 
 
 def descendants(pid: int) -> list[int]:
-    """Of this process: the children of the pool and the forks in which they work."""
+    """The process ids below `pid`: children of a pool, and the forks in which they work."""
     table = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.split()
     pairs = list(zip(map(int, table[::2]), map(int, table[1::2])))
     found = [pid]
@@ -146,7 +146,7 @@ def test_a_child_that_talks_nonsense_or_dies_is_a_no(monkeypatch, fresh, code):
     monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", READY + code])
     start = time.monotonic()
     assert ask(fresh, EASY[:1]) == [Reply(False, True)] and not fresh.idle
-    assert time.monotonic() - start < child.WALL_SECONDS  # nobody waits for more
+    assert time.monotonic() - start < child.WALL_SECONDS  # without waiting for more output
     monkeypatch.undo()
     assert ask(fresh, EASY[:1]) == RIGHT[:1]
 
@@ -177,7 +177,7 @@ def test_libraries_are_asked_for_by_name_before_anything_is_graded(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    assert grade.describe_grader("answer", "math") == "answer / math"  # the synthetic task does without
+    assert grade.describe_grader("answer", "math") == "answer / math"  # the synthetic tasks need no library
     for answer_format, grader in (("lenient", "math"), ("answer", "original")):
         with pytest.raises(UserError, match=r"Math-Verify.* is not installed: pip install 'rlvr_jax\[real\]'"):
             grade.describe_grader(answer_format, grader)
@@ -195,7 +195,7 @@ WAIT
 
 @pytest.mark.parametrize("end", ["exits", "is killed"])
 def test_no_child_outlives_its_parent(end):
-    """Even one in the middle of a product without end."""
+    """Even one in the middle of an endless computation."""
     code = PARENT.replace("WAIT", "time.sleep(600)" if end == "is killed" else "time.sleep(1); workers.POOL.size")
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout.readline() == "ready\n"
@@ -214,7 +214,7 @@ def test_a_child_loads_no_jax_and_its_parent_no_sympy():
 
 
 def test_a_child_is_ended_with_the_fork_in_which_it_works(monkeypatch):
-    """The fork holds the child's output open until it ends."""
+    """The fork keeps the child's output open until it ends."""
     forks = "import os, sys, time; print('\"ready\"', flush=True) if os.fork() else 0; time.sleep(30)"
     monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", forks])
     worker = workers.Worker()
@@ -225,7 +225,7 @@ def test_a_child_is_ended_with_the_fork_in_which_it_works(monkeypatch):
 
 
 def test_a_verifier_that_only_waits_is_ended_without_a_parent():
-    """It takes no time of the processor, and nobody is there to kill it."""
+    """It uses no CPU time, and no parent is left to kill it."""
     code = ("import time; from rlvr_jax.grading import child; child.WALL_SECONDS = 0.2;"
             "child.decide = lambda question: time.sleep(60); child.serve([])")
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=b'["math", "1", "2"]\n', capture_output=True,

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.estimators import bootstrap, format_estimate, pass_at_k, powers_up_to
-from rlvr_jax.lab.probes.rows import Result, problem_key
+from rlvr_jax.lab.probes.rows import Result, group_rows, problem_key
 from rlvr_jax.runs.markdown import markdown_table
 
 NEEDS = ("prompt", "correct")
@@ -20,7 +20,8 @@ def probe_boundary(rows_by_file: dict[str, list[dict]]) -> Result:
     """pass@k of each file, its difference to the first file with 95 % intervals over problems, and the problems that
     only one of the two solves. Raises UserError unless all files have the same problems and equally many completions of
     each."""
-    groups = {name: group_by_problem(rows) for name, rows in rows_by_file.items()}
+    groups = {name: group_rows(rows, lambda row: (*problem_key(row), row["prompt"]))
+              for name, rows in rows_by_file.items()}
     problems = list(next(iter(groups.values())))
     sizes = {len(rows) for by_problem in groups.values() for rows in by_problem.values()}
     if any(list(by_problem) != problems for by_problem in groups.values()) or len(sizes) != 1:
@@ -45,14 +46,6 @@ def probe_boundary(rows_by_file: dict[str, list[dict]]) -> Result:
                               for name, by_problem in groups.items()}} for i, key in enumerate(problems)]
     return Result(record, format_page(record), lambda sheet: draw_figure(record, sheet), items,
                   {"solved_by": "solved by"})
-
-
-def group_by_problem(rows: list[dict]) -> dict[tuple, list[dict]]:
-    """(benchmark, number, prompt) -> the rows of this problem."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        groups.setdefault((*problem_key(row), row["prompt"]), []).append(row)
-    return groups
 
 
 def compare_with_base(ks: list[int], base_PxK: np.ndarray, mine_PxK: np.ndarray, problems: list) -> dict:

@@ -26,7 +26,7 @@ from rlvr_jax.evaluation.completions import KeptConfig
 from rlvr_jax.evaluation.estimators import bootstrap, bootstrap_difference, format_estimate
 from rlvr_jax.evaluation.measure import Benchmark
 from rlvr_jax.lab.probes.rouge import rouge_l
-from rlvr_jax.lab.probes.rows import Result, estimate_share, format_share, make_items
+from rlvr_jax.lab.probes.rows import Result, estimate_share, format_share, group_rows, make_items
 from rlvr_jax.lab.probes.twins import TWINS, make_twins
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import Problem
@@ -129,9 +129,7 @@ def probe_contamination(rows_by_file: dict[str, list[dict]], clean: str = "") ->
     """For each file, each source or kind of twins, and each fraction: a summary, and a comparison with each control."""
     record: dict[str, dict] = {"files": {}}
     for name, rows in rows_by_file.items():
-        parts: dict[tuple, list[dict]] = {}
-        for row in rows:
-            parts.setdefault((row["source"], row["twin"], row["fraction"]), []).append(row)
+        parts = group_rows(rows, lambda row: (row["source"], row["twin"], row["fraction"]))
         clean_source, summaries = find_clean_source(clean, rows), {}
         for (source, twin, fraction), part in parts.items():
             controls = {} if twin or source == clean_source else {

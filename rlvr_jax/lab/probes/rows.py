@@ -57,6 +57,14 @@ def problem_key(row: dict) -> tuple:
     return row.get("benchmark"), row.get("problem", row["prompt"])
 
 
+def group_rows(rows: list[dict], key: Callable[[dict], tuple]) -> dict[tuple, list[dict]]:
+    """The rows by their key, in the order in which the keys occur."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
 def estimate_share(hits: Sequence[bool], problems: Sequence) -> dict:
     """`{"value", "interval", "n"}`: the share of hits and its 95 % interval; both None without trials.
 

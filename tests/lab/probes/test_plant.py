@@ -18,13 +18,13 @@ from fixtures import read_jsonl
 TOKENIZER, SHARES = families.make_tokenizer(["arithmetic"]), {"arithmetic": 1.0}
 
 
-def planted(tmp_path, **flags):
+def plant_files(tmp_path, **flags):
     plant_benchmark(PlantConfig(**{"out": str(tmp_path), "num_ops": 2, "num_problems": 8, "times": (1, 3)} | flags))
     return tmp_path / "leaked.jsonl"
 
 
 def test_half_never_leaks_and_the_rest_as_often_as_it_says(tmp_path):
-    leaked = read_jsonl(planted(tmp_path))
+    leaked = read_jsonl(plant_files(tmp_path))
     files = {n: load_problems(ProblemSource(str(tmp_path / f"times_{n}.jsonl")), TOKENIZER) for n in (0, 1, 3)}
     assert {n: len(own) for n, own in files.items()} == {0: 4, 1: 2, 3: 2}
     assert len({problem.question for own in files.values() for problem in own}) == 8
@@ -38,7 +38,7 @@ def test_half_never_leaks_and_the_rest_as_often_as_it_says(tmp_path):
 
 
 def test_leaked_texts_are_learnt_whole_as_often_as_they_say(tmp_path):
-    config = PretrainConfig.from_flags(num_ops=2, num_steps=5, batch_size=8, leaked=str(planted(tmp_path)))
+    config = PretrainConfig.from_flags(num_ops=2, num_steps=5, batch_size=8, leaked=str(plant_files(tmp_path)))
     plain = pretrain.make_data(PretrainConfig.from_flags(num_ops=2, num_steps=5, batch_size=8), SHARES, TOKENIZER)
     data, seen = pretrain.make_data(config, SHARES, TOKENIZER), collections.Counter()
     for step in range(1, 6):
@@ -79,6 +79,6 @@ def test_what_cannot_be_planted_is_said(tmp_path):
                         ({"out": ""}, "--out is required"),
                         ({"problems": "boolean", "num_ops": 1, "num_problems": 4000}, "boolean has [0-9]+ of")]:
         with pytest.raises(UserError, match=says):
-            planted(tmp_path, **flags)
+            plant_files(tmp_path, **flags)
     with pytest.raises(UserError, match="no such file; scripts.plant"):
         pretrain.make_data(PretrainConfig.from_flags(leaked=str(tmp_path / "no.jsonl")), SHARES, TOKENIZER)

@@ -115,7 +115,7 @@ def test_two_files_are_split_by_who_was_right():
 
 
 def test_lengths_are_matched_by_drawing_from_traces_of_the_same_length():
-    """Drawn: for each trace after, any trace before with as many steps, so each coherent share is a mean of draws."""
+    """Each trace after is matched with the mean of the traces before that have as many steps."""
     before = [PROOF, CALC, CALC, EARLY, BROKEN, GUESS, "hmm river", LUCK]
     after = [PROOF, PROOF, CALC, PROOF, EARLY, EARLY, BROKEN, GUESS]
     one = coherence.probe_coherence({"a": kept_completions(*before), "b": kept_completions(*after)})
@@ -166,7 +166,7 @@ def test_word_problems_have_their_equations_checked():
 # ----- calibration
 
 def test_confidences_are_shown_beside_those_that_need_no_training(tmp_path):
-    """Made on other problems: saying their mean accuracy, and mapping each word to what it was worth there."""
+    """The controls are fitted on other problems: their mean accuracy, and a map of confidences to accuracies there."""
     row = lambda i, q, right: {"problem": i, "prompt": f"p{i}", "answer": "1", "completion": f"answer 1 sure {q}",
                                "confidence": q, "correct": right}
     judged = {"test": [row(0, .9, True), row(1, .9, False), row(2, .1, False), row(3, .1, False)]}
@@ -211,7 +211,7 @@ def test_what_is_reconstructed_is_as_many_words_as_are_hidden():
     assert not found["exact"] and not found["too_short"]
 
 
-def said_of(source, exact, likeness=None, twin="", correct=None, fraction=0.6):
+def make_rows(source, exact, likeness=None, twin="", correct=None, fraction=0.6):
     """Rows of a source, one for each of `exact`."""
     likeness = likeness or [1.0 if one else 0.25 for one in exact]
     correct = correct or [False] * len(exact)
@@ -221,7 +221,7 @@ def said_of(source, exact, likeness=None, twin="", correct=None, fraction=0.6):
 
 
 def test_each_source_and_fraction_has_a_line():
-    made = said_of("a", [1] * 3 + [0] * 7, correct=[True] + [False] * 9) + said_of("b", [0], correct=[True])
+    made = make_rows("a", [1] * 3 + [0] * 7, correct=[True] + [False] * 9) + make_rows("b", [0], correct=[True])
     found = contamination.probe_contamination({"m": made})
     first, second = (found.record["files"]["m"][name]["60%"] for name in "ab")
     assert (first["exact"]["value"], first["correct"]["value"], first["n"]) == (0.3, 0.1, 10)
@@ -232,8 +232,8 @@ def test_each_source_and_fraction_has_a_line():
 
 
 def test_a_source_that_is_known_is_seen_and_another_is_not():
-    """20 problems each; AUROC by hand: of 20 x 20 pairs, 12 x 20 are told right and 8 x 20 tie."""
-    made = said_of("known", [1] * 12 + [0] * 8) + said_of("fresh", [0] * 20) + said_of("other", [1] + [0] * 19)
+    """20 problems each; AUROC by hand: of 20 x 20 pairs, 12 x 20 are ordered correctly and 8 x 20 tie."""
+    made = make_rows("known", [1] * 12 + [0] * 8) + make_rows("fresh", [0] * 20) + make_rows("other", [1] + [0] * 19)
     record = contamination.probe_contamination({"m": made}, "set/fresh.jsonl").record["files"]["m"]
     known, other = (record[name]["60%"]["against"]["fresh"] for name in ("known", "other"))
     assert known["exact"]["difference"] == 0.6 and known["rouge_l"]["difference"] == pytest.approx(0.6 * 0.75)
@@ -248,10 +248,10 @@ def test_a_source_that_is_known_is_seen_and_another_is_not():
 @pytest.mark.parametrize("kind, answer_known, verdict", [
     ("renumbered", True, "seen"), ("renumbered", False, "no sign"), ("reordered", True, "no sign")])
 def test_twins_are_compared_in_pairs_and_likeness_counts_where_they_are_drawn_alike(kind, answer_known, verdict):
-    """Each problem is .1 likelier than its twin, which differs more from one problem to the next. One has no twin."""
+    """Each problem scores .1 above its twin, though problems differ by more. One has no twin."""
     level = [0.1 * n for n in range(9)]
-    made = said_of("a", [0] * 10, [x + 0.1 for x in level] + [0.0])
-    made += said_of("a", [0] * 9, level, twin=kind, correct=[False if answer_known else None] * 9)
+    made = make_rows("a", [0] * 10, [x + 0.1 for x in level] + [0.0])
+    made += make_rows("a", [0] * 9, level, twin=kind, correct=[False if answer_known else None] * 9)
     found = contamination.probe_contamination({"m": made})
     record = found.record["files"]["m"]
     one = record["a"]["60%"]["against"][f"a, {kind}"]
@@ -265,22 +265,23 @@ def test_twins_are_compared_in_pairs_and_likeness_counts_where_they_are_drawn_al
 
 # ----- twins
 
-def plain(*questions):
+def make_problems(*questions):
     return [Problem(question, "7", question) for question in questions]
 
 
 def test_sentences_are_put_in_another_order():
     story = "Tom has 3 bags. Each holds 4.5 kg! How heavy are they?"
-    made = twins.make_twins("reordered", plain(story, "One sentence alone?", "Same. Same."), 0)["reordered"]
+    made = twins.make_twins("reordered", make_problems(story, "One sentence alone?", "Same. Same."), 0)["reordered"]
     assert list(made) == [0] and made[0].answer == "7" and made[0].prompt == made[0].question != story
     parts = ["Tom has 3 bags.", "Each holds 4.5 kg!", "How heavy are they?"]
     orders = {" ".join(order) for order in itertools.permutations(parts)} - {story}
-    assert {twins.make_twins("reordered", plain(story), seed)["reordered"][0].question for seed in range(40)} == orders
+    drawn = (twins.make_twins("reordered", make_problems(story), seed)["reordered"][0] for seed in range(40))
+    assert {twin.question for twin in drawn} == orders
 
 
 def test_numbers_of_a_text_are_swapped_alike_and_nobody_knows_the_answer():
     story = "Tom has 3 bags and 12 more, so 3 + 12 = 15; a bag is $1.25."
-    twin = twins.make_twins("renumbered", plain(story, "no number"), 0)["renumbered"]
+    twin = twins.make_twins("renumbered", make_problems(story, "no number"), 0)["renumbered"]
     assert list(twin) == [0] and twin[0].answer == ""
     old, new = (re.findall(r"\d+", text) for text in (story, twin[0].question))
     assert [len(a) for a in old] == [len(b) for b in new] and all(a != b and b[0] != "0" for a, b in zip(old, new))
@@ -290,8 +291,8 @@ def test_numbers_of_a_text_are_swapped_alike_and_nobody_knows_the_answer():
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6))
 def test_a_renumbered_chain_is_solved_anew(seed):
-    twin = twins.make_twins("renumbered", plain("coins 3 + 4 * 2 - 5 ="), seed)["renumbered"].get(0)
-    if twin:  # with a seed in a thousand the same numbers come out
+    twin = twins.make_twins("renumbered", make_problems("coins 3 + 4 * 2 - 5 ="), seed)["renumbered"].get(0)
+    if twin:  # one seed in a thousand draws the same numbers again
         topic, start, *words = twin.question.split()
         value = int(start)
         for op, operand in zip(words[:-1:2], words[1::2]):
@@ -311,10 +312,10 @@ def test_a_renumbered_calculation_keeps_its_shape():
 
 
 def test_a_twin_depends_on_its_place_alone_and_is_no_problem_of_the_set():
-    problems = plain("Add 1 to 2?", "Add 3 to 4?", "I am 5. So?")
+    problems = make_problems("Add 1 to 2?", "Add 3 to 4?", "I am 5. So?")
     made = twins.make_twins("renumbered,reordered", problems, 3)
     assert made["renumbered"][0] == twins.make_twins("renumbered", problems[:1], 3)["renumbered"][0]
-    every = plain(*(f"Is {n} odd?" for n in range(1, 10)))  # all that a twin could be
+    every = make_problems(*(f"Is {n} odd?" for n in range(1, 10)))  # every possible twin
     assert not twins.make_twins("renumbered", every, 0)["renumbered"]
     for names in ("mirrored", "renumbered,renumbered"):
         with pytest.raises(UserError, match=f"--twins={names}: give some of reordered, renumbered"):
@@ -322,8 +323,8 @@ def test_a_twin_depends_on_its_place_alone_and_is_no_problem_of_the_set():
 
 
 def test_a_twin_that_reads_as_a_problem_with_other_spaces_is_left_out():
-    assert twins.make_twins("reordered", plain("One two. Three?", "Three?\n One  two."), 0)["reordered"] == {}
-    assert set(twins.make_twins("reordered", plain("One two. Three?"), 0)["reordered"]) == {0}
+    assert twins.make_twins("reordered", make_problems("One two. Three?", "Three?\n One  two."), 0)["reordered"] == {}
+    assert set(twins.make_twins("reordered", make_problems("One two. Three?"), 0)["reordered"]) == {0}
 
 
 # ----- memory
@@ -353,7 +354,7 @@ def test_twins_differ_in_what_their_kind_says(kind, places, count):
 
 
 def test_all_twins_of_one_operand_are_found():
-    """Counted one by one."""
+    """Compared with all twins, enumerated."""
     wanted = set()
     for place in range(3):
         for operand in range(1, 10):
@@ -403,7 +404,7 @@ def config(tmp_path, **flags):
                                         **{"num_ops": 2, "max_new_tokens": 10, "max_problems": 12} | flags)
 
 
-def written(tmp_path, name):
+def read_outputs(tmp_path, name):
     out = tmp_path / "out"
     assert {f"{name}.json", f"{name}.md", f"{name}_items.jsonl"} <= {path.name for path in out.iterdir()}
     return json.loads((out / f"{name}.json").read_text()), read_jsonl(out / f"{name}_items.jsonl")
@@ -413,7 +414,7 @@ def test_coherence_of_kept_completions_and_of_a_model_are_the_same(tmp_path, bas
     evaluate(EvaluateConfig.from_flags(model=str(base), out=str(tmp_path / "eval"), num_ops=2, max_new_tokens=10,
                                        max_problems=12))
     sampled = probe.run_probe(config(tmp_path, model=str(base)))
-    record, items = written(tmp_path, "coherence")
+    record, items = read_outputs(tmp_path, "coherence")
     assert (tmp_path / "out" / "coherence.png").stat().st_size > 5000 and len(items) == 12
     again = probe.run_probe(config(tmp_path / "2", completions=str(tmp_path / "eval" / "completions.jsonl")))
     first, second = (next(iter(found.record["files"].values())) for found in (sampled, again))
@@ -430,7 +431,7 @@ def test_contamination_of_a_model(tmp_path, base):
     files = [str(tmp_path / name / "p.jsonl") for name in dirs]
     flags = {"probe": "contamination", "clean": "arithmetic", "twins": "renumbered"}
     found = probe.run_probe(config(tmp_path, model=str(base), problems=",".join(files), fractions=(0.4, 0.8), **flags))
-    record, items = written(tmp_path, "contamination")
+    record, items = read_outputs(tmp_path, "contamination")
     (file, sets), = record["files"].items()
     assert {name: (list(one), one["80%"]["n"]) for name, one in sets.items()} == {
         name: (["40%", "80%"], n) for name, n in [(files[0], 2), (f"{files[0]}, renumbered", 2), (files[1], 1),
@@ -460,10 +461,10 @@ def test_memory_of_a_run_that_chose_its_example(tmp_path, base):
                                  max_new_tokens=10, eval_size=4, remat=False, heldout="none", example_pool=4))
     trained = json.loads((run / "example.json").read_text())
     found = probe.run_probe(config(tmp_path, probe="memory", model=str(run)))
-    record, items = written(tmp_path, "memory")
+    record, items = read_outputs(tmp_path, "memory")
     one = next(iter(record["files"].values()))
     assert list(one)[0] == "the example" and list(one)[-1] == "unseen" and one["the example"]["problems"] == 1
-    assert "one step longer" not in one and "Left out" in found.page  # the window of the base has no room
+    assert "one step longer" not in one and "Left out" in found.page  # it does not fit the window of this base model
     assert [(item["prompt"], item["answer"]) for item in items if item["benchmark"] == "the example"] == [
         (trained["question"], trained["answer"])]
     of_base = probe.run_probe(config(tmp_path / "2", probe="memory", model=str(base), example=str(run)))
@@ -472,8 +473,8 @@ def test_memory_of_a_run_that_chose_its_example(tmp_path, base):
         probe.run_probe(config(tmp_path / "3", probe="memory", model=str(base)))
 
 
-def data_of(html):
-    """What the page has to leaf through."""
+def read_page_items(html):
+    """The items in the page's data."""
     return json.loads(html.split('id="data">')[1].split("</script>")[0])
 
 
@@ -484,7 +485,7 @@ def test_every_probe_has_a_page_of_its_items(tmp_path, name):
     html = (tmp_path / "out" / f"{name}.html").read_text()
     assert (html.count("<script"), html.count("</script>"), html.count("<img")) == (2, 2, 1) and "{{ 1 }}" in html
     assert "<table>" in html and f"--probe={name}" in html
-    shown = data_of(html)
+    shown = read_page_items(html)
     assert len(shown) == len(found.items) == 4
     for one in shown:
         assert one["verdicts"] and one["texts"]["Prompt"] == PROBED
@@ -498,12 +499,12 @@ def test_a_page_with_many_items_has_some_and_says_where_all_are(tmp_path, monkey
     probe.run_probe(config(tmp_path, completions=str(tmp_path / "a.jsonl")))
     html = (tmp_path / "out" / "coherence.html").read_text()
     assert "3 of 9, evenly spread; all of them in <a href=\"coherence_items.jsonl\">" in html
-    assert [one["facts"]["problem"] for one in data_of(html)] == ["0", "4", "8"]
-    assert len(json.dumps(data_of(html))) < 5000 and "characters left out" in html
+    assert [one["facts"]["problem"] for one in read_page_items(html)] == ["0", "4", "8"]
+    assert len(json.dumps(read_page_items(html))) < 5000 and "characters left out" in html
 
 
 def test_a_probe_is_a_row(tmp_path, monkeypatch):
-    """The door: a function of the flags that returns a result."""
+    """The extension point: a function of the flags that returns a result."""
     def lengths(flags):
         """Words of a completion."""
         words = {name: [len(row["completion"].split()) for row in kept]
@@ -514,15 +515,15 @@ def test_a_probe_is_a_row(tmp_path, monkeypatch):
     monkeypatch.setitem(probe.PROBES, "lengths", lengths)
     (tmp_path / "a.jsonl").write_text(json.dumps(kept_completions(GUESS)[0]) + "\n")
     probe.run_probe(config(tmp_path, probe="lengths", completions=str(tmp_path / "a.jsonl")))
-    record = written(tmp_path, "lengths")[0]
+    record = read_outputs(tmp_path, "lengths")[0]
     assert record["words"] == {"a": [2]}
     shown = (f"`python -m scripts.probe --num_ops=2 --max_new_tokens=10 --max_problems=12 --probe=lengths "
              f"--completions={tmp_path}/a.jsonl`, commit ")
     assert record["origin"].startswith(shown) and record["origin"] in (tmp_path / "out" / "lengths.md").read_text()
-    html = (tmp_path / "out" / "lengths.html").read_text()  # it may choose by what is true or false
+    html = (tmp_path / "out" / "lengths.html").read_text()  # booleans are filters by default
     assert "Words of a completion." in html and '<select name="short">' in html
-    assert [one["verdicts"] for one in data_of(html)] == [{"short": "yes"}, {"short": "no"}]
-    assert data_of(html)[0]["facts"]["steps"] == "3"
+    assert [one["verdicts"] for one in read_page_items(html)] == [{"short": "yes"}, {"short": "no"}]
+    assert read_page_items(html)[0]["facts"]["steps"] == "3"
 
 
 def test_what_cannot_be_probed_is_said(tmp_path):
