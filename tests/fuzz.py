@@ -78,7 +78,7 @@ def original_grader(path):
 def equal_answers(path):
     from rlvr_jax.grading import mathematics
 
-    return mathematics.split_elements(mathematics.normalise(told(path))), mathematics.value(told(path))
+    return mathematics.split_elements(mathematics.normalise(told(path))), mathematics.read_number(told(path))
 
 
 def chat_template(path):

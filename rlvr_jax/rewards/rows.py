@@ -94,7 +94,7 @@ def continuous(seen: RewardContext) -> np.ndarray:
 
 def closeness(given: Optional[str], answer: str) -> float:
     """`continuous` of one answer. UserError for a reference that is no number."""
-    wanted, got = (mathematics.value(mathematics.normalise(text or "")) for text in (answer, given))
+    wanted, got = (mathematics.read_number(mathematics.normalise(text or "")) for text in (answer, given))
     if wanted is None:
         raise UserError(f"--reward=continuous needs numbers as reference answers; one is {answer!r}")
     if got is None:

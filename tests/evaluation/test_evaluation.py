@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from rlvr_jax import sampler
+from rlvr_jax import sampler as sampling
 from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.evaluation import benchmarks, completions, estimators, measure as evaluation, regrade
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig
@@ -43,7 +43,7 @@ def test_which_prompt_and_number_a_row_has_depends_on_nothing_but_the_row(device
     shapes, asked = set(), Prompts(np.arange(100, 100 + count)[:, None], np.ones(count, int))
 
     def sample(params, prompts, owners, request):
-        local, index, numbers = sampler.spread_rows(prompts, owners, request, devices)
+        local, index, numbers = sampling.spread_rows(prompts, owners, request, devices)
         shapes.add((local.tokens.shape, index.shape))
         seen = np.stack([np.take_along_axis(local.tokens[..., 0], index, 1).ravel(), numbers.ravel()], 1)
         return Rollouts(owners, seen[: len(owners)], np.ones((len(owners), 1), bool), None, np.ones(len(owners), bool))
@@ -201,7 +201,7 @@ def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
     evaluation.measure_heldout(sampler._replace(sample=keep), problems, prompts, Request(3, 5), "answer")
     own, training = (sampler.sample(sampler.params, evaluation.trim_padding(prompts, owners), owners,
                                Request(3, 5, 1.0, stream=stream)).completions
-                     for stream in (sampler.EVAL, sampler.TRAIN))
+                     for stream in (sampling.EVAL, sampling.TRAIN))
     np.testing.assert_array_equal(drawn[1].completions, own)  # the first call is the greedy one
     assert (own != training).any()
 
@@ -211,7 +211,7 @@ def test_what_a_run_is_chosen_by_is_drawn_from_a_stream_of_its_own(monkeypatch):
     monkeypatch.setattr(evaluation, "sample_and_grade", lambda sampler, benchmark, request, *_, **__: asked.append(
         (benchmark.num_samples, benchmark.temperature, request)) or [])
     evaluation.sample_before_training(None, [], None, GradingConfig("answer"), Request(3, 0, 0.7))
-    assert asked == [(64, 0.7, Request(3, 0, 0.7, stream=sampler.CHOOSE))]
+    assert asked == [(64, 0.7, Request(3, 0, 0.7, stream=sampling.CHOOSE))]
 
 
 def test_top_p_reaches_the_completions_of_an_evaluation(tmp_path, files, base):
@@ -368,7 +368,7 @@ def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkey
         return completions.sample_and_keep(same, spy, sets, Request(0, 0), rows_per_call=4)
 
     kept = keep()
-    assert streams == {sampler.EVAL}  # whatever stream the request names
+    assert streams == {sampling.EVAL}  # whatever stream the request names
     for name, asked in (("whole", problems), ("half", halves)):
         assert [(row["problem"], row["sample"]) for row in kept[name]] == [(i, j) for i in range(7) for j in range(2)]
         for row in kept[name]:

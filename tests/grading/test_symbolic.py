@@ -227,7 +227,7 @@ def test_a_child_is_ended_with_the_fork_in_which_it_works(monkeypatch):
 def test_a_verifier_that_only_waits_is_ended_without_a_parent():
     """It uses no CPU time, and no parent is left to kill it."""
     code = ("import time; from rlvr_jax.grading import child; child.WALL_SECONDS = 0.2;"
-            "child.decide = lambda question: time.sleep(60); child.serve([])")
+            "child.decide_question = lambda question: time.sleep(60); child.serve([])")
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=b'["math", "1", "2"]\n', capture_output=True,
                           timeout=40)
     assert told.stdout == b'"ready"\nnull\n' and told.returncode == 0
