@@ -45,7 +45,7 @@ def accuracy_on_twins(config: ProbeConfig) -> Result:
 
 
 def boundary_of_tries(config: ProbeConfig) -> Result:
-    """How many tries it takes: pass@k of each file against the first one's, and problems that one alone ever solves."""
+    """How many tries it takes: pass@k of each file against the first, and the problems that only one of them solves."""
     return boundary.probe_boundary(load_rows(config, boundary.NEEDS))
 
 
@@ -55,7 +55,7 @@ def calibration_of_confidences(config: ProbeConfig) -> Result:
 
 
 def contamination_of_questions(config: ProbeConfig) -> Result:
-    """Whether the model can go on with a question that it sees a part of, beside twins or a clean source."""
+    """Whether the model can continue a question from its first part, compared with twins or a clean source."""
     return contamination.probe_contamination(load_rows(
         config, contamination.NEEDS,
         lambda loaded: contamination.make_benchmarks(config.contamination, config.measured, loaded)),

@@ -119,8 +119,8 @@ def apply(op: str, a: Value, b: Value) -> Optional[Value]:
 
 
 def first_step_off_plan(tree: Tree, steps: list[Step]) -> Optional[int]:
-    """The first step after which the problem can no longer be built; their number if steps are missing; None if they
-    build it.
+    """The first step after which the problem can no longer be built; the number of steps if some are missing; None if
+    they build it.
 
     An operand stands for any part of the problem with this value, as the problem or an earlier step claims it, and each
     part is used once. If several parts match, all choices are followed; + and * may be turned round. Only parts of the
@@ -203,7 +203,7 @@ def _convert(node: ast.expr) -> Tree:
 
 
 def read_steps(tree: Tree, text: str) -> Trace:
-    """`3+4=7;7*2=14;#14`: steps separated by semicolons, and the answer at the end, after a #."""
+    """Reads `3+4=7;7*2=14;#14`: steps separated by semicolons, and the answer at the end, after a #."""
     parts = text.strip().split(";")
     answer = read_value(parts.pop().strip()[1:].strip()) if parts[-1].strip().startswith("#") else None
     texts = tuple(parts) if text.strip() else ()
@@ -225,8 +225,8 @@ def read_chain(text: str) -> Optional[Tree]:
 
 
 def read_chain_steps(tree: Tree, text: str) -> Trace:
-    """`think + 5 12 * 2 24 answer 24`, or the same after "quick"; a text with another opening has no steps. A step
-    starts at its operation. After one that is not `op operand value`, the next step may start from any value."""
+    """Reads `think + 5 12 * 2 24 answer 24`, or the same after "quick"; a text with another opening has no steps. A
+    step starts at its operation. After one that is not `op operand value`, the next may start from any value."""
     words = split_confidence(text)[0].split()
     ended = len(words) >= 2 and words[-2] == "answer"
     answer, body = read_value(words[-1]) if ended else None, words[1:-2] if ended else words[1:]

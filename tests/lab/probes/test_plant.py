@@ -13,7 +13,7 @@ from rlvr_jax.tasks.prompts import ProblemSource, load_problems
 from rlvr_jax.training import pretrain
 from rlvr_jax.training.pretrain import PretrainConfig
 
-from fixtures import read_jsonl
+from fixtures import RIGHT_STEPS, read_jsonl, values_of
 
 TOKENIZER, SHARES = families.make_tokenizer(["arithmetic"]), {"arithmetic": 1.0}
 
@@ -30,11 +30,8 @@ def test_half_never_leaks_and_the_rest_as_often_as_it_says(tmp_path):
     assert len({problem.question for own in files.values() for problem in own}) == 8
     assert [(row["text"], row["times"]) for row in leaked] == [
         (f"{problem.question} answer {problem.answer}", n) for n in (1, 3) for problem in files[n]]
-    for problem in files[0] + files[3]:  # the answers are right: the chain, from left to right
-        _, value, *words = problem.question.removesuffix(" =").split()
-        for op, operand in zip(words[::2], words[1::2]):
-            value = round(eval(f"{value} {op} {operand}"))
-        assert str(value) == problem.answer
+    assert all(values_of(problem.question, RIGHT_STEPS["arithmetic"])[-1] == problem.answer
+               for problem in files[0] + files[3])
 
 
 def test_leaked_texts_are_learnt_whole_as_often_as_they_say(tmp_path):

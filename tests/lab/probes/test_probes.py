@@ -19,7 +19,8 @@ from rlvr_jax.records import Problem
 from rlvr_jax.tasks import calculation, families
 from rlvr_jax.training.train import TrainConfig, train
 
-from fixtures import CALC, HOSTILE, PROBED, PROOF, as_any_probe, kept_completions, read_jsonl, write_jsonl
+from fixtures import (
+    CALC, HOSTILE, PROBED, PROOF, RIGHT_STEPS, as_any_probe, kept_completions, read_jsonl, values_of, write_jsonl)
 from golden import rouge as asked_rouge
 
 EARLY, LUCK = "think + 4 7 answer 7", "think + 4 7 + 2 9 answer 9"
@@ -269,19 +270,21 @@ def make_problems(*questions):
     return [Problem(question, "7", question) for question in questions]
 
 
+def twins_of(kind, *questions, seed=0):
+    return twins.make_twins(kind, make_problems(*questions), seed)[kind]
+
+
 def test_sentences_are_put_in_another_order():
     story = "Tom has 3 bags. Each holds 4.5 kg! How heavy are they?"
-    made = twins.make_twins("reordered", make_problems(story, "One sentence alone?", "Same. Same."), 0)["reordered"]
+    made = twins_of("reordered", story, "One sentence alone?", "Same. Same.")
     assert list(made) == [0] and made[0].answer == "7" and made[0].prompt == made[0].question != story
-    parts = ["Tom has 3 bags.", "Each holds 4.5 kg!", "How heavy are they?"]
-    orders = {" ".join(order) for order in itertools.permutations(parts)} - {story}
-    drawn = (twins.make_twins("reordered", make_problems(story), seed)["reordered"][0] for seed in range(40))
-    assert {twin.question for twin in drawn} == orders
+    orders = map(" ".join, itertools.permutations(["Tom has 3 bags.", "Each holds 4.5 kg!", "How heavy are they?"]))
+    assert {twins_of("reordered", story, seed=seed)[0].question for seed in range(40)} == {*orders} - {story}
 
 
 def test_numbers_of_a_text_are_swapped_alike_and_nobody_knows_the_answer():
     story = "Tom has 3 bags and 12 more, so 3 + 12 = 15; a bag is $1.25."
-    twin = twins.make_twins("renumbered", make_problems(story, "no number"), 0)["renumbered"]
+    twin = twins_of("renumbered", story, "no number")
     assert list(twin) == [0] and twin[0].answer == ""
     old, new = (re.findall(r"\d+", text) for text in (story, twin[0].question))
     assert [len(a) for a in old] == [len(b) for b in new] and all(a != b and b[0] != "0" for a, b in zip(old, new))
@@ -291,14 +294,9 @@ def test_numbers_of_a_text_are_swapped_alike_and_nobody_knows_the_answer():
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6))
 def test_a_renumbered_chain_is_solved_anew(seed):
-    twin = twins.make_twins("renumbered", make_problems("coins 3 + 4 * 2 - 5 ="), seed)["renumbered"].get(0)
-    if twin:  # one seed in a thousand draws the same numbers again
-        topic, start, *words = twin.question.split()
-        value = int(start)
-        for op, operand in zip(words[:-1:2], words[1::2]):
-            value = value + int(operand) if op == "+" else value - int(operand) if op == "-" else value * int(operand)
-        assert (topic, words[::2], str(value)) == ("coins", ["+", "*", "-", "="], twin.answer)
-        assert twin.question != "coins 3 + 4 * 2 - 5 ="
+    if twin := twins_of("renumbered", PROBED, seed=seed).get(0):  # one seed in a thousand draws the same numbers again
+        assert re.sub(r"\d+", "n", twin.question) == "coins n + n * n - n =" and twin.question != PROBED
+        assert twin.answer == values_of(twin.question, RIGHT_STEPS["arithmetic"])[-1]
 
 
 def test_a_renumbered_calculation_keeps_its_shape():
@@ -315,16 +313,12 @@ def test_a_twin_depends_on_its_place_alone_and_is_no_problem_of_the_set():
     problems = make_problems("Add 1 to 2?", "Add 3 to 4?", "I am 5. So?")
     made = twins.make_twins("renumbered,reordered", problems, 3)
     assert made["renumbered"][0] == twins.make_twins("renumbered", problems[:1], 3)["renumbered"][0]
-    every = make_problems(*(f"Is {n} odd?" for n in range(1, 10)))  # every possible twin
-    assert not twins.make_twins("renumbered", every, 0)["renumbered"]
+    assert not twins_of("renumbered", *(f"Is {n} odd?" for n in range(1, 10)))  # every possible twin is a problem
+    assert list(twins_of("reordered", "One two. Three?")) == [0]
+    assert not twins_of("reordered", "One two. Three?", "Three?\n One  two.")  # which reads the same
     for names in ("mirrored", "renumbered,renumbered"):
         with pytest.raises(UserError, match=f"--twins={names}: give some of reordered, renumbered"):
             twins.make_twins(names, problems, 0)
-
-
-def test_a_twin_that_reads_as_a_problem_with_other_spaces_is_left_out():
-    assert twins.make_twins("reordered", make_problems("One two. Three?", "Three?\n One  two."), 0)["reordered"] == {}
-    assert set(twins.make_twins("reordered", make_problems("One two. Three?"), 0)["reordered"]) == {0}
 
 
 # ----- memory
@@ -342,15 +336,12 @@ def test_twins_differ_in_what_their_kind_says(kind, places, count):
     problems = memorisation.to_problems(ALGEBRA, made)
     assert len({problem.prompt for problem in problems}) == len(problems) > 3
     for problem in problems:
-        words, own = problem.prompt.split(), QUESTION.split()
-        assert {i for i, (a, b) in enumerate(zip(words, own)) if a != b} <= places and len(words) == len(own)
-        assert sum(a != b for a, b in zip(problem.prompt.split(), QUESTION.split())) == count
-        value = int(words[1])
-        for op, operand in zip(words[2:-1:2], words[3:-1:2]):
-            value = {"+": value + int(operand), "-": value - int(operand), "*": value * int(operand),
-                     "/": value / int(operand)}[op]
-            assert value in range(1, 25)
-        assert problem.answer == str(int(value)) and problem.meta["split"] in ("pretrain", "example", "dev", "test")
+        pairs = list(zip(problem.prompt.split(), QUESTION.split(), strict=True))
+        different = {i for i, (word, own) in enumerate(pairs) if word != own}
+        assert different <= places and len(different) == count
+        values = values_of(problem.prompt, RIGHT_STEPS["arithmetic"])
+        assert set(values) <= set(map(str, range(1, 25))) and problem.answer == values[-1]
+        assert problem.meta["split"] in ("pretrain", "example", "dev", "test")
 
 
 def test_all_twins_of_one_operand_are_found():
@@ -367,11 +358,11 @@ def test_all_twins_of_one_operand_are_found():
 
 def test_a_longer_twin_begins_as_the_example_does():
     made = memorisation.draw_twins("one step longer", np.random.default_rng(0), ALGEBRA, CHAIN, 9)
-    for problem in memorisation.to_problems(ALGEBRA, made):
+    problems = memorisation.to_problems(ALGEBRA, made)
+    for problem in problems:
         assert problem.prompt.startswith(QUESTION.removesuffix("=")) and len(problem.prompt.split()) == 11
     windows = [SimpleNamespace(tokenizer=families.make_tokenizer([FAMILY]), config=SimpleNamespace(max_seq_len=length))
                for length in (30, 31)]  # 11 tokens of the prompt and 20 of the solution
-    problems = memorisation.to_problems(ALGEBRA, made)
     assert [memorisation.fits_window(problems, one, 4, 20) for one in windows] == [False, True]
 
 
@@ -480,8 +471,8 @@ def read_page_items(html):
 
 @pytest.mark.parametrize("name", probe.PROBES)
 def test_every_probe_has_a_page_of_its_items(tmp_path, name):
-    write_jsonl(tmp_path / "a.jsonl", *map(as_any_probe, kept_completions(*HOSTILE)))
-    found = probe.run_probe(config(tmp_path, probe=name, completions=str(tmp_path / "a.jsonl")))
+    path = write_jsonl(tmp_path / "a.jsonl", *map(as_any_probe, kept_completions(*HOSTILE)))
+    found = probe.run_probe(config(tmp_path, probe=name, completions=path))
     html = (tmp_path / "out" / f"{name}.html").read_text()
     assert (html.count("<script"), html.count("</script>"), html.count("<img")) == (2, 2, 1) and "{{ 1 }}" in html
     assert "<table>" in html and f"--probe={name}" in html
@@ -495,8 +486,8 @@ def test_every_probe_has_a_page_of_its_items(tmp_path, name):
 def test_a_page_with_many_items_has_some_and_says_where_all_are(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "MAX_ITEMS", 3)
     monkeypatch.setattr(page, "MAX_BYTES", 2000)
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept_completions(*["x" * 4000] * 9)))
-    probe.run_probe(config(tmp_path, completions=str(tmp_path / "a.jsonl")))
+    path = write_jsonl(tmp_path / "a.jsonl", *kept_completions(*["x" * 4000] * 9))
+    probe.run_probe(config(tmp_path, completions=path))
     html = (tmp_path / "out" / "coherence.html").read_text()
     assert "3 of 9, evenly spread; all of them in <a href=\"coherence_items.jsonl\">" in html
     assert [one["facts"]["problem"] for one in read_page_items(html)] == ["0", "4", "8"]
@@ -513,8 +504,8 @@ def test_a_probe_is_a_row(tmp_path, monkeypatch):
                           [{"prompt": "<p>", "short": True, "steps": 3, "completions": 2}, {"short": False, "x": None}])
 
     monkeypatch.setitem(probe.PROBES, "lengths", lengths)
-    (tmp_path / "a.jsonl").write_text(json.dumps(kept_completions(GUESS)[0]) + "\n")
-    probe.run_probe(config(tmp_path, probe="lengths", completions=str(tmp_path / "a.jsonl")))
+    probe.run_probe(config(tmp_path, probe="lengths",
+                           completions=write_jsonl(tmp_path / "a.jsonl", *kept_completions(GUESS))))
     record = read_outputs(tmp_path, "lengths")[0]
     assert record["words"] == {"a": [2]}
     shown = (f"`python -m scripts.probe --num_ops=2 --max_new_tokens=10 --max_problems=12 --probe=lengths "
@@ -527,31 +518,25 @@ def test_a_probe_is_a_row(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_probed_is_said(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"completion": "x", "answer": "1", "prompt": "p"}) + "\n")
-    odd = tmp_path / "odd.jsonl"
-    odd.write_text(json.dumps({"completion": "x", "answer": "1", "prompt": 7}) + "\n")
-    for flags, says in [({"completions": str(odd)}, "completion 1 has no prompt"),
-                        ({}, "give one of --completions"), ({"completions": str(path), "model": "m"}, "give one of"),
+    path, odd = (write_jsonl(tmp_path / f"{prompt}.jsonl", {"completion": "x", "answer": "1", "prompt": prompt})
+                 for prompt in ("p", 7))
+    for flags, says in [({"completions": odd}, "completion 1 has no prompt"),
+                        ({}, "give one of --completions"), ({"completions": path, "model": "m"}, "give one of"),
                         ({"completions": str(tmp_path / "no.jsonl")}, "no such file"),
                         ({"completions": f"{path},{path}"}, "names a file twice"),
-                        ({"completions": str(path), "probe": "memory"}, "has no correct, which --probe=memory"),
-                        ({"completions": str(path), "probe": "contamination"}, "has no rest, which")]:
+                        ({"completions": path, "probe": "memory"}, "has no correct, which --probe=memory"),
+                        ({"completions": path, "probe": "contamination"}, "has no rest, which")]:
         with pytest.raises(UserError, match=says):
             probe.run_probe(config(tmp_path, **flags))
     with pytest.raises(UserError, match="--out is required"):
         probe.run_probe(config(tmp_path).with_flags(out=""))
 
 
-def test_files_have_short_names():
-    assert rows.short_names(["x/base.jsonl", "y/after.jsonl"]) == ["base", "after"]
-    assert rows.short_names(["x/c.jsonl", "y/c.jsonl"]) == ["x", "y"]
-    assert rows.short_names(["x/1/c.jsonl", "y/1/c.jsonl"]) == ["x/1/c.jsonl", "y/1/c.jsonl"]
-
-
-@pytest.mark.parametrize("given, title", [
+@pytest.mark.parametrize("flags, title", [
     ({"completions": "runs/one/completions.jsonl"}, "Coherence of the completions in one"),
     ({"completions": "runs/base.jsonl,runs/one.jsonl"}, "Coherence of the completions in base, one"),
+    ({"completions": "x/c.jsonl,y/c.jsonl"}, "Coherence of the completions in x, y"),
+    ({"completions": "x/1/c.jsonl,y/1/c.jsonl"}, "Coherence of the completions in x/1/c.jsonl, y/1/c.jsonl"),
     ({"model": "runs/base@3", "probe": "memory"}, "Memory of the model base@3")])
-def test_the_title_of_a_page_says_whose_completions_these_are(given, title):
-    assert probe.page_title(probe.ProbeConfig.from_flags(**given)) == title
+def test_the_title_of_a_page_says_whose_completions_these_are(flags, title):
+    assert probe.page_title(probe.ProbeConfig.from_flags(**flags)) == title
