@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import os
-import pathlib
 import select
 import signal
 import subprocess
@@ -87,14 +86,8 @@ def test_any_text_is_answered(shared):
     assert ask(shared, EASY) == RIGHT
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no limit on memory")
 def test_a_child_may_use_no_more_memory(shared):
-    ask(shared, EASY[:1])
-    for worker in shared.idle:
-        limits = pathlib.Path(f"/proc/{worker.process.pid}/limits")
-        if not limits.exists():
-            pytest.skip("no /proc here")
-        line, = (line for line in limits.read_text().splitlines() if line.startswith("Max address space"))
-        assert int(line.split()[3]) == child.MEGABYTES << 20
     assert ask(shared, [Question("original", "['']*200000000", "7.5")]) == [Reply(False, True)]  # a list of 1.6 GB
     assert ask(shared, EASY) == RIGHT
 
