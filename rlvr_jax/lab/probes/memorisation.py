@@ -6,6 +6,7 @@ family. Pre-training may have met a twin, since its split holds 13 of 16 chains:
 """
 
 import functools
+import operator
 import pathlib
 from typing import Callable, NamedTuple, Optional
 
@@ -15,7 +16,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig, make_benchmark
 from rlvr_jax.evaluation.measure import Benchmark
 from rlvr_jax.lab.probes.rows import (
-    COLUMNS, Result, draw_shares, estimate_share, format_share, make_items, problem_key)
+    COLUMNS, Result, draw_shares, estimate_share, format_share, group_rows, make_items, problem_key)
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import Problem
 from rlvr_jax.runs import files
@@ -68,6 +69,7 @@ KINDS: dict[str, Callable] = {  # what differs -> function of (rng, algebra, cha
     "other start": lambda rng, algebra, chain: chain._replace(start=int(algebra.draw_values(rng, 1)[0])),
     "one step longer": add_step}
 EXAMPLE, UNSEEN = "the example", "unseen"
+ORDER = (EXAMPLE, *KINDS, UNSEEN)  # of a page
 
 
 def draw_twins(kind: str, rng: np.random.Generator, algebra: Algebra, chain: Chain, most: int) -> list[Chain]:
@@ -167,9 +169,9 @@ def probe_memorisation(rows_by_file: dict[str, list[dict]]) -> Result:
     """Accuracy on each kind of twins in each file, over all of them and over those outside pre-training's split."""
     record: dict[str, dict] = {"files": {}}
     for name, rows in rows_by_file.items():
-        by_kind = {kind: [row for row in rows if row["benchmark"] == kind] for kind in (EXAMPLE, *KINDS, UNSEEN)}
-        record["files"][name] = {kind: summarise_kind(own) for kind, own in by_kind.items() if own}
-    kinds = [kind for kind in (EXAMPLE, *KINDS, UNSEEN) if any(kind in own for own in record["files"].values())]
+        by_kind = group_rows(rows, operator.itemgetter("benchmark"))
+        record["files"][name] = {kind: summarise_kind(by_kind[kind]) for kind in ORDER if kind in by_kind}
+    kinds = [kind for kind in ORDER if any(kind in by_kind for by_kind in record["files"].values())]
     return Result(record, format_page(record, kinds), lambda sheet: draw_figure(record, kinds, sheet),
                   make_items(rows_by_file, (*COLUMNS, "correct", "split")),
                   {"correct": "right", "benchmark": "what differs", "split": "split"})

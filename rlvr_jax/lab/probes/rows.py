@@ -57,9 +57,9 @@ def problem_key(row: dict) -> tuple:
     return row.get("benchmark"), row.get("problem", row["prompt"])
 
 
-def group_rows(rows: list[dict], key: Callable[[dict], tuple]) -> dict[tuple, list[dict]]:
-    """The rows by their key, in the order in which the keys occur."""
-    groups: dict[tuple, list[dict]] = {}
+def group_rows(rows: list[dict], key: Callable) -> dict:
+    """{key(row): its rows}, in the order in which the keys occur."""
+    groups: dict = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups
