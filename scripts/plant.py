@@ -10,9 +10,9 @@ from scripts import cli
 
 
 def main(config) -> None:
-    from rlvr_jax.lab.probes.leaked_benchmark import plant
+    from rlvr_jax.lab.probes.leaked_benchmark import plant_benchmark
 
-    for times, problems in plant(config).items():
+    for times, problems in plant_benchmark(config).items():
         print(f"{config.out}/times_{times}.jsonl: {len(problems)} problems, seen {times} times in pre-training")
     print(f"{config.out}/leaked.jsonl: for scripts.pretrain --leaked")
 

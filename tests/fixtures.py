@@ -445,7 +445,7 @@ def saying(seen, *answers, meta=(), **changes):
     texts = ["hmm river" if answer is None else f"guess answer {answer}" for answer in answers]
     problems = [dataclasses.replace(problem, meta=problem.meta | dict(meta)) for problem in seen.problems]
     wanted = [problem.answer for problem in changes.get("problems", problems)]
-    return dataclasses.replace(seen, texts=texts, verdicts=grade.verdicts(texts, wanted, "answer"),
+    return dataclasses.replace(seen, texts=texts, verdicts=grade.grade_texts(texts, wanted, "answer"),
                                **{"problems": problems} | changes)
 
 

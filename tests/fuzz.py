@@ -72,13 +72,13 @@ def extraction(path):
 def original_grader(path):
     from rlvr_jax.grading import grade
 
-    return grade.correct(f"\\boxed{{{told(path)}}}", "1/2", "boxed", "original")
+    return grade.is_correct(f"\\boxed{{{told(path)}}}", "1/2", "boxed", "original")
 
 
 def equal_answers(path):
     from rlvr_jax.grading import mathematics
 
-    return mathematics.structure(mathematics.normalise(told(path))), mathematics.value(told(path))
+    return mathematics.split_elements(mathematics.normalise(told(path))), mathematics.read_number(told(path))
 
 
 def chat_template(path):
@@ -93,8 +93,8 @@ def steps_of(path):
     from rlvr_jax.lab.probes import traces
 
     prompt, _, completion = told(path).partition("\n")
-    tree = traces.read(prompt, completion)
-    return tree and traces.judge(tree[0], traces.read_value("7"), tree[1])
+    tree = traces.read_trace(prompt, completion)
+    return tree and traces.judge_trace(tree[0], traces.read_value("7"), tree[1])
 
 
 def problems(suffix):

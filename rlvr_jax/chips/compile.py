@@ -47,7 +47,7 @@ SHAPES = {
                                          head_dim=128, d_ff=8192, max_seq_len=131_072, rope_theta=500_000.0,
                                          rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), norm_eps=1e-5),
 }
-EVAL_ROWS = 512  # completions that `evaluation.heldout` hands to the sampler at a time, over all devices
+EVAL_ROWS = 512  # completions that `measure.measure_heldout` hands to the sampler at a time, over all devices
 
 LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}  # proposed where nothing fits
 

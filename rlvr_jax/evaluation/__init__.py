@@ -1,1 +1,1 @@
-"""Completions sampled, graded, kept and counted."""
+"""Sampling, grading, saving and summarising completions."""

@@ -1,4 +1,4 @@
-"""A model on one or several benchmarks: a table of the completions that are kept, a row for each benchmark."""
+"""Measures a model on one or several benchmarks: saved completions, and a table with a row for each benchmark."""
 
 import pathlib
 import re
@@ -9,9 +9,9 @@ import numpy as np
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import calibration
-from rlvr_jax.evaluation.completions import Folder, KeptConfig, keep
-from rlvr_jax.evaluation.estimators import shown, summarise
-from rlvr_jax.evaluation.measure import Benchmark, by_answer, make_sampler, style_shares
+from rlvr_jax.evaluation.completions import Folder, KeptConfig, sample_and_keep
+from rlvr_jax.evaluation.estimators import format_estimate, summarise_rows
+from rlvr_jax.evaluation.measure import Benchmark, judge_by_answer, make_sampler, style_shares
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import Rollouts
@@ -22,13 +22,13 @@ from rlvr_jax.tasks import answers
 from rlvr_jax.tasks.prompts import ProblemSource, check_style, encode_prompts, load_problems
 
 
-def one_shot(stem: str) -> tuple[int, float]:
-    """8 completions at temperature 0.6 where the file's name has aime or amc, else one, greedy (arXiv 2504.20571)."""
+def one_shot_protocol(stem: str) -> tuple[int, float]:
+    """8 completions at temperature 0.6 if the file's name contains aime or amc, else one, greedy (arXiv 2504.20571)."""
     return (8, 0.6) if re.search("aime|amc", stem.lower()) else (1, 0.0)
 
 
-# --protocol -> function of a file's name without ending: completions of each of its problems, and temperature
-PROTOCOLS = {"one_shot": one_shot}
+# --protocol -> function of a file's name without its suffix: completions of each problem, and temperature
+PROTOCOLS = {"one_shot": one_shot_protocol}
 
 
 class EvaluateConfig(Config):
@@ -40,70 +40,69 @@ class EvaluateConfig(Config):
     num_samples: int = flag(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
     temperature: float = flag(0.0, "sampling temperature; 0: greedy", minimum=0)
     top_p: float = flag(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
-    cut: int = flag(0, "also judge the first tokens of each completion, this many, as if it had been cut there; "
-                    "written to a folder cut_N in out; 0: not", minimum=0)
+    cut: int = flag(0, "also judge each completion as if it had been cut after this many tokens; written to a folder "
+                    "cut_N in out; 0: do not", minimum=0)
 
 
 def evaluate(config: EvaluateConfig) -> dict:
     """Measures a model; returns the summary. Writes it, the table and every completion into `out`, and a reliability
-    diagram where completions state how sure they are.
-
-    The same configuration again continues where it was stopped (`completions.keep`).
-    """
+    diagram if completions state confidences. The same config again resumes an interrupted evaluation."""
     if not config.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
     config = config.with_flags(model=loading.pinned(config.kept.choice.model))
     loaded = loading.load_fixed(config.kept.choice)
     benchmarks = load_benchmarks(config, loaded)
-    rows = keep_benchmarks(config, loaded, Folder(config.kept.out, "evaluate", config, config.kept.resume), benchmarks)
-    out = pathlib.Path(config.kept.out)
+    folder, out = Folder(config.kept.out, "evaluate", config, config.kept.resume), pathlib.Path(config.kept.out)
+    rows = sample_benchmarks(config, loaded, folder, benchmarks)
     if config.cut:
-        shorter, folder = {b.name: cut_rows(b, rows[b.name], config.cut) for b in benchmarks}, out / f"cut_{config.cut}"
-        folder.mkdir(exist_ok=True)
-        files.write_lines(folder / "completions.jsonl", (row for each in shorter.values() for row in each))
-        report(config, folder, benchmarks, shorter)
-    return report(config, out, benchmarks, rows)
+        cut_rows = {b.name: truncate_rows(b, rows[b.name], config.cut) for b in benchmarks}
+        cut_out = out / f"cut_{config.cut}"
+        cut_out.mkdir(exist_ok=True)
+        files.write_lines(cut_out / "completions.jsonl", (row for own in cut_rows.values() for row in own))
+        write_report(config, cut_out, benchmarks, cut_rows)
+    return write_report(config, out, benchmarks, rows)
 
 
-def report(config: EvaluateConfig, out: pathlib.Path, benchmarks: list[Benchmark], rows: dict) -> dict:
-    """Writes summary.json, table.md and the diagram of the rows of each benchmark; returns the summary."""
-    summaries = {b.name: benchmark_summary(b, rows[b.name]) for b in benchmarks}
-    summary = joined(summaries) | {"flags": config.as_flags()}
+def write_report(config: EvaluateConfig, out: pathlib.Path, benchmarks: list[Benchmark], rows: dict) -> dict:
+    """Writes summary.json, table.md and the reliability diagram of all benchmarks; returns the summary."""
+    summaries = {b.name: summarise_benchmark(b, rows[b.name]) for b in benchmarks}
+    summary = combine_summaries(summaries) | {"flags": config.as_flags()}
     if stated := {name: each["calibration"] for name, each in summaries.items() if "calibration" in each}:
-        files.write_figure(out / "reliability.png", lambda sheet: calibration.panels(sheet, stated))
-    files.write_whole(out / "table.md", table(config.kept.choice.model, summaries))
+        files.write_figure(out / "reliability.png", lambda sheet: calibration.draw_reliability(sheet, stated))
+    files.write_whole(out / "table.md", format_table(config.kept.choice.model, summaries))
     files.write_json(out / "summary.json", summary)
     return summary
 
 
-def keep_benchmarks(config: EvaluateConfig, loaded: LanguageModel, folder: Folder, benchmarks: list[Benchmark]) -> dict:
-    """The rows of each benchmark, kept in the folder, sampled with the seed, top_p and rows_per_call of `config`."""
+def sample_benchmarks(config: EvaluateConfig, loaded: LanguageModel, folder: Folder,
+                      benchmarks: list[Benchmark]) -> dict[str, list[dict]]:
+    """The rows of each benchmark, saved in the folder, sampled with the seed, top_p and rows_per_call of `config`."""
     sampler = make_sampler(loaded, config.kept.sampling, config.top_p < 1)
 
     def first_tokens(rollouts: Rollouts, texts: list[str], judged: list[dict]) -> list[dict]:
         short = rollouts.replace(completion_mask=rollouts.completion_mask[:, : config.cut])
         return [{"cut": text} for text in loaded.tokenizer.decode_rollouts(short)[: len(texts)]]
 
-    return keep(folder, sampler, benchmarks, Request(config.kept.seed, 0, top_p=config.top_p),
-                config.kept.rows_per_call, first_tokens if config.cut else None)
+    return sample_and_keep(folder, sampler, benchmarks, Request(config.kept.seed, 0, top_p=config.top_p),
+                           config.kept.rows_per_call, first_tokens if config.cut else None)
 
 
-def cut_rows(benchmark: Benchmark, rows: list[dict], cut: int) -> list[dict]:
-    """The rows as they would be if no completion had more than `cut` tokens, judged anew."""
+def truncate_rows(benchmark: Benchmark, rows: list[dict], cut: int) -> list[dict]:
+    """The rows with every completion cut after `cut` tokens, judged again."""
     judged = benchmark.judge([row["cut"] for row in rows], [benchmark.problems[row["problem"]] for row in rows])
     return [row | verdict | {"completion": row["cut"], "num_tokens": min(row["num_tokens"], cut),
                              "truncated": row["truncated"] or row["num_tokens"] > cut}
             for row, verdict in zip(rows, judged)]
 
 
-def joined(summaries: dict[str, dict]) -> dict:
-    """The summary of one benchmark, or those of several with the mean of their accuracies."""
+def combine_summaries(summaries: dict[str, dict]) -> dict:
+    """The summary of a single benchmark, or those of several with the mean of their accuracies."""
     return next(iter(summaries.values())) if len(summaries) == 1 else {
         "benchmarks": summaries, "mean": float(np.mean([each["accuracy"] for each in summaries.values()]))}
 
 
 def load_benchmarks(config: EvaluateConfig, loaded: LanguageModel) -> list[Benchmark]:
-    """One for each name in --problems (`load_sets`), sampled as the protocol or the flags say."""
+    """One for each name in --problems (`load_sets`), sampled by the protocol or the flags."""
     if config.protocol in PROTOCOLS and (config.num_samples, config.temperature) != (1, 0.0):
         raise UserError(f"--protocol={config.protocol} decides --num_samples and --temperature: leave those out")
     if config.num_samples > 1 and config.temperature == 0:
@@ -114,7 +113,8 @@ def load_benchmarks(config: EvaluateConfig, loaded: LanguageModel) -> list[Bench
 
 
 def load_sets(config: KeptConfig, loaded: LanguageModel, protocol: Callable = lambda stem: (1, 0.0)) -> list[Benchmark]:
-    """One for each name in --problems, called by the file's name where these differ; `protocol`: as in PROTOCOLS."""
+    """One for each name in --problems, called by the name of its file where these differ; `protocol` is a row of
+    PROTOCOLS."""
     check_style(config.source)
     names, benchmarks = config.source.problems.split(","), []
     stems = [pathlib.Path(name).stem for name in names]
@@ -130,41 +130,41 @@ def load_sets(config: KeptConfig, loaded: LanguageModel, protocol: Callable = la
 
 def make_benchmark(config: KeptConfig, loaded: LanguageModel, name: str, problems: list, num_samples: int = 1,
                    temperature: float = 0.0) -> Benchmark:
-    """These problems as a benchmark, graded as an evaluation does. UserError where its grader is not installed."""
+    """A benchmark of these problems, graded as in an evaluation. Raises UserError if its grader is not installed."""
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, config.sampling.max_new_tokens,
                              config.source.prompt.max_prompt_tokens)
     answers.described(answers.criteria(problems, config.grading, "lenient"))
-    return Benchmark(name, problems, prompts, by_answer(config.grading, "lenient"), num_samples, temperature)
+    return Benchmark(name, problems, prompts, judge_by_answer(config.grading, "lenient"), num_samples, temperature)
 
 
-def benchmark_summary(b: Benchmark, rows: list[dict]) -> dict:
-    """What summary.json says of one benchmark. Rows that `scripts.grade` graded again say so."""
-    summary = summarise(rows, b.num_samples) | {
+def summarise_benchmark(b: Benchmark, rows: list[dict]) -> dict:
+    """What summary.json says of one benchmark; "graded_by" is that of the rows, which `scripts.grade` may rewrite."""
+    summary = summarise_rows(rows, b.num_samples) | {
         "temperature": b.temperature, "graded_by": ", ".join(dict.fromkeys(row["graded_by"] for row in rows))}
-    more = {"styles": style_shares(rows, b.problems), "calibration": calibration.calibration(rows)}
+    more = {"styles": style_shares(rows, b.problems), "calibration": calibration.summarise_calibration(rows)}
     return summary | {name: value for name, value in more.items() if value}
 
 
-def table(model: str, summaries: dict[str, dict]) -> str:
-    """Markdown: one row a benchmark, then all k of those sampled more than once, styles of synthetic families, and
-    calibration where confidences are stated."""
+def format_table(model: str, summaries: dict[str, dict]) -> str:
+    """Markdown: a row for each benchmark, then all k of those sampled more than once, the styles of synthetic families,
+    and calibration if confidences are stated."""
     header = ["benchmark", "problems", "measure", "accuracy", "pass@k", "maj@k", "truncated", "timed out", "graded by"]
     rows, notes = [], []
     for name, each in summaries.items():
         last, many = str(each["num_samples"]), each["num_samples"] > 1
         how = "greedy" if each["temperature"] == 0 else f"T={each['temperature']:g}"
-        curves = [f"{curve[:-1]}{last} {shown(each[curve][last], each['intervals'][curve][last])}" if many else "-"
-                  for curve in ("pass@k", "maj@k")]
+        curves = [f"{curve[:-1]}{last} {format_estimate(each[curve][last], each['intervals'][curve][last])}"
+                  if many else "-" for curve in ("pass@k", "maj@k")]
         rows.append([name, each["n"], f"{'avg' if many else 'pass'}@{last}, {how}",
-                     shown(each["accuracy"], each["interval"]), *curves, f"{each['truncated']:.1%}",
+                     format_estimate(each["accuracy"], each["interval"]), *curves, f"{each['truncated']:.1%}",
                      each["timed_out"], each["graded_by"]])
         notes += [f"- {name}: " + ", ".join(f"{curve[:-1]}{k} {value:.3f}" for k, value in each[curve].items())
                   for curve in ("pass@k", "maj@k") if many]
         notes += [f"- {name}, {style}: {part:.1%} of completions" + ("" if right is None else f", {right:.3f} correct")
                   for style, (part, right) in each.get("styles", {}).items()]
-        notes += [f"- {name}, {calibration.line(each['calibration'])}"] if "calibration" in each else []
+        notes += [f"- {name}, {calibration.format_calibration(each['calibration'])}"] if "calibration" in each else []
     if len(summaries) > 1:
         mean = np.mean([each["accuracy"] for each in summaries.values()])
         rows.append(["mean", "", "", f"{mean:.3f}", *[""] * 5])
-    return "\n".join([f"{model}, 95 % intervals in brackets", "", markdown_table(header, rows),
-                      *([""] + notes if notes else [])]) + "\n"
+    lines = [f"{model}, 95 % intervals in brackets", "", markdown_table(header, rows)]
+    return "\n".join(lines + ([""] + notes if notes else [])) + "\n"

@@ -1,4 +1,4 @@
-"""Completions that are kept: sets of problems asked, every completion written as it comes, resumable anywhere."""
+"""Completions of benchmarks, saved as they are sampled, so that an interrupted command can be resumed at any row."""
 
 import contextlib
 import pathlib
@@ -6,7 +6,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Optional
 
 from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import Interrupted, UserError
-from rlvr_jax.evaluation.measure import Benchmark, Sampler, measure
+from rlvr_jax.evaluation.measure import Benchmark, Sampler, sample_and_grade
 from rlvr_jax.pretrained.loading import ModelChoice
 from rlvr_jax.runs import origin
 from rlvr_jax.runs.flags import changed_flags, claim, write_flags
@@ -18,7 +18,7 @@ from rlvr_jax.tasks.prompts import ProblemSource
 
 
 class KeptConfig(Config):
-    """Completions of sets of problems, kept and graded."""
+    """Completions of sets of problems, saved and graded."""
 
     choice: ModelChoice = ModelChoice()
     source: ProblemSource = nested(ProblemSource(), problems=(
@@ -37,21 +37,23 @@ class KeptConfig(Config):
 
 
 class Folder(NamedTuple):
-    """A directory of completions: which command writes it, under which flags."""
+    """A directory of completions, the command that writes it, and its flags."""
 
     path: str
     command: str  # of scripts
-    flags: Any  # the whole record of the command's settings
+    flags: Any  # the config of the command
     resume: str = "auto"
-    what: str = ""  # name of the line of progress; empty: the command
+    what: str = ""  # name of the progress line; empty: the command
 
 
-def keep(folder: Folder, sampler: Sampler, benchmarks: list[Benchmark], request: Request, rows_per_call: int = 512,
-         more: Optional[Callable] = None) -> dict[str, list[dict]]:
-    """The rows of each benchmark, by its name. They are in completions.jsonl of the folder, or sampled and appended.
+def sample_and_keep(folder: Folder, sampler: Sampler, benchmarks: list[Benchmark], request: Request,
+                    rows_per_call: int = 512, more: Optional[Callable] = None) -> dict[str, list[dict]]:
+    """The rows of each benchmark, by its name: those in completions.jsonl of the folder, then newly sampled ones, which
+    are appended there.
 
-    `request`, but for its stream, and `more` are as in `measure`. The same flags again continue after the last whole
-    line. Raises UserError where other flags or problems began what is there, Interrupted on Ctrl-C.
+    `request`, except for its stream, and `more` are those of `sample_and_grade`. The same flags again continue after
+    the last complete line. Raises UserError if the folder was begun with other flags or problems, Interrupted on
+    Ctrl-C.
     """
     rows, start, total = {}, 0, sum(len(b.problems) * b.num_samples for b in benchmarks)
     with (open_log(folder, benchmarks) as log,
@@ -59,8 +61,8 @@ def keep(folder: Folder, sampler: Sampler, benchmarks: list[Benchmark], request:
         for benchmark in benchmarks:
             end = start + len(benchmark.problems) * benchmark.num_samples
             try:
-                for row in measure(sampler, benchmark, request._replace(stream=EVAL), rows_per_call,
-                                   len(log.rows) - start, more):
+                for row in sample_and_grade(sampler, benchmark, request._replace(stream=EVAL), rows_per_call,
+                                            len(log.rows) - start, more):
                     log.write({"benchmark": benchmark.name} | row)
                     bar.update()
             except KeyboardInterrupt:
@@ -72,7 +74,8 @@ def keep(folder: Folder, sampler: Sampler, benchmarks: list[Benchmark], request:
 
 @contextlib.contextmanager
 def open_log(folder: Folder, benchmarks: list[Benchmark]) -> Iterator[JsonLines]:
-    """completions.jsonl with the rows it has, the flags beside it. Raises UserError if they are of something else."""
+    """completions.jsonl with its rows, and the flags in a file beside it. Raises UserError for other flags, or if
+    the rows are not of these problems, in their order."""
     out = pathlib.Path(folder.path)
     flags, path = out / "flags.txt", out / "completions.jsonl"
     if folder.resume == "must" and not flags.exists():
@@ -80,23 +83,17 @@ def open_log(folder: Folder, benchmarks: list[Benchmark]) -> Iterator[JsonLines]
     with claim(out, "--out", folder.resume):
         if path.exists() and not flags.exists():
             raise UserError(f"{path} is there without the flags that made it; choose another --out, or --resume=never")
-        refusal = changed_flags(out, folder.flags, "--out", folder.command) if flags.exists() else ""
-        if refusal:
+        if flags.exists() and (refusal := changed_flags(out, folder.flags, "--out", folder.command)):
             raise UserError(refusal)
         write_flags(flags, folder.flags)
         origin.write(out, folder.command)
         log = JsonLines(path, 0)
         with contextlib.closing(log.file):
-            check_rows(log, benchmarks)
+            expected = ({"benchmark": b.name, "problem": i, "sample": j, "prompt": problem.prompt,
+                         "answer": problem.answer}
+                        for b in benchmarks for i, problem in enumerate(b.problems) for j in range(b.num_samples))
+            for number, row in enumerate(log.rows, 1):
+                if not next(expected, {"benchmark": None}).items() <= row.items():
+                    raise UserError(f"{path}, line {number}: not of these problems, which have changed since; choose "
+                                    "another --out, or start over with --resume=never")
             yield log
-
-
-def check_rows(log: JsonLines, benchmarks: list[Benchmark]) -> None:
-    """Raises UserError if a row of the log is not of these problems, in their order."""
-    wanted = ({"benchmark": b.name, "problem": i, "sample": j, "prompt": problem.prompt, "answer": problem.answer}
-              for b in benchmarks for i, problem in enumerate(b.problems) for j in range(b.num_samples))
-    for number, row in enumerate(log.rows, 1):
-        want = next(wanted, {"benchmark": None})
-        if want != {key: row.get(key) for key in want}:
-            raise UserError(f"{log.path}, line {number}: not of these problems, which have changed since; choose "
-                            "another --out, or start over with --resume=never")

@@ -1,4 +1,4 @@
-"""Completions of one prompt, for people to look at."""
+"""Completions of one prompt, to look at."""
 
 import sys
 
@@ -14,7 +14,7 @@ from rlvr_jax.runs.machine import MachineConfig
 from rlvr_jax.sampler import Request, SamplingConfig
 from rlvr_jax.tasks.prompts import PROMPT_STYLES, encode_prompts
 
-LONGEST = 512  # tokens of a completion under max_new_tokens=0, where the model's window leaves more
+LONGEST = 512  # tokens of a completion under max_new_tokens=0, even if the model's window leaves more
 
 
 class SampleConfig(Config):
@@ -26,7 +26,7 @@ class SampleConfig(Config):
     num_samples: int = flag(1, "completions to draw", minimum=1)
     temperature: float = flag(1.0, "sampling temperature; 0: greedy", minimum=0)
     top_p: float = flag(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
-    prompt_style: str = flag("auto", "how the prompt is put; auto: chat where the model has a template, else plain",
+    prompt_style: str = flag("auto", "how the prompt is written; auto: chat if the model has a template, else plain",
                              lambda: {"auto": None} | PROMPT_STYLES)
     prompt_date: str = flag("", "date, YYYY-MM-DD, for a chat template that writes today's into the prompt")
     max_new_tokens: int = flag(0, "longest completion, in tokens; 0: what the model's window leaves after the "
@@ -38,8 +38,7 @@ class SampleConfig(Config):
 
 def generate(config: SampleConfig) -> list[dict]:
     """Rows of `prompt, completion, completion_ids, sampler_logprobs, stop_reason` ("eos" or "length"), and `pieces`,
-    the text of each token. Under prompt_style=auto a chat template that the model has is used, with a note on stderr.
-    """
+    the text of each token. prompt_style=auto uses the model's chat template, if it has one, with a note on stderr."""
     if not config.prompt:
         raise UserError("--prompt is required: the text to continue")
     loaded, style = loading.load_fixed(config.choice), config.prompt_style
@@ -51,9 +50,9 @@ def generate(config: SampleConfig) -> list[dict]:
     text = PROMPT_STYLES[style](tokenizer, config.prompt, config.prompt_date)
     prompts = encode_prompts(tokenizer, [Problem(text, "", text)], loaded.config, config.max_new_tokens or 1)
     longest = config.max_new_tokens or min(LONGEST, loaded.config.max_seq_len - int(prompts.lengths[0]))
-    by = make_sampler(loaded, SamplingConfig(longest, config.num_slots), config.top_p < 1)
-    rollouts = by.sample(by.params, prompts, np.zeros(config.num_samples, np.int32),
-                         Request(config.seed, 0, config.temperature, config.top_p))
+    sampler = make_sampler(loaded, SamplingConfig(longest, config.num_slots), config.top_p < 1)
+    rollouts = sampler.sample(sampler.params, prompts, np.zeros(config.num_samples, np.int32),
+                              Request(config.seed, 0, config.temperature, config.top_p))
     rows = []
     for ids, mask, logprobs, ended in zip(rollouts.completions, rollouts.completion_mask, rollouts.sampler_logprobs,
                                           rollouts.ended):

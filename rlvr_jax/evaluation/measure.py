@@ -1,4 +1,4 @@
-"""Completions of a list of problems, sampled and graded; what a training run measures on held-out ones."""
+"""Samples and grades completions of problems; measures training runs on held-out ones."""
 
 from typing import Callable, Iterator, NamedTuple, Optional
 
@@ -8,9 +8,9 @@ from rlvr_jax import parallel
 from rlvr_jax import sampler as sampling
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.calibration import calibration
+from rlvr_jax.evaluation.calibration import summarise_calibration
 from rlvr_jax.grading import grade
-from rlvr_jax.grading.stated_confidence import confidence
+from rlvr_jax.grading.stated_confidence import stated_confidence
 from rlvr_jax.model import Params
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer
@@ -37,33 +37,33 @@ class Sampler(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """A set of problems: what is asked, how often, and how it is judged."""
+    """A set of problems, how they are sampled, and how completions are judged."""
 
-    name: str  # "benchmark" of its rows
+    name: str  # the "benchmark" of its rows
     problems: list[Problem]
     prompts: Prompts
-    judge: Callable  # (texts, problems) -> a dict for each text, such as that of `by_answer`
+    judge: Callable  # (texts, problems) -> a dict for each text, such as that of `judge_by_answer`
     num_samples: int = 1
     temperature: float = 0.0
+    columns: tuple[str, ...] = ()  # of a problem's metadata, which its rows also have
 
 
 def make_sampler(loaded: LanguageModel, config: SamplingConfig, use_top_p: bool = False,
                  sample_fn: Callable = sampling.sample, params=None) -> Sampler:
-    """A sampler of the model, or with `sample_fn` of whatever `params` that function takes."""
+    """A sampler of the model; `sample_fn` replaces `sampler.sample`, and may take other `params`."""
     decoding = Decoding(loaded.tokenizer.eos_ids, config.max_new_tokens, config.num_slots)
     return Sampler(sampling.make_sampler(loaded.config, decoding, use_top_p, sample_fn),
                    parallel.place_state(loaded.params if params is None else params), loaded.tokenizer)
 
 
-def measure(sampler: Sampler, benchmark: Benchmark, request: Request, rows_per_call: int = 512, done: int = 0,
-            more: Optional[Callable] = None) -> Iterator[dict]:
-    """Samples and grades all completions of a benchmark; yields their rows as they come.
+def sample_and_grade(sampler: Sampler, benchmark: Benchmark, request: Request, rows_per_call: int = 512, done: int = 0,
+                     more: Optional[Callable] = None) -> Iterator[dict]:
+    """Samples and grades all completions of a benchmark; yields their rows, one call of the sampler at a time.
 
     Row i*num_samples+j is sample j of problem i: `{"problem", "sample", "prompt", "answer", "completion", "truncated",
-    "num_tokens"}`, and the columns of `benchmark.judge`, and of `more(rollouts, texts, judged)`, where it is given.
-    Seed, step, stream and top_p are those of the request.
-    The first `done` rows are there already and are left out. Every call samples the same rows with or without them,
-    so that what is left comes out bit for bit as it would have.
+    "num_tokens"}`, the columns of the benchmark and its `judge`, and those of `more(rollouts, texts, judged)`. Seed,
+    step, stream and top_p are those of the request. The first `done` rows exist already and are left out; the sampler's
+    calls are the same with or without them, so the remaining rows are bitwise those of an uninterrupted run.
     """
     problems, count = benchmark.problems, benchmark.num_samples
     total = len(problems) * count
@@ -72,103 +72,104 @@ def measure(sampler: Sampler, benchmark: Benchmark, request: Request, rows_per_c
         end = min(start + size, total)
         if end <= done:
             continue
-        numbers = np.minimum(np.arange(start, start + size), total - 1)  # the last call keeps the shape of the others
+        numbers = np.minimum(np.arange(start, start + size), total - 1)  # all calls have one shape: one compilation
         owners = numbers // count
-        rollouts = sampler.sample(sampler.params, narrowed(benchmark.prompts, owners), owners, request._replace(
+        rollouts = sampler.sample(sampler.params, trim_padding(benchmark.prompts, owners), owners, request._replace(
             temperature=benchmark.temperature, first_row=start, repeats=count))
         texts = sampler.tokenizer.decode_rollouts(rollouts)[: end - start]
         judged = benchmark.judge(texts, [problems[i] for i in owners[: end - start]])
         columns = more(rollouts, texts, judged) if more else [{}] * len(texts)
         rows = [{"problem": int(i), "sample": int(j), "prompt": problems[i].prompt, "answer": problems[i].answer,
-                 "completion": text} | verdict | {"truncated": not ended, "num_tokens": int(mask.sum())} | column
+                 "completion": text} | verdict | {key: problems[i].meta[key] for key in benchmark.columns}
+                | {"truncated": not ended, "num_tokens": int(mask.sum())} | column
                 for text, verdict, i, j, ended, mask, column in zip(
                     texts, judged, owners, numbers % count, rollouts.ended, rollouts.completion_mask, columns)]
         yield from rows[max(done - start, 0) :]
 
 
-def by_answer(grading: GradingConfig, otherwise: str = "boxed") -> Callable:
-    """A `judge` by the final answer: `{"extracted", "correct", "timed_out", "graded_by"}` of each text, and
-    "confidence" where it states how sure it is. `otherwise` is as in `answers.criterion`."""
+def judge_by_answer(grading: GradingConfig, otherwise: str = "boxed") -> Callable:
+    """A `judge` of the final answer: `{"extracted", "correct", "timed_out", "graded_by"}` of each text, and
+    "confidence" if it states one. `otherwise` is that of `answers.criterion`."""
     def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
-        by = answers.criteria(problems, grading, otherwise)
+        criteria = answers.criteria(problems, grading, otherwise)
         return [{"extracted": verdict.extracted, "correct": verdict.correct, "timed_out": verdict.timed_out,
-                 "graded_by": graded_by} | ({} if (sure := confidence(text)) is None else {"confidence": sure})
-                for text, verdict, graded_by in zip(texts, answers.verdicts(texts, by), answers.described(by))]
+                 "graded_by": graded_by}
+                | ({} if (stated := stated_confidence(text)) is None else {"confidence": stated})
+                for text, verdict, graded_by in zip(texts, answers.verdicts(texts, criteria),
+                                                    answers.described(criteria))]
     return judge
 
 
-def narrowed(prompts: Prompts, owners: np.ndarray) -> Prompts:
-    """The prompts, cut to the longest one in use: a few long ones widen their own calls only. In steps of 64 tokens,
-    since every width is one more program to compile."""
+def trim_padding(prompts: Prompts, owners: np.ndarray) -> Prompts:
+    """Cuts the prompts to the longest one in use, so that a few long ones widen their own calls only; to a multiple of
+    64 tokens, because every width is another program to compile."""
     width = -(-int(np.max(prompts.lengths[owners])) // 64) * 64
     return prompts.replace(tokens=prompts.tokens[:, :width])
 
 
-def heldout(sampler: Sampler, problems: list[Problem], prompts: Prompts, request: Request,
-            answer_format: str = "auto", keep: Optional[Callable] = None) -> dict:
-    """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and styles on synthetic families.
+def measure_heldout(sampler: Sampler, problems: list[Problem], prompts: Prompts, request: Request,
+                    answer_format: str = "auto", keep: Optional[Callable] = None) -> dict:
+    """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and the styles of synthetic families.
 
-    Where the problems are of several families, the accuracy of each is a metric, too, such as greedy_boolean.
-    Where greedy completions state how sure they are, there are metrics of calibration, and of the share that states it.
-
-    `keep(step, rows)` is handed the greedy completions, as `measure` returns them.
+    Problems of several families add the accuracy on each, such as greedy_boolean. Greedy completions that state
+    confidences add metrics of calibration and the share that states one. `keep(step, rows)` receives the greedy rows.
     """
     grading = GradingConfig(answer_format)
-    judge = by_answer(grading, otherwise="lenient")
     graded_by = answers.described(answers.criteria(problems, grading, otherwise="lenient"))
     metrics = {"eval/n": len(problems), "eval/graded_by": ", ".join(dict.fromkeys(graded_by))}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        rows = list(measure(sampler, Benchmark(name, problems, prompts, judge, 1, temperature),
-                            request._replace(stream=sampling.EVAL)))
-        if keep and name == "greedy":
-            keep(request.step, rows)
-        if name == "greedy" and (stated := calibration(rows)):
-            metrics |= {"eval/confidence": stated["mean_confidence"],
-                        **{f"eval/{key}": stated[key] for key in ("stated", "brier", "ece", "auroc")}}
-        metrics[f"eval/{name}"] = float(np.mean([row["correct"] for row in rows]))
+        benchmark = Benchmark(name, problems, prompts, judge_by_answer(grading, "lenient"), 1, temperature)
+        rows = list(sample_and_grade(sampler, benchmark, request._replace(stream=sampling.EVAL)))
+        correct_N = np.array([row["correct"] for row in rows])
+        if name == "greedy":
+            if keep:
+                keep(request.step, rows)
+            if stated := summarise_calibration(rows):
+                metrics |= {"eval/confidence": stated["mean_confidence"],
+                            **{f"eval/{key}": stated[key] for key in ("stated", "brier", "ece", "auroc")}}
+        metrics[f"eval/{name}"] = float(np.mean(correct_N))
         for style, (share, accuracy) in style_shares(rows, problems).items():
             metrics |= {f"eval/{name}_{style}_share": share, f"eval/{name}_{style}_accuracy": accuracy}
         tasks = [problems[row["problem"]].meta.get("task") for row in rows]
-        for task in dict.fromkeys(tasks) if len(set(tasks)) > 1 else ():
-            correct = [row["correct"] for row, its_task in zip(rows, tasks) if its_task == task]
-            metrics[f"eval/{name}_{task}"] = float(np.mean(correct))
+        if len(set(tasks)) > 1:
+            metrics |= {f"eval/{name}_{task}": float(np.mean(correct_N[[own == task for own in tasks]]))
+                        for task in dict.fromkeys(tasks)}
     return metrics
 
 
 def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[float, Optional[float]]]:
     """`{style: (share of the rows, accuracy of these)}` for every style of the problems' families."""
-    styles = np.array([families.style_of(problems[row["problem"]], row["completion"]) or "" for row in rows])
-    correct = np.array([row["correct"] for row in rows])
+    style_N = np.array([families.style_of(problems[row["problem"]], row["completion"]) or "" for row in rows])
+    correct_N = np.array([row["correct"] for row in rows])
     known = dict.fromkeys(style for problem in problems if (family := families.of_problem(problem))
                           for style in family.styles.values())
-    places = {style: styles == style for style in known}
-    return {style: (float(rows_N.mean()), float(correct[rows_N].mean()) if rows_N.any() else None)
-            for style, rows_N in places.items()}
+    return {style: (float(np.mean(style_N == style)),
+                    float(np.mean(correct_N[style_N == style])) if style in style_N else None) for style in known}
 
 
-def before_training(sampler: Sampler, pool: list[Problem], prompts: Prompts, grading: GradingConfig,
-                    request: Request) -> list[dict]:
+def sample_before_training(sampler: Sampler, pool: list[Problem], prompts: Prompts, grading: GradingConfig,
+                           request: Request) -> list[dict]:
     """64 completions of each problem by the model that the run starts from, graded as its reward grades."""
-    answers.described(answers.criteria(pool, grading))  # what is not installed is reported first
-    benchmark = Benchmark("pool", pool, prompts, by_answer(grading), 64, request.temperature)
-    return list(measure(sampler, benchmark, request._replace(stream=sampling.CHOOSE), rows_per_call=2048))
+    answers.described(answers.criteria(pool, grading))  # reports a grader that is not installed before sampling
+    benchmark = Benchmark("pool", pool, prompts, judge_by_answer(grading), 64, request.temperature)
+    return list(sample_and_grade(sampler, benchmark, request._replace(stream=sampling.CHOOSE), rows_per_call=2048))
 
 
-def votes(rows: list[dict], num_problems: int) -> list[dict]:
-    """What the model answers to each problem before training (arXiv 2506.10947): `majority`, the most frequent answer
-    as text, whether it is right, and `wrong`, the most frequent wrong one. None: no such answer."""
-    result = []
+def majority_votes(rows: list[dict], num_problems: int) -> list[dict]:
+    """The model's answers to each problem before training (arXiv 2506.10947): `majority`, the most frequent answer as
+    text, whether it is right, and `wrong`, the most frequent wrong one; None if there is no such answer."""
+    votes = []
     for place in range(num_problems):
-        given = [row for row in rows if row["problem"] == place]
-        right = {row["extracted"] for row in given if row["correct"]}
-        majority = grade.most_common([row["extracted"] for row in given])
-        result.append({"majority": majority, "majority_correct": majority in right, "wrong": grade.most_common(
-            [row["extracted"] for row in given if not row["correct"]])})
-    return result
+        own = [row for row in rows if row["problem"] == place]
+        majority = grade.most_common([row["extracted"] for row in own])
+        votes.append({"majority": majority,
+                      "majority_correct": majority in {row["extracted"] for row in own if row["correct"]},
+                      "wrong": grade.most_common([row["extracted"] for row in own if not row["correct"]])})
+    return votes
 
 
 class Heldout(NamedTuple):
-    """What a run of training measures on."""
+    """The problems that a training run measures on, and how it samples and grades them."""
 
     source: ProblemSource
     config: HeldoutConfig
@@ -177,29 +178,27 @@ class Heldout(NamedTuple):
     max_new_tokens: int
 
 
-def make_heldout(asked: Heldout, loaded: LanguageModel, sample: Callable, trained: set[str],
+def make_heldout(heldout: Heldout, loaded: LanguageModel, sample: Callable, trained: set[str],
                  keep: Optional[Callable] = None) -> Callable:
-    """`heldout(params, step)`: greedy and T=1 accuracy on problems whose prompts are not among `trained`, as eval/*
-    metrics; none for the source "none".
-
-    `keep(step, rows)` is handed the greedy completions. Raises UserError where no problem is left.
-    """
-    if asked.source.problems == "none":
+    """`evaluate(params, step)`: the metrics of `measure_heldout` on problems whose prompts are not in `trained`; {} for
+    the source "none". Raises UserError if no problem is left."""
+    if heldout.source.problems == "none":
         return lambda params, step: {}
-    if not asked.config.eval_size and (drawn := [*filter(is_drawn, asked.source.problems.split(","))]):
+    if not heldout.config.eval_size and (drawn := [*filter(is_drawn, heldout.source.problems.split(","))]):
         raise UserError(f"--eval_size=0 is all of a file, and problems of {', '.join(drawn)} are drawn: give their "
                         "number, or --heldout=none to measure nothing")
-    unseen = [problem for problem in load_problems(asked.source, loaded.tokenizer, asked.config.heldout_split,
-                                                   asked.config.eval_size) if problem.prompt not in trained]
+    unseen = [problem for problem in load_problems(heldout.source, loaded.tokenizer, heldout.config.heldout_split,
+                                                   heldout.config.eval_size) if problem.prompt not in trained]
     if not unseen:
-        raise UserError(f"--heldout={asked.source.problems} leaves no problem that is not trained on; name another "
+        raise UserError(f"--heldout={heldout.source.problems} leaves no problem that is not trained on; name another "
                         "file, or none")
-    prompts = encode_prompts(loaded.tokenizer, unseen, loaded.config, asked.max_new_tokens,
-                             asked.source.prompt.max_prompt_tokens)
-    return lambda params, step: heldout(Sampler(sample, params, loaded.tokenizer), unseen, prompts,
-                                        Request(asked.seed, step), asked.answer_format, keep)
+    prompts = encode_prompts(loaded.tokenizer, unseen, loaded.config, heldout.max_new_tokens,
+                             heldout.source.prompt.max_prompt_tokens)
+    return lambda params, step: measure_heldout(Sampler(sample, params, loaded.tokenizer), unseen, prompts,
+                                                Request(heldout.seed, step), heldout.answer_format, keep)
 
 
 def heldout_names(heldout: str, trained_on: str) -> str:
-    """The names of the problems to measure on: --heldout, else the drawn ones of those trained on; "none" for none."""
+    """The sources of held-out problems: --heldout, else those of `trained_on` that are drawn; "none" if there are
+    none."""
     return heldout or ",".join(filter(is_drawn, trained_on.split(","))) or "none"

@@ -1,4 +1,4 @@
-"""Completions that were kept, graded again: another grader or format, no sampling."""
+"""Grades saved completions again, with another grader or format and without sampling."""
 
 import json
 import pathlib
@@ -29,30 +29,30 @@ class GradeConfig(Config):
 def regrade(config: GradeConfig) -> dict:
     """Grades `config.completions` into `config.out`: `{"n", "correct", "timed_out", "graded_by", "seconds"}`.
 
-    The file that is written has the rows as they were, with `correct`, `extracted`, `graded_by` and `timed_out`; it
-    appears whole or not at all, and may be the one that was read. Raises UserError for a file or row that is no such.
+    The rows keep their other columns. The file is replaced at once, so it may be the one that was read. Raises
+    UserError for a file or a row without completions.
     """
     if not config.out:
         raise UserError("--out is required: the JSONL file for the graded rows")
-    rows, graded_by = read_completions(config.completions), grade.describe(config.answer_format, config.grader)
+    rows, graded_by = read_completions(config.completions), grade.describe_grader(config.answer_format, config.grader)
     start, verdicts = time.perf_counter(), []
     with progress(len(rows), what="grade", unit="answer") as bar:
         for first in range(0, len(rows), ROWS_PER_CALL):
             part = rows[first : first + ROWS_PER_CALL]
-            verdicts += grade.verdicts([row["completion"] for row in part], [str(row["answer"]) for row in part],
-                                    config.answer_format, config.grader)
+            verdicts += grade.grade_texts([row["completion"] for row in part], [str(row["answer"]) for row in part],
+                                          config.answer_format, config.grader)
             bar.update(len(part))
     seconds = time.perf_counter() - start
     out = pathlib.Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole(out, "".join(
-        _line(row | verdict._asdict() | {"graded_by": graded_by}) for row, verdict in zip(rows, verdicts)))
+    files.write_whole(out, "".join(_format_line(row | verdict._asdict() | {"graded_by": graded_by})
+                                   for row, verdict in zip(rows, verdicts)))
     return {"n": len(rows), "correct": sum(verdict.correct for verdict in verdicts),
             "timed_out": sum(verdict.timed_out for verdict in verdicts), "graded_by": graded_by, "seconds": seconds}
 
 
 def read_completions(path: str) -> list[dict]:
-    """Rows with a `completion` and an `answer`. Raises UserError naming the file, the line and what is amiss."""
+    """Rows with a `completion` and an `answer`. Raises UserError naming the file, the line and what is wrong."""
     file, rows = pathlib.Path(path), []
     if not path or not file.is_file():
         raise UserError(f"--completions={path}: no such file; it takes a JSONL file of rows with completion and answer")
@@ -66,6 +66,6 @@ def read_completions(path: str) -> list[dict]:
     return rows
 
 
-def _line(row: dict) -> str:
+def _format_line(row: dict) -> str:
     text = json.dumps(row, ensure_ascii=False)
-    return (json.dumps(row) if re.search("[\ud800-\udfff]", text) else text) + "\n"  # half a character has no UTF-8
+    return (json.dumps(row) if re.search("[\ud800-\udfff]", text) else text) + "\n"  # UTF-8 has no lone surrogates

@@ -1,14 +1,14 @@
-"""The graders, by name: modules whose `same` compares texts, and asks `equal` where that takes a child process.
+"""The graders, by name: modules whose `same` compares two answers.
 
-`same(given, answer, leaf)` has `equal` for its leaf in a child process alone: there its libraries may be loaded, by
-`load`. PACKAGE is the one whose version a report names, NEEDS what has to be installed, MISSING what is said where it
-is not, and MAX_REFERENCE the most characters of an `answer`.
+`same(given, answer, leaf)` calls `leaf(given, answer)` where texts alone do not decide. In a child process, and only
+there, `leaf` is the module's `equal`, whose libraries `load` imports. PACKAGE is the one whose version a report names,
+NEEDS what has to be installed, MISSING the error if it is not, and MAX_REFERENCE the most characters of an `answer`.
 """
 
 import collections
 
 from rlvr_jax.grading import gym, mathematics, original
 
-GRADERS = {"math": mathematics, "original": original}  # what --grader names
-OWN = {"gym": gym}  # verifiers that problems bring along: a flag cannot name them
+GRADERS = {"math": mathematics, "original": original}  # the choices of --grader
+OWN = {"gym": gym}  # verifiers that problems bring along, which no flag names
 ALL = collections.ChainMap(GRADERS, OWN)

@@ -1,8 +1,8 @@
-r"""When two answers, as people and models write them, are equal as mathematics.
+r"""Whether two answers, as people and models write them, are equal as mathematics.
 
-Both are brought to one notation (`normalise`), freed of a name (V = 12.8) and of a unit, and read as exact numbers, or
-as sets and tuples of such. What is left, such as 8\sqrt[3]{4}, is for Math-Verify (`equal`), in a child process alone.
-Reading is linear in the text, and quadratic in the elements of a set; no arithmetic is done on long numbers.
+Both are brought to one notation (`normalise`), stripped of a name (V = 12.8) and of a unit, and read as exact numbers
+or as sets and tuples of them. Anything else, such as 8\sqrt[3]{4}, goes to Math-Verify (`equal`) in a child process.
+Reading takes time linear in the text and quadratic in the elements of a set; long numbers are never computed with.
 """
 
 import itertools
@@ -10,13 +10,13 @@ import re
 from fractions import Fraction
 from typing import Callable, Optional
 
-PACKAGE = "math-verify"  # whose version a report names
-NEEDS = ("math-verify", "sympy", "pylatexenc")  # what has to be installed
+PACKAGE = "math-verify"
+NEEDS = ("math-verify", "sympy", "pylatexenc")
 MISSING = ("answers that are not from the synthetic task are compared by Math-Verify and pylatexenc, and one of them "
            "is not installed: pip install 'rlvr_jax[real]'")
 MAX_REFERENCE = 1000  # characters; nothing equals a longer one
-MAX_DIGITS = 80  # characters of a number; a longer one is no number here
-MAX_ELEMENTS = 20  # of a set; a larger one has to be in the reference's order
+MAX_DIGITS = 80  # characters of a number; a longer one is not read as a number
+MAX_ELEMENTS = 20  # of a set; a larger one has to be in the order of the reference
 MAX_DEPTH = 5  # of tuples in sets in tuples
 
 _CHARACTERS = str.maketrans({
@@ -25,7 +25,7 @@ _CHARACTERS = str.maketrans({
     "≈": r"\approx ", "°": r"^\circ ", "²": "^2", "³": "^3", "½": r"\frac12 ", "¼": r"\frac14 ", "¾": r"\frac34 "})
 _DECIMAL = r"(?:\d+\.?\d*|\.\d+)"
 _POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-# In this order: decoration goes, and what can be written in several ways is written in one.
+# Applied in this order: they remove decoration and unify spellings. END: no letter follows.
 _REWRITES = [(re.compile(pattern.replace("END", "(?![a-zA-Z])")), replacement) for pattern, replacement in (
     (r"\\(?:left|right|[bB]igg?[lr]?)END\.?|\\(?:displaystyle|textstyle|limits)END", ""),
     (r"(?<=\d)(?:,\\!\s*|\{,\})(?=\d{3}(?!\d))", ""),  # thousands, as LaTeX spaces them
@@ -42,7 +42,7 @@ _REWRITES = [(re.compile(pattern.replace("END", "(?![a-zA-Z])")), replacement) f
     (r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2"),
     (rf"(?<![\d.^_/])({_DECIMAL}) ?/ ?({_DECIMAL})(?![\d./])", r"\\frac{\1}{\2}"),
     (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degreeEND", r"^\\circ "),
-    (r"\s+(?!\w)|(?<!\w)\s+", ""),  # a space counts between words and between digits alone
+    (r"\s+(?!\w)|(?<!\w)\s+", ""),  # spaces matter only between words and between digits
 )]
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _NUMBERS = [(re.compile(pattern), read) for pattern, read in (
@@ -56,7 +56,7 @@ _NUMBERS = [(re.compile(pattern), read) for pattern, read in (
     (r"(\d{1,3}(?: \d{3})+)", lambda digits: Fraction(digits.replace(" ", ""))),
     (r"(\d+)_\{?([2-9]|[12]\d|3[0-6])\}?", lambda digits, base: Fraction(int(digits, int(base)))),
 )]
-# Spellings. Two units are compared if both are spelt here; any other is taken to be the one that was asked for.
+# Spellings. Two units are compared if both are listed here; any other is taken to be the unit that was asked for.
 _UNITS = {spelling: names.split()[0] for names in (
     "m meter metre", "cm centimeter centimetre", "mm millimeter millimetre", "km kilometer kilometre", "in inch inche",
     "ft foot feet", "yd yard", "mi mile", "s sec second", "min minute", "h hr hour", "day", "week", "month", "year yr",
@@ -73,22 +73,23 @@ Leaf = Callable[[str, str], bool]
 
 
 def normalise(answer: str) -> str:
-    r"""One notation of many: no decoration ($, \left, \text or a box around all, a full stop), braces after \frac and
-    \sqrt, \text for every font, no thousands separators, spaces only between words and between digits."""
+    r"""The answer in one notation: without decoration ($, \left, \text or a box around everything, a full stop), with
+    braces after \frac and \sqrt, \text for every font, no thousands separators, and spaces only between words and
+    between digits."""
     text = answer.translate(_CHARACTERS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     for _ in range(MAX_DEPTH):
-        text = _unwrapped(text)
+        text = _unwrap(text)
     bare = text[:1] not in ("(", "[", "\\") or re.search(r"\d, ", answer)  # (3,120) is a pair, 3,120 is a number
     return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text) if bare else text
 
 
-def _unwrapped(text: str) -> str:
-    r"""Without one layer of \boxed{}, \text{}, {} or (), or without a full stop or colon at the end."""
+def _unwrap(text: str) -> str:
+    r"""Removes one layer of \boxed{}, \text{}, {} or (), and full stops and colons at the ends."""
     text = text.rstrip(" .:").lstrip(" :")
     match = re.match(r"(?:\\boxed|\\text)?(\{)|\(", text)
-    around = match and _enclosed(text[match.end() - 1 :]) and (match[1] or len(split(text[1:-1])) == 1)
+    around = match and _is_enclosed(text[match.end() - 1 :]) and (match[1] or len(split_commas(text[1:-1])) == 1)
     return text[match.end() : -1] if around else text
 
 
@@ -96,18 +97,18 @@ def _depths(text: str) -> list[int]:
     return list(itertools.accumulate((character in "([{") - (character in ")]}") for character in text))
 
 
-def _enclosed(text: str) -> bool:
-    """Whether the bracket that opens the text is closed by the one that ends it."""
+def _is_enclosed(text: str) -> bool:
+    """Whether the first and last characters are brackets that belong together."""
     return len(text) > 1 and (depths := _depths(text))[-1] <= 0 < min(depths[:-1])
 
 
-def split(text: str) -> list[str]:
-    """The parts between the commas that are outside all brackets."""
+def split_commas(text: str) -> list[str]:
+    """The parts between commas outside all brackets."""
     cuts = [i for i, depth in enumerate(_depths(text)) if depth == 0 and text[i] == ","]
     return [text[start + 1 : end] for start, end in itertools.pairwise([-1, *cuts, len(text)])]
 
 
-def value(text: str) -> Optional[Fraction]:
+def read_number(text: str) -> Optional[Fraction]:
     r"""The exact value of 12.8, 64/5, \frac{64}{5}, 12\frac{4}{5}, 12 4/5, 1.28e1, 1.28\times10^1, 10 000,
     0.\overline{3} or 2516_8, signed or not; None for anything else."""
     sign, size = (text[0], text[1:]) if text[:1] in ("+", "-") else ("", text)
@@ -120,9 +121,9 @@ def value(text: str) -> Optional[Fraction]:
     return None
 
 
-def measured(text: str) -> tuple[str, str]:
+def split_unit(text: str) -> tuple[str, str]:
     r"""(magnitude, unit): 12.8\text{ miles per hour} is ("12.8", "mi/h"). The unit is "" if there is none and "?" if it
-    is not in the table; a single letter is a unit within \text alone."""
+    is not in the table; a single letter is a unit only within \text."""
     if not (match := _UNIT.fullmatch(text)):
         return text, ""
     words = (part.lower() for part in re.findall(r"[a-zA-Z]+|%|/|\^\d", match[2]) if part != "text")
@@ -130,65 +131,65 @@ def measured(text: str) -> tuple[str, str]:
     return match[1], "?" if "?" in parts else "".join(parts if "/" in parts else sorted(parts))  # square cm is cm^2
 
 
-def named(text: str) -> tuple[Optional[str], str]:
+def split_name(text: str) -> tuple[Optional[str], str]:
     r"""(name, value): V=12.8 is ("V", "12.8"), x\in[1,2] is ("x", "[1,2]"). The name is "" if there is none, None if
-    the left side is more than a name. Of a chain of equations the end counts; of a\approx b the exact a."""
+    the left side is more than a name. The value is the end of a chain of equations, and the exact a of a\approx b."""
     exact, _, about = text.partition(r"\approx")
     if about and _NAME.fullmatch(exact):
         return exact, about
     left, *rest = re.split(r"(?<![<>!:])=|\\in(?![a-zA-Z])", exact)
-    if not rest or sum("=" in part for part in split(exact)) > 1:  # x=1,y=2
+    if not rest or sum("=" in part for part in split_commas(exact)) > 1:  # x=1,y=2
         return "", exact
     return left if _NAME.fullmatch(left) else "" if _MAGNITUDE.fullmatch(left) else None, rest[-1]
 
 
-def structure(text: str) -> tuple[str, list[str]]:
-    r"""(kind, elements): the kind is "set" (also of a bare list), the two brackets of a tuple or an interval (a column
-    is a tuple), or "" of anything else."""
+def split_elements(text: str) -> tuple[str, list[str]]:
+    r"""(kind, elements): the kind is "set" (for a bare list too), the two brackets of a tuple or an interval (a column
+    vector is a tuple), or "" for anything else."""
     if match := re.fullmatch(r"\\begin\{([pb]matrix)\}([^&]*)\\end\{\1\}", text):
         return "()", [row for row in match[2].split("\\\\") if row.strip()]
-    if text[:1] in ("(", "[") and _enclosed(text) and len(parts := split(text[1:-1])) > 1:
+    if text[:1] in ("(", "[") and _is_enclosed(text) and len(parts := split_commas(text[1:-1])) > 1:
         return text[0] + text[-1], parts
-    braces = text.startswith(r"\{") and text.endswith(r"\}") and _enclosed(text[1:])
-    parts = split(text[2:-2] if braces else text)
+    braces = text.startswith(r"\{") and text.endswith(r"\}") and _is_enclosed(text[1:])
+    parts = split_commas(text[2:-2] if braces else text)
     return ("set", parts) if braces or len(parts) > 1 else ("", parts)
 
 
 def same(given: str, answer: str, leaf: Leaf, depth: int = MAX_DEPTH) -> bool:
-    """Whether `given` is the reference `answer`; `leaf` decides what has to be calculated with letters and roots."""
+    """Whether `given` equals the reference `answer`; `leaf` decides what needs algebra with letters and roots."""
     whole = normalise(given), normalise(answer)
     if depth == 0 or "" in whole or whole[0] == whole[1]:
         return depth > 0 and "" not in whole
-    (name_a, a), (name_b, b) = map(named, whole)
+    (name_a, a), (name_b, b) = map(split_name, whole)
     if None in (name_a, name_b) or (name_a and name_b and name_a != name_b):
-        return "" not in (name_a, name_b) and _algebra(*whole, leaf)  # an equation is no value
-    (a, unit_a), (b, unit_b) = measured(a), measured(b)
+        return "" not in (name_a, name_b) and _same_by_algebra(*whole, leaf)  # an equation does not equal a value
+    (a, unit_a), (b, unit_b) = split_unit(a), split_unit(b)
     if unit_a != unit_b and not {unit_a, unit_b} & {"", "?"}:
         return False
-    x, y = value(a), value(b)
+    x, y = read_number(a), read_number(b)
     if a == b or (x is not None and y is not None):
         return a == b or x == y or (unit_a == "%" != unit_b and x == 100 * y) or (
             unit_b == "%" != unit_a and y == 100 * x)
     words = [re.sub(r"\\text\{([^{}]*)\}", r"\1", text).casefold() for text in (a, b)]
     if all(re.fullmatch(r"[a-z][a-z' -]{3,}", text) for text in words):
         return words[0] == words[1]
-    (kind_a, elements_a), (kind_b, elements_b) = structure(a), structure(b)
+    (kind_a, elements_a), (kind_b, elements_b) = split_elements(a), split_elements(b)
     if kind_a and kind_b and not re.search(r"\\(pm|mp|cup)(?![a-zA-Z])", a + b):
-        return kind_a == kind_b and len(elements_a) == len(elements_b) and _elements(
+        return kind_a == kind_b and len(elements_a) == len(elements_b) and _same_elements(
             elements_a, elements_b, lambda *pair: same(*pair, leaf, depth - 1), kind_a == "set")
-    return _algebra(a, b, leaf)
+    return _same_by_algebra(a, b, leaf)
 
 
-def _algebra(a: str, b: str, leaf: Leaf) -> bool:
-    """As `leaf`, except on what Math-Verify reads otherwise: R and r are two variables, 1 2.5 is no product."""
+def _same_by_algebra(a: str, b: str, leaf: Leaf) -> bool:
+    """`leaf`, except where Math-Verify reads differently: here R and r are two variables, and 1 2.5 is no product."""
     letters = [set(re.sub(r"\\[a-zA-Z]+", "", text)) for text in (a, b)]
     case = letters[0] != letters[1] and {x.casefold() for x in letters[0]} == {x.casefold() for x in letters[1]}
     return not case and not re.search(r"(?<![_^\d.])\d[\d.]* \d", f"{a};{b}") and leaf(a, b)
 
 
-def _elements(given: list[str], answers: list[str], alike: Leaf, unordered: bool) -> bool:
-    """Whether the elements are the same, in order or in any."""
-    names = [{named(element)[0] for element in elements} for elements in (given, answers)]
+def _same_elements(given: list[str], answers: list[str], alike: Leaf, unordered: bool) -> bool:
+    """Whether the elements are the same, in this order or, if `unordered`, in any."""
+    names = [{split_name(element)[0] for element in elements} for elements in (given, answers)]
     by_place = {""} in names and any(len(parts) > 1 for parts in names)  # x=1,y=2 is 1,2 but not 2,1
     if not unordered or by_place or len(given) > MAX_ELEMENTS:
         return all(map(alike, given, answers))
@@ -205,14 +206,13 @@ def _elements(given: list[str], answers: list[str], alike: Leaf, unordered: bool
 
 
 def load() -> None:
-    """Imports what `equal` needs."""
-    import math_verify  # noqa: F401  (without these two nothing is ready)
+    import math_verify  # noqa: F401
     import pylatexenc  # noqa: F401
 
 
 def equal(given: str, answer: str) -> bool:
-    """Whether two normalised answers are equal by Math-Verify. Decimals are exact: 0.333 is not 1/3. Units were dealt
-    with before, and limits of time are the child's."""
+    """Whether two normalised answers without units are equal by Math-Verify, whose own time limits are off. Decimals
+    are exact: 0.333 is not 1/3."""
     import math_verify
     from latex2sympy2_extended import NormalizationConfig
 

@@ -1,18 +1,18 @@
-r"""The released training reward of One-Shot-RLVR, by behaviour: which answers it takes for equal, quirks included.
+r"""The released training reward of One-Shot-RLVR, reimplemented by its behaviour, quirks included.
 
-Two normalisers one after the other (Wang et al., arXiv 2504.20571, verl's deepscaler reward; the first is known from
-the MATH data set, the second from PRM800K). Answers are equal if the first makes them the same text; or if the second
-does; or if, part by part of a tuple, the second leaves them with a difference that SymPy simplifies to 0. Of the last
-there are exceptions: two fractions have to be the same text, an integer equals nothing but an integer, and texts of
-more than two letters, or with a long or bracketed exponent, are not given to SymPy at all.
+It uses two normalisers (Wang et al., arXiv 2504.20571, verl's deepscaler reward; the first comes from the MATH data
+set, the second from PRM800K). Answers are equal if the first makes them the same text, or if the second does, or if
+SymPy simplifies the difference of the second's results to 0, part by part of a tuple. SymPy is not asked in three
+cases: two fractions have to be the same text, an integer equals only an integer, and texts with more than two letters,
+or with a long or bracketed exponent, are different.
 """
 
 import re
 from typing import Callable
 
-from rlvr_jax.grading.mathematics import MAX_REFERENCE, MISSING, NEEDS, load  # noqa: F401  (the same hold here)
+from rlvr_jax.grading.mathematics import MAX_REFERENCE, MISSING, NEEDS, load  # noqa: F401
 
-PACKAGE = "sympy"  # whose version a report names
+PACKAGE = "sympy"
 _ERASED = (("\n", ""), (r"\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), (r"\left", ""),
            (r"\right", ""), (r"^{\circ}", ""), (r"^\circ", ""), (r"\$", ""))
 _UNITS = "degree|cm|centimeter|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard"
@@ -23,12 +23,12 @@ Leaf = Callable[[str, str], bool]
 
 
 def same(given: str, answer: str, leaf: Leaf) -> bool:
-    """Whether the released reward is 1; `leaf` is asked what is left after the first normal form."""
+    """Whether the released reward is 1; `leaf` decides if the first normal forms differ."""
     return first_normal_form(given) == first_normal_form(answer) or leaf(given, answer)
 
 
 def first_normal_form(answer: str) -> str:
-    """As the MATH data set's own comparison; an answer with two units stays as it is."""
+    """The form in which the MATH data set compares answers; an answer with two units stays as it is."""
     text = answer.strip()
     if match := re.match(_WHOLE_TEXT.pattern + r"\Z", text):
         text = match[1].strip()
@@ -63,7 +63,8 @@ def equal(given: str, answer: str) -> bool:
 
 
 def second_normal_form(text: str) -> str:
-    """As PRM800K's comparison: what SymPy may be able to read. pylatexenc reads the LaTeX; a root loses its index."""
+    """The form in which PRM800K compares answers, which SymPy may read. pylatexenc reads the LaTeX; a root loses its
+    index."""
     from pylatexenc import latex2text
 
     if match := re.search(rf"^{_WHOLE_TEXT.pattern}\Z", text):
@@ -89,7 +90,7 @@ def second_normal_form(text: str) -> str:
 
 
 def _parts(text: str) -> list[str]:
-    """The parts of a tuple or an interval without brackets within; of anything else, itself."""
+    """The parts of a tuple or an interval that contains no other brackets; any other text as its only part."""
     text = _COMMAS.sub("", text)
     if len(text) > 2 and text[0] in "()[]" and text[-1] in "()[]" and not re.search(r"[()\[\]]", text[1:-1]):
         return [part.strip() for part in text[1:-1].split(",")]
@@ -113,7 +114,7 @@ def _same_part(given: str, answer: str) -> bool:
 
 
 def _is_integer(text: str) -> bool:
-    """Whether it is within 1e-7 of an integer, as the original has it."""
+    """Whether it is within 1e-7 of an integer, the tolerance of the original."""
     try:
         number = float(_COMMAS.sub("", text))
         return abs(number - round(number)) <= 1e-7

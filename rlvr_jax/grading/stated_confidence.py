@@ -1,4 +1,4 @@
-"""How sure a completion says it is: where that stands, and the completion without it, which is what is graded."""
+"""The confidence that a completion states, and the completion without it, which is what is graded."""
 
 from typing import Optional
 
@@ -6,12 +6,12 @@ TENTHS = tuple(f"{i / 10:.1f}" for i in range(11))  # the words of the synthetic
 OPEN, CLOSE = "<confidence>", "</confidence>"
 
 
-def split(text: str) -> tuple[str, Optional[float]]:
-    """(the text without its stated confidence, the confidence from 0 to 1; None where it states none).
+def split_confidence(text: str) -> tuple[str, Optional[float]]:
+    """(the text without its stated confidence, the confidence from 0 to 1; None if it states none).
 
-    It is the end of `answer 17 sure 0.9`, as synthetic families write it, or what is in the last
-    <confidence>...</confidence>. A tag that holds no number from 0 to 1 ("90%", "high") is taken out and states
-    nothing. This is how RLCR reads it (arXiv 2507.16806).
+    The confidence is the end of `answer 17 sure 0.9`, as synthetic families write it, or the content of the last
+    <confidence>...</confidence>. A tag without a number from 0 to 1 ("90%", "high") is removed but states nothing, as
+    in RLCR (arXiv 2507.16806).
     """
     words = text[-200:].split()
     if len(words) >= 4 and words[-4] == "answer" and words[-2] == "sure" and words[-1] in TENTHS:
@@ -20,22 +20,19 @@ def split(text: str) -> tuple[str, Optional[float]]:
     start = text.rfind(OPEN, 0, max(end, 0))
     if start < 0:
         return text, None
-    return text[:start] + text[end + len(CLOSE) :], _share(text[start + len(OPEN) : end])
-
-
-def confidence(text: str) -> Optional[float]:
-    """The confidence that a completion states last; None if it states none."""
-    return split(text)[1]
-
-
-def at_the_end(text: str) -> Optional[float]:
-    """The confidence if nothing follows it, else None: what a well-formed completion ends with."""
-    return confidence(text) if text.rstrip().endswith((CLOSE, *TENTHS)) else None
-
-
-def _share(text: str) -> Optional[float]:
+    rest, content = text[:start] + text[end + len(CLOSE) :], text[start + len(OPEN) : end]
     try:
-        number = float(text)
+        number = float(content)
     except ValueError:
-        return None
-    return number if 0 <= number <= 1 else None
+        return rest, None
+    return rest, number if 0 <= number <= 1 else None
+
+
+def stated_confidence(text: str) -> Optional[float]:
+    """The last confidence that a completion states; None if it states none."""
+    return split_confidence(text)[1]
+
+
+def final_confidence(text: str) -> Optional[float]:
+    """The confidence if nothing follows it, as in a well-formed completion; else None."""
+    return stated_confidence(text) if text.rstrip().endswith((CLOSE, *TENTHS)) else None

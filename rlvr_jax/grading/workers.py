@@ -1,8 +1,8 @@
-"""Computer algebra, and verifiers of other programs, at arm's length: child processes that can be killed.
+"""Computer algebra, and verifiers of other programs, in child processes that can be killed.
 
-Each is asked one question at a time. SymPy may need for ever, or all memory, for what a model writes (9^{9^{9^9}}), and
-cannot be interrupted in a thread. A child (`python -m rlvr_jax.grading.child`) sets its own limits, and the parent
-kills one that is past them all the same. The answer is "no" past a limit, and from a child that dies or talks nonsense.
+SymPy may take forever, or all memory, on what a model writes (9^{9^{9^9}}), and cannot be interrupted in a thread. A
+child (`python -m rlvr_jax.grading.child`) answers one question at a time within its own limits; the parent kills one
+that exceeds them nevertheless. Exceeding a limit, dying, or an unreadable reply counts as "no".
 """
 
 import atexit
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Callable, Iterable, NamedTuple
+from typing import NamedTuple
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import child
@@ -35,28 +35,28 @@ REPLIES = {b"true\n": Reply(True, False), b"false\n": Reply(False, False), b"nul
 
 
 class Worker:
-    """A child process, for these graders, that has said that it is ready. Raises UserError if it does not."""
+    """A child process for these graders that has reported to be ready. Raises UserError if it does not start."""
 
     def __init__(self, *graders: str):
         self.process = subprocess.Popen(
             [*COMMAND, *graders], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
             cwd=pathlib.Path(__file__).parents[2], env=os.environ | {"PYTHONHASHSEED": "0"},
             start_new_session=True)  # a Ctrl-C is the parent's to handle
-        if self._say(b"", START_SECONDS) != b'"ready"\n':
+        if self._exchange(b"", START_SECONDS) != b'"ready"\n':
             self.end()
             raise UserError("the process that compares answers does not start; to see why: "
                             f"echo | python -m {' '.join(['rlvr_jax.grading.child', *graders])}")
 
     def ask(self, question: child.Question) -> Reply:
-        """The reply. After one that is none the worker has ended."""
-        line = json.dumps(question).encode() + b"\n"  # less than a pipe holds: never blocks
-        reply = REPLIES.get(self._say(line, child.WALL_SECONDS + GRACE_SECONDS))
+        """The reply. An unreadable one counts as a timeout and ends the worker."""
+        line = json.dumps(question).encode() + b"\n"  # fits into a pipe, so that writing never blocks
+        reply = REPLIES.get(self._exchange(line, child.WALL_SECONDS + GRACE_SECONDS))
         if reply is None:
             self.end()
         return reply or Reply(False, True)
 
-    def _say(self, line: bytes, seconds: float) -> bytes:
-        """What comes back, up to the end of a line; less if the time is over or the child dead."""
+    def _exchange(self, line: bytes, seconds: float) -> bytes:
+        """Writes a line; returns one line, or a part of it if the child dies or the time runs out."""
         timer, reply = threading.Timer(seconds, self.kill), b""
         timer.start()
         with contextlib.suppress(BrokenPipeError):
@@ -79,15 +79,11 @@ class Worker:
 
 
 class Pool:
-    """At most `size` workers, each started when it is first needed and kept in `idle` between questions. They answer
-    for the named graders; for none named, for those of computer algebra (`child.ALGEBRA`)."""
+    """At most `size` workers for the named graders (without names, `child.ALGEBRA`), each started when first needed and
+    kept in `idle` between questions. `threads`, as many as workers, are for callers who ask several questions."""
 
     def __init__(self, size: int, *graders: str):
         self.threads, self.idle, self.graders = concurrent.futures.ThreadPoolExecutor(size), [], graders
-
-    def map(self, ask: Callable[[child.Question], Reply], questions: Iterable[child.Question]) -> list[Reply]:
-        """What `ask` (which calls `self.ask`) says of each, in order; as many at a time as there are workers."""
-        return list(self.threads.map(ask, questions))
 
     def ask(self, question: child.Question) -> Reply:
         """The reply to one question. Raises UserError if a child does not start."""
@@ -95,7 +91,7 @@ class Pool:
             worker = self.idle.pop()
         except IndexError:
             worker = Worker(*self.graders)
-        if worker.process.poll() is not None:  # somebody killed it
+        if worker.process.poll() is not None:  # another process killed it
             worker.end()
             return self.ask(question)
         reply = worker.ask(question)
@@ -111,13 +107,6 @@ class Pool:
 
 SIZE = min(4, os.cpu_count() or 1)
 POOL = Pool(SIZE)
-POOLS = {name: Pool(SIZE, name) for name in OWN}  # apart: what their verifiers need takes seconds to load
-
-
-def pool(grader: str) -> Pool:
-    """Where questions of a grader are asked."""
-    return POOLS.get(grader, POOL)
-
-
+POOLS = {name: Pool(SIZE, name) for name in OWN}  # separate, because their libraries take seconds to load
 for _pool in (POOL, *POOLS.values()):
     atexit.register(_pool.close)

@@ -15,7 +15,7 @@ import numpy as np
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.evaluation.estimators import difference, wilson
+from rlvr_jax.evaluation.estimators import difference_interval, wilson
 from rlvr_jax.report import pages
 from rlvr_jax.report.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
 from rlvr_jax.report.pages import cut, evenly
@@ -83,7 +83,7 @@ def changes(table: dict, heldout: list[dict]) -> list[dict]:
         if all(ends) and ends[0]["step"] < ends[1]["step"] and all(finite(e["greedy"]) and e["n"] for e in ends):
             paired = all(e["step"] in right for e in ends)
             low, high = (estimators.bootstrap(right[ends[1]["step"]] - right[ends[0]["step"]]) if paired else
-                         difference(ends[0]["greedy"], ends[1]["greedy"], ends[1]["n"]))
+                         difference_interval(ends[0]["greedy"], ends[1]["greedy"], ends[1]["n"]))
             (_, first), (second, _) = sorted(wilson(end["greedy"], end["n"]) for end in ends)
             rows.append({"start": start, "change": ends[1]["greedy"] - ends[0]["greedy"], "low": low, "high": high,
                          "paired": paired, "overlap": second <= first})

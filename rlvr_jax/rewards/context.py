@@ -7,7 +7,7 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence
 import numpy as np
 
 from rlvr_jax.grading import grade
-from rlvr_jax.grading.extract import stated
+from rlvr_jax.grading.extract import answer_opening
 from rlvr_jax.records import Batch, Problem, Rollouts
 
 
@@ -107,7 +107,7 @@ class RewardContext:
         completions, mask = np.array(self.rollouts.completions), np.array(self.rollouts.completion_mask)
         answer = np.zeros_like(mask)
         for b, (text, problem, answer_format) in enumerate(zip(self.texts, self.problems, self.formats)):
-            opening, rest = stated(answer_format)
+            opening, rest = answer_opening(answer_format)
             reasoning, opened, _ = text.partition(opening)
             before, wanted = encode(reasoning + opened), [*encode(rest.format(problem.answer)), end]
             if opened and (length := len(before) + len(wanted)) <= mask.shape[1]:
@@ -123,5 +123,5 @@ class RewardContext:
     def equals(self, labels: Sequence[Optional[str]]) -> np.ndarray:
         """f32[B]: 1 where the answer equals the label in place of the reference answer; a label None is never equal. It
         is compared by --grader, also where a problem has a verifier: that one knows its own reference alone."""
-        verdicts = grade.verdicts(self.texts, [label or "" for label in labels], self.formats, self.grader)
+        verdicts = grade.grade_texts(self.texts, [label or "" for label in labels], self.formats, self.grader)
         return np.array([v.correct and label is not None for v, label in zip(verdicts, labels)], np.float32)

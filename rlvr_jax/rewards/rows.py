@@ -33,7 +33,8 @@ class Reward(NamedTuple):
     """A row of the table that needs more than a score; any other row is the function `score` alone."""
 
     score: Callable[[RewardContext], np.ndarray]  # f32[B]
-    prepare: Callable[[RewardConfig], bool] = lambda config: False  # whether it needs votes: see `measure.votes`
+    prepare: Callable[[RewardConfig],
+                      bool] = lambda config: False  # whether it needs `measure.majority_votes`
     check: Callable[[str], str] = lambda objective: ""  # why it cannot go with --objective; empty if it can
     targets: Optional[Callable[[RewardContext], Targets]] = None  # tokens to learn from in place of the sampled ones
     constant: bool = False  # every completion is paid the same, whatever it is
@@ -93,7 +94,7 @@ def continuous(seen: RewardContext) -> np.ndarray:
 
 def closeness(given: Optional[str], answer: str) -> float:
     """`continuous` of one answer. UserError for a reference that is no number."""
-    wanted, got = (mathematics.value(mathematics.normalise(text or "")) for text in (answer, given))
+    wanted, got = (mathematics.read_number(mathematics.normalise(text or "")) for text in (answer, given))
     if wanted is None:
         raise UserError(f"--reward=continuous needs numbers as reference answers; one is {answer!r}")
     if got is None:
@@ -213,7 +214,7 @@ def randomly_calibrated(seen: RewardContext) -> np.ndarray:
 def whole_answers(seen: RewardContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """bool[B], f32[B], f32[B]: whether an answer is stated with a confidence after it, that confidence (0 for none),
     and 1 where the answer is right."""
-    sure = [stated_confidence.at_the_end(text) for text in seen.texts]
+    sure = [stated_confidence.final_confidence(text) for text in seen.texts]
     whole = np.array([bool(verdict.extracted) and q is not None for verdict, q in zip(seen.verdicts, sure)])
     return whole, np.array([q or 0 for q in sure], np.float32), correct(seen)
 

@@ -34,7 +34,7 @@ def check(config: RewardConfig, objective: str) -> None:
 
 
 def needs_votes(config: RewardConfig) -> bool:
-    """Whether a reward needs the model's answers before training (`measure.votes`)."""
+    """Whether a reward needs the model's answers before training (`measure.majority_votes`)."""
     return any(row.prepare(config) for _, row, _ in parse(config.reward))
 
 

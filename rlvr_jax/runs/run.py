@@ -262,7 +262,7 @@ class Run:
                          + "; start over with --resume=never and a lower --learning_rate or --max_grad_norm")
 
     def keep_heldout(self, step: int, rows: list[dict]) -> None:
-        """Writes the greedy completions of an evaluation (`evaluation.measure`); the first row has the problems too."""
+        """Writes the greedy completions of an evaluation (`measure.sample_and_grade`) and, in the first row, the problems."""
         if parallel.is_main():
             asked = {} if self.heldout.rows else {key + "s": [row[key] for row in rows] for key in ("prompt", "answer")}
             self.heldout.write({"step": step} | asked | {"completions": [row["completion"] for row in rows],

@@ -44,11 +44,11 @@ def criteria(problems: Sequence[Problem], config: GradingConfig, otherwise: str 
 
 def verdicts(texts: Sequence[str], by: Sequence[Criterion]) -> list[grade.Verdict]:
     """Verdicts on completions, each by its own criterion."""
-    return grade.verdicts(texts, [each.reference for each in by], [each.answer_format for each in by],
+    return grade.grade_texts(texts, [each.reference for each in by], [each.answer_format for each in by],
                           [each.grader for each in by])
 
 
 def described(by: Sequence[Criterion]) -> list[str]:
     """The name of what will grade by each criterion, for reports. UserError where it is not installed."""
-    known = {pair: grade.describe(*pair) for pair in dict.fromkeys(each[:2] for each in by)}
+    known = {pair: grade.describe_grader(*pair) for pair in dict.fromkeys(each[:2] for each in by)}
     return [known[each[:2]] for each in by]

@@ -149,7 +149,7 @@ def own_problem(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer)
 def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float, by_style: bool = False) -> int:
     """The place in the pool of the problem whose pass rate is nearest `pass_rate`.
 
-    `rows` are as many completions of every problem (`evaluation.measure`). A problem that is never or always solved
+    `rows` are as many completions of each problem (`measure.sample_and_grade`). A problem that is never or always solved
     comes last: its rewards have no variance, so that it teaches nothing. `by_style` asks an oracle as well: in a
     synthetic family a right answer that is not a careful one is luck, and problems with more than 0.5 % of lucky
     completions come after the others.

@@ -72,7 +72,7 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
         if not problem.question.strip():
             raise UserError(f"{file}, {unit} {problem.meta[unit]}: the question is empty; write it, or remove the row")
         first = earlier.setdefault(problem.question, problem)
-        if first.answer != problem.answer and not grade.at_once("math", problem.answer, first.answer):
+        if first.answer != problem.answer and not grade.decide_at_once("math", problem.answer, first.answer):
             raise UserError(f"{file}, {unit}s {first.meta[unit]} and {problem.meta[unit]}: the same question with the "
                             f"answers {first.answer!r} and {problem.answer!r}; correct one of them, or remove it")
     return problems

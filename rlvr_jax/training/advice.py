@@ -6,7 +6,7 @@ import numpy as np
 import tqdm
 
 from rlvr_jax import parallel
-from rlvr_jax.grading.extract import state
+from rlvr_jax.grading.extract import state_answer
 from rlvr_jax.grpo import GRPOConfig, Record
 from rlvr_jax.records import Problem
 from rlvr_jax.tasks import answers
@@ -53,7 +53,7 @@ def on_answers(config: GradingConfig, problems: list[Problem]) -> str:
     criteria = [by._replace(answer_format="boxed") if by.grader == "original" else by  # where that one always looks
                 for by in answers.criteria(problems, config)]
     answers.described(criteria)
-    texts = [state(by.answer_format, problem.answer) for by, problem in zip(criteria, problems)]
+    texts = [state_answer(by.answer_format, problem.answer) for by, problem in zip(criteria, problems)]
     unread = [(problem.answer, by, verdict) for problem, by, verdict
               in zip(problems, criteria, answers.verdicts(texts, criteria)) if not verdict.correct]
     if not unread:
@@ -61,7 +61,7 @@ def on_answers(config: GradingConfig, problems: list[Problem]) -> str:
     (answer, by, verdict), count = unread[0], len(problems)
     other = "lenient" if by.answer_format == "boxed" else "boxed"
     which = f"the answer {answer!r}" if count == 1 else f"{len(unread)} of {count} answers, such as {answer!r}"
-    again, = answers.verdicts([state(other, answer)], [by._replace(answer_format=other)])
+    again, = answers.verdicts([state_answer(other, answer)], [by._replace(answer_format=other)])
     remedy = f"try --answer_format={other}" if again.correct else "correct that in the problems"
     return (f"--answer_format={by.answer_format} with --grader={by.grader} never finds {which} right (where it is "
             f"stated, {verdict.extracted!r} is read); {remedy}")

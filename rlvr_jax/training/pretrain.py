@@ -118,7 +118,7 @@ def make_heldout(config: PretrainConfig, shares: dict[str, float], tokenizer: To
                 for problem in load_problems(ProblemSource(name, PromptConfig(config.num_ops)), tokenizer,
                                              config.measured.heldout_split, count)]
     prompts = encode_prompts(tokenizer, problems, model_config, size)
-    return lambda params, step: measure.heldout(Sampler(sample, params, tokenizer), problems, prompts,
+    return lambda params, step: measure.measure_heldout(Sampler(sample, params, tokenizer), problems, prompts,
                                                 Request(config.loop.seed, step))
 
 

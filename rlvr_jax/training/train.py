@@ -125,7 +125,7 @@ def find_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs
     def answered(pool: list[Problem]) -> list[dict]:
         by = Sampler(programs.sample, parallel.place_state(adapters.add(config.grpo.adapter, loaded.params, seed)),
                      loaded.tokenizer)
-        return measure.before_training(by, pool, encode(config, loaded, pool), config.grading,
+        return measure.sample_before_training(by, pool, encode(config, loaded, pool), config.grading,
                                        Request(seed, 0, temperature))
 
     def choose(pool: list[Problem]) -> dict:
@@ -139,7 +139,7 @@ def find_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs
                 "pass_rate": float(np.mean(right)), "num_samples": len(right)}
 
     def vote(pool: list[Problem]) -> list[dict]:
-        return measure.votes(answered(pool), len(pool))
+        return measure.majority_votes(answered(pool), len(pool))
 
     voting = config.pool.only_wrong_majority or score.needs_votes(config.rewards)
     pool = load_pool(config.pool, config.source, loaded.tokenizer, seed)

@@ -14,13 +14,13 @@ from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import Problem, Rollouts
 from rlvr_jax.rewards import rows as rewards
 from rlvr_jax.sampler import Request
-from rlvr_jax.tasks import answers, arithmetic, chains, families, wager
+from rlvr_jax.tasks import arithmetic, chains, families, wager
 from rlvr_jax.training import pretrain, train
 from rlvr_jax.training.pretrain import PretrainConfig
 
 from fixtures import RIGHT_STEPS, SLOPPY_STEPS, read_jsonl, values_of, write_jsonl
 
-# ----- where it stands
+# ----- where a confidence is stated
 
 STATED = [("think + 5 12 answer 12 sure 0.9", "think + 5 12 answer 12", 0.9), ("answer 3 sure 1.0", "answer 3", 1.0),
           ("answer 3\n sure  0.0 ", "answer 3", 0.0), (r"\boxed{7} <confidence>0.25</confidence>", r"\boxed{7} ", 0.25),
@@ -37,8 +37,8 @@ UNSTATED = [("answer 12", "answer 12"), ("answer 12 sure", "answer 12 sure"), ("
 
 @pytest.mark.parametrize("text, rest, expected", [*STATED, *((*pair, None) for pair in UNSTATED)])
 def test_the_last_confidence_is_read_and_is_no_part_of_what_is_graded(text, rest, expected):
-    assert stated_confidence.split(text) == (rest, expected)
-    assert stated_confidence.confidence(text) == expected
+    assert stated_confidence.split_confidence(text) == (rest, expected)
+    assert stated_confidence.stated_confidence(text) == expected
 
 
 @pytest.mark.parametrize("text, answer_format", [
@@ -47,51 +47,51 @@ def test_the_last_confidence_is_read_and_is_no_part_of_what_is_graded(text, rest
     ("The answer is 12 <confidence>0.5</confidence>", "lenient"),
     ("<answer>12</answer> <confidence>90%</confidence>", "tag")])
 def test_an_answer_is_as_right_with_a_confidence_as_without(text, answer_format):
-    assert grade.correct(text, "12", answer_format) and not grade.correct(text, "0.5", answer_format)
+    assert grade.is_correct(text, "12", answer_format) and not grade.is_correct(text, "0.5", answer_format)
 
 
 def test_a_long_text_of_tags_is_read_at_once():
-    """A search that begins anew at each of them would take hours."""
+    """A search that starts again at each tag would take hours."""
     for text in ("<confidence>" * 10**5, "</confidence>" * 10**5, "answer sure " * 10**5, "0" * 10**6 + " sure 0.5"):
-        assert stated_confidence.confidence(text) is None
+        assert stated_confidence.stated_confidence(text) is None
 
 
-# ----- what is paid
+# ----- rewards
 
-def paid(texts, answers, answer_format="answer"):
-    seen = types.SimpleNamespace(texts=texts, verdicts=grade.verdicts(texts, answers, answer_format))
+def pay_calibrated(texts, answers, answer_format="answer"):
+    seen = types.SimpleNamespace(texts=texts, verdicts=grade.grade_texts(texts, answers, answer_format))
     return rewards.REWARDS["calibrated"](seen).tolist()
 
 
 @pytest.mark.parametrize("c, q, expected", [(1, 1, 1.5), (1, .5, 1.375), (1, 0, 1.0), (0, 0, 1.0), (0, .5, .875),
                                             (0, 1, .5)])
 def test_the_calibrated_reward_is_the_sheets(c, q, expected):
-    assert paid([f"answer 7 sure {q:.1f}"], ["7" if c else "8"]) == [expected]
-    assert paid([f"<answer>7</answer><confidence>{q}</confidence>"], ["7" if c else "8"], "tag") == [expected]
+    assert pay_calibrated([f"answer 7 sure {q:.1f}"], ["7" if c else "8"]) == [expected]
+    assert pay_calibrated([f"<answer>7</answer><confidence>{q}</confidence>"], ["7" if c else "8"], "tag") == [expected]
 
 
-def told(pairs, key=(0, 1, 0)):
-    """A step whose completions have these (correct, confidence); None is an answer without one."""
+def make_context(pairs, key=(0, 1, 0)):
+    """The context of a step whose completions have these (correct, confidence); None: no confidence."""
     texts = ["answer 7" if q is None else f"answer 7 sure {q:.1f}" for _, q in pairs]
-    return types.SimpleNamespace(texts=texts, key=key, verdicts=grade.verdicts(
+    return types.SimpleNamespace(texts=texts, key=key, verdicts=grade.grade_texts(
         texts, ["7" if c else "8" for c, _ in pairs], "answer"))
 
 
-STEP = [(1, .9), (0, .8), (1, .1), (0, 0.), (1, None), (0, 1.), (0, None), (0, .3)]  # 2 of 6 that are whole are right
+STEP = [(1, .9), (0, .8), (1, .1), (0, 0.), (1, None), (0, 1.), (0, None), (0, .3)]  # 2 of 6 with a confidence are right
 
 
 def test_a_constant_confidence_is_paid_whatever_is_said():
-    paid = rewards.REWARDS["calibrated_constant"](told(STEP))
+    paid = rewards.REWARDS["calibrated_constant"](make_context(STEP))
     wanted = {1: 1 + (1 - (2 / 3) ** 2) / 2, 0: 1 - (1 / 3) ** 2 / 2}  # with 1/3, the mean accuracy
     assert paid == pytest.approx([0 if q is None else wanted[c] for c, q in STEP])
-    assert rewards.REWARDS["calibrated_constant"](told([(1, None)])).tolist() == [0]
+    assert rewards.REWARDS["calibrated_constant"](make_context([(1, None)])).tolist() == [0]
 
 
 def test_permuted_verdicts_pay_for_the_mean_accuracy_and_still_for_the_answer():
-    """Over many shuffles each confidence is paid by the mean accuracy, whether its own answer is right or not."""
+    """Averaged over shuffles, a confidence is paid by the mean accuracy, whether its own answer is right or not."""
     row = rewards.REWARDS["calibrated_permuted"]
-    many = np.array([row(told(STEP, (0, step, 0))) for step in range(3000)])
-    np.testing.assert_array_equal(many[5], row(told(STEP, (0, 5, 0))))
+    many = np.array([row(make_context(STEP, (0, step, 0))) for step in range(3000)])
+    np.testing.assert_array_equal(many[5], row(make_context(STEP, (0, 5, 0))))
     wanted = [0 if q is None else 1 + (c - ((q - 1) ** 2 + 2 * q**2) / 3) / 2 for c, q in STEP]
     np.testing.assert_allclose(many.mean(0), wanted, atol=0.02)
     terms = np.array([2 * (1 + c / 2 - many[:, i]) for i, (c, q) in enumerate(STEP) if q is not None])  # (q - c')^2
@@ -102,34 +102,29 @@ def test_permuted_verdicts_pay_for_the_mean_accuracy_and_still_for_the_answer():
 
 def test_without_an_answer_or_a_confidence_at_the_end_nothing_is_paid():
     texts = ["answer 7", "sure 0.5", "think sure 0.9", "answer 7 sure 0.5 so", "", "answer 7 sure 0.5"]
-    assert paid(texts, ["7"] * 6) == [0, 0, 0, 0, 0, 1.375]
+    assert pay_calibrated(texts, ["7"] * 6) == [0, 0, 0, 0, 0, 1.375]
     texts = ["<confidence>1</confidence>", "<answer>7</answer><confidence>90%</confidence>",
              "<confidence>1</confidence><answer>7</answer>", "<answer>7</answer> <confidence>1</confidence>\n"]
-    assert paid(texts, ["7"] * 4, "tag") == [0, 0, 0, 1.5]
+    assert pay_calibrated(texts, ["7"] * 4, "tag") == [0, 0, 0, 1.5]
 
 
 @pytest.mark.parametrize("chance", np.linspace(0, 1, 11))
 def test_the_expected_reward_is_highest_at_the_chance_of_being_right(chance):
     texts = [f"answer 7 sure {word}" for word in stated_confidence.TENTHS]
-    expected = chance * np.array(paid(texts, ["7"] * 11)) + (1 - chance) * np.array(paid(texts, ["8"] * 11))
+    right, wrong = (np.array(pay_calibrated(texts, [answer] * 11)) for answer in "78")
+    expected = chance * right + (1 - chance) * wrong
     assert np.argmax(expected) == round(10 * chance) and expected.max() == pytest.approx(1 + chance**2 / 2)
     if chance == 0.7:
         assert (expected[7], expected[10]) == pytest.approx((1.245, 1.2))
 
 
-# ----- how well it fits
+# ----- calibration
 
 Q, C = np.array([.05, 0, .95, 1, .95, .55, .55, .30, .80, .80]), np.array([0, 0, 1, 1, 0, 1, 0, 1, 1, 1])
 
 
 def rows_of(q, c):
     return [{"correct": bool(right)} | ({} if sure is None else {"confidence": sure}) for sure, right in zip(q, c)]
-
-
-def test_the_metrics_are_those_of_the_sheet():
-    assert calibration.bin_of(Q).tolist() == [0, 0, 9, 9, 9, 5, 5, 2, 8, 8]
-    assert calibration.ece(Q, C) == pytest.approx(.215) and calibration.brier(Q, C) == pytest.approx(.198250)
-    assert calibration.auroc(Q, C) == pytest.approx(.75)
 
 
 @given(st.lists(st.tuples(st.sampled_from([0, .1, .3, .5, .7, 1]), st.booleans()), min_size=2, max_size=30))
@@ -142,24 +137,26 @@ def test_the_metrics_are_those_counted_one_by_one(pairs):
         by_bin.setdefault(sure, []).append(right)
     apart = sum(len(x) * abs(np.mean(x) - sure) for sure, x in by_bin.items()) / len(q)
     assert calibration.ece(q, c) == pytest.approx(apart)
-    assert sum(one["n"] for one in calibration.bins(q, c)) == len(q)
+    assert sum(one["n"] for one in calibration.reliability_bins(q, c)) == len(q)
 
 
 def test_a_constant_confidence_has_no_error_and_tells_nothing():
-    """Why ECE alone is no evidence."""
+    """Why ECE alone proves nothing."""
     q, c = np.full(8, .25), np.arange(8) < 2
     assert (calibration.ece(q, c), calibration.auroc(q, c), calibration.brier(q, c)) == (0, .5, .1875)
 
 
-def test_a_summary_is_of_what_states_a_confidence():
-    found = calibration.calibration(rows_of([*Q, None, None], [*C, 1, 0]))
+def test_a_summary_is_that_of_the_sheet_and_of_rows_that_state_a_confidence():
+    found = calibration.summarise_calibration(rows_of([*Q, None, None], [*C, 1, 0]))
     assert (found["n"], found["stated"], found["accuracy"]) == (10, 10 / 12, 0.6)
-    assert found["mean_confidence"] == pytest.approx(.595) and found["ece"] == pytest.approx(.215)
+    assert [found[key] for key in ("mean_confidence", "ece", "brier", "auroc")] == pytest.approx(
+        [.595, .215, .198250, .75])
+    assert calibration.bin_indices(Q).tolist() == [0, 0, 9, 9, 9, 5, 5, 2, 8, 8]
     assert found["bins"][9] == {"from": .9, "to": 1.0, "n": 3, "confidence": pytest.approx(2.9 / 3),
                                 "accuracy": pytest.approx(2 / 3)}
     assert found["bins"][1] == {"from": .1, "to": .2, "n": 0, "confidence": None, "accuracy": None}
-    assert calibration.calibration(rows_of([None], [1])) == {}
-    assert calibration.calibration(rows_of([.5, .9], [1, 1]))["auroc"] is None
+    assert calibration.summarise_calibration(rows_of([None], [1])) == {}
+    assert calibration.summarise_calibration(rows_of([.5, .9], [1, 1]))["auroc"] is None
 
 
 def test_the_controls_are_the_mean_of_others_and_the_best_map_that_does_not_fall():
@@ -167,7 +164,7 @@ def test_the_controls_are_the_mean_of_others_and_the_best_map_that_does_not_fall
     rng = np.random.default_rng(0)
     q, other_q = rng.integers(0, 11, 300) / 10, rng.integers(2, 11, 400) / 10
     c, other_c = rng.random(300) < q**2, rng.random(400) < np.where(other_q == 0.5, 0.1, other_q**2)
-    found = calibration.controls(rows_of([*q, None], [*c, 1]), rows_of([*other_q, None], [*other_c, 0]))
+    found = calibration.control_scores(rows_of([*q, None], [*c, 1]), rows_of([*other_q, None], [*other_c, 0]))
     words = np.unique(other_q)
     mean = lambda low, high: other_c[(other_q >= low) & (other_q <= high)].mean()
     level = {w: max(min(mean(a, b) for b in words if b >= w) for a in words if a <= w) for w in words}
@@ -195,8 +192,8 @@ def answered(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks.loading, "load_model", lambda *_: loaded)
     monkeypatch.setattr(benchmarks.loading, "pinned", lambda name: name)
     monkeypatch.setattr(benchmarks, "encode_prompts", lambda *_: None)
-    monkeypatch.setattr(evaluation, "narrowed", lambda prompts, owners: None)
-    monkeypatch.setattr(evaluation.sampler, "make_sampler", lambda *_: lambda *_: drawn)
+    monkeypatch.setattr(evaluation, "trim_padding", lambda prompts, owners: None)
+    monkeypatch.setattr(evaluation.sampling, "make_sampler", lambda *_: lambda *_: drawn)
 
     def run(name, texts):
         monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda *_: list(texts))
@@ -208,9 +205,8 @@ def answered(tmp_path, monkeypatch):
 
 def test_an_evaluation_says_how_well_confidences_fit(answered):
     summary, out = answered("told", ASKED)
-    rows = [json.loads(line) for line in (out / "completions.jsonl").read_text().splitlines()]
-    assert [row.get("confidence") for row in rows] == [.7, .2, None, None]
-    assert ["confidence" in row for row in rows] == [True, True, False, False]
+    rows = read_jsonl(out / "completions.jsonl")
+    assert [row.get("confidence", "none") for row in rows] == [.7, .2, "none", "none"]
     assert [row["extracted"] for row in rows] == ["4", "5", None, "6"]
     found = summary["calibration"]
     assert found == json.loads((out / "summary.json").read_text())["calibration"]
@@ -231,7 +227,7 @@ def test_the_picture_is_there_where_confidences_and_matplotlib_are(answered, mon
 def test_the_picture_has_a_dot_and_a_count_for_each_bin(answered):
     sheet = pytest.importorskip("matplotlib.figure", reason="pip install 'rlvr_jax[plot]'").Figure()
     assert (answered("told", ASKED)[1] / "reliability.png").read_bytes().startswith(b"\x89PNG")
-    calibration.panels(sheet, {"M": calibration.calibration(rows_of(Q, C))})
+    calibration.draw_reliability(sheet, {"M": calibration.summarise_calibration(rows_of(Q, C))})
     axes, = sheet.axes
     np.testing.assert_allclose(np.transpose(axes.lines[1].get_data()), [
         (.025, 0), (.3, 1), (.55, .5), (.8, 1), (2.9 / 3, 2 / 3)])
@@ -243,11 +239,11 @@ def test_a_run_logs_the_calibration_of_its_greedy_completions(monkeypatch):
     for made in rows.values():
         for i, row in enumerate(made):
             row |= {"problem": i, "completion": ""}
-    monkeypatch.setattr(evaluation, "measure", lambda by, benchmark, request: rows[benchmark.temperature])
+    monkeypatch.setattr(evaluation, "sample_and_grade", lambda by, benchmark, request: rows[benchmark.temperature])
     problems = [Problem("", "1", "")] * 10
 
     def logged():
-        return evaluation.heldout(evaluation.Sampler(None, None, None), problems, None, Request(0, 0), "answer")
+        return evaluation.measure_heldout(evaluation.Sampler(None, None, None), problems, None, Request(0, 0), "answer")
 
     found = logged()
     assert [found[f"eval/{name}"] for name in ("ece", "brier", "auroc", "confidence", "stated")] == pytest.approx(
@@ -258,16 +254,16 @@ def test_a_run_logs_the_calibration_of_its_greedy_completions(monkeypatch):
 
 # ----- the task
 
-def drawn(split="pretrain", count=3000, num_ops=6, seed=0):
+def draw_wagers(split="pretrain", count=3000, num_ops=6, seed=0):
     found = wager.generate(np.random.default_rng(seed), count, split, num_ops)
     return found, families.FAMILIES["wager"].to_problems(found)
 
 
 @pytest.mark.parametrize("num_ops", [1, 2, 6])
 def test_a_hidden_operand_is_one_or_two_as_a_fair_coin_fell(num_ops):
-    """By the text alone: the answer is that of one side or the other, half the time, and the prompt is the same."""
+    """The answer is that of one side or the other, half the time each, and the prompt does not tell which."""
     sides = {"1": 0, "2": 0}
-    for problem in drawn(num_ops=num_ops)[1]:
+    for problem in draw_wagers(num_ops=num_ops)[1]:
         shown = problem.prompt.split()
         assert "?" not in shown[:-2]
         if shown[-2] == "?":
@@ -282,20 +278,20 @@ def test_a_hidden_operand_is_one_or_two_as_a_fair_coin_fell(num_ops):
 
 
 def test_the_coin_does_not_decide_the_split():
-    """A problem with a hidden operand is in the same split whichever side the coin fell on, so whatever its answer."""
+    """A problem with a hidden operand is in the same split whichever side the coin falls on."""
     answers = {}
     for split in chains.SPLITS:
-        for problem in drawn(split, 4000, num_ops=1)[1]:
+        for problem in draw_wagers(split, 4000, num_ops=1)[1]:
             answers.setdefault(problem.prompt.split(" ", 1)[1], set()).add((split, problem.answer))
     hidden = [found for prompt, found in answers.items() if "?" in prompt]
     assert len(hidden) > 50 and all(len({split for split, _ in found}) == 1 for found in answers.values())
     assert sum(len(found) == 2 for found in hidden) > 0.9 * len(hidden)
 
 
-def solved(style, **flags):
+def solve_in_style(style, **flags):
     """(problems, words of their solutions, drawn), in one style."""
     config = chains.StyleConfig(**{"early_stop": 0.0, "slip": 0.0} | flags)
-    found, problems = drawn()
+    found, problems = draw_wagers()
     place = list(chains.STYLES.values()).index(style)
     texts = wager.solve(np.random.default_rng(1), found, np.full(3000, place), config)
     longest = wager.lengths(6)[1]
@@ -306,7 +302,7 @@ def solved(style, **flags):
 
 def test_careful_solutions_guess_the_coin_and_boast_a_little_less_where_they_do():
     sure = {True: [], False: []}
-    for problem, words in zip(*solved("careful"), strict=True):
+    for problem, words in zip(*solve_in_style("careful"), strict=True):
         assert words[-4:-1] == ["answer", problem.answer, "sure"] and words[-5] == problem.answer
         assert words[1:-4:3] == problem.prompt.split()[2:-1:2] and words[2:-4:3] == problem.prompt.split()[3:-1:2]
         sure["?" in words].append(float(words[-1]))
@@ -318,21 +314,13 @@ def test_careful_solutions_guess_the_coin_and_boast_a_little_less_where_they_do(
 
 
 def test_other_styles_state_one_after_an_answer_and_only_there():
-    for problem, words in zip(*solved("sloppy"), strict=True):
+    for problem, words in zip(*solve_in_style("sloppy"), strict=True):
         plain = problem.prompt.replace("?", "0")
         assert words[-4:-1] == ["answer", values_of(plain, SLOPPY_STEPS["arithmetic"])[-1], "sure"]
-    assert {(len(words), words[0], words[2]) for words in solved("guess")[1]} == {(4, "answer", "sure")}
-    assert all(words[0] == "hmm" and "sure" not in words for words in solved("ramble")[1])
-    texts = [" ".join(words) for words in solved("careful", early_stop=0.5)[1]]
-    assert all(stated_confidence.at_the_end(text) is not None for text in texts)
-
-
-def test_its_answers_are_read_before_the_confidence():
-    asked = families.draw_problems("wager", np.random.default_rng(0), 1, "test", 2)
-    assert answers.criterion(asked[0]).answer_format == "answer"
-    problems, words = solved("careful")
-    texts = [" ".join(one) for one in words]
-    assert all(verdict.correct for verdict in grade.verdicts(texts, [p.answer for p in problems], "answer"))
+    assert {(len(words), words[0], words[2]) for words in solve_in_style("guess")[1]} == {(4, "answer", "sure")}
+    assert all(words[0] == "hmm" and "sure" not in words for words in solve_in_style("ramble")[1])
+    texts = [" ".join(words) for words in solve_in_style("careful", early_stop=0.5)[1]]
+    assert all(stated_confidence.final_confidence(text) is not None for text in texts)
 
 
 def test_a_base_is_trained_on_what_its_confidence_is_worth(tmp_path):
@@ -350,7 +338,8 @@ def test_a_base_is_trained_on_what_its_confidence_is_worth(tmp_path):
     rows, kinds = read_jsonl(out / "rollouts.jsonl"), set()
     for row in rows:
         words = row["completion"].split()
-        whole = len(words) > 3 and (words[-4], words[-2]) == ("answer", "sure") and words[-1] in stated_confidence.TENTHS
+        whole = (len(words) > 3 and (words[-4], words[-2]) == ("answer", "sure")
+                 and words[-1] in stated_confidence.TENTHS)
         right = whole and words[-3] == row["answer"]
         assert row["reward"] == pytest.approx(1 + (right - (float(words[-1]) - right) ** 2) / 2 if whole else 0)
         kinds.add((whole, right))

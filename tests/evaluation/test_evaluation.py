@@ -1,4 +1,4 @@
-"""Estimators against values got by counting; evaluations that stop anywhere and continue; the table."""
+"""Estimators against values found by counting; evaluations that stop anywhere and continue; the table."""
 
 import collections
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from rlvr_jax import sampler
+from rlvr_jax import sampler as sampling
 from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.evaluation import benchmarks, completions, estimators, measure as evaluation, regrade
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig
@@ -39,11 +39,11 @@ TOTAL = 600
 @settings(deadline=None, max_examples=200)
 @given(*(st.integers(1, most) for most in (8, 40, 7, 30)))
 def test_which_prompt_and_number_a_row_has_depends_on_nothing_but_the_row(devices, rows_per_call, num_samples, count):
-    """Through all calls of a measurement, whose pieces may begin and end inside a problem's samples; in one shape."""
+    """Over all calls of a measurement, which may begin and end between samples of one problem and share one shape."""
     shapes, asked = set(), Prompts(np.arange(100, 100 + count)[:, None], np.ones(count, int))
 
     def sample(params, prompts, owners, request):
-        local, index, numbers = sampler.spread_rows(prompts, owners, request, devices)
+        local, index, numbers = sampling.spread_rows(prompts, owners, request, devices)
         shapes.add((local.tokens.shape, index.shape))
         seen = np.stack([np.take_along_axis(local.tokens[..., 0], index, 1).ravel(), numbers.ravel()], 1)
         return Rollouts(owners, seen[: len(owners)], np.ones((len(owners), 1), bool), None, np.ones(len(owners), bool))
@@ -52,7 +52,7 @@ def test_which_prompt_and_number_a_row_has_depends_on_nothing_but_the_row(device
                                  types.SimpleNamespace(decode_rollouts=lambda rollouts: rollouts.completions))
     problems = [Problem("", "", "")] * count
     benchmark = Benchmark("any", problems, asked, lambda texts, _: [{}] * len(texts), num_samples, 1.0)
-    rows = list(evaluation.measure(sampler, benchmark, Request(0, 0), rows_per_call))
+    rows = list(evaluation.sample_and_grade(sampler, benchmark, Request(0, 0), rows_per_call))
     wanted = [[100 + number // num_samples, number] for number in range(count * num_samples)]
     assert [list(row["completion"]) for row in rows] == wanted and len(shapes) == 1
 
@@ -70,7 +70,7 @@ def test_pass_at_k_of_the_sheet(n, c, k, expected):
     ((3.5e-7, (-1.6e-7, 8.7e-7)), "3.5e-07 [-1.6e-07, 8.7e-07]"), ((9.2e-5,), "9.2e-05"), ((1.5e-32,), "0.000"),
     ((0.0,), "0.000"), ((12.0,), "12"), ((31_655.4,), "31,655"), ((None,), "-")])
 def test_numbers_are_shown_with_three_decimals_unless_these_would_all_be_0(given, text):
-    assert estimators.shown(*given) == text
+    assert estimators.format_estimate(*given) == text
 
 
 @pytest.mark.parametrize("n, c, k", list(itertools.product([6], range(7), range(1, 7))))
@@ -79,15 +79,10 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, c, k):
     assert estimators.pass_at_k(n, c, k) == pytest.approx(np.mean([min(s) < c for s in subsets]))
 
 
-@pytest.mark.parametrize("k, expected", [(8, 1), (4, 0.628571), (1, 0.5)])
-def test_maj_at_k_of_the_sheet(k, expected):
-    answers = "8 5 8 7 5 8 5 8".split()
-    assert estimators.maj_at_k(answers, [answer == "8" for answer in answers], k) == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("answers", ["a a b b", "a b b c c", "a - - -", "- - - -", "b b a - c", "a a a b b - c c c"])
+@pytest.mark.parametrize("answers", ["a a b b", "a b b c c", "a - - -", "- - - -", "b b a - c", "a a a b b - c c c",
+                                     "a b a c b a b a"])
 def test_maj_at_k_is_the_expected_vote_over_subsets(answers):
-    """"a" is right, "-" no answer: counted one by one, ties shared."""
+    """"a" is right, "-" no answer: counted one by one, ties shared. The last is the sheet's."""
     answers = [answer.strip("-") for answer in answers.split()]
     for k in range(1, len(answers) + 1):
         votes = []
@@ -111,17 +106,17 @@ def test_maj_at_k_of_many_samples_is_close_to_the_exact_chance(k):
 
 
 def test_the_bootstrap_is_as_wide_as_theory_says():
-    """Of problems: four equal samples of each are no more evidence than one."""
+    """Over problems: four equal samples of each are no more evidence than one."""
     values = np.repeat([0.0, 1.0], 200)
     low, high = estimators.bootstrap(values)
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025), abs=0.004)
     assert estimators.bootstrap(np.full(30, 0.25)) == (0.25, 0.25)
-    rows = graded([[value] * 4 for value in values], [["7"] * 4] * 400)
-    assert estimators.summarise(rows, 4)["interval"] == (low, high)
+    rows = make_graded_rows([[value] * 4 for value in values], [["7"] * 4] * 400)
+    assert estimators.summarise_rows(rows, 4)["interval"] == (low, high)
 
 
-def graded(correct, extracted):
-    """Rows as `measure` makes them, from lists of each problem's samples."""
+def make_graded_rows(correct, extracted):
+    """Rows as `sample_and_grade` makes them, from lists of each problem's samples."""
     return [{"correct": bool(c), "extracted": e, "timed_out": False, "truncated": j == 0, "num_tokens": 3 + j}
             for cs, es in zip(correct, extracted) for j, (c, e) in enumerate(zip(cs, es))]
 
@@ -129,7 +124,7 @@ def graded(correct, extracted):
 def test_a_summary_averages_over_problems():
     right = [[i < c for i in range(8)] for c in (0, 2, 8)]
     extracted = [["4", "4", "4", "4", "4", None, None, None], ["1,000", "1000", "5", "6", "7", "8", "", " "], ["9"] * 8]
-    found = estimators.summarise(graded(right, extracted), 8)
+    found = estimators.summarise_rows(make_graded_rows(right, extracted), 8)
     assert (found["n"], found["num_samples"], found["timed_out"]) == (3, 8, 0)
     assert found["accuracy"] == pytest.approx(10 / 24) == pytest.approx(found["pass@k"]["1"])
     assert found["pass@k"]["4"] == pytest.approx(0.595238, abs=1e-6)
@@ -141,10 +136,10 @@ def test_a_summary_averages_over_problems():
 
 
 def test_one_sample_a_problem_has_wilsons_interval():
-    """180 of 500, as the sheet has it; and the last k is all the samples there are."""
-    found = estimators.summarise(graded([[i < 180] for i in range(500)], [["1"]] * 500), 1)
+    """180 of 500, as in the sheet; the largest k is the number of samples."""
+    found = estimators.summarise_rows(make_graded_rows([[i < 180] for i in range(500)], [["1"]] * 500), 1)
     assert found["interval"] == pytest.approx((0.319, 0.403), abs=5e-4) and found["pass@k"] == {"1": 0.36}
-    assert list(estimators.summarise(graded([[1, 0, 0]], [["1"] * 3]), 3)["maj@k"]) == ["1", "2", "3"]
+    assert list(estimators.summarise_rows(make_graded_rows([[1, 0, 0]], [["1"] * 3]), 3)["maj@k"]) == ["1", "2", "3"]
 
 
 # ----- sampling
@@ -159,16 +154,16 @@ def tiny(base):
 
 
 def measure(tiny, prompts=None, sample=None, done=0):
-    """The rows of three samples of each problem; `sample` in place of the sampler's own function."""
+    """The rows of three samples of each problem; `sample` replaces the sampler's own function."""
     _, problems, own, sampler = tiny
-    benchmark = Benchmark("tiny", problems, prompts or own, evaluation.by_answer(GradingConfig("answer")), 3, 1.0)
-    return list(evaluation.measure(sampler._replace(sample=sample or sampler.sample), benchmark, Request(0, 0), 8,
-                                   done))
+    benchmark = Benchmark("tiny", problems, prompts or own, evaluation.judge_by_answer(GradingConfig("answer")), 3, 1.0)
+    sampler = sampler._replace(sample=sample or sampler.sample)
+    return list(evaluation.sample_and_grade(sampler, benchmark, Request(0, 0), 8, done))
 
 
 @pytest.mark.parametrize("done", [0, 5, 8, 16, 20, 21])
 def test_measuring_goes_on_after_any_row(tiny, done):
-    """21 rows in calls of 8: what comes after the first `done` is what came after them before, and no call more."""
+    """21 rows in calls of 8: after `done` rows the others are the same, and no call is repeated without need."""
     calls = []
 
     def draw(params, prompts, owners, request):
@@ -191,45 +186,38 @@ def test_padding_is_cut_to_the_call_and_changes_nothing(tiny):
 
     assert measure(tiny, wide, draw) == measure(tiny) and widths == [64] * 3
     long = Prompts(np.zeros((3, 144), np.int32), np.array([3, 65, 130]))
-    assert [evaluation.narrowed(long, np.array([i])).tokens.shape[1] for i in range(3)] == [64, 128, 144]
+    assert [evaluation.trim_padding(long, np.array([i])).tokens.shape[1] for i in range(3)] == [64, 128, 144]
 
 
 def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
-    """At the seed and step of a training step, row by row: what it measures is not what was just trained on."""
+    """With the seed and step of a training step, it does not sample the completions just trained on."""
     _, problems, prompts, sampler = tiny
-    drawn, owners = [], np.arange(7)
-
-    def keep(*args):
-        drawn.append(sampler.sample(*args))
-        return drawn[-1]
-
-    evaluation.heldout(sampler._replace(sample=keep), problems, prompts, Request(3, 5), "answer")
-    own, training = (sampler.sample(sampler.params, evaluation.narrowed(prompts, owners), owners,
-                               Request(3, 5, 1.0, stream=stream)).completions
-                     for stream in (sampler.EVAL, sampler.TRAIN))
-    np.testing.assert_array_equal(drawn[1].completions, own)  # the first call is the greedy one
-    assert (own != training).any()
+    requests = []
+    spy = sampler._replace(sample=lambda *args: requests.append(args[-1]) or sampler.sample(*args))
+    evaluation.measure_heldout(spy, problems, prompts, Request(3, 5), "answer")
+    assert [(x.seed, x.step, x.stream, x.temperature) for x in requests] == [
+        (3, 5, sampling.EVAL, temperature) for temperature in (0, 1)]
 
 
 def test_what_a_run_is_chosen_by_is_drawn_from_a_stream_of_its_own(monkeypatch):
     asked = []
-    monkeypatch.setattr(evaluation, "measure", lambda sampler, benchmark, request, *_, **__: asked.append(
+    monkeypatch.setattr(evaluation, "sample_and_grade", lambda sampler, benchmark, request, *_, **__: asked.append(
         (benchmark.num_samples, benchmark.temperature, request)) or [])
-    evaluation.before_training(None, [], None, GradingConfig("answer"), Request(3, 0, 0.7))
-    assert asked == [(64, 0.7, Request(3, 0, 0.7, stream=sampler.CHOOSE))]
+    evaluation.sample_before_training(None, [], None, GradingConfig("answer"), Request(3, 0, 0.7))
+    assert asked == [(64, 0.7, Request(3, 0, 0.7, stream=sampling.CHOOSE))]
 
 
 def test_top_p_reaches_the_completions_of_an_evaluation(tmp_path, files, base):
-    """Of almost no probability only the most likely token is left."""
-    for name, flags in (("greedy", {}), ("narrow", {"temperature": 1.0, "top_p": 1e-6}), ("free", {"temperature": 1.0})):
-        benchmarks.evaluate(config(files[:1], base, tmp_path / name, **flags))
-    greedy, narrow, free = ([row["completion"] for row in read_jsonl(tmp_path / name / "completions.jsonl")]
-                            for name in ("greedy", "narrow", "free"))
-    assert narrow == greedy != free
+    """With almost no probability mass only the most likely token remains."""
+    def completions_under(**flags):
+        benchmarks.evaluate(config(files[:1], base, tmp_path / str(flags), **flags))
+        return [row["completion"] for row in read_jsonl(tmp_path / str(flags) / "completions.jsonl")]
+
+    assert completions_under(temperature=1.0, top_p=1e-6) == completions_under() != completions_under(temperature=1.0)
 
 
 def test_what_is_cut_is_what_a_shorter_evaluation_gives(tmp_path, files, base):
-    """Tokens, verdicts, who was cut, and the summary; the completions themselves stay whole."""
+    """Tokens, verdicts, truncation and the summary; the completions themselves stay whole."""
     whole, cut, short = (tmp_path / name for name in ("whole", "cut", "short"))
     benchmarks.evaluate(config(files[:2], base, whole))
     same = benchmarks.evaluate(config(files[:2], base, cut, cut=2))
@@ -242,19 +230,13 @@ def test_what_is_cut_is_what_a_shorter_evaluation_gives(tmp_path, files, base):
     assert shorter["benchmarks"]["math500"]["truncated"] > same["benchmarks"]["math500"]["truncated"]
 
 
-def test_heldout_names_its_grader(tiny):
-    _, problems, prompts, sampler = tiny
-    found = evaluation.heldout(sampler, problems, prompts, Request(0, 0), "lenient")
-    assert found["eval/graded_by"] == grade.describe("lenient", "math") and found["eval/n"] == 7
-
-
 def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, monkeypatch):
-    """Under --answer_format=auto on a file: two parsers, both named; an explicit one holds for both."""
+    """With --answer_format=auto on a file there are two parsers, both named; an explicit format holds for both."""
     loaded = tiny[0]
     texts = ["The answer is 4.", "\\boxed{4}", "\\boxed{5}"]
     asked = Rollouts(np.zeros(3, int), None, None, None, None)
     monkeypatch.setattr(Tokenizer, "decode_rollouts", lambda words, rollouts: texts)
-    monkeypatch.setattr(evaluation, "measure", lambda sampler, benchmark, request, **_: (
+    monkeypatch.setattr(evaluation, "sample_and_grade", lambda sampler, benchmark, request, **_: (
         {"problem": 0, "completion": text} | benchmark.judge([text], benchmark.problems[:1])[0] for text in texts))
     for answer_format, right, evaluated, measured in (
             ("auto", [0, 1, 0], "lenient", 2 / 3), ("lenient", [1, 1, 0], "lenient", 2 / 3),
@@ -263,14 +245,14 @@ def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, m
                                         max_new_tokens=10)
         scored = make_scorer(config, loaded, load_problems(files[0], loaded.tokenizer), None)(asked, None, 1)
         assert scored.reward.tolist() == scored.info["correct"].tolist() == right
-        before = evaluation.before_training(None, load_problems(files[0], loaded.tokenizer), None, config.grading,
-                                            Request(0, 0))
-        assert [row["correct"] for row in before] == right  # what is chosen is judged as it will be paid
+        before = evaluation.sample_before_training(None, load_problems(files[0], loaded.tokenizer), None,
+                                                   config.grading, Request(0, 0))
+        assert [row["correct"] for row in before] == right  # an example is chosen by the verdicts of its reward
         assert not scored.info["timed_out"].any()
         reward_format = "boxed" if answer_format == "auto" else answer_format
-        assert set(scored.info["graded_by"]) == {grade.describe(reward_format, "math")}
+        assert set(scored.info["graded_by"]) == {grade.describe_grader(reward_format, "math")}
         found = heldout_of(config, loaded)(None, 1)
-        assert found["eval/graded_by"] == grade.describe(evaluated, "math")
+        assert (found["eval/graded_by"], found["eval/n"]) == (grade.describe_grader(evaluated, "math"), 3)
         assert found["eval/greedy"] == pytest.approx(measured)
 
 
@@ -287,7 +269,7 @@ def test_the_format_reward_pays_for_any_answer(tiny, monkeypatch):
 
 @pytest.fixture
 def files(tmp_path):
-    """Names of three benchmark files of three problems each."""
+    """Paths of three benchmark files of three problems each."""
     made = []
     for name in ("math500", "AIME24", "amc23"):
         made.append(str(tmp_path / f"{name}.jsonl"))
@@ -309,7 +291,7 @@ def test_the_one_shot_protocol_samples_aime_and_amc_eight_times(files, base):
     made = benchmarks.load_benchmarks(config(files, base, "x", num_samples=2, temperature=1.0), loaded)
     assert {(b.num_samples, b.temperature) for b in made} == {(2, 1.0)}
     assert [b.judge(["It is 4."], b.problems[:1]) for b in made] == 3 * [[
-        {"extracted": "4", "correct": True, "timed_out": False, "graded_by": grade.describe("lenient", "math")}]]
+        {"extracted": "4", "correct": True, "timed_out": False, "graded_by": grade.describe_grader("lenient", "math")}]]
     with pytest.raises(UserError, match="leave those out"):
         benchmarks.load_benchmarks(config(files, base, "x", protocol="one_shot", num_samples=2), loaded)
     with pytest.raises(UserError, match="--num_samples=2 at --temperature=0"):
@@ -324,7 +306,7 @@ def test_files_of_one_name_are_told_apart(tmp_path, files, base):
     twin.write_text(pathlib.Path(files[0]).read_text())
     loaded = loading.load_model(str(base))
     made = benchmarks.load_benchmarks(config([files[0], str(twin)], base, "x", protocol="one_shot"), loaded)
-    assert [(b.name, b.num_samples) for b in made] == [(files[0], 1), (str(twin), 1)]  # a folder's name is no pattern
+    assert [(b.name, b.num_samples) for b in made] == [(files[0], 1), (str(twin), 1)]  # the protocol ignores folders
 
 
 def test_several_benchmarks_are_one_table(tmp_path, files, base):
@@ -337,18 +319,19 @@ def test_several_benchmarks_are_one_table(tmp_path, files, base):
     assert summary["mean"] == pytest.approx(np.mean([one["accuracy"] for one in summary["benchmarks"].values()]))
     rows = read_jsonl(out / "completions.jsonl")
     assert [row["benchmark"] for row in rows] == ["math500"] * 3 + ["AIME24"] * 24 + ["amc23"] * 24
-    assert {row["graded_by"] for row in rows} == {grade.describe("lenient", "math")}
-    assert [row["completion"] for row in rows[3:27]] == [row["completion"] for row in rows[27:]]  # place is no matter
+    assert {row["graded_by"] for row in rows} == {grade.describe_grader("lenient", "math")}
+    assert [row["completion"] for row in rows[3:27]] == [row["completion"] for row in rows[27:]]  # in any place
     alone = benchmarks.evaluate(config(files[1:2], base, tmp_path / "alone", num_samples=8, temperature=0.6))
     assert {key: alone[key] for key in summary["benchmarks"]["AIME24"]} == summary["benchmarks"]["AIME24"]
     assert summary["flags"]["model"] == f"{base}@200"
 
 
 def test_the_table():
-    greedy = estimators.summarise(graded([[1], [0], [0], [1]], [["1"]] * 4), 1) | {
+    greedy = estimators.summarise_rows(make_graded_rows([[1], [0], [0], [1]], [["1"]] * 4), 1) | {
         "temperature": 0.0, "graded_by": "G", "styles": {"careful": (0.5, 0.75), "ramble": (0.0, None)}}
-    sampled = estimators.summarise(graded([[1, 0]] * 2, [["1", "2"]] * 2), 2) | {"temperature": 0.6, "graded_by": "H"}
-    lines = benchmarks.table("M", {"one": greedy, "two": sampled}).splitlines()
+    sampled = estimators.summarise_rows(make_graded_rows([[1, 0]] * 2, [["1", "2"]] * 2), 2) | {
+        "temperature": 0.6, "graded_by": "H"}
+    lines = benchmarks.format_table("M", {"one": greedy, "two": sampled}).splitlines()
     assert lines[:3] == [
         "M, 95 % intervals in brackets", "",
         "| benchmark | problems | measure | accuracy | pass@k | maj@k | truncated | timed out | graded by |"]
@@ -363,7 +346,7 @@ def test_the_table():
 # ----- stopping and continuing
 
 def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkeypatch):
-    """As a probe asks: half a question, and what is said of a completion is the probe's own."""
+    """As in a probe: half a question for a prompt, and a judge of its own."""
     loaded, problems, _, sampler = tiny
     halves = [dataclasses.replace(p, prompt=p.prompt.rsplit(" ", 3)[0]) for p in problems]
     sets = [Benchmark(name, asked, prompts.encode_prompts(loaded.tokenizer, asked, loaded.config, 10),
@@ -375,10 +358,10 @@ def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkey
     spy = sampler._replace(sample=lambda *args: streams.add(args[-1].stream) or sampler.sample(*args))
 
     def keep():
-        return completions.keep(same, spy, sets, Request(0, 0), rows_per_call=4)
+        return completions.sample_and_keep(same, spy, sets, Request(0, 0), rows_per_call=4)
 
     kept = keep()
-    assert streams == {sampler.EVAL}  # whatever stream the request names
+    assert streams == {sampling.EVAL}  # whatever stream the request names
     for name, asked in (("whole", problems), ("half", halves)):
         assert [(row["problem"], row["sample"]) for row in kept[name]] == [(i, j) for i in range(7) for j in range(2)]
         for row in kept[name]:
@@ -390,13 +373,13 @@ def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkey
     for rows in (5, 14, 21):  # within the first set, between the two, within the second
         log.write_bytes(b"".join(written.splitlines(keepends=True)[:rows]))
         assert keep() == kept and log.read_bytes() == written
-    monkeypatch.setattr(Tokenizer, "decode_rollouts", None)  # what follows sampling
+    monkeypatch.setattr(Tokenizer, "decode_rollouts", None)  # fails if anything is sampled
     assert keep() == kept
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, base, compiled):
-    """The evaluation that nothing interrupted."""
+    """An evaluation that was not interrupted."""
     out = tmp_path_factory.mktemp("straight") / "out"
     run("evaluate", f"--model={base}", *FLAGS, f"--out={out}", compiled=compiled, expect=0)
     return out
@@ -408,8 +391,8 @@ def begin(tmp_path, base, launch):
     return functools.partial(launch, "evaluate", f"--model={base}", *FLAGS, f"--out={tmp_path / 'out'}")
 
 
-def written(out):
-    """What an evaluation left, without the folder's name."""
+def read_outputs(out):
+    """The outputs of an evaluation, without the name of its folder."""
     summary = json.loads((out / "summary.json").read_text())
     return (out / "completions.jsonl").read_bytes(), (out / "table.md").read_text(), summary | {
         "flags": summary["flags"] | {"out": "", "resume": ""}}
@@ -426,14 +409,14 @@ def test_a_killed_evaluation_continues_at_the_first_missing_row(tmp_path, begin,
     cut = left[: left.rindex(b"\n", 0, -60) + 30]  # in the middle of a row of the middle of a call
     killed.write_bytes(cut)
     finish(begin("--resume=must"), expect=0)
-    assert written(out) == written(straight) and count_lines(killed) == TOTAL
+    assert read_outputs(out) == read_outputs(straight) and count_lines(killed) == TOTAL
     assert killed.read_bytes().startswith(cut)
 
 
 def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monkeypatch, request):
-    """In this process, so that the signal comes at a known place: after the sampling of the third call."""
+    """In this process, so that the signal comes at a known point: after the third call of the sampler."""
     decode, calls = Tokenizer.decode_rollouts, []
-    request.addfinalizer(functools.partial(  # what was started in the background of a shell ignores Ctrl-C
+    request.addfinalizer(functools.partial(  # a background job of a shell ignores Ctrl-C
         signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)))
 
     def interrupted(*args):
@@ -443,7 +426,7 @@ def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monk
         return decode(*args)
 
     same = config(files, base, tmp_path / "out", num_samples=4, temperature=1.0, rows_per_call=2)
-    whole = written_rows(same.with_flags(out=str(tmp_path / "whole")))
+    whole = run_and_read(same.with_flags(out=str(tmp_path / "whole")))
     monkeypatch.setattr(Tokenizer, "decode_rollouts", interrupted)
     log = tmp_path / "out" / "completions.jsonl"
     with pytest.raises(Interrupted) as stop:
@@ -451,31 +434,25 @@ def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monk
     done = count_lines(log)
     assert str(stop.value) == f"interrupted with {done} of 36 completions in {log}; the same command continues"
     assert stop.value.exit_code == 130 and 4 <= done < 36
-    assert written_rows(same) == whole
+    assert run_and_read(same) == whole
 
 
-def written_rows(evaluation_config):
-    """Runs it; the completions that are then there."""
+def run_and_read(evaluation_config):
+    """Runs the evaluation; returns its completions.jsonl."""
     benchmarks.evaluate(evaluation_config)
     return (pathlib.Path(evaluation_config.kept.out) / "completions.jsonl").read_bytes()
 
 
-def test_a_finished_evaluation_is_not_sampled_again(tmp_path, base, files, monkeypatch):
-    first = benchmarks.evaluate(config(files, base, tmp_path / "out"))
-    monkeypatch.setattr(Tokenizer, "decode_rollouts", None)  # what follows sampling
-    assert benchmarks.evaluate(config(files, base, tmp_path / "out")) == first
-
-
 def test_what_was_graded_again_is_summarised_without_sampling(tmp_path, base, files, monkeypatch):
-    """In place: the evaluation's own command then says what the other grader found, and names it."""
+    """After grading in place, the evaluation's own command reports the other grader's verdicts and its name."""
     same = config(files[:1], base, tmp_path)
-    assert benchmarks.evaluate(same)["graded_by"] == grade.describe("lenient", "math")
+    assert benchmarks.evaluate(same)["graded_by"] == grade.describe_grader("lenient", "math")
     path = tmp_path / "completions.jsonl"
     write_jsonl(path, *(row | {"completion": rf"\\boxed{{{row['answer']}}}"} for row in read_jsonl(path)))
     regrade.regrade(regrade.GradeConfig(completions=str(path), out=str(path), answer_format="boxed"))
     monkeypatch.setattr(Tokenizer, "decode_rollouts", None)
     again = benchmarks.evaluate(same)
-    assert (again["accuracy"], again["graded_by"]) == (1, grade.describe("boxed", "math"))
+    assert (again["accuracy"], again["graded_by"]) == (1, grade.describe_grader("boxed", "math"))
 
 
 def test_what_is_not_the_same_evaluation_is_refused(tmp_path, base, files):
@@ -511,4 +488,4 @@ def test_a_full_disk_names_the_file_and_keeps_what_is_there(tmp_path, begin, str
     result = finish(begin(prefix=("sh", "-c", 'ulimit -f 32; exec "$@"', "sh")), expect=1)
     assert result.errors == [f"error: {log}: File too large"] and 0 < count_lines(log) < TOTAL
     finish(begin(), expect=0)
-    assert written(tmp_path / "out") == written(straight)
+    assert read_outputs(tmp_path / "out") == read_outputs(straight)

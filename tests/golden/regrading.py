@@ -56,7 +56,7 @@ def measure(name: str, math500: str, *kept: str) -> None:
                           "completions": collections.Counter(row["benchmark"] for row in found)}
         for title, quadruples in sets.items():
             given, answers, wanted, rules = zip(*quadruples)
-            verdicts = grade.verdicts([rf"\boxed{{{text}}}" for text in given], answers, "boxed", grader)
+            verdicts = grade.grade_texts([rf"\boxed{{{text}}}" for text in given], answers, "boxed", grader)
             record[column]["sets"][title] = {
                 "pairs": len(given), "accepted": sum(verdict.correct for verdict in verdicts),
                 "timed_out": sum(verdict.timed_out for verdict in verdicts),

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import os
-import pathlib
 import select
 import signal
 import subprocess
@@ -36,17 +35,17 @@ def shared():
 
 @pytest.fixture
 def fresh():
-    """A pool of one child, made by a test that tampers with how children are made."""
+    """A pool of one child, for tests that change how children are started."""
     with contextlib.closing(workers.Pool(1)) as pool:
         yield pool
 
 
 def ask(pool, questions: list[Question]) -> list[Reply]:
-    return pool.map(pool.ask, questions)
+    return list(pool.threads.map(pool.ask, questions))
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs: one that has ended and waits for its parent does not."""
+    """Whether the process runs; a zombie does not."""
     status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     return bool(status) and status[0] != "Z"
 
@@ -59,7 +58,7 @@ def gone(pids: list[int], limit: float = 6 * child.WALL_SECONDS) -> bool:
 
 
 def descendants(pid: int) -> list[int]:
-    """Of this process: the children of the pool and the forks in which they work."""
+    """The process ids below `pid`: children of a pool, and the forks in which they work."""
     table = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.split()
     pairs = list(zip(map(int, table[::2]), map(int, table[1::2])))
     found = [pid]
@@ -87,32 +86,22 @@ def test_any_text_is_answered(shared):
     assert ask(shared, EASY) == RIGHT
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no limit on memory")
 def test_a_child_may_use_no_more_memory(shared):
-    ask(shared, EASY[:1])
-    for worker in shared.idle:
-        limits = pathlib.Path(f"/proc/{worker.process.pid}/limits")
-        if not limits.exists():
-            pytest.skip("no /proc here")
-        line, = (line for line in limits.read_text().splitlines() if line.startswith("Max address space"))
-        assert int(line.split()[3]) == child.MEGABYTES << 20
     assert ask(shared, [Question("original", "['']*200000000", "7.5")]) == [Reply(False, True)]  # a list of 1.6 GB
     assert ask(shared, EASY) == RIGHT
 
 
-def test_a_child_killed_between_questions_is_replaced(shared):
-    ask(shared, EASY)
-    for worker in shared.idle:
-        os.killpg(worker.process.pid, signal.SIGKILL)  # the fork that works in it, too
-        worker.process.wait()
-    assert ask(shared, EASY) == RIGHT
-
-
-def test_a_fork_killed_between_questions_leaves_no_reply_behind(shared):
-    """A reply that nobody asked for would be taken for that to the next question."""
+@pytest.mark.parametrize("kill_child", [True, False])
+def test_a_child_or_its_fork_killed_between_questions_is_replaced_and_leaves_no_reply(shared, kill_child):
+    """A reply to no question would be taken for the reply to the next one."""
     ask(shared, EASY)
     pids = [worker.process.pid for worker in shared.idle]
-    for pid in [fork for pid in pids for fork in descendants(pid)]:
-        os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        if kill_child:
+            os.killpg(pid, signal.SIGKILL)  # with the fork that works in it
+        for fork in [] if kill_child else descendants(pid):
+            os.kill(fork, signal.SIGKILL)
     assert gone(pids) and ask(shared, EASY) == RIGHT
 
 
@@ -150,7 +139,7 @@ def test_a_child_that_talks_nonsense_or_dies_is_a_no(monkeypatch, fresh, code):
     monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", READY + code])
     start = time.monotonic()
     assert ask(fresh, EASY[:1]) == [Reply(False, True)] and not fresh.idle
-    assert time.monotonic() - start < child.WALL_SECONDS  # nobody waits for more
+    assert time.monotonic() - start < child.WALL_SECONDS  # without waiting for more output
     monkeypatch.undo()
     assert ask(fresh, EASY[:1]) == RIGHT[:1]
 
@@ -181,10 +170,10 @@ def test_libraries_are_asked_for_by_name_before_anything_is_graded(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    assert grade.describe("answer", "math") == "answer / math"  # the synthetic task does without
+    assert grade.describe_grader("answer", "math") == "answer / math"  # the synthetic tasks need no library
     for answer_format, grader in (("lenient", "math"), ("answer", "original")):
         with pytest.raises(UserError, match=r"Math-Verify.* is not installed: pip install 'rlvr_jax\[real\]'"):
-            grade.describe(answer_format, grader)
+            grade.describe_grader(answer_format, grader)
 
 
 PARENT = """
@@ -199,7 +188,7 @@ WAIT
 
 @pytest.mark.parametrize("end", ["exits", "is killed"])
 def test_no_child_outlives_its_parent(end):
-    """Even one in the middle of a product without end."""
+    """Even one in the middle of an endless computation."""
     code = PARENT.replace("WAIT", "time.sleep(600)" if end == "is killed" else "time.sleep(1); workers.POOL.size")
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout.readline() == "ready\n"
@@ -218,7 +207,7 @@ def test_a_child_loads_no_jax_and_its_parent_no_sympy():
 
 
 def test_a_child_is_ended_with_the_fork_in_which_it_works(monkeypatch):
-    """The fork holds the child's output open until it ends."""
+    """The fork keeps the child's output open until it ends."""
     forks = "import os, sys, time; print('\"ready\"', flush=True) if os.fork() else 0; time.sleep(30)"
     monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", forks])
     worker = workers.Worker()
@@ -229,9 +218,9 @@ def test_a_child_is_ended_with_the_fork_in_which_it_works(monkeypatch):
 
 
 def test_a_verifier_that_only_waits_is_ended_without_a_parent():
-    """It takes no time of the processor, and nobody is there to kill it."""
+    """It uses no CPU time, and no parent is left to kill it."""
     code = ("import time; from rlvr_jax.grading import child; child.WALL_SECONDS = 0.2;"
-            "child.decide = lambda question: time.sleep(60); child.serve([])")
+            "child.decide_question = lambda question: time.sleep(60); child.serve([])")
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=b'["math", "1", "2"]\n', capture_output=True,
                           timeout=40)
     assert told.stdout == b'"ready"\nnull\n' and told.returncode == 0

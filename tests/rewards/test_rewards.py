@@ -238,7 +238,7 @@ def test_votes_are_counts_of_the_models_own_answers():
     right = {0: "4", 1: "5"}
     rows = [{"problem": place, "extracted": text, "correct": text == right[place]}
             for place, texts in given.items() for text in texts]
-    assert measure.votes(rows, 2) == [
+    assert measure.majority_votes(rows, 2) == [
         {"majority": "3", "majority_correct": False, "wrong": "3"},
         {"majority": "5", "majority_correct": True, "wrong": "6"}]
 

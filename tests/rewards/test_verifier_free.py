@@ -169,7 +169,7 @@ def test_an_objective_that_would_change_the_weights_is_refused(changes, message)
 
 def test_a_format_that_opens_no_answer_is_refused():
     with pytest.raises(UserError, match="--answer_format=last_number.*answer, boxed, tag, lenient"):
-        extract.stated("last_number")
+        extract.answer_opening("last_number")
     for name, (opening, _) in extract.STATED.items():
-        assert extract.EXTRACTORS[name](f"so {extract.state(name, '17')}") == "17"
-        assert extract.state(name, "17").startswith(opening)
+        assert extract.EXTRACTORS[name](f"so {extract.state_answer(name, '17')}") == "17"
+        assert extract.state_answer(name, "17").startswith(opening)

@@ -81,7 +81,7 @@ def test_the_greedy_completions_of_every_evaluation_are_kept(straight):
     assert all(row.keys() == {"step", "completions", "correct"} for row in later)
     assert len(first["prompts"]) == len(first["answers"]) == 16
     for row in rows:
-        verdicts = grade.verdicts(row["completions"], first["answers"], "answer", "math")
+        verdicts = grade.grade_texts(row["completions"], first["answers"], "answer", "math")
         assert [verdict.correct for verdict in verdicts] == [bool(right) for right in row["correct"]]
 
 

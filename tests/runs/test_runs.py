@@ -666,7 +666,7 @@ def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
     rows = [{"problem": p, "correct": i < right, "completion": "think answer 3"}
             for p, right in enumerate([0, 60, 15]) for i in range(64)]
     asked = []
-    monkeypatch.setattr(measure, "measure", lambda by, benchmark, request, **_: asked.append(
+    monkeypatch.setattr(measure, "sample_and_grade", lambda by, benchmark, request, **_: asked.append(
         (benchmark.temperature, request)) or rows)
     monkeypatch.setattr(train, "load_pool", lambda *_: problems)
     chosen = train.find_problems(TrainConfig.from_flags(example="auto", temperature=0.7, seed=3), start,

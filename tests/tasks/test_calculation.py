@@ -44,8 +44,8 @@ def test_the_answer_is_the_value_of_the_text_by_another_evaluator(level, seed):
     outer = re.sub(r"\(\d+/\d+\)", "1", text)  # a fraction is a leaf
     assert len(re.findall(r" [-+*/] ", outer)) == level and max(map(int, re.findall(r"\d+", text))) <= 100
     for answer_format, said in (("boxed", rf"\boxed{{{problem.answer}}}"), ("lenient", f"The answer is {problem.answer}.")):
-        assert grade.correct(said, problem.answer, answer_format)
-    assert not grade.correct(rf"\boxed{{{Fraction(problem.answer) + 1}}}", problem.answer, "boxed")
+        assert grade.is_correct(said, problem.answer, answer_format)
+    assert not grade.is_correct(rf"\boxed{{{Fraction(problem.answer) + 1}}}", problem.answer, "boxed")
 
 
 @settings(deadline=None, max_examples=40)

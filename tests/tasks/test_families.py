@@ -128,16 +128,16 @@ def test_an_example_is_chosen_by_its_pass_rate_and_by_style_where_that_is_asked_
 def test_each_family_of_a_mixture_has_its_accuracy_beside_that_of_all(monkeypatch):
     problems = [Problem("", "1", "", {"task": name}) for name in ("arithmetic", "arithmetic", "arithmetic", "boolean")]
     rows = [{"problem": i, "correct": i in (0, 2), "completion": "think answer 1"} for i in range(4)]
-    monkeypatch.setattr(measure, "measure", lambda *args, **kwargs: rows[: len(args[1].problems)])
+    monkeypatch.setattr(measure, "sample_and_grade", lambda *args, **kwargs: rows[: len(args[1].problems)])
     by = measure.Sampler(None, None, None)
-    heldout = lambda asked: measure.heldout(by, asked, None, Request(0, 0), "answer")
+    heldout = lambda asked: measure.measure_heldout(by, asked, None, Request(0, 0), "answer")
     found = heldout(problems)
     assert [found[f"eval/sampled{name}"] for name in ("", "_arithmetic", "_boolean")] == [0.5, 2 / 3, 0.0]
     assert "eval/sampled_arithmetic" not in heldout(problems[:3])
 
 
 def test_a_base_is_measured_on_the_split_that_is_asked_for_with_other_draws_at_each_step(monkeypatch):
-    monkeypatch.setattr(measure, "heldout", lambda by, problems, prompts, request: (problems, request))
+    monkeypatch.setattr(measure, "measure_heldout", lambda by, problems, prompts, request: (problems, request))
     config, words = SMALL.with_flags(heldout_split="dev", seed=3), families.make_tokenizer(["boolean"])
     shape = pretrain.shape_of(config, {"boolean": 1.0}, words)
     problems, request = pretrain.make_heldout(config, {"boolean": 1.0}, words, shape)(None, 7)

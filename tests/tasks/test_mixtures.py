@@ -55,7 +55,7 @@ def test_two_families_are_trained_on_and_measured_each_in_its_own_format(tmp_pat
     made = pretrain.pretrain(pretrain.PretrainConfig.from_flags(
         num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False, warmup_steps=10,
         learning_rate=1e-2, eval_size=32, task_shares="box:0.5,arithmetic:0.5", num_steps=150, run_dir=str(base)))
-    formats = {"box": grade.describe("boxed", "math"), "arithmetic": "answer / math"}
+    formats = {"box": grade.describe_grader("boxed", "math"), "arithmetic": "answer / math"}
     assert made["final"]["graded_by"] == ", ".join(formats.values())
     train.train(CONFIG.with_flags(model=str(base), run_dir=str(run), problems="box,arithmetic", example_pool=12))
     rows, metrics = read_jsonl(run / "rollouts.jsonl"), read_jsonl(run / "metrics.jsonl")

@@ -92,7 +92,7 @@ def test_a_unit_in_brackets_is_a_unit(tmp_path):
     for answer, right in (("9 (apples)", "9"), ("24 (hot dogs)", "24"), ("2.5 (m)", "2.5")):
         found, = load(write_jsonl(tmp_path / "p.jsonl", {"question": "q", "answer": answer}))
         for grader in ("math", "original"):
-            assert grade.verdicts([rf"\boxed{{{right}}}", r"\boxed{8}"], [found.answer] * 2, "boxed", grader) == [
+            assert grade.grade_texts([rf"\boxed{{{right}}}", r"\boxed{8}"], [found.answer] * 2, "boxed", grader) == [
                 (True, right, False), (False, "8", False)]
 
 

@@ -137,8 +137,8 @@ def test_n_has_no_careful_solution():
 def test_the_parser_judges_solutions_of_a_world_step_by_step(name):
     rows, problems = texts(name, num=200)
     for (words, solution), problem in zip(rows, problems):
-        tree, trace = traces.read(" ".join(words), " ".join(solution))
-        found = traces.judge(tree, traces.read_value(problem.answer), trace)
+        tree, trace = traces.read_trace(" ".join(words), " ".join(solution))
+        found = traces.judge_trace(tree, traces.read_value(problem.answer), trace)
         wrong = [place for place, (op, operand, before, value) in enumerate(steps((words, solution)))
                  if value != after(before, op, operand)]
         assert [place for kind, place in found.errors if kind == "calc"] == wrong

@@ -102,7 +102,7 @@ PROBLEM = Problem("q", "20", "coins 7 + 5 * 2 - 4 =", {"steps": STEPS, "task": "
 def test_the_critic_is_exact(attempt, said):
     """A careful solution with the first wrong step and a wrong answer remarked on; its own answer is found."""
     assert critique.criticise(STEPS, attempt) == said
-    assert extract.after_answer(said) == "20"
+    assert extract.word_after_answer(said) == "20"
 
 
 def test_a_critique_begins_where_the_model_begins_when_it_is_asked_the_problem():
@@ -144,7 +144,7 @@ def test_controls_have_as_many_rows_and_what_they_leave_out_is_gone():
 
 def test_own_right_solutions_are_of_the_problems_that_have_some(base, tmp_path, monkeypatch):
     right = {1, 3}
-    monkeypatch.setattr(critique, "measure", lambda sampler, asked, request: [
+    monkeypatch.setattr(critique, "sample_and_grade", lambda sampler, asked, request: [
         {"completion": str(i), "correct": i in right} for i in range(len(asked.problems)) for _ in range(2)])
     config = critique.CritiqueConfig.from_flags(model=str(base), num_ops=2, max_new_tokens=10, num_attempts=2,
                                                 kind="correct", example="all", example_pool=5,

@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.estimators import shown
+from rlvr_jax.evaluation.estimators import format_estimate
 from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig, Pair, Undefined
 from rlvr_jax.lab.diagnostics.table import DIAGNOSTICS, SHARE, Found
 from rlvr_jax.lab.elicit.weight_difference import weight_difference
@@ -92,7 +92,7 @@ def about(flag: str, function, *given):
 def format_page(summary: dict, made_by: str) -> str:
     """diagnose.md; `made_by` stands at the end."""
     flags, rows = summary["flags"], summary["rows"]
-    cells = [[label, row["why"] or shown(row["value"], row["interval"]), f"{row['forward_tokens']:,}"]
+    cells = [[label, row["why"] or format_estimate(row["value"], row["interval"]), f"{row['forward_tokens']:,}"]
              for label, row in rows.items()]
     about = [f"- **{name}** ({row.unit}{row.paper and f', {row.paper}'}): {row.what} High means {row.high}."
              for name, row in DIAGNOSTICS.items() if (name, "") in {(x["diagnostic"], x["why"]) for x in rows.values()}]

@@ -15,7 +15,7 @@ from rlvr_jax import logprobs, model, parallel
 from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_sets
-from rlvr_jax.evaluation.completions import Folder, KeptConfig, keep
+from rlvr_jax.evaluation.completions import Folder, KeptConfig, sample_and_keep
 from rlvr_jax.evaluation.estimators import LEAST_GAP
 from rlvr_jax.evaluation.measure import make_sampler
 from rlvr_jax.grading import mathematics
@@ -151,7 +151,8 @@ class Pair:
         sets = load_sets(kept.with_flags(max_problems=few), self.base, lambda stem: (count, self.config.temperature))
         sampler = make_sampler(self.base, kept.sampling)
         for name, loaded in zip(ENDS, (self.base, self.trained)):
-            parts = keep(self.folder(f"samples_{name}"), sampler._replace(params=parallel.place_state(loaded.params)),
+            parts = sample_and_keep(self.folder(f"samples_{name}"),
+                                    sampler._replace(params=parallel.place_state(loaded.params)),
                          sets, Request(kept.seed, 0), kept.rows_per_call)
             rows = [row for part in parts.values() for row in part]
             self.count(f"samples, {name}", rows, 1)

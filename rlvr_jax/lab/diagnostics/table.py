@@ -9,7 +9,7 @@ from typing import Any, Callable, NamedTuple, Optional
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.estimators import RESAMPLES, bootstrap, pass_at_k, recovered, resampled
+from rlvr_jax.evaluation.estimators import RESAMPLES, bootstrap, pass_at_k, recovered_share, bootstrap_statistic
 from rlvr_jax.lab.diagnostics import formulas
 from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig, Pair, Undefined, check_gain, percent
 from rlvr_jax.lab.elicit.when import swapped_share
@@ -51,7 +51,7 @@ def tries(pair: Pair, *_) -> Found:
     def corrected(base, trained, base_luck, trained_luck):
         return formulas.beyond_luck(trained, trained_luck) - formulas.beyond_luck(base, base_luck)
     means = [float(column.mean()) for column in columns]
-    return Found(corrected(*means), resampled(corrected, *columns), {
+    return Found(corrected(*means), bootstrap_statistic(corrected, *columns), {
         "k": k, "pass@k": means[:2], "luck": means[2:], "guess_rates": [float(rates_P.mean()) for rates_P in rates]})
 
 
@@ -65,7 +65,7 @@ def cover(pair: Pair, _, tau: float) -> Found:
 def of_gain(pair: Pair, rows: list[dict], more: dict, reverse: bool = False) -> Found:
     """The share of the gain that these rows recover, or in `reverse` lose."""
     right_P = np.array([row["correct"] for row in rows], float)
-    share, (low, high) = recovered(*pair.right, right_P)
+    share, (low, high) = recovered_share(*pair.right, right_P)
     value, ends = (1 - share, (1 - high, 1 - low)) if reverse else (share, (low, high))
     return Found(value, ends, {"accuracy": float(right_P.mean())} | more)
 

@@ -23,8 +23,8 @@ import numpy as np
 
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.measure import Benchmark, by_answer, make_sampler, measure
-from rlvr_jax.grading.extract import state
+from rlvr_jax.evaluation.measure import Benchmark, judge_by_answer, make_sampler, sample_and_grade
+from rlvr_jax.grading.extract import state_answer
 from rlvr_jax.pretrained import loading
 from rlvr_jax.records import Problem
 from rlvr_jax.runs import files
@@ -84,7 +84,8 @@ def correct(problem: Problem, attempts: list[dict], rng: np.random.Generator) ->
 
 def answer(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:
     """A control: the right answer alone."""
-    return [(problem.prompt, state(FAMILIES[problem.meta["task"]].answer_format, problem.answer))] * len(attempts)
+    return [(problem.prompt,
+             state_answer(FAMILIES[problem.meta["task"]].answer_format, problem.answer))] * len(attempts)
 
 
 def expert(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -143,8 +144,9 @@ def make_examples(config: CritiqueConfig) -> list[dict]:
     pool = merge(load_problems(source, loaded.tokenizer, "example", config.example_pool, config.seed))
     problems = choose_problems(config, pool)
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, config.sampling.max_new_tokens)
-    asked = Benchmark("example", problems, prompts, by_answer(GradingConfig()), config.num_attempts, config.temperature)
-    rows = list(measure(make_sampler(loaded, config.sampling), asked, Request(config.seed, 0, stream=CHOOSE)))
+    asked = Benchmark("example", problems, prompts, judge_by_answer(GradingConfig()), config.num_attempts,
+                      config.temperature)
+    rows = list(sample_and_grade(make_sampler(loaded, config.sampling), asked, Request(config.seed, 0, stream=CHOOSE)))
     attempts = [rows[i : i + config.num_attempts] for i in range(0, len(rows), config.num_attempts)]
     rng = np.random.default_rng(config.seed)
     pairs = [pair for each in zip(problems, attempts) for pair in KINDS[config.kind](*each, rng)]

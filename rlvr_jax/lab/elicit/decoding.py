@@ -8,9 +8,9 @@ import numpy as np
 
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.benchmarks import benchmark_summary, joined, load_sets
-from rlvr_jax.evaluation.completions import Folder, keep
-from rlvr_jax.evaluation.estimators import shown, wilson
+from rlvr_jax.evaluation.benchmarks import summarise_benchmark, combine_summaries, load_sets
+from rlvr_jax.evaluation.completions import Folder, sample_and_keep
+from rlvr_jax.evaluation.estimators import format_estimate, wilson
 from rlvr_jax.evaluation.measure import Benchmark, make_sampler
 from rlvr_jax.lab.elicit import answer_selection, gate, latents, steering, trajectory, vectors
 from rlvr_jax.lab.elicit.power import PowerConfig, power_sample_fn
@@ -132,10 +132,11 @@ def elicit(config: ElicitConfig) -> dict:
         return [{"forward_tokens": int(n)} | row for n, row in zip(fed, method.columns(rollouts, texts, judged))]
 
     sampler = make_sampler(loaded, kept.sampling, sample_fn=method.sample_fn, params=method.params)
-    rows = keep(Folder(kept.out, "elicit", config, kept.resume, config.method), sampler, benchmarks,
+    rows = sample_and_keep(Folder(kept.out, "elicit", config, kept.resume, config.method), sampler, benchmarks,
                 Request(kept.seed, 0), kept.rows_per_call, more)
     summaries = {b.name: set_summary(method, b, rows[b.name]) for b in benchmarks}
-    summary = {"method": config.method} | numbers | method.summary | joined(summaries) | {"flags": config.as_flags()}
+    summary = {"method": config.method} | numbers | method.summary | combine_summaries(summaries) | {
+        "flags": config.as_flags()}
     files.write_whole(out / "table.md", table(config, summaries))
     files.write_json(out / "summary.json", summary)
     return summary
@@ -147,7 +148,7 @@ def set_summary(method: Method, benchmark: Benchmark, rows: list[dict]) -> dict:
     `mean_accuracy` is that of all completions, `right` whether the first rule is right, by problem, `forward_tokens`
     the tokens run through the model for a problem: its prompt, once, and every token fed for its completions.
     """
-    size, whole = method.num_samples, benchmark_summary(benchmark, rows)
+    size, whole = method.num_samples, summarise_benchmark(benchmark, rows)
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
     picked = {name: [rule(group) for group in groups] for name, rule in method.rules.items()}
     right = {name: [bool(row and row["correct"]) for row in chosen] for name, chosen in picked.items()}
@@ -164,7 +165,7 @@ def set_summary(method: Method, benchmark: Benchmark, rows: list[dict]) -> dict:
 def table(config: ElicitConfig, summaries: dict[str, dict]) -> str:
     """Markdown: a row for each set of problems and rule."""
     header = ["problems", "n", "method", "answer", "accuracy", "forward tokens a problem", "graded by"]
-    rows = [[name, each["n"], config.method, rule, shown(right["accuracy"], right["interval"]),
+    rows = [[name, each["n"], config.method, rule, format_estimate(right["accuracy"], right["interval"]),
              f"{each['forward_tokens']:.1f}", each["graded_by"]]
             for name, each in summaries.items() for rule, right in each["rules"].items()]
     return f"{config.steering.kept.choice.model}, 95 % intervals in brackets\n\n{markdown_table(header, rows)}\n"

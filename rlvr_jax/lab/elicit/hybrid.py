@@ -14,8 +14,8 @@ from rlvr_jax import parallel, sampler
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_sets
-from rlvr_jax.evaluation.completions import Folder, keep
-from rlvr_jax.evaluation.estimators import outcome, shown
+from rlvr_jax.evaluation.completions import Folder, sample_and_keep
+from rlvr_jax.evaluation.estimators import summarise_outcome, format_estimate
 from rlvr_jax.evaluation.measure import Benchmark, Sampler
 from rlvr_jax.lab.elicit import gate, steering, vectors
 from rlvr_jax.model import ModelConfig
@@ -52,7 +52,7 @@ def hybrid(config: HybridConfig) -> dict:
     rows |= {"trained": ask("trained", trained.params)}
     rows |= {ORACLE: ask(ORACLE, {"model": loaded.params, "trained": trained.params, "steering": fitted.steering(
         chosen["strength"], chosen["rate"])}, steering.trained_gate_sample_fn(layer))}
-    summaries = {name: outcome(arm, rows["base"], rows["trained"]) | {
+    summaries = {name: summarise_outcome(arm, rows["base"], rows["trained"]) | {
         "steered": steering.share(arm) if "steered" in arm[0] else None, "oracle": name == ORACLE}
         for name, arm in rows.items()}
     curve = [{"rate": rate} | summaries.pop(f"rate_{rate:g}") for rate in sorted(config.rates)]
@@ -72,7 +72,8 @@ def asker(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmar
     def ask(name: str, params: dict, sample_fn: Callable = sampler.sample) -> list[dict]:
         path = str(pathlib.Path(kept.out) / name)
         steered = Sampler(compiled(loaded.config, decoding, sample_fn), parallel.place_state(params), loaded.tokenizer)
-        rows = keep(Folder(path, "hybrid", config.with_flags(out=path), kept.resume, name), steered, benchmarks,
+        rows = sample_and_keep(Folder(path, "hybrid", config.with_flags(out=path), kept.resume, name), steered,
+                               benchmarks,
                     Request(kept.seed, 0), kept.rows_per_call,
                     None if sample_fn is sampler.sample else steering.columns)
         return [row for part in rows.values() for row in part]
@@ -125,12 +126,13 @@ def table(summary: dict) -> str:
     """Markdown: a row for each arm, and for each rate of the curve."""
     flags, chosen, fit = summary["flags"], summary["chosen"], summary["gate"]
     every = summary["arms"] | {f"hybrid, rate {point['rate']:g}": point for point in summary["curve"]}
-    rows = [[name + " (oracle)" * arm["oracle"], shown(arm["accuracy"], arm["interval"]), shown(arm["steered"]),
-             shown(arm["recovered"], arm["recovered_interval"])] for name, arm in every.items()]
+    rows = [[name + " (oracle)" * arm["oracle"], format_estimate(arm["accuracy"], arm["interval"]),
+             format_estimate(arm["steered"]),
+             format_estimate(arm["recovered"], arm["recovered_interval"])] for name, arm in every.items()]
     return "\n".join([
         f"{flags['model']} steered by {flags['vector']} after layer {flags['layer']}, where a gate expects "
         f"{flags['trained']} to differ; {summary['n']} problems, 95 % intervals in brackets.",
         f"Chosen on other problems: strength {chosen['strength']:g}, rate {chosen['rate']:g}. The two models differ at "
         f"{fit['differ']:.1%} of tokens; {fit['first_of_differ']:.1%} of these are first tokens. AUROC of the gate "
-        f"{shown(fit['auroc'])}.", "",
+        f"{format_estimate(fit['auroc'])}.", "",
         markdown_table(["arm", "accuracy", "steered tokens", "gap recovered"], rows)]) + "\n"

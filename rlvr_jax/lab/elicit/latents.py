@@ -16,7 +16,7 @@ from rlvr_jax import parallel
 from rlvr_jax.config import Config, flag, flags_of
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import make_benchmark
-from rlvr_jax.evaluation.measure import Benchmark, make_sampler, measure
+from rlvr_jax.evaluation.measure import Benchmark, make_sampler, sample_and_grade
 from rlvr_jax.lab.elicit import openings, vectors
 from rlvr_jax.lab.elicit.activations import Activations, stream
 from rlvr_jax.lab.elicit.sae import Recipe, Sae, encode, quality, train
@@ -77,7 +77,8 @@ def choose_latent(config: LatentConfig, steering: vectors.SteeringConfig, loaded
     with progress(len(added), 0, "strengths", unit="strength") as bar:
         for strength, values in added.items():
             params = parallel.place_state({"model": loaded.params, "steering": values})
-            rows = measure(sampler._replace(params=params), benchmark, Request(kept.seed, 0), kept.rows_per_call)
+            rows = sample_and_grade(sampler._replace(params=params), benchmark, Request(kept.seed, 0),
+                                    kept.rows_per_call)
             accuracy[strength] = float(np.mean([row["correct"] for row in rows]))
             bar.update()
     best = max(accuracy, key=accuracy.get)  # of equal ones the first
@@ -120,7 +121,7 @@ def sample_activations(config: vectors.SteeringConfig, loaded: LanguageModel, pr
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, kept.sampling.max_new_tokens,
                              kept.source.prompt.max_prompt_tokens)
     benchmark = Benchmark("example", problems, prompts, lambda texts, problems: [{}] * len(texts), num_samples, 1.0)
-    rows = list(measure(
+    rows = list(sample_and_grade(
         make_sampler(loaded, kept.sampling), benchmark, Request(kept.seed, 0, stream=CHOOSE), kept.rows_per_call,
         more=lambda rollouts, texts, judged: [{"ids": ids[mask]} for ids, mask in zip(
             rollouts.completions, rollouts.completion_mask)]))

@@ -13,8 +13,8 @@ import numpy as np
 from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_sets
-from rlvr_jax.evaluation.completions import Folder, KeptConfig, keep
-from rlvr_jax.evaluation.estimators import outcome, shown
+from rlvr_jax.evaluation.completions import Folder, KeptConfig, sample_and_keep
+from rlvr_jax.evaluation.estimators import summarise_outcome, format_estimate
 from rlvr_jax.evaluation.measure import make_sampler
 from rlvr_jax.lab.elicit.swap import Gate, swap_sample_fn
 from rlvr_jax.lab.elicit.weight_difference import TOLERANCE, TOP, weight_difference
@@ -63,7 +63,8 @@ def when(config: WhenConfig) -> dict:
     gates = make_gates(config, texts["base"])
     every = texts | written("swapped", gates, swap_columns)
     summary = {"n": len(texts["base"]), "texts": {name: reading(rows, base.tokenizer) for name, rows in texts.items()},
-               "swapped": {name: outcome(rows, texts["base"], texts["trained"]) | {"tokens": swapped_share(rows)}
+               "swapped": {name: summarise_outcome(rows, texts["base"],
+                                                   texts["trained"]) | {"tokens": swapped_share(rows)}
                            for name, rows in every.items()},
                "gates": {name: {"first": min(gate.first, kept.sampling.max_new_tokens), "least": gate.least,
                                 "chance": gate.chance} for name, gate in gates.items()},
@@ -82,7 +83,7 @@ def written_under(folder: Folder, kept: KeptConfig, models: tuple[LanguageModel,
     sampler = make_sampler(base, kept.sampling, sample_fn=swap_sample_fn(list(gates.values())),
                       params={"base": base.params, "trained": trained.params})
     benchmarks = load_sets(kept, base, lambda stem: (len(gates), 0.0))
-    parts = keep(folder, sampler, benchmarks, Request(kept.seed, 0), kept.rows_per_call, more)
+    parts = sample_and_keep(folder, sampler, benchmarks, Request(kept.seed, 0), kept.rows_per_call, more)
     rows = [row for part in parts.values() for row in part]
     return {gate: rows[i :: len(gates)] for i, gate in enumerate(gates)}
 
@@ -164,8 +165,8 @@ def format_page(summary: dict) -> str:
                            [[f"`{a}`", f"`{b}`", n] for a, b, n in texts["base"]["pairs"]])
     swaps = markdown_table(["the trained model's token", "accuracy", "tokens swapped", "of the gap recovered"], [
         [{"base": "nowhere", "trained": "wherever they differ"}.get(name, name),
-         shown(gate["accuracy"], gate["interval"]), f"{gate['tokens']:.1%}",
-         shown(gate["recovered"], gate["recovered_interval"])] for name, gate in summary["swapped"].items()])
+         format_estimate(gate["accuracy"], gate["interval"]), f"{gate['tokens']:.1%}",
+         format_estimate(gate["recovered"], gate["recovered_interval"])] for name, gate in summary["swapped"].items()])
     kinds = collections.defaultdict(list)
     for name, tensor in summary["weights"]["tensors"].items():
         kinds["/".join(part for part in name.split("/") if not part.isdigit())].append(tensor)

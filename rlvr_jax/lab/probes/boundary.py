@@ -1,113 +1,100 @@
-"""The boundary of what a model can solve: pass@k of several models on the same problems (arXiv 2504.13837, 2505.24864).
+"""How many tries a model needs: pass@k of several models on the same problems (arXiv 2504.13837, 2505.24864).
 
-The first file is of the base, the last of the trained model, the others of checkpoints. P problems, K numbers of tries.
+The first file holds completions of the base model, the last those of the trained model, any others those of checkpoints
+in between. P problems, K numbers of tries.
 """
 
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.estimators import bootstrap, pass_at_k, shown
-from rlvr_jax.lab.probes.rows import Result, problem_of
+from rlvr_jax.evaluation.estimators import bootstrap, format_estimate, pass_at_k, powers_up_to
+from rlvr_jax.lab.probes.rows import Result, group_rows, problem_key
 from rlvr_jax.runs.markdown import markdown_table
 
 NEEDS = ("prompt", "correct")
 REGIMES = ("diminish", "plateau", "sustained", "none")
-DIMINISH_AT = 128  # tries at which fewer solved problems are called diminished
+DIMINISH_AT = 128  # tries at which fewer solved problems count as diminished
 
 
-def find(rows_by_file: dict[str, list[dict]]) -> Result:
-    """Curves, differences to the first file with 95 % intervals over problems, and which problems only one solves.
-    Raises UserError where the files are not of the same problems, with the same number of completions each."""
-    grouped = {name: by_problem(rows) for name, rows in rows_by_file.items()}
-    problems = list(next(iter(grouped.values())))
-    counts = {len(right) for rights in grouped.values() for right in rights.values()}
-    if any(list(rights) != problems for rights in grouped.values()) or len(counts) != 1:
+def probe_boundary(rows_by_file: dict[str, list[dict]]) -> Result:
+    """pass@k of each file, its difference to the first file with 95 % intervals over problems, and the problems that
+    only one of the two solves. Raises UserError unless all files have the same problems and equally many completions of
+    each."""
+    groups = {name: group_rows(rows, lambda row: (*problem_key(row), row["prompt"]))
+              for name, rows in rows_by_file.items()}
+    problems = list(next(iter(groups.values())))
+    sizes = {len(rows) for by_problem in groups.values() for rows in by_problem.values()}
+    if any(list(by_problem) != problems for by_problem in groups.values()) or len(sizes) != 1:
         raise UserError("--probe=boundary compares files of the same problems, with as many completions of each")
-    size = counts.pop()
-    ks = sorted({2**i for i in range(size.bit_length())} | {size})
-    curves = {name: np.array([[pass_at_k(size, sum(right), k) for k in ks] for right in rights.values()])
-              for name, rights in grouped.items()}  # [P,K]
-    base, last = (list(curves)[i] for i in (0, -1))
+    size, ks = max(sizes), powers_up_to(max(sizes))
+    right = {name: [sum(bool(row["correct"]) for row in rows) for rows in by_problem.values()]
+             for name, by_problem in groups.items()}
+    curves = {name: np.array([[pass_at_k(size, count, k) for k in ks] for count in counts])
+              for name, counts in right.items()}  # [P,K]
+    base, *others = curves
     record = {"n": len(problems), "num_samples": size, "files": {
         name: {"pass@k": {str(k): float(mean) for k, mean in zip(ks, values_PxK.mean(0))},
                "intervals": {str(k): bootstrap(values) for k, values in zip(ks, values_PxK.T)}}
-        | ({} if name == base else against(ks, curves[base], values_PxK, problems))
+        | ({} if name == base else compare_with_base(ks, curves[base], values_PxK, problems))
         for name, values_PxK in curves.items()}}
-    if len(curves) > 1:
-        record["regime"] = regime(ks, list(curves.values()))
-        record["regimes"] = {name: int(name == record["regime"]) for name in REGIMES}  # to be averaged over seeds
-    texts = {name: examples(rows) for name, rows in rows_by_file.items()}
-    items = [{"prompt": key[2], "benchmark": key[0], "right": {name: sum(file[key]) for name, file in grouped.items()},
-              "of": size, "solved_by": ", ".join(name for name, file in grouped.items() if any(file[key])) or "none",
-              "completions": {name: file[key] for name, file in texts.items() if key in file}} for key in problems]
-    return Result(record, format_page(record, base, last), lambda sheet: draw_figure(record, sheet), items)
+    if others:
+        record["regime"] = classify_regime(ks, list(curves.values()))
+        record["regimes"] = {name: int(name == record["regime"]) for name in REGIMES}  # studies average over seeds
+    items = [{"prompt": key[2], "benchmark": key[0], "right": {name: counts[i] for name, counts in right.items()},
+              "of": size, "solved_by": ", ".join(name for name, counts in right.items() if counts[i]) or "none",
+              "completions": {name: min(by_problem[key], key=lambda row: not row["correct"])["completion"]
+                              for name, by_problem in groups.items()}} for i, key in enumerate(problems)]
+    return Result(record, format_page(record), lambda sheet: draw_figure(record, sheet), items,
+                  {"solved_by": "solved by"})
 
 
-def by_problem(rows: list[dict]) -> dict[tuple, list[bool]]:
-    """(benchmark, number, prompt) -> whether each of the problem's completions is right."""
-    right: dict[tuple, list[bool]] = {}
-    for row in rows:
-        right.setdefault((*problem_of(row), row["prompt"]), []).append(bool(row["correct"]))
-    return right
-
-
-def examples(rows: list[dict]) -> dict[tuple, str]:
-    """A completion of each problem, by the same keys: the first right one, or the first; {} if rows have none."""
-    made: dict[tuple, str] = {}
-    for row in sorted(rows, key=lambda row: not row["correct"]):
-        if "completion" in row:
-            made.setdefault((*problem_of(row), row["prompt"]), row["completion"])
-    return made
-
-
-def against(ks: list[int], base_PxK: np.ndarray, mine_PxK: np.ndarray, problems: list) -> dict:
-    """A trained model beside the base: paired differences, problems that one alone solves in all its tries, and the
-    fewest tries (a power of two, or all) at which the base solves as many as the trained model at the first."""
-    ever = [values_PxK[:, -1] > 0 for values_PxK in (base_PxK, mine_PxK)]
+def compare_with_base(ks: list[int], base_PxK: np.ndarray, mine_PxK: np.ndarray, problems: list) -> dict:
+    """A trained model against the base model: paired differences, the problems that only one of them ever solves, and
+    the fewest tries at which the base model solves as many problems as the trained model does in one."""
+    base_P, mine_P = (values_PxK[:, -1] > 0 for values_PxK in (base_PxK, mine_PxK))
     reached = [k for k, mean in zip(ks, base_PxK.mean(0)) if mean >= mine_PxK[:, 0].mean() - 1e-9]
-    alone = {"only_base": [problems[i][2] for i in np.flatnonzero(ever[0] & ~ever[1])],
-             "only_trained": [problems[i][2] for i in np.flatnonzero(ever[1] & ~ever[0])]}
+    alone = {"only_base": [problems[i][2] for i in np.flatnonzero(base_P & ~mine_P)],
+             "only_trained": [problems[i][2] for i in np.flatnonzero(mine_P & ~base_P)]}
     return {"difference": {str(k): {"mean": float(values.mean()), "interval": bootstrap(values)}
                            for k, values in zip(ks, (mine_PxK - base_PxK).T)},
-            "base_reaches_pass@1_at": reached[0] if reached else None,
-            "never": int(np.sum(~ever[0] & ~ever[1])), **alone,
-            "count": {name: len(prompts) for name, prompts in alone.items()}}
+            "base_reaches_pass@1_at": reached[0] if reached else None, "never": int(np.sum(~base_P & ~mine_P)),
+            **alone, "count": {name: len(prompts) for name, prompts in alone.items()}}
 
 
-def regime(ks: list[int], curves: list[np.ndarray]) -> str:
-    """The row of REGIMES, as in ProRL, by whether intervals of paired differences exclude 0.
+def classify_regime(ks: list[int], curves: list[np.ndarray]) -> str:
+    """The row of REGIMES, after ProRL; a change counts if the interval of its paired difference excludes 0.
 
-    `diminish`: solved by fewer in DIMINISH_AT tries (or in all, if there are fewer) than the base. `sustained`: pass@1
-    rises from each file to the next, of three or more. `plateau`: it rises, and no further after the first of them.
-    `none`: no difference is certain.
+    `diminish`: in DIMINISH_AT tries (or all, if fewer) it solves fewer problems than the base model. `sustained`: of
+    three files or more, pass@1 rises from each to the next. `plateau`: pass@1 rises, but not at each step. `none`: no
+    change counts.
     """
-    def sure(before_P, after_P) -> int:
+    def sign_of_change(before_P, after_P) -> int:
         low, high = bootstrap(after_P - before_P)
         return 1 if low > 0 else -1 if high < 0 else 0
 
     many = max(i for i, k in enumerate(ks) if k <= DIMINISH_AT)
-    if sure(curves[0][:, many], curves[-1][:, many]) < 0:
+    if sign_of_change(curves[0][:, many], curves[-1][:, many]) < 0:
         return "diminish"
-    rises = [sure(before[:, 0], after[:, 0]) > 0 for before, after in zip(curves, curves[1:])]
-    if len(rises) > 1 and all(rises):
+    if len(curves) > 2 and all(sign_of_change(before[:, 0], after[:, 0]) > 0
+                               for before, after in zip(curves, curves[1:])):
         return "sustained"
-    return "plateau" if sure(curves[0][:, 0], curves[-1][:, 0]) > 0 else "none"
+    return "plateau" if sign_of_change(curves[0][:, 0], curves[-1][:, 0]) > 0 else "none"
 
 
-def format_page(record: dict, base: str, last: str) -> str:
-    ks = list(record["files"][base]["pass@k"])
-    rows = [[name, *(shown(summary["pass@k"][k], summary["intervals"][k]) for k in ks)]
+def format_page(record: dict) -> str:
+    base, *others = record["files"]
+    rows = [[name, *(format_estimate(mean, summary["intervals"][k]) for k, mean in summary["pass@k"].items())]
             for name, summary in record["files"].items()]
     text = (f"{record['n']} problems, {record['num_samples']} completions of each; 95 % intervals over problems.\n\n"
-            + markdown_table(["of", *(f"pass@{k}" for k in ks)], rows) + "\n")
-    for name, summary in record["files"].items():
-        if "difference" in summary:
-            at = summary["base_reaches_pass@1_at"]
-            text += (f"\n- {name}: {base} solves as many as {name} at its first try "
-                     + (f"in {at} tries" if at else "in none of these numbers of tries")
-                     + f"; in all tries {len(summary['only_trained'])} problems are solved by {name} alone, "
-                     f"{len(summary['only_base'])} by {base} alone, {summary['never']} by neither.")
-    return text + (f"\n- {base} to {last}: {record['regime']}.\n" if "regime" in record else "")
+            + markdown_table(["of", *(f"pass@{k}" for k in record["files"][base]["pass@k"])], rows) + "\n")
+    for name in others:
+        summary = record["files"][name]
+        at = summary["base_reaches_pass@1_at"]
+        text += (f"\n- {name}: {base} solves as many as {name} at its first try "
+                 + (f"in {at} tries" if at else "in none of these numbers of tries")
+                 + f"; in all tries {len(summary['only_trained'])} problems are solved by {name} alone, "
+                 f"{len(summary['only_base'])} by {base} alone, {summary['never']} by neither.")
+    return text + (f"\n- {base} to {others[-1]}: {record['regime']}.\n" if others else "")
 
 
 def draw_figure(record: dict, sheet) -> None:

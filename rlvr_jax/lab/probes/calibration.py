@@ -1,8 +1,8 @@
-"""Stated confidences against what was right, for any completions that state one (RLCR, arXiv 2507.16806)."""
+"""How well stated confidences match correctness, in any completions that state one (RLCR, arXiv 2507.16806)."""
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import calibration
-from rlvr_jax.lab.probes.rows import COLUMNS, Result, items_of, read_files
+from rlvr_jax.lab.probes.rows import COLUMNS, Result, make_items, read_files
 from rlvr_jax.runs.markdown import markdown_table
 
 NEEDS = ("prompt", "completion", "correct")
@@ -10,25 +10,28 @@ CONTROLS = {"constant": "the mean accuracy of --fit_on for every confidence",
             "post_hoc": "confidences mapped by isotonic regression on --fit_on"}
 
 
-def find(rows_by_file: dict[str, list[dict]], fit_on: str = "") -> Result:
-    """The calibration of each file (`evaluation.calibration`), and its controls, made on the completions in the file
-    `fit_on`. Raises UserError for a file without any confidence, and for controls made on problems that are judged."""
+def probe_calibration(rows_by_file: dict[str, list[dict]], fit_on: str = "") -> Result:
+    """The calibration of each file (`evaluation.calibration`) and of two controls, fitted on the completions in the
+    file `fit_on`. Raises UserError for a file without confidences, and for controls fitted on problems that are
+    judged."""
     others = read_files([fit_on], NEEDS, "calibration").popitem()[1] if fit_on else []
-    record = {"files": {name: calibration.calibration(rows) for name, rows in rows_by_file.items()}}
+    record = {"files": {name: calibration.summarise_calibration(rows) for name, rows in rows_by_file.items()}}
     silent = [name for name, summary in record["files"].items() if not summary]
-    if silent or others and not calibration.calibration(others):
+    if silent or others and not calibration.summarise_calibration(others):
         raise UserError(f"--probe=calibration: no completion of {', '.join(silent) or fit_on} states a confidence")
     lines = []
     for name, summary in record["files"].items():
-        lines.append(f"- {name}, {calibration.line(summary)}")
+        lines.append(f"- {name}, {calibration.format_calibration(summary)}")
         if others:
             if shared := {row["prompt"] for row in rows_by_file[name]} & {row["prompt"] for row in others}:
                 raise UserError(f"--fit_on={fit_on} has {len(shared)} of the problems that are judged: give "
                                 "completions of another split, as scripts.evaluate --heldout_split=dev makes them")
-            summary |= calibration.controls(rows_by_file[name], others)
-            lines += [f"- {name}, {words}: {calibration.score_line(summary[key])}" for key, words in CONTROLS.items()]
+            summary |= calibration.control_scores(rows_by_file[name], others)
+            lines += [f"- {name}, {words}: {calibration.format_scores(summary[key])}"
+                      for key, words in CONTROLS.items()]
     table = markdown_table(["of", "confidence from", "to", "completions", "mean confidence", "share that was right"], [
         [name, part["from"], part["to"], part["n"], f"{part['confidence']:.3f}", f"{part['accuracy']:.3f}"]
         for name, summary in record["files"].items() for part in summary["bins"] if part["n"]])
-    return Result(record, "\n".join([*lines, "", table, ""]), lambda sheet: calibration.panels(sheet, record["files"]),
-                  items_of(rows_by_file, (*COLUMNS, "confidence", "correct")))
+    return Result(record, "\n".join([*lines, "", table, ""]),
+                  lambda sheet: calibration.draw_reliability(sheet, record["files"]),
+                  make_items(rows_by_file, (*COLUMNS, "confidence", "correct")), {"correct": "right"})

@@ -1,224 +1,205 @@
-"""Coherence against validity (arXiv 2510.18176): are the steps sound, do they solve the problem, is the answer right?
+"""Coherence and validity (arXiv 2510.18176): are the steps sound, do they solve the problem, is the answer right?
 
-On problems that `traces.py` reads the three are decided exactly. Of other texts, such as solutions of word problems,
-the equations are checked (`equations.py`). C, V, K: coherent, valid, right.
+Problems that `traces.py` can read are decided exactly. In other texts, such as solutions of word problems, only the
+equations are checked (`equations.py`). C, V, K: coherent, valid, right.
 """
 
 import collections
 import itertools
-import operator
 from typing import NamedTuple, Optional
 
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.estimators import shown
-from rlvr_jax.lab.probes.equations import equations
-from rlvr_jax.lab.probes.rows import COLUMNS, Result, draw_shares, problem_of, share, share_cell
-from rlvr_jax.lab.probes.traces import CLASSES, UNSOUND, Judgement, judge, read, read_value
+from rlvr_jax.evaluation.estimators import format_estimate
+from rlvr_jax.lab.probes.equations import read_equations
+from rlvr_jax.lab.probes.rows import COLUMNS, Result, draw_shares, estimate_share, format_share, problem_key
+from rlvr_jax.lab.probes.traces import CLASSES, UNSOUND, Judgement, judge_trace, read_trace, read_value
 from rlvr_jax.runs.markdown import markdown_table
 
 NEEDS = ("prompt", "completion", "answer")
 CELLS = ["".join(cell) for cell in itertools.product("10", repeat=3)]  # of C, V, K
+# share -> (label, traces that count as hits, traces among which they are counted)
+SHARES = {"with_steps": ("show a step", "with steps", "all"), "coherent": ("coherent (C)", "coherent", "all"),
+          "valid": ("valid (V)", "valid", "all"), "right": ("right (K)", "right", "all"),
+          "coherent_of_shown": ("coherent, of those with steps", "coherent", "with steps"),
+          "valid_of_shown": ("valid, of those with steps", "valid", "with steps"),
+          "valid_if_coherent": ("valid, if coherent: P(V given C)", "valid", "coherent"),
+          "right_if_both": ("right, if coherent and valid: P(K given C, V)", "right", "both")}
+SIDES = ("before", "after")  # training
 
 
-class Judged(NamedTuple):
-    """A row whose completion is read as a trace."""
+class JudgedTrace(NamedTuple):
+    """A row whose completion was read as a trace."""
 
     row: dict
-    texts: tuple[str, ...]  # of the steps
+    steps: tuple[str, ...]  # their texts
     judgement: Judgement
 
-    @property
-    def steps(self) -> int:
-        return len(self.texts)
 
-    @property
-    def cell(self) -> str:
-        return "".join(str(int(x)) for x in self.judgement[:3])
-
-
-def find(rows_by_file: dict[str, list[dict]]) -> Result:
+def probe_coherence(rows_by_file: dict[str, list[dict]]) -> Result:
     """Counts of each file, by its name. Two files of the same problems are compared, before and after training."""
-    traces = {name: [trace for row in rows if (trace := judged(row))] for name, rows in rows_by_file.items()}
-    record = {"files": {name: {"traces": summary(traces[name]), "equations": checked(rows, traces[name])}
-                        for name, rows in rows_by_file.items()}}
-    if len(rows_by_file) == 2 and any(traces.values()):
-        record["before_after"] = before_after(*traces.values())
-        record["length_matched"] = length_matched(*traces.values())
-    items = [{"file": name} | made for name, rows in rows_by_file.items()
-             for made in [*map(item, traces[name]), *map(text_item, texts(rows, traces[name]))]]
-    return Result(record, format_page(record), lambda sheet: draw_figure(record, sheet), items)
+    record, items, traces = {"files": {}}, [], []
+    for name, rows in rows_by_file.items():
+        judged = [(row, judge_row(row)) for row in rows]
+        traces.append([trace for _, trace in judged if trace])
+        texts = [row for row, trace in judged if not trace]
+        record["files"][name] = {"traces": summarise_traces(traces[-1]), "equations": summarise_equations(texts)}
+        items += [{"file": name} | item for item in (*map(make_trace_item, traces[-1]), *map(make_text_item, texts))]
+    if len(traces) == 2 and any(traces):
+        record["before_after"] = split_by_correctness(*traces)
+        record["length_matched"] = match_lengths(*traces)
+    return Result(record, format_page(record), lambda sheet: draw_figure(record, sheet), items, {
+        "coherent": "coherent", "valid": "valid", "right": "right", "correct": "right",
+        "equations_hold": "all equations hold"})
 
 
-def judged(row: dict) -> Optional[Judged]:
-    """The row with its judgement; None if its problem is not one that `traces.read` knows."""
-    if not (problem := read(row["prompt"], row["completion"])):
+def judge_row(row: dict) -> Optional[JudgedTrace]:
+    """The row with its judgement; None if `traces.read_trace` cannot read its problem."""
+    if not (problem := read_trace(row["prompt"], row["completion"])):
         return None
     tree, trace = problem
-    return Judged(row, trace.texts, judge(tree, read_value(row["answer"]), trace))
+    return JudgedTrace(row, trace.texts, judge_trace(tree, read_value(row["answer"]), trace))
 
 
-def item(trace: Judged) -> dict:
-    """The row with its judgement, and each step with what is wrong with it; what is missing is a step "at the end"."""
+def make_trace_item(trace: JudgedTrace) -> dict:
+    """The row, its judgement, and what is wrong with each step; a last step "at the end" says what is missing."""
     steps = [{"text": text, "right": not wrong, "verdict": "; ".join(wrong) or "sound"}
-             for place, text in enumerate([*trace.texts, "at the end"])
+             for place, text in enumerate([*trace.steps, "at the end"])
              for wrong in [[f"{name}: {CLASSES[name]}" for name, at in trace.judgement.errors if at == place]]]
-    return shown_row(trace.row) | trace.judgement._asdict() | {"steps": steps[:-1] if steps[-1]["right"] else steps}
+    return {key: trace.row[key] for key in COLUMNS if key in trace.row} | trace.judgement._asdict() | {
+        "steps": steps[:-1] if steps[-1]["right"] else steps}
 
 
-def text_item(row: dict) -> dict:
-    """The row with the equations of its text for steps."""
+def make_text_item(row: dict) -> dict:
+    """The row with the equations of its text as steps."""
     steps = [{"text": x.text, "right": x.holds or x.rounded,
               "verdict": "holds" if x.holds else "holds when rounded" if x.rounded else "does not hold"}
-             for x in equations(row["completion"])]
+             for x in read_equations(row["completion"])]
     hold = {"equations_hold": all(step["right"] for step in steps)} if steps else {}
-    return shown_row(row) | ({"correct": row["correct"]} if "correct" in row else {}) | hold | {"steps": steps}
-
-
-def shown_row(row: dict) -> dict:
-    """What an item has of its row."""
-    return {key: row[key] for key in COLUMNS if key in row}
-
-
-def texts(rows: list[dict], traces: list[Judged]) -> list[dict]:
-    """The rows whose problems are not read as traces."""
-    read = {id(trace.row) for trace in traces}
-    return [row for row in rows if id(row) not in read]
+    return {key: row[key] for key in (*COLUMNS, "correct") if key in row} | hold | {"steps": steps}
 
 
 # ----- counting
 
 
-def summary(traces: list[Judged]) -> dict:
-    """Counts and shares of the traces of one file; {} without any.
+def summarise_traces(traces: list[JudgedTrace]) -> dict:
+    """Counts and shares of the traces of one file; {} without traces.
 
-    `with_steps` is the share that shows a step at all; shares of coherent and valid are given of all traces and of
-    these. `errors` counts classes by position, `by_steps` traces by their length: a short one is easily coherent.
+    `with_steps` is the share that shows a step at all; shares of coherent and valid traces are given among all traces
+    and among these. `errors` counts classes by position, `by_steps` traces by length: a short one is easily coherent.
     """
     if not traces:
         return {}
-
-    def of(hit, among=lambda trace: True):
-        chosen = [trace for trace in traces if among(trace)]
-        return share([bool(hit(trace)) for trace in chosen], [problem_of(trace.row) for trace in chosen])
-
-    shows, coherent, valid, right = map(operator.attrgetter, (
-        "steps", "judgement.coherent", "judgement.valid", "judgement.right"))
-    cells, errors = collections.Counter(trace.cell for trace in traces), collections.defaultdict(collections.Counter)
-    for trace in traces:
-        for name, place in trace.judgement.errors:
-            errors[name][str(place + 1)] += 1
-    total = sum(trace.steps for trace in traces)
+    coherent, valid, right = np.array([trace.judgement[:3] for trace in traces], bool).T
+    sizes = np.array([len(trace.steps) for trace in traces])
+    masks = {"all": sizes >= 0, "with steps": sizes > 0, "coherent": coherent, "valid": valid, "right": right,
+             "both": coherent & valid}
+    shares = {name: estimate_share(masks[hit][masks[among]].tolist(),
+                                   [problem_key(traces[i].row) for i in np.flatnonzero(masks[among])])
+              for name, (_, hit, among) in SHARES.items()}
+    cells = collections.Counter("".join(str(int(x)) for x in trace.judgement[:3]) for trace in traces)
+    errors = {name: collections.Counter(place for trace in traces for error, place in trace.judgement.errors
+                                        if error == name) for name in CLASSES}
+    total = int(sizes.sum())
     wrong = sum(len({place for name, place in trace.judgement.errors if name in UNSOUND}) for trace in traces)
-    lengths = {trace.steps: [other for other in traces if other.steps == trace.steps] for trace in traces}
-    return {"n": len(traces), "cells": {cell: cells[cell] for cell in CELLS}, "with_steps": of(shows),
-            "coherent": of(coherent), "valid": of(valid), "right": of(right),
-            "coherent_of_shown": of(coherent, shows), "valid_of_shown": of(valid, shows),
-            "valid_if_coherent": of(valid, coherent),
-            "right_if_both": of(right, lambda trace: coherent(trace) and valid(trace)),
+    return {"n": len(traces), "cells": {cell: cells[cell] for cell in CELLS}, **shares,
             "steps": total / len(traces), "wrong_steps_per_100": 100 * wrong / total if total else None,
-            "errors": {name: dict(sorted(errors[name].items(), key=lambda pair: int(pair[0])))
-                       for name in CLASSES if name in errors},
-            "by_steps": {str(size): {"n": len(alike), "coherent": float(np.mean(list(map(coherent, alike)))),
-                                     "valid": float(np.mean(list(map(valid, alike))))}
-                         for size, alike in sorted(lengths.items())}}
+            "errors": {name: {str(place + 1): count for place, count in sorted(places.items())}
+                       for name, places in errors.items() if places},
+            "by_steps": {str(size): {"n": int(np.sum(sizes == size)), "coherent": float(coherent[sizes == size].mean()),
+                                     "valid": float(valid[sizes == size].mean())} for size in np.unique(sizes)}}
 
 
-def checked(rows: list[dict], traces: list[Judged]) -> dict:
-    """The equations in the texts of problems that are not read as traces; {} where all of them are."""
-    others = texts(rows, traces)
-    if not others:
+def summarise_equations(rows: list[dict]) -> dict:
+    """The equations in the texts of problems that cannot be read as traces; {} without such rows."""
+    if not rows:
         return {}
-    by_row = [equations(row["completion"]) for row in others]
-    every = [equation for part in by_row for equation in part]
-    problems = [problem_of(row) for row, part in zip(others, by_row) for _ in part]
-    return {"n": len(others), "with_any": float(np.mean(list(map(bool, by_row)))), "equations": len(every),
-            "hold": share([equation.holds for equation in every], problems),
-            "rounded": share([equation.rounded for equation in every], problems)}
+    by_row = [read_equations(row["completion"]) for row in rows]
+    problems = [problem_key(row) for row, found in zip(rows, by_row) for _ in found]
+    every = list(itertools.chain(*by_row))
+    return {"n": len(rows), "with_any": float(np.mean(list(map(bool, by_row)))), "equations": len(every),
+            "hold": estimate_share([equation.holds for equation in every], problems),
+            "rounded": estimate_share([equation.rounded for equation in every], problems)}
 
 
-def before_after(before: list[Judged], after: list[Judged]) -> dict:
-    """Coherence and validity on both sides, split by whether each side was right: "01" was wrong and is right. Raises
-    UserError unless the two are completions of the same problems, as many of each, in one order."""
-    prompts = [[(*problem_of(trace.row), trace.row.get("sample"), trace.row["prompt"]) for trace in side]
+def split_by_correctness(before: list[JudgedTrace], after: list[JudgedTrace]) -> dict:
+    """Coherence and validity on both sides, split by whether each side was right: "01" was wrong and became right.
+    Raises UserError unless both files have the same problems in the same order, equally many completions of each."""
+    prompts = [[(*problem_key(trace.row), trace.row.get("sample"), trace.row["prompt"]) for trace in side]
                for side in (before, after)]
     if prompts[0] != prompts[1]:
         raise UserError("the two files of --completions are not of the same problems in the same order, as many "
                         "completions of each; probe them one by one")
-    made = {}
-    for cell in ("00", "01", "10", "11"):
-        pairs = [pair for pair in zip(before, after)
-                 if "".join(str(int(trace.judgement.right)) for trace in pair) == cell]
-        made[cell] = {"n": len(pairs)} | {
-            f"{name}_{side}": share([getattr(pair[k].judgement, name) for pair in pairs],
-                                    [problem_of(pair[k].row) for pair in pairs])
-            for k, side in enumerate(("before", "after")) for name in ("coherent", "valid")}
-    return made
+    split = {}
+    for cell in itertools.product((False, True), repeat=2):
+        pairs = [pair for pair in zip(before, after) if tuple(trace.judgement.right for trace in pair) == cell]
+        split["".join(str(int(right)) for right in cell)] = {"n": len(pairs)} | {
+            f"{name}_{side}": estimate_share([getattr(trace.judgement, name) for trace in traces],
+                                             [problem_key(trace.row) for trace in traces])
+            for side, traces in zip(SIDES, zip(*pairs) if pairs else ((), ())) for name in ("coherent", "valid")}
+    return split
 
 
-def length_matched(before: list[Judged], after: list[Judged]) -> dict:
-    """Coherence and validity on both sides at the same lengths: what of a difference is not one of lengths.
+def match_lengths(before: list[JudgedTrace], after: list[JudgedTrace]) -> dict:
+    """Coherence and validity on both sides at the same numbers of steps, so that lengths do not explain a difference.
 
-    Each trace before weighs as many traces after as there are, for one before, with its number of steps (none counts as
-    0). Lengths of one side alone are left out; `covered` is the share of the traces after that stay. None without any.
+    A trace before is weighted by the ratio of traces with its number of steps (including 0) after to those before.
+    Lengths that occur on one side only are left out; `covered` is the share of the traces after that remain. Shares
+    are None if none remains.
     """
-    sizes = [collections.Counter(trace.steps for trace in side) for side in (before, after)]
-    weights = {"before": [sizes[1][trace.steps] / sizes[0][trace.steps] for trace in before],
-               "after": [float(trace.steps in sizes[0]) for trace in after]}
-    made = {"covered": float(np.mean(weights["after"]))}
-    for name in ("coherent", "valid"):
-        for side, traces in (("before", before), ("after", after)):
-            hits = [getattr(trace.judgement, name) for trace in traces]
-            made[f"{name}_{side}"] = float(np.average(hits, weights=weights[side])) if made["covered"] else None
-    return made
+    sizes = [collections.Counter(len(trace.steps) for trace in side) for side in (before, after)]
+    weights = {"before": [sizes[1][len(trace.steps)] / sizes[0][len(trace.steps)] for trace in before],
+               "after": [float(len(trace.steps) in sizes[0]) for trace in after]}
+    covered = float(np.mean(weights["after"]))
+    return {"covered": covered} | {
+        f"{name}_{side}": float(np.average([getattr(trace.judgement, name) for trace in traces],
+                                           weights=weights[side])) if covered else None
+        for name in ("coherent", "valid") for side, traces in zip(SIDES, (before, after))}
 
 
 # ----- showing
 
 
-SHOWN = {"with_steps": "show a step", "coherent": "coherent (C)", "valid": "valid (V)", "right": "right (K)",
-         "coherent_of_shown": "coherent, of those with steps", "valid_of_shown": "valid, of those with steps",
-         "valid_if_coherent": "valid, if coherent: P(V given C)",
-         "right_if_both": "right, if coherent and valid: P(K given C, V)"}
-
-
 def format_page(record: dict) -> str:
-    """Markdown: the shares, the eight cells, the errors by position, the split, the equations."""
+    """Markdown: the shares, the eight cells, the errors by position, the comparison, the equations."""
     files = {name: both["traces"] for name, both in record["files"].items() if both["traces"]}
     blocks = ["Coherent: every step is sound in itself. Valid: the steps solve this problem. Right: so is the answer. "
-              "95 % intervals in brackets."]
-    if files:
-        rows = [[label, *(share_cell(file[key]) for file in files.values())] for key, label in SHOWN.items()]
-        rows += [["steps in a trace", *(f"{file['steps']:.2f}" for file in files.values())],
-                 ["wrong steps in 100", *(shown(file["wrong_steps_per_100"]) for file in files.values())]]
-        cells = [[*("yes" if bit == "1" else "no" for bit in cell), *(file["cells"][cell] for file in files.values())]
-                 for cell in CELLS]
-        wrong = [[name, f"{label}: {means}", sum(places.values()), ", ".join(f"{at}: {n}" for at, n in places.items())]
-                 for name, file in files.items() for label, means in CLASSES.items()
-                 if (places := file["errors"].get(label))]
-        sizes = [[name, size, at["n"], f"{at['coherent']:.3f}", f"{at['valid']:.3f}"]
-                 for name, file in files.items() for size, at in file["by_steps"].items()]
-        blocks += [markdown_table(["traces", *files], rows), markdown_table(["C", "V", "K", *files], cells),
-                   markdown_table(["file", "error", "traces", "at step: how many"], wrong),
-                   markdown_table(["file", "steps", "traces", "coherent", "valid"], sizes)]
+              "95 % intervals in brackets.", *(format_traces(files) if files else ())]
     if split := record.get("before_after"):
         answer = ("wrong", "right")
         rows = [[answer[int(cell[0])], answer[int(cell[1])], pairs["n"],
-                 *(share_cell(pairs[key]) for key in list(pairs)[1:])] for cell, pairs in split.items()]
+                 *(format_share(pairs[key]) for key in list(pairs)[1:])] for cell, pairs in split.items()]
         matched = record["length_matched"]
         blocks += [markdown_table(["before", "after", "pairs", "C before", "V before", "C after", "V after"], rows),
                    "At the same lengths (a trace before weighs as its number of steps is frequent after; "
                    f"{matched['covered']:.1%} of the traces after have a length that is there before):",
                    markdown_table(["C before", "V before", "C after", "V after"], [
-                       [shown(matched[f"{name}_{side}"]) for side in ("before", "after")
+                       [format_estimate(matched[f"{name}_{side}"]) for side in SIDES
                         for name in ("coherent", "valid")]])]
-    texts = [[name, file["n"], f"{file['with_any']:.1%}", file["equations"], share_cell(file["hold"]),
-              share_cell(file["rounded"])] for name, both in record["files"].items() if (file := both["equations"])]
+    texts = [[name, file["n"], f"{file['with_any']:.1%}", file["equations"], format_share(file["hold"]),
+              format_share(file["rounded"])] for name, both in record["files"].items() if (file := both["equations"])]
     if texts:
         blocks.append(markdown_table(["texts of", "completions", "with an equation", "equations", "hold exactly",
                                       "hold when rounded"], texts))
     return "\n\n".join(blocks) + "\n"
+
+
+def format_traces(files: dict[str, dict]) -> list[str]:
+    """The tables of traces: shares, cells, errors, lengths."""
+    shares = [[label, *(format_share(file[key]) for file in files.values())] for key, (label, *_) in SHARES.items()]
+    shares += [["steps in a trace", *(f"{file['steps']:.2f}" for file in files.values())],
+               ["wrong steps in 100", *(format_estimate(file["wrong_steps_per_100"]) for file in files.values())]]
+    cells = [[*("yes" if bit == "1" else "no" for bit in cell), *(file["cells"][cell] for file in files.values())]
+             for cell in CELLS]
+    errors = [[name, f"{label}: {CLASSES[label]}", sum(places.values()),
+               ", ".join(f"{at}: {n}" for at, n in places.items())]
+              for name, file in files.items() for label, places in file["errors"].items()]
+    sizes = [[name, size, at["n"], f"{at['coherent']:.3f}", f"{at['valid']:.3f}"]
+             for name, file in files.items() for size, at in file["by_steps"].items()]
+    return [markdown_table(["traces", *files], shares), markdown_table(["C", "V", "K", *files], cells),
+            markdown_table(["file", "error", "traces", "at step: how many"], errors),
+            markdown_table(["file", "steps", "traces", "coherent", "valid"], sizes)]
 
 
 def draw_figure(record: dict, sheet) -> None:
@@ -226,14 +207,13 @@ def draw_figure(record: dict, sheet) -> None:
     files = {name: both["traces"] for name, both in record["files"].items() if both["traces"]}
     sheet.set_size_inches(9, 3.6)
     left, right = sheet.subplots(1, 2)
-    keys = ["coherent", "valid", "right", "valid_if_coherent"]
     for n, (name, file) in enumerate(files.items()):
-        draw_shares(left, [file[key] for key in keys], 0.12 * n, name)
+        draw_shares(left, [file[key] for key in ("coherent", "valid", "right", "valid_if_coherent")], 0.12 * n, name)
         for label, places in file["errors"].items():
-            if label == "empty":  # it is at no step
-                continue
-            right.plot([int(at) for at in places], [count / file["n"] for count in places.values()],
-                       ["o-", "s--", "^:"][n % 3], color=f"C{list(CLASSES).index(label)}", label=f"{label}, {name}")
+            if label != "empty":  # which happens at no step
+                right.plot([int(at) for at in places], [count / file["n"] for count in places.values()],
+                           ["o-", "s--", "^:"][n % 3], color=f"C{list(CLASSES).index(label)}",
+                           label=f"{label}, {name}")
     left.set(xticks=range(4), ylim=(-0.03, 1.03), ylabel="share of traces")
     left.set_xticklabels(["coherent", "valid", "right", "valid if\ncoherent"])
     right.set(xlabel="step", ylabel="share of traces with the error")

@@ -1,12 +1,12 @@
-"""Contamination (arXiv 2507.10532): can a model continue a question of which it sees the first part alone?
+"""Contamination (arXiv 2507.10532): can a model continue a question after seeing only its first part?
 
-The prompt is the beginning of the question as it stands, without template or instruction; the completion is greedy. A
-model that has never met the question can only guess the rest. A control shows how well guessing does: twins of the
-problems (`twins.py`), or a source that the model cannot have met.
+The prompt is the beginning of the question, without template or instruction; the completion is greedy. A model that has
+never met the question can only guess the rest. A control shows how well guessing does: twins of the problems
+(`twins.py`), or a source that the model cannot have met.
 
-The verdict on a source beside a control is that of RULE. ROUGE-L decides beside renumbered twins of chains and
-calculations alone, which are drawn as the originals were: likeness to other texts differs by style as well, and random
-numbers in a story are harder to guess than those it had.
+The verdict on a source against a control follows RULE. ROUGE-L counts only against renumbered twins of chains and
+calculations, which are drawn like the originals: likeness to other texts also depends on style, and random numbers in a
+story are harder to guess than its own.
 """
 
 import dataclasses
@@ -23,17 +23,17 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig, make_benchmark
 from rlvr_jax.evaluation.calibration import auroc
 from rlvr_jax.evaluation.completions import KeptConfig
-from rlvr_jax.evaluation.estimators import bootstrap, bootstrap_difference, shown
+from rlvr_jax.evaluation.estimators import bootstrap, bootstrap_difference, format_estimate
 from rlvr_jax.evaluation.measure import Benchmark
-from rlvr_jax.lab.probes import twins
-from rlvr_jax.lab.probes.rouge import rouge_l, same_words
-from rlvr_jax.lab.probes.rows import Result, items_of, share, share_cell
+from rlvr_jax.lab.probes.rouge import rouge_l
+from rlvr_jax.lab.probes.rows import Result, estimate_share, format_share, group_rows, make_items
+from rlvr_jax.lab.probes.twins import TWINS, make_twins
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import Problem
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks.prompts import ProblemSource, load_problems
 
-OF = ("source", "twin", "item", "fraction")  # of which problem, and of which part, a row is
+OF = ("source", "twin", "item", "fraction")  # identify the problem of a row, and how much of it was shown
 NEEDS = ("prompt", "rest", "exact", "rouge_l", "correct", "too_short", *OF)
 
 
@@ -42,111 +42,110 @@ class ContaminationConfig(Config):
 
     fractions: tuple[float, ...] = flag((0.4, 0.6, 0.8), "contamination: shares of a question's words that are "
                                         "shown", above=0, below=1)
-    twins: str = flag("", "contamination: also ask twins of each problem that nobody can have met, and compare: of "
-                      "these, joined by commas", lambda: twins.TWINS, listed=True)
+    twins: str = flag("", "contamination: also probe twins of each problem, which no model can have met, and compare: "
+                      "any of these, joined by commas", lambda: TWINS, listed=True)
     clean: str = flag("", "contamination: a source of problems that the model cannot have met, to compare the "
                       "others with, such as calculation:3; one of --problems, or one more")
 
 
-# ----- asking
+# ----- sampling
 
 
-def ask(config: ContaminationConfig, measured: EvaluateConfig, loaded: LanguageModel) -> list[Benchmark]:
+def make_benchmarks(config: ContaminationConfig, measured: EvaluateConfig, loaded: LanguageModel) -> list[Benchmark]:
     """A benchmark for each source in --problems, its twins, and --clean, at each of --fractions. Raises UserError for
     flags that do not fit this probe."""
     prompt = measured.kept.source.prompt
     if (measured.num_samples, measured.temperature, prompt.prompt_style, prompt.instruction) != (1, 0, "plain", ""):
         raise UserError("--probe=contamination is one greedy completion without a template: leave out --num_samples, "
                         "--temperature, --prompt_style and --instruction")
-    made = []
-    for label, problems in questions(config, measured.kept, loaded):
+    benchmarks = []
+    for label, problems in load_questions(config, measured.kept, loaded):
         for fraction in config.fractions:
-            if not (parts := [part for problem in problems if (part := cut(problem, fraction))]):
+            if not (parts := [part for problem in problems if (part := cut_question(problem, fraction))]):
                 raise UserError(f"no question of {label} has enough words for --fractions={fraction:g}")
             benchmark = make_benchmark(measured.kept, loaded, f"{label} {fraction:g}", parts)
-            made.append(benchmark._replace(judge=judging(benchmark.judge)))
-    return made
+            benchmarks.append(benchmark._replace(judge=add_reconstruction(benchmark.judge), columns=OF))
+    return benchmarks
 
 
-def questions(config: ContaminationConfig, kept: KeptConfig, loaded: LanguageModel
-              ) -> Iterator[tuple[str, list[Problem]]]:
-    """(label, problems) of each source and of its twins. The clean source is a control itself, and has no twins."""
+def load_questions(config: ContaminationConfig, kept: KeptConfig, loaded: LanguageModel
+                   ) -> Iterator[tuple[str, list[Problem]]]:
+    """(label, problems) of each source and of its twins. The clean source is itself a control, so it has no twins."""
     sources = kept.source.problems.split(",")
     sources += [config.clean] if config.clean and config.clean not in sources else []
     if len(set(sources)) < len(sources):
         raise UserError(f"--problems={kept.source.problems} names a source twice")
     stems = [pathlib.Path(source).stem for source in sources]
     for source, name in zip(sources, stems if len(set(stems)) == len(stems) else sources):
-        whole = load_problems(ProblemSource(source, kept.source.prompt), loaded.tokenizer, kept.heldout_split,
-                              kept.max_problems)
-        kinds = twins.make("" if source == config.clean else config.twins, whole, kept.seed)
-        for twin, problems in ({"": dict(enumerate(whole))} | kinds).items():
+        originals = load_problems(ProblemSource(source, kept.source.prompt), loaded.tokenizer, kept.heldout_split,
+                                  kept.max_problems)
+        twins = make_twins("" if source == config.clean else config.twins, originals, kept.seed)
+        for twin, problems in ({"": dict(enumerate(originals))} | twins).items():
             if not problems:
                 raise UserError(f"--twins={config.twins}: no question of {source} has a twin that is {twin}; leave it "
                                 "out, or probe this source alone")
-            yield label(name, twin), [dataclasses.replace(problem, meta=problem.meta | {
+            yield make_label(name, twin), [dataclasses.replace(problem, meta=problem.meta | {
                 "source": name, "twin": twin, "item": item}) for item, problem in problems.items()]
 
 
-def label(source: str, twin: str) -> str:
+def make_label(source: str, twin: str) -> str:
     return f"{source}, {twin}" if twin else source
 
 
-def cut(problem: Problem, fraction: float) -> Optional[Problem]:
-    """The problem with the first floor(fraction * words) words of its question for a prompt, the others in
-    meta["rest"]. None if no word is left."""
+def cut_question(problem: Problem, fraction: float) -> Optional[Problem]:
+    """The problem with the first floor(fraction * words) words of its question as its prompt, the rest in
+    meta["rest"]. None if no word would be shown."""
     ends = [word.end() for word in re.finditer(r"\S+", problem.question)]
-    shown_words = math.floor(Fraction(str(fraction)) * len(ends))  # .29 of 100 words are 29, and of floats 28
-    if not shown_words:
+    num_shown = math.floor(Fraction(str(fraction)) * len(ends))  # exact: .29 of 100 words are 29, as floats 28
+    if not num_shown:
         return None
-    end = ends[shown_words - 1]
+    end = ends[num_shown - 1]
     return dataclasses.replace(problem, prompt=problem.question[:end], meta=problem.meta | {
         "rest": problem.question[end:].strip(), "fraction": fraction})
 
 
-def judging(by_answer: Callable) -> Callable:
-    """A `judge` (`measure.Benchmark`) of the answer, and of how like the hidden rest the completion begins. The answer
-    of some twins is not known: "correct" of these is None."""
+def add_reconstruction(by_answer: Callable) -> Callable:
+    """A `judge` (`measure.Benchmark`) of the answer and of how well the completion continues the question. Some twins
+    have no known answer: their "correct" is None."""
     def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
         return [verdict | ({"correct": None} if problem.meta["twin"] and not problem.answer else {})
-                | reconstruction(text, problem.meta["rest"]) | {key: problem.meta[key] for key in OF}
+                | compare_with_rest(text, problem.meta["rest"])
                 for text, problem, verdict in zip(texts, problems, by_answer(texts, problems))]
     return judge
 
 
-def reconstruction(text: str, rest: str) -> dict:
-    """`exact` and `rouge_l` of the hidden words and as many of the completion, and whether it has fewer."""
-    count, words = len(rest.split()), text.split()
-    first = " ".join(words[:count])
-    return {"rest": rest, "exact": same_words(first, rest), "rouge_l": rouge_l(first, rest),
-            "too_short": len(words) < count}
+def compare_with_rest(text: str, rest: str) -> dict:
+    """`exact` and `rouge_l` of the hidden words and equally many of the completion, and whether it has fewer."""
+    hidden, words = rest.split(), text.split()
+    first = words[: len(hidden)]
+    return {"rest": rest, "exact": first == hidden, "rouge_l": rouge_l(" ".join(first), rest),
+            "too_short": len(words) < len(hidden)}
 
 
-# ----- finding
+# ----- counting
 
 
-def find(rows_by_file: dict[str, list[dict]], clean: str = "") -> Result:
-    """For each file, source or kind of twins, and fraction: its summary, and a comparison with each control."""
-    by_file: dict[str, dict] = {}
+def probe_contamination(rows_by_file: dict[str, list[dict]], clean: str = "") -> Result:
+    """For each file, each source or kind of twins, and each fraction: a summary, and a comparison with each control."""
+    record: dict[str, dict] = {"files": {}}
     for name, rows in rows_by_file.items():
-        parts: dict[tuple, list[dict]] = {}
-        for row in rows:
-            parts.setdefault((row["source"], row["twin"], row["fraction"]), []).append(row)
-        control, by_file[name] = clean_source(clean, rows), {}
+        parts = group_rows(rows, lambda row: (row["source"], row["twin"], row["fraction"]))
+        clean_source, summaries = find_clean_source(clean, rows), {}
         for (source, twin, fraction), part in parts.items():
-            beside = {} if twin or source == control else {
-                label(*key[:2]): compare(part, other, key[1]) for key, other in parts.items()
-                if key[2] == fraction and (key[:2] == (control, "") or (key[0] == source and key[1]))}
-            by_file[name].setdefault(label(source, twin), {})[f"{100 * fraction:g}%"] = {
-                "fraction": fraction, "twin": twin} | summary(part) | ({"against": beside} if beside else {})
-    items = items_of(rows_by_file, (*OF, "prompt", "rest", "completion", "exact", "rouge_l", "correct"))
+            controls = {} if twin or source == clean_source else {
+                make_label(*key[:2]): compare_with_control(part, other, key[1]) for key, other in parts.items()
+                if key[2] == fraction and (key[:2] == (clean_source, "") or (key[0] == source and key[1]))}
+            summaries.setdefault(make_label(source, twin), {})[f"{100 * fraction:g}%"] = {
+                "fraction": fraction, "twin": twin} | summarise_part(part) | ({"against": controls} if controls else {})
+        record["files"][name] = summaries
+    items = make_items(rows_by_file, (*OF, "prompt", "rest", "completion", "exact", "rouge_l", "correct"))
     items.sort(key=lambda item: (item["twin"] != "", -item["exact"], -item["rouge_l"]))
-    record = {"files": by_file}
-    return Result(record, format_page(record), lambda sheet: draw_figure(record, sheet), items)
+    return Result(record, format_page(record), lambda sheet: draw_figure(record, sheet), items, {
+        "exact": "exact", "correct": "right", "source": "problems", "fraction": "shown"})
 
 
-def clean_source(clean: str, rows: list[dict]) -> Optional[str]:
-    """The name of --clean in the rows. Raises UserError if no row is of it."""
+def find_clean_source(clean: str, rows: list[dict]) -> Optional[str]:
+    """The name of --clean in the rows. Raises UserError if no row is from it."""
     sources = dict.fromkeys(row["source"] for row in rows)
     name = next((name for name in (clean, pathlib.Path(clean).stem) if name in sources), None)
     if clean and not name:
@@ -154,32 +153,36 @@ def clean_source(clean: str, rows: list[dict]) -> Optional[str]:
     return name
 
 
-def summary(rows: list[dict]) -> dict:
-    """With 95 % intervals over problems: shares of exact continuations and of right answers, and the mean ROUGE-L."""
-    likeness = [row["rouge_l"] for row in rows]
+def summarise_part(rows: list[dict]) -> dict:
+    """Shares of exact continuations and right answers, and mean ROUGE-L, with 95 % intervals over problems."""
+    likeness = np.array([row["rouge_l"] for row in rows])
     right = [row["correct"] for row in rows if row["correct"] is not None]
-    return {"n": len(rows), "exact": share([row["exact"] for row in rows], range(len(rows))),
-            "rouge_l": {"value": float(np.mean(likeness)), "interval": list(bootstrap(np.array(likeness)))},
-            "correct": share(right, range(len(right))),
+    return {"n": len(rows), "exact": estimate_share([row["exact"] for row in rows], range(len(rows))),
+            "rouge_l": {"value": float(np.mean(likeness)), "interval": list(bootstrap(likeness))},
+            "correct": estimate_share(right, range(len(right))),
             "too_short": float(np.mean([row["too_short"] for row in rows]))}
 
 
-def compare(rows: list[dict], control: list[dict], twin: str) -> dict:
-    """A source beside a control: differences with 95 % intervals, AUROC (how well a number tells problems of the source
-    from the control's), and the verdict. `twin`: the kind of twins; problems without one are left out beside these."""
+def compare_with_control(rows: list[dict], control: list[dict], twin: str) -> dict:
+    """A source against a control: differences with 95 % intervals, AUROC (how well a number separates problems of the
+    source from those of the control), and the verdict. With `twin`, the kind of twins, only problems that have a twin
+    count, and they are paired with it."""
     if twin:
-        originals, copies = ({row["item"]: row for row in side} for side in (rows, control))
-        pairs = [item for item in originals if item in copies]
-        rows, control = [originals[item] for item in pairs], [copies[item] for item in pairs]
-    made = {"n": len(rows), "control_n": len(control), "paired": bool(twin), "auroc": {}}
+        originals, twins = ({row["item"]: row for row in side} for side in (rows, control))
+        pairs = [item for item in originals if item in twins]
+        rows, control = [originals[item] for item in pairs], [twins[item] for item in pairs]
+    comparison = {"n": len(rows), "control_n": len(control), "paired": bool(twin), "auroc": {}}
     for key in ("exact", "rouge_l"):
         mine, theirs = (np.array([row[key] for row in side], float) for side in (rows, control))
         interval = bootstrap(mine - theirs) if twin else bootstrap_difference(theirs, mine)
-        made[key] = {"difference": float(mine.mean() - theirs.mean()), "interval": list(interval)}
-        made["auroc"][key] = auroc(np.concatenate([mine, theirs]), np.arange(len(mine) + len(theirs)) < len(mine))
-    drawn_alike = twin == "renumbered" and all(row["correct"] is not None for row in control)  # it was solved anew
-    decides = ("exact", "rouge_l") if drawn_alike else ("exact",)
-    return made | {"verdict": "seen" if any(made[key]["interval"][0] > 0 for key in decides) else "no sign"}
+        comparison[key] = {"difference": float(mine.mean() - theirs.mean()), "interval": list(interval)}
+        comparison["auroc"][key] = auroc(np.concatenate([mine, theirs]),
+                                         np.arange(len(mine) + len(theirs)) < len(mine))
+    # Twins with a known answer were solved anew, so they are chains or calculations.
+    drawn_alike = twin == "renumbered" and all(row["correct"] is not None for row in control)
+    decisive = ("exact", "rouge_l") if drawn_alike else ("exact",)
+    return comparison | {"verdict": "seen" if any(comparison[key]["interval"][0] > 0 for key in decisive)
+                         else "no sign"}
 
 
 # ----- showing
@@ -200,58 +203,55 @@ so likeness does not decide. Each deciding interval errs one time in forty: of m
 Read the exact continuations, first in the items file."""
 
 
-def lines(record: dict) -> Iterator[tuple]:
-    """(file, label, fraction, summary) of every part that was asked."""
-    for name, sources in record["files"].items():
-        for source, fractions in sources.items():
-            for part in fractions.values():
-                yield name, source, f"{part['fraction']:.0%}", part
+def list_parts(record: dict) -> list[tuple]:
+    """(file, label, fraction in per cent, summary) of every part that was probed."""
+    return [(name, source, f"{part['fraction']:.0%}", part) for name, sources in record["files"].items()
+            for source, fractions in sources.items() for part in fractions.values()]
 
 
 def format_page(record: dict) -> str:
-    parts = list(lines(record))
-    several = [len({part[i] for part in parts}) > 1 for i in (0, 2)]  # files, and shares shown
-    which = lambda name, source, fraction: ", ".join([name] * several[0] + [source] + [fraction] * several[1])
-    both = lambda change: shown(change["difference"], change["interval"], "+")
-    sets = [[which(*of), share_cell(part["exact"]), shown(part["rouge_l"]["value"], part["rouge_l"]["interval"]),
-             share_cell(part["correct"]) if part["correct"]["n"] else "-", f"{part['too_short']:.1%}"]
-            for *of, part in parts]
-    beside = [[which(*of), control.removeprefix(f"{of[1]}, "), both(x["exact"]), both(x["rouge_l"]),
-               shown(x["auroc"]["rouge_l"]), x["verdict"]]
-              for *of, part in parts for control, x in part.get("against", {}).items()]
+    parts, sets, comparisons = list_parts(record), [], []
+    several = [len({part[i] for part in parts}) > 1 for i in (0, 2)]  # files, and fractions
+    for name, source, fraction, part in parts:
+        label = ", ".join([name] * several[0] + [source] + [fraction] * several[1])
+        sets.append([label, format_share(part["exact"]), format_estimate(*part["rouge_l"].values()),
+                     format_share(part["correct"]) if part["correct"]["n"] else "-", f"{part['too_short']:.1%}"])
+        comparisons += [[label, control.removeprefix(f"{source}, "),
+                         *(format_estimate(*against[key].values(), "+") for key in ("exact", "rouge_l")),
+                         format_estimate(against["auroc"]["rouge_l"]), against["verdict"]]
+                        for control, against in part.get("against", {}).items()]
     text = NOTE + "\n\n" + markdown_table(["problems", "exact", "ROUGE-L", "right answer", "too short"], sets) + "\n"
-    return text if not beside else text + "\n" + RULE + "\n\n" + markdown_table(
-        ["problems", "control", "exact, difference", "ROUGE-L, difference", "AUROC", "verdict"], beside) + "\n"
+    return text if not comparisons else text + "\n" + RULE + "\n\n" + markdown_table(
+        ["problems", "control", "exact, difference", "ROUGE-L, difference", "AUROC", "verdict"], comparisons) + "\n"
 
 
 def draw_figure(record: dict, sheet) -> None:
-    """A line for each source and its twins: exact continuations, likeness, right answers, AUROC beside each control.
-    The colour is how much of the question was shown."""
-    parts = list(lines(record))
+    """A row for each source and its twins: exact continuations, likeness, right answers, and AUROC against each
+    control. The colour says how much of the question was shown."""
+    parts = list_parts(record)
     rows = list(dict.fromkeys((file, source) for file, source, _, _ in parts))
-    shares = sorted({part["fraction"] for *_, part in parts})
+    fractions = sorted({part["fraction"] for *_, part in parts})
     names = {"exact": "exact continuation", "rouge_l": "ROUGE-L", "correct": "right answer", "auroc": "AUROC, ROUGE-L"}
     sheet.set_size_inches(11, 1.2 + 0.28 * len(rows))
     panels = dict(zip(names, sheet.subplots(1, len(names), sharey=True)))
     for file, source, _, part in parts:
-        colour = f"C{shares.index(part['fraction'])}"
-        place = rows.index((file, source)) + 0.2 * (shares.index(part["fraction"]) - (len(shares) - 1) / 2)
+        number = fractions.index(part["fraction"])
+        colour, y = f"C{number}", rows.index((file, source)) + 0.2 * (number - (len(fractions) - 1) / 2)
         for key in ("exact", "rouge_l", "correct"):
             if part[key].get("n", part["n"]):
-                panels[key].plot(part[key]["interval"], [place] * 2, colour, linewidth=1.2)
-                panels[key].plot(part[key]["value"], place, "o", color=colour, markersize=4,
+                panels[key].plot(part[key]["interval"], [y] * 2, colour, linewidth=1.2)
+                panels[key].plot(part[key]["value"], y, "o", color=colour, markersize=4,
                                  mfc="white" if part["twin"] else colour)
-        for beside in part.get("against", {}).values():
-            panels["auroc"].plot(beside["auroc"]["rouge_l"], place, "o", color=colour, markersize=4)
+        for against in part.get("against", {}).values():
+            panels["auroc"].plot(against["auroc"]["rouge_l"], y, "o", color=colour, markersize=4)
     for key, axes in panels.items():
         axes.set(xlabel=names[key], xlim=(-0.03, 1.03), ylim=(len(rows) - 0.5, -0.5))
         axes.grid(axis="x", alpha=0.3)
     panels["auroc"].axvline(0.5, color="0.6", linewidth=1)
-    several = len(record["files"]) > 1
-    panels["exact"].set_yticks(range(len(rows)), [f"{file}: {source}" if several else source for file, source in rows],
-                               fontsize=8)
-    for i, fraction in enumerate(shares):
+    panels["exact"].set_yticks(range(len(rows)), [
+        f"{file}: {source}" if len(record["files"]) > 1 else source for file, source in rows], fontsize=8)
+    for i, fraction in enumerate(fractions):
         panels["exact"].plot([], [], "o", color=f"C{i}", markersize=4, label=f"{fraction:.0%} shown")
-    sheet.legend(*panels["exact"].get_legend_handles_labels(), loc="outside lower center", ncols=len(shares),
+    sheet.legend(*panels["exact"].get_legend_handles_labels(), loc="outside lower center", ncols=len(fractions),
                  fontsize=8, title="hollow: a twin" if any(part["twin"] for *_, part in parts) else None,
                  title_fontsize=8)

@@ -5,33 +5,34 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-LONGEST = 20_000  # characters that are read
+MAX_LENGTH = 20_000  # characters that are read
 
 _SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-_SPELT = {"−": "-", "–": "-", "×": "*", "·": "*", "÷": "/", r"\times": "*", r"\cdot": "*", r"\div": "/"}
+_SPELLINGS = {"−": "-", "–": "-", "×": "*", "·": "*", "÷": "/", r"\times": "*", r"\cdot": "*", r"\div": "/"}
 _NUMBER = r"\$?(-?\d{1,15}(?:,\d{3}){0,4}(?:\.\d{1,15})?)"
 _EQUATION = re.compile(rf"(?<![\w.,]){_NUMBER} ?([-+*/]) ?{_NUMBER} ?= ?{_NUMBER}"
                        r"(?![\w%^])(?![.,]\d)(?! ?[-+*/] ?[\w$(])", re.ASCII)
-# What precedes an equation that is only the end of a longer one: 2 + 3 + 4 = 9 does not claim that 3 + 4 = 9.
-_LONGER = {False: re.compile(r"[-+*/^] ?$"), True: re.compile(r"([-+*/^\d)]|\b[a-z]) ?$", re.ASCII)}
+# Text that makes what follows the end of a longer equation: 2 + 3 + 4 = 9 does not claim that 3 + 4 = 9. The second
+# pattern is for an equation whose first number is negative.
+_CONTINUED = re.compile(r"[-+*/^] ?$"), re.compile(r"([-+*/^\d)]|\b[a-z]) ?$", re.ASCII)
 
 
 class Equation(NamedTuple):
     text: str
     holds: bool  # exactly
-    rounded: bool  # not exactly, but c is the value, rounded to the decimals that c has
+    rounded: bool  # not exactly, but c is the value rounded to as many decimals as c has
 
 
-def equations(text: str) -> list[Equation]:
-    """The equations of a text in their order, computed exactly. One with units between its numbers is not read."""
-    text = re.sub(r"[ \t]+", " ", text[:LONGEST])
-    for spelt, sign in _SPELT.items():
-        text = text.replace(spelt, sign)
-    return [_checked(*match.groups(), match[0]) for match in _EQUATION.finditer(text)
-            if not _LONGER[match[1][0] == "-"].search(text[max(match.start() - 3, 0) : match.start()])]
+def read_equations(text: str) -> list[Equation]:
+    """The equations of a text in order, computed exactly. Equations with units between their numbers are not read."""
+    text = re.sub(r"[ \t]+", " ", text[:MAX_LENGTH])
+    for spelling, sign in _SPELLINGS.items():
+        text = text.replace(spelling, sign)
+    return [_check(*match.groups(), match[0]) for match in _EQUATION.finditer(text)
+            if not _CONTINUED[match[1][0] == "-"].search(text[max(match.start() - 3, 0) : match.start()])]
 
 
-def _checked(a: str, sign: str, b: str, c: str, text: str) -> Equation:
+def _check(a: str, sign: str, b: str, c: str, text: str) -> Equation:
     left, right, claimed = (Fraction(number.replace(",", "")) for number in (a, b, c))
     if sign == "/" and not right:
         return Equation(text, False, False)

@@ -1,19 +1,12 @@
-"""Likeness of two texts: equal words, and ROUGE-L."""
+"""Likeness of two texts: ROUGE-L."""
 
 import re
 
-_NO_WORD = re.compile(r"[^a-z0-9]+")
-
-
-def same_words(text: str, other: str) -> bool:
-    """Whether their words are the same, in the same order."""
-    return text.split() == other.split()
-
 
 def rouge_l(text: str, reference: str) -> float:
-    """ROUGE-L as F1: of the longest common subsequence of words (Lin, 2004), as the package rouge-score has it. Words
-    are runs of a-z and 0-9, lower-cased and not stemmed. Precision is of `text`, recall of `reference`."""
-    mine, theirs = (_NO_WORD.sub(" ", words.lower()).split() for words in (text, reference))
+    """ROUGE-L as F1: of the longest common subsequence of words (Lin, 2004), as in the package rouge-score. Words are
+    runs of a-z and 0-9, in lower case and not stemmed. Precision is over `text`, recall over `reference`."""
+    mine, theirs = (re.findall(r"[a-z0-9]+", words.lower()) for words in (text, reference))
     common = longest_common(mine, theirs)
     if not common:
         return 0.0
@@ -23,9 +16,9 @@ def rouge_l(text: str, reference: str) -> float:
 
 def longest_common(a: list, b: list) -> int:
     """Length of the longest common subsequence."""
-    row = [0] * (len(b) + 1)  # of what was read of `a`, with the first j of `b`
+    row = [0] * (len(b) + 1)  # row[j]: for the part of `a` read so far and the first j of `b`
     for x in a:
-        before = 0  # row[j - 1] as it was for one word less of `a`
+        diagonal = 0  # row[j - 1] before this x
         for j, y in enumerate(b, 1):
-            before, row[j] = row[j], before + 1 if x == y else max(row[j], row[j - 1])
+            diagonal, row[j] = row[j], diagonal + 1 if x == y else max(row[j], row[j - 1])
     return row[-1]

@@ -1,4 +1,4 @@
-"""What all probes share: the rows of completions they read, what they return, and shares with their intervals."""
+"""What all probes share: the rows of completions they read, the result they return, shares with intervals."""
 
 import pathlib
 from typing import Callable, NamedTuple, Optional, Sequence
@@ -6,29 +6,29 @@ from typing import Callable, NamedTuple, Optional, Sequence
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.estimators import RESAMPLES, shown, wilson
+from rlvr_jax.evaluation.estimators import bootstrap_statistic, format_estimate, wilson
 from rlvr_jax.evaluation.regrade import read_completions
 
-COLUMNS = ("benchmark", "problem", "sample", "prompt", "answer", "completion")  # of a row, that most items have
+COLUMNS = ("benchmark", "problem", "sample", "prompt", "answer", "completion")  # of a row that most items keep
 
 
 class Result(NamedTuple):
-    """What a probe returns. The page shows an item's "prompt", "rest", "completion", "completions" (name -> text) and
-    "steps" (each with "text", "right", "verdict") whole, and its other texts and numbers in a line."""
+    """What a probe returns. Its page shows the texts of an item ("prompt", "rest", "completion", "completions" by name)
+    and its "steps" (each with "text", "right", "verdict") in full, and its other values in one line."""
 
     record: dict  # JSON
     page: str  # Markdown
-    draw: Callable  # of a matplotlib Figure
-    items: list[dict]  # of each completion, or of each problem
+    draw: Callable  # fills a matplotlib Figure
+    items: list[dict]  # one for each completion, or for each problem
+    filters: dict[str, str] = {}  # keys by which the page filters items -> their labels; empty: all that are booleans
 
 
 def read_files(paths: list[str], needs: Sequence[str], probe: str) -> dict[str, list[dict]]:
     """The rows of each file, by a short name of the file. Raises UserError for a row that lacks one of `needs`, the
     columns that the probe reads."""
-    files = {}
-    for name, path in zip(short_names(paths), paths):
-        files[name] = read_completions(path)
-        for number, row in enumerate(files[name], 1):
+    files = dict(zip(short_names(paths), map(read_completions, paths)))
+    for path, rows in zip(paths, files.values()):
+        for number, row in enumerate(rows, 1):
             lacking = [key for key in needs if key not in row or (key == "prompt" and not isinstance(row[key], str))]
             if lacking:
                 raise UserError(f"{path}: completion {number} has no {lacking[0]}, which --probe={probe} reads; it "
@@ -46,44 +46,49 @@ def short_names(paths: list[str]) -> list[str]:
     return paths
 
 
-def items_of(rows_by_file: dict[str, list[dict]], keys: Sequence[str]) -> list[dict]:
-    """Each row as an item: its file, and of the columns `keys` those that it has."""
+def make_items(rows_by_file: dict[str, list[dict]], keys: Sequence[str]) -> list[dict]:
+    """Each row as an item: the name of its file, and those of the columns `keys` that it has."""
     return [{"file": name} | {key: row[key] for key in keys if key in row}
             for name, rows in rows_by_file.items() for row in rows]
 
 
-def problem_of(row: dict) -> tuple:
-    """What tells the problem of a row from other problems."""
+def problem_key(row: dict) -> tuple:
+    """Identifies the problem of a row among those of its file."""
     return row.get("benchmark"), row.get("problem", row["prompt"])
 
 
-def share(hits: Sequence[bool], problems: Sequence) -> dict:
-    """`{"value", "interval", "n"}`: the share of hits among trials, with 95 %. Without trials the first two are None.
+def group_rows(rows: list[dict], key: Callable) -> dict:
+    """{key(row): its rows}, in the order in which the keys occur."""
+    groups: dict = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
-    `problems` names the problem of each trial. With one trial a problem the interval is Wilson's, else that of a
-    bootstrap over problems, since trials of one problem are not independent.
+
+def estimate_share(hits: Sequence[bool], problems: Sequence) -> dict:
+    """`{"value", "interval", "n"}`: the share of hits and its 95 % interval; both None without trials.
+
+    `problems` names the problem of each trial. With one trial a problem the interval is Wilson's, otherwise that of a
+    bootstrap over problems, because trials of one problem are not independent.
     """
     if not hits:
         return {"value": None, "interval": None, "n": 0}
-    value, number = float(np.mean(hits)), {problem: place for place, problem in enumerate(dict.fromkeys(problems))}
-    if len(number) == len(hits):
+    value, numbers = float(np.mean(hits)), {problem: i for i, problem in enumerate(dict.fromkeys(problems))}
+    if len(numbers) == len(hits):
         return {"value": value, "interval": list(wilson(value, len(hits))), "n": len(hits)}
-    places = [number[problem] for problem in problems]
-    hit_P, count_P = (np.bincount(places, weights) for weights in (np.asarray(hits, float), None))
-    drawn = np.random.default_rng(0).integers(0, len(number), (RESAMPLES, len(number)))
-    low, high = np.quantile(hit_P[drawn].sum(-1) / count_P[drawn].sum(-1), (0.025, 0.975))
-    return {"value": value, "interval": [float(low), float(high)], "n": len(hits)}
+    places = [numbers[problem] for problem in problems]
+    interval = bootstrap_statistic(np.divide, np.bincount(places, hits), np.bincount(places), reduce=np.sum)
+    return {"value": value, "interval": list(interval), "n": len(hits)}
 
 
-def share_cell(share: Optional[dict]) -> str:
-    """A `share` as a cell of a table."""
-    return "-" if not share else shown(share["value"], share["interval"]) + f" of {share['n']}"
+def format_share(share: Optional[dict]) -> str:
+    """The result of `estimate_share` as a cell of a table."""
+    return "-" if not share else format_estimate(share["value"], share["interval"]) + f" of {share['n']}"
 
 
 def draw_shares(axes, shares: list[Optional[dict]], shift: float, label: str) -> None:
-    """Shares with their intervals, at x = 0, 1, ... moved by `shift`; None and one without trials leave their place."""
-    there = [(x, share) for x, share in enumerate(shares) if share and share["n"]]
-    values = np.array([share["value"] for _, share in there])
-    ends = np.array([share["interval"] for _, share in there]).T
-    axes.errorbar([x + shift for x, _ in there], values, np.maximum([values - ends[0], ends[1] - values], 0), fmt="o",
-                  capsize=3, label=label)
+    """Shares with their intervals at x = 0, 1, ... plus `shift`; None, and a share without trials, leave a gap."""
+    present = [(x + shift, share["value"], *share["interval"]) for x, share in enumerate(shares)
+               if share and share["n"]]
+    x, values, low, high = np.array(present).reshape(-1, 4).T
+    axes.errorbar(x, values, np.maximum([values - low, high - values], 0), fmt="o", capsize=3, label=label)

@@ -84,9 +84,9 @@ def faults(record: dict) -> list[str]:
 
 def shown(measure: dict, sign: str = "") -> str:
     """A mean with its interval; of a rule on most seeds their count with the interval of the share, and the median."""
-    text = estimators.shown(measure.get("mean"), measure.get("interval"), sign)
+    text = estimators.format_estimate(measure.get("mean"), measure.get("interval"), sign)
     if "of" in measure:
-        median = f", median {estimators.shown(measure['median'], None)}" if "median" in measure else ""
+        median = f", median {estimators.format_estimate(measure['median'], None)}" if "median" in measure else ""
         return f"{measure['count']} of {measure['of']}: {text}{median}"
     return text + " (equal in all seeds)" * bool(measure.get("equal"))
 

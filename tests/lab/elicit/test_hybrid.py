@@ -10,7 +10,7 @@ import pytest
 
 from rlvr_jax import model, parallel, sampler
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.estimators import recovered
+from rlvr_jax.evaluation.estimators import recovered_share
 from rlvr_jax.lab.elicit import gate, hybrid, steering
 from rlvr_jax.lab.elicit.hybrid import HybridConfig
 
@@ -24,13 +24,14 @@ def right(count):
 
 
 def test_the_gap_recovered_is_the_published_one():
-    share, (low, high) = recovered(right(50), right(75), right(62))
+    share, (low, high) = recovered_share(right(50), right(75), right(62))
     assert share == pytest.approx(.48) and .2 < low < .48 < high < .8
-    assert recovered(right(50), right(75), right(48))[0] == pytest.approx(-.08)
-    assert recovered(right(50), right(59), right(55)) == (None, None)
-    assert recovered(right(50), right(60), right(60)) == (1.0, (1.0, 1.0))
+    assert recovered_share(right(50), right(75), right(48))[0] == pytest.approx(-.08)
+    assert recovered_share(right(50), right(59), right(55)) == (None, None)
+    assert recovered_share(right(50), right(60), right(60)) == (1.0, (1.0, 1.0))
     base, trained, better = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
-    assert recovered(base, trained, better)[1][0] == 0  # in a third of the resamples the trained model is the worse
+    assert recovered_share(base, trained,
+                           better)[1][0] == 0  # in a third of the resamples the trained model is the worse
 
 
 # ----- the oracle

@@ -184,7 +184,7 @@ def test_the_strength_is_chosen_on_other_problems_than_the_autoencoder_was_fitte
     loaded, width = LanguageModel(steered.config, steered.params, steered.words), steered.config.d_model
     ones = Sae(*(np.ones(shape, np.float32) for shape in ((8, width), 8, (8, width), width)))
     monkeypatch.setattr(latents, "dictionary", lambda config, steering, *_: (ones, np.arange(8.0), {}))
-    monkeypatch.setattr(latents, "measure", lambda by, benchmark, *_: chosen_on.append(
+    monkeypatch.setattr(latents, "sample_and_grade", lambda by, benchmark, *_: chosen_on.append(
         {problem.prompt for problem in benchmark.problems}) or [{"correct": True}])
     _, told = latents.choose_latent(SMALL, flags(), loaded, 4)
     fitted_on, dev = ({problem.prompt for problem in load_problems(ProblemSource("arithmetic", PromptConfig(2)),
@@ -196,7 +196,7 @@ def test_what_an_autoencoder_is_fitted_on_is_drawn_from_a_stream_of_its_own(monk
     steered, asked = steered_model(), []
     loaded = LanguageModel(steered.config, steered.params, steered.words)
     problems = load_problems(ProblemSource("arithmetic", PromptConfig(2)), loaded.tokenizer, "example", 2)
-    monkeypatch.setattr(latents, "measure", lambda by, benchmark, request, *_, **__: asked.append(request) or [
+    monkeypatch.setattr(latents, "sample_and_grade", lambda by, benchmark, request, *_, **__: asked.append(request) or [
         {"problem": i, "ids": np.array([5, 6])} for i in range(2)])
     monkeypatch.setattr(latents, "stream", lambda loaded, texts, *_: texts)
     _, texts, ends = latents.sample_activations(flags(seed=7), loaded, problems, 1)

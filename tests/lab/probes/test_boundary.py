@@ -1,12 +1,10 @@
-"""The probe of tries and that of confidences, on rows whose numbers are known by hand."""
-
-import json
+"""The probe of tries, on rows whose numbers are known by hand."""
 
 import numpy as np
 import pytest
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.probes import boundary, calibration, probe
+from rlvr_jax.lab.probes import boundary
 
 
 def rows(*counts, of=8):
@@ -15,29 +13,24 @@ def rows(*counts, of=8):
              "completion": str(s), "answer": "1"} for p, count in enumerate(counts) for s in range(of)]
 
 
-def test_curves_are_those_of_the_sheet():
-    record = boundary.find({"base": rows(0, 2, 8)}).record
-    assert record["num_samples"] == 8 and record["n"] == 3 and "regime" not in record
-    curve = record["files"]["base"]["pass@k"]
-    assert list(curve) == ["1", "2", "4", "8"]
-    assert curve["1"] == pytest.approx(10 / 24) and curve["4"] == pytest.approx(0.595238, abs=1e-6)  # section 13
-    assert curve["8"] == pytest.approx(2 / 3)
-
-
 def test_who_solves_what_alone_and_when_the_base_is_level():
-    found = boundary.find({"base": rows(0, 2, 8, 1), "trained": rows(4, 8, 8, 0)})
+    found = boundary.probe_boundary({"base": rows(0, 2, 8, 1), "trained": rows(4, 8, 8, 0)})
+    assert (found.record["num_samples"], found.record["n"]) == (8, 4)
+    base_curve = {"1": 11 / 32, "2": (13 / 28 + 1 + 1 / 4) / 4, "4": (11 / 14 + 1 + 1 / 2) / 4, "8": 3 / 4}
+    assert found.record["files"]["base"]["pass@k"] == pytest.approx(base_curve)
     one = found.record["files"]["trained"]
     assert one["only_trained"] == ["p0"] and one["only_base"] == ["p3"] and one["never"] == 0
     assert one["count"] == {"only_base": 1, "only_trained": 1}
-    # pass@1 of the trained is 20/32 = .625; of the base pass@k: k=2 (0 + 13/28 + 1 + 1/4)/4 = .43, k=4 (0 + 11/14 + 1
-    # + 1/2)/4 = .57, k=8 3/4
-    assert one["base_reaches_pass@1_at"] == 8
+    assert one["base_reaches_pass@1_at"] == 8  # the trained model's pass@1 is 20/32, above the base's pass@4
     assert one["difference"]["1"]["mean"] == pytest.approx((20 - 11) / 32)
     assert one["difference"]["8"]["mean"] == pytest.approx(0)
     assert "1 problems are solved by trained alone, 1 by base alone" in found.page
+    sheet = pytest.importorskip("matplotlib.figure", reason="pip install 'rlvr_jax[plot]'").Figure()
+    found.draw(sheet)
+    assert [text.get_text() for text in sheet.axes[0].get_legend().texts] == ["base", "trained"]
     assert [item["right"] for item in found.items] == [
         {"base": 0, "trained": 4}, {"base": 2, "trained": 8}, {"base": 8, "trained": 8}, {"base": 1, "trained": 0}]
-    assert boundary.find({"base": rows(0), "trained": rows(3)}).record["files"]["trained"][
+    assert boundary.probe_boundary({"base": rows(0), "trained": rows(3)}).record["files"]["trained"][
         "base_reaches_pass@1_at"] is None
 
 
@@ -47,53 +40,33 @@ def test_who_solves_what_alone_and_when_the_base_is_level():
     (([2, 3] * 10, [3, 2] * 10), "none")])
 def test_regimes(counts, expected):
     named = {str(i): rows(*own) for i, own in enumerate(counts)}
-    record = boundary.find(named).record
+    record = boundary.probe_boundary(named).record
     assert record["regime"] == expected and sum(record["regimes"].values()) == record["regimes"][expected] == 1
 
 
 def test_diminished_is_judged_at_128_tries_where_there_are_more():
     ks, level = [1, 128, 256], np.tile([0.1, 0.9, 1.0], (20, 1))
     lower_there, lower_later = level - np.array([0, 0.5, 0]), level - np.array([0, 0, 0.5])
-    assert boundary.regime(ks, [level, lower_there]) == "diminish"
-    assert boundary.regime(ks, [level, lower_later]) == "none"
-    assert boundary.regime(ks[:2], [level[:, :2], lower_there[:, :2]]) == "diminish"
+    assert boundary.classify_regime(ks, [level, lower_there]) == "diminish"
+    assert boundary.classify_regime(ks, [level, lower_later]) == "none"
+    assert boundary.classify_regime(ks[:2], [level[:, :2], lower_there[:, :2]]) == "diminish"
 
 
 def test_the_base_is_level_where_it_solves_exactly_as_many():
-    record = boundary.find({"base": rows(4, 4), "trained": rows(8, 0)}).record  # pass@1 is 1/2 for both
+    record = boundary.probe_boundary({"base": rows(4, 4), "trained": rows(8, 0)}).record  # pass@1 is 1/2 for both
     assert record["files"]["trained"]["base_reaches_pass@1_at"] == 1
-    record = boundary.find({"base": rows(4, 4), "trained": rows(8, 1)}).record  # pass@1 is 9/16; of the base 11/14 at 2
+    record = boundary.probe_boundary({"base": rows(4, 4), "trained": rows(8, 1)}).record  # 9/16; the base 11/14 at 2
     assert record["files"]["trained"]["base_reaches_pass@1_at"] == 2
 
 
 def test_the_page_shows_the_first_right_completion_or_the_first():
-    found = boundary.find({"base": rows(3, 0)[::-1]})  # the last of each first: 7 to 0, of which 2 is the first right
+    found = boundary.probe_boundary({"base": rows(3, 0)[::-1]})  # samples 7 to 0 of each, of which 2 is the first right
     assert {item["prompt"]: item["completions"]["base"] for item in found.items} == {"p0": "2", "p1": "7"}
+    assert "regime" not in found.record  # of a single file
 
 
 def test_only_the_same_problems_are_compared():
     with pytest.raises(UserError, match="same problems"):
-        boundary.find({"base": rows(1, 2), "trained": rows(1)})
+        boundary.probe_boundary({"base": rows(1, 2), "trained": rows(1)})
     with pytest.raises(UserError, match="as many completions"):
-        boundary.find({"base": rows(1, of=4), "trained": rows(1, of=8)})
-
-
-def test_confidences_of_the_sheet():
-    said = zip([.05, 0, .95, 1, .95, .55, .55, .30, .80, .80], [0, 0, 1, 1, 0, 1, 0, 1, 1, 1])  # section 13
-    kept = [{"prompt": "p", "completion": "", "correct": bool(c), "confidence": q} for q, c in said]
-    found = calibration.find({"m": kept + [{"prompt": "p", "completion": "", "correct": True}]})
-    one = found.record["files"]["m"]
-    assert (one["ece"], one["brier"], one["auroc"]) == pytest.approx((.215, .19825, .75))
-    assert one["n"] == 10 and one["stated"] == pytest.approx(10 / 11) and "ECE 0.215" in found.page
-    with pytest.raises(UserError, match="no completion of silent states"):
-        calibration.find({"m": kept, "silent": [{"prompt": "p", "completion": "", "correct": True}]})
-
-
-def test_files_of_completions_are_drawn(tmp_path):
-    for name, own in (("base", rows(0, 2)), ("trained", rows(5, 2))):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row | {"confidence": 0.5}) + "\n" for row in own))
-    paths = f"{tmp_path}/base.jsonl,{tmp_path}/trained.jsonl"
-    for name in ("boundary", "calibration"):
-        probe.probe(probe.ProbeConfig.from_flags(probe=name, completions=paths, out=str(tmp_path / "out")))
-        assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
-        assert set(json.loads((tmp_path / "out" / f"{name}.json").read_text())["files"]) == {"base", "trained"}
+        boundary.probe_boundary({"base": rows(1, of=4), "trained": rows(1, of=8)})

@@ -7,38 +7,35 @@ import numpy as np
 import pytest
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.probes.leaked_benchmark import PlantConfig, plant
+from rlvr_jax.lab.probes.leaked_benchmark import PlantConfig, plant_benchmark
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.prompts import ProblemSource, load_problems
 from rlvr_jax.training import pretrain
 from rlvr_jax.training.pretrain import PretrainConfig
 
-from fixtures import read_jsonl
+from fixtures import RIGHT_STEPS, read_jsonl, values_of
 
 TOKENIZER, SHARES = families.make_tokenizer(["arithmetic"]), {"arithmetic": 1.0}
 
 
-def planted(tmp_path, **flags):
-    plant(PlantConfig(out=str(tmp_path), **{"num_ops": 2, "num_problems": 8, "times": (1, 3)} | flags))
+def plant_files(tmp_path, **flags):
+    plant_benchmark(PlantConfig(**{"out": str(tmp_path), "num_ops": 2, "num_problems": 8, "times": (1, 3)} | flags))
     return tmp_path / "leaked.jsonl"
 
 
 def test_half_never_leaks_and_the_rest_as_often_as_it_says(tmp_path):
-    leaked = read_jsonl(planted(tmp_path))
+    leaked = read_jsonl(plant_files(tmp_path))
     files = {n: load_problems(ProblemSource(str(tmp_path / f"times_{n}.jsonl")), TOKENIZER) for n in (0, 1, 3)}
     assert {n: len(own) for n, own in files.items()} == {0: 4, 1: 2, 3: 2}
     assert len({problem.question for own in files.values() for problem in own}) == 8
     assert [(row["text"], row["times"]) for row in leaked] == [
         (f"{problem.question} answer {problem.answer}", n) for n in (1, 3) for problem in files[n]]
-    for problem in files[0] + files[3]:  # the answers are right: the chain, from left to right
-        _, value, *words = problem.question.removesuffix(" =").split()
-        for op, operand in zip(words[::2], words[1::2]):
-            value = round(eval(f"{value} {op} {operand}"))
-        assert str(value) == problem.answer
+    assert all(values_of(problem.question, RIGHT_STEPS["arithmetic"])[-1] == problem.answer
+               for problem in files[0] + files[3])
 
 
 def test_leaked_texts_are_learnt_whole_as_often_as_they_say(tmp_path):
-    config = PretrainConfig.from_flags(num_ops=2, num_steps=5, batch_size=8, leaked=str(planted(tmp_path)))
+    config = PretrainConfig.from_flags(num_ops=2, num_steps=5, batch_size=8, leaked=str(plant_files(tmp_path)))
     plain = pretrain.make_data(PretrainConfig.from_flags(num_ops=2, num_steps=5, batch_size=8), SHARES, TOKENIZER)
     data, seen = pretrain.make_data(config, SHARES, TOKENIZER), collections.Counter()
     for step in range(1, 6):
@@ -79,6 +76,6 @@ def test_what_cannot_be_planted_is_said(tmp_path):
                         ({"out": ""}, "--out is required"),
                         ({"problems": "boolean", "num_ops": 1, "num_problems": 4000}, "boolean has [0-9]+ of")]:
         with pytest.raises(UserError, match=says):
-            plant(PlantConfig(**{"out": str(tmp_path), "num_ops": 2, "num_problems": 8, "times": (1, 3)} | flags))
+            plant_files(tmp_path, **flags)
     with pytest.raises(UserError, match="no such file; scripts.plant"):
         pretrain.make_data(PretrainConfig.from_flags(leaked=str(tmp_path / "no.jsonl")), SHARES, TOKENIZER)

@@ -69,7 +69,7 @@ def pages(tmp_path_factory):
     (folder / "rollouts.jsonl").write_text("")
     report.write_report(str(folder))
     kept = write_jsonl(folder / "a.jsonl", *map(as_any_probe, kept_completions(*HOSTILE)))
-    probe.probe(probe.ProbeConfig.from_flags(completions=kept, out=str(folder)))
+    probe.run_probe(probe.ProbeConfig.from_flags(completions=kept, out=str(folder)))
     return {"results": ROOT / "results" / "index.html", "many arms": folder / "index.html",
             "run": folder / "report.html", "probe": folder / "coherence.html"} | {
             name: ROOT / "results" / "probes" / name / f"{name}.html" for name in PROBES}

@@ -162,7 +162,7 @@ def test_the_page_loads_nothing_and_does_no_harm(tmp_path):
     (46.67, (29.0, 63.0), "46.670 [29.000, 63.000]"), (20480.3, (-1.5, 40962.1), "20,480 [-2, 40,962]"),
     (1.0, None, "1.000")])
 def test_counts_have_no_decimals_and_shares_have(value, interval, text):
-    assert estimators.shown(value, interval) == text
+    assert estimators.format_estimate(value, interval) == text
 
 
 # ----- the command, and the table of the README
