@@ -63,7 +63,7 @@ def child(plan: dict, words: list[str]) -> None:
             return function(*args, **more)
         return call
 
-    clocked, make_scorer, save, write = train.clocked, score.make_scorer, checkpoint.save, log.JsonLines.write
+    clocked, make_scorer, save, write = train.time_programs, score.make_scorer, checkpoint.save, log.JsonLines.write
 
     def with_faults(programs, callbacks):
         made = clocked(programs, callbacks)
@@ -81,7 +81,7 @@ def child(plan: dict, words: list[str]) -> None:
         if due("checkpoint"):
             strike()
 
-    train.clocked, log.JsonLines.write, checkpoint.save = with_faults, half_written, half_saved
+    train.time_programs, log.JsonLines.write, checkpoint.save = with_faults, half_written, half_saved
     score.make_scorer = lambda *args: before("scoring", make_scorer(*args))
     sys.argv = words
     runpy.run_module(f"scripts.{words[0]}", run_name="__main__")

@@ -93,7 +93,7 @@ def by_answer(grading: GradingConfig, otherwise: str = "boxed") -> Callable:
         by = answers.criteria(problems, grading, otherwise)
         return [{"extracted": verdict.extracted, "correct": verdict.correct, "timed_out": verdict.timed_out,
                  "graded_by": graded_by} | ({} if (sure := confidence(text)) is None else {"confidence": sure})
-                for text, verdict, graded_by in zip(texts, answers.verdicts(texts, by), answers.described(by))]
+                for text, verdict, graded_by in zip(texts, answers.verdicts(texts, by), answers.describe_graders(by))]
     return judge
 
 
@@ -115,7 +115,7 @@ def heldout(sampler: Sampler, problems: list[Problem], prompts: Prompts, request
     """
     grading = GradingConfig(answer_format)
     judge = by_answer(grading, otherwise="lenient")
-    graded_by = answers.described(answers.criteria(problems, grading, otherwise="lenient"))
+    graded_by = answers.describe_graders(answers.criteria(problems, grading, otherwise="lenient"))
     metrics = {"eval/n": len(problems), "eval/graded_by": ", ".join(dict.fromkeys(graded_by))}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         rows = list(measure(sampler, Benchmark(name, problems, prompts, judge, 1, temperature),
@@ -139,7 +139,7 @@ def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[f
     """`{style: (share of the rows, accuracy of these)}` for every style of the problems' families."""
     styles = np.array([families.style_of(problems[row["problem"]], row["completion"]) or "" for row in rows])
     correct = np.array([row["correct"] for row in rows])
-    known = dict.fromkeys(style for problem in problems if (family := families.of_problem(problem))
+    known = dict.fromkeys(style for problem in problems if (family := families.family_of(problem))
                           for style in family.styles.values())
     places = {style: styles == style for style in known}
     return {style: (float(rows_N.mean()), float(correct[rows_N].mean()) if rows_N.any() else None)
@@ -149,7 +149,7 @@ def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[f
 def before_training(sampler: Sampler, pool: list[Problem], prompts: Prompts, grading: GradingConfig,
                     request: Request) -> list[dict]:
     """64 completions of each problem by the model that the run starts from, graded as its reward grades."""
-    answers.described(answers.criteria(pool, grading))  # what is not installed is reported first
+    answers.describe_graders(answers.criteria(pool, grading))  # what is not installed is reported first
     benchmark = Benchmark("pool", pool, prompts, by_answer(grading), 64, request.temperature)
     return list(measure(sampler, benchmark, request._replace(stream=sampling.CHOOSE), rows_per_call=2048))
 

@@ -66,7 +66,7 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
     for tensor in reader.tensors:
         if tensor.name == ROPE_FACTORS and config.rope_scaling is not None:
             continue
-        view = huggingface.take(unread, path, tensor.name, tensor.shape[::-1].tolist())
+        view = huggingface.take_view(unread, path, tensor.name, tensor.shape[::-1].tolist())
         try:
             array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(view.shape)
         except NotImplementedError as error:

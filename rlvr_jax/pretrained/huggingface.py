@@ -62,7 +62,7 @@ HARMLESS = set("""_attn_implementation_autoset _name_or_path bos_token_id chunk_
 def check_size(config: ModelConfig, numbers: int, path) -> None:
     """Raises UserError, before memory is taken, where `path` describes a model of more numbers than its files hold."""
     try:
-        count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes(config)))
+        count = sum(math.prod(x.shape) for x in jax.tree.leaves(param_shapes(config)))
     except (OverflowError, ValueError, TypeError):  # a size that no array has
         count = math.inf
     if count > numbers:
@@ -70,7 +70,7 @@ def check_size(config: ModelConfig, numbers: int, path) -> None:
                         "at most: weights and configuration are of different models, or tensors are missing")
 
 
-def shapes(config: ModelConfig) -> Params:
+def param_shapes(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init_params(jax.random.key(0), config))
 
 
@@ -78,7 +78,7 @@ def empty_params(config: ModelConfig, dtype: str = "float32") -> Params:
     """Uninitialised numpy arrays in the layout of `init_params`; norms, which `model.py` never casts, stay float32."""
     return traverse_util.path_aware_map(
         lambda path, x: np.empty(x.shape, np.float32 if path[-1].endswith("norm") else jnp.dtype(dtype)),
-        shapes(config))
+        param_shapes(config))
 
 
 def tensor_views(params: Params, column: int) -> dict[str, np.ndarray]:
@@ -92,7 +92,7 @@ def tensor_views(params: Params, column: int) -> dict[str, np.ndarray]:
     return views
 
 
-def take(unread: dict[str, np.ndarray], path, name: str, shape) -> np.ndarray:
+def take_view(unread: dict[str, np.ndarray], path, name: str, shape) -> np.ndarray:
     """Removes and returns the view that tensor `name` of `path` fills; UserError if there is none of that shape."""
     if name not in unread:
         raise UserError(f"{path}: unexpected tensor {name}: the architecture has no such weight, or it is there twice")
@@ -220,7 +220,7 @@ def weight_files(dir: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def opened(path: Path):
+def open_tensors(path: Path):
     """The safetensors file, mapped into memory; UserError if it is damaged."""
     try:
         with safetensors.safe_open(path, "np") as file:
@@ -241,27 +241,27 @@ def load_folder(dir, dtype: str = "float32") -> tuple[ModelConfig, Params]:
     config = config_from_hugging_face(read_json(dir / "config.json"), dir / "config.json")
     names = {}
     for path in weight_files(dir):
-        with opened(path) as file:
+        with open_tensors(path) as file:
             names[path] = list(file.keys())
     check_size(config, sum(path.stat().st_size for path in names), dir / "config.json")  # with a byte for each at least
     params, spare_head = empty_params(config, dtype), None
     unread = tensor_views(params, HUGGING_FACE)
     for path, held in names.items():
         for name in held:
-            with opened(path) as file:  # anew each time: what is mapped counts as memory until the file is closed
+            with open_tensors(path) as file:  # anew each time: what is mapped counts as memory until the file is closed
                 if name.endswith("rotary_emb.inv_freq"):  # a constant that old Llama files carry
                     continue
                 if name == "lm_head.weight" and config.tie_embeddings:
                     spare_head = path
                     continue
                 header = file.get_slice(name)
-                view, kind = take(unread, path, name, header.get_shape()), header.get_dtype()
+                view, kind = take_view(unread, path, name, header.get_shape()), header.get_dtype()
                 if kind not in TYPES.values():
                     raise UserError(f"{path}: tensor {name} is of type {kind}: use the model's unquantised weights")
                 fill(view, file.get_tensor(name), path, name)
     refuse_missing(unread, dir)
     if spare_head is not None:
-        with opened(spare_head) as file:
+        with open_tensors(spare_head) as file:
             same = np.array_equal(file.get_tensor("lm_head.weight").astype(jnp.dtype(dtype)), params["embed"])
         if not same:
             raise UserError(f"{spare_head}: lm_head.weight differs from the embedding: set tie_word_embeddings to "

@@ -41,7 +41,7 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
     if not name:
         raise UserError("--model is required: a run directory, a Hugging Face folder, a .gguf file, or smollm2")
     directory, _, step = name.partition("@")
-    path, meta = downloaded(name[3:]) if name.startswith("hf:") else pathlib.Path(directory), {}
+    path, meta = download_folder(name[3:]) if name.startswith("hf:") else pathlib.Path(directory), {}
     if name == "smollm2" or (path.suffix == ".gguf" and path.is_file()):
         path = gguf_file.smollm2_path() if name == "smollm2" else path
         config, params, tokenizer = gguf_file.load(path, params_dtype)
@@ -64,7 +64,7 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
     return LanguageModel(dataclasses.replace(config, dtype=dtype), params, tokenizer, meta.get("flags", {}))
 
 
-def downloaded(name: str) -> pathlib.Path:
+def download_folder(name: str) -> pathlib.Path:
     """The folder of OWNER/NAME of the Hugging Face hub in that library's cache, where an earlier download is found and
     one that broke goes on. Raises UserError where it cannot be had."""
     try:
@@ -81,7 +81,7 @@ def load_fixed(choice: ModelChoice) -> LanguageModel:
     return load_model(choice.model, choice.dtype, choice.dtype)
 
 
-def pinned(name: str) -> str:
+def pin_step(name: str) -> str:
     """A run directory with its step spelt out: the same command, given again later, is about the same model."""
     directory, _, which = name.partition("@")
     steps = checkpoint.steps(directory) if directory and which in ("", "best") else []

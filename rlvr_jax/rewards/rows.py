@@ -39,7 +39,7 @@ class Reward(NamedTuple):
     constant: bool = False  # every completion is paid the same, whatever it is
 
 
-def correct(seen: RewardContext) -> np.ndarray:
+def correctness(seen: RewardContext) -> np.ndarray:
     """1 if the extracted answer equals the reference answer, else 0."""
     return np.array([verdict.correct for verdict in seen.verdicts], np.float32)
 
@@ -54,23 +54,23 @@ def coin(seen: RewardContext) -> np.ndarray:
     return (np.random.default_rng(seen.key).random(len(seen.texts)) < seen.config.random_rate).astype(np.float32)
 
 
-def inverted(seen: RewardContext) -> np.ndarray:
+def inverted_correctness(seen: RewardContext) -> np.ndarray:
     """1 if the completion is not correct, 0 if it is (arXiv 2506.10947)."""
-    return 1 - correct(seen)
+    return 1 - correctness(seen)
 
 
-def permuted(seen: RewardContext) -> np.ndarray:
+def permuted_correctness(seen: RewardContext) -> np.ndarray:
     """The correctness of the group's completions, shuffled among them: as much reward, credited at random."""
-    rng, right = np.random.default_rng(seen.key), correct(seen).reshape(-1, seen.group_size)
+    rng, right = np.random.default_rng(seen.key), correctness(seen).reshape(-1, seen.group_size)
     return rng.permuted(right, axis=1).reshape(-1)
 
 
-def majority(seen: RewardContext) -> np.ndarray:
+def majority_vote(seen: RewardContext) -> np.ndarray:
     """1 for the answer that the model gave most often before training (arXiv 2506.10947)."""
     return seen.equals([problem.meta["votes"]["majority"] for problem in seen.problems])
 
 
-def incorrect(seen: RewardContext) -> np.ndarray:
+def wrong_vote(seen: RewardContext) -> np.ndarray:
     """1 for a wrong answer: --wrong_answer, or the most frequent wrong one before training (arXiv 2506.10947)."""
     return seen.equals([seen.config.wrong_answer or problem.meta["votes"]["wrong"] for problem in seen.problems])
 
@@ -108,22 +108,22 @@ def imitation(seen: RewardContext) -> np.ndarray:
     difflib's ratio 2M/T, where M words match and both steps together have T words. Words are equal or they are not: for
     a step of one word, as a family's opening word is, the reward is 1 for that word and 0 for any other.
     """
-    return against_expert(seen, likeness)
+    return compare_with_expert(seen, similarity)
 
 
 def imitation_characters(seen: RewardContext) -> np.ndarray:
     """The same letter by letter, as the paper has it, for steps in running text (SRL, arXiv 2510.25992). Not for a
     synthetic family: its words are names, and "quick" is no nearer to "think" than "hmm" is."""
-    return against_expert(seen, lambda given, wanted: likeness(" ".join(given), " ".join(wanted)))
+    return compare_with_expert(seen, lambda given, wanted: similarity(" ".join(given), " ".join(wanted)))
 
 
 def step_accuracy(seen: RewardContext) -> np.ndarray:
     """1 if the next step is the expert's, word for word, else 0; needs --expert_steps. It is logged as
     train/step_accuracy whatever is paid."""
-    return against_expert(seen, lambda given, wanted: given == wanted)
+    return compare_with_expert(seen, lambda given, wanted: given == wanted)
 
 
-def against_expert(seen: RewardContext, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
+def compare_with_expert(seen: RewardContext, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
     """f32[B] `compare(words of the step, words of the expert's)`. The step is the completion's first line, cut to as
     many words as the expert's has."""
     if any("step" not in problem.meta for problem in seen.problems):
@@ -133,7 +133,7 @@ def against_expert(seen: RewardContext, compare: Callable[[list[str], list[str]]
     return np.array([compare(*pair) for pair in zip(given, wanted)], np.float32)
 
 
-def likeness(given: Sequence[str], wanted: Sequence[str]) -> float:
+def similarity(given: Sequence[str], wanted: Sequence[str]) -> float:
     """difflib's ratio 2M/T of two sequences, of words or of letters; -1 where nothing was said. It is not symmetric:
     the expert's is second."""
     return difflib.SequenceMatcher(None, given, wanted, autojunk=False).ratio() if given else -1.0
@@ -176,55 +176,55 @@ def overlong(seen: RewardContext) -> np.ndarray:
     return np.clip((seen.max_new_tokens - buffer - lengths) / max(buffer, 1), -1, 0).astype(np.float32)
 
 
-def nothing(seen: RewardContext) -> np.ndarray:
+def zero(seen: RewardContext) -> np.ndarray:
     """0, whatever was said: no advantage, so the loss is its KL and entropy terms alone."""
     return np.zeros(len(seen.texts), np.float32)
 
 
-def calibrated(seen: RewardContext) -> np.ndarray:
+def calibration(seen: RewardContext) -> np.ndarray:
     """1 + (c - (q - c)^2) / 2 where an answer is stated with a confidence q after it, c its correctness; else 0.
 
     As RLCR's code has it (arXiv 2507.16806): half for the form, half for the answer, half for the Brier score. There,
     advantages are not divided by the group's std: take --objective=reinforce, or dr_grpo for a constant divisor.
     """
-    whole, q, c = whole_answers(seen)
+    whole, q, c = read_confidences(seen)
     return np.where(whole, 1 + (c - (q - c) ** 2) / 2, 0)
 
 
-def constantly_calibrated(seen: RewardContext) -> np.ndarray:
+def calibration_to_mean(seen: RewardContext) -> np.ndarray:
     """`calibrated`, as if each confidence were the mean accuracy of the step's well-formed completions: a control.
 
     It pays for the form and the right answer alone."""
-    whole, _, c = whole_answers(seen)
+    whole, _, c = read_confidences(seen)
     mean = c[whole].mean() if whole.any() else 0
     return np.where(whole, 1 + (c - (mean - c) ** 2) / 2, 0)
 
 
-def randomly_calibrated(seen: RewardContext) -> np.ndarray:
+def calibration_to_permuted(seen: RewardContext) -> np.ndarray:
     """`calibrated`, with the correctness in the Brier score shuffled over the well-formed completions: a control.
 
     The best confidence is then the mean accuracy, whatever the answer."""
-    whole, q, c = whole_answers(seen)
+    whole, q, c = read_confidences(seen)
     other = c.copy()
     other[whole] = np.random.default_rng(seen.key).permutation(c[whole])
     return np.where(whole, 1 + (c - (q - other) ** 2) / 2, 0)
 
 
-def whole_answers(seen: RewardContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_confidences(seen: RewardContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """bool[B], f32[B], f32[B]: whether an answer is stated with a confidence after it, that confidence (0 for none),
     and 1 where the answer is right."""
     sure = [stated_confidence.at_the_end(text) for text in seen.texts]
     whole = np.array([bool(verdict.extracted) and q is not None for verdict, q in zip(seen.verdicts, sure)])
-    return whole, np.array([q or 0 for q in sure], np.float32), correct(seen)
+    return whole, np.array([q or 0 for q in sure], np.float32), correctness(seen)
 
 
 REWARDS: dict[str, Callable | Reward] = {
-    "correct": correct, "format": well_formed, "random": coin, "inverted": inverted, "permuted": permuted,
-    "majority": Reward(majority, prepare=lambda config: True),
-    "incorrect": Reward(incorrect, prepare=lambda config: not config.wrong_answer),
+    "correct": correctness, "format": well_formed, "random": coin, "inverted": inverted_correctness, "permuted": permuted_correctness,
+    "majority": Reward(majority_vote, prepare=lambda config: True),
+    "incorrect": Reward(wrong_vote, prepare=lambda config: not config.wrong_answer),
     "ttrl": ttrl, "continuous": continuous, "imitation": imitation,
     "imitation_characters": imitation_characters, "step_accuracy": step_accuracy,
     "verifier_free": Reward(verifier_free, check=refuse_clipping, targets=learn_reference_answers),
-    "self_certainty": self_certainty, "entropy": low_entropy, "overlong": overlong, "calibrated": calibrated,
-    "calibrated_constant": constantly_calibrated, "calibrated_permuted": randomly_calibrated,
-    "none": Reward(nothing, constant=True)}
+    "self_certainty": self_certainty, "entropy": low_entropy, "overlong": overlong, "calibrated": calibration,
+    "calibrated_constant": calibration_to_mean, "calibrated_permuted": calibration_to_permuted,
+    "none": Reward(zero, constant=True)}

@@ -15,7 +15,7 @@ from rlvr_jax.runs.flags import parse_weights
 from rlvr_jax.tasks import answers
 
 
-def parse(text: str) -> list[tuple[str, Reward, float]]:
+def parse_reward(text: str) -> list[tuple[str, Reward, float]]:
     """Names, rows and weights of a sum such as "correct:1,format:0.1". UserError for a name that is none, or twice."""
     pairs = parse_weights("reward", text, REWARDS)
     if len(dict(pairs)) < len(pairs):
@@ -24,9 +24,9 @@ def parse(text: str) -> list[tuple[str, Reward, float]]:
     return [(name, row if isinstance(row, Reward) else Reward(row), weight) for name, row, weight in rows]
 
 
-def check(config: RewardConfig, objective: str) -> None:
+def check_reward(config: RewardConfig, objective: str) -> None:
     """Raises UserError where a reward does not go with the objective, or two want to replace the sampled tokens."""
-    rows = [row for _, row, _ in parse(config.reward)]
+    rows = [row for _, row, _ in parse_reward(config.reward)]
     for reason in filter(None, (row.check(objective) for row in rows)):
         raise UserError(reason)
     if sum(row.targets is not None for row in rows) > 1:
@@ -35,12 +35,12 @@ def check(config: RewardConfig, objective: str) -> None:
 
 def needs_votes(config: RewardConfig) -> bool:
     """Whether a reward needs the model's answers before training (`measure.votes`)."""
-    return any(row.prepare(config) for _, row, _ in parse(config.reward))
+    return any(row.prepare(config) for _, row, _ in parse_reward(config.reward))
 
 
 def is_constant(config: RewardConfig) -> bool:
     """Whether every completion is paid the same, so that nothing can be learnt from the reward."""
-    return all(row.constant for _, row, _ in parse(config.reward))
+    return all(row.constant for _, row, _ in parse_reward(config.reward))
 
 
 def score_row(name: str, row: Reward, seen: RewardContext) -> np.ndarray:
@@ -70,8 +70,8 @@ def make_scorer(config: RewardConfig, grading: answers.GradingConfig, grpo: GRPO
     one-shot code grades both together: a completion without a box then falls back on the empty `\boxed{}` of the
     instruction and is wrong all the same, so the verdicts are equal.
     """
-    criteria, rows = answers.criteria(problems, grading), parse(config.reward)
-    graded_by = np.array(answers.described(criteria), object)
+    criteria, rows = answers.criteria(problems, grading), parse_reward(config.reward)
+    graded_by = np.array(answers.describe_graders(criteria), object)
     statistics = learner.map_statistics(loaded.config, grpo.update)
 
     def reward(rollouts: Rollouts, params, step: int, attempt: int = 0) -> Scored:

@@ -31,7 +31,7 @@ class Criterion(NamedTuple):
 def criterion(problem: Problem, config: GradingConfig = GradingConfig(), otherwise: str = "boxed") -> Criterion:
     """How a problem is judged. The format "auto" is that of its family; `otherwise` for a problem from a file. A
     problem that brings a verifier along is judged by that, whatever the grader is."""
-    family, entry = families.of_problem(problem), problem.meta.get("entry")
+    family, entry = families.family_of(problem), problem.meta.get("entry")
     own = gym.ANSWER_FORMAT if entry else family.answer_format if family else otherwise
     return Criterion(own if config.answer_format == "auto" else config.answer_format,
                      "gym" if entry else config.grader, entry or problem.answer)
@@ -48,7 +48,7 @@ def verdicts(texts: Sequence[str], by: Sequence[Criterion]) -> list[grade.Verdic
                           [each.grader for each in by])
 
 
-def described(by: Sequence[Criterion]) -> list[str]:
+def describe_graders(by: Sequence[Criterion]) -> list[str]:
     """The name of what will grade by each criterion, for reports. UserError where it is not installed."""
     known = {pair: grade.describe(*pair) for pair in dict.fromkeys(each[:2] for each in by)}
     return [known[each[:2]] for each in by]

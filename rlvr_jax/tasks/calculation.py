@@ -34,20 +34,20 @@ Tree = tuple  # (row of OPERATIONS, Tree, Tree), or a leaf: (row of LEAVES, a, b
 
 def draw_problems(name: str, count: int, split: str) -> list[Problem]:
     """The first `count` problems of one of SPLITS; meta["tree"] is the expression. Raises UserError for a bad name."""
-    level, seed = parse(name)
+    level, seed = parse_name(name)
     rng, seen, problems = np.random.default_rng((seed, level)), set(), []
     while len(problems) < count:
-        tree = expression(rng, level)
-        key = written(tree, canonical=True)
+        tree = draw_tree(rng, level)
+        key = format_tree(tree, canonical=True)
         if key in seen:
             continue
         seen.add(key)
         if SPLITS[hashlib.sha256(key.encode()).digest()[0] % len(SPLITS)] == split:
-            problems.append(problem(tree, len(problems)))
+            problems.append(make_problem(tree, len(problems)))
     return problems
 
 
-def parse(name: str) -> tuple[int, int]:
+def parse_name(name: str) -> tuple[int, int]:
     """(level, seed) of `calculation:LEVEL` or `calculation:LEVEL:SEED`."""
     level, _, seed = name.removeprefix(PREFIX).partition(":")
     if not (level.isdecimal() and int(level) in LEVELS and (seed or "0").isdecimal()) or name.endswith(":"):
@@ -56,25 +56,25 @@ def parse(name: str) -> tuple[int, int]:
     return int(level), int(seed or SEED)
 
 
-def problem(tree: Tree, index: int) -> Problem:
+def make_problem(tree: Tree, index: int) -> Problem:
     """The answer is a whole number or a fraction in lowest terms, such as -7/12."""
-    question = f"What is {written(tree)}?"
-    return Problem(question, str(value(tree)), question, {"index": index, "tree": tree})
+    question = f"What is {format_tree(tree)}?"
+    return Problem(question, str(evaluate(tree)), question, {"index": index, "tree": tree})
 
 
-def expression(rng: np.random.Generator, level: int) -> Tree:
+def draw_tree(rng: np.random.Generator, level: int) -> Tree:
     """A random tree of so many operations that has a value, which the graders can read."""
     made = None
     while made is None or not is_short(made[1]):
-        made = grown(rng, level)
+        made = grow_tree(rng, level)
     return made[0]
 
 
-def grown(rng: np.random.Generator, level: int) -> Optional[tuple[Tree, Fraction]]:
+def grow_tree(rng: np.random.Generator, level: int) -> Optional[tuple[Tree, Fraction]]:
     """A random tree and its value; None as soon as a part of it has none."""
     if level:
         left = int(rng.integers(level))
-        parts = grown(rng, left), grown(rng, level - 1 - left)
+        parts = grow_tree(rng, left), grow_tree(rng, level - 1 - left)
         if None in parts:
             return None
         (sides, values), table = zip(*parts), OPERATIONS
@@ -82,29 +82,29 @@ def grown(rng: np.random.Generator, level: int) -> Optional[tuple[Tree, Fraction
         sides = values = tuple(map(int, rng.integers(0, TOP + 1, 2)))
         table = LEAVES
     name = list(table)[rng.integers(len(table))]
-    result = applied(name, values)
+    result = apply_operation(name, values)
     return None if result is None else ((name, *sides), result)
 
 
-def renumbered(rng: np.random.Generator, tree: Tree) -> Tree:
+def renumber(rng: np.random.Generator, tree: Tree) -> Tree:
     """The same tree with other numbers in its leaves, as far as it has a value with them."""
     def other(part: Tree) -> Tree:
         return (part[0], *(map(other, part[1:]) if part[0] in OPERATIONS else map(int, rng.integers(0, TOP + 1, 2))))
 
     made = other(tree)
-    while value(made) is None or not is_short(value(made)):
+    while evaluate(made) is None or not is_short(evaluate(made)):
         made = other(tree)
     return made
 
 
-def value(tree: Tree) -> Optional[Fraction]:
+def evaluate(tree: Tree) -> Optional[Fraction]:
     """None where a part of the tree has no value."""
     name, *sides = tree
-    values = list(map(value, sides)) if name in OPERATIONS else sides
-    return None if None in values else applied(name, values)
+    values = list(map(evaluate, sides)) if name in OPERATIONS else sides
+    return None if None in values else apply_operation(name, values)
 
 
-def applied(name: str, values: Sequence) -> Optional[Fraction]:
+def apply_operation(name: str, values: Sequence) -> Optional[Fraction]:
     """The value of an operation or a leaf; None for a division by zero, and for what is larger than LARGEST."""
     try:
         result = (OPERATIONS | LEAVES)[name](*values)
@@ -118,11 +118,11 @@ def is_short(number: Optional[Fraction]) -> bool:
     return number is not None and max(len(str(abs(number.numerator))), len(str(number.denominator))) <= MAX_DIGITS
 
 
-def written(tree: Tree, canonical: bool = False) -> str:
+def format_tree(tree: Tree, canonical: bool = False) -> str:
     """`(3 + (1/2)) * 7^2`, with parentheses around every operation in another. `canonical`: + and * have their sides
     in the order of the alphabet, so that trees that are alike have one text."""
     name, *sides = tree
     if name in LEAVES:
         return name.format(*sides)
-    texts = [f"({written(side, canonical)})" if side[0] in OPERATIONS else written(side, canonical) for side in sides]
+    texts = [f"({format_tree(side, canonical)})" if side[0] in OPERATIONS else format_tree(side, canonical) for side in sides]
     return f" {name} ".join(sorted(texts) if canonical and name in "+*" else texts)

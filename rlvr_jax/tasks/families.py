@@ -38,7 +38,7 @@ class Family:
         return self.habits(dataclasses.replace(config, style_shares=shares), seed, num_ops)
 
 
-def of_chains(algebra: chains.Algebra) -> Family:
+def chain_family(algebra: chains.Algebra) -> Family:
     """The family of chains with this algebra."""
     bind = lambda function: functools.partial(function, algebra)
     return Family(algebra.vocabulary, chains.STYLES, chains.lengths, bind(chains.generate), bind(chains.to_problems),
@@ -47,12 +47,12 @@ def of_chains(algebra: chains.Algebra) -> Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "arithmetic": of_chains(arithmetic.ALGEBRA), "boolean": of_chains(boolean.ALGEBRA),
-    "arithmetic_digits": dataclasses.replace(of_chains(arithmetic.DIGITS), lengths=arithmetic.digits_lengths),
+    "arithmetic": chain_family(arithmetic.ALGEBRA), "boolean": chain_family(boolean.ALGEBRA),
+    "arithmetic_digits": dataclasses.replace(chain_family(arithmetic.DIGITS), lengths=arithmetic.digits_lengths),
     "wager": dataclasses.replace(
-        of_chains(wager.ALGEBRA), lengths=wager.lengths, generate=wager.generate, solve=wager.solve)}
+        chain_family(wager.ALGEBRA), lengths=wager.lengths, generate=wager.generate, solve=wager.solve)}
 
-S1 = dataclasses.replace(of_chains(worlds.ALGEBRA), lengths=worlds.lengths, styles=worlds.STYLES, shares=(0.28, 0.72),
+S1 = dataclasses.replace(chain_family(worlds.ALGEBRA), lengths=worlds.lengths, styles=worlds.STYLES, shares=(0.28, 0.72),
                          solve=worlds.solve_marked)
 STEPS = dataclasses.replace(S1, styles={chains.OPENERS[0]: "steps"}, shares=(1.0,))
 FAMILIES |= {
@@ -67,7 +67,7 @@ def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, n
     """`count` random problems of a split; their meta["task"] is the family's name. UserError for a family's fault."""
     family = FAMILIES[name]
     problems = family.to_problems(family.generate(rng, count, split, num_ops))
-    if wrong := fault(name, num_ops, problems, count):
+    if wrong := find_fault(name, num_ops, problems, count):
         raise UserError(f"family {name}: {wrong}")
     return [dataclasses.replace(problem, meta=problem.meta | {"task": name}) for problem in problems]
 
@@ -77,11 +77,11 @@ def refuse_faulty_solutions(name: str, config: chains.StyleConfig, num_ops: int,
     family, count = FAMILIES[name], 64
     drawn = family.generate(np.random.default_rng(0), count, "pretrain", num_ops)
     solutions = family.solve(np.random.default_rng(0), drawn, np.arange(count) % len(family.styles), config)
-    if wrong := fault(name, num_ops, family.to_problems(drawn), count, solutions, np.asarray(habits(drawn))):
+    if wrong := find_fault(name, num_ops, family.to_problems(drawn), count, solutions, np.asarray(habits(drawn))):
         raise UserError(f"family {name}: {wrong}")
 
 
-def fault(name: str, num_ops: int, problems: list[Problem], count: int, solutions: Optional[list[str]] = None,
+def find_fault(name: str, num_ops: int, problems: list[Problem], count: int, solutions: Optional[list[str]] = None,
           chances: Optional[np.ndarray] = None) -> str:
     """What is wrong with a family, as `count` of its problems show it; empty if nothing is. `solutions` of these
     problems and `chances`, f[count,S] of their styles, are judged where it is pre-trained on."""
@@ -112,21 +112,21 @@ def fault(name: str, num_ops: int, problems: list[Problem], count: int, solution
     return ""
 
 
-def of_problem(problem: Problem) -> Optional[Family]:
+def family_of(problem: Problem) -> Optional[Family]:
     """The family that a problem is of; None for one from a file."""
     return FAMILIES.get(problem.meta.get("task"))
 
 
 def style_of(problem: Problem, completion: str) -> Optional[str]:
     """The style a completion of the problem opens with; None for any other, and for problems from a file."""
-    family = of_problem(problem)
+    family = family_of(problem)
     return family and family.styles.get(completion.split(" ", 1)[0])
 
 
 def is_careless(problem: Problem, completion: str) -> bool:
     """Whether it has a style that is right by luck alone: any of the family's but the first."""
     style = style_of(problem, completion)
-    return style is not None and style != next(iter(of_problem(problem).styles.values()))
+    return style is not None and style != next(iter(family_of(problem).styles.values()))
 
 
 def parse_shares(text: str) -> dict[str, float]:

@@ -26,7 +26,7 @@ UNSTEADY = {"isomorphic_strings", "ransom_note", "word_ladder"}
 def draw_problems(name: str, seed: int, count: int, split: str) -> list[Problem]:
     """`count` different problems of a split, fewer where the data set repeats itself. UserError without reasoning-gym,
     for a data set that it lacks, and for one whose verifier cannot be used here."""
-    data, task = dataset(name, seed, TRIES * count), name.removeprefix(PREFIX)
+    data, task = make_dataset(name, seed, TRIES * count), name.removeprefix(PREFIX)
     entries = (data[i] for i in range(len(data)))
     drawn = {}
     while len(drawn) < count and (entry := next(entries, None)):
@@ -43,7 +43,7 @@ def draw_problems(name: str, seed: int, count: int, split: str) -> list[Problem]
     return list(drawn.values())
 
 
-def dataset(name: str, seed: int, size: int):
+def make_dataset(name: str, seed: int, size: int):
     """The data set of that name. UserError where it is not there, or not fit for training."""
     try:
         import reasoning_gym

@@ -101,10 +101,10 @@ def group_accuracies(pool: list[Problem], prompt_index: np.ndarray, correct: np.
 
 def write_history(directory: pathlib.Path, rows: list[dict], pool: list[Problem]) -> None:
     """Brings a run's history.json (`read_history`) up to its log, which survives."""
-    files.write_json(directory / HISTORY, history(rows, pool))
+    files.write_json(directory / HISTORY, build_history(rows, pool))
 
 
-def history(rows: list[dict], pool: list[Problem]) -> dict[str, list[float]]:
+def build_history(rows: list[dict], pool: list[Problem]) -> dict[str, list[float]]:
     """`{index: [accuracy in each whole pass]}` from rows of metrics. A pass takes each copy of a problem once, so its
     groups are that problem's next `copies` ones."""
     groups = collections.defaultdict(list)

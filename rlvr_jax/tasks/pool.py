@@ -70,12 +70,12 @@ def own_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
     return [problem.meta["steps"] for problem in pool]
 
 
-def opened_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
+def steps_after_first(pool: list[Problem]) -> list[list[Optional[str]]]:
     """Every step but the first, which is always given: a family's opening word is never the model's to say."""
     return [[None, *steps[1:]] for steps in own_steps(pool)]
 
 
-def another_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
+def steps_of_next(pool: list[Problem]) -> list[list[Optional[str]]]:
     """A control: the step at the same place of the next problem's solution. The form is right, the content is not."""
     solutions = own_steps(pool)
     return [following[: len(steps)] for steps, following in zip(solutions, solutions[1:] + solutions[:1])]
@@ -92,7 +92,7 @@ def shuffled_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
 
 
 # --expert -> function of the pool: of each problem the step that is wanted at each place; None: not asked for
-EXPERTS: dict[str, Callable] = {"own": own_steps, "opened": opened_steps, "another": another_steps,
+EXPERTS: dict[str, Callable] = {"own": own_steps, "opened": steps_after_first, "another": steps_of_next,
                                 "shuffled": shuffled_steps}
 
 
@@ -107,7 +107,7 @@ def expert_items(pool: list[Problem], names: str, expert: str = "own") -> list[P
     if missing := [problem for problem in pool if not problem.meta.get("steps")]:
         raise UserError("--expert_steps needs the steps of a solution, a list of texts in the column steps of "
                         f"--problems={names}; {missing[0].question[:60]!r} has none")
-    return [dataclasses.replace(problem, prompt=(" " if families.of_problem(problem) else "\n").join(
+    return [dataclasses.replace(problem, prompt=(" " if families.family_of(problem) else "\n").join(
                                     [problem.prompt, *problem.meta["steps"][:k]]),
                                 meta=problem.meta | {"step": step, "index": f"{problem.meta['index']}.{k}"})
             for problem, steps in zip(pool, EXPERTS[expert](pool)) for k, step in enumerate(steps) if step]

@@ -11,7 +11,7 @@ from rlvr_jax.records import Problem
 from rlvr_jax.runs.files import read_lines
 
 
-def _bare(answer) -> str:
+def _clean_answer(answer) -> str:
     r"""What follows GSM8K's ####; 43.0 is 43, and ASDiv's 9 (apples) is 9\text{ apples}, a number with a unit."""
     text = str(answer).rsplit("####", 1)[-1].strip()
     if with_unit := _WITH_UNIT.fullmatch(text):
@@ -19,12 +19,12 @@ def _bare(answer) -> str:
     return text[:-2] if text.endswith(".0") else text
 
 
-def _listed(answers) -> str:
+def _join_answers(answers) -> str:
     """OlympiadBench's list of LaTeX answers as one text."""
     return ", ".join(str(answer).strip().strip("$") for answer in (answers if isinstance(answers, list) else [answers]))
 
 
-def _boxed(solution) -> Optional[str]:
+def _read_boxed(solution) -> Optional[str]:
     return extract.EXTRACTORS["boxed"](str(solution))
 
 
@@ -32,13 +32,13 @@ _WITH_UNIT = re.compile(r"(-?\d[\d,./]*) ?\(([a-zA-Z]{2}[a-zA-Z .'/-]*|[gmslh])\
 
 # One row a layout: the columns of the question (joined by a space), the column of the answer, how to read that.
 LAYOUTS = [
-    (("body", "question"), "answer", _bare),  # ASDiv
-    (("problem",), "answer", _bare),  # MATH-500, AIME, AMC
-    (("question",), "answer", _bare),  # GSM8K, AIME, AMC, or one's own
-    (("Body", "Question"), "Answer", _bare),  # SVAMP
-    (("input",), "target", _bare),  # MAWPS
-    (("question",), "final_answer", _listed),  # OlympiadBench
-    (("problem",), "solution", _boxed),  # Minerva Math: the last \boxed{} of the solution
+    (("body", "question"), "answer", _clean_answer),  # ASDiv
+    (("problem",), "answer", _clean_answer),  # MATH-500, AIME, AMC
+    (("question",), "answer", _clean_answer),  # GSM8K, AIME, AMC, or one's own
+    (("Body", "Question"), "Answer", _clean_answer),  # SVAMP
+    (("input",), "target", _clean_answer),  # MAWPS
+    (("question",), "final_answer", _join_answers),  # OlympiadBench
+    (("problem",), "solution", _read_boxed),  # Minerva Math: the last \boxed{} of the solution
 ]
 # Columns that say where a problem is from, of what kind it is, or how it is solved (in any case): a question is whole
 # without them. Text in any other column may be a part of the question, so a file that has it is refused.
@@ -61,8 +61,8 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
     if not file.is_file():
         raise UserError(f"no problem file {path}; --problems takes a family such as arithmetic (a row of "
                         "rlvr_jax/tasks/families.py), a JSONL file or a .parquet file")
-    unit, read, rows = (("row", _of_one_shot, enumerate(_parquet_rows(file))) if file.suffix == ".parquet" else
-                        ("line", _of_layouts, read_lines(file)))
+    unit, read, rows = (("row", _read_one_shot, enumerate(_parquet_rows(file))) if file.suffix == ".parquet" else
+                        ("line", _read_layouts, read_lines(file)))
     problems = [read({name: x for name, x in row.items() if name not in ignored}, f"{file}, {unit} {number}",
                      {"file": str(file), unit: number}) for number, row in rows]
     if not problems:
@@ -93,16 +93,16 @@ def merge(problems: list[Problem]) -> list[Problem]:
             for place, ((_, _, index), same) in enumerate(groups.items())]
 
 
-def _of_layouts(row: dict, where: str, meta: dict) -> Problem:
+def _read_layouts(row: dict, where: str, meta: dict) -> Problem:
     for questions, column, read in LAYOUTS:
         if all(row.get(name) is not None for name in (column, *questions)):
-            several = row[column] if read is _listed and isinstance(row[column], list) else [row[column]]
+            several = row[column] if read is _join_answers and isinstance(row[column], list) else [row[column]]
             for name, x in [*((name, row[name]) for name in questions), *((column, x) for x in several)]:
                 _check_text(x, name, where)
             question, answer = " ".join(str(row[name]).strip() for name in questions), read(row[column])
             if not answer:
                 raise UserError(f"{where}: no answer in {column}"
-                                + (", which needs a \\boxed{}" if read is _boxed else ""))
+                                + (", which needs a \\boxed{}" if read is _read_boxed else ""))
             _check_read(row, {column, *questions}, where)
             return Problem(question, answer, question, meta | ({"steps": row["steps"]} if _is_steps(row) else {}))
     expected = "; ".join(f"{', '.join(questions)} and {column}" for questions, column, _ in LAYOUTS)
@@ -150,7 +150,7 @@ def _parquet_rows(file: pathlib.Path) -> list[dict]:
         raise UserError(f"{file} cannot be read as parquet ({error}): copy it again") from None
 
 
-def _of_one_shot(row: dict, where: str, meta: dict) -> Problem:
+def _read_one_shot(row: dict, where: str, meta: dict) -> Problem:
     """Questions and labels stay as they are, spaces and the row's own instruction included. An empty label is kept as
     well, though nothing equals it: the published pool has one (index 265)."""
     match row:

@@ -138,10 +138,10 @@ def encode_prompts(tokenizer: Tokenizer, asked: list[Problem], config: ModelConf
             raise UserError(f"a prompt has {len(row)} tokens, and --max_new_tokens={max_new_tokens} of the model's "
                             f"window of {config.max_seq_len} (or --max_prompt_tokens) leave it 1 to {max(room, 0)}; "
                             f"{advice} (--num_ops of a synthetic family): {problem.prompt[:80]!r}")
-    return Prompts(*padded(ids, tokenizer.pad_id, -(-max(map(len, ids)) // 16) * 16))
+    return Prompts(*pad_rows(ids, tokenizer.pad_id, -(-max(map(len, ids)) // 16) * 16))
 
 
-def padded(rows: list[list[int]], filler: int, width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def pad_rows(rows: list[list[int]], filler: int, width: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(i32[N,T], i32[N] lengths): rows of token ids, filled up to the width, or to the longest."""
     lengths = np.array([len(row) for row in rows], np.int32)
     tokens = np.full((len(rows), width or lengths.max()), filler, np.int32)

@@ -67,7 +67,7 @@ def lengths(num_ops: int) -> tuple[int, int]:
     return prompt + 2, solution + 2 * (num_ops + 1)
 
 
-def worked(drawn: Chains, step: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Chains:
+def recompute(drawn: Chains, step: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Chains:
     """The same problems with other results: `step(value, op, operand)` gives the values i[N] after one operation."""
     value, results = drawn.starts, []
     for op, operand in zip(drawn.ops.T, drawn.operands.T):
@@ -76,11 +76,11 @@ def worked(drawn: Chains, step: Callable[[np.ndarray, np.ndarray, np.ndarray], n
     return drawn._replace(results=np.stack(results, 1))
 
 
-def right(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray:
+def correct_value(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray:
     return ALGEBRA.results[value, op, operand]
 
 
-def sloppy(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray:
+def sloppy_value(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray:
     return ALGEBRA.mistakes[value, op, operand]
 
 
@@ -103,7 +103,7 @@ STYLES_S3 = {**STYLES, SHORT: "short"}
 
 def solve_marked(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """Careful, sloppy, and in the short style `so value value ... answer value`, which is right."""
-    in_style = write(drawn), write(worked(drawn, sloppy), OPENERS[1]), write_solutions(SHORT,
+    in_style = write(drawn), write(recompute(drawn, sloppy_value), OPENERS[1]), write_solutions(SHORT,
                                                                                        ALGEBRA.write(drawn.results))
     return [in_style[style][row] for row, style in enumerate(styles)]
 
@@ -113,14 +113,14 @@ def solve_marked(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, co
 
 def solve_s2(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """Solutions whose steps are careful with a chance of CAREFUL_STEP, and go on from what was written."""
-    return write(worked(drawn, lambda value, *step: np.where(
-        rng.random(len(value)) < CAREFUL_STEP, right(value, *step), sloppy(value, *step))))
+    return write(recompute(drawn, lambda value, *step: np.where(
+        rng.random(len(value)) < CAREFUL_STEP, correct_value(value, *step), sloppy_value(value, *step))))
 
 
 # ----- c
 
 
-def is_new(ops: np.ndarray, operands: np.ndarray) -> np.ndarray:
+def is_new_pair(ops: np.ndarray, operands: np.ndarray) -> np.ndarray:
     """Where an operation meets a place that it never meets in pre-training. Both are known from others."""
     return (ops == TIMES) & (operands // len(AMOUNTS) == TENS)
 
@@ -129,7 +129,7 @@ def generate_c(rng: np.random.Generator, count: int, split: str, num_ops: int) -
     """Problems without new pairs in pre-training, elsewhere with some."""
     def draw(algebra: Algebra, rng: np.random.Generator, n: int, num_ops: int) -> Chains:
         drawn = chains.draw_chains(algebra, rng, 3 * n, num_ops)  # half of them have none
-        return select_chains(drawn, is_new(drawn.ops, drawn.operands).any(1) == (split != "pretrain"))
+        return select_chains(drawn, is_new_pair(drawn.ops, drawn.operands).any(1) == (split != "pretrain"))
     return chains.generate(ALGEBRA, rng, count, split, num_ops, draw)
 
 
@@ -145,7 +145,7 @@ def select_chains(drawn: Chains, keep_N: np.ndarray) -> Chains:
 
 
 @functools.cache
-def withheld() -> np.ndarray:
+def withheld_facts() -> np.ndarray:
     """bool[V,O,B]: the facts that pre-training does not tell. One is a digit and an amount, at one place."""
     drawn = np.random.default_rng(0).permutation(10 * len(ALGEBRA.operands)).reshape(len(PLACES), 10, len(AMOUNTS))
     made = np.zeros(ALGEBRA.results.shape, bool)
@@ -157,7 +157,7 @@ def withheld() -> np.ndarray:
 def needs_withheld(drawn: Chains) -> np.ndarray:
     """bool[N,K]: whether a careful solution needs a withheld fact at that step."""
     before = np.concatenate([drawn.starts[:, None], drawn.results[:, :-1]], 1)
-    return withheld()[before, drawn.ops, drawn.operands]
+    return withheld_facts()[before, drawn.ops, drawn.operands]
 
 
 def generate_t(rng: np.random.Generator, count: int, split: str, num_ops: int) -> Chains:
@@ -174,5 +174,5 @@ def solve_t(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config:
     def step(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray:
         unit = 10 ** (2 - operand // len(AMOUNTS))
         guessed = value + unit * (rng.integers(10, size=len(value)) - value // unit % 10)
-        return np.where(withheld()[value, op, operand], guessed, right(value, op, operand))
-    return write(worked(drawn, step))
+        return np.where(withheld_facts()[value, op, operand], guessed, correct_value(value, op, operand))
+    return write(recompute(drawn, step))

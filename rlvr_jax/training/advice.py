@@ -39,7 +39,7 @@ def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
     return ""
 
 
-def on_base(flags: dict, source: ProblemSource) -> str:
+def on_base_model(flags: dict, source: ProblemSource) -> str:
     """What of the problems differs from those that the run with these flags, which saved the model, was trained on."""
     before, now = flags.get("num_ops"), source.prompt.num_ops
     if before in (None, now) or not set(source.problems.split(",")) & set(FAMILIES):
@@ -52,7 +52,7 @@ def on_answers(config: GradingConfig, problems: list[Problem]) -> str:
     """Which reference answers would be graded wrong even in a completion of nothing else; empty if none."""
     criteria = [by._replace(answer_format="boxed") if by.grader == "original" else by  # where that one always looks
                 for by in answers.criteria(problems, config)]
-    answers.described(criteria)
+    answers.describe_graders(criteria)
     texts = [state(by.answer_format, problem.answer) for by, problem in zip(criteria, problems)]
     unread = [(problem.answer, by, verdict) for problem, by, verdict
               in zip(problems, criteria, answers.verdicts(texts, criteria)) if not verdict.correct]
@@ -82,7 +82,7 @@ def on_first_step(record: Record) -> str:
             "for one)")
 
 
-def on_inert(rows: list[dict], record: Record, steps: int) -> str:
+def on_equal_rewards(rows: list[dict], record: Record, steps: int) -> str:
     """What the rewards were, where those of each group have been equal for just so many steps; empty where they have
     not, or for longer. `rows` are metrics up to this step's."""
     live = [row["train/live_groups"] for row in rows if "train/live_groups" in row][-steps - 1:]

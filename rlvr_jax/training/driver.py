@@ -68,7 +68,7 @@ class RunCallbacks(grpo.Callbacks):
         return call
 
 
-class Learnt(NamedTuple):
+class SupervisedRecord(NamedTuple):
     """A step of supervised training, as passed to the callbacks."""
 
     step: int
@@ -84,5 +84,5 @@ def supervise(state: LearnerState, data: Callable, update: Callable, callbacks: 
     for step in callbacks.steps(state, num_steps):
         batch = data(step)
         state, metrics = update(state, batch, step)
-        state = callbacks(state, Learnt(step, batch, metrics))
+        state = callbacks(state, SupervisedRecord(step, batch, metrics))
     return state

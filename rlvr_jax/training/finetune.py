@@ -23,9 +23,9 @@ from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
 from rlvr_jax.sampler import Decoding, SamplingConfig, make_sampler
 from rlvr_jax.tasks.families import FAMILIES
-from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, check_style, padded
+from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, check_style, pad_rows
 from rlvr_jax.training import kernels
-from rlvr_jax.training.driver import Learnt, RunCallbacks, supervise
+from rlvr_jax.training.driver import SupervisedRecord, RunCallbacks, supervise
 
 
 class FinetuneConfig(Config):
@@ -70,7 +70,7 @@ def finetune(config: FinetuneConfig) -> dict:
     window = max(loaded.config.max_seq_len, config.window)
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, max_seq_len=window))
     learner.micro_rows(config.update, config.batch_size, parallel.device_count(), "--batch_size")
-    kernels.check(config.update.attention, config.choice.dtype)
+    kernels.check_kernel(config.update.attention, config.choice.dtype)
     examples = read_examples(config.examples, loaded)
     optimizer = learner.make_optimizer(config.optimizer, loop.num_steps * config.update.updates_per_batch)
     update = learner.map_update(loaded.config, config.update, SUPERVISED, optimizer, loop.seed)
@@ -86,15 +86,15 @@ def finetune(config: FinetuneConfig) -> dict:
         with parallel.init_device(config.update.divide_state):
             state = [learner.init_state(adapters.merged(loaded.params), optimizer, keep_reference=False)]
         loaded = dataclasses.replace(loaded, params=None)  # the devices have them soon: a copy less in host memory
-        data = functools.partial(batch, examples, config.batch_size, loop.seed)
+        data = functools.partial(make_batch, examples, config.batch_size, loop.seed)
         return callbacks.finish(supervise(state.pop(), data, update, callbacks, loop.num_steps, config.update.divide_state))
 
 
-def row_of(learnt: Learnt) -> tuple[dict, list]:
+def row_of(learnt: SupervisedRecord) -> tuple[dict, list]:
     return {"step": learnt.step, "train/tokens": int(np.sum(learnt.batch.completion_mask))} | learnt.metrics, []
 
 
-def batch(examples: Examples, size: int, seed: int, step: int) -> Batch:
+def make_batch(examples: Examples, size: int, seed: int, step: int) -> Batch:
     """The rows of a step, from 1: a part of endless epochs over all rows, each in an order of its own. Advantage 1."""
     count = len(examples.index)
     places = np.arange((step - 1) * size, step * size)
@@ -130,7 +130,7 @@ def read_examples(path: str, loaded: LanguageModel) -> Examples:
         raise UserError(f"{file} holds no examples")
     distinct = {text: prompt for text, prompt, _ in pairs}
     place = {text: i for i, text in enumerate(distinct)}
-    tokens, lengths = padded(list(distinct.values()), tokenizer.pad_id)
-    completions, sizes = padded([completion for _, _, completion in pairs], 0)
+    tokens, lengths = pad_rows(list(distinct.values()), tokenizer.pad_id)
+    completions, sizes = pad_rows([completion for _, _, completion in pairs], 0)
     return Examples(list(distinct), Prompts(tokens, lengths), np.array([place[text] for text, _, _ in pairs], np.int32),
                     completions, np.arange(completions.shape[1]) < sizes[:, None])

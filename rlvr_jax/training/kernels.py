@@ -22,7 +22,7 @@ PLATFORM = {"splash": "tpu", "cudnn": "gpu", "triton": "gpu"}
 BLOCKS = 512, 256, 128  # queries, or keys, that a kernel works on at a time
 
 
-def square(q_BxTxHxE: jax.Array, segments) -> tuple:
+def pad_to_blocks(q_BxTxHxE: jax.Array, segments) -> tuple:
     """What kernels take that know causal masks and ids alone: scaled queries, keys and values, [B,S,H or K,E], and ids
     i32[B,S]. A query sees what has its id. All are padded in front, queries to the keys' number; padding has id 0."""
     keys, values, mask_BxTxS = ops.joined(q_BxTxHxE, segments)
@@ -39,7 +39,7 @@ def splash(q_BxTxHxE: jax.Array, segments, interpret: bool = False) -> jax.Array
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     b, t, h, e = q_BxTxHxE.shape
-    *heads, ids_BxS = square(q_BxTxHxE, segments)
+    *heads, ids_BxS = pad_to_blocks(q_BxTxHxE, segments)
     size = ids_BxS.shape[1]
     block = next(n for n in BLOCKS if size % n == 0)
     attend = kernel.make_splash_mha_single_device(
@@ -55,7 +55,7 @@ def triton(q_BxTxHxE: jax.Array, segments, interpret: bool = False) -> jax.Array
     from jax.experimental.pallas.ops.gpu.attention import mha
 
     b, t, h, e = q_BxTxHxE.shape
-    q, keys, values, ids_BxS = square(q_BxTxHxE, segments)
+    q, keys, values, ids_BxS = pad_to_blocks(q_BxTxHxE, segments)
     keys, values = (jnp.repeat(x, h // x.shape[2], 2) for x in (keys, values))
     return mha(q, keys, values, ids_BxS, causal=True, interpret=interpret)[:, -t:].reshape(b, t, h * e)
 
@@ -71,7 +71,7 @@ def cudnn(q_BxTxHxE: jax.Array, segments, implementation: str = "cudnn") -> jax.
 # ----- decoding
 
 
-def gqa(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, interpret: bool = False):
+def decode_triton(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, interpret: bool = False):
     """For GPUs from Ampere on: Pallas's `decode_attention.gqa`, by blocks of 64 positions. Arguments as those of
     `model.Context.attend`. It keeps sums in q's type before they are divided, which may leave the range of float16."""
     from jax.experimental.pallas.ops.gpu import decode_attention
@@ -81,10 +81,10 @@ def gqa(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, 
     mixed, (sums, tops) = decode_attention.gqa(
         q_Bx1xHxE[:, 0], keys_BxKxWxE, values_BxKxWxE, kv_seq_len=filled_B, block_k=64, k_splits=splits,
         return_residuals=True, normalize_output=False, interpret=interpret)
-    return joined(q_Bx1xHxE, prompt, mixed, sums, tops)
+    return join_prompt(q_Bx1xHxE, prompt, mixed, sums, tops)
 
 
-def mosaic(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, interpret: bool = False):
+def decode_mosaic(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, interpret: bool = False):
     """For TPUs, by blocks of at most 512 positions, in which paged_attention does not give what joins two softmaxes.
     Arguments as those of `model.Context.attend`."""
     from jax.experimental import pallas as pl
@@ -103,12 +103,12 @@ def mosaic(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Arra
         num_scalar_prefetch=1, grid=(b, window // size), out_specs=[of_row(rows, e), of_row(rows, 1), of_row(rows, 1)],
         in_specs=[of_row(rows, e), *[pl.BlockSpec((1, k, size, e), at)] * 2])
     parts = pl.pallas_call(
-        _look_at_block, [jax.ShapeDtypeStruct((b, k, rows, n), jnp.float32) for n in (e, 1, 1)], grid_spec=spec,
+        _attend_block, [jax.ShapeDtypeStruct((b, k, rows, n), jnp.float32) for n in (e, 1, 1)], grid_spec=spec,
         interpret=interpret)(filled_B, q_Bx1xHxE.reshape(b, k, rows, e), *cache)
-    return joined(q_Bx1xHxE, prompt, *parts)
+    return join_prompt(q_Bx1xHxE, prompt, *parts)
 
 
-def _look_at_block(filled_ref, q_ref, keys_ref, values_ref, mixed_ref, sums_ref, tops_ref):
+def _attend_block(filled_ref, q_ref, keys_ref, values_ref, mixed_ref, sums_ref, tops_ref):
     """A block of a row; what is written stays in place until the row's last one."""
     from jax.experimental import pallas as pl
 
@@ -133,7 +133,7 @@ def _look_at_block(filled_ref, q_ref, keys_ref, values_ref, mixed_ref, sums_ref,
                                                          values_KxSxE, preferred_element_type=jnp.float32)
 
 
-def joined(q_Bx1xHxE: jax.Array, prompt: tuple, mixed: jax.Array, sums: jax.Array, tops: jax.Array) -> jax.Array:
+def join_prompt(q_Bx1xHxE: jax.Array, prompt: tuple, mixed: jax.Array, sums: jax.Array, tops: jax.Array) -> jax.Array:
     """Attention to the prompt, and to the cache: `mixed` [B,H,E] are its values weighted by exp(score - top), `sums` of
     these weights and `tops` [B,H]; or with H as K, R. Returns [B,1,H*E]."""
     (keys, values, mask_Bx1xS), (b, _, h, e) = prompt, q_Bx1xHxE.shape
@@ -150,10 +150,10 @@ def joined(q_Bx1xHxE: jax.Array, prompt: tuple, mixed: jax.Array, sums: jax.Arra
     return out.astype(q_Bx1xHxE.dtype).reshape(b, 1, h * e)
 
 
-ATTENTION |= {"splash": Attention(splash, mosaic), "cudnn": Attention(cudnn, gqa), "triton": Attention(triton, gqa)}
+ATTENTION |= {"splash": Attention(splash, decode_mosaic), "cudnn": Attention(cudnn, decode_triton), "triton": Attention(triton, decode_triton)}
 
 
-def check(name: str, dtype: str) -> None:
+def check_kernel(name: str, dtype: str) -> None:
     """UserError for a kernel that cannot run here."""
     here = jax.default_backend()
     if name == "cudnn" and dtype == "float32" or PLATFORM.get(name) == "gpu" and dtype == "float16":

@@ -22,9 +22,9 @@ from rlvr_jax.sampler import Decoding, Request, make_sampler
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.chains import StyleConfig
 from rlvr_jax.tasks.families import FAMILIES
-from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, encode_prompts, load_problems, padded
+from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, encode_prompts, load_problems, pad_rows
 from rlvr_jax.training import kernels
-from rlvr_jax.training.driver import Learnt, RunCallbacks, supervise
+from rlvr_jax.training.driver import SupervisedRecord, RunCallbacks, supervise
 
 
 class ShapeConfig(Config):
@@ -63,10 +63,10 @@ def pretrain(config: PretrainConfig) -> dict:
 
     Step s learns from problems drawn from (seed, s), none of them of a held-out split.
     """
-    check(config)
+    check_config(config)
     shares, loop = families.parse_shares(config.task_shares), config.loop
     tokenizer = families.make_tokenizer(shares)
-    model_config = shape_of(config, shares, tokenizer)
+    model_config = make_model_config(config, shares, tokenizer)
     solved_problems = make_data(config, shares, tokenizer)
     optimizer = learner.make_optimizer(config.optimizer, loop.num_steps * config.update.updates_per_batch)
     update = learner.map_update(model_config, config.update, SUPERVISED, optimizer, loop.seed)
@@ -80,14 +80,14 @@ def pretrain(config: PretrainConfig) -> dict:
         return callbacks.finish(supervise(state, solved_problems, update, callbacks, loop.num_steps, config.update.divide_state))
 
 
-def row_of(learnt: Learnt) -> tuple[dict, list]:
+def row_of(learnt: SupervisedRecord) -> tuple[dict, list]:
     return {"step": learnt.step} | learnt.metrics, []
 
 
-def check(config: PretrainConfig) -> None:
+def check_config(config: PretrainConfig) -> None:
     """Refuses settings that cannot work together before anything is computed."""
     learner.micro_rows(config.update, config.batch_size, parallel.device_count(), "--batch_size")
-    kernels.check(config.update.attention, "float32")
+    kernels.check_kernel(config.update.attention, "float32")
     if not config.measured.eval_size:
         raise UserError("--eval_size=0: problems of a family are drawn, as many as this says: give 1 or more")
     if config.shape.d_model % (2 * config.shape.num_heads):
@@ -101,18 +101,18 @@ def check(config: PretrainConfig) -> None:
                             + ", ".join(styles))
 
 
-def shape_of(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> ModelConfig:
+def make_model_config(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> ModelConfig:
     shape = config.shape
     return ModelConfig(
         vocab_size=tokenizer.backend.get_vocab_size(), num_layers=shape.num_layers, d_model=shape.d_model,
         num_heads=shape.num_heads, num_kv_heads=shape.num_heads, head_dim=shape.d_model // shape.num_heads,
-        d_ff=shape.d_ff, max_seq_len=window(config, shares))
+        d_ff=shape.d_ff, max_seq_len=max_window(config, shares))
 
 
 def make_heldout(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer,
                  model_config: ModelConfig) -> Callable:
     """`heldout(params, step)`: accuracy on each family's share of held-out problems, as eval/* metrics."""
-    _, size = sizes(config, shares)
+    _, size = max_lengths(config, shares)
     sample = make_sampler(model_config, Decoding(tokenizer.eos_ids, size))
     problems = [problem for name, count in families.divide(shares, config.measured.eval_size).items()
                 for problem in load_problems(ProblemSource(name, PromptConfig(config.num_ops)), tokenizer,
@@ -122,15 +122,15 @@ def make_heldout(config: PretrainConfig, shares: dict[str, float], tokenizer: To
                                                 Request(config.loop.seed, step))
 
 
-def sizes(config: PretrainConfig, names) -> tuple[int, int]:
+def max_lengths(config: PretrainConfig, names) -> tuple[int, int]:
     """Most tokens of a prompt, and of a solution, in any of the families."""
     prompts, solutions = zip(*(FAMILIES[name].lengths(config.num_ops) for name in names))
     return max(prompts), max(solutions)
 
 
-def window(config: PretrainConfig, names) -> int:
+def max_window(config: PretrainConfig, names) -> int:
     """Most tokens of prompt and completion together that the base takes."""
-    return max(config.window, sum(sizes(config, names)))
+    return max(config.window, sum(max_lengths(config, names)))
 
 
 def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> Callable[[int], Batch]:
@@ -139,13 +139,13 @@ def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Token
     for name in shares:
         families.refuse_faulty_solutions(name, config.styles, config.num_ops, habits[name])
     size = config.batch_size
-    leaks = leaked_texts(config, tokenizer, window(config, shares))
-    widths = sizes(config, shares)
+    leaks = read_leaked(config, tokenizer, max_window(config, shares))
+    widths = max_lengths(config, shares)
     if leaks:  # all words of a text but the first are learnt
         widths = widths[0], max(widths[1], *(len(tokenizer.encode(text)) for text in leaks))
 
     def encode(texts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
-        return padded([tokenizer.encode(text) for text in texts], tokenizer.pad_id, width)
+        return pad_rows([tokenizer.encode(text) for text in texts], tokenizer.pad_id, width)
 
     def batch(step: int) -> Batch:
         rng, questions, solutions = np.random.default_rng((config.loop.seed, step)), [], []
@@ -166,7 +166,7 @@ def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Token
     return batch
 
 
-def leaked_texts(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -> list[str]:
+def read_leaked(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -> list[str]:
     """Each text of --leaked as often as its times says, shuffled. Raises UserError for what cannot be learnt."""
     if not config.leaked:
         return []

@@ -59,39 +59,39 @@ class TrainConfig(Config):
 def train(config: TrainConfig) -> dict:
     """Runs GRPO from --model and returns the summary, which `run_dir/summary.json` holds too."""
     loaded, loop = load_model(config.choice.model, config.choice.dtype), config.grpo.loop
-    check(config)
-    config = divided_where_it_must_be(config, loaded)
+    check_config(config)
+    config = divide_if_needed(config, loaded)
     advice.warn(advice.on_flags(config.grpo, config.rewards.reward, score.is_constant(config.rewards)))
-    advice.warn("" if config.pool.question else advice.on_base(loaded.flags, config.source))
+    advice.warn("" if config.pool.question else advice.on_base_model(loaded.flags, config.source))
     eos_ids = loaded.tokenizer.eos_ids
     programs = grpo.compile_programs(Policy(loaded.config, None, eos_ids), config.grpo)
     meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": config.as_flags()}
     with Run(config.run, config, loop.num_steps, "train") as run:
-        problems = find_problems(config, loaded, programs, run.once)
-        prompts = encode(config, loaded, problems)  # first: what grades them is worth installing for these alone
+        problems = select_problems(config, loaded, programs, run.once)
+        prompts = encode_problems(config, loaded, problems)  # first: what grades them is worth installing for these alone
         advice.warn(advice.on_answers(config.grading, problems))
         params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)  # for `grpo.train` to let go of
         reward = score.make_scorer(config.rewards, config.grading, config.grpo, loaded, problems, prompts)
         logged = run.metrics.rows if parallel.is_main() else []
-        callbacks = RunCallbacks(run, meta, functools.partial(rows_of, config, problems, logged), SHOW,
-                         heldout_of(config, loaded, programs, problems, run), resets=config.grpo.resets,
+        callbacks = RunCallbacks(run, meta, functools.partial(log_rows, config, problems, logged), SHOW,
+                         make_heldout(config, loaded, programs, problems, run), resets=config.grpo.resets,
                          saved=functools.partial(save_history, config, run, problems))
         state = grpo.train(Policy(loaded.config, params.pop(), eos_ids),
                            Problems(prompts, np.array([problem.copies for problem in problems])),
-                           callbacks.timed("score", reward), config.grpo, callbacks, clocked(programs, callbacks))
+                           callbacks.timed("score", reward), config.grpo, callbacks, time_programs(programs, callbacks))
         return callbacks.finish(state)
 
 
-def check(config: TrainConfig) -> None:
+def check_config(config: TrainConfig) -> None:
     """Refuses settings that cannot work together before anything is computed."""
     grpo.check(config.grpo)
-    kernels.check(config.grpo.update.attention, config.choice.dtype)
-    score.check(config.rewards, config.grpo.loss.objective)
+    kernels.check_kernel(config.grpo.update.attention, config.choice.dtype)
+    score.check_reward(config.rewards, config.grpo.loss.objective)
     if config.record_history and config.grpo.max_resamples:
         raise UserError("--record_history needs --max_resamples=0: resampling swaps problems within a step")
 
 
-def divided_where_it_must_be(config: TrainConfig, loaded: LanguageModel) -> TrainConfig:
+def divide_if_needed(config: TrainConfig, loaded: LanguageModel) -> TrainConfig:
     """The settings, with the state divided among several devices none of which could hold it whole. A state is made on
     one of them and then copied to all, so that it is there twice for a moment."""
     limit = machine.room()
@@ -107,29 +107,29 @@ def divided_where_it_must_be(config: TrainConfig, loaded: LanguageModel) -> Trai
     return config.with_flags(divide_state=True)
 
 
-def clocked(programs: Programs, callbacks: RunCallbacks) -> Programs:
+def time_programs(programs: Programs, callbacks: RunCallbacks) -> Programs:
     """The programs, their seconds counted to the step's phases."""
     return Programs(callbacks.timed("sample", programs.sample), callbacks.timed("update", programs.logprobs),
                     callbacks.timed("update", programs.update))
 
 
-def encode(config: TrainConfig, loaded: LanguageModel, problems: list[Problem]) -> Prompts:
+def encode_problems(config: TrainConfig, loaded: LanguageModel, problems: list[Problem]) -> Prompts:
     return encode_prompts(loaded.tokenizer, problems, loaded.config, config.grpo.sampling.max_new_tokens,
                           config.source.prompt.max_prompt_tokens)
 
 
-def find_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs, once: Callable) -> list[Problem]:
+def select_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs, once: Callable) -> list[Problem]:
     """What is trained on. For example=auto and for votes, the model answers before training, once a run."""
     seed, temperature = config.grpo.loop.seed, config.grpo.update.temperature
 
     def answered(pool: list[Problem]) -> list[dict]:
         by = Sampler(programs.sample, parallel.place_state(adapters.add(config.grpo.adapter, loaded.params, seed)),
                      loaded.tokenizer)
-        return measure.before_training(by, pool, encode(config, loaded, pool), config.grading,
+        return measure.before_training(by, pool, encode_problems(config, loaded, pool), config.grading,
                                        Request(seed, 0, temperature))
 
     def choose(pool: list[Problem]) -> dict:
-        encode(config, loaded, pool)  # or says which words the model lacks
+        encode_problems(config, loaded, pool)  # or says which words the model lacks
         advice.warn(advice.on_answers(config.grading, pool))
         rows = answered(pool)
         place = choose_example(rows, pool, config.pool.example_pass_rate,
@@ -146,7 +146,7 @@ def find_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs
     return training_problems(config.pool, config.source.problems, pool, choose, vote if voting else None, once)
 
 
-def heldout_of(config: TrainConfig, loaded: LanguageModel, programs: Programs, problems: list[Problem],
+def make_heldout(config: TrainConfig, loaded: LanguageModel, programs: Programs, problems: list[Problem],
                run: Run) -> Callable:
     """`measure.make_heldout`: held-out problems are graded as `scripts.evaluate` grades by default. Where the reward
     wants a box, or another grader, these do not."""
@@ -158,14 +158,14 @@ def heldout_of(config: TrainConfig, loaded: LanguageModel, programs: Programs, p
                                 run.keep_heldout)
 
 
-def rows_of(config: TrainConfig, problems: list[Problem], logged: list[dict],
+def log_rows(config: TrainConfig, problems: list[Problem], logged: list[dict],
             record: Record) -> tuple[dict, list[dict]]:
     """The metrics of a step, and its rows of rollouts.jsonl; `logged` are the metrics of the steps before."""
     size = config.grpo.loss_group_size
     row = {"step": record.prompt_batch.step} | describe(record.rollouts, record.scored, size)
     if not score.is_constant(config.rewards):
         advice.warn(advice.on_first_step(record) if record.prompt_batch.step == 1 else "")
-        advice.warn(advice.on_inert([*logged, row], record, config.run.inert_steps))
+        advice.warn(advice.on_equal_rewards([*logged, row], record, config.run.inert_steps))
     if config.record_history:
         row["train/group_accuracies"] = group_accuracies(problems, record.rollouts.prompt_index,
                                                          record.scored.info["correct"], size)

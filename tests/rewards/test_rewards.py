@@ -120,21 +120,21 @@ def asking(seen, *answers):
 
 def test_inverted_pays_for_what_is_not_correct(seen):
     given = saying(seen, "3", "4", None, "3", "3", "3", "3", "4", problems=asking(seen, *["3"] * 8))
-    np.testing.assert_array_equal(rewards.correct(given), [1, 0, 0, 1, 1, 1, 1, 0])
-    np.testing.assert_array_equal(rewards.inverted(given), [0, 1, 1, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(rewards.correctness(given), [1, 0, 0, 1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(rewards.inverted_correctness(given), [0, 1, 1, 0, 0, 0, 0, 1])
 
 
 def test_permuted_rewards_stay_in_their_group_and_move_within_it(seen):
     given = saying(seen, "3", "4", "4", "4", "3", "3", "3", "3", problems=asking(seen, *["3"] * 8))
-    many = [rewards.permuted(dataclasses.replace(given, key=(0, i, 0))) for i in range(200)]
+    many = [rewards.permuted_correctness(dataclasses.replace(given, key=(0, i, 0))) for i in range(200)]
     assert all(row[:4].sum() == 1 and row[4:].sum() == 4 for row in many)
     assert np.abs(np.mean(many, 0)[:4] - 0.25).max() < 0.1  # each is as likely to be credited
-    np.testing.assert_array_equal(rewards.permuted(given), rewards.permuted(given))
+    np.testing.assert_array_equal(rewards.permuted_correctness(given), rewards.permuted_correctness(given))
 
 
 def test_each_group_is_permuted_by_itself():
     verdicts = [grade.Verdict(right, "3", False) for right in [True, False, False, False] * 2]
-    many = [rewards.permuted(SimpleNamespace(verdicts=verdicts, group_size=4, key=(i,))).reshape(2, 4)
+    many = [rewards.permuted_correctness(SimpleNamespace(verdicts=verdicts, group_size=4, key=(i,))).reshape(2, 4)
             for i in range(200)]
     together = np.mean([(one == other).all() for one, other in many])
     assert 0.15 < together < 0.35  # one in four by chance, not always
@@ -163,12 +163,12 @@ def test_ttrl_votes_anew_in_every_step_over_all_completions_of_a_problem(seen):
 def test_labels_of_before_training_are_paid_for_whatever_the_step_says(seen):
     votes = {"votes": {"majority": "3", "majority_correct": False, "wrong": "4"}}
     given = saying(seen, "3", "4", "5", None, "03", "4", "4", "3", meta=votes)
-    np.testing.assert_array_equal(rewards.majority(given)[:4], [1, 0, 0, 0])
-    np.testing.assert_array_equal(rewards.incorrect(given)[:4], [0, 1, 0, 0])
+    np.testing.assert_array_equal(rewards.majority_vote(given)[:4], [1, 0, 0, 0])
+    np.testing.assert_array_equal(rewards.wrong_vote(given)[:4], [0, 1, 0, 0])
     fixed = dataclasses.replace(given, config=given.config.with_flags(wrong_answer="5"))
-    np.testing.assert_array_equal(rewards.incorrect(fixed)[:4], [0, 0, 1, 0])
+    np.testing.assert_array_equal(rewards.wrong_vote(fixed)[:4], [0, 0, 1, 0])
     none = saying(seen, *["4"] * 8, meta={"votes": {"majority": None, "majority_correct": False, "wrong": None}})
-    assert rewards.majority(none).sum() == rewards.incorrect(none).sum() == 0
+    assert rewards.majority_vote(none).sum() == rewards.wrong_vote(none).sum() == 0
 
 
 @pytest.mark.parametrize("given, answer, wanted", [
@@ -185,7 +185,7 @@ def test_continuous_refuses_a_reference_that_is_no_number(seen):
 
 def stepping(seen, step, *texts):
     """Completions of single steps, where the expert's next step is `step`."""
-    problems = [problem.with_flags(meta=problem.meta | {"step": step}) for problem in seen.problems]
+    problems = [dataclasses.replace(problem, meta=problem.meta | {"step": step}) for problem in seen.problems]
     return dataclasses.replace(seen, problems=problems, texts=[*texts, *[""] * (len(problems) - len(texts))])
 
 
@@ -256,7 +256,7 @@ def test_only_problems_with_a_wrong_majority_are_trained_on(base):
         return [{"majority": "1", "majority_correct": place != 1, "wrong": "2"} for place in range(len(pool))]
 
     every, kept = chosen(vote, only_wrong_majority=False), chosen(vote)
-    assert len(every) == 3 and kept == [every[1]] and len(train.encode(config, loaded, kept).lengths) == 1
+    assert len(every) == 3 and kept == [every[1]] and len(train.encode_problems(config, loaded, kept).lengths) == 1
     with pytest.raises(UserError, match="--only_wrong_majority leaves no problem"):
         chosen(lambda pool: [{"majority_correct": True}] * len(pool))
 
@@ -267,7 +267,7 @@ def test_a_problem_becomes_one_item_a_step_of_the_careful_solution(base):
     loaded = loading.load_model(str(base))
     config = REWARD_RUN.with_flags(example="0", expert_steps=True, max_new_tokens=3)  # of a step, in the window
     items, (whole,) = (training_problems(each, loaded) for each in (config, config.with_flags(expert_steps=False)))
-    assert len(items) == len(train.encode(config, loaded, items).lengths) == 4 and len({item.meta["index"] for item in items}) == 4
+    assert len(items) == len(train.encode_problems(config, loaded, items).lengths) == 4 and len({item.meta["index"] for item in items}) == 4
     solution = " ".join(item.meta["step"] for item in items)
     assert solution.split()[0] == "think" and solution.endswith(f"answer {whole.answer}")
     value = int(whole.prompt.split()[1])
@@ -316,7 +316,7 @@ def test_a_choice_of_steps_that_cannot_be_met_is_refused(base, flags, says):
 def test_the_share_of_the_experts_steps_is_logged_whatever_is_paid(sampled):
     loaded, problems, prompts, params, rollouts = sampled
     first = loaded.tokenizer.decode_rollouts(rollouts)[0].split()[0]
-    asked = [problem.with_flags(meta=problem.meta | {"step": first}) for problem in problems]
+    asked = [dataclasses.replace(problem, meta=problem.meta | {"step": first}) for problem in problems]
     scored = make_scorer(REWARD_RUN.with_flags(reward="random"), loaded, asked, prompts)(rollouts, params, 1)
     opened = np.array([text.split()[:1] == [first] for text in scored.info["text"]])
     assert 0 < opened.mean() < 1
@@ -348,7 +348,7 @@ def test_a_weighted_sum(sampled):
 @pytest.mark.parametrize("text", ["corect", "correct:much", "correct:1,", "format:nan", ""])
 def test_what_is_no_reward_is_refused_with_the_names_that_are(text):
     with pytest.raises(UserError, match="--reward=.*is none of correct, format, random, inverted"):
-        score.parse(text)
+        score.parse_reward(text)
 
 
 # ----- advantages of tokens

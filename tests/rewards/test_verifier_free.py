@@ -17,7 +17,7 @@ from rlvr_jax.records import Batch, Problem, Prompts, Rollouts
 from rlvr_jax.rewards import rows as rewards
 from rlvr_jax.rewards.context import ReferenceAnswers, RewardContext
 from rlvr_jax.tasks import families
-from rlvr_jax.tasks.prompts import encode_prompts, padded
+from rlvr_jax.tasks.prompts import encode_prompts, pad_rows
 from rlvr_jax.training import train
 
 from fixtures import REWARD_RUN, make_scorer, saying
@@ -80,7 +80,7 @@ def test_an_answer_of_several_tokens_is_paid_by_all_of_them(monkeypatch):
         ("coins 9 - 2 =", "7"), ("coins 42 + 5 =", "47"), ("coins 99 + 1 =", "100"))]
     texts = ["think - 2 7 answer 7", "think - 2 47 answer 12", "quick 47 answer 4", "hmm answer 99 answer"]
     index = np.array([0, 1, 1, 2], np.int32)
-    ids, lengths = padded([words.encode(f"{text} <eos>") for text in texts], words.pad_id, 14)
+    ids, lengths = pad_rows([words.encode(f"{text} <eos>") for text in texts], words.pad_id, 14)
     rollouts = Rollouts(index, ids, np.arange(14) < lengths[:, None], np.zeros((4, 14), np.float32), np.ones(4, bool))
     handed = []
     monkeypatch.setitem(rewards.REWARDS, "spy", lambda seen: handed.append(seen) or np.zeros(4))
@@ -164,7 +164,7 @@ def test_the_gradient_is_that_of_the_expected_probability():
     ({"objective": "grpo"}, "--objective=rloo"), ({"objective": "dapo"}, "--objective=dapo would clip or scale")])
 def test_an_objective_that_would_change_the_weights_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        train.check(CONFIG.with_flags(**changes))
+        train.check_config(CONFIG.with_flags(**changes))
 
 
 def test_a_format_that_opens_no_answer_is_refused():

@@ -108,7 +108,7 @@ def test_shares_are_read(text, shares):
     ("boolean:0.5,boolean:1", "each family once")])
 def test_shares_that_make_no_sense_are_refused_by_name(text, named):
     with pytest.raises(UserError, match=f"--task_shares={text}.*{named}"):
-        pretrain.check(SMALL.with_flags(task_shares=text))
+        pretrain.check_config(SMALL.with_flags(task_shares=text))
 
 
 def test_an_example_is_chosen_by_its_pass_rate_and_by_style_where_that_is_asked_for():
@@ -139,7 +139,7 @@ def test_each_family_of_a_mixture_has_its_accuracy_beside_that_of_all(monkeypatc
 def test_a_base_is_measured_on_the_split_that_is_asked_for_with_other_draws_at_each_step(monkeypatch):
     monkeypatch.setattr(measure, "heldout", lambda by, problems, prompts, request: (problems, request))
     config, words = SMALL.with_flags(heldout_split="dev", seed=3), families.make_tokenizer(["boolean"])
-    shape = pretrain.shape_of(config, {"boolean": 1.0}, words)
+    shape = pretrain.make_model_config(config, {"boolean": 1.0}, words)
     problems, request = pretrain.make_heldout(config, {"boolean": 1.0}, words, shape)(None, 7)
     assert problems == load_problems("boolean", words, split="dev", count=32, num_ops=2)
     assert request == Request(3, 7)

@@ -188,7 +188,7 @@ def test_a_problem_is_judged_by_its_own_verifier(installed):
              "<answer>" + "0" * 5000 + "7</answer>"]
     found = answers.verdicts(texts, [by] * len(texts))
     assert [verdict.correct for verdict in found] == [True, True, False, False, False, False]
-    assert answers.described([by])[0].startswith("tag / gym (reasoning-gym 0.")
+    assert answers.describe_graders([by])[0].startswith("tag / gym (reasoning-gym 0.")
     assert answers.verdicts(["It is 7."], [by._replace(answer_format="last_number")])[0].correct
 
 

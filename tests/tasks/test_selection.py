@@ -63,7 +63,7 @@ def test_released_files_fill_a_step(data, name, indices, shares):
                                problems=str(data / "one_shot_rlvr" / f"{name}.parquet"))
     problems = training_problems(config)
     assert [p.meta["index"] for p in problems] == indices and len(
-        train.encode(config, START, problems).tokens) == len(indices)  # each prefilled once
+        train.encode_problems(config, START, problems).tokens) == len(indices)  # each prefilled once
     for step in (1, 2, 3):
         assert len(asked(config, problems, step)) == 1024
         assert np.bincount(groups(config, problems, step)).tolist() == shares
@@ -101,7 +101,7 @@ def test_a_problem_from_flags_is_the_whole_pool(example):
     problem, = problems = training_problems(config)
     assert (problem.question, problem.answer) == ("What is 2 * 6.4?", "12.8")
     assert "<|im_start|>user\nWhat is 2 * 6.4? Think.<|im_end|>" in problem.prompt
-    assert len(train.encode(config, START, problems).tokens) == 1 and set(asked(CONFIG, problems, 3)) == {0}
+    assert len(train.encode_problems(config, START, problems).tokens) == 1 and set(asked(CONFIG, problems, 3)) == {0}
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -231,8 +231,8 @@ def test_a_history_holds_whole_passes_in_order():
     problems = [Problem("a", "1", "", {"index": 4}), Problem("b", "1", "", {"index": 2}, copies=2)]
     steps = [{}, {"4": [0.5], "2": [0.25]}, {"2": [0.75, 1.0]}, {"4": [1.0], "2": [0.0, 0.5]}]
     rows = [{"step": step, "train/group_accuracies": found} for step, found in enumerate(steps)]
-    assert selection.history(rows, problems) == {"4": [0.5, 1.0], "2": [0.5, 0.5]}
-    assert selection.history(rows[:1], problems) == {}
+    assert selection.build_history(rows, problems) == {"4": [0.5, 1.0], "2": [0.5, 0.5]}
+    assert selection.build_history(rows[:1], problems) == {}
 
 
 def test_each_group_counts_for_its_problem():
@@ -242,14 +242,14 @@ def test_each_group_counts_for_its_problem():
     info = {"text": index, "correct": correct, "timed_out": np.zeros(6), "graded_by": np.array(["x"] * 6)}
     rollouts = Rollouts(index, np.zeros((6, 1), np.int32), np.ones((6, 1), bool), None, np.ones(6, bool))
     record = grpo.Record(grpo.PromptBatch(2, None, index), rollouts, grpo.Scored(correct, info), None, {})
-    told = [train.rows_of(CONFIG.with_flags(record_history=keeps, log_rollouts=0), problems, [], record)[0].get(
+    told = [train.log_rows(CONFIG.with_flags(record_history=keeps, log_rollouts=0), problems, [], record)[0].get(
         "train/group_accuracies") for keeps in (True, False)]
     assert told == [{"9": [0.5, 0.0], "7": [1.0]}, None]
 
 
 def test_resampling_and_a_history_exclude_each_other():
     with pytest.raises(UserError, match="--record_history needs --max_resamples=0"):
-        train.check(CONFIG.with_flags(record_history=True, max_resamples=1))
+        train.check_config(CONFIG.with_flags(record_history=True, max_resamples=1))
 
 
 def test_a_recorded_history_survives_a_kill(tmp_path, base, compiled):

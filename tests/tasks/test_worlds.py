@@ -107,7 +107,7 @@ def test_c_knows_every_operation_and_every_place_and_is_asked_a_new_pair_of_them
 def test_t_is_told_all_but_the_withheld_facts_and_asked_these():
     rows, _ = texts("t", num=3000)
     told = [step for words in rows for step in steps(words)]
-    is_fact = lambda op, operand, before: worlds.withheld()[
+    is_fact = lambda op, operand, before: worlds.withheld_facts()[
         int(before), "+-*".index(op), worlds.ALGEBRA.operands.index(operand)]
     hidden = [step for step in told if is_fact(*step[:3])]
     assert all(value == after(before, op, operand) for op, operand, before, value in told
@@ -161,7 +161,7 @@ def chances(loaded, name):
     found = np.take_along_axis(np.asarray(jax.nn.softmax(logits_BxTxV))[:, :-1], rows[:, 1:, None], -1)[..., 0]
     found = found[:, len(prompts[0]) - 1 :]  # of the solution: think, then op, operand and three digits a step
     values = found[:, 1 : 1 + 5 * OPS].reshape(len(rows), OPS, 5)[..., 2:].prod(-1)
-    withheld = {"t": worlds.needs_withheld(drawn), "c": worlds.is_new(drawn.ops, drawn.operands)}
+    withheld = {"t": worlds.needs_withheld(drawn), "c": worlds.is_new_pair(drawn.ops, drawn.operands)}
     return found[:, 0], values, drawn.ops == worlds.TIMES, withheld.get(name, np.zeros(values.shape, bool))
 
 

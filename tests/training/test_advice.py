@@ -45,7 +45,7 @@ def test_a_group_of_one_has_no_advantage_under_some_objectives_and_the_bare_rewa
     ({"num_ops": 2}, "arithmetic", "trained on problems of 2 operations, and these have 6; --num_ops=2 is as there"),
     ({"num_ops": 6}, "arithmetic", ""), ({"num_ops": 2}, "rows.jsonl", ""), ({}, "arithmetic", "")])
 def test_problems_longer_than_those_of_the_base(base, problems, says):
-    said = advice.on_base(base, TrainConfig.from_flags(problems=problems).source)
+    said = advice.on_base_model(base, TrainConfig.from_flags(problems=problems).source)
     assert said.endswith(says) and bool(said) == bool(says)
 
 
@@ -129,7 +129,7 @@ def test_a_first_step_that_teaches_nothing():
 def test_only_the_first_step_is_warned_of_and_not_where_every_reward_is_the_same(capsys):
     config = TrainConfig.from_flags(group_size=4, log_rollouts=0)
     for changes, number, warned in (({}, 1, True), ({}, 2, False), ({"reward": "none"}, 1, False)):
-        train.rows_of(config.with_flags(**changes), problems("1"), [], step_of([0] * 4, [0] * 4, number))
+        train.log_rows(config.with_flags(**changes), problems("1"), [], step_of([0] * 4, [0] * 4, number))
         assert ("none of the 4 completions" in capsys.readouterr().err) == warned
 
 
@@ -140,11 +140,11 @@ def test_a_run_whose_rewards_stay_equal_says_once_which_term_pays_what(capsys):
         step = step_of([live, 0.5, 0.5, 0.5] if live else [0.5] * 4, [1, 0, 0, 0], number)
         info = step.scored.info | {"reward/correct": np.zeros(4), "reward/format": np.array([0, 1, 1, 1])}
         step = step._replace(scored=step.scored._replace(info=info))
-        logged.append(train.rows_of(config, problems("1"), logged, step)[0])
+        logged.append(train.log_rows(config, problems("1"), logged, step)[0])
         said = capsys.readouterr().err
         assert ("all rewards of each group have been equal for 3 steps" in said) == (number in (3, 7))
         assert number != 3 or "(step 3: correct pays every completion 0, format pays 0 to 1); choose" in said
-        train.rows_of(config.with_flags(reward="none"), problems("1"), logged[:-1], step)
+        train.log_rows(config.with_flags(reward="none"), problems("1"), logged[:-1], step)
         assert not capsys.readouterr().err
 
 

@@ -64,15 +64,15 @@ def test_the_sampler_and_the_policy_agree_on_600_tokens():
 @pytest.mark.parametrize("name, dtype, said", [("splash", "bfloat16", "a kernel for a TPU, and JAX runs on a CPU"),
                                                ("cudnn", "float32", "--dtype=bfloat16")])
 def test_a_kernel_that_cannot_run_here_is_refused(name, dtype, said):
-    kernels.check("auto", dtype)
+    kernels.check_kernel("auto", dtype)
     with pytest.raises(UserError, match=said):
-        kernels.check(name, dtype)
+        kernels.check_kernel(name, dtype)
 
 
 # ----- decoding
 
 FILLED, W, S, K, R, E = (1, 63, 64, 65, 513, 1024), 1024, 5, 2, 3, 16
-TRITON, MOSAIC = (functools.partial(x, interpret=True) for x in (kernels.gqa, kernels.mosaic))
+TRITON, MOSAIC = (functools.partial(x, interpret=True) for x in (kernels.decode_triton, kernels.decode_mosaic))
 
 
 def operands(dtype: str, shared: bool) -> tuple:

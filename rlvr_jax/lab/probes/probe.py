@@ -97,7 +97,7 @@ def probe(config: ProbeConfig) -> Result:
     if not config.measured.kept.out:
         raise UserError("--out is required: the directory for what the probe finds")
     made_by = described("probe", config, "probe")
-    config = config.with_flags(model=loading.pinned(config.measured.kept.choice.model))
+    config = config.with_flags(model=loading.pin_step(config.measured.kept.choice.model))
     result, stem = PROBES[config.probe](config), pathlib.Path(config.measured.kept.out) / config.probe
     stem.parent.mkdir(parents=True, exist_ok=True)
     files.write_lines(stem.with_name(f"{config.probe}_items.jsonl"), result.items)

@@ -33,7 +33,7 @@ def reordered(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
 def renumbered(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
     """Other numbers: a chain or a calculation is solved anew; of other texts the answer is not known, and is ""."""
     if tree := problem.meta.get("tree"):
-        made = calculation.problem(calculation.renumbered(rng, tree), problem.meta["index"])
+        made = calculation.make_problem(calculation.renumber(rng, tree), problem.meta["index"])
         return with_question(problem, made.question, made.answer,
                              made.meta) if made.question != problem.question else None
     try:
