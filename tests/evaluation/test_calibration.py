@@ -298,7 +298,7 @@ def solved(style, **flags):
     found, problems = drawn()
     place = list(chains.STYLES.values()).index(style)
     texts = wager.solve(np.random.default_rng(1), found, np.full(3000, place), config)
-    longest = wager.lengths(6)[1]
+    longest = families.FAMILIES["wager"].lengths(6)[1]
     assert max(len(text.split()) for text in texts) < longest and chains.lengths(6)[1] + 2 == longest
     assert {word for text in texts for word in text.split()} <= set(families.FAMILIES["wager"].vocabulary)
     return problems, [text.split() for text in texts]

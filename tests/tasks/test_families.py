@@ -165,15 +165,15 @@ def faulty(name: str) -> families.Family:
 
 
 @pytest.mark.parametrize("name, says, in_problems", [
-    ("order", 'its vocabulary has to begin with "<pad>", "<eos>", and to have each word once', True),
+    ("order", 'its vocabulary has to start with "<pad>", "<eos>", and to have each word once', True),
     ("word twice", "to have each word once", True), ("no styles", "it has no styles", True),
-    ("few", "to_problems gave 63 where 64 problems were asked for", True),
-    ("index", r'give each problem a meta\["index"\] of its own', True),
+    ("few", "to_problems returned 63 instead of 64", True),
+    ("index", r'give each problem its own meta\["index"\]', True),
     ("word of a prompt", "'bell', in the prompt 'bell .*, is not in its vocabulary", True),
     ("word of a solution", "'amen', in the solution 'think .* amen <eos>', is not in its vocabulary", False),
-    ("solutions", "solve gave 63", False), ("long", r"has 10 tokens, and lengths\(2\) allows 9", False),
-    ("sums", "64 x 4 chances, of which each row sums to 1; it gave a row with the sum 0.9", False),
-    ("columns", r"64 x 4 chances, .* it gave the shape \(64, 3\)", False)])
+    ("solutions", "solve returned 63", False), ("long", r"has 10 tokens, and lengths\(2\) allows 9", False),
+    ("sums", "64 x 4 chances, whose rows sum to 1; it returned a row with the sum 0.9", False),
+    ("columns", r"64 x 4 chances, .* it returned the shape \(64, 3\)", False)])
 def test_a_mistake_of_a_family_is_named_before_anything_is_trained_or_measured(monkeypatch, tmp_path, name, says,
                                                                               in_problems):
     monkeypatch.setitem(FAMILIES, "mine", faulty(name))
