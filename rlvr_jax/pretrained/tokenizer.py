@@ -39,7 +39,7 @@ class Tokenizer:
         """Ids of `text`. Special tokens written in it are recognised; none is added, not even a start token."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
-    def lacks(self, words) -> list[str]:
+    def unknown_words(self, words) -> list[str]:
         """The words that a tokenizer of whole words, or of these and pieces, does not know; any other can write all."""
         kind = self.backend.model
         if not isinstance(kind, (tokenizers.models.WordPiece, tokenizers.models.WordLevel)):

@@ -28,27 +28,25 @@ class Criterion(NamedTuple):
     reference: str
 
 
-def criterion(problem: Problem, config: GradingConfig = GradingConfig(), otherwise: str = "boxed") -> Criterion:
-    """How a problem is judged. The format "auto" is that of its family; `otherwise` for a problem from a file. A
-    problem that brings a verifier along is judged by that, whatever the grader is."""
-    family, entry = families.family_of(problem), problem.meta.get("entry")
-    own = gym.ANSWER_FORMAT if entry else family.answer_format if family else otherwise
-    return Criterion(own if config.answer_format == "auto" else config.answer_format,
-                     "gym" if entry else config.grader, entry or problem.answer)
+def criteria(problems: Sequence[Problem], config: GradingConfig = GradingConfig(),
+             otherwise: str = "boxed") -> list[Criterion]:
+    """The criterion of each problem. The format "auto" is that of its family, or `otherwise` for a problem from a
+    file. A problem that comes with a verifier is judged by it, whatever --grader is."""
+    def criterion(problem: Problem) -> Criterion:
+        family, entry = families.family_of(problem), problem.meta.get("entry")
+        own = gym.ANSWER_FORMAT if entry else family.answer_format if family else otherwise
+        return Criterion(own if config.answer_format == "auto" else config.answer_format,
+                         "gym" if entry else config.grader, entry or problem.answer)
+    return [criterion(problem) for problem in problems]
 
 
-def criteria(problems: Sequence[Problem], config: GradingConfig, otherwise: str = "boxed") -> list[Criterion]:
-    """The criterion of each problem."""
-    return [criterion(problem, config, otherwise) for problem in problems]
-
-
-def verdicts(texts: Sequence[str], by: Sequence[Criterion]) -> list[grade.Verdict]:
+def verdicts(texts: Sequence[str], criteria: Sequence[Criterion]) -> list[grade.Verdict]:
     """Verdicts on completions, each by its own criterion."""
-    return grade.verdicts(texts, [each.reference for each in by], [each.answer_format for each in by],
-                          [each.grader for each in by])
+    return grade.verdicts(texts, [each.reference for each in criteria], [each.answer_format for each in criteria],
+                          [each.grader for each in criteria])
 
 
-def describe_graders(by: Sequence[Criterion]) -> list[str]:
-    """The name of what will grade by each criterion, for reports. UserError where it is not installed."""
-    known = {pair: grade.describe(*pair) for pair in dict.fromkeys(each[:2] for each in by)}
-    return [known[each[:2]] for each in by]
+def describe_graders(criteria: Sequence[Criterion]) -> list[str]:
+    """The name of the grader of each criterion, for reports. Raises UserError for one that is not installed."""
+    names = {pair: grade.describe(*pair) for pair in dict.fromkeys(each[:2] for each in criteria)}
+    return [names[each[:2]] for each in criteria]

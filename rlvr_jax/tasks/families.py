@@ -105,7 +105,7 @@ def find_fault(name: str, num_ops: int, problems: list[Problem], count: int, sol
     for what, texts, most in (("prompt", [problem.prompt for problem in problems], longest[0]),
                               ("solution", [f"{text} <eos>" for text in solutions or ()], longest[1])):
         for text in texts:
-            if unknown := words.lacks(text.split()):
+            if unknown := words.unknown_words(text.split()):
                 return f"{unknown[0]!r}, in the {what} {text!r}, is not in its vocabulary"
             if (length := len(words.encode(text))) > most:
                 return f"the {what} {text!r} has {length} tokens, and lengths({num_ops}) allows {most}"

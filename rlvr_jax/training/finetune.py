@@ -118,7 +118,7 @@ def read_examples(path: str, loaded: LanguageModel) -> Examples:
         where = f"{file}, line {number}"
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise UserError(f"{where}: needs a prompt and a completion, both text; it has {', '.join(row)}")
-        if unknown := tokenizer.lacks(" ".join(texts).split()):
+        if unknown := tokenizer.unknown_words(" ".join(texts).split()):
             raise UserError(f"{where}: this model's tokenizer has no word {unknown[0]!r}")
         end = [] if row.get("truncated") else [tokenizer.eos_ids[0]]
         prompt, completion = tokenizer.encode(texts[0]), tokenizer.encode(texts[1]) + end

@@ -183,7 +183,7 @@ def read_leaked(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -> l
         if (length := len(tokenizer.encode(text))) >= longest:
             raise UserError(f"{file}, line {number}: {length} words and an end token are more than the "
                             f"model's window of {longest}; --window makes it longer")
-        if unknown := tokenizer.lacks(text.split()):
+        if unknown := tokenizer.unknown_words(text.split()):
             raise UserError(f"{file}, line {number}: {unknown[0]!r} is no word of --task_shares={config.task_shares}")
     if len(texts) > config.batch_size * config.loop.num_steps:
         raise UserError(f"{file}: {len(texts)} texts are more than --num_steps={config.loop.num_steps} of --batch_size="

@@ -25,7 +25,7 @@ from rlvr_jax.runs.summary import describe, rollout_rows
 from rlvr_jax.sampler import Request
 from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.tasks.families import FAMILIES
-from rlvr_jax.tasks.history import group_accuracies, write_history
+from rlvr_jax.tasks import history
 from rlvr_jax.tasks.pool import PoolConfig, choose_example, load_pool, training_problems
 from rlvr_jax.tasks.prompts import ProblemSource, encode_prompts
 from rlvr_jax.training import advice, kernels
@@ -167,11 +167,11 @@ def log_rows(config: TrainConfig, problems: list[Problem], logged: list[dict],
         advice.warn(advice.on_first_step(record) if record.prompt_batch.step == 1 else "")
         advice.warn(advice.on_equal_rewards([*logged, row], record, config.run.inert_steps))
     if config.record_history:
-        row["train/group_accuracies"] = group_accuracies(problems, record.rollouts.prompt_index,
-                                                         record.scored.info["correct"], size)
+        row["train/group_accuracies"] = history.group_accuracies(problems, record.rollouts.prompt_index,
+                                                                 record.scored.info["correct"], size)
     return row | record.metrics, rollout_rows(problems, record, size, config.log_rollouts)
 
 
 def save_history(config: TrainConfig, run: Run, problems: list[Problem]) -> None:
     if config.record_history and parallel.is_main():
-        write_history(run.dir, run.metrics.rows, problems)
+        files.write_json(run.dir / history.HISTORY, history.build_history(run.metrics.rows, problems))

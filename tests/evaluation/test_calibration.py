@@ -329,7 +329,7 @@ def test_other_styles_state_one_after_an_answer_and_only_there():
 
 def test_its_answers_are_read_before_the_confidence():
     asked = families.draw_problems("wager", np.random.default_rng(0), 1, "test", 2)
-    assert answers.criterion(asked[0]).answer_format == "answer"
+    assert answers.criteria(asked[:1])[0].answer_format == "answer"
     problems, words = solved("careful")
     texts = [" ".join(one) for one in words]
     assert all(verdict.correct for verdict in grade.verdicts(texts, [p.answer for p in problems], "answer"))

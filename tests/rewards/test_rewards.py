@@ -304,9 +304,9 @@ def test_which_of_an_experts_steps_are_wanted_is_a_choice(base):
 
 
 @pytest.mark.parametrize("flags, says", [
-    ({"example": "0", "expert": "another"}, "--expert=another takes the steps of other problems.*--example=all"),
-    ({"example": "0", "expert": "shuffled"}, "--expert=shuffled takes the steps of other problems"),
-    ({"example": "0", "expert": "opened", "expert_steps": False}, "--expert=opened says which.*give --expert_steps")])
+    ({"example": "0", "expert": "another"}, "--expert=another takes steps of other problems.*--example=all"),
+    ({"example": "0", "expert": "shuffled"}, "--expert=shuffled takes steps of other problems"),
+    ({"example": "0", "expert": "opened", "expert_steps": False}, "--expert=opened selects steps.*give --expert_steps")])
 def test_a_choice_of_steps_that_cannot_be_met_is_refused(base, flags, says):
     config = REWARD_RUN.with_flags(**{"expert_steps": True, "max_new_tokens": 3, **flags})
     with pytest.raises(UserError, match=says):
@@ -384,14 +384,14 @@ def test_advantages_of_tokens_reach_the_gradient(sampled):
 @pytest.mark.parametrize("made, says", [
     (np.zeros(7), r"shape \(7,\) and type float64"), (np.zeros((8, 1)), r"shape \(8, 1\)"), (1.0, r"shape \(\)"),
     (None, "type object"), (["1"] * 8, "type <U1"), (np.zeros(8, complex), "type complex128"),
-    ([[1], [1, 2]] * 4, "an array of shape .*"), ([1.0] * 7 + [np.nan], "nan for completion 7, and in all 1"),
-    (np.array([np.inf, 0, 0, -np.inf] * 2), "inf for completion 0, and in all 4"),
+    ([[1], [1, 2]] * 4, "an array of shape .*"), ([1.0] * 7 + [np.nan], "nan for completion 7, and 1 in all"),
+    (np.array([np.inf, 0, 0, -np.inf] * 2), "inf for completion 0, and 4 in all"),
     ([1e39] * 8, "1e\\+39 for completion 0")])
 def test_a_reward_that_gives_no_numbers_is_named(sampled, monkeypatch, made, says):
     loaded, problems, encoded, params, rollouts = sampled
     monkeypatch.setitem(rewards.REWARDS, "mine", lambda seen: made)
     pay = make_scorer(REWARD_RUN.with_flags(reward="format:0.5,mine:2"), loaded, problems, encoded)
-    with pytest.raises(UserError, match=f"reward mine must give 8 finite numbers, one .*; it gave .*{says}"):
+    with pytest.raises(UserError, match=f"reward mine must return 8 finite numbers, one .*; it returned .*{says}"):
         pay(rollouts, params, 3)
 
 

@@ -85,7 +85,7 @@ def test_numbers_in_digits_are_tokens_of_one_digit_and_read_as_they_were_written
                 longest[place] = max(longest[place], len(pieces) + place)  # with its <eos>
     assert tuple(longest) == family.lengths(6)
     assert {len(problem.answer) for problem in problems} == {1, 2}
-    assert tokenizer.lacks(["47", "100", "coins"]) == [] and tokenizer.lacks(["xnor", "07"]) == ["xnor", "07"]
+    assert tokenizer.unknown_words(["47", "100", "coins"]) == [] and tokenizer.unknown_words(["xnor", "07"]) == ["xnor", "07"]
     with pytest.raises(UserError, match="arithmetic_digits problems have words such as '##0'"):
         load_problems("arithmetic_digits", families.make_tokenizer(["arithmetic"]), count=1)
 

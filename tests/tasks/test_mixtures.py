@@ -167,11 +167,11 @@ def test_a_dataset_of_reasoning_gym_is_asked_as_a_file_is(installed):
 
 @pytest.mark.parametrize("name, says", [
     ("chain", "no data set 'chain'; near it are chain_sum"), ("", "no data set ''; chain_sum is one"),
-    ("countdown", "gym:countdown: its verifier runs what a model answers as Python code"),
-    ("spiral_matrix", "runs what a model answers as Python code"),
-    ("word_ladder", "gym:word_ladder: this data set draws other problems in every process"),
-    ("rubiks_cube", "gym:rubiks_cube: no text is a right answer"),
-    ("composite", "gym:composite cannot be drawn as it is")])
+    ("countdown", "gym:countdown: its verifier executes a model's answer as Python code"),
+    ("spiral_matrix", "executes a model's answer as Python code"),
+    ("word_ladder", "gym:word_ladder: this data set draws different problems in each process"),
+    ("rubiks_cube", "gym:rubiks_cube: the verifier of rubiks_cube accepts no text"),
+    ("composite", "gym:composite needs settings")])
 def test_a_dataset_that_is_not_fit_is_refused_by_name(installed, name, says):
     with pytest.raises(UserError, match=says):
         gym.draw_problems(f"gym:{name}", 0, 2, "example")
@@ -181,7 +181,7 @@ def test_a_problem_is_judged_by_its_own_verifier(installed):
     """Which takes 07.0 for 7, and never sees a text that is too long."""
     problem, = gym.draw_problems("gym:chain_sum", 0, 1, "example")
     entry = json.loads(problem.meta["entry"]) | {"answer": "7"}
-    by = answers.criterion(Problem("", "7", "", problem.meta | {"entry": json.dumps(entry)}),
+    by, = answers.criteria([Problem("", "7", "", problem.meta | {"entry": json.dumps(entry)})],
                            GradingConfig(grader="original"))
     assert by[:2] == ("tag", "gym")
     texts = ["so <answer>7</answer>", "<answer>07.0</answer>", "<answer>8</answer>", "7", "<answer>9**9**9</answer>",

@@ -284,9 +284,9 @@ def test_words_that_a_model_of_whole_words_lacks_are_named_not_read_as_padding()
 
 
 @pytest.mark.parametrize("flags, says", [
-    ({"prompt_style": "chat"}, "--prompt_style=chat is for questions of .*; problems of arithmetic,boolean are"),
+    ({"prompt_style": "chat"}, "--prompt_style=chat is for questions of .*; problems of arithmetic,boolean have"),
     ({"prompt_style": "qwen_math"}, "--prompt_style=qwen_math is for .* leave it out"),
-    ({"prompt_date": "2025-01-31"}, "--prompt_date=2025-01-31 is for --prompt_style=chat alone: leave it out")])
+    ({"prompt_date": "2025-01-31"}, "--prompt_date=2025-01-31 needs --prompt_style=chat: give both, or leave it out")])
 def test_a_template_that_no_prompt_would_be_in_is_refused(flags, says):
     source = prompts.ProblemSource.from_flags(problems="arithmetic,boolean", **flags)
     for load in (lambda: load_pool(PoolConfig(), source, QWEN, 0),

@@ -192,7 +192,7 @@ def test_a_history_of_several_passes_has_every_problem_of_its_file(tmp_path):
     three = write_jsonl(tmp_path / "three.jsonl", *({"question": q, "answer": 1} for q in "abc"))
     two = write_jsonl(tmp_path / "two.jsonl", *({"question": q, "answer": 1} for q in "ab"))
     file.write_text('{"0": [0, 1], "1": [0, 0.5]}')
-    with pytest.raises(UserError, match="three.jsonl has 3 problems, and --history a record of 2 after several passes"):
+    with pytest.raises(UserError, match="three.jsonl has 3 problems, but --history has 2 after several passes"):
         selection.select(config.with_flags(problems=three))
     assert [row["question"] for row in selection.select(config.with_flags(problems=two))] == ["a", "b"]
     file.write_text('{"0": [0, 1], "1": [0]}')  # stopped within the second pass, but the third has none at all
@@ -207,7 +207,7 @@ def test_a_run_is_not_ranked_with_another_file(tmp_path, recorded, named):
     (tmp_path / "history.json").write_text('{"0": [0, 1]}')
     config = SelectConfig.from_flags(history=str(tmp_path), problems=path)
     (tmp_path / "flags.txt").write_text(f"--seed=0\n{recorded}\n")
-    with pytest.raises(UserError, match=f"is of a run on .*{named}, not on --problems=.*p.jsonl"):
+    with pytest.raises(UserError, match=f"is a run on .*{named}, not on --problems=.*p.jsonl"):
         selection.select(config)
     (tmp_path / "flags.txt").write_text("--problems=elsewhere/p.jsonl\n--question=\n")
     assert [row["question"] for row in selection.select(config)] == ["a"]

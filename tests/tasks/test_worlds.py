@@ -54,7 +54,7 @@ def test_problems_of_a_world_are_exact_and_fit_its_lengths(name):
             assert value == problem.answer
             for place, told in enumerate((" ".join(words), " ".join(solution))):
                 ids = tokenizer.encode(told)
-                assert tokenizer.decode(ids) == told and not tokenizer.lacks(told.split())
+                assert tokenizer.decode(ids) == told and not tokenizer.unknown_words(told.split())
                 longest[place] = max(longest[place], len(ids) + place)  # with its <eos>
     assert longest[0] == FAMILIES[name].lengths(6)[0] and longest[1] <= FAMILIES[name].lengths(6)[1]
 
