@@ -88,7 +88,7 @@ def measure(sampler: Sampler, benchmark: Benchmark, request: Request, rows_per_c
 
 def by_answer(grading: GradingConfig, otherwise: str = "boxed") -> Callable:
     """A `judge` by the final answer: `{"extracted", "correct", "timed_out", "graded_by"}` of each text, and
-    "confidence" where it states how sure it is. `otherwise` is as in `answers.criterion`."""
+    "confidence" where it states how sure it is. `otherwise` is as in `answers.criteria`."""
     def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
         by = answers.criteria(problems, grading, otherwise)
         return [{"extracted": verdict.extracted, "correct": verdict.correct, "timed_out": verdict.timed_out,

@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any, Callable, Iterator, NamedTuple
 
-from rlvr_jax import grpo, parallel
-from rlvr_jax.learner import ResetConfig, map_reset
+from rlvr_jax import grpo, learner, parallel
+from rlvr_jax.learner import SUPERVISED, ResetConfig, map_reset
+from rlvr_jax.model import ModelConfig
+from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import Batch, LearnerState
 from rlvr_jax.runs.log import timed
 from rlvr_jax.runs.run import Run
@@ -14,10 +16,10 @@ from rlvr_jax.runs.summary import throughput
 
 @dataclasses.dataclass
 class RunCallbacks(grpo.Callbacks):
-    """The `callbacks` of a run directory: restore, measure, log, save, reset and stop. In use, `run` is open."""
+    """The `callbacks` of an open run directory: restore, measure, log, save, reset and stop."""
 
     run: Run
-    meta: dict  # of checkpoints
+    meta: dict  # stored in checkpoints
     describe: Callable  # record -> (row of metrics, rows of rollouts.jsonl)
     show: tuple[str, ...]  # metrics of the progress bar
     heldout: Callable = lambda params, step: {}  # -> eval/* metrics
@@ -60,12 +62,17 @@ class RunCallbacks(grpo.Callbacks):
         self.saved()
         return self.run.finish(state, self.meta)
 
-    def timed(self, phase: str, function: Callable) -> Callable:
-        """The function, its seconds counted to a phase of the step."""
+    def time_calls(self, phase: str, function: Callable) -> Callable:
+        """The function, with its seconds counted to a phase of the step."""
         def call(*args):
             with timed(self.seconds, phase):
                 return function(*args)
         return call
+
+
+def make_meta(config, model_config: ModelConfig, tokenizer: Tokenizer) -> dict:
+    """What a checkpoint stores beside the arrays, so that its model can be loaded."""
+    return {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": config.as_flags()}
 
 
 class SupervisedRecord(NamedTuple):
@@ -76,13 +83,22 @@ class SupervisedRecord(NamedTuple):
     metrics: dict[str, float]
 
 
-def supervise(state: LearnerState, data: Callable, update: Callable, callbacks: RunCallbacks, num_steps: int,
-              divide: bool) -> LearnerState:
-    """Learns from `data(step) -> Batch`, step after step; returns the last state, on the devices."""
-    data, update = callbacks.timed("data", data), callbacks.timed("update", update)
-    state = parallel.place_state(callbacks.restore(state), divide)
-    for step in callbacks.steps(state, num_steps):
+def train_supervised(run: Run, config, model_config: ModelConfig, tokenizer: Tokenizer, make_params: Callable,
+                     data: Callable, describe: Callable, heldout: Callable) -> dict:
+    """Trains on `data(step) -> Batch` in an open run directory; returns the summary. `config` has the records of both
+    supervised commands, `make_params()` returns the initial parameters; `describe` and `heldout` are those of
+    `RunCallbacks`."""
+    divide = config.update.divide_state
+    optimizer = learner.make_optimizer(config.optimizer, config.loop.num_steps * config.update.updates_per_batch)
+    update = learner.map_update(model_config, config.update, SUPERVISED, optimizer, config.loop.seed)
+    callbacks = RunCallbacks(run, make_meta(config, model_config, tokenizer), describe,
+                             ("train/loss", "eval/greedy", "eval/sampled"), heldout)
+    data, update = callbacks.time_calls("data", data), callbacks.time_calls("update", update)
+    with parallel.init_device(divide):
+        state = callbacks.restore(learner.init_state(make_params(), optimizer, keep_reference=False))
+    state = parallel.place_state(state, divide)
+    for step in callbacks.steps(state, config.loop.num_steps):
         batch = data(step)
         state, metrics = update(state, batch, step)
         state = callbacks(state, SupervisedRecord(step, batch, metrics))
-    return state
+    return callbacks.finish(state)

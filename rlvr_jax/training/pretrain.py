@@ -1,4 +1,4 @@
-"""The tiny base: next-token training on solutions of synthetic problems, by the same update as everything else."""
+"""Pre-trains the tiny base model on solutions of synthetic problems, by the update that all runs share."""
 
 import pathlib
 from typing import Callable
@@ -11,7 +11,7 @@ from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
 from rlvr_jax.evaluation.measure import HeldoutConfig, Sampler
-from rlvr_jax.learner import SUPERVISED, OptimizerConfig, UpdateConfig
+from rlvr_jax.learner import OptimizerConfig, UpdateConfig
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import Batch, LoopConfig, Prompts
@@ -24,7 +24,7 @@ from rlvr_jax.tasks.chains import StyleConfig
 from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, encode_prompts, load_problems, pad_rows
 from rlvr_jax.training import kernels
-from rlvr_jax.training.driver import SupervisedRecord, RunCallbacks, supervise
+from rlvr_jax.training.driver import train_supervised
 
 
 class ShapeConfig(Config):
@@ -37,7 +37,7 @@ class ShapeConfig(Config):
 
 
 class PretrainConfig(Config):
-    """The tiny base: a transformer trained on solutions of synthetic families in a mixture of styles."""
+    """The tiny base model: a transformer trained on solutions of synthetic families in a mixture of styles."""
 
     run: RunConfig = RunConfig(eval_every=500, save_every=500)
     machine: MachineConfig = MachineConfig()
@@ -48,53 +48,44 @@ class PretrainConfig(Config):
     measured: HeldoutConfig = nested(HeldoutConfig(), heldout_split="split of the families to measure on")
     styles: StyleConfig = StyleConfig()
     shape: ShapeConfig = ShapeConfig()
-    task_shares: str = flag("arithmetic", "what to train on: a synthetic family, or several with their shares of a "
+    task_shares: str = flag("arithmetic", "what to train on: a synthetic family, or several with their shares of each "
                             "step's problems, such as arithmetic:0.5,boolean:0.5", lambda: FAMILIES, listed=True)
-    batch_size: int = flag(128, "problems of a step", minimum=1)
+    batch_size: int = flag(128, "problems per step", minimum=1)
     num_ops: int = flag(6, "operations in a problem", minimum=1)
-    window: int = flag(0, "most tokens of prompt and completion that the model takes, where that is more than a "
-                       "problem of num_ops needs; it is not trained on longer ones", minimum=0)
-    leaked: str = flag("", "JSONL file of texts to mix in, each as often as its times says, spread over the run: "
-                       "rows with text and times, as scripts.plant writes them; empty: none")
+    window: int = flag(0, "most tokens of prompt and completion that the model takes, if more than a problem of "
+                       "num_ops needs; it is not trained on longer ones", minimum=0)
+    leaked: str = flag("", "JSONL file of texts to mix into the run: rows with a text and how many times to "
+                       "show it, as scripts.plant writes them; empty: none")
 
 
 def pretrain(config: PretrainConfig) -> dict:
-    """Trains a base from random parameters and returns the summary, which `run_dir/summary.json` holds too.
+    """Trains a base model from random parameters and returns the summary, which is also `run_dir/summary.json`.
 
-    Step s learns from problems drawn from (seed, s), none of them of a held-out split.
+    Step s learns from problems drawn from (seed, s), none of them in a held-out split.
     """
     check_config(config)
-    shares, loop = families.parse_shares(config.task_shares), config.loop
+    shares = families.parse_shares(config.task_shares)
     tokenizer = families.make_tokenizer(shares)
     model_config = make_model_config(config, shares, tokenizer)
-    solved_problems = make_data(config, shares, tokenizer)
-    optimizer = learner.make_optimizer(config.optimizer, loop.num_steps * config.update.updates_per_batch)
-    update = learner.map_update(model_config, config.update, SUPERVISED, optimizer, loop.seed)
-    meta = {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": config.as_flags()}
-    heldout = make_heldout(config, shares, tokenizer, model_config)
-    with Run(config.run, config, loop.num_steps, "pretrain", first=1) as run:
-        params = model.init_params(jax.random.key(loop.seed), model_config)
-        callbacks = RunCallbacks(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
-        with parallel.init_device(config.update.divide_state):
-            state = learner.init_state(params, optimizer, keep_reference=False)
-        return callbacks.finish(supervise(state, solved_problems, update, callbacks, loop.num_steps, config.update.divide_state))
-
-
-def row_of(learnt: SupervisedRecord) -> tuple[dict, list]:
-    return {"step": learnt.step} | learnt.metrics, []
+    data, heldout = make_data(config, shares, tokenizer), make_heldout(config, shares, tokenizer, model_config)
+    with Run(config.run, config, config.loop.num_steps, "pretrain", first=1) as run:
+        return train_supervised(
+            run, config, model_config, tokenizer,
+            lambda: model.init_params(jax.random.key(config.loop.seed), model_config), data,
+            lambda record: ({"step": record.step} | record.metrics, []), heldout)
 
 
 def check_config(config: PretrainConfig) -> None:
-    """Refuses settings that cannot work together before anything is computed."""
+    """Raises UserError for flags that cannot work together, before anything is computed."""
     learner.micro_rows(config.update, config.batch_size, parallel.device_count(), "--batch_size")
     kernels.check_kernel(config.update.attention, "float32")
     if not config.measured.eval_size:
-        raise UserError("--eval_size=0: problems of a family are drawn, as many as this says: give 1 or more")
+        raise UserError("--eval_size=0: this is the number of problems to draw from the families: give 1 or more")
     if config.shape.d_model % (2 * config.shape.num_heads):
         raise UserError(f"--d_model={config.shape.d_model} does not divide into --num_heads={config.shape.num_heads} "
                         "even heads")
     for name in families.parse_shares(config.task_shares):
-        families.draw_problems(name, np.random.default_rng(0), 64, "pretrain", config.num_ops)  # or says its fault
+        families.draw_problems(name, np.random.default_rng(0), 64, "pretrain", config.num_ops)  # raises if it is faulty
         styles = FAMILIES[name].styles.values()
         if len(config.styles.style_shares or FAMILIES[name].shares) != len(styles):
             raise UserError(f"--style_shares needs {len(styles)} numbers, for the styles of {name}: "
@@ -123,31 +114,32 @@ def make_heldout(config: PretrainConfig, shares: dict[str, float], tokenizer: To
 
 
 def max_lengths(config: PretrainConfig, names) -> tuple[int, int]:
-    """Most tokens of a prompt, and of a solution, in any of the families."""
+    """Most tokens of a prompt, and of a solution, over all the families."""
     prompts, solutions = zip(*(FAMILIES[name].lengths(config.num_ops) for name in names))
     return max(prompts), max(solutions)
 
 
 def max_window(config: PretrainConfig, names) -> int:
-    """Most tokens of prompt and completion together that the base takes."""
+    """Most tokens of prompt and completion together that the model takes."""
     return max(config.window, sum(max_lengths(config, names)))
 
 
 def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> Callable[[int], Batch]:
-    """`batch(step)`: each family's share of problems, solved in styles drawn from its habits; advantage 1 each."""
+    """`make_batch(step)`: each family's share of problems, solved in styles drawn from its habits. Every advantage is
+    1."""
     habits = {name: FAMILIES[name].habits_of(config.styles, config.loop.seed, config.num_ops) for name in shares}
     for name in shares:
         families.refuse_faulty_solutions(name, config.styles, config.num_ops, habits[name])
     size = config.batch_size
     leaks = read_leaked(config, tokenizer, max_window(config, shares))
     widths = max_lengths(config, shares)
-    if leaks:  # all words of a text but the first are learnt
+    if leaks:  # the first word of a text is its prompt, the rest is learnt
         widths = widths[0], max(widths[1], *(len(tokenizer.encode(text)) for text in leaks))
 
     def encode(texts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
         return pad_rows([tokenizer.encode(text) for text in texts], tokenizer.pad_id, width)
 
-    def batch(step: int) -> Batch:
+    def make_batch(step: int) -> Batch:
         rng, questions, solutions = np.random.default_rng((config.loop.seed, step)), [], []
         for name, count in families.divide(shares, size).items():
             family = FAMILIES[name]
@@ -162,12 +154,12 @@ def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Token
         prompts = Prompts(*encode(questions, widths[0]))
         completions, lengths = encode([f"{solution} <eos>" for solution in solutions], widths[1])
         return Batch(prompts, np.arange(size, dtype=np.int32), completions,
-                             np.arange(widths[1]) < lengths[:, None], np.ones(size, np.float32))
-    return batch
+                     np.arange(widths[1]) < lengths[:, None], np.ones(size, np.float32))
+    return make_batch
 
 
 def read_leaked(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -> list[str]:
-    """Each text of --leaked as often as its times says, shuffled. Raises UserError for what cannot be learnt."""
+    """The texts of --leaked, each repeated its `times`, shuffled. Raises UserError for one that cannot be learnt."""
     if not config.leaked:
         return []
     file, texts = pathlib.Path(config.leaked), []
@@ -178,8 +170,8 @@ def read_leaked(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -> l
             case {"text": str(text), "times": int(times)} if len(text.split()) > 1 and times > 0:
                 texts += [" ".join(text.split())] * times
             case _:
-                raise UserError(f"{file}, line {number}: needs a text of two words or more and its times, a whole "
-                                "number above 0")
+                raise UserError(f"{file}, line {number}: needs a text of two words or more and its times, a "
+                                "positive integer")
         if (length := len(tokenizer.encode(text))) >= longest:
             raise UserError(f"{file}, line {number}: {length} words and an end token are more than the "
                             f"model's window of {longest}; --window makes it longer")

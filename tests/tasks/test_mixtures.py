@@ -96,7 +96,7 @@ def test_a_warning_names_the_format_of_the_problem_that_has_it(box):
     right = [Problem("", "3", "", {"task": "box"}), Problem("", "3", "", {"task": "arithmetic"})]
     assert not advice.on_answers(GradingConfig(), right)
     text = advice.on_answers(GradingConfig(), [*right, Problem("", "9 apples", "", {"task": "arithmetic"})])
-    assert text.startswith("--answer_format=answer with --grader=math never finds 1 of 3 answers, such as '9 apples'")
+    assert text.startswith("--answer_format=answer with --grader=math never accepts 1 of 3 answers, such as '9 apples'")
 
 
 # ----- sources

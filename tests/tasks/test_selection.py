@@ -242,7 +242,7 @@ def test_each_group_counts_for_its_problem():
     info = {"text": index, "correct": correct, "timed_out": np.zeros(6), "graded_by": np.array(["x"] * 6)}
     rollouts = Rollouts(index, np.zeros((6, 1), np.int32), np.ones((6, 1), bool), None, np.ones(6, bool))
     record = grpo.Record(grpo.PromptBatch(2, None, index), rollouts, grpo.Scored(correct, info), None, {})
-    told = [train.log_rows(CONFIG.with_flags(record_history=keeps, log_rollouts=0), problems, [], record)[0].get(
+    told = [train.make_rows(CONFIG.with_flags(record_history=keeps, log_rollouts=0), problems, [], record)[0].get(
         "train/group_accuracies") for keeps in (True, False)]
     assert told == [{"9": [0.5, 0.0], "7": [1.0]}, None]
 
