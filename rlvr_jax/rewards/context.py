@@ -122,7 +122,7 @@ class RewardContext:
         return (np.where(mask, values_BxT, 0).sum(-1) / np.maximum(mask.sum(-1), 1)).astype(np.float32)
 
     def equals(self, labels: Sequence[Optional[str]]) -> np.ndarray:
-        """f32[B]: 1 where the answer equals the label, which replaces the reference answer; None equals nothing. --grader
-        compares them even if a problem has a verifier, which knows only its own reference."""
+        """f32[B]: 1 where the answer equals the label, given instead of the reference answer; None equals nothing. It is
+        compared by --grader even if a problem has a verifier, which knows only its own reference."""
         verdicts = grade.verdicts(self.texts, [label or "" for label in labels], self.formats, self.grader)
         return np.array([v.correct and label is not None for v, label in zip(verdicts, labels)], np.float32)

@@ -51,7 +51,8 @@ def well_formed(context: RewardContext) -> np.ndarray:
 
 def coin(context: RewardContext) -> np.ndarray:
     """1 with probability --random_rate, whatever the completion says (arXiv 2506.10947)."""
-    return (np.random.default_rng(context.key).random(len(context.texts)) < context.config.random_rate).astype(np.float32)
+    draws = np.random.default_rng(context.key).random(len(context.texts))
+    return (draws < context.config.random_rate).astype(np.float32)
 
 
 def inverted_correctness(context: RewardContext) -> np.ndarray:
@@ -72,7 +73,8 @@ def majority_vote(context: RewardContext) -> np.ndarray:
 
 def wrong_vote(context: RewardContext) -> np.ndarray:
     """1 for a wrong answer: --wrong_answer, or the most frequent wrong one before training (arXiv 2506.10947)."""
-    return context.equals([context.config.wrong_answer or problem.meta["votes"]["wrong"] for problem in context.problems])
+    label = context.config.wrong_answer
+    return context.equals([label or problem.meta["votes"]["wrong"] for problem in context.problems])
 
 
 def ttrl(context: RewardContext) -> np.ndarray:
@@ -199,8 +201,8 @@ def calibration_to_mean(context: RewardContext) -> np.ndarray:
 
 
 def calibration_to_permuted(context: RewardContext) -> np.ndarray:
-    """A control: `calibrated` with the correctness in the Brier score shuffled over the well-formed completions, so that
-    the best confidence is the mean accuracy, whatever the answer."""
+    """A control: `calibrated` with the Brier score's correctness shuffled over the well-formed completions, so that the
+    best confidence is the mean accuracy, whatever the answer."""
     whole, q, c = read_confidences(context)
     other = c.copy()
     other[whole] = np.random.default_rng(context.key).permutation(c[whole])

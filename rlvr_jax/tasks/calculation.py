@@ -123,5 +123,6 @@ def format_tree(tree: Tree, canonical: bool = False) -> str:
     name, *sides = tree
     if name in LEAVES:
         return name.format(*sides)
-    texts = [f"({format_tree(side, canonical)})" if side[0] in OPERATIONS else format_tree(side, canonical) for side in sides]
+    texts = [format_tree(side, canonical) for side in sides]
+    texts = [f"({text})" if side[0] in OPERATIONS else text for side, text in zip(sides, texts)]
     return f" {name} ".join(sorted(texts) if canonical and name in "+*" else texts)

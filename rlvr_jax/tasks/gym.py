@@ -58,7 +58,7 @@ def make_dataset(name: str, seed: int, size: int):
         raise UserError(f"{name}: this data set draws different problems in each process, so no run could be continued")
     if _RUNS_CODE.search(inspect.getsource(DATASETS[task][0].score_answer)):
         raise UserError(f"{name}: its verifier executes a model's answer as Python code; choose another data set")
-    far = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4]) >> 1  # hashed: entry i of seed s is i-1 of s+1
+    far = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4]) >> 1  # entry i of seed s is i-1 of s+1
     try:
         return reasoning_gym.create_dataset(task, seed=far, size=size)
     except (AssertionError, ValueError) as error:

@@ -85,7 +85,7 @@ def decode_triton(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: j
 
 
 def decode_mosaic(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, interpret: bool = False):
-    """A kernel for TPUs in blocks of at most 512 positions; Pallas's paged_attention does not return the sums and maxima
+    """For TPUs, in blocks of at most 512 positions. Pallas's paged_attention does not return the sums and maxima
     that join two softmaxes. Arguments are those of `model.Context.attend`."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
@@ -134,8 +134,8 @@ def _attend_block(filled_ref, q_ref, keys_ref, values_ref, mixed_ref, sums_ref, 
 
 
 def join_prompt(q_Bx1xHxE: jax.Array, prompt: tuple, mixed: jax.Array, sums: jax.Array, tops: jax.Array) -> jax.Array:
-    """Joins attention to the prompt with that to the cache: `mixed` [B,H,E] are the cache's values weighted by exp(score
-    - top), `sums` [B,H] these weights' sums and `tops` [B,H] the maxima; H may be split into K, R. Returns [B,1,H*E]."""
+    """Joins attention to the prompt and to the cache, [B,1,H*E]. `mixed` [B,H,E] are the cache's values weighted by
+    exp(score - top), `sums` [B,H] the sums of these weights and `tops` [B,H] the maxima; H may be split into K, R."""
     (keys, values, mask_Bx1xS), (b, _, h, e) = prompt, q_Bx1xHxE.shape
     rows, heads = "" if keys.ndim == 3 else "b", (b, keys.shape[-2], h // keys.shape[-2])
     scores_BxKxRxS = e**-0.5 * jnp.einsum(f"bkre,{rows}ske->bkrs", q_Bx1xHxE.reshape(*heads, e), keys,
@@ -150,7 +150,8 @@ def join_prompt(q_Bx1xHxE: jax.Array, prompt: tuple, mixed: jax.Array, sums: jax
     return out.astype(q_Bx1xHxE.dtype).reshape(b, 1, h * e)
 
 
-ATTENTION |= {"splash": Attention(splash, decode_mosaic), "cudnn": Attention(cudnn, decode_triton), "triton": Attention(triton, decode_triton)}
+ATTENTION |= {"splash": Attention(splash, decode_mosaic), "cudnn": Attention(cudnn, decode_triton),
+              "triton": Attention(triton, decode_triton)}
 
 
 def check_kernel(name: str, dtype: str) -> None:

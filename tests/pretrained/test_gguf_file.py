@@ -91,7 +91,7 @@ def test_a_count_beyond_the_end_and_arrays_nested_deep_are_refused_at_once(tmp_p
     header = struct.pack("<4sIQQQ4sI", b"GGUF", 3, 0, 1, 4, b"name", array)  # with one key
     beyond = struct.pack("<IQ", number, 200_000) + bytes(64)
     nested = struct.pack("<IQ", array, 1) * 5000 + struct.pack("<IQ", text, 0)  # an array of an array of an array ...
-    for content, says in ((beyond, " .it ends before what it announces"), (nested, "")):
+    for content, says in ((beyond, " .it ends too early"), (nested, "")):
         path.write_bytes(header + content)
         with pytest.raises(UserError, match=f"m.gguf is not a complete GGUF file{says}"):
             gguf_file.load(path)

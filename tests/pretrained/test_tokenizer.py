@@ -64,7 +64,7 @@ def test_json_round_trip_survives_serialisation():
 
 @pytest.mark.parametrize("fields", [{}, {"backend": {}}, TINY.to_json() | {"eos_ids": 3}, TINY.to_json() | {"other": 1}])
 def test_json_of_anything_else_is_refused(fields):
-    with pytest.raises(UserError, match="what the checkpoint keeps is no tokenizer"):
+    with pytest.raises(UserError, match="the checkpoint's tokenizer is damaged"):
         T.Tokenizer.from_json(fields)
 
 
@@ -156,8 +156,8 @@ def test_a_prompt_is_the_same_on_any_day(monkeypatch):
         assert rendered() == ["Today: 26 Jul 2024"]
         assert rendered(date="2025-01-31") == ["Today: 31 Jan 2025", "2025-01-31 00:00"]
     for template, date, says in ((UNDATED, "", "no default: give the date of all prompts, --prompt_date=YYYY-MM-DD$"),
-                                 (DATED, "31.1.2025", "--prompt_date=31.1.2025: is no date; write it as 2024-07-26"),
-                                 ("no clock", "2025-01-31", "--prompt_date=2025-01-31: .* does not ask for a date")):
+                                 (DATED, "31.1.2025", "--prompt_date=31.1.2025 is not a date: write it as 2024-07-26"),
+                                 ("no clock", "2025-01-31", "--prompt_date=2025-01-31: .* does not use a date")):
         with pytest.raises(UserError, match=says):
             tiny_tokenizer(template).render_chat(MESSAGES, date=date)
 
@@ -165,9 +165,9 @@ def test_a_prompt_is_the_same_on_any_day(monkeypatch):
 @pytest.mark.parametrize("template, message", [
     (None, "no chat template"), ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
     ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"), ("{{ messages.append(1) }}", "unsafe"),
-    ("{% for %}", "template"), ("{% for i in range(10**12) %}{% endfor %}", "refuses these messages: Range too big"),
-    ("{{ 1 // 0 }}", "refuses these messages"), ("{{ messages.nothing[0] }}", "refuses these messages"),
-    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses these messages")])
+    ("{% for %}", "template"), ("{% for i in range(10**12) %}{% endfor %}", "rejects these messages: Range too big"),
+    ("{{ 1 // 0 }}", "rejects these messages"), ("{{ messages.nothing[0] }}", "rejects these messages"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "rejects these messages")])
 def test_chat_refusals(template, message):
     with pytest.raises(UserError, match=message):
         tiny_tokenizer(template).render_chat(MESSAGES)

@@ -323,7 +323,7 @@ def test_missing_files_are_refused_by_name(tmp_path):
     (tmp_path / "model.safetensors.index.json").unlink()
     huggingface.load_folder(tmp_path)  # shards without their index are still the whole model
     (tmp_path / "copy.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match="there twice"):
+    with pytest.raises(UserError, match="occurs twice"):
         huggingface.load_folder(tmp_path)
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
@@ -359,7 +359,7 @@ def test_a_tokenizer_fits_its_embedding_up_to_padding_and_has_its_end_tokens():
         with pytest.raises(UserError, match=f"^m: the tokenizer has ids up to {known - 1}, .* {size} embeddings: take"):
             tokenizer_lib.check_tokenizer(words(known), size, "m")
     for end in (7, 3, -1, "a"):  # 3 has an embedding, and no word
-        with pytest.raises(UserError, match=f"^m: the end token {end!r} is no id of the tokenizer: correct eos"):
+        with pytest.raises(UserError, match=f"^m: the end token {end!r} is not an id of the tokenizer: correct eos"):
             tokenizer_lib.check_tokenizer(words(6, end), 6, "m")
 
 
@@ -405,10 +405,10 @@ def test_a_name_of_the_hub_is_downloaded_and_a_broken_download_is_no_model(tmp_p
     monkeypatch.chdir(here)
     with pytest.raises(UserError) as error:
         loading.load_model("hf:me/tiny")
-    assert str(error.value) == ("--model=hf:me/tiny: it could not be downloaded (connection reset); the same command "
-                                "continues, or name a folder that has it")
+    assert str(error.value) == ("--model=hf:me/tiny: the download failed (connection reset); run the same command "
+                                "again to continue, or name a folder that has the model")
     assert not list(here.iterdir())
-    with pytest.raises(UserError, match=r"could not be downloaded \(TimeoutError\)"):
+    with pytest.raises(UserError, match=r"the download failed \(TimeoutError\)"):
         loading.load_model("hf:me/tiny")
     assert_same_params(loading.load_model("hf:me/tiny").params, random_params(config, 0))
     assert asked == ["me/tiny"] * 3

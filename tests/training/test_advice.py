@@ -35,7 +35,7 @@ def on_flags(**flags) -> str:
 def test_a_group_of_one_has_no_advantage_under_some_objectives_and_the_bare_reward_under_others(objective):
     text = on_flags(objective=objective, group_size=1)
     assert ("the reward teaches nothing" in text) == (objective in CENTRED)
-    assert ("the advantage is the raw reward" in text) == (objective not in CENTRED | {"entropy"})
+    assert ("so the advantage is the raw reward" in text) == (objective not in CENTRED | {"entropy"})
     assert not text or f"--group_size=1 under --objective={objective}" in text
     assert not on_flags(objective=objective, group_size=2)
     assert bool(text) == ("--update_group_size=1 under" in on_flags(objective=objective, update_group_size=1))
