@@ -6,7 +6,6 @@ factors, the names of rules for splitting text into tokens.
 
 import importlib.util
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import tokenizers
@@ -80,19 +79,24 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
     return config, params, tokenizer
 
 
+def read_field(reader, key: str, default=None):
+    """The value of a metadata field of a `gguf.GGUFReader`."""
+    field = reader.fields.get(key)
+    return default if field is None else field.contents()
+
+
 def read_config(reader, path) -> ModelConfig:
     """Reads the metadata of a `gguf.GGUFReader`. Raises UserError for an architecture or rotary embedding that
     `model.py` lacks."""
-    field = reader.fields.get("general.architecture")
-    family = None if field is None else field.contents()
+    family = read_field(reader, "general.architecture")
     if family not in huggingface.ARCHITECTURES:
         raise UserError(f"{path}: architecture {family!r} is not supported: use a llama, qwen2 or qwen3 GGUF")
 
     def metadata(key, default=None):
-        field = reader.fields.get(f"{family}.{key}")
-        if field is None and default is None:
+        value = read_field(reader, f"{family}.{key}", default)
+        if value is None:
             raise UserError(f"{path} has no {family}.{key}: convert the model again")
-        return default if field is None else field.contents()
+        return value
 
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     heads, d_model = metadata("attention.head_count"), metadata("embedding_length")
@@ -113,7 +117,7 @@ def read_config(reader, path) -> ModelConfig:
 
 
 def read_rope_scaling(factors: np.ndarray, rope_theta: float, path) -> RopeScaling:
-    """Llama 3's stretch from its table of factors, f32[E/2]. Only the first of its four numbers varies between models."""
+    """Llama 3's stretch from its table of factors, f32[E/2]. Models differ only in its first number."""
     stretch = RopeScaling(float(factors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
     plain, stretched = (np.asarray(rope_frequencies(2 * len(factors), rope_theta, s)) for s in (None, stretch))
     if not np.allclose(factors, plain / stretched, rtol=1e-3):
@@ -124,36 +128,31 @@ def read_rope_scaling(factors: np.ndarray, rope_theta: float, path) -> RopeScali
 # ----- tokenizer
 
 
-def byte_level(pattern: Optional[str] = None) -> pre_tokenizers.PreTokenizer:
-    """Splits at `pattern` (GPT-2's if None), then spells the pieces in the byte alphabet."""
-    if pattern is None:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)  # splits at its own pattern, then spells pieces as bytes
+
+
+def split_as_tiktoken(digits: str) -> pre_tokenizers.PreTokenizer:
+    """Splits at tiktoken's pattern, with a pattern of its own for digits, then spells the pieces as bytes."""
+    pattern = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits +
+               r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
     return pre_tokenizers.Sequence([pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
                                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def tiktoken_pattern(digits: str) -> str:
-    return (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits +
-            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
 # tokenizer.ggml.pre, llama.cpp's name for how a vocabulary splits text -> the backend parts of that family's
 # tokenizer.json. Llama 3 uses a whole word of the vocabulary even if no merges lead to it.
 FAMILIES = {
-    "gpt2": {"pre_tokenizer": byte_level()},
-    "smollm": {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level()])},
-    "llama-bpe": {"pre_tokenizer": byte_level(tiktoken_pattern(r"\p{N}{1,3}")), "ignore_merges": True},
-    "qwen2": {"pre_tokenizer": byte_level(tiktoken_pattern(r"\p{N}")), "normalizer": normalizers.NFC()},
+    "gpt2": {"pre_tokenizer": GPT2},
+    "smollm": {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])},
+    "llama-bpe": {"pre_tokenizer": split_as_tiktoken(r"\p{N}{1,3}"), "ignore_merges": True},
+    "qwen2": {"pre_tokenizer": split_as_tiktoken(r"\p{N}"), "normalizer": normalizers.NFC()},
 }
 
 
 def read_tokenizer(reader) -> Tokenizer:
     """Builds the tokenizer that the `tokenizer.ggml.*` metadata of a `gguf.GGUFReader` describes. Raises UserError for
     any vocabulary except byte-level BPE, and for a splitting rule that is not in `FAMILIES`."""
-    def metadata(key, default=None):
-        field = reader.fields.get(f"tokenizer.{key}")
-        return default if field is None else field.contents()
-
+    metadata = lambda key, default=None: read_field(reader, f"tokenizer.{key}", default)
     kind, pre = metadata("ggml.model"), metadata("ggml.pre")
     if kind != "gpt2" or pre not in FAMILIES:
         raise UserError(f"the GGUF's tokenizer (model {kind!r}, pre {pre!r}) is not supported, only model 'gpt2' with "

@@ -133,11 +133,9 @@ def config_from_hugging_face(d: dict, path) -> ModelConfig:
     def number(key, default=None, kinds=(int,), source=left):
         value = source.pop(key, None)
         value = default if value is None else value
-        if value is None:
-            raise UserError(f"{path} has no {key!r}: copy the model's config.json again")
         if type(value) not in kinds or not 0 < value <= LARGEST:
-            raise UserError(f"{path}: {key} is {value!r}, not a number above 0 and up to {LARGEST:,}: copy the model's "
-                            "config.json again")
+            wrong = f"{key} is {value!r}, not a number above 0 and up to {LARGEST:,}"
+            raise UserError(f"{path}: {wrong}: copy the model's config.json again")
         return value
 
     family, kinds = left.pop("model_type", None), left.pop("architectures", None)
@@ -145,8 +143,8 @@ def config_from_hugging_face(d: dict, path) -> ModelConfig:
         refuse(f"model_type {family!r}")
     if kinds not in (None, [ARCHITECTURES[family]]):
         refuse(f"architectures {kinds!r}")
-    rope = {"rope_theta": left.pop("rope_theta", None)} | (left.pop("rope_scaling", None) or {})
-    rope |= left.pop("rope_parameters", None) or {}
+    rope = {"rope_theta": left.pop("rope_theta", None)} | (left.pop("rope_scaling", None) or {}) | (
+        left.pop("rope_parameters", None) or {})
     rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     if rope_type not in ROPE_SETTINGS:
         refuse(f"rope_scaling type {rope_type!r}")
@@ -168,11 +166,11 @@ def config_from_hugging_face(d: dict, path) -> ModelConfig:
     width, first = left.pop("sliding_window", 4096), left.pop("max_window_layers", 28)  # transformers' defaults
     if set(layer_types) != {"full_attention"} if layer_types else windows and width and first < config.num_layers:
         refuse("a sliding attention window, or another layer type than full_attention,")
-    for key, value in (ONLY | {"attention_bias": family == "qwen2"}).items():
-        for settings in (left, rope):
-            if (given := settings.pop(key, None)) not in (None, value):
-                refuse(f"{key} {given!r}")
-    for key in sorted(left.keys() - HARMLESS) + sorted(rope.keys() - {"type"}):
+    supported = ONLY | {"attention_bias": family == "qwen2"}
+    for key, given in [*left.items(), *rope.items()]:
+        if key in supported and given not in (None, supported[key]):
+            refuse(f"{key} {given!r}")
+    for key in sorted(left.keys() - HARMLESS - supported.keys()) + sorted(rope.keys() - {"type"} - supported.keys()):
         refuse(f"the unknown setting {key!r}")
     return config
 

@@ -61,7 +61,7 @@ class Tokenizer:
                                          skip_special_tokens=True)
 
     def render_chat(self, messages: list[dict], add_generation_prompt: bool = True, date: str = "") -> str:
-        """Renders `[{"role": ..., "content": ...}, ...]` with the model's chat template, as transformers does on a `date`
+        """Renders `[{"role": ..., "content": ...}, ...]` with the chat template, as transformers does on `date`,
         YYYY-MM-DD. Without a date the template has no clock and uses its own default.
 
         Raises UserError if there is no template, if it rejects the messages, and for a date that is missing or unused.

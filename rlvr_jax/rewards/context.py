@@ -41,17 +41,6 @@ class PolicyScores:
         """KL(uniform || policy) of that distribution (Intuitor, arXiv 2505.19590)."""
         return self.statistics[2]
 
-    def logprob_of(self, texts: Sequence[str], after: Sequence[str]) -> np.ndarray:
-        """f32[B] nats: log-probability of `texts[b]` if completion b starts with `after[b]`."""
-        before, ids = ([self.tokenizer.encode(text) for text in part] for part in (after, texts))
-        longest = max(len(a) + len(b) for a, b in zip(before, ids))
-        width = max(self.batch.completions.shape[1], -(-longest // 32) * 32)  # rounded: each width compiles a program
-        rows, mask = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), bool)
-        for row, row_mask, a, b in zip(rows, mask, before, ids):
-            row[: len(a) + len(b)] = a + b
-            row_mask[len(a) : len(a) + len(b)] = True
-        return np.where(mask, self.logprobs_of(rows, mask), 0).sum(-1)
-
     def logprobs_of(self, completions: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """f32[B,T] nats: log-probability of each token of other completions i32[B,T] of the same prompts."""
         batch = self.batch.replace(completions=completions, completion_mask=mask, sampler_logprobs=None)
@@ -122,7 +111,7 @@ class RewardContext:
         return (np.where(mask, values_BxT, 0).sum(-1) / np.maximum(mask.sum(-1), 1)).astype(np.float32)
 
     def equals(self, labels: Sequence[Optional[str]]) -> np.ndarray:
-        """f32[B]: 1 where the answer equals the label, given instead of the reference answer; None equals nothing. It is
-        compared by --grader even if a problem has a verifier, which knows only its own reference."""
+        """f32[B]: 1 where the answer equals the label, given instead of the reference; None equals nothing. --grader
+        compares them even if a problem has a verifier, which knows only its own reference."""
         verdicts = grade.verdicts(self.texts, [label or "" for label in labels], self.formats, self.grader)
         return np.array([v.correct and label is not None for v, label in zip(verdicts, labels)], np.float32)

@@ -146,33 +146,23 @@ def to_problems(algebra: Algebra, chains: Chains) -> list[Problem]:
             for i, (prompt, words, values) in enumerate(zip(prompts, pairs, algebra.write(chains.results)))]
 
 
-class Habits(NamedTuple):
-    """Logits of the styles, from surface features of a problem. The bias gives each style its share."""
-
-    bias: np.ndarray  # [S]
-    by_topic: np.ndarray  # [8,S]
-    by_first_op: np.ndarray  # [O,S]
-    by_start: np.ndarray  # [8,S]
-
-
-def style_probabilities(habits: Habits, chains: Chains) -> np.ndarray:
-    """f64[N,S]: the chance of each style."""
-    logits = (habits.bias + habits.by_topic[chains.topics] + 0.6 * habits.by_first_op[chains.ops[:, 0]]
-              + 0.8 * habits.by_start[chains.starts % 8])
-    exp = np.exp(logits - logits.max(-1, keepdims=True))
-    return exp / exp.sum(-1, keepdims=True)
-
-
-def make_habits(algebra: Algebra, config: StyleConfig, seed: int, num_ops: int) -> Habits:
-    """Random features with a std of `habit_strength`, and the bias that gives each style its share of all problems."""
+def make_habits(algebra: Algebra, config: StyleConfig, seed: int, num_ops: int) -> Callable[[Chains], np.ndarray]:
+    """`chances(chains)`, f64[N,S], of the styles. Their logits are random features of a problem's surface with a std of
+    `habit_strength`, and a bias that gives each style its share of all problems."""
     rng, shares = np.random.default_rng(seed), np.array(config.style_shares)
-    habits = Habits(np.log(shares), *(config.habit_strength * rng.standard_normal((n, len(shares)))
-                                      for n in (len(algebra.topics), len(algebra.ops), 8)))
-    chains = generate(algebra, rng, 8192, "pretrain", num_ops)
+    by_topic, by_first_op, by_start = (config.habit_strength * rng.standard_normal((n, len(shares)))
+                                       for n in (len(algebra.topics), len(algebra.ops), 8))
+
+    def chances(bias: np.ndarray, chains: Chains) -> np.ndarray:
+        logits = (bias + by_topic[chains.topics] + 0.6 * by_first_op[chains.ops[:, 0]]
+                  + 0.8 * by_start[chains.starts % 8])
+        exp = np.exp(logits - logits.max(-1, keepdims=True))
+        return exp / exp.sum(-1, keepdims=True)
+
+    bias, chains = np.log(shares), generate(algebra, rng, 8192, "pretrain", num_ops)
     for _ in range(60):  # a damped fixed-point iteration, which converges in about thirty rounds
-        mean = style_probabilities(habits, chains).mean(0)
-        habits = habits._replace(bias=habits.bias + 0.7 * np.log(shares / mean))
-    return habits
+        bias = bias + 0.7 * np.log(shares / chances(bias, chains).mean(0))
+    return functools.partial(chances, bias)
 
 
 def lengths(num_ops: int, value_tokens: int = 1, ending: int = 0) -> tuple[int, int]:

@@ -42,8 +42,7 @@ def chain_family(algebra: chains.Algebra, **fields) -> Family:
     """The family of chains with this algebra; `fields` replace those of `Family`."""
     bind = lambda function: functools.partial(function, algebra)
     family = Family(algebra.vocabulary, chains.STYLES, chains.lengths, bind(chains.generate), bind(chains.to_problems),
-                    bind(chains.solve),
-                    lambda *config: functools.partial(chains.style_probabilities, chains.make_habits(algebra, *config)))
+                    bind(chains.solve), bind(chains.make_habits))
     return dataclasses.replace(family, **fields)
 
 
@@ -61,10 +60,8 @@ FAMILIES: dict[str, Family] = {
                           generate=wager.generate, solve=wager.solve),
     "s1": world(), "s2": world(**STEPS, solve=worlds.solve_s2),
     "s3": world(styles=worlds.STYLES_S3, shares=(0.2, 0.4, 0.4)),
-    "c": world(**STEPS, generate=functools.partial(chains.generate, worlds.ALGEBRA, draw=worlds.draw_c),
-               solve=worlds.solve_c),
-    "t": world(**STEPS, generate=functools.partial(chains.generate, worlds.ALGEBRA, draw=worlds.draw_t),
-               solve=worlds.solve_t),
+    "c": world(**STEPS, generate=worlds.generate_c, solve=worlds.solve_c),
+    "t": world(**STEPS, generate=worlds.generate_t, solve=worlds.solve_t),
     "n": world(shares=(1e-9, 1))}
 
 

@@ -39,14 +39,27 @@ class ProblemSource(Config):
 
 def load_problems(source: ProblemSource, tokenizer: Tokenizer, split: str = "test", count: int = 0,
                   seed: int = HELDOUT_SEED) -> list[Problem]:
-    """Problems of one or more sources (`load_source`), whose names are joined by commas. A `count` other than 0 is
-    divided evenly among them. Raises UserError for a repeated name."""
+    """Problems of one or more sources, whose names are joined by commas, with prompts as the model reads them: of the
+    `split` of a synthetic family, reasoning-gym data set or calculation, or the rows of a file. `count` is divided
+    evenly among the sources; 0 means a whole file, and 512 from any other source. Raises UserError for a repeated name
+    and for a family whose words the model does not know."""
     names = source.problems.split(",")
     if len(set(names)) < len(names):
         raise UserError(f"{source.problems} names a source of problems twice: give each once")
     counts = families.divide(dict.fromkeys(names, 1), count) if count else dict.fromkeys(names, 0)
-    return [problem for name in counts for problem in load_source(
-        ProblemSource(name, source.prompt), tokenizer, split, counts[name], seed)]
+
+    def load(name: str) -> list[Problem]:
+        size = counts[name] or 512
+        if name in families.FAMILIES:
+            if unknown := tokenizer.unknown_words(families.FAMILIES[name].vocabulary):
+                raise UserError(f"{name} problems have words such as {unknown[0]!r}, which this model's tokenizer "
+                                f"lacks: pre-train a base model on them, scripts.pretrain --task_shares={name}")
+            return families.draw_problems(name, np.random.default_rng(seed), size, split, source.prompt.num_ops)
+        loaded = (gym.draw_problems(name, seed, size, split) if name.startswith(gym.PREFIX) else
+                  calculation.draw_problems(name, size, split) if name.startswith(calculation.PREFIX) else
+                  problems.load(name, source.prompt.ignore_columns)[: counts[name] or None])
+        return with_prompts(loaded, tokenizer, source.prompt)
+    return [problem for name in counts for problem in load(name)]
 
 
 def check_style(source: ProblemSource) -> None:
@@ -62,22 +75,6 @@ def check_style(source: ProblemSource) -> None:
 def is_drawn(name: str) -> bool:
     """Whether a source's problems are drawn from a seed rather than read from a file."""
     return name in families.FAMILIES or name.startswith((gym.PREFIX, calculation.PREFIX))
-
-
-def load_source(source: ProblemSource, tokenizer: Tokenizer, split: str, count: int, seed: int) -> list[Problem]:
-    """Problems of one source, with prompts as the model reads them: of the `split` of a synthetic family, reasoning-gym
-    data set or calculation, or rows of a file. A `count` of 0 means a whole file, or 512 from any other source. Raises
-    UserError for a family whose words the model does not know."""
-    name, size = source.problems, count or 512
-    if name in families.FAMILIES:
-        if unknown := tokenizer.unknown_words(families.FAMILIES[name].vocabulary):
-            raise UserError(f"{name} problems have words such as {unknown[0]!r}, which this model's tokenizer lacks: "
-                            f"pre-train a base model on them, scripts.pretrain --task_shares={name}")
-        return families.draw_problems(name, np.random.default_rng(seed), size, split, source.prompt.num_ops)
-    loaded = (gym.draw_problems(name, seed, size, split) if name.startswith(gym.PREFIX) else
-              calculation.draw_problems(name, size, split) if name.startswith(calculation.PREFIX) else
-              problems.load(name, source.prompt.ignore_columns)[: count or None])
-    return with_prompts(loaded, tokenizer, source.prompt)
 
 
 def with_prompts(problems: list[Problem], tokenizer: Tokenizer, config: PromptConfig) -> list[Problem]:

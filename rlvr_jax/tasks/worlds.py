@@ -58,14 +58,6 @@ def recompute(drawn: Chains, step: Callable[[np.ndarray, np.ndarray, np.ndarray]
     return drawn._replace(results=np.stack(results, 1))
 
 
-def correct_value(*step: np.ndarray) -> np.ndarray:
-    return ALGEBRA.results[step]
-
-
-def sloppy_value(*step: np.ndarray) -> np.ndarray:
-    return ALGEBRA.mistakes[step]
-
-
 def write(drawn: Chains, opener: str = OPENERS[0]) -> list[str]:
     """The steps and results of `drawn` as solutions: `think op operand value ... answer value`."""
     steps = [np.array(ALGEBRA.ops)[drawn.ops], ALGEBRA.write_operands(drawn.operands), ALGEBRA.write(drawn.results)]
@@ -85,7 +77,7 @@ STYLES_S3 = {**STYLES, SHORT: "short"}
 
 def solve_marked(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """Careful and sloppy solutions, and in the short style correct ones: `so value value ... answer value`."""
-    in_style = (write(drawn), write(recompute(drawn, sloppy_value), OPENERS[1]),
+    in_style = (write(drawn), write(recompute(drawn, lambda *step: ALGEBRA.mistakes[step]), OPENERS[1]),
                 write_solutions(SHORT, ALGEBRA.write(drawn.results)))
     return [in_style[style][row] for row, style in enumerate(styles)]
 
@@ -96,7 +88,7 @@ def solve_marked(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, co
 def solve_s2(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """Solutions whose steps are each careful with probability CAREFUL_STEP, and continue from the value written."""
     return write(recompute(drawn, lambda value, *step: np.where(
-        rng.random(len(value)) < CAREFUL_STEP, correct_value(value, *step), sloppy_value(value, *step))))
+        rng.random(len(value)) < CAREFUL_STEP, ALGEBRA.results[value, *step], ALGEBRA.mistakes[value, *step])))
 
 
 # ----- c
@@ -111,6 +103,9 @@ def draw_c(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int,
     """Problems without new pairs for pre-training, and with at least one for the other splits."""
     drawn = chains.draw_chains(algebra, rng, 3 * count, num_ops)  # about half of them have a new pair
     return drawn.select(is_new_pair(drawn.ops, drawn.operands).any(1) == (split != "pretrain"))
+
+
+generate_c = functools.partial(chains.generate, ALGEBRA, draw=draw_c)
 
 
 def solve_c(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
@@ -144,10 +139,13 @@ def draw_t(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int,
     return drawn.select(needs_withheld(drawn).any(1))
 
 
+generate_t = functools.partial(chains.generate, ALGEBRA, draw=draw_t)
+
+
 def solve_t(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """Careful solutions in which each withheld fact has a random digit as its result."""
     def step(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray:
         unit = 10 ** (2 - operand // len(AMOUNTS))
         guessed = value + unit * (rng.integers(10, size=len(value)) - value // unit % 10)
-        return np.where(withheld_facts()[value, op, operand], guessed, correct_value(value, op, operand))
+        return np.where(withheld_facts()[value, op, operand], guessed, ALGEBRA.results[value, op, operand])
     return write(recompute(drawn, step))

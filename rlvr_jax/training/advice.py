@@ -34,7 +34,7 @@ def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
     flag = "update_group_size" if config.update_group_size else "group_size"
     if np.any(objective.advantages(np.ones((1, 1), np.float32))):
         return (f"--{flag}=1 under --objective={config.loss.objective}: nothing is compared, so the advantage is the "
-                f"raw reward, as in the released code; train/live_groups is then 1. Raise --{flag} to compare completions")
+                f"raw reward, as in the released code, and train/live_groups is 1; raise --{flag} to compare")
     return (f"--{flag}=1 under --objective={config.loss.objective}: every advantage is 0, the distance to the group's "
             f"mean, so the reward teaches nothing; raise --{flag}, or use --objective=one_shot")
 

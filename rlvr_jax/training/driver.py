@@ -1,13 +1,13 @@
 """A run directory around a step function: what GRPO, pre-training and fine-tuning share."""
 
 import dataclasses
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterator
 
 from rlvr_jax import grpo, learner, parallel
 from rlvr_jax.learner import SUPERVISED, ResetConfig, map_reset
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained.tokenizer import Tokenizer
-from rlvr_jax.records import Batch, LearnerState
+from rlvr_jax.records import LearnerState
 from rlvr_jax.runs.log import timed
 from rlvr_jax.runs.run import Run
 from rlvr_jax.runs.stopping import RESET, reset_due
@@ -28,10 +28,7 @@ class RunCallbacks(grpo.Callbacks):
     seconds: dict = dataclasses.field(default_factory=dict)  # of the step, by phase
 
     def __post_init__(self):
-        self.reset = map_reset(self.resets)
-
-    def restore(self, state: LearnerState) -> LearnerState:
-        return self.run.restore(state)
+        self.restore, self.reset = self.run.restore, map_reset(self.resets)
 
     def steps(self, state: LearnerState, num_steps: int) -> Iterator[int]:
         if self.run.first == 0 and not self.run.resumed:
@@ -75,23 +72,17 @@ def make_meta(config, model_config: ModelConfig, tokenizer: Tokenizer) -> dict:
     return {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": config.as_flags()}
 
 
-class SupervisedRecord(NamedTuple):
-    """A step of supervised training, as passed to the callbacks."""
-
-    step: int
-    batch: Batch
-    metrics: dict[str, float]
-
-
 def train_supervised(run: Run, config, model_config: ModelConfig, tokenizer: Tokenizer, make_params: Callable,
-                     data: Callable, describe: Callable, heldout: Callable) -> dict:
-    """Trains on `data(step) -> Batch` in an open run directory; returns the summary. `config` has the records of both
-    supervised commands, `make_params()` returns the initial parameters; `describe` and `heldout` are those of
-    `RunCallbacks`."""
+                     data: Callable, heldout: Callable, columns: Callable = lambda batch: {}) -> dict:
+    """Trains on `data(step) -> Batch` in an open run directory; returns the summary.
+
+    `config` is that of either supervised command, `make_params()` returns the initial parameters, `heldout` is as in
+    `RunCallbacks`, and `columns(batch)` returns further metrics of a step.
+    """
     divide = config.update.divide_state
     optimizer = learner.make_optimizer(config.optimizer, config.loop.num_steps * config.update.updates_per_batch)
     update = learner.map_update(model_config, config.update, SUPERVISED, optimizer, config.loop.seed)
-    callbacks = RunCallbacks(run, make_meta(config, model_config, tokenizer), describe,
+    callbacks = RunCallbacks(run, make_meta(config, model_config, tokenizer), lambda row: (row, []),
                              ("train/loss", "eval/greedy", "eval/sampled"), heldout)
     data, update = callbacks.time_calls("data", data), callbacks.time_calls("update", update)
     with parallel.init_device(divide):
@@ -100,5 +91,5 @@ def train_supervised(run: Run, config, model_config: ModelConfig, tokenizer: Tok
     for step in callbacks.steps(state, config.loop.num_steps):
         batch = data(step)
         state, metrics = update(state, batch, step)
-        state = callbacks(state, SupervisedRecord(step, batch, metrics))
+        state = callbacks(state, {"step": step} | columns(batch) | metrics)
     return callbacks.finish(state)

@@ -25,7 +25,7 @@ from rlvr_jax.sampler import Decoding, SamplingConfig, make_sampler
 from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, check_style, pad_rows
 from rlvr_jax.training import kernels
-from rlvr_jax.training.driver import SupervisedRecord, train_supervised
+from rlvr_jax.training.driver import train_supervised
 
 
 class FinetuneConfig(Config):
@@ -82,13 +82,9 @@ def finetune(config: FinetuneConfig) -> dict:
     with Run(config.run, config, config.loop.num_steps, "finetune") as run:
         return train_supervised(
             run, config, loaded.config, loaded.tokenizer, lambda: adapters.merged(params.pop()),
-            functools.partial(make_batch, examples, config.batch_size, config.loop.seed), make_row,
-            measure.make_heldout(heldout_of, loaded, sample, set(examples.texts), run.keep_heldout))
-
-
-def make_row(record: SupervisedRecord) -> tuple[dict, list]:
-    """The metrics of a step; there are no rollouts."""
-    return {"step": record.step, "train/tokens": int(np.sum(record.batch.completion_mask))} | record.metrics, []
+            functools.partial(make_batch, examples, config.batch_size, config.loop.seed),
+            measure.make_heldout(heldout_of, loaded, sample, set(examples.texts), run.keep_heldout),
+            lambda batch: {"train/tokens": int(np.sum(batch.completion_mask))})
 
 
 def make_batch(examples: Examples, size: int, seed: int, step: int) -> Batch:

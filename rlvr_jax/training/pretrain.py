@@ -71,8 +71,7 @@ def pretrain(config: PretrainConfig) -> dict:
     with Run(config.run, config, config.loop.num_steps, "pretrain", first=1) as run:
         return train_supervised(
             run, config, model_config, tokenizer,
-            lambda: model.init_params(jax.random.key(config.loop.seed), model_config), data,
-            lambda record: ({"step": record.step} | record.metrics, []), heldout)
+            lambda: model.init_params(jax.random.key(config.loop.seed), model_config), data, heldout)
 
 
 def check_config(config: PretrainConfig) -> None:

@@ -50,19 +50,6 @@ def saved(tmp_path):
 
 # ----- round trips
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_reading_and_writing_again_is_the_identity(name, dtype, tmp_path):
-    config, params = CONFIGS[name], random_params(CONFIGS[name], 0)
-    huggingface.save_folder(config, params, tmp_path / "a", dtype)
-    config_again, params_again = huggingface.load_folder(tmp_path / "a")
-    huggingface.save_folder(config_again, params_again, tmp_path / "b", dtype)
-    assert config_again == config
-    assert_same_params(params_again, jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)).astype(np.float32), params))
-    for file in ("config.json", "model.safetensors"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-
-
 @given(num_layers=st.integers(1, 3), kv_heads=st.integers(1, 3), group=st.integers(1, 3),
        head_dim=st.sampled_from([2, 4, 6]), family=st.sampled_from(["llama", "qwen2", "qwen3"]), tied=st.booleans(),
        stretched=st.booleans(), shard_bytes=st.sampled_from([1, 1000, 5000, 2**31]))
@@ -82,14 +69,15 @@ def test_every_shape_survives_a_round_trip(num_layers, kv_heads, group, head_dim
     assert_same_params(params_again, params)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_others_wrote_in_shards_comes_out_byte_for_byte(name, dtype, tmp_path):
     huggingface.save_folder(CONFIGS[name], random_params(CONFIGS[name], 0), tmp_path, dtype)
     rng = np.random.default_rng(0)
     tensors = {key: rng.standard_normal(x.shape).astype(x.dtype) for key, x in  # no symmetry, so no row in its place
                safetensors.numpy.load_file(tmp_path / "model.safetensors").items()}
-    tensors["model.norm.weight"].flat[:4] = [-0.0, 3.0e38, 1e-40, -3.0e38]
+    largest, least = float(jnp.finfo(dtype).max), float(jnp.finfo(dtype).smallest_subnormal)
+    tensors["model.norm.weight"].flat[:4] = [-0.0, largest, least, -largest]
     (tmp_path / "model.safetensors").unlink()
     where = {key: f"model-{1 + i % 3:05}-of-00003.safetensors" for i, key in enumerate(sorted(tensors))}
     for file in set(where.values()):
@@ -248,7 +236,7 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling type 'yarn'"),
     ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling type 'linear'"),
     ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_scaling type 'dynamic'"),
-    ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "has no 'low_freq_factor'"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor is None, not a number"),
     ({"rope_parameters": {"rope_type": "default", "mrope_section": [16, 24]}}, "unknown setting 'mrope_section'"),
     ({"rope_scaling": {"rope_type": "default", "factor": 4.0}}, "unknown setting 'factor'"),
     ({"rope_theta": "1e4"}, "rope_theta is '1e4', not a number"),
@@ -264,7 +252,7 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
     ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, "sliding attention window"),
     ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding attention window"),
     ({"hidden_act": "gelu"}, "hidden_act 'gelu'"), ({"attention_bias": True}, "attention_bias"),
-    ({"mlp_bias": True}, "mlp_bias"), ({"num_hidden_layers": None}, "has no 'num_hidden_layers'"),
+    ({"mlp_bias": True}, "mlp_bias"), ({"num_hidden_layers": None}, "num_hidden_layers is None, not a number"),
     ({"num_hidden_layers": 3}, "model.layers.2.* is missing"),
     ({"num_hidden_layers": 1}, "unexpected tensor model.layers.1"),
     ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "_norm.weight is missing"),

@@ -4,17 +4,16 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 
-from rlvr_jax import grpo, learner, logprobs, model, objectives, parallel
+from rlvr_jax import logprobs, model, objectives, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
 from rlvr_jax.grading import grade
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import REWARD_DRAWS, Batch, Rollouts
+from rlvr_jax.records import REWARD_DRAWS, Rollouts
 from rlvr_jax.rewards import rows as rewards, score
 from rlvr_jax.runs.summary import describe
 from rlvr_jax.tasks import pool
@@ -50,16 +49,6 @@ def test_self_certainty_of_the_sheets_vector():
     hidden = np.array([[[2, 1, 0, -1]]], np.float32)
     _, entropy, certainty = logprobs.token_logprobs(params, hidden, np.zeros((1, 1), np.int32), 1.0, self_certainty=True)
     np.testing.assert_allclose([entropy[0, 0], certainty[0, 0]], [0.947537, 0.553895], atol=1e-6)
-
-
-def test_the_probability_of_another_text_after_a_beginning(sampled, seen):
-    """After the first two tokens of each completion, its third is as likely as when it was drawn."""
-    encode, rollouts = sampled[0].tokenizer.encode, sampled[4]
-    words = [text.split(" ") for text in seen.texts]
-    long = [i for i, row in enumerate(words) if len(row) > 3]
-    assert len(long) > 2 and [len(encode(text)) for text in seen.texts] == [len(row) for row in words]
-    found = seen.policy.logprob_of([" ".join(row[2:4]) for row in words], [" ".join(row[:2]) for row in words])
-    np.testing.assert_allclose(found[long], rollouts.sampler_logprobs[long, 2:4].sum(-1), atol=5e-5)
 
 
 def test_a_group_is_a_row_of_the_step_and_the_key_a_function_of_seed_and_step(seen):
@@ -124,20 +113,14 @@ def test_inverted_pays_for_what_is_not_correct(seen):
     np.testing.assert_array_equal(rewards.inverted_correctness(given), [0, 1, 1, 0, 0, 0, 0, 1])
 
 
-def test_permuted_rewards_stay_in_their_group_and_move_within_it(seen):
-    given = saying(seen, "3", "4", "4", "4", "3", "3", "3", "3", problems=asking(seen, *["3"] * 8))
-    many = [rewards.permuted_correctness(dataclasses.replace(given, key=(0, i, 0))) for i in range(200)]
-    assert all(row[:4].sum() == 1 and row[4:].sum() == 4 for row in many)
-    assert np.abs(np.mean(many, 0)[:4] - 0.25).max() < 0.1  # each is as likely to be credited
-    np.testing.assert_array_equal(rewards.permuted_correctness(given), rewards.permuted_correctness(given))
-
-
 def test_each_group_is_permuted_by_itself():
     verdicts = [grade.Verdict(right, "3", False) for right in [True, False, False, False] * 2]
-    many = [rewards.permuted_correctness(SimpleNamespace(verdicts=verdicts, group_size=4, key=(i,))).reshape(2, 4)
-            for i in range(200)]
-    together = np.mean([(one == other).all() for one, other in many])
-    assert 0.15 < together < 0.35  # one in four by chance, not always
+    permute = lambda i: rewards.permuted_correctness(
+        SimpleNamespace(verdicts=verdicts, group_size=4, key=(i,))).reshape(2, 4)
+    many = np.array([permute(i) for i in range(200)])
+    assert (many.sum(-1) == 1).all() and np.abs(many.mean(0) - 0.25).max() < 0.1  # each is as likely to be credited
+    assert 0.15 < (many[:, 0] == many[:, 1]).all(-1).mean() < 0.35  # one in four by chance, not always
+    np.testing.assert_array_equal(permute(0), permute(0))
 
 
 def test_votes_are_asked_for_where_a_reward_needs_them():
@@ -337,14 +320,6 @@ def test_a_files_steps_are_read_and_a_file_without_is_refused(base, tmp_path):
 
 # ----- sums
 
-def test_a_weighted_sum(sampled):
-    loaded, problems, prompts, params, rollouts = sampled
-    paid = {text: make_scorer(REWARD_RUN.with_flags(reward=text), loaded, problems, prompts)(
-        rollouts, params, 1).reward for text in ("correct", "format", "correct:2,format:-0.5")}
-    np.testing.assert_allclose(paid["correct:2,format:-0.5"], 2 * paid["correct"] - 0.5 * paid["format"])
-    assert 0 < paid["format"].mean() < 1
-
-
 @pytest.mark.parametrize("text", ["corect", "correct:much", "correct:1,", "format:nan", ""])
 def test_what_is_no_reward_is_refused_with_the_names_that_are(text):
     with pytest.raises(UserError, match="--reward=.*is none of correct, format, random, inverted"):
@@ -361,22 +336,6 @@ def test_an_advantage_for_each_token_that_is_the_same_everywhere_is_the_completi
     made = [objective.token_loss(policy, old, a, np.ones((3, 5), bool), objective.clip_low, objective.clip_high)
             for a in (advantages, np.repeat(advantages[:, None], 5, 1))]
     np.testing.assert_array_equal(*made)
-
-
-def test_advantages_of_tokens_reach_the_gradient(sampled):
-    """Advantage 1 on the second tokens alone is the same update as advantage 1 where only they are in the mask."""
-    loaded, _, prompts, _, rollouts = sampled
-    config = REWARD_RUN.with_flags(objective="rloo", track_kl=False).grpo
-    optimizer, second = grpo.make_optimizer(config), np.zeros(rollouts.completions.shape, bool)
-    update = learner.map_update(loaded.config, config.update, config.loss, optimizer, config.loop.seed)
-    second[:, 1] = True
-    after = []
-    for advantages, mask in ((second.astype(np.float32), rollouts.completion_mask), (np.ones(8, np.float32), second)):
-        state = parallel.place_state(learner.init_state(loaded.params, optimizer, keep_reference=False))
-        batch = Batch(prompts, rollouts.prompt_index, rollouts.completions, mask, advantages)
-        after.append(parallel.fetch_state(update(state, batch, 1)[0].params))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *after)
-    assert any((a != b).any() for a, b in zip(jax.tree.leaves(after[0]), jax.tree.leaves(loaded.params)))
 
 
 # ----- what is no reward

@@ -59,13 +59,6 @@ def test_a_reference_answer_may_fill_the_window_to_its_last_token():
     assert made.answer.tolist() == [[False] * 4 + [True] * 2, [False] * 6]
     assert made.completions[0].tolist() == words.encode("hmm hmm hmm answer 3 <eos>")
     assert made.probability.tolist() == [1, 0]  # 0 where none was put in
-
-
-def test_the_reward_is_the_product_of_the_probabilities_of_the_answers_tokens(seen):
-    given = saying(seen, *["3"] * 8)
-    told = [f"{problem.answer} <eos>" for problem in given.problems]
-    wanted = np.exp(seen.policy.logprob_of(told, [text.rpartition(" ")[0] for text in given.texts]))
-    np.testing.assert_allclose(rewards.verifier_free(given), wanted, rtol=1e-4)
     probabilities = ReferenceAnswers(None, None, np.array([[0, 1, 1, 1]], bool), np.log([[0.1, 0.9, 0.8, 0.5]]))
     assert probabilities.probability[0] == pytest.approx(0.36)
 

@@ -10,11 +10,11 @@ import pytest
 from rlvr_jax import adapters
 from rlvr_jax.adapters import AdapterConfig
 from rlvr_jax.errors import UserError
-from rlvr_jax.pretrained import gguf_file, huggingface, loading
+from rlvr_jax.pretrained import huggingface, loading
 from rlvr_jax.training import train
 from rlvr_jax.training.train import TrainConfig
 
-from fixtures import (ROOT, TINY, TRAIN_FLAGS, assert_same_arrays, assert_same_run, random_params, read_jsonl, run,
+from fixtures import (TINY, TRAIN_FLAGS, assert_same_arrays, assert_same_run, random_params, read_jsonl, run,
                       saved_arrays)
 from golden.cases import logits
 
@@ -118,25 +118,3 @@ def test_a_run_of_before_these_flags_continues(base, tmp_path):
     path.write_text("\n".join([*kept, ""]))
     with pytest.raises(UserError, match=r"--trainable \(was all\)"):
         run_of(base, tmp_path / "run", num_steps=4, trainable="lora")
-
-
-@pytest.mark.slow
-def test_lora_on_a_language_model(compiled, tmp_path):
-    try:
-        gguf_file.smollm2_path()
-    except UserError as error:
-        pytest.skip(str(error))
-    root, out = ROOT, tmp_path / "run"
-    train = (f"--flagfile={root / 'configs' / 'smollm2.flags'}", "--question=What is 7 + 5?", "--answer=12",
-             "--trainable=lora", "--adapter_rank=1", "--learning_rate=1e-4", "--num_steps=2", "--save_every=1",
-             "--keep_every=1", "--group_size=4", "--num_prompts=1", "--max_new_tokens=16", "--reward=format",
-             "--entropy_coef=0.01", "--track_kl")
-    run("train", *train, f"--run_dir={out}", compiled=compiled, expect=0)
-    shutil.copytree(out, tmp_path / "half")
-    shutil.rmtree(tmp_path / "half" / "checkpoints" / "2")
-    run("train", *train, f"--run_dir={tmp_path / 'half'}", compiled=compiled, expect=0)
-    assert_same_run(tmp_path / "half", out, 2)
-    assert [row["train/kl"] for row in read_jsonl(out / "metrics.jsonl")[1:]][0] == 0
-    run("export", f"--model={out}", f"--out={tmp_path / 'out'}", compiled=compiled, expect=0)
-    ours, theirs = loading.load_model(str(out)), loading.load_model(str(tmp_path / "out"))
-    np.testing.assert_allclose(*(logits(x.params, x.config, [TOKENS]) for x in (ours, theirs)), atol=1e-3)
