@@ -41,6 +41,17 @@ class PolicyScores:
         """KL(uniform || policy) of that distribution (Intuitor, arXiv 2505.19590)."""
         return self.statistics[2]
 
+    def logprob_of(self, texts: Sequence[str], after: Sequence[str]) -> np.ndarray:
+        """f32[B] nats: log-probability of `texts[b]` if completion b starts with `after[b]`."""
+        before, ids = ([self.tokenizer.encode(text) for text in part] for part in (after, texts))
+        longest = max(len(a) + len(b) for a, b in zip(before, ids))
+        width = max(self.batch.completions.shape[1], -(-longest // 32) * 32)  # rounded: each width compiles a program
+        rows, mask = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), bool)
+        for row, row_mask, a, b in zip(rows, mask, before, ids):
+            row[: len(a) + len(b)] = a + b
+            row_mask[len(a) : len(a) + len(b)] = True
+        return np.where(mask, self.logprobs_of(rows, mask), 0).sum(-1)
+
     def logprobs_of(self, completions: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """f32[B,T] nats: log-probability of each token of other completions i32[B,T] of the same prompts."""
         batch = self.batch.replace(completions=completions, completion_mask=mask, sampler_logprobs=None)

@@ -51,6 +51,15 @@ def test_self_certainty_of_the_sheets_vector():
     np.testing.assert_allclose([entropy[0, 0], certainty[0, 0]], [0.947537, 0.553895], atol=1e-6)
 
 
+def test_the_probability_of_another_text_after_a_beginning(sampled, seen):
+    """After the first two tokens of each completion, its next two are as likely as when they were drawn."""
+    rollouts, words = sampled[4], [text.split(" ") for text in seen.texts]  # a word is a token
+    long = [i for i, row in enumerate(words) if len(row) > 3]
+    found = seen.policy.logprob_of([" ".join(row[2:4]) for row in words], [" ".join(row[:2]) for row in words])
+    assert len(long) > 2
+    np.testing.assert_allclose(found[long], rollouts.sampler_logprobs[long, 2:4].sum(-1), atol=5e-5)
+
+
 def test_a_group_is_a_row_of_the_step_and_the_key_a_function_of_seed_and_step(seen):
     assert seen.groups.tolist() == [0, 0, 0, 0, 1, 1, 1, 1] and seen.key == (0, 3, 0, REWARD_DRAWS)
     assert [problem.prompt for problem in seen.problems[::4]] == [p.prompt for p in seen.problems[3::4]]
