@@ -110,9 +110,9 @@ class RewardContext:
         for b, (text, problem, answer_format) in enumerate(zip(self.texts, self.problems, self.formats)):
             opening, rest = stated(answer_format)
             reasoning, opened, _ = text.partition(opening)
-            before, wanted = encode(reasoning + opened), [*encode(rest.format(problem.answer)), end]
-            if opened and (length := len(before) + len(wanted)) <= mask.shape[1]:
-                completions[b, :length], mask[b] = before + wanted, np.arange(mask.shape[1]) < length
+            before, reference = encode(reasoning + opened), [*encode(rest.format(problem.answer)), end]
+            if opened and (length := len(before) + len(reference)) <= mask.shape[1]:
+                completions[b, :length], mask[b] = before + reference, np.arange(mask.shape[1]) < length
                 answer[b, len(before) : length] = True
         return ReferenceAnswers(completions, mask, answer, self.policy.logprobs_of(completions, mask))
 

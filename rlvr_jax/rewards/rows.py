@@ -93,15 +93,15 @@ def continuous(context: RewardContext) -> np.ndarray:
                      for verdict, problem in zip(context.verdicts, context.problems)], np.float32)
 
 
-def closeness(given: Optional[str], answer: str) -> float:
+def closeness(answer: Optional[str], reference: str) -> float:
     """`continuous` for one answer. Raises UserError if the reference is not a number."""
-    wanted, got = (mathematics.value(mathematics.normalise(text or "")) for text in (answer, given))
-    if wanted is None:
-        raise UserError(f"--reward=continuous needs numbers as reference answers; one is {answer!r}")
-    if got is None:
+    a, b = (mathematics.value(mathematics.normalise(text or "")) for text in (answer, reference))
+    if b is None:
+        raise UserError(f"--reward=continuous needs numbers as reference answers; one is {reference!r}")
+    if a is None:
         return 0.0
-    gap = abs(got - wanted)
-    return float(1 - min(gap, 1) / 2 - min(gap / (abs(wanted) + Fraction(1, 10**6)), 1) / 2)
+    gap = abs(a - b)
+    return float(1 - min(gap, 1) / 2 - min(gap / (abs(b) + Fraction(1, 10**6)), 1) / 2)
 
 
 def imitation(context: RewardContext) -> np.ndarray:
@@ -116,13 +116,13 @@ def imitation(context: RewardContext) -> np.ndarray:
 def imitation_characters(context: RewardContext) -> np.ndarray:
     """The same letter by letter, as in the paper, for steps in ordinary prose (SRL, arXiv 2510.25992). It does not suit
     synthetic families, whose words are mere names: "quick" is no closer to "think" than "hmm"."""
-    return compare_with_expert(context, lambda given, wanted: similarity(" ".join(given), " ".join(wanted)))
+    return compare_with_expert(context, lambda step, expert: similarity(" ".join(step), " ".join(expert)))
 
 
 def step_accuracy(context: RewardContext) -> np.ndarray:
     """1 if the next step equals the expert's word for word, else 0; needs --expert_steps. It is always logged as
     train/step_accuracy."""
-    return compare_with_expert(context, lambda given, wanted: given == wanted)
+    return compare_with_expert(context, lambda step, expert: step == expert)
 
 
 def compare_with_expert(context: RewardContext, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
@@ -130,14 +130,14 @@ def compare_with_expert(context: RewardContext, compare: Callable[[list[str], li
     number of words of the expert's."""
     if any("step" not in problem.meta for problem in context.problems):
         raise UserError(f"--reward={context.config.reward} compares with an expert's steps: also give --expert_steps")
-    wanted = [problem.meta["step"].split() for problem in context.problems]
-    given = [text.strip().split("\n", 1)[0].split()[: len(step)] for text, step in zip(context.texts, wanted)]
-    return np.array([compare(*pair) for pair in zip(given, wanted)], np.float32)
+    experts = [problem.meta["step"].split() for problem in context.problems]
+    steps = [text.strip().split("\n", 1)[0].split()[: len(expert)] for text, expert in zip(context.texts, experts)]
+    return np.array([compare(*pair) for pair in zip(steps, experts)], np.float32)
 
 
-def similarity(given: Sequence[str], wanted: Sequence[str]) -> float:
-    """difflib's ratio 2M/T of two sequences of words or letters, which is not symmetric; -1 for an empty `given`."""
-    return difflib.SequenceMatcher(None, given, wanted, autojunk=False).ratio() if given else -1.0
+def similarity(step: Sequence[str], expert: Sequence[str]) -> float:
+    """difflib's ratio 2M/T of two sequences of words or letters, which is not symmetric; -1 for an empty step."""
+    return difflib.SequenceMatcher(None, step, expert, autojunk=False).ratio() if step else -1.0
 
 
 def verifier_free(context: RewardContext) -> np.ndarray:

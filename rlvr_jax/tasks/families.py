@@ -67,51 +67,51 @@ FAMILIES: dict[str, Family] = {
 
 def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, num_ops: int) -> list[Problem]:
     """`count` random problems of a split, with the family's name as meta["task"]. UserError for a faulty family."""
-    family = FAMILIES[name]
-    problems = family.to_problems(family.generate(rng, count, split, num_ops))
-    if wrong := find_fault(name, num_ops, problems, count):
-        raise UserError(f"family {name}: {wrong}")
+    problems = FAMILIES[name].to_problems(FAMILIES[name].generate(rng, count, split, num_ops))
+    check_problems(name, num_ops, problems, count)
     return [dataclasses.replace(problem, meta=problem.meta | {"task": name}) for problem in problems]
 
 
-def refuse_faulty_solutions(name: str, config: chains.StyleConfig, num_ops: int, habits: Callable) -> None:
+def check_problems(name: str, num_ops: int, problems: list[Problem], count: int) -> None:
+    """Raises UserError naming the first fault that `count` problems of a family show."""
+    family = FAMILIES[name]
+    fault = ""
+    if tuple(family.vocabulary[:2]) != ("<pad>", "<eos>") or len(set(family.vocabulary)) < len(family.vocabulary):
+        fault = 'its vocabulary has to start with "<pad>", "<eos>", and to have each word once'
+    elif not family.styles:
+        fault = "it has no styles: map opening words to styles, the careful one first"
+    elif len(problems) != count:
+        fault = f"to_problems returned {len(problems)} instead of {count}; generate has to draw that many problems"
+    elif len({problem.meta.get("index") for problem in problems} - {None}) < count:
+        fault = 'to_problems has to give each problem its own meta["index"]'
+    if fault:
+        raise UserError(f"family {name}: {fault}")
+    check_texts(name, num_ops, "prompt", [problem.prompt for problem in problems], family.lengths(num_ops)[0])
+
+
+def check_texts(name: str, num_ops: int, what: str, texts: list[str], longest: int) -> None:
+    """Raises UserError for a text with a word outside the family's vocabulary, or with too many tokens."""
+    tokenizer = make_tokenizer([name])
+    for text in texts:
+        if unknown := tokenizer.unknown_words(text.split()):
+            raise UserError(f"family {name}: {unknown[0]!r}, in the {what} {text!r}, is not in its vocabulary")
+        if (length := len(tokenizer.encode(text))) > longest:
+            raise UserError(f"family {name}: the {what} {text!r} has {length} tokens, and lengths({num_ops}) allows "
+                            f"{longest}")
+
+
+def check_solutions(name: str, config: chains.StyleConfig, num_ops: int, habits: Callable) -> None:
     """Raises UserError if the solutions of 64 problems in every style, or the chances of the styles, have a fault."""
     family, count = FAMILIES[name], 64
     drawn = family.generate(np.random.default_rng(0), count, "pretrain", num_ops)
     solutions = family.solve(np.random.default_rng(0), drawn, np.arange(count) % len(family.styles), config)
-    if wrong := find_fault(name, num_ops, family.to_problems(drawn), count, solutions, np.asarray(habits(drawn))):
-        raise UserError(f"family {name}: {wrong}")
-
-
-def find_fault(name: str, num_ops: int, problems: list[Problem], count: int, solutions: Optional[list[str]] = None,
-          chances: Optional[np.ndarray] = None) -> str:
-    """The first fault that `count` problems of a family show; empty if there is none. For pre-training, `solutions` of
-    these problems and `chances`, f[count,S] of their styles, are checked too."""
-    family = FAMILIES[name]
-    if tuple(family.vocabulary[:2]) != ("<pad>", "<eos>") or len(set(family.vocabulary)) < len(family.vocabulary):
-        return 'its vocabulary has to start with "<pad>", "<eos>", and to have each word once'
-    if not family.styles:
-        return "it has no styles: map opening words to styles, the careful one first"
-    for what, made in (("to_problems", problems), ("solve", solutions)):
-        if made is not None and len(made) != count:
-            return f"{what} returned {len(made)} instead of {count}; generate has to draw that many problems"
-    if len({problem.meta.get("index") for problem in problems} - {None}) < count:
-        return 'to_problems has to give each problem its own meta["index"]'
-    words = make_tokenizer([name])
-    longest = family.lengths(num_ops)
-    for what, texts, most in (("prompt", [problem.prompt for problem in problems], longest[0]),
-                              ("solution", [f"{text} <eos>" for text in solutions or ()], longest[1])):
-        for text in texts:
-            if unknown := words.unknown_words(text.split()):
-                return f"{unknown[0]!r}, in the {what} {text!r}, is not in its vocabulary"
-            if (length := len(words.encode(text))) > most:
-                return f"the {what} {text!r} has {length} tokens, and lengths({num_ops}) allows {most}"
-    if chances is not None and (chances.shape != (count, len(family.styles)) or not (chances >= 0).all()
-                                or not np.allclose(chances.sum(-1), 1)):
-        return (f"habits has to return {count} x {len(family.styles)} chances, whose rows sum to 1; it returned "
-                + (f"the shape {chances.shape}" if chances.ndim != 2 or chances.shape[1] != len(family.styles) else
-                   f"a row with the sum {chances.sum(-1)[0]:.4g}"))
-    return ""
+    if len(solutions) != count:
+        raise UserError(f"family {name}: solve returned {len(solutions)} instead of {count}")
+    check_texts(name, num_ops, "solution", [f"{text} <eos>" for text in solutions], family.lengths(num_ops)[1])
+    chances, shape = np.asarray(habits(drawn)), (count, len(family.styles))
+    if chances.shape != shape or not (chances >= 0).all() or not np.allclose(chances.sum(-1), 1):
+        raise UserError(f"family {name}: habits has to return chances of shape {shape}, whose rows sum to 1; it "
+                        f"returned the shape {chances.shape} and a first row that sums to {np.sum(chances[:1]):.4g}")
 
 
 def family_of(problem: Problem) -> Optional[Family]:

@@ -128,7 +128,7 @@ def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Token
     1."""
     habits = {name: FAMILIES[name].habits_of(config.styles, config.loop.seed, config.num_ops) for name in shares}
     for name in shares:
-        families.refuse_faulty_solutions(name, config.styles, config.num_ops, habits[name])
+        families.check_solutions(name, config.styles, config.num_ops, habits[name])
     size = config.batch_size
     leaks = read_leaked(config, tokenizer, max_window(config, shares))
     widths = max_lengths(config, shares)

@@ -172,8 +172,8 @@ def faulty(name: str) -> families.Family:
     ("word of a prompt", "'bell', in the prompt 'bell .*, is not in its vocabulary", True),
     ("word of a solution", "'amen', in the solution 'think .* amen <eos>', is not in its vocabulary", False),
     ("solutions", "solve returned 63", False), ("long", r"has 10 tokens, and lengths\(2\) allows 9", False),
-    ("sums", "64 x 4 chances, whose rows sum to 1; it returned a row with the sum 0.9", False),
-    ("columns", r"64 x 4 chances, .* it returned the shape \(64, 3\)", False)])
+    ("sums", "whose rows sum to 1; it returned .* a first row that sums to 0.9", False),
+    ("columns", r"chances of shape \(64, 4\), .* it returned the shape \(64, 3\)", False)])
 def test_a_mistake_of_a_family_is_named_before_anything_is_trained_or_measured(monkeypatch, tmp_path, name, says,
                                                                               in_problems):
     monkeypatch.setitem(FAMILIES, "mine", faulty(name))
