@@ -48,7 +48,7 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
         tokenizer = load_tokenizer(path)
     elif path.is_dir():
         if (path / "tokenizer.json").is_file() or any(path.glob("*.safetensors")):
-            raise UserError(f"--model={name}: a Hugging Face folder without config.json: also copy that file")
+            raise UserError(f"--model={name}: a Hugging Face folder without its config.json: also copy that file")
         if not step.isdigit() and step not in ("", "best"):
             raise UserError(f"--model={name}: after @, give the step of a checkpoint, a number, or best")
         config, params, meta = checkpoint.restore_model(directory, step)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rlvr_jax import logprobs, model, objectives, parallel
+from rlvr_jax import model, objectives, parallel
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
 from rlvr_jax.grading import grade
@@ -41,14 +41,6 @@ def test_entropy_and_self_certainty_are_those_of_the_whole_distribution(sampled,
         np.testing.assert_allclose(seen.policy.entropies[b], -(p * np.log(p)).sum(-1), atol=2e-5)
         size = p.shape[-1]
         np.testing.assert_allclose(seen.policy.self_certainty[b], (np.log(1 / size / p) / size).sum(-1), atol=2e-4)
-
-
-def test_self_certainty_of_the_sheets_vector():
-    """Logits 2, 1, 0, -1: log-sum-exp - mean - log 4 = .553895 (methods sheet, from arXiv 2505.19590)."""
-    params = {"embed": np.eye(4, dtype=np.float32)}
-    hidden = np.array([[[2, 1, 0, -1]]], np.float32)
-    _, entropy, certainty = logprobs.token_logprobs(params, hidden, np.zeros((1, 1), np.int32), 1.0, self_certainty=True)
-    np.testing.assert_allclose([entropy[0, 0], certainty[0, 0]], [0.947537, 0.553895], atol=1e-6)
 
 
 def test_the_probability_of_another_text_after_a_beginning(sampled, seen):

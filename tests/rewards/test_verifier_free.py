@@ -25,12 +25,6 @@ from fixtures import REWARD_RUN, make_scorer, saying
 CONFIG = REWARD_RUN.with_flags(reward="verifier_free", objective="rloo")
 
 
-def test_leave_one_out_of_the_sheet():
-    rewards_NxG = np.array([[0.9, 0.2, 0.1, 0]], np.float32)
-    np.testing.assert_allclose(objectives.leave_one_out_advantages(rewards_NxG)[0],
-                               [0.8, -0.133333, -0.266667, -0.4], atol=1e-6)
-
-
 def test_the_answer_is_replaced_where_it_begins_and_ends_with_the_end_token(seen):
     """The first statement of an answer counts; without one, or without room, the completion stays as it was sampled."""
     given = saying(seen, *["3"] * 8)
