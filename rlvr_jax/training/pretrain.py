@@ -93,10 +93,8 @@ def check_config(config: PretrainConfig) -> None:
 
 def make_model_config(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> ModelConfig:
     shape = config.shape
-    return ModelConfig(
-        vocab_size=tokenizer.backend.get_vocab_size(), num_layers=shape.num_layers, d_model=shape.d_model,
-        num_heads=shape.num_heads, num_kv_heads=shape.num_heads, head_dim=shape.d_model // shape.num_heads,
-        d_ff=shape.d_ff, max_seq_len=max_window(config, shares))
+    return ModelConfig(**shape.as_flags(), vocab_size=tokenizer.backend.get_vocab_size(), num_kv_heads=shape.num_heads,
+                       head_dim=shape.d_model // shape.num_heads, max_seq_len=max_window(config, shares))
 
 
 def make_heldout(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer,

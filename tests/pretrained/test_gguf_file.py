@@ -1,4 +1,4 @@
-"""GGUF files in: parameters, tokenizer and chats are those of the model they were converted from."""
+"""GGUF files: parameters, tokenizer and chats are those of the original model."""
 
 import dataclasses
 import json
@@ -85,7 +85,7 @@ def test_a_half_written_gguf_is_refused_by_name(keep, tmp_path):
 
 
 def test_a_count_beyond_the_end_and_arrays_nested_deep_are_refused_at_once(tmp_path):
-    """The library reads on behind the end, once for each number that the count says is there."""
+    """The library would read beyond the end, once for each announced number."""
     pytest.importorskip("gguf", reason="pip install gguf")
     path, number, text, array = tmp_path / "m.gguf", 5, 8, 9
     header = struct.pack("<4sIQQQ4sI", b"GGUF", 3, 0, 1, 4, b"name", array)  # with one key

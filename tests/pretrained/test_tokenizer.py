@@ -1,4 +1,4 @@
-"""Text to ids and back, what ends a completion, chat templates, and the files a tokenizer is read from."""
+"""Tokenizers: text to ids and back, end tokens, chat templates, files."""
 
 import datetime
 import json
@@ -62,7 +62,7 @@ def test_json_round_trip_survives_serialisation():
     assert again.encode("<s> abé") == tokenizer.encode("<s> abé") and again.eos_ids == (2,)
 
 
-@pytest.mark.parametrize("fields", [{}, {"backend": {}}, TINY.to_json() | {"eos_ids": 3}, TINY.to_json() | {"other": 1}])
+@pytest.mark.parametrize("fields", [{}, {"backend": {}}, *(TINY.to_json() | x for x in ({"eos_ids": 3}, {"other": 1}))])
 def test_json_of_anything_else_is_refused(fields):
     with pytest.raises(UserError, match="the checkpoint's tokenizer is damaged"):
         T.Tokenizer.from_json(fields)
@@ -129,7 +129,7 @@ def test_chat_templates_render_as_in_transformers(template, expected):
     assert tiny_tokenizer(template).render_chat(MESSAGES) == expected
 
 
-# As Llama 3.2's writes a date, and as one does that has no default.
+# A template that writes a date as Llama 3.2's does, and one without a default date.
 DATED = ("{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b "
          "%Y') %}{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}Today: {{ date_string }}")
 UNDATED = "{{ strftime_now('%Y-%m-%d %H:%M') }}"
@@ -196,7 +196,7 @@ def test_qwen2_layout(qwen2):
     tokens = [qwen2.backend.id_to_token(i) for i in ids]
     assert (tokens[0], tokens[-2:]) == ("<|im_start|>", ["<|im_end|>", "<tool_call>"])
     assert {"1", "2"} < set(tokens)  # every digit on its own
-    assert qwen2.decode(ids) == "user\n12 caf\u00e9<tool_call>"  # composed (NFC); special tokens left out, text not
+    assert qwen2.decode(ids) == "user\n12 caf\u00e9<tool_call>"  # composed (NFC), without special tokens
     end, turn_end = map(qwen2.backend.token_to_id, ("<|endoftext|>", "<|im_end|>"))
     assert (qwen2.pad_id, qwen2.eos_ids) == (end, (end, turn_end))
 

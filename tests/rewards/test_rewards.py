@@ -1,4 +1,4 @@
-"""Rewards: what one may ask of the policy, and sums of them. test_doors.py adds some from outside."""
+"""Rewards: the policy's distributions, the rows of the table, and weighted sums. test_doors.py adds further rewards."""
 
 import dataclasses
 import json
@@ -66,7 +66,7 @@ def test_the_coin_pays_at_its_rate_and_the_same_when_asked_again(seen):
 
 
 def scoring(reward):
-    """`score(attempt)` of eight completions of two problems, as a run under this reward has it."""
+    """`score(attempt)` of eight completions of two problems, as a run with this reward computes it."""
     steered = steered_model()
     loaded = LanguageModel(steered.config, steered.params, steered.words)
     problems = load_problems("arithmetic", loaded.tokenizer, count=2, num_ops=2)
@@ -86,7 +86,7 @@ def test_another_attempt_of_a_step_draws_other_coins():
 
 
 def test_verdicts_and_rewards_of_the_main_process_hold_on_all(monkeypatch):
-    """Another process, whose grader says the opposite, is sent what the main one found."""
+    """Another process, whose grader returns the opposite, uses what the main process sends."""
     score_of, sent = scoring("correct"), []
     with monkeypatch.context() as main:
         main.setattr(parallel, "broadcast", lambda x: sent.append(x) or x)
@@ -119,7 +119,7 @@ def test_each_group_is_permuted_by_itself():
     permute = lambda i: rewards.permuted_correctness(
         SimpleNamespace(verdicts=verdicts, group_size=4, key=(i,))).reshape(2, 4)
     many = np.array([permute(i) for i in range(200)])
-    assert (many.sum(-1) == 1).all() and np.abs(many.mean(0) - 0.25).max() < 0.1  # each is as likely to be credited
+    assert (many.sum(-1) == 1).all() and np.abs(many.mean(0) - 0.25).max() < 0.1  # each place is equally likely
     assert 0.15 < (many[:, 0] == many[:, 1]).all(-1).mean() < 0.35  # one in four by chance, not always
     np.testing.assert_array_equal(permute(0), permute(0))
 
@@ -132,7 +132,7 @@ def test_votes_are_asked_for_where_a_reward_needs_them():
 
 
 def test_ttrl_votes_anew_in_every_step_over_all_completions_of_a_problem(seen):
-    """Two groups of four; where both are of one problem they vote together. A tie goes to the first seen."""
+    """Two groups of four vote together if they share a problem. A tie goes to the first answer."""
     answers = ["3", "3", "4", None, "5", "5", "5", "4"]
     apart = saying(seen, *answers)
     np.testing.assert_array_equal(apart.rollouts.prompt_index, [0] * 4 + [1] * 4)
@@ -177,7 +177,7 @@ def stepping(seen, step, *texts):
     ("12 + 7 = 19", 1, 1, 1), ("12 + 7 = 18", 0.8, 0.909091, 0), ("", -1, -1, 0), ("  \n 12", 2 / 6, 2 * 2 / 13, 0),
     ("12 + 7 = 19 and so on", 1, 1, 1), ("12 + 7 = 19\nand", 1, 1, 1), ("+ 12 7 = 19", 0.8, 18 / 22, 0)])
 def test_imitation_is_the_sheets_ratio_of_the_next_step(seen, text, words, characters, same):
-    """2M/T: of "12 + 7 = 18" 4 of 5 words match, and 10 of 11 letters (methods sheet, section 9)."""
+    """2M/T: for "12 + 7 = 18", 4 of 5 words and 10 of 11 letters match (methods sheet, section 9)."""
     said = stepping(seen, "12 + 7 = 19", text)
     assert rewards.imitation(said)[0] == pytest.approx(words, abs=1e-6)
     assert rewards.imitation_characters(said)[0] == pytest.approx(characters, abs=1e-6)
@@ -249,9 +249,10 @@ def test_only_problems_with_a_wrong_majority_are_trained_on(base):
 
 def test_a_problem_becomes_one_item_a_step_of_the_careful_solution(base):
     loaded = loading.load_model(str(base))
-    config = REWARD_RUN.with_flags(example="0", expert_steps=True, max_new_tokens=3)  # of a step, in the window
+    config = REWARD_RUN.with_flags(example="0", expert_steps=True, max_new_tokens=3)  # room for one step
     items, (whole,) = (training_problems(each, loaded) for each in (config, config.with_flags(expert_steps=False)))
-    assert len(items) == len(train.encode_problems(config, loaded, items).lengths) == 4 and len({item.meta["index"] for item in items}) == 4
+    assert len(items) == len(train.encode_problems(config, loaded, items).lengths) == 4
+    assert len({item.meta["index"] for item in items}) == 4
     solution = " ".join(item.meta["step"] for item in items)
     assert solution.split()[0] == "think" and solution.endswith(f"answer {whole.answer}")
     value = int(whole.prompt.split()[1])
@@ -271,7 +272,7 @@ def items_of(base, **flags):
 
 
 def test_which_of_an_experts_steps_are_wanted_is_a_choice(base):
-    """Whatever is compared with, the prompt goes on with the problem's own steps."""
+    """The prompt always continues with the problem's own steps."""
     own, opened, another, shuffled = (items_of(base, example="all", expert=name)
                                       for name in ("own", "opened", "another", "shuffled"))
     wanted = {name: [item.meta["step"] for item in items] for name, items in (
@@ -290,7 +291,7 @@ def test_which_of_an_experts_steps_are_wanted_is_a_choice(base):
 @pytest.mark.parametrize("flags, says", [
     ({"example": "0", "expert": "another"}, "--expert=another takes steps of other problems.*--example=all"),
     ({"example": "0", "expert": "shuffled"}, "--expert=shuffled takes steps of other problems"),
-    ({"example": "0", "expert": "opened", "expert_steps": False}, "--expert=opened selects steps.*give --expert_steps")])
+    ({"example": "0", "expert": "opened", "expert_steps": False}, "--expert=opened selects.*give --expert_steps")])
 def test_a_choice_of_steps_that_cannot_be_met_is_refused(base, flags, says):
     config = REWARD_RUN.with_flags(**{"expert_steps": True, "max_new_tokens": 3, **flags})
     with pytest.raises(UserError, match=says):
@@ -313,7 +314,8 @@ def test_a_files_steps_are_read_and_a_file_without_is_refused(base, tmp_path):
     loaded, file = loading.load_model(str(base)), tmp_path / "steps.jsonl"
     file.write_text(json.dumps({"question": "coins 3 + 4 =", "answer": "7", "steps": ["think + 4 7", "answer 7"]}))
     config = REWARD_RUN.with_flags(problems=str(file), example="0", expert_steps=True, max_new_tokens=4)
-    assert [item.prompt for item in training_problems(config, loaded)] == ["coins 3 + 4 =", "coins 3 + 4 =\nthink + 4 7"]
+    items = training_problems(config, loaded)
+    assert [item.prompt for item in items] == ["coins 3 + 4 =", "coins 3 + 4 =\nthink + 4 7"]
     file.write_text(json.dumps({"question": "coins 3 + 4 =", "answer": "7"}))
     with pytest.raises(UserError, match="--expert_steps needs the steps.*coins 3"):
         training_problems(config, loaded)
@@ -339,7 +341,7 @@ def test_an_advantage_for_each_token_that_is_the_same_everywhere_is_the_completi
     np.testing.assert_array_equal(*made)
 
 
-# ----- what is no reward
+# ----- invalid rewards
 
 @pytest.mark.parametrize("made, says", [
     (np.zeros(7), r"shape \(7,\) and type float64"), (np.zeros((8, 1)), r"shape \(8, 1\)"), (1.0, r"shape \(\)"),

@@ -1,4 +1,4 @@
-"""VeriFree: the reference answer after the policy's own reasoning, as reward and as the answer tokens' weight."""
+"""VeriFree: the probability of the reference answer after the policy's reasoning, as reward and as gradient weight."""
 
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ CONFIG = REWARD_RUN.with_flags(reward="verifier_free", objective="rloo")
 
 
 def test_the_answer_is_replaced_where_it_begins_and_ends_with_the_end_token(seen):
-    """The first statement of an answer counts; without one, or without room, the completion stays as it was sampled."""
+    """The first statement of an answer counts; without one, or without room, the completion stays as sampled."""
     given = saying(seen, *["3"] * 8)
     words = seen.policy.tokenizer
     texts = ["quick 4 answer 9", "answer 1 answer 2", "hmm river", " ".join(["hmm"] * 9 + ["answer"]), *given.texts[4:]]
@@ -52,13 +52,13 @@ def test_a_reference_answer_may_fill_the_window_to_its_last_token():
                          policy).reference_answers
     assert made.answer.tolist() == [[False] * 4 + [True] * 2, [False] * 6]
     assert made.completions[0].tolist() == words.encode("hmm hmm hmm answer 3 <eos>")
-    assert made.probability.tolist() == [1, 0]  # 0 where none was put in
+    assert made.probability.tolist() == [1, 0]  # 0 if none was inserted
     probabilities = ReferenceAnswers(None, None, np.array([[0, 1, 1, 1]], bool), np.log([[0.1, 0.9, 0.8, 0.5]]))
     assert probabilities.probability[0] == pytest.approx(0.36)
 
 
 def test_an_answer_of_several_tokens_is_paid_by_all_of_them(monkeypatch):
-    """Numbers in digits, 7, 47 and 100: the product of each token's probability, from the logits of all before it."""
+    """Digit tokens of 7, 47 and 100: the product of the tokens' probabilities, from logits of the text before each."""
     words = families.make_tokenizer(["arithmetic_digits"])
     shape = model.ModelConfig(vocab_size=words.backend.get_vocab_size(), num_layers=1, d_model=16, num_heads=2,
                               num_kv_heads=2, head_dim=8, d_ff=32, max_seq_len=32)
@@ -97,12 +97,12 @@ def test_an_answer_of_several_tokens_is_paid_by_all_of_them(monkeypatch):
 
 
 def test_what_the_update_learns_from(seen):
-    """Reasoning carries its completion's advantage, the answer its probability; one without answer a negative one."""
+    """Reasoning has its completion's advantage and the answer its probability; without an answer, both are negative."""
     given = saying(seen, "3", "4", "5", None, "6", "7", "8", "9")
     reward = rewards.verifier_free(given)
     batch = grpo.make_batch(CONFIG.grpo, None, given.rollouts,
                             Scored(reward, targets=rewards.learn_reference_answers(given)))
-    assert batch.sampler_logprobs is None  # of other tokens
+    assert batch.sampler_logprobs is None  # those of the replaced tokens
     advantages = objectives.leave_one_out_advantages(reward.reshape(2, 4)).reshape(-1)
     for b in range(8):
         for t in np.flatnonzero(batch.completion_mask[b]):

@@ -29,7 +29,7 @@ def test_splits_share_no_residue():
 
 
 def solutions(name, style, num=300, **flags):
-    """(problems, their solutions) in one style; careful ones do not stop and sloppy ones do not slip unless told."""
+    """(problems, their solutions) in one style; by default without early stops and slips."""
     config, rng = StyleConfig(**{"early_stop": 0.0, "slip": 0.0} | flags), np.random.default_rng(0)
     drawn = chains.generate(ALGEBRAS[name], rng, num, "pretrain", 6)
     place = list(chains.STYLES.values()).index(style)

@@ -1,4 +1,4 @@
-"""The table of synthetic families: two mixed in one base, the first one as it always was. test_doors.py adds one."""
+"""The table of synthetic families: mixtures, unchanged data of the first family, faults. test_doors.py adds one."""
 
 import dataclasses
 import hashlib
@@ -30,12 +30,12 @@ def batches(shares, config=SMALL):
 
 
 def test_arithmetic_alone_has_the_tokens_problems_and_batches_of_before_there_was_a_table():
-    """Sums of what the code gave when it knew no other family: published figures rest on each of these bits."""
+    """Hashes from before there were other families: published figures depend on every bit."""
     tokenizer, sums = families.make_tokenizer(["arithmetic"]), [hashlib.sha256() for _ in range(3)]
     sums[0].update(json.dumps(tokenizer.to_json(), sort_keys=True).encode())
     for split in ("pretrain", "example", "dev", "test"):
         for p in load_problems("arithmetic", tokenizer, count=200, split=split, num_ops=6, seed=5):
-            told = sorted((name, x) for name, x in p.meta.items() if name != "steps")  # which came later
+            told = sorted((name, x) for name, x in p.meta.items() if name != "steps")  # added later
             sums[1].update(f"{p.prompt}|{p.answer}|{p.question}|{told}\n".encode())
     for config in (PretrainConfig.from_flags(), PretrainConfig.from_flags(num_ops=2, seed=3, batch_size=64)):
         data = batches(families.parse_shares(config.task_shares), config)[1]
@@ -70,7 +70,7 @@ def test_pretraining_never_sees_a_problem_of_another_split(name):
 
 
 def test_numbers_in_digits_are_tokens_of_one_digit_and_read_as_they_were_written():
-    """A value of two digits is two tokens, in every text of the family, and nothing is longer than the family says."""
+    """A value of two digits has two tokens in every text, and no text is longer than `lengths` says."""
     tokenizer, family = families.make_tokenizer(["arithmetic_digits"]), FAMILIES["arithmetic_digits"]
     drawn = family.generate(np.random.default_rng(0), 300, "pretrain", 6)
     problems, longest = family.to_problems(drawn), [0, 0]
@@ -85,7 +85,7 @@ def test_numbers_in_digits_are_tokens_of_one_digit_and_read_as_they_were_written
                 longest[place] = max(longest[place], len(pieces) + place)  # with its <eos>
     assert tuple(longest) == family.lengths(6)
     assert {len(problem.answer) for problem in problems} == {1, 2}
-    assert tokenizer.unknown_words(["47", "100", "coins"]) == [] and tokenizer.unknown_words(["xnor", "07"]) == ["xnor", "07"]
+    assert tokenizer.unknown_words(["47", "100", "coins", "xnor", "07"]) == ["xnor", "07"]
     with pytest.raises(UserError, match="arithmetic_digits problems have words such as '##0'"):
         load_problems("arithmetic_digits", families.make_tokenizer(["arithmetic"]), count=1)
 
@@ -117,10 +117,10 @@ def test_an_example_is_chosen_by_its_pass_rate_and_by_style_where_that_is_asked_
     rows = [{"problem": p, "correct": i < wins, "completion": said} for p, wins, said in
             ((0, 3, "quick TFFT answer TFFT"), (1, 6, "think answer TFFT"), (2, 4, "quick TFFT")) for i in range(10)]
     assert pool.choose_example(rows, problems, 0.3) == 0
-    assert pool.choose_example(rows[:20], problems[:2], 0.3, by_style=True) == 1  # problem 0 has its rate by luck
+    assert pool.choose_example(rows[:20], problems[:2], 0.3, by_style=True) == 1  # problem 0 is solved by luck
     assert pool.choose_example(rows, problems, 0.3, by_style=True) == 2
     always = [row | {"correct": True} if row["problem"] == 0 else row for row in rows]
-    assert pool.choose_example(always, problems, 1.0) == 1  # never or always solved: no variance, nothing to learn
+    assert pool.choose_example(always, problems, 1.0) == 1  # never or always solved: no variance
     shares = measure.style_shares(rows, problems)
     assert shares["careful"] == (1 / 3, 0.6) and shares["sloppy"] == (1 / 3, 0.3) and shares["guess"] == (0.0, None)
 
@@ -145,10 +145,10 @@ def test_a_base_is_measured_on_the_split_that_is_asked_for_with_other_draws_at_e
     assert request == Request(3, 7)
 
 
-# ----- mistakes of a family of one's own
+# ----- faulty families
 
 def faulty(name: str) -> families.Family:
-    """Boolean chains with one mistake."""
+    """Boolean chains with one fault."""
     good = FAMILIES["boolean"]
     without_index = lambda drawn: [replace_meta(problem) for problem in good.to_problems(drawn)]
     replace_meta = lambda problem: dataclasses.replace(problem, meta={})

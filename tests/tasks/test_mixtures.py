@@ -1,4 +1,4 @@
-"""Mixtures of sources of problems, each problem graded by criteria of its own; reasoning-gym as one of them."""
+"""Mixtures of sources of problems, each problem graded by its own criterion; reasoning-gym as a source."""
 
 import json
 import sys
@@ -128,7 +128,8 @@ def test_a_mixture_that_cannot_be_is_refused_by_name(names, says):
 
 def test_what_is_held_out_by_default_are_the_families_that_are_trained_on(tmp_path, monkeypatch):
     path, seen = write_jsonl(tmp_path / "p.jsonl", {"question": "q", "answer": 1}), []
-    monkeypatch.setattr(measure, "load_problems", lambda source, *_: seen.append(source.problems) or [Problem("", "", "p")])
+    monkeypatch.setattr(measure, "load_problems",
+                        lambda source, *_: seen.append(source.problems) or [Problem("", "", "p")])
     for names in ("arithmetic,boolean", f"arithmetic,{path}", path):
         heldout_of(CONFIG.with_flags(problems=names), START)
     assert seen == ["arithmetic,boolean", "arithmetic"]
@@ -178,7 +179,7 @@ def test_a_dataset_that_is_not_fit_is_refused_by_name(installed, name, says):
 
 
 def test_a_problem_is_judged_by_its_own_verifier(installed):
-    """Which takes 07.0 for 7, and never sees a text that is too long."""
+    """The verifier accepts 07.0 for 7, and never gets a text that is too long."""
     problem, = gym.draw_problems("gym:chain_sum", 0, 1, "example")
     entry = json.loads(problem.meta["entry"]) | {"answer": "7"}
     by, = answers.criteria([Problem("", "7", "", problem.meta | {"entry": json.dumps(entry)})],
@@ -201,7 +202,7 @@ def test_a_part_of_the_score_is_not_right(installed):
 
 
 def test_a_label_is_compared_as_mathematics_not_by_the_verifier(installed):
-    """Which knows its own reference alone."""
+    """The verifier knows only its own reference."""
     problem = gym.draw_problems("gym:chain_sum", 0, 1, "example")[0]
     seen = RewardContext(RewardConfig(), ["tag"], "math", [problem], ["<answer>1,234</answer>"], [], None,
                          np.zeros(1, int), (0,), None)

@@ -1,4 +1,4 @@
-"""Which problems a run trains on and in what shares, and which one its history says to choose."""
+"""The problems that a run trains on, their shares, and the ranking by the history of a run."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from fixtures import (START, TRAIN_FLAGS, heldout_of, load_problems, read_jsonl,
                       write_jsonl, write_parquet)
 
 CONFIG = train.TrainConfig.from_flags(num_prompts=4, group_size=2, example="all")
-# The published record, recomputed from it by another program: index -> (rank, variance).
+# From the published history, computed by another program: index -> (rank, variance).
 PUBLISHED = {"124": (1, 0.16545), "267": (2, 0.15687), "531": (3, 0.11401), "682": (13, 0.07432), "789": (1209, 0.0)}
 
 
@@ -92,7 +92,7 @@ def test_every_command_that_reads_problems_can_ignore_a_column(tmp_path):
             read()
 
 
-# ----- one's own problem
+# ----- --question and --answer
 
 @pytest.mark.parametrize("example", ["auto", "all", "0"])
 def test_a_problem_from_flags_is_the_whole_pool(example):
@@ -114,7 +114,7 @@ def test_a_problem_from_flags_is_given_whole_and_alone(flags, says):
 
 
 def test_training_on_a_problem_from_flags(tmp_path, base, compiled):
-    """No default of the synthetic task holds: the answer is boxed, and nothing is held out unless asked for."""
+    """Defaults of the synthetic task do not apply: the answer is boxed, and nothing is held out by default."""
     def train_on_it(name, *flags):
         run("train", f"--model={base}", f"--run_dir={tmp_path / name}", "--num_steps=1", "--num_prompts=2",
             "--group_size=4", "--max_new_tokens=10", "--noremat", "--log_rollouts=8", "--question=coins 7 + 5 - 3 =",
@@ -179,7 +179,7 @@ def test_problems_are_found_by_their_own_index_or_their_place(tmp_path):
 
 
 def test_a_history_of_several_passes_has_every_problem_of_its_file(tmp_path):
-    """Each pass takes all of them: two records of two passes are of a file of two problems, whatever their indices."""
+    """Each pass takes all problems, so two records of two passes belong to a file of two problems."""
     file, config = tmp_path / "h.json", SelectConfig.from_flags(history=str(tmp_path / "h.json"))
     three = write_jsonl(tmp_path / "three.jsonl", *({"question": q, "answer": 1} for q in "abc"))
     two = write_jsonl(tmp_path / "two.jsonl", *({"question": q, "answer": 1} for q in "ab"))
@@ -187,7 +187,7 @@ def test_a_history_of_several_passes_has_every_problem_of_its_file(tmp_path):
     with pytest.raises(UserError, match="three.jsonl has 3 problems, but --history has 2 after several passes"):
         selection.select(config.with_flags(problems=three))
     assert [row["question"] for row in selection.select(config.with_flags(problems=two))] == ["a", "b"]
-    file.write_text('{"0": [0, 1], "1": [0]}')  # stopped within the second pass, but the third has none at all
+    file.write_text('{"0": [0, 1], "1": [0]}')  # stopped within the second pass
     assert len(selection.select(config.with_flags(problems=three))) == 2
 
 
@@ -218,7 +218,7 @@ def test_select_example_prints_and_writes_the_ranking(tmp_path, data, compiled):
         assert (ranking[rank - 1]["index"], ranking[rank - 1]["score"]) == (index, pytest.approx(score, abs=5e-6))
 
 
-# ----- recorded by our own runs
+# ----- recording
 
 def test_a_history_holds_whole_passes_in_order():
     problems = [Problem("a", "1", "", {"index": 4}), Problem("b", "1", "", {"index": 2}, copies=2)]
@@ -246,14 +246,14 @@ def test_resampling_and_a_history_exclude_each_other():
 
 
 def test_a_recorded_history_survives_a_kill(tmp_path, base, compiled):
-    """Continued after a kill, the record is that of the uninterrupted run, and what rollouts.jsonl says."""
+    """After a kill and a resume, the history is that of an uninterrupted run and agrees with rollouts.jsonl."""
     flags = (*TRAIN_FLAGS, f"--model={base}", "--example=all", "--example_pool=5", "--record_history",
              "--log_rollouts=8", "--answer_format=answer", "--save_every=7", "--eval_every=0", "--schedule=constant")
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert "warning:" not in run("train", *flags, "--num_steps=30", f"--run_dir={straight}", compiled=compiled,
                                  expect=0).err
     run("train", *flags, "--num_steps=20", f"--run_dir={killed}", compiled=compiled, expect=0)
-    shutil.rmtree(killed / "checkpoints" / "20")  # killed before the save, in the middle of a row: it goes on from 14
+    shutil.rmtree(killed / "checkpoints" / "20")  # as if killed before the save and while writing a row
     with open(killed / "metrics.jsonl", "a") as file:
         file.write('{"step": 21, "train/group_accuracies": {"0": [')
     run("train", *flags, "--num_steps=30", f"--run_dir={killed}", compiled=compiled, expect=0)

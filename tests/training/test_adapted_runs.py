@@ -1,4 +1,4 @@
-"""Runs that train an adapter: they resume, start from one another, and export what they learnt."""
+"""Runs that train an adapter resume, start from one another, and export what they learnt."""
 
 import json
 import shutil
@@ -71,9 +71,9 @@ def test_a_lora_run_resumes_bit_for_bit_and_exports_what_it_learnt(base, compile
     run("train", *lora, "--num_steps=4", f"--run_dir={tmp_path / 'half'}", compiled=compiled, expect=0)
     assert_same_run(tmp_path / "half", tmp_path / "whole", 4)
     run("export", f"--model={tmp_path / 'whole'}", f"--out={tmp_path / 'out'}", compiled=compiled, expect=0)
-    ours, theirs, rows = loading.load_model(str(tmp_path / "whole")), loading.load_model(str(tmp_path / "out")), [TOKENS]
+    ours, theirs = (loading.load_model(str(tmp_path / name)) for name in ("whole", "out"))
     assert theirs.params["layers"].keys() == loading.load_model(str(base)).params["layers"].keys()
-    np.testing.assert_allclose(logits(theirs.params, theirs.config, rows), logits(ours.params, ours.config, rows), atol=1e-5)
+    np.testing.assert_allclose(*(logits(x.params, x.config, [TOKENS]) for x in (theirs, ours)), atol=1e-5)
     assert (theirs.params["layers"]["q"] != ours.params["layers"]["q"]).any()
 
 
@@ -81,7 +81,8 @@ def test_a_lora_run_resumes_bit_for_bit_and_exports_what_it_learnt(base, compile
 def test_a_frozen_base_of_16_bits_is_kept_in_them_resumes_and_is_read_in_32(dtype, base, tmp_path):
     half = {"trainable": "lora", "params_dtype": dtype, "dtype": dtype}
     rows = run_of(base, tmp_path / "whole", num_steps=4, **half)
-    assert rows[1]["train/logprob_gap_max"] < 0.05 and rows[1].get("train/overflow") == (0 if dtype == "float16" else None)
+    assert rows[1]["train/logprob_gap_max"] < 0.05
+    assert rows[1].get("train/overflow") == (0 if dtype == "float16" else None)
     saved = saved_arrays(tmp_path / "whole", 4)
     for name, x in saved.items():
         frozen = name.startswith("params/") and not any(part in name for part in ("lora_", "norm"))
@@ -109,7 +110,7 @@ def test_a_vector_has_no_place_in_a_hugging_face_folder(tmp_path):
 
 
 def test_a_run_of_before_these_flags_continues(base, tmp_path):
-    """Its flags.txt does not have them: they were what they are by default."""
+    """Its flags.txt lacks them, which means their defaults."""
     run_of(base, tmp_path / "run", num_steps=2)
     path = tmp_path / "run" / "flags.txt"
     kept = [line for line in path.read_text().splitlines() if "adapter_" not in line and "trainable" not in line]

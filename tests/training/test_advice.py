@@ -1,4 +1,4 @@
-"""Runs that cannot learn say so in one line, with the flag to change; runs that can are left alone."""
+"""Runs that cannot learn print one line with the flag to change; other runs print none."""
 
 import importlib.metadata
 
@@ -17,7 +17,7 @@ from rlvr_jax.training.train import TrainConfig
 
 from fixtures import BASE_FLAGS, run, write_jsonl
 
-# Objectives whose advantage is the distance to the group's mean, without a case for a group of one.
+# Objectives whose advantage is always the distance to the group's mean, even for a group of one.
 CENTRED = {"dr_grpo", "reinforce", "rloo"}
 
 
@@ -26,7 +26,7 @@ def problems(*answers):
 
 
 def on_flags(**flags) -> str:
-    """What a run with these flags is warned of before it starts."""
+    """The warning of a run with these flags before it starts."""
     config = TrainConfig.from_flags(**flags)
     return advice.on_flags(config.grpo, config.rewards.reward, score.is_constant(config.rewards))
 
@@ -50,10 +50,10 @@ def test_problems_longer_than_those_of_the_base(base, problems, says):
 
 
 def test_a_base_brings_the_flags_of_its_run(compiled, tmp_path, capsys):
-    """So that training on it can compare them."""
+    """Training on it compares them with its own."""
     base = tmp_path / "base"
-    assert not run("pretrain", *BASE_FLAGS, "--num_steps=1", f"--run_dir={base}", compiled=compiled, expect=0).err.count(
-        "warning")
+    assert "warning" not in run("pretrain", *BASE_FLAGS, "--num_steps=1", f"--run_dir={base}", compiled=compiled,
+                                expect=0).err
     said = run("train", f"--model={base}", "--num_ops=1", "--num_steps=1", "--num_prompts=1", "--example=0",
                "--max_new_tokens=8", "--heldout=none", f"--run_dir={tmp_path / 'run'}", compiled=compiled, expect=0).err
     assert "warning: --model was trained on problems of 2 operations, and these have 1; use --num_ops=2" in said
@@ -62,7 +62,7 @@ def test_a_base_brings_the_flags_of_its_run(compiled, tmp_path, capsys):
 def test_without_a_reward_only_entropy_teaches():
     assert "--reward=none with --entropy_coef=0" in on_flags(reward="none", kl_coef=0.1)
     assert not on_flags(reward="none", entropy_coef=0.001, group_size=1, objective="rloo")
-    assert not on_flags(reward="correct:1,none:1")  # one that teaches is enough
+    assert not on_flags(reward="correct:1,none:1")  # one informative reward is enough
 
 
 @pytest.mark.parametrize("answer_format, answer, says", [
@@ -122,7 +122,7 @@ def test_a_first_step_that_teaches_nothing():
     assert "none of the 4 completions" in none and "75% of them were cut at --max_new_tokens=22" in none
     assert "all 4 completions of step 1 have the full reward" in equal and "--example" in equal
     assert not first_step([0, 1, 0, 0], [-1, 1, -1, -1])
-    assert not first_step([0, 0, 1, 1], [0] * 4)  # all right in one group, none in another: tomorrow may differ
+    assert not first_step([0, 0, 1, 1], [0] * 4)  # the groups differ, so later steps may teach
     assert not first_step([1] * 4, [1] * 4)  # a group of one, compared with 0
 
 
@@ -134,7 +134,7 @@ def test_only_the_first_step_is_warned_of_and_not_where_every_reward_is_the_same
 
 
 def test_a_run_whose_rewards_stay_equal_says_once_which_term_pays_what(capsys):
-    """Steps 1 to 3 have two different rewards in no group; then one has, and then four have not."""
+    """In steps 1 to 3 no group has different rewards; in step 4 one has, and in the next four again none."""
     config, logged = TrainConfig.from_flags(group_size=4, log_rollouts=0, inert_steps=3), []
     for number, live in enumerate([0, 0, 0, 1, 0, 0, 0, 0], 1):
         step = step_of([live, 0.5, 0.5, 0.5] if live else [0.5] * 4, [1, 0, 0, 0], number)

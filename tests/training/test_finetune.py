@@ -1,4 +1,4 @@
-"""Supervised training from a file: what is learnt of it, that it resumes, and the critiques that can be such a file."""
+"""Supervised training from a file: its batches, its loss, resuming, and critiques as training data."""
 
 import dataclasses
 import json
@@ -101,7 +101,7 @@ PROBLEM = Problem("q", "20", "coins 7 + 5 * 2 - 4 =", {"steps": STEPS, "task": "
     ("hmm river often", "think + 5 12 * 2 24 - 4 20 = answer 20"), ("", "think + 5 12 * 2 24 - 4 20 = answer 20"),
     ("think + 5", "think + 5 12 = + 5 * 2 24 - 4 20 = answer 20")])
 def test_the_critic_is_exact(attempt, said):
-    """A careful solution with the first wrong step and a wrong answer remarked on; its own answer is found."""
+    """A critique is a careful solution that marks the first wrong step and a wrong answer."""
     assert critique.criticise(STEPS, attempt) == said
     assert extract.after_answer(said) == "20"
 

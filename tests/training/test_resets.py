@@ -72,7 +72,7 @@ def test_an_adapter_that_is_reset_is_compared_with_itself(base, tmp_path):
     assert kl[0] == kl[2] == 0 and kl[1] > 0 and kl[3] > 0
 
 
-# ----- when
+# ----- when a reset is due
 
 
 def rows(*greedy, reset=()):
@@ -84,8 +84,8 @@ def rows(*greedy, reset=()):
     (rows(0.1, 0.2, 0.3), False),
     (rows(0.1, 0.5, 0.3, 0.4), True),  # two evaluations without a new best
     (rows(0.1, 0.5, 0.3), False),  # one
-    (rows(0.1, 0.5, 0.3, None), False),  # and this step has none
-    (rows(0.1, 0.5, 0.5, 0.5), True),  # as good as the best is no new best
+    (rows(0.1, 0.5, 0.3, None), False),  # the last step has no evaluation
+    (rows(0.1, 0.5, 0.5, 0.5), True),  # equal to the best is not a new best
     (rows(0.1, 0.5, 0.3, 0.4, 0.3, reset=[3]), False),  # patience starts at the reset
     (rows(0.1, 0.5, 0.3, 0.4, 0.3, 0.2, reset=[3]), True)])
 def test_a_stall_is_counted_from_the_last_reset(log, due):
