@@ -189,13 +189,6 @@ def test_smollm2_agrees_with_transformers(smollm2):
     np.testing.assert_array_equal(tokens, [prompt["greedy"] for prompt in prompts])
 
 
-def test_smollm2_is_the_published_architecture(smollm2):
-    config, params, _ = smollm2
-    assert sum(x.size for x in jax.tree.leaves(params)) == 134_515_008
-    assert (config.num_layers, config.num_heads, config.num_kv_heads, config.max_seq_len) == (30, 9, 3, 8192)
-    assert config.tie_embeddings and config.rope_theta == 100_000.0
-
-
 def test_smollm2_tokenises_as_published(smollm2):
     for line, ids in GOLDEN["lines"].items():
         assert smollm2[2].encode(line) == ids, line

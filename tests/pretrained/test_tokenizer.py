@@ -199,8 +199,3 @@ def test_qwen2_layout(qwen2):
     assert qwen2.decode(ids) == "user\n12 caf\u00e9<tool_call>"  # composed (NFC), without special tokens
     end, turn_end = map(qwen2.backend.token_to_id, ("<|endoftext|>", "<|im_end|>"))
     assert (qwen2.pad_id, qwen2.eos_ids) == (end, (end, turn_end))
-
-
-def test_qwen2_folder_round_trip(qwen2, tmp_path):
-    T.save_tokenizer(qwen2, tmp_path)
-    assert T.load_tokenizer(tmp_path).to_json() == qwen2.to_json()

@@ -123,21 +123,6 @@ def test_a_run_traces_each_program_once(base, tmp_path, monkeypatch):
     assert counts[0] == counts[1] > 0
 
 
-def test_dynamic_sampling_trains_no_zero_variance_group(base, tmp_path, monkeypatch):
-    batches, map_update = [], learner.map_update
-
-    def watched(*args):
-        update = map_update(*args)
-        return lambda state, batch, step: batches.append(batch) or update(state, batch, step)
-
-    monkeypatch.setattr(learner, "map_update", watched)
-    _, rows = run_of(base, tmp_path, group_size=2, num_prompts=8, max_resamples=1, drop_dead_groups=True)
-    trained = np.concatenate([batch.completion_mask.any(-1).reshape(-1, 2) for batch in batches])
-    advantages = np.concatenate([batch.advantages.reshape(-1, 2) for batch in batches])
-    assert (trained == (advantages != 0)).all() and 0 < trained[:, 0].sum() < len(trained)
-    np.testing.assert_allclose(trained[:, 0].mean(), np.mean([row["train/live_groups"] for row in rows[1:]]))
-
-
 def test_heldout_never_contains_the_example(base, tmp_path):
     """It is recognised by its prompt, which here is more than the question."""
     problem = {"question": "coins 3 + 4", "answer": "7"}
