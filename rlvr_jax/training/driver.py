@@ -24,7 +24,7 @@ class RunCallbacks(grpo.Callbacks):
     show: tuple[str, ...]  # metrics of the progress bar
     heldout: Callable = lambda params, step: {}  # -> eval/* metrics
     resets: ResetConfig = ResetConfig()
-    saved: Callable = lambda: None  # called after a checkpoint
+    after_save: Callable = lambda: None  # called after each checkpoint
     seconds: dict = dataclasses.field(default_factory=dict)  # of the step, by phase
 
     def __post_init__(self):
@@ -51,12 +51,12 @@ class RunCallbacks(grpo.Callbacks):
         self.seconds.clear()
         if self.run.save_due(step):
             self.run.save(state, self.meta)
-            self.saved()
+            self.after_save()
         return state
 
     def finish(self, state: LearnerState) -> dict:
         """Saves the last step; returns the summary (`Run.finish`)."""
-        self.saved()
+        self.after_save()
         return self.run.finish(state, self.meta)
 
     def time_calls(self, phase: str, function: Callable) -> Callable:
