@@ -69,7 +69,10 @@ class Tokenizer:
         if self.chat_template is None:
             raise UserError("the tokenizer has no chat template: use a plain prompt, or put the model's "
                             "chat_template.jinja in its folder")
-        clock = {"strftime_now": read_date(date).strftime} if date else {}
+        try:
+            clock = {"strftime_now": datetime.datetime.strptime(date, "%Y-%m-%d").strftime} if date else {}
+        except ValueError:
+            raise UserError(f"--prompt_date={date} is not a date: write it as 2024-07-26") from None
         if date and "strftime_now" not in self.chat_template:
             raise UserError(f"--prompt_date={date}: the model's chat template does not use a date: leave it out")
         try:
@@ -94,14 +97,6 @@ class Tokenizer:
             return cls(**fields | {"backend": backend, "eos_ids": tuple(fields["eos_ids"])})
         except Exception as error:  # the library raises no narrower type
             raise UserError(f"the checkpoint's tokenizer is damaged ({error}): use another checkpoint") from error
-
-
-def read_date(text: str) -> datetime.datetime:
-    """The start of a day written YYYY-MM-DD. Raises UserError for anything else."""
-    try:
-        return datetime.datetime.strptime(text, "%Y-%m-%d")
-    except ValueError:
-        raise UserError(f"--prompt_date={text} is not a date: write it as 2024-07-26") from None
 
 
 @functools.lru_cache
