@@ -1,4 +1,4 @@
-"""How a problem's answers are found and judged: by its own family or verifier, else by --answer_format and --grader."""
+"""How answers are found and compared: by a problem's family or verifier, or else by --answer_format and --grader."""
 
 from typing import NamedTuple, Sequence
 
@@ -9,15 +9,15 @@ from rlvr_jax.tasks import families, gym
 
 
 class GradingConfig(Config):
-    """How answers are found and judged where a problem does not say so itself."""
+    """How answers are found and compared, unless a problem says so itself."""
 
-    answer_format: str = flag("auto", "where the answer is; auto: that of each problem's own family (tag for "
-                              "reasoning-gym), else boxed in training and lenient where accuracy is measured",
+    answer_format: str = flag("auto", "where a completion's answer is; auto: as in the problem's family (tag for "
+                              "reasoning-gym), or else boxed for the reward and lenient for measuring accuracy",
                               lambda: {"auto": None} | extract.EXTRACTORS)
-    grader: str = flag("math", "when two answers are equal: as mathematics, or as in the released one-shot reward, "
-                       "quirks included, which always looks into the last \\boxed{}; in training it is the "
-                       "reward's, and held-out problems are graded as mathematics. Problems of reasoning-gym "
-                       "are graded by its own verifiers", lambda: graders.GRADERS)
+    grader: str = flag("math", "how answers are compared: as mathematics, or as in the released one-shot reward, "
+                       "quirks included, which always reads the last \\boxed{}. In training this is for the reward; "
+                       "held-out problems are compared as mathematics. Problems of reasoning-gym have their own "
+                       "verifiers", lambda: graders.GRADERS)
 
 
 class Criterion(NamedTuple):
