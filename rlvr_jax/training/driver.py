@@ -72,18 +72,17 @@ def make_meta(config, model_config: ModelConfig, tokenizer: Tokenizer) -> dict:
     return {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": config.as_flags()}
 
 
-def train_supervised(run: Run, config, model_config: ModelConfig, tokenizer: Tokenizer, make_params: Callable,
-                     data: Callable, heldout: Callable, columns: Callable = lambda batch: {}) -> dict:
-    """Trains on `data(step) -> Batch` in an open run directory; returns the summary.
+SHOW = ("train/loss", "eval/greedy", "eval/sampled")  # of supervised training, in the progress bar
 
-    `config` is that of either supervised command, `make_params()` returns the initial parameters, `heldout` is as in
-    `RunCallbacks`, and `columns(batch)` returns further metrics of a step.
-    """
+
+def train_supervised(callbacks: RunCallbacks, config, model_config: ModelConfig, make_params: Callable, data: Callable,
+                     columns: Callable = lambda batch: {}) -> dict:
+    """Trains on `data(step) -> Batch` and returns the summary. `config` is that of either supervised command,
+    `make_params()` returns the initial parameters, and `columns(batch)` further metrics of a step. The records that the
+    callbacks get are rows of metrics."""
     divide = config.update.divide_state
     optimizer = learner.make_optimizer(config.optimizer, config.loop.num_steps * config.update.updates_per_batch)
     update = learner.map_update(model_config, config.update, SUPERVISED, optimizer, config.loop.seed)
-    callbacks = RunCallbacks(run, make_meta(config, model_config, tokenizer), lambda row: (row, []),
-                             ("train/loss", "eval/greedy", "eval/sampled"), heldout)
     data, update = callbacks.time_calls("data", data), callbacks.time_calls("update", update)
     with parallel.init_device(divide):
         state = callbacks.restore(learner.init_state(make_params(), optimizer, keep_reference=False))

@@ -25,7 +25,7 @@ from rlvr_jax.sampler import Decoding, SamplingConfig, make_sampler
 from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, check_style, pad_rows
 from rlvr_jax.training import kernels
-from rlvr_jax.training.driver import train_supervised
+from rlvr_jax.training.driver import SHOW, RunCallbacks, make_meta, train_supervised
 
 
 class FinetuneConfig(Config):
@@ -80,10 +80,12 @@ def finetune(config: FinetuneConfig) -> dict:
     # `train_supervised` moves the parameters to the devices: without other references, the host keeps no copy.
     params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)
     with Run(config.run, config, config.loop.num_steps, "finetune") as run:
+        heldout = measure.make_heldout(heldout_of, loaded, sample, set(examples.texts), run.keep_heldout)
+        meta = make_meta(config, loaded.config, loaded.tokenizer)
         return train_supervised(
-            run, config, loaded.config, loaded.tokenizer, lambda: adapters.merged(params.pop()),
+            RunCallbacks(run, meta, lambda row: (row, []), SHOW, heldout), config, loaded.config,
+            lambda: adapters.merged(params.pop()),
             functools.partial(make_batch, examples, config.batch_size, config.loop.seed),
-            measure.make_heldout(heldout_of, loaded, sample, set(examples.texts), run.keep_heldout),
             lambda batch: {"train/tokens": int(np.sum(batch.completion_mask))})
 
 

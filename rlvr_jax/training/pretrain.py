@@ -24,7 +24,7 @@ from rlvr_jax.tasks.chains import StyleConfig
 from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, encode_prompts, load_problems, pad_rows
 from rlvr_jax.training import kernels
-from rlvr_jax.training.driver import train_supervised
+from rlvr_jax.training.driver import SHOW, RunCallbacks, make_meta, train_supervised
 
 
 class ShapeConfig(Config):
@@ -69,9 +69,9 @@ def pretrain(config: PretrainConfig) -> dict:
     model_config = make_model_config(config, shares, tokenizer)
     data, heldout = make_data(config, shares, tokenizer), make_heldout(config, shares, tokenizer, model_config)
     with Run(config.run, config, config.loop.num_steps, "pretrain", first=1) as run:
-        return train_supervised(
-            run, config, model_config, tokenizer,
-            lambda: model.init_params(jax.random.key(config.loop.seed), model_config), data, heldout)
+        callbacks = RunCallbacks(run, make_meta(config, model_config, tokenizer), lambda row: (row, []), SHOW, heldout)
+        make_params = lambda: model.init_params(jax.random.key(config.loop.seed), model_config)
+        return train_supervised(callbacks, config, model_config, make_params, data)
 
 
 def check_config(config: PretrainConfig) -> None:

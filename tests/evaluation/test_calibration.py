@@ -193,7 +193,7 @@ def answered(tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "four.jsonl", *({"question": f"{i}", "answer": 4} for i in range(4)))
     drawn = Rollouts(np.arange(4), None, np.ones((4, 3), bool), None, np.ones(4, bool))
     monkeypatch.setattr(benchmarks.loading, "load_model", lambda *_: loaded)
-    monkeypatch.setattr(benchmarks.loading, "pinned", lambda name: name)
+    monkeypatch.setattr(benchmarks.loading, "pin_step", lambda name: name)
     monkeypatch.setattr(benchmarks, "encode_prompts", lambda *_: None)
     monkeypatch.setattr(evaluation, "narrowed", lambda prompts, owners: None)
     monkeypatch.setattr(evaluation.sampler, "make_sampler", lambda *_: lambda *_: drawn)
