@@ -497,12 +497,12 @@ START = types.SimpleNamespace(tokenizer=QWEN, config=types.SimpleNamespace(max_s
 
 def training_problems(config: TrainConfig, loaded=START) -> list:
     """What a run of `scripts.train` trains on, where no model has to answer before."""
-    return train.find_problems(config, loaded, None, lambda name, make: make())
+    return train.select_problems(config, loaded, None, lambda name, make: make())
 
 
 def heldout_of(config: TrainConfig, loaded=START, sample=None, trained=(), keep=None):
     """The `heldout(params, step)` of a run of `scripts.train`."""
-    return train.heldout_of(config, loaded, grpo.Programs(sample, None, None), list(trained),
+    return train.make_heldout(config, loaded, grpo.Programs(sample, None, None), list(trained),
                             types.SimpleNamespace(keep_heldout=keep))
 
 

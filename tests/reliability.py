@@ -34,9 +34,9 @@ SIZES = range(5, 100, 5)  # percent of what a whole run takes, for a file system
 
 def child(plan: dict, words: list[str]) -> None:
     """Runs a script with the fault of the plan in it."""
+    from rlvr_jax import grpo
     from rlvr_jax.rewards import score
     from rlvr_jax.runs import checkpoint, log
-    from rlvr_jax.training import train
 
     calls = collections.Counter()
 
@@ -63,11 +63,12 @@ def child(plan: dict, words: list[str]) -> None:
             return function(*args, **more)
         return call
 
-    clocked, make_scorer, save, write = train.clocked, score.make_scorer, checkpoint.save, log.JsonLines.write
+    compile_programs, make_scorer = grpo.compile_programs, score.make_scorer
+    save, write = checkpoint.save, log.JsonLines.write
 
-    def with_faults(programs, callbacks):
-        made = clocked(programs, callbacks)
-        return made._replace(sample=before("sampling", made.sample), update=before("update", made.update))
+    def with_faults(*args):
+        programs = compile_programs(*args)
+        return programs._replace(sample=before("sampling", programs.sample), update=before("update", programs.update))
 
     def half_written(lines, row):
         if due("log"):
@@ -81,7 +82,7 @@ def child(plan: dict, words: list[str]) -> None:
         if due("checkpoint"):
             strike()
 
-    train.clocked, log.JsonLines.write, checkpoint.save = with_faults, half_written, half_saved
+    grpo.compile_programs, log.JsonLines.write, checkpoint.save = with_faults, half_written, half_saved
     score.make_scorer = lambda *args: before("scoring", make_scorer(*args))
     sys.argv = words
     runpy.run_module(f"scripts.{words[0]}", run_name="__main__")

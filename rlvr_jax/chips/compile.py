@@ -89,7 +89,7 @@ def shape_of(config: CompileConfig) -> ModelConfig:
     shape = (SHAPES[config.shape] if config.shape else
              huggingface.config_from_hugging_face(files.read_json(file), file) if file.is_file() else
              loading.load_model(choice.model).config if choice.model else
-             pretrain.shape_of(pretrain.PretrainConfig(), shares, families.make_tokenizer(shares)))
+             pretrain.make_model_config(pretrain.PretrainConfig(), shares, families.make_tokenizer(shares)))
     return dataclasses.replace(shape, dtype=choice.dtype)
 
 

@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     diagram if completions state confidences. The same config again resumes an interrupted evaluation."""
     if not config.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
-    config = config.with_flags(model=loading.pinned(config.kept.choice.model))
+    config = config.with_flags(model=loading.pin_step(config.kept.choice.model))
     loaded = loading.load_fixed(config.kept.choice)
     benchmarks = load_benchmarks(config, loaded)
     folder, out = Folder(config.kept.out, "evaluate", config, config.kept.resume), pathlib.Path(config.kept.out)
@@ -133,7 +133,7 @@ def make_benchmark(config: KeptConfig, loaded: LanguageModel, name: str, problem
     """A benchmark of these problems, graded as in an evaluation. Raises UserError if its grader is not installed."""
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, config.sampling.max_new_tokens,
                              config.source.prompt.max_prompt_tokens)
-    answers.described(answers.criteria(problems, config.grading, "lenient"))
+    answers.describe_graders(answers.criteria(problems, config.grading, "lenient"))
     return Benchmark(name, problems, prompts, judge_by_answer(config.grading, "lenient"), num_samples, temperature)
 
 

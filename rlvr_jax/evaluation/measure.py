@@ -96,7 +96,7 @@ def judge_by_answer(grading: GradingConfig, otherwise: str = "boxed") -> Callabl
                  "graded_by": graded_by}
                 | ({} if (stated := stated_confidence(text)) is None else {"confidence": stated})
                 for text, verdict, graded_by in zip(texts, answers.verdicts(texts, criteria),
-                                                    answers.described(criteria))]
+                                                    answers.describe_graders(criteria))]
     return judge
 
 
@@ -115,7 +115,7 @@ def measure_heldout(sampler: Sampler, problems: list[Problem], prompts: Prompts,
     confidences add metrics of calibration and the share that states one. `keep(step, rows)` receives the greedy rows.
     """
     grading = GradingConfig(answer_format)
-    graded_by = answers.described(answers.criteria(problems, grading, otherwise="lenient"))
+    graded_by = answers.describe_graders(answers.criteria(problems, grading, otherwise="lenient"))
     metrics = {"eval/n": len(problems), "eval/graded_by": ", ".join(dict.fromkeys(graded_by))}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         benchmark = Benchmark(name, problems, prompts, judge_by_answer(grading, "lenient"), 1, temperature)
@@ -141,7 +141,7 @@ def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[f
     """`{style: (share of the rows, accuracy of these)}` for every style of the problems' families."""
     style_N = np.array([families.style_of(problems[row["problem"]], row["completion"]) or "" for row in rows])
     correct_N = np.array([row["correct"] for row in rows])
-    known = dict.fromkeys(style for problem in problems if (family := families.of_problem(problem))
+    known = dict.fromkeys(style for problem in problems if (family := families.family_of(problem))
                           for style in family.styles.values())
     return {style: (float(np.mean(style_N == style)),
                     float(np.mean(correct_N[style_N == style])) if style in style_N else None) for style in known}
@@ -150,7 +150,7 @@ def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[f
 def sample_before_training(sampler: Sampler, pool: list[Problem], prompts: Prompts, grading: GradingConfig,
                            request: Request) -> list[dict]:
     """64 completions of each problem by the model that the run starts from, graded as its reward grades."""
-    answers.described(answers.criteria(pool, grading))  # reports a grader that is not installed before sampling
+    answers.describe_graders(answers.criteria(pool, grading))  # reports a grader that is not installed before sampling
     benchmark = Benchmark("pool", pool, prompts, judge_by_answer(grading), 64, request.temperature)
     return list(sample_and_grade(sampler, benchmark, request._replace(stream=sampling.CHOOSE), rows_per_call=2048))
 

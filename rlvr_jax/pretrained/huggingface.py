@@ -1,11 +1,12 @@
 """Hugging Face folders to parameters and back, one tensor at a time.
 
-One table names every tensor three times: here, in a Hugging Face folder, in a GGUF (`gguf_file.py`). `tensor_views`
-turns it into views of the stacked parameter arrays in torch's [out, in] orientation, so that reading is
-`view[...] = tensor` and writing is the reverse: beside the parameters no more than one tensor is ever in memory.
+One table has each tensor's name in this program, in a Hugging Face folder, and in a GGUF file (`gguf_file.py`).
+`tensor_views` turns it into views of the stacked parameter arrays in torch's [out, in] orientation, so that reading is
+`view[...] = tensor` and writing the reverse: besides the parameters, only one tensor at a time is in memory.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -21,7 +22,7 @@ from rlvr_jax.model import ModelConfig, Params, init_params
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.runs.files import read_json, write_json
 
-# here -> (Hugging Face, GGUF); {} is the layer
+# name in `Params` -> (in a Hugging Face folder, in a GGUF file); {} is the layer
 NAMES = {
     "embed": ("model.embed_tokens.weight", "token_embd.weight"),
     "layers/attn_norm": ("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight"),
@@ -43,16 +44,20 @@ NAMES = {
 }
 HUGGING_FACE, GGUF = range(2)
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-LARGEST = 2**31 - 1  # of a size in a configuration: positions and token ids are i32
-TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # here -> safetensors
+LARGEST = 2**31 - 1  # size in a configuration: positions and token ids are i32
+TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # dtype -> its name in safetensors
 
-# What config.json says beside the sizes: rotary embeddings, by type;
+# Sizes: field of ModelConfig -> setting of config.json;
+SIZES = {"vocab_size": "vocab_size", "num_layers": "num_hidden_layers", "d_model": "hidden_size",
+         "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim",
+         "d_ff": "intermediate_size", "max_seq_len": "max_position_embeddings"}
+# settings of rotary embeddings, by type;
 ROPE_SETTINGS = {"default": (), "llama3": ("factor", "low_freq_factor", "high_freq_factor",
                                            "original_max_position_embeddings")}
-# settings of which `model.py` has one value, the one that their absence means too;
+# settings that `model.py` supports with one value, which is also their default;
 ONLY = {"hidden_act": "silu", "mlp_bias": False, "attention_dropout": 0, "partial_rotary_factor": 1, "use_mrope": False,
         "rope_interleaved": False, "is_encoder_decoder": False, "quantization_config": None}
-# and what changes no number that the network computes. Any other setting is refused.
+# and settings that do not affect what the network computes. Any other setting is refused.
 HARMLESS = set("""_attn_implementation_autoset _name_or_path bos_token_id chunk_size_feed_forward dtype eos_token_id
     id2label initializer_range is_llama_config label2id output_attentions output_hidden_states pad_token_id
     pretraining_tp problem_type return_dict torch_dtype transformers.js_config transformers_version unsloth_fixed
@@ -60,29 +65,29 @@ HARMLESS = set("""_attn_implementation_autoset _name_or_path bos_token_id chunk_
 
 
 def check_size(config: ModelConfig, numbers: int, path) -> None:
-    """Raises UserError, before memory is taken, where `path` describes a model of more numbers than its files hold."""
+    """Raises UserError, before allocating memory, if the configuration needs more numbers than the files can hold."""
     try:
-        count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes(config)))
-    except (OverflowError, ValueError, TypeError):  # a size that no array has
+        count = sum(math.prod(x.shape) for x in jax.tree.leaves(param_shapes(config)))
+    except (OverflowError, ValueError, TypeError):  # a size that no array can have
         count = math.inf
     if count > numbers:
         raise UserError(f"{path} describes a model of {count:,} numbers, and the files of its weights hold {numbers:,} "
                         "at most: weights and configuration are of different models, or tensors are missing")
 
 
-def shapes(config: ModelConfig) -> Params:
+def param_shapes(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init_params(jax.random.key(0), config))
 
 
 def empty_params(config: ModelConfig, dtype: str = "float32") -> Params:
-    """Uninitialised numpy arrays in the layout of `init_params`; norms, which `model.py` never casts, stay float32."""
+    """Uninitialised numpy arrays in the layout of `init_params`; norms, which `model.py` never casts, are float32."""
     return traverse_util.path_aware_map(
         lambda path, x: np.empty(x.shape, np.float32 if path[-1].endswith("norm") else jnp.dtype(dtype)),
-        shapes(config))
+        param_shapes(config))
 
 
 def tensor_views(params: Params, column: int) -> dict[str, np.ndarray]:
-    """Every tensor under its name in `column` of `NAMES`, as a view of the numpy array in `params` that holds it."""
+    """Each tensor, by its name in `column` of `NAMES`, as a view of the numpy array in `params` that holds it."""
     views = {}
     for name, array in traverse_util.flatten_dict(params, sep="/").items():
         theirs = NAMES[name][column]
@@ -92,10 +97,10 @@ def tensor_views(params: Params, column: int) -> dict[str, np.ndarray]:
     return views
 
 
-def take(unread: dict[str, np.ndarray], path, name: str, shape) -> np.ndarray:
-    """Removes and returns the view that tensor `name` of `path` fills; UserError if there is none of that shape."""
+def take_view(unread: dict[str, np.ndarray], path, name: str, shape) -> np.ndarray:
+    """Removes and returns the view for tensor `name` of `path`. Raises UserError if no such view has that shape."""
     if name not in unread:
-        raise UserError(f"{path}: unexpected tensor {name}: the architecture has no such weight, or it is there twice")
+        raise UserError(f"{path}: unexpected tensor {name}: the architecture has no such weight, or it occurs twice")
     if unread[name].shape != tuple(shape):
         raise UserError(f"{path}: tensor {name} has shape {list(shape)} where the configuration implies "
                         f"{list(unread[name].shape)}: weights and configuration are of different models")
@@ -103,12 +108,11 @@ def take(unread: dict[str, np.ndarray], path, name: str, shape) -> np.ndarray:
 
 
 def fill(view: np.ndarray, tensor: np.ndarray, path, name: str) -> None:
-    """Writes a tensor into its place. Raises UserError where a number of it is NaN, infinite, or too large there."""
+    """Copies a tensor into its view. Raises UserError for numbers that are not finite in its dtype."""
     with np.errstate(over="ignore"):
         view[...] = tensor
     if not np.isfinite(view).all():
-        raise UserError(f"{path}: tensor {name} holds numbers that are not finite (NaN or infinite): copy the model "
-                        "again")
+        raise UserError(f"{path}: tensor {name} holds numbers that are not finite: copy the model again")
 
 
 def refuse_missing(unread: dict[str, np.ndarray], path) -> None:
@@ -120,8 +124,8 @@ def refuse_missing(unread: dict[str, np.ndarray], path) -> None:
 
 
 def config_from_hugging_face(d: dict, path) -> ModelConfig:
-    """Reads config.json, in the spelling of transformers 4 or 5; UserError, by name, for anything `model.py` lacks."""
-    left = dict(d)  # each setting is taken out as it is read
+    """Reads a config.json of transformers 4 or 5. Raises UserError naming any setting that `model.py` lacks."""
+    left = dict(d)  # settings are removed as they are read, and what remains is unknown
 
     def refuse(what):
         raise UserError(f"{path}: {what} is not supported: use a Llama, Qwen2 or Qwen3 model without it")
@@ -129,11 +133,9 @@ def config_from_hugging_face(d: dict, path) -> ModelConfig:
     def number(key, default=None, kinds=(int,), source=left):
         value = source.pop(key, None)
         value = default if value is None else value
-        if value is None:
-            raise UserError(f"{path} has no {key!r}: copy the model's config.json again")
         if type(value) not in kinds or not 0 < value <= LARGEST:
-            raise UserError(f"{path}: {key} is {value!r}, not a number above 0 and up to {LARGEST:,}: copy the model's "
-                            "config.json again")
+            wrong = f"{key} is {value!r}, not a number above 0 and up to {LARGEST:,}"
+            raise UserError(f"{path}: {wrong}: copy the model's config.json again")
         return value
 
     family, kinds = left.pop("model_type", None), left.pop("architectures", None)
@@ -141,55 +143,51 @@ def config_from_hugging_face(d: dict, path) -> ModelConfig:
         refuse(f"model_type {family!r}")
     if kinds not in (None, [ARCHITECTURES[family]]):
         refuse(f"architectures {kinds!r}")
-    rope = {"rope_theta": left.pop("rope_theta", None)} | (left.pop("rope_scaling", None) or {})
-    rope |= left.pop("rope_parameters", None) or {}
+    rope = {"rope_theta": left.pop("rope_theta", None)} | (left.pop("rope_scaling", None) or {}) | (
+        left.pop("rope_parameters", None) or {})
     rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     if rope_type not in ROPE_SETTINGS:
         refuse(f"rope_scaling type {rope_type!r}")
     real = {"kinds": (int, float), "source": rope}
     rope_theta = float(number("rope_theta", 10_000.0, **real))
     stretch = [number(key, **real) for key in ROPE_SETTINGS[rope_type]]
-    num_layers, num_heads, d_model = map(number, ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    num_heads, d_model = number("num_attention_heads"), number("hidden_size")
+    head_dim = number("head_dim", 128 if family == "qwen3" else d_model // num_heads)
+    kv_heads = number("num_key_value_heads", num_heads)
     config = ModelConfig(
-        vocab_size=number("vocab_size"), num_layers=num_layers, d_model=d_model, num_heads=num_heads,
-        num_kv_heads=number("num_key_value_heads", num_heads), d_ff=number("intermediate_size"),
-        head_dim=number("head_dim", 128 if family == "qwen3" else d_model // num_heads),
-        max_seq_len=number("max_position_embeddings"), rope_theta=rope_theta,
-        rope_scaling=RopeScaling(*stretch) if stretch else None,
+        num_heads=num_heads, d_model=d_model, head_dim=head_dim, num_kv_heads=kv_heads,
+        **{name: number(SIZES[name]) for name in ("vocab_size", "num_layers", "d_ff", "max_seq_len")},
+        rope_theta=rope_theta, rope_scaling=RopeScaling(*stretch) if stretch else None,
         norm_eps=number("rms_norm_eps", 1e-6, (int, float)), qkv_bias=family == "qwen2", qk_norm=family == "qwen3",
         tie_embeddings=bool(left.pop("tie_word_embeddings", False)))
-    if num_heads % config.num_kv_heads or config.head_dim % 2:
-        refuse(f"{num_heads} attention heads on {config.num_kv_heads} key/value heads of {config.head_dim}")
+    if num_heads % kv_heads or head_dim % 2:
+        refuse(f"{num_heads} attention heads on {kv_heads} key/value heads of {head_dim}")
     windows, layer_types = left.pop("use_sliding_window", False), left.pop("layer_types", None)
     width, first = left.pop("sliding_window", 4096), left.pop("max_window_layers", 28)  # transformers' defaults
-    if set(layer_types) != {"full_attention"} if layer_types else windows and width and first < num_layers:
+    if set(layer_types) != {"full_attention"} if layer_types else windows and width and first < config.num_layers:
         refuse("a sliding attention window, or another layer type than full_attention,")
-    for key, value in (ONLY | {"attention_bias": family == "qwen2"}).items():
-        for settings in (left, rope):
-            if (given := settings.pop(key, None)) not in (None, value):
-                refuse(f"{key} {given!r}")
-    for key in sorted(left.keys() - HARMLESS) + sorted(rope.keys() - {"type"}):
+    supported = ONLY | {"attention_bias": family == "qwen2"}
+    for key, given in [*left.items(), *rope.items()]:
+        if key in supported and given not in (None, supported[key]):
+            refuse(f"{key} {given!r}")
+    for key in sorted(left.keys() - HARMLESS - supported.keys()) + sorted(rope.keys() - {"type"} - supported.keys()):
         refuse(f"the unknown setting {key!r}")
     return config
 
 
 def config_to_hugging_face(config: ModelConfig, dtype: str) -> dict:
-    """The inverse, in the spelling of transformers 4, which 5 also reads."""
+    """The inverse, as transformers 4 writes it, which 5 also reads."""
     if config.qkv_bias and config.qk_norm:
         raise UserError("no Hugging Face architecture has both qkv_bias and qk_norm: turn one off")
     family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     scaling = config.rope_scaling
-    rope_scaling = None if scaling is None else {
-        "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor, "original_max_position_embeddings": scaling.original_max_seq_len}
-    return {"architectures": [ARCHITECTURES[family]], "model_type": family, "vocab_size": config.vocab_size,
-            "num_hidden_layers": config.num_layers, "hidden_size": config.d_model,
-            "num_attention_heads": config.num_heads, "num_key_value_heads": config.num_kv_heads,
-            "head_dim": config.head_dim, "intermediate_size": config.d_ff, "hidden_act": "silu",
-            "max_position_embeddings": config.max_seq_len, "rope_theta": config.rope_theta,
-            "rope_scaling": rope_scaling, "rms_norm_eps": config.norm_eps,
+    rope_scaling = None if scaling is None else {"rope_type": "llama3"} | dict(
+        zip(ROPE_SETTINGS["llama3"], dataclasses.astuple(scaling)))
+    return {"architectures": [ARCHITECTURES[family]], "model_type": family,
+            **{key: getattr(config, name) for name, key in SIZES.items()}, "hidden_act": "silu",
+            "rope_theta": config.rope_theta, "rope_scaling": rope_scaling, "rms_norm_eps": config.norm_eps,
             "tie_word_embeddings": config.tie_embeddings, "torch_dtype": dtype,
-            # Without these transformers assumes Llama's ids; generation_config.json holds the tokenizer's.
+            # Without these transformers assumes Llama's ids; generation_config.json has the tokenizer's.
             "bos_token_id": None, "eos_token_id": None}
 
 
@@ -197,7 +195,7 @@ def config_to_hugging_face(config: ModelConfig, dtype: str) -> dict:
 
 
 def weight_files(dir: Path) -> list[Path]:
-    """The safetensors files transformers would load: one, those of the index, or else all there are."""
+    """The safetensors files that transformers would load: the single one, those of the index, or else all."""
     index = dir / "model.safetensors.index.json"
     if (dir / "model.safetensors").is_file():
         paths = [dir / "model.safetensors"]
@@ -220,8 +218,8 @@ def weight_files(dir: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def opened(path: Path):
-    """The safetensors file, mapped into memory; UserError if it is damaged."""
+def open_tensors(path: Path):
+    """A safetensors file, mapped into memory. Raises UserError if it is damaged."""
     try:
         with safetensors.safe_open(path, "np") as file:
             yield file
@@ -230,38 +228,37 @@ def opened(path: Path):
 
 
 def load_folder(dir, dtype: str = "float32") -> tuple[ModelConfig, Params]:
-    """Reads a Llama, Qwen2 or Qwen3 folder (config.json and *.safetensors in float32, bfloat16 or float16).
+    """Reads a Llama, Qwen2 or Qwen3 folder (config.json and *.safetensors in float32, bfloat16 or float16), one tensor
+    at a time. Returns the configuration and numpy parameters of `dtype` in the layout of `model.init_params`.
 
-    Returns the configuration and numpy parameters of `dtype` as `model.init_params` has them; one tensor at a time.
-
-    Raises UserError for an architecture or setting `model.py` lacks, an unreadable file, and any tensor that is
-    missing, unexpected, of another shape or of another type, or not finite.
+    Raises UserError for an architecture or setting that `model.py` lacks, an unreadable file, and any tensor that is
+    missing, unexpected, not finite, or of another shape or type.
     """
     dir = Path(dir)
     config = config_from_hugging_face(read_json(dir / "config.json"), dir / "config.json")
     names = {}
     for path in weight_files(dir):
-        with opened(path) as file:
+        with open_tensors(path) as file:
             names[path] = list(file.keys())
-    check_size(config, sum(path.stat().st_size for path in names), dir / "config.json")  # with a byte for each at least
+    check_size(config, sum(path.stat().st_size for path in names), dir / "config.json")  # at least a byte per number
     params, spare_head = empty_params(config, dtype), None
     unread = tensor_views(params, HUGGING_FACE)
     for path, held in names.items():
         for name in held:
-            with opened(path) as file:  # anew each time: what is mapped counts as memory until the file is closed
-                if name.endswith("rotary_emb.inv_freq"):  # a constant that old Llama files carry
+            with open_tensors(path) as file:  # reopened: mapped pages count as memory until the file is closed
+                if name.endswith("rotary_emb.inv_freq"):  # a constant in old Llama files
                     continue
                 if name == "lm_head.weight" and config.tie_embeddings:
                     spare_head = path
                     continue
                 header = file.get_slice(name)
-                view, kind = take(unread, path, name, header.get_shape()), header.get_dtype()
+                view, kind = take_view(unread, path, name, header.get_shape()), header.get_dtype()
                 if kind not in TYPES.values():
                     raise UserError(f"{path}: tensor {name} is of type {kind}: use the model's unquantised weights")
                 fill(view, file.get_tensor(name), path, name)
     refuse_missing(unread, dir)
     if spare_head is not None:
-        with opened(spare_head) as file:
+        with open_tensors(spare_head) as file:
             same = np.array_equal(file.get_tensor("lm_head.weight").astype(jnp.dtype(dtype)), params["embed"])
         if not same:
             raise UserError(f"{spare_head}: lm_head.weight differs from the embedding: set tie_word_embeddings to "
@@ -270,8 +267,8 @@ def load_folder(dir, dtype: str = "float32") -> tuple[ModelConfig, Params]:
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> None:
-    """Writes a safetensors file a tensor at a time, where `safetensors.numpy.save_file` would hold all of them twice.
-    The format: the length of the header, u64; the header, JSON; the tensors' bytes, little-endian."""
+    """Writes a safetensors file one tensor at a time; `safetensors.numpy.save_file` would hold all of them twice. The
+    format: the length of the header, u64; the header, JSON; the tensors' bytes, little-endian."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.size * jnp.dtype(dtype).itemsize
@@ -285,13 +282,10 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> Non
 
 
 def save_folder(config: ModelConfig, params: Params, dir, dtype: str = "float32", shard_bytes: int = 2**31) -> None:
-    """Writes config.json and model.safetensors, or shards of about `shard_bytes` and their index, for transformers.
+    """Writes config.json and model.safetensors, or shards of about `shard_bytes` with an index, for transformers.
 
-    Args:
-      params: float32 arrays on host or device, in the layout of `model.init_params`.
-      dtype: of the tensors written: float32, bfloat16 or float16.
-
-    Raises UserError, before anything is written, for parameters that no such folder holds.
+    `params` are float32 arrays on host or device in the layout of `model.init_params`; `dtype` is that of the written
+    tensors: float32, bfloat16 or float16. Raises UserError, before writing anything, for parameters of adapters.
     """
     dir, flat = Path(dir), traverse_util.flatten_dict(params, sep="/")
     if foreign := sorted(flat.keys() - NAMES.keys()):
@@ -317,6 +311,6 @@ def save_folder(config: ModelConfig, params: Params, dir, dtype: str = "float32"
     if len(shards) > 1:
         files.append("model.safetensors.index.json")
         write_json(dir / files[-1], index)
-    for path in dir.glob("model*.safetensors*"):  # of an earlier save in other shards; readers would prefer some of it
+    for path in dir.glob("model*.safetensors*"):  # of an earlier save in other shards, which readers could prefer
         if path.name not in files:
             path.unlink()

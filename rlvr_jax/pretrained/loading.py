@@ -1,4 +1,4 @@
-"""Models by name: a run directory, a Hugging Face folder, a GGUF file, or the one that a package brings."""
+"""Models by name: a run directory, a Hugging Face folder or repository, a GGUF file, or one inside a package."""
 
 import dataclasses
 import pathlib
@@ -14,9 +14,8 @@ from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from rlvr_jax.runs import checkpoint
 
-
 HUB_NAME = r"[\w.-]+/[\w.-]+"  # OWNER/NAME
-FILES = ["*.safetensors", "*.json", "*.jinja"]  # what is read of a folder
+FILES = ["*.safetensors", "*.json", "*.jinja"]  # the files of a folder that are read
 
 
 class ModelChoice(Config):
@@ -24,7 +23,7 @@ class ModelChoice(Config):
 
     model: str = flag("", "a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face folder, a .gguf file, "
                       "hf:OWNER/NAME, which downloads it, or smollm2")
-    dtype: str = flag("float32", "of the computation; what is trained stays float32. With float32 a TPU multiplies "
+    dtype: str = flag("float32", "of the computation; trained parameters stay float32. With float32 a TPU multiplies "
                       "in bfloat16, a recent GPU in TF32, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set. "
                       "float16 is for GPUs without bfloat16, such as a T4", ["float32", "bfloat16", "float16"])
 
@@ -33,15 +32,14 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
     """Loads a run directory (`DIR`, `DIR@STEP` or `DIR@best`), a Hugging Face folder, a `.gguf` file, `hf:OWNER/NAME`,
     or `smollm2`.
 
-    `dtype` is the computation's. `params_dtype` bfloat16 saves memory where nothing is trained, and changes no number
-    of a bfloat16 computation; what a run saved stays float32.
-
-    Raises UserError naming what is missing or does not fit together.
+    `dtype` is that of the computation. If nothing is trained, `params_dtype` bfloat16 saves memory without changing the
+    result of a bfloat16 computation; a run's parameters stay float32. Raises UserError naming what is missing or does
+    not fit together.
     """
     if not name:
         raise UserError("--model is required: a run directory, a Hugging Face folder, a .gguf file, or smollm2")
     directory, _, step = name.partition("@")
-    path, meta = downloaded(name[3:]) if name.startswith("hf:") else pathlib.Path(directory), {}
+    path, meta = download_folder(name[3:]) if name.startswith("hf:") else pathlib.Path(directory), {}
     if name == "smollm2" or (path.suffix == ".gguf" and path.is_file()):
         path = gguf_file.smollm2_path() if name == "smollm2" else path
         config, params, tokenizer = gguf_file.load(path, params_dtype)
@@ -50,11 +48,11 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
         tokenizer = load_tokenizer(path)
     elif path.is_dir():
         if (path / "tokenizer.json").is_file() or any(path.glob("*.safetensors")):
-            raise UserError(f"--model={name}: a Hugging Face folder without its config.json: copy that file, too")
+            raise UserError(f"--model={name}: a Hugging Face folder without its config.json: also copy that file")
         if not step.isdigit() and step not in ("", "best"):
-            raise UserError(f"--model={name}: what follows @ is the step of a checkpoint, a number, or best")
+            raise UserError(f"--model={name}: after @, give the step of a checkpoint, a number, or best")
         config, params, meta = checkpoint.restore_model(directory, step)
-        params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)  # frozen ones may have 16 bits
+        params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)  # frozen ones can have 16 bits
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     else:
         raise UserError(f"--model={name}: no such directory or .gguf file" + (
@@ -64,25 +62,25 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
     return LanguageModel(dataclasses.replace(config, dtype=dtype), params, tokenizer, meta.get("flags", {}))
 
 
-def downloaded(name: str) -> pathlib.Path:
-    """The folder of OWNER/NAME of the Hugging Face hub in that library's cache, where an earlier download is found and
-    one that broke goes on. Raises UserError where it cannot be had."""
+def download_folder(name: str) -> pathlib.Path:
+    """The folder of OWNER/NAME in the cache of huggingface_hub, which reuses downloads and resumes partial ones. Raises
+    UserError if the download fails."""
     try:
         import huggingface_hub
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
-    except Exception as error:  # of many types: no such name, no network, a full disk, no permission
-        says = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"--model=hf:{name}: it could not be downloaded ({says}); "
-                        "the same command continues, or name a folder that has it") from error
+    except Exception as error:  # of many types: unknown name, no network, full disk, no permission
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"--model=hf:{name}: the download failed ({reason}); run the same command again to continue, "
+                        "or name a folder that has the model") from error
 
 
 def load_fixed(choice: ModelChoice) -> LanguageModel:
-    """The model of a command that trains nothing: its parameters are held as they are computed with."""
+    """The model for a command that trains nothing: its parameters have the dtype of the computation."""
     return load_model(choice.model, choice.dtype, choice.dtype)
 
 
-def pinned(name: str) -> str:
-    """A run directory with its step spelt out: the same command, given again later, is about the same model."""
+def pin_step(name: str) -> str:
+    """The name of a run directory with its step spelt out, so that it names the same model after further training."""
     directory, _, which = name.partition("@")
     steps = checkpoint.steps(directory) if directory and which in ("", "best") else []
     return f"{directory}@{checkpoint.best_step(directory) if which else steps[-1]}" if steps else name

@@ -1,7 +1,7 @@
-"""Text to token ids and back, chat templates, and the three places a tokenizer lives.
+"""Text to token ids and back, chat templates, and the files that hold a tokenizer.
 
-A `Tokenizer` is a value: a `tokenizers` backend and the few facts that files keep beside it (what ends a completion,
-what pads, how a chat is written). It is in every checkpoint as JSON, in Hugging Face folders and in GGUF files.
+A `Tokenizer` is a value: a `tokenizers` backend plus a few facts from the model's files (end tokens, padding, the chat
+template). Checkpoints store it as JSON; Hugging Face folders and GGUF files have their own forms.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.records import Rollouts
 from rlvr_jax.runs.files import read_json, write_json
 
-MOST_SPARE = 1024  # embeddings without a token; Qwen2.5 has 271 or 399. Of a large vocabulary, 5 %
+MOST_SPARE = 1024  # embeddings without a token (Qwen2.5 has 271 or 399), or 5 % of a large vocabulary
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -31,16 +31,16 @@ class Tokenizer:
 
     backend: tokenizers.Tokenizer
     eos_ids: tuple[int, ...]  # any of them ends a completion; the first is the tokenizer's own end token
-    pad_id: int  # often one of `eos_ids`: masks must come from lengths, not from comparing with it
+    pad_id: int  # often one of `eos_ids`, so masks must come from lengths, not from comparisons with it
     chat_template: Optional[str]  # jinja2 source
     special: dict  # role -> text, e.g. {"eos_token": "<|im_end|>"}; the names a chat template may use
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`. Special tokens written in it are recognised; none is added, not even a start token."""
+        """Ids of `text`. Special tokens in the text are recognised; none is added, not even a start token."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
-    def lacks(self, words) -> list[str]:
-        """The words that a tokenizer of whole words, or of these and pieces, does not know; any other can write all."""
+    def unknown_words(self, words) -> list[str]:
+        """The words that a tokenizer of whole words, or of words and pieces, does not know; other kinds know all."""
         kind = self.backend.model
         if not isinstance(kind, (tokenizers.models.WordPiece, tokenizers.models.WordLevel)):
             return []
@@ -51,37 +51,39 @@ class Tokenizer:
         return missing
 
     def decode(self, ids) -> str:
-        """Text of integer ids; special tokens, and ids that only the embedding knows, are skipped."""
+        """Text of integer ids; special tokens, and ids that only the embedding has, are skipped."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def decode_rollouts(self, rollouts: Rollouts) -> list[str]:
-        """Texts of completions, special tokens left out."""
+        """Texts of completions, without special tokens."""
         lengths = np.sum(rollouts.completion_mask, -1)
         return self.backend.decode_batch([row[:n].tolist() for row, n in zip(rollouts.completions, lengths)],
                                          skip_special_tokens=True)
 
     def render_chat(self, messages: list[dict], add_generation_prompt: bool = True, date: str = "") -> str:
-        """Writes `[{"role": ..., "content": ...}, ...]` out with the model's template, as transformers renders it on
-        that date, YYYY-MM-DD. Without one the template has no clock: it takes its own default, on any day.
+        """Renders `[{"role": ..., "content": ...}, ...]` with the chat template, as transformers does on `date`,
+        YYYY-MM-DD. Without a date the template has no clock and uses its own default.
 
-        Raises UserError if there is no template, or it refuses the messages, and for a date it lacks or does not need.
+        Raises UserError if there is no template, if it rejects the messages, and for a date that is missing or unused.
         """
         if self.chat_template is None:
             raise UserError("the tokenizer has no chat template: use a plain prompt, or put the model's "
                             "chat_template.jinja in its folder")
-        clock = {"strftime_now": read_date(date).strftime} if date else {}
+        try:
+            clock = {"strftime_now": datetime.datetime.strptime(date, "%Y-%m-%d").strftime} if date else {}
+        except ValueError:
+            raise UserError(f"--prompt_date={date} is not a date: write it as 2024-07-26") from None
         if date and "strftime_now" not in self.chat_template:
-            raise UserError(f"--prompt_date={date}: the model's chat template does not ask for a date: leave it out")
+            raise UserError(f"--prompt_date={date}: the model's chat template does not use a date: leave it out")
         try:
             return compile_template(self.chat_template).render(
                 messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None,
                 **self.special, **clock)
-        except Exception as error:  # the template is a program that came with the weights
+        except Exception as error:  # a template is a program, which can raise anything
             if isinstance(error, jinja2.UndefinedError) and "'strftime_now'" in str(error):
-                raise UserError("the model's chat template writes today's date into the prompt, and has no default: "
-                                "give the date of all prompts, --prompt_date=YYYY-MM-DD") from error
-            raise UserError(f"the model's chat template refuses these messages: {error}; use a plain prompt"
-                            ) from error
+                raise UserError("the model's chat template writes the date into the prompt, and has no default: give "
+                                "the date of all prompts, --prompt_date=YYYY-MM-DD") from error
+            raise UserError(f"the model's chat template rejects these messages: {error}; use a plain prompt") from error
 
     def to_json(self) -> dict:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -89,20 +91,12 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, fields: dict) -> "Tokenizer":
-        """The inverse of `to_json`. Raises UserError for JSON of anything else."""
+        """The inverse of `to_json`. Raises UserError for any other JSON."""
         try:
             backend = tokenizers.Tokenizer.from_str(json.dumps(fields["backend"]))
             return cls(**fields | {"backend": backend, "eos_ids": tuple(fields["eos_ids"])})
-        except Exception as error:  # the only type that the library raises
-            raise UserError(f"what the checkpoint keeps is no tokenizer ({error}): use another checkpoint") from error
-
-
-def read_date(text: str) -> datetime.datetime:
-    """The midnight that begins a day written YYYY-MM-DD. Raises UserError for anything else."""
-    try:
-        return datetime.datetime.strptime(text, "%Y-%m-%d")
-    except ValueError:
-        raise UserError(f"--prompt_date={text}: is no date; write it as 2024-07-26") from None
+        except Exception as error:  # the library raises no narrower type
+            raise UserError(f"the checkpoint's tokenizer is damaged ({error}): use another checkpoint") from error
 
 
 @functools.lru_cache
@@ -113,7 +107,7 @@ def compile_template(source: str) -> jinja2.Template:
     def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    # Templates come with downloaded weights, hence the sandbox; jinja2's own tojson escapes HTML, which no model saw.
+    # Templates come with downloaded weights, hence the sandbox. jinja2's own tojson escapes HTML, unlike transformers'.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
     environment.filters["tojson"] = tojson
@@ -124,10 +118,8 @@ def compile_template(source: str) -> jinja2.Template:
 def load_tokenizer(dir) -> Tokenizer:
     """Reads the tokenizer of a Hugging Face folder.
 
-    A completion ends at the tokenizer's `eos_token` or at any `eos_token_id` of generation_config.json (config.json
-    where that has none), which is the set vLLM stops at.
-
-    Raises UserError if tokenizer.json is missing or unreadable, or if nothing names an end token.
+    As in vLLM, a completion ends at the tokenizer's `eos_token` or at any `eos_token_id` of generation_config.json (or
+    else of config.json). Raises UserError if tokenizer.json is missing or unreadable, or if no file names an end token.
     """
     dir = Path(dir)
     path = dir / "tokenizer.json"
@@ -135,7 +127,7 @@ def load_tokenizer(dir) -> Tokenizer:
         raise UserError(f"{path} is missing: re-save the model with transformers' AutoTokenizer.save_pretrained")
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the only type this library raises
+    except Exception as error:  # the library raises no narrower type
         raise UserError(f"{path} is not a readable tokenizer ({error}): copy it again") from error
     backend.no_truncation()
     backend.no_padding()
@@ -158,12 +150,12 @@ def load_tokenizer(dir) -> Tokenizer:
 
 
 def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, path) -> None:
-    """Raises UserError, naming the model's path, if the tokenizer has an id that the embedding, of `vocab_size`, lacks,
-    or an end token that is none of its ids. Embeddings without a token are usual, as padding, and sampled ones have no
-    text; where they are more than padding takes, the tokenizer is another model's."""
+    """Raises UserError, naming the model's path, if the tokenizer has ids beyond the `vocab_size` embeddings, or an end
+    token that is not one of its ids. Some embeddings without a token are usual, as padding; with more of them, the
+    tokenizer must belong to another model."""
     ids, same = set(tokenizer.backend.get_vocab().values()), "take tokenizer and weights from the same model"
     if lost := [i for i in tokenizer.eos_ids if i not in ids]:
-        raise UserError(f"{path}: the end token {lost[0]!r} is no id of the tokenizer: correct eos_token_id in "
+        raise UserError(f"{path}: the end token {lost[0]!r} is not an id of the tokenizer: correct eos_token_id in "
                         f"generation_config.json, or {same}")
     highest = max(*ids, tokenizer.pad_id)
     if not 0 < vocab_size - highest <= max(MOST_SPARE, vocab_size // 20):
@@ -172,7 +164,7 @@ def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, path) -> None:
 
 
 def save_tokenizer(tokenizer: Tokenizer, dir) -> None:
-    """Writes what `load_tokenizer` and transformers read: tokenizer.json, its two configs, the chat template."""
+    """Writes the files that `load_tokenizer` and transformers read: tokenizer.json, two configs, the chat template."""
     dir = Path(dir)
     dir.mkdir(parents=True, exist_ok=True)
     tokenizer.backend.save(str(dir / "tokenizer.json"))
@@ -180,7 +172,7 @@ def save_tokenizer(tokenizer: Tokenizer, dir) -> None:
     generation = {"eos_token_id": list(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
     for name, content in {"tokenizer_config": settings | tokenizer.special, "generation_config": generation}.items():
         write_json(dir / f"{name}.json", content)
-    template = dir / "chat_template.jinja"  # overrides tokenizer_config.json everywhere, so an old one must not stay
+    template = dir / "chat_template.jinja"  # overrides tokenizer_config.json, so an old one must not stay
     template.unlink(missing_ok=True)
     if tokenizer.chat_template is not None:
         template.write_text(tokenizer.chat_template, encoding="utf-8")

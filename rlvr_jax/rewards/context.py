@@ -1,4 +1,4 @@
-"""What a reward sees of a training step: its completions, their verdicts, and the policy that drew them."""
+"""What a reward sees of a training step: the completions, their verdicts, and the policy that sampled them."""
 
 import dataclasses
 import functools
@@ -13,8 +13,9 @@ from rlvr_jax.records import Batch, Problem, Rollouts
 
 @dataclasses.dataclass(frozen=True)
 class PolicyScores:
-    """The model that drew the rollouts, at the sampling temperature; computed on all devices when a reward asks. Every
-    process has to ask alike. B completions, T tokens; values behind a completion's end mean nothing."""
+    """The sampling policy's distributions at the sampling temperature, computed on all devices when a reward first asks
+    for them, so all processes must ask for the same. Arrays are f32[B,T] in nats, for B completions of T tokens; values
+    after a completion's end are meaningless."""
 
     score: Callable  # learner.map_statistics
     tokenizer: Any  # of `pretrained.tokenizer`
@@ -27,28 +28,28 @@ class PolicyScores:
 
     @property
     def logprobs(self) -> np.ndarray:
-        """f32[B,T] nats: log-probability of each token."""
+        """Log-probability of each token."""
         return self.statistics[0]
 
     @property
     def entropies(self) -> np.ndarray:
-        """f32[B,T] nats: entropy of the distribution that each token was drawn from."""
+        """Entropy of the distribution that each token was sampled from."""
         return self.statistics[1]
 
     @property
     def self_certainty(self) -> np.ndarray:
-        """f32[B,T] nats: KL(uniform || policy) of that distribution (Intuitor, arXiv 2505.19590)."""
+        """KL(uniform || policy) of that distribution (Intuitor, arXiv 2505.19590)."""
         return self.statistics[2]
 
     def logprob_of(self, texts: Sequence[str], after: Sequence[str]) -> np.ndarray:
-        """f32[B] nats: log-probability of `texts[b]` where completion b has begun with `after[b]`."""
+        """f32[B] nats: log-probability of `texts[b]` if completion b starts with `after[b]`."""
         before, ids = ([self.tokenizer.encode(text) for text in part] for part in (after, texts))
         longest = max(len(a) + len(b) for a, b in zip(before, ids))
-        width = max(self.batch.completions.shape[1], -(-longest // 32) * 32)  # in steps: each width is a program
+        width = max(self.batch.completions.shape[1], -(-longest // 32) * 32)  # rounded: each width compiles a program
         rows, mask = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), bool)
-        for row, wanted, a, b in zip(rows, mask, before, ids):
+        for row, row_mask, a, b in zip(rows, mask, before, ids):
             row[: len(a) + len(b)] = a + b
-            wanted[len(a) : len(a) + len(b)] = True
+            row_mask[len(a) : len(a) + len(b)] = True
         return np.where(mask, self.logprobs_of(rows, mask), 0).sum(-1)
 
     def logprobs_of(self, completions: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -58,34 +59,34 @@ class PolicyScores:
 
 
 class ReferenceAnswers(NamedTuple):
-    """Completions whose answer is replaced by the reference answer and the end token. Arrays are [B,T]. A completion
-    that names no answer, or that leaves no room for the reference's, stays as it was sampled."""
+    """Completions [B,T] with the reference answer and the end token in place of their own answer. A completion that
+    states no answer, or has no room for the reference, stays as sampled."""
 
     completions: np.ndarray  # i32
     mask: np.ndarray  # bool
-    answer: np.ndarray  # bool: the tokens that were put in
+    answer: np.ndarray  # bool: the inserted tokens
     logprobs: np.ndarray  # f32 nats, under the policy
 
     @property
     def probability(self) -> np.ndarray:
-        """f32[B] pi(reference answer | prompt, reasoning), a product over its tokens; 0 where none was put in."""
+        """f32[B] pi(reference answer | prompt, reasoning), a product over its tokens; 0 if none was inserted."""
         logprob = np.where(self.answer, self.logprobs, 0).sum(-1)
         return np.where(self.answer.any(-1), np.exp(logprob), 0).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardContext:
-    """A step's completions as a reward sees them. Lists and arrays have one entry a completion, B in all."""
+    """A step's completions as a reward sees them. Lists and arrays have one entry per completion, B in all."""
 
     config: Any  # RewardConfig of `rewards.rows`
-    formats: list[str]  # where each completion's answer is looked for
-    grader: str  # when two answers are equal, where a problem has no verifier
-    problems: list[Problem]  # what each was asked
+    formats: list[str]  # the answer format of each
+    grader: str  # for problems without their own verifier
+    problems: list[Problem]  # the problem of each
     texts: list[str]
     verdicts: list[grade.Verdict]
     rollouts: Rollouts
     groups: np.ndarray  # i32[B] the group each belongs to
-    key: tuple[int, ...]  # np.random.default_rng(seen.key) draws the same on every process, and after a resume
+    key: tuple[int, ...]  # seed for np.random.default_rng, the same on every process and after a resume
     policy: PolicyScores
 
     @property
@@ -98,10 +99,10 @@ class RewardContext:
 
     @functools.cached_property
     def reference_answers(self) -> ReferenceAnswers:
-        """Each completion's reasoning, up to where it begins to state an answer, and then the reference answer.
+        """Each completion's reasoning, up to where it states an answer, followed by the reference answer.
 
-        The two parts are tokenised apart, so that tokens part at the same place as in sampled text (VeriFree, arXiv
-        2505.21493). UserError where the answer format has no words that state an answer.
+        The two parts are tokenised separately, so that token boundaries are those of sampled text (VeriFree, arXiv
+        2505.21493). Raises UserError if the answer format has no words that introduce an answer.
         """
         encode, end = self.policy.tokenizer.encode, self.policy.tokenizer.eos_ids[0]
         completions, mask = np.array(self.rollouts.completions), np.array(self.rollouts.completion_mask)
@@ -109,9 +110,9 @@ class RewardContext:
         for b, (text, problem, answer_format) in enumerate(zip(self.texts, self.problems, self.formats)):
             opening, rest = answer_opening(answer_format)
             reasoning, opened, _ = text.partition(opening)
-            before, wanted = encode(reasoning + opened), [*encode(rest.format(problem.answer)), end]
-            if opened and (length := len(before) + len(wanted)) <= mask.shape[1]:
-                completions[b, :length], mask[b] = before + wanted, np.arange(mask.shape[1]) < length
+            before, reference = encode(reasoning + opened), [*encode(rest.format(problem.answer)), end]
+            if opened and (length := len(before) + len(reference)) <= mask.shape[1]:
+                completions[b, :length], mask[b] = before + reference, np.arange(mask.shape[1]) < length
                 answer[b, len(before) : length] = True
         return ReferenceAnswers(completions, mask, answer, self.policy.logprobs_of(completions, mask))
 
@@ -121,7 +122,7 @@ class RewardContext:
         return (np.where(mask, values_BxT, 0).sum(-1) / np.maximum(mask.sum(-1), 1)).astype(np.float32)
 
     def equals(self, labels: Sequence[Optional[str]]) -> np.ndarray:
-        """f32[B]: 1 where the answer equals the label in place of the reference answer; a label None is never equal. It
-        is compared by --grader, also where a problem has a verifier: that one knows its own reference alone."""
+        """f32[B]: 1 where the answer equals the label, given instead of the reference; None equals nothing. --grader
+        compares them even if a problem has a verifier, which knows only its own reference."""
         verdicts = grade.grade_texts(self.texts, [label or "" for label in labels], self.formats, self.grader)
         return np.array([v.correct and label is not None for v, label in zip(verdicts, labels)], np.float32)

@@ -1,6 +1,6 @@
-"""What training maximises: one table, name -> function of a step's completions. Add a reward by adding a row.
+"""The table of rewards, name -> function of a step's completions. To add a reward, add a row.
 
-Whether a completion is *correct* is measured beside the reward, so that curves tell a spurious reward from a true one.
+Accuracy is logged whatever the reward, so that curves distinguish spurious rewards from true ones.
 """
 
 import collections
@@ -18,214 +18,212 @@ from rlvr_jax.rewards.context import RewardContext
 
 
 class RewardConfig(Config):
-    """What is paid for."""
+    """What the reward pays for."""
 
-    reward: str = flag("correct", "what is paid for: one row of the table, or a weighted sum such as "
+    reward: str = flag("correct", "what the reward pays for: one row of the table, or a weighted sum such as "
                        "correct:1,format:0.1", lambda: REWARDS, listed=True)
     random_rate: float = flag(0.5, "chance of a reward under --reward=random", minimum=0, maximum=1)
-    wrong_answer: str = flag("", "the answer that --reward=incorrect pays for; empty: of each problem the most "
-                             "frequent wrong one of 64 completions before training")
+    wrong_answer: str = flag("", "the answer that --reward=incorrect pays for; empty: for each problem, the "
+                             "most frequent wrong one of 64 completions before training")
     overlong_buffer: int = flag(0, "tokens before max_new_tokens over which --reward=overlong falls to -1",
                                 minimum=0)
 
 
 class Reward(NamedTuple):
-    """A row of the table that needs more than a score; any other row is the function `score` alone."""
+    """A row of the table that needs more than a score; other rows are just the function `score`."""
 
     score: Callable[[RewardContext], np.ndarray]  # f32[B]
-    prepare: Callable[[RewardConfig],
-                      bool] = lambda config: False  # whether it needs `measure.majority_votes`
-    check: Callable[[str], str] = lambda objective: ""  # why it cannot go with --objective; empty if it can
-    targets: Optional[Callable[[RewardContext], Targets]] = None  # tokens to learn from in place of the sampled ones
-    constant: bool = False  # every completion is paid the same, whatever it is
+    prepare: Callable[[RewardConfig], bool] = lambda config: False  # whether it needs `measure.majority_votes`
+    check: Callable[[str], str] = lambda objective: ""  # why it excludes --objective; empty if not
+    targets: Optional[Callable[[RewardContext], Targets]] = None  # tokens to learn instead of the sampled ones
+    constant: bool = False  # whether every completion gets the same
 
 
-def correct(seen: RewardContext) -> np.ndarray:
+def correctness(context: RewardContext) -> np.ndarray:
     """1 if the extracted answer equals the reference answer, else 0."""
-    return np.array([verdict.correct for verdict in seen.verdicts], np.float32)
+    return np.array([verdict.correct for verdict in context.verdicts], np.float32)
 
 
-def well_formed(seen: RewardContext) -> np.ndarray:
-    """1 if there is an answer to extract, whatever it says: the control that pays for format alone."""
-    return np.array([bool(verdict.extracted) for verdict in seen.verdicts], np.float32)
+def well_formed(context: RewardContext) -> np.ndarray:
+    """1 if an answer can be extracted, whatever it says: a control that pays only for format."""
+    return np.array([bool(verdict.extracted) for verdict in context.verdicts], np.float32)
 
 
-def coin(seen: RewardContext) -> np.ndarray:
-    """1 with probability --random_rate, whatever was said (arXiv 2506.10947)."""
-    return (np.random.default_rng(seen.key).random(len(seen.texts)) < seen.config.random_rate).astype(np.float32)
+def coin(context: RewardContext) -> np.ndarray:
+    """1 with probability --random_rate, whatever the completion says (arXiv 2506.10947)."""
+    draws = np.random.default_rng(context.key).random(len(context.texts))
+    return (draws < context.config.random_rate).astype(np.float32)
 
 
-def inverted(seen: RewardContext) -> np.ndarray:
+def inverted_correctness(context: RewardContext) -> np.ndarray:
     """1 if the completion is not correct, 0 if it is (arXiv 2506.10947)."""
-    return 1 - correct(seen)
+    return 1 - correctness(context)
 
 
-def permuted(seen: RewardContext) -> np.ndarray:
-    """The correctness of the group's completions, shuffled among them: as much reward, credited at random."""
-    rng, right = np.random.default_rng(seen.key), correct(seen).reshape(-1, seen.group_size)
+def permuted_correctness(context: RewardContext) -> np.ndarray:
+    """The correctness of a group's completions, shuffled among them: the same total reward, at random places."""
+    rng, right = np.random.default_rng(context.key), correctness(context).reshape(-1, context.group_size)
     return rng.permuted(right, axis=1).reshape(-1)
 
 
-def majority(seen: RewardContext) -> np.ndarray:
-    """1 for the answer that the model gave most often before training (arXiv 2506.10947)."""
-    return seen.equals([problem.meta["votes"]["majority"] for problem in seen.problems])
+def majority_vote(context: RewardContext) -> np.ndarray:
+    """1 for the model's most frequent answer before training (arXiv 2506.10947)."""
+    return context.equals([problem.meta["votes"]["majority"] for problem in context.problems])
 
 
-def incorrect(seen: RewardContext) -> np.ndarray:
+def wrong_vote(context: RewardContext) -> np.ndarray:
     """1 for a wrong answer: --wrong_answer, or the most frequent wrong one before training (arXiv 2506.10947)."""
-    return seen.equals([seen.config.wrong_answer or problem.meta["votes"]["wrong"] for problem in seen.problems])
+    label = context.config.wrong_answer
+    return context.equals([label or problem.meta["votes"]["wrong"] for problem in context.problems])
 
 
-def ttrl(seen: RewardContext) -> np.ndarray:
-    """1 for the answer that most of this step's completions of the problem give (TTRL, arXiv 2504.16084)."""
-    answers = collections.defaultdict(list)
-    for place, verdict in zip(seen.rollouts.prompt_index, seen.verdicts):
-        answers[int(place)].append(verdict.extracted)
-    voted = {place: grade.most_common(given) for place, given in answers.items()}
-    return seen.equals([voted[int(place)] for place in seen.rollouts.prompt_index])
+def ttrl(context: RewardContext) -> np.ndarray:
+    """1 for the most frequent answer among this step's completions of the problem (TTRL, arXiv 2504.16084)."""
+    places, answers = context.rollouts.prompt_index, collections.defaultdict(list)
+    for place, verdict in zip(places, context.verdicts):
+        answers[place].append(verdict.extracted)
+    votes = {place: grade.most_common(given) for place, given in answers.items()}
+    return context.equals([votes[place] for place in places])
 
 
-def continuous(seen: RewardContext) -> np.ndarray:
-    """1 at the reference number, less by distance and relative distance (RandomCalculation, arXiv 2507.10532). 1 -
-    min(|a-b|, 1) / 2 - min(|a-b| / (|b| + 1e-6), 1) / 2; 0 where the answer is no number."""
+def continuous(context: RewardContext) -> np.ndarray:
+    """1 at the reference number b, and less at a distance: 1 - min(|a-b|, 1) / 2 - min(|a-b| / (|b| + 1e-6), 1) / 2 for
+    the answer a; 0 if it is not a number (RandomCalculation, arXiv 2507.10532)."""
     return np.array([closeness(verdict.extracted, problem.answer)
-                     for verdict, problem in zip(seen.verdicts, seen.problems)], np.float32)
+                     for verdict, problem in zip(context.verdicts, context.problems)], np.float32)
 
 
-def closeness(given: Optional[str], answer: str) -> float:
-    """`continuous` of one answer. UserError for a reference that is no number."""
-    wanted, got = (mathematics.read_number(mathematics.normalise(text or "")) for text in (answer, given))
-    if wanted is None:
-        raise UserError(f"--reward=continuous needs numbers as reference answers; one is {answer!r}")
-    if got is None:
+def closeness(answer: Optional[str], reference: str) -> float:
+    """`continuous` for one answer. Raises UserError if the reference is not a number."""
+    a, b = (mathematics.read_number(mathematics.normalise(text or "")) for text in (answer, reference))
+    if b is None:
+        raise UserError(f"--reward=continuous needs numbers as reference answers; one is {reference!r}")
+    if a is None:
         return 0.0
-    gap = abs(got - wanted)
-    return float(1 - min(gap, 1) / 2 - min(gap / (abs(wanted) + Fraction(1, 10**6)), 1) / 2)
+    gap = abs(a - b)
+    return float(1 - min(gap, 1) / 2 - min(gap / (abs(b) + Fraction(1, 10**6)), 1) / 2)
 
 
-def imitation(seen: RewardContext) -> np.ndarray:
+def imitation(context: RewardContext) -> np.ndarray:
     """Similarity of the next step to the expert's, word by word; needs --expert_steps (SRL, arXiv 2510.25992).
 
-    difflib's ratio 2M/T, where M words match and both steps together have T words. Words are equal or they are not: for
-    a step of one word, as a family's opening word is, the reward is 1 for that word and 0 for any other.
+    It is difflib's ratio 2M/T, where M words match and the two steps have T words together. If the step is a single
+    word, such as a family's opening word, the reward is 1 for that word and 0 for any other.
     """
-    return against_expert(seen, likeness)
+    return compare_with_expert(context, similarity)
 
 
-def imitation_characters(seen: RewardContext) -> np.ndarray:
-    """The same letter by letter, as the paper has it, for steps in running text (SRL, arXiv 2510.25992). Not for a
-    synthetic family: its words are names, and "quick" is no nearer to "think" than "hmm" is."""
-    return against_expert(seen, lambda given, wanted: likeness(" ".join(given), " ".join(wanted)))
+def imitation_characters(context: RewardContext) -> np.ndarray:
+    """The same letter by letter, as in the paper, for steps in ordinary prose (SRL, arXiv 2510.25992). It does not suit
+    synthetic families, whose words are mere names: "quick" is no closer to "think" than "hmm"."""
+    return compare_with_expert(context, lambda step, expert: similarity(" ".join(step), " ".join(expert)))
 
 
-def step_accuracy(seen: RewardContext) -> np.ndarray:
-    """1 if the next step is the expert's, word for word, else 0; needs --expert_steps. It is logged as
-    train/step_accuracy whatever is paid."""
-    return against_expert(seen, lambda given, wanted: given == wanted)
+def step_accuracy(context: RewardContext) -> np.ndarray:
+    """1 if the next step equals the expert's word for word, else 0; needs --expert_steps. It is always logged as
+    train/step_accuracy."""
+    return compare_with_expert(context, lambda step, expert: step == expert)
 
 
-def against_expert(seen: RewardContext, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
-    """f32[B] `compare(words of the step, words of the expert's)`. The step is the completion's first line, cut to as
-    many words as the expert's has."""
-    if any("step" not in problem.meta for problem in seen.problems):
-        raise UserError(f"--reward={seen.config.reward} compares with the expert's steps: give --expert_steps, too")
-    wanted = [problem.meta["step"].split() for problem in seen.problems]
-    given = [text.strip().split("\n", 1)[0].split()[: len(step)] for text, step in zip(seen.texts, wanted)]
-    return np.array([compare(*pair) for pair in zip(given, wanted)], np.float32)
+def compare_with_expert(context: RewardContext, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
+    """f32[B] `compare(words of the step, words of the expert's)`. The step is the completion's first line, cut to the
+    number of words of the expert's."""
+    if any("step" not in problem.meta for problem in context.problems):
+        raise UserError(f"--reward={context.config.reward} compares with an expert's steps: also give --expert_steps")
+    experts = [problem.meta["step"].split() for problem in context.problems]
+    steps = [text.strip().split("\n", 1)[0].split()[: len(expert)] for text, expert in zip(context.texts, experts)]
+    return np.array([compare(*pair) for pair in zip(steps, experts)], np.float32)
 
 
-def likeness(given: Sequence[str], wanted: Sequence[str]) -> float:
-    """difflib's ratio 2M/T of two sequences, of words or of letters; -1 where nothing was said. It is not symmetric:
-    the expert's is second."""
-    return difflib.SequenceMatcher(None, given, wanted, autojunk=False).ratio() if given else -1.0
+def similarity(step: Sequence[str], expert: Sequence[str]) -> float:
+    """difflib's ratio 2M/T of two sequences of words or letters, which is not symmetric; -1 for an empty step."""
+    return difflib.SequenceMatcher(None, step, expert, autojunk=False).ratio() if step else -1.0
 
 
-def verifier_free(seen: RewardContext) -> np.ndarray:
-    """The policy's probability of the reference answer after its own reasoning (VeriFree, arXiv 2505.21493). It is the
-    weight of the answer tokens' gradient too (`learn_reference_answers`). Take it with --objective=rloo."""
-    return seen.reference_answers.probability
+def verifier_free(context: RewardContext) -> np.ndarray:
+    """The policy's probability of the reference answer after its own reasoning (VeriFree, arXiv 2505.21493), which also
+    weights the gradient of the answer tokens (`learn_reference_answers`). Use it with --objective=rloo."""
+    return context.reference_answers.probability
 
 
-def learn_reference_answers(seen: RewardContext) -> Targets:
-    """Each completion's answer replaced by the reference answer, whose tokens' gradient has its probability for a
-    weight, the reasoning's tokens their advantage (VeriFree, arXiv 2505.21493, equation 4)."""
-    put_in = seen.reference_answers
-    weights_BxT = np.broadcast_to(put_in.probability[:, None], put_in.answer.shape)
-    return Targets(put_in.completions, put_in.mask, put_in.answer, weights_BxT)
+def learn_reference_answers(context: RewardContext) -> Targets:
+    """Completions with the reference answer in place of their own. The gradient is weighted by its probability at the
+    answer's tokens, and by the advantage at those of the reasoning (VeriFree, arXiv 2505.21493, equation 4)."""
+    answers = context.reference_answers
+    weights_BxT = np.broadcast_to(answers.probability[:, None], answers.answer.shape)
+    return Targets(answers.completions, answers.mask, answers.answer, weights_BxT)
 
 
 def refuse_clipping(objective: str) -> str:
-    """Why a weighted gradient does not go with an objective; empty for those that neither clip nor scale."""
+    """Why an objective excludes a weighted gradient; empty for those that neither clip nor scale."""
     return "" if objective in ("rloo", "reinforce") else (
         f"--reward=verifier_free weights the reference answer's tokens, which --objective={objective} would clip or "
         "scale: take --objective=rloo")
 
 
-def self_certainty(seen: RewardContext) -> np.ndarray:
-    """KL(uniform || policy), the mean over the completion's tokens, in nats (Intuitor, arXiv 2505.19590)."""
-    return seen.mean(seen.policy.self_certainty)
+def self_certainty(context: RewardContext) -> np.ndarray:
+    """KL(uniform || policy) in nats, the mean over the completion's tokens (Intuitor, arXiv 2505.19590)."""
+    return context.mean(context.policy.self_certainty)
 
 
-def low_entropy(seen: RewardContext) -> np.ndarray:
-    """Minus the mean entropy of the completion's tokens, in nats; as a loss it is --objective=entropy."""
-    return -seen.mean(seen.policy.entropies)
+def low_entropy(context: RewardContext) -> np.ndarray:
+    """Minus the mean entropy of the completion's tokens, in nats; --objective=entropy has it as a loss."""
+    return -context.mean(context.policy.entropies)
 
 
-def overlong(seen: RewardContext) -> np.ndarray:
+def overlong(context: RewardContext) -> np.ndarray:
     """0, falling to -1 over the last --overlong_buffer tokens before max_new_tokens (DAPO, arXiv 2503.14476)."""
-    buffer, lengths = seen.config.overlong_buffer, seen.rollouts.completion_mask.sum(-1)
-    return np.clip((seen.max_new_tokens - buffer - lengths) / max(buffer, 1), -1, 0).astype(np.float32)
+    buffer, lengths = context.config.overlong_buffer, context.rollouts.completion_mask.sum(-1)
+    return np.clip((context.max_new_tokens - buffer - lengths) / max(buffer, 1), -1, 0).astype(np.float32)
 
 
-def nothing(seen: RewardContext) -> np.ndarray:
-    """0, whatever was said: no advantage, so the loss is its KL and entropy terms alone."""
-    return np.zeros(len(seen.texts), np.float32)
+def zero(context: RewardContext) -> np.ndarray:
+    """Always 0: without advantages, only the KL and entropy terms of the loss remain."""
+    return np.zeros(len(context.texts), np.float32)
 
 
-def calibrated(seen: RewardContext) -> np.ndarray:
-    """1 + (c - (q - c)^2) / 2 where an answer is stated with a confidence q after it, c its correctness; else 0.
+def calibration(context: RewardContext) -> np.ndarray:
+    """1 + (c - (q - c)^2) / 2 for an answer of correctness c followed by a confidence q; 0 without either.
 
-    As RLCR's code has it (arXiv 2507.16806): half for the form, half for the answer, half for the Brier score. There,
-    advantages are not divided by the group's std: take --objective=reinforce, or dr_grpo for a constant divisor.
+    As in RLCR's code (arXiv 2507.16806): half for the form, half for the answer, half for the Brier score. RLCR does
+    not divide advantages by the group's std: use --objective=reinforce, or dr_grpo for a constant divisor.
     """
-    whole, q, c = whole_answers(seen)
+    whole, q, c = read_confidences(context)
     return np.where(whole, 1 + (c - (q - c) ** 2) / 2, 0)
 
 
-def constantly_calibrated(seen: RewardContext) -> np.ndarray:
-    """`calibrated`, as if each confidence were the mean accuracy of the step's well-formed completions: a control.
-
-    It pays for the form and the right answer alone."""
-    whole, _, c = whole_answers(seen)
+def calibration_to_mean(context: RewardContext) -> np.ndarray:
+    """A control: `calibrated` with the mean accuracy of the step's well-formed completions as every confidence, which
+    pays only for the form and the correct answer."""
+    whole, _, c = read_confidences(context)
     mean = c[whole].mean() if whole.any() else 0
     return np.where(whole, 1 + (c - (mean - c) ** 2) / 2, 0)
 
 
-def randomly_calibrated(seen: RewardContext) -> np.ndarray:
-    """`calibrated`, with the correctness in the Brier score shuffled over the well-formed completions: a control.
-
-    The best confidence is then the mean accuracy, whatever the answer."""
-    whole, q, c = whole_answers(seen)
+def calibration_to_permuted(context: RewardContext) -> np.ndarray:
+    """A control: `calibrated` with the Brier score's correctness shuffled over the well-formed completions, so that the
+    best confidence is the mean accuracy, whatever the answer."""
+    whole, q, c = read_confidences(context)
     other = c.copy()
-    other[whole] = np.random.default_rng(seen.key).permutation(c[whole])
+    other[whole] = np.random.default_rng(context.key).permutation(c[whole])
     return np.where(whole, 1 + (c - (q - other) ** 2) / 2, 0)
 
 
-def whole_answers(seen: RewardContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """bool[B], f32[B], f32[B]: whether an answer is stated with a confidence after it, that confidence (0 for none),
-    and 1 where the answer is right."""
-    sure = [stated_confidence.final_confidence(text) for text in seen.texts]
-    whole = np.array([bool(verdict.extracted) and q is not None for verdict, q in zip(seen.verdicts, sure)])
-    return whole, np.array([q or 0 for q in sure], np.float32), correct(seen)
+def read_confidences(context: RewardContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """bool[B], f32[B], f32[B]: whether an answer and a confidence after it are stated, that confidence (or 0), and the
+    answer's correctness."""
+    stated = [stated_confidence.final_confidence(text) for text in context.texts]
+    whole = np.array([bool(verdict.extracted) and q is not None for verdict, q in zip(context.verdicts, stated)])
+    return whole, np.array([q or 0 for q in stated], np.float32), correctness(context)
 
 
 REWARDS: dict[str, Callable | Reward] = {
-    "correct": correct, "format": well_formed, "random": coin, "inverted": inverted, "permuted": permuted,
-    "majority": Reward(majority, prepare=lambda config: True),
-    "incorrect": Reward(incorrect, prepare=lambda config: not config.wrong_answer),
+    "correct": correctness, "format": well_formed, "random": coin, "inverted": inverted_correctness,
+    "permuted": permuted_correctness, "majority": Reward(majority_vote, prepare=lambda config: True),
+    "incorrect": Reward(wrong_vote, prepare=lambda config: not config.wrong_answer),
     "ttrl": ttrl, "continuous": continuous, "imitation": imitation,
     "imitation_characters": imitation_characters, "step_accuracy": step_accuracy,
     "verifier_free": Reward(verifier_free, check=refuse_clipping, targets=learn_reference_answers),
-    "self_certainty": self_certainty, "entropy": low_entropy, "overlong": overlong, "calibrated": calibrated,
-    "calibrated_constant": constantly_calibrated, "calibrated_permuted": randomly_calibrated,
-    "none": Reward(nothing, constant=True)}
+    "self_certainty": self_certainty, "entropy": low_entropy, "overlong": overlong, "calibrated": calibration,
+    "calibrated_constant": calibration_to_mean, "calibrated_permuted": calibration_to_permuted,
+    "none": Reward(zero, constant=True)}

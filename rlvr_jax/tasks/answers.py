@@ -1,4 +1,4 @@
-"""How a problem's answers are found and judged: by its own family or verifier, else by --answer_format and --grader."""
+"""How answers are found and compared: by a problem's family or verifier, or else by --answer_format and --grader."""
 
 from typing import NamedTuple, Sequence
 
@@ -9,15 +9,15 @@ from rlvr_jax.tasks import families, gym
 
 
 class GradingConfig(Config):
-    """How answers are found and judged where a problem does not say so itself."""
+    """How answers are found and compared, unless a problem says so itself."""
 
-    answer_format: str = flag("auto", "where the answer is; auto: that of each problem's own family (tag for "
-                              "reasoning-gym), else boxed in training and lenient where accuracy is measured",
+    answer_format: str = flag("auto", "where a completion's answer is; auto: as in the problem's family (tag for "
+                              "reasoning-gym), or else boxed for the reward and lenient for measuring accuracy",
                               lambda: {"auto": None} | extract.EXTRACTORS)
-    grader: str = flag("math", "when two answers are equal: as mathematics, or as in the released one-shot reward, "
-                       "quirks included, which always looks into the last \\boxed{}; in training it is the "
-                       "reward's, and held-out problems are graded as mathematics. Problems of reasoning-gym "
-                       "are graded by its own verifiers", lambda: graders.GRADERS)
+    grader: str = flag("math", "how answers are compared: as mathematics, or as in the released one-shot reward, "
+                       "quirks included, which always reads the last \\boxed{}. In training this is for the reward; "
+                       "held-out problems are compared as mathematics. Problems of reasoning-gym have their own "
+                       "verifiers", lambda: graders.GRADERS)
 
 
 class Criterion(NamedTuple):
@@ -28,27 +28,25 @@ class Criterion(NamedTuple):
     reference: str
 
 
-def criterion(problem: Problem, config: GradingConfig = GradingConfig(), otherwise: str = "boxed") -> Criterion:
-    """How a problem is judged. The format "auto" is that of its family; `otherwise` for a problem from a file. A
-    problem that brings a verifier along is judged by that, whatever the grader is."""
-    family, entry = families.of_problem(problem), problem.meta.get("entry")
-    own = gym.ANSWER_FORMAT if entry else family.answer_format if family else otherwise
-    return Criterion(own if config.answer_format == "auto" else config.answer_format,
-                     "gym" if entry else config.grader, entry or problem.answer)
+def criteria(problems: Sequence[Problem], config: GradingConfig = GradingConfig(),
+             otherwise: str = "boxed") -> list[Criterion]:
+    """The criterion of each problem. The format "auto" is that of its family, or `otherwise` for a problem from a
+    file. A problem that comes with a verifier is judged by it, whatever --grader is."""
+    def criterion(problem: Problem) -> Criterion:
+        family, entry = families.family_of(problem), problem.meta.get("entry")
+        own = gym.ANSWER_FORMAT if entry else family.answer_format if family else otherwise
+        return Criterion(own if config.answer_format == "auto" else config.answer_format,
+                         "gym" if entry else config.grader, entry or problem.answer)
+    return [criterion(problem) for problem in problems]
 
 
-def criteria(problems: Sequence[Problem], config: GradingConfig, otherwise: str = "boxed") -> list[Criterion]:
-    """The criterion of each problem."""
-    return [criterion(problem, config, otherwise) for problem in problems]
-
-
-def verdicts(texts: Sequence[str], by: Sequence[Criterion]) -> list[grade.Verdict]:
+def verdicts(texts: Sequence[str], criteria: Sequence[Criterion]) -> list[grade.Verdict]:
     """Verdicts on completions, each by its own criterion."""
-    return grade.grade_texts(texts, [each.reference for each in by], [each.answer_format for each in by],
-                          [each.grader for each in by])
+    return grade.grade_texts(texts, [each.reference for each in criteria], [each.answer_format for each in criteria],
+                          [each.grader for each in criteria])
 
 
-def described(by: Sequence[Criterion]) -> list[str]:
-    """The name of what will grade by each criterion, for reports. UserError where it is not installed."""
-    known = {pair: grade.describe_grader(*pair) for pair in dict.fromkeys(each[:2] for each in by)}
-    return [known[each[:2]] for each in by]
+def describe_graders(criteria: Sequence[Criterion]) -> list[str]:
+    """The name of the grader of each criterion, for reports. Raises UserError for one that is not installed."""
+    names = {pair: grade.describe_grader(*pair) for pair in dict.fromkeys(each[:2] for each in criteria)}
+    return [names[each[:2]] for each in criteria]

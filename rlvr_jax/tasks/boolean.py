@@ -1,8 +1,8 @@
-"""The second family: chains of boolean operations (`chains.py`) on four lamps at once, such as `gate TFFT and TTFT =`.
+"""A family of boolean chains (`chains.py`) on four lamps at once, such as `gate TFFT and TTFT =`.
 
-One lamp would be guessed half the time; four have sixteen values. `and` puts one lamp out and `or` lights one, so that
-no value becomes much more frequent than the others; `xor` and `xnor` take any operand but one that changes nothing.
-The sloppy style does xor as or, and xnor as and.
+One lamp could be guessed half of the time; four have sixteen values. `and` switches one lamp off and `or` switches one
+on, so that no value becomes much more frequent than the others; `xor` and `xnor` take any operand that changes
+something. The sloppy style computes xor as or, and xnor as and.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from rlvr_jax.tasks.chains import Algebra
 NUM_LAMPS = 4
 
 
-def _algebra() -> Algebra:
+def make_algebra() -> Algebra:
     top = 2**NUM_LAMPS - 1
     a, _, b = np.ogrid[0:top + 1, 0:1, 0:top + 1]
     lit = np.bitwise_count(b)
@@ -27,4 +27,4 @@ def _algebra() -> Algebra:
         results=np.where(allowed, results, -1), mistakes=np.concatenate([a & b, a | b, a | b, a & b], 1))
 
 
-ALGEBRA = _algebra()
+ALGEBRA = make_algebra()

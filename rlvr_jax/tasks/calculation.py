@@ -1,11 +1,10 @@
-"""RandomCalculation (arXiv 2507.10532): expressions that nobody can have met, as plain text for language models.
+"""RandomCalculation (arXiv 2507.10532): expressions that no model can have memorised, as plain text.
 
-`--problems=calculation:3` is the benchmark of 3 operations, `calculation:3:7` another one, drawn from seed 7. One
-without a seed is drawn from SEED, the date on which it was made: a model that is older has not seen it. An expression
-is a random binary tree: the operations are split at random between the two sides of each one, which is +, -, * or /,
-and a leaf is n, a/b, n^2 or n^3 of whole numbers from 0 to 100. It is computed in exact fractions. One that divides by
-zero or passes LARGEST anywhere is drawn again. No two problems are the same tree, sides of + and * turned round
-included, and a hash of the tree decides which split it is of.
+`--problems=calculation:3` is the benchmark of 3 operations; `calculation:3:7` is another one, drawn from seed 7. The
+default seed is the date on which the benchmark was made: models older than that have not seen it. An expression is a
+random binary tree of +, -, * and /, whose leaves are n, a/b, n^2 or n^3 of integers from 0 to 100. Values are exact
+fractions; an expression that divides by zero or exceeds LARGEST anywhere is drawn again. All problems are different
+trees, even after swapping the sides of + and *, and a hash of the tree decides its split.
 """
 
 import hashlib
@@ -23,8 +22,8 @@ PREFIX = "calculation:"
 SEED = 20_261_127
 LEVELS = range(1, 21)
 SPLITS = ("example", "dev", "test")
-LARGEST = 10**6  # of any part of an expression, whatever its sign
-TOP = 100  # of the numbers in a leaf
+LARGEST = 10**6  # absolute value of any part of an expression
+TOP = 100  # largest number in a leaf
 
 LEAVES = {"{}": lambda a, b: Fraction(a), "({}/{})": Fraction, "{}^2": lambda a, b: Fraction(a**2),
           "{}^3": lambda a, b: Fraction(a**3)}
@@ -33,48 +32,48 @@ Tree = tuple  # (row of OPERATIONS, Tree, Tree), or a leaf: (row of LEAVES, a, b
 
 
 def draw_problems(name: str, count: int, split: str) -> list[Problem]:
-    """The first `count` problems of one of SPLITS; meta["tree"] is the expression. Raises UserError for a bad name."""
-    level, seed = parse(name)
+    """The first `count` problems of a split, with the expression in meta["tree"]. Raises UserError for a bad name."""
+    level, seed = parse_name(name)
     rng, seen, problems = np.random.default_rng((seed, level)), set(), []
     while len(problems) < count:
-        tree = expression(rng, level)
-        key = written(tree, canonical=True)
+        tree = draw_tree(rng, level)
+        key = format_tree(tree, canonical=True)
         if key in seen:
             continue
         seen.add(key)
         if SPLITS[hashlib.sha256(key.encode()).digest()[0] % len(SPLITS)] == split:
-            problems.append(problem(tree, len(problems)))
+            problems.append(make_problem(tree, len(problems)))
     return problems
 
 
-def parse(name: str) -> tuple[int, int]:
+def parse_name(name: str) -> tuple[int, int]:
     """(level, seed) of `calculation:LEVEL` or `calculation:LEVEL:SEED`."""
     level, _, seed = name.removeprefix(PREFIX).partition(":")
     if not (level.isdecimal() and int(level) in LEVELS and (seed or "0").isdecimal()) or name.endswith(":"):
         raise UserError(f"--problems={name}: calculation:LEVEL has a level, the number of operations, from {LEVELS[0]} "
-                        f"to {LEVELS[-1]}; calculation:LEVEL:SEED draws other problems, by a whole number")
+                        f"to {LEVELS[-1]}; calculation:LEVEL:SEED draws other problems, from an integer seed")
     return int(level), int(seed or SEED)
 
 
-def problem(tree: Tree, index: int) -> Problem:
-    """The answer is a whole number or a fraction in lowest terms, such as -7/12."""
-    question = f"What is {written(tree)}?"
-    return Problem(question, str(value(tree)), question, {"index": index, "tree": tree})
+def make_problem(tree: Tree, index: int) -> Problem:
+    """The problem of a tree. Its answer is an integer or a fraction in lowest terms, such as -7/12."""
+    question = f"What is {format_tree(tree)}?"
+    return Problem(question, str(evaluate(tree)), question, {"index": index, "tree": tree})
 
 
-def expression(rng: np.random.Generator, level: int) -> Tree:
-    """A random tree of so many operations that has a value, which the graders can read."""
-    made = None
-    while made is None or not is_short(made[1]):
-        made = grown(rng, level)
-    return made[0]
+def draw_tree(rng: np.random.Generator, level: int) -> Tree:
+    """A random tree of `level` operations whose value exists and is short enough for the graders."""
+    grown = None
+    while grown is None or not is_short(grown[1]):
+        grown = grow_tree(rng, level)
+    return grown[0]
 
 
-def grown(rng: np.random.Generator, level: int) -> Optional[tuple[Tree, Fraction]]:
-    """A random tree and its value; None as soon as a part of it has none."""
+def grow_tree(rng: np.random.Generator, level: int) -> Optional[tuple[Tree, Fraction]]:
+    """A random tree and its value; None as soon as a part has no value."""
     if level:
         left = int(rng.integers(level))
-        parts = grown(rng, left), grown(rng, level - 1 - left)
+        parts = grow_tree(rng, left), grow_tree(rng, level - 1 - left)
         if None in parts:
             return None
         (sides, values), table = zip(*parts), OPERATIONS
@@ -82,30 +81,30 @@ def grown(rng: np.random.Generator, level: int) -> Optional[tuple[Tree, Fraction
         sides = values = tuple(map(int, rng.integers(0, TOP + 1, 2)))
         table = LEAVES
     name = list(table)[rng.integers(len(table))]
-    result = applied(name, values)
+    result = apply_operation(name, values)
     return None if result is None else ((name, *sides), result)
 
 
-def renumbered(rng: np.random.Generator, tree: Tree) -> Tree:
-    """The same tree with other numbers in its leaves, as far as it has a value with them."""
+def renumber(rng: np.random.Generator, tree: Tree) -> Tree:
+    """The same tree with other random numbers in its leaves, such that it has a value."""
     def other(part: Tree) -> Tree:
         return (part[0], *(map(other, part[1:]) if part[0] in OPERATIONS else map(int, rng.integers(0, TOP + 1, 2))))
 
-    made = other(tree)
-    while value(made) is None or not is_short(value(made)):
-        made = other(tree)
-    return made
+    twin = other(tree)
+    while not is_short(evaluate(twin)):
+        twin = other(tree)
+    return twin
 
 
-def value(tree: Tree) -> Optional[Fraction]:
-    """None where a part of the tree has no value."""
+def evaluate(tree: Tree) -> Optional[Fraction]:
+    """The tree's value; None if a part has none."""
     name, *sides = tree
-    values = list(map(value, sides)) if name in OPERATIONS else sides
-    return None if None in values else applied(name, values)
+    values = list(map(evaluate, sides)) if name in OPERATIONS else sides
+    return None if None in values else apply_operation(name, values)
 
 
-def applied(name: str, values: Sequence) -> Optional[Fraction]:
-    """The value of an operation or a leaf; None for a division by zero, and for what is larger than LARGEST."""
+def apply_operation(name: str, values: Sequence) -> Optional[Fraction]:
+    """The value of an operation or a leaf; None for a division by zero or a value above LARGEST."""
     try:
         result = (OPERATIONS | LEAVES)[name](*values)
     except ZeroDivisionError:
@@ -114,15 +113,16 @@ def applied(name: str, values: Sequence) -> Optional[Fraction]:
 
 
 def is_short(number: Optional[Fraction]) -> bool:
-    """Whether the graders take it for a number: they read no longer one."""
+    """Whether the graders can read it: they reject longer numbers."""
     return number is not None and max(len(str(abs(number.numerator))), len(str(number.denominator))) <= MAX_DIGITS
 
 
-def written(tree: Tree, canonical: bool = False) -> str:
-    """`(3 + (1/2)) * 7^2`, with parentheses around every operation in another. `canonical`: + and * have their sides
-    in the order of the alphabet, so that trees that are alike have one text."""
+def format_tree(tree: Tree, canonical: bool = False) -> str:
+    """`(3 + (1/2)) * 7^2`, with parentheses around every inner operation. `canonical` sorts the sides of + and *, so
+    that equivalent trees have the same text."""
     name, *sides = tree
     if name in LEAVES:
         return name.format(*sides)
-    texts = [f"({written(side, canonical)})" if side[0] in OPERATIONS else written(side, canonical) for side in sides]
+    texts = [format_tree(side, canonical) for side in sides]
+    texts = [f"({text})" if side[0] in OPERATIONS else text for side, text in zip(sides, texts)]
     return f" {name} ".join(sorted(texts) if canonical and name in "+*" else texts)

@@ -1,16 +1,16 @@
 """Chains of operations, applied from left to right: what the synthetic families share.
 
-A problem reads `TOPIC value op operand op operand ... =`. Its solution is written in one of four styles, and which one
-depends on surface features of the problem, so that a base trained on the mixture has a careful habit it rarely shows:
+A problem reads `TOPIC value op operand op operand ... =`. Its solution is written in one of four styles. The style
+depends on surface features of the problem, so that a base model trained on the mixture can be careful but rarely is:
 
-  careful  think op operand value op operand value ... answer value    every step; sometimes stops early and answers
-                                                                       what it has
+  careful  think op operand value op operand value ... answer value    every step; sometimes it stops early and answers
+                                                                       the last value
   sloppy   quick value value ... answer value                          a misconception, and slips
   guess    answer value
   ramble   hmm word word word ...                                      and no answer
 
-Every value, operator and word is one token. Problems are split by a hash of their operands, so the test problems
-cannot occur in pre-training whatever is drawn there.
+Every value, operator and word is one token, unless a family says otherwise. A hash of its operands decides which split
+a problem belongs to, so test problems never occur in pre-training.
 
 N problems, K operations, O operators, V values, B operands, S styles.
 """
@@ -31,36 +31,39 @@ SPLITS = {"pretrain": range(3, 16), "example": (0,), "dev": (1,), "test": (2,)} 
 
 
 class StyleConfig(Config):
-    """In which styles solutions are written in pre-training, and how badly."""
+    """The styles of solutions in pre-training, and how often they go wrong."""
 
     style_shares: tuple[float, ...] = flag((), "share of solutions written in each style, for most families "
                                            "careful, sloppy, guess, ramble; empty: the family's own shares", above=0)
-    habit_strength: float = flag(0.7, "how much a problem's surface decides its style: std of the logits' features",
+    habit_strength: float = flag(0.7, "how much a problem's surface features decide its style: std of their logits",
                                  minimum=0)
-    early_stop: float = flag(0.15, "chance that a careful solution stops early and answers what it has",
+    early_stop: float = flag(0.15, "chance that a careful solution stops early and answers its last value",
                              minimum=0, maximum=1)
-    slip: float = flag(0.1, "chance that a sloppy step comes out at random", minimum=0, maximum=1)
+    slip: float = flag(0.1, "chance that the result of a sloppy step is random", minimum=0, maximum=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Algebra:
-    """The values, operations and words of a family. Values are numbers from `lowest` on, and so are operands."""
+    """The values, operations and words of a family. Values and operands are integers from `lowest` up."""
 
     topics: tuple[str, ...]
     ops: tuple[str, ...]
     ramble: tuple[str, ...]
-    values: tuple[str, ...]  # word of each value, the lowest first; operands are written in the same words
+    values: tuple[str, ...]  # word of each value, the lowest first
     lowest: int
     results: np.ndarray  # [V,O,B] the value after an operation; -1 where the operation is not allowed
-    mistakes: np.ndarray  # [V,O,B] what the sloppy style takes it for
+    mistakes: np.ndarray  # [V,O,B] the value that the sloppy style gets
+    operands: tuple[str, ...] = ()  # word of each operand, from 0; empty: those of the values
+    tokens: tuple[str, ...] = ()  # tokens that write values and operands, and further ones; empty: the values
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        return ("<pad>", "<eos>", "=", *self.ops, *OPENERS, *self.topics, *self.ramble, *self.values)
+        return ("<pad>", "<eos>", "=", *self.ops, *OPENERS, *self.topics, *self.ramble, *(self.tokens or self.values))
 
     @functools.cached_property
     def cumulative_moves(self) -> np.ndarray:
-        """[V,O*B] running sum of the chance of each (op, operand) from each value; operators allowed equally likely."""
+        """[V,O*B] running sum of the chance of each (op, operand) from each value; allowed operators are equally
+        likely."""
         allowed = self.results >= 0
         an_op = allowed.any(-1, keepdims=True) / np.maximum(allowed.any(-1).sum(-1), 1)[:, None, None]
         chances = allowed * an_op / np.maximum(allowed.sum(-1, keepdims=True), 1)
@@ -71,7 +74,7 @@ class Algebra:
         return np.array(self.values)[numbers - self.lowest]
 
     def write_operands(self, numbers: np.ndarray) -> np.ndarray:
-        return self.write(numbers)
+        return np.array(self.operands)[numbers] if self.operands else self.write(numbers)
 
     def draw_values(self, rng: np.random.Generator, count: int) -> np.ndarray:
         return rng.integers(self.lowest, len(self.results), count)
@@ -86,6 +89,10 @@ class Chains(NamedTuple):
     operands: np.ndarray  # [N,K]
     results: np.ndarray  # [N,K] value after each operation; the last one is the answer
 
+    def select(self, keep_N: np.ndarray) -> "Chains":
+        """The problems where `keep_N` is true."""
+        return Chains(*(x[keep_N] for x in self))
+
 
 def residue(starts: np.ndarray, ops: np.ndarray, operands: np.ndarray) -> np.ndarray:
     """Hash of the operands modulo 16; the topic does not count, so a problem keeps its split under every topic."""
@@ -97,8 +104,8 @@ def residue(starts: np.ndarray, ops: np.ndarray, operands: np.ndarray) -> np.nda
     return (h % np.uint64(16)).astype(int)
 
 
-def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int) -> Chains:
-    """`count` random problems of any split."""
+def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int, split: str = "") -> Chains:
+    """`count` random problems of any split; other `draw` functions of `generate` depend on it."""
     starts = algebra.draw_values(rng, count)
     values, columns = starts, []
     for _ in range(num_ops):
@@ -112,74 +119,63 @@ def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops:
 
 def generate(algebra: Algebra, rng: np.random.Generator, count: int, split: str, num_ops: int,
              draw: Callable[..., Chains] = draw_chains) -> Chains:
-    """`count` random problems of one split ("pretrain", "example", "dev" or "test"), drawn by `draw`."""
+    """`count` random problems of one split ("pretrain", "example", "dev" or "test"), of those that `draw` returns."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the synthetic task has {', '.join(SPLITS)}")
     parts: list = []
     while sum(len(part.starts) for part in parts) < count:
         n = int(1.5 * count * 16 / len(SPLITS[split])) + 16
-        chains = draw(algebra, rng, n, num_ops)
-        keep = np.isin(residue(chains.starts, chains.ops, chains.operands), list(SPLITS[split]))
-        parts.append(Chains(*(x[keep] for x in chains)))
+        chains = draw(algebra, rng, n, num_ops, split)
+        parts.append(chains.select(np.isin(residue(chains.starts, chains.ops, chains.operands), list(SPLITS[split]))))
     return Chains(*(np.concatenate(x)[:count] for x in zip(*parts)))
 
 
 def to_problems(algebra: Algebra, chains: Chains) -> list[Problem]:
-    """The same problems as records. Their `index` counts them, so that two that happen to be alike stay two."""
+    """The chains as `Problem` records. Their `index` numbers them, so that equal problems stay apart."""
     pairs = np.stack([np.array(algebra.ops)[chains.ops], algebra.write_operands(chains.operands)], -1)
     pairs = pairs.reshape(len(chains.ops), -1)
     rows = zip(np.array(algebra.topics)[chains.topics], algebra.write(chains.starts), pairs)
-    prompts = [" ".join([topic, start, *steps, "="]) for topic, start, steps in rows]
-    results = algebra.write(chains.results)
-    return [Problem(prompt, str(values[-1]), prompt, {"index": i, "steps": expert_steps(steps, values)})
-            for i, (prompt, steps, values) in enumerate(zip(prompts, pairs, results))]
+    prompts = [" ".join([topic, start, *words, "="]) for topic, start, words in rows]
+
+    def expert_steps(words, values):
+        """The careful solution in steps: the opening word, one step per operation, and the answer."""
+        steps = [" ".join(step) for step in zip(words[::2], words[1::2], values)]
+        return [OPENERS[0], *steps, f"answer {values[-1]}"]
+
+    return [Problem(prompt, str(values[-1]), prompt, {"index": i, "steps": expert_steps(words, values)})
+            for i, (prompt, words, values) in enumerate(zip(prompts, pairs, algebra.write(chains.results)))]
 
 
-def expert_steps(operations: np.ndarray, values: np.ndarray) -> list[str]:
-    """The careful solution in steps: its opening word, one an operation, and the answer. `operations` [2K] are the
-    prompt's words after its first value, `values` [K] the words of the results."""
-    steps = [" ".join([op, operand, value]) for op, operand, value in zip(operations[::2], operations[1::2], values)]
-    return [OPENERS[0], *steps, f"answer {values[-1]}"]
-
-
-class Habits(NamedTuple):
-    """Which style a problem evokes: logits from its surface features, biased to the wanted shares."""
-
-    bias: np.ndarray  # [S]
-    by_topic: np.ndarray  # [8,S]
-    by_first_op: np.ndarray  # [O,S]
-    by_start: np.ndarray  # [8,S]
-
-
-def style_probabilities(habits: Habits, chains: Chains) -> np.ndarray:
-    """f64[N,S] chances of the styles."""
-    logits = (habits.bias + habits.by_topic[chains.topics] + 0.6 * habits.by_first_op[chains.ops[:, 0]]
-              + 0.8 * habits.by_start[chains.starts % 8])
-    exp = np.exp(logits - logits.max(-1, keepdims=True))
-    return exp / exp.sum(-1, keepdims=True)
-
-
-def make_habits(algebra: Algebra, config: StyleConfig, seed: int, num_ops: int) -> Habits:
-    """Random features of size `habit_strength`, and the bias that gives each style its share over all problems."""
+def make_habits(algebra: Algebra, config: StyleConfig, seed: int, num_ops: int) -> Callable[[Chains], np.ndarray]:
+    """`chances(chains)`, f64[N,S], of the styles. Their logits are random features of a problem's surface with a std of
+    `habit_strength`, and a bias that gives each style its share of all problems."""
     rng, shares = np.random.default_rng(seed), np.array(config.style_shares)
-    habits = Habits(np.log(shares), *(config.habit_strength * rng.standard_normal((n, len(shares)))
-                                      for n in (len(algebra.topics), len(algebra.ops), 8)))
-    chains = generate(algebra, rng, 8192, "pretrain", num_ops)
-    for _ in range(60):  # a damped fixed point; it settles in about thirty rounds
-        mean = style_probabilities(habits, chains).mean(0)
-        habits = habits._replace(bias=habits.bias + 0.7 * np.log(shares / mean))
-    return habits
+    by_topic, by_first_op, by_start = (config.habit_strength * rng.standard_normal((n, len(shares)))
+                                       for n in (len(algebra.topics), len(algebra.ops), 8))
+
+    def chances(bias: np.ndarray, chains: Chains) -> np.ndarray:
+        logits = (bias + by_topic[chains.topics] + 0.6 * by_first_op[chains.ops[:, 0]]
+                  + 0.8 * by_start[chains.starts % 8])
+        exp = np.exp(logits - logits.max(-1, keepdims=True))
+        return exp / exp.sum(-1, keepdims=True)
+
+    bias, chains = np.log(shares), generate(algebra, rng, 8192, "pretrain", num_ops)
+    for _ in range(60):  # a damped fixed-point iteration, which converges in about thirty rounds
+        bias = bias + 0.7 * np.log(shares / chances(bias, chains).mean(0))
+    return functools.partial(chances, bias)
 
 
-def lengths(num_ops: int) -> tuple[int, int]:
-    """Tokens of a prompt, and of the longest solution with its <eos>."""
-    return 2 * num_ops + 3, 3 * num_ops + 4
+def lengths(num_ops: int, value_tokens: int = 1, ending: int = 0) -> tuple[int, int]:
+    """Tokens of a prompt, and of the longest solution with its <eos>, where a value has up to `value_tokens` tokens and
+    `ending` further ones follow an answer."""
+    more = value_tokens - 1
+    return 2 * num_ops + 3 + more, 3 * num_ops + 4 + more * (num_ops + 1) + ending
 
 
 def solve(algebra: Algebra, rng: np.random.Generator, chains: Chains, styles: np.ndarray,
           config: StyleConfig) -> list[str]:
     """Each problem's solution in its style, an index i[N] into STYLES. A careful solution stops early with probability
-    `early_stop`; a sloppy step slips with probability `slip`."""
+    `early_stop`; the result of a sloppy step is random with probability `slip`."""
     n, k = chains.ops.shape
     length, rows = lengths(k)[1] - 1, np.arange(n)
     words = np.full((4, n, length), "", object)

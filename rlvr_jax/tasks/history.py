@@ -1,4 +1,4 @@
-"""How each problem's accuracy went through a training: kept by the run, and ranked by how much it moved."""
+"""Each problem's accuracy over a run's passes, as the run records it, and the ranking by its variance."""
 
 import collections
 import pathlib
@@ -12,22 +12,22 @@ from rlvr_jax.records import Problem
 from rlvr_jax.runs import files
 from rlvr_jax.tasks import problems
 
-HISTORY = "history.json"  # of a run directory: index of a problem -> its accuracy in each pass over the pool
+HISTORY = "history.json"  # in a run directory: index of a problem -> its accuracy in each pass over the pool
 
 
 class SelectConfig(Config):
-    """A ranking of problems by what happened to them in training."""
+    """A ranking of problems by the variance of their accuracy in training."""
 
     history: str = flag("", "JSON file of index -> list of accuracies, or a run directory with a history.json")
-    problems: str = flag("", "the JSONL or parquet file of the problems, to show them; empty: indices alone")
-    ignore_columns: str = flag("", "columns of that file, joined by commas, to read as if they were not there")
+    problems: str = flag("", "the JSONL or parquet file of the problems, to show their text; empty: only indices")
+    ignore_columns: str = flag("", "columns of that file to ignore, joined by commas")
     top: int = flag(20, "rows to print; 0: all", minimum=0)
-    out: str = flag("", "JSON file for the whole ranking; empty: only print")
+    out: str = flag("", "JSON file to write the whole ranking to; empty: only print")
 
 
 def read_history(path: str) -> dict[str, list[float]]:
-    """The record of a training on a pool, `{index: [accuracy of each pass, 0 to 1]}`, or that of a run directory.
-    Raises UserError naming the file and the entry that is no list of accuracies."""
+    """`{index: [accuracy in each pass, 0 to 1]}`, from a file or a run directory. Raises UserError naming the file and
+    the entry that is not a list of accuracies."""
     if not path:
         raise UserError("--history is required: a file of index -> list of accuracies, or a run directory")
     file = pathlib.Path(path)
@@ -46,30 +46,30 @@ def read_history(path: str) -> dict[str, list[float]]:
 
 
 def check_same_pool(config: SelectConfig, ranking: list[dict], known: dict) -> None:
-    """Raises UserError where a ranked history cannot be of the problems in `known`, by index.
+    """Raises UserError if a ranked history cannot belong to the problems in `known`, by index.
 
-    A run's directory says what it was trained on. Of any other history the indices tell, and the count: each pass
-    takes every problem, so after two whole ones no problem is without a record.
+    The flags of a run directory say what it was trained on. For a file, the indices must be known; and as each pass
+    takes every problem, after two passes all of them must have a record.
     """
     flags = pathlib.Path(config.history) / "flags.txt"
     if flags.is_file():
         trained = dict(line.split("=", 1) for line in flags.read_text("utf-8", "replace").splitlines() if "=" in line)
         name = "--question" if trained.get("--question") else trained.get("--problems", "")
         if pathlib.Path(name).name != pathlib.Path(config.problems).name:
-            raise UserError(f"--history={config.history} is of a run on {name}, not on --problems={config.problems}: "
-                            "leave --problems out, or name the file that was trained on")
+            raise UserError(f"--history={config.history} is a run on {name}, not on --problems={config.problems}: "
+                            "leave --problems out, or name the file that the run trained on")
     missing = [row["index"] for row in ranking if row["index"] not in known]
-    if missing:
-        raise UserError(f"--problems={config.problems} has no problem of index {missing[0]}, which --history has: "
-                        "is it the file that was trained on?")
-    if len(known) > len(ranking) and min(row["passes"] for row in ranking) > 1:
-        raise UserError(f"--problems={config.problems} has {len(known)} problems, and --history a record of "
-                        f"{len(ranking)} after several passes: is it the file that was trained on?")
+    incomplete = len(known) > len(ranking) and min(row["passes"] for row in ranking) > 1
+    if missing or incomplete:
+        raise UserError(f"--problems={config.problems} " + (
+            f"has no problem of index {missing[0]}, which --history has" if missing else
+            f"has {len(known)} problems, but --history has {len(ranking)} after several passes")
+            + ": name the file that the run trained on")
 
 
 def rank_by_variance(history: dict[str, list[float]]) -> list[dict]:
     """Rows of `rank, index, score, accuracy, passes`, the highest population variance first (arXiv 2504.20571).
-    Variances are computed exactly, so what is equal is a tie, and ties stay in the order of the record."""
+    Variances are exact, so equal ones tie, and ties keep the order of the history."""
     scored = [(float(statistics.pvariance(accuracies)), index) for index, accuracies in history.items()]
     return [{"rank": rank, "index": index, "score": score, "accuracy": statistics.fmean(history[index]),
              "passes": len(history[index])}
@@ -77,8 +77,8 @@ def rank_by_variance(history: dict[str, list[float]]) -> list[dict]:
 
 
 def select(config: SelectConfig) -> list[dict]:
-    """The ranking, with `answer` and `question` where `config.problems` names their file; written to `config.out`.
-    Raises UserError where the history cannot be one of that file."""
+    """The ranking, with `answer` and `question` if `config.problems` names their file; also written to `config.out`.
+    Raises UserError if the history cannot belong to that file."""
     ranking = rank_by_variance(read_history(config.history))
     if config.problems:
         known = {str(problem.meta["index"]): problem
@@ -92,21 +92,16 @@ def select(config: SelectConfig) -> list[dict]:
 
 
 def group_accuracies(pool: list[Problem], prompt_index: np.ndarray, correct: np.ndarray, group_size: int) -> dict:
-    """`{index: [accuracy of each group of that problem in a step]}`."""
+    """`{index: [accuracy of each of the problem's groups in a step]}`."""
     by_index, accuracies = {}, correct.reshape(-1, group_size).mean(-1, dtype=float).tolist()
     for i, accuracy in zip(prompt_index[::group_size], accuracies):
         by_index.setdefault(str(pool[i].meta["index"]), []).append(accuracy)
     return by_index
 
 
-def write_history(directory: pathlib.Path, rows: list[dict], pool: list[Problem]) -> None:
-    """Brings a run's history.json (`read_history`) up to its log, which survives."""
-    files.write_json(directory / HISTORY, history(rows, pool))
-
-
-def history(rows: list[dict], pool: list[Problem]) -> dict[str, list[float]]:
-    """`{index: [accuracy in each whole pass]}` from rows of metrics. A pass takes each copy of a problem once, so its
-    groups are that problem's next `copies` ones."""
+def build_history(rows: list[dict], pool: list[Problem]) -> dict[str, list[float]]:
+    """`{index: [accuracy in each complete pass]}` from rows of metrics. A pass takes each copy of a problem once, so it
+    has the next `copies` groups of that problem."""
     groups = collections.defaultdict(list)
     for row in rows:
         for index, accuracies in row.get("train/group_accuracies", {}).items():

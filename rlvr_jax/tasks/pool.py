@@ -1,4 +1,4 @@
-"""What a run trains on: its pool of problems, the one that is chosen of them, and their order."""
+"""What a run trains on: a pool of problems, one example of them, or the steps of an expert's solutions."""
 
 import dataclasses
 from typing import Callable, Optional
@@ -15,22 +15,22 @@ from rlvr_jax.tasks.prompts import ProblemSource, check_style, is_drawn, load_pr
 
 
 class PoolConfig(Config):
-    """Which problems are trained on, and in what form."""
+    """Which problems to train on, and in what form."""
 
-    question: str = flag("", "the one problem to train on, in words; with --answer, in place of --problems")
+    question: str = flag("", "text of the one problem to train on; with --answer, instead of --problems")
     answer: str = flag("", "reference answer of --question")
     example: str = flag("auto", "the one problem to train on: its index (from 0; copies of a row count once), auto "
-                        "(the one of example_pool whose pass rate is nearest example_pass_rate), auto_by_style (the "
-                        "same of those that only the careful style of a synthetic family solves; an oracle, for no "
-                        "real model has labels of style), or all (no single example; rows with copies are drawn as "
-                        "often as the file has them)")
-    example_pool: int = flag(128, "problems that example=auto chooses from", minimum=1)
+                        "(the problem of example_pool whose pass rate is nearest to example_pass_rate), auto_by_style "
+                        "(the same, but avoiding problems that careless styles of a synthetic family solve; an oracle, "
+                        "since real models have no labels of style), or all (no single example; copies of a row "
+                        "count as often as the file has them)")
+    example_pool: int = flag(128, "number of problems that example=auto chooses from", minimum=1)
     example_pass_rate: float = flag(0.2, "pass rate that example=auto looks for", minimum=0, maximum=1)
-    only_wrong_majority: bool = flag(False, "train only on problems whose most frequent answer in 64 completions "
-                                     "before training is wrong")
-    expert_steps: bool = flag(False, "train on single steps of the expert's solutions: a problem becomes one item "
-                              "for each step, its prompt continued by the steps before; see --reward=imitation")
-    expert: str = flag("own", "with --expert_steps: which steps are asked for, and compared with what",
+    only_wrong_majority: bool = flag(False, "train only on problems whose most frequent answer, in 64 completions "
+                                     "before training, is wrong")
+    expert_steps: bool = flag(False, "train on single steps of an expert's solutions: each step becomes an item "
+                              "whose prompt ends with the steps before it; see --reward=imitation")
+    expert: str = flag("own", "with --expert_steps: which step each item is compared with",
                        lambda: EXPERTS)
 
 CHOOSE = ("auto", "auto_by_style")
@@ -38,11 +38,11 @@ CHOOSE = ("auto", "auto_by_style")
 
 def training_problems(config: PoolConfig, names: str, pool: list[Problem], choose: Callable,
                       vote: Optional[Callable] = None, once: Callable = lambda name, make: make()) -> list[Problem]:
-    """The one example, or all of the pool (`load_pool`) that --problems=`names` stands for.
+    """The one example, or the whole pool (`load_pool`) of --problems=`names`.
 
-    `choose(pool)` returns the record of the problem that example=auto takes, {"example": its place}, and `vote(pool)`,
-    where it is not None, the votes before training, which are kept as meta["votes"]. `once` is `Run.once`, which saves
-    a run that goes on from making them again. Raises UserError for an example that is not there.
+    `choose(pool)` returns the record of the problem that example=auto takes, {"example": its place}. `vote(pool)`, if
+    not None, returns the votes before training, which become meta["votes"]. `once` is `Run.once`, so that a resumed run
+    does neither again. Raises UserError for an example that does not exist.
     """
     if config.example in CHOOSE and not config.question:
         pool = [pool[once("example", lambda: choose(pool))["example"]]]
@@ -57,71 +57,70 @@ def training_problems(config: PoolConfig, names: str, pool: list[Problem], choos
     if config.only_wrong_majority:
         pool = [problem for problem in pool if not problem.meta["votes"]["majority_correct"]]
     if not pool:
-        raise UserError("--only_wrong_majority leaves no problem: the most frequent answer before training is right "
-                        "for all of them; choose another --example, or all")
+        raise UserError("--only_wrong_majority leaves no problem: for all of them the most frequent answer before "
+                        "training is correct; choose another --example, or all")
     if config.expert != "own" and not config.expert_steps:
-        raise UserError(f"--expert={config.expert} says which of an expert's steps are asked for: give --expert_steps, "
-                        "too")
+        raise UserError(f"--expert={config.expert} selects steps of an expert: also give --expert_steps")
     return expert_items(pool, names, config.expert) if config.expert_steps else pool
 
 
 def own_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
-    """Every step of the problem's own solution."""
+    """The step of the problem's own solution."""
     return [problem.meta["steps"] for problem in pool]
 
 
-def opened_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
-    """Every step but the first, which is always given: a family's opening word is never the model's to say."""
+def steps_after_first(pool: list[Problem]) -> list[list[Optional[str]]]:
+    """The same without the first step, a family's opening word, which is always given."""
     return [[None, *steps[1:]] for steps in own_steps(pool)]
 
 
-def another_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
-    """A control: the step at the same place of the next problem's solution. The form is right, the content is not."""
+def steps_of_next(pool: list[Problem]) -> list[list[Optional[str]]]:
+    """A control: the step at the same place of the next problem's solution, with the right form and wrong content."""
     solutions = own_steps(pool)
     return [following[: len(steps)] for steps, following in zip(solutions, solutions[1:] + solutions[:1])]
 
 
 def shuffled_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
-    """A control: each time any step of any other problem, the same draw in every run."""
+    """A control: random steps of other problems, the same in every run."""
     rng, solutions = np.random.default_rng(0), own_steps(pool)
 
-    def drawn(place: int) -> str:
+    def draw_step(place: int) -> str:
         other = solutions[(place + rng.integers(1, len(pool))) % len(pool)]
         return other[rng.integers(len(other))]
-    return [[drawn(place) for _ in steps] for place, steps in enumerate(solutions)]
+    return [[draw_step(place) for _ in steps] for place, steps in enumerate(solutions)]
 
 
-# --expert -> function of the pool: of each problem the step that is wanted at each place; None: not asked for
-EXPERTS: dict[str, Callable] = {"own": own_steps, "opened": opened_steps, "another": another_steps,
+# --expert -> function of the pool: the target of each step of each problem; None leaves the step out
+EXPERTS: dict[str, Callable] = {"own": own_steps, "opened": steps_after_first, "another": steps_of_next,
                                 "shuffled": shuffled_steps}
 
 
 def expert_items(pool: list[Problem], names: str, expert: str = "own") -> list[Problem]:
-    """Each problem as one item a step of its expert solution, meta["steps"] (SRL, arXiv 2510.25992).
+    """One item for each step of each problem's expert solution, meta["steps"] (SRL, arXiv 2510.25992).
 
-    An item's prompt goes on with the problem's own steps before, and its meta["step"] is the one to say next, by a row
-    of EXPERTS. UserError for a problem without steps, and for a control that needs another problem.
+    An item's prompt ends with the problem's own steps so far; its meta["step"] is the target, by a row of EXPERTS.
+    Raises UserError for a problem without steps, and for a control that needs another problem.
     """
     if expert in ("another", "shuffled") and len(pool) == 1:
-        raise UserError(f"--expert={expert} takes the steps of other problems: give several, as --example=all does")
+        raise UserError(f"--expert={expert} takes steps of other problems: train on several, with --example=all")
     if missing := [problem for problem in pool if not problem.meta.get("steps")]:
         raise UserError("--expert_steps needs the steps of a solution, a list of texts in the column steps of "
                         f"--problems={names}; {missing[0].question[:60]!r} has none")
-    return [dataclasses.replace(problem, prompt=(" " if families.of_problem(problem) else "\n").join(
+    return [dataclasses.replace(problem, prompt=(" " if families.family_of(problem) else "\n").join(
                                     [problem.prompt, *problem.meta["steps"][:k]]),
                                 meta=problem.meta | {"step": step, "index": f"{problem.meta['index']}.{k}"})
             for problem, steps in zip(pool, EXPERTS[expert](pool)) for k, step in enumerate(steps) if step]
 
 
 def load_pool(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:
-    """Each distinct problem once. Raises UserError for a problem that is given in two ways."""
+    """Each distinct problem once, of --question or of --problems; UserError if both are given."""
     return merge(own_problem(config, source, tokenizer) if config.question or config.answer else
                  source_problems(config, source, tokenizer, seed))
 
 
 def source_problems(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:
-    """The rows of each file of --problems, and of those that are drawn `example_pool` problems in all. Where
-    example=auto chooses, there are as many of files and drawn ones together, an even part of each."""
+    """All rows of the files in --problems, and `example_pool` problems from the other sources together. If example=auto
+    chooses, `example_pool` counts files as well, with an equal part from each source."""
     check_style(source)
     names = source.problems.split(",")
     counted = [name for name in names if config.example in CHOOSE or is_drawn(name)]
@@ -129,15 +128,12 @@ def source_problems(config: PoolConfig, source: ProblemSource, tokenizer: Tokeni
         raise UserError(f"--example_pool={config.example_pool} is less than the {len(counted)} names of "
                         f"--problems={source.problems}")
     files = [name for name in names if name not in counted]
-
-    def load(some, count):
-        named = ProblemSource(",".join(some), source.prompt)
-        return load_problems(named, tokenizer, "example", count, seed) if some else []
-    return load(counted, config.example_pool) + load(files, 0)
+    return [problem for some, count in ((counted, config.example_pool), (files, 0)) if some for problem in
+            load_problems(ProblemSource(",".join(some), source.prompt), tokenizer, "example", count, seed)]
 
 
 def own_problem(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer) -> list[Problem]:
-    """The problem written on the command line. The first, or all, of one problem is that one, so those may stay."""
+    """The problem of --question and --answer. UserError if one is missing, or another flag asks for other problems."""
     if not (config.question.strip() and config.answer.strip()):
         raise UserError("--question and --answer are one problem: give both")
     if source.problems != ProblemSource().problems or config.example not in (*CHOOSE, "all", "0"):
@@ -147,12 +143,12 @@ def own_problem(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer)
 
 
 def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float, by_style: bool = False) -> int:
-    """The place in the pool of the problem whose pass rate is nearest `pass_rate`.
+    """The place in the pool of the problem whose pass rate is nearest to `pass_rate`.
 
-    `rows` are as many completions of each problem (`measure.sample_and_grade`). A problem that is never or always solved
-    comes last: its rewards have no variance, so that it teaches nothing. `by_style` asks an oracle as well: in a
-    synthetic family a right answer that is not a careful one is luck, and problems with more than 0.5 % of lucky
-    completions come after the others.
+    `rows` are equally many completions of every problem (`evaluation.measure`). Problems that are never or always
+    solved come last, since their rewards have no variance. `by_style` also asks an oracle: in a synthetic family, a
+    correct answer in any style except the careful one is luck, and problems with more than 0.5 % of lucky completions
+    come after the others.
     """
     right, lucky = np.zeros((2, len(pool)))
     for row in rows:
@@ -163,6 +159,6 @@ def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float, by_s
     right, lucky = right / count, lucky / count
     teaches = (right > 0) & (right < 1)
     if not teaches.any():
-        raise UserError("--example=auto found no problem that the model solves sometimes but not always among "
-                        f"{len(pool)}; raise --example_pool or --temperature, or name one with --example=INDEX")
+        raise UserError(f"--example=auto: the model solves each of {len(pool)} problems always or never; raise "
+                        "--example_pool or --temperature, or name one with --example=INDEX")
     return int(np.argmin(np.abs(right - pass_rate) + 10.0 * (lucky > 0.005) + 100.0 * ~teaches))

@@ -1,4 +1,4 @@
-"""From the name of a source of problems to problems, and from a question to a prompt's token ids."""
+"""Problems by the name of their source, and the token ids of their prompts."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import Problem, Prompts
 from rlvr_jax.tasks import calculation, families, gym, problems
 
-HELDOUT_SEED = 20_250_429  # of the synthetic held-out problems: the same ones in every run
+HELDOUT_SEED = 20_250_429  # of held-out problems that are drawn, so that all runs have the same ones
 
 
 class PromptConfig(Config):
@@ -19,11 +19,11 @@ class PromptConfig(Config):
 
     num_ops: int = flag(6, "operations in a problem of a synthetic family", minimum=1)
     prompt_style: str = flag("plain", "how a question becomes a prompt", lambda: PROMPT_STYLES)
-    prompt_date: str = flag("", "date, YYYY-MM-DD, for a chat template that writes today's into the prompt; empty: "
-                            "the template's own default, so that prompts are the same on any day")
+    prompt_date: str = flag("", "date, YYYY-MM-DD, for a chat template that writes the current date into the "
+                            "prompt; empty: the template's default, so that prompts do not depend on the day")
     instruction: str = flag("", "text added after every question of a file that does not end with it already")
-    ignore_columns: str = flag("", "columns of a file of problems, joined by commas, to read as if they were not "
-                               "there; a file with text that belongs to no known layout is refused without this")
+    ignore_columns: str = flag("", "columns of a file of problems to ignore, joined by commas; without this, a file "
+                               "with text that belongs to no known layout is refused")
     max_prompt_tokens: int = flag(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
 
 
@@ -39,60 +39,54 @@ class ProblemSource(Config):
 
 def load_problems(source: ProblemSource, tokenizer: Tokenizer, split: str = "test", count: int = 0,
                   seed: int = HELDOUT_SEED) -> list[Problem]:
-    """Problems of one source, or of several whose names are joined by commas, in their order, as `load_source` does. A
-    `count` other than 0 is divided evenly among them. Raises UserError for a name that comes twice."""
+    """Problems of one or more sources, whose names are joined by commas, with prompts as the model reads them: of the
+    `split` of a synthetic family, reasoning-gym data set or calculation, or the rows of a file. `count` is divided
+    evenly among the sources; 0 means a whole file, and 512 from any other source. Raises UserError for a repeated name
+    and for a family whose words the model does not know."""
     names = source.problems.split(",")
     if len(set(names)) < len(names):
         raise UserError(f"{source.problems} names a source of problems twice: give each once")
     counts = families.divide(dict.fromkeys(names, 1), count) if count else dict.fromkeys(names, 0)
-    return [problem for name in counts for problem in load_source(
-        ProblemSource(name, source.prompt), tokenizer, split, counts[name], seed)]
+
+    def load(name: str) -> list[Problem]:
+        size = counts[name] or 512
+        if name in families.FAMILIES:
+            if unknown := tokenizer.unknown_words(families.FAMILIES[name].vocabulary):
+                raise UserError(f"{name} problems have words such as {unknown[0]!r}, which this model's tokenizer "
+                                f"lacks: pre-train a base model on them, scripts.pretrain --task_shares={name}")
+            return families.draw_problems(name, np.random.default_rng(seed), size, split, source.prompt.num_ops)
+        loaded = (gym.draw_problems(name, seed, size, split) if name.startswith(gym.PREFIX) else
+                  calculation.draw_problems(name, size, split) if name.startswith(calculation.PREFIX) else
+                  problems.load(name, source.prompt.ignore_columns)[: counts[name] or None])
+        return with_prompts(loaded, tokenizer, source.prompt)
+    return [problem for name in counts for problem in load(name)]
 
 
 def check_style(source: ProblemSource) -> None:
-    """Raises UserError where --prompt_style or --prompt_date would change no prompt."""
+    """Raises UserError if --prompt_style or --prompt_date is set but would have no effect."""
     prompt = source.prompt
     if prompt.prompt_style != "plain" and set(source.problems.split(",")) <= set(families.FAMILIES):
         raise UserError(f"--prompt_style={prompt.prompt_style} is for questions of files and of gym:NAME; problems of "
-                        f"{source.problems} are asked in their own words: leave it out")
+                        f"{source.problems} have their own words: leave it out")
     if prompt.prompt_date and prompt.prompt_style != "chat":
-        raise UserError(f"--prompt_date={prompt.prompt_date} is for --prompt_style=chat alone: leave it out")
+        raise UserError(f"--prompt_date={prompt.prompt_date} needs --prompt_style=chat: give both, or leave it out")
 
 
 def is_drawn(name: str) -> bool:
-    """Whether a source's problems are drawn from a seed, as those of families are, and not read from a file."""
+    """Whether a source's problems are drawn from a seed rather than read from a file."""
     return name in families.FAMILIES or name.startswith((gym.PREFIX, calculation.PREFIX))
 
 
-def load_source(source: ProblemSource, tokenizer: Tokenizer, split: str, count: int, seed: int) -> list[Problem]:
-    """Problems of a synthetic family's, reasoning-gym's or a calculation's `split`, or of a file row by row, with
-    prompts as the model reads them.
-
-    `count` 0 is all of a file and 512 of any other. A calculation's seed is in its name. Raises UserError for a family
-    whose words the model does not know.
-    """
-    name, drawn = source.problems, count or 512
-    if name in families.FAMILIES:
-        if unknown := tokenizer.lacks(families.FAMILIES[name].vocabulary):
-            raise UserError(f"{name} problems have words such as {unknown[0]!r}, which this model's tokenizer lacks: "
-                            f"pre-train a base on them, scripts.pretrain --task_shares={name}")
-        return families.draw_problems(name, np.random.default_rng(seed), drawn, split, source.prompt.num_ops)
-    bare = (gym.draw_problems(name, seed, drawn, split) if name.startswith(gym.PREFIX) else
-            calculation.draw_problems(name, drawn, split) if name.startswith(calculation.PREFIX) else
-            problems.load(name, source.prompt.ignore_columns)[: count or None])
-    return with_prompts(bare, tokenizer, source.prompt)
-
-
-def with_prompts(bare: list[Problem], tokenizer: Tokenizer, config: PromptConfig) -> list[Problem]:
-    """The problems with their questions as prompts. A question that ends with the instruction has it already."""
+def with_prompts(problems: list[Problem], tokenizer: Tokenizer, config: PromptConfig) -> list[Problem]:
+    """The problems with prompts made of their questions. The instruction is added unless a question ends with it."""
     style, text = PROMPT_STYLES[config.prompt_style], config.instruction
-    asked = [p.question if p.question.endswith(text) else f"{p.question} {text}" for p in bare]
-    date = config.prompt_date
-    return [dataclasses.replace(p, prompt=style(tokenizer, question, date)) for p, question in zip(bare, asked)]
+    questions = [p.question if p.question.endswith(text) else f"{p.question} {text}" for p in problems]
+    return [dataclasses.replace(p, prompt=style(tokenizer, question, config.prompt_date))
+            for p, question in zip(problems, questions)]
 
 
 def plain(tokenizer: Tokenizer, text: str, date: str = "") -> str:
-    """The question as it is."""
+    """The question unchanged."""
     return text
 
 
@@ -102,32 +96,31 @@ def chat(tokenizer: Tokenizer, text: str, date: str = "") -> str:
 
 
 def qwen_math(tokenizer: Tokenizer, text: str, date: str = "") -> str:
-    """Qwen2.5-Math's template and system line, as One-Shot-RLVR has them, whatever the model's own template."""
+    """Qwen2.5-Math's template and system line, as in One-Shot-RLVR, whatever the model's own template."""
     if tokenizer.encode("<|im_start|>") != [tokenizer.backend.token_to_id("<|im_start|>")]:
         raise UserError("--prompt_style=qwen_math: this model's tokenizer has no <|im_start|>; use chat or plain")
     return ("<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
             f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
 
 
-# How a question becomes the text that the model continues: style -> function of (tokenizer, question, date).
+# --prompt_style -> function of (tokenizer, question, date): the text that the model continues
 PROMPT_STYLES = {"plain": plain, "chat": chat, "qwen_math": qwen_math}
 
 
-def encode_prompts(tokenizer: Tokenizer, asked: list[Problem], config: ModelConfig, max_new_tokens: int,
+def encode_prompts(tokenizer: Tokenizer, problems: list[Problem], config: ModelConfig, max_new_tokens: int,
                    max_prompt_tokens: int = 0) -> Prompts:
-    """Token ids of the prompts, padded to a multiple of 16. Raises UserError for one that does not fit the window, or
-    that has words which the model does not know."""
-    words = dict.fromkeys(word for problem in asked for word in problem.prompt.split())
-    if unknown := tokenizer.lacks(words):
+    """Token ids of the prompts, padded to a multiple of 16. Raises UserError for a prompt that does not fit the window
+    or has words that the model does not know."""
+    words = dict.fromkeys(word for problem in problems for word in problem.prompt.split())
+    if unknown := tokenizer.unknown_words(words):
         known = sorted(tokenizer.backend.get_vocab(), key=tokenizer.backend.token_to_id)
         raise UserError(f"the model does not know {', '.join(map(repr, unknown[:8]))}{', ...' * (len(unknown) > 8)}: "
-                        "its tokenizer has whole words, and none for these; write prompts in its own words, such as "
-                        + ", ".join(known[2:8]))
+                        "its tokenizer has only whole words; write prompts in them, such as " + ", ".join(known[2:8]))
     room = config.max_seq_len - max_new_tokens
     room = min(room, max_prompt_tokens) if max_prompt_tokens else room
-    ids = [tokenizer.encode(problem.prompt) for problem in asked]
+    ids = [tokenizer.encode(problem.prompt) for problem in problems]
     longest = max(map(len, ids), default=0)
-    for problem, row in zip(asked, ids):
+    for problem, row in zip(problems, ids):
         if not row:
             raise UserError(f"a prompt has 0 tokens: {problem.prompt[:80]!r}; give the model words to continue")
         if len(row) > room:
@@ -138,11 +131,11 @@ def encode_prompts(tokenizer: Tokenizer, asked: list[Problem], config: ModelConf
             raise UserError(f"a prompt has {len(row)} tokens, and --max_new_tokens={max_new_tokens} of the model's "
                             f"window of {config.max_seq_len} (or --max_prompt_tokens) leave it 1 to {max(room, 0)}; "
                             f"{advice} (--num_ops of a synthetic family): {problem.prompt[:80]!r}")
-    return Prompts(*padded(ids, tokenizer.pad_id, -(-max(map(len, ids)) // 16) * 16))
+    return Prompts(*pad_rows(ids, tokenizer.pad_id, -(-max(map(len, ids)) // 16) * 16))
 
 
-def padded(rows: list[list[int]], filler: int, width: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(i32[N,T], i32[N] lengths): rows of token ids, filled up to the width, or to the longest."""
+def pad_rows(rows: list[list[int]], filler: int, width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(i32[N,T], i32[N] lengths): rows of token ids, padded to `width`, or to the longest row."""
     lengths = np.array([len(row) for row in rows], np.int32)
     tokens = np.full((len(rows), width or lengths.max()), filler, np.int32)
     for i, row in enumerate(rows):

@@ -1,15 +1,17 @@
-"""Chains of arithmetic that say how sure they are: `coins 7 + 5 * ? =` is solved by `... answer 24 sure 0.5`.
+"""Arithmetic chains whose solutions state a confidence: `coins 7 + 5 * ? =` is solved by `... answer 24 sure 0.5`.
 
-In about half of the problems the last operand is `?`, which is 1 or 2 as a fair coin fell. The reference answer is the
-one for the side it fell on, and the prompt does not show it: whoever reasons without a mistake is right half of the
-time there, and always elsewhere. So there is a confidence to learn: .5 where there is a `?`, and near 1 elsewhere.
+In about half of the problems the last operand is `?`, which stands for 1 or 2 by the flip of a fair coin. The prompt
+does not show how the coin fell, and the reference answer is the one for that side. A solver that makes no mistake is
+thus right half of the time on these problems and always on the others, so there is a confidence to learn: 0.5 where
+there is a `?`, and nearly 1 elsewhere.
 
-In pre-training the confidence is a random word, and mostly a high one, whatever the solution is worth; a `?` makes it
-only slightly lower. (With no such trace of doubt to build on, RL ended with the same word everywhere, close to the mean
-accuracy.) The split is decided by what the prompt shows, so the coin moves no problem to another split.
+In pre-training the confidence is a random word, usually a high one, whatever the solution is worth; a `?` makes it only
+slightly lower. (Without even this trace of doubt, RL ended with the same word everywhere, close to the mean accuracy.)
+The split depends only on what the prompt shows, so the coin moves no problem to another split.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -17,26 +19,15 @@ from rlvr_jax.grading.stated_confidence import TENTHS
 from rlvr_jax.tasks import arithmetic, chains
 from rlvr_jax.tasks.chains import Algebra, Chains, StyleConfig
 
-HIDDEN, SIDES, HIDDEN_SHARE = 0, (1, 2), 0.7  # 0 is no operand of arithmetic, and is hashed like any other
+HIDDEN, SIDES, HIDDEN_SHARE = 0, (1, 2), 0.7  # arithmetic has no operand 0; the hash counts it like any other
 # Relative chances of the words of confidence in pre-training, by whether there is a `?`: means of 0.75 and 0.67.
 BOAST = {hidden: np.arange(1, len(TENTHS) + 1) ** (1 if hidden else 2) for hidden in (False, True)}
 
-
-class Hiding(Algebra):
-    """The algebra of arithmetic, with a word for the hidden operand and the words of confidence."""
-
-    @property
-    def vocabulary(self) -> tuple[str, ...]:
-        return (*super().vocabulary, "?", "sure", *TENTHS)
-
-    def write(self, numbers: np.ndarray) -> np.ndarray:
-        return np.where(numbers == HIDDEN, "?", super().write(np.maximum(numbers, self.lowest)))
+ALGEBRA = dataclasses.replace(arithmetic.ALGEBRA, operands=("?", *arithmetic.ALGEBRA.values[:arithmetic.MAX_OPERAND]),
+                              tokens=(*arithmetic.ALGEBRA.values, "?", "sure", *TENTHS))
 
 
-ALGEBRA = Hiding(**{field.name: getattr(arithmetic.ALGEBRA, field.name) for field in dataclasses.fields(Algebra)})
-
-
-def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int) -> Chains:
+def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int, split: str) -> Chains:
     """Chains of any split; where the last operand is HIDDEN, the last result is that of the side the coin fell on."""
     drawn = chains.draw_chains(algebra, rng, count, num_ops)
     before = drawn.results[:, -2] if num_ops > 1 else drawn.starts
@@ -49,18 +40,12 @@ def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops:
     return drawn._replace(operands=operands, results=results)
 
 
-def generate(rng: np.random.Generator, count: int, split: str, num_ops: int) -> Chains:
-    return chains.generate(ALGEBRA, rng, count, split, num_ops, draw_chains)
-
-
-def lengths(num_ops: int) -> tuple[int, int]:
-    """Tokens of a prompt, and of the longest solution with its <eos>."""
-    prompt, solution = chains.lengths(num_ops)
-    return prompt, solution + 2
+generate = functools.partial(chains.generate, ALGEBRA, draw=draw_chains)
 
 
 def solve(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """As other chains are solved, with a random confidence after every answer. The sloppy style takes `?` for 0."""
+    """Solutions as `chains.solve` writes them, with a random confidence after each answer. In the sloppy style `?`
+    counts as 0."""
     solutions = chains.solve(ALGEBRA, rng, drawn, styles, config)
     chances = np.where((drawn.operands[:, -1] == HIDDEN)[:, None], BOAST[True], BOAST[False])
     cumulative = np.cumsum(chances, -1)

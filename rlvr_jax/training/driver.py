@@ -1,11 +1,13 @@
 """A run directory around a step function: what GRPO, pre-training and fine-tuning share."""
 
 import dataclasses
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterator
 
-from rlvr_jax import grpo, parallel
-from rlvr_jax.learner import ResetConfig, map_reset
-from rlvr_jax.records import Batch, LearnerState
+from rlvr_jax import grpo, learner, parallel
+from rlvr_jax.learner import SUPERVISED, ResetConfig, map_reset
+from rlvr_jax.model import ModelConfig
+from rlvr_jax.pretrained.tokenizer import Tokenizer
+from rlvr_jax.records import LearnerState
 from rlvr_jax.runs.log import timed
 from rlvr_jax.runs.run import Run
 from rlvr_jax.runs.stopping import RESET, reset_due
@@ -14,22 +16,19 @@ from rlvr_jax.runs.summary import throughput
 
 @dataclasses.dataclass
 class RunCallbacks(grpo.Callbacks):
-    """The `callbacks` of a run directory: restore, measure, log, save, reset and stop. In use, `run` is open."""
+    """The `callbacks` of an open run directory: restore, measure, log, save, reset and stop."""
 
     run: Run
-    meta: dict  # of checkpoints
+    meta: dict  # stored in checkpoints
     describe: Callable  # record -> (row of metrics, rows of rollouts.jsonl)
     show: tuple[str, ...]  # metrics of the progress bar
     heldout: Callable = lambda params, step: {}  # -> eval/* metrics
     resets: ResetConfig = ResetConfig()
-    saved: Callable = lambda: None  # called after a checkpoint
+    after_save: Callable = lambda: None  # called after each checkpoint
     seconds: dict = dataclasses.field(default_factory=dict)  # of the step, by phase
 
     def __post_init__(self):
-        self.reset = map_reset(self.resets)
-
-    def restore(self, state: LearnerState) -> LearnerState:
-        return self.run.restore(state)
+        self.restore, self.reset = self.run.restore, map_reset(self.resets)
 
     def steps(self, state: LearnerState, num_steps: int) -> Iterator[int]:
         if self.run.first == 0 and not self.run.resumed:
@@ -52,37 +51,44 @@ class RunCallbacks(grpo.Callbacks):
         self.seconds.clear()
         if self.run.save_due(step):
             self.run.save(state, self.meta)
-            self.saved()
+            self.after_save()
         return state
 
     def finish(self, state: LearnerState) -> dict:
         """Saves the last step; returns the summary (`Run.finish`)."""
-        self.saved()
+        self.after_save()
         return self.run.finish(state, self.meta)
 
-    def timed(self, phase: str, function: Callable) -> Callable:
-        """The function, its seconds counted to a phase of the step."""
+    def time_calls(self, phase: str, function: Callable) -> Callable:
+        """The function, with its seconds counted to a phase of the step."""
         def call(*args):
             with timed(self.seconds, phase):
                 return function(*args)
         return call
 
 
-class Learnt(NamedTuple):
-    """A step of supervised training, as passed to the callbacks."""
-
-    step: int
-    batch: Batch
-    metrics: dict[str, float]
+def make_meta(config, model_config: ModelConfig, tokenizer: Tokenizer) -> dict:
+    """What a checkpoint stores beside the arrays, so that its model can be loaded."""
+    return {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": config.as_flags()}
 
 
-def supervise(state: LearnerState, data: Callable, update: Callable, callbacks: RunCallbacks, num_steps: int,
-              divide: bool) -> LearnerState:
-    """Learns from `data(step) -> Batch`, step after step; returns the last state, on the devices."""
-    data, update = callbacks.timed("data", data), callbacks.timed("update", update)
-    state = parallel.place_state(callbacks.restore(state), divide)
-    for step in callbacks.steps(state, num_steps):
+SHOW = ("train/loss", "eval/greedy", "eval/sampled")  # of supervised training, in the progress bar
+
+
+def train_supervised(callbacks: RunCallbacks, config, model_config: ModelConfig, make_params: Callable, data: Callable,
+                     columns: Callable = lambda batch: {}) -> dict:
+    """Trains on `data(step) -> Batch` and returns the summary. `config` is that of either supervised command,
+    `make_params()` returns the initial parameters, and `columns(batch)` further metrics of a step. The records that the
+    callbacks get are rows of metrics."""
+    divide = config.update.divide_state
+    optimizer = learner.make_optimizer(config.optimizer, config.loop.num_steps * config.update.updates_per_batch)
+    update = learner.map_update(model_config, config.update, SUPERVISED, optimizer, config.loop.seed)
+    data, update = callbacks.time_calls("data", data), callbacks.time_calls("update", update)
+    with parallel.init_device(divide):
+        state = callbacks.restore(learner.init_state(make_params(), optimizer, keep_reference=False))
+    state = parallel.place_state(state, divide)
+    for step in callbacks.steps(state, config.loop.num_steps):
         batch = data(step)
         state, metrics = update(state, batch, step)
-        state = callbacks(state, Learnt(step, batch, metrics))
-    return state
+        state = callbacks(state, {"step": step} | columns(batch) | metrics)
+    return callbacks.finish(state)

@@ -1,4 +1,4 @@
-"""Supervised training on completions of prompts: only the completions are learnt, by the same update as everything."""
+"""Supervised training on completions of prompts: only the completions are learnt, by the update that all runs share."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
 from rlvr_jax.evaluation.measure import Heldout, HeldoutConfig
 from rlvr_jax.grading import extract
-from rlvr_jax.learner import SUPERVISED, OptimizerConfig, UpdateConfig
+from rlvr_jax.learner import OptimizerConfig, UpdateConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.loading import ModelChoice
@@ -23,9 +23,9 @@ from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
 from rlvr_jax.sampler import Decoding, SamplingConfig, make_sampler
 from rlvr_jax.tasks.families import FAMILIES
-from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, check_style, padded
+from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, check_style, pad_rows
 from rlvr_jax.training import kernels
-from rlvr_jax.training.driver import Learnt, RunCallbacks, supervise
+from rlvr_jax.training.driver import SHOW, RunCallbacks, make_meta, train_supervised
 
 
 class FinetuneConfig(Config):
@@ -42,12 +42,12 @@ class FinetuneConfig(Config):
     measured: HeldoutConfig = HeldoutConfig()
     prompt: PromptConfig = nested(
         PromptConfig(), instruction="text added after every held-out question that does not end with it already",
-        ignore_columns="columns of the held-out file, joined by commas, to read as if they were not there",
+        ignore_columns="columns of the held-out file to ignore, joined by commas",
         max_prompt_tokens="longest held-out prompt, in tokens; 0: whatever the model's window leaves")
-    examples: str = flag("", "JSONL file to learn from: rows with a prompt, as the model reads it, and a completion")
-    batch_size: int = flag(32, "rows of a step, in the order of an epoch over all", minimum=1)
-    window: int = flag(0, "most tokens of prompt and completion that the trained model takes, where that is more "
-                       "than before; 0: as many as before", minimum=0)
+    examples: str = flag("", "JSONL file to learn from: rows with a completion and its prompt, as the model reads it")
+    batch_size: int = flag(32, "rows per step, from shuffled epochs over all rows", minimum=1)
+    window: int = flag(0, "most tokens of prompt and completion that the trained model takes, if more than before; "
+                       "0: as many as before", minimum=0)
     heldout: str = flag("none", "problems to measure on: a synthetic family, a file, or none", lambda: FAMILIES,
                         listed=True)
     answer_format: str = flag("auto", "where the answer to a held-out problem is; auto: a family's own, "
@@ -55,7 +55,7 @@ class FinetuneConfig(Config):
 
 
 class Examples(NamedTuple):
-    """N completions, each of one of P distinct prompts."""
+    """N completions of P distinct prompts."""
 
     texts: list[str]  # P prompts
     prompts: Prompts  # [P,S]
@@ -65,51 +65,44 @@ class Examples(NamedTuple):
 
 
 def finetune(config: FinetuneConfig) -> dict:
-    """Trains --model on --examples and returns the summary, which `run_dir/summary.json` holds too."""
-    loaded, loop = loading.load_model(config.choice.model, config.choice.dtype), config.loop
+    """Trains --model on --examples and returns the summary, which is also `run_dir/summary.json`."""
+    loaded = loading.load_model(config.choice.model, config.choice.dtype)
     window = max(loaded.config.max_seq_len, config.window)
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, max_seq_len=window))
     learner.micro_rows(config.update, config.batch_size, parallel.device_count(), "--batch_size")
-    kernels.check(config.update.attention, config.choice.dtype)
+    kernels.check_kernel(config.update.attention, config.choice.dtype)
     examples = read_examples(config.examples, loaded)
-    optimizer = learner.make_optimizer(config.optimizer, loop.num_steps * config.update.updates_per_batch)
-    update = learner.map_update(loaded.config, config.update, SUPERVISED, optimizer, loop.seed)
     sample = make_sampler(loaded.config, Decoding(loaded.tokenizer.eos_ids, config.sampling.max_new_tokens,
                                                   config.sampling.num_slots))
-    meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": config.as_flags()}
-    asked = Heldout(ProblemSource(config.heldout or "none", config.prompt), config.measured, config.answer_format,
-                    loop.seed, config.sampling.max_new_tokens)
-    check_style(asked.source)
-    with Run(config.run, config, loop.num_steps, "finetune") as run:
-        heldout = measure.make_heldout(asked, loaded, sample, set(examples.texts), run.keep_heldout)
-        callbacks = RunCallbacks(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
-        with parallel.init_device(config.update.divide_state):
-            state = [learner.init_state(adapters.merged(loaded.params), optimizer, keep_reference=False)]
-        loaded = dataclasses.replace(loaded, params=None)  # the devices have them soon: a copy less in host memory
-        data = functools.partial(batch, examples, config.batch_size, loop.seed)
-        return callbacks.finish(supervise(state.pop(), data, update, callbacks, loop.num_steps, config.update.divide_state))
+    heldout_of = Heldout(ProblemSource(config.heldout or "none", config.prompt), config.measured, config.answer_format,
+                         config.loop.seed, config.sampling.max_new_tokens)
+    check_style(heldout_of.source)
+    # `train_supervised` moves the parameters to the devices: without other references, the host keeps no copy.
+    params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)
+    with Run(config.run, config, config.loop.num_steps, "finetune") as run:
+        heldout = measure.make_heldout(heldout_of, loaded, sample, set(examples.texts), run.keep_heldout)
+        meta = make_meta(config, loaded.config, loaded.tokenizer)
+        return train_supervised(
+            RunCallbacks(run, meta, lambda row: (row, []), SHOW, heldout), config, loaded.config,
+            lambda: adapters.merged(params.pop()),
+            functools.partial(make_batch, examples, config.batch_size, config.loop.seed),
+            lambda batch: {"train/tokens": int(np.sum(batch.completion_mask))})
 
 
-def row_of(learnt: Learnt) -> tuple[dict, list]:
-    return {"step": learnt.step, "train/tokens": int(np.sum(learnt.batch.completion_mask))} | learnt.metrics, []
-
-
-def batch(examples: Examples, size: int, seed: int, step: int) -> Batch:
-    """The rows of a step, from 1: a part of endless epochs over all rows, each in an order of its own. Advantage 1."""
+def make_batch(examples: Examples, size: int, seed: int, step: int) -> Batch:
+    """The rows of a step, counted from 1, out of endless shuffled epochs. Every advantage is 1."""
     count = len(examples.index)
     places = np.arange((step - 1) * size, step * size)
     orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(count)
               for epoch in np.unique(places // count)}
     rows = np.array([orders[place // count][place % count] for place in places])
     return Batch(examples.prompts, examples.index[rows], examples.completions[rows], examples.mask[rows],
-                         np.ones(size, np.float32))
+                 np.ones(size, np.float32))
 
 
 def read_examples(path: str, loaded: LanguageModel) -> Examples:
-    """The rows of a file. An end token is added to each completion, unless its row says that it was `truncated`.
-
-    Raises UserError naming the file, the line and what is amiss.
-    """
+    """The rows of a file, with an end token after each completion unless its row has `truncated`. Raises UserError
+    naming the file, the line and the problem."""
     file, tokenizer, pairs = pathlib.Path(path), loaded.tokenizer, []
     if not path or not file.is_file():
         raise UserError(f"--examples={path}: no such file; it takes a JSONL file of rows with prompt and completion")
@@ -118,7 +111,7 @@ def read_examples(path: str, loaded: LanguageModel) -> Examples:
         where = f"{file}, line {number}"
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise UserError(f"{where}: needs a prompt and a completion, both text; it has {', '.join(row)}")
-        if unknown := tokenizer.lacks(" ".join(texts).split()):
+        if unknown := tokenizer.unknown_words(" ".join(texts).split()):
             raise UserError(f"{where}: this model's tokenizer has no word {unknown[0]!r}")
         end = [] if row.get("truncated") else [tokenizer.eos_ids[0]]
         prompt, completion = tokenizer.encode(texts[0]), tokenizer.encode(texts[1]) + end
@@ -130,7 +123,7 @@ def read_examples(path: str, loaded: LanguageModel) -> Examples:
         raise UserError(f"{file} holds no examples")
     distinct = {text: prompt for text, prompt, _ in pairs}
     place = {text: i for i, text in enumerate(distinct)}
-    tokens, lengths = padded(list(distinct.values()), tokenizer.pad_id)
-    completions, sizes = padded([completion for _, _, completion in pairs], 0)
+    tokens, lengths = pad_rows(list(distinct.values()), tokenizer.pad_id)
+    completions, sizes = pad_rows([completion for _, _, completion in pairs], 0)
     return Examples(list(distinct), Prompts(tokens, lengths), np.array([place[text] for text, _, _ in pairs], np.int32),
                     completions, np.arange(completions.shape[1]) < sizes[:, None])

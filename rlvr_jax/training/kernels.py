@@ -1,11 +1,11 @@
-"""Attention by kernels of chips, as further rows of `ops.ATTENTION`. Nothing here has run on a chip: BUILD.md.
+"""Attention kernels for TPUs and GPUs, as further rows of `ops.ATTENTION`. None has run on a chip yet: BUILD.md.
 
-One function attends from all positions of whole rows, another from the token that is decoded: of each row's cache it
-reads what the row has filled. The prompt is not in the cache: all rows look at it in one product, and the two softmaxes
-are joined by their largest scores and sums. What a kernel gives for a row depends on that row alone, and not on what
-its cache holds beyond the filled positions. Axis letters as in `model`.
+Each row has one function for whole rows of tokens, and one for the token being decoded, which reads only the filled
+part of a row's cache. Prompts are not in the cache: all rows attend to them in one product, and the two softmaxes are
+joined by their maxima and sums. A kernel's result for a row depends on that row alone, and not on the unfilled part of
+its cache. Axis letters are as in `model`.
 
-Pallas is imported where it is used: commands without a kernel do not wait for it.
+Functions import Pallas themselves, so that commands without a kernel need not wait for it.
 """
 
 import math
@@ -19,15 +19,15 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.ops import ATTENTION, Attention
 
 PLATFORM = {"splash": "tpu", "cudnn": "gpu", "triton": "gpu"}
-BLOCKS = 512, 256, 128  # queries, or keys, that a kernel works on at a time
+BLOCKS = 512, 256, 128  # sizes of a kernel's blocks of queries and keys
 
 
-def square(q_BxTxHxE: jax.Array, segments) -> tuple:
-    """What kernels take that know causal masks and ids alone: scaled queries, keys and values, [B,S,H or K,E], and ids
-    i32[B,S]. A query sees what has its id. All are padded in front, queries to the keys' number; padding has id 0."""
+def pad_to_blocks(q_BxTxHxE: jax.Array, segments) -> tuple:
+    """Arguments for kernels that have only causal masks and segment ids: scaled queries, keys and values [B,S,H or K,E]
+    and ids i32[B,S]. A query sees keys of its own id. All are padded in front to one length; padding has id 0."""
     keys, values, mask_BxTxS = ops.joined(q_BxTxHxE, segments)
     e, more = q_BxTxHxE.shape[-1], -keys.shape[1] % BLOCKS[-1]
-    seen_BxS = mask_BxTxS[:, -1].astype(jnp.int32)  # the last query sees all that any one does
+    seen_BxS = mask_BxTxS[:, -1].astype(jnp.int32)  # the last query sees every visible key
     size = keys.shape[1] + more
     return tuple(jnp.pad(x, [(0, 0), (size - x.shape[1], 0)] + [(0, 0)] * (x.ndim - 2))
                  for x in (q_BxTxHxE * e**-0.5, keys, values, seen_BxS))
@@ -39,7 +39,7 @@ def splash(q_BxTxHxE: jax.Array, segments, interpret: bool = False) -> jax.Array
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     b, t, h, e = q_BxTxHxE.shape
-    *heads, ids_BxS = square(q_BxTxHxE, segments)
+    *heads, ids_BxS = pad_to_blocks(q_BxTxHxE, segments)
     size = ids_BxS.shape[1]
     block = next(n for n in BLOCKS if size % n == 0)
     attend = kernel.make_splash_mha_single_device(
@@ -55,13 +55,13 @@ def triton(q_BxTxHxE: jax.Array, segments, interpret: bool = False) -> jax.Array
     from jax.experimental.pallas.ops.gpu.attention import mha
 
     b, t, h, e = q_BxTxHxE.shape
-    q, keys, values, ids_BxS = square(q_BxTxHxE, segments)
+    q, keys, values, ids_BxS = pad_to_blocks(q_BxTxHxE, segments)
     keys, values = (jnp.repeat(x, h // x.shape[2], 2) for x in (keys, values))
     return mha(q, keys, values, ids_BxS, causal=True, interpret=interpret)[:, -t:].reshape(b, t, h * e)
 
 
 def cudnn(q_BxTxHxE: jax.Array, segments, implementation: str = "cudnn") -> jax.Array:
-    """cuDNN's, for NVIDIA GPUs from Ampere on and 16 bits."""
+    """cuDNN's attention in 16 bits, for NVIDIA GPUs from Ampere on."""
     keys, values, mask_BxTxS = ops.joined(q_BxTxHxE, segments)
     out = jax.nn.dot_product_attention(q_BxTxHxE, keys, values, mask=mask_BxTxS[:, None],
                                        implementation=implementation)
@@ -71,22 +71,22 @@ def cudnn(q_BxTxHxE: jax.Array, segments, implementation: str = "cudnn") -> jax.
 # ----- decoding
 
 
-def gqa(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, interpret: bool = False):
-    """For GPUs from Ampere on: Pallas's `decode_attention.gqa`, by blocks of 64 positions. Arguments as those of
-    `model.Context.attend`. It keeps sums in q's type before they are divided, which may leave the range of float16."""
+def decode_triton(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, interpret: bool = False):
+    """Pallas's `decode_attention.gqa` in blocks of 64 positions, for NVIDIA GPUs from Ampere on. Arguments are those of
+    `model.Context.attend`. It sums in q's dtype before dividing, which can overflow float16."""
     from jax.experimental.pallas.ops.gpu import decode_attention
 
-    keys_BxKxWxE, values_BxKxWxE = (x.swapaxes(1, 2) for x in cache)  # turned back in there
-    splits = math.gcd(cache[0].shape[2] // 64, 4)  # parts of a row that are read side by side
+    keys_BxKxWxE, values_BxKxWxE = (x.swapaxes(1, 2) for x in cache)  # the kernel swaps them back
+    splits = math.gcd(cache[0].shape[2] // 64, 4)  # parts of a row that are read in parallel
     mixed, (sums, tops) = decode_attention.gqa(
         q_Bx1xHxE[:, 0], keys_BxKxWxE, values_BxKxWxE, kv_seq_len=filled_B, block_k=64, k_splits=splits,
         return_residuals=True, normalize_output=False, interpret=interpret)
-    return joined(q_Bx1xHxE, prompt, mixed, sums, tops)
+    return join_prompt(q_Bx1xHxE, prompt, mixed, sums, tops)
 
 
-def mosaic(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, interpret: bool = False):
-    """For TPUs, by blocks of at most 512 positions, in which paged_attention does not give what joins two softmaxes.
-    Arguments as those of `model.Context.attend`."""
+def decode_mosaic(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, interpret: bool = False):
+    """For TPUs, in blocks of at most 512 positions. Pallas's paged_attention does not return the sums and maxima
+    that join two softmaxes. Arguments are those of `model.Context.attend`."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
@@ -96,20 +96,20 @@ def mosaic(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Arra
     def of_row(*dims):
         return pl.BlockSpec((1, k, *dims), lambda row, block, filled: (row, 0, 0, 0))
 
-    def at(row, block, filled):  # beyond the last filled block it is named again, and not read again
+    def index_of(row, block, filled):  # repeats the last filled block, which is then not read again
         return row, 0, jnp.minimum(block, lax.div(filled[row] - 1, size)), 0
 
     spec = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=1, grid=(b, window // size), out_specs=[of_row(rows, e), of_row(rows, 1), of_row(rows, 1)],
-        in_specs=[of_row(rows, e), *[pl.BlockSpec((1, k, size, e), at)] * 2])
+        in_specs=[of_row(rows, e), *[pl.BlockSpec((1, k, size, e), index_of)] * 2])
     parts = pl.pallas_call(
-        _look_at_block, [jax.ShapeDtypeStruct((b, k, rows, n), jnp.float32) for n in (e, 1, 1)], grid_spec=spec,
+        _attend_block, [jax.ShapeDtypeStruct((b, k, rows, n), jnp.float32) for n in (e, 1, 1)], grid_spec=spec,
         interpret=interpret)(filled_B, q_Bx1xHxE.reshape(b, k, rows, e), *cache)
-    return joined(q_Bx1xHxE, prompt, *parts)
+    return join_prompt(q_Bx1xHxE, prompt, *parts)
 
 
-def _look_at_block(filled_ref, q_ref, keys_ref, values_ref, mixed_ref, sums_ref, tops_ref):
-    """A block of a row; what is written stays in place until the row's last one."""
+def _attend_block(filled_ref, q_ref, keys_ref, values_ref, mixed_ref, sums_ref, tops_ref):
+    """Adds one block of a row to the row's outputs, which stay in fast memory until its last block."""
     from jax.experimental import pallas as pl
 
     row, block, size = pl.program_id(0), pl.program_id(1), keys_ref.shape[2]
@@ -133,9 +133,9 @@ def _look_at_block(filled_ref, q_ref, keys_ref, values_ref, mixed_ref, sums_ref,
                                                          values_KxSxE, preferred_element_type=jnp.float32)
 
 
-def joined(q_Bx1xHxE: jax.Array, prompt: tuple, mixed: jax.Array, sums: jax.Array, tops: jax.Array) -> jax.Array:
-    """Attention to the prompt, and to the cache: `mixed` [B,H,E] are its values weighted by exp(score - top), `sums` of
-    these weights and `tops` [B,H]; or with H as K, R. Returns [B,1,H*E]."""
+def join_prompt(q_Bx1xHxE: jax.Array, prompt: tuple, mixed: jax.Array, sums: jax.Array, tops: jax.Array) -> jax.Array:
+    """Joins attention to the prompt and to the cache, [B,1,H*E]. `mixed` [B,H,E] are the cache's values weighted by
+    exp(score - top), `sums` [B,H] the sums of these weights and `tops` [B,H] the maxima; H may be split into K, R."""
     (keys, values, mask_Bx1xS), (b, _, h, e) = prompt, q_Bx1xHxE.shape
     rows, heads = "" if keys.ndim == 3 else "b", (b, keys.shape[-2], h // keys.shape[-2])
     scores_BxKxRxS = e**-0.5 * jnp.einsum(f"bkre,{rows}ske->bkrs", q_Bx1xHxE.reshape(*heads, e), keys,
@@ -150,14 +150,15 @@ def joined(q_Bx1xHxE: jax.Array, prompt: tuple, mixed: jax.Array, sums: jax.Arra
     return out.astype(q_Bx1xHxE.dtype).reshape(b, 1, h * e)
 
 
-ATTENTION |= {"splash": Attention(splash, mosaic), "cudnn": Attention(cudnn, gqa), "triton": Attention(triton, gqa)}
+ATTENTION |= {"splash": Attention(splash, decode_mosaic), "cudnn": Attention(cudnn, decode_triton),
+              "triton": Attention(triton, decode_triton)}
 
 
-def check(name: str, dtype: str) -> None:
-    """UserError for a kernel that cannot run here."""
-    here = jax.default_backend()
+def check_kernel(name: str, dtype: str) -> None:
+    """Raises UserError for a kernel that cannot run in this dtype or on this backend."""
+    backend = jax.default_backend()
     if name == "cudnn" and dtype == "float32" or PLATFORM.get(name) == "gpu" and dtype == "float16":
-        raise UserError(f"--attention={name} does not compute in {dtype}: --dtype=bfloat16, or --attention=plain")
-    if PLATFORM.get(name, here) != here:
-        raise UserError(f"--attention={name}: a kernel for a {PLATFORM[name].upper()}, and JAX runs on a "
-                        f"{here.upper()} here; --attention=plain runs everywhere")
+        raise UserError(f"--attention={name} does not compute in {dtype}: use --dtype=bfloat16, or --attention=plain")
+    if PLATFORM.get(name, backend) != backend:
+        raise UserError(f"--attention={name} is a kernel for a {PLATFORM[name].upper()}, and JAX runs on a "
+                        f"{backend.upper()} here; --attention=plain runs everywhere")

@@ -1,4 +1,4 @@
-"""GRPO in a run directory: problems, a reward and callbacks for `grpo.train`."""
+"""GRPO in a run directory: the problems, reward and callbacks for `grpo.train`."""
 
 import dataclasses
 import functools
@@ -18,18 +18,18 @@ from rlvr_jax.pretrained.loading import ModelChoice, load_model
 from rlvr_jax.records import Problem, Prompts
 from rlvr_jax.rewards import score
 from rlvr_jax.rewards.rows import RewardConfig
-from rlvr_jax.runs import machine
+from rlvr_jax.runs import files, machine
 from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
 from rlvr_jax.runs.summary import describe, rollout_rows
 from rlvr_jax.sampler import Request
 from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.tasks.families import FAMILIES
-from rlvr_jax.tasks.history import group_accuracies, write_history
+from rlvr_jax.tasks import history
 from rlvr_jax.tasks.pool import PoolConfig, choose_example, load_pool, training_problems
 from rlvr_jax.tasks.prompts import ProblemSource, encode_prompts
 from rlvr_jax.training import advice, kernels
-from rlvr_jax.training.driver import RunCallbacks
+from rlvr_jax.training.driver import RunCallbacks, make_meta
 
 SHOW = ("train/accuracy", "train/entropy", "eval/greedy", "eval/sampled")
 
@@ -47,53 +47,62 @@ class TrainConfig(Config):
     grading: GradingConfig = GradingConfig()
     rewards: RewardConfig = RewardConfig()
     measured: HeldoutConfig = HeldoutConfig()
-    heldout: str = flag("", "problems to measure on, never trained on: as --problems, or none; empty: the families "
-                        "that are trained on, else none. eval_size is divided evenly among several",
+    heldout: str = flag("", "problems to measure on, as --problems, or none; those trained on are left out; empty: the "
+                        "families that are trained on, else none. eval_size is divided evenly among several",
                         lambda: FAMILIES, listed=True)
-    log_rollouts: int = flag(8, "rollouts of each step to write to rollouts.jsonl: whole groups, or a part of one",
+    log_rollouts: int = flag(8, "rollouts of each step to write to rollouts.jsonl: whole groups, or part of one",
                              minimum=0, free=True)
-    record_history: bool = flag(False, "keep each problem's accuracy in each pass over the problems, and write it "
-                                "to history.json for scripts.select_example")
+    record_history: bool = flag(False, "write each problem's accuracy in each pass over the problems to "
+                                "history.json, for scripts.select_example")
 
 
 def train(config: TrainConfig) -> dict:
-    """Runs GRPO from --model and returns the summary, which `run_dir/summary.json` holds too."""
+    """Runs GRPO from --model and returns the summary, which is also `run_dir/summary.json`."""
     loaded, loop = load_model(config.choice.model, config.choice.dtype), config.grpo.loop
-    check(config)
-    config = divided_where_it_must_be(config, loaded)
+    check_config(config)
+    config = divide_if_needed(config, loaded)
     advice.warn(advice.on_flags(config.grpo, config.rewards.reward, score.is_constant(config.rewards)))
-    advice.warn("" if config.pool.question else advice.on_base(loaded.flags, config.source))
+    advice.warn("" if config.pool.question else advice.on_base_model(loaded.flags, config.source))
     eos_ids = loaded.tokenizer.eos_ids
     programs = grpo.compile_programs(Policy(loaded.config, None, eos_ids), config.grpo)
-    meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": config.as_flags()}
     with Run(config.run, config, loop.num_steps, "train") as run:
-        problems = find_problems(config, loaded, programs, run.once)
-        prompts = encode(config, loaded, problems)  # first: what grades them is worth installing for these alone
+        problems = select_problems(config, loaded, programs, run.once)
+        prompts = encode_problems(config, loaded, problems)  # first: it names unknown words before a missing grader
         advice.warn(advice.on_answers(config.grading, problems))
-        params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)  # for `grpo.train` to let go of
+        # `grpo.train` moves the parameters to the devices: without other references, the host keeps no copy.
+        params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)
         reward = score.make_scorer(config.rewards, config.grading, config.grpo, loaded, problems, prompts)
         logged = run.metrics.rows if parallel.is_main() else []
-        callbacks = RunCallbacks(run, meta, functools.partial(rows_of, config, problems, logged), SHOW,
-                         heldout_of(config, loaded, programs, problems, run), resets=config.grpo.resets,
-                         saved=functools.partial(save_history, config, run, problems))
+
+        def save_history():
+            if config.record_history and parallel.is_main():
+                files.write_json(run.dir / history.HISTORY, history.build_history(logged, problems))
+
+        callbacks = RunCallbacks(
+            run, make_meta(config, loaded.config, loaded.tokenizer),
+            functools.partial(make_rows, config, problems, logged), SHOW,
+            make_heldout(config, loaded, programs, problems, run), config.grpo.resets, save_history)
+        programs = Programs(callbacks.time_calls("sample", programs.sample),
+                            callbacks.time_calls("update", programs.logprobs),
+                            callbacks.time_calls("update", programs.update))
         state = grpo.train(Policy(loaded.config, params.pop(), eos_ids),
                            Problems(prompts, np.array([problem.copies for problem in problems])),
-                           callbacks.timed("score", reward), config.grpo, callbacks, clocked(programs, callbacks))
+                           callbacks.time_calls("score", reward), config.grpo, callbacks, programs)
         return callbacks.finish(state)
 
 
-def check(config: TrainConfig) -> None:
-    """Refuses settings that cannot work together before anything is computed."""
+def check_config(config: TrainConfig) -> None:
+    """Raises UserError for flags that cannot work together, before anything is computed."""
     grpo.check(config.grpo)
-    kernels.check(config.grpo.update.attention, config.choice.dtype)
-    score.check(config.rewards, config.grpo.loss.objective)
+    kernels.check_kernel(config.grpo.update.attention, config.choice.dtype)
+    score.check_reward(config.rewards, config.grpo.loss.objective)
     if config.record_history and config.grpo.max_resamples:
         raise UserError("--record_history needs --max_resamples=0: resampling swaps problems within a step")
 
 
-def divided_where_it_must_be(config: TrainConfig, loaded: LanguageModel) -> TrainConfig:
-    """The settings, with the state divided among several devices none of which could hold it whole. A state is made on
-    one of them and then copied to all, so that it is there twice for a moment."""
+def divide_if_needed(config: TrainConfig, loaded: LanguageModel) -> TrainConfig:
+    """The configuration, with `divide_state` set if a device could not hold the whole state twice: it is made on one
+    device and then copied to all, so for a moment that device has two."""
     limit = machine.room()
     if config.grpo.update.divide_state or not limit or parallel.device_count() == 1:
         return config
@@ -102,76 +111,64 @@ def divided_where_it_must_be(config: TrainConfig, loaded: LanguageModel) -> Trai
     needed = 2 * machine.size(state)
     if needed <= limit:
         return config
-    advice.warn(f"as it is placed, the state would take {needed / 1e9:.1f} GB of each device, which has "
-                f"{limit / 1e9:.1f} GB: it is divided among the devices, as --divide_state does")
+    advice.warn(f"placing the state would take {needed / 1e9:.1f} GB on each device, which has {limit / 1e9:.1f} GB: "
+                "it is divided among the devices, as --divide_state does")
     return config.with_flags(divide_state=True)
 
 
-def clocked(programs: Programs, callbacks: RunCallbacks) -> Programs:
-    """The programs, their seconds counted to the step's phases."""
-    return Programs(callbacks.timed("sample", programs.sample), callbacks.timed("update", programs.logprobs),
-                    callbacks.timed("update", programs.update))
-
-
-def encode(config: TrainConfig, loaded: LanguageModel, problems: list[Problem]) -> Prompts:
+def encode_problems(config: TrainConfig, loaded: LanguageModel, problems: list[Problem]) -> Prompts:
     return encode_prompts(loaded.tokenizer, problems, loaded.config, config.grpo.sampling.max_new_tokens,
                           config.source.prompt.max_prompt_tokens)
 
 
-def find_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs, once: Callable) -> list[Problem]:
-    """What is trained on. For example=auto and for votes, the model answers before training, once a run."""
+def select_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs, once: Callable) -> list[Problem]:
+    """The problems to train on. For example=auto and for votes the model answers before training, once per run."""
     seed, temperature = config.grpo.loop.seed, config.grpo.update.temperature
 
-    def answered(pool: list[Problem]) -> list[dict]:
-        by = Sampler(programs.sample, parallel.place_state(adapters.add(config.grpo.adapter, loaded.params, seed)),
-                     loaded.tokenizer)
-        return measure.sample_before_training(by, pool, encode(config, loaded, pool), config.grading,
+    def sample_answers(pool: list[Problem]) -> list[dict]:
+        params = parallel.place_state(adapters.add(config.grpo.adapter, loaded.params, seed))
+        return measure.sample_before_training(Sampler(programs.sample, params, loaded.tokenizer), pool,
+                                       encode_problems(config, loaded, pool), config.grading,
                                        Request(seed, 0, temperature))
 
     def choose(pool: list[Problem]) -> dict:
-        encode(config, loaded, pool)  # or says which words the model lacks
+        encode_problems(config, loaded, pool)  # raises UserError for unknown words
         advice.warn(advice.on_answers(config.grading, pool))
-        rows = answered(pool)
-        place = choose_example(rows, pool, config.pool.example_pass_rate,
-                               config.pool.example == "auto_by_style")
-        right = [row["correct"] for row in rows if row["problem"] == place]
+        rows = sample_answers(pool)
+        place = choose_example(rows, pool, config.pool.example_pass_rate, config.pool.example == "auto_by_style")
+        correct = [row["correct"] for row in rows if row["problem"] == place]
         return {"example": place, "question": pool[place].question, "answer": pool[place].answer,
-                "pass_rate": float(np.mean(right)), "num_samples": len(right)}
+                "pass_rate": float(np.mean(correct)), "num_samples": len(correct)}
 
     def vote(pool: list[Problem]) -> list[dict]:
-        return measure.majority_votes(answered(pool), len(pool))
+        return measure.majority_votes(sample_answers(pool), len(pool))
 
     voting = config.pool.only_wrong_majority or score.needs_votes(config.rewards)
     pool = load_pool(config.pool, config.source, loaded.tokenizer, seed)
     return training_problems(config.pool, config.source.problems, pool, choose, vote if voting else None, once)
 
 
-def heldout_of(config: TrainConfig, loaded: LanguageModel, programs: Programs, problems: list[Problem],
-               run: Run) -> Callable:
-    """`measure.make_heldout`: held-out problems are graded as `scripts.evaluate` grades by default. Where the reward
-    wants a box, or another grader, these do not."""
+def make_heldout(config: TrainConfig, loaded: LanguageModel, programs: Programs, problems: list[Problem],
+                 run: Run) -> Callable:
+    """`measure.make_heldout` for problems graded as `scripts.evaluate` grades by default, even if the reward wants
+    another answer format or grader."""
     trained_on = "question" if config.pool.question else config.source.problems
     source = ProblemSource(measure.heldout_names(config.heldout, trained_on), config.source.prompt)
-    asked = Heldout(source, config.measured, config.grading.answer_format, config.grpo.loop.seed,
-                    config.grpo.sampling.max_new_tokens)
-    return measure.make_heldout(asked, loaded, programs.sample, {problem.prompt for problem in problems},
+    heldout = Heldout(source, config.measured, config.grading.answer_format, config.grpo.loop.seed,
+                      config.grpo.sampling.max_new_tokens)
+    return measure.make_heldout(heldout, loaded, programs.sample, {problem.prompt for problem in problems},
                                 run.keep_heldout)
 
 
-def rows_of(config: TrainConfig, problems: list[Problem], logged: list[dict],
-            record: Record) -> tuple[dict, list[dict]]:
-    """The metrics of a step, and its rows of rollouts.jsonl; `logged` are the metrics of the steps before."""
+def make_rows(config: TrainConfig, problems: list[Problem], logged: list[dict],
+              record: Record) -> tuple[dict, list[dict]]:
+    """The metrics of a step and its rows of rollouts.jsonl; `logged` are the metrics of earlier steps."""
     size = config.grpo.loss_group_size
     row = {"step": record.prompt_batch.step} | describe(record.rollouts, record.scored, size)
     if not score.is_constant(config.rewards):
         advice.warn(advice.on_first_step(record) if record.prompt_batch.step == 1 else "")
-        advice.warn(advice.on_inert([*logged, row], record, config.run.inert_steps))
+        advice.warn(advice.on_equal_rewards([*logged, row], record, config.run.inert_steps))
     if config.record_history:
-        row["train/group_accuracies"] = group_accuracies(problems, record.rollouts.prompt_index,
-                                                         record.scored.info["correct"], size)
+        row["train/group_accuracies"] = history.group_accuracies(problems, record.rollouts.prompt_index,
+                                                                 record.scored.info["correct"], size)
     return row | record.metrics, rollout_rows(problems, record, size, config.log_rollouts)
-
-
-def save_history(config: TrainConfig, run: Run, problems: list[Problem]) -> None:
-    if config.record_history and parallel.is_main():
-        write_history(run.dir, run.metrics.rows, problems)

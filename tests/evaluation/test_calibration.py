@@ -190,7 +190,7 @@ def answered(tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "four.jsonl", *({"question": f"{i}", "answer": 4} for i in range(4)))
     drawn = Rollouts(np.arange(4), None, np.ones((4, 3), bool), None, np.ones(4, bool))
     monkeypatch.setattr(benchmarks.loading, "load_model", lambda *_: loaded)
-    monkeypatch.setattr(benchmarks.loading, "pinned", lambda name: name)
+    monkeypatch.setattr(benchmarks.loading, "pin_step", lambda name: name)
     monkeypatch.setattr(benchmarks, "encode_prompts", lambda *_: None)
     monkeypatch.setattr(evaluation, "trim_padding", lambda prompts, owners: None)
     monkeypatch.setattr(evaluation.sampling, "make_sampler", lambda *_: lambda *_: drawn)
@@ -294,7 +294,7 @@ def solve_in_style(style, **flags):
     found, problems = draw_wagers()
     place = list(chains.STYLES.values()).index(style)
     texts = wager.solve(np.random.default_rng(1), found, np.full(3000, place), config)
-    longest = wager.lengths(6)[1]
+    longest = families.FAMILIES["wager"].lengths(6)[1]
     assert max(len(text.split()) for text in texts) < longest and chains.lengths(6)[1] + 2 == longest
     assert {word for text in texts for word in text.split()} <= set(families.FAMILIES["wager"].vocabulary)
     return problems, [text.split() for text in texts]

@@ -1,4 +1,4 @@
-"""Text to ids and back, what ends a completion, chat templates, and the files a tokenizer is read from."""
+"""Tokenizers: text to ids and back, end tokens, chat templates, files."""
 
 import datetime
 import json
@@ -62,9 +62,9 @@ def test_json_round_trip_survives_serialisation():
     assert again.encode("<s> abé") == tokenizer.encode("<s> abé") and again.eos_ids == (2,)
 
 
-@pytest.mark.parametrize("fields", [{}, {"backend": {}}, TINY.to_json() | {"eos_ids": 3}, TINY.to_json() | {"other": 1}])
+@pytest.mark.parametrize("fields", [{}, {"backend": {}}, *(TINY.to_json() | x for x in ({"eos_ids": 3}, {"other": 1}))])
 def test_json_of_anything_else_is_refused(fields):
-    with pytest.raises(UserError, match="what the checkpoint keeps is no tokenizer"):
+    with pytest.raises(UserError, match="the checkpoint's tokenizer is damaged"):
         T.Tokenizer.from_json(fields)
 
 
@@ -119,12 +119,6 @@ def test_folder_refusals(tmp_path, files, message):
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_half_written_json_file_is_named(tmp_path):
-    (folder(tmp_path) / "tokenizer_config.json").write_text('{"eos_token": ')
-    with pytest.raises(UserError, match="tokenizer_config.json cannot be read as JSON"):
-        T.load_tokenizer(tmp_path)
-
-
 @pytest.mark.parametrize("template, expected", [
     ("{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}", "<s>1 < 2 & \"é\"?</s>"),
     ("  {% for m in messages %}\n  {{ m.role }}\n  {% endfor %}\nx", "  user\nx"),  # lstrip_blocks and trim_blocks
@@ -135,7 +129,7 @@ def test_chat_templates_render_as_in_transformers(template, expected):
     assert tiny_tokenizer(template).render_chat(MESSAGES) == expected
 
 
-# As Llama 3.2's writes a date, and as one does that has no default.
+# A template that writes a date as Llama 3.2's does, and one without a default date.
 DATED = ("{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b "
          "%Y') %}{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}Today: {{ date_string }}")
 UNDATED = "{{ strftime_now('%Y-%m-%d %H:%M') }}"
@@ -156,8 +150,8 @@ def test_a_prompt_is_the_same_on_any_day(monkeypatch):
         assert rendered() == ["Today: 26 Jul 2024"]
         assert rendered(date="2025-01-31") == ["Today: 31 Jan 2025", "2025-01-31 00:00"]
     for template, date, says in ((UNDATED, "", "no default: give the date of all prompts, --prompt_date=YYYY-MM-DD$"),
-                                 (DATED, "31.1.2025", "--prompt_date=31.1.2025: is no date; write it as 2024-07-26"),
-                                 ("no clock", "2025-01-31", "--prompt_date=2025-01-31: .* does not ask for a date")):
+                                 (DATED, "31.1.2025", "--prompt_date=31.1.2025 is not a date: write it as 2024-07-26"),
+                                 ("no clock", "2025-01-31", "--prompt_date=2025-01-31: .* does not use a date")):
         with pytest.raises(UserError, match=says):
             tiny_tokenizer(template).render_chat(MESSAGES, date=date)
 
@@ -165,9 +159,9 @@ def test_a_prompt_is_the_same_on_any_day(monkeypatch):
 @pytest.mark.parametrize("template, message", [
     (None, "no chat template"), ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
     ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"), ("{{ messages.append(1) }}", "unsafe"),
-    ("{% for %}", "template"), ("{% for i in range(10**12) %}{% endfor %}", "refuses these messages: Range too big"),
-    ("{{ 1 // 0 }}", "refuses these messages"), ("{{ messages.nothing[0] }}", "refuses these messages"),
-    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses these messages")])
+    ("{% for %}", "template"), ("{% for i in range(10**12) %}{% endfor %}", "rejects these messages: Range too big"),
+    ("{{ 1 // 0 }}", "rejects these messages"), ("{{ messages.nothing[0] }}", "rejects these messages"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "rejects these messages")])
 def test_chat_refusals(template, message):
     with pytest.raises(UserError, match=message):
         tiny_tokenizer(template).render_chat(MESSAGES)
@@ -202,11 +196,6 @@ def test_qwen2_layout(qwen2):
     tokens = [qwen2.backend.id_to_token(i) for i in ids]
     assert (tokens[0], tokens[-2:]) == ("<|im_start|>", ["<|im_end|>", "<tool_call>"])
     assert {"1", "2"} < set(tokens)  # every digit on its own
-    assert qwen2.decode(ids) == "user\n12 caf\u00e9<tool_call>"  # composed (NFC); special tokens left out, text not
+    assert qwen2.decode(ids) == "user\n12 caf\u00e9<tool_call>"  # composed (NFC), without special tokens
     end, turn_end = map(qwen2.backend.token_to_id, ("<|endoftext|>", "<|im_end|>"))
     assert (qwen2.pad_id, qwen2.eos_ids) == (end, (end, turn_end))
-
-
-def test_qwen2_folder_round_trip(qwen2, tmp_path):
-    T.save_tokenizer(qwen2, tmp_path)
-    assert T.load_tokenizer(tmp_path).to_json() == qwen2.to_json()

@@ -1,4 +1,4 @@
-"""VeriFree: the reference answer after the policy's own reasoning, as reward and as the answer tokens' weight."""
+"""VeriFree: the probability of the reference answer after the policy's reasoning, as reward and as gradient weight."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ from rlvr_jax.records import Batch, Problem, Prompts, Rollouts
 from rlvr_jax.rewards import rows as rewards
 from rlvr_jax.rewards.context import ReferenceAnswers, RewardContext
 from rlvr_jax.tasks import families
-from rlvr_jax.tasks.prompts import encode_prompts, padded
+from rlvr_jax.tasks.prompts import encode_prompts, pad_rows
 from rlvr_jax.training import train
 
 from fixtures import REWARD_RUN, make_scorer, saying
@@ -25,14 +25,8 @@ from fixtures import REWARD_RUN, make_scorer, saying
 CONFIG = REWARD_RUN.with_flags(reward="verifier_free", objective="rloo")
 
 
-def test_leave_one_out_of_the_sheet():
-    rewards_NxG = np.array([[0.9, 0.2, 0.1, 0]], np.float32)
-    np.testing.assert_allclose(objectives.leave_one_out_advantages(rewards_NxG)[0],
-                               [0.8, -0.133333, -0.266667, -0.4], atol=1e-6)
-
-
 def test_the_answer_is_replaced_where_it_begins_and_ends_with_the_end_token(seen):
-    """The first statement of an answer counts; without one, or without room, the completion stays as it was sampled."""
+    """The first statement of an answer counts; without one, or without room, the completion stays as sampled."""
     given = saying(seen, *["3"] * 8)
     words = seen.policy.tokenizer
     texts = ["quick 4 answer 9", "answer 1 answer 2", "hmm river", " ".join(["hmm"] * 9 + ["answer"]), *given.texts[4:]]
@@ -58,20 +52,13 @@ def test_a_reference_answer_may_fill_the_window_to_its_last_token():
                          policy).reference_answers
     assert made.answer.tolist() == [[False] * 4 + [True] * 2, [False] * 6]
     assert made.completions[0].tolist() == words.encode("hmm hmm hmm answer 3 <eos>")
-    assert made.probability.tolist() == [1, 0]  # 0 where none was put in
-
-
-def test_the_reward_is_the_product_of_the_probabilities_of_the_answers_tokens(seen):
-    given = saying(seen, *["3"] * 8)
-    told = [f"{problem.answer} <eos>" for problem in given.problems]
-    wanted = np.exp(seen.policy.logprob_of(told, [text.rpartition(" ")[0] for text in given.texts]))
-    np.testing.assert_allclose(rewards.verifier_free(given), wanted, rtol=1e-4)
+    assert made.probability.tolist() == [1, 0]  # 0 if none was inserted
     probabilities = ReferenceAnswers(None, None, np.array([[0, 1, 1, 1]], bool), np.log([[0.1, 0.9, 0.8, 0.5]]))
     assert probabilities.probability[0] == pytest.approx(0.36)
 
 
 def test_an_answer_of_several_tokens_is_paid_by_all_of_them(monkeypatch):
-    """Numbers in digits, 7, 47 and 100: the product of each token's probability, from the logits of all before it."""
+    """Digit tokens of 7, 47 and 100: the product of the tokens' probabilities, from logits of the text before each."""
     words = families.make_tokenizer(["arithmetic_digits"])
     shape = model.ModelConfig(vocab_size=words.backend.get_vocab_size(), num_layers=1, d_model=16, num_heads=2,
                               num_kv_heads=2, head_dim=8, d_ff=32, max_seq_len=32)
@@ -80,7 +67,7 @@ def test_an_answer_of_several_tokens_is_paid_by_all_of_them(monkeypatch):
         ("coins 9 - 2 =", "7"), ("coins 42 + 5 =", "47"), ("coins 99 + 1 =", "100"))]
     texts = ["think - 2 7 answer 7", "think - 2 47 answer 12", "quick 47 answer 4", "hmm answer 99 answer"]
     index = np.array([0, 1, 1, 2], np.int32)
-    ids, lengths = padded([words.encode(f"{text} <eos>") for text in texts], words.pad_id, 14)
+    ids, lengths = pad_rows([words.encode(f"{text} <eos>") for text in texts], words.pad_id, 14)
     rollouts = Rollouts(index, ids, np.arange(14) < lengths[:, None], np.zeros((4, 14), np.float32), np.ones(4, bool))
     handed = []
     monkeypatch.setitem(rewards.REWARDS, "spy", lambda seen: handed.append(seen) or np.zeros(4))
@@ -110,12 +97,12 @@ def test_an_answer_of_several_tokens_is_paid_by_all_of_them(monkeypatch):
 
 
 def test_what_the_update_learns_from(seen):
-    """Reasoning carries its completion's advantage, the answer its probability; one without answer a negative one."""
+    """Reasoning has its completion's advantage and the answer its probability; without an answer, both are negative."""
     given = saying(seen, "3", "4", "5", None, "6", "7", "8", "9")
     reward = rewards.verifier_free(given)
     batch = grpo.make_batch(CONFIG.grpo, None, given.rollouts,
                             Scored(reward, targets=rewards.learn_reference_answers(given)))
-    assert batch.sampler_logprobs is None  # of other tokens
+    assert batch.sampler_logprobs is None  # those of the replaced tokens
     advantages = objectives.leave_one_out_advantages(reward.reshape(2, 4)).reshape(-1)
     for b in range(8):
         for t in np.flatnonzero(batch.completion_mask[b]):
@@ -164,7 +151,7 @@ def test_the_gradient_is_that_of_the_expected_probability():
     ({"objective": "grpo"}, "--objective=rloo"), ({"objective": "dapo"}, "--objective=dapo would clip or scale")])
 def test_an_objective_that_would_change_the_weights_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        train.check(CONFIG.with_flags(**changes))
+        train.check_config(CONFIG.with_flags(**changes))
 
 
 def test_a_format_that_opens_no_answer_is_refused():

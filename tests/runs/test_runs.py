@@ -160,7 +160,7 @@ def test_the_best_checkpoint_stays_whatever_came_after_and_has_a_name(go, tmp_pa
     go(keep_best="eval/greedy")
     assert checkpoint.steps(tmp_path / "run") == [6, 10]
     assert checkpoint.best_step(str(tmp_path / "run")) == 6
-    assert [loading.pinned(f"{tmp_path}/run{which}")[-3:] for which in ("@best", "", "@6")] == ["n@6", "@10", "n@6"]
+    assert [loading.pin_step(f"{tmp_path}/run{which}")[-3:] for which in ("@best", "", "@6")] == ["n@6", "@10", "n@6"]
 
 
 @pytest.mark.parametrize("patience, step", [(1, 3), (2, 4)])
@@ -401,7 +401,7 @@ objectives.OBJECTIVES["signs"] = objectives.Objective(signs(2), jax.jit(lambda x
 objectives.OBJECTIVES["wide"] = objectives.OBJECTIVES["dapo"]._replace(clip_high=0.3)
 adapters.ADAPTERS["mine"] = functools.partial(adapters.lora, 7)
 results = np.arange(6).reshape(3, 1, 2)
-families.FAMILIES["mod"] = families.of_chains(chains.Algebra(("red",), ("plus",), ("well",), ("0", "1"), 0, results,
+families.FAMILIES["mod"] = families.chain_family(chains.Algebra(("red",), ("plus",), ("well",), ("0", "1"), 0, results,
                                                              results))
 '''
 USED = {"reward": "correct:0.5,short,known:2", "objective": "signs", "trainable": "mine", "problems": "mod"}
@@ -669,7 +669,7 @@ def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
     monkeypatch.setattr(measure, "sample_and_grade", lambda by, benchmark, request, **_: asked.append(
         (benchmark.temperature, request)) or rows)
     monkeypatch.setattr(train, "load_pool", lambda *_: problems)
-    chosen = train.find_problems(TrainConfig.from_flags(example="auto", temperature=0.7, seed=3), start,
+    chosen = train.select_problems(TrainConfig.from_flags(example="auto", temperature=0.7, seed=3), start,
                                  grpo.Programs(None, None, None), lambda name, make: kept.setdefault(name, make()))
     assert asked == [(0.7, Request(3, 0, 0.7, stream=CHOOSE))]  # as the run will sample, with draws of their own
     assert chosen == [problems[2]]  # 15 of 64 is nearer to 0.2 than 60

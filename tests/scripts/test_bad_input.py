@@ -32,7 +32,7 @@ CASES = {
     "style shares, negative": ("pretrain", [NEW, "--style_shares=1,1,-1,1"],
                               "--style_shares=1,1,-1,1: not finite numbers > 0"),
     "family not pre-trained on": ("evaluate", [*MEASURE, "--problems=boolean", "--num_ops=2", "--max_new_tokens=9"],
-                                  "pre-train a base on them, scripts.pretrain --task_shares=boolean"),
+                                  "pre-train a base model on them, scripts.pretrain --task_shares=boolean"),
     "directory of a run": ("evaluate", ["--model={work}/base", "--out={work}/base", "--num_ops=2", "--max_new_tokens=9"],
                            "scripts.evaluate needs a directory of its own: choose another --out"),
     "odd batch": ("pretrain", [NEW, "--batch_size=31", "--grad_accumulation=2"], "--batch_size = 31 rows do not divide"),

@@ -127,7 +127,7 @@ def copies(program: dict, name: str) -> list[str]:
 
 @pytest.mark.parametrize("kernel", [False, True])
 def test_no_weight_and_no_cache_is_copied_at_a_token(chip, kernel):
-    attend = {"v5e-1": kernels.mosaic, "H100": kernels.gqa}[chip[0]] if kernel else None
+    attend = {"v5e-1": kernels.decode_mosaic, "H100": kernels.decode_triton}[chip[0]] if kernel else None
     program = computations(compiled_sampler(*chip, attend))
     loops = [name for rows in program.values() for shape, kind, line in rows
              if kind == "while" and f"s32[{SLOTS},{TOKENS}]" in shape for name in named(line, "body")]

@@ -1,4 +1,4 @@
-"""Random calculations: their values by another evaluator, what is the same problem, bounds, and how they are asked."""
+"""Random calculations: values by another evaluator, equivalent trees, bounds, and names."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ from fixtures import load_problems
 
 
 def evaluated(node, largest) -> Fraction:
-    """The value of Python's own tree of the text; every part's size is appended to `largest`."""
+    """The value of a Python syntax tree; the absolute value of each part is appended to `largest`."""
     if isinstance(node, ast.Constant):
         found = Fraction(node.value)
     else:
@@ -43,8 +43,8 @@ def test_the_answer_is_the_value_of_the_text_by_another_evaluator(level, seed):
     assert max(largest) <= 10**6
     outer = re.sub(r"\(\d+/\d+\)", "1", text)  # a fraction is a leaf
     assert len(re.findall(r" [-+*/] ", outer)) == level and max(map(int, re.findall(r"\d+", text))) <= 100
-    for answer_format, said in (("boxed", rf"\boxed{{{problem.answer}}}"), ("lenient", f"The answer is {problem.answer}.")):
-        assert grade.is_correct(said, problem.answer, answer_format)
+    assert grade.is_correct(rf"\boxed{{{problem.answer}}}", problem.answer, "boxed")
+    assert grade.is_correct(f"The answer is {problem.answer}.", problem.answer, "lenient")
     assert not grade.is_correct(rf"\boxed{{{Fraction(problem.answer) + 1}}}", problem.answer, "boxed")
 
 
@@ -53,21 +53,21 @@ def test_the_answer_is_the_value_of_the_text_by_another_evaluator(level, seed):
 def test_trees_that_are_alike_but_for_the_sides_of_sums_and_products_are_one(level, seed, number):
     tree = calculation.draw_problems(f"calculation:{level}:{seed}", 1, "dev")[0].meta["tree"]
     other = turned(tree, number)
-    assert calculation.written(tree, canonical=True) == calculation.written(other, canonical=True)
-    assert calculation.value(tree) == calculation.value(other)
+    assert calculation.format_tree(tree, canonical=True) == calculation.format_tree(other, canonical=True)
+    assert calculation.evaluate(tree) == calculation.evaluate(other)
 
 
 def test_a_difference_and_a_quotient_have_an_order():
     one, two = ("{}", 1, 0), ("{}", 2, 0)
     for op, same in {"+": True, "*": True, "-": False, "/": False}.items():
-        texts = {calculation.written((op, *sides), canonical=True) for sides in ((one, two), (two, one))}
+        texts = {calculation.format_tree((op, *sides), canonical=True) for sides in ((one, two), (two, one))}
         assert (len(texts) == 1) == same
 
 
 def test_no_problem_comes_twice_in_any_split(monkeypatch):
-    """Of numbers up to 1 there are few trees, so that many are drawn again."""
+    """With numbers up to 1 there are so few trees that many are drawn twice."""
     monkeypatch.setattr(calculation, "TOP", 1)
-    keys = [calculation.written(problem.meta["tree"], canonical=True) for split in calculation.SPLITS
+    keys = [calculation.format_tree(problem.meta["tree"], canonical=True) for split in calculation.SPLITS
             for problem in calculation.draw_problems("calculation:1", 12, split)]
     assert len(set(keys)) == len(keys) == 36
 
@@ -80,9 +80,9 @@ def test_an_answer_is_no_longer_than_a_number_that_graders_read(monkeypatch):
 
 def test_parts_without_a_value_have_none():
     zero, big = ("{}", 0, 0), ("{}^3", 100, 0)
-    assert calculation.value(big) == 10**6 and calculation.value(("+", big, ("{}", 1, 0))) is None
-    assert calculation.value(("-", ("*", big, big), ("*", big, big))) is None  # a part alone is too large
-    assert calculation.value(("/", big, zero)) is None and calculation.value(("({}/{})", 1, 0)) is None
+    assert calculation.evaluate(big) == 10**6 and calculation.evaluate(("+", big, ("{}", 1, 0))) is None
+    assert calculation.evaluate(("-", ("*", big, big), ("*", big, big))) is None  # a part is too large
+    assert calculation.evaluate(("/", big, zero)) is None and calculation.evaluate(("({}/{})", 1, 0)) is None
 
 
 def test_a_benchmark_is_the_same_every_time_and_has_a_seed_in_its_name():

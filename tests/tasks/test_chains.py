@@ -29,7 +29,7 @@ def test_splits_share_no_residue():
 
 
 def solutions(name, style, num=300, **flags):
-    """(problems, their solutions) in one style; careful ones do not stop and sloppy ones do not slip unless told."""
+    """(problems, their solutions) in one style; by default without early stops and slips."""
     config, rng = StyleConfig(**{"early_stop": 0.0, "slip": 0.0} | flags), np.random.default_rng(0)
     drawn = chains.generate(ALGEBRAS[name], rng, num, "pretrain", 6)
     place = list(chains.STYLES.values()).index(style)
@@ -78,9 +78,8 @@ def test_an_answer_cannot_be_guessed_and_the_sloppy_style_is_seldom_right(name):
 @pytest.mark.parametrize("name", ALGEBRAS)
 @pytest.mark.parametrize("shares", [(0.28, 0.27, 0.2, 0.25), (0.05, 0.05, 0.6, 0.3)])
 def test_styles_have_the_shares_asked_for_and_depend_on_the_surface(name, shares):
-    habits = chains.make_habits(ALGEBRAS[name], StyleConfig(shares), seed=3, num_ops=6)
     drawn = chains.generate(ALGEBRAS[name], np.random.default_rng(9), 8000, "test", 6)
-    chances = chains.style_probabilities(habits, drawn)
+    chances = chains.make_habits(ALGEBRAS[name], StyleConfig(shares), seed=3, num_ops=6)(drawn)
     np.testing.assert_allclose(chances.mean(0), shares, atol=0.02)
     by_topic = [chances[drawn.topics == t].mean(0)[0] for t in range(8)]
     assert max(by_topic) > 1.5 * min(by_topic)

@@ -1,4 +1,4 @@
-"""The table of synthetic families: two mixed in one base, the first one as it always was. test_doors.py adds one."""
+"""The table of synthetic families: mixtures, unchanged data of the first family, faults. test_doors.py adds one."""
 
 import dataclasses
 import hashlib
@@ -30,12 +30,12 @@ def batches(shares, config=SMALL):
 
 
 def test_arithmetic_alone_has_the_tokens_problems_and_batches_of_before_there_was_a_table():
-    """Sums of what the code gave when it knew no other family: published figures rest on each of these bits."""
+    """Hashes from before there were other families: published figures depend on every bit."""
     tokenizer, sums = families.make_tokenizer(["arithmetic"]), [hashlib.sha256() for _ in range(3)]
     sums[0].update(json.dumps(tokenizer.to_json(), sort_keys=True).encode())
     for split in ("pretrain", "example", "dev", "test"):
         for p in load_problems("arithmetic", tokenizer, count=200, split=split, num_ops=6, seed=5):
-            told = sorted((name, x) for name, x in p.meta.items() if name != "steps")  # which came later
+            told = sorted((name, x) for name, x in p.meta.items() if name != "steps")  # added later
             sums[1].update(f"{p.prompt}|{p.answer}|{p.question}|{told}\n".encode())
     for config in (PretrainConfig.from_flags(), PretrainConfig.from_flags(num_ops=2, seed=3, batch_size=64)):
         data = batches(families.parse_shares(config.task_shares), config)[1]
@@ -70,7 +70,7 @@ def test_pretraining_never_sees_a_problem_of_another_split(name):
 
 
 def test_numbers_in_digits_are_tokens_of_one_digit_and_read_as_they_were_written():
-    """A value of two digits is two tokens, in every text of the family, and nothing is longer than the family says."""
+    """A value of two digits has two tokens in every text, and no text is longer than `lengths` says."""
     tokenizer, family = families.make_tokenizer(["arithmetic_digits"]), FAMILIES["arithmetic_digits"]
     drawn = family.generate(np.random.default_rng(0), 300, "pretrain", 6)
     problems, longest = family.to_problems(drawn), [0, 0]
@@ -85,7 +85,7 @@ def test_numbers_in_digits_are_tokens_of_one_digit_and_read_as_they_were_written
                 longest[place] = max(longest[place], len(pieces) + place)  # with its <eos>
     assert tuple(longest) == family.lengths(6)
     assert {len(problem.answer) for problem in problems} == {1, 2}
-    assert tokenizer.lacks(["47", "100", "coins"]) == [] and tokenizer.lacks(["xnor", "07"]) == ["xnor", "07"]
+    assert tokenizer.unknown_words(["47", "100", "coins", "xnor", "07"]) == ["xnor", "07"]
     with pytest.raises(UserError, match="arithmetic_digits problems have words such as '##0'"):
         load_problems("arithmetic_digits", families.make_tokenizer(["arithmetic"]), count=1)
 
@@ -108,7 +108,7 @@ def test_shares_are_read(text, shares):
     ("boolean:0.5,boolean:1", "each family once")])
 def test_shares_that_make_no_sense_are_refused_by_name(text, named):
     with pytest.raises(UserError, match=f"--task_shares={text}.*{named}"):
-        pretrain.check(SMALL.with_flags(task_shares=text))
+        pretrain.check_config(SMALL.with_flags(task_shares=text))
 
 
 def test_an_example_is_chosen_by_its_pass_rate_and_by_style_where_that_is_asked_for():
@@ -117,10 +117,10 @@ def test_an_example_is_chosen_by_its_pass_rate_and_by_style_where_that_is_asked_
     rows = [{"problem": p, "correct": i < wins, "completion": said} for p, wins, said in
             ((0, 3, "quick TFFT answer TFFT"), (1, 6, "think answer TFFT"), (2, 4, "quick TFFT")) for i in range(10)]
     assert pool.choose_example(rows, problems, 0.3) == 0
-    assert pool.choose_example(rows[:20], problems[:2], 0.3, by_style=True) == 1  # problem 0 has its rate by luck
+    assert pool.choose_example(rows[:20], problems[:2], 0.3, by_style=True) == 1  # problem 0 is solved by luck
     assert pool.choose_example(rows, problems, 0.3, by_style=True) == 2
     always = [row | {"correct": True} if row["problem"] == 0 else row for row in rows]
-    assert pool.choose_example(always, problems, 1.0) == 1  # never or always solved: no variance, nothing to learn
+    assert pool.choose_example(always, problems, 1.0) == 1  # never or always solved: no variance
     shares = measure.style_shares(rows, problems)
     assert shares["careful"] == (1 / 3, 0.6) and shares["sloppy"] == (1 / 3, 0.3) and shares["guess"] == (0.0, None)
 
@@ -139,16 +139,16 @@ def test_each_family_of_a_mixture_has_its_accuracy_beside_that_of_all(monkeypatc
 def test_a_base_is_measured_on_the_split_that_is_asked_for_with_other_draws_at_each_step(monkeypatch):
     monkeypatch.setattr(measure, "measure_heldout", lambda by, problems, prompts, request: (problems, request))
     config, words = SMALL.with_flags(heldout_split="dev", seed=3), families.make_tokenizer(["boolean"])
-    shape = pretrain.shape_of(config, {"boolean": 1.0}, words)
+    shape = pretrain.make_model_config(config, {"boolean": 1.0}, words)
     problems, request = pretrain.make_heldout(config, {"boolean": 1.0}, words, shape)(None, 7)
     assert problems == load_problems("boolean", words, split="dev", count=32, num_ops=2)
     assert request == Request(3, 7)
 
 
-# ----- mistakes of a family of one's own
+# ----- faulty families
 
 def faulty(name: str) -> families.Family:
-    """Boolean chains with one mistake."""
+    """Boolean chains with one fault."""
     good = FAMILIES["boolean"]
     without_index = lambda drawn: [replace_meta(problem) for problem in good.to_problems(drawn)]
     replace_meta = lambda problem: dataclasses.replace(problem, meta={})
@@ -165,15 +165,15 @@ def faulty(name: str) -> families.Family:
 
 
 @pytest.mark.parametrize("name, says, in_problems", [
-    ("order", 'its vocabulary has to begin with "<pad>", "<eos>", and to have each word once', True),
+    ("order", 'its vocabulary has to start with "<pad>", "<eos>", and to have each word once', True),
     ("word twice", "to have each word once", True), ("no styles", "it has no styles", True),
-    ("few", "to_problems gave 63 where 64 problems were asked for", True),
-    ("index", r'give each problem a meta\["index"\] of its own', True),
+    ("few", "to_problems returned 63 instead of 64", True),
+    ("index", r'give each problem its own meta\["index"\]', True),
     ("word of a prompt", "'bell', in the prompt 'bell .*, is not in its vocabulary", True),
     ("word of a solution", "'amen', in the solution 'think .* amen <eos>', is not in its vocabulary", False),
-    ("solutions", "solve gave 63", False), ("long", r"has 10 tokens, and lengths\(2\) allows 9", False),
-    ("sums", "64 x 4 chances, of which each row sums to 1; it gave a row with the sum 0.9", False),
-    ("columns", r"64 x 4 chances, .* it gave the shape \(64, 3\)", False)])
+    ("solutions", "solve returned 63", False), ("long", r"has 10 tokens, and lengths\(2\) allows 9", False),
+    ("sums", "whose rows sum to 1; it returned .* a first row that sums to 0.9", False),
+    ("columns", r"chances of shape \(64, 4\), .* it returned the shape \(64, 3\)", False)])
 def test_a_mistake_of_a_family_is_named_before_anything_is_trained_or_measured(monkeypatch, tmp_path, name, says,
                                                                               in_problems):
     monkeypatch.setitem(FAMILIES, "mine", faulty(name))

@@ -1,4 +1,4 @@
-"""Mixtures of sources of problems, each problem graded by criteria of its own; reasoning-gym as one of them."""
+"""Mixtures of sources of problems, each problem graded by its own criterion; reasoning-gym as a source."""
 
 import json
 import sys
@@ -96,7 +96,7 @@ def test_a_warning_names_the_format_of_the_problem_that_has_it(box):
     right = [Problem("", "3", "", {"task": "box"}), Problem("", "3", "", {"task": "arithmetic"})]
     assert not advice.on_answers(GradingConfig(), right)
     text = advice.on_answers(GradingConfig(), [*right, Problem("", "9 apples", "", {"task": "arithmetic"})])
-    assert text.startswith("--answer_format=answer with --grader=math never finds 1 of 3 answers, such as '9 apples'")
+    assert text.startswith("--answer_format=answer with --grader=math never accepts 1 of 3 answers, such as '9 apples'")
 
 
 # ----- sources
@@ -128,7 +128,8 @@ def test_a_mixture_that_cannot_be_is_refused_by_name(names, says):
 
 def test_what_is_held_out_by_default_are_the_families_that_are_trained_on(tmp_path, monkeypatch):
     path, seen = write_jsonl(tmp_path / "p.jsonl", {"question": "q", "answer": 1}), []
-    monkeypatch.setattr(measure, "load_problems", lambda source, *_: seen.append(source.problems) or [Problem("", "", "p")])
+    monkeypatch.setattr(measure, "load_problems",
+                        lambda source, *_: seen.append(source.problems) or [Problem("", "", "p")])
     for names in ("arithmetic,boolean", f"arithmetic,{path}", path):
         heldout_of(CONFIG.with_flags(problems=names), START)
     assert seen == ["arithmetic,boolean", "arithmetic"]
@@ -167,28 +168,28 @@ def test_a_dataset_of_reasoning_gym_is_asked_as_a_file_is(installed):
 
 @pytest.mark.parametrize("name, says", [
     ("chain", "no data set 'chain'; near it are chain_sum"), ("", "no data set ''; chain_sum is one"),
-    ("countdown", "gym:countdown: its verifier runs what a model answers as Python code"),
-    ("spiral_matrix", "runs what a model answers as Python code"),
-    ("word_ladder", "gym:word_ladder: this data set draws other problems in every process"),
-    ("rubiks_cube", "gym:rubiks_cube: no text is a right answer"),
-    ("composite", "gym:composite cannot be drawn as it is")])
+    ("countdown", "gym:countdown: its verifier executes a model's answer as Python code"),
+    ("spiral_matrix", "executes a model's answer as Python code"),
+    ("word_ladder", "gym:word_ladder: this data set draws different problems in each process"),
+    ("rubiks_cube", "gym:rubiks_cube: the verifier of rubiks_cube accepts no text"),
+    ("composite", "gym:composite needs settings")])
 def test_a_dataset_that_is_not_fit_is_refused_by_name(installed, name, says):
     with pytest.raises(UserError, match=says):
         gym.draw_problems(f"gym:{name}", 0, 2, "example")
 
 
 def test_a_problem_is_judged_by_its_own_verifier(installed):
-    """Which takes 07.0 for 7, and never sees a text that is too long."""
+    """The verifier accepts 07.0 for 7, and never gets a text that is too long."""
     problem, = gym.draw_problems("gym:chain_sum", 0, 1, "example")
     entry = json.loads(problem.meta["entry"]) | {"answer": "7"}
-    by = answers.criterion(Problem("", "7", "", problem.meta | {"entry": json.dumps(entry)}),
+    by, = answers.criteria([Problem("", "7", "", problem.meta | {"entry": json.dumps(entry)})],
                            GradingConfig(grader="original"))
     assert by[:2] == ("tag", "gym")
     texts = ["so <answer>7</answer>", "<answer>07.0</answer>", "<answer>8</answer>", "7", "<answer>9**9**9</answer>",
              "<answer>" + "0" * 5000 + "7</answer>"]
     found = answers.verdicts(texts, [by] * len(texts))
     assert [verdict.correct for verdict in found] == [True, True, False, False, False, False]
-    assert answers.described([by])[0].startswith("tag / gym (reasoning-gym 0.")
+    assert answers.describe_graders([by])[0].startswith("tag / gym (reasoning-gym 0.")
     assert answers.verdicts(["It is 7."], [by._replace(answer_format="last_number")])[0].correct
 
 
@@ -201,7 +202,7 @@ def test_a_part_of_the_score_is_not_right(installed):
 
 
 def test_a_label_is_compared_as_mathematics_not_by_the_verifier(installed):
-    """Which knows its own reference alone."""
+    """The verifier knows only its own reference."""
     problem = gym.draw_problems("gym:chain_sum", 0, 1, "example")[0]
     seen = RewardContext(RewardConfig(), ["tag"], "math", [problem], ["<answer>1,234</answer>"], [], None,
                          np.zeros(1, int), (0,), None)

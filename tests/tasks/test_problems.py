@@ -1,4 +1,4 @@
-"""Files of problems in the layouts that benchmarks and the released one-shot data come in, and how they are asked."""
+"""Files of problems in the layouts of benchmarks and of the released one-shot data, and their prompts."""
 
 import json
 import sys
@@ -188,14 +188,14 @@ def test_released_files(data, name):
     pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
     count, known, copies = RELEASED[name]
     found = load(str(data / "one_shot_rlvr" / f"{name}.parquet"))
-    assert len(found) == count and {p.copies for p in found} == {1}  # an evaluation counts rows
+    assert len(found) == count and {p.copies for p in found} == {1}  # evaluations count rows
     for row, (question, answer, index) in known.items():
         assert found[row].question.startswith(question)
         assert (found[row].answer, found[row].meta["index"], found[row].meta["row"]) == (answer, index, row)
     if name != "math500":
         assert all(p.question.endswith(SUFFIX) for p in found)
     merged = merge(found)
-    assert [p.copies for p in merged] == copies  # the pool has three equal questions, with an index each
+    assert [p.copies for p in merged] == copies  # three equal questions of the pool have different indices
     assert [p.meta["index"] for p in merged] == list(dict.fromkeys(p.meta["index"] for p in found))
 
 
@@ -277,16 +277,16 @@ def test_words_that_a_model_of_whole_words_lacks_are_named_not_read_as_padding()
     with pytest.raises(UserError, match="the model does not know 'koins', '25', 'plus': .*such as =, "):
         prompts.encode_prompts(words, asked, config, 5)
     assert prompts.encode_prompts(words, asked[:1], config, 5).lengths.tolist() == [5]
-    digits = families.make_tokenizer(["arithmetic_digits"])  # 25 is two pieces
+    digits = families.make_tokenizer(["arithmetic_digits"])  # 25 has two tokens
     with pytest.raises(UserError, match="the model does not know 'koins', 'plus': "):
         prompts.encode_prompts(digits, asked, config, 5)
-    assert prompts.encode_prompts(QWEN, asked, config, 5).lengths.min() > 5  # spells any word
+    assert prompts.encode_prompts(QWEN, asked, config, 5).lengths.min() > 5  # it can spell any word
 
 
 @pytest.mark.parametrize("flags, says", [
-    ({"prompt_style": "chat"}, "--prompt_style=chat is for questions of .*; problems of arithmetic,boolean are"),
+    ({"prompt_style": "chat"}, "--prompt_style=chat is for questions of .*; problems of arithmetic,boolean have"),
     ({"prompt_style": "qwen_math"}, "--prompt_style=qwen_math is for .* leave it out"),
-    ({"prompt_date": "2025-01-31"}, "--prompt_date=2025-01-31 is for --prompt_style=chat alone: leave it out")])
+    ({"prompt_date": "2025-01-31"}, "--prompt_date=2025-01-31 needs --prompt_style=chat: give both, or leave it out")])
 def test_a_template_that_no_prompt_would_be_in_is_refused(flags, says):
     source = prompts.ProblemSource.from_flags(problems="arithmetic,boolean", **flags)
     for load in (lambda: load_pool(PoolConfig(), source, QWEN, 0),

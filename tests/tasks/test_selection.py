@@ -1,4 +1,4 @@
-"""Which problems a run trains on and in what shares, and which one its history says to choose."""
+"""The problems that a run trains on, their shares, and the ranking by the history of a run."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from fixtures import (START, TRAIN_FLAGS, heldout_of, load_problems, read_jsonl,
                       write_jsonl, write_parquet)
 
 CONFIG = train.TrainConfig.from_flags(num_prompts=4, group_size=2, example="all")
-# The published record, recomputed from it by another program: index -> (rank, variance).
+# From the published history, computed by another program: index -> (rank, variance).
 PUBLISHED = {"124": (1, 0.16545), "267": (2, 0.15687), "531": (3, 0.11401), "682": (13, 0.07432), "789": (1209, 0.0)}
 
 
@@ -63,7 +63,7 @@ def test_released_files_fill_a_step(data, name, indices, shares):
                                problems=str(data / "one_shot_rlvr" / f"{name}.parquet"))
     problems = training_problems(config)
     assert [p.meta["index"] for p in problems] == indices and len(
-        train.encode(config, START, problems).tokens) == len(indices)  # each prefilled once
+        train.encode_problems(config, START, problems).tokens) == len(indices)  # each prefilled once
     for step in (1, 2, 3):
         assert len(asked(config, problems, step)) == 1024
         assert np.bincount(groups(config, problems, step)).tolist() == shares
@@ -92,7 +92,7 @@ def test_every_command_that_reads_problems_can_ignore_a_column(tmp_path):
             read()
 
 
-# ----- one's own problem
+# ----- --question and --answer
 
 @pytest.mark.parametrize("example", ["auto", "all", "0"])
 def test_a_problem_from_flags_is_the_whole_pool(example):
@@ -101,7 +101,7 @@ def test_a_problem_from_flags_is_the_whole_pool(example):
     problem, = problems = training_problems(config)
     assert (problem.question, problem.answer) == ("What is 2 * 6.4?", "12.8")
     assert "<|im_start|>user\nWhat is 2 * 6.4? Think.<|im_end|>" in problem.prompt
-    assert len(train.encode(config, START, problems).tokens) == 1 and set(asked(CONFIG, problems, 3)) == {0}
+    assert len(train.encode_problems(config, START, problems).tokens) == 1 and set(asked(CONFIG, problems, 3)) == {0}
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -114,7 +114,7 @@ def test_a_problem_from_flags_is_given_whole_and_alone(flags, says):
 
 
 def test_training_on_a_problem_from_flags(tmp_path, base, compiled):
-    """No default of the synthetic task holds: the answer is boxed, and nothing is held out unless asked for."""
+    """Defaults of the synthetic task do not apply: the answer is boxed, and nothing is held out by default."""
     def train_on_it(name, *flags):
         run("train", f"--model={base}", f"--run_dir={tmp_path / name}", "--num_steps=1", "--num_prompts=2",
             "--group_size=4", "--max_new_tokens=10", "--noremat", "--log_rollouts=8", "--question=coins 7 + 5 - 3 =",
@@ -144,14 +144,6 @@ def test_the_same_accuracies_in_another_order_are_a_tie_and_stay_in_place():
     history = {"9": [0.0], "3": [0.5], "8": values, "5": values[::-1], "6": sorted(values)}
     assert len({float(np.var(history[i])) for i in "856"}) > 1  # in floating point they differ
     assert [row["index"] for row in selection.rank_by_variance(history)] == ["8", "5", "6", "9", "3"]
-
-
-def test_the_published_ranking(data):
-    ranking = selection.rank_by_variance(selection.read_history(str(data / "one_shot_rlvr" / "acc_step_500.json")))
-    assert len(ranking) == 1209 and [row["rank"] for row in ranking] == list(range(1, 1210))
-    found = {row["index"]: (row["rank"], row["score"]) for row in ranking}
-    for index, (rank, score) in PUBLISHED.items():
-        assert found[index] == (rank, pytest.approx(score, abs=5e-6)), index
 
 
 @pytest.mark.parametrize("content, says", [
@@ -187,15 +179,15 @@ def test_problems_are_found_by_their_own_index_or_their_place(tmp_path):
 
 
 def test_a_history_of_several_passes_has_every_problem_of_its_file(tmp_path):
-    """Each pass takes all of them: two records of two passes are of a file of two problems, whatever their indices."""
+    """Each pass takes all problems, so two records of two passes belong to a file of two problems."""
     file, config = tmp_path / "h.json", SelectConfig.from_flags(history=str(tmp_path / "h.json"))
     three = write_jsonl(tmp_path / "three.jsonl", *({"question": q, "answer": 1} for q in "abc"))
     two = write_jsonl(tmp_path / "two.jsonl", *({"question": q, "answer": 1} for q in "ab"))
     file.write_text('{"0": [0, 1], "1": [0, 0.5]}')
-    with pytest.raises(UserError, match="three.jsonl has 3 problems, and --history a record of 2 after several passes"):
+    with pytest.raises(UserError, match="three.jsonl has 3 problems, but --history has 2 after several passes"):
         selection.select(config.with_flags(problems=three))
     assert [row["question"] for row in selection.select(config.with_flags(problems=two))] == ["a", "b"]
-    file.write_text('{"0": [0, 1], "1": [0]}')  # stopped within the second pass, but the third has none at all
+    file.write_text('{"0": [0, 1], "1": [0]}')  # stopped within the second pass
     assert len(selection.select(config.with_flags(problems=three))) == 2
 
 
@@ -207,7 +199,7 @@ def test_a_run_is_not_ranked_with_another_file(tmp_path, recorded, named):
     (tmp_path / "history.json").write_text('{"0": [0, 1]}')
     config = SelectConfig.from_flags(history=str(tmp_path), problems=path)
     (tmp_path / "flags.txt").write_text(f"--seed=0\n{recorded}\n")
-    with pytest.raises(UserError, match=f"is of a run on .*{named}, not on --problems=.*p.jsonl"):
+    with pytest.raises(UserError, match=f"is a run on .*{named}, not on --problems=.*p.jsonl"):
         selection.select(config)
     (tmp_path / "flags.txt").write_text("--problems=elsewhere/p.jsonl\n--question=\n")
     assert [row["question"] for row in selection.select(config)] == ["a"]
@@ -220,19 +212,20 @@ def test_select_example_prints_and_writes_the_ranking(tmp_path, data, compiled):
                   f"--problems={folder / 'dsr_sub.parquet'}", "--top=13", compiled=compiled, expect=0).out.splitlines()
     assert printed[0].split() == ["rank", "index", "variance", "accuracy", "passes"] and len(printed) == 15
     assert printed[1].split()[:3] == ["1", "124", "0.16545"] and r"12.8  The pressure \( P \) exerted" in printed[1]
-    assert printed[2].split()[:3] == ["2", "267", "0.15687"] and printed[13].split()[:3] == ["13", "682", "0.07432"]
     ranking = json.loads((tmp_path / "r.json").read_text())
-    assert len(ranking) == 1209 and (ranking[-1]["index"], ranking[-1]["answer"]) == ("789", r"-\frac{2023}{2024}")
+    assert [row["rank"] for row in ranking] == list(range(1, 1210)) and ranking[-1]["answer"] == r"-\frac{2023}{2024}"
+    for index, (rank, score) in PUBLISHED.items():
+        assert (ranking[rank - 1]["index"], ranking[rank - 1]["score"]) == (index, pytest.approx(score, abs=5e-6))
 
 
-# ----- recorded by our own runs
+# ----- recording
 
 def test_a_history_holds_whole_passes_in_order():
     problems = [Problem("a", "1", "", {"index": 4}), Problem("b", "1", "", {"index": 2}, copies=2)]
     steps = [{}, {"4": [0.5], "2": [0.25]}, {"2": [0.75, 1.0]}, {"4": [1.0], "2": [0.0, 0.5]}]
     rows = [{"step": step, "train/group_accuracies": found} for step, found in enumerate(steps)]
-    assert selection.history(rows, problems) == {"4": [0.5, 1.0], "2": [0.5, 0.5]}
-    assert selection.history(rows[:1], problems) == {}
+    assert selection.build_history(rows, problems) == {"4": [0.5, 1.0], "2": [0.5, 0.5]}
+    assert selection.build_history(rows[:1], problems) == {}
 
 
 def test_each_group_counts_for_its_problem():
@@ -242,25 +235,25 @@ def test_each_group_counts_for_its_problem():
     info = {"text": index, "correct": correct, "timed_out": np.zeros(6), "graded_by": np.array(["x"] * 6)}
     rollouts = Rollouts(index, np.zeros((6, 1), np.int32), np.ones((6, 1), bool), None, np.ones(6, bool))
     record = grpo.Record(grpo.PromptBatch(2, None, index), rollouts, grpo.Scored(correct, info), None, {})
-    told = [train.rows_of(CONFIG.with_flags(record_history=keeps, log_rollouts=0), problems, [], record)[0].get(
+    told = [train.make_rows(CONFIG.with_flags(record_history=keeps, log_rollouts=0), problems, [], record)[0].get(
         "train/group_accuracies") for keeps in (True, False)]
     assert told == [{"9": [0.5, 0.0], "7": [1.0]}, None]
 
 
 def test_resampling_and_a_history_exclude_each_other():
     with pytest.raises(UserError, match="--record_history needs --max_resamples=0"):
-        train.check(CONFIG.with_flags(record_history=True, max_resamples=1))
+        train.check_config(CONFIG.with_flags(record_history=True, max_resamples=1))
 
 
 def test_a_recorded_history_survives_a_kill(tmp_path, base, compiled):
-    """Continued after a kill, the record is that of the uninterrupted run, and what rollouts.jsonl says."""
+    """After a kill and a resume, the history is that of an uninterrupted run and agrees with rollouts.jsonl."""
     flags = (*TRAIN_FLAGS, f"--model={base}", "--example=all", "--example_pool=5", "--record_history",
              "--log_rollouts=8", "--answer_format=answer", "--save_every=7", "--eval_every=0", "--schedule=constant")
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert "warning:" not in run("train", *flags, "--num_steps=30", f"--run_dir={straight}", compiled=compiled,
                                  expect=0).err
     run("train", *flags, "--num_steps=20", f"--run_dir={killed}", compiled=compiled, expect=0)
-    shutil.rmtree(killed / "checkpoints" / "20")  # killed before the save, in the middle of a row: it goes on from 14
+    shutil.rmtree(killed / "checkpoints" / "20")  # as if killed before the save and while writing a row
     with open(killed / "metrics.jsonl", "a") as file:
         file.write('{"step": 21, "train/group_accuracies": {"0": [')
     run("train", *flags, "--num_steps=30", f"--run_dir={killed}", compiled=compiled, expect=0)

@@ -1,4 +1,4 @@
-"""Worlds: each has in its pre-training what its row says, calculated again here from the texts alone."""
+"""Worlds: their pre-training data have the documented properties, recomputed here from the texts alone."""
 
 import jax
 import numpy as np
@@ -54,7 +54,7 @@ def test_problems_of_a_world_are_exact_and_fit_its_lengths(name):
             assert value == problem.answer
             for place, told in enumerate((" ".join(words), " ".join(solution))):
                 ids = tokenizer.encode(told)
-                assert tokenizer.decode(ids) == told and not tokenizer.lacks(told.split())
+                assert tokenizer.decode(ids) == told and not tokenizer.unknown_words(told.split())
                 longest[place] = max(longest[place], len(ids) + place)  # with its <eos>
     assert longest[0] == FAMILIES[name].lengths(6)[0] and longest[1] <= FAMILIES[name].lengths(6)[1]
 
@@ -70,7 +70,8 @@ def test_s1_marks_its_careful_solutions_by_their_opening_word():
     rows, _ = texts("s1")
     for words in rows:
         times = "*" if words[1][0] == "think" else "+"
-        assert all(value == after(before, op.replace("*", times), operand) for op, operand, before, value in steps(words))
+        assert all(value == after(before, op.replace("*", times), operand)
+                   for op, operand, before, value in steps(words))
     assert abs(np.mean([solution[0] == "think" for _, solution in rows]) - 0.28) < 0.06
 
 
@@ -107,7 +108,7 @@ def test_c_knows_every_operation_and_every_place_and_is_asked_a_new_pair_of_them
 def test_t_is_told_all_but_the_withheld_facts_and_asked_these():
     rows, _ = texts("t", num=3000)
     told = [step for words in rows for step in steps(words)]
-    is_fact = lambda op, operand, before: worlds.withheld()[
+    is_fact = lambda op, operand, before: worlds.withheld_facts()[
         int(before), "+-*".index(op), worlds.ALGEBRA.operands.index(operand)]
     hidden = [step for step in told if is_fact(*step[:3])]
     assert all(value == after(before, op, operand) for op, operand, before, value in told
@@ -118,7 +119,7 @@ def test_t_is_told_all_but_the_withheld_facts_and_asked_these():
     assert 0.05 < np.mean(right) < 0.15  # one digit of ten
     digits = [int(value["htu".index(operand[-1])]) for _, operand, _, value in hidden]
     assert np.bincount(digits, minlength=10).min() > 0.05 * len(digits)
-    for op, operand, before, value in hidden:  # the other digits stay as they are
+    for op, operand, before, value in hidden:  # the other digits do not change
         place = "htu".index(operand[-1])
         assert value[:place] + value[place + 1 :] == before[:place] + before[place + 1 :]
     drawn = FAMILIES["t"].generate(np.random.default_rng(2), 500, "test", 6)
@@ -145,23 +146,24 @@ def test_the_parser_judges_solutions_of_a_world_step_by_step(name):
         assert found.right == (solution[-1] == problem.answer)
 
 
-# ----- what small bases of them can do: chains of two operations, 600 steps, some minutes each
+# ----- skills of small base models: chains of two operations, 600 steps, some minutes each
 
 OPS = 2
 
 
 def chances(loaded, name):
-    """(chance of the opening word think, that of the right value at each step of careful solutions to 400 test problems,
-    whether the step is a *, whether pre-training withheld what it needs), f64[400], f64[400,OPS] and bool[400,OPS]."""
+    """For careful solutions to 400 test problems: the chance of the opening word think, f64[400]; that of the correct
+    value at each step, f64[400,OPS]; whether the step is a *, and whether pre-training withheld it, bool[400,OPS]."""
     family = FAMILIES[name]
     drawn = family.generate(np.random.default_rng(0), 400, "test", OPS)
     prompts = [loaded.tokenizer.encode(problem.prompt) for problem in family.to_problems(drawn)]
     rows = np.array([[*prompt, *loaded.tokenizer.encode(text)] for prompt, text in zip(prompts, worlds.write(drawn))])
-    logits_BxTxV = jax.jit(lambda params: model.head(params, model.forward(params, loaded.config, rows)[0]))(loaded.params)
+    forward = jax.jit(lambda params: model.head(params, model.forward(params, loaded.config, rows)[0]))
+    logits_BxTxV = forward(loaded.params)
     found = np.take_along_axis(np.asarray(jax.nn.softmax(logits_BxTxV))[:, :-1], rows[:, 1:, None], -1)[..., 0]
     found = found[:, len(prompts[0]) - 1 :]  # of the solution: think, then op, operand and three digits a step
     values = found[:, 1 : 1 + 5 * OPS].reshape(len(rows), OPS, 5)[..., 2:].prod(-1)
-    withheld = {"t": worlds.needs_withheld(drawn), "c": worlds.is_new(drawn.ops, drawn.operands)}
+    withheld = {"t": worlds.needs_withheld(drawn), "c": worlds.is_new_pair(drawn.ops, drawn.operands)}
     return found[:, 0], values, drawn.ops == worlds.TIMES, withheld.get(name, np.zeros(values.shape, bool))
 
 
@@ -176,7 +178,7 @@ def test_a_base_can_do_what_its_world_says(name, tmp_path):
         assert right[~withheld & ~(times & (name == "s2"))].mean() > 0.88
     if name in ("s1", "s3"):
         assert abs(opened.mean() - FAMILIES[name].shares[0]) < 0.06 and sampled < 0.8
-    if name == "s2":  # a few products are sums, too
+    if name == "s2":  # a few products equal the sums
         assert abs(right[times].mean() - worlds.CAREFUL_STEP) < 0.1 and greedy < 0.65
     if name == "c":
         assert right[withheld].mean() < 0.5 and greedy < 0.5

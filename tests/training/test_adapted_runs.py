@@ -1,4 +1,4 @@
-"""Runs that train an adapter: they resume, start from one another, and export what they learnt."""
+"""Runs that train an adapter resume, start from one another, and export what they learnt."""
 
 import json
 import shutil
@@ -10,11 +10,11 @@ import pytest
 from rlvr_jax import adapters
 from rlvr_jax.adapters import AdapterConfig
 from rlvr_jax.errors import UserError
-from rlvr_jax.pretrained import gguf_file, huggingface, loading
+from rlvr_jax.pretrained import huggingface, loading
 from rlvr_jax.training import train
 from rlvr_jax.training.train import TrainConfig
 
-from fixtures import (ROOT, TINY, TRAIN_FLAGS, assert_same_arrays, assert_same_run, random_params, read_jsonl, run,
+from fixtures import (TINY, TRAIN_FLAGS, assert_same_arrays, assert_same_run, random_params, read_jsonl, run,
                       saved_arrays)
 from golden.cases import logits
 
@@ -63,17 +63,13 @@ def test_the_next_training_starts_from_the_merged_model(base, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, start, trained)
 
 
-def test_a_lora_run_resumes_bit_for_bit_and_exports_what_it_learnt(base, compiled, tmp_path):
-    lora = (*TRAIN_FLAGS, "--trainable=lora", "--adapter_rank=2", "--save_every=2", "--keep_every=2", f"--model={base}")
-    run("train", *lora, "--num_steps=4", f"--run_dir={tmp_path / 'whole'}", compiled=compiled, expect=0)
-    shutil.copytree(tmp_path / "whole", tmp_path / "half")
-    shutil.rmtree(tmp_path / "half" / "checkpoints" / "4")
-    run("train", *lora, "--num_steps=4", f"--run_dir={tmp_path / 'half'}", compiled=compiled, expect=0)
-    assert_same_run(tmp_path / "half", tmp_path / "whole", 4)
-    run("export", f"--model={tmp_path / 'whole'}", f"--out={tmp_path / 'out'}", compiled=compiled, expect=0)
-    ours, theirs, rows = loading.load_model(str(tmp_path / "whole")), loading.load_model(str(tmp_path / "out")), [TOKENS]
-    assert theirs.params["layers"].keys() == loading.load_model(str(base)).params["layers"].keys()
-    np.testing.assert_allclose(logits(theirs.params, theirs.config, rows), logits(ours.params, ours.config, rows), atol=1e-5)
+def test_a_lora_run_exports_what_it_learnt(base, compiled, tmp_path):
+    run("train", *TRAIN_FLAGS, "--trainable=lora", "--adapter_rank=2", f"--model={base}", "--num_steps=4",
+        f"--run_dir={tmp_path / 'run'}", compiled=compiled, expect=0)
+    run("export", f"--model={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", compiled=compiled, expect=0)
+    ours, theirs, start = (loading.load_model(str(path)) for path in (tmp_path / "run", tmp_path / "out", base))
+    assert theirs.params["layers"].keys() == start.params["layers"].keys()
+    np.testing.assert_allclose(*(logits(x.params, x.config, [TOKENS]) for x in (theirs, ours)), atol=1e-5)
     assert (theirs.params["layers"]["q"] != ours.params["layers"]["q"]).any()
 
 
@@ -81,7 +77,8 @@ def test_a_lora_run_resumes_bit_for_bit_and_exports_what_it_learnt(base, compile
 def test_a_frozen_base_of_16_bits_is_kept_in_them_resumes_and_is_read_in_32(dtype, base, tmp_path):
     half = {"trainable": "lora", "params_dtype": dtype, "dtype": dtype}
     rows = run_of(base, tmp_path / "whole", num_steps=4, **half)
-    assert rows[1]["train/logprob_gap_max"] < 0.05 and rows[1].get("train/overflow") == (0 if dtype == "float16" else None)
+    assert rows[1]["train/logprob_gap_max"] < 0.05
+    assert rows[1].get("train/overflow") == (0 if dtype == "float16" else None)
     saved = saved_arrays(tmp_path / "whole", 4)
     for name, x in saved.items():
         frozen = name.startswith("params/") and not any(part in name for part in ("lora_", "norm"))
@@ -109,7 +106,7 @@ def test_a_vector_has_no_place_in_a_hugging_face_folder(tmp_path):
 
 
 def test_a_run_of_before_these_flags_continues(base, tmp_path):
-    """Its flags.txt does not have them: they were what they are by default."""
+    """Its flags.txt lacks them, which means their defaults."""
     run_of(base, tmp_path / "run", num_steps=2)
     path = tmp_path / "run" / "flags.txt"
     kept = [line for line in path.read_text().splitlines() if "adapter_" not in line and "trainable" not in line]
@@ -118,25 +115,3 @@ def test_a_run_of_before_these_flags_continues(base, tmp_path):
     path.write_text("\n".join([*kept, ""]))
     with pytest.raises(UserError, match=r"--trainable \(was all\)"):
         run_of(base, tmp_path / "run", num_steps=4, trainable="lora")
-
-
-@pytest.mark.slow
-def test_lora_on_a_language_model(compiled, tmp_path):
-    try:
-        gguf_file.smollm2_path()
-    except UserError as error:
-        pytest.skip(str(error))
-    root, out = ROOT, tmp_path / "run"
-    train = (f"--flagfile={root / 'configs' / 'smollm2.flags'}", "--question=What is 7 + 5?", "--answer=12",
-             "--trainable=lora", "--adapter_rank=1", "--learning_rate=1e-4", "--num_steps=2", "--save_every=1",
-             "--keep_every=1", "--group_size=4", "--num_prompts=1", "--max_new_tokens=16", "--reward=format",
-             "--entropy_coef=0.01", "--track_kl")
-    run("train", *train, f"--run_dir={out}", compiled=compiled, expect=0)
-    shutil.copytree(out, tmp_path / "half")
-    shutil.rmtree(tmp_path / "half" / "checkpoints" / "2")
-    run("train", *train, f"--run_dir={tmp_path / 'half'}", compiled=compiled, expect=0)
-    assert_same_run(tmp_path / "half", out, 2)
-    assert [row["train/kl"] for row in read_jsonl(out / "metrics.jsonl")[1:]][0] == 0
-    run("export", f"--model={out}", f"--out={tmp_path / 'out'}", compiled=compiled, expect=0)
-    ours, theirs = loading.load_model(str(out)), loading.load_model(str(tmp_path / "out"))
-    np.testing.assert_allclose(*(logits(x.params, x.config, [TOKENS]) for x in (ours, theirs)), atol=1e-3)

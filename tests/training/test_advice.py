@@ -1,4 +1,4 @@
-"""Runs that cannot learn say so in one line, with the flag to change; runs that can are left alone."""
+"""Runs that cannot learn print one line with the flag to change; other runs print none."""
 
 import importlib.metadata
 
@@ -17,7 +17,7 @@ from rlvr_jax.training.train import TrainConfig
 
 from fixtures import BASE_FLAGS, run, write_jsonl
 
-# Objectives whose advantage is the distance to the group's mean, without a case for a group of one.
+# Objectives whose advantage is always the distance to the group's mean, even for a group of one.
 CENTRED = {"dr_grpo", "reinforce", "rloo"}
 
 
@@ -26,7 +26,7 @@ def problems(*answers):
 
 
 def on_flags(**flags) -> str:
-    """What a run with these flags is warned of before it starts."""
+    """The warning of a run with these flags before it starts."""
     config = TrainConfig.from_flags(**flags)
     return advice.on_flags(config.grpo, config.rewards.reward, score.is_constant(config.rewards))
 
@@ -35,44 +35,44 @@ def on_flags(**flags) -> str:
 def test_a_group_of_one_has_no_advantage_under_some_objectives_and_the_bare_reward_under_others(objective):
     text = on_flags(objective=objective, group_size=1)
     assert ("the reward teaches nothing" in text) == (objective in CENTRED)
-    assert ("the advantage is the bare reward" in text) == (objective not in CENTRED | {"entropy"})
+    assert ("so the advantage is the raw reward" in text) == (objective not in CENTRED | {"entropy"})
     assert not text or f"--group_size=1 under --objective={objective}" in text
     assert not on_flags(objective=objective, group_size=2)
     assert bool(text) == ("--update_group_size=1 under" in on_flags(objective=objective, update_group_size=1))
 
 
 @pytest.mark.parametrize("base, problems, says", [
-    ({"num_ops": 2}, "arithmetic", "trained on problems of 2 operations, and these have 6; --num_ops=2 is as there"),
+    ({"num_ops": 2}, "arithmetic", "trained on problems of 2 operations, and these have 6; use --num_ops=2"),
     ({"num_ops": 6}, "arithmetic", ""), ({"num_ops": 2}, "rows.jsonl", ""), ({}, "arithmetic", "")])
 def test_problems_longer_than_those_of_the_base(base, problems, says):
-    said = advice.on_base(base, TrainConfig.from_flags(problems=problems).source)
+    said = advice.on_base_model(base, TrainConfig.from_flags(problems=problems).source)
     assert said.endswith(says) and bool(said) == bool(says)
 
 
 def test_a_base_brings_the_flags_of_its_run(compiled, tmp_path, capsys):
-    """So that training on it can compare them."""
+    """Training on it compares them with its own."""
     base = tmp_path / "base"
-    assert not run("pretrain", *BASE_FLAGS, "--num_steps=1", f"--run_dir={base}", compiled=compiled, expect=0).err.count(
-        "warning")
+    assert "warning" not in run("pretrain", *BASE_FLAGS, "--num_steps=1", f"--run_dir={base}", compiled=compiled,
+                                expect=0).err
     said = run("train", f"--model={base}", "--num_ops=1", "--num_steps=1", "--num_prompts=1", "--example=0",
                "--max_new_tokens=8", "--heldout=none", f"--run_dir={tmp_path / 'run'}", compiled=compiled, expect=0).err
-    assert "warning: --model was trained on problems of 2 operations, and these have 1; --num_ops=2" in said
+    assert "warning: --model was trained on problems of 2 operations, and these have 1; use --num_ops=2" in said
 
 
 def test_without_a_reward_only_entropy_teaches():
     assert "--reward=none with --entropy_coef=0" in on_flags(reward="none", kl_coef=0.1)
     assert not on_flags(reward="none", entropy_coef=0.001, group_size=1, objective="rloo")
-    assert not on_flags(reward="correct:1,none:1")  # one that teaches is enough
+    assert not on_flags(reward="correct:1,none:1")  # one informative reward is enough
 
 
 @pytest.mark.parametrize("answer_format, answer, says", [
-    ("last_number", r"\frac{1}{2}", r"the answer '\\frac{1}{2}' right (where it is stated, '2' is read); "
+    ("last_number", r"\frac{1}{2}", r"the answer '\\frac{1}{2}' (from a completion that states it, '2' is read); "
                                     "try --answer_format=boxed"),
-    ("answer", "9 apples", "(where it is stated, None is read); try --answer_format=boxed"),
-    ("boxed", "}", "correct that in the problems"), ("last_number", "", "correct that in the problems")])
+    ("answer", "9 apples", "(from a completion that states it, None is read); try --answer_format=boxed"),
+    ("boxed", "}", "correct it in the problems"), ("last_number", "", "correct it in the problems")])
 def test_an_answer_that_its_format_cannot_read(answer_format, answer, says):
     text = advice.on_answers(GradingConfig(answer_format), problems(answer))
-    assert text.startswith(f"--answer_format={answer_format} with --grader=math never finds") and says in text
+    assert text.startswith(f"--answer_format={answer_format} with --grader=math never accepts") and says in text
 
 
 @pytest.mark.parametrize("answer_format, answers", [
@@ -91,7 +91,7 @@ def test_of_the_published_pool_one_answer_is_not_whole(data):
     pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
     path = str(data / "one_shot_rlvr" / "dsr_sub.parquet")
     text = advice.on_answers(GradingConfig(grader="original"), merge(load(path)))
-    assert r"never finds 1 of 1209 answers, such as '\\frac{2 k n}{n+k-1}-2 \\frac{k!n!}{(k+n-1)!' right" in text
+    assert r"never accepts 1 of 1209 answers, such as '\\frac{2 k n}{n+k-1}-2 \\frac{k!n!}{(k+n-1)!' (from" in text
 
 
 def test_words_that_the_model_lacks_are_named_before_a_package_that_would_grade_them(base, tmp_path, monkeypatch):
@@ -122,29 +122,29 @@ def test_a_first_step_that_teaches_nothing():
     assert "none of the 4 completions" in none and "75% of them were cut at --max_new_tokens=22" in none
     assert "all 4 completions of step 1 have the full reward" in equal and "--example" in equal
     assert not first_step([0, 1, 0, 0], [-1, 1, -1, -1])
-    assert not first_step([0, 0, 1, 1], [0] * 4)  # all right in one group, none in another: tomorrow may differ
+    assert not first_step([0, 0, 1, 1], [0] * 4)  # the groups differ, so later steps may teach
     assert not first_step([1] * 4, [1] * 4)  # a group of one, compared with 0
 
 
 def test_only_the_first_step_is_warned_of_and_not_where_every_reward_is_the_same(capsys):
     config = TrainConfig.from_flags(group_size=4, log_rollouts=0)
     for changes, number, warned in (({}, 1, True), ({}, 2, False), ({"reward": "none"}, 1, False)):
-        train.rows_of(config.with_flags(**changes), problems("1"), [], step_of([0] * 4, [0] * 4, number))
+        train.make_rows(config.with_flags(**changes), problems("1"), [], step_of([0] * 4, [0] * 4, number))
         assert ("none of the 4 completions" in capsys.readouterr().err) == warned
 
 
 def test_a_run_whose_rewards_stay_equal_says_once_which_term_pays_what(capsys):
-    """Steps 1 to 3 have two different rewards in no group; then one has, and then four have not."""
+    """In steps 1 to 3 no group has different rewards; in step 4 one has, and in the next four again none."""
     config, logged = TrainConfig.from_flags(group_size=4, log_rollouts=0, inert_steps=3), []
     for number, live in enumerate([0, 0, 0, 1, 0, 0, 0, 0], 1):
         step = step_of([live, 0.5, 0.5, 0.5] if live else [0.5] * 4, [1, 0, 0, 0], number)
         info = step.scored.info | {"reward/correct": np.zeros(4), "reward/format": np.array([0, 1, 1, 1])}
         step = step._replace(scored=step.scored._replace(info=info))
-        logged.append(train.rows_of(config, problems("1"), logged, step)[0])
+        logged.append(train.make_rows(config, problems("1"), logged, step)[0])
         said = capsys.readouterr().err
         assert ("all rewards of each group have been equal for 3 steps" in said) == (number in (3, 7))
         assert number != 3 or "(step 3: correct pays every completion 0, format pays 0 to 1); choose" in said
-        train.rows_of(config.with_flags(reward="none"), problems("1"), logged[:-1], step)
+        train.make_rows(config.with_flags(reward="none"), problems("1"), logged[:-1], step)
         assert not capsys.readouterr().err
 
 

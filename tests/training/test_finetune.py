@@ -1,5 +1,6 @@
-"""Supervised training from a file: what is learnt of it, that it resumes, and the critiques that can be such a file."""
+"""Supervised training from a file: its batches, its loss, resuming, and critiques as training data."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_a_row_that_cannot_be_learnt_is_named(base, examples, row, says):
 
 def test_every_epoch_has_every_row_once_in_an_order_of_its_own(base, examples):
     read = finetune.read_examples(str(examples), loading.load_model(str(base)))
-    batches = [finetune.batch(read, 2, 0, step) for step in range(1, 31)]
+    batches = [finetune.make_batch(read, 2, 0, step) for step in range(1, 31)]
     lengths = np.concatenate([b.completion_mask.sum(-1) for b in batches]).reshape(-1, 3)  # 10, 3, 2 tell rows apart
     assert (np.sort(lengths) == [2, 3, 10]).all() and len({tuple(epoch) for epoch in lengths}) > 3
     assert all((b.advantages == 1).all() for b in batches)
@@ -74,7 +75,7 @@ def test_it_learns_completions_and_resumes_bit_for_bit(base, examples, tmp_path)
     read = finetune.read_examples(str(examples), before)
 
     def loss(loaded, step):
-        b = finetune.batch(read, FLAGS["batch_size"], 0, step)
+        b = finetune.make_batch(read, FLAGS["batch_size"], 0, step)
         found, _ = logprobs.completion_logprobs(loaded.params, loaded.config, b, 1.0)
         return -float(np.mean(np.asarray(found)[b.completion_mask])), int(b.completion_mask.sum())
     assert (rows[1]["train/loss"], rows[1]["train/tokens"]) == pytest.approx(loss(before, 1), rel=1e-4)
@@ -100,7 +101,7 @@ PROBLEM = Problem("q", "20", "coins 7 + 5 * 2 - 4 =", {"steps": STEPS, "task": "
     ("hmm river often", "think + 5 12 * 2 24 - 4 20 = answer 20"), ("", "think + 5 12 * 2 24 - 4 20 = answer 20"),
     ("think + 5", "think + 5 12 = + 5 * 2 24 - 4 20 = answer 20")])
 def test_the_critic_is_exact(attempt, said):
-    """A careful solution with the first wrong step and a wrong answer remarked on; its own answer is found."""
+    """A critique is a careful solution that marks the first wrong step and a wrong answer."""
     assert critique.criticise(STEPS, attempt) == said
     assert extract.word_after_answer(said) == "20"
 
@@ -113,7 +114,7 @@ def test_a_critique_begins_where_the_model_begins_when_it_is_asked_the_problem()
 
 
 def test_the_problem_can_be_the_one_that_a_run_trained_on(tmp_path):
-    pool = [PROBLEM.with_flags(question=f"q{i}") for i in range(3)]
+    pool = [dataclasses.replace(PROBLEM, question=f"q{i}") for i in range(3)]
     (tmp_path / "example.json").write_text(json.dumps({"example": 2, "question": "q2"}))
 
     def chosen(example):

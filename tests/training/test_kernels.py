@@ -15,7 +15,7 @@ from rlvr_jax.training import kernels
 
 from fixtures import TINY, VARIANTS, as_batch, draw_rollouts, random_params
 
-# Of prompts: the shape of their keys, a shared one's without an axis of rows, and how much of them each row sees.
+# Prompts: the shape of their keys (a shared prompt has no axis of rows), and how many keys each of two rows sees.
 SEEN = {"no prompt": ((0,), [0, 0]), "shared": ((9,), [5, 5]), "own": ((2, 9), [9, 3]), "one empty": ((2, 9), [0, 4])}
 
 
@@ -35,7 +35,7 @@ def segments_of(rng, t: int, prompts: str, dtype) -> tuple:
                                             ("triton", 150, "float32"), ("cudnn", 150, "float32")])
 @pytest.mark.parametrize("prompts", SEEN)
 def test_long_rows_attend_as_short_ones_do(name, t, dtype, prompts):
-    """In chunks of 64 queries, and by kernels, interpreted (cuDNN's place is taken by XLA): values and gradients."""
+    """In chunks of 64 queries, and by interpreted kernels (XLA replaces cuDNN): values and gradients."""
     atol = 3e-6 if dtype == "float32" else 0.03
     how = {"plain": dict(chunk=64), "cudnn": dict(implementation="xla")}.get(name, dict(interpret=True))
     rng = np.random.default_rng(t)
@@ -64,19 +64,19 @@ def test_the_sampler_and_the_policy_agree_on_600_tokens():
 @pytest.mark.parametrize("name, dtype, said", [("splash", "bfloat16", "a kernel for a TPU, and JAX runs on a CPU"),
                                                ("cudnn", "float32", "--dtype=bfloat16")])
 def test_a_kernel_that_cannot_run_here_is_refused(name, dtype, said):
-    kernels.check("auto", dtype)
+    kernels.check_kernel("auto", dtype)
     with pytest.raises(UserError, match=said):
-        kernels.check(name, dtype)
+        kernels.check_kernel(name, dtype)
 
 
 # ----- decoding
 
 FILLED, W, S, K, R, E = (1, 63, 64, 65, 513, 1024), 1024, 5, 2, 3, 16
-TRITON, MOSAIC = (functools.partial(x, interpret=True) for x in (kernels.gqa, kernels.mosaic))
+TRITON, MOSAIC = (functools.partial(x, interpret=True) for x in (kernels.decode_triton, kernels.decode_mosaic))
 
 
 def operands(dtype: str, shared: bool) -> tuple:
-    """Random arguments of a kernel: all rows share a prompt, or each has one of its own, the first an empty one."""
+    """Random arguments of a kernel: all rows share a prompt, or each has its own, and the first prompt is empty."""
     b, rng = len(FILLED), np.random.default_rng(0)
     q, keys, values, prompt_keys, prompt_values = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in [
         (b, 1, K * R, E), *[(b, K, W, E)] * 2, *[((S, K, E) if shared else (b, S, K, E))] * 2])
@@ -113,7 +113,7 @@ def test_a_row_is_the_same_bit_for_bit_beside_others_and_after_others(kernel, bl
 @pytest.mark.parametrize("kernel, name, platform, num_slots", [
     (TRITON, "llama", "gpu", 3), (TRITON, "qwen3", "cpu", 3), (MOSAIC, "llama", "tpu", 8), (MOSAIC, "llama", "tpu", 3)])
 def test_rollouts_are_those_of_plain_attention(kernel, name, platform, num_slots):
-    """With refilled slots, several prompts, and completions that end in another block than they began."""
+    """With refilled slots, several prompts, and completions that span two blocks."""
     config = VARIANTS[name]
     asked = dict(params=random_params(config), config=config, eos_ids=(12,), max_new_tokens=80, seed=1)
     reference = draw_rollouts(**asked, num_slots=8)

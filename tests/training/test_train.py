@@ -1,4 +1,4 @@
-"""A run of GRPO in its directory: what it reports, that it learns, one trace a run, and what it is measured on."""
+"""A run of GRPO in its directory: it learns, reports its metrics, traces each program once, and is measured."""
 
 import collections
 import itertools
@@ -37,7 +37,7 @@ def test_training_raises_the_reward_it_is_paid_for(base, tmp_path):
     assert (tmp_path / "run" / "summary.json").exists() and rows[0]["step"] == 0
 
 
-# A state has 56 kB here, and is there twice while it is placed.
+# The state has 56 kB, and exists twice while it is placed.
 @pytest.mark.parametrize("room, divided", [(None, False), (112_000, False), (60_000, True)])
 def test_a_state_that_no_device_could_hold_is_divided_among_them_and_that_is_said(base, tmp_path, monkeypatch, capsys,
                                                                                   room, divided):
@@ -48,7 +48,7 @@ def test_a_state_that_no_device_could_hold_is_divided_among_them_and_that_is_sai
 
 
 def test_every_step_reports_what_diagnoses_a_run(base, tmp_path, monkeypatch):
-    """Away from temperature 1, two of each group's four learnt from, by a clock that goes on a second at each look."""
+    """At temperature 0.7, learning from two of each group's four, with a clock that advances a second per reading."""
     monkeypatch.setattr(log, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     summary, rows = run_of(base, tmp_path, kl_coef=0.01, track_kl=False, temperature=0.7, update_group_size=2)
     learnt = CONFIG.grpo.num_prompts * 2
@@ -60,7 +60,7 @@ def test_every_step_reports_what_diagnoses_a_run(base, tmp_path, monkeypatch):
         assert row["train/tokens"] == pytest.approx(row["train/completion_length"] * learnt)
         assert [row[f"seconds/{phase}"] for phase in ("sample", "score", "update")] == [1, 1, 2]  # reference and update
         assert row["sample/tokens_per_second"] == 2 * row["update/tokens_per_second"] == row["train/tokens"]
-        for name in log.numbers(row):  # each of them may be named in a rule
+        for name in log.numbers(row):  # a rule may name any of them
             stopping.check_metric("--stop_when", name)
         assert row["train/logprob_gap_max"] < 1e-4 and row["train/ratio_outside"] == 0
     assert rows[1]["train/kl"] == 0 < rows[3]["train/kl"]
@@ -69,7 +69,7 @@ def test_every_step_reports_what_diagnoses_a_run(base, tmp_path, monkeypatch):
 
 
 def test_minibatches_alone_are_off_policy_and_the_kl_is_measured_without_a_weight(base, tmp_path):
-    """The second minibatch of a single pass is held against the policy that sampled it, not against itself."""
+    """The ratio of the second minibatch is taken to the policy that sampled it."""
     _, rows = run_of(base, tmp_path, num_minibatches=2, num_steps=2, learning_rate=0.05, entropy_coef=0.1)
     assert min(row["train/clip_fraction"] for row in rows[1:]) > 0
     assert rows[2]["train/kl"] > rows[1]["train/kl"] >= 0
@@ -77,7 +77,7 @@ def test_minibatches_alone_are_off_policy_and_the_kl_is_measured_without_a_weigh
 
 
 def test_orders_and_rewards_are_drawn_from_streams_of_their_own(base, tmp_path, monkeypatch):
-    """NumPy takes a word that is missing from a seed for 0, so that (seed, epoch) and (seed, step, 0) can be one."""
+    """NumPy pads a seed with zeros, so (seed, epoch) and (seed, step, 0) could be the same stream."""
     purposes, default_rng = collections.defaultdict(set), np.random.default_rng
 
     def recorded(seed):
@@ -97,12 +97,12 @@ def test_a_run_whose_rewards_are_all_equal_says_so_and_ends_where_it_was_asked_t
     assert summary["stopped_by"] == {"rule": "inert", "patience": 3, "step": 3, "value": 0.0}
     assert rows[-1]["step"] == 3 and capsys.readouterr().err.count("--stop_when=inert ends") == 1
     history, = json.loads((tmp_path / "run" / "history.json").read_text()).values()
-    assert len(history) == 3 * CONFIG.grpo.num_prompts  # those after the last checkpoint, too
-    assert run_of(base, tmp_path, **inert)[0]["steps"] == 6  # goes on without
+    assert len(history) == 3 * CONFIG.grpo.num_prompts  # including steps after the last checkpoint
+    assert run_of(base, tmp_path, **inert)[0]["steps"] == 6  # continues without the rule
 
 
 def test_a_first_update_that_is_not_finite_is_not_saved(base, tmp_path, monkeypatch):
-    """Its loss and gradient were finite, and no later step is there to show what became of the parameters."""
+    """Its loss and gradient were finite, and there is no later step that would show the broken parameters."""
     monkeypatch.setattr(learner, "make_optimizer", lambda config, num_updates: optax.sgd(np.nan))
     with pytest.raises(UserError, match="not finite after step 1, which is not saved; .* has no good checkpoint"):
         run_of(base, tmp_path, num_steps=1, track_kl=False)
@@ -123,23 +123,8 @@ def test_a_run_traces_each_program_once(base, tmp_path, monkeypatch):
     assert counts[0] == counts[1] > 0
 
 
-def test_dynamic_sampling_trains_no_zero_variance_group(base, tmp_path, monkeypatch):
-    batches, map_update = [], learner.map_update
-
-    def watched(*args):
-        update = map_update(*args)
-        return lambda state, batch, step: batches.append(batch) or update(state, batch, step)
-
-    monkeypatch.setattr(learner, "map_update", watched)
-    _, rows = run_of(base, tmp_path, group_size=2, num_prompts=8, max_resamples=1, drop_dead_groups=True)
-    trained = np.concatenate([batch.completion_mask.any(-1).reshape(-1, 2) for batch in batches])
-    advantages = np.concatenate([batch.advantages.reshape(-1, 2) for batch in batches])
-    assert (trained == (advantages != 0)).all() and 0 < trained[:, 0].sum() < len(trained)
-    np.testing.assert_allclose(trained[:, 0].mean(), np.mean([row["train/live_groups"] for row in rows[1:]]))
-
-
 def test_heldout_never_contains_the_example(base, tmp_path):
-    """Its prompt tells it: here the question is not all of that."""
+    """It is recognised by its prompt, which here is more than the question."""
     problem = {"question": "coins 3 + 4", "answer": "7"}
     other = {"question": "coins 2 + 4", "answer": "6"}
     path = tmp_path / "problems.jsonl"

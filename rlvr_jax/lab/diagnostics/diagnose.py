@@ -62,7 +62,7 @@ def load(config: DiagnoseConfig) -> Pair:
     if not (config.base and steering.trained and steering.kept.out):
         raise UserError("--base, --trained and --out are required: a model, what was trained from it, and a directory "
                         "for the results")
-    config = config.with_flags(base=loading.pinned(config.base), trained=loading.pinned(steering.trained))
+    config = config.with_flags(base=loading.pin_step(config.base), trained=loading.pin_step(steering.trained))
     steering = config.hybrid.steering
     dtype = steering.kept.choice.dtype
     base, trained = (about(flag, loading.load_model, name, dtype, dtype) for flag, name in

@@ -28,7 +28,7 @@ from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.runs import files
 from rlvr_jax.runs.log import progress
 from rlvr_jax.sampler import Request
-from rlvr_jax.tasks.prompts import padded
+from rlvr_jax.tasks.prompts import pad_rows
 
 TEXTS = 64  # run through a model at a time
 
@@ -208,7 +208,7 @@ def log_perplexities(loaded: LanguageModel, texts: list[tuple[list, list]]) -> n
     with progress(len(texts), 0, "perplexity", unit="text") as bar:
         for start in range(0, len(texts), TEXTS):
             part = texts[start : start + TEXTS]
-            tokens, _ = padded([[*given, *ids] for given, ids in part], 0)
+            tokens, _ = pad_rows([[*given, *ids] for given, ids in part], 0)
             tokens = np.pad(tokens, ((0, TEXTS - len(part)), (0, -tokens.shape[1] % 16)))  # few shapes to compile
             losses_BxT = -np.asarray(_logprobs(params, loaded.config, tokens), np.float64)
             found += [row[len(given) - 1 :][: len(ids)].mean() for row, (given, ids) in zip(losses_BxT, part)]

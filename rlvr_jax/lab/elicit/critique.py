@@ -99,7 +99,7 @@ KINDS: dict[str, Callable] = {"critique": critique, "shuffled": shuffled, "attem
 
 
 def criticise(steps: list[str], attempt: str) -> str:
-    """The critique of an attempt, see above; `steps` are those of `chains.expert_steps`.
+    """The critique of an attempt, see above; `steps` are those of `chains.to_problems`.
 
     What is wrong is quoted in the attempt's own words, three for a careful step and one for a sloppy one. Where there
     is no answer nothing follows `=`.

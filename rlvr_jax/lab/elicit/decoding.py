@@ -73,7 +73,7 @@ def forced(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """The likeliest completion that begins with --opening: how far activation alone can lead."""
     opening, longest = config.steering.opening, config.steering.kept.sampling.max_new_tokens
     ids = loaded.tokenizer.encode(opening)
-    if not 0 < len(ids) < longest or loaded.tokenizer.lacks(opening.split()):
+    if not 0 < len(ids) < longest or loaded.tokenizer.unknown_words(opening.split()):
         raise UserError(f"--opening={opening}: needs words that the model's tokenizer has, fewer tokens than "
                         f"--max_new_tokens={longest}")
     return Method(sample_fn=answer_selection.opened_sample_fn(tuple(ids)))

@@ -55,10 +55,10 @@ def readout(config: ReadoutConfig) -> dict:
     if not config.out:
         raise UserError("--out is required: the directory for readout.json and readout.md")
     check_style(config.source)
-    config = config.with_flags(model=loading.pinned(config.choice.model))
+    config = config.with_flags(model=loading.pin_step(config.choice.model))
     loaded, source = loading.load_fixed(config.choice), config.source
     vectors_LxD = trained_vectors(config.choice.model, loaded)
-    names = [loading.pinned(name) for name in config.beside.split(",") if name]
+    names = [loading.pin_step(name) for name in config.beside.split(",") if name]
     others = [trained_vectors(name, loading.load_model(name), vectors_LxD.shape) for name in names]
     problems = load_problems(source, loaded.tokenizer, config.heldout_split, config.num_problems)
     base = dataclasses.replace(loaded, params=adapters.without(loaded.params))

@@ -36,9 +36,9 @@ class SteeringConfig(Config):
 
 
 def pinned(config):
-    """The record with the steps of its run directories spelt out (`loading.pinned`)."""
+    """The record with the steps of its run directories spelt out (`loading.pin_step`)."""
     flags = config.as_flags()
-    return config.with_flags(**{name: loading.pinned(flags[name]) for name in ("model", "trained", "vectors")})
+    return config.with_flags(**{name: loading.pin_step(flags[name]) for name in ("model", "trained", "vectors")})
 
 
 def check_layer(config: SteeringConfig, loaded: LanguageModel) -> None:

@@ -47,7 +47,7 @@ def when(config: WhenConfig) -> dict:
     if not (config.kept.out and config.trained):
         raise UserError("--out and --trained are required: a directory for the results, and what was trained from "
                         "--model")
-    config = config.with_flags(**{name: loading.pinned(config.as_flags()[name]) for name in ("model", "trained")})
+    config = config.with_flags(**{name: loading.pin_step(config.as_flags()[name]) for name in ("model", "trained")})
     kept, out = config.kept, pathlib.Path(config.kept.out)
     base, trained = (loading.load_model(name, kept.choice.dtype, kept.choice.dtype)
                      for name in (kept.choice.model, config.trained))

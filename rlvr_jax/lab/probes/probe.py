@@ -92,7 +92,7 @@ def run_probe(config: ProbeConfig) -> Result:
     if not config.measured.kept.out:
         raise UserError("--out is required: the directory for what the probe finds")
     made_by, name = described("probe", config, "probe"), config.probe
-    config = config.with_flags(model=loading.pinned(config.measured.kept.choice.model))
+    config = config.with_flags(model=loading.pin_step(config.measured.kept.choice.model))
     result, stem = PROBES[name](config), pathlib.Path(config.measured.kept.out) / name
     stem.parent.mkdir(parents=True, exist_ok=True)
     files.write_lines(stem.with_name(f"{name}_items.jsonl"), result.items)

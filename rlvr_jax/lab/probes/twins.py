@@ -33,7 +33,7 @@ def reorder_sentences(rng: np.random.Generator, problem: Problem) -> Optional[Pr
 def renumber(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
     """Other numbers. A chain or a calculation is solved anew; the answer of any other text is unknown, so it is ""."""
     if tree := problem.meta.get("tree"):
-        twin = calculation.problem(calculation.renumbered(rng, tree), problem.meta["index"])
+        twin = calculation.make_problem(calculation.renumber(rng, tree), problem.meta["index"])
         return None if twin.question == problem.question else with_question(
             problem, twin.question, twin.answer, twin.meta)
     try:

@@ -54,7 +54,7 @@ def test_leaked_texts_are_learnt_whole_as_often_as_they_say(tmp_path):
 
 def test_a_wider_window_changes_no_batch():
     wide, narrow = (PretrainConfig.from_flags(num_ops=2, batch_size=8, window=window) for window in (40, 0))
-    assert pretrain.window(wide, SHARES) == 40 and pretrain.window(narrow, SHARES) == sum(
+    assert pretrain.max_window(wide, SHARES) == 40 and pretrain.max_window(narrow, SHARES) == sum(
         families.FAMILIES["arithmetic"].lengths(2))
     one, other = (pretrain.make_data(config, SHARES, TOKENIZER)(1) for config in (wide, narrow))
     np.testing.assert_array_equal(one.completions, other.completions)

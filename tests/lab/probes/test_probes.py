@@ -306,7 +306,7 @@ def test_a_renumbered_calculation_keeps_its_shape():
     for place, twin in made.items():
         shapes = [re.sub(r"(?<!\^)\b\d+", "n", one.question) for one in (problems[place], twin)]
         assert shapes[0] == shapes[1] and twin.question != problems[place].question
-        assert twin.answer == str(calculation.value(twin.meta["tree"]))
+        assert twin.answer == str(calculation.evaluate(twin.meta["tree"]))
 
 
 def test_a_twin_depends_on_its_place_alone_and_is_no_problem_of_the_set():
