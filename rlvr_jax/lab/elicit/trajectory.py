@@ -1,8 +1,8 @@
-"""A run's change of the weights, projected on the one direction in which its first checkpoints lie best.
+"""A run's weight change, projected on the direction in which its first checkpoints moved (RELEX, arXiv 2605.21468).
 
-RELEX (arXiv 2605.21468): of every weight tensor, stack the differences to the start of the run's first checkpoints,
-M [N,K], and take its first right singular vector v [K]. A checkpoint's coefficient is its difference times v. Nearly a
-straight line over the steps, it is fitted by least squares and drawn on to a later step.
+For every weight tensor, M [N,K] stacks the differences of the run's first checkpoints to its start; the direction is
+its first right singular vector v [K]. A checkpoint's coefficient is its difference times v. Over the steps, the
+coefficients are nearly a straight line, which a least-squares fit extends to a later step.
 
 N checkpoints, L layers, K numbers of a tensor.
 """
@@ -21,47 +21,40 @@ from rlvr_jax.runs import checkpoint
 
 
 class TrajectoryConfig(Config):
-    """The model put on the rank-1 direction of its run's first checkpoints."""
+    """The model with its weight change projected on one direction."""
 
-    rank1_steps: int = flag(0, "of what --model, a run directory, has changed in its base's weights keep only what "
-                            "lies along the rank-1 direction of its checkpoints up to this step, kept with "
-                            "--keep_every (RELEX); 0: everything", minimum=0)
-    rank1_at: int = flag(0, "go along that direction as far as a straight line through those checkpoints says for "
+    rank1_steps: int = flag(0, "project the weight change of --model, a run directory, on the rank-1 direction of its "
+                            "checkpoints up to this step, saved with --keep_every (RELEX); 0: do not", minimum=0)
+    rank1_at: int = flag(0, "go along that direction as far as a straight line through those checkpoints predicts for "
                          "this step; 0: as far as --model went", minimum=0)
 
 
-def rank1(differences_NxK: np.ndarray, later_K: np.ndarray, steps: list[int], at: int = 0) -> tuple[np.ndarray, dict]:
-    """(the new difference f64[K], sums of squares): later_K on the direction, or the line's place at step `at`.
+def project_tensor(differences_NxK: np.ndarray, later_K: np.ndarray, steps: list[int],
+                   at: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(later_K projected on the direction f64[K], or the line's value at step `at`; squares f64[3,2]).
 
-    The sums: `all` of the N differences and `direction` of their coefficients; `later` of later_K and
-    `later_direction` of its coefficient; `spread` of the coefficients about their mean and `off_line` about the line.
+    The squares are a part and the whole: coefficients and differences; later_K's coefficient and later_K; the distances
+    of the coefficients from the line and from their mean.
     """
-    values_N, vectors_NxN = np.linalg.eigh(differences_NxK @ differences_NxK.T)  # of few rows: the SVD of M by M M'
+    values_N, vectors_NxN = np.linalg.eigh(differences_NxK @ differences_NxK.T)  # N is small: cheaper than an SVD of M
     direction_K = vectors_NxN[:, -1] @ differences_NxK
-    direction_K /= np.linalg.norm(direction_K) or 1.0  # a tensor that did not change stays
-    coefficients_N, its = differences_NxK @ direction_K, later_K @ direction_K
+    direction_K /= np.linalg.norm(direction_K) or 1.0  # zero for a tensor that did not change
+    coefficients_N, coefficient = differences_NxK @ direction_K, later_K @ direction_K
     line = np.polyfit(steps, coefficients_N, 1)
-    return (np.polyval(line, at) if at else its) * direction_K, {
-        "all": np.sum(differences_NxK**2), "direction": np.sum(coefficients_N**2),
-        "later": np.sum(later_K**2), "later_direction": its**2,
-        "spread": np.sum((coefficients_N - coefficients_N.mean())**2),
-        "off_line": np.sum((coefficients_N - np.polyval(line, steps))**2)}
+    squares = [[np.sum(coefficients_N**2), np.sum(differences_NxK**2)], [coefficient**2, np.sum(later_K**2)],
+               [np.sum((coefficients_N - np.polyval(line, steps))**2),
+                np.sum((coefficients_N - coefficients_N.mean())**2)]]
+    return (np.polyval(line, at) if at else coefficient) * direction_K, np.array(squares)
 
 
-def weights(params: model.Params) -> dict[tuple, np.ndarray]:
-    """Every weight by its path, an adapter merged into it: [L,K] of the layers, [1,K] of the rest."""
-    flat = traverse_util.flatten_dict(adapters.merged(params))
-    return {path: np.asarray(x).reshape(len(x) if path[0] == "layers" else 1, -1) for path, x in flat.items()}
+def project_run(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> tuple[LanguageModel, dict]:
+    """The run's model on its rank-1 direction, each layer's tensor by itself, and {"rank1": numbers over all tensors}.
 
+    `checkpoints` are the steps that gave the direction; `explained` is the share of their squared change along it,
+    `kept` that of the model's change, and `linear` the coefficient of determination of the lines. All checkpoints are
+    in memory at once. Without --rank1_steps: the model as it is, and {}.
 
-def moved(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> tuple[LanguageModel, dict]:
-    """The run's model on its rank-1 direction, each layer's tensor by itself, and {"rank1": numbers} of all together.
-
-    `checkpoints` that gave the direction; which share of their squared change it holds (`explained`), and of the
-    model's (`kept`); `linear`, the coefficient of determination of the lines. Every checkpoint is held in memory.
-    Without --rank1_steps the model as it is, and {}.
-
-    Raises UserError where the run, its base or its first checkpoints are missing.
+    Raises UserError if the run, its base or its first checkpoints are missing.
     """
     if not config.rank1_steps:
         if config.rank1_at:
@@ -75,24 +68,25 @@ def moved(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> tuple[L
     _, checkpoints, metas = zip(*(checkpoint.restore_model(directory, str(step)) for step in steps))
     if not metas[0]["flags"].get("model"):
         raise UserError(f"--rank1_steps={config.rank1_steps}: {directory} did not start from a model")
-    later, *first = map(weights, (loaded.params, *checkpoints))
-    start = {path: np.zeros_like(x) for path, x in later.items()}  # of a vector, which the base lacks
-    start |= weights(loading.load_model(metas[0]["flags"]["model"]).params)
-    new, sums = {}, []
+    later, *first = map(_merged_weights, (loaded.params, *checkpoints))
+    start = {path: np.zeros_like(x) for path, x in later.items()}  # a merged vector starts at zero
+    start |= _merged_weights(loading.load_model(metas[0]["flags"]["model"]).params)
+    new, squares = {}, np.zeros((3, 2))
     for path, start_LxK in start.items():
-        made = [rank1(np.stack([each[path][i] - row for each in first]).astype(np.float64),
-                      (later[path][i] - row).astype(np.float64), steps, config.rank1_at)
-                for i, row in enumerate(start_LxK)]
-        new[path], sums = start_LxK + np.stack([x for x, _ in made]).astype(np.float32), sums + [s for _, s in made]
-    total = {key: float(sum(each[key] for each in sums)) for key in sums[0]}
-    shapes = {path: x.shape for path, x in traverse_util.flatten_dict(adapters.merged(loaded.params)).items()}
-    params = traverse_util.unflatten_dict({path: x.reshape(shapes[path]) for path, x in new.items()})
-    return dataclasses.replace(loaded, params=params), {"rank1": {
-        "checkpoints": steps, "explained": share(total["direction"], total["all"]),
-        "kept": share(total["later_direction"], total["later"]),
-        "linear": 1 - share(total["off_line"], total["spread"])}}
+        changes = []
+        for i, row in enumerate(start_LxK):
+            first_NxK = np.stack([(weights[path][i] - row).ravel() for weights in first]).astype(np.float64)
+            later_K = (later[path][i] - row).ravel().astype(np.float64)
+            change_K, more = project_tensor(first_NxK, later_K, steps, config.rank1_at)
+            changes, squares = [*changes, change_K.astype(np.float32).reshape(row.shape)], squares + more
+        moved = start_LxK + np.stack(changes)
+        new[path] = moved if path[0] == "layers" else moved[0]
+    explained, kept, off_line = (part / whole if whole else 0.0 for part, whole in squares.tolist())
+    return dataclasses.replace(loaded, params=traverse_util.unflatten_dict(new)), {"rank1": {
+        "checkpoints": steps, "explained": explained, "kept": kept, "linear": 1 - off_line}}
 
 
-def share(part: float, whole: float) -> float:
-    """0 of nothing."""
-    return part / whole if whole else 0.0
+def _merged_weights(params: model.Params) -> dict[tuple, np.ndarray]:
+    """Every weight by its path, adapters merged: [L,...] of the layers, [1,...] of the rest."""
+    return {path: np.asarray(x) if path[0] == "layers" else np.asarray(x)[None]
+            for path, x in traverse_util.flatten_dict(adapters.merged(params)).items()}

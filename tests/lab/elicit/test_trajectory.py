@@ -32,26 +32,23 @@ def write_run(path, params_by_step, flags) -> str:
     return str(path)
 
 
-def random_like(seed):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), START)
-
-
-def made_run(tmp_path, noise, vectors=False):
+def make_run(tmp_path, noise, vectors=False):
     """(its name, {step: params}): a straight line from START with noise about it; with vectors, they alone move."""
+    def random_like(seed):
+        rng = np.random.default_rng(seed)
+        return jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), START)
+
     base, direction, params = write_run(tmp_path / "base", {5: START}, {}), random_like(0), {}
     for step in (*FIRST, LAST):
         change = jax.tree.map(lambda d, e: np.float32(step / 300) * (d + noise * e), direction, random_like(step))
-        if vectors:
-            params[step] = START | {"layers": START["layers"] | {"vector": change["layers"]["attn_norm"]}}
-        else:
-            params[step] = jax.tree.map(np.add, START, change)
+        params[step] = START | {"layers": START["layers"] | {"vector": change["layers"]["attn_norm"]}} \
+            if vectors else jax.tree.map(np.add, START, change)
     return write_run(tmp_path / "run", params, {"model": base}), params
 
 
-def put(name, **flags):
+def project(name, **flags):
     """(parameters, numbers) of a model on the direction of its run."""
-    loaded, numbers = trajectory.moved(trajectory.TrajectoryConfig(**flags), name, loading.load_model(name))
+    loaded, numbers = trajectory.project_run(trajectory.TrajectoryConfig(**flags), name, loading.load_model(name))
     return loaded.params, numbers["rank1"]
 
 
@@ -66,8 +63,8 @@ def by_svd(first, later, at=0):
 
 @pytest.mark.parametrize("at", [0, 200])
 def test_each_tensor_is_projected_on_its_own_first_singular_vector(at, tmp_path):
-    name, params = made_run(tmp_path, noise=0.5)
-    found, numbers = put(f"{name}@{LAST}", rank1_steps=35, rank1_at=at)
+    name, params = make_run(tmp_path, noise=0.5)
+    projected, numbers = project(f"{name}@{LAST}", rank1_steps=35, rank1_at=at)
     squares = np.zeros(4)
 
     def check(path, start, new, later, *first):
@@ -76,7 +73,7 @@ def test_each_tensor_is_projected_on_its_own_first_singular_vector(at, tmp_path)
             np.testing.assert_allclose((new[i] - start[i]).ravel(), change, atol=1e-5)
             squares[:] += more
 
-    jax.tree_util.tree_map_with_path(check, START, found, params[LAST], *(params[step] for step in FIRST))
+    jax.tree_util.tree_map_with_path(check, START, projected, params[LAST], *(params[step] for step in FIRST))
     assert numbers["checkpoints"] == list(FIRST)
     assert numbers["kept"] == pytest.approx(squares[0] / squares[1], rel=1e-4) and 0.3 < numbers["kept"] < 0.95
     assert numbers["explained"] == pytest.approx(squares[2] / squares[3], rel=1e-4) and numbers["explained"] < 0.99
@@ -84,43 +81,42 @@ def test_each_tensor_is_projected_on_its_own_first_singular_vector(at, tmp_path)
 
 
 def test_a_straight_run_is_its_projection_and_its_line_goes_through_later_steps(tmp_path):
-    name, params = made_run(tmp_path, noise=0.0)
+    name, params = make_run(tmp_path, noise=0.0)
     for flags in ({}, {"rank1_at": LAST}):
-        found, numbers = put(f"{name}@{LAST}", rank1_steps=30, **flags)
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, params[LAST])
+        projected, numbers = project(f"{name}@{LAST}", rank1_steps=30, **flags)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), projected, params[LAST])
         assert all(numbers[key] == pytest.approx(1, abs=1e-4) for key in ("explained", "kept", "linear"))
 
 
 def test_trained_vectors_are_projected_and_weights_that_did_not_move_stay(tmp_path):
-    name, params = made_run(tmp_path, noise=0.5, vectors=True)
-    found, _ = put(name, rank1_steps=30)
+    name, params = make_run(tmp_path, noise=0.5, vectors=True)
+    projected, _ = project(name, rank1_steps=30)
     for i in range(CONFIG.num_layers):
         rows = [params[step]["layers"]["vector"][i] for step in (*FIRST, LAST)]
-        np.testing.assert_allclose(found["layers"]["down_bias"][i], by_svd(rows[:-1], rows[-1])[0], atol=1e-6)
-    layers = {key: x for key, x in found["layers"].items() if key != "down_bias"}
-    jax.tree.map(np.testing.assert_array_equal, found | {"layers": layers}, START)
+        np.testing.assert_allclose(projected["layers"]["down_bias"][i], by_svd(rows[:-1], rows[-1])[0], atol=1e-6)
+    layers = {key: x for key, x in projected["layers"].items() if key != "down_bias"}
+    jax.tree.map(np.testing.assert_array_equal, projected | {"layers": layers}, START)
 
 
 def test_a_method_measures_the_model_on_its_direction(tmp_path):
-    name, _ = made_run(tmp_path, noise=0.0)
+    name, _ = make_run(tmp_path, noise=0.0)
 
-    def elicited(out, **flags):
+    def elicit(out, **flags):
         config = decoding.ElicitConfig.from_flags(**{
             "num_ops": 2, "max_new_tokens": 4, "max_problems": 6, "method": "low_temperature", "temperature": 1.0,
             "out": str(out)} | flags)
         return decoding.elicit(config), [row["completion"] for row in read_jsonl(out / "completions.jsonl")]
 
-    _, at_30 = elicited(tmp_path / "plain", model=f"{name}@30")
-    summary, on_line = elicited(tmp_path / "line", model=name, rank1_steps=20, rank1_at=30)
-    assert on_line == at_30 != elicited(tmp_path / "end", model=name)[1]
+    _, at_30 = elicit(tmp_path / "plain", model=f"{name}@30")
+    summary, on_line = elicit(tmp_path / "line", model=name, rank1_steps=20, rank1_at=30)
+    assert on_line == at_30 != elicit(tmp_path / "end", model=name)[1]
     assert json.loads((tmp_path / "line" / "summary.json").read_text())["rank1"] == summary["rank1"]
 
 
-def test_what_a_direction_needs_is_named(tmp_path):
-    name, _ = made_run(tmp_path, noise=0.5)
-    no_base = write_run(tmp_path / "other", {1: START, 2: START}, {})
-    for model, flags, says in ((name, {"rank1_steps": 19}, "has 1 checkpoints up to that step"),
-                               (name, {"rank1_at": 60}, "needs --rank1_steps"),
-                               (no_base, {"rank1_steps": 2}, "did not start from a model")):
-        with pytest.raises(UserError, match=says):
-            put(model, **flags)
+@pytest.mark.parametrize("flags, error", [
+    ({"rank1_steps": 19}, "has 1 checkpoints up to that step"), ({"rank1_at": 60}, "needs --rank1_steps"),
+    ({"rank1_steps": 30}, "did not start from a model")])
+def test_what_a_direction_needs_is_named(flags, error, tmp_path):
+    name = write_run(tmp_path / "run", dict.fromkeys(FIRST, START), {})
+    with pytest.raises(UserError, match=error):
+        project(name, **flags)
