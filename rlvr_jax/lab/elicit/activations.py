@@ -87,9 +87,6 @@ def _read_tokens(params: model.Params, config: model.ModelConfig, tokens_BxT: ja
     """(likeliest next tokens i32[B,T], with a layer also its residual f32[B,T,D])."""
     how = model.ForwardOptions(read_residual=None if layer is None else lambda x: x)
     hidden_BxTxD, residuals = model.forward(params, config, tokens_BxT, how=how)
-    return likeliest_tokens(params, hidden_BxTxD), *([] if layer is None else [residuals[layer].astype(jnp.float32)])
-
-
-def likeliest_tokens(params: model.Params, hidden_BxTxD: jax.Array) -> jax.Array:
-    """i32[B,T], the likeliest token after each state; only one text's logits are in memory at a time."""
-    return jax.lax.map(lambda x_TxD: jnp.argmax(model.head(params, x_TxD), -1), hidden_BxTxD).astype(jnp.int32)
+    likeliest_BxT = jax.lax.map(  # the logits of one text at a time
+        lambda x_TxD: jnp.argmax(model.head(params, x_TxD), -1).astype(jnp.int32), hidden_BxTxD)
+    return likeliest_BxT, *([] if layer is None else [residuals[layer].astype(jnp.float32)])

@@ -129,15 +129,6 @@ def margins(logits_BxV: jax.Array) -> jax.Array:
     return jnp.max(probs_BxV, -1) - jnp.max(others_BxV, -1)
 
 
-def margin_columns(tokenizer: Tokenizer) -> Callable:
-    """`columns(rollouts, texts, judged)`: the `margin` of each completion's answer; None without an answer."""
-    def columns(rollouts, texts, judged):
-        rows = zip(rollouts.completions, rollouts.completion_mask, rollouts.noted["margin"], texts, judged)
-        return [{"margin": answer_margin(tokenizer, ids[mask].tolist(), margin[mask], text, verdict["extracted"])}
-                for ids, mask, margin, text, verdict in rows]
-    return columns
-
-
 def answer_margin(tokenizer: Tokenizer, ids: list[int], margins_T: np.ndarray, text: str,
                   answer: Optional[str]) -> Optional[float]:
     """Mean margin of the tokens that write the answer where it last occurs in the text; None if it does not."""
@@ -201,9 +192,12 @@ def forced(config: ElicitConfig, loaded: LanguageModel) -> Method:
 def cot_decoding(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """The likeliest completion after each of the --num_samples likeliest first tokens; the answer whose tokens lead by
     the widest margins, summed over the completions that give it (arXiv 2402.10200)."""
-    return Method(config.num_samples, sample_fn=branched_sample_fn(config.num_samples),
-                  columns=margin_columns(loaded.tokenizer), rules={
-                      "summed": largest_margin_sum, "widest": widest_margin, "first": first_completion})
+    def columns(rollouts, texts, judged):
+        rows = zip(rollouts.completions, rollouts.completion_mask, rollouts.noted["margin"], texts, judged)
+        return [{"margin": answer_margin(loaded.tokenizer, ids[mask].tolist(), margin[mask], text,
+                                         verdict["extracted"])} for ids, mask, margin, text, verdict in rows]
+    return Method(config.num_samples, sample_fn=branched_sample_fn(config.num_samples), columns=columns, rules={
+        "summed": largest_margin_sum, "widest": widest_margin, "first": first_completion})
 
 
 def power(config: ElicitConfig, loaded: LanguageModel) -> Method:

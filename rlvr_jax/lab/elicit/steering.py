@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rlvr_jax import model, sampler
-from rlvr_jax.lab.elicit.activations import likeliest_tokens
-from rlvr_jax.records import Rollouts
+from rlvr_jax.records import Prompts
 
 
 @flax.struct.dataclass
@@ -65,14 +64,6 @@ def add_where(steering: Steering, layer: int, acts: Callable) -> model.EditResid
     return edit
 
 
-def reread(params: model.Params, config: model.ModelConfig, prefix: model.Prefix, out: Rollouts,
-           read_residual: Optional[Callable] = None) -> tuple:
-    """(states after the final norm [B,T,D], `read_residual` of each layer) from which each token was chosen."""
-    inputs_BxT = jnp.concatenate([prefix.last_tokens[out.prompt_index][:, None], out.completions[:, :-1]], 1)
-    return model.forward(params, config, inputs_BxT, prefix, out.prompt_index,
-                         model.ForwardOptions(read_residual=read_residual))
-
-
 @functools.cache  # the same function each time: samplers are cached by it
 def steered_sample_fn(where: str, layer: int) -> Callable:
     """The `sample_fn` (`sampler.make_sampler`) of a steered model; for params it takes {"model", "steering": Steering}.
@@ -96,40 +87,47 @@ def steered_sample_fn(where: str, layer: int) -> Callable:
             edit_residual=add_where(steering, layer, acts_in_prompt), edit_at=edit_at))
         steps_BxT = jnp.broadcast_to(jnp.arange(length)[None], out.completions.shape)
         plain = model.prefill(weights, config, prompts)
-        _, acts_LxBxT = reread(weights, config, plain, out, lambda x: decide(steering, x, steps_BxT, uniforms_BxT))
+        inputs_BxT = jnp.concatenate([plain.last_tokens[out.prompt_index][:, None], out.completions[:, :-1]], 1)
+        _, acts_LxBxT = model.forward(weights, config, inputs_BxT, plain, out.prompt_index, model.ForwardOptions(
+            read_residual=lambda x: decide(steering, x, steps_BxT, uniforms_BxT)))
         return out.replace(noted={"steered": jnp.sum(acts_LxBxT[layer] & out.completion_mask, -1)})
     return sample_fn
 
 
-def trained_gate_sample_fn(layer: int) -> Callable:
-    """The `sample_fn` of the base, steered wherever the trained model's likeliest token on the same text differs: an
-    oracle, the ceiling of a hybrid. For params it takes {"model", "trained", "steering"}.
+def run_beside(params: model.Params, config: model.ModelConfig, prompts: Prompts, rows: sampler.Rows,
+               decoding: sampler.Decoding) -> tuple[Callable, model.KVCache]:
+    """A further model for `sampler.Hooks.propose`, which reads the same text: (feed, its cache at the first token).
 
-    These places depend on the text before them, so the base decodes again until they no longer change; each pass gets
-    at least one more token right. `noted` has how many tokens of a completion were `steered`.
+    `feed(place, cache, edit_residual)` returns its logits f32[N,V] for the tokens to draw, and the next cache.
+    """
+    context, count = model.unroll(params, model.prefill(params, config, prompts)), len(rows.keys)
+
+    def feed(place: sampler.Draw, cache: model.KVCache, edit_residual: Optional[model.EditResidual] = None):
+        here = context._replace(prompt_index=rows.prompt_index[place.rows])
+        return model.decode_step(params, config, here, place.inputs, cache, edit_residual)
+    return feed, model.init_cache(config, min(decoding.num_slots or count, count), decoding.max_new_tokens,
+                                  decoding.layout)
+
+
+def trained_gate_sample_fn(layer: int) -> Callable:
+    """The `sample_fn` of greedy completions by the base, steered wherever the trained model's likeliest token on the
+    same text differs from the unsteered base's: an oracle, the ceiling of a hybrid.
+
+    For params it takes {"model", "trained", "steering"}. `noted` has how many tokens of a completion were `steered`.
     """
     def sample_fn(params, config, prompts, rows, decoding):
-        prefixes = {name: model.prefill(params[name], config, prompts) for name in ("model", "trained")}
+        (feed_trained, trained_cache), (feed_steered, steered_cache) = (
+            run_beside(params[name], config, prompts, rows, decoding) for name in ("trained", "model"))
 
-        def decode(edit_at=None):
-            return sampler.decode(params["model"], config, prefixes["model"], rows, decoding,
-                                  sampler.Hooks(edit_at=edit_at))
+        def propose(caches, place: sampler.Draw, base_NxV):
+            trained_NxV, trained_cache = feed_trained(place, caches[0])
+            differ_N = jnp.argmax(base_NxV, -1) != jnp.argmax(trained_NxV, -1)
+            steered_NxV, steered_cache = feed_steered(place, caches[1], add_where(
+                params["steering"], layer, lambda x: differ_N[:, None]))
+            tokens_N = jnp.argmax(steered_NxV, -1).astype(jnp.int32)
+            return (trained_cache, steered_cache), tokens_N, {"steered": differ_N}
 
-        def differ(out):
-            base_BxT, trained_BxT = (likeliest_tokens(params[name], reread(params[name], config, prefix, out)[0])
-                                     for name, prefix in prefixes.items())
-            return (base_BxT != trained_BxT) & out.completion_mask
-
-        def decode_again(state):
-            acts_BxT, _, _ = state
-            out = decode(lambda rows_N, steps_N: add_where(params["steering"], layer,
-                                                           lambda x: acts_BxT[rows_N, steps_N][:, None]))
-            new_BxT = differ(out)
-            return new_BxT, out, jnp.any(new_BxT != acts_BxT)
-
-        plain = decode()
-        start_BxT = differ(plain)
-        acts_BxT, out, _ = jax.lax.while_loop(lambda state: state[2], decode_again,
-                                              (start_BxT, plain, jnp.any(start_BxT)))
-        return out.replace(noted={"steered": jnp.sum(acts_BxT, -1)})
+        out = sampler.sample(params["model"], config, prompts, rows, decoding, sampler.Hooks(
+            propose=propose, carry=(trained_cache, steered_cache)))
+        return out.replace(noted={"steered": jnp.sum(out.noted["steered"], -1)})
     return sample_fn

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlvr_jax import model, sampler
+from rlvr_jax import sampler
 from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import load_sets
@@ -22,6 +22,7 @@ from rlvr_jax.evaluation.completions import KeptConfig
 from rlvr_jax.evaluation.estimators import outcome, shown
 from rlvr_jax.evaluation.measure import make_sampler
 from rlvr_jax.lab.elicit.comparison import TOLERANCE, TOP, load_trained, sample_into, share_of_tokens, weight_difference
+from rlvr_jax.lab.elicit.steering import run_beside
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer
@@ -63,13 +64,11 @@ def swap_sample_fn(gates: list[Gate]) -> Callable:
     it was `swapped`. Log-probabilities are the base's. Only a gate's chance is random.
     """
     def sample_fn(params, config, prompts, rows, decoding):
-        trained, count = params["trained"], len(rows.keys)
         gates_B = Gate(*(jnp.array(column)[rows.numbers % len(gates)] for column in zip(*gates)))
-        context = model.unroll(trained, model.prefill(trained, config, prompts))
+        feed_trained, cache = run_beside(params["trained"], config, prompts, rows, decoding)
 
         def propose(cache, place: sampler.Draw, base_NxV):
-            here = context._replace(prompt_index=rows.prompt_index[place.rows])
-            trained_NxV, cache = model.decode_step(trained, config, here, place.inputs, cache)
+            trained_NxV, cache = feed_trained(place, cache)
             both, gate = compare(base_NxV, trained_NxV), Gate(*(column[place.rows] for column in gates_B))
             swapped_N = ((both["base"] != both["trained"]) & (place.inputs.steps < gate.first)
                          & (both["kl"] >= gate.least) & (both["entropy"] >= gate.unsure)
@@ -77,8 +76,6 @@ def swap_sample_fn(gates: list[Gate]) -> Callable:
             tokens_N = jnp.where(swapped_N ^ gate.reverse, both["trained"], both["base"])
             return cache, tokens_N, both | {"swapped": swapped_N}
 
-        cache = model.init_cache(config, min(decoding.num_slots or count, count), decoding.max_new_tokens,
-                                 decoding.layout)
         return sampler.sample(params["base"], config, prompts, rows, decoding, sampler.Hooks(
             propose=propose, carry=cache))
     return sample_fn
