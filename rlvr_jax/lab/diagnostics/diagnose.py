@@ -1,114 +1,281 @@
-"""All diagnostics of one base and what was trained from it, in a table, a page and summary.json."""
+"""The table of diagnostics, each a function of a `Pair`, and the command that measures them and writes their page.
 
-import dataclasses
+P problems, E evaluations of a run, R resamples.
+"""
+
 import pathlib
-from typing import Any
+from typing import Any, Callable, NamedTuple, Optional
+
+import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.estimators import format_estimate
-from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig, Pair, Undefined
-from rlvr_jax.lab.diagnostics.table import DIAGNOSTICS, SHARE, Found
-from rlvr_jax.lab.elicit.weight_difference import weight_difference
-from rlvr_jax.lab.elicit.when import draw_bars
-from rlvr_jax.pretrained import loading
+from rlvr_jax.evaluation.estimators import (
+    RESAMPLES, bootstrap, bootstrap_statistic, format_estimate, pass_at_k, recovered_share)
+from rlvr_jax.lab.diagnostics import formulas
+from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig, Pair, Undefined, check_gain, label_shares, load_pair
+from rlvr_jax.lab.elicit.comparison import share_of_tokens
+from rlvr_jax.lab.elicit.when import draw_intervals
 from rlvr_jax.runs import files
 from rlvr_jax.runs.flags import described
 from rlvr_jax.runs.markdown import markdown_table
 
 
-def diagnose(config: DiagnoseConfig) -> dict:
-    """Measures --trained against --base; returns what summary.json of --out then holds, and diagnose.md shows.
+class Estimate(NamedTuple):
+    """A value and its 95 % interval; None for an exact value, or one of a single run."""
 
-    Completions are kept below --out, from which the same command goes on. Raises UserError where a model, its shape,
-    its tokenizer, or a run of --frontier or --sft does not fit.
+    value: Optional[float]
+    interval: Optional[tuple[float, float]] = None
+    more: dict = {}  # further numbers for the summary
+
+
+class Diagnostic(NamedTuple):
+    """A row, or one for each of its settings. `measure(pair, label, setting)` raises Undefined if there is no value.
+
+    Its cost is that of the parts of `Pair.tokens` with the row's label or a name in `reads`.
+    """
+
+    measure: Callable[[Pair, str, Any], Estimate]
+    what: str
+    unit: str
+    high: str  # how papers read a high value
+    paper: str
+    reads: tuple[str, ...] = ()
+    settings: Callable[[DiagnoseConfig], dict[str, Any]] = lambda config: {"": None}  # suffix of the label -> setting
+
+
+# ----- measured on completions
+
+
+def measure_pass_at_k(pair: Pair, *_) -> Estimate:
+    size, rates = pair.config.num_samples, [rates_P for _, rates_P in pair.samples]
+    k = formulas.most_tries(rates, size)
+    if k is None:
+        raise Undefined("undefined: guessing solves more than half of the problems at the first try")
+    solved = [np.array([pass_at_k(size, int(n), k) for n in right_PxN.sum(-1)]) for right_PxN, _ in pair.samples]
+    columns = *solved, *(formulas.luck(rates_P, k) for rates_P in rates)
+
+    def change_beyond_luck(base, trained, base_luck, trained_luck):
+        return formulas.beyond_luck(trained, trained_luck) - formulas.beyond_luck(base, base_luck)
+    means = [float(column.mean()) for column in columns]
+    return Estimate(change_beyond_luck(*means), bootstrap_statistic(change_beyond_luck, *columns), {
+        "k": k, "pass@k": means[:2], "luck": means[2:], "guess_rates": [float(rates_P.mean()) for rates_P in rates]})
+
+
+def measure_cover(pair: Pair, _, tau: float) -> Estimate:
+    base_P, trained_P = (formulas.covered(*sampled, tau) for sampled in pair.samples)
+    change_P = trained_P - base_P
+    return Estimate(float(change_P.mean()), bootstrap(change_P), {
+        "cover": [float(base_P.mean()), float(trained_P.mean())]})
+
+
+def share_of_gain(pair: Pair, rows: list[dict], more: dict, reverse: bool = False) -> Estimate:
+    """The share of the gain that these rows recover, or lose in `reverse`."""
+    right_P = np.array([row["correct"] for row in rows], float)
+    share, (low, high) = recovered_share(*pair.solved, right_P)
+    value, ends = (1 - share, (1 - high, 1 - low)) if reverse else (share, (low, high))
+    return Estimate(value, ends, {"accuracy": float(right_P.mean())} | more)
+
+
+def measure_swap(pair: Pair, label: str, _) -> Estimate:
+    check_gain(*pair.solved)
+    rows = pair.swapped[label]
+    return share_of_gain(pair, rows, {"tokens_swapped": share_of_tokens(rows, "swapped")}, pair.gates[label].reverse)
+
+
+def measure_hybrid(pair: Pair, *_) -> Estimate:
+    check_gain(*pair.solved)
+    rows, chosen = pair.steered
+    return share_of_gain(pair, rows, {"chosen": chosen})
+
+
+def measure_perplexity(pair: Pair, label: str, _) -> Estimate:
+    changes = pair.perplexity_changes[label]
+    if not len(changes):
+        raise Undefined("not measured: there is no such text")
+    return Estimate(float(changes.mean()), bootstrap(changes), {"n": len(changes)})
+
+
+# ----- measured on weights and training runs
+
+
+def measure_rank(pair: Pair, *_) -> Estimate:
+    if pair.weights["all"]["stable_rank"] is None:
+        raise Undefined("undefined: no matrix changed")
+    return Estimate(pair.weights["all"]["stable_rank"])
+
+
+def measure_sparsity(pair: Pair, *_) -> Estimate:
+    return Estimate(1 - pair.weights["all"]["moved"])
+
+
+def measure_frontier(pair: Pair, *_) -> Estimate:
+    names = list(filter(None, pair.config.frontier.split(",")))
+    if not names:
+        raise Undefined("not measured: --frontier names no runs with fewer trained numbers")
+    runs = []
+    for flag, name in *(("frontier", name) for name in names), ("trained", str(pair.trained_run)):
+        runs.append(files.read_json(pathlib.Path(name.partition("@")[0]) / "summary.json", missing={}))
+        if not runs[-1].get("final"):
+            raise UserError(f"--{flag}={name}: no directory of a finished run that measured on held-out problems")
+    sizes = np.array([run["trained"] for run in runs])
+    ends = [runs[-1]["base"], *(run["final"] for run in runs)]
+    check_gain(ends[0]["greedy"], ends[-1]["greedy"])
+    counts, accuracies = (np.array([end[key] for end in ends]) for key in ("n", "greedy"))
+    resamples = np.random.default_rng(0).binomial(counts, accuracies, (RESAMPLES, len(ends))) / counts
+    value, *again = (formulas.numbers_at((row[0] + row[-1]) / 2, sizes, row[1:]) for row in (accuracies, *resamples))
+    if np.isnan(value):
+        raise Undefined("undefined: no run reaches half of the gain")
+    return Estimate(value, tuple(np.nanquantile(again, (0.025, 0.975)).tolist()), {
+        "points": sorted([int(size), float(x)] for size, x in zip(sizes, accuracies[1:]))})
+
+
+def measure_budget(pair: Pair, *_) -> Estimate:
+    if not pair.config.sft:
+        raise Undefined("not measured: --sft names no run")
+    curves = [read_curve("trained", str(pair.trained_run)), read_curve("sft", pair.config.sft)]
+    check_gain(*curves[0][1][[0, -1]])
+    rl_R, sft_R = formulas.tokens_to_half(*curves)
+    if not sft_R[0] > 0:
+        raise Undefined("undefined: the run of --sft " + (
+            "has half of the gain before its first step" if sft_R[0] == 0 else "never reaches half of the gain"))
+    ratios_R = rl_R / np.where(sft_R > 0, sft_R, np.nan)
+    return Estimate(float(ratios_R[0]), tuple(np.nanquantile(ratios_R[1:], (0.025, 0.975)).tolist()), {
+        "rl_tokens": float(rl_R[0]), "sft_tokens": float(sft_R[0])})
+
+
+def read_curve(flag: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens trained on before each evaluation f64[E], whether each held-out problem was solved greedily f64[E,P])."""
+    folder = pathlib.Path(name.partition("@")[0])
+    metrics, heldout = (files.read_steps(folder / f"{log}.jsonl", log == "metrics") for log in ("metrics", "heldout"))
+    if not heldout:
+        raise UserError(f"--{flag}={name}: no run directory with a heldout.jsonl, as runs with --heldout have it")
+    tokens = [(row["step"], row.get("train/tokens", 0)) for row in metrics]
+    return (np.array([sum(n for step, n in tokens if step <= row["step"]) for row in heldout], float),
+            np.array([row["correct"] for row in heldout], float))
+
+
+def measure_saturation(pair: Pair, *_) -> Estimate:
+    step = files.read_json(pair.trained_run / "summary.json", missing={}).get("saturation_step")
+    if step is None:
+        raise Undefined("not measured: --trained is no finished run of training, or none of its batches was 99 % right")
+    return Estimate(float(step))
+
+
+SHARE, TEXTS, SAMPLES = "share of the gain", ("base", "trained"), ("samples",)
+BY_SHARE = lambda config: label_shares(config.shares)
+DIAGNOSTICS: dict[str, Diagnostic] = {
+    "pass_at_k": Diagnostic(
+        measure_pass_at_k, "change in problems solved in k tries, less luck: what k of its answers to other problems "
+        "would solve.", "difference of shares", "taught: it solves what the base never does", "arXiv:2504.13837",
+        SAMPLES),
+    "cover": Diagnostic(
+        measure_cover, "change in problems solved at a rate of at least tau, beyond luck.", "difference of shares",
+        "taught: at a small rate more is solved, at a large one more reliably", "arXiv:2510.08325", SAMPLES,
+        lambda config: label_shares(config.taus)),
+    "forced_prefix": Diagnostic(
+        measure_swap, "the base continues this many first tokens of the trained model.", SHARE,
+        "switched on by its first words", "arXiv:2509.06608", TEXTS, lambda config: {str(k): k for k in config.first}),
+    "swap": Diagnostic(
+        measure_swap, "the base writes and takes the trained model's token at this share of tokens, those with the "
+        "largest KL.", SHARE, "switched on at a few tokens", "arXiv:2603.22446", TEXTS, BY_SHARE),
+    "reverse_swap": Diagnostic(
+        measure_swap, "the trained model writes and takes the base's token there: the share of the gain that is lost.",
+        SHARE, "switched on at a few tokens", "arXiv:2603.22446", TEXTS, BY_SHARE),
+    "entropy_swap": Diagnostic(
+        measure_swap, "as swap, where the base's entropy is highest.", SHARE,
+        "switched on by choices the base left open", "arXiv:2605.06241", TEXTS, BY_SHARE),
+    "hybrid": Diagnostic(
+        measure_hybrid, "the base, steered by one vector at tokens that a gate picks from its own activations.", SHARE,
+        "switched on: the base knows how, training says when", "arXiv:2510.07364", (*TEXTS, "hybrid")),
+    "frontier": Diagnostic(
+        measure_frontier, "trained parameters for half of the gain, interpolated between the runs of --frontier.",
+        "numbers", "taught: a switch needs few", "arXiv:2505.18706"),
+    "rank": Diagnostic(
+        measure_rank, "stable rank of weight changes, mean over matrices.", "directions", "taught: many",
+        "arXiv:2605.21468"),
+    "sparsity": Diagnostic(
+        measure_sparsity, "weights that changed by at most 1e-5 of their size.", "share of weights",
+        "switched on in a small subnetwork", "arXiv:2505.11711"),
+    "budget": Diagnostic(
+        measure_budget, "training tokens until half of the gain, divided by those of the supervised run --sft to the "
+        "same greedy accuracy.", "ratio", "taught: rewards had to find what examples show", ""),
+    "answer_perplexity": Diagnostic(
+        measure_perplexity, "change in the log-perplexity of right solutions: the trained model's own, or the "
+        "reference.", "nats a token", "no shortcut: spurious rewards make answers likelier", "arXiv:2601.11061", TEXTS,
+        lambda config: dict.fromkeys(("own", "reference"))),
+    "prompt_perplexity": Diagnostic(
+        measure_perplexity, "change in the log-perplexity of prompts.", "nats a token",
+        "a shortcut: spurious rewards make prompts less likely", "arXiv:2601.11061"),
+    "saturation": Diagnostic(
+        measure_saturation, "steps until a batch is 99 % right.", "steps", "taught: memorising is fast",
+        "arXiv:2604.18574"),
+}
+
+
+# ----- the command
+
+
+def diagnose(config: DiagnoseConfig) -> dict:
+    """Measures --trained against --base; returns the summary. summary.json of --out holds it and diagnose.md shows it;
+    the completions are kept in folders of --out, where the same command continues.
+
+    Raises UserError for a model, or a run of --frontier or --sft, that does not fit.
     """
     names = list(filter(None, config.diagnostics.split(","))) or list(DIAGNOSTICS)
     if unknown := [name for name in names if name not in DIAGNOSTICS]:
         raise UserError(f"--diagnostics: there is no {unknown[0]}; the rows are {', '.join(DIAGNOSTICS)}")
-    pair = load(config)
-    asked = {f"{name}, {added}" if added else name: (name, setting) for name in names
-             for added, setting in DIAGNOSTICS[name].settings(config).items()}
-    cheap = sorted(asked, key=lambda label: bool(DIAGNOSTICS[asked[label][0]].reads))  # wrong flags are told soon
-    found = {label: row(pair, label, *asked[label]) for label in cheap}
-    found = {label: found[label] for label in asked}
-    base, trained = (float(right_P.mean()) for right_P in pair.right)
-    summary = {"n": len(pair.right[0]), "base": base, "trained": trained, "gain": trained - base,
-               "rows": found, "forward_tokens": sum(pair.tokens.values()), "parts": pair.tokens,
+    pair = load_pair(config)
+    settings = {f"{name}, {suffix}" if suffix else name: (name, setting) for name in names
+                for suffix, setting in DIAGNOSTICS[name].settings(config).items()}
+    cheap_first = sorted(settings, key=lambda label: bool(DIAGNOSTICS[settings[label][0]].reads))  # errors come soon
+    rows = {label: measure_row(pair, label, *settings[label]) for label in cheap_first}
+    rows = {label: rows[label] for label in settings}
+    base, trained = (float(solved_P.mean()) for solved_P in pair.solved)
+    summary = {"n": len(pair.solved[0]), "base": base, "trained": trained, "gain": trained - base,
+               "rows": rows, "forward_tokens": sum(pair.tokens.values()), "parts": pair.tokens,
                "flags": pair.config.as_flags()}
     out = pathlib.Path(pair.kept.out)
     files.write_whole(out / "diagnose.md", format_page(summary, described("diagnose", config)))
-    if shares := {label: (row["value"], row["interval"]) for label, row in found.items()
+    if shares := {label: (row["value"], row["interval"]) for label, row in rows.items()
                   if row["unit"] == SHARE and row["value"] is not None}:
         files.write_figure(out / "diagnose.png", lambda sheet: draw_shares(shares, sheet))
     files.write_json(out / "summary.json", summary)
     return summary
 
 
-def row(pair: Pair, label: str, name: str, setting: Any) -> dict:
-    """What summary.json says of a value. `forward_tokens` is what it takes alone: rows share parts."""
+def measure_row(pair: Pair, label: str, name: str, setting: Any) -> dict:
+    """An entry of `rows` in summary.json. `forward_tokens` is what it costs alone, though rows share parts."""
     kind = DIAGNOSTICS[name]
     try:
-        found, why = kind.measure(pair, label, setting), ""
+        estimate, why = kind.measure(pair, label, setting), ""
     except Undefined as error:
-        found, why = Found(None), str(error)
-    taken = sum(n for part, n in pair.tokens.items() if part == label or part.split(", ")[0] in kind.reads)
-    return {"diagnostic": name, "value": found.value, "interval": found.interval, "why": why, "unit": kind.unit,
-            "forward_tokens": taken, "more": found.more}
-
-
-def load(config: DiagnoseConfig) -> Pair:
-    """Both models, compared. Raises UserError, with the flag that it is about."""
-    steering = config.hybrid.steering
-    if not (config.base and steering.trained and steering.kept.out):
-        raise UserError("--base, --trained and --out are required: a model, what was trained from it, and a directory "
-                        "for the results")
-    config = config.with_flags(base=loading.pin_step(config.base), trained=loading.pin_step(steering.trained))
-    steering = config.hybrid.steering
-    dtype = steering.kept.choice.dtype
-    base, trained = (about(flag, loading.load_model, name, dtype, dtype) for flag, name in
-                     (("--base", config.base), ("--trained", steering.trained)))
-    trained = dataclasses.replace(trained, config=dataclasses.replace(trained.config,
-                                                                      max_seq_len=base.config.max_seq_len))
-    for what, same in (("shape", trained.config == base.config),
-                       ("tokenizer", trained.tokenizer.to_json() == base.tokenizer.to_json())):
-        if not same:
-            raise UserError(f"--trained={steering.trained} has another {what} than --base={config.base}; take a model "
-                            "that was trained from it")
-    weights = about("--trained", weight_difference, base.params, trained.params)
-    return Pair(config, base, trained, weights)
-
-
-def about(flag: str, function, *given):
-    """function(*given), whose errors speak of --model: here that is another flag."""
-    try:
-        return function(*given)
-    except UserError as error:
-        raise UserError(str(error).replace("--model", flag)) from None
-
-
-# ----- showing
+        estimate, why = Estimate(None), str(error)
+    cost = sum(n for part, n in pair.tokens.items() if part == label or part.split(", ")[0] in kind.reads)
+    return {"diagnostic": name, "value": estimate.value, "interval": estimate.interval, "why": why, "unit": kind.unit,
+            "forward_tokens": cost, "more": estimate.more}
 
 
 def format_page(summary: dict, made_by: str) -> str:
-    """diagnose.md; `made_by` stands at the end."""
+    """diagnose.md; `made_by` is its last line."""
     flags, rows = summary["flags"], summary["rows"]
     cells = [[label, row["why"] or format_estimate(row["value"], row["interval"]), f"{row['forward_tokens']:,}"]
              for label, row in rows.items()]
-    about = [f"- **{name}** ({row.unit}{row.paper and f', {row.paper}'}): {row.what} High means {row.high}."
-             for name, row in DIAGNOSTICS.items() if (name, "") in {(x["diagnostic"], x["why"]) for x in rows.values()}]
+    measured = {row["diagnostic"] for row in rows.values() if not row["why"]}
+    legend = [f"- **{name}** ({row.unit}{row.paper and f', {row.paper}'}): {row.what} High means {row.high}."
+              for name, row in DIAGNOSTICS.items() if name in measured]
     return "\n\n".join([
         f"{flags['trained']} against {flags['base']}: greedy accuracy {summary['base']:.3f} and "
         f"{summary['trained']:.3f}, a gain of {summary['gain']:+.3f}, on {summary['n']} problems. 95 % intervals in "
         "brackets. Forward tokens are those of a row alone; rows share parts, and all together took "
         f"{summary['forward_tokens']:,}.", markdown_table(["diagnostic", "value", "forward tokens"], cells),
         "What a row measures, its unit, and what papers take a high value to mean: taught, or switched on if the base "
-        "could do it and rarely did.", "\n".join(about), made_by]) + "\n"
+        "could do it and rarely did.", "\n".join(legend), made_by]) + "\n"
 
 
 def draw_shares(shares: dict[str, tuple], sheet) -> None:
     """Shares of the gain with their intervals, by the label of a row, on a matplotlib Figure."""
     sheet.set_size_inches(6, 0.8 + 0.25 * len(shares))
     axes = sheet.subplots()
-    draw_bars(axes, shares)
+    draw_intervals(axes, shares)
     axes.set(xlabel=SHARE)
     axes.grid(axis="x", linewidth=0.4)

@@ -1,4 +1,4 @@
-"""The formulas of diagnostics, on arrays alone: luck taken out, where a curve crosses a target, and intervals.
+"""The formulas of diagnostics, on arrays alone: correcting for luck, and where a curve reaches a target.
 
 P problems, N completions of each, K runs, E evaluations of a run, R resamples.
 """
@@ -10,15 +10,15 @@ import numpy as np
 
 from rlvr_jax.evaluation.estimators import RESAMPLES
 
-LUCK = 0.5  # most of the problems that guessing may solve for pass@k to be corrected for it
+LUCK = 0.5  # share of problems above which guessing solves too many for pass@k to be corrected
 
 
 def guess_rates(answers_PxN: Sequence[Sequence[str]], right_PxN: np.ndarray, truths_P: Sequence[str]) -> np.ndarray:
-    """f64[P], the chance that a guess solves each problem: the share of all *other* completions that are right here.
+    """f64[P], the chance that a guess solves each problem: the share of completions of *other* problems right for it.
 
-    So a guess is drawn from the model's own habits, without a look at the problem; a completion without an answer, "",
-    is a wrong guess. Right for a problem are its reference answer, and each answer that was graded right there, as text
-    (normalise them first). With a single problem there are no others, and the rates are 0.
+    So a guess follows the model's habits without a look at the problem; no answer, "", is a wrong guess. Right are the
+    reference answer and every answer graded right for the problem, compared as text (normalise them first). A single
+    problem has rate 0.
     """
     own = [collections.Counter(answers) for answers in answers_PxN]
     every = sum(own, collections.Counter())
@@ -34,13 +34,13 @@ def luck(rates_P: np.ndarray, k: int) -> np.ndarray:
 
 
 def beyond_luck(share, lucky):
-    """The share of problems solved otherwise than by luck, if luck strikes the others: share = x + (1 - x) * lucky."""
+    """The share x of problems solved without luck, if luck also solves `lucky` of the rest: share = x + (1-x) lucky."""
     return (share - lucky) / (1 - lucky)
 
 
 def most_tries(rates: Sequence[np.ndarray], num_samples: int) -> Optional[int]:
-    """The largest k, `num_samples` or a power of two below, at which guessing solves at most LUCK of the problems for
-    every model; None if it solves more at the first try. `rates` has the f64[P] of each model."""
+    """The largest k, `num_samples` or a smaller power of two, at which guessing solves at most LUCK of the problems for
+    every model, given its rates f64[P]; None if it solves more at the first try."""
     ks = [num_samples, *(2**i for i in reversed(range(num_samples.bit_length())) if 2**i < num_samples)]
     return next((k for k in ks if max(luck(rates_P, k).mean() for rates_P in rates) <= LUCK), None)
 
@@ -52,9 +52,8 @@ def covered(right_PxN: np.ndarray, rates_P: np.ndarray, tau: float) -> np.ndarra
 
 
 def numbers_at(target: float, sizes_K: np.ndarray, accuracies_K: np.ndarray) -> float:
-    """How many trained numbers reach the target: on a straight line of accuracy over the logarithm of the size, between
-    the first run that does and the one before it. The first size if that does; NaN if none does. Equal sizes: the mean.
-    """
+    """How many trained numbers reach the target accuracy: interpolated over the logarithm of the size between the first
+    run that does and the one before it. Runs of equal size are averaged; NaN if no run reaches it."""
     sizes_K, place = np.unique(sizes_K, return_inverse=True)
     means_K = np.bincount(place, accuracies_K) / np.bincount(place)
     hit = np.flatnonzero(means_K >= target - 1e-9)
@@ -65,8 +64,8 @@ def numbers_at(target: float, sizes_K: np.ndarray, accuracies_K: np.ndarray) -> 
 
 
 def tokens_to_half(run: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
-    """f64[1+R] of each run, the tokens trained on when an evaluation first has the accuracy halfway between the first
-    and the last of `run`; NaN where none has it. The first entry is of all problems, the others of a bootstrap.
+    """f64[1+R] for each run: the tokens trained on at its first evaluation that reaches the accuracy halfway between
+    the first and the last of `run`; NaN if none does. Entry 0 is for all problems, the others are bootstrap resamples.
 
     A run is (tokens f64[E], whether each held-out problem was solved f64[E,P]).
     """

@@ -1,19 +1,17 @@
 """Examples for one-shot critique fine-tuning (arXiv 2506.03295): a model's own attempts, and exact critiques of them.
 
-The published critics are other, stronger models. Here a critique is computed from the steps of the solution. It is a
-careful solution, as pre-training has them, with at most two remarks: after the first step that the attempt has wrong,
-and before the answer where the attempt's is wrong, `=` and what the attempt has there. A right attempt gets no remark.
+The published critics are stronger models. Here the critique is the careful solution with at most two remarks, `=` and
+what the attempt has there: after the attempt's first wrong step, and before its answer if that is wrong.
 
   problem   coins 7 + 5 * 2 - 4 =
   attempt   quick 12 14 10 answer 10
   critique  think + 5 12 * 2 24 = 14 - 4 20 = 10 answer 20
 
-The remarks are in no grammar of pre-training: no style there judges another, and no word means "not". Published
-critiques end with "Conclusion: right" or "wrong"; here the answer comes last, where an answer is looked for.
+Pre-training has no such remarks, and no word for "not". Published critiques end with "Conclusion: right" or "wrong";
+here the answer comes last, where graders look for it.
 
-The prompt is the attempt and then the problem, the other way round than published. So what is learnt begins right
-after the problem, where the model begins when it is asked the problem alone. In the published chat template that place
-is the same either way, the start of the assistant's turn.
+The prompt is the attempt and then the problem, in reverse of the published order, so that the critique starts where a
+completion of the problem alone starts. With the published chat template, both orders have that property.
 """
 
 import pathlib
@@ -35,7 +33,7 @@ from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.problems import merge
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, encode_prompts, load_problems
 
-WORDS = {"think": 3, "quick": 1}  # opening word -> words of a step in that style
+STEP_WORDS = {"think": 3, "quick": 1}  # opening word of a style -> words of a step
 
 
 class CritiqueConfig(Config):
@@ -47,7 +45,7 @@ class CritiqueConfig(Config):
     kind: str = flag("critique", "what is learnt", lambda: KINDS)
     problems: str = flag("arithmetic", "a synthetic family whose problems have steps", lambda: FAMILIES)
     num_ops: int = flag(6, "operations in a problem", minimum=1)
-    example: str = flag("0", "the one problem, as in training: its place, from 0, among the seed's example_pool; or "
+    example: str = flag("0", "the one problem, as in training: its number, from 0, among the seed's example_pool; or "
                         "the run directory of scripts.train with --example=auto, for the problem chosen there; or "
                         "all of them")
     example_pool: int = flag(128, "problems that the example is one of", minimum=1)
@@ -67,7 +65,7 @@ def shuffled(problem: Problem, attempts: list[dict], rng: np.random.Generator) -
     """A control: the same critiques, each of another attempt."""
     prompts, critiques = zip(*critique(problem, attempts, rng))
     places, order = rng.permutation(len(critiques)), np.empty(len(critiques), int)
-    order[places] = np.roll(places, 1)  # one circle through all: none stays where it is
+    order[places] = np.roll(places, 1)  # a single cycle: no critique keeps its place
     return [(prompt, critiques[place]) for prompt, place in zip(prompts, order)]
 
 
@@ -89,7 +87,7 @@ def answer(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> 
 
 
 def expert(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:
-    """A control: the careful solution, which is also what imitation of single steps has for its expert."""
+    """A control: the careful solution, the same expert that imitation of single steps learns from."""
     return [(problem.prompt, " ".join(problem.meta["steps"]))] * len(attempts)
 
 
@@ -99,25 +97,24 @@ KINDS: dict[str, Callable] = {"critique": critique, "shuffled": shuffled, "attem
 
 
 def criticise(steps: list[str], attempt: str) -> str:
-    """The critique of an attempt, see above; `steps` are those of `chains.to_problems`.
+    """The critique of an attempt at a problem with these steps (`chains.expert_steps`), as described above.
 
-    What is wrong is quoted in the attempt's own words, three for a careful step and one for a sloppy one. Where there
-    is no answer nothing follows `=`.
+    A remark quotes the attempt: three words of a careful step, one of a sloppy step, nothing for a missing answer.
     """
-    size = WORDS.get(attempt.split(" ")[0], 0)
+    size = STEP_WORDS.get(attempt.split(" ")[0], 0)
     body, _, answer = attempt.partition("answer")
-    words, said = body.split()[1:], list(steps[:-1])
-    given = [words[i : i + size] for i in range(0, len(words), size)] if size else []
-    wrong = [i for i, ours in enumerate(given[: len(said) - 1], 1) if ours != steps[i].split()[-size:]]
-    remarks = {i: given[i - 1] for i in wrong[:1]}
+    words, count = body.split()[1:], len(steps) - 1  # the last step states the answer
+    attempted = [words[i : i + size] for i in range(0, len(words), size)] if size else []
+    wrong = [i for i, step in enumerate(attempted[: count - 1], 1) if step != steps[i].split()[-size:]]
+    remarks = {i: attempted[i - 1] for i in wrong[:1]}
     if answer.split() != steps[-1].split()[1:]:
-        remarks = {len(said) - 1: answer.split()} | remarks
-    parts = [" ".join([step, "=", *remarks[i]]) if i in remarks else step for i, step in enumerate(said)]
-    return " ".join([*parts, steps[-1]])
+        remarks = {count - 1: answer.split()} | remarks
+    return " ".join([*(" ".join([step, "=", *remarks[i]]) if i in remarks else step
+                       for i, step in enumerate(steps[:-1])), steps[-1]])
 
 
 def choose_problems(config: CritiqueConfig, pool: list[Problem]) -> list[Problem]:
-    """The problems of --example. UserError for one that the pool does not have, or that has no steps."""
+    """The problems of --example. Raises UserError for one that the pool lacks, or that has no steps."""
     record = pathlib.Path(config.example.partition("@")[0]) / "example.json"
     noted = files.read_json(record) if record.is_file() else {"example": config.example}
     place = str(noted["example"])
@@ -136,7 +133,7 @@ def choose_problems(config: CritiqueConfig, pool: list[Problem]) -> list[Problem
 
 
 def make_examples(config: CritiqueConfig) -> list[dict]:
-    """Samples attempts at the one problem, or at each, and writes the rows that are to be learnt into --out."""
+    """Samples attempts at the one problem, or at each, and writes the rows to learn from into --out."""
     if not config.out:
         raise UserError("--out is required: the JSONL file for the rows")
     loaded = loading.load_fixed(config.choice)
@@ -144,18 +141,19 @@ def make_examples(config: CritiqueConfig) -> list[dict]:
     pool = merge(load_problems(source, loaded.tokenizer, "example", config.example_pool, config.seed))
     problems = choose_problems(config, pool)
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, config.sampling.max_new_tokens)
-    asked = Benchmark("example", problems, prompts, judge_by_answer(GradingConfig()), config.num_attempts,
-                      config.temperature)
-    rows = list(sample_and_grade(make_sampler(loaded, config.sampling), asked, Request(config.seed, 0, stream=CHOOSE)))
-    attempts = [rows[i : i + config.num_attempts] for i in range(0, len(rows), config.num_attempts)]
-    rng = np.random.default_rng(config.seed)
-    pairs = [pair for each in zip(problems, attempts) for pair in KINDS[config.kind](*each, rng)]
-    if not pairs:
+    benchmark = Benchmark("example", problems, prompts, judge_by_answer(GradingConfig()), config.num_attempts,
+                          config.temperature)
+    rows = list(sample_and_grade(make_sampler(loaded, config.sampling), benchmark,
+                                 Request(config.seed, 0, stream=CHOOSE)))
+    rng, count = np.random.default_rng(config.seed), config.num_attempts
+    examples = [{"prompt": prompt, "completion": completion, "kind": config.kind}
+                for i, problem in enumerate(problems)
+                for prompt, completion in KINDS[config.kind](problem, rows[i * count : (i + 1) * count], rng)]
+    if not examples:
         lacks = "is right" if config.kind == "correct" else "says anything"
         raise UserError(f"--kind={config.kind}: none of {len(rows)} attempts {lacks}; raise --num_attempts, or take "
                         "another --example")
-    written = [{"prompt": prompt, "completion": completion, "kind": config.kind} for prompt, completion in pairs]
     path = pathlib.Path(config.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_lines(path, written)
-    return written
+    files.write_lines(path, examples)
+    return examples

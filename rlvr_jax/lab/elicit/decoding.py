@@ -1,25 +1,36 @@
-"""Ways to decode a model, a table: each is measured on the same problems, and its cost is counted."""
+"""Ways to decode a model, a table: each is measured on the same problems, and its cost is counted.
 
+K paths, P prompts, B completions, T tokens.
+"""
+
+import collections
 import dataclasses
 import pathlib
+import re
 from typing import Callable, Optional
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from rlvr_jax import model, sampler
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.benchmarks import summarise_benchmark, combine_summaries, load_sets
+from rlvr_jax.evaluation.benchmarks import combine_summaries, load_sets, summarise_benchmark
 from rlvr_jax.evaluation.completions import Folder, sample_and_keep
 from rlvr_jax.evaluation.estimators import format_estimate, wilson
 from rlvr_jax.evaluation.measure import Benchmark, make_sampler
-from rlvr_jax.lab.elicit import answer_selection, gate, latents, steering, trajectory, vectors
+from rlvr_jax.grading import grade, mathematics
+from rlvr_jax.lab.elicit import gate, latents, steering, trajectory, vectors
+from rlvr_jax.lab.elicit.comparison import load_trained, noted_numbers, share_of_tokens
 from rlvr_jax.lab.elicit.power import PowerConfig, power_sample_fn
 from rlvr_jax.lab.elicit.trajectory import TrajectoryConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
+from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
-from rlvr_jax.sampler import Request, sample
+from rlvr_jax.sampler import Request
 
 
 class ElicitConfig(Config):
@@ -27,16 +38,115 @@ class ElicitConfig(Config):
 
     steering: vectors.SteeringConfig = vectors.SteeringConfig()
     method: str = flag("greedy", "how a problem gets its answer", lambda: METHODS)
-    num_samples: int = flag(10, "completions of each problem: of self_consistency drawn, of cot_decoding those of "
-                            "the likeliest first tokens, of sae those that it is fitted on", minimum=1)
+    num_samples: int = flag(10, "completions of each problem: sampled by self_consistency, begun with the likeliest "
+                            "first tokens by cot_decoding, used to fit sae", minimum=1)
     temperature: float = flag(0.6, "sampling temperature of low_temperature and self_consistency", above=0)
     power: PowerConfig = PowerConfig()
-    strength: float = flag(1.0, "steer adds the vector this many times; below 0 the other way", minimum=-1000)
+    strength: float = flag(1.0, "steer adds the vector times this; negative: in the other direction", minimum=-1000)
     where: str = flag("generated", "tokens that steer acts at", lambda: steering.WHERE)
     rate: float = flag(0.1, "share of generated tokens at which steer acts: of those that the gate was fitted on, "
                        "or by chance under shuffled_gate", minimum=0, maximum=1)
     sae: latents.LatentConfig = latents.LatentConfig()
     trajectory: TrajectoryConfig = TrajectoryConfig()
+
+
+# ----- which of a problem's rows counts; None without an answer
+
+
+def first_completion(rows: list[dict]) -> Optional[dict]:
+    """The first completion, whatever it answers."""
+    return rows[0]
+
+
+def majority_answer(rows: list[dict]) -> Optional[dict]:
+    """The first with the most frequent answer; of answers that tie, the earliest."""
+    answers = list(map(normalised_answer, rows))
+    answer = grade.most_common(answers)
+    return rows[answers.index(answer)] if answer else None
+
+
+def widest_margin(rows: list[dict]) -> Optional[dict]:
+    """The one whose answer has the widest margin."""
+    return max((row for row in rows if row["margin"] is not None), key=lambda row: row["margin"], default=None)
+
+
+def largest_margin_sum(rows: list[dict]) -> Optional[dict]:
+    """The first with the answer that has the largest sum of margins."""
+    rows, totals = [row for row in rows if row["margin"] is not None], collections.Counter()
+    for row in rows:
+        totals[normalised_answer(row)] += row["margin"]
+    return max(rows, key=lambda row: totals[normalised_answer(row)], default=None)
+
+
+def normalised_answer(row: dict) -> str:
+    """A completion's answer as text that can be compared; empty without one."""
+    return mathematics.normalise(row["extracted"] or "")
+
+
+# ----- methods
+
+
+def opened_sample_fn(opening: tuple[int, ...]) -> Callable:
+    """The `sample_fn` (`sampler.make_sampler`) of completions that begin with these token ids."""
+    def sample_fn(params, config, prompts, rows, decoding):
+        given_T = jnp.full(decoding.max_new_tokens, -1, jnp.int32).at[: len(opening)].set(jnp.array(opening, jnp.int32))
+        rows = rows._replace(given=jnp.tile(given_T, (len(rows.keys), 1)))
+        return sampler.sample(params, config, prompts, rows, decoding)
+    return sample_fn
+
+
+def branched_sample_fn(num_paths: int) -> Callable:
+    """The `sample_fn` of completions of which the j-th of a prompt begins with its j-th likeliest first token.
+
+    `noted` has each token's `margin` (`margins`), and `forward_tokens`, the tokens fed to the model; the search for
+    first tokens counts in the first path.
+    """
+    note = sampler.Hooks(note=lambda logits, _: {"margin": margins(logits)})
+
+    def sample_fn(params, config, prompts, rows, decoding):
+        prefix, paths_B = model.prefill(params, config, prompts), rows.numbers % num_paths
+        first_B = first_tokens(params, config, prefix, num_paths)[rows.prompt_index, paths_B]
+        given_BxT = jnp.full((len(rows.keys), decoding.max_new_tokens), -1, jnp.int32).at[:, 0].set(first_B)
+        out = sampler.decode(params, config, prefix, rows._replace(given=given_BxT), decoding, note)
+        fed_B = jnp.sum(out.completion_mask, -1) + (paths_B == 0)
+        return out.replace(noted=out.noted | {"forward_tokens": fed_B})
+    return sample_fn
+
+
+def first_tokens(params: model.Params, config: model.ModelConfig, prefix: model.Prefix, num_paths: int) -> jax.Array:
+    """i32[P,K], each prompt's K likeliest first tokens in order; a vocabulary of fewer than K repeats."""
+    size = len(prefix.lengths)
+    logits_PxV, _ = model.decode_step(params, config, model.unroll(params, prefix), model.Inputs(
+        prefix.last_tokens, jnp.zeros(size, jnp.int32)), model.init_cache(config, size, 1))
+    _, tokens_PxK = jax.lax.top_k(logits_PxV, min(num_paths, config.vocab_size))
+    return tokens_PxK[:, jnp.arange(num_paths) % config.vocab_size]
+
+
+def margins(logits_BxV: jax.Array) -> jax.Array:
+    """f32[B], the probability of the likeliest token minus that of the second."""
+    probs_BxV = jax.nn.softmax(logits_BxV)  # two maxima: on a CPU, XLA's top_k is 20 times slower over 49,152 tokens
+    others_BxV = jnp.where(jnp.arange(probs_BxV.shape[-1])[None] == jnp.argmax(probs_BxV, -1)[:, None], 0, probs_BxV)
+    return jnp.max(probs_BxV, -1) - jnp.max(others_BxV, -1)
+
+
+def answer_margin(tokenizer: Tokenizer, ids: list[int], margins_T: np.ndarray, text: str,
+                  answer: Optional[str]) -> Optional[float]:
+    """Mean margin of the tokens that write the answer where it last occurs in the text; None if it does not."""
+    span = find_answer(text, answer)
+    if span is None:
+        return None
+    ends_T = np.array([len(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))])  # some characters span tokens
+    starts_T = np.concatenate([[0], ends_T[:-1]])
+    writes_T = (starts_T < span[1]) & (ends_T > span[0])
+    return float(np.mean(margins_T[writes_T])) if writes_T.any() else None
+
+
+def find_answer(text: str, answer: Optional[str]) -> Optional[tuple[int, int]]:
+    """(start, end) of the answer's last occurrence; None without one. The text's numbers may have commas."""
+    if not answer:
+        return None
+    pattern = rf"(?<!\d){',?'.join(map(re.escape, answer))}(?!\d)"
+    return next((match.span() for match in reversed(list(re.finditer(pattern, text)))), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +155,12 @@ class Method:
 
     num_samples: int = 1  # completions of each problem
     temperature: float = 0.0
-    sample_fn: Callable = sample  # as in `sampler.make_sampler`
-    params: Optional[dict] = None  # in place of the model's, for a draw that takes others
-    summary: dict = dataclasses.field(default_factory=dict)  # what the summary holds besides
-    columns: Callable = lambda rollouts, texts, judged: [{}] * len(texts)  # what rows have besides
-    rules: dict[str, Callable] = dataclasses.field(  # name -> function of a problem's rows: the one that counts, or
-        default_factory=lambda: {"only": answer_selection.first})  # None without an answer; the first is the method's
+    sample_fn: Callable = sampler.sample  # as in `sampler.make_sampler`
+    params: Optional[dict] = None  # of `sample_fn`; None: those of the model
+    summary: dict = dataclasses.field(default_factory=dict)  # further keys of the summary
+    columns: Callable = lambda rollouts, texts, judged: [{}] * len(texts)  # further columns of the rows
+    rules: dict[str, Callable] = dataclasses.field(  # which of a problem's rows counts; the first rule is the method's
+        default_factory=lambda: {"only": first_completion})
 
 
 def greedy(config: ElicitConfig, loaded: LanguageModel) -> Method:
@@ -66,7 +176,7 @@ def low_temperature(config: ElicitConfig, loaded: LanguageModel) -> Method:
 def self_consistency(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """The answer that most of --num_samples completions at --temperature give (arXiv 2203.11171)."""
     return Method(config.num_samples, config.temperature,
-                  rules={"majority": answer_selection.majority, "first": answer_selection.first})
+                  rules={"majority": majority_answer, "first": first_completion})
 
 
 def forced(config: ElicitConfig, loaded: LanguageModel) -> Method:
@@ -76,30 +186,32 @@ def forced(config: ElicitConfig, loaded: LanguageModel) -> Method:
     if not 0 < len(ids) < longest or loaded.tokenizer.unknown_words(opening.split()):
         raise UserError(f"--opening={opening}: needs words that the model's tokenizer has, fewer tokens than "
                         f"--max_new_tokens={longest}")
-    return Method(sample_fn=answer_selection.opened_sample_fn(tuple(ids)))
+    return Method(sample_fn=opened_sample_fn(tuple(ids)))
 
 
 def cot_decoding(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """The likeliest completion after each of the --num_samples likeliest first tokens; the answer whose tokens lead by
     the widest margins, summed over the completions that give it (arXiv 2402.10200)."""
-    return Method(config.num_samples, sample_fn=answer_selection.branched_sample_fn(config.num_samples),
-                  columns=answer_selection.margin_columns(loaded.tokenizer),
-                  rules={name: getattr(answer_selection, name) for name in ("summed", "widest", "first")})
+    def columns(rollouts, texts, judged):
+        rows = zip(rollouts.completions, rollouts.completion_mask, rollouts.noted["margin"], texts, judged)
+        return [{"margin": answer_margin(loaded.tokenizer, ids[mask].tolist(), margin[mask], text,
+                                         verdict["extracted"])} for ids, mask, margin, text, verdict in rows]
+    return Method(config.num_samples, sample_fn=branched_sample_fn(config.num_samples), columns=columns, rules={
+        "summed": largest_margin_sum, "widest": widest_margin, "first": first_completion})
 
 
 def power(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """One completion, drawn by its probability to the power --alpha (arXiv 2510.14901)."""
-    def columns(rollouts, texts, judged):
-        return [{"logprob": float(x), "accepted": float(y)} for x, y in zip(rollouts.noted["logprob"],
-                                                                            rollouts.noted["accepted"])]
-    return Method(temperature=1 / config.power.alpha, sample_fn=power_sample_fn(config.power), columns=columns)
+    return Method(temperature=1 / config.power.alpha, sample_fn=power_sample_fn(config.power))
 
 
 def steer(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """The likeliest completion where --vector, times --strength, is added after --layer at the tokens of --where."""
-    vector = config.steering
-    fitted = gate.fit(vector, loaded, gate.load_trained(vector, loaded) if config.where == "gate" else None)
-    return Method(sample_fn=steering.steered_sample_fn(config.where, vector.layer), columns=steering.columns,
+    vector, choice = config.steering, config.steering.kept.choice
+    trained = load_trained(vector.trained, loaded, f"--model={choice.model}",
+                           choice.dtype) if config.where == "gate" else None
+    fitted = gate.fit(vector, loaded, trained)
+    return Method(sample_fn=steering.steered_sample_fn(config.where, vector.layer),
                   params={"model": loaded.params, "steering": fitted.steering(config.strength, config.rate)})
 
 
@@ -107,7 +219,7 @@ def sae(config: ElicitConfig, loaded: LanguageModel) -> Method:
     """The likeliest completion where one --latent of a sparse autoencoder is added after --layer, at the first token
     (arXiv 2601.08058)."""
     added, numbers = latents.choose_latent(config.sae, config.steering, loaded, config.num_samples)
-    return Method(sample_fn=steering.steered_sample_fn("first", config.steering.layer), columns=steering.columns,
+    return Method(sample_fn=steering.steered_sample_fn("first", config.steering.layer),
                   summary={"sae": numbers}, params={"model": loaded.params, "steering": added})
 
 
@@ -117,52 +229,55 @@ METHODS = {"greedy": greedy, "low_temperature": low_temperature, "self_consisten
 
 
 def elicit(config: ElicitConfig) -> dict:
-    """Measures --model under --method; returns the summary. Writes it, table.md and every completion into --out. The
-    same configuration again continues where it was stopped, as an evaluation does."""
+    """Measures --model under --method; returns the summary. Writes it, table.md and every completion into --out, where
+    the same command continues."""
     if not config.steering.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
-    config = vectors.pinned(config)
+    config = vectors.pin_models(config)
     kept, out = config.steering.kept, pathlib.Path(config.steering.kept.out)
-    loaded, numbers = trajectory.moved(config.trajectory, kept.choice.model, loading.load_fixed(kept.choice))
+    loaded, numbers = trajectory.project_run(config.trajectory, kept.choice.model, loading.load_fixed(kept.choice))
     method = METHODS[config.method](config, loaded)
     benchmarks = load_sets(kept, loaded, lambda stem: (method.num_samples, method.temperature))
 
-    def more(rollouts, texts, judged):
-        fed = (rollouts.noted or {}).get("forward_tokens", np.sum(rollouts.completion_mask, -1))
-        return [{"forward_tokens": int(n)} | row for n, row in zip(fed, method.columns(rollouts, texts, judged))]
+    def columns(rollouts, texts, judged):
+        fed = np.sum(rollouts.completion_mask, -1)  # unless the sampler notes another number
+        return [{"forward_tokens": int(n)} | noted | more for n, noted, more in zip(
+            fed, noted_numbers(rollouts, texts, judged), method.columns(rollouts, texts, judged))]
 
-    sampler = make_sampler(loaded, kept.sampling, sample_fn=method.sample_fn, params=method.params)
-    rows = sample_and_keep(Folder(kept.out, "elicit", config, kept.resume, config.method), sampler, benchmarks,
-                Request(kept.seed, 0), kept.rows_per_call, more)
-    summaries = {b.name: set_summary(method, b, rows[b.name]) for b in benchmarks}
-    summary = {"method": config.method} | numbers | method.summary | combine_summaries(summaries) | {
-        "flags": config.as_flags()}
-    files.write_whole(out / "table.md", table(config, summaries))
+    rows = sample_and_keep(Folder(kept.out, "elicit", config, kept.resume, config.method),
+                make_sampler(loaded, kept.sampling, sample_fn=method.sample_fn, params=method.params), benchmarks,
+                Request(kept.seed, 0), kept.rows_per_call, columns)
+    summaries = {b.name: summarise_method(method, b, rows[b.name]) for b in benchmarks}
+    summary = {"method": config.method} | numbers | method.summary | combine_summaries(summaries)
+    summary |= {"flags": config.as_flags()}
+    files.write_whole(out / "table.md", format_table(config, summaries))
     files.write_json(out / "summary.json", summary)
     return summary
 
 
-def set_summary(method: Method, benchmark: Benchmark, rows: list[dict]) -> dict:
-    """As of an evaluation, but `accuracy` counts the completion that each rule picks, Wilson's interval with it.
+def summarise_method(method: Method, benchmark: Benchmark, rows: list[dict]) -> dict:
+    """The summary of an evaluation, but `accuracy` and Wilson's interval are of the completion that a rule picks.
 
-    `mean_accuracy` is that of all completions, `right` whether the first rule is right, by problem, `forward_tokens`
-    the tokens run through the model for a problem: its prompt, once, and every token fed for its completions.
+    `mean_accuracy` is that of all completions, `right` says by problem whether the first rule is right, and
+    `forward_tokens` is the mean cost of a problem: its prompt, once, and every token fed for its completions.
     """
     size, whole = method.num_samples, summarise_benchmark(benchmark, rows)
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
-    picked = {name: [rule(group) for group in groups] for name, rule in method.rules.items()}
-    right = {name: [bool(row and row["correct"]) for row in chosen] for name, chosen in picked.items()}
+    right = {name: [bool(row and row["correct"]) for row in map(rule, groups)] for name, rule in method.rules.items()}
     rules = {name: {"accuracy": float(np.mean(x)), "interval": wilson(float(np.mean(x)), len(x))}
              for name, x in right.items()}
     cost = float(np.mean(benchmark.prompts.lengths)) + sum(row["forward_tokens"] for row in rows) / len(groups)
     main = next(iter(rules))
-    more = {"accepted": float(np.mean([row["accepted"] for row in rows]))} if "accepted" in rows[0] else {}
-    more |= {"steered": steering.share(rows)} if "steered" in rows[0] else {}
-    return whole | rules[main] | {"mean_accuracy": whole["accuracy"], "rules": rules, "forward_tokens": cost,
-                                  "right": list(map(int, right[main]))} | more
+    summary = whole | rules[main] | {"mean_accuracy": whole["accuracy"], "rules": rules, "forward_tokens": cost,
+                                     "right": list(map(int, right[main]))}
+    if "accepted" in rows[0]:
+        summary["accepted"] = float(np.mean([row["accepted"] for row in rows]))
+    if "steered" in rows[0]:
+        summary["steered"] = share_of_tokens(rows, "steered")
+    return summary
 
 
-def table(config: ElicitConfig, summaries: dict[str, dict]) -> str:
+def format_table(config: ElicitConfig, summaries: dict[str, dict]) -> str:
     """Markdown: a row for each set of problems and rule."""
     header = ["problems", "n", "method", "answer", "accuracy", "forward tokens a problem", "graded by"]
     rows = [[name, each["n"], config.method, rule, format_estimate(right["accuracy"], right["interval"]),

@@ -1,9 +1,9 @@
 """Power sampling: completions by their probability to a power alpha, by Metropolis-Hastings (arXiv 2510.14901).
 
-Low temperature sharpens each token by itself. A power of the whole completion's probability also weighs a first token
-by the completions that follow it. A completion grows in blocks. After each block come moves: a place in the completion
-is drawn, what follows it is drawn anew at temperature 1/alpha, and the new completion is taken or not. In the end
-completions are distributed as p(completion)^alpha. B completions, T tokens; log-probabilities in nats.
+A low temperature sharpens each token on its own; a power of the whole completion's probability also weighs a first
+token by the completions that follow it. A completion grows in blocks. After each block come moves: everything behind a
+random position is redrawn at temperature 1/alpha, and the new completion is accepted or not. In the limit, completions
+are distributed as p(completion)^alpha. B completions, T tokens; log-probabilities in nats.
 """
 
 from typing import Callable, NamedTuple
@@ -21,19 +21,19 @@ class PowerConfig(Config):
     """The power, and the moves that lead to it."""
 
     alpha: float = flag(4.0, "power draws completions by their whole probability to this power", minimum=1)
-    num_blocks: int = flag(16, "power grows a completion in this many blocks of max_new_tokens together", minimum=1)
+    num_blocks: int = flag(16, "power grows a completion of max_new_tokens in this many blocks", minimum=1)
     num_moves: int = flag(10, "Metropolis-Hastings moves of power after each block", minimum=0)
 
 
 class Chain(NamedTuple):
-    """The completions that the moves have led to."""
+    """The current completions."""
 
     tokens: jax.Array  # i32[B,T]
     mask: jax.Array  # bool[B,T], up to and including the end token
     logprobs: jax.Array  # f32[B,T] of the model
     proposed: jax.Array  # f32[B,T] of the proposal, the model at temperature 1/alpha
     ended: jax.Array  # bool[B]
-    accepted: jax.Array  # i32[B] moves that were taken
+    accepted: jax.Array  # i32[B] accepted moves
     fed: jax.Array  # i32[B] tokens run through the model
 
     @property
@@ -42,53 +42,51 @@ class Chain(NamedTuple):
 
 
 def log_acceptance(alpha: float, old: tuple, new: tuple) -> jax.Array:
-    """Log of the chance to take a move, at most 0. `old` and `new` are (log-probability by the model, by the proposal,
-    length): both log-probabilities are of what is drawn anew, the length is that of the whole completion.
+    """Log-probability of accepting a move, at most 0. `old` and `new` are (log-probability of the redrawn tokens by the
+    model, by the proposal, length of the whole completion).
 
-    A place is drawn among the tokens that there are, so that the move back from a completion of another length has
-    another chance: hence the lengths. The released code, where both are cut to one length, has no such term.
+    The position to redraw from is uniform over the completion, so the move back from another length has another
+    probability: hence the lengths. The released code cuts both to one length and has no such term.
     """
     (logp, logq, length), (logp_new, logq_new, length_new) = old, new
     return jnp.minimum(0.0, alpha * (logp_new - logp) + logq - logq_new + jnp.log(length) - jnp.log(length_new))
 
 
 def move(alpha: float, chain: Chain, new: Chain, kept_B: jax.Array, uniforms_B: jax.Array, always) -> Chain:
-    """The chain after a proposal that keeps the first `kept_B` tokens; `always`: it is taken whatever its chance."""
+    """The chain after a proposal that keeps the first `kept_B` tokens; with `always` it is accepted for certain."""
     def suffix(values_BxT, mask_BxT):
         fresh_BxT = mask_BxT & (jnp.arange(mask_BxT.shape[1])[None, :] >= kept_B[:, None])
         return jnp.sum(jnp.where(fresh_BxT, values_BxT, 0.0), -1)
 
     old, proposal = ((suffix(each.logprobs, each.mask), suffix(each.proposed, each.mask), jnp.maximum(each.lengths, 1))
                      for each in (chain, new))
-    chance_B = log_acceptance(alpha, old, proposal)
-    take_B = always | (jnp.log(uniforms_B) < chance_B)
-    merged = jax.tree.map(lambda a, b: jnp.where(take_B.reshape(-1, *[1] * (a.ndim - 1)), b, a), chain, new)
-    return merged._replace(accepted=chain.accepted + (take_B & ~always), fed=chain.fed + new.lengths)
+    accept_B = always | (jnp.log(uniforms_B) < log_acceptance(alpha, old, proposal))
+    merged = jax.tree.map(lambda a, b: jnp.where(accept_B.reshape(-1, *[1] * (a.ndim - 1)), b, a), chain, new)
+    return merged._replace(accepted=chain.accepted + (accept_B & ~always), fed=chain.fed + new.lengths)
 
 
 def power_sample_fn(power: PowerConfig) -> Callable:
     """The `sample_fn` (`sampler.make_sampler`) of completions by p^alpha: `num_blocks` blocks of `num_moves` moves.
 
-    `noted` has each completion's `logprob` under the model, the share of moves `accepted`, and `forward_tokens`: tokens
-    fed, those of a kept beginning included, since every proposal is decoded from the prompt on. (All rows are decoded
-    together and one of them begins near the start, so that keeping the cache would save no time.)
+    `noted` has each completion's `logprob` under the model, the share of moves `accepted`, and `forward_tokens`, with
+    the tokens that a proposal keeps: all rows decode together from the prompt, so a cache would save no time.
     """
     def note(logits, tokens):
         return {"unscaled": jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, None], 1)[:, 0]}
 
     def sample_fn(params, config, prompts, rows, decoding):
         prefix, b, t = model.prefill(params, config, prompts), len(rows.keys), decoding.max_new_tokens
-        blocks, places_T = min(power.num_blocks, t), jnp.arange(t)
+        blocks, positions_T = min(power.num_blocks, t), jnp.arange(t)
         zeros_B, zeros_BxT = jnp.zeros(b, jnp.int32), jnp.zeros((b, t))
         empty = Chain(zeros_BxT.astype(jnp.int32), zeros_BxT > 0, zeros_BxT, zeros_BxT, zeros_B > 0, zeros_B, zeros_B)
 
-        def step(i, chain: Chain) -> Chain:  # the first of a block lets the completion grow
-            block, grows = i // (power.num_moves + 1), i % (power.num_moves + 1) == 0
+        def step(i, chain: Chain) -> Chain:
+            block, grows = i // (power.num_moves + 1), i % (power.num_moves + 1) == 0  # the first step of a block grows
             keys = jax.vmap(jax.random.fold_in, (0, None))(rows.keys, i)
             uniforms_Bx2 = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t), 2))(keys)
             kept_B = jnp.floor(uniforms_Bx2[:, 0] * chain.lengths).astype(jnp.int32)
             kept_B = jnp.where(grows, chain.lengths, jnp.minimum(kept_B, chain.lengths - 1))
-            given_BxT = jnp.where(places_T[None, :] < kept_B[:, None], chain.tokens, -1)
+            given_BxT = jnp.where(positions_T[None, :] < kept_B[:, None], chain.tokens, -1)
             proposals = rows._replace(keys=keys, temperature=1 / power.alpha, given=given_BxT,
                                       limit=((block + 1) * t + blocks - 1) // blocks)
             out = sampler.decode(params, config, prefix, proposals, decoding, sampler.Hooks(note=note))

@@ -1,7 +1,7 @@
-"""Vectors of a trained model, read: the tokens that each raises most, and the directions of its base it lies along.
+"""Trained vectors, interpreted: the tokens that each raises most, and the directions of its base that it lies along.
 
-L layers, D width, P prompts, V vocabulary. Every cosine is of a vector with another direction of the residual after the
-same layer. That of two random directions has mean 0 and standard deviation 1/sqrt(D).
+L layers, D width, P problems, V vocabulary. Every cosine is with another direction of the residual after the same
+layer; for random directions it has mean 0 and standard deviation 1/sqrt(D).
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ import numpy as np
 from rlvr_jax import adapters, model
 from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.elicit.openings import at_last_token, carefully, difference_of_means, opening_words
-from rlvr_jax.lab.elicit.vectors import trained_vectors
+from rlvr_jax.lab.elicit.activations import read_prompt_ends
+from rlvr_jax.lab.elicit.vectors import difference_of_means, is_careful, opening_words, trained_vectors
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.loading import ModelChoice
 from rlvr_jax.pretrained.tokenizer import Tokenizer
@@ -26,54 +26,54 @@ from rlvr_jax.tasks import families
 from rlvr_jax.tasks.families import Family
 from rlvr_jax.tasks.prompts import ProblemSource, check_style, load_problems
 
-TOKENS = 8  # most raised and most lowered ones that are shown
+TOKENS = 8  # most raised and most lowered tokens that are shown
 
 
 class ReadoutConfig(Config):
-    """The vectors of a trained model, read."""
+    """The vectors of a trained model, interpreted."""
 
     choice: ModelChoice = ModelChoice()
     machine: MachineConfig = MachineConfig()
     beside: str = flag("", "models with vectors of the same shape to compare with, joined by commas")
     source: ProblemSource = nested(
-        ProblemSource(), problems="whose prompts show what the model does: a synthetic family or a file",
+        ProblemSource(), problems="problems whose prompts show what the model does: a synthetic family or a file",
         prompt_style="how a question of a file becomes a prompt",
-        ignore_columns="columns of a file, joined by commas, to read as if they were not there")
+        ignore_columns="columns of a file to ignore, joined by commas")
     heldout_split: str = flag("dev", "split of a synthetic family", ["dev", "test"])
     num_problems: int = flag(512, "problems to read; 0: all of a file, 512 of a family", minimum=0)
     out: str = flag("", "directory for readout.json and readout.md")
 
 
 def readout(config: ReadoutConfig) -> dict:
-    """Reads the vectors of --model; returns what readout.json in --out then holds. readout.md shows it.
+    """Interprets the vectors of --model; returns what readout.json of --out holds and readout.md shows.
 
-    `layers` has an entry, by the layer's number as text, for every vector that is not zero. What needs the styles of a
-    synthetic family is None for a file. The base is the model with the vectors off.
+    `layers` has an entry for every vector that is not zero, by its layer's number as text. For problems of a file, what
+    needs the styles of a synthetic family is None. The base is the model without its vectors.
 
-    Raises UserError for a model without vectors, and for one beside it whose vectors have another shape.
+    Raises UserError for a model without vectors, and for one of --beside whose vectors have another shape.
     """
     if not config.out:
         raise UserError("--out is required: the directory for readout.json and readout.md")
     check_style(config.source)
     config = config.with_flags(model=loading.pin_step(config.choice.model))
     loaded, source = loading.load_fixed(config.choice), config.source
-    vectors_LxD = trained_vectors(config.choice.model, loaded)
+    vectors_LxD = trained_vectors("model", config.choice.model, loaded)
     names = [loading.pin_step(name) for name in config.beside.split(",") if name]
-    others = [trained_vectors(name, loading.load_model(name), vectors_LxD.shape) for name in names]
+    others = [trained_vectors("beside", name, loading.load_model(name), vectors_LxD.shape) for name in names]
     problems = load_problems(source, loaded.tokenizer, config.heldout_split, config.num_problems)
     base = dataclasses.replace(loaded, params=adapters.without(loaded.params))
     family, longest = families.FAMILIES.get(source.problems), source.prompt.max_prompt_tokens
-    residuals_LxPxD, tokens_P = at_last_token(base, problems, longest)
-    _, steered_P = at_last_token(loaded, problems, longest)
-    careful_P, steered_P = (family and carefully(family, loaded.tokenizer, each) for each in (tokens_P, steered_P))
-    opener_D = family and opener(family, loaded.tokenizer, base.params)
+    residuals_LxPxD, tokens_P = read_prompt_ends(base, problems, longest)
+    _, steered_P = read_prompt_ends(loaded, problems, longest)
+    careful_P, steered_P = (family and is_careful(family, loaded.tokenizer, each) for each in (tokens_P, steered_P))
+    opener_D = family and opener_direction(family, loaded.tokenizer, base.params)
     scale = float(np.sqrt(np.mean(residuals_LxPxD[-1] ** 2, -1)).mean())
     layers = {}
     for i in np.flatnonzero(vectors_LxD.any(-1)):
         vector_D, norm = vectors_LxD[i], float(np.linalg.norm(vectors_LxD[i]))
         layers[str(i)] = {
             "norm": norm, "norm_over_residual": norm / float(np.linalg.norm(residuals_LxPxD[i], axis=-1).mean()),
-            **extremes(loaded.tokenizer, direct_logits(base.params, vector_D, scale)),
+            **extreme_tokens(loaded.tokenizer, direct_logits(base.params, vector_D, scale)),
             "cosine_difference_of_means": cosine(vector_D, difference_of_means(residuals_LxPxD[i], careful_P)),
             "cosine_opener": cosine(vector_D, opener_D),
             "cosine_beside": {str(n): cosine(vector_D, other[i]) for n, other in enumerate(others)}}
@@ -87,10 +87,10 @@ def readout(config: ReadoutConfig) -> dict:
     return result
 
 
-def opener(family: Family, tokenizer: Tokenizer, params: model.Params) -> np.ndarray:
-    """f64[D]: how the residual has to move for the careful opening word to gain on the mean of the other ones.
+def opener_direction(family: Family, tokenizer: Tokenizer, params: model.Params) -> np.ndarray:
+    """f64[D]: the change of the residual that makes the careful opening word gain on the mean of the others.
 
-    The final norm's gain times the head's column of that word, less the mean of the columns of the others.
+    It is the final norm's gain times (the head's column of that word minus the mean column of the others).
     """
     def mean_column(words):
         ids = [tokenizer.encode(word)[0] for word in words]
@@ -102,26 +102,25 @@ def opener(family: Family, tokenizer: Tokenizer, params: model.Params) -> np.nda
 
 
 def direct_logits(params: model.Params, vector_D: np.ndarray, scale: float) -> np.ndarray:
-    """f32[V]: what the vector adds to each logit on the direct path, past the layers in between, less their mean.
+    """f32[V]: what the vector adds to each logit on the direct path, past later layers, minus the mean over tokens.
 
-    This is the head of `gain * vector / scale`: the final norm's gain, and its divisor held at `scale`, the mean root
-    mean square of the base's last residual. Of the logits the mean is taken, since the softmax sees differences alone.
-    (The logit lens, nostalgebraist 2020, of a direction in place of a state.)
+    That is the head of `gain * vector / scale`: the final norm's gain, and its divisor held at `scale`, the mean root
+    mean square of the base's last residual. (The logit lens, nostalgebraist 2020, of a direction instead of a state.)
     """
     hidden_D = jnp.asarray(np.asarray(params["final_norm"], np.float64) * vector_D / scale, jnp.float32)
     logits_V = np.asarray(model.head(params, hidden_D))
     return logits_V - logits_V.mean()
 
 
-def extremes(tokenizer: Tokenizer, logits_V: np.ndarray) -> dict:
-    """`{"raised": [[token, logit], ...], "lowered": ...}`, the farthest first; rows that are no token are left out."""
+def extreme_tokens(tokenizer: Tokenizer, logits_V: np.ndarray) -> dict:
+    """`{"raised": [[token, logit], ...], "lowered": ...}`, the farthest first; ids without a token are left out."""
     order = [i for i in np.argsort(logits_V, kind="stable").tolist() if tokenizer.backend.id_to_token(i) is not None]
     return {name: [[tokenizer.backend.decode([i], skip_special_tokens=False), float(logits_V[i])] for i in chosen]
             for name, chosen in (("raised", order[: -TOKENS - 1 : -1]), ("lowered", order[:TOKENS]))}
 
 
 def cosine(a_D: np.ndarray, b_D: Optional[np.ndarray]) -> Optional[float]:
-    """None where there is no second direction, or it is zero."""
+    """None if the second direction is None or zero."""
     return None if b_D is None or not b_D.any() else float(a_D @ b_D / np.linalg.norm(a_D) / np.linalg.norm(b_D))
 
 
@@ -134,15 +133,15 @@ def format_page(result: dict) -> str:
         return ", ".join(f"{token!r} {logit:+.1f}" for token, logit in pairs).replace("|", "\\|")
 
     flags, careful = result["flags"], result["careful"]
-    lines = [f"The vectors of {flags['model']}, with {result['n']} problems of {flags['problems']} as prompts.",
-             f"Cosines of random directions have standard deviation {result['random_cosine']:.3f}."]
+    text = (f"The vectors of {flags['model']}, with {result['n']} problems of {flags['problems']} as prompts.\n"
+            f"Cosines of random directions have standard deviation {result['random_cosine']:.3f}.\n")
     if careful:
-        lines += [f"The likeliest first word opens a careful solution of {careful['base']:.1%} of the problems in the "
-                  f"base, and of {careful['with_vectors']:.1%} with the vectors."]
+        text += (f"The likeliest first word opens a careful solution of {careful['base']:.1%} of the problems in the "
+                 f"base, and of {careful['with_vectors']:.1%} with the vectors.\n")
     header = ["after layer", "norm", "of the residual's", "cosine: careful - other problems", "cosine: careful opener",
               *(f"cosine: {name}" for name in result["beside"].values()), "raised", "lowered"]
     rows = [[layer, f"{vector['norm']:.3f}", f"{vector['norm_over_residual']:.1%}",
              number(vector["cosine_difference_of_means"]), number(vector["cosine_opener"]),
              *map(number, vector["cosine_beside"].values()), tokens(vector["raised"]), tokens(vector["lowered"])]
             for layer, vector in result["layers"].items()]
-    return "\n".join([*lines, "", markdown_table(header, rows) if rows else "Every vector is zero."]) + "\n"
+    return f"{text}\n{markdown_table(header, rows) if rows else 'Every vector is zero.'}\n"

@@ -1,9 +1,7 @@
 """A vector added to the residual after one layer, at tokens that a gate or a rule chooses (arXiv 2510.07364).
 
-The gate reads the residual after the same layer, before the vector is added. Whatever was added to earlier tokens acts
-after that layer alone, so what the gate reads is what the base computes of the text.
-
-B completions, T tokens, D width.
+The gate reads the residual after the same layer, before the vector is added. Vectors added at earlier tokens act only
+on later layers, so the gate reads what the base computes of the text. B completions, T tokens, D width.
 """
 
 import functools
@@ -14,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rlvr_jax import model, sampler
-from rlvr_jax.lab.elicit.activations import likeliest
-from rlvr_jax.records import Rollouts
+from rlvr_jax.records import Prompts
 
 
 @flax.struct.dataclass
@@ -53,13 +50,13 @@ def shuffled_gate(steering: Steering, x_BxTxD, steps_BxT, uniforms_BxT) -> jax.A
     return (steps_BxT >= 0) & (uniforms_BxT < steering.rate)
 
 
-# --where -> (steering, residual after the layer, tokens generated before each one or -1 in the prompt, uniform numbers)
-# -> bool[B,T]: the tokens, by the one that is generated next, at which the vector is added
+# --where -> function of (steering, residual after the layer, tokens generated so far or -1 in the prompt, uniform
+# numbers) to bool[B,T]: whether the vector is added where the next token is chosen
 WHERE: dict[str, Callable] = {"all": everywhere, "generated": generated, "first": first, "gate": gate,
                               "shuffled_gate": shuffled_gate}
 
 
-def adding(steering: Steering, layer: int, acts: Callable) -> model.EditResidual:
+def add_where(steering: Steering, layer: int, acts: Callable) -> model.EditResidual:
     """The hook that adds the vector after the layer at the tokens of `acts(x_BxTxD)`, bool[B,T]."""
     def edit(index, x_BxTxD, positions_BxT):
         acts_BxTx1 = (acts(x_BxTxD) & (index == layer))[..., None]
@@ -67,81 +64,70 @@ def adding(steering: Steering, layer: int, acts: Callable) -> model.EditResidual
     return edit
 
 
-def read_again(params: model.Params, config: model.ModelConfig, prefix: model.Prefix, out: Rollouts,
-               read_residual: Optional[Callable] = None) -> tuple:
-    """(states after the final norm [B,T,D], what was read of each layer) where each completion's tokens came from."""
-    inputs_BxT = jnp.concatenate([prefix.last_tokens[out.prompt_index][:, None], out.completions[:, :-1]], 1)
-    return model.forward(params, config, inputs_BxT, prefix, out.prompt_index,
-                         model.ForwardOptions(read_residual=read_residual))
-
-
-@functools.cache  # one function, so that a sampler of it can be kept
+@functools.cache  # the same function each time: samplers are cached by it
 def steered_sample_fn(where: str, layer: int) -> Callable:
     """The `sample_fn` (`sampler.make_sampler`) of a steered model; for params it takes {"model", "steering": Steering}.
 
-    `noted` has how many of a completion's tokens were `steered`. They are counted by the unsteered model on the text.
+    `noted` has how many tokens of a completion were `steered`, counted by the unsteered model on the text.
     """
     def sample_fn(params, config, prompts, rows, decoding):
         weights, steering, decide, length = params["model"], params["steering"], WHERE[where], decoding.max_new_tokens
-        spare_B = jax.vmap(jax.random.fold_in, (0, None))(rows.keys, length)  # smaller numbers draw the tokens
+        spare_B = jax.vmap(jax.random.fold_in, (0, None))(rows.keys, length)  # tokens are drawn with smaller numbers
         uniforms_BxT = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(spare_B)
 
         def edit_at(rows_N, steps_N):
-            return adding(steering, layer, lambda x: decide(steering, x, steps_N[:, None],
-                                                            uniforms_BxT[rows_N, steps_N][:, None]))
+            return add_where(steering, layer, lambda x: decide(steering, x, steps_N[:, None],
+                                                               uniforms_BxT[rows_N, steps_N][:, None]))
 
         def acts_in_prompt(x):
             before = jnp.full(x.shape[:2], -1)
             return decide(steering, x, before, jnp.ones(before.shape))
 
         out = sampler.sample(weights, config, prompts, rows, decoding, sampler.Hooks(
-            edit_residual=adding(steering, layer, acts_in_prompt), edit_at=edit_at))
+            edit_residual=add_where(steering, layer, acts_in_prompt), edit_at=edit_at))
         steps_BxT = jnp.broadcast_to(jnp.arange(length)[None], out.completions.shape)
         plain = model.prefill(weights, config, prompts)
-        _, acts_LxBxT = read_again(weights, config, plain, out, lambda x: decide(steering, x, steps_BxT, uniforms_BxT))
+        inputs_BxT = jnp.concatenate([plain.last_tokens[out.prompt_index][:, None], out.completions[:, :-1]], 1)
+        _, acts_LxBxT = model.forward(weights, config, inputs_BxT, plain, out.prompt_index, model.ForwardOptions(
+            read_residual=lambda x: decide(steering, x, steps_BxT, uniforms_BxT)))
         return out.replace(noted={"steered": jnp.sum(acts_LxBxT[layer] & out.completion_mask, -1)})
     return sample_fn
 
 
+def run_beside(params: model.Params, config: model.ModelConfig, prompts: Prompts, rows: sampler.Rows,
+               decoding: sampler.Decoding) -> tuple[Callable, model.KVCache]:
+    """A further model for `sampler.Hooks.propose`, which reads the same text: (feed, its cache at the first token).
+
+    `feed(place, cache, edit_residual)` returns its logits f32[N,V] for the tokens to draw, and the next cache.
+    """
+    context, count = model.unroll(params, model.prefill(params, config, prompts)), len(rows.keys)
+
+    def feed(place: sampler.Draw, cache: model.KVCache, edit_residual: Optional[model.EditResidual] = None):
+        here = context._replace(prompt_index=rows.prompt_index[place.rows])
+        return model.decode_step(params, config, here, place.inputs, cache, edit_residual)
+    return feed, model.init_cache(config, min(decoding.num_slots or count, count), decoding.max_new_tokens,
+                                  decoding.layout)
+
+
 def trained_gate_sample_fn(layer: int) -> Callable:
-    """The `sample_fn` of the base, steered wherever the trained model's likeliest token on the same text differs.
+    """The `sample_fn` of greedy completions by the base, steered wherever the trained model's likeliest token on the
+    same text differs from the unsteered base's: an oracle, the ceiling of a hybrid.
 
-    An oracle: the ceiling of a hybrid. For params it takes {"model", "trained", "steering"}.
-
-    Where that is depends on the text before, so the base is decoded again until nothing changes: each pass has at least
-    one more token right. `noted` has how many of a completion's tokens were `steered`.
+    For params it takes {"model", "trained", "steering"}. `noted` has how many tokens of a completion were `steered`.
     """
     def sample_fn(params, config, prompts, rows, decoding):
-        prefixes = {name: model.prefill(params[name], config, prompts) for name in ("model", "trained")}
+        (feed_trained, trained_cache), (feed_steered, steered_cache) = (
+            run_beside(params[name], config, prompts, rows, decoding) for name in ("trained", "model"))
 
-        def decode(edit_at=None):
-            return sampler.decode(params["model"], config, prefixes["model"], rows, decoding,
-                                  sampler.Hooks(edit_at=edit_at))
+        def propose(caches, place: sampler.Draw, base_NxV):
+            trained_NxV, trained_cache = feed_trained(place, caches[0])
+            differ_N = jnp.argmax(base_NxV, -1) != jnp.argmax(trained_NxV, -1)
+            steered_NxV, steered_cache = feed_steered(place, caches[1], add_where(
+                params["steering"], layer, lambda x: differ_N[:, None]))
+            tokens_N = jnp.argmax(steered_NxV, -1).astype(jnp.int32)
+            return (trained_cache, steered_cache), tokens_N, {"steered": differ_N}
 
-        def differ(out):
-            base_BxT, trained_BxT = (likeliest(params[name], read_again(params[name], config, prefix, out)[0])
-                                     for name, prefix in prefixes.items())
-            return (base_BxT != trained_BxT) & out.completion_mask
-
-        def again(state):
-            acts_BxT, _, _ = state
-            out = decode(lambda rows_N, steps_N: adding(params["steering"], layer,
-                                                        lambda x: acts_BxT[rows_N, steps_N][:, None]))
-            new_BxT = differ(out)
-            return new_BxT, out, jnp.any(new_BxT != acts_BxT)
-
-        plain = decode()
-        start_BxT = differ(plain)
-        acts_BxT, out, _ = jax.lax.while_loop(lambda state: state[2], again, (start_BxT, plain, jnp.any(start_BxT)))
-        return out.replace(noted={"steered": jnp.sum(acts_BxT, -1)})
+        out = sampler.sample(params["model"], config, prompts, rows, decoding, sampler.Hooks(
+            propose=propose, carry=(trained_cache, steered_cache)))
+        return out.replace(noted={"steered": jnp.sum(out.noted["steered"], -1)})
     return sample_fn
-
-
-def columns(rollouts: Rollouts, texts: list, judged: list) -> list[dict]:
-    """What a kept row has besides: `steered`, tokens at which the vector was added."""
-    return [{"steered": int(n)} for n in rollouts.noted["steered"]]
-
-
-def share(rows: list[dict]) -> float:
-    """Steered tokens of all generated ones."""
-    return sum(row["steered"] for row in rows) / sum(row["num_tokens"] for row in rows)

@@ -35,7 +35,7 @@ class TrajectoryConfig(Config):
                          "as a rate that falls makes later steps shorter", ["steps", "rate"])
 
 
-def rank1(differences_NxK: np.ndarray, later_K: np.ndarray, places_N: list[float],
+def project_tensor(differences_NxK: np.ndarray, later_K: np.ndarray, places_N: list[float],
           at: Optional[float] = None) -> tuple[np.ndarray, dict]:
     """(the new difference f64[K], sums of squares): later_K on the direction, or where the line is at the place `at`.
     The checkpoints stand at `places_N`: steps, or summed learning rates.
@@ -67,13 +67,13 @@ def summed_rate(flags: dict, step: int) -> float:
     return float(np.broadcast_to(rates, step * updates).sum(dtype=np.float64))
 
 
-def weights(params: model.Params) -> dict[tuple, np.ndarray]:
+def merged_weights(params: model.Params) -> dict[tuple, np.ndarray]:
     """Every weight by its path, an adapter merged into it: [L,K] of the layers, [1,K] of the rest."""
     flat = traverse_util.flatten_dict(adapters.merged(params))
     return {path: np.asarray(x).reshape(len(x) if path[0] == "layers" else 1, -1) for path, x in flat.items()}
 
 
-def moved(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> tuple[LanguageModel, dict]:
+def project_run(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> tuple[LanguageModel, dict]:
     """The run's model on its rank-1 direction, each layer's tensor by itself, and {"rank1": numbers} of all together.
 
     `checkpoints` that gave the direction; which share of their squared change it holds (`explained`), and of the
@@ -95,14 +95,14 @@ def moved(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> tuple[L
     _, checkpoints, metas = zip(*(checkpoint.restore_model(directory, str(step)) for step in steps))
     if not metas[0]["flags"].get("model"):
         raise UserError(f"--rank1_steps={config.rank1_steps}: {directory} did not start from a model")
-    later, *first = map(weights, (loaded.params, *checkpoints))
+    later, *first = map(merged_weights, (loaded.params, *checkpoints))
     start = {path: np.zeros_like(x) for path, x in later.items()}  # of a vector, which the base lacks
-    start |= weights(loading.load_model(metas[0]["flags"]["model"]).params)
+    start |= merged_weights(loading.load_model(metas[0]["flags"]["model"]).params)
     place = functools.partial(summed_rate, metas[0]["flags"]) if config.rank1_by == "rate" else float
     places_N, at = [place(step) for step in steps], place(config.rank1_at) if config.rank1_at else None
     new, sums = {}, []
     for path, start_LxK in start.items():
-        made = [rank1(np.stack([each[path][i] - row for each in first]).astype(np.float64),
+        made = [project_tensor(np.stack([each[path][i] - row for each in first]).astype(np.float64),
                       (later[path][i] - row).astype(np.float64), places_N, at)
                 for i, row in enumerate(start_LxK)]
         new[path], sums = start_LxK + np.stack([x for x, _ in made]).astype(np.float32), sums + [s for _, s in made]

@@ -1,8 +1,9 @@
-"""Directions of the residual that may be added: computed from a model, trained, and controls; what they are fitted on.
+"""Directions of the residual to steer with: computed from how a model opens its completions, trained, or controls.
 
 P problems, L layers, D width.
 """
 
+import dataclasses
 from typing import Callable, Optional
 
 import numpy as np
@@ -10,11 +11,12 @@ import numpy as np
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.completions import KeptConfig
-from rlvr_jax.lab.elicit import openings
+from rlvr_jax.lab.elicit.activations import read_prompt_ends
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
+from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import Problem
-from rlvr_jax.tasks.families import FAMILIES
+from rlvr_jax.tasks.families import FAMILIES, Family
 from rlvr_jax.tasks.prompts import ProblemSource, is_drawn, load_problems
 
 
@@ -22,21 +24,21 @@ class SteeringConfig(Config):
     """A vector that is added to the residual, and a gate that chooses the tokens."""
 
     kept: KeptConfig = KeptConfig()
-    opening: str = flag("think", "words that completions begin with under forced, and after which --vector=means "
-                        "reads a model that is of no synthetic family")
+    opening: str = flag("think", "first words of completions under forced; --vector=means reads a model after them if "
+                        "--problems is no synthetic family")
     vector: str = flag("means", "direction that is added; all but trained have the length of means", lambda: VECTORS)
     vectors: str = flag("", "run directory of scripts.train --trainable=vector, for --vector=trained")
     layer: int = flag(1, "layer, from 0, after which the gate reads and the vector is added; arXiv 2510.07364 takes "
                       "one at 37 % of the depth", minimum=0)
-    trained: str = flag("", "the trained model that the gate is fitted to: where its likeliest token is another "
-                        "than that of --model")
+    trained: str = flag("", "trained model that the gate is fitted to: it learns where that model's likeliest token "
+                        "differs from that of --model")
     fit_problems: str = flag("", "file of problems to fit vector and gate on; empty: the split example of the "
                              "synthetic family in --problems")
     num_fit: int = flag(512, "problems to fit on", minimum=5)
 
 
-def pinned(config):
-    """The record with the steps of its run directories spelt out (`loading.pin_step`)."""
+def pin_models(config):
+    """The configuration with the steps of its run directories written out (`loading.pinned`)."""
     flags = config.as_flags()
     return config.with_flags(**{name: loading.pin_step(flags[name]) for name in ("model", "trained", "vectors")})
 
@@ -47,8 +49,8 @@ def check_layer(config: SteeringConfig, loaded: LanguageModel) -> None:
         raise UserError(f"--layer={config.layer}: the layers of the model are 0 to {loaded.config.num_layers - 1}")
 
 
-def problems_apart(config: SteeringConfig, loaded: LanguageModel, split: str) -> list[Problem]:
-    """--num_fit problems that are not measured: those of another split of --problems, or of --fit_problems."""
+def load_fit_problems(config: SteeringConfig, loaded: LanguageModel, split: str) -> list[Problem]:
+    """--num_fit problems that are not measured: of --fit_problems, or of another split of --problems."""
     source = config.kept.source
     if not config.fit_problems and not all(map(is_drawn, source.problems.split(","))):
         raise UserError(f"--problems={source.problems} has one split, which is measured: name a file to fit on, "
@@ -57,16 +59,47 @@ def problems_apart(config: SteeringConfig, loaded: LanguageModel, split: str) ->
                          config.num_fit)
 
 
+# ----- how completions open
+
+
+def append_words(problems: list[Problem], words: str) -> list[Problem]:
+    """The problems with these words after their prompts."""
+    return [dataclasses.replace(problem, prompt=f"{problem.prompt} {words}") for problem in problems]
+
+
+def opening_words(family: Family) -> tuple[list[str], list[str]]:
+    """(words that open a careful solution, words that open any other)."""
+    careful = next(iter(family.styles.values()))
+    return tuple([word for word, style in family.styles.items() if (style == careful) == wanted]
+                 for wanted in (True, False))
+
+
+def is_careful(family: Family, tokenizer: Tokenizer, tokens_P: np.ndarray) -> np.ndarray:
+    """bool[P]: whether a completion with this first token opens in the family's careful style."""
+    return np.array([tokenizer.decode([token]) in opening_words(family)[0] for token in tokens_P])
+
+
+def difference_of_means(residuals_PxD: np.ndarray, careful_P: Optional[np.ndarray]) -> Optional[np.ndarray]:
+    """f[D]: the mean over problems that the base opens carefully, less the mean over the others (Marks and Tegmark,
+    arXiv 2310.06824). None without problems of both kinds."""
+    if careful_P is None or careful_P.all() or not careful_P.any():
+        return None
+    return residuals_PxD[careful_P].mean(0) - residuals_PxD[~careful_P].mean(0)
+
+
+# ----- the vectors
+
+
 def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]) -> np.ndarray:
-    """From problems that the model opens in another way to those it opens carefully, the difference of their means;
-    where there is no such style, from the end of the prompt to that of --opening after it."""
-    residuals_LxPxD, tokens_P = openings.at_last_token(loaded, problems)
+    """The mean residual of problems that the model opens carefully, less that of the others; for problems of a file,
+    the mean change from the end of the prompt to the end of --opening after it."""
+    residuals_LxPxD, tokens_P = read_prompt_ends(loaded, problems)
     residuals_PxD, family = residuals_LxPxD[config.layer], FAMILIES.get(config.kept.source.problems)
     if family is None:
-        opened_LxPxD, _ = openings.at_last_token(loaded, openings.continued(problems, config.opening))
+        opened_LxPxD, _ = read_prompt_ends(loaded, append_words(problems, config.opening))
         return (opened_LxPxD[config.layer] - residuals_PxD).mean(0)
-    careful_P = openings.carefully(family, loaded.tokenizer, tokens_P)
-    vector_D = openings.difference_of_means(residuals_PxD, careful_P)
+    careful_P = is_careful(family, loaded.tokenizer, tokens_P)
+    vector_D = difference_of_means(residuals_PxD, careful_P)
     if vector_D is None:
         raise UserError(f"--vector=means: the model opens {careful_P.sum()} of {len(problems)} problems carefully, and "
                         "there have to be some and others; raise --num_fit, or take another vector")
@@ -76,46 +109,44 @@ def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]
 def random(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
            like_D: Optional[np.ndarray] = None) -> np.ndarray:
     """A random direction with the length of means: a control."""
-    return as_long(np.random.default_rng(config.kept.seed).standard_normal(loaded.config.d_model),
-                   means(config, loaded, problems) if like_D is None else like_D)
+    like_D = means(config, loaded, problems) if like_D is None else like_D
+    return scale_to(like_D, np.random.default_rng(config.kept.seed).standard_normal(loaded.config.d_model))
 
 
 def pca(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
         like_D: Optional[np.ndarray] = None) -> np.ndarray:
-    """The direction in which the ends of prompts differ most, with the length and the side of means: a control."""
+    """The direction in which the ends of prompts differ most, with the length and the sign of means: a control."""
     like_D = means(config, loaded, problems) if like_D is None else like_D
-    residuals_PxD = openings.at_last_token(loaded, problems)[0][config.layer]
+    residuals_PxD = read_prompt_ends(loaded, problems)[0][config.layer]
     direction_D = np.linalg.svd(residuals_PxD - residuals_PxD.mean(0), full_matrices=False)[2][0]
-    return as_long(direction_D if direction_D @ like_D >= 0 else -direction_D, like_D)
+    return scale_to(like_D, direction_D if direction_D @ like_D >= 0 else -direction_D)
+
+
+def scale_to(like_D: np.ndarray, direction_D: np.ndarray) -> np.ndarray:
+    """The direction with the length of the other vector."""
+    return direction_D * (np.linalg.norm(like_D) / np.linalg.norm(direction_D))
 
 
 def trained(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]) -> np.ndarray:
     """The vector of this layer in the model --vectors."""
     if not config.vectors:
         raise UserError("--vector=trained needs --vectors: a run directory of scripts.train --trainable=vector")
-    vectors_LxD = trained_vectors(config.vectors, loading.load_model(config.vectors))
-    if vectors_LxD.shape != (loaded.config.num_layers, loaded.config.d_model):
-        raise UserError(f"--vectors={config.vectors}: its vectors are of another model's shape than --model")
-    return vectors_LxD[config.layer]
+    shape = loaded.config.num_layers, loaded.config.d_model
+    return trained_vectors("vectors", config.vectors, loading.load_model(config.vectors), shape)[config.layer]
 
 
 # --vector -> (flags, model, problems to fit on) -> f64[D]
 VECTORS: dict[str, Callable] = {"means": means, "random": random, "pca": pca, "trained": trained}
 
 
-def trained_vectors(name: str, loaded: LanguageModel, shape: Optional[tuple] = None) -> np.ndarray:
-    """The vectors of a model, f64[L,D]. Raises UserError if it has none, or if they are not of the given shape."""
+def trained_vectors(flag: str, name: str, loaded: LanguageModel, shape: Optional[tuple] = None) -> np.ndarray:
+    """The vectors of the model that --flag names, f64[L,D]. Raises UserError for none, or for another shape."""
     found = [x for leaf, x in loaded.params["layers"].items() if leaf in ("vector", "first_vector")]
     if not found:
-        raise UserError(f"{name} has no vectors: it takes the run directory of scripts.train --trainable=vector or "
+        raise UserError(f"--{flag}={name} has no vectors: name a run directory of scripts.train --trainable=vector or "
                         "first_vector")
     vectors_LxD = np.asarray(found[0], np.float64)
     if shape not in (None, vectors_LxD.shape):
-        raise UserError(f"--beside={name}: its vectors are {vectors_LxD.shape[0]} of width {vectors_LxD.shape[1]}, and "
-                        f"those of --model {shape[0]} of width {shape[1]}; compare models of one shape")
+        raise UserError(f"--{flag}={name}: its vectors are {vectors_LxD.shape[0]} of width {vectors_LxD.shape[1]}, and "
+                        f"--model needs {shape[0]} of width {shape[1]}; take a model of the same shape")
     return vectors_LxD
-
-
-def as_long(direction_D: np.ndarray, like_D: np.ndarray) -> np.ndarray:
-    """The direction with the length of the other vector."""
-    return direction_D * (np.linalg.norm(like_D) / np.linalg.norm(direction_D))

@@ -11,7 +11,8 @@ import pytest
 import tokenizers
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.diagnostics import diagnose, formulas, table
+from rlvr_jax.lab.diagnostics import diagnose, formulas
+from rlvr_jax.lab.diagnostics.diagnose import DIAGNOSTICS
 from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
@@ -29,25 +30,21 @@ PROBLEMS = [{"question": "a", "answer": "7", "steps": ["7"]}, {"question": "q a"
             {"question": "c", "answer": "8", "steps": ["x", "8"]}]  # the base solves none greedily, the other all
 
 
-def said_by(chances: dict, words=WORDS) -> LanguageModel:
-    rows = np.array([[chances[a].get(b, 0) for b in words] for a in words])
-    config, params = bigrams(np.maximum(rows, 1e-30))
+def make_model(chances: dict, words=WORDS) -> LanguageModel:
+    config, params = bigrams(np.maximum([[chances[a].get(b, 0) for b in words] for a in words], 1e-30))
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<pad>"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens(["<pad>", "<eos>"])
-    return LanguageModel(config, {name: np.asarray(x) if name != "layers" else {k: np.asarray(v) for k, v in x.items()}
-                                  for name, x in params.items()},
+    return LanguageModel(config, jax.tree.map(np.asarray, params),
                          Tokenizer(backend, (1,), 0, None, {"eos_token": "<eos>", "pad_token": "<pad>"}))
 
 
 @pytest.fixture
 def models(monkeypatch) -> dict[str, LanguageModel]:
-    """What loading finds under each name; a test may add to it."""
-    found = {"base": said_by(BASE), "trained": said_by(TRAINED)}
-    load = loading.load_model
-    monkeypatch.setattr(loading, "load_model", lambda name, *dtypes: found[name] if name in found else load(
-        name, *dtypes))
-    return found
+    """The models that loading finds under each name; a test may add to it."""
+    known, load = {"base": make_model(BASE), "trained": make_model(TRAINED)}, loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda name, *dtypes: known.get(name) or load(name, *dtypes))
+    return known
 
 
 @pytest.fixture
@@ -55,11 +52,11 @@ def measured(models, tmp_path):
     """`measured(diagnostics, **flags)`: the summary of the pair."""
     problems = write_jsonl(tmp_path / "problems.jsonl", *PROBLEMS)
 
-    def diagnosed(diagnostics="", **flags):
+    def run_diagnose(diagnostics="", **flags):
         return diagnose.diagnose(DiagnoseConfig.from_flags(**{
             "base": "base", "trained": "trained", "problems": problems, "max_new_tokens": 4, "num_samples": 4,
             "out": str(tmp_path / "out"), "diagnostics": diagnostics} | flags))
-    return diagnosed
+    return run_diagnose
 
 
 def values(summary: dict) -> dict:
@@ -76,7 +73,7 @@ def test_swaps_recover_the_problems_whose_tokens_they_change(measured, models, t
     """Of 7 tokens, that after a is swapped in two problems, that after x in one; two prompts end in a. At the end of
     the trained model's text, not of the base's, the base is least sure, and the KL is larger than after x."""
     end = {"<eos>": .6, "7": .1, "8": .1, "9": .1, "x": .1}
-    models["base"] = said_by(BASE | {"7": end})
+    models["base"] = make_model(BASE | {"7": end})
     assert kl("a") > math.log(1 / .6) > kl("x") > 0
     entropy = {place: -sum(p * math.log(p) for p in (BASE | {"7": end})[place].values()) for place in "7axc"}
     assert entropy["7"] > entropy["x"] > entropy["a"] > entropy["c"] == 0
@@ -146,63 +143,58 @@ def test_luck_by_hand():
 
 def test_pass_at_k_and_cover_are_those_of_the_completions(measured, tmp_path):
     summary = measured("pass_at_k,cover", taus=(.3, .9))
-    rows = {name: read_jsonl(tmp_path / "out" / name / "completions.jsonl") for name in (
-        "samples_base", "samples_trained")}
-    found, covers = [], []
-    for sampled in rows.values():
-        groups = [sampled[i : i + 4] for i in (0, 4, 8)]
-        said = [[row["completion"].split()[-1] for row in group] for group in groups]
-        guess = [np.mean([answer == truth for j, others in enumerate(said) if j != i for answer in others])
-                 for i, truth in enumerate("778")]
-        rates = [np.mean([answer == truth for answer in mine]) for mine, truth in zip(said, "778")]
-        covers.append([(rate - g) / (1 - g) for rate, g in zip(rates, guess)])
-        found.append({k: (np.mean([np.mean([truth in tries for tries in itertools.combinations(mine, k)])
-                                   for mine, truth in zip(said, "778")]), np.mean([1 - (1 - g) ** k for g in guess]))
-                      for k in (1, 2, 4)})
-    k = max(k for k in (1, 2, 4) if all(one[k][1] <= .5 for one in found))
+    sampled = [read_jsonl(tmp_path / "out" / f"samples_{name}" / "completions.jsonl") for name in ("base", "trained")]
+    answers = [np.array([row["completion"].split()[-1] for row in rows]).reshape(3, 4) for rows in sampled]
+    truths, models = np.array(list("778")), []  # of each model: guesses, success rates, (pass@k, luck) by k
+    for answers_3x4 in answers:
+        right = answers_3x4 == truths[:, None]
+        guess = np.array([np.mean(np.delete(answers_3x4, i, 0) == truth) for i, truth in enumerate(truths)])
+        models.append((guess, right.mean(-1), {k: (
+            np.mean([any(tries) for each in right for tries in itertools.combinations(each, k)]),
+            np.mean(1 - (1 - guess) ** k)) for k in (1, 2, 4)}))
+    k = max(k for k in (1, 2, 4) if all(curve[k][1] <= .5 for _, _, curve in models))
     row = summary["rows"]["pass_at_k"]
-    assert row["more"]["k"] == k and row["more"]["pass@k"] == pytest.approx([one[k][0] for one in found])
-    before, after = ((solved - luck) / (1 - luck) for solved, luck in (one[k] for one in found))
+    assert row["more"]["k"] == k and row["more"]["pass@k"] == pytest.approx([curve[k][0] for _, _, curve in models])
+    before, after = ((solved - luck) / (1 - luck) for solved, luck in (curve[k] for _, _, curve in models))
     assert row["value"] == pytest.approx(after - before)
     for tau in (.3, .9):
-        before, after = (np.mean([x >= tau for x in each]) for each in covers)
+        before, after = (np.mean((rate - guess) / (1 - guess) >= tau) for guess, rate, _ in models)
         assert summary["rows"][f"cover, {100 * tau:g} %"]["value"] == pytest.approx(after - before)
-    assert row["forward_tokens"] == 8 + sum(row["num_tokens"] for each in rows.values() for row in each)
+    assert row["forward_tokens"] == 8 + sum(row["num_tokens"] for rows in sampled for row in rows)
 
 
 # ----- perplexity, weights
 
 def test_perplexity_is_that_of_the_tables(measured):
-    found = measured("answer_perplexity,prompt_perplexity")["rows"]
+    rows = measured("answer_perplexity,prompt_perplexity")["rows"]
     change = {place: math.log(BASE[place][word] / TRAINED[place][word]) for place, word in ("a7", "x8", "qa")}
-    own = [change["a"] / 2, change["a"] / 2, change["x"] / 3]  # with the end token
-    assert found["answer_perplexity, own"]["value"] == pytest.approx(np.mean(own), abs=1e-4)
-    assert found["answer_perplexity, reference"]["value"] == pytest.approx(change["a"] / 2 + change["x"] / 4, abs=1e-4)
-    assert found["prompt_perplexity"]["value"] == pytest.approx(change["q"], abs=1e-4)
-    assert [row["more"]["n"] for row in found.values()] == [3, 2, 1]
-    assert found["prompt_perplexity"]["forward_tokens"] == 2 * 2
+    wanted = {"answer_perplexity, own": np.mean([change["a"] / 2, change["a"] / 2, change["x"] / 3]),  # with the end
+              "answer_perplexity, reference": change["a"] / 2 + change["x"] / 4, "prompt_perplexity": change["q"]}
+    assert {label: row["value"] for label, row in rows.items()} == pytest.approx(wanted, abs=1e-4)
+    assert [row["more"]["n"] for row in rows.values()] == [3, 2, 1]
+    assert rows["prompt_perplexity"]["forward_tokens"] == 2 * 2
 
 
 def test_weights_are_those_of_the_tables(measured):
     rows = [np.array([[math.log(max(chances[a].get(b, 0), 1e-30)) for b in WORDS] for a in WORDS])
             for chances in (TRAINED, BASE)]
     squares = np.linalg.svd(rows[0] - rows[1], compute_uv=False) ** 2
-    found = values(measured("rank,sparsity"))
-    assert found["rank"] == pytest.approx(squares.sum() / squares.max(), rel=1e-4)
-    size = sum(x.size for x in jax.tree.leaves(said_by(BASE).params))
-    assert found["sparsity"] == pytest.approx(1 - np.sum(rows[0] != rows[1]) / size)
+    size = sum(x.size for x in jax.tree.leaves(make_model(BASE).params))
+    assert values(measured("rank,sparsity")) == {
+        "rank": pytest.approx(squares.sum() / squares.max(), rel=1e-4),
+        "sparsity": pytest.approx(1 - np.sum(rows[0] != rows[1]) / size)}
 
 
 # ----- runs
 
 def write_run(folder, trained: int, accuracies: list, tokens: int = 10, saturated=None, n: int = 10) -> str:
-    """A run directory of one step between evaluations, in which the first problems are right, as many as it says."""
+    """A run directory of one step between evaluations; each solves the first problems, as its accuracy says."""
     folder.mkdir()
     ends = [{"greedy": accuracy, "n": n} for accuracy in (accuracies[0], accuracies[-1])]
     (folder / "summary.json").write_text(json.dumps({"base": ends[0], "final": ends[1], "trained": trained,
                                                      "saturation_step": saturated}))
-    write_jsonl(folder / "metrics.jsonl", {"step": 0}, *({"step": i, "train/tokens": tokens} for i in range(
-        1, len(accuracies))))
+    write_jsonl(folder / "metrics.jsonl", *({"step": i, "train/tokens": tokens * (i > 0)}
+                                            for i in range(len(accuracies))))
     write_jsonl(folder / "heldout.jsonl", *({"step": i, "correct": [int(j < round(accuracy * n)) for j in range(n)]}
                                             for i, accuracy in enumerate(accuracies)))
     return str(folder)
@@ -215,10 +207,10 @@ def test_half_of_the_gain_lies_between_two_runs_on_a_logarithmic_scale(measured,
     whole = write_run(tmp_path / "whole", 100_000, [.2, 1.0], n=1000)
     models[whole] = models["trained"]
     few = [write_run(tmp_path / str(k), k, [.2, right], n=1000) for k, right in ((10, .3), (1000, .7))]
-    found = measured("frontier", trained=whole, frontier=",".join(few))["rows"]["frontier"]
-    assert found["value"] == pytest.approx(10 * 100 ** .75)  # .6 is three quarters of the way from .3 to .7
-    assert found["interval"][0] < found["value"] < found["interval"][1] < 1000
-    assert found["more"]["points"] == [[10, .3], [1000, .7], [100_000, 1.0]]
+    row = measured("frontier", trained=whole, frontier=",".join(few))["rows"]["frontier"]
+    assert row["value"] == pytest.approx(10 * 100 ** .75)  # .6 is three quarters of the way from .3 to .7
+    assert row["interval"][0] < row["value"] < row["interval"][1] < 1000
+    assert row["more"]["points"] == [[10, .3], [1000, .7], [100_000, 1.0]]
     assert measured("frontier", trained=whole)["rows"]["frontier"]["why"].startswith("not measured: --frontier names")
     with pytest.raises(UserError, match="--frontier=.*nowhere: no directory of a finished run"):
         measured("frontier", trained=whole, frontier=str(tmp_path / "nowhere"))
@@ -228,16 +220,16 @@ def test_budget_is_the_ratio_of_tokens_to_half_of_the_gain(measured, models, tmp
     whole = write_run(tmp_path / "whole", 9, [.2, .3, .5, .6, 1.0], saturated=3)
     models[whole] = models["trained"]
 
-    def budget(name, accuracies):
+    def against(name, accuracies):
         run_dir = write_run(tmp_path / name, 9, accuracies, tokens=6)
         return measured("budget,saturation", trained=whole, sft=run_dir)["rows"]
-    found = budget("sft", [.2, .4, .7, .5])
-    assert found["budget"]["value"] == pytest.approx(30 / 12)  # .6 is reached at the third, and at the second
-    assert found["budget"]["more"] == {"rl_tokens": 30, "sft_tokens": 12}
-    assert 10 / 12 <= found["budget"]["interval"][0] <= 30 / 12 <= found["budget"]["interval"][1] <= 40 / 6
-    assert found["saturation"]["value"] == 3
-    assert budget("low", [.2, .5])["budget"]["why"].endswith("never reaches half of the gain")
-    assert budget("high", [.6, .5])["budget"]["why"].endswith("before its first step")
+    rows = against("sft", [.2, .4, .7, .5])
+    assert rows["budget"]["value"] == pytest.approx(30 / 12)  # .6 is reached at the third, and at the second
+    assert rows["budget"]["more"] == {"rl_tokens": 30, "sft_tokens": 12}
+    assert 10 / 12 <= rows["budget"]["interval"][0] <= 30 / 12 <= rows["budget"]["interval"][1] <= 40 / 6
+    assert rows["saturation"]["value"] == 3
+    assert against("low", [.2, .5])["budget"]["why"].endswith("never reaches half of the gain")
+    assert against("high", [.6, .5])["budget"]["why"].endswith("before its first step")
     assert values(measured("budget,saturation", out=str(tmp_path / "x"))) == {"budget": None, "saturation": None}
     with pytest.raises(UserError, match="--sft=.*no run directory with a heldout.jsonl"):
         measured("budget", trained=whole, sft=str(tmp_path))
@@ -257,10 +249,9 @@ def test_the_page_says_what_each_row_measures(measured, tmp_path):
     summary = measured()
     text = (tmp_path / "out" / "diagnose.md").read_text()
     there = {row["diagnostic"] for row in summary["rows"].values() if row["value"] is not None}
-    assert all((f"- **{name}**" in text) == (row.high in text) == (name in there)
-               for name, row in table.DIAGNOSTICS.items()) and {"swap", "rank"} < there < set(table.DIAGNOSTICS)
+    assert {"swap", "rank"} < there < set(DIAGNOSTICS) and len(summary["rows"]) == 24
+    assert all((f"- **{name}**" in text) == (row.high in text) == (name in there) for name, row in DIAGNOSTICS.items())
     assert all(f"| {label} | {row['why']}" in text for label, row in summary["rows"].items())
-    assert len(summary["rows"]) == 24 and "worlds" not in text
     assert re.fullmatch(r"`python -m scripts.diagnose --base=.*`, commit .*, JAX .* on .*\.", text.splitlines()[-1])
     assert (tmp_path / "out" / "diagnose.png").stat().st_size > 1000
 
@@ -272,25 +263,22 @@ def test_it_goes_on_where_it_was_stopped(measured, tmp_path):
         path = out / name / "completions.jsonl"
         path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:5]))
     assert measured() == summary
-    again = measured("rank")
-    assert again["rows"] == {"rank": summary["rows"]["rank"]}
+    assert measured("rank")["rows"] == {"rank": summary["rows"]["rank"]}
     with pytest.raises(UserError, match="other flags: --num_samples"):
         measured(num_samples=2)
 
 
-def test_what_does_not_fit_is_one_line(measured, models):
-    wide = said_by({word: {"<eos>": 1} for word in [*WORDS, "t", "u"]}, [*WORDS, "t", "u"])
-    models["wide"] = wide
-    models["renamed"] = said_by({"p" if word == "q" else word: {"<eos>": 1} for word in WORDS},
-                                ["p" if word == "q" else word for word in WORDS])
-    for trained, says in (("wide", "--trained=wide has another shape than --base=base; take a model that was"),
-                          ("renamed", "--trained=renamed has another tokenizer than --base=base; take"),
-                          ("", "--base, --trained and --out are required"),
-                          ("nowhere", "^--trained=nowhere: no such directory")):
-        with pytest.raises(UserError, match=says):
-            measured(trained=trained)
-    with pytest.raises(UserError, match="--diagnostics: there is no depth; the rows are pass_at_k, cover,"):
-        measured("depth")
+@pytest.mark.parametrize("flags, error", [
+    ({"trained": "wide"}, "--trained=wide has another shape than --base=base; take a model that was"),
+    ({"trained": "renamed"}, "--trained=renamed has another tokenizer than --base=base; take"),
+    ({"trained": ""}, "--base, --trained and --out are required"),
+    ({"trained": "nowhere"}, "^--trained=nowhere: no such directory"),
+    ({"diagnostics": "depth"}, "--diagnostics: there is no depth; the rows are pass_at_k, cover,")])
+def test_what_does_not_fit_is_one_line(flags, error, measured, models):
+    for name, words in (("wide", [*WORDS, "t", "u"]), ("renamed", ["p" if word == "q" else word for word in WORDS])):
+        models[name] = make_model({word: {"<eos>": 1} for word in words}, words)
+    with pytest.raises(UserError, match=error):
+        measured(**flags)
 
 
 def test_the_command_on_two_run_directories(base, tmp_path, compiled):

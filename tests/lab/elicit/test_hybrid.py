@@ -1,7 +1,6 @@
 """The hybrid: the published shares of the gap, the oracle against whole passes, and which model is run when."""
 
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +18,16 @@ from fixtures import PROMPTS, padded, read_jsonl, run, steered_model
 WORDS, CONFIG, PARAMS, INDEX, LAYER, T, VECTOR, _, STEERING = steered_model()
 
 
-def right(count):
+def solved(count):
     return np.arange(100) < count
 
 
 def test_the_gap_recovered_is_the_published_one():
-    share, (low, high) = recovered_share(right(50), right(75), right(62))
+    share, (low, high) = recovered_share(solved(50), solved(75), solved(62))
     assert share == pytest.approx(.48) and .2 < low < .48 < high < .8
-    assert recovered_share(right(50), right(75), right(48))[0] == pytest.approx(-.08)
-    assert recovered_share(right(50), right(59), right(55)) == (None, None)
-    assert recovered_share(right(50), right(60), right(60)) == (1.0, (1.0, 1.0))
+    assert recovered_share(solved(50), solved(75), solved(48))[0] == pytest.approx(-.08)
+    assert recovered_share(solved(50), solved(59), solved(55)) == (None, None)
+    assert recovered_share(solved(50), solved(60), solved(60)) == (1.0, (1.0, 1.0))
     base, trained, better = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
     assert recovered_share(base, trained,
                            better)[1][0] == 0  # in a third of the resamples the trained model is the worse
@@ -41,7 +40,7 @@ OTHER = PARAMS | {"head": PARAMS["head"].at[:, RAISED].multiply(3)}
 
 
 @jax.jit
-def said(params, tokens, acts):
+def next_tokens(params, tokens, acts):
     """The likeliest next tokens of a whole row, steered where `acts`."""
     edit = lambda i, x, _: x + ((i == LAYER) & acts)[None, :, None] * jnp.array(VECTOR)[None, None]
     hidden, _ = model.forward(params, CONFIG, tokens[None], how=model.ForwardOptions(edit_residual=edit))
@@ -59,9 +58,9 @@ def test_the_oracle_runs_the_trained_model_at_every_token():
         text, start = np.zeros(16, np.int32), len(PROMPTS[prompt])
         text[:start], acts, nowhere = PROMPTS[prompt], np.zeros(16, bool), np.zeros(16, bool)
         for place in range(start, start + out.completion_mask[row].sum()):
-            theirs, ours = (int(said(params, text, nowhere)[place - 1]) for params in (OTHER, PARAMS))
+            theirs, ours = (int(next_tokens(params, text, nowhere)[place - 1]) for params in (OTHER, PARAMS))
             acts[place - 1] = theirs != ours
-            text[place] = int(said(PARAMS, text, acts)[place - 1])
+            text[place] = int(next_tokens(PARAMS, text, acts)[place - 1])
         np.testing.assert_array_equal(text[start:place + 1], out.completions[row][out.completion_mask[row]])
         assert out.noted["steered"][row] == acts.sum()
         steered += acts.sum()
@@ -70,42 +69,41 @@ def test_the_oracle_runs_the_trained_model_at_every_token():
 
 # ----- what is chosen, and the controls
 
-def kept_rows(right, steered) -> list[dict]:
+FITTED = gate.Fitted([], np.ones(16), np.ones(16), np.arange(10), {})
+
+
+def make_rows(right, steered) -> list[dict]:
     """Ten completions of four tokens."""
     return [{"correct": i < right, "steered": steered, "num_tokens": 4} for i in range(10)]
 
 
 def test_of_settings_that_solve_as_many_the_one_that_steers_least_is_chosen(monkeypatch):
-    fitted = gate.Fitted([], np.ones(16), np.ones(16), np.arange(10), {})
-    rows = {(1, .1): (6, 2), (1, .3): (8, 3), (3, .1): (8, 1), (3, .3): (8, 2)}  # right ones, steered tokens of each
+    solved_and_steered = {(1, .1): (6, 2), (1, .3): (8, 3), (3, .1): (8, 1), (3, .3): (8, 2)}
     splits = []
     monkeypatch.setattr(hybrid, "load_sets", lambda kept, _: splits.append(kept.heldout_split) or [])
-    monkeypatch.setattr(hybrid, "asker", lambda *_: lambda name, *_: kept_rows(*rows[
+    monkeypatch.setattr(hybrid, "sample_steered", lambda config, loaded, sets, name, *_: make_rows(*solved_and_steered[
         tuple(map(float, name.removeprefix("dev/strength_").split("_rate_")))]))
-    found = hybrid.choose(HybridConfig.from_flags(strengths=(1.0, 3.0), rates=(.1, .3)), SimpleNamespace(params={}),
-                          fitted)
-    assert found == {"strength": 3.0, "rate": .1, "steered": .25, "accuracy": .8} and splits == ["dev"]
+    chosen = hybrid.choose_setting(HybridConfig.from_flags(strengths=(1.0, 3.0), rates=(.1, .3)), None, FITTED)
+    assert chosen == {"strength": 3.0, "rate": .1, "steered": .25, "accuracy": .8} and splits == ["dev"]
 
 
 def test_the_control_at_random_places_steers_as_many_tokens_as_the_hybrid_did(monkeypatch):
-    """Of the measured problems the gate acts at another share than of those it was fitted on. All act where named."""
-    asked, places = {}, {}
-    monkeypatch.setattr(hybrid.steering, "steered_sample_fn", lambda where, layer: where)
+    """The gate acts at another share of the measured problems than of those it was fitted on."""
+    arms, places = {}, {}
 
-    def ask(name, params, sample_fn):
-        asked[name], places[name] = params["steering"], sample_fn
-        return kept_rows(5, 1)
+    def sample_steered(config, loaded, benchmarks, name, where, values):
+        arms[name], places[name] = values, where
+        return make_rows(5, 1)
 
+    monkeypatch.setattr(hybrid, "sample_steered", sample_steered)
     for name in ("random", "pca"):
         monkeypatch.setattr(hybrid.vectors, name, lambda *_: np.zeros(16))
-    fitted = gate.Fitted([], np.ones(16), np.ones(16), np.arange(10), {})
-    hybrid.arms(HybridConfig.from_flags(rates=(.1, .4)), SimpleNamespace(params={}), ask, fitted,
-                {"strength": 2.0, "rate": .4})
-    assert asked["random_places"].rate == pytest.approx(.25) and asked["rate_0.4"].rate == pytest.approx(.4)
-    np.testing.assert_array_equal(asked["random_places"].vector, 2 * np.ones(16))
+    hybrid.sample_arms(HybridConfig.from_flags(rates=(.1, .4)), None, [], FITTED, {"strength": 2.0, "rate": .4})
+    assert arms["random_places"].rate == pytest.approx(.25) and arms["rate_0.4"].rate == pytest.approx(.4)
+    np.testing.assert_array_equal(arms["random_places"].vector, 2 * np.ones(16))
     assert places == dict.fromkeys(["rate_0.1", "rate_0.4", "random_vector", "principal_direction"], "gate") | {
         "random_places": "shuffled_gate", "always_on": "generated", "first_token": "first"}
-    assert asked["rate_0.1"].threshold == pytest.approx(8.1) and asked["rate_0.4"].threshold == pytest.approx(5.4)
+    assert arms["rate_0.1"].threshold == pytest.approx(8.1) and arms["rate_0.4"].threshold == pytest.approx(5.4)
 
 
 # ----- the command
@@ -116,9 +114,8 @@ def flags(base, out, **more) -> HybridConfig:
         "num_fit": 64, "layer": 0, "out": str(out), "strengths": (1.0, 3.0), "rates": (.1, .3)} | more)
 
 
-def completions(out) -> dict:
-    return {path.parent.name: [row["completion"] for row in read_jsonl(path)]
-            for path in out.glob("**/completions.jsonl")}
+def read_arms(out) -> dict[str, list[dict]]:
+    return {str(path.parent.relative_to(out)): read_jsonl(path) for path in out.glob("**/completions.jsonl")}
 
 
 @pytest.fixture(scope="module")
@@ -130,27 +127,22 @@ def measured(base, tmp_path_factory):
 def test_the_summary_is_of_the_rows_that_are_kept(measured):
     out, summary = measured
     assert json.loads(json.dumps(summary)) == json.loads((out / "summary.json").read_text())
-    assert set(summary["arms"]) == {"base", "hybrid", "random_vector", "principal_direction", "random_places",
-                                    "always_on", "first_token", "trained", "trained_gate"}
-    assert [name for name, one in summary["arms"].items() if one["oracle"]] == ["trained_gate"]
-    kept = {name: read_jsonl(out / name / "completions.jsonl") for name in summary["arms"] if name != "hybrid"}
+    arms, kept, chosen = summary["arms"], read_arms(out), summary["chosen"]
+    assert set(arms) == {"base", "hybrid", "random_vector", "principal_direction", "random_places", "always_on",
+                         "first_token", "trained", "trained_gate"}
+    assert [name for name, arm in arms.items() if arm["oracle"]] == ["trained_gate"]
     right = {name: np.mean([row["correct"] for row in rows]) for name, rows in kept.items()}
-    assert all(summary["arms"][name]["accuracy"] == pytest.approx(right[name]) for name in kept)
+    assert all(arm["accuracy"] == pytest.approx(right[name]) for name, arm in arms.items() if name != "hybrid")
     assert summary["gap"] == pytest.approx(right["trained"] - right["base"])
-    assert summary["arms"]["always_on"]["steered"] == 1 and summary["arms"]["trained"]["steered"] is None
-    rates = [one["rate"] for one in summary["curve"]]
-    assert rates == [.1, .3] and summary["curve"][0]["steered"] < summary["curve"][1]["steered"]
-    main = summary["curve"][rates.index(summary["chosen"]["rate"])]
-    assert {name: main[name] for name in ("accuracy", "steered")} == {
-        name: summary["arms"]["hybrid"][name] for name in ("accuracy", "steered")}
-    dev = {path.name: np.mean([row["correct"] for row in read_jsonl(path / "completions.jsonl")])
-           for path in (out / "dev").iterdir()}
-    chosen = summary["chosen"]
-    assert len(dev) == 4 and dev[f"strength_{chosen['strength']:g}_rate_{chosen['rate']:g}"] == max(dev.values())
-    prompts = {name: {row["prompt"] for row in read_jsonl(path)} for name, path in
-               (("dev", out / "dev" / "strength_1_rate_0.1" / "completions.jsonl"),
-                ("test", out / "base" / "completions.jsonl"))}
-    assert not prompts["dev"] & prompts["test"]
+    assert arms["always_on"]["steered"] == 1 and arms["trained"]["steered"] is None
+    low, high = summary["curve"]
+    assert (low["rate"], high["rate"]) == (.1, .3) and low["steered"] < high["steered"]
+    main = low if chosen["rate"] == .1 else high
+    assert all(main[name] == arms["hybrid"][name] for name in ("accuracy", "steered"))
+    dev = {name: accuracy for name, accuracy in right.items() if name.startswith("dev/")}
+    assert len(dev) == 4 and max(dev.values()) == dev[
+        f"dev/strength_{chosen['strength']:g}_rate_{chosen['rate']:g}"]
+    assert not {row["prompt"] for row in kept["dev/strength_1_rate_0.1"]} & {row["prompt"] for row in kept["base"]}
     table = (out / "table.md").read_text()
     assert "| trained_gate (oracle) |" in table and "| hybrid, rate 0.3 |" in table and "| hybrid |" in table
 
@@ -165,7 +157,7 @@ def test_after_the_fit_only_the_oracle_runs_the_trained_model(measured, base, tm
 
     monkeypatch.setattr(gate, "fit", fit_and_poison)
     hybrid.hybrid(flags(base, tmp_path))
-    sound, poisoned = completions(measured[0]), completions(tmp_path)
+    sound, poisoned = read_arms(measured[0]), read_arms(tmp_path)
     assert sound.keys() == poisoned.keys()
     assert {name for name in sound if sound[name] != poisoned[name]} == {"trained", "trained_gate"}
 
@@ -174,18 +166,17 @@ def test_it_goes_on_and_refuses_what_does_not_fit(measured, base, tmp_path):
     out, summary = measured
     (out / "always_on" / "completions.jsonl").unlink()
     assert hybrid.hybrid(flags(base, out)) == summary
-    with pytest.raises(UserError, match="other flags: --strengths"):
-        hybrid.hybrid(flags(base, out, strengths=(1.0,)))
-    with pytest.raises(UserError, match="--out is required"):
-        hybrid.hybrid(flags(base, ""))
-    with pytest.raises(UserError, match="--trained is required"):
-        hybrid.hybrid(flags(base, tmp_path, trained=""))
+    for config, error in ((flags(base, out, strengths=(1.0,)), "other flags: --strengths"),
+                          (flags(base, ""), "--out is required"),
+                          (flags(base, tmp_path, trained=""), "--trained is required")):
+        with pytest.raises(UserError, match=error):
+            hybrid.hybrid(config)
 
 
 def test_the_command_prints_its_table(measured, base, compiled):
     out, summary = measured
     names = ("model", "trained", "num_ops", "max_new_tokens", "max_problems", "num_fit", "layer", "strengths", "rates")
-    given = {name: summary["flags"][name] for name in names}
+    values = {name: summary["flags"][name] for name in names}
     printed = run("hybrid", *(f"--{name}={','.join(map(str, x)) if isinstance(x, tuple) else x}"
-                              for name, x in given.items()), f"--out={out}", compiled=compiled, expect=0).out
+                              for name, x in values.items()), f"--out={out}", compiled=compiled, expect=0).out
     assert "| trained_gate (oracle) |" in printed and printed.rstrip().endswith("/summary.json")

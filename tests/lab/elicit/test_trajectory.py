@@ -51,7 +51,7 @@ def made_run(tmp_path, noise, vectors=False):
 
 def put(name, **flags):
     """(parameters, numbers) of a model on the direction of its run."""
-    loaded, numbers = trajectory.moved(trajectory.TrajectoryConfig(**flags), name, loading.load_model(name))
+    loaded, numbers = trajectory.project_run(trajectory.TrajectoryConfig(**flags), name, loading.load_model(name))
     return loaded.params, numbers["rank1"]
 
 

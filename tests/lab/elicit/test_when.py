@@ -9,23 +9,23 @@ import pytest
 
 from rlvr_jax import parallel, records, sampler
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.elicit import decoding, swap, weight_difference, when
-from rlvr_jax.lab.elicit.swap import Gate
-from rlvr_jax.lab.elicit.when import WhenConfig
+from rlvr_jax.lab.elicit import decoding, when
+from rlvr_jax.lab.elicit.comparison import spectrum, weight_difference
+from rlvr_jax.lab.elicit.when import Gate, WhenConfig
 from rlvr_jax.pretrained import loading
 
 from fixtures import bigrams, read_jsonl
 
-# Tokens: 0 the prompt, 1 the end. Greedily the base says 2 3 1; the trained model says 3 2 2 2 ... 2
+# Tokens: 0 the prompt, 1 the end. Greedily the base writes 2 3 1; the trained model writes 3 2 2 2 ... 2
 BASE = np.array([[.1, .1, .5, .3], [1, 0, 0, 0], [.1, .2, .3, .4], [.1, .6, .2, .1]])
 TRAINED = np.array([[.1, .1, .2, .6], [1, 0, 0, 0], [.1, .2, .4, .3], [.1, .2, .6, .1]])
 KL = [float(np.sum(q * np.log(q / p))) for p, q in zip(BASE[[0, 2, 3]], TRAINED[[0, 2, 3]])]  # after 0, 2 and 3
 
 
-def swapped(gates, num_slots=0, seed=0, repeats=1):
-    """What is said under each gate, up to the end, and the rollouts."""
+def swap(gates, num_slots=0, seed=0, repeats=1):
+    """The tokens under each gate, up to the end, and the rollouts."""
     (config, old), (_, new) = (bigrams(np.maximum(table, 1e-30)) for table in (BASE, TRAINED))
-    sample = sampler.make_sampler(config, sampler.Decoding((1,), 4, num_slots), sample_fn=swap.swap_sample_fn(gates))
+    sample = sampler.make_sampler(config, sampler.Decoding((1,), 4, num_slots), sample_fn=when.swap_sample_fn(gates))
     count = len(gates) * repeats
     out = sample(parallel.place_state({"base": old, "trained": new}), records.Prompts(np.zeros((1, 1), np.int32),
                  np.ones(1, np.int32)), np.zeros(count, np.int32), sampler.Request(seed, 0, 0.0, repeats=count))
@@ -33,29 +33,29 @@ def swapped(gates, num_slots=0, seed=0, repeats=1):
 
 
 def test_both_models_likeliest_tokens_and_their_kl():
-    said = swap.compare(jnp.log(jnp.array([[.5, .25, .25]])), 7 + jnp.log(jnp.array([[.125, .75, .125]])))
-    assert (said["base"].tolist(), said["trained"].tolist()) == ([0], [1])
-    assert float(said["kl"][0]) == pytest.approx(
+    both = when.compare(jnp.log(jnp.array([[.5, .25, .25]])), 7 + jnp.log(jnp.array([[.125, .75, .125]])))
+    assert (both["base"].tolist(), both["trained"].tolist()) == ([0], [1])
+    assert float(both["kl"][0]) == pytest.approx(
         .125 * math.log(.25) + .75 * math.log(3) + .125 * math.log(.5), abs=1e-6)  # of trained / base, by hand
 
 
 @pytest.mark.parametrize("num_slots", [0, 2])
 def test_a_gate_says_whose_token_stands(num_slots):
     gates = [Gate(first=0), Gate(), Gate(first=1), Gate(least=.4), Gate(least=.2), Gate(chance=0.0), Gate(first=2)]
-    said, out = swapped(gates, num_slots)
-    assert said == [(2, 3, 1), (3, 2, 2, 2), (3, 1), (2, 3, 2, 3), (3, 2, 3, 2), (2, 3, 1), (3, 2, 3, 1)]
-    assert out.ended.tolist() == [ids[-1] == 1 for ids in said]
+    texts, out = swap(gates, num_slots)
+    assert texts == [(2, 3, 1), (3, 2, 2, 2), (3, 1), (2, 3, 2, 3), (3, 2, 3, 2), (2, 3, 1), (3, 2, 3, 1)]
+    assert out.ended.tolist() == [ids[-1] == 1 for ids in texts]
     np.testing.assert_allclose(out.noted["kl"][3], [KL[0], KL[1], KL[2], KL[1]], atol=1e-5)
     assert out.noted["swapped"][3:5].tolist() == [[False, False, True, False], [True, True, False, True]]
     assert out.noted["base"][1].tolist() == [2, 1, 3, 3] and out.noted["trained"][1].tolist() == [3, 2, 2, 2]
-    np.testing.assert_allclose(out.sampler_logprobs[2, :2], np.log([.3, .6]), atol=1e-5)  # as the base has them
+    np.testing.assert_allclose(out.sampler_logprobs[2, :2], np.log([.3, .6]), atol=1e-5)  # the base's
 
 
 def test_chance_is_a_share_of_the_places_and_of_the_seed_alone():
-    said, out = swapped([Gate(chance=.3)], repeats=1024)
+    texts, out = swap([Gate(chance=.3)], repeats=1024)
     assert np.mean(out.noted["swapped"][:, 0]) == pytest.approx(.3, abs=.05)
-    assert said == swapped([Gate(chance=.3)], num_slots=100, repeats=1024)[0]
-    assert said != swapped([Gate(chance=.3)], repeats=1024, seed=1)[0]
+    assert texts == swap([Gate(chance=.3)], num_slots=100, repeats=1024)[0]
+    assert texts != swap([Gate(chance=.3)], repeats=1024, seed=1)[0]
 
 
 ROWS = [{"base": [5, 6, 7], "trained": [8, 6, 7], "kl": [.9, .1, .2]},
@@ -76,51 +76,52 @@ def test_the_control_of_a_share_has_as_many_swaps_as_tokens_can_change_there():
     assert list(gates.values()) == [Gate(least=.9), Gate(chance=pytest.approx(1 / 4))]  # 1 of the 4 that differ
 
 
-def test_a_text_is_read_by_position_and_by_pairs(base):
+def test_a_text_is_summarised_by_position_and_by_pairs(base):
     words = loading.load_model(str(base)).tokenizer
-    found = when.reading(ROWS, words)
+    text = when.summarise_text(ROWS, words)
     name = [words.backend.id_to_token(i) for i in range(9)]
-    assert found["pairs"] == [[name[5], name[8], 2], [name[7], name[6], 1]]
-    assert (found["tokens"], found["changed"], found["kl"]) == (5, .6, pytest.approx(.4))
-    assert found["first_of_changed"] == pytest.approx(2 / 3)
-    assert [(one["tokens"], one["changed"]) for one in found["by_position"]] == [(2, 1), (2, .5), (1, 0)]
-    assert [one["kl"] for one in found["by_position"]] == pytest.approx([.7, .2, .2])
+    assert text["pairs"] == [[name[5], name[8], 2], [name[7], name[6], 1]]
+    assert (text["tokens"], text["changed"], text["kl"]) == (5, .6, pytest.approx(.4))
+    assert text["first_of_changed"] == pytest.approx(2 / 3)
+    assert text["by_position"] == [{"tokens": 2, "changed": 1, "kl": pytest.approx(.7)},
+                                   {"tokens": 2, "changed": .5, "kl": pytest.approx(.2)},
+                                   {"tokens": 1, "changed": 0, "kl": pytest.approx(.2)}]
 
 
 # ----- weights
 
 def test_a_change_is_few_directions_and_few_weights():
-    found = weight_difference.spectrum(np.diag([3.0, 0, 4])[:, :2] + np.array([[0, 0], [0, 0], [4, 0.0]]))
-    assert found == {"stable_rank": pytest.approx(1), "top": {"1": pytest.approx(1), "4": 1, "16": 1}}  # one column
-    two = weight_difference.spectrum(np.array([[0, 3.0, 0], [-4.0, 0, 0]]))  # singular values 4 and 3
+    column = spectrum(np.diag([3.0, 0, 4])[:, :2] + np.array([[0, 0], [0, 0], [4, 0.0]]))
+    assert column == {"stable_rank": pytest.approx(1), "top": {"1": pytest.approx(1), "4": 1, "16": 1}}
+    two = spectrum(np.array([[0, 3.0, 0], [-4.0, 0, 0]]))  # singular values 4 and 3
     assert two["stable_rank"] == pytest.approx(25 / 16) and two["top"]["1"] == pytest.approx(.64)
-    assert weight_difference.spectrum(np.ones(3)) is None and weight_difference.spectrum(np.zeros((2, 2))) is None
+    assert spectrum(np.ones(3)) is None and spectrum(np.zeros((2, 2))) is None
 
 
 def test_moved_is_relative_and_adapters_count():
     old = {"embed": np.array([[1.0, 100.0], [0, -2.0]]), "layers": {"q": np.ones((2, 2, 2))}}
     new = {"embed": np.array([[1 + 2e-5, 100 + 9e-4], [1e-9, -2.0]]),
            "layers": {"q": np.stack([np.ones((2, 2)), np.full((2, 2), 3.0)]), "vector": np.array([[0, 1.0], [0, 0]])}}
-    found = weight_difference.weight_difference(old, new)
-    moved = {name: one["moved"] for name, one in found["tensors"].items()}
+    change = weight_difference(old, new)
+    moved = {name: tensor["moved"] for name, tensor in change["tensors"].items()}
     assert moved == {"embed": .5, "layers/q/0": 0, "layers/q/1": 1, "layers/down_bias/0": .5, "layers/down_bias/1": 0}
-    assert found["all"] == {"size": 16, "moved": pytest.approx(7 / 16), "stable_rank": pytest.approx(1)}
-    assert found["tensors"]["layers/q/1"]["relative"] == pytest.approx(2)
-    assert found["tensors"]["layers/q/1"]["spectrum"]["stable_rank"] == pytest.approx(1)
-    with pytest.raises(UserError, match="--trained has embed of shape"):
-        weight_difference.weight_difference(old, {"embed": np.ones((3, 2)), "layers": {}})
+    assert change["all"] == {"size": 16, "moved": pytest.approx(7 / 16), "stable_rank": pytest.approx(1)}
+    assert change["tensors"]["layers/q/1"]["relative"] == pytest.approx(2)
+    assert change["tensors"]["layers/q/1"]["spectrum"]["stable_rank"] == pytest.approx(1)
 
 
 # ----- the command
 
-def test_the_command_finds_both_models_and_continues(base, tmp_path, compiled):
-    def compared():
+def test_the_command_compares_both_models_and_continues(base, tmp_path):
+    out = tmp_path / "out"
+
+    def compare():
         return when.when(WhenConfig.from_flags(
             model=f"{base}@100", trained=f"{base}@200", num_ops=2, max_new_tokens=10, max_problems=6,
-            first=(1, 10), shares=(.5,), rows_per_call=5, num_slots=2, out=str(tmp_path / "out")))
-    summary = compared()
-    assert json.loads(json.dumps(summary)) == json.loads((tmp_path / "out" / "summary.json").read_text())
-    rows = read_jsonl(tmp_path / "out" / "texts" / "completions.jsonl")
+            first=(1, 10), shares=(.5,), rows_per_call=5, num_slots=2, out=str(out)))
+    summary = compare()
+    assert json.loads(json.dumps(summary)) == json.loads((out / "summary.json").read_text())
+    rows = read_jsonl(out / "texts" / "completions.jsonl")
     for i, step in enumerate((100, 200)):
         decoding.elicit(decoding.ElicitConfig.from_flags(model=f"{base}@{step}", num_ops=2, max_new_tokens=10,
                                                          max_problems=6, out=str(tmp_path / str(step))))
@@ -128,16 +129,14 @@ def test_the_command_finds_both_models_and_continues(base, tmp_path, compiled):
             row["completion"] for row in read_jsonl(tmp_path / str(step) / "completions.jsonl")]
     assert list(summary["swapped"]) == ["base", "trained", "first 1", "first 10", "largest KL, 50 %",
                                         "at random, as many as 50 %"]
-    later = read_jsonl(tmp_path / "out" / "swapped" / "completions.jsonl")
-    assert [row["completion"] for row in later[1::4]] == [row["completion"] for row in rows[1::2]]  # first 10: always
+    swapped = read_jsonl(out / "swapped" / "completions.jsonl")
+    assert [row["completion"] for row in swapped[1::4]] == [row["completion"] for row in rows[1::2]]  # first 10: always
     assert summary["swapped"]["base"]["tokens"] == 0 < summary["texts"]["base"]["changed"] < 1
     assert summary["weights"]["all"]["moved"] > .5
-    page = (tmp_path / "out" / "when.md").read_text()
-    assert "| wherever they differ |" in page and (tmp_path / "out" / "when.png").stat().st_size > 1000
-    (tmp_path / "out" / "summary.json").unlink()
-    path = tmp_path / "out" / "swapped" / "completions.jsonl"
+    assert "| wherever they differ |" in (out / "when.md").read_text() and (out / "when.png").stat().st_size > 1000
+    path = out / "swapped" / "completions.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:7]))
-    assert compared() == summary and read_jsonl(path) == later
+    assert compare() == summary and read_jsonl(path) == swapped
 
 
 def test_what_is_compared_has_to_be_named(base, tmp_path):
