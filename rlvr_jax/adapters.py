@@ -75,14 +75,14 @@ def add(config: AdapterConfig, params: dict, seed: int) -> dict:
 
     Raises UserError for flags that do not fit each other or the model.
     """
-    params = merged(params)
+    params = merge(params)
     if config.trainable == "all":
         unused = [name for name, value in vars(config).items() if value != getattr(AdapterConfig(), name)]
         if unused:
             raise UserError(f"--{unused[0]} needs an adapter: --trainable={' or '.join(ADAPTERS)}")
         return params
     if config.params_dtype != "float32":
-        params = model.cast(params, config.params_dtype)
+        params = model.cast_weights(params, config.params_dtype)
     key, map_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), STREAM))
     leaves = ADAPTERS[config.trainable](config, params["layers"], key)
     if not any(name.endswith(TRAINED) for name in leaves):  # `split` would take it for a model without an adapter
@@ -139,19 +139,19 @@ def join(trained: dict, frozen: dict) -> dict:
     return params
 
 
-def without(params: dict) -> dict:
+def base_params(params: dict) -> dict:
     """The parameters with the adapter off: the model that its run started from."""
     layers = {name: x for name, x in params["layers"].items() if not name.endswith((*TRAINED, "lora_scale"))}
     return {name: x for name, x in params.items() if name != "adapter"} | {"layers": layers}
 
 
-def merged(params: dict) -> dict:
+def merge(params: dict) -> dict:
     """The adapted model as weights alone, for the next training or an export; numpy arrays where there is an adapter.
 
     LoRA is added to the weights, and a vector becomes `down_bias`, which adds it at the end of the layer too. Raises
     UserError for `first_vector`, which no weight can stand for.
     """
-    adapted, plain = params["layers"], without(params)
+    adapted, plain = params["layers"], base_params(params)
     if "first_vector" in adapted:
         raise UserError("--model was trained with --trainable=first_vector, which acts at one token and cannot become "
                         "part of the weights: name the model that its run started from")

@@ -18,10 +18,10 @@ def minibatches(batch: Batch, num_minibatches: int, seed: tuple) -> Iterator[Bat
     if num_minibatches == 1:
         order.sort()  # one part needs no shuffling, and sorted rows keep their prompts together
     for part in np.split(order, num_minibatches):
-        yield with_rows(batch, lambda x: x[part])
+        yield map_rows(batch, lambda x: x[part])
 
 
-def with_rows(batch: Batch, change: Callable) -> Batch:
+def map_rows(batch: Batch, change: Callable) -> Batch:
     """The batch with `change(array)` of every array that has a row for each completion; its prompts stay."""
     return jax.tree.map(change, batch.replace(prompts=None)).replace(prompts=batch.prompts)
 
@@ -29,14 +29,14 @@ def with_rows(batch: Batch, change: Callable) -> Batch:
 def sort_by_length(batch: Batch, num_devices: int, num_micro: int) -> tuple[Batch, np.ndarray]:
     """The rows in an order where micro-batches are of like length and groups together; and each row's place, i[B]."""
     rows, length = batch.completion_mask.shape
-    if len(buckets(length)) == 1:
+    if len(bucket_lengths(length)) == 1:
         return batch, np.arange(rows)
     lengths_B = np.max(np.where(batch.completion_mask, np.arange(length) + 1, 0), -1)
     longest_P = np.zeros(len(batch.prompts.lengths), int)
     np.maximum.at(longest_P, batch.prompt_index, lengths_B)
     order = np.lexsort((lengths_B, batch.prompt_index, longest_P[batch.prompt_index]))
     order = order.reshape(num_micro, num_devices, -1).swapaxes(0, 1).ravel()
-    return with_rows(batch, lambda x: x[order]), np.argsort(order)
+    return map_rows(batch, lambda x: x[order]), np.argsort(order)
 
 
 def shard_batch(batch: Batch, num_devices: int, num_micro: int) -> Batch:
@@ -48,17 +48,17 @@ def shard_batch(batch: Batch, num_devices: int, num_micro: int) -> Batch:
                         pieces.replace(prompts=prompts, prompt_index=index))
 
 
-def buckets(length: int) -> list[int]:
+def bucket_lengths(length: int) -> list[int]:
     """The lengths to which a micro-batch is cut, the shortest that holds its completions: padding is not computed."""
     return [length // n for n in (8, 4, 2, 1)] if length >= LONG else [length]
 
 
-def in_buckets(mask_MxBxT: jax.Array, pmax: Callable) -> jax.Array:
+def choose_buckets(mask_MxBxT: jax.Array, pmax: Callable) -> jax.Array:
     """Which of the lengths each of M micro-batches is cut to, i32[M]: the same on all devices."""
     longest_M = pmax(jnp.max(jnp.where(mask_MxBxT, jnp.arange(mask_MxBxT.shape[-1]) + 1, 0), (1, 2)))
-    return jnp.sum(longest_M[:, None] > jnp.array(buckets(mask_MxBxT.shape[-1]))[None, :-1], -1)
+    return jnp.sum(longest_M[:, None] > jnp.array(bucket_lengths(mask_MxBxT.shape[-1]))[None, :-1], -1)
 
 
-def first_tokens(batch: Batch, size: int) -> Batch:
+def truncate(batch: Batch, size: int) -> Batch:
     """The rows without what stands behind their first `size` tokens."""
-    return with_rows(batch, lambda x: x[:, :size] if x.ndim > 1 else x)
+    return map_rows(batch, lambda x: x[:, :size] if x.ndim > 1 else x)

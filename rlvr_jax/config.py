@@ -43,21 +43,21 @@ BOUNDS = {"minimum": (">=", operator.ge), "above": (">", operator.gt),
           "maximum": ("<=", operator.le), "below": ("<", operator.lt)}
 
 
-def number_of(kind) -> Any:
+def number_type(kind) -> Any:
     """int or float, of a flag that is one, may be one, or has several; None for any other."""
     return next((x for x in (kind, *typing.get_args(kind)) if x in (int, float)), None)
 
 
-def allowed(kind, bounds: Mapping) -> str:
+def describe_range(kind, bounds: Mapping) -> str:
     """Which numbers a flag may be, such as "a whole number >= 1"."""
     limits = " and ".join(f"{BOUNDS[bound][0]} {x}" for bound, x in bounds.items())
-    noun = "whole number" if number_of(kind) is int else "finite number"
+    noun = "whole number" if number_type(kind) is int else "finite number"
     return f"{noun}s {limits}, joined by commas" if typing.get_origin(kind) is tuple else f"a {noun} {limits}"
 
 
 def refusal(kind, meta: Mapping, value) -> str:
     """Why a flag cannot have a value, such as "not a whole number >= 1"; empty if it can."""
-    number, several = number_of(kind), typing.get_origin(kind) is tuple
+    number, several = number_type(kind), typing.get_origin(kind) is tuple
     if number is None:
         table = meta["choices"]() if callable(meta["choices"]) else meta["choices"]
         if type(value) is not kind:
@@ -67,7 +67,7 @@ def refusal(kind, meta: Mapping, value) -> str:
     right = isinstance(value, tuple) == several and all(
         isinstance(x, wanted) and not isinstance(x, bool) and math.isfinite(x)
         and all(BOUNDS[name][1](x, bound) for name, bound in bounds.items()) for x in (value if several else (value,)))
-    return "" if right else "not " + allowed(kind, bounds)
+    return "" if right else "not " + describe_range(kind, bounds)
 
 
 class Flag(NamedTuple):

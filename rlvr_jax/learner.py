@@ -123,7 +123,7 @@ SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine}
 
 def global_norm(tree) -> jax.Array:
     """The norm of all numbers of a tree, whose leaves may be divided among devices."""
-    return jnp.sqrt(parallel.total(lambda leaves: optax.tree.norm(leaves, squared=True), tree))
+    return jnp.sqrt(parallel.global_sum(lambda leaves: optax.tree.norm(leaves, squared=True), tree))
 
 
 def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
@@ -168,7 +168,7 @@ def map_reset(config: ResetConfig) -> Callable:
 
 def reference(state: LearnerState) -> model.Params:
     """The model that the KL is measured to: the copy kept, or the same parameters with the adapter off."""
-    return adapters.without(state.params) if state.ref_params is None else state.ref_params
+    return adapters.base_params(state.params) if state.ref_params is None else state.ref_params
 
 
 def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3) -> Callable:
@@ -180,13 +180,13 @@ def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int 
         length = batch.completions.shape[-1]
 
         def first(micro: Batch, size: int):
-            micro = batches.first_tokens(micro, size)
+            micro = batches.truncate(micro, size)
             values = completion_logprobs(params, model_config, micro, config.temperature, how)[:count]
             return tuple(jnp.pad(x, ((0, 0), (0, length - size))) for x in values)
 
-        branches = [functools.partial(first, size=size) for size in batches.buckets(length)]
+        branches = [functools.partial(first, size=size) for size in batches.bucket_lengths(length)]
         return lax.map(lambda given: lax.switch(given[1], branches, given[0]),
-                       (batch, batches.in_buckets(batch.completion_mask, pmax)))
+                       (batch, batches.choose_buckets(batch.completion_mask, pmax)))
     return statistics
 
 
@@ -250,7 +250,7 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
 
         def gradients(micro: Batch, size: int):
             weights, _ = objective.normalise(micro.completion_mask.astype(jnp.float32))
-            return jax.value_and_grad(loss_sum, has_aux=True)(trained, frozen, batches.first_tokens(micro, size),
+            return jax.value_and_grad(loss_sum, has_aux=True)(trained, frozen, batches.truncate(micro, size),
                                                               weights[:, :size])
 
         def accumulate(totals, given):
@@ -258,11 +258,11 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
             (total, (sums, largest)), grads = lax.switch(bucket, branches, micro)
             return jax.tree.map(jnp.add, totals, (total, sums, grads)), largest
 
-        branches = [functools.partial(gradients, size=size) for size in batches.buckets(mask.shape[-1])]
+        branches = [functools.partial(gradients, size=size) for size in batches.bucket_lengths(mask.shape[-1])]
         shapes = jax.eval_shape(branches[-1], jax.tree.map(lambda x: x[0], batch))
         (total, (sums, _)), grads = jax.tree.map(jnp.zeros_like, shapes)
         totals, largest = lax.scan(accumulate, (total, sums, grads),
-                                   (batch, batches.in_buckets(batch.completion_mask, pmax)))
+                                   (batch, batches.choose_buckets(batch.completion_mask, pmax)))
         totals, counts, largest = parallel.after_gathers((totals, counts, largest), state.params)
         (total, sums, grads), counts = psum((totals, counts))
         divisor, num_tokens = (jnp.maximum(x, 1.0) for x in counts)

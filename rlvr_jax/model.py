@@ -172,7 +172,7 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
     mixed, kept = attend(ops.rotate(q, positions_BxT, frequencies), ops.rotate(k, positions_BxT, frequencies), v)
     x = x_BxTxD + project("o", mixed)
     h = ops.rms_norm(x, p["mlp_norm"], config.norm_eps)
-    x = x + project("down", *ops.gated(project("gate", h), project("up", h))).astype(x.dtype)
+    x = x + project("down", *ops.swiglu(project("gate", h), project("up", h))).astype(x.dtype)
     if "vector" in p:
         x = x + p["vector"].astype(x.dtype)[None, None]
     if "first_vector" in p:
@@ -240,7 +240,7 @@ def prefill(params: Params, config: ModelConfig, prompts: Prompts, how: ForwardO
     return Prefix(keys, values, prompts.lengths - 1, last_tokens_P)
 
 
-def cast(params: Params, dtype: str) -> Params:
+def cast_weights(params: Params, dtype: str) -> Params:
     """Weights in another type, but for norms and LoRA's factors, which are used in float32."""
     return jax.tree_util.tree_map_with_path(lambda path, x: x if re.search(
         "norm|lora", jax.tree_util.keystr(path)) else x.astype(dtype), params)
@@ -253,7 +253,7 @@ def head(params: Params, hidden: jax.Array) -> jax.Array:
     return ops.float32_einsum("...d,vd->...v", hidden, params["embed"].astype(hidden.dtype))
 
 
-def unroll(params: Params, prefix: Prefix, prompt_index_B: Optional[jax.Array] = None) -> Context:
+def unroll_layers(params: Params, prefix: Prefix, prompt_index_B: Optional[jax.Array] = None) -> Context:
     """The layers one by one, for `decode_step`: sliced once, outside the decoding loop."""
     stacked = (params["layers"], prefix.keys, prefix.values)
     layers = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(prefix.keys))]

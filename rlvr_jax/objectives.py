@@ -57,15 +57,15 @@ def sequence_log_ratio(logprobs_BxT, old_logprobs_BxT, mask_BxT):
     return jnp.broadcast_to(mean_Bx1, mask_BxT.shape)
 
 
-def clipped(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
+def ppo_clip(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
     """-min(rho A, clip(rho, 1-low, 1+high) A) a token, rho = policy / old policy (PPO, arXiv 1707.06347)."""
     ratio, advantages = jnp.exp(logprobs_BxT - old_logprobs_BxT), per_token(advantages)
     return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - low, 1 + high) * advantages)
 
 
-def sequence_clipped(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
-    """As `clipped`, with one ratio a sequence: exp of the mean log-ratio of its tokens (GSPO, arXiv 2507.18071)."""
-    return clipped(sequence_log_ratio(logprobs_BxT, old_logprobs_BxT, mask_BxT), 0.0, advantages, mask_BxT, low, high)
+def gspo_clip(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
+    """As `ppo_clip`, with one ratio a sequence: exp of the mean log-ratio of its tokens (GSPO, arXiv 2507.18071)."""
+    return ppo_clip(sequence_log_ratio(logprobs_BxT, old_logprobs_BxT, mask_BxT), 0.0, advantages, mask_BxT, low, high)
 
 
 def capped_weight(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
@@ -116,11 +116,11 @@ class Objective(NamedTuple):
 
 
 OBJECTIVES = {
-    "one_shot": Objective(group_advantages, clipped, token_mean),  # the released One-Shot-RLVR code
-    "grpo": Objective(group_advantages, clipped, sequence_mean),
-    "dr_grpo": Objective(centred_advantages, clipped, constant_length),
-    "dapo": Objective(group_advantages, clipped, token_mean, 0.2, 0.28),
-    "gspo": Objective(group_advantages, sequence_clipped, sequence_mean, 3e-4, 4e-4, log_ratio=sequence_log_ratio),
+    "one_shot": Objective(group_advantages, ppo_clip, token_mean),  # the released One-Shot-RLVR code
+    "grpo": Objective(group_advantages, ppo_clip, sequence_mean),
+    "dr_grpo": Objective(centred_advantages, ppo_clip, constant_length),
+    "dapo": Objective(group_advantages, ppo_clip, token_mean, 0.2, 0.28),
+    "gspo": Objective(group_advantages, gspo_clip, sequence_mean, 3e-4, 4e-4, log_ratio=sequence_log_ratio),
     "cispo": Objective(group_advantages, capped_weight, token_mean, 1.0, 4.0),
     "reinforce": Objective(centred_advantages, score_function, token_mean),
     "rloo": Objective(leave_one_out_advantages, score_function, sequence_sum),

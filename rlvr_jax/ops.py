@@ -53,7 +53,7 @@ def float32_einsum_backward(equation, operands, g):
 float32_einsum.defvjp(lambda equation, x, y: (float32_einsum(equation, x, y), (x, y)), float32_einsum_backward)
 
 
-def gated(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, Optional[jax.Array]]:
+def swiglu(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, Optional[jax.Array]]:
     """silu(gate) * up (SwiGLU, arXiv 2002.05202), and what it has to be multiplied by, f32 [..., 1], or None for 1.
 
     The product may leave the range of float16 (65,504) where nothing else does: there each row is at most 2^14.
@@ -113,7 +113,7 @@ def attention(q_BxTxHxE: jax.Array, segments) -> jax.Array:
     return out.reshape(b, t, h * e)
 
 
-def joined(q_BxTxHxE: jax.Array, segments) -> tuple[jax.Array, jax.Array, jax.Array]:
+def join_segments(q_BxTxHxE: jax.Array, segments) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The keys and values of all segments, [B,S,K,E] each, and their mask, [B,T,S]."""
     *both, masks = zip(*segments)
     keys, values = (jnp.concatenate([jnp.broadcast_to(x, (len(q_BxTxHxE), *x.shape[-3:])) for x in parts], 1)
@@ -127,7 +127,7 @@ def causal_attention(q_BxTxHxE: jax.Array, segments, chunk: int = 256) -> jax.Ar
     The queries go in chunks, each over the keys up to its last one, and the backward pass computes a chunk again: its
     scores stay in a chip's fast memory, where those of whole rows are most of what an update reads and writes.
     """
-    (b, t, h, e), (keys, values, mask_BxTxS) = q_BxTxHxE.shape, joined(q_BxTxHxE, segments)
+    (b, t, h, e), (keys, values, mask_BxTxS) = q_BxTxHxE.shape, join_segments(q_BxTxHxE, segments)
     k, size = keys.shape[2], keys.shape[1]
     keys_BxKxSxE, values_BxKxSxE = keys.swapaxes(1, 2), values.swapaxes(1, 2)
     q_BxKxRxTxE = (q_BxTxHxE * e**-0.5).reshape(b, t, k, h // k, e).transpose(0, 2, 3, 1, 4)

@@ -128,7 +128,7 @@ def psum(tree):
     return _over_parts(lambda x: x if isinstance(x, Shard) else jax.lax.psum(x, AXIS), tree)
 
 
-def total(fn: Callable, tree) -> jax.Array:
+def global_sum(fn: Callable, tree) -> jax.Array:
     """`fn(tree)`, a sum over all numbers of the tree, where leaves may be divided, inside `map_devices`."""
     parts, leaves = _parts(tree), jax.tree.leaves(_over_parts(lambda x: None if isinstance(x, Shard) else x, tree))
     return fn(leaves) + jax.lax.psum(fn(parts), AXIS) if parts else fn(tree)
@@ -219,10 +219,10 @@ def broadcast(tree):
 
 def broadcast_text(text: str) -> str:
     """The main process's text, which has no NUL, on every process."""
-    room = np.frombuffer(text.encode().ljust(largest(len(text.encode())), b"\0"), np.uint8)
+    room = np.frombuffer(text.encode().ljust(max_over_processes(len(text.encode())), b"\0"), np.uint8)
     return bytes(broadcast(room)).rstrip(b"\0").decode()
 
 
-def largest(number: int) -> int:
+def max_over_processes(number: int) -> int:
     """The largest of the processes' numbers, on every process: how one of them tells the others to stop."""
     return number if jax.process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.int32(number))))

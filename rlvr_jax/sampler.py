@@ -105,7 +105,7 @@ def stages(num_slots: int, most: int, layout: model.Layout, attend: Optional[Cal
     return [(num_slots, window) for window in windows] + [(size, most) for size in fewer]
 
 
-def fit(s: _Slots, config: ModelConfig, size: int, window: int) -> _Slots:
+def resize_slots(s: _Slots, config: ModelConfig, size: int, window: int) -> _Slots:
     """The slots of the first rows alone, which are all that are busy where no more of these are, with such a cache."""
     if size < len(s.rows):
         kept_N = jnp.argsort(s.rows)[:size]
@@ -121,7 +121,7 @@ def rollout_keys(seed, step, rows_B, stream: int = 0) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(step_key, rows_B)
 
 
-def nucleus(logprobs_BxV: jax.Array, top_p) -> jax.Array:
+def keep_nucleus(logprobs_BxV: jax.Array, top_p) -> jax.Array:
     """Keeps the fewest tokens whose probability reaches `top_p`, renormalised; others get -inf (arXiv 1904.09751)."""
     descending = -jnp.sort(-logprobs_BxV, axis=-1)
     before = jnp.cumsum(jnp.exp(descending), -1) - jnp.exp(descending)
@@ -139,14 +139,14 @@ def draw_tokens(logits_BxV: jax.Array, uniforms_B: jax.Array, temperature, top_p
     greedy = jnp.asarray(temperature == 0)
     logprobs = jax.nn.log_softmax(logits_BxV / jnp.where(greedy, 1.0, temperature))
     if top_p is not None:
-        logprobs = nucleus(logprobs, top_p)
-    tokens = lax.cond(greedy, lambda: jnp.argmax(logits_BxV, -1), lambda: invert(jnp.exp(logprobs), uniforms_B))
+        logprobs = keep_nucleus(logprobs, top_p)
+    tokens = lax.cond(greedy, lambda: jnp.argmax(logits_BxV, -1), lambda: invert_cdf(jnp.exp(logprobs), uniforms_B))
     if given_B is not None:
         tokens = jnp.where(given_B < 0, tokens, given_B)
     return tokens.astype(jnp.int32), jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
 
 
-def invert(weights_BxV: jax.Array, uniforms_B: jax.Array, block: int = 256) -> jax.Array:
+def invert_cdf(weights_BxV: jax.Array, uniforms_B: jax.Array, block: int = 256) -> jax.Array:
     """The token of each row at which the running sum of `weights` passes uniform * their sum; never one of weight 0.
 
     First the block of tokens, then the token in it: a running sum over the whole vocabulary would cost as much as the
@@ -181,8 +181,8 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
     in_place = 1 < len(prefix.lengths) == num_rows == num_slots  # slot b only ever has row b: order the prompts so
     if in_place:
         prefix = jax.tree.map(lambda x: x[rows.prompt_index] if x.ndim == 1 else x[:, rows.prompt_index], prefix)
-    params = model.cast(params, config.dtype) if layout.cast else params
-    layers = model.unroll(params, prefix)._replace(attend=attend)
+    params = model.cast_weights(params, config.dtype) if layout.cast else params
+    layers = model.unroll_layers(params, prefix)._replace(attend=attend)
 
     def prompt_of(slots_N):
         slots_N = jnp.minimum(slots_N, num_rows - 1)
@@ -228,7 +228,7 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
     for (size, window), (later, _) in zip(plan, [*plan[1:], (0, most)]):
         least = later if later < size else 0
         s = lax.while_loop(lambda s: (everywhere(jnp.sum(s.rows < num_rows)) > least)
-                           & (everywhere(jnp.max(s.steps)) < window), body, fit(s, config, size, window))
+                           & (everywhere(jnp.max(s.steps)) < window), body, resize_slots(s, config, size, window))
     mask_BxT = jnp.arange(most)[None, :] < s.lengths[:, None]
     return Rollouts(rows.prompt_index, s.written["completions"], mask_BxT, s.written["logprobs"], s.ended,
                     s.written["noted"] or None)

@@ -51,12 +51,12 @@ def test_an_adapter_changes_no_logit_at_its_start_and_some_once_moved(kind, name
     params, plain = adapted(kind, config), logits(random_params(config), config, [TOKENS])
     np.testing.assert_array_equal(logits(params, config, [TOKENS]), plain)
     assert np.abs(logits(moved(params), config, [TOKENS]) - plain).max() > 1e-3
-    jax.tree.map(np.testing.assert_array_equal, adapters.without(moved(params)), random_params(config))
+    jax.tree.map(np.testing.assert_array_equal, adapters.base_params(moved(params)), random_params(config))
 
 
 def test_lora_is_the_published_product_at_every_linear_map():
     params = moved(adapted("lora", DEEP, adapter_rank=3, adapter_alpha=6.0))
-    dense, layers = adapters.without(params), params["layers"]
+    dense, layers = adapters.base_params(params), params["layers"]
     for name in ("q", "k", "v", "o", "gate", "up", "down"):
         a, b = (np.asarray(layers[f"{name}_lora_{which}"], np.float64) for which in "ab")
         assert a.shape == (4, layers[name].shape[1], 3) and b.shape == (4, 3, layers[name].shape[2])
@@ -78,7 +78,7 @@ def test_gradients_of_lora_are_those_of_the_chain_rule():
         return jnp.sum(jnp.sin(model.head(params, hidden)))
 
     ours = jax.jit(jax.grad(lambda trained: loss(adapters.join(trained, frozen))))(trained)["layers"]
-    dense = jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, adapters.merged(params)))["layers"]
+    dense = jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, adapters.merge(params)))["layers"]
     assert len(ours) == 14
     for name in ("q", "k", "v", "o", "gate", "up", "down"):
         a, b, g = (np.asarray(x, np.float64) for x in (params["layers"][name + "_lora_a"],
@@ -109,8 +109,8 @@ def test_sampler_and_training_pass_agree_on_an_adapted_model(kind):
 
 def test_a_vector_upon_a_merged_vector_is_the_sum_of_both():
     once = moved(adapted("vector"))
-    twice = moved(adapters.add(AdapterConfig(trainable="vector"), adapters.merged(once), 0), seed=8)
-    plain = adapters.merged(twice)
+    twice = moved(adapters.add(AdapterConfig(trainable="vector"), adapters.merge(once), 0), seed=8)
+    plain = adapters.merge(twice)
     both = np.asarray(once["layers"]["vector"]) + np.asarray(twice["layers"]["vector"])
     np.testing.assert_allclose(plain["layers"]["down_bias"], both, rtol=1e-6)
     np.testing.assert_allclose(logits(plain, TINY, [TOKENS]), logits(twice, TINY, [TOKENS]), atol=2e-5)
@@ -120,7 +120,7 @@ def test_a_vector_upon_a_merged_vector_is_the_sum_of_both():
 def test_a_vector_at_the_first_token_is_an_edit_of_the_prompts_last_position(kind, later_too):
     """Log-probabilities of whole rows, prompt and completion, with the vectors added at that one position."""
     params, out = moved(adapted(kind)), draw_rollouts()
-    plain, vectors_LxD = adapters.without(params), params["layers"]["first_vector"]
+    plain, vectors_LxD = adapters.base_params(params), params["layers"]["first_vector"]
     assert vectors_LxD.any(-1).tolist() == [later_too, True]
     score = jax.jit(lambda params: logprobs.completion_logprobs(params, TINY, as_batch(out), 1.0)[0])
     with_it, without, mask = np.asarray(score(params)), np.asarray(score(plain)), out.completion_mask
@@ -198,7 +198,7 @@ def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
     assert parallel.device_count() == 2
     assert_close(parallel.fetch_state(mapped.params), state.params)
     np.testing.assert_allclose(mapped_metrics["train/loss"], metrics["loss"], rtol=1e-4, atol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, adapters.without(state.params), random_params(TINY))
+    jax.tree.map(np.testing.assert_array_equal, adapters.base_params(state.params), random_params(TINY))
     for name in ("start", "maps") if "adapter" in params else ():
         jax.tree.map(np.testing.assert_array_equal, state.params["adapter"][name], params["adapter"][name])
     change = traverse_util.flatten_dict(jax.tree.map(lambda x, y: np.abs(x - y).max(), state.params, params))

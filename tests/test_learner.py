@@ -58,7 +58,7 @@ def test_padding_that_is_not_computed_changes_no_step(objective, groups, monkeyp
     batch = make_batch(groups=groups, drawn={"eos_ids": (12,), "max_new_tokens": 80})
     config = UPDATE.with_flags(objective=objective, grad_accumulation=4)
     made, lengths = [], batch.completion_mask.sum(-1)
-    assert lengths.min() < 20 and lengths.max() > 40 and batches.buckets(80) == [10, 20, 40, 80] and batches.buckets(63) == [63]
+    assert lengths.min() < 20 and lengths.max() > 40 and batches.bucket_lengths(80) == [10, 20, 40, 80] and batches.bucket_lengths(63) == [63]
     pieces = batches.shard_batch(batches.sort_by_length(batch, 2, 4)[0], 2, 4).completion_mask.sum(-1)
     if groups == (0, 0, 0, 0):
         assert (pieces.max((0, 2))[:-1] <= pieces.min((0, 2))[1:]).all() and pieces.max((0, 2))[0] <= 20

@@ -44,7 +44,7 @@ def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, p
         tokens = np.where(steps == 0, prefix.last_tokens[index], rng.integers(0, config.vocab_size, 3)).astype(np.int32)
         for row in range(3):
             fed[row].append(tokens[row])
-        context = model.unroll(params, prefix, jnp.array(index))
+        context = model.unroll_layers(params, prefix, jnp.array(index))
         logits, cache = decode_step(params, config, context, model.Inputs(jnp.array(tokens), jnp.array(steps)), cache)
         for row in range(3):
             expected = full_logits(params, config, prompts[index[row]][:-1] + fed[row])[-1]
@@ -56,7 +56,7 @@ def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, p
 def test_decoding_across_cache_buckets_equals_the_full_pass(platform):
     config, params = TINY, random_params(TINY)
     prefix = prefill(params, config, padded([[3, 4]]))
-    context = model.unroll(params, prefix, jnp.zeros(1, jnp.int32))
+    context = model.unroll_layers(params, prefix, jnp.zeros(1, jnp.int32))
     cache = model.init_cache(config, 1, 140, model.LAYOUTS[platform])
     tokens = np.random.default_rng(1).integers(0, 31, 140)
     tokens[0] = 4
@@ -125,7 +125,7 @@ def test_an_edit_of_the_residual_stream_acts_alike_in_both_passes():
         return x + jnp.where((layer == 1) & (positions >= 2), 1.0, 0.0)[..., None] * direction
 
     prefix = prefill(params, config, padded([[5, 9]]), model.ForwardOptions(edit_residual=edit))
-    cache, context = model.init_cache(config, 1, 4), model.unroll(params, prefix, jnp.zeros(1, jnp.int32))
+    cache, context = model.init_cache(config, 1, 4), model.unroll_layers(params, prefix, jnp.zeros(1, jnp.int32))
     for i, token in enumerate([9, 3, 7]):
         inputs = model.Inputs(jnp.array([token]), jnp.full(1, i, jnp.int32))
         logits, cache = decode_step(params, config, context, inputs, cache, edit)
@@ -154,7 +154,7 @@ def test_a_product_of_the_feed_forward_may_leave_float16s_range():
         return model.head(params, model.forward(params, config, jnp.array([[1, 2, 3]]))[0])
 
     h = ops.rms_norm(params["embed"][None, 1:4], layers["mlp_norm"][0], 1e-6)
-    product, _ = ops.gated(*(ops.linear(h, params["layers"][name][0]) for name in ("gate", "up")))
+    product, _ = ops.swiglu(*(ops.linear(h, params["layers"][name][0]) for name in ("gate", "up")))
     assert 1e5 < np.abs(product).max()
     wide = dataclasses.replace(config, dtype="float32")
     np.testing.assert_allclose(logits(params, config), logits(params, wide), atol=0.03)

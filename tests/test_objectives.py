@@ -107,7 +107,7 @@ def test_losses_of_two_sequences(name, clip, value, gradient):
 
 
 def test_clipped_terms_of_two_sequences():
-    terms = objectives.clipped(jnp.array(NEW), jnp.array(OLD), jnp.array(ADVANTAGES), jnp.array(MASK), 0.2, 0.2)
+    terms = objectives.ppo_clip(jnp.array(NEW), jnp.array(OLD), jnp.array(ADVANTAGES), jnp.array(MASK), 0.2, 0.2)
     np.testing.assert_allclose(terms[MASK], [-1.2, -0.9, 0.4, 0.6, 0.5, 0.75], atol=2e-6)
 
 

@@ -238,7 +238,7 @@ def test_no_more_tokens_are_kept_than_reach_top_p():
     """The first two are one half and one quarter, both exact: three quarters are reached with them."""
     logprobs = jnp.log(jnp.array([[0.25, 0.125, 0.5, 0.125]]))
     for top_p, kept in ((0.5, [0, 0, 1, 0]), (0.75, [1, 0, 2, 0]), (0.76, [2, 1, 4, 1])):
-        np.testing.assert_allclose(jnp.exp(sampler.nucleus(logprobs, top_p))[0], np.array(kept) / sum(kept), rtol=1e-6)
+        np.testing.assert_allclose(jnp.exp(sampler.keep_nucleus(logprobs, top_p))[0], np.array(kept) / sum(kept), rtol=1e-6)
 
 
 def test_no_token_without_probability_is_drawn():
@@ -246,7 +246,7 @@ def test_no_token_without_probability_is_drawn():
     weights = np.random.default_rng(0).random((4096, 12)).astype(np.float32)
     weights.reshape(-1, 4)[:, 2:] = 0
     weights /= weights.sum(-1, keepdims=True)
-    drawn = sampler.invert(jnp.array(weights), jnp.full(4096, 1 - 2**-24), 4)
+    drawn = sampler.invert_cdf(jnp.array(weights), jnp.full(4096, 1 - 2**-24), 4)
     assert drawn.max() < 12 and (np.take_along_axis(weights, np.asarray(drawn)[:, None], 1) > 0).all()
 
 

@@ -45,7 +45,7 @@ class RunCallbacks(grpo.Callbacks):
         if self.run.due(step, self.run.config.eval_every, row):
             with timed(self.seconds, "eval"):
                 row |= self.heldout(state.params, step)
-        if self.resets.ever and parallel.largest(
+        if self.resets.ever and parallel.max_over_processes(
                 parallel.is_main() and reset_due(self.resets, [*self.run.metrics.rows, row])):
             state, row[RESET] = self.reset(state), 1
         self.run.log(row | throughput(self.seconds, row), self.show, rollouts)

@@ -84,7 +84,7 @@ def finetune(config: FinetuneConfig) -> dict:
         heldout = measure.make_heldout(asked, loaded, sample, set(examples.texts), run.keep_heldout)
         callbacks = RunCallbacks(run, meta, row_of, ("train/loss", "eval/greedy", "eval/sampled"), heldout)
         with parallel.init_device(config.update.divide_state):
-            state = [learner.init_state(adapters.merged(loaded.params), optimizer, keep_reference=False)]
+            state = [learner.init_state(adapters.merge(loaded.params), optimizer, keep_reference=False)]
         loaded = dataclasses.replace(loaded, params=None)  # the devices have them soon: a copy less in host memory
         data = functools.partial(batch, examples, config.batch_size, loop.seed)
         return callbacks.finish(supervise(state.pop(), data, update, callbacks, loop.num_steps, config.update.divide_state))

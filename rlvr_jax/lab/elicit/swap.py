@@ -41,7 +41,7 @@ def swap_sample_fn(gates: list[Gate]) -> Callable:
     def sample_fn(params, config, prompts, rows, decoding):
         trained, count = params["trained"], len(rows.keys)
         gates_B = Gate(*(jnp.array(column)[rows.numbers % len(gates)] for column in zip(*gates)))
-        context = model.unroll(trained, model.prefill(trained, config, prompts))
+        context = model.unroll_layers(trained, model.prefill(trained, config, prompts))
 
         def propose(cache, place: sampler.Draw, base_NxV):
             here = context._replace(prompt_index=rows.prompt_index[place.rows])

@@ -17,7 +17,7 @@ TOP = (1, 4, 16)  # singular values
 
 def tensors(params: model.Params) -> dict[str, np.ndarray]:
     """Every weight by name, an adapter merged into it, those of the layers one by one: "embed", "layers/q/0"."""
-    plain = adapters.merged(params)
+    plain = adapters.merge(params)
     whole = {name: np.asarray(x) for name, x in plain.items() if name != "layers"}
     return whole | {f"layers/{name}/{i}": row for name, x in plain["layers"].items() for i, row in enumerate(
         np.asarray(x))}
