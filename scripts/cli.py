@@ -162,8 +162,7 @@ def prepare_jax(config) -> None:
     """Settings that must come before the first computation."""
     import jax
 
-    from rlvr_jax import parallel
-    from rlvr_jax.runs import machine
+    from rlvr_jax.runs import machine, processes
 
     values = config.as_flags()
     if "host_devices" not in values:  # such a command leaves an accelerator to the run that may be using it
@@ -173,7 +172,7 @@ def prepare_jax(config) -> None:
         jax.config.update("jax_num_cpu_devices", values["host_devices"])
     keep_programs(values["compilation_cache"])
     if values.get("coordinator_address"):
-        parallel.initialize(*(values[name] for name in ("coordinator_address", "num_processes", "process_id")))
+        processes.initialize(*(values[name] for name in ("coordinator_address", "num_processes", "process_id")))
     warning = machine.unused_accelerator()
     if warning:
         print(f"warning: {warning}", file=sys.stderr)

@@ -69,7 +69,7 @@ def finetune(config: FinetuneConfig) -> dict:
     loaded, loop = loading.load_model(config.choice.model, config.choice.dtype), config.loop
     window = max(loaded.config.max_seq_len, config.window)
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, max_seq_len=window))
-    learner.micro_rows(config.update, config.batch_size, parallel.device_count(), "--batch_size")
+    learner.micro_rows(config.update, config.batch_size, "--batch_size")
     kernels.check(config.update.attention, config.choice.dtype)
     examples = read_examples(config.examples, loaded)
     optimizer = learner.make_optimizer(config.optimizer, loop.num_steps * config.update.updates_per_batch)

@@ -86,7 +86,7 @@ def row_of(learnt: Learnt) -> tuple[dict, list]:
 
 def check(config: PretrainConfig) -> None:
     """Refuses settings that cannot work together before anything is computed."""
-    learner.micro_rows(config.update, config.batch_size, parallel.device_count(), "--batch_size")
+    learner.micro_rows(config.update, config.batch_size, "--batch_size")
     kernels.check(config.update.attention, "float32")
     if not config.measured.eval_size:
         raise UserError("--eval_size=0: problems of a family are drawn, as many as this says: give 1 or more")

@@ -18,7 +18,7 @@ from rlvr_jax.pretrained.loading import ModelChoice, load_model
 from rlvr_jax.records import Problem, Prompts
 from rlvr_jax.rewards import score
 from rlvr_jax.rewards.rows import RewardConfig
-from rlvr_jax.runs import machine
+from rlvr_jax.runs import machine, processes
 from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
 from rlvr_jax.runs.summary import describe, rollout_rows
@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> dict:
         advice.warn(advice.on_answers(config.grading, problems))
         params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)  # for `grpo.train` to let go of
         reward = score.make_scorer(config.rewards, config.grading, config.grpo, loaded, problems, prompts)
-        logged = run.metrics.rows if parallel.is_main() else []
+        logged = run.metrics.rows if processes.is_main() else []
         callbacks = RunCallbacks(run, meta, functools.partial(rows_of, config, problems, logged), SHOW,
                          heldout_of(config, loaded, programs, problems, run), resets=config.grpo.resets,
                          saved=functools.partial(save_history, config, run, problems))
@@ -173,5 +173,5 @@ def rows_of(config: TrainConfig, problems: list[Problem], logged: list[dict],
 
 
 def save_history(config: TrainConfig, run: Run, problems: list[Problem]) -> None:
-    if config.record_history and parallel.is_main():
+    if config.record_history and processes.is_main():
         write_history(run.dir, run.metrics.rows, problems)
