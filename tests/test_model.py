@@ -75,7 +75,8 @@ def test_a_completion_with_a_prefix_equals_the_whole_row(variant):
     inputs = jnp.array([[PROMPTS[i][-1], *row] for i, row in zip((2, 1), rows)])
     hidden, _ = model.forward(params, config, inputs, prefix, index)
     for i, row, logits in zip((2, 1), rows, model.head(params, hidden)):
-        np.testing.assert_allclose(logits, full_logits(params, config, PROMPTS[i] + row)[len(PROMPTS[i]) - 1:], atol=2e-5)
+        whole = full_logits(params, config, PROMPTS[i] + row)[len(PROMPTS[i]) - 1:]
+        np.testing.assert_allclose(logits, whole, atol=2e-5)
 
 
 def test_gradients_flow_into_the_shared_prompt():
@@ -109,12 +110,12 @@ def test_attention_is_softmax_over_all_segments_together():
 
 
 def test_rematerialisation_changes_no_gradient():
-    config, params = TINY, random_params(TINY)
-    tokens = jnp.array([[1, 2, 3]])
-    grads = [jax.grad(lambda p: jnp.sum(model.forward(p, config, tokens, how=model.ForwardOptions(remat=remat))[0][...,
-                                                                                                                   0]))(params)
-             for remat in (False, True)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *grads)
+    def loss(params, remat):
+        hidden, _ = model.forward(params, TINY, jnp.array([[1, 2, 3]]), how=model.ForwardOptions(remat=remat))
+        return jnp.sum(hidden[..., 0])
+
+    kept, recomputed = (jax.grad(loss)(random_params(TINY), remat) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept, recomputed)
 
 
 def test_an_edit_of_the_residual_stream_acts_alike_in_both_passes():
@@ -145,7 +146,7 @@ def test_16_bits_compute_in_16_bits_and_stay_near_float32(dtype, near):
 
 
 def test_a_product_of_the_feed_forward_may_leave_float16s_range():
-    """Here to 340,000, five times as far as float16 reaches; forward and backward."""
+    """Here it reaches 340,000, five times the largest float16; forward and backward."""
     config, params = dataclasses.replace(TINY, dtype="float16", num_layers=1), random_params(TINY)
     layers = {name: x[:1] for name, x in params["layers"].items()}
     params["layers"] = layers | {"gate": layers["gate"] * 400, "up": layers["up"] * 400, "down": layers["down"] / 1e4}
@@ -163,11 +164,9 @@ def test_a_product_of_the_feed_forward_may_leave_float16s_range():
         np.testing.assert_allclose(ours[name], exact[name], atol=0.02 * np.abs(exact[name]).max())
 
 
-def test_parameters_begin_with_the_spread_of_gpt_2():
+def test_initial_parameters_have_the_spread_of_gpt_2():
     config = dataclasses.replace(TINY, num_layers=8, d_model=64, d_ff=128, vocab_size=512, tie_embeddings=False)
     params = jax.jit(model.init_params, static_argnums=1)(jax.random.key(0), config)
     spread = {name: np.std(x) for name, x in (params["layers"] | {"embed": params["embed"]}).items()}
-    for name in ("embed", "q", "k", "v", "gate", "up"):
-        assert spread[name] == pytest.approx(0.02, rel=0.03), name
-    for name in ("o", "down"):
-        assert spread[name] == pytest.approx(0.02 / 4, rel=0.03), name  # 4 = sqrt(2 x 8 layers)
+    for name in ("embed", "q", "k", "v", "gate", "up", "o", "down"):  # 4 = sqrt(2 x 8 layers)
+        assert spread[name] == pytest.approx(0.02 / (4 if name in ("o", "down") else 1), rel=0.03), name
