@@ -28,8 +28,7 @@ def map_rows(batch: Batch, change: Callable) -> Batch:
 
 
 def sort_by_length(batch: Batch, num_devices: int, num_micro: int) -> tuple[Batch, np.ndarray]:
-    """Orders rows so that micro-batches have completions of similar length and groups stay together. Returns also the
-    new place of each row, i[B]."""
+    """Orders rows so that each micro-batch has similar lengths and groups stay together; also rows' places, i[B]."""
     rows, length = batch.completion_mask.shape
     if len(bucket_lengths(length)) == 1:
         return batch, np.arange(rows)

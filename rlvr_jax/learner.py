@@ -150,11 +150,9 @@ def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int 
 
 
 def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig) -> Callable:
-    """`loss_sum(trained, frozen, micro-batch, weights) -> (sum, (sums of each metric, largest gap))` over its tokens.
-
-    The loss is the sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy), before its divisor. The KL
-    is measured if the batch has `ref_logprobs`. Truncated rows need the `weights`, f32[B,T], of the whole rows.
-    """
+    """`loss_sum(trained, frozen, micro-batch, weights) -> (sum, (sums of each metric, largest gap))` over its tokens:
+    the sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy), before its divisor. The KL is measured
+    if the batch has `ref_logprobs`. Truncated rows need the `weights`, f32[B,T], of the whole rows."""
     objective, how = loss.resolve(), Scoring(config.max_logits, config.remat, ATTENTION[config.attention].rows)
     clip_low, clip_high, entropy_coef = objective.clip_low, objective.clip_high, objective.entropy_coef
 
@@ -194,10 +192,8 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
 def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig,
                 optimizer: optax.GradientTransformation, axis_name: Optional[str] = None) -> Callable:
     """`update(state, batch, step) -> (state, metrics)` on one device, or on each device of the mapped axis `axis_name`.
-
     The batch's arrays have a leading axis of micro-batches, whose gradients are accumulated. The loss is the sum of
-    `make_loss` over the normaliser's divisor.
-    """
+    `make_loss` over the normaliser's divisor."""
     objective, loss_sum = loss.resolve(), make_loss(model_config, config, loss)
 
     def update(state: LearnerState, batch: Batch, step):

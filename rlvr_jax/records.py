@@ -9,8 +9,7 @@ import jax
 
 from rlvr_jax.config import Config, flag
 
-# NumPy generators on the host have seeds of four words, (seed, two counters, one of these). NumPy takes a missing word
-# for 0: with fewer, (seed, epoch) and (seed, step, 0) would be the same stream.
+# Seeds of NumPy have four words, (seed, two counters, one of these): shorter ones are padded with 0 and could collide.
 EPOCH_ORDER, MINIBATCH_ORDER, REWARD_DRAWS = range(3)
 
 

@@ -188,13 +188,13 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
     num_slots, prompt_index_B = min(decoding.num_slots or num_rows, num_rows), rows.prompt_index
     if 1 < len(prefix.lengths) == num_rows == num_slots:  # slot b only works on row b: put prompts in the order of rows
         prefix = jax.tree.map(lambda x: x[prompt_index_B] if x.ndim == 1 else x[:, prompt_index_B], prefix)
-        rows = rows._replace(prompt_index=jnp.arange(num_rows, dtype=jnp.int32))
+        rows = rows._replace(prompt_index=None)
     params = model.cast_weights(params, config.dtype) if layout.cast else params
     context = model.unroll_layers(params, prefix)._replace(attend=decoding.attend)
     call = Call(params, config, context, rows, decoding, hooks)
     plan = stages(num_slots, most, layout, decoding.attend)
     rows_N = jnp.arange(num_slots, dtype=jnp.int32)
-    slots = Slots(rows=rows_N, steps=jnp.zeros_like(rows_N), tokens=prefix.last_tokens[rows.prompt_index[:num_slots]],
+    slots = Slots(rows=rows_N, steps=jnp.zeros_like(rows_N), tokens=prefix.last_tokens[find_prompts(rows, rows_N)],
                   next_row=jnp.int32(num_slots), cache=model.init_cache(config, num_slots, plan[0][1], layout),
                   carry=hooks.carry, values={}, lengths=jnp.zeros(num_rows, jnp.int32), ended=jnp.zeros(num_rows, bool))
     *_, values = jax.eval_shape(functools.partial(sample_tokens, call), slots)
@@ -213,13 +213,19 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
                     slots.values["noted"] or None)
 
 
+def find_prompts(rows: Rows, rows_N: jax.Array) -> jax.Array:
+    """The prompt of each row, whose number may be past the end; row b has prompt b if `rows.prompt_index` is None."""
+    rows_N = jnp.minimum(rows_N, len(rows.keys) - 1)
+    return rows_N if rows.prompt_index is None else rows.prompt_index[rows_N]
+
+
 def sample_tokens(call: Call, slots: Slots) -> tuple[model.KVCache, Any, dict]:
     """(cache, carry, values): feeds each slot its next input and samples a token; `values`, [N], are as in `Slots`."""
-    rows, hooks, num_rows = call.rows, call.hooks, len(call.rows.prompt_index)
+    rows, hooks, num_rows = call.rows, call.hooks, len(call.rows.keys)
     rows_N = jnp.minimum(slots.rows, num_rows - 1)
     edit = hooks.edit_at(rows_N, slots.steps) if hooks.edit_at else hooks.edit_residual
-    in_order = 1 < len(call.context.prefix.lengths) == num_rows == len(slots.rows)
-    context = call.context._replace(prompt_index=None if in_order else rows.prompt_index[rows_N])
+    in_order = rows.prompt_index is None and len(slots.rows) == num_rows
+    context = call.context._replace(prompt_index=None if in_order else find_prompts(rows, slots.rows))
     inputs = model.Inputs(slots.tokens, slots.steps)
     logits, cache = model.decode_step(call.params, call.config, context, inputs, slots.cache, edit)
     uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(rows.keys[rows_N], slots.steps)
@@ -235,13 +241,13 @@ def decode_once(call: Call, slots: Slots) -> Slots:
     """Samples one token in every slot; a slot whose completion is finished takes the next row of the queue."""
     cache, carry, values = sample_tokens(call, slots)
     rows, decoding, tokens = call.rows, call.decoding, values["completions"]
-    num_rows, limit = len(rows.prompt_index), decoding.max_new_tokens if rows.limit is None else rows.limit
+    num_rows, limit = len(rows.keys), decoding.max_new_tokens if rows.limit is None else rows.limit
     stopped = jnp.any(tokens[:, None] == jnp.array(decoding.eos_ids, jnp.int32)[None, :], -1)
     busy = slots.rows < num_rows
     finished = busy & (stopped | (slots.steps + 1 == limit))
     queued = slots.next_row + jnp.cumsum(finished, dtype=jnp.int32) - 1
     rows_N = jnp.minimum(jnp.where(finished, queued, slots.rows), num_rows)
-    first_N = call.context.prefix.last_tokens[rows.prompt_index[jnp.minimum(rows_N, num_rows - 1)]]
+    first_N = call.context.prefix.last_tokens[find_prompts(rows, rows_N)]
 
     def write(array, value, *index):  # idle slots have an index outside the array, which "drop" ignores
         return array.at[(slots.rows, *index)].set(value, mode="drop")
