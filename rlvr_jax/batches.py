@@ -1,64 +1,65 @@
 """How a host batch is cut into minibatches, devices and micro-batches, with little padding. Axes as in `model`."""
 
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Optional
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlvr_jax import parallel
 from rlvr_jax.model import local_prompts
 from rlvr_jax.records import Batch
 
-LONG = 64  # tokens from which on completions are expected to differ so much in length that padding costs
+LONG = 64  # from this many tokens on, completions may differ so much in length that cutting padding pays off
 
 
 def minibatches(batch: Batch, num_minibatches: int, seed: tuple) -> Iterator[Batch]:
-    """Random equal parts of the rows, drawn from `seed` on the host so that every process draws the same."""
+    """Random equal parts of the rows, a function of `seed` on the host, so that every process has the same."""
     order = np.random.default_rng(seed).permutation(len(batch.prompt_index))
     if num_minibatches == 1:
         order.sort()  # one part needs no shuffling, and sorted rows keep their prompts together
     for part in np.split(order, num_minibatches):
-        yield with_rows(batch, lambda x: x[part])
+        yield map_rows(batch, lambda x: x[part])
 
 
-def with_rows(batch: Batch, change: Callable) -> Batch:
-    """The batch with `change(array)` of every array that has a row for each completion; its prompts stay."""
+def map_rows(batch: Batch, change: Callable) -> Batch:
+    """Applies `change` to every array that has a row for each completion; the prompts stay."""
     return jax.tree.map(change, batch.replace(prompts=None)).replace(prompts=batch.prompts)
 
 
 def sort_by_length(batch: Batch, num_devices: int, num_micro: int) -> tuple[Batch, np.ndarray]:
-    """The rows in an order where micro-batches are of like length and groups together; and each row's place, i[B]."""
+    """Orders rows so that each micro-batch has similar lengths and groups stay together; also rows' places, i[B]."""
     rows, length = batch.completion_mask.shape
-    if len(buckets(length)) == 1:
+    if len(bucket_lengths(length)) == 1:
         return batch, np.arange(rows)
     lengths_B = np.max(np.where(batch.completion_mask, np.arange(length) + 1, 0), -1)
     longest_P = np.zeros(len(batch.prompts.lengths), int)
     np.maximum.at(longest_P, batch.prompt_index, lengths_B)
     order = np.lexsort((lengths_B, batch.prompt_index, longest_P[batch.prompt_index]))
     order = order.reshape(num_micro, num_devices, -1).swapaxes(0, 1).ravel()
-    return with_rows(batch, lambda x: x[order]), np.argsort(order)
+    return map_rows(batch, lambda x: x[order]), np.argsort(order)
 
 
 def shard_batch(batch: Batch, num_devices: int, num_micro: int) -> Batch:
     """Cuts a host batch into [devices, micro-batches, rows, ...], each piece with only the prompts its rows use."""
     prompts, index = local_prompts(batch.prompts, batch.prompt_index, num_devices * num_micro)
-    pieces = jax.tree.map(lambda x: np.asarray(x).reshape(num_devices * num_micro, -1, *x.shape[1:]),
-                          batch.replace(prompts=None))
-    return jax.tree.map(lambda x: x.reshape(num_devices, num_micro, *x.shape[1:]),
-                        pieces.replace(prompts=prompts, prompt_index=index))
+    sharded = map_rows(batch.replace(prompt_index=index.ravel()), lambda x: np.asarray(x).reshape(
+        num_devices, num_micro, -1, *x.shape[1:]))
+    return sharded.replace(prompts=jax.tree.map(lambda x: x.reshape(num_devices, num_micro, *x.shape[1:]), prompts))
 
 
-def buckets(length: int) -> list[int]:
-    """The lengths to which a micro-batch is cut, the shortest that holds its completions: padding is not computed."""
+def bucket_lengths(length: int) -> list[int]:
+    """The lengths that a micro-batch may be cut to: the shortest one that holds its completions saves most padding."""
     return [length // n for n in (8, 4, 2, 1)] if length >= LONG else [length]
 
 
-def in_buckets(mask_MxBxT: jax.Array, pmax: Callable) -> jax.Array:
-    """Which of the lengths each of M micro-batches is cut to, i32[M]: the same on all devices."""
-    longest_M = pmax(jnp.max(jnp.where(mask_MxBxT, jnp.arange(mask_MxBxT.shape[-1]) + 1, 0), (1, 2)))
-    return jnp.sum(longest_M[:, None] > jnp.array(buckets(mask_MxBxT.shape[-1]))[None, :-1], -1)
+def choose_buckets(mask_MxBxT: jax.Array, axis_name: Optional[str] = None) -> jax.Array:
+    """Which of `bucket_lengths` each of M micro-batches is cut to, i32[M]; the same on all devices of the axis."""
+    longest_M = jnp.max(jnp.where(mask_MxBxT, jnp.arange(mask_MxBxT.shape[-1]) + 1, 0), (1, 2))
+    longest_M = parallel.pmax(longest_M, axis_name)
+    return jnp.sum(longest_M[:, None] > jnp.array(bucket_lengths(mask_MxBxT.shape[-1]))[None, :-1], -1)
 
 
-def first_tokens(batch: Batch, size: int) -> Batch:
-    """The rows without what stands behind their first `size` tokens."""
-    return with_rows(batch, lambda x: x[:, :size] if x.ndim > 1 else x)
+def truncate(batch: Batch, size: int) -> Batch:
+    """Truncates rows to `size` tokens."""
+    return map_rows(batch, lambda x: x[:, :size] if x.ndim > 1 else x)

@@ -1,12 +1,12 @@
-"""What a script says in one line, without a traceback."""
+"""Errors that a script reports in one line, without a traceback."""
 
 
 class UserError(Exception):
-    """Something the user can fix. Scripts print the message as one line and exit 1, without a traceback."""
+    """Something the user can fix. Scripts print the message as one line and exit with code 1."""
 
 
 class Interrupted(Exception):
-    """A run saved itself and stopped because of a signal; `exit_code` is 128 + its number, as shells have it."""
+    """A signal stopped a run, which has saved itself; `exit_code` is 128 + the signal's number, as in shells."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)

@@ -168,26 +168,24 @@ def grpo_step(programs, problems, reward, config, state, step):
     return state, Record(prompt_batch, rollouts, scored, batch, metrics)
 
 
-def check(config: GRPOConfig, devices: Optional[int] = None) -> int:
-    """Rows of a micro-batch on each device (by default, of all devices). Raises UserError if a group does not divide,
-    or if the rows of a step do not divide among minibatches and devices."""
+def check(config: GRPOConfig) -> int:
+    """Rows of a micro-batch on each device. Raises UserError if a group does not divide, or if the rows of a step do
+    not divide among minibatches and devices."""
     if config.group_size % config.loss_group_size:
         raise UserError(f"--group_size={config.group_size} is not a multiple of --update_group_size="
                         f"{config.update_group_size}")
     flag = "update_group_size" if config.update_group_size else "group_size"
-    return learner.micro_rows(config.update, config.num_prompts * config.loss_group_size,
-                              devices or parallel.device_count(), f"--num_prompts x --{flag}")
+    return learner.micro_rows(config.update, config.num_prompts * config.loss_group_size, f"--num_prompts x --{flag}")
 
 
-def compile_programs(policy: Policy, config: GRPOConfig, devices: Optional[list] = None) -> Programs:
-    """The three programs of a run, each compiled at its first call. For ahead-of-time compilation targets, `sample` and
-    `update` have the attribute `mapped`, which compiles from shapes."""
+def compile_programs(policy: Policy, config: GRPOConfig) -> Programs:
+    """The three programs of a run, each compiled at its first call."""
     optimizer = make_optimizer(config)
     decoding = Decoding(policy.eos_ids, config.sampling.max_new_tokens, config.sampling.num_slots,
                         by_layer=config.sample_by_layer, attend=ATTENTION[config.update.attention].cache)
-    sample = sampler.make_sampler(policy.config, decoding, devices=devices)
-    statistics = learner.map_statistics(policy.config, config.update, 1, devices)
-    update = learner.map_update(policy.config, config.update, config.loss, optimizer, config.loop.seed, devices)
+    sample = sampler.make_sampler(policy.config, decoding)
+    statistics = learner.map_statistics(policy.config, config.update, 1)
+    update = learner.map_update(policy.config, config.update, config.loss, optimizer, config.loop.seed)
     return Programs(sample, lambda params, batch: statistics(params, batch)[0], update)
 
 
@@ -202,7 +200,7 @@ def initial_state(policy: Policy, config: GRPOConfig) -> LearnerState:
 
 
 def curriculum(config: GRPOConfig, problems: Problems, step: int) -> PromptBatch:
-    """The problem of each completion of a step, from shuffled epochs. A problem with k copies occurs k times in each."""
+    """The problem of each completion of a step, from shuffled epochs; one with k copies occurs k times in each."""
     epoch = np.repeat(np.arange(len(problems.copies), dtype=np.int32), problems.copies)
     positions = (step - 1) * config.num_prompts + np.arange(config.num_prompts)
     orders = {e: np.random.default_rng((config.loop.seed, e, 0, EPOCH_ORDER)).permutation(epoch)
@@ -215,47 +213,37 @@ def sample_and_score(programs: Programs, reward: Callable, config: GRPOConfig, p
                      prompt_batch: PromptBatch) -> tuple[Rollouts, Scored]:
     """Returns the rollouts to learn from and their rewards. Samples zero-variance groups again, up to `max_resamples`
     times. The reward sees whole groups; only the first `loss_group_size` completions of each reach the update."""
-    size = config.loss_group_size
-    learnt = np.arange(len(prompt_batch.index)).reshape(-1, config.group_size)[:, :size].ravel()
+    row_NxG = np.arange(len(prompt_batch.index)).reshape(-1, config.group_size)
+    learnt = row_NxG[:, : config.loss_group_size].ravel()
+    kept_NxG = np.arange(len(learnt)).reshape(-1, config.loss_group_size)
 
     def live(scored):
-        return live_groups(scored.reward.reshape(-1, size))
+        return live_groups(scored.reward.reshape(kept_NxG.shape))
 
-    rollouts = scored = None
-    for attempt in range(config.max_resamples + 1):
-        drawn = programs.sample(params, prompt_batch.prompts, prompt_batch.index, Request(
+    def sample(attempt: int) -> tuple[Rollouts, Scored]:
+        rollouts = programs.sample(params, prompt_batch.prompts, prompt_batch.index, Request(
             config.loop.seed, prompt_batch.step, config.update.temperature, repeats=config.group_size,
             first_row=attempt * len(prompt_batch.index)))  # new random keys for each attempt
-        fresh = jax.tree.map(lambda x: x[learnt], (drawn, reward(drawn, params, prompt_batch.step, attempt)))
-        if attempt == 0:
-            rollouts, scored = fresh
-        else:
-            dead, alive = np.flatnonzero(~live(scored)), np.flatnonzero(live(fresh[1]))
-            count = min(len(dead), len(alive))  # live groups of the new rollouts replace dead ones
-            to, source = rows_of(dead[:count], size), rows_of(alive[:count], size)
-            rollouts, scored = jax.tree.map(lambda old, new: replaced(old, to, new[source]), (rollouts, scored), fresh)
-        if live(scored).all():
+        return jax.tree.map(lambda x: x[learnt], (rollouts, reward(rollouts, params, prompt_batch.step, attempt)))
+
+    rollouts, scored = sample(0)
+    for attempt in range(1, config.max_resamples + 1):
+        dead = np.flatnonzero(~live(scored))
+        if not len(dead):
             break
+        fresh, source_NxG = sample(attempt), kept_NxG.copy()
+        alive = np.flatnonzero(live(fresh[1]))[: len(dead)]
+        source_NxG[dead[: len(alive)]] = len(learnt) + kept_NxG[alive]  # live groups replace zero-variance ones
+        rollouts, scored = jax.tree.map(lambda old, new: np.concatenate([old, new])[source_NxG.ravel()],
+                                        (rollouts, scored), fresh)
     return rollouts, scored
-
-
-def rows_of(groups: np.ndarray, size: int) -> np.ndarray:
-    """Row numbers of the completions of these groups."""
-    return (groups[:, None] * size + np.arange(size)).ravel()
-
-
-def replaced(rows: np.ndarray, index: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A copy of `rows` with new values at `index`; arrays from a device are read-only."""
-    rows = rows.copy()
-    rows[index] = values
-    return rows
 
 
 def make_batch(config: GRPOConfig, prompts: Prompts, rollouts: Rollouts, scored: Scored) -> Batch:
     """The rollouts with their advantages. Completions that must not influence the update lose their mask: those of
     zero-variance groups under `drop_dead_groups`, truncated ones under `mask_truncated`."""
     rewards_NxG = scored.reward.reshape(-1, config.loss_group_size)
-    advantages_B = np.asarray(config.loss.resolved().advantages(rewards_NxG)).reshape(-1)
+    advantages_B = np.asarray(config.loss.resolve().advantages(rewards_NxG)).reshape(-1)
     influence_B = np.ones(len(advantages_B), bool)
     if config.drop_dead_groups:
         influence_B &= np.repeat(live_groups(rewards_NxG), config.loss_group_size)

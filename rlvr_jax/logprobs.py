@@ -1,7 +1,5 @@
-"""Log-probabilities of given completions: the training side of the policy.
-
-The sampler records the same numbers token by token as it draws (invariant 3). Axis letters as in `model`.
-"""
+"""Log-probabilities of given completions, which the sampler records too, token by token (invariant 3). Axis letters as
+in `model`."""
 
 import math
 from typing import Callable, NamedTuple
@@ -17,24 +15,20 @@ from rlvr_jax.records import Batch
 
 def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: jax.Array, temperature: float,
                    max_logits: int = 2**25, self_certainty: bool = False) -> tuple[jax.Array, ...]:
-    """Log-probability of each target and entropy of each distribution at `temperature`, f32[B,T] nats.
-
-    With `self_certainty` also KL(uniform || policy) of each distribution (Intuitor, arXiv 2505.19590).
-
-    Works through the tokens in chunks of at most `max_logits` logits and recomputes them in the backward pass: the
-    [B,T,V] array would be the largest of a training step.
-    """
+    """Log-probability of each target and entropy of each distribution at `temperature`, f32[B,T] nats; with
+    `self_certainty` also KL(uniform || policy) of each distribution (Intuitor, arXiv 2505.19590). Works in chunks of at
+    most `max_logits` logits, recomputed in the backward pass: [B,T,V] would be the largest array of a training step."""
     b, t, d = hidden_BxTxD.shape
     num_chunks = -(-b * t // max(1, max_logits // params["embed"].shape[0]))
     chunk = -(-b * t // num_chunks)
 
-    def chunked(x):
+    def cut_chunks(x):
         flat = x.reshape(b * t, *x.shape[2:])
         padded = jnp.pad(flat, [(0, num_chunks * chunk - b * t)] + [(0, 0)] * (flat.ndim - 1))
         return padded.reshape(num_chunks, chunk, *flat.shape[1:])
 
     @jax.checkpoint
-    def one_chunk(args):
+    def score_chunk(args):
         hidden, targets = args
         logprobs = jax.nn.log_softmax(model.head(params, hidden) / temperature)
         chosen = jnp.take_along_axis(logprobs, targets[:, None], axis=1)[:, 0]
@@ -42,7 +36,7 @@ def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: j
         certainty = (-jnp.mean(logprobs, -1) - math.log(logprobs.shape[-1]),) if self_certainty else ()
         return chosen, entropy, *certainty
 
-    values = lax.map(one_chunk, (chunked(hidden_BxTxD), chunked(targets_BxT)))
+    values = lax.map(score_chunk, (cut_chunks(hidden_BxTxD), cut_chunks(targets_BxT)))
     return tuple(x.reshape(-1)[: b * t].reshape(b, t) for x in values)
 
 
@@ -51,17 +45,14 @@ class Scoring(NamedTuple):
 
     max_logits: int = 2**25  # most logits (tokens x vocabulary) held at once
     remat: bool = False  # recompute layers in the backward pass
-    attend: Callable = ops.causal_attention  # of long rows
-    self_certainty: bool = False  # return that, too
+    attend: Callable = ops.causal_attention  # attention of long rows
+    self_certainty: bool = False  # also return it
 
 
 def completion_logprobs(params: model.Params, config: ModelConfig, batch: Batch, temperature,
                         how: Scoring = Scoring()) -> tuple[jax.Array, ...]:
-    """(logprobs, entropy), f32[B,T], of every completion token given its prompt and the tokens before it.
-
-    Of the batch only `prompts`, `prompt_index` and `completions` are read. Self-certainty comes third, where it is
-    asked for (`token_logprobs`).
-    """
+    """(logprobs, entropy), f32[B,T], of every completion token given its prompt and the tokens before it; with
+    `how.self_certainty` that is third. Reads only `prompts`, `prompt_index` and `completions` of the batch."""
     rows = model.ForwardOptions(how.remat, how.attend)
     params = parallel.all_gather_parts(params, config.dtype, but="layers", reused=True)
     prefix = model.prefill(params, config, batch.prompts, rows)

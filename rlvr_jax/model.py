@@ -1,15 +1,13 @@
 """The transformer, as functions over a pytree of parameters.
 
-One `layer` serves two callers: `forward` scans it over stacked parameters (training, prefill), `decode_step` unrolls
-it (a scan inside a decoding loop would copy every weight at every token). What a layer can look back at is a visible
-value: `Prefix` holds the keys and values of the prompts, shared by all completions; `KVCache` those decoded so far.
+The architecture is Llama's (Touvron et al., arXiv 2302.13971) with the switches that Qwen2 (query/key/value biases) and
+Qwen3 (query/key norms) need. One `layer` serves two callers: `forward` scans it over stacked parameters (training,
+prefill), `decode_step` unrolls it (a scan inside a decoding loop would copy every weight at every token). Callers pass
+what it attends to: `Prefix` holds keys and values of the prompts, shared by all completions; `KVCache` decoded ones.
 
 Array names carry their axes: B rows (completions), P distinct prompts, S prompt positions, T positions of a row,
 W cache window, D width, H query heads, K key/value heads, R = H/K query heads per key/value head, E head size,
 F feed-forward width, V vocabulary, L layers.
-
-The architecture is Llama's (Touvron et al., arXiv 2302.13971) with the switches that Qwen2 (query/key/value biases)
-and Qwen3 (query/key norms) need.
 """
 
 import dataclasses
@@ -55,23 +53,23 @@ class ModelConfig:
     @classmethod
     def from_json(cls, fields: dict) -> "ModelConfig":
         scaling = fields.get("rope_scaling")
-        return cls(**fields | {"rope_scaling": RopeScaling(**scaling) if scaling else None})
+        return cls(**fields | {"rope_scaling": scaling and RopeScaling(**scaling)})
 
 
-# {"embed": [V,D], "layers": {name: [L,...]}, "final_norm": [D], "head": [D,V] unless tied}, and what `adapters.py` adds
+# {"embed": [V,D], "layers": {name: [L,...]}, "final_norm": [D], "head": [D,V] unless tied}, and leaves of an adapter
 Params = dict
-KEPT = "attention"  # of long rows: kept where layers are recomputed, as it is small and takes long
+KEPT = "attention"  # name of the outputs that rematerialisation keeps in long rows: small, and slow to recompute
 EditResidual = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (layer, x_BxTxD, positions_BxT) -> x_BxTxD
 
 
 class ForwardOptions(NamedTuple):
-    """How whole rows go through the layers; hashable, so that it may be static under jit."""
+    """How `forward` runs whole rows; hashable, so that it may be static under jit."""
 
     remat: bool = False  # recompute each layer in the backward pass instead of keeping its activations
-    attend: Callable = ops.causal_attention  # of long rows: `rows` of `ops.ATTENTION`
+    attend: Callable = ops.causal_attention  # attention of long rows: `rows` of `ops.ATTENTION`
     keep_kv: bool = False  # return each layer's (keys, values), [L,B,T,K,E]
     edit_residual: Optional[EditResidual] = None  # applied to the output of every layer
-    read_residual: Optional[Callable] = None  # x_BxTxD -> what to return of every layer's output, as edited
+    read_residual: Optional[Callable] = None  # of each layer's output x_BxTxD, after the edit, return this instead
 
 
 @flax.struct.dataclass
@@ -85,30 +83,30 @@ class Prefix:
 
 
 class Layout(NamedTuple):
-    """What decoding keeps in a device's memory, and how; hashable, so that it may be static under jit."""
+    """How decoding uses a device's memory; hashable, so that it may be static under jit."""
 
     axis: int = 1  # of a cache's window: 1 for [B,W,K,E], 2 for [B,K,W,E]
-    cast: bool = False  # weights are cast once, before the loop
-    grows: bool = False  # the window grows with the completions; else a step reads a bucket of the whole one
-    shrinks: bool = False  # where half of the slots are idle at the end, the others go on alone
+    cast: bool = False  # cast the weights once, before the loop
+    grows: bool = False  # enlarge the cache with the completions; else each step reads a part of the whole cache
+    shrinks: bool = False  # drop idle slots at the end, each time half of them are
 
 
-# A TPU would copy the cache to read a bucket along axis 1, and a GPU every bucket; it would cast at every token, too.
+# The CPU's layout would make TPUs copy the cache at each read, GPUs each part they read, and both cast at each token.
 LAYOUTS = {"cpu": Layout(shrinks=True), "tpu": Layout(axis=2, cast=True), "gpu": Layout(axis=2, cast=True, grows=True)}
 
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of decoded tokens, one array a layer so that a decoding step updates them in place."""
+    """Keys and values of decoded tokens, in one array for each layer so that decoding updates them in place."""
 
-    layers: tuple  # L x (keys, values), each [B,W,K,E] or as the layout has it
+    layers: tuple  # L x (keys, values), each [B,W,K,E] or [B,K,W,E], see `Layout.axis`
     layout: Layout = flax.struct.field(pytree_node=False)
 
 
 class Context(NamedTuple):
     """What does not change from one decoded token to the next."""
 
-    layers: list  # of each layer (weights, prefix keys, prefix values)
+    layers: list  # (weights, prefix keys, prefix values) of each layer
     prefix: Prefix
     prompt_index: Optional[jax.Array]  # i32[B] the prompt that each row continues; None: row b continues prompt b
     # (q_Bx1xHxE, segment of the prompt, (keys_BxKxWxE, values_BxKxWxE), positions filled i32[B]) -> mixed_Bx1x(H*E)
@@ -116,14 +114,14 @@ class Context(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """One token of each row. Rows may stand at different steps."""
+    """One token of each row; rows may be at different steps."""
 
     tokens: jax.Array  # i32[B]
     steps: jax.Array  # i32[B] how many inputs of its completion each row had before
 
 
 def init_params(key: jax.Array, config: ModelConfig) -> Params:
-    """Draws float32 parameters: normal with std 0.02, residual outputs scaled by 1/sqrt(2L) (GPT-2), norms at one."""
+    """Random float32 parameters: normal with std 0.02, residual outputs scaled by 1/sqrt(2L) (GPT-2), norms at 1."""
     c, keys = config, iter(jax.random.split(key, 16))
 
     def normal(*shape, std=0.02):
@@ -147,17 +145,14 @@ def init_params(key: jax.Array, config: ModelConfig) -> Params:
 
 def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.Array, attend: Callable,
           first_BxT: jax.Array) -> tuple:
-    """One pre-norm block. `attend(q_BxTxHxE, k_BxTxKxE, v_BxTxKxE) -> (mixed_BxTx(H*E), kept)` owns masks and caches.
-
-    `first_BxT`, bool: where the first token of a completion is predicted.
-
-    Returns `(x_BxTxD, kept)`. Every weight is cast to x's dtype, so float32 parameters compute in `config.dtype`.
-    """
+    """One pre-norm block: `(x_BxTxD, kept)`. `attend(q_BxTxHxE, k_BxTxKxE, v_BxTxKxE) -> (mixed_BxTx(H*E), kept)`
+    applies masks and caches. `first_BxT`, bool, marks positions that predict the first token of a completion. Weights
+    are cast to x's dtype, so float32 parameters compute in `config.dtype`."""
     def project(name, x, scale=None):
         y = ops.linear(x, p[name].astype(x.dtype))
         if name + "_lora_a" in p:
             a, b = p[name + "_lora_a"], p["lora_scale"] * p[name + "_lora_b"]  # in float32, as alpha/r may need it
-            if a.shape[1] == 1:  # XLA fuses a product of rank 1 with what follows, which then has other last bits
+            if a.shape[1] == 1:  # XLA fuses rank-1 products, which breaks bitwise agreement of sampler and learner
                 a, b = jnp.pad(a, ((0, 0), (0, 1))), jnp.pad(b, ((0, 1), (0, 0)))
             y += ops.linear(ops.linear(x, a.astype(x.dtype)), b.astype(x.dtype))
         y = y if scale is None else y * scale
@@ -172,7 +167,7 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
     mixed, kept = attend(ops.rotate(q, positions_BxT, frequencies), ops.rotate(k, positions_BxT, frequencies), v)
     x = x_BxTxD + project("o", mixed)
     h = ops.rms_norm(x, p["mlp_norm"], config.norm_eps)
-    x = x + project("down", *ops.gated(project("gate", h), project("up", h))).astype(x.dtype)
+    x = x + project("down", *ops.swiglu(project("gate", h), project("up", h))).astype(x.dtype)
     if "vector" in p:
         x = x + p["vector"].astype(x.dtype)[None, None]
     if "first_vector" in p:
@@ -181,29 +176,25 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
 
 
 def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_queries: int) -> tuple:
-    """What `attention` needs to look at each row's prompt; a single prompt is shared instead of copied B times.
-
-    `prompt_index_B` None says that row b continues prompt b: nothing has to be copied.
-    """
+    """The segment, of `ops.attention`, with which each row sees its prompt: a single prompt is not copied B times, and
+    nothing is copied if `prompt_index_B` is None, so that row b continues prompt b."""
     num_prompts, size = keys_PxSxKxE.shape[:2]
     lengths_B = lengths_P if prompt_index_B is None else lengths_P[prompt_index_B]
     mask_BxS = jnp.arange(size)[None, :] < lengths_B[:, None]
     mask_BxTxS = jnp.broadcast_to(mask_BxS[:, None], (len(lengths_B), num_queries, size))
-    at = ... if prompt_index_B is None else 0 if num_prompts == 1 else prompt_index_B
-    return keys_PxSxKxE[at], values_PxSxKxE[at], mask_BxTxS
+    if prompt_index_B is None:
+        return keys_PxSxKxE, values_PxSxKxE, mask_BxTxS
+    rows = 0 if num_prompts == 1 else prompt_index_B
+    return keys_PxSxKxE[rows], values_PxSxKxE[rows], mask_BxTxS
 
 
 def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: Optional[Prefix] = None,
             prompt_index_B: Optional[jax.Array] = None, how: ForwardOptions = ForwardOptions()) -> tuple:
-    """Runs whole rows through the layers.
+    """Runs whole rows through the layers: `(hidden_BxTxD, kept)`, the states after the final norm and what `how` keeps
+    of each layer, [L,...]. Inputs are i32, right-padded; no position sees later ones, so padding needs no mask.
 
-    Args:
-      tokens_BxT: i32 inputs, right-padded; padding is never seen by earlier positions, so it needs no mask here.
-      prefix: what precedes every row (gradients flow into it); row b continues prompt `prompt_index_B[b]`, and its
-        first input predicts the first token of a completion. Without it no input does.
-
-    Returns:
-      `(hidden_BxTxD, kept)`: the states after the final norm, and for each layer, [L,...], what `how` asks for.
+    Row b continues prompt `prompt_index_B[b]` of the prefix, into which gradients flow; its first input predicts the
+    first token of a completion. Without a prefix no input does.
     """
     b, t = tokens_BxT.shape
     starts_B = jnp.zeros(b, jnp.int32) if prefix is None else prefix.lengths[prompt_index_B]
@@ -240,8 +231,8 @@ def prefill(params: Params, config: ModelConfig, prompts: Prompts, how: ForwardO
     return Prefix(keys, values, prompts.lengths - 1, last_tokens_P)
 
 
-def cast(params: Params, dtype: str) -> Params:
-    """Weights in another type, but for norms and LoRA's factors, which are used in float32."""
+def cast_weights(params: Params, dtype: str) -> Params:
+    """Casts all parameters except norms and LoRA's factors, which are used in float32."""
     return jax.tree_util.tree_map_with_path(lambda path, x: x if re.search(
         "norm|lora", jax.tree_util.keystr(path)) else x.astype(dtype), params)
 
@@ -253,33 +244,31 @@ def head(params: Params, hidden: jax.Array) -> jax.Array:
     return ops.float32_einsum("...d,vd->...v", hidden, params["embed"].astype(hidden.dtype))
 
 
-def unroll(params: Params, prefix: Prefix, prompt_index_B: Optional[jax.Array] = None) -> Context:
-    """The layers one by one, for `decode_step`: sliced once, outside the decoding loop."""
+def unroll_layers(params: Params, prefix: Prefix, prompt_index_B: Optional[jax.Array] = None) -> Context:
+    """The layers one by one, for `decode_step`. Call it outside the decoding loop, which then slices no weights."""
     stacked = (params["layers"], prefix.keys, prefix.values)
     layers = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(prefix.keys))]
     return Context(layers, prefix, prompt_index_B)
 
 
 def init_cache(config: ModelConfig, rows: int, window: int, layout: Layout = Layout()) -> KVCache:
-    shape = tuple(np.insert([rows, config.num_kv_heads, config.head_dim], layout.axis, window))
+    heads, size = config.num_kv_heads, config.head_dim
+    shape = (rows, window, heads, size) if layout.axis == 1 else (rows, heads, window, size)
     return KVCache(tuple(tuple(jnp.zeros(shape, config.dtype) for _ in "kv")  # not shared, so that it can be donated
                          for _ in range(config.num_layers)), layout)
 
 
 def decode_step(params: Params, config: ModelConfig, context: Context, inputs: Inputs, cache: KVCache,
                 edit_residual: Optional[EditResidual] = None) -> tuple[jax.Array, KVCache]:
-    """Feeds one token a row.
-
-    A row that starts over only sets its step to 0: what the cache holds beyond a row's step is masked. Attention reads
-    the smallest power-of-two bucket of the cache that holds the farthest row, or all of one that grows, where it is
-    not left to `context.attend`.
-
-    Returns `(logits_BxV f32, cache)`.
-    """
-    (layers, prefix, prompt_index_B, attend), (tokens_B, steps_B), axis = context, inputs, cache.layout.axis
+    """Feeds one token of each row: `(logits_BxV f32, cache)`. To start over, a row sets its step to 0, since the cache
+    beyond a row's step is masked. Attention reads the smallest power-of-two part of the cache that holds the farthest
+    row, or all of a cache that grows; `context.attend` replaces it."""
+    prefix, prompt_index_B, attend = context.prefix, context.prompt_index, context.attend
+    tokens_B, steps_B = inputs
+    axis = cache.layout.axis
     rows_B, window = jnp.arange(len(tokens_B)), cache.layers[0][0].shape[axis]
-    at = ((rows_B, steps_B) if axis == 1 else
-          (rows_B[:, None], jnp.arange(config.num_kv_heads)[None], steps_B[:, None]))  # a slice for K would turn axes
+    place = ((rows_B, steps_B) if axis == 1 else  # indices of all heads, as a slice would move their axis
+             (rows_B[:, None], jnp.arange(config.num_kv_heads)[None], steps_B[:, None]))
     starts_B = prefix.lengths if prompt_index_B is None else prefix.lengths[prompt_index_B]
     positions_Bx1 = (starts_B + steps_B)[:, None]
     buckets = [64 * 2**i for i in range(24) if 64 * 2**i < window and not cache.layout.grows] + [window]
@@ -288,9 +277,9 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
         bucket = jnp.sum(jnp.max(steps_B) >= jnp.array(buckets[:-1], jnp.int32))
     seen_Bx1xW = (jnp.arange(window)[None, :] <= steps_B[:, None])[:, None]
     x, kept = params["embed"][tokens_B[:, None]].astype(config.dtype), []
-    for i, (p, prefix_keys, prefix_values) in enumerate(layers):
+    for i, (p, prefix_keys, prefix_values) in enumerate(context.layers):
         def mix(q, k, v):
-            kv = tuple(old.at[at].set(new[:, 0]) for old, new in zip(cache.layers[i], (k, v)))
+            kv = tuple(old.at[place].set(new[:, 0]) for old, new in zip(cache.layers[i], (k, v)))
             prompt = prefix_segment(prefix_keys, prefix_values, prefix.lengths, prompt_index_B, 1)
             if attend is not None:
                 return attend(q, prompt, tuple(jnp.moveaxis(x, axis, 2) for x in kv), steps_B + 1), kv
@@ -310,11 +299,9 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
 
 def local_prompts(prompts: Prompts, prompt_index_B: np.ndarray, pieces: int, repeats: int = 1,
                   cut: bool = False) -> tuple[Prompts, np.ndarray]:
-    """Cuts rows into equal pieces, each with just the prompts it uses: (prompts [pieces,P',S], index [pieces,B']).
-
-    Groups of `repeats` rows are known to share a prompt; `cut` says that the first row may stand inside a group. P' is
-    what a piece could need at most, so that shapes stay the same for a whole run. Raises ValueError if it needs more.
-    """
+    """Cuts rows into equal pieces, each with only the prompts it uses: (prompts [pieces,P',S], index [pieces,B']).
+    `repeats` consecutive rows share a prompt; `cut` says that the first row may be inside such a group. P' is the most
+    that a piece may need, so that shapes stay the same for a whole run. Raises ValueError if a piece needs more."""
     index = np.asarray(prompt_index_B).reshape(pieces, -1)
     size = index.shape[1]
     slots = min(len(prompts.lengths), size, size // repeats + (2 if size % repeats else cut))

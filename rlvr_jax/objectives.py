@@ -1,8 +1,8 @@
 """Advantages and policy losses as small pure functions, and the table of published combinations.
 
-Everything here is elementwise or a sum over one axis: no model, no keys, no devices. N groups (each row of a batch of
-problems is its own group, even when all rows hold the same problem), G completions a group, B = N*G, T tokens.
-Log-probabilities are float32 nats at the sampling temperature. Advantages are of completions, [B], or of tokens, [B,T].
+Everything is elementwise or a sum over one axis. N groups, normalised separately even if all share a problem; G
+completions a group, B = N*G, T tokens. Log-probabilities are float32 nats at the sampling temperature. Advantages are
+of completions, [B], or of tokens, [B,T].
 """
 
 from typing import Callable, NamedTuple, Optional
@@ -13,10 +13,8 @@ from jax import lax
 
 
 def group_advantages(rewards_NxG: jax.Array) -> jax.Array:
-    """(r - mean) / (std + 1e-6) with the Bessel-corrected std (GRPO, arXiv 2402.03300; as coded in One-Shot-RLVR).
-
-    Equal rewards give exactly 0; a group of one is compared with mean 0 and std 1, as there.
-    """
+    """(r - mean) / (std + 1e-6) with the Bessel-corrected std (GRPO, arXiv 2402.03300). Equal rewards give exactly 0. A
+    group of one keeps its raw reward, as in the released code of One-Shot-RLVR."""
     if rewards_NxG.shape[1] == 1:
         return rewards_NxG
     centred = centred_advantages(rewards_NxG)
@@ -36,17 +34,17 @@ def leave_one_out_advantages(rewards_NxG: jax.Array) -> jax.Array:
 
 
 def no_advantages(rewards_NxG: jax.Array) -> jax.Array:
-    """0: nothing is learnt from rewards. With a negative entropy bonus entropy is minimised (arXiv 2505.20282)."""
+    """0: rewards teach nothing. A negative entropy bonus alone minimises entropy (arXiv 2505.20282)."""
     return rewards_NxG * 0.0
 
 
 def live_groups(rewards_NxG):
-    """bool[N]: all but zero-variance groups, whose rewards are equal and teach nothing; a group of one is live."""
+    """bool[N]: all but zero-variance groups, whose equal rewards teach nothing; a group of one is live."""
     return (rewards_NxG != rewards_NxG[:, :1]).any(-1) | (rewards_NxG.shape[1] == 1)
 
 
 def per_token(advantages):
-    """Advantages of completions, [B], or of tokens, [B,T], in a shape that multiplies [B,T]."""
+    """Advantages [B] or [B,T] in a shape that multiplies [B,T]."""
     return advantages if advantages.ndim == 2 else advantages[:, None]
 
 
@@ -57,19 +55,19 @@ def sequence_log_ratio(logprobs_BxT, old_logprobs_BxT, mask_BxT):
     return jnp.broadcast_to(mean_Bx1, mask_BxT.shape)
 
 
-def clipped(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
+def ppo_clip(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
     """-min(rho A, clip(rho, 1-low, 1+high) A) a token, rho = policy / old policy (PPO, arXiv 1707.06347)."""
     ratio, advantages = jnp.exp(logprobs_BxT - old_logprobs_BxT), per_token(advantages)
     return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - low, 1 + high) * advantages)
 
 
-def sequence_clipped(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
-    """As `clipped`, with one ratio a sequence: exp of the mean log-ratio of its tokens (GSPO, arXiv 2507.18071)."""
-    return clipped(sequence_log_ratio(logprobs_BxT, old_logprobs_BxT, mask_BxT), 0.0, advantages, mask_BxT, low, high)
+def gspo_clip(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
+    """`ppo_clip` with one ratio for each sequence: exp of the mean log-ratio of its tokens (GSPO, arXiv 2507.18071)."""
+    return ppo_clip(sequence_log_ratio(logprobs_BxT, old_logprobs_BxT, mask_BxT), 0.0, advantages, mask_BxT, low, high)
 
 
 def capped_weight(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
-    """-sg(min(rho, 1+high)) A log pi: every token keeps a gradient (CISPO, arXiv 2506.13585). `low` is unused there."""
+    """-sg(min(rho, 1+high)) A log pi: every token keeps a gradient (CISPO, arXiv 2506.13585). `low` is unused."""
     ratio = jnp.minimum(jnp.exp(logprobs_BxT - old_logprobs_BxT), 1 + high)
     return -lax.stop_gradient(ratio) * per_token(advantages) * logprobs_BxT
 
@@ -81,12 +79,12 @@ def score_function(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, hi
 
 def k3_kl(logprobs_BxT, ref_logprobs_BxT):
     """exp(d) - d - 1 with d = ref - policy, clipped to 10: the low-variance estimate of KL(policy || reference)."""
-    difference = jnp.clip(ref_logprobs_BxT - logprobs_BxT, -20, 20)  # else exp overflows, and the gradient is 0 * inf
+    difference = jnp.clip(ref_logprobs_BxT - logprobs_BxT, -20, 20)  # an overflow would make the gradient 0 * inf
     return jnp.clip(jnp.exp(difference) - difference - 1, -10, 10)
 
 
-# A normaliser gives the weight of each token and each row's share of the divisor: loss = sum(weights * terms) /
-# sum(shares), both summed over the whole batch, all devices and micro-batches. Rows without tokens count nowhere.
+# A normaliser returns the weight of each token, [B,T], and each row's share of the divisor, [B]: the loss is
+# sum(weights * terms) / sum(shares), over all rows of all devices and micro-batches. Rows without tokens do not count.
 def token_mean(mask_BxT):
     return mask_BxT, jnp.sum(mask_BxT, -1)
 
@@ -104,7 +102,7 @@ def sequence_sum(mask_BxT):
 
 
 class Objective(NamedTuple):
-    """A row of the table: three functions, the clip range and entropy bonus its paper uses, and what is clipped."""
+    """A row of the table: three functions, and the clip range and entropy bonus of its paper."""
 
     advantages: Callable
     token_loss: Callable
@@ -112,15 +110,15 @@ class Objective(NamedTuple):
     clip_low: float = 0.2
     clip_high: float = 0.2
     entropy_coef: float = 0.0
-    log_ratio: Optional[Callable] = None  # of what is compared with the clip range, [B,T]; None: each token's
+    log_ratio: Optional[Callable] = None  # log of the ratio that the clip range limits, [B,T]; None: each token's
 
 
 OBJECTIVES = {
-    "one_shot": Objective(group_advantages, clipped, token_mean),  # the released One-Shot-RLVR code
-    "grpo": Objective(group_advantages, clipped, sequence_mean),
-    "dr_grpo": Objective(centred_advantages, clipped, constant_length),
-    "dapo": Objective(group_advantages, clipped, token_mean, 0.2, 0.28),
-    "gspo": Objective(group_advantages, sequence_clipped, sequence_mean, 3e-4, 4e-4, log_ratio=sequence_log_ratio),
+    "one_shot": Objective(group_advantages, ppo_clip, token_mean),  # the released One-Shot-RLVR code
+    "grpo": Objective(group_advantages, ppo_clip, sequence_mean),
+    "dr_grpo": Objective(centred_advantages, ppo_clip, constant_length),
+    "dapo": Objective(group_advantages, ppo_clip, token_mean, 0.2, 0.28),
+    "gspo": Objective(group_advantages, gspo_clip, sequence_mean, 3e-4, 4e-4, log_ratio=sequence_log_ratio),
     "cispo": Objective(group_advantages, capped_weight, token_mean, 1.0, 4.0),
     "reinforce": Objective(centred_advantages, score_function, token_mean),
     "rloo": Objective(leave_one_out_advantages, score_function, sequence_sum),

@@ -1,4 +1,4 @@
-"""What a layer is made of: products, norms, rotary positions, attention over segments. Axis letters as in `model`."""
+"""The operations of a layer: products, norms, rotary positions, attention. Axis letters as in `model`."""
 
 import dataclasses
 import functools
@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-SHORT = 256  # the most tokens of rows whose scores are computed at once
+SHORT = 256  # attention scores of rows up to this many tokens are computed at once
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's stretch of rotary wavelengths longer than the original window (Llama 3.1 release)."""
+    """Llama 3 stretches rotary wavelengths longer than the original window (Llama 3.1 release)."""
 
     factor: float
     low_freq_factor: float
@@ -24,10 +24,8 @@ class RopeScaling:
 
 @jax.custom_vjp
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [..., D] @ weight [D, F], with a weight gradient that needs no transposed copy of the activations.
-
-    JAX's own gradient is the transpose of a product over two batch axes, for which XLA on CPU copies both operands.
-    """
+    """x [..., D] @ weight [D, F]. JAX's own gradient of the weight is the transpose of a product over two batch axes,
+    for which XLA copies both operands on a CPU; this one copies nothing."""
     return x @ weight
 
 
@@ -42,7 +40,7 @@ linear.defvjp(lambda x, weight: (x @ weight, (x, weight)), linear_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def float32_einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """An einsum in float32, whose gradients are products in the operands' own type, which is faster in 16 bits."""
+    """An einsum in float32 whose gradients are computed in the operands' own type, which is faster in 16 bits."""
     return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
 
 
@@ -53,11 +51,9 @@ def float32_einsum_backward(equation, operands, g):
 float32_einsum.defvjp(lambda equation, x, y: (float32_einsum(equation, x, y), (x, y)), float32_einsum_backward)
 
 
-def gated(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, Optional[jax.Array]]:
-    """silu(gate) * up (SwiGLU, arXiv 2002.05202), and what it has to be multiplied by, f32 [..., 1], or None for 1.
-
-    The product may leave the range of float16 (65,504) where nothing else does: there each row is at most 2^14.
-    """
+def swiglu(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, Optional[jax.Array]]:
+    """silu(gate) * up (SwiGLU, arXiv 2002.05202), and the scale it must be multiplied by, f32 [..., 1], or None for 1.
+    In float16 this product may overflow (beyond 65,504), so there each row is scaled to at most 2^14."""
     if gate.dtype != jnp.float16:
         return jax.nn.silu(gate) * up, None
     product = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
@@ -91,11 +87,9 @@ def rotate(x_BxTxHxE: jax.Array, positions_BxT: jax.Array, frequencies: jax.Arra
 
 
 def attention(q_BxTxHxE: jax.Array, segments) -> jax.Array:
-    """Softmax attention over the concatenation of `segments`, each `(keys, values, mask)`.
-
-    Keys and values are [B,S,K,E], or [S,K,E] when every row looks at the same ones: then one matrix product serves
-    all rows. `mask` is bool, [B,T,S]; a query must see at least one position. Returns [B,T,H*E].
-    """
+    """Softmax attention over the concatenation of `segments`, each `(keys, values, mask)`: [B,T,H*E]. Keys and values
+    are [B,S,K,E], or [S,K,E] if all rows share them: then one matrix product serves all rows. `mask` is bool, [B,T,S];
+    every query must see at least one position."""
     b, t, h, e = q_BxTxHxE.shape
     kv_heads = segments[0][0].shape[-2]
     q = (q_BxTxHxE * e**-0.5).reshape(b, t, kv_heads, h // kv_heads, e)
@@ -113,27 +107,26 @@ def attention(q_BxTxHxE: jax.Array, segments) -> jax.Array:
     return out.reshape(b, t, h * e)
 
 
-def joined(q_BxTxHxE: jax.Array, segments) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The keys and values of all segments, [B,S,K,E] each, and their mask, [B,T,S]."""
-    *both, masks = zip(*segments)
+def join_segments(q_BxTxHxE: jax.Array, segments) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Concatenates segments: keys and values, [B,S,K,E] each, and mask, [B,T,S]."""
+    *keys_and_values, masks = zip(*segments)
     keys, values = (jnp.concatenate([jnp.broadcast_to(x, (len(q_BxTxHxE), *x.shape[-3:])) for x in parts], 1)
-                    for parts in both)
+                    for parts in keys_and_values)
     return keys, values, jnp.concatenate(masks, -1)
 
 
 def causal_attention(q_BxTxHxE: jax.Array, segments, chunk: int = 256) -> jax.Array:
-    """As `attention`, where the last T keys are those of the queries, none of which sees a key after its own.
-
-    The queries go in chunks, each over the keys up to its last one, and the backward pass computes a chunk again: its
-    scores stay in a chip's fast memory, where those of whole rows are most of what an update reads and writes.
-    """
-    (b, t, h, e), (keys, values, mask_BxTxS) = q_BxTxHxE.shape, joined(q_BxTxHxE, segments)
-    k, size = keys.shape[2], keys.shape[1]
+    """As `attention`, if the last T keys are those of the T queries and no query sees a key after its own. Goes through
+    the queries in chunks, each with the keys up to its last one, and recomputes chunks in the backward pass: the scores
+    of a chunk fit in a chip's fast memory; those of whole rows would dominate an update's traffic."""
+    b, t, h, e = q_BxTxHxE.shape
+    keys, values, mask_BxTxS = join_segments(q_BxTxHxE, segments)
+    size, k = keys.shape[1:3]
     keys_BxKxSxE, values_BxKxSxE = keys.swapaxes(1, 2), values.swapaxes(1, 2)
     q_BxKxRxTxE = (q_BxTxHxE * e**-0.5).reshape(b, t, k, h // k, e).transpose(0, 2, 3, 1, 4)
 
     @jax.checkpoint
-    def part(q, keys, values, mask):  # heads and queries as one axis: GPUs would copy the scores to make it one
+    def attend(q, keys, values, mask):  # heads and queries as one axis: GPUs would copy the scores to merge them
         scores = float32_einsum("bkqe,bkse->bkqs", q.reshape(b, k, -1, e), keys)
         scores = jnp.where(mask[:, None, None], scores.reshape(*q.shape[:-1], -1), -1e30)
         weights = jax.nn.softmax(scores, -1).astype(q.dtype).reshape(b, k, -1, keys.shape[2])
@@ -142,16 +135,16 @@ def causal_attention(q_BxTxHxE: jax.Array, segments, chunk: int = 256) -> jax.Ar
     out = []
     for start in range(0, t, chunk):
         now, seen = slice(start, start + chunk), min(size - t + start + chunk, size)
-        out.append(part(q_BxKxRxTxE[..., now, :], keys_BxKxSxE[:, :, :seen], values_BxKxSxE[:, :, :seen],
-                        mask_BxTxS[:, now, :seen]))
+        out.append(attend(q_BxKxRxTxE[..., now, :], keys_BxKxSxE[:, :, :seen], values_BxKxSxE[:, :, :seen],
+                          mask_BxTxS[:, now, :seen]))
     return jnp.concatenate(out, 3).transpose(0, 3, 1, 2, 4).reshape(b, t, h * e)
 
 
 class Attention(NamedTuple):
-    """How queries attend."""
+    """A row of the table of implementations."""
 
-    rows: Callable = causal_attention  # of rows of more than `SHORT` tokens, as that
-    cache: Optional[Callable] = None  # of the token that is decoded, as `model.Context.attend`; None: as short rows
+    rows: Callable = causal_attention  # for rows of more than `SHORT` tokens, with the same arguments
+    cache: Optional[Callable] = None  # for decoded tokens, as `model.Context.attend`; None: `attention`
 
 
 ATTENTION = {"auto": Attention(), "plain": Attention()}

@@ -1,147 +1,144 @@
-"""Every mention of pmap, replication and processes: the rest of the program sees one batch and one state.
+"""Every mention of pmap and replication: the rest of the program sees one batch and one state.
 
-How arrays lie on devices is known here alone. `place_state` and `fetch_state` take a state (or parameters) to the
+This module alone knows how arrays lie on devices. `place_state` and `fetch_state` take a state (or parameters) to the
 devices and back, `place_rows` and `fetch_rows` what is divided among them. Batches are global on every process: each
-samples its share, the shares are gathered, and the main process's grades hold.
-
-A state is whole on every device, or divided: then each holds an equal `Shard` of every matrix, of parameters, moments
-and reference alike (ZeRO-3, arXiv 1910.02054). `all_gather_parts` gathers parts where they are computed with; the
-gradient of that adds up what the devices found, and leaves each its part of the sum.
+process samples its share, the shares are gathered, and the main process's grades count. A state is whole on every
+device, or divided: then each device holds an equal `Shard` of every matrix, of parameters, moments and reference alike
+(ZeRO-3, arXiv 1910.02054). `all_gather_parts` gathers the shards where they are used; the gradient of a gather is
+summed over the devices, and each device keeps its part of the sum.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
-import os
-import threading
 from typing import Callable, Optional
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax import process_count, process_index
 from jax.experimental import multihost_utils
 
 AXIS = "data"
-HEARTBEAT = 30  # seconds without a sign of life after which the processes give another one up; JAX's own is 100
-SENT = 2**26  # bytes that `broadcast` puts on a device at once
+_TARGET = contextvars.ContextVar("devices to compile for", default=None)
 
 
-def initialize(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Joins the processes of one run. Call before anything touches a device; no address means a single process."""
-    if coordinator_address == "auto":  # TPU pods, Slurm and others that JAX recognises
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
-    elif coordinator_address:
-        jax.distributed.initialize(coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT)
+class NotRun(Exception):
+    """Raised inside `compiling_for` instead of running a program: `args` are the pmapped function and its arguments."""
 
 
-def leave_within(seconds: float) -> None:
-    """Ends this process by then, for one that failed alone: JAX would have it wait minutes for those that wait for it.
-
-    They end when they see it gone. Where all fail alike they meet before that, and each leaves with its own message.
-    """
-    if jax.process_count() > 1:
-        timer = threading.Timer(seconds, os._exit, [1])
-        timer.daemon = True
-        timer.start()
-
-
-def process_index() -> int:
-    return jax.process_index()
-
-
-def process_count() -> int:
-    return jax.process_count()
-
-
-def is_main() -> bool:
-    """True on the one process that writes files and prints."""
-    return process_index() == 0
+@contextlib.contextmanager
+def compiling_for(devices: list):
+    """A context for ahead-of-time compilation. Programs made in it are for `devices`, such as those of
+    `jax.experimental.topologies`, which this machine need not have; calling one raises `NotRun`."""
+    token = _TARGET.set(devices)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
 
 
 def device_count() -> int:
-    return jax.device_count()
+    return len(_TARGET.get() or jax.devices())
 
 
-def map_devices(fn: Callable, donate_argnums=(), devices: Optional[list] = None) -> Callable:
-    """`fn` on every device at once, over the leading axis of each argument, with collectives named by `AXIS`. For
-    `devices` that are not here, those of `jax.experimental.topologies`, it can be compiled."""
-    return jax.pmap(fn, axis_name=AXIS, donate_argnums=donate_argnums, devices=devices)
+def platform() -> str:
+    """Of the devices: "cpu", "gpu" or "tpu"."""
+    return (_TARGET.get() or jax.devices())[0].platform
+
+
+def map_devices(fn: Callable, donate_argnums=()) -> Callable:
+    """`fn` on every device at once, over the leading axis of each argument, with collectives named by `AXIS`."""
+    mapped = jax.pmap(fn, axis_name=AXIS, donate_argnums=donate_argnums, devices=_TARGET.get())
+
+    def refuse(*args):
+        raise NotRun(mapped, args)
+    return refuse if _TARGET.get() else mapped
 
 
 def init_device(divide: bool):
-    """A context for making a state: one that is to be divided is made in the host's memory, as no device may hold it."""
+    """A context in which to make a state: in host memory if it will be divided, since no device may hold all of it."""
     return jax.default_device(jax.local_devices(backend="cpu")[0] if divide else None)
 
 
 @flax.struct.dataclass
 class Shard:
-    """One device's part of a leaf: of equal pieces along the last axis but one, where a matrix has its inputs."""
+    """One device's part of a leaf: an equal piece along the last axis but one, which is the input axis of a matrix."""
 
     piece: jax.Array
 
 
-def _over_parts(fn: Callable, tree):
-    return jax.tree.map(fn, tree, is_leaf=lambda x: isinstance(x, Shard))
+def _is_shard(x) -> bool:
+    return isinstance(x, Shard)
 
 
-def _parts(tree) -> list:
-    return [x for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Shard)) if isinstance(x, Shard)]
+_map_with_shards = functools.partial(jax.tree.map, is_leaf=_is_shard)
+
+
+def _shards(tree) -> list[Shard]:
+    return [x for x in jax.tree.leaves(tree, is_leaf=_is_shard) if _is_shard(x)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gathered(piece: jax.Array, held, sent, used) -> jax.Array:
-    """The pieces of all devices: `held` in one dtype, `sent` in another, returned in the one that they are `used` in.
-    Their gradient is summed as they are held: a sum of 16 bits would depend on whether the state is divided."""
+def _gather(piece: jax.Array, held, sent, used) -> jax.Array:
+    """The pieces of all devices, which hold them in the dtype `held`: sent in `sent`, returned in `used`. The gradient
+    is summed in `held`: a sum in 16 bits would depend on whether the state is divided."""
     return jax.lax.all_gather(piece.astype(sent), AXIS, axis=piece.ndim - 2, tiled=True).astype(used)
 
 
-def _summed(held, sent, used, _, gradient: jax.Array) -> tuple[jax.Array]:
+def _scatter_gradient(held, sent, used, _, gradient: jax.Array) -> tuple[jax.Array]:
     return jax.lax.psum_scatter(gradient.astype(held), AXIS, scatter_dimension=gradient.ndim - 2, tiled=True),
 
 
-_gathered.defvjp(lambda piece, *dtypes: (_gathered(piece, *dtypes), None), _summed)
+_gather.defvjp(lambda piece, *dtypes: (_gather(piece, *dtypes), None), _scatter_gradient)
 
 
 def all_gather_parts(tree, dtype=None, but: str = "", reused: bool = False):
-    """Gathers each `Shard` from all devices, inside `map_devices`, in `dtype` if one is given; not those of entry `but`.
-    What is `reused` has only values of that dtype, and the dtype of its part: gradients of its uses add up in that."""
+    """Gathers every `Shard` of a tree from all devices, inside `map_devices`, in `dtype` if given; entry `but` stays
+    divided. If `reused`, values are rounded to `dtype` but keep the shard's own, in which gradients of uses add up."""
     if but:
         return {name: x if name == but else all_gather_parts(x, dtype, reused=reused) for name, x in tree.items()}
 
-    def gathered(x):
+    def gather(x):
         held = x.piece.dtype
-        return _gathered(x.piece, held, dtype or held, held if reused else dtype or held)
-    return _over_parts(lambda x: gathered(x) if isinstance(x, Shard) else x, tree)
+        return _gather(x.piece, held, dtype or held, held if reused else dtype or held)
+    return _map_with_shards(lambda x: gather(x) if _is_shard(x) else x, tree)
 
 
 def after_gathers(tree, state):
-    """The tree; where the state is divided, each of its arrays is made to depend on all others. Else a sum that needs
-    no gathered weights could run before a gather on one device and after it on another, and each may wait for ever."""
-    if not _parts(state):
+    """The tree; if the state is divided, each of its arrays now depends on all others. Without that, a sum over devices
+    that needs no gathered weights could run before a gather on one device and after it on another: a deadlock."""
+    if not _shards(state):
         return tree
-    ready = sum(jnp.ravel(x)[0] for x in jax.tree.leaves(tree))  # not a number where a gradient is none, either
-    return jax.tree.map(lambda x: jnp.where(ready == ready, x, jnp.nan), tree)
+    ready = sum(jnp.ravel(x)[0] for x in jax.tree.leaves(tree))
+    return jax.tree.map(lambda x: jnp.where(jnp.isnan(ready), jnp.nan, x), tree)
 
 
-def psum(tree):
-    """Sums over all devices, inside `map_devices`. A `Shard` is a gradient that `all_gather_parts` has summed already."""
-    return _over_parts(lambda x: x if isinstance(x, Shard) else jax.lax.psum(x, AXIS), tree)
+def psum(tree, axis_name: Optional[str] = AXIS):
+    """Sums over the devices of an axis; None stands for one device. A `Shard` is a gradient that is summed already."""
+    if axis_name is None:
+        return tree
+    return _map_with_shards(lambda x: x if _is_shard(x) else jax.lax.psum(x, axis_name), tree)
 
 
-def total(fn: Callable, tree) -> jax.Array:
-    """`fn(tree)`, a sum over all numbers of the tree, where leaves may be divided, inside `map_devices`."""
-    parts, leaves = _parts(tree), jax.tree.leaves(_over_parts(lambda x: None if isinstance(x, Shard) else x, tree))
-    return fn(leaves) + jax.lax.psum(fn(parts), AXIS) if parts else fn(tree)
+def pmax(x, axis_name: Optional[str] = AXIS):
+    """The largest over the devices of an axis; None stands for one device."""
+    return x if axis_name is None else jax.lax.pmax(x, axis_name)
 
 
-def pmax(x):
-    """The largest over all devices, inside `map_devices`."""
-    return jax.lax.pmax(x, AXIS)
+def global_norm(tree) -> jax.Array:
+    """The norm of all numbers of a tree whose leaves may be divided, inside `map_devices`."""
+    squared_sum = functools.partial(optax.tree.norm, squared=True)
+    shards, leaves = _shards(tree), jax.tree.leaves(_map_with_shards(lambda x: None if _is_shard(x) else x, tree))
+    return jnp.sqrt(squared_sum(leaves) + jax.lax.psum(squared_sum(shards), AXIS) if shards else squared_sum(tree))
 
 
-def _divided(tree, count: int):
-    """Which leaves are divided: matrices that do so evenly. The entries of "adapter", which are few, and the leaves of
-    their names, which the update makes of them, are whole."""
+def divided_leaves(tree, count: int):
+    """A tree of bools: which leaves are divided among `count` devices. These are the matrices whose input axis divides
+    evenly, except the few numbers of the entry "adapter" and the leaves that the update computes from them."""
     def names(path) -> list:
         return [getattr(key, "key", None) for key in path]
 
@@ -151,78 +148,45 @@ def _divided(tree, count: int):
         x.ndim - ("layers" in names(path)) >= 2 and x.shape[-2] % count == 0), tree)
 
 
-def placed_shapes(tree, count: int, divide: bool):
-    """The shapes of what `place_state` makes of a tree of shapes on that many devices."""
-    def placed(x, part):
-        shape = [count, *x.shape]
-        if divide and part:
-            shape[-2] //= count
-        return (Shard if divide and part else lambda leaf: leaf)(jax.ShapeDtypeStruct(shape, x.dtype))
-    return jax.tree.map(placed, tree, _divided(tree, count))
-
-
 def place_state(tree, divide: bool = False):
-    """A copy on every device, or its part, laid out as `map_devices` returns it: anything else costs a second trace at
-    step two. Matrices that do not divide evenly, vectors, and numbers that stand for an adapter are whole on each."""
+    """A copy on every device, or with `divide` a `Shard` of each of `divided_leaves`. The layout is the one that
+    `map_devices` returns: another one would cost a second trace at step two."""
     count, copies = jax.device_count(), jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
     pieces = jax.pmap(lambda x: x, axis_name=AXIS)
 
-    def placed(x, part):
-        if part:
+    def place(x, divided: bool):
+        if divided:
             return Shard(pieces(place_rows(np.stack(np.split(np.asarray(x), count, axis=-2)))))
         return copies(jnp.zeros(jax.local_device_count()), x)
-    return (jax.tree.map(placed, tree, _divided(tree, count)) if divide else
-            copies(jnp.zeros(jax.local_device_count()), tree))
+    return jax.tree.map(place, tree, divided_leaves(tree, count)) if divide else place(tree, False)
 
 
 def fetch_state(tree):
-    """Numpy arrays of what is the same on every device, and whole ones of what is divided."""
-    def fetched(x):
-        if not isinstance(x, Shard):
+    """A placed tree as numpy arrays, each leaf once and whole."""
+    def fetch(x):
+        if not _is_shard(x):
             return np.asarray(x.addressable_shards[0].data)[0]
-        pieces = x.piece if jax.process_count() == 1 else multihost_utils.process_allgather(x.piece, tiled=True)
+        pieces = x.piece if process_count() == 1 else multihost_utils.process_allgather(x.piece, tiled=True)
         return np.concatenate(np.asarray(pieces), axis=-2)
-    return _over_parts(fetched, tree)
+    return _map_with_shards(fetch, tree)
 
 
 def size(tree) -> int:
-    """How many numbers one copy of a placed state holds."""
-    return sum(jax.tree.leaves(_over_parts(  # the size of a piece is that of this process's devices
-        lambda x: x.piece.size * jax.process_count() if isinstance(x, Shard) else math.prod(x.shape[1:]), tree)))
+    """How many numbers one copy of a placed tree holds."""
+    return sum(jax.tree.leaves(_map_with_shards(  # a piece counts the devices of this process alone
+        lambda x: x.piece.size * process_count() if _is_shard(x) else math.prod(x.shape[1:]), tree)))
 
 
 def place_rows(tree):
-    """This process's part of global host arrays [devices, ...], one leading entry for each of its devices."""
-    share, first = jax.local_device_count(), jax.process_index() * jax.local_device_count()
+    """This process's part of global host arrays [devices, ...]: one leading entry for each of its devices."""
+    share = device_count() // process_count()
+    first = process_index() * share
     return jax.tree.map(lambda x: x[first : first + share], tree)
 
 
 def fetch_rows(tree):
-    """What `map_devices` returned for each device, [rows, ...], as one numpy array [devices * rows, ...] of all of
-    them in order, the same on every process."""
+    """What `map_devices` returned on each device, [rows, ...], as one numpy array [devices * rows, ...] of all devices
+    in order, the same on every process."""
     flat = lambda tree: jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
     rows = flat(tree)
-    return rows if jax.process_count() == 1 else flat(multihost_utils.process_allgather(rows))
-
-
-def broadcast(tree):
-    """The main process's numpy arrays (or numbers) on every process.
-
-    They go through the devices, `SENT` bytes at a time: no device may have room for all of a state that is divided.
-    """
-    def arrived(x) -> np.ndarray:
-        flat = np.asarray(x).reshape(-1)
-        pieces = np.array_split(flat, max(1, -(-flat.nbytes // SENT)))
-        return np.concatenate([multihost_utils.broadcast_one_to_all(piece) for piece in pieces]).reshape(np.shape(x))
-    return tree if jax.process_count() == 1 else jax.tree.map(arrived, tree)
-
-
-def broadcast_text(text: str) -> str:
-    """The main process's text, which has no NUL, on every process."""
-    room = np.frombuffer(text.encode().ljust(largest(len(text.encode())), b"\0"), np.uint8)
-    return bytes(broadcast(room)).rstrip(b"\0").decode()
-
-
-def largest(number: int) -> int:
-    """The largest of the processes' numbers, on every process: how one of them tells the others to stop."""
-    return number if jax.process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.int32(number))))
+    return rows if process_count() == 1 else flat(multihost_utils.process_allgather(rows))

@@ -1,13 +1,13 @@
 """Sampling completions: one prefill per distinct prompt, then a queue of rollouts over a few decoding slots.
 
-A slot whose completion ends takes the next rollout of the queue at once. With the prompt's keys and values shared, that
-is resetting one position and one input token, not another prefill. On a CPU the slots are halved each time half of them
-are idle at the end, so that a long tail costs what it holds. The tokens of rollout b are a function of its key and
-prompt alone, not of the number of slots or devices (invariant 4).
-
-Axis letters as in `model`; N slots, and T tokens of a completion.
+A slot whose completion ends takes the next rollout of the queue at once. As prompts' keys and values are shared, that
+only resets one position and one input token; no prefill is repeated. At the end, when the queue is empty, a CPU halves
+the slots each time half of them are idle, so that a few long completions do not cost full batches. The tokens of
+rollout b are a function of its key and prompt alone, not of the number of slots or devices (invariant 4). Axis letters
+as in `model`; N slots, and T tokens of a completion.
 """
 
+import functools
 from typing import Any, Callable, NamedTuple, Optional
 
 import jax
@@ -20,7 +20,7 @@ from rlvr_jax.config import Config, flag
 from rlvr_jax.model import ModelConfig, local_prompts
 from rlvr_jax.records import Prompts, Rollouts
 
-TRAIN, EVAL, CHOOSE = 0, 1, 2  # streams of keys: the same seed and step draw differently in each
+TRAIN, EVAL, CHOOSE = 0, 1, 2  # streams of random keys: they differ even for the same seed and step
 
 
 class SamplingConfig(Config):
@@ -35,10 +35,10 @@ class Decoding(NamedTuple):
 
     eos_ids: tuple[int, ...]  # any of these ends a completion and belongs to it
     max_new_tokens: int
-    num_slots: int = 0  # rollouts decoded at a time; 0 for all of them
+    num_slots: int = 0  # rollouts decoded at a time; 0: all of them
     layout: model.Layout = model.Layout()  # that of the devices
-    by_layer: bool = False  # gather divided weights a layer at a time, at each token: all devices go on together
-    attend: Optional[Callable] = None  # that of `model.Context`; its cache has a multiple of 64 positions
+    by_layer: bool = False  # gather divided weights one layer at a time, at each token; all devices take as many steps
+    attend: Optional[Callable] = None  # as in `model.Context`; the cache then has a multiple of 64 positions
 
 
 class Rows(NamedTuple):
@@ -48,80 +48,94 @@ class Rows(NamedTuple):
     keys: jax.Array  # [B] of `rollout_keys`; the t-th token of a rollout uses fold_in(key, t)
     temperature: jax.Array | float = 1.0  # 0 is greedy
     top_p: Optional[jax.Array] = None  # None samples from the whole distribution
-    given: Optional[jax.Array] = None  # i32[B,T] tokens that completions have to have; -1 where they are drawn
-    limit: Optional[jax.Array] = None  # longest completion of this call; None for `max_new_tokens`
+    given: Optional[jax.Array] = None  # i32[B,T] tokens that completions must have; -1 where they are sampled
+    limit: Optional[jax.Array] = None  # longest completion of this call; None: `max_new_tokens`
     numbers: Optional[jax.Array] = None  # i32[B] numbers of the rows over all devices and calls
 
 
 class Request(NamedTuple):
-    """What one call of a sampler (`make_sampler`) draws."""
+    """What one call of a sampler (`make_sampler`) samples."""
 
     seed: int
     step: int
     temperature: float = 1.0
     top_p: float = 1.0
     stream: int = TRAIN
-    first_row: int = 0  # number of the call's first row, by which its rows are drawn
-    repeats: int = 1  # rows in succession that are known to share a prompt
+    first_row: int = 0  # the number of the call's first row; a row's number is part of its random key
+    repeats: int = 1  # this many consecutive rows share a prompt
 
 
 class Hooks(NamedTuple):
-    """What a caller may change or record at each decoded token; hashable, but for `carry`."""
+    """What a caller may change or record at each decoded token; hashable, except for `carry`."""
 
-    edit_residual: Optional[model.EditResidual] = None  # applied to every layer's output, in the prefill as well
-    edit_at: Optional[Callable] = None  # (rows_N, steps_N) -> EditResidual, for decoded tokens in place of the above
+    edit_residual: Optional[model.EditResidual] = None  # applied to every layer's output, also in the prefill
+    edit_at: Optional[Callable] = None  # (rows_N, steps_N) -> EditResidual, replaces the above for decoded tokens
     note: Optional[Callable] = None  # (logits_NxV, tokens_N) -> {name: [N]}, returned as [B,T] in `Rollouts.noted`
-    # (carry, Draw, logits_NxV) -> (carry, tokens_N to take, -1 where they are drawn, {name: [N]} to note)
+    # (carry, Draw, logits_NxV) -> (carry, tokens_N to take, -1 to sample one, {name: [N]} to note)
     propose: Optional[Callable] = None
-    carry: Any = None  # what `propose` is handed at the first token: arrays [N,...], such as another model's cache
+    carry: Any = None  # the first `carry` of `propose`: arrays [N,...], such as another model's cache
 
 
 class Draw(NamedTuple):
-    """Where the slots stand when a token is drawn."""
+    """Where the slots stand when a token is sampled."""
 
     rows: jax.Array  # i32[N] row of the call that each slot works on
     prompt_index: Optional[jax.Array]  # i32[N], as in `model.Context`
-    inputs: model.Inputs  # what has just been fed
-    uniforms: jax.Array  # f32[N] in [0, 1), those that tokens are drawn with
+    inputs: model.Inputs  # what the model has just read
+    uniforms: jax.Array  # f32[N] in [0, 1), the randomness of the tokens
 
 
-class _Slots(NamedTuple):
-    rows: jax.Array  # i32[N] the rollout each slot works on; B when the queue is empty
-    steps: jax.Array  # i32[N] tokens of it drawn so far
+class Call(NamedTuple):
+    """What stays the same while the rows of one call are decoded."""
+
+    params: model.Params
+    config: ModelConfig
+    context: model.Context
+    rows: Rows
+    decoding: Decoding
+    hooks: Hooks
+
+
+class Slots(NamedTuple):
+    """The state of a decoding loop."""
+
+    rows: jax.Array  # i32[N] the row each slot works on; B when the queue is empty
+    steps: jax.Array  # i32[N] how many of its tokens are sampled
     tokens: jax.Array  # i32[N] next input
     next_row: jax.Array  # i32[] head of the queue
     cache: model.KVCache
     carry: Any  # of Hooks.propose
-    written: dict  # arrays [B,T]: "completions", "logprobs", and under "noted" those of the hooks
+    values: dict  # arrays [B,T]: "completions", "logprobs", and under "noted" those of the hooks
     lengths: jax.Array  # i32[B]
     ended: jax.Array  # bool[B]
 
 
 def stages(num_slots: int, most: int, layout: model.Layout, attend: Optional[Callable] = None) -> list[tuple[int, int]]:
-    """(slots, window of the cache) of each decoding loop, one after the other; few, as each is compiled."""
-    most += -most % 64 if attend else 0  # read in blocks, and of a large cache no more than of a small one
+    """(number of slots, window of the cache) of consecutive decoding loops; there are few, as each is compiled."""
+    most += -most % 64 if attend else 0  # a kernel reads blocks, and only as many as are filled
     windows = [64 * 4**i for i in range(12) if layout.grows and not attend and 64 * 4**i < most] + [most]
     fewer = [num_slots // 2**i for i in range(1, 5) if layout.shrinks and most >= 64 and num_slots >= 8 * 2**i]
     return [(num_slots, window) for window in windows] + [(size, most) for size in fewer]
 
 
-def fit(s: _Slots, config: ModelConfig, size: int, window: int) -> _Slots:
-    """The slots of the first rows alone, which are all that are busy where no more of these are, with such a cache."""
-    if size < len(s.rows):
-        kept_N = jnp.argsort(s.rows)[:size]
-        s = s._replace(**{name: jax.tree.map(lambda x: x[kept_N], getattr(s, name))
-                          for name in ("rows", "steps", "tokens", "cache", "carry")})
-    longer = model.init_cache(config, size, window, s.cache.layout)
-    return s._replace(cache=jax.tree.map(lambda new, x: lax.dynamic_update_slice(new, x, (0,) * 4), longer, s.cache))
+def resize_slots(slots: Slots, config: ModelConfig, size: int, window: int) -> Slots:
+    """Keeps the `size` busiest slots, with a cache of `window`."""
+    if size < len(slots.rows):
+        kept_N = jnp.argsort(slots.rows)[:size]
+        slots = slots._replace(**{name: jax.tree.map(lambda x: x[kept_N], getattr(slots, name))
+                                  for name in ("rows", "steps", "tokens", "cache", "carry")})
+    wider = model.init_cache(config, size, window, slots.cache.layout)
+    cache = jax.tree.map(lambda new, x: lax.dynamic_update_slice(new, x, (0,) * 4), wider, slots.cache)
+    return slots._replace(cache=cache)
 
 
 def rollout_keys(seed, step, rows_B, stream: int = 0) -> jax.Array:
-    """One key a rollout from (seed, step, row). `stream` keeps training and evaluation apart."""
+    """One key for each rollout, from (seed, step, row). `stream` separates training from evaluation."""
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(step_key, rows_B)
 
 
-def nucleus(logprobs_BxV: jax.Array, top_p) -> jax.Array:
+def keep_nucleus(logprobs_BxV: jax.Array, top_p) -> jax.Array:
     """Keeps the fewest tokens whose probability reaches `top_p`, renormalised; others get -inf (arXiv 1904.09751)."""
     descending = -jnp.sort(-logprobs_BxV, axis=-1)
     before = jnp.cumsum(jnp.exp(descending), -1) - jnp.exp(descending)
@@ -131,43 +145,38 @@ def nucleus(logprobs_BxV: jax.Array, top_p) -> jax.Array:
 
 def draw_tokens(logits_BxV: jax.Array, uniforms_B: jax.Array, temperature, top_p=None,
                 given_B: Optional[jax.Array] = None) -> tuple[jax.Array, jax.Array]:
-    """Draws a token a row by inverting the cumulative distribution: one uniform a row instead of one a logit.
-
-    `temperature` 0 is greedy. A token that is `given`, not -1, is taken as it is. Returns (tokens_B i32, logprobs_B
-    f32 under the distribution drawn from).
-    """
+    """Samples a token for each row by inverting the cumulative distribution: one random number a row, not one a logit.
+    `temperature` 0 is greedy. Where `given_B` is not -1 its token is taken instead. Returns (tokens_B i32, logprobs_B
+    f32 under the distribution sampled from)."""
     greedy = jnp.asarray(temperature == 0)
     logprobs = jax.nn.log_softmax(logits_BxV / jnp.where(greedy, 1.0, temperature))
     if top_p is not None:
-        logprobs = nucleus(logprobs, top_p)
-    tokens = lax.cond(greedy, lambda: jnp.argmax(logits_BxV, -1), lambda: invert(jnp.exp(logprobs), uniforms_B))
+        logprobs = keep_nucleus(logprobs, top_p)
+    tokens = lax.cond(greedy, lambda: jnp.argmax(logits_BxV, -1), lambda: invert_cdf(jnp.exp(logprobs), uniforms_B))
     if given_B is not None:
         tokens = jnp.where(given_B < 0, tokens, given_B)
     return tokens.astype(jnp.int32), jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
 
 
-def invert(weights_BxV: jax.Array, uniforms_B: jax.Array, block: int = 256) -> jax.Array:
+def invert_cdf(weights_BxV: jax.Array, uniforms_B: jax.Array, block: int = 256) -> jax.Array:
     """The token of each row at which the running sum of `weights` passes uniform * their sum; never one of weight 0.
-
-    First the block of tokens, then the token in it: a running sum over the whole vocabulary would cost as much as the
-    rest of the draw.
-    """
-    def first_past(running_BxN, targets_B):  # the sum's last rise is the last place that can be drawn
+    Finds the block of tokens first, then the token in it: one running sum over the vocabulary would double the cost."""
+    def first_past(running_BxN, targets_B):  # no later than the last rise of the sum
         return jnp.sum((running_BxN <= targets_B[:, None]) & (running_BxN < running_BxN[:, -1:]), -1)
 
     rows, vocabulary = weights_BxV.shape
     blocks_BxNxW = jnp.pad(weights_BxV, ((0, 0), (0, -vocabulary % block))).reshape(rows, -1, block)
     running_BxN = jnp.cumsum(jnp.sum(blocks_BxNxW, -1), -1)
     targets_B = uniforms_B * running_BxN[:, -1]
-    chosen_B = first_past(running_BxN, targets_B)
-    inside_BxW = jnp.cumsum(blocks_BxNxW[jnp.arange(rows), chosen_B], -1)
-    before_B = jnp.where(chosen_B > 0, running_BxN[jnp.arange(rows), chosen_B - 1], 0.0)
-    return chosen_B * block + first_past(inside_BxW, targets_B - before_B)
+    block_B = first_past(running_BxN, targets_B)
+    inside_BxW = jnp.cumsum(blocks_BxNxW[jnp.arange(rows), block_B], -1)
+    before_B = jnp.where(block_B > 0, running_BxN[jnp.arange(rows), block_B - 1], 0.0)
+    return block_B * block + first_past(inside_BxW, targets_B - before_B)
 
 
 def sample(params: model.Params, config: ModelConfig, prompts: Prompts, rows: Rows, decoding: Decoding,
            hooks: Hooks = Hooks()) -> Rollouts:
-    """One completion for each row: the prompts are run through the model once, and `decode` continues them."""
+    """One completion for each row: runs the prompts through the model once, then decodes."""
     prefix = model.prefill(params, config, prompts, model.ForwardOptions(edit_residual=hooks.edit_residual))
     return decode(params, config, prefix, rows, decoding, hooks)
 
@@ -175,69 +184,84 @@ def sample(params: model.Params, config: ModelConfig, prompts: Prompts, rows: Ro
 def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows: Rows, decoding: Decoding,
            hooks: Hooks = Hooks()) -> Rollouts:
     """One completion for each row, after the prompt `rows.prompt_index[b]` of the prefix."""
-    eos_ids, most, num_slots, layout, by_layer, attend = decoding
-    num_rows, eos_E = len(rows.prompt_index), jnp.array(eos_ids, jnp.int32)
-    num_slots = min(num_slots or num_rows, num_rows)
-    in_place = 1 < len(prefix.lengths) == num_rows == num_slots  # slot b only ever has row b: order the prompts so
-    if in_place:
-        prefix = jax.tree.map(lambda x: x[rows.prompt_index] if x.ndim == 1 else x[:, rows.prompt_index], prefix)
-    params = model.cast(params, config.dtype) if layout.cast else params
-    layers = model.unroll(params, prefix)._replace(attend=attend)
+    num_rows, most, layout = len(rows.prompt_index), decoding.max_new_tokens, decoding.layout
+    num_slots, prompt_index_B = min(decoding.num_slots or num_rows, num_rows), rows.prompt_index
+    if 1 < len(prefix.lengths) == num_rows == num_slots:  # slot b only works on row b: put prompts in the order of rows
+        prefix = jax.tree.map(lambda x: x[prompt_index_B] if x.ndim == 1 else x[:, prompt_index_B], prefix)
+        rows = rows._replace(prompt_index=None)
+    params = model.cast_weights(params, config.dtype) if layout.cast else params
+    context = model.unroll_layers(params, prefix)._replace(attend=decoding.attend)
+    call = Call(params, config, context, rows, decoding, hooks)
+    plan = stages(num_slots, most, layout, decoding.attend)
+    rows_N = jnp.arange(num_slots, dtype=jnp.int32)
+    slots = Slots(rows=rows_N, steps=jnp.zeros_like(rows_N), tokens=prefix.last_tokens[find_prompts(rows, rows_N)],
+                  next_row=jnp.int32(num_slots), cache=model.init_cache(config, num_slots, plan[0][1], layout),
+                  carry=hooks.carry, values={}, lengths=jnp.zeros(num_rows, jnp.int32), ended=jnp.zeros(num_rows, bool))
+    *_, values = jax.eval_shape(functools.partial(sample_tokens, call), slots)
+    slots = slots._replace(values=jax.tree.map(lambda x: jnp.zeros((num_rows, most), x.dtype), values))
+    axis_name = parallel.AXIS if decoding.by_layer else None
+    for (size, window), (next_size, _) in zip(plan, [*plan[1:], (0, most)]):
+        stop_at = next_size if next_size < size else 0  # the next loop takes over when no more slots are busy
 
-    def prompt_of(slots_N):
-        slots_N = jnp.minimum(slots_N, num_rows - 1)
-        return slots_N if in_place else rows.prompt_index[slots_N]
+        def unfinished(slots: Slots):
+            return ((parallel.pmax(jnp.sum(slots.rows < num_rows), axis_name) > stop_at)
+                    & (parallel.pmax(jnp.max(slots.steps), axis_name) < window))
+        slots = lax.while_loop(unfinished, functools.partial(decode_once, call),
+                               resize_slots(slots, config, size, window))
+    mask_BxT = jnp.arange(most)[None, :] < slots.lengths[:, None]
+    return Rollouts(prompt_index_B, slots.values["completions"], mask_BxT, slots.values["logprobs"], slots.ended,
+                    slots.values["noted"] or None)
 
-    def step(s: _Slots) -> tuple:
-        """(cache, carry, what is written of the tokens that were drawn)."""
-        rows_N = jnp.minimum(s.rows, num_rows - 1)
-        edit = hooks.edit_at(rows_N, s.steps) if hooks.edit_at else hooks.edit_residual
-        index_N = None if in_place and len(s.rows) == num_rows else prompt_of(s.rows)
-        inputs = model.Inputs(s.tokens, s.steps)
-        logits, cache = model.decode_step(params, config, layers._replace(prompt_index=index_N), inputs, s.cache, edit)
-        uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(rows.keys[rows_N], s.steps)
-        given_N = None if rows.given is None else rows.given[rows_N, s.steps]
-        carry, given_N, noted = (hooks.propose(s.carry, Draw(rows_N, index_N, inputs, uniforms_N), logits)
-                                 if hooks.propose else (s.carry, given_N, {}))
-        tokens, logprobs = draw_tokens(logits, uniforms_N, rows.temperature, rows.top_p, given_N)
-        noted = noted | (hooks.note(logits, tokens) if hooks.note else {})
-        return cache, carry, {"completions": tokens, "logprobs": logprobs, "noted": noted}
 
-    def body(s: _Slots) -> _Slots:
-        cache, carry, values = step(s)
-        tokens = values["completions"]
-        stopped = jnp.any(tokens[:, None] == eos_E[None, :], -1)
-        busy = s.rows < num_rows
-        finished = busy & (stopped | (s.steps + 1 == (most if rows.limit is None else rows.limit)))
-        queued = s.next_row + jnp.cumsum(finished, dtype=jnp.int32) - 1
-        after = jnp.minimum(jnp.where(finished, queued, s.rows), num_rows)
-        written = jax.tree.map(lambda array, value: array.at[s.rows, s.steps].set(value, mode="drop"),
-                               s.written, values)  # idle slots write outside the arrays
-        return _Slots(after, jnp.where(busy & ~finished, s.steps + 1, 0),
-                      jnp.where(finished, prefix.last_tokens[prompt_of(after)], tokens),
-                      s.next_row + jnp.sum(finished, dtype=jnp.int32), cache, carry, written,
-                      s.lengths.at[s.rows].set(s.steps + 1, mode="drop"), s.ended.at[s.rows].set(stopped, mode="drop"))
+def find_prompts(rows: Rows, rows_N: jax.Array) -> jax.Array:
+    """The prompt of each row, whose number may be past the end; row b has prompt b if `rows.prompt_index` is None."""
+    rows_N = jnp.minimum(rows_N, len(rows.keys) - 1)
+    return rows_N if rows.prompt_index is None else rows.prompt_index[rows_N]
 
-    plan, everywhere = stages(num_slots, most, layout, attend), parallel.pmax if by_layer else lambda x: x
-    slots = jnp.arange(num_slots, dtype=jnp.int32)
-    start = _Slots(slots, jnp.zeros_like(slots), prefix.last_tokens[prompt_of(slots)], jnp.int32(num_slots),
-                   model.init_cache(config, num_slots, plan[0][1], layout), hooks.carry, {},
-                   jnp.zeros(num_rows, jnp.int32), jnp.zeros(num_rows, bool))
-    drawn = jax.eval_shape(step, start)[-1]
-    s = start._replace(written=jax.tree.map(lambda x: jnp.zeros((num_rows, most), x.dtype), drawn))
-    for (size, window), (later, _) in zip(plan, [*plan[1:], (0, most)]):
-        least = later if later < size else 0
-        s = lax.while_loop(lambda s: (everywhere(jnp.sum(s.rows < num_rows)) > least)
-                           & (everywhere(jnp.max(s.steps)) < window), body, fit(s, config, size, window))
-    mask_BxT = jnp.arange(most)[None, :] < s.lengths[:, None]
-    return Rollouts(rows.prompt_index, s.written["completions"], mask_BxT, s.written["logprobs"], s.ended,
-                    s.written["noted"] or None)
+
+def sample_tokens(call: Call, slots: Slots) -> tuple[model.KVCache, Any, dict]:
+    """(cache, carry, values): feeds each slot its next input and samples a token; `values`, [N], are as in `Slots`."""
+    rows, hooks, num_rows = call.rows, call.hooks, len(call.rows.keys)
+    rows_N = jnp.minimum(slots.rows, num_rows - 1)
+    edit = hooks.edit_at(rows_N, slots.steps) if hooks.edit_at else hooks.edit_residual
+    in_order = rows.prompt_index is None and len(slots.rows) == num_rows
+    context = call.context._replace(prompt_index=None if in_order else find_prompts(rows, slots.rows))
+    inputs = model.Inputs(slots.tokens, slots.steps)
+    logits, cache = model.decode_step(call.params, call.config, context, inputs, slots.cache, edit)
+    uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(rows.keys[rows_N], slots.steps)
+    given_N, carry, noted = None if rows.given is None else rows.given[rows_N, slots.steps], slots.carry, {}
+    if hooks.propose:
+        carry, given_N, noted = hooks.propose(carry, Draw(rows_N, context.prompt_index, inputs, uniforms_N), logits)
+    tokens, logprobs = draw_tokens(logits, uniforms_N, rows.temperature, rows.top_p, given_N)
+    noted = noted | (hooks.note(logits, tokens) if hooks.note else {})
+    return cache, carry, {"completions": tokens, "logprobs": logprobs, "noted": noted}
+
+
+def decode_once(call: Call, slots: Slots) -> Slots:
+    """Samples one token in every slot; a slot whose completion is finished takes the next row of the queue."""
+    cache, carry, values = sample_tokens(call, slots)
+    rows, decoding, tokens = call.rows, call.decoding, values["completions"]
+    num_rows, limit = len(rows.keys), decoding.max_new_tokens if rows.limit is None else rows.limit
+    stopped = jnp.any(tokens[:, None] == jnp.array(decoding.eos_ids, jnp.int32)[None, :], -1)
+    busy = slots.rows < num_rows
+    finished = busy & (stopped | (slots.steps + 1 == limit))
+    queued = slots.next_row + jnp.cumsum(finished, dtype=jnp.int32) - 1
+    rows_N = jnp.minimum(jnp.where(finished, queued, slots.rows), num_rows)
+    first_N = call.context.prefix.last_tokens[find_prompts(rows, rows_N)]
+
+    def write(array, value, *index):  # idle slots have an index outside the array, which "drop" ignores
+        return array.at[(slots.rows, *index)].set(value, mode="drop")
+    return Slots(rows=rows_N, steps=jnp.where(busy & ~finished, slots.steps + 1, 0),
+                 tokens=jnp.where(finished, first_N, tokens), cache=cache, carry=carry,
+                 next_row=slots.next_row + jnp.sum(finished, dtype=jnp.int32),
+                 values=jax.tree.map(lambda array, value: write(array, value, slots.steps), slots.values, values),
+                 lengths=write(slots.lengths, slots.steps + 1), ended=write(slots.ended, stopped))
 
 
 def spread_rows(prompts: Prompts, prompt_index_B: np.ndarray, request: Request, devices: int) -> tuple:
-    """The rows of a call, equal parts for the devices: (prompts [devices,P',S], prompt_index i32[devices,B'], numbers
-    of the rows i32[devices,B']). Where rows do not divide, the last one is sampled more than once. All calls of a
-    measurement have as many rows, so that `request.first_row` changes no shape."""
+    """The rows of a call in equal parts for the devices: (prompts [devices,P',S], prompt_index i32[devices,B'], numbers
+    of the rows i32[devices,B']). If rows do not divide, the last one is repeated. `request.first_row` changes no shape
+    as long as all calls of a measurement have equally many rows."""
     wanted, repeats = len(prompt_index_B), request.repeats
     rows = np.minimum(np.arange(-(-wanted // devices) * devices, dtype=np.int32), wanted - 1)
     cut = bool(wanted % repeats or request.first_row % repeats)
@@ -246,31 +270,26 @@ def spread_rows(prompts: Prompts, prompt_index_B: np.ndarray, request: Request, 
 
 
 def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = False,
-                 sample_fn: Callable = sample, devices: Optional[list] = None) -> Callable:
-    """`sampler(params, prompts, prompt_index_B, request) -> Rollouts` over all devices and processes.
+                 sample_fn: Callable = sample) -> Callable:
+    """`sampler(params, prompts, prompt_index_B, request) -> Rollouts` over all devices and processes, of all rows in
+    order, as numpy. Params are placed (`parallel.place_state`); prompts and index are host arrays. The key of row b is
+    that of `first_row + b` (`rollout_keys`). `sample_fn(params, config, prompts, rows, decoding)` replaces `sample`."""
+    decoding = decoding._replace(layout=model.LAYOUTS.get(parallel.platform(), model.Layout()))
 
-    Params are placed (`parallel.place_state`); prompts and index are host arrays. Returns all rows in order, as numpy.
-    Row b draws with `rollout_keys(seed, step, first_row + b, stream)`.
-    `sample_fn(params, config, prompts, rows, decoding)` may take the place of `sample`.
-    """
-    def on_device(params, prompts, prompt_index_B, rows_B, seed, step, stream, temperature, top_p):
+    def sample_on_device(params, prompts, prompt_index_B, rows_B, seed, step, stream, temperature, top_p):
         rows = Rows(prompt_index_B, rollout_keys(seed, step, rows_B, stream), temperature,
                     top_p if use_top_p else None, numbers=rows_B)
         params = parallel.all_gather_parts(params, config.dtype, but="layers" if decoding.by_layer else "")
         return sample_fn(params, config, prompts, rows, decoding)
 
-    layout = model.LAYOUTS.get((devices or jax.devices())[0].platform, model.Layout())
-    decoding, mapped = decoding._replace(layout=layout), parallel.map_devices(on_device, devices=devices)
+    mapped = parallel.map_devices(sample_on_device)
 
     def sampler(params, prompts: Prompts, prompt_index_B, request: Request) -> Rollouts:
         devices, wanted = parallel.device_count(), len(prompt_index_B)
         spread = spread_rows(prompts, prompt_index_B, request, devices)
-        scalars = [np.full(devices, x, kind) for x, kind in [
-            (request.seed, np.int32), (request.step, np.int32), (request.stream, np.int32),
-            (request.temperature, np.float32), (request.top_p, np.float32)]]
+        scalars = [np.full(devices, x, np.int32) for x in (request.seed, request.step, request.stream)]
+        scalars += [np.full(devices, x, np.float32) for x in (request.temperature, request.top_p)]
         out = mapped(params, *parallel.place_rows((*spread, *scalars)))
         rollouts = jax.tree.map(lambda x: x[:wanted], parallel.fetch_rows(out))
         return rollouts.replace(prompt_index=np.asarray(prompt_index_B))
-
-    sampler.mapped = mapped  # what is compiled for devices that are not here
     return sampler

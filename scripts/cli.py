@@ -32,15 +32,15 @@ CACHE_BYTES = 500_000_000  # most that compiled programs take; JAX removes those
 
 def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
     """One absl flag a setting, with its default, help, choices and bounds, added to those that are `known`."""
-    from rlvr_jax.config import allowed, flags_of, number_of  # JAX comes with it
+    from rlvr_jax.config import describe_range, flags_of, number_type  # JAX comes with it
 
     for name, kind, default, meta in flags_of(config_class):
         table = meta["choices"]() if callable(meta["choices"]) else meta["choices"]
         help = "; ".join([meta["help"], *(f"{row}: {means}" for row in table if (means := explained(table, row)))])
-        number = number_of(kind)
+        number = number_type(kind)
         kind = float if kind == Optional[float] else kind
         if number:
-            help = f"{help} ({allowed(kind, meta['bounds'])})"
+            help = f"{help} ({describe_range(kind, meta['bounds'])})"
         if table and not meta["listed"]:
             flags.DEFINE_enum(name, default, [*table], help, known)
         elif typing.get_origin(kind) is tuple:
@@ -51,7 +51,7 @@ def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
         if number:
             flags.register_validator(name, functools.partial(
                 within, number=number, meta=meta, optional=default in (None, ())),
-                f"not {allowed(kind, meta['bounds'])}", known)
+                f"not {describe_range(kind, meta['bounds'])}", known)
     flags.DEFINE_bool("traceback", False, "on an error, print where in the program it arose", known)
 
 
@@ -162,8 +162,7 @@ def prepare_jax(config) -> None:
     """Settings that must come before the first computation."""
     import jax
 
-    from rlvr_jax import parallel
-    from rlvr_jax.runs import machine
+    from rlvr_jax.runs import machine, processes
 
     values = config.as_flags()
     if "host_devices" not in values:  # such a command leaves an accelerator to the run that may be using it
@@ -173,7 +172,7 @@ def prepare_jax(config) -> None:
         jax.config.update("jax_num_cpu_devices", values["host_devices"])
     keep_programs(values["compilation_cache"])
     if values.get("coordinator_address"):
-        parallel.initialize(*(values[name] for name in ("coordinator_address", "num_processes", "process_id")))
+        processes.initialize(*(values[name] for name in ("coordinator_address", "num_processes", "process_id")))
     warning = machine.unused_accelerator()
     if warning:
         print(f"warning: {warning}", file=sys.stderr)

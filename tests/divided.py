@@ -12,9 +12,10 @@ import sys
 import jax
 import numpy as np
 
-from rlvr_jax import adapters, batches, grpo, learner, parallel, sampler
+from rlvr_jax import batches, grpo, learner, parallel, sampler
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.sampler import Decoding, Request
+from rlvr_jax.training import driver
 
 from fixtures import make_batch, random_params
 
@@ -32,7 +33,7 @@ def updates(config, divide: bool, model: ModelConfig, steps: int) -> tuple:
     batch, policy = make_batch(), grpo.Policy(model, random_params(model), (0,))
     state = parallel.place_state(grpo.initial_state(policy, config), divide)
     held = sum(x.nbytes for x in jax.tree.leaves(state)) // parallel.device_count()
-    programs, reset = grpo.compile_programs(policy, config), learner.map_reset(config.resets)
+    programs, reset = grpo.compile_programs(policy, config), driver.map_reset(config.resets)
     for step in range(1, steps + 1):
         part = batch.replace(ref_logprobs=programs.logprobs(learner.reference(state), batch))
         state, metrics = programs.update(state, part, step)

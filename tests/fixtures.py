@@ -54,7 +54,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 BASE_FLAGS = ("--num_ops=2", "--num_layers=1", "--d_model=16", "--num_heads=2", "--d_ff=32", "--batch_size=64",
               "--noremat", "--warmup_steps=10", "--learning_rate=1e-2", "--eval_size=16")
-# Every reward pays for format, which even this base has at times, and the other terms have a gradient always.
+# The reward is for format, which even this base gets right at times; the other terms always have a gradient.
 TRAIN_FLAGS = ("--num_ops=2", "--example=1", "--num_prompts=2", "--group_size=4", "--max_new_tokens=10", "--noremat",
                "--eval_size=16", "--reward=format", "--kl_coef=0.01", "--entropy_coef=0.01", "--learning_rate=1e-3",
                "--schedule=linear", "--decay_steps=60")
@@ -73,7 +73,7 @@ class Result(NamedTuple):
 
 @pytest.fixture(scope="session")
 def compiled(request) -> str:
-    """A folder of compiled programs that all processes share, and the next session of tests too."""
+    """A folder of compiled programs, shared by all processes and by later test sessions."""
     return str(request.config.cache.mkdir("jax_programs"))
 
 
@@ -97,7 +97,7 @@ def record_of(script: str) -> type:
 
 @contextlib.contextmanager
 def defined(config_class):
-    """The flags of a record, which are gone afterwards."""
+    """A context that defines the flags of a record and removes them at the end."""
     before = set(FLAGS)
     cli.define_flags(config_class)
     try:
@@ -124,13 +124,13 @@ def environment(compiled: str) -> dict:
 
 
 def start(script: str, *flags, compiled: str, prefix: tuple = ()) -> subprocess.Popen:
-    """`python -m scripts.SCRIPT FLAGS`, started; by the command `prefix`, if there is one."""
+    """Starts `python -m scripts.SCRIPT FLAGS`, after the words of another command, `prefix`, if there are any."""
     return subprocess.Popen([*prefix, sys.executable, "-m", f"scripts.{script}", *map(str, flags)], cwd=ROOT,
                             env=environment(compiled), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen, expect: int | None = None, limit: float = 300) -> Result:
-    """Waits for it; `expect` is the exit code it has to have."""
+    """Waits for a process to end; `expect` is the exit code it must have."""
     try:
         out, err = process.communicate(timeout=limit)
     finally:
@@ -141,7 +141,7 @@ def finish(process: subprocess.Popen, expect: int | None = None, limit: float = 
 
 @pytest.fixture
 def launch(compiled):
-    """`start`, whose processes are gone after the test, whatever happens."""
+    """`start`, whose processes are killed after the test."""
     started = []
 
     def launched(*args, **options):
@@ -163,7 +163,7 @@ def command_server(compiled: str) -> subprocess.Popen:
 
 def run(script: str, *flags, compiled: str, expect: int | None = None, prefix: tuple = (),
         limit: float = 300) -> Result:
-    """The result of `python -m scripts.SCRIPT FLAGS`; `expect` is the exit code it has to have."""
+    """The result of `python -m scripts.SCRIPT FLAGS`; `expect` is the exit code it must have."""
     if prefix:
         return finish(start(script, *flags, compiled=compiled, prefix=prefix), expect, limit)
     with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +208,7 @@ def count_lines(path) -> int:
 
 
 def without_clock(row: dict) -> dict:
-    """A row or summary without what belongs to one process: all else is a function of (flags, seed, step)."""
+    """A row or summary without timings: the rest is a function of (flags, seed, step)."""
     return {key: value for key, value in row.items()
             if not key.startswith("seconds") and "per_second" not in key and key != "compilations"}
 
@@ -255,7 +255,7 @@ UPDATE = grpo.GRPOConfig.from_flags(objective="one_shot", learning_rate=1e-2, re
 
 
 def random_params(config, seed=0):
-    """Parameters with every leaf away from its initial 0 or 1, so that a forgotten bias or norm shows."""
+    """Parameters in which no leaf has its initial 0 or 1, so that a forgotten bias or norm shows."""
     params = model.init_params(jax.random.key(seed), config)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
@@ -264,7 +264,7 @@ def random_params(config, seed=0):
 
 @functools.cache
 def tiny_params():
-    """The parameters of TINY that completions are drawn with; made once, and not while modules are imported."""
+    """The parameters of TINY that completions are sampled with."""
     return random_params(TINY)
 
 
@@ -275,14 +275,14 @@ def _padded_logits(params, config, tokens, edit):
 
 
 def full_logits(params, config, tokens, edit=None):
-    """Logits f32[T,V] of a whole row of T tokens, through one compiled length: padding behind a row cannot be seen."""
+    """Logits f32[T,V] of a row of T tokens, which is padded so that few lengths are compiled."""
     row = np.zeros(16 if len(tokens) <= 16 else 160, np.int32)
     row[: len(tokens)] = tokens
     return _padded_logits(params, config, row, edit)[: len(tokens)]
 
 
 def padded(prompts, width=None, fill=0) -> Prompts:
-    """Lists of token ids as i32[P,width], the longest list's width unless told, with `fill` behind each."""
+    """Lists of token ids as i32[P,width], padded with `fill`; the default width is that of the longest list."""
     lengths = np.array([len(p) for p in prompts], np.int32)
     tokens = np.full((len(prompts), width or lengths.max()), fill, np.int32)
     for row, prompt in zip(tokens, prompts):
@@ -296,7 +296,7 @@ _sample = jax.jit(sampler.sample, static_argnums=(1, 4, 5))
 def draw_rollouts(prompts=PROMPTS, index=PROMPT_INDEX, *, params=None, config=TINY, temperature=1.0, seed=0, step=3,
                   top_p=None, eos_ids=(1, 4, 9), max_new_tokens=12, num_slots=0, edit=None,
                   layout=model.Layout(), attend=None) -> Rollouts:
-    """A completion of prompt `index[b]` in each row b, from `tiny_params()` unless told: NumPy arrays [B,T]."""
+    """Samples a completion of prompt `index[b]` in each row b, by default from `tiny_params()`: NumPy arrays [B,T]."""
     rows = sampler.Rows(jnp.array(index), sampler.rollout_keys(seed, step, jnp.arange(len(index))), temperature, top_p)
     decoding = sampler.Decoding(eos_ids, max_new_tokens, num_slots, layout, attend=attend)
     hooks = sampler.Hooks(edit_residual=edit)
@@ -305,14 +305,14 @@ def draw_rollouts(prompts=PROMPTS, index=PROMPT_INDEX, *, params=None, config=TI
 
 
 def as_batch(rollouts: Rollouts, prompts=PROMPTS) -> Batch:
-    """The rollouts as rows to score or to learn from, with advantages of 0."""
+    """The rollouts as a batch with advantages of 0."""
     return Batch(padded(prompts), rollouts.prompt_index, rollouts.completions, rollouts.completion_mask,
                  np.zeros(len(rollouts.completions), np.float32), rollouts.sampler_logprobs)
 
 
 def make_batch(seed=0, groups=(0, 2, 1, 0), drawn={}, **changes) -> Batch:
-    """16 completions of four groups of four, of these prompts: tokens and log-probabilities [16,T], random advantages
-    f32[16]. `drawn` is for `draw_rollouts`, `changes` for the batch."""
+    """Four groups of four completions of the prompts `groups`: tokens and log-probabilities [16,T], random advantages
+    f32[16]. `drawn` are arguments of `draw_rollouts`, `changes` those of the batch."""
     index = np.repeat(groups, 4).astype(np.int32)
     out = draw_rollouts(index=index, seed=seed, temperature=0.8, **drawn)
     rng = np.random.default_rng(seed)
@@ -332,10 +332,10 @@ def assert_close(a, b, atol=2e-5):  # AdamW's first step moves every parameter b
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
 
 
-# ----- a policy that is a table of logits in place of the transformer: the update's own numbers, nothing to round
+# ----- a policy that is a table of logits instead of a transformer: the update without rounding in a model
 # Completion b is row `prompt_index[b]` of the table, and its token t is drawn from softmax(table[b, t] / temperature).
 
-# Leaves parameters as they are, and its state is the gradient.
+# An optimiser that changes no parameter; its state is the gradient.
 RECORD_GRADIENT = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
     lambda gradient, state, params: (jax.tree.map(jnp.zeros_like, params), gradient))
@@ -362,7 +362,7 @@ def table_loss_and_gradient(config, table, batch, num_micro=1) -> tuple:
 
 
 def random_rollouts(rng, rows=8, tokens=4, words=3) -> Rollouts:
-    """Completions [rows,tokens] of 1 to `tokens` tokens out of `words`, with garbage behind their end."""
+    """Completions [rows,tokens] of 1 to `tokens` tokens out of `words`, with garbage after their end."""
     mask = np.arange(tokens) < rng.integers(1, tokens + 1, rows)[:, None]
     return Rollouts(np.arange(rows), rng.integers(0, words, (rows, tokens)), mask, None, np.ones(rows, bool))
 
@@ -394,7 +394,7 @@ class Steered(NamedTuple):
 
 @functools.cache
 def steered_model() -> Steered:
-    """A model of two layers that has the words of a family, and what its completions of PROMPTS are steered with."""
+    """A model of two layers with the vocabulary of a family, and the vectors that steer its completions of PROMPTS."""
     from rlvr_jax.lab.elicit.steering import Steering
 
     words = families.make_tokenizer(["arithmetic"])
@@ -431,7 +431,7 @@ def make_scorer(config: TrainConfig, loaded, problems, encoded):
 
 @pytest.fixture
 def seen(sampled, monkeypatch):
-    """What a reward is handed for those completions."""
+    """What a reward sees of the completions `sampled`."""
     loaded, problems, encoded, params, rollouts = sampled
     handed = []
     monkeypatch.setitem(rewards.REWARDS, "spy", lambda seen: handed.append(seen) or np.zeros(8))
@@ -441,7 +441,7 @@ def seen(sampled, monkeypatch):
 
 
 def saying(seen, *answers, meta=(), **changes):
-    """What was seen, with completions that give these answers; None gives none. `meta` is added to each problem's."""
+    """`seen`, with completions that give these answers, or none for None. `meta` is added to that of each problem."""
     texts = ["hmm river" if answer is None else f"guess answer {answer}" for answer in answers]
     problems = [dataclasses.replace(problem, meta=problem.meta | dict(meta)) for problem in seen.problems]
     wanted = [problem.answer for problem in changes.get("problems", problems)]
@@ -473,7 +473,7 @@ def released(question, answer, **extra) -> dict:
 
 
 def chat_tokenizer(*special, chat_template=None) -> Tokenizer:
-    """All bytes and the given special tokens; like many, it would put <s> before every text."""
+    """A tokenizer of all bytes and these special tokens; like many, it puts <s> before every text by default."""
     vocab = {token: i for i, token in enumerate(["<s>", *special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -486,12 +486,12 @@ QWEN = chat_tokenizer("<|im_start|>", "<|im_end|>", chat_template="{{ bos_token 
 
 
 def load_problems(names: str, tokenizer=None, split="test", count=0, seed=prompts.HELDOUT_SEED, **flags) -> list:
-    """`prompts.load_problems` of the sources that --problems names, with other flags of how they are asked."""
+    """`prompts.load_problems` of the sources that --problems names; `flags` are other flags of `ProblemSource`."""
     return prompts.load_problems(prompts.ProblemSource.from_flags(problems=names, **flags), tokenizer, split, count,
                                  seed)
 
 
-# As much of a loaded model as reading problems needs.
+# The parts of a loaded model that reading problems needs.
 START = types.SimpleNamespace(tokenizer=QWEN, config=types.SimpleNamespace(max_seq_len=10_000))
 
 
@@ -554,7 +554,7 @@ PAPER_MODEL = ModelConfig(vocab_size=640, num_layers=4, d_model=32, num_heads=4,
 
 @pytest.fixture(scope="module")
 def qwen2_folder(tmp_path_factory):
-    """A Hugging Face folder. One more token than Qwen2's is a whole answer, so that random completions hit at times."""
+    """A Hugging Face folder. An additional token is a whole answer, so that some random completions are correct."""
     dir = tmp_path_factory.mktemp("qwen2")
     huggingface.save_folder(PAPER_MODEL, cases.random_params(PAPER_MODEL, 0), dir)
     cases.write_qwen2_tokenizer(dir, [*cases.LINES, *cases.QUESTIONS], vocab_size=400, more=[PAPER_ANSWER])
@@ -605,7 +605,7 @@ RUN_SUMMARY = {"base": {"greedy": 210 / 512, "sampled": 0.25, "n": 512},
 
 
 def write_run(directory, rows=RUN_ROWS, rollouts=(), summary=RUN_SUMMARY, flags="--num_steps=40\n--seed=7\n"):
-    """Writes what a report reads of a run; returns the directory."""
+    """Writes the files of a run that a report reads; returns the directory."""
     directory.mkdir(exist_ok=True)
     write_jsonl(directory / "metrics.jsonl", *rows)
     write_jsonl(directory / "rollouts.jsonl", *rollouts)
@@ -653,7 +653,7 @@ class Page(html.parser.HTMLParser):
 
 
 def heldout_row(step, correct, **fields):
-    """Of problem i at a step: "right i at step" or "wrong i at step"."""
+    """A row of heldout.jsonl. The completion of problem i is "right i at step" or "wrong i at step"."""
     return {"step": step, "correct": correct, "completions": [f"{'right' if x else 'wrong'} {i} at {step}" for i, x in
                                                               enumerate(correct)]} | fields
 
@@ -680,13 +680,13 @@ HOSTILE = [PROOF, CALC, "</script><script>document.title='x'</script><img src=ht
 
 
 def kept_completions(*texts, samples=1, prompt=PROBED, answer="9") -> list[dict]:
-    """The rows of completions.jsonl, so many of each problem."""
+    """Rows of completions.jsonl, `samples` of each problem."""
     return [{"benchmark": "arithmetic", "problem": i // samples, "sample": i % samples, "prompt": prompt,
              "answer": answer, "completion": text} for i, text in enumerate(texts)]
 
 
 def as_any_probe(row):
-    """A row with what the probes need of it, besides."""
+    """A row with the additional fields that probes read."""
     from rlvr_jax.lab.probes import memorisation
 
     return row | {"correct": row["completion"] == PROOF, "split": "dev", "benchmark": memorisation.EXAMPLE,

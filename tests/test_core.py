@@ -1,4 +1,4 @@
-"""The core taken away: the root files alone, in an empty folder, run the program of docs/core.md."""
+"""The core on its own: in an empty folder the root files alone run the program of docs/core.md."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ def test_the_root_files_alone_train_in_an_empty_folder(tmp_path):
         shutil.copy(path, tmp_path / "rlvr_jax")
     program, = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "core.md").read_text("utf-8"), re.M | re.S)
     (tmp_path / "toy.py").write_text(program + LIST)
-    # Without `site` no installed copy of the program can be found, only what stands in these folders.
+    # Without `site` Python finds no installed copy of the program, only these folders.
     done = subprocess.run([sys.executable, "-S", "toy.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300,
                           env={"PYTHONPATH": ":".join([str(tmp_path), *site.getsitepackages()]), "HOME": str(tmp_path),
                                "JAX_PLATFORMS": "cpu"})

@@ -17,7 +17,7 @@ FLAGS = (*TRAIN_FLAGS, f"--num_steps={STEPS}", "--eval_every=20", "--save_every=
 
 @pytest.fixture(scope="module", params=[(), pytest.param(("--divide_state",), marks=pytest.mark.slow)])
 def alone(request, tmp_path_factory, base, compiled) -> tuple[pathlib.Path, tuple[str, ...]]:
-    """The run of one process, and the flags that it has besides."""
+    """The run of one process, and its additional flags."""
     run_dir = tmp_path_factory.mktemp("alone") / "run"
     run("train", *FLAGS, *request.param, f"--model={base}", f"--run_dir={run_dir}", "--host_devices=2",
         compiled=compiled, expect=0)
@@ -39,7 +39,7 @@ def test_two_processes_equal_two_devices_and_continue(begin, tmp_path, alone, ba
     run_dir, (wanted, flags) = tmp_path / "run", alone
     main, other = begin(*flags)
     wait_for(lambda: count_lines(run_dir / "metrics.jsonl") >= 4, main)
-    other.send_signal(signal.SIGTERM)  # to one of them, as it waits for the other; both have to stop at the same step
+    other.send_signal(signal.SIGTERM)  # to one of them alone; both must stop at the same step
     for process in (main, other):
         assert "the same command continues" in finish(process, expect=143).err
     step = max(checkpoint.steps(run_dir))
@@ -50,7 +50,7 @@ def test_two_processes_equal_two_devices_and_continue(begin, tmp_path, alone, ba
     assert "training accuracy" in finished[0].out and "training accuracy" not in finished[1].out
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
-    # One process goes on from what two have saved.
+    # One process continues what two have saved.
     shutil.rmtree(run_dir / "checkpoints" / str(STEPS))
     run("train", *FLAGS, *flags, f"--model={base}", f"--run_dir={run_dir}", "--host_devices=2", compiled=compiled,
         expect=0)
@@ -58,7 +58,7 @@ def test_two_processes_equal_two_devices_and_continue(begin, tmp_path, alone, ba
 
 
 def test_a_main_process_that_fails_alone_takes_the_other_with_it(begin, tmp_path):
-    """It cannot write its log; the other one waits for it in a collective, which it would do for five minutes."""
+    """It cannot write its log; the other one waits for it in a collective, which times out after five minutes."""
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
     started = time.monotonic()
     main, other = begin()
@@ -68,7 +68,7 @@ def test_a_main_process_that_fails_alone_takes_the_other_with_it(begin, tmp_path
 
 
 def test_both_processes_refuse_other_flags(begin, tmp_path, alone):
-    """The one that does not read the run directory must not wait for the one that does."""
+    """Only one reads the run directory; the other must not wait for it."""
     shutil.copytree(alone[0], tmp_path / "run")
     results = [finish(process, expect=1, limit=60) for process in begin("--learning_rate=0.5")]
     assert "--learning_rate (was 0.001)" in results[0].errors[0] and len(results[1].errors) == 1

@@ -1,4 +1,4 @@
-"""A divided state is the whole state: the same updates, samples and checkpoints, at 1/n of it on each device."""
+"""A divided state behaves as a whole one: the same updates, samples and checkpoints, with 1/n of it on each device."""
 
 import json
 import os
@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from rlvr_jax import parallel
+from rlvr_jax.runs import processes
 
 from fixtures import ROOT, TRAIN_FLAGS, count_lines, environment, finish, start, wait_for
 
 
 def run(devices: int, names: str, compiled, tmp_path) -> tuple[dict, dict]:
-    """(arrays, bytes on a device) that tests/divided.py finds with so many devices."""
+    """(arrays, bytes on a device) that tests/divided.py returns with so many devices."""
     file = tmp_path / f"{devices}.npz"
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     env = environment(compiled) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": path}
@@ -28,8 +28,8 @@ def run(devices: int, names: str, compiled, tmp_path) -> tuple[dict, dict]:
 
 
 def assert_same(arrays: dict, wanted: dict, few: float = 0.0) -> None:
-    """Parameters, moments and reference to 1e-6, but for a share `few` of their numbers; these, log-probabilities and
-    metrics, sums of many numbers, to 2e-5."""
+    """Parameters, moments and reference agree to 1e-6, except for a share `few` of their numbers. These numbers,
+    log-probabilities and metrics, which sum many numbers, agree to 2e-5."""
     compared = 0
     for name, x in wanted.items():
         if " whole " in name:
@@ -53,7 +53,7 @@ def test_divided_is_whole(devices, names, compiled, tmp_path):
 
 
 def test_gradients_of_a_bfloat16_model_are_summed_in_float32(compiled, tmp_path):
-    """Adam's first moments after one update, of four devices and four micro-batches: sums of 16 bits are 1e-3 apart."""
+    """Adam's first moments after one update on four devices, in four micro-batches; 16-bit sums differ by 1e-3."""
     arrays, _ = run(4, "bfloat16", compiled, tmp_path)
     moments = [name for name in arrays if " whole " in name and ".mu[" in name]
     assert len(moments) == 12
@@ -64,11 +64,11 @@ def test_gradients_of_a_bfloat16_model_are_summed_in_float32(compiled, tmp_path)
 
 def test_a_broadcast_puts_little_on_a_device_at_a_time(monkeypatch):
     sent = []
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(parallel, "SENT", 64, raising=False)
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "SENT", 64)
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda tree: sent.append(tree) or tree)
     state = {"params": np.arange(105, dtype=np.float32).reshape(3, 5, 7), "step": np.int32(4), "none": np.zeros((0, 2))}
-    arrived = parallel.broadcast(state)
+    arrived = processes.broadcast(state)
     jax.tree.map(np.testing.assert_array_equal, arrived, state)
     assert [x.dtype for x in jax.tree.leaves(arrived)] == [x.dtype for x in jax.tree.leaves(state)]
     assert max(sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in sent) <= 64
@@ -76,7 +76,7 @@ def test_a_broadcast_puts_little_on_a_device_at_a_time(monkeypatch):
 
 @pytest.mark.slow
 def test_an_adapter_divided_among_two_ends_on_a_busy_machine(base, compiled, tmp_path):
-    """Twenty runs beside processes that take every core; a signal ends one more."""
+    """Twenty runs beside processes that occupy every core; a signal ends one more."""
     def begin(name: str, steps: int):
         return start("train", *TRAIN_FLAGS, f"--num_steps={steps}", "--trainable=lora", "--divide_state",
                      "--host_devices=2", f"--model={base}", f"--run_dir={tmp_path / name}", compiled=compiled)
@@ -97,7 +97,7 @@ def test_an_adapter_divided_among_two_ends_on_a_busy_machine(base, compiled, tmp
 
 @pytest.mark.slow
 def test_divided_among_many_is_whole_on_one(compiled, tmp_path):
-    """Other devices sum in another order, and Adam makes much of the last bits of a small gradient."""
+    """Not to the last bit: more devices sum in another order, and Adam amplifies the rounding of small gradients."""
     wanted, _ = run(1, "kept", compiled, tmp_path)
     for devices in (2, 4, 8):
         assert_same(run(devices, "kept", compiled, tmp_path)[0], wanted, few=1e-4)

@@ -14,24 +14,19 @@ NEEDS = {"parquet": "pyarrow", "gguf": "gguf", "original grader": "sympy"}
 
 
 def run(name: str, first: int, count: int, seconds: float) -> dict:
-    """What the process said last; it fails with everything that it said."""
+    """The last line of the process; if it fails, the test shows everything it printed."""
     done = subprocess.run([sys.executable, ROOT / "tests" / "fuzz.py", name, str(first), str(count)], cwd=ROOT,
                           env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.parametrize("first, count, seconds", [
+    (0, 200, 300), pytest.param(200, 10_000, 7200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", fuzz.READERS)
-def test_two_hundred_damaged_inputs_are_read_or_refused_in_one_line(name):
+def test_damaged_inputs_are_read_or_refused_in_one_line(name, first, count, seconds):
     pytest.importorskip(NEEDS.get(name, "json"))
-    assert run(name, 0, 200, 300) == {"reader": name, "inputs": 200, "faults": 0}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", fuzz.READERS)
-def test_ten_thousand_damaged_inputs_are_read_or_refused_in_one_line(name):
-    pytest.importorskip(NEEDS.get(name, "json"))
-    assert run(name, 200, 10_000, 7200)["faults"] == 0
+    assert run(name, first, count, seconds) == {"reader": name, "inputs": count, "faults": 0}
 
 
 @pytest.mark.parametrize("read, said", [
@@ -43,8 +38,9 @@ def test_the_harness_sees_a_fault(read, said, tmp_path):
 
 
 def test_the_harness_sees_memory(tmp_path):
-    """In a process of its own: the peak that it compares with is that of the whole life of a process."""
-    program = f"import fuzz, pathlib; print(fuzz.fault(lambda _: bytearray(300 << 20), b'abc', pathlib.Path({str(tmp_path)!r})))"
+    """In a process of its own, as a process only knows its peak since it started."""
+    program = ("import fuzz, pathlib; "
+               f"print(fuzz.fault(lambda _: bytearray(300 << 20), b'abc', pathlib.Path({str(tmp_path)!r})))")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "tests", capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert "MiB for 3 bytes" in done.stdout, done.stderr

@@ -18,12 +18,15 @@ from fixtures import TINY, UPDATE, assert_close, fresh_state, make_batch, random
 PARAMS = tiny_params()
 
 
+def shard_for_one(batch, num_micro=1):
+    return jax.tree.map(lambda x: x[0], batches.shard_batch(batch, 1, num_micro))
+
+
 def plain_update(batch, config=UPDATE, num_micro=1):
     """One device, plain jit: the definition the mapped update must equal."""
     optimizer, state = fresh_state(config)
-    laid = jax.tree.map(lambda x: x[0], batches.shard_batch(batch, 1, num_micro))
     update = jax.jit(learner.make_update(TINY, config.update, config.loss, optimizer))
-    state, metrics = update(state, laid, jnp.int32(1))
+    state, metrics = update(state, shard_for_one(batch, num_micro), jnp.int32(1))
     return jax.tree.map(np.asarray, state.params), {name: float(x) for name, x in metrics.items()}
 
 
@@ -44,7 +47,7 @@ def test_two_devices_micro_batches_and_a_sharded_jit_give_the_same_step():
         np.testing.assert_allclose(mapped_metrics[f"train/{name}"], value, rtol=1e-4, atol=1e-6)
 
     rows = NamedSharding(Mesh(jax.devices(), ("data",)), PartitionSpec(None, "data"))
-    whole = jax.tree.map(lambda x: x[0], batches.shard_batch(batch, 1, 1))
+    whole = shard_for_one(batch)
     spread = jax.device_put(whole.replace(prompts=None), rows).replace(prompts=whole.prompts)
     update = jax.jit(learner.make_update(TINY, UPDATE.update, UPDATE.loss, optimizer))
     sharded, _ = update(fresh_state()[1], spread, jnp.int32(1))
@@ -58,7 +61,8 @@ def test_padding_that_is_not_computed_changes_no_step(objective, groups, monkeyp
     batch = make_batch(groups=groups, drawn={"eos_ids": (12,), "max_new_tokens": 80})
     config = UPDATE.with_flags(objective=objective, grad_accumulation=4)
     made, lengths = [], batch.completion_mask.sum(-1)
-    assert lengths.min() < 20 and lengths.max() > 40 and batches.buckets(80) == [10, 20, 40, 80] and batches.buckets(63) == [63]
+    assert lengths.min() < 20 and lengths.max() > 40
+    assert batches.bucket_lengths(80) == [10, 20, 40, 80] and batches.bucket_lengths(63) == [63]
     pieces = batches.shard_batch(batches.sort_by_length(batch, 2, 4)[0], 2, 4).completion_mask.sum(-1)
     if groups == (0, 0, 0, 0):
         assert (pieces.max((0, 2))[:-1] <= pieces.min((0, 2))[1:]).all() and pieces.max((0, 2))[0] <= 20
@@ -87,23 +91,13 @@ def test_padding_that_is_not_computed_changes_no_log_probability(groups):
         assert (one[mask.sum(-1) <= 20].any(-1)).all() and (one == 0).any() and not np.asarray(other == 0).any()
 
 
-def test_a_positive_advantage_raises_its_completion_and_a_negative_one_lowers_it():
-    batch = make_batch(advantages=np.where(np.arange(16) == 3, 1.0, np.where(np.arange(16) == 9, -1.0, 0.0)).astype(np.float32))
-    config = UPDATE.with_flags(kl_coef=0.0, entropy_coef=0.0, learning_rate=1e-3)
-
-    def totals(params):
-        scores, _ = logprobs.completion_logprobs(params, TINY, batch, 0.8)
-        return np.where(batch.completion_mask, scores, 0).sum(-1)
-
-    change = totals(plain_update(batch, config)[0]) - totals(PARAMS)
-    assert change[3] > 0 and change[9] < 0
-
-
 def test_masked_tokens_have_no_influence_at_all():
     batch = make_batch()
     garbage = np.random.default_rng(1)
+
     def spoil(x, values):
         return np.where(batch.completion_mask, x, values.astype(x.dtype))
+
     spoiled = batch.replace(completions=spoil(batch.completions, garbage.integers(0, 31, batch.completions.shape)),
                             sampler_logprobs=spoil(batch.sampler_logprobs, np.full(batch.completions.shape, np.nan)),
                             ref_logprobs=spoil(batch.ref_logprobs, np.full(batch.completions.shape, 1e3)))
@@ -128,7 +122,7 @@ def test_dead_groups_give_exactly_no_policy_gradient():
 
 
 def test_a_kl_without_a_weight_is_no_part_of_the_loss():
-    """Were it there with the weight 0, a reference that is not a number would make all parameters so."""
+    """With a weight of 0, a reference of NaN would still make all parameters NaN."""
     batch = make_batch(ref_logprobs=np.full((16, 12), np.nan, np.float32))
     found, without = (plain_update(each, UPDATE.with_flags(kl_coef=0.0))[0] for each in (
         batch, batch.replace(ref_logprobs=None)))
@@ -136,22 +130,20 @@ def test_a_kl_without_a_weight_is_no_part_of_the_loss():
 
 
 def test_what_devices_exchange_in_a_divided_update_has_one_order():
-    """Each exchange leads to the loops that gather weights, or needs them: beside them it could go first or last."""
+    """Every exchange depends on the loops that gather weights, or they on it; else the order could differ by device."""
     config = UPDATE.with_flags(trainable="lora")
     optimizer, params = grpo.make_optimizer(config), adapters.add(config.adapter, tiny_params(), 0)
     state = parallel.place_state(learner.init_state(params, optimizer, False), divide=True)
-    one_device, batch = learner.make_update(TINY, config.update, config.loss, optimizer), make_batch()
-    first = jax.tree.map(lambda x: x[0], (state, batches.shard_batch(batch, 2, config.update.grad_accumulation)))
-    jaxpr = jax.make_jaxpr(lambda *args: one_device(*args, 1, parallel.psum, parallel.pmax),
-                           axis_env=[(parallel.AXIS, 2)])(*first).jaxpr
+    update = learner.make_update(TINY, config.update, config.loss, optimizer, parallel.AXIS)
+    first = jax.tree.map(lambda x: x[0], (state, batches.shard_batch(make_batch(), 2, 1)))
+    jaxpr = jax.make_jaxpr(update, axis_env=[(parallel.AXIS, 2)])(*first, 1).jaxpr
     exchanges = ("psum", "pmax", "all_gather", "reduce_scatter")
     found = [i for i, eqn in enumerate(jaxpr.eqns) if any(f"{name}[" in str(eqn) for name in exchanges)]
     gathers = {i for i in found if "all_gather[" in str(jaxpr.eqns[i])}
-    needs = []  # of each equation, all that it needs
-    made = {}
+    needs, origin = [], {}  # the equations that each one depends on; the equation of each value
     for i, eqn in enumerate(jaxpr.eqns):
-        needs.append({i}.union(*(needs[made[x]] for x in map(id, eqn.invars) if x in made)))
-        made |= {id(x): i for x in eqn.outvars}
+        needs.append({i}.union(*(needs[origin[x]] for x in map(id, eqn.invars) if x in origin)))
+        origin |= {id(x): i for x in eqn.outvars}
     assert gathers and len(found) > len(gathers)
     assert all(g in needs[i] or i in needs[g] for i in found for g in gathers)
 
@@ -170,66 +162,33 @@ def test_the_first_update_is_on_policy_and_later_minibatches_are_not():
     assert metrics["train/clip_fraction"] > 0.02 and metrics["train/logprob_gap_max"] < 5e-5
 
 
-def test_a_gap_between_sampler_and_trainer_is_reported_raw():
-    batch = make_batch()
-    shifted = batch.replace(sampler_logprobs=batch.sampler_logprobs + np.where(np.arange(16) < 8, 0.5, 0)[:, None]
-                            .astype(np.float32))
-    _, metrics = plain_update(shifted)
-    share = batch.completion_mask[:8].sum() / batch.completion_mask.sum()
-    np.testing.assert_allclose([metrics["logprob_gap_max"], metrics["ratio_outside"], metrics["logprob_gap_mean"]],
-                               [0.5, share, 0.5 * share], atol=1e-4)
+def test_a_gap_between_sampler_and_learner_is_reported_raw_from_every_device():
+    """Rows 8 to 15 are those of the second device."""
+    batch, shift = make_batch(), np.where(np.arange(16) >= 8, 0.5, 0).astype(np.float32)[:, None]
+    shifted = batch.replace(sampler_logprobs=batch.sampler_logprobs + shift)
+    _, metrics = mapped_update()(parallel.place_state(fresh_state()[1]), shifted, 1)
+    share = batch.completion_mask[8:].sum() / batch.completion_mask.sum()
+    for name, wanted in {"logprob_gap_max": 0.5, "ratio_outside": share, "logprob_gap_mean": 0.5 * share}.items():
+        np.testing.assert_allclose(metrics[f"train/{name}"], wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_tokens_that_float16_has_no_number_for_are_counted(dtype):
-    """Embeddings of 1e5 leave its range; with the usual ones no token does. Other types need no count."""
-    shape, micro = dataclasses.replace(TINY, dtype=dtype), batches.shard_batch(make_batch(), 1, 1)
-    optimizer, state = fresh_state()
+    """Embeddings of 1e5 leave its range; the usual ones do not. Other types need no count."""
+    shape, (optimizer, state) = dataclasses.replace(TINY, dtype=dtype), fresh_state()
     update = jax.jit(learner.make_update(shape, UPDATE.update, UPDATE.loss, optimizer))
-
-    def counted(params):
-        _, metrics = update(state.replace(params=params), jax.tree.map(lambda x: x[0], micro), jnp.int32(1))
-        return metrics.get("overflow")
-
-    far = state.params | {"embed": state.params["embed"] * 1e7}
-    assert [counted(state.params), counted(far)] == ([0, 1] if dtype == "float16" else [None, None])
+    far = state.replace(params=state.params | {"embed": state.params["embed"] * 1e7})
+    overflows = [update(each, shard_for_one(make_batch()), jnp.int32(1))[1].get("overflow") for each in (state, far)]
+    assert overflows == ([0, 1] if dtype == "float16" else [None, None])
 
 
 def test_the_first_moment_may_have_16_bits_and_the_second_keeps_32():
-    state = learner.init_state(PARAMS, grpo.make_optimizer(UPDATE.with_flags(first_moment_dtype="bfloat16")), False)
-    (moments,) = [x for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu")]
-    assert {str(x.dtype) for x in jax.tree.leaves(moments.mu)} == {"bfloat16"}
-    assert {str(x.dtype) for x in jax.tree.leaves(moments.nu)} == {"float32"}
     config = UPDATE.with_flags(first_moment_dtype="bfloat16")
+    _, state = fresh_state(config)
+    for name, wanted in (("mu", "bfloat16"), ("nu", "float32")):
+        assert {x.dtype for x in jax.tree.leaves(optax.tree.get(state.opt_state, name))} == {jnp.dtype(wanted)}
     half, _ = plain_update(make_batch(), config)
     assert_close(half, plain_update(make_batch())[0], 1e-2 * UPDATE.optimizer.learning_rate)
-
-
-def test_the_largest_gap_is_found_on_whichever_device_has_it():
-    """Rows 8 to 15 are those of the second device."""
-    batch, state = make_batch(), fresh_state()[1]
-    shift = np.where(np.arange(16) == 12, 0.5, 0).astype(np.float32)[:, None]
-    shifted = batch.replace(sampler_logprobs=batch.sampler_logprobs + shift)
-    _, metrics = mapped_update()(parallel.place_state(state), shifted, 1)
-    assert parallel.device_count() == 2
-    np.testing.assert_allclose(metrics["train/logprob_gap_max"], 0.5, atol=1e-4)
-
-
-def test_minibatches_are_a_permutation_and_a_function_of_the_seed():
-    batch = make_batch(advantages=np.arange(16, dtype=np.float32))
-    parts = [part.advantages for part in batches.minibatches(batch, 4, (0, 1, 0))]
-    assert sorted(np.concatenate(parts)) == list(range(16)) and [len(p) for p in parts] == [4] * 4
-    again = [part.advantages for part in batches.minibatches(batch, 4, (0, 1, 0))]
-    other = [part.advantages for part in batches.minibatches(batch, 4, (0, 2, 0))]
-    assert (np.stack(parts) == np.stack(again)).all() and (np.stack(parts) != np.stack(other)).any()
-
-
-def test_advantage_one_is_the_cross_entropy():
-    config = UPDATE.with_flags(objective="reinforce", kl_coef=0.0, entropy_coef=0.0, temperature=1.0)
-    batch = make_batch(advantages=np.ones(16, np.float32), sampler_logprobs=None, ref_logprobs=None)
-    _, metrics = plain_update(batch, config)
-    scores, _ = logprobs.completion_logprobs(PARAMS, TINY, batch, 1.0)
-    np.testing.assert_allclose(metrics["loss"], -scores[batch.completion_mask].mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("max_logits", [31, 31 * 7, 2**24])
@@ -238,20 +197,9 @@ def test_chunked_logprobs_equal_a_plain_log_softmax(max_logits):
     hidden, targets = rng.standard_normal((3, 5, 16)).astype(np.float32), rng.integers(0, 31, (3, 5))
     got, entropy = logprobs.token_logprobs(PARAMS, jnp.array(hidden), jnp.array(targets), 0.6, max_logits)
     logits = (hidden.astype(np.float64) @ np.asarray(PARAMS["embed"], np.float64).T) / 0.6
-    expected = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     np.testing.assert_allclose(got, np.take_along_axis(expected, targets[..., None], -1)[..., 0], atol=2e-5)
     np.testing.assert_allclose(entropy, -(np.exp(expected) * expected).sum(-1), atol=2e-5)
-
-
-@pytest.mark.parametrize("temperature, probabilities, entropy", [
-    (1.0, [0.643914, 0.236883, 0.087144, 0.032059], 0.947537),
-    (0.6, [0.812158, 0.153397, 0.028973, 0.005472], 0.587660)])
-def test_temperature_of_the_sheet(temperature, probabilities, entropy):
-    logits = jnp.tile(jnp.array([2.0, 1.0, 0.0, -1.0]), (1, 4, 1))
-    got, entropies = logprobs.token_logprobs({"embed": jnp.eye(4)}, logits, jnp.arange(4)[None], temperature)
-    np.testing.assert_allclose(np.exp(got[0]), probabilities, atol=2e-6)
-    np.testing.assert_allclose(entropies[0], entropy, atol=2e-6)
-    assert temperature == 1 or abs(got[0, 0] + 0.208060) < 2e-6
 
 
 def sizes(jaxpr):
@@ -267,16 +215,12 @@ def sizes(jaxpr):
 
 def test_no_array_of_all_logits_exists_in_the_update():
     vocab = 5000
-    config, params = dataclasses.replace(TINY, vocab_size=vocab), None
-    params = jax.eval_shape(lambda: random_params(config))
-    batch, learn = make_batch(), UPDATE.with_flags(max_logits=4 * vocab)
-    optimizer = grpo.make_optimizer(learn)
-    state = jax.eval_shape(lambda p: learner.init_state(p, optimizer, False), params)
-    laid = jax.tree.map(lambda x: x[0], batches.shard_batch(batch, 1, 1))
-    jaxpr = jax.make_jaxpr(learner.make_update(config, learn.update, learn.loss, optimizer))(state, laid, jnp.int32(1))
-    all_logits = batch.completions.size * vocab
-    parameters = vocab * config.d_model
-    assert max(sizes(jaxpr.jaxpr)) <= max(parameters, 4 * vocab) < all_logits
+    shape, config = dataclasses.replace(TINY, vocab_size=vocab), UPDATE.with_flags(max_logits=4 * vocab)
+    batch, optimizer = make_batch(), grpo.make_optimizer(config)
+    state = jax.eval_shape(lambda: learner.init_state(random_params(shape), optimizer, False))
+    update = learner.make_update(shape, config.update, config.loss, optimizer)
+    jaxpr = jax.make_jaxpr(update)(state, shard_for_one(batch), jnp.int32(1))
+    assert max(sizes(jaxpr.jaxpr)) <= max(vocab * shape.d_model, 4 * vocab) < batch.completions.size * vocab
 
 
 def test_the_state_is_donated():
@@ -284,20 +228,6 @@ def test_the_state_is_donated():
     before = state.params["embed"]
     after, _ = mapped_update()(state, make_batch(), 1)
     assert before.is_deleted() and not after.params["embed"].is_deleted()
-
-
-@pytest.mark.parametrize("schedule, expected", [("constant", [1, 1, 1]), ("linear", [1, 0.55, 0.1]), ("cosine", [1, 0.55, 0.1])])
-def test_learning_rate_schedules(schedule, expected):
-    config = GRPOConfig.from_flags(learning_rate=1.0, warmup_steps=4, schedule=schedule, final_lr_fraction=0.1,
-                                   num_steps=24, max_grad_norm=1e9, weight_decay=0.0, adam_b1=0.0, adam_b2=0.0)
-    optimizer, rates = grpo.make_optimizer(config), []
-    params = jnp.zeros(1)
-    state = optimizer.init(params)
-    for _ in range(25):  # with both decays at 0, AdamW moves by the learning rate itself
-        change, state = optimizer.update(jnp.ones(1), state, params)
-        rates.append(float(-change[0]))
-    np.testing.assert_allclose(rates[:4], [0, 0.25, 0.5, 0.75], atol=1e-3)
-    np.testing.assert_allclose([rates[4], rates[14], rates[24]], expected, atol=1e-3)
 
 
 def test_gradients_are_clipped_by_their_global_norm():
@@ -320,7 +250,7 @@ def test_the_largest_gap_of_a_step_is_that_of_all_its_minibatches(monkeypatch):
 
 
 def test_two_updates_are_those_of_adamw():
-    """By its formula, with decays and a weight decay that are no defaults (arXiv 1711.05101)."""
+    """By the published formula (arXiv 1711.05101), with coefficients that are not the defaults."""
     rate, b1, b2, decay = 0.1, 0.8, 0.6, 0.3
     optimizer = grpo.make_optimizer(GRPOConfig.from_flags(learning_rate=rate, adam_b1=b1, adam_b2=b2,
                                                           weight_decay=decay, max_grad_norm=1e9))

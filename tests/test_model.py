@@ -44,7 +44,7 @@ def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, p
         tokens = np.where(steps == 0, prefix.last_tokens[index], rng.integers(0, config.vocab_size, 3)).astype(np.int32)
         for row in range(3):
             fed[row].append(tokens[row])
-        context = model.unroll(params, prefix, jnp.array(index))
+        context = model.unroll_layers(params, prefix, jnp.array(index))
         logits, cache = decode_step(params, config, context, model.Inputs(jnp.array(tokens), jnp.array(steps)), cache)
         for row in range(3):
             expected = full_logits(params, config, prompts[index[row]][:-1] + fed[row])[-1]
@@ -56,7 +56,7 @@ def test_cached_decoding_equals_the_full_pass_even_in_a_refilled_slot(variant, p
 def test_decoding_across_cache_buckets_equals_the_full_pass(platform):
     config, params = TINY, random_params(TINY)
     prefix = prefill(params, config, padded([[3, 4]]))
-    context = model.unroll(params, prefix, jnp.zeros(1, jnp.int32))
+    context = model.unroll_layers(params, prefix, jnp.zeros(1, jnp.int32))
     cache = model.init_cache(config, 1, 140, model.LAYOUTS[platform])
     tokens = np.random.default_rng(1).integers(0, 31, 140)
     tokens[0] = 4
@@ -75,7 +75,8 @@ def test_a_completion_with_a_prefix_equals_the_whole_row(variant):
     inputs = jnp.array([[PROMPTS[i][-1], *row] for i, row in zip((2, 1), rows)])
     hidden, _ = model.forward(params, config, inputs, prefix, index)
     for i, row, logits in zip((2, 1), rows, model.head(params, hidden)):
-        np.testing.assert_allclose(logits, full_logits(params, config, PROMPTS[i] + row)[len(PROMPTS[i]) - 1:], atol=2e-5)
+        whole = full_logits(params, config, PROMPTS[i] + row)[len(PROMPTS[i]) - 1:]
+        np.testing.assert_allclose(logits, whole, atol=2e-5)
 
 
 def test_gradients_flow_into_the_shared_prompt():
@@ -109,12 +110,12 @@ def test_attention_is_softmax_over_all_segments_together():
 
 
 def test_rematerialisation_changes_no_gradient():
-    config, params = TINY, random_params(TINY)
-    tokens = jnp.array([[1, 2, 3]])
-    grads = [jax.grad(lambda p: jnp.sum(model.forward(p, config, tokens, how=model.ForwardOptions(remat=remat))[0][...,
-                                                                                                                   0]))(params)
-             for remat in (False, True)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *grads)
+    def loss(params, remat):
+        hidden, _ = model.forward(params, TINY, jnp.array([[1, 2, 3]]), how=model.ForwardOptions(remat=remat))
+        return jnp.sum(hidden[..., 0])
+
+    kept, recomputed = (jax.grad(loss)(random_params(TINY), remat) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept, recomputed)
 
 
 def test_an_edit_of_the_residual_stream_acts_alike_in_both_passes():
@@ -125,7 +126,7 @@ def test_an_edit_of_the_residual_stream_acts_alike_in_both_passes():
         return x + jnp.where((layer == 1) & (positions >= 2), 1.0, 0.0)[..., None] * direction
 
     prefix = prefill(params, config, padded([[5, 9]]), model.ForwardOptions(edit_residual=edit))
-    cache, context = model.init_cache(config, 1, 4), model.unroll(params, prefix, jnp.zeros(1, jnp.int32))
+    cache, context = model.init_cache(config, 1, 4), model.unroll_layers(params, prefix, jnp.zeros(1, jnp.int32))
     for i, token in enumerate([9, 3, 7]):
         inputs = model.Inputs(jnp.array([token]), jnp.full(1, i, jnp.int32))
         logits, cache = decode_step(params, config, context, inputs, cache, edit)
@@ -145,7 +146,7 @@ def test_16_bits_compute_in_16_bits_and_stay_near_float32(dtype, near):
 
 
 def test_a_product_of_the_feed_forward_may_leave_float16s_range():
-    """Here to 340,000, five times as far as float16 reaches; forward and backward."""
+    """Here it reaches 340,000, five times the largest float16; forward and backward."""
     config, params = dataclasses.replace(TINY, dtype="float16", num_layers=1), random_params(TINY)
     layers = {name: x[:1] for name, x in params["layers"].items()}
     params["layers"] = layers | {"gate": layers["gate"] * 400, "up": layers["up"] * 400, "down": layers["down"] / 1e4}
@@ -154,7 +155,7 @@ def test_a_product_of_the_feed_forward_may_leave_float16s_range():
         return model.head(params, model.forward(params, config, jnp.array([[1, 2, 3]]))[0])
 
     h = ops.rms_norm(params["embed"][None, 1:4], layers["mlp_norm"][0], 1e-6)
-    product, _ = ops.gated(*(ops.linear(h, params["layers"][name][0]) for name in ("gate", "up")))
+    product, _ = ops.swiglu(*(ops.linear(h, params["layers"][name][0]) for name in ("gate", "up")))
     assert 1e5 < np.abs(product).max()
     wide = dataclasses.replace(config, dtype="float32")
     np.testing.assert_allclose(logits(params, config), logits(params, wide), atol=0.03)
@@ -163,11 +164,9 @@ def test_a_product_of_the_feed_forward_may_leave_float16s_range():
         np.testing.assert_allclose(ours[name], exact[name], atol=0.02 * np.abs(exact[name]).max())
 
 
-def test_parameters_begin_with_the_spread_of_gpt_2():
+def test_initial_parameters_have_the_spread_of_gpt_2():
     config = dataclasses.replace(TINY, num_layers=8, d_model=64, d_ff=128, vocab_size=512, tie_embeddings=False)
     params = jax.jit(model.init_params, static_argnums=1)(jax.random.key(0), config)
     spread = {name: np.std(x) for name, x in (params["layers"] | {"embed": params["embed"]}).items()}
-    for name in ("embed", "q", "k", "v", "gate", "up"):
-        assert spread[name] == pytest.approx(0.02, rel=0.03), name
-    for name in ("o", "down"):
-        assert spread[name] == pytest.approx(0.02 / 4, rel=0.03), name  # 4 = sqrt(2 x 8 layers)
+    for name in ("embed", "q", "k", "v", "gate", "up", "o", "down"):  # 4 = sqrt(2 x 8 layers)
+        assert spread[name] == pytest.approx(0.02 / (4 if name in ("o", "down") else 1), rel=0.03), name

@@ -1,4 +1,4 @@
-"""The table of faults fits the code. mutate.py puts them in and runs the tests that should notice, which takes long."""
+"""The table of faults fits the code. mutate.py applies each and runs the tests that should notice, which takes long."""
 
 import mutate
 
@@ -6,13 +6,13 @@ ROW = {"name": "n", "file": "rlvr_jax/objectives.py", "old": "rewards_NxG * 0.0"
        "tests": ["tests/test_objectives.py::test_losses_of_two_sequences"]}
 
 
-def test_every_row_fits_the_code_and_names_tests_that_there_are():
+def test_every_row_fits_the_code_and_names_existing_tests():
     faults = mutate.faults()
     assert {fault["name"]: wrong for fault in faults if (wrong := mutate.misfit(fault))} == {}
     assert len({fault["name"] for fault in faults}) == len(faults) > 75
 
 
-def test_a_row_that_no_longer_fits_is_told():
+def test_a_row_that_no_longer_fits_is_reported():
     assert mutate.misfit(ROW) == ""
     for change, said in (({"old": "rewards_NxG * 7"}, "old text is not there: 0 times in place of 1"),
                          ({"count": 2}, "old text is not there: 1 times in place of 2"),

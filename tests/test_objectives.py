@@ -24,21 +24,9 @@ def test_advantages_of_two_right_in_eight(fn, right, wrong):
     np.testing.assert_allclose(fn(REWARDS)[0], np.where(REWARDS[0] == 1, right, wrong), atol=2e-6)
 
 
-def test_one_failure_among_eight_weighs_more_than_all_successes():
-    advantages = objectives.group_advantages(1 - np.eye(8, dtype=np.float32)[:1])
-    np.testing.assert_allclose(advantages[0, :2], [-2.474867, 0.353552], atol=2e-6)
-
-
-def test_a_few_failures_in_a_large_group_weigh_more_still():
-    advantages = objectives.group_advantages((np.arange(1024) >= 10).astype(np.float32)[None])
-    np.testing.assert_allclose(advantages[0, :10], -10.06, atol=0.01)
-    np.testing.assert_allclose(advantages[0, 10:], 10.06 * 10 / 1014, atol=0.001)
-
-
 @pytest.mark.parametrize("name, expected", [("one_shot", [1.0, 0.0, 0.5]), ("grpo", [1.0, 0.0, 0.5]),
                                             ("dr_grpo", [0.0] * 3), ("rloo", [0.0] * 3)])
 def test_a_group_of_one_is_its_reward_where_groups_are_scaled_and_nothing_where_they_are_centred(name, expected):
-    """The released one-shot code compares a group of one with mean 0 and standard deviation 1."""
     advantages = OBJECTIVES[name].advantages(np.array([[1.0], [0.0], [0.5]], np.float32))
     assert np.asarray(advantages)[:, 0].tolist() == expected
 
@@ -98,33 +86,12 @@ def loss_and_gradient(name, low=None, high=None):
     ("gspo", (0.2, 0.2), -0.297332, [-0.270416] * 2 + [0.060875] * 4),
     ("cispo", (), -0.059914, [-0.216667, -0.15, 0.041667, 0.1, 0.083333, 0.125]),
     ("cispo", (1.0, 0.2), -0.042573, [-0.2, -0.15, 0.041667, 0.1, 0.083333, 0.1]), ("reinforce", (), -0.043727, None),
-    ("rloo", (), -0.131182, None)])
+    ("rloo", (), -0.131182, None), ("dr_grpo", EDGE, 0.01875, [0, -0.1125, 0, 0.075, 0.0625, 0.09375])])
 def test_losses_of_two_sequences(name, clip, value, gradient):
     got, got_gradient = loss_and_gradient(name, *clip)
     np.testing.assert_allclose(got, value, atol=2e-6)
     if gradient is not None:
         np.testing.assert_allclose(got_gradient, gradient, atol=2e-6)
-
-
-def test_clipped_terms_of_two_sequences():
-    terms = objectives.clipped(jnp.array(NEW), jnp.array(OLD), jnp.array(ADVANTAGES), jnp.array(MASK), 0.2, 0.2)
-    np.testing.assert_allclose(terms[MASK], [-1.2, -0.9, 0.4, 0.6, 0.5, 0.75], atol=2e-6)
-
-
-def test_the_constant_normaliser_divides_by_the_window():
-    value, gradient = loss_and_gradient("dr_grpo", *EDGE)  # the window here is 4 tokens; the vector is for 8
-    np.testing.assert_allclose(value / 2, 0.009375, atol=2e-6)
-    np.testing.assert_allclose(gradient / 2, [0, -0.05625, 0, 0.0375, 0.03125, 0.046875], atol=2e-6)
-
-
-def test_on_policy_the_clipped_objectives_agree_with_reinforce():
-    gradients = []
-    for name in ("one_shot", "dapo", "cispo", "reinforce"):
-        loss = lambda new: jnp.sum(jnp.where(MASK, OBJECTIVES[name].token_loss(
-            new, jnp.array(NEW), jnp.array(ADVANTAGES), jnp.array(MASK), 0.2, 4.0), 0.0))
-        gradients.append(jax.grad(loss)(jnp.array(NEW)))
-    for gradient in gradients[1:]:
-        np.testing.assert_allclose(gradient, gradients[0], rtol=1e-5)
 
 
 @settings(deadline=None, max_examples=50)
@@ -135,22 +102,6 @@ def test_k3_is_never_negative_but_for_rounding_and_zero_at_equality(logprob, ref
     assert np.isfinite(jax.grad(objectives.k3_kl)(jnp.float32(logprob), jnp.float32(reference)))
     assert -1e-6 < objectives.k3_kl(jnp.float32(logprob), jnp.float32(reference)) <= 10
     assert objectives.k3_kl(jnp.float32(logprob), jnp.float32(logprob)) == 0
-
-
-def test_k3_of_the_sheet():
-    got = objectives.k3_kl(jnp.full(2, -1.0), jnp.array([-1.5, -0.5]))
-    np.testing.assert_allclose(got, [0.106531, 0.148721], atol=1e-6)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=5))
-def test_every_normaliser_is_an_average_and_ignores_empty_rows(lengths):
-    mask = (np.arange(6)[None] < np.array(lengths)[:, None]).astype(np.float32)
-    for name, objective in OBJECTIVES.items():
-        weights, shares = objective.normalise(mask)
-        assert (np.asarray(shares)[np.array(lengths) == 0] == 0).all() and (np.asarray(weights)[mask == 0] == 0).all()
-        if objective.normalise in (objectives.token_mean, objectives.sequence_mean):
-            np.testing.assert_allclose(np.sum(weights), np.sum(shares), rtol=1e-5)
 
 
 # ----- the whole update, from rewards to its gradient, against the sheet's table written once more

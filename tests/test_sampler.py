@@ -15,6 +15,13 @@ from rlvr_jax.sampler import Decoding, Request
 from fixtures import PROMPTS, PROMPT_INDEX, TINY, VARIANTS, as_batch, draw_rollouts, padded, random_params, tiny_params
 
 PARAMS = tiny_params()
+HOST_PROMPTS = jax.tree.map(np.asarray, padded(PROMPTS))
+
+
+def assert_same_rollouts(out, reference):
+    for array in ("completions", "completion_mask", "ended"):
+        np.testing.assert_array_equal(getattr(out, array), getattr(reference, array))
+    np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
 
 
 @pytest.mark.parametrize("name, temperature", [*((name, 1.0) for name in VARIANTS), ("llama", 0.6)])
@@ -34,9 +41,7 @@ def test_sampler_logprobs_are_those_of_the_training_pass(name, temperature):
 def test_slots_and_batch_composition_change_no_rollout(index, seed, slots):
     reference, *others = (draw_rollouts(index=np.array(index, np.int32), num_slots=n, seed=seed) for n in slots)
     for out in others:
-        np.testing.assert_array_equal(out.completions, reference.completions)
-        np.testing.assert_array_equal(out.completion_mask, reference.completion_mask)
-        np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
+        assert_same_rollouts(out, reference)
 
 
 @pytest.mark.parametrize("num_slots, num_prompts", [(0, 1), (0, 40), (33, 2)])
@@ -49,9 +54,7 @@ def test_fewer_slots_at_the_end_change_no_rollout(num_slots, num_prompts):
                       for shrinks in (False, True))
     lengths = np.sort(reference.completion_mask.sum(-1))
     assert lengths[20] < 40 and lengths[-1] == 80
-    for array in ("completions", "completion_mask", "ended"):
-        np.testing.assert_array_equal(getattr(out, array), getattr(reference, array))
-    np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
+    assert_same_rollouts(out, reference)
 
 
 def test_what_a_hook_carries_goes_on_with_its_slot():
@@ -70,9 +73,7 @@ def test_the_layout_of_another_platform_changes_no_rollout(platform, temperature
     asked = dict(temperature=temperature, eos_ids=(12,), max_new_tokens=80, num_slots=num_slots)
     reference, out = (draw_rollouts(layout=model.LAYOUTS[which], **asked) for which in ("cpu", platform))
     assert reference.completion_mask.sum(-1).max() > 64
-    np.testing.assert_array_equal(out.completions, reference.completions)
-    np.testing.assert_array_equal(out.completion_mask, reference.completion_mask)
-    np.testing.assert_allclose(out.sampler_logprobs, reference.sampler_logprobs, atol=1e-5)
+    assert_same_rollouts(out, reference)
 
 
 @pytest.mark.parametrize("platform", model.LAYOUTS)
@@ -107,25 +108,19 @@ def test_a_sampler_has_the_layout_of_its_devices(monkeypatch):
         return sampler.sample(params, config, prompts, rows, decoding)
 
     sampler.make_sampler(TINY, Decoding((1,), 3), sample_fn=sample_fn)(
-        parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS)), PROMPT_INDEX, Request(0, 0))
+        parallel.place_state(PARAMS), HOST_PROMPTS, PROMPT_INDEX, Request(0, 0))
     assert seen == [Decoding((1,), 3, layout=model.LAYOUTS["gpu"])]
 
 
-def test_devices_and_padding_rows_change_no_rollout():
+def test_devices_padding_rows_and_parts_change_no_rollout():
+    """`first_row` numbers the rows of a later part."""
+    sample, params = sampler.make_sampler(TINY, Decoding((1, 4, 9), 12)), parallel.place_state(PARAMS)
     reference = draw_rollouts(index=PROMPT_INDEX[:7], seed=5)
-    draw = sampler.make_sampler(TINY, Decoding((1, 4, 9), 12))
-    out = draw(parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS)), PROMPT_INDEX[:7], Request(5, 3))
     assert parallel.device_count() == 2
-    np.testing.assert_array_equal(out.completions, reference.completions)
-    np.testing.assert_array_equal(out.prompt_index, PROMPT_INDEX[:7])
-
-
-def test_first_row_names_the_rollouts_of_a_later_part():
-    draw = sampler.make_sampler(TINY, Decoding((1, 4, 9), 12))
-    params, prompts = parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS))
-    whole = draw(params, prompts, PROMPT_INDEX, Request(0, 0))
-    part = draw(params, prompts, PROMPT_INDEX[4:], Request(0, 0, first_row=4))
-    np.testing.assert_array_equal(part.completions, whole.completions[4:])
+    for first, last in ((0, 7), (3, 7)):
+        out = sample(params, HOST_PROMPTS, PROMPT_INDEX[first:last], Request(5, 3, first_row=first))
+        np.testing.assert_array_equal(out.completions, reference.completions[first:])
+        np.testing.assert_array_equal(out.prompt_index, PROMPT_INDEX[first:last])
 
 
 def test_the_mask_ends_with_the_first_end_token():
@@ -201,7 +196,7 @@ def test_temperature_zero_takes_the_most_likely_token():
 
 def test_top_p_reaches_the_draw_on_every_device():
     """Of almost no probability only the most likely token is left; a sampler made without it takes no notice."""
-    params, prompts = parallel.place_state(PARAMS), jax.tree.map(np.asarray, padded(PROMPTS))
+    params, prompts = parallel.place_state(PARAMS), HOST_PROMPTS
     narrow, plain = (sampler.make_sampler(TINY, Decoding((30,), 6), use) for use in (True, False))
     greedy = plain(params, prompts, PROMPT_INDEX, Request(0, 0, 0.0)).completions
     np.testing.assert_array_equal(narrow(params, prompts, PROMPT_INDEX, Request(0, 0, top_p=1e-6)).completions, greedy)
@@ -220,7 +215,8 @@ def test_draws_follow_the_distribution_and_record_it(logits, temperature, top_p)
     assume(((gaps == 0) | (gaps > 1e-5)).all())  # in float32 a smaller gap may be a tie or none
     n = 2000
     grid = jnp.array((np.arange(n) + 0.5) / n, jnp.float32)  # evenly spread uniforms give frequencies within 1/n
-    tokens, recorded = sampler.draw_tokens(jnp.tile(jnp.array(logits, jnp.float32)[None], (n, 1)), grid, temperature, top_p)
+    rows = jnp.tile(jnp.array(logits, jnp.float32)[None], (n, 1))
+    tokens, recorded = sampler.draw_tokens(rows, grid, temperature, top_p)
     p = np.exp(np.array(logits, np.float64) / temperature - max(logits) / temperature)
     p /= p.sum()
     if top_p is not None:
@@ -238,7 +234,8 @@ def test_no_more_tokens_are_kept_than_reach_top_p():
     """The first two are one half and one quarter, both exact: three quarters are reached with them."""
     logprobs = jnp.log(jnp.array([[0.25, 0.125, 0.5, 0.125]]))
     for top_p, kept in ((0.5, [0, 0, 1, 0]), (0.75, [1, 0, 2, 0]), (0.76, [2, 1, 4, 1])):
-        np.testing.assert_allclose(jnp.exp(sampler.nucleus(logprobs, top_p))[0], np.array(kept) / sum(kept), rtol=1e-6)
+        kept_V = jnp.exp(sampler.keep_nucleus(logprobs, top_p))[0]
+        np.testing.assert_allclose(kept_V, np.array(kept) / sum(kept), rtol=1e-6)
 
 
 def test_no_token_without_probability_is_drawn():
@@ -246,19 +243,8 @@ def test_no_token_without_probability_is_drawn():
     weights = np.random.default_rng(0).random((4096, 12)).astype(np.float32)
     weights.reshape(-1, 4)[:, 2:] = 0
     weights /= weights.sum(-1, keepdims=True)
-    drawn = sampler.invert(jnp.array(weights), jnp.full(4096, 1 - 2**-24), 4)
+    drawn = sampler.invert_cdf(jnp.array(weights), jnp.full(4096, 1 - 2**-24), 4)
     assert drawn.max() < 12 and (np.take_along_axis(weights, np.asarray(drawn)[:, None], 1) > 0).all()
-
-
-def test_localise_gives_each_piece_its_own_prompts():
-    prompts = jax.tree.map(np.asarray, padded(PROMPTS))
-    local, index = model.local_prompts(prompts, PROMPT_INDEX, 4)
-    assert local.tokens.shape[:2] == (4, 2)
-    for piece in range(4):
-        for row in range(2):
-            wanted = PROMPT_INDEX[2 * piece + row]
-            np.testing.assert_array_equal(local.tokens[piece, index[piece, row]], prompts.tokens[wanted])
-            assert local.lengths[piece, index[piece, row]] == prompts.lengths[wanted]
 
 
 @pytest.mark.parametrize("repeats, size, pieces, width", [

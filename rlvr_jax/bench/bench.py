@@ -93,7 +93,7 @@ def lost(config: BenchConfig, seconds: dict[str, float]) -> dict[str, float]:
     batch, _ = batches.sort_by_length(Batch(Prompts(nothing[:1, None], nothing[:1] + 1), nothing, mask, mask, nothing),
                                       devices, parts)
     mask = batches.shard_batch(batch, devices, parts).completion_mask.swapaxes(0, 1).reshape(parts, -1, lengths.max())
-    cut = np.array(batches.buckets(lengths.max()))[batches.in_buckets(mask, pmax=lambda x: x)]
+    cut = np.array(batches.bucket_lengths(lengths.max()))[batches.choose_buckets(mask)]
     slots = sum(slot_rounds(part) for part in np.split(lengths, devices))
     return {"of the update, computed twice (the head, and layers with --remat)": again / (again + 6 * (layers + head)),
             "of the long tail's update, padding": 1 - lengths.sum() / (config.micro_rows * devices * sum(cut)),

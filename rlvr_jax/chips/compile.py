@@ -32,6 +32,7 @@ from rlvr_jax.records import Batch, Prompts
 from rlvr_jax.runs import files
 from rlvr_jax.runs.machine import size
 from rlvr_jax.runs.markdown import markdown_table
+from rlvr_jax.sampler import Request
 from rlvr_jax.tasks import families
 from rlvr_jax.training import pretrain
 from rlvr_jax.training.train import TrainConfig
@@ -97,7 +98,15 @@ def state_of(config: GRPOConfig, shape: ModelConfig, devices: int):
     """The shapes of a run's state as it lies on the devices."""
     params = jax.eval_shape(lambda: model.init_params(jax.random.key(0), shape))
     state = jax.eval_shape(lambda params: grpo.initial_state(Policy(shape, params, ()), config), params)
-    return parallel.placed_shapes(state, devices, config.update.divide_state)
+    divide = config.update.divide_state
+
+    def place(x, divided: bool):
+        shape = [devices, *x.shape]
+        if divide and divided:
+            shape[-2] //= devices
+        leaf = jax.ShapeDtypeStruct(shape, x.dtype)
+        return parallel.Shard(leaf) if divide and divided else leaf
+    return jax.tree.map(place, state, parallel.divided_leaves(state, devices))
 
 
 def resident(config: GRPOConfig, shape: ModelConfig, devices: int) -> int:
@@ -115,48 +124,57 @@ def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
     return -(-width // 16) * 16
 
 
+def first_call(program: Callable, *args) -> tuple[Callable, tuple]:
+    """(mapped function, its arguments): what a program would run first on the devices of `parallel.compiling_for`."""
+    try:
+        program(*args)
+    except parallel.NotRun as call:
+        return call.args
+    raise AssertionError("the program ran")
+
+
 def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dict[str, Program]:
     """The programs of a run on these devices, with arguments laid out as the run would. UserError for rows that do not
     divide."""
     flags, count, num_problems = config.train.grpo, len(devices), config.num_problems
-    grpo.check(flags, count)
-    state, made = state_of(flags, shape, count), grpo.compile_programs(Policy(shape, None, (0,)), flags, devices)
     length, pieces, slots = flags.sampling.max_new_tokens, flags.update.num_minibatches, flags.sampling.num_slots
     tokens_PxS = np.zeros((max(num_problems, EVAL_ROWS), prompt_width(config, shape)), np.int32)
     prompts = Prompts(tokens_PxS, np.ones(len(tokens_PxS), np.int32))
     trained, groups = jax.tree.map(lambda x: x[:num_problems], prompts), np.arange(flags.num_prompts) % num_problems
+    state = state_of(flags, shape, count)
 
     def sampling(prompts: Prompts, index, repeats: int) -> Program:
-        rows = -(-len(index) // count)
-        local, index = model.local_prompts(prompts, np.resize(index, rows * count), count, repeats)
-        scalars = [np.zeros(count, kind) for kind in [np.int32] * 3 + [np.float32] * 2]
-        layout, attend = model.LAYOUTS.get(devices[0].platform, model.Layout()), ATTENTION[flags.update.attention].cache
-        return Program(made.sample.mapped, (state.params, local, index, index, *scalars), rows * count * length,
+        rows, layout = -(-len(index) // count), model.LAYOUTS.get(devices[0].platform, model.Layout())
+        attend = ATTENTION[flags.update.attention].cache
+        return Program(*first_call(made.sample, state.params, prompts, index, Request(0, 0, repeats=repeats)),
+                       rows * count * length,
                        [decoding(lengths(rows, length, power), slots, length, layout, attend) for power in POWERS])
 
-    def batch(rows: int, micro_batches: int, old: bool, reference: bool) -> tuple[Batch, list[Load]]:
+    def batch(rows: int, old: bool, reference: bool, power: float) -> Batch:
         index, numbers = np.repeat(groups, flags.loss_group_size)[:rows], np.zeros((rows, length), np.float32)
-        masks = (np.arange(length) < lengths(rows, length, power)[:, None] for power in POWERS)
-        made = [learning(Batch(trained, index.astype(np.int32), numbers.astype(np.int32), mask, numbers[:, 0], numbers,
-                               numbers if old else None, numbers if reference else None), count, micro_batches)
-                for mask in masks]
-        return made[0][0], [load for _, load in made]
+        mask = np.arange(length) < lengths(rows, length, power)[:, None]
+        return Batch(trained, index.astype(np.int32), numbers.astype(np.int32), mask, numbers[:, 0], numbers,
+                     numbers if old else None, numbers if reference else None)
+
+    def loads(rows: int, micro_batches: int) -> list[Load]:
+        return [learning(batch(rows, False, False, power), count, micro_batches)[1] for power in POWERS]
 
     rows, many = flags.num_prompts * flags.loss_group_size, flags.update.updates_per_batch > 1
     micro = flags.update.grad_accumulation
-    found = {"sampling": sampling(trained, np.repeat(groups, flags.group_size), flags.group_size)}
-    if flags.measure_kl or many:
-        params = learner.reference(state) if flags.measure_kl else state.params
-        statistics = learner.map_statistics(shape, flags.update, 1, devices).mapped
-        learnt, loads = batch(rows, micro * pieces, False, False)
-        found["log-probabilities"] = Program(statistics, (params, learnt), rows * length, loads)
-    learnt, loads = batch(rows // pieces, micro, many, flags.measure_kl)
-    args = state, learnt, np.zeros(count, np.int32)
-    found["update"] = Program(made.update.mapped, args, rows // pieces * length, loads)
-    source = "question" if config.train.pool.question else config.train.source.problems
-    if heldout_names(config.train.heldout, source) != "none":
-        asked = min(config.train.measured.eval_size or EVAL_ROWS, EVAL_ROWS)
-        found["evaluation"] = sampling(prompts, np.arange(asked), 1)
+    with parallel.compiling_for(devices):
+        grpo.check(flags)
+        made = grpo.compile_programs(Policy(shape, None, (0,)), flags)
+        found = {"sampling": sampling(trained, np.repeat(groups, flags.group_size), flags.group_size)}
+        if flags.measure_kl or many:
+            params = learner.reference(state) if flags.measure_kl else state.params
+            call = first_call(made.logprobs, params, batch(rows, False, False, POWERS[0]))
+            found["log-probabilities"] = Program(*call, rows * length, loads(rows, micro * pieces))
+        call = first_call(made.update, state, batch(rows, many, flags.measure_kl, POWERS[0]), 0)
+        found["update"] = Program(*call, rows // pieces * length, loads(rows // pieces, micro))
+        source = "question" if config.train.pool.question else config.train.source.problems
+        if heldout_names(config.train.heldout, source) != "none":
+            asked = min(config.train.measured.eval_size or EVAL_ROWS, EVAL_ROWS)
+            found["evaluation"] = sampling(prompts, np.arange(asked), 1)
     return found
 
 
@@ -188,7 +206,8 @@ def measured(config: CompileConfig, name: str, which: str) -> dict:
 def fitted(config: CompileConfig, name: str) -> CompileConfig:
     """The flags with the largest micro-batch and the most slots that fit, or with 1 of what does not fit at all."""
     flags, chip = config.train.grpo, published.named(name)
-    rows = grpo.check(flags.with_flags(grad_accumulation=1), chip.devices)
+    with parallel.compiling_for(published.devices(chip)):
+        rows = grpo.check(flags.with_flags(grad_accumulation=1))
     sampled = -(-flags.num_prompts * flags.group_size // chip.devices)
     choices = {"update": [{"grad_accumulation": n} for n in range(rows, 0, -1) if rows % n == 0],
                "sampling": [{"num_slots": 1 << i} for i in range(sampled.bit_length())]}
@@ -219,6 +238,8 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
     begins = state if config.train.grpo.update.divide_state else 2 * state
     config = fitted(config, name) if config.fit and begins <= chip.usable else config
     flags, programs = config.train.grpo, {"start": {"peak": begins}}
+    with parallel.compiling_for(published.devices(chip)):
+        micro_rows = grpo.check(flags)
     for which in programs_of(config, shape, published.devices(chip)):
         programs[which] = measured(config, name, which)
     calls = {"sampling": 1, "log-probabilities": flags.measure_kl + (flags.update.updates_per_batch > 1),
@@ -236,7 +257,7 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
         other["flags"] = LORA | other["flags"]
         return other | {"verdict": f"{verdict}; with {written(other['flags'])} it {other['verdict']}"}
     return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {published.version(name)}",
-            "usable": chip.usable, "state": state, "micro_rows": grpo.check(flags, chip.devices), "programs": programs,
+            "usable": chip.usable, "state": state, "micro_rows": micro_rows, "programs": programs,
             "step": step if step < math.inf else None, "step_at_40": average if step < math.inf else None,
             "flags": {key: flags.as_flags()[key] for key in ("divide_state", "grad_accumulation", "num_slots")},
             "verdict": verdict + (remedies(config, chip, shape) if largest > chip.usable else "")}

@@ -47,5 +47,6 @@ def learning(batch: Batch, devices: int, micro_batches: int) -> tuple[Batch, Loa
     """The batch laid out as `learner` has it, and the shares of its micro-batches that are cut to each length."""
     made = batches.shard_batch(batches.sort_by_length(batch, devices, micro_batches)[0], devices, micro_batches)
     mask_MxBxT = made.completion_mask.swapaxes(0, 1).reshape(micro_batches, -1, batch.completion_mask.shape[-1])
-    buckets_M, count = batches.in_buckets(mask_MxBxT, lambda x: x), len(batches.buckets(mask_MxBxT.shape[-1]))
+    buckets_M = batches.choose_buckets(mask_MxBxT)
+    count = len(batches.bucket_lengths(mask_MxBxT.shape[-1]))
     return made, Load([], list(np.bincount(buckets_M, minlength=count) / micro_batches))

@@ -20,5 +20,5 @@ def export(config: ExportConfig) -> None:
         raise UserError("--out is required: the folder to write")
     loaded = loading.load_model(config.choice.model, params_dtype=config.choice.dtype)
     with files.naming(config.out):
-        huggingface.save_folder(loaded.config, adapters.merged(loaded.params), config.out, config.choice.dtype)
+        huggingface.save_folder(loaded.config, adapters.merge(loaded.params), config.out, config.choice.dtype)
         tokenizer.save_tokenizer(loaded.tokenizer, config.out)

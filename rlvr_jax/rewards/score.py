@@ -4,13 +4,14 @@ from typing import Callable
 
 import numpy as np
 
-from rlvr_jax import learner, parallel
+from rlvr_jax import learner
 from rlvr_jax.errors import UserError
 from rlvr_jax.grpo import GRPOConfig, Scored
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import REWARD_DRAWS, Batch, Problem, Prompts, Rollouts
 from rlvr_jax.rewards.context import PolicyScores, RewardContext
 from rlvr_jax.rewards.rows import REWARDS, Reward, RewardConfig, step_accuracy
+from rlvr_jax.runs import processes
 from rlvr_jax.runs.flags import parse_weights
 from rlvr_jax.tasks import answers
 
@@ -78,7 +79,7 @@ def make_scorer(config: RewardConfig, grading: answers.GradingConfig, grpo: GRPO
         texts = loaded.tokenizer.decode_rollouts(rollouts)
         own_criteria = [criteria[i] for i in rollouts.prompt_index]
         verdicts = answers.verdicts(texts, own_criteria)
-        flags = parallel.broadcast(np.array([[v.correct, v.timed_out] for v in verdicts], np.float32))
+        flags = processes.broadcast(np.array([[v.correct, v.timed_out] for v in verdicts], np.float32))
         verdicts = [v._replace(correct=bool(right), timed_out=bool(late)) for v, (right, late) in zip(verdicts, flags)]
         batch = Batch(prompts, rollouts.prompt_index, rollouts.completions, rollouts.completion_mask,
                       np.zeros(len(texts), np.float32))
@@ -92,7 +93,7 @@ def make_scorer(config: RewardConfig, grading: answers.GradingConfig, grpo: GRPO
             paid = np.sum([weight * terms[name] for name, _, weight in rows], 0, dtype=np.float32)
         if not np.isfinite(paid).all():
             raise UserError(f"--reward={config.reward}: the weighted sum is too large for float32; lower the weights")
-        paid = parallel.broadcast(paid)
+        paid = processes.broadcast(paid)
         info = {f"reward/{name}": np.asarray(term, np.float32) for name, term in terms.items()} | {
             "text": np.array(texts, object), "correct": flags[:, 0], "timed_out": flags[:, 1],
             "graded_by": graded_by[rollouts.prompt_index]}

@@ -22,9 +22,10 @@ import zlib
 import jax
 import numpy as np
 
-from rlvr_jax import model, parallel
+from rlvr_jax import model
 from rlvr_jax.errors import UserError
 from rlvr_jax.records import LearnerState
+from rlvr_jax.runs import processes
 
 
 REMOVED = "removed"  # a checkpoint goes there by one renaming, so that a kill leaves no half of it among the others
@@ -60,7 +61,7 @@ def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0, keep_bes
 
 def _alone():
     """What has orbax wait for no other process than this one."""
-    me = parallel.process_index()
+    me = processes.process_index()
     return orbax().options.MultiprocessingOptions(primary_host=me, active_processes={me},
                                                   barrier_sync_key_prefix=f"process{me}")
 

@@ -11,7 +11,7 @@ import jax
 
 from rlvr_jax import parallel
 from rlvr_jax.errors import UserError
-from rlvr_jax.runs import files
+from rlvr_jax.runs import files, processes
 
 
 def read(directory: pathlib.Path) -> dict:
@@ -53,4 +53,4 @@ def machine() -> dict:
     return {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "commit": commit(),
             "python": platform.python_version(), "jax": jax.__version__, "platform": platform.machine(),
             "device": jax.devices()[0].device_kind, "devices": parallel.device_count(),
-            "processes": parallel.process_count()}
+            "processes": processes.process_count()}

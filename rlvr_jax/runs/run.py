@@ -15,7 +15,7 @@ from rlvr_jax import adapters, parallel
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.records import LearnerState
-from rlvr_jax.runs import checkpoint, files, mirrors, origin, signals, stopping
+from rlvr_jax.runs import checkpoint, files, mirrors, origin, processes, signals, stopping
 from rlvr_jax.runs.flags import changed_flags, claim, write_flags
 from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress
 from rlvr_jax.runs.summary import summarise
@@ -54,8 +54,8 @@ BY_RULE = 1  # what stopped a run, where it is not a signal: SIGINT is 2
 
 
 def _leave(kind, *_) -> None:
-    if kind not in (None, Interrupted) and parallel.is_main():  # the main process alone writes, and may fail alone
-        parallel.leave_within(10)
+    if kind not in (None, Interrupted) and processes.is_main():  # the main process alone writes, and may fail alone
+        processes.leave_within(10)
 
 
 class Run:
@@ -77,13 +77,13 @@ class Run:
             stopping.check_metric(flag, name)
         self.dir, self.held = pathlib.Path(config.run_dir), contextlib.ExitStack()
         self.log_to = ",".join(dict.fromkeys(filter(None, [config.log_to, "tensorboard" * config.tensorboard])))
-        refusal = self._refusal() if parallel.is_main() else ""
-        if parallel.largest(bool(refusal)):
+        refusal = self._refusal() if processes.is_main() else ""
+        if processes.max_over_processes(bool(refusal)):
             self.held.close()
             raise UserError(refusal or "the main process refuses to start the run, and says why")
         newest = max(checkpoint.steps(config.run_dir), default=0)
-        self.resumed = self.saved = int(parallel.broadcast(np.int32(newest)))  # where to continue; 0: from the start
-        self.noted = self.resumed > 0 or not parallel.is_main()
+        self.resumed = self.saved = int(processes.broadcast(np.int32(newest)))  # where to continue; 0: from the start
+        self.noted = self.resumed > 0 or not processes.is_main()
 
     def _refusal(self) -> str:
         """Why the run cannot start or go on; empty if it can, and then this process holds the directory."""
@@ -134,7 +134,7 @@ class Run:
             opened.push(self.held)
             opened.enter_context(signals.acknowledged(
                 lambda: "stopping after this step" if self.looping else "stopping"))
-            if parallel.is_main():
+            if processes.is_main():
                 self._open(opened)
             for number in (signal.SIGINT, signal.SIGTERM):
                 opened.callback(signal.signal, number, signal.signal(number, self._on_signal))
@@ -187,18 +187,18 @@ class Run:
         """The record `make()`, which depends on (flags, seed) alone; a run that goes on finds it in NAME.json.
         Checkpoints keep its digest. Raises UserError where NAME.json is not the record that the run was begun with."""
         path, known, wanted = self.dir / f"{name}.json", {}, None
-        if self.resumed and parallel.is_main():
+        if self.resumed and processes.is_main():
             with contextlib.suppress(UserError):  # not there, or damaged: make it again
                 known = files.read_json(path)
             chosen = checkpoint.read_meta(self.config.run_dir, self.resumed).get("chosen", {})  # an old run has none
             wanted = chosen.get(name)
-        known = json.loads(parallel.broadcast_text(json.dumps(known)))
+        known = json.loads(processes.broadcast_text(json.dumps(known)))
         made = known or make()
         self.chosen[name] = checkpoint.text_digest(made)
         if wanted not in (None, self.chosen[name]):
             raise UserError(f"{path} is not what this run was begun with: take the file from a copy, or remove it and "
                             "it is made again; --resume=never starts over, and moves this run aside")
-        if not known and parallel.is_main():
+        if not known and processes.is_main():
             files.write_json(path, made)
         return made
 
@@ -206,28 +206,28 @@ class Run:
         """The newest checkpoint's state, or `fresh`, as numpy arrays, the same on every process."""
         if not self.resumed:
             return fresh
-        main = parallel.is_main()
-        return parallel.broadcast(checkpoint.restore_state(self.config.run_dir, self.resumed, fresh) if main else fresh)
+        main = processes.is_main()
+        return processes.broadcast(checkpoint.restore_state(self.config.run_dir, self.resumed, fresh) if main else fresh)
 
     def steps(self) -> Iterator[int]:
         """The steps to do, with a progress bar; ends early, between steps, when a signal or a stop rule asks for it."""
-        self.stop = parallel.largest(self._ruled())  # a run that a rule has ended does not go on
+        self.stop = processes.max_over_processes(self._ruled())  # a run that a rule has ended does not go on
         if self.stop or self.resumed >= self.num_steps:
             return
-        if self.resumed and parallel.is_main():
+        if self.resumed and processes.is_main():
             print(f"{self.dir}: going on from step {self.resumed}")
-        with progress(self.num_steps, self.resumed, self.command, not parallel.is_main()) as self.bar:
+        with progress(self.num_steps, self.resumed, self.command, not processes.is_main()) as self.bar:
             self.looping, self.saved_at = True, time.monotonic()
             for step in range(self.resumed + 1, self.num_steps + 1):
                 yield step
                 self._note_saved()
                 self.bar.update()
-                self.stop = parallel.largest(self.signal or self._ruled())
+                self.stop = processes.max_over_processes(self.signal or self._ruled())
                 if self.stop:
                     return
 
     def _ruled(self, *fresh: dict) -> int:
-        return BY_RULE if parallel.is_main() and self._verdict(*fresh) else 0
+        return BY_RULE if processes.is_main() and self._verdict(*fresh) else 0
 
     def _verdict(self, *fresh: dict) -> Optional[dict]:
         """What --stop_when says of the rows of the log, and of `fresh` ones after them."""
@@ -237,7 +237,7 @@ class Run:
         """Writes a step's metrics and a sample of its rollouts; `show` names the metrics for the progress bar. Raises
         UserError on a loss or gradient that is not finite; the state that had it may have been saved before."""
         self._check_names(row)
-        if parallel.is_main():
+        if processes.is_main():
             for rollout in rollouts:
                 self.rollouts.write(rollout)
             self.metrics.write(row | self.compilations())
@@ -254,7 +254,7 @@ class Run:
 
     def _diverged(self, what: str, last: int) -> UserError:
         """The error of a run that cannot go on; checkpoints up to step `last` are good."""
-        if parallel.is_main():
+        if processes.is_main():
             checkpoint.wait(self.manager)
         good = [step for step in checkpoint.steps(self.config.run_dir) if step <= last]
         return UserError(f"{what}; {self.dir} has "
@@ -263,7 +263,7 @@ class Run:
 
     def keep_heldout(self, step: int, rows: list[dict]) -> None:
         """Writes the greedy completions of an evaluation (`measure.sample_and_grade`) and, in the first row, the problems."""
-        if parallel.is_main():
+        if processes.is_main():
             asked = {} if self.heldout.rows else {key + "s": [row[key] for row in rows] for key in ("prompt", "answer")}
             self.heldout.write({"step": step} | asked | {"completions": [row["completion"] for row in rows],
                                                          "correct": [int(row["correct"]) for row in rows]})
@@ -280,13 +280,13 @@ class Run:
     def due(self, step: int, every: int, row: Optional[dict] = None) -> bool:
         """Whether something done every `every` steps, and at the end, falls on this step. `row` is what is known of the
         step so far: by it a stop rule can make this step the end."""
-        ends = bool(row and self.rules) and parallel.largest(self._ruled(row)) > 0
+        ends = bool(row and self.rules) and processes.max_over_processes(self._ruled(row)) > 0
         return ends or step == self.num_steps or (every > 0 and step % every == 0)
 
     def save_due(self, step: int) -> bool:
         """Whether a checkpoint falls on this step, by its number or by the main process's clock."""
-        late = parallel.is_main() and 0 < 60 * self.config.save_minutes <= time.monotonic() - self.saved_at
-        return self.due(step, self.config.save_every) or parallel.largest(late) > 0
+        late = processes.is_main() and 0 < 60 * self.config.save_minutes <= time.monotonic() - self.saved_at
+        return self.due(step, self.config.save_every) or processes.max_over_processes(late) > 0
 
     def save(self, state, meta: dict) -> None:
         """Checkpoints a placed state, unless that step has been. Raises UserError where it is not finite."""
@@ -294,10 +294,10 @@ class Run:
         if step <= self.saved:
             return
         state = parallel.fetch_state(state)  # on every process: what is divided is gathered from all
-        if parallel.largest(not checkpoint.finite(state)):  # the processes stop together
+        if processes.max_over_processes(not checkpoint.finite(state)):  # the processes stop together
             raise self._diverged(f"the parameters or Adam's moments are not finite after step {step}, which is not "
                                  "saved", step - 1)
-        if parallel.is_main():
+        if processes.is_main():
             for log in (self.metrics, self.rollouts, self.heldout):  # a checkpoint without its rows cannot be continued
                 files.sync(log.file)
             rows = {log.path.stem: log.count for log in (self.rollouts, self.heldout)}
@@ -312,7 +312,7 @@ class Run:
         if step < self.num_steps and self.stop != BY_RULE:
             raise Interrupted(f"{signal.Signals(self.stop).name}: saved step {step} in {self.dir}; the same command "
                               "continues", 128 + self.stop)
-        if not parallel.is_main():
+        if not processes.is_main():
             return {}
         checkpoint.wait(self.manager)  # a summary says that there was a checkpoint
         summary, verdict = summarise(self.metrics.rows), self._verdict()

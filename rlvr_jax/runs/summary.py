@@ -5,7 +5,6 @@ from typing import Optional
 
 import numpy as np
 
-from rlvr_jax.grpo import rows_of
 from rlvr_jax.objectives import live_groups
 
 SATURATED = 0.99  # a batch with this training accuracy counts as saturated
@@ -61,7 +60,7 @@ def rollout_rows(problems: list, record, group_size: int, count: int) -> list[di
     rows, rollouts, scored, info = [], record.rollouts, record.scored, record.scored.info
     means = scored.reward.reshape(-1, group_size).mean(-1)
     groups = np.linspace(0, len(means) - 1, min(max(count // group_size, 1), len(means))).astype(int)
-    for i in rows_of(groups, group_size)[:count]:
+    for i in np.arange(len(scored.reward)).reshape(-1, group_size)[groups].ravel()[:count]:
         problem, group = problems[rollouts.prompt_index[i]], i // group_size
         rows.append({"step": record.prompt_batch.step, "group": int(group), "prompt": problem.prompt, "answer": problem.answer,
                      "completion": info["text"][i], "reward": scored.reward[i], "correct": bool(info["correct"][i]),

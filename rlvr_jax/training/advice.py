@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import tqdm
 
-from rlvr_jax import parallel
 from rlvr_jax.grading.extract import state_answer
 from rlvr_jax.grpo import GRPOConfig, Record
 from rlvr_jax.records import Problem
+from rlvr_jax.runs import processes
 from rlvr_jax.tasks import answers
 from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.tasks.families import FAMILIES
@@ -17,14 +17,14 @@ from rlvr_jax.tasks.prompts import ProblemSource
 
 def warn(text: str) -> None:
     """Prints one line on stderr, on the main process only; nothing for an empty text."""
-    if text and parallel.is_main():
+    if text and processes.is_main():
         tqdm.tqdm.write(f"warning: {text}", file=sys.stderr)  # leaves the progress bar intact
 
 
 def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
     """Why a run with these flags has no gradient, or learns from rewards without comparing them; empty if neither.
     `constant`: whether all completions get the same reward."""
-    objective = config.loss.resolved()
+    objective = config.loss.resolve()
     if objective.entropy_coef:
         return ""
     if constant:  # the gradient of the KL is 0 at the reference, where the run starts

@@ -3,15 +3,32 @@
 import dataclasses
 from typing import Any, Callable, Iterator
 
+import jax
+import jax.numpy as jnp
+
 from rlvr_jax import grpo, learner, parallel
-from rlvr_jax.learner import SUPERVISED, ResetConfig, map_reset
+from rlvr_jax.learner import SUPERVISED, ResetConfig
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import LearnerState
+from rlvr_jax.runs import processes
 from rlvr_jax.runs.log import timed
 from rlvr_jax.runs.run import Run
 from rlvr_jax.runs.stopping import RESET, reset_due
 from rlvr_jax.runs.summary import throughput
+
+
+def map_reset(config: ResetConfig) -> Callable:
+    """`reset(state) -> state` on all devices: renews what `config.reset` names (ProRL, arXiv 2505.24864). The reference
+    becomes the policy; the optimiser's moments and count of updates become 0, which also restarts the schedule. The
+    policy stays bitwise equal. The state is donated."""
+    def reset(state: LearnerState) -> LearnerState:
+        if config.reset != "reference":
+            state = state.replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state))
+        if config.resets_reference and state.ref_params is not None:
+            state = state.replace(ref_params=jax.tree.map(jnp.copy, state.params))
+        return state
+    return parallel.map_devices(reset, donate_argnums=0)
 
 
 @dataclasses.dataclass
@@ -44,8 +61,8 @@ class RunCallbacks(grpo.Callbacks):
         if self.run.due(step, self.run.config.eval_every, row):
             with timed(self.seconds, "eval"):
                 row |= self.heldout(state.params, step)
-        if self.resets.ever and parallel.largest(
-                parallel.is_main() and reset_due(self.resets, [*self.run.metrics.rows, row])):
+        if self.resets.ever and processes.max_over_processes(
+                processes.is_main() and reset_due(self.resets, [*self.run.metrics.rows, row])):
             state, row[RESET] = self.reset(state), 1
         self.run.log(row | throughput(self.seconds, row), self.show, rollouts)
         self.seconds.clear()

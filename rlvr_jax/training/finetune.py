@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlvr_jax import adapters, learner, parallel
+from rlvr_jax import adapters, learner
 from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
@@ -69,7 +69,7 @@ def finetune(config: FinetuneConfig) -> dict:
     loaded = loading.load_model(config.choice.model, config.choice.dtype)
     window = max(loaded.config.max_seq_len, config.window)
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, max_seq_len=window))
-    learner.micro_rows(config.update, config.batch_size, parallel.device_count(), "--batch_size")
+    learner.micro_rows(config.update, config.batch_size, "--batch_size")
     kernels.check_kernel(config.update.attention, config.choice.dtype)
     examples = read_examples(config.examples, loaded)
     sample = make_sampler(loaded.config, Decoding(loaded.tokenizer.eos_ids, config.sampling.max_new_tokens,
@@ -84,7 +84,7 @@ def finetune(config: FinetuneConfig) -> dict:
         meta = make_meta(config, loaded.config, loaded.tokenizer)
         return train_supervised(
             RunCallbacks(run, meta, lambda row: (row, []), SHOW, heldout), config, loaded.config,
-            lambda: adapters.merged(params.pop()),
+            lambda: adapters.merge(params.pop()),
             functools.partial(make_batch, examples, config.batch_size, config.loop.seed),
             lambda batch: {"train/tokens": int(np.sum(batch.completion_mask))})
 

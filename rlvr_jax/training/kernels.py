@@ -25,7 +25,7 @@ BLOCKS = 512, 256, 128  # sizes of a kernel's blocks of queries and keys
 def pad_to_blocks(q_BxTxHxE: jax.Array, segments) -> tuple:
     """Arguments for kernels that have only causal masks and segment ids: scaled queries, keys and values [B,S,H or K,E]
     and ids i32[B,S]. A query sees keys of its own id. All are padded in front to one length; padding has id 0."""
-    keys, values, mask_BxTxS = ops.joined(q_BxTxHxE, segments)
+    keys, values, mask_BxTxS = ops.join_segments(q_BxTxHxE, segments)
     e, more = q_BxTxHxE.shape[-1], -keys.shape[1] % BLOCKS[-1]
     seen_BxS = mask_BxTxS[:, -1].astype(jnp.int32)  # the last query sees every visible key
     size = keys.shape[1] + more
@@ -62,7 +62,7 @@ def triton(q_BxTxHxE: jax.Array, segments, interpret: bool = False) -> jax.Array
 
 def cudnn(q_BxTxHxE: jax.Array, segments, implementation: str = "cudnn") -> jax.Array:
     """cuDNN's attention in 16 bits, for NVIDIA GPUs from Ampere on."""
-    keys, values, mask_BxTxS = ops.joined(q_BxTxHxE, segments)
+    keys, values, mask_BxTxS = ops.join_segments(q_BxTxHxE, segments)
     out = jax.nn.dot_product_attention(q_BxTxHxE, keys, values, mask=mask_BxTxS[:, None],
                                        implementation=implementation)
     return out.reshape(*q_BxTxHxE.shape[:2], -1)

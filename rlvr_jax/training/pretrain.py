@@ -6,7 +6,7 @@ from typing import Callable
 import jax
 import numpy as np
 
-from rlvr_jax import learner, model, parallel
+from rlvr_jax import learner, model
 from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
@@ -76,7 +76,7 @@ def pretrain(config: PretrainConfig) -> dict:
 
 def check_config(config: PretrainConfig) -> None:
     """Raises UserError for flags that cannot work together, before anything is computed."""
-    learner.micro_rows(config.update, config.batch_size, parallel.device_count(), "--batch_size")
+    learner.micro_rows(config.update, config.batch_size, "--batch_size")
     kernels.check_kernel(config.update.attention, "float32")
     if not config.measured.eval_size:
         raise UserError("--eval_size=0: this is the number of problems to draw from the families: give 1 or more")

@@ -18,7 +18,7 @@ from rlvr_jax.pretrained.loading import ModelChoice, load_model
 from rlvr_jax.records import Problem, Prompts
 from rlvr_jax.rewards import score
 from rlvr_jax.rewards.rows import RewardConfig
-from rlvr_jax.runs import files, machine
+from rlvr_jax.runs import files, machine, processes
 from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
 from rlvr_jax.runs.summary import describe, rollout_rows
@@ -72,10 +72,10 @@ def train(config: TrainConfig) -> dict:
         # `grpo.train` moves the parameters to the devices: without other references, the host keeps no copy.
         params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)
         reward = score.make_scorer(config.rewards, config.grading, config.grpo, loaded, problems, prompts)
-        logged = run.metrics.rows if parallel.is_main() else []
+        logged = run.metrics.rows if processes.is_main() else []
 
         def save_history():
-            if config.record_history and parallel.is_main():
+            if config.record_history and processes.is_main():
                 files.write_json(run.dir / history.HISTORY, history.build_history(logged, problems))
 
         callbacks = RunCallbacks(

@@ -52,8 +52,8 @@ def trained(monkeypatch, config, prompts):
     """The shapes that a run hands its mapped functions: sampling, log-probabilities, the update, evaluation."""
     calls, real = [], parallel.map_devices
 
-    def recording(fn, donate_argnums=(), devices=None):
-        mapped, place = real(fn, donate_argnums, devices), len(calls)
+    def recording(fn, donate_argnums=()):
+        mapped, place = real(fn, donate_argnums), len(calls)
         calls.append([])
 
         def call(*args):
@@ -399,7 +399,7 @@ def test_a_compiler_that_refuses_says_how_much_it_would_take(here):
 def test_fit_takes_the_largest_micro_batch_and_the_most_slots_that_fit(here, usable, accumulation, slots):
     def measured(config, name, which):
         flags = config.train.grpo
-        rows = grpo.check(flags, 2) if which == "update" else flags.sampling.num_slots
+        rows = grpo.check(flags) if which == "update" else flags.sampling.num_slots
         return {"peak": None if rows > 7 else 1000 * rows}  # None: the compiler gives up
 
     here.setattr(compile, "measured", measured)

@@ -11,7 +11,7 @@ import tokenizers
 from flax import traverse_util
 from tokenizers import decoders, normalizers, pre_tokenizers, processors, trainers
 
-from rlvr_jax.model import Inputs, ModelConfig, decode_step, forward, head, init_cache, prefill, unroll
+from rlvr_jax.model import Inputs, ModelConfig, decode_step, forward, head, init_cache, prefill, unroll_layers
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained.huggingface import empty_params
 from rlvr_jax.records import Prompts
@@ -82,7 +82,7 @@ def greedy(params: dict, config: ModelConfig, prompts: list, num_tokens: int) ->
     params = jax.tree.map(jnp.asarray, params)
     prefix = jax.jit(prefill, static_argnums=1)(params, config, Prompts(padded, lengths))
     rows, cache = jnp.arange(len(prompts)), init_cache(config, len(prompts), num_tokens)
-    context, step = unroll(params, prefix, rows), jax.jit(decode_step, static_argnums=1)
+    context, step = unroll_layers(params, prefix, rows), jax.jit(decode_step, static_argnums=1)
     tokens, out = prefix.last_tokens, []
     for i in range(num_tokens):
         logits, cache = step(params, config, context, Inputs(tokens, jnp.full_like(rows, i)), cache)

@@ -129,7 +129,7 @@ def test_merged_lora_is_the_adapted_model(name, tmp_path):
     params = adapters.add(AdapterConfig(trainable="lora", adapter_rank=3), random_params(config, 0), 0)
     trained, frozen = adapters.split(params)
     params = adapters.join(jax.tree.map(lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), trained), frozen)
-    huggingface.save_folder(config, adapters.merged(params), tmp_path)
+    huggingface.save_folder(config, adapters.merge(params), tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
     rows = random_tokens(config, seed=1, length=32).tolist()
     ours = logits(params, config, rows)

@@ -15,6 +15,7 @@ from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import REWARD_DRAWS, Rollouts
 from rlvr_jax.rewards import rows as rewards, score
+from rlvr_jax.runs import processes
 from rlvr_jax.runs.summary import describe
 from rlvr_jax.tasks import pool
 from rlvr_jax.training import train
@@ -89,12 +90,12 @@ def test_verdicts_and_rewards_of_the_main_process_hold_on_all(monkeypatch):
     """Another process, whose grader returns the opposite, uses what the main process sends."""
     score_of, sent = scoring("correct"), []
     with monkeypatch.context() as main:
-        main.setattr(parallel, "broadcast", lambda x: sent.append(x) or x)
+        main.setattr(processes, "broadcast", lambda x: sent.append(x) or x)
         told = score_of()
     graded = score.answers.verdicts
     monkeypatch.setattr(score.answers, "verdicts", lambda *args: [
         verdict._replace(correct=not verdict.correct, timed_out=True) for verdict in graded(*args)])
-    monkeypatch.setattr(parallel, "broadcast", lambda x: sent.pop(0))
+    monkeypatch.setattr(processes, "broadcast", lambda x: sent.pop(0))
     other = score_of()
     assert 0 < told.reward.sum() < 8 and (other.reward == told.reward).all()
     for name in ("correct", "timed_out"):

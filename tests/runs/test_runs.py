@@ -30,7 +30,7 @@ from rlvr_jax.pretrained import loading
 from rlvr_jax.records import LearnerState, Problem
 from rlvr_jax.report import report
 from rlvr_jax.rewards.rows import REWARDS
-from rlvr_jax.runs import checkpoint, flags, log, origin, run, sources, stopping, summary
+from rlvr_jax.runs import checkpoint, flags, log, origin, processes, run, sources, stopping, summary
 from rlvr_jax.runs.run import Run
 from rlvr_jax.sampler import CHOOSE, Request
 from rlvr_jax.tasks import families
@@ -632,7 +632,7 @@ def test_a_checkpoint_falls_due_by_the_clock_of_the_main_process_too(go, tmp_pat
     assert checkpoint.steps(tmp_path / "run") == [2, 4, 5, 7, 9, 10]
     go(save_every=0, save_minutes=0, resume="never")
     assert checkpoint.steps(tmp_path / "run") == [10]
-    monkeypatch.setattr(parallel, "largest", lambda number: number + 1)  # where the main process is another one
+    monkeypatch.setattr(processes, "max_over_processes", lambda number: number + 1)  # where the main process is another one
     assert Run.save_due(SimpleNamespace(config=CONFIG.run, saved_at=now[0], due=lambda *_: False), 1)
 
 

@@ -144,9 +144,9 @@ def test_help_explains_a_choice_and_a_value_that_is_none_is_refused_with_the_row
     def train(flag):
         return subprocess.run([sys.executable, "-m", "scripts.train", flag], cwd=ROOT, capture_output=True, text=True)
     help = " ".join(train("--help").stdout.split())
-    assert "<constant|linear|cosine>" in help and "cosine: Half a cosine from the peak" in help
+    assert "<constant|linear|cosine>" in help and "half a cosine down to --final_lr_fraction" in help
     assert "format: 1 if there is an answer to extract" in help
-    assert "; dr_grpo: centred advantages, clipped, constant length; " in help
+    assert "; dr_grpo: centred advantages, ppo clip, constant length; " in help
     assert "value should be one of <one_shot|grpo|" in train("--objective=ppo").stderr
 
 

@@ -229,12 +229,12 @@ def test_the_core_needs_jax_and_numpy_alone(name):
 
 def test_the_core_can_be_read_in_an_afternoon():
     lines = {name: len(MODULES[name].read_text("utf-8").splitlines()) for name in CORE}
-    assert sum(lines.values()) <= 2250, lines
+    assert sum(lines.values()) <= 2100, lines
 
 
 def test_the_graph_sees_imports(tmp_path):
     assert GRAPH["training.train"] >= {"grpo", "rewards.score", "runs.run"} and GRAPH["grpo"] >= {"sampler", "learner"}
-    assert "parallel" in imports(ROOT / "scripts" / "cli.py")  # inside a function
+    assert "runs.processes" in imports(ROOT / "scripts" / "cli.py")  # inside a function
     (tmp_path / "m.py").write_text("def f():\n    from absl import flags\n    import tqdm.auto\n")
     assert imported(tmp_path / "m.py") == {"absl", "absl.flags", "tqdm.auto"}
 
@@ -287,7 +287,7 @@ def test_nothing_in_the_package_imports_a_script():
 def test_only_parallel_knows_about_devices():
     words = ("pmap(", "multihost_utils", "jax.distributed", "jax.process_")
     found = {(name, word) for name, path in MODULES.items() for word in words if word in path.read_text()}
-    assert {name for name, _ in found} <= {"parallel"}
+    assert {name for name, _ in found} <= {"parallel", "runs.processes"}
 
 
 # ----- the tests

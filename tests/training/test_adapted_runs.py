@@ -56,10 +56,10 @@ def test_the_next_training_starts_from_the_merged_model(base, tmp_path):
     config = loaded["lora"].config
     assert "down_bias" not in loaded["vector"].params["layers"] and "down_bias" in loaded["all"].params["layers"]
     for name, next_one in (("lora", "vector"), ("vector", "all")):
-        ours, merged = loaded[name].params, adapters.merged(loaded[name].params)
+        ours, merged = loaded[name].params, adapters.merge(loaded[name].params)
         np.testing.assert_allclose(logits(ours, config, rows), logits(merged, config, rows), atol=1e-5)
         assert read_jsonl(tmp_path / next_one / "metrics.jsonl")[1]["train/kl"] == 0
-    start, trained = adapters.merged(loaded["lora"].params), adapters.without(loaded["vector"].params)
+    start, trained = adapters.merge(loaded["lora"].params), adapters.base_params(loaded["vector"].params)
     jax.tree.map(np.testing.assert_array_equal, start, trained)
 
 
@@ -88,7 +88,7 @@ def test_a_frozen_base_of_16_bits_is_kept_in_them_resumes_and_is_read_in_32(dtyp
     run_of(base, tmp_path / "half", num_steps=4, **half)
     assert_same_run(tmp_path / "half", tmp_path / "whole", 4)
     loaded = loading.load_model(str(tmp_path / "whole"))
-    assert {str(x.dtype) for x in jax.tree.leaves(adapters.merged(loaded.params))} == {"float32"}
+    assert {str(x.dtype) for x in jax.tree.leaves(adapters.merge(loaded.params))} == {"float32"}
 
 
 def test_16_bit_parameters_need_an_adapter(base, tmp_path):
@@ -99,7 +99,7 @@ def test_16_bit_parameters_need_an_adapter(base, tmp_path):
 def test_a_vector_has_no_place_in_a_hugging_face_folder(tmp_path):
     params = adapters.add(AdapterConfig(trainable="vector"), random_params(TINY), 0)
     params["layers"]["vector"] += 0.2
-    params = adapters.merged(params)
+    params = adapters.merge(params)
     with pytest.raises(UserError, match="a Hugging Face folder cannot hold layers/down_bias: .* a vector has none"):
         huggingface.save_folder(TINY, params, tmp_path / "out")
     assert not (tmp_path / "out").exists()

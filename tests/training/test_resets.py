@@ -8,7 +8,7 @@ from rlvr_jax import grpo, learner, parallel
 from rlvr_jax.learner import ResetConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.runs.stopping import RESET, reset_due
-from rlvr_jax.training import train
+from rlvr_jax.training import driver, train
 from rlvr_jax.training.train import TrainConfig
 
 from fixtures import read_jsonl
@@ -30,7 +30,7 @@ def state_of(config):
 def test_a_reset_touches_what_it_names_and_never_the_policy(what):
     config = CONFIG.grpo.with_flags(reset=what, reset_every=2)
     before = state_of(config)
-    after = parallel.fetch_state(learner.map_reset(config.resets)(parallel.place_state(before)))
+    after = parallel.fetch_state(driver.map_reset(config.resets)(parallel.place_state(before)))
     np.testing.assert_equal(after.params, before.params)
     np.testing.assert_equal(after.ref_params, before.ref_params if what == "optimizer" else before.params)
     fresh = jax.tree.map(np.asarray, grpo.make_optimizer(config).init(after.params))

@@ -93,7 +93,7 @@ def weight_difference(before: model.Params, after: model.Params) -> dict:
 
 def _layer_tensors(params: model.Params) -> dict[str, np.ndarray]:
     """Every weight by name, one for each layer: "embed", "layers/q/0"."""
-    merged = adapters.merged(params)
+    merged = adapters.merge(params)
     return {name: np.asarray(x) for name, x in merged.items() if name != "layers"} | {
         f"layers/{name}/{i}": row for name, x in merged["layers"].items() for i, row in enumerate(np.asarray(x))}
 

@@ -116,7 +116,7 @@ def branched_sample_fn(num_paths: int) -> Callable:
 def first_tokens(params: model.Params, config: model.ModelConfig, prefix: model.Prefix, num_paths: int) -> jax.Array:
     """i32[P,K], each prompt's K likeliest first tokens in order; a vocabulary of fewer than K repeats."""
     size = len(prefix.lengths)
-    logits_PxV, _ = model.decode_step(params, config, model.unroll(params, prefix), model.Inputs(
+    logits_PxV, _ = model.decode_step(params, config, model.unroll_layers(params, prefix), model.Inputs(
         prefix.last_tokens, jnp.zeros(size, jnp.int32)), model.init_cache(config, size, 1))
     _, tokens_PxK = jax.lax.top_k(logits_PxV, min(num_paths, config.vocab_size))
     return tokens_PxK[:, jnp.arange(num_paths) % config.vocab_size]

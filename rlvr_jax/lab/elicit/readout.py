@@ -61,7 +61,7 @@ def readout(config: ReadoutConfig) -> dict:
     names = [loading.pin_step(name) for name in config.beside.split(",") if name]
     others = [trained_vectors("beside", name, loading.load_model(name), vectors_LxD.shape) for name in names]
     problems = load_problems(source, loaded.tokenizer, config.heldout_split, config.num_problems)
-    base = dataclasses.replace(loaded, params=adapters.without(loaded.params))
+    base = dataclasses.replace(loaded, params=adapters.base_params(loaded.params))
     family, longest = families.FAMILIES.get(source.problems), source.prompt.max_prompt_tokens
     residuals_LxPxD, tokens_P = read_prompt_ends(base, problems, longest)
     _, steered_P = read_prompt_ends(loaded, problems, longest)

@@ -100,7 +100,7 @@ def run_beside(params: model.Params, config: model.ModelConfig, prompts: Prompts
 
     `feed(place, cache, edit_residual)` returns its logits f32[N,V] for the tokens to draw, and the next cache.
     """
-    context, count = model.unroll(params, model.prefill(params, config, prompts)), len(rows.keys)
+    context, count = model.unroll_layers(params, model.prefill(params, config, prompts)), len(rows.keys)
 
     def feed(place: sampler.Draw, cache: model.KVCache, edit_residual: Optional[model.EditResidual] = None):
         here = context._replace(prompt_index=rows.prompt_index[place.rows])

@@ -69,7 +69,7 @@ def summed_rate(flags: dict, step: int) -> float:
 
 def merged_weights(params: model.Params) -> dict[tuple, np.ndarray]:
     """Every weight by its path, an adapter merged into it: [L,K] of the layers, [1,K] of the rest."""
-    flat = traverse_util.flatten_dict(adapters.merged(params))
+    flat = traverse_util.flatten_dict(adapters.merge(params))
     return {path: np.asarray(x).reshape(len(x) if path[0] == "layers" else 1, -1) for path, x in flat.items()}
 
 
@@ -107,7 +107,7 @@ def project_run(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> t
                 for i, row in enumerate(start_LxK)]
         new[path], sums = start_LxK + np.stack([x for x, _ in made]).astype(np.float32), sums + [s for _, s in made]
     total = {key: float(sum(each[key] for each in sums)) for key in sums[0]}
-    shapes = {path: x.shape for path, x in traverse_util.flatten_dict(adapters.merged(loaded.params)).items()}
+    shapes = {path: x.shape for path, x in traverse_util.flatten_dict(adapters.merge(loaded.params)).items()}
     params = traverse_util.unflatten_dict({path: x.reshape(shapes[path]) for path, x in new.items()})
     return dataclasses.replace(loaded, params=params), {"rank1": {
         "checkpoints": steps, "explained": share(total["direction"], total["all"]),

@@ -39,7 +39,7 @@ def states():
         return x
 
     inputs = model.Inputs(prefix.last_tokens, np.zeros(COUNT, np.int32))
-    logits, _ = model.decode_step(PARAMS, CONFIG, model.unroll(PARAMS, prefix), inputs,
+    logits, _ = model.decode_step(PARAMS, CONFIG, model.unroll_layers(PARAMS, prefix), inputs,
                                   model.init_cache(CONFIG, COUNT, 1), look)
     return np.stack(seen), np.asarray(logits).argmax(-1)
 
