@@ -1,4 +1,4 @@
-"""Writes examples for scripts.finetune: critiques of a model's own attempts at one problem, or a control of them.
+"""Writes examples for scripts.finetune: critiques of a model's own attempts at one problem, or a control.
 
   python -m scripts.critique --model=runs/demo_base --kind=critique --out=runs/critiques.jsonl
   python -m scripts.finetune --model=runs/demo_base --examples=runs/critiques.jsonl --window=96 --run_dir=runs/critique

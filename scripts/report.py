@@ -1,10 +1,10 @@
-"""Draws a run, or all studies, as pages that load nothing.
+"""Draws a run, or all studies, as self-contained pages.
 
   python -m scripts.report --run_dir=runs/demo [--parquet]
   python -m scripts.report --all
 
-The first writes report.html and PNGs in the run directory. The second makes everything in results/ again from the
-records that scripts.study has written there and from configs/studies/: the page and figure of each study, index.html,
+The first writes report.html and PNGs in the run directory. The second rebuilds results/ from the records that
+scripts.study wrote there and from configs/studies/: the page and figure of each study, index.html,
 its drawing findings.png, and the table in README.md.
 """
 

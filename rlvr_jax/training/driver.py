@@ -6,7 +6,7 @@ from typing import Any, Callable, Iterator, NamedTuple
 from rlvr_jax import grpo, parallel
 from rlvr_jax.learner import ResetConfig, map_reset
 from rlvr_jax.records import Batch, LearnerState
-from rlvr_jax.runs.log import timed
+from rlvr_jax.runs.log import add_seconds
 from rlvr_jax.runs.run import Run
 from rlvr_jax.runs.stopping import RESET, reset_due
 from rlvr_jax.runs.summary import throughput
@@ -33,7 +33,7 @@ class RunCallbacks(grpo.Callbacks):
 
     def steps(self, state: LearnerState, num_steps: int) -> Iterator[int]:
         if self.run.first == 0 and not self.run.resumed:
-            with timed(self.seconds, "eval"):
+            with add_seconds(self.seconds, "eval"):
                 row = {"step": 0} | self.heldout(state.params, 0)
             self.run.log(row | self.seconds)
             self.seconds.clear()
@@ -43,7 +43,7 @@ class RunCallbacks(grpo.Callbacks):
         row, rollouts = self.describe(record)
         step = row["step"]
         if self.run.due(step, self.run.config.eval_every, row):
-            with timed(self.seconds, "eval"):
+            with add_seconds(self.seconds, "eval"):
                 row |= self.heldout(state.params, step)
         if self.resets.ever and parallel.largest(
                 parallel.is_main() and reset_due(self.resets, [*self.run.metrics.rows, row])):
@@ -63,7 +63,7 @@ class RunCallbacks(grpo.Callbacks):
     def timed(self, phase: str, function: Callable) -> Callable:
         """The function, its seconds counted to a phase of the step."""
         def call(*args):
-            with timed(self.seconds, phase):
+            with add_seconds(self.seconds, phase):
                 return function(*args)
         return call
 

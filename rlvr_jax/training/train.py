@@ -21,7 +21,7 @@ from rlvr_jax.rewards.rows import RewardConfig
 from rlvr_jax.runs import machine
 from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
-from rlvr_jax.runs.summary import describe, rollout_rows
+from rlvr_jax.runs.summary import describe_step, rollout_rows
 from rlvr_jax.sampler import Request
 from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.tasks.families import FAMILIES
@@ -67,7 +67,7 @@ def train(config: TrainConfig) -> dict:
     programs = grpo.compile_programs(Policy(loaded.config, None, eos_ids), config.grpo)
     meta = {"model": loaded.config.to_json(), "tokenizer": loaded.tokenizer.to_json(), "flags": config.as_flags()}
     with Run(config.run, config, loop.num_steps, "train") as run:
-        problems = find_problems(config, loaded, programs, run.once)
+        problems = find_problems(config, loaded, programs, run.make_once)
         prompts = encode(config, loaded, problems)  # first: what grades them is worth installing for these alone
         advice.warn(advice.on_answers(config.grading, problems))
         params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)  # for `grpo.train` to let go of
@@ -94,12 +94,12 @@ def check(config: TrainConfig) -> None:
 def divided_where_it_must_be(config: TrainConfig, loaded: LanguageModel) -> TrainConfig:
     """The settings, with the state divided among several devices none of which could hold it whole. A state is made on
     one of them and then copied to all, so that it is there twice for a moment."""
-    limit = machine.room()
+    limit = machine.memory_limit()
     if config.grpo.update.divide_state or not limit or parallel.device_count() == 1:
         return config
     state = jax.eval_shape(lambda params: grpo.initial_state(Policy(loaded.config, params, ()), config.grpo),
                            loaded.params)
-    needed = 2 * machine.size(state)
+    needed = 2 * machine.num_bytes(state)
     if needed <= limit:
         return config
     advice.warn(f"as it is placed, the state would take {needed / 1e9:.1f} GB of each device, which has "
@@ -162,7 +162,7 @@ def rows_of(config: TrainConfig, problems: list[Problem], logged: list[dict],
             record: Record) -> tuple[dict, list[dict]]:
     """The metrics of a step, and its rows of rollouts.jsonl; `logged` are the metrics of the steps before."""
     size = config.grpo.loss_group_size
-    row = {"step": record.prompt_batch.step} | describe(record.rollouts, record.scored, size)
+    row = {"step": record.prompt_batch.step} | describe_step(record.rollouts, record.scored, size)
     if not score.is_constant(config.rewards):
         advice.warn(advice.on_first_step(record) if record.prompt_batch.step == 1 else "")
         advice.warn(advice.on_inert([*logged, row], record, config.run.inert_steps))

@@ -75,7 +75,7 @@ def test_waiting_slots_and_padding_are_counted(monkeypatch):
     layout = bench.model.LAYOUTS.get("cpu")
     assert layout.shrinks and bench.slot_rounds(lengths) == 32 * 3 + 8 * 61
     one = BenchConfig.from_flags(num_layers=1, micro_rows=2, tail_rollouts=32)
-    shares = bench.lost(one, {"sampling": 1.0, "update": 1.0, "step": 4.0})
+    shares = bench.overhead_shares(one, {"sampling": 1.0, "update": 1.0, "step": 4.0})
     padding, = [share for name, share in shares.items() if "padding" in name]
     assert padding == 1 - lengths.sum() / (2 * (8 * 15 + 64)) and list(shares.values())[-1] == 0.5
 
@@ -83,14 +83,14 @@ def test_waiting_slots_and_padding_are_counted(monkeypatch):
 def test_an_operation_of_a_trace_is_named(tmp_path):
     with jax.profiler.trace(str(tmp_path)):
         jax.jit(lambda x: jax.numpy.sort(x @ x))(np.ones((64, 64))).block_until_ready()
-    assert re.search(r"^\| sort .* \| \d+% \|$", bench.operations(str(tmp_path)), re.M)
+    assert re.search(r"^\| sort .* \| \d+% \|$", bench.operations_table(str(tmp_path)), re.M)
 
 
 def test_the_best_call_of_a_side_counts_and_its_end_is_an_error(monkeypatch):
     side = bench.Side("ours", SMALL)
     assert side.best("bandwidth", SMALL, 2) > 0 and side.ask(None) > 0
     with pytest.raises(UserError, match="the timing failed"):  # it has ended
-        side.answer()
+        side.receive()
     monkeypatch.setattr(side, "ask", lambda question, answers=iter([3.0, 1.0, 2.0, None]): next(answers))
     assert side.best("step", SMALL, 3) == 1.0 and side.best("step", SMALL, 3) is None
 

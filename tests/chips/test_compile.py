@@ -35,7 +35,7 @@ def here(monkeypatch):
     monkeypatch.setitem(CHIPS, "cpu", CPU)
     monkeypatch.setattr(published, "devices", lambda chip: jax.devices())
     monkeypatch.setattr(compile, "shape_of", lambda config: dataclasses.replace(TINY, dtype="bfloat16"))
-    clear = compile.measured.cache_clear
+    clear = compile.compile_program.cache_clear
     clear()
     yield monkeypatch
     clear()
@@ -101,7 +101,7 @@ def test_what_stays_resident_are_the_bytes_of_a_real_state(changes):
     config = FLAGS.with_flags(**changes).train.grpo
     state = grpo.initial_state(Policy(TINY, tiny_params(), ()), config)
     state = parallel.place_state(state, config.update.divide_state)
-    assert compile.resident(config, TINY, 2) == sum(x.nbytes for x in jax.tree.leaves(state)) // 2
+    assert compile.state_bytes(config, TINY, 2) == sum(x.nbytes for x in jax.tree.leaves(state)) // 2
     assert shapes(compile.state_of(config, TINY, 2)) == shapes(state)
 
 
@@ -166,7 +166,7 @@ def test_a_loop_is_counted_as_often_as_it_is_gone_round(fn, rounds):
     """Seven products of 64 x 128 by 128 x 128, or as many as told where the loop's end depends on what it computes."""
     args = jnp.ones((64, 128)), jnp.ones((7, 128, 128))
     assert list(cost.flops(jax.make_jaxpr(fn)(*args).jaxpr, [5], [1.0])) == [rounds * ONE, 0]
-    found = cost.counted(jax.jit(fn).lower(*args).compile().as_text())([5], [1.0])
+    found = cost.parse_cost(jax.jit(fn).lower(*args).compile().as_text())([5], [1.0])
     least = 4 * (128 * 128 + 2 * 64 * 128)  # a round reads a slice of the weights and x, and writes x
     assert least * rounds <= found.bytes < 4 * least * rounds  # the CPU copies the slice and x
     assert (found.step_kernels > 0) == (fn is until) and found.kernels > rounds
@@ -275,7 +275,7 @@ ENTRY %main (a: s32[], w: f32[28,8,8]) -> (s32[], f32[28,8,8]) {
 def test_bytes_are_those_of_parts_and_of_the_devices_memory(weights, share, kernels, cycles):
     """Of 28 slices one is read in a round, under another shape, and one written. What lies in S(1), a TPU's fast
     memory, is not moved; of two branches the larger counts, or the mean by weights."""
-    found = cost.counted(HLO)([], weights)
+    found = cost.parse_cost(HLO)([], weights)
     assert found.bytes == 28 * (256 + share + 256 + 256 + 4)  # the slice; a branch; its result read, and put in place
     assert found.kernels == 28 * (3 + kernels) and found.step_kernels == 0 and found.cycles == 28 * (100 + cycles)
 
@@ -320,7 +320,7 @@ def test_a_collective_beside_other_work_is_counted_when_it_is_done():
     """What is computed meanwhile reads and writes 16 numbers; the collective reads a part, and writes the whole. A
     kernel takes its operands and results."""
     kernel = 4 * 16 + 2 * 8 * 64 + 4 * 32
-    assert cost.counted(GATHERING)([], []).bytes == 2 * 16 * 4 + kernel + 4 * 4 + 2 * (8 * 64 + 64 * 64)
+    assert cost.parse_cost(GATHERING)([], []).bytes == 2 * 16 * 4 + kernel + 4 * 4 + 2 * (8 * 64 + 64 * 64)
 
 
 # ----- what is said of a chip
@@ -331,7 +331,7 @@ def test_a_chip_gets_a_table_and_a_verdict(here, tmp_path):
     config = FLAGS.with_flags(chip="cpu", num_slots=3, out=str(out))
     said = compile.run(config)
     one, = json.loads(out.read_text())["chips"]
-    state, programs = compile.resident(FLAGS.train.grpo, TINY, 2), one["programs"]
+    state, programs = compile.state_bytes(FLAGS.train.grpo, TINY, 2), one["programs"]
     assert list(programs) == ["start", "sampling", "log-probabilities", "update", "evaluation"]
     assert said.splitlines()[-1] == f"cpu: {one['verdict']}" and one["verdict"].startswith("fits: 0.0")
     assert one["verdict"].endswith(" GB")  # the state is small: no bound on the time
@@ -340,11 +340,11 @@ def test_a_chip_gets_a_table_and_a_verdict(here, tmp_path):
     for which, program in list(programs.items())[1:]:
         lowered = compile.programs_of(config, compile.shape_of(config), jax.devices())[which]
         made = lowered.mapped.lower(*lowered.args).compile()
-        held = compile.size(lowered.args[0]) // 2
+        held = compile.num_bytes(lowered.args[0]) // 2
         assert program["peak"] == made.memory_analysis().peak_memory_in_bytes + state - held, which
         for column, load in zip(("at_40", "best"), reversed(lowered.loads)):
             wide, half = cost.flops(jax.make_jaxpr(lowered.mapped)(*lowered.args).jaxpr, *load)
-            moved = cost.counted(made.as_text())(*load).bytes
+            moved = cost.parse_cost(made.as_text())(*load).bytes
             assert program[column] == max(wide / 5e11 + half / 1e12, moved / 1e11)  # float32, bfloat16
         assert program["flops"] == wide + half and program["bytes"] == moved
         assert program["tokens"] == lowered.tokens / program["best"]
@@ -353,16 +353,16 @@ def test_a_chip_gets_a_table_and_a_verdict(here, tmp_path):
 
 
 def test_what_does_not_fit_is_named_with_its_size(here):
-    state = compile.resident(FLAGS.train.grpo, TINY, 2)
+    state = compile.state_bytes(FLAGS.train.grpo, TINY, 2)
     here.setitem(CHIPS, "cpu", CPU._replace(usable=state + 1))
-    here.setattr(compile, "measured", lambda config, name, which: {
+    here.setattr(compile, "compile_program", lambda config, name, which: {
         "sampling": {"peak": 2.0e9}, "update": {"peak": None, "refused": "for a reason"}}.get(which, {"peak": 1}))
     one = compile.compile_for_chip(FLAGS, "cpu")
     assert one["verdict"] == ("does not fit in 0.0 GB: start, 0.0 GB; sampling, 2.0 GB; update, which the compiler "
                               "gives up; could fit with --divide_state over 4 such devices (0.0 GB each), or what --fit "
                               "finds")
     assert compile.compile_for_chip(FLAGS.with_flags(divide_state=True), "cpu")["programs"]["start"]["peak"] < state
-    assert "| sampling | 2.00, does not fit | |" in (said := compile.shown(one).replace("  ", " "))
+    assert "| sampling | 2.00, does not fit | |" in (said := compile.format_chip(one).replace("  ", " "))
     assert "| update | | | | | | | | for a reason |" in said
 
 
@@ -371,7 +371,7 @@ def test_what_does_not_fit_is_named_with_its_size(here):
 def test_a_step_takes_what_its_calls_do(here, changes, seconds):
     """A call of sampling takes 1 s here, of the log-probabilities, by reference or policy, 10, of the update 100."""
     takes = {"sampling": 1, "log-probabilities": 10, "update": 100, "evaluation": 1000}
-    here.setattr(compile, "measured", lambda config, name, which: {"peak": 1, "best": takes[which],
+    here.setattr(compile, "compile_program", lambda config, name, which: {"peak": 1, "best": takes[which],
                                                                    "at_40": takes[which] / 2})
     one = compile.compile_for_chip(FLAGS.with_flags(**changes), "cpu")
     assert (one["step"], one["step_at_40"]) == (seconds, seconds / 2)
@@ -388,11 +388,11 @@ def test_a_compiler_that_refuses_says_how_much_it_would_take(here):
     programs = compile.programs_of(FLAGS, TINY, jax.devices())
     here.setattr(compile, "programs_of", lambda *_: {
         "update": programs["update"]._replace(mapped=types.SimpleNamespace(lower=lower))})
-    refused = compile.measured(FLAGS, "cpu", "update")
+    refused = compile.compile_program(FLAGS, "cpu", "update")
     assert refused["peak"] == 41.89 * GIB and refused["refused"] == words.splitlines()[0]
     words = "INTERNAL: no"
-    compile.measured.cache_clear()
-    assert compile.measured(FLAGS, "cpu", "update")["peak"] is None
+    compile.compile_program.cache_clear()
+    assert compile.compile_program(FLAGS, "cpu", "update")["peak"] is None
 
 
 @pytest.mark.parametrize("usable, accumulation, slots", [(10_000, 2, 4), (4_000, 2, 4), (3_999, 4, 2), (1, 8, 1)])
@@ -402,16 +402,16 @@ def test_fit_takes_the_largest_micro_batch_and_the_most_slots_that_fit(here, usa
         rows = grpo.check(flags, 2) if which == "update" else flags.sampling.num_slots
         return {"peak": None if rows > 7 else 1000 * rows}  # None: the compiler gives up
 
-    here.setattr(compile, "measured", measured)
+    here.setattr(compile, "compile_program", measured)
     here.setitem(CHIPS, "cpu", CPU._replace(usable=usable))
-    flags = compile.fitted(FLAGS, "cpu").train.grpo
+    flags = compile.fit_flags(FLAGS, "cpu").train.grpo
     assert (flags.update.grad_accumulation, flags.sampling.num_slots) == (accumulation, slots)
 
 
 def test_fit_proposes_lora_where_nothing_fits(here):
     of = {"all": 3e9, "lora": 1e9}
-    here.setattr(compile, "resident", lambda config, *_: of[config.adapter.trainable])
-    here.setattr(compile, "measured", lambda config, *_: {"peak": of[config.train.grpo.adapter.trainable] + 1e9,
+    here.setattr(compile, "state_bytes", lambda config, *_: of[config.adapter.trainable])
+    here.setattr(compile, "compile_program", lambda config, *_: {"peak": of[config.train.grpo.adapter.trainable] + 1e9,
                                                           "best": 1, "at_40": 0.5})
     here.setitem(CHIPS, "cpu", CPU._replace(usable=3e9))
     one = compile.compile_for_chip(FLAGS.with_flags(fit=True, heldout="none"), "cpu")
@@ -419,7 +419,7 @@ def test_fit_proposes_lora_where_nothing_fits(here):
         "does not fit in 3.0 GB: start, 6.0 GB; sampling, 4.0 GB; log-probabilities, 4.0 GB; update, 4.0 GB; with "
         "--trainable=lora --adapter_rank=16 --params_dtype=bfloat16 --divide_state=False --grad_accumulation=1 "
         "--num_slots=8 it fits: 2.00 of 3.0 GB, at best 3 s a step, 1.5 at 40 % of the longest")
-    assert "--trainable=lora" in compile.shown(one)
+    assert "--trainable=lora" in compile.format_chip(one)
 
 
 def test_what_could_fit_are_states_of_half_the_memory():

@@ -20,7 +20,7 @@ RECORD = {f"scripts.compile --flagfile=configs/{name}.flags --chip={chip}": {"ch
     ("TPU v5 lite", 8, "v5e-8"), ("TPU v6 lite", 1, "v6e-1"), ("TPU v4", 4, "v4-8"), ("Tesla T4", 2, "T4"),
     ("NVIDIA H100 80GB HBM3", 8, "H100-8"), ("NVIDIA H100 80GB HBM3", 2, "H100"), ("cpu", 2, "")])
 def test_a_chip_by_the_kind_that_jax_names(kind, count, name):
-    assert here.chip(kind, count) == name and (not name or name in CHIPS)
+    assert here.chip_name(kind, count) == name and (not name or name in CHIPS)
 
 
 def test_a_machine_is_told_what_fits_it(tmp_path, monkeypatch):

@@ -178,20 +178,6 @@ def test_a_finished_run_says_so_and_resume_never_moves_it_aside(train, copied, s
     assert checkpoint.steps(copied) == [1]
 
 
-def test_resume_must_needs_a_checkpoint(train, tmp_path):
-    refused = train("--resume=must", expect=1)
-    assert refused.errors == [f"error: --resume=must, but {tmp_path / 'run'} has no checkpoint"]
-    assert not (tmp_path / "run").exists()
-
-
-def test_other_flags_are_refused_by_name(train, copied, straight):
-    refused = train("--learning_rate=0.5", "--seed=3", "--num_steps=90", expect=1)
-    assert len(refused.errors) == 1
-    assert "--learning_rate (was 0.001), --seed (was 0);" in refused.errors[0] and "num_steps" not in refused.errors[0]
-    assert "--resume=never" in refused.errors[0]
-    assert_same_run(copied, straight(), STEPS)
-
-
 def test_half_written_files_do_not_count(train, copied, straight):
     """What a power cut at step 58, during a save, leaves behind."""
     drop_checkpoints(copied, 60)

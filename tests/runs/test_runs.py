@@ -111,27 +111,27 @@ def test_a_rule_has_to_hold_in_all_of_the_last_rows_that_have_its_metric(values,
     rows = [{"step": step} | row for step, row in enumerate(values, 1)]
     seen = ["y" if (row["m"] or 0) > 1.5 else "n" for row in values if "m" in row]
     held = "".join(seen).endswith("y" * patience)
-    assert (stopping.verdict(stopping.parse("m>1.5", 20), patience, rows) is not None) == held
+    assert (stopping.verdict(stopping.parse_rules("m>1.5", 20), patience, rows) is not None) == held
 
 
 def test_the_base_does_not_count_and_the_first_rule_that_holds_is_named():
     rows = [{"step": 0, "a": 0.0}, {"step": 1, "a": 0.0, "b": 9.0}]
-    rules = stopping.parse(" c<1,a < 1e-3,b>2", 20)
+    rules = stopping.parse_rules(" c<1,a < 1e-3,b>2", 20)
     assert stopping.verdict(rules, 2, rows) is None
     assert stopping.verdict(rules, 1, rows) == {"rule": "a<0.001", "patience": 1, "step": 1, "value": 0.0}
-    assert stopping.verdict(stopping.parse("", 20), 1, rows) is None
+    assert stopping.verdict(stopping.parse_rules("", 20), 1, rows) is None
 
 
 @pytest.mark.parametrize("text", ["entropy", "entropy<", "<1", "a=1", "a<=1", "a<b", "a<1<2", "a<nan", "a<1,,b>2",
                                   "a<1,"])
 def test_a_rule_that_cannot_be_read_is_refused(text):
     with pytest.raises(UserError, match="--stop_when: .* is no rule; rules are METRIC<NUMBER, METRIC>NUMBER or inert"):
-        stopping.parse(text, 20)
+        stopping.parse_rules(text, 20)
 
 
 def test_a_run_without_different_rewards_is_inert_after_its_own_number_of_steps():
     rows = [{"step": step, "train/live_groups": live} for step, live in enumerate([0.0, 0.0, 0.5, 0.0, 0.0, 0.0])]
-    rules = stopping.parse("train/kl>9, inert", 3)
+    rules = stopping.parse_rules("train/kl>9, inert", 3)
     assert [stopping.verdict(rules, 1, rows[:count]) is None for count in range(7)] == [True] * 6 + [False]
     assert stopping.verdict(rules, 1, rows) == {"rule": "inert", "patience": 3, "step": 5, "value": 0.0}
 
@@ -242,7 +242,7 @@ def test_a_state_that_is_not_finite_is_not_saved(go, tmp_path, spoil, field, val
 @pytest.mark.parametrize("field", ["params", "opt_state"])
 def test_a_checkpoint_that_is_not_finite_is_not_loaded(go, tmp_path, spoil, monkeypatch, field):
     with monkeypatch.context() as patch:  # as a version that did not look has saved it
-        patch.setattr(checkpoint, "finite", lambda tree: True)
+        patch.setattr(checkpoint, "is_finite", lambda tree: True)
         spoil(field, np.nan, 9)
         go(keep_last=2)
     says = "checkpoint .*10 holds numbers that are not finite .*run@8, or remove that directory to go back to step 8"
@@ -271,13 +271,13 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkey
 def test_any_flipped_bit_of_a_checkpoint_is_noticed(go, tmp_path, monkeypatch):
     """As the disk, or a copy, may flip it: in a leaf of the parameters, of the optimiser, or in meta."""
     go(keep_last=2, num_steps=8)
-    restore = checkpoint._restore
+    restore = checkpoint._read
 
     def flipped(item, change):
         def damaged(*args, **items):
             whole = restore(*args, **items)
             return whole if item not in whole else whole | {item: change(whole[item])}
-        monkeypatch.setattr(checkpoint, "_restore", damaged)
+        monkeypatch.setattr(checkpoint, "_read", damaged)
 
     def bit(x, place):
         x = np.array(x)
@@ -469,7 +469,7 @@ def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
     asked, restore = [], Run.restore
 
     def restore_and_choose(run, fresh):
-        chosen.append(run.once("example", lambda: {"example": asked.append(1) or 42, "rate": 0.5})["example"])
+        chosen.append(run.make_once("example", lambda: {"example": asked.append(1) or 42, "rate": 0.5})["example"])
         return restore(run, fresh)
 
     chosen, kept = [], tmp_path / "run" / "example.json"
@@ -491,7 +491,7 @@ def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
 def test_an_example_that_was_edited_by_hand_is_refused(go, tmp_path, monkeypatch):
     """It would train another problem under the name of the first. A run of before this was noticed goes on."""
     restore, save, kept = Run.restore, checkpoint.save, tmp_path / "run" / "example.json"
-    monkeypatch.setattr(Run, "restore", lambda run, fresh: run.once("example", lambda: {"example": 7}) and restore(
+    monkeypatch.setattr(Run, "restore", lambda run, fresh: run.make_once("example", lambda: {"example": 7}) and restore(
         run, fresh))
     go(num_steps=2)
     kept.write_text(json.dumps({"example": 8}))
@@ -605,8 +605,8 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again(go, tmp_path):
 @pytest.mark.parametrize("more", [{}, {"digests"}, {"digests", "step"}])
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(go, tmp_path, monkeypatch, more):
     """As it is saved, as one without digests, and as one that has its step in the optimiser's part alone."""
-    restore, run_dir = checkpoint._restore, tmp_path / "run"
-    monkeypatch.setattr(checkpoint, "_restore", lambda *args, **items: {
+    restore, run_dir = checkpoint._read, tmp_path / "run"
+    monkeypatch.setattr(checkpoint, "_read", lambda *args, **items: {
         name: {key: x for key, x in item.items() if name != "meta" or key not in more}
         for name, item in restore(*args, **items).items()})
     go(keep_last=2, save_every=3)
@@ -750,7 +750,7 @@ def test_the_flag_that_log_to_replaced_still_mirrors_and_its_runs_go_on(go, tmp_
 
 def test_a_start_from_a_changed_checkout_keeps_what_differs(go, tmp_path, monkeypatch):
     said = {"describe": "abc-dirty\n", "diff": "+first\n"}
-    monkeypatch.setattr(origin, "git", lambda *command: said[command[0]])
+    monkeypatch.setattr(origin, "run_git", lambda *command: said[command[0]])
     go(num_steps=2)
     said["diff"] = "+second\n"
     go(num_steps=4)
@@ -762,7 +762,7 @@ def test_a_start_from_a_changed_checkout_keeps_what_differs(go, tmp_path, monkey
 
 
 def test_every_program_built_is_counted_once():
-    with log.compilations() as taken:
+    with log.count_compilations() as taken:
         double = jax.jit(lambda x: jax.jit(lambda y: y + 1)(x) * 2)  # two are traced, one is built
         for size in (3, 3, 4, 4):
             double(np.ones(size, np.float32))

@@ -114,16 +114,6 @@ def test_a_record_refuses_what_its_flags_refuse(values, says):
             assert make().as_flags()[name] == value
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_record_of_a_command_is_checked(script):
-    def parts(record):
-        yield type(record)
-        for field in dataclasses.fields(record):
-            if dataclasses.is_dataclass(getattr(record, field.name)):
-                yield from parts(getattr(record, field.name))
-    assert not [kind.__name__ for kind in parts(record_of(script)()) if not hasattr(kind, "__post_init__")]
-
-
 # ----- choices
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -134,20 +124,10 @@ def test_a_flag_offers_the_rows_of_its_table_and_says_what_they_mean(script):
             if choices and not meta["listed"]:
                 assert known[name].parser.enum_values == list(choices) and default in choices
             for row in choices if callable(meta["choices"]) else ():
-                means, value = cli.explained(choices, row), choices[row]
+                means, value = cli.describe_row(choices, row), choices[row]
                 function = value if callable(value) else getattr(value, "score", None)
                 assert not callable(function) or means and " ".join(inspect.getdoc(function).split()).startswith(means)
                 assert f"; {row}: {means}" in known[name].help or not means
-
-
-def test_help_explains_a_choice_and_a_value_that_is_none_is_refused_with_the_rows():
-    def train(flag):
-        return subprocess.run([sys.executable, "-m", "scripts.train", flag], cwd=ROOT, capture_output=True, text=True)
-    help = " ".join(train("--help").stdout.split())
-    assert "<constant|linear|cosine>" in help and "cosine: Half a cosine from the peak" in help
-    assert "format: 1 if there is an answer to extract" in help
-    assert "; dr_grpo: centred advantages, clipped, constant length; " in help
-    assert "value should be one of <one_shot|grpo|" in train("--objective=ppo").stderr
 
 
 @pytest.mark.parametrize("length", [99, 1_000, 4_000])
@@ -178,12 +158,12 @@ def settings():
 def test_programs_are_kept_in_the_users_cache_folder_and_take_a_bounded_room(tmp_path, monkeypatch, settings):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cli.keep_programs("auto")
+    cli.cache_programs("auto")
     assert settings() == str(tmp_path / "rlvr_jax" / "jax") and (tmp_path / "rlvr_jax" / "jax").is_dir()
     assert 0 < jax.config.jax_compilation_cache_max_size < 10**9
-    cli.keep_programs(str(tmp_path / "mine"))
+    cli.cache_programs(str(tmp_path / "mine"))
     assert settings() == str(tmp_path / "mine")
-    cli.keep_programs("none")
+    cli.cache_programs("none")
     assert settings() is None
 
 
@@ -192,20 +172,20 @@ def test_a_folder_of_the_environment_is_left_and_one_that_cannot_be_made_done_wi
     before = settings()
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "theirs"))  # which JAX itself has read
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "usual"))
-    cli.keep_programs("auto")
+    cli.cache_programs("auto")
     assert settings() == before and not list(tmp_path.iterdir())
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    cli.keep_programs("auto")
+    cli.cache_programs("auto")
     assert settings() == before
     with pytest.raises(OSError):
-        cli.keep_programs(str(tmp_path / "file" / "mine"))
+        cli.cache_programs(str(tmp_path / "file" / "mine"))
 
 
 def test_the_second_process_finds_what_the_first_compiled(tmp_path):
     """Bounded, as the command line has it; JAX would refuse the bound without filelock."""
-    code = ("import jax, sys; from scripts import cli; cli.keep_programs(sys.argv[1])\n"
+    code = ("import jax, sys; from scripts import cli; cli.cache_programs(sys.argv[1])\n"
             "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
             "print(jax.jit(lambda x: x * 3)(jax.numpy.arange(4.0)).sum())")
     found = []
@@ -228,12 +208,12 @@ def test_completions_are_styled_on_a_terminal_that_wants_it(monkeypatch, environ
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    assert sample.styled() == styled
+    assert sample.shows_styles() == styled
 
 
 def test_expected_tokens_keep_the_terminals_own_colour_and_no_style_sets_a_shade():
     """No colour but red of the palette: a shade that is right on black is invisible on white."""
-    marked = sample.marked({"pieces": ["a", " b", "c", "\n"], "sampler_logprobs": [-0.01, -2.0, -9.0, -9.0]})
+    marked = sample.mark_unexpected({"pieces": ["a", " b", "c", "\n"], "sampler_logprobs": [-0.01, -2.0, -9.0, -9.0]})
     assert marked == "a \x1b[4mb\x1b[0m\x1b[1;31mc\x1b[0m\n"  # space is no part of what is marked
 
 

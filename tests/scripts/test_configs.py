@@ -125,7 +125,7 @@ def test_a_file_for_a_chip_says_what_compiling_it_found_or_that_it_was_not_and_t
 def test_the_page_of_chips_is_what_the_commands_in_headers_found():
     """Nothing on it was typed, and no command is left on it that no header has any more."""
     record, given = json.loads((ROOT / "results" / "chips.json").read_text()), list(here.commands())
-    assert set(record) <= set(given) and (ROOT / "results" / "chips.md").read_text() == here.paged(record)
+    assert set(record) <= set(given) and (ROOT / "results" / "chips.md").read_text() == here.format_page(record)
     tiny = {record[command]["chip"] for command in given if "configs/tiny.flags" in command and command in record}
     assert tiny >= {"v5e-1", "v5e-8", "H100"}
     assert all(any(f"configs/{name}.flags" in command for command in given) for name in PAPER)

@@ -1,6 +1,5 @@
 """The doors: a reward, an objective, an adapter, a family, a study added from outside in a few lines, and run."""
 
-import inspect
 import json
 
 import numpy as np
@@ -111,12 +110,6 @@ rules = [{says = "hot is worse", arm = "hot", measure = "right", difference = tr
 '''
 
 
-@pytest.mark.parametrize("lines", [*map(inspect.getsource, (brief, vote, likely, shortest, on_attention, last_letter)),
-                                   STUDY])
-def test_what_comes_through_a_door_takes_at_most_fifteen_lines(lines):
-    assert len(lines.strip().splitlines()) <= 15
-
-
 # ----- that it works
 
 def test_a_reward_of_the_text(base, tmp_path, monkeypatch):
@@ -176,7 +169,8 @@ def test_rows_added_by_a_script_are_choices_of_its_flags(monkeypatch, parse):
     monkeypatch.setitem(adapters.ADAPTERS, "on_attention", on_attention)
     config = parse(train.TrainConfig, "--objective=signs", "--trainable=on_attention")
     assert (config.grpo.loss.objective, config.grpo.adapter.trainable) == ("signs", "on_attention")
-    assert cli.explained(adapters.ADAPTERS, "on_attention") == "LoRA on queries, keys, values and outputs alone"
+    assert cli.describe_row(adapters.ADAPTERS, "on_attention") == "LoRA on queries, keys, values and outputs alone"
+    assert cli.describe_row(OBJECTIVES, "dr_grpo") == "centred advantages, clipped, constant length"
 
 
 def test_an_adapter(base, tmp_path, monkeypatch):

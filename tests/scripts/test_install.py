@@ -31,7 +31,7 @@ def test_a_jax_outside_the_window_is_refused_by_name(version):
 def test_no_script_starts_on_an_older_jax(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: {"jax": "0.7.2"}[name])
     with pytest.raises(UserError, match="JAX 0.7.2 is installed"):
-        cli.record_class("rlvr_jax.runs.machine.MachineConfig")
+        cli.import_config_class("rlvr_jax.runs.machine.MachineConfig")
 
 
 def allowed(name, version, python) -> bool:

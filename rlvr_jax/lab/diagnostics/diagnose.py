@@ -12,7 +12,7 @@ from rlvr_jax.lab.elicit.weight_difference import weight_difference
 from rlvr_jax.lab.elicit.when import draw_bars
 from rlvr_jax.pretrained import loading
 from rlvr_jax.runs import files
-from rlvr_jax.runs.flags import described
+from rlvr_jax.runs.flags import describe_command
 from rlvr_jax.runs.markdown import markdown_table
 
 
@@ -36,7 +36,7 @@ def diagnose(config: DiagnoseConfig) -> dict:
                "rows": found, "forward_tokens": sum(pair.tokens.values()), "parts": pair.tokens,
                "flags": pair.config.as_flags()}
     out = pathlib.Path(pair.kept.out)
-    files.write_whole(out / "diagnose.md", format_page(summary, described("diagnose", config)))
+    files.write_whole(out / "diagnose.md", format_page(summary, describe_command("diagnose", config)))
     if shares := {label: (row["value"], row["interval"]) for label, row in found.items()
                   if row["unit"] == SHARE and row["value"] is not None}:
         files.write_figure(out / "diagnose.png", lambda sheet: draw_shares(shares, sheet))

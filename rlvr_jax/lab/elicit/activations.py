@@ -104,7 +104,7 @@ def _path(folder: pathlib.Path, layer: int) -> pathlib.Path:
 
 
 def _shard(path: pathlib.Path, shape: tuple, dtype: type, fresh: bool) -> np.memmap:
-    with files.naming(path):
+    with files.name_in_errors(path):
         return np.lib.format.open_memmap(path, "w+" if fresh else "r+", dtype, shape)
 
 

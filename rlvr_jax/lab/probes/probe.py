@@ -13,7 +13,7 @@ from rlvr_jax.lab.probes.contamination import ContaminationConfig
 from rlvr_jax.lab.probes.rows import Result
 from rlvr_jax.pretrained import loading
 from rlvr_jax.runs import files
-from rlvr_jax.runs.flags import described
+from rlvr_jax.runs.flags import describe_command
 
 
 class ProbeConfig(Config):
@@ -96,7 +96,7 @@ def probe(config: ProbeConfig) -> Result:
     """
     if not config.measured.kept.out:
         raise UserError("--out is required: the directory for what the probe finds")
-    made_by = described("probe", config, "probe")
+    made_by = describe_command("probe", config, "probe")
     config = config.with_flags(model=loading.pinned(config.measured.kept.choice.model))
     result, stem = PROBES[config.probe](config), pathlib.Path(config.measured.kept.out) / config.probe
     stem.parent.mkdir(parents=True, exist_ok=True)
