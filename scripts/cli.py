@@ -59,8 +59,7 @@ def convert_value(kind, value):
 
 
 def is_allowed(value, kind, default, meta: Mapping) -> bool:
-    """Whether a number, or every number of a list, is within its bounds. None and "" only where they are the
-    default."""
+    """Whether a number, or each of a list, is within its bounds. None and "" are allowed where they are the default."""
     from rlvr_jax.config import refusal
 
     try:
@@ -240,15 +239,23 @@ def parse_flags(config_class, argv: list[str]) -> list[str]:
         sys.exit(0)
 
 
-def print_page(function: str, page: str, result: str = "summary.json") -> Callable:
-    """The `main` of a script that calls a function of the package, prints the page that it wrote into --out, and names
-    the result. Both file names may contain flags, as "{probe}.md"."""
+def print_result(function: str, describe: Callable = lambda config, result: result) -> Callable:
+    """The `main` of a script that calls a function of the package, by its dotted name, and prints the text
+    `describe(config, result)` unless it is empty. Imports the function only when called, so that --help is quick."""
     def main(config) -> None:
-        values = config.as_flags()
-        import_name(function)(config)
-        print(pathlib.Path(values["out"], page.format(**values)).read_text("utf-8")
-              + f"\n{values['out']}/{result.format(**values)}")
+        if text := describe(config, import_name(function)(config)):
+            print(text)
     return main
+
+
+def print_page(function: str, page: str, result: str = "summary.json") -> Callable:
+    """`print_result` for a function that writes a page into --out: prints the page and the path of the result. Both
+    file names may contain flags, as "{probe}.md"."""
+    def describe(config, _) -> str:
+        values = config.as_flags()
+        text = pathlib.Path(values["out"], page.format(**values)).read_text("utf-8")
+        return f"{text}\n{values['out']}/{result.format(**values)}"
+    return print_result(function, describe)
 
 
 def run(main: Callable, config_name: str) -> None:

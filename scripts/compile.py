@@ -8,12 +8,7 @@ import os
 
 from scripts import cli
 
-
-def main(config) -> None:
-    from rlvr_jax.chips import compile
-
-    print(compile.run(config))
-
+main = cli.print_result("rlvr_jax.chips.compile.run")
 
 if __name__ == "__main__":
     # Leave the accelerator to runs that use it, and time the compiler itself rather than JAX's cache.

@@ -12,15 +12,13 @@ results/graders.md shows where the two differ. LaTeX takes pip install 'rlvr_jax
 from scripts import cli
 
 
-def main(config) -> None:
-    from rlvr_jax.evaluation.regrade import regrade
+def describe(config, counts) -> str:
+    n, seconds = counts["n"], counts["seconds"]
+    return (f"{config.completions}: {counts['correct'] / n:.3f} correct ({counts['correct']} of {n}), graded by "
+            f"{counts['graded_by']}\n{counts['timed_out']} timed out; {seconds:.1f} s, {n / seconds:.0f} answers/s")
 
-    counts = regrade(config)
-    print(f"{config.completions}: {counts['correct'] / counts['n']:.3f} correct ({counts['correct']} of "
-          f"{counts['n']}), graded by {counts['graded_by']}")
-    print(f"{counts['timed_out']} timed out; {counts['seconds']:.1f} s, "
-          f"{counts['n'] / counts['seconds']:.0f} answers/s")
 
+main = cli.print_result("rlvr_jax.evaluation.regrade.regrade", describe)
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.evaluation.regrade.GradeConfig")

@@ -1,8 +1,8 @@
 """Runs commands as `python -m scripts.X` does, each in a forked process, which need not import JAX again.
 
 Reads a line of JSON for each command, {"args": [...], "out": path, "err": path, "done": path}, forks a process for it,
-and writes the exit code into `done` when it has ended. Forking is safe since the imports start no thread and touch no
-device.
+and writes the exit code into `done` when it has ended. The imports start no thread and touch no device, so it may
+fork.
 """
 
 import json

@@ -3,8 +3,7 @@
 Each program, a "side", runs in a process of its own, which ends before the next starts: a waiting one would take
 memory. Each case is called once to warm up and then `repeats` times, and the best call counts; of the machine's peak
 and bandwidth, the best of ten. Useful work is 2 FLOPs a parameter for a sampled token and 6 for one that is learnt
-from. Attention, recomputation, padding and waiting slots count for nothing, so that the share shows what is left to
-gain.
+from. Attention, recomputation, padding and waiting slots count for nothing, so the share shows what is left to gain.
 """
 
 import collections
@@ -150,8 +149,7 @@ def operations_table(folder: str) -> str:
 
 
 def run(config: BenchConfig) -> str:
-    """Times all sides; returns a Markdown page of times, shares and ratios. Raises UserError if completions do not
-    divide into micro-batches."""
+    """A Markdown page of times, shares and ratios. UserError if completions do not divide into micro-batches."""
     for flag in ("rollouts", "tail_rollouts"):
         if getattr(config, flag) % (config.micro_rows * config.machine.host_devices):
             raise UserError(f"--{flag}={getattr(config, flag)} is not a multiple of --micro_rows x --host_devices = "

@@ -1,10 +1,9 @@
-"""Whether a training run fits a chip that you need not have, and how fast it could be: compiles its programs for the
-chip.
+"""Compiles a training run's programs for a chip that you need not have: whether they fit, and how fast they could be.
 
 The programs of `grpo.compile_programs` are lowered from shapes alone; nothing is run. The peak memory of a program is
 what the compiler reports, plus the state that stays beside it on the device. The time of a call is the roofline's lower
-bound by the chip's published FLOP/s and bandwidth, without communication, for completions of the full length and for 40
-% of it on average. Small models, which fit in caches, get no time.
+bound by the chip's published FLOP/s and bandwidth, without communication, for completions of the full length and for a
+mean of 40 % of it. Small models, which fit in caches, get no time.
 """
 
 import bisect
@@ -163,9 +162,8 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
 
 @functools.cache
 def compile_program(config: CompileConfig, name: str, which: str) -> dict:
-    """Compiles one of `programs_of` for the chip `name`. Returns the "peak" bytes of a device, the state beside the
-    program included, and the least costs of a call; or "refused", the compiler's reason, with a peak if that states
-    one."""
+    """Compiles one of `programs_of` for the chip `name`: the "peak" bytes of a device, with the state that stays there,
+    and the least costs of a call; or "refused", the compiler's reason, and the peak if the reason states one."""
     chip, shape = published.named(name), shape_of(config)
     program = programs_of(config, shape, published.devices(chip))[which]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.args)

@@ -87,8 +87,7 @@ def parse_hlo(text: str) -> tuple[str, dict[str, dict[str, Line]]]:
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of the arrays of a shape in the device's main memory; an array in another, such as a TPU's S(1), has
-    none."""
+    """Bytes of a shape's arrays in the device's main memory, so not of those in another, such as a TPU's S(1)."""
     return sum(WIDTH.get(kind, 0) * math.prod(map(int, filter(None, dims.split(","))))
                for kind, dims, layout in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?", shape)
                if not re.search(r"S\([1-9]", layout))
@@ -106,8 +105,7 @@ def called_computations(line: Line, names: str) -> list[str]:
 
 
 def passed_through(line: Line) -> Optional[tuple[set[int], set[int]]]:
-    """(outputs, operands) that a TPU's fusion passes through untouched for a collective that runs beside it; None for
-    any other instruction."""
+    """(outputs, operands) that a TPU's fusion passes through for a collective beside it; None of other lines."""
     if line.kind != "fusion" or not re.search("async.collective", line.name + called_computations(line, "calls")[0]):
         return None
     return tuple({int(x) for x in re.findall(place, line.rest)} for place in (r"\{(\d+)\}: \(", r"\{\d*\}: \((\d+)"))

@@ -2,8 +2,8 @@
 
 A checkpoint holds plain arrays, one copy whatever the number of devices: `params`, all that using the model needs, and
 `training`, the rest of the learner's state. Two JSON records stand beside them: `meta`, with the model's configuration,
-its tokenizer, the run's flags and the step, and `metrics`, those of the step. Only the main process reads and writes;
-the others receive its arrays.
+its tokenizer, the run's flags and the step, and `metrics`, those of the step. The main process alone reads and
+writes; the others receive its arrays.
 
 `meta["digests"]` has a CRC-32 of each array, by its path such as "params/embed", and of the rest of `meta`; each reader
 compares them, unless the checkpoint is from a version without. orbax itself restores arrays with flipped bits silently.
@@ -69,8 +69,7 @@ def directory(run_dir: str) -> pathlib.Path:
 
 
 def steps(run_dir: str) -> list[int]:
-    """The steps with a complete checkpoint, oldest first. A half-written one has a temporary name and does not
-    count."""
+    """The steps with a complete checkpoint, oldest first; a half-written one has a temporary name."""
     root = directory(run_dir)
     return sorted(int(d.name) for d in root.iterdir() if d.name.isdigit()) if root.is_dir() else []
 

@@ -46,8 +46,7 @@ def parse_json(text: str):
 
 
 def read_lines(path: Path, remedy: str = "correct the line, or remove it") -> Iterator[tuple[int, dict]]:
-    """Yields (line number, object) of each line that is not blank. Raises UserError, ending in the `remedy`, for a line
-    that is no JSON object."""
+    """Yields (line number, object) of each line that is not blank. UserError, with the `remedy`, for other lines."""
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     for number, line in enumerate(content.split(b"\n"), 1):  # splitlines would also split at characters legal in JSON
         if line.strip():
@@ -140,8 +139,7 @@ def sync(file) -> None:
 
 @contextlib.contextmanager
 def name_in_errors(path: Path):
-    """Adds the file's name to an OSError of the block: Python names it when a file is opened, not when it is
-    written."""
+    """Adds the file's name to an OSError of the block: Python names a file on opening, not on writing."""
     try:
         yield
     except OSError as error:

@@ -46,8 +46,7 @@ def write_flags(path: pathlib.Path, config) -> None:
 
 
 def describe_command(command: str, config, always: str = "") -> str:
-    """The command, with the flag `always` and those that differ from their defaults except --out; commit and
-    machine."""
+    """The command with the flag `always` and those that are not defaults, but without --out; commit and machine."""
     defaults, machine = flag_lines(type(config)()), origin.machine()
     flags = [line for line in flag_lines(config) if line.startswith(f"--{always}=") or (
         line not in defaults and not line.startswith("--out="))]
@@ -56,8 +55,7 @@ def describe_command(command: str, config, always: str = "") -> str:
 
 
 def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> str:
-    """Why this command and configuration cannot continue what is in `directory`, which `flag` chose; empty if they
-    can."""
+    """Why this command and configuration cannot continue the `directory` of `flag`; empty if they can."""
     writer = origin.read(directory).get("command", command)
     if writer != command:
         return (f"{directory} was written by scripts.{writer}, and scripts.{command} needs a directory of its own: "
@@ -99,8 +97,7 @@ def _parse_lines(lines: list[str]) -> dict[str, str]:
 
 
 def claim(directory: pathlib.Path, flag: str, resume: str) -> IO:
-    """Locks a directory (`locks.lock`). With --resume=never, first renames an earlier run to DIRECTORY.1 or the next
-    free number."""
+    """Locks a directory (`locks.lock`). With --resume=never, renames an earlier run to DIRECTORY.1, or .2 and so on."""
     earlier = directory.exists()
     held = locks.lock(directory, flag)
     if not (resume == "never" and earlier):

@@ -45,8 +45,7 @@ def tensorboard(run_dir: pathlib.Path, rows: list) -> Iterator[Callable[[dict], 
 
 @contextlib.contextmanager
 def trackio(run_dir: pathlib.Path, rows: list) -> Iterator[Callable[[dict], None]]:
-    """For Trackio, where it keeps its files: `trackio show`. The project is named after the parent of the run
-    directory, the run after the directory."""
+    """For Trackio, where it keeps its files: `trackio show`; the project has the name of the run's parent folder."""
     import trackio  # optional
 
     project, name = run_dir.resolve().parent.name or "runs", run_dir.resolve().name

@@ -37,7 +37,7 @@ class RunConfig(Config):
     keep_best: str = flag("", "also keep the checkpoint whose step has the highest value of this metric, such as "
                           "eval/greedy; --model=DIR@best names it; empty: none", free=True)
     stop_when: str = flag("", "rules that end the run, joined by commas, such as train/entropy<0.01,train/kl>10; "
-                          "or inert: when the rewards teach nothing any more (inert_steps)", free=True)
+                          "or inert: after inert_steps steps with nothing but zero-variance groups", free=True)
     stop_patience: int = flag(10, "successive rows in which a rule of stop_when has to hold", minimum=1,
                               free=True)
     inert_steps: int = flag(20, "successive steps with nothing but zero-variance groups, after which the run counts as "
@@ -173,8 +173,7 @@ class Run:
             origin.write(self.dir, self.command, starts=[*starts, start], saved=bool(self.resumed))
 
     def _note_saved(self) -> None:
-        """Notes in origin.json that there is a checkpoint, so that a run which loses it does not silently start
-        over."""
+        """Notes in origin.json that a checkpoint exists, so that a run that loses it does not silently start over."""
         if not self.noted and checkpoint.steps(self.config.run_dir):
             self.noted = True
             origin.write(self.dir, **{"command": self.command} | origin.read(self.dir) | {"saved": True})
@@ -317,8 +316,7 @@ class Run:
         self.saved, self.saved_at = step, time.monotonic()
 
     def finish(self, state, meta: dict) -> dict:
-        """Saves the last step. Returns the summary of a finished run; raises Interrupted for one that a signal
-        stopped."""
+        """Saves the last step. Returns the summary of a finished run; raises Interrupted if a signal stopped it."""
         self.save(state, meta)
         step = int(parallel.fetch_state(state.step))
         if step < self.num_steps and self.stop != BY_RULE:

@@ -47,8 +47,8 @@ def reward_terms(info: dict) -> list[str]:
 def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
     """Share of n-grams that occurred before in the same completion; near 1 when a policy degenerates into loops.
 
-    `completions` are i32[B,T], `mask` is bool[B,T], true up to the end of each. N-grams count as equal when a 64-bit
-    hash of row and tokens is."""
+    `completions` are i32[B,T], `mask` is bool[B,T], true up to the end of each. A 64-bit hash of row and tokens stands
+    for an n-gram."""
     width = max(completions.shape[1] - n + 1, 0)
     factors = np.random.default_rng(0).integers(1, 2**63, n + 1, np.uint64)
     hashes = factors[n] * np.arange(len(completions), dtype=np.uint64)[:, None]

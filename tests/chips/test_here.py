@@ -1,4 +1,4 @@
-"""What was compiled for chips: the page, and what a machine is told of itself, of its chip and of flag files for it."""
+"""The record of compiled chips: its page, and what a machine learns of its own chip and of flag files for it."""
 
 import json
 import pathlib
@@ -43,7 +43,7 @@ def test_this_machine_names_itself():
 
 
 def test_the_page_has_what_each_command_at_the_head_of_a_flag_file_found(monkeypatch, tmp_path):
-    """One command for each chip, in their order; what the record has is not run again."""
+    """One command for each chip, in the order of the files; commands with a result in the record do not run again."""
     configs = tmp_path / "configs"
     configs.mkdir()
     (configs / "a.flags").write_text("# Words.\n#   python -m scripts.compile --chip=v5e-1,H100 "

@@ -1,4 +1,4 @@
-"""One process at a time in a directory, and a process that is told to stop says at once that it heard."""
+"""One process at a time writes a directory; and a process acknowledges a signal at once."""
 
 import os
 import signal
@@ -58,7 +58,7 @@ def test_the_file_names_the_last_holder_alone(tmp_path):
 def test_a_new_run_sets_the_old_one_aside_and_holds_its_own(tmp_path):
     directory = tmp_path / "run"
     flags.claim(directory, "--run_dir", "never").close()
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # there was none to set aside
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # no earlier run to rename
     with flags.claim(directory, "--run_dir", "never"):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1"]
         with pytest.raises(UserError):
@@ -67,7 +67,7 @@ def test_a_new_run_sets_the_old_one_aside_and_holds_its_own(tmp_path):
 
 @pytest.mark.parametrize("reason", [OSError(38, "Function not implemented"), None])
 def test_without_locks_the_user_is_told_and_the_run_goes_on(tmp_path, monkeypatch, capsys, reason):
-    """A file system without them, and a Python without fcntl."""
+    """A file system without locks, and a Python without fcntl."""
     def flock(*_):
         raise reason
 
@@ -89,7 +89,7 @@ signal.signal(signal.SIGINT, lambda *_: None)
 signals.GRACE = 0.01
 with signals.acknowledge_signals(lambda: "stopping after this step"):
     print("ready", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # as a compilation: long, in C, and other threads go on
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # like a compilation: long, in C, and other threads run
 """
 
 

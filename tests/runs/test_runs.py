@@ -1,6 +1,6 @@
 """What a run directory does for a loop: stop rules, the best checkpoint, mirrors of the log, flags that may not change.
 
-The loop here trains nothing: its metrics are given, and the state of step s is full of s.
+The loop of these tests trains nothing: its metrics are constants, and the state of step s is full of s.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from rlvr_jax.training.train import TrainConfig
 from fixtures import ROOT, read_jsonl, write_jsonl
 
 CONFIG = TrainConfig.from_flags(save_every=2, eval_every=2, keep_last=1)
-ENTROPY = [9, 8, 0.5, 0.4, 2, 0.3, 0.2, 0.1, 7, 7]  # of steps 1 to 10
+ENTROPY = [9, 8, 0.5, 0.4, 2, 0.3, 0.2, 0.1, 7, 7]  # at steps 1 to 10
 GREEDY = {2: 0.25, 4: 0.75, 6: 0.75, 8: 0.5, 10: 0.5}
 
 
@@ -52,7 +52,7 @@ def state_of(step: int) -> LearnerState:
 
 @pytest.fixture
 def go(tmp_path):
-    """`go(**flags)` starts the run or goes on with it; `crash_at` is a step that it does not live to log."""
+    """`go(**flags)` starts or continues the run; it crashes before it logs the step `crash_at`."""
     def loop(crash_at=None, **flags):
         config = CONFIG.with_flags(run_dir=str(tmp_path / "run"), **{"num_steps": 10} | flags)
         meta = {"flags": config.as_flags()}
@@ -144,7 +144,7 @@ def test_a_run_without_different_rewards_is_inert_after_its_own_number_of_steps(
     ({"keep_best": "eval/sampled"}, "this run does not measure eval/sampled; step 2 has eval/greedy,", 1),
     ({"stop_when": "eval/greedy_wager>1"}, "this run does not measure eval/greedy_wager; step 2 has", 1)])
 def test_a_metric_that_is_not_measured_is_refused_at_the_first_row_that_should_have_it(go, tmp_path, flags, says, rows):
-    """One that no run measures, before the first step."""
+    """Before the first step, if no command measures it."""
     with pytest.raises(UserError, match=re.escape(f"--{next(iter(flags))}: {says}")):
         go(**flags)
     assert (len(logged(tmp_path)) if (tmp_path / "run").exists() else None) == rows
@@ -153,7 +153,7 @@ def test_a_metric_that_is_not_measured_is_refused_at_the_first_row_that_should_h
 # ----- the best checkpoint
 
 def test_the_best_checkpoint_stays_whatever_came_after_and_has_a_name(go, tmp_path):
-    """The newest of the equal ones of steps 4 and 6; the run starts anew after it, from step 8."""
+    """Steps 4 and 6 are equally good, and the newer counts; the run continues from step 8."""
     with pytest.raises(RuntimeError):
         go(keep_best="eval/greedy", crash_at=9)
     assert checkpoint.steps(tmp_path / "run") == [6, 8]
@@ -165,7 +165,7 @@ def test_the_best_checkpoint_stays_whatever_came_after_and_has_a_name(go, tmp_pa
 
 @pytest.mark.parametrize("patience, step", [(1, 3), (2, 4)])
 def test_a_run_that_a_rule_ends_is_evaluated_at_its_end_and_has_a_best(go, tmp_path, patience, step):
-    """Entropy is below 1 at steps 3 and 4; nothing but the end is evaluated, and nothing else is saved."""
+    """Entropy is below 1 at steps 3 and 4; only the end is evaluated and saved."""
     summary = go(stop_when="train/entropy<1", stop_patience=patience, keep_best="eval/greedy", eval_every=0,
                  save_every=0)
     assert summary["stopped_by"]["step"] == step and summary["final"] == {"greedy": GREEDY.get(step, 0.1)}
@@ -174,14 +174,14 @@ def test_a_run_that_a_rule_ends_is_evaluated_at_its_end_and_has_a_best(go, tmp_p
 
 
 def test_without_keep_best_the_newest_stay_and_no_step_is_best(go, tmp_path):
-    """And one every so many steps, and with --keep_best none that was not evaluated."""
+    """Also with --keep_every; and with --keep_best, a checkpoint without an evaluation is never the best."""
     go()
     assert checkpoint.steps(tmp_path / "run") == [10]
     with pytest.raises(UserError, match="run@best: it was made without --keep_best; name a step: 10$"):
         checkpoint.restore_model(str(tmp_path / "run"), "best")
     go(keep_every=4, resume="never")
     assert checkpoint.steps(tmp_path / "run") == [4, 8, 10]
-    go(keep_best="eval/greedy", save_every=3, keep_last=2, resume="never")  # 3 and 9 are saved and not evaluated
+    go(keep_best="eval/greedy", save_every=3, keep_last=2, resume="never")  # 3 and 9 are not evaluated
     assert checkpoint.steps(tmp_path / "run") == [6, 9, 10] and checkpoint.best_step(str(tmp_path / "run")) == 6
 
 
@@ -193,7 +193,7 @@ def test_keep_best_may_change_and_judges_old_checkpoints_too(go, tmp_path):
 
 
 def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half_of_it(go, tmp_path, monkeypatch):
-    """Only a part of what is to be removed goes, as if the process had been killed at that moment."""
+    """Deletes only a part of the old checkpoint, as if the process had been killed at that moment."""
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda path, *args, **kwargs: [
             part.unlink() for part in pathlib.Path(path).rglob("metrics") if part.is_file()])
@@ -231,7 +231,7 @@ def spoil(monkeypatch):
 @pytest.mark.parametrize("field, value", [("params", np.nan), ("opt_state", np.inf)])
 @pytest.mark.parametrize("num_steps, first, step, good", [(10, 5, 6, [4]), (6, 6, 6, [4]), (2, 2, 2, [])])
 def test_a_state_that_is_not_finite_is_not_saved(go, tmp_path, spoil, field, value, num_steps, first, step, good):
-    """Not on the way, and not at the end, where no later loss would show it."""
+    """Neither during the run nor at its end, where no later loss would show it."""
     spoil(field, value, first)
     kept = "good checkpoints of steps 4" if good else "no good checkpoint"
     with pytest.raises(UserError, match=f"not finite after step {step}, which is not saved; .*run has {kept};"):
@@ -241,7 +241,7 @@ def test_a_state_that_is_not_finite_is_not_saved(go, tmp_path, spoil, field, val
 
 @pytest.mark.parametrize("field", ["params", "opt_state"])
 def test_a_checkpoint_that_is_not_finite_is_not_loaded(go, tmp_path, spoil, monkeypatch, field):
-    with monkeypatch.context() as patch:  # as a version that did not look has saved it
+    with monkeypatch.context() as patch:  # as an earlier version, which did not check, has saved it
         patch.setattr(checkpoint, "is_finite", lambda tree: True)
         spoil(field, np.nan, 9)
         go(keep_last=2)
@@ -261,7 +261,7 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkey
     with pytest.raises(UserError, match="the loss or its gradient is not finite at step 5"):
         go()
     assert logged(tmp_path)[-1] == 5 and checkpoint.steps(tmp_path / "run") == [4]
-    # The loss of step 5 is of the state after step 4.
+    # The loss of step 5 belongs to the state after step 4.
     with pytest.raises(UserError, match="not finite at step 5; .*run has good checkpoints of steps 1, 2, 3;"):
         go(save_every=1, keep_last=9, resume="never")
 
@@ -269,7 +269,7 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkey
 # ----- what is not as it was saved
 
 def test_any_flipped_bit_of_a_checkpoint_is_noticed(go, tmp_path, monkeypatch):
-    """As the disk, or a copy, may flip it: in a leaf of the parameters, of the optimiser, or in meta."""
+    """In a leaf of the parameters, in one of the optimiser, or in meta."""
     go(keep_last=2, num_steps=8)
     restore = checkpoint._read
 
@@ -291,7 +291,7 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed(go, tmp_path, monkeypatch):
         flipped("training", lambda tree: tree | {"opt_state": {"m": bit(tree["opt_state"]["m"], place % 64)}})
         with pytest.raises(UserError, match="checkpoint .*8 is damaged: training/opt_state/m is not as it was saved"):
             go(num_steps=10)
-    flipped("params", lambda tree: {"w": np.asarray(tree["w"]).view(np.int32)})  # as a flip in its description
+    flipped("params", lambda tree: {"w": np.asarray(tree["w"]).view(np.int32)})  # a flip in its description
     with pytest.raises(UserError, match="params/w is not as it was saved"):
         checkpoint.restore_model(str(tmp_path / "run"))
     flipped("meta", lambda meta: meta | {"flags": meta["flags"] | {"seed": 1}})
@@ -312,7 +312,7 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed(go, tmp_path, monkeypatch):
 # ----- flags that may not change
 
 def changed(tmp_path, before, after) -> str:
-    """What scripts.train, with the record `after`, says of a directory that was begun with `before`."""
+    """Why scripts.train with the configuration `after` cannot continue a directory started with `before`."""
     flags.write_flags(tmp_path / "flags.txt", before)
     return flags.changed_flags(tmp_path, after, "--run_dir", "train")
 
@@ -362,8 +362,8 @@ def test_a_directory_of_another_script_gets_one_sentence(tmp_path):
         "--run_dir")
     (tmp_path / "flags.txt").write_text("\n".join([*flags.flag_lines(CONFIG.with_flags(seed=9))[:-4], ""]))
     origin.write(tmp_path, "train")
-    assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train")  # of an earlier version
-    (tmp_path / "origin.json").unlink()  # which a run that started with nothing to do does not have
+    assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train")  # an earlier version
+    (tmp_path / "origin.json").unlink()  # as in a run that had nothing to do at its start
     assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train")
 
 
@@ -409,7 +409,7 @@ USED = {"reward": "correct:0.5,short,known:2", "objective": "signs", "trainable"
 
 @pytest.fixture
 def session(tmp_path):
-    """`session(text)` runs the file of rows, as a new process does."""
+    """`session(text)` executes a file that adds rows, as a new process would."""
     def begin(text, far="x"):
         known = {"__name__": "mine"}
         for name, source in (("helpers.py", f"def far(x): return {far}"), ("mine.py", text)):
@@ -430,7 +430,7 @@ def session(tmp_path):
     ("adapters.lora, 7", "adapters.lora, 8", "trainable mine"), ("arange(6)", "arange(1, 7)", "problems mod"),
     ("num_steps = 4", "num_steps = 5", ""), ("\nclass", "\n\nprint()\nclass", "")])
 def test_an_edited_row_from_outside_is_refused_by_name(tmp_path, session, old, new, named):
-    """An edit of what else stands in the file is none of the row."""
+    """Edits elsewhere in the file do not count."""
     session(ROWS)
     config, edited = CONFIG.with_flags(**USED), ROWS.replace(old, new) if old else ROWS
     assert changed(tmp_path, config, config) == ""
@@ -458,14 +458,14 @@ def test_a_finished_run_is_not_taken_for_one_of_an_edited_reward(go, tmp_path, s
         go(num_steps=2, reward="short")
     path = tmp_path / "run" / "flags.txt"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if "source" not in line))
-    assert go(num_steps=4, reward="short")["steps"] == 4  # a run of before there were digests
+    assert go(num_steps=4, reward="short")["steps"] == 4  # a run of a version without digests
     assert "source of reward short" in path.read_text()
 
 
 # ----- what is chosen once
 
 def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
-    """A run that starts, anew or after a start that saved nothing, does; so does one whose note is gone or damaged."""
+    """A run chooses if it starts over, has saved nothing yet, or its file is missing or damaged."""
     asked, restore = [], Run.restore
 
     def restore_and_choose(run, fresh):
@@ -489,7 +489,7 @@ def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
 
 
 def test_an_example_that_was_edited_by_hand_is_refused(go, tmp_path, monkeypatch):
-    """It would train another problem under the name of the first. A run of before this was noticed goes on."""
+    """It would train another problem under the name of the first. A run of a version without the check continues."""
     restore, save, kept = Run.restore, checkpoint.save, tmp_path / "run" / "example.json"
     monkeypatch.setattr(Run, "restore", lambda run, fresh: run.make_once("example", lambda: {"example": 7}) and restore(
         run, fresh))
@@ -531,7 +531,7 @@ def test_a_bad_line_that_others_follow_is_an_error_and_nothing_is_cut(go, tmp_pa
     ((4,), 4, "go back to the checkpoint of step 2 by moving away .*checkpoints/4, .*checkpoints/6$"),
     ((5, 6), 5, "go back to the checkpoint of step 4 by moving away .*checkpoints/6$")])
 def test_a_run_whose_log_lacks_a_step_does_not_go_on(go, tmp_path, lost, gap, says):
-    """Its summary would take the policy for the base. A log of which more is lost than there was is gone itself."""
+    """Its summary would take the policy for the base model. In one case the whole log is missing."""
     go(num_steps=6, keep_last=9)
     path = tmp_path / "run" / "metrics.jsonl"
     write_jsonl(path, *(row for row in read_jsonl(path) if row["step"] not in lost))
@@ -549,7 +549,7 @@ def test_a_run_whose_log_lacks_a_step_does_not_go_on(go, tmp_path, lost, gap, sa
 
 @pytest.mark.parametrize("order", [[9, 1, 2, 3, 4, 5, 6, 7, 8, 0], [0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9]])
 def test_rows_that_are_swapped_or_doubled_are_no_log(go, tmp_path, order):
-    """Neither to go on from nor to draw: the first and the last row give the base's accuracy and the final one."""
+    """Neither to continue nor to draw: the summary takes the accuracies of base and end from its ends."""
     go()
     path = tmp_path / "run" / "metrics.jsonl"
     rows = read_jsonl(path)
@@ -604,7 +604,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again(go, tmp_path):
 
 @pytest.mark.parametrize("more", [{}, {"digests"}, {"digests", "step"}])
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(go, tmp_path, monkeypatch, more):
-    """As it is saved, as one without digests, and as one that has its step in the optimiser's part alone."""
+    """A checkpoint of today, one without digests, and one that has its step only in the optimiser's part."""
     restore, run_dir = checkpoint._read, tmp_path / "run"
     monkeypatch.setattr(checkpoint, "_read", lambda *args, **items: {
         name: {key: x for key, x in item.items() if name != "meta" or key not in more}
@@ -621,7 +621,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_refused(go, tmp_path, mo
 
 
 def test_a_checkpoint_falls_due_by_the_clock_of_the_main_process_too(go, tmp_path, monkeypatch):
-    """Steps of ten minutes: one is due 19 minutes after the last, whatever that was due by, or after the start."""
+    """Steps take ten minutes; a checkpoint is due 19 minutes after the last one, or after the start."""
     now = [0.0]
     monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(Run, "log", lambda run, row, log=Run.log: log(run, row) or now.append(now.pop() + 600))
@@ -632,12 +632,12 @@ def test_a_checkpoint_falls_due_by_the_clock_of_the_main_process_too(go, tmp_pat
     assert checkpoint.steps(tmp_path / "run") == [2, 4, 5, 7, 9, 10]
     go(save_every=0, save_minutes=0, resume="never")
     assert checkpoint.steps(tmp_path / "run") == [10]
-    monkeypatch.setattr(parallel, "largest", lambda number: number + 1)  # where the main process is another one
+    monkeypatch.setattr(parallel, "largest", lambda number: number + 1)  # another process is the main one
     assert Run.save_due(SimpleNamespace(config=CONFIG.run, saved_at=now[0], due=lambda *_: False), 1)
 
 
 def test_a_whole_line_without_its_end_is_kept_and_the_next_is_not_glued_to_it(tmp_path):
-    """What is after the step that a run goes on from is cut."""
+    """Rows after the step from which the run continues are cut off."""
     path = tmp_path / "log.jsonl"
     for rest, upto, kept in (('{"step": 3}', 9, [2, 3]), ('{"step": 3', 9, [2]), ("", 9, [2]), ("\0\0", 9, [2]),
                              ("[1]\n", 9, [2]), ('{"step": 3}\n{"step": 4}\n', 3, [2, 3])):
@@ -649,7 +649,7 @@ def test_a_whole_line_without_its_end_is_kept_and_the_next_is_not_glued_to_it(tm
 
 
 def test_rows_are_on_the_disk_before_the_checkpoint_that_needs_them(go, tmp_path, monkeypatch):
-    """After a power cut there is no checkpoint that the log does not reach."""
+    """So that after a power cut no checkpoint is newer than the log."""
     done, save, fsync = [], checkpoint.save, os.fsync
     monkeypatch.setattr(checkpoint, "save", lambda *args: (done.append("checkpoint"), save(*args)))
     monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))),
@@ -671,7 +671,7 @@ def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
     monkeypatch.setattr(train, "load_pool", lambda *_: problems)
     chosen = train.find_problems(TrainConfig.from_flags(example="auto", temperature=0.7, seed=3), start,
                                  grpo.Programs(None, None, None), lambda name, make: kept.setdefault(name, make()))
-    assert asked == [(0.7, Request(3, 0, 0.7, stream=CHOOSE))]  # as the run will sample, with draws of their own
+    assert asked == [(0.7, Request(3, 0, 0.7, stream=CHOOSE))]  # as the run, with its own random stream
     assert chosen == [problems[2]]  # 15 of 64 is nearer to 0.2 than 60
     assert kept == {"example": {"example": 2, "question": "9", "answer": "3", "pass_rate": 15 / 64, "num_samples": 64}}
 
@@ -696,8 +696,8 @@ def events(folder) -> list[tuple]:
 def test_tensorboard_mirrors_the_log_and_a_resumed_run_repeats_no_step(go, tmp_path):
     pytest.importorskip("tensorboardX", reason="pip install 'rlvr_jax[tensorboard]'")
     with pytest.raises(RuntimeError):
-        go(log_to="tensorboard", crash_at=4)  # step 3 is logged, and done again from the checkpoint of step 2
-    for path in list((tmp_path / "run" / "tensorboard").iterdir()):  # named by the second that it was begun in
+        go(log_to="tensorboard", crash_at=4)  # step 3 is logged, and repeated from the checkpoint of step 2
+    for path in list((tmp_path / "run" / "tensorboard").iterdir()):  # the names contain the second of the start
         path.rename(f"{path}.earlier")
     go(log_to="tensorboard")
     wanted = [(key, row["step"], value) for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")
@@ -721,7 +721,7 @@ import json, pathlib, sys
 from rlvr_jax.runs.mirrors import MIRRORS
 from trackio.sqlite_storage import SQLiteStorage
 rows = [{"step": step, "train/entropy": 1 / step, "train/name": "text"} for step in range(1, 8)]
-for first, last in ((0, 4), (2, 7)):  # the second start goes on from step 2
+for first, last in ((0, 4), (2, 7)):  # the second start continues from step 2
     with MIRRORS["trackio"](pathlib.Path(sys.argv[1]), rows[:first]) as write:
         for row in rows[first:last]:
             write(row)
@@ -730,7 +730,7 @@ print(json.dumps([{key: row[key] for key in ("step", "train/entropy")} for row i
 
 
 def test_trackio_has_each_step_of_a_resumed_run_once(tmp_path):
-    """In a process of its own: Trackio reads at its import where its files are, and keeps threads."""
+    """In a process of its own, since Trackio reads the folder of its files on import and keeps threads."""
     pytest.importorskip("trackio", reason="pip install 'rlvr_jax[trackio]'")
     done = subprocess.run([sys.executable, "-c", TRACKED, tmp_path / "folder" / "run"], capture_output=True, text=True,
                           env=os.environ | {"TRACKIO_DIR": str(tmp_path / "kept"), "PYTHONPATH": str(ROOT)})
@@ -772,7 +772,7 @@ def test_every_program_built_is_counted_once():
         double(np.ones(5, np.float32))
         assert taken()["compilations"] == 1
     double(np.ones(6, np.float32))
-    assert taken()["compilations"] == 0  # it listens no longer
+    assert taken()["compilations"] == 0  # the listener is gone
 
 
 def test_an_ngram_counts_as_repeated_within_its_own_completion_only():
