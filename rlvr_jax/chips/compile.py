@@ -170,17 +170,17 @@ def compile_program(config: CompileConfig, name: str, which: str) -> dict:
     beside = state_bytes(config.train.grpo, shape, chip.devices) - num_bytes(program.args[0]) // chip.devices
     start = time.process_time()
     try:
-        made = program.mapped.lower(*shapes).compile(compiler_options=chip.options)
+        compiled = program.mapped.lower(*shapes).compile(compiler_options=chip.options)
     except jax.errors.JaxRuntimeError as error:
         required = re.search(r"required.*?\(([\d.]+)G\) exceeds", str(error))
         return {"seconds": time.process_time() - start, "refused": str(error).splitlines()[0],
                 "peak": float(required[1]) * published.GIB + beside if required else None}
     seconds, peaks = time.process_time() - start, [chip.peak["float32"], chip.peak[shape.dtype]]
-    jaxpr, cost_of = jax.make_jaxpr(program.mapped)(*shapes).jaxpr, cost.parse_cost(made.as_text())
+    jaxpr, cost_of = jax.make_jaxpr(program.mapped)(*shapes).jaxpr, cost.parse_cost(compiled.as_text())
     costs = [(cost.flops(jaxpr, *load), cost_of(*load)) for load in program.loads]
     best, average = (max(sum(flops / peaks), moved.bytes / chip.bandwidth) for flops, moved in costs)
     flops, longest = costs[0]
-    return {"seconds": seconds, "peak": made.memory_analysis().peak_memory_in_bytes + beside, "flops": sum(flops),
+    return {"seconds": seconds, "peak": compiled.memory_analysis().peak_memory_in_bytes + beside, "flops": sum(flops),
             "best": best, "at_40": average, "by_cycles": longest.cycles and longest.cycles / chip.clock,
             "tokens": program.tokens / best, **longest._asdict()}
 
@@ -226,9 +226,10 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
              "update": flags.update.updates_per_batch}
     step, average = (sum(count * (programs[which].get(column) or math.inf) for which, count in calls.items() if count)
                      for column in ("best", "at_40"))
-    over = [f"{which}, {one['peak'] / 1e9:.1f} GB" if one["peak"] else f"{which}, which the compiler gives up"
-            for which, one in programs.items() if (one["peak"] or math.inf) > chip.usable]
-    largest = max(one["peak"] or 0 for one in programs.values())
+    peaks = {which: program["peak"] for which, program in programs.items()}  # None where the compiler gives up
+    over = [f"{which}, {peak / 1e9:.1f} GB" if peak else f"{which}, which the compiler gives up"
+            for which, peak in peaks.items() if (peak or math.inf) > chip.usable]
+    largest = max(peak or 0 for peak in peaks.values())
     pace = f", at best {step:.3g} s a step, {average:.3g} at 40 % of the longest" if state >= here.CACHED else ""
     verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
                f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB{pace}")
@@ -247,22 +248,22 @@ def format_flags(flags: dict) -> str:
     return " ".join(f"--{name}={value}" for name, value in flags.items())
 
 
-def format_chip(one: dict) -> str:
+def format_chip(result: dict) -> str:
     """The table of one chip's record, and its verdict."""
     def format_peak(peak: Optional[float]) -> str:
-        return "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= one['usable'] else 'does not fit'}"
+        return "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= result['usable'] else 'does not fit'}"
 
     columns = {"seconds": "CPU seconds to compile", "flops": "FLOPs a call", "bytes": "bytes a call",
                "by_cycles": "by the compiler's cycles", "kernels": "kernels a call", "step_kernels": "kernels a token"}
-    if one["state"] >= here.CACHED:
+    if result["state"] >= here.CACHED:
         columns |= {"best": "seconds at best", "at_40": "at 40 %", "tokens": "tokens/s at best"}
     rows = [[which, format_peak(program["peak"]),
              *(f"{program[key]:.4g}" if program.get(key) else "" for key in columns), program.get("refused", "")]
-            for which, program in one["programs"].items()]
-    header = ["program", f"peak of {one['usable'] / 1e9:.2f} GB", *columns.values(), "the compiler says"]
-    return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {format_flags(one['flags'])}: "
-            f"{one['micro_rows']} rows a micro-batch\n\n{markdown_table(header, rows)}\n\n"
-            f"{one['chip']}: {one['verdict']}")
+            for which, program in result["programs"].items()]
+    header = ["program", f"peak of {result['usable'] / 1e9:.2f} GB", *columns.values(), "the compiler says"]
+    return (f"{result['chip']}, devices: {result['devices']}, {result['compiler']}; {format_flags(result['flags'])}: "
+            f"{result['micro_rows']} rows a micro-batch\n\n{markdown_table(header, rows)}\n\n"
+            f"{result['chip']}: {result['verdict']}")
 
 
 def state_table(config: GRPOConfig, shape: ModelConfig) -> str:

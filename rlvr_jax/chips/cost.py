@@ -58,7 +58,7 @@ def flops(jaxpr, rounds: list[int], weights: list[float]) -> np.ndarray:
         grid = eqn.params["grid_mapping"].grid if kind == "pallas_call" else None
         loops = (rounds, weights) if grid is None else ([], [])
         values = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else (value,))]
-        inner = [flops(found, *loops) for x in values if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
+        inner = [flops(body, *loops) for x in values if hasattr(body := getattr(x, "jaxpr", x), "eqns")]
         if kind == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             products = eqn.outvars[0].aval.size * math.prod(operands[0].shape[i] for i in contracted)
@@ -80,8 +80,8 @@ def parse_hlo(text: str) -> tuple[str, dict[str, dict[str, Line]]]:
         if head := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
             current = computations.setdefault(head[2], {})
             entry = head[2] if head[1] else entry
-        elif found := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)", line):
-            root, name, shape, kind, rest = found.groups()
+        elif match := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)", line):
+            root, name, shape, kind, rest = match.groups()
             current[name] = Line(name, shape, kind, re.findall(r"%([\w.\-]+)", rest.split(")")[0]), rest, bool(root))
     return entry, computations
 
@@ -100,8 +100,8 @@ def array_shapes(shape: str) -> list[str]:
 
 def called_computations(line: Line, names: str) -> list[str]:
     """The computations that an instruction calls by the attributes which match the pattern `names`."""
-    found = re.findall(rf"\b(?:{names})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", line.rest)
-    return [name.strip(" %") for several, one in found for name in (several or one).split(",")]
+    matches = re.findall(rf"\b(?:{names})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", line.rest)
+    return [name.strip(" %") for several, one in matches for name in (several or one).split(",")]
 
 
 def passed_through(line: Line) -> Optional[tuple[set[int], set[int]]]:

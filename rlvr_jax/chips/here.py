@@ -17,7 +17,7 @@ from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.training.train import TrainConfig
 
-RECORD, FLAG_FILES = (pathlib.Path(__file__).parents[3] / name for name in ("results/chips.json", "configs"))
+RECORD, FLAG_FILES = (pathlib.Path(__file__).parents[2] / name for name in ("results/chips.json", "configs"))
 CACHED = 1e9  # bytes; a smaller state stays in caches in part, so that bytes over bandwidth are no bound
 # JAX's name of a device -> the name in CHIPS, for TPUs without the number of cores (two in a device of a v4 or v5p).
 # These names come from documentation: no such device was tried.
@@ -100,9 +100,9 @@ def num_steps(command: str) -> int:
     return int(re.findall(r"--num_steps=(\d+)", f"--num_steps={TrainConfig().as_flags()['num_steps']} {command}")[-1])
 
 
-def format_bound(one: dict, which: str) -> str:
+def format_bound(result: dict, which: str) -> str:
     """The least seconds of a call, what limits them, and the seconds by the compiler's estimate of cycles."""
-    program, bandwidth = one["programs"][which], CHIPS[one["chip"]].bandwidth
+    program, bandwidth = result["programs"][which], CHIPS[result["chip"]].bandwidth
     limit = "memory" if math.isclose(program["bytes"] / bandwidth, program["best"]) else "compute"
     return f"{program['best']:,.1f} {limit}" + (f", {program['by_cycles']:,.1f}" if program["by_cycles"] else "")
 
@@ -126,14 +126,14 @@ estimate by cycles. A small state, below {:g} GB, has no times: kernels read fro
 def format_page(results: dict[str, dict]) -> str:
     """The page of `{command: record of a chip}`: whether each run fits, and how long it takes at least."""
     rows = []
-    for command, one in results.items():
-        peak, largest = max((program["peak"] or 0, which) for which, program in one["programs"].items())
-        steps, bounded = num_steps(command), one["step"] and one["state"] >= CACHED
-        hours = [f"{steps * one[key] / 3600:,.1f}" if bounded else "" for key in ("step", "step_at_40")]
-        rows.append([re.search(r"--flagfile=configs/(\S+)\.flags", command)[1], one["chip"],
-                     "yes" if one["verdict"].startswith("fits") else one["verdict"],
-                     f"{peak / 1e9:.2f} of {one['usable'] / 1e9:.1f}, {largest}", steps, *hours,
-                     *(format_bound(one, which) if bounded else "" for which in ("sampling", "update"))])
-    compilers = "; ".join(dict.fromkeys(one["compiler"] for one in results.values()))
+    for command, result in results.items():
+        peak, largest = max((program["peak"] or 0, which) for which, program in result["programs"].items())
+        steps, bounded = num_steps(command), result["step"] and result["state"] >= CACHED
+        hours = [f"{steps * result[key] / 3600:,.1f}" if bounded else "" for key in ("step", "step_at_40")]
+        rows.append([re.search(r"--flagfile=configs/(\S+)\.flags", command)[1], result["chip"],
+                     "yes" if result["verdict"].startswith("fits") else result["verdict"],
+                     f"{peak / 1e9:.2f} of {result['usable'] / 1e9:.1f}, {largest}", steps, *hours,
+                     *(format_bound(result, which) if bounded else "" for which in ("sampling", "update"))])
+    compilers = "; ".join(dict.fromkeys(result["compiler"] for result in results.values()))
     return PAGE.format(compilers, CACHED / 1e9, markdown_table([
         "flag file", "chip", "fits", "GB", "steps", "hours", "at 40 %", "sampling, s", "update, s"], rows))
