@@ -194,17 +194,6 @@ def test_half_written_files_do_not_count(train, copied, straight):
     assert_same_run(copied, straight(), STEPS)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_advice_works(train, copied, straight):
-    damage(copied / "checkpoints" / "60" / "training", "garble")
-    refused = train("--num_steps=60", expect=1)
-    assert len(refused.errors) == 1 and "Traceback" not in refused.err
-    assert f"cannot read checkpoint {copied / 'checkpoints' / '60'}" in refused.errors[0]
-    assert refused.errors[0].endswith(f"; use {copied}@57, or remove that directory to go back to step 57")
-    drop_checkpoints(copied, 60)
-    train()
-    assert_same_run(copied, straight(), STEPS)
-
-
 @pytest.mark.parametrize("how", ["truncate", "garble", "remove"])
 @pytest.mark.parametrize("item", ["params", "meta"])
 def test_no_damaged_model_is_loaded(copied, item, how):

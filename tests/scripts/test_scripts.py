@@ -163,11 +163,6 @@ def test_importing_a_script_runs_nothing_and_loads_no_jax():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_are_short(script):
-    assert len((ROOT / "scripts" / f"{script}.py").read_text().splitlines()) <= 60
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_setting_is_there_once_and_is_read(script):
     """As an attribute of its configuration; the command line reads flags of the machine by name."""
     names = [leaf.name for leaf in flags_of(record_of(script))]
