@@ -31,7 +31,7 @@ CACHE_BYTES = 500_000_000  # size limit of the cache of compiled programs; JAX r
 
 def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
     """Adds one absl flag for each field to `known`, with its default, help, choices and bounds."""
-    from rlvr_jax.config import allowed, flags_of, number_of  # imports JAX, as do the other imports inside functions
+    from rlvr_jax.config import allowed, flags_of, number_of  # here, since it imports JAX
 
     for name, kind, default, meta in flags_of(config_class):
         table = meta["choices"]() if callable(meta["choices"]) else meta["choices"]
@@ -52,7 +52,8 @@ def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def convert_value(kind, value):
-    """A flag's value as its field has it: of a tuple, the flag holds a text with commas. ValueError for other texts."""
+    """A flag's value as the field has it: "1,2" of a tuple becomes (1, 2). ValueError for a text that is no such
+    list."""
     if typing.get_origin(kind) is not tuple:
         return value
     return tuple(map(typing.get_args(kind)[0], value.split(","))) if value else ()

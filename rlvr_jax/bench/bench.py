@@ -70,8 +70,8 @@ class Side:
         try:
             return self.end.recv()
         except (EOFError, OSError):
-            raise UserError(f"--against={self.name}: it failed, as said above" if self.name != "ours" else
-                            "the timing failed, as said above") from None
+            raise UserError(f"--against={self.name}: it failed; see above" if self.name != "ours" else
+                            "the timing failed; see above") from None
 
     def best(self, case: str, config: BenchConfig, repeats: int) -> Optional[float]:
         """Seconds of the best of `repeats` calls; None if the side has no such case."""
@@ -110,7 +110,7 @@ def slot_rounds(lengths: np.ndarray) -> int:
 
 
 def decoded_bytes(config: BenchConfig) -> int:
-    """The least bytes that decoding reads after the first token: the weights, and the cache up to the last position."""
+    """The least bytes that decoding reads after the first token: weights, and the cache up to the current position."""
     shape = shape_of(config)
     token = 2 * 4 * shape.num_layers * shape.num_kv_heads * shape.head_dim
     cache = token * config.rollouts * sum(range(2, config.new_tokens + 1))

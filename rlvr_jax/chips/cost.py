@@ -105,7 +105,7 @@ def called_computations(line: Line, names: str) -> list[str]:
 
 
 def passed_through(line: Line) -> Optional[tuple[set[int], set[int]]]:
-    """(outputs, operands) that a TPU's fusion passes through for a collective beside it; None of other lines."""
+    """(outputs, operands) that a TPU's fusion passes through for a collective beside it; None if it is no such."""
     if line.kind != "fusion" or not re.search("async.collective", line.name + called_computations(line, "calls")[0]):
         return None
     return tuple({int(x) for x in re.findall(place, line.rest)} for place in (r"\{(\d+)\}: \(", r"\{\d*\}: \((\d+)"))

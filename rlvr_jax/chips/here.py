@@ -38,7 +38,7 @@ def devices() -> tuple[str, int]:
 
 
 def chip_name(kind: str, count: int) -> str:
-    """The row of CHIPS for these devices; for GPUs without a row for so many, that of one; empty if unknown."""
+    """The row of CHIPS for these devices, or for one of several GPUs if no row has their number; empty if unknown."""
     name = KINDS.get(kind, "")
     counted = f"{name}-{count * 2 if name in ('v4', 'v5p') else count}"
     return counted if name.startswith("v") or counted in CHIPS else name

@@ -23,8 +23,9 @@ def lengths(rows: int, longest: int, power: float) -> np.ndarray:
 
 
 def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout, attend: Optional[Callable]) -> Load:
-    """Replays the queue of `sampler.decode`. The farthest slot selects the bucket of the cache that `model.decode_step`
-    reads; with `attend`, a kernel, there is one bucket, and the kernel reads less of it than is counted."""
+    """Replays the queue of `sampler.decode` with completions of these lengths. The farthest slot selects the bucket of
+    the cache that `model.decode_step` reads; with `attend`, a kernel, there is one bucket, and the kernel reads less of
+    it than is counted."""
     slots = min(slots or len(lengths_B), len(lengths_B))
     steps, left, queue = np.zeros(slots, int), lengths_B[:slots].copy(), iter(lengths_B[slots:])
     plan, rounds, farthest = sampler.stages(slots, most, layout, attend), [], []

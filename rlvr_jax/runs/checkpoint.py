@@ -222,7 +222,7 @@ def _check(run_dir: str, step: int, meta, arrays: dict) -> None:
         refuse(f"is damaged: {changed[0]} is not as it was saved")
     for actual in (meta.get("step", step), int(arrays.get("training", {}).get("step", step))):
         if actual != step:
-            refuse(f"is that of step {actual}: give the directory this name again")
+            refuse(f"is that of step {actual}: rename its directory to {actual}")
     if not is_finite(arrays):
         refuse("holds numbers that are not finite (NaN or infinite)")
 

@@ -97,8 +97,8 @@ def read_steps(path: Path, single: bool = True, keep_step: float = math.inf) -> 
         if step is None:
             raise UserError(f'{path}, line {number}: has no integer "step"; {FROM_COPY}')
         if single and number > 1 and step != last + 1:
-            raise UserError(f"{path}, line {number}: step {step} follows step {last}, as where rows are lost, swapped "
-                            "or doubled; put each row in its place, or take the file from a copy")
+            raise UserError(f"{path}, line {number}: step {step} follows step {last}, so rows are lost, swapped or "
+                            "doubled; put each row in its place, or take the file from a copy")
     return sorted(rows, key=lambda row: row["step"])
 
 

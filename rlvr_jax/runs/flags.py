@@ -68,8 +68,8 @@ def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> s
     except (OSError, ValueError):
         lines = []
     if not (lines and lines[-1].endswith("\n")):
-        return (f"{path} is {'damaged' if path.is_file() else 'gone'}: it is to have a line --name=value for each "
-                f"flag, to the end; take it from a copy, choose another {flag}, or start over with --resume=never")
+        return (f"{path} is {'damaged' if path.is_file() else 'gone'}: it needs a complete line --name=value for "
+                f"each flag; take it from a copy, choose another {flag}, or start over with --resume=never")
     new = _parse_lines([*flag_lines(config), *sources])
     free = {f"--{leaf.name}" for leaf in flags_of(config) if leaf.meta["free"]}
     changed = [name for name in sorted((old.keys() | new.keys()) - free) if old.get(name) != new.get(name)]

@@ -22,11 +22,11 @@ def lock(directory: pathlib.Path, flag: str, wait: bool = False) -> IO:
 
     The system releases the lock however the process ends; the file, which names the last holder, stays. On a shared
     disk the lock holds between hosts. Raises UserError naming the process that writes the directory, which `flag`
-    chose; with `wait`, waits for that process instead. (The package filelock, before version 4, empties the file of the
-    holder.)
+    chose; with `wait`, waits for that process instead. (The package filelock erases the holder's name, before its
+    version 4.)
     """
     if directory.exists() and not directory.is_dir():
-        raise UserError(f"{flag}={directory} is a file: name a directory, which is made where there is none")
+        raise UserError(f"{flag}={directory} is a file: name a directory, which need not exist")
     directory.mkdir(parents=True, exist_ok=True)
     file = open(directory / NAME, "a+", encoding="utf-8")  # "w" would erase the name of another holder
     try:

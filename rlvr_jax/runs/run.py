@@ -55,8 +55,8 @@ BY_RULE = 1  # the value of `Run.stop` when a rule ended the run; otherwise the 
 
 @contextlib.contextmanager
 def leave_after_error() -> Iterator[None]:
-    """Ends this process soon after an error of the block, if it is the main one. It alone writes files and so may fail
-    alone; JAX would have it wait minutes for the others. After a signal, which interrupts all alike, nobody waits."""
+    """Ends the main process within ten seconds of an error of the block: it alone writes files, so it may fail alone,
+    and JAX would have it wait minutes for the others. A signal, which interrupts all processes, is no such error."""
     try:
         yield
     except BaseException as error:
@@ -113,8 +113,9 @@ class Run:
         if not saved:
             lost = origin.read(self.dir).get("saved") or (self.dir / "summary.json").is_file()
             return "" if not lost else (
-                f"{self.dir} has lost its checkpoints, and would begin anew over its logs: take {self.dir}/checkpoints "
-                "from a copy, choose another --run_dir, or start over with --resume=never, which moves this run aside")
+                f"{self.dir} has lost its checkpoints, and would start over and overwrite its logs: take "
+                f"{self.dir}/checkpoints from a copy, choose another --run_dir, or start over with --resume=never, "
+                "which moves this run aside")
         rows = {name: files.read_log(self.dir / f"{name}.jsonl", saved[-1])[0] for name in LOGS}
         logged = {row.get("step") for row in rows["metrics"]}
         gap = next((step for step in range(self.first, saved[-1] + 1) if step not in logged), None)
@@ -125,7 +126,7 @@ class Run:
             for name, count in checkpoint.read_meta(self.config.run_dir, saved[-1]).get("rows", {}).items():
                 if len(rows[name]) != count:
                     print(f"warning: {self.dir / name}.jsonl has {len(rows[name])} of the {count} rows that it had at "
-                          f"step {saved[-1]}; the run goes on, and its pages show what is there", file=sys.stderr)
+                          f"step {saved[-1]}; the run continues, and its pages show what is there", file=sys.stderr)
             return ""
         whole = [step for step in saved if step < gap]
         later = ", ".join(str(checkpoint.directory(self.config.run_dir) / str(step)) for step in saved if step >= gap)
@@ -203,8 +204,8 @@ class Run:
         record = record or make()
         self.record_digests[name] = checkpoint.text_digest(record)
         if digest not in (None, self.record_digests[name]):
-            raise UserError(f"{path} is not what this run was begun with: take the file from a copy, or remove it and "
-                            "it is made again; --resume=never starts over, and moves this run aside")
+            raise UserError(f"{path} is not what this run was started with: take the file from a copy, or remove it "
+                            "to have it made again; --resume=never starts over, and moves this run aside")
         if is_new and parallel.is_main():
             files.write_json(path, record)
         return record
@@ -222,14 +223,15 @@ class Run:
         if self.stop or self.resumed >= self.num_steps:
             return
         if self.resumed and parallel.is_main():
-            print(f"{self.dir}: going on from step {self.resumed}")
+            print(f"{self.dir}: continuing from step {self.resumed}")
         with progress(self.num_steps, self.resumed, self.command, not parallel.is_main()) as self.bar:
             self.looping, self.saved_at = True, time.monotonic()
             for step in range(self.resumed + 1, self.num_steps + 1):
                 yield step
                 self._note_saved()
                 self.bar.update()
-                self.stop = parallel.largest(self.signal or (BY_RULE if self._verdict() else 0))
+                stop = self.signal or (BY_RULE if self._verdict() else 0)
+                self.stop = parallel.largest(stop)
                 if self.stop:
                     return
 
@@ -329,8 +331,8 @@ class Run:
         summary["trained"] = parallel.size(adapters.split(state.params)[0])
         if verdict:
             summary["stopped_by"] = verdict
-            print("{dir} ended by --stop_when at step {step}: {rule} in {patience} rows in succession, the last with "
-                  "{value:.4g}; it goes on only under another --stop_when, --stop_patience or --inert_steps"
+            print("{dir} ended by --stop_when at step {step}: {rule} in {patience} successive rows, last with "
+                  "{value:.4g}; only with another --stop_when, --stop_patience or --inert_steps does it continue"
                   .format(dir=self.dir, **verdict))
         elif self.resumed >= self.num_steps:
             print(f"{self.dir} is already at step {self.resumed}, and --num_steps={self.num_steps}: nothing to do")

@@ -89,7 +89,7 @@ def test_a_stop_rule_ends_a_run_at_the_same_step_whatever_happens_before(go, tmp
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert logged(tmp_path) == list(range(1, 9)) and checkpoint.steps(tmp_path / "run") == [8]
     printed = capsys.readouterr().out
-    assert "--stop_when at step 8: train/entropy<1 in 3 rows in succession, the last with 0.1" in printed
+    assert "--stop_when at step 8: train/entropy<1 in 3 successive rows, last with 0.1" in printed
 
 
 def test_a_stopped_run_goes_on_only_under_another_rule(go, tmp_path):
@@ -340,7 +340,7 @@ def test_flags_that_are_cut_are_damaged_not_other_flags(go, tmp_path, cut):
     path = tmp_path / "run" / "flags.txt"
     path.write_text(cut(path.read_text().replace("--num_steps=2", "--num_steps=10")), errors="surrogateescape")
     before = path.read_bytes()
-    with pytest.raises(UserError, match="flags.txt is damaged: it is to have a line --name=value for each flag"):
+    with pytest.raises(UserError, match="flags.txt is damaged: it needs a complete line --name=value for each flag"):
         go(num_steps=4, schedule="linear")
     assert path.read_bytes() == before
     path.unlink()
@@ -495,7 +495,7 @@ def test_an_example_that_was_edited_by_hand_is_refused(go, tmp_path, monkeypatch
         run, fresh))
     go(num_steps=2)
     kept.write_text(json.dumps({"example": 8}))
-    with pytest.raises(UserError, match="example.json is not what this run was begun with: take .* or remove it"):
+    with pytest.raises(UserError, match="example.json is not what this run was started with: take .* or remove it"):
         go(num_steps=4)
     assert checkpoint.steps(tmp_path / "run") == [2]
     kept.unlink()
@@ -556,7 +556,7 @@ def test_rows_that_are_swapped_or_doubled_are_no_log(go, tmp_path, order):
     write_jsonl(path, *(rows[i] for i in order))
     before = logs_of(tmp_path)
     for do in (go, lambda: report.write_report(str(tmp_path / "run"))):
-        with pytest.raises(UserError, match=r"metrics.jsonl, line \d: step \d+ follows step \d+, as where .* swapped"):
+        with pytest.raises(UserError, match=r"metrics.jsonl, line \d: step \d+ follows step \d+, so rows .* swapped"):
             do()
     assert logs_of(tmp_path) == before
 
@@ -574,7 +574,7 @@ def test_rows_that_are_lost_of_what_no_result_depends_on_are_said_once(go, tmp_p
     capsys.readouterr()
     assert go(num_steps=8)["steps"] == 8
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert said == [f"warning: {path} has {keep} of the 4 rows that it had at step 4; the run goes on, and its pages "
+    assert said == [f"warning: {path} has {keep} of the 4 rows that it had at step 4; the run continues, and its pages "
                     "show what is there"]
     go()
     assert "warning" not in capsys.readouterr().err
@@ -612,7 +612,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_refused(go, tmp_path, mo
     go(keep_last=2, save_every=3)
     (run_dir / "checkpoints" / "10").rename(tmp_path / "10")
     (run_dir / "checkpoints" / "9").rename(run_dir / "checkpoints" / "8")
-    says = "checkpoint .*/8 is that of step 9: give the directory this name again"
+    says = "checkpoint .*/8 is that of step 9: rename its directory to 9"
     with pytest.raises(UserError, match=says):
         go()
     if "step" not in more:

@@ -170,7 +170,7 @@ def test_rows_added_by_a_script_are_choices_of_its_flags(monkeypatch, parse):
     config = parse(train.TrainConfig, "--objective=signs", "--trainable=on_attention")
     assert (config.grpo.loss.objective, config.grpo.adapter.trainable) == ("signs", "on_attention")
     assert cli.describe_row(adapters.ADAPTERS, "on_attention") == "LoRA on queries, keys, values and outputs alone"
-    assert cli.describe_row(OBJECTIVES, "dr_grpo") == "centred advantages, clipped, constant length"
+    assert cli.describe_row({"signs": SIGNS, "one": (read_jsonl, len)}, "one") == "read jsonl, len"
 
 
 def test_an_adapter(base, tmp_path, monkeypatch):
