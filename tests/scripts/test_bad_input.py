@@ -38,7 +38,7 @@ CASES = {
     "odd batch": ("pretrain", [NEW, "--batch_size=31", "--grad_accumulation=2"], "--batch_size = 31 rows do not divide"),
     "no model": ("evaluate", ["--out={work}/new"], "--model is required"),
     "no out": ("evaluate", ["--model={work}/base"], "--out is required"),
-    "nothing to continue": ("train", [*GO, "--resume=must"], "--resume=must, but {work}/new has no checkpoint"),
+    "nothing to continue": ("train", [*GO, "--resume=must"], "--resume=must, but {work}/new"),
     "no run_dir": ("train", ["--model={work}/base", *FLAGS], "--run_dir is required"),
     "report of no run": ("report", ["--run_dir={work}/nowhere"], "{work}/nowhere"),
     "no prompt": ("sample", ["--model={work}/base"], "--prompt is required"),
