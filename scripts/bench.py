@@ -4,7 +4,7 @@ machine's peak they use.
   python -m scripts.bench
   python -m scripts.bench --against=transformers,trl --out=results/bench_cpu.md
 
-Others are timed in turn with this program, each in a process of its own; they are in the extra `parity`.
+Other programs are timed after this one, each in its own process; the extra `parity` installs them.
 """
 
 import pathlib

@@ -1,7 +1,7 @@
-"""From a record of settings to a command: flags, `--help`, and errors as one line.
+"""Makes a command of a function and a configuration: flags, `--help`, and errors of one line.
 
-Every setting becomes the absl flag of the same name. `run(main, "rlvr_jax.training.train.TrainConfig")` parses them,
-prepares JAX before anything touches a device, and calls `main(config)`.
+`run(main, "rlvr_jax.training.train.TrainConfig")` defines an absl flag for each field of the configuration, parses the
+command line, prepares JAX before anything touches a device, and calls `main(config)`.
 """
 
 import dataclasses
@@ -24,55 +24,57 @@ from absl import flags
 
 from rlvr_jax.errors import Interrupted, UserError
 
-JAX_WINDOW = (0, 10), (0, 12)  # the first and the last JAX that this runs on, as requirements.txt has them
-
-LONGEST_NAME = 99  # characters of a flag's name that are looked up
-CACHE_BYTES = 500_000_000  # most that compiled programs take; JAX removes those that were unused for longest
+JAX_WINDOW = (0, 10), (0, 12)  # the first and the last JAX that is supported, as in requirements.txt
+LONGEST_NAME = 99  # characters of the longest flag name that absl is asked for
+CACHE_BYTES = 500_000_000  # size limit of the cache of compiled programs; JAX removes the least recently used
 
 
 def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
-    """One absl flag a setting, with its default, help, choices and bounds, added to those that are `known`."""
-    from rlvr_jax.config import describe_range, flags_of, number_type  # JAX comes with it
+    """Adds one absl flag for each field to `known`, with its default, help, choices and bounds."""
+    from rlvr_jax.config import describe_range, flags_of, number_type  # here, since it imports JAX
 
     for name, kind, default, meta in flags_of(config_class):
         table = meta["choices"]() if callable(meta["choices"]) else meta["choices"]
-        help = "; ".join([meta["help"], *(f"{row}: {means}" for row in table if (means := explained(table, row)))])
-        number = number_type(kind)
-        kind = float if kind == Optional[float] else kind
-        if number:
+        help = "; ".join([meta["help"], *(f"{row}: {text}" for row in table if (text := describe_row(table, row)))])
+        if number_type(kind):
             help = f"{help} ({describe_range(kind, meta['bounds'])})"
         if table and not meta["listed"]:
             flags.DEFINE_enum(name, default, [*table], help, known)
         elif typing.get_origin(kind) is tuple:
             flags.DEFINE_string(name, ",".join(map(str, default)), help, known)
         else:
-            {bool: flags.DEFINE_bool, str: flags.DEFINE_string, int: flags.DEFINE_integer,
-             float: flags.DEFINE_float}[kind](name, default, help, flag_values=known)
-        if number:
-            flags.register_validator(name, functools.partial(
-                within, number=number, meta=meta, optional=default in (None, ())),
-                f"not {describe_range(kind, meta['bounds'])}", known)
+            {bool: flags.DEFINE_bool, str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float,
+             Optional[float]: flags.DEFINE_float}[kind](name, default, help, flag_values=known)
+        if number_type(kind):
+            flags.register_validator(name, functools.partial(is_allowed, kind=kind, default=default, meta=meta),
+                                     f"not {describe_range(kind, meta['bounds'])}", known)
     flags.DEFINE_bool("traceback", False, "on an error, print where in the program it arose", known)
 
 
-def within(value, number: type, meta: Mapping, optional: bool) -> bool:
-    """Whether a flag's value is a number of that type that the setting may have, or a text of such with commas between.
-    `optional`: whether there may be none, as where the default is unset or empty."""
+def convert_value(kind, value):
+    """A flag's value as the field has it: "1,2" of a tuple becomes (1, 2). ValueError for a text that is no such
+    list."""
+    if typing.get_origin(kind) is not tuple:
+        return value
+    return tuple(map(typing.get_args(kind)[0], value.split(","))) if value else ()
+
+
+def is_allowed(value, kind, default, meta: Mapping) -> bool:
+    """Whether a number, or each of a list, is within its bounds. None and "" are allowed where they are the default."""
     from rlvr_jax.config import refusal
 
-    parts = [] if value in (None, "") else value.split(",") if isinstance(value, str) else [value]
     try:
-        values = list(map(number, parts))
+        value = convert_value(kind, value)
     except ValueError:
         return False
-    return (optional or len(values) > 0) and not any(refusal(number, meta, x) for x in values)
+    return value == default if value in (None, ()) else not refusal(kind, meta, value)
 
 
-def explained(table, row: str) -> str:
-    """The first sentence of the docstring of a row, where that is a function or a record with a `score`; the names of
-    the functions that another record is made of."""
+def describe_row(table, row: str) -> str:
+    """What --help says of a row of a table: the first sentence of its docstring, or that of its `score` function; of a
+    tuple, such as an objective, the names of its functions."""
     value = table[row] if isinstance(table, Mapping) else None
-    if isinstance(value, tuple) and not hasattr(value, "score"):  # of functions, as an objective is
+    if isinstance(value, tuple) and not hasattr(value, "score"):
         return ", ".join(part.__name__.replace("_", " ") for part in value if callable(part))
     function = value if inspect.isfunction(value) else getattr(value, "score", None)
     text = " ".join((inspect.getdoc(function) or "").split()) if inspect.isfunction(function) else ""
@@ -80,77 +82,75 @@ def explained(table, row: str) -> str:
 
 
 def help_text(about: str, config_class, known: flags.FlagValues = flags.FLAGS) -> str:
-    """What --help prints: the script's docstring, then the flags, those of each record under what it says of itself."""
-    from rlvr_jax.config import flags_of
+    """What --help prints: the script's docstring, then the flags, grouped by configuration under its docstring."""
+    def describe_flag(name: str) -> str:
+        flag = known[name]
+        default = str(flag.default).lower() if flag.boolean else flag.default
+        text = f"--{name}" if default in (None, "") else f"--{name}={default}"
+        return flags.text_wrap(f"{text}: {flag.help}", indent="      ", firstline_indent="  ")
 
-    defined = [leaf.name for leaf in flags_of(config_class)]
+    def describe_config(config) -> list[str]:
+        own, nested = [], []
+        for field in dataclasses.fields(config):
+            if dataclasses.is_dataclass(value := getattr(config, field.name)):
+                nested += describe_config(value)
+            elif field.name in defined:
+                own.append(describe_flag(field.name))
+        heading = ["", " ".join(inspect.getdoc(config).split())] if own else []
+        return heading + own + nested
 
-    def section(says: str, names: list[str]) -> list[str]:
-        lines = ["", says] if set(names) & set(defined) else []
-        for flag in (known[name] for name in names if name in defined):
-            default = str(flag.default).lower() if flag.boolean else flag.default
-            written = f"--{flag.name}" if default in (None, "") else f"--{flag.name}={default}"
-            lines.append(flags.text_wrap(f"{written}: {flag.help}", indent="      ", firstline_indent="  "))
-        return lines
-
-    def sections(record) -> list[str]:
-        nested = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-        own = [name for name, value in nested.items() if not dataclasses.is_dataclass(value)]
-        return sum((sections(value) for value in nested.values() if dataclasses.is_dataclass(value)),
-                   section(" ".join(inspect.getdoc(record).split()), own))
-
-    always = ["", "Every command.", "  --flagfile: file of flags, a line each",
-              f"  --traceback=false: {known['traceback'].help}"]
-    return "\n".join([about.strip(), *sections(config_class()), *always])
+    defined = config_class().as_flags()
+    return "\n".join([about.strip(), *describe_config(config_class()), "", "Every command.",
+                      "  --flagfile: file of flags, a line each", f"  --traceback=false: {known['traceback'].help}"])
 
 
 def parse_config(config_class, known: flags.FlagValues = flags.FLAGS):
-    """The record that the parsed flags describe."""
+    """The configuration that the parsed flags describe."""
     from rlvr_jax.config import flags_of
 
-    def read(name, kind):
-        value = known[name].value
-        if typing.get_origin(kind) is not tuple:
-            return value
-        return tuple(map(typing.get_args(kind)[0], value.split(","))) if value else ()
-    return config_class.from_flags(**{leaf.name: read(leaf.name, leaf.kind)
+    return config_class.from_flags(**{leaf.name: convert_value(leaf.kind, known[leaf.name].value)
                                       for leaf in flags_of(config_class)})
 
 
-def check_command(line: str) -> None:
-    """Raises UserError unless `python -m scripts.LINE` is a command whose flags are known and have values that they
-    may have. The command is not run."""
-    script, *words = shlex.split(line)
+def config_class_of(script: str) -> type:
+    """The configuration class of `python -m scripts.SCRIPT`. Raises UserError where there is no such script."""
     path = pathlib.Path(__file__).with_name(f"{script}.py")
-    found = path.is_file() and re.search(r'cli\.run\(main, "([\w.]+)"\)', path.read_text("utf-8"))
-    if not found:
-        raise UserError(f"python -m scripts.{line}: there is no script {script}")
-    known, config_class = flags.FlagValues(), record_class(found[1])
-    define_flags(config_class, known)
+    name = path.is_file() and re.search(r'cli\.run\(main, "([\w.]+)"\)', path.read_text("utf-8"))
+    if not name:
+        raise UserError(f"there is no script {script}")
+    return import_config_class(name[1])
+
+
+def check_command(line: str) -> None:
+    """Raises UserError unless the flags of `python -m scripts.LINE` exist and can have these values. Runs nothing."""
+    script, *words = shlex.split(line)
+    hint = ""
     try:
-        rest = parsed([script, *words], known)[1:]
+        known, config_class = flags.FlagValues(), config_class_of(script)
+        hint = f"; python -m scripts.{script} --help lists the flags"
+        define_flags(config_class, known)
+        rest = parse_words([script, *words], known)[1:]
         parse_config(config_class, known)
     except (flags.Error, UserError) as error:
-        raise UserError(f"python -m scripts.{line}: {explain(error)}; python -m scripts.{script} --help lists the "
-                        "flags") from None
+        raise UserError(f"python -m scripts.{line}: {one_line(error)}{hint}") from None
     if rest:
         raise UserError(f"python -m scripts.{line}: unexpected argument {rest[0]!r}; flags are written --name=value")
 
 
-def record_class(name: str) -> type:
-    """The class of that name; its import loads JAX. Raises UserError for a JAX that is too old or too new."""
+def import_config_class(name: str) -> type:
+    """The class with this dotted name; its import loads JAX. Raises UserError for a JAX that is too old or too new."""
     check_jax(importlib.metadata.version("jax"))
-    return named(name)
+    return import_name(name)
 
 
-def named(name: str):
-    """What a module has under a name, "rlvr_jax.errors.UserError"."""
+def import_name(name: str):
+    """The value with a dotted name such as "rlvr_jax.errors.UserError"."""
     module, _, last = name.rpartition(".")
     return getattr(importlib.import_module(module), last)
 
 
 def check_jax(version: str) -> None:
-    """Raises UserError for a JAX outside the window: an older one lacks functions that are called here."""
+    """Raises UserError for a JAX outside JAX_WINDOW."""
     first, last = JAX_WINDOW
     if not first <= tuple(int(part) for part in version.split(".")[:2]) <= last:
         raise UserError(f"JAX {version} is installed, and rlvr_jax runs on JAX {first[0]}.{first[1]} to "
@@ -159,18 +159,19 @@ def check_jax(version: str) -> None:
 
 
 def prepare_jax(config) -> None:
-    """Settings that must come before the first computation."""
+    """Applies what has to be set before JAX's first computation. Leaves JAX alone for commands without `host_devices`:
+    another run may be using the accelerator."""
     import jax
 
     from rlvr_jax.runs import machine, processes
 
     values = config.as_flags()
-    if "host_devices" not in values:  # such a command leaves an accelerator to the run that may be using it
+    if "host_devices" not in values:
         return
     machine.prepare_gpu()
     if values["host_devices"] > 1:
         jax.config.update("jax_num_cpu_devices", values["host_devices"])
-    keep_programs(values["compilation_cache"])
+    cache_programs(values["compilation_cache"])
     if values.get("coordinator_address"):
         processes.initialize(*(values[name] for name in ("coordinator_address", "num_processes", "process_id")))
     warning = machine.unused_accelerator()
@@ -178,9 +179,9 @@ def prepare_jax(config) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def keep_programs(where: str) -> None:
-    """Has JAX keep compiled programs in the folder that --compilation_cache says. The folder that "auto" stands for
-    goes unused, without a word, where it cannot be written."""
+def cache_programs(where: str) -> None:
+    """Has JAX cache compiled programs in the folder of --compilation_cache. With "auto", a folder that cannot be
+    written is silently not used; any other raises OSError."""
     import jax
 
     if where in ("none", ""):
@@ -201,58 +202,68 @@ def keep_programs(where: str) -> None:
 
 
 def cache_folder() -> pathlib.Path:
-    """The folder of this program among what the user's programs can make again, by the platform's custom."""
+    """This program's folder among the user's caches, where the platform keeps them."""
     usual = pathlib.Path.home() / {"darwin": "Library/Caches", "win32": "AppData/Local"}.get(sys.platform, ".cache")
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or usual) / "rlvr_jax" / "jax"
 
 
-def explain(error: BaseException) -> str:
-    """One line for an error the user can act on."""
+def one_line(error: BaseException) -> str:
+    """An error as one line."""
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
     return " ".join(str(error).split())
 
 
-def parsed(argv: list[str], known: flags.FlagValues) -> list[str]:
-    """What the flags leave of a command line. A name too long for any flag is refused before absl, which looks for names
-    like an unknown one, takes memory, or its whole stack, for it."""
-    for word in known(argv, known_only=True)[1:]:
+def parse_words(words: list[str], known: flags.FlagValues) -> list[str]:
+    """Parses a command line; returns what is no flag. Raises flags.Error for a name longer than any flag's before absl
+    looks for similar names, which takes memory, or its whole stack, for long ones."""
+    for word in known(words, known_only=True)[1:]:
         if word.startswith("-") and len(word.partition("=")[0]) > LONGEST_NAME:
             raise flags.Error(f"no flag has so long a name as {word[:20]!r}")
-    return known(argv)
+    return known(words)
 
 
 def parse_flags(config_class, argv: list[str]) -> list[str]:
-    """What is left of the command line; a flag that cannot be parsed is an error like any other, and --help is none."""
+    """Parses the command line of this process. Exits 0 after --help, 1 with one line for a flag that is wrong."""
     if {"--help", "-help", "-h", "-?"} & set(argv[1:]):
         print(help_text(sys.modules["__main__"].__doc__, config_class))
         sys.exit(0)
     try:
-        return parsed(argv, flags.FLAGS)
+        return parse_words(argv, flags.FLAGS)
     except flags.Error as error:
-        said = explain(error).removeprefix("ERROR:: ")  # absl's own word, for a flag file that is not there
-        print(f"error: {said}; --help lists the flags", file=sys.stderr)
+        text = one_line(error).removeprefix("ERROR:: ")  # absl writes this before a missing flag file
+        print(f"error: {text}; --help lists the flags", file=sys.stderr)
         sys.exit(1)
-    except SystemExit:  # absl exits 1 after printing --helpfull and others of its own
+    except SystemExit:  # absl exits with 1 after --helpfull and its other help flags
         sys.exit(0)
 
 
-def print_page(function: str, name: str, result: str = "summary.json") -> Callable:
-    """The `main` of a script that calls a function of the package and prints a page that it has written into --out. The
-    path of the result follows. Both names may hold flags, as "{probe}.md" does."""
+def print_result(function: str, describe: Callable = lambda config, result: result) -> Callable:
+    """The `main` of a script that calls a function of the package, by its dotted name, and prints the text
+    `describe(config, result)` unless it is empty. Imports the function only when called, so that --help is quick."""
     def main(config) -> None:
-        values = config.as_flags()
-        named(function)(config)
-        print(pathlib.Path(values["out"], name.format(**values)).read_text("utf-8")
-              + f"\n{values['out']}/{result.format(**values)}")
+        if text := describe(config, import_name(function)(config)):
+            print(text)
     return main
 
 
-def run(main: Callable, record: str) -> None:
-    """Entry point of a script; `record` names its settings (`record_class`). Exits 0, 1 on an error, 130 or 143 when a
-    signal stopped a run that saved itself."""
-    def guarded(argv):
+def print_page(function: str, page: str, result: str = "summary.json") -> Callable:
+    """`print_result` for a function that writes a page into --out: prints the page and the path of the result. Both
+    file names may contain flags, as "{probe}.md"."""
+    def describe(config, _) -> str:
+        values = config.as_flags()
+        text = pathlib.Path(values["out"], page.format(**values)).read_text("utf-8")
+        return f"{text}\n{values['out']}/{result.format(**values)}"
+    return print_result(function, describe)
+
+
+def run(main: Callable, config_name: str) -> None:
+    """Entry point of a script, whose configuration class has the dotted name `config_name`.
+
+    Exits with 0, with 1 and one line on an error, and with 130 or 143 where a signal stopped a run that saved itself.
+    """
+    def run_main(argv):
         from rlvr_jax.runs import signals
 
         try:
@@ -261,7 +272,7 @@ def run(main: Callable, record: str) -> None:
             if not flags.FLAGS.traceback:  # a failed save prints tracebacks in several threads before it is raised
                 absl.logging.set_verbosity(absl.logging.FATAL)
                 sys.unraisablehook = lambda _: None
-            with signals.acknowledged(lambda: "stopping"):
+            with signals.acknowledge_signals(lambda: "stopping"):
                 config = parse_config(config_class)
                 prepare_jax(config)
                 main(config)
@@ -274,15 +285,15 @@ def run(main: Callable, record: str) -> None:
         except (UserError, OSError) as error:
             if flags.FLAGS.traceback:
                 raise
-            print(f"error: {explain(error)}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             sys.exit(1)
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        config_class = record_class(record)
+        config_class = import_config_class(config_name)
     except KeyboardInterrupt:
         sys.exit(130)
     except UserError as error:
         sys.exit(f"error: {error}")
     define_flags(config_class)
-    absl.app.run(guarded, flags_parser=functools.partial(parse_flags, config_class))
+    absl.app.run(run_main, flags_parser=functools.partial(parse_flags, config_class))

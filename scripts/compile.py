@@ -1,4 +1,5 @@
-"""Compiles the programs of a training run for a chip that is not here: do they fit, and how fast could they be?
+"""Compiles the programs of a training run for a TPU or GPU that you need not have: do they fit, and how fast could
+they be?
 
   python -m scripts.compile --chip=v5e-8 --flagfile=configs/tiny.flags
 """
@@ -7,14 +8,9 @@ import os
 
 from scripts import cli
 
-
-def main(config) -> None:
-    from rlvr_jax.chips import compile
-
-    print(compile.run(config))
-
+main = cli.print_result("rlvr_jax.chips.compile.run")
 
 if __name__ == "__main__":
-    # A run may be using this machine's accelerator; and what a compiler takes is to be seen.
+    # Leave the accelerator to runs that use it, and time the compiler itself rather than JAX's cache.
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     cli.run(main, "rlvr_jax.chips.compile.CompileConfig")

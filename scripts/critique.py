@@ -1,4 +1,4 @@
-"""Writes examples for scripts.finetune: critiques of a model's own attempts at one problem, or a control of them.
+"""Writes examples for scripts.finetune: critiques of a model's own attempts at one problem, or a control.
 
   python -m scripts.critique --model=runs/demo_base --kind=critique --out=runs/critiques.jsonl
   python -m scripts.finetune --model=runs/demo_base --examples=runs/critiques.jsonl --window=96 --run_dir=runs/critique
@@ -7,13 +7,12 @@
 from scripts import cli
 
 
-def main(config) -> None:
-    from rlvr_jax.lab.elicit.critique import make_examples
-
-    rows = make_examples(config)
+def describe(config, rows) -> str:
     different = len({(row["prompt"], row["completion"]) for row in rows})
-    print(f"{rows[0]['prompt']} -> {rows[0]['completion']}\n{len(rows)} rows, {different} different; {config.out}")
+    return f"{rows[0]['prompt']} -> {rows[0]['completion']}\n{len(rows)} rows, {different} different; {config.out}"
 
+
+main = cli.print_result("rlvr_jax.lab.elicit.critique.make_examples", describe)
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.lab.elicit.critique.CritiqueConfig")

@@ -1,4 +1,4 @@
-"""Measures a model under another decoding: what it can do without training.
+"""Measures a model under another decoding method: what it can do without training.
 
   python -m scripts.elicit --method=forced --opening=think --model=runs/demo_base --out=runs/demo_base/forced
   python -m scripts.elicit --method=power --model=runs/demo_base --num_blocks=4 --out=runs/demo_base/power

@@ -7,13 +7,7 @@ LoRA is added to the weights. A vector after a layer has no place in such a fold
 
 from scripts import cli
 
-
-def main(config) -> None:
-    from rlvr_jax.pretrained.export import export
-
-    export(config)
-    print(config.out)
-
+main = cli.print_result("rlvr_jax.pretrained.export.export", lambda config, _: config.out)
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.pretrained.export.ExportConfig")

@@ -8,17 +8,13 @@ Writes a run directory, as scripts.train does; the same command continues an int
 from scripts import cli
 
 
-def main(config) -> None:
-    from rlvr_jax.training.finetune import finetune
+def describe(config, summary) -> str:
+    lines = [f"{name}: accuracy {summary[name]['greedy']:.3f} greedy, {summary[name]['sampled']:.3f} at T=1 "
+             f"(n={summary[name]['n']})" for name in ("base", "final") if summary.get(name)]
+    return "\n".join([*lines, f"{config.run.run_dir}/summary.json"]) if summary else ""
 
-    summary = finetune(config)
-    for name in ("base", "final"):
-        if summary.get(name):
-            print(f"{name}: accuracy {summary[name]['greedy']:.3f} greedy, {summary[name]['sampled']:.3f} at T=1 "
-                  f"(n={summary[name]['n']})")
-    if summary:
-        print(f"{config.run.run_dir}/summary.json")
 
+main = cli.print_result("rlvr_jax.training.finetune.finetune", describe)
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.training.finetune.FinetuneConfig")

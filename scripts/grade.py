@@ -1,26 +1,24 @@
-r"""Grades completions that were kept, without sampling again.
+r"""Grades the completions in a file, without sampling again.
 
   python -m scripts.grade --completions=runs/eval/completions.jsonl --out=graded.jsonl
   python -m scripts.grade --completions=runs/eval/completions.jsonl --out=reward.jsonl --grader=original
 
 Rows need a completion and an answer; OUT has the same rows with correct, extracted, graded_by and timed_out. The
-defaults grade as an evaluation does: leniently about where the answer is, as mathematics about what it says. The
-released training reward is --grader=original: the last \boxed{} alone, and its own idea of equality. Where the two
-differ: results/graders.md. LaTeX takes pip install 'rlvr_jax[real]'.
+defaults grade as an evaluation does: they accept an answer in several places, and compare its value as mathematics.
+--grader=original is the released training reward: it reads only the last \boxed{}, and has its own rules of equality.
+results/graders.md shows where the two differ. LaTeX takes pip install 'rlvr_jax[real]'.
 """
 
 from scripts import cli
 
 
-def main(config) -> None:
-    from rlvr_jax.evaluation.regrade import regrade
+def describe(config, counts) -> str:
+    n, seconds = counts["n"], counts["seconds"]
+    return (f"{config.completions}: {counts['correct'] / n:.3f} correct ({counts['correct']} of {n}), graded by "
+            f"{counts['graded_by']}\n{counts['timed_out']} timed out; {seconds:.1f} s, {n / seconds:.0f} answers/s")
 
-    counts = regrade(config)
-    print(f"{config.completions}: {counts['correct'] / counts['n']:.3f} correct ({counts['correct']} of "
-          f"{counts['n']}), graded by {counts['graded_by']}")
-    print(f"{counts['timed_out']} timed out; {counts['seconds']:.1f} s, "
-          f"{counts['n'] / counts['seconds']:.0f} answers/s")
 
+main = cli.print_result("rlvr_jax.evaluation.regrade.regrade", describe)
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.evaluation.regrade.GradeConfig")

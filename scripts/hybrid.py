@@ -1,4 +1,4 @@
-"""Measures how much of a trained model's gain its base recovers, steered by a vector at the tokens of a gate.
+"""Measures how much of a trained model's gain its base model recovers when a vector steers it at the tokens of a gate.
 
   python -m scripts.hybrid --model=runs/demo_base --trained=runs/demo --out=runs/hybrid
   python -m scripts.hybrid --model=runs/demo_base --trained=runs/demo --vector=trained --vectors=runs/vector \\

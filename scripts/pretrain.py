@@ -8,15 +8,15 @@ Writes a run directory that --model of the other scripts accepts. The same comma
 from scripts import cli
 
 
-def main(config) -> None:
-    from rlvr_jax.training.pretrain import pretrain
+def describe(config, summary) -> str:
+    if not summary:
+        return ""
+    final = summary["final"]
+    return (f"{config.run.run_dir}: held-out accuracy greedy {final['greedy']:.3f}, T=1 {final['sampled']:.3f} "
+            f"(n={final['n']})")
 
-    summary = pretrain(config)
-    if summary:
-        final = summary["final"]
-        print(f"{config.run.run_dir}: held-out accuracy greedy {final['greedy']:.3f}, T=1 {final['sampled']:.3f} "
-              f"(n={final['n']})")
 
+main = cli.print_result("rlvr_jax.training.pretrain.pretrain", describe)
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.training.pretrain.PretrainConfig")

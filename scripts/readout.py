@@ -1,10 +1,10 @@
-"""Reads trained vectors: which tokens each raises most, and which directions of its base it lies along.
+"""Reads trained vectors: which tokens each raises most, and which directions of its base model it resembles.
 
   python -m scripts.readout --model=runs/vector --out=runs/vector/readout
   python -m scripts.readout --model=runs/vector --beside=runs/vector1,runs/vector2 --out=runs/vector/readout
 
-The model is a run of scripts.train with --trainable=vector. Writes OUT/readout.json and OUT/readout.md. The numbers are
-defined in rlvr_jax/lab/elicit/readout.py.
+The model is a run of scripts.train with --trainable=vector. Writes OUT/readout.json and OUT/readout.md. The
+module rlvr_jax/lab/elicit/readout.py defines the numbers.
 """
 
 from scripts import cli

@@ -1,4 +1,4 @@
-"""Draws a run, or all studies, as pages that load nothing.
+"""Draws a run, or all studies, as self-contained pages.
 
   python -m scripts.report --run_dir=runs/demo [--parquet]
   python -m scripts.report --all

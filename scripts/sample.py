@@ -15,31 +15,31 @@ from scripts import cli
 
 
 def main(config) -> None:
-    from rlvr_jax.runs.files import naming
+    from rlvr_jax.runs.files import name_in_errors
     from rlvr_jax.evaluation.generate import generate
 
     rows = generate(config)
     for i, row in enumerate(rows):
         print(f"--- {i + 1} of {len(rows)} ({row['stop_reason']}, {len(row['completion_ids'])} tokens)")
-        print(marked(row) if styled() else row["completion"])
+        print(mark_unexpected(row) if shows_styles() else row["completion"])
     if config.out:
-        with naming(config.out), open(config.out, "w", encoding="utf-8") as file:
+        with name_in_errors(config.out), open(config.out, "w", encoding="utf-8") as file:
             file.writelines(json.dumps({k: v for k, v in row.items() if k != "pieces"}) + "\n" for row in rows)
 
 
-def styled() -> bool:
-    """Whether standard output shows styles and its reader has nothing against them (no-color.org)."""
+def shows_styles() -> bool:
+    """Whether standard output is a terminal that shows styles, and NO_COLOR is not set (no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def marked(row: dict) -> str:
-    """The tokens in the terminal's own colours, which can be read on any background; see above for the exceptions. The
-    space before a word stays plain, so that one can see where a token begins."""
-    def styled_piece(piece, logprob):
+def mark_unexpected(row: dict) -> str:
+    """The completion with unexpected tokens styled. The others keep the terminal's own colours, which are legible on
+    any background, and so does the space before a word, to show where a token starts."""
+    def mark_piece(piece, logprob):
         word = piece.lstrip()
         code = "\x1b[1;31m" if logprob < -3 else "\x1b[4m" if logprob < -1 else ""
         return piece.removesuffix(word) + f"{code}{word}\x1b[0m" if word and code else piece
-    return "".join(map(styled_piece, row["pieces"], row["sampler_logprobs"]))
+    return "".join(map(mark_piece, row["pieces"], row["sampler_logprobs"]))
 
 
 if __name__ == "__main__":

@@ -9,22 +9,19 @@ in origin.json); `scripts.report` draws it. The same command continues an interr
 from scripts import cli
 
 
-def main(config) -> None:
-    from rlvr_jax.training.train import train
+def describe(config, summary) -> str:
+    if not summary:
+        return ""
+    lines = [f"{'':12}{'greedy':>8}{'T=1':>8}"] if summary["base"] else []
+    lines += [f"{name:12}{summary[name]['greedy']:8.3f}{summary[name]['sampled']:8.3f}  "
+              f"(n={summary[name]['n']} held-out problems)" for name in ("base", "final") if summary[name]]
+    step = summary["saturation_step"]
+    saturated = "never saturated" if step is None else f"saturated at step {step}"
+    return "\n".join([*lines, f"training accuracy {summary['train_accuracy']:.3f}, {saturated}; "
+                               f"{config.run.run_dir}/summary.json"])
 
-    summary = train(config)
-    if summary:
-        if summary["base"]:
-            print(f"{'':12}{'greedy':>8}{'T=1':>8}")
-        for name in ("base", "final"):
-            if summary[name]:
-                print(f"{name:12}{summary[name]['greedy']:8.3f}{summary[name]['sampled']:8.3f}  "
-                      f"(n={summary[name]['n']} held-out problems)")
-        saturated = summary["saturation_step"]
-        print(f"training accuracy {summary['train_accuracy']:.3f}, "
-              + ("never saturated" if saturated is None else f"saturated at step {saturated}")
-              + f"; {config.run.run_dir}/summary.json")
 
+main = cli.print_result("rlvr_jax.training.train.train", describe)
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.training.train.TrainConfig")

@@ -1,4 +1,4 @@
-"""Compares a trained model with its base token by token: where they differ, and whether that is all the gain.
+"""Compares a trained model with its base token by token: where they differ, and whether that explains the whole gain.
 
   python -m scripts.when --model=runs/demo_base --trained=runs/demo --out=runs/demo/when
 

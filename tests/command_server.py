@@ -1,7 +1,8 @@
-"""Runs commands as `python -m scripts.X` does, each in a process of its own, which need not import JAX again.
+"""Runs commands as `python -m scripts.X` does, each in a forked process, which need not import JAX again.
 
-Reads a line of JSON for each command, {"args": [...], "out": path, "err": path, "done": path}, forks for it, and writes
-the exit code into `done` when it has ended. What is imported here starts no thread and touches no device.
+Reads a line of JSON for each command, {"args": [...], "out": path, "err": path, "done": path}, forks a process for it,
+and writes the exit code into `done` when it has ended. The imports start no thread and touch no device, so it may
+fork.
 """
 
 import json
@@ -14,7 +15,7 @@ import sys
 
 import rlvr_jax.training.finetune
 import rlvr_jax.training.pretrain
-import rlvr_jax.training.train  # noqa: F401  (each imports what most commands need)
+import rlvr_jax.training.train  # noqa: F401  (most commands need what these import)
 
 children, unread = {}, b""
 while True:

@@ -86,13 +86,8 @@ def base(tmp_path_factory, compiled) -> pathlib.Path:
     return path
 
 
-SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem not in ("__init__", "cli"))
-
-
-def record_of(script: str) -> type:
-    """The record of settings that a script takes."""
-    source = (ROOT / "scripts" / f"{script}.py").read_text("utf-8")
-    return cli.record_class(re.search(r'cli\.run\(main, "([\w.]+)"\)', source)[1])
+SCRIPTS = sorted({path.stem for path in (ROOT / "scripts").glob("*.py")} - {"__init__", "__main__", "cli"})
+record_of = cli.config_class_of
 
 
 @contextlib.contextmanager

@@ -1,15 +1,17 @@
-"""Faults put into real training runs, and whether each run was the same in the end: `python tests/reliability.py`.
+"""Injects faults into real training runs, and checks that each run has the same result in the end.
 
   python tests/reliability.py --out=results/reliability.md [--only=clock]
 
-A run of 24 steps is broken once: by a signal at a chosen call of sampling, scoring, the update, the log or the
-checkpoint, by a file system that is full or read-only, by a clock that goes back, by graders that are killed, or by the
-loss of one of two processes. Then the same command goes on, and what it leaves has to equal a run that nothing broke,
-bit for bit, but for times. Full and read-only file systems are mounted, which takes the rights of root.
+Each run of 24 steps is broken once: by a signal at a chosen call of sampling, scoring, the update, the log or the
+checkpoint, by a full or read-only file system, by a clock that is set back, by killing the graders, or by the loss of
+one of two processes. The same command then continues the run, whose files must equal those of an uninterrupted run bit
+for bit, except for times. Mounting the file systems requires root.
 """
 
 import argparse
 import collections
+import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -27,12 +29,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 STEPS, SEED = 24, 0
 KINDS = ("sampling", "scoring", "update", "log", "checkpoint")
-SIZES = range(5, 100, 5)  # percent of what a whole run takes, for a file system that is full
+SIZES = range(5, 100, 5)  # of a file system that fills up: percent of what a whole run writes
 
 
 # ----- in the process that is broken
 
-def child(plan: dict, words: list[str]) -> None:
+def run_with_fault(plan: dict, words: list[str]) -> None:
     """Runs a script with the fault of the plan in it."""
     from rlvr_jax import grpo
     from rlvr_jax.rewards import score
@@ -44,7 +46,7 @@ def child(plan: dict, words: list[str]) -> None:
         calls[kind] += 1
         return (plan["at"], plan["nth"]) == (kind, calls[kind])
 
-    def strike() -> None:
+    def inject_fault() -> None:
         if plan["do"] == "clock":
             real = time.time
             time.time = lambda: real() - 86_400
@@ -56,10 +58,10 @@ def child(plan: dict, words: list[str]) -> None:
         else:
             os.kill(os.getpid(), plan["do"])
 
-    def before(kind: str, function):
+    def inject_before(kind: str, function):
         def call(*args, **more):
             if due(kind):
-                strike()
+                inject_fault()
             return function(*args, **more)
         return call
 
@@ -68,22 +70,22 @@ def child(plan: dict, words: list[str]) -> None:
 
     def with_faults(*args):
         programs = compile_programs(*args)
-        return programs._replace(sample=before("sampling", programs.sample), update=before("update", programs.update))
+        return programs._replace(sample=inject_before("sampling", programs.sample), update=inject_before("update", programs.update))
 
     def half_written(lines, row):
         if due("log"):
             if plan["do"] == signal.SIGKILL:
                 lines.file.write(json.dumps({"step": row.get("step")}).encode()[:-3])
-            strike()
+            inject_fault()
         write(lines, row)
 
     def half_saved(*args):
-        save(*args)  # its arrays are written in threads that go on
+        save(*args)  # its threads go on writing arrays
         if due("checkpoint"):
-            strike()
+            inject_fault()
 
     grpo.compile_programs, log.JsonLines.write, checkpoint.save = with_faults, half_written, half_saved
-    score.make_scorer = lambda *args: before("scoring", make_scorer(*args))
+    score.make_scorer = lambda *args: inject_before("scoring", make_scorer(*args))
     sys.argv = words
     runpy.run_module(f"scripts.{words[0]}", run_name="__main__")
 
@@ -91,7 +93,7 @@ def child(plan: dict, words: list[str]) -> None:
 # ----- in the process that breaks it
 
 class Trial:
-    """One folder for a run, with the flags of all."""
+    """One run directory, and the command that writes it."""
 
     def __init__(self, folder: pathlib.Path, base: pathlib.Path, compiled: str, more: tuple = ()):
         from fixtures import TRAIN_FLAGS
@@ -109,13 +111,13 @@ class Trial:
         return subprocess.Popen(words, cwd=ROOT, env=fixtures.environment(self.compiled), text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    def ran(self, plan: dict | None = None):
+    def run(self, plan: dict | None = None):
         import fixtures
 
         return fixtures.finish(self.start(plan))
 
 
-def same(trial: Trial, whole: Trial) -> str:
+def compare(trial: Trial, whole: Trial) -> str:
     """"identical", or what differs."""
     import fixtures
 
@@ -126,18 +128,20 @@ def same(trial: Trial, whole: Trial) -> str:
     return "identical"
 
 
-def went_on(trial: Trial, whole: Trial) -> str:
-    again = trial.ran()
-    return same(trial, whole) if again.code == 0 else f"exit {again.code}: {' '.join(again.errors) or again.err[-150:]}"
+def resume(trial: Trial, whole: Trial) -> str:
+    again = trial.run()
+    if again.code:
+        return f"exit {again.code}: {' '.join(again.errors) or again.err[-150:]}"
+    return compare(trial, whole)
 
 
-def told(result) -> str:
-    """How the broken run ended: by the signal, or with an error of one line."""
+def outcome(result) -> str:
+    """How the broken run ended: killed, or with an exit code and an error of one line."""
     if result.code == -signal.SIGKILL:
         return "killed"
     if "Traceback" in result.err:
         return f"exit {result.code}, a traceback"
-    return f"exit {result.code}" + f", {len(result.errors)} line" * bool(result.errors)
+    return f"exit {result.code}" + (f", {len(result.errors)} line" if result.errors else "")
 
 
 def signals(make, whole):
@@ -146,92 +150,88 @@ def signals(make, whole):
         for kind in KINDS:
             for nth in (1, 2, 5, 7) if kind == "checkpoint" else (1, 4, 11, 20):
                 trial = make()
-                broken = trial.ran({"at": kind, "nth": nth, "do": int(do)})
-                yield f"{do.name} in {kind}", f"call {nth}", told(broken), went_on(trial, whole())
+                broken = trial.run({"at": kind, "nth": nth, "do": int(do)})
+                yield f"{do.name} in {kind}", f"call {nth}", outcome(broken), resume(trial, whole())
 
 
 def full(make, whole):
-    """A file system that takes so much of what a run writes."""
+    """A file system with room for a part of what a run writes."""
     size = sum(path.stat().st_size for path in whole().run_dir.rglob("*") if path.is_file()) + (256 << 10)
     for percent in SIZES:
-        with mounted(f"size={size * percent // 100}") as folder:
+        with mount_tmpfs(f"size={size * percent // 100}") as folder:
             trial = make(folder)
-            broken = trial.ran()
+            broken = trial.run()
             subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
-            yield "file system with room for part of the run", f"{percent} %", told(broken), went_on(trial, whole())
+            yield "file system with room for part of the run", f"{percent} %", outcome(broken), resume(trial, whole())
 
 
 def read_only(make, whole):
     for nth in (1, 4):
-        with mounted("size=64m") as folder:
+        with mount_tmpfs("size=64m") as folder:
             trial = make(folder)
-            trial.ran({"at": "checkpoint", "nth": nth, "do": int(signal.SIGKILL)})
+            trial.run({"at": "checkpoint", "nth": nth, "do": int(signal.SIGKILL)})
             subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-            broken = trial.ran()
+            broken = trial.run()
             subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
-            yield "read-only folder", f"after checkpoint {nth}", told(broken), went_on(trial, whole())
+            yield "read-only folder", f"after checkpoint {nth}", outcome(broken), resume(trial, whole())
 
 
 def clock(make, whole):
     for kind in KINDS:
         trial = make()
-        broken = trial.ran({"at": kind, "nth": 4, "do": "clock"})
-        yield "clock set back by a day", f"in {kind}", told(broken), same(trial, whole())
+        broken = trial.run({"at": kind, "nth": 4, "do": "clock"})
+        yield "clock set back by a day", f"in {kind}", outcome(broken), compare(trial, whole())
 
 
 def graders(make, whole):
-    """The processes of the graders are killed; the answers of this run take them."""
+    """Kills the graders' processes, which the answer format of this run needs."""
     boxed = ("--answer_format=lenient", "--reward=correct:0.5,format:0.5")
     straight = make(more=boxed)
-    straight.ran()
+    straight.run()
     for nth in (1, 4, 11, 20):
         trial = make(more=boxed)
-        broken = trial.ran({"at": "scoring", "nth": nth, "do": "graders"})
-        yield "graders killed", f"before scoring {nth}", told(broken), same(trial, straight)
+        broken = trial.run({"at": "scoring", "nth": nth, "do": "graders"})
+        yield "graders killed", f"before scoring {nth}", outcome(broken), compare(trial, straight)
 
 
 def peer(make, whole):
-    """One of two processes is killed; both go on."""
+    """Kills one of two processes; then both continue."""
     from fixtures import finish, free_port
 
-    def both(trial, plan=None, lost=0):
+    def run_both(trial, plan=None, lost=0):
         address = (f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2")
         pair = [trial.start(plan if i == lost else None, *address, f"--process_id={i}") for i in range(2)]
         return [finish(process) for process in pair]
 
     alone = make(more=("--host_devices=2",))
-    alone.ran()
+    alone.run()
     for lost in range(2):
         for kind in ("update", "sampling"):
             trial = make()
-            ends = both(trial, {"at": kind, "nth": 7, "do": int(signal.SIGKILL)}, lost)
+            ends = run_both(trial, {"at": kind, "nth": 7, "do": int(signal.SIGKILL)}, lost)
             left = ends[1 - lost]
-            again = both(trial)
-            outcome = same(trial, alone) if not any(end.code for end in again) else "did not go on"
-            yield f"process {lost} of two killed", f"in {kind} 7", f"the other: exit {left.code}", outcome
+            again = run_both(trial)
+            result = compare(trial, alone) if not any(end.code for end in again) else "did not go on"
+            yield f"process {lost} of two killed", f"in {kind} 7", f"the other: exit {left.code}", result
 
 
 FAULTS = {"signals": signals, "full": full, "read_only": read_only, "clock": clock, "graders": graders, "peer": peer}
 
 
-class mounted:
-    """A file system in memory of its own."""
-
-    def __init__(self, options: str):
-        self.options = options
-
-    def __enter__(self) -> pathlib.Path:
-        self.folder = pathlib.Path(tempfile.mkdtemp())
-        subprocess.run(["mount", "-t", "tmpfs", "-o", self.options, "tmpfs", self.folder], check=True)
-        return self.folder
-
-    def __exit__(self, *_) -> None:
-        subprocess.run(["umount", self.folder], check=True)
-        self.folder.rmdir()
+@contextlib.contextmanager
+def mount_tmpfs(options: str):
+    """Mounts a file system in memory; yields its folder."""
+    folder = pathlib.Path(tempfile.mkdtemp())
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+        folder.rmdir()
 
 
-def page(rows: list[tuple], made_by: str) -> str:
-    """One line for the places of a fault that ended alike."""
+def format_page(rows: list[tuple], made_by: str) -> str:
+    """The page, with one line for all places at which a fault ended alike."""
     from rlvr_jax.runs.markdown import markdown_table
 
     places: dict[tuple, list] = {}
@@ -247,7 +247,7 @@ def page(rows: list[tuple], made_by: str) -> str:
             [fault, ", ".join(wheres), *ends] for (fault, *ends), wheres in places.items()])]) + "\n"
 
 
-def main(given) -> int:
+def main(options) -> int:
     import jax
 
     import fixtures
@@ -258,35 +258,34 @@ def main(given) -> int:
         compiled, base = str(work / "programs"), work / "base"
         fixtures.finish(fixtures.start("pretrain", *fixtures.BASE_FLAGS, "--num_steps=200", f"--run_dir={base}",
                                        compiled=compiled), expect=0)
-        made: list = []
 
         def make(folder=None, more=()):
             return Trial(folder or pathlib.Path(tempfile.mkdtemp(dir=work)), base, compiled, more)
 
+        @functools.cache
         def whole() -> Trial:
-            if not made:
-                made.append(make())
-                fixtures.finish(made[0].start(), expect=0)
-            return made[0]
+            trial = make()
+            fixtures.finish(trial.start(), expect=0)
+            return trial
 
-        for name in given.only.split(",") if given.only else FAULTS:
+        for name in options.only.split(",") if options.only else FAULTS:
             for row in FAULTS[name](make, whole):
                 rows.append(row)
                 print(" | ".join(row), flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    made_by = (f"`python tests/reliability.py{given.only and ' --only=' + given.only}`, commit {commit()}, JAX "
+    made_by = (f"`python tests/reliability.py{options.only and ' --only=' + options.only}`, commit {commit()}, JAX "
                f"{jax.__version__} on cpu ({platform.machine()}).")
     fine = sum(row[-1] == "identical" for row in rows)
-    if given.out:
-        pathlib.Path(given.out).write_text(page(rows, made_by), "utf-8")
+    if options.out:
+        pathlib.Path(options.out).write_text(format_page(rows, made_by), "utf-8")
     print(f"{fine} of {len(rows)} identical")
     return fine < len(rows)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        child(json.loads(sys.argv[2]), sys.argv[3:])
+        run_with_fault(json.loads(sys.argv[2]), sys.argv[3:])
     else:
         parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
         parser.add_argument("--out", default="", help="file for the page")

@@ -1,10 +1,9 @@
-"""Times sampling, the update and whole GRPO steps beside other programs, and how much of the machine's peak is useful.
+"""Times sampling, the update and whole GRPO steps beside other programs, and computes the useful share of peak FLOP/s.
 
-Every side is a process that has the machine to itself: it ends before the next begins, since one that waits still takes
-memory. Each case is called once to warm up and then `repeats` times; the best call counts. Of
-the machine's peak and bandwidth the best of ten calls counts. Useful are 2 FLOPs a parameter for a sampled token and 6
-for one that is learnt from. Attention, what is computed twice, padding and waiting slots count for nothing, so that the
-share of the peak says what is left to gain.
+Each program, a "side", runs in a process of its own, which ends before the next starts: a waiting one would take
+memory. Each case is called once to warm up and then `repeats` times, and the best call counts; of the machine's peak
+and bandwidth, the best of ten. Useful work is 2 FLOPs a parameter for a sampled token and 6 for one that is learnt
+from. Attention, recomputation, padding and waiting slots count for nothing, so the share shows what is left to gain.
 """
 
 import collections
@@ -21,7 +20,8 @@ import numpy as np
 
 from rlvr_jax import batches, model, sampler
 from rlvr_jax.bench import bench_peers
-from rlvr_jax.bench.bench_work import MOVED, PEAK, BenchConfig, Case, Ours, cases, numbers, shape_of, tail_lengths
+from rlvr_jax.bench.bench_work import (MOVED, PEAK, BenchConfig, Case, Ours, cases, num_parameters, shape_of,
+                                       tail_lengths)
 from rlvr_jax.errors import UserError
 from rlvr_jax.records import Batch, Prompts
 from rlvr_jax.runs.flags import flag_lines
@@ -33,21 +33,21 @@ SIDES = {"ours": Ours, **bench_peers.PEERS}
 
 
 def serve(side: str, config: BenchConfig, connection) -> None:
-    """Sends None once it can be asked. Answers (case, config) with the seconds of a call, None where the side has no
-    such case; the first call of a case is preceded by one that is not timed. None is answered with the most gigabytes
-    that the process took."""
-    made, calls = SIDES[side](config), {}
+    """Runs in the process of a side. Sends None when it is ready. Answers each request (case, config) with the seconds
+    of a call, or None if the side has no such case, after one warm-up call of a new case. Answers the request None with
+    the most gigabytes that the process took, and ends."""
+    program, calls = SIDES[side](config), {}
     connection.send(None)
-    while (asked := connection.recv()) is not None:
-        if asked not in calls:
-            calls = {key: call for key, call in calls.items() if key[1] == asked[1]}  # others take room
-            calls[asked] = made.make(*asked)
-            if calls[asked]:
-                calls[asked]()
-        begun = time.perf_counter()
-        if calls[asked]:
-            calls[asked]()
-        connection.send(calls[asked] and time.perf_counter() - begun)
+    while (request := connection.recv()) is not None:
+        if request not in calls:
+            calls = {key: call for key, call in calls.items() if key[1] == request[1]}  # free other configurations
+            calls[request] = program.make(*request)
+            if calls[request]:
+                calls[request]()
+        start = time.perf_counter()
+        if calls[request]:
+            calls[request]()
+        connection.send(calls[request] and time.perf_counter() - start)
     connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
 
 
@@ -59,32 +59,32 @@ class Side:
         self.name, (self.end, theirs) = name, context.Pipe()
         context.Process(target=serve, args=(name, config, theirs), daemon=True).start()
         theirs.close()
-        self.answer()
+        self.receive()
 
-    def ask(self, question) -> Optional[float]:
-        self.end.send(question)
-        return self.answer()
+    def ask(self, request) -> Optional[float]:
+        self.end.send(request)
+        return self.receive()
 
-    def answer(self) -> Optional[float]:
-        """What it sends next. UserError where the process has ended."""
+    def receive(self) -> Optional[float]:
+        """The process's next message. Raises UserError if it has ended."""
         try:
             return self.end.recv()
         except (EOFError, OSError):
-            raise UserError(f"--against={self.name}: it failed, as said above" if self.name != "ours" else
-                            "the timing failed, as said above") from None
+            raise UserError(f"--against={self.name}: it failed; see above" if self.name != "ours" else
+                            "the timing failed; see above") from None
 
     def best(self, case: str, config: BenchConfig, repeats: int) -> Optional[float]:
-        """Seconds of the best of so many calls, None where the side has no such case."""
+        """Seconds of the best of `repeats` calls; None if the side has no such case."""
         seconds = self.ask((case, config))
         return seconds and min([seconds, *(self.ask((case, config)) for _ in range(repeats - 1))])
 
 
-# ----- what the figures mean
+# ----- figures derived from the times
 
 
-def lost(config: BenchConfig, seconds: dict[str, float]) -> dict[str, float]:
-    """Shares of the work that nobody asked for, and of a step's time that is the host's."""
-    layers, head = numbers(config)
+def overhead_shares(config: BenchConfig, seconds: dict[str, float]) -> dict[str, float]:
+    """The shares of recomputation, padding and waiting slots in the work, and of the host in a step's time."""
+    layers, head = num_parameters(config)
     lengths, devices = tail_lengths(config), config.machine.host_devices
     again = 2 * head + 2 * layers * config.remat
     parts = len(lengths) // config.micro_rows // devices
@@ -103,22 +103,23 @@ def lost(config: BenchConfig, seconds: dict[str, float]) -> dict[str, float]:
 
 
 def slot_rounds(lengths: np.ndarray) -> int:
-    """Tokens that `sampler.decode` computes for completions that all have a slot, those of waiting slots with them."""
+    """Tokens that `sampler.decode` computes, waiting slots included, for completions that all have a slot."""
     layout = model.LAYOUTS.get(jax.default_backend(), model.Layout())
     sizes = {size for size, _ in sampler.stages(len(lengths), int(lengths.max()), layout)}
     return sum(min(size for size in sizes if size >= (lengths > t).sum()) for t in range(lengths.max()))
 
 
 def decoded_bytes(config: BenchConfig) -> int:
-    """That decoding all tokens after the first reads at least: weights, and the cache up to the farthest token."""
+    """The least bytes that decoding reads after the first token: weights, and the cache up to the current position."""
     shape = shape_of(config)
     token = 2 * 4 * shape.num_layers * shape.num_kv_heads * shape.head_dim
     cache = token * config.rollouts * sum(range(2, config.new_tokens + 1))
-    return cache + 4 * sum(numbers(config)) * (config.new_tokens - 1)
+    return cache + 4 * sum(num_parameters(config)) * (config.new_tokens - 1)
 
 
-def exponents(ours: Side, config: BenchConfig) -> str:
-    """How the cost of sampling and update grows: slopes of log seconds over the log of what is halved and doubled."""
+def fit_exponents(ours: Side, config: BenchConfig) -> str:
+    """A table of how the times of sampling and update grow with completions, their length and layers: the slopes of log
+    seconds over the log of each, halved and doubled."""
     rows = []
     for name in ("rollouts", "new_tokens", "num_layers"):
         value = getattr(config, name)
@@ -130,8 +131,8 @@ def exponents(ours: Side, config: BenchConfig) -> str:
     return markdown_table(["what grows", "to", "sampling", "update"], rows)
 
 
-def operations(folder: str) -> str:
-    """The operations of the newest trace of a folder, by kind, with their seconds and share."""
+def operations_table(folder: str) -> str:
+    """A table of the newest trace in a folder: the kinds of operations that took longest, their seconds and shares."""
     newest = max(glob.glob(f"{folder}/**/*.xplane.pb", recursive=True), key=lambda x: pathlib.Path(x).stat().st_mtime)
     spent: dict[str, float] = collections.Counter()
     for plane in jax.profiler.ProfileData.from_file(newest).planes:
@@ -148,7 +149,7 @@ def operations(folder: str) -> str:
 
 
 def run(config: BenchConfig) -> str:
-    """A Markdown page of medians, shares and ratios. UserError for completions that do not divide."""
+    """A Markdown page of times, shares and ratios. UserError if completions do not divide into micro-batches."""
     for flag in ("rollouts", "tail_rollouts"):
         if getattr(config, flag) % (config.micro_rows * config.machine.host_devices):
             raise UserError(f"--{flag}={getattr(config, flag)} is not a multiple of --micro_rows x --host_devices = "
@@ -162,19 +163,19 @@ def run(config: BenchConfig) -> str:
                 timed[case][name] = side.best(case, config, config.repeats if case in listed else 10)
                 bar.update()
             if name == "ours" and config.exponents:
-                more.append(exponents(side, config))
+                more.append(fit_exponents(side, config))
             if name == "ours" and config.profile:
                 side.ask(("profile", config))
-                more.append(operations(config.profile))
+                more.append(operations_table(config.profile))
             memory[name] = side.ask(None)
     return format_page(config, timed, memory, more)
 
 
 def format_page(config: BenchConfig, timed: dict, memory: dict[str, float], more: list[str]) -> str:
-    """`timed` has the seconds of each side, by case; `memory` gigabytes by side."""
+    """The page. `timed` has the seconds by case and side, `memory` gigabytes by side, `more` further tables."""
     ours = {case: seconds["ours"] for case, seconds in timed.items()}
     flops, listed, peers = PEAK / ours["peak"], cases(config), list(memory)[1:]
-    bytes_a_second, active = 2 * MOVED / ours["bandwidth"], sum(numbers(config))
+    bytes_a_second, active = 2 * MOVED / ours["bandwidth"], sum(num_parameters(config))
     decode = {side: None if timed["sampling"][side] is None else timed["sampling"][side] - timed["first"][side]
               for side in memory}
     tokens = config.rollouts * (config.new_tokens - 1)
@@ -185,31 +186,33 @@ def format_page(config: BenchConfig, timed: dict, memory: dict[str, float], more
         header += [f"{peer}, seconds", f"{peer} / ours"]
     for case, seconds in shown:
         mine, useful = seconds["ours"], active * (2 * case.sampled + 6 * case.learnt)
-        rows.append([case.says, f"{mine:.2f}", f"{(case.sampled or case.learnt) / mine:.0f}",
+        rows.append([case.description, f"{mine:.2f}", f"{(case.sampled or case.learnt) / mine:.0f}",
                      f"{useful / mine / flops:.0%}"])
         for theirs in map(seconds.get, peers):
             rows[-1] += ["-", "-"] if theirs is None else [f"{theirs:.2f}", f"{theirs / mine:.2f}"]
     read = decoded_bytes(config) / decode["ours"] / bytes_a_second
     return "\n\n".join([
         "# Sampling, update and whole steps" + (f" against {', '.join(peers)}" if peers else ""),
-        f"SmolLM2-135M shapes, {config.num_layers} layers, float32, random weights. {here(peers)}\n"
+        f"SmolLM2-135M shapes, {config.num_layers} layers, float32, random weights. {describe_versions(peers)}\n"
         f"Peak: {flops / 1e9:.0f} GFLOP/s in products of a micro-batch's feed-forward layers; bandwidth: "
         f"{bytes_a_second / 1e9:.0f} GB/s.\n"
-        "Useful are 2 FLOPs a parameter for a sampled token, 6 for one that is learnt from.", markdown_table(header, rows),
+        "Useful are 2 FLOPs a parameter for a sampled token, 6 for one that is learnt from.",
+        markdown_table(header, rows),
         f"Decoding reads weights and cache once a token, at {read:.0%} of the bandwidth.\n"
         f"Most memory, GB: " + ", ".join(f"{name} {x:.1f}" for name, x in memory.items()) + ".",
-        markdown_table(["share", ""], [[name, f"{x:.0%}"] for name, x in lost(config, ours).items()]),
-        *more, f"`{command(config)}`, commit {commit()}; each side alone, the best of {config.repeats} calls."]) + "\n"
+        markdown_table(["share", ""], [[name, f"{x:.0%}"] for name, x in overhead_shares(config, ours).items()]),
+        *more,
+        f"`{format_command(config)}`, commit {commit()}; each side alone, the best of {config.repeats} calls.\n"])
 
 
-def command(config: BenchConfig) -> str:
-    """The command with all its flags, so that later defaults do not change it; without those that name files."""
+def format_command(config: BenchConfig) -> str:
+    """The command with all its flags, so that later defaults do not change it, except those that name files."""
     files = ("--out=", "--compilation_cache=", "--profile=")
     flags = [line for line in flag_lines(config) if not line.startswith(files)]
     return " ".join(["python -m scripts.bench", *flags])
 
 
-def here(peers: list[str]) -> str:
+def describe_versions(peers: list[str]) -> str:
     cpu = pathlib.Path("/proc/cpuinfo")
     kind = "" if not cpu.is_file() else ", with AVX-512" if "avx512f" in cpu.read_text() else ", without AVX-512"
     ours = f"jax {jax.__version__} on {jax.devices()[0].device_kind}{kind}"

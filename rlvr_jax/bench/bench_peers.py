@@ -1,4 +1,4 @@
-"""The programs that `bench` times beside this one, as their users run them, with the same shapes and random weights."""
+"""Other programs that `bench` times, used as their documentation shows, with the same shapes and random weights."""
 
 import importlib.metadata
 import importlib.util
@@ -21,7 +21,7 @@ def version(peer: str) -> str:
 
 
 def torch_model(shape):
-    """The shapes in transformers."""
+    """A transformers model of these shapes. Raises UserError if transformers is not installed."""
     if not importlib.util.find_spec("transformers"):
         raise UserError("--against needs transformers and torch: pip install -e '.[parity]'")
     import transformers
@@ -34,7 +34,7 @@ def torch_model(shape):
 
 
 class Transformers:
-    """Sampling by `generate`, gradients by `backward`. There is no optimiser, and no update."""
+    """Sampling by `generate` and gradients by `backward`; without an optimiser there is no update."""
 
     def __init__(self, config):
         import torch
@@ -47,25 +47,25 @@ class Transformers:
         if name == "tail":
             lengths = work.tail_lengths(config)
         if name in ("sampling", "first", "tail"):
-            return self.sampler(config, lengths)
+            return self.make_sampler(config, lengths)
         if name in ("rows", "shared"):
-            return self.gradient()
+            return self.make_gradient()
         return None
 
-    def sampler(self, config, lengths) -> Callable[[], None]:
+    def make_sampler(self, config, lengths) -> Callable[[], None]:
         torch, size = self.torch, config.prompt_tokens
         ids, lengths = torch.tensor(work.prompt_of(config))[None], torch.tensor(lengths)
-        def ended(seen, scores, **_):  # rows that have their length: the others go on alone
+        def has_ended(seen, scores, **_):  # of each row; the others go on
             return lengths <= seen.shape[1] - size
 
         def generate():
             with torch.no_grad():
                 self.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0,
                                     num_return_sequences=len(lengths), max_new_tokens=int(lengths.max()),
-                                    stopping_criteria=[ended])
+                                    stopping_criteria=[has_ended])
         return generate
 
-    def gradient(self) -> Callable[[], None]:
+    def make_gradient(self) -> Callable[[], None]:
         ids = self.torch.tensor(np.random.default_rng(0).integers(0, 49_152, (work.ROWS, work.TOKENS)))
         def backward():
             self.model.train()
@@ -76,7 +76,7 @@ class Transformers:
 
 
 class TRL:
-    """Whole steps of `GRPOTrainer`, which runs in a thread and waits between its steps."""
+    """Whole steps of `GRPOTrainer`, which runs in a thread and waits for the next call after each."""
 
     def __init__(self, config):
         del config
@@ -87,7 +87,7 @@ class TRL:
         begin, ended = queue.Queue(), queue.Queue()
         def train():
             try:
-                self.trainer(config, begin, ended).train()
+                self.make_trainer(config, begin, ended).train()
             except BaseException as error:
                 ended.put(error)
         threading.Thread(target=train, daemon=True).start()
@@ -98,7 +98,7 @@ class TRL:
                 raise error
         return step
 
-    def trainer(self, config, begin: queue.Queue, ended: queue.Queue):
+    def make_trainer(self, config, begin: queue.Queue, ended: queue.Queue):
         import datasets
         import tempfile
         import tokenizers
@@ -111,7 +111,7 @@ class TRL:
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="0", pad_token="0")
         prompt = " ".join(map(str, work.prompt_of(config)))
 
-        class Waits(transformers.TrainerCallback):
+        class WaitForCall(transformers.TrainerCallback):
             def on_step_begin(self, *_, **__):
                 begin.get()
 
@@ -128,7 +128,7 @@ class TRL:
         return trl.GRPOTrainer(
             torch_model(shape), lambda completions, **_: list(noise.normal(size=len(completions))), args,
             datasets.Dataset.from_dict({"prompt": [prompt] * config.rollouts}), processing_class=tokenizer,
-            callbacks=[Waits()])
+            callbacks=[WaitForCall()])
 
 
 PEERS = dict(zip(work.PEERS, (Transformers, TRL)))

@@ -1,4 +1,4 @@
-"""What `bench` times: the cases, and this program's side of them."""
+"""The cases that `bench` times, and this program's side of them."""
 
 from typing import Callable, NamedTuple
 
@@ -14,12 +14,12 @@ from rlvr_jax.model import ModelConfig
 from rlvr_jax.records import Batch, Prompts
 from rlvr_jax.runs.machine import MachineConfig
 
-# Of `bench_peers`, and what of them is timed.
+# The programs of `bench_peers`, and what is timed of each.
 PEERS = {"transformers": "sampling and gradients", "trl": "whole steps of GRPOTrainer"}
-ROWS, TOKENS = 16, 128  # of the gradients
+ROWS, TOKENS = 16, 128  # of the batches whose gradients are timed
 END = 0  # the token that ends completions
-PEAK = 1e11  # FLOPs of the products by which the peak is measured
-MOVED = 2**29  # bytes that are read, and written, to measure the bandwidth
+PEAK = 1e11  # FLOPs of the matrix products that measure the peak
+MOVED = 2**29  # bytes that are read, and as many written, to measure the bandwidth
 
 
 class BenchConfig(Config):
@@ -40,15 +40,15 @@ class BenchConfig(Config):
     num_layers: int = flag(30, "layers; 30 is SmolLM2-135M", minimum=1)
     exponents: bool = flag(False, "time halves and doubles too, and fit how the cost grows with completions, their "
                            "length and layers")
-    profile: str = flag("", "folder for a trace of one update and one call of the sampler; the operations where "
-                        "the time goes are added to the table")
+    profile: str = flag("", "folder for a trace of one update and one call of the sampler; the page then lists the "
+                        "operations that take longest")
 
 
 class Case(NamedTuple):
-    """What a call does."""
+    """What is timed as one call."""
 
-    says: str
-    sampled: int = 0  # tokens drawn
+    description: str
+    sampled: int = 0  # tokens sampled
     learnt: int = 0  # tokens learnt from
 
 
@@ -69,13 +69,13 @@ def cases(config: BenchConfig) -> dict[str, Case]:
 
 
 def shape_of(config: BenchConfig) -> ModelConfig:
-    """SmolLM2-135M's shapes, with so many layers."""
+    """SmolLM2-135M's shapes, with `num_layers` layers."""
     return ModelConfig(vocab_size=49_152, num_layers=config.num_layers, d_model=576, num_heads=9, num_kv_heads=3,
                        head_dim=64, d_ff=1536, max_seq_len=2048)
 
 
-def numbers(config: BenchConfig) -> tuple[int, int]:
-    """Parameters that a token is multiplied with: (in the layers, in the head)."""
+def num_parameters(config: BenchConfig) -> tuple[int, int]:
+    """Parameters that each token is multiplied with: (in the layers, in the head)."""
     shape = shape_of(config)
     shapes = jax.eval_shape(lambda: model.init_params(jax.random.key(0), shape))
     return sum(x.size for x in jax.tree.leaves(shapes["layers"]) if x.ndim == 3), shape.vocab_size * shape.d_model
@@ -86,33 +86,33 @@ def prompt_of(config: BenchConfig) -> np.ndarray:
 
 
 def tail_lengths(config: BenchConfig) -> np.ndarray:
-    """Lengths whose logarithm is normal, i[rows]."""
-    drawn = np.random.default_rng(0).normal(np.log(config.tail_tokens / 8), 1.0, config.tail_rollouts)
-    return np.clip(np.exp(drawn), 1, config.tail_tokens).astype(int)
+    """Log-normal lengths of the completions of the long tail, i[tail_rollouts]."""
+    lengths = np.exp(np.random.default_rng(0).normal(np.log(config.tail_tokens / 8), 1.0, config.tail_rollouts))
+    return np.clip(lengths, 1, config.tail_tokens).astype(int)
 
 
 class Ours:
-    """This program's side. Parameters are kept between cases; the state is that of the last update."""
+    """This program's side. Cases of one number of layers share a state, which updates change."""
 
     def __init__(self, config: BenchConfig):
         jax.config.update("jax_num_cpu_devices", config.machine.host_devices)
         self.states = {}
 
     def make(self, name: str, config: BenchConfig) -> Callable[[], None]:
-        """What is timed as case `name`."""
+        """The call that is timed as case `name`."""
         if name in ("peak", "bandwidth"):
-            return {"peak": peak, "bandwidth": bandwidth}[name](config)
+            return make_products(config) if name == "peak" else make_copy()
         if name == "profile":
-            return self.profiled(config)
+            return self.make_trace(config)
         if name in ("rows", "shared"):
-            return gradient(config, self.params(config), 1 if name == "rows" else TOKENS // 2)
+            return make_gradient(config, self.params(config), 1 if name == "rows" else TOKENS // 2)
         lengths = tail_lengths(config) if name.startswith("tail") else np.full(config.rollouts, config.new_tokens)
         if name == "first":
             lengths = np.ones_like(lengths)
-        flags, prompt = flags_of(config, lengths), prompt_of(config)
+        flags, prompt = grpo_config(config, lengths), prompt_of(config)
         policy = Policy(shape_of(config), None, (END,))
         run_sampler = sampler.make_sampler(policy.config, sampler.Decoding((END,), flags.sampling.max_new_tokens),
-                                           sample_fn=ending_at(lengths))
+                                           sample_fn=make_sample_fn(lengths))
         programs = grpo.compile_programs(policy, flags)._replace(sample=run_sampler)
         prompts = Prompts(prompt[None].astype(np.int32), np.array([len(prompt)], np.int32))
         problems, index = grpo.Problems(prompts, np.ones(1, int)), np.zeros(len(lengths), np.int32)
@@ -133,21 +133,21 @@ class Ours:
         return {"sampling": sample, "first": sample, "tail": sample, "update": update, "tail_update": update,
                 "step": step}[name]
 
-    def profiled(self, config: BenchConfig) -> Callable[[], None]:
+    def make_trace(self, config: BenchConfig) -> Callable[[], None]:
         calls = [self.make(name, config) for name in ("sampling", "update")]
         for call in calls:
             call()
 
-        def traced():
+        def trace():
             with jax.profiler.trace(config.profile):
                 for call in calls:
                     call()
-        return traced
+        return trace
 
     def state(self, config: BenchConfig):
         if config.num_layers not in self.states:
             params = jax.jit(model.init_params, static_argnums=1)(jax.random.key(0), shape_of(config))
-            flags = flags_of(config, np.full(config.rollouts, config.new_tokens))
+            flags = grpo_config(config, np.full(config.rollouts, config.new_tokens))
             self.states = {config.num_layers: parallel.place_state(
                 grpo.initial_state(Policy(shape_of(config), params, (END,)), flags))}
         return self.states[config.num_layers]
@@ -156,15 +156,15 @@ class Ours:
         return jax.tree.map(lambda x: x[0], self.state(config).params)
 
 
-def flags_of(config: BenchConfig, lengths: np.ndarray) -> GRPOConfig:
-    """A run with one group of completions as long as these."""
+def grpo_config(config: BenchConfig, lengths: np.ndarray) -> GRPOConfig:
+    """A step of one group, whose completions have these lengths."""
     parts = max(len(lengths) // (config.micro_rows * config.machine.host_devices), 1)
     return GRPOConfig.from_flags(num_prompts=1, group_size=len(lengths), max_new_tokens=int(lengths.max()),
                                  grad_accumulation=parts, remat=config.remat, track_kl=False)
 
 
-def ending_at(lengths: np.ndarray) -> Callable:
-    """`sampler.sample`, with completions that end at these lengths and no sooner than chance has it."""
+def make_sample_fn(lengths: np.ndarray) -> Callable:
+    """`sampler.sample` with an end token forced at these lengths; a completion may still end sooner by chance."""
     def sample_fn(params, shape, prompts, rows, decoding):
         last_B = jnp.array(lengths, jnp.int32)[rows.numbers] - 1
         given = jnp.full((len(last_B), decoding.max_new_tokens), -1, jnp.int32)
@@ -173,8 +173,8 @@ def ending_at(lengths: np.ndarray) -> Callable:
     return sample_fn
 
 
-def gradient(config: BenchConfig, params, prompt_tokens: int) -> Callable:
-    """Gradient of the mean log-probability of the rows' tokens after the prompt, which all rows share."""
+def make_gradient(config: BenchConfig, params, prompt_tokens: int) -> Callable:
+    """Computes the gradient of the mean log-probability of rows that share a prompt of `prompt_tokens`."""
     rng, shape = np.random.default_rng(0), shape_of(config)
     prompts = Prompts(jnp.array(rng.integers(0, 49_152, (1, prompt_tokens)), jnp.int32), jnp.array([prompt_tokens]))
     completions = jnp.array(rng.integers(0, 49_152, (ROWS, TOKENS + (prompt_tokens == 1) - prompt_tokens)), jnp.int32)
@@ -184,20 +184,20 @@ def gradient(config: BenchConfig, params, prompt_tokens: int) -> Callable:
     return lambda: jax.block_until_ready(run(params))
 
 
-def peak(config: BenchConfig) -> Callable:
-    """`PEAK` FLOPs of products as large as those of a micro-batch's feed-forward layers."""
+def make_products(config: BenchConfig) -> Callable:
+    """Computes matrix products of `PEAK` FLOPs in all, each as large as that of a micro-batch's feed-forward layer."""
     shape, rows = shape_of(config), config.micro_rows * config.new_tokens
     x, y = jnp.ones((rows, shape.d_model)), jnp.ones((shape.d_model, shape.d_ff))
     product, times = jax.jit(jnp.matmul), round(PEAK / (2 * rows * shape.d_model * shape.d_ff))
 
     def multiply():
-        for _ in range(times):  # keeping all results would measure how fast memory is handed out
+        for _ in range(times):  # keeping all results would time the allocation of memory
             result = product(x, y)
         result.block_until_ready()
     return multiply
 
 
-def bandwidth(config: BenchConfig) -> Callable:
+def make_copy() -> Callable:
     """Reads and writes `MOVED` bytes in place."""
     held, add = [jnp.ones(MOVED // 4)], jax.jit(lambda x: x + 1, donate_argnums=0)
 

@@ -1,9 +1,9 @@
-"""Whether a training run fits a chip that is not here, and how fast it could be: its programs, compiled for the chip.
+"""Compiles a training run's programs for a chip that you need not have: whether they fit, and how fast they could be.
 
-They are lowered from shapes alone, as `grpo.compile_programs` makes them. A peak is what the compiler says of one
-program, with what stays beside it on the device. The time is a bound, the roofline's, by the operations and bytes a
-second that the chip's maker publishes: where all completions are as long as they may be, and where they have 40 % of
-that on average; not of small models, which caches hold. Nothing is run, and communication is not counted.
+The programs of `grpo.compile_programs` are lowered from shapes alone; nothing is run. The peak memory of a program is
+what the compiler reports, plus the state that stays beside it on the device. The time of a call is the roofline's lower
+bound by the chip's published FLOP/s and bandwidth, without communication, for completions of the full length and for a
+mean of 40 % of it. Small models, which fit in caches, get no time.
 """
 
 import bisect
@@ -13,7 +13,7 @@ import math
 import pathlib
 import re
 import time
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ from rlvr_jax.ops import ATTENTION, RopeScaling
 from rlvr_jax.pretrained import huggingface, loading
 from rlvr_jax.records import Batch, Prompts
 from rlvr_jax.runs import files
-from rlvr_jax.runs.machine import size
+from rlvr_jax.runs.machine import num_bytes
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.sampler import Request
 from rlvr_jax.tasks import families
@@ -38,7 +38,7 @@ from rlvr_jax.training import pretrain
 from rlvr_jax.training.train import TrainConfig
 
 _QWEN = dict(max_seq_len=4096, rope_theta=10_000.0, qkv_bias=True)
-# The published shapes, by the names of their Hugging Face repositories in lower case.
+# Published models by the names of their Hugging Face repositories in lower case.
 SHAPES = {
     "qwen2.5-math-1.5b": ModelConfig(vocab_size=151_936, num_layers=28, d_model=1536, num_heads=12, num_kv_heads=2,
                                      head_dim=128, d_ff=8960, **_QWEN),
@@ -48,41 +48,41 @@ SHAPES = {
                                          head_dim=128, d_ff=8192, max_seq_len=131_072, rope_theta=500_000.0,
                                          rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), norm_eps=1e-5),
 }
-EVAL_ROWS = 512  # completions that `measure.measure_heldout` hands to the sampler at a time, over all devices
+EVAL_ROWS = 512  # completions that `measure.measure_heldout` samples at a time, over all devices
 
-LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}  # proposed where nothing fits
+LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}  # what --fit proposes if nothing else fits
 
 
 class CompileConfig(Config):
     """The programs of a training run with these flags, compiled for a chip."""
 
     train: TrainConfig = TrainConfig()
-    chip: str = flag("", "chips to compile for, joined by commas; empty: say at once what stays on each device of "
-                     "all of them, without a compiler; here: which chip this machine has, and what was compiled for "
-                     "it", lambda: published.CHIPS, listed=True)
-    shape: str = flag("", "a published model in place of --model, by its shape: a row of the table SHAPES of "
-                      "rlvr_jax/chips/compile.py; without either it is the tiny base")
+    chip: str = flag("", "chips to compile for, joined by commas; empty: print how much memory the state takes on each "
+                     "of them, without a compiler; here: which chip this machine has, and what was compiled for it",
+                     lambda: published.CHIPS, listed=True)
+    shape: str = flag("", "a published model in place of --model: a row of the table SHAPES of "
+                      "rlvr_jax/chips/compile.py; without either, the tiny base model")
     num_problems: int = flag(1, "distinct problems trained on: more than one with --example=all", minimum=1)
     prompt_tokens: int = flag(0, "tokens of the longest prompt; 0: max_prompt_tokens, or what the model's window "
                               "leaves", minimum=0)
-    name_flagfile: bool = flag(False, "with --chip=here: print the flag file for this machine alone")
-    fit: bool = flag(False, "find the largest micro-batch and the most slots that fit, with LoRA where nothing does")
-    out: str = flag("", "file of JSON that gets what was found, too")
-    page: str = flag("", "run the commands of this script at the heads of configs/*.flags instead, and write what "
-                     "they find to this page; those in the record beside it, PAGE.json, are not run again")
+    name_flagfile: bool = flag(False, "with --chip=here: print only the flag file for this machine")
+    fit: bool = flag(False, "find the largest micro-batch and the most slots that fit; LoRA if nothing else fits")
+    out: str = flag("", "JSON file for the results")
+    page: str = flag("", "instead, run the commands of this script at the heads of configs/*.flags, except those whose "
+                     "results PAGE.json beside the page has, and write all results to this page")
 
 
 class Program(NamedTuple):
-    """One that a run calls."""
+    """A program that a run calls."""
 
     mapped: Callable
-    args: tuple  # arrays, or their shapes; the first is of the state
-    tokens: int  # that a call draws or learns from, on all devices
+    args: tuple  # arrays, or their shapes; the first belongs to the state
+    tokens: int  # sampled or learnt from in a call, on all devices
     loads: list[Load]  # one for each of POWERS
 
 
 def shape_of(config: CompileConfig) -> ModelConfig:
-    """The model that the flags name; of a Hugging Face folder only config.json is read."""
+    """The configuration of the model that the flags name; reads only config.json of a Hugging Face folder."""
     choice, shares = config.train.choice, {"arithmetic": 1.0}
     file = pathlib.Path(choice.model) / "config.json"
     if config.shape not in ("", *SHAPES):
@@ -109,13 +109,13 @@ def state_of(config: GRPOConfig, shape: ModelConfig, devices: int):
     return jax.tree.map(place, state, parallel.divided_leaves(state, devices))
 
 
-def resident(config: GRPOConfig, shape: ModelConfig, devices: int) -> int:
-    """Bytes that stay on each device from the first step to the last: parameters, moments and reference."""
-    return size(state_of(config, shape, devices)) // devices
+def state_bytes(config: GRPOConfig, shape: ModelConfig, devices: int) -> int:
+    """Bytes of the state on each device: parameters, Adam's moments and reference."""
+    return num_bytes(state_of(config, shape, devices)) // devices
 
 
 def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
-    """Positions of a prompt, a multiple of 16. UserError where completions leave it none."""
+    """Tokens of a padded prompt, a multiple of 16. Raises UserError if completions leave it no room."""
     tokens = config.train.grpo.sampling.max_new_tokens
     width = config.prompt_tokens or config.train.source.prompt.max_prompt_tokens or shape.max_seq_len - tokens
     if not 0 < width <= shape.max_seq_len - tokens:
@@ -179,32 +179,32 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
 
 
 @functools.cache
-def measured(config: CompileConfig, name: str, which: str) -> dict:
-    """What the compiler says of one of the programs, for the chip of that name: "peak" bytes of a device, with what
-    stays beside the program, and what a call takes at least; "refused" is why there is none."""
+def compile_program(config: CompileConfig, name: str, which: str) -> dict:
+    """Compiles one of `programs_of` for the chip `name`: the "peak" bytes of a device, with the state that stays there,
+    and the least costs of a call; or "refused", the compiler's reason, and the peak if the reason states one."""
     chip, shape = published.named(name), shape_of(config)
     program = programs_of(config, shape, published.devices(chip))[which]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.args)
-    beside = resident(config.train.grpo, shape, chip.devices) - size(program.args[0]) // chip.devices
-    begun = time.process_time()
+    beside = state_bytes(config.train.grpo, shape, chip.devices) - num_bytes(program.args[0]) // chip.devices
+    start = time.process_time()
     try:
-        made = program.mapped.lower(*shapes).compile(compiler_options=chip.options)
+        compiled = program.mapped.lower(*shapes).compile(compiler_options=chip.options)
     except jax.errors.JaxRuntimeError as error:
-        wanted = re.search(r"required.*?\(([\d.]+)G\) exceeds", str(error))
-        return {"seconds": time.process_time() - begun, "refused": str(error).splitlines()[0],
-                "peak": float(wanted[1]) * published.GIB + beside if wanted else None}
-    seconds, peaks = time.process_time() - begun, [chip.peak["float32"], chip.peak[shape.dtype]]
-    jaxpr, counted = jax.make_jaxpr(program.mapped)(*shapes).jaxpr, cost.counted(made.as_text())
-    every = [(cost.flops(jaxpr, *load), counted(*load)) for load in program.loads]
-    best, average = (max(sum(flops / peaks), moved.bytes / chip.bandwidth) for flops, moved in every)
-    (flops, whole), _ = every
-    return {"seconds": seconds, "peak": made.memory_analysis().peak_memory_in_bytes + beside, "flops": sum(flops),
-            "best": best, "at_40": average, "by_cycles": whole.cycles and whole.cycles / chip.clock,
-            "tokens": program.tokens / best, **whole._asdict()}
+        required = re.search(r"required.*?\(([\d.]+)G\) exceeds", str(error))
+        return {"seconds": time.process_time() - start, "refused": str(error).splitlines()[0],
+                "peak": float(required[1]) * published.GIB + beside if required else None}
+    seconds, peaks = time.process_time() - start, [chip.peak["float32"], chip.peak[shape.dtype]]
+    jaxpr, cost_of = jax.make_jaxpr(program.mapped)(*shapes).jaxpr, cost.parse_cost(compiled.as_text())
+    costs = [(cost.flops(jaxpr, *load), cost_of(*load)) for load in program.loads]
+    best, average = (max(sum(flops / peaks), moved.bytes / chip.bandwidth) for flops, moved in costs)
+    flops, longest = costs[0]
+    return {"seconds": seconds, "peak": compiled.memory_analysis().peak_memory_in_bytes + beside, "flops": sum(flops),
+            "best": best, "at_40": average, "by_cycles": longest.cycles and longest.cycles / chip.clock,
+            "tokens": program.tokens / best, **longest._asdict()}
 
 
-def fitted(config: CompileConfig, name: str) -> CompileConfig:
-    """The flags with the largest micro-batch and the most slots that fit, or with 1 of what does not fit at all."""
+def fit_flags(config: CompileConfig, name: str) -> CompileConfig:
+    """The flags with the largest micro-batch and the most slots that fit the chip; 1 of what does not fit at all."""
     flags, chip = config.train.grpo, published.named(name)
     with parallel.compiling_for(published.devices(chip)):
         rows = grpo.check(flags.with_flags(grad_accumulation=1))
@@ -213,49 +213,51 @@ def fitted(config: CompileConfig, name: str) -> CompileConfig:
                "sampling": [{"num_slots": 1 << i} for i in range(sampled.bit_length())]}
     for which, options in choices.items():
         more = bisect.bisect_left(options, True, key=lambda option: chip.usable < (
-            measured(config.with_flags(**option), name, which)["peak"] or math.inf))
+            compile_program(config.with_flags(**option), name, which)["peak"] or math.inf))
         config = config.with_flags(**options[max(more - 1, 0)])
     return config
 
 
 def remedies(config: CompileConfig, chip: published.Chip, shape: ModelConfig) -> str:
-    """What could make a run fit: where its state takes less than half of the memory, and programs have the rest."""
+    """The flags that could make a run fit: those with which its state takes less than half of the memory."""
     flags, ways = config.train.grpo, []
-    lora = resident(flags.with_flags(**LORA), shape, chip.devices)
+    lora = state_bytes(flags.with_flags(**LORA), shape, chip.devices)
     if flags.adapter.trainable == "all" and lora < chip.usable / 2:
-        ways.append(f"{written(LORA)} (a state of {lora / 1e9:.1f} GB)")
-    parts = {count: resident(flags.with_flags(divide_state=True), shape, count) for count in (2, 4, 8, 16)
+        ways.append(f"{format_flags(LORA)} (a state of {lora / 1e9:.1f} GB)")
+    parts = {count: state_bytes(flags.with_flags(divide_state=True), shape, count) for count in (2, 4, 8, 16)
              if count >= chip.devices + flags.update.divide_state}
     ways += [f"--divide_state over {count} such devices ({part / 1e9:.1f} GB each)" for count, part in parts.items()
-             if part < chip.usable / 2][:1] + ["what --fit finds"] * (not config.fit)
+             if part < chip.usable / 2][:1]
+    ways += [] if config.fit else ["what --fit finds"]
     return f"; could fit with {', or '.join(ways)}" if ways else ""
 
 
 def compile_for_chip(config: CompileConfig, name: str) -> dict:
-    """All that is found about a chip. A state that is not divided is made on a device, and then copied to all."""
+    """The record of a chip, as --out has it: each program's costs, a verdict, and lower bounds of a step's time."""
     chip, shape = published.named(name), shape_of(config)
-    state = resident(config.train.grpo, shape, chip.devices)
-    begins = state if config.train.grpo.update.divide_state else 2 * state
-    config = fitted(config, name) if config.fit and begins <= chip.usable else config
-    flags, programs = config.train.grpo, {"start": {"peak": begins}}
+    state = state_bytes(config.train.grpo, shape, chip.devices)
+    start = state if config.train.grpo.update.divide_state else 2 * state  # one device makes it, then all get a copy
+    config = fit_flags(config, name) if config.fit and start <= chip.usable else config
+    flags, programs = config.train.grpo, {"start": {"peak": start}}
     with parallel.compiling_for(published.devices(chip)):
         micro_rows = grpo.check(flags)
     for which in programs_of(config, shape, published.devices(chip)):
-        programs[which] = measured(config, name, which)
+        programs[which] = compile_program(config, name, which)
     calls = {"sampling": 1, "log-probabilities": flags.measure_kl + (flags.update.updates_per_batch > 1),
              "update": flags.update.updates_per_batch}
     step, average = (sum(count * (programs[which].get(column) or math.inf) for which, count in calls.items() if count)
                      for column in ("best", "at_40"))
-    over = [f"{which}, {one['peak'] / 1e9:.1f} GB" if one["peak"] else f"{which}, which the compiler gives up"
-            for which, one in programs.items() if (one["peak"] or math.inf) > chip.usable]
-    largest = max(one["peak"] or 0 for one in programs.values())
+    peaks = {which: program["peak"] for which, program in programs.items()}  # None where the compiler gives up
+    over = [f"{which}, {peak / 1e9:.1f} GB" if peak else f"{which}, which the compiler gives up"
+            for which, peak in peaks.items() if (peak or math.inf) > chip.usable]
+    largest = max(peak or 0 for peak in peaks.values())
     pace = f", at best {step:.3g} s a step, {average:.3g} at 40 % of the longest" if state >= here.CACHED else ""
     verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
                f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB{pace}")
     if largest > chip.usable and config.fit and flags.adapter.trainable == "all":
         other = compile_for_chip(config.with_flags(**LORA), name)
         other["flags"] = LORA | other["flags"]
-        return other | {"verdict": f"{verdict}; with {written(other['flags'])} it {other['verdict']}"}
+        return other | {"verdict": f"{verdict}; with {format_flags(other['flags'])} it {other['verdict']}"}
     return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {published.version(name)}",
             "usable": chip.usable, "state": state, "micro_rows": micro_rows, "programs": programs,
             "step": step if step < math.inf else None, "step_at_40": average if step < math.inf else None,
@@ -263,31 +265,33 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
             "verdict": verdict + (remedies(config, chip, shape) if largest > chip.usable else "")}
 
 
-def written(flags: dict) -> str:
+def format_flags(flags: dict) -> str:
     return " ".join(f"--{name}={value}" for name, value in flags.items())
 
 
-def shown(one: dict) -> str:
-    """The table of one chip, and the verdict."""
-    usable = one["usable"]
-    fits = lambda peak: "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= usable else 'does not fit'}"
+def format_chip(result: dict) -> str:
+    """The table of one chip's record, and its verdict."""
+    def format_peak(peak: Optional[float]) -> str:
+        return "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= result['usable'] else 'does not fit'}"
+
     columns = {"seconds": "CPU seconds to compile", "flops": "FLOPs a call", "bytes": "bytes a call",
                "by_cycles": "by the compiler's cycles", "kernels": "kernels a call", "step_kernels": "kernels a token"}
-    if one["state"] >= here.CACHED:
+    if result["state"] >= here.CACHED:
         columns |= {"best": "seconds at best", "at_40": "at 40 %", "tokens": "tokens/s at best"}
-    rows = [[which, fits(program["peak"]), *(f"{program[key]:.4g}" if program.get(key) else "" for key in columns),
-             program.get("refused", "")] for which, program in one["programs"].items()]
-    header = ["program", f"peak of {usable / 1e9:.2f} GB", *columns.values(), "the compiler says"]
-    return (f"{one['chip']}, devices: {one['devices']}, {one['compiler']}; {written(one['flags'])}: "
-            f"{one['micro_rows']} rows a micro-batch\n\n{markdown_table(header, rows)}\n\n"
-            f"{one['chip']}: {one['verdict']}")
+    rows = [[which, format_peak(program["peak"]),
+             *(f"{program[key]:.4g}" if program.get(key) else "" for key in columns), program.get("refused", "")]
+            for which, program in result["programs"].items()]
+    header = ["program", f"peak of {result['usable'] / 1e9:.2f} GB", *columns.values(), "the compiler says"]
+    return (f"{result['chip']}, devices: {result['devices']}, {result['compiler']}; {format_flags(result['flags'])}: "
+            f"{result['micro_rows']} rows a micro-batch\n\n{markdown_table(header, rows)}\n\n"
+            f"{result['chip']}: {result['verdict']}")
 
 
-def residents(config: GRPOConfig, shape: ModelConfig) -> str:
-    """A table of what stays on each device of each chip: parameters, moments and reference."""
+def state_table(config: GRPOConfig, shape: ModelConfig) -> str:
+    """A table of the memory that the state takes on each chip's devices, whole and divided."""
     rows = []
     for name, chip in published.CHIPS.items():
-        whole, part = (resident(config.with_flags(divide_state=divide), shape, chip.devices)
+        whole, part = (state_bytes(config.with_flags(divide_state=divide), shape, chip.devices)
                        for divide in (False, True))
         rows.append([name, chip.devices, *(f"{x / 1e9:.2f}" for x in (chip.usable, whole, 2 * whole, part)),
                      "fits" if 2 * whole < chip.usable else "--divide_state" if part < chip.usable else "does not fit"])
@@ -296,14 +300,14 @@ def residents(config: GRPOConfig, shape: ModelConfig) -> str:
 
 
 def run(config: CompileConfig) -> str:
-    """What is found about each chip of --chip; without one, what stays on each device, at once."""
+    """What the command prints: a table for each chip of --chip, or one of all chips without."""
     if config.page:
-        return here.whole_page(pathlib.Path(config.page))
+        return here.write_page(pathlib.Path(config.page))
     if config.chip == "here":
         return here.describe_machine(config.name_flagfile)
     if not config.chip:
-        return residents(config.train.grpo, shape_of(config))
-    every = [compile_for_chip(config, name) for name in config.chip.split(",")]
+        return state_table(config.train.grpo, shape_of(config))
+    records = [compile_for_chip(config, name) for name in config.chip.split(",")]
     if config.out:
-        files.write_json(pathlib.Path(config.out), {"chips": every})
-    return "\n\n".join(map(shown, every))
+        files.write_json(pathlib.Path(config.out), {"chips": records})
+    return "\n\n".join(map(format_chip, records))

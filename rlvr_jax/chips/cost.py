@@ -1,8 +1,10 @@
-"""What a call of a compiled program costs one device, counted through its loops, whose bodies compilers count once.
+"""FLOPs, bytes and kernels of one call of a compiled program on one device, with the bodies of loops counted as often
+as they run. XLA's own `cost_analysis` counts each body once.
 
-FLOPs are those of matrix products in what was traced. Bytes and kernels are counted in what was compiled, in its text
-(HLO). Loops that end by what they compute, as those of decoding do, are gone round as often as `rounds` says, one
-after the other. Of a choice the largest counts, or the mean by `weights`, where there are as many.
+FLOPs are those of the matrix products in the jaxpr; bytes and kernels are counted in the text of the compiled program
+(HLO). A loop whose end depends on what it computes, such as the decoding loop, has no trip count there: `rounds` gives
+the trip counts of these loops in their order. Of the branches of a conditional the most expensive counts, or the mean
+by `weights` if there are as many weights as branches.
 """
 
 import functools
@@ -13,18 +15,19 @@ from typing import Callable, NamedTuple, Optional
 import numpy as np
 from jax.interpreters import partial_eval
 
-WIDTH = {"pred": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # no workspace, s8
+# Bytes of a number. s8 is left out: it is the type of a workspace.
+WIDTH = {"pred": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "async-update",
         "async-done"}
 
 
 class Cost(NamedTuple):
-    """Of one call."""
+    """The cost of one call."""
 
-    bytes: float = 0.0  # read from the device's memory and written to it
-    kernels: float = 0.0  # started; on a TPU instructions
-    cycles: float = 0.0  # by a TPU's compiler's own estimates
-    step_kernels: float = 0.0  # of one round of a loop that ends by what it computes, the largest
+    bytes: float = 0.0  # read from the device's memory, plus those written to it
+    kernels: float = 0.0  # started; on a TPU, instructions
+    cycles: float = 0.0  # as a TPU's compiler estimates them
+    step_kernels: float = 0.0  # kernels of one round of the largest loop without a trip count
 
 
 class Line(NamedTuple):
@@ -35,7 +38,7 @@ class Line(NamedTuple):
     kind: str
     operands: list[str]
     rest: str
-    root: bool  # what its computation returns
+    root: bool  # whether it is its computation's result
 
 
 def average_or_largest(costs: list, weights: list[float]):
@@ -43,19 +46,19 @@ def average_or_largest(costs: list, weights: list[float]):
 
 
 def flops(jaxpr, rounds: list[int], weights: list[float]) -> np.ndarray:
-    """Two for each product of numbers in a matrix product: f64[2], of products with an operand in float32, of others.
+    """FLOPs of matrix products, two for each multiplication: f64[2], those with an operand in float32, and the others.
 
-    What no result needs does not count, such as gradients of frozen weights: compilers leave it out. A kernel takes
-    what its body does at every place of its grid; sizes of a grid that are not known before count once, as do loops
-    of a kernel that end by what they compute. cuDNN's attention is two products, backward five.
+    Leaves out what no result needs, as compilers do, such as the gradients of frozen weights. A Pallas kernel costs its
+    body times the size of its grid; unknown dimensions of the grid, and loops of the kernel without a trip count, count
+    once. cuDNN's attention is two products forward and five backward.
     """
     total, rounds = np.zeros(2), iter(rounds)
     for eqn in partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0].eqns:
         kind, operands = eqn.primitive.name, [x.aval for x in eqn.invars[:2]]
         grid = eqn.params["grid_mapping"].grid if kind == "pallas_call" else None
-        told = (rounds, weights) if grid is None else ([], [])
+        loops = (rounds, weights) if grid is None else ([], [])
         values = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else (value,))]
-        inner = [flops(found, *told) for x in values if hasattr(found := getattr(x, "jaxpr", x), "eqns")]
+        inner = [flops(body, *loops) for x in values if hasattr(body := getattr(x, "jaxpr", x), "eqns")]
         if kind == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             products = eqn.outvars[0].aval.size * math.prod(operands[0].shape[i] for i in contracted)
@@ -70,133 +73,144 @@ def flops(jaxpr, rounds: list[int], weights: list[float]) -> np.ndarray:
     return total
 
 
-def parse(text: str) -> tuple[str, dict[str, dict[str, Line]]]:
-    """(name of the entry, the lines of each computation by name)."""
+def parse_hlo(text: str) -> tuple[str, dict[str, dict[str, Line]]]:
+    """(name of the entry computation, {name of a computation: {name of an instruction: Line}})."""
     computations, entry, current = {}, "", {}
     for line in text.splitlines():
         if head := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
             current = computations.setdefault(head[2], {})
             entry = head[2] if head[1] else entry
-        elif found := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)", line):
-            root, name, shape, kind, rest = found.groups()
+        elif match := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)", line):
+            root, name, shape, kind, rest = match.groups()
             current[name] = Line(name, shape, kind, re.findall(r"%([\w.\-]+)", rest.split(")")[0]), rest, bool(root))
     return entry, computations
 
 
-def size(shape: str) -> int:
-    """Bytes of the arrays of a shape, but for those in another memory than the device's, such as a TPU's S(1)."""
+def shape_bytes(shape: str) -> int:
+    """Bytes of a shape's arrays in the device's main memory, so not of those in another, such as a TPU's S(1)."""
     return sum(WIDTH.get(kind, 0) * math.prod(map(int, filter(None, dims.split(","))))
                for kind, dims, layout in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?", shape)
                if not re.search(r"S\([1-9]", layout))
 
 
-def arrays(shape: str) -> list[str]:
+def array_shapes(shape: str) -> list[str]:
+    """The shapes of the arrays in a tuple's shape."""
     return re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", shape)
 
 
-def called(line: Line, names: str) -> list[str]:
-    """The computations that it names under these attributes, a pattern."""
-    found = re.findall(rf"\b(?:{names})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", line.rest)
-    return [name.strip(" %") for several, one in found for name in (several or one).split(",")]
+def called_computations(line: Line, names: str) -> list[str]:
+    """The computations that an instruction calls by the attributes which match the pattern `names`."""
+    matches = re.findall(rf"\b(?:{names})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", line.rest)
+    return [name.strip(" %") for several, one in matches for name in (several or one).split(",")]
 
 
-def under_way(line: Line) -> Optional[tuple[set[int], set[int]]]:
-    """(outputs, operands) that a fusion of a TPU only hands on, as a collective goes on beside it; None of others."""
-    if line.kind != "fusion" or not re.search("async.collective", line.name + called(line, "calls")[0]):
+def passed_through(line: Line) -> Optional[tuple[set[int], set[int]]]:
+    """(outputs, operands) that a TPU's fusion passes through for a collective beside it; None if it is no such."""
+    if line.kind != "fusion" or not re.search("async.collective", line.name + called_computations(line, "calls")[0]):
         return None
     return tuple({int(x) for x in re.findall(place, line.rest)} for place in (r"\{(\d+)\}: \(", r"\{\d*\}: \((\d+)"))
 
 
+def find_root(computation: dict[str, Line]) -> Line:
+    """The instruction whose result its computation returns."""
+    return next(line for line in computation.values() if line.root)
+
+
+def only_reshapes(computations: dict, line: Line, place: int) -> bool:
+    """Whether an instruction returns its operand number `place` under another shape."""
+    if line.kind != "fusion":
+        return line.kind == "bitcast"
+    inner = computations[called_computations(line, "calls")[0]]
+    last = find_root(inner)
+    while last.kind == "bitcast":
+        last = inner[last.operands[0]]
+    return last.kind == "parameter" and last.rest.startswith(f"{place})")
+
+
 def traffic(computations: dict) -> Callable:
-    """The bytes that a line of a computation moves. Of an array that is sliced, or written in part, only the parts do,
-    in a fusion as well. What a collective moves that goes on beside others counts when it is done."""
-    def root(where: dict) -> Line:
-        return next(line for line in where.values() if line.root)
+    """A function `bytes(computation, line)` of the bytes that an instruction reads and writes.
 
-    def same(line: Line, place: int) -> bool:  # whether it gives an operand back under another shape
-        if line.kind != "fusion":
-            return line.kind == "bitcast"
-        inner = computations[called(line, "calls")[0]]
-        last = root(inner)
-        while last.kind == "bitcast":
-            last = inner[last.operands[0]]
-        return last.kind == "parameter" and last.rest.startswith(f"{place})")
-
-    def read(where: dict, line: Line, place: int) -> int:
-        whole, handed = size(where[line.operands[place]].shape), under_way(line)
-        if handed and (place in handed[1] or line.name.startswith("async-collective-start")):
+    Of an array that is sliced, or updated in part, only the part counts, inside fusions too. A collective that runs
+    beside other instructions counts where it is done.
+    """
+    def bytes_read(where: dict, line: Line, place: int) -> int:
+        whole, passed = shape_bytes(where[line.operands[place]].shape), passed_through(line)
+        if passed and (place in passed[1] or line.name.startswith("async-collective-start")):
             return 0
         if line.kind == "fusion":
-            inner = computations[called(line, "calls")[0]]
-            return min(whole, uses(inner, next(x.name for x in inner.values()
-                                               if x.kind == "parameter" and x.rest.startswith(f"{place})"))))
+            inner = computations[called_computations(line, "calls")[0]]
+            operand = next(x.name for x in inner.values() if x.kind == "parameter" and x.rest.startswith(f"{place})"))
+            return min(whole, bytes_of_uses(inner, operand))
         if line.kind == "slice-start":
-            return size(re.sub(r"S\(\d+\)", "", arrays(line.shape)[1]))
+            return shape_bytes(re.sub(r"S\(\d+\)", "", array_shapes(line.shape)[1]))
         if place == 0 and line.kind in ("dynamic-slice", "slice", "gather"):
-            return size(line.shape)
+            return shape_bytes(line.shape)
         return 0 if line.kind.endswith("-done") or place == 0 and line.kind in (
             "dynamic-update-slice", "scatter") else whole
 
-    def uses(where: dict, name: str) -> int:
-        return sum(uses(where, line.name) if same(line, place) else read(where, line, place)
+    def bytes_of_uses(where: dict, name: str) -> int:
+        return sum(bytes_of_uses(where, line.name) if only_reshapes(computations, line, place) else
+                   bytes_read(where, line, place)
                    for line in where.values() for place, operand in enumerate(line.operands) if operand == name)
 
-    def written(where: dict, line: Line) -> int:
-        handed = under_way(line)
-        if handed and not line.name.startswith("async-collective-done"):
-            return sum(size(x) for i, x in enumerate(arrays(line.shape)) if i not in handed[0]
+    def bytes_written(where: dict, line: Line) -> int:
+        passed = passed_through(line)
+        if passed and not line.name.startswith("async-collective-done"):
+            return sum(shape_bytes(x) for i, x in enumerate(array_shapes(line.shape)) if i not in passed[0]
                        and not line.name.startswith("async-collective-start"))
         if line.kind == "fusion":
-            inner = computations[called(line, "calls")[0]]
-            return min(size(line.shape), written(inner, root(inner)))
+            inner = computations[called_computations(line, "calls")[0]]
+            return min(shape_bytes(line.shape), bytes_written(inner, find_root(inner)))
         if line.kind in ("tuple", "bitcast"):
-            return sum(written(where, where[name]) for name in line.operands)
+            return sum(bytes_written(where, where[name]) for name in line.operands)
         part = {"dynamic-update-slice": 1, "scatter": 2}.get(line.kind)
-        return 0 if line.kind.endswith("-start") else size(where[line.operands[part]].shape if part else line.shape)
+        return 0 if line.kind.endswith("-start") else shape_bytes(
+            where[line.operands[part]].shape if part else line.shape)
 
-    return lambda where, line: written(where, line) + sum(read(where, line, i) for i in range(len(line.operands)))
+    return lambda where, line: bytes_written(where, line) + sum(
+        bytes_read(where, line, place) for place in range(len(line.operands)))
 
 
-def known_rounds(loop: Line, computations: dict) -> int:
-    """How often a loop is gone round, 0 where that depends on what it computes."""
+def trip_count(loop: Line, computations: dict) -> int:
+    """How often a loop runs; 0 where that depends on what it computes."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(known[1])
-    lines = computations[called(loop, "condition")[0]]
-    end = next(line for line in lines.values() if line.root)
+    lines = computations[called_computations(loop, "condition")[0]]
+    end = find_root(lines)
     limit = [lines[name].rest for name in end.operands if lines[name].kind == "constant"]
     return int(limit[0].split(")")[0]) if limit and end.kind == "compare" and "direction=LT" in end.rest else 0
 
 
-def counted(text: str) -> Callable[[list[int], list[float]], Cost]:
-    """The cost of a program by (rounds, weights), given as the text of what was compiled."""
-    entry, computations = parse(text)
-    moved = traffic(computations)
+def parse_cost(text: str) -> Callable[[list[int], list[float]], Cost]:
+    """A function of (rounds, weights) that gives the cost of a compiled program, from its text."""
+    entry, computations = parse_hlo(text)
+    moved_bytes = traffic(computations)
 
     @functools.cache
-    def leaf(where: str, name: str) -> Cost:
+    def instruction_cost(where: str, name: str) -> Cost:
         line = computations[where][name]
         cycles = re.search(r'"estimated_cycles":"(\d+)"', line.rest)
-        return Cost() if line.kind in FREE else Cost(moved(computations[where], line), not line.kind.endswith("-done"),
-                                                     int(cycles[1]) if cycles else 0)
+        return Cost() if line.kind in FREE else Cost(
+            moved_bytes(computations[where], line), not line.kind.endswith("-done"), int(cycles[1]) if cycles else 0)
 
-    def whole(rounds: list[int], weights: list[float]) -> Cost:
+    def program_cost(rounds: list[int], weights: list[float]) -> Cost:
         rounds = iter(rounds)
 
-        def of(where: str) -> Cost:
+        def computation_cost(where: str) -> Cost:
             total = Cost()
             for line in computations[where].values():
                 names = {"while": "body|condition", "conditional": "(?:branch|true|false)_computations?",
                          "call": "to_apply", "async-start": "calls"}.get(line.kind)
-                inner = [of(each) for each in called(line, names)] if names else []
+                inner = [computation_cost(each) for each in called_computations(line, names)] if names else []
                 if line.kind == "conditional":
                     now = Cost(*(average_or_largest(costs, weights) for costs in zip(*inner)))
                 elif inner:
-                    known = known_rounds(line, computations) if line.kind == "while" else 1
+                    known = trip_count(line, computations) if line.kind == "while" else 1
                     times, (*sums, steps) = known or next(rounds, 1), zip(*inner)
                     now = Cost(*(times * sum(costs) for costs in sums), max(steps) if known else sum(sums[1]))
                 else:
-                    now = leaf(where, line.name)
+                    now = instruction_cost(where, line.name)
                 total = Cost(*map(sum, zip(total[:-1], now[:-1])), max(total[-1], now[-1]))
             return total
-        return of(entry)
-    return whole
+        return computation_cost(entry)
+    return program_cost

@@ -1,4 +1,4 @@
-"""What was compiled for chips (results/chips.json): its page, and what of it is for this machine."""
+"""The record of what was compiled for chips (results/chips.json): its page, and what it says of this machine."""
 
 import json
 import math
@@ -17,17 +17,18 @@ from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.training.train import TrainConfig
 
-RECORD, FLAG_FILES = (pathlib.Path(__file__).parents[3] / name for name in ("results/chips.json", "configs"))
-CACHED = 1e9  # bytes of a state below which much stays in caches: bytes over bandwidth are no bound on the time
-# How JAX names their kinds -> how CHIPS names them, a TPU before its number of cores (two a device of a v4 or v5p). Of
-# these no device was seen here.
-KINDS = {"TPU v4": "v4", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v6 lite": "v6e",
-         "TPU v6e": "v6e", "Tesla T4": "T4", "NVIDIA L4": "L4", "NVIDIA A100-SXM4-40GB": "A100-40",
-         "NVIDIA H100 80GB HBM3": "H100", "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000"}
+RECORD, FLAG_FILES = (pathlib.Path(__file__).parents[2] / name for name in ("results/chips.json", "configs"))
+CACHED = 1e9  # bytes; a smaller state stays in caches in part, so that bytes over bandwidth are no bound
+# JAX's name of a device -> the name in CHIPS, for TPUs without the number of cores (two in a device of a v4 or v5p).
+# These names come from documentation: no such device was tried.
+KINDS = {"TPU v4": "v4", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e", "TPU v5e": "v5e",
+         "TPU v6 lite": "v6e", "TPU v6e": "v6e", "Tesla T4": "T4", "NVIDIA L4": "L4",
+         "NVIDIA A100-SXM4-40GB": "A100-40", "NVIDIA H100 80GB HBM3": "H100",
+         "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000"}
 
 
 def devices() -> tuple[str, int]:
-    """The kind of this machine's devices and their number, asked in a process of its own: this leaves them alone."""
+    """JAX's name of this machine's devices, and their number. Asks another process, so as not to occupy them."""
     program = "import jax, json; print(json.dumps([jax.devices()[0].device_kind, jax.device_count()]))"
     environ = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
@@ -36,34 +37,36 @@ def devices() -> tuple[str, int]:
     return tuple(json.loads(done.stdout.splitlines()[-1]))
 
 
-def chip(kind: str, count: int) -> str:
-    """The row of CHIPS that these devices are; of a GPU that is one device where so many have none; empty for others."""
+def chip_name(kind: str, count: int) -> str:
+    """The row of CHIPS for these devices, or for one of several GPUs if no row has their number; empty if unknown."""
     name = KINDS.get(kind, "")
     counted = f"{name}-{count * 2 if name in ('v4', 'v5p') else count}"
     return counted if name.startswith("v") or counted in CHIPS else name
 
 
 def describe_machine(flagfile_alone: bool = False, record: pathlib.Path = RECORD) -> str:
-    """What this machine is and what fits it, a line a flag file; or the file made for it alone. UserError if none is."""
-    (kind, count), known = devices(), files.read_json(record, missing={})
-    name = chip(kind, count)
-    found = [(re.search(r"--flagfile=(\S+)", command)[1], one) for command, one in known.items() if one["chip"] == name]
-    made = [path for path, one in found if "/chips/" in path and one["verdict"].startswith("fits")]
+    """This machine's devices and the verdict of each flag file compiled for them; with `flagfile_alone`, only the path
+    of the flag file made for them. Raises UserError if there is none."""
+    kind, count = devices()
+    name, results = chip_name(kind, count), files.read_json(record, missing={})
+    verdicts = [(re.search(r"--flagfile=(\S+)", command)[1], result["verdict"]) for command, result in results.items()
+                if result["chip"] == name]
     if flagfile_alone:
-        if not made:
+        fitting = [path for path, verdict in verdicts if "/chips/" in path and verdict.startswith("fits")]
+        if not fitting:
             raise UserError(f"no flag file of configs/chips/ was made for this machine ({kind}) and fits it")
-        return made[0]
-    lines = [f"this machine: {kind}, {count} device{'s' * (count > 1)}" + (f"; here called {name}" if name else "")]
-    lines += [f"- {path}: {one['verdict']}" for path, one in found]
-    return "\n".join(lines + ["the tiny tier runs on anything; nothing larger was compiled for this"] * (not found)
-                     + ["found by compiling, not by running on such a chip"] * bool(found))
+        return fitting[0]
+    first = f"this machine: {kind}, {count} device{'s' if count > 1 else ''}{f'; here called {name}' if name else ''}"
+    last = ("found by compiling, not by running on such a chip" if verdicts else
+            "the tiny tier runs on anything; nothing larger was compiled for this")
+    return "\n".join([first, *(f"- {path}: {verdict}" for path, verdict in verdicts), last])
 
 
-# ----- the page: what the commands at the heads of configs/*.flags found
+# ----- the page: results of the commands at the heads of configs/*.flags
 
 
 def commands() -> Iterator[str]:
-    """These commands, one for each chip that they name."""
+    """The commands of scripts.compile at the heads of flag files, one for each chip that they name."""
     for path in sorted(FLAG_FILES.rglob("*.flags")):
         head = "".join(re.findall(r"^#(.*\n)", path.read_text("utf-8"), re.M)).replace("\\\n", " ")
         for line in re.findall(r"python -m (scripts\.compile .*)", head):
@@ -72,36 +75,36 @@ def commands() -> Iterator[str]:
                 yield shlex.join([word for word in words if not word.startswith("--chip=")] + [f"--chip={name}"])
 
 
-def whole_page(page: pathlib.Path) -> str:
-    """Runs those commands that the record beside the page lacks, and writes both after each."""
+def write_page(page: pathlib.Path) -> str:
+    """Runs the commands that the record beside the page lacks, and writes record and page after each."""
     record = page.with_suffix(".json")
-    before = files.read_json(record, missing={})
-    known = {command: before.get(command) for command in commands()}
-    for command, one in known.items():
-        if not one:
+    earlier = files.read_json(record, missing={})
+    results = {command: earlier.get(command) for command in commands()}
+    for command, result in results.items():
+        if not result:
             with tempfile.TemporaryDirectory() as folder:
                 out = pathlib.Path(folder) / "found.json"
                 subprocess.run([sys.executable, "-m", *shlex.split(command), f"--out={out}"])
-                known[command], = files.read_json(out, missing={"chips": [None]})["chips"]
-        there = {command: one for command, one in known.items() if one}
-        files.write_json(record, there)
-        files.write_whole(page, paged(there))
-    return "\n".join([str(page), *(f"no result: {command}" for command, one in known.items() if not one)])
+                results[command], = files.read_json(out, missing={"chips": [None]})["chips"]
+        done = {command: result for command, result in results.items() if result}
+        files.write_json(record, done)
+        files.write_whole(page, format_page(done))
+    return "\n".join([str(page), *(f"no result: {command}" for command, result in results.items() if not result)])
 
 
 def num_steps(command: str) -> int:
-    """--num_steps of a command, and of the flag files that it names."""
+    """--num_steps of a command, or of the flag files that it names."""
     while named := re.search(r"--flagfile=(\S+)", command):
         flags = re.findall(r"^--.*", (FLAG_FILES.parent / named[1]).read_text("utf-8"), re.M)
         command = command.replace(named[0], " ".join(flags))
     return int(re.findall(r"--num_steps=(\d+)", f"--num_steps={TrainConfig().as_flags()['num_steps']} {command}")[-1])
 
 
-def bound(one: dict, which: str) -> str:
-    """Seconds of a call at best and what sets them, then those of the compiler's cycles."""
-    program, bandwidth = one["programs"][which], CHIPS[one["chip"]].bandwidth
-    binds = "memory" if math.isclose(program["bytes"] / bandwidth, program["best"]) else "compute"
-    return f"{program['best']:,.1f} {binds}" + (f", {program['by_cycles']:,.1f}" if program["by_cycles"] else "")
+def format_bound(result: dict, which: str) -> str:
+    """The least seconds of a call, what limits them, and the seconds by the compiler's estimate of cycles."""
+    program, bandwidth = result["programs"][which], CHIPS[result["chip"]].bandwidth
+    limit = "memory" if math.isclose(program["bytes"] / bandwidth, program["best"]) else "compute"
+    return f"{program['best']:,.1f} {limit}" + (f", {program['by_cycles']:,.1f}" if program["by_cycles"] else "")
 
 
 PAGE = """\
@@ -120,17 +123,17 @@ estimate by cycles. A small state, below {:g} GB, has no times: kernels read fro
 """
 
 
-def paged(known: dict[str, dict]) -> str:
-    """The page: whether each run fits, and how long it takes at best."""
+def format_page(results: dict[str, dict]) -> str:
+    """The page of `{command: record of a chip}`: whether each run fits, and how long it takes at least."""
     rows = []
-    for command, one in known.items():
-        peak, largest = max((program["peak"] or 0, which) for which, program in one["programs"].items())
-        steps, bounded = num_steps(command), one["step"] and one["state"] >= CACHED
-        hours = [f"{steps * one[key] / 3600:,.1f}" if bounded else "" for key in ("step", "step_at_40")]
-        rows.append([re.search(r"--flagfile=configs/(\S+)\.flags", command)[1], one["chip"],
-                     "yes" if one["verdict"].startswith("fits") else one["verdict"],
-                     f"{peak / 1e9:.2f} of {one['usable'] / 1e9:.1f}, {largest}", steps, *hours,
-                     *(bound(one, which) if bounded else "" for which in ("sampling", "update"))])
-    compilers = "; ".join(dict.fromkeys(one["compiler"] for one in known.values()))
+    for command, result in results.items():
+        peak, largest = max((program["peak"] or 0, which) for which, program in result["programs"].items())
+        steps, bounded = num_steps(command), result["step"] and result["state"] >= CACHED
+        hours = [f"{steps * result[key] / 3600:,.1f}" if bounded else "" for key in ("step", "step_at_40")]
+        rows.append([re.search(r"--flagfile=configs/(\S+)\.flags", command)[1], result["chip"],
+                     "yes" if result["verdict"].startswith("fits") else result["verdict"],
+                     f"{peak / 1e9:.2f} of {result['usable'] / 1e9:.1f}, {largest}", steps, *hours,
+                     *(format_bound(result, which) if bounded else "" for which in ("sampling", "update"))])
+    compilers = "; ".join(dict.fromkeys(result["compiler"] for result in results.values()))
     return PAGE.format(compilers, CACHED / 1e9, markdown_table([
         "flag file", "chip", "fits", "GB", "steps", "hours", "at 40 %", "sampling, s", "update, s"], rows))

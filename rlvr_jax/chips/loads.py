@@ -1,4 +1,4 @@
-"""How long completions are taken to be, and how often loops and buckets of a run's programs are gone through then."""
+"""Assumed lengths of completions, and how often the loops and buckets of a run's programs run with them."""
 
 from typing import Callable, NamedTuple, Optional
 
@@ -7,24 +7,25 @@ import numpy as np
 from rlvr_jax import batches, model, sampler
 from rlvr_jax.records import Batch
 
-POWERS = 0.0, 1.5  # of `lengths`: all completions the longest, and a mean of 40 % of it
+POWERS = 0.0, 1.5  # for `lengths`: all as long as the longest, and 40 % of it on average
 
 
 class Load(NamedTuple):
-    """What completions of some lengths make of a program."""
+    """How a program runs for completions of given lengths."""
 
-    rounds: list[int]  # of its loops over tokens, one after the other
-    weights: list[float]  # shares of the buckets that it takes, of the cache or of the lengths of micro-batches
+    rounds: list[int]  # trip counts of its loops over tokens, in their order
+    weights: list[float]  # how often it takes each bucket, of the cache or of micro-batches' lengths: shares of 1
 
 
 def lengths(rows: int, longest: int, power: float) -> np.ndarray:
-    """Of completions: longest * u**power for u evenly spaced in (0, 1], in an order shuffled by a fixed seed."""
+    """i[rows]: longest * u**power for u evenly spaced in (0, 1], shuffled with a fixed seed."""
     return np.random.default_rng(0).permutation(np.ceil(longest * ((np.arange(rows) + 1) / rows) ** power).astype(int))
 
 
 def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout, attend: Optional[Callable]) -> Load:
-    """The queue of `sampler.decode`, and the buckets that `model.decode_step` reads, as the farthest slot has it: one
-    with `attend`, a kernel, which reads less of it than is counted."""
+    """Replays the queue of `sampler.decode` with completions of these lengths. The farthest slot selects the bucket of
+    the cache that `model.decode_step` reads; with `attend`, a kernel, there is one bucket, and the kernel reads less of
+    it than is counted."""
     slots = min(slots or len(lengths_B), len(lengths_B))
     steps, left, queue = np.zeros(slots, int), lengths_B[:slots].copy(), iter(lengths_B[slots:])
     plan, rounds, farthest = sampler.stages(slots, most, layout, attend), [], []
@@ -44,7 +45,7 @@ def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout,
 
 
 def learning(batch: Batch, devices: int, micro_batches: int) -> tuple[Batch, Load]:
-    """The batch laid out as `learner` has it, and the shares of its micro-batches that are cut to each length."""
+    """The batch as `learner` divides it among devices, and the shares of its micro-batches truncated to each length."""
     made = batches.shard_batch(batches.sort_by_length(batch, devices, micro_batches)[0], devices, micro_batches)
     mask_MxBxT = made.completion_mask.swapaxes(0, 1).reshape(micro_batches, -1, batch.completion_mask.shape[-1])
     buckets_M = batches.choose_buckets(mask_MxBxT)

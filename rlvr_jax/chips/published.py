@@ -1,4 +1,4 @@
-"""The chips that programs can be compiled for, none of which has to be here, and their compilers."""
+"""The chips that programs can be compiled for, without having one, and their compilers."""
 
 import importlib.metadata
 import os
@@ -12,36 +12,38 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """Devices of one kind, as their makers publish them."""
+    """Devices of one kind, with the numbers that their makers publish."""
 
-    compiler: str  # the package that has it
+    compiler: str  # the package that contains it
     devices: int
-    usable: float  # bytes of each that a program can use
-    peak: dict  # floating-point operations a second by type; of float32 TPUs make bfloat16, and newer GPUs TF32
-    bandwidth: float  # bytes of its memory a second
-    target: dict  # what the compiler is told of it
-    options: dict = {}  # of the compiler
-    clock: float = 0.0  # cycles a second of a TPU
+    usable: float  # bytes of each device's memory that a program can use
+    peak: dict  # FLOP/s by type; for float32, TPUs multiply in bfloat16 and newer GPUs in TF32
+    bandwidth: float  # bytes/s of the memory
+    target: dict  # the compiler's description of the chip
+    options: dict = {}  # for the compiler
+    clock: float = 0.0  # Hz, of a TPU
 
 
 def _tpu(devices: int, usable: float, peak: float, bandwidth: float, clock: float, **target) -> Chip:
-    """`usable` GiB: what the compiler says that it has. `clock` GHz: the peak over 2 x units x size^2 of its matrix
-    units: 8 of size 128 in a v4 or v5p, 4 in a v5e; 4 of 256 in a v6e, where the compiler does more than 2 could."""
+    """A TPU. `usable`: GiB, by its compiler; `peak`: TFLOP/s; `bandwidth`: GB/s; `clock`: GHz, the peak over
+    2 x units x size^2 of its matrix units (8 of size 128 in a v4 or v5p, 4 in a v5e; 4 of 256 in a v6e, since the
+    compiler does more than 2 could)."""
     peaks = dict.fromkeys(("float32", "bfloat16", "float16"), peak * 1e12)
     return Chip("libtpu", devices, usable * GIB, peaks, bandwidth * 1e9, target, clock=clock * 1e9)
 
 
 def _gpu(memory: float, float32: float, bfloat16: float, float16: float, bandwidth: float, **target) -> Chip:
-    """Of the GiB that CUDA has, 95 %: XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, where JAX itself takes 75 %."""
+    """A GPU. `memory`: GiB that CUDA offers, of which a program has 95 %, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in
+    place of JAX's 75 %; peaks in TFLOP/s, `bandwidth` in GB/s."""
     peaks = {"float32": float32 * 1e12, "bfloat16": bfloat16 * 1e12, "float16": float16 * 1e12}
-    options = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0,  # else XLA times kernels on the GPU
-               "xla_gpu_dot_merger_threshold_mb": 0}  # as `machine.prepare_gpu` has it
+    options = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0,  # or XLA would time kernels on the GPU
+               "xla_gpu_dot_merger_threshold_mb": 0}  # as in `machine.prepare_gpu`
     return Chip("jax-cuda12-plugin", 1, 0.95 * memory * GIB, peaks, bandwidth * 1e9, target, options)
 
 
 def _cores(count: int, units: int, threads: int, shared: int, block: int, cache: int, clock: float) -> dict:
-    """Streaming multiprocessors: their float32 units, threads and bytes of shared memory; the bytes that a block of
-    threads may have of it, the MiB of the second cache, GHz."""
+    """`count` streaming multiprocessors, each with so many float32 units, threads and bytes of shared memory; the bytes
+    of it that a thread block may use, the L2 cache in MiB, the clock in GHz."""
     return dict(core_count=count, fpus_per_core=units, threads_per_core_limit=threads, shared_memory_per_core=shared,
                 shared_memory_per_block_optin=block, l2_cache_size=cache << 20, clock_rate_ghz=clock)
 
@@ -54,7 +56,7 @@ CHIPS = {
     "v5p-8": _tpu(4, 95.74, 459, 2765, 1.75, topology_name="v5:2x2x1", **_MEGACORE),
     "v6e-1": _tpu(1, 31.25, 918, 1640, 1.75, topology_name="v6e:1x1", **_ONE),
     "v6e-8": _tpu(8, 31.25, 918, 1640, 1.75, topology_name="v6e:2x4"),
-    # A T4 has no units for bfloat16, and the compiler has it multiply in float32.
+    # A T4 has no units for bfloat16: its programs multiply in float32.
     "T4": _gpu(14.56, 8.1, 8.1, 65, 320, major=7, minor=5, **_cores(40, 64, 1024, 65_536, 65_536, 4, 1.59)),
     "L4": _gpu(22, 60, 121, 121, 300, major=8, minor=9, **_cores(58, 128, 1536, 102_400, 101_376, 48, 2.04)),
     "A100-40": _gpu(39.4, 156, 312, 312, 1555, major=8, minor=0,
@@ -67,7 +69,7 @@ CHIPS["H100-8"] = CHIPS["H100"]._replace(devices=8)
 
 
 def named(name: str) -> Chip:
-    """The row of the table. Raises UserError for another name, and where its compiler is not installed."""
+    """The row of CHIPS. Raises UserError for an unknown name, and if the chip's compiler is not installed."""
     if name not in CHIPS:
         raise UserError(f"--chip={name}: no such chip; known are {', '.join(CHIPS)}")
     version(name)
@@ -75,7 +77,7 @@ def named(name: str) -> Chip:
 
 
 def version(name: str) -> str:
-    """The version of a chip's compiler."""
+    """The package and version of a chip's compiler. Raises UserError if it is not installed."""
     package = CHIPS[name].compiler
     try:
         return f"{package} {importlib.metadata.version(package)}"
@@ -86,10 +88,10 @@ def version(name: str) -> str:
 
 
 def devices(chip: Chip) -> list:
-    """The chip's devices, which are not here, to compile for."""
+    """Ahead-of-time compilation targets that stand for the chip's devices."""
     if chip.compiler == "libtpu":
         os.environ |= dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="true", TPU_WORKER_HOSTNAMES="localhost",
-                           TPU_ACCELERATOR_TYPE="v5litepod-1")  # for any chip: without it libtpu warns
+                           TPU_ACCELERATOR_TYPE="v5litepod-1")  # of any chip; libtpu warns without it
         return list(topologies.get_topology_desc(platform="tpu", **chip.target).devices)
     fields = chip.target | dict(  # of XLA's GpuTargetConfigProto
         threads_per_block_limit=1024, threads_per_warp=32, shared_memory_per_block=49_152,

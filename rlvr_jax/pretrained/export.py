@@ -19,6 +19,6 @@ def export(config: ExportConfig) -> None:
     if not config.out:
         raise UserError("--out is required: the folder to write")
     loaded = loading.load_model(config.choice.model, params_dtype=config.choice.dtype)
-    with files.naming(config.out):
+    with files.name_in_errors(config.out):
         huggingface.save_folder(loaded.config, adapters.merge(loaded.params), config.out, config.choice.dtype)
         tokenizer.save_tokenizer(loaded.tokenizer, config.out)

@@ -19,7 +19,7 @@ from rlvr_jax.evaluation.estimators import difference_interval, wilson
 from rlvr_jax.report import pages
 from rlvr_jax.report.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
 from rlvr_jax.report.pages import cut, evenly
-from rlvr_jax.runs.files import naming, read_json, read_steps, write_whole
+from rlvr_jax.runs.files import name_in_errors, read_json, read_steps, write_whole
 
 MAX_ROLLOUTS, MAX_ROLLOUT_BYTES = 400, 2_000_000
 MAX_UNSEEN, MAX_UNSEEN_STEPS, MAX_UNSEEN_BYTES = 40, 40, 1_500_000  # problems, evaluations and text to leaf through
@@ -215,7 +215,7 @@ def write_parquet(run_dir: str) -> pathlib.Path:
     columns = {}
     for key in keys:  # a reward named like another column stands for both
         columns.setdefault(key.removeprefix("reward/"), [row.get(key) for row in rows])
-    with naming(path):
+    with name_in_errors(path):
         parquet.write_table(pyarrow.table(columns), path)
     return path
 
@@ -229,5 +229,5 @@ def template(drawn) -> jinja2.Template:
 
 
 def _save(figure, path: pathlib.Path, dpi: int) -> None:
-    with naming(path):
+    with name_in_errors(path):
         figure.savefig(path, dpi=dpi)

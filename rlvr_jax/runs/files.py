@@ -1,4 +1,4 @@
-"""Files that are read whole and replaced whole, JSON and JSON lines, with errors that name them."""
+"""JSON, JSON lines and text, read and replaced as whole files, with errors that name the file."""
 
 import codecs
 import contextlib
@@ -11,16 +11,16 @@ from typing import Callable, Iterable, Iterator, Optional
 
 from rlvr_jax.errors import UserError
 
-FROM_COPY = "correct the line, or take the file from a copy"  # of a log, which goes on only where no row is missing
+FROM_COPY = "correct the line, or take the file from a copy"  # a run cannot continue a log that lacks a row
 
 
 def read_json(path: Path, missing: Optional[dict] = None, remedy: str = "copy it again") -> dict:
-    """The object in a file of JSON; `missing`, where one is given, if there is no such file. Raises UserError, ending
-    in the `remedy`, for a file that cannot be read or holds anything else."""
+    """The object in a JSON file; `missing`, where it is given, if there is no such file. Raises UserError, ending in
+    the `remedy`, for a file that cannot be read or holds anything else."""
     if missing is not None and not path.is_file():
         return missing
     try:
-        content = parse(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): {remedy}") from error
     if not isinstance(content, dict):
@@ -28,36 +28,34 @@ def read_json(path: Path, missing: Optional[dict] = None, remedy: str = "copy it
     return content
 
 
-def parse(text: str):
-    """What JSON says. Raises ValueError for text that is none, or has a name twice, NaN, or a number too large."""
-    def once(pairs: list) -> dict:
-        record = dict(pairs)
-        if len(record) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
-        return record
+def parse_json(text: str):
+    """`json.loads` for files that people edit: it also raises ValueError for a repeated name, NaN and infinity."""
+    def make_object(pairs: list) -> dict:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{max(names, key=names.count)!r} is there twice")
+        return dict(pairs)
 
-    def refuse(word: str):
-        raise ValueError(f"{word} is no number that JSON has")
+    def refuse_number(digits: str):
+        raise ValueError(f"{digits} is no number that JSON has")
 
-    def finite(digits: str) -> float:
-        return float(digits) if math.isfinite(float(digits)) else refuse(digits)
+    def parse_number(digits: str) -> float:
+        return float(digits) if math.isfinite(float(digits)) else refuse_number(digits)
 
-    return json.loads(text, object_pairs_hook=once, parse_constant=refuse, parse_float=finite)
+    return json.loads(text, object_pairs_hook=make_object, parse_constant=refuse_number, parse_float=parse_number)
 
 
 def read_lines(path: Path, remedy: str = "correct the line, or remove it") -> Iterator[tuple[int, dict]]:
-    """(number, object) of each line that is not blank. UserError, ending in the remedy, names a line that is none."""
+    """Yields (line number, object) of each line that is not blank. UserError, with the `remedy`, for other lines."""
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    for number, line in enumerate(content.split(b"\n"), 1):  # text has other line ends, legal inside JSON
+    for number, line in enumerate(content.split(b"\n"), 1):  # splitlines would also split at characters legal in JSON
         if line.strip():
-            yield number, read_line(line, f"{path}, line {number}", remedy)
+            yield number, _parse_line(line, f"{path}, line {number}", remedy)
 
 
-def read_line(line: bytes, where: str, remedy: str) -> dict:
-    """The object in a line of JSON. Raises UserError, beginning with `where`, for anything else."""
+def _parse_line(line: bytes, where: str, remedy: str) -> dict:
     try:
-        row = parse(line.decode())
+        row = parse_json(line.decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); {remedy}") from None
     if not isinstance(row, dict):
@@ -66,17 +64,17 @@ def read_line(line: bytes, where: str, remedy: str) -> dict:
 
 
 def read_log(path: Path, keep_step: float = math.inf) -> tuple[list[dict], int, bool]:
-    """(rows, their bytes, whether the last one has its line end) of a log, up to its last row whose `step`, 0 where it
-    has none, is at most `keep_step`; no rows where there is no such file.
+    """Reads a log up to its last row whose `step`, or 0 without one, is at most `keep_step`.
 
-    A last line that is no JSON is what a process was writing when it was killed, and does not count. Raises UserError
-    for any other line that is none: good ones come after it, and nothing of them is to be lost.
+    Returns (rows, their bytes, whether the last one has its line end); no rows where there is no such file. Ignores a
+    last line that is no JSON: a process was killed while writing it. Raises UserError for any other such line, since
+    ignoring it would lose the rows after it.
     """
     rows, size, content = [], 0, path.read_bytes() if path.exists() else b""
     for number, line in enumerate(content.splitlines(keepends=True), 1):
         where = f"{path}, line {number}"
         try:
-            row = read_line(line, where, FROM_COPY)
+            row = _parse_line(line, where, FROM_COPY)
             if not isinstance(row.get("step", 0), int):
                 raise UserError(f"{where}: its step is {row['step']!r}, no whole number; {FROM_COPY}")
         except UserError:
@@ -91,16 +89,16 @@ def read_log(path: Path, keep_step: float = math.inf) -> tuple[list[dict], int, 
 
 
 def read_steps(path: Path, single: bool = True, keep_step: float = math.inf) -> list[dict]:
-    """The rows of a run's log, as `read_log` keeps them, by their "step". Raises UserError naming a line that has none,
-    or where `single` a line whose step is not that of the line before it and one."""
+    """The rows of a run's log, read by `read_log` and sorted by their "step". Raises UserError naming a line without a
+    step and, if `single`, a line whose step does not follow that of the line before it."""
     rows = read_log(path, keep_step)[0]
     for number, row in enumerate(rows, 1):
         step, last = row.get("step"), rows[max(number - 2, 0)].get("step")
         if step is None:
             raise UserError(f'{path}, line {number}: has no integer "step"; {FROM_COPY}')
         if single and number > 1 and step != last + 1:
-            raise UserError(f"{path}, line {number}: step {step} follows step {last}, as where rows are lost, swapped "
-                            "or doubled; put each row in its place, or take the file from a copy")
+            raise UserError(f"{path}, line {number}: step {step} follows step {last}, so rows are lost, swapped or "
+                            "doubled; put each row in its place, or take the file from a copy")
     return sorted(rows, key=lambda row: row["step"])
 
 
@@ -109,40 +107,39 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[dict]) -> None:
-    """JSON lines, by `write_whole`."""
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replaces the file at once: a reader, or a process that is killed, never leaves half of it."""
+    """Replaces a file in one rename, so that neither a reader nor a killed process meets half of it."""
     aside = path.with_name(path.name + ".part")
-    with naming(path):
+    with name_in_errors(path):
         with open(aside, "w", encoding="utf-8") as file:
             file.write(text)
-            sync(file)  # else a power cut may leave the new name with nothing in it
+            sync(file)  # otherwise a power cut may leave an empty file under the new name
         os.replace(aside, path)
 
 
 def write_figure(path: Path, draw: Callable) -> None:
-    """A PNG of the matplotlib Figure that `draw(sheet)` fills; nothing without matplotlib."""
+    """Writes the matplotlib Figure that `draw(figure)` fills as a PNG; does nothing without matplotlib."""
     if importlib.util.find_spec("matplotlib"):
         from matplotlib.figure import Figure  # optional
 
-        sheet = Figure(layout="constrained")
-        draw(sheet)
-        with naming(path):
-            sheet.savefig(path, dpi=150)
+        figure = Figure(layout="constrained")
+        draw(figure)
+        with name_in_errors(path):
+            figure.savefig(path, dpi=150)
 
 
 def sync(file) -> None:
-    """Returns once what was written to an open file would outlive a power cut."""
+    """Returns once what was written to an open file would survive a power cut."""
     file.flush()
     os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def naming(path: Path):
-    """Adds the file to an error of the disk: Python names it on opening, not on writing."""
+def name_in_errors(path: Path):
+    """Adds the file's name to an OSError of the block: Python names a file on opening, not on writing."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The flags of a directory that a command writes: what may change before it goes on, and how it is claimed."""
+"""The flags of a directory that a command writes: which may change when it continues, and how a process claims it."""
 
 import difflib
 import math
@@ -30,10 +30,10 @@ def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, 
 
 
 def flag_lines(config) -> list[str]:
-    """A record of settings as a flag file."""
-    def text(value):
+    """The lines of a flag file of a configuration. Raises UserError for a text with a line break."""
+    def format_value(value):
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    lines = [f"--{leaf.name}={text(leaf.value)}" for leaf in flags_of(config) if leaf.value is not None]
+    lines = [f"--{leaf.name}={format_value(leaf.value)}" for leaf in flags_of(config) if leaf.value is not None]
     for line in lines:
         if len(line.splitlines()) > 1:
             raise UserError(f"{line.split('=')[0]} holds a line break, which a flag file cannot keep")
@@ -41,50 +41,51 @@ def flag_lines(config) -> list[str]:
 
 
 def write_flags(path: pathlib.Path, config) -> None:
-    """A flag file, with the digests of what comes from outside the package as comments."""
+    """Writes a flag file, with digests of the table rows from outside the package as comments."""
     files.write_whole(path, "\n".join([*flag_lines(config), *source_lines(config)]) + "\n")
 
 
-def described(command: str, config, always: str = "") -> str:
-    """The command with flag `always` and those that differ from their defaults, but --out; commit and machine."""
-    defaults, made = flag_lines(type(config)()), origin.machine()
+def describe_command(command: str, config, always: str = "") -> str:
+    """The command with the flag `always` and those that are not defaults, but without --out; commit and machine."""
+    defaults, machine = flag_lines(type(config)()), origin.machine()
     flags = [line for line in flag_lines(config) if line.startswith(f"--{always}=") or (
         line not in defaults and not line.startswith("--out="))]
-    return (f"`python -m scripts.{command} {shlex.join(flags)}`, commit {made['commit']}, JAX {made['jax']} on "
-            f"{made['device']} ({made['platform']}).")
+    return (f"`python -m scripts.{command} {shlex.join(flags)}`, commit {machine['commit']}, JAX {machine['jax']} on "
+            f"{machine['device']} ({machine['platform']}).")
 
 
 def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> str:
-    """Why this command and configuration cannot continue what is in `directory`, named by `flag`; empty if they can."""
+    """Why this command and configuration cannot continue the `directory` of `flag`; empty if they can."""
     writer = origin.read(directory).get("command", command)
     if writer != command:
         return (f"{directory} was written by scripts.{writer}, and scripts.{command} needs a directory of its own: "
                 f"choose another {flag}")
     path = directory / "flags.txt"
     sources = source_lines(config)
-    try:  # a flag that is newer than the run had its default, and of a run without digests nothing is known
+    try:  # a flag that the run's version lacked had its default; an unrecorded digest counts as unchanged
         lines = path.read_text("utf-8").splitlines(keepends=True)
-        old = _values([*flag_lines(type(config)()), *sources, *(line.rstrip("\n") for line in lines)])
+        old = _parse_lines([*flag_lines(type(config)()), *sources, *(line.rstrip("\n") for line in lines)])
     except (OSError, ValueError):
         lines = []
     if not (lines and lines[-1].endswith("\n")):
-        return (f"{path} is {'damaged' if path.is_file() else 'gone'}: it is to have a line --name=value for each "
-                f"flag, to the end; take it from a copy, choose another {flag}, or start over with --resume=never")
-    new = _values([*flag_lines(config), *sources])
+        return (f"{path} is {'damaged' if path.is_file() else 'gone'}: it needs a complete line --name=value for "
+                f"each flag; take it from a copy, choose another {flag}, or start over with --resume=never")
+    new = _parse_lines([*flag_lines(config), *sources])
     free = {f"--{leaf.name}" for leaf in flags_of(config) if leaf.meta["free"]}
     changed = [name for name in sorted((old.keys() | new.keys()) - free) if old.get(name) != new.get(name)]
-    advice = "restore them"
-    given = config.as_flags()
-    if changed == ["--decay_steps"] and given["decay_steps"] == 0:
-        advice = f"--num_steps={given['num_steps']} moves the end of its schedule: add --decay_steps={old[changed[0]]}"
+    if not changed:
+        return ""
+    values, advice = config.as_flags(), "restore them"
+    if changed == ["--decay_steps"] and values["decay_steps"] == 0:
+        advice = f"--num_steps={values['num_steps']} moves the end of its schedule: add --decay_steps={old[changed[0]]}"
     was = ", ".join(f"{name.replace('# ', 'the ')} (was {old.get(name, 'unset')})" for name in changed)
-    return "" if not changed else (f"{directory} was started with other flags: {was}; {advice}, choose another {flag}, "
-                                   "or start over with --resume=never")
+    return (f"{directory} was started with other flags: {was}; {advice}, choose another {flag}, or start over with "
+            "--resume=never")
 
 
-def _values(lines: list[str]) -> dict[str, str]:
-    """Flags by name, each in one of the ways to write it: --decay_steps=0, a schedule that ends with the run, as the
-    number of updates it stands for, and --model=DIR/ as --model=DIR."""
+def _parse_lines(lines: list[str]) -> dict[str, str]:
+    """Values by flag, in one spelling: --decay_steps=0 (until the end of the run) as the number of updates that it
+    stands for, --model=DIR/ as --model=DIR."""
     values = dict(line.split("=", 1) for line in lines)
     directory, at, step = values.get("--model", "").partition("@")
     if directory:
@@ -96,7 +97,7 @@ def _values(lines: list[str]) -> dict[str, str]:
 
 
 def claim(directory: pathlib.Path, flag: str, resume: str) -> IO:
-    """The lock of a directory (`locks.lock`); with --resume=never of a new one, after the earlier run was set aside."""
+    """Locks a directory (`locks.lock`). With --resume=never, renames an earlier run to DIRECTORY.1, or .2 and so on."""
     earlier = directory.exists()
     held = locks.lock(directory, flag)
     if not (resume == "never" and earlier):

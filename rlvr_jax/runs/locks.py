@@ -1,4 +1,4 @@
-"""One process at a time writes a directory."""
+"""Lets one process at a time write a directory."""
 
 import os
 import pathlib
@@ -20,14 +20,15 @@ NAME = "lock.txt"
 def lock(directory: pathlib.Path, flag: str, wait: bool = False) -> IO:
     """Makes the directory if need be, and keeps other processes out until the result is closed or this process ends.
 
-    The system drops the lock with the process that holds it, however that ends; the file stays. On a shared disk it
-    holds between hosts. Raises UserError naming the process that writes the directory, which `flag` chose; with `wait`
-    it waits for that process instead.
+    The system releases the lock however the process ends; the file, which names the last holder, stays. On a shared
+    disk the lock holds between hosts. Raises UserError naming the process that writes the directory, which `flag`
+    chose; with `wait`, waits for that process instead. (The package filelock erases the holder's name, before its
+    version 4.)
     """
     if directory.exists() and not directory.is_dir():
-        raise UserError(f"{flag}={directory} is a file: name a directory, which is made where there is none")
+        raise UserError(f"{flag}={directory} is a file: name a directory, which need not exist")
     directory.mkdir(parents=True, exist_ok=True)
-    file = open(directory / NAME, "a+", encoding="utf-8")  # not cut before it is ours: it names the other process
+    file = open(directory / NAME, "a+", encoding="utf-8")  # "w" would erase the name of another holder
     try:
         if fcntl is None:
             raise OSError("this system has no locks for files")
@@ -43,7 +44,7 @@ def lock(directory: pathlib.Path, flag: str, wait: bool = False) -> IO:
     except OSError as error:
         print(f"{directory} cannot be locked ({error.strerror or error}): take care to start nothing else on it",
               file=sys.stderr)
-    with files.naming(directory / NAME):
+    with files.name_in_errors(directory / NAME):
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -1,4 +1,4 @@
-"""Where a command runs: its settings, and an accelerator that JAX does not use."""
+"""The devices that a command uses, and a warning about an accelerator that JAX does not use."""
 
 import glob
 import os
@@ -9,8 +9,8 @@ import jax
 
 from rlvr_jax.config import Config, flag
 
-# What a machine with an accelerator has, and the extra of the package jax that makes JAX use it. /dev/vfio/vfio and
-# /dev/accel/ (chips of laptops) are on machines without a TPU, too.
+# An accelerator, the extra of the package jax that supports it, and the files that show it. /dev/vfio/vfio and
+# /dev/accel/ (neural processors of laptops) exist without a TPU, too.
 SIGNS = {"a TPU": ("tpu", ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")),
          "an NVIDIA GPU": ("cuda12", ("/dev/nvidia[0-9]*", "/dev/dxg"))}
 
@@ -35,32 +35,32 @@ class ProcessConfig(Config):
 
 
 def prepare_gpu(environ=os.environ, which=shutil.which) -> None:
-    """Has XLA keep matrix products of an NVIDIA GPU apart, before its first use: to make one of two, it would put their
-    weights side by side at every decoded token. What the user has set holds."""
+    """Keeps XLA from merging matrix products on an NVIDIA GPU: to merge two, it would copy their weights for every
+    decoded token. Call it before JAX is used; flags that the user has set prevail."""
     if which("nvidia-smi"):
         environ["XLA_FLAGS"] = f"--xla_gpu_dot_merger_threshold_mb=0 {environ.get('XLA_FLAGS', '')}".strip()
 
 
-def size(tree) -> int:
+def num_bytes(tree) -> int:
     """Bytes of a pytree of arrays or of their shapes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def room() -> Optional[int]:
-    """Bytes of a device's memory that JAX may use, where it says so; a CPU does not."""
+def memory_limit() -> Optional[int]:
+    """Bytes of a device's memory that JAX may use; None on a CPU, which has no limit of its own."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def platforms() -> set[str]:
-    """The kinds of the devices that JAX uses, such as {"cpu"}; JAX takes hold of them here at the latest."""
+    """The kinds of JAX's devices, such as {"cpu"}. Initialises the devices."""
     return {device.platform for device in jax.devices()}
 
 
 def unused_accelerator(platforms=platforms, find=glob.glob, which=shutil.which) -> str:
-    """One line about an accelerator that this machine seems to have and JAX does not use; "" where all is well.
+    """One line about an accelerator that this machine seems to have and JAX does not use; "" if there is none.
 
-    JAX without the plugin of the machine computes on the CPU and does not say so; with JAX_PLATFORMS=cpu that is meant.
-    `platforms`, `find` and `which` ask JAX, the file system and the PATH; tests hand in their own answers.
+    JAX without the right plugin silently computes on the CPU; with JAX_PLATFORMS=cpu that is intended. Tests pass their
+    own `platforms`, `find` and `which` in place of JAX, the file system and the PATH.
     """
     signs = {kind: [name for pattern in patterns for name in find(pattern)] for kind, (_, patterns) in SIGNS.items()}
     if which("nvidia-smi"):

@@ -1,7 +1,7 @@
-"""Tables that are read on a screen and on a page."""
+"""Markdown tables."""
 
 
 def markdown_table(header: list, rows: list[list]) -> str:
-    """A table of Markdown; a line break within a cell would end it, so there is none."""
+    """A Markdown table; white space in a cell becomes single spaces, since a line break would end the table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(" ".join(str(cell).split()) for cell in line) + " |" for line in lines)

@@ -1,5 +1,5 @@
-"""Copies of metrics.jsonl for programs that draw curves. The log stays the source: a copy is made anew from its rows
-whenever a run starts or goes on, so that no step is there twice."""
+"""Copies of metrics.jsonl for programs that draw curves. The log stays the source: each start of a run rewrites the
+copy from the log's rows, so that no step appears twice."""
 
 import contextlib
 import importlib.util
@@ -9,10 +9,11 @@ import time
 from typing import Callable, Iterator
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.runs.files import naming
-from rlvr_jax.runs.log import numbers
+from rlvr_jax.runs.files import name_in_errors
+from rlvr_jax.runs.log import numeric_metrics
 
-PACKAGES = {"tensorboard": "tensorboardX"}  # where a package has another name than its row in MIRRORS
+PACKAGES = {"tensorboard": "tensorboardX"}  # where the package's name is not that of the row in MIRRORS
+
 
 @contextlib.contextmanager
 def tensorboard(run_dir: pathlib.Path, rows: list) -> Iterator[Callable[[dict], None]]:
@@ -27,24 +28,24 @@ def tensorboard(run_dir: pathlib.Path, rows: list) -> Iterator[Callable[[dict], 
     writer = event_file_writer.EventsWriter(str(directory / "events"))
 
     def write(row: dict) -> None:
-        values = [Summary.Value(tag=key, simple_value=value) for key, value in numbers(row).items()]
-        with naming(directory):
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in numeric_metrics(row).items()]
+        with name_in_errors(directory):
             writer.write_event(Event(step=row["step"], wall_time=time.time(), summary=Summary(value=values)))
             writer.flush()
 
-    try:  # a TensorBoard that is open drops what it has read of this directory
+    try:  # START has an open TensorBoard forget what it has read of this directory
         writer.write_event(Event(step=0, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
         for row in rows:
             write(row)
         yield write
     finally:
-        with naming(directory):
+        with name_in_errors(directory):
             writer.close()
 
 
 @contextlib.contextmanager
 def trackio(run_dir: pathlib.Path, rows: list) -> Iterator[Callable[[dict], None]]:
-    """For Trackio, where it keeps its files: `trackio show`; the project is the folder that the run is in."""
+    """For Trackio, where it keeps its files: `trackio show`; the project has the name of the run's parent folder."""
     import trackio  # optional
 
     project, name = run_dir.resolve().parent.name or "runs", run_dir.resolve().name
@@ -55,7 +56,7 @@ def trackio(run_dir: pathlib.Path, rows: list) -> Iterator[Callable[[dict], None
     trackio.init(project=project, name=name, embed=False, auto_log_gpu=False, auto_log_cpu=False)
 
     def write(row: dict) -> None:
-        trackio.log(numbers(row), step=row["step"])
+        trackio.log(numeric_metrics(row), step=row["step"])
 
     try:
         for row in rows:
@@ -68,8 +69,8 @@ def trackio(run_dir: pathlib.Path, rows: list) -> Iterator[Callable[[dict], None
 MIRRORS = {"tensorboard": tensorboard, "trackio": trackio}
 
 
-def parse(text: str) -> list[str]:
-    """Names of MIRRORS out of --log_to. Raises UserError for another name, and for one whose package is missing."""
+def parse_mirrors(text: str) -> list[str]:
+    """The rows of MIRRORS that --log_to names. Raises UserError for an unknown one, or one whose package is missing."""
     names = [name.strip() for name in text.split(",")] if text else []
     for name in names:
         if name not in MIRRORS:

@@ -1,4 +1,4 @@
-"""A run directory: its flags, logs and checkpoints, how it continues, and how it stops without losing anything."""
+"""A run directory: its flags, logs and checkpoints, how a run continues, and how it stops without losing anything."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from rlvr_jax.errors import Interrupted, UserError
 from rlvr_jax.records import LearnerState
 from rlvr_jax.runs import checkpoint, files, mirrors, origin, processes, signals, stopping
 from rlvr_jax.runs.flags import changed_flags, claim, write_flags
-from rlvr_jax.runs.log import JsonLines, compilations, numbers, progress
+from rlvr_jax.runs.log import JsonLines, count_compilations, numeric_metrics, progress
 from rlvr_jax.runs.summary import summarise
 
 
@@ -37,78 +37,85 @@ class RunConfig(Config):
     keep_best: str = flag("", "also keep the checkpoint whose step has the highest value of this metric, such as "
                           "eval/greedy; --model=DIR@best names it; empty: none", free=True)
     stop_when: str = flag("", "rules that end the run, joined by commas, such as train/entropy<0.01,train/kl>10; "
-                          "or inert: as soon as there is nothing to learn from rewards (inert_steps)", free=True)
-    stop_patience: int = flag(10, "rows in succession in which a rule of stop_when has to hold", minimum=1,
+                          "or inert: after inert_steps steps with nothing but zero-variance groups", free=True)
+    stop_patience: int = flag(10, "successive rows in which a rule of stop_when has to hold", minimum=1,
                               free=True)
-    inert_steps: int = flag(20, "steps in succession in which all rewards of each group are equal, after which the "
-                            "run counts as inert, and says so once", minimum=1, free=True)
+    inert_steps: int = flag(20, "successive steps with nothing but zero-variance groups, after which the run counts as "
+                            "inert, and prints a warning once", minimum=1, free=True)
     log_to: str = flag("", "programs that get a copy of metrics.jsonl, joined by commas; empty: none",
                        lambda: mirrors.MIRRORS, free=True, listed=True)
-    tensorboard: bool = flag(False, "as tensorboard in log_to, by the flag that earlier runs have", free=True)
+    tensorboard: bool = flag(False, "the same as --log_to=tensorboard; the flag of earlier versions", free=True)
     eval_every: int = flag(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
                            minimum=0, free=True)
 
 
 LOGS = ("metrics", "rollouts", "heldout")  # .jsonl
-BY_RULE = 1  # what stopped a run, where it is not a signal: SIGINT is 2
+BY_RULE = 1  # the value of `Run.stop` when a rule ended the run; otherwise the number of a signal, from SIGINT = 2 on
 
 
-def _leave(kind, *_) -> None:
-    if kind not in (None, Interrupted) and processes.is_main():  # the main process alone writes, and may fail alone
-        processes.leave_within(10)
+@contextlib.contextmanager
+def leave_after_error() -> Iterator[None]:
+    """Ends the main process within ten seconds of an error of the block: it alone writes files, so it may fail alone,
+    and JAX would have it wait minutes for the others. A signal, which interrupts all processes, is no such error."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Interrupted) and processes.is_main():
+            processes.leave_within(10)
+        raise
 
 
 class Run:
-    """The files of one run, open for writing on the main process. Use as a context manager.
+    """The files of one run, open for writing on the main process. Use it as a context manager.
 
-    `flags` is the whole record of the command's settings, of which `config` is a part; `first` the step of the log's
-    first row: 0 where the model is measured before it is trained.
+    `flags` is the whole configuration of the command, which contains `config`. `first` is the step of the log's first
+    row: 0 if the model is measured before training.
     """
 
     def __init__(self, config: RunConfig, flags, num_steps: int, command: str, first: int = 0):
         if not config.run_dir:
             raise UserError("--run_dir is required: the directory that this run writes")
-        self.config, self.flags, self.num_steps, self.command = config, flags, num_steps, command
-        self.first, self.signal, self.stop, self.shown, self.chosen = first, 0, 0, {}, {}
-        self.rules, self.looping, self.saved_at = stopping.parse(config.stop_when, config.inert_steps), False, 0.0
-        self.watched = {rule.metric: "--stop_when" for rule in self.rules}
-        self.watched |= {config.keep_best: "--keep_best"} if config.keep_best else {}
-        for name, flag in self.watched.items():
-            stopping.check_metric(flag, name)
-        self.dir, self.held = pathlib.Path(config.run_dir), contextlib.ExitStack()
-        self.log_to = ",".join(dict.fromkeys(filter(None, [config.log_to, "tensorboard" * config.tensorboard])))
-        refusal = self._refusal() if processes.is_main() else ""
+        self.config, self.flags, self.num_steps, self.command, self.first = config, flags, num_steps, command, first
+        self.dir = pathlib.Path(config.run_dir)
+        self.rules = stopping.parse_rules(config.stop_when, config.inert_steps)
+        needed = [(rule.metric, "--stop_when") for rule in self.rules] + [(config.keep_best, "--keep_best")]
+        self.needed_metrics = {metric: source for metric, source in needed if metric}
+        for metric, source in self.needed_metrics.items():
+            stopping.check_metric(source, metric)
+        names = [config.log_to, "tensorboard" if config.tensorboard else ""]
+        self.log_to = ",".join(dict.fromkeys(filter(None, names)))
+        self.signal, self.stop = 0, 0  # the last signal received; why the loop ended early, BY_RULE or that signal
+        self.looping, self.saved_at = False, 0.0  # whether training has begun; when the last checkpoint was saved
+        self.shown, self.record_digests = {}, {}  # metrics of the progress bar; digests of what `make_once` made
+        self.lock = contextlib.ExitStack()
+        refusal = self._why_not() if processes.is_main() else ""
         if processes.max_over_processes(bool(refusal)):
-            self.held.close()
+            self.lock.close()
             raise UserError(refusal or "the main process refuses to start the run, and says why")
         newest = max(checkpoint.steps(config.run_dir), default=0)
-        self.resumed = self.saved = int(processes.broadcast(np.int32(newest)))  # where to continue; 0: from the start
-        self.noted = self.resumed > 0 or not processes.is_main()
+        self.resumed = self.saved = int(processes.broadcast(np.int32(newest)))  # the step of the start; the last saved
+        self.noted = self.resumed > 0 or not processes.is_main()  # whether origin.json says that there is a checkpoint
 
-    def _refusal(self) -> str:
-        """Why the run cannot start or go on; empty if it can, and then this process holds the directory."""
-        config = self.config
-        if config.resume == "must" and not checkpoint.steps(config.run_dir):
-            return f"--resume=must, but {config.run_dir} has no checkpoint"
-        with contextlib.ExitStack() as claiming:
-            claiming.push(_leave)
+    def _why_not(self) -> str:
+        """Why the run cannot start or continue. Empty if it can; then this process holds the directory's lock."""
+        if self.config.resume == "must" and not checkpoint.steps(self.config.run_dir):
+            return f"--resume=must, but {self.config.run_dir} has no checkpoint"
+        with leave_after_error():
             try:
-                mirrors.parse(self.log_to)
-                self.held.enter_context(claim(self.dir, "--run_dir", config.resume))
-            except UserError as error:
+                mirrors.parse_mirrors(self.log_to)
+                self.lock.enter_context(claim(self.dir, "--run_dir", self.config.resume))
+                return self._why_not_continue(checkpoint.steps(self.config.run_dir))
+            except UserError as error:  # a wrong name, a directory in use, or a damaged file
                 return str(error)
-        try:
-            return self._cannot_go_on(checkpoint.steps(config.run_dir))
-        except UserError as error:  # a damaged file
-            return str(error)
 
-    def _cannot_go_on(self, saved: list[int]) -> str:
-        """Why a run with checkpoints of these steps cannot go on: other flags, or something of it that is lost."""
+    def _why_not_continue(self, saved: list[int]) -> str:
+        """Why a run with checkpoints of these steps cannot continue: other flags, or files that are lost."""
         if not saved:
             lost = origin.read(self.dir).get("saved") or (self.dir / "summary.json").is_file()
             return "" if not lost else (
-                f"{self.dir} has lost its checkpoints, and would begin anew over its logs: take {self.dir}/checkpoints "
-                "from a copy, choose another --run_dir, or start over with --resume=never, which moves this run aside")
+                f"{self.dir} has lost its checkpoints, and would start over and overwrite its logs: take "
+                f"{self.dir}/checkpoints from a copy, choose another --run_dir, or start over with --resume=never, "
+                "which moves this run aside")
         rows = {name: files.read_log(self.dir / f"{name}.jsonl", saved[-1])[0] for name in LOGS}
         logged = {row.get("step") for row in rows["metrics"]}
         gap = next((step for step in range(self.first, saved[-1] + 1) if step not in logged), None)
@@ -119,7 +126,7 @@ class Run:
             for name, count in checkpoint.read_meta(self.config.run_dir, saved[-1]).get("rows", {}).items():
                 if len(rows[name]) != count:
                     print(f"warning: {self.dir / name}.jsonl has {len(rows[name])} of the {count} rows that it had at "
-                          f"step {saved[-1]}; the run goes on, and its pages show what is there", file=sys.stderr)
+                          f"step {saved[-1]}; the run continues, and its pages show what is there", file=sys.stderr)
             return ""
         whole = [step for step in saved if step < gap]
         later = ", ".join(str(checkpoint.directory(self.config.run_dir) / str(step)) for step in saved if step >= gap)
@@ -130,9 +137,9 @@ class Run:
 
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as opened:
-            opened.push(_leave)
-            opened.push(self.held)
-            opened.enter_context(signals.acknowledged(
+            opened.enter_context(leave_after_error())
+            opened.push(self.lock)
+            opened.enter_context(signals.acknowledge_signals(
                 lambda: "stopping after this step" if self.looping else "stopping"))
             if processes.is_main():
                 self._open(opened)
@@ -144,30 +151,30 @@ class Run:
     def _open(self, opened: contextlib.ExitStack) -> None:
         config, keep = self.config, self.resumed or -1
         write_flags(self.dir / "flags.txt", self.flags)
-        self.metrics, self.rollouts, self.heldout = (
-            opened.enter_context(contextlib.closing(JsonLines(self.dir / f"{name}.jsonl", keep)))
-            for name in LOGS)
+        logs = (contextlib.closing(JsonLines(self.dir / f"{name}.jsonl", keep)) for name in LOGS)
+        self.metrics, self.rollouts, self.heldout = map(opened.enter_context, logs)
         self._note_start()
         self.mirrors = [opened.enter_context(mirrors.MIRRORS[name](self.dir, self.metrics.rows))
-                        for name in mirrors.parse(self.log_to)]
-        self.compilations = opened.enter_context(compilations())
+                        for name in mirrors.parse_mirrors(self.log_to)]
+        self.take_compilations = opened.enter_context(count_compilations())
         self.manager = checkpoint.open_manager(config.run_dir, config.keep_last, config.keep_every, config.keep_best)
         opened.callback(self._note_saved)
         opened.callback(checkpoint.close, self.manager)
 
     def _note_start(self) -> None:
-        """origin.json: the command, and the machine and commit of the first start and of each later one that has steps
-        to do; code.diff, or code-STEP.diff of a later start: what differs from the commit."""
+        """Adds this start to origin.json, unless all steps are done. Writes code that differs from the commit to
+        code.diff, or to code-STEP.diff where the run continues."""
         starts = origin.read(self.dir).get("starts", []) if self.resumed else []
         if self.resumed < self.num_steps:
             start = {"step": self.resumed} | origin.machine()
             if start["commit"].endswith("-dirty"):
                 start["diff"] = f"code-{self.resumed}.diff" if self.resumed else "code.diff"
-                files.write_whole(self.dir / start["diff"], origin.git("diff", "HEAD", "--no-color", "--no-ext-diff"))
+                diff = origin.run_git("diff", "HEAD", "--no-color", "--no-ext-diff")
+                files.write_whole(self.dir / start["diff"], diff)
             origin.write(self.dir, self.command, starts=[*starts, start], saved=bool(self.resumed))
 
     def _note_saved(self) -> None:
-        """Once a checkpoint is whole on the disk, origin.json says so: a run that loses it is not begun anew."""
+        """Notes in origin.json that a checkpoint exists, so that a run that loses it does not silently start over."""
         if not self.noted and checkpoint.steps(self.config.run_dir):
             self.noted = True
             origin.write(self.dir, **{"command": self.command} | origin.read(self.dir) | {"saved": True})
@@ -180,67 +187,70 @@ class Run:
 
     def _on_signal(self, number, _frame) -> None:
         again, self.signal = self.signal, number
-        if again or not self.looping:  # the second one means it; before the first step there is nothing to save
+        if again or not self.looping:  # a second signal insists; before the first step there is nothing to save
             raise KeyboardInterrupt
 
-    def once(self, name: str, make: Callable[[], dict]) -> dict:
-        """The record `make()`, which depends on (flags, seed) alone; a run that goes on finds it in NAME.json.
-        Checkpoints keep its digest. Raises UserError where NAME.json is not the record that the run was begun with."""
-        path, known, wanted = self.dir / f"{name}.json", {}, None
+    def make_once(self, name: str, make: Callable[[], dict]) -> dict:
+        """The record `make()`, which may depend on flags and seed only; a run that continues reads it from NAME.json.
+        Raises UserError if NAME.json was changed since the run started, by the digest in its checkpoints."""
+        path, record, digest = self.dir / f"{name}.json", {}, None
         if self.resumed and processes.is_main():
-            with contextlib.suppress(UserError):  # not there, or damaged: make it again
-                known = files.read_json(path)
-            chosen = checkpoint.read_meta(self.config.run_dir, self.resumed).get("chosen", {})  # an old run has none
-            wanted = chosen.get(name)
-        known = json.loads(processes.broadcast_text(json.dumps(known)))
-        made = known or make()
-        self.chosen[name] = checkpoint.text_digest(made)
-        if wanted not in (None, self.chosen[name]):
-            raise UserError(f"{path} is not what this run was begun with: take the file from a copy, or remove it and "
-                            "it is made again; --resume=never starts over, and moves this run aside")
-        if not known and processes.is_main():
-            files.write_json(path, made)
-        return made
+            with contextlib.suppress(UserError):  # missing or damaged: make it again
+                record = files.read_json(path)
+            meta = checkpoint.read_meta(self.config.run_dir, self.resumed)
+            digest = meta.get("chosen", {}).get(name)  # earlier versions kept none
+        record = json.loads(processes.broadcast_text(json.dumps(record)))
+        is_new = not record
+        record = record or make()
+        self.record_digests[name] = checkpoint.text_digest(record)
+        if digest not in (None, self.record_digests[name]):
+            raise UserError(f"{path} is not what this run was started with: take the file from a copy, or remove it "
+                            "to have it made again; --resume=never starts over, and moves this run aside")
+        if is_new and processes.is_main():
+            files.write_json(path, record)
+        return record
 
     def restore(self, fresh: LearnerState) -> LearnerState:
         """The newest checkpoint's state, or `fresh`, as numpy arrays, the same on every process."""
         if not self.resumed:
             return fresh
-        main = processes.is_main()
-        return processes.broadcast(checkpoint.restore_state(self.config.run_dir, self.resumed, fresh) if main else fresh)
+        state = checkpoint.restore_state(self.config.run_dir, self.resumed, fresh) if processes.is_main() else fresh
+        return processes.broadcast(state)
 
     def steps(self) -> Iterator[int]:
-        """The steps to do, with a progress bar; ends early, between steps, when a signal or a stop rule asks for it."""
-        self.stop = processes.max_over_processes(self._ruled())  # a run that a rule has ended does not go on
+        """Yields the steps to do and shows a progress bar. Ends early, after a step, at a signal or by a stop rule."""
+        self.stop = processes.max_over_processes(BY_RULE if self._verdict() else 0)  # a run that a rule has ended does not continue
         if self.stop or self.resumed >= self.num_steps:
             return
         if self.resumed and processes.is_main():
-            print(f"{self.dir}: going on from step {self.resumed}")
+            print(f"{self.dir}: continuing from step {self.resumed}")
         with progress(self.num_steps, self.resumed, self.command, not processes.is_main()) as self.bar:
             self.looping, self.saved_at = True, time.monotonic()
             for step in range(self.resumed + 1, self.num_steps + 1):
                 yield step
                 self._note_saved()
                 self.bar.update()
-                self.stop = processes.max_over_processes(self.signal or self._ruled())
+                stop = self.signal or (BY_RULE if self._verdict() else 0)
+                self.stop = processes.max_over_processes(stop)
                 if self.stop:
                     return
 
-    def _ruled(self, *fresh: dict) -> int:
-        return BY_RULE if processes.is_main() and self._verdict(*fresh) else 0
-
-    def _verdict(self, *fresh: dict) -> Optional[dict]:
-        """What --stop_when says of the rows of the log, and of `fresh` ones after them."""
-        return stopping.verdict(self.rules, self.config.stop_patience, [*self.metrics.rows, *fresh])
+    def _verdict(self, *new_rows: dict) -> Optional[dict]:
+        """The rule of --stop_when that ends the run after the rows of the log and `new_rows` (`stopping.verdict`). None
+        on processes other than the main one, which have no log."""
+        rows = [*self.metrics.rows, *new_rows] if processes.is_main() else []
+        return stopping.verdict(self.rules, self.config.stop_patience, rows)
 
     def log(self, row: dict, show: tuple = (), rollouts: list = ()) -> None:
-        """Writes a step's metrics and a sample of its rollouts; `show` names the metrics for the progress bar. Raises
-        UserError on a loss or gradient that is not finite; the state that had it may have been saved before."""
+        """Writes a step's metrics and a sample of its rollouts; `show` names the metrics for the progress bar.
+
+        Raises UserError if the loss or its gradient is not finite: the state before this step's update was bad already.
+        """
         self._check_names(row)
         if processes.is_main():
             for rollout in rollouts:
                 self.rollouts.write(rollout)
-            self.metrics.write(row | self.compilations())
+            self.metrics.write(row | self.take_compilations())
             for mirror in self.mirrors:
                 mirror(self.metrics.rows[-1])
             self.shown |= {key: f"{row[key]:.2f}".removeprefix("0") for key in show if key in row}
@@ -250,10 +260,11 @@ class Run:
         if not all(math.isfinite(row.get(key, 0.0)) for key in ("train/loss", "train/grad_norm")):
             over = (f" (float16 has no number for {row['train/overflow']:.1%} of the tokens: --dtype=bfloat16 or "
                     "float32 reaches further)") if row.get("train/overflow") else ""
-            raise self._diverged(f"the loss or its gradient is not finite at step {row['step']}{over}", row["step"] - 2)
+            raise self._divergence(f"the loss or its gradient is not finite at step {row['step']}{over}",
+                                   row["step"] - 2)
 
-    def _diverged(self, what: str, last: int) -> UserError:
-        """The error of a run that cannot go on; checkpoints up to step `last` are good."""
+    def _divergence(self, what: str, last: int) -> UserError:
+        """The error of a run that cannot continue; checkpoints up to step `last` are good."""
         if processes.is_main():
             checkpoint.wait(self.manager)
         good = [step for step in checkpoint.steps(self.config.run_dir) if step <= last]
@@ -262,25 +273,26 @@ class Run:
                          + "; start over with --resume=never and a lower --learning_rate or --max_grad_norm")
 
     def keep_heldout(self, step: int, rows: list[dict]) -> None:
-        """Writes the greedy completions of an evaluation (`measure.sample_and_grade`) and, in the first row, the problems."""
+        """Writes the greedy completions of an evaluation (`evaluation.measure`). The first row has the problems too."""
         if processes.is_main():
-            asked = {} if self.heldout.rows else {key + "s": [row[key] for row in rows] for key in ("prompt", "answer")}
-            self.heldout.write({"step": step} | asked | {"completions": [row["completion"] for row in rows],
-                                                         "correct": [int(row["correct"]) for row in rows]})
-            del self.heldout.rows[1:]  # those of a long run would fill the memory
+            column = lambda key: [row[key] for row in rows]
+            problems = {} if self.heldout.rows else {"prompts": column("prompt"), "answers": column("answer")}
+            self.heldout.write({"step": step} | problems | {"completions": column("completion"),
+                                                            "correct": [int(x) for x in column("correct")]})
+            del self.heldout.rows[1:]  # a long run's would fill the memory
 
     def _check_names(self, row: dict) -> None:
-        """Refuses a metric that the run does not measure, at the first row that has to have it."""
+        """Raises UserError if this row lacks a metric that --stop_when or --keep_best needs."""
         evaluated = row["step"] == 0 or self.due(row["step"], self.config.eval_every)
-        for name, flag in self.watched.items():
+        for name, source in self.needed_metrics.items():
             if name not in row and (evaluated if name.startswith("eval/") else row["step"] > 0):
-                raise UserError(f"{flag}: this run does not measure {name}; step {row['step']} has "
+                raise UserError(f"{source}: this run does not measure {name}; step {row['step']} has "
                                 + (", ".join(sorted(row.keys() - {"step"})) or "no metric"))
 
     def due(self, step: int, every: int, row: Optional[dict] = None) -> bool:
-        """Whether something done every `every` steps, and at the end, falls on this step. `row` is what is known of the
-        step so far: by it a stop rule can make this step the end."""
-        ends = bool(row and self.rules) and processes.max_over_processes(self._ruled(row)) > 0
+        """Whether something done every `every` steps, and at the end, falls on this step. With `row`, the step's
+        metrics so far, a step at which a stop rule ends the run counts as the end."""
+        ends = bool(row and self.rules) and processes.max_over_processes(self._verdict(row) is not None) > 0
         return ends or step == self.num_steps or (every > 0 and step % every == 0)
 
     def save_due(self, step: int) -> bool:
@@ -289,24 +301,24 @@ class Run:
         return self.due(step, self.config.save_every) or processes.max_over_processes(late) > 0
 
     def save(self, state, meta: dict) -> None:
-        """Checkpoints a placed state, unless that step has been. Raises UserError where it is not finite."""
+        """Checkpoints a placed state, unless its step has been saved. Raises UserError if it is not finite."""
         step = int(parallel.fetch_state(state.step))
         if step <= self.saved:
             return
-        state = parallel.fetch_state(state)  # on every process: what is divided is gathered from all
-        if processes.max_over_processes(not checkpoint.finite(state)):  # the processes stop together
-            raise self._diverged(f"the parameters or Adam's moments are not finite after step {step}, which is not "
-                                 "saved", step - 1)
+        state = parallel.fetch_state(state)  # on every process, since a divided state is gathered from all
+        if processes.max_over_processes(not checkpoint.is_finite(state)):  # all processes stop together
+            raise self._divergence(f"the parameters or Adam's moments are not finite after step {step}, which is not "
+                                   "saved", step - 1)
         if processes.is_main():
-            for log in (self.metrics, self.rollouts, self.heldout):  # a checkpoint without its rows cannot be continued
+            for log in (self.metrics, self.rollouts, self.heldout):  # the run continues only with a checkpoint's rows
                 files.sync(log.file)
             rows = {log.path.stem: log.count for log in (self.rollouts, self.heldout)}
-            checkpoint.save(self.manager, state, meta | {"chosen": self.chosen, "rows": rows},
-                            numbers(self.metrics.rows[-1]))
+            checkpoint.save(self.manager, state, meta | {"chosen": self.record_digests, "rows": rows},
+                            numeric_metrics(self.metrics.rows[-1]))
         self.saved, self.saved_at = step, time.monotonic()
 
     def finish(self, state, meta: dict) -> dict:
-        """Saves the last step; returns the summary of a finished run, raises Interrupted for one cut by a signal."""
+        """Saves the last step. Returns the summary of a finished run; raises Interrupted if a signal stopped it."""
         self.save(state, meta)
         step = int(parallel.fetch_state(state.step))
         if step < self.num_steps and self.stop != BY_RULE:
@@ -314,13 +326,13 @@ class Run:
                               "continues", 128 + self.stop)
         if not processes.is_main():
             return {}
-        checkpoint.wait(self.manager)  # a summary says that there was a checkpoint
+        checkpoint.wait(self.manager)  # before summary.json, which says that the run has a checkpoint
         summary, verdict = summarise(self.metrics.rows), self._verdict()
         summary["trained"] = parallel.size(adapters.split(state.params)[0])
         if verdict:
             summary["stopped_by"] = verdict
-            print("{dir} ended by --stop_when at step {step}: {rule} in {patience} rows in succession, the last with "
-                  "{value:.4g}; it goes on only under another --stop_when, --stop_patience or --inert_steps"
+            print("{dir} ended by --stop_when at step {step}: {rule} in {patience} successive rows, last with "
+                  "{value:.4g}; only with another --stop_when, --stop_patience or --inert_steps does it continue"
                   .format(dir=self.dir, **verdict))
         elif self.resumed >= self.num_steps:
             print(f"{self.dir} is already at step {self.resumed}, and --num_steps={self.num_steps}: nothing to do")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM are answered at once, though Python acts on them only when a computation returns."""
+"""Acknowledges Ctrl-C and SIGTERM at once, although Python handles them only when a computation returns."""
 
 import contextlib
 import os
@@ -11,11 +11,11 @@ GRACE = 2.0  # seconds that a process has to end by itself after the second sign
 
 
 @contextlib.contextmanager
-def acknowledged(answer: Callable[[], str]) -> Iterator[None]:
-    """Prints `answer()` at the first SIGINT or SIGTERM that Python handles, also while the main thread compiles.
+def acknowledge_signals(answer: Callable[[], str]) -> Iterator[None]:
+    """Prints `answer()` at the first SIGINT or SIGTERM that Python handles, even while the main thread compiles.
 
-    What the signal does is up to its handler; but from the second on, the process ends within `GRACE` seconds unless
-    this block does. For the main thread only, as all of Python's signals.
+    The signal's handler decides what it does. After a second signal, the process ends within `GRACE` seconds unless the
+    block ends first. Use it in the main thread only, which alone receives Python's signals.
     """
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
@@ -32,22 +32,14 @@ def acknowledged(answer: Callable[[], str]) -> Iterator[None]:
 
 
 def _listen(receiver: socket.socket, answer: Callable[[], str]) -> None:
-    """Reads a byte for each signal, its number, until the other end is closed."""
-    first = _next(receiver)
-    if first:
-        with contextlib.suppress(OSError):  # standard error may be gone; a handler of Python's could not use print
+    """Reads the number of each signal, a byte, until the other end is closed."""
+    numbers = (byte[0] for byte in iter(lambda: receiver.recv(1), b"") if byte[0] in (signal.SIGINT, signal.SIGTERM))
+    for first in numbers:
+        with contextlib.suppress(OSError):  # standard error may be closed; a signal handler of Python's could not print
             os.write(2, f"\n{signal.Signals(first).name}: {answer()}; Ctrl-C again to stop at once\n".encode())
-        if second := _next(receiver):
+        for second in numbers:
             end = threading.Timer(GRACE, os._exit, [128 + second])
             end.start()
-            while _next(receiver):
+            for _ in numbers:  # until the block ends
                 pass
             end.cancel()
-
-
-def _next(receiver: socket.socket) -> int:
-    """The next SIGINT or SIGTERM; 0 if there will be none."""
-    while received := receiver.recv(1):
-        if received[0] in (signal.SIGINT, signal.SIGTERM):
-            return received[0]
-    return 0

@@ -1,7 +1,8 @@
-"""Digests of table rows that were added from outside the package, kept with a run's flags.
+"""Digests of table rows that were added from outside the package, such as a user's reward. A run keeps them with its
+flags, and refuses to continue with an edited row.
 
-A digest covers the source of the row's functions, where they have a file; the values of that file and the functions of
-its folder that they name; and the values in the row."""
+A digest covers the source of the row's functions, the globals of their file that they use, functions from the same
+folder that they call, and the values in the row."""
 
 import contextlib
 import dataclasses
@@ -23,35 +24,35 @@ PACKAGE = __name__.partition(".")[0] + "."
 
 
 def source_lines(config) -> list[str]:
-    """`# source of reward short=1a2b3c4d`, a comment in a flag file, for each row from outside that settings name."""
-    found = []
+    """A comment for the flag file, `# source of reward short=1a2b3c4d`, for each row from outside that flags name."""
+    lines = []
     for leaf in flags_of(config):
         table = leaf.meta["choices"]() if callable(leaf.meta["choices"]) and not leaf.meta["free"] else {}
         for name in (part.partition(":")[0].strip() for part in str(leaf.value).split(",")):
             functions, row = [], table.get(name)
-            digest = zlib.crc32("\n".join(_texts(row, functions)).encode())
-            if row is not None and (functions or not _written_here(name, row)):
-                found.append(f"# source of {leaf.name} {name}={digest:08x}")
-    return found
+            digest = zlib.crc32("\n".join(_walk(row, functions)).encode())
+            if row is not None and (functions or not _is_in_package(name, row)):
+                lines.append(f"# source of {leaf.name} {name}={digest:08x}")
+    return lines
 
 
-def _written_here(name: str, row) -> bool:
-    """Whether the package's source has the row; one from outside may be made of the package's functions, too."""
-    homes = [module for key, module in [*sys.modules.items()] if key.startswith(PACKAGE)
-             and any(isinstance(table, dict) and table.get(name) is row for table in vars(module).values())]
-    return any(f'"{name}":' in line for module in homes for line in linecache.getlines(module.__file__))
+def _is_in_package(name: str, row) -> bool:
+    """Whether the package's source defines the row. A row from outside may consist of the package's functions alone."""
+    modules = [module for key, module in [*sys.modules.items()] if key.startswith(PACKAGE)
+               and any(isinstance(table, dict) and table.get(name) is row for table in vars(module).values())]
+    return any(f'"{name}":' in line for module in modules for line in linecache.getlines(module.__file__))
 
 
-def _texts(value, functions: list) -> Iterator[str]:
-    """Texts that change with what a row is made of. Functions from outside are added to `functions`, each once."""
+def _walk(value, functions: list) -> Iterator[str]:
+    """Texts that change with the parts of a value. Appends functions from outside to `functions`, each once."""
     value, parts = inspect.unwrap(value) if callable(value) else value, ()
     if isinstance(value, FunctionType) and not (value.__module__ or "").startswith(PACKAGE):
         if value not in functions:
             functions.append(value)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # a function without a file
                 yield inspect.getsource(value)
-            kept = [cell.cell_contents for cell in value.__closure__ or ()]
-            parts = [value.__defaults__, *kept, *_named(value)]
+            closure = [cell.cell_contents for cell in value.__closure__ or ()]
+            parts = [value.__defaults__, *closure, *_used_globals(value)]
     elif isinstance(value, (type, FunctionType)):
         yield f"{value.__module__}.{value.__qualname__}"
         outside = isinstance(value, type) and not value.__module__.startswith((PACKAGE, "builtins"))
@@ -67,10 +68,11 @@ def _texts(value, functions: list) -> Iterator[str]:
     else:
         parts = [type(value), vars(value) if dataclasses.is_dataclass(value) else None]
     for part in parts:
-        yield from _texts(part, functions)
+        yield from _walk(part, functions)
 
 
-def _named(function: FunctionType) -> Iterator:
+def _used_globals(function: FunctionType) -> Iterator:
+    """The constants, arrays, and functions of the same folder that a function and those nested in it name."""
     def names(code: CodeType) -> set[str]:
         return set(code.co_names).union(*(names(x) for x in code.co_consts if isinstance(x, CodeType)))
 

@@ -1,4 +1,4 @@
-"""Rules on a run's metrics that end it, or reset its reference, decided from the rows of its log alone."""
+"""Rules that end a run, or reset its reference, by the metrics in its log alone: a resumed run decides the same."""
 
 import difflib
 import math
@@ -9,8 +9,8 @@ from typing import NamedTuple, Optional
 from rlvr_jax.errors import UserError
 from rlvr_jax.learner import ResetConfig
 
-RESET = "train/reset"  # 1 in the row of a step after which something was reset
-# What runs measure: each command some of it, and after a prefix whatever the run's rewards, families and phases are.
+RESET = "train/reset"  # 1 in the row of a step after which the reference or the optimiser was reset
+# The metrics of all commands. After a prefix stands the name of a reward, a family or a phase.
 METRICS = [*map("train/{}".format, """accuracy clip_fraction completion_length entropy frac_reward_zero_std grad_norm
     grader_timeouts kl length_correct length_wrong live_groups logprob_gap_max logprob_gap_mean loss overflow
     ratio_outside repetition reward_mean reward_std step_accuracy tokens truncated""".split()),
@@ -21,12 +21,12 @@ RELATIONS = {"<": operator.lt, ">": operator.gt}
 
 
 class StopRule(NamedTuple):
-    """Holds in a row of metrics where `metric` is on that side of `bound`; never where it is missing or no number."""
+    """Holds in a row whose `metric` is below (<) or above (>) `bound`; never where that is missing or no number."""
 
     metric: str
     relation: str
     bound: float
-    patience: int = 0  # rows in succession, where it is not --stop_patience: --inert_steps, of the rule "inert"
+    patience: int = 0  # rows in succession; 0: --stop_patience. The rule "inert" has --inert_steps
 
     def __str__(self) -> str:
         return "inert" if self.patience else f"{self.metric}{self.relation}{self.bound:g}"
@@ -36,20 +36,20 @@ class StopRule(NamedTuple):
         return isinstance(value, (int, float)) and RELATIONS[self.relation](value, self.bound)
 
 
-def parse(text: str, inert_steps: int) -> list[StopRule]:
+def parse_rules(text: str, inert_steps: int) -> list[StopRule]:
     """`"train/entropy<0.01,train/kl>10,inert"` as rules, `""` as none. Raises UserError for anything else. "inert"
-    holds after `inert_steps` steps in which no group had two different rewards."""
-    return [_rule(part, inert_steps) for part in text.split(",")] if text.strip() else []
+    holds after `inert_steps` steps in which all groups were zero-variance groups."""
+    return [_parse_rule(part, inert_steps) for part in text.split(",")] if text.strip() else []
 
 
 def check_metric(flag: str, name: str) -> None:
-    """Raises UserError for a metric that no run measures, before the first step of one."""
+    """Raises UserError for a metric that no command measures, so that a typo is found before the first step."""
     if name not in METRICS and not name.startswith(PREFIXES):
         near = difflib.get_close_matches(name, METRICS, 1) or ["one such as train/accuracy, train/entropy, eval/greedy"]
         raise UserError(f"{flag}: no run measures {name}; did you mean {near[0]}?")
 
 
-def _rule(text: str, inert_steps: int) -> StopRule:
+def _parse_rule(text: str, inert_steps: int) -> StopRule:
     if text.strip() == "inert":
         return StopRule("train/live_groups", "<", 1e-9, inert_steps)
     try:
@@ -64,11 +64,9 @@ def _rule(text: str, inert_steps: int) -> StopRule:
 
 
 def reset_due(config: ResetConfig, rows: list[dict]) -> bool:
-    """Whether the reference or the optimiser is to be reset after the step of the last row.
-
-    It is every `reset_every` steps, and where the greedy accuracy of the last `reset_patience` evaluations since the
-    last reset is not above the best before them (ProRL, arXiv 2505.24864, resets when validation stalls).
-    """
+    """Whether the reference or the optimiser is reset after the step of the last row: every `reset_every` steps, and
+    when none of the last `reset_patience` evaluations improved on the best greedy accuracy since the last reset (ProRL,
+    arXiv 2505.24864, resets when validation stalls)."""
     if config.reset_every and rows[-1]["step"] % config.reset_every == 0:
         return True
     last = max((i for i, row in enumerate(rows) if row.get(RESET)), default=0)
@@ -79,8 +77,8 @@ def reset_due(config: ResetConfig, rows: list[dict]) -> bool:
 
 
 def verdict(rules: list[StopRule], patience: int, rows: list[dict]) -> Optional[dict]:
-    """What ends a run after these rows: a rule that held in the last `patience` rows that have its metric, or None.
-    `{"rule", "patience", "step", "value"}`, of the first such rule. The base's row, step 0, does not count."""
+    """The first rule that held in the last `patience` rows with its metric, and so ends the run after these rows:
+    `{"rule", "patience", "step", "value"}`; None if there is none. Step 0, the base model's row, does not count."""
     for rule in rules:
         count = rule.patience or patience
         last = [row for row in rows if row["step"] > 0 and rule.metric in row][-count:]

@@ -1,4 +1,4 @@
-"""What a step's rollouts and a run's log come to, in numbers."""
+"""Metrics of a step's rollouts, and the summary of a run's log."""
 
 import math
 from typing import Optional
@@ -7,28 +7,29 @@ import numpy as np
 
 from rlvr_jax.objectives import live_groups
 
-SATURATED = 0.99  # a batch with this training accuracy counts as saturated
+SATURATED = 0.99  # the training accuracy from which a batch counts as saturated
 
 
 def throughput(seconds: dict, row: dict) -> dict:
-    """Seconds by phase, and completion tokens a second of sampling and of the update."""
+    """The seconds of each phase, and completion tokens per second of sampling and of the update."""
     rates = {f"{phase}/tokens_per_second": row["train/tokens"] / seconds[key] for phase in ("sample", "update")
              if "train/tokens" in row and (key := f"seconds/{phase}") in seconds}
     return rates | seconds
 
 
-def describe(rollouts, scored, group_size: int) -> dict:
-    """What a step's rollouts looked like, from host arrays: rewards, live groups, lengths, repetition."""
+def describe_step(rollouts, scored, group_size: int) -> dict:
+    """The train/* metrics of a step's rollouts, from host arrays: rewards, lengths, repetition, and the share of groups
+    whose rewards differ (live) or are all equal (zero-variance)."""
     reward, correct, info = scored.reward, scored.info["correct"] > 0, scored.info
     lengths, groups = rollouts.completion_mask.sum(-1), reward.reshape(-1, group_size)
-    more = {f"train/{name}": info[name].mean() for name in terms_of(info)}
+    more = {f"train/{name}": info[name].mean() for name in reward_terms(info)}
     if "step_correct" in info:
         more["train/step_accuracy"] = info["step_correct"].mean()
     return more | {"train/graded_by": ", ".join(sorted(set(info["graded_by"]))),
             "train/grader_timeouts": int(info["timed_out"].sum()),
             "train/accuracy": correct.mean(), "train/reward_mean": reward.mean(), "train/reward_std": reward.std(),
             "train/live_groups": live_groups(groups).mean(),
-            "train/frac_reward_zero_std": 1 - live_groups(groups).mean(),  # as TRL has it
+            "train/frac_reward_zero_std": 1 - live_groups(groups).mean(),  # TRL's name for it
             "train/completion_length": lengths.mean(),
             "train/length_correct": lengths[correct].mean() if correct.any() else math.nan,
             "train/length_wrong": lengths[~correct].mean() if not correct.all() else math.nan,
@@ -36,15 +37,17 @@ def describe(rollouts, scored, group_size: int) -> dict:
             "train/repetition": repetition(rollouts.completions, rollouts.completion_mask)}
 
 
-def terms_of(info: dict) -> list[str]:
-    """Keys of what each reward of a sum paid, such as `reward/format`; none where there is one reward."""
+def reward_terms(info: dict) -> list[str]:
+    """The keys of a summed reward's terms, such as `reward/format`; none if there is only one."""
     terms = [name for name in info if name.startswith("reward/")]
     return terms if len(terms) > 1 else []
 
 
 def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
-    """Share of n-grams that occurred before in the same completion; near 1 when a policy degenerates into loops. Rows
-    of `mask` are true up to a completion's end. N-grams are compared by a 64-bit hash of row and tokens."""
+    """Share of n-grams that occurred before in the same completion; near 1 when a policy degenerates into loops.
+
+    `completions` are i32[B,T], `mask` is bool[B,T], true up to the end of each. A 64-bit hash of row and tokens stands
+    for an n-gram."""
     width = max(completions.shape[1] - n + 1, 0)
     factors = np.random.default_rng(0).integers(1, 2**63, n + 1, np.uint64)
     hashes = factors[n] * np.arange(len(completions), dtype=np.uint64)[:, None]
@@ -55,19 +58,20 @@ def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
 
 
 def rollout_rows(problems: list, record, group_size: int, count: int) -> list[dict]:
-    """At most `count` rollouts of a step (`grpo.Record`) as rows of rollouts.jsonl: whole groups at even distances, or
-    a part of the first one. `group` is the group's place in the step, `group_mean` the mean reward of its rollouts."""
+    """At most `count` rollouts of a step (`grpo.Record`) as rows of rollouts.jsonl: whole groups, evenly spaced, or a
+    part of the first one. `group` is the group's index in the step, `group_mean` the mean reward of its rollouts."""
     rows, rollouts, scored, info = [], record.rollouts, record.scored, record.scored.info
     means = scored.reward.reshape(-1, group_size).mean(-1)
     groups = np.linspace(0, len(means) - 1, min(max(count // group_size, 1), len(means))).astype(int)
     for i in np.arange(len(scored.reward)).reshape(-1, group_size)[groups].ravel()[:count]:
         problem, group = problems[rollouts.prompt_index[i]], i // group_size
-        rows.append({"step": record.prompt_batch.step, "group": int(group), "prompt": problem.prompt, "answer": problem.answer,
-                     "completion": info["text"][i], "reward": scored.reward[i], "correct": bool(info["correct"][i]),
+        rows.append({"step": record.prompt_batch.step, "group": int(group), "prompt": problem.prompt,
+                     "answer": problem.answer, "completion": info["text"][i], "reward": scored.reward[i],
+                     "correct": bool(info["correct"][i]),
                      "advantage": np.mean(record.batch.advantages[i]), "group_mean": means[group],
                      "graded_by": info["graded_by"][i], "truncated": not rollouts.ended[i],
                      "num_tokens": int(rollouts.completion_mask[i].sum())}
-                    | {name: info[name][i] for name in terms_of(info)})
+                    | {name: info[name][i] for name in reward_terms(info)})
     return rows
 
 
@@ -77,7 +81,7 @@ def evaluation(row: dict) -> dict:
 
 
 def saturation_step(rows: list) -> Optional[int]:
-    """First step whose rollouts were at least 99 % correct; None if there was none."""
+    """The first step whose rollouts were at least 99 % correct; None if there was none."""
     return next((row["step"] for row in rows if (row.get("train/accuracy") or 0) >= SATURATED), None)
 
 

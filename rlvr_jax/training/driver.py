@@ -12,7 +12,7 @@ from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import LearnerState
 from rlvr_jax.runs import processes
-from rlvr_jax.runs.log import timed
+from rlvr_jax.runs.log import add_seconds
 from rlvr_jax.runs.run import Run
 from rlvr_jax.runs.stopping import RESET, reset_due
 from rlvr_jax.runs.summary import throughput
@@ -49,7 +49,7 @@ class RunCallbacks(grpo.Callbacks):
 
     def steps(self, state: LearnerState, num_steps: int) -> Iterator[int]:
         if self.run.first == 0 and not self.run.resumed:
-            with timed(self.seconds, "eval"):
+            with add_seconds(self.seconds, "eval"):
                 row = {"step": 0} | self.heldout(state.params, 0)
             self.run.log(row | self.seconds)
             self.seconds.clear()
@@ -59,7 +59,7 @@ class RunCallbacks(grpo.Callbacks):
         row, rollouts = self.describe(record)
         step = row["step"]
         if self.run.due(step, self.run.config.eval_every, row):
-            with timed(self.seconds, "eval"):
+            with add_seconds(self.seconds, "eval"):
                 row |= self.heldout(state.params, step)
         if self.resets.ever and processes.max_over_processes(
                 processes.is_main() and reset_due(self.resets, [*self.run.metrics.rows, row])):
@@ -79,7 +79,7 @@ class RunCallbacks(grpo.Callbacks):
     def time_calls(self, phase: str, function: Callable) -> Callable:
         """The function, with its seconds counted to a phase of the step."""
         def call(*args):
-            with timed(self.seconds, phase):
+            with add_seconds(self.seconds, phase):
                 return function(*args)
         return call
 

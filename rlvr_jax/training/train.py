@@ -21,7 +21,7 @@ from rlvr_jax.rewards.rows import RewardConfig
 from rlvr_jax.runs import files, machine, processes
 from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
 from rlvr_jax.runs.run import Run, RunConfig
-from rlvr_jax.runs.summary import describe, rollout_rows
+from rlvr_jax.runs.summary import describe_step, rollout_rows
 from rlvr_jax.sampler import Request
 from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.tasks.families import FAMILIES
@@ -103,12 +103,12 @@ def check_config(config: TrainConfig) -> None:
 def divide_if_needed(config: TrainConfig, loaded: LanguageModel) -> TrainConfig:
     """The configuration, with `divide_state` set if a device could not hold the whole state twice: it is made on one
     device and then copied to all, so for a moment that device has two."""
-    limit = machine.room()
+    limit = machine.memory_limit()
     if config.grpo.update.divide_state or not limit or parallel.device_count() == 1:
         return config
     state = jax.eval_shape(lambda params: grpo.initial_state(Policy(loaded.config, params, ()), config.grpo),
                            loaded.params)
-    needed = 2 * machine.size(state)
+    needed = 2 * machine.num_bytes(state)
     if needed <= limit:
         return config
     advice.warn(f"placing the state would take {needed / 1e9:.1f} GB on each device, which has {limit / 1e9:.1f} GB: "
@@ -164,7 +164,7 @@ def make_rows(config: TrainConfig, problems: list[Problem], logged: list[dict],
               record: Record) -> tuple[dict, list[dict]]:
     """The metrics of a step and its rows of rollouts.jsonl; `logged` are the metrics of earlier steps."""
     size = config.grpo.loss_group_size
-    row = {"step": record.prompt_batch.step} | describe(record.rollouts, record.scored, size)
+    row = {"step": record.prompt_batch.step} | describe_step(record.rollouts, record.scored, size)
     if not score.is_constant(config.rewards):
         advice.warn(advice.on_first_step(record) if record.prompt_batch.step == 1 else "")
         advice.warn(advice.on_equal_rewards([*logged, row], record, config.run.inert_steps))

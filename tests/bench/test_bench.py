@@ -1,4 +1,4 @@
-"""What `scripts.bench` writes; the times themselves are nobody's promise."""
+"""The page of `scripts.bench`; no test depends on the times themselves."""
 
 import re
 
@@ -29,7 +29,7 @@ def test_the_page_says_shares_and_ratios_and_a_command_with_every_flag_that_they
     theirs = {name: 3 * x for name, x in seconds.items()} | {"step": None}
     timed = {name: {"ours": x, "transformers": theirs[name]} for name, x in seconds.items()}
     text = bench.format_page(SMALL, timed, {"ours": 1.0, "transformers": 2.5}, ["| more |"])
-    parameters = 576 * (2 * 576 + 2 * 192) + 3 * 576 * 1536 + 49_152 * 576  # of one layer and the head
+    parameters = 576 * (2 * 576 + 2 * 192) + 3 * 576 * 1536 + 49_152 * 576  # in one layer and the head
     for said in ("Peak: 1000 GFLOP/s", "bandwidth: 4 GB/s", ", transformers 1.2.", "ours 1.0, transformers 2.5."):
         assert said in text
     tables = (line.strip("|").split("|") for line in text.splitlines())
@@ -69,13 +69,13 @@ def test_a_case_can_be_called_again(tiny, monkeypatch, name):
 
 
 def test_waiting_slots_and_padding_are_counted(monkeypatch):
-    """32 slots, of which 8 are left when two are busy; 15 pairs of 3 tokens are cut to 8."""
+    """32 slots, reduced to 8 when two are busy; 15 pairs of completions of 3 tokens are truncated to 8."""
     lengths = np.array([3] * 30 + [7, 64])
     monkeypatch.setattr(bench, "tail_lengths", lambda config: lengths)
     layout = bench.model.LAYOUTS.get("cpu")
     assert layout.shrinks and bench.slot_rounds(lengths) == 32 * 3 + 8 * 61
     one = BenchConfig.from_flags(num_layers=1, micro_rows=2, tail_rollouts=32)
-    shares = bench.lost(one, {"sampling": 1.0, "update": 1.0, "step": 4.0})
+    shares = bench.overhead_shares(one, {"sampling": 1.0, "update": 1.0, "step": 4.0})
     padding, = [share for name, share in shares.items() if "padding" in name]
     assert padding == 1 - lengths.sum() / (2 * (8 * 15 + 64)) and list(shares.values())[-1] == 0.5
 
@@ -83,14 +83,14 @@ def test_waiting_slots_and_padding_are_counted(monkeypatch):
 def test_an_operation_of_a_trace_is_named(tmp_path):
     with jax.profiler.trace(str(tmp_path)):
         jax.jit(lambda x: jax.numpy.sort(x @ x))(np.ones((64, 64))).block_until_ready()
-    assert re.search(r"^\| sort .* \| \d+% \|$", bench.operations(str(tmp_path)), re.M)
+    assert re.search(r"^\| sort .* \| \d+% \|$", bench.operations_table(str(tmp_path)), re.M)
 
 
 def test_the_best_call_of_a_side_counts_and_its_end_is_an_error(monkeypatch):
     side = bench.Side("ours", SMALL)
     assert side.best("bandwidth", SMALL, 2) > 0 and side.ask(None) > 0
-    with pytest.raises(UserError, match="the timing failed"):  # it has ended
-        side.answer()
+    with pytest.raises(UserError, match="the timing failed"):  # the process has ended
+        side.receive()
     monkeypatch.setattr(side, "ask", lambda question, answers=iter([3.0, 1.0, 2.0, None]): next(answers))
     assert side.best("step", SMALL, 3) == 1.0 and side.best("step", SMALL, 3) is None
 

@@ -1,4 +1,4 @@
-"""Programs lowered for devices from shapes: those that a run hands its own, what they cost, what is said of a chip.
+"""Programs lowered from shapes alone: they are those of a real run; their costs; and the verdict on a chip.
 
 The CPU's devices stand for a chip's. tests/targets/ has the compilers of real ones.
 """
@@ -31,11 +31,11 @@ CPU = Chip("jaxlib", 2, GIB, {"float32": 5e11, "bfloat16": 1e12}, 1e11, {})
 
 @pytest.fixture
 def here(monkeypatch):
-    """A row of the table whose devices are those of this machine, and TINY as the model, in bfloat16."""
+    """A row of CHIPS that stands for this machine's devices, and TINY as the model, in bfloat16."""
     monkeypatch.setitem(CHIPS, "cpu", CPU)
     monkeypatch.setattr(published, "devices", lambda chip: jax.devices())
     monkeypatch.setattr(compile, "shape_of", lambda config: dataclasses.replace(TINY, dtype="bfloat16"))
-    clear = compile.measured.cache_clear
+    clear = compile.compile_program.cache_clear
     clear()
     yield monkeypatch
     clear()
@@ -49,7 +49,7 @@ def shapes(tree):
 
 
 def trained(monkeypatch, config, prompts):
-    """The shapes that a run hands its mapped functions: sampling, log-probabilities, the update, evaluation."""
+    """The shapes that a real run passes to its programs: sampling, log-probabilities, the update, evaluation."""
     calls, real = [], parallel.map_devices
 
     def recording(fn, donate_argnums=()):
@@ -101,16 +101,16 @@ def test_what_stays_resident_are_the_bytes_of_a_real_state(changes):
     config = FLAGS.with_flags(**changes).train.grpo
     state = grpo.initial_state(Policy(TINY, tiny_params(), ()), config)
     state = parallel.place_state(state, config.update.divide_state)
-    assert compile.resident(config, TINY, 2) == sum(x.nbytes for x in jax.tree.leaves(state)) // 2
+    assert compile.state_bytes(config, TINY, 2) == sum(x.nbytes for x in jax.tree.leaves(state)) // 2
     assert shapes(compile.state_of(config, TINY, 2)) == shapes(state)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "tpu", "gpu"])
 def test_the_queue_is_played_as_the_sampler_has_it(kind):
-    """40 completions of 40 % of 150 tokens in 16 slots. Each token notes its round, and where the farthest slot was."""
+    """40 completions, 60 tokens on average and at most 150, in 16 slots. Each token records its round and the farthest position."""
     lengths, layout = loads.lengths(40, 150, 1.5), model.LAYOUTS[kind]
     assert lengths.mean() == pytest.approx(60, rel=0.05) and lengths.max() == 150 and min(lengths) >= 1
-    tokens_BxT = jnp.array(np.arange(150) + 1 != lengths[:, None], int)  # 0 ends one
+    tokens_BxT = jnp.array(np.arange(150) + 1 != lengths[:, None], int)  # 0 is the end token
     hooks = sampler.Hooks(carry=jnp.zeros(16, int), propose=lambda carry, draw, logits: (
         carry + 1, tokens_BxT[draw.rows, draw.inputs.steps],
         {"round": carry, "farthest": jnp.full_like(carry, jnp.max(draw.inputs.steps))}))
@@ -149,7 +149,7 @@ def test_what_cannot_be_is_said_in_a_line(changes, words):
 # ----- costs
 
 
-ONE = 2 * 64 * 128 * 128  # of the product of 64 x 128 by 128 x 128
+ONE = 2 * 64 * 128 * 128  # FLOPs of a product of 64 x 128 by 128 x 128
 
 
 def products(x_NxD, w_LxDxD):
@@ -163,24 +163,24 @@ def until(x_NxD, w_LxDxD):
 
 @pytest.mark.parametrize("fn, rounds", [(products, 7), (until, 5)])
 def test_a_loop_is_counted_as_often_as_it_is_gone_round(fn, rounds):
-    """Seven products of 64 x 128 by 128 x 128, or as many as told where the loop's end depends on what it computes."""
+    """Seven products of 64 x 128 by 128 x 128; as many as `rounds` says if the loop has no trip count."""
     args = jnp.ones((64, 128)), jnp.ones((7, 128, 128))
     assert list(cost.flops(jax.make_jaxpr(fn)(*args).jaxpr, [5], [1.0])) == [rounds * ONE, 0]
-    found = cost.counted(jax.jit(fn).lower(*args).compile().as_text())([5], [1.0])
+    found = cost.parse_cost(jax.jit(fn).lower(*args).compile().as_text())([5], [1.0])
     least = 4 * (128 * 128 + 2 * 64 * 128)  # a round reads a slice of the weights and x, and writes x
     assert least * rounds <= found.bytes < 4 * least * rounds  # the CPU copies the slice and x
     assert (found.step_kernels > 0) == (fn is until) and found.kernels > rounds
 
 
 def for_inputs(x_NxD, w_LxDxD):
-    """The gradient for x of seven layers, each computed again, where one of two branches is taken."""
+    """The gradient for x of seven recomputed layers, in one of two branches."""
     layer = jax.checkpoint(lambda x, w: (jnp.tanh(ops.linear(x, w)), None))
     return jax.lax.cond(jnp.sum(x_NxD) > 0, jax.grad(lambda x: jnp.sum(jax.lax.scan(layer, x, w_LxDxD)[0])),
                         lambda x: x, x_NxD)
 
 
 def in_kernel(x_NxD, w_LxDxD):
-    """Three products, one of a loop without a known end and one of a choice in each of four blocks; then `until`."""
+    """In each of four blocks three products, one in a loop without a trip count and one in a branch; then `until`."""
     def kernel(x_ref, w_ref, out_ref):
         x = jax.lax.fori_loop(0, 3, lambda _, x: x @ w_ref[...], x_ref[...])
         x = jax.lax.while_loop(lambda x: jnp.sum(x) > 1, lambda x: x @ w_ref[...], x)
@@ -192,7 +192,7 @@ def in_kernel(x_NxD, w_LxDxD):
 
 
 def of_half(x_NxD, w_LxDxD):
-    """One product of numbers in 16 bits to one in 32, and one that has an operand in 32."""
+    """A product of operands in 16 bits with a result in 32, and a product with an operand in 32."""
     half = w_LxDxD[0].astype(jnp.bfloat16)
     return jax.lax.dot(jax.lax.dot(x_NxD.astype(jnp.bfloat16), half, preferred_element_type=jnp.float32), half,
                        preferred_element_type=jnp.float32)
@@ -273,10 +273,10 @@ ENTRY %main (a: s32[], w: f32[28,8,8]) -> (s32[], f32[28,8,8]) {
 @pytest.mark.parametrize("weights, share, kernels, cycles", [
     ([1.0], 512, 2, 60), ([0.75, 0.25], 0.75 * 512 + 0.25 * 256, 1.25, 0.75 * 20 + 0.25 * 60)])
 def test_bytes_are_those_of_parts_and_of_the_devices_memory(weights, share, kernels, cycles):
-    """Of 28 slices one is read in a round, under another shape, and one written. What lies in S(1), a TPU's fast
-    memory, is not moved; of two branches the larger counts, or the mean by weights."""
-    found = cost.counted(HLO)([], weights)
-    assert found.bytes == 28 * (256 + share + 256 + 256 + 4)  # the slice; a branch; its result read, and put in place
+    """Each round reads one of 28 slices, under another shape, and writes one. Arrays in S(1), a TPU's fast memory,
+    do not count; of two branches the more expensive counts, or the mean by weights."""
+    found = cost.parse_cost(HLO)([], weights)
+    assert found.bytes == 28 * (256 + share + 256 + 256 + 4)  # the slice; a branch; reading its result and storing it
     assert found.kernels == 28 * (3 + kernels) and found.step_kernels == 0 and found.cycles == 28 * (100 + cycles)
 
 
@@ -317,10 +317,10 @@ ENTRY %main (w: bf16[8,64], x: f32[16]) -> bf16[64,64] {
 
 
 def test_a_collective_beside_other_work_is_counted_when_it_is_done():
-    """What is computed meanwhile reads and writes 16 numbers; the collective reads a part, and writes the whole. A
-    kernel takes its operands and results."""
+    """The computation beside it reads and writes 16 numbers; the collective reads a shard and writes the whole. A
+    kernel moves its operands and results."""
     kernel = 4 * 16 + 2 * 8 * 64 + 4 * 32
-    assert cost.counted(GATHERING)([], []).bytes == 2 * 16 * 4 + kernel + 4 * 4 + 2 * (8 * 64 + 64 * 64)
+    assert cost.parse_cost(GATHERING)([], []).bytes == 2 * 16 * 4 + kernel + 4 * 4 + 2 * (8 * 64 + 64 * 64)
 
 
 # ----- what is said of a chip
@@ -331,7 +331,7 @@ def test_a_chip_gets_a_table_and_a_verdict(here, tmp_path):
     config = FLAGS.with_flags(chip="cpu", num_slots=3, out=str(out))
     said = compile.run(config)
     one, = json.loads(out.read_text())["chips"]
-    state, programs = compile.resident(FLAGS.train.grpo, TINY, 2), one["programs"]
+    state, programs = compile.state_bytes(FLAGS.train.grpo, TINY, 2), one["programs"]
     assert list(programs) == ["start", "sampling", "log-probabilities", "update", "evaluation"]
     assert said.splitlines()[-1] == f"cpu: {one['verdict']}" and one["verdict"].startswith("fits: 0.0")
     assert one["verdict"].endswith(" GB")  # the state is small: no bound on the time
@@ -340,11 +340,11 @@ def test_a_chip_gets_a_table_and_a_verdict(here, tmp_path):
     for which, program in list(programs.items())[1:]:
         lowered = compile.programs_of(config, compile.shape_of(config), jax.devices())[which]
         made = lowered.mapped.lower(*lowered.args).compile()
-        held = compile.size(lowered.args[0]) // 2
+        held = compile.num_bytes(lowered.args[0]) // 2
         assert program["peak"] == made.memory_analysis().peak_memory_in_bytes + state - held, which
         for column, load in zip(("at_40", "best"), reversed(lowered.loads)):
             wide, half = cost.flops(jax.make_jaxpr(lowered.mapped)(*lowered.args).jaxpr, *load)
-            moved = cost.counted(made.as_text())(*load).bytes
+            moved = cost.parse_cost(made.as_text())(*load).bytes
             assert program[column] == max(wide / 5e11 + half / 1e12, moved / 1e11)  # float32, bfloat16
         assert program["flops"] == wide + half and program["bytes"] == moved
         assert program["tokens"] == lowered.tokens / program["best"]
@@ -353,32 +353,32 @@ def test_a_chip_gets_a_table_and_a_verdict(here, tmp_path):
 
 
 def test_what_does_not_fit_is_named_with_its_size(here):
-    state = compile.resident(FLAGS.train.grpo, TINY, 2)
+    state = compile.state_bytes(FLAGS.train.grpo, TINY, 2)
     here.setitem(CHIPS, "cpu", CPU._replace(usable=state + 1))
-    here.setattr(compile, "measured", lambda config, name, which: {
+    here.setattr(compile, "compile_program", lambda config, name, which: {
         "sampling": {"peak": 2.0e9}, "update": {"peak": None, "refused": "for a reason"}}.get(which, {"peak": 1}))
     one = compile.compile_for_chip(FLAGS, "cpu")
     assert one["verdict"] == ("does not fit in 0.0 GB: start, 0.0 GB; sampling, 2.0 GB; update, which the compiler "
                               "gives up; could fit with --divide_state over 4 such devices (0.0 GB each), or what --fit "
                               "finds")
     assert compile.compile_for_chip(FLAGS.with_flags(divide_state=True), "cpu")["programs"]["start"]["peak"] < state
-    assert "| sampling | 2.00, does not fit | |" in (said := compile.shown(one).replace("  ", " "))
+    assert "| sampling | 2.00, does not fit | |" in (said := compile.format_chip(one).replace("  ", " "))
     assert "| update | | | | | | | | for a reason |" in said
 
 
 @pytest.mark.parametrize("changes, seconds", [
     ({}, 111), ({"num_minibatches": 2, "grad_accumulation": 1}, 221), ({"track_kl": False, "kl_coef": 0.0}, 101)])
 def test_a_step_takes_what_its_calls_do(here, changes, seconds):
-    """A call of sampling takes 1 s here, of the log-probabilities, by reference or policy, 10, of the update 100."""
+    """A call takes 1 s for sampling, 10 for log-probabilities, of reference or policy, and 100 for the update."""
     takes = {"sampling": 1, "log-probabilities": 10, "update": 100, "evaluation": 1000}
-    here.setattr(compile, "measured", lambda config, name, which: {"peak": 1, "best": takes[which],
+    here.setattr(compile, "compile_program", lambda config, name, which: {"peak": 1, "best": takes[which],
                                                                    "at_40": takes[which] / 2})
     one = compile.compile_for_chip(FLAGS.with_flags(**changes), "cpu")
     assert (one["step"], one["step_at_40"]) == (seconds, seconds / 2)
 
 
 def test_a_compiler_that_refuses_says_how_much_it_would_take(here):
-    """The words of libtpu 0.0.42.1."""
+    """With the message of libtpu 0.0.42.1."""
     words = ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (41.89G) "
              "exceeds available HBM (15.75G).\n\nmore")
 
@@ -388,11 +388,11 @@ def test_a_compiler_that_refuses_says_how_much_it_would_take(here):
     programs = compile.programs_of(FLAGS, TINY, jax.devices())
     here.setattr(compile, "programs_of", lambda *_: {
         "update": programs["update"]._replace(mapped=types.SimpleNamespace(lower=lower))})
-    refused = compile.measured(FLAGS, "cpu", "update")
+    refused = compile.compile_program(FLAGS, "cpu", "update")
     assert refused["peak"] == 41.89 * GIB and refused["refused"] == words.splitlines()[0]
     words = "INTERNAL: no"
-    compile.measured.cache_clear()
-    assert compile.measured(FLAGS, "cpu", "update")["peak"] is None
+    compile.compile_program.cache_clear()
+    assert compile.compile_program(FLAGS, "cpu", "update")["peak"] is None
 
 
 @pytest.mark.parametrize("usable, accumulation, slots", [(10_000, 2, 4), (4_000, 2, 4), (3_999, 4, 2), (1, 8, 1)])
@@ -402,16 +402,16 @@ def test_fit_takes_the_largest_micro_batch_and_the_most_slots_that_fit(here, usa
         rows = grpo.check(flags) if which == "update" else flags.sampling.num_slots
         return {"peak": None if rows > 7 else 1000 * rows}  # None: the compiler gives up
 
-    here.setattr(compile, "measured", measured)
+    here.setattr(compile, "compile_program", measured)
     here.setitem(CHIPS, "cpu", CPU._replace(usable=usable))
-    flags = compile.fitted(FLAGS, "cpu").train.grpo
+    flags = compile.fit_flags(FLAGS, "cpu").train.grpo
     assert (flags.update.grad_accumulation, flags.sampling.num_slots) == (accumulation, slots)
 
 
 def test_fit_proposes_lora_where_nothing_fits(here):
     of = {"all": 3e9, "lora": 1e9}
-    here.setattr(compile, "resident", lambda config, *_: of[config.adapter.trainable])
-    here.setattr(compile, "measured", lambda config, *_: {"peak": of[config.train.grpo.adapter.trainable] + 1e9,
+    here.setattr(compile, "state_bytes", lambda config, *_: of[config.adapter.trainable])
+    here.setattr(compile, "compile_program", lambda config, *_: {"peak": of[config.train.grpo.adapter.trainable] + 1e9,
                                                           "best": 1, "at_40": 0.5})
     here.setitem(CHIPS, "cpu", CPU._replace(usable=3e9))
     one = compile.compile_for_chip(FLAGS.with_flags(fit=True, heldout="none"), "cpu")
@@ -419,11 +419,11 @@ def test_fit_proposes_lora_where_nothing_fits(here):
         "does not fit in 3.0 GB: start, 6.0 GB; sampling, 4.0 GB; log-probabilities, 4.0 GB; update, 4.0 GB; with "
         "--trainable=lora --adapter_rank=16 --params_dtype=bfloat16 --divide_state=False --grad_accumulation=1 "
         "--num_slots=8 it fits: 2.00 of 3.0 GB, at best 3 s a step, 1.5 at 40 % of the longest")
-    assert "--trainable=lora" in compile.shown(one)
+    assert "--trainable=lora" in compile.format_chip(one)
 
 
 def test_what_could_fit_are_states_of_half_the_memory():
-    """7B on an H100: LoRA's factors, in float32 with two moments, beside weights of 2 bytes; all of 16 bytes, by 4."""
+    """7B on an H100: LoRA in float32 with two moments, beside weights of 2 bytes; or 16 bytes a parameter over 4."""
     config = CompileConfig.from_flags(shape="qwen2.5-math-7b", kl_coef=0.001)
     count, lora = 7_615_616_512, 28 * 16 * (2 * (2 * 3584) + 2 * (3584 + 512) + 3 * (3584 + 18_944))
     said = compile.remedies(config, CHIPS["H100"], compile.shape_of(config))
@@ -438,7 +438,7 @@ def test_without_a_chip_the_state_on_all_of_them_is_said_at_once():
     count = 1_543_714_304  # parameters, two moments and a reference of 4 bytes each
     assert list(lines)[2:] == list(CHIPS)
     assert f"| {count * 16 / 1e9:.2f} | {count * 32 / 1e9:.2f} |" in lines["v5e-8"]
-    assert lines["v6e-8"].endswith("| --divide_state |")  # 33.55 GB are one state, and not the two of a start
+    assert lines["v6e-8"].endswith("| --divide_state |")  # 33.55 GB hold one state, but not the two of a run's start
     assert lines["v5e-8"].endswith("| --divide_state |") and lines["v5e-1"].endswith("| does not fit |")
     assert lines["H100"].endswith("| fits |") and "| 3.09 |" in lines["v5e-8"]
 
@@ -447,11 +447,11 @@ def test_the_table_has_the_chips_that_colab_and_the_papers_use():
     assert list(CHIPS) == ["v4-8", "v5e-1", "v5e-8", "v5p-8", "v6e-1", "v6e-8", "T4", "L4", "A100-40", "H100",
                            "RTX-PRO-6000", "H100-8"]
     for name, chip in CHIPS.items():
-        cores = 2 if name.startswith(("v4", "v5p")) else 1  # such a TPU is called by its cores
+        cores = 2 if name.startswith(("v4", "v5p")) else 1  # these TPUs are named by their number of cores
         assert chip.devices == (int(name[-1]) // cores if chip.compiler == "libtpu" or name == "H100-8" else 1)
         assert chip.peak["float16"] >= chip.peak["bfloat16"] >= chip.peak["float32"] > 8e12
         assert 1e9 < chip.usable < 110e9 and chip.bandwidth >= 3e11
-        same = CHIPS[next(other for other in CHIPS if other.split("-")[0] == name.split("-")[0])]  # of one generation
+        same = CHIPS[next(other for other in CHIPS if other.split("-")[0] == name.split("-")[0])]  # as old
         assert (chip.peak, chip.bandwidth, chip.usable) == (same.peak, same.bandwidth, same.usable)
     assert CHIPS["T4"].usable == pytest.approx(0.95 * 14.56 * GIB)  # where CUDA has 14.56 GiB
 
@@ -484,7 +484,7 @@ def test_published_shapes_are_those_of_the_published_configurations(name, publis
 
 def test_a_model_is_a_folder_a_shape_or_the_tiny_base(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(huggingface.config_to_hugging_face(TINY, "float32")))
-    folder = compile.shape_of(FLAGS.with_flags(model=str(tmp_path), dtype="bfloat16"))  # its weights are not there
+    folder = compile.shape_of(FLAGS.with_flags(model=str(tmp_path), dtype="bfloat16"))  # the folder has no weights
     assert folder == dataclasses.replace(TINY, dtype="bfloat16")
     assert compile.shape_of(FLAGS).num_layers == 3 and compile.shape_of(FLAGS).d_model == 64
     with pytest.raises(UserError, match="--shape=qwen: no such shape; known are qwen2.5-math-1.5b, "):

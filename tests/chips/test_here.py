@@ -1,4 +1,4 @@
-"""What was compiled for chips: the page, and what a machine is told of itself, of its chip and of flag files for it."""
+"""The record of compiled chips: its page, and what a machine learns of its own chip and of flag files for it."""
 
 import json
 import pathlib
@@ -20,7 +20,7 @@ RECORD = {f"scripts.compile --flagfile=configs/{name}.flags --chip={chip}": {"ch
     ("TPU v5 lite", 8, "v5e-8"), ("TPU v6 lite", 1, "v6e-1"), ("TPU v4", 4, "v4-8"), ("Tesla T4", 2, "T4"),
     ("NVIDIA H100 80GB HBM3", 8, "H100-8"), ("NVIDIA H100 80GB HBM3", 2, "H100"), ("cpu", 2, "")])
 def test_a_chip_by_the_kind_that_jax_names(kind, count, name):
-    assert here.chip(kind, count) == name and (not name or name in CHIPS)
+    assert here.chip_name(kind, count) == name and (not name or name in CHIPS)
 
 
 def test_a_machine_is_told_what_fits_it(tmp_path, monkeypatch):
@@ -43,7 +43,7 @@ def test_this_machine_names_itself():
 
 
 def test_the_page_has_what_each_command_at_the_head_of_a_flag_file_found(monkeypatch, tmp_path):
-    """One command for each chip, in their order; what the record has is not run again."""
+    """One command for each chip, in the order of the files; commands with a result in the record do not run again."""
     configs = tmp_path / "configs"
     configs.mkdir()
     (configs / "a.flags").write_text("# Words.\n#   python -m scripts.compile --chip=v5e-1,H100 "

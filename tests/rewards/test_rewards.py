@@ -16,7 +16,7 @@ from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import REWARD_DRAWS, Rollouts
 from rlvr_jax.rewards import rows as rewards, score
 from rlvr_jax.runs import processes
-from rlvr_jax.runs.summary import describe
+from rlvr_jax.runs.summary import describe_step
 from rlvr_jax.tasks import pool
 from rlvr_jax.training import train
 
@@ -306,9 +306,9 @@ def test_the_share_of_the_experts_steps_is_logged_whatever_is_paid(sampled):
     scored = make_scorer(REWARD_RUN.with_flags(reward="random"), loaded, asked, prompts)(rollouts, params, 1)
     opened = np.array([text.split()[:1] == [first] for text in scored.info["text"]])
     assert 0 < opened.mean() < 1
-    assert describe(rollouts, scored, len(opened))["train/step_accuracy"] == pytest.approx(opened.mean())
+    assert describe_step(rollouts, scored, len(opened))["train/step_accuracy"] == pytest.approx(opened.mean())
     plain = make_scorer(REWARD_RUN, loaded, problems, prompts)(rollouts, params, 1)
-    assert "train/step_accuracy" not in describe(rollouts, plain, len(opened))
+    assert "train/step_accuracy" not in describe_step(rollouts, plain, len(opened))
 
 
 def test_a_files_steps_are_read_and_a_file_without_is_refused(base, tmp_path):

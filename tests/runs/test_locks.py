@@ -1,4 +1,4 @@
-"""One process at a time in a directory, and a process that is told to stop says at once that it heard."""
+"""One process at a time writes a directory; and a process acknowledges a signal at once."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from rlvr_jax.runs import flags, locks
 from rlvr_jax.runs.run import Run
 from rlvr_jax.training.train import TrainConfig
 
-from fixtures import ROOT, TRAIN_FLAGS, finish, read_jsonl, run, start, wait_for
+from fixtures import ROOT, finish
 
 HOLD = "import sys, pathlib; from rlvr_jax.runs import locks; f = locks.lock(pathlib.Path(sys.argv[1]), '--run_dir')\n" \
        "print('held', flush=True); sys.stdin.read()"
@@ -58,7 +58,7 @@ def test_the_file_names_the_last_holder_alone(tmp_path):
 def test_a_new_run_sets_the_old_one_aside_and_holds_its_own(tmp_path):
     directory = tmp_path / "run"
     flags.claim(directory, "--run_dir", "never").close()
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # there was none to set aside
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # no earlier run to rename
     with flags.claim(directory, "--run_dir", "never"):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1"]
         with pytest.raises(UserError):
@@ -67,7 +67,7 @@ def test_a_new_run_sets_the_old_one_aside_and_holds_its_own(tmp_path):
 
 @pytest.mark.parametrize("reason", [OSError(38, "Function not implemented"), None])
 def test_without_locks_the_user_is_told_and_the_run_goes_on(tmp_path, monkeypatch, capsys, reason):
-    """A file system without them, and a Python without fcntl."""
+    """A file system without locks, and a Python without fcntl."""
     def flock(*_):
         raise reason
 
@@ -80,22 +80,6 @@ def test_without_locks_the_user_is_told_and_the_run_goes_on(tmp_path, monkeypatc
     assert said.startswith(f"{tmp_path} cannot be locked (") and said.count("\n") == 1
 
 
-def test_the_same_command_twice_is_refused_the_second_time(tmp_path, base, compiled):
-    """The first goes on undisturbed: every step once. It is stopped by a signal while it starts, and says so."""
-    command = ("train", *TRAIN_FLAGS, "--num_steps=100000", "--eval_every=0", f"--model={base}",
-               f"--run_dir={tmp_path / 'run'}")
-    first = start(*command, compiled=compiled)
-    wait_for((tmp_path / "run" / "flags.txt").exists, first)
-    second = run(*command, compiled=compiled, expect=1)
-    assert second.errors == [f"error: {tmp_path / 'run'} is being written by process {first.pid} on {os.uname()[1]}; "
-                             "wait for it, or choose another --run_dir"]
-    first.send_signal(signal.SIGTERM)
-    stopped = finish(first, expect=143)
-    assert "SIGTERM: stopping" in stopped.err and "Traceback" not in stopped.err
-    steps = [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
-    assert steps == list(range(len(steps)))
-
-
 # ----- signals
 
 ANSWER = """
@@ -103,9 +87,9 @@ import hashlib, signal
 from rlvr_jax.runs import signals
 signal.signal(signal.SIGINT, lambda *_: None)
 signals.GRACE = 0.01
-with signals.acknowledged(lambda: "stopping after this step"):
+with signals.acknowledge_signals(lambda: "stopping after this step"):
     print("ready", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # as a compilation: long, in C, and other threads go on
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # like a compilation: long, in C, and other threads run
 """
 
 

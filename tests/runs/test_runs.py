@@ -1,6 +1,6 @@
 """What a run directory does for a loop: stop rules, the best checkpoint, mirrors of the log, flags that may not change.
 
-The loop here trains nothing: its metrics are given, and the state of step s is full of s.
+The loop of these tests trains nothing: its metrics are constants, and the state of step s is full of s.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from rlvr_jax.training.train import TrainConfig
 from fixtures import ROOT, read_jsonl, write_jsonl
 
 CONFIG = TrainConfig.from_flags(save_every=2, eval_every=2, keep_last=1)
-ENTROPY = [9, 8, 0.5, 0.4, 2, 0.3, 0.2, 0.1, 7, 7]  # of steps 1 to 10
+ENTROPY = [9, 8, 0.5, 0.4, 2, 0.3, 0.2, 0.1, 7, 7]  # at steps 1 to 10
 GREEDY = {2: 0.25, 4: 0.75, 6: 0.75, 8: 0.5, 10: 0.5}
 
 
@@ -52,7 +52,7 @@ def state_of(step: int) -> LearnerState:
 
 @pytest.fixture
 def go(tmp_path):
-    """`go(**flags)` starts the run or goes on with it; `crash_at` is a step that it does not live to log."""
+    """`go(**flags)` starts or continues the run; it crashes before it logs the step `crash_at`."""
     def loop(crash_at=None, **flags):
         config = CONFIG.with_flags(run_dir=str(tmp_path / "run"), **{"num_steps": 10} | flags)
         meta = {"flags": config.as_flags()}
@@ -89,7 +89,7 @@ def test_a_stop_rule_ends_a_run_at_the_same_step_whatever_happens_before(go, tmp
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert logged(tmp_path) == list(range(1, 9)) and checkpoint.steps(tmp_path / "run") == [8]
     printed = capsys.readouterr().out
-    assert "--stop_when at step 8: train/entropy<1 in 3 rows in succession, the last with 0.1" in printed
+    assert "--stop_when at step 8: train/entropy<1 in 3 successive rows, last with 0.1" in printed
 
 
 def test_a_stopped_run_goes_on_only_under_another_rule(go, tmp_path):
@@ -111,27 +111,27 @@ def test_a_rule_has_to_hold_in_all_of_the_last_rows_that_have_its_metric(values,
     rows = [{"step": step} | row for step, row in enumerate(values, 1)]
     seen = ["y" if (row["m"] or 0) > 1.5 else "n" for row in values if "m" in row]
     held = "".join(seen).endswith("y" * patience)
-    assert (stopping.verdict(stopping.parse("m>1.5", 20), patience, rows) is not None) == held
+    assert (stopping.verdict(stopping.parse_rules("m>1.5", 20), patience, rows) is not None) == held
 
 
 def test_the_base_does_not_count_and_the_first_rule_that_holds_is_named():
     rows = [{"step": 0, "a": 0.0}, {"step": 1, "a": 0.0, "b": 9.0}]
-    rules = stopping.parse(" c<1,a < 1e-3,b>2", 20)
+    rules = stopping.parse_rules(" c<1,a < 1e-3,b>2", 20)
     assert stopping.verdict(rules, 2, rows) is None
     assert stopping.verdict(rules, 1, rows) == {"rule": "a<0.001", "patience": 1, "step": 1, "value": 0.0}
-    assert stopping.verdict(stopping.parse("", 20), 1, rows) is None
+    assert stopping.verdict(stopping.parse_rules("", 20), 1, rows) is None
 
 
 @pytest.mark.parametrize("text", ["entropy", "entropy<", "<1", "a=1", "a<=1", "a<b", "a<1<2", "a<nan", "a<1,,b>2",
                                   "a<1,"])
 def test_a_rule_that_cannot_be_read_is_refused(text):
     with pytest.raises(UserError, match="--stop_when: .* is no rule; rules are METRIC<NUMBER, METRIC>NUMBER or inert"):
-        stopping.parse(text, 20)
+        stopping.parse_rules(text, 20)
 
 
 def test_a_run_without_different_rewards_is_inert_after_its_own_number_of_steps():
     rows = [{"step": step, "train/live_groups": live} for step, live in enumerate([0.0, 0.0, 0.5, 0.0, 0.0, 0.0])]
-    rules = stopping.parse("train/kl>9, inert", 3)
+    rules = stopping.parse_rules("train/kl>9, inert", 3)
     assert [stopping.verdict(rules, 1, rows[:count]) is None for count in range(7)] == [True] * 6 + [False]
     assert stopping.verdict(rules, 1, rows) == {"rule": "inert", "patience": 3, "step": 5, "value": 0.0}
 
@@ -144,7 +144,7 @@ def test_a_run_without_different_rewards_is_inert_after_its_own_number_of_steps(
     ({"keep_best": "eval/sampled"}, "this run does not measure eval/sampled; step 2 has eval/greedy,", 1),
     ({"stop_when": "eval/greedy_wager>1"}, "this run does not measure eval/greedy_wager; step 2 has", 1)])
 def test_a_metric_that_is_not_measured_is_refused_at_the_first_row_that_should_have_it(go, tmp_path, flags, says, rows):
-    """One that no run measures, before the first step."""
+    """Before the first step, if no command measures it."""
     with pytest.raises(UserError, match=re.escape(f"--{next(iter(flags))}: {says}")):
         go(**flags)
     assert (len(logged(tmp_path)) if (tmp_path / "run").exists() else None) == rows
@@ -153,7 +153,7 @@ def test_a_metric_that_is_not_measured_is_refused_at_the_first_row_that_should_h
 # ----- the best checkpoint
 
 def test_the_best_checkpoint_stays_whatever_came_after_and_has_a_name(go, tmp_path):
-    """The newest of the equal ones of steps 4 and 6; the run starts anew after it, from step 8."""
+    """Steps 4 and 6 are equally good, and the newer counts; the run continues from step 8."""
     with pytest.raises(RuntimeError):
         go(keep_best="eval/greedy", crash_at=9)
     assert checkpoint.steps(tmp_path / "run") == [6, 8]
@@ -165,7 +165,7 @@ def test_the_best_checkpoint_stays_whatever_came_after_and_has_a_name(go, tmp_pa
 
 @pytest.mark.parametrize("patience, step", [(1, 3), (2, 4)])
 def test_a_run_that_a_rule_ends_is_evaluated_at_its_end_and_has_a_best(go, tmp_path, patience, step):
-    """Entropy is below 1 at steps 3 and 4; nothing but the end is evaluated, and nothing else is saved."""
+    """Entropy is below 1 at steps 3 and 4; only the end is evaluated and saved."""
     summary = go(stop_when="train/entropy<1", stop_patience=patience, keep_best="eval/greedy", eval_every=0,
                  save_every=0)
     assert summary["stopped_by"]["step"] == step and summary["final"] == {"greedy": GREEDY.get(step, 0.1)}
@@ -174,14 +174,14 @@ def test_a_run_that_a_rule_ends_is_evaluated_at_its_end_and_has_a_best(go, tmp_p
 
 
 def test_without_keep_best_the_newest_stay_and_no_step_is_best(go, tmp_path):
-    """And one every so many steps, and with --keep_best none that was not evaluated."""
+    """Also with --keep_every; and with --keep_best, a checkpoint without an evaluation is never the best."""
     go()
     assert checkpoint.steps(tmp_path / "run") == [10]
     with pytest.raises(UserError, match="run@best: it was made without --keep_best; name a step: 10$"):
         checkpoint.restore_model(str(tmp_path / "run"), "best")
     go(keep_every=4, resume="never")
     assert checkpoint.steps(tmp_path / "run") == [4, 8, 10]
-    go(keep_best="eval/greedy", save_every=3, keep_last=2, resume="never")  # 3 and 9 are saved and not evaluated
+    go(keep_best="eval/greedy", save_every=3, keep_last=2, resume="never")  # 3 and 9 are not evaluated
     assert checkpoint.steps(tmp_path / "run") == [6, 9, 10] and checkpoint.best_step(str(tmp_path / "run")) == 6
 
 
@@ -193,7 +193,7 @@ def test_keep_best_may_change_and_judges_old_checkpoints_too(go, tmp_path):
 
 
 def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half_of_it(go, tmp_path, monkeypatch):
-    """Only a part of what is to be removed goes, as if the process had been killed at that moment."""
+    """Deletes only a part of the old checkpoint, as if the process had been killed at that moment."""
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda path, *args, **kwargs: [
             part.unlink() for part in pathlib.Path(path).rglob("metrics") if part.is_file()])
@@ -231,7 +231,7 @@ def spoil(monkeypatch):
 @pytest.mark.parametrize("field, value", [("params", np.nan), ("opt_state", np.inf)])
 @pytest.mark.parametrize("num_steps, first, step, good", [(10, 5, 6, [4]), (6, 6, 6, [4]), (2, 2, 2, [])])
 def test_a_state_that_is_not_finite_is_not_saved(go, tmp_path, spoil, field, value, num_steps, first, step, good):
-    """Not on the way, and not at the end, where no later loss would show it."""
+    """Neither during the run nor at its end, where no later loss would show it."""
     spoil(field, value, first)
     kept = "good checkpoints of steps 4" if good else "no good checkpoint"
     with pytest.raises(UserError, match=f"not finite after step {step}, which is not saved; .*run has {kept};"):
@@ -241,8 +241,8 @@ def test_a_state_that_is_not_finite_is_not_saved(go, tmp_path, spoil, field, val
 
 @pytest.mark.parametrize("field", ["params", "opt_state"])
 def test_a_checkpoint_that_is_not_finite_is_not_loaded(go, tmp_path, spoil, monkeypatch, field):
-    with monkeypatch.context() as patch:  # as a version that did not look has saved it
-        patch.setattr(checkpoint, "finite", lambda tree: True)
+    with monkeypatch.context() as patch:  # as an earlier version, which did not check, has saved it
+        patch.setattr(checkpoint, "is_finite", lambda tree: True)
         spoil(field, np.nan, 9)
         go(keep_last=2)
     says = "checkpoint .*10 holds numbers that are not finite .*run@8, or remove that directory to go back to step 8"
@@ -261,7 +261,7 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkey
     with pytest.raises(UserError, match="the loss or its gradient is not finite at step 5"):
         go()
     assert logged(tmp_path)[-1] == 5 and checkpoint.steps(tmp_path / "run") == [4]
-    # The loss of step 5 is of the state after step 4.
+    # The loss of step 5 belongs to the state after step 4.
     with pytest.raises(UserError, match="not finite at step 5; .*run has good checkpoints of steps 1, 2, 3;"):
         go(save_every=1, keep_last=9, resume="never")
 
@@ -269,15 +269,15 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run(go, tmp_path, monkey
 # ----- what is not as it was saved
 
 def test_any_flipped_bit_of_a_checkpoint_is_noticed(go, tmp_path, monkeypatch):
-    """As the disk, or a copy, may flip it: in a leaf of the parameters, of the optimiser, or in meta."""
+    """In a leaf of the parameters, in one of the optimiser, or in meta."""
     go(keep_last=2, num_steps=8)
-    restore = checkpoint._restore
+    restore = checkpoint._read
 
     def flipped(item, change):
         def damaged(*args, **items):
             whole = restore(*args, **items)
             return whole if item not in whole else whole | {item: change(whole[item])}
-        monkeypatch.setattr(checkpoint, "_restore", damaged)
+        monkeypatch.setattr(checkpoint, "_read", damaged)
 
     def bit(x, place):
         x = np.array(x)
@@ -291,7 +291,7 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed(go, tmp_path, monkeypatch):
         flipped("training", lambda tree: tree | {"opt_state": {"m": bit(tree["opt_state"]["m"], place % 64)}})
         with pytest.raises(UserError, match="checkpoint .*8 is damaged: training/opt_state/m is not as it was saved"):
             go(num_steps=10)
-    flipped("params", lambda tree: {"w": np.asarray(tree["w"]).view(np.int32)})  # as a flip in its description
+    flipped("params", lambda tree: {"w": np.asarray(tree["w"]).view(np.int32)})  # a flip in its description
     with pytest.raises(UserError, match="params/w is not as it was saved"):
         checkpoint.restore_model(str(tmp_path / "run"))
     flipped("meta", lambda meta: meta | {"flags": meta["flags"] | {"seed": 1}})
@@ -312,7 +312,7 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed(go, tmp_path, monkeypatch):
 # ----- flags that may not change
 
 def changed(tmp_path, before, after) -> str:
-    """What scripts.train, with the record `after`, says of a directory that was begun with `before`."""
+    """Why scripts.train with the configuration `after` cannot continue a directory started with `before`."""
     flags.write_flags(tmp_path / "flags.txt", before)
     return flags.changed_flags(tmp_path, after, "--run_dir", "train")
 
@@ -340,7 +340,7 @@ def test_flags_that_are_cut_are_damaged_not_other_flags(go, tmp_path, cut):
     path = tmp_path / "run" / "flags.txt"
     path.write_text(cut(path.read_text().replace("--num_steps=2", "--num_steps=10")), errors="surrogateescape")
     before = path.read_bytes()
-    with pytest.raises(UserError, match="flags.txt is damaged: it is to have a line --name=value for each flag"):
+    with pytest.raises(UserError, match="flags.txt is damaged: it needs a complete line --name=value for each flag"):
         go(num_steps=4, schedule="linear")
     assert path.read_bytes() == before
     path.unlink()
@@ -362,8 +362,8 @@ def test_a_directory_of_another_script_gets_one_sentence(tmp_path):
         "--run_dir")
     (tmp_path / "flags.txt").write_text("\n".join([*flags.flag_lines(CONFIG.with_flags(seed=9))[:-4], ""]))
     origin.write(tmp_path, "train")
-    assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train")  # of an earlier version
-    (tmp_path / "origin.json").unlink()  # which a run that started with nothing to do does not have
+    assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train")  # an earlier version
+    (tmp_path / "origin.json").unlink()  # as in a run that had nothing to do at its start
     assert "--seed (was 9)" in flags.changed_flags(tmp_path, CONFIG, "--run_dir", "train")
 
 
@@ -401,7 +401,7 @@ objectives.OBJECTIVES["signs"] = objectives.Objective(signs(2), jax.jit(lambda x
 objectives.OBJECTIVES["wide"] = objectives.OBJECTIVES["dapo"]._replace(clip_high=0.3)
 adapters.ADAPTERS["mine"] = functools.partial(adapters.lora, 7)
 results = np.arange(6).reshape(3, 1, 2)
-families.FAMILIES["mod"] = families.chain_family(chains.Algebra(("red",), ("plus",), ("well",), ("0", "1"), 0, results,
+families.FAMILIES["mod"] = families.of_chains(chains.Algebra(("red",), ("plus",), ("well",), ("0", "1"), 0, results,
                                                              results))
 '''
 USED = {"reward": "correct:0.5,short,known:2", "objective": "signs", "trainable": "mine", "problems": "mod"}
@@ -409,7 +409,7 @@ USED = {"reward": "correct:0.5,short,known:2", "objective": "signs", "trainable"
 
 @pytest.fixture
 def session(tmp_path):
-    """`session(text)` runs the file of rows, as a new process does."""
+    """`session(text)` executes a file that adds rows, as a new process would."""
     def begin(text, far="x"):
         known = {"__name__": "mine"}
         for name, source in (("helpers.py", f"def far(x): return {far}"), ("mine.py", text)):
@@ -430,7 +430,7 @@ def session(tmp_path):
     ("adapters.lora, 7", "adapters.lora, 8", "trainable mine"), ("arange(6)", "arange(1, 7)", "problems mod"),
     ("num_steps = 4", "num_steps = 5", ""), ("\nclass", "\n\nprint()\nclass", "")])
 def test_an_edited_row_from_outside_is_refused_by_name(tmp_path, session, old, new, named):
-    """An edit of what else stands in the file is none of the row."""
+    """Edits elsewhere in the file do not count."""
     session(ROWS)
     config, edited = CONFIG.with_flags(**USED), ROWS.replace(old, new) if old else ROWS
     assert changed(tmp_path, config, config) == ""
@@ -458,18 +458,18 @@ def test_a_finished_run_is_not_taken_for_one_of_an_edited_reward(go, tmp_path, s
         go(num_steps=2, reward="short")
     path = tmp_path / "run" / "flags.txt"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if "source" not in line))
-    assert go(num_steps=4, reward="short")["steps"] == 4  # a run of before there were digests
+    assert go(num_steps=4, reward="short")["steps"] == 4  # a run of a version without digests
     assert "source of reward short" in path.read_text()
 
 
 # ----- what is chosen once
 
 def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
-    """A run that starts, anew or after a start that saved nothing, does; so does one whose note is gone or damaged."""
+    """A run chooses if it starts over, has saved nothing yet, or its file is missing or damaged."""
     asked, restore = [], Run.restore
 
     def restore_and_choose(run, fresh):
-        chosen.append(run.once("example", lambda: {"example": asked.append(1) or 42, "rate": 0.5})["example"])
+        chosen.append(run.make_once("example", lambda: {"example": asked.append(1) or 42, "rate": 0.5})["example"])
         return restore(run, fresh)
 
     chosen, kept = [], tmp_path / "run" / "example.json"
@@ -489,13 +489,13 @@ def test_a_run_that_goes_on_does_not_choose_again(go, tmp_path, monkeypatch):
 
 
 def test_an_example_that_was_edited_by_hand_is_refused(go, tmp_path, monkeypatch):
-    """It would train another problem under the name of the first. A run of before this was noticed goes on."""
+    """It would train another problem under the name of the first. A run of a version without the check continues."""
     restore, save, kept = Run.restore, checkpoint.save, tmp_path / "run" / "example.json"
-    monkeypatch.setattr(Run, "restore", lambda run, fresh: run.once("example", lambda: {"example": 7}) and restore(
+    monkeypatch.setattr(Run, "restore", lambda run, fresh: run.make_once("example", lambda: {"example": 7}) and restore(
         run, fresh))
     go(num_steps=2)
     kept.write_text(json.dumps({"example": 8}))
-    with pytest.raises(UserError, match="example.json is not what this run was begun with: take .* or remove it"):
+    with pytest.raises(UserError, match="example.json is not what this run was started with: take .* or remove it"):
         go(num_steps=4)
     assert checkpoint.steps(tmp_path / "run") == [2]
     kept.unlink()
@@ -531,7 +531,7 @@ def test_a_bad_line_that_others_follow_is_an_error_and_nothing_is_cut(go, tmp_pa
     ((4,), 4, "go back to the checkpoint of step 2 by moving away .*checkpoints/4, .*checkpoints/6$"),
     ((5, 6), 5, "go back to the checkpoint of step 4 by moving away .*checkpoints/6$")])
 def test_a_run_whose_log_lacks_a_step_does_not_go_on(go, tmp_path, lost, gap, says):
-    """Its summary would take the policy for the base. A log of which more is lost than there was is gone itself."""
+    """Its summary would take the policy for the base model. In one case the whole log is missing."""
     go(num_steps=6, keep_last=9)
     path = tmp_path / "run" / "metrics.jsonl"
     write_jsonl(path, *(row for row in read_jsonl(path) if row["step"] not in lost))
@@ -549,14 +549,14 @@ def test_a_run_whose_log_lacks_a_step_does_not_go_on(go, tmp_path, lost, gap, sa
 
 @pytest.mark.parametrize("order", [[9, 1, 2, 3, 4, 5, 6, 7, 8, 0], [0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9]])
 def test_rows_that_are_swapped_or_doubled_are_no_log(go, tmp_path, order):
-    """Neither to go on from nor to draw: the first and the last row give the base's accuracy and the final one."""
+    """Neither to continue nor to draw: the summary takes the accuracies of base and end from its ends."""
     go()
     path = tmp_path / "run" / "metrics.jsonl"
     rows = read_jsonl(path)
     write_jsonl(path, *(rows[i] for i in order))
     before = logs_of(tmp_path)
     for do in (go, lambda: report.write_report(str(tmp_path / "run"))):
-        with pytest.raises(UserError, match=r"metrics.jsonl, line \d: step \d+ follows step \d+, as where .* swapped"):
+        with pytest.raises(UserError, match=r"metrics.jsonl, line \d: step \d+ follows step \d+, so rows .* swapped"):
             do()
     assert logs_of(tmp_path) == before
 
@@ -574,7 +574,7 @@ def test_rows_that_are_lost_of_what_no_result_depends_on_are_said_once(go, tmp_p
     capsys.readouterr()
     assert go(num_steps=8)["steps"] == 8
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert said == [f"warning: {path} has {keep} of the 4 rows that it had at step 4; the run goes on, and its pages "
+    assert said == [f"warning: {path} has {keep} of the 4 rows that it had at step 4; the run continues, and its pages "
                     "show what is there"]
     go()
     assert "warning" not in capsys.readouterr().err
@@ -604,15 +604,15 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again(go, tmp_path):
 
 @pytest.mark.parametrize("more", [{}, {"digests"}, {"digests", "step"}])
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(go, tmp_path, monkeypatch, more):
-    """As it is saved, as one without digests, and as one that has its step in the optimiser's part alone."""
-    restore, run_dir = checkpoint._restore, tmp_path / "run"
-    monkeypatch.setattr(checkpoint, "_restore", lambda *args, **items: {
+    """A checkpoint of today, one without digests, and one that has its step only in the optimiser's part."""
+    restore, run_dir = checkpoint._read, tmp_path / "run"
+    monkeypatch.setattr(checkpoint, "_read", lambda *args, **items: {
         name: {key: x for key, x in item.items() if name != "meta" or key not in more}
         for name, item in restore(*args, **items).items()})
     go(keep_last=2, save_every=3)
     (run_dir / "checkpoints" / "10").rename(tmp_path / "10")
     (run_dir / "checkpoints" / "9").rename(run_dir / "checkpoints" / "8")
-    says = "checkpoint .*/8 is that of step 9: give the directory this name again"
+    says = "checkpoint .*/8 is that of step 9: rename its directory to 9"
     with pytest.raises(UserError, match=says):
         go()
     if "step" not in more:
@@ -621,7 +621,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_refused(go, tmp_path, mo
 
 
 def test_a_checkpoint_falls_due_by_the_clock_of_the_main_process_too(go, tmp_path, monkeypatch):
-    """Steps of ten minutes: one is due 19 minutes after the last, whatever that was due by, or after the start."""
+    """Steps take ten minutes; a checkpoint is due 19 minutes after the last one, or after the start."""
     now = [0.0]
     monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(Run, "log", lambda run, row, log=Run.log: log(run, row) or now.append(now.pop() + 600))
@@ -632,12 +632,12 @@ def test_a_checkpoint_falls_due_by_the_clock_of_the_main_process_too(go, tmp_pat
     assert checkpoint.steps(tmp_path / "run") == [2, 4, 5, 7, 9, 10]
     go(save_every=0, save_minutes=0, resume="never")
     assert checkpoint.steps(tmp_path / "run") == [10]
-    monkeypatch.setattr(processes, "max_over_processes", lambda number: number + 1)  # where the main process is another one
+    monkeypatch.setattr(processes, "max_over_processes", lambda number: number + 1)  # another process is the main one
     assert Run.save_due(SimpleNamespace(config=CONFIG.run, saved_at=now[0], due=lambda *_: False), 1)
 
 
 def test_a_whole_line_without_its_end_is_kept_and_the_next_is_not_glued_to_it(tmp_path):
-    """What is after the step that a run goes on from is cut."""
+    """Rows after the step from which the run continues are cut off."""
     path = tmp_path / "log.jsonl"
     for rest, upto, kept in (('{"step": 3}', 9, [2, 3]), ('{"step": 3', 9, [2]), ("", 9, [2]), ("\0\0", 9, [2]),
                              ("[1]\n", 9, [2]), ('{"step": 3}\n{"step": 4}\n', 3, [2, 3])):
@@ -649,7 +649,7 @@ def test_a_whole_line_without_its_end_is_kept_and_the_next_is_not_glued_to_it(tm
 
 
 def test_rows_are_on_the_disk_before_the_checkpoint_that_needs_them(go, tmp_path, monkeypatch):
-    """After a power cut there is no checkpoint that the log does not reach."""
+    """So that after a power cut no checkpoint is newer than the log."""
     done, save, fsync = [], checkpoint.save, os.fsync
     monkeypatch.setattr(checkpoint, "save", lambda *args: (done.append("checkpoint"), save(*args)))
     monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))),
@@ -666,12 +666,12 @@ def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
     rows = [{"problem": p, "correct": i < right, "completion": "think answer 3"}
             for p, right in enumerate([0, 60, 15]) for i in range(64)]
     asked = []
-    monkeypatch.setattr(measure, "sample_and_grade", lambda by, benchmark, request, **_: asked.append(
+    monkeypatch.setattr(measure, "measure", lambda by, benchmark, request, **_: asked.append(
         (benchmark.temperature, request)) or rows)
     monkeypatch.setattr(train, "load_pool", lambda *_: problems)
     chosen = train.select_problems(TrainConfig.from_flags(example="auto", temperature=0.7, seed=3), start,
                                  grpo.Programs(None, None, None), lambda name, make: kept.setdefault(name, make()))
-    assert asked == [(0.7, Request(3, 0, 0.7, stream=CHOOSE))]  # as the run will sample, with draws of their own
+    assert asked == [(0.7, Request(3, 0, 0.7, stream=CHOOSE))]  # as the run, with its own random stream
     assert chosen == [problems[2]]  # 15 of 64 is nearer to 0.2 than 60
     assert kept == {"example": {"example": 2, "question": "9", "answer": "3", "pass_rate": 15 / 64, "num_samples": 64}}
 
@@ -696,8 +696,8 @@ def events(folder) -> list[tuple]:
 def test_tensorboard_mirrors_the_log_and_a_resumed_run_repeats_no_step(go, tmp_path):
     pytest.importorskip("tensorboardX", reason="pip install 'rlvr_jax[tensorboard]'")
     with pytest.raises(RuntimeError):
-        go(log_to="tensorboard", crash_at=4)  # step 3 is logged, and done again from the checkpoint of step 2
-    for path in list((tmp_path / "run" / "tensorboard").iterdir()):  # named by the second that it was begun in
+        go(log_to="tensorboard", crash_at=4)  # step 3 is logged, and repeated from the checkpoint of step 2
+    for path in list((tmp_path / "run" / "tensorboard").iterdir()):  # the names contain the second of the start
         path.rename(f"{path}.earlier")
     go(log_to="tensorboard")
     wanted = [(key, row["step"], value) for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")
@@ -721,7 +721,7 @@ import json, pathlib, sys
 from rlvr_jax.runs.mirrors import MIRRORS
 from trackio.sqlite_storage import SQLiteStorage
 rows = [{"step": step, "train/entropy": 1 / step, "train/name": "text"} for step in range(1, 8)]
-for first, last in ((0, 4), (2, 7)):  # the second start goes on from step 2
+for first, last in ((0, 4), (2, 7)):  # the second start continues from step 2
     with MIRRORS["trackio"](pathlib.Path(sys.argv[1]), rows[:first]) as write:
         for row in rows[first:last]:
             write(row)
@@ -730,7 +730,7 @@ print(json.dumps([{key: row[key] for key in ("step", "train/entropy")} for row i
 
 
 def test_trackio_has_each_step_of_a_resumed_run_once(tmp_path):
-    """In a process of its own: Trackio reads at its import where its files are, and keeps threads."""
+    """In a process of its own, since Trackio reads the folder of its files on import and keeps threads."""
     pytest.importorskip("trackio", reason="pip install 'rlvr_jax[trackio]'")
     done = subprocess.run([sys.executable, "-c", TRACKED, tmp_path / "folder" / "run"], capture_output=True, text=True,
                           env=os.environ | {"TRACKIO_DIR": str(tmp_path / "kept"), "PYTHONPATH": str(ROOT)})
@@ -750,7 +750,7 @@ def test_the_flag_that_log_to_replaced_still_mirrors_and_its_runs_go_on(go, tmp_
 
 def test_a_start_from_a_changed_checkout_keeps_what_differs(go, tmp_path, monkeypatch):
     said = {"describe": "abc-dirty\n", "diff": "+first\n"}
-    monkeypatch.setattr(origin, "git", lambda *command: said[command[0]])
+    monkeypatch.setattr(origin, "run_git", lambda *command: said[command[0]])
     go(num_steps=2)
     said["diff"] = "+second\n"
     go(num_steps=4)
@@ -762,7 +762,7 @@ def test_a_start_from_a_changed_checkout_keeps_what_differs(go, tmp_path, monkey
 
 
 def test_every_program_built_is_counted_once():
-    with log.compilations() as taken:
+    with log.count_compilations() as taken:
         double = jax.jit(lambda x: jax.jit(lambda y: y + 1)(x) * 2)  # two are traced, one is built
         for size in (3, 3, 4, 4):
             double(np.ones(size, np.float32))
@@ -772,7 +772,7 @@ def test_every_program_built_is_counted_once():
         double(np.ones(5, np.float32))
         assert taken()["compilations"] == 1
     double(np.ones(6, np.float32))
-    assert taken()["compilations"] == 0  # it listens no longer
+    assert taken()["compilations"] == 0  # the listener is gone
 
 
 def test_an_ngram_counts_as_repeated_within_its_own_completion_only():

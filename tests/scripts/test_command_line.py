@@ -26,12 +26,12 @@ from fixtures import ROOT, SCRIPTS, defined, record_of
 
 
 def kinds(leaf) -> tuple:
-    """The type of a setting and, of a tuple, those of its entries."""
+    """The type of a flag and, for a tuple, those of its entries."""
     return leaf.kind, *typing.get_args(leaf.kind)
 
 
 def one_setting(kind: type, default, **bounds) -> type:
-    """A record with the setting `x`."""
+    """A configuration with one flag, `x`."""
     return type("One", (config.Config,), {"__annotations__": {"x": kind}, "x": flag(default, "what it is", **bounds)})
 
 
@@ -69,7 +69,7 @@ def test_every_number_of_a_list_is_held_to_the_bounds(parse):
 
 
 def test_a_number_or_a_list_may_be_missing_where_it_is_by_default(parse):
-    """A flag file of a run has a line for each setting, also for a list that is empty."""
+    """A run's flag file has a line for each flag, even for an empty list."""
     assert parse(one_setting(tuple[int, ...], (), minimum=0), "--x=").x == ()
     assert parse(one_setting(typing.Optional[float], None, minimum=0)).x is None
     with pytest.raises(flags.IllegalFlagValueError, match="--x=-1.0: not a finite number >= 0"):
@@ -100,7 +100,7 @@ def test_training_refuses_a_number_out_of_bounds_and_its_help_says_which_are_wit
     ({"clip_low": -1}, "clip_low=-1: not a finite number >= 0 and <= 1"), ({"group_size": np.int64(3)}, ""),
     ({"resume": "perhaps"}, "resume='perhaps': not one of never, auto, must")])
 def test_a_record_refuses_what_its_flags_refuse(values, says):
-    """However it is made: by name of the flag, in place, or changed later."""
+    """Whether it is made from flags, directly, or by changing another."""
     (name, value), = values.items()
     inner = next(kind for kind in (GRPOConfig, RunConfig, *(type(getattr(GRPOConfig(), field.name)) for field in
                                                              dataclasses.fields(GRPOConfig)))
@@ -114,16 +114,6 @@ def test_a_record_refuses_what_its_flags_refuse(values, says):
             assert make().as_flags()[name] == value
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_record_of_a_command_is_checked(script):
-    def parts(record):
-        yield type(record)
-        for field in dataclasses.fields(record):
-            if dataclasses.is_dataclass(getattr(record, field.name)):
-                yield from parts(getattr(record, field.name))
-    assert not [kind.__name__ for kind in parts(record_of(script)()) if not hasattr(kind, "__post_init__")]
-
-
 # ----- choices
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -134,20 +124,10 @@ def test_a_flag_offers_the_rows_of_its_table_and_says_what_they_mean(script):
             if choices and not meta["listed"]:
                 assert known[name].parser.enum_values == list(choices) and default in choices
             for row in choices if callable(meta["choices"]) else ():
-                means, value = cli.explained(choices, row), choices[row]
+                means, value = cli.describe_row(choices, row), choices[row]
                 function = value if callable(value) else getattr(value, "score", None)
                 assert not callable(function) or means and " ".join(inspect.getdoc(function).split()).startswith(means)
                 assert f"; {row}: {means}" in known[name].help or not means
-
-
-def test_help_explains_a_choice_and_a_value_that_is_none_is_refused_with_the_rows():
-    def train(flag):
-        return subprocess.run([sys.executable, "-m", "scripts.train", flag], cwd=ROOT, capture_output=True, text=True)
-    help = " ".join(train("--help").stdout.split())
-    assert "<constant|linear|cosine>" in help and "half a cosine down to --final_lr_fraction" in help
-    assert "format: 1 if there is an answer to extract" in help
-    assert "; dr_grpo: centred advantages, ppo clip, constant length; " in help
-    assert "value should be one of <one_shot|grpo|" in train("--objective=ppo").stderr
 
 
 @pytest.mark.parametrize("length", [99, 1_000, 4_000])
@@ -166,7 +146,7 @@ def test_a_name_too_long_for_a_flag_is_refused_before_memory_is_spent_on_names_l
 
 @pytest.fixture
 def settings():
-    """What JAX is told, put back afterwards."""
+    """JAX's cache folder or None; restores JAX's configuration afterwards."""
     names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size", "jax_enable_compilation_cache",
              "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
@@ -178,34 +158,34 @@ def settings():
 def test_programs_are_kept_in_the_users_cache_folder_and_take_a_bounded_room(tmp_path, monkeypatch, settings):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cli.keep_programs("auto")
+    cli.cache_programs("auto")
     assert settings() == str(tmp_path / "rlvr_jax" / "jax") and (tmp_path / "rlvr_jax" / "jax").is_dir()
     assert 0 < jax.config.jax_compilation_cache_max_size < 10**9
-    cli.keep_programs(str(tmp_path / "mine"))
+    cli.cache_programs(str(tmp_path / "mine"))
     assert settings() == str(tmp_path / "mine")
-    cli.keep_programs("none")
+    cli.cache_programs("none")
     assert settings() is None
 
 
 def test_a_folder_of_the_environment_is_left_and_one_that_cannot_be_made_done_without_unless_it_was_asked_for(
         tmp_path, monkeypatch, settings):
     before = settings()
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "theirs"))  # which JAX itself has read
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "theirs"))  # JAX has read it already
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "usual"))
-    cli.keep_programs("auto")
+    cli.cache_programs("auto")
     assert settings() == before and not list(tmp_path.iterdir())
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    cli.keep_programs("auto")
+    cli.cache_programs("auto")
     assert settings() == before
     with pytest.raises(OSError):
-        cli.keep_programs(str(tmp_path / "file" / "mine"))
+        cli.cache_programs(str(tmp_path / "file" / "mine"))
 
 
 def test_the_second_process_finds_what_the_first_compiled(tmp_path):
-    """Bounded, as the command line has it; JAX would refuse the bound without filelock."""
-    code = ("import jax, sys; from scripts import cli; cli.keep_programs(sys.argv[1])\n"
+    """With the size limit of the command line, for which JAX needs filelock."""
+    code = ("import jax, sys; from scripts import cli; cli.cache_programs(sys.argv[1])\n"
             "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
             "print(jax.jit(lambda x: x * 3)(jax.numpy.arange(4.0)).sum())")
     found = []
@@ -228,13 +208,13 @@ def test_completions_are_styled_on_a_terminal_that_wants_it(monkeypatch, environ
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    assert sample.styled() == styled
+    assert sample.shows_styles() == styled
 
 
 def test_expected_tokens_keep_the_terminals_own_colour_and_no_style_sets_a_shade():
-    """No colour but red of the palette: a shade that is right on black is invisible on white."""
-    marked = sample.marked({"pieces": ["a", " b", "c", "\n"], "sampler_logprobs": [-0.01, -2.0, -9.0, -9.0]})
-    assert marked == "a \x1b[4mb\x1b[0m\x1b[1;31mc\x1b[0m\n"  # space is no part of what is marked
+    """Only red of the palette: a shade that is legible on black may be invisible on white."""
+    marked = sample.mark_unexpected({"pieces": ["a", " b", "c", "\n"], "sampler_logprobs": [-0.01, -2.0, -9.0, -9.0]})
+    assert marked == "a \x1b[4mb\x1b[0m\x1b[1;31mc\x1b[0m\n"  # white space is not marked
 
 
 class Clock:
@@ -245,7 +225,7 @@ class Clock:
 
 
 def test_the_first_step_is_shown_as_compiling_and_left_out_of_the_rate(monkeypatch, capsys):
-    """A first step of 100 s and others of 2: at step 3 of 13 there are 20 s left, not minutes."""
+    """The first step takes 100 s and each other one 2, so at step 3 of 13, 20 s are left, not minutes."""
     clock = Clock()
     bar = log.progress(13, what="train")
     bar._time, bar.mininterval, bar.start_t, bar.last_print_t = clock, 0.0, clock.now, clock.now
@@ -256,12 +236,12 @@ def test_the_first_step_is_shown_as_compiling_and_left_out_of_the_rate(monkeypat
     for _ in range(2):
         clock.now += 2
         bar.update()
-    assert re.search(r"train: 3/13 <00:20.* \|█+[^|]? +\|$", str(bar))  # a bar that shows its end
+    assert re.search(r"train: 3/13 <00:20.* \|█+[^|]? +\|$", str(bar))  # the bar's end is visible
     bar.close()
 
 
 def test_a_line_of_metrics_fits_80_columns():
-    shown = "accuracy 1.00 entropy 1.23 greedy .95 sampled .91"  # as runs.Run writes them
+    shown = "accuracy 1.00 entropy 1.23 greedy .95 sampled .91"  # in the format of runs.Run
     bar = log.progress(2000, 1200, "train")
     bar.set_postfix_str(shown, refresh=False)
     bar.update()

@@ -1,4 +1,4 @@
-"""Flag files: that each can be read, and that the published ones say what was published."""
+"""Flag files: each can be read, and those of published experiments have the published values."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def header(name: str) -> list[str]:
 
 
 def commands(name: str) -> list[str]:
-    """The commands in a header, with the lines they continue on."""
+    """The commands in a header, their continuation lines joined."""
     text = "\n".join(header(name)).replace("\\\n", " ")
     return [line for line in text.splitlines() if line.startswith("python -m scripts.")]
 
@@ -32,7 +32,7 @@ def commands(name: str) -> list[str]:
 @pytest.mark.parametrize("name", FILES)
 def test_every_flag_of_a_file_exists_and_its_header_has_the_command(name, parse):
     config_class = TrainConfig
-    if name != "one_shot_rlvr":  # which the others read, and which no command names
+    if name != "one_shot_rlvr":  # only other flag files read it
         script, = re.findall(r"scripts\.(\w+)", commands(name)[0])
         config_class = record_of(script)
         assert f"--flagfile=configs/{name}.flags" in commands(name)[0]
@@ -97,7 +97,7 @@ def test_prolonged_has_what_its_paper_states(parse):
               "num_passes": 1, "schedule": "constant", "objective": "dapo", "drop_dead_groups": True, "reset": "both"}
     assert {name: config.as_flags()[name] for name in stated} == stated
     assert config.grpo.keep_reference and config.grpo.resets.resets_reference and config.grpo.loss.kl_coef > 0
-    assert config.grpo.max_resamples and config.measured.heldout_split == "dev"  # what a run reacts to is not the test
+    assert config.grpo.max_resamples and config.measured.heldout_split == "dev"  # a run may react to it
     assert "Not run here" in " ".join(header("prolonged"))
 
 
@@ -117,15 +117,15 @@ def test_a_file_for_a_chip_says_what_compiling_it_found_or_that_it_was_not_and_t
         "num_slots", "divide_state", "sample_by_layer", "first_moment_dtype"}
     evening = {"num_prompts", "group_size", "max_new_tokens", "kl_coef", "track_kl", "num_steps", "eval_every", "eval_size",
                "save_minutes"}
-    assert changed == (evening if "evening" in name else set())  # else what is learnt from is what was published
+    assert changed == (evening if "evening" in name else set())  # everything else that affects learning is as published
     assert (ours["learning_rate"] != published["learning_rate"]) == (ours["trainable"] == "lora")
     assert ours["dtype"] == ("float16" if chip == "T4" else "bfloat16")
 
 
 def test_the_page_of_chips_is_what_the_commands_in_headers_found():
-    """Nothing on it was typed, and no command is left on it that no header has any more."""
+    """Nothing on it is written by hand, and it has no command that no header has any more."""
     record, given = json.loads((ROOT / "results" / "chips.json").read_text()), list(here.commands())
-    assert set(record) <= set(given) and (ROOT / "results" / "chips.md").read_text() == here.paged(record)
+    assert set(record) <= set(given) and (ROOT / "results" / "chips.md").read_text() == here.format_page(record)
     tiny = {record[command]["chip"] for command in given if "configs/tiny.flags" in command and command in record}
     assert tiny >= {"v5e-1", "v5e-8", "H100"}
     assert all(any(f"configs/{name}.flags" in command for command in given) for name in PAPER)

@@ -1,6 +1,5 @@
-"""The doors: a reward, an objective, an adapter, a family, a study added from outside in a few lines, and run."""
+"""The extension points: a reward, an objective, an adapter, a family and a study, added from outside and run."""
 
-import inspect
 import json
 
 import numpy as np
@@ -31,7 +30,7 @@ CONFIG = train.TrainConfig.from_flags(num_ops=2, example="1", num_prompts=2, gro
 
 
 def rows_of(base, tmp_path, **changes) -> list[dict]:
-    """The rows of rollouts.jsonl of a run of two steps: 16, of two groups of four at each."""
+    """The 16 rows of rollouts.jsonl of a run of two steps with two groups of four."""
     train.train(CONFIG.with_flags(model=str(base), run_dir=str(tmp_path / "run"), **changes))
     rows = read_jsonl(tmp_path / "run" / "rollouts.jsonl")
     assert len(rows) == 16
@@ -59,7 +58,7 @@ def likely(seen):
 
 
 def shortest(seen):
-    """A reward that learns from other tokens than were sampled: the first completion of the group, for all of it."""
+    """A reward that replaces the sampled tokens to learn from, by the group's first completion."""
     first = seen.rollouts.completions[seen.groups * seen.group_size]
     mask = seen.rollouts.completion_mask[seen.groups * seen.group_size]
     return Targets(first, mask, np.zeros_like(mask), np.zeros(mask.shape, np.float32))
@@ -111,12 +110,6 @@ rules = [{says = "hot is worse", arm = "hot", measure = "right", difference = tr
 '''
 
 
-@pytest.mark.parametrize("lines", [*map(inspect.getsource, (brief, vote, likely, shortest, on_attention, last_letter)),
-                                   STUDY])
-def test_what_comes_through_a_door_takes_at_most_fifteen_lines(lines):
-    assert len(lines.strip().splitlines()) <= 15
-
-
 # ----- that it works
 
 def test_a_reward_of_the_text(base, tmp_path, monkeypatch):
@@ -129,7 +122,7 @@ def test_a_reward_of_the_text(base, tmp_path, monkeypatch):
 def test_a_reward_of_the_group(base, tmp_path, monkeypatch):
     monkeypatch.setitem(REWARDS, "vote", vote)
     rows = rows_of(base, tmp_path, reward="vote")
-    for start in range(0, 16, 4):  # a group's four rollouts stand together
+    for start in range(0, 16, 4):  # the four rollouts of a group follow each other
         words = [row["completion"].split() for row in rows[start : start + 4]]
         answers = [row[-1] if row[-2:-1] == ["answer"] else None for row in words]
         counts = [answers.count(answer) for answer in answers]
@@ -141,7 +134,7 @@ def test_a_reward_of_the_models_own_probability(base, tmp_path, monkeypatch):
     monkeypatch.setitem(REWARDS, "likely", likely)
     rows = rows_of(base, tmp_path, reward="likely", num_minibatches=2)
     loaded = loading.load_model(str(base))
-    for row in rows[:8]:  # of the first step, whose policy is the base
+    for row in rows[:8]:  # of the first step, whose policy is the base model
         before, after = (loaded.tokenizer.encode(text) for text in (
             " ".join([row["prompt"], *row["completion"].split()[:2]]), f"answer {row['answer']}"))
         hidden, _ = model.forward(loaded.params, loaded.config, np.array([before + after]))
@@ -176,7 +169,8 @@ def test_rows_added_by_a_script_are_choices_of_its_flags(monkeypatch, parse):
     monkeypatch.setitem(adapters.ADAPTERS, "on_attention", on_attention)
     config = parse(train.TrainConfig, "--objective=signs", "--trainable=on_attention")
     assert (config.grpo.loss.objective, config.grpo.adapter.trainable) == ("signs", "on_attention")
-    assert cli.explained(adapters.ADAPTERS, "on_attention") == "LoRA on queries, keys, values and outputs alone"
+    assert cli.describe_row(adapters.ADAPTERS, "on_attention") == "LoRA on queries, keys, values and outputs alone"
+    assert cli.describe_row({"signs": SIGNS, "one": (read_jsonl, len)}, "one") == "read jsonl, len"
 
 
 def test_an_adapter(base, tmp_path, monkeypatch):
@@ -210,7 +204,7 @@ def test_a_family_is_pretrained_on_beside_another_and_evaluated(tmp_path, monkey
 
 
 def test_a_study(base, compiled, tmp_path, monkeypatch):
-    """Its two commands are run as a user runs them, and what it says is what they measured."""
+    """Runs its two commands as a user would; the page and the record show what they measured."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
     (tmp_path / "heat.toml").write_text(STUDY.replace("{BASE}", str(base)))

@@ -24,7 +24,7 @@ from rlvr_jax.tasks import families
 from rlvr_jax.training import pretrain
 from scripts import cli
 
-from fixtures import ROOT, defined, record_of, released, write_jsonl, write_parquet
+from fixtures import ROOT, SCRIPTS, defined, record_of, released, write_jsonl, write_parquet
 
 # What the commands need and the test cannot have: (pattern of the command, reason). Their flags are read all the same.
 NOT_HERE = [
@@ -114,7 +114,7 @@ def test_every_command_is_run_or_has_a_reason_not_to_be():
 
 def test_every_script_has_a_command():
     shown = set(re.findall(r"python -m scripts\.(\w+)", "\n".join(COMMANDS)))
-    assert shown == {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"__init__", "cli"}
+    assert shown == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "-m scripts." in command and reason(command)])

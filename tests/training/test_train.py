@@ -41,7 +41,7 @@ def test_training_raises_the_reward_it_is_paid_for(base, tmp_path):
 @pytest.mark.parametrize("room, divided", [(None, False), (112_000, False), (60_000, True)])
 def test_a_state_that_no_device_could_hold_is_divided_among_them_and_that_is_said(base, tmp_path, monkeypatch, capsys,
                                                                                   room, divided):
-    monkeypatch.setattr(machine, "room", lambda: room)
+    monkeypatch.setattr(machine, "memory_limit", lambda: room)
     run_of(base, tmp_path, num_steps=1)
     assert (f"--divide_state={divided}" in (tmp_path / "run" / "flags.txt").read_text().splitlines())
     assert ("it is divided among the devices, as --divide_state does" in capsys.readouterr().err) == divided
@@ -60,7 +60,7 @@ def test_every_step_reports_what_diagnoses_a_run(base, tmp_path, monkeypatch):
         assert row["train/tokens"] == pytest.approx(row["train/completion_length"] * learnt)
         assert [row[f"seconds/{phase}"] for phase in ("sample", "score", "update")] == [1, 1, 2]  # reference and update
         assert row["sample/tokens_per_second"] == 2 * row["update/tokens_per_second"] == row["train/tokens"]
-        for name in log.numbers(row):  # a rule may name any of them
+        for name in log.numeric_metrics(row):  # a rule may name any of them
             stopping.check_metric("--stop_when", name)
         assert row["train/logprob_gap_max"] < 1e-4 and row["train/ratio_outside"] == 0
     assert rows[1]["train/kl"] == 0 < rows[3]["train/kl"]

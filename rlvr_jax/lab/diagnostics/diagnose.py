@@ -16,7 +16,7 @@ from rlvr_jax.lab.diagnostics.pair import DiagnoseConfig, Pair, Undefined, check
 from rlvr_jax.lab.elicit.comparison import share_of_tokens
 from rlvr_jax.lab.elicit.when import draw_intervals
 from rlvr_jax.runs import files
-from rlvr_jax.runs.flags import described
+from rlvr_jax.runs.flags import describe_command
 from rlvr_jax.runs.markdown import markdown_table
 
 
@@ -235,7 +235,7 @@ def diagnose(config: DiagnoseConfig) -> dict:
                "rows": rows, "forward_tokens": sum(pair.tokens.values()), "parts": pair.tokens,
                "flags": pair.config.as_flags()}
     out = pathlib.Path(pair.kept.out)
-    files.write_whole(out / "diagnose.md", format_page(summary, described("diagnose", config)))
+    files.write_whole(out / "diagnose.md", format_page(summary, describe_command("diagnose", config)))
     if shares := {label: (row["value"], row["interval"]) for label, row in rows.items()
                   if row["unit"] == SHARE and row["value"] is not None}:
         files.write_figure(out / "diagnose.png", lambda sheet: draw_shares(shares, sheet))

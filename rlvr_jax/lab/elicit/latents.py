@@ -106,7 +106,7 @@ def load_or_fit(config: LatentConfig, steering: vectors.SteeringConfig, loaded: 
     scores_F = score_latents(steering, loaded, problems, rows, lambda x: np.asarray(
         encode(sae, jnp.asarray(x, jnp.float32), recipe.active)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.naming(path), open(path.with_suffix(".part"), "wb") as file:
+    with files.name_in_errors(path), open(path.with_suffix(".part"), "wb") as file:
         np.savez(file, key=json.dumps(key), told=json.dumps(numbers), scores=scores_F, **sae._asdict())
     path.with_suffix(".part").replace(path)
     return sae, scores_F, numbers

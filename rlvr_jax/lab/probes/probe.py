@@ -13,7 +13,7 @@ from rlvr_jax.lab.probes.contamination import ContaminationConfig
 from rlvr_jax.lab.probes.rows import Result
 from rlvr_jax.pretrained import loading
 from rlvr_jax.runs import files
-from rlvr_jax.runs.flags import described
+from rlvr_jax.runs.flags import describe_command
 
 
 class ProbeConfig(Config):
@@ -91,7 +91,7 @@ def run_probe(config: ProbeConfig) -> Result:
     The first three end with the command, the commit and the machine."""
     if not config.measured.kept.out:
         raise UserError("--out is required: the directory for what the probe finds")
-    made_by, name = described("probe", config, "probe"), config.probe
+    made_by, name = describe_command("probe", config, "probe"), config.probe
     config = config.with_flags(model=loading.pin_step(config.measured.kept.choice.model))
     result, stem = PROBES[name](config), pathlib.Path(config.measured.kept.out) / name
     stem.parent.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,7 @@ def execute(cells: list[list[str]], work: pathlib.Path, bases: str = "", jobs: i
         else:
             script(line, share, quiet)
         took = f"{TOOK}{time.monotonic() - began:.1f} {line.split()[0]}\n"
-        with files.naming(notes), notes.open("a", encoding="utf-8") as file:
+        with files.name_in_errors(notes), notes.open("a", encoding="utf-8") as file:
             file.write(took if base else f"{line}\n{took}")
 
     before = {line: {first for lines in cells if line in lines for first in lines[: lines.index(line)]}
@@ -226,7 +226,7 @@ def script(line: str, share: Optional[dict] = None, quiet: Optional[pathlib.Path
     if quiet:
         quiet.mkdir(exist_ok=True)
         path = quiet / f"{short(line).replace(' ', '_')}.log"
-        with files.naming(path), path.open("a", encoding="utf-8") as file:
+        with files.name_in_errors(path), path.open("a", encoding="utf-8") as file:
             code = subprocess.run(words, check=False, stdout=file, stderr=subprocess.STDOUT, **options).returncode
         told = f"at the end of {path}"
     else:
