@@ -223,7 +223,7 @@ def test_the_core_needs_jax_and_numpy_alone(name):
 
 def test_the_core_can_be_read_in_an_afternoon():
     lines = {name: len(MODULES[name].read_text("utf-8").splitlines()) for name in CORE}
-    assert sum(lines.values()) <= 2100, lines
+    assert sum(lines.values()) <= 2110, lines
 
 
 def test_the_graph_sees_imports(tmp_path):
