@@ -45,9 +45,8 @@ def device_count() -> int:
     return len(_TARGET.get() or jax.devices())
 
 
-def platform() -> str:
-    """Of the devices: "cpu", "gpu" or "tpu"."""
-    return (_TARGET.get() or jax.devices())[0].platform
+def first_device() -> jax.Device:
+    return (_TARGET.get() or jax.devices())[0]
 
 
 def map_devices(fn: Callable, donate_argnums=()) -> Callable:

@@ -21,13 +21,14 @@ from rlvr_jax.model import ModelConfig, local_prompts
 from rlvr_jax.records import Prompts, Rollouts
 
 TRAIN, EVAL, CHOOSE = 0, 1, 2  # streams of random keys: they differ even for the same seed and step
+MOST_SLOTS = {"T4": 128}  # slots on kinds of devices for which XLA fails to compile more; results do not depend on it
 
 
 class SamplingConfig(Config):
     """How long completions may be, and how many are decoded at a time."""
 
     max_new_tokens: int = flag(22, "longest completion, in tokens", minimum=1)
-    num_slots: int = flag(0, "completions decoded at a time on each device; 0: all", minimum=0)
+    num_slots: int = flag(0, "completions decoded at a time on each device; 0: all that it can", minimum=0)
 
 
 class Decoding(NamedTuple):
@@ -274,7 +275,10 @@ def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = Fals
     """`sampler(params, prompts, prompt_index_B, request) -> Rollouts` over all devices and processes, of all rows in
     order, as numpy. Params are placed (`parallel.place_state`); prompts and index are host arrays. The key of row b is
     that of `first_row + b` (`rollout_keys`). `sample_fn(params, config, prompts, rows, decoding)` replaces `sample`."""
-    decoding = decoding._replace(layout=model.LAYOUTS.get(parallel.platform(), model.Layout()))
+    device = parallel.first_device()
+    most = next((most for kind, most in MOST_SLOTS.items() if kind in device.device_kind), 0)
+    decoding = decoding._replace(num_slots=decoding.num_slots or most,
+                                 layout=model.LAYOUTS.get(device.platform, model.Layout()))
 
     def sample_on_device(params, prompts, prompt_index_B, rows_B, seed, step, stream, temperature, top_p):
         rows = Rows(prompt_index_B, rollout_keys(seed, step, rows_B, stream), temperature,

@@ -99,8 +99,9 @@ def test_weights_are_cast_before_the_loop_of_an_accelerator(platform):
         platform == "cpu") else set())
 
 
-def test_a_sampler_has_the_layout_of_its_devices(monkeypatch):
+def test_a_sampler_has_the_layout_of_its_devices_and_no_more_slots_than_they_compile(monkeypatch):
     monkeypatch.setitem(model.LAYOUTS, "cpu", model.LAYOUTS["gpu"])
+    monkeypatch.setitem(sampler.MOST_SLOTS, "cpu", 2)
     seen = []
 
     def sample_fn(params, config, prompts, rows, decoding):
@@ -109,7 +110,7 @@ def test_a_sampler_has_the_layout_of_its_devices(monkeypatch):
 
     sampler.make_sampler(TINY, Decoding((1,), 3), sample_fn=sample_fn)(
         parallel.place_state(PARAMS), HOST_PROMPTS, PROMPT_INDEX, Request(0, 0))
-    assert seen == [Decoding((1,), 3, layout=model.LAYOUTS["gpu"])]
+    assert seen == [Decoding((1,), 3, num_slots=2, layout=model.LAYOUTS["gpu"])]
 
 
 def test_devices_padding_rows_and_parts_change_no_rollout():

@@ -32,7 +32,7 @@ from rlvr_jax.records import Batch, Prompts
 from rlvr_jax.runs import files
 from rlvr_jax.runs.machine import num_bytes
 from rlvr_jax.runs.markdown import markdown_table
-from rlvr_jax.sampler import Request
+from rlvr_jax.sampler import MOST_SLOTS, Request
 from rlvr_jax.tasks import families
 from rlvr_jax.training import pretrain
 from rlvr_jax.training.train import TrainConfig
@@ -237,6 +237,8 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
     chip, shape = published.named(name), shape_of(config)
     state = state_bytes(config.train.grpo, shape, chip.devices)
     start = state if config.train.grpo.update.divide_state else 2 * state  # one device makes it, then all get a copy
+    slots = config.train.grpo.sampling.num_slots or MOST_SLOTS.get(name, 0)  # a target has no name, as a device has
+    config = config.with_flags(num_slots=slots)
     config = fit_flags(config, name) if config.fit and start <= chip.usable else config
     flags, programs = config.train.grpo, {"start": {"peak": start}}
     with parallel.compiling_for(published.devices(chip)):
