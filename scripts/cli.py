@@ -26,6 +26,10 @@ from rlvr_jax.errors import Interrupted, UserError
 
 JAX_WINDOW = (0, 10), (0, 12)  # the first and the last JAX that is supported, as in requirements.txt
 LONGEST_NAME = 99  # characters of the longest flag name that absl is asked for
+FEW_FLAGS = 30  # up to so many flags, --help has all of a command's; of more, those of FIRST_FLAGS
+FIRST_FLAGS = ("base", "trained", "model", "probe", "method", "completions", "examples", "task_shares", "chip", "shape",
+               "problems", "example", "reward", "learning_rate", "num_steps", "num_prompts", "group_size",
+               "max_new_tokens", "temperature", "heldout", "run_dir", "out")
 CACHE_BYTES = 500_000_000  # size limit of the cache of compiled programs; JAX removes the least recently used
 
 
@@ -81,8 +85,19 @@ def describe_row(table, row: str) -> str:
     return re.split(r"\.(?=\s|$)", text)[0]
 
 
+def short_help(about: str, config_class, script: str) -> str:
+    """What --help prints: the script's docstring and the flags that people use first, a line or two each."""
+    from rlvr_jax.config import flags_of
+
+    every = {one.name: one.meta["help"] for one in flags_of(config_class)}
+    lines = [flags.text_wrap(f"--{name}: {every[name]}", indent="      ", firstline_indent="  ")
+             for name in FIRST_FLAGS if name in every]
+    return "\n".join([about.strip(), "", *lines, "", "  --flagfile: file of flags, a line each", "",
+                      f"All {len(every) + 2} flags, with defaults: python -m scripts.{script} --helpfull"])
+
+
 def help_text(about: str, config_class, known: flags.FlagValues = flags.FLAGS) -> str:
-    """What --help prints: the script's docstring, then the flags, grouped by configuration under its docstring."""
+    """What --helpfull prints: the script's docstring, then the flags, grouped by configuration under its docstring."""
     def describe_flag(name: str) -> str:
         flag = known[name]
         default = str(flag.default).lower() if flag.boolean else flag.default
@@ -226,8 +241,11 @@ def parse_words(words: list[str], known: flags.FlagValues) -> list[str]:
 
 def parse_flags(config_class, argv: list[str]) -> list[str]:
     """Parses the command line of this process. Exits 0 after --help, 1 with one line for a flag that is wrong."""
-    if {"--help", "-help", "-h", "-?"} & set(argv[1:]):
-        print(help_text(sys.modules["__main__"].__doc__, config_class))
+    about, short = sys.modules["__main__"].__doc__, {"--help", "-help", "-h", "-?"} & set(argv[1:])
+    if short or {"--helpfull", "-helpfull"} & set(argv[1:]):
+        few = len(config_class().as_flags()) <= FEW_FLAGS
+        print(short_help(about, config_class, pathlib.Path(argv[0]).stem) if short and not few else
+              help_text(about, config_class))
         sys.exit(0)
     try:
         return parse_words(argv, flags.FLAGS)

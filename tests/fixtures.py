@@ -454,7 +454,7 @@ def write_jsonl(path, *rows) -> str:
 
 def write_parquet(path, *rows) -> str:
     """Writes the rows as a table; returns the path."""
-    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install -e '.[real]'")
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)

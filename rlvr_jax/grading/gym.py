@@ -9,7 +9,7 @@ from typing import Callable
 
 PACKAGE = "reasoning-gym"
 NEEDS = (PACKAGE,)
-MISSING = "problems named gym:NAME are drawn and graded by reasoning-gym: pip install 'rlvr_jax[gym]'"
+MISSING = "problems named gym:NAME are drawn and graded by reasoning-gym: pip install -e '.[gym]'"
 MAX_REFERENCE = 20_000  # characters: an escaped question has to fit into a pipe
 
 

@@ -13,7 +13,7 @@ from typing import Callable, Optional
 PACKAGE = "math-verify"
 NEEDS = ("math-verify", "sympy", "pylatexenc")
 MISSING = ("answers that are not from the synthetic task are compared by Math-Verify and pylatexenc, and one of them "
-           "is not installed: pip install 'rlvr_jax[real]'")
+           "is not installed: pip install -e '.[real]'")
 MAX_REFERENCE = 1000  # characters; nothing equals a longer one
 MAX_DIGITS = 80  # characters of a number; a longer one is not read as a number
 MAX_ELEMENTS = 20  # of a set; a larger one has to be in the order of the reference

@@ -37,7 +37,8 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
     not fit together.
     """
     if not name:
-        raise UserError("--model is required: a run directory, a Hugging Face folder, a .gguf file, or smollm2")
+        raise UserError("--model is required: a run directory, a Hugging Face folder, a .gguf file, or smollm2; to see "
+                        "the program work, try `make demo`")
     directory, _, step = name.partition("@")
     path, meta = download_folder(name[3:]) if name.startswith("hf:") else pathlib.Path(directory), {}
     if name == "smollm2" or (path.suffix == ".gguf" and path.is_file()):

@@ -147,7 +147,7 @@ def write_report(run_dir: str) -> list[pathlib.Path]:
     try:
         from matplotlib import figure, rc_context  # optional
     except ImportError as error:
-        raise UserError("the report draws with matplotlib: pip install 'rlvr_jax[plot]'") from error
+        raise UserError("the report draws with matplotlib: pip install -e '.[plot]'") from error
     directory = pathlib.Path(run_dir)
     metrics, rollouts = read_steps(directory / "metrics.jsonl"), read_steps(directory / "rollouts.jsonl", False)
     if not metrics:
@@ -205,7 +205,7 @@ def write_parquet(run_dir: str) -> pathlib.Path:
         import pyarrow  # optional
         from pyarrow import parquet
     except ImportError as error:
-        raise UserError("--parquet needs pyarrow: pip install 'rlvr_jax[real]'") from error
+        raise UserError("--parquet needs pyarrow: pip install -e '.[real]'") from error
     source, path = (pathlib.Path(run_dir) / name for name in ("rollouts.jsonl", "completions.parquet"))
     rows = read_steps(source, single=False)
     if not rows:

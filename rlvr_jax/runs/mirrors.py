@@ -76,5 +76,5 @@ def parse_mirrors(text: str) -> list[str]:
         if name not in MIRRORS:
             raise UserError(f"--log_to={text}: {name!r} is none of {', '.join(MIRRORS)}")
         if importlib.util.find_spec(package := PACKAGES.get(name, name)) is None:
-            raise UserError(f"--log_to={name} needs {package}: pip install 'rlvr_jax[{name}]'")
+            raise UserError(f"--log_to={name} needs {package}: pip install -e '.[{name}]'")
     return names

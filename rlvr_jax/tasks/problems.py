@@ -132,7 +132,7 @@ def _parquet_rows(file: pathlib.Path) -> list[dict]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise UserError(f"{file}: parquet is read with pyarrow: pip install 'rlvr_jax[real]'") from None
+        raise UserError(f"{file}: parquet is read with pyarrow: pip install -e '.[real]'") from None
     try:
         return parquet.read_table(file).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # all are raised for damaged files

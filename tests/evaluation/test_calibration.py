@@ -225,7 +225,7 @@ def test_the_picture_is_there_where_confidences_and_matplotlib_are(answered, mon
 
 
 def test_the_picture_has_a_dot_and_a_count_for_each_bin(answered):
-    sheet = pytest.importorskip("matplotlib.figure", reason="pip install 'rlvr_jax[plot]'").Figure()
+    sheet = pytest.importorskip("matplotlib.figure", reason="pip install -e '.[plot]'").Figure()
     assert (answered("told", ASKED)[1] / "reliability.png").read_bytes().startswith(b"\x89PNG")
     calibration.draw_reliability(sheet, {"M": calibration.summarise_calibration(rows_of(Q, C))})
     axes, = sheet.axes

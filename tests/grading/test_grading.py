@@ -330,7 +330,7 @@ def test_rewritten_references_are_right_and_changed_ones_wrong(math500):
 
 def test_shuffled_references_are_wrong_as_math_verify_says(math500):
     """Compared with Math-Verify on the bare texts; it drops the base of 40_9, so pairs with a base are left out."""
-    math_verify = pytest.importorskip("math_verify", reason="pip install 'rlvr_jax[real]'")
+    math_verify = pytest.importorskip("math_verify", reason="pip install -e '.[real]'")
     references = [row["answer"] for row in math500]
     others = random.Random(0).sample(references, len(references))
     verdicts = grade.grade_texts([rf"\boxed{{{other}}}" for other in others], references, "boxed")

@@ -17,7 +17,7 @@ from rlvr_jax.report import report
 from fixtures import (HELDOUT_CORRECT, HELDOUT_ROWS, HELDOUT_SAMPLED, RUN_ROWS, RUN_SUMMARY, Page, heldout_row,
                       write_heldout, write_run)
 
-pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
+pytest.importorskip("matplotlib", reason="pip install -e '.[plot]'")
 
 Z = statistics.NormalDist().inv_cdf(0.975)
 
@@ -298,7 +298,7 @@ def test_what_each_reward_of_a_sum_paid_stands_beside_the_rollout_and_as_a_curve
 
 
 def test_completions_as_parquet_have_the_columns_of_trl(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install 'rlvr_jax[real]'")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install -e '.[real]'")
     rows = [rollout(step, **{"reward/correct": step / 2, "reward/format": 1.0}) for step in (1, 2)]
     table = parquet.read_table(report.write_parquet(str(write_run(tmp_path, rollouts=rows))))
     assert table.column_names == ["step", "prompt", "completion", "correct", "format", "advantage", "answer", "reward",

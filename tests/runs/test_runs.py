@@ -694,7 +694,7 @@ def events(folder) -> list[tuple]:
 
 
 def test_tensorboard_mirrors_the_log_and_a_resumed_run_repeats_no_step(go, tmp_path):
-    pytest.importorskip("tensorboardX", reason="pip install 'rlvr_jax[tensorboard]'")
+    pytest.importorskip("tensorboardX", reason="pip install -e '.[tensorboard]'")
     with pytest.raises(RuntimeError):
         go(log_to="tensorboard", crash_at=4)  # step 3 is logged, and repeated from the checkpoint of step 2
     for path in list((tmp_path / "run" / "tensorboard").iterdir()):  # the names contain the second of the start
@@ -731,7 +731,7 @@ print(json.dumps([{key: row[key] for key in ("step", "train/entropy")} for row i
 
 def test_trackio_has_each_step_of_a_resumed_run_once(tmp_path):
     """In a process of its own, since Trackio reads the folder of its files on import and keeps threads."""
-    pytest.importorskip("trackio", reason="pip install 'rlvr_jax[trackio]'")
+    pytest.importorskip("trackio", reason="pip install -e '.[trackio]'")
     done = subprocess.run([sys.executable, "-c", TRACKED, tmp_path / "folder" / "run"], capture_output=True, text=True,
                           env=os.environ | {"TRACKIO_DIR": str(tmp_path / "kept"), "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
@@ -740,7 +740,7 @@ def test_trackio_has_each_step_of_a_resumed_run_once(tmp_path):
 
 
 def test_the_flag_that_log_to_replaced_still_mirrors_and_its_runs_go_on(go, tmp_path):
-    pytest.importorskip("tensorboardX", reason="pip install 'rlvr_jax[tensorboard]'")
+    pytest.importorskip("tensorboardX", reason="pip install -e '.[tensorboard]'")
     go(num_steps=2, tensorboard=True)
     path = tmp_path / "run" / "flags.txt"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if "log_to" not in line))

@@ -124,7 +124,7 @@ def test_a_command_that_cannot_run_here_has_flags_that_exist(command, folder):
 
 def test_the_commands_run_in_their_order(folder, capsys):
     for package in ("matplotlib", "math_verify"):
-        pytest.importorskip(package, reason="pip install 'rlvr_jax[plot,real]'")
+        pytest.importorskip(package, reason="pip install -e '.[plot,real]'")
     write_parquet(folder / "dsr_sub.parquet", released("a", "1", index=3), released("b", "2", index=8))
     done = set()
     for command in COMMANDS:

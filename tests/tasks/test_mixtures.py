@@ -50,7 +50,7 @@ def box(monkeypatch):
 # ----- training
 
 def test_two_families_are_trained_on_and_measured_each_in_its_own_format(tmp_path, box):
-    pytest.importorskip("math_verify", reason="pip install 'rlvr_jax[real]'")
+    pytest.importorskip("math_verify", reason="pip install -e '.[real]'")
     base, run = tmp_path / "base", tmp_path / "run"
     made = pretrain.pretrain(pretrain.PretrainConfig.from_flags(
         num_ops=2, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False, warmup_steps=10,
@@ -84,7 +84,7 @@ def test_what_a_label_is_compared_with_is_looked_for_in_the_problems_own_format(
 
 
 def test_a_problem_without_a_label_pays_for_no_answer_not_even_an_empty_box():
-    pytest.importorskip("math_verify", reason="pip install 'rlvr_jax[real]'")
+    pytest.importorskip("math_verify", reason="pip install -e '.[real]'")
     asked = [Problem("", "3", "")] * 2
     texts = [r"\boxed{}", r"\boxed{3}"]
     seen = RewardContext(RewardConfig(), ["boxed"] * 2, "original", asked, texts, [], None, np.zeros(2, int), (0,),
@@ -139,7 +139,7 @@ def test_what_is_held_out_by_default_are_the_families_that_are_trained_on(tmp_pa
 
 @pytest.fixture
 def installed():
-    pytest.importorskip("reasoning_gym", reason="pip install 'rlvr_jax[gym]'")
+    pytest.importorskip("reasoning_gym", reason="pip install -e '.[gym]'")
 
 
 def test_without_reasoning_gym_the_error_says_what_to_install(monkeypatch):

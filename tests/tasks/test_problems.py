@@ -170,7 +170,7 @@ def test_another_layout_of_parquet_is_refused_with_the_expected_one(tmp_path, ro
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path):
-    pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
+    pytest.importorskip("pyarrow", reason="pip install -e '.[real]'")
     (tmp_path / "p.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(UserError, match=r"p\.parquet cannot be read as parquet"):
         load(str(tmp_path / "p.parquet"))
@@ -185,7 +185,7 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_files(data, name):
-    pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
+    pytest.importorskip("pyarrow", reason="pip install -e '.[real]'")
     count, known, copies = RELEASED[name]
     found = load(str(data / "one_shot_rlvr" / f"{name}.parquet"))
     assert len(found) == count and {p.copies for p in found} == {1}  # evaluations count rows
@@ -260,7 +260,7 @@ def test_an_instruction_is_not_added_twice(tmp_path):
 
 
 def test_the_published_example_as_the_model_reads_it(data):
-    pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
+    pytest.importorskip("pyarrow", reason="pip install -e '.[real]'")
     path = str(data / "one_shot_rlvr" / "pi1_r128.parquet")
     found = load_problems(path, QWEN, prompt_style="qwen_math", count=1)
     assert found[0].prompt == QWEN_MATH.format(

@@ -58,7 +58,7 @@ def test_copies_keep_their_share_of_every_pass():
 @pytest.mark.parametrize("name, indices, shares", [
     ("pi1_r128", [124], [128]), ("merge_pi1_pi13_r128", [124, 682], [64, 64])])
 def test_released_files_fill_a_step(data, name, indices, shares):
-    pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
+    pytest.importorskip("pyarrow", reason="pip install -e '.[real]'")
     config = CONFIG.with_flags(num_prompts=128, group_size=8, prompt_style="qwen_math",
                                problems=str(data / "one_shot_rlvr" / f"{name}.parquet"))
     problems = training_problems(config)
@@ -206,7 +206,7 @@ def test_a_run_is_not_ranked_with_another_file(tmp_path, recorded, named):
 
 
 def test_select_example_prints_and_writes_the_ranking(tmp_path, data, compiled):
-    pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
+    pytest.importorskip("pyarrow", reason="pip install -e '.[real]'")
     folder = data / "one_shot_rlvr"
     printed = run("select_example", f"--history={folder / 'acc_step_500.json'}", f"--out={tmp_path / 'r.json'}",
                   f"--problems={folder / 'dsr_sub.parquet'}", "--top=13", compiled=compiled, expect=0).out.splitlines()

@@ -83,12 +83,12 @@ def test_an_answer_that_its_format_can_read(answer_format, answers):
 
 
 def test_the_original_grader_looks_into_the_box_whatever_the_format():
-    pytest.importorskip("sympy", reason="pip install 'rlvr_jax[real]'")
+    pytest.importorskip("sympy", reason="pip install -e '.[real]'")
     assert not advice.on_answers(GradingConfig("last_number", "original"), problems(r"\frac{1}{2}"))
 
 
 def test_of_the_published_pool_one_answer_is_not_whole(data):
-    pytest.importorskip("pyarrow", reason="pip install 'rlvr_jax[real]'")
+    pytest.importorskip("pyarrow", reason="pip install -e '.[real]'")
     path = str(data / "one_shot_rlvr" / "dsr_sub.parquet")
     text = advice.on_answers(GradingConfig(grader="original"), merge(load(path)))
     assert r"never accepts 1 of 1209 answers, such as '\\frac{2 k n}{n+k-1}-2 \\frac{k!n!}{(k+n-1)!' (from" in text

@@ -25,7 +25,7 @@ def test_who_solves_what_alone_and_when_the_base_is_level():
     assert one["difference"]["1"]["mean"] == pytest.approx((20 - 11) / 32)
     assert one["difference"]["8"]["mean"] == pytest.approx(0)
     assert "1 problems are solved by trained alone, 1 by base alone" in found.page
-    sheet = pytest.importorskip("matplotlib.figure", reason="pip install 'rlvr_jax[plot]'").Figure()
+    sheet = pytest.importorskip("matplotlib.figure", reason="pip install -e '.[plot]'").Figure()
     found.draw(sheet)
     assert [text.get_text() for text in sheet.axes[0].get_legend().texts] == ["base", "trained"]
     assert [item["right"] for item in found.items] == [

@@ -12,7 +12,7 @@ from rlvr_jax.report import report
 from fixtures import (BROWSERS, HELDOUT_ROWS, HOSTILE, ROOT, as_any_probe, browser_path, browser_tab, kept_completions,
                       write_heldout, write_jsonl, write_record)
 
-pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
+pytest.importorskip("matplotlib", reason="pip install -e '.[plot]'")
 
 pytestmark = pytest.mark.skipif(not browser_path(), reason=f"none of {', '.join(BROWSERS)} is on the PATH: "
                                 "apt-get install chromium")

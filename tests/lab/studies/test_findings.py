@@ -14,7 +14,7 @@ from scripts import report as command
 
 from fixtures import ROOT, Page, write_record
 
-pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
+pytest.importorskip("matplotlib", reason="pip install -e '.[plot]'")
 
 MEND = "python -m scripts.report --all"
 TWO = {"plain": {"end": [.1, .12, .11], "size": [1234., 1234., 1234.]},

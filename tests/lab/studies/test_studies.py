@@ -275,7 +275,7 @@ def test_a_file_that_is_amiss_is_refused_by_name(coin, old, new, message):
 
 def drawn(values, figure, **more):
     """The figure of a record: an arm has the three values `values[arm]` = {measure: [...]} of each measure."""
-    matplotlib = pytest.importorskip("matplotlib", reason="pip install 'rlvr_jax[plot]'")
+    matplotlib = pytest.importorskip("matplotlib", reason="pip install -e '.[plot]'")
     measured = {arm: {name: study.gather([None if x is None else np.array(x) for x in of_seeds])
                       for name, of_seeds in measures.items()} for arm, measures in values.items()}
     with matplotlib.rc_context(figures.STYLE):
