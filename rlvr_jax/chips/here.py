@@ -25,6 +25,10 @@ KINDS = {"TPU v4": "v4", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e"
          "TPU v6 lite": "v6e", "TPU v6e": "v6e", "Tesla T4": "T4", "NVIDIA L4": "L4",
          "NVIDIA A100-SXM4-40GB": "A100-40", "NVIDIA H100 80GB HBM3": "H100",
          "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000"}
+# Of other GPUs, a part of JAX's name -> a compiled chip with at most their memory and, where there is one, of their
+# family. What fits it should fit them; they take other times.
+SIMILAR = {"A100": "A100-40", "H100": "H100", "H200": "H100", "L40": "L4", "A10": "L4", "A6000": "L4", "RTX 3090": "L4",
+           "RTX 4090": "L4", "RTX PRO 6000": "RTX-PRO-6000"}
 
 
 def devices() -> tuple[str, int]:
@@ -39,7 +43,7 @@ def devices() -> tuple[str, int]:
 
 def chip_name(kind: str, count: int) -> str:
     """The row of CHIPS for these devices, or for one of several GPUs if no row has their number; empty if unknown."""
-    name = KINDS.get(kind, "")
+    name = KINDS.get(kind) or next((chip for part, chip in SIMILAR.items() if part in kind), "")
     counted = f"{name}-{count * 2 if name in ('v4', 'v5p') else count}"
     return counted if name.startswith("v") or counted in CHIPS else name
 
@@ -56,7 +60,8 @@ def describe_machine(flagfile_alone: bool = False, record: pathlib.Path = RECORD
         if not fitting:
             raise UserError(f"no flag file of configs/chips/ was made for this machine ({kind}) and fits it")
         return fitting[0]
-    first = f"this machine: {kind}, {count} device{'s' if count > 1 else ''}{f'; here called {name}' if name else ''}"
+    called = f"; here called {name}" if kind in KINDS else f"; compiled as {name}, which has no more memory" if name else ""
+    first = f"this machine: {kind}, {count} device{'s' if count > 1 else ''}{called}"
     last = ("found by compiling, not by running on such a chip" if verdicts else
             "the tiny tier runs on anything; nothing larger was compiled for this")
     return "\n".join([first, *(f"- {path}: {verdict}" for path, verdict in verdicts), last])

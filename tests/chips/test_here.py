@@ -18,7 +18,10 @@ RECORD = {f"scripts.compile --flagfile=configs/{name}.flags --chip={chip}": {"ch
 
 @pytest.mark.parametrize("kind, count, name", [
     ("TPU v5 lite", 8, "v5e-8"), ("TPU v6 lite", 1, "v6e-1"), ("TPU v4", 4, "v4-8"), ("Tesla T4", 2, "T4"),
-    ("NVIDIA H100 80GB HBM3", 8, "H100-8"), ("NVIDIA H100 80GB HBM3", 2, "H100"), ("cpu", 2, "")])
+    ("NVIDIA H100 80GB HBM3", 8, "H100-8"), ("NVIDIA H100 80GB HBM3", 2, "H100"), ("cpu", 2, ""),
+    ("NVIDIA A100 80GB PCIe", 1, "A100-40"), ("NVIDIA A100-PCIE-40GB", 1, "A100-40"), ("NVIDIA H100 PCIe", 8, "H100-8"),
+    ("NVIDIA H200", 1, "H100"), ("NVIDIA L40S", 1, "L4"), ("NVIDIA RTX A6000", 1, "L4"),
+    ("NVIDIA GeForce RTX 3090", 1, "L4"), ("NVIDIA GeForce RTX 4090", 1, "L4")])
 def test_a_chip_by_the_kind_that_jax_names(kind, count, name):
     assert here.chip_name(kind, count) == name and (not name or name in CHIPS)
 
@@ -32,6 +35,10 @@ def test_a_machine_is_told_what_fits_it(tmp_path, monkeypatch):
         "- configs/chips/large_T4.flags: does not fit", "- configs/chips/small_T4.flags: fits: 5 of 14.9 GB",
         "found by compiling, not by running on such a chip"]
     assert here.describe_machine(True, record) == "configs/chips/small_T4.flags"
+    monkeypatch.setattr(here, "devices", lambda: ("NVIDIA GeForce RTX 4090", 1))
+    assert here.describe_machine(record=record).splitlines()[:2] == [
+        "this machine: NVIDIA GeForce RTX 4090, 1 device; compiled as L4, which has no more memory",
+        "- configs/chips/a_L4.flags: fits: 1"]
     monkeypatch.setattr(here, "devices", lambda: ("TPU v9", 4))
     assert "nothing larger was compiled for this" in here.describe_machine(record=record)
     with pytest.raises(UserError, match=r"no flag file of configs/chips/ was made for this machine \(TPU v9\)"):
