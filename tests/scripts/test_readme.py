@@ -343,6 +343,10 @@ def test_the_readme_names_the_files_of_the_core_which_is_small():
     most, = re.findall(r"The thirteen files at the root of `rlvr_jax/`, at most ([\d,]+) lines", part)
     lines = sum(len(path.read_text("utf-8").splitlines()) for path in PACKAGE.glob("*.py"))
     assert lines <= int(most.replace(",", ""))
+    shown, = re.findall(r"lines of Python, without tests \| ([\d,]+) \|", README)
+    every = sum(len(path.read_text("utf-8").splitlines()) for name in ("rlvr_jax", "scripts")
+                for path in (ROOT / name).rglob("*.py"))
+    assert abs(every - int(shown.replace(",", ""))) < 0.02 * every
 
 
 def test_the_index_of_the_docs_has_every_page():
