@@ -291,13 +291,13 @@ def format_chip(result: dict) -> str:
 
 def state_table(config: GRPOConfig, shape: ModelConfig) -> str:
     """A table of the memory that the state takes on each chip's devices, whole and divided."""
-    rows = []
+    rows = []  # an undivided state is made on one device and copied to all, so that one holds it twice at the start
     for name, chip in published.CHIPS.items():
         whole, part = (state_bytes(config.with_flags(divide_state=divide), shape, chip.devices)
                        for divide in (False, True))
         rows.append([name, chip.devices, *(f"{x / 1e9:.2f}" for x in (chip.usable, whole, 2 * whole, part)),
                      "fits" if 2 * whole < chip.usable else "--divide_state" if part < chip.usable else "does not fit"])
-    header = ["GB on each device", "devices", "usable", "state, whole", "as a run begins", "state, divided", "alone"]
+    header = ["GB on each device", "devices", "usable", "state, whole", "as a run begins", "state, divided", "verdict"]
     return markdown_table(header, rows)
 
 

@@ -41,7 +41,7 @@ def training_problems(config: PoolConfig, names: str, pool: list[Problem], choos
     """The one example, or the whole pool (`load_pool`) of --problems=`names`.
 
     `choose(pool)` returns the record of the problem that example=auto takes, {"example": its place}. `vote(pool)`, if
-    not None, returns the votes before training, which become meta["votes"]. `once` is `Run.once`, so that a resumed run
+    not None, returns the votes before training, which become meta["votes"]. `once` is `Run.make_once`, so that a resumed run
     does neither again. Raises UserError for an example that does not exist.
     """
     if config.example in CHOOSE and not config.question:

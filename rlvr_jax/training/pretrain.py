@@ -122,8 +122,8 @@ def max_window(config: PretrainConfig, names) -> int:
 
 
 def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> Callable[[int], Batch]:
-    """`make_batch(step)`: each family's share of problems, solved in styles drawn from its habits. Every advantage is
-    1."""
+    """`make_batch(step)`: problems of each family by its share, with solutions in styles drawn by the family's chances.
+    Every advantage is 1, so that the loss is cross-entropy."""
     habits = {name: FAMILIES[name].habits_of(config.styles, config.loop.seed, config.num_ops) for name in shares}
     for name in shares:
         families.check_solutions(name, config.styles, config.num_ops, habits[name])

@@ -66,7 +66,7 @@ def train(config: TrainConfig) -> dict:
     eos_ids = loaded.tokenizer.eos_ids
     programs = grpo.compile_programs(Policy(loaded.config, None, eos_ids), config.grpo)
     with Run(config.run, config, loop.num_steps, "train") as run:
-        problems = select_problems(config, loaded, programs, run.once)
+        problems = select_problems(config, loaded, programs, run.make_once)
         prompts = encode_problems(config, loaded, problems)  # first: it names unknown words before a missing grader
         advice.warn(advice.on_answers(config.grading, problems))
         # `grpo.train` moves the parameters to the devices: without other references, the host keeps no copy.

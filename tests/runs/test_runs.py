@@ -401,7 +401,7 @@ objectives.OBJECTIVES["signs"] = objectives.Objective(signs(2), jax.jit(lambda x
 objectives.OBJECTIVES["wide"] = objectives.OBJECTIVES["dapo"]._replace(clip_high=0.3)
 adapters.ADAPTERS["mine"] = functools.partial(adapters.lora, 7)
 results = np.arange(6).reshape(3, 1, 2)
-families.FAMILIES["mod"] = families.of_chains(chains.Algebra(("red",), ("plus",), ("well",), ("0", "1"), 0, results,
+families.FAMILIES["mod"] = families.chain_family(chains.Algebra(("red",), ("plus",), ("well",), ("0", "1"), 0, results,
                                                              results))
 '''
 USED = {"reward": "correct:0.5,short,known:2", "objective": "signs", "trainable": "mine", "problems": "mod"}
@@ -666,7 +666,7 @@ def test_the_place_that_is_kept_names_the_chosen_problem(monkeypatch):
     rows = [{"problem": p, "correct": i < right, "completion": "think answer 3"}
             for p, right in enumerate([0, 60, 15]) for i in range(64)]
     asked = []
-    monkeypatch.setattr(measure, "measure", lambda by, benchmark, request, **_: asked.append(
+    monkeypatch.setattr(measure, "sample_and_grade", lambda by, benchmark, request, **_: asked.append(
         (benchmark.temperature, request)) or rows)
     monkeypatch.setattr(train, "load_pool", lambda *_: problems)
     chosen = train.select_problems(TrainConfig.from_flags(example="auto", temperature=0.7, seed=3), start,

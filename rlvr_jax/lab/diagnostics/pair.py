@@ -179,7 +179,8 @@ class Pair:
         for path in sorted((out / "dev").glob("*/completions.jsonl")):
             self.count_tokens(f"hybrid, {path.parent.name}", [row for _, row in files.read_lines(path)], 1)
         prompts = sum(len(self.base.tokenizer.encode(problem.prompt)) for problem in fitted.problems)
-        # Each model writes a text and reads both texts; the vector reads the prompts.
+        # Each of two models runs every prompt 3 times: to write a completion, and to read both models' completions. The
+        # vector takes one more run of the prompts. Each of the `n` tokens written is run once to write it, twice to read.
         self.tokens["hybrid, fitting"] = 7 * prompts + 3 * fitted.gate["n"]
         return rows, chosen
 

@@ -133,7 +133,7 @@ def choose_problems(config: CritiqueConfig, pool: list[Problem]) -> list[Problem
 
 
 def make_examples(config: CritiqueConfig) -> list[dict]:
-    """Samples attempts at the one problem, or at each, and writes the rows to learn from into --out."""
+    """Samples attempts at the problem of --example, or at all, and writes rows for `scripts.finetune` to --out."""
     if not config.out:
         raise UserError("--out is required: the JSONL file for the rows")
     loaded = loading.load_fixed(config.choice)

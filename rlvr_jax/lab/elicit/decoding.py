@@ -190,8 +190,8 @@ def forced(config: ElicitConfig, loaded: LanguageModel) -> Method:
 
 
 def cot_decoding(config: ElicitConfig, loaded: LanguageModel) -> Method:
-    """The likeliest completion after each of the --num_samples likeliest first tokens; the answer whose tokens lead by
-    the widest margins, summed over the completions that give it (arXiv 2402.10200)."""
+    """Greedy completions after each of the --num_samples likeliest first tokens. Picks the answer with the
+    largest margin of its tokens over the runners-up, summed over the completions that give it (arXiv 2402.10200)."""
     def columns(rollouts, texts, judged):
         rows = zip(rollouts.completions, rollouts.completion_mask, rollouts.noted["margin"], texts, judged)
         return [{"margin": answer_margin(loaded.tokenizer, ids[mask].tolist(), margin[mask], text,

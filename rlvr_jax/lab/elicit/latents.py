@@ -130,8 +130,9 @@ def sample_activations(config: vectors.SteeringConfig, loaded: LanguageModel, pr
 
 def score_latents(config: vectors.SteeringConfig, loaded: LanguageModel, problems: list[Problem], rows: list[dict],
                   read: Callable) -> np.ndarray:
-    """f64[F]: how much more active each latent is, on average, at the ends of prompts with careful completions than of
-    others; without a synthetic family, after --opening than before it. -inf if it is never active at such an end.
+    """f64[F]: each latent's mean activation at the ends of prompts, weighted by the share of completions that start in
+    the family's careful style, less the mean weighted by the other completions. Without a synthetic family: the mean
+    with --opening after the prompt, less that without. -inf for latents that are active at none of these ends.
 
     `rows` are completions with "ids"; `read` maps residuals f[P,D] to latents f[P,F].
     """
@@ -143,7 +144,7 @@ def score_latents(config: vectors.SteeringConfig, loaded: LanguageModel, problem
     careful_P = vectors.is_careful(family, loaded.tokenizer, [row["ids"][0] for row in rows]).reshape(
         len(problems), -1).mean(-1)
     if not 0 < careful_P.sum() < len(problems):
-        raise UserError("--method=sae: the model's completions open carefully always or never, and there have to be "
-                        "some and others; raise --num_fit")
+        raise UserError("--method=sae: all or none of the model's completions start in the careful style, and both kinds "
+                        "are needed; raise --num_fit")
     scores_F = np.average(z_PxF, 0, careful_P) - np.average(z_PxF, 0, 1 - careful_P)
     return np.where(z_PxF.any(0), scores_F, -np.inf)

@@ -21,18 +21,20 @@ PARTS = {"-": 2, "/": 2, "log10": 1} | dict.fromkeys(CROSSED, 1)
 
 
 def values_of(study: dict, known: Callable, repeated: list[dict]) -> dict:
-    """`{arm: {measure: its value of each unit}}`. `known(arm, name)` has them; None where they are made of others."""
-    def of(arm: str, name: str) -> list:
-        values, source = known(arm, name), study["measures"][name]
+    """`{arm: {measure: its value of each unit}}`. `known(arm, name)` returns measured values, or None for a measure that
+    is computed from others: unit by unit (COMBINED), or from one measure over all units, `repeated` (CROSSED)."""
+    def compute(arm: str, name: str) -> list:
+        values, definition = known(arm, name), study["measures"][name]
         if values is not None:
             return values
-        parts = [of(arm, part) for part in source[1:]]
-        if source[0] in CROSSED:
-            return over_bases(CROSSED[source[0]], parts[0], repeated)
-        made = [None if any(value is None for value in each) else COMBINED[source[0]](*each) for each in zip(*parts)]
+        operation, *parts = definition
+        parts = [compute(arm, part) for part in parts]
+        if operation in CROSSED:
+            return over_bases(CROSSED[operation], parts[0], repeated)
+        made = [None if any(value is None for value in each) else COMBINED[operation](*each) for each in zip(*parts)]
         return [None if value is None else np.asarray(value) for value in made]
 
-    return {arm: {name: of(arm, name) for name in study["measures"]} for arm in study["arms"]}
+    return {arm: {name: compute(arm, name) for name in study["measures"]} for arm in study["arms"]}
 
 
 def over_bases(function: Callable, values: list, repeated: list[dict]) -> list:

@@ -192,7 +192,7 @@ def test_the_strength_is_chosen_on_other_problems_than_the_autoencoder_was_fitte
     chosen_on, width = [], STEERED.config.d_model
     ones = Sae(*(np.ones(shape, np.float32) for shape in ((8, width), 8, (8, width), width)))
     monkeypatch.setattr(latents, "load_or_fit", lambda config, steering, *_: (ones, np.arange(8.0), {}))
-    monkeypatch.setattr(latents, "measure", lambda sampler, benchmark, *_: chosen_on.append(
+    monkeypatch.setattr(latents, "sample_and_grade", lambda sampler, benchmark, *_: chosen_on.append(
         {problem.prompt for problem in benchmark.problems}) or [{"correct": True}])
     _, numbers = latents.choose_latent(SMALL, flags(), LOADED, 4)
     fitted_on, dev = ({problem.prompt for problem in load_split(split, 16)} for split in ("example", "dev"))
@@ -201,7 +201,7 @@ def test_the_strength_is_chosen_on_other_problems_than_the_autoencoder_was_fitte
 
 def test_what_an_autoencoder_is_fitted_on_is_drawn_from_a_stream_of_its_own(monkeypatch):
     requests = []
-    monkeypatch.setattr(latents, "measure", lambda sampler, benchmark, request, *_, **__: requests.append(request) or [
+    monkeypatch.setattr(latents, "sample_and_grade", lambda sampler, benchmark, request, *_, **__: requests.append(request) or [
         {"problem": i, "ids": np.array([5, 6])} for i in range(2)])
     monkeypatch.setattr(latents, "read_tokens", lambda loaded, texts, starts, layer: SimpleNamespace(
         residual=[text[start + 1:].tolist() for text, start in zip(texts, starts)]))
