@@ -14,7 +14,7 @@ continues an interrupted one. `python -m scripts.report --all` links the pages b
 
 from scripts import cli
 
-main = cli.print_page("rlvr_jax.lab.probes.probe.probe", "{probe}.md", "{probe}.json")
+main = cli.print_page("rlvr_jax.lab.probes.probe.run_probe", "{probe}.md", "{probe}.json")
 
 if __name__ == "__main__":
     cli.run(main, "rlvr_jax.lab.probes.probe.ProbeConfig")

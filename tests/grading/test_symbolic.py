@@ -172,7 +172,7 @@ def test_libraries_are_asked_for_by_name_before_anything_is_graded(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", missing)
     assert grade.describe_grader("answer", "math") == "answer / math"  # the synthetic tasks need no library
     for answer_format, grader in (("lenient", "math"), ("answer", "original")):
-        with pytest.raises(UserError, match=r"Math-Verify.* is not installed: pip install 'rlvr_jax\[real\]'"):
+        with pytest.raises(UserError, match=r"Math-Verify.* is not installed: pip install -e '.\[real\]'"):
             grade.describe_grader(answer_format, grader)
 
 

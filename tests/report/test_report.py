@@ -431,6 +431,6 @@ def test_rollouts_and_flags_may_be_missing(tmp_path):
 
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"pip install 'rlvr_jax\[plot\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[plot\]'"):
         report.write_report(str(write_run(tmp_path)))
     assert not (tmp_path / "report.html").exists()

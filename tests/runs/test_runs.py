@@ -709,7 +709,7 @@ def test_tensorboard_mirrors_the_log_and_a_resumed_run_repeats_no_step(go, tmp_p
 
 def test_a_log_that_cannot_be_mirrored_is_said_before_anything_is_written(go, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(UserError, match=r"--log_to=tensorboard needs tensorboardX: pip install 'rlvr_jax\[tensorb"):
+    with pytest.raises(UserError, match=r"--log_to=tensorboard needs tensorboardX: pip install -e '.\[tensorb"):
         go(log_to="tensorboard")
     with pytest.raises(UserError, match="--log_to=wandb,tensorboard: 'wandb' is none of tensorboard, trackio"):
         go(log_to="wandb,tensorboard")

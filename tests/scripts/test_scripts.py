@@ -158,6 +158,12 @@ def test_help_lists_the_flags_of_the_script_alone(script, compiled):
     assert ast.get_docstring(ast.parse(source)).splitlines()[0] in printed
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_names_functions_that_exist(script):
+    names = re.findall(r'"(rlvr_jax\.[\w.]+)"', (ROOT / "scripts" / f"{script}.py").read_text())
+    assert names and all(callable(cli.import_name(name)) for name in names)
+
+
 def test_importing_a_script_runs_nothing_and_loads_no_jax():
     code = f"import sys, {', '.join(f'scripts.{name}' for name in SCRIPTS)}; sys.exit('jax' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

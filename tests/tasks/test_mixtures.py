@@ -144,7 +144,7 @@ def installed():
 
 def test_without_reasoning_gym_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(UserError, match=r"drawn and graded by reasoning-gym: pip install 'rlvr_jax\[gym\]'"):
+    with pytest.raises(UserError, match=r"drawn and graded by reasoning-gym: pip install -e '.\[gym\]'"):
         load_problems("gym:chain_sum", QWEN)
 
 

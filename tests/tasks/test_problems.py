@@ -179,7 +179,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
 def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "p.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"pip install 'rlvr_jax\[real\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[real\]'"):
         load(str(tmp_path / "p.parquet"))
 
 
