@@ -12,6 +12,7 @@ import pytest
 from rlvr_jax.config import flags_of
 from rlvr_jax.evaluation.benchmarks import EvaluateConfig
 from rlvr_jax.pretrained import loading
+from scripts import cli
 
 from fixtures import BASE_FLAGS, ROOT, SCRIPTS, load_problems, read_jsonl, record_of, run, saved_arrays
 
