@@ -29,7 +29,7 @@ def write(results: str) -> list[pathlib.Path]:
     texts = {readme: with_table(readme, found)} if readme.is_file() else {}
     written = study.write(found, folder) + [folder / "findings.png"]
     findings_figure.picture([record for record in found if not is_search(record)], written[-1])
-    texts[folder / "index.html"] = page(found, folder)
+    texts[folder / "index.html"] = format_page(found, folder)
     for path, text in texts.items():
         files.write_whole(path, text)
     return written + list(texts)
@@ -47,7 +47,7 @@ def probes(folder: pathlib.Path) -> list[tuple[str, str]]:
             for path, title in made.items()]
 
 
-def page(found: list[dict], folder: pathlib.Path) -> str:
+def format_page(found: list[dict], folder: pathlib.Path) -> str:
     """The findings as one page that loads nothing."""
     names = {record["study"] for record in found}
     elsewhere = [path.stem for path in sorted(study.FOLDER.glob("*.toml"))

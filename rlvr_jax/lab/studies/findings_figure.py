@@ -21,7 +21,7 @@ def strip(axes, record: dict) -> None:
     axes.spines["left"].set_visible(False)
     measured = rules.of_rule(rule, record["measures"])
     seeds = sorted(measured.get("of_bases") or [x for x in measured.get("seeds", ()) if x is not None])
-    bounds, color = rules.asked(rule), COLORS[record["verdict"]]
+    bounds, color = rules.bounds_of(rule), COLORS[record["verdict"]]
     interval = rule["interval"] if not rules.is_of_most(rule) else None
     centre = rule.get("median", rule["mean"]) if seeds else None
     finite = [x for x in bounds if math.isfinite(x)]

@@ -122,7 +122,7 @@ def seeds(record: dict) -> str:
 # ----- tables
 
 
-def chosen(record: dict) -> tuple[list[str], list[str]]:
+def choose_columns(record: dict) -> tuple[list[str], list[str]]:
     """(arms, measures) of the page's table: those that `shown` of the study's file names, or the first ones."""
     measured, named = record["measures"], record.get("shown", {})
     names = record.get("figure", {}).get("measures") or record.get("table") or list(next(iter(measured.values()), {}))
@@ -132,7 +132,7 @@ def chosen(record: dict) -> tuple[list[str], list[str]]:
 def table(record: dict) -> list[list[str]]:
     """The header and a row for each arm: means with intervals, and behind a semicolon the difference to the control.
     Where the file says what success is, the last column has how many seeds succeeded."""
-    arms, names = chosen(record)
+    arms, names = choose_columns(record)
     success = record.get("success", {})
     rows = [["arm", *names, *([f"{success['measure']} above {success['above']}"] if success else [])]]
     for arm in arms:

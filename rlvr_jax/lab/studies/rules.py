@@ -101,7 +101,7 @@ def shape_fault(study: dict, rule: dict) -> str:
     return ""
 
 
-def asked(rule: dict) -> tuple:
+def bounds_of(rule: dict) -> tuple:
     """(lowest, highest) value that the rule asks for."""
     return tuple(rule.get("within") or (rule.get("above", rule.get("most_above", -math.inf)),
                                         rule.get("below", rule.get("most_below", math.inf))))
@@ -109,7 +109,7 @@ def asked(rule: dict) -> tuple:
 
 def range_fault(study: dict, rule: dict) -> str:
     """Why no value in the range of what is measured could fail the rule, or could meet it."""
-    (low, high), bounds = rule_span(study, rule), asked(rule)
+    (low, high), bounds = rule_span(study, rule), bounds_of(rule)
     never_fails = bounds[0] <= low and bounds[1] >= high
     if never_fails or bounds[0] >= high or bounds[1] <= low:
         return (f"no value of {rule['measure']}, which is from {low:g} to {high:g}, could "

@@ -82,15 +82,15 @@ def write(record: dict, path: pathlib.Path) -> None:
     from matplotlib import rc_context  # optional
 
     with rc_context(figures.STYLE):
-        draw(record).savefig(path, dpi=150)
+        draw_figure(record).savefig(path, dpi=150)
 
 
-def draw(record: dict):
+def draw_figure(record: dict):
     """A matplotlib Figure of at most MOST_PANELS panels, side by side."""
     from matplotlib.figure import Figure  # optional
 
     figure = record.get("figure", {})
-    measures = figure.get("measures") or records.chosen(record)[1]
+    measures = figure.get("measures") or records.choose_columns(record)[1]
     arms = record.get("shown", {}).get("arms") or list(record["measures"])
     look = looks(arms, figure.get("controls", [record.get("control")]))
     pairs = [(x, y) for x in figure.get("x", []) for y in measures][: MOST_PANELS - 1]

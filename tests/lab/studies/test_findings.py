@@ -233,4 +233,4 @@ def test_readme_and_pages_are_those_of_the_records_in_the_repository(monkeypatch
         assert len(page.splitlines()) <= most, f"{name}: shorten the words of its file"
     assert findings.with_table(folder / "README.md", found) == (folder / "README.md").read_text("utf-8"), MEND
     page = (folder / "index.html").read_text("utf-8")
-    assert drawing.sub("", findings.page(found, folder)) == drawing.sub("", page), f"results/index.html is not that of results/*.json and *.png; mend it: {MEND}"
+    assert drawing.sub("", findings.format_page(found, folder)) == drawing.sub("", page), f"results/index.html is not that of results/*.json and *.png; mend it: {MEND}"

@@ -279,7 +279,7 @@ def drawn(values, figure, **more):
     measured = {arm: {name: study.gather([None if x is None else np.array(x) for x in of_seeds])
                       for name, of_seeds in measures.items()} for arm, measures in values.items()}
     with matplotlib.rc_context(figures.STYLE):
-        return study_figure.draw({"measures": measured, "seeds": [0, 1, 2], "figure": figure} | more)
+        return study_figure.draw_figure({"measures": measured, "seeds": [0, 1, 2], "figure": figure} | more)
 
 
 def points(axes) -> dict:
