@@ -25,10 +25,10 @@ KINDS = {"TPU v4": "v4", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e"
          "TPU v6 lite": "v6e", "TPU v6e": "v6e", "Tesla T4": "T4", "NVIDIA L4": "L4",
          "NVIDIA A100-SXM4-40GB": "A100-40", "NVIDIA H100 80GB HBM3": "H100",
          "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000"}
-# Of other GPUs, a part of JAX's name -> a compiled chip with at most their memory and, where there is one, of their
-# family. What fits it should fit them; they take other times.
-SIMILAR = {"A100": "A100-40", "H100": "H100", "H200": "H100", "L40": "L4", "A10": "L4", "A6000": "L4", "RTX 3090": "L4",
-           "RTX 4090": "L4", "RTX PRO 6000": "RTX-PRO-6000"}
+# For other GPUs, words of JAX's name -> a compiled chip with at most their memory and, if there is one, of their family.
+# What fits it should fit them; they take other times. A laptop's GPU, or a part of one (MIG), has less memory.
+SIMILAR = {"A100": "A100-40", "H100": "H100", "H200": "H100", "L40": "L4", "L40S": "L4", "A10": "L4", "A10G": "L4",
+           "A6000": "L4", "RTX 3090": "L4", "RTX 4090": "L4", "RTX PRO 6000": "RTX-PRO-6000"}
 
 
 def devices() -> tuple[str, int]:
@@ -43,7 +43,8 @@ def devices() -> tuple[str, int]:
 
 def chip_name(kind: str, count: int) -> str:
     """The row of CHIPS for these devices, or for one of several GPUs if no row has their number; empty if unknown."""
-    name = KINDS.get(kind) or next((chip for part, chip in SIMILAR.items() if part in kind), "")
+    similar = {} if re.search("Laptop|MIG", kind) else SIMILAR
+    name = KINDS.get(kind) or next((chip for words, chip in similar.items() if re.search(rf"\b{words}\b", kind)), "")
     counted = f"{name}-{count * 2 if name in ('v4', 'v5p') else count}"
     return counted if name.startswith("v") or counted in CHIPS else name
 

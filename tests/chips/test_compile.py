@@ -489,3 +489,11 @@ def test_a_model_is_a_folder_a_shape_or_the_tiny_base(tmp_path):
     assert compile.shape_of(FLAGS).num_layers == 3 and compile.shape_of(FLAGS).d_model == 64
     with pytest.raises(UserError, match="--shape=qwen: no such shape; known are qwen2.5-math-1.5b, "):
         compile.shape_of(FLAGS.with_flags(shape="qwen"))
+
+
+def test_a_chip_gets_no_more_slots_than_its_devices_would(here, monkeypatch):
+    """A target has no device's name, by which the sampler of a run would know."""
+    monkeypatch.setitem(compile.MOST_SLOTS, "cpu", 2)
+    slots = [compile.compile_for_chip(config, "cpu")["flags"]["num_slots"]
+             for config in (FLAGS, FLAGS.with_flags(num_slots=3))]
+    assert slots == [2, 3]

@@ -21,7 +21,9 @@ RECORD = {f"scripts.compile --flagfile=configs/{name}.flags --chip={chip}": {"ch
     ("NVIDIA H100 80GB HBM3", 8, "H100-8"), ("NVIDIA H100 80GB HBM3", 2, "H100"), ("cpu", 2, ""),
     ("NVIDIA A100 80GB PCIe", 1, "A100-40"), ("NVIDIA A100-PCIE-40GB", 1, "A100-40"), ("NVIDIA H100 PCIe", 8, "H100-8"),
     ("NVIDIA H200", 1, "H100"), ("NVIDIA L40S", 1, "L4"), ("NVIDIA RTX A6000", 1, "L4"),
-    ("NVIDIA GeForce RTX 3090", 1, "L4"), ("NVIDIA GeForce RTX 4090", 1, "L4")])
+    ("NVIDIA GeForce RTX 3090", 1, "L4"), ("NVIDIA GeForce RTX 4090", 1, "L4"),
+    ("NVIDIA A10G", 1, "L4"), ("NVIDIA GeForce RTX 4090 Laptop GPU", 1, ""), ("NVIDIA RTX A1000", 1, ""),
+    ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", 1, "")])
 def test_a_chip_by_the_kind_that_jax_names(kind, count, name):
     assert here.chip_name(kind, count) == name and (not name or name in CHIPS)
 
