@@ -2,16 +2,21 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = runs/demo
+BASE = checkpoints/tiny_base
 
 CORE = tests/test_sampler.py tests/test_grpo.py tests/evaluation/test_evaluation.py tests/runs/test_resume.py \
        tests/test_distributed.py
 
-.PHONY: demo test test-core parity chips small clean
+.PHONY: demo base test test-core parity chips small clean
 
-demo: $(VENV)/demo  ## a base, one-example GRPO on it, and the report: runs/demo/report.html
-	$(VENV)/bin/python -m scripts.pretrain --flagfile=configs/tiny_base.flags --run_dir=$(RUN)_base
-	$(VENV)/bin/python -m scripts.train --flagfile=configs/tiny.flags --model=$(RUN)_base --run_dir=$(RUN)
+demo: $(VENV)/demo  ## one-example GRPO on the base model of the repository, and the report: runs/demo/report.html
+	$(VENV)/bin/python -m scripts.train --flagfile=configs/tiny.flags --model=checkpoints/tiny_base --run_dir=$(RUN)
 	$(VENV)/bin/python -m scripts.report --run_dir=$(RUN)
+
+base: $(VENV)/demo  ## pre-trains the base model of the repository again
+	$(VENV)/bin/python -m scripts.pretrain --flagfile=configs/tiny_base.flags --run_dir=$(RUN)_base
+	rm -rf $(BASE)
+	$(VENV)/bin/python -m scripts.export --model=$(RUN)_base --out=$(BASE)
 
 # Files in their order: reordered by their number of tests, the longest of few tests would run last and alone.
 test: $(VENV)/test  ## the suite, without torch

@@ -1,7 +1,8 @@
 """Writes examples for scripts.finetune: critiques of a model's own attempts at one problem, or a control.
 
-  python -m scripts.critique --model=runs/demo_base --kind=critique --out=runs/critiques.jsonl
-  python -m scripts.finetune --model=runs/demo_base --examples=runs/critiques.jsonl --window=96 --run_dir=runs/critique
+  python -m scripts.critique --model=checkpoints/tiny_base --kind=critique --out=runs/critiques.jsonl
+  python -m scripts.finetune --model=checkpoints/tiny_base --examples=runs/critiques.jsonl --window=96 \\
+    --run_dir=runs/critique
 """
 
 from scripts import cli

@@ -1,6 +1,6 @@
 """Did training teach a model, or switch on what it could do? Every diagnostic of the literature, in a table.
 
-  python -m scripts.diagnose --base=runs/demo_base --trained=runs/demo --out=runs/demo/diagnose
+  python -m scripts.diagnose --base=checkpoints/tiny_base --trained=runs/demo --out=runs/demo/diagnose
   python -m scripts.diagnose --base=DIR --trained=DIR --problems=gsm8k.jsonl --max_problems=64 --num_samples=16 \\
     --max_new_tokens=256 --out=DIR
 

@@ -1,7 +1,7 @@
 """Measures a model under another decoding method: what it can do without training.
 
-  python -m scripts.elicit --method=forced --opening=think --model=runs/demo_base --out=runs/demo_base/forced
-  python -m scripts.elicit --method=power --model=runs/demo_base --num_blocks=4 --out=runs/demo_base/power
+  python -m scripts.elicit --method=forced --opening=think --model=checkpoints/tiny_base --out=runs/forced
+  python -m scripts.elicit --method=power --model=checkpoints/tiny_base --num_blocks=4 --out=runs/power
 
 Writes OUT/summary.json, OUT/table.md and OUT/completions.jsonl. The same command continues an interrupted one.
 """

@@ -1,6 +1,7 @@
 """Trains a model on completions of prompts, from a file: supervised fine-tuning, the prompt masked.
 
-  python -m scripts.finetune --model=runs/demo_base --examples=FILE.jsonl --heldout=arithmetic --run_dir=runs/finetuned
+  python -m scripts.finetune --model=checkpoints/tiny_base --examples=FILE.jsonl --heldout=arithmetic \\
+    --run_dir=runs/finetuned
 
 Writes a run directory, as scripts.train does; the same command continues an interrupted run.
 """

@@ -1,7 +1,7 @@
 """Measures how much of a trained model's gain its base model recovers when a vector steers it at the tokens of a gate.
 
-  python -m scripts.hybrid --model=runs/demo_base --trained=runs/demo --out=runs/hybrid
-  python -m scripts.hybrid --model=runs/demo_base --trained=runs/demo --vector=trained --vectors=runs/vector \\
+  python -m scripts.hybrid --model=checkpoints/tiny_base --trained=runs/demo --out=runs/hybrid
+  python -m scripts.hybrid --model=checkpoints/tiny_base --trained=runs/demo --vector=trained --vectors=runs/vector \\
     --layer=2 --out=runs/hybrid_trained
 
 Writes OUT/summary.json, OUT/table.md, and the completions of each arm in folders of OUT. The same command continues an

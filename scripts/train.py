@@ -1,6 +1,6 @@
 """Trains a model by GRPO on one example and measures it on problems it never saw.
 
-  python -m scripts.train --flagfile=configs/tiny.flags --model=runs/demo_base --run_dir=runs/demo
+  python -m scripts.train --flagfile=configs/tiny.flags --model=checkpoints/tiny_base --run_dir=runs/demo
 
 Writes a run directory (metrics.jsonl, rollouts.jsonl, heldout.jsonl, checkpoints, summary.json, and where it comes from
 in origin.json); `scripts.report` draws it. The same command continues an interrupted run.

@@ -1,6 +1,6 @@
 """Compares a trained model with its base token by token: where they differ, and whether that explains the whole gain.
 
-  python -m scripts.when --model=runs/demo_base --trained=runs/demo --out=runs/demo/when
+  python -m scripts.when --model=checkpoints/tiny_base --trained=runs/demo --out=runs/demo/when
 
 Writes OUT/summary.json, OUT/when.md, OUT/when.png and the completions. The same command continues an interrupted one.
 """

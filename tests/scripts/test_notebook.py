@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from fixtures import BASE_FLAGS, ROOT, TRAIN_FLAGS, environment
+from fixtures import ROOT, TRAIN_FLAGS, environment
 
 nbclient = pytest.importorskip("nbclient", reason="pip install -e '.[test]'")
 nbformat = pytest.importorskip("nbformat", reason="pip install -e '.[test]'")
@@ -22,7 +22,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(compiled, tmp_path, m
         monkeypatch.setenv(name, value)
     book = nbformat.read(BOOK, 4)
     cells = {cell.id: cell for cell in book.cells}
-    cells["settings"].source += (f"\nRUNS = {str(tmp_path)!r}\nBASE_FLAGS = {' '.join(BASE_FLAGS)!r} + ' --num_steps=20'"
+    cells["settings"].source += (f"\nRUNS = {str(tmp_path)!r}"
                                  f"\nTINY_FLAGS = {' '.join(TRAIN_FLAGS)!r} + ' --num_steps=2 --eval_every=1'")
     install, pip = cells["install"].source.rsplit("\n", 1)
     assert pip.startswith("!{sys.executable} -m pip install")

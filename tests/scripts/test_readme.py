@@ -21,7 +21,6 @@ from rlvr_jax.lab.studies import study
 from rlvr_jax.lab.studies.commands import commands as study_commands
 from rlvr_jax.rewards import rows as rewards
 from rlvr_jax.tasks import families
-from rlvr_jax.training import pretrain
 from scripts import cli
 
 from fixtures import ROOT, SCRIPTS, defined, record_of, released, write_jsonl, write_parquet
@@ -44,7 +43,7 @@ NOT_HERE = [
 TINY = ["--num_layers=1", "--d_model=16", "--num_heads=2", "--d_ff=32", "--batch_size=16"]
 STEP = ["--num_steps=1", "--eval_size=8", "--noremat"]
 # A base of whole words in the place of a language model, which knows no instruction.
-WORDS = ["--model=runs/demo_base", "--prompt_style=plain", "--instruction=", "--max_new_tokens=8", "--group_size=4"]
+WORDS = ["--model=checkpoints/tiny_base", "--prompt_style=plain", "--instruction=", "--max_new_tokens=8", "--group_size=4"]
 # (pattern of the command, flags that make it small enough to run here); the first pattern found holds.
 HERE = [
     (r"scripts\.plant", ["--times=1", "--num_problems=2"]), (r"scripts\.pretrain", [*TINY, *STEP]),
@@ -93,9 +92,10 @@ def prepared(command: str) -> tuple:
 def folder(tmp_path, monkeypatch):
     """The current directory, with the flag files, and tiny files under the names that the commands give."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "checkpoints"):
+        (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "results", tmp_path / "results")
-    (tmp_path / "DIR").symlink_to("runs/demo_base")
+    (tmp_path / "DIR").symlink_to("checkpoints/tiny_base")
     for name in ("FILE", "math500", "aime24"):
         write_jsonl(tmp_path / f"{name}.jsonl", {"question": "coins 7 + 5 - 3 =", "answer": 9})
     (tmp_path / "acc_step_500.json").write_text('{"3": [0, 1], "8": [1, 1]}')
@@ -190,11 +190,8 @@ RECIPES = {name: [code for code in blocks(TEXT[name], "python") if "import" in c
     ("README.md", ["short"], ["reward"]),
     ("docs/extending.md", ["short", "above_mean", "mod7", "attention"], list(TABLES))])
 def test_the_recipes_run_as_shown_and_say_how_they_ended(name, runs, added, folder, monkeypatch, capsys, caplog):
-    bases = {"num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 32, "batch_size": 16} | SMALL
-    trains, from_flags = SMALL | {"example": "0", "heldout": "none"}, Config.from_flags.__func__
-    monkeypatch.setattr(Config, "from_flags", classmethod(lambda config_class, **given: from_flags(
-        config_class, **given | (bases if config_class is pretrain.PretrainConfig else trains))))
-    pretrain.pretrain(pretrain.PretrainConfig.from_flags(run_dir="runs/demo_base"))
+    small, from_flags = SMALL | {"example": "0", "heldout": "none"}, Config.from_flags.__func__
+    monkeypatch.setattr(Config, "from_flags", classmethod(lambda cls, **given: from_flags(cls, **given | small)))
     names = {}
     with contextlib.ExitStack() as restored:
         sizes = {key: len(restored.enter_context(mock.patch.dict(table))) for key, table in TABLES.items()}

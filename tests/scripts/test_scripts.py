@@ -1,6 +1,7 @@
 """The commands that a user types: what they print and write; and the layers of the package below them."""
 
 import ast
+import hashlib
 import json
 import pathlib
 import re
@@ -137,6 +138,20 @@ def test_export_is_the_same_model(tmp_path, base, compiled):
     ours, theirs = (run("sample", f"--model={name}", f"--prompt={PROMPT}", "--num_samples=3", "--max_new_tokens=8",
                         compiled=compiled, expect=0).out for name in (base, out))
     assert ours == theirs
+
+
+def test_the_export_of_a_run_has_a_card_with_the_sums_of_its_files_and_the_runs_flags(tmp_path, base, compiled):
+    out = tmp_path / "hf"
+    run("export", f"--model={base}", f"--out={out}", compiled=compiled, expect=0)
+    card, summary = (out / "README.md").read_text(), json.loads((base / "summary.json").read_text())
+    assert f"| after, greedy | {summary['final']['greedy']:.3f} |" in card and "scripts.pretrain" in card
+    sums = dict(re.findall(r"^\| (\S+) \| ([0-9a-f]{64}) \|$", card, re.M))
+    assert sums == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()
+                    if path.name != "README.md"} and "model.safetensors" in sums
+    assert (out / "flags.txt").read_bytes() == (base / "flags.txt").read_bytes()
+    (out / "README.md").write_text("mine")
+    run("export", f"--model={base}", f"--out={out}", compiled=compiled, expect=0)
+    assert (out / "README.md").read_text() == "mine"
 
 
 # ----- the command line
