@@ -1,4 +1,5 @@
-"""Compares a trained model with its base token by token: where they differ, and whether that explains the whole gain.
+"""Compares a trained model with its base model token by token: where they differ, and whether that explains the whole
+gain.
 
   python -m scripts.when --model=checkpoints/tiny_base --trained=runs/demo --out=runs/demo/when
 

@@ -31,7 +31,8 @@ def series(metrics: list[dict], key: str) -> tuple[list, list]:
 
 
 def draw_accuracy(axes, metrics: list[dict], base: dict, saturation_step):
-    """Training against held-out accuracy, Wilson's band around greedy, the base dotted, the saturation step dashed."""
+    """Training against held-out accuracy, Wilson's band around greedy, the base model dotted, the saturation step
+    dashed."""
     for mode, color, line, mark in (("greedy", BLUE, "-", "o"), ("sampled", GREEN, "--", "s")):
         if series(metrics, "eval/" + mode)[0]:
             axes.plot(*series(metrics, "eval/" + mode), color, ls=line, marker=mark, ms=3.5, label="held-out " + mode)

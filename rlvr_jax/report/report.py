@@ -72,7 +72,7 @@ def read_heldout(path: pathlib.Path) -> list[dict]:
 
 
 def changes(table: dict, heldout: list[dict]) -> list[dict]:
-    """Of greedy accuracy from the base and from saturation to the end `{"start", "change", "low", "high", ...}`.
+    """Of greedy accuracy from the base model and from saturation to the end `{"start", "change", "low", "high", ...}`.
 
     The 95 % interval is that of the difference problem by problem (`paired`) where both ends are in `heldout`
     (heldout.jsonl). `overlap` is whether the intervals of the two ends do.
@@ -134,7 +134,7 @@ def setup(flags: dict[str, str], example: dict, rollouts: list[dict], metrics: l
     if flags.get("--example") == "all" and not flags.get("--question"):
         asked = f"all problems of {flags.get('--problems')}"
     if finite(example.get("pass_rate")):
-        asked += (f" (number {example.get('example')}, chosen because the base solved it in "
+        asked += (f" (number {example.get('example')}, chosen because the base model solved it in "
                   f"{example['pass_rate']:.1%} of {example.get('num_samples')} attempts)")
     graders = [row["train/graded_by"] for row in metrics if "train/graded_by" in row]
     return {"Model": flags.get("--model", ""), "Trained on": asked, "Reward": flags["--reward"],

@@ -113,3 +113,9 @@ def test_a_run_stopped_before_its_first_step_says_that_it_can_start_again(tmp_pa
     assert stop.value.exit_code == 130
     assert "SIGINT: stopping; Ctrl-C again to stop at once" in capfd.readouterr().err
     locks.lock(tmp_path / "run", "--run_dir").close()  # it is free again
+
+
+def test_ctrl_c_in_a_program_of_ones_own_leaves_one_line():
+    program = "from rlvr_jax.errors import Interrupted; raise Interrupted('SIGINT: saved step 3', 130)"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "SIGINT: saved step 3\n")

@@ -166,27 +166,27 @@ BY_SHARE = lambda config: label_shares(config.shares)
 DIAGNOSTICS: dict[str, Diagnostic] = {
     "pass_at_k": Diagnostic(
         measure_pass_at_k, "change in problems solved in k tries, less luck: what k of its answers to other problems "
-        "would solve.", "difference of shares", "taught: it solves what the base never does", "arXiv:2504.13837",
+        "would solve.", "difference of shares", "taught: it solves what the base model never does", "arXiv:2504.13837",
         SAMPLES),
     "cover": Diagnostic(
         measure_cover, "change in problems solved at a rate of at least tau, beyond luck.", "difference of shares",
         "taught: at a small rate more is solved, at a large one more reliably", "arXiv:2510.08325", SAMPLES,
         lambda config: label_shares(config.taus)),
     "forced_prefix": Diagnostic(
-        measure_swap, "the base continues this many first tokens of the trained model.", SHARE,
+        measure_swap, "the base model continues this many first tokens of the trained model.", SHARE,
         "switched on by its first words", "arXiv:2509.06608", TEXTS, lambda config: {str(k): k for k in config.first}),
     "swap": Diagnostic(
-        measure_swap, "the base writes and takes the trained model's token at this share of tokens, those with the "
-        "largest KL.", SHARE, "switched on at a few tokens", "arXiv:2603.22446", TEXTS, BY_SHARE),
+        measure_swap, "the base model writes and takes the trained model's token at this share of tokens, those with "
+        "the largest KL.", SHARE, "switched on at a few tokens", "arXiv:2603.22446", TEXTS, BY_SHARE),
     "reverse_swap": Diagnostic(
-        measure_swap, "the trained model writes and takes the base's token there: the share of the gain that is lost.",
-        SHARE, "switched on at a few tokens", "arXiv:2603.22446", TEXTS, BY_SHARE),
+        measure_swap, "the trained model writes and takes the base model's token there: the share of the gain that is "
+        "lost.", SHARE, "switched on at a few tokens", "arXiv:2603.22446", TEXTS, BY_SHARE),
     "entropy_swap": Diagnostic(
-        measure_swap, "as swap, where the base's entropy is highest.", SHARE,
-        "switched on by choices the base left open", "arXiv:2605.06241", TEXTS, BY_SHARE),
+        measure_swap, "as swap, where the base model's entropy is highest.", SHARE,
+        "switched on by choices the base model left open", "arXiv:2605.06241", TEXTS, BY_SHARE),
     "hybrid": Diagnostic(
-        measure_hybrid, "the base, steered by one vector at tokens that a gate picks from its own activations.", SHARE,
-        "switched on: the base knows how, training says when", "arXiv:2510.07364", (*TEXTS, "hybrid")),
+        measure_hybrid, "the base model, steered by one vector at tokens that a gate picks from its own activations.",
+        SHARE, "switched on: the base model knows how, training says when", "arXiv:2510.07364", (*TEXTS, "hybrid")),
     "frontier": Diagnostic(
         measure_frontier, "trained parameters for half of the gain, interpolated between the runs of --frontier.",
         "numbers", "taught: a switch needs few", "arXiv:2505.18706"),
@@ -269,7 +269,7 @@ def format_page(summary: dict, made_by: str) -> str:
         "brackets. Forward tokens are those of a row alone; rows share parts, and all together took "
         f"{summary['forward_tokens']:,}.", markdown_table(["diagnostic", "value", "forward tokens"], cells),
         "What a row measures, its unit, and what papers take a high value to mean: taught, or switched on if the base "
-        "could do it and rarely did.", "\n".join(legend), made_by]) + "\n"
+        "model could do it and rarely did.", "\n".join(legend), made_by]) + "\n"
 
 
 def draw_shares(shares: dict[str, tuple], sheet) -> None:

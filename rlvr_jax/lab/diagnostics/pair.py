@@ -1,4 +1,4 @@
-"""A base and a model trained from it, with everything that diagnostics read: each part is computed on first use.
+"""A base model and a model trained from it, with everything that diagnostics read: each part is computed on first use.
 
 B rows, T positions, D width, P problems, N completions of each.
 """
@@ -33,7 +33,7 @@ TEXTS = 64  # run through a model at a time
 
 
 class DiagnoseConfig(Config):
-    """Did training teach a model, or switch on what its base could do? Every number that papers argue with."""
+    """Did training teach a model, or switch on what its base model could do? Every number that papers argue with."""
 
     base: str = flag("", "the model before training: a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face "
                      "folder, a .gguf file, or smollm2")
@@ -49,10 +49,10 @@ class DiagnoseConfig(Config):
     first: tuple[int, ...] = flag((1, 2, 4), "forced prefix: how many first tokens are the trained model's",
                                   minimum=1)
     shares: tuple[float, ...] = flag((0.01, 0.05, 0.1), "swaps: at which share of the tokens", above=0, maximum=1)
-    frontier: str = flag("", "run directories of scripts.train with fewer trained numbers, from the same base, "
+    frontier: str = flag("", "run directories of scripts.train with fewer trained numbers, from the same base model, "
                          "joined by commas: for the numbers that reach half of the gain", free=True)
-    sft: str = flag("", "run directory of scripts.finetune from the same base, whose tokens are compared with those "
-                    "of RL", free=True)
+    sft: str = flag("", "run directory of scripts.finetune from the same base model, whose tokens are compared with "
+                    "those of RL", free=True)
     diagnostics: str = flag("", "rows to measure, joined by commas, such as rank,swap; empty: all", free=True)
 
 
@@ -186,7 +186,8 @@ class Pair:
 
     @functools.cached_property
     def perplexity_changes(self) -> dict[str, np.ndarray]:
-        """f64[n], log-perplexity under the trained model minus that under the base, nats a token, by label of a row.
+        """f64[n], log-perplexity under the trained model minus that under the base model, nats a token, by label of a
+        row.
 
         The texts are the trained model's right greedy completions, reference solutions, and prompts after their first
         token.

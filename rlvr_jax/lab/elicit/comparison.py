@@ -33,9 +33,10 @@ def load_as(flag: str, name: str, dtype: str) -> LanguageModel:
 
 
 def load_trained(name: str, base: LanguageModel, base_flag: str, dtype: str) -> LanguageModel:
-    """The model of --trained, with the base's window. `base_flag`, such as "--model=DIR", names the base in errors.
+    """The model of --trained, with the base model's window. `base_flag`, such as "--model=DIR", names the base model in
+    errors.
 
-    Raises UserError for an empty name, and for a model whose shape or tokenizer is not the base's.
+    Raises UserError for an empty name, and for a model whose shape or tokenizer is not the base model's.
     """
     if not name:
         raise UserError("--trained is required: a model that was trained from --model")

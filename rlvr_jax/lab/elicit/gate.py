@@ -1,4 +1,5 @@
-"""When to steer: a probe of the base, fitted to where a trained model's likeliest token differs (arXiv 2510.07364).
+"""When to steer: a probe of the base model, fitted to where a trained model's likeliest token differs (arXiv
+2510.07364).
 
 P problems, N tokens to fit on, D width.
 """
@@ -56,9 +57,10 @@ def fit_gate(config: vectors.SteeringConfig, loaded: LanguageModel, trained: Lan
              problems: list[Problem]) -> tuple[np.ndarray, np.ndarray, dict]:
     """(weight f64[D], scores f64[N], numbers for a summary) of a gate fitted to where the likeliest tokens differ.
 
-    It is a logistic regression on the base's residuals over greedy completions of both models. One in five problems is
-    held out for `auroc`. `differ` is the share of tokens that differ, `differ_first` the share of first tokens that do,
-    `first_of_differ` the share of differing tokens that are first. Raises UserError if no token differs.
+    It is a logistic regression on the base model's residuals over greedy completions of both models. One in five
+    problems is held out for `auroc`. `differ` is the share of tokens that differ, `differ_first` the share of first
+    tokens that do, `first_of_differ` the share of differing tokens that are first. Raises UserError if no token
+    differs.
     """
     kept = config.kept
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, kept.sampling.max_new_tokens,
@@ -83,7 +85,7 @@ def fit_gate(config: vectors.SteeringConfig, loaded: LanguageModel, trained: Lan
 
 def greedy_texts(config: vectors.SteeringConfig, loaded: LanguageModel, trained: LanguageModel,
                  prompts: Prompts) -> list[np.ndarray]:
-    """Token ids of each prompt with the base's greedy completion, then of each with the trained model's."""
+    """Token ids of each prompt with the base model's greedy completion, then of each with the trained model's."""
     sampler, texts = make_sampler(loaded, config.kept.sampling), []
     for params in (sampler.params, parallel.place_state(trained.params)):
         out = sampler.sample(params, prompts, np.arange(len(prompts.lengths)),

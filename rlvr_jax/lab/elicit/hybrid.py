@@ -1,7 +1,7 @@
-"""How much of a trained model's gain its base recovers, steered at the tokens of a gate (arXiv 2510.07364).
+"""How much of a trained model's gain its base model recovers, steered at the tokens of a gate (arXiv 2510.07364).
 
 Vector and gate are fitted on one split, strength and rate chosen on another, and the arms measured on a third. After
-the fit the hybrid and its controls run the base alone; the oracle arm runs the trained model at every token.
+the fit the hybrid and its controls run the base model alone; the oracle arm runs the trained model at every token.
 """
 
 import functools
@@ -30,7 +30,7 @@ ORACLE = "trained_gate"  # the arm that runs the trained model at every token
 
 
 class HybridConfig(Config):
-    """How much of a trained model's gain its base recovers, steered at the tokens of a gate."""
+    """How much of a trained model's gain its base model recovers, steered at the tokens of a gate."""
 
     steering: vectors.SteeringConfig = vectors.SteeringConfig()
     strengths: tuple[float, ...] = flag((1.0, 2.0, 4.0), "multiples of the vector to choose from", minimum=0)
@@ -79,7 +79,7 @@ def sample_arm(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Ben
 
 def sample_steered(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmark], name: str, where: str,
                    values: steering.Steering) -> list[dict]:
-    """The rows of an arm of the base alone, steered at the tokens `where` says (`steering.WHERE`)."""
+    """The rows of an arm of the base model alone, steered at the tokens `where` says (`steering.WHERE`)."""
     return sample_arm(config, loaded, benchmarks, name, {"model": loaded.params, "steering": values},
                       steering.steered_sample_fn(where, config.steering.layer))
 

@@ -1,4 +1,5 @@
-"""Trained vectors, interpreted: the tokens that each raises most, and the directions of its base that it lies along.
+"""Trained vectors, interpreted: the tokens that each raises most, and the directions of its base model that it lies
+along.
 
 L layers, D width, P problems, V vocabulary. Every cosine is with another direction of the residual after the same
 layer; for random directions it has mean 0 and standard deviation 1/sqrt(D).
@@ -48,7 +49,7 @@ def readout(config: ReadoutConfig) -> dict:
     """Interprets the vectors of --model; returns what readout.json of --out holds and readout.md shows.
 
     `layers` has an entry for every vector that is not zero, by its layer's number as text. For problems of a file, what
-    needs the styles of a synthetic family is None. The base is the model without its vectors.
+    needs the styles of a synthetic family is None. The base model is the model without its vectors.
 
     Raises UserError for a model without vectors, and for one of --beside whose vectors have another shape.
     """
@@ -105,7 +106,8 @@ def direct_logits(params: model.Params, vector_D: np.ndarray, scale: float) -> n
     """f32[V]: what the vector adds to each logit on the direct path, past later layers, minus the mean over tokens.
 
     That is the head of `gain * vector / scale`: the final norm's gain, and its divisor held at `scale`, the mean root
-    mean square of the base's last residual. (The logit lens, nostalgebraist 2020, of a direction instead of a state.)
+    mean square of the base model's last residual. (The logit lens, nostalgebraist 2020, of a direction instead of a
+    state.)
     """
     hidden_D = jnp.asarray(np.asarray(params["final_norm"], np.float64) * vector_D / scale, jnp.float32)
     logits_V = np.asarray(model.head(params, hidden_D))

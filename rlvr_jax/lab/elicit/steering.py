@@ -1,7 +1,7 @@
 """A vector added to the residual after one layer, at tokens that a gate or a rule chooses (arXiv 2510.07364).
 
 The gate reads the residual after the same layer, before the vector is added. Vectors added at earlier tokens act only
-on later layers, so the gate reads what the base computes of the text. B completions, T tokens, D width.
+on later layers, so the gate reads what the base model computes of the text. B completions, T tokens, D width.
 """
 
 import functools
@@ -41,7 +41,7 @@ def first(steering: Steering, x_BxTxD, steps_BxT, uniforms_BxT) -> jax.Array:
 
 
 def gate(steering: Steering, x_BxTxD, steps_BxT, uniforms_BxT) -> jax.Array:
-    """Generated tokens where a probe of the base expects another token of the trained model."""
+    """Generated tokens where a probe of the base model expects another token of the trained model."""
     return (steps_BxT >= 0) & (jnp.matmul(x_BxTxD.astype(jnp.float32), steering.weight) > steering.threshold)
 
 
@@ -110,8 +110,8 @@ def run_beside(params: model.Params, config: model.ModelConfig, prompts: Prompts
 
 
 def trained_gate_sample_fn(layer: int) -> Callable:
-    """The `sample_fn` of greedy completions by the base, steered wherever the trained model's likeliest token on the
-    same text differs from the unsteered base's: an oracle, the ceiling of a hybrid.
+    """The `sample_fn` of greedy completions by the base model, steered wherever the trained model's likeliest token on
+    the same text differs from the unsteered base's: an oracle, the ceiling of a hybrid.
 
     For params it takes {"model", "trained", "steering"}. `noted` has how many tokens of a completion were `steered`.
     """

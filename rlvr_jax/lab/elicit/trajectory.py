@@ -26,8 +26,8 @@ from rlvr_jax.runs import checkpoint
 class TrajectoryConfig(Config):
     """The model put on the rank-1 direction of its run's first checkpoints."""
 
-    rank1_steps: int = flag(0, "of what --model, a run directory, has changed in its base's weights keep only what "
-                            "lies along the rank-1 direction of its checkpoints up to this step, kept with "
+    rank1_steps: int = flag(0, "of what --model, a run directory, has changed in its base model's weights keep only "
+                            "what lies along the rank-1 direction of its checkpoints up to this step, kept with "
                             "--keep_every (RELEX); 0: everything", minimum=0)
     rank1_at: int = flag(0, "go along that direction as far as a straight line through those checkpoints says for "
                          "this step; 0: as far as --model went", minimum=0)
@@ -80,7 +80,7 @@ def project_run(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> t
     model's (`kept`); `linear`, the coefficient of determination of the lines. Every checkpoint is held in memory.
     Without --rank1_steps the model as it is, and {}.
 
-    Raises UserError where the run, its base or its first checkpoints are missing.
+    Raises UserError where the run, its base model or its first checkpoints are missing.
     """
     if not config.rank1_steps:
         if config.rank1_at or config.rank1_by != "steps":
@@ -96,7 +96,7 @@ def project_run(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> t
     if not metas[0]["flags"].get("model"):
         raise UserError(f"--rank1_steps={config.rank1_steps}: {directory} did not start from a model")
     later, *first = map(merged_weights, (loaded.params, *checkpoints))
-    start = {path: np.zeros_like(x) for path, x in later.items()}  # of a vector, which the base lacks
+    start = {path: np.zeros_like(x) for path, x in later.items()}  # of a vector, which the base model lacks
     start |= merged_weights(loading.load_model(metas[0]["flags"]["model"]).params)
     place = functools.partial(summed_rate, metas[0]["flags"]) if config.rank1_by == "rate" else float
     places_N, at = [place(step) for step in steps], place(config.rank1_at) if config.rank1_at else None

@@ -80,8 +80,8 @@ def is_careful(family: Family, tokenizer: Tokenizer, tokens_P: np.ndarray) -> np
 
 
 def difference_of_means(residuals_PxD: np.ndarray, careful_P: Optional[np.ndarray]) -> Optional[np.ndarray]:
-    """f[D]: the mean over problems that the base opens carefully, less the mean over the others (Marks and Tegmark,
-    arXiv 2310.06824). None without problems of both kinds."""
+    """f[D]: the mean over problems that the base model opens carefully, less the mean over the others (Marks and
+    Tegmark, arXiv 2310.06824). None without problems of both kinds."""
     if careful_P is None or careful_P.all() or not careful_P.any():
         return None
     return residuals_PxD[careful_P].mean(0) - residuals_PxD[~careful_P].mean(0)

@@ -1,7 +1,7 @@
-"""At which tokens a trained model differs from its base, and whether these tokens alone account for the gain.
+"""At which tokens a trained model differs from its base model, and whether these tokens alone account for the gain.
 
-Both models run on the base's greedy completions and on the trained model's. Then the base writes again, and gates
-choose where it takes the trained model's token: the token swap of the controls in arXiv 2510.07364, which arXiv
+Both models run on the base model's greedy completions and on the trained model's. Then the base model writes again, and
+gates choose where it takes the trained model's token: the token swap of the controls in arXiv 2510.07364, which arXiv
 2603.22446 does in both directions. N slots, B completions, V vocabulary; KL and entropy in nats.
 """
 
@@ -34,15 +34,15 @@ POSITIONS = 8  # of each text in the table; the figure has all
 
 
 class Gate(NamedTuple):
-    """Tokens at which the trained model's token replaces the base's: where they differ and all of these hold.
+    """Tokens at which the trained model's token replaces the base model's: where they differ and all of these hold.
 
-    In `reverse` the trained model writes, and the base's token is swapped in.
+    In `reverse` the trained model writes, and the base model's token is swapped in.
     """
 
     first: float = math.inf  # among this many first tokens
     least: float = 0.0  # where KL(trained || base) is at least this
     chance: float = 1.0  # with this probability
-    unsure: float = -math.inf  # where the base's entropy is at least this
+    unsure: float = -math.inf  # where the base model's entropy is at least this
     reverse: bool = False
 
 
@@ -50,7 +50,8 @@ UNSWAPPED = {"base": Gate(first=0), "trained": Gate()}  # gates under which each
 
 
 def compare(base_NxV: jax.Array, trained_NxV: jax.Array) -> dict[str, jax.Array]:
-    """The likeliest tokens of two models i32[N], KL(trained || base) f32[N] and the base's entropy, from logits."""
+    """The likeliest tokens of two models i32[N], KL(trained || base) f32[N] and the base model's entropy, from
+    logits."""
     logp, logq = jax.nn.log_softmax(trained_NxV), jax.nn.log_softmax(base_NxV)
     kl_N = jnp.maximum(jnp.sum(jnp.exp(logp) * (logp - logq), -1), 0.0)  # rounding can make it negative
     return {"base": jnp.argmax(base_NxV, -1).astype(jnp.int32), "kl": kl_N,
@@ -61,7 +62,7 @@ def swap_sample_fn(gates: list[Gate]) -> Callable:
     """The `sample_fn` (`sampler.make_sampler`) of greedy completions, the j-th of a prompt under the j-th gate.
 
     Its params are `{"base": Params, "trained": Params}`. `noted` has what `compare` returns at every token, and whether
-    it was `swapped`. Log-probabilities are the base's. Only a gate's chance is random.
+    it was `swapped`. Log-probabilities are the base model's. Only a gate's chance is random.
     """
     def sample_fn(params, config, prompts, rows, decoding):
         gates_B = Gate(*(jnp.array(column)[rows.numbers % len(gates)] for column in zip(*gates)))
@@ -108,7 +109,7 @@ def largest_threshold(values_N: np.ndarray, share: float) -> float:
 
 
 class WhenConfig(Config):
-    """At which tokens a trained model differs from its base."""
+    """At which tokens a trained model differs from its base model."""
 
     kept: KeptConfig = nested(KeptConfig(), out="directory for summary.json, when.md, when.png, and the completions")
     trained: str = flag("", "model that was trained from --model, of the same shape: named as --model is")
@@ -145,8 +146,8 @@ def when(config: WhenConfig) -> dict:
 
 
 def make_gates(config: WhenConfig, rows: list[dict]) -> dict[str, Gate]:
-    """The gates by name. `rows` are the base's text, which gives the KL thresholds. Each of --shares has a control: as
-    many swaps, at random places where the models differ."""
+    """The gates by name. `rows` are the base model's text, which gives the KL thresholds. Each of --shares has a
+    control: as many swaps, at random places where the models differ."""
     kls, differ = np.concatenate([row["kl"] for row in rows]), np.concatenate([differing(row) for row in rows])
     gates = {f"first {k}": Gate(first=k) for k in config.first}
     for share in config.shares:
@@ -193,7 +194,7 @@ def format_page(summary: dict) -> str:
     positions = markdown_table(["text", "tokens", "likeliest token differs", "KL"], [
         [f"the {name}'s" + (f", token {i}" if i else ""), part["tokens"], f"{part['changed']:.1%}", f"{part['kl']:.4f}"]
         for name, text in texts.items() for i, part in enumerate([text, *text["by_position"][:POSITIONS]])])
-    pairs = markdown_table(["the base's token", "the trained model's", "times, in the base's text"],
+    pairs = markdown_table(["the base model's token", "the trained model's", "times, in the base model's text"],
                            [[f"`{a}`", f"`{b}`", n] for a, b, n in texts["base"]["pairs"]])
     names = {"base": "nowhere", "trained": "wherever they differ"}
     swaps = markdown_table(["the trained model's token", "accuracy", "tokens swapped", "of the gap recovered"], [

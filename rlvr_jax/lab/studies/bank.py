@@ -1,8 +1,8 @@
-"""The bank of bases: a base that several studies start from is made once, and lies under a name of its own.
+"""The bank of bases: a base model that several studies start from is made once, and lies under a name of its own.
 
-In a study's commands, `--run_dir={bank}` says that the command makes a base, and {bank} in those after it is that base.
-Its directory is named by a hash of the command, of the code that the command depends on, and of the version of JAX: a
-base of other code is another base.
+In a study's commands, `--run_dir={bank}` says that the command makes a base model, and {bank} in those after it is that
+base model. Its directory is named by a hash of the command, of the code that the command depends on, and of the version
+of JAX: a base of other code is another base.
 """
 
 import ast
@@ -21,11 +21,11 @@ from rlvr_jax.runs import checkpoint, files, locks, origin
 
 ROOT = pathlib.Path(__file__).parents[3]  # the folder of rlvr_jax/ and scripts/
 MAKES = "--run_dir={bank}"
-NOTE = "bank.json"  # in the directory of a base that is finished
+NOTE = "bank.json"  # in the directory of a base model that is finished
 
 
 def place(bank: str, command: str) -> pathlib.Path:
-    """Where the base lies that a command makes; the command is filled in, but for its {bank}."""
+    """Where the base model lies that a command makes; the command is filled in, but for its {bank}."""
     script, *words = words_of(command)
     if not (ROOT / "scripts" / f"{script}.py").is_file():
         raise UserError(f"{command}: there is no script {script}")
@@ -92,18 +92,19 @@ def bare(tree: ast.Module) -> str:
 
 
 def made_by(line: str, bank: str) -> Optional[pathlib.Path]:
-    """The base that a command makes; None for a command that writes elsewhere."""
+    """The base model that a command makes; None for a command that writes elsewhere."""
     named = [pathlib.Path(word.split("=", 1)[1]) for word in words_of(line) if word.startswith("--run_dir=")]
     return named[0] if bank and named and named[0].parent == pathlib.Path(bank) else None
 
 
 def note(base: pathlib.Path) -> dict:
     """What is known of a finished base, {"command", "commit", "digest"}; {} where it is not finished."""
-    return files.read_json(base / NOTE, missing={}, remedy=f"remove {base}, and the base is made again")
+    return files.read_json(base / NOTE, missing={}, remedy=f"remove {base}, and the base model is made again")
 
 
 def make(base: pathlib.Path, line: str, run: Callable) -> None:
-    """Makes a base unless it is there: `run(line, holding)` runs the command, with the open file `holding` as its own.
+    """Makes a base model unless it is there: `run(line, holding)` runs the command, with the open file `holding` as its
+    own.
 
     A second study waits meanwhile. The lock is held by the command, too: where a study is killed and its command lives
     on, the next one waits for the command.

@@ -1,6 +1,6 @@
 """The commands of a study: the lines of each cell, as a user types them, and how they run, alone or side by side.
 
-A cell is an arm with a base, an example and a seed.
+A cell is an arm with a base model, an example and a seed.
 """
 
 import collections
@@ -31,8 +31,8 @@ NOTES, TOOK = "finished.txt", "# seconds: "  # there: each line that has finishe
 def units(study: dict, seeds: list[int]) -> list[dict]:
     """What an arm is repeated over, each `{"base", "example", "seed"}`.
 
-    Each seed has a base and an example of its number, or those beside it in `bases` and `examples`; with
-    `crossed = true` every base meets every example and every seed.
+    Each seed has a base model and an example of its number, or those beside it in `bases` and `examples`; with
+    `crossed = true` every base model meets every example and every seed.
     """
     if study.get("crossed"):
         return [{"base": base, "example": example, "seed": seed} for base, example, seed in itertools.product(

@@ -50,7 +50,7 @@ def shape_fault(study: dict) -> str:
         return "success: leave it out, for its interval is of independent seeds, and crossed ones share their bases"
     uses = [command for command in study["commands"].values() if "{bank}" in command]
     if uses and bank.MAKES not in uses[0]:
-        return f"commands: the first one with {{bank}} makes the base: it needs {bank.MAKES}"
+        return f"commands: the first one with {{bank}} makes the base model: it needs {bank.MAKES}"
     for name, source in study["measures"].items():
         bounds = source.get("range", [0, 1]) if isinstance(source, dict) else [0, 1]
         if isinstance(source, dict) and not {"source"} <= source.keys() <= {"source", "range"} or not (

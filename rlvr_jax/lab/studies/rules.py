@@ -126,7 +126,7 @@ def judged(study: dict, measured: dict, repeated: list[dict]) -> list[dict]:
 
     The primary rule is judged at the study's level, the others by Holm's method over them. `open` says why a rule is
     undecided, and how many seeds would decide it. `new` is a rule on the seeds that were not known before it was
-    written, at the same level. `repeated` has the base and seed of each value.
+    written, at the same level. `repeated` has the base model and seed of each value.
     """
     named = study["rules"].index(primary(study["rules"]))
     rules = [rule | {"primary": i == named, "measured": of_rule(rule, measured), "span": rule_span(study, rule)}

@@ -175,8 +175,8 @@ def gather(values: list, span: tuple = statistics.ANY, bases: list = (), problem
     With `problems`, what has a value for each problem also has `"of_problems"`, the mean over seeds of each problem,
     and its interval is over these.
 
-    Where several seeds share a base there is `"of_bases"` as well, the mean of each base, and mean and interval are of
-    these: bases are what is independent. Equal values have no interval, but `"equal": True`.
+    Where several seeds share a base model there is `"of_bases"` as well, the mean of each base model, and mean and
+    interval are of these: bases are what is independent. Equal values have no interval, but `"equal": True`.
     """
     means = [None if value is None else float(np.mean(value)) for value in values]
     known = [(base, mean) for base, mean in zip(bases or range(len(means)), means) if mean is not None]
