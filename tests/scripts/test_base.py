@@ -15,6 +15,7 @@ from rlvr_jax.pretrained import loading
 from fixtures import ROOT, run
 
 BASE = ROOT / "checkpoints" / "tiny_base"
+README = (ROOT / "README.md").read_text("utf-8")
 CARD = (BASE / "README.md").read_text("utf-8")
 
 
@@ -29,6 +30,13 @@ def test_its_flags_are_those_of_its_flag_file():
     given = [line for line in (ROOT / "configs" / "tiny_base.flags").read_text().splitlines() if line[0] != "#"]
     kept = {"--learning_rate=3e-3": "--learning_rate=0.003", "--noremat": "--remat=False"}
     assert {kept.get(line, line) for line in given} <= set((BASE / "flags.txt").read_text().splitlines())
+
+
+def test_its_completion_in_the_readme_is_its_own(compiled):
+    problem, completion = (re.search(rf"^\\| {row}[^`\n]*`([^`]+)`", README, re.M)[1] for row in ("an unseen", "greedy"))
+    printed = run("sample", f"--model={BASE}", f"--prompt={problem}", "--temperature=0", "--num_samples=1",
+                  "--max_new_tokens=22", compiled=compiled, expect=0).out
+    assert completion in printed
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def draw_figure(record: dict):
     from matplotlib.figure import Figure  # optional
 
     figure = record.get("figure", {})
-    measures = figure.get("measures") or records.choose_columns(record)[1]
+    measures = figure.get("measures", records.choose_columns(record)[1])
     arms = record.get("shown", {}).get("arms") or list(record["measures"])
     look = looks(arms, figure.get("controls", [record.get("control")]))
     pairs = [(x, y) for x in figure.get("x", []) for y in measures][: MOST_PANELS - 1]
@@ -108,7 +108,9 @@ def draw_figure(record: dict):
         axes.tick_params(labelleft=part is not draw_dots or not i)
     over = " over problems" * (record.get("over") == "problems" or len(record["seeds"]) == 1)
     hollow = "; hollow and dashed: control" * any(style.fill == "none" for style in look.values())
-    sheet.supxlabel(f"a small dot a seed; mean with 95 % interval{over}{hollow}", fontsize="small", color=figures.INK)
+    key = f"a small dot a seed; mean with 95 % interval{over}{hollow}" if len(parts) > len(metrics) else (
+        "a faint line a seed; the thick line their mean")
+    sheet.supxlabel(key, fontsize="small", color=figures.INK)
     return sheet
 
 
