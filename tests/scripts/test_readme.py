@@ -21,6 +21,7 @@ from rlvr_jax.lab.studies import study
 from rlvr_jax.lab.studies.commands import commands as study_commands
 from rlvr_jax.rewards import rows as rewards
 from rlvr_jax.tasks import families
+from rlvr_jax.training import pretrain
 from scripts import cli
 
 from fixtures import ROOT, SCRIPTS, defined, record_of, released, write_jsonl, write_parquet
@@ -33,8 +34,7 @@ NOT_HERE = [
     (r"--coordinator_address=", "needs several hosts; tests/test_distributed.py has two processes"),
     (r"(--run_dir|--model)=runs/(pi1|evening|qwen)\b",
      "needs published weights; tests/scripts/test_paper_command.py trains on random ones"),
-    (r"scripts\.hybrid|--method=steer",
-     "needs a base that opens some problems carefully; tests/lab/elicit/test_hybrid.py has one"),
+    (r"scripts\.hybrid", "needs a model that was trained for more than a step; tests/lab/elicit/test_hybrid.py has one"),
     (r"--model=runs/wager |--fit_on",
      "needs a model that states confidences; tests/lab/probes/test_probes.py has its rows"),
     (r"scripts\.study", "trains three bases from scratch, which takes an hour"),
@@ -190,8 +190,10 @@ RECIPES = {name: [code for code in blocks(TEXT[name], "python") if "import" in c
     ("README.md", ["short"], ["reward"]),
     ("docs/extending.md", ["short", "above_mean", "mod7", "attention"], list(TABLES))])
 def test_the_recipes_run_as_shown_and_say_how_they_ended(name, runs, added, folder, monkeypatch, capsys, caplog):
-    small, from_flags = SMALL | {"example": "0", "heldout": "none"}, Config.from_flags.__func__
-    monkeypatch.setattr(Config, "from_flags", classmethod(lambda cls, **given: from_flags(cls, **given | small)))
+    bases = {"num_layers": 1, "d_model": 16, "num_heads": 2, "d_ff": 32, "batch_size": 16} | SMALL
+    trains, from_flags = SMALL | {"example": "0", "heldout": "none"}, Config.from_flags.__func__
+    monkeypatch.setattr(Config, "from_flags", classmethod(lambda config_class, **given: from_flags(
+        config_class, **given | (bases if config_class is pretrain.PretrainConfig else trains))))
     names = {}
     with contextlib.ExitStack() as restored:
         sizes = {key: len(restored.enter_context(mock.patch.dict(table))) for key, table in TABLES.items()}
