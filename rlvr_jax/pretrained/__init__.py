@@ -1,1 +1,1 @@
-"""Models and tokenizers that others trained, in and out: Hugging Face folders, GGUF files, run directories."""
+"""Loads models and tokenizers from Hugging Face folders, GGUF files and run directories, and exports them."""

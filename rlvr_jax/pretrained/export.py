@@ -15,7 +15,7 @@ CARD = """# {name}
 Step {step} of a run of rlvr_jax's `scripts.{command}`: commit {commit}, JAX {jax}, {device} ({platform}).
 `python -m scripts.{command} --flagfile=.../{name}/flags.txt --run_dir=DIR` repeats the run.
 
-| measured in the run | accuracy |
+| held-out accuracy at the end | |
 |---|---|
 {measured}
 
@@ -26,15 +26,16 @@ Step {step} of a run of rlvr_jax's `scripts.{command}`: commit {commit}, JAX {ja
 
 
 class ExportConfig(Config):
-    """A model to write for other programs."""
+    """A model to write as a Hugging Face folder."""
 
-    choice: loading.ModelChoice = nested(loading.ModelChoice(), dtype="of the written tensors")
-    out: str = flag("", "folder to write: config.json, model.safetensors, tokenizer files; of a run also its card, "
-                    "README.md, and its flags.txt")
+    choice: loading.ModelChoice = nested(loading.ModelChoice(), dtype="dtype of the written tensors")
+    out: str = flag("", "folder to write: config.json, model.safetensors and tokenizer files; for a finished run also "
+                    "README.md, its model card, and its flags.txt")
 
 
 def export(config: ExportConfig) -> None:
-    """Writes the folder, with LoRA added to the weights. Raises UserError for a vector, which it cannot represent."""
+    """Writes the model as a Hugging Face folder, with LoRA merged into the weights. Raises UserError for a model with
+    trained vectors, which such a folder cannot represent."""
     if not config.out:
         raise UserError("--out is required: the folder to write")
     name = loading.pin_step(config.choice.model)
@@ -46,18 +47,17 @@ def export(config: ExportConfig) -> None:
 
 
 def write_card(name: str, out: pathlib.Path) -> None:
-    """Writes the flags.txt of the run `name` (`DIR@STEP`) and README.md: how the run was made, what it measured, and
-    the sums of the folder's files. Does nothing for a run that has not finished, for a model that is not a run, and
-    where there is a README.md."""
+    """Copies flags.txt of the run `name` (`DIR@STEP`) to `out` and writes the model card `out`/README.md: the run's
+    origin, its accuracies, and the SHA-256 sums of the folder's files. Does nothing if `out` has a README.md, if the
+    model does not come from a run, or if STEP is not the last step of a finished run."""
     directory, _, step = name.partition("@")
     run, card = pathlib.Path(directory), out / "README.md"
-    made, summary = (origin.read(run), files.read_json(run / "summary.json", missing={})) if step else ({}, {})
-    if not made.get("starts") or summary.get("steps") != int(step) or card.exists():
+    run_origin, summary = (origin.read(run), files.read_json(run / "summary.json", missing={})) if step else ({}, {})
+    if not run_origin.get("starts") or summary.get("steps") != int(step) or card.exists():
         return
     shutil.copyfile(run / "flags.txt", out / "flags.txt")
-    measured = [f"| {when}, {how} | {summary[key][how]:.3f} |" for key, when in (("base", "before"), ("final", "after"))
-                for how in ("greedy", "sampled") if how in summary[key]]
+    measured = [f"| {how} | {summary['final'][how]:.3f} |" for how in ("greedy", "sampled") if how in summary["final"]]
     sums = [f"| {path.name} | {hashlib.sha256(path.read_bytes()).hexdigest()} |" for path in sorted(out.iterdir())]
-    files.write_whole(card, CARD.format_map(made["starts"][-1] | {
-        "name": out.name, "step": step, "command": made["command"], "measured": "\n".join(measured),
-        "sums": "\n".join(sums)}))
+    files.write_whole(card, CARD.format_map(run_origin["starts"][-1] | {
+        "name": out.name, "step": step, "command": run_origin["command"],
+        "measured": "\n".join(measured), "sums": "\n".join(sums)}))

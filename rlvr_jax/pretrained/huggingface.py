@@ -1,8 +1,8 @@
-"""Hugging Face folders to parameters and back, one tensor at a time.
+"""Reads and writes Hugging Face folders, one tensor at a time.
 
-One table has each tensor's name in this program, in a Hugging Face folder, and in a GGUF file (`gguf_file.py`).
-`tensor_views` turns it into views of the stacked parameter arrays in torch's [out, in] orientation, so that reading is
-`view[...] = tensor` and writing the reverse: besides the parameters, only one tensor at a time is in memory.
+The table `NAMES` has each tensor's name in this program, in a Hugging Face folder, and in a GGUF file (`gguf_file.py`).
+`tensor_views` returns a view of each tensor in the stacked parameter arrays, in torch's [out, in] orientation. Loading
+copies file tensors into the views and saving writes the views, so memory holds the parameters and one more tensor.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from rlvr_jax.model import ModelConfig, Params, init_params
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.runs.files import read_json, write_json
 
-# name in `Params` -> (in a Hugging Face folder, in a GGUF file); {} is the layer
+# name in `Params` -> (name in a Hugging Face folder, name in a GGUF file); {} stands for the index of the layer
 NAMES = {
     "embed": ("model.embed_tokens.weight", "token_embd.weight"),
     "layers/attn_norm": ("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight"),
@@ -42,22 +42,22 @@ NAMES = {
     "final_norm": ("model.norm.weight", "output_norm.weight"),
     "head": ("lm_head.weight", "output.weight"),
 }
-HUGGING_FACE, GGUF = range(2)
+HUGGING_FACE, GGUF = range(2)  # columns of NAMES
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-LARGEST = 2**31 - 1  # size in a configuration: positions and token ids are i32
+LARGEST = 2**31 - 1  # the largest size in a configuration, because positions and token ids are i32
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # dtype -> its name in safetensors
 
-# Sizes: field of ModelConfig -> setting of config.json;
+# field of ModelConfig -> setting of config.json
 SIZES = {"vocab_size": "vocab_size", "num_layers": "num_hidden_layers", "d_model": "hidden_size",
          "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim",
          "d_ff": "intermediate_size", "max_seq_len": "max_position_embeddings"}
-# settings of rotary embeddings, by type;
+# type of rotary embedding -> its settings in config.json
 ROPE_SETTINGS = {"default": (), "llama3": ("factor", "low_freq_factor", "high_freq_factor",
                                            "original_max_position_embeddings")}
-# settings that `model.py` supports with one value, which is also their default;
+# settings that `model.py` supports with this value only -> the value, which is also the default
 ONLY = {"hidden_act": "silu", "mlp_bias": False, "attention_dropout": 0, "partial_rotary_factor": 1, "use_mrope": False,
         "rope_interleaved": False, "is_encoder_decoder": False, "quantization_config": None}
-# and settings that do not affect what the network computes. Any other setting is refused.
+# settings that do not affect what the network computes. Any setting in none of these tables is refused.
 HARMLESS = set("""_attn_implementation_autoset _name_or_path bos_token_id chunk_size_feed_forward dtype eos_token_id
     id2label initializer_range is_llama_config label2id output_attentions output_hidden_states pad_token_id
     pretraining_tp problem_type return_dict torch_dtype transformers.js_config transformers_version unsloth_fixed
@@ -65,10 +65,10 @@ HARMLESS = set("""_attn_implementation_autoset _name_or_path bos_token_id chunk_
 
 
 def check_size(config: ModelConfig, numbers: int, path) -> None:
-    """Raises UserError, before allocating memory, if the configuration needs more numbers than the files can hold."""
+    """Raises UserError if the model has more than `numbers` parameters. Called before memory for them is allocated."""
     try:
         count = sum(math.prod(x.shape) for x in jax.tree.leaves(param_shapes(config)))
-    except (OverflowError, ValueError, TypeError):  # a size that no array can have
+    except (OverflowError, ValueError, TypeError):  # the configuration has a size that no array can have
         count = math.inf
     if count > numbers:
         raise UserError(f"{path} describes a model of {count:,} numbers, and the files of its weights hold {numbers:,} "
@@ -80,25 +80,26 @@ def param_shapes(config: ModelConfig) -> Params:
 
 
 def empty_params(config: ModelConfig, dtype: str = "float32") -> Params:
-    """Uninitialised numpy arrays in the layout of `init_params`; norms, which `model.py` never casts, are float32."""
+    """Uninitialised numpy arrays in the layout of `init_params`, of `dtype`, or float32 for norms (never cast)."""
     return traverse_util.path_aware_map(
         lambda path, x: np.empty(x.shape, np.float32 if path[-1].endswith("norm") else jnp.dtype(dtype)),
         param_shapes(config))
 
 
 def tensor_views(params: Params, column: int) -> dict[str, np.ndarray]:
-    """Each tensor, by its name in `column` of `NAMES`, as a view of the numpy array in `params` that holds it."""
+    """{name of a tensor in a file: view of the numpy array in `params` that holds the tensor}. Names are those of
+    `column` of `NAMES`, HUGGING_FACE or GGUF. Weight matrices are transposed to torch's [out, in]."""
     views = {}
     for name, array in traverse_util.flatten_dict(params, sep="/").items():
-        theirs = NAMES[name][column]
-        tensors = {theirs.format(i): x for i, x in enumerate(array)} if "{}" in theirs else {theirs: array}
+        pattern = NAMES[name][column]
+        tensors = {pattern.format(i): x for i, x in enumerate(array)} if "{}" in pattern else {pattern: array}
         for key, tensor in tensors.items():
             views[key] = tensor.T if tensor.ndim == 2 and name != "embed" else tensor
     return views
 
 
 def take_view(unread: dict[str, np.ndarray], path, name: str, shape) -> np.ndarray:
-    """Removes and returns the view for tensor `name` of `path`. Raises UserError if no such view has that shape."""
+    """Pops the view of tensor `name` from `unread`. Raises UserError if there is none, or if it has another shape."""
     if name not in unread:
         raise UserError(f"{path}: unexpected tensor {name}: the architecture has no such weight, or it occurs twice")
     if unread[name].shape != tuple(shape):
@@ -108,7 +109,7 @@ def take_view(unread: dict[str, np.ndarray], path, name: str, shape) -> np.ndarr
 
 
 def fill(view: np.ndarray, tensor: np.ndarray, path, name: str) -> None:
-    """Copies a tensor into its view. Raises UserError for numbers that are not finite in its dtype."""
+    """Copies a tensor into its view. Raises UserError for numbers that are not finite in the view's dtype."""
     with np.errstate(over="ignore"):
         view[...] = tensor
     if not np.isfinite(view).all():
@@ -124,8 +125,8 @@ def refuse_missing(unread: dict[str, np.ndarray], path) -> None:
 
 
 def config_from_hugging_face(d: dict, path) -> ModelConfig:
-    """Reads a config.json of transformers 4 or 5. Raises UserError naming any setting that `model.py` lacks."""
-    left = dict(d)  # settings are removed as they are read, and what remains is unknown
+    """Converts the dict in a config.json of transformers 4 or 5. Raises UserError for a setting `model.py` lacks."""
+    left = dict(d)  # the settings that are not read yet; those left at the end are compared with ONLY and HARMLESS
 
     def refuse(what):
         raise UserError(f"{path}: {what} is not supported: use a Llama, Qwen2 or Qwen3 model without it")
@@ -150,21 +151,23 @@ def config_from_hugging_face(d: dict, path) -> ModelConfig:
         refuse(f"rope_scaling type {rope_type!r}")
     real = {"kinds": (int, float), "source": rope}
     rope_theta = float(number("rope_theta", 10_000.0, **real))
-    stretch = [number(key, **real) for key in ROPE_SETTINGS[rope_type]]
+    scaling = [number(key, **real) for key in ROPE_SETTINGS[rope_type]]
     num_heads, d_model = number("num_attention_heads"), number("hidden_size")
     head_dim = number("head_dim", 128 if family == "qwen3" else d_model // num_heads)
     kv_heads = number("num_key_value_heads", num_heads)
     config = ModelConfig(
         num_heads=num_heads, d_model=d_model, head_dim=head_dim, num_kv_heads=kv_heads,
         **{name: number(SIZES[name]) for name in ("vocab_size", "num_layers", "d_ff", "max_seq_len")},
-        rope_theta=rope_theta, rope_scaling=RopeScaling(*stretch) if stretch else None,
+        rope_theta=rope_theta, rope_scaling=RopeScaling(*scaling) if scaling else None,
         norm_eps=number("rms_norm_eps", 1e-6, (int, float)), qkv_bias=family == "qwen2", qk_norm=family == "qwen3",
         tie_embeddings=bool(left.pop("tie_word_embeddings", False)))
     if num_heads % kv_heads or head_dim % 2:
         refuse(f"{num_heads} attention heads on {kv_heads} key/value heads of {head_dim}")
     windows, layer_types = left.pop("use_sliding_window", False), left.pop("layer_types", None)
     width, first = left.pop("sliding_window", 4096), left.pop("max_window_layers", 28)  # transformers' defaults
-    if set(layer_types) != {"full_attention"} if layer_types else windows and width and first < config.num_layers:
+    other_attention = (set(layer_types) != {"full_attention"} if layer_types else
+                       windows and width and first < config.num_layers)
+    if other_attention:
         refuse("a sliding attention window, or another layer type than full_attention,")
     supported = ONLY | {"attention_bias": family == "qwen2"}
     for key, given in [*left.items(), *rope.items()]:
@@ -176,7 +179,7 @@ def config_from_hugging_face(d: dict, path) -> ModelConfig:
 
 
 def config_to_hugging_face(config: ModelConfig, dtype: str) -> dict:
-    """The inverse, as transformers 4 writes it, which 5 also reads."""
+    """The dict of a config.json for transformers 4 and 5. Raises UserError for qkv_bias together with qk_norm."""
     if config.qkv_bias and config.qk_norm:
         raise UserError("no Hugging Face architecture has both qkv_bias and qk_norm: turn one off")
     family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
@@ -187,7 +190,7 @@ def config_to_hugging_face(config: ModelConfig, dtype: str) -> dict:
             **{key: getattr(config, name) for name, key in SIZES.items()}, "hidden_act": "silu",
             "rope_theta": config.rope_theta, "rope_scaling": rope_scaling, "rms_norm_eps": config.norm_eps,
             "tie_word_embeddings": config.tie_embeddings, "torch_dtype": dtype,
-            # Without these transformers assumes Llama's ids; generation_config.json has the tokenizer's.
+            # Without these keys transformers would assume Llama's ids. generation_config.json has the right ids.
             "bos_token_id": None, "eos_token_id": None}
 
 
@@ -195,7 +198,8 @@ def config_to_hugging_face(config: ModelConfig, dtype: str) -> dict:
 
 
 def weight_files(dir: Path) -> list[Path]:
-    """The safetensors files that transformers would load: the single one, those of the index, or else all."""
+    """The safetensors files in `dir` that transformers would load: model.safetensors, or else the files that the index
+    lists, or else all. Raises UserError if there are none, or if the index is damaged or lists a missing file."""
     index = dir / "model.safetensors.index.json"
     if (dir / "model.safetensors").is_file():
         paths = [dir / "model.safetensors"]
@@ -219,7 +223,7 @@ def weight_files(dir: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def open_tensors(path: Path):
-    """A safetensors file, mapped into memory. Raises UserError if it is damaged."""
+    """Opens a safetensors file, mapped into memory. Raises UserError if the file is missing or damaged."""
     try:
         with safetensors.safe_open(path, "np") as file:
             yield file
@@ -229,27 +233,27 @@ def open_tensors(path: Path):
 
 def load_folder(dir, dtype: str = "float32") -> tuple[ModelConfig, Params]:
     """Reads a Llama, Qwen2 or Qwen3 folder (config.json and *.safetensors in float32, bfloat16 or float16), one tensor
-    at a time. Returns the configuration and numpy parameters of `dtype` in the layout of `model.init_params`.
+    at a time. Returns the configuration and numpy parameters of `dtype` (float32 norms) in the layout of `init_params`.
 
-    Raises UserError for an architecture or setting that `model.py` lacks, an unreadable file, and any tensor that is
-    missing, unexpected, not finite, or of another shape or type.
+    Raises UserError for an architecture or setting that `model.py` does not support, an unreadable file, and a tensor
+    that is missing, unexpected, not finite, or of a shape or type that does not fit.
     """
     dir = Path(dir)
     config = config_from_hugging_face(read_json(dir / "config.json"), dir / "config.json")
-    names = {}
+    names_in = {}
     for path in weight_files(dir):
         with open_tensors(path) as file:
-            names[path] = list(file.keys())
-    check_size(config, sum(path.stat().st_size for path in names), dir / "config.json")  # at least a byte per number
-    params, spare_head = empty_params(config, dtype), None
+            names_in[path] = list(file.keys())
+    check_size(config, sum(path.stat().st_size for path in names_in), dir / "config.json")  # >= 1 byte per parameter
+    params, tied_head_file = empty_params(config, dtype), None
     unread = tensor_views(params, HUGGING_FACE)
-    for path, held in names.items():
-        for name in held:
-            with open_tensors(path) as file:  # reopened: mapped pages count as memory until the file is closed
-                if name.endswith("rotary_emb.inv_freq"):  # a constant in old Llama files
+    for path, names in names_in.items():
+        for name in names:
+            with open_tensors(path) as file:  # opened per tensor: mapped pages use memory until the file is closed
+                if name.endswith("rotary_emb.inv_freq"):  # a constant that old Llama files contain
                     continue
                 if name == "lm_head.weight" and config.tie_embeddings:
-                    spare_head = path
+                    tied_head_file = path
                     continue
                 header = file.get_slice(name)
                 view, kind = take_view(unread, path, name, header.get_shape()), header.get_dtype()
@@ -257,18 +261,18 @@ def load_folder(dir, dtype: str = "float32") -> tuple[ModelConfig, Params]:
                     raise UserError(f"{path}: tensor {name} is of type {kind}: use the model's unquantised weights")
                 fill(view, file.get_tensor(name), path, name)
     refuse_missing(unread, dir)
-    if spare_head is not None:
-        with open_tensors(spare_head) as file:
+    if tied_head_file is not None:
+        with open_tensors(tied_head_file) as file:
             same = np.array_equal(file.get_tensor("lm_head.weight").astype(jnp.dtype(dtype)), params["embed"])
         if not same:
-            raise UserError(f"{spare_head}: lm_head.weight differs from the embedding: set tie_word_embeddings to "
+            raise UserError(f"{tied_head_file}: lm_head.weight differs from the embedding: set tie_word_embeddings to "
                             "false in config.json")
     return config, params
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> None:
-    """Writes a safetensors file one tensor at a time; `safetensors.numpy.save_file` would hold all of them twice. The
-    format: the length of the header, u64; the header, JSON; the tensors' bytes, little-endian."""
+    """Writes tensors as `dtype` into a safetensors file, one at a time; `safetensors.numpy.save_file` would hold two
+    copies of all tensors in memory. The file is the header's length (u64), the header (JSON) and the tensors' bytes."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.size * jnp.dtype(dtype).itemsize
@@ -285,7 +289,8 @@ def save_folder(config: ModelConfig, params: Params, dir, dtype: str = "float32"
     """Writes config.json and model.safetensors, or shards of about `shard_bytes` with an index, for transformers.
 
     `params` are float32 arrays on host or device in the layout of `model.init_params`; `dtype` is that of the written
-    tensors: float32, bfloat16 or float16. Raises UserError, before writing anything, for parameters of adapters.
+    tensors: float32, bfloat16 or float16. Removes the other weight files of an earlier save. Raises UserError, before
+    writing anything, for parameters of adapters.
     """
     dir, flat = Path(dir), traverse_util.flatten_dict(params, sep="/")
     if foreign := sorted(flat.keys() - NAMES.keys()):
@@ -295,13 +300,13 @@ def save_folder(config: ModelConfig, params: Params, dir, dtype: str = "float32"
     write_json(dir / "config.json", config_to_hugging_face(config, dtype))
     views = tensor_views(jax.tree.map(np.asarray, params), HUGGING_FACE)
     sizes = {name: view.size * jnp.dtype(dtype).itemsize for name, view in views.items()}
-    shards, room = [], 0
+    shards, bytes_left = [], 0
     for name, size in sizes.items():
-        if size > room:
+        if size > bytes_left:
             shards.append([])
-            room = max(shard_bytes, size)
+            bytes_left = max(shard_bytes, size)
         shards[-1].append(name)
-        room -= size
+        bytes_left -= size
     files = ([f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
              if len(shards) > 1 else ["model.safetensors"])
     for file, names in zip(files, shards):
@@ -311,6 +316,6 @@ def save_folder(config: ModelConfig, params: Params, dir, dtype: str = "float32"
     if len(shards) > 1:
         files.append("model.safetensors.index.json")
         write_json(dir / files[-1], index)
-    for path in dir.glob("model*.safetensors*"):  # of an earlier save in other shards, which readers could prefer
+    for path in dir.glob("model*.safetensors*"):  # remaining files could be loaded by mistake
         if path.name not in files:
             path.unlink()

@@ -1,4 +1,4 @@
-"""A model ready to use, whatever file it came from."""
+"""A loaded model, whatever kind of file it comes from."""
 
 import dataclasses
 
@@ -8,9 +8,9 @@ from rlvr_jax.pretrained.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """A model ready to use: parameters are numpy arrays, float32 wherever they are trained."""
+    """A loaded model and its tokenizer. `params` are numpy arrays; for training they are float32."""
 
     config: ModelConfig
     params: Params
     tokenizer: Tokenizer
-    flags: dict = dataclasses.field(default_factory=dict)  # of the run of this program that saved it, if one did
+    flags: dict = dataclasses.field(default_factory=dict)  # flag -> value in the run that saved the model, if any

@@ -1,4 +1,4 @@
-"""Models by name: a run directory, a Hugging Face folder or repository, a GGUF file, or one inside a package."""
+"""Loads a model by name: a run directory, a Hugging Face folder or repository, a GGUF file, or smollm2."""
 
 import dataclasses
 import pathlib
@@ -15,32 +15,32 @@ from rlvr_jax.pretrained.tokenizer import Tokenizer, check_tokenizer, load_token
 from rlvr_jax.runs import checkpoint
 
 HUB_NAME = r"[\w.-]+/[\w.-]+"  # OWNER/NAME
-FILES = ["*.safetensors", "*.json", "*.jinja"]  # the files of a folder that are read
+FILES = ["*.safetensors", "*.json", "*.jinja"]  # the files of a repository to download
 
 
 class ModelChoice(Config):
-    """A model to use."""
+    """The model to load, and the dtype of its computation."""
 
     model: str = flag("", "a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face folder, a .gguf file, "
-                      "hf:OWNER/NAME, which downloads it, or smollm2")
-    dtype: str = flag("float32", "of the computation; trained parameters stay float32. With float32 a TPU multiplies "
-                      "in bfloat16, a recent GPU in TF32, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set. "
-                      "float16 is for GPUs without bfloat16, such as a T4", ["float32", "bfloat16", "float16"])
+                      "hf:OWNER/NAME (downloaded), or smollm2")
+    dtype: str = flag("float32", "dtype of the computation; trained parameters stay float32. With float32 a TPU "
+                      "multiplies in bfloat16, a recent GPU in TF32, unless JAX_DEFAULT_MATMUL_PRECISION=highest is "
+                      "set. float16 is for GPUs without bfloat16, such as a T4", ["float32", "bfloat16", "float16"])
 
 
 def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32") -> LanguageModel:
     """Loads a run directory (`DIR`, `DIR@STEP` or `DIR@best`), a Hugging Face folder, a `.gguf` file, `hf:OWNER/NAME`,
     or `smollm2`.
 
-    `dtype` is that of the computation. If nothing is trained, `params_dtype` bfloat16 saves memory without changing the
-    result of a bfloat16 computation; a run's parameters stay float32. Raises UserError naming what is missing or does
-    not fit together.
+    `dtype` is that of the computation and `params_dtype` that of the parameters; norms and the parameters of a run are
+    float32. If nothing is trained, bfloat16 parameters save memory without changing the result of a bfloat16
+    computation. Raises UserError for a missing or unsuitable file, and for a tokenizer that does not fit the weights.
     """
     if not name:
         raise UserError("--model is required: a run directory, a Hugging Face folder, a .gguf file, or smollm2; to see "
                         "the program work, try `make demo`")
     directory, _, step = name.partition("@")
-    path, meta = download_folder(name[3:]) if name.startswith("hf:") else pathlib.Path(directory), {}
+    path, meta = (download_folder(name[3:]) if name.startswith("hf:") else pathlib.Path(directory)), {}
     if name == "smollm2" or (path.suffix == ".gguf" and path.is_file()):
         path = gguf_file.smollm2_path() if name == "smollm2" else path
         config, params, tokenizer = gguf_file.load(path, params_dtype)
@@ -53,7 +53,7 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
         if not step.isdigit() and step not in ("", "best"):
             raise UserError(f"--model={name}: after @, give the step of a checkpoint, a number, or best")
         config, params, meta = checkpoint.restore_model(directory, step)
-        params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)  # frozen ones can have 16 bits
+        params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)  # frozen parameters may be saved in 16 bits
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     else:
         raise UserError(f"--model={name}: no such directory or .gguf file" + (
@@ -64,24 +64,24 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
 
 
 def download_folder(name: str) -> pathlib.Path:
-    """The folder of OWNER/NAME in the cache of huggingface_hub, which reuses downloads and resumes partial ones. Raises
-    UserError if the download fails."""
+    """Downloads the repository `name` (OWNER/NAME) from the Hugging Face hub, and returns its folder in the cache of
+    huggingface_hub, which reuses downloads and resumes partial ones. Raises UserError if the download fails."""
     try:
         import huggingface_hub
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
-    except Exception as error:  # of many types: unknown name, no network, full disk, no permission
+    except Exception as error:  # many types: unknown name, no network, full disk, no permission
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"--model=hf:{name}: the download failed ({reason}); run the same command again to continue, "
                         "or name a folder that has the model") from error
 
 
 def load_fixed(choice: ModelChoice) -> LanguageModel:
-    """The model for a command that trains nothing: its parameters have the dtype of the computation."""
+    """Loads a model that will not be trained. Parameters get the dtype of the computation, except a run's (float32)."""
     return load_model(choice.model, choice.dtype, choice.dtype)
 
 
 def pin_step(name: str) -> str:
-    """The name of a run directory with its step spelt out, so that it names the same model after further training."""
+    """Returns a run's name, `DIR` or `DIR@best`, as `DIR@STEP`, which further training does not change; else `name`."""
     directory, _, which = name.partition("@")
     steps = checkpoint.steps(directory) if directory and which in ("", "best") else []
     return f"{directory}@{checkpoint.best_step(directory) if which else steps[-1]}" if steps else name

@@ -1,7 +1,7 @@
-"""Text to token ids and back, chat templates, and the files that hold a tokenizer.
+"""Converts text to token ids and back, renders chat templates, and reads and writes tokenizer files.
 
-A `Tokenizer` is a value: a `tokenizers` backend plus a few facts from the model's files (end tokens, padding, the chat
-template). Checkpoints store it as JSON; Hugging Face folders and GGUF files have their own forms.
+A `Tokenizer` is immutable: a backend of the `tokenizers` library and a few settings from the model's files (end tokens,
+padding, the chat template). Checkpoints store it as JSON; Hugging Face folders and GGUF files have their own formats.
 """
 
 import dataclasses
@@ -21,50 +21,50 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.records import Rollouts
 from rlvr_jax.runs.files import read_json, write_json
 
-MOST_SPARE = 1024  # embeddings without a token (Qwen2.5 has 271 or 399), or 5 % of a large vocabulary
+MOST_SPARE = 1024  # most embeddings without a token (Qwen2.5 has 271 or 399); 5 % of a large vocabulary
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A `tokenizers` backend and what the model's files say about it."""
+    """A backend of the `tokenizers` library, and settings from the model's files."""
 
     backend: tokenizers.Tokenizer
-    eos_ids: tuple[int, ...]  # any of them ends a completion; the first is the tokenizer's own end token
-    pad_id: int  # often one of `eos_ids`, so masks must come from lengths, not from comparisons with it
+    eos_ids: tuple[int, ...]  # each ends a completion; the first is the tokenizer's own end token
+    pad_id: int  # often one of `eos_ids`, so masks must come from lengths, not from comparisons with `pad_id`
     chat_template: Optional[str]  # jinja2 source
-    special: dict  # role -> text, e.g. {"eos_token": "<|im_end|>"}; the names a chat template may use
+    special: dict  # name in ROLES -> text, e.g. {"eos_token": "<|im_end|>"}; variables of the chat template
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`. Special tokens in the text are recognised; none is added, not even a start token."""
+        """Token ids of `text`. Special tokens in `text` are recognised; none are added, not even a start token."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def unknown_words(self, words) -> list[str]:
-        """The words that a tokenizer of whole words, or of words and pieces, does not know; other kinds know all."""
-        kind = self.backend.model
-        if not isinstance(kind, (tokenizers.models.WordPiece, tokenizers.models.WordLevel)):
+        """The `words` that a WordLevel or WordPiece tokenizer cannot encode; [] for other kinds, which encode any."""
+        model = self.backend.model
+        if not isinstance(model, (tokenizers.models.WordPiece, tokenizers.models.WordLevel)):
             return []
         missing = [word for word in words if self.backend.token_to_id(word) is None]
-        if isinstance(kind, tokenizers.models.WordPiece):
-            unknown = self.backend.token_to_id(kind.unk_token)
-            return [word for word in missing if unknown in self.encode(word)]
+        if isinstance(model, tokenizers.models.WordPiece):
+            unknown_id = self.backend.token_to_id(model.unk_token)
+            return [word for word in missing if unknown_id in self.encode(word)]
         return missing
 
     def decode(self, ids) -> str:
-        """Text of integer ids; special tokens, and ids that only the embedding has, are skipped."""
+        """Text of token ids. Skips special tokens, and ids for which only the embedding has a row."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def decode_rollouts(self, rollouts: Rollouts) -> list[str]:
-        """Texts of completions, without special tokens."""
+        """The text of each completion, without special tokens."""
         lengths = np.sum(rollouts.completion_mask, -1)
         return self.backend.decode_batch([row[:n].tolist() for row, n in zip(rollouts.completions, lengths)],
                                          skip_special_tokens=True)
 
     def render_chat(self, messages: list[dict], add_generation_prompt: bool = True, date: str = "") -> str:
-        """Renders `[{"role": ..., "content": ...}, ...]` with the chat template, as transformers does on `date`,
-        YYYY-MM-DD. Without a date the template has no clock and uses its own default.
+        """Renders `messages`, `[{"role": ..., "content": ...}, ...]`, with the chat template, as transformers does on
+        the day `date` (YYYY-MM-DD). Without `date` the template cannot ask for the date and uses its own default.
 
-        Raises UserError if there is no template, if it rejects the messages, and for a date that is missing or unused.
+        Raises UserError if the template is missing or rejects `messages`, or if `date` is missing, malformed or unused.
         """
         if self.chat_template is None:
             raise UserError("the tokenizer has no chat template: use a plain prompt, or put the model's "
@@ -91,7 +91,7 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, fields: dict) -> "Tokenizer":
-        """The inverse of `to_json`. Raises UserError for any other JSON."""
+        """Restores a tokenizer from the result of `to_json`. Raises UserError for any other JSON."""
         try:
             backend = tokenizers.Tokenizer.from_str(json.dumps(fields["backend"]))
             return cls(**fields | {"backend": backend, "eos_ids": tuple(fields["eos_ids"])})
@@ -107,7 +107,7 @@ def compile_template(source: str) -> jinja2.Template:
     def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    # Templates come with downloaded weights, hence the sandbox. jinja2's own tojson escapes HTML, unlike transformers'.
+    # Templates come with downloaded weights, so they run in a sandbox. As in transformers, tojson does not escape HTML.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
     environment.filters["tojson"] = tojson
@@ -119,7 +119,7 @@ def load_tokenizer(dir) -> Tokenizer:
     """Reads the tokenizer of a Hugging Face folder.
 
     As in vLLM, a completion ends at the tokenizer's `eos_token` or at any `eos_token_id` of generation_config.json (or
-    else of config.json). Raises UserError if tokenizer.json is missing or unreadable, or if no file names an end token.
+    else of config.json). Raises UserError for a missing or unreadable tokenizer.json or a missing or unknown end token.
     """
     dir = Path(dir)
     path = dir / "tokenizer.json"
@@ -133,8 +133,8 @@ def load_tokenizer(dir) -> Tokenizer:
     backend.no_padding()
     settings, generation, config = (read_json(dir / f"{name}.json", {}) for name in
                                     ("tokenizer_config", "generation_config", "config"))
-    special = {role: token["content"] if isinstance(token, dict) else token
-               for role, token in ((role, settings.get(role)) for role in ROLES) if token is not None}
+    special = {role: settings[role] for role in ROLES if settings.get(role) is not None}
+    special = {role: token["content"] if isinstance(token, dict) else token for role, token in special.items()}
     declared = next((d["eos_token_id"] for d in (generation, config) if d.get("eos_token_id") is not None), [])
     named = [backend.token_to_id(special["eos_token"])] if "eos_token" in special else []
     eos_ids = tuple(dict.fromkeys(named + (declared if isinstance(declared, list) else [declared])))
@@ -150,21 +150,21 @@ def load_tokenizer(dir) -> Tokenizer:
 
 
 def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, path) -> None:
-    """Raises UserError, naming the model's path, if the tokenizer has ids beyond the `vocab_size` embeddings, or an end
-    token that is not one of its ids. Some embeddings without a token are usual, as padding; with more of them, the
-    tokenizer must belong to another model."""
-    ids, same = set(tokenizer.backend.get_vocab().values()), "take tokenizer and weights from the same model"
+    """Raises UserError, naming the model's `path`, if an end token is not in the tokenizer's vocabulary, if a token id
+    has no row among the `vocab_size` embeddings, or if too many embeddings have no token. A few are usual, as padding;
+    with more, the tokenizer must belong to another model."""
+    ids, remedy = set(tokenizer.backend.get_vocab().values()), "take tokenizer and weights from the same model"
     if lost := [i for i in tokenizer.eos_ids if i not in ids]:
         raise UserError(f"{path}: the end token {lost[0]!r} is not an id of the tokenizer: correct eos_token_id in "
-                        f"generation_config.json, or {same}")
+                        f"generation_config.json, or {remedy}")
     highest = max(*ids, tokenizer.pad_id)
     if not 0 < vocab_size - highest <= max(MOST_SPARE, vocab_size // 20):
         raise UserError(f"{path}: the tokenizer has ids up to {highest}, and the weights have {vocab_size} embeddings: "
-                        f"{same}")
+                        f"{remedy}")
 
 
 def save_tokenizer(tokenizer: Tokenizer, dir) -> None:
-    """Writes the files that `load_tokenizer` and transformers read: tokenizer.json, two configs, the chat template."""
+    """Writes tokenizer.json, tokenizer_config.json, generation_config.json and, if it exists, chat_template.jinja."""
     dir = Path(dir)
     dir.mkdir(parents=True, exist_ok=True)
     tokenizer.backend.save(str(dir / "tokenizer.json"))
@@ -172,7 +172,7 @@ def save_tokenizer(tokenizer: Tokenizer, dir) -> None:
     generation = {"eos_token_id": list(tokenizer.eos_ids), "pad_token_id": tokenizer.pad_id}
     for name, content in {"tokenizer_config": settings | tokenizer.special, "generation_config": generation}.items():
         write_json(dir / f"{name}.json", content)
-    template = dir / "chat_template.jinja"  # overrides tokenizer_config.json, so an old one must not stay
+    template = dir / "chat_template.jinja"  # overrides tokenizer_config.json, so an old file is removed
     template.unlink(missing_ok=True)
     if tokenizer.chat_template is not None:
         template.write_text(tokenizer.chat_template, encoding="utf-8")

@@ -144,7 +144,7 @@ def test_the_export_of_a_run_has_a_card_with_the_sums_of_its_files_and_the_runs_
     out = tmp_path / "hf"
     run("export", f"--model={base}", f"--out={out}", compiled=compiled, expect=0)
     card, summary = (out / "README.md").read_text(), json.loads((base / "summary.json").read_text())
-    assert f"| after, greedy | {summary['final']['greedy']:.3f} |" in card and "scripts.pretrain" in card
+    assert f"| greedy | {summary['final']['greedy']:.3f} |" in card and "scripts.pretrain" in card
     sums = dict(re.findall(r"^\| (\S+) \| ([0-9a-f]{64}) \|$", card, re.M))
     assert sums == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()
                     if path.name != "README.md"} and "model.safetensors" in sums
