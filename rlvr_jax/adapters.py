@@ -1,11 +1,11 @@
-"""Adapters: a few trainable leaves added to the frozen parameters of a model.
+"""Adapters: a few trainable leaves (arrays) added to the frozen parameters of a model.
 
-A row of `ADAPTERS` makes the leaves of one kind, initially without effect. `model.layer` applies them; the rest of the
-program does not know whether a model has an adapter. The parameters without it are the model that the run started from,
-so they serve as the reference of the KL, and no copy is kept.
+Each function in `ADAPTERS` creates the leaves of one adapter, which at first do not change the model's output.
+`model.layer` applies the leaves, so an adapted model is called like any other. The parameters without the adapter are
+the model that the run started from. They serve as the KL reference, so no copy of that model is stored.
 
-`--adapter_layers` and `--adapter_size` train fewer `numbers` than the leaves have: `params["adapter"]` holds them and
-the maps to the leaves, `leaf = start + map . numbers`, which every update recomputes.
+With `--adapter_layers` or `--adapter_size` the leaves depend on fewer trained numbers. Every update then recomputes
+`leaf = start + map . numbers`; `params["adapter"]` holds the numbers, and `start` and `map` of each leaf.
 """
 
 from typing import Callable
@@ -20,8 +20,8 @@ from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
-TRAINED = ("_lora_a", "_lora_b", "vector")  # endings of the names of trained leaves
-STREAM = 3  # of random keys; the sampler uses 0 to 2
+TRAINED = ("_lora_a", "_lora_b", "vector")  # a leaf is trained if its name ends like this
+STREAM = 3  # stream of random keys for new adapters; the sampler uses streams 0 to 2
 
 
 class AdapterConfig(Config):
@@ -29,18 +29,18 @@ class AdapterConfig(Config):
 
     trainable: str = flag("all", "train all parameters, or an adapter. An adapter that --model already has is "
                           "merged into its weights", lambda: {"all": None} | ADAPTERS)
-    adapter_rank: int = flag(1, "rank of lora", minimum=1)
-    adapter_alpha: float = flag(32.0, "lora adds alpha / rank times its product", above=0)
-    adapter_layers: tuple[int, ...] = flag((), "layers, from 0, after which to add a vector; empty: all", minimum=0)
+    adapter_rank: int = flag(1, "rank of LoRA's factors", minimum=1)
+    adapter_alpha: float = flag(32.0, "LoRA adds alpha / rank times the product of its factors", above=0)
+    adapter_layers: tuple[int, ...] = flag((), "layers, from 0, after which a vector is added; empty: all", minimum=0)
     params_dtype: str = flag("float32", "type of the frozen parameters under an adapter, except norms: 16 bits halve "
                              "their memory", ["float32", "bfloat16", "float16"])
-    adapter_size: int = flag(0, "train this many numbers, which a fixed random orthonormal projection turns into "
-                             "the adapter; 0: the adapter itself", minimum=0)
+    adapter_size: int = flag(0, "train this many numbers, from which a fixed random orthonormal projection "
+                             "computes the adapter; 0: train the adapter itself", minimum=0)
 
 
 def lora(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
-    """`x W + alpha/r (x A) B` for every linear map W [L,N,M] (Hu et al., arXiv 2106.09685). A [L,N,r] is uniform within
-    1/sqrt(N) (He's rule with PEFT's slope sqrt(5)), B [L,r,M] is zero."""
+    """Adds alpha/r (x A) B to the output x W of every linear map W [L,N,M] (Hu et al., arXiv 2106.09685). A [L,N,r] is
+    uniform in [-1/sqrt(N), 1/sqrt(N)], as in PEFT (He's initialisation with slope sqrt(5)); B [L,r,M] is zero."""
     rank, count = config.adapter_rank, len(layers["q"])
     leaves = {"lora_scale": jnp.full(count, config.adapter_alpha / rank, jnp.float32)}
     for name, key in zip(LINEAR, jax.random.split(key, len(LINEAR))):
@@ -52,23 +52,23 @@ def lora(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
 
 
 def vector(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
-    """A vector added to the residual after every layer, [L,D], zero (arXiv 2505.18706 adds it to the MLP's output)."""
+    """Adds a trained vector to the residual stream after every layer (arXiv 2505.18706). [L,D], initially zero."""
     return {"vector": jnp.zeros(layers["attn_norm"].shape)}
 
 
 def first_vector(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
-    """As vector, but added only where the first token of a completion is predicted. If a vector after the last layer
-    only selects the first token (arXiv 2509.06608), this one does as well."""
+    """Adds a trained vector only at the position that predicts the first token of a completion. If `vector` after the
+    last layer works only by selecting that token (arXiv 2509.06608), this adapter works equally well."""
     return {"first_vector": jnp.zeros(layers["attn_norm"].shape)}
 
 
-# --trainable -> (flags, weights of the layers {name: [L,...]}, random key) -> new leaves {name: f32[L,...]}
+# Values of --trainable. Each is (flags, layer weights {name: [L,...]}, random key) -> new leaves {name: f32[L,...]}.
 ADAPTERS: dict[str, Callable] = {"lora": lora, "vector": vector, "first_vector": first_vector}
 
 
 def add(config: AdapterConfig, params: dict, seed: int) -> dict:
-    """`merge(params)` with a new adapter, a function of flags and seed, which has no effect yet. Raises UserError for
-    flags that do not fit each other or the model."""
+    """Merges an earlier adapter (`merge`), casts weights to params_dtype and adds the adapter of --trainable, which has
+    no effect yet and depends on flags and seed. Raises UserError for flags that do not fit each other or the model."""
     params = merge(params)
     if config.trainable == "all":
         unused = [name for name, value in vars(config).items() if value != getattr(AdapterConfig(), name)]
@@ -79,7 +79,7 @@ def add(config: AdapterConfig, params: dict, seed: int) -> dict:
         params = model.cast_weights(params, config.params_dtype)
     key, map_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), STREAM))
     leaves = ADAPTERS[config.trainable](config, params["layers"], key)
-    if not any(name.endswith(TRAINED) for name in leaves):  # else `split` would train all parameters
+    if not any(name.endswith(TRAINED) for name in leaves):  # otherwise `split` would train everything
         raise UserError(f"--trainable={config.trainable} makes nothing that is trained ({', '.join(leaves)}): names "
                         f"of trained leaves end with {' or '.join(TRAINED)}")
     params["layers"] = params["layers"] | leaves
@@ -89,18 +89,19 @@ def add(config: AdapterConfig, params: dict, seed: int) -> dict:
 
 
 def fewer_numbers(config: AdapterConfig, leaves: dict, key: jax.Array) -> dict:
-    """The `numbers` to train, and `start` and `maps` of each leaf [L,...] that is computed from them. `adapter_size`
-    numbers f32[k] are multiplied by random orthonormal columns [...,k] over all leaves together. Without that flag,
-    numbers f32[n,D] are the vectors of the chosen layers, and a map [L,n] puts each in its place."""
+    """Returns params["adapter"], {"numbers": array, "start": {name: leaf}, "maps": {name: array}}, for `join`. With
+    --adapter_size=k the numbers are f32[k], and the maps [L,...,k], taken together as one matrix, have orthonormal
+    random columns. Otherwise the numbers f32[n,D] are the vectors of the n chosen layers, and the map [L,n] gives them
+    to layers. Raises UserError for flags that do not fit each other or the model."""
     size, count = config.adapter_size, len(next(iter(leaves.values())))
     layers = np.array(sorted(set(config.adapter_layers)) or range(count))
-    (name, *more) = leaves
-    if config.adapter_layers and (more or not name.endswith("vector")):
+    (name, *other_names) = leaves
+    if config.adapter_layers and (other_names or not name.endswith("vector")):
         raise UserError("--adapter_layers says after which layers a vector is added: it needs --trainable=vector or "
                         "first_vector")
     if not (0 <= layers.min() and layers.max() < count):
         raise UserError(f"--adapter_layers={','.join(map(str, layers))}: the layers of the model are 0 to {count - 1}")
-    start = jax.tree.map(jnp.copy, leaves)  # donation must not see one buffer twice
+    start = jax.tree.map(jnp.copy, leaves)  # copied, since one buffer cannot be donated twice
     if not size:
         return {"numbers": leaves[name][layers], "start": start, "maps": {name: jnp.eye(count)[:, layers]}}
     entries = [len(layers) * leaf[0].size for leaf in leaves.values()]
@@ -113,16 +114,17 @@ def fewer_numbers(config: AdapterConfig, leaves: dict, key: jax.Array) -> dict:
 
 
 def split(params: dict) -> tuple[dict, dict]:
-    """(trained, frozen): the adapter, or its numbers, and the rest. Without an adapter everything is trained."""
+    """Splits parameters into (trained, frozen). Trained are the numbers of the adapter if it has numbers, otherwise its
+    leaves; without an adapter, all parameters."""
     flat = traverse_util.flatten_dict(params)
-    trained = [("adapter", "numbers")] if "adapter" in params else [path for path in flat if path[-1].endswith(TRAINED)]
-    parts = ({path: flat[path] for path in trained or flat},
-             {path: x for path, x in flat.items() if trained and path not in trained})
-    return tuple(map(traverse_util.unflatten_dict, parts))
+    paths = [("adapter", "numbers")] if "adapter" in params else [path for path in flat if path[-1].endswith(TRAINED)]
+    trained = {path: flat[path] for path in paths or flat}
+    frozen = {path: x for path, x in flat.items() if path not in trained}
+    return traverse_util.unflatten_dict(trained), traverse_util.unflatten_dict(frozen)
 
 
 def join(trained: dict, frozen: dict) -> dict:
-    """The inverse of `split`; recomputes the leaves that depend on trained numbers."""
+    """Joins what `split` returned into parameters, and recomputes the leaves that depend on trained numbers."""
     params = traverse_util.unflatten_dict(traverse_util.flatten_dict(frozen) | traverse_util.flatten_dict(trained))
     if "adapter" in params:
         numbers, start, maps = (params["adapter"][name] for name in ("numbers", "start", "maps"))
@@ -132,15 +134,15 @@ def join(trained: dict, frozen: dict) -> dict:
 
 
 def base_params(params: dict) -> dict:
-    """The parameters without the adapter: the model that the run started from."""
+    """Returns the parameters without the adapter: the model that the run started from."""
     layers = {name: x for name, x in params["layers"].items() if not name.endswith((*TRAINED, "lora_scale"))}
     return {name: x for name, x in params.items() if name != "adapter"} | {"layers": layers}
 
 
 def merge(params: dict) -> dict:
-    """The adapted model as plain weights, for further training or export: LoRA is added to the weights, and a vector
-    becomes `down_bias`, which acts at the end of the layer too. Leaves that change become numpy arrays. UserError for
-    `first_vector`, which no weight can express."""
+    """Returns the adapted model as plain weights, for further training or export. LoRA's product is added to each
+    weight; a trained vector becomes `down_bias`, which is also added at the end of the layer. Changed leaves become
+    numpy arrays. Raises UserError for `first_vector`, which no weight can express."""
     adapted, plain = params["layers"], base_params(params)
     if "first_vector" in adapted:
         raise UserError("--model was trained with --trainable=first_vector, which acts at one token and cannot become "

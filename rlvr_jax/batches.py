@@ -1,4 +1,4 @@
-"""How a host batch is cut into minibatches, devices and micro-batches, with little padding. Axes as in `model`."""
+"""Divides a host batch into minibatches, devices and micro-batches, with little padding. Axes as in `model`."""
 
 from typing import Callable, Iterator, Optional
 
@@ -10,11 +10,11 @@ from rlvr_jax import parallel
 from rlvr_jax.model import local_prompts
 from rlvr_jax.records import Batch
 
-LONG = 64  # from this many tokens on, completions may differ so much in length that cutting padding pays off
+LONG = 64  # rows of fewer tokens are not cut, since their padding costs little
 
 
 def minibatches(batch: Batch, num_minibatches: int, seed: tuple) -> Iterator[Batch]:
-    """Random equal parts of the rows, a function of `seed` on the host, so that every process has the same."""
+    """Yields random equal parts of the rows. They depend on `seed` alone, so every process gets the same parts."""
     order = np.random.default_rng(seed).permutation(len(batch.prompt_index))
     if num_minibatches == 1:
         order.sort()  # one part needs no shuffling, and sorted rows keep their prompts together
@@ -23,12 +23,13 @@ def minibatches(batch: Batch, num_minibatches: int, seed: tuple) -> Iterator[Bat
 
 
 def map_rows(batch: Batch, change: Callable) -> Batch:
-    """Applies `change` to every array that has a row for each completion; the prompts stay."""
+    """Applies `change` to every array that has a row for each completion, but not to the prompts."""
     return jax.tree.map(change, batch.replace(prompts=None)).replace(prompts=batch.prompts)
 
 
 def sort_by_length(batch: Batch, num_devices: int, num_micro: int) -> tuple[Batch, np.ndarray]:
-    """Orders rows so that each micro-batch has similar lengths and groups stay together; also rows' places, i[B]."""
+    """Orders rows so that each micro-batch has similar lengths and completions of one prompt stay together. Returns
+    (ordered batch, positions i[B]): the old row b is row positions[b] of the ordered batch."""
     rows, length = batch.completion_mask.shape
     if len(bucket_lengths(length)) == 1:
         return batch, np.arange(rows)
@@ -36,12 +37,12 @@ def sort_by_length(batch: Batch, num_devices: int, num_micro: int) -> tuple[Batc
     longest_P = np.zeros(len(batch.prompts.lengths), int)
     np.maximum.at(longest_P, batch.prompt_index, lengths_B)
     order = np.lexsort((lengths_B, batch.prompt_index, longest_P[batch.prompt_index]))
-    order = order.reshape(num_micro, num_devices, -1).swapaxes(0, 1).ravel()
+    order = order.reshape(num_micro, num_devices, -1).swapaxes(0, 1).ravel()  # lengths are similar across devices
     return map_rows(batch, lambda x: x[order]), np.argsort(order)
 
 
 def shard_batch(batch: Batch, num_devices: int, num_micro: int) -> Batch:
-    """Cuts a host batch into [devices, micro-batches, rows, ...], each piece with only the prompts its rows use."""
+    """Reshapes a host batch to [devices, micro-batches, rows, ...]; each piece has only the prompts its rows use."""
     prompts, index = local_prompts(batch.prompts, batch.prompt_index, num_devices * num_micro)
     sharded = map_rows(batch.replace(prompt_index=index.ravel()), lambda x: np.asarray(x).reshape(
         num_devices, num_micro, -1, *x.shape[1:]))
@@ -49,12 +50,12 @@ def shard_batch(batch: Batch, num_devices: int, num_micro: int) -> Batch:
 
 
 def bucket_lengths(length: int) -> list[int]:
-    """The lengths that a micro-batch may be cut to: the shortest one that holds its completions saves most padding."""
+    """Returns the lengths to which micro-batches may be cut; each is cut to the shortest that holds its completions."""
     return [length // n for n in (8, 4, 2, 1)] if length >= LONG else [length]
 
 
 def choose_buckets(mask_MxBxT: jax.Array, axis_name: Optional[str] = None) -> jax.Array:
-    """Which of `bucket_lengths` each of M micro-batches is cut to, i32[M]; the same on all devices of the axis."""
+    """Returns the index in `bucket_lengths` of each of M micro-batches, i32[M], the same on all devices of the axis."""
     longest_M = jnp.max(jnp.where(mask_MxBxT, jnp.arange(mask_MxBxT.shape[-1]) + 1, 0), (1, 2))
     longest_M = parallel.pmax(longest_M, axis_name)
     return jnp.sum(longest_M[:, None] > jnp.array(bucket_lengths(mask_MxBxT.shape[-1]))[None, :-1], -1)

@@ -1,7 +1,7 @@
 """Configurations: frozen dataclasses whose fields become the flags of a command.
 
-A class derives from `Config`; its fields are made by `flag`, or hold other configurations (`nested`). Flags are flat:
-`TrainConfig.from_flags(num_steps=10)` is what `--num_steps=10` makes, however deeply that field is nested.
+A configuration class derives from `Config`. Each field is a flag (`flag`) or another configuration (`nested`). Flags
+are named without the nesting: `TrainConfig.from_flags(num_steps=10)` is the configuration of `--num_steps=10`.
 """
 
 import dataclasses
@@ -13,69 +13,68 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple, Optional
 
 from rlvr_jax.errors import UserError
 
-# Bounds that `flag` takes: how they are written, and the comparison of (value, bound) that must hold.
+# Keyword of `flag` -> (sign of the bound in help texts, comparison that must hold for (value, bound)).
 BOUNDS = {"minimum": (">=", operator.ge), "above": (">", operator.gt),
           "maximum": ("<=", operator.le), "below": ("<", operator.lt)}
 
 
 def flag(default, help: str, choices: Iterable | Callable = (), free: bool = False, listed: bool = False, **bounds):
-    """A field that becomes the flag of the same name.
-
-    `choices` are the texts it may have, or a function that returns a table, name -> function, of which it may name a
-    row; `--help` explains each row by the first sentence of its docstring. If `listed`, any text that names rows is
-    allowed, such as a weighted sum. `bounds` are `BOUNDS` of a number, or of each number of a tuple. A `free` flag may
-    change when a run is resumed; changing any other would make it a different run.
-    """
+    """Returns a dataclass field that becomes the flag of the same name. `choices` are the allowed texts, or a function
+    that returns a table {text: row}; `--help` explains each row by the first sentence of its docstring. If `listed`,
+    any text is allowed here, since it may combine rows, as a weighted sum does. `bounds` (keys of `BOUNDS`) limit a
+    number, or each number of a tuple. A resumed run may change a `free` flag; a change of any other flag would make it
+    a different run."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "free": free,
                                                         "listed": listed, "bounds": bounds})
 
 
 def nested(default, **helps: Optional[str]):
-    """A field that holds another configuration, by default this one. `helps` replace help texts of its flags; one whose
-    help is None is no flag here: the program sets it, or it keeps its default."""
+    """Returns a field that holds another configuration, by default `default`. `helps` {flag: text} replaces help texts
+    of its flags. A flag whose text is None is not offered on the command line; only the program can set it."""
     return dataclasses.field(default=default, metadata=helps)
 
 
 def number_type(kind) -> Any:
-    """int or float, if a flag of this type is a number, may be one or has several; None for any other."""
+    """Returns int or float for a flag of type `int`, `Optional[int]`, `tuple[int, ...]` or likewise; otherwise None."""
     return next((x for x in (kind, *typing.get_args(kind)) if x in (int, float)), None)
 
 
 def describe_range(kind, bounds: Mapping) -> str:
-    """Which numbers a flag may be, such as "a whole number >= 1"."""
+    """Describes the numbers that a flag may have, such as "a whole number >= 1"."""
     limits = " and ".join(f"{BOUNDS[bound][0]} {x}" for bound, x in bounds.items())
     noun = "whole number" if number_type(kind) is int else "finite number"
     return f"{noun}s {limits}, joined by commas" if typing.get_origin(kind) is tuple else f"a {noun} {limits}"
 
 
 def refusal(kind, meta: Mapping, value) -> str:
-    """Why a flag cannot have a value, such as "not a whole number >= 1"; empty if it can."""
-    number, several, bounds = number_type(kind), typing.get_origin(kind) is tuple, meta["bounds"]
+    """Says why a flag cannot have a value, such as "not a whole number >= 1"; empty if it can."""
+    number, is_tuple, bounds = number_type(kind), typing.get_origin(kind) is tuple, meta["bounds"]
     if number is None and type(value) is not kind:
         return "not True or False" if kind is bool else "not a text"
     if number is None:
         table = meta["choices"]() if callable(meta["choices"]) else meta["choices"]
         return "" if meta["listed"] or not table or value in table else f"not one of {', '.join(table)}"
-    right = isinstance(value, tuple) == several and all(
-        isinstance(x, numbers.Integral if number is int else numbers.Real) and not isinstance(x, bool)
-        and math.isfinite(x) and all(BOUNDS[name][1](x, bound) for name, bound in bounds.items())
-        for x in (value if several else (value,)))
-    return "" if right else "not " + describe_range(kind, bounds)
+
+    def is_valid(x) -> bool:
+        return (isinstance(x, numbers.Integral if number is int else numbers.Real) and not isinstance(x, bool)
+                and math.isfinite(x) and all(BOUNDS[name][1](x, bound) for name, bound in bounds.items()))
+    valid = isinstance(value, tuple) == is_tuple and all(map(is_valid, value if is_tuple else [value]))
+    return "" if valid else "not " + describe_range(kind, bounds)
 
 
 class Flag(NamedTuple):
-    """A flag of a configuration or of one nested in it."""
+    """A flag of a configuration, or of a configuration nested in it."""
 
     name: str
-    kind: Any  # its type
-    value: Any
+    kind: Any  # the type of its value, such as int or tuple[int, ...]
+    value: Any  # its value in that configuration
     meta: Mapping  # the arguments of `flag`
 
 
 @typing.dataclass_transform(frozen_default=True)
 class Config:
-    """A frozen dataclass whose fields become flags. Making one raises UserError for a value that its flag refuses;
-    defaults are not checked, since a table of choices may be defined after the class."""
+    """A frozen dataclass whose fields become flags. The constructor raises UserError for a value that a flag cannot
+    have. It does not check defaults, since a table of choices may be defined after the class."""
 
     def __init_subclass__(cls):
         dataclasses.dataclass(frozen=True)(cls)
@@ -88,11 +87,11 @@ class Config:
 
     @classmethod
     def from_flags(cls, **values):
-        """The defaults, with these values of flags. TypeError for an unknown name."""
+        """Returns the defaults with these flags changed. Raises TypeError for an unknown flag."""
         return cls().with_flags(**values)
 
     def with_flags(self, /, **values):
-        """A copy with these values of flags. TypeError for an unknown name."""
+        """Returns a copy with these flags changed. Raises TypeError for an unknown flag."""
         fields = {}
         for name, value in vars(self).items():
             if isinstance(value, Config):
@@ -108,7 +107,7 @@ class Config:
 
 
 def flags_of(config) -> list[Flag]:
-    """The flags of a configuration, or of a class with its defaults; those of nested ones are in their places."""
+    """Lists the flags of a configuration, or of a class with its defaults, in order; nested configurations included."""
     config, leaves = config() if isinstance(config, type) else config, []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

@@ -1,9 +1,9 @@
 """GRPO: sample, score, compare within groups, update. Read `train` and `grpo_step` first.
 
-This module has no text, files or printing. Problems are token ids; `reward` scores the completions of a step; the
-`callbacks` run between steps and may restore, evaluate, log, save, reset and stop. The loss is `learner.make_loss`.
+This module handles no text and no files, and prints nothing. Problems are token ids; `reward` scores the completions of
+a step; `callbacks` run between steps and restore, evaluate, log, save, reset or stop. The loss is `learner.make_loss`.
 
-N groups a step, G completions a group, B = N*G, T tokens; in a one-shot run all groups share one problem.
+A step has N groups of G completions, B = N*G in all, of T tokens. In a one-shot run all groups share one problem.
 """
 
 from typing import Any, Callable, Iterable, NamedTuple, Optional
@@ -45,7 +45,7 @@ class GRPOConfig(Config):
                                 "their group's mean")
     sample_by_layer: bool = flag(False, "with --divide_state: gather the weights of one layer at a time while sampling")
     track_kl: bool = flag(True, "measure the KL even when kl_coef is 0; costs one more forward pass and, if all "
-                          "parameters are trained, a copy of them")
+                          "parameters are trained, a copy of all parameters")
 
     @property
     def loss_group_size(self) -> int:
@@ -58,7 +58,7 @@ class GRPOConfig(Config):
 
     @property
     def keep_reference(self) -> bool:
-        """Whether to keep a copy of the initial model. With an adapter, the frozen weights are that model."""
+        """Whether to store the KL reference. With an adapter, the frozen weights are the reference until a reset."""
         return self.measure_kl and (self.adapter.trainable == "all" or self.resets.resets_reference)
 
 
@@ -66,7 +66,7 @@ class Policy(NamedTuple):
     """The model to train."""
 
     config: ModelConfig
-    params: Optional[Params]
+    params: Optional[Params]  # None if programs are compiled only
     eos_ids: tuple[int, ...]  # any of these ends a completion
 
 
@@ -78,28 +78,28 @@ class Problems(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The three compiled functions, each running on all devices."""
+    """The three compiled functions of a step, each running on all devices."""
 
-    sample: Callable  # (params, Prompts, i32[B] into them, Request) -> Rollouts
-    logprobs: Callable  # (params, Batch) -> f32[B,T]: the first of `learner.map_statistics`
-    update: Callable  # (state, Batch, step) -> (state, metrics): `learner.map_update`, with the loss
+    sample: Callable  # (params, Prompts, prompt index i32[B], Request) -> Rollouts
+    logprobs: Callable  # (params, Batch) -> f32[B,T], from `learner.map_statistics`
+    update: Callable  # (state, Batch, step) -> (state, metrics), from `learner.map_update`
 
 
 class PromptBatch(NamedTuple):
-    """The prompts of a step."""
+    """The prompts of one step."""
 
     step: int
     prompts: Prompts
-    index: np.ndarray  # i32[B] into the prompts; the G completions of a group are adjacent
+    index: np.ndarray  # i32[B], the prompt of each completion; those of a group are adjacent
 
 
 class Targets(NamedTuple):
-    """Tokens to learn from instead of the sampled ones, as in VeriFree."""
+    """Tokens to learn from instead of the sampled ones, as in VeriFree (arXiv 2505.21493)."""
 
     completions: np.ndarray  # i32[B,T]
     mask: np.ndarray  # bool[B,T]
-    fixed: np.ndarray  # bool[B,T]: tokens that have their own advantage instead of the completion's
-    advantages: np.ndarray  # f32[B,T], read only where `fixed`
+    fixed: np.ndarray  # bool[B,T]: true at tokens that have an advantage of their own
+    advantages: np.ndarray  # f32[B,T], used only where `fixed` is true
 
 
 class Scored(NamedTuple):
@@ -121,10 +121,10 @@ class Record(NamedTuple):
 
 
 class Callbacks:
-    """Hooks into `train`. These do nothing; subclasses or any object with the same methods may do more."""
+    """Hooks that `train` calls. These do nothing; pass a subclass, or any object with the same methods."""
 
     def restore(self, state: LearnerState) -> LearnerState:
-        """Returns the state to start from, on the host: the given one, or a saved one."""
+        """Returns the state to start from, not yet placed on the devices: `state`, or a saved state."""
         return state
 
     def steps(self, state: LearnerState, num_steps: int) -> Iterable[int]:
@@ -138,10 +138,10 @@ class Callbacks:
 
 def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConfig, callbacks=Callbacks(),
           programs: Optional[Programs] = None) -> LearnerState:
-    """Trains the policy and returns the last state, which is on the devices (`parallel.fetch_state` brings it back).
+    """Trains the policy and returns the last state, on the devices (`parallel.fetch_state` copies a state to the host).
 
-    `reward(rollouts, params, step, attempt) -> Scored` runs on the host. Only `callbacks` touch the disk or the screen.
-    Raises UserError for sizes that do not divide.
+    `reward(rollouts, params, step, attempt) -> Scored` runs on the host; attempts count from 0 (`max_resamples`). Only
+    `callbacks` write files or print. Raises UserError for sizes that do not divide (`check`).
     """
     check(config)
     programs = programs or compile_programs(policy, config)
@@ -156,7 +156,7 @@ def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConf
 
 
 def grpo_step(programs, problems, reward, config, state, step):
-    """One step: (state, Record). All its randomness is a function of (seed, step)."""
+    """Runs one step and returns (state, Record). All randomness of the step is a function of (seed, step)."""
     prompt_batch = curriculum(config, problems, step)
     rollouts, scored = sample_and_score(programs, reward, config, state.params, prompt_batch)
     batch = make_batch(config, prompt_batch.prompts, rollouts, scored)
@@ -169,8 +169,8 @@ def grpo_step(programs, problems, reward, config, state, step):
 
 
 def check(config: GRPOConfig) -> int:
-    """Rows of a micro-batch on each device. Raises UserError if a group does not divide, or if the rows of a step do
-    not divide among minibatches and devices."""
+    """Returns the rows of a micro-batch on each device. Raises UserError if group_size is no multiple of
+    update_group_size, or if the rows of a step do not divide among minibatches, micro-batches and devices."""
     if config.group_size % config.loss_group_size:
         raise UserError(f"--group_size={config.group_size} is not a multiple of --update_group_size="
                         f"{config.update_group_size}")
@@ -179,7 +179,7 @@ def check(config: GRPOConfig) -> int:
 
 
 def compile_programs(policy: Policy, config: GRPOConfig) -> Programs:
-    """The three programs of a run, each compiled at its first call."""
+    """Returns the three programs of a run, each compiled at its first call. `policy.params` is not used."""
     optimizer = make_optimizer(config)
     decoding = Decoding(policy.eos_ids, config.sampling.max_new_tokens, config.sampling.num_slots,
                         by_layer=config.sample_by_layer, attend=ATTENTION[config.update.attention].cache)
@@ -194,13 +194,13 @@ def make_optimizer(config: GRPOConfig):
 
 
 def initial_state(policy: Policy, config: GRPOConfig) -> LearnerState:
-    """The state before the first step, including the adapter to train."""
+    """Returns the state before the first step, with the adapter to train, if any."""
     params = adapters.add(config.adapter, policy.params, config.loop.seed)
     return learner.init_state(params, make_optimizer(config), config.keep_reference)
 
 
 def curriculum(config: GRPOConfig, problems: Problems, step: int) -> PromptBatch:
-    """The problem of each completion of a step, from shuffled epochs; one with k copies occurs k times in each."""
+    """Returns the prompts of a step, from shuffled epochs; a problem with k copies occurs k times in each epoch."""
     epoch = np.repeat(np.arange(len(problems.copies), dtype=np.int32), problems.copies)
     positions = (step - 1) * config.num_prompts + np.arange(config.num_prompts)
     orders = {e: np.random.default_rng((config.loop.seed, e, 0, EPOCH_ORDER)).permutation(epoch)
@@ -211,10 +211,10 @@ def curriculum(config: GRPOConfig, problems: Problems, step: int) -> PromptBatch
 
 def sample_and_score(programs: Programs, reward: Callable, config: GRPOConfig, params,
                      prompt_batch: PromptBatch) -> tuple[Rollouts, Scored]:
-    """Returns the rollouts to learn from and their rewards. Samples zero-variance groups again, up to `max_resamples`
-    times. The reward sees whole groups; only the first `loss_group_size` completions of each reach the update."""
+    """Returns the rollouts to learn from and their rewards. Up to `max_resamples` times, replaces zero-variance groups
+    by live groups of a new sample. The reward sees whole groups; `loss_group_size` completions of each are returned."""
     row_NxG = np.arange(len(prompt_batch.index)).reshape(-1, config.group_size)
-    learnt = row_NxG[:, : config.loss_group_size].ravel()
+    learnt = row_NxG[:, : config.loss_group_size].ravel()  # these rows of a sample are returned
     kept_NxG = np.arange(len(learnt)).reshape(-1, config.loss_group_size)
 
     def live(scored):
@@ -240,8 +240,8 @@ def sample_and_score(programs: Programs, reward: Callable, config: GRPOConfig, p
 
 
 def make_batch(config: GRPOConfig, prompts: Prompts, rollouts: Rollouts, scored: Scored) -> Batch:
-    """The rollouts with their advantages. Completions that must not influence the update lose their mask: those of
-    zero-variance groups under `drop_dead_groups`, truncated ones under `mask_truncated`."""
+    """Returns the rollouts, or `scored.targets`, with advantages. The mask becomes false in completions that must not
+    influence the update: zero-variance groups under `drop_dead_groups`, truncated ones under `mask_truncated`."""
     rewards_NxG = scored.reward.reshape(-1, config.loss_group_size)
     advantages_B = np.asarray(config.loss.resolve().advantages(rewards_NxG)).reshape(-1)
     influence_B = np.ones(len(advantages_B), bool)

@@ -1,8 +1,8 @@
-"""The update: one optimiser step on one minibatch, written for one device and mapped over all of them.
+"""The update: one optimiser step on one minibatch, written for one device and mapped over all devices.
 
-A state goes in and a state comes out. Sums and divisors are added up over micro-batches and devices before one
-division, so the result does not depend on how rows are spread. Supervised training is the same update with the
-"reinforce" objective and every advantage 1.
+An update takes a state and returns a new state. The loss is a sum divided by a divisor; both are added up over
+micro-batches and devices before the division, so the loss does not depend on how rows are distributed. Supervised
+training is the same update with the "reinforce" objective and every advantage 1.
 """
 
 import functools
@@ -29,32 +29,32 @@ class OptimizerConfig(Config):
 
     learning_rate: float = flag(1e-6, "peak learning rate of AdamW", minimum=0)
     warmup_steps: int = flag(0, "optimiser updates of linear warm-up from 0", minimum=0)
-    schedule: str = flag("constant", "learning rate after the warm-up: the peak throughout, or a straight line or half "
-                         "a cosine down to --final_lr_fraction of it", ["constant", "linear", "cosine"])
-    decay_steps: int = flag(0, "optimiser updates until the schedule ends, with warm-up; 0: the whole run", minimum=0)
+    schedule: str = flag("constant", "learning rate after the warm-up: constant, or falling to --final_lr_fraction of "
+                         "the peak, linearly or as half a cosine", ["constant", "linear", "cosine"])
+    decay_steps: int = flag(0, "optimiser updates until the schedule ends, warm-up included; 0: whole run", minimum=0)
     final_lr_fraction: float = flag(0.0, "final learning rate, as a fraction of the peak", minimum=0, maximum=1)
     adam_b1: float = flag(0.9, "decay of AdamW's first moment", minimum=0, below=1)
     adam_b2: float = flag(0.999, "decay of AdamW's second moment", minimum=0, below=1)
-    first_moment_dtype: str = flag("float32", "type of AdamW's first moment; the second stays float32, since bfloat16 "
-                                   "does not resolve a change of 1 - adam_b2", ["float32", "bfloat16"])
-    weight_decay: float = flag(0.01, "decoupled weight decay, on all parameters", minimum=0)
+    first_moment_dtype: str = flag("float32", "dtype of AdamW's first moment; the second stays float32, since bfloat16 "
+                                   "cannot represent a relative change of 1 - adam_b2", ["float32", "bfloat16"])
+    weight_decay: float = flag(0.01, "decoupled weight decay, on all trained parameters", minimum=0)
     max_grad_norm: float = flag(1.0, "clip gradients to this global norm", above=0)
 
 
 class UpdateConfig(Config):
-    """How an update goes over its batch, and what it keeps in memory."""
+    """How an update passes over its batch, and how it saves memory."""
 
     temperature: float = flag(1.0, "sampling temperature of the rollouts, and of every log-probability", above=0)
     num_passes: int = flag(1, "times the update goes over a step's batch", minimum=1)
     num_minibatches: int = flag(1, "optimiser updates in each pass", minimum=1)
-    grad_accumulation: int = flag(1, "micro-batches of each minibatch on each device, to save memory; those of long "
-                                  "completions have similar lengths, so that less padding is computed", minimum=1)
+    grad_accumulation: int = flag(1, "micro-batches into which each device cuts a minibatch, to save memory; long "
+                                  "completions are sorted by length, so that less padding is computed", minimum=1)
     remat: bool = flag(True, "recompute layers in the backward pass: less memory, and on large models faster")
     divide_state: bool = flag(False, "divide parameters, moments and reference among the devices, if one device cannot "
-                              "hold them; they are gathered one layer at a time", free=True)
-    attention: str = flag("auto", "attention of rows longer than 256 tokens and of decoded tokens: in plain JAX, or "
-                          "by a kernel; auto: plain, until a kernel has been checked on the chip", lambda: ATTENTION)
-    max_logits: int = flag(2**25, "most logits (tokens x vocabulary) held at once in the update", minimum=1)
+                              "hold them all; weights are gathered one layer at a time", free=True)
+    attention: str = flag("auto", "implementation of attention for rows longer than 256 tokens and for decoded tokens: "
+                          "plain JAX or a kernel; auto: plain, since no kernel has been checked yet", lambda: ATTENTION)
+    max_logits: int = flag(2**25, "most logits (tokens x vocabulary) in memory at a time in the update", minimum=1)
 
     @property
     def updates_per_batch(self) -> int:
@@ -62,17 +62,17 @@ class UpdateConfig(Config):
 
 
 class LossConfig(Config):
-    """What the update maximises, given the rewards."""
+    """The loss of an update, given the rewards."""
 
     objective: str = flag("one_shot", "advantages, loss and divisor of the update", lambda: OBJECTIVES)
-    clip_low: Optional[float] = flag(None, "clip ratios at 1 - clip_low; unset: as the objective", minimum=0, maximum=1)
-    clip_high: Optional[float] = flag(None, "clip ratios at 1 + clip_high; unset: as the objective", minimum=0)
+    clip_low: Optional[float] = flag(None, "clip ratios at 1 - clip_low; unset: the objective's", minimum=0, maximum=1)
+    clip_high: Optional[float] = flag(None, "clip ratios at 1 + clip_high; unset: the objective's", minimum=0)
     entropy_coef: Optional[float] = flag(None, "weight of the entropy bonus, negative to minimise entropy; unset: "
                                          "the objective's own", minimum=-10)
     kl_coef: float = flag(0.0, "weight of the k3 KL to the reference, the model the run started from", minimum=0)
 
     def resolve(self) -> objectives.Objective:
-        """The row of the table; a clip range or entropy weight that is set here replaces the row's own."""
+        """Returns the row of `OBJECTIVES`, with the clip range and entropy weight that are set here, if any."""
         changes = {name: getattr(self, name) for name in ("clip_low", "clip_high", "entropy_coef")}
         return OBJECTIVES[self.objective]._replace(**{name: x for name, x in changes.items() if x is not None})
 
@@ -99,7 +99,7 @@ class ResetConfig(Config):
 
 
 def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
-    """optax's transformation of this name, for gradients that may be divided among devices."""
+    """Like `optax.clip_by_global_norm(largest)`, also for gradients that are divided among devices."""
     def update(grads, state, params=None):
         norm = parallel.global_norm(grads)
         return jax.tree.map(lambda g: lax.select(norm < largest, g, g / norm * largest), grads), state
@@ -107,8 +107,8 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
 
 
 def learning_rates(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
-    """Warm-up, then `config.schedule`, which ends after `decay_steps` updates, by default after the run's
-    `num_updates`."""
+    """Returns the learning rate of each update: linear warm-up, then `config.schedule`, which ends after `decay_steps`
+    updates, or after the run's `num_updates` if that flag is 0."""
     warmup, peak = config.warmup_steps, config.learning_rate
     decay_updates, fraction = max((config.decay_steps or num_updates) - warmup, 1), config.final_lr_fraction
     decay = {"constant": optax.constant_schedule(peak),
@@ -118,26 +118,26 @@ def learning_rates(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm, with `learning_rates`."""
+    """Returns AdamW with the schedule `learning_rates`, on gradients clipped by their global norm."""
     return optax.chain(clip_by_global_norm(config.max_grad_norm),
                        optax.adamw(learning_rates(config, num_updates), config.adam_b1, config.adam_b2,
                                    weight_decay=config.weight_decay, mu_dtype=config.first_moment_dtype))
 
 
 def init_state(params: model.Params, optimizer: optax.GradientTransformation, keep_reference: bool) -> LearnerState:
-    copy = jax.tree.map(jnp.copy, params) if keep_reference else None  # donation must not see one buffer twice
+    copy = jax.tree.map(jnp.copy, params) if keep_reference else None  # one buffer cannot be donated twice
     return LearnerState(jnp.int32(0), params, optimizer.init(adapters.split(params)[0]), copy)
 
 
 def reference(state: LearnerState) -> model.Params:
-    """The reference of the KL: the copy of the initial model, or the parameters without their adapter."""
+    """Returns the KL reference: the stored copy if there is one, else the parameters without their adapter."""
     return adapters.base_params(state.params) if state.ref_params is None else state.ref_params
 
 
 def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3,
                     axis_name: Optional[str] = None) -> Callable:
-    """`(params, batch [micro-batches, ...])` to the first `count` of (logprobs, entropies, self-certainty), each
-    f32[micro-batches,B,T] nats, with 0 where padding is cut off. `axis_name` as in `make_update`."""
+    """Returns `statistics(params, batch [micro-batches, ...])`: a tuple of the first `count` of logprobs, entropy and
+    self-certainty, each f32[micro-batches,B,T] in nats, 0 where padding was cut off. `axis_name`: see `make_update`."""
     how = Scoring(config.max_logits, False, ATTENTION[config.attention].rows, count > 2)
 
     def statistics(params, batch: Batch):
@@ -154,9 +154,10 @@ def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int 
 
 
 def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig) -> Callable:
-    """`loss_sum(trained, frozen, micro-batch, weights) -> (sum, (sums of each metric, largest gap))` over its tokens:
-    the sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy), before its divisor. The KL is measured
-    if the batch has `ref_logprobs`. Truncated rows need the `weights`, f32[B,T], of the whole rows."""
+    """Returns `loss_sum(trained, frozen, micro, weights) -> (total, ({metric: sum}, largest gap))`, over all tokens of
+    a micro-batch. `total` is the sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy), not yet
+    divided; a gap is |old - sampler log-probability|. The KL is measured if the batch has `ref_logprobs`. `weights`,
+    f32[B,T], default to the objective's; if the rows have been truncated, pass the weights of the whole rows."""
     objective, how = loss.resolve(), Scoring(config.max_logits, config.remat, ATTENTION[config.attention].rows)
     clip_low, clip_high, entropy_coef = objective.clip_low, objective.clip_high, objective.entropy_coef
 
@@ -165,7 +166,7 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
                                                 config.temperature, how)
         mask, current = micro.completion_mask, lax.stop_gradient(logprobs)
 
-        def fill(logprobs_BxT):  # a ratio of 1 at masked tokens: an overflow there would make the gradient 0 * inf
+        def fill(logprobs_BxT):  # makes ratios 1 at masked tokens: an overflow would make the gradient 0 * inf
             return jnp.where(mask, logprobs_BxT, current)
 
         old = current if micro.old_logprobs is None else fill(micro.old_logprobs)
@@ -195,9 +196,9 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
 
 def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig,
                 optimizer: optax.GradientTransformation, axis_name: Optional[str] = None) -> Callable:
-    """`update(state, batch, step) -> (state, metrics)` on one device, or on each device of the mapped axis `axis_name`.
-    The batch's arrays have a leading axis of micro-batches, whose gradients are accumulated. The loss is the sum of
-    `make_loss` over the normaliser's divisor."""
+    """Returns `update(state, batch, step) -> (state, metrics)` for one device, or for each device of the mapped axis
+    `axis_name`. The batch's arrays have a leading axis of micro-batches, over which gradients are accumulated. The loss
+    is the total of `make_loss` divided by the objective's divisor. Metrics are f32 scalars by name."""
     objective, loss_sum = loss.resolve(), make_loss(model_config, config, loss)
 
     def update(state: LearnerState, batch: Batch, step):
@@ -235,7 +236,7 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
 
 
 def micro_rows(config: UpdateConfig, rows: int, flags: str) -> int:
-    """Rows of a micro-batch on each device, of `rows` in a step. UserError, naming the flags, if they do not divide."""
+    """Returns the rows of a micro-batch on each device. Raises UserError, naming `flags`, if `rows` do not divide."""
     parts, devices = config.num_minibatches * config.grad_accumulation, parallel.device_count()
     if rows % (parts * devices):
         raise UserError(f"{flags} = {rows} rows do not divide into --num_minibatches x --grad_accumulation x "
@@ -245,9 +246,9 @@ def micro_rows(config: UpdateConfig, rows: int, flags: str) -> int:
 
 def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig,
                optimizer: optax.GradientTransformation, seed: int) -> Callable:
-    """`update(state, batch, step) -> (state, metrics)` on all devices: every pass and minibatch of a host batch. The
-    minibatches are a function of (seed, step, pass). The state is placed (`parallel.place_state`) and donated. Metrics
-    are floats named train/*, means over the updates."""
+    """Returns `update(state, batch, step) -> (state, metrics)`, which runs all passes and minibatches of a host batch
+    on all devices. Minibatches are a function of (seed, step, pass). The state is placed (`parallel.place_state`) and
+    donated. Metrics are floats named train/*: means over the updates, or maxima for names that end in _max."""
     mapped = parallel.map_devices(make_update(model_config, config, loss, optimizer, parallel.AXIS), donate_argnums=0)
 
     def update(state: LearnerState, batch: Batch, step: int):
@@ -265,7 +266,7 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
 
 
 def map_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3) -> Callable:
-    """`statistics(params, batch)`: as `make_statistics`, of a host batch on all devices, f32[B,T] each on the host."""
+    """Returns `make_statistics` for host batches, run on all devices: each result is a numpy array f32[B,T]."""
     mapped = parallel.map_devices(make_statistics(model_config, config, count, parallel.AXIS))
     pieces = config.num_minibatches * config.grad_accumulation
 

@@ -1,5 +1,4 @@
-"""Log-probabilities of given completions, which the sampler records too, token by token (invariant 3). Axis letters as
-in `model`."""
+"""Log-probabilities of given completions, which agree with those of the sampler. Axis letters as in `model`."""
 
 import math
 from typing import Callable, NamedTuple
@@ -15,9 +14,9 @@ from rlvr_jax.records import Batch
 
 def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: jax.Array, temperature: float,
                    max_logits: int = 2**25, self_certainty: bool = False) -> tuple[jax.Array, ...]:
-    """Log-probability of each target and entropy of each distribution at `temperature`, f32[B,T] nats; with
-    `self_certainty` also KL(uniform || policy) of each distribution (Intuitor, arXiv 2505.19590). Works in chunks of at
-    most `max_logits` logits, recomputed in the backward pass: [B,T,V] would be the largest array of a training step."""
+    """Returns (log-probability of each target, entropy of each distribution) at `temperature`, f32[B,T] in nats; with
+    `self_certainty` also KL(uniform || policy), third (Intuitor, arXiv 2505.19590). Computes at most
+    `max_logits` logits at a time, again in the backward pass: [B,T,V] would be the largest array of a training step."""
     b, t, d = hidden_BxTxD.shape
     num_chunks = -(-b * t // max(1, max_logits // params["embed"].shape[0]))
     chunk = -(-b * t // num_chunks)
@@ -41,18 +40,18 @@ def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: j
 
 
 class Scoring(NamedTuple):
-    """How log-probabilities are computed; hashable, so that it may be static under jit."""
+    """Options of `completion_logprobs`; hashable, so that they may be static under jit."""
 
-    max_logits: int = 2**25  # most logits (tokens x vocabulary) held at once
+    max_logits: int = 2**25  # most logits (tokens x vocabulary) in memory at a time
     remat: bool = False  # recompute layers in the backward pass
-    attend: Callable = ops.causal_attention  # attention of long rows
-    self_certainty: bool = False  # also return it
+    attend: Callable = ops.causal_attention  # attention of rows longer than `ops.SHORT`
+    self_certainty: bool = False  # also return the self-certainty
 
 
 def completion_logprobs(params: model.Params, config: ModelConfig, batch: Batch, temperature,
                         how: Scoring = Scoring()) -> tuple[jax.Array, ...]:
-    """(logprobs, entropy), f32[B,T], of every completion token given its prompt and the tokens before it; with
-    `how.self_certainty` that is third. Reads only `prompts`, `prompt_index` and `completions` of the batch."""
+    """Returns (logprobs, entropy), f32[B,T], of every completion token given its prompt and the tokens before it; with
+    `how.self_certainty` also self-certainty. Uses only `prompts`, `prompt_index` and `completions` of the batch."""
     rows = model.ForwardOptions(how.remat, how.attend)
     params = parallel.all_gather_parts(params, config.dtype, but="layers", reused=True)
     prefix = model.prefill(params, config, batch.prompts, rows)

@@ -3,7 +3,7 @@
 The architecture is Llama's (Touvron et al., arXiv 2302.13971) with the switches that Qwen2 (query/key/value biases) and
 Qwen3 (query/key norms) need. One `layer` serves two callers: `forward` scans it over stacked parameters (training,
 prefill), `decode_step` unrolls it (a scan inside a decoding loop would copy every weight at every token). Callers pass
-what it attends to: `Prefix` holds keys and values of the prompts, shared by all completions; `KVCache` decoded ones.
+`layer` its attention. `Prefix` has keys and values of prompts, shared by all completions; `KVCache` of decoded tokens.
 
 Array names carry their axes: B rows (completions), P distinct prompts, S prompt positions, T positions of a row,
 W cache window, D width, H query heads, K key/value heads, R = H/K query heads per key/value head, E head size,
@@ -45,7 +45,7 @@ class ModelConfig:
     qkv_bias: bool = False  # Qwen2
     qk_norm: bool = False  # Qwen3
     tie_embeddings: bool = True
-    dtype: str = "float32"  # of the computation
+    dtype: str = "float32"  # dtype of the computation
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)
@@ -56,42 +56,42 @@ class ModelConfig:
         return cls(**fields | {"rope_scaling": scaling and RopeScaling(**scaling)})
 
 
-# {"embed": [V,D], "layers": {name: [L,...]}, "final_norm": [D], "head": [D,V] unless tied}, and leaves of an adapter
+# {"embed": [V,D], "layers": {name: [L,...]}, "final_norm": [D], "head": [D,V] unless tied}, plus leaves of an adapter
 Params = dict
-KEPT = "attention"  # name of the outputs that rematerialisation keeps in long rows: small, and slow to recompute
+KEPT = "attention"  # name of the attention outputs of long rows, which remat keeps: small, but slow to recompute
 EditResidual = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (layer, x_BxTxD, positions_BxT) -> x_BxTxD
 
 
 class ForwardOptions(NamedTuple):
-    """How `forward` runs whole rows; hashable, so that it may be static under jit."""
+    """Options of `forward`; hashable, so that they may be static under jit."""
 
     remat: bool = False  # recompute each layer in the backward pass instead of keeping its activations
-    attend: Callable = ops.causal_attention  # attention of long rows: `rows` of `ops.ATTENTION`
-    keep_kv: bool = False  # return each layer's (keys, values), [L,B,T,K,E]
+    attend: Callable = ops.causal_attention  # attention of rows longer than `ops.SHORT`
+    keep_kv: bool = False  # `kept` is each layer's (keys, values), [L,B,T,K,E]
     edit_residual: Optional[EditResidual] = None  # applied to the output of every layer
-    read_residual: Optional[Callable] = None  # of each layer's output x_BxTxD, after the edit, return this instead
+    read_residual: Optional[Callable] = None  # x_BxTxD, a layer's edited output -> what `kept` has of the layer
 
 
 @flax.struct.dataclass
 class Prefix:
-    """The prompts as later tokens see them: every prompt token but the last, which each completion feeds itself."""
+    """Keys and values of the prompts, except of each prompt's last token, which is the first input of a completion."""
 
     keys: jax.Array  # [L,P,S,K,E]
     values: jax.Array  # [L,P,S,K,E]
-    lengths: jax.Array  # i32[P] visible positions: prompt length - 1
+    lengths: jax.Array  # i32[P] positions in use: prompt length - 1
     last_tokens: jax.Array  # i32[P] the first input of every completion
 
 
 class Layout(NamedTuple):
     """How decoding uses a device's memory; hashable, so that it may be static under jit."""
 
-    axis: int = 1  # of a cache's window: 1 for [B,W,K,E], 2 for [B,K,W,E]
-    cast: bool = False  # cast the weights once, before the loop
-    grows: bool = False  # enlarge the cache with the completions; else each step reads a part of the whole cache
-    shrinks: bool = False  # drop idle slots at the end, each time half of them are
+    axis: int = 1  # the axis of a cache's positions: 1 for [B,W,K,E], 2 for [B,K,W,E]
+    cast: bool = False  # cast the weights once, before the decoding loop
+    grows: bool = False  # enlarge the cache as completions grow; else allocate all of it, and read a part at each step
+    shrinks: bool = False  # when the queue is empty, halve the slots each time half are idle
 
 
-# The CPU's layout would make TPUs copy the cache at each read, GPUs each part they read, and both cast at each token.
+# In the CPU's layout TPUs would copy the cache at each read, GPUs the part read, and both cast weights at each token.
 LAYOUTS = {"cpu": Layout(shrinks=True), "tpu": Layout(axis=2, cast=True), "gpu": Layout(axis=2, cast=True, grows=True)}
 
 
@@ -104,20 +104,20 @@ class KVCache:
 
 
 class Context(NamedTuple):
-    """What does not change from one decoded token to the next."""
+    """The inputs of `decode_step` that stay the same from token to token."""
 
     layers: list  # (weights, prefix keys, prefix values) of each layer
     prefix: Prefix
     prompt_index: Optional[jax.Array]  # i32[B] the prompt that each row continues; None: row b continues prompt b
-    # (q_Bx1xHxE, segment of the prompt, (keys_BxKxWxE, values_BxKxWxE), positions filled i32[B]) -> mixed_Bx1x(H*E)
+    # (q_Bx1xHxE, segment of the prompt, (keys_BxKxWxE, values_BxKxWxE), filled positions i32[B]) -> mixed_Bx1x(H*E)
     attend: Optional[Callable] = None
 
 
 class Inputs(NamedTuple):
-    """One token of each row; rows may be at different steps."""
+    """The next input token of each row; rows may be at different steps."""
 
     tokens: jax.Array  # i32[B]
-    steps: jax.Array  # i32[B] how many inputs of its completion each row had before
+    steps: jax.Array  # i32[B] how many inputs of its completion each row has had before
 
 
 def init_params(key: jax.Array, config: ModelConfig) -> Params:
@@ -145,14 +145,14 @@ def init_params(key: jax.Array, config: ModelConfig) -> Params:
 
 def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.Array, attend: Callable,
           first_BxT: jax.Array) -> tuple:
-    """One pre-norm block: `(x_BxTxD, kept)`. `attend(q_BxTxHxE, k_BxTxKxE, v_BxTxKxE) -> (mixed_BxTx(H*E), kept)`
-    applies masks and caches. `first_BxT`, bool, marks positions that predict the first token of a completion. Weights
-    are cast to x's dtype, so float32 parameters compute in `config.dtype`."""
+    """Applies one pre-norm block with parameters `p` and returns (x_BxTxD, kept). The caller's `attend(q_BxTxHxE,
+    k_BxTxKxE, v_BxTxKxE) -> (mixed_BxTx(H*E), kept)` applies masks and caches. `first_BxT`, bool, marks positions that
+    predict the first token of a completion. Weights are cast to the dtype of x."""
     def project(name, x, scale=None):
         y = ops.linear(x, p[name].astype(x.dtype))
         if name + "_lora_a" in p:
-            a, b = p[name + "_lora_a"], p["lora_scale"] * p[name + "_lora_b"]  # in float32, as alpha/r may need it
-            if a.shape[1] == 1:  # XLA fuses rank-1 products, which breaks bitwise agreement of sampler and learner
+            a, b = p[name + "_lora_a"], p["lora_scale"] * p[name + "_lora_b"]  # float32: 16 bits may not hold alpha/r
+            if a.shape[1] == 1:  # pad: XLA fuses rank-1 products, so sampler and learner would not agree bitwise
                 a, b = jnp.pad(a, ((0, 0), (0, 1))), jnp.pad(b, ((0, 1), (0, 0)))
             y += ops.linear(ops.linear(x, a.astype(x.dtype)), b.astype(x.dtype))
         y = y if scale is None else y * scale
@@ -176,8 +176,8 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
 
 
 def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_queries: int) -> tuple:
-    """The segment, of `ops.attention`, with which each row sees its prompt: a single prompt is not copied B times, and
-    nothing is copied if `prompt_index_B` is None, so that row b continues prompt b."""
+    """Returns the segment (keys, values, mask) of `ops.attention` by which row b attends to prompt `prompt_index_B[b]`,
+    or to prompt b without an index. A single prompt is shared by all rows, not copied: then keys are [S,K,E]."""
     num_prompts, size = keys_PxSxKxE.shape[:2]
     lengths_B = lengths_P if prompt_index_B is None else lengths_P[prompt_index_B]
     mask_BxS = jnp.arange(size)[None, :] < lengths_B[:, None]
@@ -190,12 +190,10 @@ def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_
 
 def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: Optional[Prefix] = None,
             prompt_index_B: Optional[jax.Array] = None, how: ForwardOptions = ForwardOptions()) -> tuple:
-    """Runs whole rows through the layers: `(hidden_BxTxD, kept)`, the states after the final norm and what `how` keeps
-    of each layer, [L,...]. Inputs are i32, right-padded; no position sees later ones, so padding needs no mask.
-
-    Row b continues prompt `prompt_index_B[b]` of the prefix, into which gradients flow; its first input predicts the
-    first token of a completion. Without a prefix no input does.
-    """
+    """Runs whole rows through the layers and returns (hidden_BxTxD, kept): the states after the final norm, and what
+    `how` keeps of each layer, [L,...]. Tokens are i32, right-padded; attention is causal, so padding needs no mask. Row
+    b continues prompt `prompt_index_B[b]` of the prefix, into which gradients flow; the row's first input predicts the
+    first token of a completion. Without a prefix, no input counts as predicting a first token."""
     b, t = tokens_BxT.shape
     starts_B = jnp.zeros(b, jnp.int32) if prefix is None else prefix.lengths[prompt_index_B]
     positions_BxT = starts_B[:, None] + jnp.arange(t)[None, :]
@@ -225,27 +223,27 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
 
 
 def prefill(params: Params, config: ModelConfig, prompts: Prompts, how: ForwardOptions = ForwardOptions()) -> Prefix:
-    """Runs each distinct prompt once."""
+    """Runs each distinct prompt through the model once and returns the `Prefix`."""
     _, (keys, values) = forward(params, config, prompts.tokens, how=how._replace(keep_kv=True))
     last_tokens_P = jnp.take_along_axis(prompts.tokens, prompts.lengths[:, None] - 1, axis=1)[:, 0]
     return Prefix(keys, values, prompts.lengths - 1, last_tokens_P)
 
 
 def cast_weights(params: Params, dtype: str) -> Params:
-    """Casts all parameters except norms and LoRA's factors, which are used in float32."""
+    """Casts all parameters except norms and LoRA's factors, which stay as they are: they are used in float32."""
     return jax.tree_util.tree_map_with_path(lambda path, x: x if re.search(
         "norm|lora", jax.tree_util.keystr(path)) else x.astype(dtype), params)
 
 
 def head(params: Params, hidden: jax.Array) -> jax.Array:
-    """Hidden states [..., D] to float32 logits [..., V]."""
+    """Maps hidden states [..., D] to float32 logits [..., V]."""
     if "head" in params:
         return ops.float32_einsum("...d,dv->...v", hidden, params["head"].astype(hidden.dtype))
     return ops.float32_einsum("...d,vd->...v", hidden, params["embed"].astype(hidden.dtype))
 
 
 def unroll_layers(params: Params, prefix: Prefix, prompt_index_B: Optional[jax.Array] = None) -> Context:
-    """The layers one by one, for `decode_step`. Call it outside the decoding loop, which then slices no weights."""
+    """Slices the stacked layers apart for `decode_step`. Call it before a decoding loop, which then slices nothing."""
     stacked = (params["layers"], prefix.keys, prefix.values)
     layers = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(prefix.keys))]
     return Context(layers, prefix, prompt_index_B)
@@ -254,40 +252,40 @@ def unroll_layers(params: Params, prefix: Prefix, prompt_index_B: Optional[jax.A
 def init_cache(config: ModelConfig, rows: int, window: int, layout: Layout = Layout()) -> KVCache:
     heads, size = config.num_kv_heads, config.head_dim
     shape = (rows, window, heads, size) if layout.axis == 1 else (rows, heads, window, size)
-    return KVCache(tuple(tuple(jnp.zeros(shape, config.dtype) for _ in "kv")  # not shared, so that it can be donated
+    return KVCache(tuple(tuple(jnp.zeros(shape, config.dtype) for _ in "kv")  # separate buffers, which can be donated
                          for _ in range(config.num_layers)), layout)
 
 
 def decode_step(params: Params, config: ModelConfig, context: Context, inputs: Inputs, cache: KVCache,
                 edit_residual: Optional[EditResidual] = None) -> tuple[jax.Array, KVCache]:
-    """Feeds one token of each row: `(logits_BxV f32, cache)`. To start over, a row sets its step to 0, since the cache
-    beyond a row's step is masked. Attention reads the smallest power-of-two part of the cache that holds the farthest
-    row, or all of a cache that grows; `context.attend` replaces it."""
+    """Feeds one token of each row and returns (logits_BxV f32, cache). Setting a row's step to 0 starts a completion
+    afresh, as cache positions after the step are masked. Attention reads the first 64 * 2^i positions, as few as hold
+    the tokens of every row, or all of a cache that grows; `context.attend`, if given, replaces this attention."""
     prefix, prompt_index_B, attend = context.prefix, context.prompt_index, context.attend
     tokens_B, steps_B = inputs
     axis = cache.layout.axis
     rows_B, window = jnp.arange(len(tokens_B)), cache.layers[0][0].shape[axis]
-    place = ((rows_B, steps_B) if axis == 1 else  # indices of all heads, as a slice would move their axis
-             (rows_B[:, None], jnp.arange(config.num_kv_heads)[None], steps_B[:, None]))
+    new_entry = ((rows_B, steps_B) if axis == 1 else  # indexes all heads, since a slice would move their axis
+                 (rows_B[:, None], jnp.arange(config.num_kv_heads)[None], steps_B[:, None]))
     starts_B = prefix.lengths if prompt_index_B is None else prefix.lengths[prompt_index_B]
     positions_Bx1 = (starts_B + steps_B)[:, None]
     buckets = [64 * 2**i for i in range(24) if 64 * 2**i < window and not cache.layout.grows] + [window]
-    bucket = 0  # a sum over no elements, inside the sampler's loop, crashes XLA's CPU compiler (jaxlib 0.11.2)
+    bucket = 0  # not computed: a sum of no elements in the sampler's loop crashes XLA's CPU compiler (jaxlib 0.11.2)
     if len(buckets) > 1:
         bucket = jnp.sum(jnp.max(steps_B) >= jnp.array(buckets[:-1], jnp.int32))
     seen_Bx1xW = (jnp.arange(window)[None, :] <= steps_B[:, None])[:, None]
     x, kept = params["embed"][tokens_B[:, None]].astype(config.dtype), []
     for i, (p, prefix_keys, prefix_values) in enumerate(context.layers):
         def mix(q, k, v):
-            kv = tuple(old.at[place].set(new[:, 0]) for old, new in zip(cache.layers[i], (k, v)))
+            kv = tuple(old.at[new_entry].set(new[:, 0]) for old, new in zip(cache.layers[i], (k, v)))
             prompt = prefix_segment(prefix_keys, prefix_values, prefix.lengths, prompt_index_B, 1)
             if attend is not None:
                 return attend(q, prompt, tuple(jnp.moveaxis(x, axis, 2) for x in kv), steps_B + 1), kv
 
-            def look(size):
+            def attend_to_first(size):
                 read = (jnp.moveaxis(lax.slice_in_dim(x, 0, size, axis=axis), axis, 1) for x in kv)
                 return ops.attention(q, [prompt, (*read, seen_Bx1xW[:, :, :size])])
-            return lax.switch(bucket, [lambda size=size: look(size) for size in buckets]), kv
+            return lax.switch(bucket, [lambda size=size: attend_to_first(size) for size in buckets]), kv
 
         x, kv = layer(parallel.all_gather_parts(p, config.dtype), config, x, positions_Bx1, mix, steps_B[:, None] == 0)
         if edit_residual is not None:
@@ -301,10 +299,11 @@ def local_prompts(prompts: Prompts, prompt_index_B: np.ndarray, pieces: int, rep
                   cut: bool = False) -> tuple[Prompts, np.ndarray]:
     """Cuts rows into equal pieces, each with only the prompts it uses: (prompts [pieces,P',S], index [pieces,B']).
     `repeats` consecutive rows share a prompt; `cut` says that the first row may be inside such a group. P' is the most
-    that a piece may need, so that shapes stay the same for a whole run. Raises ValueError if a piece needs more."""
+    prompts that a piece may need, so that all steps have the same shapes. Raises ValueError if a piece needs more."""
     index = np.asarray(prompt_index_B).reshape(pieces, -1)
     size = index.shape[1]
-    slots = min(len(prompts.lengths), size, size // repeats + (2 if size % repeats else cut))
+    cut_groups = 2 if size % repeats else int(cut)  # groups of which a piece may hold a part
+    slots = min(len(prompts.lengths), size, size // repeats + cut_groups)
     used, local = zip(*(np.unique(piece, return_inverse=True) for piece in index))
     if (most := max(map(len, used))) > slots:
         raise ValueError(f"a piece of {size} rows has {most} prompts where groups of {repeats} rows leave {slots}")

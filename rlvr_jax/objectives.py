@@ -1,8 +1,8 @@
 """Advantages and policy losses as small pure functions, and the table of published combinations.
 
-Everything is elementwise or a sum over one axis. N groups, normalised separately even if all share a problem; G
-completions a group, B = N*G, T tokens. Log-probabilities are float32 nats at the sampling temperature. Advantages are
-of completions, [B], or of tokens, [B,T].
+Everything is elementwise or a sum over one axis. There are N groups, normalised separately even if all share a problem,
+of G completions each, B = N*G in all, of T tokens. Log-probabilities are float32 nats at the sampling temperature.
+Advantages are per completion, [B], or per token, [B,T].
 """
 
 from typing import Callable, NamedTuple, Optional
@@ -23,7 +23,7 @@ def group_advantages(rewards_NxG: jax.Array) -> jax.Array:
 
 def centred_advantages(rewards_NxG: jax.Array) -> jax.Array:
     """r - mean (Dr. GRPO, arXiv 2503.20783)."""
-    equal = jnp.all(rewards_NxG == rewards_NxG[:, :1], -1, keepdims=True)  # a rounded mean would leave residues
+    equal = jnp.all(rewards_NxG == rewards_NxG[:, :1], -1, keepdims=True)  # then 0: a rounded mean would leave residues
     return jnp.where(equal, 0.0, rewards_NxG - jnp.mean(rewards_NxG, -1, keepdims=True))
 
 
@@ -34,29 +34,29 @@ def leave_one_out_advantages(rewards_NxG: jax.Array) -> jax.Array:
 
 
 def no_advantages(rewards_NxG: jax.Array) -> jax.Array:
-    """0: rewards teach nothing. A negative entropy bonus alone minimises entropy (arXiv 2505.20282)."""
+    """Returns 0 everywhere, so that rewards have no effect; used to minimise entropy alone (arXiv 2505.20282)."""
     return rewards_NxG * 0.0
 
 
 def live_groups(rewards_NxG):
-    """bool[N]: all but zero-variance groups, whose equal rewards teach nothing; a group of one is live."""
+    """Returns bool[N], false for zero-variance groups, whose rewards are all equal; a group of one counts as live."""
     return (rewards_NxG != rewards_NxG[:, :1]).any(-1) | (rewards_NxG.shape[1] == 1)
 
 
 def per_token(advantages):
-    """Advantages [B] or [B,T] in a shape that multiplies [B,T]."""
+    """Reshapes advantages [B] to [B,1], so that they multiply [B,T]; returns advantages [B,T] as they are."""
     return advantages if advantages.ndim == 2 else advantages[:, None]
 
 
 def sequence_log_ratio(logprobs_BxT, old_logprobs_BxT, mask_BxT):
-    """The mean of a completion's log-ratios, at each of its tokens (GSPO, arXiv 2507.18071)."""
+    """Returns the mean log-ratio of a completion's tokens at each of them, [B,T] (GSPO, arXiv 2507.18071)."""
     log_ratio = jnp.where(mask_BxT, logprobs_BxT - old_logprobs_BxT, 0.0)
     mean_Bx1 = jnp.sum(log_ratio, -1, keepdims=True) / jnp.maximum(jnp.sum(mask_BxT, -1, keepdims=True), 1)
     return jnp.broadcast_to(mean_Bx1, mask_BxT.shape)
 
 
 def ppo_clip(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
-    """-min(rho A, clip(rho, 1-low, 1+high) A) a token, rho = policy / old policy (PPO, arXiv 1707.06347)."""
+    """-min(rho A, clip(rho, 1-low, 1+high) A) at each token, rho = policy / old policy (PPO, arXiv 1707.06347)."""
     ratio, advantages = jnp.exp(logprobs_BxT - old_logprobs_BxT), per_token(advantages)
     return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - low, 1 + high) * advantages)
 
@@ -67,7 +67,7 @@ def gspo_clip(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
 
 
 def capped_weight(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, high):
-    """-sg(min(rho, 1+high)) A log pi: every token keeps a gradient (CISPO, arXiv 2506.13585). `low` is unused."""
+    """-stop_gradient(min(rho, 1+high)) A log pi: all tokens keep gradients (CISPO, arXiv 2506.13585). Ignores `low`."""
     ratio = jnp.minimum(jnp.exp(logprobs_BxT - old_logprobs_BxT), 1 + high)
     return -lax.stop_gradient(ratio) * per_token(advantages) * logprobs_BxT
 
@@ -78,7 +78,7 @@ def score_function(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, hi
 
 
 def k3_kl(logprobs_BxT, ref_logprobs_BxT):
-    """exp(d) - d - 1 with d = ref - policy, clipped to 10: the low-variance estimate of KL(policy || reference)."""
+    """exp(d) - d - 1, at most 10, for d = ref - policy: Schulman's low-variance estimate of KL(policy || reference)."""
     difference = jnp.clip(ref_logprobs_BxT - logprobs_BxT, -20, 20)  # an overflow would make the gradient 0 * inf
     return jnp.clip(jnp.exp(difference) - difference - 1, -10, 10)
 
@@ -102,15 +102,15 @@ def sequence_sum(mask_BxT):
 
 
 class Objective(NamedTuple):
-    """A row of the table: three functions, and the clip range and entropy bonus of its paper."""
+    """A row of `OBJECTIVES`: three functions, and the clip range and entropy bonus of its paper."""
 
-    advantages: Callable
-    token_loss: Callable
-    normalise: Callable
+    advantages: Callable  # rewards_NxG -> advantages_NxG
+    token_loss: Callable  # (logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, clip_low, clip_high) -> terms_BxT
+    normalise: Callable  # mask_BxT -> (weights_BxT, shares_B)
     clip_low: float = 0.2
     clip_high: float = 0.2
     entropy_coef: float = 0.0
-    log_ratio: Optional[Callable] = None  # log of the ratio that the clip range limits, [B,T]; None: each token's
+    log_ratio: Optional[Callable] = None  # (logprobs, old_logprobs, mask) -> log of ratios to clip; None: each token's
 
 
 OBJECTIVES = {

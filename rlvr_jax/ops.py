@@ -1,4 +1,4 @@
-"""The operations of a layer: products, norms, rotary positions, attention. Axis letters as in `model`."""
+"""The operations of a layer: matrix products, norms, rotary positions, attention. Axis letters as in `model`."""
 
 import dataclasses
 import functools
@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-SHORT = 256  # attention scores of rows up to this many tokens are computed at once
+SHORT = 256  # longest rows whose attention scores are computed in one piece; longer rows use `Attention.rows`
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3 stretches rotary wavelengths longer than the original window (Llama 3.1 release)."""
+    """How Llama 3.1 stretches rotary wavelengths that are longer than the window of its pre-training."""
 
     factor: float
     low_freq_factor: float
@@ -24,8 +24,8 @@ class RopeScaling:
 
 @jax.custom_vjp
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [..., D] @ weight [D, F]. JAX's own gradient of the weight is the transpose of a product over two batch axes,
-    for which XLA copies both operands on a CPU; this one copies nothing."""
+    """Returns x [..., D] @ weight [D, F], with a gradient of the weight that needs no copies. JAX's own gradient
+    transposes a product over two batch axes, for which XLA copies both operands on a CPU."""
     return x @ weight
 
 
@@ -40,7 +40,7 @@ linear.defvjp(lambda x, weight: (x @ weight, (x, weight)), linear_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def float32_einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """An einsum in float32 whose gradients are computed in the operands' own type, which is faster in 16 bits."""
+    """An einsum with a float32 result. Gradients are computed in the operands' dtype, which is faster in 16 bits."""
     return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
 
 
@@ -52,8 +52,8 @@ float32_einsum.defvjp(lambda equation, x, y: (float32_einsum(equation, x, y), (x
 
 
 def swiglu(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, Optional[jax.Array]]:
-    """silu(gate) * up (SwiGLU, arXiv 2002.05202), and the scale it must be multiplied by, f32 [..., 1], or None for 1.
-    In float16 this product may overflow (beyond 65,504), so there each row is scaled to at most 2^14."""
+    """Returns (y, scale) such that y * scale = silu(gate) * up (SwiGLU, arXiv 2002.05202); None stands for 1. In
+    float16 this product may overflow (beyond 65,504), so each row is divided by scale, f32 [..., 1], to stay below."""
     if gate.dtype != jnp.float16:
         return jax.nn.silu(gate) * up, None
     product = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
@@ -69,7 +69,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: Optional[RopeScaling]) -> jax.Array:
-    """Radians per position, f32[E/2] (arXiv 2104.09864); with Llama 3's stretch of long wavelengths if `scaling`."""
+    """Returns rotary frequencies in radians per position, f32[E/2] (RoPE, arXiv 2104.09864), scaled by `scaling`."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is None:
         return frequencies
@@ -79,7 +79,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: Optional[RopeScaling]
 
 
 def rotate(x_BxTxHxE: jax.Array, positions_BxT: jax.Array, frequencies: jax.Array) -> jax.Array:
-    """Rotary embedding in the half-split layout of Hugging Face weights: pairs are (i, i + E/2)."""
+    """Applies rotary embeddings in the layout of Hugging Face weights, where dimensions i and i + E/2 form a pair."""
     angles = positions_BxT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = jnp.split(x_BxTxHxE.astype(jnp.float32), 2, axis=-1)
@@ -87,9 +87,9 @@ def rotate(x_BxTxHxE: jax.Array, positions_BxT: jax.Array, frequencies: jax.Arra
 
 
 def attention(q_BxTxHxE: jax.Array, segments) -> jax.Array:
-    """Softmax attention over the concatenation of `segments`, each `(keys, values, mask)`: [B,T,H*E]. Keys and values
-    are [B,S,K,E], or [S,K,E] if all rows share them: then one matrix product serves all rows. `mask` is bool, [B,T,S];
-    every query must see at least one position."""
+    """Returns softmax attention, [B,T,H*E], over the concatenation of `segments`, each (keys, values, mask). Keys and
+    values are [B,S,K,E], or [S,K,E] if all rows share them: then one matrix product serves all rows. mask, bool[B,T,S],
+    is true where a query sees a key; every query must see at least one key."""
     b, t, h, e = q_BxTxHxE.shape
     kv_heads = segments[0][0].shape[-2]
     q = (q_BxTxHxE * e**-0.5).reshape(b, t, kv_heads, h // kv_heads, e)
@@ -108,7 +108,7 @@ def attention(q_BxTxHxE: jax.Array, segments) -> jax.Array:
 
 
 def join_segments(q_BxTxHxE: jax.Array, segments) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Concatenates segments: keys and values, [B,S,K,E] each, and mask, [B,T,S]."""
+    """Concatenates segments as in `attention`: returns keys and values, each [B,S,K,E], and the mask, [B,T,S]."""
     *keys_and_values, masks = zip(*segments)
     keys, values = (jnp.concatenate([jnp.broadcast_to(x, (len(q_BxTxHxE), *x.shape[-3:])) for x in parts], 1)
                     for parts in keys_and_values)
@@ -116,9 +116,9 @@ def join_segments(q_BxTxHxE: jax.Array, segments) -> tuple[jax.Array, jax.Array,
 
 
 def causal_attention(q_BxTxHxE: jax.Array, segments, chunk: int = 256) -> jax.Array:
-    """As `attention`, if the last T keys are those of the T queries and no query sees a key after its own. Goes through
-    the queries in chunks, each with the keys up to its last one, and recomputes chunks in the backward pass: the scores
-    of a chunk fit in a chip's fast memory; those of whole rows would dominate an update's traffic."""
+    """Computes `attention` if the last T keys are those of the T queries and no query sees a key after its own. Takes
+    the queries in chunks, each with the keys up to the chunk's last query, and recomputes chunks in the backward
+    pass: a chunk's scores fit in a chip's fast memory; those of whole rows would dominate memory traffic."""
     b, t, h, e = q_BxTxHxE.shape
     keys, values, mask_BxTxS = join_segments(q_BxTxHxE, segments)
     size, k = keys.shape[1:3]
@@ -126,7 +126,7 @@ def causal_attention(q_BxTxHxE: jax.Array, segments, chunk: int = 256) -> jax.Ar
     q_BxKxRxTxE = (q_BxTxHxE * e**-0.5).reshape(b, t, k, h // k, e).transpose(0, 2, 3, 1, 4)
 
     @jax.checkpoint
-    def attend(q, keys, values, mask):  # heads and queries as one axis: GPUs would copy the scores to merge them
+    def attend(q, keys, values, mask):  # merges heads and queries first: GPUs would copy the scores to merge them
         scores = float32_einsum("bkqe,bkse->bkqs", q.reshape(b, k, -1, e), keys)
         scores = jnp.where(mask[:, None, None], scores.reshape(*q.shape[:-1], -1), -1e30)
         weights = jax.nn.softmax(scores, -1).astype(q.dtype).reshape(b, k, -1, keys.shape[2])
@@ -141,10 +141,10 @@ def causal_attention(q_BxTxHxE: jax.Array, segments, chunk: int = 256) -> jax.Ar
 
 
 class Attention(NamedTuple):
-    """A row of the table of implementations."""
+    """A row of `ATTENTION`: one implementation of attention."""
 
-    rows: Callable = causal_attention  # for rows of more than `SHORT` tokens, with the same arguments
-    cache: Optional[Callable] = None  # for decoded tokens, as `model.Context.attend`; None: `attention`
+    rows: Callable = causal_attention  # for rows of more than `SHORT` tokens; arguments of `attention`
+    cache: Optional[Callable] = None  # for decoded tokens, see `model.Context.attend`; None: `attention`
 
 
 ATTENTION = {"auto": Attention(), "plain": Attention()}

@@ -1,5 +1,5 @@
-"""The data that parts of the program exchange: numpy arrays on the host, JAX arrays on a device. B completions, P
-distinct prompts, S prompt positions, T tokens of a completion."""
+"""The data that modules exchange: numpy arrays on the host, JAX arrays on a device. B completions, P distinct prompts,
+S prompt positions, T tokens of a completion."""
 
 import dataclasses
 from typing import Any, Optional
@@ -9,7 +9,7 @@ import jax
 
 from rlvr_jax.config import Config, flag
 
-# Seeds of NumPy have four words, (seed, two counters, one of these): shorter ones are padded with 0 and could collide.
+# NumPy is seeded with four words, (seed, two counters, one of these): NumPy pads fewer with 0, so seeds could collide.
 EPOCH_ORDER, MINIBATCH_ORDER, REWARD_DRAWS = range(3)
 
 
@@ -21,7 +21,7 @@ class Problem:
     answer: str
     prompt: str
     meta: dict = dataclasses.field(default_factory=dict)
-    copies: int = 1  # how often it occurs in the file; in training each copy is a group
+    copies: int = 1  # how often the file has the problem; in training each copy is a group
 
 
 @flax.struct.dataclass
@@ -39,31 +39,31 @@ class Rollouts:
     prompt_index: jax.Array  # i32[B]
     completions: jax.Array  # i32[B,T], 0 after the end
     completion_mask: jax.Array  # bool[B,T], true up to and including the first end-of-text token
-    sampler_logprobs: jax.Array  # f32[B,T] nats, under the distribution sampled from (at temperature 0 the model's)
+    sampler_logprobs: jax.Array  # f32[B,T] nats, under the distribution sampled from; greedy tokens: at temperature 1
     ended: jax.Array  # bool[B], false if `max_new_tokens` truncated the completion
-    noted: Optional[dict] = None  # name -> [B] or [B,T], recorded by hooks of the sampler
+    noted: Optional[dict] = None  # name -> [B] or [B,T], recorded while sampling
 
 
 @flax.struct.dataclass
 class Batch:
-    """Rows to learn from, on the host as numpy; on a device with a leading axis of micro-batches."""
+    """Rows to learn from: numpy arrays on the host; on a device, with a leading axis of micro-batches."""
 
     prompts: Prompts
-    prompt_index: jax.Array  # i32[B] into prompts
+    prompt_index: jax.Array  # i32[B], the prompt of each row
     completions: jax.Array  # i32[B,T]
-    completion_mask: jax.Array  # bool[B,T], false also in rows that must have no influence
-    advantages: jax.Array  # f32[B], one for all tokens of a completion, or f32[B,T]
+    completion_mask: jax.Array  # bool[B,T], false throughout rows that must have no influence
+    advantages: jax.Array  # f32[B], for all tokens of a completion, or f32[B,T]
     sampler_logprobs: Optional[jax.Array] = None  # f32[B,T], None for tokens that were not sampled
-    old_logprobs: Optional[jax.Array] = None  # f32[B,T], None if there is one update, of ratio 1
+    old_logprobs: Optional[jax.Array] = None  # f32[B,T], None if a batch has one update: then ratios are 1
     ref_logprobs: Optional[jax.Array] = None  # f32[B,T], None if no KL is measured
 
 
 @flax.struct.dataclass
 class LearnerState:
-    """Everything training changes."""
+    """Everything that training changes."""
 
     step: jax.Array  # i32[] batches learnt from; each takes one or more optimiser updates
-    params: dict  # f32; an update changes no bit of frozen parameters
+    params: dict  # frozen parameters, which may be 16-bit, stay bitwise equal; trained ones are f32
     opt_state: Any  # optax state of the trained parameters
     ref_params: Optional[dict]  # the reference of the KL, if one is kept
 
@@ -73,4 +73,4 @@ class LoopConfig(Config):
 
     seed: int = flag(0, "seed of all randomness; each step is a function of (flags, seed, step)", minimum=0,
                      maximum=2**31 - 1)
-    num_steps: int = flag(150, "updates to make", minimum=1, free=True)
+    num_steps: int = flag(150, "steps to train", minimum=1, free=True)

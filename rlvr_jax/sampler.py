@@ -1,10 +1,10 @@
 """Sampling completions: one prefill per distinct prompt, then a queue of rollouts over a few decoding slots.
 
-A slot whose completion ends takes the next rollout of the queue at once. As prompts' keys and values are shared, that
-only resets one position and one input token; no prefill is repeated. At the end, when the queue is empty, a CPU halves
-the slots each time half of them are idle, so that a few long completions do not cost full batches. The tokens of
-rollout b are a function of its key and prompt alone, not of the number of slots or devices (invariant 4). Axis letters
-as in `model`; N slots, and T tokens of a completion.
+A slot whose completion ends starts the next rollout of the queue in the next decoding step. As the keys and values of
+prompts are shared, this only resets the slot's position and input token; no prefill is repeated. Once the queue is
+empty, a CPU halves the slots each time half of them are idle, so that a few long completions are not decoded in full
+batches. The tokens of a rollout are a function of its key and prompt, not of the number of slots or devices. Axis
+letters as in `model`; N slots, and T tokens of a completion.
 """
 
 import functools
@@ -21,37 +21,37 @@ from rlvr_jax.model import ModelConfig, local_prompts
 from rlvr_jax.records import Prompts, Rollouts
 
 TRAIN, EVAL, CHOOSE = 0, 1, 2  # streams of random keys: they differ even for the same seed and step
-MOST_SLOTS = {"T4": 128}  # slots on kinds of devices for which XLA fails to compile more; results do not depend on it
+MOST_SLOTS = {"T4": 128}  # device kind -> most slots that XLA compiles for it; the number does not change results
 
 
 class SamplingConfig(Config):
     """How long completions may be, and how many are decoded at a time."""
 
     max_new_tokens: int = flag(22, "longest completion, in tokens", minimum=1)
-    num_slots: int = flag(0, "completions decoded at a time on each device; 0: all that it can", minimum=0)
+    num_slots: int = flag(0, "completions decoded at a time on each device; 0: as many as possible", minimum=0)
 
 
 class Decoding(NamedTuple):
-    """What a decoding program is compiled for."""
+    """Options of a sampler that are fixed when it is compiled."""
 
     eos_ids: tuple[int, ...]  # any of these ends a completion and belongs to it
     max_new_tokens: int
     num_slots: int = 0  # rollouts decoded at a time; 0: all of them
-    layout: model.Layout = model.Layout()  # that of the devices
-    by_layer: bool = False  # gather divided weights one layer at a time, at each token; all devices take as many steps
-    attend: Optional[Callable] = None  # as in `model.Context`; the cache then has a multiple of 64 positions
+    layout: model.Layout = model.Layout()  # set by `make_sampler` for its devices
+    by_layer: bool = False  # gather divided weights by layer, at each token; all devices then run equally many steps
+    attend: Optional[Callable] = None  # see `model.Context`; the size of the cache is then a multiple of 64
 
 
 class Rows(NamedTuple):
     """The rollouts of one call: B rows, each continuing a prompt."""
 
     prompt_index: jax.Array  # i32[B]
-    keys: jax.Array  # [B] of `rollout_keys`; the t-th token of a rollout uses fold_in(key, t)
+    keys: jax.Array  # [B], see `rollout_keys`; the t-th token of a rollout uses fold_in(key, t)
     temperature: jax.Array | float = 1.0  # 0 is greedy
     top_p: Optional[jax.Array] = None  # None samples from the whole distribution
-    given: Optional[jax.Array] = None  # i32[B,T] tokens that completions must have; -1 where they are sampled
+    given: Optional[jax.Array] = None  # i32[B,T] tokens to take; -1 where a token is sampled
     limit: Optional[jax.Array] = None  # longest completion of this call; None: `max_new_tokens`
-    numbers: Optional[jax.Array] = None  # i32[B] numbers of the rows over all devices and calls
+    numbers: Optional[jax.Array] = None  # i32[B] row numbers, counted over all devices and calls
 
 
 class Request(NamedTuple):
@@ -70,24 +70,24 @@ class Hooks(NamedTuple):
     """What a caller may change or record at each decoded token; hashable, except for `carry`."""
 
     edit_residual: Optional[model.EditResidual] = None  # applied to every layer's output, also in the prefill
-    edit_at: Optional[Callable] = None  # (rows_N, steps_N) -> EditResidual, replaces the above for decoded tokens
+    edit_at: Optional[Callable] = None  # (rows_N, steps_N) -> EditResidual, replaces edit_residual for decoded tokens
     note: Optional[Callable] = None  # (logits_NxV, tokens_N) -> {name: [N]}, returned as [B,T] in `Rollouts.noted`
-    # (carry, Draw, logits_NxV) -> (carry, tokens_N to take, -1 to sample one, {name: [N]} to note)
+    # (carry, Draw, logits_NxV) -> (carry, tokens_N to take, or -1 where to sample, {name: [N]} to add to `noted`)
     propose: Optional[Callable] = None
     carry: Any = None  # the first `carry` of `propose`: arrays [N,...], such as another model's cache
 
 
 class Draw(NamedTuple):
-    """Where the slots stand when a token is sampled."""
+    """What `Hooks.propose` receives about the slots before their next tokens are sampled."""
 
-    rows: jax.Array  # i32[N] row of the call that each slot works on
+    rows: jax.Array  # i32[N] the row of the call that each slot works on
     prompt_index: Optional[jax.Array]  # i32[N], as in `model.Context`
-    inputs: model.Inputs  # what the model has just read
-    uniforms: jax.Array  # f32[N] in [0, 1), the randomness of the tokens
+    inputs: model.Inputs  # the inputs that gave the logits
+    uniforms: jax.Array  # f32[N] in [0, 1), one random number for each token
 
 
 class Call(NamedTuple):
-    """What stays the same while the rows of one call are decoded."""
+    """The arguments that stay the same while the rows of one call are decoded."""
 
     params: model.Params
     config: ModelConfig
@@ -101,19 +101,19 @@ class Slots(NamedTuple):
     """The state of a decoding loop."""
 
     rows: jax.Array  # i32[N] the row each slot works on; B when the queue is empty
-    steps: jax.Array  # i32[N] how many of its tokens are sampled
-    tokens: jax.Array  # i32[N] next input
-    next_row: jax.Array  # i32[] head of the queue
+    steps: jax.Array  # i32[N] how many tokens of that row have been sampled
+    tokens: jax.Array  # i32[N] the next input of each slot
+    next_row: jax.Array  # i32[] the next row of the queue
     cache: model.KVCache
-    carry: Any  # of Hooks.propose
-    values: dict  # arrays [B,T]: "completions", "logprobs", and under "noted" those of the hooks
+    carry: Any  # see `Hooks`
+    values: dict  # arrays [B,T]: "completions", "logprobs", and "noted", a dict of those of the hooks
     lengths: jax.Array  # i32[B]
     ended: jax.Array  # bool[B]
 
 
 def stages(num_slots: int, most: int, layout: model.Layout, attend: Optional[Callable] = None) -> list[tuple[int, int]]:
-    """(number of slots, window of the cache) of consecutive decoding loops; there are few, as each is compiled."""
-    most += -most % 64 if attend else 0  # a kernel reads blocks, and only as many as are filled
+    """Plans consecutive decoding loops, few since each is compiled: (number of slots, window of the cache) of each."""
+    most += -most % 64 if attend else 0  # a kernel reads whole blocks, and only filled ones
     windows = [64 * 4**i for i in range(12) if layout.grows and not attend and 64 * 4**i < most] + [most]
     fewer = [num_slots // 2**i for i in range(1, 5) if layout.shrinks and most >= 64 and num_slots >= 8 * 2**i]
     return [(num_slots, window) for window in windows] + [(size, most) for size in fewer]
@@ -131,13 +131,13 @@ def resize_slots(slots: Slots, config: ModelConfig, size: int, window: int) -> S
 
 
 def rollout_keys(seed, step, rows_B, stream: int = 0) -> jax.Array:
-    """One key for each rollout, from (seed, step, row). `stream` separates training from evaluation."""
+    """Returns a random key for each rollout, a function of (seed, step, row) and `stream`, such as TRAIN or EVAL."""
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(step_key, rows_B)
 
 
 def keep_nucleus(logprobs_BxV: jax.Array, top_p) -> jax.Array:
-    """Keeps the fewest tokens whose probability reaches `top_p`, renormalised; others get -inf (arXiv 1904.09751)."""
+    """Keeps the fewest tokens with probability `top_p` in all, renormalised; others get -inf (arXiv 1904.09751)."""
     descending = -jnp.sort(-logprobs_BxV, axis=-1)
     before = jnp.cumsum(jnp.exp(descending), -1) - jnp.exp(descending)
     threshold_Bx1 = jnp.min(jnp.where(before < top_p, descending, jnp.inf), -1, keepdims=True)
@@ -146,8 +146,8 @@ def keep_nucleus(logprobs_BxV: jax.Array, top_p) -> jax.Array:
 
 def draw_tokens(logits_BxV: jax.Array, uniforms_B: jax.Array, temperature, top_p=None,
                 given_B: Optional[jax.Array] = None) -> tuple[jax.Array, jax.Array]:
-    """Samples a token for each row by inverting the cumulative distribution: one random number a row, not one a logit.
-    `temperature` 0 is greedy. Where `given_B` is not -1 its token is taken instead. Returns (tokens_B i32, logprobs_B
+    """Samples a token for each row by inverting the cumulative distribution, with one random number per row, not per
+    logit. `temperature` 0 is greedy. Where `given_B` is not -1, its token is taken. Returns (tokens_B i32, logprobs_B
     f32 under the distribution sampled from)."""
     greedy = jnp.asarray(temperature == 0)
     logprobs = jax.nn.log_softmax(logits_BxV / jnp.where(greedy, 1.0, temperature))
@@ -160,9 +160,9 @@ def draw_tokens(logits_BxV: jax.Array, uniforms_B: jax.Array, temperature, top_p
 
 
 def invert_cdf(weights_BxV: jax.Array, uniforms_B: jax.Array, block: int = 256) -> jax.Array:
-    """The token of each row at which the running sum of `weights` passes uniform * their sum; never one of weight 0.
-    Finds the block of tokens first, then the token in it: one running sum over the vocabulary would double the cost."""
-    def first_past(running_BxN, targets_B):  # no later than the last rise of the sum
+    """Returns the token of each row, i32[B], at which the running sum of the weights exceeds uniform * total; never a
+    token of weight 0. Finds a block of tokens, then the token in the block: a running sum over all would cost twice."""
+    def first_past(running_BxN, targets_B):  # at the latest where the sum reaches its maximum
         return jnp.sum((running_BxN <= targets_B[:, None]) & (running_BxN < running_BxN[:, -1:]), -1)
 
     rows, vocabulary = weights_BxV.shape
@@ -177,14 +177,14 @@ def invert_cdf(weights_BxV: jax.Array, uniforms_B: jax.Array, block: int = 256) 
 
 def sample(params: model.Params, config: ModelConfig, prompts: Prompts, rows: Rows, decoding: Decoding,
            hooks: Hooks = Hooks()) -> Rollouts:
-    """One completion for each row: runs the prompts through the model once, then decodes."""
+    """Samples one completion for each row: runs each prompt through the model once, then decodes."""
     prefix = model.prefill(params, config, prompts, model.ForwardOptions(edit_residual=hooks.edit_residual))
     return decode(params, config, prefix, rows, decoding, hooks)
 
 
 def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows: Rows, decoding: Decoding,
            hooks: Hooks = Hooks()) -> Rollouts:
-    """One completion for each row, after the prompt `rows.prompt_index[b]` of the prefix."""
+    """Samples one completion for each row b, which continues prompt `rows.prompt_index[b]` of the prefix."""
     num_rows, most, layout = len(rows.prompt_index), decoding.max_new_tokens, decoding.layout
     num_slots, prompt_index_B = min(decoding.num_slots or num_rows, num_rows), rows.prompt_index
     if 1 < len(prefix.lengths) == num_rows == num_slots:  # slot b only works on row b: put prompts in the order of rows
@@ -202,7 +202,7 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
     slots = slots._replace(values=jax.tree.map(lambda x: jnp.zeros((num_rows, most), x.dtype), values))
     axis_name = parallel.AXIS if decoding.by_layer else None
     for (size, window), (next_size, _) in zip(plan, [*plan[1:], (0, most)]):
-        stop_at = next_size if next_size < size else 0  # the next loop takes over when no more slots are busy
+        stop_at = next_size if next_size < size else 0  # the next loop takes over when its slots suffice
 
         def unfinished(slots: Slots):
             return ((parallel.pmax(jnp.sum(slots.rows < num_rows), axis_name) > stop_at)
@@ -215,13 +215,13 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
 
 
 def find_prompts(rows: Rows, rows_N: jax.Array) -> jax.Array:
-    """The prompt of each row, whose number may be past the end; row b has prompt b if `rows.prompt_index` is None."""
+    """Returns the prompt of each row number, i32[N]. Numbers past the last row, of idle slots, stand for that row."""
     rows_N = jnp.minimum(rows_N, len(rows.keys) - 1)
     return rows_N if rows.prompt_index is None else rows.prompt_index[rows_N]
 
 
 def sample_tokens(call: Call, slots: Slots) -> tuple[model.KVCache, Any, dict]:
-    """(cache, carry, values): feeds each slot its next input and samples a token; `values`, [N], are as in `Slots`."""
+    """Feeds each slot its next input and samples a token. Returns (cache, carry, values) as in `Slots`, values [N]."""
     rows, hooks, num_rows = call.rows, call.hooks, len(call.rows.keys)
     rows_N = jnp.minimum(slots.rows, num_rows - 1)
     edit = hooks.edit_at(rows_N, slots.steps) if hooks.edit_at else hooks.edit_residual
@@ -260,9 +260,9 @@ def decode_once(call: Call, slots: Slots) -> Slots:
 
 
 def spread_rows(prompts: Prompts, prompt_index_B: np.ndarray, request: Request, devices: int) -> tuple:
-    """The rows of a call in equal parts for the devices: (prompts [devices,P',S], prompt_index i32[devices,B'], numbers
-    of the rows i32[devices,B']). If rows do not divide, the last one is repeated. `request.first_row` changes no shape
-    as long as all calls of a measurement have equally many rows."""
+    """Divides the rows of a call equally among devices: returns (prompts [devices,P',S], prompt_index i32[devices,B'],
+    row numbers i32[devices,B']). If rows do not divide, the last row is repeated. The shapes are the same for all calls
+    of a measurement, whatever their `first_row`, as long as the calls have equally many rows."""
     wanted, repeats = len(prompt_index_B), request.repeats
     rows = np.minimum(np.arange(-(-wanted // devices) * devices, dtype=np.int32), wanted - 1)
     cut = bool(wanted % repeats or request.first_row % repeats)
@@ -272,9 +272,10 @@ def spread_rows(prompts: Prompts, prompt_index_B: np.ndarray, request: Request, 
 
 def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = False,
                  sample_fn: Callable = sample) -> Callable:
-    """`sampler(params, prompts, prompt_index_B, request) -> Rollouts` over all devices and processes, of all rows in
-    order, as numpy. Params are placed (`parallel.place_state`); prompts and index are host arrays. The key of row b is
-    that of `first_row + b` (`rollout_keys`). `sample_fn(params, config, prompts, rows, decoding)` replaces `sample`."""
+    """Returns `sampler(params, prompts, prompt_index_B, request) -> Rollouts` over all devices and processes: all rows
+    in order, as numpy. Params are placed (`parallel.place_state`), the other arguments are on the host. Row b has
+    the random key of row number `first_row + b` (`rollout_keys`). `request.top_p` is used only if `use_top_p`.
+    `sample_fn(params, config, prompts, rows, decoding)` replaces `sample`."""
     device = parallel.first_device()
     most = next((most for kind, most in MOST_SLOTS.items() if kind in device.device_kind), 0)
     decoding = decoding._replace(num_slots=decoding.num_slots or most,

@@ -1,4 +1,4 @@
-"""Lists the commands, `python -m scripts.NAME`, with the first sentence of each one's docstring."""
+"""Lists the commands, `python -m scripts.NAME`, each with the first paragraph of its docstring."""
 
 import ast
 import pathlib

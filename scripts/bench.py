@@ -1,10 +1,10 @@
-"""Measures sampling, the update and whole steps on SmolLM2-135M's shapes (random weights), and what share of the
-machine's peak they use.
+"""Times sampling, the update and whole steps with SmolLM2-135M's shapes and random weights, and computes their share of
+the machine's peak FLOP/s.
 
   python -m scripts.bench
   python -m scripts.bench --against=transformers,trl --out=results/bench_cpu.md
 
-Other programs are timed after this one, each in its own process; the extra `parity` installs them.
+--against times other programs too, each in its own process; pip install -e '.[parity]' installs them.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""Makes a command of a function and a configuration: flags, `--help`, and errors of one line.
+"""Turns a function and a configuration class into a command with flags, `--help` and errors of one line.
 
 `run(main, "rlvr_jax.training.train.TrainConfig")` defines an absl flag for each field of the configuration, parses the
 command line, prepares JAX before anything touches a device, and calls `main(config)`.
@@ -22,11 +22,12 @@ import absl.app
 import absl.logging
 from absl import flags
 
+from rlvr_jax.config import describe_range, flags_of, number_type, refusal
 from rlvr_jax.errors import Interrupted, UserError
 
-JAX_WINDOW = (0, 10), (0, 12)  # the first and the last JAX that is supported, as in requirements.txt
-LONGEST_NAME = 99  # characters of the longest flag name that absl is asked for
-FEW_FLAGS = 30  # up to so many flags, --help has all of a command's; of more, those of FIRST_FLAGS
+JAX_WINDOW = (0, 10), (0, 12)  # (major, minor) of the oldest and the newest supported JAX, as in requirements.txt
+LONGEST_NAME = 99  # characters of the longest flag name that `parse_words` accepts
+FEW_FLAGS = 30  # --help of a command with more flags shows only its FIRST_FLAGS
 FIRST_FLAGS = ("base", "trained", "model", "probe", "method", "completions", "examples", "task_shares", "chip", "shape",
                "problems", "example", "reward", "learning_rate", "num_steps", "num_prompts", "group_size",
                "max_new_tokens", "temperature", "heldout", "run_dir", "out")
@@ -34,9 +35,7 @@ CACHE_BYTES = 500_000_000  # size limit of the cache of compiled programs; JAX r
 
 
 def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
-    """Adds one absl flag for each field to `known`, with its default, help, choices and bounds."""
-    from rlvr_jax.config import describe_range, flags_of, number_type  # here, since it imports JAX
-
+    """Adds an absl flag to `known` for each flag of the configuration, with its bounds and choices, and --traceback."""
     for name, kind, default, meta in flags_of(config_class):
         table = meta["choices"]() if callable(meta["choices"]) else meta["choices"]
         help = "; ".join([meta["help"], *(f"{row}: {text}" for row in table if (text := describe_row(table, row)))])
@@ -47,8 +46,9 @@ def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
         elif typing.get_origin(kind) is tuple:
             flags.DEFINE_string(name, ",".join(map(str, default)), help, known)
         else:
-            {bool: flags.DEFINE_bool, str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float,
-             Optional[float]: flags.DEFINE_float}[kind](name, default, help, flag_values=known)
+            define = {bool: flags.DEFINE_bool, str: flags.DEFINE_string, int: flags.DEFINE_integer,
+                      float: flags.DEFINE_float, Optional[float]: flags.DEFINE_float}[kind]
+            define(name, default, help, flag_values=known)
         if number_type(kind):
             flags.register_validator(name, functools.partial(is_allowed, kind=kind, default=default, meta=meta),
                                      f"not {describe_range(kind, meta['bounds'])}", known)
@@ -56,17 +56,16 @@ def define_flags(config_class, known: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def convert_value(kind, value):
-    """A flag's value as the field has it: "1,2" of a tuple becomes (1, 2). ValueError for a text that is no such
-    list."""
+    """Converts the value of an absl flag to the type `kind` of the field: for a tuple, "1,2" becomes (1, 2). Raises
+    ValueError for a text that is not a list of numbers."""
     if typing.get_origin(kind) is not tuple:
         return value
     return tuple(map(typing.get_args(kind)[0], value.split(","))) if value else ()
 
 
 def is_allowed(value, kind, default, meta: Mapping) -> bool:
-    """Whether a number, or each of a list, is within its bounds. None and "" are allowed where they are the default."""
-    from rlvr_jax.config import refusal
-
+    """Whether a number, or each number of a text such as "1,2", is within the bounds in `meta`. None, or "" for a
+    tuple, is allowed only if `default` is None, or ()."""
     try:
         value = convert_value(kind, value)
     except ValueError:
@@ -75,8 +74,8 @@ def is_allowed(value, kind, default, meta: Mapping) -> bool:
 
 
 def describe_row(table, row: str) -> str:
-    """What --help says of a row of a table: the first sentence of its docstring, or that of its `score` function; of a
-    tuple, such as an objective, the names of its functions."""
+    """Returns how --help explains a row of a table: by the first sentence of its docstring or, if the row has a
+    function `score`, of that function's; for another tuple, such as an objective, by the names of its functions."""
     value = table[row] if isinstance(table, Mapping) else None
     if isinstance(value, tuple) and not hasattr(value, "score"):
         return ", ".join(part.__name__.replace("_", " ") for part in value if callable(part))
@@ -86,18 +85,16 @@ def describe_row(table, row: str) -> str:
 
 
 def short_help(about: str, config_class, script: str) -> str:
-    """What --help prints: the script's docstring and the flags that people use first, a line or two each."""
-    from rlvr_jax.config import flags_of
-
-    every = {one.name: one.meta["help"] for one in flags_of(config_class)}
-    lines = [flags.text_wrap(f"--{name}: {every[name]}", indent="      ", firstline_indent="  ")
-             for name in FIRST_FLAGS if name in every]
+    """Returns what --help prints: `about`, the script's docstring, and the FIRST_FLAGS, a line or two each."""
+    helps = {leaf.name: leaf.meta["help"] for leaf in flags_of(config_class)}
+    lines = [flags.text_wrap(f"--{name}: {helps[name]}", indent="      ", firstline_indent="  ")
+             for name in FIRST_FLAGS if name in helps]
     return "\n".join([about.strip(), "", *lines, "", "  --flagfile: file of flags, a line each", "",
-                      f"All {len(every) + 2} flags, with defaults: python -m scripts.{script} --helpfull"])
+                      f"All {len(helps) + 2} flags, with defaults: python -m scripts.{script} --helpfull"])
 
 
 def help_text(about: str, config_class, known: flags.FlagValues = flags.FLAGS) -> str:
-    """What --helpfull prints: the script's docstring, then the flags, grouped by configuration under its docstring."""
+    """Returns what --helpfull prints: `about`, the script's docstring, and all flags, grouped by configuration."""
     def describe_flag(name: str) -> str:
         flag = known[name]
         default = str(flag.default).lower() if flag.boolean else flag.default
@@ -120,15 +117,13 @@ def help_text(about: str, config_class, known: flags.FlagValues = flags.FLAGS) -
 
 
 def parse_config(config_class, known: flags.FlagValues = flags.FLAGS):
-    """The configuration that the parsed flags describe."""
-    from rlvr_jax.config import flags_of
-
+    """Returns a configuration with the values of the parsed flags."""
     return config_class.from_flags(**{leaf.name: convert_value(leaf.kind, known[leaf.name].value)
                                       for leaf in flags_of(config_class)})
 
 
 def config_class_of(script: str) -> type:
-    """The configuration class of `python -m scripts.SCRIPT`. Raises UserError where there is no such script."""
+    """Returns the configuration class of `python -m scripts.SCRIPT`. Raises UserError if there is no such script."""
     path = pathlib.Path(__file__).with_name(f"{script}.py")
     name = path.is_file() and re.search(r'cli\.run\(main, "([\w.]+)"\)', path.read_text("utf-8"))
     if not name:
@@ -137,7 +132,7 @@ def config_class_of(script: str) -> type:
 
 
 def check_command(line: str) -> None:
-    """Raises UserError unless the flags of `python -m scripts.LINE` exist and can have these values. Runs nothing."""
+    """Raises UserError unless `python -m scripts.LINE` is a script with valid flags. Does not run the command."""
     script, *words = shlex.split(line)
     hint = ""
     try:
@@ -153,19 +148,19 @@ def check_command(line: str) -> None:
 
 
 def import_config_class(name: str) -> type:
-    """The class with this dotted name; its import loads JAX. Raises UserError for a JAX that is too old or too new."""
+    """Imports a class by its dotted name. Raises UserError, before JAX is loaded, for a JAX outside JAX_WINDOW."""
     check_jax(importlib.metadata.version("jax"))
     return import_name(name)
 
 
 def import_name(name: str):
-    """The value with a dotted name such as "rlvr_jax.errors.UserError"."""
+    """Imports and returns the value of a dotted name such as "rlvr_jax.errors.UserError"."""
     module, _, last = name.rpartition(".")
     return getattr(importlib.import_module(module), last)
 
 
 def check_jax(version: str) -> None:
-    """Raises UserError for a JAX outside JAX_WINDOW."""
+    """Raises UserError for a version of JAX, such as "0.10.0", outside JAX_WINDOW."""
     first, last = JAX_WINDOW
     if not first <= tuple(int(part) for part in version.split(".")[:2]) <= last:
         raise UserError(f"JAX {version} is installed, and rlvr_jax runs on JAX {first[0]}.{first[1]} to "
@@ -174,8 +169,8 @@ def check_jax(version: str) -> None:
 
 
 def prepare_jax(config) -> None:
-    """Applies what has to be set before JAX's first computation. Leaves JAX alone for commands without `host_devices`:
-    another run may be using the accelerator."""
+    """Applies the flags that JAX needs before its first computation, and warns of an unused accelerator. Does nothing
+    for a command without the flag host_devices: another run may be using the accelerator."""
     import jax
 
     from rlvr_jax.runs import machine, processes
@@ -195,8 +190,8 @@ def prepare_jax(config) -> None:
 
 
 def cache_programs(where: str) -> None:
-    """Has JAX cache compiled programs in the folder of --compilation_cache. With "auto", a folder that cannot be
-    written is silently not used; any other raises OSError."""
+    """Makes JAX cache compiled programs in the folder `where`, a value of --compilation_cache. Raises OSError if the
+    folder cannot be created, except for "auto". A folder without write permission is not used."""
     import jax
 
     if where in ("none", ""):
@@ -213,17 +208,17 @@ def cache_programs(where: str) -> None:
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-            warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")  # a full disk
+            warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")  # on a full disk
 
 
 def cache_folder() -> pathlib.Path:
-    """This program's folder among the user's caches, where the platform keeps them."""
+    """Returns the folder rlvr_jax/jax in $XDG_CACHE_HOME or, if that is not set, in the platform's cache folder."""
     usual = pathlib.Path.home() / {"darwin": "Library/Caches", "win32": "AppData/Local"}.get(sys.platform, ".cache")
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or usual) / "rlvr_jax" / "jax"
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line."""
+    """Returns the message of an error as one line, with the file's name for an OSError."""
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
@@ -231,8 +226,8 @@ def one_line(error: BaseException) -> str:
 
 
 def parse_words(words: list[str], known: flags.FlagValues) -> list[str]:
-    """Parses a command line; returns what is no flag. Raises flags.Error for a name longer than any flag's before absl
-    looks for similar names, which takes memory, or its whole stack, for long ones."""
+    """Parses a command line into `known`; returns the words that are not flags. Raises flags.Error for a name of more
+    than LONGEST_NAME characters: absl's search for similar names would take much memory or overflow the stack."""
     for word in known(words, known_only=True)[1:]:
         if word.startswith("-") and len(word.partition("=")[0]) > LONGEST_NAME:
             raise flags.Error(f"no flag has so long a name as {word[:20]!r}")
@@ -240,8 +235,10 @@ def parse_words(words: list[str], known: flags.FlagValues) -> list[str]:
 
 
 def parse_flags(config_class, argv: list[str]) -> list[str]:
-    """Parses the command line of this process. Exits 0 after --help, 1 with one line for a flag that is wrong."""
-    about, short = sys.modules["__main__"].__doc__, {"--help", "-help", "-h", "-?"} & set(argv[1:])
+    """Parses this process's command line; returns the words that are not flags. For --help and --helpfull, prints the
+    help and exits with code 0; for a wrong flag, prints one line and exits with code 1."""
+    about = sys.modules["__main__"].__doc__
+    short = {"--help", "-help", "-h", "-?"} & set(argv[1:])
     if short or {"--helpfull", "-helpfull"} & set(argv[1:]):
         few = len(config_class().as_flags()) <= FEW_FLAGS
         print(short_help(about, config_class, pathlib.Path(argv[0]).stem) if short and not few else
@@ -258,8 +255,8 @@ def parse_flags(config_class, argv: list[str]) -> list[str]:
 
 
 def print_result(function: str, describe: Callable = lambda config, result: result) -> Callable:
-    """The `main` of a script that calls a function of the package, by its dotted name, and prints the text
-    `describe(config, result)` unless it is empty. Imports the function only when called, so that --help is quick."""
+    """Returns the `main(config)` of a script: it calls the function with the dotted name `function` and prints the text
+    `describe(config, result)` unless that is empty. Only `main` imports the function, so that --help is quick."""
     def main(config) -> None:
         if text := describe(config, import_name(function)(config)):
             print(text)
@@ -267,8 +264,8 @@ def print_result(function: str, describe: Callable = lambda config, result: resu
 
 
 def print_page(function: str, page: str, result: str = "summary.json") -> Callable:
-    """`print_result` for a function that writes a page into --out: prints the page and the path of the result. Both
-    file names may contain flags, as "{probe}.md"."""
+    """Like `print_result`, for a function that writes the files `page` and `result` into the folder --out: prints the
+    text of `page` and the path of `result`. Flags in braces are replaced by their values, as in "{probe}.md"."""
     def describe(config, _) -> str:
         values = config.as_flags()
         text = pathlib.Path(values["out"], page.format(**values)).read_text("utf-8")
@@ -277,17 +274,15 @@ def print_page(function: str, page: str, result: str = "summary.json") -> Callab
 
 
 def run(main: Callable, config_name: str) -> None:
-    """Entry point of a script, whose configuration class has the dotted name `config_name`.
-
-    Exits with 0, with 1 and one line on an error, and with 130 or 143 where a signal stopped a run that saved itself.
-    """
+    """Runs a script: `main(config)` with a configuration of the class with the dotted name `config_name`. Exits with
+    code 0, with 1 and one line after an error, and with 130 (Ctrl-C) or 143 (SIGTERM) if a signal stopped it."""
     def run_main(argv):
         from rlvr_jax.runs import signals
 
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
-            if not flags.FLAGS.traceback:  # a failed save prints tracebacks in several threads before it is raised
+            if not flags.FLAGS.traceback:  # orbax's threads print tracebacks of a failed save before it is raised
                 absl.logging.set_verbosity(absl.logging.FATAL)
                 sys.unraisablehook = lambda _: None
             with signals.acknowledge_signals(lambda: "stopping"):

@@ -3,7 +3,7 @@
   python -m scripts.elicit --method=forced --opening=think --model=checkpoints/tiny_base --out=runs/forced
   python -m scripts.elicit --method=power --model=checkpoints/tiny_base --num_blocks=4 --out=runs/power
 
-Writes OUT/summary.json, OUT/table.md and OUT/completions.jsonl. The same command continues an interrupted one.
+Writes OUT/summary.json, OUT/table.md and OUT/completions.jsonl. The same command continues an interrupted run.
 """
 
 from scripts import cli

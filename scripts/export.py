@@ -1,8 +1,8 @@
-"""Writes a model as a Hugging Face folder, which transformers and others load.
+"""Writes a model as a Hugging Face folder, which transformers and other programs load.
 
   python -m scripts.export --model=runs/demo --out=runs/exported
 
-LoRA is added to the weights. A vector after a layer has no place in such a folder, and is refused.
+LoRA is merged into the weights. A model with trained vectors is refused: such a folder cannot hold them.
 """
 
 from scripts import cli

@@ -1,4 +1,4 @@
-"""Trains a model on completions of prompts, from a file: supervised fine-tuning, the prompt masked.
+"""Fine-tunes a model on a file of prompts and completions; only the completions count in the loss.
 
   python -m scripts.finetune --model=checkpoints/tiny_base --examples=FILE.jsonl --heldout=arithmetic \\
     --run_dir=runs/finetuned

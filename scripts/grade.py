@@ -4,9 +4,9 @@ r"""Grades the completions in a file, without sampling again.
   python -m scripts.grade --completions=runs/eval/completions.jsonl --out=reward.jsonl --grader=original
 
 Rows need a completion and an answer; OUT has the same rows with correct, extracted, graded_by and timed_out. The
-defaults grade as an evaluation does: they accept an answer in several places, and compare its value as mathematics.
---grader=original is the released training reward: it reads only the last \boxed{}, and has its own rules of equality.
-results/graders.md shows where the two differ. LaTeX takes pip install -e '.[real]'.
+defaults grade as an evaluation does: they accept an answer in several formats, and compare values mathematically.
+--grader=original is the released training reward: it looks only into the last \boxed{}, and has its own rules of
+equality. results/graders.md shows where the two graders differ. Grading LaTeX needs pip install -e '.[real]'.
 """
 
 from scripts import cli

@@ -1,11 +1,11 @@
-"""Measures how much of a trained model's gain its base model recovers when a vector steers it at the tokens of a gate.
+"""Measures how much of a trained model's gain its base model recovers with a steering vector at the tokens of a gate.
 
   python -m scripts.hybrid --model=checkpoints/tiny_base --trained=runs/demo --out=runs/hybrid
   python -m scripts.hybrid --model=checkpoints/tiny_base --trained=runs/demo --vector=trained --vectors=runs/vector \\
     --layer=2 --out=runs/hybrid_trained
 
-Writes OUT/summary.json, OUT/table.md, and the completions of each arm in folders of OUT. The same command continues an
-interrupted one.
+Writes OUT/summary.json, OUT/table.md, and the completions of each arm into a folder of OUT. The same command continues
+an interrupted run.
 """
 
 from scripts import cli

@@ -1,4 +1,4 @@
-"""Makes a benchmark, half of which leaks into pre-training, to test the contamination probe.
+"""Makes a benchmark of which half leaks into pre-training, to test the contamination probe.
 
   python -m scripts.plant --out=runs/plant
   python -m scripts.pretrain --flagfile=configs/tiny_base.flags --leaked=runs/plant/leaked.jsonl --run_dir=runs/leaky

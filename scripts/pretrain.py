@@ -1,4 +1,4 @@
-"""Pre-trains the tiny base that one-example GRPO starts from.
+"""Pre-trains the tiny base model that one-example GRPO starts from.
 
   python -m scripts.pretrain --flagfile=configs/tiny_base.flags --run_dir=runs/demo_base
 

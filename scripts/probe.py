@@ -1,4 +1,4 @@
-"""Measures what training changed, in completions from files or sampled for the purpose.
+"""Measures what training changed, in completions that it reads from files or samples itself.
 
   python -m scripts.probe --probe=coherence --completions=base/completions.jsonl,after/completions.jsonl --out=DIR
   python -m scripts.probe --probe=memory --model=runs/demo --out=runs/demo/memory
@@ -7,9 +7,9 @@
   python -m scripts.probe --probe=contamination --model=DIR --problems=gsm8k.jsonl,svamp.jsonl --clean=calculation:3 \
 --twins=reordered,renumbered --max_new_tokens=64 --out=DIR
 
-Writes OUT/PROBE.html, a self-contained page with the figure and the items to leaf through, and the same as PROBE.json,
-PROBE.md, PROBE.png and PROBE_items.jsonl. Sampled completions are kept in OUT/completions.jsonl, and the same command
-continues an interrupted one. `python -m scripts.report --all` links the pages below results/probes/.
+Writes OUT/PROBE.html, a self-contained page with the figure and items to browse, and the same content as PROBE.json,
+PROBE.md, PROBE.png and PROBE_items.jsonl. Sampled completions are saved in OUT/completions.jsonl, from which the same
+command continues. The index of `python -m scripts.report --all` links the pages in results/probes/.
 """
 
 from scripts import cli

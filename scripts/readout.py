@@ -1,4 +1,4 @@
-"""Reads trained vectors: which tokens each raises most, and which directions of its base model it resembles.
+"""Interprets trained vectors: which tokens each makes likelier, and which directions of the base model it resembles.
 
   python -m scripts.readout --model=runs/vector --out=runs/vector/readout
   python -m scripts.readout --model=runs/vector --beside=runs/vector1,runs/vector2 --out=runs/vector/readout

@@ -1,11 +1,11 @@
-"""Draws a run, or all studies, as self-contained pages.
+"""Makes self-contained pages with figures, for one run or for all studies.
 
   python -m scripts.report --run_dir=runs/demo [--parquet]
   python -m scripts.report --all
 
-The first writes report.html and PNGs in the run directory. The second makes everything in results/ again from the
-records that scripts.study has written there and from configs/studies/: pages and figures of the studies, index.html,
-its drawing findings.png, and the table in README.md.
+The first command writes report.html and PNGs into the run directory. The second rewrites results/ from the records
+that scripts.study wrote there and from configs/studies/: the page and figures of each study, index.html with its
+figure findings.png, and the table in README.md.
 """
 
 from rlvr_jax.errors import UserError

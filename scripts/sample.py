@@ -3,8 +3,8 @@
   python -m scripts.sample --model=runs/demo --prompt="coins 7 + 5 * 2 - 4 * 1 + 9 - 3 =" --num_samples=4
   python -m scripts.sample --model=smollm2 --prompt="What is 7 times 8?"
 
-On a terminal, tokens that the model did not expect are underlined (below 1/e), or bold red (below 1/20), unless
-NO_COLOR is set.
+On a terminal, tokens to which the model gave a low probability are underlined (below 1/e) or bold red (below 1/20),
+unless NO_COLOR is set.
 """
 
 import json
@@ -33,8 +33,8 @@ def shows_styles() -> bool:
 
 
 def mark_unexpected(row: dict) -> str:
-    """The completion with unexpected tokens styled. The others keep the terminal's own colours, which are legible on
-    any background, and so does the space before a word, to show where a token starts."""
+    """Returns the completion with terminal styles for tokens of low probability: bold red below e^-3, underlined below
+    1/e. A space before a word stays without a style, to show where a token starts."""
     def mark_piece(piece, logprob):
         word = piece.lstrip()
         code = "\x1b[1;31m" if logprob < -3 else "\x1b[4m" if logprob < -1 else ""

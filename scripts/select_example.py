@@ -1,9 +1,9 @@
-"""Ranks problems by historical variance: how much their accuracy moved during an earlier training on all of them.
+"""Ranks problems by historical variance: the variance of each one's accuracy in an earlier run on all of them.
 
   python -m scripts.select_example --history=acc_step_500.json --problems=dsr_sub.parquet
   python -m scripts.select_example --history=runs/pool   # a run with --record_history
 
-For the published pool, JSONL files and the synthetic task, an index is what scripts.train takes as --example.
+For the published pool, JSONL files and the synthetic task, the index is the value of --example in scripts.train.
 """
 
 from scripts import cli

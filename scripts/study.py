@@ -5,8 +5,8 @@
   python -m scripts.study --study=one_shot --seeds=0,1,2
   python -m scripts.study --study=smollm2 --data=DIR
 
-The files go to runs/STUDY/results; the published ones were written with --out=results. The same command continues an
-interrupted study, without repeating what had finished.
+Writes the files to runs/STUDY/results; the published files were written with --out=results. The same command continues
+an interrupted study, without repeating the runs that had finished.
 """
 
 from scripts import cli

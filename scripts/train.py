@@ -2,8 +2,8 @@
 
   python -m scripts.train --flagfile=configs/tiny.flags --model=checkpoints/tiny_base --run_dir=runs/demo
 
-Writes a run directory (metrics.jsonl, rollouts.jsonl, heldout.jsonl, checkpoints, summary.json, and where it comes from
-in origin.json); `scripts.report` draws it. The same command continues an interrupted run.
+Writes a run directory (metrics.jsonl, rollouts.jsonl, heldout.jsonl, checkpoints, summary.json, and commit and machine
+in origin.json), of which `scripts.report` makes a page. The same command continues an interrupted run.
 """
 
 from scripts import cli

@@ -3,7 +3,7 @@ gain.
 
   python -m scripts.when --model=checkpoints/tiny_base --trained=runs/demo --out=runs/demo/when
 
-Writes OUT/summary.json, OUT/when.md, OUT/when.png and the completions. The same command continues an interrupted one.
+Writes OUT/summary.json, OUT/when.md, OUT/when.png and the completions. The same command continues an interrupted run.
 """
 
 from scripts import cli

@@ -1,1 +1,1 @@
-"""Timings of sampling and updates, and of other programs on the same work."""
+"""Timings of sampling and updates, in this package and in other libraries that do the same work."""

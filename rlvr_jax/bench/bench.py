@@ -1,9 +1,9 @@
-"""Times sampling, the update and whole GRPO steps beside other programs, and computes the useful share of peak FLOP/s.
+"""Times sampling, updates and whole GRPO steps of this package and of others, and their useful share of peak FLOP/s.
 
-Each program, a "side", runs in a process of its own, which ends before the next starts: a waiting one would take
-memory. Each case is called once to warm up and then `repeats` times, and the best call counts; of the machine's peak
-and bandwidth, the best of ten. Useful work is 2 FLOPs a parameter for a sampled token and 6 for one that is learnt
-from. Attention, recomputation, padding and waiting slots count for nothing, so the share shows what is left to gain.
+Each package, called a "side", runs in its own process, which ends before the next starts and so frees its memory. A
+case is called once to warm up and then `repeats` times, and the fastest call counts. The machine's peak and bandwidth
+are the best of ten calls. Useful work is 2 FLOPs per parameter for a sampled token and 6 for a token learnt from.
+Attention, recomputation, padding and idle slots do not count, so the share shows how much there is left to gain.
 """
 
 import collections
@@ -33,14 +33,14 @@ SIDES = {"ours": Ours, **bench_peers.PEERS}
 
 
 def serve(side: str, config: BenchConfig, connection) -> None:
-    """Runs in the process of a side. Sends None when it is ready. Answers each request (case, config) with the seconds
-    of a call, or None if the side has no such case, after one warm-up call of a new case. Answers the request None with
-    the most gigabytes that the process took, and ends."""
+    """Runs in the process of a side. Sends None when ready. Answers a request (case, config) with the seconds of one
+    call, or None if the side has no such case; a new case gets a warm-up call first. Answers the request None with the
+    peak memory of the process in gigabytes, and returns."""
     program, calls = SIDES[side](config), {}
     connection.send(None)
     while (request := connection.recv()) is not None:
         if request not in calls:
-            calls = {key: call for key, call in calls.items() if key[1] == request[1]}  # free other configurations
+            calls = {key: call for key, call in calls.items() if key[1] == request[1]}  # drop other configurations
             calls[request] = program.make(*request)
             if calls[request]:
                 calls[request]()
@@ -52,7 +52,7 @@ def serve(side: str, config: BenchConfig, connection) -> None:
 
 
 class Side:
-    """The process of one side."""
+    """Starts the process of one side, and exchanges messages with it."""
 
     def __init__(self, name: str, config: BenchConfig):
         context = multiprocessing.get_context("spawn")  # JAX and torch do not survive a fork
@@ -66,7 +66,7 @@ class Side:
         return self.receive()
 
     def receive(self) -> Optional[float]:
-        """The process's next message. Raises UserError if it has ended."""
+        """Waits for the next message of the process. Raises UserError if the process has ended."""
         try:
             return self.end.recv()
         except (EOFError, OSError):
@@ -74,7 +74,7 @@ class Side:
                             "the timing failed; see above") from None
 
     def best(self, case: str, config: BenchConfig, repeats: int) -> Optional[float]:
-        """Seconds of the best of `repeats` calls; None if the side has no such case."""
+        """Seconds of the fastest of `repeats` calls; None if the side has no such case."""
         seconds = self.ask((case, config))
         return seconds and min([seconds, *(self.ask((case, config)) for _ in range(repeats - 1))])
 
@@ -83,43 +83,44 @@ class Side:
 
 
 def overhead_shares(config: BenchConfig, seconds: dict[str, float]) -> dict[str, float]:
-    """The shares of recomputation, padding and waiting slots in the work, and of the host in a step's time."""
+    """{description: share}: the shares of the work that are recomputation, padding and idle slots, and the share of a
+    step's time outside sampling and update. `seconds` has the times of "sampling", "update" and "step"."""
     layers, head = num_parameters(config)
     lengths, devices = tail_lengths(config), config.machine.host_devices
-    again = 2 * head + 2 * layers * config.remat
+    extra = 2 * head + (2 * layers if config.remat else 0)  # recomputed FLOPs per token
     parts = len(lengths) // config.micro_rows // devices
     mask = np.arange(lengths.max())[None] < lengths[:, None]
-    nothing = np.zeros(len(lengths), np.int32)
-    batch, _ = batches.sort_by_length(Batch(Prompts(nothing[:1, None], nothing[:1] + 1), nothing, mask, mask, nothing),
+    zeros = np.zeros(len(lengths), np.int32)
+    batch, _ = batches.sort_by_length(Batch(Prompts(zeros[:1, None], zeros[:1] + 1), zeros, mask, mask, zeros),
                                       devices, parts)
     mask = batches.shard_batch(batch, devices, parts).completion_mask.swapaxes(0, 1).reshape(parts, -1, lengths.max())
-    cut = np.array(batches.bucket_lengths(lengths.max()))[batches.choose_buckets(mask)]
-    slots = sum(slot_rounds(part) for part in np.split(lengths, devices))
-    return {"of the update, computed twice (the head, and layers with --remat)": again / (again + 6 * (layers + head)),
-            "of the long tail's update, padding": 1 - lengths.sum() / (config.micro_rows * devices * sum(cut)),
-            "of the long tail's sampling, slots that wait": 1 - lengths.sum() / slots,
+    padded = np.array(batches.bucket_lengths(lengths.max()))[batches.choose_buckets(mask)]
+    decoded = sum(slot_rounds(part) for part in np.split(lengths, devices))
+    return {"of the update, computed twice (the head, and layers with --remat)": extra / (extra + 6 * (layers + head)),
+            "of the long tail's update, padding": 1 - lengths.sum() / (config.micro_rows * devices * sum(padded)),
+            "of the long tail's sampling, slots that wait": 1 - lengths.sum() / decoded,
             "of a step's time, neither sampling nor update": 1 - (seconds["sampling"] + seconds["update"])
             / seconds["step"]}
 
 
 def slot_rounds(lengths: np.ndarray) -> int:
-    """Tokens that `sampler.decode` computes, waiting slots included, for completions that all have a slot."""
+    """Tokens that `sampler.decode` computes, idle slots included, if every completion has a slot from the start."""
     layout = model.LAYOUTS.get(jax.default_backend(), model.Layout())
     sizes = {size for size, _ in sampler.stages(len(lengths), int(lengths.max()), layout)}
     return sum(min(size for size in sizes if size >= (lengths > t).sum()) for t in range(lengths.max()))
 
 
 def decoded_bytes(config: BenchConfig) -> int:
-    """The least bytes that decoding reads after the first token: weights, and the cache up to the current position."""
+    """The fewest bytes that decoding reads after the first token: weights, and the cache up to the current position."""
     shape = shape_of(config)
-    token = 2 * 4 * shape.num_layers * shape.num_kv_heads * shape.head_dim
-    cache = token * config.rollouts * sum(range(2, config.new_tokens + 1))
+    token_bytes = 2 * 4 * shape.num_layers * shape.num_kv_heads * shape.head_dim  # keys and values in float32
+    cache = token_bytes * config.rollouts * sum(range(2, config.new_tokens + 1))
     return cache + 4 * sum(num_parameters(config)) * (config.new_tokens - 1)
 
 
 def fit_exponents(ours: Side, config: BenchConfig) -> str:
-    """A table of how the times of sampling and update grow with completions, their length and layers: the slopes of log
-    seconds over the log of each, halved and doubled."""
+    """Returns a Markdown table: the exponents with which the times of sampling and update grow with completions, their
+    length and layers. Each is timed at half, all and twice the number; an exponent is a slope of the logarithms."""
     rows = []
     for name in ("rollouts", "new_tokens", "num_layers"):
         value = getattr(config, name)
@@ -132,7 +133,7 @@ def fit_exponents(ours: Side, config: BenchConfig) -> str:
 
 
 def operations_table(folder: str) -> str:
-    """A table of the newest trace in a folder: the kinds of operations that took longest, their seconds and shares."""
+    """Returns a Markdown table of the 15 kinds of operations that took longest in the newest trace of a folder."""
     newest = max(glob.glob(f"{folder}/**/*.xplane.pb", recursive=True), key=lambda x: pathlib.Path(x).stat().st_mtime)
     spent: dict[str, float] = collections.Counter()
     for plane in jax.profiler.ProfileData.from_file(newest).planes:
@@ -149,7 +150,7 @@ def operations_table(folder: str) -> str:
 
 
 def run(config: BenchConfig) -> str:
-    """A Markdown page of times, shares and ratios. UserError if completions do not divide into micro-batches."""
+    """Times all sides; returns the Markdown page. Raises UserError if completions do not divide into micro-batches."""
     for flag in ("rollouts", "tail_rollouts"):
         if getattr(config, flag) % (config.micro_rows * config.machine.host_devices):
             raise UserError(f"--{flag}={getattr(config, flag)} is not a multiple of --micro_rows x --host_devices = "
@@ -159,7 +160,7 @@ def run(config: BenchConfig) -> str:
     with progress(len(names) * len(listed) + 2, what="bench", unit="case") as bar:
         for name in names:
             side = Side(name, config)
-            for case in timed if name == "ours" else listed:
+            for case in timed if name == "ours" else listed:  # "peak" and "bandwidth" are measured once
                 timed[case][name] = side.best(case, config, config.repeats if case in listed else 10)
                 bar.update()
             if name == "ours" and config.exponents:
@@ -172,7 +173,7 @@ def run(config: BenchConfig) -> str:
 
 
 def format_page(config: BenchConfig, timed: dict, memory: dict[str, float], more: list[str]) -> str:
-    """The page. `timed` has the seconds by case and side, `memory` gigabytes by side, `more` further tables."""
+    """The Markdown page. `timed[case][side]` is in seconds or None, `memory[side]` in gigabytes, `more` are tables."""
     ours = {case: seconds["ours"] for case, seconds in timed.items()}
     flops, listed, peers = PEAK / ours["peak"], cases(config), list(memory)[1:]
     bytes_a_second, active = 2 * MOVED / ours["bandwidth"], sum(num_parameters(config))
@@ -206,7 +207,7 @@ def format_page(config: BenchConfig, timed: dict, memory: dict[str, float], more
 
 
 def format_command(config: BenchConfig) -> str:
-    """The command with all its flags, so that later defaults do not change it, except those that name files."""
+    """The command with all flags but those that name files, so that it stays the same if a default changes later."""
     files = ("--out=", "--compilation_cache=", "--profile=")
     flags = [line for line in flag_lines(config) if not line.startswith(files)]
     return " ".join(["python -m scripts.bench", *flags])

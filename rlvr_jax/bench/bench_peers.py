@@ -1,4 +1,4 @@
-"""Other programs that `bench` times, used as their documentation shows, with the same shapes and random weights."""
+"""Other packages that `bench` times, used as their documentation shows, with the same shapes and random weights."""
 
 import importlib.metadata
 import importlib.util
@@ -21,7 +21,7 @@ def version(peer: str) -> str:
 
 
 def torch_model(shape):
-    """A transformers model of these shapes. Raises UserError if transformers is not installed."""
+    """A transformers model of this ModelConfig's shape, with random weights. UserError if transformers is missing."""
     if not importlib.util.find_spec("transformers"):
         raise UserError("--against needs transformers and torch: pip install -e '.[parity]'")
     import transformers
@@ -34,7 +34,7 @@ def torch_model(shape):
 
 
 class Transformers:
-    """Sampling by `generate` and gradients by `backward`; without an optimiser there is no update."""
+    """The side "transformers": sampling by `generate` and gradients by `backward`, without an optimiser's update."""
 
     def __init__(self, config):
         import torch
@@ -55,7 +55,7 @@ class Transformers:
     def make_sampler(self, config, lengths) -> Callable[[], None]:
         torch, size = self.torch, config.prompt_tokens
         ids, lengths = torch.tensor(work.prompt_of(config))[None], torch.tensor(lengths)
-        def has_ended(seen, scores, **_):  # of each row; the others go on
+        def has_ended(seen, scores, **_):  # bool[rows]; `generate` continues the other rows
             return lengths <= seen.shape[1] - size
 
         def generate():
@@ -76,7 +76,7 @@ class Transformers:
 
 
 class TRL:
-    """Whole steps of `GRPOTrainer`, which runs in a thread and waits for the next call after each."""
+    """The side "trl": whole steps of `GRPOTrainer`, which runs in a thread and waits for a call before each step."""
 
     def __init__(self, config):
         del config

@@ -1,4 +1,4 @@
-"""The cases that `bench` times, and this program's side of them."""
+"""The cases that `bench` times, and the side of this package."""
 
 from typing import Callable, NamedTuple
 
@@ -14,32 +14,32 @@ from rlvr_jax.model import ModelConfig
 from rlvr_jax.records import Batch, Prompts
 from rlvr_jax.runs.machine import MachineConfig
 
-# The programs of `bench_peers`, and what is timed of each.
+# The packages in `bench_peers`, and what is timed of each.
 PEERS = {"transformers": "sampling and gradients", "trl": "whole steps of GRPOTrainer"}
-ROWS, TOKENS = 16, 128  # of the batches whose gradients are timed
-END = 0  # the token that ends completions
+ROWS, TOKENS = 16, 128  # shape of the batch in the cases "rows" and "shared"
+END = 0  # id of the token that ends completions
 PEAK = 1e11  # FLOPs of the matrix products that measure the peak
-MOVED = 2**29  # bytes that are read, and as many written, to measure the bandwidth
+MOVED = 2**29  # bytes that are read, and then written, to measure the bandwidth
 
 
 class BenchConfig(Config):
-    """Timings of this program and others."""
+    """Timings of this package and of others."""
 
     machine: MachineConfig = MachineConfig()
     out: str = flag("", "Markdown file for the table; empty: only print")
-    against: str = flag("", "other programs to time after this one, joined by commas; the extra `parity` installs "
-                        "them", lambda: PEERS, listed=True)
+    against: str = flag("", "other packages to time after this one, joined by commas; the extra `parity` installs "
+                        "them (pip install -e '.[parity]')", lambda: PEERS, listed=True)
     repeats: int = flag(5, "timed calls of each case; the best is reported", minimum=1)
     rollouts: int = flag(64, "completions of one prompt in a step", minimum=1)
     prompt_tokens: int = flag(64, "length of the prompt", minimum=1)
     new_tokens: int = flag(64, "tokens of each completion", minimum=2)
-    micro_rows: int = flag(16, "completions of a micro-batch of the update", minimum=1)
-    remat: bool = flag(True, "recompute layers in the backward pass, here and in the others")
-    tail_rollouts: int = flag(128, "completions of the long tail", minimum=1)
-    tail_tokens: int = flag(256, "tokens of its longest completion; the median is an eighth of it", minimum=8)
+    micro_rows: int = flag(16, "completions in a micro-batch of the update", minimum=1)
+    remat: bool = flag(True, "recompute layers in the backward pass, in this package and in trl")
+    tail_rollouts: int = flag(128, "completions in the long-tail cases, whose lengths vary", minimum=1)
+    tail_tokens: int = flag(256, "most tokens of a long-tail completion; the median is about an eighth", minimum=8)
     num_layers: int = flag(30, "layers; 30 is SmolLM2-135M", minimum=1)
-    exponents: bool = flag(False, "time halves and doubles too, and fit how the cost grows with completions, their "
-                           "length and layers")
+    exponents: bool = flag(False, "also time half and twice the completions, their length and the layers, and fit how "
+                           "the cost grows with each")
     profile: str = flag("", "folder for a trace of one update and one call of the sampler; the page then lists the "
                         "operations that take longest")
 
@@ -86,20 +86,20 @@ def prompt_of(config: BenchConfig) -> np.ndarray:
 
 
 def tail_lengths(config: BenchConfig) -> np.ndarray:
-    """Log-normal lengths of the completions of the long tail, i[tail_rollouts]."""
+    """i64[tail_rollouts]: the log-normal lengths of the long-tail completions, in tokens."""
     lengths = np.exp(np.random.default_rng(0).normal(np.log(config.tail_tokens / 8), 1.0, config.tail_rollouts))
     return np.clip(lengths, 1, config.tail_tokens).astype(int)
 
 
 class Ours:
-    """This program's side. Cases of one number of layers share a state, which updates change."""
+    """The side "ours", this package. Cases with the same number of layers share a state, which updates change."""
 
     def __init__(self, config: BenchConfig):
         jax.config.update("jax_num_cpu_devices", config.machine.host_devices)
         self.states = {}
 
     def make(self, name: str, config: BenchConfig) -> Callable[[], None]:
-        """The call that is timed as case `name`."""
+        """Returns the call that is timed as the case `name`."""
         if name in ("peak", "bandwidth"):
             return make_products(config) if name == "peak" else make_copy()
         if name == "profile":
@@ -157,14 +157,14 @@ class Ours:
 
 
 def grpo_config(config: BenchConfig, lengths: np.ndarray) -> GRPOConfig:
-    """A step of one group, whose completions have these lengths."""
+    """The GRPOConfig of a step with one group, whose completions have these lengths."""
     parts = max(len(lengths) // (config.micro_rows * config.machine.host_devices), 1)
     return GRPOConfig.from_flags(num_prompts=1, group_size=len(lengths), max_new_tokens=int(lengths.max()),
                                  grad_accumulation=parts, remat=config.remat, track_kl=False)
 
 
 def make_sample_fn(lengths: np.ndarray) -> Callable:
-    """`sampler.sample` with an end token forced at these lengths; a completion may still end sooner by chance."""
+    """`sampler.sample`, but with an end token forced at these lengths. A completion may still end sooner by chance."""
     def sample_fn(params, shape, prompts, rows, decoding):
         last_B = jnp.array(lengths, jnp.int32)[rows.numbers] - 1
         given = jnp.full((len(last_B), decoding.max_new_tokens), -1, jnp.int32)
@@ -174,10 +174,11 @@ def make_sample_fn(lengths: np.ndarray) -> Callable:
 
 
 def make_gradient(config: BenchConfig, params, prompt_tokens: int) -> Callable:
-    """Computes the gradient of the mean log-probability of rows that share a prompt of `prompt_tokens`."""
+    """Returns a call that computes the gradient of the mean log-probability of ROWS completions that share a prompt."""
     rng, shape = np.random.default_rng(0), shape_of(config)
+    num_tokens = TOKENS if prompt_tokens == 1 else TOKENS - prompt_tokens  # with 1, nothing is shared
     prompts = Prompts(jnp.array(rng.integers(0, 49_152, (1, prompt_tokens)), jnp.int32), jnp.array([prompt_tokens]))
-    completions = jnp.array(rng.integers(0, 49_152, (ROWS, TOKENS + (prompt_tokens == 1) - prompt_tokens)), jnp.int32)
+    completions = jnp.array(rng.integers(0, 49_152, (ROWS, num_tokens)), jnp.int32)
     batch = Batch(prompts, jnp.zeros(ROWS, jnp.int32), completions, jnp.ones_like(completions, bool), jnp.ones(ROWS))
     how = Scoring(remat=config.remat)
     run = jax.jit(jax.grad(lambda p: -jnp.mean(logprobs.completion_logprobs(p, shape, batch, 1.0, how)[0])))
@@ -185,20 +186,20 @@ def make_gradient(config: BenchConfig, params, prompt_tokens: int) -> Callable:
 
 
 def make_products(config: BenchConfig) -> Callable:
-    """Computes matrix products of `PEAK` FLOPs in all, each as large as that of a micro-batch's feed-forward layer."""
+    """Returns a call that multiplies matrices of a micro-batch's feed-forward layer until `PEAK` FLOPs are computed."""
     shape, rows = shape_of(config), config.micro_rows * config.new_tokens
     x, y = jnp.ones((rows, shape.d_model)), jnp.ones((shape.d_model, shape.d_ff))
     product, times = jax.jit(jnp.matmul), round(PEAK / (2 * rows * shape.d_model * shape.d_ff))
 
     def multiply():
-        for _ in range(times):  # keeping all results would time the allocation of memory
+        for _ in range(times):  # keeping all results would add the time to allocate their memory
             result = product(x, y)
         result.block_until_ready()
     return multiply
 
 
 def make_copy() -> Callable:
-    """Reads and writes `MOVED` bytes in place."""
+    """Returns a call that reads and writes `MOVED` bytes in place."""
     held, add = [jnp.ones(MOVED // 4)], jax.jit(lambda x: x + 1, donate_argnums=0)
 
     def move():

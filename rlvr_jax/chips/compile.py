@@ -1,9 +1,9 @@
 """Compiles a training run's programs for a chip that you need not have: whether they fit, and how fast they could be.
 
-The programs of `grpo.compile_programs` are lowered from shapes alone; nothing is run. The peak memory of a program is
-what the compiler reports, plus the state that stays beside it on the device. The time of a call is the roofline's lower
-bound by the chip's published FLOP/s and bandwidth, without communication, for completions of the full length and for a
-mean of 40 % of it. Small models, which fit in caches, get no time.
+The programs of `grpo.compile_programs` are lowered from shapes alone; nothing is run. A program's peak memory is what
+the compiler reports, plus the part of the state that is not an argument of the program. The least time of a call is
+the roofline's, by the chip's published FLOP/s and bandwidth, without communication, for completions of the full length
+and for 40 % of it on average. A small state (below `here.CACHED`) gets no time, because caches may hold it.
 """
 
 import bisect
@@ -38,7 +38,7 @@ from rlvr_jax.training import pretrain
 from rlvr_jax.training.train import TrainConfig
 
 _QWEN = dict(max_seq_len=4096, rope_theta=10_000.0, qkv_bias=True)
-# Published models by the names of their Hugging Face repositories in lower case.
+# The shapes of published models, by the lower-case names of their Hugging Face repositories.
 SHAPES = {
     "qwen2.5-math-1.5b": ModelConfig(vocab_size=151_936, num_layers=28, d_model=1536, num_heads=12, num_kv_heads=2,
                                      head_dim=128, d_ff=8960, **_QWEN),
@@ -48,41 +48,41 @@ SHAPES = {
                                          head_dim=128, d_ff=8192, max_seq_len=131_072, rope_theta=500_000.0,
                                          rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), norm_eps=1e-5),
 }
-EVAL_ROWS = 512  # completions that `measure.measure_heldout` samples at a time, over all devices
-
-LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}  # what --fit proposes if nothing else fits
+EVAL_ROWS = 512  # completions that `measure.measure_heldout` samples in one call, over all devices
+LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}  # --fit tries LoRA if nothing else fits
 
 
 class CompileConfig(Config):
     """The programs of a training run with these flags, compiled for a chip."""
 
     train: TrainConfig = TrainConfig()
-    chip: str = flag("", "chips to compile for, joined by commas; empty: print how much memory the state takes on each "
-                     "of them, without a compiler; here: which chip this machine has, and what was compiled for it",
-                     lambda: published.CHIPS, listed=True)
-    shape: str = flag("", "a published model in place of --model: a row of the table SHAPES of "
-                      "rlvr_jax/chips/compile.py; without either, the tiny base model")
-    num_problems: int = flag(1, "distinct problems trained on: more than one with --example=all", minimum=1)
-    prompt_tokens: int = flag(0, "tokens of the longest prompt; 0: max_prompt_tokens, or what the model's window "
-                              "leaves", minimum=0)
+    chip: str = flag("", "chips to compile for, joined by commas; empty: print the state's memory on every known "
+                     "chip, which needs no compiler; here: print which chip this machine has, and the results "
+                     "recorded for it", lambda: published.CHIPS, listed=True)
+    shape: str = flag("", "published model that replaces --model: a row of the table SHAPES in "
+                      "rlvr_jax/chips/compile.py; without either flag, the tiny base model")
+    num_problems: int = flag(1, "number of distinct training problems; more than one with --example=all", minimum=1)
+    prompt_tokens: int = flag(0, "tokens of the longest prompt; 0: --max_prompt_tokens, or if that is 0, the model's "
+                              "window minus --max_new_tokens", minimum=0)
     name_flagfile: bool = flag(False, "with --chip=here: print only the flag file for this machine")
-    fit: bool = flag(False, "find the largest micro-batch and the most slots that fit; LoRA if nothing else fits")
+    fit: bool = flag(False, "find the largest micro-batch and the most decoding slots that fit; if none do, try LoRA")
     out: str = flag("", "JSON file for the results")
-    page: str = flag("", "instead, run the commands of this script at the heads of configs/*.flags, except those whose "
-                     "results PAGE.json beside the page has, and write all results to this page")
+    page: str = flag("", "Markdown page of the scripts.compile commands in the comments of configs/**/*.flags: runs "
+                     "those whose results are not in the .json file beside the page; other flags are ignored")
 
 
 class Program(NamedTuple):
     """A program that a run calls."""
 
-    mapped: Callable
-    args: tuple  # arrays, or their shapes; the first belongs to the state
-    tokens: int  # sampled or learnt from in a call, on all devices
-    loads: list[Load]  # one for each of POWERS
+    mapped: Callable  # the pmapped function
+    args: tuple  # its arguments, as arrays or shapes; the first is the state, or parameters from it
+    tokens: int  # tokens that one call samples or learns from, over all devices
+    loads: list[Load]  # one for each of `loads.POWERS`
 
 
 def shape_of(config: CompileConfig) -> ModelConfig:
-    """The configuration of the model that the flags name; reads only config.json of a Hugging Face folder."""
+    """Returns the ModelConfig of --shape, --model or the tiny base model. Of a Hugging Face folder it reads only
+    config.json. Raises UserError for an unknown --shape."""
     choice, shares = config.train.choice, {"arithmetic": 1.0}
     file = pathlib.Path(choice.model) / "config.json"
     if config.shape not in ("", *SHAPES):
@@ -95,7 +95,7 @@ def shape_of(config: CompileConfig) -> ModelConfig:
 
 
 def state_of(config: GRPOConfig, shape: ModelConfig, devices: int):
-    """The shapes of a run's state as it lies on the devices."""
+    """A run's LearnerState as shapes [devices, ...], with a `parallel.Shard` for each divided matrix."""
     params = jax.eval_shape(lambda: model.init_params(jax.random.key(0), shape))
     state = jax.eval_shape(lambda params: grpo.initial_state(Policy(shape, params, ()), config), params)
     divide = config.update.divide_state
@@ -110,12 +110,12 @@ def state_of(config: GRPOConfig, shape: ModelConfig, devices: int):
 
 
 def state_bytes(config: GRPOConfig, shape: ModelConfig, devices: int) -> int:
-    """Bytes of the state on each device: parameters, Adam's moments and reference."""
+    """Bytes of the state on each device: parameters, Adam's moments and the reference parameters."""
     return num_bytes(state_of(config, shape, devices)) // devices
 
 
 def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
-    """Tokens of a padded prompt, a multiple of 16. Raises UserError if completions leave it no room."""
+    """Tokens of a padded prompt, a multiple of 16. Raises UserError if completions leave no room for a prompt."""
     tokens = config.train.grpo.sampling.max_new_tokens
     width = config.prompt_tokens or config.train.source.prompt.max_prompt_tokens or shape.max_seq_len - tokens
     if not 0 < width <= shape.max_seq_len - tokens:
@@ -125,7 +125,7 @@ def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
 
 
 def first_call(program: Callable, *args) -> tuple[Callable, tuple]:
-    """(mapped function, its arguments): what a program would run first on the devices of `parallel.compiling_for`."""
+    """(pmapped function, arguments) of the first call in a program created inside `parallel.compiling_for`."""
     try:
         program(*args)
     except parallel.NotRun as call:
@@ -134,10 +134,10 @@ def first_call(program: Callable, *args) -> tuple[Callable, tuple]:
 
 
 def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dict[str, Program]:
-    """The programs of a run on these devices, with arguments laid out as the run would. UserError for rows that do not
-    divide."""
+    """A run's programs for these devices: "sampling", "update", and "log-probabilities" and "evaluation" if needed.
+    Arguments are laid out as in a run. Raises UserError if rows do not divide among devices and micro-batches."""
     flags, count, num_problems = config.train.grpo, len(devices), config.num_problems
-    length, pieces, slots = flags.sampling.max_new_tokens, flags.update.num_minibatches, flags.sampling.num_slots
+    length, minibatches, slots = flags.sampling.max_new_tokens, flags.update.num_minibatches, flags.sampling.num_slots
     tokens_PxS = np.zeros((max(num_problems, EVAL_ROWS), prompt_width(config, shape)), np.int32)
     prompts = Prompts(tokens_PxS, np.ones(len(tokens_PxS), np.int32))
     trained, groups = jax.tree.map(lambda x: x[:num_problems], prompts), np.arange(flags.num_prompts) % num_problems
@@ -146,7 +146,7 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
     def sampling(prompts: Prompts, index, repeats: int) -> Program:
         rows, layout = -(-len(index) // count), model.LAYOUTS.get(devices[0].platform, model.Layout())
         attend = ATTENTION[flags.update.attention].cache
-        return Program(*first_call(made.sample, state.params, prompts, index, Request(0, 0, repeats=repeats)),
+        return Program(*first_call(compiled.sample, state.params, prompts, index, Request(0, 0, repeats=repeats)),
                        rows * count * length,
                        [decoding(lengths(rows, length, power), slots, length, layout, attend) for power in POWERS])
 
@@ -159,29 +159,31 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
     def loads(rows: int, micro_batches: int) -> list[Load]:
         return [learning(batch(rows, False, False, power), count, micro_batches)[1] for power in POWERS]
 
-    rows, many = flags.num_prompts * flags.loss_group_size, flags.update.updates_per_batch > 1
+    rows, need_old = flags.num_prompts * flags.loss_group_size, flags.update.updates_per_batch > 1
     micro = flags.update.grad_accumulation
     with parallel.compiling_for(devices):
         grpo.check(flags)
-        made = grpo.compile_programs(Policy(shape, None, (0,)), flags)
-        found = {"sampling": sampling(trained, np.repeat(groups, flags.group_size), flags.group_size)}
-        if flags.measure_kl or many:
+        compiled = grpo.compile_programs(Policy(shape, None, (0,)), flags)
+        programs = {"sampling": sampling(trained, np.repeat(groups, flags.group_size), flags.group_size)}
+        if flags.measure_kl or need_old:
             params = learner.reference(state) if flags.measure_kl else state.params
-            call = first_call(made.logprobs, params, batch(rows, False, False, POWERS[0]))
-            found["log-probabilities"] = Program(*call, rows * length, loads(rows, micro * pieces))
-        call = first_call(made.update, state, batch(rows, many, flags.measure_kl, POWERS[0]), 0)
-        found["update"] = Program(*call, rows // pieces * length, loads(rows // pieces, micro))
+            call = first_call(compiled.logprobs, params, batch(rows, False, False, POWERS[0]))
+            programs["log-probabilities"] = Program(*call, rows * length, loads(rows, micro * minibatches))
+        call = first_call(compiled.update, state, batch(rows, need_old, flags.measure_kl, POWERS[0]), 0)
+        programs["update"] = Program(*call, rows // minibatches * length, loads(rows // minibatches, micro))
         source = "question" if config.train.pool.question else config.train.source.problems
         if heldout_names(config.train.heldout, source) != "none":
-            asked = min(config.train.measured.eval_size or EVAL_ROWS, EVAL_ROWS)
-            found["evaluation"] = sampling(prompts, np.arange(asked), 1)
-    return found
+            eval_rows = min(config.train.measured.eval_size or EVAL_ROWS, EVAL_ROWS)
+            programs["evaluation"] = sampling(prompts, np.arange(eval_rows), 1)
+    return programs
 
 
 @functools.cache
 def compile_program(config: CompileConfig, name: str, which: str) -> dict:
-    """Compiles one of `programs_of` for the chip `name`: the "peak" bytes of a device, with the state that stays there,
-    and the least costs of a call; or "refused", the compiler's reason, and the peak if the reason states one."""
+    """Compiles the program `which` of `programs_of` for the chip `name`. Returns the CPU "seconds" of the compiler, the
+    "peak" bytes of a device, and of one call the "flops", the fields of `cost.Cost`, the least seconds ("best"; "at_40"
+    for completions of 40 % of the length), "tokens" per second at "best", and seconds "by_cycles" (0 if not estimated).
+    If the compiler fails, returns "seconds", its message "refused", and the "peak" that the message states, or None."""
     chip, shape = published.named(name), shape_of(config)
     program = programs_of(config, shape, published.devices(chip))[which]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.args)
@@ -204,7 +206,7 @@ def compile_program(config: CompileConfig, name: str, which: str) -> dict:
 
 
 def fit_flags(config: CompileConfig, name: str) -> CompileConfig:
-    """The flags with the largest micro-batch and the most slots that fit the chip; 1 of what does not fit at all."""
+    """The flags with the largest micro-batch and the most decoding slots that fit the chip, but at least one each."""
     flags, chip = config.train.grpo, published.named(name)
     with parallel.compiling_for(published.devices(chip)):
         rows = grpo.check(flags.with_flags(grad_accumulation=1))
@@ -212,32 +214,32 @@ def fit_flags(config: CompileConfig, name: str) -> CompileConfig:
     choices = {"update": [{"grad_accumulation": n} for n in range(rows, 0, -1) if rows % n == 0],
                "sampling": [{"num_slots": 1 << i} for i in range(sampled.bit_length())]}
     for which, options in choices.items():
-        more = bisect.bisect_left(options, True, key=lambda option: chip.usable < (
+        num_fitting = bisect.bisect_left(options, True, key=lambda option: chip.usable < (
             compile_program(config.with_flags(**option), name, which)["peak"] or math.inf))
-        config = config.with_flags(**options[max(more - 1, 0)])
+        config = config.with_flags(**options[max(num_fitting - 1, 0)])
     return config
 
 
 def remedies(config: CompileConfig, chip: published.Chip, shape: ModelConfig) -> str:
-    """The flags that could make a run fit: those with which its state takes less than half of the memory."""
+    """Returns the end of a verdict: the flags with which the state would take less than half of a device's memory."""
     flags, ways = config.train.grpo, []
     lora = state_bytes(flags.with_flags(**LORA), shape, chip.devices)
     if flags.adapter.trainable == "all" and lora < chip.usable / 2:
         ways.append(f"{format_flags(LORA)} (a state of {lora / 1e9:.1f} GB)")
     parts = {count: state_bytes(flags.with_flags(divide_state=True), shape, count) for count in (2, 4, 8, 16)
-             if count >= chip.devices + flags.update.divide_state}
+             if (count > chip.devices if flags.update.divide_state else count >= chip.devices)}
     ways += [f"--divide_state over {count} such devices ({part / 1e9:.1f} GB each)" for count, part in parts.items()
-             if part < chip.usable / 2][:1]
+             if part < chip.usable / 2][:1]  # the fewest devices that are enough
     ways += [] if config.fit else ["what --fit finds"]
     return f"; could fit with {', or '.join(ways)}" if ways else ""
 
 
 def compile_for_chip(config: CompileConfig, name: str) -> dict:
-    """The record of a chip, as --out has it: each program's costs, a verdict, and lower bounds of a step's time."""
+    """The record of a chip for --out: the results of `compile_program`, a verdict in words, a step's least seconds."""
     chip, shape = published.named(name), shape_of(config)
     state = state_bytes(config.train.grpo, shape, chip.devices)
-    start = state if config.train.grpo.update.divide_state else 2 * state  # one device makes it, then all get a copy
-    slots = config.train.grpo.sampling.num_slots or MOST_SLOTS.get(name, 0)  # a target has no name, as a device has
+    start = state if config.train.grpo.update.divide_state else 2 * state  # the original and the first device's copy
+    slots = config.train.grpo.sampling.num_slots or MOST_SLOTS.get(name, 0)  # a compile target does not name its chip
     config = config.with_flags(num_slots=slots)
     config = fit_flags(config, name) if config.fit and start <= chip.usable else config
     flags, programs = config.train.grpo, {"start": {"peak": start}}
@@ -249,7 +251,7 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
              "update": flags.update.updates_per_batch}
     step, average = (sum(count * (programs[which].get(column) or math.inf) for which, count in calls.items() if count)
                      for column in ("best", "at_40"))
-    peaks = {which: program["peak"] for which, program in programs.items()}  # None where the compiler gives up
+    peaks = {which: program["peak"] for which, program in programs.items()}  # None: the compiler failed, size unknown
     over = [f"{which}, {peak / 1e9:.1f} GB" if peak else f"{which}, which the compiler gives up"
             for which, peak in peaks.items() if (peak or math.inf) > chip.usable]
     largest = max(peak or 0 for peak in peaks.values())
@@ -272,7 +274,7 @@ def format_flags(flags: dict) -> str:
 
 
 def format_chip(result: dict) -> str:
-    """The table of one chip's record, and its verdict."""
+    """Returns a heading, a Markdown table of the programs in one chip's record, and the verdict."""
     def format_peak(peak: Optional[float]) -> str:
         return "" if peak is None else f"{peak / 1e9:.2f}, {'fits' if peak <= result['usable'] else 'does not fit'}"
 
@@ -290,8 +292,8 @@ def format_chip(result: dict) -> str:
 
 
 def state_table(config: GRPOConfig, shape: ModelConfig) -> str:
-    """A table of the memory that the state takes on each chip's devices, whole and divided."""
-    rows = []  # an undivided state is made on one device and copied to all, so that one holds it twice at the start
+    """A Markdown table of the memory that the state takes on each chip's devices, whole and divided."""
+    rows = []  # an undivided state is created on one device and copied to all: that device holds it twice at the start
     for name, chip in published.CHIPS.items():
         whole, part = (state_bytes(config.with_flags(divide_state=divide), shape, chip.devices)
                        for divide in (False, True))
@@ -302,7 +304,7 @@ def state_table(config: GRPOConfig, shape: ModelConfig) -> str:
 
 
 def run(config: CompileConfig) -> str:
-    """What the command prints: a table for each chip of --chip, or one of all chips without."""
+    """Runs the command and returns what it prints: a table for each chip of --chip, or without it one of all chips."""
     if config.page:
         return here.write_page(pathlib.Path(config.page))
     if config.chip == "here":

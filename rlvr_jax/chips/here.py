@@ -1,4 +1,4 @@
-"""The record of what was compiled for chips (results/chips.json): its page, and what it says of this machine."""
+"""The record of training runs compiled for chips (results/chips.json): its page, and its results for this machine."""
 
 import json
 import math
@@ -18,21 +18,22 @@ from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.training.train import TrainConfig
 
 RECORD, FLAG_FILES = (pathlib.Path(__file__).parents[2] / name for name in ("results/chips.json", "configs"))
-CACHED = 1e9  # bytes; a smaller state stays in caches in part, so that bytes over bandwidth are no bound
-# JAX's name of a device -> the name in CHIPS, for TPUs without the number of cores (two in a device of a v4 or v5p).
-# These names come from documentation: no such device was tried.
+CACHED = 1e9  # bytes; caches may hold part of a smaller state, so that bytes over bandwidth is no lower bound
+# The `device_kind` of a JAX device -> its name in CHIPS; that of a TPU continues with the number of cores, which is two
+# for a device of a v4 or v5p. The kinds are from documentation, and were not checked on devices.
 KINDS = {"TPU v4": "v4", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e", "TPU v5e": "v5e",
          "TPU v6 lite": "v6e", "TPU v6e": "v6e", "Tesla T4": "T4", "NVIDIA L4": "L4",
          "NVIDIA A100-SXM4-40GB": "A100-40", "NVIDIA H100 80GB HBM3": "H100",
          "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000"}
-# For other GPUs, words of JAX's name -> a compiled chip with at most their memory and, if there is one, of their family.
-# What fits it should fit them; they take other times. A laptop's GPU, or a part of one (MIG), has less memory.
+# For other GPUs: words of the `device_kind` -> a row of CHIPS with no more memory, if possible of their family. A run
+# that fits the row should fit the GPU. Not for GPUs of laptops or parts of a GPU (MIG), which have less memory.
 SIMILAR = {"A100": "A100-40", "H100": "H100", "H200": "H100", "L40": "L4", "L40S": "L4", "A10": "L4", "A10G": "L4",
            "A6000": "L4", "RTX 3090": "L4", "RTX 4090": "L4", "RTX PRO 6000": "RTX-PRO-6000"}
 
 
 def devices() -> tuple[str, int]:
-    """JAX's name of this machine's devices, and their number. Asks another process, so as not to occupy them."""
+    """Returns the `device_kind` of this machine's devices and their number. Asks a child process, so that this process
+    does not occupy the devices. Raises UserError if JAX finds none."""
     program = "import jax, json; print(json.dumps([jax.devices()[0].device_kind, jax.device_count()]))"
     environ = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
@@ -42,7 +43,7 @@ def devices() -> tuple[str, int]:
 
 
 def chip_name(kind: str, count: int) -> str:
-    """The row of CHIPS for these devices, or for one of several GPUs if no row has their number; empty if unknown."""
+    """The name in CHIPS of `count` devices of a kind; of one such GPU if no row has `count` of them; "" if unknown."""
     similar = {} if re.search("Laptop|MIG", kind) else SIMILAR
     name = KINDS.get(kind) or next((chip for words, chip in similar.items() if re.search(rf"\b{words}\b", kind)), "")
     counted = f"{name}-{count * 2 if name in ('v4', 'v5p') else count}"
@@ -50,8 +51,8 @@ def chip_name(kind: str, count: int) -> str:
 
 
 def describe_machine(flagfile_alone: bool = False, record: pathlib.Path = RECORD) -> str:
-    """This machine's devices and the verdict of each flag file compiled for them; with `flagfile_alone`, only the path
-    of the flag file made for them. Raises UserError if there is none."""
+    """Returns text: this machine's devices, and the verdict of each flag file that was compiled for them. With
+    `flagfile_alone`, returns the path of a file in configs/chips/ that fits. Raises UserError if there is none."""
     kind, count = devices()
     name, results = chip_name(kind, count), files.read_json(record, missing={})
     verdicts = [(re.search(r"--flagfile=(\S+)", command)[1], result["verdict"]) for command, result in results.items()
@@ -61,7 +62,8 @@ def describe_machine(flagfile_alone: bool = False, record: pathlib.Path = RECORD
         if not fitting:
             raise UserError(f"no flag file of configs/chips/ was made for this machine ({kind}) and fits it")
         return fitting[0]
-    called = f"; here called {name}" if kind in KINDS else f"; compiled as {name}, which has no more memory" if name else ""
+    called = (f"; here called {name}" if kind in KINDS else
+              f"; compiled as {name}, which has no more memory" if name else "")
     first = f"this machine: {kind}, {count} device{'s' if count > 1 else ''}{called}"
     last = ("found by compiling, not by running on such a chip" if verdicts else
             "the tiny tier runs on anything; nothing larger was compiled for this")
@@ -72,17 +74,17 @@ def describe_machine(flagfile_alone: bool = False, record: pathlib.Path = RECORD
 
 
 def commands() -> Iterator[str]:
-    """The commands of scripts.compile at the heads of flag files, one for each chip that they name."""
+    """Yields the scripts.compile commands in the comments of flag files, one for each chip of --chip."""
     for path in sorted(FLAG_FILES.rglob("*.flags")):
         head = "".join(re.findall(r"^#(.*\n)", path.read_text("utf-8"), re.M)).replace("\\\n", " ")
         for line in re.findall(r"python -m (scripts\.compile .*)", head):
             words = shlex.split(line)
-            for name in next(word[7:] for word in words if word.startswith("--chip=")).split(","):
+            for name in next(word.removeprefix("--chip=") for word in words if word.startswith("--chip=")).split(","):
                 yield shlex.join([word for word in words if not word.startswith("--chip=")] + [f"--chip={name}"])
 
 
 def write_page(page: pathlib.Path) -> str:
-    """Runs the commands that the record beside the page lacks, and writes record and page after each."""
+    """Runs the commands without a result in the .json record beside the page; rewrites record and page after each."""
     record = page.with_suffix(".json")
     earlier = files.read_json(record, missing={})
     results = {command: earlier.get(command) for command in commands()}
@@ -99,7 +101,7 @@ def write_page(page: pathlib.Path) -> str:
 
 
 def num_steps(command: str) -> int:
-    """--num_steps of a command, or of the flag files that it names."""
+    """The last --num_steps of a command and of the flag files that it names, or the default of scripts.train."""
     while named := re.search(r"--flagfile=(\S+)", command):
         flags = re.findall(r"^--.*", (FLAG_FILES.parent / named[1]).read_text("utf-8"), re.M)
         command = command.replace(named[0], " ".join(flags))
@@ -107,7 +109,7 @@ def num_steps(command: str) -> int:
 
 
 def format_bound(result: dict, which: str) -> str:
-    """The least seconds of a call, what limits them, and the seconds by the compiler's estimate of cycles."""
+    """Such as "4.8 compute, 12.5": the least seconds of a call, what limits them, and seconds by estimated cycles."""
     program, bandwidth = result["programs"][which], CHIPS[result["chip"]].bandwidth
     limit = "memory" if math.isclose(program["bytes"] / bandwidth, program["best"]) else "compute"
     return f"{program['best']:,.1f} {limit}" + (f", {program['by_cycles']:,.1f}" if program["by_cycles"] else "")
@@ -130,7 +132,7 @@ estimate by cycles. A small state, below {:g} GB, has no times: kernels read fro
 
 
 def format_page(results: dict[str, dict]) -> str:
-    """The page of `{command: record of a chip}`: whether each run fits, and how long it takes at least."""
+    """The page for `{command: record of a chip}`: whether each run fits on the chip, and how long it takes at least."""
     rows = []
     for command, result in results.items():
         peak, largest = max((program["peak"] or 0, which) for which, program in result["programs"].items())

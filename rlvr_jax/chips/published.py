@@ -1,4 +1,4 @@
-"""The chips that programs can be compiled for, without having one, and their compilers."""
+"""The chips that programs can be compiled for without having one: published numbers, compilers and targets."""
 
 import importlib.metadata
 import os
@@ -14,36 +14,36 @@ GIB = 2**30
 class Chip(NamedTuple):
     """Devices of one kind, with the numbers that their makers publish."""
 
-    compiler: str  # the package that contains it
-    devices: int
+    compiler: str  # the Python package of the compiler
+    devices: int  # number of devices
     usable: float  # bytes of each device's memory that a program can use
-    peak: dict  # FLOP/s by type; for float32, TPUs multiply in bfloat16 and newer GPUs in TF32
+    peak: dict  # FLOP/s by dtype; float32 numbers are multiplied in bfloat16 on TPUs and in TF32 on newer GPUs
     bandwidth: float  # bytes/s of the memory
-    target: dict  # the compiler's description of the chip
-    options: dict = {}  # for the compiler
-    clock: float = 0.0  # Hz, of a TPU
+    target: dict  # describes the chip to the compiler, see `devices`
+    options: dict = {}  # compiler options
+    clock: float = 0.0  # Hz of a TPU; 0 for a GPU
 
 
 def _tpu(devices: int, usable: float, peak: float, bandwidth: float, clock: float, **target) -> Chip:
-    """A TPU. `usable`: GiB, by its compiler; `peak`: TFLOP/s; `bandwidth`: GB/s; `clock`: GHz, the peak over
-    2 x units x size^2 of its matrix units (8 of size 128 in a v4 or v5p, 4 in a v5e; 4 of 256 in a v6e, since the
-    compiler does more than 2 could)."""
+    """A TPU. `usable` is in GiB, as the compiler states it, `peak` in TFLOP/s, `bandwidth` in GB/s and `clock` in GHz.
+    The clock is the peak / (2 x units x size^2) of the matrix units. A v4 or v5p has 8 units of size 128, a v5e 4. For
+    a v6e 4 of size 256 are assumed, because its compiler schedules more products than 2 could compute."""
     peaks = dict.fromkeys(("float32", "bfloat16", "float16"), peak * 1e12)
     return Chip("libtpu", devices, usable * GIB, peaks, bandwidth * 1e9, target, clock=clock * 1e9)
 
 
 def _gpu(memory: float, float32: float, bfloat16: float, float16: float, bandwidth: float, **target) -> Chip:
-    """A GPU. `memory`: GiB that CUDA offers, of which a program has 95 %, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in
-    place of JAX's 75 %; peaks in TFLOP/s, `bandwidth` in GB/s."""
+    """A GPU. CUDA offers `memory` GiB, of which a program can use 95 % with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 (JAX's
+    default is 75 %). Peaks are in TFLOP/s, `bandwidth` in GB/s."""
     peaks = {"float32": float32 * 1e12, "bfloat16": bfloat16 * 1e12, "float16": float16 * 1e12}
-    options = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0,  # or XLA would time kernels on the GPU
+    options = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0,  # there is no GPU to time kernels on
                "xla_gpu_dot_merger_threshold_mb": 0}  # as in `machine.prepare_gpu`
     return Chip("jax-cuda12-plugin", 1, 0.95 * memory * GIB, peaks, bandwidth * 1e9, target, options)
 
 
 def _cores(count: int, units: int, threads: int, shared: int, block: int, cache: int, clock: float) -> dict:
-    """`count` streaming multiprocessors, each with so many float32 units, threads and bytes of shared memory; the bytes
-    of it that a thread block may use, the L2 cache in MiB, the clock in GHz."""
+    """The compiler's fields for `count` multiprocessors that have `units` float32 units, `threads` threads and `shared`
+    bytes of shared memory each, of which a thread block may use `block`. The L2 `cache` is in MiB, `clock` in GHz."""
     return dict(core_count=count, fpus_per_core=units, threads_per_core_limit=threads, shared_memory_per_core=shared,
                 shared_memory_per_block_optin=block, l2_cache_size=cache << 20, clock_rate_ghz=clock)
 
@@ -69,7 +69,7 @@ CHIPS["H100-8"] = CHIPS["H100"]._replace(devices=8)
 
 
 def named(name: str) -> Chip:
-    """The row of CHIPS. Raises UserError for an unknown name, and if the chip's compiler is not installed."""
+    """Returns a row of CHIPS. Raises UserError for an unknown name, and if the chip's compiler is not installed."""
     if name not in CHIPS:
         raise UserError(f"--chip={name}: no such chip; known are {', '.join(CHIPS)}")
     version(name)
@@ -77,7 +77,7 @@ def named(name: str) -> Chip:
 
 
 def version(name: str) -> str:
-    """The package and version of a chip's compiler. Raises UserError if it is not installed."""
+    """The package and version of a chip's compiler, such as "libtpu 0.0.42.1". Raises UserError if not installed."""
     package = CHIPS[name].compiler
     try:
         return f"{package} {importlib.metadata.version(package)}"
@@ -88,12 +88,12 @@ def version(name: str) -> str:
 
 
 def devices(chip: Chip) -> list:
-    """Ahead-of-time compilation targets that stand for the chip's devices."""
+    """Returns targets for ahead-of-time compilation, one for each of the chip's devices. Sets libtpu's environment."""
     if chip.compiler == "libtpu":
         os.environ |= dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="true", TPU_WORKER_HOSTNAMES="localhost",
-                           TPU_ACCELERATOR_TYPE="v5litepod-1")  # of any chip; libtpu warns without it
+                           TPU_ACCELERATOR_TYPE="v5litepod-1")  # any type will do; libtpu warns without one
         return list(topologies.get_topology_desc(platform="tpu", **chip.target).devices)
-    fields = chip.target | dict(  # of XLA's GpuTargetConfigProto
+    fields = chip.target | dict(  # fields of XLA's GpuTargetConfigProto
         threads_per_block_limit=1024, threads_per_warp=32, shared_memory_per_block=49_152,
         block_dim_limit_x=2**31 - 1, block_dim_limit_y=65_535, block_dim_limit_z=65_535,
         registers_per_core_limit=65_536, registers_per_block_limit=65_536,

@@ -1,4 +1,4 @@
-"""Measures a model on one or several benchmarks: saved completions, and a table with a row for each benchmark."""
+"""Measures a model on one or several benchmarks: saves completions, and a table with a row for each benchmark."""
 
 import pathlib
 import re
@@ -23,11 +23,11 @@ from rlvr_jax.tasks.prompts import ProblemSource, check_style, encode_prompts, l
 
 
 def one_shot_protocol(stem: str) -> tuple[int, float]:
-    """8 completions at temperature 0.6 if the file's name contains aime or amc, else one, greedy (arXiv 2504.20571)."""
+    """8 completions at temperature 0.6 if the file's name contains aime or amc, else 1, greedy (arXiv 2504.20571)."""
     return (8, 0.6) if re.search("aime|amc", stem.lower()) else (1, 0.0)
 
 
-# --protocol -> function of a file's name without its suffix: completions of each problem, and temperature
+# --protocol -> function of a file's name without its suffix that returns (completions of each problem, temperature)
 PROTOCOLS = {"one_shot": one_shot_protocol}
 
 
@@ -35,18 +35,18 @@ class EvaluateConfig(Config):
     """Accuracy of a model on a set of problems."""
 
     kept: KeptConfig = KeptConfig()
-    protocol: str = flag("flags", "how each benchmark is sampled; flags: all by num_samples and temperature",
+    protocol: str = flag("flags", "how each benchmark is sampled; flags: by num_samples and temperature",
                          lambda: {"flags": None} | PROTOCOLS)
-    num_samples: int = flag(1, "completions of each problem; pass@k is estimated for k up to this", minimum=1)
+    num_samples: int = flag(1, "completions of each problem; pass@k is estimated for k up to this number", minimum=1)
     temperature: float = flag(0.0, "sampling temperature; 0: greedy", minimum=0)
     top_p: float = flag(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
-    cut: int = flag(0, "also judge each completion as if it had been cut after this many tokens; written to a folder "
+    cut: int = flag(0, "also judge each completion cut after this many tokens, and write the results to a folder "
                     "cut_N in out; 0: do not", minimum=0)
 
 
 def evaluate(config: EvaluateConfig) -> dict:
-    """Measures a model; returns the summary. Writes it, the table and every completion into `out`, and a reliability
-    diagram if completions state confidences. The same config again resumes an interrupted evaluation."""
+    """Measures a model and returns the summary. Writes summary.json, table.md and completions.jsonl into `out`, and
+    reliability.png if completions state confidences. A second call with the same config resumes the first."""
     if not config.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
     config = config.with_flags(model=loading.pin_step(config.kept.choice.model))
@@ -64,7 +64,7 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 
 def write_report(config: EvaluateConfig, out: pathlib.Path, benchmarks: list[Benchmark], rows: dict) -> dict:
-    """Writes summary.json, table.md and the reliability diagram of all benchmarks; returns the summary."""
+    """Writes summary.json, table.md and reliability.png from `rows` by benchmark name; returns the summary."""
     summaries = {b.name: summarise_benchmark(b, rows[b.name]) for b in benchmarks}
     summary = combine_summaries(summaries) | {"flags": config.as_flags()}
     if stated := {name: each["calibration"] for name, each in summaries.items() if "calibration" in each}:
@@ -76,7 +76,7 @@ def write_report(config: EvaluateConfig, out: pathlib.Path, benchmarks: list[Ben
 
 def sample_benchmarks(config: EvaluateConfig, loaded: LanguageModel, folder: Folder,
                       benchmarks: list[Benchmark]) -> dict[str, list[dict]]:
-    """The rows of each benchmark, saved in the folder, sampled with the seed, top_p and rows_per_call of `config`."""
+    """Returns {benchmark name: rows}, saved in `folder`. With --cut, rows have "cut", the text of the first tokens."""
     sampler = make_sampler(loaded, config.kept.sampling, config.top_p < 1)
 
     def first_tokens(rollouts: Rollouts, texts: list[str], judged: list[dict]) -> list[dict]:
@@ -88,7 +88,7 @@ def sample_benchmarks(config: EvaluateConfig, loaded: LanguageModel, folder: Fol
 
 
 def truncate_rows(benchmark: Benchmark, rows: list[dict], cut: int) -> list[dict]:
-    """The rows with every completion cut after `cut` tokens, judged again."""
+    """The rows with each completion replaced by `row["cut"]`, its text up to `cut` tokens, and judged again."""
     judged = benchmark.judge([row["cut"] for row in rows], [benchmark.problems[row["problem"]] for row in rows])
     return [row | verdict | {"completion": row["cut"], "num_tokens": min(row["num_tokens"], cut),
                              "truncated": row["truncated"] or row["num_tokens"] > cut}
@@ -96,13 +96,13 @@ def truncate_rows(benchmark: Benchmark, rows: list[dict], cut: int) -> list[dict
 
 
 def combine_summaries(summaries: dict[str, dict]) -> dict:
-    """The summary of a single benchmark, or those of several with the mean of their accuracies."""
+    """The summary of a single benchmark; for several, `{"benchmarks": summaries, "mean": mean of their accuracies}`."""
     return next(iter(summaries.values())) if len(summaries) == 1 else {
         "benchmarks": summaries, "mean": float(np.mean([each["accuracy"] for each in summaries.values()]))}
 
 
 def load_benchmarks(config: EvaluateConfig, loaded: LanguageModel) -> list[Benchmark]:
-    """One for each name in --problems (`load_sets`), sampled by the protocol or the flags."""
+    """A benchmark for each name in --problems, sampled by --protocol or the flags. UserError if these conflict."""
     if config.protocol in PROTOCOLS and (config.num_samples, config.temperature) != (1, 0.0):
         raise UserError(f"--protocol={config.protocol} decides --num_samples and --temperature: leave those out")
     if config.num_samples > 1 and config.temperature == 0:
@@ -113,8 +113,8 @@ def load_benchmarks(config: EvaluateConfig, loaded: LanguageModel) -> list[Bench
 
 
 def load_sets(config: KeptConfig, loaded: LanguageModel, protocol: Callable = lambda stem: (1, 0.0)) -> list[Benchmark]:
-    """One for each name in --problems, called by the name of its file where these differ; `protocol` is a row of
-    PROTOCOLS."""
+    """A benchmark for each source in --problems. Its name is that of the file without the suffix, or the whole path if
+    two files share the name. `protocol` is a function as in PROTOCOLS. Raises UserError for a source given twice."""
     check_style(config.source)
     names, benchmarks = config.source.problems.split(","), []
     stems = [pathlib.Path(name).stem for name in names]
@@ -130,15 +130,15 @@ def load_sets(config: KeptConfig, loaded: LanguageModel, protocol: Callable = la
 
 def make_benchmark(config: KeptConfig, loaded: LanguageModel, name: str, problems: list, num_samples: int = 1,
                    temperature: float = 0.0) -> Benchmark:
-    """A benchmark of these problems, graded as in an evaluation. Raises UserError if its grader is not installed."""
+    """A benchmark of `problems`, graded as in an evaluation. Raises UserError if the grader is not installed."""
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, config.sampling.max_new_tokens,
                              config.source.prompt.max_prompt_tokens)
-    answers.describe_graders(answers.criteria(problems, config.grading, "lenient"))
+    answers.describe_graders(answers.criteria(problems, config.grading, "lenient"))  # only for the UserError
     return Benchmark(name, problems, prompts, judge_by_answer(config.grading, "lenient"), num_samples, temperature)
 
 
 def summarise_benchmark(b: Benchmark, rows: list[dict]) -> dict:
-    """What summary.json says of one benchmark; "graded_by" is that of the rows, which `scripts.grade` may rewrite."""
+    """The part of summary.json on one benchmark. "graded_by" comes from the rows, which scripts.grade may rewrite."""
     summary = summarise_rows(rows, b.num_samples) | {
         "temperature": b.temperature, "graded_by": ", ".join(dict.fromkeys(row["graded_by"] for row in rows))}
     more = {"styles": style_shares(rows, b.problems), "calibration": calibration.summarise_calibration(rows)}
@@ -146,8 +146,8 @@ def summarise_benchmark(b: Benchmark, rows: list[dict]) -> dict:
 
 
 def format_table(model: str, summaries: dict[str, dict]) -> str:
-    """Markdown: a row for each benchmark, then all k of those sampled more than once, the styles of synthetic families,
-    and calibration if confidences are stated."""
+    """Returns Markdown: a table with a row for each benchmark, then lists of pass@k and maj@k for all k (where problems
+    have several completions), of the styles of synthetic families, and of calibration (if confidences are stated)."""
     header = ["benchmark", "problems", "measure", "accuracy", "pass@k", "maj@k", "truncated", "timed out", "graded by"]
     rows, notes = [], []
     for name, each in summaries.items():

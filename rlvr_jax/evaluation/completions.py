@@ -18,7 +18,7 @@ from rlvr_jax.tasks.prompts import ProblemSource
 
 
 class KeptConfig(Config):
-    """Completions of sets of problems, saved and graded."""
+    """Completions of one or more benchmarks, saved and graded."""
 
     choice: ModelChoice = ModelChoice()
     source: ProblemSource = nested(ProblemSource(), problems=(
@@ -31,7 +31,7 @@ class KeptConfig(Config):
     out: str = flag("", "directory for summary.json, table.md and completions.jsonl", free=True)
     resume: str = flag("auto", "continue after the completions that are in out: never (start over), auto (if there "
                        "are any), must (error if there are none)", ["never", "auto", "must"], free=True)
-    max_problems: int = flag(0, "use the first problems only; 0: all of a file, 512 of a family", minimum=0)
+    max_problems: int = flag(0, "problems of each benchmark; 0: all of a file, 512 of any other source", minimum=0)
     rows_per_call: int = flag(512, "completions handed to the sampler at a time, over all devices", minimum=1)
     seed: int = flag(0, "seed of the sampling", minimum=0, maximum=2**31 - 1)
 
@@ -40,20 +40,20 @@ class Folder(NamedTuple):
     """A directory of completions, the command that writes it, and its flags."""
 
     path: str
-    command: str  # of scripts
+    command: str  # name of the script, such as "evaluate"
     flags: Any  # the config of the command
     resume: str = "auto"
-    what: str = ""  # name of the progress line; empty: the command
+    what: str = ""  # label of the progress bar; empty: the command
 
 
 def sample_and_keep(folder: Folder, sampler: Sampler, benchmarks: list[Benchmark], request: Request,
                     rows_per_call: int = 512, more: Optional[Callable] = None) -> dict[str, list[dict]]:
-    """The rows of each benchmark, by its name: those in completions.jsonl of the folder, then newly sampled ones, which
-    are appended there.
+    """Returns {benchmark name: rows}: the rows that completions.jsonl in the folder has already, then newly sampled
+    rows, which are appended to the file.
 
-    `request`, except for its stream, and `more` are those of `sample_and_grade`. The same flags again continue after
-    the last complete line. Raises UserError if the folder was begun with other flags or problems, Interrupted on
-    Ctrl-C.
+    `request`, whose stream is replaced by EVAL, and `more` go to `sample_and_grade`. A call with the same flags
+    continues after the last complete line. Raises UserError if the folder was started with other flags or problems,
+    and Interrupted on Ctrl-C.
     """
     rows, start, total = {}, 0, sum(len(b.problems) * b.num_samples for b in benchmarks)
     with (open_log(folder, benchmarks) as log,
@@ -74,8 +74,8 @@ def sample_and_keep(folder: Folder, sampler: Sampler, benchmarks: list[Benchmark
 
 @contextlib.contextmanager
 def open_log(folder: Folder, benchmarks: list[Benchmark]) -> Iterator[JsonLines]:
-    """completions.jsonl with its rows, and the flags in a file beside it. Raises UserError for other flags, or if
-    the rows are not of these problems, in their order."""
+    """Locks the folder, writes flags.txt and origin.json, and yields the log completions.jsonl with its earlier rows.
+    Raises UserError if the folder has other flags, or rows that are not of these problems in this order."""
     out = pathlib.Path(folder.path)
     flags, path = out / "flags.txt", out / "completions.jsonl"
     if folder.resume == "must" and not flags.exists():
@@ -93,7 +93,7 @@ def open_log(folder: Folder, benchmarks: list[Benchmark]) -> Iterator[JsonLines]
                          "answer": problem.answer}
                         for b in benchmarks for i, problem in enumerate(b.problems) for j in range(b.num_samples))
             for number, row in enumerate(log.rows, 1):
-                if not next(expected, {"benchmark": None}).items() <= row.items():
+                if not next(expected, {"benchmark": None}).items() <= row.items():  # None: more rows than expected
                     raise UserError(f"{path}, line {number}: not of these problems, which have changed since; choose "
                                     "another --out, or start over with --resume=never")
             yield log

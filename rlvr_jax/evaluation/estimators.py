@@ -9,9 +9,9 @@ import numpy as np
 
 from rlvr_jax.grading import mathematics
 
-SUBSETS = 1000  # how many are drawn where a problem's samples have more subsets of a size
-RESAMPLES = 2000  # of the bootstrap
-LEAST_GAP = 0.10  # between base and trained model, below which no share of it is reported
+SUBSETS = 1000  # most subsets to average over; where more exist, so many are drawn at random
+RESAMPLES = 2000  # resamples of a bootstrap
+LEAST_GAP = 0.10  # smallest gap in accuracy between base and trained model of which a share is reported
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -26,7 +26,7 @@ def powers_up_to(n: int) -> list[int]:
 
 @functools.lru_cache
 def subsets(n: int, k: int) -> np.ndarray:
-    """f32[S,n], 1 for the members of a subset of size k: all subsets, or SUBSETS random ones, the same every time."""
+    """f32[S,n]: a row has 1 for the k members of a subset. All subsets, or SUBSETS random ones, always the same."""
     if math.comb(n, k) <= SUBSETS:
         members = np.array(list(itertools.combinations(range(n), k)))
     else:
@@ -39,34 +39,34 @@ def subsets(n: int, k: int) -> np.ndarray:
 def maj_at_k(answers: list[str], correct: list[bool], k: int) -> float:
     """Chance that the most frequent answer of k samples, drawn without replacement, is right.
 
-    Answers are compared as text (normalise them first). An empty one has no vote, and tied answers are equally likely
-    to be chosen. A text is as right as its first sample was graded. Exact for at most SUBSETS subsets.
+    Answers are compared as text (normalise them first). Empty ones have no vote; tied ones are equally likely to be
+    chosen. An answer is right if its first sample was graded right. Exact for at most SUBSETS subsets of k samples.
     """
-    kinds = list(dict.fromkeys(filter(None, answers)))
-    if not kinds:
+    choices = list(dict.fromkeys(filter(None, answers)))
+    if not choices:
         return 0.0
-    votes_SxC = subsets(len(answers), k) @ np.array([[answer == kind for kind in kinds] for answer in answers],
-                                                    np.float32)
-    right_C = np.array([correct[answers.index(kind)] for kind in kinds], np.float64)
-    ahead_SxC = (votes_SxC == votes_SxC.max(-1, keepdims=True)) & (votes_SxC > 0)
-    return float(np.mean(ahead_SxC @ right_C / np.maximum(ahead_SxC.sum(-1), 1)))
+    chosen_NxC = np.array([[answer == choice for choice in choices] for answer in answers], np.float32)
+    votes_SxC = subsets(len(answers), k) @ chosen_NxC  # S subsets, C distinct answers
+    right_C = np.array([correct[answers.index(choice)] for choice in choices], np.float64)
+    wins_SxC = (votes_SxC == votes_SxC.max(-1, keepdims=True)) & (votes_SxC > 0)
+    return float(np.mean(wins_SxC @ right_C / np.maximum(wins_SxC.sum(-1), 1)))
 
 
 def bootstrap(values_P: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of a mean over problems, which are independent while samples of one problem are not."""
+    """95 % percentile interval of the mean of f[P]. Resamples whole problems, whose samples are not independent."""
     return bootstrap_statistic(lambda means: means, values_P)
 
 
 def bootstrap_statistic(statistic: Callable, *columns: np.ndarray, reduce: Callable = np.mean) -> tuple[float, float]:
-    """95 % interval of a function of the means (or what `reduce` takes) of arrays f[P], by a bootstrap over problems,
-    which resamples all arrays alike."""
-    places_RxP = np.random.default_rng(0).integers(0, len(columns[0]), (RESAMPLES, len(columns[0])))
-    values_R = statistic(*(reduce(np.asarray(column)[places_RxP], -1) for column in columns))
+    """95 % percentile interval of `statistic(*means)`, by a bootstrap over P problems. `means` are arrays f[R] of the
+    means (or another `reduce`) of the columns f[P] in R resamples; all columns are resampled alike."""
+    indices_RxP = np.random.default_rng(0).integers(0, len(columns[0]), (RESAMPLES, len(columns[0])))
+    values_R = statistic(*(reduce(np.asarray(column)[indices_RxP], -1) for column in columns))
     return tuple(np.quantile(values_R, (0.025, 0.975)).tolist())
 
 
 def bootstrap_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of mean(after) - mean(before), each over its own problems, not paired."""
+    """95 % percentile interval of mean(after) - mean(before), each resampled over its own problems, unpaired."""
     rng = np.random.default_rng(0)
     means = [np.asarray(values, float)[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(-1)
              for values in (before, after)]
@@ -74,11 +74,11 @@ def bootstrap_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, 
 
 
 def summarise_rows(rows: list[dict], num_samples: int) -> dict:
-    """The numbers of one benchmark, from its rows in order (`measure.sample_and_grade`), `num_samples` a problem.
+    """The summary of one benchmark, from its rows (`measure.sample_and_grade`) in order, `num_samples` a problem.
 
-    `accuracy` is avg@`num_samples`, `accuracy_of_ended` that of the completions not cut at the maximum length; pass@k
-    and maj@k are for the k of `powers_up_to`. Intervals hold 95 %: Wilson's with one sample a problem, otherwise that
-    of a bootstrap over problems.
+    "accuracy" is avg@`num_samples`, "accuracy_of_ended" the accuracy of completions that were not truncated. "pass@k"
+    and "maj@k" map each k of `powers_up_to`, as text, to an estimate; "intervals" has theirs. Intervals are 95 %:
+    Wilson's with one sample for each problem, otherwise by a bootstrap over problems.
     """
     groups = [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
     right = [[row["correct"] for row in group] for group in groups]
@@ -102,7 +102,7 @@ def summarise_rows(rows: list[dict], num_samples: int) -> dict:
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % confidence interval of a share of n trials, valid near 0 and 1 too (Wilson, 1927)."""
+    """95 % confidence interval of a share of n independent trials, valid near 0 and 1 too (Wilson, 1927)."""
     z = 1.959964
     centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
@@ -111,8 +111,8 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 def difference_interval(before: float, after: float, n: int) -> tuple[float, float]:
     """95 % confidence interval of after - before, two shares of n trials each (Newcombe, 1998, method 10).
 
-    It assumes different trials. For the same problems on both sides it is too wide, never too narrow, as long as a
-    problem that was solved once is more likely than others to be solved again.
+    It assumes independent trials. If `before` and `after` are over the same problems, it is too wide, never too narrow,
+    as long as problems solved before are more likely than others to be solved after.
     """
     (low, high), (lower, upper) = wilson(before, n), wilson(after, n)
     return (after - before - math.hypot(after - lower, high - before),
@@ -120,8 +120,8 @@ def difference_interval(before: float, after: float, n: int) -> tuple[float, flo
 
 
 def summarise_outcome(rows: list[dict], base: list[dict], trained: list[dict]) -> dict:
-    """Of rows of the same problems: `accuracy` with Wilson's `interval`, and the share of the gap that is
-    `recovered`."""
+    """`{"accuracy", "interval", "recovered", "recovered_interval"}` of `rows`, by Wilson and by `recovered_share`. All
+    three lists have one row for each of the same problems."""
     base_P, trained_P, right_P = (np.array([row["correct"] for row in each], float) for each in (base, trained, rows))
     accuracy, (share, ends) = float(right_P.mean()), recovered_share(base_P, trained_P, right_P)
     return {"accuracy": accuracy, "interval": wilson(accuracy, len(rows)), "recovered": share,
@@ -129,22 +129,22 @@ def summarise_outcome(rows: list[dict], base: list[dict], trained: list[dict]) -
 
 
 def recovered_share(base_P: np.ndarray, trained_P: np.ndarray, right_P: np.ndarray) -> tuple:
-    """(share of the gap, its 95 % interval): (right - base) / (trained - base), by a bootstrap over problems. Each
-    array has 1 for a solved problem. None, None for a gap below LEAST_GAP: a ratio of small differences is mostly
-    chance."""
+    """(share of the accuracy gap, its 95 % interval): (right - base) / (trained - base), by a bootstrap over problems.
+    Each array f[P] has 1 for a solved problem. Returns (None, None) for a gap below LEAST_GAP, since a ratio of small
+    differences is mostly chance."""
     base, trained, right = (np.mean(x) for x in (base_P, trained_P, right_P))
     if trained - base < LEAST_GAP - 1e-9:
         return None, None
 
     def ratios(bases, traineds, rights):
-        apart = traineds > bases
+        apart = traineds > bases  # leaves out resamples without a gap
         return (rights - bases)[apart] / (traineds - bases)[apart]
     return float((right - base) / (trained - base)), bootstrap_statistic(ratios, base_P, trained_P, right_P)
 
 
 def format_estimate(value: Optional[float], interval: Optional[tuple[float, float]] = None, sign: str = "") -> str:
-    """"0.895 [0.748, 1.042]"; counts, and values from 1,000 on, without decimals; "3.5e-07" where three decimals would
-    all be 0; "-" for None."""
+    """Formats a value and its interval: "0.895 [0.748, 1.042]". Counts and values from 1,000 up have no decimals; if
+    three decimals would all be 0, the form is "3.5e-07"; None is "-". With `sign="+"` every number has a sign."""
     if value is None:
         return "-"
     numbers = (value, *(interval or ()))

@@ -1,4 +1,4 @@
-"""Completions of one prompt, to look at."""
+"""Samples completions of one prompt, for people to read."""
 
 import sys
 
@@ -28,7 +28,7 @@ class SampleConfig(Config):
     top_p: float = flag(1.0, "sample from the most likely tokens that make up this probability", above=0, maximum=1)
     prompt_style: str = flag("auto", "how the prompt is written; auto: chat if the model has a template, else plain",
                              lambda: {"auto": None} | PROMPT_STYLES)
-    prompt_date: str = flag("", "date, YYYY-MM-DD, for a chat template that writes today's into the prompt")
+    prompt_date: str = flag("", "date, YYYY-MM-DD, for a chat template that writes a date into the prompt")
     max_new_tokens: int = flag(0, "longest completion, in tokens; 0: what the model's window leaves after the "
                                "prompt, at most 512", minimum=0)
     num_slots: int = flag(0, "completions decoded at a time on each device; 0: all", minimum=0)
@@ -37,8 +37,8 @@ class SampleConfig(Config):
 
 
 def generate(config: SampleConfig) -> list[dict]:
-    """Rows of `prompt, completion, completion_ids, sampler_logprobs, stop_reason` ("eos" or "length"), and `pieces`,
-    the text of each token. prompt_style=auto uses the model's chat template, if it has one, with a note on stderr."""
+    """Returns rows of "prompt", "completion", "completion_ids", "sampler_logprobs", "stop_reason" ("eos" or "length"),
+    and "pieces", the text of each token. prompt_style=auto takes the model's chat template, if any; stderr says so."""
     if not config.prompt:
         raise UserError("--prompt is required: the text to continue")
     loaded, style = loading.load_fixed(config.choice), config.prompt_style
@@ -57,7 +57,7 @@ def generate(config: SampleConfig) -> list[dict]:
     for ids, mask, logprobs, ended in zip(rollouts.completions, rollouts.completion_mask, rollouts.sampler_logprobs,
                                           rollouts.ended):
         ids = ids[mask].tolist()
-        texts = [tokenizer.decode(ids[: i + 1]) for i in range(len(ids))]  # some characters span tokens
+        texts = [tokenizer.decode(ids[: i + 1]) for i in range(len(ids))]  # a character may span tokens
         rows.append({"prompt": text, "completion": texts[-1], "completion_ids": ids,
                      "sampler_logprobs": logprobs[mask].tolist(), "stop_reason": "eos" if ended else "length",
                      "pieces": [now[len(before):] for before, now in zip([""] + texts, texts)]})

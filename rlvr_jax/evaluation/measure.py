@@ -1,4 +1,4 @@
-"""Samples and grades completions of problems; measures training runs on held-out ones."""
+"""Samples and grades completions of problems, and measures training runs on held-out problems."""
 
 from typing import Callable, Iterator, NamedTuple, Optional
 
@@ -24,7 +24,7 @@ from rlvr_jax.tasks.prompts import ProblemSource, encode_prompts, is_drawn, load
 class HeldoutConfig(Config):
     """Which problems a training run measures on."""
 
-    eval_size: int = flag(512, "held-out problems to measure on; 0: all of a file", minimum=0)
+    eval_size: int = flag(512, "number of held-out problems to measure on; 0: all of a file", minimum=0)
     heldout_split: str = flag("test", "split of a synthetic family to measure on", ["dev", "test"])
 
 
@@ -39,18 +39,18 @@ class Sampler(NamedTuple):
 class Benchmark(NamedTuple):
     """A set of problems, how they are sampled, and how completions are judged."""
 
-    name: str  # the "benchmark" of its rows
+    name: str  # value of "benchmark" in saved rows
     problems: list[Problem]
     prompts: Prompts
     judge: Callable  # (texts, problems) -> a dict for each text, such as that of `judge_by_answer`
     num_samples: int = 1
     temperature: float = 0.0
-    columns: tuple[str, ...] = ()  # of a problem's metadata, which its rows also have
+    columns: tuple[str, ...] = ()  # keys of `Problem.meta` to copy into the rows
 
 
 def make_sampler(loaded: LanguageModel, config: SamplingConfig, use_top_p: bool = False,
                  sample_fn: Callable = sampling.sample, params=None) -> Sampler:
-    """A sampler of the model; `sample_fn` replaces `sampler.sample`, and may take other `params`."""
+    """A `Sampler` of the model. `sample_fn` replaces `sampler.sample`; `params`, if given, replace the model's."""
     decoding = Decoding(loaded.tokenizer.eos_ids, config.max_new_tokens, config.num_slots)
     return Sampler(sampling.make_sampler(loaded.config, decoding, use_top_p, sample_fn),
                    parallel.place_state(loaded.params if params is None else params), loaded.tokenizer)
@@ -58,12 +58,12 @@ def make_sampler(loaded: LanguageModel, config: SamplingConfig, use_top_p: bool 
 
 def sample_and_grade(sampler: Sampler, benchmark: Benchmark, request: Request, rows_per_call: int = 512, done: int = 0,
                      more: Optional[Callable] = None) -> Iterator[dict]:
-    """Samples and grades all completions of a benchmark; yields their rows, one call of the sampler at a time.
+    """Samples and grades all completions of a benchmark; yields their rows after each call of the sampler.
 
     Row i*num_samples+j is sample j of problem i: `{"problem", "sample", "prompt", "answer", "completion", "truncated",
-    "num_tokens"}`, the columns of the benchmark and its `judge`, and those of `more(rollouts, texts, judged)`. Seed,
-    step, stream and top_p are those of the request. The first `done` rows exist already and are left out; the sampler's
-    calls are the same with or without them, so the remaining rows are bitwise those of an uninterrupted run.
+    "num_tokens"}`, the keys of `benchmark.columns` and of `benchmark.judge`, and those of `more(rollouts, texts,
+    judged)`, a dict for each text. Seed, step, stream and top_p are those of `request`. The first `done` rows exist
+    already and are skipped. Later calls are the same either way: their rows are bitwise those of an uninterrupted run.
     """
     problems, count = benchmark.problems, benchmark.num_samples
     total = len(problems) * count
@@ -72,24 +72,24 @@ def sample_and_grade(sampler: Sampler, benchmark: Benchmark, request: Request, r
         end = min(start + size, total)
         if end <= done:
             continue
-        numbers = np.minimum(np.arange(start, start + size), total - 1)  # all calls have one shape: one compilation
-        owners = numbers // count
-        rollouts = sampler.sample(sampler.params, trim_padding(benchmark.prompts, owners), owners, request._replace(
+        numbers = np.minimum(np.arange(start, start + size), total - 1)  # pads the last call: one shape for all
+        indices = numbers // count
+        rollouts = sampler.sample(sampler.params, trim_padding(benchmark.prompts, indices), indices, request._replace(
             temperature=benchmark.temperature, first_row=start, repeats=count))
         texts = sampler.tokenizer.decode_rollouts(rollouts)[: end - start]
-        judged = benchmark.judge(texts, [problems[i] for i in owners[: end - start]])
+        judged = benchmark.judge(texts, [problems[i] for i in indices[: end - start]])
         columns = more(rollouts, texts, judged) if more else [{}] * len(texts)
         rows = [{"problem": int(i), "sample": int(j), "prompt": problems[i].prompt, "answer": problems[i].answer,
                  "completion": text} | verdict | {key: problems[i].meta[key] for key in benchmark.columns}
                 | {"truncated": not ended, "num_tokens": int(mask.sum())} | column
                 for text, verdict, i, j, ended, mask, column in zip(
-                    texts, judged, owners, numbers % count, rollouts.ended, rollouts.completion_mask, columns)]
+                    texts, judged, indices, numbers % count, rollouts.ended, rollouts.completion_mask, columns)]
         yield from rows[max(done - start, 0) :]
 
 
 def judge_by_answer(grading: GradingConfig, otherwise: str = "boxed") -> Callable:
-    """A `judge` of the final answer: `{"extracted", "correct", "timed_out", "graded_by"}` of each text, and
-    "confidence" if it states one. `otherwise` is that of `answers.criterion`."""
+    """Returns a `Benchmark.judge` of the final answer: `{"extracted", "correct", "timed_out", "graded_by"}` of each
+    text, and "confidence" if the text states one. `otherwise` is an argument of `answers.criteria`."""
     def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
         criteria = answers.criteria(problems, grading, otherwise)
         return [{"extracted": verdict.extracted, "correct": verdict.correct, "timed_out": verdict.timed_out,
@@ -100,19 +100,19 @@ def judge_by_answer(grading: GradingConfig, otherwise: str = "boxed") -> Callabl
     return judge
 
 
-def trim_padding(prompts: Prompts, owners: np.ndarray) -> Prompts:
-    """Cuts the prompts to the longest one in use, so that a few long ones widen their own calls only; to a multiple of
-    64 tokens, because every width is another program to compile."""
-    width = -(-int(np.max(prompts.lengths[owners])) // 64) * 64
+def trim_padding(prompts: Prompts, indices: np.ndarray) -> Prompts:
+    """Trims the padding to the longest prompt among `indices`, so that a long prompt widens only calls that contain it.
+    Widths are multiples of 64 tokens, because a program is compiled for each width."""
+    width = -(-int(np.max(prompts.lengths[indices])) // 64) * 64
     return prompts.replace(tokens=prompts.tokens[:, :width])
 
 
 def measure_heldout(sampler: Sampler, problems: list[Problem], prompts: Prompts, request: Request,
                     answer_format: str = "auto", keep: Optional[Callable] = None) -> dict:
-    """The eval/* metrics of a training run: accuracy greedy and at temperature 1, and the styles of synthetic families.
+    """The eval/* metrics of a training run: accuracy, greedy and at temperature 1, and by style share and accuracy.
 
-    Problems of several families add the accuracy on each, such as greedy_boolean. Greedy completions that state
-    confidences add metrics of calibration and the share that states one. `keep(step, rows)` receives the greedy rows.
+    Problems of several families add the accuracy on each family, such as eval/greedy_boolean. Greedy completions that
+    state confidences add calibration and the share that states one. `keep(step, rows)` is called with the greedy rows.
     """
     grading = GradingConfig(answer_format)
     graded_by = answers.describe_graders(answers.criteria(problems, grading, otherwise="lenient"))
@@ -138,7 +138,7 @@ def measure_heldout(sampler: Sampler, problems: list[Problem], prompts: Prompts,
 
 
 def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[float, Optional[float]]]:
-    """`{style: (share of the rows, accuracy of these)}` for every style of the problems' families."""
+    """`{style: (share of the rows, accuracy of these rows or None)}` for every style of the problems' families."""
     style_N = np.array([families.style_of(problems[row["problem"]], row["completion"]) or "" for row in rows])
     correct_N = np.array([row["correct"] for row in rows])
     known = dict.fromkeys(style for problem in problems if (family := families.family_of(problem))
@@ -149,18 +149,18 @@ def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[f
 
 def sample_before_training(sampler: Sampler, pool: list[Problem], prompts: Prompts, grading: GradingConfig,
                            request: Request) -> list[dict]:
-    """64 completions of each problem by the model that the run starts from, graded as its reward grades."""
-    answers.describe_graders(answers.criteria(pool, grading))  # reports a grader that is not installed before sampling
+    """Rows of 64 completions of each problem by the model before training, graded as the run's reward grades."""
+    answers.describe_graders(answers.criteria(pool, grading))  # raises UserError here, before sampling
     benchmark = Benchmark("pool", pool, prompts, judge_by_answer(grading), 64, request.temperature)
     return list(sample_and_grade(sampler, benchmark, request._replace(stream=sampling.CHOOSE), rows_per_call=2048))
 
 
 def majority_votes(rows: list[dict], num_problems: int) -> list[dict]:
-    """The model's answers to each problem before training (arXiv 2506.10947): `majority`, the most frequent answer as
-    text, whether it is right, and `wrong`, the most frequent wrong one; None if there is no such answer."""
+    """Returns `{"majority", "majority_correct", "wrong"}` for each problem (arXiv 2506.10947): its most frequent answer
+    as text, whether this is right, and its most frequent wrong answer. An answer is None if there is none."""
     votes = []
-    for place in range(num_problems):
-        own = [row for row in rows if row["problem"] == place]
+    for index in range(num_problems):
+        own = [row for row in rows if row["problem"] == index]
         majority = grade.most_common([row["extracted"] for row in own])
         votes.append({"majority": majority,
                       "majority_correct": majority in {row["extracted"] for row in own if row["correct"]},
@@ -180,8 +180,8 @@ class Heldout(NamedTuple):
 
 def make_heldout(heldout: Heldout, loaded: LanguageModel, sample: Callable, trained: set[str],
                  keep: Optional[Callable] = None) -> Callable:
-    """`evaluate(params, step)`: the metrics of `measure_heldout` on problems whose prompts are not in `trained`; {} for
-    the source "none". Raises UserError if no problem is left."""
+    """Returns `evaluate(params, step)`, which gives the metrics of `measure_heldout` on problems whose prompts are not
+    in `trained`, or {} for the source "none". Raises UserError if no such problem is left."""
     if heldout.source.problems == "none":
         return lambda params, step: {}
     if not heldout.config.eval_size and (drawn := [*filter(is_drawn, heldout.source.problems.split(","))]):
@@ -199,6 +199,6 @@ def make_heldout(heldout: Heldout, loaded: LanguageModel, sample: Callable, trai
 
 
 def heldout_names(heldout: str, trained_on: str) -> str:
-    """The sources of held-out problems: --heldout, else those of `trained_on` that are drawn; "none" if there are
-    none."""
+    """The names of held-out sources, joined by commas: `heldout` unless it is empty, else those in `trained_on` whose
+    problems are drawn, else "none"."""
     return heldout or ",".join(filter(is_drawn, trained_on.split(","))) or "none"

@@ -1,4 +1,4 @@
-"""Grades saved completions again, with another grader or format and without sampling."""
+"""Grades saved completions again, by another grader or answer format, without sampling."""
 
 import json
 import pathlib
@@ -11,26 +11,26 @@ from rlvr_jax.grading import extract, grade, graders
 from rlvr_jax.runs import files
 from rlvr_jax.runs.log import progress
 
-ROWS_PER_CALL = 512  # between two moves of the progress line
+ROWS_PER_CALL = 512  # rows between updates of the progress bar
 
 
 class GradeConfig(Config):
-    """Completions graded without sampling them again."""
+    """Grading of saved completions, without sampling them again."""
 
     completions: str = flag("", "JSONL file of rows with a completion and an answer, such as completions.jsonl of "
                             "an evaluation")
     out: str = flag("", "JSONL file for the same rows with correct, extracted, graded_by and timed_out; may be the "
-                    "file read")
-    answer_format: str = flag("lenient", "where the answer is", lambda: extract.EXTRACTORS)
-    grader: str = flag("math", "when two answers are equal: as mathematics, or as in the released one-shot reward, "
-                       "quirks included, which always looks into the last \\boxed{}", lambda: graders.GRADERS)
+                    "file in --completions")
+    answer_format: str = flag("lenient", "where a completion's answer is", lambda: extract.EXTRACTORS)
+    grader: str = flag("math", "how answers are compared; math: as mathematics; original: as in the released reward of "
+                       "One-Shot-RLVR, quirks included, which always takes the last \\boxed{}", lambda: graders.GRADERS)
 
 
 def regrade(config: GradeConfig) -> dict:
-    """Grades `config.completions` into `config.out`: `{"n", "correct", "timed_out", "graded_by", "seconds"}`.
+    """Writes the graded rows to `config.out`; returns `{"n", "correct", "timed_out", "graded_by", "seconds"}`.
 
-    The rows keep their other columns. The file is replaced at once, so it may be the one that was read. Raises
-    UserError for a file or a row without completions.
+    Other columns stay unchanged. `config.out` may be the same file as `config.completions`: it is replaced in one step
+    when all rows are graded. Raises UserError for a file without completions, or a row without one.
     """
     if not config.out:
         raise UserError("--out is required: the JSONL file for the graded rows")
@@ -52,7 +52,7 @@ def regrade(config: GradeConfig) -> dict:
 
 
 def read_completions(path: str) -> list[dict]:
-    """Rows with a `completion` and an `answer`. Raises UserError naming the file, the line and what is wrong."""
+    """Reads rows that have a completion and an answer. Raises UserError, naming file and line, for any other row."""
     file, rows = pathlib.Path(path), []
     if not path or not file.is_file():
         raise UserError(f"--completions={path}: no such file; it takes a JSONL file of rows with completion and answer")
@@ -68,4 +68,4 @@ def read_completions(path: str) -> list[dict]:
 
 def _format_line(row: dict) -> str:
     text = json.dumps(row, ensure_ascii=False)
-    return (json.dumps(row) if re.search("[\ud800-\udfff]", text) else text) + "\n"  # UTF-8 has no lone surrogates
+    return (json.dumps(row) if re.search("[\ud800-\udfff]", text) else text) + "\n"  # UTF-8 cannot encode surrogates

@@ -1,1 +1,1 @@
-"""Where an answer is in a completion, and whether it is right."""
+"""Finds the answer in a completion and decides whether it is right."""

@@ -1,6 +1,6 @@
-"""The child process that runs computer algebra, or a verifier: a line of JSON in, a line out, within its own limits.
+"""The child process that runs computer algebra or a verifier: it answers each line of JSON with a line of JSON.
 
-A question may take CPU_SECONDS (independent of how busy the machine is), WALL_SECONDS and MEGABYTES.
+A question may take CPU_SECONDS of processor time, WALL_SECONDS of elapsed time and MEGABYTES of address space.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ from typing import NamedTuple, Sequence
 
 from rlvr_jax.grading.graders import ALL
 
-CPU_SECONDS = 5
+CPU_SECONDS = 5  # unlike elapsed time, this does not depend on how busy the machine is
 WALL_SECONDS = 20
 MEGABYTES = 1024  # address space of a child; SymPy itself takes about 150
 
 
 class Question(NamedTuple):
-    """Whether `given` equals the reference `answer`, by a row of `graders.ALL`."""
+    """The question whether `given` equals the reference `answer`. `grader` is the name of a row of `graders.ALL`."""
 
     grader: str
     given: str
@@ -28,7 +28,7 @@ class Question(NamedTuple):
 
 
 def decide_question(question: Question) -> bool:
-    """The answer to a question, without limits."""
+    """Whether the two answers are equal, decided in this process without limits on time and memory."""
     grader = ALL[question.grader]
 
     def equal(given: str, answer: str) -> bool:
@@ -42,45 +42,46 @@ def decide_question(question: Question) -> bool:
     return bool(grader.same(question.given, question.answer, equal))
 
 
-ALGEBRA = ("math", "original")  # the graders that share one kind of child
-WARM_UP = {  # questions that make a grader load and compile, asked before the first one that has limits
+ALGEBRA = ("math", "original")  # the graders that one child serves together
+WARM_UP = {  # pairs (given, answer) that make a grader load and compile what it needs, before limits apply
     "math": [(text, text.replace("1", "2")) for text in (
         r"\sqrt{x}+1.5,3", r"(1,\infty)", r"\begin{pmatrix}1\\y\end{pmatrix}", r"x^2=2y+1", r"\sin x<1")],
     "original": [(r"x+\frac12", "1.5x")]}
 
 
 def serve(graders: Sequence[str] = ALGEBRA) -> None:
-    """Answers questions of these graders from standard input, one line each, until it is closed.
+    """Answers the questions on standard input, one per line: prints "ready", then true, false or null for each.
 
-    A fork of this process does the work. If it exceeds its limits it dies, the answer is null, and the next fork
-    inherits the graders' loaded libraries.
+    A fork of this process decides the questions. If a question exceeds a limit, the fork dies, the reply is null, and
+    the next fork, which inherits the loaded libraries, goes on. Returns when standard input is closed.
     """
     for name in graders:
         ALL[name].load()
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # keeps prints of the libraries out of the replies
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards what the libraries print
     logging.disable(logging.CRITICAL)
     for name in graders:
         for pair in WARM_UP.get(name, ()):
             decide_question(Question(name, *pair))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
+    with contextlib.suppress(ValueError, OSError):  # macOS does not support this limit
         resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20, MEGABYTES << 20))
     replies.write(b'"ready"\n')
     while True:
         if not (child := os.fork()):
             _answer_questions(replies)
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) not in (1, -signal.SIGPROF, -signal.SIGALRM):
-            return  # no more questions, or another process killed the fork, maybe between two questions
+            return  # standard input is closed, or another process killed the fork, maybe when no reply was due
         replies.write(b"null\n")
 
 
 def _answer_questions(replies) -> None:
-    """Answers questions until there are no more, then exits with code 0."""
+    """Reads a question from each line of standard input and writes its reply to `replies`. Exits with code 0 at the end
+    of standard input and 1 after an exception; a question over a time limit ends the process by a signal."""
     try:
         for line in sys.stdin.buffer:
-            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF ends the process, even within one product
-            signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)  # so does SIGALRM, even without a parent
+            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF ends the process even inside a long C call
+            signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)  # SIGALRM ends the process even if the parent is gone
             reply = json.dumps(decide_question(Question(*json.loads(line))))
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,4 +1,4 @@
-"""Where the answer is in a completion."""
+"""Extracts the answer from a completion, by one of several rules."""
 
 import re
 from typing import Optional
@@ -10,48 +10,48 @@ _ANNOUNCEMENT = re.compile(r"(?:the|final)\s+answer\s+is", re.IGNORECASE)
 
 
 def word_after_answer(text: str) -> Optional[str]:
-    """The last word, if the word before it is "answer", as in the synthetic tasks; else None."""
+    """The last word, if the second to last is "answer", as in the synthetic tasks; else None."""
     words = text[-200:].split()
     return words[-1] if len(words) >= 2 and words[-2] == "answer" else None
 
 
 def last_boxed(text: str) -> Optional[str]:
-    r"""The content of the last `\boxed{...}` with balanced braces; None if there is none or it never closes."""
+    r"""The content of the last `\boxed{...}`; None if there is no `\boxed{` or the last one never closes."""
     start = text.rfind("\\boxed{")
     return braced_content(text, start + len("\\boxed")) if start >= 0 else None
 
 
 def last_number(text: str) -> Optional[str]:
-    """The last number in the text, without thousands separators."""
+    """The last number in the text, without thousands separators; None if there is no number."""
     numbers = _NUMBER.findall(text)
     return numbers[-1].replace(",", "") if numbers else None
 
 
 def last_tag(text: str) -> Optional[str]:
-    """The content of the last <answer>...</answer>; None if there is none or it never closes."""
+    """The content of the last <answer>...</answer>; None if there is no <answer> or the last one never closes."""
     start = text.rfind("<answer>")
     end = text.find("</answer>", start)
     return text[start + len("<answer>") : end].strip() if 0 <= start < end else None
 
 
 def lenient_answer(text: str) -> Optional[str]:
-    r"""As the one-shot paper's evaluation finds it (Qwen2.5-Math's harness), but not the training reward: the last box,
-    else the rest of the sentence after the last "the answer is", else the last number."""
+    r"""The last box, else the rest of the sentence after the last "the answer is", else the last number. The one-shot
+    paper's evaluation (Qwen2.5-Math's harness) uses this rule; its training reward does not."""
     if (boxed := last_boxed(text)) is not None:
         return boxed
     *announced, rest = _ANNOUNCEMENT.split(text)
     sentence = re.split(r"\.(?=\s|$)|\n", rest.lstrip(" \t\r\n:"), maxsplit=1)[0].strip()
-    return announced and sentence or last_number(text)
+    return sentence if announced and sentence else last_number(text)
 
 
 def original_boxed(text: str) -> Optional[str]:
-    r"""The content of the last \boxed; None if it has no braces or they never close, whatever an earlier one holds."""
+    r"""The content of the last \boxed; None if no brace follows that \boxed or the brace never closes."""
     start = text.rfind("\\boxed")
     return braced_content(text, start + len("\\boxed")) if text.startswith("\\boxed{", start) else None
 
 
 def braced_content(text: str, start: int) -> Optional[str]:
-    """The text between the brace at `start` and the one that closes it; None if none does."""
+    """The text between the opening brace at `start` and its closing brace; None if the brace never closes."""
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] == "{") - (text[i] == "}")
@@ -63,18 +63,18 @@ def braced_content(text: str, start: int) -> Optional[str]:
 EXTRACTORS = {"answer": word_after_answer, "boxed": last_boxed, "last_number": last_number, "tag": last_tag,
               "lenient": lenient_answer}
 
-# How an answer is stated: the text that opens it, and what follows that.
+# answer format -> (text that introduces an answer, template of the text after it, in which {} is the answer)
 STATED = {"answer": ("answer", " {}"), "boxed": (r"\boxed", "{{{}}}"), "tag": ("<answer", ">{}</answer>"),
           "last_number": ("", "{}"), "lenient": (r"\boxed", "{{{}}}")}
 
 
 def state_answer(answer_format: str, answer: str) -> str:
-    """A completion that consists of the answer alone."""
+    """A completion that states `answer` in this format and nothing else."""
     return "".join(STATED[answer_format]).format(answer)
 
 
 def answer_opening(answer_format: str) -> tuple[str, str]:
-    """A row of STATED. Raises UserError for a format in which no text opens the answer."""
+    """The row of STATED for this format. Raises UserError for a format in which no text introduces the answer."""
     opening, rest = STATED[answer_format]
     if not opening:
         raise UserError(f"--answer_format={answer_format}: nothing in a completion says where its answer begins; this "

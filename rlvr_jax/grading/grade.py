@@ -1,10 +1,10 @@
-r"""Is this completion right: whether its answer equals the reference.
+r"""Grades completions: finds each answer and decides whether it equals the reference.
 
-Most answers are decided here at once: the same text, the same number, the same set of numbers. Others
-(8\sqrt[3]{4} against 12.8), and those that other programs verify (`gym`), go to child processes with limits on time and
-memory, so that a hostile completion is a wrong answer and not a hang (invariant 10). Verdicts are cached, because a run
-grades the same answers to the same problem at every step. Only a verdict is cached, not a timeout: the machine may have
-been busy, so the answer is graded again when it recurs. `results/graders.md` compares the graders.
+Most answers are decided in this process, by comparing texts, numbers or sets of numbers with the reference.
+Answers that need algebra (8\sqrt[3]{4} against 12.8) or an external verifier (`gym`) go to child processes with limits
+on time and memory, so that a hostile completion is a wrong answer and cannot hang the run. Verdicts are cached, because
+a run grades the same answers to the same problem at every step. A timeout is not cached, since the machine may have
+been busy: the answer is graded again when it recurs. `results/graders.md` compares the graders.
 """
 
 import collections
@@ -20,48 +20,48 @@ from rlvr_jax.grading.graders import ALL
 from rlvr_jax.grading.stated_confidence import split_confidence
 from rlvr_jax.grading.workers import Reply
 
-MAX_LENGTH = 1000  # characters of a given answer; a longer one is wrong, and reaches no child
-CACHED = 2**14  # verdicts
+MAX_LENGTH = 1000  # characters of an extracted answer; a longer one is wrong, without asking a child
+CACHED = 2**14  # verdicts in each cache
 
 
 class Verdict(NamedTuple):
-    """`extracted`: the answer that was found, None if there is none; `timed_out`: a limit ended the grading."""
+    """The result of grading a completion."""
 
     correct: bool
-    extracted: Optional[str]
-    timed_out: bool
+    extracted: Optional[str]  # the answer in the completion; None if no answer was found
+    timed_out: bool  # whether a limit on time or memory ended the grading; such an answer counts as wrong
 
 
 def grade_texts(texts: Sequence[str], answers: Sequence[str], answer_format: Union[str, Sequence[str]],
                 grader: Union[str, Sequence[str]] = "math") -> list[Verdict]:
-    r"""Verdicts on completions, by rows of EXTRACTORS and GRADERS, one for all texts or one for each.
+    r"""Grades each text. `answer_format` (in EXTRACTORS) and `grader` (in `graders.ALL`) are a name or a list of names.
 
-    `answers` are the references in the form that the grader reads. A stated confidence is removed before the answer is
-    extracted. The original grader looks into the last \boxed{}, whatever `answer_format` says. Answers of the synthetic
-    families are words: if one is not decided at once it is wrong, without computer algebra.
+    `answers` are the references in the form that the grader takes. A stated confidence is removed before the answer is
+    extracted. The grader "original" always extracts the last \boxed{}. For the format "answer" of the synthetic
+    families, the grader "math" asks no child process: an answer that this process cannot decide is wrong.
     """
     formats, graders = ([name] * len(texts) if isinstance(name, str) else name for name in (answer_format, grader))
-    questions = []  # each with whether it may need computer algebra
+    questions = []  # (question, whether a child process may be asked)
     for text, answer, form, name in zip(texts, answers, formats, graders, strict=True):
         extract = original_boxed if name == "original" else EXTRACTORS[form]
         question = Question(name, extract(split_confidence(text)[0]), answer)
         questions.append((question, (form, name) != ("answer", "math")))
-    replies = {algebra: decide_questions([question for question, own in questions if own == algebra], algebra)
+    replies = {algebra: decide_questions([question for question, allowed in questions if allowed == algebra], algebra)
                for algebra in (False, True)}
     decided = [(question.given, replies[algebra][question]) for question, algebra in questions]
     return [Verdict(reply.equal, given, reply.timed_out) for given, reply in decided]
 
 
 def decide_questions(questions: Iterable[Question], algebra: bool = True) -> dict[Question, Reply]:
-    """Whether each given answer equals its reference. Without `algebra`, a question that needs a child is a no."""
+    """{question: reply}. Without `algebra`, the reply to a question that needs a child process is no."""
     verdicts = {question: decide_at_once(*question) for question in questions}
-    left = [question for question, verdict in verdicts.items() if verdict is None and algebra]
-    replies = dict(zip(left, workers.POOL.threads.map(ask_child, left)))
+    undecided = [question for question, verdict in verdicts.items() if verdict is None and algebra]
+    replies = dict(zip(undecided, workers.POOL.threads.map(ask_child, undecided)))
     return {question: replies.get(question, Reply(bool(verdict), False)) for question, verdict in verdicts.items()}
 
 
 def decide_at_once(grader: str, given: Optional[str], answer: str) -> Optional[bool]:
-    """The verdict without a child process; None if one is needed. A missing answer equals nothing."""
+    """Whether the answers are equal; None if only a child process can tell. A missing or too long answer is wrong."""
     if given is None or len(given) > MAX_LENGTH or len(answer) > ALL[grader].MAX_REFERENCE:
         return False
     return _compare_without_child(grader, given, answer)
@@ -70,7 +70,7 @@ def decide_at_once(grader: str, given: Optional[str], answer: str) -> Optional[b
 @functools.lru_cache(CACHED)
 def _compare_without_child(grader: str, given: str, answer: str) -> Optional[bool]:
     def refuse(*_):
-        raise NotImplementedError
+        raise NotImplementedError  # only a child process may call the grader's `equal`
 
     try:
         return ALL[grader].same(given, answer, refuse)
@@ -100,13 +100,13 @@ def is_correct(text: str, answer: str, answer_format: str, grader: str = "math")
 
 
 def most_common(answers: list[Optional[str]]) -> Optional[str]:
-    """The most frequent text, the first of those that tie; None and "" have no vote."""
+    """The most frequent answer, the first of several that tie, without counting None and ""; None if none is left."""
     counts = collections.Counter(filter(None, answers))
     return counts.most_common(1)[0][0] if counts else None
 
 
 def describe_grader(answer_format: str, grader: str) -> str:
-    """What grades, for reports: "lenient / math (math-verify 0.9.0)". Raises UserError if it is not installed."""
+    """A grader's name for reports: "lenient / math (math-verify 0.9.0)". Raises UserError if a package is missing."""
     if (answer_format, grader) == ("answer", "math"):
         return "answer / math"
     package, needs = ALL[grader].PACKAGE, ALL[grader].NEEDS

@@ -1,8 +1,8 @@
-"""The graders, by name: modules whose `same` compares two answers.
+"""The tables of graders: name -> module whose `same` compares two answers.
 
-`same(given, answer, leaf)` calls `leaf(given, answer)` where texts alone do not decide. In a child process, and only
-there, `leaf` is the module's `equal`, whose libraries `load` imports. PACKAGE is the one whose version a report names,
-NEEDS what has to be installed, MISSING the error if it is not, and MAX_REFERENCE the most characters of an `answer`.
+`same(given, answer, leaf)` calls `leaf(given, answer)` where it cannot decide from the texts. Only in a child process
+is `leaf` the module's `equal`, whose libraries `load` imports. NEEDS are the packages that must be installed, MISSING
+the error if one is not, PACKAGE the one whose version a report gives, MAX_REFERENCE the most characters of `answer`.
 """
 
 import collections
@@ -10,5 +10,5 @@ import collections
 from rlvr_jax.grading import gym, mathematics, original
 
 GRADERS = {"math": mathematics, "original": original}  # the choices of --grader
-OWN = {"gym": gym}  # verifiers that problems bring along, which no flag names
+OWN = {"gym": gym}  # verifiers that come with problems; --grader cannot choose them
 ALL = collections.ChainMap(GRADERS, OWN)

@@ -1,8 +1,8 @@
 r"""Whether two answers, as people and models write them, are equal as mathematics.
 
-Both are brought to one notation (`normalise`), stripped of a name (V = 12.8) and of a unit, and read as exact numbers
-or as sets and tuples of them. Anything else, such as 8\sqrt[3]{4}, goes to Math-Verify (`equal`) in a child process.
-Reading takes time linear in the text and quadratic in the elements of a set; long numbers are never computed with.
+Both are brought to one notation (`normalise`), stripped of a name (V = 12.8) and of a unit, and parsed as exact numbers
+or as sets and tuples of numbers. Any other answer, such as 8\sqrt[3]{4}, goes to Math-Verify (`equal`) in a child
+process. Parsing takes time linear in the length of the text, and quadratic in the number of a set's elements.
 """
 
 import itertools
@@ -14,10 +14,10 @@ PACKAGE = "math-verify"
 NEEDS = ("math-verify", "sympy", "pylatexenc")
 MISSING = ("answers that are not from the synthetic task are compared by Math-Verify and pylatexenc, and one of them "
            "is not installed: pip install -e '.[real]'")
-MAX_REFERENCE = 1000  # characters; nothing equals a longer one
-MAX_DIGITS = 80  # characters of a number; a longer one is not read as a number
-MAX_ELEMENTS = 20  # of a set; a larger one has to be in the order of the reference
-MAX_DEPTH = 5  # of tuples in sets in tuples
+MAX_REFERENCE = 1000  # characters; nothing equals a longer reference
+MAX_DIGITS = 80  # characters of a number; a longer text is not parsed as a number
+MAX_ELEMENTS = 20  # of a set; the elements of a larger set have to be in the order of the reference
+MAX_DEPTH = 5  # of nested sets and tuples, and of boxes around an answer
 
 _CHARACTERS = str.maketrans({
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ",
@@ -25,11 +25,11 @@ _CHARACTERS = str.maketrans({
     "≈": r"\approx ", "°": r"^\circ ", "²": "^2", "³": "^3", "½": r"\frac12 ", "¼": r"\frac14 ", "¾": r"\frac34 "})
 _DECIMAL = r"(?:\d+\.?\d*|\.\d+)"
 _POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-# Applied in this order: they remove decoration and unify spellings. END: no letter follows.
+# Rewrites, applied in this order, remove decoration and unify spellings. In a pattern, END means: no letter follows.
 _REWRITES = [(re.compile(pattern.replace("END", "(?![a-zA-Z])")), replacement) for pattern, replacement in (
     (r"\\(?:left|right|[bB]igg?[lr]?)END\.?|\\(?:displaystyle|textstyle|limits)END", ""),
-    (r"(?<=\d)(?:,\\!\s*|\{,\})(?=\d{3}(?!\d))", ""),  # thousands, as LaTeX spaces them
-    (r"^\s*\*\*|\*\*\.?\s*$", ""), (r"\\?\$|\\[()]|(?<!\\)\\[\[\]]", ""),  # money, and the delimiters of a formula
+    (r"(?<=\d)(?:,\\!\s*|\{,\})(?=\d{3}(?!\d))", ""),  # thousands separators ,\! and {,} of LaTeX
+    (r"^\s*\*\*|\*\*\.?\s*$", ""), (r"\\?\$|\\[()]|(?<!\\)\\[\[\]]", ""),  # bold, dollar signs, delimiters of a formula
     (r"(?<!\\)\\(?:[!,;: ]|q?quadEND)|~", " "),
     (r"\\(?:text(?:bf|it|rm|sf|tt|up)?|mbox|hbox|math(?:rm|bf|it|sf)|operatorname|boldsymbol)\s*(?=\{)", r"\\text"),
     (r"\\text\{\s*(?:and|or|AND|OR)\s*\}|(?<![a-zA-Z\\])(?:and|or|AND|OR)END", ","), (r",\s*,", ","),
@@ -56,7 +56,7 @@ _NUMBERS = [(re.compile(pattern), read) for pattern, read in (
     (r"(\d{1,3}(?: \d{3})+)", lambda digits: Fraction(digits.replace(" ", ""))),
     (r"(\d+)_\{?([2-9]|[12]\d|3[0-6])\}?", lambda digits, base: Fraction(int(digits, int(base)))),
 )]
-# Spellings. Two units are compared if both are listed here; any other is taken to be the unit that was asked for.
+# spelling -> name of the unit. Only units in this table are compared; any other unit is assumed to be the right one.
 _UNITS = {spelling: names.split()[0] for names in (
     "m meter metre", "cm centimeter centimetre", "mm millimeter millimetre", "km kilometer kilometre", "in inch inche",
     "ft foot feet", "yd yard", "mi mile", "s sec second", "min minute", "h hr hour", "day", "week", "month", "year yr",
@@ -81,16 +81,16 @@ def normalise(answer: str) -> str:
         text = pattern.sub(replacement, text)
     for _ in range(MAX_DEPTH):
         text = _unwrap(text)
-    bare = text[:1] not in ("(", "[", "\\") or re.search(r"\d, ", answer)  # (3,120) is a pair, 3,120 is a number
-    return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text) if bare else text
+    thousands = text[:1] not in ("(", "[", "\\") or re.search(r"\d, ", answer)  # 3,120 is a number, (3,120) is a pair
+    return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text) if thousands else text
 
 
 def _unwrap(text: str) -> str:
     r"""Removes one layer of \boxed{}, \text{}, {} or (), and full stops and colons at the ends."""
     text = text.rstrip(" .:").lstrip(" :")
     match = re.match(r"(?:\\boxed|\\text)?(\{)|\(", text)
-    around = match and _is_enclosed(text[match.end() - 1 :]) and (match[1] or len(split_commas(text[1:-1])) == 1)
-    return text[match.end() : -1] if around else text
+    removable = match and _is_enclosed(text[match.end() - 1 :]) and (match[1] or len(split_commas(text[1:-1])) == 1)
+    return text[match.end() : -1] if removable else text  # (1,2) is a pair and stays
 
 
 def _depths(text: str) -> list[int]:
@@ -98,12 +98,12 @@ def _depths(text: str) -> list[int]:
 
 
 def _is_enclosed(text: str) -> bool:
-    """Whether the first and last characters are brackets that belong together."""
+    """Whether the first and last characters are brackets that enclose all the text between them."""
     return len(text) > 1 and (depths := _depths(text))[-1] <= 0 < min(depths[:-1])
 
 
 def split_commas(text: str) -> list[str]:
-    """The parts between commas outside all brackets."""
+    """The parts of the text between commas that are outside all brackets."""
     cuts = [i for i, depth in enumerate(_depths(text)) if depth == 0 and text[i] == ","]
     return [text[start + 1 : end] for start, end in itertools.pairwise([-1, *cuts, len(text)])]
 
@@ -123,29 +123,30 @@ def read_number(text: str) -> Optional[Fraction]:
 
 def split_unit(text: str) -> tuple[str, str]:
     r"""(magnitude, unit): 12.8\text{ miles per hour} is ("12.8", "mi/h"). The unit is "" if there is none and "?" if it
-    is not in the table; a single letter is a unit only within \text."""
+    is not in `_UNITS`; a single letter is a unit only within \text."""
     if not (match := _UNIT.fullmatch(text)):
         return text, ""
     words = (part.lower() for part in re.findall(r"[a-zA-Z]+|%|/|\^\d", match[2]) if part != "text")
     parts = [_UNITS.get(word) or _UNITS.get(word.removesuffix("s"), "?") for word in words]
-    return match[1], "?" if "?" in parts else "".join(parts if "/" in parts else sorted(parts))  # square cm is cm^2
+    return match[1], "?" if "?" in parts else "".join(parts if "/" in parts else sorted(parts))  # square cm = cm^2
 
 
 def split_name(text: str) -> tuple[Optional[str], str]:
     r"""(name, value): V=12.8 is ("V", "12.8"), x\in[1,2] is ("x", "[1,2]"). The name is "" if there is none, None if
-    the left side is more than a name. The value is the end of a chain of equations, and the exact a of a\approx b."""
-    exact, _, about = text.partition(r"\approx")
-    if about and _NAME.fullmatch(exact):
-        return exact, about
+    the left side is neither a name nor a number. The value of a=b=c is c, that of 1/3\approx 0.33 is 1/3."""
+    exact, _, approximate = text.partition(r"\approx")
+    if approximate and _NAME.fullmatch(exact):
+        return exact, approximate
     left, *rest = re.split(r"(?<![<>!:])=|\\in(?![a-zA-Z])", exact)
-    if not rest or sum("=" in part for part in split_commas(exact)) > 1:  # x=1,y=2
+    if not rest or sum("=" in part for part in split_commas(exact)) > 1:  # x=1,y=2 is a list
         return "", exact
-    return left if _NAME.fullmatch(left) else "" if _MAGNITUDE.fullmatch(left) else None, rest[-1]
+    name = left if _NAME.fullmatch(left) else "" if _MAGNITUDE.fullmatch(left) else None
+    return name, rest[-1]
 
 
 def split_elements(text: str) -> tuple[str, list[str]]:
-    r"""(kind, elements): the kind is "set" (for a bare list too), the two brackets of a tuple or an interval (a column
-    vector is a tuple), or "" for anything else."""
+    r"""(kind, elements). The kind is "set" for a set or a list without brackets, the two brackets, such as "(]", for a
+    tuple or an interval, "()" for a column vector, and "" for any other text, which is its own only element."""
     if match := re.fullmatch(r"\\begin\{([pb]matrix)\}([^&]*)\\end\{\1\}", text):
         return "()", [row for row in match[2].split("\\\\") if row.strip()]
     if text[:1] in ("(", "[") and _is_enclosed(text) and len(parts := split_commas(text[1:-1])) > 1:
@@ -156,20 +157,22 @@ def split_elements(text: str) -> tuple[str, list[str]]:
 
 
 def same(given: str, answer: str, leaf: Leaf, depth: int = MAX_DEPTH) -> bool:
-    """Whether `given` equals the reference `answer`; `leaf` decides what needs algebra with letters and roots."""
-    whole = normalise(given), normalise(answer)
-    if depth == 0 or "" in whole or whole[0] == whole[1]:
-        return depth > 0 and "" not in whole
-    (name_a, a), (name_b, b) = map(split_name, whole)
+    """Whether `given` equals the reference. Calls `leaf` for algebra. `depth` limits the nesting of sets and tuples."""
+    texts = normalise(given), normalise(answer)
+    if depth == 0 or "" in texts:
+        return False
+    if texts[0] == texts[1]:
+        return True
+    (name_a, a), (name_b, b) = map(split_name, texts)
     if None in (name_a, name_b) or (name_a and name_b and name_a != name_b):
-        return "" not in (name_a, name_b) and _same_by_algebra(*whole, leaf)  # an equation does not equal a value
+        return "" not in (name_a, name_b) and _same_by_algebra(*texts, leaf)  # an equation does not equal a value
     (a, unit_a), (b, unit_b) = split_unit(a), split_unit(b)
     if unit_a != unit_b and not {unit_a, unit_b} & {"", "?"}:
         return False
     x, y = read_number(a), read_number(b)
     if a == b or (x is not None and y is not None):
         return a == b or x == y or (unit_a == "%" != unit_b and x == 100 * y) or (
-            unit_b == "%" != unit_a and y == 100 * x)
+            unit_b == "%" != unit_a and y == 100 * x)  # 50% equals 0.5
     words = [re.sub(r"\\text\{([^{}]*)\}", r"\1", text).casefold() for text in (a, b)]
     if all(re.fullmatch(r"[a-z][a-z' -]{3,}", text) for text in words):
         return words[0] == words[1]
@@ -181,17 +184,17 @@ def same(given: str, answer: str, leaf: Leaf, depth: int = MAX_DEPTH) -> bool:
 
 
 def _same_by_algebra(a: str, b: str, leaf: Leaf) -> bool:
-    """`leaf`, except where Math-Verify reads differently: here R and r are two variables, and 1 2.5 is no product."""
-    letters = [set(re.sub(r"\\[a-zA-Z]+", "", text)) for text in (a, b)]
-    case = letters[0] != letters[1] and {x.casefold() for x in letters[0]} == {x.casefold() for x in letters[1]}
-    return not case and not re.search(r"(?<![_^\d.])\d[\d.]* \d", f"{a};{b}") and leaf(a, b)
+    """`leaf`, but False where Math-Verify is too lenient: R is not r, and adjacent numbers (1 2.5) are no product."""
+    letters_a, letters_b = (set(re.sub(r"\\[a-zA-Z]+", "", text)) for text in (a, b))
+    case_differs = letters_a != letters_b and set(map(str.casefold, letters_a)) == set(map(str.casefold, letters_b))
+    return not case_differs and not re.search(r"(?<![_^\d.])\d[\d.]* \d", f"{a};{b}") and leaf(a, b)
 
 
 def _same_elements(given: list[str], answers: list[str], alike: Leaf, unordered: bool) -> bool:
-    """Whether the elements are the same, in this order or, if `unordered`, in any."""
+    """Whether `alike` holds for pairs of elements, in the given order or, if `unordered`, in any order."""
     names = [{split_name(element)[0] for element in elements} for elements in (given, answers)]
-    by_place = {""} in names and any(len(parts) > 1 for parts in names)  # x=1,y=2 is 1,2 but not 2,1
-    if not unordered or by_place or len(given) > MAX_ELEMENTS:
+    by_position = {""} in names and any(len(parts) > 1 for parts in names)  # x=1,y=2 equals 1,2 but not 2,1
+    if not unordered or by_position or len(given) > MAX_ELEMENTS:
         return all(map(alike, given, answers))
     left = list(answers)
     for element in given:
@@ -202,7 +205,7 @@ def _same_elements(given: list[str], answers: list[str], alike: Leaf, unordered:
     return True
 
 
-# ----- in the child
+# ----- called only in a child process
 
 
 def load() -> None:
@@ -211,8 +214,8 @@ def load() -> None:
 
 
 def equal(given: str, answer: str) -> bool:
-    """Whether two normalised answers without units are equal by Math-Verify, whose own time limits are off. Decimals
-    are exact: 0.333 is not 1/3."""
+    """Whether Math-Verify finds two normalised answers without units equal. Decimals are exact: 0.333 is not 1/3.
+    Math-Verify's time limits are off, because the child process has its own."""
     import math_verify
     from latex2sympy2_extended import NormalizationConfig
 

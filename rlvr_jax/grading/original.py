@@ -1,10 +1,10 @@
 r"""The released training reward of One-Shot-RLVR, reimplemented by its behaviour, quirks included.
 
-It uses two normalisers (Wang et al., arXiv 2504.20571, verl's deepscaler reward; the first comes from the MATH data
-set, the second from PRM800K). Answers are equal if the first makes them the same text, or if the second does, or if
-SymPy simplifies the difference of the second's results to 0, part by part of a tuple. SymPy is not asked in three
-cases: two fractions have to be the same text, an integer equals only an integer, and texts with more than two letters,
-or with a long or bracketed exponent, are different.
+The source is verl's deepscaler reward (Wang et al., arXiv 2504.20571). Answers have a first normal form, from the MATH
+data set, and a second, from PRM800K. Two answers are equal if their first forms are the same text, their second forms
+are the same text, or SymPy simplifies the difference of the second forms to 0; tuples are compared part by part. SymPy
+is not asked in three cases: two fractions are equal only if they are the same text, an integer equals only an integer,
+and texts that together have more than two different letters, or a long or bracketed exponent, are not equal.
 """
 
 import re
@@ -23,12 +23,12 @@ Leaf = Callable[[str, str], bool]
 
 
 def same(given: str, answer: str, leaf: Leaf) -> bool:
-    """Whether the released reward is 1; `leaf` decides if the first normal forms differ."""
+    """Whether the released reward is 1. Calls `leaf` if the first normal forms differ."""
     return first_normal_form(given) == first_normal_form(answer) or leaf(given, answer)
 
 
 def first_normal_form(answer: str) -> str:
-    """The form in which the MATH data set compares answers; an answer with two units stays as it is."""
+    """The form in which the MATH data set compares answers; an answer with two units is not rewritten."""
     text = answer.strip()
     if match := re.match(_WHOLE_TEXT.pattern + r"\Z", text):
         text = match[1].strip()
@@ -49,11 +49,11 @@ def first_normal_form(answer: str) -> str:
     return re.sub(r"\A(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)\Z", r"\\frac{\1}{\2}", text)
 
 
-# ----- in the child
+# ----- called only in a child process
 
 
 def equal(given: str, answer: str) -> bool:
-    """Whether the second normal forms are the same, or differ by 0, part by part."""
+    """Whether the second normal forms are the same text, or SymPy finds them equal, part by part of a tuple."""
     given, answer = second_normal_form(given), second_normal_form(answer)
     if given == answer or not given:
         return given == answer
@@ -63,8 +63,8 @@ def equal(given: str, answer: str) -> bool:
 
 
 def second_normal_form(text: str) -> str:
-    """The form in which PRM800K compares answers, which SymPy may read. pylatexenc reads the LaTeX; a root loses its
-    index."""
+    """The form in which PRM800K compares answers. pylatexenc converts LaTeX to text that SymPy can often parse; a root
+    loses its index."""
     from pylatexenc import latex2text
 
     if match := re.search(rf"^{_WHOLE_TEXT.pattern}\Z", text):
@@ -84,7 +84,7 @@ def second_normal_form(text: str) -> str:
         for old, new in zip("√π∞∪·×", ("sqrt", "pi", "inf", "U", "*", "*")):
             text = text.replace(old, new)
     text = re.sub("- *", "-", text.strip())
-    text = re.sub("([0-9]) +([0-9])", r"\1+\2", text)  # 12 4/5
+    text = re.sub("([0-9]) +([0-9])", r"\1+\2", text)  # a mixed number such as 12 4/5
     text = re.sub("[ {}]", "", text).lower()
     return str(int(float(text.replace(",", "")))) if _is_integer(text) else text
 
@@ -114,7 +114,7 @@ def _same_part(given: str, answer: str) -> bool:
 
 
 def _is_integer(text: str) -> bool:
-    """Whether it is within 1e-7 of an integer, the tolerance of the original."""
+    """Whether the text is a number within 1e-7 of an integer, the released code's tolerance."""
     try:
         number = float(_COMMAS.sub("", text))
         return abs(number - round(number)) <= 1e-7

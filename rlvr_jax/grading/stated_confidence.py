@@ -1,17 +1,17 @@
-"""The confidence that a completion states, and the completion without it, which is what is graded."""
+"""Separates the confidence that a completion states from the rest of the completion, which is graded."""
 
 from typing import Optional
 
-TENTHS = tuple(f"{i / 10:.1f}" for i in range(11))  # the words of the synthetic families
+TENTHS = tuple(f"{i / 10:.1f}" for i in range(11))  # how the synthetic families write a confidence
 OPEN, CLOSE = "<confidence>", "</confidence>"
 
 
 def split_confidence(text: str) -> tuple[str, Optional[float]]:
-    """(the text without its stated confidence, the confidence from 0 to 1; None if it states none).
+    """(text without its stated confidence, confidence from 0 to 1). The confidence is None if the text states none.
 
     The confidence is the end of `answer 17 sure 0.9`, as synthetic families write it, or the content of the last
-    <confidence>...</confidence>. A tag without a number from 0 to 1 ("90%", "high") is removed but states nothing, as
-    in RLCR (arXiv 2507.16806).
+    <confidence>...</confidence>. A tag without a number from 0 to 1 ("90%", "high") is removed, and the confidence is
+    None, as in RLCR (arXiv 2507.16806).
     """
     words = text[-200:].split()
     if len(words) >= 4 and words[-4] == "answer" and words[-2] == "sure" and words[-1] in TENTHS:
@@ -29,10 +29,10 @@ def split_confidence(text: str) -> tuple[str, Optional[float]]:
 
 
 def stated_confidence(text: str) -> Optional[float]:
-    """The last confidence that a completion states; None if it states none."""
+    """The last confidence that a completion states; None if the completion states none."""
     return split_confidence(text)[1]
 
 
 def final_confidence(text: str) -> Optional[float]:
-    """The confidence if nothing follows it, as in a well-formed completion; else None."""
+    """The stated confidence if it ends the completion, as in a well-formed one; else None."""
     return stated_confidence(text) if text.rstrip().endswith((CLOSE, *TENTHS)) else None

@@ -1,8 +1,8 @@
-"""Computer algebra, and verifiers of other programs, in child processes that can be killed.
+"""Runs computer algebra and external verifiers in child processes that can be killed.
 
-SymPy may take forever, or all memory, on what a model writes (9^{9^{9^9}}), and cannot be interrupted in a thread. A
-child (`python -m rlvr_jax.grading.child`) answers one question at a time within its own limits; the parent kills one
-that exceeds them nevertheless. Exceeding a limit, dying, or an unreadable reply counts as "no".
+On what a model writes (9^{9^{9^9}}), SymPy may run forever or take all memory, and a thread cannot be interrupted. A
+child (`python -m rlvr_jax.grading.child`) answers one question at a time within its own limits; the parent kills a
+child that exceeds them nevertheless. If a child exceeds a limit, dies or sends no readable reply, the reply is "no".
 """
 
 import atexit
@@ -21,34 +21,34 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.grading import child
 from rlvr_jax.grading.graders import OWN
 
-GRACE_SECONDS = 1  # for a child to end by its own limit
-START_SECONDS = 120  # importing SymPy on a busy machine
+GRACE_SECONDS = 1  # time beyond its own limit before the parent kills a child
+START_SECONDS = 120  # time for a child to start; importing SymPy is slow on a busy machine
 COMMAND = [sys.executable, "-W", "ignore", "-m", "rlvr_jax.grading.child"]
 
 
 class Reply(NamedTuple):
     equal: bool
-    timed_out: bool  # or out of memory, or dead
+    timed_out: bool  # also if the child ran out of memory or died
 
 
 REPLIES = {b"true\n": Reply(True, False), b"false\n": Reply(False, False), b"null\n": Reply(False, True)}
 
 
 class Worker:
-    """A child process for these graders that has reported to be ready. Raises UserError if it does not start."""
+    """A child process for `graders`. The constructor waits until the child is ready, or raises UserError."""
 
     def __init__(self, *graders: str):
         self.process = subprocess.Popen(
             [*COMMAND, *graders], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
             cwd=pathlib.Path(__file__).parents[2], env=os.environ | {"PYTHONHASHSEED": "0"},
-            start_new_session=True)  # a Ctrl-C is the parent's to handle
+            start_new_session=True)  # so that Ctrl-C reaches only the parent
         if self._exchange(b"", START_SECONDS) != b'"ready"\n':
             self.end()
             raise UserError("the process that compares answers does not start; to see why: "
                             f"echo | python -m {' '.join(['rlvr_jax.grading.child', *graders])}")
 
     def ask(self, question: child.Question) -> Reply:
-        """The reply. An unreadable one counts as a timeout and ends the worker."""
+        """Returns the reply of the child. An unreadable reply counts as a timeout, and the child is ended."""
         line = json.dumps(question).encode() + b"\n"  # fits into a pipe, so that writing never blocks
         reply = REPLIES.get(self._exchange(line, child.WALL_SECONDS + GRACE_SECONDS))
         if reply is None:
@@ -56,7 +56,7 @@ class Worker:
         return reply or Reply(False, True)
 
     def _exchange(self, line: bytes, seconds: float) -> bytes:
-        """Writes a line; returns one line, or a part of it if the child dies or the time runs out."""
+        """Writes `line` and returns the reply line, or a part of it if the child dies or is killed after `seconds`."""
         timer, reply = threading.Timer(seconds, self.kill), b""
         timer.start()
         with contextlib.suppress(BrokenPipeError):
@@ -79,19 +79,19 @@ class Worker:
 
 
 class Pool:
-    """At most `size` workers for the named graders (without names, `child.ALGEBRA`), each started when first needed and
-    kept in `idle` between questions. `threads`, as many as workers, are for callers who ask several questions."""
+    """Workers for `graders` (without names, `child.ALGEBRA`), started as needed and kept in `idle` between questions.
+    `threads` is an executor of `size` threads, for callers who ask several questions in parallel."""
 
     def __init__(self, size: int, *graders: str):
         self.threads, self.idle, self.graders = concurrent.futures.ThreadPoolExecutor(size), [], graders
 
     def ask(self, question: child.Question) -> Reply:
-        """The reply to one question. Raises UserError if a child does not start."""
+        """The reply of an idle or a new worker. Raises UserError if a new worker does not start."""
         try:
             worker = self.idle.pop()
         except IndexError:
             worker = Worker(*self.graders)
-        if worker.process.poll() is not None:  # another process killed it
+        if worker.process.poll() is not None:  # another process killed this worker
             worker.end()
             return self.ask(question)
         reply = worker.ask(question)

@@ -1,1 +1,1 @@
-"""The page about one run, its figures, and what all HTML pages share."""
+"""The report on one run, its figures, and functions that all HTML pages share."""

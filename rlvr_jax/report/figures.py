@@ -1,6 +1,6 @@
-"""The figures of a run: accuracy and small multiples drawn from the rows of its metrics, as PNG or as inline SVG.
+"""Draws the figures of a run from the rows of metrics.jsonl: one of accuracy, and small panels of other metrics.
 
-Figures are in ink on white; `svg` gives them the colours of the page, light or dark.
+Figures are drawn in black on white; `svg` replaces these colours by CSS variables of the page, for light or dark.
 """
 
 import io
@@ -12,7 +12,7 @@ import markupsafe
 from rlvr_jax.evaluation.estimators import wilson
 
 INK, QUIET, RULE = "#000000", "#8c959f", "#d0d7de"
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#00785a"  # Okabe and Ito, green darker
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#00785a"  # the palette of Okabe and Ito, with a darker green
 THEME = {INK: "var(--ink)", RULE: "var(--rule)", BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)"}
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "rlvr_jax", "font.size": 9, "legend.fontsize": 8, "axes.titlesize": 9,
          "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": RULE,
@@ -25,14 +25,14 @@ def finite(x) -> bool:
 
 
 def series(metrics: list[dict], key: str) -> tuple[list, list]:
-    """(steps, values) where `key` is a finite number."""
+    """(steps, values) of the rows whose `key` is a finite number."""
     points = [(row["step"], row[key]) for row in metrics if finite(row.get(key))]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def draw_accuracy(axes, metrics: list[dict], base: dict, saturation_step):
-    """Training against held-out accuracy, Wilson's band around greedy, the base model dotted, the saturation step
-    dashed."""
+    """Draws training and held-out accuracy by step, with Wilson's 95 % band around greedy accuracy. The accuracies of
+    `base` are dotted lines; `saturation_step`, if not None, is a dashed vertical line."""
     for mode, color, line, mark in (("greedy", BLUE, "-", "o"), ("sampled", GREEN, "--", "s")):
         if series(metrics, "eval/" + mode)[0]:
             axes.plot(*series(metrics, "eval/" + mode), color, ls=line, marker=mark, ms=3.5, label="held-out " + mode)
@@ -51,7 +51,7 @@ def draw_accuracy(axes, metrics: list[dict], base: dict, saturation_step):
 
 
 def draw_lines(axes, metrics: list[dict], lines: dict[str, str], saturation_step):
-    """A small multiple of `{label: metric}`."""
+    """Draws a small panel of up to three metrics, `{label: key}`. `saturation_step` is as in `draw_accuracy`."""
     for (label, key), (color, line) in zip(lines.items(), ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"))):
         steps, values = series(metrics, key)
         if steps:
@@ -68,8 +68,8 @@ def draw_lines(axes, metrics: list[dict], lines: dict[str, str], saturation_step
 
 
 def svg(figure, name: str, says: str = "") -> markupsafe.Markup:
-    """The figure as inline SVG in the page's colours, its identifiers made unique by `name`. `says` is the drawing in
-    words, for who does not see it: "NAME by step" without it."""
+    """The figure as inline SVG in the page's colours; `name` is a prefix that makes its ids unique on the page. `says`
+    describes the drawing to screen readers; if it is empty, the description is "NAME by step"."""
     text, prefix = io.StringIO(), re.sub(r"\W+", "-", name.lower())
     figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text.getvalue()[text.getvalue().index("<svg") :])

@@ -1,4 +1,4 @@
-"""Pages of HTML: where their templates are, and text and pictures made safe for them."""
+"""What HTML pages share: the loader of templates, and functions that make text and pictures safe to embed."""
 
 import base64
 import pathlib
@@ -11,42 +11,42 @@ import markupsafe
 from rlvr_jax.errors import UserError
 
 NO_FIGURE = {"data": "", "width": 0, "height": 0}
-UNSEEN = (*range(9), *range(11, 32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A))  # controls, text direction
+UNSEEN = (*range(9), *range(11, 32), 127, *range(0x202A, 0x202F), *range(0x2066, 0x206A))  # controls, text directions
 
 
 def environment(module: str) -> jinja2.Environment:
-    """Loads templates beside the module (its `__file__`), and those that pages share, beside this one. Escapes text."""
+    """An environment that escapes text. It loads templates from the folder of `module` (a `__file__`) and from this."""
     folders = [pathlib.Path(file).parent for file in (module, __file__)]
-    made = jinja2.Environment(loader=jinja2.FileSystemLoader(folders), autoescape=True, trim_blocks=True,
-                              lstrip_blocks=True)
-    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    made.filters |= {"marked": marked, "cut": cut, "blocks": blocks}
-    return made
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(folders), autoescape=True, trim_blocks=True,
+                                   lstrip_blocks=True)
+    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    templates.filters |= {"marked": marked, "cut": cut, "blocks": blocks}
+    return templates
 
 
 def marked(text: str) -> markupsafe.Markup:
-    """Text as HTML, where `code` and **bold** are all that is read of Markdown."""
+    """Text as escaped HTML. Of Markdown, only `code` and **bold** are rendered."""
     html = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(markupsafe.escape(text)))
     return markupsafe.Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html, flags=re.DOTALL))
 
 
 def blocks(text: str) -> list[tuple[str, list]]:
-    """The blocks of Markdown that this program wrote: ("table", rows of cells), ("list", lines) or ("text", lines)."""
-    made: list[tuple[str, list]] = []
+    """Splits Markdown that this program wrote into ("table", rows of cells), ("list", items) and ("text", lines)."""
+    parts: list[tuple[str, list]] = []
     for block in filter(None, re.split(r"\n\s*\n", text.strip())):
         lines = block.splitlines()
         if block.startswith("| "):
             cells = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
-            made.append(("table", cells[:1] + cells[2:]))
+            parts.append(("table", cells[:1] + cells[2:]))  # without the rule below the header
         elif block.startswith("- "):
-            made.append(("list", [line.removeprefix("- ") for line in lines]))
+            parts.append(("list", [line.removeprefix("- ") for line in lines]))
         else:
-            made.append(("text", lines))
-    return made
+            parts.append(("text", lines))
+    return parts
 
 
 def picture(path: pathlib.Path) -> dict:
-    """A PNG as text for a page, with its size in pixels; NO_FIGURE if there is none. UserError for a damaged one."""
+    """A PNG as {"data": base64, "width", "height" in pixels}; NO_FIGURE without a file, UserError for a damaged one."""
     if not path.is_file():
         return NO_FIGURE
     content = path.read_bytes()
@@ -57,13 +57,13 @@ def picture(path: pathlib.Path) -> dict:
 
 
 def evenly(items: list, count: int) -> list:
-    """At most `count` of the items, at even distances, with the first and the last."""
+    """At most `count` of the items, at even distances, including the first and the last."""
     return items if len(items) <= count else [items[i * (len(items) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
 def cut(text, room: int, file: str = "rollouts.jsonl") -> str:
-    """Text with control characters spelt out. Where it would take more than `room` bytes of HTML its middle is left
-    out, with a note that `file` has all of it."""
+    """The text with control characters escaped. If it would take more than `room` bytes of HTML, its middle is replaced
+    by a note that `file` has the whole text."""
     text = str(text).translate({c: f"\\u{c:04x}" for c in UNSEEN})
     size = len(markupsafe.escape(text).encode("utf-8", "replace"))
     if size <= room:

@@ -1,6 +1,6 @@
 """The report of a run: one self-contained page, `report.html`, and its figures as PNG.
 
-This file reads and counts, `figures.py` draws, and `report.html.jinja` has the words, and calls `panel` for a figure.
+This module computes numbers, `figures.py` draws, and the template `report.html.jinja` has the text and calls `panel`.
 """
 
 import itertools
@@ -22,18 +22,19 @@ from rlvr_jax.report.pages import cut, evenly
 from rlvr_jax.runs.files import name_in_errors, read_json, read_steps, write_whole
 
 MAX_ROLLOUTS, MAX_ROLLOUT_BYTES = 400, 2_000_000
-MAX_UNSEEN, MAX_UNSEEN_STEPS, MAX_UNSEEN_BYTES = 40, 40, 1_500_000  # problems, evaluations and text to leaf through
+MAX_UNSEEN, MAX_UNSEEN_STEPS, MAX_UNSEEN_BYTES = 40, 40, 1_500_000  # most held-out problems, evaluations, bytes
+# (right at the first evaluation, right at the last) -> kind of a held-out problem
 KINDS = {(0, 1): "newly solved", (1, 0): "lost", (1, 1): "right before and after", (0, 0): "wrong before and after"}
 
 
 class ReportConfig(Config):
-    """A run, drawn, or all studies."""
+    """What to report on: one run, or all studies."""
 
-    run_dir: str = flag("", "directory of the run to draw")
+    run_dir: str = flag("", "directory of the run to report on")
     parquet: bool = flag(False, "also write RUN/completions.parquet: the rows of rollouts.jsonl, in the columns of "
                                 "TRL's log of completions")
     all: bool = flag(False, "write every page and figure of results again, from the records and configs/studies")
-    results: str = flag("results", "with all: directory of the records, STUDY.json, and of what is made of them")
+    results: str = flag("results", "with all: directory of the records, STUDY.json, and of the pages made from them")
 
 
 def number(x) -> str:
@@ -41,8 +42,8 @@ def number(x) -> str:
 
 
 def evaluations(metrics: list[dict], saturation_step) -> dict[str, dict]:
-    """Those that exist of {"base" | "saturation" | "peak" | "final": {"step", "greedy", "sampled", "n"}}. Saturation is
-    the first evaluation at or after that step; the peak is the first of the best greedy ones."""
+    """Returns {name: {"step", "greedy", "sampled", "n"}} of these evaluations if they exist: "base" (step 0),
+    "saturation" (first from that step on), "peak" (first of the best greedy accuracy), "final" (last after step 0)."""
     evals = [{"step": row["step"], **{name: row.get("eval/" + name) for name in ("greedy", "sampled", "n")}}
              for row in metrics if finite(row.get("eval/greedy")) or finite(row.get("eval/sampled"))]
     table = {"base": next((e for e in evals if e["step"] == 0), None),
@@ -53,15 +54,15 @@ def evaluations(metrics: list[dict], saturation_step) -> dict[str, dict]:
 
 
 def group_rollouts(rollouts: list[dict]) -> list[tuple]:
-    """[(step, all its rollouts, those to show)], at most MAX_ROLLOUTS shown, spread over the steps."""
+    """[(step, rollouts of the step, rollouts to show)]; at most MAX_ROLLOUTS are shown, spread over the steps."""
     by_step = [(step, list(rows)) for step, rows in itertools.groupby(rollouts, lambda row: row["step"])]
     shown_steps = evenly(by_step, max(50, MAX_ROLLOUTS * len(by_step) // max(len(rollouts), 1)))
     return [(step, rows, evenly(rows, MAX_ROLLOUTS // len(shown_steps))) for step, rows in shown_steps]
 
 
 def read_heldout(path: pathlib.Path) -> list[dict]:
-    """Rows of heldout.jsonl: greedy completions of the same problems, which the first row names, at each evaluation.
-    Raises UserError naming a row that has not as many completions as there are problems."""
+    """Reads heldout.jsonl. Each row has an evaluation's greedy completions of the same problems; the first row also has
+    their prompts and answers. Raises UserError for a row without a completion and a verdict for each problem."""
     rows = read_steps(path, single=False)
     for row in rows:
         lists = [rows[0].get("prompts"), rows[0].get("answers"), row.get("completions"), row.get("correct")]
@@ -72,10 +73,10 @@ def read_heldout(path: pathlib.Path) -> list[dict]:
 
 
 def changes(table: dict, heldout: list[dict]) -> list[dict]:
-    """Of greedy accuracy from the base model and from saturation to the end `{"start", "change", "low", "high", ...}`.
+    """Returns how greedy accuracy changed to the end: rows of "start", "change", "low", "high", "paired" and "overlap".
 
-    The 95 % interval is that of the difference problem by problem (`paired`) where both ends are in `heldout`
-    (heldout.jsonl). `overlap` is whether the intervals of the two ends do.
+    "start" is "base" or "saturation". "low" to "high" is a 95 % interval, of differences problem by problem ("paired")
+    if both evaluations are in `heldout`. "overlap" says whether the intervals of the two accuracies overlap.
     """
     rows, right = [], {row["step"]: np.array(row["correct"], float) for row in heldout}
     for start in ("base", "saturation"):
@@ -84,66 +85,67 @@ def changes(table: dict, heldout: list[dict]) -> list[dict]:
             paired = all(e["step"] in right for e in ends)
             low, high = (estimators.bootstrap(right[ends[1]["step"]] - right[ends[0]["step"]]) if paired else
                          difference_interval(ends[0]["greedy"], ends[1]["greedy"], ends[1]["n"]))
-            (_, first), (second, _) = sorted(wilson(end["greedy"], end["n"]) for end in ends)
+            (_, end_of_lower), (start_of_upper, _) = sorted(wilson(end["greedy"], end["n"]) for end in ends)
             rows.append({"start": start, "change": ends[1]["greedy"] - ends[0]["greedy"], "low": low, "high": high,
-                         "paired": paired, "overlap": second <= first})
+                         "paired": paired, "overlap": start_of_upper <= end_of_lower})
     return rows
 
 
 def unseen(heldout: list[dict], saturation_step) -> dict:
-    """What the page shows of held-out problems through training; {} without an evaluation after the first.
+    """Returns what the page shows of held-out problems through training; {} if there are fewer than two evaluations.
 
-    `counts` of KINDS, over all problems; `steps` of the evaluations to leaf through, `panes` the places among them to
-    show side by side; and for at most MAX_UNSEEN `problems`, as many of each kind as there is room for, the `kind`,
-    `number`, `prompt`, `answer`, the different `texts`, and by step the place in `texts` (`said`) and whether it is
-    `right`. The first problem is one that was newly solved, if there is one.
+    "counts": {kind: problems of it}. "steps": the steps of the evaluations that can be viewed; "panes" and
+    "saturation" are indices into "steps", of the evaluations to show side by side and of the one at saturation (or
+    None). "problems": at most MAX_UNSEEN, newly solved ones first, each with "kind", "number" (in heldout.jsonl),
+    "prompt", "answer", "texts" (its distinct completions), and for each step "said" (index into "texts") and "right".
     """
     if len(heldout) < 2:
         return {}
     after = next((i for i, row in enumerate(heldout) if finite(saturation_step) and row["step"] >= saturation_step), 0)
     panes = sorted({0, after, len(heldout) - 1})
-    places = sorted({*evenly(list(range(len(heldout))), MAX_UNSEEN_STEPS - len(panes)), *panes})
+    shown = sorted({*evenly(list(range(len(heldout))), MAX_UNSEEN_STEPS - len(panes)), *panes})
     kinds = {kind: [] for kind in KINDS.values()}
-    for number, ends in enumerate(zip(heldout[0]["correct"], heldout[-1]["correct"])):
-        kinds[KINDS[bool(ends[0]), bool(ends[1])]].append(number)
+    for number, (first, last) in enumerate(zip(heldout[0]["correct"], heldout[-1]["correct"])):
+        kinds[KINDS[bool(first), bool(last)]].append(number)
     length = max(statistics.fmean(len(text) for text in row["completions"]) for row in heldout)
-    each = max(1, min(MAX_UNSEEN // len(KINDS), int(MAX_UNSEEN_BYTES / (len(KINDS) * len(places) * (length + 1)))))
-    chosen = [(kind, number) for kind, numbers in kinds.items() for number in evenly(numbers, each)]
-    room = MAX_UNSEEN_BYTES // (len(chosen) * (len(places) + 1))
+    per_kind = max(1, min(MAX_UNSEEN // len(KINDS), int(MAX_UNSEEN_BYTES / (len(KINDS) * len(shown) * (length + 1)))))
+    chosen = [(kind, number) for kind, numbers in kinds.items() for number in evenly(numbers, per_kind)]
+    room = MAX_UNSEEN_BYTES // (len(chosen) * (len(shown) + 1))
     problems = []
     for kind, number in chosen:
-        by_place = [cut(heldout[i]["completions"][number], room, "heldout.jsonl") for i in places]
-        texts = list(dict.fromkeys(by_place))
+        completions = [cut(heldout[i]["completions"][number], room, "heldout.jsonl") for i in shown]
+        texts = list(dict.fromkeys(completions))
         problems.append({"kind": kind, "number": number,
                          "prompt": cut(heldout[0]["prompts"][number], room, "heldout.jsonl"),
                          "answer": cut(heldout[0]["answers"][number], 200, "heldout.jsonl"), "texts": texts,
-                         "said": [texts.index(text) for text in by_place],
-                         "right": [int(heldout[i]["correct"][number]) for i in places]})
+                         "said": [texts.index(text) for text in completions],
+                         "right": [int(heldout[i]["correct"][number]) for i in shown]})
     return {"counts": {kind: len(numbers) for kind, numbers in kinds.items()},
-            "steps": [heldout[i]["step"] for i in places], "panes": [places.index(i) for i in panes],
-            "saturation": places.index(after) if after else None, "problems": problems}
+            "steps": [heldout[i]["step"] for i in shown], "panes": [shown.index(i) for i in panes],
+            "saturation": shown.index(after) if after else None, "problems": problems}
 
 
 def setup(flags: dict[str, str], example: dict, rollouts: list[dict], metrics: list[dict]) -> dict[str, str]:
-    """The heading of a run of scripts.train: model, example, reward and grader; {} for other runs."""
+    """{label: text} for the head of the report on a run of scripts.train: model, problems, reward and grader. {} for a
+    run of another script. `flags` is {"--name": value}, and `example` the content of example.json, or {}."""
     if "--reward" not in flags:
         return {}
     prompts = {row["prompt"] for row in rollouts[:1000] if "prompt" in row}
-    asked = (example.get("question") or flags.get("--question") or (prompts.pop() if len(prompts) == 1 else "")
-             or f"problem {flags.get('--example')} of {flags.get('--problems')}")
+    trained_on = (example.get("question") or flags.get("--question") or (prompts.pop() if len(prompts) == 1 else "")
+                  or f"problem {flags.get('--example')} of {flags.get('--problems')}")
     if flags.get("--example") == "all" and not flags.get("--question"):
-        asked = f"all problems of {flags.get('--problems')}"
+        trained_on = f"all problems of {flags.get('--problems')}"
     if finite(example.get("pass_rate")):
-        asked += (f" (number {example.get('example')}, chosen because the base model solved it in "
-                  f"{example['pass_rate']:.1%} of {example.get('num_samples')} attempts)")
+        trained_on += (f" (number {example.get('example')}, chosen because the base model solved it in "
+                       f"{example['pass_rate']:.1%} of {example.get('num_samples')} attempts)")
     graders = [row["train/graded_by"] for row in metrics if "train/graded_by" in row]
-    return {"Model": flags.get("--model", ""), "Trained on": asked, "Reward": flags["--reward"],
+    return {"Model": flags.get("--model", ""), "Trained on": trained_on, "Reward": flags["--reward"],
             "Grader": graders[-1] if graders else flags.get("--grader", "")}
 
 
 def write_report(run_dir: str) -> list[pathlib.Path]:
     """Writes report.html, curves.png and diagnostics.png into a run directory and returns their paths. Raises UserError
-    if metrics.jsonl is missing or empty, if a file of the run is corrupt, and without matplotlib."""
+    if metrics.jsonl is missing or empty, if a file of the run is corrupt, or if matplotlib is missing."""
     try:
         from matplotlib import figure, rc_context  # optional
     except ImportError as error:
@@ -163,7 +165,7 @@ def write_report(run_dir: str) -> list[pathlib.Path]:
     def drawn(key):
         return bool(series(metrics, key)[0])
 
-    def panel(title, lines):
+    def panel(title, lines):  # lines: {label: (key of the metrics, what the caption says of it)}
         lines = {label: key for label, (key, _) in lines.items()}
         if not any(map(drawn, lines.values())):
             return ""
@@ -196,10 +198,10 @@ def write_report(run_dir: str) -> list[pathlib.Path]:
 
 
 def write_parquet(run_dir: str) -> pathlib.Path:
-    """Writes completions.parquet into a run directory, a row for each of rollouts.jsonl, and returns its path.
+    """Writes completions.parquet into a run directory, with a row for each row of rollouts.jsonl; returns its path.
 
-    The columns are those of TRL's GRPOTrainer: step, prompt, completion, one for each reward, by its name, advantage;
-    after them what else the log has, such as `correct`. Raises UserError without logged rollouts, or pyarrow.
+    The columns are those of TRL's GRPOTrainer (step, prompt, completion, a column named after each reward, advantage),
+    then the other keys of rollouts.jsonl, such as "correct". Raises UserError without logged rollouts or pyarrow.
     """
     try:
         import pyarrow  # optional
@@ -213,7 +215,7 @@ def write_parquet(run_dir: str) -> pathlib.Path:
     rewards = [key for key in rows[0] if key.startswith("reward/")] or ["reward"]
     keys = ["step", "prompt", "completion", *rewards, "advantage", *rows[0]]
     columns = {}
-    for key in keys:  # a reward named like another column stands for both
+    for key in keys:  # of two columns with the same name, the first is kept
         columns.setdefault(key.removeprefix("reward/"), [row.get(key) for row in rows])
     with name_in_errors(path):
         parquet.write_table(pyarrow.table(columns), path)

@@ -1,1 +1,1 @@
-"""What a completion is paid for: one table of rewards, and what a reward sees of a step."""
+"""The table of rewards, the data of a training step that a reward receives, and their weighted sum."""

@@ -1,4 +1,4 @@
-"""What a reward sees of a training step: the completions, their verdicts, and the policy that sampled them."""
+"""The input of a reward: a training step's completions, their verdicts, and the policy that sampled them."""
 
 import dataclasses
 import functools
@@ -13,12 +13,12 @@ from rlvr_jax.records import Batch, Problem, Rollouts
 
 @dataclasses.dataclass(frozen=True)
 class PolicyScores:
-    """The sampling policy's distributions at the sampling temperature, computed on all devices when a reward first asks
-    for them, so all processes must ask for the same. Arrays are f32[B,T] in nats, for B completions of T tokens; values
-    after a completion's end are meaningless."""
+    """Statistics of the sampling policy at the sampling temperature. The first access computes them on all devices, so
+    every process must access them if one does. Arrays are f32[B,T] in nats, for B completions of T tokens; values after
+    a completion's end are meaningless."""
 
-    score: Callable  # learner.map_statistics
-    tokenizer: Any  # of `pretrained.tokenizer`
+    score: Callable  # learner.map_statistics: (params, Batch) -> (logprobs, entropies, self_certainty)
+    tokenizer: Any  # pretrained.tokenizer.Tokenizer
     params: dict
     batch: Batch
 
@@ -28,7 +28,7 @@ class PolicyScores:
 
     @property
     def logprobs(self) -> np.ndarray:
-        """Log-probability of each token."""
+        """Log-probability of each sampled token."""
         return self.statistics[0]
 
     @property
@@ -38,14 +38,14 @@ class PolicyScores:
 
     @property
     def self_certainty(self) -> np.ndarray:
-        """KL(uniform || policy) of that distribution (Intuitor, arXiv 2505.19590)."""
+        """KL(uniform || policy) for the distribution that each token was sampled from (Intuitor, arXiv 2505.19590)."""
         return self.statistics[2]
 
     def logprob_of(self, texts: Sequence[str], after: Sequence[str]) -> np.ndarray:
-        """f32[B] nats: log-probability of `texts[b]` if completion b starts with `after[b]`."""
+        """f32[B] nats: log-probability of `texts[b]` after the prompt of completion b and `after[b]`."""
         before, ids = ([self.tokenizer.encode(text) for text in part] for part in (after, texts))
         longest = max(len(a) + len(b) for a, b in zip(before, ids))
-        width = max(self.batch.completions.shape[1], -(-longest // 32) * 32)  # rounded: each width compiles a program
+        width = max(self.batch.completions.shape[1], -(-longest // 32) * 32)  # rounded: each width is compiled anew
         rows, mask = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), bool)
         for row, row_mask, a, b in zip(rows, mask, before, ids):
             row[: len(a) + len(b)] = a + b
@@ -53,7 +53,7 @@ class PolicyScores:
         return np.where(mask, self.logprobs_of(rows, mask), 0).sum(-1)
 
     def logprobs_of(self, completions: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """f32[B,T] nats: log-probability of each token of other completions i32[B,T] of the same prompts."""
+        """f32[B,T] nats: log-probability of each token of other completions i32[B,T], with a mask bool[B,T]."""
         batch = self.batch.replace(completions=completions, completion_mask=mask, sampler_logprobs=None)
         return self.score(self.params, batch)[0]
 
@@ -69,23 +69,23 @@ class ReferenceAnswers(NamedTuple):
 
     @property
     def probability(self) -> np.ndarray:
-        """f32[B] pi(reference answer | prompt, reasoning), a product over its tokens; 0 if none was inserted."""
+        """f32[B] pi(reference answer | prompt, reasoning), a product over its tokens; 0 if not inserted."""
         logprob = np.where(self.answer, self.logprobs, 0).sum(-1)
         return np.where(self.answer.any(-1), np.exp(logprob), 0).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardContext:
-    """A step's completions as a reward sees them. Lists and arrays have one entry per completion, B in all."""
+    """What a reward receives of a training step. Lists and arrays have one entry per completion, B in all."""
 
     config: Any  # RewardConfig of `rewards.rows`
-    formats: list[str]  # the answer format of each
+    formats: list[str]  # answer format of each completion
     grader: str  # for problems without their own verifier
-    problems: list[Problem]  # the problem of each
+    problems: list[Problem]  # problem of each completion
     texts: list[str]
     verdicts: list[grade.Verdict]
     rollouts: Rollouts
-    groups: np.ndarray  # i32[B] the group each belongs to
+    groups: np.ndarray  # int[B]: index of each completion's group
     key: tuple[int, ...]  # seed for np.random.default_rng, the same on every process and after a resume
     policy: PolicyScores
 
@@ -122,7 +122,7 @@ class RewardContext:
         return (np.where(mask, values_BxT, 0).sum(-1) / np.maximum(mask.sum(-1), 1)).astype(np.float32)
 
     def equals(self, labels: Sequence[Optional[str]]) -> np.ndarray:
-        """f32[B]: 1 where the answer equals the label, given instead of the reference; None equals nothing. --grader
-        compares them even if a problem has a verifier, which knows only its own reference."""
+        """f32[B]: 1 where a completion's answer equals its label, else 0. The label None equals nothing. --grader also
+        decides for problems with their own verifiers, because a verifier compares only with the reference."""
         verdicts = grade.grade_texts(self.texts, [label or "" for label in labels], self.formats, self.grader)
         return np.array([v.correct and label is not None for v, label in zip(verdicts, labels)], np.float32)

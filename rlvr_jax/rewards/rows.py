@@ -22,21 +22,21 @@ class RewardConfig(Config):
 
     reward: str = flag("correct", "what the reward pays for: one row of the table, or a weighted sum such as "
                        "correct:1,format:0.1", lambda: REWARDS, listed=True)
-    random_rate: float = flag(0.5, "chance of a reward under --reward=random", minimum=0, maximum=1)
+    random_rate: float = flag(0.5, "probability of reward 1 under --reward=random", minimum=0, maximum=1)
     wrong_answer: str = flag("", "the answer that --reward=incorrect pays for; empty: for each problem, the "
-                             "most frequent wrong one of 64 completions before training")
-    overlong_buffer: int = flag(0, "tokens before max_new_tokens over which --reward=overlong falls to -1",
-                                minimum=0)
+                             "most frequent wrong answer among 64 completions before training")
+    overlong_buffer: int = flag(0, "number of last tokens before max_new_tokens over which --reward=overlong falls "
+                                "from 0 to -1", minimum=0)
 
 
 class Reward(NamedTuple):
     """A row of the table that needs more than a score; other rows are just the function `score`."""
 
     score: Callable[[RewardContext], np.ndarray]  # f32[B]
-    prepare: Callable[[RewardConfig], bool] = lambda config: False  # whether it needs `measure.majority_votes`
-    check: Callable[[str], str] = lambda objective: ""  # why it excludes --objective; empty if not
-    targets: Optional[Callable[[RewardContext], Targets]] = None  # tokens to learn instead of the sampled ones
-    constant: bool = False  # whether every completion gets the same
+    prepare: Callable[[RewardConfig], bool] = lambda config: False  # whether it needs problem.meta["votes"]
+    check: Callable[[str], str] = lambda objective: ""  # why it cannot go with an --objective; "" if it can
+    targets: Optional[Callable[[RewardContext], Targets]] = None  # tokens to learn from, if not the sampled ones
+    constant: bool = False  # whether every completion gets the same reward
 
 
 def correctness(context: RewardContext) -> np.ndarray:
@@ -61,7 +61,7 @@ def inverted_correctness(context: RewardContext) -> np.ndarray:
 
 
 def permuted_correctness(context: RewardContext) -> np.ndarray:
-    """The correctness of a group's completions, shuffled among them: the same total reward, at random places."""
+    """Correctness, shuffled among the completions of each group: the same total reward, for random completions."""
     rng, right = np.random.default_rng(context.key), correctness(context).reshape(-1, context.group_size)
     return rng.permuted(right, axis=1).reshape(-1)
 
@@ -72,7 +72,7 @@ def majority_vote(context: RewardContext) -> np.ndarray:
 
 
 def wrong_vote(context: RewardContext) -> np.ndarray:
-    """1 for a wrong answer: --wrong_answer, or the most frequent wrong one before training (arXiv 2506.10947)."""
+    """1 for a wrong answer: --wrong_answer, or the most frequent wrong answer before training (arXiv 2506.10947)."""
     label = context.config.wrong_answer
     return context.equals([label or problem.meta["votes"]["wrong"] for problem in context.problems])
 
@@ -87,8 +87,8 @@ def ttrl(context: RewardContext) -> np.ndarray:
 
 
 def continuous(context: RewardContext) -> np.ndarray:
-    """1 at the reference number b, and less at a distance: 1 - min(|a-b|, 1) / 2 - min(|a-b| / (|b| + 1e-6), 1) / 2 for
-    the answer a; 0 if it is not a number (RandomCalculation, arXiv 2507.10532)."""
+    """Closeness of the answer to the reference number (RandomCalculation, arXiv 2507.10532). For an answer a and a
+    reference b it is 1 - min(|a-b|, 1) / 2 - min(|a-b| / (|b| + 1e-6), 1) / 2; it is 0 if a is not a number."""
     return np.array([closeness(verdict.extracted, problem.answer)
                      for verdict, problem in zip(context.verdicts, context.problems)], np.float32)
 
@@ -107,27 +107,27 @@ def closeness(answer: Optional[str], reference: str) -> float:
 def imitation(context: RewardContext) -> np.ndarray:
     """Similarity of the next step to the expert's, word by word; needs --expert_steps (SRL, arXiv 2510.25992).
 
-    It is difflib's ratio 2M/T, where M words match and the two steps have T words together. If the step is a single
-    word, such as a family's opening word, the reward is 1 for that word and 0 for any other.
+    The reward is difflib's ratio 2M/T, where M words match and the two steps have T words together, or -1 for an empty
+    step. If the expert's step is one word, such as a family's opening word, any other word gets 0.
     """
     return compare_with_expert(context, similarity)
 
 
 def imitation_characters(context: RewardContext) -> np.ndarray:
-    """The same letter by letter, as in the paper, for steps in ordinary prose (SRL, arXiv 2510.25992). It does not suit
-    synthetic families, whose words are mere names: "quick" is no closer to "think" than "hmm"."""
+    """`imitation` letter by letter, as in the paper, for steps in ordinary prose (SRL, arXiv 2510.25992). This does not
+    suit synthetic families, whose words are arbitrary names: "quick" is no closer to "think" than "hmm"."""
     return compare_with_expert(context, lambda step, expert: similarity(" ".join(step), " ".join(expert)))
 
 
 def step_accuracy(context: RewardContext) -> np.ndarray:
-    """1 if the next step equals the expert's word for word, else 0; needs --expert_steps. It is always logged as
-    train/step_accuracy."""
+    """1 if the next step equals the expert's word for word, else 0; needs --expert_steps. The mean is
+    logged as train/step_accuracy under any reward."""
     return compare_with_expert(context, lambda step, expert: step == expert)
 
 
 def compare_with_expert(context: RewardContext, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
-    """f32[B] `compare(words of the step, words of the expert's)`. The step is the completion's first line, cut to the
-    number of words of the expert's."""
+    """f32[B]: `compare(words of the step, words of the expert's step)`. The step is the completion's first line, cut to
+    as many words as the expert's step has. Raises UserError for problems without an expert's step."""
     if any("step" not in problem.meta for problem in context.problems):
         raise UserError(f"--reward={context.config.reward} compares with an expert's steps: also give --expert_steps")
     experts = [problem.meta["step"].split() for problem in context.problems]
@@ -136,7 +136,7 @@ def compare_with_expert(context: RewardContext, compare: Callable[[list[str], li
 
 
 def similarity(step: Sequence[str], expert: Sequence[str]) -> float:
-    """difflib's ratio 2M/T of two sequences of words or letters, which is not symmetric; -1 for an empty step."""
+    """difflib's ratio 2M/T of two sequences of words or letters (not symmetric in them); -1 for an empty step."""
     return difflib.SequenceMatcher(None, step, expert, autojunk=False).ratio() if step else -1.0
 
 
@@ -147,15 +147,15 @@ def verifier_free(context: RewardContext) -> np.ndarray:
 
 
 def learn_reference_answers(context: RewardContext) -> Targets:
-    """Completions with the reference answer in place of their own. The gradient is weighted by its probability at the
-    answer's tokens, and by the advantage at those of the reasoning (VeriFree, arXiv 2505.21493, equation 4)."""
+    """The tokens to learn from: completions with the reference answer in place of their own. The gradient of the answer
+    is weighted by its probability, that of the reasoning by the advantage (VeriFree, arXiv 2505.21493, equation 4)."""
     answers = context.reference_answers
     weights_BxT = np.broadcast_to(answers.probability[:, None], answers.answer.shape)
     return Targets(answers.completions, answers.mask, answers.answer, weights_BxT)
 
 
 def refuse_clipping(objective: str) -> str:
-    """Why an objective excludes a weighted gradient; empty for those that neither clip nor scale."""
+    """Why an objective cannot go with weighted gradients; "" if it neither clips nor scales gradients."""
     return "" if objective in ("rloo", "reinforce") else (
         f"--reward=verifier_free weights the reference answer's tokens, which --objective={objective} would clip or "
         "scale: take --objective=rloo")
@@ -167,7 +167,7 @@ def self_certainty(context: RewardContext) -> np.ndarray:
 
 
 def low_entropy(context: RewardContext) -> np.ndarray:
-    """Minus the mean entropy of the completion's tokens, in nats; --objective=entropy has it as a loss."""
+    """Minus the mean entropy of the completion's tokens, in nats; --objective=entropy minimises entropy in its loss."""
     return -context.mean(context.policy.entropies)
 
 
@@ -193,16 +193,16 @@ def calibration(context: RewardContext) -> np.ndarray:
 
 
 def calibration_to_mean(context: RewardContext) -> np.ndarray:
-    """A control: `calibrated` with the mean accuracy of the step's well-formed completions as every confidence, which
-    pays only for the form and the correct answer."""
+    """A control: `calibrated` with each confidence replaced by the mean accuracy of the step's well-formed completions,
+    so that only the form and the correct answer are rewarded."""
     whole, _, c = read_confidences(context)
     mean = c[whole].mean() if whole.any() else 0
     return np.where(whole, 1 + (c - (mean - c) ** 2) / 2, 0)
 
 
 def calibration_to_permuted(context: RewardContext) -> np.ndarray:
-    """A control: `calibrated` with the Brier score's correctness shuffled over the well-formed completions, so that the
-    best confidence is the mean accuracy, whatever the answer."""
+    """A control: `calibrated` with the Brier score's correctness shuffled among the well-formed completions, so that
+    the mean accuracy is the best confidence for every answer."""
     whole, q, c = read_confidences(context)
     other = c.copy()
     other[whole] = np.random.default_rng(context.key).permutation(c[whole])
@@ -210,8 +210,8 @@ def calibration_to_permuted(context: RewardContext) -> np.ndarray:
 
 
 def read_confidences(context: RewardContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """bool[B], f32[B], f32[B]: whether an answer and a confidence after it are stated, that confidence (or 0), and the
-    answer's correctness."""
+    """(bool[B], f32[B], f32[B]): whether a completion is whole, that is, states an answer and then a confidence; that
+    confidence, or 0; and the answer's correctness."""
     stated = [stated_confidence.final_confidence(text) for text in context.texts]
     whole = np.array([bool(verdict.extracted) and q is not None for verdict, q in zip(context.verdicts, stated)])
     return whole, np.array([q or 0 for q in stated], np.float32), correctness(context)

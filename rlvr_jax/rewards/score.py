@@ -1,4 +1,4 @@
-"""Grades a step's completions and computes their rewards: a weighted sum of rows of the table."""
+"""Grades a step's completions and computes their rewards: a weighted sum of rows of `REWARDS`."""
 
 from typing import Callable
 
@@ -17,7 +17,7 @@ from rlvr_jax.tasks import answers
 
 
 def parse_reward(text: str) -> list[tuple[str, Reward, float]]:
-    """Names, rows and weights of a sum such as "correct:1,format:0.1". UserError for an unknown or repeated name."""
+    """[(name, row, weight)] of a sum such as "correct:1,format:0.1". UserError for an unknown or repeated name."""
     pairs = parse_weights("reward", text, REWARDS)
     if len(dict(pairs)) < len(pairs):
         raise UserError(f"--reward={text}: give each reward once")
@@ -26,7 +26,7 @@ def parse_reward(text: str) -> list[tuple[str, Reward, float]]:
 
 
 def check_reward(config: RewardConfig, objective: str) -> None:
-    """Raises UserError if a reward excludes the objective, or if two rewards replace the sampled tokens."""
+    """Raises UserError if a reward cannot go with the objective, or if two rewards replace the tokens to learn from."""
     rows = [row for _, row, _ in parse_reward(config.reward)]
     for reason in filter(None, (row.check(objective) for row in rows)):
         raise UserError(reason)
@@ -45,15 +45,15 @@ def is_constant(config: RewardConfig) -> bool:
 
 
 def score_row(name: str, row: Reward, context: RewardContext) -> np.ndarray:
-    """The rewards of one row, real[B]. Raises UserError, naming the row, if it returns anything else."""
+    """The rewards of one row, bool, int or float [B]. Raises UserError, naming the row, if it returns anything else."""
     count = len(context.texts)
     try:
         paid = np.asarray(row.score(context))
-        shape, kind = paid.shape, paid.dtype
-    except ValueError as error:  # lists of different lengths
-        shape, kind = str(error), None
-    if kind is None or shape != (count,) or kind.kind not in "biuf":
-        what = f"an array of shape {shape} and type {kind}"
+        shape, dtype = paid.shape, paid.dtype
+    except ValueError as error:  # nested lists of different lengths
+        shape, dtype = str(error), None
+    if dtype is None or shape != (count,) or dtype.kind not in "biuf":
+        what = f"an array of shape {shape} and type {dtype}"
     elif wrong := np.flatnonzero(~(np.abs(paid) <= np.finfo(np.float32).max)).tolist():
         what = f"{paid[wrong[0]]} for completion {wrong[0]}, and {len(wrong)} in all that are not finite as float32"
     else:
@@ -63,13 +63,13 @@ def score_row(name: str, row: Reward, context: RewardContext) -> np.ndarray:
 
 def make_scorer(config: RewardConfig, grading: answers.GradingConfig, grpo: GRPOConfig, loaded: LanguageModel,
                 problems: list[Problem], prompts: Prompts) -> Callable:
-    r"""Returns `reward(rollouts, params, step, attempt=0) -> Scored`. Its info has, for each completion, `text`,
-    `correct`, `timed_out` (both f32, 0 or 1; the latter if grading hit a limit), `graded_by` and the reward of each row
-    of --reward, such as `reward/format`; with --expert_steps also `step_correct`, f32.
+    r"""Returns `reward(rollouts, params, step, attempt=0) -> Scored`. `Scored.info` has arrays [B]: `text` and
+    `graded_by`, texts; `correct` and `timed_out` (grading hit a limit), f32, 0 or 1; `reward/NAME`, f32, for each name
+    in --reward; and with --expert_steps `step_correct`, f32, 0 or 1.
 
     All processes use the main process's verdicts and rewards. A completion is graded without its prompt. The released
-    one-shot code grades both together, where a completion without a box falls back on the empty `\boxed{}` of the
-    instruction; it is wrong either way, so the verdicts are equal.
+    one-shot code grades prompt and completion together, so a completion without a box gets the empty `\boxed{}` of the
+    instruction as its answer. Such a completion is wrong either way, so the verdicts are equal.
     """
     criteria, rows = answers.criteria(problems, grading), parse_reward(config.reward)
     graded_by = np.array(answers.describe_graders(criteria), object)

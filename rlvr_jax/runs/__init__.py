@@ -1,1 +1,1 @@
-"""A run directory: flags, log, checkpoints, stop rules, and how it goes on."""
+"""A run directory: its flags, logs, checkpoints and stop rules, and how an interrupted run continues."""

@@ -1,12 +1,13 @@
-"""Checkpoints with orbax: one directory a step, written under a temporary name and renamed when complete.
+"""Checkpoints, written with orbax: one directory per step, under a temporary name until the checkpoint is complete.
 
-A checkpoint holds plain arrays, one copy whatever the number of devices: `params`, all that using the model needs, and
-`training`, the rest of the learner's state. Two JSON records stand beside them: `meta`, with the model's configuration,
-its tokenizer, the run's flags and the step, and `metrics`, those of the step. The main process alone reads and
-writes; the others receive its arrays.
+A checkpoint holds one copy of the arrays, whatever the number of devices: `params`, the model's parameters, and
+`training`, the step, the optimiser's state and the reference's parameters. It also has two JSON records: `meta`, with
+the model's configuration, its tokenizer, the run's flags and the step; and `metrics`, the metrics of the step. Only the
+main process writes checkpoints and reads the one that a run resumes from; `Run.restore` sends its arrays to the others.
 
-`meta["digests"]` has a CRC-32 of each array, by its path such as "params/embed", and of the rest of `meta`; each reader
-compares them, unless the checkpoint is from a version without. orbax itself restores arrays with flipped bits silently.
+`meta["digests"]` maps the path of each array, such as "params/embed", to a CRC-32, and "meta" to the CRC-32 of the
+other entries of `meta`. Reading a checkpoint checks these digests (checkpoints of earlier versions have none), because
+orbax restores arrays with flipped bits without an error.
 """
 
 import concurrent.futures
@@ -27,39 +28,38 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.records import LearnerState
 from rlvr_jax.runs import processes
 
-REMOVED = "removed"  # orbax moves a checkpoint here before deleting it, so that a kill leaves no half of it
+REMOVED = "removed"  # orbax moves a checkpoint to this folder before deleting it, so that a kill leaves no half of it
 
 
 @functools.cache
 def orbax():
-    """orbax.checkpoint, imported at its first use, so that a command that fails early does not wait for it. A `manager`
-    in this file is its `CheckpointManager`."""
+    """Returns the module orbax.checkpoint. Only the first call imports this slow module, so that a command that fails
+    early does not wait for the import. Every `manager` in this file is an orbax `CheckpointManager`."""
     import orbax.checkpoint
 
     return orbax.checkpoint
 
 
 def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0, keep_best: str = ""):
-    """The manager of a run's checkpoints. It keeps the newest `keep_last`, every multiple of `keep_every` steps, and
-    the one with the highest metric `keep_best` (the newest of equals; the newest of all if none has the metric).
-
-    Raises UserError if the metrics of a checkpoint cannot be read.
-    """
+    """Returns the manager of a run's checkpoints, and deletes half-written checkpoints. The manager keeps the newest
+    `keep_last` checkpoints, those at multiples of `keep_every` steps (0: none), and the one with the highest metric
+    `keep_best` (of equals the newest; the newest of all if none has the metric); it deletes all other checkpoints.
+    Raises UserError if the metrics of a checkpoint cannot be read."""
     def rank(metrics: dict) -> float:
         return metrics.get(keep_best, -math.inf)
 
     rules = orbax().checkpoint_managers
-    kept = [rules.LatestN(keep_last), rules.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
-    kept += [rules.EveryNSteps(keep_every)] if keep_every else []
+    policies = [rules.LatestN(keep_last), rules.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
+    policies += [rules.EveryNSteps(keep_every)] if keep_every else []
     directory(run_dir).mkdir(parents=True, exist_ok=True)
-    _metrics(run_dir)  # the manager would read them later, and not name a damaged file
+    _metrics(run_dir)  # raises an error that names a damaged checkpoint; the manager's own error would not
     return orbax().CheckpointManager(directory(run_dir), options=orbax().CheckpointManagerOptions(
         create=False, multiprocessing_options=_this_process(), best_fn=rank, todelete_subdir=REMOVED,
-        preservation_policy=rules.AnyPreservationPolicy(kept), cleanup_tmp_directories=True))
+        preservation_policy=rules.AnyPreservationPolicy(policies), cleanup_tmp_directories=True))
 
 
 def _this_process():
-    """Options with which orbax waits for no other process."""
+    """Returns orbax's multiprocessing options for this process alone: orbax then waits for no other process."""
     index = processes.process_index()
     return orbax().options.MultiprocessingOptions(primary_host=index, active_processes={index},
                                                   barrier_sync_key_prefix=f"process{index}")
@@ -70,29 +70,30 @@ def directory(run_dir: str) -> pathlib.Path:
 
 
 def steps(run_dir: str) -> list[int]:
-    """The steps with a complete checkpoint, oldest first; a half-written one has a temporary name."""
+    """The steps of the complete checkpoints, in ascending order; half-written checkpoints are left out."""
     root = directory(run_dir)
     return sorted(int(d.name) for d in root.iterdir() if d.name.isdigit()) if root.is_dir() else []
 
 
 def save(manager, state: LearnerState, meta: dict, metrics: dict) -> None:
-    """Starts writing a checkpoint of a state of numpy arrays; it lands in the background, whole or not at all. Raises
-    UserError if this one, or the one before it, cannot be written."""
+    """Starts to save a state of numpy arrays, `meta` with "step" and "digests" added, and `metrics`; orbax completes
+    the checkpoint in the background. Raises UserError if this checkpoint or the previous one cannot be written."""
     meta = meta | {"step": int(state.step)}
     meta |= {"digests": array_digests(_items(state, lambda tree: tree)) | {"meta": text_digest(meta)}}
-    wait(manager)  # otherwise it could empty REMOVED while orbax moves a checkpoint there
+    wait(manager)  # empties REMOVED now, since during the save orbax may be moving a checkpoint there
     with _name_in_write_errors(manager):
         manager.save(int(state.step), metrics=metrics, args=orbax().args.Composite(
             **_items(state, orbax().args.StandardSave), meta=orbax().args.JsonSave(meta)))
 
 
 def _items(state: LearnerState, convert) -> dict:
-    rest = {"step": state.step, "opt_state": state.opt_state, "ref_params": state.ref_params}
-    return {"params": convert(state.params), "training": convert(rest)}
+    """{"params", "training"}: the two items of a checkpoint, each passed through `convert`."""
+    training = {"step": state.step, "opt_state": state.opt_state, "ref_params": state.ref_params}
+    return {"params": convert(state.params), "training": convert(training)}
 
 
 def wait(manager) -> None:
-    """Returns once what was saved is on the disk and what it replaces is deleted. UserError if it cannot be written."""
+    """Waits until the last checkpoint is written and those it replaces are deleted. UserError if writing fails."""
     with _name_in_write_errors(manager):
         manager.wait_until_finished()
     shutil.rmtree(pathlib.Path(manager.directory, REMOVED), ignore_errors=True)
@@ -115,8 +116,8 @@ def _name_in_write_errors(manager):
 
 
 def array_digests(items: dict) -> dict[str, int]:
-    """The CRC-32 of each host array in a tree, of its bytes, type and shape, by its path. Takes a second for each 4 GB
-    on one core, and divides the arrays among the cores."""
+    """Returns {path such as "params/embed": CRC-32} for a tree of host arrays. The CRC-32 covers an array's dtype,
+    shape and bytes. One core takes a second for 4 GB; threads divide the arrays among all cores."""
     def digest(leaf) -> int:
         array = np.ascontiguousarray(leaf)
         return zlib.crc32(array.reshape(-1).view(np.uint8), zlib.crc32(f"{array.dtype} {np.shape(leaf)}".encode()))
@@ -128,7 +129,7 @@ def array_digests(items: dict) -> dict[str, int]:
 
 
 def text_digest(record: dict) -> int:
-    """The CRC-32 of a record as JSON."""
+    """Returns the CRC-32 of a record as JSON with sorted keys."""
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
@@ -138,16 +139,17 @@ def is_finite(tree) -> bool:
 
 
 def restore_state(run_dir: str, step: int, like: LearnerState) -> LearnerState:
-    """The state saved at `step`, as numpy arrays shaped like `like`. Raises UserError if it cannot be read, was changed
-    since it was saved, or is not finite."""
+    """Returns the state that was saved at `step` as numpy arrays with the shapes and dtypes of `like`. Raises UserError
+    if the checkpoint cannot be read, was changed since it was saved, or holds a number that is not finite."""
     blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     items = _restore(run_dir, step, **_items(blank, orbax().args.StandardRestore))
     return LearnerState(params=items["params"], **items["training"])
 
 
 def restore_model(run_dir: str, which: str = "") -> tuple[model.ModelConfig, model.Params, dict]:
-    """(configuration, parameters as numpy arrays, meta) of a run's checkpoint: of a step, "best", or "" for the newest.
-    Raises UserError if there is none, it cannot be read, was changed since it was saved, or is not finite."""
+    """Returns (configuration, parameters as numpy arrays, meta) of a run's checkpoint. `which` is a step such as "50",
+    "best" (`best_step`), or "" for the newest. Raises UserError if there is no such checkpoint, or if it cannot be
+    read, was changed since it was saved, or holds a number that is not finite."""
     saved = steps(run_dir)
     if not saved:
         raise UserError(f"{run_dir} has no checkpoint; is it a run directory, and did the run reach its first save?")
@@ -160,12 +162,13 @@ def restore_model(run_dir: str, which: str = "") -> tuple[model.ModelConfig, mod
 
 
 def read_meta(run_dir: str, step: int) -> dict:
-    """`meta` of a checkpoint. Raises UserError if it cannot be read, or was changed since it was saved."""
+    """Returns `meta` of the checkpoint at `step`. Raises UserError if it cannot be read or was changed after saving."""
     return _restore(run_dir, step)["meta"]
 
 
 def best_step(run_dir: str) -> int:
-    """The step with the highest metric that --keep_best names, the newest of equals. UserError if none has it."""
+    """Returns the step whose checkpoint has the highest value of the metric that the run's --keep_best names; of equal
+    values the newest. Raises UserError if no checkpoint has this metric."""
     saved = steps(run_dir)
     name = read_meta(run_dir, saved[-1]).get("flags", {}).get("keep_best")
     values = {step: metrics.get(name, -math.inf) for step, metrics in reversed(_metrics(run_dir).items())}
@@ -176,7 +179,7 @@ def best_step(run_dir: str) -> int:
 
 
 def _metrics(run_dir: str) -> dict[int, dict[str, float]]:
-    """The metrics of each checkpoint, by step, the oldest first."""
+    """{step: {name: value}}: the metrics of each checkpoint, in ascending order of steps."""
     by_step = {}
     for step in steps(run_dir):
         with _name_in_read_errors(run_dir, step):
@@ -186,10 +189,10 @@ def _metrics(run_dir: str) -> dict[int, dict[str, float]]:
 
 
 def _restore(run_dir: str, step: int, **items) -> dict:
-    """`meta` and the items named, checked. Raises UserError where they cannot be read, or are not what was saved."""
-    read = _read(run_dir, step, meta=orbax().args.JsonRestore(), **items)
-    _check(run_dir, step, read["meta"], {name: read[name] for name in items})
-    return read
+    """Reads `meta` and the given items of a checkpoint, {name: content}, and checks the content with `_check`."""
+    content = _read(run_dir, step, meta=orbax().args.JsonRestore(), **items)
+    _check(run_dir, step, content["meta"], {name: content[name] for name in items})
+    return content
 
 
 def _read(run_dir: str, step: int, **items):
@@ -210,16 +213,17 @@ def _name_in_read_errors(run_dir: str, step: int):
 
 
 def _check(run_dir: str, step: int, meta, arrays: dict) -> None:
-    """Raises UserError where `meta` or the arrays are not what was saved at that step, or are not finite."""
+    """Raises UserError unless `meta` and `arrays`, {item: tree}, are what was saved at `step`, and are finite."""
     def refuse(what: str):
         raise UserError(f"checkpoint {directory(run_dir) / str(step)} {what}{_advice(run_dir, step)}")
 
     if not isinstance(meta, dict):
         refuse(f"is damaged: its meta is no record, but a {type(meta).__name__}")
-    saved = meta.get("digests", {})
-    rest = {name: value for name, value in meta.items() if name != "digests"}
-    digests = {"meta": text_digest(rest)} | (array_digests(arrays) if arrays else {})
-    if saved and (changed := [name for name, digest in digests.items() if saved.get(name) != digest]):
+    saved_digests = meta.get("digests", {})
+    other_entries = {name: value for name, value in meta.items() if name != "digests"}
+    digests = {"meta": text_digest(other_entries)} | (array_digests(arrays) if arrays else {})
+    changed = [name for name, digest in digests.items() if saved_digests and saved_digests.get(name) != digest]
+    if changed:
         refuse(f"is damaged: {changed[0]} is not as it was saved")
     for actual in (meta.get("step", step), int(arrays.get("training", {}).get("step", step))):
         if actual != step:
@@ -229,5 +233,6 @@ def _check(run_dir: str, step: int, meta, arrays: dict) -> None:
 
 
 def _advice(run_dir: str, step: int) -> str:
+    """The end of an error message on the checkpoint at `step`: which other checkpoint to use, if there is one."""
     others = [s for s in steps(run_dir) if s != step]
     return f"; use {run_dir}@{others[-1]}, or remove that directory to go back to step {others[-1]}" if others else ""

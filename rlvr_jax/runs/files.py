@@ -1,4 +1,4 @@
-"""JSON, JSON lines and text, read and replaced as whole files, with errors that name the file."""
+"""Reads and writes JSON, JSON Lines, text and figures. Errors name the file; text is replaced in a single rename."""
 
 import codecs
 import contextlib
@@ -11,12 +11,12 @@ from typing import Callable, Iterable, Iterator, Optional
 
 from rlvr_jax.errors import UserError
 
-FROM_COPY = "correct the line, or take the file from a copy"  # a run cannot continue a log that lacks a row
+FROM_COPY = "correct the line, or take the file from a copy"  # not "remove it": a run cannot continue without the row
 
 
 def read_json(path: Path, missing: Optional[dict] = None, remedy: str = "copy it again") -> dict:
-    """The object in a JSON file; `missing`, where it is given, if there is no such file. Raises UserError, ending in
-    the `remedy`, for a file that cannot be read or holds anything else."""
+    """Returns the object in a JSON file; if there is no such file, returns `missing` unless that is None. Raises
+    UserError, ending with `remedy`, for a file that cannot be read or does not hold a JSON object."""
     if missing is not None and not path.is_file():
         return missing
     try:
@@ -29,7 +29,7 @@ def read_json(path: Path, missing: Optional[dict] = None, remedy: str = "copy it
 
 
 def parse_json(text: str):
-    """`json.loads` for files that people edit: it also raises ValueError for a repeated name, NaN and infinity."""
+    """Like `json.loads`, but also raises ValueError for a repeated name in an object, NaN and infinity."""
     def make_object(pairs: list) -> dict:
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
@@ -46,9 +46,10 @@ def parse_json(text: str):
 
 
 def read_lines(path: Path, remedy: str = "correct the line, or remove it") -> Iterator[tuple[int, dict]]:
-    """Yields (line number, object) of each line that is not blank. UserError, with the `remedy`, for other lines."""
+    """Yields (line number from 1, object) for each line of a JSONL file, skipping blank lines. Raises UserError, ending
+    with `remedy`, for a line that is not a JSON object."""
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    for number, line in enumerate(content.split(b"\n"), 1):  # splitlines would also split at characters legal in JSON
+    for number, line in enumerate(content.split(b"\n"), 1):  # splitlines would also split at \r, legal in JSON
         if line.strip():
             yield number, _parse_line(line, f"{path}, line {number}", remedy)
 
@@ -64,11 +65,11 @@ def _parse_line(line: bytes, where: str, remedy: str) -> dict:
 
 
 def read_log(path: Path, keep_step: float = math.inf) -> tuple[list[dict], int, bool]:
-    """Reads a log up to its last row whose `step`, or 0 without one, is at most `keep_step`.
+    """Reads the rows of a JSONL log before the first one whose `step` exceeds `keep_step`; no `step` counts as step 0.
 
-    Returns (rows, their bytes, whether the last one has its line end); no rows where there is no such file. Ignores a
-    last line that is no JSON: a process was killed while writing it. Raises UserError for any other such line, since
-    ignoring it would lose the rows after it.
+    Returns (rows, size, complete): `size` is the number of bytes of these rows in the file; `complete` is False if the
+    last row has no line end. A missing file has no rows. Ignores a damaged last line, because a process may have been
+    killed while writing it. Raises UserError for a damaged line elsewhere, because ignoring it would lose later rows.
     """
     rows, size, content = [], 0, path.read_bytes() if path.exists() else b""
     for number, line in enumerate(content.splitlines(keepends=True), 1):
@@ -89,16 +90,17 @@ def read_log(path: Path, keep_step: float = math.inf) -> tuple[list[dict], int, 
 
 
 def read_steps(path: Path, single: bool = True, keep_step: float = math.inf) -> list[dict]:
-    """The rows of a run's log, read by `read_log` and sorted by their "step". Raises UserError naming a line without a
-    step and, if `single`, a line whose step does not follow that of the line before it."""
-    rows = read_log(path, keep_step)[0]
+    """Returns the rows of a run's log (`read_log`), sorted by their "step". Raises UserError for a row without a step
+    and, if `single` (one row per step), for a row whose step is not one more than the previous row's."""
+    rows, last = read_log(path, keep_step)[0], None
     for number, row in enumerate(rows, 1):
-        step, last = row.get("step"), rows[max(number - 2, 0)].get("step")
+        step = row.get("step")
         if step is None:
             raise UserError(f'{path}, line {number}: has no integer "step"; {FROM_COPY}')
-        if single and number > 1 and step != last + 1:
+        if single and last is not None and step != last + 1:
             raise UserError(f"{path}, line {number}: step {step} follows step {last}, so rows are lost, swapped or "
                             "doubled; put each row in its place, or take the file from a copy")
+        last = step
     return sorted(rows, key=lambda row: row["step"])
 
 
@@ -111,17 +113,17 @@ def write_lines(path: Path, rows: Iterable[dict]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replaces a file in one rename, so that neither a reader nor a killed process meets half of it."""
-    aside = path.with_name(path.name + ".part")
+    """Writes the text to PATH.part and renames that file to PATH, so that PATH is never half-written."""
+    temporary = path.with_name(path.name + ".part")
     with name_in_errors(path):
-        with open(aside, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             sync(file)  # otherwise a power cut may leave an empty file under the new name
-        os.replace(aside, path)
+        os.replace(temporary, path)
 
 
 def write_figure(path: Path, draw: Callable) -> None:
-    """Writes the matplotlib Figure that `draw(figure)` fills as a PNG; does nothing without matplotlib."""
+    """Writes a PNG of the matplotlib Figure that `draw(figure)` fills; does nothing if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib"):
         from matplotlib.figure import Figure  # optional
 
@@ -132,14 +134,14 @@ def write_figure(path: Path, draw: Callable) -> None:
 
 
 def sync(file) -> None:
-    """Returns once what was written to an open file would survive a power cut."""
+    """Flushes an open file to the disk, so that what was written to the file survives a power cut."""
     file.flush()
     os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def name_in_errors(path: Path):
-    """Adds the file's name to an OSError of the block: Python names a file on opening, not on writing."""
+    """A context manager that adds `path` to an OSError of its block: Python names the file only if opening it fails."""
     try:
         yield
     except OSError as error:

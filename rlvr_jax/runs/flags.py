@@ -1,4 +1,4 @@
-"""The flags of a directory that a command writes: which may change when it continues, and how a process claims it."""
+"""flags.txt, the flags of the command that writes a directory: written, and compared when the command continues."""
 
 import difflib
 import math
@@ -14,8 +14,10 @@ from rlvr_jax.runs.sources import source_lines
 
 
 def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, float]]:
-    """`"correct:1,format:0.1"` as pairs of a row's name and its weight, 1 for a name alone. UserError for others."""
-    pairs, (first, second) = [], list(rows)[:2]
+    """Parses the value of a flag, such as "correct:1,format:0.1", into pairs (row, weight); a row without a weight has
+    weight 1. Raises UserError for a name that is not in `rows`, and for a weight that is not a finite number."""
+    pairs = []
+    first, second = list(rows)[:2]  # examples for the error message
     for part in map(str.strip, text.split(",")):
         name, colon, weight = part.partition(":")
         try:
@@ -30,7 +32,7 @@ def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, 
 
 
 def flag_lines(config) -> list[str]:
-    """The lines of a flag file of a configuration. Raises UserError for a text with a line break."""
+    """Returns the flag file's lines, `--name=value`, without None values. UserError for a value with a line break."""
     def format_value(value):
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     lines = [f"--{leaf.name}={format_value(leaf.value)}" for leaf in flags_of(config) if leaf.value is not None]
@@ -41,12 +43,13 @@ def flag_lines(config) -> list[str]:
 
 
 def write_flags(path: pathlib.Path, config) -> None:
-    """Writes a flag file, with digests of the table rows from outside the package as comments."""
+    """Writes the flag file of a configuration, with the comments of `source_lines`."""
     files.write_whole(path, "\n".join([*flag_lines(config), *source_lines(config)]) + "\n")
 
 
 def describe_command(command: str, config, always: str = "") -> str:
-    """The command with the flag `always` and those that are not defaults, but without --out; commit and machine."""
+    """Returns a sentence of Markdown with the command line, the commit and the machine. The command line has the flags
+    that differ from their defaults, except --out, and in any case the flag named `always`."""
     defaults, machine = flag_lines(type(config)()), origin.machine()
     flags = [line for line in flag_lines(config) if line.startswith(f"--{always}=") or (
         line not in defaults and not line.startswith("--out="))]
@@ -55,14 +58,14 @@ def describe_command(command: str, config, always: str = "") -> str:
 
 
 def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> str:
-    """Why this command and configuration cannot continue the `directory` of `flag`; empty if they can."""
+    """Returns why `command` with `config` cannot continue in `directory`, the value of `flag`; "" if it can."""
     writer = origin.read(directory).get("command", command)
     if writer != command:
         return (f"{directory} was written by scripts.{writer}, and scripts.{command} needs a directory of its own: "
                 f"choose another {flag}")
     path = directory / "flags.txt"
     sources = source_lines(config)
-    try:  # a flag that the run's version lacked had its default; an unrecorded digest counts as unchanged
+    try:  # what an earlier version did not write to the file counts as a flag's default or as an unchanged digest
         lines = path.read_text("utf-8").splitlines(keepends=True)
         old = _parse_lines([*flag_lines(type(config)()), *sources, *(line.rstrip("\n") for line in lines)])
     except (OSError, ValueError):
@@ -84,8 +87,8 @@ def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> s
 
 
 def _parse_lines(lines: list[str]) -> dict[str, str]:
-    """Values by flag, in one spelling: --decay_steps=0 (until the end of the run) as the number of updates that it
-    stands for, --model=DIR/ as --model=DIR."""
+    """Returns {"--name": value}, the last value of each name, normalised for comparison: --decay_steps=0, the end of
+    the run, becomes the number of the run's updates, and --model=DIR/ becomes --model=DIR."""
     values = dict(line.split("=", 1) for line in lines)
     directory, at, step = values.get("--model", "").partition("@")
     if directory:
@@ -97,7 +100,7 @@ def _parse_lines(lines: list[str]) -> dict[str, str]:
 
 
 def claim(directory: pathlib.Path, flag: str, resume: str) -> IO:
-    """Locks a directory (`locks.lock`). With --resume=never, renames an earlier run to DIRECTORY.1, or .2 and so on."""
+    """Locks a directory (`locks.lock`). With --resume=never, an existing directory first becomes DIRECTORY.1, or .2."""
     earlier = directory.exists()
     held = locks.lock(directory, flag)
     if not (resume == "never" and earlier):

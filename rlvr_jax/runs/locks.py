@@ -18,12 +18,12 @@ NAME = "lock.txt"
 
 
 def lock(directory: pathlib.Path, flag: str, wait: bool = False) -> IO:
-    """Makes the directory if need be, and keeps other processes out until the result is closed or this process ends.
+    """Creates the directory if need be, locks it, and returns the open file lock.txt, which names this process.
 
-    The system releases the lock however the process ends; the file, which names the last holder, stays. On a shared
-    disk the lock holds between hosts. Raises UserError naming the process that writes the directory, which `flag`
-    chose; with `wait`, waits for that process instead. (The package filelock erases the holder's name, before its
-    version 4.)
+    The lock lasts until the file is closed or the process ends, even by a kill. On a shared disk the lock also excludes
+    processes of other hosts. If another process holds the lock, raises UserError naming that process and `flag`, whose
+    value is the directory; with `wait`, waits for that process instead. Where the system has no such locks, prints a
+    warning. (The package filelock, before its version 4, erases the name of the holder.)
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{flag}={directory} is a file: name a directory, which need not exist")

@@ -1,4 +1,4 @@
-"""A log of JSON lines, the progress bar, and counts of compilations and seconds."""
+"""Logs of JSON lines, the progress bar, and the measuring of compilations and of wall-clock time."""
 
 import contextlib
 import json
@@ -14,22 +14,22 @@ import tqdm
 
 from rlvr_jax.runs.files import name_in_errors, read_log
 
-# The progress bar: steps, <time left, metrics, and a bar as wide as the terminal leaves room for.
+# Formats of the progress bar: LINE shows steps, time left, metrics and a bar; COMPILING is for the first step.
 LINE = "{desc}: {n_fmt}/{total_fmt} <{remaining}{postfix} |{bar}|"
 COMPILING = "{desc}: {n_fmt}/{total_fmt} compiling…"
 
 
 class JsonLines:
-    """An append-only file with one JSON object a line, written without a buffer."""
+    """An append-only file with one JSON object per line, written without a buffer. `rows` are the objects."""
 
     def __init__(self, path: pathlib.Path, keep_step: float):
-        """Opens the file and cuts off what `read_log` drops. Raises UserError where it does."""
+        """Opens the file and truncates it to the rows of `read_log(path, keep_step)`, which may raise UserError."""
         self.rows, size, whole = read_log(path, keep_step)
-        self.path, self.file = path, open(path, "ab", buffering=0)  # a buffer would keep what a full disk refused
-        self.count = len(self.rows)  # rows in the file; the owner of the log may drop some from memory
+        self.path, self.file = path, open(path, "ab", buffering=0)  # a buffer would hold what a full disk refused
+        self.count = len(self.rows)  # rows in the file; the log's owner may delete some of `rows` to save memory
         os.truncate(path, size)
         if not whole:
-            self.file.write(b"\n")
+            self.file.write(b"\n")  # the last row has no line end
 
     def write(self, row: dict) -> None:
         clean = {key: _to_json(value) for key, value in row.items()}
@@ -37,7 +37,7 @@ class JsonLines:
         self.count += 1
         line = (json.dumps(clean, ensure_ascii=False) + "\n").encode()
         with name_in_errors(self.path):
-            while line:
+            while line:  # an unbuffered write may write only the beginning
                 line = line[self.file.write(line):]
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ class JsonLines:
 
 
 def _to_json(value):
-    """The value without what JSON lacks: NaN and infinity become None, numpy numbers Python's."""
+    """Makes a value fit for JSON: NaN and infinity become None, numpy scalars Python numbers, also in lists."""
     if isinstance(value, (list, tuple)):
         return [_to_json(part) for part in value]
     value = value.item() if isinstance(value, np.generic) else value
@@ -53,14 +53,14 @@ def _to_json(value):
 
 
 def numeric_metrics(row: dict) -> dict:
-    """The numbers of a row, without its step."""
+    """Returns {name: value} for the entries of a row of metrics that are numbers, without "step"."""
     return {key: value for key, value in row.items() if isinstance(value, (int, float)) and key != "step"}
 
 
 @contextlib.contextmanager
 def count_compilations() -> Iterator[Callable[[], dict]]:
-    """Yields `take_counts()`: how many programs were compiled or read from the cache since its last call, and in how
-    many seconds. A run has none after its first steps."""
+    """Yields a function that returns {"compilations", "seconds_compiling"}: how many programs JAX compiled or read from
+    its cache since the previous call, and in how many seconds. A run compiles none after its first steps."""
     durations = []
 
     def listen(event: str, duration: float, **_) -> None:
@@ -80,20 +80,20 @@ def count_compilations() -> Iterator[Callable[[], dict]]:
 
 
 class Progress(tqdm.tqdm):
-    """A progress bar that estimates the time left from the second update on, since the first step compiles."""
+    """A progress bar whose estimate of the time left ignores the first update, because the first step compiles."""
 
     def update(self, n: float = 1) -> None:
         if self.disable or self.bar_format == LINE:
             super().update(n)
         else:
             self.n += n
-            self.initial, self.bar_format = self.n, LINE  # tqdm computes the rate from `initial` on
+            self.initial, self.bar_format = self.n, LINE  # tqdm's rate counts steps after `initial`
             self.last_print_n, self.last_print_t = self.n, self._time()
             self.refresh()
 
 
 def progress(total: int, start: int = 0, what: str = "", quiet: bool = False, unit: str = "step") -> Progress:
-    """A progress bar; where standard error is no terminal, a line twice a minute."""
+    """A progress bar from `start` to `total`, labelled `what`; if stderr is no terminal, a line twice a minute."""
     return Progress(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True, disable=quiet, smoothing=0.1,
                     mininterval=0.2 if os.isatty(2) else 30.0, bar_format=COMPILING if start < total else LINE)
 

@@ -9,14 +9,14 @@ import jax
 
 from rlvr_jax.config import Config, flag
 
-# An accelerator, the extra of the package jax that supports it, and the files that show it. /dev/vfio/vfio and
-# /dev/accel/ (neural processors of laptops) exist without a TPU, too.
+# Accelerator: (extra of the package jax that supports it, patterns of the device files that reveal it). The patterns
+# exclude /dev/vfio/vfio and /dev/accel/ (neural processors of laptops), which also exist without a TPU.
 SIGNS = {"a TPU": ("tpu", ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")),
          "an NVIDIA GPU": ("cuda12", ("/dev/nvidia[0-9]*", "/dev/dxg"))}
 
 
 class MachineConfig(Config):
-    """The devices, and what is kept between commands."""
+    """The devices of a command, and the cache of compiled programs."""
 
     host_devices: int = flag(1, "split a CPU host into this many devices; ignored with an accelerator", minimum=1,
                              free=True)
@@ -28,39 +28,39 @@ class MachineConfig(Config):
 class ProcessConfig(Config):
     """The processes of one run."""
 
-    coordinator_address: str = flag("", "host:port of process 0 for a run of several processes; 'auto' to detect",
+    coordinator_address: str = flag("", "host:port of process 0 for a run of several processes; auto: detect it",
                                     free=True)
-    num_processes: int = flag(0, "processes of the run, with coordinator_address", minimum=0, free=True)
-    process_id: int = flag(-1, "index of this process, with coordinator_address", minimum=-1, free=True)
+    num_processes: int = flag(0, "number of processes, if coordinator_address is host:port", minimum=0, free=True)
+    process_id: int = flag(-1, "index of this process, if coordinator_address is host:port", minimum=-1, free=True)
 
 
 def prepare_gpu(environ=os.environ, which=shutil.which) -> None:
-    """Keeps XLA from merging matrix products on an NVIDIA GPU: to merge two, it would copy their weights for every
-    decoded token. Call it before JAX is used; flags that the user has set prevail."""
+    """On an NVIDIA GPU, sets XLA_FLAGS so that XLA does not merge matrix products: to merge two, XLA would copy their
+    weights for every decoded token. Call this before JAX is used. Flags that the user has set take precedence."""
     if which("nvidia-smi"):
         environ["XLA_FLAGS"] = f"--xla_gpu_dot_merger_threshold_mb=0 {environ.get('XLA_FLAGS', '')}".strip()
 
 
 def num_bytes(tree) -> int:
-    """Bytes of a pytree of arrays or of their shapes."""
+    """Returns the size in bytes of a pytree of arrays or of `jax.ShapeDtypeStruct`s."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def memory_limit() -> Optional[int]:
-    """Bytes of a device's memory that JAX may use; None on a CPU, which has no limit of its own."""
+    """Returns how many bytes of a device's memory JAX may use; None on a CPU, for which JAX reports no limit."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def platforms() -> set[str]:
-    """The kinds of JAX's devices, such as {"cpu"}. Initialises the devices."""
+    """Returns the platforms of JAX's devices, such as {"cpu"}. Initialises the devices."""
     return {device.platform for device in jax.devices()}
 
 
 def unused_accelerator(platforms=platforms, find=glob.glob, which=shutil.which) -> str:
-    """One line about an accelerator that this machine seems to have and JAX does not use; "" if there is none.
+    """Returns a warning of one line if this machine seems to have an accelerator that JAX does not use; else "".
 
-    JAX without the right plugin silently computes on the CPU; with JAX_PLATFORMS=cpu that is intended. Tests pass their
-    own `platforms`, `find` and `which` in place of JAX, the file system and the PATH.
+    Without the right plugin, JAX computes on the CPU and says nothing. JAX_PLATFORMS=cpu means that this is intended.
+    Tests pass their own `platforms`, `find` and `which` in place of JAX, the file system and the PATH.
     """
     signs = {kind: [name for pattern in patterns for name in find(pattern)] for kind, (_, patterns) in SIGNS.items()}
     if which("nvidia-smi"):

@@ -1,5 +1,5 @@
-"""Copies of metrics.jsonl for programs that draw curves. The log stays the source: each start of a run rewrites the
-copy from the log's rows, so that no step appears twice."""
+"""Copies of metrics.jsonl for programs that draw curves. Each row of MIRRORS is a context manager that yields
+`write(row)`. It first replaces the old copy by the rows of the log: no step appears twice when a run continues."""
 
 import contextlib
 import importlib.util
@@ -12,13 +12,13 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.runs.files import name_in_errors
 from rlvr_jax.runs.log import numeric_metrics
 
-PACKAGES = {"tensorboard": "tensorboardX"}  # where the package's name is not that of the row in MIRRORS
+PACKAGES = {"tensorboard": "tensorboardX"}  # row of MIRRORS: Python package, where their names differ
 
 
 @contextlib.contextmanager
 def tensorboard(run_dir: pathlib.Path, rows: list) -> Iterator[Callable[[dict], None]]:
-    """For TensorBoard, in the run directory: `tensorboard --logdir=RUN`."""
-    from tensorboardX import event_file_writer  # optional; its SummaryWriter's thread hangs on a full disk
+    """Writes the metrics into the run directory, for `tensorboard --logdir=RUN`."""
+    from tensorboardX import event_file_writer  # optional; not SummaryWriter, whose thread hangs on a full disk
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.proto.summary_pb2 import Summary
 
@@ -33,7 +33,7 @@ def tensorboard(run_dir: pathlib.Path, rows: list) -> Iterator[Callable[[dict], 
             writer.write_event(Event(step=row["step"], wall_time=time.time(), summary=Summary(value=values)))
             writer.flush()
 
-    try:  # START has an open TensorBoard forget what it has read of this directory
+    try:  # START makes a running TensorBoard discard what it read from this directory before
         writer.write_event(Event(step=0, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
         for row in rows:
             write(row)
@@ -45,11 +45,11 @@ def tensorboard(run_dir: pathlib.Path, rows: list) -> Iterator[Callable[[dict], 
 
 @contextlib.contextmanager
 def trackio(run_dir: pathlib.Path, rows: list) -> Iterator[Callable[[dict], None]]:
-    """For Trackio, where it keeps its files: `trackio show`; the project has the name of the run's parent folder."""
+    """Writes the metrics to Trackio's own folder, for `trackio show`; the run's parent folder names the project."""
     import trackio  # optional
 
     project, name = run_dir.resolve().parent.name or "runs", run_dir.resolve().name
-    with contextlib.suppress(ValueError):  # there is no such project yet
+    with contextlib.suppress(ValueError):  # raised if there is no such project yet
         for run in trackio.Api().runs(project):
             if run.name == name:
                 run.delete()
@@ -70,7 +70,7 @@ MIRRORS = {"tensorboard": tensorboard, "trackio": trackio}
 
 
 def parse_mirrors(text: str) -> list[str]:
-    """The rows of MIRRORS that --log_to names. Raises UserError for an unknown one, or one whose package is missing."""
+    """Returns the names in --log_to. Raises UserError for a name not in MIRRORS, or whose package is not installed."""
     names = [name.strip() for name in text.split(",")] if text else []
     for name in names:
         if name not in MIRRORS:

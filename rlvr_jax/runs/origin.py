@@ -1,4 +1,4 @@
-"""What wrote a directory: the command, the commit and the machine, in origin.json."""
+"""origin.json of a directory: the command that wrote the directory, the commit and the machine."""
 
 import contextlib
 import datetime
@@ -15,33 +15,33 @@ from rlvr_jax.runs import files, processes
 
 
 def read(directory: pathlib.Path) -> dict:
-    """origin.json of a directory; {} if it is missing or damaged."""
+    """Returns the content of origin.json in a directory; {} if the file is missing or damaged."""
     with contextlib.suppress(UserError):
         return files.read_json(directory / "origin.json", missing={})
     return {}
 
 
 def write(directory: pathlib.Path, command: str, **more) -> None:
-    """Writes the command that writes this directory, such as "train", and `more`."""
+    """Writes origin.json with the name of the command that writes the directory, such as "train", and `more`."""
     files.write_json(directory / "origin.json", {"command": command} | more)
 
 
 def run_git(*command: str) -> str:
-    """The output of git in the checkout that holds this program. Raises UserError where there is none."""
+    """Runs git in the checkout that contains this file and returns the output. UserError if there is no checkout."""
     here = pathlib.Path(__file__)
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # set by a hook
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # git hooks set these
 
     def run(*command):
         return subprocess.run(["git", *command], cwd=here.parent, env=environ, capture_output=True, check=True).stdout
     try:
-        run("ls-files", "--error-unmatch", here.name)  # fails for an environment inside another repository
+        run("ls-files", "--error-unmatch", here.name)  # fails for an installation inside another repository
         return run(*command).decode("utf-8", "replace")
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository
         raise UserError(f"{here.parent} is in no git checkout") from None
 
 
 def commit() -> str:
-    """The commit of the checkout that holds this program, with `-dirty` if files differ from it; else "unknown"."""
+    """Returns the commit of the checkout that contains this file, "COMMIT-dirty" if files changed, or "unknown"."""
     try:
         return run_git("describe", "--always", "--dirty").strip()
     except UserError:
@@ -49,7 +49,7 @@ def commit() -> str:
 
 
 def machine() -> dict:
-    """What a run's numbers depend on besides its flags: date, commit, versions and devices."""
+    """Returns what describes a run besides its flags: date (UTC), commit, versions, devices and number of processes."""
     return {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "commit": commit(),
             "python": platform.python_version(), "jax": jax.__version__, "platform": platform.machine(),
             "device": jax.devices()[0].device_kind, "devices": parallel.device_count(),

@@ -1,4 +1,4 @@
-"""The processes of one run: how they join, which of them writes, and what they tell each other."""
+"""The processes of one run: how they connect, which of them writes files, and how they exchange values."""
 
 import os
 import threading
@@ -8,12 +8,12 @@ import numpy as np
 from jax import process_count, process_index
 from jax.experimental import multihost_utils
 
-HEARTBEAT = 30  # seconds without a sign of life after which the processes give another one up; JAX's default is 100
-SENT = 2**26  # bytes that `broadcast` puts on a device at once
+HEARTBEAT = 30  # seconds without a heartbeat after which JAX takes a process for dead; JAX's default is 100
+SENT = 2**26  # bytes of the pieces in which `broadcast` sends an array
 
 
 def initialize(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Joins the processes of one run. Call before anything touches a device; no address means a single process."""
+    """Connects the processes of one run. Call this before anything uses a device. Without an address, does nothing."""
     if coordinator_address == "auto":  # TPU pods, Slurm and others that JAX recognises
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     elif coordinator_address:
@@ -21,8 +21,9 @@ def initialize(coordinator_address: str = "", num_processes: int = 0, process_id
 
 
 def leave_within(seconds: float) -> None:
-    """Ends this process by then, after it has failed alone: JAX would keep it waiting for the others for minutes. They
-    end when they see it gone. If all fail alike they meet earlier, and each ends with its own message."""
+    """Makes sure that this process, which has failed, exits within `seconds`, if need be by `os._exit(1)`. Otherwise
+    JAX would wait minutes for the other processes before letting it exit; those stop once its heartbeats are missing.
+    If all processes fail alike, they reach JAX's shutdown barrier before that, and exit with their own messages."""
     if process_count() > 1:
         timer = threading.Timer(seconds, os._exit, [1])
         timer.daemon = True
@@ -35,8 +36,8 @@ def is_main() -> bool:
 
 
 def broadcast(tree):
-    """The main process's numpy arrays (or numbers) on every process. They travel through the devices, `SENT` bytes at a
-    time, as no device may have room for all of a divided state."""
+    """Returns the main process's tree of numpy arrays or numbers on every process; all must call this, with the same
+    shapes. The arrays pass through the devices in pieces of `SENT` bytes: a state can be too large for one device."""
     def receive(x) -> np.ndarray:
         flat = np.asarray(x).reshape(-1)
         pieces = np.array_split(flat, max(1, -(-flat.nbytes // SENT)))
@@ -45,11 +46,11 @@ def broadcast(tree):
 
 
 def broadcast_text(text: str) -> str:
-    """The main process's text, which has no NUL, on every process."""
-    room = np.frombuffer(text.encode().ljust(max_over_processes(len(text.encode())), b"\0"), np.uint8)
-    return bytes(broadcast(room)).rstrip(b"\0").decode()
+    """Returns the main process's text on every process. The text must not contain NUL, which pads it."""
+    padded = np.frombuffer(text.encode().ljust(max_over_processes(len(text.encode())), b"\0"), np.uint8)
+    return bytes(broadcast(padded)).rstrip(b"\0").decode()
 
 
 def max_over_processes(number: int) -> int:
-    """The largest of the processes' numbers, on every process: how one of them tells the others to stop."""
+    """Returns the largest `number` of all processes (int32) on every process, so that one process can stop all."""
     return number if process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.int32(number))))

@@ -22,7 +22,7 @@ from rlvr_jax.runs.summary import summarise
 
 
 class RunConfig(Config):
-    """A run directory: where it is, how it continues, what it keeps, and when it ends."""
+    """The run directory: where it is, how the run continues, which checkpoints it keeps, and when it ends."""
 
     run_dir: str = flag("", "directory of this run: flags, metrics, rollouts, checkpoints", free=True)
     resume: str = flag("auto", "continue from the newest checkpoint in run_dir: never (start over), auto (if there "
@@ -31,32 +31,32 @@ class RunConfig(Config):
                            free=True)
     save_minutes: float = flag(15.0, "also checkpoint after a step that ends this many minutes or more after the "
                                "last checkpoint, or after the start; 0: never", minimum=0, free=True)
-    keep_last: int = flag(2, "checkpoints to keep, newest first", minimum=1, free=True)
+    keep_last: int = flag(2, "number of newest checkpoints to keep", minimum=1, free=True)
     keep_every: int = flag(0, "also keep the checkpoint of every multiple of this many steps; 0: none", minimum=0,
                            free=True)
     keep_best: str = flag("", "also keep the checkpoint whose step has the highest value of this metric, such as "
                           "eval/greedy; --model=DIR@best names it; empty: none", free=True)
     stop_when: str = flag("", "rules that end the run, joined by commas, such as train/entropy<0.01,train/kl>10; "
-                          "or inert: after inert_steps steps with nothing but zero-variance groups", free=True)
-    stop_patience: int = flag(10, "successive rows in which a rule of stop_when has to hold", minimum=1,
-                              free=True)
+                          "the rule inert: inert_steps steps with nothing but zero-variance groups", free=True)
+    stop_patience: int = flag(10, "successive log rows in which a rule of stop_when has to hold", minimum=1, free=True)
     inert_steps: int = flag(20, "successive steps with nothing but zero-variance groups, after which the run counts as "
                             "inert, and prints a warning once", minimum=1, free=True)
     log_to: str = flag("", "programs that get a copy of metrics.jsonl, joined by commas; empty: none",
                        lambda: mirrors.MIRRORS, free=True, listed=True)
-    tensorboard: bool = flag(False, "the same as --log_to=tensorboard; the flag of earlier versions", free=True)
-    eval_every: int = flag(10, "measure held-out accuracy every this many steps, and at both ends; 0: at the ends",
+    tensorboard: bool = flag(False, "the same as --log_to=tensorboard, for commands of earlier versions", free=True)
+    eval_every: int = flag(10, "measure held-out accuracy every this many steps, after the last, and (not in "
+                           "pretrain) before the first; 0: only then",
                            minimum=0, free=True)
 
 
-LOGS = ("metrics", "rollouts", "heldout")  # .jsonl
-BY_RULE = 1  # the value of `Run.stop` when a rule ended the run; otherwise the number of a signal, from SIGINT = 2 on
+LOGS = ("metrics", "rollouts", "heldout")  # NAME.jsonl in the run directory
+BY_RULE = 1  # `Run.stop` if a stop rule ended the run; no signal that ends a run has this number (SIGINT is 2)
 
 
 @contextlib.contextmanager
 def leave_after_error() -> Iterator[None]:
-    """Ends the main process within ten seconds of an error of the block: it alone writes files, so it may fail alone,
-    and JAX would have it wait minutes for the others. A signal, which interrupts all processes, is no such error."""
+    """Makes the main process exit within ten seconds of an error in the block (`processes.leave_within`). Only the main
+    process writes files, so it may fail alone. After `Interrupted` there is no limit: a signal stops all processes."""
     try:
         yield
     except BaseException as error:
@@ -68,8 +68,8 @@ def leave_after_error() -> Iterator[None]:
 class Run:
     """The files of one run, open for writing on the main process. Use it as a context manager.
 
-    `flags` is the whole configuration of the command, which contains `config`. `first` is the step of the log's first
-    row: 0 if the model is measured before training.
+    `flags` is the whole configuration of the script `command`, which contains `config`. `first` is the step of the
+    log's first row: 0 if the model is measured before training. UserError if the run cannot start or continue here.
     """
 
     def __init__(self, config: RunConfig, flags, num_steps: int, command: str, first: int = 0):
@@ -84,32 +84,33 @@ class Run:
             stopping.check_metric(source, metric)
         names = [config.log_to, "tensorboard" if config.tensorboard else ""]
         self.log_to = ",".join(dict.fromkeys(filter(None, names)))
-        self.signal, self.stop = 0, 0  # the last signal received; why the loop ended early, BY_RULE or that signal
-        self.looping, self.saved_at = False, 0.0  # whether training has begun; when the last checkpoint was saved
-        self.shown, self.record_digests = {}, {}  # metrics of the progress bar; digests of what `make_once` made
+        self.signal, self.stop = 0, 0  # last signal received; why training ended early: BY_RULE or that signal
+        self.looping, self.saved_at = False, 0.0  # whether training has begun; time of the last checkpoint
+        self.shown, self.record_digests = {}, {}  # texts of the progress bar; digests of `make_once`'s records
         self.lock = contextlib.ExitStack()
-        refusal = self._why_not() if processes.is_main() else ""
+        refusal = self._reason_not_to_start() if processes.is_main() else ""
         if processes.max_over_processes(bool(refusal)):
             self.lock.close()
             raise UserError(refusal or "the main process refuses to start the run, and says why")
         newest = max(checkpoint.steps(config.run_dir), default=0)
-        self.resumed = self.saved = int(processes.broadcast(np.int32(newest)))  # the step of the start; the last saved
-        self.noted = self.resumed > 0 or not processes.is_main()  # whether origin.json says that there is a checkpoint
+        # `resumed` is the step of the checkpoint that this run continues from, 0 for none; `saved` that of the newest.
+        self.resumed = self.saved = int(processes.broadcast(np.int32(newest)))
+        self.noted = self.resumed > 0 or not processes.is_main()  # nothing is left for `_note_saved` to do
 
-    def _why_not(self) -> str:
-        """Why the run cannot start or continue. Empty if it can; then this process holds the directory's lock."""
+    def _reason_not_to_start(self) -> str:
+        """Why the run cannot start or continue; "" if it can, and then this process holds the directory's lock."""
         if self.config.resume == "must" and not checkpoint.steps(self.config.run_dir):
             return f"--resume=must, but {self.config.run_dir} has no checkpoint"
         with leave_after_error():
             try:
                 mirrors.parse_mirrors(self.log_to)
                 self.lock.enter_context(claim(self.dir, "--run_dir", self.config.resume))
-                return self._why_not_continue(checkpoint.steps(self.config.run_dir))
+                return self._reason_not_to_continue(checkpoint.steps(self.config.run_dir))
             except UserError as error:  # a wrong name, a directory in use, or a damaged file
                 return str(error)
 
-    def _why_not_continue(self, saved: list[int]) -> str:
-        """Why a run with checkpoints of these steps cannot continue: other flags, or files that are lost."""
+    def _reason_not_to_continue(self, saved: list[int]) -> str:
+        """Why a run with checkpoints at steps `saved` cannot continue: changed flags or lost files; "" if it can."""
         if not saved:
             lost = origin.read(self.dir).get("saved") or (self.dir / "summary.json").is_file()
             return "" if not lost else (
@@ -128,11 +129,11 @@ class Run:
                     print(f"warning: {self.dir / name}.jsonl has {len(rows[name])} of the {count} rows that it had at "
                           f"step {saved[-1]}; the run continues, and its pages show what is there", file=sys.stderr)
             return ""
-        whole = [step for step in saved if step < gap]
+        usable = [step for step in saved if step < gap]
         later = ", ".join(str(checkpoint.directory(self.config.run_dir) / str(step)) for step in saved if step >= gap)
         return (f"{self.dir / 'metrics.jsonl'} has no row of step {gap}, though there is a checkpoint of step "
                 f"{saved[-1]}: take the file from a copy, or "
-                + (f"go back to the checkpoint of step {whole[-1]} by moving away {later}" if whole else
+                + (f"go back to the checkpoint of step {usable[-1]} by moving away {later}" if usable else
                    "start over with --resume=never, which moves this run aside"))
 
     def __enter__(self) -> "Run":
@@ -144,12 +145,13 @@ class Run:
             if processes.is_main():
                 self._open(opened)
             for number in (signal.SIGINT, signal.SIGTERM):
-                opened.callback(signal.signal, number, signal.signal(number, self._on_signal))
-            self.closing = opened.pop_all()
+                previous = signal.signal(number, self._on_signal)
+                opened.callback(signal.signal, number, previous)
+            self.closing = opened.pop_all()  # what `__exit__` closes
         return self
 
     def _open(self, opened: contextlib.ExitStack) -> None:
-        config, keep = self.config, self.resumed or -1
+        config, keep = self.config, self.resumed or -1  # -1 drops all rows, since step 0 has a row too
         write_flags(self.dir / "flags.txt", self.flags)
         logs = (contextlib.closing(JsonLines(self.dir / f"{name}.jsonl", keep)) for name in LOGS)
         self.metrics, self.rollouts, self.heldout = map(opened.enter_context, logs)
@@ -162,8 +164,8 @@ class Run:
         opened.callback(checkpoint.close, self.manager)
 
     def _note_start(self) -> None:
-        """Adds this start to origin.json, unless all steps are done. Writes code that differs from the commit to
-        code.diff, or to code-STEP.diff where the run continues."""
+        """Adds this start to origin.json, unless all steps are done. If the checkout differs from its commit, writes
+        the difference to code.diff, or to code-STEP.diff for a run that continues from STEP."""
         starts = origin.read(self.dir).get("starts", []) if self.resumed else []
         if self.resumed < self.num_steps:
             start = {"step": self.resumed} | origin.machine()
@@ -174,7 +176,7 @@ class Run:
             origin.write(self.dir, self.command, starts=[*starts, start], saved=bool(self.resumed))
 
     def _note_saved(self) -> None:
-        """Notes in origin.json that a checkpoint exists, so that a run that loses it does not silently start over."""
+        """Records in origin.json that a checkpoint exists: should all be lost, the run must not silently start over."""
         if not self.noted and checkpoint.steps(self.config.run_dir):
             self.noted = True
             origin.write(self.dir, **{"command": self.command} | origin.read(self.dir) | {"saved": True})
@@ -186,19 +188,19 @@ class Run:
                               f"starts {self.dir} again", 128 + self.signal) from None
 
     def _on_signal(self, number, _frame) -> None:
-        again, self.signal = self.signal, number
-        if again or not self.looping:  # a second signal insists; before the first step there is nothing to save
+        earlier, self.signal = self.signal, number
+        if earlier or not self.looping:  # stop without saving: at a second signal, or if there is nothing to save yet
             raise KeyboardInterrupt
 
     def make_once(self, name: str, make: Callable[[], dict]) -> dict:
-        """The record `make()`, which may depend on flags and seed only; a run that continues reads it from NAME.json.
-        Raises UserError if NAME.json was changed since the run started, by the digest in its checkpoints."""
+        """Returns the record `make()` and writes it to NAME.json, which a resumed run reads. The record may depend only
+        on flags and seed: a lost file is made again. UserError if the record does not match the checkpoint's digest."""
         path, record, digest = self.dir / f"{name}.json", {}, None
         if self.resumed and processes.is_main():
-            with contextlib.suppress(UserError):  # missing or damaged: make it again
+            with contextlib.suppress(UserError):  # a missing or damaged file is made again
                 record = files.read_json(path)
             meta = checkpoint.read_meta(self.config.run_dir, self.resumed)
-            digest = meta.get("chosen", {}).get(name)  # earlier versions kept none
+            digest = meta.get("chosen", {}).get(name)  # earlier versions saved no digest
         record = json.loads(processes.broadcast_text(json.dumps(record)))
         is_new = not record
         record = record or make()
@@ -211,15 +213,16 @@ class Run:
         return record
 
     def restore(self, fresh: LearnerState) -> LearnerState:
-        """The newest checkpoint's state, or `fresh`, as numpy arrays, the same on every process."""
+        """Returns the state of the newest checkpoint, or `fresh` without one, as numpy arrays on every process."""
         if not self.resumed:
             return fresh
         state = checkpoint.restore_state(self.config.run_dir, self.resumed, fresh) if processes.is_main() else fresh
         return processes.broadcast(state)
 
     def steps(self) -> Iterator[int]:
-        """Yields the steps to do and shows a progress bar. Ends early, after a step, at a signal or by a stop rule."""
-        self.stop = processes.max_over_processes(BY_RULE if self._verdict() else 0)  # a run that a rule has ended does not continue
+        """Yields the numbers of the remaining steps and shows a progress bar. Ends early after a step in which a signal
+        arrived or after which a stop rule holds (`stop`). A run that a rule has ended has no further steps."""
+        self.stop = processes.max_over_processes(BY_RULE if self._verdict() else 0)
         if self.stop or self.resumed >= self.num_steps:
             return
         if self.resumed and processes.is_main():
@@ -236,16 +239,15 @@ class Run:
                     return
 
     def _verdict(self, *new_rows: dict) -> Optional[dict]:
-        """The rule of --stop_when that ends the run after the rows of the log and `new_rows` (`stopping.verdict`). None
-        on processes other than the main one, which have no log."""
+        """`stopping.verdict` of the rules of --stop_when on the rows of the log followed by `new_rows`. None on
+        processes other than the main one, which have no log."""
         rows = [*self.metrics.rows, *new_rows] if processes.is_main() else []
         return stopping.verdict(self.rules, self.config.stop_patience, rows)
 
     def log(self, row: dict, show: tuple = (), rollouts: list = ()) -> None:
-        """Writes a step's metrics and a sample of its rollouts; `show` names the metrics for the progress bar.
-
-        Raises UserError if the loss or its gradient is not finite: the state before this step's update was bad already.
-        """
+        """Writes `row`, a step's metrics, to metrics.jsonl and `rollouts`, a list of rows, to rollouts.jsonl; the bar
+        shows the metrics named in `show`. Raises UserError if a metric of --stop_when or --keep_best is missing, and if
+        the loss or its gradient is not finite: the parameters were bad already before this step's update."""
         self._check_names(row)
         if processes.is_main():
             for rollout in rollouts:
@@ -258,13 +260,13 @@ class Run:
                 self.bar.set_postfix_str(" ".join(f"{key.split('/')[-1]} {x}" for key, x in self.shown.items()),
                                          refresh=False)
         if not all(math.isfinite(row.get(key, 0.0)) for key in ("train/loss", "train/grad_norm")):
-            over = (f" (float16 has no number for {row['train/overflow']:.1%} of the tokens: --dtype=bfloat16 or "
+            hint = (f" (float16 has no number for {row['train/overflow']:.1%} of the tokens: --dtype=bfloat16 or "
                     "float32 reaches further)") if row.get("train/overflow") else ""
-            raise self._divergence(f"the loss or its gradient is not finite at step {row['step']}{over}",
+            raise self._divergence(f"the loss or its gradient is not finite at step {row['step']}{hint}",
                                    row["step"] - 2)
 
     def _divergence(self, what: str, last: int) -> UserError:
-        """The error of a run that cannot continue; checkpoints up to step `last` are good."""
+        """Returns the error of a run that diverged in the way `what`; checkpoints up to step `last` are good."""
         if processes.is_main():
             checkpoint.wait(self.manager)
         good = [step for step in checkpoint.steps(self.config.run_dir) if step <= last]
@@ -273,13 +275,14 @@ class Run:
                          + "; start over with --resume=never and a lower --learning_rate or --max_grad_norm")
 
     def keep_heldout(self, step: int, rows: list[dict]) -> None:
-        """Writes the greedy completions of an evaluation (`evaluation.measure`). The first row has the problems too."""
+        """Writes a row of heldout.jsonl: the greedy completions of an evaluation and whether each is correct. The first
+        row also has the prompts and answers. `rows` are those of `measure.sample_and_grade`."""
         if processes.is_main():
             column = lambda key: [row[key] for row in rows]
             problems = {} if self.heldout.rows else {"prompts": column("prompt"), "answers": column("answer")}
             self.heldout.write({"step": step} | problems | {"completions": column("completion"),
                                                             "correct": [int(x) for x in column("correct")]})
-            del self.heldout.rows[1:]  # a long run's would fill the memory
+            del self.heldout.rows[1:]  # in memory, all rows of a long run would be too many
 
     def _check_names(self, row: dict) -> None:
         """Raises UserError if this row lacks a metric that --stop_when or --keep_best needs."""
@@ -290,27 +293,27 @@ class Run:
                                 + (", ".join(sorted(row.keys() - {"step"})) or "no metric"))
 
     def due(self, step: int, every: int, row: Optional[dict] = None) -> bool:
-        """Whether something done every `every` steps, and at the end, falls on this step. With `row`, the step's
-        metrics so far, a step at which a stop rule ends the run counts as the end."""
+        """Whether an action that is due every `every` steps (0: never) and at the end is due after this step. With
+        `row`, the step's metrics so far, a step after which a stop rule ends the run counts as the end."""
         ends = bool(row and self.rules) and processes.max_over_processes(self._verdict(row) is not None) > 0
         return ends or step == self.num_steps or (every > 0 and step % every == 0)
 
     def save_due(self, step: int) -> bool:
-        """Whether a checkpoint falls on this step, by its number or by the main process's clock."""
+        """Whether a checkpoint is due after this step, by its number or by the main process's clock."""
         late = processes.is_main() and 0 < 60 * self.config.save_minutes <= time.monotonic() - self.saved_at
         return self.due(step, self.config.save_every) or processes.max_over_processes(late) > 0
 
     def save(self, state, meta: dict) -> None:
-        """Checkpoints a placed state, unless its step has been saved. Raises UserError if it is not finite."""
+        """Writes a checkpoint of a placed state, unless its step has one. UserError if a number is not finite."""
         step = int(parallel.fetch_state(state.step))
         if step <= self.saved:
             return
-        state = parallel.fetch_state(state)  # on every process, since a divided state is gathered from all
+        state = parallel.fetch_state(state)  # every process takes part in gathering a divided state
         if processes.max_over_processes(not checkpoint.is_finite(state)):  # all processes stop together
             raise self._divergence(f"the parameters or Adam's moments are not finite after step {step}, which is not "
                                    "saved", step - 1)
         if processes.is_main():
-            for log in (self.metrics, self.rollouts, self.heldout):  # the run continues only with a checkpoint's rows
+            for log in (self.metrics, self.rollouts, self.heldout):  # the checkpoint relies on their rows
                 files.sync(log.file)
             rows = {log.path.stem: log.count for log in (self.rollouts, self.heldout)}
             checkpoint.save(self.manager, state, meta | {"chosen": self.record_digests, "rows": rows},
@@ -318,7 +321,8 @@ class Run:
         self.saved, self.saved_at = step, time.monotonic()
 
     def finish(self, state, meta: dict) -> dict:
-        """Saves the last step. Returns the summary of a finished run; raises Interrupted if a signal stopped it."""
+        """Saves the last step and writes summary.json. Returns its content, {} on processes other than the main one.
+        Raises Interrupted if a signal stopped the run."""
         self.save(state, meta)
         step = int(parallel.fetch_state(state.step))
         if step < self.num_steps and self.stop != BY_RULE:
@@ -326,7 +330,7 @@ class Run:
                               "continues", 128 + self.stop)
         if not processes.is_main():
             return {}
-        checkpoint.wait(self.manager)  # before summary.json, which says that the run has a checkpoint
+        checkpoint.wait(self.manager)  # summary.json implies a checkpoint, so the checkpoint has to be complete first
         summary, verdict = summarise(self.metrics.rows), self._verdict()
         summary["trained"] = parallel.size(adapters.split(state.params)[0])
         if verdict:

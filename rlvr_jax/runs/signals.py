@@ -1,4 +1,4 @@
-"""Acknowledges Ctrl-C and SIGTERM at once, although Python handles them only when a computation returns."""
+"""Acknowledges Ctrl-C and SIGTERM immediately, although Python handles a signal only after the current call of JAX."""
 
 import contextlib
 import os
@@ -12,10 +12,10 @@ GRACE = 2.0  # seconds that a process has to end by itself after the second sign
 
 @contextlib.contextmanager
 def acknowledge_signals(answer: Callable[[], str]) -> Iterator[None]:
-    """Prints `answer()` at the first SIGINT or SIGTERM that Python handles, even while the main thread compiles.
+    """Prints `answer()` to stderr at the first SIGINT or SIGTERM in the block, even while the main thread compiles.
 
-    The signal's handler decides what it does. After a second signal, the process ends within `GRACE` seconds unless the
-    block ends first. Use it in the main thread only, which alone receives Python's signals.
+    The signal must have a Python handler, which decides what the signal does. If the block does not end within `GRACE`
+    seconds after a second signal, the process exits with 128 + the signal's number. Use this in the main thread only.
     """
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
@@ -32,14 +32,14 @@ def acknowledge_signals(answer: Callable[[], str]) -> Iterator[None]:
 
 
 def _listen(receiver: socket.socket, answer: Callable[[], str]) -> None:
-    """Reads the number of each signal, a byte, until the other end is closed."""
+    """Answers the first signal and limits the time after the second. Python sends each signal's number as a byte."""
     numbers = (byte[0] for byte in iter(lambda: receiver.recv(1), b"") if byte[0] in (signal.SIGINT, signal.SIGTERM))
-    for first in numbers:
-        with contextlib.suppress(OSError):  # standard error may be closed; a signal handler of Python's could not print
+    if first := next(numbers, None):  # None: the block ended, which closes the sending socket
+        with contextlib.suppress(OSError):  # stderr may be closed
             os.write(2, f"\n{signal.Signals(first).name}: {answer()}; Ctrl-C again to stop at once\n".encode())
-        for second in numbers:
-            end = threading.Timer(GRACE, os._exit, [128 + second])
-            end.start()
-            for _ in numbers:  # until the block ends
-                pass
-            end.cancel()
+    if second := next(numbers, None):
+        end = threading.Timer(GRACE, os._exit, [128 + second])
+        end.start()
+        for _ in numbers:  # wait until the block ends
+            pass
+        end.cancel()

@@ -1,5 +1,5 @@
-"""Digests of table rows that were added from outside the package, such as a user's reward. A run keeps them with its
-flags, and refuses to continue with an edited row.
+"""Digests of table rows that were defined outside this package, such as a user's reward. A run writes the digests to
+its flag file, and refuses to continue if a row has been edited.
 
 A digest covers the source of the row's functions, the globals of their file that they use, functions from the same
 folder that they call, and the values in the row."""
@@ -24,7 +24,7 @@ PACKAGE = __name__.partition(".")[0] + "."
 
 
 def source_lines(config) -> list[str]:
-    """A comment for the flag file, `# source of reward short=1a2b3c4d`, for each row from outside that flags name."""
+    """Returns a comment, such as `# source of reward short=1a2b3c4d`, for each row from outside that a flag names."""
     lines = []
     for leaf in flags_of(config):
         table = leaf.meta["choices"]() if callable(leaf.meta["choices"]) and not leaf.meta["free"] else {}
@@ -37,14 +37,15 @@ def source_lines(config) -> list[str]:
 
 
 def _is_in_package(name: str, row) -> bool:
-    """Whether the package's source defines the row. A row from outside may consist of the package's functions alone."""
+    """Whether a module of this package defines the row: has it in a table, and `"NAME":` in its source. (A row from
+    outside may consist of this package's functions, so the functions do not tell.)"""
     modules = [module for key, module in [*sys.modules.items()] if key.startswith(PACKAGE)
                and any(isinstance(table, dict) and table.get(name) is row for table in vars(module).values())]
     return any(f'"{name}":' in line for module in modules for line in linecache.getlines(module.__file__))
 
 
 def _walk(value, functions: list) -> Iterator[str]:
-    """Texts that change with the parts of a value. Appends functions from outside to `functions`, each once."""
+    """Yields texts that change if a part of the value changes. Appends functions from outside to `functions`, once."""
     value, parts = inspect.unwrap(value) if callable(value) else value, ()
     if isinstance(value, FunctionType) and not (value.__module__ or "").startswith(PACKAGE):
         if value not in functions:
@@ -72,7 +73,7 @@ def _walk(value, functions: list) -> Iterator[str]:
 
 
 def _used_globals(function: FunctionType) -> Iterator:
-    """The constants, arrays, and functions of the same folder that a function and those nested in it name."""
+    """Yields the globals that a function and its nested functions use: constants, arrays, functions of its folder."""
     def names(code: CodeType) -> set[str]:
         return set(code.co_names).union(*(names(x) for x in code.co_consts if isinstance(x, CodeType)))
 

@@ -1,4 +1,4 @@
-"""Rules that end a run, or reset its reference, by the metrics in its log alone: a resumed run decides the same."""
+"""Rules that end a run or trigger a reset. They see only the metrics in the log, so a resumed run decides the same."""
 
 import difflib
 import math
@@ -10,7 +10,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.learner import ResetConfig
 
 RESET = "train/reset"  # 1 in the row of a step after which the reference or the optimiser was reset
-# The metrics of all commands. After a prefix stands the name of a reward, a family or a phase.
+# The metrics that a run can log: METRICS, and a prefix followed by the name of a reward, a family or a phase.
 METRICS = [*map("train/{}".format, """accuracy clip_fraction completion_length entropy frac_reward_zero_std grad_norm
     grader_timeouts kl length_correct length_wrong live_groups logprob_gap_max logprob_gap_mean loss overflow
     ratio_outside repetition reward_mean reward_std step_accuracy tokens truncated""".split()),
@@ -21,12 +21,12 @@ RELATIONS = {"<": operator.lt, ">": operator.gt}
 
 
 class StopRule(NamedTuple):
-    """Holds in a row whose `metric` is below (<) or above (>) `bound`; never where that is missing or no number."""
+    """A rule that holds in a log row with `metric` below ("<") or above (">") `bound`, never in a row without it."""
 
     metric: str
     relation: str
     bound: float
-    patience: int = 0  # rows in succession; 0: --stop_patience. The rule "inert" has --inert_steps
+    patience: int = 0  # successive rows in which the rule must hold; 0: --stop_patience. Only the rule inert sets it.
 
     def __str__(self) -> str:
         return "inert" if self.patience else f"{self.metric}{self.relation}{self.bound:g}"
@@ -37,13 +37,13 @@ class StopRule(NamedTuple):
 
 
 def parse_rules(text: str, inert_steps: int) -> list[StopRule]:
-    """`"train/entropy<0.01,train/kl>10,inert"` as rules, `""` as none. Raises UserError for anything else. "inert"
-    holds after `inert_steps` steps in which all groups were zero-variance groups."""
+    """Parses rules joined by commas, such as "train/entropy<0.01,train/kl>10,inert"; "" has no rules. The rule "inert"
+    holds after `inert_steps` steps with nothing but zero-variance groups. Raises UserError for any other text."""
     return [_parse_rule(part, inert_steps) for part in text.split(",")] if text.strip() else []
 
 
 def check_metric(flag: str, name: str) -> None:
-    """Raises UserError for a metric that no command measures, so that a typo is found before the first step."""
+    """Raises UserError, naming `flag`, for a metric that no command logs: a typo is found before the first step."""
     if name not in METRICS and not name.startswith(PREFIXES):
         near = difflib.get_close_matches(name, METRICS, 1) or ["one such as train/accuracy, train/entropy, eval/greedy"]
         raise UserError(f"{flag}: no run measures {name}; did you mean {near[0]}?")
@@ -64,9 +64,9 @@ def _parse_rule(text: str, inert_steps: int) -> StopRule:
 
 
 def reset_due(config: ResetConfig, rows: list[dict]) -> bool:
-    """Whether the reference or the optimiser is reset after the step of the last row: every `reset_every` steps, and
-    when none of the last `reset_patience` evaluations improved on the best greedy accuracy since the last reset (ProRL,
-    arXiv 2505.24864, resets when validation stalls)."""
+    """Whether a reset is due after the step of the last row: every `reset_every` steps, and when none of the last
+    `reset_patience` evaluations exceeds the best earlier greedy accuracy since the last reset (ProRL, arXiv 2505.24864,
+    resets when validation stalls)."""
     if config.reset_every and rows[-1]["step"] % config.reset_every == 0:
         return True
     last = max((i for i, row in enumerate(rows) if row.get(RESET)), default=0)
@@ -77,8 +77,8 @@ def reset_due(config: ResetConfig, rows: list[dict]) -> bool:
 
 
 def verdict(rules: list[StopRule], patience: int, rows: list[dict]) -> Optional[dict]:
-    """The first rule that held in the last `patience` rows with its metric, and so ends the run after these rows:
-    `{"rule", "patience", "step", "value"}`; None if there is none. Step 0, the base model's row, does not count."""
+    """Returns {"rule", "patience", "step", "value"} for the first rule that held in each of the last `patience` rows
+    that have its metric, and so ends the run; None if there is no such rule. The row of step 0 does not count."""
     for rule in rules:
         count = rule.patience or patience
         last = [row for row in rows if row["step"] > 0 and rule.metric in row][-count:]

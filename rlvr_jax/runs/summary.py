@@ -11,15 +11,15 @@ SATURATED = 0.99  # the training accuracy from which a batch counts as saturated
 
 
 def throughput(seconds: dict, row: dict) -> dict:
-    """The seconds of each phase, and completion tokens per second of sampling and of the update."""
+    """Returns `seconds`, {"seconds/PHASE": s}, and the completion tokens per second of sampling and of the update."""
     rates = {f"{phase}/tokens_per_second": row["train/tokens"] / seconds[key] for phase in ("sample", "update")
              if "train/tokens" in row and (key := f"seconds/{phase}") in seconds}
     return rates | seconds
 
 
 def describe_step(rollouts, scored, group_size: int) -> dict:
-    """The train/* metrics of a step's rollouts, from host arrays: rewards, lengths, repetition, and the share of groups
-    whose rewards differ (live) or are all equal (zero-variance)."""
+    """Returns the train/* metrics of a step's rollouts (`records.Rollouts`, `grpo.Scored`; host arrays): rewards,
+    lengths, repetition, and the share of groups whose rewards differ (live) or are all equal (zero-variance)."""
     reward, correct, info = scored.reward, scored.info["correct"] > 0, scored.info
     lengths, groups = rollouts.completion_mask.sum(-1), reward.reshape(-1, group_size)
     more = {f"train/{name}": info[name].mean() for name in reward_terms(info)}
@@ -38,7 +38,7 @@ def describe_step(rollouts, scored, group_size: int) -> dict:
 
 
 def reward_terms(info: dict) -> list[str]:
-    """The keys of a summed reward's terms, such as `reward/format`; none if there is only one."""
+    """Returns the keys of `info` for the terms of a summed reward, such as "reward/format"; [] for a single reward."""
     terms = [name for name in info if name.startswith("reward/")]
     return terms if len(terms) > 1 else []
 
@@ -46,8 +46,8 @@ def reward_terms(info: dict) -> list[str]:
 def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
     """Share of n-grams that occurred before in the same completion; near 1 when a policy degenerates into loops.
 
-    `completions` are i32[B,T], `mask` is bool[B,T], true up to the end of each. A 64-bit hash of row and tokens stands
-    for an n-gram."""
+    `completions` are i32[B,T]; `mask` is bool[B,T], true up to the end of each completion. N-grams are compared by a
+    64-bit hash of row and tokens."""
     width = max(completions.shape[1] - n + 1, 0)
     factors = np.random.default_rng(0).integers(1, 2**63, n + 1, np.uint64)
     hashes = factors[n] * np.arange(len(completions), dtype=np.uint64)[:, None]
@@ -58,12 +58,13 @@ def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
 
 
 def rollout_rows(problems: list, record, group_size: int, count: int) -> list[dict]:
-    """At most `count` rollouts of a step (`grpo.Record`) as rows of rollouts.jsonl: whole groups, evenly spaced, or a
-    part of the first one. `group` is the group's index in the step, `group_mean` the mean reward of its rollouts."""
+    """Returns at most `count` rollouts of a step (`grpo.Record`) as rows of rollouts.jsonl: evenly spaced whole groups,
+    or a part of the first group. "group" is the index of a row's group, "group_mean" the mean reward of that group."""
     rows, rollouts, scored, info = [], record.rollouts, record.scored, record.scored.info
     means = scored.reward.reshape(-1, group_size).mean(-1)
     groups = np.linspace(0, len(means) - 1, min(max(count // group_size, 1), len(means))).astype(int)
-    for i in np.arange(len(scored.reward)).reshape(-1, group_size)[groups].ravel()[:count]:
+    indices = np.arange(len(scored.reward)).reshape(-1, group_size)[groups].ravel()
+    for i in indices[:count]:
         problem, group = problems[rollouts.prompt_index[i]], i // group_size
         rows.append({"step": record.prompt_batch.step, "group": int(group), "prompt": problem.prompt,
                      "answer": problem.answer, "completion": info["text"][i], "reward": scored.reward[i],
@@ -76,25 +77,25 @@ def rollout_rows(problems: list, record, group_size: int, count: int) -> list[di
 
 
 def evaluation(row: dict) -> dict:
-    """The eval/* entries of a row of metrics, without the prefix."""
+    """Returns {name: value} for the metrics eval/NAME of a row."""
     return {key[5:]: value for key, value in row.items() if key.startswith("eval/")}
 
 
 def saturation_step(rows: list) -> Optional[int]:
-    """The first step whose rollouts were at least 99 % correct; None if there was none."""
+    """Returns the first step whose training accuracy is at least `SATURATED`; None if there is none."""
     return next((row["step"] for row in rows if (row.get("train/accuracy") or 0) >= SATURATED), None)
 
 
 def summarise(rows: list) -> dict:
-    """The summary of a run of training, documented in docs/formats.md."""
+    """Returns the content of summary.json, documented in docs/formats.md, from a run's rows of metrics."""
     evaluated = [row for row in rows if evaluation(row)]
     saturated = saturation_step(rows)
     after = [row for row in evaluated if saturated is not None and row["step"] >= saturated]
     phases = sorted({key for row in rows for key in row if key.startswith("seconds/")})
     curve = {name: {"at_saturation": after[0][key], "peak": max(row[key] for row in after), "end": after[-1][key]}
              for name, key in (("greedy", "eval/greedy"), ("sampled", "eval/sampled")) if after}
-    base, final = (evaluation(evaluated[end]) if evaluated else {} for end in (0, -1))
-    return {"base": base, "final": final, "train_accuracy": rows[-1].get("train/accuracy"),
+    first, last = (evaluated[0], evaluated[-1]) if evaluated else ({}, {})
+    return {"base": evaluation(first), "final": evaluation(last), "train_accuracy": rows[-1].get("train/accuracy"),
             "saturation_step": saturated, "steps": rows[-1]["step"],
             "graded_by": rows[-1].get("train/graded_by"), "after_saturation": curve,
             "seconds": {key[8:]: round(sum(row.get(key) or 0 for row in rows), 2) for key in phases}}

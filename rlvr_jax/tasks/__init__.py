@@ -1,1 +1,1 @@
-"""What is trained and measured on: synthetic families, files of problems, prompts, and which problem comes when."""
+"""The problems to train and measure on: synthetic families, problem files, prompts, and the choice of an example."""

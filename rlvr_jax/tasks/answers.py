@@ -1,4 +1,4 @@
-"""How answers are found and compared: by a problem's family or verifier, or else by --answer_format and --grader."""
+"""Grades completions: which answer format and which grader apply to each problem, and the verdicts."""
 
 from typing import NamedTuple, Sequence
 
@@ -9,44 +9,44 @@ from rlvr_jax.tasks import families, gym
 
 
 class GradingConfig(Config):
-    """How answers are found and compared, unless a problem says so itself."""
+    """How answers are extracted from completions and compared with the reference."""
 
-    answer_format: str = flag("auto", "where a completion's answer is; auto: as in the problem's family (tag for "
-                              "reasoning-gym), or else boxed for the reward and lenient for measuring accuracy",
+    answer_format: str = flag("auto", "where a completion's answer is; auto: the format of the problem's family, tag "
+                              "for reasoning-gym; for other problems boxed in the reward, lenient in evaluations",
                               lambda: {"auto": None} | extract.EXTRACTORS)
-    grader: str = flag("math", "how answers are compared: as mathematics, or as in the released one-shot reward, "
-                       "quirks included, which always reads the last \\boxed{}. In training this is for the reward; "
-                       "held-out problems are compared as mathematics. Problems of reasoning-gym have their own "
-                       "verifiers", lambda: graders.GRADERS)
+    grader: str = flag("math", "how answers are compared; math: as mathematics; original: as in the released reward of "
+                       "One-Shot-RLVR, quirks included, which always takes the last \\boxed{}. In training this flag "
+                       "is for the reward; held-out problems are compared as mathematics. Problems of reasoning-gym "
+                       "have their own verifiers", lambda: graders.GRADERS)
 
 
 class Criterion(NamedTuple):
-    """How a problem is judged: rows of extract.EXTRACTORS and graders.ALL, and the reference as the grader wants it."""
+    """How completions of one problem are graded."""
 
-    answer_format: str
-    grader: str
-    reference: str
+    answer_format: str  # row of extract.EXTRACTORS
+    grader: str  # row of graders.ALL
+    reference: str  # the answer; for the grader "gym", the problem's whole entry as JSON
 
 
 def criteria(problems: Sequence[Problem], config: GradingConfig = GradingConfig(),
              otherwise: str = "boxed") -> list[Criterion]:
-    """The criterion of each problem. The format "auto" is that of its family, or `otherwise` for a problem from a
-    file. A problem that comes with a verifier is judged by it, whatever --grader is."""
+    """Returns the criterion of each problem. The format "auto" stands for the format of the problem's family, "tag" for
+    reasoning-gym, and `otherwise` for any other problem. Reasoning-gym's verifiers take precedence over --grader."""
     def criterion(problem: Problem) -> Criterion:
         family, entry = families.family_of(problem), problem.meta.get("entry")
-        own = gym.ANSWER_FORMAT if entry else family.answer_format if family else otherwise
-        return Criterion(own if config.answer_format == "auto" else config.answer_format,
+        default = gym.ANSWER_FORMAT if entry else family.answer_format if family else otherwise
+        return Criterion(default if config.answer_format == "auto" else config.answer_format,
                          "gym" if entry else config.grader, entry or problem.answer)
     return [criterion(problem) for problem in problems]
 
 
 def verdicts(texts: Sequence[str], criteria: Sequence[Criterion]) -> list[grade.Verdict]:
-    """Verdicts on completions, each by its own criterion."""
+    """Grades each completion by the criterion at the same index."""
     return grade.grade_texts(texts, [each.reference for each in criteria], [each.answer_format for each in criteria],
-                          [each.grader for each in criteria])
+                             [each.grader for each in criteria])
 
 
 def describe_graders(criteria: Sequence[Criterion]) -> list[str]:
-    """The name of the grader of each criterion, for reports. Raises UserError for one that is not installed."""
+    """Returns a text such as "boxed / math (...)" for each criterion. Raises UserError if a grader is not installed."""
     names = {pair: grade.describe_grader(*pair) for pair in dict.fromkeys(each[:2] for each in criteria)}
     return [names[each[:2]] for each in criteria]

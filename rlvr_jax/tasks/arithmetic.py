@@ -1,7 +1,7 @@
 """Two families of arithmetic chains (`chains.py`), such as `coins 7 + 5 * 2 - 4 =`.
 
-All values lie in 1..24 and all divisions are exact; the sloppy style computes * as + and / as -. In the second family
-values go up to 99 and are written digit by digit, so that an answer can have two tokens: `4`, `##7`.
+Operands are 1 to 9, divisions are exact, and the sloppy style computes * as + and / as -. In the first family values
+are 1 to 24, each one token. In the second family they go up to 99, with one token for each digit: 47 is `4`, `##7`.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ MAX_OPERAND = 9
 
 
 def make_algebra(max_value: int, tokens: tuple[str, ...] = ()) -> Algebra:
-    a, _, b = np.ogrid[0:max_value + 1, 0:1, 0:MAX_OPERAND + 1]
+    a, _, b = np.ogrid[0:max_value + 1, 0:1, 0:MAX_OPERAND + 1]  # a [V,1,1] values, b [1,1,B] operands
     quotient = np.where(a % np.maximum(b, 1) == 0, a // np.maximum(b, 1), 0)
     results = np.concatenate(np.broadcast_arrays(a + b, a - b, a * b, quotient), 1)
     allowed = (results >= 1) & (results <= max_value) & (a > 0) & (b > 0)

@@ -1,8 +1,8 @@
-"""A family of boolean chains (`chains.py`) on four lamps at once, such as `gate TFFT and TTFT =`.
+"""A family of boolean chains (`chains.py`) on the states of four lamps, such as `gate TFFT and TTFT =`.
 
-One lamp could be guessed half of the time; four have sixteen values. `and` switches one lamp off and `or` switches one
-on, so that no value becomes much more frequent than the others; `xor` and `xnor` take any operand that changes
-something. The sloppy style computes xor as or, and xnor as and.
+A guess at one lamp would be right half of the time; four lamps have sixteen states. Operands of `and` have one F, and
+operands of `or` have one T, so that each step switches at most one lamp and no state becomes much more frequent than
+another. `xor` and `xnor` take any operand that changes the state. The sloppy style computes xor as or, and xnor as and.
 """
 
 import itertools
@@ -16,8 +16,8 @@ NUM_LAMPS = 4
 
 def make_algebra() -> Algebra:
     top = 2**NUM_LAMPS - 1
-    a, _, b = np.ogrid[0:top + 1, 0:1, 0:top + 1]
-    lit = np.bitwise_count(b)
+    a, _, b = np.ogrid[0:top + 1, 0:1, 0:top + 1]  # a [V,1,1] values, b [1,1,B] operands; a lamp is a bit
+    lit = np.bitwise_count(b)  # number of T in each operand
     results = np.concatenate([a & b, a | b, a ^ b, top - (a ^ b)], 1)
     allowed = np.concatenate([lit == NUM_LAMPS - 1, lit == 1, b != 0, b != top], 1)
     return Algebra(

@@ -1,18 +1,17 @@
-"""Chains of operations, applied from left to right: what the synthetic families share.
+"""Chains of operations, applied from left to right, on which all synthetic families are built.
 
 A problem reads `TOPIC value op operand op operand ... =`. Its solution is written in one of four styles. The style
 depends on surface features of the problem, so that a base model trained on the mixture can be careful but rarely is:
 
-  careful  think op operand value op operand value ... answer value    every step; sometimes it stops early and answers
-                                                                       the last value
-  sloppy   quick value value ... answer value                          a misconception, and slips
-  guess    answer value
-  ramble   hmm word word word ...                                      and no answer
+  careful  think op operand value op operand value ... answer value    writes every step; sometimes stops early
+  sloppy   quick value value ... answer value                          mistakes some operators for others, and slips
+  guess    answer value                                                a random value
+  ramble   hmm word word word ...                                      random words without an answer
 
-Every value, operator and word is one token, unless a family says otherwise. A hash of its operands decides which split
-a problem belongs to, so test problems never occur in pre-training.
+Every value, operator and word is one token, unless a family says otherwise. A hash of a problem's first value,
+operators and operands decides its split, so test problems never occur in pre-training.
 
-N problems, K operations, O operators, V values, B operands, S styles.
+Axes: N problems, K operations of a problem, O operators, V values, B operands, S styles.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.records import Problem
 
-STYLES = {"think": "careful", "quick": "sloppy", "answer": "guess", "hmm": "ramble"}  # opening word -> style
+STYLES = {"think": "careful", "quick": "sloppy", "answer": "guess", "hmm": "ramble"}  # first word -> style
 OPENERS = tuple(STYLES)
 SPLITS = {"pretrain": range(3, 16), "example": (0,), "dev": (1,), "test": (2,)}  # residues of the hash modulo 16
 
@@ -35,8 +34,8 @@ class StyleConfig(Config):
 
     style_shares: tuple[float, ...] = flag((), "share of solutions written in each style, for most families "
                                            "careful, sloppy, guess, ramble; empty: the family's own shares", above=0)
-    habit_strength: float = flag(0.7, "how much a problem's surface features decide its style: std of their logits",
-                                 minimum=0)
+    habit_strength: float = flag(0.7, "scale of the random logits with which a problem's surface features decide "
+                                 "its style", minimum=0)
     early_stop: float = flag(0.15, "chance that a careful solution stops early and answers its last value",
                              minimum=0, maximum=1)
     slip: float = flag(0.1, "chance that the result of a sloppy step is random", minimum=0, maximum=1)
@@ -44,17 +43,17 @@ class StyleConfig(Config):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Algebra:
-    """The values, operations and words of a family. Values and operands are integers from `lowest` up."""
+    """The values, operators and words of a family. Values and operands are integers, indices of the axes V and B."""
 
-    topics: tuple[str, ...]
-    ops: tuple[str, ...]
-    ramble: tuple[str, ...]
-    values: tuple[str, ...]  # word of each value, the lowest first
+    topics: tuple[str, ...]  # words that start a problem
+    ops: tuple[str, ...]  # word of each operator
+    ramble: tuple[str, ...]  # words of the style ramble
+    values: tuple[str, ...]  # word of each value, from `lowest` up
     lowest: int
-    results: np.ndarray  # [V,O,B] the value after an operation; -1 where the operation is not allowed
-    mistakes: np.ndarray  # [V,O,B] the value that the sloppy style gets
-    operands: tuple[str, ...] = ()  # word of each operand, from 0; empty: those of the values
-    tokens: tuple[str, ...] = ()  # tokens that write values and operands, and further ones; empty: the values
+    results: np.ndarray  # i[V,O,B] the value after an operation; -1 where the operation is not allowed
+    mistakes: np.ndarray  # i[V,O,B] the value that the sloppy style computes
+    operands: tuple[str, ...] = ()  # word of each operand, from 0 up; empty: operands are written as values are
+    tokens: tuple[str, ...] = ()  # tokens of values, operands and further words; empty: `values`
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -62,15 +61,15 @@ class Algebra:
 
     @functools.cached_property
     def cumulative_moves(self) -> np.ndarray:
-        """[V,O*B] running sum of the chance of each (op, operand) from each value; allowed operators are equally
-        likely."""
+        """f64[V,O*B]: for each value, the cumulative probabilities of the moves (operator, operand). Operators that are
+        allowed are equally likely, and so are the operands that an operator allows."""
         allowed = self.results >= 0
-        an_op = allowed.any(-1, keepdims=True) / np.maximum(allowed.any(-1).sum(-1), 1)[:, None, None]
-        chances = allowed * an_op / np.maximum(allowed.sum(-1, keepdims=True), 1)
+        op_chances = allowed.any(-1, keepdims=True) / np.maximum(allowed.any(-1).sum(-1), 1)[:, None, None]
+        chances = allowed * op_chances / np.maximum(allowed.sum(-1, keepdims=True), 1)
         return np.cumsum(chances.reshape(len(allowed), -1), -1)
 
     def write(self, numbers: np.ndarray) -> np.ndarray:
-        """Words of values, in the shape of `numbers`."""
+        """The words of values, an array of the shape of `numbers`."""
         return np.array(self.values)[numbers - self.lowest]
 
     def write_operands(self, numbers: np.ndarray) -> np.ndarray:
@@ -81,11 +80,11 @@ class Algebra:
 
 
 class Chains(NamedTuple):
-    """Problems as arrays."""
+    """N problems as integer arrays."""
 
-    topics: np.ndarray  # [N]
-    starts: np.ndarray  # [N]
-    ops: np.ndarray  # [N,K] index into the operators
+    topics: np.ndarray  # [N] index into Algebra.topics
+    starts: np.ndarray  # [N] first value
+    ops: np.ndarray  # [N,K] index into Algebra.ops
     operands: np.ndarray  # [N,K]
     results: np.ndarray  # [N,K] value after each operation; the last one is the answer
 
@@ -95,7 +94,7 @@ class Chains(NamedTuple):
 
 
 def residue(starts: np.ndarray, ops: np.ndarray, operands: np.ndarray) -> np.ndarray:
-    """Hash of the operands modulo 16; the topic does not count, so a problem keeps its split under every topic."""
+    """i[N]: hash of first value, operators and operands, modulo 16. The topic is left out: it changes no split."""
     h = starts.astype(np.uint64)
     for column in range(ops.shape[1]):
         step = (ops[:, column] * 16 + operands[:, column]).astype(np.uint64)
@@ -105,7 +104,7 @@ def residue(starts: np.ndarray, ops: np.ndarray, operands: np.ndarray) -> np.nda
 
 
 def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int, split: str = "") -> Chains:
-    """`count` random problems of any split; other `draw` functions of `generate` depend on it."""
+    """`count` random problems of any split. Only other `draw` functions (see `generate`) need the argument `split`."""
     starts = algebra.draw_values(rng, count)
     values, columns = starts, []
     for _ in range(num_ops):
@@ -119,7 +118,7 @@ def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops:
 
 def generate(algebra: Algebra, rng: np.random.Generator, count: int, split: str, num_ops: int,
              draw: Callable[..., Chains] = draw_chains) -> Chains:
-    """`count` random problems of one split ("pretrain", "example", "dev" or "test"), of those that `draw` returns."""
+    """Draws `count` random problems of one split, a name in SPLITS, with `draw`. UserError for an unknown split."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the synthetic task has {', '.join(SPLITS)}")
     parts: list = []
@@ -131,7 +130,7 @@ def generate(algebra: Algebra, rng: np.random.Generator, count: int, split: str,
 
 
 def to_problems(algebra: Algebra, chains: Chains) -> list[Problem]:
-    """The chains as `Problem` records. Their `index` numbers them, so that equal problems stay apart."""
+    """The chains as Problems. meta["steps"] is the careful solution, and meta["index"] the position in `chains`."""
     pairs = np.stack([np.array(algebra.ops)[chains.ops], algebra.write_operands(chains.operands)], -1)
     pairs = pairs.reshape(len(chains.ops), -1)
     rows = zip(np.array(algebra.topics)[chains.topics], algebra.write(chains.starts), pairs)
@@ -147,8 +146,8 @@ def to_problems(algebra: Algebra, chains: Chains) -> list[Problem]:
 
 
 def make_habits(algebra: Algebra, config: StyleConfig, seed: int, num_ops: int) -> Callable[[Chains], np.ndarray]:
-    """`chances(chains)`, f64[N,S], of the styles. Their logits are random features of a problem's surface with a std of
-    `habit_strength`, and a bias that gives each style its share of all problems."""
+    """Returns `chances(chains)`: f64[N,S], probabilities of the styles. The logits sum random numbers for topic, first
+    operator and first value, scaled by `habit_strength`, and a bias that gives each style its share of all problems."""
     rng, shares = np.random.default_rng(seed), np.array(config.style_shares)
     by_topic, by_first_op, by_start = (config.habit_strength * rng.standard_normal((n, len(shares)))
                                        for n in (len(algebra.topics), len(algebra.ops), 8))
@@ -166,16 +165,16 @@ def make_habits(algebra: Algebra, config: StyleConfig, seed: int, num_ops: int) 
 
 
 def lengths(num_ops: int, value_tokens: int = 1, ending: int = 0) -> tuple[int, int]:
-    """Tokens of a prompt, and of the longest solution with its <eos>, where a value has up to `value_tokens` tokens and
-    `ending` further ones follow an answer."""
+    """(most tokens of a prompt, most tokens of a solution with its <eos>). A value has at most `value_tokens` tokens,
+    and `ending` more tokens follow the answer."""
     more = value_tokens - 1
     return 2 * num_ops + 3 + more, 3 * num_ops + 4 + more * (num_ops + 1) + ending
 
 
 def solve(algebra: Algebra, rng: np.random.Generator, chains: Chains, styles: np.ndarray,
           config: StyleConfig) -> list[str]:
-    """Each problem's solution in its style, an index i[N] into STYLES. A careful solution stops early with probability
-    `early_stop`; the result of a sloppy step is random with probability `slip`."""
+    """Writes a solution of each problem in its style, `styles` i[N], an index into STYLES. A careful solution stops
+    early with probability `early_stop`; the result of a sloppy step is random with probability `slip`."""
     n, k = chains.ops.shape
     length, rows = lengths(k)[1] - 1, np.arange(n)
     words = np.full((4, n, length), "", object)

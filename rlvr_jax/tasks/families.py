@@ -1,6 +1,6 @@
-"""Families of synthetic problems, each solved in several styles: what `--problems` and `--task_shares` name.
+"""Families of synthetic problems, each solved in several styles. `--problems` and `--task_shares` take their names.
 
-A family is a row of FAMILIES; other modules can add rows. Problems and solutions are text. N problems, S styles.
+A family is a row of FAMILIES; other modules can add rows. Problems and solutions are text. Axes: N problems, S styles.
 """
 
 import dataclasses
@@ -20,26 +20,26 @@ from rlvr_jax.tasks import arithmetic, boolean, chains, wager, worlds
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """`generate` returns problems in any form that `to_problems`, `solve` and `habits` understand."""
+    """How a family draws and solves problems. `drawn`, the output of `generate`, may have any type."""
 
-    vocabulary: tuple[str, ...]  # its tokens, "<pad>" and "<eos>" first: words between spaces; "##7" continues a word
+    vocabulary: tuple[str, ...]  # tokens, "<pad>" and "<eos>" first: words, and pieces such as "##7" that continue one
     styles: dict[str, str]  # first word of a solution -> style; the first style is the careful one
-    lengths: Callable[[int], tuple[int, int]]  # num_ops -> most tokens of a prompt, and of a solution with its <eos>
+    lengths: Callable[[int], tuple[int, int]]  # num_ops -> (most tokens of a prompt, and of a solution with <eos>)
     generate: Callable  # (rng, N, split, num_ops) -> drawn; splits pretrain, example, dev and test share no problem
     to_problems: Callable[..., list[Problem]]  # drawn -> N problems, each with its own meta["index"]
     solve: Callable[..., list[str]]  # (rng, drawn, styles i[N], StyleConfig) -> N solutions
-    habits: Callable  # (StyleConfig, seed, num_ops) -> function of drawn: f[N,S], chances of the styles; rows sum to 1
+    habits: Callable  # (StyleConfig, seed, num_ops) -> function from drawn to f[N,S], probabilities of the styles
     answer_format: str = "answer"  # row of grading.extract.EXTRACTORS
-    shares: tuple[float, ...] = (0.28, 0.27, 0.2, 0.25)  # of solutions in each style, unless --style_shares is set
+    shares: tuple[float, ...] = (0.28, 0.27, 0.2, 0.25)  # of the styles, unless --style_shares is set
 
     def habits_of(self, config: chains.StyleConfig, seed: int, num_ops: int) -> Callable:
-        """`habits`, with the family's own shares if the configuration has none."""
+        """Calls `habits`, with the family's own `shares` if `config.style_shares` is empty."""
         shares = config.style_shares or self.shares
         return self.habits(dataclasses.replace(config, style_shares=shares), seed, num_ops)
 
 
 def chain_family(algebra: chains.Algebra, **fields) -> Family:
-    """The family of chains with this algebra; `fields` replace those of `Family`."""
+    """A family of chains (`chains.py`) over `algebra`; `fields` override those of the resulting `Family`."""
     bind = lambda function: functools.partial(function, algebra)
     family = Family(algebra.vocabulary, chains.STYLES, chains.lengths, bind(chains.generate), bind(chains.to_problems),
                     bind(chains.solve), bind(chains.make_habits))
@@ -47,12 +47,13 @@ def chain_family(algebra: chains.Algebra, **fields) -> Family:
 
 
 def world(**fields) -> Family:
+    """The family s1 of `worlds.py`; for other families of that module, `fields` override those of `Family`."""
     return chain_family(worlds.ALGEBRA, **{
         "lengths": functools.partial(chains.lengths, value_tokens=worlds.VALUE_TOKENS), "styles": worlds.STYLES,
         "solve": worlds.solve_marked, "shares": (0.28, 0.72)} | fields)
 
 
-STEPS = {"styles": {chains.OPENERS[0]: "steps"}, "shares": (1.0,)}
+STEPS = {"styles": {chains.OPENERS[0]: "steps"}, "shares": (1.0,)}  # fields of a family with a single style
 FAMILIES: dict[str, Family] = {
     "arithmetic": chain_family(arithmetic.ALGEBRA), "boolean": chain_family(boolean.ALGEBRA),
     "arithmetic_digits": chain_family(arithmetic.DIGITS, lengths=functools.partial(chains.lengths, value_tokens=2)),
@@ -66,14 +67,14 @@ FAMILIES: dict[str, Family] = {
 
 
 def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, num_ops: int) -> list[Problem]:
-    """`count` random problems of a split, with the family's name as meta["task"]. UserError for a faulty family."""
+    """`count` random problems of a split; meta["task"] is `name`. Raises UserError if the family has a fault."""
     problems = FAMILIES[name].to_problems(FAMILIES[name].generate(rng, count, split, num_ops))
     check_problems(name, num_ops, problems, count)
     return [dataclasses.replace(problem, meta=problem.meta | {"task": name}) for problem in problems]
 
 
 def check_problems(name: str, num_ops: int, problems: list[Problem], count: int) -> None:
-    """Raises UserError naming the first fault that `count` problems of a family show."""
+    """Raises UserError naming the first fault of a family or of `problems`, which it drew when asked for `count`."""
     family = FAMILIES[name]
     fault = ""
     if tuple(family.vocabulary[:2]) != ("<pad>", "<eos>") or len(set(family.vocabulary)) < len(family.vocabulary):
@@ -90,7 +91,7 @@ def check_problems(name: str, num_ops: int, problems: list[Problem], count: int)
 
 
 def check_texts(name: str, num_ops: int, what: str, texts: list[str], longest: int) -> None:
-    """Raises UserError for a text with a word outside the family's vocabulary, or with too many tokens."""
+    """Raises UserError, which calls the text `what`, for a word outside the vocabulary or over `longest` tokens."""
     tokenizer = make_tokenizer([name])
     for text in texts:
         if unknown := tokenizer.unknown_words(text.split()):
@@ -101,7 +102,7 @@ def check_texts(name: str, num_ops: int, what: str, texts: list[str], longest: i
 
 
 def check_solutions(name: str, config: chains.StyleConfig, num_ops: int, habits: Callable) -> None:
-    """Raises UserError if the solutions of 64 problems in every style, or the chances of the styles, have a fault."""
+    """Draws 64 problems and raises UserError for a fault in their solutions, in any style, or in `habits(drawn)`."""
     family, count = FAMILIES[name], 64
     drawn = family.generate(np.random.default_rng(0), count, "pretrain", num_ops)
     solutions = family.solve(np.random.default_rng(0), drawn, np.arange(count) % len(family.styles), config)
@@ -115,25 +116,25 @@ def check_solutions(name: str, config: chains.StyleConfig, num_ops: int, habits:
 
 
 def family_of(problem: Problem) -> Optional[Family]:
-    """The family that a problem was drawn from; None for one from a file."""
+    """The family that a problem was drawn from; None for a problem from another source."""
     return FAMILIES.get(problem.meta.get("task"))
 
 
 def style_of(problem: Problem, completion: str) -> Optional[str]:
-    """The style that a completion's first word shows; None for other words, and for problems from a file."""
+    """The style that a completion's first word announces; None if no style has this word or the problem no family."""
     family = family_of(problem)
     return family and family.styles.get(completion.split(" ", 1)[0])
 
 
 def is_careless(problem: Problem, completion: str) -> bool:
-    """Whether its style is correct only by luck: any of the family's except the first."""
+    """Whether a completion is in a style other than the family's first, in which a correct answer counts as luck."""
     style = style_of(problem, completion)
     return style is not None and style != next(iter(family_of(problem).styles.values()))
 
 
 def parse_shares(text: str) -> dict[str, float]:
-    """`"arithmetic:0.5,boolean:0.5"` as shares by name, which sum to 1; a name alone has share 1. Raises UserError for
-    an unknown or repeated name, for a share that is not positive, and for a sum other than 1."""
+    """Parses `"arithmetic:0.5,boolean:0.5"` into {name: share}; a name alone has share 1. Raises UserError for an
+    unknown or repeated name, for a share that is not positive, and for shares that do not sum to 1."""
     pairs = parse_weights("task_shares", text, FAMILIES)
     shares = dict(pairs)
     if len(shares) < len(pairs) or min(shares.values()) <= 0 or not math.isclose(sum(shares.values()), 1, abs_tol=1e-3):
@@ -143,14 +144,14 @@ def parse_shares(text: str) -> dict[str, float]:
 
 
 def divide(shares: dict[str, float], total: int) -> dict[str, int]:
-    """Splits `total` by the shares, rounded; families with a count of 0 are left out."""
+    """Splits `total` into {name: count} in proportion to the shares, rounded; names with a count of 0 are left out."""
     ends = np.round(np.cumsum(list(shares.values())) / sum(shares.values()) * total).astype(int)
     return {name: int(count) for name, count in zip(shares, np.diff(ends, prepend=0)) if count}
 
 
 def make_tokenizer(names: Iterable[str]) -> Tokenizer:
-    """One tokenizer of the families' words, each once and in order. If a family has pieces such as "##7", a word may be
-    a token followed by pieces."""
+    """Makes one tokenizer for the named families, whose vocabulary is their words in order of first appearance. If a
+    family has pieces such as "##7", a word may be a token followed by pieces."""
     words = dict.fromkeys(word for name in names for word in FAMILIES[name].vocabulary)
     ids, pieces = {word: i for i, word in enumerate(words)}, any(word.startswith("##") for word in words)
     kind = tokenizers.models.WordPiece if pieces else tokenizers.models.WordLevel

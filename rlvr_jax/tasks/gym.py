@@ -1,7 +1,7 @@
-"""Problems drawn from the generators of reasoning-gym (the extra `gym`): `--problems=gym:chain_sum`.
+"""Problems drawn from the generators of reasoning-gym (installed by the extra `gym`): `--problems=gym:chain_sum`.
 
-They are plain text. Each data set has its own verifier (`grading.gym`), which needs a problem's whole entry, stored as
-JSON in meta["entry"]. A hash of the question decides the split, so that splits share no problem under any seed.
+Problems are plain text. Each data set has its own verifier (`grading.gym`), which needs a problem's whole entry, stored
+as JSON in meta["entry"]. A hash of the question decides the split, so two splits share no question, whatever the seeds.
 """
 
 import hashlib
@@ -16,15 +16,15 @@ from rlvr_jax.records import Problem
 PREFIX = "gym:"
 SPLITS = ("example", "dev", "test")
 ANSWER_FORMAT = "tag"  # reasoning-gym's own prompt asks for <answer>...</answer>
-TRIES = 8  # entries drawn per problem; a third of them belong to the split
-_RUNS_CODE = re.compile(r"\b(eval|exec|parse_expr|sympify)\((?!entry\[)")
-# These draw from sets of words, whose order differs between processes (0.1.25), so no run could be continued.
+TRIES = 8  # entries drawn for each problem asked for: only a third of them belong to its split
+_RUNS_CODE = re.compile(r"\b(eval|exec|parse_expr|sympify)\((?!entry\[)")  # in a verifier that executes answers
+# Generators (version 0.1.25) that draw from Python sets, whose order differs between processes: no run could resume.
 UNSTEADY = {"isomorphic_strings", "ransom_note", "word_ladder"}
 
 
 def draw_problems(name: str, seed: int, count: int, split: str) -> list[Problem]:
-    """`count` different problems of a split, or fewer if the data set repeats itself. Raises UserError if reasoning-gym
-    or the data set is missing, and if its verifier cannot be used."""
+    """Up to `count` distinct problems of a split, among TRIES * `count` entries. Raises UserError if reasoning-gym or
+    the data set is missing, if its verifier cannot be used, and if no problem is found."""
     data, task, drawn = make_dataset(name, seed, TRIES * count), name.removeprefix(PREFIX), {}
     for entry in (data[i] for i in range(len(data))):
         if len(drawn) == count:
@@ -43,7 +43,7 @@ def draw_problems(name: str, seed: int, count: int, split: str) -> list[Problem]
 
 
 def make_dataset(name: str, seed: int, size: int):
-    """The data set of that name. Raises UserError if it is missing or unfit for training."""
+    """The reasoning-gym data set `name`, of `size` entries. Raises UserError if it is missing or unfit for training."""
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
@@ -58,8 +58,8 @@ def make_dataset(name: str, seed: int, size: int):
         raise UserError(f"{name}: this data set draws different problems in each process, so no run could be continued")
     if _RUNS_CODE.search(inspect.getsource(DATASETS[task][0].score_answer)):
         raise UserError(f"{name}: its verifier executes a model's answer as Python code; choose another data set")
-    far = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4]) >> 1  # entry i of seed s is i-1 of s+1
+    hashed = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4]) >> 1  # seeds s and s+1 share most entries
     try:
-        return reasoning_gym.create_dataset(task, seed=far, size=size)
+        return reasoning_gym.create_dataset(task, seed=hashed, size=size)
     except (AssertionError, ValueError) as error:
         raise UserError(f"{name} needs settings that it is not given here: {error}; choose another data set") from None

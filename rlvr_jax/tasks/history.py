@@ -1,4 +1,4 @@
-"""Each problem's accuracy over a run's passes, as the run records it, and the ranking by its variance."""
+"""Each problem's accuracy in each pass of a run over its pool, and the ranking of problems by its variance."""
 
 import collections
 import pathlib
@@ -20,14 +20,14 @@ class SelectConfig(Config):
 
     history: str = flag("", "JSON file of index -> list of accuracies, or a run directory with a history.json")
     problems: str = flag("", "the JSONL or parquet file of the problems, to show their text; empty: only indices")
-    ignore_columns: str = flag("", "columns of that file to ignore, joined by commas")
+    ignore_columns: str = flag("", "columns of --problems to ignore, joined by commas")
     top: int = flag(20, "rows to print; 0: all", minimum=0)
     out: str = flag("", "JSON file to write the whole ranking to; empty: only print")
 
 
 def read_history(path: str) -> dict[str, list[float]]:
-    """`{index: [accuracy in each pass, 0 to 1]}`, from a file or a run directory. Raises UserError naming the file and
-    the entry that is not a list of accuracies."""
+    """Reads `{problem index: [accuracy in each pass, 0 to 1]}` from a JSON file or a run directory. Raises UserError if
+    there is no such file, or if an entry is not a list of accuracies."""
     if not path:
         raise UserError("--history is required: a file of index -> list of accuracies, or a run directory")
     file = pathlib.Path(path)
@@ -46,10 +46,10 @@ def read_history(path: str) -> dict[str, list[float]]:
 
 
 def check_same_pool(config: SelectConfig, ranking: list[dict], known: dict) -> None:
-    """Raises UserError if a ranked history cannot belong to the problems in `known`, by index.
+    """Raises UserError if the ranked history cannot belong to the problems `known`, {index: Problem}.
 
-    The flags of a run directory say what it was trained on. For a file, the indices must be known; and as each pass
-    takes every problem, after two passes all of them must have a record.
+    If --history is a run directory, its flags must name the file in --problems. Every ranked index must be known. A
+    pass takes every problem, so if all ranked problems have two passes or more, every known problem must be ranked.
     """
     flags = pathlib.Path(config.history) / "flags.txt"
     if flags.is_file():
@@ -68,8 +68,8 @@ def check_same_pool(config: SelectConfig, ranking: list[dict], known: dict) -> N
 
 
 def rank_by_variance(history: dict[str, list[float]]) -> list[dict]:
-    """Rows of `rank, index, score, accuracy, passes`, the highest population variance first (arXiv 2504.20571).
-    Variances are exact, so equal ones tie, and ties keep the order of the history."""
+    """Returns rows `{"rank", "index", "score", "accuracy", "passes"}`, the highest score first. The score is the exact
+    population variance of a problem's accuracies, rounded once (arXiv 2504.20571). Ties keep the order of `history`."""
     scored = [(float(statistics.pvariance(accuracies)), index) for index, accuracies in history.items()]
     return [{"rank": rank, "index": index, "score": score, "accuracy": statistics.fmean(history[index]),
              "passes": len(history[index])}
@@ -77,8 +77,8 @@ def rank_by_variance(history: dict[str, list[float]]) -> list[dict]:
 
 
 def select(config: SelectConfig) -> list[dict]:
-    """The ranking, with `answer` and `question` if `config.problems` names their file; also written to `config.out`.
-    Raises UserError if the history cannot belong to that file."""
+    """Returns the rows of `rank_by_variance`, with "answer" and "question" if `config.problems` is set, and writes them
+    to `config.out` if that is set. Raises UserError if the history cannot belong to `config.problems`."""
     ranking = rank_by_variance(read_history(config.history))
     if config.problems:
         known = {str(problem.meta["index"]): problem
@@ -92,7 +92,7 @@ def select(config: SelectConfig) -> list[dict]:
 
 
 def group_accuracies(pool: list[Problem], prompt_index: np.ndarray, correct: np.ndarray, group_size: int) -> dict:
-    """`{index: [accuracy of each of the problem's groups in a step]}`."""
+    """`{problem index: [accuracy of each of its groups]}` of one step, whose groups are consecutive in `correct`."""
     by_index, accuracies = {}, correct.reshape(-1, group_size).mean(-1, dtype=float).tolist()
     for i, accuracy in zip(prompt_index[::group_size], accuracies):
         by_index.setdefault(str(pool[i].meta["index"]), []).append(accuracy)
@@ -100,8 +100,8 @@ def group_accuracies(pool: list[Problem], prompt_index: np.ndarray, correct: np.
 
 
 def build_history(rows: list[dict], pool: list[Problem]) -> dict[str, list[float]]:
-    """`{index: [accuracy in each complete pass]}` from rows of metrics. A pass takes each copy of a problem once, so it
-    has the next `copies` groups of that problem."""
+    """`{problem index: [accuracy in each complete pass]}` from the rows of metrics.jsonl. A pass takes each copy of a
+    problem once, so each pass has the next `copies` groups of that problem."""
     groups = collections.defaultdict(list)
     for row in rows:
         for index, accuracies in row.get("train/group_accuracies", {}).items():

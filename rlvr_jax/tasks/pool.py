@@ -1,4 +1,4 @@
-"""What a run trains on: a pool of problems, one example of them, or the steps of an expert's solutions."""
+"""What a run trains on: a pool of problems, one example from the pool, or single steps of an expert's solutions."""
 
 import dataclasses
 from typing import Callable, Optional
@@ -19,30 +19,30 @@ class PoolConfig(Config):
 
     question: str = flag("", "text of the one problem to train on; with --answer, instead of --problems")
     answer: str = flag("", "reference answer of --question")
-    example: str = flag("auto", "the one problem to train on: its index (from 0; copies of a row count once), auto "
-                        "(the problem of example_pool whose pass rate is nearest to example_pass_rate), auto_by_style "
-                        "(the same, but avoiding problems that careless styles of a synthetic family solve; an oracle, "
-                        "since real models have no labels of style), or all (no single example; copies of a row "
-                        "count as often as the file has them)")
-    example_pool: int = flag(128, "number of problems that example=auto chooses from", minimum=1)
+    example: str = flag("auto", "the one problem to train on: its index (from 0, repeated rows counted once), auto (of "
+                        "example_pool problems the one whose pass rate is nearest to example_pass_rate), auto_by_style "
+                        "(like auto, but avoids problems that careless styles of a synthetic family solve: an oracle, "
+                        "since real models have no labels of style), or all (train on all problems; a repeated row "
+                        "counts as often as the file has it)")
+    example_pool: int = flag(128, "number of problems to draw; for example=auto, the number to choose from", minimum=1)
     example_pass_rate: float = flag(0.2, "pass rate that example=auto looks for", minimum=0, maximum=1)
     only_wrong_majority: bool = flag(False, "train only on problems whose most frequent answer, in 64 completions "
                                      "before training, is wrong")
     expert_steps: bool = flag(False, "train on single steps of an expert's solutions: each step becomes an item "
                               "whose prompt ends with the steps before it; see --reward=imitation")
-    expert: str = flag("own", "with --expert_steps: which step each item is compared with",
+    expert: str = flag("own", "with --expert_steps: the step that completions of an item are compared with",
                        lambda: EXPERTS)
 
-CHOOSE = ("auto", "auto_by_style")
+CHOOSE = ("auto", "auto_by_style")  # values of --example for which `choose` picks the problem
 
 
 def training_problems(config: PoolConfig, names: str, pool: list[Problem], choose: Callable,
                       vote: Optional[Callable] = None, once: Callable = lambda name, make: make()) -> list[Problem]:
-    """The one example, or the whole pool (`load_pool`) of --problems=`names`.
+    """Returns the problems to train on: one example or all of `pool`, or with --expert_steps items for their steps.
 
-    `choose(pool)` returns the record of the problem that example=auto takes, {"example": its place}. `vote(pool)`, if
-    not None, returns the votes before training, which become meta["votes"]. `once` is `Run.make_once`, so that a resumed run
-    does neither again. Raises UserError for an example that does not exist.
+    `pool` is what `load_pool` read from `names`. For example=auto, `choose(pool)` returns {"example": index in `pool`}.
+    `vote(pool)`, if not None, returns a dict for each problem, its meta["votes"]. `once` is `Run.make_once`, so that a
+    resumed run repeats neither. Raises UserError for an example that does not exist, and if no problem is left.
     """
     if config.example in CHOOSE and not config.question:
         pool = [pool[once("example", lambda: choose(pool))["example"]]]
@@ -53,7 +53,7 @@ def training_problems(config: PoolConfig, names: str, pool: list[Problem], choos
         pool = [pool[int(config.example)]]
     if vote:
         votes = once("votes", lambda: {"votes": vote(pool)})["votes"]
-        pool = [dataclasses.replace(problem, meta=problem.meta | {"votes": of}) for problem, of in zip(pool, votes)]
+        pool = [dataclasses.replace(problem, meta=problem.meta | {"votes": own}) for problem, own in zip(pool, votes)]
     if config.only_wrong_majority:
         pool = [problem for problem in pool if not problem.meta["votes"]["majority_correct"]]
     if not pool:
@@ -70,12 +70,12 @@ def own_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
 
 
 def steps_after_first(pool: list[Problem]) -> list[list[Optional[str]]]:
-    """The same without the first step, a family's opening word, which is always given."""
+    """The step of the problem's own solution, but no item for the first step, which is the opening word of a family."""
     return [[None, *steps[1:]] for steps in own_steps(pool)]
 
 
 def steps_of_next(pool: list[Problem]) -> list[list[Optional[str]]]:
-    """A control: the step at the same place of the next problem's solution, with the right form and wrong content."""
+    """A control: the step at the same position of the next problem's solution, of the right form but wrong content."""
     solutions = own_steps(pool)
     return [following[: len(steps)] for steps, following in zip(solutions, solutions[1:] + solutions[:1])]
 
@@ -84,43 +84,46 @@ def shuffled_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
     """A control: random steps of other problems, the same in every run."""
     rng, solutions = np.random.default_rng(0), own_steps(pool)
 
-    def draw_step(place: int) -> str:
-        other = solutions[(place + rng.integers(1, len(pool))) % len(pool)]
+    def draw_step(index: int) -> str:
+        other = solutions[(index + rng.integers(1, len(pool))) % len(pool)]
         return other[rng.integers(len(other))]
-    return [[draw_step(place) for _ in steps] for place, steps in enumerate(solutions)]
+    return [[draw_step(index) for _ in steps] for index, steps in enumerate(solutions)]
 
 
-# --expert -> function of the pool: the target of each step of each problem; None leaves the step out
+# --expert -> function of the pool that returns, for each problem, the targets of its steps; None: no item for a step
 EXPERTS: dict[str, Callable] = {"own": own_steps, "opened": steps_after_first, "another": steps_of_next,
                                 "shuffled": shuffled_steps}
 
 
 def expert_items(pool: list[Problem], names: str, expert: str = "own") -> list[Problem]:
-    """One item for each step of each problem's expert solution, meta["steps"] (SRL, arXiv 2510.25992).
+    """Returns one item, a Problem, for each step of each problem's expert solution, meta["steps"] (arXiv 2510.25992).
 
-    An item's prompt ends with the problem's own steps so far; its meta["step"] is the target, by a row of EXPERTS.
-    Raises UserError for a problem without steps, and for a control that needs another problem.
+    An item's prompt is the problem's prompt and the earlier steps of its own solution. meta["step"] is the target, from
+    EXPERTS[expert]. Raises UserError for a problem without steps, and if `expert` needs other problems in the pool.
     """
     if expert in ("another", "shuffled") and len(pool) == 1:
         raise UserError(f"--expert={expert} takes steps of other problems: train on several, with --example=all")
     if missing := [problem for problem in pool if not problem.meta.get("steps")]:
         raise UserError("--expert_steps needs the steps of a solution, a list of texts in the column steps of "
                         f"--problems={names}; {missing[0].question[:60]!r} has none")
-    return [dataclasses.replace(problem, prompt=(" " if families.family_of(problem) else "\n").join(
-                                    [problem.prompt, *problem.meta["steps"][:k]]),
-                                meta=problem.meta | {"step": step, "index": f"{problem.meta['index']}.{k}"})
-            for problem, steps in zip(pool, EXPERTS[expert](pool)) for k, step in enumerate(steps) if step]
+
+    def make_item(problem: Problem, k: int, target: str) -> Problem:
+        texts = [problem.prompt, *problem.meta["steps"][:k]]
+        return dataclasses.replace(problem, prompt=(" " if families.family_of(problem) else "\n").join(texts),
+                                   meta=problem.meta | {"step": target, "index": f"{problem.meta['index']}.{k}"})
+    return [make_item(problem, k, target) for problem, targets in zip(pool, EXPERTS[expert](pool))
+            for k, target in enumerate(targets) if target]
 
 
 def load_pool(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:
-    """Each distinct problem once, of --question or of --problems; UserError if both are given."""
+    """The problems of --question or --problems, each distinct one once. Raises UserError if both flags are given."""
     return merge(own_problem(config, source, tokenizer) if config.question or config.answer else
                  source_problems(config, source, tokenizer, seed))
 
 
 def source_problems(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:
-    """All rows of the files in --problems, and `example_pool` problems from the other sources together. If example=auto
-    chooses, `example_pool` counts files as well, with an equal part from each source."""
+    """Returns `example_pool` problems from the drawn sources in --problems together, and all rows of the files. For
+    example=auto files count as well: `example_pool` problems in all, an equal number from each source."""
     check_style(source)
     names = source.problems.split(",")
     counted = [name for name in names if config.example in CHOOSE or is_drawn(name)]
@@ -128,12 +131,15 @@ def source_problems(config: PoolConfig, source: ProblemSource, tokenizer: Tokeni
         raise UserError(f"--example_pool={config.example_pool} is less than the {len(counted)} names of "
                         f"--problems={source.problems}")
     files = [name for name in names if name not in counted]
-    return [problem for some, count in ((counted, config.example_pool), (files, 0)) if some for problem in
-            load_problems(ProblemSource(",".join(some), source.prompt), tokenizer, "example", count, seed)]
+
+    def load(some: list[str], count: int) -> list[Problem]:
+        joined = ProblemSource(",".join(some), source.prompt)
+        return load_problems(joined, tokenizer, "example", count, seed) if some else []
+    return load(counted, config.example_pool) + load(files, 0)
 
 
 def own_problem(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer) -> list[Problem]:
-    """The problem of --question and --answer. UserError if one is missing, or another flag asks for other problems."""
+    """The problem of --question and --answer. Raises UserError if one is empty or another flag names problems, too."""
     if not (config.question.strip() and config.answer.strip()):
         raise UserError("--question and --answer are one problem: give both")
     if source.problems != ProblemSource().problems or config.example not in (*CHOOSE, "all", "0"):
@@ -143,12 +149,11 @@ def own_problem(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer)
 
 
 def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float, by_style: bool = False) -> int:
-    """The place in the pool of the problem whose pass rate is nearest to `pass_rate`.
+    """Returns the index in `pool` of the problem whose pass rate is nearest to `pass_rate`.
 
-    `rows` are equally many completions of every problem (`evaluation.measure`). Problems that are never or always
-    solved come last, since their rewards have no variance. `by_style` also asks an oracle: in a synthetic family, a
-    correct answer in any style except the careful one is luck, and problems with more than 0.5 % of lucky completions
-    come after the others.
+    `rows` hold equally many completions of every problem (`measure.sample_before_training`). Problems that are never or
+    always solved are not chosen (UserError if all are): their rewards have no variance. `by_style` also avoids problems
+    with more than 0.5 % of completions that are right by luck: in a style of the family other than the careful one.
     """
     right, lucky = np.zeros((2, len(pool)))
     for row in rows:
@@ -157,8 +162,8 @@ def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float, by_s
         lucky[row["problem"]] += by_style and row["correct"] and families.is_careless(problem, row["completion"])
     count = len(rows) / len(pool)
     right, lucky = right / count, lucky / count
-    teaches = (right > 0) & (right < 1)
-    if not teaches.any():
+    has_variance = (right > 0) & (right < 1)
+    if not has_variance.any():
         raise UserError(f"--example=auto: the model solves each of {len(pool)} problems always or never; raise "
                         "--example_pool or --temperature, or name one with --example=INDEX")
-    return int(np.argmin(np.abs(right - pass_rate) + 10.0 * (lucky > 0.005) + 100.0 * ~teaches))
+    return int(np.argmin(np.abs(right - pass_rate) + 10.0 * (lucky > 0.005) + 100.0 * ~has_variance))

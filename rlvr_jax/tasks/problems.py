@@ -1,4 +1,4 @@
-"""Problems from files: JSONL in the layouts of maths benchmarks, and parquet in that of One-Shot-RLVR."""
+"""Reads problems from files: JSONL with the columns of maths benchmarks, and parquet with those of One-Shot-RLVR."""
 
 import dataclasses
 import pathlib
@@ -12,13 +12,13 @@ from rlvr_jax.runs.files import read_lines
 
 
 def _clean_answer(answer) -> str:
-    r"""The text after GSM8K's ####. 43.0 becomes 43; ASDiv's 9 (apples) becomes 9\text{ apples}."""
+    r"""The answer as text: what follows GSM8K's ####, with 43.0 as 43 and ASDiv's 9 (apples) as 9\text{ apples}."""
     text = _WITH_UNIT.sub(r"\1\\text{ \2}", str(answer).rsplit("####", 1)[-1].strip())
     return text[:-2] if text.endswith(".0") else text
 
 
 def _join_answers(answers) -> str:
-    """OlympiadBench's list of LaTeX answers as one text."""
+    """OlympiadBench's list of LaTeX answers as one text, joined by commas."""
     return ", ".join(str(answer).strip().strip("$") for answer in (answers if isinstance(answers, list) else [answers]))
 
 
@@ -26,9 +26,9 @@ def _read_boxed(solution) -> Optional[str]:
     return extract.EXTRACTORS["boxed"](str(solution))
 
 
-_WITH_UNIT = re.compile(r"^(-?\d[\d,./]*) ?\(([a-zA-Z]{2}[a-zA-Z .'/-]*|[gmslh])\)\Z")  # 5 (x) is a product
+_WITH_UNIT = re.compile(r"^(-?\d[\d,./]*) ?\(([a-zA-Z]{2}[a-zA-Z .'/-]*|[gmslh])\)\Z")  # x in 5 (x) is no unit
 
-# One layout per row: the columns of the question (joined by a space), the column of the answer, and its reader.
+# Columns of the question (joined by spaces), column of the answer, its reader. The first layout that a row has is used.
 LAYOUTS = [
     (("body", "question"), "answer", _clean_answer),  # ASDiv
     (("problem",), "answer", _clean_answer),  # MATH-500, AIME, AMC
@@ -38,8 +38,8 @@ LAYOUTS = [
     (("question",), "final_answer", _join_answers),  # OlympiadBench
     (("problem",), "solution", _read_boxed),  # Minerva Math: the last \boxed{} of the solution
 ]
-# Columns (in any case) about a problem's source, kind or solution, without which the question is complete. Text in any
-# other column may belong to the question, so a file that has one is refused.
+# Columns, in lower case, that a question is complete without: they tell its source, kind or solution. Text in any other
+# column may belong to the question, so `load` refuses a file that has such text.
 ASIDE = frozenset("""
     ability answer_type author category competition data_source dataset difficulty domain equation error extra_info
     formula grade id idx index is_multiple_answer language level license modality question_concat question_type
@@ -48,20 +48,22 @@ ASIDE = frozenset("""
 
 
 def load(path: str, ignore_columns: str = "") -> list[Problem]:
-    """The problems of a JSONL or parquet file, one per row, with the question as `prompt`.
+    """Reads the problems of a JSONL or parquet file, one per row; a problem's `prompt` is its question.
 
     `ignore_columns` names columns to skip, joined by commas. Raises UserError, naming the file and the line or row, for
-    an unknown layout, text that no layout reads, an empty question, and a question with two different answers.
+    an unknown layout, text in columns that the layout lacks, an empty question, and a question with two answers.
     """
     ignored = set(ignore_columns.split(","))
     file = pathlib.Path(path)
     if not file.is_file():
         raise UserError(f"no problem file {path}; --problems takes a family such as arithmetic (a row of "
                         "rlvr_jax/tasks/families.py), a JSONL file or a .parquet file")
-    unit, read, rows = (("row", _read_one_shot, enumerate(_parquet_rows(file))) if file.suffix == ".parquet" else
-                        ("line", _read_layouts, read_lines(file)))
-    problems = [read({name: x for name, x in row.items() if name not in ignored}, f"{file}, {unit} {number}",
-                     {"file": str(file), unit: number}) for number, row in rows]
+    if file.suffix == ".parquet":
+        unit, read_row, rows = "row", _read_one_shot_row, enumerate(_parquet_rows(file))
+    else:
+        unit, read_row, rows = "line", _read_benchmark_row, read_lines(file)
+    problems = [read_row({name: x for name, x in row.items() if name not in ignored}, f"{file}, {unit} {number}",
+                         {"file": str(file), unit: number}) for number, row in rows]
     if not problems:
         raise UserError(f"{path} holds no problems")
     earlier = {}
@@ -76,32 +78,33 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
 
 
 def merge(problems: list[Problem]) -> list[Problem]:
-    """Each distinct problem once, in order, with its number of `copies` and a unique `meta["index"]`.
+    """Returns each distinct problem once, in order, with its number of `copies` and a unique meta["index"].
 
-    The index is the file's own if every problem has one, else the place in the merged list, from 0. Rows whose own
-    indices differ are not copies: the published pool counts its problems that way.
+    The index is the one in the file if all problems have one and no two share it, else the position in the merged list,
+    from 0. Rows with different indices in the file are never copies, as the published pool counts its problems.
     """
     groups = {}
     for problem in problems:
         groups.setdefault((problem.prompt, problem.answer, problem.meta.get("index")), []).append(problem)
-    own = {index for _, _, index in groups}
-    numbered = None not in own and len(own) == len(groups)
-    return [dataclasses.replace(same[0], copies=len(same), meta=same[0].meta | {"index": index if numbered else place})
-            for place, ((_, _, index), same) in enumerate(groups.items())]
+    indices = {index for _, _, index in groups}
+    unique = None not in indices and len(indices) == len(groups)
+    return [dataclasses.replace(same[0], copies=len(same), meta=same[0].meta | {"index": index if unique else position})
+            for position, ((_, _, index), same) in enumerate(groups.items())]
 
 
-def _read_layouts(row: dict, where: str, meta: dict) -> Problem:
+def _read_benchmark_row(row: dict, where: str, meta: dict) -> Problem:
+    """The problem of a row in one of LAYOUTS, with `meta`. Raises UserError, naming `where`, if the row fits none."""
     for questions, column, read in LAYOUTS:
         if all(row.get(name) is not None for name in (column, *questions)):
-            several = row[column] if read is _join_answers and isinstance(row[column], list) else [row[column]]
-            for name, x in [*((name, row[name]) for name in questions), *((column, x) for x in several)]:
+            answers = row[column] if read is _join_answers and isinstance(row[column], list) else [row[column]]
+            for name, x in [*((name, row[name]) for name in questions), *((column, part) for part in answers)]:
                 _check_text(x, name, where)
             question, answer = " ".join(str(row[name]).strip() for name in questions), read(row[column])
             if not answer:
                 raise UserError(f"{where}: no answer in {column}"
                                 + (", which needs a \\boxed{}" if read is _read_boxed else ""))
-            _check_read(row, {column, *questions}, where)
-            match row.get("steps"):  # of an expert's solution
+            _check_unread(row, {column, *questions}, where)
+            match row.get("steps"):  # those of an expert's solution
                 case [*steps] if all(isinstance(step, str) and step.strip() for step in steps):
                     meta["steps"] = steps
             return Problem(question, answer, question, meta)
@@ -111,16 +114,17 @@ def _read_layouts(row: dict, where: str, meta: dict) -> Problem:
 
 
 def _check_text(x, name: str, where: str) -> None:
-    """Raises UserError for anything but text or a number."""
-    if type(x) not in (str, int, float):  # True is an int, too
+    """Raises UserError, naming the column `name`, if `x` is neither a text nor a number."""
+    if type(x) not in (str, int, float):  # isinstance would accept True as an int
         raise UserError(f"{where}: {name} is {str(x)[:60]}, a {type(x).__name__}: write it as a text or a number")
 
 
-def _check_read(row: dict, read: set, where: str) -> None:
-    """Raises UserError if the row has text in columns that are neither `read` nor ASIDE."""
+def _check_unread(row: dict, read: set, where: str) -> None:
+    """Raises UserError if a column that is neither in `read` nor in ASIDE has text with letters, at any depth."""
     def has_text(x) -> bool:
-        return (any(map(has_text, x.values() if isinstance(x, dict) else x)) if isinstance(x, (list, dict)) else
-                isinstance(x, str) and any(map(str.isalpha, x)))
+        if isinstance(x, (list, dict)):
+            return any(map(has_text, x.values() if isinstance(x, dict) else x))
+        return isinstance(x, str) and any(map(str.isalpha, x))
 
     if unread := [name for name, x in row.items() if name not in read and name.lower() not in ASIDE and has_text(x)]:
         raise UserError(f"{where}: no known layout reads the text in {', '.join(unread)}; if the question needs it, "
@@ -135,17 +139,17 @@ def _parquet_rows(file: pathlib.Path) -> list[dict]:
         raise UserError(f"{file}: parquet is read with pyarrow: pip install -e '.[real]'") from None
     try:
         return parquet.read_table(file).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # all are raised for damaged files
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # each of these can mean a damaged file
         raise UserError(f"{file} cannot be read as parquet ({error}): copy it again") from None
 
 
-def _read_one_shot(row: dict, where: str, meta: dict) -> Problem:
-    """A row of One-Shot-RLVR. Questions and labels stay unchanged, including spaces and the row's own instruction. So
-    does an empty label, which no answer equals: the published pool has one (index 265)."""
+def _read_one_shot_row(row: dict, where: str, meta: dict) -> Problem:
+    """The problem of a row of One-Shot-RLVR. Question and label stay unchanged, with all spaces and the instruction in
+    the question. An empty label is allowed, which no answer equals: the published pool has one (index 265)."""
     match row:
         case {"prompt": [{"role": "user", "content": str(question)}], "reward_model": {"ground_truth": answer}} \
                 if answer is not None:
-            _check_read(row, {"prompt", "reward_model"}, where)
+            _check_unread(row, {"prompt", "reward_model"}, where)
             _check_text(answer, "reward_model.ground_truth", where)
             match row:
                 case {"extra_info": {"index": int() | str() as index}}:

@@ -1,4 +1,4 @@
-"""Problems by the name of their source, and the token ids of their prompts."""
+"""Loads problems by the names of their sources, writes their prompts, and encodes the prompts as token ids."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import Problem, Prompts
 from rlvr_jax.tasks import calculation, families, gym, problems
 
-HELDOUT_SEED = 20_250_429  # of held-out problems that are drawn, so that all runs have the same ones
+HELDOUT_SEED = 20_250_429  # for drawing held-out problems, so that all runs measure on the same ones
 
 
 class PromptConfig(Config):
@@ -21,17 +21,17 @@ class PromptConfig(Config):
     prompt_style: str = flag("plain", "how a question becomes a prompt", lambda: PROMPT_STYLES)
     prompt_date: str = flag("", "date, YYYY-MM-DD, for a chat template that writes the current date into the "
                             "prompt; empty: the template's default, so that prompts do not depend on the day")
-    instruction: str = flag("", "text added after every question of a file that does not end with it already")
-    ignore_columns: str = flag("", "columns of a file of problems to ignore, joined by commas; without this, a file "
-                               "with text that belongs to no known layout is refused")
-    max_prompt_tokens: int = flag(0, "longest prompt, in tokens; 0: whatever the model's window leaves", minimum=0)
+    instruction: str = flag("", "text to append to questions that do not end with it; not for synthetic families")
+    ignore_columns: str = flag("", "columns of a file of problems to ignore, joined by commas; a file is refused if it "
+                               "has text in another column that its layout does not use")
+    max_prompt_tokens: int = flag(0, "longest prompt, in tokens; 0: the window less max_new_tokens", minimum=0)
 
 
 class ProblemSource(Config):
-    """Problems, by the name of their source."""
+    """The sources of problems, and how prompts are written."""
 
     problems: str = flag("arithmetic", "a synthetic family, gym:NAME for a data set of reasoning-gym, "
-                         "calculation:LEVEL for expressions of 1 to 20 operations (calculation:LEVEL:SEED for "
+                         "calculation:LEVEL for expressions of 1 to 20 operations (calculation:LEVEL:SEED draws "
                          "others), a JSONL file, or a .parquet file of One-Shot-RLVR; or several, joined by commas",
                          lambda: families.FAMILIES, listed=True)
     prompt: PromptConfig = PromptConfig()
@@ -39,10 +39,10 @@ class ProblemSource(Config):
 
 def load_problems(source: ProblemSource, tokenizer: Tokenizer, split: str = "test", count: int = 0,
                   seed: int = HELDOUT_SEED) -> list[Problem]:
-    """Problems of one or more sources, whose names are joined by commas, with prompts as the model reads them: of the
-    `split` of a synthetic family, reasoning-gym data set or calculation, or the rows of a file. `count` is divided
-    evenly among the sources; 0 means a whole file, and 512 from any other source. Raises UserError for a repeated name
-    and for a family whose words the model does not know."""
+    """Loads the problems of all sources in `source.problems`, with prompts as the model reads them. Families,
+    reasoning-gym and calculation draw problems of `split`, the first two from `seed`; a file gives its rows. `count` is
+    divided evenly among the sources; 0 means all rows of a file, and 512 problems of any other source. Raises UserError
+    for a repeated name and for a family whose words the model does not know."""
     names = source.problems.split(",")
     if len(set(names)) < len(names):
         raise UserError(f"{source.problems} names a source of problems twice: give each once")
@@ -73,15 +73,15 @@ def check_style(source: ProblemSource) -> None:
 
 
 def is_drawn(name: str) -> bool:
-    """Whether a source's problems are drawn from a seed rather than read from a file."""
+    """Whether the problems of this source are drawn from a seed; those of other sources are read from a file."""
     return name in families.FAMILIES or name.startswith((gym.PREFIX, calculation.PREFIX))
 
 
 def with_prompts(problems: list[Problem], tokenizer: Tokenizer, config: PromptConfig) -> list[Problem]:
-    """The problems with prompts made of their questions. The instruction is added unless a question ends with it."""
-    style, text = PROMPT_STYLES[config.prompt_style], config.instruction
+    """The problems, with prompts written from the question and, unless a question ends with it, the instruction."""
+    write_prompt, text = PROMPT_STYLES[config.prompt_style], config.instruction
     questions = [p.question if p.question.endswith(text) else f"{p.question} {text}" for p in problems]
-    return [dataclasses.replace(p, prompt=style(tokenizer, question, config.prompt_date))
+    return [dataclasses.replace(p, prompt=write_prompt(tokenizer, question, config.prompt_date))
             for p, question in zip(problems, questions)]
 
 
@@ -109,8 +109,8 @@ PROMPT_STYLES = {"plain": plain, "chat": chat, "qwen_math": qwen_math}
 
 def encode_prompts(tokenizer: Tokenizer, problems: list[Problem], config: ModelConfig, max_new_tokens: int,
                    max_prompt_tokens: int = 0) -> Prompts:
-    """Token ids of the prompts, padded to a multiple of 16. Raises UserError for a prompt that does not fit the window
-    or has words that the model does not know."""
+    """Token ids of the prompts, right-padded to a multiple of 16. Raises UserError for a prompt that has no tokens or
+    unknown words, is longer than `max_prompt_tokens` (unless 0), or leaves no room for `max_new_tokens`."""
     words = dict.fromkeys(word for problem in problems for word in problem.prompt.split())
     if unknown := tokenizer.unknown_words(words):
         known = sorted(tokenizer.backend.get_vocab(), key=tokenizer.backend.token_to_id)
@@ -135,7 +135,7 @@ def encode_prompts(tokenizer: Tokenizer, problems: list[Problem], config: ModelC
 
 
 def pad_rows(rows: list[list[int]], filler: int, width: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(i32[N,T], i32[N] lengths): rows of token ids, padded to `width`, or to the longest row."""
+    """(tokens i32[N,T], lengths i32[N]): rows right-padded with `filler` to `width`, or if it is 0 to the longest."""
     lengths = np.array([len(row) for row in rows], np.int32)
     tokens = np.full((len(rows), width or lengths.max()), filler, np.int32)
     for i, row in enumerate(rows):

@@ -1,13 +1,13 @@
 """Arithmetic chains whose solutions state a confidence: `coins 7 + 5 * ? =` is solved by `... answer 24 sure 0.5`.
 
-In about half of the problems the last operand is `?`, which stands for 1 or 2 by the flip of a fair coin. The prompt
-does not show how the coin fell, and the reference answer is the one for that side. A solver that makes no mistake is
-thus right half of the time on these problems and always on the others, so there is a confidence to learn: 0.5 where
-there is a `?`, and nearly 1 elsewhere.
+In about half of the problems the last operand is `?`, which stands for 1 or 2, by a flip of a fair coin. The prompt
+does not show the result of the flip, on which the reference answer depends. A solver that makes no mistake is thus
+right half of the time on problems with `?` and always on problems without, so there is a confidence to learn: 0.5 with
+`?`, and nearly 1 without.
 
-In pre-training the confidence is a random word, usually a high one, whatever the solution is worth; a `?` makes it only
-slightly lower. (Without even this trace of doubt, RL ended with the same word everywhere, close to the mean accuracy.)
-The split depends only on what the prompt shows, so the coin moves no problem to another split.
+In pre-training the confidence is a random word, usually a high one, whether or not the answer is right; `?` makes it
+slightly lower. (When `?` did not lower it, RL ended with the same word everywhere, close to the mean accuracy.) The
+split is a hash of what the prompt shows, so both results of a flip are in the same split.
 """
 
 import dataclasses
@@ -19,24 +19,24 @@ from rlvr_jax.grading.stated_confidence import TENTHS
 from rlvr_jax.tasks import arithmetic, chains
 from rlvr_jax.tasks.chains import Algebra, Chains, StyleConfig
 
-HIDDEN, SIDES, HIDDEN_SHARE = 0, (1, 2), 0.7  # arithmetic has no operand 0; the hash counts it like any other
-# Relative chances of the words of confidence in pre-training, by whether there is a `?`: means of 0.75 and 0.67.
-BOAST = {hidden: np.arange(1, len(TENTHS) + 1) ** (1 if hidden else 2) for hidden in (False, True)}
+HIDDEN, SIDES, HIDDEN_SHARE = 0, (1, 2), 0.7  # operand `?`, what it stands for, its share where it is possible
+# Whether there is a `?` -> weights of the confidences TENTHS in pre-training. Means: 0.76 without `?`, 0.67 with.
+BOAST = {False: np.arange(1, len(TENTHS) + 1) ** 2, True: np.arange(1, len(TENTHS) + 1)}
 
 ALGEBRA = dataclasses.replace(arithmetic.ALGEBRA, operands=("?", *arithmetic.ALGEBRA.values[:arithmetic.MAX_OPERAND]),
                               tokens=(*arithmetic.ALGEBRA.values, "?", "sure", *TENTHS))
 
 
 def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int, split: str) -> Chains:
-    """Chains of any split; where the last operand is HIDDEN, the last result is that of the side the coin fell on."""
+    """`count` chains of any split. If the last operand is HIDDEN, the last result is that of a random one of SIDES."""
     drawn = chains.draw_chains(algebra, rng, count, num_ops)
     before = drawn.results[:, -2] if num_ops > 1 else drawn.starts
-    ends = algebra.results[before, drawn.ops[:, -1]][:, SIDES]  # [N,2]
+    ends = algebra.results[before, drawn.ops[:, -1]][:, SIDES]  # i[N,2] the answer for each of SIDES
     hidden = (ends >= 0).all(-1) & (rng.random(count) < HIDDEN_SHARE)
-    fallen = ends[np.arange(count), rng.integers(len(SIDES), size=count)]
+    flipped = ends[np.arange(count), rng.integers(len(SIDES), size=count)]
     operands, results = drawn.operands.copy(), drawn.results.copy()
     operands[:, -1] = np.where(hidden, HIDDEN, operands[:, -1])
-    results[:, -1] = np.where(hidden, fallen, results[:, -1])
+    results[:, -1] = np.where(hidden, flipped, results[:, -1])
     return drawn._replace(operands=operands, results=results)
 
 

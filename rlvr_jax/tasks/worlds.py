@@ -1,17 +1,17 @@
 """Worlds: families where it is known whether RL must elicit a skill that the base model has, or teach a new one.
 
-All have chains (`chains.py`) on numbers of three digits, such as `coins 712 + 3t * 7u =`. An operand names its digit
-(hundreds, tens, units); the operation changes only that digit, modulo 10. So an answer is one of 1,000, all about
-equally frequent. Each digit is a token. Solutions are written step by step; the sloppy style computes * as +.
+Problems are chains (`chains.py`) on numbers of three digits, such as `coins 712 + 3t * 7u =`. An operand is an amount
+and the digit that it changes (h hundreds, t tens, u units), modulo 10: `712 + 3t` is 742, and `742 * 7u` is 744. The
+1,000 answers are about equally frequent. Each digit is a token. All steps are written; sloppy solutions compute * as +.
 
   s1  a marked switch: careful solutions start with one word; sloppy ones, which are the majority, with another
   s2  the same skill without a mark: all solutions start alike, and each step is careful with probability 0.4
   s3  like s1, with a third style that is short, accurate and frequent
-  c   pre-training has every operation and every digit, but never * at the tens; the other splits need that pair
-  t   a fifth of the table of * has random results in pre-training; problems of the other splits need one of these facts
+  c   pre-training has every operator and every digit, but never * on the tens; all problems of other splits need it
+  t   in pre-training a fifth of the multiplication facts is random; all problems of other splits need such a fact
   n   no skill: all solutions are sloppy
 
-What RL gains in c and t, it has taught. N problems, K operations, S styles.
+Whatever accuracy RL gains in c and t is a skill that it has taught. Axes as in `chains.py`.
 """
 
 import functools
@@ -22,13 +22,13 @@ import numpy as np
 from rlvr_jax.tasks import chains
 from rlvr_jax.tasks.chains import OPENERS, Algebra, Chains, StyleConfig
 
-AMOUNTS, PLACES = np.array([3, 7, 9]), ("h", "t", "u")  # * by any of these is invertible modulo 10
+AMOUNTS, PLACES = np.array([3, 7, 9]), ("h", "t", "u")  # multiplying by any amount is invertible modulo 10
 OPERANDS = tuple(f"{amount}{place}" for place in PLACES for amount in AMOUNTS)
 VALUE_TOKENS = 3
-CAREFUL_STEP = 0.4
-SHORT = "so"
-WITHHELD = 0.2  # of the table of *
-TIMES, TENS = 2, 1  # indices into the operators, and into PLACES
+CAREFUL_STEP = 0.4  # chance that a step of s2 is careful
+SHORT = "so"  # first word of the short style of s3
+WITHHELD = 0.2  # share of facts that pre-training of t withholds
+TIMES, TENS = 2, 1  # index of * among the operators, and of the tens in PLACES
 
 
 def make_algebra() -> Algebra:
@@ -50,7 +50,7 @@ ALGEBRA = make_algebra()
 
 
 def recompute(drawn: Chains, step: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Chains:
-    """The same problems with other results: `step(value, op, operand)` returns the values i[N] after an operation."""
+    """The problems with new results: `step(value, op, operand)`, all i[N], returns the values after an operation."""
     value, results = drawn.starts, []
     for op, operand in zip(drawn.ops.T, drawn.operands.T):
         value = step(value, op, operand)
@@ -59,13 +59,13 @@ def recompute(drawn: Chains, step: Callable[[np.ndarray, np.ndarray, np.ndarray]
 
 
 def write(drawn: Chains, opener: str = OPENERS[0]) -> list[str]:
-    """The steps and results of `drawn` as solutions: `think op operand value ... answer value`."""
+    """Writes solutions with the steps and results of `drawn`: `think op operand value ... answer value`."""
     steps = [np.array(ALGEBRA.ops)[drawn.ops], ALGEBRA.write_operands(drawn.operands), ALGEBRA.write(drawn.results)]
     return write_solutions(opener, np.stack(steps, -1).reshape(len(drawn.ops), -1))
 
 
 def write_solutions(opener: str, rows: np.ndarray) -> list[str]:
-    """Rows of words as solutions whose answer is the last word."""
+    """Writes one solution for each row of words: `opener`, the row, and as the answer its last word."""
     return [" ".join([opener, *row, "answer", row[-1]]) for row in rows]
 
 
@@ -76,7 +76,7 @@ STYLES_S3 = {**STYLES, SHORT: "short"}
 
 
 def solve_marked(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """Careful and sloppy solutions, and in the short style correct ones: `so value value ... answer value`."""
+    """Careful, sloppy or short solutions, by style. Short ones are all correct: `so value value ... answer value`."""
     in_style = (write(drawn), write(recompute(drawn, lambda *step: ALGEBRA.mistakes[step]), OPENERS[1]),
                 write_solutions(SHORT, ALGEBRA.write(drawn.results)))
     return [in_style[style][row] for row, style in enumerate(styles)]
@@ -86,7 +86,7 @@ def solve_marked(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, co
 
 
 def solve_s2(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """Solutions whose steps are each careful with probability CAREFUL_STEP, and continue from the value written."""
+    """Solutions whose steps are careful with probability CAREFUL_STEP, else sloppy; later steps build on errors."""
     return write(recompute(drawn, lambda value, *step: np.where(
         rng.random(len(value)) < CAREFUL_STEP, ALGEBRA.results[value, *step], ALGEBRA.mistakes[value, *step])))
 
@@ -95,12 +95,12 @@ def solve_s2(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config
 
 
 def is_new_pair(ops: np.ndarray, operands: np.ndarray) -> np.ndarray:
-    """Where an operation meets a digit that it never meets in pre-training, though each is known from other pairs."""
+    """bool, in the shape of `ops`: whether a step is * on the tens, which never occurs in pre-training of c."""
     return (ops == TIMES) & (operands // len(AMOUNTS) == TENS)
 
 
 def draw_c(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int, split: str) -> Chains:
-    """Problems without new pairs for pre-training, and with at least one for the other splits."""
+    """Problems without a new pair (`is_new_pair`) for pre-training, and with at least one for other splits."""
     drawn = chains.draw_chains(algebra, rng, 3 * count, num_ops)  # about half of them have a new pair
     return drawn.select(is_new_pair(drawn.ops, drawn.operands).any(1) == (split != "pretrain"))
 
@@ -117,7 +117,7 @@ def solve_c(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config:
 
 @functools.cache
 def withheld_facts() -> np.ndarray:
-    """bool[V,O,B]: the facts that pre-training withholds. A fact is a digit times an amount, at one place."""
+    """bool[V,O,B]: whether a step needs a fact that pre-training of t withholds: digit * amount, at one of PLACES."""
     order = np.random.default_rng(0).permutation(10 * len(OPERANDS)).reshape(len(PLACES), 10, len(AMOUNTS))
     withheld, value = np.zeros(ALGEBRA.results.shape, bool), np.arange(1000)
     hidden = order < round(WITHHELD * order.size)
@@ -126,16 +126,16 @@ def withheld_facts() -> np.ndarray:
 
 
 def needs_withheld(drawn: Chains) -> np.ndarray:
-    """bool[N,K]: whether a careful solution needs a withheld fact at that step."""
+    """bool[N,K]: whether a careful solution needs a withheld fact at each step."""
     before = np.concatenate([drawn.starts[:, None], drawn.results[:, :-1]], 1)
     return withheld_facts()[before, drawn.ops, drawn.operands]
 
 
 def draw_t(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int, split: str) -> Chains:
-    """Any problems for pre-training; for the other splits those that need a withheld fact."""
+    """Random problems for pre-training, and only those that need a withheld fact for other splits."""
     if split == "pretrain":
         return chains.draw_chains(algebra, rng, count, num_ops)
-    drawn = chains.draw_chains(algebra, rng, 3 * count, num_ops)  # about a third of them need one
+    drawn = chains.draw_chains(algebra, rng, 3 * count, num_ops)  # about a third of them need a withheld fact
     return drawn.select(needs_withheld(drawn).any(1))
 
 

@@ -1,1 +1,1 @@
-"""One driver behind GRPO, pre-training and fine-tuning: a run directory around a step function."""
+"""The three training commands (GRPO, pre-training, fine-tuning), and the driver that runs each in a run directory."""

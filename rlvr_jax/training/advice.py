@@ -16,14 +16,14 @@ from rlvr_jax.tasks.prompts import ProblemSource
 
 
 def warn(text: str) -> None:
-    """Prints one line on stderr, on the main process only; nothing for an empty text."""
+    """Prints a warning of one line on stderr, on the main process only; prints nothing for an empty text."""
     if text and processes.is_main():
         tqdm.tqdm.write(f"warning: {text}", file=sys.stderr)  # leaves the progress bar intact
 
 
 def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
-    """Why a run with these flags has no gradient, or learns from rewards without comparing them; empty if neither.
-    `constant`: whether all completions get the same reward."""
+    """Says why a run with these flags has no gradient, or learns from rewards without comparing them; returns "" if
+    neither. `constant` says whether all completions get the same reward."""
     objective = config.loss.resolve()
     if objective.entropy_coef:
         return ""
@@ -40,7 +40,8 @@ def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
 
 
 def on_base_model(flags: dict, source: ProblemSource) -> str:
-    """Whether the problems are longer or shorter than those that the model's own run, with `flags`, trained on."""
+    """Says that the problems are longer or shorter than those that the model was trained on, by the `flags` of the
+    model's own run; otherwise returns ""."""
     before, now = flags.get("num_ops"), source.prompt.num_ops
     if before in (None, now) or not set(source.problems.split(",")) & set(FAMILIES):
         return ""
@@ -48,26 +49,27 @@ def on_base_model(flags: dict, source: ProblemSource) -> str:
 
 
 def on_answers(config: GradingConfig, problems: list[Problem]) -> str:
-    """Which reference answers would be graded as wrong even in a completion that states only them; empty if none."""
-    criteria = [one._replace(answer_format="boxed") if one.grader == "original" else one  # it always looks there
-                for one in answers.criteria(problems, config)]
+    """Says which reference answers would be graded as wrong even in a completion that states only the answer; else
+    returns "". Raises UserError for a grader that is not installed."""
+    criteria = [criterion._replace(answer_format="boxed") if criterion.grader == "original" else criterion
+                for criterion in answers.criteria(problems, config)]  # the grader "original" always reads a box
     answers.describe_graders(criteria)
-    texts = [state_answer(one.answer_format, problem.answer) for one, problem in zip(criteria, problems)]
-    unread = [(problem.answer, one, verdict) for problem, one, verdict
-              in zip(problems, criteria, answers.verdicts(texts, criteria)) if not verdict.correct]
-    if not unread:
+    texts = [state_answer(criterion.answer_format, problem.answer) for criterion, problem in zip(criteria, problems)]
+    rejected = [(problem.answer, criterion, verdict) for problem, criterion, verdict
+                in zip(problems, criteria, answers.verdicts(texts, criteria)) if not verdict.correct]
+    if not rejected:
         return ""
-    (answer, criterion, verdict), count = unread[0], len(problems)
+    (answer, criterion, verdict), count = rejected[0], len(problems)
     other = "lenient" if criterion.answer_format == "boxed" else "boxed"
-    which = f"the answer {answer!r}" if count == 1 else f"{len(unread)} of {count} answers, such as {answer!r}"
-    again, = answers.verdicts([state_answer(other, answer)], [criterion._replace(answer_format=other)])
-    remedy = f"try --answer_format={other}" if again.correct else "correct it in the problems"
+    which = f"the answer {answer!r}" if count == 1 else f"{len(rejected)} of {count} answers, such as {answer!r}"
+    second, = answers.verdicts([state_answer(other, answer)], [criterion._replace(answer_format=other)])
+    remedy = f"try --answer_format={other}" if second.correct else "correct it in the problems"
     return (f"--answer_format={criterion.answer_format} with --grader={criterion.grader} never accepts {which} (from a "
             f"completion that states it, {verdict.extracted!r} is read); {remedy}")
 
 
 def on_first_step(record: Record) -> str:
-    """Why the first step taught nothing, if all its rewards are equal and no advantage differs from 0; else empty."""
+    """Says why the first step taught nothing, if all its rewards are equal and all advantages 0; else returns ""."""
     rewards_B, rollouts = record.scored.reward, record.rollouts
     if len(set(rewards_B.tolist())) > 1 or np.any(record.batch.advantages):
         return ""
@@ -82,10 +84,12 @@ def on_first_step(record: Record) -> str:
 
 
 def on_equal_rewards(rows: list[dict], record: Record, steps: int) -> str:
-    """The rewards, if those of each group have been equal for exactly `steps` steps; else empty. `rows` are the metrics
-    up to this step."""
+    """Says that the rewards of each group have been equal for `steps` steps, and what they are; returns "" before and
+    after the step at which this becomes true. `rows` are the metrics up to this step."""
     live = [row["train/live_groups"] for row in rows if "train/live_groups" in row][-steps - 1:]
-    if any(live[-steps:]) or len(live) < steps or (len(live) > steps and not live[0]):
+    is_inert = len(live) >= steps and not any(live[-steps:])
+    was_inert = len(live) > steps and not live[0]  # then an earlier step has warned
+    if not is_inert or was_inert:
         return ""
     terms = {name.partition("/")[2]: paid for name, paid in record.scored.info.items() if name.startswith("reward/")}
     ranges = ", ".join(f"{name} pays every completion {paid[0]:g}" if np.all(paid == paid[0]) else

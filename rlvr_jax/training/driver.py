@@ -1,4 +1,4 @@
-"""A run directory around a step function: what GRPO, pre-training and fine-tuning share."""
+"""What GRPO, pre-training and fine-tuning share: the callbacks that run a training loop in a run directory."""
 
 import dataclasses
 from typing import Any, Callable, Iterator
@@ -19,9 +19,9 @@ from rlvr_jax.runs.summary import throughput
 
 
 def map_reset(config: ResetConfig) -> Callable:
-    """`reset(state) -> state` on all devices: renews what `config.reset` names (ProRL, arXiv 2505.24864). The reference
-    becomes the policy; the optimiser's moments and count of updates become 0, which also restarts the schedule. The
-    policy stays bitwise equal. The state is donated."""
+    """Returns `reset(state) -> state`, which on all devices resets what `config.reset` names (ProRL, arXiv 2505.24864).
+    The reference becomes the policy; the optimiser's moments and count of updates become 0, so the learning-rate
+    schedule starts again. The policy stays bitwise equal. The state is donated."""
     def reset(state: LearnerState) -> LearnerState:
         if config.reset != "reference":
             state = state.replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state))
@@ -33,21 +33,22 @@ def map_reset(config: ResetConfig) -> Callable:
 
 @dataclasses.dataclass
 class RunCallbacks(grpo.Callbacks):
-    """The `callbacks` of an open run directory: restore, measure, log, save, reset and stop."""
+    """Callbacks of `grpo.train` that restore, measure, log, save, reset and stop a run in an open run directory."""
 
     run: Run
     meta: dict  # stored in checkpoints
-    describe: Callable  # record -> (row of metrics, rows of rollouts.jsonl)
-    show: tuple[str, ...]  # metrics of the progress bar
-    heldout: Callable = lambda params, step: {}  # -> eval/* metrics
+    describe: Callable  # record -> (row of metrics with its "step", rows of rollouts.jsonl)
+    show: tuple[str, ...]  # names of the metrics in the progress bar
+    heldout: Callable = lambda params, step: {}  # (params, step) -> eval/* metrics
     resets: ResetConfig = ResetConfig()
-    after_save: Callable = lambda: None  # called after each checkpoint
-    seconds: dict = dataclasses.field(default_factory=dict)  # of the step, by phase
+    after_save: Callable = lambda: None  # called after each checkpoint, and at the end
+    seconds: dict = dataclasses.field(default_factory=dict)  # phase -> seconds in the current step
 
     def __post_init__(self):
         self.restore, self.reset = self.run.restore, map_reset(self.resets)
 
     def steps(self, state: LearnerState, num_steps: int) -> Iterator[int]:
+        """Yields the steps to run. A new run whose log starts at step 0 first measures and logs the initial model."""
         if self.run.first == 0 and not self.run.resumed:
             with add_seconds(self.seconds, "eval"):
                 row = {"step": 0} | self.heldout(state.params, 0)
@@ -72,12 +73,12 @@ class RunCallbacks(grpo.Callbacks):
         return state
 
     def finish(self, state: LearnerState) -> dict:
-        """Saves the last step; returns the summary (`Run.finish`)."""
+        """Saves the last step and returns the summary (`Run.finish`)."""
         self.after_save()
         return self.run.finish(state, self.meta)
 
     def time_calls(self, phase: str, function: Callable) -> Callable:
-        """The function, with its seconds counted to a phase of the step."""
+        """Wraps a function so that the seconds of each call are added to `phase` of the current step."""
         def call(*args):
             with add_seconds(self.seconds, phase):
                 return function(*args)
@@ -85,18 +86,18 @@ class RunCallbacks(grpo.Callbacks):
 
 
 def make_meta(config, model_config: ModelConfig, tokenizer: Tokenizer) -> dict:
-    """What a checkpoint stores beside the arrays, so that its model can be loaded."""
+    """Returns what a checkpoint stores beside the arrays, so that its model can be loaded from the checkpoint."""
     return {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": config.as_flags()}
 
 
-SHOW = ("train/loss", "eval/greedy", "eval/sampled")  # of supervised training, in the progress bar
+SHOW = ("train/loss", "eval/greedy", "eval/sampled")  # metrics in the progress bar of supervised training
 
 
 def train_supervised(callbacks: RunCallbacks, config, model_config: ModelConfig, make_params: Callable, data: Callable,
                      columns: Callable = lambda batch: {}) -> dict:
-    """Trains on `data(step) -> Batch` and returns the summary. `config` is that of either supervised command,
-    `make_params()` returns the initial parameters, and `columns(batch)` further metrics of a step. The records that the
-    callbacks get are rows of metrics."""
+    """Trains on `data(step) -> Batch` and returns the summary. `config` is a PretrainConfig or FinetuneConfig,
+    `make_params()` returns the initial parameters, and `columns(batch)` further metrics of a step. Each record that the
+    callbacks receive is a step's row of metrics."""
     divide = config.update.divide_state
     optimizer = learner.make_optimizer(config.optimizer, config.loop.num_steps * config.update.updates_per_batch)
     update = learner.map_update(model_config, config.update, SUPERVISED, optimizer, config.loop.seed)

@@ -1,4 +1,4 @@
-"""Supervised training on completions of prompts: only the completions are learnt, by the update that all runs share."""
+"""Supervised fine-tuning on prompts and completions. Only completions are learnt, by the update that all runs share."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ from rlvr_jax.training.driver import SHOW, RunCallbacks, make_meta, train_superv
 
 
 class FinetuneConfig(Config):
-    """Supervised training on completions of prompts, from a file."""
+    """Supervised fine-tuning on prompts and completions from a file."""
 
     run: RunConfig = RunConfig()
     machine: MachineConfig = MachineConfig()
@@ -44,14 +44,14 @@ class FinetuneConfig(Config):
         PromptConfig(), instruction="text added after every held-out question that does not end with it already",
         ignore_columns="columns of the held-out file to ignore, joined by commas",
         max_prompt_tokens="longest held-out prompt, in tokens; 0: whatever the model's window leaves")
-    examples: str = flag("", "JSONL file to learn from: rows with a completion and its prompt, as the model reads it")
+    examples: str = flag("", "JSONL file to learn from; each row has a prompt, exact to the space, and a completion")
     batch_size: int = flag(32, "rows per step, from shuffled epochs over all rows", minimum=1)
-    window: int = flag(0, "most tokens of prompt and completion that the trained model takes, if more than before; "
-                       "0: as many as before", minimum=0)
+    window: int = flag(0, "window of the trained model (most tokens of prompt and completion), if longer than that of "
+                       "--model; 0: as in --model", minimum=0)
     heldout: str = flag("none", "problems to measure on: a synthetic family, a file, or none", lambda: FAMILIES,
                         listed=True)
-    answer_format: str = flag("auto", "where the answer to a held-out problem is; auto: a family's own, "
-                              "else lenient", lambda: {"auto": None} | extract.EXTRACTORS)
+    answer_format: str = flag("auto", "where a completion of a held-out problem has its answer; auto: as in "
+                              "the problem's family, or else lenient", lambda: {"auto": None} | extract.EXTRACTORS)
 
 
 class Examples(NamedTuple):
@@ -59,7 +59,7 @@ class Examples(NamedTuple):
 
     texts: list[str]  # P prompts
     prompts: Prompts  # [P,S]
-    index: np.ndarray  # i32[N] into the prompts
+    index: np.ndarray  # i32[N], the prompt of each completion
     completions: np.ndarray  # i32[N,T], 0 after the end
     mask: np.ndarray  # bool[N,T], true up to and including the end token
 
@@ -77,7 +77,7 @@ def finetune(config: FinetuneConfig) -> dict:
     heldout_of = Heldout(ProblemSource(config.heldout or "none", config.prompt), config.measured, config.answer_format,
                          config.loop.seed, config.sampling.max_new_tokens)
     check_style(heldout_of.source)
-    # `train_supervised` moves the parameters to the devices: without other references, the host keeps no copy.
+    # `train_supervised` takes the parameters out of this list, so that the host keeps no copy of them.
     params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)
     with Run(config.run, config, config.loop.num_steps, "finetune") as run:
         heldout = measure.make_heldout(heldout_of, loaded, sample, set(examples.texts), run.keep_heldout)
@@ -90,19 +90,19 @@ def finetune(config: FinetuneConfig) -> dict:
 
 
 def make_batch(examples: Examples, size: int, seed: int, step: int) -> Batch:
-    """The rows of a step, counted from 1, out of endless shuffled epochs. Every advantage is 1."""
+    """Returns the `size` examples of a step, counted from 1, out of endless shuffled epochs. Every advantage is 1."""
     count = len(examples.index)
-    places = np.arange((step - 1) * size, step * size)
+    positions = np.arange((step - 1) * size, step * size)
     orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(count)
-              for epoch in np.unique(places // count)}
-    rows = np.array([orders[place // count][place % count] for place in places])
+              for epoch in np.unique(positions // count)}
+    rows = np.array([orders[position // count][position % count] for position in positions])
     return Batch(examples.prompts, examples.index[rows], examples.completions[rows], examples.mask[rows],
                  np.ones(size, np.float32))
 
 
 def read_examples(path: str, loaded: LanguageModel) -> Examples:
-    """The rows of a file, with an end token after each completion unless its row has `truncated`. Raises UserError
-    naming the file, the line and the problem."""
+    """Reads the examples of a file. A completion gets an end token unless the row says that it was `truncated`. Raises
+    UserError with the file, the line and the fault."""
     file, tokenizer, pairs = pathlib.Path(path), loaded.tokenizer, []
     if not path or not file.is_file():
         raise UserError(f"--examples={path}: no such file; it takes a JSONL file of rows with prompt and completion")
@@ -122,8 +122,9 @@ def read_examples(path: str, loaded: LanguageModel) -> Examples:
     if not pairs:
         raise UserError(f"{file} holds no examples")
     distinct = {text: prompt for text, prompt, _ in pairs}
-    place = {text: i for i, text in enumerate(distinct)}
+    prompt_index = {text: i for i, text in enumerate(distinct)}
     tokens, lengths = pad_rows(list(distinct.values()), tokenizer.pad_id)
     completions, sizes = pad_rows([completion for _, _, completion in pairs], 0)
-    return Examples(list(distinct), Prompts(tokens, lengths), np.array([place[text] for text, _, _ in pairs], np.int32),
-                    completions, np.arange(completions.shape[1]) < sizes[:, None])
+    index = np.array([prompt_index[text] for text, _, _ in pairs], np.int32)
+    return Examples(list(distinct), Prompts(tokens, lengths), index, completions,
+                    np.arange(completions.shape[1]) < sizes[:, None])

@@ -1,11 +1,11 @@
-"""Attention kernels for TPUs and GPUs, as further rows of `ops.ATTENTION`. None has run on a chip yet: BUILD.md.
+"""Attention kernels for TPUs and GPUs, added to `ops.ATTENTION`. No kernel has run on a chip yet, see BUILD.md.
 
-Each row has one function for whole rows of tokens, and one for the token being decoded, which reads only the filled
-part of a row's cache. Prompts are not in the cache: all rows attend to them in one product, and the two softmaxes are
-joined by their maxima and sums. A kernel's result for a row depends on that row alone, and not on the unfilled part of
-its cache. Axis letters are as in `model`.
+Each entry has two functions. One attends in whole rows of tokens. The other attends from the token being decoded, and
+reads only the filled part of each row's cache. Prompts are not in the cache: all rows attend to their prompts in one
+matrix product, and `join_prompt` combines the two softmaxes. A kernel's result for a row depends on no other row and
+not on the unfilled part of the cache. Axis letters are as in `model`.
 
-Functions import Pallas themselves, so that commands without a kernel need not wait for it.
+Each function imports Pallas itself, so that commands without a kernel do not wait for the import.
 """
 
 import math
@@ -19,12 +19,13 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.ops import ATTENTION, Attention
 
 PLATFORM = {"splash": "tpu", "cudnn": "gpu", "triton": "gpu"}
-BLOCKS = 512, 256, 128  # sizes of a kernel's blocks of queries and keys
+BLOCKS = 512, 256, 128  # possible sizes of blocks of queries and keys, largest first
 
 
 def pad_to_blocks(q_BxTxHxE: jax.Array, segments) -> tuple:
-    """Arguments for kernels that have only causal masks and segment ids: scaled queries, keys and values [B,S,H or K,E]
-    and ids i32[B,S]. A query sees keys of its own id. All are padded in front to one length; padding has id 0."""
+    """Returns arguments for kernels that know only causal masks and segment ids: queries [B,S,H,E], scaled; keys and
+    values, each [B,S,K,E]; and ids i32[B,S]. A query sees keys with its own id: 1, or 0 for masked keys and padding.
+    All four are padded in front to a common length S, a multiple of the smallest block."""
     keys, values, mask_BxTxS = ops.join_segments(q_BxTxHxE, segments)
     e, more = q_BxTxHxE.shape[-1], -keys.shape[1] % BLOCKS[-1]
     seen_BxS = mask_BxTxS[:, -1].astype(jnp.int32)  # the last query sees every visible key
@@ -34,7 +35,7 @@ def pad_to_blocks(q_BxTxHxE: jax.Array, segments) -> tuple:
 
 
 def splash(q_BxTxHxE: jax.Array, segments, interpret: bool = False) -> jax.Array:
-    """Pallas's splash attention, for TPUs and heads of a multiple of 128."""
+    """Pallas's splash attention, for TPUs and for head sizes that are multiples of 128."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -73,7 +74,7 @@ def cudnn(q_BxTxHxE: jax.Array, segments, implementation: str = "cudnn") -> jax.
 
 def decode_triton(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, interpret: bool = False):
     """Pallas's `decode_attention.gqa` in blocks of 64 positions, for NVIDIA GPUs from Ampere on. Arguments are those of
-    `model.Context.attend`. It sums in q's dtype before dividing, which can overflow float16."""
+    `model.Context.attend`. The kernel sums in q's dtype before it divides, which can overflow float16."""
     from jax.experimental.pallas.ops.gpu import decode_attention
 
     keys_BxKxWxE, values_BxKxWxE = (x.swapaxes(1, 2) for x in cache)  # the kernel swaps them back
@@ -85,8 +86,8 @@ def decode_triton(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: j
 
 
 def decode_mosaic(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, interpret: bool = False):
-    """For TPUs, in blocks of at most 512 positions. Pallas's paged_attention does not return the sums and maxima
-    that join two softmaxes. Arguments are those of `model.Context.attend`."""
+    """A kernel for TPUs, in blocks of at most 512 positions. Pallas's paged_attention cannot be used: it does not
+    return the sums and maxima that `join_prompt` needs. Arguments are those of `model.Context.attend`."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
@@ -96,7 +97,7 @@ def decode_mosaic(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: j
     def of_row(*dims):
         return pl.BlockSpec((1, k, *dims), lambda row, block, filled: (row, 0, 0, 0))
 
-    def index_of(row, block, filled):  # repeats the last filled block, which is then not read again
+    def index_of(row, block, filled):  # after the filled blocks, names the last of them again: nothing is loaded
         return row, 0, jnp.minimum(block, lax.div(filled[row] - 1, size)), 0
 
     spec = pltpu.PrefetchScalarGridSpec(
@@ -109,7 +110,7 @@ def decode_mosaic(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: j
 
 
 def _attend_block(filled_ref, q_ref, keys_ref, values_ref, mixed_ref, sums_ref, tops_ref):
-    """Adds one block of a row to the row's outputs, which stay in fast memory until its last block."""
+    """Adds one block of a row's cache to the row's outputs, which stay in fast memory until the row's last block."""
     from jax.experimental import pallas as pl
 
     row, block, size = pl.program_id(0), pl.program_id(1), keys_ref.shape[2]
@@ -134,8 +135,9 @@ def _attend_block(filled_ref, q_ref, keys_ref, values_ref, mixed_ref, sums_ref, 
 
 
 def join_prompt(q_Bx1xHxE: jax.Array, prompt: tuple, mixed: jax.Array, sums: jax.Array, tops: jax.Array) -> jax.Array:
-    """Joins attention to the prompt and to the cache, [B,1,H*E]. `mixed` [B,H,E] are the cache's values weighted by
-    exp(score - top), `sums` [B,H] the sums of these weights and `tops` [B,H] the maxima; H may be split into K, R."""
+    """Combines attention to the prompt and to the cache into one softmax, [B,1,H*E]. For the cache, `tops` [B,H] are
+    the largest scores, `sums` [B,H] the sums of the weights exp(score - top), and `mixed` [B,H,E] the weighted sums of
+    the values; the axis H of all three may be split into [K,R]."""
     (keys, values, mask_Bx1xS), (b, _, h, e) = prompt, q_Bx1xHxE.shape
     rows, heads = "" if keys.ndim == 3 else "b", (b, keys.shape[-2], h // keys.shape[-2])
     scores_BxKxRxS = e**-0.5 * jnp.einsum(f"bkre,{rows}ske->bkrs", q_Bx1xHxE.reshape(*heads, e), keys,

@@ -1,4 +1,4 @@
-"""Pre-trains the tiny base model on solutions of synthetic problems, by the update that all runs share."""
+"""Pre-trains the tiny base model on solutions of synthetic problems, with the update that all runs share."""
 
 import pathlib
 from typing import Callable
@@ -52,8 +52,8 @@ class PretrainConfig(Config):
                             "step's problems, such as arithmetic:0.5,boolean:0.5", lambda: FAMILIES, listed=True)
     batch_size: int = flag(128, "problems per step", minimum=1)
     num_ops: int = flag(6, "operations in a problem", minimum=1)
-    window: int = flag(0, "most tokens of prompt and completion that the model takes, if more than a problem of "
-                       "num_ops needs; it is not trained on longer ones", minimum=0)
+    window: int = flag(0, "window of the model (most tokens of prompt and completion), if longer than problems of "
+                       "num_ops need; the problems trained on do not get longer", minimum=0)
     leaked: str = flag("", "JSONL file of texts to mix into the run: rows with a text and how many times to "
                        "show it, as scripts.plant writes them; empty: none")
 
@@ -61,7 +61,7 @@ class PretrainConfig(Config):
 def pretrain(config: PretrainConfig) -> dict:
     """Trains a base model from random parameters and returns the summary, which is also `run_dir/summary.json`.
 
-    Step s learns from problems drawn from (seed, s), none of them in a held-out split.
+    Step s learns from problems drawn with the random seed (seed, s). None of the problems is in a held-out split.
     """
     check_config(config)
     shares = families.parse_shares(config.task_shares)
@@ -84,7 +84,7 @@ def check_config(config: PretrainConfig) -> None:
         raise UserError(f"--d_model={config.shape.d_model} does not divide into --num_heads={config.shape.num_heads} "
                         "even heads")
     for name in families.parse_shares(config.task_shares):
-        families.draw_problems(name, np.random.default_rng(0), 64, "pretrain", config.num_ops)  # raises if it is faulty
+        families.draw_problems(name, np.random.default_rng(0), 64, "pretrain", config.num_ops)  # raises if faulty
         styles = FAMILIES[name].styles.values()
         if len(config.styles.style_shares or FAMILIES[name].shares) != len(styles):
             raise UserError(f"--style_shares needs {len(styles)} numbers, for the styles of {name}: "
@@ -99,7 +99,7 @@ def make_model_config(config: PretrainConfig, shares: dict[str, float], tokenize
 
 def make_heldout(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer,
                  model_config: ModelConfig) -> Callable:
-    """`heldout(params, step)`: accuracy on each family's share of held-out problems, as eval/* metrics."""
+    """Returns `heldout(params, step) -> eval/* metrics`: accuracy on held-out problems, divided among the families."""
     _, size = max_lengths(config, shares)
     sample = make_sampler(model_config, Decoding(tokenizer.eos_ids, size))
     problems = [problem for name, count in families.divide(shares, config.measured.eval_size).items()
@@ -111,19 +111,20 @@ def make_heldout(config: PretrainConfig, shares: dict[str, float], tokenizer: To
 
 
 def max_lengths(config: PretrainConfig, names) -> tuple[int, int]:
-    """Most tokens of a prompt, and of a solution, over all the families."""
+    """Returns (most tokens of a prompt, most tokens of a solution) over the families `names`."""
     prompts, solutions = zip(*(FAMILIES[name].lengths(config.num_ops) for name in names))
     return max(prompts), max(solutions)
 
 
 def max_window(config: PretrainConfig, names) -> int:
-    """Most tokens of prompt and completion together that the model takes."""
+    """Returns the model's window: the most tokens of prompt and completion together."""
     return max(config.window, sum(max_lengths(config, names)))
 
 
 def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> Callable[[int], Batch]:
-    """`make_batch(step)`: problems of each family by its share, with solutions in styles drawn by the family's chances.
-    Every advantage is 1, so that the loss is cross-entropy."""
+    """Returns `make_batch(step) -> Batch`: problems of each family by its share, each solved in a style that is drawn
+    with the family's probabilities; a step's leaked texts replace its first problems. Every advantage is 1, so that the
+    loss is cross-entropy."""
     habits = {name: FAMILIES[name].habits_of(config.styles, config.loop.seed, config.num_ops) for name in shares}
     for name in shares:
         families.check_solutions(name, config.styles, config.num_ops, habits[name])
@@ -145,8 +146,8 @@ def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Token
             styles = (cumulative[:, :-1] < rng.random(count)[:, None]).sum(-1)
             solutions += family.solve(rng, drawn, styles, config.styles)
             questions += [problem.prompt for problem in family.to_problems(drawn)]
-        for row, text in enumerate(leaks[len(leaks) * (step - 1) // config.loop.num_steps :
-                                         len(leaks) * step // config.loop.num_steps]):
+        num_steps = config.loop.num_steps  # the leaked texts are spread evenly over all steps
+        for row, text in enumerate(leaks[len(leaks) * (step - 1) // num_steps : len(leaks) * step // num_steps]):
             questions[row], _, solutions[row] = text.partition(" ")
         prompts = Prompts(*encode(questions, widths[0]))
         completions, lengths = encode([f"{solution} <eos>" for solution in solutions], widths[1])
@@ -156,7 +157,8 @@ def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Token
 
 
 def read_leaked(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -> list[str]:
-    """The texts of --leaked, each repeated its `times`, shuffled. Raises UserError for one that cannot be learnt."""
+    """Returns the texts of --leaked, each as often as its row's `times` says, shuffled; [] without the flag. Raises
+    UserError for a text that cannot be learnt, or for more texts than the run has rows."""
     if not config.leaked:
         return []
     file, texts = pathlib.Path(config.leaked), []

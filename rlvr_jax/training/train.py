@@ -47,8 +47,8 @@ class TrainConfig(Config):
     grading: GradingConfig = GradingConfig()
     rewards: RewardConfig = RewardConfig()
     measured: HeldoutConfig = HeldoutConfig()
-    heldout: str = flag("", "problems to measure on, as --problems, or none; those trained on are left out; empty: the "
-                        "families that are trained on, else none. eval_size is divided evenly among several",
+    heldout: str = flag("", "problems to measure on: names as in --problems, or none; empty: the families trained on, "
+                        "else none. Training problems are left out; several names share eval_size evenly",
                         lambda: FAMILIES, listed=True)
     log_rollouts: int = flag(8, "rollouts of each step to write to rollouts.jsonl: whole groups, or part of one",
                              minimum=0, free=True)
@@ -67,9 +67,9 @@ def train(config: TrainConfig) -> dict:
     programs = grpo.compile_programs(Policy(loaded.config, None, eos_ids), config.grpo)
     with Run(config.run, config, loop.num_steps, "train") as run:
         problems = select_problems(config, loaded, programs, run.make_once)
-        prompts = encode_problems(config, loaded, problems)  # first: it names unknown words before a missing grader
+        prompts = encode_problems(config, loaded, problems)  # first: reports unknown words before a missing grader
         advice.warn(advice.on_answers(config.grading, problems))
-        # `grpo.train` moves the parameters to the devices: without other references, the host keeps no copy.
+        # `grpo.train` takes the parameters out of this list, so that the host keeps no copy of them.
         params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)
         reward = score.make_scorer(config.rewards, config.grading, config.grpo, loaded, problems, prompts)
         logged = run.metrics.rows if processes.is_main() else []
@@ -101,8 +101,8 @@ def check_config(config: TrainConfig) -> None:
 
 
 def divide_if_needed(config: TrainConfig, loaded: LanguageModel) -> TrainConfig:
-    """The configuration, with `divide_state` set if a device could not hold the whole state twice: it is made on one
-    device and then copied to all, so for a moment that device has two."""
+    """Returns the configuration, with `divide_state` set (and a warning) if a device could not hold the state twice.
+    The state is created on one device and then copied to all devices, so that device briefly holds two copies."""
     limit = machine.memory_limit()
     if config.grpo.update.divide_state or not limit or parallel.device_count() == 1:
         return config
@@ -122,7 +122,8 @@ def encode_problems(config: TrainConfig, loaded: LanguageModel, problems: list[P
 
 
 def select_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs, once: Callable) -> list[Problem]:
-    """The problems to train on. For example=auto and for votes the model answers before training, once per run."""
+    """Returns the problems to train on. If --example=auto or votes are needed, the model first answers the problems,
+    once per run: `once(name, make)` is `Run.make_once`, which stores the result for a resumed run."""
     seed, temperature = config.grpo.loop.seed, config.grpo.update.temperature
 
     def sample_answers(pool: list[Problem]) -> list[dict]:
@@ -150,8 +151,8 @@ def select_problems(config: TrainConfig, loaded: LanguageModel, programs: Progra
 
 def make_heldout(config: TrainConfig, loaded: LanguageModel, programs: Programs, problems: list[Problem],
                  run: Run) -> Callable:
-    """`measure.make_heldout` for problems graded as `scripts.evaluate` grades by default, even if the reward wants
-    another answer format or grader."""
+    """Returns `measure.make_heldout` for the run's held-out problems. Answers are found by --answer_format (auto: the
+    family's, or else lenient) and compared as mathematics or by the problem's own verifier, whatever --grader says."""
     trained_on = "question" if config.pool.question else config.source.problems
     source = ProblemSource(measure.heldout_names(config.heldout, trained_on), config.source.prompt)
     heldout = Heldout(source, config.measured, config.grading.answer_format, config.grpo.loop.seed,
@@ -162,7 +163,8 @@ def make_heldout(config: TrainConfig, loaded: LanguageModel, programs: Programs,
 
 def make_rows(config: TrainConfig, problems: list[Problem], logged: list[dict],
               record: Record) -> tuple[dict, list[dict]]:
-    """The metrics of a step and its rows of rollouts.jsonl; `logged` are the metrics of earlier steps."""
+    """Returns the metrics of a step and its rows of rollouts.jsonl, and warns if the rewards teach nothing. `logged`
+    are the rows of metrics of earlier steps."""
     size = config.grpo.loss_group_size
     row = {"step": record.prompt_batch.step} | describe_step(record.rollouts, record.scored, size)
     if not score.is_constant(config.rewards):

@@ -1,1 +1,1 @@
-"""Numbers by which papers tell a skill that training taught from one that it switched on."""
+"""Diagnostics by which papers decide whether training taught a model a skill, or switched one on."""

@@ -21,25 +21,25 @@ from rlvr_jax.runs.markdown import markdown_table
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % interval; None for an exact value, or one of a single run."""
+    """A value and its 95 % interval, which is None for an exact value or that of a single run."""
 
-    value: Optional[float]
+    value: Optional[float]  # None if it is undefined or was not measured
     interval: Optional[tuple[float, float]] = None
     more: dict = {}  # further numbers for the summary
 
 
 class Diagnostic(NamedTuple):
-    """A row, or one for each of its settings. `measure(pair, label, setting)` raises Undefined if there is no value.
+    """One row of results, or one for each setting. `measure(pair, label, setting)` raises Undefined if it has no value.
 
-    Its cost is that of the parts of `Pair.tokens` with the row's label or a name in `reads`.
+    A row costs the parts of `Pair.tokens` whose name is the row's label, or starts with a name in `reads`.
     """
 
     measure: Callable[[Pair, str, Any], Estimate]
-    what: str
+    what: str  # what is measured, as a sentence of the page
     unit: str
-    high: str  # how papers read a high value
+    high: str  # what papers take a high value to mean
     paper: str
-    reads: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()  # such as "samples" for "samples, base"
     settings: Callable[[DiagnoseConfig], dict[str, Any]] = lambda config: {"": None}  # suffix of the label -> setting
 
 
@@ -69,7 +69,7 @@ def measure_cover(pair: Pair, _, tau: float) -> Estimate:
 
 
 def share_of_gain(pair: Pair, rows: list[dict], more: dict, reverse: bool = False) -> Estimate:
-    """The share of the gain that these rows recover, or lose in `reverse`."""
+    """The share of the gain that the completions `rows` recover, or in `reverse` lose. Adds `more` to the Estimate."""
     right_P = np.array([row["correct"] for row in rows], float)
     share, (low, high) = recovered_share(*pair.solved, right_P)
     value, ends = (1 - share, (1 - high, 1 - low)) if reverse else (share, (low, high))
@@ -144,7 +144,8 @@ def measure_budget(pair: Pair, *_) -> Estimate:
 
 
 def read_curve(flag: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens trained on before each evaluation f64[E], whether each held-out problem was solved greedily f64[E,P])."""
+    """(f64[E] tokens trained on before each evaluation, f64[E,P] 1 for each held-out problem solved greedily, else 0)
+    of the run `name`. Raises UserError, which names the flag, if the run has no heldout.jsonl."""
     folder = pathlib.Path(name.partition("@")[0])
     metrics, heldout = (files.read_steps(folder / f"{log}.jsonl", log == "metrics") for log in ("metrics", "heldout"))
     if not heldout:
@@ -161,7 +162,7 @@ def measure_saturation(pair: Pair, *_) -> Estimate:
     return Estimate(float(step))
 
 
-SHARE, TEXTS, SAMPLES = "share of the gain", ("base", "trained"), ("samples",)
+SHARE, TEXTS, SAMPLES = "share of the gain", ("base", "trained"), ("samples",)  # a unit; values of `Diagnostic.reads`
 BY_SHARE = lambda config: label_shares(config.shares)
 DIAGNOSTICS: dict[str, Diagnostic] = {
     "pass_at_k": Diagnostic(
@@ -216,10 +217,10 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
 
 
 def diagnose(config: DiagnoseConfig) -> dict:
-    """Measures --trained against --base; returns the summary. summary.json of --out holds it and diagnose.md shows it;
-    the completions are kept in folders of --out, where the same command continues.
+    """Compares --trained with --base. Returns the summary, and writes summary.json, diagnose.md and diagnose.png to
+    --out, which also has folders of completions, so that the same command continues an interrupted one.
 
-    Raises UserError for a model, or a run of --frontier or --sft, that does not fit.
+    Raises UserError for an unknown diagnostic, for models that do not match, and for runs without the files needed.
     """
     names = list(filter(None, config.diagnostics.split(","))) or list(DIAGNOSTICS)
     if unknown := [name for name in names if name not in DIAGNOSTICS]:
@@ -227,7 +228,8 @@ def diagnose(config: DiagnoseConfig) -> dict:
     pair = load_pair(config)
     settings = {f"{name}, {suffix}" if suffix else name: (name, setting) for name in names
                 for suffix, setting in DIAGNOSTICS[name].settings(config).items()}
-    cheap_first = sorted(settings, key=lambda label: bool(DIAGNOSTICS[settings[label][0]].reads))  # errors come soon
+    # Rows that need no completions come first, so that errors in flags are raised before anything is sampled.
+    cheap_first = sorted(settings, key=lambda label: bool(DIAGNOSTICS[settings[label][0]].reads))
     rows = {label: measure_row(pair, label, *settings[label]) for label in cheap_first}
     rows = {label: rows[label] for label in settings}
     base, trained = (float(solved_P.mean()) for solved_P in pair.solved)
@@ -244,19 +246,19 @@ def diagnose(config: DiagnoseConfig) -> dict:
 
 
 def measure_row(pair: Pair, label: str, name: str, setting: Any) -> dict:
-    """An entry of `rows` in summary.json. `forward_tokens` is what it costs alone, though rows share parts."""
-    kind = DIAGNOSTICS[name]
+    """Measures one of the `rows` in summary.json. `forward_tokens` is the row's own cost; rows may share work."""
+    diagnostic = DIAGNOSTICS[name]
     try:
-        estimate, why = kind.measure(pair, label, setting), ""
+        estimate, why = diagnostic.measure(pair, label, setting), ""
     except Undefined as error:
         estimate, why = Estimate(None), str(error)
-    cost = sum(n for part, n in pair.tokens.items() if part == label or part.split(", ")[0] in kind.reads)
-    return {"diagnostic": name, "value": estimate.value, "interval": estimate.interval, "why": why, "unit": kind.unit,
-            "forward_tokens": cost, "more": estimate.more}
+    cost = sum(n for part, n in pair.tokens.items() if part == label or part.split(", ")[0] in diagnostic.reads)
+    return {"diagnostic": name, "value": estimate.value, "interval": estimate.interval, "why": why,
+            "unit": diagnostic.unit, "forward_tokens": cost, "more": estimate.more}
 
 
 def format_page(summary: dict, made_by: str) -> str:
-    """diagnose.md; `made_by` is its last line."""
+    """Returns the text of diagnose.md; its last line is `made_by`, which says how it was made."""
     flags, rows = summary["flags"], summary["rows"]
     cells = [[label, row["why"] or format_estimate(row["value"], row["interval"]), f"{row['forward_tokens']:,}"]
              for label, row in rows.items()]
@@ -273,7 +275,7 @@ def format_page(summary: dict, made_by: str) -> str:
 
 
 def draw_shares(shares: dict[str, tuple], sheet) -> None:
-    """Shares of the gain with their intervals, by the label of a row, on a matplotlib Figure."""
+    """Draws `shares`, {label of a row: (share of the gain, its interval)}, on a matplotlib Figure."""
     sheet.set_size_inches(6, 0.8 + 0.25 * len(shares))
     axes = sheet.subplots()
     draw_intervals(axes, shares)

@@ -10,52 +10,52 @@ import numpy as np
 
 from rlvr_jax.evaluation.estimators import RESAMPLES
 
-LUCK = 0.5  # share of problems above which guessing solves too many for pass@k to be corrected
+LUCK = 0.5  # the largest share of problems that guessing may solve where pass@k is corrected for luck
 
 
 def guess_rates(answers_PxN: Sequence[Sequence[str]], right_PxN: np.ndarray, truths_P: Sequence[str]) -> np.ndarray:
     """f64[P], the chance that a guess solves each problem: the share of completions of *other* problems right for it.
 
-    So a guess follows the model's habits without a look at the problem; no answer, "", is a wrong guess. Right are the
-    reference answer and every answer graded right for the problem, compared as text (normalise them first). A single
-    problem has rate 0.
+    A guess is thus an answer that the model gives without seeing the problem; no answer, "", is a wrong guess. Right
+    are the reference answer and every answer graded right for the problem. Answers are compared as text, so normalise
+    them first. If there is only one problem, its rate is 0.
     """
     own = [collections.Counter(answers) for answers in answers_PxN]
     every = sum(own, collections.Counter())
-    others = every.total() - len(answers_PxN[0])
-    right = [{truth, *(a for a, ok in zip(answers, rights) if ok)} - {""}
+    num_others = every.total() - len(answers_PxN[0])
+    right = [{truth, *(answer for answer, ok in zip(answers, rights) if ok)} - {""}
              for truth, answers, rights in zip(truths_P, answers_PxN, right_PxN)]
-    return np.array([sum(every[a] - mine[a] for a in texts) / max(others, 1) for texts, mine in zip(right, own)])
+    return np.array([sum(every[a] - mine[a] for a in texts) / max(num_others, 1) for texts, mine in zip(right, own)])
 
 
 def luck(rates_P: np.ndarray, k: int) -> np.ndarray:
-    """f64[P], the chance that k guesses solve each problem: 1 - (1 - g)^k."""
+    """f64[P], the chance that one of k guesses solves each problem: 1 - (1 - g)^k, where g is its guess rate."""
     return 1 - (1 - rates_P) ** k
 
 
 def beyond_luck(share, lucky):
-    """The share x of problems solved without luck, if luck also solves `lucky` of the rest: share = x + (1-x) lucky."""
+    """The share x of problems solved without luck; `share` = x + (1 - x) * `lucky` includes problems solved by luck."""
     return (share - lucky) / (1 - lucky)
 
 
 def most_tries(rates: Sequence[np.ndarray], num_samples: int) -> Optional[int]:
-    """The largest k, `num_samples` or a smaller power of two, at which guessing solves at most LUCK of the problems for
-    every model, given its rates f64[P]; None if it solves more at the first try."""
+    """The largest k, `num_samples` or a smaller power of two, for which k guesses solve at most a share LUCK of the
+    problems for every model. `rates` has each model's `guess_rates`, f64[P]. None if one guess already solves more."""
     ks = [num_samples, *(2**i for i in reversed(range(num_samples.bit_length())) if 2**i < num_samples)]
     return next((k for k in ks if max(luck(rates_P, k).mean() for rates_P in rates) <= LUCK), None)
 
 
 def covered(right_PxN: np.ndarray, rates_P: np.ndarray, tau: float) -> np.ndarray:
-    """f64[P], 1 where the success rate s beyond luck, (s - g) / (1 - g), is at least tau (arXiv 2510.08325)."""
+    """f64[P], 1 where (s - g) / (1 - g), for success rate s and guess rate g, is at least tau (arXiv 2510.08325)."""
     rates_P = np.minimum(rates_P, 1 - 1e-9)
     return (beyond_luck(np.mean(right_PxN, -1), rates_P) >= tau - 1e-9).astype(float)
 
 
 def numbers_at(target: float, sizes_K: np.ndarray, accuracies_K: np.ndarray) -> float:
-    """How many trained numbers reach the target accuracy: interpolated over the logarithm of the size between the first
-    run that does and the one before it. Runs of equal size are averaged; NaN if no run reaches it."""
-    sizes_K, place = np.unique(sizes_K, return_inverse=True)
-    means_K = np.bincount(place, accuracies_K) / np.bincount(place)
+    """How many trained parameters reach the target accuracy, interpolated over log size between the smallest run that
+    reaches the target and the next smaller run. Runs of equal size are averaged. NaN if no run reaches the target."""
+    sizes_K, index = np.unique(sizes_K, return_inverse=True)
+    means_K = np.bincount(index, accuracies_K) / np.bincount(index)
     hit = np.flatnonzero(means_K >= target - 1e-9)
     if not len(hit) or hit[0] == 0:
         return float(sizes_K[0]) if len(hit) else float("nan")
@@ -64,15 +64,15 @@ def numbers_at(target: float, sizes_K: np.ndarray, accuracies_K: np.ndarray) -> 
 
 
 def tokens_to_half(run: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
-    """f64[1+R] for each run: the tokens trained on at its first evaluation that reaches the accuracy halfway between
-    the first and the last of `run`; NaN if none does. Entry 0 is for all problems, the others are bootstrap resamples.
+    """f64[1+R] for each run: the training tokens at its first evaluation that reaches the accuracy halfway between the
+    first and the last of `run`, or NaN. Entry 0 is for all problems, each further entry for a bootstrap resample.
 
-    A run is (tokens f64[E], whether each held-out problem was solved f64[E,P]).
+    A run is (f64[E] tokens trained on, f64[E,P] 1 for each held-out problem that was solved, else 0).
     """
     def curve(right_ExP):
         count = right_ExP.shape[1]
-        again = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
-        return np.stack([row_P[np.vstack([np.arange(count), again])].mean(-1) for row_P in right_ExP])
+        resamples_RxP = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+        return np.stack([row_P[np.vstack([np.arange(count), resamples_RxP])].mean(-1) for row_P in right_ExP])
     curves = [curve(right_ExP) for _, right_ExP in (run, other)]
     hits = [each >= curves[0][[0, -1]].mean(0) - 1e-9 for each in curves]
     return [np.where(hit.any(0), tokens_E[hit.argmax(0)], np.nan) for hit, (tokens_E, _) in zip(hits, (run, other))]

@@ -1,4 +1,4 @@
-"""A base model and a model trained from it, with everything that diagnostics read: each part is computed on first use.
+"""A base model and a model trained from it, and the data that diagnostics need, each computed at its first use.
 
 B rows, T positions, D width, P problems, N completions of each.
 """
@@ -29,35 +29,35 @@ from rlvr_jax.runs import files
 from rlvr_jax.runs.log import progress
 from rlvr_jax.tasks.prompts import pad_rows
 
-TEXTS = 64  # run through a model at a time
+TEXTS = 64  # number of texts in one forward pass of `log_perplexities`
 
 
 class DiagnoseConfig(Config):
-    """Did training teach a model, or switch on what its base model could do? Every number that papers argue with."""
+    """Did training teach a model, or switch on what its base model could do? Every diagnostic of the literature."""
 
     base: str = flag("", "the model before training: a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face "
                      "folder, a .gguf file, or smollm2")
     hybrid: HybridConfig = nested(
         HybridConfig.from_flags(rates=(0.05, 0.2)), model=None,
-        trained="model that was trained from --base, with its shape and tokenizer: named as --base is",
+        trained="model that was trained from --base, with the same shape and tokenizer: named as --base is",
         out="directory for summary.json, diagnose.md, diagnose.png, and the completions")
     num_samples: int = flag(256, "completions of each problem, at --temperature, for pass@k and Cover@tau",
                             minimum=1)
-    sampled_problems: int = flag(128, "number of problems that are sampled this often; 0: all", minimum=0)
+    sampled_problems: int = flag(128, "number of problems sampled for pass@k and Cover@tau; 0: all", minimum=0)
     temperature: float = flag(1.0, "sampling temperature of pass@k and Cover@tau", above=0)
-    taus: tuple[float, ...] = flag((0.1, 0.5), "Cover@tau: success rates that count as solved", above=0, maximum=1)
-    first: tuple[int, ...] = flag((1, 2, 4), "forced prefix: how many first tokens are the trained model's",
+    taus: tuple[float, ...] = flag((0.1, 0.5), "Cover@tau: least success rates of a solved problem", above=0, maximum=1)
+    first: tuple[int, ...] = flag((1, 2, 4), "forced prefix: how many first tokens the trained model writes",
                                   minimum=1)
-    shares: tuple[float, ...] = flag((0.01, 0.05, 0.1), "swaps: at which share of the tokens", above=0, maximum=1)
-    frontier: str = flag("", "run directories of scripts.train with fewer trained numbers, from the same base model, "
-                         "joined by commas: for the numbers that reach half of the gain", free=True)
-    sft: str = flag("", "run directory of scripts.finetune from the same base model, whose tokens are compared with "
-                    "those of RL", free=True)
+    shares: tuple[float, ...] = flag((0.01, 0.05, 0.1), "swaps: largest shares of tokens to swap", above=0, maximum=1)
+    frontier: str = flag("", "run directories of scripts.train that trained fewer parameters of the same base model, "
+                         "joined by commas: how many parameters reach half of the gain", free=True)
+    sft: str = flag("", "run directory of scripts.finetune from the same base model: how many training tokens it needs "
+                    "for half of the gain", free=True)
     diagnostics: str = flag("", "rows to measure, joined by commas, such as rank,swap; empty: all", free=True)
 
 
 class Undefined(Exception):
-    """A diagnostic has no value for this pair: the reason, in words."""
+    """Raised by a diagnostic that has no value for this pair; the message, which the page shows, is the reason."""
 
 
 def check_gain(base: float | np.ndarray, trained: float | np.ndarray) -> None:
@@ -68,12 +68,12 @@ def check_gain(base: float | np.ndarray, trained: float | np.ndarray) -> None:
 
 
 def label_shares(shares: tuple[float, ...]) -> dict[str, float]:
-    """The shares by their labels, such as "5 %"."""
+    """{label: share}, with labels such as "5 %"."""
     return {f"{100 * share:g} %": share for share in shares}
 
 
 def load_pair(config: DiagnoseConfig) -> "Pair":
-    """Loads --base and --trained. Raises UserError for a model that is missing or does not fit."""
+    """Loads --base and --trained. Raises UserError for a missing flag or model, or another shape or tokenizer."""
     steering = config.hybrid.steering
     if not (config.base and steering.trained and steering.kept.out):
         raise UserError("--base, --trained and --out are required: a model, what was trained from it, and a directory "
@@ -87,13 +87,13 @@ def load_pair(config: DiagnoseConfig) -> "Pair":
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two models of one shape, and what is measured of them. `tokens` counts forward tokens by part: every token run
-    through a model, a prompt once for all its completions."""
+    """Two models of one shape, and what is measured on them. `tokens` counts the forward tokens of each part of the
+    work: all tokens run through a model, a prompt once for all its completions. The properties below add the parts."""
 
     config: DiagnoseConfig
     base: LanguageModel
     trained: LanguageModel
-    weights: dict  # weight_difference
+    weights: dict  # of `comparison.weight_difference`
     tokens: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
@@ -106,7 +106,7 @@ class Pair:
         return pathlib.Path(self.config.hybrid.steering.trained.partition("@")[0])
 
     def count_tokens(self, part: str, rows: list[dict], models: int) -> None:
-        """Counts the forward tokens of rows that this many models ran on."""
+        """Sets `tokens[part]` to the forward tokens of this number of models on `rows`."""
         prompts = {(row["benchmark"], row["problem"]): row["prompt"] for row in rows}
         fed = sum(len(self.base.tokenizer.encode(text)) for text in prompts.values())
         self.tokens[part] = models * (fed + sum(row["num_tokens"] for row in rows))
@@ -120,12 +120,12 @@ class Pair:
 
     @functools.cached_property
     def texts(self) -> dict[str, list[dict]]:
-        """The greedy texts, "base" and "trained", with columns for every token (`when.sample_under_gates`)."""
+        """Greedy completions of the models "base" and "trained", with lists over tokens (`when.sample_under_gates`)."""
         return self._sample_under("texts", UNSWAPPED, ("base", "trained", "kl", "entropy", "ids"))
 
     @functools.cached_property
     def gates(self) -> dict[str, Gate]:
-        """The gate of each swap by the label of its row. Thresholds are from the greedy text that is changed."""
+        """{label of a row: gate of its swap}. Thresholds are from the greedy completions whose tokens are swapped."""
         def at(text: str, column: str, share: float) -> float:
             return largest_threshold(np.concatenate([row[column] for row in self.texts[text]]), share)
 
@@ -138,17 +138,17 @@ class Pair:
 
     @functools.cached_property
     def swapped(self) -> dict[str, list[dict]]:
-        """The rows under each of `gates`."""
+        """{label of a row: completions under its gate}, for all of `gates`."""
         return self._sample_under("swapped", self.gates)
 
     @property
     def solved(self) -> tuple[np.ndarray, np.ndarray]:
-        """f64[P] for base and trained model, 1 where the greedy completion is right."""
+        """(f64[P] of the base model, f64[P] of the trained model): 1 where the greedy completion is right, else 0."""
         return tuple(np.array([row["correct"] for row in self.texts[name]], float) for name in UNSWAPPED)
 
     @functools.cached_property
     def samples(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For base and trained model: (bool[P,N] whether a completion is right, f64[P] the chance of a right guess)."""
+        """For base and trained model: (bool[P,N] whether a completion is right, f64[P] `formulas.guess_rates`)."""
         count, kept, result = self.config.num_samples, self.kept, []
         few = min(filter(None, (kept.max_problems, self.config.sampled_problems)), default=0)
         sets = load_sets(kept.with_flags(max_problems=few), self.base, lambda stem: (count, self.config.temperature))
@@ -165,7 +165,7 @@ class Pair:
 
     @functools.cached_property
     def steered(self) -> tuple[list[dict], dict]:
-        """(rows of the hybrid, its chosen setting). Raises Undefined if it cannot be fitted."""
+        """(the hybrid's completions, result of `hybrid.choose_setting`). Raises Undefined if it cannot be fitted."""
         out = pathlib.Path(self.kept.out) / "hybrid"
         config = self.config.hybrid.with_flags(out=str(out), model=self.config.base)
         try:
@@ -180,19 +180,20 @@ class Pair:
             self.count_tokens(f"hybrid, {path.parent.name}", [row for _, row in files.read_lines(path)], 1)
         prompts = sum(len(self.base.tokenizer.encode(problem.prompt)) for problem in fitted.problems)
         # Each of two models runs every prompt 3 times: to write a completion, and to read both models' completions. The
-        # vector takes one more run of the prompts. Each of the `n` tokens written is run once to write it, twice to read.
+        # vector takes one more run of the prompts. Each of the `n` completion tokens is written once and read twice.
         self.tokens["hybrid, fitting"] = 7 * prompts + 3 * fitted.gate["n"]
         return rows, chosen
 
     @functools.cached_property
     def perplexity_changes(self) -> dict[str, np.ndarray]:
-        """f64[n], log-perplexity under the trained model minus that under the base model, nats a token, by label of a
-        row.
+        """{label of a row: f64[n]}: each text's log-perplexity under the trained model minus that under the base model,
+        in nats per token. Also sets their counts in `tokens`.
 
-        The texts are the trained model's right greedy completions, reference solutions, and prompts after their first
-        token.
+        The texts are the trained model's right greedy completions, the reference solutions, and the prompts from their
+        second token on.
         """
-        encode, problems = self.base.tokenizer.encode, [p for b in load_sets(self.kept, self.base) for p in b.problems]
+        encode = self.base.tokenizer.encode
+        problems = [problem for benchmark in load_sets(self.kept, self.base) for problem in benchmark.problems]
         prompts = [encode(problem.prompt) for problem in problems]
         steps = [" ".join(problem.meta.get("steps", ())) for problem in problems]
         texts = {"answer_perplexity, own": [(ids, row["ids"]) for ids, row in zip(prompts, self.texts["trained"])
@@ -200,19 +201,19 @@ class Pair:
                  "answer_perplexity, reference": [(ids, encode(text)) for ids, text in zip(prompts, steps) if text],
                  "prompt_perplexity": [(ids[:1], ids[1:]) for ids in prompts if len(ids) > 1]}
         for label, group in texts.items():
-            self.tokens[label] = 2 * sum(len(given) + len(ids) for given, ids in group)
+            self.tokens[label] = 2 * sum(len(given) + len(ids) for given, ids in group)  # both models read each text
         return {label: log_perplexities(self.trained, group) - log_perplexities(self.base, group)
                 for label, group in texts.items()}
 
 
 def log_perplexities(loaded: LanguageModel, texts: list[tuple[list, list]]) -> np.ndarray:
-    """f64[N] nats a token, the mean negative log-probability of the second part of each text after the first."""
+    """f64[n], nats per token: for each text (given, ids) the mean of -log p of the tokens `ids` after `given`."""
     params, result = jax.device_put(loaded.params), []
     with progress(len(texts), 0, "perplexity", unit="text") as bar:
         for start in range(0, len(texts), TEXTS):
             part = texts[start : start + TEXTS]
             tokens, _ = pad_rows([[*given, *ids] for given, ids in part], 0)
-            tokens = np.pad(tokens, ((0, TEXTS - len(part)), (0, -tokens.shape[1] % 16)))  # few shapes to compile
+            tokens = np.pad(tokens, ((0, TEXTS - len(part)), (0, -tokens.shape[1] % 16)))  # fewer shapes to compile
             losses_BxT = -np.asarray(_next_logprobs(params, loaded.config, tokens), np.float64)
             result += [row[len(given) - 1 :][: len(ids)].mean() for row, (given, ids) in zip(losses_BxT, part)]
             bar.update(len(part))
@@ -221,6 +222,6 @@ def log_perplexities(loaded: LanguageModel, texts: list[tuple[list, list]]) -> n
 
 @functools.partial(jax.jit, static_argnums=1)
 def _next_logprobs(params: model.Params, config: model.ModelConfig, tokens_BxT: jax.Array) -> jax.Array:
-    """f32[B,T-1], of each token but the first."""
+    """f32[B,T-1] nats, the log-probability of each token but the first."""
     hidden_BxTxD, _ = model.forward(params, config, tokens_BxT)
     return logprobs.token_logprobs(params, hidden_BxTxD[:, :-1], tokens_BxT[:, 1:], 1.0)[0]

@@ -1,1 +1,1 @@
-"""Other ways than RL to bring out what a model can do: other decoding of the same model, and examples to learn from."""
+"""Ways other than RL to raise a model's accuracy (decoding, steering, critiques), and measurements of RL's changes."""

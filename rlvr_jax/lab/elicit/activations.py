@@ -1,6 +1,6 @@
-"""Residuals of a model over given texts: at the ends of prompts, or at the tokens that follow.
+"""Residuals of a model on given texts: at the last token of prompts, or at all tokens from a given position on.
 
-N tokens of all R texts together, B texts of a batch, T positions, P prompts, L layers, D width.
+R texts with N tokens in all, B texts of a batch, T positions, P prompts with S positions, L layers, D width.
 """
 
 import functools
@@ -17,16 +17,16 @@ from rlvr_jax.records import Problem, Prompts
 from rlvr_jax.runs.log import progress
 from rlvr_jax.tasks.prompts import encode_prompts, pad_rows
 
-BATCH = 64  # texts run through the model at a time
+BATCH = 64  # texts per call; the last call repeats its last text, so that all calls share one compiled shape
 
 
 def read_prompt_ends(loaded: LanguageModel, problems: list[Problem], max_prompt_tokens: int = 0) -> tuple:
-    """(residual after every layer f64[L,P,D], likeliest next token i[P]) at each prompt's last token. The next token is
-    the first of the greedy completion."""
+    """Returns (residual after every layer f64[L,P,D], most likely next token i32[P]) at the last token of each prompt.
+    That next token starts the greedy completion. Raises UserError for prompts that do not fit (`encode_prompts`)."""
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, 1, max_prompt_tokens)
     count, parts = len(problems), []
     for start in range(0, count, BATCH):
-        rows = np.minimum(np.arange(start, start + min(BATCH, count)), count - 1)  # one shape to compile
+        rows = np.minimum(np.arange(start, start + min(BATCH, count)), count - 1)
         parts.append(_read_prompt_ends(loaded.params, loaded.config, prompts.replace(
             tokens=prompts.tokens[rows], lengths=prompts.lengths[rows])))
     residuals, tokens = zip(*parts)
@@ -35,48 +35,47 @@ def read_prompt_ends(loaded: LanguageModel, problems: list[Problem], max_prompt_
 
 @functools.partial(jax.jit, static_argnums=1)
 def _read_prompt_ends(params: model.Params, config: model.ModelConfig, prompts: Prompts) -> tuple:
-    def last(x_PxSxD):
+    def take_last(x_PxSxD):
         return x_PxSxD[jnp.arange(len(prompts.lengths)), prompts.lengths - 1]
 
-    first_LxD = params["layers"].get("first_vector")
+    vectors_LxD = params["layers"].get("first_vector")
 
-    def add_first(index, x_PxSxD, positions_PxS):  # `forward` does not know which prompt token is the last
-        at_last_PxS = positions_PxS == prompts.lengths[:, None] - 1
-        return x_PxSxD + jnp.where(at_last_PxS[..., None], first_LxD[index][None, None], 0)
+    def add_at_last(index, x_PxSxD, positions_PxS):  # without a prefix, `forward` never adds a `first_vector`
+        is_last_PxS = positions_PxS == prompts.lengths[:, None] - 1
+        return x_PxSxD + jnp.where(is_last_PxS[..., None], vectors_LxD[index][None, None], 0)
 
-    how = model.ForwardOptions(edit_residual=None if first_LxD is None else add_first, read_residual=last)
+    how = model.ForwardOptions(edit_residual=None if vectors_LxD is None else add_at_last, read_residual=take_last)
     hidden_PxSxD, residuals_LxPxD = model.forward(params, config, prompts.tokens, how=how)
-    return residuals_LxPxD.astype(jnp.float32), jnp.argmax(model.head(params, last(hidden_PxSxD)), -1)
+    return residuals_LxPxD.astype(jnp.float32), jnp.argmax(model.head(params, take_last(hidden_PxSxD)), -1)
 
 
 class Activations(NamedTuple):
-    """Tokens of texts, one text after the other: entry n of each array is about the same token."""
+    """Tokens of several texts, one text after another: entry n of every array describes the n-th of these tokens."""
 
-    text: np.ndarray  # i[N], the number of its text
-    position: np.ndarray  # i[N], its position in the text, from 0
-    likeliest: np.ndarray  # i32[N], the likeliest next token
-    residual: Optional[np.ndarray]  # f32[N,D], after the layer; None without one
+    text: np.ndarray  # i[N], index of the text that the token belongs to
+    position: np.ndarray  # i[N], index of the token in its text
+    likeliest: np.ndarray  # i32[N], the model's most likely next token
+    residual: Optional[np.ndarray]  # f32[N,D], after the chosen layer; None if no layer was chosen
 
 
 def read_tokens(loaded: LanguageModel, texts: Sequence[Sequence[int]], starts_R: np.ndarray,
                 layer: Optional[int] = None) -> Activations:
-    """Runs R texts, rows of token ids, through the model and reads each from its position `starts_R` on.
-
-    Raises UserError for a model of --trainable=first_vector.
-    """
+    """Runs R texts, given as token ids, through the model. Returns the activations of all tokens of text r from its
+    position `starts_R[r]` on; unless `layer` is None, these include the residual after that layer, from 0. Raises
+    UserError for a model trained with --trainable=first_vector."""
     if "first_vector" in loaded.params["layers"]:
         raise UserError("a model of --trainable=first_vector acts where a completion begins, which plain texts do not "
                         "show: take one of --trainable=vector")
-    tokens_RxT, lengths_R = pad_rows(texts, 0, -(-max(map(len, texts)) // 16) * 16)
+    tokens_RxT, lengths_R = pad_rows(texts, 0, -(-max(map(len, texts)) // 16) * 16)  # a multiple of 16
     positions_T = np.arange(tokens_RxT.shape[1])
     mask_RxT = (positions_T >= starts_R[:, None]) & (positions_T < lengths_R[:, None])
     params, parts = jax.device_put(loaded.params), []
     with progress(len(texts), 0, "activations", unit="text") as bar:
         for start in range(0, len(texts), BATCH):
-            rows = np.minimum(np.arange(start, start + BATCH), len(texts) - 1)  # one shape to compile
+            rows = np.minimum(np.arange(start, start + BATCH), len(texts) - 1)
             mask_BxT = mask_RxT[start : start + BATCH]
-            parts.append([np.asarray(values_BxT)[: len(mask_BxT)][mask_BxT] for values_BxT in _read_tokens(
-                params, loaded.config, tokens_RxT[rows], layer)])
+            arrays = _read_tokens(params, loaded.config, tokens_RxT[rows], layer)  # [B,T], and [B,T,D] with a layer
+            parts.append([np.asarray(x)[: len(mask_BxT)][mask_BxT] for x in arrays])
             bar.update(len(mask_BxT))
     likeliest_N, *residuals = map(np.concatenate, zip(*parts))
     return Activations(*np.nonzero(mask_RxT), likeliest_N, residuals[0] if residuals else None)
@@ -84,9 +83,9 @@ def read_tokens(loaded: LanguageModel, texts: Sequence[Sequence[int]], starts_R:
 
 @functools.partial(jax.jit, static_argnums=(1, 3))
 def _read_tokens(params: model.Params, config: model.ModelConfig, tokens_BxT: jax.Array, layer: Optional[int]) -> tuple:
-    """(likeliest next tokens i32[B,T], with a layer also its residual f32[B,T,D])."""
+    """Returns a tuple: the most likely next tokens i32[B,T] and, unless `layer` is None, its residual f32[B,T,D]."""
     how = model.ForwardOptions(read_residual=None if layer is None else lambda x: x)
     hidden_BxTxD, residuals = model.forward(params, config, tokens_BxT, how=how)
-    likeliest_BxT = jax.lax.map(  # the logits of one text at a time
+    likeliest_BxT = jax.lax.map(  # one text at a time, because the logits of a whole batch would take much memory
         lambda x_TxD: jnp.argmax(model.head(params, x_TxD), -1).astype(jnp.int32), hidden_BxTxD)
     return likeliest_BxT, *([] if layer is None else [residuals[layer].astype(jnp.float32)])

@@ -1,7 +1,7 @@
-"""A base model beside a model trained from it: loaded together, sampled into folders, compared weight by weight.
+"""Compares a base model with a model trained from it: loads both, samples completions, measures weight differences.
 
-"RL finetunes small subnetworks" (arXiv 2505.11711) claims that few weights move, with an absolute tolerance of 1e-5.
-Here it is relative to the weight, so that it means the same for large and small weights.
+"RL finetunes small subnetworks" (arXiv 2505.11711) reports that few weights change by more than an absolute tolerance
+of 1e-5. Here the tolerance is relative to each weight, so that it means the same for large and small weights.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import Rollouts
 from rlvr_jax.sampler import Request
 
-TOLERANCE = 1e-5  # of a weight's own size
-TOP = (1, 4, 16)  # singular values
+TOLERANCE = 1e-5  # a weight has moved if it changed by more than this times its absolute value
+TOP = (1, 4, 16)  # `spectrum` gives the shares of this many largest singular values
 
 
 def load_as(flag: str, name: str, dtype: str) -> LanguageModel:
-    """The model of this name. Raises UserError as `loading.load_model` does, but about this flag instead of --model."""
+    """Loads a model. Raises the UserErrors of `loading.load_model`, but with the name of `flag` in place of --model."""
     try:
         return loading.load_model(name, dtype, dtype)
     except UserError as error:
@@ -33,11 +33,9 @@ def load_as(flag: str, name: str, dtype: str) -> LanguageModel:
 
 
 def load_trained(name: str, base: LanguageModel, base_flag: str, dtype: str) -> LanguageModel:
-    """The model of --trained, with the base model's window. `base_flag`, such as "--model=DIR", names the base model in
-    errors.
-
-    Raises UserError for an empty name, and for a model whose shape or tokenizer is not the base model's.
-    """
+    """Loads the model of --trained with the context window of the base model. Raises UserError for an empty name, and
+    for a model whose shape or tokenizer is not the base model's. Errors call the base model `base_flag`, such as
+    "--model=DIR"."""
     if not name:
         raise UserError("--trained is required: a model that was trained from --model")
     trained = load_as("--trained", name, dtype)
@@ -51,14 +49,15 @@ def load_trained(name: str, base: LanguageModel, base_flag: str, dtype: str) -> 
 
 
 def noted_numbers(rollouts: Rollouts, texts: list, judged: list) -> list[dict]:
-    """Columns of a kept row (`completions.sample_and_keep`): the numbers that the sampler notes of each completion."""
+    """Returns a dict for each completion: the numbers that the sampler noted once for it (`Rollouts.noted`, [B])."""
     noted = {name: values for name, values in (rollouts.noted or {}).items() if values.ndim == 1}
     return [{name: values[i].item() for name, values in noted.items()} for i in range(len(texts))]
 
 
 def sample_into(name: str, command: str, config: Config, sampler: Sampler, benchmarks: list[Benchmark],
                 columns: Callable = noted_numbers) -> list[dict]:
-    """The rows of all benchmarks, kept in the folder `name` of the command's --out (`completions.sample_and_keep`)."""
+    """Samples and grades all benchmarks; returns their rows as one list. Saves them in the folder `name` of --out, from
+    which an interrupted command resumes (`completions.sample_and_keep`)."""
     flags = config.as_flags()
     path = str(pathlib.Path(flags["out"]) / name)
     folder = Folder(path, command, config.with_flags(out=path), flags["resume"], name)
@@ -67,25 +66,27 @@ def sample_into(name: str, command: str, config: Config, sampler: Sampler, bench
 
 
 def share_of_tokens(rows: list[dict], column: str) -> float:
-    """The tokens that this column counts ("steered", "swapped"), divided by all generated tokens."""
+    """Sum of `column`, a number of tokens in each row such as "steered", divided by the number of generated tokens."""
     return sum(row[column] for row in rows) / sum(row["num_tokens"] for row in rows)
 
 
 def weight_difference(before: model.Params, after: model.Params) -> dict:
-    """What training changed in a model's weights, adapters merged: `{"all": ..., "tensors": {name: ...}}`.
+    """Compares weights before and after training, adapters merged: `{"all": {...}, "tensors": {name: {...}}}`.
 
-    A tensor has `size` numbers. `moved` is the share that changed by more than TOLERANCE of their size, `relative` the
-    norm of the change divided by the norm of the weight; `spectrum` is for matrices. "all" has the mean `stable_rank`
-    of the matrices, None if none changed. A tensor that one model lacks, such as a merged vector, counts as zero there.
+    Each tensor has its `size`; `moved`, the share of its weights that changed by more than TOLERANCE times their
+    absolute value; `relative`, the norm of the change divided by the norm before, None if that was 0; and the
+    `spectrum` of the change. "all" has the total `size`, the share `moved` of all weights, and the mean `stable_rank`
+    of the matrices that changed, None if none did. A tensor that only one model has counts as zero in the other.
     """
     old, new = _layer_tensors(before), _layer_tensors(after)
     rows, moved = {}, 0
     for name in dict.fromkeys((*old, *new)):
-        a, b = (tensors[name] if name in tensors else np.zeros_like((old | new)[name]) for tensors in (old, new))
-        count, norm = int(np.sum(np.abs(b - a) > TOLERANCE * np.abs(a))), float(np.linalg.norm(a))
+        start, end = (tensors[name] if name in tensors else np.zeros_like((old | new)[name]) for tensors in (old, new))
+        change, norm = end - start, float(np.linalg.norm(start))
+        count = int(np.sum(np.abs(change) > TOLERANCE * np.abs(start)))
         moved += count
-        rows[name] = {"size": a.size, "moved": count / a.size, "spectrum": spectrum(b - a),
-                      "relative": float(np.linalg.norm(b - a)) / norm if norm else None}
+        rows[name] = {"size": start.size, "moved": count / start.size, "spectrum": spectrum(change),
+                      "relative": float(np.linalg.norm(change)) / norm if norm else None}
     total = sum(row["size"] for row in rows.values())
     ranks = [row["spectrum"]["stable_rank"] for row in rows.values() if row["spectrum"]]
     return {"all": {"size": total, "moved": moved / total, "stable_rank": float(np.mean(ranks)) if ranks else None},
@@ -93,19 +94,19 @@ def weight_difference(before: model.Params, after: model.Params) -> dict:
 
 
 def _layer_tensors(params: model.Params) -> dict[str, np.ndarray]:
-    """Every weight by name, one for each layer: "embed", "layers/q/0"."""
+    """{name: array} of all weights, adapters merged. Those of each layer have a name of their own, "layers/q/0"."""
     merged = adapters.merge(params)
     return {name: np.asarray(x) for name, x in merged.items() if name != "layers"} | {
         f"layers/{name}/{i}": row for name, x in merged["layers"].items() for i, row in enumerate(np.asarray(x))}
 
 
 def spectrum(difference: np.ndarray) -> Optional[dict]:
-    """`stable_rank`, the squared Frobenius norm divided by the largest squared singular value, and `top`, the share of
-    that norm in the TOP largest singular values. None for a vector, and for a change of zero."""
+    """A matrix's `stable_rank`, squared Frobenius norm over largest squared singular value, and `top`, {k: share of the
+    squared norm in the k largest singular values} for the k of TOP, as text. None for a vector or a matrix of zeros."""
     if difference.ndim != 2 or not difference.any():
         return None
-    wide = difference.astype(np.float64)
-    gram = wide @ wide.T if len(wide) < wide.shape[1] else wide.T @ wide
+    matrix = difference.astype(np.float64)
+    gram = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix  # the smaller of the two
     squares = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)
     return {"stable_rank": float(squares.sum() / squares[0]),
             "top": {str(k): float(squares[:k].sum() / squares.sum()) for k in TOP}}

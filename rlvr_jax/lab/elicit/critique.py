@@ -1,17 +1,18 @@
 """Examples for one-shot critique fine-tuning (arXiv 2506.03295): a model's own attempts, and exact critiques of them.
 
-The published critics are stronger models. Here the critique is the careful solution with at most two remarks, `=` and
-what the attempt has there: after the attempt's first wrong step, and before its answer if that is wrong.
+The published critiques are written by stronger models. Here a critique is the careful solution with at most two
+remarks. A remark is `=` and a quote from the attempt: its first wrong step, after the right version of that step, or
+its wrong answer, before the right answer. If the last step is the first wrong one, only that step is quoted.
 
   problem   coins 7 + 5 * 2 - 4 =
   attempt   quick 12 14 10 answer 10
   critique  think + 5 12 * 2 24 = 14 - 4 20 = 10 answer 20
 
-Pre-training has no such remarks, and no word for "not". Published critiques end with "Conclusion: right" or "wrong";
-here the answer comes last, where graders look for it.
+The base model saw no such remarks in pre-training, and has no word for "not". Published critiques end with
+"Conclusion: right" or "wrong"; here the right answer comes last, where graders look for it.
 
-The prompt is the attempt and then the problem, in reverse of the published order, so that the critique starts where a
-completion of the problem alone starts. With the published chat template, both orders have that property.
+The prompt is the attempt followed by the problem, the reverse of the published order. So a critique starts right after
+the problem, as a completion of the problem alone does. With the published chat template this holds for both orders.
 """
 
 import pathlib
@@ -33,7 +34,7 @@ from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.problems import merge
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, encode_prompts, load_problems
 
-STEP_WORDS = {"think": 3, "quick": 1}  # opening word of a style -> words of a step
+STEP_WORDS = {"think": 3, "quick": 1}  # first word of a solution -> number of words in each of its steps
 
 
 class CritiqueConfig(Config):
@@ -42,40 +43,40 @@ class CritiqueConfig(Config):
     choice: loading.ModelChoice = loading.ModelChoice()
     machine: MachineConfig = MachineConfig()
     sampling: SamplingConfig = SamplingConfig()
-    kind: str = flag("critique", "what is learnt", lambda: KINDS)
-    problems: str = flag("arithmetic", "a synthetic family whose problems have steps", lambda: FAMILIES)
+    kind: str = flag("critique", "kind of examples", lambda: KINDS)
+    problems: str = flag("arithmetic", "a synthetic family whose solutions have steps", lambda: FAMILIES)
     num_ops: int = flag(6, "operations in a problem", minimum=1)
-    example: str = flag("0", "the one problem, as in training: its number, from 0, among the seed's example_pool; or "
-                        "the run directory of scripts.train with --example=auto, for the problem chosen there; or "
-                        "all of them")
-    example_pool: int = flag(128, "problems that the example is one of", minimum=1)
+    example: str = flag("0", "the problem to write examples of: its number in the pool of problems, from 0, as in "
+                        "scripts.train; a run directory of scripts.train --example=auto, for the problem chosen "
+                        "there; or all, for the whole pool")
+    example_pool: int = flag(128, "number of problems in the pool, which the seed draws", minimum=1)
     num_attempts: int = flag(600, "attempts to sample, and rows to write, for each problem", minimum=1)
     temperature: float = flag(1.0, "sampling temperature of the attempts", above=0)
     seed: int = flag(0, "seed of the problems, the sampling and the shuffling", minimum=0, maximum=2**31 - 1)
-    out: str = flag("", "JSONL file for the rows: prompt and completion, as scripts.finetune reads them")
+    out: str = flag("", "JSONL file to write: a prompt and a completion in each row, for scripts.finetune")
 
 
 def critique(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:
-    """The exact critique of each attempt."""
+    """Each attempt followed by the problem as prompt, and an exact critique as completion."""
     return [(f"{row['completion']} {problem.prompt}".lstrip(), criticise(problem.meta["steps"], row["completion"]))
             for row in attempts]
 
 
 def shuffled(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:
-    """A control: the same critiques, each of another attempt."""
+    """A control: the prompts and critiques of `critique`, but each critique is that of another attempt."""
     prompts, critiques = zip(*critique(problem, attempts, rng))
     places, order = rng.permutation(len(critiques)), np.empty(len(critiques), int)
-    order[places] = np.roll(places, 1)  # a single cycle: no critique keeps its place
+    order[places] = np.roll(places, 1)  # one cycle through all rows: no prompt keeps its own critique
     return [(prompt, critiques[place]) for prompt, place in zip(prompts, order)]
 
 
 def attempted(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:
-    """A control: the attempts themselves, right or wrong, without their critiques."""
+    """A control: the attempts themselves, right or wrong, without critiques; empty attempts are left out."""
     return [(problem.prompt, row["completion"]) for row in attempts if row["completion"]]
 
 
 def correct(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:
-    """A control: the attempts that are right, over and over, without their critiques; nothing if none is."""
+    """A control: only the right attempts, repeated to as many rows, without critiques; no rows if none is right."""
     right = [row["completion"] for row in attempts if row["correct"]]
     return [(problem.prompt, right[i % len(right)]) for i in range(len(attempts) if right else 0)]
 
@@ -87,53 +88,56 @@ def answer(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> 
 
 
 def expert(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:
-    """A control: the careful solution, the same expert that imitation of single steps learns from."""
+    """A control: the careful solution, which --reward=imitation of scripts.train also learns from."""
     return [(problem.prompt, " ".join(problem.meta["steps"]))] * len(attempts)
 
 
-# --kind -> function of (problem, rows of its attempts, generator): prompt and completion of as many rows
+# --kind -> function of (problem, its attempts as graded rows, random generator) -> [(prompt, completion), ...]
 KINDS: dict[str, Callable] = {"critique": critique, "shuffled": shuffled, "attempts": attempted, "correct": correct,
                               "answer": answer, "expert": expert}
 
 
 def criticise(steps: list[str], attempt: str) -> str:
-    """The critique of an attempt at a problem with these steps (`chains.expert_steps`), as described above.
+    """The critique of an attempt, as the top of this file describes. `steps` are those of the careful solution: its
+    opening word, a text for each operation, and "answer VALUE" (`meta["steps"]` of a problem).
 
-    A remark quotes the attempt: three words of a careful step, one of a sloppy step, nothing for a missing answer.
+    A remark quotes up to three words of a careful step, one of a sloppy step, and none for a missing answer.
     """
     size = STEP_WORDS.get(attempt.split(" ")[0], 0)
-    body, _, answer = attempt.partition("answer")
-    words, count = body.split()[1:], len(steps) - 1  # the last step states the answer
-    attempted = [words[i : i + size] for i in range(0, len(words), size)] if size else []
-    wrong = [i for i, step in enumerate(attempted[: count - 1], 1) if step != steps[i].split()[-size:]]
-    remarks = {i: attempted[i - 1] for i in wrong[:1]}
-    if answer.split() != steps[-1].split()[1:]:
-        remarks = {count - 1: answer.split()} | remarks
+    body, _, stated = attempt.partition("answer")
+    words, last = body.split()[1:], len(steps) - 2  # the index of the last operation, before the answer
+    attempted_steps = [words[i : i + size] for i in range(0, len(words), size)] if size else []
+    wrong = [i for i, step in enumerate(attempted_steps[:last], 1) if step != steps[i].split()[-size:]]
+    remarks = {i: attempted_steps[i - 1] for i in wrong[:1]}
+    if stated.split() != steps[-1].split()[1:]:
+        remarks = {last: stated.split()} | remarks  # a wrong last step is quoted, not the answer
     return " ".join([*(" ".join([step, "=", *remarks[i]]) if i in remarks else step
                        for i, step in enumerate(steps[:-1])), steps[-1]])
 
 
 def choose_problems(config: CritiqueConfig, pool: list[Problem]) -> list[Problem]:
-    """The problems of --example. Raises UserError for one that the pool lacks, or that has no steps."""
-    record = pathlib.Path(config.example.partition("@")[0]) / "example.json"
-    noted = files.read_json(record) if record.is_file() else {"example": config.example}
-    place = str(noted["example"])
+    """Returns the problems of the pool that --example names: one, or all. Raises UserError if it names none, or names a
+    run that trained on another question, and if a problem of the pool has no steps."""
+    path = pathlib.Path(config.example.partition("@")[0]) / "example.json"
+    chosen = files.read_json(path) if path.is_file() else {"example": config.example}
+    number = str(chosen["example"])
     if not all(problem.meta.get("steps") for problem in pool):
         raise UserError(f"--problems={config.problems}: these problems have no steps, which critiques are made of")
-    if place == "all":
+    if number == "all":
         return pool
-    if not place.isdigit() or int(place) >= len(pool):
+    if not number.isdigit() or int(number) >= len(pool):
         raise UserError(f"--example={config.example}: {config.problems} has problems 0 to {len(pool) - 1}; or all, or "
                         "a run directory with an example.json, which scripts.train with --example=auto writes")
-    problem = pool[int(place)]
-    if noted.get("question", problem.question) != problem.question:
-        raise UserError(f"--example={config.example}: that run trained on {noted['question']!r}, which is not problem "
-                        f"{place} here; give its --problems, --num_ops, --example_pool and --seed")
+    problem = pool[int(number)]
+    if chosen.get("question", problem.question) != problem.question:
+        raise UserError(f"--example={config.example}: that run trained on {chosen['question']!r}, which is not problem "
+                        f"{number} here; give its --problems, --num_ops, --example_pool and --seed")
     return [problem]
 
 
 def make_examples(config: CritiqueConfig) -> list[dict]:
-    """Samples attempts at the problem of --example, or at all, and writes rows for `scripts.finetune` to --out."""
+    """Samples attempts at the problems of --example, makes examples of kind --kind from them, and writes these to --out
+    for `scripts.finetune`; returns them as `{"prompt", "completion", "kind"}`. Raises UserError if there are none."""
     if not config.out:
         raise UserError("--out is required: the JSONL file for the rows")
     loaded = loading.load_fixed(config.choice)

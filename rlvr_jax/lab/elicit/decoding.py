@@ -1,6 +1,6 @@
-"""Ways to decode a model, a table: each is measured on the same problems, and its cost is counted.
+"""Methods of decoding a model (METHODS), and `elicit`, which measures the accuracy and the cost of one of them.
 
-K paths, P prompts, B completions, T tokens.
+K paths, P prompts, B completions, T tokens, V vocabulary.
 """
 
 import collections
@@ -34,23 +34,23 @@ from rlvr_jax.sampler import Request
 
 
 class ElicitConfig(Config):
-    """What a model can do under another decoding, without training."""
+    """What a model can do under another decoding method, without training."""
 
     steering: vectors.SteeringConfig = vectors.SteeringConfig()
-    method: str = flag("greedy", "how a problem gets its answer", lambda: METHODS)
-    num_samples: int = flag(10, "completions of each problem: sampled by self_consistency, begun with the likeliest "
-                            "first tokens by cot_decoding, used to fit sae", minimum=1)
+    method: str = flag("greedy", "how completions are decoded, and which of them counts", lambda: METHODS)
+    num_samples: int = flag(10, "completions of each problem: those that self_consistency or cot_decoding chooses "
+                            "from, or those that the autoencoder of sae is fitted on", minimum=1)
     temperature: float = flag(0.6, "sampling temperature of low_temperature and self_consistency", above=0)
     power: PowerConfig = PowerConfig()
-    strength: float = flag(1.0, "steer adds the vector times this; negative: in the other direction", minimum=-1000)
-    where: str = flag("generated", "tokens that steer acts at", lambda: steering.WHERE)
-    rate: float = flag(0.1, "share of generated tokens at which steer acts: of those that the gate was fitted on, "
-                       "or by chance under shuffled_gate", minimum=0, maximum=1)
+    strength: float = flag(1.0, "steer adds the vector times this; a negative number reverses it", minimum=-1000)
+    where: str = flag("generated", "tokens at which steer adds the vector", lambda: steering.WHERE)
+    rate: float = flag(0.1, "share of generated tokens at which steer acts: for --where=gate, of those that the gate "
+                       "was fitted on; for --where=shuffled_gate, the probability for each token", minimum=0, maximum=1)
     sae: latents.LatentConfig = latents.LatentConfig()
     trajectory: TrajectoryConfig = TrajectoryConfig()
 
 
-# ----- which of a problem's rows counts; None without an answer
+# ----- rules: which of a problem's completions counts; None if none has an answer
 
 
 def first_completion(rows: list[dict]) -> Optional[dict]:
@@ -59,19 +59,19 @@ def first_completion(rows: list[dict]) -> Optional[dict]:
 
 
 def majority_answer(rows: list[dict]) -> Optional[dict]:
-    """The first with the most frequent answer; of answers that tie, the earliest."""
+    """The first completion with the most frequent answer; of tied answers, the one that occurs first counts."""
     answers = list(map(normalised_answer, rows))
     answer = grade.most_common(answers)
     return rows[answers.index(answer)] if answer else None
 
 
 def widest_margin(rows: list[dict]) -> Optional[dict]:
-    """The one whose answer has the widest margin."""
+    """The completion whose answer has the widest margin (`answer_margin`)."""
     return max((row for row in rows if row["margin"] is not None), key=lambda row: row["margin"], default=None)
 
 
 def largest_margin_sum(rows: list[dict]) -> Optional[dict]:
-    """The first with the answer that has the largest sum of margins."""
+    """The first completion with the answer whose margins, summed over all completions that give it, are largest."""
     rows, totals = [row for row in rows if row["margin"] is not None], collections.Counter()
     for row in rows:
         totals[normalised_answer(row)] += row["margin"]
@@ -79,7 +79,7 @@ def largest_margin_sum(rows: list[dict]) -> Optional[dict]:
 
 
 def normalised_answer(row: dict) -> str:
-    """A completion's answer as text that can be compared; empty without one."""
+    """A row's answer in a normalised form, so that equal answers are equal texts; "" if it has no answer."""
     return mathematics.normalise(row["extracted"] or "")
 
 
@@ -87,7 +87,7 @@ def normalised_answer(row: dict) -> str:
 
 
 def opened_sample_fn(opening: tuple[int, ...]) -> Callable:
-    """The `sample_fn` (`sampler.make_sampler`) of completions that begin with these token ids."""
+    """Returns a `sample_fn` for `sampler.make_sampler` whose completions all begin with the token ids `opening`."""
     def sample_fn(params, config, prompts, rows, decoding):
         given_T = jnp.full(decoding.max_new_tokens, -1, jnp.int32).at[: len(opening)].set(jnp.array(opening, jnp.int32))
         rows = rows._replace(given=jnp.tile(given_T, (len(rows.keys), 1)))
@@ -96,11 +96,9 @@ def opened_sample_fn(opening: tuple[int, ...]) -> Callable:
 
 
 def branched_sample_fn(num_paths: int) -> Callable:
-    """The `sample_fn` of completions of which the j-th of a prompt begins with its j-th likeliest first token.
-
-    `noted` has each token's `margin` (`margins`), and `forward_tokens`, the tokens fed to the model; the search for
-    first tokens counts in the first path.
-    """
+    """Returns a `sample_fn` with which the j-th completion of a prompt begins with the j-th most likely first token.
+    `noted` has the `margin` of each token (`margins`), and `forward_tokens`, the number of tokens that were fed to the
+    model for a completion. The token fed to find the first tokens counts for a prompt's first completion."""
     note = sampler.Hooks(note=lambda logits, _: {"margin": margins(logits)})
 
     def sample_fn(params, config, prompts, rows, decoding):
@@ -114,7 +112,7 @@ def branched_sample_fn(num_paths: int) -> Callable:
 
 
 def first_tokens(params: model.Params, config: model.ModelConfig, prefix: model.Prefix, num_paths: int) -> jax.Array:
-    """i32[P,K], each prompt's K likeliest first tokens in order; a vocabulary of fewer than K repeats."""
+    """i32[P,K]: each prompt's K most likely first tokens, in order, repeated if the vocabulary has fewer than K."""
     size = len(prefix.lengths)
     logits_PxV, _ = model.decode_step(params, config, model.unroll_layers(params, prefix), model.Inputs(
         prefix.last_tokens, jnp.zeros(size, jnp.int32)), model.init_cache(config, size, 1))
@@ -123,48 +121,50 @@ def first_tokens(params: model.Params, config: model.ModelConfig, prefix: model.
 
 
 def margins(logits_BxV: jax.Array) -> jax.Array:
-    """f32[B], the probability of the likeliest token minus that of the second."""
-    probs_BxV = jax.nn.softmax(logits_BxV)  # two maxima: on a CPU, XLA's top_k is 20 times slower over 49,152 tokens
+    """f32[B]: the probability of the most likely token minus that of the second most likely one."""
+    probs_BxV = jax.nn.softmax(logits_BxV)  # no top_k: over 49,152 tokens, XLA's is 20 times slower on a CPU
     others_BxV = jnp.where(jnp.arange(probs_BxV.shape[-1])[None] == jnp.argmax(probs_BxV, -1)[:, None], 0, probs_BxV)
     return jnp.max(probs_BxV, -1) - jnp.max(others_BxV, -1)
 
 
 def answer_margin(tokenizer: Tokenizer, ids: list[int], margins_T: np.ndarray, text: str,
                   answer: Optional[str]) -> Optional[float]:
-    """Mean margin of the tokens that write the answer where it last occurs in the text; None if it does not."""
+    """The mean of `margins_T` over the tokens that spell the last occurrence of `answer` in `text`; None if `answer` is
+    None or does not occur. `ids` are the tokens of `text`, and `margins_T[t]` is the margin of token t (`margins`)."""
     span = find_answer(text, answer)
     if span is None:
         return None
-    ends_T = np.array([len(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))])  # some characters span tokens
+    ends_T = np.array([len(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))])  # characters may span tokens
     starts_T = np.concatenate([[0], ends_T[:-1]])
     writes_T = (starts_T < span[1]) & (ends_T > span[0])
     return float(np.mean(margins_T[writes_T])) if writes_T.any() else None
 
 
 def find_answer(text: str, answer: Optional[str]) -> Optional[tuple[int, int]]:
-    """(start, end) of the answer's last occurrence; None without one. The text's numbers may have commas."""
+    """(start, end) of the last occurrence of `answer` in `text`, or None; "1234" occurs in "1,234", not in "12345"."""
     if not answer:
         return None
     pattern = rf"(?<!\d){',?'.join(map(re.escape, answer))}(?!\d)"
-    return next((match.span() for match in reversed(list(re.finditer(pattern, text)))), None)
+    spans = [match.span() for match in re.finditer(pattern, text)]
+    return spans[-1] if spans else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """How completions are drawn, and which of them counts as the answer to a problem."""
+    """How completions are sampled, and which completion counts as the answer to a problem."""
 
     num_samples: int = 1  # completions of each problem
     temperature: float = 0.0
-    sample_fn: Callable = sampler.sample  # as in `sampler.make_sampler`
-    params: Optional[dict] = None  # of `sample_fn`; None: those of the model
-    summary: dict = dataclasses.field(default_factory=dict)  # further keys of the summary
-    columns: Callable = lambda rollouts, texts, judged: [{}] * len(texts)  # further columns of the rows
-    rules: dict[str, Callable] = dataclasses.field(  # which of a problem's rows counts; the first rule is the method's
+    sample_fn: Callable = sampler.sample  # see `sampler.make_sampler`
+    params: Optional[dict] = None  # what `sample_fn` takes as params; None: the parameters of the model
+    summary: dict = dataclasses.field(default_factory=dict)  # keys to add to the summary
+    columns: Callable = lambda rollouts, texts, judged: [{}] * len(texts)  # columns to add to each row
+    rules: dict[str, Callable] = dataclasses.field(  # name -> choice among a problem's rows; the first gives `accuracy`
         default_factory=lambda: {"only": first_completion})
 
 
 def greedy(config: ElicitConfig, loaded: LanguageModel) -> Method:
-    """The likeliest token, again and again."""
+    """One completion, with the most likely token at each step."""
     return Method()
 
 
@@ -174,13 +174,14 @@ def low_temperature(config: ElicitConfig, loaded: LanguageModel) -> Method:
 
 
 def self_consistency(config: ElicitConfig, loaded: LanguageModel) -> Method:
-    """The answer that most of --num_samples completions at --temperature give (arXiv 2203.11171)."""
+    """The most frequent answer of --num_samples completions at --temperature (arXiv 2203.11171)."""
     return Method(config.num_samples, config.temperature,
                   rules={"majority": majority_answer, "first": first_completion})
 
 
 def forced(config: ElicitConfig, loaded: LanguageModel) -> Method:
-    """The likeliest completion that begins with --opening: how far activation alone can lead."""
+    """A greedy completion that begins with --opening: how much these words alone can raise accuracy. Raises UserError
+    for an opening that is empty, too long, or has words that the tokenizer lacks."""
     opening, longest = config.steering.opening, config.steering.kept.sampling.max_new_tokens
     ids = loaded.tokenizer.encode(opening)
     if not 0 < len(ids) < longest or loaded.tokenizer.unknown_words(opening.split()):
@@ -190,8 +191,8 @@ def forced(config: ElicitConfig, loaded: LanguageModel) -> Method:
 
 
 def cot_decoding(config: ElicitConfig, loaded: LanguageModel) -> Method:
-    """Greedy completions after each of the --num_samples likeliest first tokens. Picks the answer with the
-    largest margin of its tokens over the runners-up, summed over the completions that give it (arXiv 2402.10200)."""
+    """Greedy completions from each of the --num_samples most likely first tokens. The answer whose margins
+    (`answer_margin`), summed over the completions that give it, are largest counts (arXiv 2402.10200)."""
     def columns(rollouts, texts, judged):
         rows = zip(rollouts.completions, rollouts.completion_mask, rollouts.noted["margin"], texts, judged)
         return [{"margin": answer_margin(loaded.tokenizer, ids[mask].tolist(), margin[mask], text,
@@ -201,36 +202,36 @@ def cot_decoding(config: ElicitConfig, loaded: LanguageModel) -> Method:
 
 
 def power(config: ElicitConfig, loaded: LanguageModel) -> Method:
-    """One completion, drawn by its probability to the power --alpha (arXiv 2510.14901)."""
+    """One completion, sampled in proportion to its probability to the power --alpha (arXiv 2510.14901)."""
     return Method(temperature=1 / config.power.alpha, sample_fn=power_sample_fn(config.power))
 
 
 def steer(config: ElicitConfig, loaded: LanguageModel) -> Method:
-    """The likeliest completion where --vector, times --strength, is added after --layer at the tokens of --where."""
-    vector, choice = config.steering, config.steering.kept.choice
-    trained = load_trained(vector.trained, loaded, f"--model={choice.model}",
-                           choice.dtype) if config.where == "gate" else None
-    fitted = gate.fit(vector, loaded, trained)
-    return Method(sample_fn=steering.steered_sample_fn(config.where, vector.layer),
+    """A greedy completion with --strength times --vector added to the residual after --layer at tokens of --where."""
+    flags, choice, trained = config.steering, config.steering.kept.choice, None
+    if config.where == "gate":
+        trained = load_trained(flags.trained, loaded, f"--model={choice.model}", choice.dtype)
+    fitted = gate.fit(flags, loaded, trained)
+    return Method(sample_fn=steering.steered_sample_fn(config.where, flags.layer),
                   params={"model": loaded.params, "steering": fitted.steering(config.strength, config.rate)})
 
 
 def sae(config: ElicitConfig, loaded: LanguageModel) -> Method:
-    """The likeliest completion where one --latent of a sparse autoencoder is added after --layer, at the first token
+    """A greedy completion with one --latent of a sparse autoencoder added after --layer at the first token
     (arXiv 2601.08058)."""
     added, numbers = latents.choose_latent(config.sae, config.steering, loaded, config.num_samples)
     return Method(sample_fn=steering.steered_sample_fn("first", config.steering.layer),
                   summary={"sae": numbers}, params={"model": loaded.params, "steering": added})
 
 
-# --method -> how problems are decoded
+# --method -> function of (flags, model) that returns a Method
 METHODS = {"greedy": greedy, "low_temperature": low_temperature, "self_consistency": self_consistency,
            "forced": forced, "cot_decoding": cot_decoding, "power": power, "steer": steer, "sae": sae}
 
 
 def elicit(config: ElicitConfig) -> dict:
-    """Measures --model under --method; returns the summary. Writes it, table.md and every completion into --out, where
-    the same command continues."""
+    """Measures --model under --method and returns the summary. Writes summary.json, table.md and completions.jsonl into
+    --out; the same command resumes an interrupted one. Raises UserError without --out."""
     if not config.steering.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
     config = vectors.pin_models(config)
@@ -240,7 +241,7 @@ def elicit(config: ElicitConfig) -> dict:
     benchmarks = load_sets(kept, loaded, lambda stem: (method.num_samples, method.temperature))
 
     def columns(rollouts, texts, judged):
-        fed = np.sum(rollouts.completion_mask, -1)  # unless the sampler notes another number
+        fed = np.sum(rollouts.completion_mask, -1)  # the cost, unless the sampler has noted another number
         return [{"forward_tokens": int(n)} | noted | more for n, noted, more in zip(
             fed, noted_numbers(rollouts, texts, judged), method.columns(rollouts, texts, judged))]
 
@@ -256,16 +257,18 @@ def elicit(config: ElicitConfig) -> dict:
 
 
 def summarise_method(method: Method, benchmark: Benchmark, rows: list[dict]) -> dict:
-    """The summary of an evaluation, but `accuracy` and Wilson's interval are of the completion that a rule picks.
+    """The summary of a benchmark, with `accuracy` and Wilson's `interval` of the completions that the first rule picks.
 
-    `mean_accuracy` is that of all completions, `right` says by problem whether the first rule is right, and
-    `forward_tokens` is the mean cost of a problem: its prompt, once, and every token fed for its completions.
+    Keys beside those of `summarise_benchmark`: `rules` has both for every rule, `mean_accuracy` is that of all
+    completions, and `right` has 1 for each problem that the first rule solves, else 0. `forward_tokens` is the mean
+    cost of a problem: its prompt, once, and every token fed for its completions. Where a method notes them, `accepted`
+    is the mean share of accepted moves, and `steered` the share of steered tokens.
     """
     size, whole = method.num_samples, summarise_benchmark(benchmark, rows)
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
     right = {name: [bool(row and row["correct"]) for row in map(rule, groups)] for name, rule in method.rules.items()}
-    rules = {name: {"accuracy": float(np.mean(x)), "interval": wilson(float(np.mean(x)), len(x))}
-             for name, x in right.items()}
+    rules = {name: {"accuracy": float(np.mean(solved)), "interval": wilson(float(np.mean(solved)), len(solved))}
+             for name, solved in right.items()}
     cost = float(np.mean(benchmark.prompts.lengths)) + sum(row["forward_tokens"] for row in rows) / len(groups)
     main = next(iter(rules))
     summary = whole | rules[main] | {"mean_accuracy": whole["accuracy"], "rules": rules, "forward_tokens": cost,
@@ -278,7 +281,7 @@ def summarise_method(method: Method, benchmark: Benchmark, rows: list[dict]) -> 
 
 
 def format_table(config: ElicitConfig, summaries: dict[str, dict]) -> str:
-    """Markdown: a row for each set of problems and rule."""
+    """A Markdown table with a row for each benchmark and rule."""
     header = ["problems", "n", "method", "answer", "accuracy", "forward tokens a problem", "graded by"]
     rows = [[name, each["n"], config.method, rule, format_estimate(right["accuracy"], right["interval"]),
              f"{each['forward_tokens']:.1f}", each["graded_by"]]

@@ -1,7 +1,7 @@
-"""When to steer: a probe of the base model, fitted to where a trained model's likeliest token differs (arXiv
-2510.07364).
+"""The gate, which decides at which tokens to steer: a linear probe of the base model's residual, fitted to predict
+where the most likely token of a trained model differs from the base model's (arXiv 2510.07364).
 
-P problems, N tokens to fit on, D width.
+P problems, N tokens to fit on, D width, E = D + 1.
 """
 
 import dataclasses
@@ -23,44 +23,44 @@ from rlvr_jax.records import Problem, Prompts
 from rlvr_jax.sampler import CHOOSE, Request
 from rlvr_jax.tasks.prompts import encode_prompts
 
-PENALTY = 1e-3  # of half the gate's squared weights, added to the mean loss of a token
+PENALTY = 1e-3  # L2 penalty: PENALTY / 2 times the sum of squared weights, added to the mean loss of a token
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A vector and a gate, fitted: steering with them never runs the trained model."""
+    """A fitted steering vector and gate. Steering with them runs the base model alone, never the trained model."""
 
-    problems: list[Problem]
-    vector_D: np.ndarray
-    weight_D: np.ndarray  # of the gate
-    scores_N: np.ndarray  # of the gate, at the tokens it was fitted on
-    gate: dict  # its numbers for a summary (`fit_gate`)
+    problems: list[Problem]  # those that were fitted on
+    vector_D: np.ndarray  # f64
+    weight_D: np.ndarray  # f64, weights of the gate
+    scores_N: np.ndarray  # f64, `residual @ weight_D` at the tokens that the gate was fitted on
+    gate: dict  # numbers about the gate, for a summary (`fit_gate`)
 
     def steering(self, strength: float, rate: float) -> Steering:
-        """Steers at this share of the tokens that the gate was fitted on."""
+        """The vector times `strength`, and a gate that acts at the share `rate` of the tokens it was fitted on."""
         threshold = np.quantile(self.scores_N, 1 - rate)
         values = strength * self.vector_D, self.weight_D, threshold, rate
         return Steering(*(np.asarray(value, np.float32) for value in values))
 
 
 def fit(config: vectors.SteeringConfig, loaded: LanguageModel, trained: Optional[LanguageModel]) -> Fitted:
-    """The vector, and the gate if there is a trained model. Raises UserError for a layer that the model lacks, and for
-    problems without a split to fit on."""
+    """Computes the vector of --vector, and fits a gate unless `trained` is None. Raises UserError for a layer that the
+    model lacks, for problems without a split to fit on, and if the vector or the gate cannot be fitted."""
     vectors.check_layer(config, loaded)
     problems = vectors.load_fit_problems(config, loaded, "example")
     vector_D = vectors.VECTORS[config.vector](config, loaded, problems)
-    nothing = np.zeros(len(vector_D)), np.zeros(1), {}
-    return Fitted(problems, vector_D, *(fit_gate(config, loaded, trained, problems) if trained else nothing))
+    no_gate = np.zeros(len(vector_D)), np.zeros(1), {}
+    return Fitted(problems, vector_D, *(fit_gate(config, loaded, trained, problems) if trained else no_gate))
 
 
 def fit_gate(config: vectors.SteeringConfig, loaded: LanguageModel, trained: LanguageModel,
              problems: list[Problem]) -> tuple[np.ndarray, np.ndarray, dict]:
-    """(weight f64[D], scores f64[N], numbers for a summary) of a gate fitted to where the likeliest tokens differ.
+    """Fits a logistic regression that predicts from the base model's residual after --layer whether the most likely
+    next tokens of both models differ, on greedy completions of both. One in five problems is held out for `auroc`.
 
-    It is a logistic regression on the base model's residuals over greedy completions of both models. One in five
-    problems is held out for `auroc`. `differ` is the share of tokens that differ, `differ_first` the share of first
-    tokens that do, `first_of_differ` the share of differing tokens that are first. Raises UserError if no token
-    differs.
+    Returns (weight f64[D], scores f64[N], numbers): the number `n` of all tokens; `differ`, the share of tokens where
+    the models differ, and `differ_first`, that of first tokens; `first_of_differ`, the share of first tokens among
+    those where the models differ; `auroc`. Raises UserError if the models differ at none of the tokens to fit on.
     """
     kept = config.kept
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, kept.sampling.max_new_tokens,
@@ -69,8 +69,8 @@ def fit_gate(config: vectors.SteeringConfig, loaded: LanguageModel, trained: Lan
     base, other = read_tokens(loaded, texts, starts_R, config.layer), read_tokens(trained, texts, starts_R)
     within_N = base.position < np.array(list(map(len, texts)))[base.text] - 1  # no token follows the last one
     differ_N = (base.likeliest != other.likeliest)[within_N]
-    first_N, fitted_N = ((base.position == starts_R[base.text])[within_N],
-                         (base.text % len(problems) % 5 > 0)[within_N])
+    first_N = (base.position == starts_R[base.text])[within_N]
+    fitted_N = (base.text % len(problems) % 5 > 0)[within_N]  # text i and text P + i are of problem i
     x_NxD = base.residual[within_N].astype(np.float64)
     if not (differ_N & fitted_N).any():
         raise UserError(f"--trained={config.trained} has the likeliest tokens of --model everywhere: there is no gate "
@@ -85,7 +85,7 @@ def fit_gate(config: vectors.SteeringConfig, loaded: LanguageModel, trained: Lan
 
 def greedy_texts(config: vectors.SteeringConfig, loaded: LanguageModel, trained: LanguageModel,
                  prompts: Prompts) -> list[np.ndarray]:
-    """Token ids of each prompt with the base model's greedy completion, then of each with the trained model's."""
+    """2P texts as token ids: all prompts with the base model's greedy completions, then with the trained model's."""
     sampler, texts = make_sampler(loaded, config.kept.sampling), []
     for params in (sampler.params, parallel.place_state(trained.params)):
         out = sampler.sample(params, prompts, np.arange(len(prompts.lengths)),
@@ -96,8 +96,8 @@ def greedy_texts(config: vectors.SteeringConfig, loaded: LanguageModel, trained:
 
 
 def logistic_weights(x_NxD: np.ndarray, y_N: np.ndarray) -> np.ndarray:
-    """f64[D], weights of a logistic regression of y on the standardised columns of x, for x as it is. There is no
-    intercept: the gate's threshold takes its place."""
+    """f64[D]: weights of a logistic regression of y on x, fitted on standardised columns and scaled back to x. The
+    intercept is fitted but left out, because the gate's threshold takes its place."""
     scale_D = x_NxD.std(0) + 1e-6
     z_NxE = np.column_stack([(x_NxD - x_NxD.mean(0)) / scale_D, np.ones(len(x_NxD))])
     sign_N, penalty_E = np.where(y_N, 1.0, -1.0), np.append(np.full(len(scale_D), PENALTY), 0.0)

@@ -1,7 +1,8 @@
-"""How much of a trained model's gain its base model recovers, steered at the tokens of a gate (arXiv 2510.07364).
+"""How much of a trained model's gain the base model recovers when a gate decides where to steer it (arXiv 2510.07364).
 
-Vector and gate are fitted on one split, strength and rate chosen on another, and the arms measured on a third. After
-the fit the hybrid and its controls run the base model alone; the oracle arm runs the trained model at every token.
+Vector and gate are fitted on one split, strength and rate are chosen on a second, and all arms are measured on a third.
+After the fit, the hybrid and its controls run only the base model; the oracle also runs the trained model at every
+token.
 """
 
 import functools
@@ -30,17 +31,17 @@ ORACLE = "trained_gate"  # the arm that runs the trained model at every token
 
 
 class HybridConfig(Config):
-    """How much of a trained model's gain its base model recovers, steered at the tokens of a gate."""
+    """How much of a trained model's gain the base model recovers when a gate decides at which tokens it is steered."""
 
     steering: vectors.SteeringConfig = vectors.SteeringConfig()
-    strengths: tuple[float, ...] = flag((1.0, 2.0, 4.0), "multiples of the vector to choose from", minimum=0)
-    rates: tuple[float, ...] = flag((0.02, 0.05, 0.1, 0.2, 0.4), "shares of tokens at which the gate acts, to choose "
-                                    "from, counted where it was fitted; also the curve", above=0, maximum=1)
+    strengths: tuple[float, ...] = flag((1.0, 2.0, 4.0), "strengths to choose from: multiples of the vector", minimum=0)
+    rates: tuple[float, ...] = flag((0.02, 0.05, 0.1, 0.2, 0.4), "rates to choose from: shares of tokens, of those "
+                                    "it was fitted on, at which the gate acts; all are measured", above=0, maximum=1)
 
 
 def hybrid(config: HybridConfig) -> dict:
-    """Measures all arms; returns the summary. summary.json of --out holds it, table.md shows it, and a folder for each
-    arm keeps its completions, from which the same command continues."""
+    """Measures all arms and returns the summary. Writes summary.json and table.md into --out, and completions into a
+    folder for each arm, from which the same command resumes. Raises UserError without --out or --trained."""
     if not config.steering.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and the completions of each arm")
     config = vectors.pin_models(config)
@@ -69,7 +70,7 @@ def hybrid(config: HybridConfig) -> dict:
 
 def sample_arm(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmark], name: str, params: dict,
                sample_fn: Callable = sampler.sample) -> list[dict]:
-    """The rows of an arm, kept in a folder of its name; `sample_fn` takes `params` (`sampler.make_sampler`)."""
+    """Samples and grades an arm, saved in the folder `name` of --out; returns its rows. `sample_fn` takes `params`."""
     sampling = config.steering.kept.sampling
     decoding = Decoding(loaded.tokenizer.eos_ids, sampling.max_new_tokens, sampling.num_slots)
     compiled = Sampler(compile_sampler(loaded.config, decoding, sample_fn), parallel.place_state(params),
@@ -79,20 +80,21 @@ def sample_arm(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Ben
 
 def sample_steered(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmark], name: str, where: str,
                    values: steering.Steering) -> list[dict]:
-    """The rows of an arm of the base model alone, steered at the tokens `where` says (`steering.WHERE`)."""
+    """`sample_arm` of the base model, steered with `values` at the tokens that `where` chooses (`steering.WHERE`)."""
     return sample_arm(config, loaded, benchmarks, name, {"model": loaded.params, "steering": values},
                       steering.steered_sample_fn(where, config.steering.layer))
 
 
 @functools.lru_cache(8)
 def compile_sampler(shape: ModelConfig, decoding: Decoding, sample_fn: Callable) -> Callable:
-    """One program for all arms that differ only in numbers: small models spend most of their time compiling."""
+    """Calls `sampler.make_sampler` only once for all arms that differ in nothing but params, because small models spend
+    most of their time compiling."""
     return sampler.make_sampler(shape, decoding, sample_fn=sample_fn)
 
 
 def choose_setting(config: HybridConfig, loaded: LanguageModel, fitted: gate.Fitted) -> dict:
-    """The strength and rate that solve most problems of the dev split, or of --fit_problems; of equally good ones those
-    that steer the fewest tokens."""
+    """Returns `{"strength", "rate", "steered" (share of tokens), "accuracy"}` of the setting with the highest accuracy
+    on the dev split, or on the file --fit_problems; among ties, of the one that steers the fewest tokens."""
     kept, results = config.steering.kept, []
     benchmarks = load_sets(kept.with_flags(
         heldout_split="dev", problems=config.steering.fit_problems or kept.source.problems), loaded)
@@ -106,14 +108,16 @@ def choose_setting(config: HybridConfig, loaded: LanguageModel, fitted: gate.Fit
 
 def sample_arms(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmark], fitted: gate.Fitted,
                 chosen: dict) -> dict[str, list[dict]]:
-    """The rows of the hybrid at every rate and of its controls, none of which run the trained model."""
-    def with_direction(direction):
-        return values.replace(vector=np.asarray(chosen["strength"] * direction(
-            config.steering, loaded, fitted.problems, fitted.vector_D), np.float32))
+    """{arm: rows} of the hybrid at every rate and of its controls, all of which run the base model alone."""
+    values = fitted.steering(chosen["strength"], chosen["rate"])
+
+    def with_direction(direction):  # `values` with the vector of another row of `vectors.VECTORS`
+        vector_D = direction(config.steering, loaded, fitted.problems, fitted.vector_D)
+        return values.replace(vector=np.asarray(chosen["strength"] * vector_D, np.float32))
 
     curve = {f"rate_{rate:g}": sample_steered(config, loaded, benchmarks, f"rate_{rate:g}", "gate",
                                               fitted.steering(chosen["strength"], rate)) for rate in config.rates}
-    main, values = curve[f"rate_{chosen['rate']:g}"], fitted.steering(chosen["strength"], chosen["rate"])
+    main = curve[f"rate_{chosen['rate']:g}"]
     controls = {"random_vector": ("gate", with_direction(vectors.random)),
                 "principal_direction": ("gate", with_direction(vectors.pca)),
                 "random_places": ("shuffled_gate", values.replace(rate=np.float32(share_of_tokens(main, "steered")))),
@@ -123,12 +127,12 @@ def sample_arms(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Be
 
 
 def format_table(summary: dict) -> str:
-    """Markdown: a row for each arm and each rate of the curve."""
+    """The page table.md: what was chosen, and a Markdown table with a row for each arm and each rate."""
     flags, chosen, fit = summary["flags"], summary["chosen"], summary["gate"]
-    every = summary["arms"] | {f"hybrid, rate {point['rate']:g}": point for point in summary["curve"]}
+    arms = summary["arms"] | {f"hybrid, rate {point['rate']:g}": point for point in summary["curve"]}
     rows = [[name + (" (oracle)" if arm["oracle"] else ""), format_estimate(arm["accuracy"], arm["interval"]),
              format_estimate(arm["steered"]), format_estimate(arm["recovered"], arm["recovered_interval"])]
-            for name, arm in every.items()]
+            for name, arm in arms.items()]
     header = ["arm", "accuracy", "steered tokens", "gap recovered"]
     return (f"{flags['model']} steered by {flags['vector']} after layer {flags['layer']}, where a gate expects "
             f"{flags['trained']} to differ; {summary['n']} problems, 95 % intervals in brackets.\nChosen on other "

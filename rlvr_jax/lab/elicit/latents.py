@@ -1,8 +1,8 @@
-"""One latent of a sparse autoencoder, added once: at the first generated token (arXiv 2601.08058).
+"""Steers with one latent of a sparse autoencoder: adds its direction at the first generated token (arXiv 2601.08058).
 
-The autoencoder is fitted on the residual after one layer over the model's own completions. The latent is a contrast: it
-is more active where a completion opens carefully than elsewhere. Its strength is chosen on the dev split.
-P problems, N tokens, D width, F latents.
+The autoencoder is fitted on the residual after one layer over the model's own completions. The latent that is chosen is
+more active at the end of prompts whose completions start carefully than at the end of others. Its strength is chosen on
+the dev split. P problems, N tokens, D width, F latents.
 """
 
 import json
@@ -31,40 +31,40 @@ from rlvr_jax.tasks.prompts import encode_prompts
 
 
 class LatentConfig(Config):
-    """The autoencoder, and which of its latents is added."""
+    """The sparse autoencoder of the method sae, and which of its latents is added."""
 
-    latent: str = flag("contrast", "latent that sae adds", lambda: LATENTS)
-    num_latents: int = flag(512, "latents of the autoencoder of sae", minimum=1)
-    active: int = flag(8, "latents that are active at a token, at most", minimum=1)
-    sae_steps: int = flag(2000, "updates of the autoencoder", minimum=1)
-    strengths: tuple[float, ...] = flag((1.0, 2.0, 4.0, 8.0, 16.0), "lengths of the direction that sae adds, of which "
-                                        "the best on the dev split is used", minimum=0)
+    latent: str = flag("contrast", "which latent sae adds", lambda: LATENTS)
+    num_latents: int = flag(512, "number of latents of the autoencoder of sae", minimum=1)
+    active: int = flag(8, "largest number of latents that are active at one token", minimum=1)
+    sae_steps: int = flag(2000, "training steps of the autoencoder", minimum=1)
+    strengths: tuple[float, ...] = flag((1.0, 2.0, 4.0, 8.0, 16.0), "lengths of the vector that sae adds: the one "
+                                        "with the highest accuracy on the dev split is used", minimum=0)
 
 
 def contrast(scores_F: np.ndarray, seed: int) -> int:
-    """The latent that separates careful openings from others best."""
+    """The latent that is most specific to problems whose completions start carefully."""
     return int(np.argmax(scores_F))
 
 
 def random(scores_F: np.ndarray, seed: int) -> int:
-    """Another latent, by the seed, of those that are active somewhere at the end of a prompt: a control."""
+    """A control: another latent, drawn by the seed from those that are active at the end of some prompt. Raises
+    UserError if there is no other."""
     others = np.setdiff1d(np.flatnonzero(np.isfinite(scores_F)), contrast(scores_F, seed))
     if not len(others):
         raise UserError("--latent=random: only one latent is active at the ends of prompts; raise --active")
     return int(np.random.default_rng((seed, 3)).choice(others))
 
 
-# --latent -> function of (score of each latent, -inf if it is never active at a prompt's end; seed): the latent to add
+# --latent -> function of (scores of `score_latents`, seed) that returns the index of the latent to add
 LATENTS: dict[str, Callable] = {"contrast": contrast, "random": random}
 
 
 def choose_latent(config: LatentConfig, steering: vectors.SteeringConfig, loaded: LanguageModel,
                   num_samples: int) -> tuple[Steering, dict]:
-    """What is added, and numbers for a summary: `latent`, its `contrast`, `strength`, the accuracy on `dev` of each
-    strength, and `explained` and `dead` of the autoencoder (`sae.measure_quality`).
-
-    Raises UserError for a layer that the model lacks, and for problems without other splits.
-    """
+    """Chooses a latent, and its strength by accuracy on dev. Returns (what to add, numbers for a summary): `latent`, an
+    index; `contrast`, its score; `strength`; `dev`, the accuracy with each strength; `explained` and `dead` of the
+    autoencoder (`sae.measure_quality`). Raises UserError for a layer that the model lacks, and for problems without
+    other splits."""
     kept = steering.kept
     vectors.check_layer(steering, loaded)
     sae, scores_F, numbers = load_or_fit(config, steering, loaded, num_samples)
@@ -81,18 +81,18 @@ def choose_latent(config: LatentConfig, steering: vectors.SteeringConfig, loaded
                                     kept.rows_per_call)
             accuracy[strength] = float(np.mean([row["correct"] for row in rows]))
             bar.update()
-    best = max(accuracy, key=accuracy.get)  # ties: the first
+    best = max(accuracy, key=accuracy.get)  # of ties, the first
     return added[best], numbers | {"latent": latent, "contrast": float(scores_F[latent]), "strength": best,
                                    "dev": {f"{strength:g}": value for strength, value in accuracy.items()}}
 
 
 def load_or_fit(config: LatentConfig, steering: vectors.SteeringConfig, loaded: LanguageModel,
                 num_samples: int) -> tuple[Sae, np.ndarray, dict]:
-    """(autoencoder, score f[F] of each latent, `sae.measure_quality`), read from sae.npz of --out if it was fitted with
-    these flags, else fitted and saved there."""
+    """Returns (autoencoder, scores f[F] of `score_latents`, numbers of `sae.measure_quality`). Loads sae.npz of --out
+    if that was fitted with the same flags; otherwise fits an autoencoder and saves it there."""
     path = pathlib.Path(steering.kept.out) / "sae.npz"
     fixed = {one.name: one.value for one in (*flags_of(steering), *flags_of(config)) if not one.meta["free"]}
-    key = json.loads(json.dumps(fixed | {"num_samples": num_samples}))  # as the file has it: lists for tuples
+    key = json.loads(json.dumps(fixed | {"num_samples": num_samples}))  # tuples become lists, as in the file
     if path.is_file():
         with np.load(path) as saved:
             if key.items() <= json.loads(str(saved["key"])).items():
@@ -114,7 +114,8 @@ def load_or_fit(config: LatentConfig, steering: vectors.SteeringConfig, loaded: 
 
 def sample_activations(config: vectors.SteeringConfig, loaded: LanguageModel, problems: list[Problem],
                        num_samples: int) -> tuple[list[dict], np.ndarray]:
-    """(rows of completions at temperature 1 with their "ids", residuals f32[N,D] from each prompt's last token on)."""
+    """Samples completions at temperature 1. Returns (their rows, with token "ids" added; the residuals f32[N,D] of each
+    prompt's last token and of all tokens of its completions)."""
     kept = config.kept
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, kept.sampling.max_new_tokens,
                              kept.source.prompt.max_prompt_tokens)
@@ -130,11 +131,12 @@ def sample_activations(config: vectors.SteeringConfig, loaded: LanguageModel, pr
 
 def score_latents(config: vectors.SteeringConfig, loaded: LanguageModel, problems: list[Problem], rows: list[dict],
                   read: Callable) -> np.ndarray:
-    """f64[F]: each latent's mean activation at the ends of prompts, weighted by the share of completions that start in
-    the family's careful style, less the mean weighted by the other completions. Without a synthetic family: the mean
-    with --opening after the prompt, less that without. -inf for latents that are active at none of these ends.
+    """f[F]: for each latent, its mean activation at the end of a prompt over completions that start in the family's
+    careful style, minus the mean over other completions. For problems of a file: the mean activation at the end of
+    --opening after the prompt, minus that at the end of the prompt. -inf for a latent that is inactive at all of them.
 
-    `rows` are completions with "ids"; `read` maps residuals f[P,D] to latents f[P,F].
+    `rows` are the completions of the problems, in order, with "ids"; `read` maps residuals f[P,D] to latents f[P,F].
+    Raises UserError if all completions start carefully, or none.
     """
     family, z_PxF = FAMILIES.get(config.kept.source.problems), read(read_prompt_ends(loaded, problems)[0][config.layer])
     if family is None:
@@ -144,7 +146,7 @@ def score_latents(config: vectors.SteeringConfig, loaded: LanguageModel, problem
     careful_P = vectors.is_careful(family, loaded.tokenizer, [row["ids"][0] for row in rows]).reshape(
         len(problems), -1).mean(-1)
     if not 0 < careful_P.sum() < len(problems):
-        raise UserError("--method=sae: all or none of the model's completions start in the careful style, and both kinds "
-                        "are needed; raise --num_fit")
+        raise UserError("--method=sae: all or none of the model's completions start in the careful style, and both "
+                        "kinds are needed; raise --num_fit")
     scores_F = np.average(z_PxF, 0, careful_P) - np.average(z_PxF, 0, 1 - careful_P)
     return np.where(z_PxF.any(0), scores_F, -np.inf)

@@ -1,8 +1,7 @@
-"""Trained vectors, interpreted: the tokens that each raises most, and the directions of its base model that it lies
-along.
+"""Interprets trained vectors: which tokens they make likelier, and which directions of the base model they resemble.
 
-L layers, D width, P problems, V vocabulary. Every cosine is with another direction of the residual after the same
-layer; for random directions it has mean 0 and standard deviation 1/sqrt(D).
+L layers, D width, P problems, V vocabulary. Every cosine is that of a vector and a direction of the residual after the
+same layer; for random directions it has mean 0 and standard deviation 1/sqrt(D).
 """
 
 import dataclasses
@@ -27,30 +26,29 @@ from rlvr_jax.tasks import families
 from rlvr_jax.tasks.families import Family
 from rlvr_jax.tasks.prompts import ProblemSource, check_style, load_problems
 
-TOKENS = 8  # most raised and most lowered tokens that are shown
+TOKENS = 8  # how many of the most raised, and of the most lowered, tokens are shown
 
 
 class ReadoutConfig(Config):
-    """The vectors of a trained model, interpreted."""
+    """An interpretation of the vectors of a trained model."""
 
     choice: ModelChoice = ModelChoice()
     machine: MachineConfig = MachineConfig()
-    beside: str = flag("", "models with vectors of the same shape to compare with, joined by commas")
+    beside: str = flag("", "other models with vectors of the same shape, to compare with; joined by commas")
     source: ProblemSource = nested(
-        ProblemSource(), problems="problems whose prompts show what the model does: a synthetic family or a file",
+        ProblemSource(), problems="problems whose prompts the models are run on: a synthetic family or a file",
         prompt_style="how a question of a file becomes a prompt",
         ignore_columns="columns of a file to ignore, joined by commas")
-    heldout_split: str = flag("dev", "split of a synthetic family", ["dev", "test"])
-    num_problems: int = flag(512, "problems to read; 0: all of a file, 512 of a family", minimum=0)
+    heldout_split: str = flag("dev", "split of a synthetic family to run on", ["dev", "test"])
+    num_problems: int = flag(512, "number of problems; 0: all of a file, 512 of a family", minimum=0)
     out: str = flag("", "directory for readout.json and readout.md")
 
 
 def readout(config: ReadoutConfig) -> dict:
-    """Interprets the vectors of --model; returns what readout.json of --out holds and readout.md shows.
+    """Interprets the vectors of --model; returns the result, and writes it to readout.json and readout.md in --out.
 
-    `layers` has an entry for every vector that is not zero, by its layer's number as text. For problems of a file, what
-    needs the styles of a synthetic family is None. The base model is the model without its vectors.
-
+    `layers` has an entry for every vector that is not zero, by the number of its layer as text. Values that need the
+    styles of a synthetic family are None for problems of a file. The base model is the model without its vectors.
     Raises UserError for a model without vectors, and for one of --beside whose vectors have another shape.
     """
     if not config.out:
@@ -64,10 +62,11 @@ def readout(config: ReadoutConfig) -> dict:
     problems = load_problems(source, loaded.tokenizer, config.heldout_split, config.num_problems)
     base = dataclasses.replace(loaded, params=adapters.base_params(loaded.params))
     family, longest = families.FAMILIES.get(source.problems), source.prompt.max_prompt_tokens
-    residuals_LxPxD, tokens_P = read_prompt_ends(base, problems, longest)
-    _, steered_P = read_prompt_ends(loaded, problems, longest)
-    careful_P, steered_P = (family and is_careful(family, loaded.tokenizer, each) for each in (tokens_P, steered_P))
-    opener_D = family and opener_direction(family, loaded.tokenizer, base.params)
+    residuals_LxPxD, base_tokens_P = read_prompt_ends(base, problems, longest)
+    _, tokens_P = read_prompt_ends(loaded, problems, longest)
+    base_careful_P, careful_P = (is_careful(family, loaded.tokenizer, first_P) if family else None
+                                 for first_P in (base_tokens_P, tokens_P))
+    opener_D = opener_direction(family, loaded.tokenizer, base.params) if family else None
     scale = float(np.sqrt(np.mean(residuals_LxPxD[-1] ** 2, -1)).mean())
     layers = {}
     for i in np.flatnonzero(vectors_LxD.any(-1)):
@@ -75,12 +74,13 @@ def readout(config: ReadoutConfig) -> dict:
         layers[str(i)] = {
             "norm": norm, "norm_over_residual": norm / float(np.linalg.norm(residuals_LxPxD[i], axis=-1).mean()),
             **extreme_tokens(loaded.tokenizer, direct_logits(base.params, vector_D, scale)),
-            "cosine_difference_of_means": cosine(vector_D, difference_of_means(residuals_LxPxD[i], careful_P)),
+            "cosine_difference_of_means": cosine(vector_D, difference_of_means(residuals_LxPxD[i], base_careful_P)),
             "cosine_opener": cosine(vector_D, opener_D),
             "cosine_beside": {str(n): cosine(vector_D, other[i]) for n, other in enumerate(others)}}
+    careful = {"base": float(base_careful_P.mean()), "with_vectors": float(careful_P.mean())} if family else None
     result = {"n": len(problems), "random_cosine": vectors_LxD.shape[1] ** -0.5,
-              "careful": family and {"base": float(careful_P.mean()), "with_vectors": float(steered_P.mean())},
-              "beside": {str(n): name for n, name in enumerate(names)}, "layers": layers, "flags": config.as_flags()}
+              "careful": careful, "beside": {str(n): name for n, name in enumerate(names)}, "layers": layers,
+              "flags": config.as_flags()}
     out = pathlib.Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     files.write_whole(out / "readout.md", format_page(result))
@@ -89,10 +89,8 @@ def readout(config: ReadoutConfig) -> dict:
 
 
 def opener_direction(family: Family, tokenizer: Tokenizer, params: model.Params) -> np.ndarray:
-    """f64[D]: the change of the residual that makes the careful opening word gain on the mean of the others.
-
-    It is the final norm's gain times (the head's column of that word minus the mean column of the others).
-    """
+    """f64[D]: the direction that raises the logit of the family's careful opening word against its other opening words:
+    the final norm's gain times (the head's column of the careful word minus the mean column of the others)."""
     def mean_column(words):
         ids = [tokenizer.encode(word)[0] for word in words]
         columns = params["head"][:, ids].T if "head" in params else params["embed"][ids]
@@ -103,11 +101,10 @@ def opener_direction(family: Family, tokenizer: Tokenizer, params: model.Params)
 
 
 def direct_logits(params: model.Params, vector_D: np.ndarray, scale: float) -> np.ndarray:
-    """f32[V]: what the vector adds to each logit on the direct path, past later layers, minus the mean over tokens.
+    """f32[V]: what the vector adds to each logit directly, not through later layers, minus the mean over tokens.
 
-    That is the head of `gain * vector / scale`: the final norm's gain, and its divisor held at `scale`, the mean root
-    mean square of the base model's last residual. (The logit lens, nostalgebraist 2020, of a direction instead of a
-    state.)
+    It is the head of `gain * vector / scale`: the gain of the final norm, and in place of its divisor `scale`, the mean
+    root mean square of the base model's last residual. (The logit lens, nostalgebraist 2020, applied to a direction.)
     """
     hidden_D = jnp.asarray(np.asarray(params["final_norm"], np.float64) * vector_D / scale, jnp.float32)
     logits_V = np.asarray(model.head(params, hidden_D))
@@ -115,19 +112,20 @@ def direct_logits(params: model.Params, vector_D: np.ndarray, scale: float) -> n
 
 
 def extreme_tokens(tokenizer: Tokenizer, logits_V: np.ndarray) -> dict:
-    """`{"raised": [[token, logit], ...], "lowered": ...}`, the farthest first; ids without a token are left out."""
+    """The TOKENS tokens with the highest and lowest logits, the most extreme first: `{"raised": [[token, logit], ...],
+    "lowered": ...}`. Ids for which the tokenizer has no token are left out."""
     order = [i for i in np.argsort(logits_V, kind="stable").tolist() if tokenizer.backend.id_to_token(i) is not None]
     return {name: [[tokenizer.backend.decode([i], skip_special_tokens=False), float(logits_V[i])] for i in chosen]
-            for name, chosen in (("raised", order[: -TOKENS - 1 : -1]), ("lowered", order[:TOKENS]))}
+            for name, chosen in (("raised", order[::-1][:TOKENS]), ("lowered", order[:TOKENS]))}
 
 
 def cosine(a_D: np.ndarray, b_D: Optional[np.ndarray]) -> Optional[float]:
-    """None if the second direction is None or zero."""
+    """The cosine of the angle between two directions; None if the second is None or zero."""
     return None if b_D is None or not b_D.any() else float(a_D @ b_D / np.linalg.norm(a_D) / np.linalg.norm(b_D))
 
 
 def format_page(result: dict) -> str:
-    """readout.md: what `readout` returned, a row for each vector."""
+    """The text of readout.md: a table of the result of `readout`, with a row for each vector."""
     def number(value):
         return "-" if value is None else f"{value:+.3f}"
 

@@ -1,8 +1,8 @@
-"""A TopK sparse autoencoder of activations: each is a bias plus a few of many directions.
+"""A TopK sparse autoencoder, which reconstructs an activation vector as a bias plus a few of many directions.
 
 The recipe is that of openai/sparse_autoencoder (Gao et al., arXiv 2406.04093): the geometric median as pre-bias,
-decoder rows of norm 1, and an auxiliary loss that trains dead latents to explain what the others leave. B activations
-of a batch, N in all, D width, F latents, S steps of a scan. Everything is float32.
+decoder rows of norm 1, and an auxiliary loss that trains dead latents to explain the error of the reconstruction. B
+activations of a batch, N in all, D width, F latents, K active ones, S steps of a scan. All numbers are float32.
 """
 
 from typing import Callable, NamedTuple, Optional
@@ -13,12 +13,12 @@ import numpy as np
 import optax
 from jax import lax
 
-CHUNK = 100  # steps of one scan
-SAMPLE = 32_768  # activations whose median is the pre-bias
+CHUNK = 100  # training steps in one scan
+SAMPLE = 32_768  # largest number of activations whose geometric median is the pre-bias
 
 
 class Sae(NamedTuple):
-    """Encodes x as the largest k of `encoder (x - pre_bias) + bias`; decodes that by the decoder's rows."""
+    """The parameters: z = top_k(encoder @ (x - pre_bias) + bias), and x is reconstructed as z @ decoder + pre_bias."""
 
     encoder: jax.Array  # [F,D]
     bias: jax.Array  # [F]
@@ -31,20 +31,20 @@ class State(NamedTuple):
 
     sae: Sae
     opt_state: optax.OptState
-    silent: jax.Array  # i32[F], activations since each latent was last active
+    silent: jax.Array  # i32[F], number of activations since each latent was last active
 
 
 class Recipe(NamedTuple):
-    """Sizes and rates; hashable, because programs are compiled for them."""
+    """Hyperparameters; hashable, so that they can be a static argument under jit."""
 
     num_latents: int = 512
-    active: int = 8  # k, latents of one activation
+    active: int = 8  # k, the largest number of latents that are active for one activation
     learning_rate: float = 1e-3
     batch_size: int = 512
     num_steps: int = 2000
     dead_after: int = 100_000  # a latent that was silent for more activations than this is dead
-    aux_active: int = 256  # dead latents in the auxiliary loss, at most
-    aux_weight: float = 1 / 32
+    aux_active: int = 256  # largest number of dead latents that reconstruct one error in the auxiliary loss
+    aux_weight: float = 1 / 32  # of the auxiliary loss
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -52,7 +52,7 @@ class Recipe(NamedTuple):
 
 
 def geometric_median(x_NxD: jax.Array, iterations: int = 100) -> jax.Array:
-    """f32[D]: the point with the smallest sum of distances to all (Weiszfeld, 1937)."""
+    """f32[D]: the point with the smallest sum of distances to all rows, by Weiszfeld's algorithm (1937)."""
     def improve(_, median_D):
         weights_N = 1 / jnp.maximum(jnp.linalg.norm(x_NxD - median_D[None, :], axis=-1), 1e-8)
         return jnp.sum(weights_N[:, None] * x_NxD, 0) / jnp.sum(weights_N)
@@ -60,61 +60,64 @@ def geometric_median(x_NxD: jax.Array, iterations: int = 100) -> jax.Array:
 
 
 def preactivations(sae: Sae, x_BxD: jax.Array) -> jax.Array:
-    """f32[B,F]."""
+    """f32[B,F]: the latents before TopK."""
     return (x_BxD - sae.pre_bias[None, :]) @ sae.encoder.T + sae.bias[None, :]
 
 
 def top_k(values_BxF: jax.Array, k: int) -> jax.Array:
     """f32[B,F]: the k largest of each row where they are above 0; 0 elsewhere."""
-    values_BxK, places_BxK = lax.top_k(values_BxF, k)
-    return jnp.zeros_like(values_BxF).at[jnp.arange(len(values_BxF))[:, None], places_BxK].set(jax.nn.relu(values_BxK))
+    values_BxK, latents_BxK = lax.top_k(values_BxF, k)
+    return jnp.zeros_like(values_BxF).at[jnp.arange(len(values_BxF))[:, None], latents_BxK].set(jax.nn.relu(values_BxK))
 
 
 def encode(sae: Sae, x_BxD: jax.Array, k: int) -> jax.Array:
-    """f32[B,F], at least 0, at most k of each row above 0."""
+    """f32[B,F]: the latents of x, none below 0, at most k of each row above 0."""
     return top_k(preactivations(sae, x_BxD), k)
 
 
 def decode(sae: Sae, z_BxF: jax.Array) -> jax.Array:
+    """f32[B,D]: the reconstruction from latents."""
     return z_BxF @ sae.decoder + sae.pre_bias[None, :]
 
 
-def unexplained(guess_BxD: jax.Array, x_BxD: jax.Array) -> jax.Array:
-    """f32[]: the fraction of variance that the guess leaves; the batch's mean leaves 1."""
-    left = jnp.mean((x_BxD - jnp.mean(x_BxD, 0)[None, :]) ** 2)
-    return jnp.mean((guess_BxD - x_BxD) ** 2) / jnp.maximum(left, 1e-30)
+def unexplained(reconstruction_BxD: jax.Array, x_BxD: jax.Array) -> jax.Array:
+    """f32[]: the share of the variance of x that a reconstruction leaves unexplained; 1 for the mean of the batch."""
+    variance = jnp.mean((x_BxD - jnp.mean(x_BxD, 0)[None, :]) ** 2)
+    return jnp.mean((reconstruction_BxD - x_BxD) ** 2) / jnp.maximum(variance, 1e-30)
 
 
-def loss(sae: Sae, recipe: Recipe, x_BxD: jax.Array, dead_F: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(unexplained share of x, plus aux_weight times that of the rest by dead latents alone; z f32[B,F])."""
+def loss(sae: Sae, recipe: Recipe, x_BxD: jax.Array, is_dead_F: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns (loss, latents f32[B,F]). The loss is the share of x that its reconstruction leaves unexplained; if any
+    latent is dead, plus aux_weight times the share of that error which the dead latents alone leave unexplained."""
     values_BxF = preactivations(sae, x_BxD)
     z_BxF = top_k(values_BxF, recipe.active)
-    guess_BxD = decode(sae, z_BxF)
-    rest_BxD = lax.stop_gradient(x_BxD - guess_BxD)
-    dead_BxF = top_k(jnp.where(dead_F[None, :], values_BxF, -jnp.inf), min(recipe.aux_active, recipe.num_latents))
-    extra = jnp.where(jnp.any(dead_F), unexplained(dead_BxF @ sae.decoder, rest_BxD), 0.0)
-    return unexplained(guess_BxD, x_BxD) + recipe.aux_weight * extra, z_BxF
+    reconstruction_BxD = decode(sae, z_BxF)
+    error_BxD = lax.stop_gradient(x_BxD - reconstruction_BxD)
+    dead_BxF = top_k(jnp.where(is_dead_F[None, :], values_BxF, -jnp.inf), min(recipe.aux_active, recipe.num_latents))
+    aux_loss = jnp.where(jnp.any(is_dead_F), unexplained(dead_BxF @ sae.decoder, error_BxD), 0.0)
+    return unexplained(reconstruction_BxD, x_BxD) + recipe.aux_weight * aux_loss, z_BxF
 
 
 def normalise(rows_FxD: jax.Array) -> jax.Array:
-    """Rows of norm 1."""
+    """The rows divided by their norms."""
     return rows_FxD / jnp.maximum(jnp.linalg.norm(rows_FxD, axis=-1, keepdims=True), 1e-30)
 
 
 def init(activations: np.ndarray, recipe: Recipe, seed: int) -> State:
-    """The same random rows of norm 1 in encoder and decoder; the pre-bias is the median of up to SAMPLE activations."""
-    places = np.random.default_rng((seed, 1)).permutation(len(activations))[:SAMPLE]
-    median_D = jax.jit(geometric_median)(jnp.asarray(activations[np.sort(places)]))
+    """The initial state: the same random rows of norm 1 in encoder and decoder, the geometric median as pre-bias."""
+    chosen = np.random.default_rng((seed, 1)).permutation(len(activations))[:SAMPLE]
+    median_D = jax.jit(geometric_median)(jnp.asarray(activations[np.sort(chosen)]))
     rows_FxD = normalise(jax.random.normal(jax.random.key(seed), (recipe.num_latents, activations.shape[1])))
     sae = Sae(rows_FxD, jnp.zeros(recipe.num_latents), rows_FxD, median_D)
     return State(sae, recipe.optimizer.init(sae), jnp.zeros(recipe.num_latents, jnp.int32))
 
 
 def step(state: State, recipe: Recipe, x_BxD: jax.Array) -> State:
-    """One update on one batch."""
-    dead_F = state.silent > recipe.dead_after
-    gradient, z_BxF = jax.grad(loss, has_aux=True)(state.sae, recipe, x_BxD, dead_F)
-    along_Fx1 = jnp.sum(gradient.decoder * state.sae.decoder, -1, keepdims=True)  # would change the norm of the rows
+    """The state after one Adam update on a batch."""
+    is_dead_F = state.silent > recipe.dead_after
+    gradient, z_BxF = jax.grad(loss, has_aux=True)(state.sae, recipe, x_BxD, is_dead_F)
+    # Removes the part of the gradient along each row of the decoder, which would change the norm of the row.
+    along_Fx1 = jnp.sum(gradient.decoder * state.sae.decoder, -1, keepdims=True)
     gradient = gradient._replace(decoder=gradient.decoder - along_Fx1 * state.sae.decoder)
     updates, opt_state = recipe.optimizer.update(gradient, state.opt_state)
     sae = optax.apply_updates(state.sae, updates)
@@ -123,27 +126,33 @@ def step(state: State, recipe: Recipe, x_BxD: jax.Array) -> State:
 
 
 def train(activations: np.ndarray, recipe: Recipe, seed: int, after: Optional[Callable] = None) -> Sae:
-    """The autoencoder of activations [N,D], which may be memory-mapped. Each batch is a function of (seed, step);
-    `after(n)` is called after every n steps."""
+    """Trains an autoencoder on activations f32[N,D], which may be memory-mapped. Each batch is a function of (seed,
+    step). After every chunk of n steps, `after(n)` is called."""
     run = jax.jit(lambda state, x_SxBxD: lax.scan(lambda s, x_BxD: (step(s, recipe, x_BxD), None), state, x_SxBxD)[0])
     state = init(activations, recipe, seed)
     for start in range(0, recipe.num_steps, CHUNK):
         steps = range(start, min(start + CHUNK, recipe.num_steps))
-        places = np.stack([np.random.default_rng((seed, 2, i)).integers(0, len(activations), recipe.batch_size)
+        chosen = np.stack([np.random.default_rng((seed, 2, i)).integers(0, len(activations), recipe.batch_size)
                            for i in steps])
-        state = run(state, jnp.asarray(activations[places]))
+        state = run(state, jnp.asarray(activations[chosen]))
         if after:
             after(len(steps))
     return state.sae
 
 
 def measure_quality(sae: Sae, k: int, activations: np.ndarray, size: int = 4096) -> dict:
-    """`explained`, the share of the activations' variance, and `dead`, the share of latents that none of them uses."""
-    read = jax.jit(lambda x: (lambda z: (decode(sae, z), jnp.any(z > 0, 0)))(encode(sae, x, k)))
-    mean_D, left, whole, used_F = np.mean(activations, 0, dtype=np.float64), 0.0, 0.0, np.zeros(len(sae.bias), bool)
+    """The share of the activations' variance that is `explained`, and the share of latents that are active for none of
+    them, `dead`. Reconstructs `size` activations at a time."""
+    @jax.jit
+    def reconstruct(x_BxD):
+        z_BxF = encode(sae, x_BxD, k)
+        return decode(sae, z_BxF), jnp.any(z_BxF > 0, 0)
+
+    mean_D, used_F, error, variance = np.mean(activations, 0, dtype=np.float64), np.zeros(len(sae.bias), bool), 0.0, 0.0
     for start in range(0, len(activations), size):
-        x = np.asarray(activations[start : start + size])
-        guess, active = map(np.asarray, read(jnp.asarray(x)))
-        left, whole = left + np.sum((x - guess) ** 2), whole + np.sum((x - mean_D[None, :]) ** 2)
-        used_F |= active
-    return {"explained": float(1 - left / whole), "dead": float(1 - used_F.mean())}
+        x_BxD = np.asarray(activations[start : start + size])
+        reconstruction_BxD, active_F = map(np.asarray, reconstruct(jnp.asarray(x_BxD)))
+        error += np.sum((x_BxD - reconstruction_BxD) ** 2)
+        variance += np.sum((x_BxD - mean_D[None, :]) ** 2)
+        used_F |= active_F
+    return {"explained": float(1 - error / variance), "dead": float(1 - used_F.mean())}

@@ -1,4 +1,4 @@
-"""Directions of the residual to steer with: computed from how a model opens its completions, trained, or controls.
+"""Steering vectors, directions of the residual: computed from how a model starts completions, trained, or controls.
 
 P problems, L layers, D width.
 """
@@ -24,21 +24,21 @@ class SteeringConfig(Config):
     """A vector that is added to the residual, and a gate that chooses the tokens."""
 
     kept: KeptConfig = KeptConfig()
-    opening: str = flag("think", "first words of completions under forced; --vector=means reads a model after them if "
-                        "--problems is no synthetic family")
-    vector: str = flag("means", "direction that is added; all but trained have the length of means", lambda: VECTORS)
+    opening: str = flag("think", "words with which completions of the method forced start, and which --vector=means "
+                        "and the method sae append to prompts if --problems is not a synthetic family")
+    vector: str = flag("means", "vector to add; all except trained have the length of means", lambda: VECTORS)
     vectors: str = flag("", "run directory of scripts.train --trainable=vector, for --vector=trained")
-    layer: int = flag(1, "layer, from 0, after which the gate reads and the vector is added; arXiv 2510.07364 takes "
-                      "one at 37 % of the depth", minimum=0)
-    trained: str = flag("", "trained model that the gate is fitted to: it learns where that model's likeliest token "
-                        "differs from that of --model")
-    fit_problems: str = flag("", "file of problems to fit vector and gate on; empty: the split example of the "
+    layer: int = flag(1, "layer, from 0, whose output the gate uses, and after which the vector is added; arXiv "
+                      "2510.07364 takes one at 37 % of the depth", minimum=0)
+    trained: str = flag("", "trained model to fit the gate to: the gate learns where the most likely token of this "
+                        "model differs from that of --model")
+    fit_problems: str = flag("", "file of problems to fit vector and gate on; empty: the example split of the "
                              "synthetic family in --problems")
-    num_fit: int = flag(512, "problems to fit on", minimum=5)
+    num_fit: int = flag(512, "number of problems to fit on", minimum=5)
 
 
 def pin_models(config):
-    """The configuration with the steps of its run directories written out (`loading.pinned`)."""
+    """The configuration with the step of every run directory that it names spelt out (`loading.pin_step`)."""
     flags = config.as_flags()
     return config.with_flags(**{name: loading.pin_step(flags[name]) for name in ("model", "trained", "vectors")})
 
@@ -50,7 +50,8 @@ def check_layer(config: SteeringConfig, loaded: LanguageModel) -> None:
 
 
 def load_fit_problems(config: SteeringConfig, loaded: LanguageModel, split: str) -> list[Problem]:
-    """--num_fit problems that are not measured: of --fit_problems, or of another split of --problems."""
+    """--num_fit problems to fit or choose on: of --fit_problems, or else of this split of --problems. Raises UserError
+    if --fit_problems is empty and --problems has a file, which has no splits."""
     source = config.kept.source
     if not config.fit_problems and not all(map(is_drawn, source.problems.split(","))):
         raise UserError(f"--problems={source.problems} has one split, which is measured: name a file to fit on, "
@@ -59,29 +60,28 @@ def load_fit_problems(config: SteeringConfig, loaded: LanguageModel, split: str)
                          config.num_fit)
 
 
-# ----- how completions open
+# ----- how completions start
 
 
 def append_words(problems: list[Problem], words: str) -> list[Problem]:
-    """The problems with these words after their prompts."""
+    """The problems with `words` appended to their prompts."""
     return [dataclasses.replace(problem, prompt=f"{problem.prompt} {words}") for problem in problems]
 
 
 def opening_words(family: Family) -> tuple[list[str], list[str]]:
-    """(words that open a careful solution, words that open any other)."""
-    careful = next(iter(family.styles.values()))
-    return tuple([word for word, style in family.styles.items() if (style == careful) == wanted]
-                 for wanted in (True, False))
+    """(words that start a careful solution, words that start any other solution) of the family."""
+    careful, styles = next(iter(family.styles.values())), family.styles.items()
+    return [word for word, style in styles if style == careful], [word for word, style in styles if style != careful]
 
 
 def is_careful(family: Family, tokenizer: Tokenizer, tokens_P: np.ndarray) -> np.ndarray:
-    """bool[P]: whether a completion with this first token opens in the family's careful style."""
+    """bool[P]: whether a completion with this first token starts in the family's careful style."""
     return np.array([tokenizer.decode([token]) in opening_words(family)[0] for token in tokens_P])
 
 
 def difference_of_means(residuals_PxD: np.ndarray, careful_P: Optional[np.ndarray]) -> Optional[np.ndarray]:
-    """f[D]: the mean over problems that the base model opens carefully, less the mean over the others (Marks and
-    Tegmark, arXiv 2310.06824). None without problems of both kinds."""
+    """f[D]: the mean residual of problems that the model starts carefully, `careful_P`, minus the mean of all other
+    problems (Marks and Tegmark, arXiv 2310.06824). None if `careful_P` is None, or all problems are of one kind."""
     if careful_P is None or careful_P.all() or not careful_P.any():
         return None
     return residuals_PxD[careful_P].mean(0) - residuals_PxD[~careful_P].mean(0)
@@ -91,8 +91,8 @@ def difference_of_means(residuals_PxD: np.ndarray, careful_P: Optional[np.ndarra
 
 
 def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]) -> np.ndarray:
-    """The mean residual of problems that the model opens carefully, less that of the others; for problems of a file,
-    the mean change from the end of the prompt to the end of --opening after it."""
+    """The mean residual of problems that the model starts carefully, minus that of others. For problems of a file: the
+    mean change from the end of a prompt to the end of --opening after it. Raises UserError without both kinds."""
     residuals_LxPxD, tokens_P = read_prompt_ends(loaded, problems)
     residuals_PxD, family = residuals_LxPxD[config.layer], FAMILIES.get(config.kept.source.problems)
     if family is None:
@@ -108,14 +108,14 @@ def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]
 
 def random(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
            like_D: Optional[np.ndarray] = None) -> np.ndarray:
-    """A random direction with the length of means: a control."""
+    """A control: a random direction with the length of means."""
     like_D = means(config, loaded, problems) if like_D is None else like_D
     return scale_to(like_D, np.random.default_rng(config.kept.seed).standard_normal(loaded.config.d_model))
 
 
 def pca(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
         like_D: Optional[np.ndarray] = None) -> np.ndarray:
-    """The direction in which the ends of prompts differ most, with the length and the sign of means: a control."""
+    """A control: the first principal component of residuals at the end of prompts, with length and sign of means."""
     like_D = means(config, loaded, problems) if like_D is None else like_D
     residuals_PxD = read_prompt_ends(loaded, problems)[0][config.layer]
     direction_D = np.linalg.svd(residuals_PxD - residuals_PxD.mean(0), full_matrices=False)[2][0]
@@ -123,24 +123,26 @@ def pca(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
 
 
 def scale_to(like_D: np.ndarray, direction_D: np.ndarray) -> np.ndarray:
-    """The direction with the length of the other vector."""
+    """`direction_D` with the length of `like_D`."""
     return direction_D * (np.linalg.norm(like_D) / np.linalg.norm(direction_D))
 
 
 def trained(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]) -> np.ndarray:
-    """The vector of this layer in the model --vectors."""
+    """The trained vector after --layer of the model --vectors. Raises UserError without --vectors."""
     if not config.vectors:
         raise UserError("--vector=trained needs --vectors: a run directory of scripts.train --trainable=vector")
     shape = loaded.config.num_layers, loaded.config.d_model
     return trained_vectors("vectors", config.vectors, loading.load_model(config.vectors), shape)[config.layer]
 
 
-# --vector -> (flags, model, problems to fit on) -> f64[D]
+# --vector -> function of (flags, model, problems to fit on) that returns f64[D]; controls also take `like_D`, a vector
+# whose length and sign to take in place of those of means
 VECTORS: dict[str, Callable] = {"means": means, "random": random, "pca": pca, "trained": trained}
 
 
 def trained_vectors(flag: str, name: str, loaded: LanguageModel, shape: Optional[tuple] = None) -> np.ndarray:
-    """The vectors of the model that --flag names, f64[L,D]. Raises UserError for none, or for another shape."""
+    """f64[L,D]: the trained vectors of `loaded`, which --flag=name chose. Raises UserError if it has none, or if their
+    shape is not `shape`."""
     found = [x for leaf, x in loaded.params["layers"].items() if leaf in ("vector", "first_vector")]
     if not found:
         raise UserError(f"--{flag}={name} has no vectors: name a run directory of scripts.train --trainable=vector or "

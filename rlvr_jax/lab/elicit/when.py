@@ -1,8 +1,8 @@
 """At which tokens a trained model differs from its base model, and whether these tokens alone account for the gain.
 
-Both models run on the base model's greedy completions and on the trained model's. Then the base model writes again, and
-gates choose where it takes the trained model's token: the token swap of the controls in arXiv 2510.07364, which arXiv
-2603.22446 does in both directions. N slots, B completions, V vocabulary; KL and entropy in nats.
+Both models run on the greedy completions of each. Then the base model generates again, and gates choose the tokens at
+which the trained model's token replaces its own. This token swap is a control in arXiv 2510.07364; arXiv 2603.22446
+swaps in both directions. N slots of the sampler, B completions, T tokens, V vocabulary; KL and entropy in nats.
 """
 
 import collections
@@ -29,29 +29,27 @@ from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
-PAIRS = 12  # differing pairs of tokens that are reported
-POSITIONS = 8  # of each text in the table; the figure has all
+PAIRS = 12  # how many of the most frequent pairs of differing tokens are reported
+POSITIONS = 8  # how many first positions of each text the table has; the figure has all positions
 
 
 class Gate(NamedTuple):
-    """Tokens at which the trained model's token replaces the base model's: where they differ and all of these hold.
+    """Conditions of a swap: the trained model's token replaces the base model's where both differ and all these hold.
+    With `reverse`, the trained model generates, and the base model's token replaces its own."""
 
-    In `reverse` the trained model writes, and the base model's token is swapped in.
-    """
-
-    first: float = math.inf  # among this many first tokens
-    least: float = 0.0  # where KL(trained || base) is at least this
-    chance: float = 1.0  # with this probability
-    unsure: float = -math.inf  # where the base model's entropy is at least this
+    first: float = math.inf  # only among this many first tokens
+    least: float = 0.0  # only where KL(trained || base) is at least this
+    chance: float = 1.0  # only with this probability
+    unsure: float = -math.inf  # only where the base model's entropy is at least this
     reverse: bool = False
 
 
-UNSWAPPED = {"base": Gate(first=0), "trained": Gate()}  # gates under which each model writes its own greedy text
+UNSWAPPED = {"base": Gate(first=0), "trained": Gate()}  # gates under which each model generates its own text
 
 
 def compare(base_NxV: jax.Array, trained_NxV: jax.Array) -> dict[str, jax.Array]:
-    """The likeliest tokens of two models i32[N], KL(trained || base) f32[N] and the base model's entropy, from
-    logits."""
+    """Compares two models by their logits: their most likely tokens `base` and `trained`, i32[N]; `kl`, KL(trained ||
+    base), f32[N]; and `entropy`, the base model's, f32[N]."""
     logp, logq = jax.nn.log_softmax(trained_NxV), jax.nn.log_softmax(base_NxV)
     kl_N = jnp.maximum(jnp.sum(jnp.exp(logp) * (logp - logq), -1), 0.0)  # rounding can make it negative
     return {"base": jnp.argmax(base_NxV, -1).astype(jnp.int32), "kl": kl_N,
@@ -59,21 +57,19 @@ def compare(base_NxV: jax.Array, trained_NxV: jax.Array) -> dict[str, jax.Array]
 
 
 def swap_sample_fn(gates: list[Gate]) -> Callable:
-    """The `sample_fn` (`sampler.make_sampler`) of greedy completions, the j-th of a prompt under the j-th gate.
-
-    Its params are `{"base": Params, "trained": Params}`. `noted` has what `compare` returns at every token, and whether
-    it was `swapped`. Log-probabilities are the base model's. Only a gate's chance is random.
-    """
+    """Returns a `sample_fn` for `sampler.make_sampler`: greedy completions, the j-th of a prompt under the j-th gate.
+    Its params are `{"base": Params, "trained": Params}`. `noted` has, for every token, what `compare` returns and
+    whether it was `swapped`. Log-probabilities are the base model's. Only `Gate.chance` makes use of random numbers."""
     def sample_fn(params, config, prompts, rows, decoding):
         gates_B = Gate(*(jnp.array(column)[rows.numbers % len(gates)] for column in zip(*gates)))
         feed_trained, cache = run_beside(params["trained"], config, prompts, rows, decoding)
 
-        def propose(cache, place: sampler.Draw, base_NxV):
-            trained_NxV, cache = feed_trained(place, cache)
-            both, gate = compare(base_NxV, trained_NxV), Gate(*(column[place.rows] for column in gates_B))
-            swapped_N = ((both["base"] != both["trained"]) & (place.inputs.steps < gate.first)
+        def propose(cache, draw: sampler.Draw, base_NxV):
+            trained_NxV, cache = feed_trained(draw, cache)
+            both, gate = compare(base_NxV, trained_NxV), Gate(*(column[draw.rows] for column in gates_B))
+            swapped_N = ((both["base"] != both["trained"]) & (draw.inputs.steps < gate.first)
                          & (both["kl"] >= gate.least) & (both["entropy"] >= gate.unsure)
-                         & (place.uniforms < gate.chance))
+                         & (draw.uniforms < gate.chance))
             tokens_N = jnp.where(swapped_N ^ gate.reverse, both["trained"], both["base"])
             return cache, tokens_N, both | {"swapped": swapped_N}
 
@@ -84,10 +80,9 @@ def swap_sample_fn(gates: list[Gate]) -> Callable:
 
 def sample_under_gates(name: str, command: str, config: Config, kept: KeptConfig, base: LanguageModel,
                        trained: LanguageModel, gates: dict[str, Gate], token_columns: tuple = ()) -> dict[str, list]:
-    """gate -> its rows, a greedy completion of each problem, kept in the folder `name` of --out (`sample_into`).
-
-    A row counts its `swapped` tokens. `token_columns` are lists over its tokens: "ids", or what `swap_sample_fn` notes.
-    """
+    """Samples a greedy completion of each problem under each gate, saved in the folder `name` of --out (`sample_into`).
+    Returns {name of a gate: rows}. Each row has the number of its `swapped` tokens, and as a list over its tokens each
+    of `token_columns`: "ids", the token ids, or a name that `swap_sample_fn` notes."""
     def columns(rollouts, texts, judged):
         values = rollouts.noted | {"ids": rollouts.completions}
         return [{"swapped": int(np.sum(values["swapped"][i][mask]))} | {
@@ -101,7 +96,7 @@ def sample_under_gates(name: str, command: str, config: Config, kept: KeptConfig
 
 
 def largest_threshold(values_N: np.ndarray, share: float) -> float:
-    """The threshold that this share of the values, at least one of them, reaches."""
+    """The k-th largest value, where k is this share of the number of values, rounded, and at least 1."""
     return float(np.sort(values_N)[::-1][max(round(share * len(values_N)), 1) - 1])
 
 
@@ -112,16 +107,16 @@ class WhenConfig(Config):
     """At which tokens a trained model differs from its base model."""
 
     kept: KeptConfig = nested(KeptConfig(), out="directory for summary.json, when.md, when.png, and the completions")
-    trained: str = flag("", "model that was trained from --model, of the same shape: named as --model is")
-    first: tuple[int, ...] = flag((1, 2, 4), "swap in the trained model's tokens among this many first ones only",
+    trained: str = flag("", "model that was trained from --model and has its shape; a name of the same form as --model")
+    first: tuple[int, ...] = flag((1, 2, 4), "swap in the trained model's tokens only among this many first tokens",
                                   minimum=1)
-    shares: tuple[float, ...] = flag((0.01, 0.05, 0.1), "swap them in at this share of tokens only, those with the "
-                                     "largest KL", above=0, maximum=1)
+    shares: tuple[float, ...] = flag((0.01, 0.05, 0.1), "swap in the trained model's tokens only at this share of "
+                                     "tokens, those with the largest KL", above=0, maximum=1)
 
 
 def when(config: WhenConfig) -> dict:
-    """Compares --model with --trained; returns the summary. summary.json of --out holds it, when.md and when.png show
-    it, and `texts/` and `swapped/` keep the completions, from which the same command continues."""
+    """Compares --model with --trained and returns the summary. Writes summary.json, when.md and when.png into --out,
+    and completions into its folders texts/ and swapped/, from which the same command resumes."""
     if not (config.kept.out and config.trained):
         raise UserError("--out and --trained are required: a directory for the results, and what was trained from "
                         "--model")
@@ -146,8 +141,8 @@ def when(config: WhenConfig) -> dict:
 
 
 def make_gates(config: WhenConfig, rows: list[dict]) -> dict[str, Gate]:
-    """The gates by name. `rows` are the base model's text, which gives the KL thresholds. Each of --shares has a
-    control: as many swaps, at random places where the models differ."""
+    """{name: gate} for --first and --shares. `rows`, the base model's completions, give the KL threshold of each share.
+    Each share has a control with as many swaps, at random tokens among those where the models differ."""
     kls, differ = np.concatenate([row["kl"] for row in rows]), np.concatenate([differing(row) for row in rows])
     gates = {f"first {k}": Gate(first=k) for k in config.first}
     for share in config.shares:
@@ -159,16 +154,15 @@ def make_gates(config: WhenConfig, rows: list[dict]) -> dict[str, Gate]:
 
 
 def differing(row: dict) -> np.ndarray:
-    """bool[T]: where the two models' likeliest tokens differ."""
+    """bool[T]: where the most likely tokens of the two models differ."""
     return np.array(row["base"]) != np.array(row["trained"])
 
 
 def summarise_text(rows: list[dict], tokenizer: Tokenizer) -> dict:
-    """The share of tokens `changed`, the share of these that are first tokens (`first_of_changed`, None without any),
-    the mean `kl`, and the most frequent `pairs` of differing tokens, [base's, trained's, count].
-
-    `by_position` has `changed`, `kl` and the number of `tokens` at each position from 1 on.
-    """
+    """Numbers about one model's completions: of all `tokens`, the share where the most likely tokens differ, `changed`;
+    of these, the share of first tokens, `first_of_changed`, None without any; the mean `kl`; the most frequent `pairs`
+    of differing tokens, [base's, trained's, count]; and the list `by_position`, `tokens`, `changed` and `kl` of each
+    position."""
     lengths = np.array([len(row["kl"]) for row in rows])
     mask_NxT = np.arange(lengths.max())[None, :] < lengths[:, None]
     changed_NxT, kl_NxT = np.zeros(mask_NxT.shape), np.zeros(mask_NxT.shape)
@@ -189,7 +183,7 @@ def summarise_text(rows: list[dict], tokenizer: Tokenizer) -> dict:
 
 
 def format_page(summary: dict) -> str:
-    """when.md: the texts, their first positions, the pairs, what swaps lead to, the weights."""
+    """The text of when.md: tables of both texts and their first positions, pairs of tokens, swaps, and weights."""
     texts, flags = summary["texts"], summary["flags"]
     positions = markdown_table(["text", "tokens", "likeliest token differs", "KL"], [
         [f"the {name}'s" + (f", token {i}" if i else ""), part["tokens"], f"{part['changed']:.1%}", f"{part['kl']:.4f}"]
@@ -208,7 +202,7 @@ def format_page(summary: dict) -> str:
 
 
 def format_weights(weights: dict) -> str:
-    """A table of `weight_difference`: all weights, then each kind, averaged over layers."""
+    """A Markdown table of a `weight_difference`: all weights, then each kind of weight, averaged over layers."""
     kinds, dashes = collections.defaultdict(list), ["-"] * (1 + len(TOP))
     for name, tensor in weights["tensors"].items():
         kinds["/".join(part for part in name.split("/") if not part.isdigit())].append(tensor)
@@ -216,14 +210,14 @@ def format_weights(weights: dict) -> str:
     for kind, tensors in kinds.items():
         moved = np.average([x["moved"] for x in tensors], weights=[x["size"] for x in tensors])
         spectra = [x["spectrum"] for x in tensors if x["spectrum"]]
-        rows.append([kind, f"{moved:.1%}", *([
-            f"{np.mean([x['stable_rank'] for x in spectra]):.1f}",
-            *(f"{np.mean([x['top'][str(k)] for x in spectra]):.1%}" for k in TOP)] if spectra else dashes)])
+        cells = [f"{np.mean([x['stable_rank'] for x in spectra]):.1f}",
+                 *(f"{np.mean([x['top'][str(k)] for x in spectra]):.1%}" for k in TOP)] if spectra else dashes
+        rows.append([kind, f"{moved:.1%}", *cells])
     return markdown_table(["weights", "moved", "stable rank of the change", *(f"in its top {k}" for k in TOP)], rows)
 
 
 def draw_figure(summary: dict, sheet) -> None:
-    """KL by position in both texts, and accuracy under each gate, on a matplotlib Figure."""
+    """Draws KL by position in both texts, and accuracy under each gate, on the matplotlib Figure `sheet`."""
     sheet.set_size_inches(8, 3.4)
     left, right = sheet.subplots(1, 2)
     for (name, text), colour in zip(summary["texts"].items(), ("#0072b2", "#d55e00")):
@@ -236,7 +230,7 @@ def draw_figure(summary: dict, sheet) -> None:
 
 
 def draw_intervals(axes, results: dict[str, tuple]) -> None:
-    """Each (value, interval) of the results as a dot with whiskers, one row a name."""
+    """Draws each (value, interval) as a dot with whiskers, a row for each name, on matplotlib Axes."""
     values = np.array([value for value, _ in results.values()])
     lows, highs = np.array([interval for _, interval in results.values()]).T
     axes.errorbar(values, range(len(results)), xerr=np.maximum([values - lows, highs - values], 0), fmt="o",

@@ -1,1 +1,1 @@
-"""Probes: what training changed, measured in completions."""
+"""Probes, which measure in completions what training changed."""

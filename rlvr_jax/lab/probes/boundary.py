@@ -1,7 +1,7 @@
-"""How many tries a model needs: pass@k of several models on the same problems (arXiv 2504.13837, 2505.24864).
+"""How many tries a model needs: compares pass@k of several models on the same problems (arXiv 2504.13837, 2505.24864).
 
-The first file holds completions of the base model, the last those of the trained model, any others those of checkpoints
-in between. P problems, K numbers of tries.
+The first file has completions of the base model, the last file those of the trained model, and files between them those
+of checkpoints during training. P problems, K values of k, the number of tries.
 """
 
 import numpy as np
@@ -13,13 +13,13 @@ from rlvr_jax.runs.markdown import markdown_table
 
 NEEDS = ("prompt", "correct")
 REGIMES = ("diminish", "plateau", "sustained", "none")
-DIMINISH_AT = 128  # tries at which fewer solved problems count as diminished
+DIMINISH_AT = 128  # the k of pass@k that `classify_regime` compares for "diminish"
 
 
 def probe_boundary(rows_by_file: dict[str, list[dict]]) -> Result:
-    """pass@k of each file, its difference to the first file with 95 % intervals over problems, and the problems that
-    only one of the two solves. Raises UserError unless all files have the same problems and equally many completions of
-    each."""
+    """Computes pass@k of each file with 95 % intervals over problems. Compares each further file with the first: paired
+    differences, and the problems that only one of the two files solves. Raises UserError unless all files have the same
+    problems in the same order, and the same number of completions of every problem."""
     groups = {name: group_rows(rows, lambda row: (*problem_key(row), row["prompt"]))
               for name, rows in rows_by_file.items()}
     problems = list(next(iter(groups.values())))
@@ -28,9 +28,9 @@ def probe_boundary(rows_by_file: dict[str, list[dict]]) -> Result:
         raise UserError("--probe=boundary compares files of the same problems, with as many completions of each")
     size, ks = max(sizes), powers_up_to(max(sizes))
     right = {name: [sum(bool(row["correct"]) for row in rows) for rows in by_problem.values()]
-             for name, by_problem in groups.items()}
+             for name, by_problem in groups.items()}  # the number of correct completions of each problem
     curves = {name: np.array([[pass_at_k(size, count, k) for k in ks] for count in counts])
-              for name, counts in right.items()}  # [P,K]
+              for name, counts in right.items()}  # f64[P,K], pass@k
     base, *others = curves
     record = {"n": len(problems), "num_samples": size, "files": {
         name: {"pass@k": {str(k): float(mean) for k, mean in zip(ks, values_PxK.mean(0))},
@@ -39,7 +39,8 @@ def probe_boundary(rows_by_file: dict[str, list[dict]]) -> Result:
         for name, values_PxK in curves.items()}}
     if others:
         record["regime"] = classify_regime(ks, list(curves.values()))
-        record["regimes"] = {name: int(name == record["regime"]) for name in REGIMES}  # studies average over seeds
+        record["regimes"] = {name: int(name == record["regime"]) for name in REGIMES}  # 0 or 1: studies take means
+    # An item shows one completion of each file: the first correct one, or the first one if none is correct.
     items = [{"prompt": key[2], "benchmark": key[0], "right": {name: counts[i] for name, counts in right.items()},
               "of": size, "solved_by": ", ".join(name for name, counts in right.items() if counts[i]) or "none",
               "completions": {name: min(by_problem[key], key=lambda row: not row["correct"])["completion"]
@@ -49,8 +50,9 @@ def probe_boundary(rows_by_file: dict[str, list[dict]]) -> Result:
 
 
 def compare_with_base(ks: list[int], base_PxK: np.ndarray, mine_PxK: np.ndarray, problems: list) -> dict:
-    """A trained model against the base model: paired differences, the problems that only one of them ever solves, and
-    the fewest tries at which the base model solves as many problems as the trained model does in one."""
+    """Compares a trained model with the base model by their pass@k at `ks`: paired differences, the prompts of problems
+    that only one of the models ever solves, `never`, the number that neither solves, and the smallest k at which the
+    base model's pass@k reaches the trained model's pass@1 (None: at no k)."""
     base_P, mine_P = (values_PxK[:, -1] > 0 for values_PxK in (base_PxK, mine_PxK))
     reached = [k for k, mean in zip(ks, base_PxK.mean(0)) if mean >= mine_PxK[:, 0].mean() - 1e-9]
     alone = {"only_base": [problems[i][2] for i in np.flatnonzero(base_P & ~mine_P)],
@@ -62,18 +64,19 @@ def compare_with_base(ks: list[int], base_PxK: np.ndarray, mine_PxK: np.ndarray,
 
 
 def classify_regime(ks: list[int], curves: list[np.ndarray]) -> str:
-    """The row of REGIMES, after ProRL; a change counts if the interval of its paired difference excludes 0.
+    """Returns one of REGIMES (ProRL, arXiv 2505.24864) for `curves`, the f64[P,K] of each file, pass@k at `ks`. A
+    change counts as a rise or fall if the 95 % interval of the paired difference excludes 0.
 
-    `diminish`: in DIMINISH_AT tries (or all, if fewer) it solves fewer problems than the base model. `sustained`: of
-    three files or more, pass@1 rises from each to the next. `plateau`: pass@1 rises, but not at each step. `none`: no
-    change counts.
+    `diminish`: pass@DIMINISH_AT (with fewer tries, the last pass@k) falls from first to last file. `sustained`: of
+    three files or more, pass@1 rises from each to the next. `plateau`: otherwise, pass@1 rises from first to last file.
+    `none`: any other case.
     """
     def sign_of_change(before_P, after_P) -> int:
         low, high = bootstrap(after_P - before_P)
         return 1 if low > 0 else -1 if high < 0 else 0
 
-    many = max(i for i, k in enumerate(ks) if k <= DIMINISH_AT)
-    if sign_of_change(curves[0][:, many], curves[-1][:, many]) < 0:
+    column = max(i for i, k in enumerate(ks) if k <= DIMINISH_AT)
+    if sign_of_change(curves[0][:, column], curves[-1][:, column]) < 0:
         return "diminish"
     if len(curves) > 2 and all(sign_of_change(before[:, 0], after[:, 0]) > 0
                                for before, after in zip(curves, curves[1:])):
@@ -98,7 +101,7 @@ def format_page(record: dict) -> str:
 
 
 def draw_figure(record: dict, sheet) -> None:
-    """pass@k against k."""
+    """Draws pass@k against k on a matplotlib Figure: for each file a line and its 95 % interval."""
     sheet.set_size_inches(6, 3.8)
     axes = sheet.subplots()
     for name, summary in record["files"].items():

@@ -1,4 +1,4 @@
-"""How well stated confidences match correctness, in any completions that state one (RLCR, arXiv 2507.16806)."""
+"""How well the confidences that completions state match their correctness (RLCR, arXiv 2507.16806)."""
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import calibration
@@ -11,9 +11,9 @@ CONTROLS = {"constant": "the mean accuracy of --fit_on for every confidence",
 
 
 def probe_calibration(rows_by_file: dict[str, list[dict]], fit_on: str = "") -> Result:
-    """The calibration of each file (`evaluation.calibration`) and of two controls, fitted on the completions in the
-    file `fit_on`. Raises UserError for a file without confidences, and for controls fitted on problems that are
-    judged."""
+    """Computes the calibration of each file (`evaluation.calibration`) and, if `fit_on` names a file of completions of
+    other problems, that of CONTROLS, which are fitted on that file. Raises UserError for a file without confidences,
+    and if `fit_on` has a problem of another file."""
     others = read_files([fit_on], NEEDS, "calibration").popitem()[1] if fit_on else []
     record = {"files": {name: calibration.summarise_calibration(rows) for name, rows in rows_by_file.items()}}
     silent = [name for name, summary in record["files"].items() if not summary]

@@ -1,7 +1,7 @@
 """Coherence and validity (arXiv 2510.18176): are the steps sound, do they solve the problem, is the answer right?
 
-Problems that `traces.py` can read are decided exactly. In other texts, such as solutions of word problems, only the
-equations are checked (`equations.py`). C, V, K: coherent, valid, right.
+Solutions of problems that `traces.py` can parse are judged exactly. In other texts, such as solutions of word problems,
+only the equations are checked (`equations.py`). C, V and K stand for coherent, valid and right.
 """
 
 import collections
@@ -18,27 +18,27 @@ from rlvr_jax.lab.probes.traces import CLASSES, UNSOUND, Judgement, judge_trace,
 from rlvr_jax.runs.markdown import markdown_table
 
 NEEDS = ("prompt", "completion", "answer")
-CELLS = ["".join(cell) for cell in itertools.product("10", repeat=3)]  # of C, V, K
-# share -> (label, traces that count as hits, traces among which they are counted)
+CELLS = ["".join(cell) for cell in itertools.product("10", repeat=3)]  # the values of C, V, K: "111", "110", ..., "000"
+# share -> (label, mask of the traces that count as hits, mask of all traces of which the share is taken)
 SHARES = {"with_steps": ("show a step", "with steps", "all"), "coherent": ("coherent (C)", "coherent", "all"),
           "valid": ("valid (V)", "valid", "all"), "right": ("right (K)", "right", "all"),
           "coherent_of_shown": ("coherent, of those with steps", "coherent", "with steps"),
           "valid_of_shown": ("valid, of those with steps", "valid", "with steps"),
           "valid_if_coherent": ("valid, if coherent: P(V given C)", "valid", "coherent"),
           "right_if_both": ("right, if coherent and valid: P(K given C, V)", "right", "both")}
-SIDES = ("before", "after")  # training
+SIDES = ("before", "after")  # the two files that are compared: before and after training
 
 
 class JudgedTrace(NamedTuple):
-    """A row whose completion was read as a trace."""
+    """A row of completions.jsonl whose completion was parsed as a trace and judged."""
 
     row: dict
-    steps: tuple[str, ...]  # their texts
+    steps: tuple[str, ...]  # the text of each step
     judgement: Judgement
 
 
 def probe_coherence(rows_by_file: dict[str, list[dict]]) -> Result:
-    """Counts of each file, by its name. Two files of the same problems are compared, before and after training."""
+    """Summarises the traces of each file, and the equations of other texts. Compares the traces of two files."""
     record, items, traces = {"files": {}}, [], []
     for name, rows in rows_by_file.items():
         judged = [(row, judge_row(row)) for row in rows]
@@ -55,7 +55,7 @@ def probe_coherence(rows_by_file: dict[str, list[dict]]) -> Result:
 
 
 def judge_row(row: dict) -> Optional[JudgedTrace]:
-    """The row with its judgement; None if `traces.read_trace` cannot read its problem."""
+    """Judges the completion of a row; None if `traces.read_trace` cannot parse the row's prompt."""
     if not (problem := read_trace(row["prompt"], row["completion"])):
         return None
     tree, trace = problem
@@ -63,19 +63,20 @@ def judge_row(row: dict) -> Optional[JudgedTrace]:
 
 
 def make_trace_item(trace: JudgedTrace) -> dict:
-    """The row, its judgement, and what is wrong with each step; a last step "at the end" says what is missing."""
-    steps = [{"text": text, "right": not wrong, "verdict": "; ".join(wrong) or "sound"}
-             for place, text in enumerate([*trace.steps, "at the end"])
-             for wrong in [[f"{name}: {CLASSES[name]}" for name, at in trace.judgement.errors if at == place]]]
+    """The row, its judgement, and a verdict on each step; errors after the last step belong to a step "at the end"."""
+    steps = []
+    for index, text in enumerate([*trace.steps, "at the end"]):
+        wrong = [f"{name}: {CLASSES[name]}" for name, position in trace.judgement.errors if position == index]
+        steps.append({"text": text, "right": not wrong, "verdict": "; ".join(wrong) or "sound"})
     return {key: trace.row[key] for key in COLUMNS if key in trace.row} | trace.judgement._asdict() | {
         "steps": steps[:-1] if steps[-1]["right"] else steps}
 
 
 def make_text_item(row: dict) -> dict:
-    """The row with the equations of its text as steps."""
-    steps = [{"text": x.text, "right": x.holds or x.rounded,
-              "verdict": "holds" if x.holds else "holds when rounded" if x.rounded else "does not hold"}
-             for x in read_equations(row["completion"])]
+    """The row with the equations of its completion as steps. `equations_hold` is left out without equations."""
+    steps = [{"text": equation.text, "right": equation.holds or equation.rounded,
+              "verdict": "holds" if equation.holds else "holds when rounded" if equation.rounded else "does not hold"}
+             for equation in read_equations(row["completion"])]
     hold = {"equations_hold": all(step["right"] for step in steps)} if steps else {}
     return {key: row[key] for key in (*COLUMNS, "correct") if key in row} | hold | {"steps": steps}
 
@@ -86,8 +87,9 @@ def make_text_item(row: dict) -> dict:
 def summarise_traces(traces: list[JudgedTrace]) -> dict:
     """Counts and shares of the traces of one file; {} without traces.
 
-    `with_steps` is the share that shows a step at all; shares of coherent and valid traces are given among all traces
-    and among these. `errors` counts classes by position, `by_steps` traces by length: a short one is easily coherent.
+    `cells` counts traces by C, V and K; `errors` counts each class of errors by the number of the step, from 1. `steps`
+    is the mean number of steps, `wrong_steps_per_100` the percentage of steps with an error of UNSOUND. `by_steps` has
+    shares of coherent and valid traces by their number of steps, because short traces are more easily coherent.
     """
     if not traces:
         return {}
@@ -112,7 +114,7 @@ def summarise_traces(traces: list[JudgedTrace]) -> dict:
 
 
 def summarise_equations(rows: list[dict]) -> dict:
-    """The equations in the texts of problems that cannot be read as traces; {} without such rows."""
+    """Shares of the equations in completions that are no traces, and `with_any`, the share of completions with any."""
     if not rows:
         return {}
     by_row = [read_equations(row["completion"]) for row in rows]
@@ -124,8 +126,9 @@ def summarise_equations(rows: list[dict]) -> dict:
 
 
 def split_by_correctness(before: list[JudgedTrace], after: list[JudgedTrace]) -> dict:
-    """Coherence and validity on both sides, split by whether each side was right: "01" was wrong and became right.
-    Raises UserError unless both files have the same problems in the same order, equally many completions of each."""
+    """Coherence and validity before and after training, split by whether the answers were right: "01" has the pairs
+    whose answer was wrong and became right. Raises UserError unless both files have the same problems in the same
+    order, and the same number of completions of each."""
     prompts = [[(*problem_key(trace.row), trace.row.get("sample"), trace.row["prompt"]) for trace in side]
                for side in (before, after)]
     if prompts[0] != prompts[1]:
@@ -142,11 +145,11 @@ def split_by_correctness(before: list[JudgedTrace], after: list[JudgedTrace]) ->
 
 
 def match_lengths(before: list[JudgedTrace], after: list[JudgedTrace]) -> dict:
-    """Coherence and validity on both sides at the same numbers of steps, so that lengths do not explain a difference.
+    """Shares of coherent and valid traces before and after training, at the same distribution of the number of steps.
 
-    A trace before is weighted by the ratio of traces with its number of steps (including 0) after to those before.
-    Lengths that occur on one side only are left out; `covered` is the share of the traces after that remain. Shares
-    are None if none remains.
+    A trace before training with s steps (s >= 0) has the weight n_after(s) / n_before(s), where n counts the traces
+    with s steps. Traces with a number of steps that occurs on one side only are left out. `covered` is the share of the
+    traces after training that remain; if none remains, the other shares are None.
     """
     sizes = [collections.Counter(len(trace.steps) for trace in side) for side in (before, after)]
     weights = {"before": [sizes[1][len(trace.steps)] / sizes[0][len(trace.steps)] for trace in before],
@@ -162,7 +165,7 @@ def match_lengths(before: list[JudgedTrace], after: list[JudgedTrace]) -> dict:
 
 
 def format_page(record: dict) -> str:
-    """Markdown: the shares, the eight cells, the errors by position, the comparison, the equations."""
+    """The Markdown page: shares, the eight cells, errors by step, before against after training, and equations."""
     files = {name: both["traces"] for name, both in record["files"].items() if both["traces"]}
     blocks = ["Coherent: every step is sound in itself. Valid: the steps solve this problem. Right: so is the answer. "
               "95 % intervals in brackets.", *(format_traces(files) if files else ())]
@@ -186,7 +189,7 @@ def format_page(record: dict) -> str:
 
 
 def format_traces(files: dict[str, dict]) -> list[str]:
-    """The tables of traces: shares, cells, errors, lengths."""
+    """Markdown tables of the traces of all files: shares, cells, errors, and shares by number of steps."""
     shares = [[label, *(format_share(file[key]) for file in files.values())] for key, (label, *_) in SHARES.items()]
     shares += [["steps in a trace", *(f"{file['steps']:.2f}" for file in files.values())],
                ["wrong steps in 100", *(format_estimate(file["wrong_steps_per_100"]) for file in files.values())]]
@@ -203,14 +206,14 @@ def format_traces(files: dict[str, dict]) -> list[str]:
 
 
 def draw_figure(record: dict, sheet) -> None:
-    """Left: the shares. Right: the share of traces with an error at each step, by class. Both blank without traces."""
+    """Draws shares of traces (left), and the share of traces with an error at each step, by class of error (right)."""
     files = {name: both["traces"] for name, both in record["files"].items() if both["traces"]}
     sheet.set_size_inches(9, 3.6)
     left, right = sheet.subplots(1, 2)
     for n, (name, file) in enumerate(files.items()):
         draw_shares(left, [file[key] for key in ("coherent", "valid", "right", "valid_if_coherent")], 0.12 * n, name)
         for label, places in file["errors"].items():
-            if label != "empty":  # which happens at no step
+            if label != "empty":  # an error of this class has no step
                 right.plot([int(at) for at in places], [count / file["n"] for count in places.values()],
                            ["o-", "s--", "^:"][n % 3], color=f"C{list(CLASSES).index(label)}",
                            label=f"{label}, {name}")

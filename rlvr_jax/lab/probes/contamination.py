@@ -1,12 +1,12 @@
 """Contamination (arXiv 2507.10532): can a model continue a question after seeing only its first part?
 
 The prompt is the beginning of the question, without template or instruction; the completion is greedy. A model that has
-never met the question can only guess the rest. A control shows how well guessing does: twins of the problems
-(`twins.py`), or a source that the model cannot have met.
+never seen the question can only guess the rest. A control shows how well guessing works: twins of the problems
+(`twins.py`), or a source of problems that the model cannot have seen.
 
-The verdict on a source against a control follows RULE. ROUGE-L counts only against renumbered twins of chains and
-calculations, which are drawn like the originals: likeness to other texts also depends on style, and random numbers in a
-story are harder to guess than its own.
+The text RULE says how a source is judged against a control. ROUGE-L counts only against renumbered twins of chains and
+calculations, which are drawn from the same distribution as the originals. Against other controls ROUGE-L also depends
+on the style of the texts, and random numbers in a word problem are harder to guess than the original ones.
 """
 
 import dataclasses
@@ -33,27 +33,27 @@ from rlvr_jax.records import Problem
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks.prompts import ProblemSource, load_problems
 
-OF = ("source", "twin", "item", "fraction")  # identify the problem of a row, and how much of it was shown
+OF = ("source", "twin", "item", "fraction")  # columns that identify a problem, and how much of its question was shown
 NEEDS = ("prompt", "rest", "exact", "rouge_l", "correct", "too_short", *OF)
 
 
 class ContaminationConfig(Config):
-    """How much of a question is shown, and what the source is compared with."""
+    """How much of a question is shown, and with which controls a source is compared."""
 
     fractions: tuple[float, ...] = flag((0.4, 0.6, 0.8), "contamination: shares of a question's words that are "
                                         "shown", above=0, below=1)
-    twins: str = flag("", "contamination: also probe twins of each problem, which no model can have met, and compare: "
-                      "any of these, joined by commas", lambda: TWINS, listed=True)
-    clean: str = flag("", "contamination: a source of problems that the model cannot have met, to compare the "
-                      "others with, such as calculation:3; one of --problems, or one more")
+    twins: str = flag("", "contamination: also probe twins of the problems, which no model can have seen, as controls: "
+                      "any of these kinds, joined by commas", lambda: TWINS, listed=True)
+    clean: str = flag("", "contamination: a source of problems that the model cannot have seen, as a control for "
+                      "--problems, such as calculation:3; may be among --problems")
 
 
 # ----- sampling
 
 
 def make_benchmarks(config: ContaminationConfig, measured: EvaluateConfig, loaded: LanguageModel) -> list[Benchmark]:
-    """A benchmark for each source in --problems, its twins, and --clean, at each of --fractions. Raises UserError for
-    flags that do not fit this probe."""
+    """Returns a benchmark for each source in --problems, each kind of its twins, and --clean, at each of --fractions.
+    Raises UserError for flags that do not fit this probe, and for questions that are too short for a fraction."""
     prompt = measured.kept.source.prompt
     if (measured.num_samples, measured.temperature, prompt.prompt_style, prompt.instruction) != (1, 0, "plain", ""):
         raise UserError("--probe=contamination is one greedy completion without a template: leave out --num_samples, "
@@ -70,7 +70,8 @@ def make_benchmarks(config: ContaminationConfig, measured: EvaluateConfig, loade
 
 def load_questions(config: ContaminationConfig, kept: KeptConfig, loaded: LanguageModel
                    ) -> Iterator[tuple[str, list[Problem]]]:
-    """(label, problems) of each source and of its twins. The clean source is itself a control, so it has no twins."""
+    """Yields (label, problems) for each source and each kind of its twins. --clean is itself a control, without
+    twins."""
     sources = kept.source.problems.split(",")
     sources += [config.clean] if config.clean and config.clean not in sources else []
     if len(set(sources)) < len(sources):
@@ -93,10 +94,10 @@ def make_label(source: str, twin: str) -> str:
 
 
 def cut_question(problem: Problem, fraction: float) -> Optional[Problem]:
-    """The problem with the first floor(fraction * words) words of its question as its prompt, the rest in
+    """The problem with the first floor(fraction * words) words of its question as its prompt, and the other words in
     meta["rest"]. None if no word would be shown."""
     ends = [word.end() for word in re.finditer(r"\S+", problem.question)]
-    num_shown = math.floor(Fraction(str(fraction)) * len(ends))  # exact: .29 of 100 words are 29, as floats 28
+    num_shown = math.floor(Fraction(str(fraction)) * len(ends))  # as floats, .29 * 100 would be below 29
     if not num_shown:
         return None
     end = ends[num_shown - 1]
@@ -105,8 +106,8 @@ def cut_question(problem: Problem, fraction: float) -> Optional[Problem]:
 
 
 def add_reconstruction(by_answer: Callable) -> Callable:
-    """A `judge` (`measure.Benchmark`) of the answer and of how well the completion continues the question. Some twins
-    have no known answer: their "correct" is None."""
+    """Returns the `judge` of a `measure.Benchmark` that adds the result of `compare_with_rest` to that of the judge
+    `by_answer`. For a twin whose answer is unknown, "correct" is None."""
     def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
         return [verdict | ({"correct": None} if problem.meta["twin"] and not problem.answer else {})
                 | compare_with_rest(text, problem.meta["rest"])
@@ -115,7 +116,7 @@ def add_reconstruction(by_answer: Callable) -> Callable:
 
 
 def compare_with_rest(text: str, rest: str) -> dict:
-    """`exact` and `rouge_l` of the hidden words and equally many of the completion, and whether it has fewer."""
+    """Compares the hidden words `rest` with as many words of `text`: `exact`, `rouge_l`, `too_short` (it has fewer)."""
     hidden, words = rest.split(), text.split()
     first = words[: len(hidden)]
     return {"rest": rest, "exact": first == hidden, "rouge_l": rouge_l(" ".join(first), rest),
@@ -126,15 +127,16 @@ def compare_with_rest(text: str, rest: str) -> dict:
 
 
 def probe_contamination(rows_by_file: dict[str, list[dict]], clean: str = "") -> Result:
-    """For each file, each source or kind of twins, and each fraction: a summary, and a comparison with each control."""
+    """Summarises each file by source, kind of twins and fraction. A source's controls are its twins and `clean`."""
     record: dict[str, dict] = {"files": {}}
     for name, rows in rows_by_file.items():
         parts = group_rows(rows, lambda row: (row["source"], row["twin"], row["fraction"]))
         clean_source, summaries = find_clean_source(clean, rows), {}
         for (source, twin, fraction), part in parts.items():
             controls = {} if twin or source == clean_source else {
-                make_label(*key[:2]): compare_with_control(part, other, key[1]) for key, other in parts.items()
-                if key[2] == fraction and (key[:2] == (clean_source, "") or (key[0] == source and key[1]))}
+                make_label(other, kind): compare_with_control(part, control, kind)
+                for (other, kind, shown), control in parts.items()
+                if shown == fraction and ((other, kind) == (clean_source, "") or (other == source and kind))}
             summaries.setdefault(make_label(source, twin), {})[f"{100 * fraction:g}%"] = {
                 "fraction": fraction, "twin": twin} | summarise_part(part) | ({"against": controls} if controls else {})
         record["files"][name] = summaries
@@ -145,7 +147,7 @@ def probe_contamination(rows_by_file: dict[str, list[dict]], clean: str = "") ->
 
 
 def find_clean_source(clean: str, rows: list[dict]) -> Optional[str]:
-    """The name of --clean in the rows. Raises UserError if no row is from it."""
+    """The source that rows have for `clean`; None if `clean` is empty. Raises UserError if no row has that source."""
     sources = dict.fromkeys(row["source"] for row in rows)
     name = next((name for name in (clean, pathlib.Path(clean).stem) if name in sources), None)
     if clean and not name:
@@ -164,9 +166,9 @@ def summarise_part(rows: list[dict]) -> dict:
 
 
 def compare_with_control(rows: list[dict], control: list[dict], twin: str) -> dict:
-    """A source against a control: differences with 95 % intervals, AUROC (how well a number separates problems of the
-    source from those of the control), and the verdict. With `twin`, the kind of twins, only problems that have a twin
-    count, and they are paired with it."""
+    """Compares the rows of a source with those of a control: differences of `exact` and `rouge_l` with 95 % intervals,
+    the AUROC of each (how well it separates the source's problems from the control's), and the verdict of RULE. If the
+    control is a kind of twins, `twin`, problems without a twin are left out, and differences are paired."""
     if twin:
         originals, twins = ({row["item"]: row for row in side} for side in (rows, control))
         pairs = [item for item in originals if item in twins]
@@ -178,7 +180,7 @@ def compare_with_control(rows: list[dict], control: list[dict], twin: str) -> di
         comparison[key] = {"difference": float(mine.mean() - theirs.mean()), "interval": list(interval)}
         comparison["auroc"][key] = auroc(np.concatenate([mine, theirs]),
                                          np.arange(len(mine) + len(theirs)) < len(mine))
-    # Twins with a known answer were solved anew, so they are chains or calculations.
+    # Only renumbered chains and calculations have an answer: each is solved again with its new numbers.
     drawn_alike = twin == "renumbered" and all(row["correct"] is not None for row in control)
     decisive = ("exact", "rouge_l") if drawn_alike else ("exact",)
     return comparison | {"verdict": "seen" if any(comparison[key]["interval"][0] > 0 for key in decisive)
@@ -211,9 +213,9 @@ def list_parts(record: dict) -> list[tuple]:
 
 def format_page(record: dict) -> str:
     parts, sets, comparisons = list_parts(record), [], []
-    several = [len({part[i] for part in parts}) > 1 for i in (0, 2)]  # files, and fractions
+    several_files, several_fractions = (len({part[i] for part in parts}) > 1 for i in (0, 2))
     for name, source, fraction, part in parts:
-        label = ", ".join([name] * several[0] + [source] + [fraction] * several[1])
+        label = ", ".join([*([name] if several_files else []), source, *([fraction] if several_fractions else [])])
         sets.append([label, format_share(part["exact"]), format_estimate(*part["rouge_l"].values()),
                      format_share(part["correct"]) if part["correct"]["n"] else "-", f"{part['too_short']:.1%}"])
         comparisons += [[label, control.removeprefix(f"{source}, "),
@@ -226,8 +228,8 @@ def format_page(record: dict) -> str:
 
 
 def draw_figure(record: dict, sheet) -> None:
-    """A row for each source and its twins: exact continuations, likeness, right answers, and AUROC against each
-    control. The colour says how much of the question was shown."""
+    """Draws a row for each source and each kind of twins, in panels for exact continuations, ROUGE-L, right answers,
+    and AUROC (of ROUGE-L, against each control). The colour says how much of the question was shown."""
     parts = list_parts(record)
     rows = list(dict.fromkeys((file, source) for file, source, _, _ in parts))
     fractions = sorted({part["fraction"] for *_, part in parts})

@@ -1,4 +1,4 @@
-"""Makes a benchmark a known part of which leaks into pre-training, to test probes of contamination."""
+"""Makes a benchmark of which a known part leaks into pre-training, to test the contamination probe."""
 
 import pathlib
 
@@ -13,23 +13,23 @@ from rlvr_jax.tasks.families import FAMILIES, draw_problems
 
 
 class PlantConfig(Config):
-    """A benchmark a known part of which leaks into pre-training."""
+    """A benchmark of which a known part leaks into pre-training."""
 
     problems: str = flag("arithmetic", "the synthetic family whose test split the problems come from", lambda: FAMILIES)
     num_ops: int = flag(6, "operations in a problem", minimum=1)
-    num_problems: int = flag(320, "different problems; half of them never leak", minimum=2)
-    times: tuple[int, ...] = flag((1, 3, 10, 30, 100), "how often pre-training sees the other half: as many problems "
-                                  "for each number", minimum=0)
+    num_problems: int = flag(320, "number of different problems; half of them never leak", minimum=2)
+    times: tuple[int, ...] = flag((1, 3, 10, 30, 100), "how often pre-training sees a problem of the other half, "
+                                  "which is divided evenly among these numbers", minimum=0)
     seed: int = flag(0, "seed of the problems", minimum=0, maximum=2**31 - 1)
     out: str = flag("", "directory for leaked.jsonl and times_N.jsonl")
 
 
 def plant_benchmark(config: PlantConfig) -> dict[int, list[Problem]]:
-    """Draws different problems of the test split; returns them by how often pre-training is to see each.
+    """Draws different problems of the test split; returns {n: the problems that pre-training is to see n times}.
 
-    Half of them are never seen (0 times), the others are divided evenly among the numbers in --times. Writes
-    OUT/times_N.jsonl, files of problems, and OUT/leaked.jsonl for `scripts.pretrain --leaked`: texts of a question with
-    its answer, and how often each is seen.
+    Half of the problems have n = 0, the other half is divided evenly among the numbers in --times. Writes the problems
+    to OUT/times_N.jsonl, and for `scripts.pretrain --leaked` OUT/leaked.jsonl: texts of a question with its answer, and
+    how often each is to be seen. Raises UserError if the numbers do not divide evenly or a family has too few problems.
     """
     if not config.out:
         raise UserError("--out is required: the directory for leaked.jsonl and times_N.jsonl")

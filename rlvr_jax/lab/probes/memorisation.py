@@ -1,8 +1,8 @@
-"""Memorisation: accuracy on near twins of the problem that a run was trained on, by what differs from it.
+"""Memorisation: accuracy on near twins of the problem that a run was trained on, by what differs from that problem.
 
-A run that only memorised the problem would fail on its twins; one that learnt a method would solve them. Twins of a
+A run that only memorised the problem would fail on its twins; a run that learnt a method would solve them. Twins of a
 chain (`tasks/chains.py`) are drawn by KINDS, and compared with the example itself and with unseen problems of its
-family. Pre-training may have met a twin, since its split holds 13 of 16 chains: probe the base model of the run too.
+family. Pre-training may have seen a twin, because 13 of 16 chains are in its split: probe the base model, too.
 """
 
 import functools
@@ -28,11 +28,11 @@ from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, load_problems
 
 NEEDS = ("prompt", "correct", "benchmark", "split")
 ALGEBRAS = {"arithmetic": arithmetic.ALGEBRA, "boolean": boolean.ALGEBRA}
-MAX_DRAWS, MAX_TWINS = 4000, 64  # of one kind; the second where --max_problems is 0
+MAX_DRAWS, MAX_TWINS = 4000, 64  # of one kind of twins; MAX_TWINS is used if --max_problems is 0
 
 
 class Chain(NamedTuple):
-    """One problem: operators by their place in the algebra, start and operands by their numbers."""
+    """One chain: indices of its topic and operators in the algebra, and the numbers of its start and operands."""
 
     topic: int
     start: int
@@ -44,7 +44,7 @@ class Chain(NamedTuple):
 
 
 def change_operands(count: int, rng: np.random.Generator, algebra: Algebra, chain: Chain) -> Chain:
-    """Draws other numbers for `count` operands, or for all if the chain has fewer."""
+    """Replaces `count` random operands, or all if the chain has fewer, by other random operands."""
     operands = list(chain.operands)
     for place in rng.permutation(len(operands))[:count]:
         operands[place] = int(rng.choice([b for b in range(algebra.results.shape[-1]) if b != operands[place]]))
@@ -62,18 +62,18 @@ def add_step(rng: np.random.Generator, algebra: Algebra, chain: Chain) -> Chain:
                           operands=(*chain.operands, int(rng.integers(algebra.results.shape[-1]))))
 
 
-KINDS: dict[str, Callable] = {  # what differs -> function of (rng, algebra, chain) that draws a chain
+KINDS: dict[str, Callable] = {  # what differs -> function of (rng, algebra, chain) that draws a changed chain
     "other topic": lambda rng, algebra, chain: chain._replace(topic=int(rng.integers(len(algebra.topics)))),
     "one operator": change_operator, "one operand": functools.partial(change_operands, 1),
     "two operands": functools.partial(change_operands, 2), "three operands": functools.partial(change_operands, 3),
     "other start": lambda rng, algebra, chain: chain._replace(start=int(algebra.draw_values(rng, 1)[0])),
     "one step longer": add_step}
 EXAMPLE, UNSEEN = "the example", "unseen"
-ORDER = (EXAMPLE, *KINDS, UNSEEN)  # of a page
+ORDER = (EXAMPLE, *KINDS, UNSEEN)  # order of the rows on the page
 
 
 def draw_twins(kind: str, rng: np.random.Generator, algebra: Algebra, chain: Chain, most: int) -> list[Chain]:
-    """At most `most` different twins of a kind that have a solution, without the chain itself."""
+    """Draws at most `most` different twins of a kind. Each has a solution and differs from the chain."""
     twins: dict[Chain, None] = {}
     for _ in range(MAX_DRAWS):
         twin = KINDS[kind](rng, algebra, chain)
@@ -95,7 +95,7 @@ def solve_chain(algebra: Algebra, chain: Chain) -> Optional[list[int]]:
 
 
 def parse_chain(question: str) -> tuple[str, Chain]:
-    """(family, chain) of a question such as `coins 7 + 5 * 2 =`. Raises UserError for any other."""
+    """Returns (family, chain) for a question such as `coins 7 + 5 * 2 =`. Raises UserError for any other question."""
     words = question.split()
     for family, algebra in ALGEBRAS.items():
         try:
@@ -112,7 +112,7 @@ def parse_chain(question: str) -> tuple[str, Chain]:
 
 
 def to_problems(algebra: Algebra, twins: list[Chain]) -> list[Problem]:
-    """Chains of one length as problems; meta["split"] is the split of the family that a chain belongs to."""
+    """Makes problems of chains with equal numbers of operations; meta["split"] is the split of the chain."""
     arrays = chains.Chains(*map(np.array, zip(*twins)), np.array([solve_chain(algebra, chain) for chain in twins]))
     split_of = {residue: name for name, residues in chains.SPLITS.items() for residue in residues}
     problems = chains.to_problems(algebra, arrays)
@@ -125,8 +125,8 @@ def to_problems(algebra: Algebra, twins: list[Chain]) -> list[Problem]:
 
 
 def make_benchmarks(config: EvaluateConfig, example: str, loaded: LanguageModel) -> list[Benchmark]:
-    """The example, its twins of each kind, and unseen problems. Twins that do not fit the model's window are left
-    out."""
+    """Returns benchmarks of the example, its twins of each kind, and unseen problems; leaves out "one step longer" if a
+    solution does not fit the context window, and kinds without twins."""
     kept = config.kept
     family, chain = parse_chain(trained_question(example, kept.choice.model))
     algebra, rng, most = ALGEBRAS[family], np.random.default_rng(kept.seed), kept.max_problems or MAX_TWINS
@@ -139,20 +139,20 @@ def make_benchmarks(config: EvaluateConfig, example: str, loaded: LanguageModel)
     sets[UNSEEN] = load_problems(source, loaded.tokenizer, kept.heldout_split, most)
     for problem in sets[UNSEEN]:
         problem.meta["split"] = kept.heldout_split
-    if kept.grading.answer_format == "auto":  # the problems made here do not name their family, so it cannot decide
+    if kept.grading.answer_format == "auto":  # "auto" looks up meta["task"], which twins do not have
         kept = kept.with_flags(answer_format=FAMILIES[family].answer_format)
     return [make_benchmark(kept, loaded, name, problems, config.num_samples, config.temperature)
             ._replace(columns=("split",)) for name, problems in sets.items()]
 
 
 def fits_window(problems: list[Problem], loaded: LanguageModel, num_ops: int, max_new_tokens: int) -> bool:
-    """Whether prompts and careful solutions of this many operations fit in the window and in --max_new_tokens."""
+    """Whether each prompt plus `max_new_tokens` fits the window, and a careful solution fits `max_new_tokens`."""
     longest = max(len(loaded.tokenizer.encode(problem.prompt)) for problem in problems)
     return longest + max_new_tokens <= loaded.config.max_seq_len and chains.lengths(num_ops)[1] <= max_new_tokens
 
 
 def trained_question(example: str, model: str) -> str:
-    """The question in --example, or the one in the example.json of the run that --example or --model names."""
+    """The text of --example, or the question in example.json of the run that --example or --model names."""
     if " " in example:
         return example
     directory = pathlib.Path((example or model).partition("@")[0])
@@ -166,7 +166,7 @@ def trained_question(example: str, model: str) -> str:
 
 
 def probe_memorisation(rows_by_file: dict[str, list[dict]]) -> Result:
-    """Accuracy on each kind of twins in each file, over all of them and over those outside pre-training's split."""
+    """The accuracy of each file on each of ORDER, over all problems and over those outside pre-training's split."""
     record: dict[str, dict] = {"files": {}}
     for name, rows in rows_by_file.items():
         by_kind = group_rows(rows, operator.itemgetter("benchmark"))
@@ -196,7 +196,7 @@ def format_page(record: dict, kinds: list[str]) -> str:
 
 
 def draw_figure(record: dict, kinds: list[str], sheet) -> None:
-    """Accuracy on each kind of twins, with its interval."""
+    """Draws the accuracy of each file, with its 95 % interval, on each of `kinds`."""
     sheet.set_size_inches(7, 3.6)
     axes = sheet.subplots()
     for n, (name, by_kind) in enumerate(record["files"].items()):

@@ -1,4 +1,4 @@
-"""The page of a probe: its figure, its tables, and its items to leaf through; `probe.html.jinja` lays it out."""
+"""The HTML page of a probe: its figure, its tables, and its items to leaf through. Template: `probe.html.jinja`."""
 
 import collections
 import pathlib
@@ -6,14 +6,14 @@ import pathlib
 from rlvr_jax.lab.probes.rows import Result
 from rlvr_jax.report import pages
 
-MAX_ITEMS, MAX_BYTES = 2_000, 8_000_000  # of a page, the second for all texts
-MAX_TEXT, MAX_STEPS = 20_000, 60  # of an item, the first in bytes of one text
+MAX_ITEMS, MAX_BYTES = 2_000, 8_000_000  # of a page: its items, and the size of all their texts
+MAX_TEXT, MAX_STEPS = 20_000, 60  # of an item: the bytes of each text, and its steps
 HEADINGS = {"prompt": "Prompt", "rest": "Hidden from the model", "completion": "Completion"}
 
 
 def render_page(stem: pathlib.Path, title: str, about: str, result: Result, made_by: str) -> str:
-    """The HTML page that goes beside STEM_items.jsonl, with the figure STEM.png if that exists, and `made_by` at its
-    end. With several files, items can be filtered by file too."""
+    """Returns the HTML of the page that belongs beside STEM_items.jsonl. It shows the figure STEM.png, if that exists,
+    and ends with `made_by`. Readers can filter items by `result.filters` and, if there are several files, by file."""
     file, items = f"{stem.name}_items.jsonl", pages.evenly(result.items, MAX_ITEMS)
     filters = (result.filters or {key: key.replace("_", " ") for item in items for key in item
                                   if isinstance(item[key], bool)}) | {"file": "file"}
@@ -31,7 +31,7 @@ def render_page(stem: pathlib.Path, title: str, about: str, result: Result, made
 
 
 def full_texts(item: dict) -> dict[str, str]:
-    """The texts of an item that the page shows in full, by heading."""
+    """The prompt, the hidden rest and the completions of an item, {heading: text}."""
     by_heading = {label: item[key] for key, label in HEADINGS.items() if isinstance(item.get(key), str)}
     if isinstance(item.get("completions"), dict):
         by_heading |= {f"Completion of {name}": text for name, text in item["completions"].items()}
@@ -39,7 +39,7 @@ def full_texts(item: dict) -> dict[str, str]:
 
 
 def make_card(item: dict, texts: dict[str, str], filters: dict[str, str], room: int, file: str) -> dict:
-    """What the page shows of an item: texts of at most `room` bytes, verdicts, other facts, and the steps."""
+    """What the page shows: `texts` cut to `room` bytes with a note on `file`, `verdicts` to filter by, facts, steps."""
     steps = item["steps"] if isinstance(item.get("steps"), list) else []
     facts = {key.replace("_", " "): ", ".join(f"{name} {format_value(x)}" for name, x in value.items())
              if isinstance(value, dict) else format_value(value) for key, value in item.items()
@@ -51,7 +51,7 @@ def make_card(item: dict, texts: dict[str, str], filters: dict[str, str], room: 
 
 
 def format_value(value) -> str:
-    """A value in one line of the page."""
+    """A value as text for one line of the page."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3g}" if isinstance(value, float) else pages.cut(value, 300, "the items")

@@ -17,17 +17,17 @@ from rlvr_jax.runs.flags import describe_command
 
 
 class ProbeConfig(Config):
-    """What training bought: a probe of saved completions, or of those of a model."""
+    """A probe of what training changed, on saved completions or on those of a model."""
 
     measured: EvaluateConfig = nested(EvaluateConfig(), out=(
         "directory for PROBE.html, .json, .md, .png and PROBE_items.jsonl, and for the completions that are sampled"))
     probe: str = flag("coherence", "the question to answer", lambda: PROBES)
     completions: str = flag("", "JSONL files of saved completions, joined by commas; empty: sample those of --model "
                             "now")
-    example: str = flag("", "memory: the trained problem, as a run directory whose example.json names it, or in "
-                        "words; empty: the run in --model")
-    fit_on: str = flag("", "calibration: a JSONL file of completions of other problems, such as the dev split's, to "
-                       "fit the constant and the post-hoc confidences on with which the stated ones are compared")
+    example: str = flag("", "memory: the text of the problem that the run was trained on, or a run directory with "
+                        "an example.json; empty: the run in --model")
+    fit_on: str = flag("", "calibration: a JSONL file of completions of other problems, such as the dev split's; "
+                       "fits two controls on them, a constant confidence and post-hoc calibrated confidences")
     contamination: ContaminationConfig = ContaminationConfig()
 
 
@@ -45,12 +45,12 @@ def accuracy_on_twins(config: ProbeConfig) -> Result:
 
 
 def boundary_of_tries(config: ProbeConfig) -> Result:
-    """How many tries it takes: pass@k of each file against the first, and the problems that only one of them solves."""
+    """How many tries a model needs: pass@k of each file against the first, and the problems that only one solves."""
     return boundary.probe_boundary(load_rows(config, boundary.NEEDS))
 
 
 def calibration_of_confidences(config: ProbeConfig) -> Result:
-    """How well stated confidences fit what was right: Brier score, ECE, AUROC, reliability diagram."""
+    """How well stated confidences match correctness: Brier score, ECE, AUROC, reliability diagram."""
     return calibration.probe_calibration(load_rows(config, calibration.NEEDS), config.fit_on)
 
 
@@ -62,18 +62,18 @@ def contamination_of_questions(config: ProbeConfig) -> Result:
         config.contamination.clean)
 
 
-# --probe -> function of the flags. Its docstring is the introduction of its page.
+# --probe -> function of the ProbeConfig; its docstring is the introduction of the page
 PROBES = {"coherence": coherence_of_steps, "memory": accuracy_on_twins, "contamination": contamination_of_questions,
           "boundary": boundary_of_tries, "calibration": calibration_of_confidences}
 
 
 def load_rows(config: ProbeConfig, needs: Sequence[str], make_benchmarks: Callable | None = None
               ) -> dict[str, list[dict]]:
-    """The rows of every file in --completions, by a short name of the file; without --completions those of the model,
-    sampled now, on `make_benchmarks(loaded)` or, without it, on --problems.
+    """Returns the rows of every file in --completions, by a short name of the file. Without --completions samples them
+    from --model, on the benchmarks `make_benchmarks(loaded)` or, if that is None, on --problems.
 
-    What is sampled is saved in --out and resumed like an evaluation. Raises UserError for a file whose rows lack one of
-    the columns `needs`.
+    Sampled completions are saved in --out and resumed like an evaluation. Raises UserError if both or none of
+    --completions and --model are given, and for a file whose rows lack one of the columns `needs`.
     """
     measured, kept = config.measured, config.measured.kept
     if bool(config.completions) == bool(kept.choice.model):
@@ -88,7 +88,7 @@ def load_rows(config: ProbeConfig, needs: Sequence[str], make_benchmarks: Callab
 
 def run_probe(config: ProbeConfig) -> Result:
     """Runs one probe; writes NAME.json, NAME.md, NAME.html, NAME.png (with matplotlib) and NAME_items.jsonl into --out.
-    The first three end with the command, the commit and the machine."""
+    The JSON, Markdown and HTML files have the command, the commit and the machine. Raises UserError without --out."""
     if not config.measured.kept.out:
         raise UserError("--out is required: the directory for what the probe finds")
     made_by, name = describe_command("probe", config, "probe"), config.probe
@@ -105,7 +105,7 @@ def run_probe(config: ProbeConfig) -> Result:
 
 
 def page_title(config: ProbeConfig) -> str:
-    """The probe, and whose completions, by the names of their files or folders."""
+    """The title of the page: the probe, and the name of the model or of the files or folders of completions."""
     if not config.completions:
         return f"{config.probe.capitalize()} of the model {pathlib.Path(config.measured.kept.choice.model).name}"
     paths = [pathlib.Path(path) for path in config.completions.split(",")]

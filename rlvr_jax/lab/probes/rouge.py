@@ -1,4 +1,4 @@
-"""Likeness of two texts: ROUGE-L."""
+"""Similarity of two texts: ROUGE-L."""
 
 import re
 
@@ -15,10 +15,10 @@ def rouge_l(text: str, reference: str) -> float:
 
 
 def longest_common(a: list, b: list) -> int:
-    """Length of the longest common subsequence."""
-    row = [0] * (len(b) + 1)  # row[j]: for the part of `a` read so far and the first j of `b`
+    """Length of the longest common subsequence of `a` and `b`."""
+    row = [0] * (len(b) + 1)  # row[j]: the length for the first j items of `b` and the processed part of `a`
     for x in a:
-        diagonal = 0  # row[j - 1] before this x
+        diagonal = 0  # what row[j - 1] was before this x
         for j, y in enumerate(b, 1):
             diagonal, row[j] = row[j], diagonal + 1 if x == y else max(row[j], row[j - 1])
     return row[-1]

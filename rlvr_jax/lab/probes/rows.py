@@ -1,4 +1,4 @@
-"""What all probes share: the rows of completions they read, the result they return, shares with intervals."""
+"""What all probes share: rows of completions, the result of a probe, and shares with intervals."""
 
 import pathlib
 from typing import Callable, NamedTuple, Optional, Sequence
@@ -9,18 +9,18 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.estimators import bootstrap_statistic, format_estimate, wilson
 from rlvr_jax.evaluation.regrade import read_completions
 
-COLUMNS = ("benchmark", "problem", "sample", "prompt", "answer", "completion")  # of a row that most items keep
+COLUMNS = ("benchmark", "problem", "sample", "prompt", "answer", "completion")  # columns copied to most items
 
 
 class Result(NamedTuple):
-    """What a probe returns. Its page shows the texts of an item ("prompt", "rest", "completion", "completions" by name)
-    and its "steps" (each with "text", "right", "verdict") in full, and its other values in one line."""
+    """What a probe returns. The page shows "prompt", "rest", "completion" and "completions" ({name: text}) of an item
+    as texts, and its "steps" (dicts with "text", "right", "verdict") as a list; each other value takes one line."""
 
-    record: dict  # JSON
-    page: str  # Markdown
-    draw: Callable  # fills a matplotlib Figure
+    record: dict  # content of the JSON file
+    page: str  # Markdown text
+    draw: Callable  # (Figure) -> None, draws on a matplotlib Figure
     items: list[dict]  # one for each completion, or for each problem
-    filters: dict[str, str] = {}  # keys by which the page filters items -> their labels; empty: all that are booleans
+    filters: dict[str, str] = {}  # keys by which the page filters items -> labels; empty: all boolean values
 
 
 def read_files(paths: list[str], needs: Sequence[str], probe: str) -> dict[str, list[dict]]:
@@ -37,7 +37,7 @@ def read_files(paths: list[str], needs: Sequence[str], probe: str) -> dict[str, 
 
 
 def short_names(paths: list[str]) -> list[str]:
-    """One name for each: the files' names where they differ, else those of their folders, else the paths."""
+    """A name for each path: its file's name if all of these differ, else its folder's if all differ, else the path."""
     for names in ([pathlib.Path(path).stem for path in paths], [pathlib.Path(path).parent.name for path in paths]):
         if len(set(names)) == len(paths):
             return names
@@ -47,13 +47,13 @@ def short_names(paths: list[str]) -> list[str]:
 
 
 def make_items(rows_by_file: dict[str, list[dict]], keys: Sequence[str]) -> list[dict]:
-    """Each row as an item: the name of its file, and those of the columns `keys` that it has."""
+    """Makes an item of each row: the name of its file as "file", and the columns `keys` that the row has."""
     return [{"file": name} | {key: row[key] for key in keys if key in row}
             for name, rows in rows_by_file.items() for row in rows]
 
 
 def problem_key(row: dict) -> tuple:
-    """Identifies the problem of a row among those of its file."""
+    """What identifies a row's problem within a file: (benchmark, number), or (benchmark, prompt) without a number."""
     return row.get("benchmark"), row.get("problem", row["prompt"])
 
 
@@ -66,9 +66,10 @@ def group_rows(rows: list[dict], key: Callable) -> dict:
 
 
 def estimate_share(hits: Sequence[bool], problems: Sequence) -> dict:
-    """`{"value", "interval", "n"}`: the share of hits and its 95 % interval; both None without trials.
+    """`{"value", "interval", "n"}`: the share of hits, its 95 % interval, the number of trials; None, None, 0 without
+    trials.
 
-    `problems` names the problem of each trial. With one trial a problem the interval is Wilson's, otherwise that of a
+    `problems` has the problem of each trial. With one trial per problem the interval is Wilson's, otherwise that of a
     bootstrap over problems, because trials of one problem are not independent.
     """
     if not hits:
@@ -82,12 +83,12 @@ def estimate_share(hits: Sequence[bool], problems: Sequence) -> dict:
 
 
 def format_share(share: Optional[dict]) -> str:
-    """The result of `estimate_share` as a cell of a table."""
+    """The result of `estimate_share` as a cell of a table, such as "0.500 [0.237, 0.763] of 10"."""
     return "-" if not share else format_estimate(share["value"], share["interval"]) + f" of {share['n']}"
 
 
 def draw_shares(axes, shares: list[Optional[dict]], shift: float, label: str) -> None:
-    """Shares with their intervals at x = 0, 1, ... plus `shift`; None, and a share without trials, leave a gap."""
+    """Draws shares with their intervals at x = 0, 1, ... plus `shift`. None and a share without trials leave a gap."""
     present = [(x + shift, share["value"], *share["interval"]) for x, share in enumerate(shares)
                if share and share["n"]]
     x, values, low, high = np.array(present).reshape(-1, 4).T

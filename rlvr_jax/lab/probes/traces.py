@@ -1,9 +1,9 @@
-"""Traces in steps: is each step sound, do the steps solve this problem, is the answer right?
+"""Traces, which are solutions in steps: is each step sound, do the steps solve this problem, is the answer right?
 
-A problem is a tree: values are its leaves, operations its nodes. A trace is steps `left op right = claimed`, and an
-answer. Two notations are read into that form: `(3+4)*2-5` with `3+4=7;7*2=14;14-5=9;#9`, and the chains of
-`tasks/chains.py`, whose tree leans to the left: a step `op operand value` continues from the value before it. The three
-questions and the classes of errors replace the judge of arXiv 2510.18176 by exact rules.
+A problem is a tree with values as leaves and operations as inner nodes. A trace is a list of steps `left op right =
+claimed`, and an answer. Two notations are parsed: `(3+4)*2-5`, solved by `3+4=7;7*2=14;14-5=9;#9`, and the chains of
+`tasks/chains.py`, where `left` of a step `op operand value` is the value of the step before. The three questions and
+the classes of errors are those of arXiv 2510.18176, decided by exact rules where that paper uses a judge.
 """
 
 import ast
@@ -18,11 +18,11 @@ from rlvr_jax.tasks.chains import OPENERS
 from rlvr_jax.tasks.wager import SIDES
 from rlvr_jax.tasks.worlds import PLACES
 
-# A number or a word: four lamps such as TFFT, the hidden operand ?, or an operand for one digit such as 3t.
+# A number or a word: states of lamps (TFFT), the hidden operand (?), or an operand for one digit (3t: 3 for the tens).
 Value = Union[Fraction, str]
 Tree = Union[Value, tuple]  # a tuple is (op, left, right)
 
-# What can be wrong. Positions count steps from 0; `plan` and `answer-mismatch` may stand after the last step.
+# Classes of errors. The position of an error is the index of its step, or the number of steps if it is at the end.
 CLASSES = {
     "empty": "there is no step",
     "format": "a step cannot be read",
@@ -30,28 +30,28 @@ CLASSES = {
     "dangling": "an operand that neither the problem nor an earlier step has",
     "plan": "steps that can be read, but from here on they do not build the problem",
     "answer-mismatch": "the answer is not the last step's value, or there is none"}
-UNSOUND = ("format", "calc", "dangling")  # the classes of single steps
+UNSOUND = ("format", "calc", "dangling")  # the classes that make a single step unsound
 
 
 class Step(NamedTuple):
     op: str
-    left: Optional[Value]  # None after a step that cannot be read
+    left: Optional[Value]  # None in a chain, after a step that cannot be parsed
     right: Value
     claimed: Value
 
 
 class Trace(NamedTuple):
-    steps: list[Optional[Step]]  # None: it cannot be read
+    steps: list[Optional[Step]]  # None: a step that cannot be parsed
     answer: Optional[Value]
-    texts: tuple[str, ...] = ()  # each step as it is written
+    texts: tuple[str, ...] = ()  # the text of each step
 
 
 class Judgement(NamedTuple):
-    """`errors` are (class, position), in the order of the steps."""
+    """`errors` are (class, position), sorted by position."""
 
-    coherent: bool  # there is a step, and none is wrong in itself (UNSOUND)
-    valid: bool  # the steps build the problem, whatever values they claim
-    right: bool  # the answer is the problem's
+    coherent: bool  # there are steps, and none has an error of UNSOUND
+    valid: bool  # the steps do the operations of the problem, whatever values they claim
+    right: bool  # the answer equals the reference answer
     errors: list[tuple[str, int]]
 
 
@@ -68,7 +68,7 @@ _STEP = re.compile(rf"\s*({_NUMBER})\s*([-+*/])\s*({_NUMBER})\s*=\s*({_NUMBER})\
 
 
 def judge_trace(tree: Tree, truth: Optional[Value], trace: Trace) -> Judgement:
-    """Whether the trace is coherent, valid and right, each independently of the others, and what is wrong where."""
+    """Judges whether the trace is coherent, valid and right, and lists its errors. `truth` is the reference answer."""
     right = trace.answer is not None and trace.answer == truth
     if not trace.steps:
         return Judgement(False, False, right, [("empty", 0)])
@@ -85,26 +85,26 @@ def judge_trace(tree: Tree, truth: Optional[Value], trace: Trace) -> Judgement:
 
 
 def find_step_errors(tree: Tree, steps: list[Optional[Step]]) -> list[tuple[str, int]]:
-    """The errors of single steps, (class of UNSOUND, position). A step may have two."""
+    """The errors of single steps as (class of UNSOUND, position). A step may have two errors."""
     known, errors = set(leaves(tree)), []
-    for place, step in enumerate(steps):
+    for index, step in enumerate(steps):
         if step is None:
-            errors.append(("format", place))
+            errors.append(("format", index))
             continue
-        # A hidden operand may be either of SIDES.
+        # The hidden operand may have either value of SIDES.
         operands = (map(Fraction, SIDES) if value == "?" else [value] for value in (step.left, step.right))
         results = {apply(step.op, a, b) for a, b in itertools.product(*operands)} - {None}
         if step.left is not None and step.claimed not in results:
-            errors.append(("calc", place))
+            errors.append(("calc", index))
         if not {step.left, step.right} - {None} <= known:
-            errors.append(("dangling", place))
+            errors.append(("dangling", index))
         known.add(step.claimed)
     return errors
 
 
 def apply(op: str, a: Value, b: Value) -> Optional[Value]:
-    """The value of `a op b`; None if it has none. Lamps are combined one by one; an operand such as 3t changes one
-    digit of a number, modulo 10."""
+    """The value of `a op b`; None if the operation is not defined for a and b. Lamps are combined one by one; an
+    operand such as 3t changes one digit of a number, modulo 10."""
     fn = OPERATIONS[op]
     if op in LOGIC:
         lamps = isinstance(a, str) and isinstance(b, str) and len(a) == len(b) and set(a + b) <= {"F", "T"}
@@ -119,28 +119,28 @@ def apply(op: str, a: Value, b: Value) -> Optional[Value]:
 
 
 def first_step_off_plan(tree: Tree, steps: list[Step]) -> Optional[int]:
-    """The first step after which the problem can no longer be built; the number of steps if some are missing; None if
-    they build it.
+    """Returns the index of the first step with which the steps no longer build the problem; the number of steps if
+    steps are missing; None if the steps build the problem.
 
-    An operand stands for any part of the problem with this value, as the problem or an earlier step claims it, and each
-    part is used once. If several parts match, all choices are followed; + and * may be turned round. Only parts of the
-    problem are built, so there are few choices, whatever the steps say.
+    An operand stands for an unused part of the problem with this value: a leaf, or the result of an earlier step with
+    its claimed value. Each part is used once. If several parts match, all choices are followed; the operands of any
+    operation except - and / may be swapped. As every result must be a part of the problem, there are few choices.
     """
     wanted, states = set(subtrees(tree)), {_state((leaf, canonical_text(leaf)) for leaf in leaves(tree))}
-    for place, step in enumerate(steps):
+    for index, step in enumerate(steps):
         states = {after for state in states for after in _apply_step(state, step, wanted)}
         if not states:
-            return place
+            return index
     return None if any(len(state) == 1 for state in states) else len(steps)
 
 
 def _state(parts) -> tuple:
-    """Parts that are left to use, each (its claimed value, how it was built), in a fixed order."""
+    """The unused parts, each (its value, its canonical text), sorted, so that equal states compare equal."""
     return tuple(sorted(parts, key=lambda part: (part[1], str(part[0]))))
 
 
 def _apply_step(state: tuple, step: Step, wanted: set[str]) -> Iterator[tuple]:
-    """The states that the step may lead to."""
+    """Yields each state to which the step may lead: two parts are replaced by their result."""
     for (i, left), (j, right) in itertools.permutations(enumerate(state), 2):
         built = _canonical_operation(step.op, left[1], right[1])
         if left[0] == step.left and right[0] == step.right and built in wanted:
@@ -152,13 +152,13 @@ def leaves(tree: Tree) -> list[Value]:
 
 
 def subtrees(tree: Tree) -> list[str]:
-    """The canonical text of each part of the tree, including itself and its leaves."""
+    """The canonical text of each subtree, including the leaves and the whole tree."""
     below = [text for part in tree[1:] for text in subtrees(part)] if isinstance(tree, tuple) else []
     return [*below, canonical_text(tree)]
 
 
 def canonical_text(tree: Tree) -> str:
-    """One text for all trees that differ only in the order of the parts of operations that commute."""
+    """A text that is the same for all trees that differ only in the order of the operands of commutative operations."""
     return _canonical_operation(tree[0], *map(canonical_text, tree[1:])) if isinstance(tree, tuple) else str(tree)
 
 
@@ -170,7 +170,7 @@ def _canonical_operation(op: str, left: str, right: str) -> str:
 
 
 def read_value(text) -> Optional[Value]:
-    """A number or a word that stands for a value; None for anything else."""
+    """Parses a `Value`, a number or a word; None for any other text."""
     text = str(text)
     if not _VALUE.fullmatch(text):
         return None
@@ -178,7 +178,7 @@ def read_value(text) -> Optional[Value]:
 
 
 def read_expression(text: str) -> Optional[Tree]:
-    """The tree of `(3+4)*2-5`, with or without `=` at its end; None for anything else."""
+    """Parses `(3+4)*2-5`, with or without `=` at its end, as a tree; None for any other text."""
     text = text.strip().removesuffix("=").strip()
     if len(text) > 1000 or not re.fullmatch(r"[-\d+*/(). ]+", text, re.ASCII):
         return None
@@ -203,7 +203,7 @@ def _convert(node: ast.expr) -> Tree:
 
 
 def read_steps(tree: Tree, text: str) -> Trace:
-    """Reads `3+4=7;7*2=14;#14`: steps separated by semicolons, and the answer at the end, after a #."""
+    """Parses `3+4=7;7*2=14;#14`: steps separated by semicolons, and the answer at the end, after a #."""
     parts = text.strip().split(";")
     answer = read_value(parts.pop().strip()[1:].strip()) if parts[-1].strip().startswith("#") else None
     texts = tuple(parts) if text.strip() else ()
@@ -212,7 +212,7 @@ def read_steps(tree: Tree, text: str) -> Trace:
 
 
 def read_chain(text: str) -> Optional[Tree]:
-    """The tree of `coins 7 + 5 * 2 =`; None for anything else."""
+    """Parses `coins 7 + 5 * 2 =` as a tree; None for any other text."""
     words = text.split()
     if len(words) < 5 or len(words) % 2 == 0 or words[-1] != "=" or read_value(words[0]) is not None:
         return None
@@ -225,8 +225,8 @@ def read_chain(text: str) -> Optional[Tree]:
 
 
 def read_chain_steps(tree: Tree, text: str) -> Trace:
-    """Reads `think + 5 12 * 2 24 answer 24`, or the same after "quick"; a text with another opening has no steps. A
-    step starts at its operation. After one that is not `op operand value`, the next may start from any value."""
+    """Parses `think + 5 12 * 2 24 answer 24`, or the same after "quick"; a text that starts otherwise has no steps.
+    Each operator starts a step. A step that is not `op operand value` is None, and the step after it has no `left`."""
     words = split_confidence(text)[0].split()
     ended = len(words) >= 2 and words[-2] == "answer"
     answer, body = read_value(words[-1]) if ended else None, words[1:-2] if ended else words[1:]
@@ -244,12 +244,12 @@ def read_chain_steps(tree: Tree, text: str) -> Trace:
     return Trace(steps, answer, tuple(texts))
 
 
-# reader of a prompt, None for a prompt in another notation -> reader of its completions
+# function that parses a prompt, returning None for another notation -> function that parses the completions
 NOTATIONS = {read_chain: read_chain_steps, read_expression: read_steps}
 
 
 def read_trace(prompt: str, completion: str) -> Optional[tuple[Tree, Trace]]:
-    """The problem's tree and the completion's steps; None for a problem in none of the NOTATIONS."""
+    """Returns (tree of the prompt, trace of the completion); None for a prompt in none of the NOTATIONS."""
     for read_problem, read_completion in NOTATIONS.items():
         if isinstance(tree := read_problem(prompt), tuple):
             return tree, read_completion(tree, completion)

@@ -1,6 +1,6 @@
-"""Twins of the problems of a benchmark, which no model can have met: a control for the probe of contamination.
+"""Twins of the problems of a benchmark, which no model can have seen: a control for the contamination probe.
 
-Unlike the problems of another benchmark, twins are as easy to guess as the originals. TWINS is a table of functions of
+Twins are written like the originals, which problems of another benchmark are not. TWINS is a table of functions of
 (rng, problem) that return a twin, or None for a problem without one.
 """
 
@@ -17,11 +17,11 @@ from rlvr_jax.records import Problem
 from rlvr_jax.tasks import calculation
 from rlvr_jax.tasks.chains import Algebra
 
-MAX_DRAWS = 200  # until a twin differs from the problem
+MAX_DRAWS = 200  # attempts to draw a twin that differs from the problem
 
 
 def reorder_sentences(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
-    """The sentences in another order, with the same answer; None for a single sentence."""
+    """The problem with its sentences in another order and the same answer; None for a single sentence."""
     sentences = re.split(r"(?<=[.!?])\s+", problem.question.strip())
     for _ in range(MAX_DRAWS if len(set(sentences)) > 1 else 0):
         text = " ".join(sentences[i] for i in rng.permutation(len(sentences)))
@@ -31,7 +31,7 @@ def reorder_sentences(rng: np.random.Generator, problem: Problem) -> Optional[Pr
 
 
 def renumber(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
-    """Other numbers. A chain or a calculation is solved anew; the answer of any other text is unknown, so it is ""."""
+    """The problem with other numbers. A chain or calculation is solved again; any other problem has no answer, ""."""
     if tree := problem.meta.get("tree"):
         twin = calculation.make_problem(calculation.renumber(rng, tree), problem.meta["index"])
         return None if twin.question == problem.question else with_question(
@@ -50,7 +50,7 @@ def renumber(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
 
 
 def redraw_numbers(rng: np.random.Generator, algebra: Algebra, chain: Chain) -> Optional[Chain]:
-    """The chain with a random start and, step by step, random operands among those allowed; None if none is."""
+    """The chain with a random start and random operands, each allowed at its step; None if a step allows no operand."""
     start = value = int(algebra.draw_values(rng, 1)[0])
     operands = []
     for op in chain.ops:
@@ -63,7 +63,7 @@ def redraw_numbers(rng: np.random.Generator, algebra: Algebra, chain: Chain) -> 
 
 
 def redraw_digits(rng: np.random.Generator, text: str) -> str:
-    """Replaces each run of digits by another of its length that does not begin with 0; equal runs stay equal."""
+    """Replaces each run of digits by another of equal length that does not start with 0, equal runs by equal ones."""
     redrawn = {}
     for run in re.findall(r"[0-9]+", text):
         redrawn.setdefault(run, run)
@@ -78,21 +78,21 @@ def with_question(problem: Problem, text: str, answer: Optional[str] = None, met
                                answer=problem.answer if answer is None else answer)
 
 
-# --twins -> function of (rng, problem)
+# --twins -> function of (rng, problem), returns a twin or None
 TWINS: dict[str, Callable] = {"reordered": reorder_sentences, "renumbered": renumber}
 
 
 def make_twins(names: str, problems: list[Problem], seed: int) -> dict[str, dict[int, Problem]]:
-    """For each of `names`, joined by commas: twins by the place of their problem. A twin depends on the seed and that
-    place alone; one that reads like a problem of the benchmark is left out.
+    """Returns {kind: {index of a problem: its twin}} for the kinds in `names`, joined by commas. A twin depends only on
+    its problem, the index and the seed. Twins that read like a problem of the benchmark are left out.
 
-    Raises UserError for a name that is no row of TWINS, or comes twice.
+    Raises UserError for a name that is not in TWINS, and for a name that is given twice.
     """
     kinds = names.split(",") if names else []
     if len(set(kinds)) < len(kinds) or set(kinds) - TWINS.keys():
         raise UserError(f"--twins={names}: give some of {', '.join(TWINS)}, each once, joined by commas")
     known = {" ".join(problem.question.split()) for problem in problems}
-    twins = {kind: {place: TWINS[kind](np.random.default_rng((seed, place)), problem)
-                    for place, problem in enumerate(problems)} for kind in kinds}
-    return {kind: {place: twin for place, twin in by_place.items()
-                   if twin and " ".join(twin.question.split()) not in known} for kind, by_place in twins.items()}
+    twins = {kind: {i: TWINS[kind](np.random.default_rng((seed, i)), problem) for i, problem in enumerate(problems)}
+             for kind in kinds}
+    return {kind: {i: twin for i, twin in by_index.items() if twin and " ".join(twin.question.split()) not in known}
+            for kind, by_index in twins.items()}

@@ -1,1 +1,1 @@
-"""Questions asked of several runs, and the pages and figures that people look at."""
+"""Studies, which answer a question by comparing several runs, and their pages and figures."""

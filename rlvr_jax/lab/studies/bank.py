@@ -1,8 +1,8 @@
-"""The bank of bases: a base model that several studies start from is made once, and lies under a name of its own.
+"""The cache of base models: a base model that several studies start from is made once and has a name of its own.
 
-In a study's commands, `--run_dir={bank}` says that the command makes a base model, and {bank} in those after it is that
-base model. Its directory is named by a hash of the command, of the code that the command depends on, and of the version
-of JAX: a base of other code is another base.
+In a study's commands, `--run_dir={bank}` marks the command that makes a base model, and {bank} in later commands is its
+directory. The directory is named by a hash of the command, of the code that the command depends on, and of the version
+of JAX, so that changed code makes another base model.
 """
 
 import ast
@@ -20,12 +20,13 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.runs import checkpoint, files, locks, origin
 
 ROOT = pathlib.Path(__file__).parents[3]  # the folder of rlvr_jax/ and scripts/
-MAKES = "--run_dir={bank}"
-NOTE = "bank.json"  # in the directory of a base model that is finished
+MAKES = "--run_dir={bank}"  # marks the command that makes a base model
+NOTE = "bank.json"  # file in the directory of a finished base model
 
 
 def place(bank: str, command: str) -> pathlib.Path:
-    """Where the base model lies that a command makes; the command is filled in, but for its {bank}."""
+    """The directory in the cache `bank` for the base model that a command makes. All {names} of the command are filled
+    in, except {bank}. Raises UserError if there is no such script."""
     script, *words = words_of(command)
     if not (ROOT / "scripts" / f"{script}.py").is_file():
         raise UserError(f"{command}: there is no script {script}")
@@ -34,7 +35,7 @@ def place(bank: str, command: str) -> pathlib.Path:
 
 
 def words_of(command: str) -> list[str]:
-    """A command as a shell reads it. Raises UserError for one that it cannot read."""
+    """Splits a command into words as a shell does. Raises UserError if it is no valid shell command."""
     try:
         return shlex.split(command)
     except ValueError as error:
@@ -42,7 +43,7 @@ def words_of(command: str) -> list[str]:
 
 
 def written_out(words: list[str]) -> Iterator[str]:
-    """The flags of a command with those of its flag files in their place. Raises UserError for a missing file."""
+    """Yields the words of a command, each --flagfile replaced by its flags. Raises UserError for a missing file."""
     for word in words:
         if not word.startswith("--flagfile="):
             yield word
@@ -56,21 +57,21 @@ def written_out(words: list[str]) -> Iterator[str]:
 
 @functools.cache
 def code(script: str) -> str:
-    """A hash of the script and of all modules of this project that it imports, directly or not, anywhere in them.
-    Comments, docstrings and the layout of the lines do not count."""
+    """A hash of the code of the script and of all modules of this project that it imports, directly or indirectly.
+    Comments, docstrings and the layout of the lines do not change the hash."""
     paths = {ROOT / "scripts" / f"{script}.py"}
     unread = set(paths)
     while unread:
         found = imported(unread.pop()) - paths
         paths, unread = paths | found, unread | found
-    made = hashlib.sha256()
+    total = hashlib.sha256()
     for path in sorted(paths):
-        made.update(str(path.relative_to(ROOT)).encode() + b"\n" + bare(ast.parse(path.read_text("utf-8"))).encode())
-    return made.hexdigest()
+        total.update(str(path.relative_to(ROOT)).encode() + b"\n" + bare(ast.parse(path.read_text("utf-8"))).encode())
+    return total.hexdigest()
 
 
 def imported(path: pathlib.Path) -> set[pathlib.Path]:
-    """The files of this project that a file of it imports, or names in a text, as scripts name what they call."""
+    """The files of this project that a file imports, or names in a string, as scripts name the functions they call."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -92,22 +93,22 @@ def bare(tree: ast.Module) -> str:
 
 
 def made_by(line: str, bank: str) -> Optional[pathlib.Path]:
-    """The base model that a command makes; None for a command that writes elsewhere."""
+    """The directory of the base model that a command makes; None if its --run_dir is not in the cache."""
     named = [pathlib.Path(word.split("=", 1)[1]) for word in words_of(line) if word.startswith("--run_dir=")]
     return named[0] if bank and named and named[0].parent == pathlib.Path(bank) else None
 
 
 def note(base: pathlib.Path) -> dict:
-    """What is known of a finished base, {"command", "commit", "digest"}; {} where it is not finished."""
+    """What is noted of a finished base model, {"command", "commit", "digest"}; {} for one that is not finished."""
     return files.read_json(base / NOTE, missing={}, remedy=f"remove {base}, and the base model is made again")
 
 
 def make(base: pathlib.Path, line: str, run: Callable) -> None:
-    """Makes a base model unless it is there: `run(line, holding)` runs the command, with the open file `holding` as its
-    own.
+    """Makes a base model unless it is finished: `run(line, holding)` runs the command, which inherits the open lock
+    file.
 
-    A second study waits meanwhile. The lock is held by the command, too: where a study is killed and its command lives
-    on, the next one waits for the command.
+    Waits if another study makes this model. The command holds the lock, too: if a study is killed while its command
+    goes on, the next study waits for the command.
     """
     with locks.lock(base.with_name(base.name + ".lock"), "--bank", wait=True) as holding:
         if not note(base):
@@ -116,7 +117,7 @@ def make(base: pathlib.Path, line: str, run: Callable) -> None:
 
 
 def digest(base: pathlib.Path) -> str:
-    """A hash of the parameters in the newest checkpoint, by name."""
+    """A hash of the names and values of the parameters in the newest checkpoint."""
     _, params, _ = checkpoint.restore_model(str(base))
     made = hashlib.sha256()
     for path, leaf in sorted(((jax.tree_util.keystr(path), leaf) for path, leaf in

@@ -1,4 +1,4 @@
-"""The commands of a study: the lines of each cell, as a user types them, and how they run, alone or side by side.
+"""The commands of a study, each a line as a user types it, and how they run, one by one or in parallel.
 
 A cell is an arm with a base model, an example and a seed.
 """
@@ -21,18 +21,18 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.lab.studies import bank
 from rlvr_jax.runs import files, log
 
-LOGS = "logs"  # in the work directory: what commands print that run side by side
-NOTES, TOOK = "finished.txt", "# seconds: "  # there: each line that has finished, and how long such a script took
+LOGS = "logs"  # folder in the work directory for the output of commands that run in parallel
+NOTES, TOOK = "finished.txt", "# seconds: "  # file in the work directory, start of its lines on durations
 
 
-# ----- the lines
+# ----- the command lines
 
 
 def units(study: dict, seeds: list[int]) -> list[dict]:
-    """What an arm is repeated over, each `{"base", "example", "seed"}`.
+    """What each arm is repeated over: a list of `{"base", "example", "seed"}`, all numbers.
 
-    Each seed has a base model and an example of its number, or those beside it in `bases` and `examples`; with
-    `crossed = true` every base model meets every example and every seed.
+    A seed comes with the base model and example of the same number, or with those at its position in `bases` and
+    `examples`. With `crossed = true` every base model is combined with every example and every seed.
     """
     if study.get("crossed"):
         return [{"base": base, "example": example, "seed": seed} for base, example, seed in itertools.product(
@@ -42,7 +42,7 @@ def units(study: dict, seeds: list[int]) -> list[dict]:
 
 
 def label(study: dict, unit: dict):
-    """The name of a unit in tables: its seed; where bases, examples and seeds are crossed, those that vary."""
+    """The name of a unit in tables: its seed, or in a crossed study what varies, such as "base 1, seed 2"."""
     if not study.get("crossed"):
         return unit["seed"]
     varying = [key for key in unit if len(study.get(key + "s", ())) > 1]
@@ -50,7 +50,7 @@ def label(study: dict, unit: dict):
 
 
 def names(template: str) -> set[str]:
-    """The {names} of a template. Raises UserError where its braces hold something else."""
+    """The {names} of a template. Raises UserError if braces contain anything but a name."""
     try:
         found = [field for _, *field in string.Formatter().parse(template) if field[0] is not None]
     except ValueError as error:
@@ -61,7 +61,7 @@ def names(template: str) -> set[str]:
 
 
 def fill(template: str, values: dict) -> str:
-    """The template with its {names} filled in. Raises UserError for a name that nothing gives."""
+    """Replaces the {names} of a template by `values`. Raises UserError for a name without a value."""
     missing = names(template) - values.keys()
     if "data" in missing:
         raise UserError("--data is required by this study: the directory of its problem files")
@@ -71,13 +71,13 @@ def fill(template: str, values: dict) -> str:
 
 
 def variables(study: dict, cell: dict) -> dict:
-    """The {names} that a cell's lines may use: work, data, base, example, seed, arm, and the texts of its arm."""
+    """{name: value} for the templates of a cell: work, data, base, example, seed, arm, and the texts of its arm."""
     return cell | {key: fill(value, cell) for key, value in study["arms"][cell["arm"]].items()
                    if isinstance(value, str)}
 
 
 def commands(study: dict, cell: dict, quick: bool, bases: str = "") -> list[str]:
-    """The commands of one cell, in order, each as a user types it after `python -m scripts.`. `bases` is the bank."""
+    """The commands of one cell, in order, as typed after `python -m scripts.`. `bases` is the cache of base models."""
     arm, made, names = study["arms"][cell["arm"]], [], variables(study, cell)
     for name, command in study["commands"].items():
         flags = arm.get(name, [])
@@ -94,8 +94,8 @@ def commands(study: dict, cell: dict, quick: bool, bases: str = "") -> list[str]
 
 
 def execute(cells: list[list[str]], work: pathlib.Path, bases: str = "", jobs: int = 1) -> tuple[list[str], list[str]]:
-    """Runs each command once, after those before it in its cells; returns all, and those finished by an earlier start.
-    With `jobs` above 1 so many run side by side, on cores or GPUs of their own: see `shares`."""
+    """Runs each command of the cells once, after the commands before it in its cells; skips those that an earlier start
+    finished. Returns (all commands, the skipped ones). `jobs` commands run in parallel (`shares`)."""
     work.mkdir(parents=True, exist_ok=True)
     wanted, earlier = finished(cells, work, bases)
     notes = work / NOTES
@@ -110,6 +110,7 @@ def execute(cells: list[list[str]], work: pathlib.Path, bases: str = "", jobs: i
         with files.name_in_errors(notes), notes.open("a", encoding="utf-8") as file:
             file.write(took if base else f"{line}\n{took}")
 
+    # What has to finish before each line starts: the lines before it in each of its cells.
     before = {line: {first for lines in cells if line in lines for first in lines[: lines.index(line)]}
               for line in wanted}
     side_by_side([line for line in wanted if line not in earlier], before, shares(jobs), run, len(earlier))
@@ -117,7 +118,7 @@ def execute(cells: list[list[str]], work: pathlib.Path, bases: str = "", jobs: i
 
 
 def finished(cells: list[list[str]], work: pathlib.Path, bases: str) -> tuple[list[str], list[str]]:
-    """(all commands of the cells, each once; those of them that have finished)."""
+    """(all commands of the cells, each once; the commands that have finished)."""
     wanted = list(dict.fromkeys(line for lines in cells for line in lines))
     notes = noted(work)
 
@@ -129,13 +130,13 @@ def finished(cells: list[list[str]], work: pathlib.Path, bases: str) -> tuple[li
 
 
 def noted(work: pathlib.Path) -> list[str]:
-    """The lines of NOTES; none before the first command."""
+    """The lines of the file NOTES; [] before the first command has finished."""
     return (work / NOTES).read_text("utf-8").splitlines() if (work / NOTES).is_file() else []
 
 
 def plan(cells: list[list[str]], work: pathlib.Path, bases: str, jobs: int) -> str:
-    """The commands that a study would run, and the time that those would take which have not finished. A script takes
-    the mean of its runs that this work directory has seen."""
+    """What a dry run prints: all commands, and how long those that have not finished will take. The estimate for a
+    script is the mean time of its earlier runs in this work directory."""
     wanted, earlier = finished(cells, work, bases)
     counts, seconds = collections.Counter(line.split()[0] for line in wanted if line not in earlier), {}
     for line in noted(work):
@@ -143,19 +144,18 @@ def plan(cells: list[list[str]], work: pathlib.Path, bases: str, jobs: int) -> s
             took, name = line.removeprefix(TOOK).split()
             seconds.setdefault(name, []).append(float(took))
     minutes = sum(count * statistics.mean(seconds.get(name, [0])) for name, count in counts.items()) / 60 / jobs
-    unknown = [name for name in counts if name not in seconds]
+    times = [f"about {minutes:.0f} min with --jobs={jobs}"] if minutes else []
+    if unknown := [name for name in counts if name not in seconds]:
+        times.append(f"the time of {', '.join(unknown)} is not known before one has run in {work}")
     return "\n".join([
         *(("finished   " if line in earlier else "           ") + f"python -m scripts.{line}" for line in wanted),
         f"{len(wanted)} commands, {len(earlier)} finished; to run: "
-        + (", ".join(f"{count} {name}" for name, count in counts.items()) or "none"),
-        "; ".join(filter(None, [
-            f"about {minutes:.0f} min with --jobs={jobs}" * bool(minutes),
-            f"the time of {', '.join(unknown)} is not known before one has run in {work}" * bool(unknown)]))])
+        + (", ".join(f"{count} {name}" for name, count in counts.items()) or "none"), "; ".join(times)])
 
 
 def shares(jobs: int) -> list[dict]:
-    """What each of the commands has to itself that run side by side: "cores", and the environment of one GPU. Raises
-    UserError where the machine has not as many. A command that runs alone has the whole machine."""
+    """What each of `jobs` parallel commands has to itself: its "cores" and, if there are GPUs, its "gpu". A command
+    that runs alone has the whole machine, {}. Raises UserError if there are fewer cores or GPUs than commands."""
     if jobs == 1:
         return [{}]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
@@ -169,15 +169,16 @@ def shares(jobs: int) -> list[dict]:
 
 
 def side_by_side(lines: list[str], before: dict[str, set], places: list[dict], run: Callable, done: int) -> None:
-    """`run(line, place)` for each line, when all lines `before` it have finished, on as many places as there are.
+    """Calls `run(line, place)` in a thread for each line, once all lines of `before[line]` have finished. `places` are
+    the `shares`: each has one line at a time. `done` is the number of lines that finished earlier.
 
-    After a failure what runs is waited for, and nothing is started. With one place each line is announced, with the
-    time left; with more there is one line of progress.
+    After a failure no further line starts, and the error is raised when the running lines end. With one place each line
+    is announced, with the time left; otherwise there is a progress bar.
     """
     waiting, running, failed, began = list(lines), {}, [], time.monotonic()
     with (concurrent.futures.ThreadPoolExecutor(len(places)) as threads,
           log.progress(done + len(lines), done, "study", len(places) == 1, "command") as bar):
-        bar.bar_format = log.LINE  # nothing is compiled here
+        bar.bar_format = log.LINE  # otherwise the bar says at first that the program compiles
         while running or waiting and not failed:
             busy = {line for line, _ in running.values()}
             free = [place for place in places if place not in [place for _, place in running.values()]]
@@ -199,27 +200,27 @@ def side_by_side(lines: list[str], before: dict[str, set], places: list[dict], r
 
 
 def announce(line: str, ran: int, left: int, done: int, seconds: float) -> None:
-    """The line that starts now, its number, and the time left by the mean of the `ran` lines of the `seconds` past."""
+    """Prints the line that starts now, its number, and the time left, from the `ran` lines of the past `seconds`."""
     eta = f", about {seconds / ran * left / 60:.0f} min left" if ran else ""
     print(f"[{done + ran + 1} of {done + ran + left}{eta}] python -m scripts.{line}", file=sys.stderr, flush=True)
 
 
 def short(line: str) -> str:
-    """A command in two words: the script and what it writes."""
+    """A command in two words: the script, and the name of the folder that it writes."""
     words = shlex.split(line)
     wrote = [word.split("=", 1)[1] for word in words if word.startswith(("--run_dir=", "--out="))]
     return " ".join([words[0], *(pathlib.Path(path).name for path in wrote[:1])])
 
 
 def script(line: str, share: Optional[dict] = None, quiet: Optional[pathlib.Path] = None, holding=None) -> None:
-    """Runs one of our scripts as a user would; raises UserError if it fails.
+    """Runs one of the scripts as a user would. Raises UserError if it fails.
 
-    Its progress is shown, or goes to a file in the folder `quiet`. `share` is one of `shares`; the open file `holding`
-    stays open as long as the command runs.
+    Its output is shown, or goes to a file in the folder `quiet`. `share` is one of `shares`. The command inherits the
+    open file `holding`, so that a lock on the file lasts until the command ends.
     """
     share = share or {}
     if "cores" in share and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(threading.get_native_id(), share["cores"])  # of this thread, which the command inherits
+        os.sched_setaffinity(threading.get_native_id(), share["cores"])  # of this thread; the command inherits it
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": share["gpu"]} if "gpu" in share else {})
     options = {"env": environment, "pass_fds": (holding.fileno(),) if holding else ()}
     words = [sys.executable, "-m", *shlex.split(f"scripts.{line}")]

@@ -1,4 +1,4 @@
-"""What the file of a study says of its arms, and what is wrong with it, found before its first command."""
+"""Finds what is wrong with the file of a study, apart from its rules, before the first command runs."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.lab.studies import bank, sources, statistics
 from rlvr_jax.lab.studies.commands import fill, names, variables
 
-GIVEN = ("work", "data", "arm", "base", "example", "seed", "bank")  # names that no arm has to give
+GIVEN = ("work", "data", "arm", "base", "example", "seed", "bank")  # {names} that the program fills in
 
 
 def fault(study: dict) -> str:
@@ -18,12 +18,12 @@ def fault(study: dict) -> str:
 
 
 def has(study: dict, arm: str, seed: int) -> bool:
-    """Whether an arm is run with a seed: with all of the study's, or with those of its own `seeds`."""
+    """Whether an arm is run with a seed. An arm without `seeds` of its own is run with all seeds."""
     return seed in study["arms"][arm].get("seeds", [seed])
 
 
 def shape_fault(study: dict) -> str:
-    """What is wrong with `looks`, `success`, `bases` or the range of a measure, and how to write it."""
+    """What is wrong with `looks` (planned analyses), `success`, `bases`, a measure or {bank}, and how to write it."""
     looks, success = study.get("looks", [5, 10, 20]), study.get("success")
     if len(looks) != statistics.LOOKS or not all(isinstance(x, int) for x in looks) or looks != sorted(set(looks)):
         return "looks: write three rising numbers of seeds, as in looks = [5, 10, 20]"
@@ -60,16 +60,16 @@ def shape_fault(study: dict) -> str:
 
 
 def unmade(measures: dict) -> list[str]:
-    """The measures that are made of others which are not there, or of themselves, or in a way that there is not."""
+    """The calculated measures whose operation is unknown, or whose parts are too few, too many, missing or circular."""
     left = {name: source or [""] for name, source in measures.items() if isinstance(source, list)}
-    while made := [name for name, (word, *parts) in left.items() if len(parts) == sources.PARTS.get(str(word))
-                   and all(str(part) in measures and part not in left for part in parts)]:
-        left = {name: source for name, source in left.items() if name not in made}
+    while computable := [name for name, (word, *parts) in left.items() if len(parts) == sources.PARTS.get(str(word))
+                         and all(str(part) in measures and part not in left for part in parts)]:
+        left = {name: source for name, source in left.items() if name not in computable}
     return list(left)
 
 
 def arm_fault(study: dict) -> str:
-    """Which key of an arm, or of [quick], nothing reads: a command's name that is spelt otherwise adds no flags."""
+    """Which key of an arm, or of [quick], nothing reads. A misspelt name of a command would add no flags."""
     commands, written = study["commands"], study.get("figure", {}).get("run", "")
     texts = [*commands.values(), *filter(lambda x: isinstance(x, str), study["measures"].values()), written,
              *(source["source"] for source in study["measures"].values() if isinstance(source, dict)),
@@ -89,12 +89,12 @@ def arm_fault(study: dict) -> str:
                 return f'{where}: {key} is a command; write its flags, {key} = ["--seed=1"], or false to leave it out'
             if where == "[quick]" or not (isinstance(value, str) and key in read):
                 return (f"{where}: nothing reads {key}; there are the commands {', '.join(commands)}"
-                        + f", and the texts {', '.join(sorted(read))}" * bool(read))
+                        + (f", and the texts {', '.join(sorted(read))}" if read else ""))
     return ""
 
 
 def source_fault(study: dict, cells: dict[str, dict], lines: dict[str, list[str]]) -> str:
-    """Which measure has a file that none of the commands writes. `cells` and their commands are one of each arm."""
+    """Which measure has a file that no command writes. `cells` and `lines`, its commands, have one cell of each arm."""
     made = {pathlib.Path(word.split("=", 1)[1]) for each in lines.values() for line in each
             for word in bank.words_of(line) if word.startswith(("--run_dir=", "--out="))}
     for name, source in study["measures"].items():

@@ -1,6 +1,6 @@
-"""The findings: the studies of a directory of records on one page, index.html, and as the table of its README.
+"""The findings: all studies of a directory of records on one page, index.html, and in the table of its README.
 
-`findings.html.jinja` says in words what this file reads and chooses.
+This module chooses what is shown; the words are in `findings.html.jinja`.
 """
 
 import pathlib
@@ -14,14 +14,14 @@ from rlvr_jax.report import pages
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
-SEARCH = "_dev"  # how the name of a study ends that chooses settings on the dev split, and finds nothing out
+SEARCH = "_dev"  # suffix of studies that choose settings on the dev split; they are no findings
 TABLE = re.compile(r"(?s)(?<=<!-- findings, by `python -m scripts.report --all` -->\n).*?(?=<!-- end of findings -->)")
 
 
 def write(results: str) -> list[pathlib.Path]:
-    """Judges the records again and writes them, their pages and figures, RESULTS/index.html, its drawing as
-    RESULTS/findings.png, and the table of RESULTS/README.md, if it is there; returns the paths. Raises UserError naming
-    a damaged record, a directory without a record, and a README without a place for the table."""
+    """Judges the records again; writes them, their pages and figures, RESULTS/index.html, its drawing
+    RESULTS/findings.png, and the table of RESULTS/README.md, if it exists. Returns the paths of pages and drawing.
+    Raises UserError for a damaged record, a directory without a record, and a README without a place for the table."""
     folder = pathlib.Path(results)
     found, readme = [study.again(record) for record in records.read_all(folder)], folder / "README.md"
     if not found:
@@ -40,7 +40,7 @@ def is_search(record: dict) -> bool:
 
 
 def probes(folder: pathlib.Path) -> list[tuple[str, str]]:
-    """(path from `folder`, title) of the pages that scripts.probe wrote below probes/ there."""
+    """(path relative to `folder`, title) of each page in probes/ of the folder, as scripts.probe wrote them."""
     made = {path: re.search(r"<title>(.*?)</title>|$", path.read_text("utf-8"))[1]
             for path in sorted((folder / "probes").rglob("*.html"))}
     return [(path.relative_to(folder).as_posix(), markupsafe.Markup(title or path.stem).unescape())
@@ -48,7 +48,7 @@ def probes(folder: pathlib.Path) -> list[tuple[str, str]]:
 
 
 def format_page(found: list[dict], folder: pathlib.Path) -> str:
-    """The findings as one page that loads nothing."""
+    """The findings as one HTML page that loads no other file."""
     names = {record["study"] for record in found}
     elsewhere = [path.stem for path in sorted(study.FOLDER.glob("*.toml"))
                  if path.stem not in names and (folder / f"{path.stem}.md").is_file()]
@@ -61,19 +61,27 @@ def format_page(found: list[dict], folder: pathlib.Path) -> str:
         drawn=findings_figure.svg, records=records, rules=rules, links=records.links(found, folder))
 
 
+def uses_oracle(record: dict) -> bool:
+    """Whether the study's commands choose the training example by its style, which no real model has."""
+    file = study.FOLDER / f"{record['study']}.toml"
+    content = study.load(record["study"])[1] if file.is_file() else {}
+    return "--example=auto_by_style" in str([content.get("commands"), content.get("arms")])
+
+
 def table(found: list[dict], folder: pathlib.Path) -> str:
-    """The studies as a table of Markdown, with links to their pages; searches are left out. The answer is the first
-    sentence of the abstract."""
+    """The studies, except searches, as a Markdown table with links. The answer is the first sentence of the
+    abstract."""
     links = records.links(found, folder)
     rows = [[f"[{record['study']}]({links[record['study']]})", record.get("short") or record["question"],
-             records.first_sentence(records.answer(record)), records.seeds(record), records.VERDICTS[record["verdict"]]]
+             records.first_sentence(records.answer(record)),
+             records.seeds(record) + (", oracle" if uses_oracle(record) else ""), records.VERDICTS[record["verdict"]]]
             for record in found if not is_search(record)]
     return markdown_table(["study", "question", "answer", "seeds", "prediction"],
                           [[cell.replace("|", "\\|") for cell in row] for row in rows])
 
 
 def with_table(path: pathlib.Path, found: list[dict]) -> str:
-    """The text of a file with the table between its two marks written anew."""
+    """The text of a file with a new table between its two marks. Raises UserError unless both are there once."""
     text = path.read_text("utf-8")
     if len(TABLE.findall(text)) != 1:
         raise UserError(f"{path}: the table of findings goes between two lines, once each: <!-- findings, by `python "

@@ -1,4 +1,4 @@
-"""The drawing of the findings: a row for the primary rule of each study, for index.html and as a picture."""
+"""The drawing of the findings, with a row for the primary rule of each study: as SVG for index.html, and as a PNG."""
 
 import math
 import pathlib
@@ -14,8 +14,8 @@ SIGNS = {"agree": "✓", "disagree": "✗", "undecided": "?"}
 
 
 def strip(axes, record: dict) -> None:
-    """The predicted side is shaded and its number a line; a large dot is the mean, or the median of a rule on most
-    seeds, with the 95 % interval of the mean; each small dot is a seed."""
+    """Draws the row of a study: the predicted side shaded, its number as a line, the mean (of a rule on most seeds, the
+    median) as a large dot with the mean's 95 % interval, and each seed, or base model, as a small dot."""
     rule = rules.primary(record["rules"])
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -31,10 +31,10 @@ def strip(axes, record: dict) -> None:
     for x in finite:
         axes.axvline(x, color=figures.BLUE, linewidth=1.2)
     axes.axvspan(max(bounds[0], left), min(bounds[1], right), color=figures.BLUE, alpha=0.12, linewidth=0)
-    near = 0
-    for i, x in enumerate(seeds):  # those that would lie on each other go down
-        near = (near + 1) % 4 if i and x - seeds[i - 1] < room / 4 else 0
-        axes.plot(x, -0.2 - 0.22 * near, "o", ms=3, color=figures.INK, alpha=0.6, mew=0)
+    level = 0
+    for i, x in enumerate(seeds):  # a dot that would cover the previous dot is drawn lower
+        level = (level + 1) % 4 if i and x - seeds[i - 1] < room / 4 else 0
+        axes.plot(x, -0.2 - 0.22 * level, "o", ms=3, color=figures.INK, alpha=0.6, mew=0)
     if interval:
         axes.plot(interval, [0.45, 0.45], "|-", color=color, linewidth=1.8, ms=6)
     if centre is not None:
@@ -44,7 +44,7 @@ def strip(axes, record: dict) -> None:
 
 
 def svg(record: dict) -> markupsafe.Markup:
-    """The strip of a study for a page, in the page's colours, and in words for who does not see it."""
+    """The row of a study as SVG in the colours of the page, with a text that says the same for screen readers."""
     from matplotlib import figure, rc_context  # optional
 
     with rc_context(figures.STYLE):
@@ -56,7 +56,7 @@ def svg(record: dict) -> markupsafe.Markup:
 
 
 def picture(found: list[dict], path: pathlib.Path) -> None:
-    """Draws the strips of all studies into a PNG: the prediction, the strip, and what was measured."""
+    """Draws the rows of all studies into a PNG, each between its prediction and what was measured."""
     from matplotlib import figure, rc_context  # optional
 
     with rc_context(figures.STYLE):

@@ -1,7 +1,7 @@
 """The record of a study, STUDY.json: which keys it must have, and the Markdown page made from it.
 
-The page is for a reader: the answer, one figure, one table, the rules. Everything else stays in the record, and
-index.html shows it. Studies that are one story share a page: the file of each but the first says `story = "FIRST"`.
+The page has the answer, one figure, one table and the rules. Everything else is in the record, and index.html shows it.
+Studies that tell one story share the page of the first one, which the files of the others name: `story = "FIRST"`.
 """
 
 import html
@@ -15,20 +15,19 @@ from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 
 KINDS = {"study": str, "title": str, "known": str, "question": str, "prediction": str, "seeds": list, "origin": str,
-         "measures": dict, "rules": list, "verdict": str}
-RULE = {"says", "arm", "measure", "verdict", "mean", "interval"}  # what each of the rules has
-# of the study's file, as it is
+         "measures": dict, "rules": list, "verdict": str}  # required keys -> types
+RULE = {"says", "arm", "measure", "verdict", "mean", "interval"}  # keys that each rule of a record has
+# keys that a record takes over from the study's file
 WORDS = ("title", "question", "short", "abstract", "construction", "known", "note", "control", "table", "shown",
          "figure", "looks", "success", "over", "story")
-ORDER = ("one_shot", "boolean")  # as one reads them; then the others by name
-SECTION = '\n\n<a id="'  # before a study that joins the story of a page
-MOST_ARMS, MOST_MEASURES = 12, 4  # of the table of a page
-VERDICTS = {"agree": "held", "disagree": "failed", "undecided": "undecided"}  # of a record, and of a page
+ORDER = ("one_shot", "boolean")  # the first studies of index.html; the others follow by name
+SECTION = '\n\n<a id="'  # how each study starts that joins the page of another
+MOST_ARMS, MOST_MEASURES = 12, 4  # rows and columns of the table on a page
+VERDICTS = {"agree": "held", "disagree": "failed", "undecided": "undecided"}  # verdict in a record -> word on a page
 
 
 def read(path: pathlib.Path) -> dict:
-    """The record in a file of JSON; {} for a file that has no "study", and so is no record. Raises UserError naming a
-    file that is damaged."""
+    """The record in a JSON file; {} for a file without "study", which is no record. UserError for a damaged file."""
     record = files.read_json(path, remedy="write it again with scripts.study, or take it away")
     if "study" not in record:
         return {}
@@ -40,16 +39,16 @@ def read(path: pathlib.Path) -> dict:
 
 
 def read_all(folder: pathlib.Path) -> list[dict]:
-    """The records in a directory, in their order: what joins a story comes after its first study."""
-    def place(record: dict) -> tuple:
+    """The records in a directory, in the order of ORDER; studies that join a story follow its first study."""
+    def sort_key(record: dict) -> tuple:
         first = record.get("story") or record["study"]
         return [*ORDER, first].index(first), first, first != record["study"], record["study"]
-    return sorted((record for path in folder.glob("*.json") if (record := read(path))), key=place)
+    return sorted((record for path in folder.glob("*.json") if (record := read(path))), key=sort_key)
 
 
 def by_page(found: list[dict], folder: pathlib.Path) -> dict[str, list[dict]]:
-    """`{page: its studies}` of the records of a directory. A study that joins a story has a page of its own where the
-    directory has neither the record nor a page of the story's first study."""
+    """`{page: its records}` for the records `found` in a directory. A study that joins a story is on the page of the
+    story's first study if the directory has the record or the page of that study, otherwise on a page of its own."""
     first, pages = {record["study"] for record in found if not record.get("story")}, {}
     for record in found:
         story = record.get("story")
@@ -59,31 +58,34 @@ def by_page(found: list[dict], folder: pathlib.Path) -> dict[str, list[dict]]:
 
 
 def links(found: list[dict], folder: pathlib.Path) -> dict[str, str]:
-    """Where each study stands: PAGE.md, or PAGE.md#STUDY."""
-    return {record["study"]: f"{page}.md" + f"#{record['study']}" * (page != record["study"])
+    """`{study: link to it}`: PAGE.md, or PAGE.md#STUDY for a study that joins a page."""
+    return {record["study"]: f"{page}.md" if page == record["study"] else f"{page}.md#{record['study']}"
             for page, together in by_page(found, folder).items() for record in together}
 
 
 def faults(record: dict) -> list[str]:
-    """Which parts of a record with all its keys are not as they should be."""
-    wrong = ["verdict"] * (record["verdict"] not in VERDICTS) + ["rules"] * (not record["rules"])
-    wrong += [f"rule {i}" for i, rule in enumerate(record["rules"], 1)
-              if not isinstance(rule, dict) or not RULE <= rule.keys() or not {*judging.SIDES} & rule.keys()
-              or rule["measure"] not in record["measures"].get(rule["arm"], ())]
-    for arm, measures in record["measures"].items():
-        whole = isinstance(measures, dict) and all(
-            isinstance(measure, dict) and {"mean", "interval"} <= measure.keys()
-            and isinstance(measure.get("seeds"), list) and len(measure["seeds"]) == len(record["seeds"])
-            for measure in measures.values())
-        wrong += [f"measures of {arm}"] * (not whole)
-    return wrong
+    """The names of the malformed parts of a record that has all KINDS: "verdict", "rules", "rule 1", "measures of ARM".
+    A rule needs the keys RULE, one of `rules.SIDES`, and a measure that its arm has."""
+    def is_rule(rule) -> bool:
+        return (isinstance(rule, dict) and RULE <= rule.keys() and bool({*judging.SIDES} & rule.keys())
+                and rule["measure"] in record["measures"].get(rule["arm"], ()))
+
+    def is_measure(measure) -> bool:
+        return (isinstance(measure, dict) and {"mean", "interval"} <= measure.keys()
+                and isinstance(measure.get("seeds"), list) and len(measure["seeds"]) == len(record["seeds"]))
+
+    valid = {"verdict": record["verdict"] in VERDICTS, "rules": bool(record["rules"])}
+    valid |= {f"rule {i}": is_rule(rule) for i, rule in enumerate(record["rules"], 1)}
+    valid |= {f"measures of {arm}": isinstance(measures, dict) and all(map(is_measure, measures.values()))
+              for arm, measures in record["measures"].items()}
+    return [part for part, well_formed in valid.items() if not well_formed]
 
 
 # ----- numbers in words
 
 
 def shown(measure: dict, sign: str = "") -> str:
-    """A mean with its interval; of a rule on most seeds their count with the interval of the share, and the median."""
+    """A measure as text: mean and interval; for a rule on most seeds their count, share with interval, and median."""
     text = estimators.format_estimate(measure.get("mean"), measure.get("interval"), sign)
     if "of" in measure:
         median = f", median {estimators.format_estimate(measure['median'], None)}" if "median" in measure else ""
@@ -92,8 +94,8 @@ def shown(measure: dict, sign: str = "") -> str:
 
 
 def abstract(text: str, measures: dict) -> str:
-    """The text with the numbers it names: "[[arm | measure]]", and "[[arm | measure | difference]]" to the control.
-    A name may go on in the next line. Raises KeyError for what is not there."""
+    """Replaces "[[arm | measure]]" in the text by the number, and "[[arm | measure | difference]]" by the difference to
+    the control. A name may contain a line break. Raises KeyError for a name that does not exist."""
     def number(match: re.Match) -> str:
         arm, name, *less = " ".join(match[1].split()).split(" | ")
         measure = measures[arm][name]
@@ -102,7 +104,7 @@ def abstract(text: str, measures: dict) -> str:
 
 
 def answer(record: dict) -> str:
-    """The abstract; without one, the rule that gives the verdict with what was measured."""
+    """The abstract; without an abstract, the primary rule with its verdict and what was measured."""
     if record.get("abstract"):
         return abstract(record["abstract"], record["measures"]).strip()
     rule = judging.primary(record["rules"])
@@ -114,7 +116,7 @@ def first_sentence(text: str) -> str:
 
 
 def seeds(record: dict) -> str:
-    """How many units the record has, in words."""
+    """The number of base models, if they are fewer than the units, or of seeds, in words."""
     number, bases = len(record["seeds"]), len({unit["base"] for unit in record.get("units", ())})
     return f"{bases} base models" if 0 < bases < number else f"{number} seed{'s' * (number > 1)}"
 
@@ -130,15 +132,17 @@ def choose_columns(record: dict) -> tuple[list[str], list[str]]:
 
 
 def table(record: dict) -> list[list[str]]:
-    """The header and a row for each arm: means with intervals, and behind a semicolon the difference to the control.
-    Where the file says what success is, the last column has how many seeds succeeded."""
+    """The header and a row for each arm: means with intervals, and after a semicolon the difference to the control. If
+    the file defines `success`, the last column has the number of seeds that succeeded."""
     arms, names = choose_columns(record)
     success = record.get("success", {})
     rows = [["arm", *names, *([f"{success['measure']} above {success['above']}"] if success else [])]]
     for arm in arms:
-        cells = [[shown(measure), *(shown(less, "+") for less in [measure.get("difference", {})] if less.get("mean")
-                                    is not None)] for measure in map(record["measures"][arm].get, names)]
-        rows.append([arm, *map("; ".join, cells), *([shown(record["succeeded"][arm])] if success else [])])
+        cells = []
+        for measure in map(record["measures"][arm].get, names):
+            less = measure.get("difference", {})
+            cells.append(shown(measure) + ("" if less.get("mean") is None else f"; {shown(less, '+')}"))
+        rows.append([arm, *cells, *([shown(record["succeeded"][arm])] if success else [])])
     return rows
 
 
@@ -146,7 +150,7 @@ RULES = ("rule", "measured", "prediction")
 
 
 def rules(record: dict) -> list[list[str]]:
-    """A row for each rule, as RULES has its columns, with what was known of it and why it is undecided."""
+    """A row for each rule, in the columns RULES, with notes, such as what was known before, and why it is undecided."""
     def notes(rule: dict) -> str:
         known, new = rule.get("known", ""), rule.get("new")
         if isinstance(known, list):
@@ -161,14 +165,14 @@ def rules(record: dict) -> list[list[str]]:
 
 
 def verdict(record: dict) -> str:
-    """In words: whether the prediction held, and how many of the rules that do not decide it did."""
+    """A sentence on whether the prediction held, and on how many of the other rules did."""
     more = f" Of the other rules: {judging.tally(record['rules'])}." * (len(record["rules"]) > 1)
     held = VERDICTS[record["verdict"]]
     return f"The prediction {'is ' * (held == 'undecided')}{held}, by the primary rule.{more}"
 
 
 def spread(record: dict) -> str:
-    """In words: what the numbers of `table` are, and whether their intervals are over seeds or problems."""
+    """A sentence on what the numbers of `table` are, and on whether their intervals are over seeds or problems."""
     control = f"; after a semicolon the paired difference to {record.get('control')}" * ("control" in record)
     if len(record["seeds"]) == 1:
         over = any(measure["interval"] for of in record["measures"].values() for measure in of.values())
@@ -191,7 +195,7 @@ HOW = "([How verdicts are made](README.md#how-to-read).)"
 
 
 def section(record: dict, joins: bool) -> list[str]:
-    """The paragraphs of a study; of one that joins a page without what the page says already."""
+    """The paragraphs of a study. If it `joins` the page of another, they leave out what that page has said already."""
     study, built, (head, *rows) = record["study"], record.get("construction", ""), table(record)
     return [f'<a id="{study}"></a>\n\n## {record["title"]}' if joins else f"# {record['title']}",
             f"**Question.** {record['question'].strip()}", f"**Answer.** {answer(record)}",
@@ -202,16 +206,16 @@ def section(record: dict, joins: bool) -> list[str]:
 
 
 def markdown(page: str, together: list[dict], folder: pathlib.Path) -> str:
-    """The text of FOLDER/PAGE.md: question, answer, figure, a table, the rules, what was known, and the command of each
-    of its studies. Where the story's first study has no record, what its page says stays above the others."""
-    kept, names = [], [record["study"] for record in together]
+    """The text of FOLDER/PAGE.md: of each of its studies the question, answer, figure, table, rules, what was known,
+    and the command. If the story's first study has no record, its part of the existing page is kept."""
+    blocks, names = [], [record["study"] for record in together]
     if names[0] != page:
-        kept = [(folder / f"{page}.md").read_text("utf-8").split(SECTION)[0]]
+        blocks = [(folder / f"{page}.md").read_text("utf-8").split(SECTION)[0]]
     for record in together:
-        kept += section(record, record["study"] != page)
+        blocks += section(record, record["study"] != page)
         if len(names) > 1 and record["study"] == page:
             more = [f"[{other.get('short') or other['question']}](#{other['study']})" for other in together[1:]]
-            kept.insert(1, f"Further down: {' '.join(more)}")
+            blocks.insert(1, f"Further down: {' '.join(more)}")
     links = ", ".join(f"[{name}.json]({name}.json)" for name in names)
-    kept.append(f"All seeds and measures: {links} and [index.html](index.html#{names[0]}).")
-    return "\n\n".join(text.strip() for text in kept if text.strip()) + "\n"
+    blocks.append(f"All seeds and measures: {links} and [index.html](index.html#{names[0]}).")
+    return "\n\n".join(text.strip() for text in blocks if text.strip()) + "\n"

@@ -1,10 +1,10 @@
-"""The rules of a study: they are its prediction. Which ones are refused, and how they are judged.
+"""The rules of a study, which are its prediction: which rules are refused, and how rules are judged.
 
-A rule has its sentence (`says`), an arm, a measure, and one side: the mean is `above` or `below` a number, or `within`
-two, or most seeds are above it (`most_above`) or below it (`most_below`), by the exact sign test. It is of the measure
-itself, or, with `difference = true`, of the paired difference to the control. What was `known` before the rule was
-written stands in its row: words, or a list of seeds, and then the others are judged alone beside all of them. A rule
-that was `turned` after a pilot, or is so `easy` that it could hardly fail, does not count.
+A rule has a sentence (`says`), an arm, a measure, and one side: the mean is `above` or `below` a number, or `within`
+two; or most seeds are above (`most_above`) or below (`most_below`) a number, by the exact sign test. A rule is about
+the measure itself or, with `difference = true`, about the paired difference to the control. `known` says what was known
+before the rule was written: words, or a list of seeds; then the other seeds are also judged alone. A rule that was
+reversed after a pilot (`turned`), or could hardly fail (`easy`), does not count.
 """
 
 import math
@@ -18,20 +18,20 @@ from rlvr_jax.lab.studies import statistics
 SIDES = ("above", "below", "within", "most_above", "most_below")
 KEYS = {"says": str, "arm": str, "measure": str, "difference": bool} | dict.fromkeys(SIDES, object) | {
     "primary": bool, "base": object, "added": str, "known": (str, list), "turned": bool, "easy": bool}
-SHARE = (0.0, 1.0)
-# words in the path of a number, "FILE.json: path", by which it is known to be a share, an accuracy, an AUROC or so
+SHARE = (0.0, 1.0)  # the range of SHARES
+# The last two words of the path in "FILE.json: path" tell the range: at least 0 for COUNTS, from 0 to 1 for SHARES.
 SHARES = {"accuracy", "greedy", "sampled", "right", "pass@k", "maj@k", "auroc", "ece", "brier", "mean_confidence",
           "stated", "value", "truncated", "changed", "moved", "steered", "differ", "first_of_differ",
           "first_of_changed", "greedy_careful_share", "train_accuracy", "regimes"}
 COUNTS = {"forward_tokens", "train/tokens", "num_tokens", "count", "kl", "stable_rank", "strength", "saturation_step",
-          "wrong_steps_per_100"}  # and by these that it is at least 0
+          "wrong_steps_per_100"}
 
 
 # ----- the range of a measure
 
 
 def span(study: dict, name: str) -> tuple:
-    """(lowest, highest) value that a measure can have: as the file states it, or as its source tells."""
+    """(lowest, highest) value that a measure can have: as the study's file states, or as its source implies."""
     if name in study.get("ranges", {}):
         return tuple(study["ranges"][name])
     source = study["measures"][name]
@@ -47,23 +47,24 @@ def span(study: dict, name: str) -> tuple:
 
 
 def less(one: tuple, other: tuple) -> tuple:
-    """The range of the difference of two measures."""
+    """The range of one measure minus another, from the ranges of both."""
     return one[0] - other[1], one[1] - other[0]
 
 
 def rule_span(study: dict, rule: dict) -> tuple:
-    """The range of what a rule is of; `base` is the known value of what is taken away in a difference."""
+    """The range of what a rule is about; `base` of the rule is the known value that is subtracted in a difference."""
     whole, source = span(study, rule["measure"]), study["measures"][rule["measure"]]
+    base = (rule["base"], rule["base"]) if "base" in rule else None
     if rule.get("difference"):
-        return less(whole, 2 * (rule["base"],) if "base" in rule else whole)
-    return less(span(study, source[1]), 2 * (rule["base"],)) if "base" in rule else whole
+        return less(whole, base or whole)
+    return less(span(study, source[1]), base) if base else whole
 
 
 # ----- which rules are refused
 
 
 def fault(study: dict) -> str:
-    """What is wrong with the first rule that cannot be judged, and what would mend it; empty if none is."""
+    """What is wrong with the first rule that cannot be judged, and how to correct it; empty if nothing is."""
     for number, rule in enumerate(study["rules"], 1):
         if wrong := shape_fault(study, rule) or range_fault(study, rule):
             says = rule.get("says", "without says") if isinstance(rule, dict) else rule
@@ -76,7 +77,7 @@ def fault(study: dict) -> str:
 
 
 def shape_fault(study: dict, rule: dict) -> str:
-    """What is wrong with the keys of a rule."""
+    """What is wrong with the keys of a rule; empty if nothing is."""
     if not isinstance(rule, dict) or not (rule.get("arm") in study["arms"] and rule.get("measure") in study["measures"]
                                           and isinstance(rule.get("says"), str)):
         return "a rule needs says, arm (of the arms) and measure (of the measures)"
@@ -102,13 +103,13 @@ def shape_fault(study: dict, rule: dict) -> str:
 
 
 def bounds_of(rule: dict) -> tuple:
-    """(lowest, highest) value that the rule asks for."""
+    """(lowest, highest) value with which the rule holds, infinite for an open side."""
     return tuple(rule.get("within") or (rule.get("above", rule.get("most_above", -math.inf)),
                                         rule.get("below", rule.get("most_below", math.inf))))
 
 
 def range_fault(study: dict, rule: dict) -> str:
-    """Why no value in the range of what is measured could fail the rule, or could meet it."""
+    """Why the rule would hold for every value in its range, or for none; empty if it can go either way."""
     (low, high), bounds = rule_span(study, rule), bounds_of(rule)
     never_fails = bounds[0] <= low and bounds[1] >= high
     if never_fails or bounds[0] >= high or bounds[1] <= low:
@@ -121,19 +122,19 @@ def range_fault(study: dict, rule: dict) -> str:
 
 
 def judged(study: dict, measured: dict, repeated: list[dict]) -> list[dict]:
-    """The rules with what was measured, its 95 % interval, p-value, level and verdict: `agree`, `disagree` or
-    `undecided`.
+    """The rules with what was measured, its 95 % interval, p-value, level and verdict (`agree`, `disagree`,
+    `undecided`).
 
     The primary rule is judged at the study's level, the others by Holm's method over them. `open` says why a rule is
-    undecided, and how many seeds would decide it. `new` is a rule on the seeds that were not known before it was
-    written, at the same level. `repeated` has the base model and seed of each value.
+    undecided, and how many seeds would decide it. `new` judges a rule at the same level on the seeds that were not in
+    its `known`. `repeated` has the unit of each value: its base model, example and seed.
     """
     named = study["rules"].index(primary(study["rules"]))
     rules = [rule | {"primary": i == named, "measured": of_rule(rule, measured), "span": rule_span(study, rule)}
              for i, rule in enumerate(study["rules"])]
-    number, looks = len({unit["base"] for unit in repeated}), study.get("looks")
+    num_bases, looks = len({unit["base"] for unit in repeated}), study.get("looks")
     error = statistics.ALPHA_OF_A_LOOK if looks else statistics.ALPHA
-    early = bool(looks) and number not in looks
+    early = bool(looks) and num_bases not in looks  # between planned analyses no rule is decided
     chances = [1.0 if early else chance(rule) for rule in rules]
     others = [i for i, rule in enumerate(rules) if not rule["primary"]]
     levels = dict(zip(others, statistics.holm([chances[i] for i in others], error)))
@@ -149,19 +150,19 @@ def judged(study: dict, measured: dict, repeated: list[dict]) -> list[dict]:
 
 
 def counts(rule: dict) -> bool:
-    """Whether a rule counts as a prediction: it was not turned after a pilot, and could fail."""
+    """Whether a rule counts as a prediction: it was not reversed after a pilot, and could fail."""
     return not (rule.get("turned") or rule.get("easy"))
 
 
 def of_rule(rule: dict, measured: dict) -> dict:
-    """What was measured of the rule: its arm's measure, or the difference to the control."""
+    """The measure of the rule's arm, or its difference to the control; {} if the difference was not measured."""
     measure = measured[rule["arm"]][rule["measure"]]
     return measure.get("difference", {}) if rule.get("difference") else measure
 
 
 def values(rule: dict) -> list[float]:
-    """What the seeds have, of those that have it; where they share bases, the means of these; where intervals are over
-    problems, what each problem has."""
+    """The independent values that decide a rule: those of problems if intervals are over problems, the means of base
+    models if seeds share base models, otherwise those of seeds."""
     measured = rule["measured"]
     return measured.get("of_problems") or measured.get("of_bases") or [
         value for value in measured.get("seeds", ()) if value is not None]
@@ -172,7 +173,7 @@ def threshold(rule: dict) -> float:
 
 
 def above(rule: dict, seeds: list[float]) -> int:
-    """How many of the values lie on the side that the rule says most do; one that is the number itself does not."""
+    """How many values are on the side that a rule predicts for most seeds; values equal to its number are not."""
     return sum(value > rule["most_above"] if "most_above" in rule else value < rule["most_below"] for value in seeds)
 
 
@@ -181,7 +182,7 @@ def is_of_most(rule: dict) -> bool:
 
 
 def chance(rule: dict) -> float:
-    """The p-value of the side on which the rule would be decided; 1 where nothing can decide it."""
+    """The p-value of the rule, for the verdict that the values favour; 1 if the values cannot decide it."""
     seeds = values(rule)
     if len(seeds) < 2:
         return 1.0
@@ -195,17 +196,19 @@ def chance(rule: dict) -> float:
 
 
 def side(rule: dict, mean: float) -> str:
-    """The verdict if the mean, or the share of the seeds, were known to be this number."""
+    """The verdict if `mean` were the true mean or, for a rule on most seeds, the true share on the predicted side."""
     if "within" in rule:
         low, high = rule["within"]
         return "agree" if low <= mean <= high else "disagree"
     past = mean - (0.5 if is_of_most(rule) else threshold(rule))
-    return "undecided" if past == 0 else "disagree" if (past > 0) == ("below" in rule) else "agree"
+    if past == 0:
+        return "undecided"
+    return "disagree" if (past > 0) == ("below" in rule) else "agree"
 
 
 def verdict(rule: dict, p_value: float, level: float, early: bool) -> dict:
-    """A rule with its verdict, and the 95 % interval of what was measured: of the mean, or, where it says what most
-    seeds do, of their share, with the count and the median beside it."""
+    """The rule with its verdict and what was measured: the mean with its 95 % interval, or for a rule on most seeds
+    their share with its 95 % interval, the count and the median."""
     seeds, measure = values(rule), rule["measured"]
     found = {"mean": measure.get("mean"), "interval": statistics.interval(seeds, rule["span"])}
     if is_of_most(rule) and seeds:
@@ -216,14 +219,14 @@ def verdict(rule: dict, p_value: float, level: float, early: bool) -> dict:
         found["equal"] = True
     elif "of_problems" in measure or len(measure.get("seeds", ())) == 1 and measure.get("interval"):
         found |= {"interval": measure["interval"], "over": "problems"}
-    whole = {key: value for key, value in rule.items() if key not in ("measured", "span")} | found | {
+    judged_rule = {key: value for key, value in rule.items() if key not in ("measured", "span")} | found | {
         "p_value": p_value, "level": level,
         "verdict": side(rule, found["mean"]) if p_value <= level else "undecided"}
-    return whole | ({} if p_value <= level else {"open": why(rule, seeds, level, early)})
+    return judged_rule | ({} if p_value <= level else {"open": why(rule, seeds, level, early)})
 
 
 def why(rule: dict, seeds: list[float], level: float, early: bool) -> str:
-    """Why a rule is undecided; how many seeds would decide it at its level, with the effect and the spread seen."""
+    """Why a rule is undecided, and how many seeds with the effect and standard deviation of `seeds` would decide it."""
     if not seeds:
         return "not measured"
     if early:
@@ -239,25 +242,25 @@ def why(rule: dict, seeds: list[float], level: float, early: bool) -> str:
 
 
 def decided(rule: dict, seeds: list[float], number: np.ndarray, level: float) -> np.ndarray:
-    """The chance that so many seeds decide the rule, with the effect and the spread of these."""
+    """f64[N]: the chance that `number`, i[N], seeds with the mean and standard deviation of `seeds` decide the rule."""
     mean, spread = np.mean(seeds), np.std(seeds, ddof=1)
     if is_of_most(rule):
         return statistics.sign_power(above(rule, seeds) / len(seeds), number, level)
     if "within" not in rule:
         return statistics.power(mean - threshold(rule), spread, number, level)
-    low, high = rule["within"]  # by one-sided tests, so at twice the level; inside by both (Phillips, 1990)
+    low, high = rule["within"]  # one-sided tests: twice the level of a two-sided one; inside, both (Phillips, 1990)
     if low <= mean <= high:
         return sum(statistics.power(room, spread, number, 2 * level) for room in (mean - low, high - mean)) - 1
     return statistics.power(max(low - mean, mean - high), spread, number, 2 * level)
 
 
 def primary(rules: list[dict]) -> dict:
-    """The rule that gives the study its verdict: the one that says so, or the first that counts."""
+    """The rule that gives the study its verdict: the one with `primary`, else the first that counts, else None."""
     return next((rule for rule in rules if rule.get("primary")), next(filter(counts, rules), None))
 
 
 def tally(rules: list[dict]) -> str:
-    """How many of the other rules held, failed and are undecided; those that do not count are left out."""
+    """How many of the other rules held, failed and are undecided, in words; rules that do not count are left out."""
     others = [rule["verdict"] for rule in rules if rule is not primary(rules) and counts(rule)]
     words = {"agree": "held", "disagree": "failed", "undecided": "undecided"}
     return ", ".join(f"{others.count(key)} {word}" for key, word in words.items()) if others else "no other rule"
@@ -271,17 +274,17 @@ def required(rule: dict) -> str:
             + (f"in most seeds {name[5:]}" if is_of_most(rule) else name) + f" {bound}")
 
 
-# ----- arms that are one
+# ----- identical arms
 
 
 def refuse_twins(path, arms: dict[str, list[str]]) -> None:
-    """Raises UserError where the commands of two arms differ in nothing but the names after --run_dir= and --out=, for
-    which numbers are taken wherever they stand."""
+    """Raises UserError if the commands of two arms differ only in their outputs' names, after --run_dir= and --out=. To
+    compare commands, each of these names is replaced by a number, wherever the name occurs."""
     seen = {}
     for arm, lines in arms.items():
         text = "\n".join(lines)
         made = dict.fromkeys(re.findall(r"(?<!\S)--(?:run_dir|out)=(\S+)", text))
-        for number, name in sorted(enumerate(made), key=lambda pair: -len(pair[1])):
+        for number, name in sorted(enumerate(made), key=lambda pair: -len(pair[1])):  # a name may contain another
             text = text.replace(name, f"<{number}>")
         if seen.setdefault(text, arm) != arm:
             raise UserError(f"{path}: the arms {seen[text]} and {arm} have the same commands; give one of them other "

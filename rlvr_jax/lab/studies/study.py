@@ -1,7 +1,7 @@
 """Studies: a question asked of several arms and seeds, written down in a TOML file before its first run.
 
-A file of configs/studies/ holds the question, what was known, the commands of an arm as a user types them, the arms as
-flags added to these, what is measured, and the prediction: its rules (`rules.py`). This file runs any of them.
+A file of configs/studies/ has the question, what was known, the commands of an arm as a user types them, the flags that
+each arm adds to the commands, what is measured, and the prediction, as rules (`rules.py`). This module runs such files.
 """
 
 import json
@@ -25,7 +25,7 @@ from rlvr_jax.runs.origin import commit
 
 FOLDER = pathlib.Path("configs/studies")
 REQUIRED = {"title": str, "question": str, "known": str, "seeds": list, "commands": dict,
-            "arms": dict, "measures": dict, "rules": list}
+            "arms": dict, "measures": dict, "rules": list}  # keys of a study's file -> types
 OPTIONAL = {"prediction": str, "short": str, "control": str, "quick": dict, "figure": dict, "note": str,
             "table": list, "shown": dict, "looks": list, "success": dict, "bases": list, "examples": list,
             "crossed": bool, "construction": str, "over": str, "abstract": str, "changed": dict, "story": str}
@@ -35,24 +35,24 @@ class StudyConfig(Config):
     """A question asked of several arms and seeds."""
 
     study: str = flag("one_shot", "a file of configs/studies by its name, or any .toml file like them")
-    seeds: tuple[int, ...] = flag((), "seeds in place of the study's own", minimum=0, maximum=2**31 - 1)
+    seeds: tuple[int, ...] = flag((), "seeds that replace those of the study's file", minimum=0, maximum=2**31 - 1)
     data: str = flag("", "directory of problem files, for the studies that need some")
-    quick: bool = flag(False, "try the study out: its first seed alone, with the flags of its [quick] table; "
-                       "written as STUDY_quick, and no result")
+    quick: bool = flag(False, "try the study out: only its first seed, with the flags of its [quick] table; "
+                       "written as STUDY_quick, which is no result")
     work_dir: str = flag("", "directory for the runs; empty: runs/STUDY")
-    bank: str = flag("runs/bank", "directory of the bases that studies share; each is made once")
-    jobs: int = flag(1, "how many commands run side by side, each with its share of the cores, or a GPU; what they "
-                     "print goes to work_dir/logs", minimum=1)
-    dry_run: bool = flag(False, "run nothing; print the commands, and for how long they may take")
-    out: str = flag("", "directory for STUDY.json, STUDY.md and STUDY.png; empty: results in work_dir; the "
+    bank: str = flag("runs/bank", "directory of the cache of base models, which studies share")
+    jobs: int = flag(1, "number of commands that run in parallel, each with its share of the cores, or a GPU; if "
+                     "above 1, their output goes to work_dir/logs", minimum=1)
+    dry_run: bool = flag(False, "run nothing; print the commands and an estimate of their time")
+    out: str = flag("", "directory for STUDY.json, STUDY.md and STUDY.png; empty: work_dir/results; the "
                     "published ones are in results")
 
 
 def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -> Optional[pathlib.Path]:
-    """Runs a study and returns the page that it wrote; JSON and a PNG lie beside it. None for a dry run.
+    """Runs a study and returns the page that it wrote; the JSON and the PNG are beside the page. None for a dry run.
 
-    What has finished in the work directory is not run again, and a run that was cut goes on where it was. Before the
-    first command `check(line)` may raise UserError for one whose flags are wrong.
+    Commands that have finished in the work directory are not run again, and an interrupted run is continued. Before the
+    first command, `check(line)` may raise UserError for a command whose flags are wrong.
     """
     name, study = load(config.study)
     if config.quick:
@@ -93,8 +93,8 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
 
 
 def write(new: list[dict], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes the records, their figures, and the pages that they are on, with what else of these stories is in the
-    folder; returns the pages. What has joined a story loses the page of its own that it had before."""
+    """Writes the records, their figures, and their pages, with the other records in the folder that are on these pages;
+    returns the paths of the pages. Deletes a study's former page if the study has joined a story."""
     for record in new:
         files.write_json(folder / f"{record['study']}.json", record)
         study_figure.write(record, folder / f"{record['study']}.png")
@@ -120,7 +120,8 @@ def load(study: str) -> tuple[str, dict]:
         raise UserError(f"{path}: not TOML ({error})") from None
     wrong = [*(key for key, kind in REQUIRED.items() if not isinstance(content.get(key), kind) or not content[key]),
              *(key for key, value in content.items() if not isinstance(value, (REQUIRED | OPTIONAL).get(key, ())))]
-    wrong += ["control"] * (not wrong and content.get("control", next(iter(content["arms"]))) not in content["arms"])
+    if not wrong and content.get("control", next(iter(content["arms"]))) not in content["arms"]:
+        wrong.append("control")
     if wrong:
         raise UserError(f"{path}: {', '.join(dict.fromkeys(wrong))} is missing, unknown or not as it should be; a "
                         f"study has {', '.join(REQUIRED)}, and may have {', '.join(OPTIONAL)}; control is one of its "
@@ -138,7 +139,7 @@ def load(study: str) -> tuple[str, dict]:
 
 
 def abstract_fault(study: dict) -> str:
-    """Which number of its abstract the study does not have."""
+    """Which arm or measure in the study's abstract does not exist; empty if all exist."""
     try:
         records.abstract(study.get("abstract", ""), {arm: dict.fromkeys(study["measures"], {"difference": {}})
                                                      for arm in study["arms"]})
@@ -148,21 +149,21 @@ def abstract_fault(study: dict) -> str:
 
 
 def sourced(study: dict) -> dict:
-    """The study with the source of each measure, and `ranges` of those that state one."""
+    """The study with each measure replaced by its source, and with the `ranges` of the measures that state one."""
     stated = {name: source for name, source in study["measures"].items() if isinstance(source, dict)}
     return study | {"measures": study["measures"] | {name: source["source"] for name, source in stated.items()},
                     "ranges": {name: source["range"] for name, source in stated.items() if "range" in source}}
 
 
 def measure(study: dict, found: dict, repeated: list[dict]) -> dict:
-    """`{arm: {measure: what gather gives}}` of values by arm, measure and unit, with differences to the control."""
+    """`{arm: {measure: result of gather}}` for `found[arm][measure]`, with the `difference` to the control, if any."""
     bases, problems = [unit["base"] for unit in repeated], study.get("over") == "problems"
     spans = {name: rules.span(study, name) for name in study["measures"]}
     measured = {arm: {name: gather(values, spans[name], bases, problems) for name, values in by_name.items()}
                 for arm, by_name in found.items()}
     control = study.get("control")
-    for arm in measured if control else ():
-        for name, mine in measured[arm].items() if arm != control else ():
+    for arm in [arm for arm in measured if control and arm != control]:
+        for name, mine in measured[arm].items():
             pairs = zip(mine["values"], measured[control][name]["values"])
             mine["difference"] = gather([None if a is None or b is None else a - b for a, b in pairs],
                                         rules.less(spans[name], spans[name]), bases, problems)
@@ -170,17 +171,17 @@ def measure(study: dict, found: dict, repeated: list[dict]) -> dict:
 
 
 def gather(values: list, span: tuple = statistics.ANY, bases: list = (), problems: bool = False) -> dict:
-    """`{"seeds": [value of each], "mean", "interval"}`: over seeds, or over problems where there is one seed.
+    """Summarises the values of a measure, each a number, an f64[P] over problems, or None: `{"values", "seeds": [mean
+    of each value], "mean", "interval"}`. With one seed, the interval is over problems.
 
-    With `problems`, what has a value for each problem also has `"of_problems"`, the mean over seeds of each problem,
-    and its interval is over these.
-
-    Where several seeds share a base model there is `"of_bases"` as well, the mean of each base model, and mean and
-    interval are of these: bases are what is independent. Equal values have no interval, but `"equal": True`.
+    With `problems`, a measure with values for problems gets `"of_problems"`, the mean over seeds of each problem, and
+    mean and interval are over these. If values share one of `bases`, `"of_bases"` has the mean of each base model, and
+    mean and interval are over these: only base models are independent. Equal values have no interval, but `"equal":
+    True`.
     """
     means = [None if value is None else float(np.mean(value)) for value in values]
     known = [(base, mean) for base, mean in zip(bases or range(len(means)), means) if mean is not None]
-    by_base = {base: float(np.mean([mean for its, mean in known if its == base])) for base, _ in known}
+    by_base = {base: float(np.mean([mean for owner, mean in known if owner == base])) for base, _ in known}
     there = list(by_base.values())
     each = [value for value in values if value is not None and np.ndim(value)] if problems else []
     if each:
@@ -207,41 +208,41 @@ def written(study: dict, measured: dict, repeated: list[dict]) -> dict:
 
 
 def again(record: dict) -> dict:
-    """The record with the words of its study's file, judged by its rules; the numbers are the record's.
+    """The record with the current words of its study's file, judged by the file's current rules. Its numbers stay.
 
-    A measure that the record lacks is made of others, is that of another arm with the same file and path, or stands in
-    the summary of a run, which the record keeps. What is over problems stays, for a record has no value of each problem
-    in each seed. Where rules or verdicts change, the first ones stay as `rules_before`. Arms that the record lacks were
-    not run yet: they and their rules are left out. The record stays where there is no such file, where the file plans
-    other analyses, and where its primary rule, control, figure or abstract need such an arm.
+    A measure that the record lacks is computed from others, taken from a measure with the same source, or read from the
+    summary of a run, which the record keeps. Measures with intervals over problems stay, because a record has no value
+    of each problem in each seed. If rules or verdicts change, `rules_before` has the first ones. Arms that the record
+    lacks were not run yet: they and their rules are left out. The record is returned as it is if there is no such file,
+    if the file plans other analyses, or if its primary rule, control, figure or abstract needs an arm that was not run.
     """
     if not (FOLDER / f"{record['study']}.toml").is_file():
         return record
-    whole = load(record["study"])[1]
-    study = whole | {"arms": {arm: keys for arm, keys in whole["arms"].items() if arm in record["measures"]},
-                     "rules": [rule for rule in whole["rules"] if rule["arm"] in record["measures"]]}
-    if (study.get("looks") != record.get("looks") or rules.primary(whole["rules"]) not in study["rules"]
-            or study.get("control") not in (None, *study["arms"]) or study_figure.fault(study) or abstract_fault(study)):
+    full = load(record["study"])[1]
+    study = full | {"arms": {arm: keys for arm, keys in full["arms"].items() if arm in record["measures"]},
+                    "rules": [rule for rule in full["rules"] if rule["arm"] in record["measures"]]}
+    if (study_figure.fault(study) or abstract_fault(study) or study.get("control") not in (None, *study["arms"])
+            or study.get("looks") != record.get("looks") or rules.primary(full["rules"]) not in study["rules"]):
         return record
     repeated = record.get("units") or [{"base": seed, "example": seed, "seed": seed} for seed in record["seeds"]]
     cells = {arm: [variables(study, {"work": "", "data": "", "arm": arm} | {k: str(v) for k, v in unit.items()})
                    for unit in repeated] for arm in study["arms"]}
-    sourced = {(commands.fill(source, cell), i): record["measures"][arm][name]["seeds"][i]
-               for name, source in study["measures"].items() if isinstance(source, str) for arm in cells
-               for i, cell in enumerate(cells[arm]) if name in record["measures"][arm]}
+    by_source = {(commands.fill(source, cell), i): record["measures"][arm][name]["seeds"][i]
+                 for name, source in study["measures"].items() if isinstance(source, str) for arm in cells
+                 for i, cell in enumerate(cells[arm]) if name in record["measures"][arm]}
 
     def summarised(arm: str, i: int, source: str):
         (file, _, path), run = source.partition(": "), study.get("figure", {}).get("run", "")
         summary = record.get("summaries", {}).get(arm, {}).get(str(label(study, repeated[i])), {})
-        its = file == f"{commands.fill(run, cells[arm][i])}/summary.json"
-        return sources.looked_up(pathlib.Path(file), path, summary)[0] if its else None
+        is_summary = file == f"{commands.fill(run, cells[arm][i])}/summary.json"
+        return sources.looked_up(pathlib.Path(file), path, summary)[0] if is_summary else None
 
     def known(arm: str, name: str) -> Optional[list]:
         source = study["measures"][name]
         if isinstance(source, list) and name not in record["measures"][arm]:
             return None
         found = record["measures"][arm][name]["seeds"] if name in record["measures"][arm] else [
-            sourced.get((commands.fill(source, cell), i), summarised(arm, i, commands.fill(source, cell)))
+            by_source.get((commands.fill(source, cell), i), summarised(arm, i, commands.fill(source, cell)))
             for i, cell in enumerate(cells[arm])]
         return [None if value is None else np.array(value) for value in found]
 
@@ -252,14 +253,14 @@ def again(record: dict) -> dict:
                 by_name[name] = old
     unworded = {key: value for key, value in record.items() if key not in records.WORDS}
     new = unworded | written(study, record["measures"] | measured, repeated)
-    asked = lambda rules: [(rule["says"], rule["verdict"]) for rule in rules]
-    if asked(new["rules"]) != asked(record["rules"]):
+    verdicts = lambda rules: [(rule["says"], rule["verdict"]) for rule in rules]
+    if verdicts(new["rules"]) != verdicts(record["rules"]):
         new.setdefault("rules_before", record["rules"])
     return json.loads(json.dumps(plain(new)))
 
 
 def succeeded(values: list, above: float) -> dict:
-    """How many of the seeds succeeded, their share and its exact interval."""
+    """How many of the seeds have a value above `above`, their share as "mean", and its exact interval."""
     there = [value for value in values if value is not None]
     count = sum(value > above for value in there)
     return {"count": count, "of": len(there), "mean": count / len(there) if there else None,
@@ -267,8 +268,8 @@ def succeeded(values: list, above: float) -> dict:
 
 
 def changed_problems(study: dict, cells: dict) -> dict:
-    """`sources.changed` of the control and the arm of the file's `changed = {arm = "one", file = "FILE.jsonl"}`, in
-    the first of its cells."""
+    """`sources.changed` from the control to the arm, in its first unit, that the study's file names in `changed = {arm
+    = "one", file = "FILE.jsonl"}`; {} without that key."""
     asked, control = study.get("changed"), study.get("control")
     if not asked:
         return {}
@@ -279,7 +280,7 @@ def changed_problems(study: dict, cells: dict) -> dict:
 
 
 def summaries(study: dict, cells: dict) -> dict:
-    """summary.json of each arm's run, by arm and seed, where the study's figure names one."""
+    """`{arm: {seed: summary.json}}` of the runs that `run` of the study's figure names."""
     by_arm = {}
     for (arm, seed), cell in cells.items():
         if (run := study_figure.run_dir(study, cell)) and (run / "summary.json").is_file():
@@ -289,7 +290,7 @@ def summaries(study: dict, cells: dict) -> dict:
 
 def origin(config: StudyConfig, study: dict, finished: list[str], earlier: list[str]) -> str:
     """The command, commit, hardware and version of JAX, and how many commands an earlier start had finished. XLA_FLAGS,
-    where they are set, stand before the command: they may change its numbers."""
+    if set, come before the command, because they may change its numbers."""
     flags = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
     more = " --data=DIR" * bool(config.data) + " --quick" * config.quick
     seeds = ",".join(map(str, config.seeds or study["seeds"]))
@@ -301,7 +302,7 @@ def origin(config: StudyConfig, study: dict, finished: list[str], earlier: list[
 
 
 def plain(record):
-    """The record without "values", the arrays that its numbers were computed from."""
+    """The record without the keys "values", which have the arrays that its numbers were computed from."""
     if isinstance(record, dict):
         return {key: plain(value) for key, value in record.items() if key != "values"}
     return [plain(value) for value in record] if isinstance(record, (list, tuple)) else record

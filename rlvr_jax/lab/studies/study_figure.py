@@ -1,10 +1,10 @@
 """The figure of a study, from its record: a row for each arm with every seed and the 95 % interval, and curves.
 
-A study's [figure] may have: `measures`, a panel each with a row for every arm; `x`, measures to draw each of `measures`
-against, and `log_x`, true or a list of those on a logarithmic axis; `run`, the run whose `curves`, names of metrics, go
-into the record and are drawn; `arrows = [x, x after, y, y after]`, measures of an arrow for each arm; `controls`, arms
-drawn hollow (without it the study's `control`); `labels = {name = "words"}` for the axes, beside labels.toml, which
-studies share. `shown` of the study's file chooses the arms. There are at most MOST_PANELS panels.
+A study's [figure] may have: `measures`, each a panel with a row for every arm; `x`, measures against which each of
+`measures` is drawn, and `log_x`, true or a list of those with a logarithmic axis; `run`, the run whose `curves`, a list
+of metrics, are recorded and drawn; `arrows = [x, x after, y, y after]`, measures between which each arm has an arrow;
+`controls`, arms drawn hollow (by default the study's `control`); `labels = {name = "words"}` of axes, beside
+labels.toml, which studies share. `shown` of the study's file chooses the arms. There are at most MOST_PANELS panels.
 """
 
 import pathlib
@@ -19,8 +19,8 @@ from rlvr_jax.runs import files
 COLORS = ("#0072b2", "#d55e00", "#00785a", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c564b")  # Okabe and Ito
 MARKERS, LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")
 KINDS = dict.fromkeys(("measures", "x", "curves", "controls", "arrows"), list) | {
-    "log_x": (bool, list), "run": str, "labels": dict}  # of what [figure] may have
-MOST_PANELS, MOST_POINTS = 3, 200  # points of a curve in the record
+    "log_x": (bool, list), "run": str, "labels": dict}  # keys of [figure] -> types
+MOST_PANELS, MOST_POINTS = 3, 200  # panels of a figure, and points of a curve in the record
 LABELS = tomllib.loads(pathlib.Path(__file__).with_name("labels.toml").read_text("utf-8"))
 
 
@@ -34,7 +34,7 @@ class Look(NamedTuple):
 
 
 def fault(study: dict) -> str:
-    """What is wrong with [figure], `table` or `shown`, such as a measure that is not there; empty if nothing is."""
+    """What is wrong with [figure], `table` or `shown`, such as a measure that does not exist; empty if nothing is."""
     figure, shown = study.get("figure", {}), study.get("shown", {})
     wrong = [key for key, value in figure.items() if not isinstance(value, KINDS.get(key, ()))]
     if len(figure.get("arrows", [""] * 4)) != 4:
@@ -54,7 +54,7 @@ def fault(study: dict) -> str:
 
 
 def run_dir(study: dict, cell: dict) -> Optional[pathlib.Path]:
-    """The run whose curves are drawn for one arm and seed; None where the study names none."""
+    """The directory of the run whose curves are drawn for one cell; None if the study names no run."""
     run = study.get("figure", {}).get("run")
     return pathlib.Path(cell["work"]) / run.format(**cell) if run else None
 
@@ -72,13 +72,13 @@ def curves(study: dict, cells: dict) -> dict:
 
 
 def looks(arms: list[str], controls: list[str]) -> dict[str, Look]:
-    """A look for each arm, no two the same up to 32."""
+    """How each arm is drawn, `{arm: Look}`: up to 32 arms all look different."""
     return {arm: Look(COLORS[i % 8], MARKERS[i // 8 % 4], LINES[i // 8 % 4], "none" if arm in controls else "full")
             for i, arm in enumerate(arms)}
 
 
 def write(record: dict, path: pathlib.Path) -> None:
-    """Draws the figure into a PNG."""
+    """Draws the figure of a record and writes it as a PNG."""
     from matplotlib import rc_context  # optional
 
     with rc_context(figures.STYLE):
@@ -109,33 +109,33 @@ def draw_figure(record: dict):
     over = " over problems" * (record.get("over") == "problems" or len(record["seeds"]) == 1)
     hollow = "; hollow and dashed: control" * any(style.fill == "none" for style in look.values())
     key = f"a small dot a seed; mean with 95 % interval{over}{hollow}" if len(parts) > len(metrics) else (
-        "a faint line a seed; the thick line their mean")
+        "faint lines: one seed each; thick line: their mean")
     sheet.supxlabel(key, fontsize="small", color=figures.INK)
     return sheet
 
 
 def label(record: dict, name: str) -> str:
-    """The words of an axis: those of [figure] `labels`, of LABELS, or the name; lines as broken there, or of 40
+    """The text of an axis: from [figure] `labels`, from LABELS, or the name. Without line breaks it gets lines of 40
     characters."""
     words = (LABELS | record.get("figure", {}).get("labels", {})).get(name, name)
     return words if "\n" in words else "\n".join(textwrap.wrap(words, 40))
 
 
 def reach(measure: dict) -> list[list[float]]:
-    """How far the interval of a measure goes below and above its mean, as matplotlib wants it."""
+    """How far a measure's interval reaches below and above its mean, [[below], [above]], as matplotlib takes errors."""
     low, high = measure["interval"] or (measure["mean"], measure["mean"])
     return [[max(measure["mean"] - low, 0)], [max(high - measure["mean"], 0)]]
 
 
 def draw_point(axes, x: float, y: float, look: Look, **errors) -> None:
-    """A mean with its interval, as the arm looks."""
+    """Draws a mean with its interval in the colour, marker and fill of an arm."""
     axes.errorbar(x, y, **errors, color=look.color, marker=look.marker, fillstyle=look.fill, ls="", ms=5, capsize=2,
                   elinewidth=1.2)
 
 
 def draw_dots(axes, record: dict, name: str, look: dict[str, Look]) -> None:
-    """A row for each arm: the mean with its interval, and the seeds below as small dots; the control's mean is a dashed
-    line. The names of the arms have the colours of all panels: they are the key."""
+    """Draws a row for each arm: the mean with its interval, and the seeds below as small dots; the control's mean is a
+    dashed line. The arms' names have the colours that the arms have in all panels."""
     for row, arm in enumerate(look):
         measure, color = record["measures"][arm][name], look[arm].color
         axes.axhline(row, color=color, ls=look[arm].line, linewidth=0.7, alpha=0.4)
@@ -156,8 +156,8 @@ def draw_dots(axes, record: dict, name: str, look: dict[str, Look]) -> None:
 
 
 def draw_curve(axes, record: dict, metric: str, look: dict[str, Look]) -> None:
-    """One metric over the steps: a faint line for each seed, and the mean of an arm's seeds, up to where the first of
-    them ends."""
+    """Draws a metric over the steps: a faint line for each seed, and an arm's mean at the steps that all its seeds
+    have."""
     for arm, style in look.items():
         runs = [dict(zip(*of[metric])) for of in record["curves"].get(arm, {}).values() if metric in of]
         for run in runs if len(runs) > 1 else ():
@@ -170,8 +170,8 @@ def draw_curve(axes, record: dict, metric: str, look: dict[str, Look]) -> None:
 
 
 def draw_against(axes, record: dict, x: str, y: str, look: dict[str, Look]) -> None:
-    """A point for each arm, its mean of `y` over its mean of `x` with both intervals, and its seeds as small dots. An
-    arm without one of the two is left out. A logarithmic axis is linear below 1 where an arm has a 0."""
+    """Draws a point for each arm, its mean of `y` against its mean of `x` with both intervals, and its seeds as small
+    dots. An arm without one of the means is left out. A logarithmic axis is linear below 1 if an arm has a 0."""
     from matplotlib.ticker import LogLocator  # optional
 
     drawn = []
@@ -185,7 +185,7 @@ def draw_against(axes, record: dict, x: str, y: str, look: dict[str, Look]) -> N
     log_x = record["figure"].get("log_x", [])
     if drawn and (log_x is True or log_x and x in log_x):
         axes.set_xscale("log") if min(drawn) > 0 else axes.set_xscale("symlog", linthresh=1)
-        if 0 < max(drawn) < 1000 * min(drawn):  # by powers of ten alone there would be a number or two
+        if 0 < max(drawn) < 1000 * min(drawn):  # ticks at powers of ten alone would be one or two
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
@@ -194,8 +194,7 @@ def draw_against(axes, record: dict, x: str, y: str, look: dict[str, Look]) -> N
 
 
 def draw_arrows(axes, record: dict, names: list[str], look: dict[str, Look]) -> None:
-    """An arrow for each arm between two pairs of means, with both intervals at its head. An arm that lacks one of the
-    means is left out."""
+    """Draws an arrow for each arm that has all four means, from tail to head, with both intervals at the head."""
     for arm, style in look.items():
         x0, x1, y0, y1 = (record["measures"][arm][name] for name in names)
         if None not in (tail := (x0["mean"], y0["mean"])) + (head := (x1["mean"], y1["mean"])):
@@ -207,7 +206,7 @@ def draw_arrows(axes, record: dict, names: list[str], look: dict[str, Look]) -> 
 
 
 def keep_to_shares(axes, sides: str) -> None:
-    """Lets an axis go from 0 to 1 where all that is drawn lies there and reaches .4: panels of shares look alike."""
+    """Sets an axis to the range from 0 to 1 if all data are in it and reach .4, so that panels of shares look alike."""
     for side in sides:
         low, high = getattr(axes.dataLim, f"interval{side}")
         if 0 <= low and 0.4 <= high <= 1:
