@@ -188,8 +188,8 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
         weights = objective.normalise(mask.astype(jnp.float32))[0] if weights is None else weights
         total = jnp.sum(jnp.where(mask, weights * terms, 0.0))
         sums = {name: jnp.sum(jnp.where(mask, x, 0.0)) for name, x in sums.items()}
-        largest = 0.0 if micro.sampler_logprobs is None else jnp.max(jnp.where(mask, jnp.abs(gap), 0.0))
-        return total, (sums, largest)
+        gap_max = 0.0 if micro.sampler_logprobs is None else jnp.max(jnp.where(mask, jnp.abs(gap), 0.0))
+        return total, (sums, gap_max)
 
     return loss_sum
 
@@ -213,15 +213,15 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
 
         def accumulate(totals, x):
             micro, bucket = x
-            (total, (sums, largest)), grads = lax.switch(bucket, branches, micro)
-            return jax.tree.map(jnp.add, totals, (total, sums, grads)), largest
+            (total, (sums, gap_max)), grads = lax.switch(bucket, branches, micro)
+            return jax.tree.map(jnp.add, totals, (total, sums, grads)), gap_max
 
         branches = [functools.partial(gradients, size=size) for size in batches.bucket_lengths(mask.shape[-1])]
         shapes = jax.eval_shape(branches[-1], jax.tree.map(lambda x: x[0], batch))
         (total, (sums, _)), grads = jax.tree.map(jnp.zeros_like, shapes)
-        totals, largest = lax.scan(accumulate, (total, sums, grads),
+        totals, gap_max = lax.scan(accumulate, (total, sums, grads),
                                    (batch, batches.choose_buckets(batch.completion_mask, axis_name)))
-        totals, counts, largest = parallel.after_gathers((totals, counts, largest), state.params)
+        totals, counts, gap_max = parallel.after_gathers((totals, counts, gap_max), state.params)
         (total, sums, grads), counts = parallel.psum((totals, counts), axis_name)
         divisor, num_tokens = (jnp.maximum(x, 1.0) for x in counts)
         grads = jax.tree.map(lambda g: g / divisor, grads)
@@ -229,7 +229,7 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
         metrics = {"loss": total / divisor, "grad_norm": parallel.global_norm(grads)}
         metrics |= {name: x / num_tokens for name, x in sums.items()}
         if batch.sampler_logprobs is not None:
-            metrics["logprob_gap_max"] = parallel.pmax(jnp.max(largest), axis_name)
+            metrics["logprob_gap_max"] = parallel.pmax(jnp.max(gap_max), axis_name)
         params = adapters.join(optax.apply_updates(trained, changes), frozen)
         return LearnerState(step, params, opt_state, state.ref_params), metrics
     return update

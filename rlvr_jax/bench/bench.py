@@ -66,7 +66,8 @@ class Side:
         return self.receive()
 
     def receive(self) -> Optional[float]:
-        """Waits for the next message of the process. Raises UserError if the process has ended."""
+        """Waits for the process's answer: the seconds of one call, or None if it has no such case, and when it is
+        ready. Raises UserError if the process has ended."""
         try:
             return self.end.recv()
         except (EOFError, OSError):

@@ -199,7 +199,7 @@ def make_products(config: BenchConfig) -> Callable:
 
 
 def make_copy() -> Callable:
-    """Returns a call that reads and writes `MOVED` bytes in place."""
+    """Returns a function that reads and writes `MOVED` bytes in place, to time memory."""
     held, add = [jnp.ones(MOVED // 4)], jax.jit(lambda x: x + 1, donate_argnums=0)
 
     def move():

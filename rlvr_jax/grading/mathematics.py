@@ -145,8 +145,9 @@ def split_name(text: str) -> tuple[Optional[str], str]:
 
 
 def split_elements(text: str) -> tuple[str, list[str]]:
-    r"""(kind, elements). The kind is "set" for a set or a list without brackets, the two brackets, such as "(]", for a
-    tuple or an interval, "()" for a column vector, and "" for any other text, which is its own only element."""
+    r"""(kind, elements) of an answer. The kind of a set in braces, or of a list without brackets, is "set". That of a
+    tuple or an interval is its two brackets, such as "(]", that of a column vector "()". Any other text has the kind ""
+    and itself as the only element."""
     if match := re.fullmatch(r"\\begin\{([pb]matrix)\}([^&]*)\\end\{\1\}", text):
         return "()", [row for row in match[2].split("\\\\") if row.strip()]
     if text[:1] in ("(", "[") and _is_enclosed(text) and len(parts := split_commas(text[1:-1])) > 1:

@@ -165,9 +165,7 @@ def config_from_hugging_face(d: dict, path) -> ModelConfig:
         refuse(f"{num_heads} attention heads on {kv_heads} key/value heads of {head_dim}")
     windows, layer_types = left.pop("use_sliding_window", False), left.pop("layer_types", None)
     width, first = left.pop("sliding_window", 4096), left.pop("max_window_layers", 28)  # transformers' defaults
-    other_attention = (set(layer_types) != {"full_attention"} if layer_types else
-                       windows and width and first < config.num_layers)
-    if other_attention:
+    if set(layer_types) != {"full_attention"} if layer_types else windows and width and first < config.num_layers:
         refuse("a sliding attention window, or another layer type than full_attention,")
     supported = ONLY | {"attention_bias": family == "qwen2"}
     for key, given in [*left.items(), *rope.items()]:

@@ -67,6 +67,17 @@ def draw_lines(axes, metrics: list[dict], lines: dict[str, str], saturation_step
         axes.axvline(saturation_step, **SATURATION)
 
 
+def draw_sheet(metrics: list[dict], panels: dict[str, dict[str, str]], saturation_step):
+    """Returns a Figure with a panel of `draw_lines` for each `{title: lines}`, three to a row."""
+    from matplotlib import figure  # optional
+
+    num_rows = max(1, math.ceil(len(panels) / 3))
+    sheet = figure.Figure((10.2, 2.3 * num_rows), layout="constrained")
+    for i, (title, lines) in enumerate(panels.items(), 1):
+        draw_lines(sheet.add_subplot(num_rows, 3, i, title=title), metrics, lines, saturation_step)
+    return sheet
+
+
 def svg(figure, name: str, says: str = "") -> markupsafe.Markup:
     """The figure as inline SVG in the page's colours; `name` is a prefix that makes its ids unique on the page. `says`
     describes the drawing to screen readers; if it is empty, the description is "NAME by step"."""

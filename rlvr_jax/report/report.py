@@ -4,7 +4,6 @@ This module computes numbers, `figures.py` draws, and the template `report.html.
 """
 
 import itertools
-import math
 import pathlib
 import shlex
 import statistics
@@ -17,7 +16,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
 from rlvr_jax.evaluation.estimators import difference_interval, wilson
 from rlvr_jax.report import pages
-from rlvr_jax.report.figures import STYLE, draw_accuracy, draw_lines, finite, series, svg
+from rlvr_jax.report.figures import STYLE, draw_accuracy, draw_lines, draw_sheet, finite, series, svg
 from rlvr_jax.report.pages import cut, evenly
 from rlvr_jax.runs.files import name_in_errors, read_json, read_steps, write_whole
 
@@ -188,11 +187,7 @@ def write_report(run_dir: str) -> list[pathlib.Path]:
             num_rollouts=len(rollouts), max_bytes=MAX_ROLLOUT_BYTES, changes=changes(table, heldout),
             unseen=unseen(heldout, saturation_step), starts=origin.get("starts", ()),
             setup=setup(named, example, rollouts, metrics))
-        num_rows = max(1, math.ceil(len(panels) / 3))
-        sheet = figure.Figure((10.2, 2.3 * num_rows), layout="constrained")
-        for i, (title, lines) in enumerate(panels.items(), 1):
-            draw_lines(sheet.add_subplot(num_rows, 3, i, title=title), metrics, lines, saturation_step)
-        _save(sheet, diagnostics, 160)
+        _save(draw_sheet(metrics, panels, saturation_step), diagnostics, 160)
     write_whole(page, html.encode("utf-8", "replace").decode())
     return [page, curves, diagnostics]
 

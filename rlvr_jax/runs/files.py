@@ -90,8 +90,8 @@ def read_log(path: Path, keep_step: float = math.inf) -> tuple[list[dict], int, 
 
 
 def read_steps(path: Path, single: bool = True, keep_step: float = math.inf) -> list[dict]:
-    """Returns the rows of a run's log (`read_log`), sorted by their "step". Raises UserError for a row without a step
-    and, if `single` (one row per step), for a row whose step is not one more than the previous row's."""
+    """Returns the rows of a run's log up to step `keep_step`, as `read_log` does, sorted by their "step". Raises
+    UserError for a row without a step and, if `single` (one row per step), for a gap or repetition of steps."""
     rows, last = read_log(path, keep_step)[0], None
     for number, row in enumerate(rows, 1):
         step = row.get("step")

@@ -45,8 +45,7 @@ class RunConfig(Config):
                        lambda: mirrors.MIRRORS, free=True, listed=True)
     tensorboard: bool = flag(False, "the same as --log_to=tensorboard, for commands of earlier versions", free=True)
     eval_every: int = flag(10, "measure held-out accuracy every this many steps, after the last, and (not in "
-                           "pretrain) before the first; 0: only then",
-                           minimum=0, free=True)
+                           "pretrain) before the first; 0: only then", minimum=0, free=True)
 
 
 LOGS = ("metrics", "rollouts", "heldout")  # NAME.jsonl in the run directory
@@ -93,7 +92,7 @@ class Run:
             self.lock.close()
             raise UserError(refusal or "the main process refuses to start the run, and says why")
         newest = max(checkpoint.steps(config.run_dir), default=0)
-        # `resumed` is the step of the checkpoint that this run continues from, 0 for none; `saved` that of the newest.
+        # The step that this run continues from, 0 for none; the step of the newest checkpoint.
         self.resumed = self.saved = int(processes.broadcast(np.int32(newest)))
         self.noted = self.resumed > 0 or not processes.is_main()  # nothing is left for `_note_saved` to do
 
@@ -145,8 +144,7 @@ class Run:
             if processes.is_main():
                 self._open(opened)
             for number in (signal.SIGINT, signal.SIGTERM):
-                previous = signal.signal(number, self._on_signal)
-                opened.callback(signal.signal, number, previous)
+                opened.callback(signal.signal, number, signal.signal(number, self._on_signal))  # restores the former
             self.closing = opened.pop_all()  # what `__exit__` closes
         return self
 
@@ -275,8 +273,7 @@ class Run:
                          + "; start over with --resume=never and a lower --learning_rate or --max_grad_norm")
 
     def keep_heldout(self, step: int, rows: list[dict]) -> None:
-        """Writes a row of heldout.jsonl: the greedy completions of an evaluation and whether each is correct. The first
-        row also has the prompts and answers. `rows` are those of `measure.sample_and_grade`."""
+        """Writes a row of heldout.jsonl from rows of `measure.sample_and_grade`; the first also has the problems."""
         if processes.is_main():
             column = lambda key: [row[key] for row in rows]
             problems = {} if self.heldout.rows else {"prompts": column("prompt"), "answers": column("answer")}
@@ -321,8 +318,7 @@ class Run:
         self.saved, self.saved_at = step, time.monotonic()
 
     def finish(self, state, meta: dict) -> dict:
-        """Saves the last step and writes summary.json. Returns its content, {} on processes other than the main one.
-        Raises Interrupted if a signal stopped the run."""
+        """Saves the last step; writes summary.json and returns it ({} on other processes). Interrupted on a signal."""
         self.save(state, meta)
         step = int(parallel.fetch_state(state.step))
         if step < self.num_steps and self.stop != BY_RULE:

@@ -98,8 +98,9 @@ EXPERTS: dict[str, Callable] = {"own": own_steps, "opened": steps_after_first, "
 def expert_items(pool: list[Problem], names: str, expert: str = "own") -> list[Problem]:
     """Returns one item, a Problem, for each step of each problem's expert solution, meta["steps"] (arXiv 2510.25992).
 
-    An item's prompt is the problem's prompt and the earlier steps of its own solution. meta["step"] is the target, from
-    EXPERTS[expert]. Raises UserError for a problem without steps, and if `expert` needs other problems in the pool.
+    An item's prompt is the problem's prompt and the earlier steps of its own solution. Its target, meta["step"], is
+    what EXPERTS[expert] chooses: by default the next step of that solution. `names` names the pool in errors. Raises
+    UserError for a problem without steps, and if `expert` takes steps of other problems and the pool has only one.
     """
     if expert in ("another", "shuffled") and len(pool) == 1:
         raise UserError(f"--expert={expert} takes steps of other problems: train on several, with --example=all")

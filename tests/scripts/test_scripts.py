@@ -276,7 +276,7 @@ def test_no_function_is_longer_than_a_screen_and_no_file_than_340_lines(name):
     assert len(text.splitlines()) <= 340
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 60, node.name
+            assert node.end_lineno - node.lineno < 50, node.name
 
 
 def arguments(node: ast.FunctionDef, method: bool) -> int:

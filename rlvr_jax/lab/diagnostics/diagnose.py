@@ -217,8 +217,9 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
 
 
 def diagnose(config: DiagnoseConfig) -> dict:
-    """Compares --trained with --base. Returns the summary, and writes summary.json, diagnose.md and diagnose.png to
-    --out, which also has folders of completions, so that the same command continues an interrupted one.
+    """Compares --trained with --base: a row for each setting of each diagnostic. Returns the summary, and writes
+    summary.json, diagnose.md and diagnose.png to --out. Completions are kept there too, so that the same command
+    continues an interrupted one.
 
     Raises UserError for an unknown diagnostic, for models that do not match, and for runs without the files needed.
     """

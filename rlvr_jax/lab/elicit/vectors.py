@@ -91,8 +91,9 @@ def difference_of_means(residuals_PxD: np.ndarray, careful_P: Optional[np.ndarra
 
 
 def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]) -> np.ndarray:
-    """The mean residual of problems that the model starts carefully, minus that of others. For problems of a file: the
-    mean change from the end of a prompt to the end of --opening after it. Raises UserError without both kinds."""
+    """f[D], a difference of mean residuals after --layer. For a synthetic family: problems whose completion starts in
+    the careful style, minus the others; UserError if there are none of either. For problems of a file, whose style is
+    unknown: prompts followed by --opening, minus prompts alone."""
     residuals_LxPxD, tokens_P = read_prompt_ends(loaded, problems)
     residuals_PxD, family = residuals_LxPxD[config.layer], FAMILIES.get(config.kept.source.problems)
     if family is None:

@@ -64,12 +64,12 @@ def compare_with_base(ks: list[int], base_PxK: np.ndarray, mine_PxK: np.ndarray,
 
 
 def classify_regime(ks: list[int], curves: list[np.ndarray]) -> str:
-    """Returns one of REGIMES (ProRL, arXiv 2505.24864) for `curves`, the f64[P,K] of each file, pass@k at `ks`. A
-    change counts as a rise or fall if the 95 % interval of the paired difference excludes 0.
+    """Returns one of REGIMES (ProRL, arXiv 2505.24864). `curves` has an f64[P,K] for each file: pass@k of each problem
+    at each k of `ks`. A mean rises or falls if the 95 % interval of the paired difference excludes 0.
 
-    `diminish`: pass@DIMINISH_AT (with fewer tries, the last pass@k) falls from first to last file. `sustained`: of
-    three files or more, pass@1 rises from each to the next. `plateau`: otherwise, pass@1 rises from first to last file.
-    `none`: any other case.
+    The first case that holds counts. `diminish`: pass@DIMINISH_AT, or at the largest k if that is smaller, falls from
+    the first file to the last. `sustained`: there are three files or more, and pass@1 rises from each to the next.
+    `plateau`: pass@1 rises from the first file to the last. `none`: no other case holds.
     """
     def sign_of_change(before_P, after_P) -> int:
         low, high = bootstrap(after_P - before_P)

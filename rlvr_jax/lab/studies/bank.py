@@ -71,7 +71,8 @@ def code(script: str) -> str:
 
 
 def imported(path: pathlib.Path) -> set[pathlib.Path]:
-    """The files of this project that a file imports, or names in a string, as scripts name the functions they call."""
+    """The files of this project that the file at `path` imports itself, or whose module a string in it mentions, such as
+    "rlvr_jax.training.train.train": scripts give the functions they call as strings."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):

@@ -206,8 +206,9 @@ def section(record: dict, joins: bool) -> list[str]:
 
 
 def markdown(page: str, together: list[dict], folder: pathlib.Path) -> str:
-    """The text of FOLDER/PAGE.md: of each of its studies the question, answer, figure, table, rules, what was known,
-    and the command. If the story's first study has no record, its part of the existing page is kept."""
+    """The text of FOLDER/PAGE.md. `together` are the records of its studies. Each study has its question, answer,
+    figure, table, rules, what was known before, and command. If the study PAGE has no record among them, its section of
+    the existing page is kept."""
     blocks, names = [], [record["study"] for record in together]
     if names[0] != page:
         blocks = [(folder / f"{page}.md").read_text("utf-8").split(SECTION)[0]]

@@ -196,7 +196,7 @@ def test_a_study_that_uses_the_bank_before_it_makes_a_base_is_refused(written, t
     config = written("one")
     path = pathlib.Path(config.study)
     path.write_text(path.read_text().replace("--run_dir={bank}", "--run_dir={work}/base"))
-    with pytest.raises(UserError, match="the first one with {bank} makes the base: it needs --run_dir={bank}"):
+    with pytest.raises(UserError, match="the first one with {bank} makes the base model: it needs --run_dir={bank}"):
         study.load(config.study)
 
 
