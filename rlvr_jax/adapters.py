@@ -1,8 +1,7 @@
 """Adapters: a few trainable leaves (arrays) added to the frozen parameters of a model.
 
-Each function in `ADAPTERS` creates the leaves of one adapter, which at first do not change the model's output.
-`model.layer` applies the leaves, so an adapted model is called like any other. The parameters without the adapter are
-the model that the run started from. They serve as the KL reference, so no copy of that model is stored.
+Each function in `ADAPTERS` creates the leaves of one adapter, which at first do not change the model's output;
+`model.layer` applies them. The parameters without the adapter also serve as the KL reference, without a copy.
 
 With `--adapter_layers` or `--adapter_size` the leaves depend on fewer trained numbers. Every update then recomputes
 `leaf = start + map . numbers`; `params["adapter"]` holds the numbers, and `start` and `map` of each leaf.
@@ -39,8 +38,8 @@ class AdapterConfig(Config):
 
 
 def lora(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
-    """Adds alpha/r (x A) B to the output x W of every linear map W [L,N,M] (Hu et al., arXiv 2106.09685). A [L,N,r] is
-    uniform in [-1/sqrt(N), 1/sqrt(N)], as in PEFT (He's initialisation with slope sqrt(5)); B [L,r,M] is zero."""
+    """Adds alpha/r (x A) B to the output x W of every linear map (Hu et al., arXiv 2106.09685). Returns alpha/r and
+    the factors for each W [L,N,M]: A [L,N,r], uniform in [-1/sqrt(N), 1/sqrt(N)] as in PEFT, and B [L,r,M], zero."""
     rank, count = config.adapter_rank, len(layers["q"])
     leaves = {"lora_scale": jnp.full(count, config.adapter_alpha / rank, jnp.float32)}
     for name, key in zip(LINEAR, jax.random.split(key, len(LINEAR))):
@@ -52,13 +51,13 @@ def lora(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
 
 
 def vector(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
-    """Adds a trained vector to the residual stream after every layer (arXiv 2505.18706). [L,D], initially zero."""
+    """Adds a trained vector to the residual stream after every layer (arXiv 2505.18706). Returns zeros [L,D]."""
     return {"vector": jnp.zeros(layers["attn_norm"].shape)}
 
 
 def first_vector(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
-    """Adds a trained vector only at the position that predicts the first token of a completion. If `vector` after the
-    last layer works only by selecting that token (arXiv 2509.06608), this adapter works equally well."""
+    """Adds a trained vector only at the position that predicts the first token of a completion. Returns zeros [L,D]. If
+    `vector` after the last layer works only by changing that token (arXiv 2509.06608), this adapter works as well."""
     return {"first_vector": jnp.zeros(layers["attn_norm"].shape)}
 
 
@@ -67,8 +66,8 @@ ADAPTERS: dict[str, Callable] = {"lora": lora, "vector": vector, "first_vector":
 
 
 def add(config: AdapterConfig, params: dict, seed: int) -> dict:
-    """Merges an earlier adapter (`merge`), casts weights to params_dtype and adds the adapter of --trainable, which has
-    no effect yet and depends on flags and seed. Raises UserError for flags that do not fit each other or the model."""
+    """Returns parameters with a new adapter of --trainable, drawn with `seed`, which does not change the output yet. An
+    earlier adapter is merged (`merge`); frozen weights become params_dtype. UserError for flags that do not fit."""
     params = merge(params)
     if config.trainable == "all":
         unused = [name for name, value in vars(config).items() if value != getattr(AdapterConfig(), name)]
@@ -84,15 +83,16 @@ def add(config: AdapterConfig, params: dict, seed: int) -> dict:
                         f"of trained leaves end with {' or '.join(TRAINED)}")
     params["layers"] = params["layers"] | leaves
     if config.adapter_size or config.adapter_layers:
-        params["adapter"] = fewer_numbers(config, split(params)[0]["layers"], map_key)
+        trained, _ = split(params)
+        params["adapter"] = fewer_numbers(config, trained["layers"], map_key)
     return params
 
 
 def fewer_numbers(config: AdapterConfig, leaves: dict, key: jax.Array) -> dict:
-    """Returns params["adapter"], {"numbers": array, "start": {name: leaf}, "maps": {name: array}}, for `join`. With
-    --adapter_size=k the numbers are f32[k], and the maps [L,...,k], taken together as one matrix, have orthonormal
-    random columns. Otherwise the numbers f32[n,D] are the vectors of the n chosen layers, and the map [L,n] gives them
-    to layers. Raises UserError for flags that do not fit each other or the model."""
+    """Returns params["adapter"] for the trained leaves {name: f32[L,...]}: {"numbers": array, "start": {name: leaf},
+    "maps": {name: array}}, as `join` needs them. With --adapter_size=k the numbers are f32[k], and the maps [L,...,k]
+    are random; as rows of one matrix they have orthonormal columns. Otherwise the numbers f32[n,D] are the vectors of
+    the n layers in --adapter_layers, and the map [L,n] assigns them to layers. Raises UserError as `add` does."""
     size, count = config.adapter_size, len(next(iter(leaves.values())))
     layers = np.array(sorted(set(config.adapter_layers)) or range(count))
     (name, *other_names) = leaves
@@ -104,18 +104,19 @@ def fewer_numbers(config: AdapterConfig, leaves: dict, key: jax.Array) -> dict:
     start = jax.tree.map(jnp.copy, leaves)  # copied, since one buffer cannot be donated twice
     if not size:
         return {"numbers": leaves[name][layers], "start": start, "maps": {name: jnp.eye(count)[:, layers]}}
-    entries = [len(layers) * leaf[0].size for leaf in leaves.values()]
+    entries = [len(layers) * leaf[0].size for leaf in leaves.values()]  # each leaf's numbers in these layers
     if size > sum(entries):
         raise UserError(f"--adapter_size={size}: the adapter has {sum(entries)} numbers; 0 trains them all")
-    columns = jnp.linalg.qr(jax.random.normal(key, (sum(entries), size)))[0]
+    columns, _ = jnp.linalg.qr(jax.random.normal(key, (sum(entries), size)))
+    parts = jnp.split(columns, np.cumsum(entries)[:-1])  # the rows of each leaf
     maps = {name: jnp.zeros((*leaf.shape, size)).at[layers].set(part.reshape(len(layers), *leaf.shape[1:], size))
-            for (name, leaf), part in zip(leaves.items(), jnp.split(columns, np.cumsum(entries)[:-1]))}
+            for (name, leaf), part in zip(leaves.items(), parts)}
     return {"numbers": jnp.zeros(size), "start": start, "maps": maps}
 
 
 def split(params: dict) -> tuple[dict, dict]:
-    """Splits parameters into (trained, frozen). Trained are the numbers of the adapter if it has numbers, otherwise its
-    leaves; without an adapter, all parameters."""
+    """Splits parameters into two trees, (trained, frozen). The first of these that the parameters have is trained: the
+    adapter's "numbers", the adapter's leaves (TRAINED), all parameters."""
     flat = traverse_util.flatten_dict(params)
     paths = [("adapter", "numbers")] if "adapter" in params else [path for path in flat if path[-1].endswith(TRAINED)]
     trained = {path: flat[path] for path in paths or flat}
@@ -140,9 +141,9 @@ def base_params(params: dict) -> dict:
 
 
 def merge(params: dict) -> dict:
-    """Returns the adapted model as plain weights, for further training or export. LoRA's product is added to each
-    weight; a trained vector becomes `down_bias`, which is also added at the end of the layer. Changed leaves become
-    numpy arrays. Raises UserError for `first_vector`, which no weight can express."""
+    """Returns parameters of the same model without an adapter, for further training or export. LoRA's products are
+    added to the weights. A trained vector becomes the bias "down_bias", which a layer adds at the same point, its end.
+    Changed leaves become numpy arrays. Raises UserError for `first_vector`, which no weight can express."""
     adapted, plain = params["layers"], base_params(params)
     if "first_vector" in adapted:
         raise UserError("--model was trained with --trainable=first_vector, which acts at one token and cannot become "

@@ -21,9 +21,8 @@ BOUNDS = {"minimum": (">=", operator.ge), "above": (">", operator.gt),
 def flag(default, help: str, choices: Iterable | Callable = (), free: bool = False, listed: bool = False, **bounds):
     """Returns a dataclass field that becomes the flag of the same name. `choices` are the allowed texts, or a function
     that returns a table {text: row}; `--help` explains each row by the first sentence of its docstring. If `listed`,
-    any text is allowed here, since it may combine rows, as a weighted sum does. `bounds` (keys of `BOUNDS`) limit a
-    number, or each number of a tuple. A resumed run may change a `free` flag; a change of any other flag would make it
-    a different run."""
+    any text is allowed, as it may combine rows, like a weighted sum. `bounds` (keys of `BOUNDS`) limit a number, or all
+    of a tuple. A resumed run may change a `free` flag; a change of any other flag would make it another run."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "free": free,
                                                         "listed": listed, "bounds": bounds})
 
@@ -40,14 +39,14 @@ def number_type(kind) -> Any:
 
 
 def describe_range(kind, bounds: Mapping) -> str:
-    """Describes the numbers that a flag may have, such as "a whole number >= 1"."""
+    """Describes the numbers that a flag of type `kind` with these `bounds` may have, such as "a whole number >= 1"."""
     limits = " and ".join(f"{BOUNDS[bound][0]} {x}" for bound, x in bounds.items())
     noun = "whole number" if number_type(kind) is int else "finite number"
     return f"{noun}s {limits}, joined by commas" if typing.get_origin(kind) is tuple else f"a {noun} {limits}"
 
 
 def refusal(kind, meta: Mapping, value) -> str:
-    """Says why a flag cannot have a value, such as "not a whole number >= 1"; empty if it can."""
+    """Says why a flag with type `kind` and arguments `meta` cannot be `value`: "not a whole number >= 1"; else ""."""
     number, is_tuple, bounds = number_type(kind), typing.get_origin(kind) is tuple, meta["bounds"]
     if number is None and type(value) is not kind:
         return "not True or False" if kind is bool else "not a text"
@@ -108,12 +107,12 @@ class Config:
 
 def flags_of(config) -> list[Flag]:
     """Lists the flags of a configuration, or of a class with its defaults, in order; nested configurations included."""
-    config, leaves = config() if isinstance(config, type) else config, []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+    leaves = []
+    for field in dataclasses.fields(config):  # as attributes of a class, fields have their defaults
+        value, helps = getattr(config, field.name), field.metadata  # `helps` of a nested field: {flag: help text}
         if isinstance(value, Config):
-            leaves += [leaf._replace(meta=leaf.meta | {"help": field.metadata.get(leaf.name, leaf.meta["help"])})
-                       for leaf in flags_of(value) if field.metadata.get(leaf.name, "") is not None]
+            leaves += [leaf._replace(meta=leaf.meta | {"help": helps.get(leaf.name, leaf.meta["help"])})
+                       for leaf in flags_of(value) if helps.get(leaf.name, "") is not None]
         else:
             leaves.append(Flag(field.name, field.type, value, dict(field.metadata)))
     return leaves

@@ -2,7 +2,6 @@
 
 This module handles no text and no files, and prints nothing. Problems are token ids; `reward` scores the completions of
 a step; `callbacks` run between steps and restore, evaluate, log, save, reset or stop. The loss is `learner.make_loss`.
-
 A step has N groups of G completions, B = N*G in all, of T tokens. In a one-shot run all groups share one problem.
 """
 
@@ -37,8 +36,7 @@ class GRPOConfig(Config):
     group_size: int = flag(8, "completions per group, compared with each other; 1: no comparison", minimum=1)
     update_group_size: int = flag(0, "compare and learn from only the first this many completions of each group; "
                                   "the rest only feed the reward, for example TTRL's vote; 0: all", minimum=0)
-    max_resamples: int = flag(0, "times to sample again to replace zero-variance groups, whose rewards are all "
-                              "equal", minimum=0)
+    max_resamples: int = flag(0, "times to sample again to replace zero-variance groups (all rewards equal)", minimum=0)
     drop_dead_groups: bool = flag(False, "leave zero-variance groups out of the loss altogether, including the "
                                   "KL, the entropy bonus and the divisor")
     mask_truncated: bool = flag(False, "leave completions cut at max_new_tokens out of the loss; they still count in "
@@ -58,7 +56,7 @@ class GRPOConfig(Config):
 
     @property
     def keep_reference(self) -> bool:
-        """Whether to store the KL reference. With an adapter, the frozen weights are the reference until a reset."""
+        """Whether to store a copy of the reference model: without resets an adapter's frozen weights are that model."""
         return self.measure_kl and (self.adapter.trainable == "all" or self.resets.resets_reference)
 
 
@@ -66,7 +64,7 @@ class Policy(NamedTuple):
     """The model to train."""
 
     config: ModelConfig
-    params: Optional[Params]  # None if programs are compiled only
+    params: Optional[Params]  # None where programs are only compiled
     eos_ids: tuple[int, ...]  # any of these ends a completion
 
 
@@ -82,7 +80,7 @@ class Programs(NamedTuple):
 
     sample: Callable  # (params, Prompts, prompt index i32[B], Request) -> Rollouts
     logprobs: Callable  # (params, Batch) -> f32[B,T], from `learner.map_statistics`
-    update: Callable  # (state, Batch, step) -> (state, metrics), from `learner.map_update`
+    update: Callable  # (state, Batch, step) -> (state, {"train/NAME": float}), from `learner.map_update`
 
 
 class PromptBatch(NamedTuple):
@@ -97,7 +95,7 @@ class Targets(NamedTuple):
     """Tokens to learn from instead of the sampled ones, as in VeriFree (arXiv 2505.21493)."""
 
     completions: np.ndarray  # i32[B,T]
-    mask: np.ndarray  # bool[B,T]
+    mask: np.ndarray  # bool[B,T], true at the tokens of a completion
     fixed: np.ndarray  # bool[B,T]: true at tokens that have an advantage of their own
     advantages: np.ndarray  # f32[B,T], used only where `fixed` is true
 
@@ -139,10 +137,9 @@ class Callbacks:
 def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConfig, callbacks=Callbacks(),
           programs: Optional[Programs] = None) -> LearnerState:
     """Trains the policy and returns the last state, on the devices (`parallel.fetch_state` copies a state to the host).
-
     `reward(rollouts, params, step, attempt) -> Scored` runs on the host; attempts count from 0 (`max_resamples`). Only
-    `callbacks` write files or print. Raises UserError for sizes that do not divide (`check`).
-    """
+    `callbacks` write files or print. `programs`, if given, are used in place of those of `compile_programs`. Raises
+    UserError for sizes that do not divide (`check`)."""
     check(config)
     programs = programs or compile_programs(policy, config)
     with parallel.init_device(config.update.divide_state):
@@ -184,7 +181,7 @@ def compile_programs(policy: Policy, config: GRPOConfig) -> Programs:
     decoding = Decoding(policy.eos_ids, config.sampling.max_new_tokens, config.sampling.num_slots,
                         by_layer=config.sample_by_layer, attend=ATTENTION[config.update.attention].cache)
     sample = sampler.make_sampler(policy.config, decoding)
-    statistics = learner.map_statistics(policy.config, config.update, 1)
+    statistics = learner.map_statistics(policy.config, config.update, count=1)  # returns (log-probabilities,)
     update = learner.map_update(policy.config, config.update, config.loss, optimizer, config.loop.seed)
     return Programs(sample, lambda params, batch: statistics(params, batch)[0], update)
 
@@ -204,21 +201,20 @@ def curriculum(config: GRPOConfig, problems: Problems, step: int) -> PromptBatch
     epoch = np.repeat(np.arange(len(problems.copies), dtype=np.int32), problems.copies)
     positions = (step - 1) * config.num_prompts + np.arange(config.num_prompts)
     orders = {e: np.random.default_rng((config.loop.seed, e, 0, EPOCH_ORDER)).permutation(epoch)
-              for e in set(positions // len(epoch))}
+              for e in set(positions // len(epoch))}  # number of an epoch -> its problems in order
     index_N = [orders[position // len(epoch)][position % len(epoch)] for position in positions]
     return PromptBatch(step, problems.prompts, np.repeat(np.array(index_N, np.int32), config.group_size))
 
 
 def sample_and_score(programs: Programs, reward: Callable, config: GRPOConfig, params,
                      prompt_batch: PromptBatch) -> tuple[Rollouts, Scored]:
-    """Returns the rollouts to learn from and their rewards. Up to `max_resamples` times, replaces zero-variance groups
-    by live groups of a new sample. The reward sees whole groups; `loss_group_size` completions of each are returned."""
+    """Returns the rollouts to learn from and their rewards. The reward sees whole groups; only the first
+    `loss_group_size` completions of each are returned. Up to `max_resamples` times, samples again and replaces
+    zero-variance groups, whose rewards are all equal, by live groups of the new sample, whose rewards differ."""
     row_NxG = np.arange(len(prompt_batch.index)).reshape(-1, config.group_size)
     learnt = row_NxG[:, : config.loss_group_size].ravel()  # these rows of a sample are returned
-    kept_NxG = np.arange(len(learnt)).reshape(-1, config.loss_group_size)
-
-    def live(scored):
-        return live_groups(scored.reward.reshape(kept_NxG.shape))
+    kept_NxG = np.arange(len(learnt)).reshape(-1, config.loss_group_size)  # the numbers of the returned rows
+    live = lambda scored: live_groups(scored.reward.reshape(kept_NxG.shape))
 
     def sample(attempt: int) -> tuple[Rollouts, Scored]:
         rollouts = programs.sample(params, prompt_batch.prompts, prompt_batch.index, Request(
@@ -231,17 +227,18 @@ def sample_and_score(programs: Programs, reward: Callable, config: GRPOConfig, p
         dead = np.flatnonzero(~live(scored))
         if not len(dead):
             break
-        fresh, source_NxG = sample(attempt), kept_NxG.copy()
-        alive = np.flatnonzero(live(fresh[1]))[: len(dead)]
+        new_rollouts, new_scored = sample(attempt)
+        alive = np.flatnonzero(live(new_scored))[: len(dead)]
+        source_NxG = kept_NxG.copy()  # the rows to keep of both samples, numbered as if one followed the other
         source_NxG[dead[: len(alive)]] = len(learnt) + kept_NxG[alive]  # live groups replace zero-variance ones
         rollouts, scored = jax.tree.map(lambda old, new: np.concatenate([old, new])[source_NxG.ravel()],
-                                        (rollouts, scored), fresh)
+                                        (rollouts, scored), (new_rollouts, new_scored))
     return rollouts, scored
 
 
 def make_batch(config: GRPOConfig, prompts: Prompts, rollouts: Rollouts, scored: Scored) -> Batch:
-    """Returns the rollouts, or `scored.targets`, with advantages. The mask becomes false in completions that must not
-    influence the update: zero-variance groups under `drop_dead_groups`, truncated ones under `mask_truncated`."""
+    """Returns the rollouts, or `scored.targets` if given, with advantages. The mask is false in all completions that
+    must not influence the update: zero-variance groups if `drop_dead_groups`, truncated ones if `mask_truncated`."""
     rewards_NxG = scored.reward.reshape(-1, config.loss_group_size)
     advantages_B = np.asarray(config.loss.resolve().advantages(rewards_NxG)).reshape(-1)
     influence_B = np.ones(len(advantages_B), bool)

@@ -72,7 +72,7 @@ class LossConfig(Config):
     kl_coef: float = flag(0.0, "weight of the k3 KL to the reference, the model the run started from", minimum=0)
 
     def resolve(self) -> objectives.Objective:
-        """Returns the row of `OBJECTIVES`, with the clip range and entropy weight that are set here, if any."""
+        """Returns the objective's row of `OBJECTIVES`, with clip_low, clip_high and entropy_coef replaced where set."""
         changes = {name: getattr(self, name) for name in ("clip_low", "clip_high", "entropy_coef")}
         return OBJECTIVES[self.objective]._replace(**{name: x for name, x in changes.items() if x is not None})
 
@@ -107,8 +107,8 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
 
 
 def learning_rates(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
-    """Returns the learning rate of each update: linear warm-up, then `config.schedule`, which ends after `decay_steps`
-    updates, or after the run's `num_updates` if that flag is 0."""
+    """Returns the learning rate as a function of the update's number: linear warm-up, then `config.schedule`, which
+    ends after `decay_steps` updates, or if that is 0 after the run's `num_updates`."""
     warmup, peak = config.warmup_steps, config.learning_rate
     decay_updates, fraction = max((config.decay_steps or num_updates) - warmup, 1), config.final_lr_fraction
     decay = {"constant": optax.constant_schedule(peak),
@@ -136,9 +136,9 @@ def reference(state: LearnerState) -> model.Params:
 
 def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3,
                     axis_name: Optional[str] = None) -> Callable:
-    """Returns `statistics(params, batch [micro-batches, ...])`: a tuple of the first `count` of logprobs, entropy and
-    self-certainty, each f32[micro-batches,B,T] in nats, 0 where padding was cut off. `axis_name`: see `make_update`."""
-    how = Scoring(config.max_logits, False, ATTENTION[config.attention].rows, count > 2)
+    """Returns `statistics(params, batch [M micro-batches, ...])`: the first `count` of log-probabilities, entropies,
+    self-certainties, each f32[M,B,T] in nats, 0 where padding was cut off. `axis_name`: see `make_update`."""
+    how = Scoring(config.max_logits, attend=ATTENTION[config.attention].rows, self_certainty=count > 2)
 
     def statistics(params, batch: Batch):
         length = batch.completions.shape[-1]
@@ -148,49 +148,45 @@ def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int 
             return tuple(jnp.pad(x, ((0, 0), (0, length - size))) for x in values[:count])
 
         branches = [functools.partial(score, size=size) for size in batches.bucket_lengths(length)]
-        return lax.map(lambda x: lax.switch(x[1], branches, x[0]),
-                       (batch, batches.choose_buckets(batch.completion_mask, axis_name)))
+        buckets_M = batches.choose_buckets(batch.completion_mask, axis_name)
+        return lax.map(lambda x: lax.switch(x[1], branches, x[0]), (batch, buckets_M))
     return statistics
 
 
 def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig) -> Callable:
-    """Returns `loss_sum(trained, frozen, micro, weights) -> (total, ({metric: sum}, largest gap))`, over all tokens of
-    a micro-batch. `total` is the sum of weights * (policy term + kl_coef * k3 - entropy_coef * entropy), not yet
-    divided; a gap is |old - sampler log-probability|. The KL is measured if the batch has `ref_logprobs`. `weights`,
-    f32[B,T], default to the objective's; if the rows have been truncated, pass the weights of the whole rows."""
+    """Returns `loss_sum(trained, frozen, micro, weights) -> (total, ({metric: sum}, gap_max))`, for a micro-batch, with
+    parameters from `adapters.split`. `total` is the sum of weights * (policy term + kl_coef * k3 - entropy_coef *
+    entropy), not yet divided; `gap_max` is the largest |old - sampler log-probability|. The KL is measured if there are
+    `ref_logprobs`. `weights`, f32[B,T], default to the objective's; truncated rows need those of whole rows."""
     objective, how = loss.resolve(), Scoring(config.max_logits, config.remat, ATTENTION[config.attention].rows)
-    clip_low, clip_high, entropy_coef = objective.clip_low, objective.clip_high, objective.entropy_coef
 
     def loss_sum(trained, frozen, micro: Batch, weights: Optional[jax.Array] = None):
         logprobs, entropy = completion_logprobs(adapters.join(trained, frozen), model_config, micro,
                                                 config.temperature, how)
         mask, current = micro.completion_mask, lax.stop_gradient(logprobs)
-
-        def fill(logprobs_BxT):  # makes ratios 1 at masked tokens: an overflow would make the gradient 0 * inf
-            return jnp.where(mask, logprobs_BxT, current)
-
+        fill = lambda x: jnp.where(mask, x, current)  # masked ratios are 1: an overflow would make the gradient 0 * inf
         old = current if micro.old_logprobs is None else fill(micro.old_logprobs)
-        terms = objective.token_loss(logprobs, old, micro.advantages, mask, clip_low, clip_high)
-        if entropy_coef:
-            terms -= entropy_coef * entropy
+        terms = objective.token_loss(logprobs, old, micro.advantages, mask, objective.clip_low, objective.clip_high)
+        if objective.entropy_coef:
+            terms -= objective.entropy_coef * entropy
         ratio = jnp.exp(objective.log_ratio(logprobs, old, mask) if objective.log_ratio else logprobs - old)
-        sums = {"entropy": entropy, "clip_fraction": (ratio < 1 - clip_low) | (ratio > 1 + clip_high)}
+        is_clipped = (ratio < 1 - objective.clip_low) | (ratio > 1 + objective.clip_high)
+        metrics = {"entropy": entropy, "clip_fraction": is_clipped}
         if micro.ref_logprobs is not None:
-            kl = objectives.k3_kl(logprobs, fill(micro.ref_logprobs))
-            sums["kl"] = kl
+            metrics["kl"] = objectives.k3_kl(logprobs, fill(micro.ref_logprobs))
             if loss.kl_coef:
-                terms += loss.kl_coef * kl
+                terms += loss.kl_coef * metrics["kl"]
         if model_config.dtype == "float16":
-            sums["overflow"] = ~jnp.isfinite(logprobs)
+            metrics["overflow"] = ~jnp.isfinite(logprobs)
         if micro.sampler_logprobs is not None:
             gap = old - fill(micro.sampler_logprobs)
-            sums |= {"logprob_gap_mean": jnp.abs(gap), "ratio_outside": jnp.abs(jnp.exp(gap) - 1) > 0.1}
-        weights = objective.normalise(mask.astype(jnp.float32))[0] if weights is None else weights
+            metrics |= {"logprob_gap_mean": jnp.abs(gap), "ratio_outside": jnp.abs(jnp.exp(gap) - 1) > 0.1}
+        if weights is None:
+            weights, _ = objective.normalise(mask.astype(jnp.float32))
         total = jnp.sum(jnp.where(mask, weights * terms, 0.0))
-        sums = {name: jnp.sum(jnp.where(mask, x, 0.0)) for name, x in sums.items()}
+        sums = {name: jnp.sum(jnp.where(mask, x, 0.0)) for name, x in metrics.items()}
         gap_max = 0.0 if micro.sampler_logprobs is None else jnp.max(jnp.where(mask, jnp.abs(gap), 0.0))
         return total, (sums, gap_max)
-
     return loss_sum
 
 
@@ -198,12 +194,13 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
                 optimizer: optax.GradientTransformation, axis_name: Optional[str] = None) -> Callable:
     """Returns `update(state, batch, step) -> (state, metrics)` for one device, or for each device of the mapped axis
     `axis_name`. The batch's arrays have a leading axis of micro-batches, over which gradients are accumulated. The loss
-    is the total of `make_loss` divided by the objective's divisor. Metrics are f32 scalars by name."""
+    is the total of `make_loss` divided by the objective's divisor. `metrics` is {name: f32 scalar}."""
     objective, loss_sum = loss.resolve(), make_loss(model_config, config, loss)
 
     def update(state: LearnerState, batch: Batch, step):
         mask = batch.completion_mask.astype(jnp.float32)
-        counts = (jnp.sum(jax.vmap(objective.normalise)(mask)[1]), jnp.sum(mask))
+        _, shares = jax.vmap(objective.normalise)(mask)
+        counts = jnp.sum(shares), jnp.sum(mask)  # this device's parts of the divisor and of the number of tokens
         trained, frozen = adapters.split(state.params)
 
         def gradients(micro: Batch, size: int):
@@ -218,9 +215,10 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
 
         branches = [functools.partial(gradients, size=size) for size in batches.bucket_lengths(mask.shape[-1])]
         shapes = jax.eval_shape(branches[-1], jax.tree.map(lambda x: x[0], batch))
-        (total, (sums, _)), grads = jax.tree.map(jnp.zeros_like, shapes)
+        (total, (sums, _)), grads = jax.tree.map(jnp.zeros_like, shapes)  # zeros, to which `accumulate` adds
         totals, gap_max = lax.scan(accumulate, (total, sums, grads),
                                    (batch, batches.choose_buckets(batch.completion_mask, axis_name)))
+        # An ordering barrier: sums over devices have to follow all gathers of weights, or devices could deadlock.
         totals, counts, gap_max = parallel.after_gathers((totals, counts, gap_max), state.params)
         (total, sums, grads), counts = parallel.psum((totals, counts), axis_name)
         divisor, num_tokens = (jnp.maximum(x, 1.0) for x in counts)
@@ -236,7 +234,8 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
 
 
 def micro_rows(config: UpdateConfig, rows: int, flags: str) -> int:
-    """Returns the rows of a micro-batch on each device. Raises UserError, naming `flags`, if `rows` do not divide."""
+    """Returns how many of a step's `rows` each device has in a micro-batch. Raises UserError if they do not divide
+    evenly; its message names the `flags` that set the rows, such as "--batch_size"."""
     parts, devices = config.num_minibatches * config.grad_accumulation, parallel.device_count()
     if rows % (parts * devices):
         raise UserError(f"{flags} = {rows} rows do not divide into --num_minibatches x --grad_accumulation x "
@@ -247,8 +246,8 @@ def micro_rows(config: UpdateConfig, rows: int, flags: str) -> int:
 def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig,
                optimizer: optax.GradientTransformation, seed: int) -> Callable:
     """Returns `update(state, batch, step) -> (state, metrics)`, which runs all passes and minibatches of a host batch
-    on all devices. Minibatches are a function of (seed, step, pass). The state is placed (`parallel.place_state`) and
-    donated. Metrics are floats named train/*: means over the updates, or maxima for names that end in _max."""
+    on all devices. Minibatches are a function of (seed, step, pass). The state is on the devices (`place_state`) and is
+    donated. `metrics` is {"train/NAME": float}: means over the updates, or maxima for names that end in _max."""
     mapped = parallel.map_devices(make_update(model_config, config, loss, optimizer, parallel.AXIS), donate_argnums=0)
 
     def update(state: LearnerState, batch: Batch, step: int):
@@ -266,7 +265,7 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
 
 
 def map_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3) -> Callable:
-    """Returns `make_statistics` for host batches, run on all devices: each result is a numpy array f32[B,T]."""
+    """Returns `statistics(params, batch)` of `make_statistics` for host batches, on all devices; results are numpy."""
     mapped = parallel.map_devices(make_statistics(model_config, config, count, parallel.AXIS))
     pieces = config.num_minibatches * config.grad_accumulation
 

@@ -15,11 +15,11 @@ from rlvr_jax.records import Batch
 def token_logprobs(params: model.Params, hidden_BxTxD: jax.Array, targets_BxT: jax.Array, temperature: float,
                    max_logits: int = 2**25, self_certainty: bool = False) -> tuple[jax.Array, ...]:
     """Returns (log-probability of each target, entropy of each distribution) at `temperature`, f32[B,T] in nats; with
-    `self_certainty` also KL(uniform || policy), third (Intuitor, arXiv 2505.19590). Computes at most
-    `max_logits` logits at a time, again in the backward pass: [B,T,V] would be the largest array of a training step."""
+    `self_certainty` a third array, KL(uniform || policy) (Intuitor, arXiv 2505.19590). Computes at most `max_logits`
+    logits at a time, and again in the backward pass: all of them, [B,T,V], would be a training step's largest array."""
     b, t, d = hidden_BxTxD.shape
-    num_chunks = -(-b * t // max(1, max_logits // params["embed"].shape[0]))
-    chunk = -(-b * t // num_chunks)
+    num_chunks = -(-b * t // max(1, max_logits // params["embed"].shape[0]))  # rounded up
+    chunk = -(-b * t // num_chunks)  # tokens in a chunk
 
     def cut_chunks(x):
         flat = x.reshape(b * t, *x.shape[2:])

@@ -3,7 +3,7 @@
 The architecture is Llama's (Touvron et al., arXiv 2302.13971) with the switches that Qwen2 (query/key/value biases) and
 Qwen3 (query/key norms) need. One `layer` serves two callers: `forward` scans it over stacked parameters (training,
 prefill), `decode_step` unrolls it (a scan inside a decoding loop would copy every weight at every token). Callers pass
-`layer` its attention. `Prefix` has keys and values of prompts, shared by all completions; `KVCache` of decoded tokens.
+`layer` its attention. `Prefix` has the keys and values of prompts, which rows share; `KVCache` of decoded tokens.
 
 Array names carry their axes: B rows (completions), P distinct prompts, S prompt positions, T positions of a row,
 W cache window, D width, H query heads, K key/value heads, R = H/K query heads per key/value head, E head size,
@@ -67,9 +67,9 @@ class ForwardOptions(NamedTuple):
 
     remat: bool = False  # recompute each layer in the backward pass instead of keeping its activations
     attend: Callable = ops.causal_attention  # attention of rows longer than `ops.SHORT`
-    keep_kv: bool = False  # `kept` is each layer's (keys, values), [L,B,T,K,E]
+    keep_kv: bool = False  # return each layer's (keys, values), [L,B,T,K,E], as `kept`
     edit_residual: Optional[EditResidual] = None  # applied to the output of every layer
-    read_residual: Optional[Callable] = None  # x_BxTxD, a layer's edited output -> what `kept` has of the layer
+    read_residual: Optional[Callable] = None  # (a layer's x_BxTxD, after edit_residual) -> what `kept` has of it
 
 
 @flax.struct.dataclass
@@ -88,10 +88,10 @@ class Layout(NamedTuple):
     axis: int = 1  # the axis of a cache's positions: 1 for [B,W,K,E], 2 for [B,K,W,E]
     cast: bool = False  # cast the weights once, before the decoding loop
     grows: bool = False  # enlarge the cache as completions grow; else allocate all of it, and read a part at each step
-    shrinks: bool = False  # when the queue is empty, halve the slots each time half are idle
+    shrinks: bool = False  # halve the slots each time half of them are idle (see `sampler`)
 
 
-# In the CPU's layout TPUs would copy the cache at each read, GPUs the part read, and both cast weights at each token.
+# With the CPU's layout, TPUs would copy the cache at each token, GPUs the part they read, and both would cast weights.
 LAYOUTS = {"cpu": Layout(shrinks=True), "tpu": Layout(axis=2, cast=True), "gpu": Layout(axis=2, cast=True, grows=True)}
 
 
@@ -121,7 +121,7 @@ class Inputs(NamedTuple):
 
 
 def init_params(key: jax.Array, config: ModelConfig) -> Params:
-    """Random float32 parameters: normal with std 0.02, residual outputs scaled by 1/sqrt(2L) (GPT-2), norms at 1."""
+    """Returns random float32 parameters: std 0.02, or 0.02/sqrt(2L) for "o" and "down" (GPT-2); norms are 1."""
     c, keys = config, iter(jax.random.split(key, 16))
 
     def normal(*shape, std=0.02):
@@ -146,8 +146,8 @@ def init_params(key: jax.Array, config: ModelConfig) -> Params:
 def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.Array, attend: Callable,
           first_BxT: jax.Array) -> tuple:
     """Applies one pre-norm block with parameters `p` and returns (x_BxTxD, kept). The caller's `attend(q_BxTxHxE,
-    k_BxTxKxE, v_BxTxKxE) -> (mixed_BxTx(H*E), kept)` applies masks and caches. `first_BxT`, bool, marks positions that
-    predict the first token of a completion. Weights are cast to the dtype of x."""
+    k_BxTxKxE, v_BxTxKxE) -> (mixed_BxTx(H*E), kept)` applies masks and caches; its `kept` is returned. `first_BxT`,
+    bool, marks positions that predict the first token of a completion. Weights are cast to the dtype of x."""
     def project(name, x, scale=None):
         y = ops.linear(x, p[name].astype(x.dtype))
         if name + "_lora_a" in p:
@@ -167,7 +167,8 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
     mixed, kept = attend(ops.rotate(q, positions_BxT, frequencies), ops.rotate(k, positions_BxT, frequencies), v)
     x = x_BxTxD + project("o", mixed)
     h = ops.rms_norm(x, p["mlp_norm"], config.norm_eps)
-    x = x + project("down", *ops.swiglu(project("gate", h), project("up", h))).astype(x.dtype)
+    inner, scale = ops.swiglu(project("gate", h), project("up", h))
+    x = x + project("down", inner, scale).astype(x.dtype)
     if "vector" in p:
         x = x + p["vector"].astype(x.dtype)[None, None]
     if "first_vector" in p:
@@ -176,8 +177,8 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
 
 
 def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_queries: int) -> tuple:
-    """Returns the segment (keys, values, mask) of `ops.attention` by which row b attends to prompt `prompt_index_B[b]`,
-    or to prompt b without an index. A single prompt is shared by all rows, not copied: then keys are [S,K,E]."""
+    """Returns the segment (keys, values, mask_BxTxS) of `ops.attention` by which row b attends to prompt
+    `prompt_index_B[b]`, or to prompt b without an index. A single prompt is not copied for all rows: keys [S,K,E]."""
     num_prompts, size = keys_PxSxKxE.shape[:2]
     lengths_B = lengths_P if prompt_index_B is None else lengths_P[prompt_index_B]
     mask_BxS = jnp.arange(size)[None, :] < lengths_B[:, None]
@@ -191,9 +192,9 @@ def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_
 def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: Optional[Prefix] = None,
             prompt_index_B: Optional[jax.Array] = None, how: ForwardOptions = ForwardOptions()) -> tuple:
     """Runs whole rows through the layers and returns (hidden_BxTxD, kept): the states after the final norm, and what
-    `how` keeps of each layer, [L,...]. Tokens are i32, right-padded; attention is causal, so padding needs no mask. Row
-    b continues prompt `prompt_index_B[b]` of the prefix, into which gradients flow; the row's first input predicts the
-    first token of a completion. Without a prefix, no input counts as predicting a first token."""
+    `how` asks to keep of each layer, [L,...] or None. Tokens are i32, right-padded; attention is causal, so padding
+    needs no mask. Row b continues prompt `prompt_index_B[b]` of the prefix, into which gradients flow; the row's first
+    input predicts the first token of a completion. Without a prefix, no input counts as predicting a first token."""
     b, t = tokens_BxT.shape
     starts_B = jnp.zeros(b, jnp.int32) if prefix is None else prefix.lengths[prompt_index_B]
     positions_BxT = starts_B[:, None] + jnp.arange(t)[None, :]
@@ -230,9 +231,10 @@ def prefill(params: Params, config: ModelConfig, prompts: Prompts, how: ForwardO
 
 
 def cast_weights(params: Params, dtype: str) -> Params:
-    """Casts all parameters except norms and LoRA's factors, which stay as they are: they are used in float32."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: x if re.search(
-        "norm|lora", jax.tree_util.keystr(path)) else x.astype(dtype), params)
+    """Casts all parameters to `dtype` except norms and LoRA's factors, which are used in float32."""
+    def cast(path, x):
+        return x if re.search("norm|lora", jax.tree_util.keystr(path)) else x.astype(dtype)
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def head(params: Params, hidden: jax.Array) -> jax.Array:
@@ -243,7 +245,7 @@ def head(params: Params, hidden: jax.Array) -> jax.Array:
 
 
 def unroll_layers(params: Params, prefix: Prefix, prompt_index_B: Optional[jax.Array] = None) -> Context:
-    """Slices the stacked layers apart for `decode_step`. Call it before a decoding loop, which then slices nothing."""
+    """Returns the `Context` of a decoding loop. Slices the stacked layers here, so that the loop need not do it."""
     stacked = (params["layers"], prefix.keys, prefix.values)
     layers = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(prefix.keys))]
     return Context(layers, prefix, prompt_index_B)
@@ -258,9 +260,9 @@ def init_cache(config: ModelConfig, rows: int, window: int, layout: Layout = Lay
 
 def decode_step(params: Params, config: ModelConfig, context: Context, inputs: Inputs, cache: KVCache,
                 edit_residual: Optional[EditResidual] = None) -> tuple[jax.Array, KVCache]:
-    """Feeds one token of each row and returns (logits_BxV f32, cache). Setting a row's step to 0 starts a completion
-    afresh, as cache positions after the step are masked. Attention reads the first 64 * 2^i positions, as few as hold
-    the tokens of every row, or all of a cache that grows; `context.attend`, if given, replaces this attention."""
+    """Feeds one token of each row and returns (logits_BxV f32, cache with the tokens). Setting a row's step to 0 starts
+    a completion afresh, as cache positions after the step are masked. Attention reads the first 64 * 2^i positions, as
+    few as hold the tokens of every row, or all if `Layout.grows`; `context.attend`, if given, replaces it."""
     prefix, prompt_index_B, attend = context.prefix, context.prompt_index, context.attend
     tokens_B, steps_B = inputs
     axis = cache.layout.axis
@@ -297,15 +299,16 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
 
 def local_prompts(prompts: Prompts, prompt_index_B: np.ndarray, pieces: int, repeats: int = 1,
                   cut: bool = False) -> tuple[Prompts, np.ndarray]:
-    """Cuts rows into equal pieces, each with only the prompts it uses: (prompts [pieces,P',S], index [pieces,B']).
-    `repeats` consecutive rows share a prompt; `cut` says that the first row may be inside such a group. P' is the most
-    prompts that a piece may need, so that all steps have the same shapes. Raises ValueError if a piece needs more."""
+    """Cuts rows into equal pieces, each with only the prompts it uses. Returns (prompts [pieces,P',S], index
+    i32[pieces,B'] of each row's prompt in its piece). Groups of `repeats` consecutive rows share a prompt; `cut` says
+    that the first row may be inside a group. P' is the most prompts that a piece may need, so that all steps have the
+    same shapes. Raises ValueError if a piece needs more."""
     index = np.asarray(prompt_index_B).reshape(pieces, -1)
     size = index.shape[1]
     cut_groups = 2 if size % repeats else int(cut)  # groups of which a piece may hold a part
-    slots = min(len(prompts.lengths), size, size // repeats + cut_groups)
+    room = min(len(prompts.lengths), size, size // repeats + cut_groups)  # P'
     used, local = zip(*(np.unique(piece, return_inverse=True) for piece in index))
-    if (most := max(map(len, used))) > slots:
-        raise ValueError(f"a piece of {size} rows has {most} prompts where groups of {repeats} rows leave {slots}")
-    used = np.stack([np.resize(piece, slots) for piece in used])
+    if (most := max(map(len, used))) > room:
+        raise ValueError(f"a piece of {size} rows has {most} prompts where groups of {repeats} rows leave {room}")
+    used = np.stack([np.resize(piece, room) for piece in used])  # repeats prompts up to P'
     return jax.tree.map(lambda x: np.asarray(x)[used], prompts), np.stack(local).astype(np.int32)

@@ -1,8 +1,7 @@
 """Advantages and policy losses as small pure functions, and the table of published combinations.
 
-Everything is elementwise or a sum over one axis. There are N groups, normalised separately even if all share a problem,
-of G completions each, B = N*G in all, of T tokens. Log-probabilities are float32 nats at the sampling temperature.
-Advantages are per completion, [B], or per token, [B,T].
+N groups, each normalised separately even if all share a problem, have G completions each, B = N*G in all, of T tokens.
+Log-probabilities are f32 nats at the sampling temperature. Advantages are per completion, [B], or per token, [B,T].
 """
 
 from typing import Callable, NamedTuple, Optional
@@ -49,7 +48,7 @@ def per_token(advantages):
 
 
 def sequence_log_ratio(logprobs_BxT, old_logprobs_BxT, mask_BxT):
-    """Returns the mean log-ratio of a completion's tokens at each of them, [B,T] (GSPO, arXiv 2507.18071)."""
+    """Returns for each token the mean log-ratio of its completion, f32[B,T] (GSPO, arXiv 2507.18071)."""
     log_ratio = jnp.where(mask_BxT, logprobs_BxT - old_logprobs_BxT, 0.0)
     mean_Bx1 = jnp.sum(log_ratio, -1, keepdims=True) / jnp.maximum(jnp.sum(mask_BxT, -1, keepdims=True), 1)
     return jnp.broadcast_to(mean_Bx1, mask_BxT.shape)

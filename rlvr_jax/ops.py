@@ -14,7 +14,8 @@ SHORT = 256  # longest rows whose attention scores are computed in one piece; lo
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How Llama 3.1 stretches rotary wavelengths that are longer than the window of its pre-training."""
+    """Llama 3.1's stretch of rotary wavelengths. Those above original_max_seq_len / low_freq_factor are multiplied by
+    `factor`, those below original_max_seq_len / high_freq_factor are unchanged, and those between are interpolated."""
 
     factor: float
     low_freq_factor: float
@@ -32,7 +33,7 @@ def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
 def linear_backward(kept, g):
     x, weight = kept
     rows = [y.reshape(-1, y.shape[-1]) for y in (x, g)]
-    return jnp.matmul(g, weight.T), lax.dot_general(*rows, (((0,), (0,)), ((), ())))
+    return jnp.matmul(g, weight.T), lax.dot_general(*rows, (((0,), (0,)), ((), ())))  # g W^T, x^T g
 
 
 linear.defvjp(lambda x, weight: (x @ weight, (x, weight)), linear_backward)
@@ -108,7 +109,7 @@ def attention(q_BxTxHxE: jax.Array, segments) -> jax.Array:
 
 
 def join_segments(q_BxTxHxE: jax.Array, segments) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Concatenates segments as in `attention`: returns keys and values, each [B,S,K,E], and the mask, [B,T,S]."""
+    """Concatenates the segments of `attention`: returns keys and values, each [B,S,K,E], and the mask, bool[B,T,S]."""
     *keys_and_values, masks = zip(*segments)
     keys, values = (jnp.concatenate([jnp.broadcast_to(x, (len(q_BxTxHxE), *x.shape[-3:])) for x in parts], 1)
                     for parts in keys_and_values)
@@ -147,4 +148,4 @@ class Attention(NamedTuple):
     cache: Optional[Callable] = None  # for decoded tokens, see `model.Context.attend`; None: `attention`
 
 
-ATTENTION = {"auto": Attention(), "plain": Attention()}
+ATTENTION = {"auto": Attention(), "plain": Attention()}  # values of --attention; `training.kernels` adds kernels

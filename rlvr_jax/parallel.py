@@ -2,10 +2,9 @@
 
 All other modules see one batch and one state. `place_state` and `fetch_state` copy a state (or parameters) to the
 devices and back; `place_rows` and `fetch_rows` do so for arrays whose rows are divided among devices. Every process has
-the whole batch: each samples its share, the shares are gathered, and all use the main process's rewards. A state is
-replicated, or divided: then each device holds an equal `Shard` of every matrix of parameters, moments and reference
-(ZeRO-3, arXiv 1910.02054). `all_gather_parts` gathers shards where they are used; in the backward pass gradients are
-summed over the devices, and each device keeps its part of the sum.
+the whole batch: each samples its share, and the shares are gathered. A state is replicated, or divided: then each
+device holds an equal `Shard` of every matrix of parameters, moments and reference (ZeRO-3, arXiv 1910.02054).
+`all_gather_parts` gathers shards where they are used, and gives each device its part of the summed gradients.
 """
 
 import contextlib
@@ -50,7 +49,8 @@ def first_device() -> jax.Device:
 
 
 def map_devices(fn: Callable, donate_argnums=()) -> Callable:
-    """Maps `fn` over all devices, along the leading axis of each argument; `AXIS` names that axis in collectives."""
+    """Returns `fn` mapped by pmap over all devices. Arguments and results have a leading axis of devices, `AXIS` in
+    collectives. Results may reuse the memory of arguments `donate_argnums`. In `compiling_for`, calls raise NotRun."""
     mapped = jax.pmap(fn, axis_name=AXIS, donate_argnums=donate_argnums, devices=_TARGET.get())
 
     def refuse(*args):
@@ -59,7 +59,7 @@ def map_devices(fn: Callable, donate_argnums=()) -> Callable:
 
 
 def init_device(divide: bool):
-    """A context for creating a state: in host memory if it will be divided, since one device may not hold all of it."""
+    """A context for creating a state: in host memory if `divide`, since one device may not hold an undivided state."""
     return jax.default_device(jax.local_devices(backend="cpu")[0] if divide else None)
 
 
@@ -96,8 +96,9 @@ _gather.defvjp(lambda piece, *dtypes: (_gather(piece, *dtypes), None), _scatter_
 
 
 def all_gather_parts(tree, dtype=None, but: str = "", reused: bool = False):
-    """Gathers every `Shard` of a tree from all devices, inside `map_devices`, in `dtype` if given. Entry `but` stays
-    divided. If `reused`, values are rounded to `dtype` but returned in the shard's, in which gradients then add up."""
+    """Returns the tree with every `Shard` gathered from all devices, in `dtype` if given; call it inside `map_devices`.
+    The entry `but` of a dict stays divided. With `reused`, for weights used more than once, values are rounded to
+    `dtype` but have the shard's dtype, in which the gradients of all uses add up."""
     if but:
         return {name: x if name == but else all_gather_parts(x, dtype, reused=reused) for name, x in tree.items()}
 
@@ -109,15 +110,15 @@ def all_gather_parts(tree, dtype=None, but: str = "", reused: bool = False):
 
 def after_gathers(tree, state):
     """Returns the tree. If the state is divided, makes each array depend on all others: otherwise a sum over devices
-    that needs no gathered weights could run before a gather on one device and after it on another, a deadlock."""
+    could run before a gather of weights on one device and after it on another, a deadlock."""
     if not _shards(state):
         return tree
-    ready = sum(jnp.ravel(x)[0] for x in jax.tree.leaves(tree))
-    return jax.tree.map(lambda x: jnp.where(jnp.isnan(ready), jnp.nan, x), tree)
+    ready = sum(jnp.ravel(x)[0] for x in jax.tree.leaves(tree))  # depends on every array
+    return jax.tree.map(lambda x: jnp.where(jnp.isnan(ready), jnp.nan, x), tree)  # x, after `ready`
 
 
 def psum(tree, axis_name: Optional[str] = AXIS):
-    """Sums over the devices of an axis (None: one device). Leaves each `Shard` as it is: a gradient already summed."""
+    """Sums a tree over the devices of an axis (None: one device). A `Shard` is a gradient already summed, and stays."""
     if axis_name is None:
         return tree
     return _map_with_shards(lambda x: x if _is_shard(x) else jax.lax.psum(x, axis_name), tree)
@@ -138,18 +139,19 @@ def global_norm(tree) -> jax.Array:
 def divided_leaves(tree, count: int):
     """Returns a tree of bools, true for leaves to divide among `count` devices: all matrices whose input axis divides
     evenly, except the arrays of the entry "adapter" and the leaves that the update computes from them."""
-    def names(path) -> list:
-        return [getattr(key, "key", None) for key in path]
-
+    names = lambda path: [getattr(key, "key", None) for key in path]
     paths = [names(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     whole = {path[-1] for path in paths if "adapter" in path}  # names of leaves that stay undivided
-    return jax.tree_util.tree_map_with_path(lambda path, x: whole.isdisjoint(names(path)) and (
-        x.ndim - ("layers" in names(path)) >= 2 and x.shape[-2] % count == 0), tree)
+
+    def is_divided(path, x) -> bool:
+        ndim = x.ndim - ("layers" in names(path))  # the arrays of all layers are stacked along a first axis
+        return whole.isdisjoint(names(path)) and ndim >= 2 and x.shape[-2] % count == 0
+    return jax.tree_util.tree_map_with_path(is_divided, tree)
 
 
 def place_state(tree, divide: bool = False):
-    """Copies a tree to every device; with `divide`, each device gets a `Shard` of each of `divided_leaves`. The layout
-    is that of `map_devices`'s results: any other would cost a second trace at step 2."""
+    """Copies a tree to every device; with `divide`, each device gets a `Shard` of each of `divided_leaves`. The arrays'
+    layout is that of results of `map_devices`: any other would make JAX trace the update again at step 2."""
     count, replicate = jax.device_count(), jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
     distribute = jax.pmap(lambda x: x, axis_name=AXIS)
 
@@ -172,7 +174,7 @@ def fetch_state(tree):
 
 def size(tree) -> int:
     """Returns how many numbers one copy of a placed tree has."""
-    return sum(jax.tree.leaves(_map_with_shards(  # a piece here has this process's devices only
+    return sum(jax.tree.leaves(_map_with_shards(  # a `piece` has the rows of this process's devices only
         lambda x: x.piece.size * process_count() if _is_shard(x) else math.prod(x.shape[1:]), tree)))
 
 
@@ -184,8 +186,7 @@ def place_rows(tree):
 
 
 def fetch_rows(tree):
-    """Joins what a mapped function returned on each device, [rows, ...], to numpy arrays [devices * rows, ...] in the
-    order of all devices, the same on every process."""
-    flat = lambda tree: jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+    """Joins results of a mapped function, [rows, ...] per device, to numpy [devices * rows, ...] on all processes."""
+    flat = lambda tree: jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)  # merges two axes
     rows = flat(tree)
     return rows if process_count() == 1 else flat(multihost_utils.process_allgather(rows))

@@ -1,5 +1,4 @@
-"""The data that modules exchange: numpy arrays on the host, JAX arrays on a device. B completions, P distinct prompts,
-S prompt positions, T tokens of a completion."""
+"""The data that modules exchange, numpy or JAX arrays. B completions, P prompts, S prompt positions, T tokens."""
 
 import dataclasses
 from typing import Any, Optional
@@ -9,7 +8,7 @@ import jax
 
 from rlvr_jax.config import Config, flag
 
-# NumPy is seeded with four words, (seed, two counters, one of these): NumPy pads fewer with 0, so seeds could collide.
+# The last of the four numbers that seed NumPy: seed, two counters, purpose. Fewer, padded with 0, could collide.
 EPOCH_ORDER, MINIBATCH_ORDER, REWARD_DRAWS = range(3)
 
 
@@ -20,8 +19,8 @@ class Problem:
     question: str
     answer: str
     prompt: str
-    meta: dict = dataclasses.field(default_factory=dict)
-    copies: int = 1  # how often the file has the problem; in training each copy is a group
+    meta: dict = dataclasses.field(default_factory=dict)  # further columns, such as "index", "task" and "steps"
+    copies: int = 1  # how often the file has the problem, and an epoch of training with it
 
 
 @flax.struct.dataclass
@@ -41,7 +40,7 @@ class Rollouts:
     completion_mask: jax.Array  # bool[B,T], true up to and including the first end-of-text token
     sampler_logprobs: jax.Array  # f32[B,T] nats, under the distribution sampled from; greedy tokens: at temperature 1
     ended: jax.Array  # bool[B], false if `max_new_tokens` truncated the completion
-    noted: Optional[dict] = None  # name -> [B] or [B,T], recorded while sampling
+    noted: Optional[dict] = None  # name -> [B] or [B,T], recorded while sampling (`sampler.Hooks`)
 
 
 @flax.struct.dataclass
@@ -71,6 +70,5 @@ class LearnerState:
 class LoopConfig(Config):
     """How long training takes, and the seed of its random choices."""
 
-    seed: int = flag(0, "seed of all randomness; each step is a function of (flags, seed, step)", minimum=0,
-                     maximum=2**31 - 1)
+    seed: int = flag(0, "random seed; each step is a function of (flags, seed, step)", minimum=0, maximum=2**31 - 1)
     num_steps: int = flag(150, "steps to train", minimum=1, free=True)

@@ -1,10 +1,9 @@
 """Sampling completions: one prefill per distinct prompt, then a queue of rollouts over a few decoding slots.
 
-A slot whose completion ends starts the next rollout of the queue in the next decoding step. As the keys and values of
-prompts are shared, this only resets the slot's position and input token; no prefill is repeated. Once the queue is
-empty, a CPU halves the slots each time half of them are idle, so that a few long completions are not decoded in full
-batches. The tokens of a rollout are a function of its key and prompt, not of the number of slots or devices. Axis
-letters as in `model`; N slots, and T tokens of a completion.
+A slot whose completion ends starts the next rollout of the queue. As the keys and values of prompts are shared, this
+only resets the slot's position and input token; no prefill is repeated. Once the queue is empty, a CPU halves the slots
+each time half of them are idle, so that a few long completions are not decoded in full batches. The tokens of a rollout
+are a function of its key and prompt, not of the number of slots or devices. Axis letters as in `model`; N slots.
 """
 
 import functools
@@ -106,13 +105,14 @@ class Slots(NamedTuple):
     next_row: jax.Array  # i32[] the next row of the queue
     cache: model.KVCache
     carry: Any  # see `Hooks`
-    values: dict  # arrays [B,T]: "completions", "logprobs", and "noted", a dict of those of the hooks
+    values: dict  # arrays [B,T]: "completions", "logprobs", and "noted", a dict of arrays that the hooks add
     lengths: jax.Array  # i32[B]
     ended: jax.Array  # bool[B]
 
 
 def stages(num_slots: int, most: int, layout: model.Layout, attend: Optional[Callable] = None) -> list[tuple[int, int]]:
-    """Plans consecutive decoding loops, few since each is compiled: (number of slots, window of the cache) of each."""
+    """Plans the consecutive decoding loops of a call: (number of slots, window of the cache) of each. Windows grow to
+    `most`, the longest completion, or slots get fewer, as `layout` says. Loops are few, since each is compiled."""
     most += -most % 64 if attend else 0  # a kernel reads whole blocks, and only filled ones
     windows = [64 * 4**i for i in range(12) if layout.grows and not attend and 64 * 4**i < most] + [most]
     fewer = [num_slots // 2**i for i in range(1, 5) if layout.shrinks and most >= 64 and num_slots >= 8 * 2**i]
@@ -120,7 +120,7 @@ def stages(num_slots: int, most: int, layout: model.Layout, attend: Optional[Cal
 
 
 def resize_slots(slots: Slots, config: ModelConfig, size: int, window: int) -> Slots:
-    """Keeps the `size` busiest slots, with a cache of `window`."""
+    """Keeps the `size` slots with the lowest rows (idle slots have the highest), and widens the cache to `window`."""
     if size < len(slots.rows):
         kept_N = jnp.argsort(slots.rows)[:size]
         slots = slots._replace(**{name: jax.tree.map(lambda x: x[kept_N], getattr(slots, name))
@@ -137,18 +137,17 @@ def rollout_keys(seed, step, rows_B, stream: int = 0) -> jax.Array:
 
 
 def keep_nucleus(logprobs_BxV: jax.Array, top_p) -> jax.Array:
-    """Keeps the fewest tokens with probability `top_p` in all, renormalised; others get -inf (arXiv 1904.09751)."""
+    """Renormalises over the fewest tokens with total probability >= `top_p`; others get -inf (arXiv 1904.09751)."""
     descending = -jnp.sort(-logprobs_BxV, axis=-1)
-    before = jnp.cumsum(jnp.exp(descending), -1) - jnp.exp(descending)
+    before = jnp.cumsum(jnp.exp(descending), -1) - jnp.exp(descending)  # probability of all more likely tokens
     threshold_Bx1 = jnp.min(jnp.where(before < top_p, descending, jnp.inf), -1, keepdims=True)
     return jax.nn.log_softmax(jnp.where(logprobs_BxV >= threshold_Bx1, logprobs_BxV, -jnp.inf))
 
 
 def draw_tokens(logits_BxV: jax.Array, uniforms_B: jax.Array, temperature, top_p=None,
                 given_B: Optional[jax.Array] = None) -> tuple[jax.Array, jax.Array]:
-    """Samples a token for each row by inverting the cumulative distribution, with one random number per row, not per
-    logit. `temperature` 0 is greedy. Where `given_B` is not -1, its token is taken. Returns (tokens_B i32, logprobs_B
-    f32 under the distribution sampled from)."""
+    """Samples a token for each row by inverting the cumulative distribution. `temperature` 0 is greedy. Where `given_B`
+    is not -1, its token is taken. Returns (tokens_B i32, logprobs_B f32 under the distribution sampled from)."""
     greedy = jnp.asarray(temperature == 0)
     logprobs = jax.nn.log_softmax(logits_BxV / jnp.where(greedy, 1.0, temperature))
     if top_p is not None:
@@ -160,8 +159,8 @@ def draw_tokens(logits_BxV: jax.Array, uniforms_B: jax.Array, temperature, top_p
 
 
 def invert_cdf(weights_BxV: jax.Array, uniforms_B: jax.Array, block: int = 256) -> jax.Array:
-    """Returns the token of each row, i32[B], at which the running sum of the weights exceeds uniform * total; never a
-    token of weight 0. Finds a block of tokens, then the token in the block: a running sum over all would cost twice."""
+    """Returns the token of each row, i32[B], at which the running sum of the weights exceeds uniform * total; never one
+    of weight 0. Finds a block of tokens, then the token in it: a running sum over all tokens would cost twice."""
     def first_past(running_BxN, targets_B):  # at the latest where the sum reaches its maximum
         return jnp.sum((running_BxN <= targets_B[:, None]) & (running_BxN < running_BxN[:, -1:]), -1)
 
@@ -194,11 +193,11 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
     context = model.unroll_layers(params, prefix)._replace(attend=decoding.attend)
     call = Call(params, config, context, rows, decoding, hooks)
     plan = stages(num_slots, most, layout, decoding.attend)
-    rows_N = jnp.arange(num_slots, dtype=jnp.int32)
+    rows_N, first_window = jnp.arange(num_slots, dtype=jnp.int32), plan[0][1]
     slots = Slots(rows=rows_N, steps=jnp.zeros_like(rows_N), tokens=prefix.last_tokens[find_prompts(rows, rows_N)],
-                  next_row=jnp.int32(num_slots), cache=model.init_cache(config, num_slots, plan[0][1], layout),
+                  next_row=jnp.int32(num_slots), cache=model.init_cache(config, num_slots, first_window, layout),
                   carry=hooks.carry, values={}, lengths=jnp.zeros(num_rows, jnp.int32), ended=jnp.zeros(num_rows, bool))
-    *_, values = jax.eval_shape(functools.partial(sample_tokens, call), slots)
+    *_, values = jax.eval_shape(functools.partial(sample_tokens, call), slots)  # shapes and dtypes only
     slots = slots._replace(values=jax.tree.map(lambda x: jnp.zeros((num_rows, most), x.dtype), values))
     axis_name = parallel.AXIS if decoding.by_layer else None
     for (size, window), (next_size, _) in zip(plan, [*plan[1:], (0, most)]):
@@ -215,22 +214,23 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
 
 
 def find_prompts(rows: Rows, rows_N: jax.Array) -> jax.Array:
-    """Returns the prompt of each row number, i32[N]. Numbers past the last row, of idle slots, stand for that row."""
+    """Returns the prompt of each row number, i32[N]. Idle slots, with numbers past the last row, get the last row's."""
     rows_N = jnp.minimum(rows_N, len(rows.keys) - 1)
     return rows_N if rows.prompt_index is None else rows.prompt_index[rows_N]
 
 
 def sample_tokens(call: Call, slots: Slots) -> tuple[model.KVCache, Any, dict]:
-    """Feeds each slot its next input and samples a token. Returns (cache, carry, values) as in `Slots`, values [N]."""
+    """Feeds each slot its input and samples a next token. Returns (cache, carry, values) as in `Slots`, values [N]."""
     rows, hooks, num_rows = call.rows, call.hooks, len(call.rows.keys)
     rows_N = jnp.minimum(slots.rows, num_rows - 1)
     edit = hooks.edit_at(rows_N, slots.steps) if hooks.edit_at else hooks.edit_residual
-    in_order = rows.prompt_index is None and len(slots.rows) == num_rows
+    in_order = rows.prompt_index is None and len(slots.rows) == num_rows  # then slot b continues prompt b
     context = call.context._replace(prompt_index=None if in_order else find_prompts(rows, slots.rows))
     inputs = model.Inputs(slots.tokens, slots.steps)
     logits, cache = model.decode_step(call.params, call.config, context, inputs, slots.cache, edit)
     uniforms_N = jax.vmap(lambda key, t: jax.random.uniform(jax.random.fold_in(key, t)))(rows.keys[rows_N], slots.steps)
-    given_N, carry, noted = None if rows.given is None else rows.given[rows_N, slots.steps], slots.carry, {}
+    given_N = None if rows.given is None else rows.given[rows_N, slots.steps]
+    carry, noted = slots.carry, {}
     if hooks.propose:
         carry, given_N, noted = hooks.propose(carry, Draw(rows_N, context.prompt_index, inputs, uniforms_N), logits)
     tokens, logprobs = draw_tokens(logits, uniforms_N, rows.temperature, rows.top_p, given_N)
@@ -242,11 +242,12 @@ def decode_once(call: Call, slots: Slots) -> Slots:
     """Samples one token in every slot; a slot whose completion is finished takes the next row of the queue."""
     cache, carry, values = sample_tokens(call, slots)
     rows, decoding, tokens = call.rows, call.decoding, values["completions"]
-    num_rows, limit = len(rows.keys), decoding.max_new_tokens if rows.limit is None else rows.limit
+    num_rows = len(rows.keys)
+    limit = decoding.max_new_tokens if rows.limit is None else rows.limit
     stopped = jnp.any(tokens[:, None] == jnp.array(decoding.eos_ids, jnp.int32)[None, :], -1)
     busy = slots.rows < num_rows
     finished = busy & (stopped | (slots.steps + 1 == limit))
-    queued = slots.next_row + jnp.cumsum(finished, dtype=jnp.int32) - 1
+    queued = slots.next_row + jnp.cumsum(finished, dtype=jnp.int32) - 1  # the row that each finished slot takes next
     rows_N = jnp.minimum(jnp.where(finished, queued, slots.rows), num_rows)
     first_N = call.context.prefix.last_tokens[find_prompts(rows, rows_N)]
 
@@ -261,8 +262,8 @@ def decode_once(call: Call, slots: Slots) -> Slots:
 
 def spread_rows(prompts: Prompts, prompt_index_B: np.ndarray, request: Request, devices: int) -> tuple:
     """Divides the rows of a call equally among devices: returns (prompts [devices,P',S], prompt_index i32[devices,B'],
-    row numbers i32[devices,B']). If rows do not divide, the last row is repeated. The shapes are the same for all calls
-    of a measurement, whatever their `first_row`, as long as the calls have equally many rows."""
+    row numbers i32[devices,B']). If rows do not divide, the last row is repeated. Calls of equally many rows have the
+    same shapes, and so share a compiled program, if their `first_row` is a multiple of that number."""
     wanted, repeats = len(prompt_index_B), request.repeats
     rows = np.minimum(np.arange(-(-wanted // devices) * devices, dtype=np.int32), wanted - 1)
     cut = bool(wanted % repeats or request.first_row % repeats)
@@ -273,9 +274,9 @@ def spread_rows(prompts: Prompts, prompt_index_B: np.ndarray, request: Request, 
 def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = False,
                  sample_fn: Callable = sample) -> Callable:
     """Returns `sampler(params, prompts, prompt_index_B, request) -> Rollouts` over all devices and processes: all rows
-    in order, as numpy. Params are placed (`parallel.place_state`), the other arguments are on the host. Row b has
-    the random key of row number `first_row + b` (`rollout_keys`). `request.top_p` is used only if `use_top_p`.
-    `sample_fn(params, config, prompts, rows, decoding)` replaces `sample`."""
+    in order, as numpy. Params are placed (`parallel.place_state`), other arguments on the host. Row b has the random
+    key of row number `first_row + b` (`rollout_keys`). `request.top_p` has no effect unless `use_top_p`. `sample_fn`,
+    called with the first five arguments of `sample`, replaces it."""
     device = parallel.first_device()
     most = next((most for kind, most in MOST_SLOTS.items() if kind in device.device_kind), 0)
     decoding = decoding._replace(num_slots=decoding.num_slots or most,

@@ -74,8 +74,9 @@ def is_allowed(value, kind, default, meta: Mapping) -> bool:
 
 
 def describe_row(table, row: str) -> str:
-    """Returns how --help explains a row of a table: by the first sentence of its docstring or, if the row has a
-    function `score`, of that function's; for another tuple, such as an objective, by the names of its functions."""
+    """Returns how --help explains the entry `row` of a table of choices. For a function, that is the first sentence of
+    its docstring; for a tuple with a function `score`, of that function's docstring; for another tuple, such as an
+    objective, the names of its functions; otherwise ""."""
     value = table[row] if isinstance(table, Mapping) else None
     if isinstance(value, tuple) and not hasattr(value, "score"):
         return ", ".join(part.__name__.replace("_", " ") for part in value if callable(part))
@@ -170,7 +171,7 @@ def check_jax(version: str) -> None:
 
 def prepare_jax(config) -> None:
     """Applies the flags that JAX needs before its first computation, and warns of an unused accelerator. Does nothing
-    for a command without the flag host_devices: another run may be using the accelerator."""
+    for a command without the flag host_devices, which needs no device: another run may be using the accelerator."""
     import jax
 
     from rlvr_jax.runs import machine, processes
@@ -184,8 +185,7 @@ def prepare_jax(config) -> None:
     cache_programs(values["compilation_cache"])
     if values.get("coordinator_address"):
         processes.initialize(*(values[name] for name in ("coordinator_address", "num_processes", "process_id")))
-    warning = machine.unused_accelerator()
-    if warning:
+    if warning := machine.unused_accelerator():
         print(f"warning: {warning}", file=sys.stderr)
 
 

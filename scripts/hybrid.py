@@ -1,11 +1,11 @@
-"""Measures how much of a trained model's gain its base model recovers with a steering vector at the tokens of a gate.
+"""Measures how much of a trained model's gain its base model recovers when steered at tokens that a gate chooses.
 
   python -m scripts.hybrid --model=checkpoints/tiny_base --trained=runs/demo --out=runs/hybrid
   python -m scripts.hybrid --model=checkpoints/tiny_base --trained=runs/demo --vector=trained --vectors=runs/vector \\
     --layer=2 --out=runs/hybrid_trained
 
-Writes OUT/summary.json, OUT/table.md, and the completions of each arm into a folder of OUT. The same command continues
-an interrupted run.
+Writes OUT/summary.json, OUT/table.md, and the completions of each variant into a folder of OUT. The same command
+continues an interrupted run.
 """
 
 from scripts import cli

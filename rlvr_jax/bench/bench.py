@@ -1,4 +1,4 @@
-"""Times sampling, updates and whole GRPO steps of this package and of others, and their useful share of peak FLOP/s.
+"""Times sampling, updates and whole GRPO steps of this package and others; computes the useful share of peak FLOP/s.
 
 Each package, called a "side", runs in its own process, which ends before the next starts and so frees its memory. A
 case is called once to warm up and then `repeats` times, and the fastest call counts. The machine's peak and bandwidth
@@ -33,14 +33,14 @@ SIDES = {"ours": Ours, **bench_peers.PEERS}
 
 
 def serve(side: str, config: BenchConfig, connection) -> None:
-    """Runs in the process of a side. Sends None when ready. Answers a request (case, config) with the seconds of one
-    call, or None if the side has no such case; a new case gets a warm-up call first. Answers the request None with the
-    peak memory of the process in gigabytes, and returns."""
+    """Runs in the process of a side. Sends None when ready. Answers a request (name of a case, config) with the seconds
+    of one call, or None if the side has no such case; a new case gets a warm-up call first. Answers the request None
+    with the peak memory of the process in gigabytes, and returns."""
     program, calls = SIDES[side](config), {}
     connection.send(None)
     while (request := connection.recv()) is not None:
         if request not in calls:
-            calls = {key: call for key, call in calls.items() if key[1] == request[1]}  # drop other configurations
+            calls = {key: call for key, call in calls.items() if key[1] == request[1]}  # drop calls of other configs
             calls[request] = program.make(*request)
             if calls[request]:
                 calls[request]()
@@ -59,15 +59,15 @@ class Side:
         self.name, (self.end, theirs) = name, context.Pipe()
         context.Process(target=serve, args=(name, config, theirs), daemon=True).start()
         theirs.close()
-        self.receive()
+        self.receive()  # waits until the process is ready
 
     def ask(self, request) -> Optional[float]:
+        """Returns the answer of `serve` to a request."""
         self.end.send(request)
         return self.receive()
 
     def receive(self) -> Optional[float]:
-        """Waits for the process's answer: the seconds of one call, or None if it has no such case, and when it is
-        ready. Raises UserError if the process has ended."""
+        """Waits for the next message of `serve` and returns it. Raises UserError if the process has ended."""
         try:
             return self.end.recv()
         except (EOFError, OSError):
@@ -75,7 +75,7 @@ class Side:
                             "the timing failed; see above") from None
 
     def best(self, case: str, config: BenchConfig, repeats: int) -> Optional[float]:
-        """Seconds of the fastest of `repeats` calls; None if the side has no such case."""
+        """Returns the seconds of the fastest of `repeats` calls; None if the side has no such case."""
         seconds = self.ask((case, config))
         return seconds and min([seconds, *(self.ask((case, config)) for _ in range(repeats - 1))])
 
@@ -84,14 +84,14 @@ class Side:
 
 
 def overhead_shares(config: BenchConfig, seconds: dict[str, float]) -> dict[str, float]:
-    """{description: share}: the shares of the work that are recomputation, padding and idle slots, and the share of a
-    step's time outside sampling and update. `seconds` has the times of "sampling", "update" and "step"."""
+    """Returns {description: share}: the shares of work that are recomputation, padding and idle slots, and the share of
+    a step's time outside sampling and update. `seconds` has the times of "sampling", "update" and "step"."""
     layers, head = num_parameters(config)
     lengths, devices = tail_lengths(config), config.machine.host_devices
     extra = 2 * head + (2 * layers if config.remat else 0)  # recomputed FLOPs per token
-    parts = len(lengths) // config.micro_rows // devices
+    parts = len(lengths) // config.micro_rows // devices  # micro-batches
     mask = np.arange(lengths.max())[None] < lengths[:, None]
-    zeros = np.zeros(len(lengths), np.int32)
+    zeros = np.zeros(len(lengths), np.int32)  # stands for the arrays that have no influence here
     batch, _ = batches.sort_by_length(Batch(Prompts(zeros[:1, None], zeros[:1] + 1), zeros, mask, mask, zeros),
                                       devices, parts)
     mask = batches.shard_batch(batch, devices, parts).completion_mask.swapaxes(0, 1).reshape(parts, -1, lengths.max())
@@ -105,14 +105,14 @@ def overhead_shares(config: BenchConfig, seconds: dict[str, float]) -> dict[str,
 
 
 def slot_rounds(lengths: np.ndarray) -> int:
-    """Tokens that `sampler.decode` computes, idle slots included, if every completion has a slot from the start."""
+    """Returns how many tokens `sampler.decode` computes, in idle slots too, if it starts with a slot per completion."""
     layout = model.LAYOUTS.get(jax.default_backend(), model.Layout())
     sizes = {size for size, _ in sampler.stages(len(lengths), int(lengths.max()), layout)}
     return sum(min(size for size in sizes if size >= (lengths > t).sum()) for t in range(lengths.max()))
 
 
 def decoded_bytes(config: BenchConfig) -> int:
-    """The fewest bytes that decoding reads after the first token: weights, and the cache up to the current position."""
+    """Returns the fewest bytes read to decode all tokens but the first: for each token, weights and cache so far."""
     shape = shape_of(config)
     token_bytes = 2 * 4 * shape.num_layers * shape.num_kv_heads * shape.head_dim  # keys and values in float32
     cache = token_bytes * config.rollouts * sum(range(2, config.new_tokens + 1))
@@ -174,7 +174,7 @@ def run(config: BenchConfig) -> str:
 
 
 def format_page(config: BenchConfig, timed: dict, memory: dict[str, float], more: list[str]) -> str:
-    """The Markdown page. `timed[case][side]` is in seconds or None, `memory[side]` in gigabytes, `more` are tables."""
+    """Returns the Markdown page of timed[case][side], seconds or None, memory[side] in gigabytes, and `more` tables."""
     ours = {case: seconds["ours"] for case, seconds in timed.items()}
     flops, listed, peers = PEAK / ours["peak"], cases(config), list(memory)[1:]
     bytes_a_second, active = 2 * MOVED / ours["bandwidth"], sum(num_parameters(config))
@@ -208,7 +208,7 @@ def format_page(config: BenchConfig, timed: dict, memory: dict[str, float], more
 
 
 def format_command(config: BenchConfig) -> str:
-    """The command with all flags but those that name files, so that it stays the same if a default changes later."""
+    """Returns the command with all flags that name no file: it stays the same command if a default changes later."""
     files = ("--out=", "--compilation_cache=", "--profile=")
     flags = [line for line in flag_lines(config) if not line.startswith(files)]
     return " ".join(["python -m scripts.bench", *flags])

@@ -21,7 +21,7 @@ def version(peer: str) -> str:
 
 
 def torch_model(shape):
-    """A transformers model of this ModelConfig's shape, with random weights. UserError if transformers is missing."""
+    """Returns a transformers model of a ModelConfig's sizes, with random weights. UserError without transformers."""
     if not importlib.util.find_spec("transformers"):
         raise UserError("--against needs transformers and torch: pip install -e '.[parity]'")
     import transformers
@@ -43,6 +43,7 @@ class Transformers:
         self.model = torch_model(work.shape_of(config)).eval()
 
     def make(self, name: str, config) -> Optional[Callable[[], None]]:
+        """Returns the call that is timed as the case `name`; None for a case that is not timed on this side."""
         lengths = np.full(config.rollouts, 1 if name == "first" else config.new_tokens)
         if name == "tail":
             lengths = work.tail_lengths(config)
@@ -118,7 +119,7 @@ class TRL:
             def on_step_end(self, *_, **__):
                 ended.put(None)
 
-        noise = np.random.default_rng(0)
+        noise = np.random.default_rng(0)  # draws the rewards
         args = trl.GRPOConfig(
             output_dir=tempfile.mkdtemp(), report_to=[], bf16=False, use_cpu=True, beta=0.0, max_steps=10_000,
             save_strategy="no", logging_strategy="no", disable_tqdm=True, learning_rate=1e-6, temperature=1.0,
@@ -131,4 +132,4 @@ class TRL:
             callbacks=[WaitForCall()])
 
 
-PEERS = dict(zip(work.PEERS, (Transformers, TRL)))
+PEERS = {"transformers": Transformers, "trl": TRL}

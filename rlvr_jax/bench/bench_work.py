@@ -1,4 +1,4 @@
-"""The cases that `bench` times, and the side of this package."""
+"""The cases that `bench` times, and `Ours`, which makes the calls of this package for each case."""
 
 from typing import Callable, NamedTuple
 
@@ -14,7 +14,7 @@ from rlvr_jax.model import ModelConfig
 from rlvr_jax.records import Batch, Prompts
 from rlvr_jax.runs.machine import MachineConfig
 
-# The packages in `bench_peers`, and what is timed of each.
+# Name of a package in `bench_peers` -> what is timed of it.
 PEERS = {"transformers": "sampling and gradients", "trl": "whole steps of GRPOTrainer"}
 ROWS, TOKENS = 16, 128  # shape of the batch in the cases "rows" and "shared"
 END = 0  # id of the token that ends completions
@@ -45,7 +45,7 @@ class BenchConfig(Config):
 
 
 class Case(NamedTuple):
-    """What is timed as one call."""
+    """What is timed as one call; the keys of `cases` are the cases' names."""
 
     description: str
     sampled: int = 0  # tokens sampled
@@ -69,13 +69,13 @@ def cases(config: BenchConfig) -> dict[str, Case]:
 
 
 def shape_of(config: BenchConfig) -> ModelConfig:
-    """SmolLM2-135M's shapes, with `num_layers` layers."""
+    """Returns SmolLM2-135M's configuration, with `num_layers` layers."""
     return ModelConfig(vocab_size=49_152, num_layers=config.num_layers, d_model=576, num_heads=9, num_kv_heads=3,
                        head_dim=64, d_ff=1536, max_seq_len=2048)
 
 
 def num_parameters(config: BenchConfig) -> tuple[int, int]:
-    """Parameters that each token is multiplied with: (in the layers, in the head)."""
+    """Returns how many parameters each token is multiplied with: (in the layers' matrices, in the output head)."""
     shape = shape_of(config)
     shapes = jax.eval_shape(lambda: model.init_params(jax.random.key(0), shape))
     return sum(x.size for x in jax.tree.leaves(shapes["layers"]) if x.ndim == 3), shape.vocab_size * shape.d_model
@@ -86,7 +86,7 @@ def prompt_of(config: BenchConfig) -> np.ndarray:
 
 
 def tail_lengths(config: BenchConfig) -> np.ndarray:
-    """i64[tail_rollouts]: the log-normal lengths of the long-tail completions, in tokens."""
+    """Returns i64[tail_rollouts]: the lengths of the long-tail completions in tokens, which are log-normal."""
     lengths = np.exp(np.random.default_rng(0).normal(np.log(config.tail_tokens / 8), 1.0, config.tail_rollouts))
     return np.clip(lengths, 1, config.tail_tokens).astype(int)
 
@@ -96,7 +96,7 @@ class Ours:
 
     def __init__(self, config: BenchConfig):
         jax.config.update("jax_num_cpu_devices", config.machine.host_devices)
-        self.states = {}
+        self.states = {}  # {number of layers: state}, the last one only, since each takes much memory
 
     def make(self, name: str, config: BenchConfig) -> Callable[[], None]:
         """Returns the call that is timed as the case `name`."""
@@ -116,7 +116,9 @@ class Ours:
         programs = grpo.compile_programs(policy, flags)._replace(sample=run_sampler)
         prompts = Prompts(prompt[None].astype(np.int32), np.array([len(prompt)], np.int32))
         problems, index = grpo.Problems(prompts, np.ones(1, int)), np.zeros(len(lengths), np.int32)
-        noise = np.random.default_rng(0).normal(size=len(lengths)).astype(np.float32)
+        noise = np.random.default_rng(0).normal(size=len(lengths)).astype(np.float32)  # as rewards and advantages
+        mask = np.arange(lengths.max())[None] < lengths[:, None]
+        batch = Batch(prompts, index, np.where(mask, 7, END).astype(np.int32), mask, noise, np.zeros_like(mask, "f4"))
 
         def sample():
             run_sampler(self.state(config).params, prompts, index, sampler.Request(0, 1, repeats=len(lengths)))
@@ -128,15 +130,13 @@ class Ours:
             self.states[config.num_layers], _ = grpo.grpo_step(programs, problems, lambda *_: grpo.Scored(noise), flags,
                                                                self.state(config), 1)
 
-        mask = np.arange(lengths.max())[None] < lengths[:, None]
-        batch = Batch(prompts, index, np.where(mask, 7, END).astype(np.int32), mask, noise, np.zeros_like(mask, "f4"))
         return {"sampling": sample, "first": sample, "tail": sample, "update": update, "tail_update": update,
                 "step": step}[name]
 
     def make_trace(self, config: BenchConfig) -> Callable[[], None]:
         calls = [self.make(name, config) for name in ("sampling", "update")]
         for call in calls:
-            call()
+            call()  # compiles, so that the trace does not show it
 
         def trace():
             with jax.profiler.trace(config.profile):
@@ -153,18 +153,18 @@ class Ours:
         return self.states[config.num_layers]
 
     def params(self, config: BenchConfig):
-        return jax.tree.map(lambda x: x[0], self.state(config).params)
+        return jax.tree.map(lambda x: x[0], self.state(config).params)  # the first device's copy
 
 
 def grpo_config(config: BenchConfig, lengths: np.ndarray) -> GRPOConfig:
-    """The GRPOConfig of a step with one group, whose completions have these lengths."""
+    """Returns the GRPOConfig of a step with one group, whose completions have these lengths."""
     parts = max(len(lengths) // (config.micro_rows * config.machine.host_devices), 1)
     return GRPOConfig.from_flags(num_prompts=1, group_size=len(lengths), max_new_tokens=int(lengths.max()),
                                  grad_accumulation=parts, remat=config.remat, track_kl=False)
 
 
 def make_sample_fn(lengths: np.ndarray) -> Callable:
-    """`sampler.sample`, but with an end token forced at these lengths. A completion may still end sooner by chance."""
+    """Returns `sampler.sample` with an end token forced at these lengths. By chance a completion may end earlier."""
     def sample_fn(params, shape, prompts, rows, decoding):
         last_B = jnp.array(lengths, jnp.int32)[rows.numbers] - 1
         given = jnp.full((len(last_B), decoding.max_new_tokens), -1, jnp.int32)
@@ -203,5 +203,5 @@ def make_copy() -> Callable:
     held, add = [jnp.ones(MOVED // 4)], jax.jit(lambda x: x + 1, donate_argnums=0)
 
     def move():
-        held[0] = add(held[0]).block_until_ready()
+        held[0] = add(held[0]).block_until_ready()  # in place: the argument is donated
     return move

@@ -2,8 +2,8 @@
 
 The programs of `grpo.compile_programs` are lowered from shapes alone; nothing is run. A program's peak memory is what
 the compiler reports, plus the part of the state that is not an argument of the program. The least time of a call is
-the roofline's, by the chip's published FLOP/s and bandwidth, without communication, for completions of the full length
-and for 40 % of it on average. A small state (below `here.CACHED`) gets no time, because caches may hold it.
+the roofline bound by the chip's published FLOP/s and bandwidth, without communication: once for completions of the full
+length, once for 40 % of it on average. A state below `here.CACHED` bytes gets no time, because caches may hold it.
 """
 
 import bisect
@@ -83,7 +83,7 @@ class Program(NamedTuple):
 def shape_of(config: CompileConfig) -> ModelConfig:
     """Returns the ModelConfig of --shape, --model or the tiny base model. Of a Hugging Face folder it reads only
     config.json. Raises UserError for an unknown --shape."""
-    choice, shares = config.train.choice, {"arithmetic": 1.0}
+    choice, shares = config.train.choice, {"arithmetic": 1.0}  # shares of the tiny base model's task families
     file = pathlib.Path(choice.model) / "config.json"
     if config.shape not in ("", *SHAPES):
         raise UserError(f"--shape={config.shape}: no such shape; known are {', '.join(SHAPES)}")
@@ -95,27 +95,27 @@ def shape_of(config: CompileConfig) -> ModelConfig:
 
 
 def state_of(config: GRPOConfig, shape: ModelConfig, devices: int):
-    """A run's LearnerState as shapes [devices, ...], with a `parallel.Shard` for each divided matrix."""
+    """Returns a run's LearnerState as `jax.ShapeDtypeStruct`s [devices, ...], in a `parallel.Shard` if divided."""
     params = jax.eval_shape(lambda: model.init_params(jax.random.key(0), shape))
     state = jax.eval_shape(lambda params: grpo.initial_state(Policy(shape, params, ()), config), params)
     divide = config.update.divide_state
 
     def place(x, divided: bool):
-        shape = [devices, *x.shape]
+        dims = [devices, *x.shape]
         if divide and divided:
-            shape[-2] //= devices
-        leaf = jax.ShapeDtypeStruct(shape, x.dtype)
+            dims[-2] //= devices
+        leaf = jax.ShapeDtypeStruct(dims, x.dtype)
         return parallel.Shard(leaf) if divide and divided else leaf
     return jax.tree.map(place, state, parallel.divided_leaves(state, devices))
 
 
 def state_bytes(config: GRPOConfig, shape: ModelConfig, devices: int) -> int:
-    """Bytes of the state on each device: parameters, Adam's moments and the reference parameters."""
+    """Returns the bytes of the state on each device: parameters, Adam's moments and the reference parameters."""
     return num_bytes(state_of(config, shape, devices)) // devices
 
 
 def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
-    """Tokens of a padded prompt, a multiple of 16. Raises UserError if completions leave no room for a prompt."""
+    """Returns the tokens of a padded prompt, a multiple of 16. UserError if completions leave no room for a prompt."""
     tokens = config.train.grpo.sampling.max_new_tokens
     width = config.prompt_tokens or config.train.source.prompt.max_prompt_tokens or shape.max_seq_len - tokens
     if not 0 < width <= shape.max_seq_len - tokens:
@@ -125,7 +125,8 @@ def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
 
 
 def first_call(program: Callable, *args) -> tuple[Callable, tuple]:
-    """(pmapped function, arguments) of the first call in a program created inside `parallel.compiling_for`."""
+    """Returns (function, its arguments) of the first call of a pmapped function in `program(*args)`. That call raises
+    NotRun, because `program` was created inside `parallel.compiling_for`."""
     try:
         program(*args)
     except parallel.NotRun as call:
@@ -134,8 +135,8 @@ def first_call(program: Callable, *args) -> tuple[Callable, tuple]:
 
 
 def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dict[str, Program]:
-    """A run's programs for these devices: "sampling", "update", and "log-probabilities" and "evaluation" if needed.
-    Arguments are laid out as in a run. Raises UserError if rows do not divide among devices and micro-batches."""
+    """Returns a run's programs for these devices: "sampling", "update", and "log-probabilities" and "evaluation" if the
+    run needs them. UserError if the rows of a step do not divide among devices and micro-batches."""
     flags, count, num_problems = config.train.grpo, len(devices), config.num_problems
     length, minibatches, slots = flags.sampling.max_new_tokens, flags.update.num_minibatches, flags.sampling.num_slots
     tokens_PxS = np.zeros((max(num_problems, EVAL_ROWS), prompt_width(config, shape)), np.int32)
@@ -150,7 +151,7 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
                        rows * count * length,
                        [decoding(lengths(rows, length, power), slots, length, layout, attend) for power in POWERS])
 
-    def batch(rows: int, old: bool, reference: bool, power: float) -> Batch:
+    def batch(rows: int, old: bool, reference: bool, power: float) -> Batch:  # with old or reference log-probabilities
         index, numbers = np.repeat(groups, flags.loss_group_size)[:rows], np.zeros((rows, length), np.float32)
         mask = np.arange(length) < lengths(rows, length, power)[:, None]
         return Batch(trained, index.astype(np.int32), numbers.astype(np.int32), mask, numbers[:, 0], numbers,
@@ -180,9 +181,9 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
 
 @functools.cache
 def compile_program(config: CompileConfig, name: str, which: str) -> dict:
-    """Compiles the program `which` of `programs_of` for the chip `name`. Returns the CPU "seconds" of the compiler, the
-    "peak" bytes of a device, and of one call the "flops", the fields of `cost.Cost`, the least seconds ("best"; "at_40"
-    for completions of 40 % of the length), "tokens" per second at "best", and seconds "by_cycles" (0 if not estimated).
+    """Compiles the program `which` of `programs_of` for the chip `name`. Returns numbers by name: the compiler's CPU
+    "seconds", the "peak" bytes of a device, and for one call the "flops", the fields of `cost.Cost`, the least seconds
+    "best" ("at_40" for 40 % of the length), "tokens" per second at "best", and seconds "by_cycles" (0: not estimated).
     If the compiler fails, returns "seconds", its message "refused", and the "peak" that the message states, or None."""
     chip, shape = published.named(name), shape_of(config)
     program = programs_of(config, shape, published.devices(chip))[which]
@@ -195,25 +196,25 @@ def compile_program(config: CompileConfig, name: str, which: str) -> dict:
         required = re.search(r"required.*?\(([\d.]+)G\) exceeds", str(error))
         return {"seconds": time.process_time() - start, "refused": str(error).splitlines()[0],
                 "peak": float(required[1]) * published.GIB + beside if required else None}
-    seconds, peaks = time.process_time() - start, [chip.peak["float32"], chip.peak[shape.dtype]]
+    seconds, peaks = time.process_time() - start, [chip.peak["float32"], chip.peak[shape.dtype]]  # as in `cost.flops`
     jaxpr, cost_of = jax.make_jaxpr(program.mapped)(*shapes).jaxpr, cost.parse_cost(compiled.as_text())
     costs = [(cost.flops(jaxpr, *load), cost_of(*load)) for load in program.loads]
-    best, average = (max(sum(flops / peaks), moved.bytes / chip.bandwidth) for flops, moved in costs)
-    flops, longest = costs[0]
+    best, at_40 = (max(sum(flops / peaks), moved.bytes / chip.bandwidth) for flops, moved in costs)
+    flops, longest = costs[0]  # for completions of the full length
     return {"seconds": seconds, "peak": compiled.memory_analysis().peak_memory_in_bytes + beside, "flops": sum(flops),
-            "best": best, "at_40": average, "by_cycles": longest.cycles and longest.cycles / chip.clock,
+            "best": best, "at_40": at_40, "by_cycles": longest.cycles and longest.cycles / chip.clock,
             "tokens": program.tokens / best, **longest._asdict()}
 
 
 def fit_flags(config: CompileConfig, name: str) -> CompileConfig:
-    """The flags with the largest micro-batch and the most decoding slots that fit the chip, but at least one each."""
+    """Returns `config` with the largest micro-batch and the most decoding slots that fit the chip (at least one)."""
     flags, chip = config.train.grpo, published.named(name)
     with parallel.compiling_for(published.devices(chip)):
         rows = grpo.check(flags.with_flags(grad_accumulation=1))
     sampled = -(-flags.num_prompts * flags.group_size // chip.devices)
     choices = {"update": [{"grad_accumulation": n} for n in range(rows, 0, -1) if rows % n == 0],
                "sampling": [{"num_slots": 1 << i} for i in range(sampled.bit_length())]}
-    for which, options in choices.items():
+    for which, options in choices.items():  # each list is in the order of growing memory
         num_fitting = bisect.bisect_left(options, True, key=lambda option: chip.usable < (
             compile_program(config.with_flags(**option), name, which)["peak"] or math.inf))
         config = config.with_flags(**options[max(num_fitting - 1, 0)])
@@ -235,7 +236,7 @@ def remedies(config: CompileConfig, chip: published.Chip, shape: ModelConfig) ->
 
 
 def compile_for_chip(config: CompileConfig, name: str) -> dict:
-    """The record of a chip for --out: the results of `compile_program`, a verdict in words, a step's least seconds."""
+    """Returns a chip's record for --out, such as `compile_program`'s results, a verdict, and a step's least seconds."""
     chip, shape = published.named(name), shape_of(config)
     state = state_bytes(config.train.grpo, shape, chip.devices)
     start = state if config.train.grpo.update.divide_state else 2 * state  # the original and the first device's copy
@@ -249,13 +250,13 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
         programs[which] = compile_program(config, name, which)
     calls = {"sampling": 1, "log-probabilities": flags.measure_kl + (flags.update.updates_per_batch > 1),
              "update": flags.update.updates_per_batch}
-    step, average = (sum(count * (programs[which].get(column) or math.inf) for which, count in calls.items() if count)
-                     for column in ("best", "at_40"))
+    step, at_40 = (sum(count * (programs[which].get(column) or math.inf) for which, count in calls.items() if count)
+                   for column in ("best", "at_40"))
     peaks = {which: program["peak"] for which, program in programs.items()}  # None: the compiler failed, size unknown
     over = [f"{which}, {peak / 1e9:.1f} GB" if peak else f"{which}, which the compiler gives up"
             for which, peak in peaks.items() if (peak or math.inf) > chip.usable]
     largest = max(peak or 0 for peak in peaks.values())
-    pace = f", at best {step:.3g} s a step, {average:.3g} at 40 % of the longest" if state >= here.CACHED else ""
+    pace = f", at best {step:.3g} s a step, {at_40:.3g} at 40 % of the longest" if state >= here.CACHED else ""
     verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
                f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB{pace}")
     if largest > chip.usable and config.fit and flags.adapter.trainable == "all":
@@ -264,7 +265,7 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
         return other | {"verdict": f"{verdict}; with {format_flags(other['flags'])} it {other['verdict']}"}
     return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {published.version(name)}",
             "usable": chip.usable, "state": state, "micro_rows": micro_rows, "programs": programs,
-            "step": step if step < math.inf else None, "step_at_40": average if step < math.inf else None,
+            "step": step if step < math.inf else None, "step_at_40": at_40 if step < math.inf else None,
             "flags": {key: flags.as_flags()[key] for key in ("divide_state", "grad_accumulation", "num_slots")},
             "verdict": verdict + (remedies(config, chip, shape) if largest > chip.usable else "")}
 
@@ -292,7 +293,7 @@ def format_chip(result: dict) -> str:
 
 
 def state_table(config: GRPOConfig, shape: ModelConfig) -> str:
-    """A Markdown table of the memory that the state takes on each chip's devices, whole and divided."""
+    """Returns a Markdown table: the memory that the state takes on each chip's devices, replicated and divided."""
     rows = []  # an undivided state is created on one device and copied to all: that device holds it twice at the start
     for name, chip in published.CHIPS.items():
         whole, part = (state_bytes(config.with_flags(divide_state=divide), shape, chip.devices)
@@ -304,7 +305,7 @@ def state_table(config: GRPOConfig, shape: ModelConfig) -> str:
 
 
 def run(config: CompileConfig) -> str:
-    """Runs the command and returns what it prints: a table for each chip of --chip, or without it one of all chips."""
+    """Returns what scripts.compile prints: without --chip a table of all chips; with --chip=A,B a table for A and B."""
     if config.page:
         return here.write_page(pathlib.Path(config.page))
     if config.chip == "here":

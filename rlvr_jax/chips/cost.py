@@ -3,8 +3,8 @@
 A loop body counts as often as it runs; XLA's own `cost_analysis` counts it once. FLOPs are those of the matrix products
 in the jaxpr; bytes and kernels are counted in the text of the compiled program (HLO). A loop whose end depends on the
 values it computes, such as the decoding loop, has no static trip count: the argument `rounds` lists the trip counts of
-these loops in program order. A conditional costs as much as its most expensive branch, or the mean of its branches by
-the argument `weights` if there is a weight for each branch.
+these loops in program order. A conditional costs the mean of its branches, weighted by the argument `weights`, if there
+is a weight for each branch; otherwise it costs as much as its most expensive branch.
 """
 
 import functools
@@ -42,12 +42,12 @@ class Line(NamedTuple):
     root: bool  # whether its result is that of the computation
 
 
-def average_or_largest(costs: list, weights: list[float]):
+def average_or_largest(costs: list, weights: list[float]):  # the cost of a conditional from those of its branches
     return sum(x * share for x, share in zip(costs, weights)) if len(costs) == len(weights) else max(costs, key=np.sum)
 
 
 def flops(jaxpr, rounds: list[int], weights: list[float]) -> np.ndarray:
-    """f64[2]: FLOPs of the matrix products with an operand in float32, and of the others; a multiply-add is two FLOPs.
+    """Returns f64[2]: FLOPs of matrix products with an operand in float32, and of the others; a multiply-add is two.
 
     Leaves out equations that no result depends on, as compilers do, such as the gradients of frozen weights. A Pallas
     kernel costs its body times the size of its grid, where a dynamic dimension counts as 1, and a loop without a trip
@@ -88,14 +88,14 @@ def parse_hlo(text: str) -> tuple[str, dict[str, dict[str, Line]]]:
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of a shape's arrays that are in the device's main memory, and not in another such as a TPU's S(1)."""
+    """Returns the bytes of a shape's arrays, without arrays outside the main memory, such as in a TPU's space S(1)."""
     return sum(WIDTH.get(kind, 0) * math.prod(map(int, filter(None, dims.split(","))))
                for kind, dims, layout in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?", shape)
                if not re.search(r"S\([1-9]", layout))
 
 
 def array_shapes(shape: str) -> list[str]:
-    """The shapes of the arrays in a tuple's shape."""
+    """Returns the shape of each array, such as "f32[8]{0}", in the shape of a tuple of arrays."""
     return re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", shape)
 
 
@@ -106,7 +106,8 @@ def called_computations(line: Line, names: str) -> list[str]:
 
 
 def passed_through(line: Line) -> Optional[tuple[set[int], set[int]]]:
-    """(indices of outputs, of operands) that a TPU's fusion passes on for an asynchronous collective; else None."""
+    """Returns (indices of outputs, indices of operands) that a fusion on a TPU only passes on, for an asynchronous
+    collective that runs meanwhile; None for an instruction that does not."""
     if line.kind != "fusion" or not re.search("async.collective", line.name + called_computations(line, "calls")[0]):
         return None
     return tuple({int(x) for x in re.findall(alias, line.rest)} for alias in (r"\{(\d+)\}: \(", r"\{\d*\}: \((\d+)"))
@@ -129,21 +130,21 @@ def only_reshapes(computations: dict, line: Line, index: int) -> bool:
 
 
 def traffic(computations: dict) -> Callable:
-    """Returns a function `bytes(computation, line)`: the bytes that an instruction reads and writes.
+    """Returns a function `bytes(computation, line)`: the bytes that an instruction reads and writes in one execution.
 
     If an array is only sliced, or updated in part, the bytes of that part count, inside fusions too. A TPU's
     asynchronous collective counts at the instruction that waits for its end.
     """
     def bytes_read(computation: dict, line: Line, index: int) -> int:
         whole, passed = shape_bytes(computation[line.operands[index]].shape), passed_through(line)
-        if passed and (index in passed[1] or line.name.startswith("async-collective-start")):
+        if passed and (index in passed[1] or line.name.startswith("async-collective-start")):  # passed[1]: operands
             return 0
         if line.kind == "fusion":
             inner = computations[called_computations(line, "calls")[0]]
             operand = next(x.name for x in inner.values() if x.kind == "parameter" and x.rest.startswith(f"{index})"))
             return min(whole, bytes_of_uses(inner, operand))
         if line.kind == "slice-start":
-            return shape_bytes(re.sub(r"S\(\d+\)", "", array_shapes(line.shape)[1]))
+            return shape_bytes(re.sub(r"S\(\d+\)", "", array_shapes(line.shape)[1]))  # [1] is the slice, in S(n)
         if index == 0 and line.kind in ("dynamic-slice", "slice", "gather"):
             return shape_bytes(line.shape)
         return 0 if line.kind.endswith("-done") or index == 0 and line.kind in (
@@ -157,7 +158,7 @@ def traffic(computations: dict) -> Callable:
     def bytes_written(computation: dict, line: Line) -> int:
         passed = passed_through(line)
         if passed and not line.name.startswith("async-collective-done"):
-            return sum(shape_bytes(x) for i, x in enumerate(array_shapes(line.shape)) if i not in passed[0]
+            return sum(shape_bytes(x) for i, x in enumerate(array_shapes(line.shape)) if i not in passed[0]  # outputs
                        and not line.name.startswith("async-collective-start"))
         if line.kind == "fusion":
             inner = computations[called_computations(line, "calls")[0]]
@@ -208,7 +209,7 @@ def parse_cost(text: str) -> Callable[[list[int], list[float]], Cost]:
                 elif inner:
                     known = trip_count(line, computations) if line.kind == "while" else 1
                     times = known or next(rounds, 1)
-                    *fields, steps = zip(*inner)  # each has a number for every called computation
+                    *fields, steps = zip(*inner)  # each field of Cost, with a number per computation; [1]: kernels
                     cost = Cost(*(times * sum(costs) for costs in fields), max(steps) if known else sum(fields[1]))
                 else:
                     cost = instruction_cost(name, line.name)

@@ -1,4 +1,4 @@
-"""The record of training runs compiled for chips (results/chips.json): its page, and its results for this machine."""
+"""Results of compiling training runs for chips (results/chips.json): their page, and the results for this machine."""
 
 import json
 import math
@@ -19,8 +19,8 @@ from rlvr_jax.training.train import TrainConfig
 
 RECORD, FLAG_FILES = (pathlib.Path(__file__).parents[2] / name for name in ("results/chips.json", "configs"))
 CACHED = 1e9  # bytes; caches may hold part of a smaller state, so that bytes over bandwidth is no lower bound
-# The `device_kind` of a JAX device -> its name in CHIPS; that of a TPU continues with the number of cores, which is two
-# for a device of a v4 or v5p. The kinds are from documentation, and were not checked on devices.
+# `device_kind` of a JAX device -> name in CHIPS. For a TPU the number of cores follows, as in "v5e-8"; a device of a v4
+# or v5p has two. The kinds are from documentation, and were not checked on devices.
 KINDS = {"TPU v4": "v4", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e", "TPU v5e": "v5e",
          "TPU v6 lite": "v6e", "TPU v6e": "v6e", "Tesla T4": "T4", "NVIDIA L4": "L4",
          "NVIDIA A100-SXM4-40GB": "A100-40", "NVIDIA H100 80GB HBM3": "H100",
@@ -43,7 +43,8 @@ def devices() -> tuple[str, int]:
 
 
 def chip_name(kind: str, count: int) -> str:
-    """The name in CHIPS of `count` devices of a kind; of one such GPU if no row has `count` of them; "" if unknown."""
+    """Returns the name in CHIPS of `count` devices of the `device_kind` `kind`, or of one such device if CHIPS has no
+    row for so many GPUs; "" for an unknown kind."""
     similar = {} if re.search("Laptop|MIG", kind) else SIMILAR
     name = KINDS.get(kind) or next((chip for words, chip in similar.items() if re.search(rf"\b{words}\b", kind)), "")
     counted = f"{name}-{count * 2 if name in ('v4', 'v5p') else count}"
@@ -84,7 +85,8 @@ def commands() -> Iterator[str]:
 
 
 def write_page(page: pathlib.Path) -> str:
-    """Runs the commands without a result in the .json record beside the page; rewrites record and page after each."""
+    """Runs each of `commands` that has no result in the .json file beside the page, and rewrites that file and the page
+    after each. Returns text to print: the path of the page, and the commands that gave no result."""
     record = page.with_suffix(".json")
     earlier = files.read_json(record, missing={})
     results = {command: earlier.get(command) for command in commands()}
@@ -93,7 +95,7 @@ def write_page(page: pathlib.Path) -> str:
             with tempfile.TemporaryDirectory() as folder:
                 out = pathlib.Path(folder) / "found.json"
                 subprocess.run([sys.executable, "-m", *shlex.split(command), f"--out={out}"])
-                results[command], = files.read_json(out, missing={"chips": [None]})["chips"]
+                results[command], = files.read_json(out, missing={"chips": [None]})["chips"]  # one record or None
         done = {command: result for command, result in results.items() if result}
         files.write_json(record, done)
         files.write_whole(page, format_page(done))
@@ -101,7 +103,7 @@ def write_page(page: pathlib.Path) -> str:
 
 
 def num_steps(command: str) -> int:
-    """The last --num_steps of a command and of the flag files that it names, or the default of scripts.train."""
+    """Returns the last --num_steps in a command and the flag files that it names; if there is none, the default."""
     while named := re.search(r"--flagfile=(\S+)", command):
         flags = re.findall(r"^--.*", (FLAG_FILES.parent / named[1]).read_text("utf-8"), re.M)
         command = command.replace(named[0], " ".join(flags))
@@ -109,7 +111,7 @@ def num_steps(command: str) -> int:
 
 
 def format_bound(result: dict, which: str) -> str:
-    """Such as "4.8 compute, 12.5": the least seconds of a call, what limits them, and seconds by estimated cycles."""
+    """Returns text such as "4.8 compute, 12.5": a call's least seconds, what limits it, seconds by estimated cycles."""
     program, bandwidth = result["programs"][which], CHIPS[result["chip"]].bandwidth
     limit = "memory" if math.isclose(program["bytes"] / bandwidth, program["best"]) else "compute"
     return f"{program['best']:,.1f} {limit}" + (f", {program['by_cycles']:,.1f}" if program["by_cycles"] else "")
@@ -132,7 +134,7 @@ estimate by cycles. A small state, below {:g} GB, has no times: kernels read fro
 
 
 def format_page(results: dict[str, dict]) -> str:
-    """The page for `{command: record of a chip}`: whether each run fits on the chip, and how long it takes at least."""
+    """Returns the page for {command: its record}: whether each run fits on its chip, and how long it takes at least."""
     rows = []
     for command, result in results.items():
         peak, largest = max((program["peak"] or 0, which) for which, program in result["programs"].items())

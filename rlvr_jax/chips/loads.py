@@ -1,4 +1,4 @@
-"""Assumed lengths of completions, and how often each loop and bucket of a run's programs then runs."""
+"""Assumed lengths of completions, and how often each loop and branch of a run's programs then runs."""
 
 from typing import Callable, NamedTuple, Optional
 
@@ -7,32 +7,33 @@ import numpy as np
 from rlvr_jax import batches, model, sampler
 from rlvr_jax.records import Batch
 
-POWERS = 0.0, 1.5  # of `lengths`: all completions have the maximum length, or 40 % of it on average
+POWERS = 0.0, 1.5  # `power` in `lengths`: all completions have the maximum length, or 40 % of it on average
 
 
 class Load(NamedTuple):
-    """How a program runs for completions of given lengths."""
+    """How a program runs for given completions. A bucket is a length for which it has a compiled branch."""
 
     rounds: list[int]  # trip counts of its loops over tokens, in program order
     weights: list[float]  # share of rounds in each bucket of the cache, or of micro-batches in each bucket of lengths
 
 
 def lengths(rows: int, longest: int, power: float) -> np.ndarray:
-    """i64[rows], tokens: longest * u**power, rounded up, for u evenly spaced in (0, 1]; shuffled with a fixed seed."""
+    """Returns lengths in tokens, i64[rows]: longest * u**power, rounded up, for u evenly spaced in (0, 1]; shuffled."""
     return np.random.default_rng(0).permutation(np.ceil(longest * ((np.arange(rows) + 1) / rows) ** power).astype(int))
 
 
 def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout, attend: Optional[Callable]) -> Load:
-    """Replays the loops of `sampler.decode` with completions of these lengths; `slots` 0 is a slot for each, and `most`
-    the maximum length. The slot with the most tokens selects the bucket of the cache that `model.decode_step` reads.
-    With `attend`, a kernel, there is one bucket, which counts in full although the kernel reads a part of it."""
+    """Replays the loops of `sampler.decode`, which samples `slots` completions (0: all) at the same time; `most` is the
+    maximum length. The slot with the most tokens selects the bucket of the cache that `model.decode_step` reads.
+    With an attention kernel `attend` there is one bucket, which counts in full although the kernel reads a part."""
     slots = min(slots or len(lengths_B), len(lengths_B))
-    steps, left, queue = np.zeros(slots, int), lengths_B[:slots].copy(), iter(lengths_B[slots:])
-    plan, rounds, farthest = sampler.stages(slots, most, layout, attend), [], []
+    steps, left = np.zeros(slots, int), lengths_B[:slots].copy()  # tokens of each slot's completion: sampled, to come
+    queue, plan = iter(lengths_B[slots:]), sampler.stages(slots, most, layout, attend)
+    rounds, farthest = [], []  # rounds of each loop; the largest of `steps` in each round
     for (size, window), (next_size, _) in zip(plan, [*plan[1:], (0, most)]):
         stop_at = next_size if next_size < size else 0  # the next loop takes over when no more slots are busy
-        kept, first_round = np.argsort(left == 0, kind="stable")[:size], len(farthest)
-        steps, left = steps[kept], left[kept]
+        busiest, first_round = np.argsort(left == 0, kind="stable")[:size], len(farthest)
+        steps, left = steps[busiest], left[busiest]
         while (busy := left > 0).sum() > stop_at and (position := max(steps)) < window:
             jump = min(*left[busy], window - position)  # rounds until a completion or the loop ends
             farthest += range(position, position + jump)
@@ -46,7 +47,7 @@ def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout,
 
 
 def learning(batch: Batch, devices: int, micro_batches: int) -> tuple[Batch, Load]:
-    """The batch as `learner` shards it, and its Load: the shares of micro-batches truncated to each bucket's length."""
+    """Returns (the batch as `learner` shards it, its Load: the share of micro-batches truncated to each bucket)."""
     sharded = batches.shard_batch(batches.sort_by_length(batch, devices, micro_batches)[0], devices, micro_batches)
     mask_MxBxT = sharded.completion_mask.swapaxes(0, 1).reshape(micro_batches, -1, batch.completion_mask.shape[-1])
     buckets_M = batches.choose_buckets(mask_MxBxT)

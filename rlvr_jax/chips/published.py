@@ -26,8 +26,8 @@ class Chip(NamedTuple):
 
 def _tpu(devices: int, usable: float, peak: float, bandwidth: float, clock: float, **target) -> Chip:
     """A TPU. `usable` is in GiB, as the compiler states it, `peak` in TFLOP/s, `bandwidth` in GB/s and `clock` in GHz.
-    The clock is the peak / (2 x units x size^2) of the matrix units. A v4 or v5p has 8 units of size 128, a v5e 4. For
-    a v6e 4 of size 256 are assumed, because its compiler schedules more products than 2 could compute."""
+    `clock` is peak / (2 x units x size^2). A v4 or v5p has 8 matrix units of size 128, a v5e 4 of them. For a v6e, 4 of
+    size 256 are assumed, because its compiler schedules more products than 2 could compute."""
     peaks = dict.fromkeys(("float32", "bfloat16", "float16"), peak * 1e12)
     return Chip("libtpu", devices, usable * GIB, peaks, bandwidth * 1e9, target, clock=clock * 1e9)
 
@@ -48,7 +48,7 @@ def _cores(count: int, units: int, threads: int, shared: int, block: int, cache:
                 shared_memory_per_block_optin=block, l2_cache_size=cache << 20, clock_rate_ghz=clock)
 
 
-_ONE, _MEGACORE = {"chips_per_host_bounds": (1, 1, 1)}, {"chip_config_name": "megacore"}
+_ONE, _MEGACORE = {"chips_per_host_bounds": (1, 1, 1)}, {"chip_config_name": "megacore"}  # options of libtpu
 CHIPS = {
     "v4-8": _tpu(4, 30.75, 275, 1228, 1.05, topology_name="v4:2x2x1", **_MEGACORE),
     "v5e-1": _tpu(1, 15.75, 197, 819, 1.5, topology_name="v5e:1x1", **_ONE),
@@ -77,7 +77,7 @@ def named(name: str) -> Chip:
 
 
 def version(name: str) -> str:
-    """The package and version of a chip's compiler, such as "libtpu 0.0.42.1". Raises UserError if not installed."""
+    """Returns the compiler of a row of CHIPS, such as "libtpu 0.0.42.1". Raises UserError if it is not installed."""
     package = CHIPS[name].compiler
     try:
         return f"{package} {importlib.metadata.version(package)}"

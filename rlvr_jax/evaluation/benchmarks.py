@@ -45,11 +45,11 @@ class EvaluateConfig(Config):
 
 
 def evaluate(config: EvaluateConfig) -> dict:
-    """Measures a model and returns the summary. Writes summary.json, table.md and completions.jsonl into `out`, and
+    """Measures a model and returns the summary. Writes summary.json, table.md and completions.jsonl into --out, and
     reliability.png if completions state confidences. A second call with the same config resumes the first."""
     if not config.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
-    config = config.with_flags(model=loading.pin_step(config.kept.choice.model))
+    config = config.with_flags(model=loading.pin_step(config.kept.choice.model))  # a run is pinned to its current step
     loaded = loading.load_fixed(config.kept.choice)
     benchmarks = load_benchmarks(config, loaded)
     folder, out = Folder(config.kept.out, "evaluate", config, config.kept.resume), pathlib.Path(config.kept.out)
@@ -64,7 +64,7 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 
 def write_report(config: EvaluateConfig, out: pathlib.Path, benchmarks: list[Benchmark], rows: dict) -> dict:
-    """Writes summary.json, table.md and reliability.png from `rows` by benchmark name; returns the summary."""
+    """Writes summary.json, table.md and reliability.png. `rows` is {benchmark name: rows}. Returns the summary."""
     summaries = {b.name: summarise_benchmark(b, rows[b.name]) for b in benchmarks}
     summary = combine_summaries(summaries) | {"flags": config.as_flags()}
     if stated := {name: each["calibration"] for name, each in summaries.items() if "calibration" in each}:
@@ -76,7 +76,7 @@ def write_report(config: EvaluateConfig, out: pathlib.Path, benchmarks: list[Ben
 
 def sample_benchmarks(config: EvaluateConfig, loaded: LanguageModel, folder: Folder,
                       benchmarks: list[Benchmark]) -> dict[str, list[dict]]:
-    """Returns {benchmark name: rows}, saved in `folder`. With --cut, rows have "cut", the text of the first tokens."""
+    """Returns {benchmark name: rows}, saved in `folder`. With --cut, a row has "cut", the text of its first tokens."""
     sampler = make_sampler(loaded, config.kept.sampling, config.top_p < 1)
 
     def first_tokens(rollouts: Rollouts, texts: list[str], judged: list[dict]) -> list[dict]:
@@ -88,7 +88,7 @@ def sample_benchmarks(config: EvaluateConfig, loaded: LanguageModel, folder: Fol
 
 
 def truncate_rows(benchmark: Benchmark, rows: list[dict], cut: int) -> list[dict]:
-    """The rows with each completion replaced by `row["cut"]`, its text up to `cut` tokens, and judged again."""
+    """The rows, with each completion replaced by `row["cut"]`, its first `cut` tokens as text, and judged again."""
     judged = benchmark.judge([row["cut"] for row in rows], [benchmark.problems[row["problem"]] for row in rows])
     return [row | verdict | {"completion": row["cut"], "num_tokens": min(row["num_tokens"], cut),
                              "truncated": row["truncated"] or row["num_tokens"] > cut}
@@ -102,7 +102,7 @@ def combine_summaries(summaries: dict[str, dict]) -> dict:
 
 
 def load_benchmarks(config: EvaluateConfig, loaded: LanguageModel) -> list[Benchmark]:
-    """A benchmark for each name in --problems, sampled by --protocol or the flags. UserError if these conflict."""
+    """A benchmark for each source in --problems, sampled by --protocol or the flags. UserError if these conflict."""
     if config.protocol in PROTOCOLS and (config.num_samples, config.temperature) != (1, 0.0):
         raise UserError(f"--protocol={config.protocol} decides --num_samples and --temperature: leave those out")
     if config.num_samples > 1 and config.temperature == 0:
@@ -113,8 +113,9 @@ def load_benchmarks(config: EvaluateConfig, loaded: LanguageModel) -> list[Bench
 
 
 def load_sets(config: KeptConfig, loaded: LanguageModel, protocol: Callable = lambda stem: (1, 0.0)) -> list[Benchmark]:
-    """A benchmark for each source in --problems. Its name is that of the file without the suffix, or the whole path if
-    two files share the name. `protocol` is a function as in PROTOCOLS. Raises UserError for a source given twice."""
+    """Returns a benchmark for each source in --problems, named after the file without folder and suffix; if two files
+    would share a name, all have their whole paths as names. `protocol`, like those in PROTOCOLS, says how to sample. By
+    default, sampling is greedy, once for each problem. Raises UserError for a source given twice."""
     check_style(config.source)
     names, benchmarks = config.source.problems.split(","), []
     stems = [pathlib.Path(name).stem for name in names]
@@ -133,12 +134,12 @@ def make_benchmark(config: KeptConfig, loaded: LanguageModel, name: str, problem
     """A benchmark of `problems`, graded as in an evaluation. Raises UserError if the grader is not installed."""
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, config.sampling.max_new_tokens,
                              config.source.prompt.max_prompt_tokens)
-    answers.describe_graders(answers.criteria(problems, config.grading, "lenient"))  # only for the UserError
+    answers.describe_graders(answers.criteria(problems, config.grading, "lenient"))  # only for its UserError
     return Benchmark(name, problems, prompts, judge_by_answer(config.grading, "lenient"), num_samples, temperature)
 
 
 def summarise_benchmark(b: Benchmark, rows: list[dict]) -> dict:
-    """The part of summary.json on one benchmark. "graded_by" comes from the rows, which scripts.grade may rewrite."""
+    """The part of summary.json on one benchmark. "graded_by" is read from the rows, as scripts.grade may change it."""
     summary = summarise_rows(rows, b.num_samples) | {
         "temperature": b.temperature, "graded_by": ", ".join(dict.fromkeys(row["graded_by"] for row in rows))}
     more = {"styles": style_shares(rows, b.problems), "calibration": calibration.summarise_calibration(rows)}
@@ -154,7 +155,7 @@ def format_table(model: str, summaries: dict[str, dict]) -> str:
         last, many = str(each["num_samples"]), each["num_samples"] > 1
         how = "greedy" if each["temperature"] == 0 else f"T={each['temperature']:g}"
         curves = [f"{curve[:-1]}{last} {format_estimate(each[curve][last], each['intervals'][curve][last])}"
-                  if many else "-" for curve in ("pass@k", "maj@k")]
+                  if many else "-" for curve in ("pass@k", "maj@k")]  # curve[:-1] is "pass@" or "maj@"
         rows.append([name, each["n"], f"{'avg' if many else 'pass'}@{last}, {how}",
                      format_estimate(each["accuracy"], each["interval"]), *curves, f"{each['truncated']:.1%}",
                      each["timed_out"], each["graded_by"]])

@@ -17,12 +17,12 @@ def brier(q: np.ndarray, c: np.ndarray) -> float:
 
 
 def bin_indices(q: np.ndarray) -> np.ndarray:
-    """i[N]: the bin of each confidence, 0 to 9. Edges are floats as in RLCR's code, so 0.3 < 3 * 0.1 is in bin 2."""
+    """i[N]: the bin of each confidence, 0 to 9. As in RLCR's code, bin 3 starts at 3 * 0.1 > 0.3: 0.3 is in bin 2."""
     return np.minimum(np.digitize(q, EDGES) - 1, len(EDGES) - 2)
 
 
 def reliability_bins(q: np.ndarray, c: np.ndarray) -> list[dict]:
-    """`{"from", "to", "n", "confidence", "accuracy"}` of each bin: edges, count, means (None if the bin is empty)."""
+    """`{"from", "to", "n", "confidence", "accuracy"}` of each bin: edges, count, and means (None if it is empty)."""
     bin_N, columns = bin_indices(q), {"confidence": np.asarray(q, float), "accuracy": np.asarray(c, float)}
     return [{"from": round(float(low), 1), "to": round(float(high), 1), "n": int(np.sum(bin_N == i))}
             | {name: float(np.mean(x[bin_N == i])) if (bin_N == i).any() else None for name, x in columns.items()}
@@ -44,11 +44,11 @@ def auroc(q: np.ndarray, c: np.ndarray) -> Optional[float]:
     right, wrong = int(c.sum()), int((~c).sum())
     if not right or not wrong:
         return None
-    return float((scipy.stats.rankdata(q)[c].sum() - right * (right + 1) / 2) / (right * wrong))
+    return float((scipy.stats.rankdata(q)[c].sum() - right * (right + 1) / 2) / (right * wrong))  # Mann-Whitney's U
 
 
 def stated_confidences(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """(q[N], c[N]) of the N rows that state a confidence."""
+    """Returns (q[N], c[N]) of the N rows that state a confidence; rows are those of `measure.sample_and_grade`."""
     stated = [row for row in rows if row.get("confidence") is not None]
     return np.array([row["confidence"] for row in stated]), np.array([row["correct"] for row in stated])
 
@@ -58,26 +58,26 @@ def score_confidences(q: np.ndarray, c: np.ndarray) -> dict:
 
 
 def summarise_calibration(rows: list[dict]) -> dict:
-    """The "calibration" of summary.json, from rows of `measure.sample_and_grade`; {} if no row states a confidence. "n"
-    is the number of rows that state one, and "stated" their share of all rows; other values are over these n rows."""
+    """Returns the "calibration" of summary.json; {} if no row states a confidence. "n" is the number of rows that state
+    a confidence, "stated" their share of all `rows`; the other values are over these n rows."""
     q, c = stated_confidences(rows)
     return {"n": len(q), "stated": len(q) / len(rows), "accuracy": float(c.mean()), **score_confidences(q, c),
             "bins": reliability_bins(q, c)} if len(q) else {}
 
 
 def control_scores(rows: list[dict], others: list[dict]) -> dict:
-    """Returns `{"constant", "post_hoc"}`: `score_confidences` on `rows` of two confidences that need no training.
+    """Returns `{"constant", "post_hoc"}`: the `score_confidences` that two other confidences would have on `rows`.
 
-    `others` are rows of other problems. "constant" states their mean accuracy everywhere. "post_hoc" maps each stated
+    `others` are rows of other problems. "constant" is their mean accuracy, for every row. "post_hoc" maps each stated
     confidence by isotonic regression: the nondecreasing function with the least Brier score on `others`. Such a
     function keeps the order of confidences (except for ties), so it improves ECE and Brier score but hardly AUROC.
     """
     import scipy.optimize
 
     (q, c), (other_q, other_c) = stated_confidences(rows), stated_confidences(others)
-    values, inverse = np.unique(other_q, return_inverse=True)
-    counts = np.bincount(inverse)
-    levels = scipy.optimize.isotonic_regression(np.bincount(inverse, other_c) / counts, weights=counts).x
+    values, inverse, counts = np.unique(other_q, return_inverse=True, return_counts=True)
+    accuracies = np.bincount(inverse, other_c) / counts  # of each distinct confidence in `values`
+    levels = scipy.optimize.isotonic_regression(accuracies, weights=counts).x
     return {"constant": score_confidences(np.full(len(q), other_c.mean()), c),
             "post_hoc": score_confidences(np.interp(q, values, levels), c)}
 
@@ -94,8 +94,8 @@ def format_scores(scores: dict) -> str:
 
 
 def draw_reliability(sheet, results: dict[str, dict]) -> None:
-    """Draws a reliability diagram for each `summarise_calibration`, side by side on a matplotlib Figure. A dot is a
-    bin, with its number of completions. On the diagonal, the mean confidence equals the share that was right."""
+    """Draws a reliability diagram for each of `results`, {name: `summarise_calibration`}, on a matplotlib Figure. A dot
+    is a bin, with its number of completions. On the diagonal, the mean confidence equals the share that was right."""
     sheet.set_size_inches(3.4 * len(results), 3.4)
     for axes, (name, result) in zip(sheet.subplots(1, len(results), squeeze=False)[0], results.items()):
         axes.plot([0, 1], [0, 1], color="#8c959f", linewidth=0.8, linestyle="--")

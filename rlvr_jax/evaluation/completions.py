@@ -18,7 +18,7 @@ from rlvr_jax.tasks.prompts import ProblemSource
 
 
 class KeptConfig(Config):
-    """Completions of one or more benchmarks, saved and graded."""
+    """The model and the benchmarks to sample completions of, and how these are graded and saved."""
 
     choice: ModelChoice = ModelChoice()
     source: ProblemSource = nested(ProblemSource(), problems=(
@@ -51,9 +51,9 @@ def sample_and_keep(folder: Folder, sampler: Sampler, benchmarks: list[Benchmark
     """Returns {benchmark name: rows}: the rows that completions.jsonl in the folder has already, then newly sampled
     rows, which are appended to the file.
 
-    `request`, whose stream is replaced by EVAL, and `more` go to `sample_and_grade`. A call with the same flags
-    continues after the last complete line. Raises UserError if the folder was started with other flags or problems,
-    and Interrupted on Ctrl-C.
+    `request`, with EVAL as the stream of random keys, and `more` are passed to `sample_and_grade`. A call with the same
+    flags continues after the last complete line. Raises UserError if the folder was started with other flags or
+    problems, and Interrupted on Ctrl-C.
     """
     rows, start, total = {}, 0, sum(len(b.problems) * b.num_samples for b in benchmarks)
     with (open_log(folder, benchmarks) as log,
@@ -93,7 +93,7 @@ def open_log(folder: Folder, benchmarks: list[Benchmark]) -> Iterator[JsonLines]
                          "answer": problem.answer}
                         for b in benchmarks for i, problem in enumerate(b.problems) for j in range(b.num_samples))
             for number, row in enumerate(log.rows, 1):
-                if not next(expected, {"benchmark": None}).items() <= row.items():  # None: more rows than expected
+                if not next(expected, {"benchmark": None}).items() <= row.items():  # None refuses a row too many
                     raise UserError(f"{path}, line {number}: not of these problems, which have changed since; choose "
                                     "another --out, or start over with --resume=never")
             yield log

@@ -9,9 +9,9 @@ import numpy as np
 
 from rlvr_jax.grading import mathematics
 
-SUBSETS = 1000  # most subsets to average over; where more exist, so many are drawn at random
+SUBSETS = 1000  # most subsets to average over; if there are more, this many are drawn at random
 RESAMPLES = 2000  # resamples of a bootstrap
-LEAST_GAP = 0.10  # smallest gap in accuracy between base and trained model of which a share is reported
+LEAST_GAP = 0.10  # for a smaller gap in accuracy between base and trained model, `recovered_share` is None
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -26,7 +26,7 @@ def powers_up_to(n: int) -> list[int]:
 
 @functools.lru_cache
 def subsets(n: int, k: int) -> np.ndarray:
-    """f32[S,n]: a row has 1 for the k members of a subset. All subsets, or SUBSETS random ones, always the same."""
+    """f32[S,n]: a row has 1 for the k members of a subset. All subsets, or SUBSETS random ones, the same each time."""
     if math.comb(n, k) <= SUBSETS:
         members = np.array(list(itertools.combinations(range(n), k)))
     else:
@@ -53,7 +53,7 @@ def maj_at_k(answers: list[str], correct: list[bool], k: int) -> float:
 
 
 def bootstrap(values_P: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of the mean of f[P]. Resamples whole problems, whose samples are not independent."""
+    """95 % percentile interval of the mean of `values_P`, f[P], a value of each problem, by resampling the problems."""
     return bootstrap_statistic(lambda means: means, values_P)
 
 
@@ -74,11 +74,11 @@ def bootstrap_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, 
 
 
 def summarise_rows(rows: list[dict], num_samples: int) -> dict:
-    """The summary of one benchmark, from its rows (`measure.sample_and_grade`) in order, `num_samples` a problem.
+    """The summary of one benchmark, from its rows (`measure.sample_and_grade`) in order, `num_samples` for a problem.
 
-    "accuracy" is avg@`num_samples`, "accuracy_of_ended" the accuracy of completions that were not truncated. "pass@k"
-    and "maj@k" map each k of `powers_up_to`, as text, to an estimate; "intervals" has theirs. Intervals are 95 %:
-    Wilson's with one sample for each problem, otherwise by a bootstrap over problems.
+    "n" counts problems. "accuracy" is avg@`num_samples`, "accuracy_of_ended" the accuracy of completions that were not
+    truncated (None if all were). "pass@k" and "maj@k" map each k of `powers_up_to`, as text, to an estimate, and
+    "intervals" has the same keys. Intervals are 95 %: Wilson's for a single sample, else by a bootstrap over problems.
     """
     groups = [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
     right = [[row["correct"] for row in group] for group in groups]
@@ -114,24 +114,24 @@ def difference_interval(before: float, after: float, n: int) -> tuple[float, flo
     It assumes independent trials. If `before` and `after` are over the same problems, it is too wide, never too narrow,
     as long as problems solved before are more likely than others to be solved after.
     """
-    (low, high), (lower, upper) = wilson(before, n), wilson(after, n)
-    return (after - before - math.hypot(after - lower, high - before),
-            after - before + math.hypot(upper - after, before - low))
+    (before_low, before_high), (after_low, after_high) = wilson(before, n), wilson(after, n)
+    return (after - before - math.hypot(after - after_low, before_high - before),
+            after - before + math.hypot(after_high - after, before - before_low))
 
 
 def summarise_outcome(rows: list[dict], base: list[dict], trained: list[dict]) -> dict:
-    """`{"accuracy", "interval", "recovered", "recovered_interval"}` of `rows`, by Wilson and by `recovered_share`. All
-    three lists have one row for each of the same problems."""
+    """Returns the "accuracy" of `rows` with Wilson's "interval", and their `recovered_share` as "recovered" and
+    "recovered_interval". `rows`, `base` and `trained` each have one row for each of the same problems, in one order."""
     base_P, trained_P, right_P = (np.array([row["correct"] for row in each], float) for each in (base, trained, rows))
-    accuracy, (share, ends) = float(right_P.mean()), recovered_share(base_P, trained_P, right_P)
+    accuracy, (share, interval) = float(right_P.mean()), recovered_share(base_P, trained_P, right_P)
     return {"accuracy": accuracy, "interval": wilson(accuracy, len(rows)), "recovered": share,
-            "recovered_interval": ends}
+            "recovered_interval": interval}
 
 
 def recovered_share(base_P: np.ndarray, trained_P: np.ndarray, right_P: np.ndarray) -> tuple:
-    """(share of the accuracy gap, its 95 % interval): (right - base) / (trained - base), by a bootstrap over problems.
-    Each array f[P] has 1 for a solved problem. Returns (None, None) for a gap below LEAST_GAP, since a ratio of small
-    differences is mostly chance."""
+    """Returns (share, its 95 % bootstrap interval): how much of the accuracy gap between base and trained model a third
+    model, whose solved problems are `right_P`, closes: (right - base) / (trained - base). Each array f[P] has 1 for a
+    solved problem. For a gap below LEAST_GAP, where the share is mostly chance, returns (None, None)."""
     base, trained, right = (np.mean(x) for x in (base_P, trained_P, right_P))
     if trained - base < LEAST_GAP - 1e-9:
         return None, None
@@ -143,8 +143,8 @@ def recovered_share(base_P: np.ndarray, trained_P: np.ndarray, right_P: np.ndarr
 
 
 def format_estimate(value: Optional[float], interval: Optional[tuple[float, float]] = None, sign: str = "") -> str:
-    """Formats a value and its interval: "0.895 [0.748, 1.042]". Counts and values from 1,000 up have no decimals; if
-    three decimals would all be 0, the form is "3.5e-07"; None is "-". With `sign="+"` every number has a sign."""
+    """Formats a value and its interval: "0.895 [0.748, 1.042]". Counts and values from 1,000 up have no decimals. If
+    three decimals would all be 0, the form is "3.5e-07". A value of None is "-". With `sign="+"` all have signs."""
     if value is None:
         return "-"
     numbers = (value, *(interval or ()))

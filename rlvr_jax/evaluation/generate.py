@@ -38,7 +38,7 @@ class SampleConfig(Config):
 
 def generate(config: SampleConfig) -> list[dict]:
     """Returns rows of "prompt", "completion", "completion_ids", "sampler_logprobs", "stop_reason" ("eos" or "length"),
-    and "pieces", the text of each token. prompt_style=auto takes the model's chat template, if any; stderr says so."""
+    and "pieces", the text of each token. --prompt_style=auto takes the model's chat template, if any, and says so."""
     if not config.prompt:
         raise UserError("--prompt is required: the text to continue")
     loaded, style = loading.load_fixed(config.choice), config.prompt_style

@@ -31,7 +31,7 @@ class HeldoutConfig(Config):
 class Sampler(NamedTuple):
     """A compiled sampler (`sampler.make_sampler`) with the parameters it samples from, placed on the devices."""
 
-    sample: Callable
+    sample: Callable  # (params, prompts, prompt index of each completion, Request) -> Rollouts
     params: Params
     tokenizer: Tokenizer
 
@@ -50,7 +50,8 @@ class Benchmark(NamedTuple):
 
 def make_sampler(loaded: LanguageModel, config: SamplingConfig, use_top_p: bool = False,
                  sample_fn: Callable = sampling.sample, params=None) -> Sampler:
-    """A `Sampler` of the model. `sample_fn` replaces `sampler.sample`; `params`, if given, replace the model's."""
+    """Returns a `Sampler` of the model, or of `params` if given. `Request.top_p` has an effect only with `use_top_p`.
+    `sample_fn` replaces `sampler.sample`."""
     decoding = Decoding(loaded.tokenizer.eos_ids, config.max_new_tokens, config.num_slots)
     return Sampler(sampling.make_sampler(loaded.config, decoding, use_top_p, sample_fn),
                    parallel.place_state(loaded.params if params is None else params), loaded.tokenizer)
@@ -63,7 +64,7 @@ def sample_and_grade(sampler: Sampler, benchmark: Benchmark, request: Request, r
     Row i*num_samples+j is sample j of problem i: `{"problem", "sample", "prompt", "answer", "completion", "truncated",
     "num_tokens"}`, the keys of `benchmark.columns` and of `benchmark.judge`, and those of `more(rollouts, texts,
     judged)`, a dict for each text. Seed, step, stream and top_p are those of `request`. The first `done` rows exist
-    already and are skipped. Later calls are the same either way: their rows are bitwise those of an uninterrupted run.
+    already and are skipped. The other rows do not depend on `done`: they are bitwise those of an uninterrupted run.
     """
     problems, count = benchmark.problems, benchmark.num_samples
     total = len(problems) * count
@@ -72,7 +73,7 @@ def sample_and_grade(sampler: Sampler, benchmark: Benchmark, request: Request, r
         end = min(start + size, total)
         if end <= done:
             continue
-        numbers = np.minimum(np.arange(start, start + size), total - 1)  # pads the last call: one shape for all
+        numbers = np.minimum(np.arange(start, start + size), total - 1)  # repeats the last row: one shape for all calls
         indices = numbers // count
         rollouts = sampler.sample(sampler.params, trim_padding(benchmark.prompts, indices), indices, request._replace(
             temperature=benchmark.temperature, first_row=start, repeats=count))
@@ -109,7 +110,7 @@ def trim_padding(prompts: Prompts, indices: np.ndarray) -> Prompts:
 
 def measure_heldout(sampler: Sampler, problems: list[Problem], prompts: Prompts, request: Request,
                     answer_format: str = "auto", keep: Optional[Callable] = None) -> dict:
-    """The eval/* metrics of a training run: accuracy, greedy and at temperature 1, and by style share and accuracy.
+    """The eval/* metrics of a training run, greedy and at temperature 1: accuracy, and share and accuracy by style.
 
     Problems of several families add the accuracy on each family, such as eval/greedy_boolean. Greedy completions that
     state confidences add calibration and the share that states one. `keep(step, rows)` is called with the greedy rows.
@@ -141,8 +142,8 @@ def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[f
     """`{style: (share of the rows, accuracy of these rows or None)}` for every style of the problems' families."""
     style_N = np.array([families.style_of(problems[row["problem"]], row["completion"]) or "" for row in rows])
     correct_N = np.array([row["correct"] for row in rows])
-    known = dict.fromkeys(style for problem in problems if (family := families.family_of(problem))
-                          for style in family.styles.values())
+    all_families = filter(None, map(families.family_of, problems))
+    known = dict.fromkeys(style for family in all_families for style in family.styles.values())
     return {style: (float(np.mean(style_N == style)),
                     float(np.mean(correct_N[style_N == style])) if style in style_N else None) for style in known}
 
@@ -180,8 +181,8 @@ class Heldout(NamedTuple):
 
 def make_heldout(heldout: Heldout, loaded: LanguageModel, sample: Callable, trained: set[str],
                  keep: Optional[Callable] = None) -> Callable:
-    """Returns `evaluate(params, step)`, which gives the metrics of `measure_heldout` on problems whose prompts are not
-    in `trained`, or {} for the source "none". Raises UserError if no such problem is left."""
+    """Returns `evaluate(params, step)`, which returns `measure_heldout` on problems whose prompts are not in `trained`,
+    or {} for the source "none". `sample` is as in `Sampler`. Raises UserError if no such problem is left."""
     if heldout.source.problems == "none":
         return lambda params, step: {}
     if not heldout.config.eval_size and (drawn := [*filter(is_drawn, heldout.source.problems.split(","))]):
@@ -199,6 +200,6 @@ def make_heldout(heldout: Heldout, loaded: LanguageModel, sample: Callable, trai
 
 
 def heldout_names(heldout: str, trained_on: str) -> str:
-    """The names of held-out sources, joined by commas: `heldout` unless it is empty, else those in `trained_on` whose
-    problems are drawn, else "none"."""
+    """Returns the names of the held-out sources, joined by commas. They are `heldout`, if that is not empty. Otherwise
+    they are those sources in `trained_on` whose problems are drawn, or "none" if there are no such sources."""
     return heldout or ",".join(filter(is_drawn, trained_on.split(","))) or "none"

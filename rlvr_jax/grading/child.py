@@ -28,7 +28,7 @@ class Question(NamedTuple):
 
 
 def decide_question(question: Question) -> bool:
-    """Whether the two answers are equal, decided in this process without limits on time and memory."""
+    """Whether the question's two answers are equal, decided in this process without limits on time and memory."""
     grader = ALL[question.grader]
 
     def equal(given: str, answer: str) -> bool:
@@ -50,11 +50,10 @@ WARM_UP = {  # pairs (given, answer) that make a grader load and compile what it
 
 
 def serve(graders: Sequence[str] = ALGEBRA) -> None:
-    """Answers the questions on standard input, one per line: prints "ready", then true, false or null for each.
-
-    A fork of this process decides the questions. If a question exceeds a limit, the fork dies, the reply is null, and
-    the next fork, which inherits the loaded libraries, goes on. Returns when standard input is closed.
-    """
+    """Answers questions for `graders`, names in `graders.ALL`: prints "ready", then true, false or null for each line
+    of standard input, a `Question` as a JSON list. Returns when standard input is closed. A fork of this process
+    decides the questions. If a question exceeds a limit, the fork dies and the reply is null; a new fork, which
+    inherits the loaded libraries, reads the next question."""
     for name in graders:
         ALL[name].load()
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -67,10 +66,11 @@ def serve(graders: Sequence[str] = ALGEBRA) -> None:
     with contextlib.suppress(ValueError, OSError):  # macOS does not support this limit
         resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20, MEGABYTES << 20))
     replies.write(b'"ready"\n')
+    over_limit = (1, -signal.SIGPROF, -signal.SIGALRM)  # exit codes of the fork: no memory, or out of time
     while True:
         if not (child := os.fork()):
-            _answer_questions(replies)
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) not in (1, -signal.SIGPROF, -signal.SIGALRM):
+            _answer_questions(replies)  # ends the fork
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) not in over_limit:
             return  # standard input is closed, or another process killed the fork, maybe when no reply was due
         replies.write(b"null\n")
 

@@ -35,17 +35,18 @@ def last_tag(text: str) -> Optional[str]:
 
 
 def lenient_answer(text: str) -> Optional[str]:
-    r"""The last box, else the rest of the sentence after the last "the answer is", else the last number. The one-shot
-    paper's evaluation (Qwen2.5-Math's harness) uses this rule; its training reward does not."""
+    r"""The content of the last \boxed{...}, else the rest of the sentence after the last "the answer is", else the last
+    number, else None. The one-shot paper's evaluation (Qwen2.5-Math's harness) uses this rule, its reward does not."""
     if (boxed := last_boxed(text)) is not None:
         return boxed
-    *announced, rest = _ANNOUNCEMENT.split(text)
+    *announced, rest = _ANNOUNCEMENT.split(text)  # `announced` is empty if the text has no announcement
     sentence = re.split(r"\.(?=\s|$)|\n", rest.lstrip(" \t\r\n:"), maxsplit=1)[0].strip()
     return sentence if announced and sentence else last_number(text)
 
 
 def original_boxed(text: str) -> Optional[str]:
-    r"""The content of the last \boxed; None if no brace follows that \boxed or the brace never closes."""
+    r"""The content of the last \boxed; None if no brace follows that \boxed or the brace never closes. The released
+    reward of One-Shot-RLVR uses this rule. `last_boxed` would pass over a \boxed without a brace."""
     start = text.rfind("\\boxed")
     return braced_content(text, start + len("\\boxed")) if text.startswith("\\boxed{", start) else None
 
@@ -63,18 +64,18 @@ def braced_content(text: str, start: int) -> Optional[str]:
 EXTRACTORS = {"answer": word_after_answer, "boxed": last_boxed, "last_number": last_number, "tag": last_tag,
               "lenient": lenient_answer}
 
-# answer format -> (text that introduces an answer, template of the text after it, in which {} is the answer)
+# answer format -> (text that introduces an answer, template of the text that follows, in which {} is the answer)
 STATED = {"answer": ("answer", " {}"), "boxed": (r"\boxed", "{{{}}}"), "tag": ("<answer", ">{}</answer>"),
           "last_number": ("", "{}"), "lenient": (r"\boxed", "{{{}}}")}
 
 
 def state_answer(answer_format: str, answer: str) -> str:
-    """A completion that states `answer` in this format and nothing else."""
+    """A completion that states `answer` in the format `answer_format`, a key of STATED, and nothing else."""
     return "".join(STATED[answer_format]).format(answer)
 
 
 def answer_opening(answer_format: str) -> tuple[str, str]:
-    """The row of STATED for this format. Raises UserError for a format in which no text introduces the answer."""
+    """STATED[answer_format]. Raises UserError for a format in which no text introduces the answer."""
     opening, rest = STATED[answer_format]
     if not opening:
         raise UserError(f"--answer_format={answer_format}: nothing in a completion says where its answer begins; this "

@@ -34,34 +34,34 @@ class Verdict(NamedTuple):
 
 def grade_texts(texts: Sequence[str], answers: Sequence[str], answer_format: Union[str, Sequence[str]],
                 grader: Union[str, Sequence[str]] = "math") -> list[Verdict]:
-    r"""Grades each text. `answer_format` (in EXTRACTORS) and `grader` (in `graders.ALL`) are a name or a list of names.
-
-    `answers` are the references in the form that the grader takes. A stated confidence is removed before the answer is
-    extracted. The grader "original" always extracts the last \boxed{}. For the format "answer" of the synthetic
-    families, the grader "math" asks no child process: an answer that this process cannot decide is wrong.
-    """
+    r"""Grades completions. `answers` are the references; a reference for the grader "gym" is a problem's entry as JSON.
+    `answer_format` (in EXTRACTORS) and `grader` (in `graders.ALL`) are a name for all texts, or a list of names.
+    A stated confidence is removed before the answer is extracted. The grader "original" always extracts the last
+    \boxed{}. For the format "answer" of the synthetic families, the grader "math" asks no child process: an answer that
+    this process cannot decide is wrong."""
     formats, graders = ([name] * len(texts) if isinstance(name, str) else name for name in (answer_format, grader))
     questions = []  # (question, whether a child process may be asked)
     for text, answer, form, name in zip(texts, answers, formats, graders, strict=True):
         extract = original_boxed if name == "original" else EXTRACTORS[form]
         question = Question(name, extract(split_confidence(text)[0]), answer)
         questions.append((question, (form, name) != ("answer", "math")))
-    replies = {algebra: decide_questions([question for question, allowed in questions if allowed == algebra], algebra)
-               for algebra in (False, True)}
-    decided = [(question.given, replies[algebra][question]) for question, algebra in questions]
-    return [Verdict(reply.equal, given, reply.timed_out) for given, reply in decided]
+    without_child = decide_questions([question for question, allowed in questions if not allowed], algebra=False)
+    with_child = decide_questions([question for question, allowed in questions if allowed])
+    replies = [(with_child if allowed else without_child)[question] for question, allowed in questions]
+    return [Verdict(reply.equal, question.given, reply.timed_out) for reply, (question, _) in zip(replies, questions)]
 
 
 def decide_questions(questions: Iterable[Question], algebra: bool = True) -> dict[Question, Reply]:
-    """{question: reply}. Without `algebra`, the reply to a question that needs a child process is no."""
-    verdicts = {question: decide_at_once(*question) for question in questions}
-    undecided = [question for question, verdict in verdicts.items() if verdict is None and algebra]
+    """Returns the reply to each question. If `algebra` is false, no child process is asked, and the reply to a question
+    that this process cannot decide is "not equal"."""
+    decided = {question: decide_at_once(*question) for question in questions}
+    undecided = [question for question, equal in decided.items() if equal is None and algebra]
     replies = dict(zip(undecided, workers.POOL.threads.map(ask_child, undecided)))
-    return {question: replies.get(question, Reply(bool(verdict), False)) for question, verdict in verdicts.items()}
+    return {question: replies.get(question, Reply(bool(equal), False)) for question, equal in decided.items()}
 
 
 def decide_at_once(grader: str, given: Optional[str], answer: str) -> Optional[bool]:
-    """Whether the answers are equal; None if only a child process can tell. A missing or too long answer is wrong."""
+    """Whether the answers are equal; None if only a child process can tell. False for a missing or too long answer."""
     if given is None or len(given) > MAX_LENGTH or len(answer) > ALL[grader].MAX_REFERENCE:
         return False
     return _compare_without_child(grader, given, answer)
@@ -70,7 +70,7 @@ def decide_at_once(grader: str, given: Optional[str], answer: str) -> Optional[b
 @functools.lru_cache(CACHED)
 def _compare_without_child(grader: str, given: str, answer: str) -> Optional[bool]:
     def refuse(*_):
-        raise NotImplementedError  # only a child process may call the grader's `equal`
+        raise NotImplementedError  # stands for the grader's `equal`, which only a child process may call
 
     try:
         return ALL[grader].same(given, answer, refuse)
@@ -83,14 +83,14 @@ def ask_child(question: Question) -> Reply:
     try:
         return _ask_cached(question)
     except TimeoutError:
-        return Reply(False, True)
+        return Reply(equal=False, timed_out=True)
 
 
 @functools.lru_cache(CACHED)
 def _ask_cached(question: Question) -> Reply:
     reply = workers.POOLS.get(question.grader, workers.POOL).ask(question)
     if reply.timed_out:
-        raise TimeoutError  # an exception bypasses the cache
+        raise TimeoutError  # lru_cache stores no result then
     return reply
 
 
@@ -100,13 +100,14 @@ def is_correct(text: str, answer: str, answer_format: str, grader: str = "math")
 
 
 def most_common(answers: list[Optional[str]]) -> Optional[str]:
-    """The most frequent answer, the first of several that tie, without counting None and ""; None if none is left."""
+    """The most frequent answer, or the first of several that tie. Ignores None and ""; None if no answer remains."""
     counts = collections.Counter(filter(None, answers))
     return counts.most_common(1)[0][0] if counts else None
 
 
 def describe_grader(answer_format: str, grader: str) -> str:
-    """A grader's name for reports: "lenient / math (math-verify 0.9.0)". Raises UserError if a package is missing."""
+    """A text for reports, such as "lenient / math (math-verify 0.9.0)": the answer format, the grader, its package.
+    Raises UserError if a package that the grader needs is missing."""
     if (answer_format, grader) == ("answer", "math"):
         return "answer / math"
     package, needs = ALL[grader].PACKAGE, ALL[grader].NEEDS

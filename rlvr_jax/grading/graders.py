@@ -1,8 +1,9 @@
 """The tables of graders: name -> module whose `same` compares two answers.
 
-`same(given, answer, leaf)` calls `leaf(given, answer)` where it cannot decide from the texts. Only in a child process
-is `leaf` the module's `equal`, whose libraries `load` imports. NEEDS are the packages that must be installed, MISSING
-the error if one is not, PACKAGE the one whose version a report gives, MAX_REFERENCE the most characters of `answer`.
+`same(given, answer, leaf)` calls `leaf(given, answer)` where the texts alone do not decide. In a child process `leaf`
+is the module's `equal`; elsewhere it raises an exception. `load` imports the libraries that `equal` uses. NEEDS are the
+packages that must be installed, MISSING the error if one is not, PACKAGE the one whose version is reported, and
+MAX_REFERENCE the most characters of `answer`.
 """
 
 import collections

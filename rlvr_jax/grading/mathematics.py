@@ -1,7 +1,7 @@
 r"""Whether two answers, as people and models write them, are equal as mathematics.
 
-Both are brought to one notation (`normalise`), stripped of a name (V = 12.8) and of a unit, and parsed as exact numbers
-or as sets and tuples of numbers. Any other answer, such as 8\sqrt[3]{4}, goes to Math-Verify (`equal`) in a child
+Both answers are brought to one notation (`normalise`), stripped of a name (V = 12.8) and a unit, and parsed as exact
+numbers or as sets and tuples of numbers. Other answers, such as 8\sqrt[3]{4}, go to Math-Verify (`equal`) in a child
 process. Parsing takes time linear in the length of the text, and quadratic in the number of a set's elements.
 """
 
@@ -73,7 +73,7 @@ Leaf = Callable[[str, str], bool]
 
 
 def normalise(answer: str) -> str:
-    r"""The answer in one notation: without decoration ($, \left, \text or a box around everything, a full stop), with
+    r"""The answer in one notation: without decoration ($, \left, \text or \boxed around everything, a full stop), with
     braces after \frac and \sqrt, \text for every font, no thousands separators, and spaces only between words and
     between digits."""
     text = answer.translate(_CHARACTERS)
@@ -81,16 +81,17 @@ def normalise(answer: str) -> str:
         text = pattern.sub(replacement, text)
     for _ in range(MAX_DEPTH):
         text = _unwrap(text)
-    thousands = text[:1] not in ("(", "[", "\\") or re.search(r"\d, ", answer)  # 3,120 is a number, (3,120) is a pair
-    return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text) if thousands else text
+    # 3,120 is a number and (3,120) a pair; but if a space follows other commas, as in (1, 3,120), 3,120 is a number.
+    has_thousands = text[:1] not in ("(", "[", "\\") or re.search(r"\d, ", answer)
+    return _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text) if has_thousands else text
 
 
 def _unwrap(text: str) -> str:
     r"""Removes one layer of \boxed{}, \text{}, {} or (), and full stops and colons at the ends."""
     text = text.rstrip(" .:").lstrip(" :")
-    match = re.match(r"(?:\\boxed|\\text)?(\{)|\(", text)
+    match = re.match(r"(?:\\boxed|\\text)?(\{)|\(", text)  # match[1] is None for (); (1,2) is a pair and stays
     removable = match and _is_enclosed(text[match.end() - 1 :]) and (match[1] or len(split_commas(text[1:-1])) == 1)
-    return text[match.end() : -1] if removable else text  # (1,2) is a pair and stays
+    return text[match.end() : -1] if removable else text
 
 
 def _depths(text: str) -> list[int]:
@@ -111,9 +112,9 @@ def split_commas(text: str) -> list[str]:
 def read_number(text: str) -> Optional[Fraction]:
     r"""The exact value of 12.8, 64/5, \frac{64}{5}, 12\frac{4}{5}, 12 4/5, 1.28e1, 1.28\times10^1, 10 000,
     0.\overline{3} or 2516_8, signed or not; None for anything else."""
-    sign, size = (text[0], text[1:]) if text[:1] in ("+", "-") else ("", text)
-    for pattern, read in _NUMBERS if len(text) <= MAX_DIGITS else ():
-        if match := pattern.fullmatch(size):
+    sign, unsigned = (text[0], text[1:]) if text[:1] in ("+", "-") else ("", text)
+    for pattern, read in _NUMBERS:
+        if len(text) <= MAX_DIGITS and (match := pattern.fullmatch(unsigned)):
             try:
                 return -read(*match.groups()) if sign == "-" else read(*match.groups())
             except (ValueError, ZeroDivisionError):  # 9_8, 1/0
@@ -122,18 +123,19 @@ def read_number(text: str) -> Optional[Fraction]:
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    r"""(magnitude, unit): 12.8\text{ miles per hour} is ("12.8", "mi/h"). The unit is "" if there is none and "?" if it
-    is not in `_UNITS`; a single letter is a unit only within \text."""
+    r"""Returns (magnitude, unit): ("12.8", "mi/h") for 12.8\text{ miles per hour}. The unit is "" if there is none and
+    "?" if `_UNITS` lacks it. A single letter is a unit only within \text."""
     if not (match := _UNIT.fullmatch(text)):
         return text, ""
     words = (part.lower() for part in re.findall(r"[a-zA-Z]+|%|/|\^\d", match[2]) if part != "text")
     parts = [_UNITS.get(word) or _UNITS.get(word.removesuffix("s"), "?") for word in words]
-    return match[1], "?" if "?" in parts else "".join(parts if "/" in parts else sorted(parts))  # square cm = cm^2
+    unit = "".join(parts if "/" in parts else sorted(parts))  # sorted, so that square cm is the same unit as cm^2
+    return match[1], "?" if "?" in parts else unit
 
 
 def split_name(text: str) -> tuple[Optional[str], str]:
-    r"""(name, value): V=12.8 is ("V", "12.8"), x\in[1,2] is ("x", "[1,2]"). The name is "" if there is none, None if
-    the left side is neither a name nor a number. The value of a=b=c is c, that of 1/3\approx 0.33 is 1/3."""
+    r"""Returns (name, value): ("V", "12.8") for V=12.8, ("x", "[1,2]") for x\in[1,2]. The name is "" if there is none,
+    and None if the left side is neither a name nor a number. The value of a=b=c is c, and of 1/3\approx 0.33 is 1/3."""
     exact, _, approximate = text.partition(r"\approx")
     if approximate and _NAME.fullmatch(exact):
         return exact, approximate
@@ -145,9 +147,9 @@ def split_name(text: str) -> tuple[Optional[str], str]:
 
 
 def split_elements(text: str) -> tuple[str, list[str]]:
-    r"""(kind, elements) of an answer. The kind of a set in braces, or of a list without brackets, is "set". That of a
-    tuple or an interval is its two brackets, such as "(]", that of a column vector "()". Any other text has the kind ""
-    and itself as the only element."""
+    r"""Returns (kind, elements) of an answer. The kind is "set" for a set in braces or a list without brackets, the two
+    brackets, such as "(]", for a tuple or an interval, and "()" for a column vector. Any other text has the kind "" and
+    is itself the only element."""
     if match := re.fullmatch(r"\\begin\{([pb]matrix)\}([^&]*)\\end\{\1\}", text):
         return "()", [row for row in match[2].split("\\\\") if row.strip()]
     if text[:1] in ("(", "[") and _is_enclosed(text) and len(parts := split_commas(text[1:-1])) > 1:
@@ -158,7 +160,7 @@ def split_elements(text: str) -> tuple[str, list[str]]:
 
 
 def same(given: str, answer: str, leaf: Leaf, depth: int = MAX_DEPTH) -> bool:
-    """Whether `given` equals the reference. Calls `leaf` for algebra. `depth` limits the nesting of sets and tuples."""
+    """Whether `given` equals the reference. `leaf` decides what takes algebra; `depth` limits nested sets or tuples."""
     texts = normalise(given), normalise(answer)
     if depth == 0 or "" in texts:
         return False
@@ -168,33 +170,38 @@ def same(given: str, answer: str, leaf: Leaf, depth: int = MAX_DEPTH) -> bool:
     if None in (name_a, name_b) or (name_a and name_b and name_a != name_b):
         return "" not in (name_a, name_b) and _same_by_algebra(*texts, leaf)  # an equation does not equal a value
     (a, unit_a), (b, unit_b) = split_unit(a), split_unit(b)
-    if unit_a != unit_b and not {unit_a, unit_b} & {"", "?"}:
+    if unit_a != unit_b and not {unit_a, unit_b} & {"", "?"}:  # an answer without a known unit fits any unit
         return False
     x, y = read_number(a), read_number(b)
-    if a == b or (x is not None and y is not None):
-        return a == b or x == y or (unit_a == "%" != unit_b and x == 100 * y) or (
-            unit_b == "%" != unit_a and y == 100 * x)  # 50% equals 0.5
+    if a == b:
+        return True
+    if x is not None and y is not None:  # 50% equals 0.5
+        return x == y or (unit_a == "%" != unit_b and x == 100 * y) or (unit_b == "%" != unit_a and y == 100 * x)
     words = [re.sub(r"\\text\{([^{}]*)\}", r"\1", text).casefold() for text in (a, b)]
-    if all(re.fullmatch(r"[a-z][a-z' -]{3,}", text) for text in words):
+    if all(re.fullmatch(r"[a-z][a-z' -]{3,}", text) for text in words):  # two answers in plain words
         return words[0] == words[1]
     (kind_a, elements_a), (kind_b, elements_b) = split_elements(a), split_elements(b)
-    if kind_a and kind_b and not re.search(r"\\(pm|mp|cup)(?![a-zA-Z])", a + b):
+    if kind_a and kind_b and not re.search(r"\\(pm|mp|cup)(?![a-zA-Z])", a + b):  # \pm and \cup take algebra
         return kind_a == kind_b and len(elements_a) == len(elements_b) and _same_elements(
             elements_a, elements_b, lambda *pair: same(*pair, leaf, depth - 1), kind_a == "set")
     return _same_by_algebra(a, b, leaf)
 
 
 def _same_by_algebra(a: str, b: str, leaf: Leaf) -> bool:
-    """`leaf`, but False where Math-Verify is too lenient: R is not r, and adjacent numbers (1 2.5) are no product."""
+    """`leaf(a, b)`, or False where Math-Verify is too lenient: if letters differ only in case (R is not r), or if an
+    answer has adjacent numbers (1 2.5 is not a product)."""
     letters_a, letters_b = (set(re.sub(r"\\[a-zA-Z]+", "", text)) for text in (a, b))
     case_differs = letters_a != letters_b and set(map(str.casefold, letters_a)) == set(map(str.casefold, letters_b))
-    return not case_differs and not re.search(r"(?<![_^\d.])\d[\d.]* \d", f"{a};{b}") and leaf(a, b)
+    has_adjacent_numbers = re.search(r"(?<![_^\d.])\d[\d.]* \d", f"{a};{b}")
+    return not case_differs and not has_adjacent_numbers and leaf(a, b)
 
 
 def _same_elements(given: list[str], answers: list[str], alike: Leaf, unordered: bool) -> bool:
-    """Whether `alike` holds for pairs of elements, in the given order or, if `unordered`, in any order."""
+    """Whether `alike(element, answer)` holds for the elements at each index of two lists of the same length or, if
+    `unordered`, for each element and one of the answers, a different one for each."""
     names = [{split_name(element)[0] for element in elements} for elements in (given, answers)]
-    by_position = {""} in names and any(len(parts) > 1 for parts in names)  # x=1,y=2 equals 1,2 but not 2,1
+    # If only one of the lists has names, their order counts: x=1,y=2 equals 1,2 but not 2,1.
+    by_position = {""} in names and any(len(parts) > 1 for parts in names)
     if not unordered or by_position or len(given) > MAX_ELEMENTS:
         return all(map(alike, given, answers))
     left = list(answers)

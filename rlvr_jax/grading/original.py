@@ -23,7 +23,7 @@ Leaf = Callable[[str, str], bool]
 
 
 def same(given: str, answer: str, leaf: Leaf) -> bool:
-    """Whether the released reward is 1. Calls `leaf` if the first normal forms differ."""
+    """Whether the released reward is 1. `leaf(given, answer)` is called if the first normal forms differ."""
     return first_normal_form(given) == first_normal_form(answer) or leaf(given, answer)
 
 
@@ -58,13 +58,13 @@ def equal(given: str, answer: str) -> bool:
     if given == answer or not given:
         return given == answer
     parts, expected = _parts(given), _parts(answer)
-    brackets = len(expected) == 1 or (answer[0], answer[-1]) == (given[0], given[-1])
-    return len(parts) == len(expected) and brackets and all(map(_same_part, parts, expected))
+    same_brackets = len(expected) == 1 or (answer[0], answer[-1]) == (given[0], given[-1])
+    return len(parts) == len(expected) and same_brackets and all(map(_same_part, parts, expected))
 
 
 def second_normal_form(text: str) -> str:
-    """The form in which PRM800K compares answers. pylatexenc converts LaTeX to text that SymPy can often parse; a root
-    loses its index."""
+    """The form in which PRM800K compares answers. pylatexenc converts LaTeX to text that SymPy can often parse. A root
+    loses its index: a cube root becomes a square root."""
     from pylatexenc import latex2text
 
     if match := re.search(rf"^{_WHOLE_TEXT.pattern}\Z", text):
@@ -98,15 +98,16 @@ def _parts(text: str) -> list[str]:
 
 
 def _same_part(given: str, answer: str) -> bool:
+    """Whether two parts are equal by SymPy, or by the rules of the module's docstring where SymPy is not asked."""
     import sympy
     from sympy.parsing import sympy_parser
 
-    if all(re.fullmatch("-?[0-9]+.?/0*[1-9][0-9]*.?", text) for text in (given, answer)):
+    if all(re.fullmatch("-?[0-9]+.?/0*[1-9][0-9]*.?", text) for text in (given, answer)):  # two fractions
         return given == answer
     letters = set(filter(str.isalpha, re.sub("sqrt|frac", "", given + answer)))
     difference = f"({answer})-({given})"
-    if _is_integer(given) != _is_integer(answer) or len(letters) > 2 or re.search(
-            r"\^[{(]|\^[0-9]+\^|\^[0-9][0-9]", difference):
+    has_long_exponent = re.search(r"\^[{(]|\^[0-9]+\^|\^[0-9][0-9]", difference)
+    if _is_integer(given) != _is_integer(answer) or len(letters) > 2 or has_long_exponent:
         return False
     rules = sympy_parser.standard_transformations + (sympy_parser.implicit_multiplication_application,)
     parsed = sympy_parser.parse_expr(difference.replace("^", "**"), transformations=rules)

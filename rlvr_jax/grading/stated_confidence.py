@@ -7,15 +7,12 @@ OPEN, CLOSE = "<confidence>", "</confidence>"
 
 
 def split_confidence(text: str) -> tuple[str, Optional[float]]:
-    """(text without its stated confidence, confidence from 0 to 1). The confidence is None if the text states none.
-
-    The confidence is the end of `answer 17 sure 0.9`, as synthetic families write it, or the content of the last
-    <confidence>...</confidence>. A tag without a number from 0 to 1 ("90%", "high") is removed, and the confidence is
-    None, as in RLCR (arXiv 2507.16806).
-    """
-    words = text[-200:].split()
-    if len(words) >= 4 and words[-4] == "answer" and words[-2] == "sure" and words[-1] in TENTHS:
-        return text.rsplit(None, 2)[0], float(words[-1])
+    """Returns (text without its stated confidence, confidence from 0 to 1). If the text states none, returns (text,
+    None). A confidence is the end of `answer 17 sure 0.9`, as synthetic families write it, or the content of the last
+    <confidence>...</confidence>. A tag whose content is not a number from 0 to 1 ("90%", "high") is removed, and the
+    confidence is None, as in RLCR (arXiv 2507.16806)."""
+    if _ends_in_words(text):
+        return text.rsplit(None, 2)[0], float(text.split()[-1])
     end = text.rfind(CLOSE)
     start = text.rfind(OPEN, 0, max(end, 0))
     if start < 0:
@@ -28,11 +25,17 @@ def split_confidence(text: str) -> tuple[str, Optional[float]]:
     return rest, number if 0 <= number <= 1 else None
 
 
+def _ends_in_words(text: str) -> bool:
+    """Whether the text ends as `answer 17 sure 0.9` does."""
+    words = text[-200:].split()
+    return len(words) >= 4 and words[-4] == "answer" and words[-2] == "sure" and words[-1] in TENTHS
+
+
 def stated_confidence(text: str) -> Optional[float]:
     """The last confidence that a completion states; None if the completion states none."""
     return split_confidence(text)[1]
 
 
 def final_confidence(text: str) -> Optional[float]:
-    """The stated confidence if it ends the completion, as in a well-formed one; else None."""
-    return stated_confidence(text) if text.rstrip().endswith((CLOSE, *TENTHS)) else None
+    """The stated confidence if the completion ends with it; else None."""
+    return stated_confidence(text) if text.rstrip().endswith(CLOSE) or _ends_in_words(text) else None

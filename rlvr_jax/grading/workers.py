@@ -42,7 +42,7 @@ class Worker:
             [*COMMAND, *graders], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
             cwd=pathlib.Path(__file__).parents[2], env=os.environ | {"PYTHONHASHSEED": "0"},
             start_new_session=True)  # so that Ctrl-C reaches only the parent
-        if self._exchange(b"", START_SECONDS) != b'"ready"\n':
+        if self._exchange(b"", START_SECONDS) != b'"ready"\n':  # writes nothing and reads the child's first line
             self.end()
             raise UserError("the process that compares answers does not start; to see why: "
                             f"echo | python -m {' '.join(['rlvr_jax.grading.child', *graders])}")
@@ -79,8 +79,8 @@ class Worker:
 
 
 class Pool:
-    """Workers for `graders` (without names, `child.ALGEBRA`), started as needed and kept in `idle` between questions.
-    `threads` is an executor of `size` threads, for callers who ask several questions in parallel."""
+    """Workers for `graders`, by default `child.ALGEBRA`. Between questions they wait in the list `idle`; a question
+    that finds the list empty starts a worker. `threads` is an executor of `size` threads for asking in parallel."""
 
     def __init__(self, size: int, *graders: str):
         self.threads, self.idle, self.graders = concurrent.futures.ThreadPoolExecutor(size), [], graders
@@ -95,7 +95,7 @@ class Pool:
             worker.end()
             return self.ask(question)
         reply = worker.ask(question)
-        if worker.process.returncode is None:
+        if worker.process.returncode is None:  # `worker.ask` has not ended the child
             self.idle.append(worker)
         return reply
 

@@ -34,8 +34,8 @@ class ExportConfig(Config):
 
 
 def export(config: ExportConfig) -> None:
-    """Writes the model as a Hugging Face folder, with LoRA merged into the weights. Raises UserError for a model with
-    trained vectors, which such a folder cannot represent."""
+    """Writes the model `config.choice`, with LoRA merged into the weights, and its model card into the Hugging Face
+    folder `config.out`. Raises UserError for a model with trained vectors, which such a folder cannot represent."""
     if not config.out:
         raise UserError("--out is required: the folder to write")
     name = loading.pin_step(config.choice.model)
@@ -47,17 +47,18 @@ def export(config: ExportConfig) -> None:
 
 
 def write_card(name: str, out: pathlib.Path) -> None:
-    """Copies flags.txt of the run `name` (`DIR@STEP`) to `out` and writes the model card `out`/README.md: the run's
-    origin, its accuracies, and the SHA-256 sums of the folder's files. Does nothing if `out` has a README.md, if the
-    model does not come from a run, or if STEP is not the last step of a finished run."""
+    """If `name` is `DIR@STEP` and STEP the last step of a finished run, copies the run's flags.txt to `out` and writes
+    the model card `out`/README.md: the run's commit and device, its accuracies, and the SHA-256 sums of the files in
+    `out`. Does nothing for any other model, or if `out` already has a README.md."""
     directory, _, step = name.partition("@")
     run, card = pathlib.Path(directory), out / "README.md"
-    run_origin, summary = (origin.read(run), files.read_json(run / "summary.json", missing={})) if step else ({}, {})
+    run_origin = origin.read(run) if step else {}
+    summary = files.read_json(run / "summary.json", missing={}) if step else {}
     if not run_origin.get("starts") or summary.get("steps") != int(step) or card.exists():
         return
     shutil.copyfile(run / "flags.txt", out / "flags.txt")
     measured = [f"| {how} | {summary['final'][how]:.3f} |" for how in ("greedy", "sampled") if how in summary["final"]]
     sums = [f"| {path.name} | {hashlib.sha256(path.read_bytes()).hexdigest()} |" for path in sorted(out.iterdir())]
-    files.write_whole(card, CARD.format_map(run_origin["starts"][-1] | {
+    files.write_whole(card, CARD.format_map(run_origin["starts"][-1] | {  # commit, device etc. of the run's last start
         "name": out.name, "step": step, "command": run_origin["command"],
         "measured": "\n".join(measured), "sums": "\n".join(sums)}))

@@ -17,7 +17,7 @@ from rlvr_jax.ops import RopeScaling, rope_frequencies
 from rlvr_jax.pretrained import huggingface
 from rlvr_jax.pretrained.tokenizer import ROLES, Tokenizer
 
-ROPE_FACTORS = "rope_freqs.weight"  # f32[E/2]: Llama 3.1 and later divide each rotary frequency by its factor
+ROPE_FACTORS = "rope_freqs.weight"  # tensor f32[head_dim/2] of divisors of Llama 3's rotary frequencies
 
 
 def smollm2_path() -> Path:
@@ -30,11 +30,9 @@ def smollm2_path() -> Path:
 
 
 def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
-    """Reads a llama, qwen2 or qwen3 GGUF file in any quantisation that the gguf package can dequantise.
-
-    Returns the configuration, numpy parameters of `dtype` (float32 norms) in the layout of `model.init_params`, and the
-    tokenizer. Raises UserError if the gguf package is missing, and for a missing, damaged or unsupported file.
-    """
+    """Reads a llama, qwen2 or qwen3 GGUF file in any quantisation that the gguf package can dequantise. Returns the
+    configuration, numpy parameters in the layout of `model.init_params`, and the tokenizer. Norms are float32, other
+    parameters have `dtype`. Raises UserError if gguf is missing, and for a missing, damaged or unsupported file."""
     try:
         import gguf
     except ImportError as error:
@@ -57,21 +55,22 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
         raise UserError(f"{path} is not a complete GGUF file ({str(error)[:200]}): copy it again") from error
     huggingface.check_size(config, 8 * Path(path).stat().st_size, path)  # a parameter takes at least one bit
     params = huggingface.empty_params(config, dtype)
-    unread = huggingface.tensor_views(params, huggingface.GGUF)
+    unread = huggingface.tensor_views(params, huggingface.GGUF)  # {tensor name: view}, emptied as tensors are read
     # For llama models, llama.cpp applies rotary embeddings to pairs of adjacent rows, `model.py` to rows half a head
-    # apart. So llama files interleave the halves of each query and key head, which is undone here; qwen files do not.
+    # apart. So llama files interleave the two halves of each query and key head, and the loop below separates the
+    # halves again. Qwen files have the row order of `model.py`.
     is_qwen = config.qkv_bias or config.qk_norm
     interleaved_heads = {} if is_qwen else {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
     for tensor in reader.tensors:
         if tensor.name == ROPE_FACTORS and config.rope_scaling is not None:
             continue
-        view = huggingface.take_view(unread, path, tensor.name, tensor.shape[::-1].tolist())
+        view = huggingface.take_view(unread, path, tensor.name, tensor.shape[::-1].tolist())  # GGUF reverses shapes
         try:
             array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(view.shape)
         except NotImplementedError as error:
             raise UserError(f"{path}: {tensor.name} is {tensor.tensor_type.name}, which gguf cannot undo: "
                             "use another quantisation") from error
-        heads = interleaved_heads.get(tensor.name.split(".")[-2])
+        heads = interleaved_heads.get(tensor.name.split(".")[-2])  # blk.0.attn_q.weight -> attn_q
         if heads is not None:
             array = array.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(view.shape)
         huggingface.fill(view, array, path, tensor.name)
@@ -86,8 +85,8 @@ def read_field(reader, key: str, default=None):
 
 
 def read_config(reader, path) -> ModelConfig:
-    """The configuration in the metadata of a `gguf.GGUFReader`. Raises UserError, naming the file `path`, for missing
-    metadata, and for an architecture or rotary embedding that `model.py` does not support."""
+    """The configuration in the metadata of `reader`, a `gguf.GGUFReader`. Raises UserError, naming the file `path`, for
+    missing metadata, and for an architecture or rotary embedding that `model.py` does not support."""
     family = read_field(reader, "general.architecture")
     if family not in huggingface.ARCHITECTURES:
         raise UserError(f"{path}: architecture {family!r} is not supported: use a llama, qwen2 or qwen3 GGUF")
@@ -117,8 +116,8 @@ def read_config(reader, path) -> ModelConfig:
 
 
 def read_rope_scaling(factors: np.ndarray, rope_theta: float, path) -> RopeScaling:
-    """Recovers Llama 3's scaling of rotary frequencies from the `factors`, f32[E/2], that divide them. Llama 3 models
-    differ only in the largest factor. Raises UserError, naming the file `path`, for factors that are not Llama 3's."""
+    """Recovers Llama 3's scaling of rotary frequencies from its divisors `factors`, f32[head_dim/2]. Llama 3 models
+    differ only in the largest divisor. Raises UserError, naming the file `path`, for factors of other models."""
     scaling = RopeScaling(float(factors.max()), low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
     unscaled, scaled = (np.asarray(rope_frequencies(2 * len(factors), rope_theta, s)) for s in (None, scaling))
     if not np.allclose(factors, unscaled / scaled, rtol=1e-3):
@@ -133,7 +132,8 @@ GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)  # splits by GPT-2's pat
 
 
 def split_as_tiktoken(digits: str) -> pre_tokenizers.PreTokenizer:
-    """Splits text by tiktoken's pattern, in which the regex `digits` matches digits, then maps bytes to characters."""
+    """Returns a pre-tokenizer that splits text by tiktoken's pattern and then maps bytes to characters. The regex
+    `digits` is the part of the pattern that matches digits: how many of them may form one word."""
     pattern = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits +
                r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
     return pre_tokenizers.Sequence([pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
@@ -151,8 +151,8 @@ FAMILIES = {
 
 
 def read_tokenizer(reader) -> Tokenizer:
-    """Builds the tokenizer that the `tokenizer.ggml.*` metadata of a `gguf.GGUFReader` describes. Raises UserError for
-    any vocabulary except byte-level BPE, a pre-tokenizer that is not in `FAMILIES`, and a missing end token."""
+    """Builds the tokenizer that the metadata `tokenizer.*` of `reader`, a `gguf.GGUFReader`, describe. Raises UserError
+    if the vocabulary is not byte-level BPE, if `FAMILIES` lacks the pre-tokenizer, or if there is no end token."""
     metadata = lambda key, default=None: read_field(reader, f"tokenizer.{key}", default)
     kind, pre = metadata("ggml.model"), metadata("ggml.pre")
     if kind != "gpt2" or pre not in FAMILIES:
@@ -165,13 +165,13 @@ def read_tokenizer(reader) -> Tokenizer:
     backend.pre_tokenizer, backend.decoder = family["pre_tokenizer"], decoders.ByteLevel()
     if "normalizer" in family:
         backend.normalizer = family["normalizer"]
-    control, user_defined = 3, 4  # of gguf.TokenType: neither is ever split; decoding skips control tokens
+    control, user_defined = 3, 4  # types of tokens that are never split (gguf.TokenType); decoding skips control tokens
     backend.add_tokens([tokenizers.AddedToken(token, special=token_type == control, normalized=False)
                         for token, token_type in zip(tokens, metadata("ggml.token_type", []))
                         if token_type in (control, user_defined)])
     ids = {role: metadata(f"ggml.{key}_token_id") for role, key in zip(ROLES, ("bos", "eos", "unknown", "padding"))}
-    eos_ids = tuple(dict.fromkeys(i for i in (ids["eos_token"], metadata("ggml.eot_token_id"),
-                                              metadata("ggml.eom_token_id")) if i is not None))
+    ends = ids["eos_token"], metadata("ggml.eot_token_id"), metadata("ggml.eom_token_id")  # of text, turn and message
+    eos_ids = tuple(dict.fromkeys(i for i in ends if i is not None))  # distinct, in this order
     if not eos_ids:
         raise UserError("the GGUF has no tokenizer.ggml.eos_token_id: use the model's Hugging Face folder")
     pad_id = eos_ids[0] if ids["pad_token"] is None else ids["pad_token"]

@@ -29,18 +29,17 @@ class ModelChoice(Config):
 
 
 def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32") -> LanguageModel:
-    """Loads a run directory (`DIR`, `DIR@STEP` or `DIR@best`), a Hugging Face folder, a `.gguf` file, `hf:OWNER/NAME`,
-    or `smollm2`.
-
-    `dtype` is that of the computation and `params_dtype` that of the parameters; norms and the parameters of a run are
-    float32. If nothing is trained, bfloat16 parameters save memory without changing the result of a bfloat16
-    computation. Raises UserError for a missing or unsuitable file, and for a tokenizer that does not fit the weights.
-    """
+    """Loads the model `name`: a run directory (`DIR`, `DIR@STEP` or `DIR@best`), a Hugging Face folder, a `.gguf` file,
+    `hf:OWNER/NAME`, or `smollm2`. `dtype` is that of the computation and `params_dtype` that of the parameters. Norms,
+    and all parameters of a run directory, are float32. For a model that is not trained, bfloat16 parameters save memory
+    without changing the result of a bfloat16 computation. Raises UserError for a missing or unsuitable file, or for a
+    tokenizer that does not fit the weights."""
     if not name:
         raise UserError("--model is required: a run directory, a Hugging Face folder, a .gguf file, or smollm2; to see "
                         "the program work, try `make demo`")
     directory, _, step = name.partition("@")
-    path, meta = (download_folder(name[3:]) if name.startswith("hf:") else pathlib.Path(directory)), {}
+    path = download_folder(name[3:]) if name.startswith("hf:") else pathlib.Path(directory)
+    meta = {}  # of a run's checkpoint
     if name == "smollm2" or (path.suffix == ".gguf" and path.is_file()):
         path = gguf_file.smollm2_path() if name == "smollm2" else path
         config, params, tokenizer = gguf_file.load(path, params_dtype)
@@ -76,12 +75,14 @@ def download_folder(name: str) -> pathlib.Path:
 
 
 def load_fixed(choice: ModelChoice) -> LanguageModel:
-    """Loads a model that will not be trained. Parameters get the dtype of the computation, except a run's (float32)."""
+    """Loads a model that will not be trained. Its parameters have the dtype `choice.dtype` of the computation, except
+    norms and the parameters of a run directory, which are float32."""
     return load_model(choice.model, choice.dtype, choice.dtype)
 
 
 def pin_step(name: str) -> str:
-    """Returns a run's name, `DIR` or `DIR@best`, as `DIR@STEP`, which further training does not change; else `name`."""
+    """Returns `DIR@STEP`, which further training does not change, for a run directory `DIR` (its newest checkpoint) or
+    `DIR@best`. Returns any other name as it is."""
     directory, _, which = name.partition("@")
     steps = checkpoint.steps(directory) if directory and which in ("", "best") else []
     return f"{directory}@{checkpoint.best_step(directory) if which else steps[-1]}" if steps else name

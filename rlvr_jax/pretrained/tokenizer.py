@@ -21,13 +21,13 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.records import Rollouts
 from rlvr_jax.runs.files import read_json, write_json
 
-MOST_SPARE = 1024  # most embeddings without a token (Qwen2.5 has 271 or 399); 5 % of a large vocabulary
-ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+MOST_SPARE = 1024  # so many embeddings, or 5 % of them if that is more, may lack a token (Qwen2.5: 271 or 399)
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")  # of special tokens, as tokenizer_config.json names them
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A backend of the `tokenizers` library, and settings from the model's files."""
+    """A backend of the `tokenizers` library, end tokens, padding and chat template."""
 
     backend: tokenizers.Tokenizer
     eos_ids: tuple[int, ...]  # each ends a completion; the first is the tokenizer's own end token
@@ -40,18 +40,19 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def unknown_words(self, words) -> list[str]:
-        """The `words` that a WordLevel or WordPiece tokenizer cannot encode; [] for other kinds, which encode any."""
+        """The `words` (texts) that a WordLevel or WordPiece tokenizer cannot encode. Any other tokenizer can encode all
+        texts, and the result is []."""
         model = self.backend.model
         if not isinstance(model, (tokenizers.models.WordPiece, tokenizers.models.WordLevel)):
             return []
         missing = [word for word in words if self.backend.token_to_id(word) is None]
-        if isinstance(model, tokenizers.models.WordPiece):
+        if isinstance(model, tokenizers.models.WordPiece):  # can encode some words as several known pieces
             unknown_id = self.backend.token_to_id(model.unk_token)
             return [word for word in missing if unknown_id in self.encode(word)]
         return missing
 
     def decode(self, ids) -> str:
-        """Text of token ids. Skips special tokens, and ids for which only the embedding has a row."""
+        """Text of token ids. Skips special tokens, and ids of spare embeddings, which have no token."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def decode_rollouts(self, rollouts: Rollouts) -> list[str]:
@@ -62,10 +63,9 @@ class Tokenizer:
 
     def render_chat(self, messages: list[dict], add_generation_prompt: bool = True, date: str = "") -> str:
         """Renders `messages`, `[{"role": ..., "content": ...}, ...]`, with the chat template, as transformers does on
-        the day `date` (YYYY-MM-DD). Without `date` the template cannot ask for the date and uses its own default.
-
-        Raises UserError if the template is missing or rejects `messages`, or if `date` is missing, malformed or unused.
-        """
+        the day `date` (YYYY-MM-DD). Without `date` the template cannot ask for the date and uses its own default. With
+        `add_generation_prompt` the text ends where the assistant's reply begins. Raises UserError if the template is
+        missing or rejects `messages`, or if `date` is malformed, not used by the template, or needed but missing."""
         if self.chat_template is None:
             raise UserError("the tokenizer has no chat template: use a plain prompt, or put the model's "
                             "chat_template.jinja in its folder")
@@ -101,6 +101,7 @@ class Tokenizer:
 
 @functools.lru_cache
 def compile_template(source: str) -> jinja2.Template:
+    """Compiles a chat template from its jinja2 source, with the functions and filters that transformers offers it."""
     def raise_exception(message):
         raise jinja2.TemplateError(message)
 
@@ -116,11 +117,9 @@ def compile_template(source: str) -> jinja2.Template:
 
 
 def load_tokenizer(dir) -> Tokenizer:
-    """Reads the tokenizer of a Hugging Face folder.
-
-    As in vLLM, a completion ends at the tokenizer's `eos_token` or at any `eos_token_id` of generation_config.json (or
-    else of config.json). Raises UserError for a missing or unreadable tokenizer.json or a missing or unknown end token.
-    """
+    """Reads the tokenizer of a Hugging Face folder. As in vLLM, a completion ends at the tokenizer's `eos_token` or at
+    any `eos_token_id` of generation_config.json or, if that file names none, of config.json. Raises UserError if
+    tokenizer.json is missing or unreadable, if no file names an end token, or if tokenizer.json lacks an end token."""
     dir = Path(dir)
     path = dir / "tokenizer.json"
     if not path.is_file():
@@ -135,6 +134,7 @@ def load_tokenizer(dir) -> Tokenizer:
                                     ("tokenizer_config", "generation_config", "config"))
     special = {role: settings[role] for role in ROLES if settings.get(role) is not None}
     special = {role: token["content"] if isinstance(token, dict) else token for role, token in special.items()}
+    # The declared end token is an id or a list of ids.
     declared = next((d["eos_token_id"] for d in (generation, config) if d.get("eos_token_id") is not None), [])
     named = [backend.token_to_id(special["eos_token"])] if "eos_token" in special else []
     eos_ids = tuple(dict.fromkeys(named + (declared if isinstance(declared, list) else [declared])))
@@ -151,8 +151,8 @@ def load_tokenizer(dir) -> Tokenizer:
 
 def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, path) -> None:
     """Raises UserError, naming the model's `path`, if an end token is not in the tokenizer's vocabulary, if a token id
-    has no row among the `vocab_size` embeddings, or if too many embeddings have no token. A few are usual, as padding;
-    with more, the tokenizer must belong to another model."""
+    has no row among the `vocab_size` embeddings, or if too many embeddings have no token. A few embeddings without a
+    token are usual, as padding; with many more, the tokenizer belongs to another model."""
     ids, remedy = set(tokenizer.backend.get_vocab().values()), "take tokenizer and weights from the same model"
     if lost := [i for i in tokenizer.eos_ids if i not in ids]:
         raise UserError(f"{path}: the end token {lost[0]!r} is not an id of the tokenizer: correct eos_token_id in "
@@ -164,7 +164,8 @@ def check_tokenizer(tokenizer: Tokenizer, vocab_size: int, path) -> None:
 
 
 def save_tokenizer(tokenizer: Tokenizer, dir) -> None:
-    """Writes tokenizer.json, tokenizer_config.json, generation_config.json and, if it exists, chat_template.jinja."""
+    """Writes tokenizer.json, tokenizer_config.json, generation_config.json and, for a tokenizer with a chat template,
+    chat_template.jinja into the folder `dir`, which is created if it does not exist."""
     dir = Path(dir)
     dir.mkdir(parents=True, exist_ok=True)
     tokenizer.backend.save(str(dir / "tokenizer.json"))

@@ -11,7 +11,7 @@ import markupsafe
 
 from rlvr_jax.evaluation.estimators import wilson
 
-INK, QUIET, RULE = "#000000", "#8c959f", "#d0d7de"
+INK, QUIET, RULE = "#000000", "#8c959f", "#d0d7de"  # colours of text, undecided findings, grid lines
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#00785a"  # the palette of Okabe and Ito, with a darker green
 THEME = {INK: "var(--ink)", RULE: "var(--rule)", BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)"}
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "rlvr_jax", "font.size": 9, "legend.fontsize": 8, "axes.titlesize": 9,
@@ -31,8 +31,8 @@ def series(metrics: list[dict], key: str) -> tuple[list, list]:
 
 
 def draw_accuracy(axes, metrics: list[dict], base: dict, saturation_step):
-    """Draws training and held-out accuracy by step, with Wilson's 95 % band around greedy accuracy. The accuracies of
-    `base` are dotted lines; `saturation_step`, if not None, is a dashed vertical line."""
+    """Draws training and held-out accuracy by step, with Wilson's 95 % band around greedy accuracy. The base
+    model's accuracies, `base` {"greedy", "sampled"}, are dotted lines. `saturation_step`, unless None, is dashed."""
     for mode, color, line, mark in (("greedy", BLUE, "-", "o"), ("sampled", GREEN, "--", "s")):
         if series(metrics, "eval/" + mode)[0]:
             axes.plot(*series(metrics, "eval/" + mode), color, ls=line, marker=mark, ms=3.5, label="held-out " + mode)
@@ -51,7 +51,7 @@ def draw_accuracy(axes, metrics: list[dict], base: dict, saturation_step):
 
 
 def draw_lines(axes, metrics: list[dict], lines: dict[str, str], saturation_step):
-    """Draws a small panel of up to three metrics, `{label: key}`. `saturation_step` is as in `draw_accuracy`."""
+    """Draws a small panel of up to three metrics, `lines` {label: key}. See `draw_accuracy` for `saturation_step`."""
     for (label, key), (color, line) in zip(lines.items(), ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"))):
         steps, values = series(metrics, key)
         if steps:
@@ -68,7 +68,7 @@ def draw_lines(axes, metrics: list[dict], lines: dict[str, str], saturation_step
 
 
 def draw_sheet(metrics: list[dict], panels: dict[str, dict[str, str]], saturation_step):
-    """Returns a Figure with a panel of `draw_lines` for each `{title: lines}`, three to a row."""
+    """Returns a Figure with a panel for each of `panels`, {title: `lines` of `draw_lines`}, three in a row."""
     from matplotlib import figure  # optional
 
     num_rows = max(1, math.ceil(len(panels) / 3))

@@ -15,7 +15,7 @@ UNSEEN = (*range(9), *range(11, 32), 127, *range(0x202A, 0x202F), *range(0x2066,
 
 
 def environment(module: str) -> jinja2.Environment:
-    """An environment that escapes text. It loads templates from the folder of `module` (a `__file__`) and from this."""
+    """An environment that escapes text, with templates from the folders of `module` (a `__file__`) and of this file."""
     folders = [pathlib.Path(file).parent for file in (module, __file__)]
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(folders), autoescape=True, trim_blocks=True,
                                    lstrip_blocks=True)
@@ -25,13 +25,13 @@ def environment(module: str) -> jinja2.Environment:
 
 
 def marked(text: str) -> markupsafe.Markup:
-    """Text as escaped HTML. Of Markdown, only `code` and **bold** are rendered."""
+    """Returns Markdown as HTML. Only `code` and **bold** are rendered; all other text is escaped."""
     html = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(markupsafe.escape(text)))
     return markupsafe.Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html, flags=re.DOTALL))
 
 
 def blocks(text: str) -> list[tuple[str, list]]:
-    """Splits Markdown that this program wrote into ("table", rows of cells), ("list", items) and ("text", lines)."""
+    """Splits Markdown that this project wrote into ("table", rows of cells), ("list", items) and ("text", lines)."""
     parts: list[tuple[str, list]] = []
     for block in filter(None, re.split(r"\n\s*\n", text.strip())):
         lines = block.splitlines()
@@ -57,7 +57,7 @@ def picture(path: pathlib.Path) -> dict:
 
 
 def evenly(items: list, count: int) -> list:
-    """At most `count` of the items, at even distances, including the first and the last."""
+    """All items, or if there are more than `count`, so many at even distances, including the first and the last."""
     return items if len(items) <= count else [items[i * (len(items) - 1) // max(count - 1, 1)] for i in range(count)]
 
 

@@ -37,12 +37,13 @@ class ReportConfig(Config):
 
 
 def number(x) -> str:
+    """Formats a number for the page; "–" if it is missing or not finite."""
     return "–" if not finite(x) else f"{x:,.0f}" if abs(x) >= 1000 or x == round(x) else f"{x:.3g}"
 
 
 def evaluations(metrics: list[dict], saturation_step) -> dict[str, dict]:
-    """Returns {name: {"step", "greedy", "sampled", "n"}} of these evaluations if they exist: "base" (step 0),
-    "saturation" (first from that step on), "peak" (first of the best greedy accuracy), "final" (last after step 0)."""
+    """{name: {"step", "greedy", "sampled", "n"}} of these evaluations, if they exist: "base" (step 0), "saturation"
+    (first from `saturation_step` on), "peak" (first with the best greedy accuracy), "final" (last after step 0)."""
     evals = [{"step": row["step"], **{name: row.get("eval/" + name) for name in ("greedy", "sampled", "n")}}
              for row in metrics if finite(row.get("eval/greedy")) or finite(row.get("eval/sampled"))]
     table = {"base": next((e for e in evals if e["step"] == 0), None),
@@ -53,7 +54,7 @@ def evaluations(metrics: list[dict], saturation_step) -> dict[str, dict]:
 
 
 def group_rollouts(rollouts: list[dict]) -> list[tuple]:
-    """[(step, rollouts of the step, rollouts to show)]; at most MAX_ROLLOUTS are shown, spread over the steps."""
+    """[(step, all its rollouts, those to show)] for steps spread over the run; at most MAX_ROLLOUTS are to be shown."""
     by_step = [(step, list(rows)) for step, rows in itertools.groupby(rollouts, lambda row: row["step"])]
     shown_steps = evenly(by_step, max(50, MAX_ROLLOUTS * len(by_step) // max(len(rollouts), 1)))
     return [(step, rows, evenly(rows, MAX_ROLLOUTS // len(shown_steps))) for step, rows in shown_steps]
@@ -74,18 +75,18 @@ def read_heldout(path: pathlib.Path) -> list[dict]:
 def changes(table: dict, heldout: list[dict]) -> list[dict]:
     """Returns how greedy accuracy changed to the end: rows of "start", "change", "low", "high", "paired" and "overlap".
 
-    "start" is "base" or "saturation". "low" to "high" is a 95 % interval, of differences problem by problem ("paired")
-    if both evaluations are in `heldout`. "overlap" says whether the intervals of the two accuracies overlap.
+    "start" is "base" or "saturation" in `table` (`evaluations`). "low" to "high" is a 95 % interval of the change;
+    it is "paired" by problem if `heldout` has both evaluations. "overlap" says if both accuracies' intervals overlap.
     """
     rows, right = [], {row["step"]: np.array(row["correct"], float) for row in heldout}
     for start in ("base", "saturation"):
-        ends = [table.get(start), table.get("final")]
-        if all(ends) and ends[0]["step"] < ends[1]["step"] and all(finite(e["greedy"]) and e["n"] for e in ends):
-            paired = all(e["step"] in right for e in ends)
-            low, high = (estimators.bootstrap(right[ends[1]["step"]] - right[ends[0]["step"]]) if paired else
-                         difference_interval(ends[0]["greedy"], ends[1]["greedy"], ends[1]["n"]))
+        before, after = ends = table.get(start), table.get("final")
+        if all(ends) and before["step"] < after["step"] and all(finite(e["greedy"]) and e["n"] for e in ends):
+            paired = before["step"] in right and after["step"] in right
+            low, high = (estimators.bootstrap(right[after["step"]] - right[before["step"]]) if paired else
+                         difference_interval(before["greedy"], after["greedy"], after["n"]))
             (_, end_of_lower), (start_of_upper, _) = sorted(wilson(end["greedy"], end["n"]) for end in ends)
-            rows.append({"start": start, "change": ends[1]["greedy"] - ends[0]["greedy"], "low": low, "high": high,
+            rows.append({"start": start, "change": after["greedy"] - before["greedy"], "low": low, "high": high,
                          "paired": paired, "overlap": start_of_upper <= end_of_lower})
     return rows
 
@@ -93,15 +94,16 @@ def changes(table: dict, heldout: list[dict]) -> list[dict]:
 def unseen(heldout: list[dict], saturation_step) -> dict:
     """Returns what the page shows of held-out problems through training; {} if there are fewer than two evaluations.
 
-    "counts": {kind: problems of it}. "steps": the steps of the evaluations that can be viewed; "panes" and
-    "saturation" are indices into "steps", of the evaluations to show side by side and of the one at saturation (or
-    None). "problems": at most MAX_UNSEEN, newly solved ones first, each with "kind", "number" (in heldout.jsonl),
-    "prompt", "answer", "texts" (its distinct completions), and for each step "said" (index into "texts") and "right".
+    "counts": {kind: number of its problems}. "steps": the steps of the evaluations that can be viewed. "panes"
+    and "saturation" are indices into "steps": of the evaluations to show side by side, and of the first at or after
+    saturation (or None). "problems": at most MAX_UNSEEN, newly solved ones first, each with "kind", "number" (its index
+    in heldout.jsonl), "prompt", "answer", "texts" (its distinct completions), and two lists with an entry for each
+    step: "said" (index into "texts") and "right" (0 or 1).
     """
     if len(heldout) < 2:
         return {}
     after = next((i for i, row in enumerate(heldout) if finite(saturation_step) and row["step"] >= saturation_step), 0)
-    panes = sorted({0, after, len(heldout) - 1})
+    panes = sorted({0, after, len(heldout) - 1})  # `after`: first evaluation from saturation on; 0: none
     shown = sorted({*evenly(list(range(len(heldout))), MAX_UNSEEN_STEPS - len(panes)), *panes})
     kinds = {kind: [] for kind in KINDS.values()}
     for number, (first, last) in enumerate(zip(heldout[0]["correct"], heldout[-1]["correct"])):
@@ -155,8 +157,8 @@ def write_report(run_dir: str) -> list[pathlib.Path]:
         raise UserError(f"{directory / 'metrics.jsonl'} is missing or empty: is --run_dir a run with a finished step?")
     summary, origin, example = (read_json(directory / f"{name}.json", {}, "remove it to report the run without it")
                                 for name in ("summary", "origin", "example"))
-    heldout, flags = read_heldout(directory / "heldout.jsonl"), directory / "flags.txt"
-    flags = flags.read_text("utf-8", "replace") if flags.is_file() else ""
+    heldout, flag_file = read_heldout(directory / "heldout.jsonl"), directory / "flags.txt"
+    flags = flag_file.read_text("utf-8", "replace") if flag_file.is_file() else ""
     named = dict(line.split("=", 1) for line in flags.splitlines() if "=" in line)
     saturation_step, panels = summary.get("saturation_step"), {}
     table = evaluations(metrics, saturation_step)
@@ -210,7 +212,7 @@ def write_parquet(run_dir: str) -> pathlib.Path:
     rewards = [key for key in rows[0] if key.startswith("reward/")] or ["reward"]
     keys = ["step", "prompt", "completion", *rewards, "advantage", *rows[0]]
     columns = {}
-    for key in keys:  # of two columns with the same name, the first is kept
+    for key in keys:  # `keys` may name a column twice; the first one counts
         columns.setdefault(key.removeprefix("reward/"), [row.get(key) for row in rows])
     with name_in_errors(path):
         parquet.write_table(pyarrow.table(columns), path)
@@ -218,6 +220,7 @@ def write_parquet(run_dir: str) -> pathlib.Path:
 
 
 def template(drawn) -> jinja2.Template:
+    """The template of the page. In the template, the test `key is drawn` calls `drawn(key)`."""
     environment = pages.environment(__file__)
     environment.filters |= {"percent": lambda x: f"{x:.1%}" if finite(x) else "–", "number": number,
                             "points": lambda x: f"{100 * x:+.1f}".replace("-", "−"), "median": statistics.median}

@@ -42,34 +42,36 @@ class PolicyScores:
         return self.statistics[2]
 
     def logprob_of(self, texts: Sequence[str], after: Sequence[str]) -> np.ndarray:
-        """f32[B] nats: log-probability of `texts[b]` after the prompt of completion b and `after[b]`."""
-        before, ids = ([self.tokenizer.encode(text) for text in part] for part in (after, texts))
-        longest = max(len(a) + len(b) for a, b in zip(before, ids))
+        """f32[B] nats: log-probability of `texts[b]` as the continuation of completion b's prompt plus `after[b]`."""
+        prefixes, targets = ([self.tokenizer.encode(text) for text in part] for part in (after, texts))
+        longest = max(len(prefix) + len(target) for prefix, target in zip(prefixes, targets))
         width = max(self.batch.completions.shape[1], -(-longest // 32) * 32)  # rounded: each width is compiled anew
-        rows, mask = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), bool)
-        for row, row_mask, a, b in zip(rows, mask, before, ids):
-            row[: len(a) + len(b)] = a + b
-            row_mask[len(a) : len(a) + len(b)] = True
+        rows, mask = np.zeros((len(targets), width), np.int32), np.zeros((len(targets), width), bool)
+        for row, row_mask, prefix, target in zip(rows, mask, prefixes, targets):
+            length = len(prefix) + len(target)
+            row[:length] = prefix + target
+            row_mask[len(prefix) : length] = True
         return np.where(mask, self.logprobs_of(rows, mask), 0).sum(-1)
 
     def logprobs_of(self, completions: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """f32[B,T] nats: log-probability of each token of other completions i32[B,T], with a mask bool[B,T]."""
+        """f32[B,T] nats: log-probability of each token of `completions`, i32[B,T], which need not be the sampled ones.
+        `mask`, bool[B,T], is true at the tokens to score."""
         batch = self.batch.replace(completions=completions, completion_mask=mask, sampler_logprobs=None)
         return self.score(self.params, batch)[0]
 
 
 class ReferenceAnswers(NamedTuple):
-    """Completions [B,T] with the reference answer and the end token in place of their own answer. A completion that
-    states no answer, or has no room for the reference, stays as sampled."""
+    """Sampled completions, [B,T], in which the reference answer and the end token replace the stated answer and the
+    text after it. A completion that states no answer, or has no room for the reference, stays as sampled."""
 
     completions: np.ndarray  # i32
     mask: np.ndarray  # bool
-    answer: np.ndarray  # bool: the inserted tokens
+    answer: np.ndarray  # bool: true at the inserted tokens
     logprobs: np.ndarray  # f32 nats, under the policy
 
     @property
     def probability(self) -> np.ndarray:
-        """f32[B] pi(reference answer | prompt, reasoning), a product over its tokens; 0 if not inserted."""
+        """f32[B]: pi(reference answer | prompt, reasoning), a product over its tokens; 0 if it was not inserted."""
         logprob = np.where(self.answer, self.logprobs, 0).sum(-1)
         return np.where(self.answer.any(-1), np.exp(logprob), 0).astype(np.float32)
 
@@ -99,30 +101,28 @@ class RewardContext:
 
     @functools.cached_property
     def reference_answers(self) -> ReferenceAnswers:
-        """Each completion's reasoning, up to where it states an answer, followed by the reference answer.
-
-        The two parts are tokenised separately, so that token boundaries are those of sampled text (VeriFree, arXiv
-        2505.21493). Raises UserError if the answer format has no words that introduce an answer.
-        """
+        """Each completion's reasoning, up to where it states an answer, followed by the reference answer. The two parts
+        are tokenised separately, so that token boundaries are those of sampled text (VeriFree, arXiv 2505.21493).
+        Raises UserError if the answer format has no words that introduce an answer."""
         encode, end = self.policy.tokenizer.encode, self.policy.tokenizer.eos_ids[0]
         completions, mask = np.array(self.rollouts.completions), np.array(self.rollouts.completion_mask)
-        answer = np.zeros_like(mask)
+        is_answer = np.zeros_like(mask)
         for b, (text, problem, answer_format) in enumerate(zip(self.texts, self.problems, self.formats)):
             opening, rest = answer_opening(answer_format)
             reasoning, opened, _ = text.partition(opening)
             before, reference = encode(reasoning + opened), [*encode(rest.format(problem.answer)), end]
             if opened and (length := len(before) + len(reference)) <= mask.shape[1]:
                 completions[b, :length], mask[b] = before + reference, np.arange(mask.shape[1]) < length
-                answer[b, len(before) : length] = True
-        return ReferenceAnswers(completions, mask, answer, self.policy.logprobs_of(completions, mask))
+                is_answer[b, len(before) : length] = True
+        return ReferenceAnswers(completions, mask, is_answer, self.policy.logprobs_of(completions, mask))
 
     def mean(self, values_BxT: np.ndarray) -> np.ndarray:
-        """f32[B]: the mean over each completion's tokens."""
+        """f32[B]: the mean of `values_BxT` over each completion's tokens."""
         mask = self.rollouts.completion_mask
         return (np.where(mask, values_BxT, 0).sum(-1) / np.maximum(mask.sum(-1), 1)).astype(np.float32)
 
     def equals(self, labels: Sequence[Optional[str]]) -> np.ndarray:
-        """f32[B]: 1 where a completion's answer equals its label, else 0. The label None equals nothing. --grader also
-        decides for problems with their own verifiers, because a verifier compares only with the reference."""
+        """f32[B]: 1 if the answer of completion b equals `labels[b]`, else 0. The label None equals nothing. --grader
+        decides even for a problem with its own verifier, because a verifier compares only with the reference."""
         verdicts = grade.grade_texts(self.texts, [label or "" for label in labels], self.formats, self.grader)
         return np.array([v.correct and label is not None for v, label in zip(verdicts, labels)], np.float32)

@@ -33,8 +33,8 @@ class Reward(NamedTuple):
     """A row of the table that needs more than a score; other rows are just the function `score`."""
 
     score: Callable[[RewardContext], np.ndarray]  # f32[B]
-    prepare: Callable[[RewardConfig], bool] = lambda config: False  # whether it needs problem.meta["votes"]
-    check: Callable[[str], str] = lambda objective: ""  # why it cannot go with an --objective; "" if it can
+    prepare: Callable[[RewardConfig], bool] = lambda config: False  # whether `score` reads problem.meta["votes"]
+    check: Callable[[str], str] = lambda objective: ""  # why --objective cannot be used with this row, or ""
     targets: Optional[Callable[[RewardContext], Targets]] = None  # tokens to learn from, if not the sampled ones
     constant: bool = False  # whether every completion gets the same reward
 
@@ -67,7 +67,7 @@ def permuted_correctness(context: RewardContext) -> np.ndarray:
 
 
 def majority_vote(context: RewardContext) -> np.ndarray:
-    """1 for the model's most frequent answer before training (arXiv 2506.10947)."""
+    """1 if the answer is the model's most frequent one before training, else 0 (arXiv 2506.10947)."""
     return context.equals([problem.meta["votes"]["majority"] for problem in context.problems])
 
 
@@ -79,11 +79,11 @@ def wrong_vote(context: RewardContext) -> np.ndarray:
 
 def ttrl(context: RewardContext) -> np.ndarray:
     """1 for the most frequent answer among this step's completions of the problem (TTRL, arXiv 2504.16084)."""
-    places, answers = context.rollouts.prompt_index, collections.defaultdict(list)
-    for place, verdict in zip(places, context.verdicts):
-        answers[place].append(verdict.extracted)
-    votes = {place: grade.most_common(given) for place, given in answers.items()}
-    return context.equals([votes[place] for place in places])
+    indices, answers = context.rollouts.prompt_index, collections.defaultdict(list)
+    for index, verdict in zip(indices, context.verdicts):
+        answers[index].append(verdict.extracted)
+    votes = {index: grade.most_common(given) for index, given in answers.items()}
+    return context.equals([votes[index] for index in indices])
 
 
 def continuous(context: RewardContext) -> np.ndarray:
@@ -94,7 +94,7 @@ def continuous(context: RewardContext) -> np.ndarray:
 
 
 def closeness(answer: Optional[str], reference: str) -> float:
-    """`continuous` for one answer. Raises UserError if the reference is not a number."""
+    """The reward `continuous` for one answer, from 0 to 1. Raises UserError if the reference is not a number."""
     a, b = (mathematics.read_number(mathematics.normalise(text or "")) for text in (answer, reference))
     if b is None:
         raise UserError(f"--reward=continuous needs numbers as reference answers; one is {reference!r}")
@@ -105,11 +105,9 @@ def closeness(answer: Optional[str], reference: str) -> float:
 
 
 def imitation(context: RewardContext) -> np.ndarray:
-    """Similarity of the next step to the expert's, word by word; needs --expert_steps (SRL, arXiv 2510.25992).
-
-    The reward is difflib's ratio 2M/T, where M words match and the two steps have T words together, or -1 for an empty
-    step. If the expert's step is one word, such as a family's opening word, any other word gets 0.
-    """
+    """Similarity of the completion's step to the expert's next step, word by word; needs --expert_steps (SRL, arXiv
+    2510.25992). The reward is difflib's ratio 2M/T, where M words match and the two steps have T words together, or -1
+    for an empty step. If the expert's step is a single word, any other word gets 0."""
     return compare_with_expert(context, similarity)
 
 
@@ -120,14 +118,14 @@ def imitation_characters(context: RewardContext) -> np.ndarray:
 
 
 def step_accuracy(context: RewardContext) -> np.ndarray:
-    """1 if the next step equals the expert's word for word, else 0; needs --expert_steps. The mean is
+    """1 if the completion's step equals the expert's next step word for word, else 0; needs --expert_steps. The mean is
     logged as train/step_accuracy under any reward."""
     return compare_with_expert(context, lambda step, expert: step == expert)
 
 
 def compare_with_expert(context: RewardContext, compare: Callable[[list[str], list[str]], float]) -> np.ndarray:
-    """f32[B]: `compare(words of the step, words of the expert's step)`. The step is the completion's first line, cut to
-    as many words as the expert's step has. Raises UserError for problems without an expert's step."""
+    """f32[B]: `compare(words of the completion's step, words of the expert's step)`. The completion's step is its first
+    line, cut to the length of the expert's step, meta["step"]. Raises UserError for problems without meta["step"]."""
     if any("step" not in problem.meta for problem in context.problems):
         raise UserError(f"--reward={context.config.reward} compares with an expert's steps: also give --expert_steps")
     experts = [problem.meta["step"].split() for problem in context.problems]
@@ -136,26 +134,26 @@ def compare_with_expert(context: RewardContext, compare: Callable[[list[str], li
 
 
 def similarity(step: Sequence[str], expert: Sequence[str]) -> float:
-    """difflib's ratio 2M/T of two sequences of words or letters (not symmetric in them); -1 for an empty step."""
+    """difflib's ratio 2M/T of two sequences of words or letters (not symmetric in the two); -1 for an empty step."""
     return difflib.SequenceMatcher(None, step, expert, autojunk=False).ratio() if step else -1.0
 
 
 def verifier_free(context: RewardContext) -> np.ndarray:
-    """The policy's probability of the reference answer after its own reasoning (VeriFree, arXiv 2505.21493), which also
-    weights the gradient of the answer tokens (`learn_reference_answers`). Use it with --objective=rloo."""
+    """The policy's probability of the reference answer after the completion's reasoning (VeriFree, arXiv 2505.21493).
+    It also weights the gradient of the answer tokens (`learn_reference_answers`). Use it with --objective=rloo."""
     return context.reference_answers.probability
 
 
 def learn_reference_answers(context: RewardContext) -> Targets:
-    """The tokens to learn from: completions with the reference answer in place of their own. The gradient of the answer
-    is weighted by its probability, that of the reasoning by the advantage (VeriFree, arXiv 2505.21493, equation 4)."""
+    """The tokens to learn from: completions with the reference answer in place of their own. The answer's tokens are
+    weighted by its probability, the reasoning's tokens by the advantage (VeriFree, arXiv 2505.21493, equation 4)."""
     answers = context.reference_answers
     weights_BxT = np.broadcast_to(answers.probability[:, None], answers.answer.shape)
     return Targets(answers.completions, answers.mask, answers.answer, weights_BxT)
 
 
 def refuse_clipping(objective: str) -> str:
-    """Why an objective cannot go with weighted gradients; "" if it neither clips nor scales gradients."""
+    """Returns why `objective` cannot be used with `verifier_free`: it clips or scales gradients. "" if it does not."""
     return "" if objective in ("rloo", "reinforce") else (
         f"--reward=verifier_free weights the reference answer's tokens, which --objective={objective} would clip or "
         "scale: take --objective=rloo")
@@ -167,12 +165,12 @@ def self_certainty(context: RewardContext) -> np.ndarray:
 
 
 def low_entropy(context: RewardContext) -> np.ndarray:
-    """Minus the mean entropy of the completion's tokens, in nats; --objective=entropy minimises entropy in its loss."""
+    """Minus the mean entropy of the completion's tokens, in nats. --objective=entropy minimises entropy in its loss."""
     return -context.mean(context.policy.entropies)
 
 
 def overlong(context: RewardContext) -> np.ndarray:
-    """0, falling to -1 over the last --overlong_buffer tokens before max_new_tokens (DAPO, arXiv 2503.14476)."""
+    """0, falling linearly to -1 over the --overlong_buffer tokens before max_new_tokens (DAPO, arXiv 2503.14476)."""
     buffer, lengths = context.config.overlong_buffer, context.rollouts.completion_mask.sum(-1)
     return np.clip((context.max_new_tokens - buffer - lengths) / max(buffer, 1), -1, 0).astype(np.float32)
 
@@ -183,38 +181,36 @@ def zero(context: RewardContext) -> np.ndarray:
 
 
 def calibration(context: RewardContext) -> np.ndarray:
-    """1 + (c - (q - c)^2) / 2 for an answer of correctness c followed by a confidence q; 0 without either.
-
-    As in RLCR's code (arXiv 2507.16806): half for the form, half for the answer, half for the Brier score. RLCR does
-    not divide advantages by the group's std: use --objective=reinforce, or dr_grpo for a constant divisor.
-    """
-    whole, q, c = read_confidences(context)
-    return np.where(whole, 1 + (c - (q - c) ** 2) / 2, 0)
+    """1 + (c - (q - c)^2) / 2 for an answer of correctness c, 0 or 1, followed by a confidence q; 0 if one is missing.
+    As in RLCR's code (arXiv 2507.16806), it is the sum of 1/2 for the form, c/2 for the answer, and (1 - (q - c)^2) / 2
+    for the Brier score. RLCR does not divide advantages by the group's std: use --objective=reinforce or dr_grpo."""
+    valid, q, c = read_confidences(context)
+    return np.where(valid, 1 + (c - (q - c) ** 2) / 2, 0)
 
 
 def calibration_to_mean(context: RewardContext) -> np.ndarray:
     """A control: `calibrated` with each confidence replaced by the mean accuracy of the step's well-formed completions,
     so that only the form and the correct answer are rewarded."""
-    whole, _, c = read_confidences(context)
-    mean = c[whole].mean() if whole.any() else 0
-    return np.where(whole, 1 + (c - (mean - c) ** 2) / 2, 0)
+    valid, _, c = read_confidences(context)
+    mean = c[valid].mean() if valid.any() else 0
+    return np.where(valid, 1 + (c - (mean - c) ** 2) / 2, 0)
 
 
 def calibration_to_permuted(context: RewardContext) -> np.ndarray:
     """A control: `calibrated` with the Brier score's correctness shuffled among the well-formed completions, so that
     the mean accuracy is the best confidence for every answer."""
-    whole, q, c = read_confidences(context)
-    other = c.copy()
-    other[whole] = np.random.default_rng(context.key).permutation(c[whole])
-    return np.where(whole, 1 + (c - (q - other) ** 2) / 2, 0)
+    valid, q, c = read_confidences(context)
+    shuffled_c = c.copy()
+    shuffled_c[valid] = np.random.default_rng(context.key).permutation(c[valid])
+    return np.where(valid, 1 + (c - (q - shuffled_c) ** 2) / 2, 0)
 
 
 def read_confidences(context: RewardContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(bool[B], f32[B], f32[B]): whether a completion is whole, that is, states an answer and then a confidence; that
-    confidence, or 0; and the answer's correctness."""
+    """Returns (valid bool[B], q f32[B], c f32[B]): whether the completion is well-formed, that is, states an answer and
+    ends with a confidence; the confidence, 0 if there is none; and 1 if the answer is correct, else 0."""
     stated = [stated_confidence.final_confidence(text) for text in context.texts]
-    whole = np.array([bool(verdict.extracted) and q is not None for verdict, q in zip(context.verdicts, stated)])
-    return whole, np.array([q or 0 for q in stated], np.float32), correctness(context)
+    valid = np.array([bool(verdict.extracted) and q is not None for verdict, q in zip(context.verdicts, stated)])
+    return valid, np.array([q or 0 for q in stated], np.float32), correctness(context)
 
 
 REWARDS: dict[str, Callable | Reward] = {

@@ -17,7 +17,8 @@ from rlvr_jax.tasks import answers
 
 
 def parse_reward(text: str) -> list[tuple[str, Reward, float]]:
-    """[(name, row, weight)] of a sum such as "correct:1,format:0.1". UserError for an unknown or repeated name."""
+    """Parses a sum such as "correct:1,format:0.1": [(name, row of REWARDS, weight)]. Raises UserError for an unknown or
+    repeated name and for a weight that is not a finite number."""
     pairs = parse_weights("reward", text, REWARDS)
     if len(dict(pairs)) < len(pairs):
         raise UserError(f"--reward={text}: give each reward once")
@@ -26,7 +27,7 @@ def parse_reward(text: str) -> list[tuple[str, Reward, float]]:
 
 
 def check_reward(config: RewardConfig, objective: str) -> None:
-    """Raises UserError if a reward cannot go with the objective, or if two rewards replace the tokens to learn from."""
+    """Raises UserError if a reward cannot be used with `objective`, or if two rewards have `targets`."""
     rows = [row for _, row, _ in parse_reward(config.reward)]
     for reason in filter(None, (row.check(objective) for row in rows)):
         raise UserError(reason)
@@ -35,7 +36,7 @@ def check_reward(config: RewardConfig, objective: str) -> None:
 
 
 def needs_votes(config: RewardConfig) -> bool:
-    """Whether a reward needs the model's answers before training (`measure.majority_votes`)."""
+    """Whether a reward needs the model's most frequent answers before training (`measure.majority_votes`)."""
     return any(row.prepare(config) for _, row, _ in parse_reward(config.reward))
 
 
@@ -45,7 +46,7 @@ def is_constant(config: RewardConfig) -> bool:
 
 
 def score_row(name: str, row: Reward, context: RewardContext) -> np.ndarray:
-    """The rewards of one row, bool, int or float [B]. Raises UserError, naming the row, if it returns anything else."""
+    """`row.score(context)`. Raises UserError, naming the row, unless it is a numeric array [B], finite as float32."""
     count = len(context.texts)
     try:
         paid = np.asarray(row.score(context))
@@ -54,8 +55,8 @@ def score_row(name: str, row: Reward, context: RewardContext) -> np.ndarray:
         shape, dtype = str(error), None
     if dtype is None or shape != (count,) or dtype.kind not in "biuf":
         what = f"an array of shape {shape} and type {dtype}"
-    elif wrong := np.flatnonzero(~(np.abs(paid) <= np.finfo(np.float32).max)).tolist():
-        what = f"{paid[wrong[0]]} for completion {wrong[0]}, and {len(wrong)} in all that are not finite as float32"
+    elif bad := np.flatnonzero(~(np.abs(paid) <= np.finfo(np.float32).max)).tolist():
+        what = f"{paid[bad[0]]} for completion {bad[0]}, and {len(bad)} in all that are not finite as float32"
     else:
         return paid
     raise UserError(f"reward {name} must return {count} finite numbers, one per completion; it returned {what}")
@@ -63,21 +64,20 @@ def score_row(name: str, row: Reward, context: RewardContext) -> np.ndarray:
 
 def make_scorer(config: RewardConfig, grading: answers.GradingConfig, grpo: GRPOConfig, loaded: LanguageModel,
                 problems: list[Problem], prompts: Prompts) -> Callable:
-    r"""Returns `reward(rollouts, params, step, attempt=0) -> Scored`. `Scored.info` has arrays [B]: `text` and
-    `graded_by`, texts; `correct` and `timed_out` (grading hit a limit), f32, 0 or 1; `reward/NAME`, f32, for each name
-    in --reward; and with --expert_steps `step_correct`, f32, 0 or 1.
+    r"""Returns `reward(rollouts, params, step, attempt=0) -> Scored`. `rollouts.prompt_index` points into `problems`
+    and `prompts`, their token ids. `Scored.info` has arrays [B]: `text` and `graded_by`, texts; `correct` and
+    `timed_out` (grading hit a limit), f32, 0 or 1; `reward/NAME`, f32, for each name in --reward; and with
+    --expert_steps `step_correct`, f32, 0 or 1. All processes use the main process's verdicts and rewards.
 
-    All processes use the main process's verdicts and rewards. A completion is graded without its prompt. The released
-    one-shot code grades prompt and completion together, so a completion without a box gets the empty `\boxed{}` of the
-    instruction as its answer. Such a completion is wrong either way, so the verdicts are equal.
-    """
+    A completion is graded without its prompt. The released one-shot code grades prompt and completion together, so the
+    empty `\boxed{}` of the instruction is the answer of a completion without a box. Both verdicts on it are "wrong"."""
     criteria, rows = answers.criteria(problems, grading), parse_reward(config.reward)
     graded_by = np.array(answers.describe_graders(criteria), object)
     statistics = learner.map_statistics(loaded.config, grpo.update)
 
     def reward(rollouts: Rollouts, params, step: int, attempt: int = 0) -> Scored:
         texts = loaded.tokenizer.decode_rollouts(rollouts)
-        own_criteria = [criteria[i] for i in rollouts.prompt_index]
+        own_criteria = [criteria[i] for i in rollouts.prompt_index]  # how each completion is graded
         verdicts = answers.verdicts(texts, own_criteria)
         flags = processes.broadcast(np.array([[v.correct, v.timed_out] for v in verdicts], np.float32))
         verdicts = [v._replace(correct=bool(right), timed_out=bool(late)) for v, (right, late) in zip(verdicts, flags)]

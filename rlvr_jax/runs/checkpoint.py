@@ -1,9 +1,9 @@
 """Checkpoints, written with orbax: one directory per step, under a temporary name until the checkpoint is complete.
 
 A checkpoint holds one copy of the arrays, whatever the number of devices: `params`, the model's parameters, and
-`training`, the step, the optimiser's state and the reference's parameters. It also has two JSON records: `meta`, with
-the model's configuration, its tokenizer, the run's flags and the step; and `metrics`, the metrics of the step. Only the
-main process writes checkpoints and reads the one that a run resumes from; `Run.restore` sends its arrays to the others.
+`training`, the step, the optimiser's state and the KL reference. It also has two JSON records: `meta`, with the model's
+configuration, its tokenizer, the run's flags and the step; and `metrics`, {name: number}, the metrics of the step. Only
+the main process writes checkpoints and reads the one to resume from; `Run.restore` sends its arrays to the others.
 
 `meta["digests"]` maps the path of each array, such as "params/embed", to a CRC-32, and "meta" to the CRC-32 of the
 other entries of `meta`. Reading a checkpoint checks these digests (checkpoints of earlier versions have none), because
@@ -42,9 +42,9 @@ def orbax():
 
 def open_manager(run_dir: str, keep_last: int = 1, keep_every: int = 0, keep_best: str = ""):
     """Returns the manager of a run's checkpoints, and deletes half-written checkpoints. The manager keeps the newest
-    `keep_last` checkpoints, those at multiples of `keep_every` steps (0: none), and the one with the highest metric
-    `keep_best` (of equals the newest; the newest of all if none has the metric); it deletes all other checkpoints.
-    Raises UserError if the metrics of a checkpoint cannot be read."""
+    `keep_last` checkpoints, those at multiples of `keep_every` steps (0: none), and the one with the highest value of
+    the metric named `keep_best` (of equal values the newest; if no checkpoint has the metric, the newest of all). It
+    deletes all other checkpoints. Raises UserError if the metrics of a checkpoint cannot be read."""
     def rank(metrics: dict) -> float:
         return metrics.get(keep_best, -math.inf)
 
@@ -87,7 +87,7 @@ def save(manager, state: LearnerState, meta: dict, metrics: dict) -> None:
 
 
 def _items(state: LearnerState, convert) -> dict:
-    """{"params", "training"}: the two items of a checkpoint, each passed through `convert`."""
+    """Returns {"params": tree, "training": tree}, the arrays of a checkpoint, each tree passed through `convert`."""
     training = {"step": state.step, "opt_state": state.opt_state, "ref_params": state.ref_params}
     return {"params": convert(state.params), "training": convert(training)}
 
@@ -119,8 +119,9 @@ def array_digests(items: dict) -> dict[str, int]:
     """Returns {path such as "params/embed": CRC-32} for a tree of host arrays. The CRC-32 covers an array's dtype,
     shape and bytes. One core takes a second for 4 GB; threads divide the arrays among all cores."""
     def digest(leaf) -> int:
-        array = np.ascontiguousarray(leaf)
-        return zlib.crc32(array.reshape(-1).view(np.uint8), zlib.crc32(f"{array.dtype} {np.shape(leaf)}".encode()))
+        array = np.ascontiguousarray(leaf)  # makes a scalar an array of shape (1,)
+        head = zlib.crc32(f"{array.dtype} {np.shape(leaf)}".encode())
+        return zlib.crc32(array.reshape(-1).view(np.uint8), head)  # continues the CRC-32 `head`
 
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(items))
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
@@ -134,7 +135,7 @@ def text_digest(record: dict) -> int:
 
 
 def is_finite(tree) -> bool:
-    """Whether no number in a tree of host arrays is NaN or infinite."""
+    """Whether all numbers in a tree of host arrays are finite, neither NaN nor infinite."""
     return all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
 
 
@@ -189,7 +190,7 @@ def _metrics(run_dir: str) -> dict[int, dict[str, float]]:
 
 
 def _restore(run_dir: str, step: int, **items) -> dict:
-    """Reads `meta` and the given items of a checkpoint, {name: content}, and checks the content with `_check`."""
+    """Returns {"meta": record, NAME: tree}, checked by `_check`; `items` are orbax's arguments to read each NAME."""
     content = _read(run_dir, step, meta=orbax().args.JsonRestore(), **items)
     _check(run_dir, step, content["meta"], {name: content[name] for name in items})
     return content

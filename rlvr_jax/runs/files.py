@@ -1,4 +1,4 @@
-"""Reads and writes JSON, JSON Lines, text and figures. Errors name the file; text is replaced in a single rename."""
+"""Reads and writes JSON, JSON Lines, text and figures. Errors name the file. A text file is replaced by a rename."""
 
 import codecs
 import contextlib
@@ -65,7 +65,7 @@ def _parse_line(line: bytes, where: str, remedy: str) -> dict:
 
 
 def read_log(path: Path, keep_step: float = math.inf) -> tuple[list[dict], int, bool]:
-    """Reads the rows of a JSONL log before the first one whose `step` exceeds `keep_step`; no `step` counts as step 0.
+    """Reads the rows of a JSONL log before the first whose "step" exceeds `keep_step`. A missing "step" counts as 0.
 
     Returns (rows, size, complete): `size` is the number of bytes of these rows in the file; `complete` is False if the
     last row has no line end. A missing file has no rows. Ignores a damaged last line, because a process may have been
@@ -79,7 +79,7 @@ def read_log(path: Path, keep_step: float = math.inf) -> tuple[list[dict], int, 
             if not isinstance(row.get("step", 0), int):
                 raise UserError(f"{where}: its step is {row['step']!r}, no whole number; {FROM_COPY}")
         except UserError:
-            if size + len(line) < len(content):
+            if size + len(line) < len(content):  # not the last line
                 raise
             break
         if row.get("step", 0) > keep_step:
@@ -92,7 +92,8 @@ def read_log(path: Path, keep_step: float = math.inf) -> tuple[list[dict], int, 
 def read_steps(path: Path, single: bool = True, keep_step: float = math.inf) -> list[dict]:
     """Returns the rows of a run's log up to step `keep_step`, as `read_log` does, sorted by their "step". Raises
     UserError for a row without a step and, if `single` (one row per step), for a gap or repetition of steps."""
-    rows, last = read_log(path, keep_step)[0], None
+    rows, _, _ = read_log(path, keep_step)
+    last = None  # step of the row before
     for number, row in enumerate(rows, 1):
         step = row.get("step")
         if step is None:

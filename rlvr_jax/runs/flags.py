@@ -1,4 +1,4 @@
-"""flags.txt, the flags of the command that writes a directory: written, and compared when the command continues."""
+"""Writes flags.txt, the flags of the command that writes a directory, and compares it when the command continues."""
 
 import difflib
 import math
@@ -14,8 +14,8 @@ from rlvr_jax.runs.sources import source_lines
 
 
 def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, float]]:
-    """Parses the value of a flag, such as "correct:1,format:0.1", into pairs (row, weight); a row without a weight has
-    weight 1. Raises UserError for a name that is not in `rows`, and for a weight that is not a finite number."""
+    """Parses the value of --FLAG, such as "correct:1,format:0.1", into pairs (name, weight); without a weight, it is 1.
+    Raises UserError for a name that is not in `rows`, the names of a table, and for a weight that is not finite."""
     pairs = []
     first, second = list(rows)[:2]  # examples for the error message
     for part in map(str.strip, text.split(",")):
@@ -23,7 +23,7 @@ def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, 
         try:
             pairs.append((name, float(weight) if colon else 1.0))
         except ValueError:
-            name = ""
+            name = ""  # refused below, as no row has this name
         if name not in rows or not math.isfinite(pairs[-1][1]):
             near = difflib.get_close_matches(part.partition(":")[0], rows, 1)
             raise UserError(f"--{flag}={text}: {part!r} is none of {', '.join(rows)}, nor one of them with a weight "
@@ -32,7 +32,7 @@ def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, 
 
 
 def flag_lines(config) -> list[str]:
-    """Returns the flag file's lines, `--name=value`, without None values. UserError for a value with a line break."""
+    """Returns a line `--name=value` for each flag that is not None. UserError for a value with a line break."""
     def format_value(value):
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     lines = [f"--{leaf.name}={format_value(leaf.value)}" for leaf in flags_of(config) if leaf.value is not None]
@@ -43,13 +43,13 @@ def flag_lines(config) -> list[str]:
 
 
 def write_flags(path: pathlib.Path, config) -> None:
-    """Writes the flag file of a configuration, with the comments of `source_lines`."""
+    """Writes the flags of a configuration to a file, followed by the comments of `source_lines`."""
     files.write_whole(path, "\n".join([*flag_lines(config), *source_lines(config)]) + "\n")
 
 
 def describe_command(command: str, config, always: str = "") -> str:
-    """Returns a sentence of Markdown with the command line, the commit and the machine. The command line has the flags
-    that differ from their defaults, except --out, and in any case the flag named `always`."""
+    """Returns a sentence of Markdown with the line of `python -m scripts.COMMAND`, the commit and the machine. The line
+    has the flags that differ from their defaults, except --out, and in any case the flag named `always`."""
     defaults, machine = flag_lines(type(config)()), origin.machine()
     flags = [line for line in flag_lines(config) if line.startswith(f"--{always}=") or (
         line not in defaults and not line.startswith("--out="))]
@@ -58,14 +58,14 @@ def describe_command(command: str, config, always: str = "") -> str:
 
 
 def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> str:
-    """Returns why `command` with `config` cannot continue in `directory`, the value of `flag`; "" if it can."""
+    """Returns why scripts.COMMAND cannot continue in `directory`, the value of `flag`, as "--run_dir"; "" if it can."""
     writer = origin.read(directory).get("command", command)
     if writer != command:
         return (f"{directory} was written by scripts.{writer}, and scripts.{command} needs a directory of its own: "
                 f"choose another {flag}")
     path = directory / "flags.txt"
     sources = source_lines(config)
-    try:  # what an earlier version did not write to the file counts as a flag's default or as an unchanged digest
+    try:  # a flag that an earlier version did not write counts as its default, and a missing digest as unchanged
         lines = path.read_text("utf-8").splitlines(keepends=True)
         old = _parse_lines([*flag_lines(type(config)()), *sources, *(line.rstrip("\n") for line in lines)])
     except (OSError, ValueError):
@@ -87,8 +87,8 @@ def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> s
 
 
 def _parse_lines(lines: list[str]) -> dict[str, str]:
-    """Returns {"--name": value}, the last value of each name, normalised for comparison: --decay_steps=0, the end of
-    the run, becomes the number of the run's updates, and --model=DIR/ becomes --model=DIR."""
+    """Returns {"--name": value} for lines `--name=value`; the last line of a name counts. Values are normalised for
+    comparison: --decay_steps=0 becomes the number of the run's updates, and --model=DIR/ becomes --model=DIR."""
     values = dict(line.split("=", 1) for line in lines)
     directory, at, step = values.get("--model", "").partition("@")
     if directory:
@@ -100,7 +100,7 @@ def _parse_lines(lines: list[str]) -> dict[str, str]:
 
 
 def claim(directory: pathlib.Path, flag: str, resume: str) -> IO:
-    """Locks a directory (`locks.lock`). With --resume=never, an existing directory first becomes DIRECTORY.1, or .2."""
+    """Like `locks.lock`; but if `resume` is "never", an existing directory is first renamed to DIRECTORY.1, or .2."""
     earlier = directory.exists()
     held = locks.lock(directory, flag)
     if not (resume == "never" and earlier):

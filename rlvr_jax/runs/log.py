@@ -23,7 +23,7 @@ class JsonLines:
     """An append-only file with one JSON object per line, written without a buffer. `rows` are the objects."""
 
     def __init__(self, path: pathlib.Path, keep_step: float):
-        """Opens the file and truncates it to the rows of `read_log(path, keep_step)`, which may raise UserError."""
+        """Opens the file; cuts it before the first row whose step exceeds `keep_step`. UserError as in `read_log`."""
         self.rows, size, whole = read_log(path, keep_step)
         self.path, self.file = path, open(path, "ab", buffering=0)  # a buffer would hold what a full disk refused
         self.count = len(self.rows)  # rows in the file; the log's owner may delete some of `rows` to save memory
@@ -59,8 +59,8 @@ def numeric_metrics(row: dict) -> dict:
 
 @contextlib.contextmanager
 def count_compilations() -> Iterator[Callable[[], dict]]:
-    """Yields a function that returns {"compilations", "seconds_compiling"}: how many programs JAX compiled or read from
-    its cache since the previous call, and in how many seconds. A run compiles none after its first steps."""
+    """Yields a function that returns {"compilations": number, "seconds_compiling": their total time}, of the programs
+    that JAX compiled or read from its cache since the previous call. A run compiles none after its first steps."""
     durations = []
 
     def listen(event: str, duration: float, **_) -> None:
@@ -93,7 +93,7 @@ class Progress(tqdm.tqdm):
 
 
 def progress(total: int, start: int = 0, what: str = "", quiet: bool = False, unit: str = "step") -> Progress:
-    """A progress bar from `start` to `total`, labelled `what`; if stderr is no terminal, a line twice a minute."""
+    """Returns a progress bar from `start` to `total`. If stderr is no terminal, it prints a line twice a minute."""
     return Progress(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True, disable=quiet, smoothing=0.1,
                     mininterval=0.2 if os.isatty(2) else 30.0, bar_format=COMPILING if start < total else LINE)
 

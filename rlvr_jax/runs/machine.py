@@ -9,7 +9,7 @@ import jax
 
 from rlvr_jax.config import Config, flag
 
-# Accelerator: (extra of the package jax that supports it, patterns of the device files that reveal it). The patterns
+# Accelerator -> (extra of the package jax that supports it, patterns of the device files that reveal it). The patterns
 # exclude /dev/vfio/vfio and /dev/accel/ (neural processors of laptops), which also exist without a TPU.
 SIGNS = {"a TPU": ("tpu", ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")),
          "an NVIDIA GPU": ("cuda12", ("/dev/nvidia[0-9]*", "/dev/dxg"))}
@@ -59,7 +59,7 @@ def platforms() -> set[str]:
 def unused_accelerator(platforms=platforms, find=glob.glob, which=shutil.which) -> str:
     """Returns a warning of one line if this machine seems to have an accelerator that JAX does not use; else "".
 
-    Without the right plugin, JAX computes on the CPU and says nothing. JAX_PLATFORMS=cpu means that this is intended.
+    Without the right plugin, JAX computes on the CPU and says nothing. JAX_PLATFORMS=cpu says that the CPU is meant.
     Tests pass their own `platforms`, `find` and `which` in place of JAX, the file system and the PATH.
     """
     signs = {kind: [name for pattern in patterns for name in find(pattern)] for kind, (_, patterns) in SIGNS.items()}

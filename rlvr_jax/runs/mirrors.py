@@ -1,5 +1,5 @@
-"""Copies of metrics.jsonl for programs that draw curves. Each row of MIRRORS is a context manager that yields
-`write(row)`. It first replaces the old copy by the rows of the log: no step appears twice when a run continues."""
+"""Copies of metrics.jsonl for programs that draw curves. MIRRORS has a context manager for each: it replaces an earlier
+copy by `rows`, the log so far (so no step is doubled when a run continues), and yields `write(row)`, to add a row."""
 
 import contextlib
 import importlib.util
@@ -12,7 +12,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.runs.files import name_in_errors
 from rlvr_jax.runs.log import numeric_metrics
 
-PACKAGES = {"tensorboard": "tensorboardX"}  # row of MIRRORS: Python package, where their names differ
+PACKAGES = {"tensorboard": "tensorboardX"}  # name in MIRRORS -> Python package, if their names differ
 
 
 @contextlib.contextmanager
@@ -70,7 +70,7 @@ MIRRORS = {"tensorboard": tensorboard, "trackio": trackio}
 
 
 def parse_mirrors(text: str) -> list[str]:
-    """Returns the names in --log_to. Raises UserError for a name not in MIRRORS, or whose package is not installed."""
+    """Returns the names in a value of --log_to. UserError for a name not in MIRRORS, or a package not installed."""
     names = [name.strip() for name in text.split(",")] if text else []
     for name in names:
         if name not in MIRRORS:

@@ -22,7 +22,7 @@ def read(directory: pathlib.Path) -> dict:
 
 
 def write(directory: pathlib.Path, command: str, **more) -> None:
-    """Writes origin.json with the name of the command that writes the directory, such as "train", and `more`."""
+    """Writes origin.json with the command that writes the directory, such as "train", and the entries `more`."""
     files.write_json(directory / "origin.json", {"command": command} | more)
 
 
@@ -49,7 +49,7 @@ def commit() -> str:
 
 
 def machine() -> dict:
-    """Returns what describes a run besides its flags: date (UTC), commit, versions, devices and number of processes."""
+    """Returns a record of what a run depends on besides its flags, such as {"commit": "1a2b3c4", "devices": 8}."""
     return {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "commit": commit(),
             "python": platform.python_version(), "jax": jax.__version__, "platform": platform.machine(),
             "device": jax.devices()[0].device_kind, "devices": parallel.device_count(),

@@ -13,7 +13,8 @@ SENT = 2**26  # bytes of the pieces in which `broadcast` sends an array
 
 
 def initialize(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Connects the processes of one run. Call this before anything uses a device. Without an address, does nothing."""
+    """Connects the processes of one run. Call this before anything uses a device. The address is host:port, "auto" for
+    JAX to detect all three arguments, or "" for a run of one process: then this does nothing."""
     if coordinator_address == "auto":  # TPU pods, Slurm and others that JAX recognises
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     elif coordinator_address:
@@ -47,7 +48,8 @@ def broadcast(tree):
 
 def broadcast_text(text: str) -> str:
     """Returns the main process's text on every process. The text must not contain NUL, which pads it."""
-    padded = np.frombuffer(text.encode().ljust(max_over_processes(len(text.encode())), b"\0"), np.uint8)
+    encoded = text.encode()
+    padded = np.frombuffer(encoded.ljust(max_over_processes(len(encoded)), b"\0"), np.uint8)  # the same size everywhere
     return bytes(broadcast(padded)).rstrip(b"\0").decode()
 
 

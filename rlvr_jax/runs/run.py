@@ -54,8 +54,8 @@ BY_RULE = 1  # `Run.stop` if a stop rule ended the run; no signal that ends a ru
 
 @contextlib.contextmanager
 def leave_after_error() -> Iterator[None]:
-    """Makes the main process exit within ten seconds of an error in the block (`processes.leave_within`). Only the main
-    process writes files, so it may fail alone. After `Interrupted` there is no limit: a signal stops all processes."""
+    """Makes the main process exit within ten seconds of an error in the block (`processes.leave_within`), because it
+    may fail alone: only it writes files. After `Interrupted` there is no limit: a signal stops all processes."""
     try:
         yield
     except BaseException as error:
@@ -67,8 +67,8 @@ def leave_after_error() -> Iterator[None]:
 class Run:
     """The files of one run, open for writing on the main process. Use it as a context manager.
 
-    `flags` is the whole configuration of the script `command`, which contains `config`. `first` is the step of the
-    log's first row: 0 if the model is measured before training. UserError if the run cannot start or continue here.
+    `flags` is the whole configuration of scripts.COMMAND, which contains `config`. `first` is the first step that the
+    log has: 0 if the model is measured before training, else 1. UserError if the run cannot start or continue.
     """
 
     def __init__(self, config: RunConfig, flags, num_steps: int, command: str, first: int = 0):
@@ -97,7 +97,7 @@ class Run:
         self.noted = self.resumed > 0 or not processes.is_main()  # nothing is left for `_note_saved` to do
 
     def _reason_not_to_start(self) -> str:
-        """Why the run cannot start or continue; "" if it can, and then this process holds the directory's lock."""
+        """Returns why the run cannot start or continue. Returns "" if it can; `self.lock` then holds the lock."""
         if self.config.resume == "must" and not checkpoint.steps(self.config.run_dir):
             return f"--resume=must, but {self.config.run_dir} has no checkpoint"
         with leave_after_error():
@@ -109,7 +109,7 @@ class Run:
                 return str(error)
 
     def _reason_not_to_continue(self, saved: list[int]) -> str:
-        """Why a run with checkpoints at steps `saved` cannot continue: changed flags or lost files; "" if it can."""
+        """Returns why a run with checkpoints at the steps `saved` (none: a new run) cannot continue; "" if it can."""
         if not saved:
             lost = origin.read(self.dir).get("saved") or (self.dir / "summary.json").is_file()
             return "" if not lost else (
@@ -143,8 +143,8 @@ class Run:
                 lambda: "stopping after this step" if self.looping else "stopping"))
             if processes.is_main():
                 self._open(opened)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                opened.callback(signal.signal, number, signal.signal(number, self._on_signal))  # restores the former
+            for number in (signal.SIGINT, signal.SIGTERM):  # at exit, restore the handler that was set before
+                opened.callback(signal.signal, number, signal.signal(number, self._on_signal))
             self.closing = opened.pop_all()  # what `__exit__` closes
         return self
 
@@ -174,7 +174,7 @@ class Run:
             origin.write(self.dir, self.command, starts=[*starts, start], saved=bool(self.resumed))
 
     def _note_saved(self) -> None:
-        """Records in origin.json that a checkpoint exists: should all be lost, the run must not silently start over."""
+        """Records in origin.json that a checkpoint exists, so that the run does not start over if all are lost."""
         if not self.noted and checkpoint.steps(self.config.run_dir):
             self.noted = True
             origin.write(self.dir, **{"command": self.command} | origin.read(self.dir) | {"saved": True})
@@ -191,14 +191,14 @@ class Run:
             raise KeyboardInterrupt
 
     def make_once(self, name: str, make: Callable[[], dict]) -> dict:
-        """Returns the record `make()` and writes it to NAME.json, which a resumed run reads. The record may depend only
-        on flags and seed: a lost file is made again. UserError if the record does not match the checkpoint's digest."""
+        """Returns the record `make()` and writes it to NAME.json, which a resumed run reads. If the file is lost, the
+        record is made again: it may depend on flags and seed only. UserError if the checkpoint's digest differs."""
         path, record, digest = self.dir / f"{name}.json", {}, None
         if self.resumed and processes.is_main():
             with contextlib.suppress(UserError):  # a missing or damaged file is made again
                 record = files.read_json(path)
             meta = checkpoint.read_meta(self.config.run_dir, self.resumed)
-            digest = meta.get("chosen", {}).get(name)  # earlier versions saved no digest
+            digest = meta.get("chosen", {}).get(name)  # None if an earlier version saved the checkpoint
         record = json.loads(processes.broadcast_text(json.dumps(record)))
         is_new = not record
         record = record or make()
@@ -211,15 +211,15 @@ class Run:
         return record
 
     def restore(self, fresh: LearnerState) -> LearnerState:
-        """Returns the state of the newest checkpoint, or `fresh` without one, as numpy arrays on every process."""
+        """Returns the state of the newest checkpoint as numpy arrays on every process; `fresh` if there is none."""
         if not self.resumed:
             return fresh
         state = checkpoint.restore_state(self.config.run_dir, self.resumed, fresh) if processes.is_main() else fresh
         return processes.broadcast(state)
 
     def steps(self) -> Iterator[int]:
-        """Yields the numbers of the remaining steps and shows a progress bar. Ends early after a step in which a signal
-        arrived or after which a stop rule holds (`stop`). A run that a rule has ended has no further steps."""
+        """Yields the numbers of the remaining steps and shows a progress bar. Ends early, and sets `self.stop`, after a
+        step in which a signal arrived or a rule of --stop_when holds. A run that a rule has ended has no more steps."""
         self.stop = processes.max_over_processes(BY_RULE if self._verdict() else 0)
         if self.stop or self.resumed >= self.num_steps:
             return
@@ -231,21 +231,20 @@ class Run:
                 yield step
                 self._note_saved()
                 self.bar.update()
-                stop = self.signal or (BY_RULE if self._verdict() else 0)
-                self.stop = processes.max_over_processes(stop)
+                self.stop = processes.max_over_processes(self.signal or (BY_RULE if self._verdict() else 0))
                 if self.stop:
                     return
 
     def _verdict(self, *new_rows: dict) -> Optional[dict]:
-        """`stopping.verdict` of the rules of --stop_when on the rows of the log followed by `new_rows`. None on
-        processes other than the main one, which have no log."""
+        """Returns which rule of --stop_when ends the run (`stopping.verdict`), given the log's rows and `new_rows`.
+        None if no rule does, and on all processes but the main one, which alone has the log."""
         rows = [*self.metrics.rows, *new_rows] if processes.is_main() else []
         return stopping.verdict(self.rules, self.config.stop_patience, rows)
 
     def log(self, row: dict, show: tuple = (), rollouts: list = ()) -> None:
-        """Writes `row`, a step's metrics, to metrics.jsonl and `rollouts`, a list of rows, to rollouts.jsonl; the bar
-        shows the metrics named in `show`. Raises UserError if a metric of --stop_when or --keep_best is missing, and if
-        the loss or its gradient is not finite: the parameters were bad already before this step's update."""
+        """Writes `row`, {name: metric} of a step, to metrics.jsonl and the rows `rollouts` to rollouts.jsonl; the
+        progress bar shows the metrics named in `show`. Raises UserError if a metric of --stop_when or --keep_best is
+        missing, or the loss or its gradient is not finite: then the update of the previous step was already bad."""
         self._check_names(row)
         if processes.is_main():
             for rollout in rollouts:
@@ -264,7 +263,7 @@ class Run:
                                    row["step"] - 2)
 
     def _divergence(self, what: str, last: int) -> UserError:
-        """Returns the error of a run that diverged in the way `what`; checkpoints up to step `last` are good."""
+        """Returns the error of a run that diverged; `what` says how. Checkpoints up to step `last` are good."""
         if processes.is_main():
             checkpoint.wait(self.manager)
         good = [step for step in checkpoint.steps(self.config.run_dir) if step <= last]
@@ -273,10 +272,11 @@ class Run:
                          + "; start over with --resume=never and a lower --learning_rate or --max_grad_norm")
 
     def keep_heldout(self, step: int, rows: list[dict]) -> None:
-        """Writes a row of heldout.jsonl from rows of `measure.sample_and_grade`; the first also has the problems."""
+        """Writes an evaluation, a dict for each problem (`measure.sample_and_grade`), as one row of heldout.jsonl."""
         if processes.is_main():
             column = lambda key: [row[key] for row in rows]
-            problems = {} if self.heldout.rows else {"prompts": column("prompt"), "answers": column("answer")}
+            is_first = not self.heldout.rows
+            problems = {"prompts": column("prompt"), "answers": column("answer")} if is_first else {}
             self.heldout.write({"step": step} | problems | {"completions": column("completion"),
                                                             "correct": [int(x) for x in column("correct")]})
             del self.heldout.rows[1:]  # in memory, all rows of a long run would be too many
@@ -290,8 +290,8 @@ class Run:
                                 + (", ".join(sorted(row.keys() - {"step"})) or "no metric"))
 
     def due(self, step: int, every: int, row: Optional[dict] = None) -> bool:
-        """Whether an action that is due every `every` steps (0: never) and at the end is due after this step. With
-        `row`, the step's metrics so far, a step after which a stop rule ends the run counts as the end."""
+        """Whether an action that is due every `every` steps (0: never) and at the end is due after this step. The end
+        is the last step and, if `row` has the step's metrics so far, a step after which a stop rule ends the run."""
         ends = bool(row and self.rules) and processes.max_over_processes(self._verdict(row) is not None) > 0
         return ends or step == self.num_steps or (every > 0 and step % every == 0)
 
@@ -301,7 +301,7 @@ class Run:
         return self.due(step, self.config.save_every) or processes.max_over_processes(late) > 0
 
     def save(self, state, meta: dict) -> None:
-        """Writes a checkpoint of a placed state, unless its step has one. UserError if a number is not finite."""
+        """Writes a checkpoint of a state on devices, unless its step has one. UserError if a number is not finite."""
         step = int(parallel.fetch_state(state.step))
         if step <= self.saved:
             return
@@ -318,7 +318,7 @@ class Run:
         self.saved, self.saved_at = step, time.monotonic()
 
     def finish(self, state, meta: dict) -> dict:
-        """Saves the last step; writes summary.json and returns it ({} on other processes). Interrupted on a signal."""
+        """Saves a checkpoint, writes summary.json, returns it ({} on other processes). Interrupted after a signal."""
         self.save(state, meta)
         step = int(parallel.fetch_state(state.step))
         if step < self.num_steps and self.stop != BY_RULE:

@@ -32,7 +32,7 @@ def acknowledge_signals(answer: Callable[[], str]) -> Iterator[None]:
 
 
 def _listen(receiver: socket.socket, answer: Callable[[], str]) -> None:
-    """Answers the first signal and limits the time after the second. Python sends each signal's number as a byte."""
+    """Answers the first signal and limits the time after the second. Python writes a signal's number to the socket."""
     numbers = (byte[0] for byte in iter(lambda: receiver.recv(1), b"") if byte[0] in (signal.SIGINT, signal.SIGTERM))
     if first := next(numbers, None):  # None: the block ended, which closes the sending socket
         with contextlib.suppress(OSError):  # stderr may be closed

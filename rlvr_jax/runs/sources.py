@@ -1,5 +1,5 @@
-"""Digests of table rows that were defined outside this package, such as a user's reward. A run writes the digests to
-its flag file, and refuses to continue if a row has been edited.
+"""Digests of entries that a user's code adds to this package's tables of choices, such as a reward to REWARDS. Such an
+entry is called a row from outside. A run writes the digests to flags.txt, and refuses to continue if a row was edited.
 
 A digest covers the source of the row's functions, the globals of their file that they use, functions from the same
 folder that they call, and the values in the row."""
@@ -37,16 +37,17 @@ def source_lines(config) -> list[str]:
 
 
 def _is_in_package(name: str, row) -> bool:
-    """Whether a module of this package defines the row: has it in a table, and `"NAME":` in its source. (A row from
-    outside may consist of this package's functions, so the functions do not tell.)"""
+    """Whether a module of this package defines the row: has it in a table, and `"NAME":` in its source. (The row's
+    functions do not tell, because a user's row may consist of this package's functions.)"""
     modules = [module for key, module in [*sys.modules.items()] if key.startswith(PACKAGE)
                and any(isinstance(table, dict) and table.get(name) is row for table in vars(module).values())]
     return any(f'"{name}":' in line for module in modules for line in linecache.getlines(module.__file__))
 
 
 def _walk(value, functions: list) -> Iterator[str]:
-    """Yields texts that change if a part of the value changes. Appends functions from outside to `functions`, once."""
-    value, parts = inspect.unwrap(value) if callable(value) else value, ()
+    """Yields strings that change with any part of the value. Appends functions from outside this package to a list."""
+    value = inspect.unwrap(value) if callable(value) else value
+    parts = ()  # values to walk through next
     if isinstance(value, FunctionType) and not (value.__module__ or "").startswith(PACKAGE):
         if value not in functions:
             functions.append(value)

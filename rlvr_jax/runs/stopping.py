@@ -21,7 +21,7 @@ RELATIONS = {"<": operator.lt, ">": operator.gt}
 
 
 class StopRule(NamedTuple):
-    """A rule that holds in a log row with `metric` below ("<") or above (">") `bound`, never in a row without it."""
+    """A rule that holds in a log row with `metric` below ("<") or above (">") `bound`, never without the metric."""
 
     metric: str
     relation: str
@@ -69,7 +69,7 @@ def reset_due(config: ResetConfig, rows: list[dict]) -> bool:
     resets when validation stalls)."""
     if config.reset_every and rows[-1]["step"] % config.reset_every == 0:
         return True
-    last = max((i for i, row in enumerate(rows) if row.get(RESET)), default=0)
+    last = max((i for i, row in enumerate(rows) if row.get(RESET)), default=0)  # index of the last reset's row
     greedy = [row["eval/greedy"] for row in rows[last:] if "eval/greedy" in row]
     patience = config.reset_patience
     return bool(patience and "eval/greedy" in rows[-1] and len(greedy) > patience
@@ -77,8 +77,9 @@ def reset_due(config: ResetConfig, rows: list[dict]) -> bool:
 
 
 def verdict(rules: list[StopRule], patience: int, rows: list[dict]) -> Optional[dict]:
-    """Returns {"rule", "patience", "step", "value"} for the first rule that held in each of the last `patience` rows
-    that have its metric, and so ends the run; None if there is no such rule. The row of step 0 does not count."""
+    """Returns which rule ends the run: the first that holds in each of the last `patience` rows (or of the rule's own
+    patience) that have its metric; None if there is none. The row of step 0 does not count. The result is {"rule": its
+    text, "patience": the number of rows, "step" and "value": the step and the metric of the last of these rows}."""
     for rule in rules:
         count = rule.patience or patience
         last = [row for row in rows if row["step"] > 0 and rule.metric in row][-count:]

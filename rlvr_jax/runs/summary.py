@@ -53,13 +53,13 @@ def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
     hashes = factors[n] * np.arange(len(completions), dtype=np.uint64)[:, None]
     for i in range(n):
         hashes = hashes + factors[i] * completions[:, i : i + width].astype(np.uint64)
-    hashes = np.sort(hashes[mask[:, n - 1 :]])
+    hashes = np.sort(hashes[mask[:, n - 1 :]])  # only n-grams whose last token belongs to the completion
     return float(np.sum(hashes[1:] == hashes[:-1]) / max(len(hashes), 1))
 
 
 def rollout_rows(problems: list, record, group_size: int, count: int) -> list[dict]:
-    """Returns at most `count` rollouts of a step (`grpo.Record`) as rows of rollouts.jsonl: evenly spaced whole groups,
-    or a part of the first group. "group" is the index of a row's group, "group_mean" the mean reward of that group."""
+    """Returns at most `count` rollouts of a step (`grpo.Record`) as rows of rollouts.jsonl: evenly spaced whole groups
+    or, if one group is larger, its beginning. "group" is the index of a row's group, "group_mean" its mean reward."""
     rows, rollouts, scored, info = [], record.rollouts, record.scored, record.scored.info
     means = scored.reward.reshape(-1, group_size).mean(-1)
     groups = np.linspace(0, len(means) - 1, min(max(count // group_size, 1), len(means))).astype(int)
@@ -77,8 +77,8 @@ def rollout_rows(problems: list, record, group_size: int, count: int) -> list[di
 
 
 def evaluation(row: dict) -> dict:
-    """Returns {name: value} for the metrics eval/NAME of a row."""
-    return {key[5:]: value for key, value in row.items() if key.startswith("eval/")}
+    """Returns {NAME: value} for the metrics eval/NAME of a row."""
+    return {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
 
 
 def saturation_step(rows: list) -> Optional[int]:
@@ -95,7 +95,7 @@ def summarise(rows: list) -> dict:
     curve = {name: {"at_saturation": after[0][key], "peak": max(row[key] for row in after), "end": after[-1][key]}
              for name, key in (("greedy", "eval/greedy"), ("sampled", "eval/sampled")) if after}
     first, last = (evaluated[0], evaluated[-1]) if evaluated else ({}, {})
+    seconds = {key.removeprefix("seconds/"): round(sum(row.get(key) or 0 for row in rows), 2) for key in phases}
     return {"base": evaluation(first), "final": evaluation(last), "train_accuracy": rows[-1].get("train/accuracy"),
-            "saturation_step": saturated, "steps": rows[-1]["step"],
-            "graded_by": rows[-1].get("train/graded_by"), "after_saturation": curve,
-            "seconds": {key[8:]: round(sum(row.get(key) or 0 for row in rows), 2) for key in phases}}
+            "saturation_step": saturated, "steps": rows[-1]["step"], "graded_by": rows[-1].get("train/graded_by"),
+            "after_saturation": curve, "seconds": seconds}

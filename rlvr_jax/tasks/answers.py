@@ -25,13 +25,13 @@ class Criterion(NamedTuple):
 
     answer_format: str  # row of extract.EXTRACTORS
     grader: str  # row of graders.ALL
-    reference: str  # the answer; for the grader "gym", the problem's whole entry as JSON
+    reference: str  # the answer; for the grader "gym", reasoning-gym's entry of the problem, as JSON
 
 
 def criteria(problems: Sequence[Problem], config: GradingConfig = GradingConfig(),
              otherwise: str = "boxed") -> list[Criterion]:
-    """Returns the criterion of each problem. The format "auto" stands for the format of the problem's family, "tag" for
-    reasoning-gym, and `otherwise` for any other problem. Reasoning-gym's verifiers take precedence over --grader."""
+    """Returns the criterion of each problem. --answer_format=auto means the format of the problem's family, "tag" for
+    reasoning-gym, and `otherwise` for any other problem. Reasoning-gym's own verifiers replace the --grader."""
     def criterion(problem: Problem) -> Criterion:
         family, entry = families.family_of(problem), problem.meta.get("entry")
         default = gym.ANSWER_FORMAT if entry else family.answer_format if family else otherwise
@@ -41,12 +41,13 @@ def criteria(problems: Sequence[Problem], config: GradingConfig = GradingConfig(
 
 
 def verdicts(texts: Sequence[str], criteria: Sequence[Criterion]) -> list[grade.Verdict]:
-    """Grades each completion by the criterion at the same index."""
+    """Grades each of `texts`, completions, by the criterion at the same index."""
     return grade.grade_texts(texts, [each.reference for each in criteria], [each.answer_format for each in criteria],
                              [each.grader for each in criteria])
 
 
 def describe_graders(criteria: Sequence[Criterion]) -> list[str]:
-    """Returns a text such as "boxed / math (...)" for each criterion. Raises UserError if a grader is not installed."""
-    names = {pair: grade.describe_grader(*pair) for pair in dict.fromkeys(each[:2] for each in criteria)}
-    return [names[each[:2]] for each in criteria]
+    """Returns for each criterion a text such as "boxed / math (math-verify 0.9.0)". UserError for a missing grader."""
+    pairs = [(each.answer_format, each.grader) for each in criteria]
+    names = {pair: grade.describe_grader(*pair) for pair in dict.fromkeys(pairs)}
+    return [names[pair] for pair in pairs]

@@ -15,8 +15,9 @@ NUM_LAMPS = 4
 
 
 def make_algebra() -> Algebra:
+    """Returns the algebra of the 16 states of the lamps. A state is an integer with one bit for each lamp."""
     top = 2**NUM_LAMPS - 1
-    a, _, b = np.ogrid[0:top + 1, 0:1, 0:top + 1]  # a [V,1,1] values, b [1,1,B] operands; a lamp is a bit
+    a, _, b = np.ogrid[0:top + 1, 0:1, 0:top + 1]  # a [V,1,1] values, b [1,1,B] operands
     lit = np.bitwise_count(b)  # number of T in each operand
     results = np.concatenate([a & b, a | b, a ^ b, top - (a ^ b)], 1)
     allowed = np.concatenate([lit == NUM_LAMPS - 1, lit == 1, b != 0, b != top], 1)

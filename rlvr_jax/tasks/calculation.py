@@ -2,9 +2,9 @@
 
 `--problems=calculation:3` has expressions of 3 operations; `calculation:3:7` draws others, from seed 7. The default
 seed is the date on which the benchmark was made: older models have not seen it. An expression is a random binary tree
-of +, -, * and /, whose leaves are n, a/b, n^2 or n^3 of integers from 0 to 100. Values are exact fractions; a tree with
-a division by zero or a value above LARGEST in any part is drawn again. No two problems differ only in the order of the
-sides of + and *, and a hash of the tree decides its split.
+of +, -, * and /. Its leaves are n, a/b, n^2 or n^3, of integers from 0 to 100. Values are exact fractions. A tree of
+which any part divides by zero or exceeds LARGEST is drawn again. No two problems differ only in the order of the sides
+of + and *. A hash of the tree decides the split of its problem.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ Tree = tuple  # (row of OPERATIONS, left Tree, right Tree), or a leaf: (row of L
 
 
 def draw_problems(name: str, count: int, split: str) -> list[Problem]:
-    """The first `count` problems of a split; meta["tree"] is the expression. Raises UserError for a malformed name."""
+    """The first `count` problems of the source `name` in a split, with meta["tree"]. UserError for a malformed name."""
     level, seed = parse_name(name)
     rng, seen, problems = np.random.default_rng((seed, level)), set(), []
     while len(problems) < count:
@@ -56,30 +56,30 @@ def parse_name(name: str) -> tuple[int, int]:
 
 
 def make_problem(tree: Tree, index: int) -> Problem:
-    """The problem that asks for the value of `tree`. The answer is an integer or a fraction in lowest terms: -7/12."""
+    """Returns the problem "What is TREE?". The answer is an integer or a fraction in lowest terms, such as -7/12."""
     question = f"What is {format_tree(tree)}?"
     return Problem(question, str(evaluate(tree)), question, {"index": index, "tree": tree})
 
 
 def draw_tree(rng: np.random.Generator, level: int) -> Tree:
-    """A random tree of `level` operations whose value exists and is short enough for the graders."""
-    grown = None
+    """Returns a random tree of `level` operations whose value exists and is short enough for the graders."""
+    grown = None  # (tree, value)
     while grown is None or not is_short(grown[1]):
         grown = grow_tree(rng, level)
     return grown[0]
 
 
 def grow_tree(rng: np.random.Generator, level: int) -> Optional[tuple[Tree, Fraction]]:
-    """A random tree of `level` operations and its value; None if a part of the tree has none (`apply_operation`)."""
+    """Returns (random tree of `level` operations, its value); None if `apply_operation` gives a part no value."""
     if level:
-        left = int(rng.integers(level))
+        left = int(rng.integers(level))  # the number of operations in the left side
         parts = grow_tree(rng, left), grow_tree(rng, level - 1 - left)
         if None in parts:
             return None
-        (sides, values), table = zip(*parts), OPERATIONS  # a part is a pair of a tree and its value
+        table, (sides, values) = OPERATIONS, zip(*parts)  # a part is a pair (tree, value)
     else:
-        sides = values = tuple(map(int, rng.integers(0, TOP + 1, 2)))
         table = LEAVES
+        sides = values = tuple(map(int, rng.integers(0, TOP + 1, 2)))
     name = list(table)[rng.integers(len(table))]
     result = apply_operation(name, values)
     return None if result is None else ((name, *sides), result)
@@ -105,7 +105,7 @@ def evaluate(tree: Tree) -> Optional[Fraction]:
 
 
 def apply_operation(name: str, values: Sequence) -> Optional[Fraction]:
-    """The value of a row of OPERATIONS or LEAVES; None if it divides by zero or its absolute value exceeds LARGEST."""
+    """Applies a row of OPERATIONS or LEAVES to two `values`; None for division by zero and results beyond LARGEST."""
     try:
         result = (OPERATIONS | LEAVES)[name](*values)
     except ZeroDivisionError:

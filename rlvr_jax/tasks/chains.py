@@ -61,15 +61,15 @@ class Algebra:
 
     @functools.cached_property
     def cumulative_moves(self) -> np.ndarray:
-        """f64[V,O*B]: for each value, the cumulative probabilities of the moves (operator, operand). Operators that are
-        allowed are equally likely, and so are the operands that an operator allows."""
+        """f64[V,O*B]: for each value, the cumulative probabilities of the pairs (operator, operand). All operators with
+        an allowed operand are equally likely, and so are the allowed operands of an operator."""
         allowed = self.results >= 0
         op_chances = allowed.any(-1, keepdims=True) / np.maximum(allowed.any(-1).sum(-1), 1)[:, None, None]
         chances = allowed * op_chances / np.maximum(allowed.sum(-1, keepdims=True), 1)
         return np.cumsum(chances.reshape(len(allowed), -1), -1)
 
     def write(self, numbers: np.ndarray) -> np.ndarray:
-        """The words of values, an array of the shape of `numbers`."""
+        """Returns the word of each value in `numbers`, integers in an array of any shape."""
         return np.array(self.values)[numbers - self.lowest]
 
     def write_operands(self, numbers: np.ndarray) -> np.ndarray:
@@ -89,12 +89,12 @@ class Chains(NamedTuple):
     results: np.ndarray  # [N,K] value after each operation; the last one is the answer
 
     def select(self, keep_N: np.ndarray) -> "Chains":
-        """The problems where `keep_N` is true."""
+        """Returns the problems where `keep_N`, bool[N], is true."""
         return Chains(*(x[keep_N] for x in self))
 
 
 def residue(starts: np.ndarray, ops: np.ndarray, operands: np.ndarray) -> np.ndarray:
-    """i[N]: hash of first value, operators and operands, modulo 16. The topic is left out: it changes no split."""
+    """i[N]: hash of first value, operators and operands, modulo 16; the same for problems that differ only in topic."""
     h = starts.astype(np.uint64)
     for column in range(ops.shape[1]):
         step = (ops[:, column] * 16 + operands[:, column]).astype(np.uint64)
@@ -104,13 +104,13 @@ def residue(starts: np.ndarray, ops: np.ndarray, operands: np.ndarray) -> np.nda
 
 
 def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int, split: str = "") -> Chains:
-    """`count` random problems of any split. Only other `draw` functions (see `generate`) need the argument `split`."""
+    """Returns `count` random problems of all splits. `split` is ignored; other functions used as `draw` need it."""
     starts = algebra.draw_values(rng, count)
-    values, columns = starts, []
+    values, columns = starts, []  # columns: for each operation (operators, operands, values after it), each i[count]
     for _ in range(num_ops):
         cumulative = algebra.cumulative_moves[values]
-        move = (cumulative <= rng.random(count)[:, None] * cumulative[:, -1:]).sum(-1)
-        op, operand = np.divmod(move, algebra.results.shape[-1])
+        pair = (cumulative <= rng.random(count)[:, None] * cumulative[:, -1:]).sum(-1)
+        op, operand = np.divmod(pair, algebra.results.shape[-1])
         values = algebra.results[values, op, operand]
         columns.append((op, operand, values))
     return Chains(rng.integers(len(algebra.topics), size=count), starts, *(np.stack(x, 1) for x in zip(*columns)))
@@ -118,26 +118,26 @@ def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops:
 
 def generate(algebra: Algebra, rng: np.random.Generator, count: int, split: str, num_ops: int,
              draw: Callable[..., Chains] = draw_chains) -> Chains:
-    """Draws `count` random problems of one split, a name in SPLITS, with `draw`. UserError for an unknown split."""
+    """Returns `count` random problems of one split, a key of SPLITS, from `draw`. UserError for an unknown split."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the synthetic task has {', '.join(SPLITS)}")
-    parts: list = []
+    parts: list[Chains] = []
     while sum(len(part.starts) for part in parts) < count:
-        n = int(1.5 * count * 16 / len(SPLITS[split])) + 16
+        n = int(1.5 * count * 16 / len(SPLITS[split])) + 16  # enough for `count` of the split, almost always
         chains = draw(algebra, rng, n, num_ops, split)
         parts.append(chains.select(np.isin(residue(chains.starts, chains.ops, chains.operands), list(SPLITS[split]))))
     return Chains(*(np.concatenate(x)[:count] for x in zip(*parts)))
 
 
 def to_problems(algebra: Algebra, chains: Chains) -> list[Problem]:
-    """The chains as Problems. meta["steps"] is the careful solution, and meta["index"] the position in `chains`."""
+    """The chains as Problems. meta["steps"] lists the careful solution's steps; meta["index"] numbers the problems."""
     pairs = np.stack([np.array(algebra.ops)[chains.ops], algebra.write_operands(chains.operands)], -1)
-    pairs = pairs.reshape(len(chains.ops), -1)
+    pairs = pairs.reshape(len(chains.ops), -1)  # [N,2K] words: op, operand, op, operand, ...
     rows = zip(np.array(algebra.topics)[chains.topics], algebra.write(chains.starts), pairs)
     prompts = [" ".join([topic, start, *words, "="]) for topic, start, words in rows]
 
     def expert_steps(words, values):
-        """The careful solution in steps: the opening word, one step per operation, and the answer."""
+        """The careful solution of one problem in steps: the opening word, one step per operation, and the answer."""
         steps = [" ".join(step) for step in zip(words[::2], words[1::2], values)]
         return [OPENERS[0], *steps, f"answer {values[-1]}"]
 
@@ -146,8 +146,8 @@ def to_problems(algebra: Algebra, chains: Chains) -> list[Problem]:
 
 
 def make_habits(algebra: Algebra, config: StyleConfig, seed: int, num_ops: int) -> Callable[[Chains], np.ndarray]:
-    """Returns `chances(chains)`: f64[N,S], probabilities of the styles. The logits sum random numbers for topic, first
-    operator and first value, scaled by `habit_strength`, and a bias that gives each style its share of all problems."""
+    """Returns a function from Chains to f64[N,S], the probabilities of the styles. Logits sum random numbers for topic,
+    first operator and first value modulo 8, scaled by `habit_strength`, and a bias that gives each style its share."""
     rng, shares = np.random.default_rng(seed), np.array(config.style_shares)
     by_topic, by_first_op, by_start = (config.habit_strength * rng.standard_normal((n, len(shares)))
                                        for n in (len(algebra.topics), len(algebra.ops), 8))
@@ -165,8 +165,8 @@ def make_habits(algebra: Algebra, config: StyleConfig, seed: int, num_ops: int) 
 
 
 def lengths(num_ops: int, value_tokens: int = 1, ending: int = 0) -> tuple[int, int]:
-    """(most tokens of a prompt, most tokens of a solution with its <eos>). A value has at most `value_tokens` tokens,
-    and `ending` more tokens follow the answer."""
+    """Returns (most tokens of a prompt, most tokens of a solution with its <eos>) for chains of `num_ops` operations. A
+    value has at most `value_tokens` tokens, and `ending` more tokens follow the answer."""
     more = value_tokens - 1
     return 2 * num_ops + 3 + more, 3 * num_ops + 4 + more * (num_ops + 1) + ending
 
@@ -176,11 +176,11 @@ def solve(algebra: Algebra, rng: np.random.Generator, chains: Chains, styles: np
     """Writes a solution of each problem in its style, `styles` i[N], an index into STYLES. A careful solution stops
     early with probability `early_stop`; the result of a sloppy step is random with probability `slip`."""
     n, k = chains.ops.shape
-    length, rows = lengths(k)[1] - 1, np.arange(n)
-    words = np.full((4, n, length), "", object)
+    rows, length = np.arange(n), lengths(k)[1] - 1  # most words of a solution, without <eos>
+    # Every problem is solved in all four styles: words[s,i,:sizes[s,i]] is the solution of problem i in style s.
+    words, sizes = np.full((4, n, length), "", object), np.zeros((4, n), int)
     words[:, :, 0] = np.array(OPENERS)[:, None]
-    sizes = np.zeros((4, n), int)
-    # careful
+    # careful, stopping after `stop` of the k operations
     stop = np.where(rng.random(n) < config.early_stop, rng.integers(1, max(k, 2), n), k)
     steps = [np.array(algebra.ops)[chains.ops], algebra.write_operands(chains.operands), algebra.write(chains.results)]
     words[0, :, 1:1 + 3 * k] = np.stack(steps, -1).reshape(n, -1)
@@ -195,7 +195,7 @@ def solve(algebra: Algebra, rng: np.random.Generator, chains: Chains, styles: np
     words[1, :, k + 1], words[1, :, k + 2], sizes[1] = "answer", algebra.write(value), k + 3
     # guess
     words[2, :, 1], sizes[2] = algebra.write(algebra.draw_values(rng, n)), 2
-    # ramble
+    # ramble; two more words are drawn and dropped, as in the first version of this code, so that seeds keep their data
     words[3, :, 1:] = np.array(algebra.ramble)[rng.integers(len(algebra.ramble), size=(n, length + 1))[:, 1:-1]]
     sizes[3] = rng.integers(3, length + 1, n)
     return [" ".join(row[:size]) for row, size in zip(words[styles, rows], sizes[styles, rows])]

@@ -20,7 +20,7 @@ from rlvr_jax.tasks import arithmetic, boolean, chains, wager, worlds
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How a family draws and solves problems. `drawn`, the output of `generate`, may have any type."""
+    """How a family draws and solves problems. `drawn`, what `generate` returns, may be of any type."""
 
     vocabulary: tuple[str, ...]  # tokens, "<pad>" and "<eos>" first: words, and pieces such as "##7" that continue one
     styles: dict[str, str]  # first word of a solution -> style; the first style is the careful one
@@ -33,13 +33,13 @@ class Family:
     shares: tuple[float, ...] = (0.28, 0.27, 0.2, 0.25)  # of the styles, unless --style_shares is set
 
     def habits_of(self, config: chains.StyleConfig, seed: int, num_ops: int) -> Callable:
-        """Calls `habits`, with the family's own `shares` if `config.style_shares` is empty."""
+        """Returns the function that `habits` makes, with the family's `shares` if `config.style_shares` is empty."""
         shares = config.style_shares or self.shares
         return self.habits(dataclasses.replace(config, style_shares=shares), seed, num_ops)
 
 
 def chain_family(algebra: chains.Algebra, **fields) -> Family:
-    """A family of chains (`chains.py`) over `algebra`; `fields` override those of the resulting `Family`."""
+    """Returns a family of chains (`chains.py`) over `algebra`. `fields` replace fields of this `Family`."""
     bind = lambda function: functools.partial(function, algebra)
     family = Family(algebra.vocabulary, chains.STYLES, chains.lengths, bind(chains.generate), bind(chains.to_problems),
                     bind(chains.solve), bind(chains.make_habits))
@@ -47,7 +47,7 @@ def chain_family(algebra: chains.Algebra, **fields) -> Family:
 
 
 def world(**fields) -> Family:
-    """The family s1 of `worlds.py`; for other families of that module, `fields` override those of `Family`."""
+    """Returns a family of `worlds.py`: s1, or another one if `fields` replace fields of s1."""
     return chain_family(worlds.ALGEBRA, **{
         "lengths": functools.partial(chains.lengths, value_tokens=worlds.VALUE_TOKENS), "styles": worlds.STYLES,
         "solve": worlds.solve_marked, "shares": (0.28, 0.72)} | fields)
@@ -67,16 +67,15 @@ FAMILIES: dict[str, Family] = {
 
 
 def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, num_ops: int) -> list[Problem]:
-    """`count` random problems of a split; meta["task"] is `name`. Raises UserError if the family has a fault."""
+    """Returns `count` random problems of the family `name`, which is meta["task"]. UserError as in `check_problems`."""
     problems = FAMILIES[name].to_problems(FAMILIES[name].generate(rng, count, split, num_ops))
     check_problems(name, num_ops, problems, count)
     return [dataclasses.replace(problem, meta=problem.meta | {"task": name}) for problem in problems]
 
 
 def check_problems(name: str, num_ops: int, problems: list[Problem], count: int) -> None:
-    """Raises UserError naming the first fault of a family or of `problems`, which it drew when asked for `count`."""
-    family = FAMILIES[name]
-    fault = ""
+    """Raises UserError for a fault of the family `name`, or of `problems`, which it drew when asked for `count`."""
+    family, fault = FAMILIES[name], ""
     if tuple(family.vocabulary[:2]) != ("<pad>", "<eos>") or len(set(family.vocabulary)) < len(family.vocabulary):
         fault = 'its vocabulary has to start with "<pad>", "<eos>", and to have each word once'
     elif not family.styles:
@@ -91,7 +90,8 @@ def check_problems(name: str, num_ops: int, problems: list[Problem], count: int)
 
 
 def check_texts(name: str, num_ops: int, what: str, texts: list[str], longest: int) -> None:
-    """Raises UserError, which calls the text `what`, for a word outside the vocabulary or over `longest` tokens."""
+    """Raises UserError if one of `texts` has a word outside the vocabulary of the family `name`, or more than `longest`
+    tokens. For the message, `what` is "prompt" or "solution", and `num_ops` the number of operations."""
     tokenizer = make_tokenizer([name])
     for text in texts:
         if unknown := tokenizer.unknown_words(text.split()):
@@ -102,7 +102,7 @@ def check_texts(name: str, num_ops: int, what: str, texts: list[str], longest: i
 
 
 def check_solutions(name: str, config: chains.StyleConfig, num_ops: int, habits: Callable) -> None:
-    """Draws 64 problems and raises UserError for a fault in their solutions, in any style, or in `habits(drawn)`."""
+    """Draws 64 problems. Raises UserError for a fault in their solutions or in `habits`, a result of `habits_of`."""
     family, count = FAMILIES[name], 64
     drawn = family.generate(np.random.default_rng(0), count, "pretrain", num_ops)
     solutions = family.solve(np.random.default_rng(0), drawn, np.arange(count) % len(family.styles), config)
@@ -121,13 +121,13 @@ def family_of(problem: Problem) -> Optional[Family]:
 
 
 def style_of(problem: Problem, completion: str) -> Optional[str]:
-    """The style that a completion's first word announces; None if no style has this word or the problem no family."""
+    """The style that starts with the completion's first word; None without such a style or if there is no family."""
     family = family_of(problem)
     return family and family.styles.get(completion.split(" ", 1)[0])
 
 
 def is_careless(problem: Problem, completion: str) -> bool:
-    """Whether a completion is in a style other than the family's first, in which a correct answer counts as luck."""
+    """Whether a completion is in a style other than the family's first, so that a correct answer counts as luck."""
     style = style_of(problem, completion)
     return style is not None and style != next(iter(family_of(problem).styles.values()))
 

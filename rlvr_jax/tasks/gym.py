@@ -17,14 +17,15 @@ PREFIX = "gym:"
 SPLITS = ("example", "dev", "test")
 ANSWER_FORMAT = "tag"  # reasoning-gym's own prompt asks for <answer>...</answer>
 TRIES = 8  # entries drawn for each problem asked for: only a third of them belong to its split
-_RUNS_CODE = re.compile(r"\b(eval|exec|parse_expr|sympify)\((?!entry\[)")  # in a verifier that executes answers
-# Generators (version 0.1.25) that draw from Python sets, whose order differs between processes: no run could resume.
+# Matches the source of a verifier that may execute a model's answer as code; executing a part of the entry is allowed.
+_RUNS_CODE = re.compile(r"\b(eval|exec|parse_expr|sympify)\((?!entry\[)")
+# Data sets (version 0.1.25) drawn from Python sets, whose order differs between processes: a run could not be resumed.
 UNSTEADY = {"isomorphic_strings", "ransom_note", "word_ladder"}
 
 
 def draw_problems(name: str, seed: int, count: int, split: str) -> list[Problem]:
-    """Up to `count` distinct problems of a split, among TRIES * `count` entries. Raises UserError if reasoning-gym or
-    the data set is missing, if its verifier cannot be used, and if no problem is found."""
+    """Returns up to `count` distinct problems of one split of the data set `name`, "gym:NAME". Raises UserError if the
+    data set or reasoning-gym is missing, if the data set's verifier cannot be used, and if no problem is found."""
     data, task, drawn = make_dataset(name, seed, TRIES * count), name.removeprefix(PREFIX), {}
     for entry in (data[i] for i in range(len(data))):
         if len(drawn) == count:
@@ -35,7 +36,7 @@ def draw_problems(name: str, seed: int, count: int, split: str) -> list[Problem]
         text = json.dumps(entry)
         if not isinstance(answer, str) or data.score_answer(answer, json.loads(text)) != 1:
             raise UserError(f"{name}: the verifier of {task} accepts no text as the answer; choose another data set")
-        if len(text) <= gym.MAX_REFERENCE:
+        if len(text) <= gym.MAX_REFERENCE:  # the grader refuses longer entries
             drawn[question] = Problem(question, answer, question, {"index": len(drawn), "task": name, "entry": text})
     if not drawn:
         raise UserError(f"{name} has no problem of the {split} split among {len(data)}; choose another data set")
@@ -43,7 +44,7 @@ def draw_problems(name: str, seed: int, count: int, split: str) -> list[Problem]
 
 
 def make_dataset(name: str, seed: int, size: int):
-    """The reasoning-gym data set `name`, of `size` entries. Raises UserError if it is missing or unfit for training."""
+    """Returns the data set `name`, "gym:NAME", of `size` entries. UserError if it is missing or unfit for training."""
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
@@ -58,7 +59,7 @@ def make_dataset(name: str, seed: int, size: int):
         raise UserError(f"{name}: this data set draws different problems in each process, so no run could be continued")
     if _RUNS_CODE.search(inspect.getsource(DATASETS[task][0].score_answer)):
         raise UserError(f"{name}: its verifier executes a model's answer as Python code; choose another data set")
-    hashed = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4]) >> 1  # seeds s and s+1 share most entries
+    hashed = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4]) >> 1  # because seeds s, s+1 share entries
     try:
         return reasoning_gym.create_dataset(task, seed=hashed, size=size)
     except (AssertionError, ValueError) as error:

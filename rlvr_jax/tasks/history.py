@@ -1,4 +1,4 @@
-"""Each problem's accuracy in each pass of a run over its pool, and the ranking of problems by its variance."""
+"""Each problem's accuracy in each pass over a run's pool, and the ranking of problems by the variance of accuracy."""
 
 import collections
 import pathlib
@@ -30,8 +30,7 @@ def read_history(path: str) -> dict[str, list[float]]:
     there is no such file, or if an entry is not a list of accuracies."""
     if not path:
         raise UserError("--history is required: a file of index -> list of accuracies, or a run directory")
-    file = pathlib.Path(path)
-    file = file / HISTORY if file.is_dir() else file
+    file = pathlib.Path(path, HISTORY) if pathlib.Path(path).is_dir() else pathlib.Path(path)
     if not file.is_file():
         raise UserError(f"--history={path}: no file {file}; a run writes one with --record_history")
     history = files.read_json(file)
@@ -46,7 +45,7 @@ def read_history(path: str) -> dict[str, list[float]]:
 
 
 def check_same_pool(config: SelectConfig, ranking: list[dict], known: dict) -> None:
-    """Raises UserError if the ranked history cannot belong to the problems `known`, {index: Problem}.
+    """Raises UserError if `ranking` (`rank_by_variance`) cannot belong to the problems `known`, {index: Problem}.
 
     If --history is a run directory, its flags must name the file in --problems. Every ranked index must be known. A
     pass takes every problem, so if all ranked problems have two passes or more, every known problem must be ranked.
@@ -68,8 +67,8 @@ def check_same_pool(config: SelectConfig, ranking: list[dict], known: dict) -> N
 
 
 def rank_by_variance(history: dict[str, list[float]]) -> list[dict]:
-    """Returns rows `{"rank", "index", "score", "accuracy", "passes"}`, the highest score first. The score is the exact
-    population variance of a problem's accuracies, rounded once (arXiv 2504.20571). Ties keep the order of `history`."""
+    """Returns rows `{"rank", "index", "score", "accuracy", "passes"}`, the highest score first. "score" is the exact
+    population variance of a problem's accuracies (arXiv 2504.20571), "accuracy" their mean, "passes" their number."""
     scored = [(float(statistics.pvariance(accuracies)), index) for index, accuracies in history.items()]
     return [{"rank": rank, "index": index, "score": score, "accuracy": statistics.fmean(history[index]),
              "passes": len(history[index])}
@@ -92,7 +91,8 @@ def select(config: SelectConfig) -> list[dict]:
 
 
 def group_accuracies(pool: list[Problem], prompt_index: np.ndarray, correct: np.ndarray, group_size: int) -> dict:
-    """`{problem index: [accuracy of each of its groups]}` of one step, whose groups are consecutive in `correct`."""
+    """Returns `{problem index: [accuracy of each of its groups]}` for one step, from the verdicts `correct` bool[B] on
+    completions of the problems `pool[prompt_index]`. A group is `group_size` consecutive completions of one problem."""
     by_index, accuracies = {}, correct.reshape(-1, group_size).mean(-1, dtype=float).tolist()
     for i, accuracy in zip(prompt_index[::group_size], accuracies):
         by_index.setdefault(str(pool[i].meta["index"]), []).append(accuracy)
@@ -100,15 +100,15 @@ def group_accuracies(pool: list[Problem], prompt_index: np.ndarray, correct: np.
 
 
 def build_history(rows: list[dict], pool: list[Problem]) -> dict[str, list[float]]:
-    """`{problem index: [accuracy in each complete pass]}` from the rows of metrics.jsonl. A pass takes each copy of a
-    problem once, so each pass has the next `copies` groups of that problem."""
+    """Returns `{problem index: [accuracy in each complete pass]}` from the rows of metrics.jsonl. In a pass, each
+    copy of a problem has one group, so a problem's next `Problem.copies` groups are those of its next pass."""
     groups = collections.defaultdict(list)
     for row in rows:
         for index, accuracies in row.get("train/group_accuracies", {}).items():
             groups[index] += accuracies
     by_index = {}
-    for index, size in ((str(problem.meta["index"]), problem.copies) for problem in pool):
-        passes = len(groups[index]) // size
+    for index, copies in ((str(problem.meta["index"]), problem.copies) for problem in pool):
+        passes = len(groups[index]) // copies
         if passes:
-            by_index[index] = np.reshape(groups[index][: passes * size], (passes, size)).mean(-1).tolist()
+            by_index[index] = np.reshape(groups[index][: passes * copies], (passes, copies)).mean(-1).tolist()
     return by_index

@@ -41,8 +41,8 @@ def training_problems(config: PoolConfig, names: str, pool: list[Problem], choos
     """Returns the problems to train on: one example or all of `pool`, or with --expert_steps items for their steps.
 
     `pool` is what `load_pool` read from `names`. For example=auto, `choose(pool)` returns {"example": index in `pool`}.
-    `vote(pool)`, if not None, returns a dict for each problem, its meta["votes"]. `once` is `Run.make_once`, so that a
-    resumed run repeats neither. Raises UserError for an example that does not exist, and if no problem is left.
+    `vote(pool)`, if not None, returns for each problem its meta["votes"]. `once(name, make)` returns `make()`, or in a
+    resumed run the earlier result. Raises UserError for an example that does not exist, and if no problem is left.
     """
     if config.example in CHOOSE and not config.question:
         pool = [pool[once("example", lambda: choose(pool))["example"]]]
@@ -65,7 +65,7 @@ def training_problems(config: PoolConfig, names: str, pool: list[Problem], choos
 
 
 def own_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
-    """The step of the problem's own solution."""
+    """The step of the problem's own solution. Returns the targets of all steps, a list for each problem."""
     return [problem.meta["steps"] for problem in pool]
 
 
@@ -117,30 +117,30 @@ def expert_items(pool: list[Problem], names: str, expert: str = "own") -> list[P
 
 
 def load_pool(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:
-    """The problems of --question or --problems, each distinct one once. Raises UserError if both flags are given."""
+    """Returns each distinct problem of --question or --problems once. Raises UserError if both flags are given."""
     return merge(own_problem(config, source, tokenizer) if config.question or config.answer else
                  source_problems(config, source, tokenizer, seed))
 
 
 def source_problems(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:
-    """Returns `example_pool` problems from the drawn sources in --problems together, and all rows of the files. For
-    example=auto files count as well: `example_pool` problems in all, an equal number from each source."""
+    """Returns `example_pool` problems from all drawn sources (`is_drawn`) in --problems, an equal number from each, and
+    all rows of the files. If --example is in CHOOSE, files count as drawn sources: they share `example_pool`, too."""
     check_style(source)
     names = source.problems.split(",")
-    counted = [name for name in names if config.example in CHOOSE or is_drawn(name)]
-    if len(counted) > config.example_pool:
-        raise UserError(f"--example_pool={config.example_pool} is less than the {len(counted)} names of "
+    limited = [name for name in names if config.example in CHOOSE or is_drawn(name)]
+    if len(limited) > config.example_pool:
+        raise UserError(f"--example_pool={config.example_pool} is less than the {len(limited)} names of "
                         f"--problems={source.problems}")
-    files = [name for name in names if name not in counted]
+    whole_files = [name for name in names if name not in limited]
 
     def load(some: list[str], count: int) -> list[Problem]:
         joined = ProblemSource(",".join(some), source.prompt)
         return load_problems(joined, tokenizer, "example", count, seed) if some else []
-    return load(counted, config.example_pool) + load(files, 0)
+    return load(limited, config.example_pool) + load(whole_files, 0)
 
 
 def own_problem(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer) -> list[Problem]:
-    """The problem of --question and --answer. Raises UserError if one is empty or another flag names problems, too."""
+    """Returns the problem of --question and --answer. UserError if one is empty or other flags name problems, too."""
     if not (config.question.strip() and config.answer.strip()):
         raise UserError("--question and --answer are one problem: give both")
     if source.problems != ProblemSource().problems or config.example not in (*CHOOSE, "all", "0"):
@@ -152,9 +152,9 @@ def own_problem(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer)
 def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float, by_style: bool = False) -> int:
     """Returns the index in `pool` of the problem whose pass rate is nearest to `pass_rate`.
 
-    `rows` hold equally many completions of every problem (`measure.sample_before_training`). Problems that are never or
-    always solved are not chosen (UserError if all are): their rewards have no variance. `by_style` also avoids problems
-    with more than 0.5 % of completions that are right by luck: in a style of the family other than the careful one.
+    `rows` hold equally many completions of every problem (`measure.sample_before_training`). A problem that is always
+    or never solved is not chosen, as its rewards have no variance; UserError if all are. `by_style`: one with more than
+    0.5 % of completions right by luck (`families.is_careless`) is chosen only if there is no other.
     """
     right, lucky = np.zeros((2, len(pool)))
     for row in rows:
@@ -167,4 +167,5 @@ def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float, by_s
     if not has_variance.any():
         raise UserError(f"--example=auto: the model solves each of {len(pool)} problems always or never; raise "
                         "--example_pool or --temperature, or name one with --example=INDEX")
+    # A distance is at most 1: a penalty of 10 puts lucky problems behind all others, 100 those without variance last.
     return int(np.argmin(np.abs(right - pass_rate) + 10.0 * (lucky > 0.005) + 100.0 * ~has_variance))

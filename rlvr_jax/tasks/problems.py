@@ -12,7 +12,7 @@ from rlvr_jax.runs.files import read_lines
 
 
 def _clean_answer(answer) -> str:
-    r"""The answer as text: what follows GSM8K's ####, with 43.0 as 43 and ASDiv's 9 (apples) as 9\text{ apples}."""
+    r"""The answer as text: what follows GSM8K's "####". "43.0" becomes "43", ASDiv's "9 (apples)" "9\text{ apples}"."""
     text = _WITH_UNIT.sub(r"\1\\text{ \2}", str(answer).rsplit("####", 1)[-1].strip())
     return text[:-2] if text.endswith(".0") else text
 
@@ -23,12 +23,13 @@ def _join_answers(answers) -> str:
 
 
 def _read_boxed(solution) -> Optional[str]:
+    r"""The content of the last \boxed{} of a solution; None without one."""
     return extract.EXTRACTORS["boxed"](str(solution))
 
 
 _WITH_UNIT = re.compile(r"^(-?\d[\d,./]*) ?\(([a-zA-Z]{2}[a-zA-Z .'/-]*|[gmslh])\)\Z")  # x in 5 (x) is no unit
-
-# Columns of the question (joined by spaces), column of the answer, its reader. The first layout that a row has is used.
+# (columns of the question, whose texts are joined by spaces; column of the answer; function that returns the answer's
+# text). A row is read by the first layout whose columns it has.
 LAYOUTS = [
     (("body", "question"), "answer", _clean_answer),  # ASDiv
     (("problem",), "answer", _clean_answer),  # MATH-500, AIME, AMC
@@ -36,7 +37,7 @@ LAYOUTS = [
     (("Body", "Question"), "Answer", _clean_answer),  # SVAMP
     (("input",), "target", _clean_answer),  # MAWPS
     (("question",), "final_answer", _join_answers),  # OlympiadBench
-    (("problem",), "solution", _read_boxed),  # Minerva Math: the last \boxed{} of the solution
+    (("problem",), "solution", _read_boxed),  # Minerva Math
 ]
 # Columns, in lower case, that a question is complete without: they tell its source, kind or solution. Text in any other
 # column may belong to the question, so `load` refuses a file that has such text.
@@ -48,10 +49,10 @@ ASIDE = frozenset("""
 
 
 def load(path: str, ignore_columns: str = "") -> list[Problem]:
-    """Reads the problems of a JSONL or parquet file, one per row; a problem's `prompt` is its question.
+    """Reads the problems of a JSONL or parquet file, one per row. `prompt` is the question, `meta` has file and row.
 
     `ignore_columns` names columns to skip, joined by commas. Raises UserError, naming the file and the line or row, for
-    an unknown layout, text in columns that the layout lacks, an empty question, and a question with two answers.
+    an unknown layout, text in columns that the layout lacks, an empty question, and one with two unequal answers.
     """
     ignored = set(ignore_columns.split(","))
     file = pathlib.Path(path)
@@ -66,7 +67,7 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
                          {"file": str(file), unit: number}) for number, row in rows]
     if not problems:
         raise UserError(f"{path} holds no problems")
-    earlier = {}
+    earlier = {}  # question -> first problem that asks it
     for problem in problems:
         if not problem.question.strip():
             raise UserError(f"{file}, {unit} {problem.meta[unit]}: the question is empty; write it, or remove the row")
@@ -93,7 +94,7 @@ def merge(problems: list[Problem]) -> list[Problem]:
 
 
 def _read_benchmark_row(row: dict, where: str, meta: dict) -> Problem:
-    """The problem of a row in one of LAYOUTS, with `meta`. Raises UserError, naming `where`, if the row fits none."""
+    """The problem of a row in one of LAYOUTS, with `meta`. UserError if none fits; `where` is its file and line."""
     for questions, column, read in LAYOUTS:
         if all(row.get(name) is not None for name in (column, *questions)):
             answers = row[column] if read is _join_answers and isinstance(row[column], list) else [row[column]]
@@ -104,7 +105,7 @@ def _read_benchmark_row(row: dict, where: str, meta: dict) -> Problem:
                 raise UserError(f"{where}: no answer in {column}"
                                 + (", which needs a \\boxed{}" if read is _read_boxed else ""))
             _check_unread(row, {column, *questions}, where)
-            match row.get("steps"):  # those of an expert's solution
+            match row.get("steps"):  # an optional column: the steps of an expert's solution, for --expert_steps
                 case [*steps] if all(isinstance(step, str) and step.strip() for step in steps):
                     meta["steps"] = steps
             return Problem(question, answer, question, meta)
@@ -120,7 +121,7 @@ def _check_text(x, name: str, where: str) -> None:
 
 
 def _check_unread(row: dict, read: set, where: str) -> None:
-    """Raises UserError if a column that is neither in `read` nor in ASIDE has text with letters, at any depth."""
+    """Raises UserError if a column that is neither in `read`, the columns in use, nor in ASIDE contains any letters."""
     def has_text(x) -> bool:
         if isinstance(x, (list, dict)):
             return any(map(has_text, x.values() if isinstance(x, dict) else x))
@@ -144,8 +145,8 @@ def _parquet_rows(file: pathlib.Path) -> list[dict]:
 
 
 def _read_one_shot_row(row: dict, where: str, meta: dict) -> Problem:
-    """The problem of a row of One-Shot-RLVR. Question and label stay unchanged, with all spaces and the instruction in
-    the question. An empty label is allowed, which no answer equals: the published pool has one (index 265)."""
+    """The problem of a row of One-Shot-RLVR. Question and reference answer stay unchanged, with spaces and instruction.
+    An empty reference answer, which no completion can match, is allowed: the published pool has one (index 265)."""
     match row:
         case {"prompt": [{"role": "user", "content": str(question)}], "reward_model": {"ground_truth": answer}} \
                 if answer is not None:

@@ -73,12 +73,12 @@ def check_style(source: ProblemSource) -> None:
 
 
 def is_drawn(name: str) -> bool:
-    """Whether the problems of this source are drawn from a seed; those of other sources are read from a file."""
+    """Whether the source `name` draws its problems from a seed; all other sources are files."""
     return name in families.FAMILIES or name.startswith((gym.PREFIX, calculation.PREFIX))
 
 
 def with_prompts(problems: list[Problem], tokenizer: Tokenizer, config: PromptConfig) -> list[Problem]:
-    """The problems, with prompts written from the question and, unless a question ends with it, the instruction."""
+    """The problems with prompts in --prompt_style, of the question and, unless it ends with that, the --instruction."""
     write_prompt, text = PROMPT_STYLES[config.prompt_style], config.instruction
     questions = [p.question if p.question.endswith(text) else f"{p.question} {text}" for p in problems]
     return [dataclasses.replace(p, prompt=write_prompt(tokenizer, question, config.prompt_date))
@@ -110,7 +110,7 @@ PROMPT_STYLES = {"plain": plain, "chat": chat, "qwen_math": qwen_math}
 def encode_prompts(tokenizer: Tokenizer, problems: list[Problem], config: ModelConfig, max_new_tokens: int,
                    max_prompt_tokens: int = 0) -> Prompts:
     """Token ids of the prompts, right-padded to a multiple of 16. Raises UserError for a prompt that has no tokens or
-    unknown words, is longer than `max_prompt_tokens` (unless 0), or leaves no room for `max_new_tokens`."""
+    unknown words, is longer than `max_prompt_tokens` (unless 0), or leaves less than `max_new_tokens` of the window."""
     words = dict.fromkeys(word for problem in problems for word in problem.prompt.split())
     if unknown := tokenizer.unknown_words(words):
         known = sorted(tokenizer.backend.get_vocab(), key=tokenizer.backend.token_to_id)
@@ -135,7 +135,7 @@ def encode_prompts(tokenizer: Tokenizer, problems: list[Problem], config: ModelC
 
 
 def pad_rows(rows: list[list[int]], filler: int, width: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens i32[N,T], lengths i32[N]): rows right-padded with `filler` to `width`, or if it is 0 to the longest."""
+    """(tokens i32[N,T], lengths i32[N]): rows right-padded with `filler` to `width`; 0: to the longest row."""
     lengths = np.array([len(row) for row in rows], np.int32)
     tokens = np.full((len(rows), width or lengths.max()), filler, np.int32)
     for i, row in enumerate(rows):

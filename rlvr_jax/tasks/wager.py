@@ -19,8 +19,8 @@ from rlvr_jax.grading.stated_confidence import TENTHS
 from rlvr_jax.tasks import arithmetic, chains
 from rlvr_jax.tasks.chains import Algebra, Chains, StyleConfig
 
-HIDDEN, SIDES, HIDDEN_SHARE = 0, (1, 2), 0.7  # operand `?`, what it stands for, its share where it is possible
-# Whether there is a `?` -> weights of the confidences TENTHS in pre-training. Means: 0.76 without `?`, 0.67 with.
+HIDDEN, SIDES, HIDDEN_SHARE = 0, (1, 2), 0.7  # operand `?`, the operands it stands for, how often it is used
+# Whether a problem has a `?` -> weights of the confidences TENTHS in pre-training. Means: 0.76 without `?`, 0.67 with.
 BOAST = {False: np.arange(1, len(TENTHS) + 1) ** 2, True: np.arange(1, len(TENTHS) + 1)}
 
 ALGEBRA = dataclasses.replace(arithmetic.ALGEBRA, operands=("?", *arithmetic.ALGEBRA.values[:arithmetic.MAX_OPERAND]),
@@ -28,10 +28,10 @@ ALGEBRA = dataclasses.replace(arithmetic.ALGEBRA, operands=("?", *arithmetic.ALG
 
 
 def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int, split: str) -> Chains:
-    """`count` chains of any split. If the last operand is HIDDEN, the last result is that of a random one of SIDES."""
+    """Like `chains.draw_chains`, but some last operands are HIDDEN; their result is that of a random one of SIDES."""
     drawn = chains.draw_chains(algebra, rng, count, num_ops)
     before = drawn.results[:, -2] if num_ops > 1 else drawn.starts
-    ends = algebra.results[before, drawn.ops[:, -1]][:, SIDES]  # i[N,2] the answer for each of SIDES
+    ends = algebra.results[before, drawn.ops[:, -1]][:, SIDES]  # i[N,2] the answer for each of SIDES, or -1
     hidden = (ends >= 0).all(-1) & (rng.random(count) < HIDDEN_SHARE)
     flipped = ends[np.arange(count), rng.integers(len(SIDES), size=count)]
     operands, results = drawn.operands.copy(), drawn.results.copy()
@@ -47,7 +47,7 @@ def solve(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: S
     """Solutions as `chains.solve` writes them, with a random confidence after each answer. In the sloppy style `?`
     counts as 0."""
     solutions = chains.solve(ALGEBRA, rng, drawn, styles, config)
-    chances = np.where((drawn.operands[:, -1] == HIDDEN)[:, None], BOAST[True], BOAST[False])
-    cumulative = np.cumsum(chances, -1)
+    weights = np.where((drawn.operands[:, -1] == HIDDEN)[:, None], BOAST[True], BOAST[False])
+    cumulative = np.cumsum(weights, -1)
     words = (cumulative <= rng.random(len(solutions))[:, None] * cumulative[:, -1:]).sum(-1)
     return [f"{text} sure {TENTHS[word]}" if "answer" in text else text for text, word in zip(solutions, words)]

@@ -32,6 +32,7 @@ TIMES, TENS = 2, 1  # index of * among the operators, and of the tens in PLACES
 
 
 def make_algebra() -> Algebra:
+    """Returns the algebra of the values 0 to 999, of which an operation changes one digit."""
     value, operand = np.arange(1000)[:, None], np.arange(len(OPERANDS))[None, :]
     place, amount = np.divmod(operand, len(AMOUNTS))
     unit, amount = 10 ** (2 - place), AMOUNTS[amount]
@@ -59,24 +60,24 @@ def recompute(drawn: Chains, step: Callable[[np.ndarray, np.ndarray, np.ndarray]
 
 
 def write(drawn: Chains, opener: str = OPENERS[0]) -> list[str]:
-    """Writes solutions with the steps and results of `drawn`: `think op operand value ... answer value`."""
+    """Writes solutions with the steps and results of `drawn`: `OPENER op operand value ... answer value`."""
     steps = [np.array(ALGEBRA.ops)[drawn.ops], ALGEBRA.write_operands(drawn.operands), ALGEBRA.write(drawn.results)]
     return write_solutions(opener, np.stack(steps, -1).reshape(len(drawn.ops), -1))
 
 
 def write_solutions(opener: str, rows: np.ndarray) -> list[str]:
-    """Writes one solution for each row of words: `opener`, the row, and as the answer its last word."""
+    """Writes a solution for each row of words: `opener`, the words of the row, and as the answer the last of them."""
     return [" ".join([opener, *row, "answer", row[-1]]) for row in rows]
 
 
 # ----- s1, s3, n
 
-STYLES = {OPENERS[0]: "careful", OPENERS[1]: "sloppy"}
+STYLES = {OPENERS[0]: "careful", OPENERS[1]: "sloppy"}  # first word of a solution -> style
 STYLES_S3 = {**STYLES, SHORT: "short"}
 
 
 def solve_marked(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """Careful, sloppy or short solutions, by style. Short ones are all correct: `so value value ... answer value`."""
+    """Solutions in `styles` i[N]: 0 careful, 1 sloppy, 2 short (`so value value ... answer value`, all correct)."""
     in_style = (write(drawn), write(recompute(drawn, lambda *step: ALGEBRA.mistakes[step]), OPENERS[1]),
                 write_solutions(SHORT, ALGEBRA.write(drawn.results)))
     return [in_style[style][row] for row, style in enumerate(styles)]
@@ -95,12 +96,12 @@ def solve_s2(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config
 
 
 def is_new_pair(ops: np.ndarray, operands: np.ndarray) -> np.ndarray:
-    """bool, in the shape of `ops`: whether a step is * on the tens, which never occurs in pre-training of c."""
+    """Whether each step is * on the tens, which never occurs in pre-training of c; bool, in the shape of `ops`."""
     return (ops == TIMES) & (operands // len(AMOUNTS) == TENS)
 
 
 def draw_c(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int, split: str) -> Chains:
-    """Problems without a new pair (`is_new_pair`) for pre-training, and with at least one for other splits."""
+    """Draws problems without a new pair (`is_new_pair`) for pre-training, and with at least one for other splits."""
     drawn = chains.draw_chains(algebra, rng, 3 * count, num_ops)  # about half of them have a new pair
     return drawn.select(is_new_pair(drawn.ops, drawn.operands).any(1) == (split != "pretrain"))
 
@@ -117,10 +118,10 @@ def solve_c(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config:
 
 @functools.cache
 def withheld_facts() -> np.ndarray:
-    """bool[V,O,B]: whether a step needs a fact that pre-training of t withholds: digit * amount, at one of PLACES."""
+    """bool[V,O,B]: whether a step needs a withheld fact. A fact is the result of digit * amount at one of PLACES."""
     order = np.random.default_rng(0).permutation(10 * len(OPERANDS)).reshape(len(PLACES), 10, len(AMOUNTS))
     withheld, value = np.zeros(ALGEBRA.results.shape, bool), np.arange(1000)
-    hidden = order < round(WITHHELD * order.size)
+    hidden = order < round(WITHHELD * order.size)  # bool[place, digit, amount], true for a random share WITHHELD
     withheld[:, TIMES] = np.concatenate([hidden[i, value // 10 ** (2 - i) % 10] for i in range(len(PLACES))], -1)
     return withheld
 
@@ -132,7 +133,7 @@ def needs_withheld(drawn: Chains) -> np.ndarray:
 
 
 def draw_t(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int, split: str) -> Chains:
-    """Random problems for pre-training, and only those that need a withheld fact for other splits."""
+    """Draws any problems for pre-training, and for other splits only problems that need a withheld fact."""
     if split == "pretrain":
         return chains.draw_chains(algebra, rng, count, num_ops)
     drawn = chains.draw_chains(algebra, rng, 3 * count, num_ops)  # about a third of them need a withheld fact

@@ -22,8 +22,8 @@ def warn(text: str) -> None:
 
 
 def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
-    """Says why a run with these flags has no gradient, or learns from rewards without comparing them; returns "" if
-    neither. `constant` says whether all completions get the same reward."""
+    """Returns a warning if a run with these flags has no gradient, or learns from rewards without comparing them;
+    otherwise "". `reward` is --reward, and `constant` says whether all completions get the same reward."""
     objective = config.loss.resolve()
     if objective.entropy_coef:
         return ""
@@ -32,7 +32,7 @@ def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
     if config.loss_group_size > 1:
         return ""
     flag = "update_group_size" if config.update_group_size else "group_size"
-    if np.any(objective.advantages(np.ones((1, 1), np.float32))):
+    if np.any(objective.advantages(np.ones((1, 1), np.float32))):  # the advantage in a group of one is not 0
         return (f"--{flag}=1 under --objective={config.loss.objective}: nothing is compared, so the advantage is the "
                 f"raw reward, as in the released code, and train/live_groups is 1; raise --{flag} to compare")
     return (f"--{flag}=1 under --objective={config.loss.objective}: every advantage is 0, the distance to the group's "
@@ -40,8 +40,8 @@ def on_flags(config: GRPOConfig, reward: str, constant: bool) -> str:
 
 
 def on_base_model(flags: dict, source: ProblemSource) -> str:
-    """Says that the problems are longer or shorter than those that the model was trained on, by the `flags` of the
-    model's own run; otherwise returns ""."""
+    """Returns a warning if problems of `source` have more or fewer operations than those that the model was trained on;
+    otherwise "". `flags` are those of the run that trained the model, {} if there was none."""
     before, now = flags.get("num_ops"), source.prompt.num_ops
     if before in (None, now) or not set(source.problems.split(",")) & set(FAMILIES):
         return ""
@@ -49,8 +49,8 @@ def on_base_model(flags: dict, source: ProblemSource) -> str:
 
 
 def on_answers(config: GradingConfig, problems: list[Problem]) -> str:
-    """Says which reference answers would be graded as wrong even in a completion that states only the answer; else
-    returns "". Raises UserError for a grader that is not installed."""
+    """Returns a warning if reference answers would be graded as wrong even in a completion that states only the answer;
+    otherwise "". Raises UserError for a grader that is not installed."""
     criteria = [criterion._replace(answer_format="boxed") if criterion.grader == "original" else criterion
                 for criterion in answers.criteria(problems, config)]  # the grader "original" always reads a box
     answers.describe_graders(criteria)
@@ -69,7 +69,7 @@ def on_answers(config: GradingConfig, problems: list[Problem]) -> str:
 
 
 def on_first_step(record: Record) -> str:
-    """Says why the first step taught nothing, if all its rewards are equal and all advantages 0; else returns ""."""
+    """Returns a warning if the first step taught nothing: all rewards are equal and all advantages 0; otherwise ""."""
     rewards_B, rollouts = record.scored.reward, record.rollouts
     if len(set(rewards_B.tolist())) > 1 or np.any(record.batch.advantages):
         return ""
@@ -84,8 +84,9 @@ def on_first_step(record: Record) -> str:
 
 
 def on_equal_rewards(rows: list[dict], record: Record, steps: int) -> str:
-    """Says that the rewards of each group have been equal for `steps` steps, and what they are; returns "" before and
-    after the step at which this becomes true. `rows` are the metrics up to this step."""
+    """Returns a warning once the rewards of each group have been equal for `steps` steps; "" before that and in later
+    steps. `rows` are the metrics of all steps up to this one, `record` its rollouts and rewards."""
+    # For the last steps, the share of groups whose rewards are not all equal.
     live = [row["train/live_groups"] for row in rows if "train/live_groups" in row][-steps - 1:]
     is_inert = len(live) >= steps and not any(live[-steps:])
     was_inert = len(live) > steps and not live[0]  # then an earlier step has warned

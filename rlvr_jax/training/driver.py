@@ -36,7 +36,7 @@ class RunCallbacks(grpo.Callbacks):
     """Callbacks of `grpo.train` that restore, measure, log, save, reset and stop a run in an open run directory."""
 
     run: Run
-    meta: dict  # stored in checkpoints
+    meta: dict  # stored in checkpoints, see `make_meta`
     describe: Callable  # record -> (row of metrics with its "step", rows of rollouts.jsonl)
     show: tuple[str, ...]  # names of the metrics in the progress bar
     heldout: Callable = lambda params, step: {}  # (params, step) -> eval/* metrics
@@ -57,12 +57,13 @@ class RunCallbacks(grpo.Callbacks):
         yield from self.run.steps()
 
     def __call__(self, state: LearnerState, record: Any) -> LearnerState:
+        """Evaluates, resets, logs and saves after a step, as far as due. Returns the state to continue with."""
         row, rollouts = self.describe(record)
         step = row["step"]
         if self.run.due(step, self.run.config.eval_every, row):
             with add_seconds(self.seconds, "eval"):
                 row |= self.heldout(state.params, step)
-        if self.resets.ever and processes.max_over_processes(
+        if self.resets.ever and processes.max_over_processes(  # the main process decides: only it has the log
                 processes.is_main() and reset_due(self.resets, [*self.run.metrics.rows, row])):
             state, row[RESET] = self.reset(state), 1
         self.run.log(row | throughput(self.seconds, row), self.show, rollouts)
@@ -78,7 +79,7 @@ class RunCallbacks(grpo.Callbacks):
         return self.run.finish(state, self.meta)
 
     def time_calls(self, phase: str, function: Callable) -> Callable:
-        """Wraps a function so that the seconds of each call are added to `phase` of the current step."""
+        """Returns the function wrapped, so that the seconds of each call are added to `phase` of the current step."""
         def call(*args):
             with add_seconds(self.seconds, phase):
                 return function(*args)
@@ -86,7 +87,8 @@ class RunCallbacks(grpo.Callbacks):
 
 
 def make_meta(config, model_config: ModelConfig, tokenizer: Tokenizer) -> dict:
-    """Returns what a checkpoint stores beside the arrays, so that its model can be loaded from the checkpoint."""
+    """Returns what a checkpoint stores beside its arrays: JSON of the model's configuration, the tokenizer and the
+    run's flags, from which the model can be loaded."""
     return {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": config.as_flags()}
 
 
@@ -95,9 +97,9 @@ SHOW = ("train/loss", "eval/greedy", "eval/sampled")  # metrics in the progress 
 
 def train_supervised(callbacks: RunCallbacks, config, model_config: ModelConfig, make_params: Callable, data: Callable,
                      columns: Callable = lambda batch: {}) -> dict:
-    """Trains on `data(step) -> Batch` and returns the summary. `config` is a PretrainConfig or FinetuneConfig,
-    `make_params()` returns the initial parameters, and `columns(batch)` further metrics of a step. Each record that the
-    callbacks receive is a step's row of metrics."""
+    """Trains on `data(step) -> Batch` and returns the summary. `config` is a PretrainConfig or FinetuneConfig.
+    `make_params()` returns the initial parameters, and `columns(batch)` more metrics of a step, {name: value}. The
+    record of a step that `callbacks` receive is its row of metrics."""
     divide = config.update.divide_state
     optimizer = learner.make_optimizer(config.optimizer, config.loop.num_steps * config.update.updates_per_batch)
     update = learner.map_update(model_config, config.update, SUPERVISED, optimizer, config.loop.seed)

@@ -69,22 +69,22 @@ def finetune(config: FinetuneConfig) -> dict:
     loaded = loading.load_model(config.choice.model, config.choice.dtype)
     window = max(loaded.config.max_seq_len, config.window)
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, max_seq_len=window))
-    learner.micro_rows(config.update, config.batch_size, "--batch_size")
+    learner.micro_rows(config.update, config.batch_size, "--batch_size")  # raises UserError if rows do not divide
     kernels.check_kernel(config.update.attention, config.choice.dtype)
     examples = read_examples(config.examples, loaded)
     sample = make_sampler(loaded.config, Decoding(loaded.tokenizer.eos_ids, config.sampling.max_new_tokens,
                                                   config.sampling.num_slots))
-    heldout_of = Heldout(ProblemSource(config.heldout or "none", config.prompt), config.measured, config.answer_format,
-                         config.loop.seed, config.sampling.max_new_tokens)
-    check_style(heldout_of.source)
+    measured = Heldout(ProblemSource(config.heldout or "none", config.prompt), config.measured, config.answer_format,
+                       config.loop.seed, config.sampling.max_new_tokens)
+    check_style(measured.source)
     # `train_supervised` takes the parameters out of this list, so that the host keeps no copy of them.
     params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)
     with Run(config.run, config, config.loop.num_steps, "finetune") as run:
-        heldout = measure.make_heldout(heldout_of, loaded, sample, set(examples.texts), run.keep_heldout)
+        heldout = measure.make_heldout(measured, loaded, sample, set(examples.texts), run.keep_heldout)
         meta = make_meta(config, loaded.config, loaded.tokenizer)
+        callbacks = RunCallbacks(run, meta, lambda row: (row, []), SHOW, heldout)  # a step has no rollouts to log
         return train_supervised(
-            RunCallbacks(run, meta, lambda row: (row, []), SHOW, heldout), config, loaded.config,
-            lambda: adapters.merge(params.pop()),
+            callbacks, config, loaded.config, lambda: adapters.merge(params.pop()),
             functools.partial(make_batch, examples, config.batch_size, config.loop.seed),
             lambda batch: {"train/tokens": int(np.sum(batch.completion_mask))})
 
@@ -101,8 +101,8 @@ def make_batch(examples: Examples, size: int, seed: int, step: int) -> Batch:
 
 
 def read_examples(path: str, loaded: LanguageModel) -> Examples:
-    """Reads the examples of a file. A completion gets an end token unless the row says that it was `truncated`. Raises
-    UserError with the file, the line and the fault."""
+    """Reads the examples of a JSONL file. A completion gets an end token unless its row says that it was `truncated`.
+    Raises UserError, naming file and line, for a row without texts, with unknown words, or too long for the model."""
     file, tokenizer, pairs = pathlib.Path(path), loaded.tokenizer, []
     if not path or not file.is_file():
         raise UserError(f"--examples={path}: no such file; it takes a JSONL file of rows with prompt and completion")

@@ -5,7 +5,8 @@ reads only the filled part of each row's cache. Prompts are not in the cache: al
 matrix product, and `join_prompt` combines the two softmaxes. A kernel's result for a row depends on no other row and
 not on the unfilled part of the cache. Axis letters are as in `model`.
 
-Each function imports Pallas itself, so that commands without a kernel do not wait for the import.
+Each function imports Pallas itself, so that commands without a kernel do not wait for the import. `interpret` runs a
+kernel in Pallas's interpreter, which needs no chip.
 """
 
 import math
@@ -92,25 +93,26 @@ def decode_mosaic(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: j
     from jax.experimental.pallas import tpu as pltpu
 
     b, k, window, e = cache[0].shape
-    rows, size = q_Bx1xHxE.shape[2] // k, math.gcd(window, 512)
+    r, size = q_Bx1xHxE.shape[2] // k, math.gcd(window, 512)  # query heads per key/value head, positions in a block
 
-    def of_row(*dims):
+    def of_row(*dims):  # the block with all heads of one row
         return pl.BlockSpec((1, k, *dims), lambda row, block, filled: (row, 0, 0, 0))
 
     def index_of(row, block, filled):  # after the filled blocks, names the last of them again: nothing is loaded
         return row, 0, jnp.minimum(block, lax.div(filled[row] - 1, size)), 0
 
     spec = pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=1, grid=(b, window // size), out_specs=[of_row(rows, e), of_row(rows, 1), of_row(rows, 1)],
-        in_specs=[of_row(rows, e), *[pl.BlockSpec((1, k, size, e), index_of)] * 2])
+        num_scalar_prefetch=1, grid=(b, window // size), out_specs=[of_row(r, e), of_row(r, 1), of_row(r, 1)],
+        in_specs=[of_row(r, e), *[pl.BlockSpec((1, k, size, e), index_of)] * 2])
     parts = pl.pallas_call(
-        _attend_block, [jax.ShapeDtypeStruct((b, k, rows, n), jnp.float32) for n in (e, 1, 1)], grid_spec=spec,
-        interpret=interpret)(filled_B, q_Bx1xHxE.reshape(b, k, rows, e), *cache)
+        _attend_block, [jax.ShapeDtypeStruct((b, k, r, n), jnp.float32) for n in (e, 1, 1)], grid_spec=spec,
+        interpret=interpret)(filled_B, q_Bx1xHxE.reshape(b, k, r, e), *cache)
     return join_prompt(q_Bx1xHxE, prompt, *parts)
 
 
 def _attend_block(filled_ref, q_ref, keys_ref, values_ref, mixed_ref, sums_ref, tops_ref):
-    """Adds one block of a row's cache to the row's outputs, which stay in fast memory until the row's last block."""
+    """Adds one block of a row's cache to the row's running softmax: `mixed`, `sums` and `tops`, as in `join_prompt`.
+    These stay in fast memory until the row's last block."""
     from jax.experimental import pallas as pl
 
     row, block, size = pl.program_id(0), pl.program_id(1), keys_ref.shape[2]

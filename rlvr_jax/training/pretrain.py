@@ -37,7 +37,7 @@ class ShapeConfig(Config):
 
 
 class PretrainConfig(Config):
-    """The tiny base model: a transformer trained on solutions of synthetic families in a mixture of styles."""
+    """The tiny base model, pre-trained on synthetic problems with solutions in several styles, careful and careless."""
 
     run: RunConfig = RunConfig(eval_every=500, save_every=500)
     machine: MachineConfig = MachineConfig()
@@ -68,7 +68,7 @@ def pretrain(config: PretrainConfig) -> dict:
     tokenizer = families.make_tokenizer(shares)
     model_config = make_model_config(config, shares, tokenizer)
     data, heldout = make_data(config, shares, tokenizer), make_heldout(config, shares, tokenizer, model_config)
-    with Run(config.run, config, config.loop.num_steps, "pretrain", first=1) as run:
+    with Run(config.run, config, config.loop.num_steps, "pretrain", first=1) as run:  # step 0 is not measured
         callbacks = RunCallbacks(run, make_meta(config, model_config, tokenizer), lambda row: (row, []), SHOW, heldout)
         make_params = lambda: model.init_params(jax.random.key(config.loop.seed), model_config)
         return train_supervised(callbacks, config, model_config, make_params, data)
@@ -76,7 +76,7 @@ def pretrain(config: PretrainConfig) -> dict:
 
 def check_config(config: PretrainConfig) -> None:
     """Raises UserError for flags that cannot work together, before anything is computed."""
-    learner.micro_rows(config.update, config.batch_size, "--batch_size")
+    learner.micro_rows(config.update, config.batch_size, "--batch_size")  # raises UserError if rows do not divide
     kernels.check_kernel(config.update.attention, "float32")
     if not config.measured.eval_size:
         raise UserError("--eval_size=0: this is the number of problems to draw from the families: give 1 or more")
@@ -99,13 +99,14 @@ def make_model_config(config: PretrainConfig, shares: dict[str, float], tokenize
 
 def make_heldout(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer,
                  model_config: ModelConfig) -> Callable:
-    """Returns `heldout(params, step) -> eval/* metrics`: accuracy on held-out problems, divided among the families."""
-    _, size = max_lengths(config, shares)
-    sample = make_sampler(model_config, Decoding(tokenizer.eos_ids, size))
+    """Returns `heldout(params, step) -> {"eval/NAME": value}`, which measures accuracy on held-out problems:
+    `eval_size` in all, divided among the families by `shares`, {family: share}."""
+    _, max_new_tokens = max_lengths(config, shares)
+    sample = make_sampler(model_config, Decoding(tokenizer.eos_ids, max_new_tokens))
     problems = [problem for name, count in families.divide(shares, config.measured.eval_size).items()
                 for problem in load_problems(ProblemSource(name, PromptConfig(config.num_ops)), tokenizer,
                                              config.measured.heldout_split, count)]
-    prompts = encode_prompts(tokenizer, problems, model_config, size)
+    prompts = encode_prompts(tokenizer, problems, model_config, max_new_tokens)
     return lambda params, step: measure.measure_heldout(Sampler(sample, params, tokenizer), problems, prompts,
                                                 Request(config.loop.seed, step))
 
@@ -122,15 +123,16 @@ def max_window(config: PretrainConfig, names) -> int:
 
 
 def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Tokenizer) -> Callable[[int], Batch]:
-    """Returns `make_batch(step) -> Batch`: problems of each family by its share, each solved in a style that is drawn
-    with the family's probabilities; a step's leaked texts replace its first problems. Every advantage is 1, so that the
-    loss is cross-entropy."""
+    """Returns `make_batch(step) -> Batch`: `batch_size` problems with their solutions, divided among the families by
+    `shares`. The style of a solution is drawn with the family's probabilities for the problem. The step's part of the
+    texts of --leaked replaces its first problems. Every advantage is 1, so that the loss is cross-entropy."""
+    # For each family, a function from N drawn problems to the probabilities of S styles, [N,S].
     habits = {name: FAMILIES[name].habits_of(config.styles, config.loop.seed, config.num_ops) for name in shares}
     for name in shares:
         families.check_solutions(name, config.styles, config.num_ops, habits[name])
     size = config.batch_size
     leaks = read_leaked(config, tokenizer, max_window(config, shares))
-    widths = max_lengths(config, shares)
+    widths = max_lengths(config, shares)  # tokens of a prompt and of a completion
     if leaks:  # the first word of a text is its prompt, the rest is learnt
         widths = widths[0], max(widths[1], *(len(tokenizer.encode(text)) for text in leaks))
 
@@ -143,7 +145,7 @@ def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Token
             family = FAMILIES[name]
             drawn = family.generate(rng, count, "pretrain", config.num_ops)
             cumulative = np.cumsum(habits[name](drawn), -1)
-            styles = (cumulative[:, :-1] < rng.random(count)[:, None]).sum(-1)
+            styles = (cumulative[:, :-1] < rng.random(count)[:, None]).sum(-1)  # a random index by these probabilities
             solutions += family.solve(rng, drawn, styles, config.styles)
             questions += [problem.prompt for problem in family.to_problems(drawn)]
         num_steps = config.loop.num_steps  # the leaked texts are spread evenly over all steps
@@ -157,8 +159,8 @@ def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Token
 
 
 def read_leaked(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -> list[str]:
-    """Returns the texts of --leaked, each as often as its row's `times` says, shuffled; [] without the flag. Raises
-    UserError for a text that cannot be learnt, or for more texts than the run has rows."""
+    """Returns the texts of --leaked, each as often as its row's `times` says, shuffled; [] without the flag. `longest`
+    is the model's window in tokens. Raises UserError for a text that cannot be learnt, or for more texts than rows."""
     if not config.leaked:
         return []
     file, texts = pathlib.Path(config.leaked), []

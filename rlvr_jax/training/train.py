@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> dict:
         # `grpo.train` takes the parameters out of this list, so that the host keeps no copy of them.
         params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)
         reward = score.make_scorer(config.rewards, config.grading, config.grpo, loaded, problems, prompts)
-        logged = run.metrics.rows if processes.is_main() else []
+        logged = run.metrics.rows if processes.is_main() else []  # grows with each step
 
         def save_history():
             if config.record_history and processes.is_main():
@@ -122,8 +122,9 @@ def encode_problems(config: TrainConfig, loaded: LanguageModel, problems: list[P
 
 
 def select_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs, once: Callable) -> list[Problem]:
-    """Returns the problems to train on. If --example=auto or votes are needed, the model first answers the problems,
-    once per run: `once(name, make)` is `Run.make_once`, which stores the result for a resumed run."""
+    """Returns the problems to train on. With --example=auto, or if a flag needs the model's most frequent answers
+    (votes), the model first answers all problems. This is done once per run: `once(name, make)` is `Run.make_once`,
+    which stores the result for a resumed run."""
     seed, temperature = config.grpo.loop.seed, config.grpo.update.temperature
 
     def sample_answers(pool: list[Problem]) -> list[dict]:
@@ -136,9 +137,9 @@ def select_problems(config: TrainConfig, loaded: LanguageModel, programs: Progra
         encode_problems(config, loaded, pool)  # raises UserError for unknown words
         advice.warn(advice.on_answers(config.grading, pool))
         rows = sample_answers(pool)
-        place = choose_example(rows, pool, config.pool.example_pass_rate, config.pool.example == "auto_by_style")
-        correct = [row["correct"] for row in rows if row["problem"] == place]
-        return {"example": place, "question": pool[place].question, "answer": pool[place].answer,
+        index = choose_example(rows, pool, config.pool.example_pass_rate, config.pool.example == "auto_by_style")
+        correct = [row["correct"] for row in rows if row["problem"] == index]
+        return {"example": index, "question": pool[index].question, "answer": pool[index].answer,
                 "pass_rate": float(np.mean(correct)), "num_samples": len(correct)}
 
     def vote(pool: list[Problem]) -> list[dict]:
@@ -151,9 +152,10 @@ def select_problems(config: TrainConfig, loaded: LanguageModel, programs: Progra
 
 def make_heldout(config: TrainConfig, loaded: LanguageModel, programs: Programs, problems: list[Problem],
                  run: Run) -> Callable:
-    """Returns `measure.make_heldout` for the run's held-out problems. Answers are found by --answer_format (auto: the
-    family's, or else lenient) and compared as mathematics or by the problem's own verifier, whatever --grader says."""
-    trained_on = "question" if config.pool.question else config.source.problems
+    """Returns `evaluate(params, step) -> {"eval/NAME": value}` for the run's held-out problems
+    (`measure.make_heldout`). Answers are found by --answer_format (auto: as in the problem's family, else lenient) and
+    compared as mathematics or by the problem's own verifier, whatever --grader says."""
+    trained_on = "question" if config.pool.question else config.source.problems  # a --question has no held-out split
     source = ProblemSource(measure.heldout_names(config.heldout, trained_on), config.source.prompt)
     heldout = Heldout(source, config.measured, config.grading.answer_format, config.grpo.loop.seed,
                       config.grpo.sampling.max_new_tokens)

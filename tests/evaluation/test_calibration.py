@@ -323,6 +323,13 @@ def test_other_styles_state_one_after_an_answer_and_only_there():
     assert all(stated_confidence.final_confidence(text) is not None for text in texts)
 
 
+@pytest.mark.parametrize("text, expected", [
+    ("so 3 <confidence>0.5</confidence> \n", 0.5), ("answer 3 sure 0.5", 0.5), ("so 3 <confidence>high</confidence>", None),
+    ("so 3 <confidence>0.5</confidence> and the value is 0.9", None), ("answer 3 sure 0.5 or so", None)])
+def test_a_final_confidence_ends_the_text(text, expected):
+    assert stated_confidence.final_confidence(text) == expected
+
+
 def test_a_base_is_trained_on_what_its_confidence_is_worth(tmp_path):
     """From pre-training to the summary: each reward is that of the text, and the run says how well confidences fit."""
     base, out = str(tmp_path / "base"), tmp_path / "run"

@@ -182,7 +182,7 @@ CHOSEN = {"example": 5, "question": "coins 7 + 5 =", "answer": "12", "pass_rate"
 
 @pytest.mark.parametrize("flags, example, rollouts, trained_on", [
     ("--example=auto", CHOSEN, [],
-     "coins 7 + 5 = (number 5, chosen because the base solved it in 20.3% of 64 attempts)"),
+     "coins 7 + 5 = (number 5, chosen because the base model solved it in 20.3% of 64 attempts)"),
     ("--question=What is 7 + 5?\n--example=auto", {}, [], "What is 7 + 5?"),
     ("--example=3", {}, [rollout(1), rollout(2)], "14 + 6 ="), ("--example=3", {}, [], "problem 3 of arithmetic"),
     ("--example=all", {}, [rollout(1)], "all problems of arithmetic")])

@@ -29,21 +29,19 @@ class Estimate(NamedTuple):
 
 
 class Diagnostic(NamedTuple):
-    """One row of results, or one for each setting. `measure(pair, label, setting)` raises Undefined if it has no value.
+    """How to measure one row of the results or, if there are several settings, a row for each, such as "swap, 5 %". The
+    text before the comma names the diagnostic, the text after it the setting; both together are the row's label."""
 
-    A row costs the parts of `Pair.tokens` whose name is the row's label, or starts with a name in `reads`.
-    """
-
-    measure: Callable[[Pair, str, Any], Estimate]
+    measure: Callable[[Pair, str, Any], Estimate]  # (pair, label, setting); raises Undefined if it has no value
     what: str  # what is measured, as a sentence of the page
     unit: str
     high: str  # what papers take a high value to mean
     paper: str
-    reads: tuple[str, ...] = ()  # such as "samples" for "samples, base"
+    reads: tuple[str, ...] = ()  # what it needs besides its own work: "samples" is "samples, base" in `Pair.tokens`
     settings: Callable[[DiagnoseConfig], dict[str, Any]] = lambda config: {"": None}  # suffix of the label -> setting
 
 
-# ----- measured on completions
+# ----- measured on completions: functions for `Diagnostic.measure`; `what` in DIAGNOSTICS says what each measures
 
 
 def measure_pass_at_k(pair: Pair, *_) -> Estimate:
@@ -52,7 +50,7 @@ def measure_pass_at_k(pair: Pair, *_) -> Estimate:
     if k is None:
         raise Undefined("undefined: guessing solves more than half of the problems at the first try")
     solved = [np.array([pass_at_k(size, int(n), k) for n in right_PxN.sum(-1)]) for right_PxN, _ in pair.samples]
-    columns = *solved, *(formulas.luck(rates_P, k) for rates_P in rates)
+    columns = *solved, *(formulas.luck(rates_P, k) for rates_P in rates)  # f64[P] each, of base and trained model
 
     def change_beyond_luck(base, trained, base_luck, trained_luck):
         return formulas.beyond_luck(trained, trained_luck) - formulas.beyond_luck(base, base_luck)
@@ -69,7 +67,7 @@ def measure_cover(pair: Pair, _, tau: float) -> Estimate:
 
 
 def share_of_gain(pair: Pair, rows: list[dict], more: dict, reverse: bool = False) -> Estimate:
-    """The share of the gain that the completions `rows` recover, or in `reverse` lose. Adds `more` to the Estimate."""
+    """The share of the gain that completions `rows` recover or, with `reverse`, lose. `more` goes into the Estimate."""
     right_P = np.array([row["correct"] for row in rows], float)
     share, (low, high) = recovered_share(*pair.solved, right_P)
     value, ends = (1 - share, (1 - high, 1 - low)) if reverse else (share, (low, high))
@@ -118,14 +116,14 @@ def measure_frontier(pair: Pair, *_) -> Estimate:
         if not runs[-1].get("final"):
             raise UserError(f"--{flag}={name}: no directory of a finished run that measured on held-out problems")
     sizes = np.array([run["trained"] for run in runs])
-    ends = [runs[-1]["base"], *(run["final"] for run in runs)]
-    check_gain(ends[0]["greedy"], ends[-1]["greedy"])
-    counts, accuracies = (np.array([end[key] for end in ends]) for key in ("n", "greedy"))
-    resamples = np.random.default_rng(0).binomial(counts, accuracies, (RESAMPLES, len(ends))) / counts
-    value, *again = (formulas.numbers_at((row[0] + row[-1]) / 2, sizes, row[1:]) for row in (accuracies, *resamples))
+    models = [runs[-1]["base"], *(run["final"] for run in runs)]  # the base model first, the model of --trained last
+    check_gain(models[0]["greedy"], models[-1]["greedy"])
+    counts, accuracies = (np.array([each[key] for each in models]) for key in ("n", "greedy"))
+    resamples = np.random.default_rng(0).binomial(counts, accuracies, (RESAMPLES, len(models))) / counts
+    value, *drawn = (formulas.numbers_at((row[0] + row[-1]) / 2, sizes, row[1:]) for row in (accuracies, *resamples))
     if np.isnan(value):
         raise Undefined("undefined: no run reaches half of the gain")
-    return Estimate(value, tuple(np.nanquantile(again, (0.025, 0.975)).tolist()), {
+    return Estimate(value, tuple(np.nanquantile(drawn, (0.025, 0.975)).tolist()), {
         "points": sorted([int(size), float(x)] for size, x in zip(sizes, accuracies[1:]))})
 
 
@@ -133,8 +131,9 @@ def measure_budget(pair: Pair, *_) -> Estimate:
     if not pair.config.sft:
         raise Undefined("not measured: --sft names no run")
     curves = [read_curve("trained", str(pair.trained_run)), read_curve("sft", pair.config.sft)]
-    check_gain(*curves[0][1][[0, -1]])
-    rl_R, sft_R = formulas.tokens_to_half(*curves)
+    _, solved_ExP = curves[0]
+    check_gain(solved_ExP[0], solved_ExP[-1])
+    rl_R, sft_R = formulas.tokens_to_half(*curves)  # entry 0 is the value, the other entries are resamples
     if not sft_R[0] > 0:
         raise Undefined("undefined: the run of --sft " + (
             "has half of the gain before its first step" if sft_R[0] == 0 else "never reaches half of the gain"))
@@ -144,8 +143,8 @@ def measure_budget(pair: Pair, *_) -> Estimate:
 
 
 def read_curve(flag: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(f64[E] tokens trained on before each evaluation, f64[E,P] 1 for each held-out problem solved greedily, else 0)
-    of the run `name`. Raises UserError, which names the flag, if the run has no heldout.jsonl."""
+    """Returns (f64[E], the tokens that run `name` trained on before each evaluation; f64[E,P], 1 for each held-out
+    problem solved greedily, else 0). Raises UserError, which names `flag`, if the run has no heldout.jsonl."""
     folder = pathlib.Path(name.partition("@")[0])
     metrics, heldout = (files.read_steps(folder / f"{log}.jsonl", log == "metrics") for log in ("metrics", "heldout"))
     if not heldout:
@@ -163,7 +162,7 @@ def measure_saturation(pair: Pair, *_) -> Estimate:
 
 
 SHARE, TEXTS, SAMPLES = "share of the gain", ("base", "trained"), ("samples",)  # a unit; values of `Diagnostic.reads`
-BY_SHARE = lambda config: label_shares(config.shares)
+BY_SHARE = lambda config: label_shares(config.shares)  # a value of `Diagnostic.settings`
 DIAGNOSTICS: dict[str, Diagnostic] = {
     "pass_at_k": Diagnostic(
         measure_pass_at_k, "change in problems solved in k tries, less luck: what k of its answers to other problems "
@@ -217,22 +216,22 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
 
 
 def diagnose(config: DiagnoseConfig) -> dict:
-    """Compares --trained with --base: a row for each setting of each diagnostic. Returns the summary, and writes
-    summary.json, diagnose.md and diagnose.png to --out. Completions are kept there too, so that the same command
-    continues an interrupted one.
-
-    Raises UserError for an unknown diagnostic, for models that do not match, and for runs without the files needed.
-    """
+    """Compares --trained with --base by --diagnostics, each with all its settings. Returns the summary, and writes
+    summary.json, diagnose.md and diagnose.png to --out. Completions are saved there too, so that the same command
+    continues an interrupted one. Raises UserError for an unknown diagnostic, for models that do not match, and for runs
+    without the files needed."""
     names = list(filter(None, config.diagnostics.split(","))) or list(DIAGNOSTICS)
     if unknown := [name for name in names if name not in DIAGNOSTICS]:
         raise UserError(f"--diagnostics: there is no {unknown[0]}; the rows are {', '.join(DIAGNOSTICS)}")
     pair = load_pair(config)
-    settings = {f"{name}, {suffix}" if suffix else name: (name, setting) for name in names
-                for suffix, setting in DIAGNOSTICS[name].settings(config).items()}
+    planned = {}  # label of a row -> (diagnostic, setting)
+    for name in names:
+        for suffix, setting in DIAGNOSTICS[name].settings(config).items():
+            planned[f"{name}, {suffix}" if suffix else name] = name, setting
     # Rows that need no completions come first, so that errors in flags are raised before anything is sampled.
-    cheap_first = sorted(settings, key=lambda label: bool(DIAGNOSTICS[settings[label][0]].reads))
-    rows = {label: measure_row(pair, label, *settings[label]) for label in cheap_first}
-    rows = {label: rows[label] for label in settings}
+    cheap_first = sorted(planned, key=lambda label: bool(DIAGNOSTICS[planned[label][0]].reads))
+    rows = {label: measure_row(pair, label, *planned[label]) for label in cheap_first}
+    rows = {label: rows[label] for label in planned}
     base, trained = (float(solved_P.mean()) for solved_P in pair.solved)
     summary = {"n": len(pair.solved[0]), "base": base, "trained": trained, "gain": trained - base,
                "rows": rows, "forward_tokens": sum(pair.tokens.values()), "parts": pair.tokens,
@@ -247,7 +246,8 @@ def diagnose(config: DiagnoseConfig) -> dict:
 
 
 def measure_row(pair: Pair, label: str, name: str, setting: Any) -> dict:
-    """Measures one of the `rows` in summary.json. `forward_tokens` is the row's own cost; rows may share work."""
+    """Measures diagnostic `name` with `setting`; returns the row `label` of summary.json. `why` is the reason if there
+    is no value, else "". `forward_tokens` is what the row alone costs; rows may share work."""
     diagnostic = DIAGNOSTICS[name]
     try:
         estimate, why = diagnostic.measure(pair, label, setting), ""
@@ -259,7 +259,7 @@ def measure_row(pair: Pair, label: str, name: str, setting: Any) -> dict:
 
 
 def format_page(summary: dict, made_by: str) -> str:
-    """Returns the text of diagnose.md; its last line is `made_by`, which says how it was made."""
+    """Returns the text of diagnose.md. Its last line is `made_by`, the command that wrote the page."""
     flags, rows = summary["flags"], summary["rows"]
     cells = [[label, row["why"] or format_estimate(row["value"], row["interval"]), f"{row['forward_tokens']:,}"]
              for label, row in rows.items()]

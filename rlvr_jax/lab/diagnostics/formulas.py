@@ -14,12 +14,10 @@ LUCK = 0.5  # the largest share of problems that guessing may solve where pass@k
 
 
 def guess_rates(answers_PxN: Sequence[Sequence[str]], right_PxN: np.ndarray, truths_P: Sequence[str]) -> np.ndarray:
-    """f64[P], the chance that a guess solves each problem: the share of completions of *other* problems right for it.
-
-    A guess is thus an answer that the model gives without seeing the problem; no answer, "", is a wrong guess. Right
-    are the reference answer and every answer graded right for the problem. Answers are compared as text, so normalise
-    them first. If there is only one problem, its rate is 0.
-    """
+    """f64[P], each problem's guess rate: the share of completions of *other* problems whose answer is right for it. A
+    guess is thus an answer that the model gives without seeing the problem. The right answers to a problem are its
+    reference `truths_P` and those of its completions that `right_PxN` grades right; no answer, "", is wrong. Answers
+    are compared as text, so normalise them first. If there is only one problem, its rate is 0."""
     own = [collections.Counter(answers) for answers in answers_PxN]
     every = sum(own, collections.Counter())
     num_others = every.total() - len(answers_PxN[0])
@@ -34,7 +32,7 @@ def luck(rates_P: np.ndarray, k: int) -> np.ndarray:
 
 
 def beyond_luck(share, lucky):
-    """The share x of problems solved without luck; `share` = x + (1 - x) * `lucky` includes problems solved by luck."""
+    """The share x solved without luck, where `share` = x + (1 - x) * `lucky` is solved, and guessing solves `lucky`."""
     return (share - lucky) / (1 - lucky)
 
 
@@ -46,14 +44,15 @@ def most_tries(rates: Sequence[np.ndarray], num_samples: int) -> Optional[int]:
 
 
 def covered(right_PxN: np.ndarray, rates_P: np.ndarray, tau: float) -> np.ndarray:
-    """f64[P], 1 where (s - g) / (1 - g), for success rate s and guess rate g, is at least tau (arXiv 2510.08325)."""
+    """f64[P], 1 where (s - g) / (1 - g) is at least tau, else 0, where s is a problem's share of right completions and
+    g its guess rate (arXiv 2510.08325)."""
     rates_P = np.minimum(rates_P, 1 - 1e-9)
     return (beyond_luck(np.mean(right_PxN, -1), rates_P) >= tau - 1e-9).astype(float)
 
 
 def numbers_at(target: float, sizes_K: np.ndarray, accuracies_K: np.ndarray) -> float:
-    """How many trained parameters reach the target accuracy, interpolated over log size between the smallest run that
-    reaches the target and the next smaller run. Runs of equal size are averaged. NaN if no run reaches the target."""
+    """How many trained parameters (`sizes_K` of K runs) reach the target accuracy, interpolated over log size between
+    the smallest run that reaches it and the next smaller run; NaN if no run does. Runs of equal size are averaged."""
     sizes_K, index = np.unique(sizes_K, return_inverse=True)
     means_K = np.bincount(index, accuracies_K) / np.bincount(index)
     hit = np.flatnonzero(means_K >= target - 1e-9)
@@ -64,12 +63,11 @@ def numbers_at(target: float, sizes_K: np.ndarray, accuracies_K: np.ndarray) -> 
 
 
 def tokens_to_half(run: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
-    """f64[1+R] for each run: the training tokens at its first evaluation that reaches the accuracy halfway between the
-    first and the last of `run`, or NaN. Entry 0 is for all problems, each further entry for a bootstrap resample.
-
-    A run is (f64[E] tokens trained on, f64[E,P] 1 for each held-out problem that was solved, else 0).
-    """
-    def curve(right_ExP):
+    """Returns [f64[1+R] of `run`, f64[1+R] of `other`]: the training tokens at the first evaluation that reaches the
+    accuracy halfway between the first and the last evaluation of `run`, or NaN. Entry 0 is for all problems, each
+    further entry for a bootstrap resample. A run is (f64[E] tokens trained on before each evaluation, f64[E,P] 1 for
+    each problem solved, else 0)."""
+    def curve(right_ExP):  # accuracies f64[E,1+R]
         count = right_ExP.shape[1]
         resamples_RxP = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
         return np.stack([row_P[np.vstack([np.arange(count), resamples_RxP])].mean(-1) for row_P in right_ExP])

@@ -1,6 +1,7 @@
 """A base model and a model trained from it, and the data that diagnostics need, each computed at its first use.
 
-B rows, T positions, D width, P problems, N completions of each.
+A "row" with a label, such as "swap, 5 %", is one result of a diagnostic. Lists called `rows` hold completions as dicts.
+B texts, T positions, D width, P problems, N completions of each.
 """
 
 import dataclasses
@@ -73,7 +74,7 @@ def label_shares(shares: tuple[float, ...]) -> dict[str, float]:
 
 
 def load_pair(config: DiagnoseConfig) -> "Pair":
-    """Loads --base and --trained. Raises UserError for a missing flag or model, or another shape or tokenizer."""
+    """Loads --base and --trained. Raises UserError for a missing flag or model, or if shapes or tokenizers differ."""
     steering = config.hybrid.steering
     if not (config.base and steering.trained and steering.kept.out):
         raise UserError("--base, --trained and --out are required: a model, what was trained from it, and a directory "
@@ -87,8 +88,8 @@ def load_pair(config: DiagnoseConfig) -> "Pair":
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two models of one shape, and what is measured on them. `tokens` counts the forward tokens of each part of the
-    work: all tokens run through a model, a prompt once for all its completions. The properties below add the parts."""
+    """Two models of one shape, and what is measured on them. `tokens` maps each part of the work to its forward tokens:
+    all tokens run through a model, a prompt once for all its completions. The properties below add these parts."""
 
     config: DiagnoseConfig
     base: LanguageModel
@@ -97,7 +98,7 @@ class Pair:
     tokens: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
-    def kept(self) -> KeptConfig:
+    def kept(self) -> KeptConfig:  # the flags about completions, such as --problems, --max_new_tokens and --out
         return self.config.hybrid.steering.kept
 
     @property
@@ -106,7 +107,7 @@ class Pair:
         return pathlib.Path(self.config.hybrid.steering.trained.partition("@")[0])
 
     def count_tokens(self, part: str, rows: list[dict], models: int) -> None:
-        """Sets `tokens[part]` to the forward tokens of this number of models on `rows`."""
+        """Sets `tokens[part]` to the forward tokens of the completions `rows`, each run through `models` models."""
         prompts = {(row["benchmark"], row["problem"]): row["prompt"] for row in rows}
         fed = sum(len(self.base.tokenizer.encode(text)) for text in prompts.values())
         self.tokens[part] = models * (fed + sum(row["num_tokens"] for row in rows))
@@ -115,7 +116,7 @@ class Pair:
         rows = sample_under_gates(name, "diagnose", self.config, self.kept, self.base, self.trained, gates,
                                   token_columns)
         for label, part in rows.items():
-            self.count_tokens(label, part, 2)
+            self.count_tokens(label, part, 2)  # both models run on every token
         return rows
 
     @functools.cached_property
@@ -126,7 +127,7 @@ class Pair:
     @functools.cached_property
     def gates(self) -> dict[str, Gate]:
         """{label of a row: gate of its swap}. Thresholds are from the greedy completions whose tokens are swapped."""
-        def at(text: str, column: str, share: float) -> float:
+        def at(text: str, column: str, share: float) -> float:  # the value that this share of tokens reaches
             return largest_threshold(np.concatenate([row[column] for row in self.texts[text]]), share)
 
         gates = {f"forced_prefix, {k}": Gate(first=k) for k in self.config.first}
@@ -138,7 +139,7 @@ class Pair:
 
     @functools.cached_property
     def swapped(self) -> dict[str, list[dict]]:
-        """{label of a row: completions under its gate}, for all of `gates`."""
+        """{label of a row: completions under its gate}, for each of `gates`."""
         return self._sample_under("swapped", self.gates)
 
     @property
@@ -150,7 +151,7 @@ class Pair:
     def samples(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """For base and trained model: (bool[P,N] whether a completion is right, f64[P] `formulas.guess_rates`)."""
         count, kept, result = self.config.num_samples, self.kept, []
-        few = min(filter(None, (kept.max_problems, self.config.sampled_problems)), default=0)
+        few = min(filter(None, (kept.max_problems, self.config.sampled_problems)), default=0)  # the smaller limit
         sets = load_sets(kept.with_flags(max_problems=few), self.base, lambda stem: (count, self.config.temperature))
         sampler = make_sampler(self.base, kept.sampling)
         for name, loaded in (("base", self.base), ("trained", self.trained)):
@@ -165,7 +166,7 @@ class Pair:
 
     @functools.cached_property
     def steered(self) -> tuple[list[dict], dict]:
-        """(the hybrid's completions, result of `hybrid.choose_setting`). Raises Undefined if it cannot be fitted."""
+        """(the hybrid's completions, result of `hybrid.choose_setting`). Raises Undefined if no gate can be fitted."""
         out = pathlib.Path(self.kept.out) / "hybrid"
         config = self.config.hybrid.with_flags(out=str(out), model=self.config.base)
         try:
@@ -187,18 +188,15 @@ class Pair:
     @functools.cached_property
     def perplexity_changes(self) -> dict[str, np.ndarray]:
         """{label of a row: f64[n]}: each text's log-perplexity under the trained model minus that under the base model,
-        in nats per token. Also sets their counts in `tokens`.
-
-        The texts are the trained model's right greedy completions, the reference solutions, and the prompts from their
-        second token on.
-        """
+        in nats per token. Also sets `tokens` of these labels. The texts are the trained model's right greedy
+        completions ("own"), the reference solutions, and the prompts from their second token on."""
         encode = self.base.tokenizer.encode
         problems = [problem for benchmark in load_sets(self.kept, self.base) for problem in benchmark.problems]
         prompts = [encode(problem.prompt) for problem in problems]
-        steps = [" ".join(problem.meta.get("steps", ())) for problem in problems]
+        solutions = [" ".join(problem.meta.get("steps", ())) for problem in problems]  # "" without a reference
         texts = {"answer_perplexity, own": [(ids, row["ids"]) for ids, row in zip(prompts, self.texts["trained"])
                                             if row["correct"]],
-                 "answer_perplexity, reference": [(ids, encode(text)) for ids, text in zip(prompts, steps) if text],
+                 "answer_perplexity, reference": [(ids, encode(text)) for ids, text in zip(prompts, solutions) if text],
                  "prompt_perplexity": [(ids[:1], ids[1:]) for ids in prompts if len(ids) > 1]}
         for label, group in texts.items():
             self.tokens[label] = 2 * sum(len(given) + len(ids) for given, ids in group)  # both models read each text
@@ -215,6 +213,7 @@ def log_perplexities(loaded: LanguageModel, texts: list[tuple[list, list]]) -> n
             tokens, _ = pad_rows([[*given, *ids] for given, ids in part], 0)
             tokens = np.pad(tokens, ((0, TEXTS - len(part)), (0, -tokens.shape[1] % 16)))  # fewer shapes to compile
             losses_BxT = -np.asarray(_next_logprobs(params, loaded.config, tokens), np.float64)
+            # Entry i of a text's losses is that of its token i + 1.
             result += [row[len(given) - 1 :][: len(ids)].mean() for row, (given, ids) in zip(losses_BxT, part)]
             bar.update(len(part))
     return np.array(result)
@@ -222,6 +221,6 @@ def log_perplexities(loaded: LanguageModel, texts: list[tuple[list, list]]) -> n
 
 @functools.partial(jax.jit, static_argnums=1)
 def _next_logprobs(params: model.Params, config: model.ModelConfig, tokens_BxT: jax.Array) -> jax.Array:
-    """f32[B,T-1] nats, the log-probability of each token but the first."""
+    """f32[B,T-1] nats, the log-probability of each token but the first of its text."""
     hidden_BxTxD, _ = model.forward(params, config, tokens_BxT)
     return logprobs.token_logprobs(params, hidden_BxTxD[:, :-1], tokens_BxT[:, 1:], 1.0)[0]

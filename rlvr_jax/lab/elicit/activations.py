@@ -1,6 +1,6 @@
-"""Residuals of a model on given texts: at the last token of prompts, or at all tokens from a given position on.
+"""A model's residuals, the hidden states after its layers: at the last token of prompts, or at many tokens of texts.
 
-R texts with N tokens in all, B texts of a batch, T positions, P prompts with S positions, L layers, D width.
+Axes: R texts with N tokens in all, B texts of a batch, T positions, P prompts with S positions, L layers, D width.
 """
 
 import functools
@@ -22,11 +22,11 @@ BATCH = 64  # texts per call; the last call repeats its last text, so that all c
 
 def read_prompt_ends(loaded: LanguageModel, problems: list[Problem], max_prompt_tokens: int = 0) -> tuple:
     """Returns (residual after every layer f64[L,P,D], most likely next token i32[P]) at the last token of each prompt.
-    That next token starts the greedy completion. Raises UserError for prompts that do not fit (`encode_prompts`)."""
+    Raises the UserErrors of `encode_prompts`, such as for a prompt of over `max_prompt_tokens` tokens (0: no limit)."""
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, 1, max_prompt_tokens)
     count, parts = len(problems), []
     for start in range(0, count, BATCH):
-        rows = np.minimum(np.arange(start, start + min(BATCH, count)), count - 1)
+        rows = np.minimum(np.arange(start, start + min(BATCH, count)), count - 1)  # repeats the last prompt, see BATCH
         parts.append(_read_prompt_ends(loaded.params, loaded.config, prompts.replace(
             tokens=prompts.tokens[rows], lengths=prompts.lengths[rows])))
     residuals, tokens = zip(*parts)
@@ -40,7 +40,7 @@ def _read_prompt_ends(params: model.Params, config: model.ModelConfig, prompts: 
 
     vectors_LxD = params["layers"].get("first_vector")
 
-    def add_at_last(index, x_PxSxD, positions_PxS):  # without a prefix, `forward` never adds a `first_vector`
+    def add_at_last(index, x_PxSxD, positions_PxS):  # `forward` itself adds a first_vector only after a prefix
         is_last_PxS = positions_PxS == prompts.lengths[:, None] - 1
         return x_PxSxD + jnp.where(is_last_PxS[..., None], vectors_LxD[index][None, None], 0)
 
@@ -60,13 +60,13 @@ class Activations(NamedTuple):
 
 def read_tokens(loaded: LanguageModel, texts: Sequence[Sequence[int]], starts_R: np.ndarray,
                 layer: Optional[int] = None) -> Activations:
-    """Runs R texts, given as token ids, through the model. Returns the activations of all tokens of text r from its
-    position `starts_R[r]` on; unless `layer` is None, these include the residual after that layer, from 0. Raises
-    UserError for a model trained with --trainable=first_vector."""
+    """Runs R texts, given as token ids, through the model. Returns the activations at the tokens of each text r from
+    position `starts_R[r]` on. They include the residual after layer `layer` (numbered from 0), unless that is None.
+    Raises UserError for a model trained with --trainable=first_vector."""
     if "first_vector" in loaded.params["layers"]:
         raise UserError("a model of --trainable=first_vector acts where a completion begins, which plain texts do not "
                         "show: take one of --trainable=vector")
-    tokens_RxT, lengths_R = pad_rows(texts, 0, -(-max(map(len, texts)) // 16) * 16)  # a multiple of 16
+    tokens_RxT, lengths_R = pad_rows(texts, 0, -(-max(map(len, texts)) // 16) * 16)  # to a multiple of 16
     positions_T = np.arange(tokens_RxT.shape[1])
     mask_RxT = (positions_T >= starts_R[:, None]) & (positions_T < lengths_R[:, None])
     params, parts = jax.device_put(loaded.params), []
@@ -78,12 +78,13 @@ def read_tokens(loaded: LanguageModel, texts: Sequence[Sequence[int]], starts_R:
             parts.append([np.asarray(x)[: len(mask_BxT)][mask_BxT] for x in arrays])
             bar.update(len(mask_BxT))
     likeliest_N, *residuals = map(np.concatenate, zip(*parts))
-    return Activations(*np.nonzero(mask_RxT), likeliest_N, residuals[0] if residuals else None)
+    text_N, position_N = np.nonzero(mask_RxT)
+    return Activations(text_N, position_N, likeliest_N, residuals[0] if residuals else None)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3))
 def _read_tokens(params: model.Params, config: model.ModelConfig, tokens_BxT: jax.Array, layer: Optional[int]) -> tuple:
-    """Returns a tuple: the most likely next tokens i32[B,T] and, unless `layer` is None, its residual f32[B,T,D]."""
+    """Returns (likeliest next tokens i32[B,T],) and, unless `layer` is None, the residual after `layer` f32[B,T,D]."""
     how = model.ForwardOptions(read_residual=None if layer is None else lambda x: x)
     hidden_BxTxD, residuals = model.forward(params, config, tokens_BxT, how=how)
     likeliest_BxT = jax.lax.map(  # one text at a time, because the logits of a whole batch would take much memory

@@ -25,7 +25,7 @@ TOP = (1, 4, 16)  # `spectrum` gives the shares of this many largest singular va
 
 
 def load_as(flag: str, name: str, dtype: str) -> LanguageModel:
-    """Loads a model. Raises the UserErrors of `loading.load_model`, but with the name of `flag` in place of --model."""
+    """Loads the model `name` in `dtype`. Raises the UserErrors of `load_model`, with `flag` in place of --model."""
     try:
         return loading.load_model(name, dtype, dtype)
     except UserError as error:
@@ -33,9 +33,9 @@ def load_as(flag: str, name: str, dtype: str) -> LanguageModel:
 
 
 def load_trained(name: str, base: LanguageModel, base_flag: str, dtype: str) -> LanguageModel:
-    """Loads the model of --trained with the context window of the base model. Raises UserError for an empty name, and
-    for a model whose shape or tokenizer is not the base model's. Errors call the base model `base_flag`, such as
-    "--model=DIR"."""
+    """Loads the model `name` of --trained as `load_as` does, with the context window of the base model. Raises
+    UserError for an empty name, and for a model whose shape or tokenizer is not the base model's. Errors call the base
+    model `base_flag`, such as "--model=DIR"."""
     if not name:
         raise UserError("--trained is required: a model that was trained from --model")
     trained = load_as("--trained", name, dtype)
@@ -49,15 +49,17 @@ def load_trained(name: str, base: LanguageModel, base_flag: str, dtype: str) -> 
 
 
 def noted_numbers(rollouts: Rollouts, texts: list, judged: list) -> list[dict]:
-    """Returns a dict for each completion: the numbers that the sampler noted once for it (`Rollouts.noted`, [B])."""
+    """Returns {name: number} for each completion: its entries of the arrays [B] in `Rollouts.noted`. Has the arguments
+    of `more` in `measure.sample_and_grade`; there are as many completions as `texts`, and `judged` is unused."""
     noted = {name: values for name, values in (rollouts.noted or {}).items() if values.ndim == 1}
     return [{name: values[i].item() for name, values in noted.items()} for i in range(len(texts))]
 
 
 def sample_into(name: str, command: str, config: Config, sampler: Sampler, benchmarks: list[Benchmark],
                 columns: Callable = noted_numbers) -> list[dict]:
-    """Samples and grades all benchmarks; returns their rows as one list. Saves them in the folder `name` of --out, from
-    which an interrupted command resumes (`completions.sample_and_keep`)."""
+    """Samples and grades all benchmarks; returns their rows as one list. Saves the rows in the folder `name` of --out,
+    from which an interrupted command resumes. `command` is the name of the script, `config` has its flags, and
+    `columns` gives further columns of the rows (`more` of `measure.sample_and_grade`)."""
     flags = config.as_flags()
     path = str(pathlib.Path(flags["out"]) / name)
     folder = Folder(path, command, config.with_flags(out=path), flags["resume"], name)
@@ -66,22 +68,20 @@ def sample_into(name: str, command: str, config: Config, sampler: Sampler, bench
 
 
 def share_of_tokens(rows: list[dict], column: str) -> float:
-    """Sum of `column`, a number of tokens in each row such as "steered", divided by the number of generated tokens."""
+    """The share of all tokens of the completions `rows` that are counted in their `column`, such as "steered"."""
     return sum(row[column] for row in rows) / sum(row["num_tokens"] for row in rows)
 
 
 def weight_difference(before: model.Params, after: model.Params) -> dict:
-    """Compares weights before and after training, adapters merged: `{"all": {...}, "tensors": {name: {...}}}`.
-
-    Each tensor has its `size`; `moved`, the share of its weights that changed by more than TOLERANCE times their
-    absolute value; `relative`, the norm of the change divided by the norm before, None if that was 0; and the
-    `spectrum` of the change. "all" has the total `size`, the share `moved` of all weights, and the mean `stable_rank`
-    of the matrices that changed, None if none did. A tensor that only one model has counts as zero in the other.
-    """
-    old, new = _layer_tensors(before), _layer_tensors(after)
+    """Compares weights before and after training, adapters merged: `{"all": {...}, "tensors": {name: {...}}}`. Each
+    tensor has its `size`; `moved`, the share of its weights that changed by more than TOLERANCE times their absolute
+    value; `relative`, the norm of the change divided by the norm before, or None if that was 0; and the `spectrum` of
+    the change. "all" has the total `size`, the share `moved` of all weights, and the mean `stable_rank` of the matrices
+    that changed, or None if none did. A tensor that only one model has counts as zero in the other."""
+    old, new = _named_tensors(before), _named_tensors(after)
     rows, moved = {}, 0
-    for name in dict.fromkeys((*old, *new)):
-        start, end = (tensors[name] if name in tensors else np.zeros_like((old | new)[name]) for tensors in (old, new))
+    for name, tensor in (old | new).items():
+        start, end = (tensors.get(name, np.zeros_like(tensor)) for tensors in (old, new))
         change, norm = end - start, float(np.linalg.norm(start))
         count = int(np.sum(np.abs(change) > TOLERANCE * np.abs(start)))
         moved += count
@@ -93,16 +93,17 @@ def weight_difference(before: model.Params, after: model.Params) -> dict:
             "tensors": rows}
 
 
-def _layer_tensors(params: model.Params) -> dict[str, np.ndarray]:
-    """{name: array} of all weights, adapters merged. Those of each layer have a name of their own, "layers/q/0"."""
+def _named_tensors(params: model.Params) -> dict[str, np.ndarray]:
+    """{name: array} of all weights, adapters merged. Every layer has its own arrays: "layers/q/0" is q of layer 0."""
     merged = adapters.merge(params)
     return {name: np.asarray(x) for name, x in merged.items() if name != "layers"} | {
         f"layers/{name}/{i}": row for name, x in merged["layers"].items() for i, row in enumerate(np.asarray(x))}
 
 
 def spectrum(difference: np.ndarray) -> Optional[dict]:
-    """A matrix's `stable_rank`, squared Frobenius norm over largest squared singular value, and `top`, {k: share of the
-    squared norm in the k largest singular values} for the k of TOP, as text. None for a vector or a matrix of zeros."""
+    """Returns `{"stable_rank", "top"}` of a matrix, or None for a vector or a matrix of zeros. The stable rank is the
+    squared Frobenius norm over the largest squared singular value. "top" maps each k of TOP, as text, to the share of
+    the squared norm that is in the k largest singular values."""
     if difference.ndim != 2 or not difference.any():
         return None
     matrix = difference.astype(np.float64)

@@ -66,7 +66,7 @@ def shuffled(problem: Problem, attempts: list[dict], rng: np.random.Generator) -
     """A control: the prompts and critiques of `critique`, but each critique is that of another attempt."""
     prompts, critiques = zip(*critique(problem, attempts, rng))
     places, order = rng.permutation(len(critiques)), np.empty(len(critiques), int)
-    order[places] = np.roll(places, 1)  # one cycle through all rows: no prompt keeps its own critique
+    order[places] = np.roll(places, 1)  # prompt i gets critique order[i]; one cycle, so no prompt keeps its own
     return [(prompt, critiques[place]) for prompt, place in zip(prompts, order)]
 
 
@@ -76,7 +76,7 @@ def attempted(problem: Problem, attempts: list[dict], rng: np.random.Generator) 
 
 
 def correct(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:
-    """A control: only the right attempts, repeated to as many rows, without critiques; no rows if none is right."""
+    """A control: only the right attempts, repeated up to the number of all attempts; no rows if no attempt is right."""
     right = [row["completion"] for row in attempts if row["correct"]]
     return [(problem.prompt, right[i % len(right)]) for i in range(len(attempts) if right else 0)]
 
@@ -92,32 +92,32 @@ def expert(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> 
     return [(problem.prompt, " ".join(problem.meta["steps"]))] * len(attempts)
 
 
-# --kind -> function of (problem, its attempts as graded rows, random generator) -> [(prompt, completion), ...]
+# --kind -> function of (problem, its attempts as graded rows, generator for shuffled) -> [(prompt, completion), ...]
 KINDS: dict[str, Callable] = {"critique": critique, "shuffled": shuffled, "attempts": attempted, "correct": correct,
                               "answer": answer, "expert": expert}
 
 
 def criticise(steps: list[str], attempt: str) -> str:
     """The critique of an attempt, as the top of this file describes. `steps` are those of the careful solution: its
-    opening word, a text for each operation, and "answer VALUE" (`meta["steps"]` of a problem).
-
-    A remark quotes up to three words of a careful step, one of a sloppy step, and none for a missing answer.
-    """
+    opening word, a text for each operation, and "answer VALUE" (`meta["steps"]` of a problem). A remark quotes up to
+    three words of a step of a "think" attempt, one word of a step of a "quick" attempt, and none for a missing answer.
+    An attempt with another first word has no steps to quote."""
     size = STEP_WORDS.get(attempt.split(" ")[0], 0)
     body, _, stated = attempt.partition("answer")
-    words, last = body.split()[1:], len(steps) - 2  # the index of the last operation, before the answer
+    words = body.split()[1:]
+    last = len(steps) - 2  # the index of the last operation, before the answer
     attempted_steps = [words[i : i + size] for i in range(0, len(words), size)] if size else []
     wrong = [i for i, step in enumerate(attempted_steps[:last], 1) if step != steps[i].split()[-size:]]
-    remarks = {i: attempted_steps[i - 1] for i in wrong[:1]}
+    remarks = {i: attempted_steps[i - 1] for i in wrong[:1]}  # index in `steps` -> words of the attempt to quote
     if stated.split() != steps[-1].split()[1:]:
         remarks = {last: stated.split()} | remarks  # a wrong last step is quoted, not the answer
-    return " ".join([*(" ".join([step, "=", *remarks[i]]) if i in remarks else step
-                       for i, step in enumerate(steps[:-1])), steps[-1]])
+    parts = [" ".join([step, "=", *remarks[i]]) if i in remarks else step for i, step in enumerate(steps[:-1])]
+    return " ".join([*parts, steps[-1]])
 
 
 def choose_problems(config: CritiqueConfig, pool: list[Problem]) -> list[Problem]:
-    """Returns the problems of the pool that --example names: one, or all. Raises UserError if it names none, or names a
-    run that trained on another question, and if a problem of the pool has no steps."""
+    """Returns the problems of the pool that --example names: one, or all. Raises UserError if --example names none of
+    them, or a run that trained on another question, and if a problem of the pool has no steps."""
     path = pathlib.Path(config.example.partition("@")[0]) / "example.json"
     chosen = files.read_json(path) if path.is_file() else {"example": config.example}
     number = str(chosen["example"])
@@ -136,8 +136,8 @@ def choose_problems(config: CritiqueConfig, pool: list[Problem]) -> list[Problem
 
 
 def make_examples(config: CritiqueConfig) -> list[dict]:
-    """Samples attempts at the problems of --example, makes examples of kind --kind from them, and writes these to --out
-    for `scripts.finetune`; returns them as `{"prompt", "completion", "kind"}`. Raises UserError if there are none."""
+    """Samples attempts at the problems of --example, makes examples of kind --kind from them, and writes the examples
+    to --out. Returns the examples, `{"prompt", "completion", "kind"}` each. Raises UserError if there are none."""
     if not config.out:
         raise UserError("--out is required: the JSONL file for the rows")
     loaded = loading.load_fixed(config.choice)
@@ -149,10 +149,10 @@ def make_examples(config: CritiqueConfig) -> list[dict]:
                           config.temperature)
     rows = list(sample_and_grade(make_sampler(loaded, config.sampling), benchmark,
                                  Request(config.seed, 0, stream=CHOOSE)))
-    rng, count = np.random.default_rng(config.seed), config.num_attempts
-    examples = [{"prompt": prompt, "completion": completion, "kind": config.kind}
-                for i, problem in enumerate(problems)
-                for prompt, completion in KINDS[config.kind](problem, rows[i * count : (i + 1) * count], rng)]
+    rng, count, examples = np.random.default_rng(config.seed), config.num_attempts, []
+    for i, problem in enumerate(problems):
+        pairs = KINDS[config.kind](problem, rows[i * count : (i + 1) * count], rng)
+        examples += [{"prompt": prompt, "completion": completion, "kind": config.kind} for prompt, completion in pairs]
     if not examples:
         lacks = "is right" if config.kind == "correct" else "says anything"
         raise UserError(f"--kind={config.kind}: none of {len(rows)} attempts {lacks}; raise --num_attempts, or take "

@@ -1,6 +1,6 @@
 """Methods of decoding a model (METHODS), and `elicit`, which measures the accuracy and the cost of one of them.
 
-K paths, P prompts, B completions, T tokens, V vocabulary.
+K completions of one prompt that start with different tokens, P prompts, B completions in all, T tokens, V vocabulary.
 """
 
 import collections
@@ -50,7 +50,7 @@ class ElicitConfig(Config):
     trajectory: TrajectoryConfig = TrajectoryConfig()
 
 
-# ----- rules: which of a problem's completions counts; None if none has an answer
+# ----- rules: which of a problem's completions, `rows`, counts as its solution; None if no completion has an answer
 
 
 def first_completion(rows: list[dict]) -> Optional[dict]:
@@ -59,23 +59,24 @@ def first_completion(rows: list[dict]) -> Optional[dict]:
 
 
 def majority_answer(rows: list[dict]) -> Optional[dict]:
-    """The first completion with the most frequent answer; of tied answers, the one that occurs first counts."""
+    """The first completion with the most frequent answer, of tied answers the first; None if none has an answer."""
     answers = list(map(normalised_answer, rows))
     answer = grade.most_common(answers)
     return rows[answers.index(answer)] if answer else None
 
 
 def widest_margin(rows: list[dict]) -> Optional[dict]:
-    """The completion whose answer has the widest margin (`answer_margin`)."""
+    """The completion whose answer has the widest margin (`answer_margin`); None if no completion has an answer."""
     return max((row for row in rows if row["margin"] is not None), key=lambda row: row["margin"], default=None)
 
 
 def largest_margin_sum(rows: list[dict]) -> Optional[dict]:
-    """The first completion with the answer whose margins, summed over all completions that give it, are largest."""
-    rows, totals = [row for row in rows if row["margin"] is not None], collections.Counter()
-    for row in rows:
+    """Sums the margins (`answer_margin`) of the completions that give the same answer, and returns the first completion
+    that gives the answer with the largest sum; None if no completion has an answer."""
+    answered, totals = [row for row in rows if row["margin"] is not None], collections.Counter()
+    for row in answered:
         totals[normalised_answer(row)] += row["margin"]
-    return max(rows, key=lambda row: totals[normalised_answer(row)], default=None)
+    return max(answered, key=lambda row: totals[normalised_answer(row)], default=None)
 
 
 def normalised_answer(row: dict) -> str:
@@ -96,9 +97,10 @@ def opened_sample_fn(opening: tuple[int, ...]) -> Callable:
 
 
 def branched_sample_fn(num_paths: int) -> Callable:
-    """Returns a `sample_fn` with which the j-th completion of a prompt begins with the j-th most likely first token.
-    `noted` has the `margin` of each token (`margins`), and `forward_tokens`, the number of tokens that were fed to the
-    model for a completion. The token fed to find the first tokens counts for a prompt's first completion."""
+    """Returns a `sample_fn` for `sampler.make_sampler`: the j-th of a prompt's `num_paths` completions begins with the
+    j-th most likely first token. `Rollouts.noted` has the `margin` of each token (`margins`), and `forward_tokens`, the
+    number of tokens fed to the model for each completion. One token is fed for each prompt to find its first tokens; it
+    counts for the prompt's first completion."""
     note = sampler.Hooks(note=lambda logits, _: {"margin": margins(logits)})
 
     def sample_fn(params, config, prompts, rows, decoding):
@@ -112,7 +114,7 @@ def branched_sample_fn(num_paths: int) -> Callable:
 
 
 def first_tokens(params: model.Params, config: model.ModelConfig, prefix: model.Prefix, num_paths: int) -> jax.Array:
-    """i32[P,K]: each prompt's K most likely first tokens, in order, repeated if the vocabulary has fewer than K."""
+    """i32[P,K]: each prompt's K = `num_paths` likeliest first tokens, in order, repeated if the vocabulary is small."""
     size = len(prefix.lengths)
     logits_PxV, _ = model.decode_step(params, config, model.unroll_layers(params, prefix), model.Inputs(
         prefix.last_tokens, jnp.zeros(size, jnp.int32)), model.init_cache(config, size, 1))
@@ -191,12 +193,12 @@ def forced(config: ElicitConfig, loaded: LanguageModel) -> Method:
 
 
 def cot_decoding(config: ElicitConfig, loaded: LanguageModel) -> Method:
-    """Greedy completions from each of the --num_samples most likely first tokens. The answer whose margins
-    (`answer_margin`), summed over the completions that give it, are largest counts (arXiv 2402.10200)."""
+    """Greedy completions from each of the --num_samples most likely first tokens (arXiv 2402.10200). The margins
+    (`answer_margin`) of completions with the same answer are summed, and the answer with the largest sum counts."""
     def columns(rollouts, texts, judged):
-        rows = zip(rollouts.completions, rollouts.completion_mask, rollouts.noted["margin"], texts, judged)
-        return [{"margin": answer_margin(loaded.tokenizer, ids[mask].tolist(), margin[mask], text,
-                                         verdict["extracted"])} for ids, mask, margin, text, verdict in rows]
+        completions = zip(rollouts.completions, rollouts.completion_mask, rollouts.noted["margin"], texts, judged)
+        return [{"margin": answer_margin(loaded.tokenizer, ids[mask].tolist(), margins_T[mask], text,
+                                         verdict["extracted"])} for ids, mask, margins_T, text, verdict in completions]
     return Method(config.num_samples, sample_fn=branched_sample_fn(config.num_samples), columns=columns, rules={
         "summed": largest_margin_sum, "widest": widest_margin, "first": first_completion})
 
@@ -230,12 +232,13 @@ METHODS = {"greedy": greedy, "low_temperature": low_temperature, "self_consisten
 
 
 def elicit(config: ElicitConfig) -> dict:
-    """Measures --model under --method and returns the summary. Writes summary.json, table.md and completions.jsonl into
-    --out; the same command resumes an interrupted one. Raises UserError without --out."""
+    """Measures --model under --method and returns the summary (`summarise_method`). Writes summary.json, table.md and
+    completions.jsonl into --out; the same command resumes an interrupted one. Raises UserError without --out."""
     if not config.steering.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
     config = vectors.pin_models(config)
     kept, out = config.steering.kept, pathlib.Path(config.steering.kept.out)
+    # Without --rank1_steps the model is not projected, and `numbers` is {}.
     loaded, numbers = trajectory.project_run(config.trajectory, kept.choice.model, loading.load_fixed(kept.choice))
     method = METHODS[config.method](config, loaded)
     benchmarks = load_sets(kept, loaded, lambda stem: (method.num_samples, method.temperature))
@@ -259,10 +262,10 @@ def elicit(config: ElicitConfig) -> dict:
 def summarise_method(method: Method, benchmark: Benchmark, rows: list[dict]) -> dict:
     """The summary of a benchmark, with `accuracy` and Wilson's `interval` of the completions that the first rule picks.
 
-    Keys beside those of `summarise_benchmark`: `rules` has both for every rule, `mean_accuracy` is that of all
-    completions, and `right` has 1 for each problem that the first rule solves, else 0. `forward_tokens` is the mean
-    cost of a problem: its prompt, once, and every token fed for its completions. Where a method notes them, `accepted`
-    is the mean share of accepted moves, and `steered` the share of steered tokens.
+    Keys beside those of `summarise_benchmark`: `rules` maps the name of each rule to its `{"accuracy", "interval"}`,
+    `mean_accuracy` is the accuracy of all completions, and `right` has 1 for each problem that the first rule solves,
+    else 0. `forward_tokens` is the mean cost of a problem: its prompt, once, and every token fed for its completions.
+    With power, `accepted` is the mean share of accepted moves; with steering, `steered` is the share of steered tokens.
     """
     size, whole = method.num_samples, summarise_benchmark(benchmark, rows)
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -281,9 +284,9 @@ def summarise_method(method: Method, benchmark: Benchmark, rows: list[dict]) -> 
 
 
 def format_table(config: ElicitConfig, summaries: dict[str, dict]) -> str:
-    """A Markdown table with a row for each benchmark and rule."""
+    """A Markdown table with a row for each benchmark and rule; `summaries` has each benchmark's `summarise_method`."""
     header = ["problems", "n", "method", "answer", "accuracy", "forward tokens a problem", "graded by"]
-    rows = [[name, each["n"], config.method, rule, format_estimate(right["accuracy"], right["interval"]),
+    rows = [[name, each["n"], config.method, rule, format_estimate(picked["accuracy"], picked["interval"]),
              f"{each['forward_tokens']:.1f}", each["graded_by"]]
-            for name, each in summaries.items() for rule, right in each["rules"].items()]
+            for name, each in summaries.items() for rule, picked in each["rules"].items()]
     return f"{config.steering.kept.choice.model}, 95 % intervals in brackets\n\n{markdown_table(header, rows)}\n"

@@ -1,7 +1,7 @@
 """The gate, which decides at which tokens to steer: a linear probe of the base model's residual, fitted to predict
 where the most likely token of a trained model differs from the base model's (arXiv 2510.07364).
 
-P problems, N tokens to fit on, D width, E = D + 1.
+P problems, R = 2P texts, N tokens of these texts, D width, E = D + 1 for the weights and an intercept.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ PENALTY = 1e-3  # L2 penalty: PENALTY / 2 times the sum of squared weights, adde
 class Fitted:
     """A fitted steering vector and gate. Steering with them runs the base model alone, never the trained model."""
 
-    problems: list[Problem]  # those that were fitted on
+    problems: list[Problem]  # the problems that vector and gate were fitted on
     vector_D: np.ndarray  # f64
     weight_D: np.ndarray  # f64, weights of the gate
     scores_N: np.ndarray  # f64, `residual @ weight_D` at the tokens that the gate was fitted on
@@ -50,22 +50,23 @@ def fit(config: vectors.SteeringConfig, loaded: LanguageModel, trained: Optional
     problems = vectors.load_fit_problems(config, loaded, "example")
     vector_D = vectors.VECTORS[config.vector](config, loaded, problems)
     no_gate = np.zeros(len(vector_D)), np.zeros(1), {}
-    return Fitted(problems, vector_D, *(fit_gate(config, loaded, trained, problems) if trained else no_gate))
+    weight_D, scores_N, numbers = fit_gate(config, loaded, trained, problems) if trained else no_gate
+    return Fitted(problems, vector_D, weight_D, scores_N, numbers)
 
 
 def fit_gate(config: vectors.SteeringConfig, loaded: LanguageModel, trained: LanguageModel,
              problems: list[Problem]) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Fits a logistic regression that predicts from the base model's residual after --layer whether the most likely
-    next tokens of both models differ, on greedy completions of both. One in five problems is held out for `auroc`.
-
-    Returns (weight f64[D], scores f64[N], numbers): the number `n` of all tokens; `differ`, the share of tokens where
-    the models differ, and `differ_first`, that of first tokens; `first_of_differ`, the share of first tokens among
-    those where the models differ; `auroc`. Raises UserError if the models differ at none of the tokens to fit on.
-    """
+    """Fits a logistic regression on the greedy completions of both models. It predicts from the base model's residual
+    after --layer whether the most likely next tokens of the two models differ. One in five problems is held out.
+    Returns (weight f64[D], scores `residual @ weight` of the tokens that were fitted on, numbers). The numbers: `n`,
+    how many tokens the completions have; `differ`, the share of them where the models differ; `differ_first`, the same
+    share of first tokens; `first_of_differ`, the share of first tokens among those where the models differ; `auroc`, on
+    the held-out problems. Raises UserError if the models differ at none of the tokens to fit on."""
     kept = config.kept
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, kept.sampling.max_new_tokens,
                              kept.source.prompt.max_prompt_tokens)
-    texts, starts_R = greedy_texts(config, loaded, trained, prompts), np.tile(prompts.lengths, 2) - 1
+    texts = greedy_texts(config, loaded, trained, prompts)
+    starts_R = np.tile(prompts.lengths, 2) - 1  # the last prompt token of each text predicts the first generated token
     base, other = read_tokens(loaded, texts, starts_R, config.layer), read_tokens(trained, texts, starts_R)
     within_N = base.position < np.array(list(map(len, texts)))[base.text] - 1  # no token follows the last one
     differ_N = (base.likeliest != other.likeliest)[within_N]
@@ -89,15 +90,15 @@ def greedy_texts(config: vectors.SteeringConfig, loaded: LanguageModel, trained:
     sampler, texts = make_sampler(loaded, config.kept.sampling), []
     for params in (sampler.params, parallel.place_state(trained.params)):
         out = sampler.sample(params, prompts, np.arange(len(prompts.lengths)),
-                             Request(config.kept.seed, 0, 0.0, stream=CHOOSE))
+                             Request(config.kept.seed, 0, temperature=0.0, stream=CHOOSE))
         texts += [np.concatenate([tokens[:length], ids[mask]]) for tokens, length, ids, mask
                   in zip(prompts.tokens, prompts.lengths, out.completions, out.completion_mask)]
     return texts
 
 
 def logistic_weights(x_NxD: np.ndarray, y_N: np.ndarray) -> np.ndarray:
-    """f64[D]: weights of a logistic regression of y on x, fitted on standardised columns and scaled back to x. The
-    intercept is fitted but left out, because the gate's threshold takes its place."""
+    """f64[D]: weights of a logistic regression of the bools y on x, fitted on standardised columns and scaled back to
+    x. An intercept is fitted but not returned, because the gate's threshold takes its place."""
     scale_D = x_NxD.std(0) + 1e-6
     z_NxE = np.column_stack([(x_NxD - x_NxD.mean(0)) / scale_D, np.ones(len(x_NxD))])
     sign_N, penalty_E = np.where(y_N, 1.0, -1.0), np.append(np.full(len(scale_D), PENALTY), 0.0)

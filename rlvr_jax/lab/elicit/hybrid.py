@@ -1,8 +1,8 @@
 """How much of a trained model's gain the base model recovers when a gate decides where to steer it (arXiv 2510.07364).
 
-Vector and gate are fitted on one split, strength and rate are chosen on a second, and all arms are measured on a third.
-After the fit, the hybrid and its controls run only the base model; the oracle also runs the trained model at every
-token.
+The vector, times `strength`, is added at the share `rate` of tokens. Vector and gate are fitted on one split, strength
+and rate are chosen on a second, and all arms, which are ways to write completions, are compared on a third. The hybrid
+and its controls run only the base model; the oracle also runs the trained model at every token.
 """
 
 import functools
@@ -40,8 +40,9 @@ class HybridConfig(Config):
 
 
 def hybrid(config: HybridConfig) -> dict:
-    """Measures all arms and returns the summary. Writes summary.json and table.md into --out, and completions into a
-    folder for each arm, from which the same command resumes. Raises UserError without --out or --trained."""
+    """Measures all arms. Returns the summary: each arm's accuracy, and the share of the gap between both models that it
+    recovers. Writes summary.json and table.md into --out, and completions into a folder for each arm, from which the
+    same command resumes. Raises UserError without --out or --trained."""
     if not config.steering.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and the completions of each arm")
     config = vectors.pin_models(config)
@@ -70,7 +71,7 @@ def hybrid(config: HybridConfig) -> dict:
 
 def sample_arm(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmark], name: str, params: dict,
                sample_fn: Callable = sampler.sample) -> list[dict]:
-    """Samples and grades an arm, saved in the folder `name` of --out; returns its rows. `sample_fn` takes `params`."""
+    """Samples and grades an arm by `sample_fn` with `params`; returns its rows, saved in the folder `name` of --out."""
     sampling = config.steering.kept.sampling
     decoding = Decoding(loaded.tokenizer.eos_ids, sampling.max_new_tokens, sampling.num_slots)
     compiled = Sampler(compile_sampler(loaded.config, decoding, sample_fn), parallel.place_state(params),
@@ -80,21 +81,22 @@ def sample_arm(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Ben
 
 def sample_steered(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmark], name: str, where: str,
                    values: steering.Steering) -> list[dict]:
-    """`sample_arm` of the base model, steered with `values` at the tokens that `where` chooses (`steering.WHERE`)."""
+    """`sample_arm` of the base model, steered by `values` at the tokens of `where` (a key of `steering.WHERE`)."""
     return sample_arm(config, loaded, benchmarks, name, {"model": loaded.params, "steering": values},
                       steering.steered_sample_fn(where, config.steering.layer))
 
 
 @functools.lru_cache(8)
 def compile_sampler(shape: ModelConfig, decoding: Decoding, sample_fn: Callable) -> Callable:
-    """Calls `sampler.make_sampler` only once for all arms that differ in nothing but params, because small models spend
-    most of their time compiling."""
+    """Calls `sampler.make_sampler`. Arms that differ only in their params share one call of it, because small models
+    spend most of their time compiling."""
     return sampler.make_sampler(shape, decoding, sample_fn=sample_fn)
 
 
 def choose_setting(config: HybridConfig, loaded: LanguageModel, fitted: gate.Fitted) -> dict:
-    """Returns `{"strength", "rate", "steered" (share of tokens), "accuracy"}` of the setting with the highest accuracy
-    on the dev split, or on the file --fit_problems; among ties, of the one that steers the fewest tokens."""
+    """Measures each pair of --strengths and --rates on the dev split, or on the file --fit_problems. Returns
+    `{"strength", "rate", "steered" (share of tokens), "accuracy"}` of the pair with the highest accuracy; of tied
+    pairs, of the one that steers the fewest tokens."""
     kept, results = config.steering.kept, []
     benchmarks = load_sets(kept.with_flags(
         heldout_split="dev", problems=config.steering.fit_problems or kept.source.problems), loaded)
@@ -108,28 +110,28 @@ def choose_setting(config: HybridConfig, loaded: LanguageModel, fitted: gate.Fit
 
 def sample_arms(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmark], fitted: gate.Fitted,
                 chosen: dict) -> dict[str, list[dict]]:
-    """{arm: rows} of the hybrid at every rate and of its controls, all of which run the base model alone."""
+    """{arm: rows} of the hybrid at every rate and of its controls. `chosen` is the result of `choose_setting`."""
     values = fitted.steering(chosen["strength"], chosen["rate"])
 
-    def with_direction(direction):  # `values` with the vector of another row of `vectors.VECTORS`
+    def with_direction(direction):  # `values` with another vector: `direction` is a function of `vectors.VECTORS`
         vector_D = direction(config.steering, loaded, fitted.problems, fitted.vector_D)
         return values.replace(vector=np.asarray(chosen["strength"] * vector_D, np.float32))
 
     curve = {f"rate_{rate:g}": sample_steered(config, loaded, benchmarks, f"rate_{rate:g}", "gate",
                                               fitted.steering(chosen["strength"], rate)) for rate in config.rates}
     main = curve[f"rate_{chosen['rate']:g}"]
-    controls = {"random_vector": ("gate", with_direction(vectors.random)),
+    controls = {"random_vector": ("gate", with_direction(vectors.random)),  # arm -> (where, values)
                 "principal_direction": ("gate", with_direction(vectors.pca)),
                 "random_places": ("shuffled_gate", values.replace(rate=np.float32(share_of_tokens(main, "steered")))),
                 "always_on": ("generated", values), "first_token": ("first", values)}
-    return {"hybrid": main} | curve | {name: sample_steered(config, loaded, benchmarks, name, *how)
-                                       for name, how in controls.items()}
+    return {"hybrid": main} | curve | {name: sample_steered(config, loaded, benchmarks, name, where, added)
+                                       for name, (where, added) in controls.items()}
 
 
 def format_table(summary: dict) -> str:
-    """The page table.md: what was chosen, and a Markdown table with a row for each arm and each rate."""
+    """The text of table.md: the chosen strength and rate, and a table with a row for each arm and each rate."""
     flags, chosen, fit = summary["flags"], summary["chosen"], summary["gate"]
-    arms = summary["arms"] | {f"hybrid, rate {point['rate']:g}": point for point in summary["curve"]}
+    arms = summary["arms"] | {f"hybrid, rate {arm['rate']:g}": arm for arm in summary["curve"]}
     rows = [[name + (" (oracle)" if arm["oracle"] else ""), format_estimate(arm["accuracy"], arm["interval"]),
              format_estimate(arm["steered"]), format_estimate(arm["recovered"], arm["recovered_interval"])]
             for name, arm in arms.items()]

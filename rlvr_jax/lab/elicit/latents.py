@@ -1,8 +1,8 @@
 """Steers with one latent of a sparse autoencoder: adds its direction at the first generated token (arXiv 2601.08058).
 
-The autoencoder is fitted on the residual after one layer over the model's own completions. The latent that is chosen is
-more active at the end of prompts whose completions start carefully than at the end of others. Its strength is chosen on
-the dev split. P problems, N tokens, D width, F latents.
+The autoencoder is fitted on the residual after one layer over the model's own completions. The chosen latent is more
+active at the end of prompts whose completions start in the careful style (such as "think ...") than of other prompts.
+Its strength is chosen on the dev split. P problems, R completions of them, N tokens, D width, F latents.
 """
 
 import json
@@ -42,7 +42,7 @@ class LatentConfig(Config):
 
 
 def contrast(scores_F: np.ndarray, seed: int) -> int:
-    """The latent that is most specific to problems whose completions start carefully."""
+    """The latent that is most specific to prompts whose completions start in the careful style."""
     return int(np.argmax(scores_F))
 
 
@@ -61,16 +61,17 @@ LATENTS: dict[str, Callable] = {"contrast": contrast, "random": random}
 
 def choose_latent(config: LatentConfig, steering: vectors.SteeringConfig, loaded: LanguageModel,
                   num_samples: int) -> tuple[Steering, dict]:
-    """Chooses a latent, and its strength by accuracy on dev. Returns (what to add, numbers for a summary): `latent`, an
-    index; `contrast`, its score; `strength`; `dev`, the accuracy with each strength; `explained` and `dead` of the
-    autoencoder (`sae.measure_quality`). Raises UserError for a layer that the model lacks, and for problems without
-    other splits."""
+    """Chooses a latent, and its strength by accuracy on dev. The autoencoder is fitted on `num_samples` completions of
+    each problem. Returns (a Steering with the latent's direction times the strength, numbers): `latent`, its index;
+    `contrast`, its score; `strength`; `dev`, the accuracy with each strength; `explained` and `dead` of
+    `sae.measure_quality`. Raises UserError for a layer that the model lacks, and for problems without other splits."""
     kept = steering.kept
     vectors.check_layer(steering, loaded)
     sae, scores_F, numbers = load_or_fit(config, steering, loaded, num_samples)
     latent = LATENTS[config.latent](scores_F, kept.seed)
-    added = {strength: Steering(*(np.asarray(x, np.float32) for x in (
-        strength * sae.decoder[latent], np.zeros(len(sae.pre_bias)), 0, 0))) for strength in config.strengths}
+    no_gate = np.zeros(len(sae.pre_bias)), 0, 0  # weight, threshold and rate, which steering at "first" does not use
+    added = {strength: Steering(*(np.asarray(x, np.float32) for x in (strength * sae.decoder[latent], *no_gate)))
+             for strength in config.strengths}
     benchmark = make_benchmark(kept, loaded, "dev", vectors.load_fit_problems(steering, loaded, "dev"))
     sampler = make_sampler(loaded, kept.sampling, sample_fn=steered_sample_fn("first", steering.layer), params={})
     accuracy = {}
@@ -88,11 +89,11 @@ def choose_latent(config: LatentConfig, steering: vectors.SteeringConfig, loaded
 
 def load_or_fit(config: LatentConfig, steering: vectors.SteeringConfig, loaded: LanguageModel,
                 num_samples: int) -> tuple[Sae, np.ndarray, dict]:
-    """Returns (autoencoder, scores f[F] of `score_latents`, numbers of `sae.measure_quality`). Loads sae.npz of --out
-    if that was fitted with the same flags; otherwise fits an autoencoder and saves it there."""
+    """Returns (autoencoder, scores f[F] of `score_latents`, numbers of `sae.measure_quality`). Loads them from sae.npz
+    in --out if that file was made with the same flags and `num_samples`; otherwise computes and saves them there."""
     path = pathlib.Path(steering.kept.out) / "sae.npz"
     fixed = {one.name: one.value for one in (*flags_of(steering), *flags_of(config)) if not one.meta["free"]}
-    key = json.loads(json.dumps(fixed | {"num_samples": num_samples}))  # tuples become lists, as in the file
+    key = json.loads(json.dumps(fixed | {"num_samples": num_samples}))  # tuples become lists, as in sae.npz
     if path.is_file():
         with np.load(path) as saved:
             if key.items() <= json.loads(str(saved["key"])).items():
@@ -114,8 +115,8 @@ def load_or_fit(config: LatentConfig, steering: vectors.SteeringConfig, loaded: 
 
 def sample_activations(config: vectors.SteeringConfig, loaded: LanguageModel, problems: list[Problem],
                        num_samples: int) -> tuple[list[dict], np.ndarray]:
-    """Samples completions at temperature 1. Returns (their rows, with token "ids" added; the residuals f32[N,D] of each
-    prompt's last token and of all tokens of its completions)."""
+    """Samples `num_samples` completions of each problem at temperature 1. Returns (their rows, with the token "ids";
+    residuals f32[N,D] after --layer at the last token of the prompt and at all tokens of each completion)."""
     kept = config.kept
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, kept.sampling.max_new_tokens,
                              kept.source.prompt.max_prompt_tokens)
@@ -124,27 +125,29 @@ def sample_activations(config: vectors.SteeringConfig, loaded: LanguageModel, pr
         make_sampler(loaded, kept.sampling), benchmark, Request(kept.seed, 0, stream=CHOOSE), kept.rows_per_call,
         more=lambda rollouts, texts, judged: [{"ids": ids[mask]} for ids, mask in zip(
             rollouts.completions, rollouts.completion_mask)]))
-    lengths_N = prompts.lengths[[row["problem"] for row in rows]]
-    texts = [np.concatenate([prompts.tokens[row["problem"]][:n], row["ids"]]) for row, n in zip(rows, lengths_N)]
-    return rows, read_tokens(loaded, texts, lengths_N - 1, config.layer).residual
+    lengths_R = prompts.lengths[[row["problem"] for row in rows]]
+    texts = [np.concatenate([prompts.tokens[row["problem"]][:n], row["ids"]]) for row, n in zip(rows, lengths_R)]
+    return rows, read_tokens(loaded, texts, lengths_R - 1, config.layer).residual
 
 
 def score_latents(config: vectors.SteeringConfig, loaded: LanguageModel, problems: list[Problem], rows: list[dict],
                   read: Callable) -> np.ndarray:
-    """f[F]: for each latent, its mean activation at the end of a prompt over completions that start in the family's
-    careful style, minus the mean over other completions. For problems of a file: the mean activation at the end of
-    --opening after the prompt, minus that at the end of the prompt. -inf for a latent that is inactive at all of them.
+    """f[F]: a score of each latent. If --problems is a synthetic family, it is the latent's mean activation at the end
+    of a prompt over completions that start in the careful style, minus the mean over all other completions. Otherwise
+    it is the mean activation at the end of prompts followed by --opening, minus the mean at the end of prompts alone.
+    It is -inf for a latent that is inactive at all of these prompt ends. `rows` are the completions of the problems, in
+    order, with "ids"; `read` maps residuals f[P,D] to latents f[P,F]. Raises UserError if all completions of a
+    synthetic family start in the careful style, or none."""
+    def read_ends(problems):
+        residuals_LxPxD, _ = read_prompt_ends(loaded, problems)
+        return read(residuals_LxPxD[config.layer])
 
-    `rows` are the completions of the problems, in order, with "ids"; `read` maps residuals f[P,D] to latents f[P,F].
-    Raises UserError if all completions start carefully, or none.
-    """
-    family, z_PxF = FAMILIES.get(config.kept.source.problems), read(read_prompt_ends(loaded, problems)[0][config.layer])
+    family, z_PxF = FAMILIES.get(config.kept.source.problems), read_ends(problems)
     if family is None:
-        opened = vectors.append_words(problems, config.opening)
-        opened_PxF = read(read_prompt_ends(loaded, opened)[0][config.layer])
+        opened_PxF = read_ends(vectors.append_words(problems, config.opening))
         return np.where((opened_PxF + z_PxF).any(0), (opened_PxF - z_PxF).mean(0), -np.inf)
     careful_P = vectors.is_careful(family, loaded.tokenizer, [row["ids"][0] for row in rows]).reshape(
-        len(problems), -1).mean(-1)
+        len(problems), -1).mean(-1)  # f64[P], the share of each problem's completions that start in the careful style
     if not 0 < careful_P.sum() < len(problems):
         raise UserError("--method=sae: all or none of the model's completions start in the careful style, and both "
                         "kinds are needed; raise --num_fit")

@@ -42,8 +42,8 @@ class Chain(NamedTuple):
 
 
 def log_acceptance(alpha: float, old: tuple, new: tuple) -> jax.Array:
-    """Log-probability of accepting a move, at most 0. `old` and `new` are each (log-probability of the tokens that are
-    sampled again under the model, the same under the proposal, length of the whole completion). The first of these
+    """Log-probability of accepting a move from completion `old` to `new`, at most 0. Each is (log-probability of the
+    tokens sampled again, under the model; the same under the proposal; length of the completion). The first of these
     tokens is drawn uniformly over the completion, so a move between completions of two lengths and its reverse differ
     in probability: hence the terms in the lengths. The released code cuts both to one length and has no such terms."""
     (logp, logq, length), (logp_new, logq_new, length_new) = old, new
@@ -51,8 +51,8 @@ def log_acceptance(alpha: float, old: tuple, new: tuple) -> jax.Array:
 
 
 def move(alpha: float, chain: Chain, new: Chain, kept_B: jax.Array, uniforms_B: jax.Array, always) -> Chain:
-    """Returns the chain after it accepted or rejected the proposals `new`, which keep its first `kept_B` tokens. With
-    `always`, all are accepted, but do not count as accepted moves."""
+    """Returns the chain after it accepted or rejected the proposals `new`, which keep its first `kept_B` tokens;
+    `uniforms_B` decide. With `always`, all proposals are accepted, but do not count as accepted moves."""
     def sum_from_kept(values_BxT, mask_BxT):
         fresh_BxT = mask_BxT & (jnp.arange(mask_BxT.shape[1])[None, :] >= kept_B[:, None])
         return jnp.sum(jnp.where(fresh_BxT, values_BxT, 0.0), -1)
@@ -65,10 +65,10 @@ def move(alpha: float, chain: Chain, new: Chain, kept_B: jax.Array, uniforms_B: 
 
 
 def power_sample_fn(power: PowerConfig) -> Callable:
-    """Returns a `sample_fn` for `sampler.make_sampler` that samples in proportion to p(completion)^alpha. `noted` has
-    each completion's `logprob` under the model, the share of moves that were `accepted`, and `forward_tokens`, the
-    number of tokens fed to the model. Tokens that a proposal keeps are fed again and count: all rows decode together
-    from the prompt, so a cache would save no time."""
+    """Returns a `sample_fn` for `sampler.make_sampler` that samples in proportion to p(completion)^alpha.
+    `Rollouts.noted` has each completion's `logprob` under the model, the share of moves that were `accepted`, and
+    `forward_tokens`, the number of tokens fed to the model. Tokens that a proposal keeps are fed again and count: all
+    rows decode together from the prompt, so a cache would save no time."""
     def note(logits, tokens):
         return {"unscaled": jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, None], 1)[:, 0]}
 
@@ -83,11 +83,11 @@ def power_sample_fn(power: PowerConfig) -> Callable:
             block, extends = i // block_steps, i % block_steps == 0
             keys = jax.vmap(jax.random.fold_in, (0, None))(rows.keys, i)
             uniforms_Bx2 = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t), 2))(keys)
-            kept_B = jnp.floor(uniforms_Bx2[:, 0] * chain.lengths).astype(jnp.int32)
-            kept_B = jnp.where(extends, chain.lengths, jnp.minimum(kept_B, chain.lengths - 1))
+            cut_B = jnp.floor(uniforms_Bx2[:, 0] * chain.lengths).astype(jnp.int32)  # a move samples again from here on
+            kept_B = jnp.where(extends, chain.lengths, jnp.minimum(cut_B, chain.lengths - 1))
             given_BxT = jnp.where(positions_T[None, :] < kept_B[:, None], chain.tokens, -1)
             proposals = rows._replace(keys=keys, temperature=1 / power.alpha, given=given_BxT,
-                                      limit=((block + 1) * t + blocks - 1) // blocks)  # rounded up
+                                      limit=((block + 1) * t + blocks - 1) // blocks)  # the block's end, rounded up
             out = sampler.decode(params, config, prefix, proposals, decoding, sampler.Hooks(note=note))
             new = Chain(out.completions, out.completion_mask, out.noted["unscaled"], out.sampler_logprobs, out.ended,
                         zeros_B, zeros_B)

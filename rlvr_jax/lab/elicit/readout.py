@@ -1,7 +1,8 @@
 """Interprets trained vectors: which tokens they make likelier, and which directions of the base model they resemble.
 
-L layers, D width, P problems, V vocabulary. Every cosine is that of a vector and a direction of the residual after the
-same layer; for random directions it has mean 0 and standard deviation 1/sqrt(D).
+A trained vector is added to the residual after one layer; its model has one for each layer (scripts.train --trainable).
+A cosine compares a vector with a direction of the residual after the same layer. For random directions the cosine has
+mean 0 and standard deviation 1/sqrt(D). L layers, D width, P problems, V vocabulary.
 """
 
 import dataclasses
@@ -47,9 +48,9 @@ class ReadoutConfig(Config):
 def readout(config: ReadoutConfig) -> dict:
     """Interprets the vectors of --model; returns the result, and writes it to readout.json and readout.md in --out.
 
-    `layers` has an entry for every vector that is not zero, by the number of its layer as text. Values that need the
-    styles of a synthetic family are None for problems of a file. The base model is the model without its vectors.
-    Raises UserError for a model without vectors, and for one of --beside whose vectors have another shape.
+    `layers` maps the number of each layer whose vector is not zero, as text, to the vector's norm, tokens and cosines.
+    Values that need the styles of a synthetic family are None if --problems is not one. The base model is --model
+    without its vectors. Raises UserError for a model without vectors, or of --beside with vectors of another shape.
     """
     if not config.out:
         raise UserError("--out is required: the directory for readout.json and readout.md")
@@ -67,7 +68,7 @@ def readout(config: ReadoutConfig) -> dict:
     base_careful_P, careful_P = (is_careful(family, loaded.tokenizer, first_P) if family else None
                                  for first_P in (base_tokens_P, tokens_P))
     opener_D = opener_direction(family, loaded.tokenizer, base.params) if family else None
-    scale = float(np.sqrt(np.mean(residuals_LxPxD[-1] ** 2, -1)).mean())
+    scale = float(np.sqrt(np.mean(residuals_LxPxD[-1] ** 2, -1)).mean())  # an argument of `direct_logits`
     layers = {}
     for i in np.flatnonzero(vectors_LxD.any(-1)):
         vector_D, norm = vectors_LxD[i], float(np.linalg.norm(vectors_LxD[i]))
@@ -101,11 +102,9 @@ def opener_direction(family: Family, tokenizer: Tokenizer, params: model.Params)
 
 
 def direct_logits(params: model.Params, vector_D: np.ndarray, scale: float) -> np.ndarray:
-    """f32[V]: what the vector adds to each logit directly, not through later layers, minus the mean over tokens.
-
-    It is the head of `gain * vector / scale`: the gain of the final norm, and in place of its divisor `scale`, the mean
-    root mean square of the base model's last residual. (The logit lens, nostalgebraist 2020, applied to a direction.)
-    """
+    """f32[V]: what the vector adds to each logit directly, not through later layers, minus the mean over tokens. The
+    head is applied to `gain * vector / scale`. The gain is that of the final norm. `scale`, the mean root mean square
+    of the base model's last residual, replaces the norm's divisor (the logit lens, nostalgebraist 2020)."""
     hidden_D = jnp.asarray(np.asarray(params["final_norm"], np.float64) * vector_D / scale, jnp.float32)
     logits_V = np.asarray(model.head(params, hidden_D))
     return logits_V - logits_V.mean()
@@ -115,8 +114,9 @@ def extreme_tokens(tokenizer: Tokenizer, logits_V: np.ndarray) -> dict:
     """The TOKENS tokens with the highest and lowest logits, the most extreme first: `{"raised": [[token, logit], ...],
     "lowered": ...}`. Ids for which the tokenizer has no token are left out."""
     order = [i for i in np.argsort(logits_V, kind="stable").tolist() if tokenizer.backend.id_to_token(i) is not None]
-    return {name: [[tokenizer.backend.decode([i], skip_special_tokens=False), float(logits_V[i])] for i in chosen]
-            for name, chosen in (("raised", order[::-1][:TOKENS]), ("lowered", order[:TOKENS]))}
+    raised, lowered = ([[tokenizer.backend.decode([i], skip_special_tokens=False), float(logits_V[i])] for i in chosen]
+                       for chosen in (order[::-1][:TOKENS], order[:TOKENS]))
+    return {"raised": raised, "lowered": lowered}
 
 
 def cosine(a_D: np.ndarray, b_D: Optional[np.ndarray]) -> Optional[float]:

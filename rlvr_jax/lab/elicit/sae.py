@@ -1,4 +1,4 @@
-"""A TopK sparse autoencoder, which reconstructs an activation vector as a bias plus a few of many directions.
+"""A TopK sparse autoencoder: reconstructs an activation vector as a bias plus a few latents, each times a direction.
 
 The recipe is that of openai/sparse_autoencoder (Gao et al., arXiv 2406.04093): the geometric median as pre-bias,
 decoder rows of norm 1, and an auxiliary loss that trains dead latents to explain the error of the reconstruction. B
@@ -126,8 +126,8 @@ def step(state: State, recipe: Recipe, x_BxD: jax.Array) -> State:
 
 
 def train(activations: np.ndarray, recipe: Recipe, seed: int, after: Optional[Callable] = None) -> Sae:
-    """Trains an autoencoder on activations f32[N,D], which may be memory-mapped. Each batch is a function of (seed,
-    step). After every chunk of n steps, `after(n)` is called."""
+    """Trains an autoencoder on activations f32[N,D], which may be memory-mapped. The indices of a batch are a function
+    of (seed, step). `after(n)` is called after every chunk of n steps, which are CHUNK or, at the end, fewer."""
     run = jax.jit(lambda state, x_SxBxD: lax.scan(lambda s, x_BxD: (step(s, recipe, x_BxD), None), state, x_SxBxD)[0])
     state = init(activations, recipe, seed)
     for start in range(0, recipe.num_steps, CHUNK):
@@ -141,14 +141,15 @@ def train(activations: np.ndarray, recipe: Recipe, seed: int, after: Optional[Ca
 
 
 def measure_quality(sae: Sae, k: int, activations: np.ndarray, size: int = 4096) -> dict:
-    """The share of the activations' variance that is `explained`, and the share of latents that are active for none of
-    them, `dead`. Reconstructs `size` activations at a time."""
+    """Returns {"explained": share of the variance of `activations` f32[N,D] that is reconstructed, "dead": share of the
+    latents that are never active}. At most `k` are active for one activation. Runs `size` activations at a time."""
     @jax.jit
     def reconstruct(x_BxD):
         z_BxF = encode(sae, x_BxD, k)
         return decode(sae, z_BxF), jnp.any(z_BxF > 0, 0)
 
-    mean_D, used_F, error, variance = np.mean(activations, 0, dtype=np.float64), np.zeros(len(sae.bias), bool), 0.0, 0.0
+    mean_D, used_F = np.mean(activations, 0, dtype=np.float64), np.zeros(len(sae.bias), bool)
+    error = variance = 0.0
     for start in range(0, len(activations), size):
         x_BxD = np.asarray(activations[start : start + size])
         reconstruction_BxD, active_F = map(np.asarray, reconstruct(jnp.asarray(x_BxD)))

@@ -26,6 +26,10 @@ class Steering:
     rate: jax.Array  # f32[], the probability with which shuffled_gate acts at a token
 
 
+# ----- rules (--where): bool[B,T], at which inputs to add the vector. `steps_BxT` is the number of tokens generated so
+# far, or -1 before the prompt's last token; `x_BxTxD` is the residual; `uniforms_BxT` are random numbers in [0, 1).
+
+
 def everywhere(steering: Steering, x_BxTxD, steps_BxT, uniforms_BxT) -> jax.Array:
     """Every token, including the prompt's, as with --trainable=vector."""
     return steps_BxT >= -1
@@ -51,8 +55,6 @@ def shuffled_gate(steering: Steering, x_BxTxD, steps_BxT, uniforms_BxT) -> jax.A
     return (steps_BxT >= 0) & (uniforms_BxT < steering.rate)
 
 
-# --where -> function of (steering, residual after the layer, number of tokens generated so far or -1 in the prompt,
-# uniform random numbers) that returns bool[B,T]: whether to add the vector at the input that predicts the next token
 WHERE: dict[str, Callable] = {"all": everywhere, "generated": generated, "first": first, "gate": gate,
                               "shuffled_gate": shuffled_gate}
 
@@ -67,8 +69,9 @@ def add_where(steering: Steering, layer: int, acts: Callable) -> model.EditResid
 
 @functools.cache  # returns the same `sample_fn` each time, because compiled samplers are cached by it
 def steered_sample_fn(where: str, layer: int) -> Callable:
-    """Returns a steered `sample_fn` for `sampler.make_sampler`, with params `{"model": Params, "steering": Steering}`.
-    `noted` has the number of `steered` tokens of each completion, counted afterwards in an unsteered pass."""
+    """Returns a `sample_fn` for `sampler.make_sampler`, steered after `layer` by the rule WHERE[where]. Its params are
+    `{"model": Params, "steering": Steering}`. `Rollouts.noted` has the number of `steered` tokens of each completion,
+    counted afterwards in an unsteered pass."""
     def sample_fn(params, config, prompts, rows, decoding):
         weights, steering, decide, length = params["model"], params["steering"], WHERE[where], decoding.max_new_tokens
         keys_B = jax.vmap(jax.random.fold_in, (0, None))(rows.keys, length)  # the sampler folds in 0 to length - 1
@@ -100,7 +103,7 @@ def run_beside(params: model.Params, config: model.ModelConfig, prompts: Prompts
     context, count = model.unroll_layers(params, model.prefill(params, config, prompts)), len(rows.keys)
 
     def feed(draw: sampler.Draw, cache: model.KVCache, edit_residual: Optional[model.EditResidual] = None):
-        own_prompts = context._replace(prompt_index=rows.prompt_index[draw.rows])
+        own_prompts = context._replace(prompt_index=rows.prompt_index[draw.rows])  # keys and values of this model
         return model.decode_step(params, config, own_prompts, draw.inputs, cache, edit_residual)
     return feed, model.init_cache(config, min(decoding.num_slots or count, count), decoding.max_new_tokens,
                                   decoding.layout)

@@ -37,13 +37,12 @@ class TrajectoryConfig(Config):
 
 def project_tensor(differences_NxK: np.ndarray, later_K: np.ndarray, times_N: list[float],
                    at: Optional[float] = None) -> tuple[np.ndarray, dict]:
-    """Returns (new difference f64[K], sums of squares). The direction is the first right singular vector of the N
-    differences. The new difference is later_K projected onto the direction, or with `at`, the direction times the value
-    at `at` of a line through the differences' coefficients over `times_N`, their steps or summed learning rates.
-
-    The sums: `all` of the N differences and `direction` of their coefficients; `later` of later_K and
-    `later_direction` of its coefficient; `spread` of the coefficients about their mean and `off_line` about the line.
-    """
+    """Projects `later_K`, the change of one tensor in a later checkpoint, onto the first right singular vector of its
+    changes in the first N checkpoints, `differences_NxK`. Returns (new change f64[K], sums of squares). The new change
+    is the vector times the coefficient of `later_K`. If `at` is given, it is the vector times the value at `at` of a
+    line through the N coefficients over `times_N`, the steps or summed learning rates of the N checkpoints. The sums:
+    `all` of the N changes, `direction` of their coefficients; `later` of `later_K`, `later_direction` of its
+    coefficient; `spread` of the N coefficients about their mean, `off_line` about the line."""
     _, vectors_NxN = np.linalg.eigh(differences_NxK @ differences_NxK.T)  # the left singular vectors of M
     direction_K = vectors_NxN[:, -1] @ differences_NxK
     direction_K /= np.linalg.norm(direction_K) or 1.0  # stays 0 for a tensor that did not change
@@ -57,7 +56,7 @@ def project_tensor(differences_NxK: np.ndarray, later_K: np.ndarray, times_N: li
 
 
 def summed_rate(flags: dict, step: int) -> float:
-    """The learning rate of a run with these flags, summed over all optimiser updates up to a step. Raises UserError for
+    """The learning rate of a run with these flags, summed over all optimiser updates up to `step`. Raises UserError for
     a run with resets, each of which starts the schedule again."""
     if flags.get("reset_every") or flags.get("reset_patience"):
         raise UserError("--rank1_by=rate: after each reset of this run its schedule started again, so that the sum is "
@@ -75,14 +74,11 @@ def merged_weights(params: model.Params) -> dict[tuple, np.ndarray]:
 
 
 def project_run(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> tuple[LanguageModel, dict]:
-    """Projects the model of run `name`, each layer's tensor onto a direction of its own. Returns (model, {"rank1":
-    numbers}); without --rank1_steps, (`loaded`, {}).
-
-    The numbers are of all tensors together: `checkpoints`, the steps that give the directions; `explained`, the share
-    of the squared change of these checkpoints that is along the directions; `kept`, that share for the model; `linear`,
-    R^2 of the lines. All checkpoints are held in memory. Raises UserError if the run, its base model or its first
-    checkpoints are missing.
-    """
+    """Projects `loaded`, the model of run `name`, each layer's tensor onto a direction of its own. Returns (projected
+    model, {"rank1": numbers}); without --rank1_steps, (`loaded`, {}). The numbers are of all tensors together:
+    `checkpoints`, the steps that give the directions; `explained`, the share of the squared change of these checkpoints
+    that is along the directions; `kept`, the same share of the change of `loaded`; `linear`, R^2 of the lines. All
+    checkpoints are held in memory. Raises UserError if the run, its base model or its first checkpoints are missing."""
     if not config.rank1_steps:
         if config.rank1_at or config.rank1_by != "steps":
             raise UserError("--rank1_at, or --rank1_by, needs --rank1_steps: the step up to which checkpoints give the "

@@ -1,5 +1,6 @@
 """Steering vectors, directions of the residual: computed from how a model starts completions, trained, or controls.
 
+The first word of a solution in a synthetic family tells its style, and the careful style is the accurate one.
 P problems, L layers, D width.
 """
 
@@ -38,7 +39,7 @@ class SteeringConfig(Config):
 
 
 def pin_models(config):
-    """The configuration with the step of every run directory that it names spelt out (`loading.pin_step`)."""
+    """Returns `config` with each run directory in its flags, DIR or DIR@best, replaced by DIR@STEP (`pin_step`)."""
     flags = config.as_flags()
     return config.with_flags(**{name: loading.pin_step(flags[name]) for name in ("model", "trained", "vectors")})
 
@@ -50,8 +51,8 @@ def check_layer(config: SteeringConfig, loaded: LanguageModel) -> None:
 
 
 def load_fit_problems(config: SteeringConfig, loaded: LanguageModel, split: str) -> list[Problem]:
-    """--num_fit problems to fit or choose on: of --fit_problems, or else of this split of --problems. Raises UserError
-    if --fit_problems is empty and --problems has a file, which has no splits."""
+    """Returns --num_fit problems: of the file --fit_problems or, if that flag is empty, of the split `split` of
+    --problems. Raises UserError if --fit_problems is empty and --problems names a file, which has no splits."""
     source = config.kept.source
     if not config.fit_problems and not all(map(is_drawn, source.problems.split(","))):
         raise UserError(f"--problems={source.problems} has one split, which is measured: name a file to fit on, "
@@ -75,13 +76,14 @@ def opening_words(family: Family) -> tuple[list[str], list[str]]:
 
 
 def is_careful(family: Family, tokenizer: Tokenizer, tokens_P: np.ndarray) -> np.ndarray:
-    """bool[P]: whether a completion with this first token starts in the family's careful style."""
-    return np.array([tokenizer.decode([token]) in opening_words(family)[0] for token in tokens_P])
+    """bool[P]: whether a completion whose first token is the one in `tokens_P` starts in the family's careful style."""
+    careful, _ = opening_words(family)
+    return np.array([tokenizer.decode([token]) in careful for token in tokens_P])
 
 
 def difference_of_means(residuals_PxD: np.ndarray, careful_P: Optional[np.ndarray]) -> Optional[np.ndarray]:
-    """f[D]: the mean residual of problems that the model starts carefully, `careful_P`, minus the mean of all other
-    problems (Marks and Tegmark, arXiv 2310.06824). None if `careful_P` is None, or all problems are of one kind."""
+    """f[D]: the mean residual of the problems where the bool `careful_P` is true, minus the mean of all other problems
+    (Marks and Tegmark, arXiv 2310.06824). None if `careful_P` is None, or the same for all problems."""
     if careful_P is None or careful_P.all() or not careful_P.any():
         return None
     return residuals_PxD[careful_P].mean(0) - residuals_PxD[~careful_P].mean(0)
@@ -91,9 +93,9 @@ def difference_of_means(residuals_PxD: np.ndarray, careful_P: Optional[np.ndarra
 
 
 def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]) -> np.ndarray:
-    """f[D], a difference of mean residuals after --layer. For a synthetic family: problems whose completion starts in
-    the careful style, minus the others; UserError if there are none of either. For problems of a file, whose style is
-    unknown: prompts followed by --opening, minus prompts alone."""
+    """f[D], a difference of mean residuals at the end of prompts after --layer. If --problems is a synthetic family:
+    problems whose completion starts in the careful style, minus all other problems; UserError if there are none of
+    either. Otherwise: prompts followed by the words of --opening, minus prompts alone."""
     residuals_LxPxD, tokens_P = read_prompt_ends(loaded, problems)
     residuals_PxD, family = residuals_LxPxD[config.layer], FAMILIES.get(config.kept.source.problems)
     if family is None:
@@ -109,18 +111,20 @@ def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]
 
 def random(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
            like_D: Optional[np.ndarray] = None) -> np.ndarray:
-    """A control: a random direction with the length of means."""
+    """A control: a random direction with the length of means. `like_D`, if given, replaces means."""
     like_D = means(config, loaded, problems) if like_D is None else like_D
     return scale_to(like_D, np.random.default_rng(config.kept.seed).standard_normal(loaded.config.d_model))
 
 
 def pca(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
         like_D: Optional[np.ndarray] = None) -> np.ndarray:
-    """A control: the first principal component of residuals at the end of prompts, with length and sign of means."""
+    """A control: the first principal component of residuals at the end of prompts, with length and sign of means.
+    `like_D`, if given, replaces means."""
     like_D = means(config, loaded, problems) if like_D is None else like_D
-    residuals_PxD = read_prompt_ends(loaded, problems)[0][config.layer]
-    direction_D = np.linalg.svd(residuals_PxD - residuals_PxD.mean(0), full_matrices=False)[2][0]
-    return scale_to(like_D, direction_D if direction_D @ like_D >= 0 else -direction_D)
+    residuals_LxPxD, _ = read_prompt_ends(loaded, problems)
+    residuals_PxD = residuals_LxPxD[config.layer]
+    _, _, components_KxD = np.linalg.svd(residuals_PxD - residuals_PxD.mean(0), full_matrices=False)
+    return scale_to(like_D, components_KxD[0] if components_KxD[0] @ like_D >= 0 else -components_KxD[0])
 
 
 def scale_to(like_D: np.ndarray, direction_D: np.ndarray) -> np.ndarray:
@@ -136,14 +140,13 @@ def trained(config: SteeringConfig, loaded: LanguageModel, problems: list[Proble
     return trained_vectors("vectors", config.vectors, loading.load_model(config.vectors), shape)[config.layer]
 
 
-# --vector -> function of (flags, model, problems to fit on) that returns f64[D]; controls also take `like_D`, a vector
-# whose length and sign to take in place of those of means
+# --vector -> function of (flags, model, problems to fit on) that returns f64[D]
 VECTORS: dict[str, Callable] = {"means": means, "random": random, "pca": pca, "trained": trained}
 
 
 def trained_vectors(flag: str, name: str, loaded: LanguageModel, shape: Optional[tuple] = None) -> np.ndarray:
-    """f64[L,D]: the trained vectors of `loaded`, which --flag=name chose. Raises UserError if it has none, or if their
-    shape is not `shape`."""
+    """f64[L,D]: the trained vectors of the model `loaded`, which --flag=name chose. Raises UserError if the model has
+    none, or if `shape` is given and differs from theirs."""
     found = [x for leaf, x in loaded.params["layers"].items() if leaf in ("vector", "first_vector")]
     if not found:
         raise UserError(f"--{flag}={name} has no vectors: name a run directory of scripts.train --trainable=vector or "

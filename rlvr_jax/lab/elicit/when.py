@@ -34,8 +34,8 @@ POSITIONS = 8  # how many first positions of each text the table has; the figure
 
 
 class Gate(NamedTuple):
-    """Conditions of a swap: the trained model's token replaces the base model's where both differ and all these hold.
-    With `reverse`, the trained model generates, and the base model's token replaces its own."""
+    """When to swap tokens: the base model writes, and the trained model's token replaces its own where the two differ
+    and all these conditions hold. With `reverse`, the trained model writes, and the base model's token replaces its."""
 
     first: float = math.inf  # only among this many first tokens
     least: float = 0.0  # only where KL(trained || base) is at least this
@@ -48,8 +48,8 @@ UNSWAPPED = {"base": Gate(first=0), "trained": Gate()}  # gates under which each
 
 
 def compare(base_NxV: jax.Array, trained_NxV: jax.Array) -> dict[str, jax.Array]:
-    """Compares two models by their logits: their most likely tokens `base` and `trained`, i32[N]; `kl`, KL(trained ||
-    base), f32[N]; and `entropy`, the base model's, f32[N]."""
+    """Compares two models by their logits. Returns `base` and `trained`, their most likely tokens i32[N]; `kl`, f32[N],
+    KL(trained || base); and `entropy`, f32[N], that of the base model."""
     logp, logq = jax.nn.log_softmax(trained_NxV), jax.nn.log_softmax(base_NxV)
     kl_N = jnp.maximum(jnp.sum(jnp.exp(logp) * (logp - logq), -1), 0.0)  # rounding can make it negative
     return {"base": jnp.argmax(base_NxV, -1).astype(jnp.int32), "kl": kl_N,
@@ -61,17 +61,17 @@ def swap_sample_fn(gates: list[Gate]) -> Callable:
     Its params are `{"base": Params, "trained": Params}`. `noted` has, for every token, what `compare` returns and
     whether it was `swapped`. Log-probabilities are the base model's. Only `Gate.chance` makes use of random numbers."""
     def sample_fn(params, config, prompts, rows, decoding):
-        gates_B = Gate(*(jnp.array(column)[rows.numbers % len(gates)] for column in zip(*gates)))
+        gates_B = Gate(*(jnp.array(column)[rows.numbers % len(gates)] for column in zip(*gates)))  # fields are [B]
         feed_trained, cache = run_beside(params["trained"], config, prompts, rows, decoding)
 
         def propose(cache, draw: sampler.Draw, base_NxV):
             trained_NxV, cache = feed_trained(draw, cache)
-            both, gate = compare(base_NxV, trained_NxV), Gate(*(column[draw.rows] for column in gates_B))
-            swapped_N = ((both["base"] != both["trained"]) & (draw.inputs.steps < gate.first)
-                         & (both["kl"] >= gate.least) & (both["entropy"] >= gate.unsure)
+            compared, gate = compare(base_NxV, trained_NxV), Gate(*(column[draw.rows] for column in gates_B))
+            swapped_N = ((compared["base"] != compared["trained"]) & (draw.inputs.steps < gate.first)
+                         & (compared["kl"] >= gate.least) & (compared["entropy"] >= gate.unsure)
                          & (draw.uniforms < gate.chance))
-            tokens_N = jnp.where(swapped_N ^ gate.reverse, both["trained"], both["base"])
-            return cache, tokens_N, both | {"swapped": swapped_N}
+            tokens_N = jnp.where(swapped_N ^ gate.reverse, compared["trained"], compared["base"])
+            return cache, tokens_N, compared | {"swapped": swapped_N}
 
         return sampler.sample(params["base"], config, prompts, rows, decoding, sampler.Hooks(
             propose=propose, carry=cache))
@@ -81,8 +81,9 @@ def swap_sample_fn(gates: list[Gate]) -> Callable:
 def sample_under_gates(name: str, command: str, config: Config, kept: KeptConfig, base: LanguageModel,
                        trained: LanguageModel, gates: dict[str, Gate], token_columns: tuple = ()) -> dict[str, list]:
     """Samples a greedy completion of each problem under each gate, saved in the folder `name` of --out (`sample_into`).
-    Returns {name of a gate: rows}. Each row has the number of its `swapped` tokens, and as a list over its tokens each
-    of `token_columns`: "ids", the token ids, or a name that `swap_sample_fn` notes."""
+    `config` has all flags of `command`, and `kept` is the part of them about completions. Returns {name of a gate:
+    rows}. Each row has the number of its `swapped` tokens and, for each of `token_columns`, a list with a value for
+    each token: "ids" are token ids, and other columns are what `swap_sample_fn` notes, such as "kl"."""
     def columns(rollouts, texts, judged):
         values = rollouts.noted | {"ids": rollouts.completions}
         return [{"swapped": int(np.sum(values["swapped"][i][mask]))} | {
@@ -96,7 +97,7 @@ def sample_under_gates(name: str, command: str, config: Config, kept: KeptConfig
 
 
 def largest_threshold(values_N: np.ndarray, share: float) -> float:
-    """The k-th largest value, where k is this share of the number of values, rounded, and at least 1."""
+    """The k-th largest of N values, where k is `share` times N, rounded, and at least 1."""
     return float(np.sort(values_N)[::-1][max(round(share * len(values_N)), 1) - 1])
 
 
@@ -126,11 +127,11 @@ def when(config: WhenConfig) -> dict:
     trained = load_trained(config.trained, base, f"--model={kept.choice.model}", kept.choice.dtype)
     texts = sample_under_gates("texts", "when", config, kept, base, trained, UNSWAPPED, ("base", "trained", "kl"))
     gates = make_gates(config, texts["base"])
-    every = texts | sample_under_gates("swapped", "when", config, kept, base, trained, gates)
+    completions = texts | sample_under_gates("swapped", "when", config, kept, base, trained, gates)
     summary = {"n": len(texts["base"]),
                "texts": {name: summarise_text(rows, base.tokenizer) for name, rows in texts.items()},
                "swapped": {name: summarise_outcome(rows, texts["base"], texts["trained"]) | {
-                   "tokens": share_of_tokens(rows, "swapped")} for name, rows in every.items()},
+                   "tokens": share_of_tokens(rows, "swapped")} for name, rows in completions.items()},
                "gates": {name: {"first": min(gate.first, kept.sampling.max_new_tokens), "least": gate.least,
                                 "chance": gate.chance} for name, gate in gates.items()},
                "weights": weight_difference(base.params, trained.params), "flags": config.as_flags()}
@@ -154,15 +155,15 @@ def make_gates(config: WhenConfig, rows: list[dict]) -> dict[str, Gate]:
 
 
 def differing(row: dict) -> np.ndarray:
-    """bool[T]: where the most likely tokens of the two models differ."""
+    """bool[T]: where the most likely tokens of the two models differ, in one completion of T tokens."""
     return np.array(row["base"]) != np.array(row["trained"])
 
 
 def summarise_text(rows: list[dict], tokenizer: Tokenizer) -> dict:
-    """Numbers about one model's completions: of all `tokens`, the share where the most likely tokens differ, `changed`;
-    of these, the share of first tokens, `first_of_changed`, None without any; the mean `kl`; the most frequent `pairs`
-    of differing tokens, [base's, trained's, count]; and the list `by_position`, `tokens`, `changed` and `kl` of each
-    position."""
+    """Numbers about one model's completions. `tokens` is how many tokens they have, `changed` the share of tokens where
+    the most likely tokens of the two models differ, and `kl` the mean. `by_position` lists these three for each
+    position. `first_of_changed` is the share of first tokens among the changed ones, or None if none is changed.
+    `pairs` has the most frequent pairs of differing tokens: [the base model's, the trained model's, count]."""
     lengths = np.array([len(row["kl"]) for row in rows])
     mask_NxT = np.arange(lengths.max())[None, :] < lengths[:, None]
     changed_NxT, kl_NxT = np.zeros(mask_NxT.shape), np.zeros(mask_NxT.shape)
@@ -173,8 +174,8 @@ def summarise_text(rows: list[dict], tokenizer: Tokenizer) -> dict:
     return {"tokens": int(counts_T.sum()), "changed": float(changed_NxT.sum() / counts_T.sum()),
             "first_of_changed": float(changed_NxT[:, 0].sum() / changed_NxT.sum()) if changed_NxT.any() else None,
             "kl": float(kl_NxT.sum() / counts_T.sum()),
-            "by_position": [{"tokens": int(n), "changed": float(x / n), "kl": float(kl / n)}
-                            for n, x, kl in zip(counts_T, changed_NxT.sum(0), kl_NxT.sum(0))],
+            "by_position": [{"tokens": int(n), "changed": float(changed / n), "kl": float(kl / n)}
+                            for n, changed, kl in zip(counts_T, changed_NxT.sum(0), kl_NxT.sum(0))],
             "pairs": [[*(tokenizer.backend.decode([i], skip_special_tokens=False) for i in pair), count]
                       for pair, count in pairs.most_common(PAIRS)]}
 
@@ -183,7 +184,7 @@ def summarise_text(rows: list[dict], tokenizer: Tokenizer) -> dict:
 
 
 def format_page(summary: dict) -> str:
-    """The text of when.md: tables of both texts and their first positions, pairs of tokens, swaps, and weights."""
+    """The text of when.md: tables of both models' texts, of tokens at which they differ, of swaps, and of weights."""
     texts, flags = summary["texts"], summary["flags"]
     positions = markdown_table(["text", "tokens", "likeliest token differs", "KL"], [
         [f"the {name}'s" + (f", token {i}" if i else ""), part["tokens"], f"{part['changed']:.1%}", f"{part['kl']:.4f}"]
@@ -203,7 +204,7 @@ def format_page(summary: dict) -> str:
 
 def format_weights(weights: dict) -> str:
     """A Markdown table of a `weight_difference`: all weights, then each kind of weight, averaged over layers."""
-    kinds, dashes = collections.defaultdict(list), ["-"] * (1 + len(TOP))
+    kinds, dashes = collections.defaultdict(list), ["-"] * (1 + len(TOP))  # "layers/q" is the kind of "layers/q/0"
     for name, tensor in weights["tensors"].items():
         kinds["/".join(part for part in name.split("/") if not part.isdigit())].append(tensor)
     rows = [["all", f"{weights['all']['moved']:.1%}", *dashes]]

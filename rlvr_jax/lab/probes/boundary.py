@@ -1,7 +1,7 @@
 """How many tries a model needs: compares pass@k of several models on the same problems (arXiv 2504.13837, 2505.24864).
 
 The first file has completions of the base model, the last file those of the trained model, and files between them those
-of checkpoints during training. P problems, K values of k, the number of tries.
+of checkpoints during training. A row is one completion. Axes: P problems, K values of k, the number of tries.
 """
 
 import numpy as np
@@ -11,27 +11,27 @@ from rlvr_jax.evaluation.estimators import bootstrap, format_estimate, pass_at_k
 from rlvr_jax.lab.probes.rows import Result, group_rows, problem_key
 from rlvr_jax.runs.markdown import markdown_table
 
-NEEDS = ("prompt", "correct")
+NEEDS = ("prompt", "correct")  # columns that each row must have
 REGIMES = ("diminish", "plateau", "sustained", "none")
 DIMINISH_AT = 128  # the k of pass@k that `classify_regime` compares for "diminish"
 
 
 def probe_boundary(rows_by_file: dict[str, list[dict]]) -> Result:
-    """Computes pass@k of each file with 95 % intervals over problems. Compares each further file with the first: paired
-    differences, and the problems that only one of the two files solves. Raises UserError unless all files have the same
-    problems in the same order, and the same number of completions of every problem."""
+    """Computes pass@k of each file, given as {name: rows}, with 95 % intervals over problems. Compares each later file
+    with the first: paired differences, and the problems that only one of the two files solves. Raises UserError unless
+    all files have the same problems in the same order, and the same number of completions of every problem."""
     groups = {name: group_rows(rows, lambda row: (*problem_key(row), row["prompt"]))
-              for name, rows in rows_by_file.items()}
+              for name, rows in rows_by_file.items()}  # {file: {(benchmark, number, prompt): rows of this problem}}
     problems = list(next(iter(groups.values())))
     sizes = {len(rows) for by_problem in groups.values() for rows in by_problem.values()}
     if any(list(by_problem) != problems for by_problem in groups.values()) or len(sizes) != 1:
         raise UserError("--probe=boundary compares files of the same problems, with as many completions of each")
     size, ks = max(sizes), powers_up_to(max(sizes))
-    right = {name: [sum(bool(row["correct"]) for row in rows) for rows in by_problem.values()]
-             for name, by_problem in groups.items()}  # the number of correct completions of each problem
+    num_right = {name: [sum(bool(row["correct"]) for row in rows) for rows in by_problem.values()]
+                 for name, by_problem in groups.items()}  # the number of correct completions of each problem
     curves = {name: np.array([[pass_at_k(size, count, k) for k in ks] for count in counts])
-              for name, counts in right.items()}  # f64[P,K], pass@k
-    base, *others = curves
+              for name, counts in num_right.items()}  # f64[P,K], pass@k of each problem
+    base, *others = curves  # names of files
     record = {"n": len(problems), "num_samples": size, "files": {
         name: {"pass@k": {str(k): float(mean) for k, mean in zip(ks, values_PxK.mean(0))},
                "intervals": {str(k): bootstrap(values) for k, values in zip(ks, values_PxK.T)}}
@@ -41,8 +41,8 @@ def probe_boundary(rows_by_file: dict[str, list[dict]]) -> Result:
         record["regime"] = classify_regime(ks, list(curves.values()))
         record["regimes"] = {name: int(name == record["regime"]) for name in REGIMES}  # 0 or 1: studies take means
     # An item shows one completion of each file: the first correct one, or the first one if none is correct.
-    items = [{"prompt": key[2], "benchmark": key[0], "right": {name: counts[i] for name, counts in right.items()},
-              "of": size, "solved_by": ", ".join(name for name, counts in right.items() if counts[i]) or "none",
+    items = [{"prompt": key[2], "benchmark": key[0], "right": {name: counts[i] for name, counts in num_right.items()},
+              "of": size, "solved_by": ", ".join(name for name, counts in num_right.items() if counts[i]) or "none",
               "completions": {name: min(by_problem[key], key=lambda row: not row["correct"])["completion"]
                               for name, by_problem in groups.items()}} for i, key in enumerate(problems)]
     return Result(record, format_page(record), lambda sheet: draw_figure(record, sheet), items,
@@ -50,9 +50,10 @@ def probe_boundary(rows_by_file: dict[str, list[dict]]) -> Result:
 
 
 def compare_with_base(ks: list[int], base_PxK: np.ndarray, mine_PxK: np.ndarray, problems: list) -> dict:
-    """Compares a trained model with the base model by their pass@k at `ks`: paired differences, the prompts of problems
-    that only one of the models ever solves, `never`, the number that neither solves, and the smallest k at which the
-    base model's pass@k reaches the trained model's pass@1 (None: at no k)."""
+    """Compares the pass@k of a trained model, `mine_PxK`, with that of the base model, at the same `ks`. `problems` has
+    each problem's (benchmark, number, prompt). Returns the paired "difference" at each k; the prompts of problems that
+    only one model ever solves, "only_base" and "only_trained", and their "count"; "never", how many neither solves; and
+    "base_reaches_pass@1_at", the smallest k at which the base model's pass@k reaches the trained pass@1, or None."""
     base_P, mine_P = (values_PxK[:, -1] > 0 for values_PxK in (base_PxK, mine_PxK))
     reached = [k for k, mean in zip(ks, base_PxK.mean(0)) if mean >= mine_PxK[:, 0].mean() - 1e-9]
     alone = {"only_base": [problems[i][2] for i in np.flatnonzero(base_P & ~mine_P)],
@@ -85,6 +86,7 @@ def classify_regime(ks: list[int], curves: list[np.ndarray]) -> str:
 
 
 def format_page(record: dict) -> str:
+    """The Markdown page: pass@k of each file, and how each later file differs from the first, the base model's."""
     base, *others = record["files"]
     rows = [[name, *(format_estimate(mean, summary["intervals"][k]) for k, mean in summary["pass@k"].items())]
             for name, summary in record["files"].items()]
@@ -101,12 +103,13 @@ def format_page(record: dict) -> str:
 
 
 def draw_figure(record: dict, sheet) -> None:
-    """Draws pass@k against k on a matplotlib Figure: for each file a line and its 95 % interval."""
+    """Draws pass@k against k on the matplotlib Figure `sheet`: for each file of `record` a line and 95 % interval."""
     sheet.set_size_inches(6, 3.8)
     axes = sheet.subplots()
     for name, summary in record["files"].items():
         ks = list(map(int, summary["pass@k"]))
         axes.plot(ks, list(summary["pass@k"].values()), "o-", markersize=3, label=name)
-        axes.fill_between(ks, *np.array(list(summary["intervals"].values())).T, alpha=0.15)
+        low_K, high_K = np.array(list(summary["intervals"].values())).T
+        axes.fill_between(ks, low_K, high_K, alpha=0.15)
     axes.set(xscale="log", xlabel="tries k", ylabel="problems solved in k tries, pass@k", ylim=(-0.03, 1.03))
     axes.legend(fontsize=7)

@@ -1,7 +1,7 @@
 """Coherence and validity (arXiv 2510.18176): are the steps sound, do they solve the problem, is the answer right?
 
-Solutions of problems that `traces.py` can parse are judged exactly. In other texts, such as solutions of word problems,
-only the equations are checked (`equations.py`). C, V and K stand for coherent, valid and right.
+Solutions that `traces.py` can parse, called traces, are judged exactly. In other texts, such as solutions of word
+problems, only the equations are checked (`equations.py`). C, V and K are the three answers: coherent, valid, right.
 """
 
 import collections
@@ -17,9 +17,9 @@ from rlvr_jax.lab.probes.rows import COLUMNS, Result, draw_shares, estimate_shar
 from rlvr_jax.lab.probes.traces import CLASSES, UNSOUND, Judgement, judge_trace, read_trace, read_value
 from rlvr_jax.runs.markdown import markdown_table
 
-NEEDS = ("prompt", "completion", "answer")
+NEEDS = ("prompt", "completion", "answer")  # columns that each row must have
 CELLS = ["".join(cell) for cell in itertools.product("10", repeat=3)]  # the values of C, V, K: "111", "110", ..., "000"
-# share -> (label, mask of the traces that count as hits, mask of all traces of which the share is taken)
+# share -> (label, which traces are counted, of which traces the share is taken): names of `masks` in `summarise_traces`
 SHARES = {"with_steps": ("show a step", "with steps", "all"), "coherent": ("coherent (C)", "coherent", "all"),
           "valid": ("valid (V)", "valid", "all"), "right": ("right (K)", "right", "all"),
           "coherent_of_shown": ("coherent, of those with steps", "coherent", "with steps"),
@@ -38,7 +38,7 @@ class JudgedTrace(NamedTuple):
 
 
 def probe_coherence(rows_by_file: dict[str, list[dict]]) -> Result:
-    """Summarises the traces of each file, and the equations of other texts. Compares the traces of two files."""
+    """Summarises the traces and the other texts of each file, given as {name: rows}. Two files are also compared."""
     record, items, traces = {"files": {}}, [], []
     for name, rows in rows_by_file.items():
         judged = [(row, judge_row(row)) for row in rows]
@@ -63,7 +63,8 @@ def judge_row(row: dict) -> Optional[JudgedTrace]:
 
 
 def make_trace_item(trace: JudgedTrace) -> dict:
-    """The row, its judgement, and a verdict on each step; errors after the last step belong to a step "at the end"."""
+    """Returns the item that the page shows: columns of the row, the judgement, and "steps", each with its text and a
+    verdict. An error after the last step belongs to an additional step, "at the end"."""
     steps = []
     for index, text in enumerate([*trace.steps, "at the end"]):
         wrong = [f"{name}: {CLASSES[name]}" for name, position in trace.judgement.errors if position == index]
@@ -73,7 +74,7 @@ def make_trace_item(trace: JudgedTrace) -> dict:
 
 
 def make_text_item(row: dict) -> dict:
-    """The row with the equations of its completion as steps. `equations_hold` is left out without equations."""
+    """Returns the item that the page shows: columns of the row, equations as "steps", and if any, whether all hold."""
     steps = [{"text": equation.text, "right": equation.holds or equation.rounded,
               "verdict": "holds" if equation.holds else "holds when rounded" if equation.rounded else "does not hold"}
              for equation in read_equations(row["completion"])]
@@ -81,14 +82,11 @@ def make_text_item(row: dict) -> dict:
     return {key: row[key] for key in (*COLUMNS, "correct") if key in row} | hold | {"steps": steps}
 
 
-# ----- counting
-
-
 def summarise_traces(traces: list[JudgedTrace]) -> dict:
-    """Counts and shares of the traces of one file; {} without traces.
+    """Returns counts and the SHARES of the traces of one file; {} without traces.
 
-    `cells` counts traces by C, V and K; `errors` counts each class of errors by the number of the step, from 1. `steps`
-    is the mean number of steps, `wrong_steps_per_100` the percentage of steps with an error of UNSOUND. `by_steps` has
+    "cells" counts traces by C, V and K; "errors" counts each class of errors by the number of the step, from 1. "steps"
+    is the mean number of steps, "wrong_steps_per_100" the percentage of steps with an error of UNSOUND. "by_steps" has
     shares of coherent and valid traces by their number of steps, because short traces are more easily coherent.
     """
     if not traces:
@@ -101,8 +99,8 @@ def summarise_traces(traces: list[JudgedTrace]) -> dict:
                                    [problem_key(traces[i].row) for i in np.flatnonzero(masks[among])])
               for name, (_, hit, among) in SHARES.items()}
     cells = collections.Counter("".join(str(int(x)) for x in trace.judgement[:3]) for trace in traces)
-    errors = {name: collections.Counter(place for trace in traces for error, place in trace.judgement.errors
-                                        if error == name) for name in CLASSES}
+    all_errors = [error for trace in traces for error in trace.judgement.errors]  # (class, position of the step)
+    errors = {name: collections.Counter(place for each, place in all_errors if each == name) for name in CLASSES}
     total = int(sizes.sum())
     wrong = sum(len({place for name, place in trace.judgement.errors if name in UNSOUND}) for trace in traces)
     return {"n": len(traces), "cells": {cell: cells[cell] for cell in CELLS}, **shares,
@@ -114,7 +112,8 @@ def summarise_traces(traces: list[JudgedTrace]) -> dict:
 
 
 def summarise_equations(rows: list[dict]) -> dict:
-    """Shares of the equations in completions that are no traces, and `with_any`, the share of completions with any."""
+    """Summarises the equations in rows that are no traces: the shares that "hold" exactly, or only "rounded", and
+    "with_any", the share of rows that have an equation. Returns {} without rows."""
     if not rows:
         return {}
     by_row = [read_equations(row["completion"]) for row in rows]
@@ -126,9 +125,9 @@ def summarise_equations(rows: list[dict]) -> dict:
 
 
 def split_by_correctness(before: list[JudgedTrace], after: list[JudgedTrace]) -> dict:
-    """Coherence and validity before and after training, split by whether the answers were right: "01" has the pairs
-    whose answer was wrong and became right. Raises UserError unless both files have the same problems in the same
-    order, and the same number of completions of each."""
+    """Returns the shares of coherent and valid traces for four groups of pairs. A pair is a trace before training and
+    that after; "01" has the pairs whose answer was wrong before and right after. Raises UserError unless both
+    files have the same problems in the same order, and the same number of completions of each."""
     prompts = [[(*problem_key(trace.row), trace.row.get("sample"), trace.row["prompt"]) for trace in side]
                for side in (before, after)]
     if prompts[0] != prompts[1]:
@@ -137,18 +136,19 @@ def split_by_correctness(before: list[JudgedTrace], after: list[JudgedTrace]) ->
     split = {}
     for cell in itertools.product((False, True), repeat=2):
         pairs = [pair for pair in zip(before, after) if tuple(trace.judgement.right for trace in pair) == cell]
+        by_side = {side: [pair[i] for pair in pairs] for i, side in enumerate(SIDES)}
         split["".join(str(int(right)) for right in cell)] = {"n": len(pairs)} | {
             f"{name}_{side}": estimate_share([getattr(trace.judgement, name) for trace in traces],
                                              [problem_key(trace.row) for trace in traces])
-            for side, traces in zip(SIDES, zip(*pairs) if pairs else ((), ())) for name in ("coherent", "valid")}
+            for side, traces in by_side.items() for name in ("coherent", "valid")}
     return split
 
 
 def match_lengths(before: list[JudgedTrace], after: list[JudgedTrace]) -> dict:
-    """Shares of coherent and valid traces before and after training, at the same distribution of the number of steps.
+    """Returns the shares of coherent and valid traces before and after, at the same distribution of numbers of steps.
 
     A trace before training with s steps (s >= 0) has the weight n_after(s) / n_before(s), where n counts the traces
-    with s steps. Traces with a number of steps that occurs on one side only are left out. `covered` is the share of the
+    with s steps. Traces with a number of steps that occurs on one side only are left out. "covered" is the share of the
     traces after training that remain; if none remains, the other shares are None.
     """
     sizes = [collections.Counter(len(trace.steps) for trace in side) for side in (before, after)]
@@ -161,18 +161,15 @@ def match_lengths(before: list[JudgedTrace], after: list[JudgedTrace]) -> dict:
         for name in ("coherent", "valid") for side, traces in zip(SIDES, (before, after))}
 
 
-# ----- showing
-
-
 def format_page(record: dict) -> str:
     """The Markdown page: shares, the eight cells, errors by step, before against after training, and equations."""
-    files = {name: both["traces"] for name, both in record["files"].items() if both["traces"]}
+    files = {name: summary["traces"] for name, summary in record["files"].items() if summary["traces"]}
     blocks = ["Coherent: every step is sound in itself. Valid: the steps solve this problem. Right: so is the answer. "
               "95 % intervals in brackets.", *(format_traces(files) if files else ())]
     if split := record.get("before_after"):
-        answer = ("wrong", "right")
-        rows = [[answer[int(cell[0])], answer[int(cell[1])], pairs["n"],
-                 *(format_share(pairs[key]) for key in list(pairs)[1:])] for cell, pairs in split.items()]
+        words = {"0": "wrong", "1": "right"}
+        rows = [[words[cell[0]], words[cell[1]], pairs["n"],
+                 *(format_share(pairs[key]) for key in pairs if key != "n")] for cell, pairs in split.items()]
         matched = record["length_matched"]
         blocks += [markdown_table(["before", "after", "pairs", "C before", "V before", "C after", "V after"], rows),
                    "At the same lengths (a trace before weighs as its number of steps is frequent after; "
@@ -189,7 +186,7 @@ def format_page(record: dict) -> str:
 
 
 def format_traces(files: dict[str, dict]) -> list[str]:
-    """Markdown tables of the traces of all files: shares, cells, errors, and shares by number of steps."""
+    """Markdown tables of `files`, {name: summary of its traces}: shares, cells, errors, shares by number of steps."""
     shares = [[label, *(format_share(file[key]) for file in files.values())] for key, (label, *_) in SHARES.items()]
     shares += [["steps in a trace", *(f"{file['steps']:.2f}" for file in files.values())],
                ["wrong steps in 100", *(format_estimate(file["wrong_steps_per_100"]) for file in files.values())]]
@@ -198,8 +195,8 @@ def format_traces(files: dict[str, dict]) -> list[str]:
     errors = [[name, f"{label}: {CLASSES[label]}", sum(places.values()),
                ", ".join(f"{at}: {n}" for at, n in places.items())]
               for name, file in files.items() for label, places in file["errors"].items()]
-    sizes = [[name, size, at["n"], f"{at['coherent']:.3f}", f"{at['valid']:.3f}"]
-             for name, file in files.items() for size, at in file["by_steps"].items()]
+    sizes = [[name, size, group["n"], f"{group['coherent']:.3f}", f"{group['valid']:.3f}"]
+             for name, file in files.items() for size, group in file["by_steps"].items()]
     return [markdown_table(["traces", *files], shares), markdown_table(["C", "V", "K", *files], cells),
             markdown_table(["file", "error", "traces", "at step: how many"], errors),
             markdown_table(["file", "steps", "traces", "coherent", "valid"], sizes)]
@@ -207,7 +204,7 @@ def format_traces(files: dict[str, dict]) -> list[str]:
 
 def draw_figure(record: dict, sheet) -> None:
     """Draws shares of traces (left), and the share of traces with an error at each step, by class of error (right)."""
-    files = {name: both["traces"] for name, both in record["files"].items() if both["traces"]}
+    files = {name: summary["traces"] for name, summary in record["files"].items() if summary["traces"]}
     sheet.set_size_inches(9, 3.6)
     left, right = sheet.subplots(1, 2)
     for n, (name, file) in enumerate(files.items()):

@@ -33,8 +33,8 @@ from rlvr_jax.records import Problem
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks.prompts import ProblemSource, load_problems
 
-OF = ("source", "twin", "item", "fraction")  # columns that identify a problem, and how much of its question was shown
-NEEDS = ("prompt", "rest", "exact", "rouge_l", "correct", "too_short", *OF)
+OF = ("source", "twin", "item", "fraction")  # columns: source, kind of twin ("": none), problem's index, share shown
+NEEDS = ("prompt", "rest", "exact", "rouge_l", "correct", "too_short", *OF)  # columns that each row must have
 
 
 class ContaminationConfig(Config):
@@ -48,12 +48,9 @@ class ContaminationConfig(Config):
                       "--problems, such as calculation:3; may be among --problems")
 
 
-# ----- sampling
-
-
 def make_benchmarks(config: ContaminationConfig, measured: EvaluateConfig, loaded: LanguageModel) -> list[Benchmark]:
     """Returns a benchmark for each source in --problems, each kind of its twins, and --clean, at each of --fractions.
-    Raises UserError for flags that do not fit this probe, and for questions that are too short for a fraction."""
+    Raises UserError for flags of `measured` that do not fit this probe, and for questions too short for a fraction."""
     prompt = measured.kept.source.prompt
     if (measured.num_samples, measured.temperature, prompt.prompt_style, prompt.instruction) != (1, 0, "plain", ""):
         raise UserError("--probe=contamination is one greedy completion without a template: leave out --num_samples, "
@@ -70,8 +67,8 @@ def make_benchmarks(config: ContaminationConfig, measured: EvaluateConfig, loade
 
 def load_questions(config: ContaminationConfig, kept: KeptConfig, loaded: LanguageModel
                    ) -> Iterator[tuple[str, list[Problem]]]:
-    """Yields (label, problems) for each source and each kind of its twins. --clean is itself a control, without
-    twins."""
+    """Yields (label, problems) for each source and each kind of its twins; the columns OF except "fraction" are in each
+    problem's meta. No twins are made of --clean, because this source is itself a control."""
     sources = kept.source.problems.split(",")
     sources += [config.clean] if config.clean and config.clean not in sources else []
     if len(set(sources)) < len(sources):
@@ -106,8 +103,8 @@ def cut_question(problem: Problem, fraction: float) -> Optional[Problem]:
 
 
 def add_reconstruction(by_answer: Callable) -> Callable:
-    """Returns the `judge` of a `measure.Benchmark` that adds the result of `compare_with_rest` to that of the judge
-    `by_answer`. For a twin whose answer is unknown, "correct" is None."""
+    """Returns a `judge` of `measure.Benchmark`, (texts, problems) -> a dict for each text. It joins the results of the
+    judge `by_answer` and of `compare_with_rest`. For a twin whose answer is unknown, "correct" is None."""
     def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
         return [verdict | ({"correct": None} if problem.meta["twin"] and not problem.answer else {})
                 | compare_with_rest(text, problem.meta["rest"])
@@ -116,18 +113,17 @@ def add_reconstruction(by_answer: Callable) -> Callable:
 
 
 def compare_with_rest(text: str, rest: str) -> dict:
-    """Compares the hidden words `rest` with as many words of `text`: `exact`, `rouge_l`, `too_short` (it has fewer)."""
+    """Compares the hidden text `rest` with as many words of the completion `text`: "exact" says whether all words are
+    equal, "rouge_l" how similar the texts are, and "too_short" whether the completion has fewer words."""
     hidden, words = rest.split(), text.split()
     first = words[: len(hidden)]
     return {"rest": rest, "exact": first == hidden, "rouge_l": rouge_l(" ".join(first), rest),
             "too_short": len(words) < len(hidden)}
 
 
-# ----- counting
-
-
 def probe_contamination(rows_by_file: dict[str, list[dict]], clean: str = "") -> Result:
-    """Summarises each file by source, kind of twins and fraction. A source's controls are its twins and `clean`."""
+    """Summarises each file of completions, given as {name: rows}, by source, kind of twins and fraction. Compares each
+    source with its controls, at the same fraction: its twins, and the source `clean` if that is not empty."""
     record: dict[str, dict] = {"files": {}}
     for name, rows in rows_by_file.items():
         parts = group_rows(rows, lambda row: (row["source"], row["twin"], row["fraction"]))
@@ -147,7 +143,7 @@ def probe_contamination(rows_by_file: dict[str, list[dict]], clean: str = "") ->
 
 
 def find_clean_source(clean: str, rows: list[dict]) -> Optional[str]:
-    """The source that rows have for `clean`; None if `clean` is empty. Raises UserError if no row has that source."""
+    """Returns the "source" in `rows` that `clean` names; None if `clean` is "". Raises UserError if there is none."""
     sources = dict.fromkeys(row["source"] for row in rows)
     name = next((name for name in (clean, pathlib.Path(clean).stem) if name in sources), None)
     if clean and not name:
@@ -156,7 +152,8 @@ def find_clean_source(clean: str, rows: list[dict]) -> Optional[str]:
 
 
 def summarise_part(rows: list[dict]) -> dict:
-    """Shares of exact continuations and right answers, and mean ROUGE-L, with 95 % intervals over problems."""
+    """Returns "n", the number of rows, one for each problem; the shares "exact" and "correct" (among known answers) and
+    the mean "rouge_l", with 95 % intervals over problems; and the share "too_short"."""
     likeness = np.array([row["rouge_l"] for row in rows])
     right = [row["correct"] for row in rows if row["correct"] is not None]
     return {"n": len(rows), "exact": estimate_share([row["exact"] for row in rows], range(len(rows))),
@@ -166,16 +163,16 @@ def summarise_part(rows: list[dict]) -> dict:
 
 
 def compare_with_control(rows: list[dict], control: list[dict], twin: str) -> dict:
-    """Compares the rows of a source with those of a control: differences of `exact` and `rouge_l` with 95 % intervals,
-    the AUROC of each (how well it separates the source's problems from the control's), and the verdict of RULE. If the
-    control is a kind of twins, `twin`, problems without a twin are left out, and differences are paired."""
+    """Compares the rows of a source with those of a control: differences of "exact" and "rouge_l" with 95 % intervals,
+    the AUROC of each (how well it separates the source's problems from the control's), and the "verdict" by RULE. If
+    the control is a kind of twins, `twin`, differences are paired, and problems without a twin are left out."""
     if twin:
         originals, twins = ({row["item"]: row for row in side} for side in (rows, control))
         pairs = [item for item in originals if item in twins]
         rows, control = [originals[item] for item in pairs], [twins[item] for item in pairs]
     comparison = {"n": len(rows), "control_n": len(control), "paired": bool(twin), "auroc": {}}
     for key in ("exact", "rouge_l"):
-        mine, theirs = (np.array([row[key] for row in side], float) for side in (rows, control))
+        mine, theirs = (np.array([row[key] for row in side], float) for side in (rows, control))  # f64[P] each
         interval = bootstrap(mine - theirs) if twin else bootstrap_difference(theirs, mine)
         comparison[key] = {"difference": float(mine.mean() - theirs.mean()), "interval": list(interval)}
         comparison["auroc"][key] = auroc(np.concatenate([mine, theirs]),
@@ -185,9 +182,6 @@ def compare_with_control(rows: list[dict], control: list[dict], twin: str) -> di
     decisive = ("exact", "rouge_l") if drawn_alike else ("exact",)
     return comparison | {"verdict": "seen" if any(comparison[key]["interval"][0] > 0 for key in decisive)
                          else "no sign"}
-
-
-# ----- showing
 
 
 NOTE = """\
@@ -206,14 +200,16 @@ Read the exact continuations, first in the items file."""
 
 
 def list_parts(record: dict) -> list[tuple]:
-    """(file, label, fraction in per cent, summary) of every part that was probed."""
+    """(file, source or "source, kind of twins", fraction as "40%", result of `summarise_part`) of each benchmark."""
     return [(name, source, f"{part['fraction']:.0%}", part) for name, sources in record["files"].items()
             for source, fractions in sources.items() for part in fractions.values()]
 
 
 def format_page(record: dict) -> str:
+    """The Markdown page: a table of all benchmarks and, if there are controls, a table of comparisons with them."""
     parts, sets, comparisons = list_parts(record), [], []
-    several_files, several_fractions = (len({part[i] for part in parts}) > 1 for i in (0, 2))
+    several_files = len({name for name, _, _, _ in parts}) > 1
+    several_fractions = len({fraction for _, _, fraction, _ in parts}) > 1
     for name, source, fraction, part in parts:
         label = ", ".join([*([name] if several_files else []), source, *([fraction] if several_fractions else [])])
         sets.append([label, format_share(part["exact"]), format_estimate(*part["rouge_l"].values()),
@@ -228,8 +224,8 @@ def format_page(record: dict) -> str:
 
 
 def draw_figure(record: dict, sheet) -> None:
-    """Draws a row for each source and each kind of twins, in panels for exact continuations, ROUGE-L, right answers,
-    and AUROC (of ROUGE-L, against each control). The colour says how much of the question was shown."""
+    """Draws a row for each source and each kind of twins on the matplotlib Figure `sheet`. The panels show exact
+    continuations, ROUGE-L, right answers, and the AUROC of ROUGE-L against each control. A colour is a fraction."""
     parts = list_parts(record)
     rows = list(dict.fromkeys((file, source) for file, source, _, _ in parts))
     fractions = sorted({part["fraction"] for *_, part in parts})

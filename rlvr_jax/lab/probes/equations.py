@@ -12,8 +12,8 @@ _SPELLINGS = {"−": "-", "–": "-", "×": "*", "·": "*", "÷": "/", r"\times"
 _NUMBER = r"\$?(-?\d{1,15}(?:,\d{3}){0,4}(?:\.\d{1,15})?)"
 _EQUATION = re.compile(rf"(?<![\w.,]){_NUMBER} ?([-+*/]) ?{_NUMBER} ?= ?{_NUMBER}"
                        r"(?![\w%^])(?![.,]\d)(?! ?[-+*/] ?[\w$(])", re.ASCII)
-# What stands before a match that is only the end of a longer equation: 2 + 3 + 4 = 9 does not claim that 3 + 4 = 9. The
-# second pattern is for a match that starts with a negative number.
+# If the text before a match fits this pattern, the match is skipped, because it only ends a longer equation: in 2 + 3 +
+# 4 = 9, 3 + 4 = 9 is not claimed. The second pattern is for a match that starts with a negative number.
 _CONTINUED = re.compile(r"[-+*/^] ?$")
 _CONTINUED_NEGATIVE = re.compile(r"([-+*/^\d)]|\b[a-z]) ?$", re.ASCII)
 
@@ -35,6 +35,7 @@ def read_equations(text: str) -> list[Equation]:
 
 
 def _check(a: str, sign: str, b: str, c: str, text: str) -> Equation:
+    """Checks the equation `a sign b = c`, which is written as `text`."""
     left, right, claimed = (Fraction(number.replace(",", "")) for number in (a, b, c))
     if sign == "/" and not right:
         return Equation(text, False, False)

@@ -18,8 +18,8 @@ class PlantConfig(Config):
     problems: str = flag("arithmetic", "the synthetic family whose test split the problems come from", lambda: FAMILIES)
     num_ops: int = flag(6, "operations in a problem", minimum=1)
     num_problems: int = flag(320, "number of different problems; half of them never leak", minimum=2)
-    times: tuple[int, ...] = flag((1, 3, 10, 30, 100), "how often pre-training sees a problem of the other half, "
-                                  "which is divided evenly among these numbers", minimum=0)
+    times: tuple[int, ...] = flag((1, 3, 10, 30, 100), "how often pre-training sees a problem that leaks; the half "
+                                  "that leaks is divided evenly among these numbers", minimum=0)
     seed: int = flag(0, "seed of the problems", minimum=0, maximum=2**31 - 1)
     out: str = flag("", "directory for leaked.jsonl and times_N.jsonl")
 
@@ -28,8 +28,8 @@ def plant_benchmark(config: PlantConfig) -> dict[int, list[Problem]]:
     """Draws different problems of the test split; returns {n: the problems that pre-training is to see n times}.
 
     Half of the problems have n = 0, the other half is divided evenly among the numbers in --times. Writes the problems
-    to OUT/times_N.jsonl, and for `scripts.pretrain --leaked` OUT/leaked.jsonl: texts of a question with its answer, and
-    how often each is to be seen. Raises UserError if the numbers do not divide evenly or a family has too few problems.
+    to OUT/times_N.jsonl. Also writes OUT/leaked.jsonl for `scripts.pretrain --leaked`: a line has a question with its
+    answer, "text", and n, "times". Raises UserError if the half does not divide evenly or the family is too small.
     """
     if not config.out:
         raise UserError("--out is required: the directory for leaked.jsonl and times_N.jsonl")
@@ -43,8 +43,8 @@ def plant_benchmark(config: PlantConfig) -> dict[int, list[Problem]]:
     if len(different) < config.num_problems:
         raise UserError(f"--num_problems={config.num_problems}: {config.problems} has {len(different)} of --num_ops="
                         f"{config.num_ops}")
-    half, share = config.num_problems // 2, config.num_problems // 2 // len(times)
-    by_times = {0: different[:half]} | {n: different[half + i * share :][:share] for i, n in enumerate(times)}
+    half, size = config.num_problems // 2, config.num_problems // 2 // len(times)  # size: problems for each n > 0
+    by_times = {0: different[:half]} | {n: different[half + i * size :][:size] for i, n in enumerate(times)}
     answer_format, out = FAMILIES[config.problems].answer_format, pathlib.Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     for n, problems in by_times.items():

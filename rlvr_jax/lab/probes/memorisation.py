@@ -1,8 +1,8 @@
 """Memorisation: accuracy on near twins of the problem that a run was trained on, by what differs from that problem.
 
-A run that only memorised the problem would fail on its twins; a run that learnt a method would solve them. Twins of a
-chain (`tasks/chains.py`) are drawn by KINDS, and compared with the example itself and with unseen problems of its
-family. Pre-training may have seen a twin, because 13 of 16 chains are in its split: probe the base model, too.
+A run that only memorised the problem would fail on its twins; a run that learnt a method would solve them. The problem
+is a chain of operations (`tasks/chains.py`). Its twins, of all KINDS, are compared with the problem itself and unseen
+problems of its family. Pre-training may have seen a twin (its split has 13 of 16 chains): probe the base model, too.
 """
 
 import functools
@@ -26,13 +26,13 @@ from rlvr_jax.tasks.chains import Algebra
 from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, load_problems
 
-NEEDS = ("prompt", "correct", "benchmark", "split")
-ALGEBRAS = {"arithmetic": arithmetic.ALGEBRA, "boolean": boolean.ALGEBRA}
-MAX_DRAWS, MAX_TWINS = 4000, 64  # of one kind of twins; MAX_TWINS is used if --max_problems is 0
+NEEDS = ("prompt", "correct", "benchmark", "split")  # columns that each row must have
+ALGEBRAS = {"arithmetic": arithmetic.ALGEBRA, "boolean": boolean.ALGEBRA}  # family -> its values, words and operations
+MAX_DRAWS, MAX_TWINS = 4000, 64  # most draws of a kind, most twins of a kind; --max_problems replaces MAX_TWINS
 
 
 class Chain(NamedTuple):
-    """One chain: indices of its topic and operators in the algebra, and the numbers of its start and operands."""
+    """One chain: topic and operators are indices of `Algebra.topics` and `ops`; start and operands are numbers."""
 
     topic: int
     start: int
@@ -46,8 +46,8 @@ class Chain(NamedTuple):
 def change_operands(count: int, rng: np.random.Generator, algebra: Algebra, chain: Chain) -> Chain:
     """Replaces `count` random operands, or all if the chain has fewer, by other random operands."""
     operands = list(chain.operands)
-    for place in rng.permutation(len(operands))[:count]:
-        operands[place] = int(rng.choice([b for b in range(algebra.results.shape[-1]) if b != operands[place]]))
+    for i in rng.permutation(len(operands))[:count]:
+        operands[i] = int(rng.choice([other for other in range(algebra.results.shape[-1]) if other != operands[i]]))
     return chain._replace(operands=tuple(operands))
 
 
@@ -62,7 +62,7 @@ def add_step(rng: np.random.Generator, algebra: Algebra, chain: Chain) -> Chain:
                           operands=(*chain.operands, int(rng.integers(algebra.results.shape[-1]))))
 
 
-KINDS: dict[str, Callable] = {  # what differs -> function of (rng, algebra, chain) that draws a changed chain
+KINDS: dict[str, Callable] = {  # kind of twins: what differs -> function of (rng, algebra, chain) that draws one
     "other topic": lambda rng, algebra, chain: chain._replace(topic=int(rng.integers(len(algebra.topics)))),
     "one operator": change_operator, "one operand": functools.partial(change_operands, 1),
     "two operands": functools.partial(change_operands, 2), "three operands": functools.partial(change_operands, 3),
@@ -73,7 +73,7 @@ ORDER = (EXAMPLE, *KINDS, UNSEEN)  # order of the rows on the page
 
 
 def draw_twins(kind: str, rng: np.random.Generator, algebra: Algebra, chain: Chain, most: int) -> list[Chain]:
-    """Draws at most `most` different twins of a kind. Each has a solution and differs from the chain."""
+    """Draws at most `most` different twins of the chain, of one of KINDS. Each has a solution and is not the chain."""
     twins: dict[Chain, None] = {}
     for _ in range(MAX_DRAWS):
         twin = KINDS[kind](rng, algebra, chain)
@@ -125,8 +125,8 @@ def to_problems(algebra: Algebra, twins: list[Chain]) -> list[Problem]:
 
 
 def make_benchmarks(config: EvaluateConfig, example: str, loaded: LanguageModel) -> list[Benchmark]:
-    """Returns benchmarks of the example, its twins of each kind, and unseen problems; leaves out "one step longer" if a
-    solution does not fit the context window, and kinds without twins."""
+    """Returns benchmarks of the trained problem (see `trained_question`), its twins of each kind, and unseen problems.
+    Leaves out "one step longer" if a solution does not fit the context window, and kinds without twins."""
     kept = config.kept
     family, chain = parse_chain(trained_question(example, kept.choice.model))
     algebra, rng, most = ALGEBRAS[family], np.random.default_rng(kept.seed), kept.max_problems or MAX_TWINS
@@ -146,13 +146,15 @@ def make_benchmarks(config: EvaluateConfig, example: str, loaded: LanguageModel)
 
 
 def fits_window(problems: list[Problem], loaded: LanguageModel, num_ops: int, max_new_tokens: int) -> bool:
-    """Whether each prompt plus `max_new_tokens` fits the window, and a careful solution fits `max_new_tokens`."""
+    """Whether each prompt plus `max_new_tokens` fits the context window, and a solution with `num_ops` steps, all
+    written out, fits `max_new_tokens`."""
     longest = max(len(loaded.tokenizer.encode(problem.prompt)) for problem in problems)
     return longest + max_new_tokens <= loaded.config.max_seq_len and chains.lengths(num_ops)[1] <= max_new_tokens
 
 
 def trained_question(example: str, model: str) -> str:
-    """The text of --example, or the question in example.json of the run that --example or --model names."""
+    """Returns `example` itself if it has a space, else the question in example.json of the run directory `example` or,
+    if that is empty, `model`. Raises UserError if there is no such file."""
     if " " in example:
         return example
     directory = pathlib.Path((example or model).partition("@")[0])
@@ -166,7 +168,8 @@ def trained_question(example: str, model: str) -> str:
 
 
 def probe_memorisation(rows_by_file: dict[str, list[dict]]) -> Result:
-    """The accuracy of each file on each of ORDER, over all problems and over those outside pre-training's split."""
+    """Computes the accuracy of each file, given as {name: rows}, on each benchmark of ORDER: over all problems, and
+    over the problems outside pre-training's split."""
     record: dict[str, dict] = {"files": {}}
     for name, rows in rows_by_file.items():
         by_kind = group_rows(rows, operator.itemgetter("benchmark"))
@@ -178,6 +181,7 @@ def probe_memorisation(rows_by_file: dict[str, list[dict]]) -> Result:
 
 
 def summarise_kind(rows: list[dict]) -> dict:
+    """The number of "problems", the "accuracy" over all rows, and that over rows outside pre-training's split."""
     fresh = [row for row in rows if row["split"] != "pretrain"]
     return {"problems": len({problem_key(row) for row in rows})} | {
         name: estimate_share([row["correct"] for row in part], list(map(problem_key, part)))
@@ -185,6 +189,7 @@ def summarise_kind(rows: list[dict]) -> dict:
 
 
 def format_page(record: dict, kinds: list[str]) -> str:
+    """The Markdown page: the accuracies of each file on each of `kinds`, the benchmarks that some file has."""
     rows = [[kind, name, by_kind[kind]["problems"],
              *(format_share(by_kind[kind][key]) for key in ("accuracy", "not_in_pretraining"))]
             for kind in kinds for name, by_kind in record["files"].items() if kind in by_kind]
@@ -196,7 +201,7 @@ def format_page(record: dict, kinds: list[str]) -> str:
 
 
 def draw_figure(record: dict, kinds: list[str], sheet) -> None:
-    """Draws the accuracy of each file, with its 95 % interval, on each of `kinds`."""
+    """Draws the accuracy of each file, with its 95 % interval, on each of `kinds`, on the matplotlib Figure `sheet`."""
     sheet.set_size_inches(7, 3.6)
     axes = sheet.subplots()
     for n, (name, by_kind) in enumerate(record["files"].items()):

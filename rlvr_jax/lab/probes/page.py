@@ -6,21 +6,21 @@ import pathlib
 from rlvr_jax.lab.probes.rows import Result
 from rlvr_jax.report import pages
 
-MAX_ITEMS, MAX_BYTES = 2_000, 8_000_000  # of a page: its items, and the size of all their texts
-MAX_TEXT, MAX_STEPS = 20_000, 60  # of an item: the bytes of each text, and its steps
-HEADINGS = {"prompt": "Prompt", "rest": "Hidden from the model", "completion": "Completion"}
+MAX_ITEMS, MAX_BYTES = 2_000, 8_000_000  # most items of a page, and most bytes of all their texts together
+MAX_TEXT, MAX_STEPS = 20_000, 60  # most bytes of one text of an item, and most steps of an item
+HEADINGS = {"prompt": "Prompt", "rest": "Hidden from the model", "completion": "Completion"}  # key of a text -> heading
 
 
 def render_page(stem: pathlib.Path, title: str, about: str, result: Result, made_by: str) -> str:
-    """Returns the HTML of the page that belongs beside STEM_items.jsonl. It shows the figure STEM.png, if that exists,
-    and ends with `made_by`. Readers can filter items by `result.filters` and, if there are several files, by file."""
+    """Returns the HTML of the page that belongs beside STEM_items.jsonl. `about` introduces the probe, `made_by` is the
+    last sentence, and the figure STEM.png is shown if it exists. Readers can filter items by `result.filters`."""
     file, items = f"{stem.name}_items.jsonl", pages.evenly(result.items, MAX_ITEMS)
     filters = (result.filters or {key: key.replace("_", " ") for item in items for key in item
                                   if isinstance(item[key], bool)}) | {"file": "file"}
     texts = [full_texts(item) for item in items]
-    size = sum(len(text) for by_heading in texts for text in by_heading.values())
-    room = MAX_TEXT if size <= MAX_BYTES else MAX_BYTES // sum(map(len, texts))
-    cards = [make_card(*pair, filters, room, file) for pair in zip(items, texts)]
+    lengths = [len(text) for by_heading in texts for text in by_heading.values()]
+    room = MAX_TEXT if sum(lengths) <= MAX_BYTES else MAX_BYTES // len(lengths)  # bytes for each text
+    cards = [make_card(item, by_heading, filters, room, file) for item, by_heading in zip(items, texts)]
     counts = {label: collections.Counter(card["verdicts"][label] for card in cards if label in card["verdicts"])
               for label in dict.fromkeys(label for card in cards for label in card["verdicts"])}
     html = pages.environment(__file__).get_template("probe.html.jinja").render(
@@ -31,7 +31,7 @@ def render_page(stem: pathlib.Path, title: str, about: str, result: Result, made
 
 
 def full_texts(item: dict) -> dict[str, str]:
-    """The prompt, the hidden rest and the completions of an item, {heading: text}."""
+    """Returns {heading: text} with the prompt, the hidden rest and the completions of an item."""
     by_heading = {label: item[key] for key, label in HEADINGS.items() if isinstance(item.get(key), str)}
     if isinstance(item.get("completions"), dict):
         by_heading |= {f"Completion of {name}": text for name, text in item["completions"].items()}
@@ -39,7 +39,8 @@ def full_texts(item: dict) -> dict[str, str]:
 
 
 def make_card(item: dict, texts: dict[str, str], filters: dict[str, str], room: int, file: str) -> dict:
-    """What the page shows: `texts` cut to `room` bytes with a note on `file`, `verdicts` to filter by, facts, steps."""
+    """What the page shows of an item: its `texts`, cut to `room` bytes with a note that `file` has the whole text; its
+    "verdicts", {label: value} for `filters`, {key: label}; other values as "facts", {name: text}; and its "steps"."""
     steps = item["steps"] if isinstance(item.get("steps"), list) else []
     facts = {key.replace("_", " "): ", ".join(f"{name} {format_value(x)}" for name, x in value.items())
              if isinstance(value, dict) else format_value(value) for key, value in item.items()

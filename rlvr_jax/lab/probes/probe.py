@@ -62,15 +62,15 @@ def contamination_of_questions(config: ProbeConfig) -> Result:
         config.contamination.clean)
 
 
-# --probe -> function of the ProbeConfig; its docstring is the introduction of the page
+# --probe -> function of the ProbeConfig; its docstring introduces the HTML page
 PROBES = {"coherence": coherence_of_steps, "memory": accuracy_on_twins, "contamination": contamination_of_questions,
           "boundary": boundary_of_tries, "calibration": calibration_of_confidences}
 
 
 def load_rows(config: ProbeConfig, needs: Sequence[str], make_benchmarks: Callable | None = None
               ) -> dict[str, list[dict]]:
-    """Returns the rows of every file in --completions, by a short name of the file. Without --completions samples them
-    from --model, on the benchmarks `make_benchmarks(loaded)` or, if that is None, on --problems.
+    """Returns {short name of a file: its rows} for the files in --completions. Without --completions, it samples
+    completions of --model, on the benchmarks `make_benchmarks(loaded)` or, without this function, on --problems.
 
     Sampled completions are saved in --out and resumed like an evaluation. Raises UserError if both or none of
     --completions and --model are given, and for a file whose rows lack one of the columns `needs`.

@@ -1,4 +1,4 @@
-"""What all probes share: rows of completions, the result of a probe, and shares with intervals."""
+"""What all probes share: rows of completions.jsonl, the result of a probe, and shares with intervals."""
 
 import pathlib
 from typing import Callable, NamedTuple, Optional, Sequence
@@ -37,7 +37,8 @@ def read_files(paths: list[str], needs: Sequence[str], probe: str) -> dict[str, 
 
 
 def short_names(paths: list[str]) -> list[str]:
-    """A name for each path: its file's name if all of these differ, else its folder's if all differ, else the path."""
+    """The paths' file names if all differ, else their folders' names if all differ, else the paths themselves. Raises
+    UserError if a path is given twice."""
     for names in ([pathlib.Path(path).stem for path in paths], [pathlib.Path(path).parent.name for path in paths]):
         if len(set(names)) == len(paths):
             return names
@@ -66,8 +67,8 @@ def group_rows(rows: list[dict], key: Callable) -> dict:
 
 
 def estimate_share(hits: Sequence[bool], problems: Sequence) -> dict:
-    """`{"value", "interval", "n"}`: the share of hits, its 95 % interval, the number of trials; None, None, 0 without
-    trials.
+    """`{"value", "interval", "n"}`: the share of True in `hits`, its 95 % interval, and the number of trials, which are
+    None, None and 0 without trials.
 
     `problems` has the problem of each trial. With one trial per problem the interval is Wilson's, otherwise that of a
     bootstrap over problems, because trials of one problem are not independent.
@@ -77,8 +78,9 @@ def estimate_share(hits: Sequence[bool], problems: Sequence) -> dict:
     value, numbers = float(np.mean(hits)), {problem: i for i, problem in enumerate(dict.fromkeys(problems))}
     if len(numbers) == len(hits):
         return {"value": value, "interval": list(wilson(value, len(hits))), "n": len(hits)}
-    places = [numbers[problem] for problem in problems]
-    interval = bootstrap_statistic(np.divide, np.bincount(places, hits), np.bincount(places), reduce=np.sum)
+    indices = [numbers[problem] for problem in problems]
+    hits_P, trials_P = np.bincount(indices, hits), np.bincount(indices)
+    interval = bootstrap_statistic(np.divide, hits_P, trials_P, reduce=np.sum)  # total hits / total trials
     return {"value": value, "interval": list(interval), "n": len(hits)}
 
 
@@ -88,7 +90,7 @@ def format_share(share: Optional[dict]) -> str:
 
 
 def draw_shares(axes, shares: list[Optional[dict]], shift: float, label: str) -> None:
-    """Draws shares with their intervals at x = 0, 1, ... plus `shift`. None and a share without trials leave a gap."""
+    """Draws results of `estimate_share` at x = 0, 1, ... plus `shift`; None and one without trials leave a gap."""
     present = [(x + shift, share["value"], *share["interval"]) for x, share in enumerate(shares)
                if share and share["n"]]
     x, values, low, high = np.array(present).reshape(-1, 4).T

@@ -20,7 +20,7 @@ from rlvr_jax.tasks.worlds import PLACES
 
 # A number or a word: states of lamps (TFFT), the hidden operand (?), or an operand for one digit (3t: 3 for the tens).
 Value = Union[Fraction, str]
-Tree = Union[Value, tuple]  # a tuple is (op, left, right)
+Tree = Union[Value, tuple]  # a tuple is (operator, left tree, right tree)
 
 # Classes of errors. The position of an error is the index of its step, or the number of steps if it is at the end.
 CLASSES = {
@@ -35,7 +35,7 @@ UNSOUND = ("format", "calc", "dangling")  # the classes that make a single step 
 
 class Step(NamedTuple):
     op: str
-    left: Optional[Value]  # None in a chain, after a step that cannot be parsed
+    left: Optional[Value]  # None: unknown, because the step before it in a chain cannot be parsed
     right: Value
     claimed: Value
 
@@ -91,7 +91,7 @@ def find_step_errors(tree: Tree, steps: list[Optional[Step]]) -> list[tuple[str,
         if step is None:
             errors.append(("format", index))
             continue
-        # The hidden operand may have either value of SIDES.
+        # The hidden operand `?` may have either value of SIDES.
         operands = (map(Fraction, SIDES) if value == "?" else [value] for value in (step.left, step.right))
         results = {apply(step.op, a, b) for a, b in itertools.product(*operands)} - {None}
         if step.left is not None and step.claimed not in results:
@@ -103,12 +103,12 @@ def find_step_errors(tree: Tree, steps: list[Optional[Step]]) -> list[tuple[str,
 
 
 def apply(op: str, a: Value, b: Value) -> Optional[Value]:
-    """The value of `a op b`; None if the operation is not defined for a and b. Lamps are combined one by one; an
-    operand such as 3t changes one digit of a number, modulo 10."""
+    """The value of `a op b`; None if the operation is not defined for a and b. States of lamps (TFFT) are combined lamp
+    by lamp. An operand such as 3t changes one digit of a number, here the tens, modulo 10."""
     fn = OPERATIONS[op]
     if op in LOGIC:
-        lamps = isinstance(a, str) and isinstance(b, str) and len(a) == len(b) and set(a + b) <= {"F", "T"}
-        return "".join("FT"[fn(x == "T", y == "T")] for x, y in zip(a, b)) if lamps else None
+        are_lamps = isinstance(a, str) and isinstance(b, str) and len(a) == len(b) and set(a + b) <= {"F", "T"}
+        return "".join("FT"[fn(x == "T", y == "T")] for x, y in zip(a, b)) if are_lamps else None
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return fn(a, b)
     if not (isinstance(a, Fraction) and isinstance(b, str) and b[-1] in PLACES and a in range(1000)):
@@ -119,8 +119,8 @@ def apply(op: str, a: Value, b: Value) -> Optional[Value]:
 
 
 def first_step_off_plan(tree: Tree, steps: list[Step]) -> Optional[int]:
-    """Returns the index of the first step with which the steps no longer build the problem; the number of steps if
-    steps are missing; None if the steps build the problem.
+    """Returns the index of the first step that does not build a part (subtree) of the problem from unused parts; the
+    number of steps if the whole problem is not built at the end; None if it is.
 
     An operand stands for an unused part of the problem with this value: a leaf, or the result of an earlier step with
     its claimed value. Each part is used once. If several parts match, all choices are followed; the operands of any
@@ -192,6 +192,7 @@ _SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
 
 def _convert(node: ast.expr) -> Tree:
+    """The tree of a parsed Python expression. Raises ValueError unless it has only numbers, and operators of _SIGNS."""
     match node:
         case ast.BinOp() if type(node.op) in _SIGNS:
             return _SIGNS[type(node.op)], _convert(node.left), _convert(node.right)
@@ -203,7 +204,7 @@ def _convert(node: ast.expr) -> Tree:
 
 
 def read_steps(tree: Tree, text: str) -> Trace:
-    """Parses `3+4=7;7*2=14;#14`: steps separated by semicolons, and the answer at the end, after a #."""
+    """Parses `3+4=7;7*2=14;#14`: steps separated by semicolons, then # and the answer. `tree` is not used."""
     parts = text.strip().split(";")
     answer = read_value(parts.pop().strip()[1:].strip()) if parts[-1].strip().startswith("#") else None
     texts = tuple(parts) if text.strip() else ()
@@ -225,8 +226,8 @@ def read_chain(text: str) -> Optional[Tree]:
 
 
 def read_chain_steps(tree: Tree, text: str) -> Trace:
-    """Parses `think + 5 12 * 2 24 answer 24`, or the same after "quick"; a text that starts otherwise has no steps.
-    Each operator starts a step. A step that is not `op operand value` is None, and the step after it has no `left`."""
+    """Parses `think + 5 12 * 2 24 answer 24`, or the same with "quick" as its first word; any other text has no steps.
+    Each operator starts a step. A step that is not `op operand value` is None, and the next step's `left` is None."""
     words = split_confidence(text)[0].split()
     ended = len(words) >= 2 and words[-2] == "answer"
     answer, body = read_value(words[-1]) if ended else None, words[1:-2] if ended else words[1:]
@@ -234,7 +235,7 @@ def read_chain_steps(tree: Tree, text: str) -> Trace:
         return Trace([], answer)
     starts = [i for i, word in enumerate(body) if word in OPERATIONS]
     cuts = sorted({0, *starts, len(body)}) if body else []
-    steps, texts, value = [], [], leaves(tree)[0]
+    steps, texts, value = [], [], leaves(tree)[0]  # value: the current value of the chain
     for first, end in itertools.pairwise(cuts):
         op, values = body[first], list(map(read_value, body[first + 1 : end]))
         readable = op in OPERATIONS and len(values) == 2 and None not in values
@@ -244,7 +245,7 @@ def read_chain_steps(tree: Tree, text: str) -> Trace:
     return Trace(steps, answer, tuple(texts))
 
 
-# function that parses a prompt, returning None for another notation -> function that parses the completions
+# function that parses a prompt, and returns None for another notation -> function that parses its completions
 NOTATIONS = {read_chain: read_chain_steps, read_expression: read_steps}
 
 

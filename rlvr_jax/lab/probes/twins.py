@@ -32,7 +32,7 @@ def reorder_sentences(rng: np.random.Generator, problem: Problem) -> Optional[Pr
 
 def renumber(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
     """The problem with other numbers. A chain or calculation is solved again; any other problem has no answer, ""."""
-    if tree := problem.meta.get("tree"):
+    if tree := problem.meta.get("tree"):  # only a calculation has one
         twin = calculation.make_problem(calculation.renumber(rng, tree), problem.meta["index"])
         return None if twin.question == problem.question else with_question(
             problem, twin.question, twin.answer, twin.meta)

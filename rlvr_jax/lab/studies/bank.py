@@ -71,7 +71,7 @@ def code(script: str) -> str:
 
 
 def imported(path: pathlib.Path) -> set[pathlib.Path]:
-    """The files of this project that the file at `path` imports itself, or whose module a string in it mentions, such as
+    """The files of this project that the file at `path` imports, or whose module a string in it mentions, such as
     "rlvr_jax.training.train.train": scripts give the functions they call as strings."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -94,19 +94,19 @@ def bare(tree: ast.Module) -> str:
 
 
 def made_by(line: str, bank: str) -> Optional[pathlib.Path]:
-    """The directory of the base model that a command makes; None if its --run_dir is not in the cache."""
-    named = [pathlib.Path(word.split("=", 1)[1]) for word in words_of(line) if word.startswith("--run_dir=")]
-    return named[0] if bank and named and named[0].parent == pathlib.Path(bank) else None
+    """The directory of the base model that the command `line` makes; None without a --run_dir in the cache `bank`."""
+    run_dirs = [pathlib.Path(word.split("=", 1)[1]) for word in words_of(line) if word.startswith("--run_dir=")]
+    return run_dirs[0] if bank and run_dirs and run_dirs[0].parent == pathlib.Path(bank) else None
 
 
 def note(base: pathlib.Path) -> dict:
-    """What is noted of a finished base model, {"command", "commit", "digest"}; {} for one that is not finished."""
+    """The content of NOTE, {"command", "commit", "digest"} of the base model in `base`; {} if it is not finished."""
     return files.read_json(base / NOTE, missing={}, remedy=f"remove {base}, and the base model is made again")
 
 
 def make(base: pathlib.Path, line: str, run: Callable) -> None:
-    """Makes a base model unless it is finished: `run(line, holding)` runs the command, which inherits the open lock
-    file.
+    """Makes the base model in the directory `base` unless it is finished. `run(line, holding)` has to run the command
+    `line` such that the command inherits the open lock file `holding`.
 
     Waits if another study makes this model. The command holds the lock, too: if a study is killed while its command
     goes on, the next study waits for the command.
@@ -118,7 +118,7 @@ def make(base: pathlib.Path, line: str, run: Callable) -> None:
 
 
 def digest(base: pathlib.Path) -> str:
-    """A hash of the names and values of the parameters in the newest checkpoint."""
+    """A hash of the names and values of the parameters in the newest checkpoint of the base model."""
     _, params, _ = checkpoint.restore_model(str(base))
     made = hashlib.sha256()
     for path, leaf in sorted(((jax.tree_util.keystr(path), leaf) for path, leaf in

@@ -1,6 +1,6 @@
 """The commands of a study, each a line as a user types it, and how they run, one by one or in parallel.
 
-A cell is an arm with a base model, an example and a seed.
+An arm is one variant of the commands. A unit is a base model, an example and a seed. A cell is an arm with a unit.
 """
 
 import collections
@@ -22,14 +22,11 @@ from rlvr_jax.lab.studies import bank
 from rlvr_jax.runs import files, log
 
 LOGS = "logs"  # folder in the work directory for the output of commands that run in parallel
-NOTES, TOOK = "finished.txt", "# seconds: "  # file in the work directory, start of its lines on durations
-
-
-# ----- the command lines
+NOTES, TOOK = "finished.txt", "# seconds: "  # file of the finished commands, start of its lines "# seconds: 4.2 SCRIPT"
 
 
 def units(study: dict, seeds: list[int]) -> list[dict]:
-    """What each arm is repeated over: a list of `{"base", "example", "seed"}`, all numbers.
+    """The units that each arm is run with: a list of `{"base", "example", "seed"}`, whose values are numbers.
 
     A seed comes with the base model and example of the same number, or with those at its position in `bases` and
     `examples`. With `crossed = true` every base model is combined with every example and every seed.
@@ -38,11 +35,11 @@ def units(study: dict, seeds: list[int]) -> list[dict]:
         return [{"base": base, "example": example, "seed": seed} for base, example, seed in itertools.product(
             study.get("bases", [0]), study.get("examples", [0]), seeds)]
     named = {key: dict(zip(study["seeds"], study.get(key + "s", ()))) for key in ("base", "example")}
-    return [{key: of.get(seed, seed) for key, of in named.items()} | {"seed": seed} for seed in seeds]
+    return [{key: by_seed.get(seed, seed) for key, by_seed in named.items()} | {"seed": seed} for seed in seeds]
 
 
 def label(study: dict, unit: dict):
-    """The name of a unit in tables: its seed, or in a crossed study what varies, such as "base 1, seed 2"."""
+    """The name of a unit in tables: its seed, a number, or in a crossed study what varies, as "base 1, seed 2"."""
     if not study.get("crossed"):
         return unit["seed"]
     varying = [key for key in unit if len(study.get(key + "s", ())) > 1]
@@ -51,7 +48,7 @@ def label(study: dict, unit: dict):
 
 def names(template: str) -> set[str]:
     """The {names} of a template. Raises UserError if braces contain anything but a name."""
-    try:
+    try:  # the parser yields (text before a field, name, format, conversion); the name is None if no field follows
         found = [field for _, *field in string.Formatter().parse(template) if field[0] is not None]
     except ValueError as error:
         raise UserError(f"the study's {template!r}: {error}") from None
@@ -71,31 +68,30 @@ def fill(template: str, values: dict) -> str:
 
 
 def variables(study: dict, cell: dict) -> dict:
-    """{name: value} for the templates of a cell: work, data, base, example, seed, arm, and the texts of its arm."""
+    """{name: value} for templates: `cell`, with work, data, arm, base, example and seed, and the texts of its arm."""
     return cell | {key: fill(value, cell) for key, value in study["arms"][cell["arm"]].items()
                    if isinstance(value, str)}
 
 
 def commands(study: dict, cell: dict, quick: bool, bases: str = "") -> list[str]:
-    """The commands of one cell, in order, as typed after `python -m scripts.`. `bases` is the cache of base models."""
-    arm, made, names = study["arms"][cell["arm"]], [], variables(study, cell)
+    """The commands of one cell, in order, as typed after `python -m scripts.`. `quick` adds the flags of [quick] in the
+    study's file. `bases` is the directory of the cache of base models."""
+    arm, lines, values = study["arms"][cell["arm"]], [], variables(study, cell)
     for name, command in study["commands"].items():
         flags = arm.get(name, [])
         if flags is not False:
             flags = [*flags, *(study.get("quick", {}).get(name, []) if quick else [])]
             template = " ".join([command, *map(shlex.quote, flags)])
             if bank.MAKES in template:
-                names = names | {"bank": bank.place(bases, fill(template, names | {"bank": "{bank}"}))}
-            made.append(fill(template, names))
-    return made
-
-
-# ----- running them
+                values = values | {"bank": bank.place(bases, fill(template, values | {"bank": "{bank}"}))}
+            lines.append(fill(template, values))
+    return lines
 
 
 def execute(cells: list[list[str]], work: pathlib.Path, bases: str = "", jobs: int = 1) -> tuple[list[str], list[str]]:
-    """Runs each command of the cells once, after the commands before it in its cells; skips those that an earlier start
-    finished. Returns (all commands, the skipped ones). `jobs` commands run in parallel (`shares`)."""
+    """Runs each command of `cells`, lists of commands, once, after the commands before it in its lists. Skips commands
+    that an earlier start finished in the directory `work`. Returns (all commands, the skipped ones). `jobs` commands
+    run in parallel. `bases` is the directory of the cache of base models."""
     work.mkdir(parents=True, exist_ok=True)
     wanted, earlier = finished(cells, work, bases)
     notes = work / NOTES
@@ -118,15 +114,15 @@ def execute(cells: list[list[str]], work: pathlib.Path, bases: str = "", jobs: i
 
 
 def finished(cells: list[list[str]], work: pathlib.Path, bases: str) -> tuple[list[str], list[str]]:
-    """(all commands of the cells, each once; the commands that have finished)."""
+    """(all commands of the cells, each once; those of them that have finished)."""
     wanted = list(dict.fromkeys(line for lines in cells for line in lines))
     notes = noted(work)
 
-    def there(line: str) -> bool:
+    def has_finished(line: str) -> bool:
         base = bank.made_by(line, bases)
         return bool(bank.note(base)) if base else line in notes
 
-    return wanted, [line for line in wanted if there(line)]
+    return wanted, [line for line in wanted if has_finished(line)]
 
 
 def noted(work: pathlib.Path) -> list[str]:
@@ -138,6 +134,7 @@ def plan(cells: list[list[str]], work: pathlib.Path, bases: str, jobs: int) -> s
     """What a dry run prints: all commands, and how long those that have not finished will take. The estimate for a
     script is the mean time of its earlier runs in this work directory."""
     wanted, earlier = finished(cells, work, bases)
+    # {script: number of its commands to run}, {script: seconds of each earlier command}
     counts, seconds = collections.Counter(line.split()[0] for line in wanted if line not in earlier), {}
     for line in noted(work):
         if line.startswith(TOOK):
@@ -161,21 +158,21 @@ def shares(jobs: int) -> list[dict]:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     gpus = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
     gpus = gpus or [path.name[6:] for path in sorted(pathlib.Path("/dev").glob("nvidia[0-9]*"))]
-    for what, there in (("cores", cores), ("GPUs", gpus or cores)):
-        if len(there) < jobs:
+    for what, present in (("cores", cores), ("GPUs", gpus or cores)):
+        if len(present) < jobs:
             raise UserError(f"--jobs={jobs}: a command that runs beside others needs one of the {what} to itself, and "
-                            f"this machine has {len(there)}; give --jobs={len(there)}")
+                            f"this machine has {len(present)}; give --jobs={len(present)}")
     return [{"cores": cores[place::jobs]} | ({"gpu": gpus[place]} if gpus else {}) for place in range(jobs)]
 
 
 def side_by_side(lines: list[str], before: dict[str, set], places: list[dict], run: Callable, done: int) -> None:
     """Calls `run(line, place)` in a thread for each line, once all lines of `before[line]` have finished. `places` are
-    the `shares`: each has one line at a time. `done` is the number of lines that finished earlier.
+    the `shares`: each has one line at a time. `done` is the number of lines that an earlier start had finished.
 
     After a failure no further line starts, and the error is raised when the running lines end. With one place each line
     is announced, with the time left; otherwise there is a progress bar.
     """
-    waiting, running, failed, began = list(lines), {}, [], time.monotonic()
+    waiting, running, failed, began = list(lines), {}, [], time.monotonic()  # running: {future: (line, place)}
     with (concurrent.futures.ThreadPoolExecutor(len(places)) as threads,
           log.progress(done + len(lines), done, "study", len(places) == 1, "command") as bar):
         bar.bar_format = log.LINE  # otherwise the bar says at first that the program compiles
@@ -200,7 +197,8 @@ def side_by_side(lines: list[str], before: dict[str, set], places: list[dict], r
 
 
 def announce(line: str, ran: int, left: int, done: int, seconds: float) -> None:
-    """Prints the line that starts now, its number, and the time left, from the `ran` lines of the past `seconds`."""
+    """Prints the command `line`, which starts now, its number, and the time left. `ran` commands took the past
+    `seconds`; `left` commands remain, with this one; an earlier start of the study had finished `done` commands."""
     eta = f", about {seconds / ran * left / 60:.0f} min left" if ran else ""
     print(f"[{done + ran + 1} of {done + ran + left}{eta}] python -m scripts.{line}", file=sys.stderr, flush=True)
 
@@ -213,7 +211,7 @@ def short(line: str) -> str:
 
 
 def script(line: str, share: Optional[dict] = None, quiet: Optional[pathlib.Path] = None, holding=None) -> None:
-    """Runs one of the scripts as a user would. Raises UserError if it fails.
+    """Runs the command `line` of one of the scripts as a user would. Raises UserError if it fails.
 
     Its output is shown, or goes to a file in the folder `quiet`. `share` is one of `shares`. The command inherits the
     open file `holding`, so that a lock on the file lasts until the command ends.

@@ -10,7 +10,7 @@ GIVEN = ("work", "data", "arm", "base", "example", "seed", "bank")  # {names} th
 
 
 def fault(study: dict) -> str:
-    """What is wrong with the study's seeds, commands, arms or measures; empty if nothing is."""
+    """What is wrong with the study's seeds, commands, arms or measures, and how to correct it; empty if nothing is."""
     try:
         return shape_fault(study) or arm_fault(study)
     except UserError as error:
@@ -23,7 +23,7 @@ def has(study: dict, arm: str, seed: int) -> bool:
 
 
 def shape_fault(study: dict) -> str:
-    """What is wrong with `looks` (planned analyses), `success`, `bases`, a measure or {bank}, and how to write it."""
+    """What is wrong with a measure, {bank}, or keys such as `looks` (planned analyses); empty if nothing is."""
     looks, success = study.get("looks", [5, 10, 20]), study.get("success")
     if len(looks) != statistics.LOOKS or not all(isinstance(x, int) for x in looks) or looks != sorted(set(looks)):
         return "looks: write three rising numbers of seeds, as in looks = [5, 10, 20]"
@@ -60,7 +60,8 @@ def shape_fault(study: dict) -> str:
 
 
 def unmade(measures: dict) -> list[str]:
-    """The calculated measures whose operation is unknown, or whose parts are too few, too many, missing or circular."""
+    """The computed measures, each [operation, other measures ...], whose operation is unknown, or whose other measures
+    are too few, too many, missing or circular."""
     left = {name: source or [""] for name, source in measures.items() if isinstance(source, list)}
     while computable := [name for name, (word, *parts) in left.items() if len(parts) == sources.PARTS.get(str(word))
                          and all(str(part) in measures and part not in left for part in parts)]:
@@ -69,12 +70,13 @@ def unmade(measures: dict) -> list[str]:
 
 
 def arm_fault(study: dict) -> str:
-    """Which key of an arm, or of [quick], nothing reads. A misspelt name of a command would add no flags."""
+    """What is wrong with a key of an arm or of [quick]; empty if nothing is. A key is `seeds`, a command, or a text
+    that a template uses as {key}. Any other key would have no effect."""
     commands, written = study["commands"], study.get("figure", {}).get("run", "")
-    texts = [*commands.values(), *filter(lambda x: isinstance(x, str), study["measures"].values()), written,
-             *(source["source"] for source in study["measures"].values() if isinstance(source, dict)),
-             *(value for arm in study["arms"].values() for value in arm.values() if isinstance(value, str))]
-    read = set().union(*map(names, texts)) - {*GIVEN}
+    templates = [*commands.values(), *filter(lambda x: isinstance(x, str), study["measures"].values()), written,
+                 *(source["source"] for source in study["measures"].values() if isinstance(source, dict)),
+                 *(value for arm in study["arms"].values() for value in arm.values() if isinstance(value, str))]
+    read = set().union(*map(names, templates)) - {*GIVEN}
     for where, keys in [*((f"arm {arm}", keys) for arm, keys in study["arms"].items()),
                         ("[quick]", study.get("quick", {}))]:
         for key, value in keys.items():
@@ -94,14 +96,15 @@ def arm_fault(study: dict) -> str:
 
 
 def source_fault(study: dict, cells: dict[str, dict], lines: dict[str, list[str]]) -> str:
-    """Which measure has a file that no command writes. `cells` and `lines`, its commands, have one cell of each arm."""
-    made = {pathlib.Path(word.split("=", 1)[1]) for each in lines.values() for line in each
-            for word in bank.words_of(line) if word.startswith(("--run_dir=", "--out="))}
+    """Names a measure whose file no command writes; empty if there is none. `cells` has a cell of each arm, and `lines`
+    the commands of that cell."""
+    outputs = {pathlib.Path(word.split("=", 1)[1]) for each in lines.values() for line in each
+               for word in bank.words_of(line) if word.startswith(("--run_dir=", "--out="))}
     for name, source in study["measures"].items():
         files = {} if isinstance(source, list) else {
             pathlib.Path(cell["work"]) / file for cell in cells.values()
             for file, colon, _ in [fill(source, variables(study, cell)).partition(": ")] if colon}
-        if files and not any({file, *file.parents} & made for file in files):
+        if files and not any({file, *file.parents} & outputs for file in files):
             return (f"measure {name}: no command writes {sorted(files)[0]}; they write "
-                    + ", ".join(map(str, sorted(made))))
+                    + ", ".join(map(str, sorted(outputs))))
     return ""

@@ -19,8 +19,8 @@ TABLE = re.compile(r"(?s)(?<=<!-- findings, by `python -m scripts.report --all` 
 
 
 def write(results: str) -> list[pathlib.Path]:
-    """Judges the records again; writes them, their pages and figures, RESULTS/index.html, its drawing
-    RESULTS/findings.png, and the table of RESULTS/README.md, if it exists. Returns the paths of pages and drawing.
+    """Judges the records in a directory again. Writes them, their pages and figures, index.html, its drawing
+    findings.png and, if there is a README.md, the table in that file. Returns the paths of the pages and the drawing.
     Raises UserError for a damaged record, a directory without a record, and a README without a place for the table."""
     folder = pathlib.Path(results)
     found, readme = [study.again(record) for record in records.read_all(folder)], folder / "README.md"
@@ -41,16 +41,16 @@ def is_search(record: dict) -> bool:
 
 def probes(folder: pathlib.Path) -> list[tuple[str, str]]:
     """(path relative to `folder`, title) of each page in probes/ of the folder, as scripts.probe wrote them."""
-    made = {path: re.search(r"<title>(.*?)</title>|$", path.read_text("utf-8"))[1]
-            for path in sorted((folder / "probes").rglob("*.html"))}
+    titles = {path: re.search(r"<title>(.*?)</title>|$", path.read_text("utf-8"))[1]
+              for path in sorted((folder / "probes").rglob("*.html"))}
     return [(path.relative_to(folder).as_posix(), markupsafe.Markup(title or path.stem).unescape())
-            for path, title in made.items()]
+            for path, title in titles.items()]
 
 
 def format_page(found: list[dict], folder: pathlib.Path) -> str:
-    """The findings as one HTML page that loads no other file."""
+    """The findings as one HTML page that loads no other file: the records `found` in the directory `folder`."""
     names = {record["study"] for record in found}
-    elsewhere = [path.stem for path in sorted(study.FOLDER.glob("*.toml"))
+    elsewhere = [path.stem for path in sorted(study.FOLDER.glob("*.toml"))  # studies with a page, but without a record
                  if path.stem not in names and (folder / f"{path.stem}.md").is_file()]
     studies = [record for record in found if not is_search(record)]
     verdicts = [record["verdict"] for record in studies]
@@ -62,15 +62,14 @@ def format_page(found: list[dict], folder: pathlib.Path) -> str:
 
 
 def uses_oracle(record: dict) -> bool:
-    """Whether the study's commands choose the training example by its style, which no real model has."""
+    """Whether the study's commands choose the training example by its label of style, which no real model has."""
     file = study.FOLDER / f"{record['study']}.toml"
     content = study.load(record["study"])[1] if file.is_file() else {}
     return "--example=auto_by_style" in str([content.get("commands"), content.get("arms")])
 
 
 def table(found: list[dict], folder: pathlib.Path) -> str:
-    """The studies, except searches, as a Markdown table with links. The answer is the first sentence of the
-    abstract."""
+    """The studies, except those of SEARCH, as a Markdown table with links into the directory `folder`."""
     links = records.links(found, folder)
     rows = [[f"[{record['study']}]({links[record['study']]})", record.get("short") or record["question"],
              records.first_sentence(records.answer(record)),
@@ -81,7 +80,7 @@ def table(found: list[dict], folder: pathlib.Path) -> str:
 
 
 def with_table(path: pathlib.Path, found: list[dict]) -> str:
-    """The text of a file with a new table between its two marks. Raises UserError unless both are there once."""
+    """The text of the file `path` with a new table between its two marks. Raises UserError unless it has each once."""
     text = path.read_text("utf-8")
     if len(TABLE.findall(text)) != 1:
         raise UserError(f"{path}: the table of findings goes between two lines, once each: <!-- findings, by `python "

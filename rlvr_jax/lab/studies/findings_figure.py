@@ -14,26 +14,26 @@ SIGNS = {"agree": "✓", "disagree": "✗", "undecided": "?"}
 
 
 def strip(axes, record: dict) -> None:
-    """Draws the row of a study: the predicted side shaded, its number as a line, the mean (of a rule on most seeds, the
-    median) as a large dot with the mean's 95 % interval, and each seed, or base model, as a small dot."""
+    """Draws a study's primary rule. The values that it predicts are shaded, up to a line at each bound. A large dot is
+    the mean with its 95 % interval or, for a rule on most seeds, the median. A small dot is a seed, or a base model."""
     rule = rules.primary(record["rules"])
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     measured = rules.of_rule(rule, record["measures"])
-    seeds = sorted(measured.get("of_bases") or [x for x in measured.get("seeds", ()) if x is not None])
+    dots = sorted(measured.get("of_bases") or [x for x in measured.get("seeds", ()) if x is not None])
     bounds, color = rules.bounds_of(rule), COLORS[record["verdict"]]
     interval = rule["interval"] if not rules.is_of_most(rule) else None
-    centre = rule.get("median", rule["mean"]) if seeds else None
+    centre = rule.get("median", rule["mean"]) if dots else None
     finite = [x for x in bounds if math.isfinite(x)]
-    ends = [0, *finite, *seeds, *(interval or ())]
-    room = 0.06 * ((max(ends) - min(ends)) or 1)
-    left, right = min(ends) - room, max(ends) + room
+    shown = [0, *finite, *dots, *(interval or ())]
+    margin = 0.06 * ((max(shown) - min(shown)) or 1)
+    left, right = min(shown) - margin, max(shown) + margin
     for x in finite:
         axes.axvline(x, color=figures.BLUE, linewidth=1.2)
     axes.axvspan(max(bounds[0], left), min(bounds[1], right), color=figures.BLUE, alpha=0.12, linewidth=0)
     level = 0
-    for i, x in enumerate(seeds):  # a dot that would cover the previous dot is drawn lower
-        level = (level + 1) % 4 if i and x - seeds[i - 1] < room / 4 else 0
+    for i, x in enumerate(dots):  # a dot that would cover the previous dot is drawn lower
+        level = (level + 1) % 4 if i and x - dots[i - 1] < margin / 4 else 0
         axes.plot(x, -0.2 - 0.22 * level, "o", ms=3, color=figures.INK, alpha=0.6, mew=0)
     if interval:
         axes.plot(interval, [0.45, 0.45], "|-", color=color, linewidth=1.8, ms=6)
@@ -44,7 +44,7 @@ def strip(axes, record: dict) -> None:
 
 
 def svg(record: dict) -> markupsafe.Markup:
-    """The row of a study as SVG in the colours of the page, with a text that says the same for screen readers."""
+    """The row of a study (`strip`) as SVG for an HTML page, with a text that says the same for screen readers."""
     from matplotlib import figure, rc_context  # optional
 
     with rc_context(figures.STYLE):
@@ -56,13 +56,13 @@ def svg(record: dict) -> markupsafe.Markup:
 
 
 def picture(found: list[dict], path: pathlib.Path) -> None:
-    """Draws the rows of all studies into a PNG, each between its prediction and what was measured."""
+    """Draws the rows of all studies into the PNG `path`, with predictions on the left and results on the right."""
     from matplotlib import figure, rc_context  # optional
 
     with rc_context(figures.STYLE):
         sheet = figure.Figure((9.6, 0.72 * len(found) + 0.4))
         for i, record in enumerate(found):
-            inch, verdict = 1 / (0.72 * len(found) + 0.4), record["verdict"]
+            inch, verdict = 1 / (0.72 * len(found) + 0.4), record["verdict"]  # inch: as a share of the sheet's height
             row, rule = 1 - (0.72 * i + 0.55) * inch, rules.primary(record["rules"])
             strip(sheet.add_axes((0.35, row, 0.37, 0.42 * inch)), record)
             at = {"y": row + 0.2 * inch, "va": "center"}

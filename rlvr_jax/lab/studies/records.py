@@ -1,7 +1,7 @@
 """The record of a study, STUDY.json: which keys it must have, and the Markdown page made from it.
 
 The page has the answer, one figure, one table and the rules. Everything else is in the record, and index.html shows it.
-Studies that tell one story share the page of the first one, which the files of the others name: `story = "FIRST"`.
+The file of a study may have `story = "FIRST"`: then the study joins the page of the study FIRST, in its own section.
 """
 
 import html
@@ -17,11 +17,11 @@ from rlvr_jax.runs.markdown import markdown_table
 KINDS = {"study": str, "title": str, "known": str, "question": str, "prediction": str, "seeds": list, "origin": str,
          "measures": dict, "rules": list, "verdict": str}  # required keys -> types
 RULE = {"says", "arm", "measure", "verdict", "mean", "interval"}  # keys that each rule of a record has
-# keys that a record takes over from the study's file
+# keys of a study's file that its record copies
 WORDS = ("title", "question", "short", "abstract", "construction", "known", "note", "control", "table", "shown",
          "figure", "looks", "success", "over", "story")
 ORDER = ("one_shot", "boolean")  # the first studies of index.html; the others follow by name
-SECTION = '\n\n<a id="'  # how each study starts that joins the page of another
+SECTION = '\n\n<a id="'  # start of the section of a study that joins the page of another
 MOST_ARMS, MOST_MEASURES = 12, 4  # rows and columns of the table on a page
 VERDICTS = {"agree": "held", "disagree": "failed", "undecided": "undecided"}  # verdict in a record -> word on a page
 
@@ -39,7 +39,7 @@ def read(path: pathlib.Path) -> dict:
 
 
 def read_all(folder: pathlib.Path) -> list[dict]:
-    """The records in a directory, in the order of ORDER; studies that join a story follow its first study."""
+    """The records in a directory, in the order of ORDER. A study that joins the page of another follows that study."""
     def sort_key(record: dict) -> tuple:
         first = record.get("story") or record["study"]
         return [*ORDER, first].index(first), first, first != record["study"], record["study"]
@@ -47,8 +47,8 @@ def read_all(folder: pathlib.Path) -> list[dict]:
 
 
 def by_page(found: list[dict], folder: pathlib.Path) -> dict[str, list[dict]]:
-    """`{page: its records}` for the records `found` in a directory. A study that joins a story is on the page of the
-    story's first study if the directory has the record or the page of that study, otherwise on a page of its own."""
+    """`{page: its records}` for the records `found` in a directory. A study that names another as its `story` is on the
+    page of that one if the directory has the record or the page of that one, otherwise on a page of its own."""
     first, pages = {record["study"] for record in found if not record.get("story")}, {}
     for record in found:
         story = record.get("story")
@@ -60,7 +60,7 @@ def by_page(found: list[dict], folder: pathlib.Path) -> dict[str, list[dict]]:
 def links(found: list[dict], folder: pathlib.Path) -> dict[str, str]:
     """`{study: link to it}`: PAGE.md, or PAGE.md#STUDY for a study that joins a page."""
     return {record["study"]: f"{page}.md" if page == record["study"] else f"{page}.md#{record['study']}"
-            for page, together in by_page(found, folder).items() for record in together}
+            for page, page_records in by_page(found, folder).items() for record in page_records}
 
 
 def faults(record: dict) -> list[str]:
@@ -81,11 +81,9 @@ def faults(record: dict) -> list[str]:
     return [part for part, well_formed in valid.items() if not well_formed]
 
 
-# ----- numbers in words
-
-
 def shown(measure: dict, sign: str = "") -> str:
-    """A measure as text: mean and interval; for a rule on most seeds their count, share with interval, and median."""
+    """A measure or a judged rule as text: mean and interval. For a rule on most seeds: how many are on the predicted
+    side, their share with interval, and the median of all seeds. With `sign="+"` mean and interval have a sign."""
     text = estimators.format_estimate(measure.get("mean"), measure.get("interval"), sign)
     if "of" in measure:
         median = f", median {estimators.format_estimate(measure['median'], None)}" if "median" in measure else ""
@@ -95,9 +93,9 @@ def shown(measure: dict, sign: str = "") -> str:
 
 def abstract(text: str, measures: dict) -> str:
     """Replaces "[[arm | measure]]" in the text by the number, and "[[arm | measure | difference]]" by the difference to
-    the control. A name may contain a line break. Raises KeyError for a name that does not exist."""
+    the control. `measures` is {arm: {measure: its result}}. Raises KeyError for a name that does not exist."""
     def number(match: re.Match) -> str:
-        arm, name, *less = " ".join(match[1].split()).split(" | ")
+        arm, name, *less = " ".join(match[1].split()).split(" | ")  # a name may contain a line break
         measure = measures[arm][name]
         return shown(measure[less[0]], "+") if less else shown(measure)
     return re.sub(r"(?s)\[\[(.+?)\]\]", number, text)
@@ -116,16 +114,13 @@ def first_sentence(text: str) -> str:
 
 
 def seeds(record: dict) -> str:
-    """The number of base models, if they are fewer than the units, or of seeds, in words."""
+    """The number of seeds in words, "10 seeds"; "3 base models" if the seeds share that many base models."""
     number, bases = len(record["seeds"]), len({unit["base"] for unit in record.get("units", ())})
     return f"{bases} base models" if 0 < bases < number else f"{number} seed{'s' * (number > 1)}"
 
 
-# ----- tables
-
-
 def choose_columns(record: dict) -> tuple[list[str], list[str]]:
-    """(arms, measures) of the page's table: those that `shown` of the study's file names, or the first ones."""
+    """(arms, measures) of the page's table: those in the table `shown` of the study's file, else the first ones."""
     measured, named = record["measures"], record.get("shown", {})
     names = record.get("figure", {}).get("measures") or record.get("table") or list(next(iter(measured.values()), {}))
     return (named.get("arms") or list(measured)[:MOST_ARMS]), (named.get("measures") or names[:MOST_MEASURES])
@@ -150,7 +145,8 @@ RULES = ("rule", "measured", "prediction")
 
 
 def rules(record: dict) -> list[list[str]]:
-    """A row for each rule, in the columns RULES, with notes, such as what was known before, and why it is undecided."""
+    """A row for each rule, in the columns RULES. The rule has notes, such as what was known before; the verdict has the
+    reason if it is undecided."""
     def notes(rule: dict) -> str:
         known, new = rule.get("known", ""), rule.get("new")
         if isinstance(known, list):
@@ -175,7 +171,7 @@ def spread(record: dict) -> str:
     """A sentence on what the numbers of `table` are, and on whether their intervals are over seeds or problems."""
     control = f"; after a semicolon the paired difference to {record.get('control')}" * ("control" in record)
     if len(record["seeds"]) == 1:
-        over = any(measure["interval"] for of in record["measures"].values() for measure in of.values())
+        over = any(measure["interval"] for by_name in record["measures"].values() for measure in by_name.values())
         return "One seed" + "; 95 % intervals are over problems, and decide no rule" * over + f"{control}."
     how = ("over problems, where each has a value: they are about these trained models" if record.get("over") else
            "over these")
@@ -195,7 +191,7 @@ HOW = "([How verdicts are made](README.md#how-to-read).)"
 
 
 def section(record: dict, joins: bool) -> list[str]:
-    """The paragraphs of a study. If it `joins` the page of another, they leave out what that page has said already."""
+    """The paragraphs of a study. If it `joins` the page of another study, they leave out what the page already says."""
     study, built, (head, *rows) = record["study"], record.get("construction", ""), table(record)
     return [f'<a id="{study}"></a>\n\n## {record["title"]}' if joins else f"# {record['title']}",
             f"**Question.** {record['question'].strip()}", f"**Answer.** {answer(record)}",
@@ -205,17 +201,16 @@ def section(record: dict, joins: bool) -> list[str]:
             f"**Known before.** {record['known'].strip()}", record["origin"]]
 
 
-def markdown(page: str, together: list[dict], folder: pathlib.Path) -> str:
-    """The text of FOLDER/PAGE.md. `together` are the records of its studies. Each study has its question, answer,
-    figure, table, rules, what was known before, and command. If the study PAGE has no record among them, its section of
-    the existing page is kept."""
-    blocks, names = [], [record["study"] for record in together]
+def markdown(page: str, page_records: list[dict], folder: pathlib.Path) -> str:
+    """The text of FOLDER/PAGE.md, with a section for each of the records: question, answer, figure, table, rules, what
+    was known before, and command. If the study PAGE is not among them, its section is taken from the existing file."""
+    blocks, names = [], [record["study"] for record in page_records]
     if names[0] != page:
         blocks = [(folder / f"{page}.md").read_text("utf-8").split(SECTION)[0]]
-    for record in together:
+    for record in page_records:
         blocks += section(record, record["study"] != page)
         if len(names) > 1 and record["study"] == page:
-            more = [f"[{other.get('short') or other['question']}](#{other['study']})" for other in together[1:]]
+            more = [f"[{other.get('short') or other['question']}](#{other['study']})" for other in page_records[1:]]
             blocks.insert(1, f"Further down: {' '.join(more)}")
     links = ", ".join(f"[{name}.json]({name}.json)" for name in names)
     blocks.append(f"All seeds and measures: {links} and [index.html](index.html#{names[0]}).")

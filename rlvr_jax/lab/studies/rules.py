@@ -2,9 +2,9 @@
 
 A rule has a sentence (`says`), an arm, a measure, and one side: the mean is `above` or `below` a number, or `within`
 two; or most seeds are above (`most_above`) or below (`most_below`) a number, by the exact sign test. A rule is about
-the measure itself or, with `difference = true`, about the paired difference to the control. `known` says what was known
-before the rule was written: words, or a list of seeds; then the other seeds are also judged alone. A rule that was
-reversed after a pilot (`turned`), or could hardly fail (`easy`), does not count.
+the measure itself or, with `difference = true`, about the paired difference to the control, another arm. `known` says
+what was known before the rule was written, in words or as a list of seeds. After a list, the seeds that are not in it
+are also judged alone. A rule that was reversed after a pilot (`turned`), or could hardly fail (`easy`), does not count.
 """
 
 import math
@@ -52,7 +52,7 @@ def less(one: tuple, other: tuple) -> tuple:
 
 
 def rule_span(study: dict, rule: dict) -> tuple:
-    """The range of what a rule is about; `base` of the rule is the known value that is subtracted in a difference."""
+    """The range of the value that a rule is about. In a difference the rule may state `base`, the value subtracted."""
     whole, source = span(study, rule["measure"]), study["measures"][rule["measure"]]
     base = (rule["base"], rule["base"]) if "base" in rule else None
     if rule.get("difference"):
@@ -103,7 +103,7 @@ def shape_fault(study: dict, rule: dict) -> str:
 
 
 def bounds_of(rule: dict) -> tuple:
-    """(lowest, highest) value with which the rule holds, infinite for an open side."""
+    """(lowest, highest) value with which the rule holds; infinite on a side without a bound."""
     return tuple(rule.get("within") or (rule.get("above", rule.get("most_above", -math.inf)),
                                         rule.get("below", rule.get("most_below", math.inf))))
 
@@ -122,12 +122,12 @@ def range_fault(study: dict, rule: dict) -> str:
 
 
 def judged(study: dict, measured: dict, repeated: list[dict]) -> list[dict]:
-    """The rules with what was measured, its 95 % interval, p-value, level and verdict (`agree`, `disagree`,
-    `undecided`).
+    """The rules, each with the measured mean, its 95 % interval, "p_value", "level" and "verdict" ("agree", "disagree",
+    "undecided"). `measured` is {arm: {measure: result of `study.gather`}}; `repeated` has the unit, that is the base
+    model, example and seed, of each value.
 
-    The primary rule is judged at the study's level, the others by Holm's method over them. `open` says why a rule is
-    undecided, and how many seeds would decide it. `new` judges a rule at the same level on the seeds that were not in
-    its `known`. `repeated` has the unit of each value: its base model, example and seed.
+    The primary rule is judged at the study's level, the other rules at the levels of Holm's method. "open" says why a
+    rule is undecided, and how many seeds would decide it. "new" judges a rule on the seeds that are not in its `known`.
     """
     named = study["rules"].index(primary(study["rules"]))
     rules = [rule | {"primary": i == named, "measured": of_rule(rule, measured), "span": rule_span(study, rule)}
@@ -138,15 +138,15 @@ def judged(study: dict, measured: dict, repeated: list[dict]) -> list[dict]:
     chances = [1.0 if early else chance(rule) for rule in rules]
     others = [i for i, rule in enumerate(rules) if not rule["primary"]]
     levels = dict(zip(others, statistics.holm([chances[i] for i in others], error)))
-    found = [verdict(rule, chances[i], levels.get(i, error), early) for i, rule in enumerate(rules)]
-    for rule, one in zip(rules, found):
+    results = [verdict(rule, chances[i], levels.get(i, error), early) for i, rule in enumerate(rules)]
+    for rule, result in zip(rules, results):
         if isinstance(rule.get("known"), list) and not early:
             seeds = [value for unit, value in zip(repeated, rule["measured"].get("seeds", ()))
                      if unit["seed"] not in rule["known"] and value is not None]
             new = rule | {"measured": {"seeds": seeds, "mean": float(np.mean(seeds)) if seeds else None}}
-            one["new"] = {key: value for key, value in verdict(new, chance(new), one["level"], False).items()
-                          if key not in rule}
-    return found
+            result["new"] = {key: value for key, value in verdict(new, chance(new), result["level"], False).items()
+                             if key not in rule}
+    return results
 
 
 def counts(rule: dict) -> bool:
@@ -169,11 +169,12 @@ def values(rule: dict) -> list[float]:
 
 
 def threshold(rule: dict) -> float:
+    """The number of the rule's side, or for `within` the list of both numbers."""
     return next(rule[side] for side in SIDES if side in rule)
 
 
 def above(rule: dict, seeds: list[float]) -> int:
-    """How many values are on the side that a rule predicts for most seeds; values equal to its number are not."""
+    """How many of the values `seeds` are on the side that the rule predicts for most, not counting ties."""
     return sum(value > rule["most_above"] if "most_above" in rule else value < rule["most_below"] for value in seeds)
 
 
@@ -182,7 +183,7 @@ def is_of_most(rule: dict) -> bool:
 
 
 def chance(rule: dict) -> float:
-    """The p-value of the rule, for the verdict that the values favour; 1 if the values cannot decide it."""
+    """The p-value of the test for the verdict that the values favour; 1 if the values cannot decide the rule."""
     seeds = values(rule)
     if len(seeds) < 2:
         return 1.0
@@ -200,15 +201,15 @@ def side(rule: dict, mean: float) -> str:
     if "within" in rule:
         low, high = rule["within"]
         return "agree" if low <= mean <= high else "disagree"
-    past = mean - (0.5 if is_of_most(rule) else threshold(rule))
-    if past == 0:
+    excess = mean - (0.5 if is_of_most(rule) else threshold(rule))
+    if excess == 0:
         return "undecided"
-    return "disagree" if (past > 0) == ("below" in rule) else "agree"
+    return "disagree" if (excess > 0) == ("below" in rule) else "agree"
 
 
 def verdict(rule: dict, p_value: float, level: float, early: bool) -> dict:
-    """The rule with its verdict and what was measured: the mean with its 95 % interval, or for a rule on most seeds
-    their share with its 95 % interval, the count and the median."""
+    """The rule with its verdict and the measured "mean" with its 95 % interval. For a rule on most seeds, "mean" is the
+    share on the predicted side, with "count" and "median". `early`: the study is between two planned analyses."""
     seeds, measure = values(rule), rule["measured"]
     found = {"mean": measure.get("mean"), "interval": statistics.interval(seeds, rule["span"])}
     if is_of_most(rule) and seeds:
@@ -242,25 +243,25 @@ def why(rule: dict, seeds: list[float], level: float, early: bool) -> str:
 
 
 def decided(rule: dict, seeds: list[float], number: np.ndarray, level: float) -> np.ndarray:
-    """f64[N]: the chance that `number`, i[N], seeds with the mean and standard deviation of `seeds` decide the rule."""
+    """f64[N]: the chance that `number`, i[N], values with the mean and spread of the values `seeds` decide the rule."""
     mean, spread = np.mean(seeds), np.std(seeds, ddof=1)
     if is_of_most(rule):
         return statistics.sign_power(above(rule, seeds) / len(seeds), number, level)
     if "within" not in rule:
         return statistics.power(mean - threshold(rule), spread, number, level)
-    low, high = rule["within"]  # one-sided tests: twice the level of a two-sided one; inside, both (Phillips, 1990)
+    low, high = rule["within"]  # one-sided tests: twice the two-sided level; if inside, both succeed (Phillips, 1990)
     if low <= mean <= high:
         return sum(statistics.power(room, spread, number, 2 * level) for room in (mean - low, high - mean)) - 1
     return statistics.power(max(low - mean, mean - high), spread, number, 2 * level)
 
 
 def primary(rules: list[dict]) -> dict:
-    """The rule that gives the study its verdict: the one with `primary`, else the first that counts, else None."""
+    """The rule that gives the study its verdict: the rule with `primary`, else the first that counts, else None."""
     return next((rule for rule in rules if rule.get("primary")), next(filter(counts, rules), None))
 
 
 def tally(rules: list[dict]) -> str:
-    """How many of the other rules held, failed and are undecided, in words; rules that do not count are left out."""
+    """How many of the rules that count, except the primary one, held, failed and are undecided, in words."""
     others = [rule["verdict"] for rule in rules if rule is not primary(rules) and counts(rule)]
     words = {"agree": "held", "disagree": "failed", "undecided": "undecided"}
     return ", ".join(f"{others.count(key)} {word}" for key, word in words.items()) if others else "no other rule"
@@ -272,9 +273,6 @@ def required(rule: dict) -> str:
     bound = "{} to {}".format(*(f"{x:g}" for x in rule[name])) if name == "within" else f"{rule[name]:g}"
     return (f"{rule['arm']}: {rule['measure']}{', less the control' if rule.get('difference') else ''}, "
             + (f"in most seeds {name[5:]}" if is_of_most(rule) else name) + f" {bound}")
-
-
-# ----- identical arms
 
 
 def refuse_twins(path, arms: dict[str, list[str]]) -> None:

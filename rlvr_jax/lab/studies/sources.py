@@ -1,4 +1,4 @@
-"""The measures of a study: reads the numbers of its cells from the files that its commands wrote."""
+"""The measures of a study: reads them from the files that its commands wrote, or computes them from other measures."""
 
 import pathlib
 from typing import Callable, Optional
@@ -10,7 +10,7 @@ from rlvr_jax.lab.studies import statistics
 from rlvr_jax.lab.studies.commands import fill
 from rlvr_jax.runs import files
 
-# operation on measures, unit by unit -> function of their values
+# operation on values of measures in one unit (base model, example, seed) -> function of these values
 COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  # None if b has a 0
             "log10": np.log10}
 # operation on all values of a measure in a study that crosses bases and examples -> function of f[B,E]
@@ -21,27 +21,28 @@ PARTS = {"-": 2, "/": 2, "log10": 1} | dict.fromkeys(CROSSED, 1)
 
 
 def values_of(study: dict, known: Callable, repeated: list[dict]) -> dict:
-    """`{arm: {measure: [value of each unit]}}`. `known(arm, name)` returns measured values, or None for a measure that
-    is computed from others: unit by unit (COMBINED), or from one measure over all units, `repeated` (CROSSED)."""
+    """`{arm: {measure: [value in each unit]}}` for the units `repeated`. `known(arm, measure)` returns measured values,
+    or None for a measure to compute from others: in each unit (COMBINED), or from all values of a measure (CROSSED)."""
     def compute(arm: str, name: str) -> list:
         values, definition = known(arm, name), study["measures"][name]
         if values is not None:
             return values
-        operation, *parts = definition
-        parts = [compute(arm, part) for part in parts]
+        operation, *names = definition
+        parts = [compute(arm, part) for part in names]
         if operation in CROSSED:
             return over_bases(CROSSED[operation], parts[0], repeated)
-        made = [None if any(value is None for value in each) else COMBINED[operation](*each) for each in zip(*parts)]
-        return [None if value is None else np.asarray(value) for value in made]
+        results = [None if any(x is None for x in each) else COMBINED[operation](*each) for each in zip(*parts)]
+        return [None if value is None else np.asarray(value) for value in results]
 
     return {arm: {name: compute(arm, name) for name in study["measures"]} for arm in study["arms"]}
 
 
 def over_bases(function: Callable, values: list, repeated: list[dict]) -> list:
-    """The jackknife value of each unit's base model; None if values are missing. A cell's seeds are averaged first."""
+    """The jackknife pseudo-value of each unit's base model, or None for all units if a value is missing. Seeds with the
+    same base model and example are averaged first. `function` is one of CROSSED."""
     if any(value is None for value in values):
         return [None] * len(values)
-    table = {}
+    table = {}  # {base: {example: [mean value of each seed]}}
     for unit, value in zip(repeated, values):
         table.setdefault(unit["base"], {}).setdefault(unit["example"], []).append(np.mean(value))
     by_base = statistics.jackknife(function, np.array([[np.mean(x) for x in row.values()] for row in table.values()]))
@@ -51,10 +52,10 @@ def over_bases(function: Callable, values: list, repeated: list[dict]) -> list:
 def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
     """A measure of one cell: a number f64[], or f64[P], one for each problem. None if its file or number is missing.
 
-    Its `source` is "FILE.json: path.to.a.number" (or to a list, one for each problem), "FILE.jsonl: benchmark" (the
-    accuracy on each problem of that benchmark, or of "all"), "FILE.jsonl: benchmark: column" (the mean of that column,
-    or the share of rows in which a column of texts is not null), "RUN/metrics.jsonl: column" (its sum over all steps),
-    or "{word}", a text of the arm that is a number or one of these. Raises UserError for a bad number or column.
+    `source` is "FILE.json: path.to.a.number" (or to a list, one for each problem), "FILE.jsonl: benchmark" (accuracy on
+    each problem of this benchmark, or of "all"), "FILE.jsonl: benchmark: column" (for each problem the mean of this
+    column, or the share of texts that are not null), "RUN/metrics.jsonl: column" (the sum over all steps), or "{word}",
+    a text in `cell` that is a number or such a source. Raises UserError for a bad number or column.
     """
     file, _, path = fill(source, cell).partition(": ")
     if not path:
@@ -82,8 +83,9 @@ def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
 
 
 def changed(before: pathlib.Path, after: pathlib.Path, arms: list[str]) -> dict:
-    """`{words: {"benchmark", "problem", "answer", "arms", "completions"}}`: the first problem that was wrong `before`
-    and is right `after`, and the first with the opposite change. Both files have a completion for each problem."""
+    """`{what: {"benchmark", "problem", "answer", "arms", "completions"}}`: the first problem that is wrong in the file
+    `before` and right in the file `after`, and the first with the opposite change. Each file has the completions of one
+    of the two `arms`, one for each problem."""
     pairs = [(old, new) for (_, old), (_, new) in zip(files.read_lines(before), files.read_lines(after))]
     wanted = {"The first problem that became right": False, "The first problem that became wrong": True}
     found = {words: next((pair for pair in pairs if pair[0]["correct"] is was and pair[1]["correct"] is not was), None)
@@ -93,19 +95,20 @@ def changed(before: pathlib.Path, after: pathlib.Path, arms: list[str]) -> dict:
 
 
 def refuse_strangers(study: dict, cells: list[dict]) -> None:
-    """Raises UserError for a measure whose path is in none of the existing files. A path may have the value null."""
+    """Raises UserError for a measure whose path is in none of its cells' existing JSON files. The value may be null."""
     for name, source in study["measures"].items():
         places = [] if isinstance(source, list) else dict.fromkeys(
             (pathlib.Path(cell["work"]) / file, path) for cell in cells
             for file, _, path in [fill(source, cell).partition(": ")] if path and file.endswith(".json"))
-        there = [place for place in places if place[0].is_file()]
-        if there and all(looked_up(*place)[1] for place in there):  # usually the first file has the path
-            raise UserError(f"the study's measure {name}: {looked_up(*there[0])[1]}")
+        present = [(file, path) for file, path in places if file.is_file()]
+        # `looked_up` returns (value, message); the message is empty if the path exists, usually in the first file.
+        if present and all(looked_up(file, path)[1] for file, path in present):
+            raise UserError(f"the study's measure {name}: {looked_up(*present[0])[1]}")
 
 
 def looked_up(file: pathlib.Path, path: str, content: Optional[dict] = None) -> tuple:
-    """(value under a dotted path in a JSON file, or in its `content` if given, None if there is none; an error message
-    if a key of the path is missing, else empty)."""
+    """(value, message): the value under a dotted path in a JSON file, or in its `content` if given, None if there is no
+    such value; and a message on the first key of the path that is missing, empty if none is."""
     value, message = files.read_json(file) if content is None else content, ""
     for key in path.split("."):
         if isinstance(value, dict) and value and key not in value:

@@ -15,7 +15,7 @@ ALPHA = 0.05  # two-sided error of intervals, and of the tests of a study with o
 # Planned analyses, and Pocock's constant level of each: .05 in all at even distances, .058 at 5, 10 and 20 seeds.
 LOOKS, ALPHA_OF_A_LOOK = 3, 0.0221
 FEWEST_EQUAL = 5  # fewest seeds that decide a rule if all values are equal
-POWER, MOST_SEEDS = 0.9, 100  # of `seeds_needed`
+POWER, MOST_SEEDS = 0.9, 100  # `seeds_needed`: chance that a test is decided, and the most seeds considered
 ANY = (-math.inf, math.inf)  # the range of a measure without bounds
 
 
@@ -93,16 +93,18 @@ def jackknife(function: Callable, values_BxE: np.ndarray) -> list[float]:
 
 
 def power(effect: float, spread: float, number: np.ndarray, error: float) -> np.ndarray:
-    """Chance that a two-sided t test at level `error` of `number` seeds with this `spread` finds the effect's sign."""
+    """Chance f64[N] that a two-sided t test at level `error` finds the sign of `effect`, the mean less the threshold,
+    with `number`, i[N], seeds of standard deviation `spread`."""
     return stats.nct.sf(stats.t.isf(error / 2, number - 1), number - 1, abs(effect) / spread * number**0.5)
 
 
 def sign_power(share: float, number: np.ndarray, error: float) -> np.ndarray:
-    """Chance that a two-sided sign test at level `error` of `number` seeds is decided, if `share` are on one side."""
+    """Chance f64[N] that a two-sided sign test at level `error` of `number`, i[N], seeds is decided, if the true share
+    of seeds on one side is `share`."""
     return stats.binom.sf(stats.binom.isf(error / 2, number, 0.5), number, max(share, 1 - share))
 
 
 def seeds_needed(chance: Callable[[np.ndarray], np.ndarray]) -> Optional[int]:
-    """The fewest seeds, from 2 to MOST_SEEDS, with which `chance(seeds)` is at least POWER; None if none are enough."""
+    """The fewest seeds, from 2 to MOST_SEEDS, for which `chance`, i[N] -> f64[N], is at least POWER; else None."""
     numbers = np.arange(2, MOST_SEEDS + 1)
     return next((int(number) for number in numbers[chance(numbers) >= POWER]), None)

@@ -49,13 +49,14 @@ class StudyConfig(Config):
 
 
 def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -> Optional[pathlib.Path]:
-    """Runs a study and returns the page that it wrote; the JSON and the PNG are beside the page. None for a dry run.
+    """Runs a study and returns the path of the page that it wrote, beside a JSON and a PNG file. None for a dry run.
 
     Commands that have finished in the work directory are not run again, and an interrupted run is continued. Before the
     first command, `check(line)` may raise UserError for a command whose flags are wrong.
     """
     name, study = load(config.study)
     if config.quick:
+        # How many seeds, bases and examples of the study are run. An empty `story` gives the study a page of its own.
         few = {"bases": 3, "examples": 3} if study.get("crossed") else {}
         name, study = name + "_quick", study | {"story": ""} | {
             key: study[key][:count] for key, count in ({"seeds": 1} | few).items() if key in study}
@@ -93,23 +94,23 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
 
 
 def write(new: list[dict], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes the records, their figures, and their pages, with the other records in the folder that are on these pages;
-    returns the paths of the pages. Deletes a study's former page if the study has joined a story."""
+    """Writes the records `new`, their figures and their pages, which show other records in the folder, too, if these
+    share a page. Returns the pages' paths. Deletes the former page of a study that now joins the page of another."""
     for record in new:
         files.write_json(folder / f"{record['study']}.json", record)
         study_figure.write(record, folder / f"{record['study']}.png")
     names, written = {record["study"] for record in new}, []
-    for page, together in records.by_page(records.read_all(folder), folder).items():
-        if names & (there := {record["study"] for record in together}):
+    for page, page_records in records.by_page(records.read_all(folder), folder).items():
+        if names & (shown := {record["study"] for record in page_records}):
             written.append(folder / f"{page}.md")
-            files.write_whole(written[-1], records.markdown(page, together, folder))
-            for name in there - {page}:
+            files.write_whole(written[-1], records.markdown(page, page_records, folder))
+            for name in shown - {page}:
                 (folder / f"{name}.md").unlink(missing_ok=True)
     return written
 
 
 def load(study: str) -> tuple[str, dict]:
-    """(name, content) of configs/studies/STUDY.toml, or of the TOML file named. Raises UserError for a bad file."""
+    """(name, content) of configs/studies/STUDY.toml, or of the .toml file `study`. Raises UserError for a bad file."""
     path = pathlib.Path(study) if study.endswith(".toml") else FOLDER / f"{study}.toml"
     try:
         content = tomllib.loads(path.read_text("utf-8-sig"))
@@ -130,7 +131,7 @@ def load(study: str) -> tuple[str, dict]:
             content := sourced(content)):
         raise UserError(f"{path}: {wrong}")
     first = {key: str(value) for key, value in units(content, content["seeds"])[0].items()}
-    cells = {arm: {"work": "WORK", "data": "DATA"} | first | {"arm": arm} for arm in content["arms"]}
+    cells = {arm: {"work": "WORK", "data": "DATA"} | first | {"arm": arm} for arm in content["arms"]}  # one of each arm
     lines = {arm: commands.commands(content, cell, False, "BANK") for arm, cell in cells.items()}
     rules.refuse_twins(path, lines)
     if wrong := design.source_fault(content, cells, lines):
@@ -139,7 +140,7 @@ def load(study: str) -> tuple[str, dict]:
 
 
 def abstract_fault(study: dict) -> str:
-    """Which arm or measure in the study's abstract does not exist; empty if all exist."""
+    """Names an arm or measure in the study's abstract that does not exist; empty if all exist."""
     try:
         records.abstract(study.get("abstract", ""), {arm: dict.fromkeys(study["measures"], {"difference": {}})
                                                      for arm in study["arms"]})
@@ -149,14 +150,15 @@ def abstract_fault(study: dict) -> str:
 
 
 def sourced(study: dict) -> dict:
-    """The study with each measure replaced by its source, and with the `ranges` of the measures that state one."""
+    """The study with measures {source, range} split: the source stays in "measures", the range goes to "ranges"."""
     stated = {name: source for name, source in study["measures"].items() if isinstance(source, dict)}
     return study | {"measures": study["measures"] | {name: source["source"] for name, source in stated.items()},
                     "ranges": {name: source["range"] for name, source in stated.items() if "range" in source}}
 
 
 def measure(study: dict, found: dict, repeated: list[dict]) -> dict:
-    """`{arm: {measure: result of gather}}` for `found[arm][measure]`, with the `difference` to the control, if any."""
+    """Returns {arm: {measure: result of `gather`}} for `found`, {arm: {measure: [value in each unit]}}. If the study
+    has a control, each result of another arm has the paired "difference" to the control, also a result of `gather`."""
     bases, problems = [unit["base"] for unit in repeated], study.get("over") == "problems"
     spans = {name: rules.span(study, name) for name in study["measures"]}
     measured = {arm: {name: gather(values, spans[name], bases, problems) for name, values in by_name.items()}
@@ -172,31 +174,32 @@ def measure(study: dict, found: dict, repeated: list[dict]) -> dict:
 
 def gather(values: list, span: tuple = statistics.ANY, bases: list = (), problems: bool = False) -> dict:
     """Summarises the values of a measure, each a number, an f64[P] over problems, or None: `{"values", "seeds": [mean
-    of each value], "mean", "interval"}`. With one seed, the interval is over problems.
+    of each value], "mean", "interval"}`. With one seed, the interval is over problems. `span` is the measure's range.
 
-    With `problems`, a measure with values for problems gets `"of_problems"`, the mean over seeds of each problem, and
-    mean and interval are over these. If values share one of `bases`, `"of_bases"` has the mean of each base model, and
-    mean and interval are over these: only base models are independent. Equal values have no interval, but `"equal":
-    True`.
+    With `problems`, a measure with values for problems gets "of_problems", the mean over seeds of each problem; mean
+    and interval are over these means. `bases` has the base model of each value. If values share base models, only base
+    models are independent: "of_bases" has the mean of each, and mean and interval are over these means. Equal values
+    have no interval, but `"equal": True`.
     """
     means = [None if value is None else float(np.mean(value)) for value in values]
     known = [(base, mean) for base, mean in zip(bases or range(len(means)), means) if mean is not None]
     by_base = {base: float(np.mean([mean for owner, mean in known if owner == base])) for base, _ in known}
-    there = list(by_base.values())
-    each = [value for value in values if value is not None and np.ndim(value)] if problems else []
-    if each:
-        of_problems = np.mean(each, 0)
+    independent = list(by_base.values())
+    values_P = [value for value in values if value is not None and np.ndim(value)] if problems else []
+    if values_P:
+        of_problems = np.mean(values_P, 0)
         return {"values": values, "seeds": means, "mean": float(np.mean(of_problems)),
                 "interval": estimators.bootstrap(of_problems), "of_problems": of_problems.round(6).tolist()}
     over_problems = len(values) == 1 and np.ndim(values[0]) > 0
-    made = {"values": values, "seeds": means, "mean": float(np.mean(there)) if there else None, "interval":
-            estimators.bootstrap(values[0]) if over_problems else statistics.interval(there, span)}
-    made |= {"of_bases": there} if len(there) < len(known) else {}
-    return made | ({"equal": True} if statistics.equal(there) else {})
+    summary = {"values": values, "seeds": means, "mean": float(np.mean(independent)) if independent else None}
+    summary["interval"] = estimators.bootstrap(values[0]) if over_problems else statistics.interval(independent, span)
+    summary |= {"of_bases": independent} if len(independent) < len(known) else {}
+    return summary | ({"equal": True} if statistics.equal(independent) else {})
 
 
 def written(study: dict, measured: dict, repeated: list[dict]) -> dict:
-    """What a record says of the study and its measures: the words of its page, rules, verdict and shares of success."""
+    """The part of a record that follows from the study's file and `measured`, the result of `measure`: the words of its
+    page, the judged rules, the verdict, and how many seeds succeeded."""
     judged = rules.judged(study, measured, repeated)
     kept = {key: study[key] for key in records.WORDS if key in study} | {"prediction": study.get("prediction", "")}
     if "success" in study:
@@ -227,7 +230,7 @@ def again(record: dict) -> dict:
     repeated = record.get("units") or [{"base": seed, "example": seed, "seed": seed} for seed in record["seeds"]]
     cells = {arm: [variables(study, {"work": "", "data": "", "arm": arm} | {k: str(v) for k, v in unit.items()})
                    for unit in repeated] for arm in study["arms"]}
-    by_source = {(commands.fill(source, cell), i): record["measures"][arm][name]["seeds"][i]
+    by_source = {(commands.fill(source, cell), i): record["measures"][arm][name]["seeds"][i]  # i: index of the unit
                  for name, source in study["measures"].items() if isinstance(source, str) for arm in cells
                  for i, cell in enumerate(cells[arm]) if name in record["measures"][arm]}
 
@@ -260,7 +263,8 @@ def again(record: dict) -> dict:
 
 
 def succeeded(values: list, above: float) -> dict:
-    """How many of the seeds have a value above `above`, their share as "mean", and its exact interval."""
+    """The "count" of values above `above`, "of" how many values that are not None, the share as "mean", and its exact
+    95 % "interval"."""
     there = [value for value in values if value is not None]
     count = sum(value > above for value in there)
     return {"count": count, "of": len(there), "mean": count / len(there) if there else None,
@@ -268,8 +272,8 @@ def succeeded(values: list, above: float) -> dict:
 
 
 def changed_problems(study: dict, cells: dict) -> dict:
-    """`sources.changed` from the control to the arm, in its first unit, that the study's file names in `changed = {arm
-    = "one", file = "FILE.jsonl"}`; {} without that key."""
+    """The result of `sources.changed` for the control and an arm, in the arm's first unit; {} unless the study's file
+    has `changed = {arm = "one", file = "FILE.jsonl"}`. `cells` is {(arm, unit): values of the templates' names}."""
     asked, control = study.get("changed"), study.get("control")
     if not asked:
         return {}
@@ -280,11 +284,11 @@ def changed_problems(study: dict, cells: dict) -> dict:
 
 
 def summaries(study: dict, cells: dict) -> dict:
-    """`{arm: {seed: summary.json}}` of the runs that `run` of the study's figure names."""
+    """`{arm: {unit: content of summary.json}}` of the runs that `run` in the study's [figure] names."""
     by_arm = {}
-    for (arm, seed), cell in cells.items():
+    for (arm, unit), cell in cells.items():
         if (run := study_figure.run_dir(study, cell)) and (run / "summary.json").is_file():
-            by_arm.setdefault(arm, {})[str(seed)] = files.read_json(run / "summary.json")
+            by_arm.setdefault(arm, {})[str(unit)] = files.read_json(run / "summary.json")
     return by_arm
 
 
@@ -302,7 +306,7 @@ def origin(config: StudyConfig, study: dict, finished: list[str], earlier: list[
 
 
 def plain(record):
-    """The record without the keys "values", which have the arrays that its numbers were computed from."""
+    """The record without the keys "values" at any depth, which have the arrays that its numbers were computed from."""
     if isinstance(record, dict):
         return {key: plain(value) for key, value in record.items() if key != "values"}
     return [plain(value) for value in record] if isinstance(record, (list, tuple)) else record

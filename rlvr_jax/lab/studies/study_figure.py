@@ -1,10 +1,10 @@
 """The figure of a study, from its record: a row for each arm with every seed and the 95 % interval, and curves.
 
-A study's [figure] may have: `measures`, each a panel with a row for every arm; `x`, measures against which each of
-`measures` is drawn, and `log_x`, true or a list of those with a logarithmic axis; `run`, the run whose `curves`, a list
-of metrics, are recorded and drawn; `arrows = [x, x after, y, y after]`, measures between which each arm has an arrow;
-`controls`, arms drawn hollow (by default the study's `control`); `labels = {name = "words"}` of axes, beside
-labels.toml, which studies share. `shown` of the study's file chooses the arms. There are at most MOST_PANELS panels.
+The table [figure] in a study's file may have these keys. `measures`: each gets a panel with a row for every arm. `x`:
+measures against which each of `measures` is drawn. `log_x`: true, or those of `x` with a logarithmic axis. `curves`:
+metrics to draw, of the run `run`. `arrows`: measures [x, x after, y, y after]; each arm gets an arrow between the two
+points. `controls`: arms drawn hollow, by default the study's `control`. `labels`: {name = "words"} of axes; those in
+labels.toml hold for all studies. The table `shown` in the file chooses the arms.
 """
 
 import pathlib
@@ -34,7 +34,7 @@ class Look(NamedTuple):
 
 
 def fault(study: dict) -> str:
-    """What is wrong with [figure], `table` or `shown`, such as a measure that does not exist; empty if nothing is."""
+    """What is wrong with [figure], `table` or `shown` of a study's file, and how to write it; empty if nothing is."""
     figure, shown = study.get("figure", {}), study.get("shown", {})
     wrong = [key for key, value in figure.items() if not isinstance(value, KINDS.get(key, ()))]
     if len(figure.get("arrows", [""] * 4)) != 4:
@@ -49,8 +49,8 @@ def fault(study: dict) -> str:
              ("[figure] log_x", [] if isinstance(log_x, bool) else log_x, "measures"),
              ("[figure] controls", figure.get("controls", []), "arms"), ("table", study.get("table", []), "measures"),
              *((f"shown: {key}", names, key) for key, names in shown.items())]
-    return next((f"{key}: {name!r} is none of the {known}: {', '.join(study[known])}" for key, names, known in named
-                 for name in names if str(name) not in study[known]), "")
+    return next((f"{key}: {name!r} is none of the {kind}: {', '.join(study[kind])}" for key, names, kind in named
+                 for name in names if str(name) not in study[kind]), "")
 
 
 def run_dir(study: dict, cell: dict) -> Optional[pathlib.Path]:
@@ -60,19 +60,19 @@ def run_dir(study: dict, cell: dict) -> Optional[pathlib.Path]:
 
 
 def curves(study: dict, cells: dict) -> dict:
-    """`{arm: {seed: {metric: [steps, values]}}}` of the curves of [figure], at most MOST_POINTS points each."""
+    """`{arm: {unit: {metric: [steps, values]}}}` of the `curves` of [figure], for `cells`, {(arm, unit): cell}."""
     found = {}
-    for (arm, seed), cell in cells.items():
+    for (arm, unit), cell in cells.items():
         run = run_dir(study, cell)
         rows = files.read_steps(run / "metrics.jsonl") if run and (run / "metrics.jsonl").is_file() else []
         for metric in study.get("figure", {}).get("curves", []):
             if points := pages.evenly(list(zip(*figures.series(rows, metric))), MOST_POINTS):
-                found.setdefault(arm, {}).setdefault(str(seed), {})[metric] = [list(axis) for axis in zip(*points)]
+                found.setdefault(arm, {}).setdefault(str(unit), {})[metric] = [list(axis) for axis in zip(*points)]
     return found
 
 
 def looks(arms: list[str], controls: list[str]) -> dict[str, Look]:
-    """How each arm is drawn, `{arm: Look}`: up to 32 arms all look different."""
+    """How each arm is drawn, `{arm: Look}`; arms in `controls` are hollow. Up to 32 arms all look different."""
     return {arm: Look(COLORS[i % 8], MARKERS[i // 8 % 4], LINES[i // 8 % 4], "none" if arm in controls else "full")
             for i, arm in enumerate(arms)}
 
@@ -86,7 +86,7 @@ def write(record: dict, path: pathlib.Path) -> None:
 
 
 def draw_figure(record: dict):
-    """A matplotlib Figure of at most MOST_PANELS panels, side by side."""
+    """Returns a matplotlib Figure of at most MOST_PANELS panels, side by side."""
     from matplotlib.figure import Figure  # optional
 
     figure = record.get("figure", {})
@@ -94,18 +94,19 @@ def draw_figure(record: dict):
     arms = record.get("shown", {}).get("arms") or list(record["measures"])
     look = looks(arms, figure.get("controls", [record.get("control")]))
     pairs = [(x, y) for x in figure.get("x", []) for y in measures][: MOST_PANELS - 1]
-    metrics = [metric for metric in figure.get("curves", []) if any(
-        metric in of for seeds in record.get("curves", {}).values() for of in seeds.values())]
+    recorded = [by_metric for units in record.get("curves", {}).values() for by_metric in units.values()]
+    metrics = [metric for metric in figure.get("curves", []) if any(metric in by_metric for by_metric in recorded)]
     arrows = [figure["arrows"]] if "arrows" in figure else []
     metrics = metrics[: MOST_PANELS - 1 - len(pairs) - len(arrows)]
     dots = measures[: MOST_PANELS - len(pairs) - len(arrows) - len(metrics)]
+    # For each panel: the function that draws it, and its arguments after (axes, record).
     parts = [*((draw_dots, name, look) for name in dots), *((draw_curve, metric, look) for metric in metrics),
              *((draw_against, *pair, look) for pair in pairs), *((draw_arrows, names, look) for names in arrows)]
     sheet = Figure((0.4 + 0.065 * max(map(len, arms)) + 3.2 * len(parts), max(2.8, 0.23 * len(arms) + 1)),
                    layout="constrained")
-    for i, (axes, (part, *what)) in enumerate(zip(sheet.subplots(1, len(parts), squeeze=False)[0], parts)):
-        part(axes, record, *what)
-        axes.tick_params(labelleft=part is not draw_dots or not i)
+    for i, (axes, (draw, *arguments)) in enumerate(zip(sheet.subplots(1, len(parts), squeeze=False)[0], parts)):
+        draw(axes, record, *arguments)
+        axes.tick_params(labelleft=draw is not draw_dots or not i)  # the names of arms only beside the first panel
     over = " over problems" * (record.get("over") == "problems" or len(record["seeds"]) == 1)
     hollow = "; hollow and dashed: control" * any(style.fill == "none" for style in look.values())
     key = f"a small dot a seed; mean with 95 % interval{over}{hollow}" if len(parts) > len(metrics) else (
@@ -115,20 +116,20 @@ def draw_figure(record: dict):
 
 
 def label(record: dict, name: str) -> str:
-    """The text of an axis: from [figure] `labels`, from LABELS, or the name. Without line breaks it gets lines of 40
-    characters."""
+    """The label of a measure's axis: from `labels` of [figure], else from LABELS, else the name. A text without line
+    breaks gets lines of at most 40 characters."""
     words = (LABELS | record.get("figure", {}).get("labels", {})).get(name, name)
     return words if "\n" in words else "\n".join(textwrap.wrap(words, 40))
 
 
 def reach(measure: dict) -> list[list[float]]:
-    """How far a measure's interval reaches below and above its mean, [[below], [above]], as matplotlib takes errors."""
+    """Distances from a measure's mean to the ends of its interval, [[below], [above]], as in matplotlib's `xerr`."""
     low, high = measure["interval"] or (measure["mean"], measure["mean"])
     return [[max(measure["mean"] - low, 0)], [max(high - measure["mean"], 0)]]
 
 
 def draw_point(axes, x: float, y: float, look: Look, **errors) -> None:
-    """Draws a mean with its interval in the colour, marker and fill of an arm."""
+    """Draws a mean in the colour, marker and fill of an arm. `errors` are results of `reach` as `xerr` or `yerr`."""
     axes.errorbar(x, y, **errors, color=look.color, marker=look.marker, fillstyle=look.fill, ls="", ms=5, capsize=2,
                   elinewidth=1.2)
 
@@ -156,10 +157,11 @@ def draw_dots(axes, record: dict, name: str, look: dict[str, Look]) -> None:
 
 
 def draw_curve(axes, record: dict, metric: str, look: dict[str, Look]) -> None:
-    """Draws a metric over the steps: a faint line for each seed, and an arm's mean at the steps that all its seeds
+    """Draws a metric over the steps: a faint line for each seed, and an arm's mean at the steps that all of its seeds
     have."""
     for arm, style in look.items():
-        runs = [dict(zip(*of[metric])) for of in record["curves"].get(arm, {}).values() if metric in of]
+        # {step: value} for each unit; record["curves"] is {arm: {unit: {metric: [steps, values]}}}
+        runs = [dict(zip(*unit[metric])) for unit in record["curves"].get(arm, {}).values() if metric in unit]
         for run in runs if len(runs) > 1 else ():
             axes.plot(*zip(*run.items()), color=style.color, ls=style.line, linewidth=1, alpha=0.25)
         steps = sorted(set.intersection(*map(set, runs))) if runs else []
@@ -194,7 +196,8 @@ def draw_against(axes, record: dict, x: str, y: str, look: dict[str, Look]) -> N
 
 
 def draw_arrows(axes, record: dict, names: list[str], look: dict[str, Look]) -> None:
-    """Draws an arrow for each arm that has all four means, from tail to head, with both intervals at the head."""
+    """Draws an arrow for each arm that has a mean of all four measures `names`: x, x after, y, y after. The arrow goes
+    from the means (x, y) to the means (x after, y after), whose intervals are drawn."""
     for arm, style in look.items():
         x0, x1, y0, y1 = (record["measures"][arm][name] for name in names)
         if None not in (tail := (x0["mean"], y0["mean"])) + (head := (x1["mean"], y1["mean"])):
@@ -206,7 +209,8 @@ def draw_arrows(axes, record: dict, names: list[str], look: dict[str, Look]) -> 
 
 
 def keep_to_shares(axes, sides: str) -> None:
-    """Sets an axis to the range from 0 to 1 if all data are in it and reach .4, so that panels of shares look alike."""
+    """Sets the axes `sides`, "x", "y" or "xy", to the range from 0 to 1 if all data are in it and reach .4, so that
+    panels of shares look alike."""
     for side in sides:
         low, high = getattr(axes.dataLim, f"interval{side}")
         if 0 <= low and 0.4 <= high <= 1:
