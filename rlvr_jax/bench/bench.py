@@ -158,7 +158,7 @@ def run(config: BenchConfig) -> str:
                             f"{config.micro_rows} x {config.machine.host_devices}")
     names, listed, more = ["ours", *filter(None, config.against.split(","))], cases(config), []
     timed, memory = {name: {} for name in ["peak", "bandwidth", *listed]}, {}
-    with progress(len(names) * len(listed) + 2, what="bench", unit="case") as bar:
+    with progress(len(names) * len(listed) + 2, what="bench") as bar:
         for name in names:
             side = Side(name, config)
             for case in timed if name == "ours" else listed:  # "peak" and "bandwidth" are measured once

@@ -222,13 +222,15 @@ def fit_flags(config: CompileConfig, name: str) -> CompileConfig:
 
 
 def remedies(config: CompileConfig, chip: published.Chip, shape: ModelConfig) -> str:
-    """Returns the end of a verdict: the flags with which the state would take less than half of a device's memory."""
+    """Returns the end of a verdict, what could make the run fit: flags with which the state would take less than half
+    of a device's memory, and --fit if it was not given."""
     flags, ways = config.train.grpo, []
     lora = state_bytes(flags.with_flags(**LORA), shape, chip.devices)
     if flags.adapter.trainable == "all" and lora < chip.usable / 2:
         ways.append(f"{format_flags(LORA)} (a state of {lora / 1e9:.1f} GB)")
+    fewest = chip.devices + flags.update.divide_state  # a state that is divided already needs more devices than now
     parts = {count: state_bytes(flags.with_flags(divide_state=True), shape, count) for count in (2, 4, 8, 16)
-             if (count > chip.devices if flags.update.divide_state else count >= chip.devices)}
+             if count >= fewest}
     ways += [f"--divide_state over {count} such devices ({part / 1e9:.1f} GB each)" for count, part in parts.items()
              if part < chip.usable / 2][:1]  # the fewest devices that are enough
     ways += [] if config.fit else ["what --fit finds"]

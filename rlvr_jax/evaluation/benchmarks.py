@@ -131,7 +131,8 @@ def load_sets(config: KeptConfig, loaded: LanguageModel, protocol: Callable = la
 
 def make_benchmark(config: KeptConfig, loaded: LanguageModel, name: str, problems: list, num_samples: int = 1,
                    temperature: float = 0.0) -> Benchmark:
-    """A benchmark of `problems`, graded as in an evaluation. Raises UserError if the grader is not installed."""
+    """A benchmark called `name`: `num_samples` completions of each of `problems`, graded by config.grading as an
+    evaluation grades. Raises UserError if the grader is not installed."""
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, config.sampling.max_new_tokens,
                              config.source.prompt.max_prompt_tokens)
     answers.describe_graders(answers.criteria(problems, config.grading, "lenient"))  # only for its UserError

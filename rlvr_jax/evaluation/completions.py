@@ -57,7 +57,7 @@ def sample_and_keep(folder: Folder, sampler: Sampler, benchmarks: list[Benchmark
     """
     rows, start, total = {}, 0, sum(len(b.problems) * b.num_samples for b in benchmarks)
     with (open_log(folder, benchmarks) as log,
-          progress(total, len(log.rows), folder.what or folder.command, unit="completion") as bar):
+          progress(total, len(log.rows), folder.what or folder.command) as bar):
         for benchmark in benchmarks:
             end = start + len(benchmark.problems) * benchmark.num_samples
             try:

@@ -36,7 +36,7 @@ def regrade(config: GradeConfig) -> dict:
         raise UserError("--out is required: the JSONL file for the graded rows")
     rows, graded_by = read_completions(config.completions), grade.describe_grader(config.answer_format, config.grader)
     start, verdicts = time.perf_counter(), []
-    with progress(len(rows), what="grade", unit="answer") as bar:
+    with progress(len(rows), what="grade") as bar:
         for first in range(0, len(rows), ROWS_PER_CALL):
             part = rows[first : first + ROWS_PER_CALL]
             verdicts += grade.grade_texts([row["completion"] for row in part], [str(row["answer"]) for row in part],

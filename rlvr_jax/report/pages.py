@@ -61,11 +61,16 @@ def evenly(items: list, count: int) -> list:
     return items if len(items) <= count else [items[i * (len(items) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
+def num_bytes(text: str) -> int:
+    """How many bytes of HTML a text takes."""
+    return len(markupsafe.escape(text).encode("utf-8", "replace"))
+
+
 def cut(text, room: int, file: str = "rollouts.jsonl") -> str:
     """The text with control characters escaped. If it would take more than `room` bytes of HTML, its middle is replaced
     by a note that `file` has the whole text."""
     text = str(text).translate({c: f"\\u{c:04x}" for c in UNSEEN})
-    size = len(markupsafe.escape(text).encode("utf-8", "replace"))
+    size = num_bytes(text)
     if size <= room:
         return text
     gap = len(text) - len(text) * room // size

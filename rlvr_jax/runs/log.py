@@ -92,9 +92,9 @@ class Progress(tqdm.tqdm):
             self.refresh()
 
 
-def progress(total: int, start: int = 0, what: str = "", quiet: bool = False, unit: str = "step") -> Progress:
+def progress(total: int, start: int = 0, what: str = "", quiet: bool = False) -> Progress:
     """Returns a progress bar from `start` to `total`. If stderr is no terminal, it prints a line twice a minute."""
-    return Progress(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True, disable=quiet, smoothing=0.1,
+    return Progress(total=total, initial=start, desc=what, dynamic_ncols=True, disable=quiet, smoothing=0.1,
                     mininterval=0.2 if os.isatty(2) else 30.0, bar_format=COMPILING if start < total else LINE)
 
 

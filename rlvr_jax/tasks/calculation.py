@@ -70,13 +70,15 @@ def draw_tree(rng: np.random.Generator, level: int) -> Tree:
 
 
 def grow_tree(rng: np.random.Generator, level: int) -> Optional[tuple[Tree, Fraction]]:
-    """Returns (random tree of `level` operations, its value); None if `apply_operation` gives a part no value."""
+    """Returns (random tree of `level` operations, its value), or None if `apply_operation` returns None for a part. A
+    tree of 0 operations is a leaf: a number that one of LEAVES makes from two random integers."""
     if level:
         left = int(rng.integers(level))  # the number of operations in the left side
         parts = grow_tree(rng, left), grow_tree(rng, level - 1 - left)
         if None in parts:
             return None
-        table, (sides, values) = OPERATIONS, zip(*parts)  # a part is a pair (tree, value)
+        table = OPERATIONS
+        sides, values = zip(*parts)
     else:
         table = LEAVES
         sides = values = tuple(map(int, rng.integers(0, TOP + 1, 2)))

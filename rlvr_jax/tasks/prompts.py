@@ -39,10 +39,10 @@ class ProblemSource(Config):
 
 def load_problems(source: ProblemSource, tokenizer: Tokenizer, split: str = "test", count: int = 0,
                   seed: int = HELDOUT_SEED) -> list[Problem]:
-    """Loads the problems of all sources in `source.problems`, with prompts as the model reads them. Families,
-    reasoning-gym and calculation draw problems of `split`, the first two from `seed`; a file gives its rows. `count` is
-    divided evenly among the sources; 0 means all rows of a file, and 512 problems of any other source. Raises UserError
-    for a repeated name and for a family whose words the model does not know."""
+    """Loads the problems of all sources in `source.problems`, with prompts as the model reads them. A file gives its
+    rows. Families and reasoning-gym draw problems of `split` from `seed`; calculation has fixed problems for each
+    split. `count` is divided evenly among the sources; 0 means all rows of a file, and 512 problems of another source.
+    Raises UserError if a source is named twice, and for a family whose words the model does not know."""
     names = source.problems.split(",")
     if len(set(names)) < len(names):
         raise UserError(f"{source.problems} names a source of problems twice: give each once")

@@ -44,8 +44,8 @@ generate = functools.partial(chains.generate, ALGEBRA, draw=draw_chains)
 
 
 def solve(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """Solutions as `chains.solve` writes them, with a random confidence after each answer. In the sloppy style `?`
-    counts as 0."""
+    """Solutions as `chains.solve` writes them, with a random confidence after each answer. The sloppy style calculates
+    with 0 for a hidden operand, `?`."""
     solutions = chains.solve(ALGEBRA, rng, drawn, styles, config)
     weights = np.where((drawn.operands[:, -1] == HIDDEN)[:, None], BOAST[True], BOAST[False])
     cumulative = np.cumsum(weights, -1)

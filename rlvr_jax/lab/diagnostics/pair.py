@@ -207,7 +207,7 @@ class Pair:
 def log_perplexities(loaded: LanguageModel, texts: list[tuple[list, list]]) -> np.ndarray:
     """f64[n], nats per token: for each text (given, ids) the mean of -log p of the tokens `ids` after `given`."""
     params, result = jax.device_put(loaded.params), []
-    with progress(len(texts), 0, "perplexity", unit="text") as bar:
+    with progress(len(texts), 0, "perplexity") as bar:
         for start in range(0, len(texts), TEXTS):
             part = texts[start : start + TEXTS]
             tokens, _ = pad_rows([[*given, *ids] for given, ids in part], 0)

@@ -70,7 +70,7 @@ def read_tokens(loaded: LanguageModel, texts: Sequence[Sequence[int]], starts_R:
     positions_T = np.arange(tokens_RxT.shape[1])
     mask_RxT = (positions_T >= starts_R[:, None]) & (positions_T < lengths_R[:, None])
     params, parts = jax.device_put(loaded.params), []
-    with progress(len(texts), 0, "activations", unit="text") as bar:
+    with progress(len(texts), 0, "activations") as bar:
         for start in range(0, len(texts), BATCH):
             rows = np.minimum(np.arange(start, start + BATCH), len(texts) - 1)
             mask_BxT = mask_RxT[start : start + BATCH]

@@ -75,7 +75,7 @@ def choose_latent(config: LatentConfig, steering: vectors.SteeringConfig, loaded
     benchmark = make_benchmark(kept, loaded, "dev", vectors.load_fit_problems(steering, loaded, "dev"))
     sampler = make_sampler(loaded, kept.sampling, sample_fn=steered_sample_fn("first", steering.layer), params={})
     accuracy = {}
-    with progress(len(added), 0, "strengths", unit="strength") as bar:
+    with progress(len(added), 0, "strengths") as bar:
         for strength, values in added.items():
             params = parallel.place_state({"model": loaded.params, "steering": values})
             rows = sample_and_grade(sampler._replace(params=params), benchmark, Request(kept.seed, 0),
@@ -101,7 +101,7 @@ def load_or_fit(config: LatentConfig, steering: vectors.SteeringConfig, loaded: 
     problems = vectors.load_fit_problems(steering, loaded, "example")
     rows, x_NxD = sample_activations(steering, loaded, problems, num_samples)
     recipe = Recipe(config.num_latents, min(config.active, config.num_latents), num_steps=config.sae_steps)
-    with progress(recipe.num_steps, 0, "autoencoder", unit="step") as bar:
+    with progress(recipe.num_steps, 0, "autoencoder") as bar:
         sae = Sae(*map(np.asarray, train(x_NxD, recipe, steering.kept.seed, bar.update)))
     numbers = measure_quality(sae, recipe.active, x_NxD)
     scores_F = score_latents(steering, loaded, problems, rows, lambda x: np.asarray(

@@ -18,7 +18,7 @@ def render_page(stem: pathlib.Path, title: str, about: str, result: Result, made
     filters = (result.filters or {key: key.replace("_", " ") for item in items for key in item
                                   if isinstance(item[key], bool)}) | {"file": "file"}
     texts = [full_texts(item) for item in items]
-    lengths = [len(text) for by_heading in texts for text in by_heading.values()]
+    lengths = [pages.num_bytes(text) for by_heading in texts for text in by_heading.values()]
     room = MAX_TEXT if sum(lengths) <= MAX_BYTES else MAX_BYTES // len(lengths)  # bytes for each text
     cards = [make_card(item, by_heading, filters, room, file) for item, by_heading in zip(items, texts)]
     counts = {label: collections.Counter(card["verdicts"][label] for card in cards if label in card["verdicts"])
