@@ -265,7 +265,7 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
 
 
 def map_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3) -> Callable:
-    """Returns `statistics(params, batch)` of `make_statistics` for host batches, on all devices; results are numpy."""
+    """Returns the function of `make_statistics` on all devices, for a batch in host memory; its results are numpy."""
     mapped = parallel.map_devices(make_statistics(model_config, config, count, parallel.AXIS))
     pieces = config.num_minibatches * config.grad_accumulation
 

@@ -74,9 +74,9 @@ def is_allowed(value, kind, default, meta: Mapping) -> bool:
 
 
 def describe_row(table, row: str) -> str:
-    """Returns how --help explains the entry `row` of a table of choices. For a function, that is the first sentence of
-    its docstring; for a tuple with a function `score`, of that function's docstring; for another tuple, such as an
-    objective, the names of its functions; otherwise ""."""
+    """Returns how --help explains the entry `row` of a table of choices: the first sentence of a docstring, if the
+    entry is a function or has a function `score`; the names of its functions, if it is any other tuple, such as an
+    objective; otherwise ""."""
     value = table[row] if isinstance(table, Mapping) else None
     if isinstance(value, tuple) and not hasattr(value, "score"):
         return ", ".join(part.__name__.replace("_", " ") for part in value if callable(part))

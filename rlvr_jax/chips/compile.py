@@ -238,11 +238,12 @@ def remedies(config: CompileConfig, chip: published.Chip, shape: ModelConfig) ->
 
 
 def compile_for_chip(config: CompileConfig, name: str) -> dict:
-    """Returns a chip's record for --out, such as `compile_program`'s results, a verdict, and a step's least seconds."""
+    """Compiles a run's programs for the chip `name`. Returns the chip's record for --out, with `compile_program`'s
+    results, a step's least seconds, and a verdict. With --fit, tries LoRA if nothing else fits."""
     chip, shape = published.named(name), shape_of(config)
     state = state_bytes(config.train.grpo, shape, chip.devices)
     start = state if config.train.grpo.update.divide_state else 2 * state  # the original and the first device's copy
-    slots = config.train.grpo.sampling.num_slots or MOST_SLOTS.get(name, 0)  # a compile target does not name its chip
+    slots = config.train.grpo.sampling.num_slots or MOST_SLOTS.get(name, 0)  # sampling, compiled ahead, cannot know it
     config = config.with_flags(num_slots=slots)
     config = fit_flags(config, name) if config.fit and start <= chip.usable else config
     flags, programs = config.train.grpo, {"start": {"peak": start}}
@@ -257,7 +258,7 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
     peaks = {which: program["peak"] for which, program in programs.items()}  # None: the compiler failed, size unknown
     over = [f"{which}, {peak / 1e9:.1f} GB" if peak else f"{which}, which the compiler gives up"
             for which, peak in peaks.items() if (peak or math.inf) > chip.usable]
-    largest = max(peak or 0 for peak in peaks.values())
+    largest = max(peak or 0 for peak in peaks.values())  # of known sizes: LoRA and `remedies` are about these
     pace = f", at best {step:.3g} s a step, {at_40:.3g} at 40 % of the longest" if state >= here.CACHED else ""
     verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
                f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB{pace}")

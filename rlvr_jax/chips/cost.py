@@ -157,9 +157,11 @@ def traffic(computations: dict) -> Callable:
 
     def bytes_written(computation: dict, line: Line) -> int:
         passed = passed_through(line)
+        if passed and line.name.startswith("async-collective-start"):
+            return 0  # counted at its -done
         if passed and not line.name.startswith("async-collective-done"):
-            return sum(shape_bytes(x) for i, x in enumerate(array_shapes(line.shape)) if i not in passed[0]  # outputs
-                       and not line.name.startswith("async-collective-start"))
+            unwritten = passed[0]  # the outputs that are operands, handed on
+            return sum(shape_bytes(x) for i, x in enumerate(array_shapes(line.shape)) if i not in unwritten)
         if line.kind == "fusion":
             inner = computations[called_computations(line, "calls")[0]]
             return min(shape_bytes(line.shape), bytes_written(inner, find_root(inner)))

@@ -23,15 +23,15 @@ def lengths(rows: int, longest: int, power: float) -> np.ndarray:
 
 
 def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout, attend: Optional[Callable]) -> Load:
-    """Replays the loops of `sampler.decode`, which samples `slots` completions (0: all) at the same time; `most` is the
-    maximum length. The slot with the most tokens selects the bucket of the cache that `model.decode_step` reads.
-    With an attention kernel `attend` there is one bucket, which counts in full although the kernel reads a part."""
+    """Replays the loops of `sampler.decode`, which samples completions of `lengths_B` tokens, at most `most`, in so many
+    `slots` (0: all at once). In each round the slot with the most tokens decides how much of the cache (which bucket)
+    `model.decode_step` reads. A kernel `attend` reads only a part, but the whole cache is counted, as one bucket."""
     slots = min(slots or len(lengths_B), len(lengths_B))
     steps, left = np.zeros(slots, int), lengths_B[:slots].copy()  # tokens of each slot's completion: sampled, to come
     queue, plan = iter(lengths_B[slots:]), sampler.stages(slots, most, layout, attend)
     rounds, farthest = [], []  # rounds of each loop; the largest of `steps` in each round
     for (size, window), (next_size, _) in zip(plan, [*plan[1:], (0, most)]):
-        stop_at = next_size if next_size < size else 0  # the next loop takes over when no more slots are busy
+        stop_at = next_size if next_size < size else 0  # then the next loop has slots enough for the busy ones
         busiest, first_round = np.argsort(left == 0, kind="stable")[:size], len(farthest)
         steps, left = steps[busiest], left[busiest]
         while (busy := left > 0).sum() > stop_at and (position := max(steps)) < window:

@@ -270,7 +270,7 @@ def test_the_sizes_of_the_readme_are_those_of_the_records():
     assert f"the demo's seed is the best, {end['seeds'][0]:.3f}." in text and end["seeds"][0] == max(end["seeds"])
     chips = {re.search(r"chips/(\w[\w.-]*)\.flags", name)[1]: one["verdict"]
              for name, one in json.loads((ROOT / "results" / "chips.json").read_text()).items() if "/chips/" in name}
-    rows = re.findall(r"chips/([\w.-]+)\.flags\) \|[^|]*\| (\d+) steps: ([\d.]+) to ([\d.]+) (hours|days) \| ([\d.]+) GB", README)
+    rows = re.findall(r"chips/([\w.-]+)\.flags\) \|[^|]*\| (\d+) steps: ([\d.]+) or ([\d.]+) (hours|days) \| ([\d.]+) GB", README)
     assert len(rows) == 4
     for name, steps, least, most, unit, size in rows:
         largest, full, average = map(float, re.search(

@@ -108,7 +108,7 @@ def branched_sample_fn(num_paths: int) -> Callable:
         first_B = first_tokens(params, config, prefix, num_paths)[rows.prompt_index, paths_B]
         given_BxT = jnp.full((len(rows.keys), decoding.max_new_tokens), -1, jnp.int32).at[:, 0].set(first_B)
         out = sampler.decode(params, config, prefix, rows._replace(given=given_BxT), decoding, note)
-        fed_B = jnp.sum(out.completion_mask, -1) + (paths_B == 0)
+        fed_B = jnp.sum(out.completion_mask, -1) + (paths_B == 0)  # `first_tokens` feeds one for each prompt
         return out.replace(noted=out.noted | {"forward_tokens": fed_B})
     return sample_fn
 

@@ -15,6 +15,7 @@ def render_page(stem: pathlib.Path, title: str, about: str, result: Result, made
     """Returns the HTML of the page that belongs beside STEM_items.jsonl. `about` introduces the probe, `made_by` is the
     last sentence, and the figure STEM.png is shown if it exists. Readers can filter items by `result.filters`."""
     file, items = f"{stem.name}_items.jsonl", pages.evenly(result.items, MAX_ITEMS)
+    # {key of an item: its label}; by default the keys with booleans. "file" is the item's completions file.
     filters = (result.filters or {key: key.replace("_", " ") for item in items for key in item
                                   if isinstance(item[key], bool)}) | {"file": "file"}
     texts = [full_texts(item) for item in items]

@@ -94,7 +94,7 @@ def changed(before: pathlib.Path, after: pathlib.Path, arms: list[str]) -> dict:
             "arms": arms, "completions": [row["completion"] for row in pair]} for words, pair in found.items() if pair}
 
 
-def refuse_strangers(study: dict, cells: list[dict]) -> None:
+def refuse_missing_paths(study: dict, cells: list[dict]) -> None:
     """Raises UserError for a measure whose path is in none of its cells' existing JSON files. The value may be null."""
     for name, source in study["measures"].items():
         places = [] if isinstance(source, list) else dict.fromkeys(

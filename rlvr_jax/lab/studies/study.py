@@ -67,6 +67,7 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     cells = {(arm, label(study, unit)): variables(study, given | {"arm": arm} | {k: str(v) for k, v in unit.items()})
              for unit in repeated for arm in study["arms"] if design.has(study, arm, unit["seed"])}
     lines = [commands.commands(study, cell, config.quick, config.bank) for cell in cells.values()]
+    # The commands of the first unit's arms; those of other units differ only in seeds and names.
     for line in dict.fromkeys(line for each in lines[: len(study["arms"])] for line in each):
         check(line)
     if config.dry_run:
@@ -74,13 +75,13 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
         return None
     finished, earlier = commands.execute(lines, work, config.bank, config.jobs)
 
-    def known(arm: str, name: str) -> Optional[list]:
+    def known(arm: str, name: str) -> Optional[list]:  # a value for each unit; None if it is made of other measures
         source = study["measures"][name]
         return None if isinstance(source, list) else [
             sources.source_values(name, source, cell) if (cell := cells.get((arm, label(study, unit)))) else None
             for unit in repeated]
 
-    sources.refuse_strangers(study, list(cells.values()))
+    sources.refuse_missing_paths(study, list(cells.values()))
     found = sources.values_of(study, known, repeated)
     record = {"study": name} | written(study, measure(study, found, repeated), repeated) | {
         "origin": origin(config, study, finished, earlier), "summaries": summaries(study, cells)}
@@ -240,7 +241,7 @@ def again(record: dict) -> dict:
         is_summary = file == f"{commands.fill(run, cells[arm][i])}/summary.json"
         return sources.looked_up(pathlib.Path(file), path, summary)[0] if is_summary else None
 
-    def known(arm: str, name: str) -> Optional[list]:
+    def known(arm: str, name: str) -> Optional[list]:  # a value for each unit; None if it is made of other measures
         source = study["measures"][name]
         if isinstance(source, list) and name not in record["measures"][arm]:
             return None

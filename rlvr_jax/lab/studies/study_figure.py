@@ -60,7 +60,8 @@ def run_dir(study: dict, cell: dict) -> Optional[pathlib.Path]:
 
 
 def curves(study: dict, cells: dict) -> dict:
-    """`{arm: {unit: {metric: [steps, values]}}}` of the `curves` of [figure], for `cells`, {(arm, unit): cell}."""
+    """Returns {arm: {unit: {metric: [steps, values]}}} for the metrics that [figure] in the study's file lists as
+    `curves`. `cells` is {(arm, unit): cell}."""
     found = {}
     for (arm, unit), cell in cells.items():
         run = run_dir(study, cell)
