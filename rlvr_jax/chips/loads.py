@@ -23,8 +23,8 @@ def lengths(rows: int, longest: int, power: float) -> np.ndarray:
 
 
 def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout, attend: Optional[Callable]) -> Load:
-    """Replays the loops of `sampler.decode`, which samples completions of `lengths_B` tokens, at most `most`, in so many
-    `slots` (0: all at once). In each round the slot with the most tokens decides how much of the cache (which bucket)
+    """Replays the loops of `sampler.decode`, which samples completions of `lengths_B` tokens, at most `most`, in this
+    many `slots` (0: all at once). In each round the slot with the most tokens decides which bucket of the cache
     `model.decode_step` reads. A kernel `attend` reads only a part, but the whole cache is counted, as one bucket."""
     slots = min(slots or len(lengths_B), len(lengths_B))
     steps, left = np.zeros(slots, int), lengths_B[:slots].copy()  # tokens of each slot's completion: sampled, to come

@@ -149,6 +149,10 @@ def test_the_export_of_a_run_has_a_card_with_the_sums_of_its_files_and_the_runs_
     assert sums == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()
                     if path.name != "README.md"} and "model.safetensors" in sums
     assert (out / "flags.txt").read_bytes() == (base / "flags.txt").read_bytes()
+    (out / ".git").mkdir()
+    (out / "model.safetensors").write_bytes(b"of an earlier export")
+    run("export", f"--model={base}", f"--out={out}", compiled=compiled, expect=0)
+    assert (out / "README.md").read_text() == card  # its own card is made again, folders are left out
     (out / "README.md").write_text("mine")
     run("export", f"--model={base}", f"--out={out}", compiled=compiled, expect=0)
     assert (out / "README.md").read_text() == "mine"

@@ -99,6 +99,8 @@ def draw_figure(record: dict):
     metrics = [metric for metric in figure.get("curves", []) if any(metric in by_metric for by_metric in recorded)]
     arrows = [figure["arrows"]] if "arrows" in figure else []
     metrics = metrics[: MOST_PANELS - 1 - len(pairs) - len(arrows)]
+    if not (measures or metrics or arrows):  # a figure of curves, and none in the record
+        measures = records.choose_columns(record)[1]
     dots = measures[: MOST_PANELS - len(pairs) - len(arrows) - len(metrics)]
     # For each panel: the function that draws it, and its arguments after (axes, record).
     parts = [*((draw_dots, name, look) for name in dots), *((draw_curve, metric, look) for metric in metrics),
