@@ -174,7 +174,7 @@ def side_by_side(lines: list[str], before: dict[str, set], places: list[dict], r
     """
     waiting, running, failed, began = list(lines), {}, [], time.monotonic()  # running: {future: (line, place)}
     with (concurrent.futures.ThreadPoolExecutor(len(places)) as threads,
-          log.progress(done + len(lines), done, "study", len(places) == 1, "command") as bar):
+          log.progress(done + len(lines), done, "study", len(places) == 1) as bar):
         bar.bar_format = log.LINE  # otherwise the bar says at first that the program compiles
         while running or waiting and not failed:
             busy = {line for line, _ in running.values()}
