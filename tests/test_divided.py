@@ -52,6 +52,7 @@ def test_divided_is_whole(devices, names, compiled, tmp_path):
         assert held[f"{name} divided"] <= (1 / devices + vectors) * held[f"{name} whole"] or devices == 1
 
 
+@pytest.mark.slow
 def test_gradients_of_a_bfloat16_model_are_summed_in_float32(compiled, tmp_path):
     """Adam's first moments after one update on four devices, in four micro-batches; 16-bit sums differ by 1e-3."""
     arrays, _ = run(4, "bfloat16", compiled, tmp_path)

@@ -55,7 +55,7 @@ def test_two_devices_micro_batches_and_a_sharded_jit_give_the_same_step():
 
 
 @pytest.mark.parametrize("objective, groups", [
-    ("gspo", (0, 0, 0, 0)), ("one_shot", (0, 2, 1, 0)), ("dr_grpo", (0, 2, 1, 0))])
+    ("gspo", (0, 0, 0, 0)), ("one_shot", (0, 2, 1, 0)), pytest.param("dr_grpo", (0, 2, 1, 0), marks=pytest.mark.slow)])
 def test_padding_that_is_not_computed_changes_no_step(objective, groups, monkeypatch):
     """16 completions of up to 80 tokens: micro-batches of like length are cut to 10, 20, 40 or 80 tokens."""
     batch = make_batch(groups=groups, drawn={"eos_ids": (12,), "max_new_tokens": 80})

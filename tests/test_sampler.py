@@ -44,7 +44,7 @@ def test_slots_and_batch_composition_change_no_rollout(index, seed, slots):
         assert_same_rollouts(out, reference)
 
 
-@pytest.mark.parametrize("num_slots, num_prompts", [(0, 1), (0, 40), (33, 2)])
+@pytest.mark.parametrize("num_slots, num_prompts", [(0, 1), pytest.param(0, 40, marks=pytest.mark.slow), (33, 2)])
 def test_fewer_slots_at_the_end_change_no_rollout(num_slots, num_prompts):
     """40 rows of up to 80 tokens, of which the last go on in fewer slots: 40 or 33, then 20 or 16, then 10 or 8."""
     index = (np.arange(40) % num_prompts).astype(np.int32)

@@ -73,7 +73,7 @@ def test_a_lora_run_exports_what_it_learnt(base, compiled, tmp_path):
     assert (theirs.params["layers"]["q"] != ours.params["layers"]["q"]).any()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_a_frozen_base_of_16_bits_is_kept_in_them_resumes_and_is_read_in_32(dtype, base, tmp_path):
     half = {"trainable": "lora", "params_dtype": dtype, "dtype": dtype}
     rows = run_of(base, tmp_path / "whole", num_steps=4, **half)

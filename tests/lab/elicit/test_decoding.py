@@ -57,7 +57,7 @@ def test_a_move_is_taken_with_the_published_chance():
     assert float(chance) == pytest.approx(.40657, abs=1e-5)
 
 
-@pytest.mark.parametrize("alpha, blocks", [(2.0, 1), (2.0, 3)])
+@pytest.mark.parametrize("alpha, blocks", [pytest.param(2.0, 1, marks=pytest.mark.slow), (2.0, 3)])
 def test_moves_lead_to_the_power_of_the_distribution(alpha, blocks):
     """Of completions of several lengths, where a move has another chance than the move back; not of single tokens."""
     said, out = complete(RAGGED, 4096, 3, power_sample_fn(PowerConfig(alpha, blocks, 16)))
