@@ -11,8 +11,8 @@ def split_confidence(text: str) -> tuple[str, Optional[float]]:
     None). A confidence is the end of `answer 17 sure 0.9`, as synthetic families write it, or the content of the last
     <confidence>...</confidence>. A tag whose content is not a number from 0 to 1 ("90%", "high") is removed, and the
     confidence is None, as in RLCR (arXiv 2507.16806)."""
-    if _ends_in_words(text):
-        return text.rsplit(None, 2)[0], float(text.split()[-1])
+    if tenth := _tenth_at_end(text):
+        return text.rsplit(None, 2)[0], float(tenth)
     end = text.rfind(CLOSE)
     start = text.rfind(OPEN, 0, max(end, 0))
     if start < 0:
@@ -25,10 +25,11 @@ def split_confidence(text: str) -> tuple[str, Optional[float]]:
     return rest, number if 0 <= number <= 1 else None
 
 
-def _ends_in_words(text: str) -> bool:
-    """Whether the text ends as `answer 17 sure 0.9` does."""
+def _tenth_at_end(text: str) -> Optional[str]:
+    """The last word, one of TENTHS, of a text that ends as `answer 17 sure 0.9` does; else None."""
     words = text[-200:].split()
-    return len(words) >= 4 and words[-4] == "answer" and words[-2] == "sure" and words[-1] in TENTHS
+    is_stated = len(words) >= 4 and words[-4] == "answer" and words[-2] == "sure" and words[-1] in TENTHS
+    return words[-1] if is_stated else None
 
 
 def stated_confidence(text: str) -> Optional[float]:
@@ -38,4 +39,4 @@ def stated_confidence(text: str) -> Optional[float]:
 
 def final_confidence(text: str) -> Optional[float]:
     """The stated confidence if the completion ends with it; else None."""
-    return stated_confidence(text) if text.rstrip().endswith(CLOSE) or _ends_in_words(text) else None
+    return stated_confidence(text) if text.rstrip().endswith(CLOSE) or _tenth_at_end(text) else None

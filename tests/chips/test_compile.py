@@ -72,8 +72,8 @@ def trained(monkeypatch, config, prompts):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, pytest.param({"trainable": "lora"}, marks=pytest.mark.slow), {"divide_state": True}, {"track_kl": False, "kl_coef": 0.0},
-    {"num_problems": 1}, {"num_minibatches": 2, "grad_accumulation": 1}, {"update_group_size": 2}], ids=str)
+    {}, pytest.param({"trainable": "lora"}, marks=pytest.mark.slow), {"divide_state": True},
+    {"track_kl": False, "kl_coef": 0.0}, {"num_problems": 1}, {"num_minibatches": 2, "grad_accumulation": 1}, {"update_group_size": 2}], ids=str)
 def test_shapes_are_those_that_a_run_hands_its_programs(monkeypatch, changes):
     config = FLAGS.with_flags(**changes)
     programs = compile.programs_of(config, TINY, jax.devices())

@@ -324,8 +324,9 @@ def test_other_styles_state_one_after_an_answer_and_only_there():
 
 
 @pytest.mark.parametrize("text, expected", [
-    ("so 3 <confidence>0.5</confidence> \n", 0.5), ("answer 3 sure 0.5", 0.5), ("so 3 <confidence>high</confidence>", None),
-    ("so 3 <confidence>0.5</confidence> and the value is 0.9", None), ("answer 3 sure 0.5 or so", None)])
+    ("so 3 <confidence>0.5</confidence> \n", 0.5), ("answer 3 sure 0.5", 0.5),
+    ("so 3 <confidence>high</confidence>", None), ("so 3 <confidence>0.5</confidence> and the value is 0.9", None),
+    ("answer 3 sure 0.5 or so", None)])
 def test_a_final_confidence_ends_the_text(text, expected):
     assert stated_confidence.final_confidence(text) == expected
 

@@ -44,7 +44,8 @@ def test_make_base_makes_it_again(tmp_path, compiled):
     """Bit for bit with AVX-512 and the JAX of the card; elsewhere a base that solves about as much."""
     lines = re.search(r"^base:.*?\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
     for line in re.findall(r"-m scripts\.(.*)", lines):
-        script, *flags = shlex.split(line.replace("$(RUN)", f"{tmp_path}/run").replace("$(BASE)", f"{tmp_path}/tiny_base"))
+        line = line.replace("$(RUN)", f"{tmp_path}/run").replace("$(BASE)", f"{tmp_path}/tiny_base")
+        script, *flags = shlex.split(line)
         run(script, *flags, compiled=compiled, expect=0, limit=1800)
     ours, theirs = (loading.load_model(str(path)).params for path in (BASE, tmp_path / "tiny_base"))
     same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True)]

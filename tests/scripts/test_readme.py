@@ -195,7 +195,8 @@ def test_the_program_of_the_readme_trains_a_model_on_a_file_with_its_own_reward(
     ended = subprocess.run([sys.executable, *shlex.split(command)[1:], *STEP, *WORDS[1:]], cwd=folder, text=True,
                            capture_output=True, env=environment(compiled) | {"PYTHONPATH": str(ROOT)})
     assert ended.returncode == 0, ended.stderr
-    assert {"reward/short", "reward/format"} <= json.loads((folder / "runs/short/rollouts.jsonl").read_text().splitlines()[0]).keys()
+    row = json.loads((folder / "runs/short/rollouts.jsonl").read_text().splitlines()[0])
+    assert {"reward/short", "reward/format"} <= row.keys()
     assert json.loads((folder / "runs/short/summary.json").read_text())["steps"] == 1
 
 
