@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import runpy
-import select
 import signal
 import sys
 
@@ -17,29 +16,18 @@ import rlvr_jax.training.finetune
 import rlvr_jax.training.pretrain
 import rlvr_jax.training.train  # noqa: F401  (most commands need what these import)
 
-children, unread = {}, b""
-while True:
-    if select.select([0], [], [], 0.01)[0]:
-        received = os.read(0, 1 << 16)
-        if not received:  # the tests have ended
-            for pid in children:
-                os.kill(pid, signal.SIGKILL)
-            os._exit(0)
-        *lines, unread = (unread + received).split(b"\n")
-        for line in lines:
-            request = json.loads(line)
-            pid = os.fork()
-            if pid == 0:
-                break
-            children[pid] = request["done"]
-        else:
-            request = None
-        if request:
-            break
-    while children and (ended := os.waitpid(-1, os.WNOHANG))[0]:
-        done = pathlib.Path(children.pop(ended[0]))
-        done.with_suffix(".part").write_text(str(os.waitstatus_to_exitcode(ended[1])))
-        done.with_suffix(".part").rename(done)
+os.setpgrp()
+for line in sys.stdin.buffer:
+    request = json.loads(line)
+    if os.fork() == 0:
+        break
+else:  # the tests have ended
+    os.killpg(0, signal.SIGKILL)
+if pid := os.fork():  # this process waits for the one that runs the command
+    code, done = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), pathlib.Path(request["done"])
+    done.with_suffix(".part").write_text(str(code))
+    done.with_suffix(".part").rename(done)
+    os._exit(0)
 
 for number, path in ((0, os.devnull), (1, request["out"]), (2, request["err"])):
     os.dup2(os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT), number)

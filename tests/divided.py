@@ -1,4 +1,4 @@
-"""Ten updates of a model of four layers, in a process with as many devices as asked for:
+"""Six updates of a model of two layers, in a process with as many devices as asked for:
 `divided.py DEVICES FILE VARIANTS`. A model of 16 bits has one update.
 
 FILE.npz gets every array of the state in the end, by variant, way and name, and the metrics of the last update; printed
@@ -19,13 +19,13 @@ from rlvr_jax.training import driver
 
 from fixtures import make_batch, random_params
 
-MODEL = ModelConfig(vocab_size=128, num_layers=4, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=128,
+MODEL = ModelConfig(vocab_size=128, num_layers=2, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=128,
                     max_seq_len=64, tie_embeddings=False)
 PLAIN = grpo.GRPOConfig.from_flags(learning_rate=1e-4, kl_coef=0.05, temperature=0.8, remat=True, max_grad_norm=0.5)
 VARIANTS = {  # moments that start anew would make much of a last bit, so that it is the reference that is reset
     "all": {"num_minibatches": 2, "grad_accumulation": 2, "reset_every": 5, "reset": "reference"},
-    "kept": {"remat": False}, "micro": {"grad_accumulation": 4, "remat": False},
-    "lora": {"trainable": "lora", "adapter_rank": 2}, "bfloat16": {"grad_accumulation": 4, "remat": False}}
+    "kept": {"remat": False}, "lora": {"trainable": "lora", "adapter_rank": 2},
+    "bfloat16": {"grad_accumulation": 4, "remat": False}}
 
 
 def updates(config, divide: bool, model: ModelConfig, steps: int) -> tuple:
@@ -41,7 +41,7 @@ def updates(config, divide: bool, model: ModelConfig, steps: int) -> tuple:
             state = reset(state)
     drawn = [sampler.make_sampler(model, Decoding((0,), 6, slots, by_layer=by_layer))(
         state.params, batch.prompts, batch.prompt_index, Request(0, 1, temperature=1.0))
-             for slots, by_layer in ((0, False), (2, True))]
+             for slots, by_layer in ((0, False), (2, True))[: 1 + divide]]
     return parallel.fetch_state(state), metrics, held, drawn
 
 
@@ -54,8 +54,8 @@ def main(devices: int, file: str, names: str) -> None:
         model = dataclasses.replace(MODEL, dtype="bfloat16" if short else "float32")
         for way in ("whole", "divided"):
             state, metrics, held[f"{name} {way}"], drawn = updates(
-                PLAIN.with_flags(**changes), way == "divided", model, 1 if short else 10)
-            found = {"state": state, "metrics": metrics, "drawn": drawn[0], "drawn by layer": drawn[1]}
+                PLAIN.with_flags(**changes), way == "divided", model, 1 if short else 6)
+            found = {"state": state, "metrics": metrics} | dict(zip(("drawn", "drawn by layer"), drawn))
             arrays |= {f"{name} {way} {jax.tree_util.keystr(path)}": x
                        for path, x in jax.tree_util.tree_leaves_with_path(found)}
     np.savez(file, **arrays)

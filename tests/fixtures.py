@@ -271,18 +271,13 @@ def _padded_logits(params, config, tokens, edit):
 
 def full_logits(params, config, tokens, edit=None):
     """Logits f32[T,V] of a row of T tokens, which is padded so that few lengths are compiled."""
-    row = np.zeros(16 if len(tokens) <= 16 else 160, np.int32)
-    row[: len(tokens)] = tokens
+    row = padded([tokens], 16 if len(tokens) <= 16 else 160).tokens[0]
     return _padded_logits(params, config, row, edit)[: len(tokens)]
 
 
-def padded(prompts, width=None, fill=0) -> Prompts:
-    """Lists of token ids as i32[P,width], padded with `fill`; the default width is that of the longest list."""
-    lengths = np.array([len(p) for p in prompts], np.int32)
-    tokens = np.full((len(prompts), width or lengths.max()), fill, np.int32)
-    for row, prompt in zip(tokens, prompts):
-        row[: len(prompt)] = prompt
-    return Prompts(jnp.array(tokens), jnp.array(lengths))
+def padded(rows, width=0, fill=0) -> Prompts:
+    """Lists of token ids, padded with `fill` to `width`; 0: to the longest list."""
+    return Prompts(*map(jnp.array, prompts.pad_rows(rows, fill, width)))
 
 
 _sample = jax.jit(sampler.sample, static_argnums=(1, 4, 5))
@@ -702,8 +697,8 @@ def write_record(folder: pathlib.Path, name: str, arms: dict, figure=True, **cha
                "figure": {"measures": list(measures)[:1], "x": list(measures)[1:]}}
     measured = study.measure(content, {arm: {key: [None if x is None else np.array(x) for x in values]
                                              for key, values in of.items()} for arm, of in arms.items()}, repeated)
-    record = study.plain({"study": name, "origin": f"`study --study={name}`, commit abc1234."} | study.written(
-        content, measured, repeated) | changes)
+    record = json.loads(json.dumps({"study": name, "origin": f"`study --study={name}`, commit abc1234."} | study.written(
+        content, measured, repeated) | changes))
     if figure:
         study.write([record], folder)
     else:

@@ -7,6 +7,7 @@ in a process of its own.
 """
 
 import dataclasses
+import functools
 import io
 import json
 import pathlib
@@ -159,52 +160,33 @@ def run_log(path):
     return rows, read_json(path)
 
 
-_SOUND: dict = {}
-
-
+@functools.cache
 def sound_folder() -> dict[str, bytes]:
-    """The files of a small Qwen2 model with its tokenizer, made once."""
-    if not _SOUND:
-        import jax
+    """The files of a small Qwen2 model with its tokenizer."""
+    from golden import cases
+    from rlvr_jax.model import ModelConfig
+    from rlvr_jax.pretrained import huggingface
+    from rlvr_jax.pretrained.tokenizer import save_tokenizer
+    from rlvr_jax.tasks import families
 
-        from rlvr_jax import model
-        from rlvr_jax.pretrained import huggingface
-        from rlvr_jax.pretrained.tokenizer import save_tokenizer
-        from rlvr_jax.tasks import families
-
-        tokenizer = families.make_tokenizer(["arithmetic"])
-        shape = model.ModelConfig(vocab_size=tokenizer.backend.get_vocab_size(), num_layers=1, d_model=8, num_heads=2,
-                                  num_kv_heads=1, head_dim=4, d_ff=8, max_seq_len=64, qkv_bias=True)
-        params = jax.tree.map(np.asarray, model.init_params(jax.random.key(0), shape))
-        with tempfile.TemporaryDirectory() as made:
-            huggingface.save_folder(shape, params, pathlib.Path(made))
-            save_tokenizer(tokenizer, pathlib.Path(made))
-            _SOUND.update({file.name: file.read_bytes() for file in pathlib.Path(made).iterdir()})
-    return _SOUND
+    tokenizer = families.make_tokenizer(["arithmetic"])
+    shape = ModelConfig(vocab_size=tokenizer.backend.get_vocab_size(), num_layers=1, d_model=8, num_heads=2,
+                        num_kv_heads=1, head_dim=4, d_ff=8, max_seq_len=64, qkv_bias=True)
+    with tempfile.TemporaryDirectory() as made:
+        huggingface.save_folder(shape, cases.random_params(shape, 0), pathlib.Path(made))
+        save_tokenizer(tokenizer, pathlib.Path(made))
+        return {file.name: file.read_bytes() for file in pathlib.Path(made).iterdir()}
 
 
 def sound_gguf() -> list[bytes]:
-    import gguf
+    from golden import cases
+    from rlvr_jax.model import ModelConfig
 
+    shape = ModelConfig(vocab_size=4, num_layers=1, d_model=8, num_heads=2, num_kv_heads=2, head_dim=4, d_ff=8,
+                        max_seq_len=64)
     with tempfile.TemporaryDirectory() as made:
         path = pathlib.Path(made) / "m.gguf"
-        writer = gguf.GGUFWriter(path, "llama")
-        for add, value in ((writer.add_block_count, 1), (writer.add_embedding_length, 8), (writer.add_head_count, 2),
-                           (writer.add_feed_forward_length, 8), (writer.add_context_length, 64),
-                           (writer.add_layer_norm_rms_eps, 1e-6), (writer.add_tokenizer_model, "gpt2"),
-                           (writer.add_tokenizer_pre, "gpt2"), (writer.add_token_list, ["a", "b", "ab", "<e>"]),
-                           (writer.add_token_types, [1, 1, 1, 3]), (writer.add_token_merges, ["a b"]),
-                           (writer.add_eos_token_id, 3)):
-            add(value)
-        rng, layer = np.random.default_rng(0), ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm",
-                                                "ffn_gate", "ffn_up", "ffn_down")
-        shapes = {f"blk.0.{part}.weight": (8,) if "norm" in part else (8, 8) for part in layer}
-        for name, shape in ({"token_embd.weight": (4, 8), "output_norm.weight": (8,)} | shapes).items():
-            writer.add_tensor(name, rng.standard_normal(shape).astype(np.float32))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        cases.write_gguf(path, shape, cases.random_params(shape, 0), "llama")
         return [path.read_bytes()]
 
 

@@ -24,8 +24,17 @@ import sys
 import tempfile
 import time
 
+import jax
+
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import fixtures  # noqa: E402
+from rlvr_jax import grpo  # noqa: E402
+from rlvr_jax.rewards import score  # noqa: E402
+from rlvr_jax.runs import checkpoint, log  # noqa: E402
+from rlvr_jax.runs.markdown import markdown_table  # noqa: E402
+from rlvr_jax.runs.origin import commit  # noqa: E402
 
 STEPS, SEED = 24, 0
 KINDS = ("sampling", "scoring", "update", "log", "checkpoint")
@@ -36,10 +45,6 @@ SIZES = range(5, 100, 5)  # of a file system that fills up: percent of what a wh
 
 def run_with_fault(plan: dict, words: list[str]) -> None:
     """Runs a script with the fault of the plan in it."""
-    from rlvr_jax import grpo
-    from rlvr_jax.rewards import score
-    from rlvr_jax.runs import checkpoint, log
-
     calls = collections.Counter()
 
     def due(kind: str) -> bool:
@@ -96,15 +101,11 @@ class Trial:
     """One run directory, and the command that writes it."""
 
     def __init__(self, folder: pathlib.Path, base: pathlib.Path, compiled: str, more: tuple = ()):
-        from fixtures import TRAIN_FLAGS
-
         self.run_dir, self.compiled = folder / "run", compiled
-        self.flags = [*TRAIN_FLAGS, f"--num_steps={STEPS}", "--eval_every=6", "--save_every=3", f"--model={base}",
-                      f"--run_dir={self.run_dir}", f"--seed={SEED}", *more]
+        self.flags = [*fixtures.TRAIN_FLAGS, f"--num_steps={STEPS}", "--eval_every=6", "--save_every=3",
+                      f"--model={base}", f"--run_dir={self.run_dir}", f"--seed={SEED}", *more]
 
     def start(self, plan: dict | None = None, *more: str) -> subprocess.Popen:
-        import fixtures
-
         if not plan:
             return fixtures.start("train", *self.flags, *more, compiled=self.compiled)
         words = [sys.executable, __file__, "--child", json.dumps(plan), "train", *self.flags, *more]
@@ -112,15 +113,11 @@ class Trial:
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def run(self, plan: dict | None = None):
-        import fixtures
-
         return fixtures.finish(self.start(plan))
 
 
 def compare(trial: Trial, whole: Trial) -> str:
     """"identical", or what differs."""
-    import fixtures
-
     try:
         fixtures.assert_same_run(trial.run_dir, whole.run_dir, STEPS)
     except (AssertionError, OSError) as error:
@@ -196,12 +193,10 @@ def graders(make, whole):
 
 def peer(make, whole):
     """Kills one of two processes; then both continue."""
-    from fixtures import finish, free_port
-
     def run_both(trial, plan=None, lost=0):
-        address = (f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2")
+        address = (f"--coordinator_address=127.0.0.1:{fixtures.free_port()}", "--num_processes=2")
         pair = [trial.start(plan if i == lost else None, *address, f"--process_id={i}") for i in range(2)]
-        return [finish(process) for process in pair]
+        return [fixtures.finish(process) for process in pair]
 
     alone = make(more=("--host_devices=2",))
     alone.run()
@@ -232,8 +227,6 @@ def mount_tmpfs(options: str):
 
 def format_page(rows: list[tuple], made_by: str) -> str:
     """The page, with one line for all places at which a fault ended alike."""
-    from rlvr_jax.runs.markdown import markdown_table
-
     places: dict[tuple, list] = {}
     for fault, where, *ends in rows:
         places.setdefault((fault, *ends), []).append(where)
@@ -248,11 +241,6 @@ def format_page(rows: list[tuple], made_by: str) -> str:
 
 
 def main(options) -> int:
-    import jax
-
-    import fixtures
-    from rlvr_jax.runs.origin import commit
-
     work, rows = pathlib.Path(tempfile.mkdtemp()), []
     try:
         compiled, base = str(work / "programs"), work / "base"

@@ -22,12 +22,11 @@ def variant(request):
 
 
 def test_no_position_sees_a_later_token():
-    config = VARIANTS["untied"]  # with tied embeddings every logit depends on every embedding
-    params, tokens = random_params(config), np.arange(6)  # distinct, so that a row of `embed` is a position
-    jacobian = jax.jacrev(lambda embed: full_logits(params | {"embed": embed}, config, tokens))(params["embed"])
-    influence_TxS = np.abs(jacobian[:, :, :6]).sum((1, 3))
-    assert (influence_TxS[np.triu_indices(6, 1)] == 0).all()
-    assert (influence_TxS[np.tril_indices(6)] > 0).all()
+    params, tokens = random_params(TINY), np.arange(6)
+    logits = full_logits(params, TINY, tokens)
+    for place in range(6):
+        other = full_logits(params, TINY, np.where(tokens == place, 9, tokens))
+        assert (logits != other).any(-1).tolist() == [False] * place + [True] * (6 - place)
 
 
 @pytest.mark.parametrize("prompts, index", [(PROMPTS[:1], [0, 0, 0]), (PROMPTS, [2, 0, 1])], ids=["shared", "ragged"])
@@ -88,25 +87,10 @@ def test_gradients_flow_into_the_shared_prompt():
         hidden, _ = model.forward(p, config, jnp.array([[2, 4]]), prefix, jnp.zeros(1, jnp.int32))
         return model.head(p, hidden)[0, -1, 0]
 
-    by_prefix = jax.grad(loss)(params["embed"])
+    by_prefix = jax.jit(jax.grad(loss))(params["embed"])
     whole = jax.grad(lambda e: full_logits(params | {"embed": e}, config, [5, 9, 2, 4])[-1, 0])(params["embed"])
     np.testing.assert_allclose(by_prefix, whole, atol=1e-5)
     assert np.abs(by_prefix[5]).max() > 0
-
-
-def test_attention_is_softmax_over_all_segments_together():
-    rng = np.random.default_rng(0)
-    q, k1, v1, k2, v2 = (rng.standard_normal(shape).astype(np.float32) for shape in
-                         [(2, 3, 4, 8), (5, 2, 8), (5, 2, 8), (2, 3, 2, 8), (2, 3, 2, 8)])
-    mask1, mask2 = rng.random((2, 3, 5)) < 0.6, np.broadcast_to(np.tril(np.ones((3, 3), bool)), (2, 3, 3))
-    out = ops.attention(jnp.array(q), [(k1, v1, mask1), (k2, v2, mask2)])
-    for b in range(2):
-        for t in range(3):
-            for h in range(4):
-                keys = np.concatenate([k1[mask1[b, t], h // 2], k2[b, mask2[b, t], h // 2]])
-                values = np.concatenate([v1[mask1[b, t], h // 2], v2[b, mask2[b, t], h // 2]])
-                weights = np.exp(keys @ q[b, t, h] / np.sqrt(8))
-                np.testing.assert_allclose(out[b, t, 8 * h:8 * h + 8], weights @ values / weights.sum(), atol=1e-5)
 
 
 def test_rematerialisation_changes_no_gradient():

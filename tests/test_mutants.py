@@ -3,7 +3,7 @@
 import mutate
 
 ROW = {"name": "n", "file": "rlvr_jax/objectives.py", "old": "rewards_NxG * 0.0", "new": "rewards_NxG",
-       "tests": ["tests/test_objectives.py::test_losses_of_two_sequences"]}
+       "tests": ["tests/test_objectives.py::test_the_update_is_that_of_the_sheet"]}
 
 
 def test_every_row_fits_the_code_and_names_existing_tests():

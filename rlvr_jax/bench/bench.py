@@ -13,7 +13,7 @@ import pathlib
 import re
 import resource
 import time
-from typing import Optional
+from typing import Callable, Optional
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from rlvr_jax import batches, model, sampler
 from rlvr_jax.bench import bench_peers
 from rlvr_jax.bench.bench_work import (MOVED, PEAK, BenchConfig, Case, Ours, cases, num_parameters, shape_of,
                                        tail_lengths)
+from rlvr_jax.chips.loads import learning
 from rlvr_jax.errors import UserError
 from rlvr_jax.records import Batch, Prompts
 from rlvr_jax.runs.flags import flag_lines
@@ -33,51 +34,39 @@ SIDES = {"ours": Ours, **bench_peers.PEERS}
 
 
 def serve(side: str, config: BenchConfig, connection) -> None:
-    """Runs in the process of a side. Sends None when ready. Answers a request (name of a case, config) with the seconds
-    of one call, or None if the side has no such case; a new case gets a warm-up call first. Answers the request None
-    with the peak memory of the process in gigabytes, and returns."""
-    program, calls = SIDES[side](config), {}
-    connection.send(None)
-    while (request := connection.recv()) is not None:
-        if request not in calls:
-            calls = {key: call for key, call in calls.items() if key[1] == request[1]}  # drop calls of other configs
-            calls[request] = program.make(*request)
-            if calls[request]:
-                calls[request]()
-        start = time.perf_counter()
-        if calls[request]:
-            calls[request]()
-        connection.send(calls[request] and time.perf_counter() - start)
+    """Runs in the process of a side. Answers each request (name of a case, config, repeats) with the seconds of the
+    fastest of `repeats` calls, which follow a warm-up call, or with None if the side has no such case. Answers an empty
+    request with the peak memory of the process in gigabytes, and returns."""
+    program = SIDES[side](config)
+    while request := connection.recv():
+        case, flags, repeats = request
+        call, seconds = program.make(case, flags), []
+        if call:
+            call()
+        for _ in range(repeats if call else 0):
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+        connection.send(min(seconds, default=None))
     connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
 
 
-class Side:
-    """Starts the process of one side, and exchanges messages with it."""
+def start_side(name: str, config: BenchConfig) -> Callable[..., Optional[float]]:
+    """Starts the process of one side. Returns `ask(*request)`, which returns the answer of `serve` to a request and
+    raises UserError if the process has ended."""
+    context = multiprocessing.get_context("spawn")  # JAX and torch do not survive a fork
+    end, theirs = context.Pipe()
+    context.Process(target=serve, args=(name, config, theirs), daemon=True).start()
+    theirs.close()
 
-    def __init__(self, name: str, config: BenchConfig):
-        context = multiprocessing.get_context("spawn")  # JAX and torch do not survive a fork
-        self.name, (self.end, theirs) = name, context.Pipe()
-        context.Process(target=serve, args=(name, config, theirs), daemon=True).start()
-        theirs.close()
-        self.receive()  # waits until the process is ready
-
-    def ask(self, request) -> Optional[float]:
-        """Returns the answer of `serve` to a request."""
-        self.end.send(request)
-        return self.receive()
-
-    def receive(self) -> Optional[float]:
-        """Waits for the next message of `serve` and returns it. Raises UserError if the process has ended."""
+    def ask(*request) -> Optional[float]:
         try:
-            return self.end.recv()
+            end.send(request)
+            return end.recv()
         except (EOFError, OSError):
-            raise UserError(f"--against={self.name}: it failed; see above" if self.name != "ours" else
+            raise UserError(f"--against={name}: it failed; see above" if name != "ours" else
                             "the timing failed; see above") from None
-
-    def best(self, case: str, config: BenchConfig, repeats: int) -> Optional[float]:
-        """Returns the seconds of the fastest of `repeats` calls; None if the side has no such case."""
-        seconds = self.ask((case, config))
-        return seconds and min([seconds, *(self.ask((case, config)) for _ in range(repeats - 1))])
+    return ask
 
 
 # ----- figures derived from the times
@@ -92,13 +81,11 @@ def overhead_shares(config: BenchConfig, seconds: dict[str, float]) -> dict[str,
     parts = len(lengths) // config.micro_rows // devices  # micro-batches
     mask = np.arange(lengths.max())[None] < lengths[:, None]
     zeros = np.zeros(len(lengths), np.int32)  # stands for the arrays that have no influence here
-    batch, _ = batches.sort_by_length(Batch(Prompts(zeros[:1, None], zeros[:1] + 1), zeros, mask, mask, zeros),
-                                      devices, parts)
-    mask = batches.shard_batch(batch, devices, parts).completion_mask.swapaxes(0, 1).reshape(parts, -1, lengths.max())
-    padded = np.array(batches.bucket_lengths(lengths.max()))[batches.choose_buckets(mask)]
+    load = learning(Batch(Prompts(zeros[:1, None], zeros[:1] + 1), zeros, mask, mask, zeros), devices, parts)
+    padded = len(lengths) * np.dot(load.weights, batches.bucket_lengths(lengths.max()))  # tokens of all micro-batches
     decoded = sum(slot_rounds(part) for part in np.split(lengths, devices))
     return {"of the update, computed twice (the head, and layers with --remat)": extra / (extra + 6 * (layers + head)),
-            "of the long tail's update, padding": 1 - lengths.sum() / (config.micro_rows * devices * sum(padded)),
+            "of the long tail's update, padding": 1 - lengths.sum() / padded,
             "of the long tail's sampling, slots that wait": 1 - lengths.sum() / decoded,
             "of a step's time, neither sampling nor update": 1 - (seconds["sampling"] + seconds["update"])
             / seconds["step"]}
@@ -119,15 +106,15 @@ def decoded_bytes(config: BenchConfig) -> int:
     return cache + 4 * sum(num_parameters(config)) * (config.new_tokens - 1)
 
 
-def fit_exponents(ours: Side, config: BenchConfig) -> str:
+def fit_exponents(ask: Callable, config: BenchConfig) -> str:
     """Returns a Markdown table: the exponents with which the times of sampling and update grow with completions, their
-    length and layers. Each is timed at half, all and twice the number; an exponent is a slope of the logarithms."""
+    length and layers. Each is timed at half, all and twice the number; an exponent is a slope of the logarithms. `ask`
+    is that of this package's side."""
     rows = []
     for name in ("rollouts", "new_tokens", "num_layers"):
         value = getattr(config, name)
         values = [value // 2, value, value * 2] if value > 1 else [1, 2]
-        timed = [[ours.ask((case, config.with_flags(**{name: x}))) for case in ("sampling", "update")]
-                 for x in values]
+        timed = [[ask(case, config.with_flags(**{name: x}), 1) for case in ("sampling", "update")] for x in values]
         slopes = np.polyfit(np.log(values), np.log(timed), 1)[0]
         rows.append([f"--{name}", ", ".join(map(str, values)), *(f"{x:.2f}" for x in slopes)])
     return markdown_table(["what grows", "to", "sampling", "update"], rows)
@@ -160,16 +147,16 @@ def run(config: BenchConfig) -> str:
     timed, memory = {name: {} for name in ["peak", "bandwidth", *listed]}, {}
     with progress(len(names) * len(listed) + 2, what="bench") as bar:
         for name in names:
-            side = Side(name, config)
+            ask = start_side(name, config)
             for case in timed if name == "ours" else listed:  # "peak" and "bandwidth" are measured once
-                timed[case][name] = side.best(case, config, config.repeats if case in listed else 10)
+                timed[case][name] = ask(case, config, config.repeats if case in listed else 10)
                 bar.update()
             if name == "ours" and config.exponents:
-                more.append(fit_exponents(side, config))
+                more.append(fit_exponents(ask, config))
             if name == "ours" and config.profile:
-                side.ask(("profile", config))
+                ask("profile", config, 1)
                 more.append(operations_table(config.profile))
-            memory[name] = side.ask(None)
+            memory[name] = ask()
     return format_page(config, timed, memory, more)
 
 

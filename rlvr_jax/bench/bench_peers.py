@@ -44,14 +44,9 @@ class Transformers:
 
     def make(self, name: str, config) -> Optional[Callable[[], None]]:
         """Returns the call that is timed as the case `name`; None for a case that is not timed on this side."""
-        lengths = np.full(config.rollouts, 1 if name == "first" else config.new_tokens)
-        if name == "tail":
-            lengths = work.tail_lengths(config)
         if name in ("sampling", "first", "tail"):
-            return self.make_sampler(config, lengths)
-        if name in ("rows", "shared"):
-            return self.make_gradient()
-        return None
+            return self.make_sampler(config, work.lengths_of(name, config))
+        return self.make_gradient() if name in ("rows", "shared") else None
 
     def make_sampler(self, config, lengths) -> Callable[[], None]:
         torch, size = self.torch, config.prompt_tokens

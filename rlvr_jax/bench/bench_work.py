@@ -91,6 +91,13 @@ def tail_lengths(config: BenchConfig) -> np.ndarray:
     return np.clip(lengths, 1, config.tail_tokens).astype(int)
 
 
+def lengths_of(case: str, config: BenchConfig) -> np.ndarray:
+    """Returns i64[rows]: the lengths in tokens of the completions of a case that samples or learns from some."""
+    if case.startswith("tail"):
+        return tail_lengths(config)
+    return np.full(config.rollouts, 1 if case == "first" else config.new_tokens)
+
+
 class Ours:
     """The side "ours", this package. Cases with the same number of layers share a state, which updates change."""
 
@@ -105,10 +112,9 @@ class Ours:
         if name == "profile":
             return self.make_trace(config)
         if name in ("rows", "shared"):
-            return make_gradient(config, self.params(config), 1 if name == "rows" else TOKENS // 2)
-        lengths = tail_lengths(config) if name.startswith("tail") else np.full(config.rollouts, config.new_tokens)
-        if name == "first":
-            lengths = np.ones_like(lengths)
+            params = jax.tree.map(lambda x: x[0], self.state(config).params)  # the first device's copy
+            return make_gradient(config, params, 1 if name == "rows" else TOKENS // 2)
+        lengths = lengths_of(name, config)
         flags, prompt = grpo_config(config, lengths), prompt_of(config)
         policy = Policy(shape_of(config), None, (END,))
         run_sampler = sampler.make_sampler(policy.config, sampler.Decoding((END,), flags.sampling.max_new_tokens),
@@ -151,9 +157,6 @@ class Ours:
             self.states = {config.num_layers: parallel.place_state(
                 grpo.initial_state(Policy(shape_of(config), params, (END,)), flags))}
         return self.states[config.num_layers]
-
-    def params(self, config: BenchConfig):
-        return jax.tree.map(lambda x: x[0], self.state(config).params)  # the first device's copy
 
 
 def grpo_config(config: BenchConfig, lengths: np.ndarray) -> GRPOConfig:

@@ -9,6 +9,7 @@ length, once for 40 % of it on average. A state below `here.CACHED` bytes gets n
 import bisect
 import dataclasses
 import functools
+import importlib.metadata
 import math
 import pathlib
 import re
@@ -124,58 +125,58 @@ def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
     return -(-width // 16) * 16
 
 
-def first_call(program: Callable, *args) -> tuple[Callable, tuple]:
-    """Returns (function, its arguments) of the first call of a pmapped function in `program(*args)`. That call raises
-    NotRun, because `program` was created inside `parallel.compiling_for`."""
+def make_program(tokens: int, loads: list[Load], fn: Callable, *args) -> Program:
+    """Returns the Program of the first call of a pmapped function in `fn(*args)`. That call raises NotRun, because `fn`
+    was created inside `parallel.compiling_for`."""
     try:
-        program(*args)
+        fn(*args)
     except parallel.NotRun as call:
-        return call.args
+        return Program(*call.args, tokens, loads)
     raise AssertionError("the program ran")
 
 
 def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dict[str, Program]:
     """Returns a run's programs for these devices: "sampling", "update", and "log-probabilities" and "evaluation" if the
     run needs them. UserError if the rows of a step do not divide among devices and micro-batches."""
-    flags, count, num_problems = config.train.grpo, len(devices), config.num_problems
-    length, minibatches, slots = flags.sampling.max_new_tokens, flags.update.num_minibatches, flags.sampling.num_slots
-    tokens_PxS = np.zeros((max(num_problems, EVAL_ROWS), prompt_width(config, shape)), np.int32)
-    prompts = Prompts(tokens_PxS, np.ones(len(tokens_PxS), np.int32))
-    trained, groups = jax.tree.map(lambda x: x[:num_problems], prompts), np.arange(flags.num_prompts) % num_problems
-    state = state_of(flags, shape, count)
+    flags, count, length = config.train.grpo, len(devices), config.train.grpo.sampling.max_new_tokens
+    minibatches, micro = flags.update.num_minibatches, flags.update.grad_accumulation
+    width, state = prompt_width(config, shape), state_of(flags, shape, count)
+    groups = np.arange(flags.num_prompts, dtype=np.int32) % config.num_problems  # the problem of each
 
-    def sampling(prompts: Prompts, index, repeats: int) -> Program:
+    def prompts(number: int) -> Prompts:
+        return Prompts(np.zeros((number, width), np.int32), np.ones(number, np.int32))
+
+    def sampling(num_problems: int, index, repeats: int) -> Program:
         rows, layout = -(-len(index) // count), model.LAYOUTS.get(devices[0].platform, model.Layout())
-        attend = ATTENTION[flags.update.attention].cache
-        return Program(*first_call(compiled.sample, state.params, prompts, index, Request(0, 0, repeats=repeats)),
-                       rows * count * length,
-                       [decoding(lengths(rows, length, power), slots, length, layout, attend) for power in POWERS])
+        slots, attend = flags.sampling.num_slots, ATTENTION[flags.update.attention].cache
+        loads = [decoding(lengths(rows, length, power), slots, length, layout, attend) for power in POWERS]
+        return make_program(rows * count * length, loads, compiled.sample, state.params, prompts(num_problems), index,
+                            Request(0, 0, repeats=repeats))
 
-    def batch(rows: int, old: bool, reference: bool, power: float) -> Batch:  # with old or reference log-probabilities
+    def batch(rows: int, power=0.0, old=False, reference=False) -> Batch:  # with old or reference log-probabilities
         index, numbers = np.repeat(groups, flags.loss_group_size)[:rows], np.zeros((rows, length), np.float32)
         mask = np.arange(length) < lengths(rows, length, power)[:, None]
-        return Batch(trained, index.astype(np.int32), numbers.astype(np.int32), mask, numbers[:, 0], numbers,
+        return Batch(prompts(config.num_problems), index, numbers.astype(np.int32), mask, numbers[:, 0], numbers,
                      numbers if old else None, numbers if reference else None)
 
-    def loads(rows: int, micro_batches: int) -> list[Load]:
-        return [learning(batch(rows, False, False, power), count, micro_batches)[1] for power in POWERS]
+    def learn(rows: int, micro_batches: int, fn: Callable, *args) -> Program:
+        loads = [learning(batch(rows, power), count, micro_batches) for power in POWERS]
+        return make_program(rows * length, loads, fn, *args)
 
     rows, need_old = flags.num_prompts * flags.loss_group_size, flags.update.updates_per_batch > 1
-    micro = flags.update.grad_accumulation
     with parallel.compiling_for(devices):
         grpo.check(flags)
         compiled = grpo.compile_programs(Policy(shape, None, (0,)), flags)
-        programs = {"sampling": sampling(trained, np.repeat(groups, flags.group_size), flags.group_size)}
+        programs = {"sampling": sampling(config.num_problems, np.repeat(groups, flags.group_size), flags.group_size)}
         if flags.measure_kl or need_old:
             params = learner.reference(state) if flags.measure_kl else state.params
-            call = first_call(compiled.logprobs, params, batch(rows, False, False, POWERS[0]))
-            programs["log-probabilities"] = Program(*call, rows * length, loads(rows, micro * minibatches))
-        call = first_call(compiled.update, state, batch(rows, need_old, flags.measure_kl, POWERS[0]), 0)
-        programs["update"] = Program(*call, rows // minibatches * length, loads(rows // minibatches, micro))
+            programs["log-probabilities"] = learn(rows, micro * minibatches, compiled.logprobs, params, batch(rows))
+        learnt = batch(rows, old=need_old, reference=flags.measure_kl)
+        programs["update"] = learn(rows // minibatches, micro, compiled.update, state, learnt, 0)
         source = "question" if config.train.pool.question else config.train.source.problems
         if heldout_names(config.train.heldout, source) != "none":
             eval_rows = min(config.train.measured.eval_size or EVAL_ROWS, EVAL_ROWS)
-            programs["evaluation"] = sampling(prompts, np.arange(eval_rows), 1)
+            programs["evaluation"] = sampling(EVAL_ROWS, np.arange(eval_rows), 1)
     return programs
 
 
@@ -266,7 +267,8 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
         other = compile_for_chip(config.with_flags(**LORA), name)
         other["flags"] = LORA | other["flags"]
         return other | {"verdict": f"{verdict}; with {format_flags(other['flags'])} it {other['verdict']}"}
-    return {"chip": name, "devices": chip.devices, "compiler": f"JAX {jax.__version__}, {published.version(name)}",
+    return {"chip": name, "devices": chip.devices,
+            "compiler": f"JAX {jax.__version__}, {chip.compiler} {importlib.metadata.version(chip.compiler)}",
             "usable": chip.usable, "state": state, "micro_rows": micro_rows, "programs": programs,
             "step": step if step < math.inf else None, "step_at_40": at_40 if step < math.inf else None,
             "flags": {key: flags.as_flags()[key] for key in ("divide_state", "grad_accumulation", "num_slots")},

@@ -46,10 +46,9 @@ def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout,
     return Load(rounds, list(counts / len(farthest)))
 
 
-def learning(batch: Batch, devices: int, micro_batches: int) -> tuple[Batch, Load]:
-    """Returns (the batch as `learner` shards it, its Load: the share of micro-batches truncated to each bucket)."""
+def learning(batch: Batch, devices: int, micro_batches: int) -> Load:
+    """Returns the Load of learning from a batch, which is divided as in `learner`."""
     sharded = batches.shard_batch(batches.sort_by_length(batch, devices, micro_batches)[0], devices, micro_batches)
-    mask_MxBxT = sharded.completion_mask.swapaxes(0, 1).reshape(micro_batches, -1, batch.completion_mask.shape[-1])
-    buckets_M = batches.choose_buckets(mask_MxBxT)
-    count = len(batches.bucket_lengths(mask_MxBxT.shape[-1]))
-    return sharded, Load([], list(np.bincount(buckets_M, minlength=count) / micro_batches))
+    most = batch.completion_mask.shape[-1]
+    buckets_M = batches.choose_buckets(sharded.completion_mask.swapaxes(0, 1).reshape(micro_batches, -1, most))
+    return Load([], list(np.bincount(buckets_M, minlength=len(batches.bucket_lengths(most))) / micro_batches))

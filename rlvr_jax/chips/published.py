@@ -72,19 +72,13 @@ def named(name: str) -> Chip:
     """Returns a row of CHIPS. Raises UserError for an unknown name, and if the chip's compiler is not installed."""
     if name not in CHIPS:
         raise UserError(f"--chip={name}: no such chip; known are {', '.join(CHIPS)}")
-    version(name)
-    return CHIPS[name]
-
-
-def version(name: str) -> str:
-    """Returns the compiler of a row of CHIPS, such as "libtpu 0.0.42.1". Raises UserError if it is not installed."""
-    package = CHIPS[name].compiler
     try:
-        return f"{package} {importlib.metadata.version(package)}"
+        importlib.metadata.version(CHIPS[name].compiler)
     except importlib.metadata.PackageNotFoundError:
-        extra = "tpu-compiler" if package == "libtpu" else "gpu-compiler"
+        extra = "tpu-compiler" if CHIPS[name].compiler == "libtpu" else "gpu-compiler"
         raise UserError(f"--chip={name}: its compiler is not installed; `make chips` makes an environment that has "
                         f"it, .venv-chips, or pip install -e '.[{extra}]' in one of your own") from None
+    return CHIPS[name]
 
 
 def devices(chip: Chip) -> list:

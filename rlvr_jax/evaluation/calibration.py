@@ -36,8 +36,7 @@ def ece(q: np.ndarray, c: np.ndarray) -> float:
 
 
 def auroc(q: np.ndarray, c: np.ndarray) -> Optional[float]:
-    """Chance that a right completion has a higher confidence than a wrong one, counting ties half; None if all
-    completions are right or all are wrong."""
+    """Chance that a right completion is more confident than a wrong one (ties: half); None if all or none are right."""
     import scipy.stats  # imported here because it takes half a second, for which every script would wait
 
     c = np.asarray(c, bool)
@@ -67,11 +66,9 @@ def summarise_calibration(rows: list[dict]) -> dict:
 
 def control_scores(rows: list[dict], others: list[dict]) -> dict:
     """Returns `{"constant", "post_hoc"}`: the `score_confidences` that two other confidences would have on `rows`.
-
     `others` are rows of other problems. "constant" is their mean accuracy, for every row. "post_hoc" maps each stated
     confidence by isotonic regression: the nondecreasing function with the least Brier score on `others`. Such a
-    function keeps the order of confidences (except for ties), so it improves ECE and Brier score but hardly AUROC.
-    """
+    function keeps the order of confidences (except for ties), so it improves ECE and Brier score but hardly AUROC."""
     import scipy.optimize
 
     (q, c), (other_q, other_c) = stated_confidences(rows), stated_confidences(others)

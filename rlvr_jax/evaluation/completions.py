@@ -49,12 +49,9 @@ class Folder(NamedTuple):
 def sample_and_keep(folder: Folder, sampler: Sampler, benchmarks: list[Benchmark], request: Request,
                     rows_per_call: int = 512, more: Optional[Callable] = None) -> dict[str, list[dict]]:
     """Returns {benchmark name: rows}: the rows that completions.jsonl in the folder has already, then newly sampled
-    rows, which are appended to the file.
-
-    `request`, with EVAL as the stream of random keys, and `more` are passed to `sample_and_grade`. A call with the same
-    flags continues after the last complete line. Raises UserError if the folder was started with other flags or
-    problems, and Interrupted on Ctrl-C.
-    """
+    rows, which are appended to the file. `request`, with EVAL as the stream of random keys, and `more` are passed to
+    `sample_and_grade`. A call with the same flags continues after the last complete line. Raises UserError if the
+    folder was started with other flags or problems, and Interrupted on Ctrl-C."""
     rows, start, total = {}, 0, sum(len(b.problems) * b.num_samples for b in benchmarks)
     with (open_log(folder, benchmarks) as log,
           progress(total, len(log.rows), folder.what or folder.command) as bar):

@@ -38,10 +38,8 @@ def subsets(n: int, k: int) -> np.ndarray:
 
 def maj_at_k(answers: list[str], correct: list[bool], k: int) -> float:
     """Chance that the most frequent answer of k samples, drawn without replacement, is right.
-
     Answers are compared as text (normalise them first). Empty ones have no vote; tied ones are equally likely to be
-    chosen. An answer is right if its first sample was graded right. Exact for at most SUBSETS subsets of k samples.
-    """
+    chosen. An answer is right if its first sample was graded right. Exact for at most SUBSETS subsets of k samples."""
     choices = list(dict.fromkeys(filter(None, answers)))
     if not choices:
         return 0.0
@@ -75,11 +73,9 @@ def bootstrap_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, 
 
 def summarise_rows(rows: list[dict], num_samples: int) -> dict:
     """The summary of one benchmark, from its rows (`measure.sample_and_grade`) in order, `num_samples` for a problem.
-
     "n" counts problems. "accuracy" is avg@`num_samples`, "accuracy_of_ended" the accuracy of completions that were not
     truncated (None if all were). "pass@k" and "maj@k" map each k of `powers_up_to`, as text, to an estimate, and
-    "intervals" has the same keys. Intervals are 95 %: Wilson's for a single sample, else by a bootstrap over problems.
-    """
+    "intervals" has the same keys. Intervals are 95 %: Wilson's for a single sample, else a bootstrap over problems."""
     groups = [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
     right = [[row["correct"] for row in group] for group in groups]
     answers = [[mathematics.normalise(row["extracted"] or "") for row in group] for group in groups]
@@ -110,10 +106,8 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 def difference_interval(before: float, after: float, n: int) -> tuple[float, float]:
     """95 % confidence interval of after - before, two shares of n trials each (Newcombe, 1998, method 10).
-
     It assumes independent trials. If `before` and `after` are over the same problems, it is too wide, never too narrow,
-    as long as problems solved before are more likely than others to be solved after.
-    """
+    as long as problems solved before are more likely than others to be solved after."""
     (before_low, before_high), (after_low, after_high) = wilson(before, n), wilson(after, n)
     return (after - before - math.hypot(after - after_low, before_high - before),
             after - before + math.hypot(after_high - after, before - before_low))

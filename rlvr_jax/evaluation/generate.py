@@ -8,7 +8,6 @@ from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.measure import make_sampler
 from rlvr_jax.pretrained import loading
-from rlvr_jax.pretrained.loading import ModelChoice
 from rlvr_jax.records import Problem
 from rlvr_jax.runs.machine import MachineConfig
 from rlvr_jax.sampler import Request, SamplingConfig
@@ -20,7 +19,7 @@ LONGEST = 512  # tokens of a completion under max_new_tokens=0, even if the mode
 class SampleConfig(Config):
     """Completions of one prompt."""
 
-    choice: ModelChoice = ModelChoice()
+    choice: loading.ModelChoice = loading.ModelChoice()
     machine: MachineConfig = MachineConfig()
     prompt: str = flag("", "text to continue")
     num_samples: int = flag(1, "completions to draw", minimum=1)

@@ -4,8 +4,7 @@ from typing import Callable, Iterator, NamedTuple, Optional
 
 import numpy as np
 
-from rlvr_jax import parallel
-from rlvr_jax import sampler as sampling
+from rlvr_jax import parallel, sampler as sampling
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.calibration import summarise_calibration
@@ -50,8 +49,7 @@ class Benchmark(NamedTuple):
 
 def make_sampler(loaded: LanguageModel, config: SamplingConfig, use_top_p: bool = False,
                  sample_fn: Callable = sampling.sample, params=None) -> Sampler:
-    """Returns a `Sampler` of the model, or of `params` if given. `Request.top_p` has an effect only with `use_top_p`.
-    `sample_fn` replaces `sampler.sample`."""
+    """Returns a `Sampler` of the model (or of `params`) with `sample_fn`. `top_p` needs `use_top_p`."""
     decoding = Decoding(loaded.tokenizer.eos_ids, config.max_new_tokens, config.num_slots)
     return Sampler(sampling.make_sampler(loaded.config, decoding, use_top_p, sample_fn),
                    parallel.place_state(loaded.params if params is None else params), loaded.tokenizer)
@@ -60,12 +58,10 @@ def make_sampler(loaded: LanguageModel, config: SamplingConfig, use_top_p: bool 
 def sample_and_grade(sampler: Sampler, benchmark: Benchmark, request: Request, rows_per_call: int = 512, done: int = 0,
                      more: Optional[Callable] = None) -> Iterator[dict]:
     """Samples and grades all completions of a benchmark; yields their rows after each call of the sampler.
-
     Row i*num_samples+j is sample j of problem i: `{"problem", "sample", "prompt", "answer", "completion", "truncated",
     "num_tokens"}`, the keys of `benchmark.columns` and of `benchmark.judge`, and those of `more(rollouts, texts,
     judged)`, a dict for each text. Seed, step, stream and top_p are those of `request`. The first `done` rows exist
-    already and are skipped. The other rows do not depend on `done`: they are bitwise those of an uninterrupted run.
-    """
+    already and are skipped. The other rows do not depend on `done`: they are bitwise those of an uninterrupted run."""
     problems, count = benchmark.problems, benchmark.num_samples
     total = len(problems) * count
     size = min(rows_per_call, total)
@@ -111,10 +107,8 @@ def trim_padding(prompts: Prompts, indices: np.ndarray) -> Prompts:
 def measure_heldout(sampler: Sampler, problems: list[Problem], prompts: Prompts, request: Request,
                     answer_format: str = "auto", keep: Optional[Callable] = None) -> dict:
     """The eval/* metrics of a training run, greedy and at temperature 1: accuracy, and share and accuracy by style.
-
     Problems of several families add the accuracy on each family, such as eval/greedy_boolean. Greedy completions that
-    state confidences add calibration and the share that states one. `keep(step, rows)` is called with the greedy rows.
-    """
+    state confidences add calibration and the share that states one. `keep(step, rows)` gets the greedy rows."""
     grading = GradingConfig(answer_format)
     graded_by = answers.describe_graders(answers.criteria(problems, grading, otherwise="lenient"))
     metrics = {"eval/n": len(problems), "eval/graded_by": ", ".join(dict.fromkeys(graded_by))}
@@ -200,6 +194,5 @@ def make_heldout(heldout: Heldout, loaded: LanguageModel, sample: Callable, trai
 
 
 def heldout_names(heldout: str, trained_on: str) -> str:
-    """Returns the names of the held-out sources, joined by commas. They are `heldout`, if that is not empty. Otherwise
-    they are those sources in `trained_on` whose problems are drawn, or "none" if there are no such sources."""
+    """The held-out sources, joined by commas: `heldout` or, if empty, the drawn ones in `trained_on`, or "none"."""
     return heldout or ",".join(filter(is_drawn, trained_on.split(","))) or "none"

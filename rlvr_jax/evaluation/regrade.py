@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 import time
 
 from rlvr_jax.config import Config, flag
@@ -28,10 +27,8 @@ class GradeConfig(Config):
 
 def regrade(config: GradeConfig) -> dict:
     """Writes the graded rows to `config.out`; returns `{"n", "correct", "timed_out", "graded_by", "seconds"}`.
-
     Other columns stay unchanged. `config.out` may be the same file as `config.completions`: it is replaced in one step
-    when all rows are graded. Raises UserError for a file without completions, or a row without one.
-    """
+    when all rows are graded. Raises UserError for a file without completions, or a row without one."""
     if not config.out:
         raise UserError("--out is required: the JSONL file for the graded rows")
     rows, graded_by = read_completions(config.completions), grade.describe_grader(config.answer_format, config.grader)
@@ -45,8 +42,9 @@ def regrade(config: GradeConfig) -> dict:
     seconds = time.perf_counter() - start
     out = pathlib.Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole(out, "".join(_format_line(row | verdict._asdict() | {"graded_by": graded_by})
-                                   for row, verdict in zip(rows, verdicts)))
+    text = "".join(json.dumps(row | verdict._asdict() | {"graded_by": graded_by}, ensure_ascii=False) + "\n"
+                   for row, verdict in zip(rows, verdicts))
+    files.write_whole(out, text.encode("utf-8", "backslashreplace").decode())  # UTF-8 cannot encode lone surrogates
     return {"n": len(rows), "correct": sum(verdict.correct for verdict in verdicts),
             "timed_out": sum(verdict.timed_out for verdict in verdicts), "graded_by": graded_by, "seconds": seconds}
 
@@ -54,7 +52,7 @@ def regrade(config: GradeConfig) -> dict:
 def read_completions(path: str) -> list[dict]:
     """Reads rows that have a completion and an answer. Raises UserError, naming file and line, for any other row."""
     file, rows = pathlib.Path(path), []
-    if not path or not file.is_file():
+    if not file.is_file():
         raise UserError(f"--completions={path}: no such file; it takes a JSONL file of rows with completion and answer")
     for number, row in files.read_lines(file, files.FROM_COPY):
         if not isinstance(row.get("completion"), str) or type(row.get("answer")) not in (str, int, float):
@@ -64,8 +62,3 @@ def read_completions(path: str) -> list[dict]:
     if not rows:
         raise UserError(f"{path} holds no completions")
     return rows
-
-
-def _format_line(row: dict) -> str:
-    text = json.dumps(row, ensure_ascii=False)
-    return (json.dumps(row) if re.search("[\ud800-\udfff]", text) else text) + "\n"  # UTF-8 cannot encode surrogates

@@ -125,9 +125,6 @@ def read_rope_scaling(factors: np.ndarray, rope_theta: float, path) -> RopeScali
     return scaling
 
 
-# ----- tokenizer
-
-
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)  # splits by GPT-2's pattern, then maps bytes to characters
 
 

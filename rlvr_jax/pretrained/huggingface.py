@@ -238,8 +238,7 @@ def open_tensors(path: Path):
 def load_folder(dir, dtype: str = "float32") -> tuple[ModelConfig, Params]:
     """Reads a Llama, Qwen2 or Qwen3 folder (config.json and *.safetensors in float32, bfloat16 or float16), one tensor
     at a time. Returns the configuration and numpy parameters of `dtype` (float32 norms) in the layout of `init_params`.
-    Raises UserError for what `model.py` does not support, for an unreadable file, and for a tensor that is missing,
-    unexpected, not finite, or of a shape or type that does not fit."""
+    Raises UserError for an unreadable file, an unsupported model, and a tensor that is missing or does not fit."""
     dir = Path(dir)
     config = config_from_hugging_face(read_json(dir / "config.json"), dir / "config.json")
     tensor_names = {}  # file -> names of its tensors

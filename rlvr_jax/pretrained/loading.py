@@ -31,9 +31,7 @@ class ModelChoice(Config):
 def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32") -> LanguageModel:
     """Loads the model `name`: a run directory (`DIR`, `DIR@STEP` or `DIR@best`), a Hugging Face folder, a `.gguf` file,
     `hf:OWNER/NAME`, or `smollm2`. `dtype` is that of the computation and `params_dtype` that of the parameters. Norms,
-    and all parameters of a run directory, are float32. For a model that is not trained, bfloat16 parameters save memory
-    without changing the result of a bfloat16 computation. Raises UserError for a missing or unsuitable file, or for a
-    tokenizer that does not fit the weights."""
+    and all parameters of a run directory, are float32. UserError for a missing or unsuitable file or tokenizer."""
     if not name:
         raise UserError("--model is required: a run directory, a Hugging Face folder, a .gguf file, or smollm2; to see "
                         "the program work, try `make demo`")
@@ -75,14 +73,13 @@ def download_folder(name: str) -> pathlib.Path:
 
 
 def load_fixed(choice: ModelChoice) -> LanguageModel:
-    """Loads a model that will not be trained. Its parameters have the dtype `choice.dtype` of the computation, except
-    norms and the parameters of a run directory, which are float32."""
+    """Loads a model that will not be trained. Its parameters have the dtype of the computation, which saves memory
+    without changing the results, except for those that `load_model` always keeps in float32."""
     return load_model(choice.model, choice.dtype, choice.dtype)
 
 
 def pin_step(name: str) -> str:
-    """Returns `DIR@STEP`, which further training does not change, for a run directory `DIR` (its newest checkpoint) or
-    `DIR@best`. Returns any other name as it is."""
+    """Returns `DIR@STEP`, which later training does not change, for `DIR` (newest step) or `DIR@best`; else `name`."""
     directory, _, which = name.partition("@")
     steps = checkpoint.steps(directory) if directory and which in ("", "best") else []
     return f"{directory}@{checkpoint.best_step(directory) if which else steps[-1]}" if steps else name

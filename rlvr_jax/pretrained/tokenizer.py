@@ -40,8 +40,7 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def unknown_words(self, words) -> list[str]:
-        """The `words` (texts) that a WordLevel or WordPiece tokenizer cannot encode. Any other tokenizer can encode all
-        texts, and the result is []."""
+        """The `words` that a WordLevel or WordPiece tokenizer cannot encode; [] for others, which encode any text."""
         model = self.backend.model
         if not isinstance(model, (tokenizers.models.WordPiece, tokenizers.models.WordLevel)):
             return []
@@ -86,8 +85,7 @@ class Tokenizer:
             raise UserError(f"the model's chat template rejects these messages: {error}; use a plain prompt") from error
 
     def to_json(self) -> dict:
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return fields | {"backend": json.loads(self.backend.to_str()), "eos_ids": list(self.eos_ids)}
+        return vars(self) | {"backend": json.loads(self.backend.to_str()), "eos_ids": list(self.eos_ids)}
 
     @classmethod
     def from_json(cls, fields: dict) -> "Tokenizer":

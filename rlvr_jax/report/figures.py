@@ -1,7 +1,5 @@
 """Draws the figures of a run from the rows of metrics.jsonl: one of accuracy, and small panels of other metrics.
-
-Figures are drawn in black on white; `svg` replaces these colours by CSS variables of the page, for light or dark.
-"""
+Figures are drawn in black on white; `svg` replaces these colours by CSS variables of the page, for light or dark."""
 
 import io
 import math

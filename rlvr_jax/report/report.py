@@ -1,5 +1,4 @@
 """The report of a run: one self-contained page, `report.html`, and its figures as PNG.
-
 This module computes numbers, `figures.py` draws, and the template `report.html.jinja` has the text and calls `panel`.
 """
 
@@ -74,7 +73,6 @@ def read_heldout(path: pathlib.Path) -> list[dict]:
 
 def changes(table: dict, heldout: list[dict]) -> list[dict]:
     """Returns how greedy accuracy changed to the end: rows of "start", "change", "low", "high", "paired" and "overlap".
-
     "start" is "base" or "saturation" in `table` (`evaluations`). "low" to "high" is a 95 % interval of the change;
     it is "paired" by problem if `heldout` has both evaluations. "overlap" says if both accuracies' intervals overlap.
     """
@@ -93,13 +91,11 @@ def changes(table: dict, heldout: list[dict]) -> list[dict]:
 
 def unseen(heldout: list[dict], saturation_step) -> dict:
     """Returns what the page shows of held-out problems through training; {} if there are fewer than two evaluations.
-
     "counts": {kind: number of its problems}. "steps": the steps of the evaluations that can be viewed. "panes"
     and "saturation" are indices into "steps": of the evaluations to show side by side, and of the first at or after
     saturation (or None). "problems": at most MAX_UNSEEN, newly solved ones first, each with "kind", "number" (its index
     in heldout.jsonl), "prompt", "answer", "texts" (its distinct completions), and two lists with an entry for each
-    step: "said" (index into "texts") and "right" (0 or 1).
-    """
+    step: "said" (index into "texts") and "right" (0 or 1)."""
     if len(heldout) < 2:
         return {}
     after = next((i for i, row in enumerate(heldout) if finite(saturation_step) and row["step"] >= saturation_step), 0)
@@ -196,10 +192,8 @@ def write_report(run_dir: str) -> list[pathlib.Path]:
 
 def write_parquet(run_dir: str) -> pathlib.Path:
     """Writes completions.parquet into a run directory, with a row for each row of rollouts.jsonl; returns its path.
-
     The columns are those of TRL's GRPOTrainer (step, prompt, completion, a column named after each reward, advantage),
-    then the other keys of rollouts.jsonl, such as "correct". Raises UserError without logged rollouts or pyarrow.
-    """
+    then the other keys of rollouts.jsonl, such as "correct". Raises UserError without logged rollouts or pyarrow."""
     try:
         import pyarrow  # optional
         from pyarrow import parquet

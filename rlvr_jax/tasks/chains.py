@@ -75,6 +75,11 @@ class Algebra:
     def write_operands(self, numbers: np.ndarray) -> np.ndarray:
         return np.array(self.operands)[numbers] if self.operands else self.write(numbers)
 
+    def write_steps(self, chains: "Chains") -> np.ndarray:
+        """Returns the words of each operation, [N,K,3]: operator, operand, and the value after it."""
+        return np.stack([np.array(self.ops)[chains.ops], self.write_operands(chains.operands),
+                         self.write(chains.results)], -1)
+
     def draw_values(self, rng: np.random.Generator, count: int) -> np.ndarray:
         return rng.integers(self.lowest, len(self.results), count)
 
@@ -96,9 +101,8 @@ class Chains(NamedTuple):
 def residue(starts: np.ndarray, ops: np.ndarray, operands: np.ndarray) -> np.ndarray:
     """i[N]: hash of first value, operators and operands, modulo 16; the same for problems that differ only in topic."""
     h = starts.astype(np.uint64)
-    for column in range(ops.shape[1]):
-        step = (ops[:, column] * 16 + operands[:, column]).astype(np.uint64)
-        h = (h * np.uint64(1_000_003) + step) * np.uint64(0x9E3779B97F4A7C15)
+    for op, operand in zip(ops.T, operands.T):
+        h = (h * np.uint64(1_000_003) + (op * 16 + operand).astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         h ^= h >> np.uint64(29)
     return (h % np.uint64(16)).astype(int)
 
@@ -131,18 +135,12 @@ def generate(algebra: Algebra, rng: np.random.Generator, count: int, split: str,
 
 def to_problems(algebra: Algebra, chains: Chains) -> list[Problem]:
     """The chains as Problems. meta["steps"] lists the careful solution's steps; meta["index"] numbers the problems."""
-    pairs = np.stack([np.array(algebra.ops)[chains.ops], algebra.write_operands(chains.operands)], -1)
-    pairs = pairs.reshape(len(chains.ops), -1)  # [N,2K] words: op, operand, op, operand, ...
-    rows = zip(np.array(algebra.topics)[chains.topics], algebra.write(chains.starts), pairs)
-    prompts = [" ".join([topic, start, *words, "="]) for topic, start, words in rows]
-
-    def expert_steps(words, values):
-        """The careful solution of one problem in steps: the opening word, one step per operation, and the answer."""
-        steps = [" ".join(step) for step in zip(words[::2], words[1::2], values)]
-        return [OPENERS[0], *steps, f"answer {values[-1]}"]
-
-    return [Problem(prompt, str(values[-1]), prompt, {"index": i, "steps": expert_steps(words, values)})
-            for i, (prompt, words, values) in enumerate(zip(prompts, pairs, algebra.write(chains.results)))]
+    problems, topics, starts = [], np.array(algebra.topics)[chains.topics], algebra.write(chains.starts)
+    for i, steps in enumerate(algebra.write_steps(chains)):
+        prompt, answer = " ".join([topics[i], starts[i], *steps[:, :2].flat, "="]), str(steps[-1, -1])
+        careful = [OPENERS[0], *map(" ".join, steps), f"answer {answer}"]
+        problems.append(Problem(prompt, answer, prompt, {"index": i, "steps": careful}))
+    return problems
 
 
 def make_habits(algebra: Algebra, config: StyleConfig, seed: int, num_ops: int) -> Callable[[Chains], np.ndarray]:
@@ -182,8 +180,7 @@ def solve(algebra: Algebra, rng: np.random.Generator, chains: Chains, styles: np
     words[:, :, 0] = np.array(OPENERS)[:, None]
     # careful, stopping after `stop` of the k operations
     stop = np.where(rng.random(n) < config.early_stop, rng.integers(1, max(k, 2), n), k)
-    steps = [np.array(algebra.ops)[chains.ops], algebra.write_operands(chains.operands), algebra.write(chains.results)]
-    words[0, :, 1:1 + 3 * k] = np.stack(steps, -1).reshape(n, -1)
+    words[0, :, 1:1 + 3 * k] = algebra.write_steps(chains).reshape(n, -1)
     words[0, rows, 1 + 3 * stop], words[0, rows, 2 + 3 * stop] = "answer", algebra.write(chains.results[rows, stop - 1])
     sizes[0] = 3 + 3 * stop
     # sloppy

@@ -38,16 +38,16 @@ class Family:
         return self.habits(dataclasses.replace(config, style_shares=shares), seed, num_ops)
 
 
-def chain_family(algebra: chains.Algebra, **fields) -> Family:
-    """Returns a family of chains (`chains.py`) over `algebra`. `fields` replace fields of this `Family`."""
-    bind = lambda function: functools.partial(function, algebra)
-    family = Family(algebra.vocabulary, chains.STYLES, chains.lengths, bind(chains.generate), bind(chains.to_problems),
-                    bind(chains.solve), bind(chains.make_habits))
+def chain_family(algebra: chains.Algebra, draw: Callable = chains.draw_chains, **fields) -> Family:
+    """Returns a family of chains (`chains.py`) over `algebra`, drawn by `draw`. `fields` replace fields of `Family`."""
+    bind = lambda function, **more: functools.partial(function, algebra, **more)
+    family = Family(algebra.vocabulary, chains.STYLES, chains.lengths, bind(chains.generate, draw=draw),
+                    bind(chains.to_problems), bind(chains.solve), bind(chains.make_habits))
     return dataclasses.replace(family, **fields)
 
 
 def world(**fields) -> Family:
-    """Returns a family of `worlds.py`: s1, or another one if `fields` replace fields of s1."""
+    """Returns a family of `worlds.py`: s1, or another one if `fields`, arguments of `chain_family`, say so."""
     return chain_family(worlds.ALGEBRA, **{
         "lengths": functools.partial(chains.lengths, value_tokens=worlds.VALUE_TOKENS), "styles": worlds.STYLES,
         "solve": worlds.solve_marked, "shares": (0.28, 0.72)} | fields)
@@ -57,25 +57,19 @@ STEPS = {"styles": {chains.OPENERS[0]: "steps"}, "shares": (1.0,)}  # fields of 
 FAMILIES: dict[str, Family] = {
     "arithmetic": chain_family(arithmetic.ALGEBRA), "boolean": chain_family(boolean.ALGEBRA),
     "arithmetic_digits": chain_family(arithmetic.DIGITS, lengths=functools.partial(chains.lengths, value_tokens=2)),
-    "wager": chain_family(wager.ALGEBRA, lengths=functools.partial(chains.lengths, ending=2),
-                          generate=wager.generate, solve=wager.solve),
+    "wager": chain_family(wager.ALGEBRA, wager.draw_chains, lengths=functools.partial(chains.lengths, ending=2),
+                          solve=wager.solve),
     "s1": world(), "s2": world(**STEPS, solve=worlds.solve_s2),
     "s3": world(styles=worlds.STYLES_S3, shares=(0.2, 0.4, 0.4)),
-    "c": world(**STEPS, generate=worlds.generate_c, solve=worlds.solve_c),
-    "t": world(**STEPS, generate=worlds.generate_t, solve=worlds.solve_t),
+    "c": world(**STEPS, draw=worlds.draw_c, solve=worlds.solve_c),
+    "t": world(**STEPS, draw=worlds.draw_t, solve=worlds.solve_t),
     "n": world(shares=(1e-9, 1))}
 
 
 def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, num_ops: int) -> list[Problem]:
-    """Returns `count` random problems of the family `name`, which is meta["task"]. UserError as in `check_problems`."""
-    problems = FAMILIES[name].to_problems(FAMILIES[name].generate(rng, count, split, num_ops))
-    check_problems(name, num_ops, problems, count)
-    return [dataclasses.replace(problem, meta=problem.meta | {"task": name}) for problem in problems]
-
-
-def check_problems(name: str, num_ops: int, problems: list[Problem], count: int) -> None:
-    """Raises UserError for a fault of the family `name`, or of `problems`, which it drew when asked for `count`."""
+    """Returns `count` random problems of the family `name`, which is meta["task"]. UserError for a faulty family."""
     family, fault = FAMILIES[name], ""
+    problems = family.to_problems(family.generate(rng, count, split, num_ops))
     if tuple(family.vocabulary[:2]) != ("<pad>", "<eos>") or len(set(family.vocabulary)) < len(family.vocabulary):
         fault = 'its vocabulary has to start with "<pad>", "<eos>", and to have each word once'
     elif not family.styles:
@@ -87,6 +81,7 @@ def check_problems(name: str, num_ops: int, problems: list[Problem], count: int)
     if fault:
         raise UserError(f"family {name}: {fault}")
     check_texts(name, num_ops, "prompt", [problem.prompt for problem in problems], family.lengths(num_ops)[0])
+    return [dataclasses.replace(problem, meta=problem.meta | {"task": name}) for problem in problems]
 
 
 def check_texts(name: str, num_ops: int, what: str, texts: list[str], longest: int) -> None:

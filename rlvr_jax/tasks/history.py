@@ -26,8 +26,7 @@ class SelectConfig(Config):
 
 
 def read_history(path: str) -> dict[str, list[float]]:
-    """Reads `{problem index: [accuracy in each pass, 0 to 1]}` from a JSON file or a run directory. Raises UserError if
-    there is no such file, or if an entry is not a list of accuracies."""
+    """Reads `{problem index: [accuracy in each pass, 0 to 1]}` from a file or run directory. UserError for all else."""
     if not path:
         raise UserError("--history is required: a file of index -> list of accuracies, or a run directory")
     file = pathlib.Path(path, HISTORY) if pathlib.Path(path).is_dir() else pathlib.Path(path)
@@ -46,10 +45,8 @@ def read_history(path: str) -> dict[str, list[float]]:
 
 def check_same_pool(config: SelectConfig, ranking: list[dict], known: dict) -> None:
     """Raises UserError if `ranking` (`rank_by_variance`) cannot belong to the problems `known`, {index: Problem}.
-
     If --history is a run directory, its flags must name the file in --problems. Every ranked index must be known. A
-    pass takes every problem, so if all ranked problems have two passes or more, every known problem must be ranked.
-    """
+    pass takes every problem, so if all ranked problems have two passes or more, every known problem must be ranked."""
     flags = pathlib.Path(config.history) / "flags.txt"
     if flags.is_file():
         trained = dict(line.split("=", 1) for line in flags.read_text("utf-8", "replace").splitlines() if "=" in line)

@@ -39,11 +39,9 @@ CHOOSE = ("auto", "auto_by_style")  # values of --example for which `choose` pic
 def training_problems(config: PoolConfig, names: str, pool: list[Problem], choose: Callable,
                       vote: Optional[Callable] = None, once: Callable = lambda name, make: make()) -> list[Problem]:
     """Returns the problems to train on: one example or all of `pool`, or with --expert_steps items for their steps.
-
     `pool` is what `load_pool` read from `names`. For example=auto, `choose(pool)` returns {"example": index in `pool`}.
     `vote(pool)`, if not None, returns for each problem its meta["votes"]. `once(name, make)` returns `make()`, or in a
-    resumed run the earlier result. Raises UserError for an example that does not exist, and if no problem is left.
-    """
+    resumed run the earlier result. Raises UserError for an example that does not exist, and if no problem is left."""
     if config.example in CHOOSE and not config.question:
         pool = [pool[once("example", lambda: choose(pool))["example"]]]
     elif config.example not in ("all", *CHOOSE):
@@ -97,11 +95,9 @@ EXPERTS: dict[str, Callable] = {"own": own_steps, "opened": steps_after_first, "
 
 def expert_items(pool: list[Problem], names: str, expert: str = "own") -> list[Problem]:
     """Returns one item, a Problem, for each step of each problem's expert solution, meta["steps"] (arXiv 2510.25992).
-
     An item's prompt is the problem's prompt and the earlier steps of its own solution. Its target, meta["step"], is
     what EXPERTS[expert] chooses: by default the next step of that solution. `names` names the pool in errors. Raises
-    UserError for a problem without steps, and if `expert` takes steps of other problems and the pool has only one.
-    """
+    UserError for a problem without steps, and if `expert` takes steps of other problems and the pool has only one."""
     if expert in ("another", "shuffled") and len(pool) == 1:
         raise UserError(f"--expert={expert} takes steps of other problems: train on several, with --example=all")
     if missing := [problem for problem in pool if not problem.meta.get("steps")]:
@@ -117,9 +113,15 @@ def expert_items(pool: list[Problem], names: str, expert: str = "own") -> list[P
 
 
 def load_pool(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:
-    """Returns each distinct problem of --question or --problems once. Raises UserError if both flags are given."""
-    return merge(own_problem(config, source, tokenizer) if config.question or config.answer else
-                 source_problems(config, source, tokenizer, seed))
+    """Returns each distinct problem of --problems once, or that of --question. UserError if other flags name one."""
+    if not (config.question or config.answer):
+        return merge(source_problems(config, source, tokenizer, seed))
+    if not (config.question.strip() and config.answer.strip()):
+        raise UserError("--question and --answer are one problem: give both")
+    if source.problems != ProblemSource().problems or config.example not in (*CHOOSE, "all", "0"):
+        raise UserError(f"--question and --answer are the only problem: leave out --problems={source.problems} and "
+                        f"--example={config.example}")
+    return merge(with_prompts([Problem(config.question, config.answer, config.question)], tokenizer, source.prompt))
 
 
 def source_problems(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:
@@ -139,23 +141,10 @@ def source_problems(config: PoolConfig, source: ProblemSource, tokenizer: Tokeni
     return load(limited, config.example_pool) + load(whole_files, 0)
 
 
-def own_problem(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer) -> list[Problem]:
-    """Returns the problem of --question and --answer. UserError if one is empty or other flags name problems, too."""
-    if not (config.question.strip() and config.answer.strip()):
-        raise UserError("--question and --answer are one problem: give both")
-    if source.problems != ProblemSource().problems or config.example not in (*CHOOSE, "all", "0"):
-        raise UserError(f"--question and --answer are the only problem: leave out --problems={source.problems} and "
-                        f"--example={config.example}")
-    return with_prompts([Problem(config.question, config.answer, config.question)], tokenizer, source.prompt)
-
-
 def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float, by_style: bool = False) -> int:
-    """Returns the index in `pool` of the problem whose pass rate is nearest to `pass_rate`.
-
-    `rows` hold equally many completions of every problem (`measure.sample_before_training`). A problem that is always
-    or never solved is not chosen, as its rewards have no variance; UserError if all are. `by_style`: one with more than
-    0.5 % of completions right by luck (`families.is_careless`) is chosen only if there is no other.
-    """
+    """Returns the index in `pool` of the problem whose pass rate is nearest to `pass_rate`. `rows` hold equally many
+    completions of each. A problem always or never solved is not chosen, as its rewards have no variance; UserError if
+    all are. `by_style`: one with more than 0.5 % right by luck (`families.is_careless`) only if there is no other."""
     right, lucky = np.zeros((2, len(pool)))
     for row in rows:
         problem = pool[row["problem"]]

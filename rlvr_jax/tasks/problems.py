@@ -50,10 +50,8 @@ ASIDE = frozenset("""
 
 def load(path: str, ignore_columns: str = "") -> list[Problem]:
     """Reads the problems of a JSONL or parquet file, one per row. `prompt` is the question, `meta` has file and row.
-
     `ignore_columns` names columns to skip, joined by commas. Raises UserError, naming the file and the line or row, for
-    an unknown layout, text in columns that the layout lacks, an empty question, and one with two unequal answers.
-    """
+    an unknown layout, text in columns that the layout lacks, an empty question, and one with two unequal answers."""
     ignored = set(ignore_columns.split(","))
     file = pathlib.Path(path)
     if not file.is_file():
@@ -80,10 +78,8 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
 
 def merge(problems: list[Problem]) -> list[Problem]:
     """Returns each distinct problem once, in order, with its number of `copies` and a unique meta["index"].
-
     The index is the one in the file if all problems have one and no two share it, else the position in the merged list,
-    from 0. Rows with different indices in the file are never copies, as the published pool counts its problems.
-    """
+    from 0. Rows with different indices in the file are never copies, as the published pool counts its problems."""
     groups = {}
     for problem in problems:
         groups.setdefault((problem.prompt, problem.answer, problem.meta.get("index")), []).append(problem)

@@ -119,7 +119,7 @@ def encode_prompts(tokenizer: Tokenizer, problems: list[Problem], config: ModelC
     room = config.max_seq_len - max_new_tokens
     room = min(room, max_prompt_tokens) if max_prompt_tokens else room
     ids = [tokenizer.encode(problem.prompt) for problem in problems]
-    longest = max(map(len, ids), default=0)
+    longest = max(map(len, ids))
     for problem, row in zip(problems, ids):
         if not row:
             raise UserError(f"a prompt has 0 tokens: {problem.prompt[:80]!r}; give the model words to continue")
@@ -131,7 +131,7 @@ def encode_prompts(tokenizer: Tokenizer, problems: list[Problem], config: ModelC
             raise UserError(f"a prompt has {len(row)} tokens, and --max_new_tokens={max_new_tokens} of the model's "
                             f"window of {config.max_seq_len} (or --max_prompt_tokens) leave it 1 to {max(room, 0)}; "
                             f"{advice} (--num_ops of a synthetic family): {problem.prompt[:80]!r}")
-    return Prompts(*pad_rows(ids, tokenizer.pad_id, -(-max(map(len, ids)) // 16) * 16))
+    return Prompts(*pad_rows(ids, tokenizer.pad_id, -(-longest // 16) * 16))
 
 
 def pad_rows(rows: list[list[int]], filler: int, width: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,6 @@ split is a hash of what the prompt shows, so both results of a flip are in the s
 """
 
 import dataclasses
-import functools
 
 import numpy as np
 
@@ -40,12 +39,8 @@ def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops:
     return drawn._replace(operands=operands, results=results)
 
 
-generate = functools.partial(chains.generate, ALGEBRA, draw=draw_chains)
-
-
 def solve(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """Solutions as `chains.solve` writes them, with a random confidence after each answer. The sloppy style calculates
-    with 0 for a hidden operand, `?`."""
+    """`chains.solve`'s solutions, with a random confidence after each answer. Sloppy ones calculate with 0 for `?`."""
     solutions = chains.solve(ALGEBRA, rng, drawn, styles, config)
     weights = np.where((drawn.operands[:, -1] == HIDDEN)[:, None], BOAST[True], BOAST[False])
     cumulative = np.cumsum(weights, -1)

@@ -61,8 +61,7 @@ def recompute(drawn: Chains, step: Callable[[np.ndarray, np.ndarray, np.ndarray]
 
 def write(drawn: Chains, opener: str = OPENERS[0]) -> list[str]:
     """Writes solutions with the steps and results of `drawn`: `OPENER op operand value ... answer value`."""
-    steps = [np.array(ALGEBRA.ops)[drawn.ops], ALGEBRA.write_operands(drawn.operands), ALGEBRA.write(drawn.results)]
-    return write_solutions(opener, np.stack(steps, -1).reshape(len(drawn.ops), -1))
+    return write_solutions(opener, ALGEBRA.write_steps(drawn).reshape(len(drawn.ops), -1))
 
 
 def write_solutions(opener: str, rows: np.ndarray) -> list[str]:
@@ -70,29 +69,21 @@ def write_solutions(opener: str, rows: np.ndarray) -> list[str]:
     return [" ".join([opener, *row, "answer", row[-1]]) for row in rows]
 
 
-# ----- s1, s3, n
-
 STYLES = {OPENERS[0]: "careful", OPENERS[1]: "sloppy"}  # first word of a solution -> style
 STYLES_S3 = {**STYLES, SHORT: "short"}
 
 
 def solve_marked(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """Solutions in `styles` i[N]: 0 careful, 1 sloppy, 2 short (`so value value ... answer value`, all correct)."""
+    """Solutions of s1, s3, n in `styles` i[N]: 0 careful, 1 sloppy, 2 short (`so value ... answer value`, correct)."""
     in_style = (write(drawn), write(recompute(drawn, lambda *step: ALGEBRA.mistakes[step]), OPENERS[1]),
                 write_solutions(SHORT, ALGEBRA.write(drawn.results)))
     return [in_style[style][row] for row, style in enumerate(styles)]
-
-
-# ----- s2
 
 
 def solve_s2(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """Solutions whose steps are careful with probability CAREFUL_STEP, else sloppy; later steps build on errors."""
     return write(recompute(drawn, lambda value, *step: np.where(
         rng.random(len(value)) < CAREFUL_STEP, ALGEBRA.results[value, *step], ALGEBRA.mistakes[value, *step])))
-
-
-# ----- c
 
 
 def is_new_pair(ops: np.ndarray, operands: np.ndarray) -> np.ndarray:
@@ -106,14 +97,8 @@ def draw_c(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int,
     return drawn.select(is_new_pair(drawn.ops, drawn.operands).any(1) == (split != "pretrain"))
 
 
-generate_c = functools.partial(chains.generate, ALGEBRA, draw=draw_c)
-
-
 def solve_c(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     return write(drawn)
-
-
-# ----- t
 
 
 @functools.cache
@@ -138,9 +123,6 @@ def draw_t(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int,
         return chains.draw_chains(algebra, rng, count, num_ops)
     drawn = chains.draw_chains(algebra, rng, 3 * count, num_ops)  # about a third of them need a withheld fact
     return drawn.select(needs_withheld(drawn).any(1))
-
-
-generate_t = functools.partial(chains.generate, ALGEBRA, draw=draw_t)
 
 
 def solve_t(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:

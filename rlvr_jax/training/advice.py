@@ -9,9 +9,7 @@ from rlvr_jax.grading.extract import state_answer
 from rlvr_jax.grpo import GRPOConfig, Record
 from rlvr_jax.records import Problem
 from rlvr_jax.runs import processes
-from rlvr_jax.tasks import answers
-from rlvr_jax.tasks.answers import GradingConfig
-from rlvr_jax.tasks.families import FAMILIES
+from rlvr_jax.tasks import answers, families
 from rlvr_jax.tasks.prompts import ProblemSource
 
 
@@ -43,12 +41,12 @@ def on_base_model(flags: dict, source: ProblemSource) -> str:
     """Returns a warning if problems of `source` have more or fewer operations than those that the model was trained on;
     otherwise "". `flags` are those of the run that trained the model, {} if there was none."""
     before, now = flags.get("num_ops"), source.prompt.num_ops
-    if before in (None, now) or not set(source.problems.split(",")) & set(FAMILIES):
+    if before in (None, now) or not set(source.problems.split(",")) & set(families.FAMILIES):
         return ""
     return f"--model was trained on problems of {before} operations, and these have {now}; use --num_ops={before}"
 
 
-def on_answers(config: GradingConfig, problems: list[Problem]) -> str:
+def on_answers(config: answers.GradingConfig, problems: list[Problem]) -> str:
     """Returns a warning if reference answers would be graded as wrong even in a completion that states only the answer;
     otherwise "". Raises UserError for a grader that is not installed."""
     criteria = [criterion._replace(answer_format="boxed") if criterion.grader == "original" else criterion

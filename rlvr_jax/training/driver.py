@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from rlvr_jax import grpo, learner, parallel
-from rlvr_jax.learner import SUPERVISED, ResetConfig
 from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.records import LearnerState
@@ -18,7 +17,7 @@ from rlvr_jax.runs.stopping import RESET, reset_due
 from rlvr_jax.runs.summary import throughput
 
 
-def map_reset(config: ResetConfig) -> Callable:
+def map_reset(config: learner.ResetConfig) -> Callable:
     """Returns `reset(state) -> state`, which on all devices resets what `config.reset` names (ProRL, arXiv 2505.24864).
     The reference becomes the policy; the optimiser's moments and count of updates become 0, so the learning-rate
     schedule starts again. The policy stays bitwise equal. The state is donated."""
@@ -40,7 +39,7 @@ class RunCallbacks(grpo.Callbacks):
     describe: Callable  # record -> (row of metrics with its "step", rows of rollouts.jsonl)
     show: tuple[str, ...]  # names of the metrics in the progress bar
     heldout: Callable = lambda params, step: {}  # (params, step) -> eval/* metrics
-    resets: ResetConfig = ResetConfig()
+    resets: learner.ResetConfig = learner.ResetConfig()
     after_save: Callable = lambda: None  # called after each checkpoint, and at the end
     seconds: dict = dataclasses.field(default_factory=dict)  # phase -> seconds in the current step
 
@@ -87,8 +86,7 @@ class RunCallbacks(grpo.Callbacks):
 
 
 def make_meta(config, model_config: ModelConfig, tokenizer: Tokenizer) -> dict:
-    """Returns what a checkpoint stores beside its arrays: JSON of the model's configuration, the tokenizer and the
-    run's flags, from which the model can be loaded."""
+    """Returns what a checkpoint stores beside its arrays, as JSON: the model's configuration, tokenizer and flags."""
     return {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": config.as_flags()}
 
 
@@ -102,7 +100,7 @@ def train_supervised(callbacks: RunCallbacks, config, model_config: ModelConfig,
     record of a step that `callbacks` receive is its row of metrics."""
     divide = config.update.divide_state
     optimizer = learner.make_optimizer(config.optimizer, config.loop.num_steps * config.update.updates_per_batch)
-    update = learner.map_update(model_config, config.update, SUPERVISED, optimizer, config.loop.seed)
+    update = learner.map_update(model_config, config.update, learner.SUPERVISED, optimizer, config.loop.seed)
     data, update = callbacks.time_calls("data", data), callbacks.time_calls("update", update)
     with parallel.init_device(divide):
         state = callbacks.restore(learner.init_state(make_params(), optimizer, keep_reference=False))

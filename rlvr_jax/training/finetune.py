@@ -11,12 +11,10 @@ from rlvr_jax import adapters, learner
 from rlvr_jax.config import Config, flag, nested
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
-from rlvr_jax.evaluation.measure import Heldout, HeldoutConfig
 from rlvr_jax.grading import extract
 from rlvr_jax.learner import OptimizerConfig, UpdateConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.pretrained.loading import ModelChoice
 from rlvr_jax.records import Batch, LoopConfig, Prompts
 from rlvr_jax.runs.files import read_lines
 from rlvr_jax.runs.machine import MachineConfig, ProcessConfig
@@ -34,12 +32,12 @@ class FinetuneConfig(Config):
     run: RunConfig = RunConfig()
     machine: MachineConfig = MachineConfig()
     processes: ProcessConfig = ProcessConfig()
-    choice: ModelChoice = ModelChoice()
+    choice: loading.ModelChoice = loading.ModelChoice()
     loop: LoopConfig = LoopConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     update: UpdateConfig = UpdateConfig()
     sampling: SamplingConfig = SamplingConfig()
-    measured: HeldoutConfig = HeldoutConfig()
+    measured: measure.HeldoutConfig = measure.HeldoutConfig()
     prompt: PromptConfig = nested(
         PromptConfig(), instruction="text added after every held-out question that does not end with it already",
         ignore_columns="columns of the held-out file to ignore, joined by commas",
@@ -74,8 +72,8 @@ def finetune(config: FinetuneConfig) -> dict:
     examples = read_examples(config.examples, loaded)
     sample = make_sampler(loaded.config, Decoding(loaded.tokenizer.eos_ids, config.sampling.max_new_tokens,
                                                   config.sampling.num_slots))
-    measured = Heldout(ProblemSource(config.heldout or "none", config.prompt), config.measured, config.answer_format,
-                       config.loop.seed, config.sampling.max_new_tokens)
+    measured = measure.Heldout(ProblemSource(config.heldout or "none", config.prompt), config.measured,
+                               config.answer_format, config.loop.seed, config.sampling.max_new_tokens)
     check_style(measured.source)
     # `train_supervised` takes the parameters out of this list, so that the host keeps no copy of them.
     params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)
@@ -104,7 +102,7 @@ def read_examples(path: str, loaded: LanguageModel) -> Examples:
     """Reads the examples of a JSONL file. A completion gets an end token unless its row says that it was `truncated`.
     Raises UserError, naming file and line, for a row without texts, with unknown words, or too long for the model."""
     file, tokenizer, pairs = pathlib.Path(path), loaded.tokenizer, []
-    if not path or not file.is_file():
+    if not file.is_file():
         raise UserError(f"--examples={path}: no such file; it takes a JSONL file of rows with prompt and completion")
     for number, row in read_lines(file):
         texts = row.get("prompt"), row.get("completion")
@@ -123,8 +121,7 @@ def read_examples(path: str, loaded: LanguageModel) -> Examples:
         raise UserError(f"{file} holds no examples")
     distinct = {text: prompt for text, prompt, _ in pairs}
     prompt_index = {text: i for i, text in enumerate(distinct)}
-    tokens, lengths = pad_rows(list(distinct.values()), tokenizer.pad_id)
+    prompts = Prompts(*pad_rows(list(distinct.values()), tokenizer.pad_id))
     completions, sizes = pad_rows([completion for _, _, completion in pairs], 0)
     index = np.array([prompt_index[text] for text, _, _ in pairs], np.int32)
-    return Examples(list(distinct), Prompts(tokens, lengths), index, completions,
-                    np.arange(completions.shape[1]) < sizes[:, None])
+    return Examples(list(distinct), prompts, index, completions, np.arange(completions.shape[1]) < sizes[:, None])

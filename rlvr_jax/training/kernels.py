@@ -70,9 +70,6 @@ def cudnn(q_BxTxHxE: jax.Array, segments, implementation: str = "cudnn") -> jax.
     return out.reshape(*q_BxTxHxE.shape[:2], -1)
 
 
-# ----- decoding
-
-
 def decode_triton(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, interpret: bool = False):
     """Pallas's `decode_attention.gqa` in blocks of 64 positions, for NVIDIA GPUs from Ampere on. Arguments are those of
     `model.Context.attend`. The kernel sums in q's dtype before it divides, which can overflow float16."""

@@ -60,9 +60,7 @@ class PretrainConfig(Config):
 
 def pretrain(config: PretrainConfig) -> dict:
     """Trains a base model from random parameters and returns the summary, which is also `run_dir/summary.json`.
-
-    Step s learns from problems drawn with the random seed (seed, s). None of the problems is in a held-out split.
-    """
+    Step s learns from problems drawn with the random seed (seed, s). None of the problems is in a held-out split."""
     check_config(config)
     shares = families.parse_shares(config.task_shares)
     tokenizer = families.make_tokenizer(shares)

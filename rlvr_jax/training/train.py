@@ -11,7 +11,6 @@ from rlvr_jax import adapters, grpo, parallel
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
-from rlvr_jax.evaluation.measure import Heldout, HeldoutConfig, Sampler
 from rlvr_jax.grpo import GRPOConfig, Policy, Problems, Programs, Record
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.loading import ModelChoice, load_model
@@ -24,8 +23,7 @@ from rlvr_jax.runs.run import Run, RunConfig
 from rlvr_jax.runs.summary import describe_step, rollout_rows
 from rlvr_jax.sampler import Request
 from rlvr_jax.tasks.answers import GradingConfig
-from rlvr_jax.tasks.families import FAMILIES
-from rlvr_jax.tasks import history
+from rlvr_jax.tasks import families, history
 from rlvr_jax.tasks.pool import PoolConfig, choose_example, load_pool, training_problems
 from rlvr_jax.tasks.prompts import ProblemSource, encode_prompts
 from rlvr_jax.training import advice, kernels
@@ -46,10 +44,10 @@ class TrainConfig(Config):
     pool: PoolConfig = PoolConfig()
     grading: GradingConfig = GradingConfig()
     rewards: RewardConfig = RewardConfig()
-    measured: HeldoutConfig = HeldoutConfig()
+    measured: measure.HeldoutConfig = measure.HeldoutConfig()
     heldout: str = flag("", "problems to measure on: names as in --problems, or none; empty: the families trained on, "
                         "else none. Training problems are left out; several names share eval_size evenly",
-                        lambda: FAMILIES, listed=True)
+                        lambda: families.FAMILIES, listed=True)
     log_rollouts: int = flag(8, "rollouts of each step to write to rollouts.jsonl: whole groups, or part of one",
                              minimum=0, free=True)
     record_history: bool = flag(False, "write each problem's accuracy in each pass over the problems to "
@@ -123,15 +121,14 @@ def encode_problems(config: TrainConfig, loaded: LanguageModel, problems: list[P
 
 def select_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs, once: Callable) -> list[Problem]:
     """Returns the problems to train on. With --example=auto, or if a flag needs the model's most frequent answers
-    (votes), the model first answers all problems. This is done once per run: `once(name, make)` is `Run.make_once`,
-    which stores the result for a resumed run."""
+    (votes), the model first answers all problems. `once`, which is `Run.make_once`, keeps them for a resumed run."""
     seed, temperature = config.grpo.loop.seed, config.grpo.update.temperature
 
     def sample_answers(pool: list[Problem]) -> list[dict]:
         params = parallel.place_state(adapters.add(config.grpo.adapter, loaded.params, seed))
-        return measure.sample_before_training(Sampler(programs.sample, params, loaded.tokenizer), pool,
-                                       encode_problems(config, loaded, pool), config.grading,
-                                       Request(seed, 0, temperature))
+        sampler = measure.Sampler(programs.sample, params, loaded.tokenizer)
+        return measure.sample_before_training(sampler, pool, encode_problems(config, loaded, pool), config.grading,
+                                              Request(seed, 0, temperature))
 
     def choose(pool: list[Problem]) -> dict:
         encode_problems(config, loaded, pool)  # raises UserError for unknown words
@@ -157,8 +154,8 @@ def make_heldout(config: TrainConfig, loaded: LanguageModel, programs: Programs,
     compared as mathematics or by the problem's own verifier, whatever --grader says."""
     trained_on = "question" if config.pool.question else config.source.problems  # a --question has no held-out split
     source = ProblemSource(measure.heldout_names(config.heldout, trained_on), config.source.prompt)
-    heldout = Heldout(source, config.measured, config.grading.answer_format, config.grpo.loop.seed,
-                      config.grpo.sampling.max_new_tokens)
+    heldout = measure.Heldout(source, config.measured, config.grading.answer_format, config.grpo.loop.seed,
+                              config.grpo.sampling.max_new_tokens)
     return measure.make_heldout(heldout, loaded, programs.sample, {problem.prompt for problem in problems},
                                 run.keep_heldout)
 

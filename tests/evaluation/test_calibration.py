@@ -255,7 +255,7 @@ def test_a_run_logs_the_calibration_of_its_greedy_completions(monkeypatch):
 # ----- the task
 
 def draw_wagers(split="pretrain", count=3000, num_ops=6, seed=0):
-    found = wager.generate(np.random.default_rng(seed), count, split, num_ops)
+    found = families.FAMILIES["wager"].generate(np.random.default_rng(seed), count, split, num_ops)
     return found, families.FAMILIES["wager"].to_problems(found)
 
 
@@ -323,24 +323,16 @@ def test_other_styles_state_one_after_an_answer_and_only_there():
     assert all(stated_confidence.final_confidence(text) is not None for text in texts)
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("so 3 <confidence>0.5</confidence> \n", 0.5), ("answer 3 sure 0.5", 0.5),
-    ("so 3 <confidence>high</confidence>", None), ("so 3 <confidence>0.5</confidence> and the value is 0.9", None),
-    ("answer 3 sure 0.5 or so", None)])
-def test_a_final_confidence_ends_the_text(text, expected):
-    assert stated_confidence.final_confidence(text) == expected
-
-
 def test_a_base_is_trained_on_what_its_confidence_is_worth(tmp_path):
     """From pre-training to the summary: each reward is that of the text, and the run says how well confidences fit."""
     base, out = str(tmp_path / "base"), tmp_path / "run"
     found = pretrain.pretrain(PretrainConfig.from_flags(
         task_shares="wager", num_ops=1, num_layers=1, d_model=16, num_heads=2, d_ff=32, batch_size=64, remat=False,
-        warmup_steps=10, learning_rate=1e-2, num_steps=200, eval_size=64, run_dir=base))["final"]
+        warmup_steps=10, learning_rate=1e-2, num_steps=120, eval_size=64, run_dir=base))["final"]
     assert found["stated"] > 0.3 and found["confidence"] > found["greedy"]
     final = train.train(train.TrainConfig.from_flags(
         model=base, problems="wager", example="all", example_pool=32, reward="calibrated", num_ops=1, num_prompts=8,
-        group_size=16, max_new_tokens=9, num_steps=2, remat=False, eval_size=64, log_rollouts=128,
+        group_size=16, max_new_tokens=9, num_steps=1, remat=False, eval_size=64, log_rollouts=128,
         run_dir=str(out)))["final"]
     assert {"ece", "brier", "auroc", "confidence", "stated"} <= final.keys() and 0 <= final["ece"] <= 1
     rows, kinds = read_jsonl(out / "rollouts.jsonl"), set()
@@ -351,4 +343,4 @@ def test_a_base_is_trained_on_what_its_confidence_is_worth(tmp_path):
         right = whole and words[-3] == row["answer"]
         assert row["reward"] == pytest.approx(1 + (right - (float(words[-1]) - right) ** 2) / 2 if whole else 0)
         kinds.add((whole, right))
-    assert len(rows) == 256 and kinds == {(False, False), (True, False), (True, True)}
+    assert len(rows) == 128 and kinds == {(False, False), (True, False), (True, True)}

@@ -28,12 +28,7 @@ from rlvr_jax.tasks import prompts
 from rlvr_jax.tasks.answers import GradingConfig
 from rlvr_jax.training.train import TrainConfig
 
-from fixtures import (count_lines, finish, heldout_of, load_problems, make_scorer, read_jsonl, run, wait_for,
-                      write_jsonl)
-
-FLAGS = ("--num_ops=2", "--max_new_tokens=10", "--num_samples=4", "--temperature=1", "--max_problems=150",
-         "--rows_per_call=8")
-TOTAL = 600
+from fixtures import count_lines, heldout_of, load_problems, make_scorer, read_jsonl, run, write_jsonl
 
 
 @settings(deadline=None, max_examples=200)
@@ -199,14 +194,6 @@ def test_an_evaluation_draws_from_a_stream_of_its_own(tiny):
         (3, 5, sampling.EVAL, temperature) for temperature in (0, 1)]
 
 
-def test_what_a_run_is_chosen_by_is_drawn_from_a_stream_of_its_own(monkeypatch):
-    asked = []
-    monkeypatch.setattr(evaluation, "sample_and_grade", lambda sampler, benchmark, request, *_, **__: asked.append(
-        (benchmark.num_samples, benchmark.temperature, request)) or [])
-    evaluation.sample_before_training(None, [], None, GradingConfig("answer"), Request(3, 0, 0.7))
-    assert asked == [(64, 0.7, Request(3, 0, 0.7, stream=sampling.CHOOSE))]
-
-
 def test_top_p_reaches_the_completions_of_an_evaluation(tmp_path, files, base):
     """With almost no probability mass only the most likely token remains."""
     def completions_under(**flags):
@@ -270,12 +257,8 @@ def test_the_format_reward_pays_for_any_answer(tiny, monkeypatch):
 @pytest.fixture
 def files(tmp_path):
     """Paths of three benchmark files of three problems each."""
-    made = []
-    for name in ("math500", "AIME24", "amc23"):
-        made.append(str(tmp_path / f"{name}.jsonl"))
-        lines = [json.dumps({"question": f"coins {i} + 5 - 3 =", "answer": i + 2}) for i in (2, 3, 4)]
-        pathlib.Path(made[-1]).write_text("\n".join(lines))
-    return made
+    rows = [{"question": f"coins {i} + 5 - 3 =", "answer": i + 2} for i in (2, 3, 4)]
+    return [write_jsonl(tmp_path / f"{name}.jsonl", *rows) for name in ("math500", "AIME24", "amc23")]
 
 
 def config(files, base, out, **changes):
@@ -377,42 +360,6 @@ def test_completions_are_kept_of_any_prompts_by_any_judge(tiny, tmp_path, monkey
     assert keep() == kept
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory, base, compiled):
-    """An evaluation that was not interrupted."""
-    out = tmp_path_factory.mktemp("straight") / "out"
-    run("evaluate", f"--model={base}", *FLAGS, f"--out={out}", compiled=compiled, expect=0)
-    return out
-
-
-@pytest.fixture
-def begin(tmp_path, base, launch):
-    """`begin(*flags)` starts the same evaluation in tmp_path/out."""
-    return functools.partial(launch, "evaluate", f"--model={base}", *FLAGS, f"--out={tmp_path / 'out'}")
-
-
-def read_outputs(out):
-    """The outputs of an evaluation, without the name of its folder."""
-    summary = json.loads((out / "summary.json").read_text())
-    return (out / "completions.jsonl").read_bytes(), (out / "table.md").read_text(), summary | {
-        "flags": summary["flags"] | {"out": "", "resume": ""}}
-
-
-def test_a_killed_evaluation_continues_at_the_first_missing_row(tmp_path, begin, straight):
-    out = tmp_path / "out"
-    killed, process = out / "completions.jsonl", begin()
-    wait_for(lambda: count_lines(killed) >= 20, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    left = killed.read_bytes()
-    assert 20 <= left.count(b"\n") < TOTAL and not (out / "summary.json").exists()
-    cut = left[: left.rindex(b"\n", 0, -60) + 30]  # in the middle of a row of the middle of a call
-    killed.write_bytes(cut)
-    finish(begin("--resume=must"), expect=0)
-    assert read_outputs(out) == read_outputs(straight) and count_lines(killed) == TOTAL
-    assert killed.read_bytes().startswith(cut)
-
-
 def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monkeypatch, request):
     """In this process, so that the signal comes at a known point: after the third call of the sampler."""
     decode, calls = Tokenizer.decode_rollouts, []
@@ -425,22 +372,13 @@ def test_ctrl_c_says_that_the_same_command_continues(tmp_path, base, files, monk
             signal.raise_signal(signal.SIGINT)
         return decode(*args)
 
-    same = config(files, base, tmp_path / "out", num_samples=4, temperature=1.0, rows_per_call=2)
-    whole = run_and_read(same.with_flags(out=str(tmp_path / "whole")))
     monkeypatch.setattr(Tokenizer, "decode_rollouts", interrupted)
     log = tmp_path / "out" / "completions.jsonl"
     with pytest.raises(Interrupted) as stop:
-        benchmarks.evaluate(same)
+        benchmarks.evaluate(config(files, base, log.parent, num_samples=4, temperature=1.0, rows_per_call=2))
     done = count_lines(log)
     assert str(stop.value) == f"interrupted with {done} of 36 completions in {log}; the same command continues"
     assert stop.value.exit_code == 130 and 4 <= done < 36
-    assert run_and_read(same) == whole
-
-
-def run_and_read(evaluation_config):
-    """Runs the evaluation; returns its completions.jsonl."""
-    benchmarks.evaluate(evaluation_config)
-    return (pathlib.Path(evaluation_config.kept.out) / "completions.jsonl").read_bytes()
 
 
 def test_what_was_graded_again_is_summarised_without_sampling(tmp_path, base, files, monkeypatch):
@@ -469,7 +407,7 @@ def test_what_is_not_the_same_evaluation_is_refused(tmp_path, base, files):
     path.write_text(text.replace("coins 3", "coins 5"))
     with pytest.raises(UserError, match=r"line 2: not of these problems"):
         benchmarks.evaluate(same)
-    path.write_text(text.rsplit("\n", 1)[0])
+    path.write_text("".join(text.splitlines(keepends=True)[:2]))
     with pytest.raises(UserError, match=r"line 3: not of these problems"):
         benchmarks.evaluate(same)
     path.write_text(text)
@@ -483,9 +421,21 @@ def test_what_is_not_the_same_evaluation_is_refused(tmp_path, base, files):
         benchmarks.evaluate(same.with_flags(out=str(tmp_path / "new"), resume="must"))
 
 
-def test_a_full_disk_names_the_file_and_keeps_what_is_there(tmp_path, begin, straight):
-    log = tmp_path / "out" / "completions.jsonl"
-    result = finish(begin(prefix=("sh", "-c", 'ulimit -f 32; exec "$@"', "sh")), expect=1)
-    assert result.errors == [f"error: {log}: File too large"] and 0 < count_lines(log) < TOTAL
-    finish(begin(), expect=0)
-    assert read_outputs(tmp_path / "out") == read_outputs(straight)
+def test_a_full_disk_names_the_file_and_the_evaluation_continues_within_a_row(tmp_path, base, compiled):
+    def evaluate(name, *flags, **options):
+        return run("evaluate", f"--model={base}", f"--out={tmp_path / name}", "--num_ops=2", "--max_new_tokens=10",
+                   "--num_samples=4", "--temperature=1", "--max_problems=150", "--rows_per_call=8", *flags,
+                   compiled=compiled, **options)
+
+    def outputs(name):
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        return [(tmp_path / name / file).read_bytes() for file in ("completions.jsonl", "table.md")], summary | {
+            "flags": summary["flags"] | {"out": "", "resume": ""}}
+
+    log = tmp_path / "cut" / "completions.jsonl"
+    result = evaluate("cut", prefix=("sh", "-c", 'ulimit -f 32; exec "$@"', "sh"), expect=1)
+    assert result.errors == [f"error: {log}: File too large"] and 0 < count_lines(log) < 600
+    assert not log.read_bytes().endswith(b"\n") and not log.with_name("summary.json").exists()
+    evaluate("cut", "--resume=must", expect=0)
+    evaluate("whole", expect=0)
+    assert outputs("cut") == outputs("whole")

@@ -11,10 +11,12 @@ import tokenizers
 from flax import traverse_util
 from tokenizers import decoders, normalizers, pre_tokenizers, processors, trainers
 
-from rlvr_jax.model import Inputs, ModelConfig, decode_step, forward, head, init_cache, prefill, unroll_layers
+from rlvr_jax import sampler
+from rlvr_jax.model import ModelConfig, forward, head
 from rlvr_jax.ops import RopeScaling
 from rlvr_jax.pretrained.huggingface import empty_params
 from rlvr_jax.records import Prompts
+from rlvr_jax.tasks.prompts import pad_rows
 
 SMALL = dict(vocab_size=97, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=48, max_seq_len=256)
 # The original window is short enough for positions in the tests to fall in all three regions of the stretch.
@@ -75,20 +77,12 @@ def assert_same_params(ours: dict, theirs: dict) -> None:
 
 def greedy(params: dict, config: ModelConfig, prompts: list, num_tokens: int) -> np.ndarray:
     """The most likely token, `num_tokens` times after each prompt, i32[P,num_tokens]; nothing ends it early."""
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    padded = np.zeros((len(prompts), lengths.max()), np.int32)
-    for row, prompt in zip(padded, prompts):
-        row[: len(prompt)] = prompt
-    params = jax.tree.map(jnp.asarray, params)
-    prefix = jax.jit(prefill, static_argnums=1)(params, config, Prompts(padded, lengths))
-    rows, cache = jnp.arange(len(prompts)), init_cache(config, len(prompts), num_tokens)
-    context, step = unroll_layers(params, prefix, rows), jax.jit(decode_step, static_argnums=1)
-    tokens, out = prefix.last_tokens, []
-    for i in range(num_tokens):
-        logits, cache = step(params, config, context, Inputs(tokens, jnp.full_like(rows, i)), cache)
-        tokens = jnp.argmax(logits, -1).astype(jnp.int32)
-        out.append(np.asarray(tokens))
-    return np.stack(out, 1)
+    tokens, lengths = pad_rows(prompts, 0)
+    rows = np.arange(len(prompts), dtype=np.int32)
+    drawn = jax.jit(sampler.sample, static_argnums=(1, 4))(
+        jax.tree.map(jnp.asarray, params), config, Prompts(tokens, lengths),
+        sampler.Rows(rows, sampler.rollout_keys(0, 0, rows), 0.0), sampler.Decoding((-1,), num_tokens))
+    return np.asarray(drawn.completions)
 
 
 def write_gguf(path, config, params, family, *, tensor_edits=None, quantise=None, **metadata):

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 BASE = "pretrain --flagfile=configs/tiny_base.flags --run_dir={D}/base"
@@ -43,20 +45,13 @@ def digest(run: pathlib.Path) -> dict:
     arrays = hashlib.sha256()
     for part in ("params", "training"):
         tree = ocp.StandardCheckpointer().restore((run / "checkpoints" / str(step) / part).absolute())
-        for path, leaf in sorted(flat(tree).items()):
+        leaves = {"/" + jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+                  for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for path, leaf in sorted(leaves.items()):
             arrays.update(path.encode() + leaf.tobytes())
     text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
     return {"metrics": hashlib.sha256(text.encode()).hexdigest()[:16], "rows": len(rows), "step": step,
             "arrays": arrays.hexdigest()[:16]}
-
-
-def flat(tree, path=""):
-    import numpy as np
-    if isinstance(tree, dict):
-        return {k: v for name in tree for k, v in flat(tree[name], f"{path}/{name}").items()}
-    if isinstance(tree, (list, tuple)):
-        return {k: v for i, part in enumerate(tree) for k, v in flat(part, f"{path}/{i}").items()}
-    return {} if tree is None else {path: np.asarray(tree)}
 
 
 def main():

@@ -131,22 +131,12 @@ def test_the_original_looks_into_the_last_box_alone():
 
 def equal(given, answer: str, grader: str = "math") -> bool:
     question = Question(grader, given, answer)
-    return grade.decide_questions([question])[question].equal
+    return grade.decide_questions([question])[question]
 
 
 def same_at_once(given: str, answer: str):
     """The verdict of the mathematical grader, with "no" for what it would ask of computer algebra."""
     return mathematics.same(given, answer, lambda *_: False)
-
-
-def test_the_table_of_pairs_is_large_and_explained():
-    """At least 300 pairs; each grader accepts some and refuses some; every difference has a kind, all kinds occur."""
-    pairs = GOLDEN["pairs"]
-    assert len({(given, answer) for given, answer, *_ in pairs}) == len(pairs) >= 300
-    for column in (2, 3):
-        assert {True, False} == {pair[column] for pair in pairs}
-    assert all((kind is not None) == (math != original) for *_, math, original, kind in pairs)
-    assert {pair[4] for pair in pairs} - {None} == set(GOLDEN["kinds"])
 
 
 @pytest.mark.parametrize("grader, column", [("math", 2), ("original", 3)])
@@ -263,8 +253,8 @@ def test_the_original_reads_any_text(a, b):
 def test_a_pair_is_asked_once_and_only_if_need_be(monkeypatch):
     """After a timeout it is asked again at the next call."""
     asked = []
-    monkeypatch.setattr(workers.POOL, "ask", lambda question: asked.append(question) or workers.Reply(
-        question.given == "q+q" or question.given == "q^q" and not late, question.given == "q^q" and late))
+    monkeypatch.setattr(workers.POOL, "ask", lambda question: asked.append(question) or (
+        None if late and question.given == "q^q" else question.given in ("q+q", "q^q")))
     texts = [rf"\boxed{{{given}}}" for given in ("q+q", "2q", "3", "q+q", "q^q", "q+q")] + ["nothing"]
     for late, times in ((True, 1), (True, 2), (False, 3), (False, 3)):
         verdicts = grade.grade_texts(texts, ["2q"] * 5 + ["3q", "2q"], "boxed")

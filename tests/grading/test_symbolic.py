@@ -15,14 +15,13 @@ import pytest
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import child, grade, graders, workers
 from rlvr_jax.grading.child import Question
-from rlvr_jax.grading.workers import Reply
 
 from fixtures import ROOT
 
 EASY = [Question("math", r"\sqrt{8}", r"2\sqrt{2}"), Question("math", r"\sqrt{8}", r"3\sqrt{2}"),
         Question("math", "(x+1)(x+2)", "x^2+3x+2"), Question("original", "2*sqrt(3)", r"\sqrt{12}"),
         Question("original", r"\sqrt{12}", r"\sqrt{13}"), Question("math", r"\frac{x}{0}", "x")]
-RIGHT = [Reply(equal, False) for equal in (True, False, True, True, False, False)]
+RIGHT = [True, False, True, True, False, False]
 TOWERS = [Question("math", "9^{9^{9^{9}}}", "7"), Question("original", "10**10**10", "7.5")]
 READY = "import sys, time; print('\"ready\"', flush=True); line = sys.stdin.readline();"
 
@@ -40,30 +39,28 @@ def fresh():
         yield pool
 
 
-def ask(pool, questions: list[Question]) -> list[Reply]:
+def ask(pool, questions: list[Question]) -> list[bool]:
     return list(pool.threads.map(pool.ask, questions))
 
 
-def alive(pid: int) -> bool:
-    """Whether the process runs; a zombie does not."""
-    status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return bool(status) and status[0] != "Z"
+def running() -> dict[int, int]:
+    """{process id: that of its parent}; zombies do not run."""
+    table = subprocess.run(["ps", "-eo", "pid=,ppid=,stat="], capture_output=True, text=True).stdout.splitlines()
+    return {int(pid): int(parent) for pid, parent, state in map(str.split, table) if state[0] != "Z"}
 
 
 def gone(pids: list[int], limit: float = 6 * child.WALL_SECONDS) -> bool:
     end = time.monotonic() + limit
-    while any(map(alive, pids)) and time.monotonic() < end:
+    while running().keys() & set(pids) and time.monotonic() < end:
         time.sleep(0.1)
-    return not any(map(alive, pids))
+    return not running().keys() & set(pids)
 
 
 def descendants(pid: int) -> list[int]:
     """The process ids below `pid`: children of a pool, and the forks in which they work."""
-    table = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.split()
-    pairs = list(zip(map(int, table[::2]), map(int, table[1::2])))
-    found = [pid]
+    found, parents = [pid], running()
     for parent in found:
-        found += [child for child, its_parent in pairs if its_parent == parent]
+        found += [child for child, its_parent in parents.items() if its_parent == parent]
     return found[1:]
 
 
@@ -73,7 +70,7 @@ def test_replies_come_in_the_order_of_the_questions(shared):
 
 def test_a_question_without_end_is_a_no_and_the_others_are_answered(shared):
     start = time.monotonic()
-    assert ask(shared, [*TOWERS, *EASY]) == [Reply(False, True)] * 2 + RIGHT
+    assert ask(shared, [*TOWERS, *EASY]) == [None] * 2 + RIGHT
     assert time.monotonic() - start < 3 * child.WALL_SECONDS + workers.START_SECONDS
     assert ask(shared, EASY) == RIGHT
 
@@ -82,13 +79,13 @@ def test_any_text_is_answered(shared):
     texts = ["\0", "x\0y", "\ud800", "\n", '"', "\\", "{" * 500, "[" * 500, "x" * 1000, "\U0001f600" * 1000, "exit()",
              "__import__('os')._exit(0)", "$", "%", r"\boxed{", r"\begin{pmatrix}", "print('true')"]
     for rule in graders.GRADERS:
-        assert not any(reply.equal for reply in ask(shared, [Question(rule, text, "7y") for text in texts]))
+        assert not any(ask(shared, [Question(rule, text, "7y") for text in texts]))
     assert ask(shared, EASY) == RIGHT
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no limit on memory")
 def test_a_child_may_use_no_more_memory(shared):
-    assert ask(shared, [Question("original", "['']*200000000", "7.5")]) == [Reply(False, True)]  # a list of 1.6 GB
+    assert ask(shared, [Question("original", "['']*200000000", "7.5")]) == [None]  # a list of 1.6 GB
     assert ask(shared, EASY) == RIGHT
 
 
@@ -116,19 +113,8 @@ def test_a_child_killed_at_work_costs_its_question_alone(shared):
     for pid in waiting:
         os.killpg(pid, signal.SIGKILL)
     thread.join(workers.START_SECONDS)
-    assert len(replies) == 7 and replies[0] == Reply(False, True)
-    assert sum(reply.timed_out for reply in replies) <= len(waiting)
-
-
-def test_threads_may_ask_at_the_same_time(shared):
-    found = {}
-    threads = [threading.Thread(target=lambda i=i: found.update({i: ask(shared, EASY[i:] + EASY[:i])}))
-               for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(workers.START_SECONDS)
-    assert found == {i: RIGHT[i:] + RIGHT[:i] for i in range(4)}
+    assert len(replies) == 7 and replies[0] is None
+    assert replies.count(None) <= len(waiting)
 
 
 @pytest.mark.parametrize("code", [
@@ -138,7 +124,7 @@ def test_threads_may_ask_at_the_same_time(shared):
 def test_a_child_that_talks_nonsense_or_dies_is_a_no(monkeypatch, fresh, code):
     monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", READY + code])
     start = time.monotonic()
-    assert ask(fresh, EASY[:1]) == [Reply(False, True)] and not fresh.idle
+    assert ask(fresh, EASY[:1]) == [None] and not fresh.idle
     assert time.monotonic() - start < child.WALL_SECONDS  # without waiting for more output
     monkeypatch.undo()
     assert ask(fresh, EASY[:1]) == RIGHT[:1]
@@ -147,13 +133,13 @@ def test_a_child_that_talks_nonsense_or_dies_is_a_no(monkeypatch, fresh, code):
 def test_a_child_that_says_nothing_is_ended(monkeypatch, fresh):
     monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", READY + "time.sleep(600)"])
     monkeypatch.setattr(child, "WALL_SECONDS", 0.5)
-    assert ask(fresh, EASY[:3]) == [Reply(False, True)] * 3 and not fresh.idle
+    assert ask(fresh, EASY[:3]) == [None] * 3 and not fresh.idle
 
 
 def test_slow_and_broken_replies_are_put_together(monkeypatch, fresh):
     say = "".join(f"print({part!r}, end='', flush=True); time.sleep(0.2);" for part in ("tr", "ue", "\n"))
     monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", READY + say + "time.sleep(60)"])
-    assert ask(fresh, EASY[:1]) == [Reply(True, False)] and len(fresh.idle) == 1
+    assert ask(fresh, EASY[:1]) == [True] and len(fresh.idle) == 1
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit(1)", "print('hello', flush=True)", "import time; time.sleep(600)"])

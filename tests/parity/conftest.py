@@ -1,6 +1,5 @@
 """Fixtures of the parity tests, which hold our numbers against transformers' and run only where it is installed."""
 
-import json
 import os
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import gguf_file
+
+from fixtures import read_jsonl
 
 
 @pytest.fixture(scope="session")
@@ -34,22 +35,9 @@ def qwen_path():
     return path
 
 
-def data_rows(name: str) -> list[dict]:
-    root = Path(os.environ.get("RLVR_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    if not root.is_dir():
-        pytest.skip(f"no data at {root}: set RLVR_DATA to the folder that holds eval/*.jsonl")
-    return [json.loads(row) for path in sorted(root.glob(f"eval/{name}.jsonl"))
-            for row in path.read_text().splitlines()]
-
-
 @pytest.fixture(scope="session")
-def gsm8k():
-    return data_rows("gsm8k")
-
-
-@pytest.fixture(scope="session")
-def text_lines():
+def text_lines(data):
     """1,000 lines of real problems and solutions, spread evenly over the data folder."""
-    rows = data_rows("*")
+    rows = [row for path in sorted(data.glob("eval/*.jsonl")) for row in read_jsonl(path)]
     lines = [line for row in rows for value in row.values() if isinstance(value, str) for line in value.split("\n")]
     return lines[:: len(lines) // 1000][:1000]

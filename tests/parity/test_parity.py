@@ -23,7 +23,7 @@ from rlvr_jax.adapters import AdapterConfig  # noqa: E402
 from rlvr_jax.pretrained import gguf_file, huggingface, loading  # noqa: E402
 from rlvr_jax.pretrained import tokenizer as tokenizer_lib  # noqa: E402
 
-from fixtures import run  # noqa: E402
+from fixtures import read_jsonl, run  # noqa: E402
 from golden.cases import (CONFIGS, LINES, QUESTIONS, greedy, logits, random_params, random_tokens,  # noqa: E402
                           write_gguf, write_qwen2_tokenizer)
 
@@ -137,14 +137,6 @@ def test_merged_lora_is_the_adapted_model(name, tmp_path):
     assert np.abs(ours - logits(random_params(config, 0), config, rows)).max() > 0.01  # the adapter does something
 
 
-def test_an_exported_run(base, compiled, tmp_path):
-    run("export", f"--model={base}", f"--out={tmp_path}", compiled=compiled, expect=0)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
-    ours = loading.load_model(str(base))
-    rows = random_tokens(ours.config, seed=1, length=16).tolist()
-    np.testing.assert_allclose(logits(ours.params, ours.config, rows), their_logits(theirs, rows), atol=1e-4, rtol=0)
-
-
 LOCAL_TASK = """
 task: ours
 dataset_path: json
@@ -169,7 +161,7 @@ def test_lm_eval_generates_the_same_completions_from_an_exported_run(base, compi
     run("export", f"--model={base}", f"--out={tmp_path / 'exported'}", compiled=compiled, expect=0)
     run("evaluate", f"--model={base}", "--problems=arithmetic", "--num_ops=2", "--max_problems=24", "--max_new_tokens=10",
         f"--out={tmp_path / 'ours'}", compiled=compiled, expect=0)
-    rows = [json.loads(line) for line in (tmp_path / "ours" / "completions.jsonl").read_text().splitlines()]
+    rows = read_jsonl(tmp_path / "ours" / "completions.jsonl")
     (tmp_path / "ours.yaml").write_text(LOCAL_TASK.format(file=tmp_path / "ours" / "completions.jsonl"))
     theirs = lm_eval.simple_evaluate(
         model="hf", model_args={"pretrained": str(tmp_path / "exported"), "device": "cpu"}, tasks=["ours"],
@@ -242,12 +234,13 @@ def test_smollm2_exported_to_a_folder(smollm2, their_smollm2, their_tokenizer, t
         assert theirs.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)
 
 
-def test_greedy_answers_of_a_quantised_qwen_are_those_of_transformers_on_the_same_numbers(qwen_path, gsm8k):
+def test_greedy_answers_of_a_quantised_qwen_are_those_of_transformers_on_the_same_numbers(qwen_path, data):
     """The first three problems of GSM8K in the model's chat template, 256 tokens, float32."""
     config, params, tokenizer = gguf_file.load(qwen_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         qwen_path.parent, gguf_file=qwen_path.name, dtype=torch.float32).eval()
-    asked = [row["question"] + " Put the final answer within \\boxed{}." for row in gsm8k[:3]]
+    asked = [row["question"] + " Put the final answer within \\boxed{}."
+             for row in read_jsonl(data / "eval" / "gsm8k.jsonl")[:3]]
     prompts = [tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": text}])) for text in asked]
     ours = greedy(params, config, prompts, 256)
     for row, tokens in zip(prompts, ours.tolist()):

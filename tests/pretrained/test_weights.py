@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
-from flax import traverse_util
 from hypothesis import given, settings, strategies as st
 
 from rlvr_jax.errors import UserError
@@ -149,7 +148,7 @@ def test_reading_and_writing_never_hold_two_copies_of_a_model(stored, dtype, tmp
     huggingface.save_folder(config, jax.tree.map(np.ones_like, huggingface.empty_params(config)), tmp_path / "a",
                         stored)
     code = MEASURE.format(small=CONFIG, dtype=dtype)
-    result = subprocess.run([sys.executable, "-c", code, tmp_path / "a", tmp_path / "b"], cwd=GOLDEN.parents[1],
+    result = subprocess.run([sys.executable, "-c", code, tmp_path / "a", tmp_path / "b"], cwd=ROOT,
                             capture_output=True, text=True, timeout=120)
     reading, writing, size = map(float, result.stdout.split())
     assert size > {"float32": 2e8, "bfloat16": 1e8}[dtype] and 0.9 < reading < 1.3 and writing < 1.3
@@ -234,7 +233,6 @@ def test_a_sliding_window_that_no_layer_uses_is_fine(fields, tmp_path):
 
 @pytest.mark.parametrize("fields, message", [
     ({"model_type": "mistral"}, "model_type 'mistral'"), ({"model_type": None}, "model_type None"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling type 'yarn'"),
     ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling type 'linear'"),
     ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_scaling type 'dynamic'"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor is None, not a number"),
@@ -350,12 +348,6 @@ def test_a_tokenizer_fits_its_embedding_up_to_padding_and_has_its_end_tokens():
     for end in (7, 3, -1, "a"):  # 3 has an embedding but no word
         with pytest.raises(UserError, match=f"^m: the end token {end!r} is not an id of the tokenizer: correct eos"):
             tokenizer_lib.check_tokenizer(words(6, end), 6, "m")
-
-
-def test_every_parameter_has_a_name_elsewhere():
-    names = {name for config in CONFIGS.values() for name in
-             traverse_util.flatten_dict(huggingface.empty_params(config), sep="/")}
-    assert names == set(huggingface.NAMES)
 
 
 # ----- the hub

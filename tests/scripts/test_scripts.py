@@ -16,6 +16,7 @@ from rlvr_jax.pretrained import loading
 from scripts import cli
 
 from fixtures import BASE_FLAGS, ROOT, SCRIPTS, load_problems, read_jsonl, record_of, run, saved_arrays
+from golden.cases import assert_same_params
 
 MODULES = {".".join(path.relative_to(ROOT / "rlvr_jax").with_suffix("").parts): path
            for path in (ROOT / "rlvr_jax").rglob("*.py") if path.stem != "__init__"}
@@ -39,10 +40,6 @@ def test_evaluate_writes_its_summary(evaluated):
                             "maj@k", "intervals", "truncated", "timed_out", "num_tokens", "graded_by", "styles", "flags"}
     assert (summary["n"], summary["num_samples"], list(summary["pass@k"])) == (10, 4, ["1", "2", "4"])
     assert summary["accuracy"] == sum(row["correct"] for row in rows) / 40 == pytest.approx(summary["pass@k"]["1"])
-    solved = {row["problem"] for row in rows if row["correct"]}
-    assert summary["pass@k"]["4"] == len(solved) / 10
-    low, high = summary["interval"]
-    assert 0 <= low <= summary["accuracy"] <= high <= 1
     assert set(summary["flags"]) == EvaluateConfig().as_flags().keys()
     assert summary["flags"]["temperature"] == 1 and set(summary["styles"]) == {"careful", "sloppy", "guess", "ramble"}
     assert f"| arithmetic | 10 | avg@4, T=1 | {summary['accuracy']:.3f} [" in printed
@@ -63,18 +60,9 @@ def test_evaluate_keeps_every_completion(evaluated, base):
     assert len({row["completion"] for row in rows if row["problem"] == 0}) > 1
 
 
-def test_evaluate_reads_a_file(tmp_path, base, compiled):
-    (tmp_path / "p.jsonl").write_text(json.dumps({"question": "coins 7 + 5 - 3", "answer": 9}) + "\n")
-    run("evaluate", f"--model={base}", f"--problems={tmp_path / 'p.jsonl'}", "--instruction==",
-        "--answer_format=answer", "--max_new_tokens=10", f"--out={tmp_path}", compiled=compiled, expect=0)
-    row, = read_jsonl(tmp_path / "completions.jsonl")
-    assert (row["prompt"], row["answer"]) == ("coins 7 + 5 - 3 =", "9")
-    assert "styles" not in json.loads((tmp_path / "summary.json").read_text())
-
-
 # ----- sample
 
-def test_sample_writes_rows_and_depends_on_the_seed_alone(tmp_path, base, compiled):
+def test_sample_writes_rows_that_depend_on_the_seed(tmp_path, base, compiled):
     def rows(*flags):
         out = tmp_path / "rows.jsonl"
         printed = run("sample", f"--model={base}", f"--prompt={PROMPT}", "--num_samples=5", "--max_new_tokens=8",
@@ -90,22 +78,17 @@ def test_sample_writes_rows_and_depends_on_the_seed_alone(tmp_path, base, compil
         assert row["completion"] == words.backend.decode(row["completion_ids"], skip_special_tokens=True)
         assert len(row["completion_ids"]) == len(row["sampler_logprobs"]) <= 8 and max(row["sampler_logprobs"]) < 0
         assert row["stop_reason"] == ("eos" if row["completion_ids"][-1] in words.eos_ids else "length")
-    assert rows("--num_slots=2")[1] == [
-        row | {"sampler_logprobs": pytest.approx(row["sampler_logprobs"], abs=1e-4)} for row in first]
     assert [row["completion"] for row in rows("--seed=1")[1]] != [row["completion"] for row in first]
 
 
-def test_a_step_of_a_run_can_be_named(base, compiled):
+def test_a_step_of_a_run_can_be_named(base):
     earlier, newest = loading.load_model(f"{base}@100"), loading.load_model(str(base))
     for loaded, step in ((earlier, 100), (newest, 200)):
         assert (loaded.params["embed"] == saved_arrays(base, step)["params/embed"]).all()
     assert (earlier.params["embed"] != newest.params["embed"]).any()
-    greedy = [run("sample", f"--model={name}", f"--prompt={PROMPT}", "--temperature=0", "--max_new_tokens=8",
-                  compiled=compiled, expect=0).out for name in (f"{base}@200", base)]
-    assert greedy[0] == greedy[1]
 
 
-# ----- pretrain, report, export
+# ----- pretrain, export
 
 def test_pretrain_writes_a_run_directory(base):
     rows, summary = read_jsonl(base / "metrics.jsonl"), json.loads((base / "summary.json").read_text())
@@ -125,24 +108,17 @@ def test_a_flag_file_runs_it_again(tmp_path, base, compiled):
     assert again == first
 
 
-def test_report_draws_the_base(base, compiled):
-    pytest.importorskip("matplotlib", reason="pip install -e '.[plot]'")
-    printed = run("report", f"--run_dir={base}", compiled=compiled, expect=0).out
-    written = [pathlib.Path(line) for line in printed.splitlines()]
-    assert base / "report.html" in written and all(path.stat().st_size > 1000 for path in written)
-
-
-def test_export_is_the_same_model(tmp_path, base, compiled):
+def test_the_export_of_a_run_is_the_same_model_with_a_card_of_the_sums_of_its_files_and_the_runs_flags(
+        tmp_path, base, compiled):
     out = tmp_path / "hf"
-    assert run("export", f"--model={base}", f"--out={out}", compiled=compiled, expect=0).out.strip() == str(out)
-    ours, theirs = (run("sample", f"--model={name}", f"--prompt={PROMPT}", "--num_samples=3", "--max_new_tokens=8",
-                        compiled=compiled, expect=0).out for name in (base, out))
-    assert ours == theirs
 
+    def export():
+        assert run("export", f"--model={base}", f"--out={out}", compiled=compiled, expect=0).out.strip() == str(out)
 
-def test_the_export_of_a_run_has_a_card_with_the_sums_of_its_files_and_the_runs_flags(tmp_path, base, compiled):
-    out = tmp_path / "hf"
-    run("export", f"--model={base}", f"--out={out}", compiled=compiled, expect=0)
+    export()
+    ours, theirs = loading.load_model(str(base)), loading.load_model(str(out))
+    assert_same_params(theirs.params, ours.params)
+    assert (theirs.config, theirs.tokenizer.to_json()) == (ours.config, ours.tokenizer.to_json())
     card, summary = (out / "README.md").read_text(), json.loads((base / "summary.json").read_text())
     assert f"| greedy | {summary['final']['greedy']:.3f} |" in card and "scripts.pretrain" in card
     sums = dict(re.findall(r"^\| (\S+) \| ([0-9a-f]{64}) \|$", card, re.M))
@@ -151,10 +127,10 @@ def test_the_export_of_a_run_has_a_card_with_the_sums_of_its_files_and_the_runs_
     assert (out / "flags.txt").read_bytes() == (base / "flags.txt").read_bytes()
     (out / ".git").mkdir()
     (out / "model.safetensors").write_bytes(b"of an earlier export")
-    run("export", f"--model={base}", f"--out={out}", compiled=compiled, expect=0)
+    export()
     assert (out / "README.md").read_text() == card  # its own card is made again, folders are left out
     (out / "README.md").write_text("mine")
-    run("export", f"--model={base}", f"--out={out}", compiled=compiled, expect=0)
+    export()
     assert (out / "README.md").read_text() == "mine"
 
 
@@ -231,15 +207,11 @@ def imports(path: pathlib.Path) -> set[str]:
 GRAPH = {name: imports(path) for name, path in MODULES.items()}
 
 
-def test_every_module_belongs_to_a_layer():
-    assert {name.split(".")[0] for name in MODULES} == LAYER.keys()
-    assert {name for name in MODULES if "." not in name} == CORE
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_downward(name):
     mine = LAYER[name.split(".")[0]]
     assert not [other for other in GRAPH[name] if LAYER[other.split(".")[0]] > mine]
+    assert "scripts" not in {other.split(".")[0] for other in imported(MODULES[name])}
 
 
 @pytest.mark.parametrize("name", sorted(CORE))
@@ -247,11 +219,6 @@ def test_the_core_needs_jax_and_numpy_alone(name):
     """No flags, files, text or progress bars: all it needs is tokens and a function that scores them."""
     packages = {other.split(".")[0] for other in imported(MODULES[name])}
     assert packages <= {"rlvr_jax", "jax", "flax", "optax", "numpy"} | sys.stdlib_module_names
-
-
-def test_the_core_can_be_read_in_an_afternoon():
-    lines = {name: len(MODULES[name].read_text("utf-8").splitlines()) for name in CORE}
-    assert sum(lines.values()) <= 2110, lines
 
 
 def test_the_graph_sees_imports(tmp_path):
@@ -301,11 +268,6 @@ def test_a_public_function_takes_six_arguments_at_most(name):
     assert not {function: count for function, count in found.items() if count > 6}
 
 
-def test_nothing_in_the_package_imports_a_script():
-    assert not [name for name, path in MODULES.items()
-                if re.search(r"^\s*(import|from) scripts", path.read_text(), re.M)]
-
-
 def test_only_parallel_knows_about_devices():
     words = ("pmap(", "multihost_utils", "jax.distributed", "jax.process_")
     found = {(name, word) for name, path in MODULES.items() for word in words if word in path.read_text()}
@@ -316,10 +278,5 @@ def test_only_parallel_knows_about_devices():
 
 def test_no_test_module_is_imported():
     """Test modules share tests/fixtures.py instead, so that each can change or move alone."""
-    found = []
-    for path in sorted((ROOT / "tests").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            found += [(path.name, name) for name in names if any(part.startswith("test_") for part in name.split("."))]
-    assert not found
+    assert not [(path.name, name) for path in (ROOT / "tests").rglob("*.py") for name in imported(path)
+                if any(part.startswith("test_") for part in name.split("."))]

@@ -1,4 +1,4 @@
-"""The table of synthetic families: mixtures, unchanged data of the first family, faults. test_doors.py adds one."""
+"""The table of synthetic families: mixtures, unchanged data of the first family, faults. test_mixtures.py adds one."""
 
 import dataclasses
 import hashlib

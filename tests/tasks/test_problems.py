@@ -259,17 +259,6 @@ def test_an_instruction_is_not_added_twice(tmp_path):
     assert [p.prompt for p in load_problems(path, QWEN)] == ["a" + SUFFIX, "b", amid]
 
 
-def test_the_published_example_as_the_model_reads_it(data):
-    pytest.importorskip("pyarrow", reason="pip install -e '.[real]'")
-    path = str(data / "one_shot_rlvr" / "pi1_r128.parquet")
-    found = load_problems(path, QWEN, prompt_style="qwen_math", count=1)
-    assert found[0].prompt == QWEN_MATH.format(
-        r"The pressure \( P \) exerted by wind on a sail varies jointly as the area \( A \) of the sail and the cube "
-        r"of the wind's velocity \( V \). When the velocity is \( 8 \) miles per hour, the pressure on a sail of \( 2 "
-        r"\) square feet is \( 4 \) pounds. Find the wind velocity when the pressure on \( 4 \) square feet of sail is "
-        r"\( 32 \) pounds. Let's think step by step and output the final answer within \boxed{}.")
-
-
 def test_words_that_a_model_of_whole_words_lacks_are_named_not_read_as_padding():
     asked = [Problem(text, "1", text) for text in ("coins 7 + 5 =", "koins 7 + 25 =", "koins 7 plus 5 =")]
     config = SimpleNamespace(max_seq_len=99)

@@ -14,8 +14,7 @@ from rlvr_jax.pretrained import huggingface, loading
 from rlvr_jax.training import train
 from rlvr_jax.training.train import TrainConfig
 
-from fixtures import (TINY, TRAIN_FLAGS, assert_same_arrays, assert_same_run, random_params, read_jsonl, run,
-                      saved_arrays)
+from fixtures import TINY, assert_same_arrays, assert_same_run, random_params, read_jsonl, run, saved_arrays
 from golden.cases import logits
 
 TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6])
@@ -30,64 +29,77 @@ def run_of(base, run_dir, **changes):
     return read_jsonl(run_dir / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("kind", [{"trainable": "lora", "adapter_rank": 2},
-                                  {"trainable": "vector", "adapter_layers": (0,), "adapter_size": 4}])
-def test_a_run_trains_the_adapter_alone_and_measures_the_kl_to_it_off(kind, base, tmp_path):
-    rows = run_of(base, tmp_path / "run", **kind)
+KINDS = {"lora": {"trainable": "lora", "adapter_rank": 2},
+         "vector": {"trainable": "vector", "adapter_layers": (0,), "adapter_size": 4},
+         **{dtype: {"trainable": "lora", "params_dtype": dtype, "dtype": dtype} for dtype in ("bfloat16", "float16")}}
+FLOAT16 = pytest.param("float16", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory):
+    """`trained(kind)`: the directory of a run of that kind, with checkpoints of steps 2 and 3. Each is made once."""
+    folder = tmp_path_factory.mktemp("adapted")
+
+    def get(kind):
+        if not (folder / kind).exists():
+            run_of(base, folder / kind, **KINDS[kind])
+        return folder / kind
+    return get
+
+
+@pytest.mark.parametrize("kind", ["lora", "vector", "bfloat16", FLOAT16])
+def test_a_run_that_goes_on_is_the_same_run(kind, trained, base, tmp_path):
+    shutil.copytree(trained(kind), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "3")
+    run_of(base, tmp_path / "run", **KINDS[kind])
+    assert_same_run(tmp_path / "run", trained(kind), 3)
+
+
+@pytest.mark.parametrize("kind, size", [("lora", 2 * (4 * 32 + 3 * 48)), ("vector", 4)])
+def test_a_run_trains_the_adapter_alone_and_measures_the_kl_to_it_off(kind, size, trained, base):
+    rows = read_jsonl(trained(kind) / "metrics.jsonl")
     assert rows[1]["train/kl"] == 0 < rows[3]["train/kl"] and rows[3]["train/logprob_gap_max"] < 1e-4
-    before, after = saved_arrays(base, 200), saved_arrays(tmp_path / "run", 3)
+    before, after = saved_arrays(base, 200), saved_arrays(trained(kind), 3)
     model_of = {name: x for name, x in before.items() if name.startswith("params/")}
     assert_same_arrays({name: after[name] for name in model_of}, model_of)
     assert not [name for name in after if "ref_params" in name]
-    trained = 4 if "adapter_size" in kind else 2 * (4 * 32 + 3 * 48)
-    assert sum(x.size for name, x in after.items() if "opt_state" in name) == 2 * trained + 2
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["trained"] == trained
-    run_of(base, tmp_path / "halves", num_steps=2, **kind)
-    run_of(base, tmp_path / "halves", num_steps=3, **kind)
-    assert_same_run(tmp_path / "halves", tmp_path / "run", 3)
+    assert sum(x.size for name, x in after.items() if "opt_state" in name) == 2 * size + 2
+    assert json.loads((trained(kind) / "summary.json").read_text())["trained"] == size
 
 
-def test_the_next_training_starts_from_the_merged_model(base, tmp_path):
+def test_the_next_training_starts_from_the_merged_model(trained, tmp_path):
     rows = np.arange(8)[None]
-    run_of(base, tmp_path / "lora", trainable="lora")
-    run_of(tmp_path / "lora", tmp_path / "vector", trainable="vector")
+    run_of(trained("lora"), tmp_path / "vector", trainable="vector")
     run_of(tmp_path / "vector", tmp_path / "all")
-    loaded = {name: loading.load_model(str(tmp_path / name)) for name in ("lora", "vector", "all")}
+    loaded = {path.name: loading.load_model(str(path)) for path in (
+        trained("lora"), tmp_path / "vector", tmp_path / "all")}
     config = loaded["lora"].config
     assert "down_bias" not in loaded["vector"].params["layers"] and "down_bias" in loaded["all"].params["layers"]
     for name, next_one in (("lora", "vector"), ("vector", "all")):
         ours, merged = loaded[name].params, adapters.merge(loaded[name].params)
         np.testing.assert_allclose(logits(ours, config, rows), logits(merged, config, rows), atol=1e-5)
         assert read_jsonl(tmp_path / next_one / "metrics.jsonl")[1]["train/kl"] == 0
-    start, trained = adapters.merge(loaded["lora"].params), adapters.base_params(loaded["vector"].params)
-    jax.tree.map(np.testing.assert_array_equal, start, trained)
+    start, kept = adapters.merge(loaded["lora"].params), adapters.base_params(loaded["vector"].params)
+    jax.tree.map(np.testing.assert_array_equal, start, kept)
 
 
-def test_a_lora_run_exports_what_it_learnt(base, compiled, tmp_path):
-    run("train", *TRAIN_FLAGS, "--trainable=lora", "--adapter_rank=2", f"--model={base}", "--num_steps=4",
-        f"--run_dir={tmp_path / 'run'}", compiled=compiled, expect=0)
-    run("export", f"--model={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", compiled=compiled, expect=0)
-    ours, theirs, start = (loading.load_model(str(path)) for path in (tmp_path / "run", tmp_path / "out", base))
+def test_a_lora_run_exports_what_it_learnt(trained, base, compiled, tmp_path):
+    run("export", f"--model={trained('lora')}", f"--out={tmp_path / 'out'}", compiled=compiled, expect=0)
+    ours, theirs, start = (loading.load_model(str(path)) for path in (trained("lora"), tmp_path / "out", base))
     assert theirs.params["layers"].keys() == start.params["layers"].keys()
     np.testing.assert_allclose(*(logits(x.params, x.config, [TOKENS]) for x in (theirs, ours)), atol=1e-5)
     assert (theirs.params["layers"]["q"] != ours.params["layers"]["q"]).any()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
-def test_a_frozen_base_of_16_bits_is_kept_in_them_resumes_and_is_read_in_32(dtype, base, tmp_path):
-    half = {"trainable": "lora", "params_dtype": dtype, "dtype": dtype}
-    rows = run_of(base, tmp_path / "whole", num_steps=4, **half)
-    assert rows[1]["train/logprob_gap_max"] < 0.05
-    assert rows[1].get("train/overflow") == (0 if dtype == "float16" else None)
-    saved = saved_arrays(tmp_path / "whole", 4)
-    for name, x in saved.items():
+@pytest.mark.parametrize("dtype", ["bfloat16", FLOAT16])
+def test_a_frozen_base_of_16_bits_is_kept_in_them_and_is_read_in_32(dtype, trained):
+    row = read_jsonl(trained(dtype) / "metrics.jsonl")[1]
+    assert row["train/logprob_gap_max"] < 0.05
+    assert row.get("train/overflow") == (0 if dtype == "float16" else None)
+    for name, x in saved_arrays(trained(dtype), 3).items():
         frozen = name.startswith("params/") and not any(part in name for part in ("lora_", "norm"))
         assert str(x.dtype) in ([dtype] if frozen else ["float32", "int32"]), name
-    shutil.copytree(tmp_path / "whole", tmp_path / "half")
-    shutil.rmtree(tmp_path / "half" / "checkpoints" / "4")
-    run_of(base, tmp_path / "half", num_steps=4, **half)
-    assert_same_run(tmp_path / "half", tmp_path / "whole", 4)
-    loaded = loading.load_model(str(tmp_path / "whole"))
+    loaded = loading.load_model(str(trained(dtype)))
     assert {str(x.dtype) for x in jax.tree.leaves(adapters.merge(loaded.params))} == {"float32"}
 
 
@@ -103,15 +115,3 @@ def test_a_vector_has_no_place_in_a_hugging_face_folder(tmp_path):
     with pytest.raises(UserError, match="a Hugging Face folder cannot hold layers/down_bias: .* a vector has none"):
         huggingface.save_folder(TINY, params, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_run_of_before_these_flags_continues(base, tmp_path):
-    """Its flags.txt lacks them, which means their defaults."""
-    run_of(base, tmp_path / "run", num_steps=2)
-    path = tmp_path / "run" / "flags.txt"
-    kept = [line for line in path.read_text().splitlines() if "adapter_" not in line and "trainable" not in line]
-    path.write_text("\n".join([*kept, ""]))
-    assert len(run_of(base, tmp_path / "run", num_steps=3)) == 4
-    path.write_text("\n".join([*kept, ""]))
-    with pytest.raises(UserError, match=r"--trainable \(was all\)"):
-        run_of(base, tmp_path / "run", num_steps=4, trainable="lora")

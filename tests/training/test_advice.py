@@ -11,11 +11,10 @@ from rlvr_jax.objectives import OBJECTIVES
 from rlvr_jax.records import Batch, Problem, Rollouts
 from rlvr_jax.rewards import score
 from rlvr_jax.tasks.answers import GradingConfig
-from rlvr_jax.tasks.problems import load, merge
 from rlvr_jax.training import advice, train
 from rlvr_jax.training.train import TrainConfig
 
-from fixtures import BASE_FLAGS, run, write_jsonl
+from fixtures import run, write_jsonl
 
 # Objectives whose advantage is always the distance to the group's mean, even for a group of one.
 CENTRED = {"dr_grpo", "reinforce", "rloo"}
@@ -49,16 +48,6 @@ def test_problems_longer_than_those_of_the_base(base, problems, says):
     assert said.endswith(says) and bool(said) == bool(says)
 
 
-def test_a_base_brings_the_flags_of_its_run(compiled, tmp_path, capsys):
-    """Training on it compares them with its own."""
-    base = tmp_path / "base"
-    assert "warning" not in run("pretrain", *BASE_FLAGS, "--num_steps=1", f"--run_dir={base}", compiled=compiled,
-                                expect=0).err
-    said = run("train", f"--model={base}", "--num_ops=1", "--num_steps=1", "--num_prompts=1", "--example=0",
-               "--max_new_tokens=8", "--heldout=none", f"--run_dir={tmp_path / 'run'}", compiled=compiled, expect=0).err
-    assert "warning: --model was trained on problems of 2 operations, and these have 1; use --num_ops=2" in said
-
-
 def test_without_a_reward_only_entropy_teaches():
     assert "--reward=none with --entropy_coef=0" in on_flags(reward="none", kl_coef=0.1)
     assert not on_flags(reward="none", entropy_coef=0.001, group_size=1, objective="rloo")
@@ -73,6 +62,8 @@ def test_without_a_reward_only_entropy_teaches():
 def test_an_answer_that_its_format_cannot_read(answer_format, answer, says):
     text = advice.on_answers(GradingConfig(answer_format), problems(answer))
     assert text.startswith(f"--answer_format={answer_format} with --grader=math never accepts") and says in text
+    several = advice.on_answers(GradingConfig(answer_format), problems("7", answer))
+    assert "never accepts 1 of 2 answers, such as" in several
 
 
 @pytest.mark.parametrize("answer_format, answers", [
@@ -85,13 +76,6 @@ def test_an_answer_that_its_format_can_read(answer_format, answers):
 def test_the_original_grader_looks_into_the_box_whatever_the_format():
     pytest.importorskip("sympy", reason="pip install -e '.[real]'")
     assert not advice.on_answers(GradingConfig("last_number", "original"), problems(r"\frac{1}{2}"))
-
-
-def test_of_the_published_pool_one_answer_is_not_whole(data):
-    pytest.importorskip("pyarrow", reason="pip install -e '.[real]'")
-    path = str(data / "one_shot_rlvr" / "dsr_sub.parquet")
-    text = advice.on_answers(GradingConfig(grader="original"), merge(load(path)))
-    assert r"never accepts 1 of 1209 answers, such as '\\frac{2 k n}{n+k-1}-2 \\frac{k!n!}{(k+n-1)!' (from" in text
 
 
 def test_words_that_the_model_lacks_are_named_before_a_package_that_would_grade_them(base, tmp_path, monkeypatch):

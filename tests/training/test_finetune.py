@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from rlvr_jax.records import Problem
 from rlvr_jax.training import finetune
 from rlvr_jax.training.finetune import FinetuneConfig
 
-from fixtures import assert_same_run, read_jsonl, run, write_jsonl
+from fixtures import assert_same_run, read_jsonl, write_jsonl
 
 ROWS = [{"prompt": "coins 7 + 5 - 3 =", "completion": "think + 5 12 - 3 9 answer 9", "source": "mine"},
         {"prompt": "books 2 * 3 + 1 =", "completion": "answer 7"},
@@ -57,16 +58,17 @@ def test_every_epoch_has_every_row_once_in_an_order_of_its_own(base, examples):
 
 
 FLAGS = {"batch_size": 4, "learning_rate": 1e-2, "remat": False, "max_new_tokens": 10, "eval_size": 8, "num_ops": 2,
-         "heldout": "arithmetic", "eval_every": 5}
+         "heldout": "arithmetic", "eval_every": 5, "save_every": 5}
 
 
 def test_it_learns_completions_and_resumes_bit_for_bit(base, examples, tmp_path):
-    def tune(name, steps):
-        return finetune.finetune(FinetuneConfig.from_flags(model=str(base), examples=str(examples), num_steps=steps,
+    def tune(name):
+        return finetune.finetune(FinetuneConfig.from_flags(model=str(base), examples=str(examples), num_steps=12,
                                                            run_dir=str(tmp_path / name), window=40, **FLAGS))
-    summary = tune("whole", 12)
-    tune("parts", 5)
-    tune("parts", 12)
+    summary = tune("whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "12")
+    tune("parts")
     assert_same_run(tmp_path / "parts", tmp_path / "whole", 12)
     assert summary["base"]["n"] == summary["final"]["n"] == 8 and summary["steps"] == 12
     rows = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
@@ -162,19 +164,3 @@ def test_the_shuffled_control_leaves_no_critique_in_its_place():
     for seed in range(100):
         moved = critique.shuffled(PROBLEM, attempts, np.random.default_rng(seed))
         assert not any(one[1] == other[1] for one, other in zip(own, moved)) and len({said for _, said in moved}) == 3
-
-
-def test_critiques_can_be_learnt(base, tmp_path, compiled):
-    out = tmp_path / "made" / "critiques.jsonl"
-    printed = run("critique", f"--model={base}", "--num_ops=2", "--max_new_tokens=10", "--num_attempts=6",
-                  "--example=1", f"--out={out}", compiled=compiled, expect=0).out
-    rows = read_jsonl(out)
-    assert len(rows) == 6 and "6 rows, " in printed
-    assert len({row["completion"].split("answer ")[-1] for row in rows}) == 1  # one problem, one answer
-    every = tmp_path / "every.jsonl"
-    run("critique", f"--model={base}", "--num_ops=2", "--max_new_tokens=10", "--num_attempts=1", "--kind=expert",
-        "--example=all", "--example_pool=7", f"--out={every}", compiled=compiled, expect=0)
-    assert len({row["prompt"] for row in read_jsonl(every)}) == 7
-    run("finetune", f"--model={base}", f"--examples={out}", "--num_steps=2", "--batch_size=2", "--noremat",
-        "--window=48", f"--run_dir={tmp_path / 'run'}", compiled=compiled, expect=0)
-    assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2]

@@ -102,10 +102,6 @@ def measure_rank(pair: Pair, *_) -> Estimate:
     return Estimate(pair.weights["all"]["stable_rank"])
 
 
-def measure_sparsity(pair: Pair, *_) -> Estimate:
-    return Estimate(1 - pair.weights["all"]["moved"])
-
-
 def measure_frontier(pair: Pair, *_) -> Estimate:
     names = list(filter(None, pair.config.frontier.split(",")))
     if not names:
@@ -181,21 +177,19 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
     "reverse_swap": Diagnostic(
         measure_swap, "the trained model writes and takes the base model's token there: the share of the gain that is "
         "lost.", SHARE, "switched on at a few tokens", "arXiv:2603.22446", TEXTS, BY_SHARE),
-    "entropy_swap": Diagnostic(
-        measure_swap, "as swap, where the base model's entropy is highest.", SHARE,
-        "switched on by choices the base model left open", "arXiv:2605.06241", TEXTS, BY_SHARE),
+    "entropy_swap": Diagnostic(measure_swap, "as swap, where the base model's entropy is highest.", SHARE,
+                               "switched on by choices the base model left open", "arXiv:2605.06241", TEXTS, BY_SHARE),
     "hybrid": Diagnostic(
         measure_hybrid, "the base model, steered by one vector at tokens that a gate picks from its own activations.",
         SHARE, "switched on: the base model knows how, training says when", "arXiv:2510.07364", (*TEXTS, "hybrid")),
     "frontier": Diagnostic(
         measure_frontier, "trained parameters for half of the gain, interpolated between the runs of --frontier.",
         "numbers", "taught: a switch needs few", "arXiv:2505.18706"),
-    "rank": Diagnostic(
-        measure_rank, "stable rank of weight changes, mean over matrices.", "directions", "taught: many",
-        "arXiv:2605.21468"),
+    "rank": Diagnostic(measure_rank, "stable rank of weight changes, mean over matrices.", "directions", "taught: many",
+                       "arXiv:2605.21468"),
     "sparsity": Diagnostic(
-        measure_sparsity, "weights that changed by at most 1e-5 of their size.", "share of weights",
-        "switched on in a small subnetwork", "arXiv:2505.11711"),
+        lambda pair, *_: Estimate(1 - pair.weights["all"]["moved"]), "weights that changed by at most 1e-5 of their "
+        "size.", "share of weights", "switched on in a small subnetwork", "arXiv:2505.11711"),
     "budget": Diagnostic(
         measure_budget, "training tokens until half of the gain, divided by those of the supervised run --sft to the "
         "same greedy accuracy.", "ratio", "taught: rewards had to find what examples show", ""),
@@ -203,12 +197,10 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
         measure_perplexity, "change in the log-perplexity of right solutions: the trained model's own, or the "
         "reference.", "nats a token", "no shortcut: spurious rewards make answers likelier", "arXiv:2601.11061", TEXTS,
         lambda config: dict.fromkeys(("own", "reference"))),
-    "prompt_perplexity": Diagnostic(
-        measure_perplexity, "change in the log-perplexity of prompts.", "nats a token",
-        "a shortcut: spurious rewards make prompts less likely", "arXiv:2601.11061"),
-    "saturation": Diagnostic(
-        measure_saturation, "steps until a batch is 99 % right.", "steps", "taught: memorising is fast",
-        "arXiv:2604.18574"),
+    "prompt_perplexity": Diagnostic(measure_perplexity, "change in the log-perplexity of prompts.", "nats a token",
+                                    "a shortcut: spurious rewards make prompts less likely", "arXiv:2601.11061"),
+    "saturation": Diagnostic(measure_saturation, "steps until a batch is 99 % right.", "steps",
+                             "taught: memorising is fast", "arXiv:2604.18574"),
 }
 
 
@@ -217,9 +209,8 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
 
 def diagnose(config: DiagnoseConfig) -> dict:
     """Compares --trained with --base by --diagnostics, each with all its settings. Returns the summary, and writes
-    summary.json, diagnose.md and diagnose.png to --out. Completions are saved there too, so that the same command
-    continues an interrupted one. Raises UserError for an unknown diagnostic, for models that do not match, and for runs
-    without the files needed."""
+    summary.json, diagnose.md, diagnose.png and completions, from which the same command continues, to --out. Raises
+    UserError for an unknown diagnostic, for models that do not match, and for runs without the files needed."""
     names = list(filter(None, config.diagnostics.split(","))) or list(DIAGNOSTICS)
     if unknown := [name for name in names if name not in DIAGNOSTICS]:
         raise UserError(f"--diagnostics: there is no {unknown[0]}; the rows are {', '.join(DIAGNOSTICS)}")

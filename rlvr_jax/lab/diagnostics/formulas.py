@@ -8,16 +8,15 @@ from typing import Optional, Sequence
 
 import numpy as np
 
-from rlvr_jax.evaluation.estimators import RESAMPLES
+from rlvr_jax.evaluation.estimators import RESAMPLES, powers_up_to
 
 LUCK = 0.5  # the largest share of problems that guessing may solve where pass@k is corrected for luck
 
 
 def guess_rates(answers_PxN: Sequence[Sequence[str]], right_PxN: np.ndarray, truths_P: Sequence[str]) -> np.ndarray:
-    """f64[P], each problem's guess rate: the share of completions of *other* problems whose answer is right for it. A
-    guess is thus an answer that the model gives without seeing the problem. The right answers to a problem are its
-    reference `truths_P` and those of its completions that `right_PxN` grades right; no answer, "", is wrong. Answers
-    are compared as text, so normalise them first. If there is only one problem, its rate is 0."""
+    """f64[P], each problem's guess rate: the share of completions of *other* problems, guesses made without seeing this
+    one, whose answer is right for it; 0 for a single problem. Its right answers are its reference, in `truths_P`, and
+    those that `right_PxN` grades right; no answer, "", is wrong. Normalise answers first: they are compared as text."""
     own = [collections.Counter(answers) for answers in answers_PxN]
     every = sum(own, collections.Counter())
     num_others = every.total() - len(answers_PxN[0])
@@ -39,8 +38,8 @@ def beyond_luck(share, lucky):
 def most_tries(rates: Sequence[np.ndarray], num_samples: int) -> Optional[int]:
     """The largest k, `num_samples` or a smaller power of two, for which k guesses solve at most a share LUCK of the
     problems for every model. `rates` has each model's `guess_rates`, f64[P]. None if one guess already solves more."""
-    ks = [num_samples, *(2**i for i in reversed(range(num_samples.bit_length())) if 2**i < num_samples)]
-    return next((k for k in ks if max(luck(rates_P, k).mean() for rates_P in rates) <= LUCK), None)
+    return next((k for k in reversed(powers_up_to(num_samples))
+                 if max(luck(rates_P, k).mean() for rates_P in rates) <= LUCK), None)
 
 
 def covered(right_PxN: np.ndarray, rates_P: np.ndarray, tau: float) -> np.ndarray:

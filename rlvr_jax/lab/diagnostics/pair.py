@@ -42,13 +42,11 @@ class DiagnoseConfig(Config):
         HybridConfig.from_flags(rates=(0.05, 0.2)), model=None,
         trained="model that was trained from --base, with the same shape and tokenizer: named as --base is",
         out="directory for summary.json, diagnose.md, diagnose.png, and the completions")
-    num_samples: int = flag(256, "completions of each problem, at --temperature, for pass@k and Cover@tau",
-                            minimum=1)
+    num_samples: int = flag(256, "completions of each problem, at --temperature, for pass@k and Cover@tau", minimum=1)
     sampled_problems: int = flag(128, "number of problems sampled for pass@k and Cover@tau; 0: all", minimum=0)
     temperature: float = flag(1.0, "sampling temperature of pass@k and Cover@tau", above=0)
     taus: tuple[float, ...] = flag((0.1, 0.5), "Cover@tau: least success rates of a solved problem", above=0, maximum=1)
-    first: tuple[int, ...] = flag((1, 2, 4), "forced prefix: how many first tokens the trained model writes",
-                                  minimum=1)
+    first: tuple[int, ...] = flag((1, 2, 4), "forced prefix: how many first tokens the trained model writes", minimum=1)
     shares: tuple[float, ...] = flag((0.01, 0.05, 0.1), "swaps: largest shares of tokens to swap", above=0, maximum=1)
     frontier: str = flag("", "run directories of scripts.train that trained fewer parameters of the same base model, "
                          "joined by commas: how many parameters reach half of the gain", free=True)
@@ -112,9 +110,8 @@ class Pair:
         fed = sum(len(self.base.tokenizer.encode(text)) for text in prompts.values())
         self.tokens[part] = models * (fed + sum(row["num_tokens"] for row in rows))
 
-    def _sample_under(self, name: str, gates: dict[str, Gate], token_columns: tuple = ()) -> dict[str, list[dict]]:
-        rows = sample_under_gates(name, "diagnose", self.config, self.kept, self.base, self.trained, gates,
-                                  token_columns)
+    def _sample_under(self, name: str, gates: dict[str, Gate], columns: tuple = ()) -> dict[str, list[dict]]:
+        rows = sample_under_gates(name, "diagnose", self.config, self.kept, self.base, self.trained, gates, columns)
         for label, part in rows.items():
             self.count_tokens(label, part, 2)  # both models run on every token
         return rows

@@ -12,9 +12,12 @@ import numpy as np
 
 from rlvr_jax import model
 from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation.completions import KeptConfig
+from rlvr_jax.evaluation.measure import Benchmark, Sampler, sample_and_grade
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import Problem, Prompts
 from rlvr_jax.runs.log import progress
+from rlvr_jax.sampler import CHOOSE, Request
 from rlvr_jax.tasks.prompts import encode_prompts, pad_rows
 
 BATCH = 64  # texts per call; the last call repeats its last text, so that all calls share one compiled shape
@@ -47,6 +50,21 @@ def _read_prompt_ends(params: model.Params, config: model.ModelConfig, prompts: 
     how = model.ForwardOptions(edit_residual=None if vectors_LxD is None else add_at_last, read_residual=take_last)
     hidden_PxSxD, residuals_LxPxD = model.forward(params, config, prompts.tokens, how=how)
     return residuals_LxPxD.astype(jnp.float32), jnp.argmax(model.head(params, take_last(hidden_PxSxD)), -1)
+
+
+def sample_texts(kept: KeptConfig, config: model.ModelConfig, sampler: Sampler, problems: list[Problem],
+                 num_samples: int = 1, temperature: float = 0.0) -> tuple[list[np.ndarray], np.ndarray]:
+    """Samples `num_samples` completions of each problem. Returns (R texts as token ids, in the order of the problems,
+    each a prompt and its completion; i32[R], the lengths of the prompts). `config` is the shape of the model."""
+    prompts = encode_prompts(sampler.tokenizer, problems, config, kept.sampling.max_new_tokens,
+                             kept.source.prompt.max_prompt_tokens)
+    benchmark = Benchmark("example", problems, prompts, lambda texts, _: [{}] * len(texts), num_samples, temperature)
+    rows = sample_and_grade(sampler, benchmark, Request(kept.seed, 0, stream=CHOOSE), kept.rows_per_call,
+                            more=lambda rollouts, *_: [{"ids": ids[mask]} for ids, mask in zip(
+                                rollouts.completions, rollouts.completion_mask)])
+    asked_P = [tokens[:length] for tokens, length in zip(prompts.tokens, prompts.lengths)]
+    texts = [np.concatenate([asked_P[row["problem"]], row["ids"]]) for row in rows]
+    return texts, np.repeat(prompts.lengths, num_samples)
 
 
 class Activations(NamedTuple):

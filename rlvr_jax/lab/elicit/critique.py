@@ -111,15 +111,15 @@ def criticise(steps: list[str], attempt: str) -> str:
     remarks = {i: attempted_steps[i - 1] for i in wrong[:1]}  # index in `steps` -> words of the attempt to quote
     if stated.split() != steps[-1].split()[1:]:
         remarks = {last: stated.split()} | remarks  # a wrong last step is quoted, not the answer
-    parts = [" ".join([step, "=", *remarks[i]]) if i in remarks else step for i, step in enumerate(steps[:-1])]
-    return " ".join([*parts, steps[-1]])
+    parts = [" ".join([step, "=", *remarks[i]]) if i in remarks else step for i, step in enumerate(steps)]
+    return " ".join(parts)
 
 
 def choose_problems(config: CritiqueConfig, pool: list[Problem]) -> list[Problem]:
     """Returns the problems of the pool that --example names: one, or all. Raises UserError if --example names none of
     them, or a run that trained on another question, and if a problem of the pool has no steps."""
     path = pathlib.Path(config.example.partition("@")[0]) / "example.json"
-    chosen = files.read_json(path) if path.is_file() else {"example": config.example}
+    chosen = files.read_json(path, missing={"example": config.example})
     number = str(chosen["example"])
     if not all(problem.meta.get("steps") for problem in pool):
         raise UserError(f"--problems={config.problems}: these problems have no steps, which critiques are made of")

@@ -21,16 +21,15 @@ from rlvr_jax.evaluation.completions import Folder, sample_and_keep
 from rlvr_jax.evaluation.estimators import format_estimate, wilson
 from rlvr_jax.evaluation.measure import Benchmark, make_sampler
 from rlvr_jax.grading import grade, mathematics
-from rlvr_jax.lab.elicit import gate, latents, steering, trajectory, vectors
+from rlvr_jax.lab.elicit import gate, latents, steering, vectors
 from rlvr_jax.lab.elicit.comparison import load_trained, noted_numbers, share_of_tokens
 from rlvr_jax.lab.elicit.power import PowerConfig, power_sample_fn
-from rlvr_jax.lab.elicit.trajectory import TrajectoryConfig
+from rlvr_jax.lab.elicit.trajectory import TrajectoryConfig, project_run
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
-from rlvr_jax.sampler import Request
 
 
 class ElicitConfig(Config):
@@ -99,27 +98,21 @@ def opened_sample_fn(opening: tuple[int, ...]) -> Callable:
 def branched_sample_fn(num_paths: int) -> Callable:
     """Returns a `sample_fn` for `sampler.make_sampler`: the j-th of a prompt's `num_paths` completions begins with the
     j-th most likely first token. `Rollouts.noted` has the `margin` of each token (`margins`), and `forward_tokens`, the
-    number of tokens fed to the model for each completion. One token is fed for each prompt to find its first tokens; it
-    counts for the prompt's first completion."""
+    number of tokens fed for each completion: one more for a prompt's first completion, to find its first tokens."""
     note = sampler.Hooks(note=lambda logits, _: {"margin": margins(logits)})
 
     def sample_fn(params, config, prompts, rows, decoding):
         prefix, paths_B = model.prefill(params, config, prompts), rows.numbers % num_paths
-        first_B = first_tokens(params, config, prefix, num_paths)[rows.prompt_index, paths_B]
+        inputs = model.Inputs(prefix.last_tokens, jnp.zeros_like(prefix.last_tokens))
+        logits_PxV, _ = model.decode_step(params, config, model.unroll_layers(params, prefix), inputs,
+                                          model.init_cache(config, len(prefix.lengths), 1))
+        _, tokens_PxK = jax.lax.top_k(logits_PxV, min(num_paths, config.vocab_size))
+        first_B = tokens_PxK[rows.prompt_index, paths_B % config.vocab_size]  # repeated if the vocabulary is small
         given_BxT = jnp.full((len(rows.keys), decoding.max_new_tokens), -1, jnp.int32).at[:, 0].set(first_B)
         out = sampler.decode(params, config, prefix, rows._replace(given=given_BxT), decoding, note)
-        fed_B = jnp.sum(out.completion_mask, -1) + (paths_B == 0)  # `first_tokens` feeds one for each prompt
+        fed_B = jnp.sum(out.completion_mask, -1) + (paths_B == 0)  # the token that gave `logits_PxV`
         return out.replace(noted=out.noted | {"forward_tokens": fed_B})
     return sample_fn
-
-
-def first_tokens(params: model.Params, config: model.ModelConfig, prefix: model.Prefix, num_paths: int) -> jax.Array:
-    """i32[P,K]: each prompt's K = `num_paths` likeliest first tokens, in order, repeated if the vocabulary is small."""
-    size = len(prefix.lengths)
-    logits_PxV, _ = model.decode_step(params, config, model.unroll_layers(params, prefix), model.Inputs(
-        prefix.last_tokens, jnp.zeros(size, jnp.int32)), model.init_cache(config, size, 1))
-    _, tokens_PxK = jax.lax.top_k(logits_PxV, min(num_paths, config.vocab_size))
-    return tokens_PxK[:, jnp.arange(num_paths) % config.vocab_size]
 
 
 def margins(logits_BxV: jax.Array) -> jax.Array:
@@ -219,8 +212,7 @@ def steer(config: ElicitConfig, loaded: LanguageModel) -> Method:
 
 
 def sae(config: ElicitConfig, loaded: LanguageModel) -> Method:
-    """A greedy completion with one --latent of a sparse autoencoder added after --layer at the first token
-    (arXiv 2601.08058)."""
+    """A greedy completion with one --latent of a sparse autoencoder added at the first token (arXiv 2601.08058)."""
     added, numbers = latents.choose_latent(config.sae, config.steering, loaded, config.num_samples)
     return Method(sample_fn=steering.steered_sample_fn("first", config.steering.layer),
                   summary={"sae": numbers}, params={"model": loaded.params, "steering": added})
@@ -239,7 +231,7 @@ def elicit(config: ElicitConfig) -> dict:
     config = vectors.pin_models(config)
     kept, out = config.steering.kept, pathlib.Path(config.steering.kept.out)
     # Without --rank1_steps the model is not projected, and `numbers` is {}.
-    loaded, numbers = trajectory.project_run(config.trajectory, kept.choice.model, loading.load_fixed(kept.choice))
+    loaded, numbers = project_run(config.trajectory, kept.choice.model, loading.load_fixed(kept.choice))
     method = METHODS[config.method](config, loaded)
     benchmarks = load_sets(kept, loaded, lambda stem: (method.num_samples, method.temperature))
 
@@ -249,8 +241,8 @@ def elicit(config: ElicitConfig) -> dict:
             fed, noted_numbers(rollouts, texts, judged), method.columns(rollouts, texts, judged))]
 
     rows = sample_and_keep(Folder(kept.out, "elicit", config, kept.resume, config.method),
-                make_sampler(loaded, kept.sampling, sample_fn=method.sample_fn, params=method.params), benchmarks,
-                Request(kept.seed, 0), kept.rows_per_call, columns)
+                           make_sampler(loaded, kept.sampling, sample_fn=method.sample_fn, params=method.params),
+                           benchmarks, sampler.Request(kept.seed, 0), kept.rows_per_call, columns)
     summaries = {b.name: summarise_method(method, b, rows[b.name]) for b in benchmarks}
     summary = {"method": config.method} | numbers | method.summary | combine_summaries(summaries)
     summary |= {"flags": config.as_flags()}
@@ -261,12 +253,10 @@ def elicit(config: ElicitConfig) -> dict:
 
 def summarise_method(method: Method, benchmark: Benchmark, rows: list[dict]) -> dict:
     """The summary of a benchmark, with `accuracy` and Wilson's `interval` of the completions that the first rule picks.
-
     Keys beside those of `summarise_benchmark`: `rules` maps the name of each rule to its `{"accuracy", "interval"}`,
     `mean_accuracy` is the accuracy of all completions, and `right` has 1 for each problem that the first rule solves,
     else 0. `forward_tokens` is the mean cost of a problem: its prompt, once, and every token fed for its completions.
-    With power, `accepted` is the mean share of accepted moves; with steering, `steered` is the share of steered tokens.
-    """
+    With power, `accepted` is the mean share of accepted moves; with steering, `steered` the share of steered tokens."""
     size, whole = method.num_samples, summarise_benchmark(benchmark, rows)
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
     right = {name: [bool(row and row["correct"]) for row in map(rule, groups)] for name, rule in method.rules.items()}

@@ -16,12 +16,10 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.calibration import auroc
 from rlvr_jax.evaluation.measure import make_sampler
 from rlvr_jax.lab.elicit import vectors
-from rlvr_jax.lab.elicit.activations import read_tokens
+from rlvr_jax.lab.elicit.activations import read_tokens, sample_texts
 from rlvr_jax.lab.elicit.steering import Steering
 from rlvr_jax.pretrained.language_model import LanguageModel
-from rlvr_jax.records import Problem, Prompts
-from rlvr_jax.sampler import CHOOSE, Request
-from rlvr_jax.tasks.prompts import encode_prompts
+from rlvr_jax.records import Problem
 
 PENALTY = 1e-3  # L2 penalty: PENALTY / 2 times the sum of squared weights, added to the mean loss of a token
 
@@ -50,8 +48,7 @@ def fit(config: vectors.SteeringConfig, loaded: LanguageModel, trained: Optional
     problems = vectors.load_fit_problems(config, loaded, "example")
     vector_D = vectors.VECTORS[config.vector](config, loaded, problems)
     no_gate = np.zeros(len(vector_D)), np.zeros(1), {}
-    weight_D, scores_N, numbers = fit_gate(config, loaded, trained, problems) if trained else no_gate
-    return Fitted(problems, vector_D, weight_D, scores_N, numbers)
+    return Fitted(problems, vector_D, *(fit_gate(config, loaded, trained, problems) if trained else no_gate))
 
 
 def fit_gate(config: vectors.SteeringConfig, loaded: LanguageModel, trained: LanguageModel,
@@ -62,11 +59,11 @@ def fit_gate(config: vectors.SteeringConfig, loaded: LanguageModel, trained: Lan
     how many tokens the completions have; `differ`, the share of them where the models differ; `differ_first`, the same
     share of first tokens; `first_of_differ`, the share of first tokens among those where the models differ; `auroc`, on
     the held-out problems. Raises UserError if the models differ at none of the tokens to fit on."""
-    kept = config.kept
-    prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, kept.sampling.max_new_tokens,
-                             kept.source.prompt.max_prompt_tokens)
-    texts = greedy_texts(config, loaded, trained, prompts)
-    starts_R = np.tile(prompts.lengths, 2) - 1  # the last prompt token of each text predicts the first generated token
+    sampler, texts = make_sampler(loaded, config.kept.sampling), []
+    for params in (sampler.params, parallel.place_state(trained.params)):
+        written, lengths_P = sample_texts(config.kept, loaded.config, sampler._replace(params=params), problems)
+        texts += written
+    starts_R = np.tile(lengths_P, 2) - 1  # the last prompt token of each text predicts the first generated token
     base, other = read_tokens(loaded, texts, starts_R, config.layer), read_tokens(trained, texts, starts_R)
     within_N = base.position < np.array(list(map(len, texts)))[base.text] - 1  # no token follows the last one
     differ_N = (base.likeliest != other.likeliest)[within_N]
@@ -82,18 +79,6 @@ def fit_gate(config: vectors.SteeringConfig, loaded: LanguageModel, trained: Lan
         "n": len(differ_N), "differ": float(differ_N.mean()), "differ_first": float(differ_N[first_N].mean()),
         "first_of_differ": float(first_N[differ_N].mean()),
         "auroc": auroc(scores_N[~fitted_N], differ_N[~fitted_N])}
-
-
-def greedy_texts(config: vectors.SteeringConfig, loaded: LanguageModel, trained: LanguageModel,
-                 prompts: Prompts) -> list[np.ndarray]:
-    """2P texts as token ids: all prompts with the base model's greedy completions, then with the trained model's."""
-    sampler, texts = make_sampler(loaded, config.kept.sampling), []
-    for params in (sampler.params, parallel.place_state(trained.params)):
-        out = sampler.sample(params, prompts, np.arange(len(prompts.lengths)),
-                             Request(config.kept.seed, 0, temperature=0.0, stream=CHOOSE))
-        texts += [np.concatenate([tokens[:length], ids[mask]]) for tokens, length, ids, mask
-                  in zip(prompts.tokens, prompts.lengths, out.completions, out.completion_mask)]
-    return texts
 
 
 def logistic_weights(x_NxD: np.ndarray, y_N: np.ndarray) -> np.ndarray:

@@ -20,14 +20,14 @@ from rlvr_jax.evaluation.estimators import summarise_outcome, format_estimate
 from rlvr_jax.evaluation.measure import Benchmark, Sampler
 from rlvr_jax.lab.elicit import gate, steering, vectors
 from rlvr_jax.lab.elicit.comparison import load_trained, sample_into, share_of_tokens
-from rlvr_jax.model import ModelConfig
 from rlvr_jax.pretrained import loading
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
-from rlvr_jax.sampler import Decoding
 
 ORACLE = "trained_gate"  # the arm that runs the trained model at every token
+# Arms that differ only in their params share a sampler, because small models spend most of their time compiling.
+compile_sampler = functools.lru_cache(8)(sampler.make_sampler)
 
 
 class HybridConfig(Config):
@@ -73,8 +73,8 @@ def sample_arm(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Ben
                sample_fn: Callable = sampler.sample) -> list[dict]:
     """Samples and grades an arm by `sample_fn` with `params`; returns its rows, saved in the folder `name` of --out."""
     sampling = config.steering.kept.sampling
-    decoding = Decoding(loaded.tokenizer.eos_ids, sampling.max_new_tokens, sampling.num_slots)
-    compiled = Sampler(compile_sampler(loaded.config, decoding, sample_fn), parallel.place_state(params),
+    decoding = sampler.Decoding(loaded.tokenizer.eos_ids, sampling.max_new_tokens, sampling.num_slots)
+    compiled = Sampler(compile_sampler(loaded.config, decoding, sample_fn=sample_fn), parallel.place_state(params),
                        loaded.tokenizer)
     return sample_into(name, "hybrid", config, compiled, benchmarks)
 
@@ -84,13 +84,6 @@ def sample_steered(config: HybridConfig, loaded: LanguageModel, benchmarks: list
     """`sample_arm` of the base model, steered by `values` at the tokens of `where` (a key of `steering.WHERE`)."""
     return sample_arm(config, loaded, benchmarks, name, {"model": loaded.params, "steering": values},
                       steering.steered_sample_fn(where, config.steering.layer))
-
-
-@functools.lru_cache(8)
-def compile_sampler(shape: ModelConfig, decoding: Decoding, sample_fn: Callable) -> Callable:
-    """Calls `sampler.make_sampler`. Arms that differ only in their params share one call of it, because small models
-    spend most of their time compiling."""
-    return sampler.make_sampler(shape, decoding, sample_fn=sample_fn)
 
 
 def choose_setting(config: HybridConfig, loaded: LanguageModel, fitted: gate.Fitted) -> dict:

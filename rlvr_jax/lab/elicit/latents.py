@@ -16,18 +16,17 @@ from rlvr_jax import parallel
 from rlvr_jax.config import Config, flag, flags_of
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.benchmarks import make_benchmark
-from rlvr_jax.evaluation.measure import Benchmark, make_sampler, sample_and_grade
+from rlvr_jax.evaluation.measure import make_sampler, sample_and_grade
 from rlvr_jax.lab.elicit import vectors
-from rlvr_jax.lab.elicit.activations import read_prompt_ends, read_tokens
+from rlvr_jax.lab.elicit.activations import read_prompt_ends, read_tokens, sample_texts
 from rlvr_jax.lab.elicit.sae import Recipe, Sae, encode, measure_quality, train
 from rlvr_jax.lab.elicit.steering import Steering, steered_sample_fn
 from rlvr_jax.pretrained.language_model import LanguageModel
 from rlvr_jax.records import Problem
 from rlvr_jax.runs import files
 from rlvr_jax.runs.log import progress
-from rlvr_jax.sampler import CHOOSE, Request
+from rlvr_jax.sampler import Request
 from rlvr_jax.tasks.families import FAMILIES
-from rlvr_jax.tasks.prompts import encode_prompts
 
 
 class LatentConfig(Config):
@@ -47,8 +46,7 @@ def contrast(scores_F: np.ndarray, seed: int) -> int:
 
 
 def random(scores_F: np.ndarray, seed: int) -> int:
-    """A control: another latent, drawn by the seed from those that are active at the end of some prompt. Raises
-    UserError if there is no other."""
+    """A control: another latent, drawn from those active at the end of some prompt; UserError if there is no other."""
     others = np.setdiff1d(np.flatnonzero(np.isfinite(scores_F)), contrast(scores_F, seed))
     if not len(others):
         raise UserError("--latent=random: only one latent is active at the ends of prompts; raise --active")
@@ -99,12 +97,15 @@ def load_or_fit(config: LatentConfig, steering: vectors.SteeringConfig, loaded: 
             if key.items() <= json.loads(str(saved["key"])).items():
                 return Sae(*(saved[name] for name in Sae._fields)), saved["scores"], json.loads(str(saved["told"]))
     problems = vectors.load_fit_problems(steering, loaded, "example")
-    rows, x_NxD = sample_activations(steering, loaded, problems, num_samples)
+    sampler = make_sampler(loaded, steering.kept.sampling)
+    texts, lengths_R = sample_texts(steering.kept, loaded.config, sampler, problems, num_samples, temperature=1.0)
+    x_NxD = read_tokens(loaded, texts, lengths_R - 1, steering.layer).residual  # from the last token of a prompt on
     recipe = Recipe(config.num_latents, min(config.active, config.num_latents), num_steps=config.sae_steps)
     with progress(recipe.num_steps, 0, "autoencoder") as bar:
         sae = Sae(*map(np.asarray, train(x_NxD, recipe, steering.kept.seed, bar.update)))
     numbers = measure_quality(sae, recipe.active, x_NxD)
-    scores_F = score_latents(steering, loaded, problems, rows, lambda x: np.asarray(
+    first_R = [text[length] for text, length in zip(texts, lengths_R)]
+    scores_F = score_latents(steering, loaded, problems, first_R, lambda x: np.asarray(
         encode(sae, jnp.asarray(x, jnp.float32), recipe.active)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.name_in_errors(path), open(path.with_suffix(".part"), "wb") as file:
@@ -113,31 +114,14 @@ def load_or_fit(config: LatentConfig, steering: vectors.SteeringConfig, loaded: 
     return sae, scores_F, numbers
 
 
-def sample_activations(config: vectors.SteeringConfig, loaded: LanguageModel, problems: list[Problem],
-                       num_samples: int) -> tuple[list[dict], np.ndarray]:
-    """Samples `num_samples` completions of each problem at temperature 1. Returns (their rows, with the token "ids";
-    residuals f32[N,D] after --layer at the last token of the prompt and at all tokens of each completion)."""
-    kept = config.kept
-    prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, kept.sampling.max_new_tokens,
-                             kept.source.prompt.max_prompt_tokens)
-    benchmark = Benchmark("example", problems, prompts, lambda texts, problems: [{}] * len(texts), num_samples, 1.0)
-    rows = list(sample_and_grade(
-        make_sampler(loaded, kept.sampling), benchmark, Request(kept.seed, 0, stream=CHOOSE), kept.rows_per_call,
-        more=lambda rollouts, texts, judged: [{"ids": ids[mask]} for ids, mask in zip(
-            rollouts.completions, rollouts.completion_mask)]))
-    lengths_R = prompts.lengths[[row["problem"] for row in rows]]
-    texts = [np.concatenate([prompts.tokens[row["problem"]][:n], row["ids"]]) for row, n in zip(rows, lengths_R)]
-    return rows, read_tokens(loaded, texts, lengths_R - 1, config.layer).residual
-
-
-def score_latents(config: vectors.SteeringConfig, loaded: LanguageModel, problems: list[Problem], rows: list[dict],
+def score_latents(config: vectors.SteeringConfig, loaded: LanguageModel, problems: list[Problem], first_R: list[int],
                   read: Callable) -> np.ndarray:
     """f[F]: a score of each latent. If --problems is a synthetic family, it is the latent's mean activation at the end
     of a prompt over completions that start in the careful style, minus the mean over all other completions. Otherwise
     it is the mean activation at the end of prompts followed by --opening, minus the mean at the end of prompts alone.
-    It is -inf for a latent that is inactive at all of these prompt ends. `rows` are the completions of the problems, in
-    order, with "ids"; `read` maps residuals f[P,D] to latents f[P,F]. Raises UserError if all completions of a
-    synthetic family start in the careful style, or none."""
+    It is -inf for a latent that is inactive at all of these prompt ends. `first_R` has the first token of each
+    completion, in the order of the problems; `read` maps residuals f[P,D] to latents f[P,F]. Raises UserError if all
+    completions of a synthetic family start in the careful style, or none."""
     def read_ends(problems):
         residuals_LxPxD, _ = read_prompt_ends(loaded, problems)
         return read(residuals_LxPxD[config.layer])
@@ -146,8 +130,8 @@ def score_latents(config: vectors.SteeringConfig, loaded: LanguageModel, problem
     if family is None:
         opened_PxF = read_ends(vectors.append_words(problems, config.opening))
         return np.where((opened_PxF + z_PxF).any(0), (opened_PxF - z_PxF).mean(0), -np.inf)
-    careful_P = vectors.is_careful(family, loaded.tokenizer, [row["ids"][0] for row in rows]).reshape(
-        len(problems), -1).mean(-1)  # f64[P], the share of each problem's completions that start in the careful style
+    careful_R = vectors.is_careful(family, loaded.tokenizer, first_R)
+    careful_P = careful_R.reshape(len(problems), -1).mean(-1)  # each problem's share of careful completions
     if not 0 < careful_P.sum() < len(problems):
         raise UserError("--method=sae: all or none of the model's completions start in the careful style, and both "
                         "kinds are needed; raise --num_fit")

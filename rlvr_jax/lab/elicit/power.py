@@ -6,7 +6,7 @@ tokens from a random position on are sampled again at temperature 1/alpha, and t
 rejected. The distribution is exact in the limit of many moves. B completions, T tokens; log-probabilities in nats.
 """
 
-from typing import Callable, NamedTuple
+from typing import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,22 +25,6 @@ class PowerConfig(Config):
     num_moves: int = flag(10, "Metropolis-Hastings moves of power after each block", minimum=0)
 
 
-class Chain(NamedTuple):
-    """The state of B Markov chains: their current completions, and counts."""
-
-    tokens: jax.Array  # i32[B,T]
-    mask: jax.Array  # bool[B,T], true up to and including the end token
-    logprobs: jax.Array  # f32[B,T], under the model
-    proposed: jax.Array  # f32[B,T], log-probabilities under the proposal, the model at temperature 1/alpha
-    ended: jax.Array  # bool[B], whether the completion has an end token
-    accepted: jax.Array  # i32[B], number of accepted moves
-    fed: jax.Array  # i32[B], number of tokens run through the model
-
-    @property
-    def lengths(self) -> jax.Array:
-        return jnp.sum(self.mask, -1)
-
-
 def log_acceptance(alpha: float, old: tuple, new: tuple) -> jax.Array:
     """Log-probability of accepting a move from completion `old` to `new`, at most 0. Each is (log-probability of the
     tokens sampled again, under the model; the same under the proposal; length of the completion). The first of these
@@ -50,18 +34,16 @@ def log_acceptance(alpha: float, old: tuple, new: tuple) -> jax.Array:
     return jnp.minimum(0.0, alpha * (logp_new - logp) + logq - logq_new + jnp.log(length) - jnp.log(length_new))
 
 
-def move(alpha: float, chain: Chain, new: Chain, kept_B: jax.Array, uniforms_B: jax.Array, always) -> Chain:
-    """Returns the chain after it accepted or rejected the proposals `new`, which keep its first `kept_B` tokens;
-    `uniforms_B` decide. With `always`, all proposals are accepted, but do not count as accepted moves."""
-    def sum_from_kept(values_BxT, mask_BxT):
+def accept_moves(alpha: float, old: Rollouts, new: Rollouts, kept_B: jax.Array, uniforms_B: jax.Array) -> jax.Array:
+    """bool[B]: whether completions `old` are replaced by the proposals `new`, which keep their first `kept_B` tokens;
+    `uniforms_B` decide. `noted["unscaled"]` has the tokens' log-probabilities under the model, f32[B,T]."""
+    def measure(rollouts: Rollouts):
+        mask_BxT = rollouts.completion_mask
         fresh_BxT = mask_BxT & (jnp.arange(mask_BxT.shape[1])[None, :] >= kept_B[:, None])
-        return jnp.sum(jnp.where(fresh_BxT, values_BxT, 0.0), -1)
-
-    old, proposal = ((sum_from_kept(each.logprobs, each.mask), sum_from_kept(each.proposed, each.mask),
-                      jnp.maximum(each.lengths, 1)) for each in (chain, new))
-    accept_B = always | (jnp.log(uniforms_B) < log_acceptance(alpha, old, proposal))
-    merged = jax.tree.map(lambda a, b: jnp.where(accept_B.reshape(-1, *[1] * (a.ndim - 1)), b, a), chain, new)
-    return merged._replace(accepted=chain.accepted + (accept_B & ~always), fed=chain.fed + new.lengths)
+        logp_B, logq_B = (jnp.sum(jnp.where(fresh_BxT, values_BxT, 0.0), -1)
+                          for values_BxT in (rollouts.noted["unscaled"], rollouts.sampler_logprobs))
+        return logp_B, logq_B, jnp.maximum(jnp.sum(mask_BxT, -1), 1)
+    return jnp.log(uniforms_B) < log_acceptance(alpha, measure(old), measure(new))
 
 
 def power_sample_fn(power: PowerConfig) -> Callable:
@@ -77,24 +59,27 @@ def power_sample_fn(power: PowerConfig) -> Callable:
         blocks, positions_T = min(power.num_blocks, t), jnp.arange(t)
         block_steps = power.num_moves + 1  # a step that extends the completions, then the moves
         zeros_B, zeros_BxT = jnp.zeros(b, jnp.int32), jnp.zeros((b, t))
-        empty = Chain(zeros_BxT.astype(jnp.int32), zeros_BxT > 0, zeros_BxT, zeros_BxT, zeros_B > 0, zeros_B, zeros_B)
+        empty = Rollouts(rows.prompt_index, zeros_BxT.astype(jnp.int32), zeros_BxT > 0, zeros_BxT, zeros_B > 0,
+                         {"unscaled": zeros_BxT})
 
-        def step(i, chain: Chain) -> Chain:
+        def step(i, state: tuple) -> tuple:  # (completions, numbers of accepted moves i32[B], of tokens fed i32[B])
+            chain, accepted_B, fed_B = state
             block, extends = i // block_steps, i % block_steps == 0
             keys = jax.vmap(jax.random.fold_in, (0, None))(rows.keys, i)
             uniforms_Bx2 = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t), 2))(keys)
-            cut_B = jnp.floor(uniforms_Bx2[:, 0] * chain.lengths).astype(jnp.int32)  # a move samples again from here on
-            kept_B = jnp.where(extends, chain.lengths, jnp.minimum(cut_B, chain.lengths - 1))
-            given_BxT = jnp.where(positions_T[None, :] < kept_B[:, None], chain.tokens, -1)
+            lengths_B = jnp.sum(chain.completion_mask, -1)
+            cut_B = jnp.floor(uniforms_Bx2[:, 0] * lengths_B).astype(jnp.int32)  # a move samples again from here on
+            kept_B = jnp.where(extends, lengths_B, jnp.minimum(cut_B, lengths_B - 1))
+            given_BxT = jnp.where(positions_T[None, :] < kept_B[:, None], chain.completions, -1)
             proposals = rows._replace(keys=keys, temperature=1 / power.alpha, given=given_BxT,
                                       limit=((block + 1) * t + blocks - 1) // blocks)  # the block's end, rounded up
-            out = sampler.decode(params, config, prefix, proposals, decoding, sampler.Hooks(note=note))
-            new = Chain(out.completions, out.completion_mask, out.noted["unscaled"], out.sampler_logprobs, out.ended,
-                        zeros_B, zeros_B)
-            return move(power.alpha, chain, new, kept_B, uniforms_Bx2[:, 1], extends)
+            new = sampler.decode(params, config, prefix, proposals, decoding, sampler.Hooks(note=note))
+            accept_B = extends | accept_moves(power.alpha, chain, new, kept_B, uniforms_Bx2[:, 1])
+            chain = jax.tree.map(lambda x, y: jnp.where(accept_B.reshape(-1, *[1] * (x.ndim - 1)), y, x), chain, new)
+            return chain, accepted_B + (accept_B & ~extends), fed_B + jnp.sum(new.completion_mask, -1)
 
-        end = lax.fori_loop(0, blocks * block_steps, step, empty)
-        noted = {"logprob": jnp.sum(jnp.where(end.mask, end.logprobs, 0.0), -1), "forward_tokens": end.fed,
-                 "accepted": end.accepted / max(blocks * power.num_moves, 1)}
-        return Rollouts(rows.prompt_index, end.tokens, end.mask, end.proposed, end.ended, noted)
+        chain, accepted_B, fed_B = lax.fori_loop(0, blocks * block_steps, step, (empty, zeros_B, zeros_B))
+        return chain.replace(noted={
+            "logprob": jnp.sum(jnp.where(chain.completion_mask, chain.noted["unscaled"], 0.0), -1),
+            "forward_tokens": fed_B, "accepted": accepted_B / max(blocks * power.num_moves, 1)})
     return sample_fn

@@ -18,13 +18,11 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.lab.elicit.activations import read_prompt_ends
 from rlvr_jax.lab.elicit.vectors import difference_of_means, is_careful, opening_words, trained_vectors
 from rlvr_jax.pretrained import loading
-from rlvr_jax.pretrained.loading import ModelChoice
 from rlvr_jax.pretrained.tokenizer import Tokenizer
 from rlvr_jax.runs import files
 from rlvr_jax.runs.machine import MachineConfig
 from rlvr_jax.runs.markdown import markdown_table
-from rlvr_jax.tasks import families
-from rlvr_jax.tasks.families import Family
+from rlvr_jax.tasks.families import FAMILIES, Family
 from rlvr_jax.tasks.prompts import ProblemSource, check_style, load_problems
 
 TOKENS = 8  # how many of the most raised, and of the most lowered, tokens are shown
@@ -33,7 +31,7 @@ TOKENS = 8  # how many of the most raised, and of the most lowered, tokens are s
 class ReadoutConfig(Config):
     """An interpretation of the vectors of a trained model."""
 
-    choice: ModelChoice = ModelChoice()
+    choice: loading.ModelChoice = loading.ModelChoice()
     machine: MachineConfig = MachineConfig()
     beside: str = flag("", "other models with vectors of the same shape, to compare with; joined by commas")
     source: ProblemSource = nested(
@@ -47,11 +45,9 @@ class ReadoutConfig(Config):
 
 def readout(config: ReadoutConfig) -> dict:
     """Interprets the vectors of --model; returns the result, and writes it to readout.json and readout.md in --out.
-
     `layers` maps the number of each layer whose vector is not zero, as text, to the vector's norm, tokens and cosines.
     Values that need the styles of a synthetic family are None if --problems is not one. The base model is --model
-    without its vectors. Raises UserError for a model without vectors, or of --beside with vectors of another shape.
-    """
+    without its vectors. Raises UserError for a model without vectors, or of --beside with vectors of another shape."""
     if not config.out:
         raise UserError("--out is required: the directory for readout.json and readout.md")
     check_style(config.source)
@@ -62,7 +58,7 @@ def readout(config: ReadoutConfig) -> dict:
     others = [trained_vectors("beside", name, loading.load_model(name), vectors_LxD.shape) for name in names]
     problems = load_problems(source, loaded.tokenizer, config.heldout_split, config.num_problems)
     base = dataclasses.replace(loaded, params=adapters.base_params(loaded.params))
-    family, longest = families.FAMILIES.get(source.problems), source.prompt.max_prompt_tokens
+    family, longest = FAMILIES.get(source.problems), source.prompt.max_prompt_tokens
     residuals_LxPxD, base_tokens_P = read_prompt_ends(base, problems, longest)
     _, tokens_P = read_prompt_ends(loaded, problems, longest)
     base_careful_P, careful_P = (is_careful(family, loaded.tokenizer, first_P) if family else None

@@ -81,12 +81,9 @@ def steered_sample_fn(where: str, layer: int) -> Callable:
             return add_where(steering, layer, lambda x: decide(steering, x, steps_N[:, None],
                                                                uniforms_BxT[rows_N, steps_N][:, None]))
 
-        def acts_in_prompt(x):
-            steps_PxS = jnp.full(x.shape[:2], -1)
-            return decide(steering, x, steps_PxS, jnp.ones(steps_PxS.shape))
-
-        out = sampler.sample(weights, config, prompts, rows, decoding, sampler.Hooks(
-            edit_residual=add_where(steering, layer, acts_in_prompt), edit_at=edit_at))
+        edit_prompt = add_where(steering, layer, lambda x: decide(
+            steering, x, jnp.full(x.shape[:2], -1), jnp.ones(x.shape[:2])))
+        out = sampler.sample(weights, config, prompts, rows, decoding, sampler.Hooks(edit_prompt, edit_at))
         steps_BxT = jnp.broadcast_to(jnp.arange(length)[None], out.completions.shape)
         prefix = model.prefill(weights, config, prompts)
         inputs_BxT = jnp.concatenate([prefix.last_tokens[out.prompt_index][:, None], out.completions[:, :-1]], 1)

@@ -144,7 +144,8 @@ def when(config: WhenConfig) -> dict:
 def make_gates(config: WhenConfig, rows: list[dict]) -> dict[str, Gate]:
     """{name: gate} for --first and --shares. `rows`, the base model's completions, give the KL threshold of each share.
     Each share has a control with as many swaps, at random tokens among those where the models differ."""
-    kls, differ = np.concatenate([row["kl"] for row in rows]), np.concatenate([differing(row) for row in rows])
+    kls = np.concatenate([row["kl"] for row in rows])
+    differ = np.concatenate([np.not_equal(row["base"], row["trained"]) for row in rows])
     gates = {f"first {k}": Gate(first=k) for k in config.first}
     for share in config.shares:
         least = largest_threshold(kls, share)
@@ -152,11 +153,6 @@ def make_gates(config: WhenConfig, rows: list[dict]) -> dict[str, Gate]:
         gates |= {f"largest KL, {100 * share:g} %": Gate(least=least),
                   f"at random, as many as {100 * share:g} %": Gate(chance=chance)}
     return gates
-
-
-def differing(row: dict) -> np.ndarray:
-    """bool[T]: where the most likely tokens of the two models differ, in one completion of T tokens."""
-    return np.array(row["base"]) != np.array(row["trained"])
 
 
 def summarise_text(rows: list[dict], tokenizer: Tokenizer) -> dict:
@@ -167,7 +163,7 @@ def summarise_text(rows: list[dict], tokenizer: Tokenizer) -> dict:
     lengths = np.array([len(row["kl"]) for row in rows])
     mask_NxT = np.arange(lengths.max())[None, :] < lengths[:, None]
     changed_NxT, kl_NxT = np.zeros(mask_NxT.shape), np.zeros(mask_NxT.shape)
-    changed_NxT[mask_NxT] = np.concatenate([differing(row) for row in rows])
+    changed_NxT[mask_NxT] = np.concatenate([np.not_equal(row["base"], row["trained"]) for row in rows])
     kl_NxT[mask_NxT] = np.concatenate([row["kl"] for row in rows])
     counts_T = mask_NxT.sum(0)
     pairs = collections.Counter((a, b) for row in rows for a, b in zip(row["base"], row["trained"]) if a != b)

@@ -66,12 +66,10 @@ def compare_with_base(ks: list[int], base_PxK: np.ndarray, mine_PxK: np.ndarray,
 
 def classify_regime(ks: list[int], curves: list[np.ndarray]) -> str:
     """Returns one of REGIMES (ProRL, arXiv 2505.24864). `curves` has an f64[P,K] for each file: pass@k of each problem
-    at each k of `ks`. A mean rises or falls if the 95 % interval of the paired difference excludes 0.
-
-    The first case that holds counts. `diminish`: pass@DIMINISH_AT, or at the largest k if that is smaller, falls from
-    the first file to the last. `sustained`: there are three files or more, and pass@1 rises from each to the next.
-    `plateau`: pass@1 rises from the first file to the last. `none`: no other case holds.
-    """
+    at each k of `ks`. A mean rises or falls if the 95 % interval of the paired difference excludes 0. The first case
+    that holds counts. `diminish`: pass@DIMINISH_AT, or at the largest k if that is smaller, falls from the first file
+    to the last. `sustained`: there are three files or more, and pass@1 rises from each to the next. `plateau`: pass@1
+    rises from the first file to the last. `none`: no other case holds."""
     def sign_of_change(before_P, after_P) -> int:
         low, high = bootstrap(after_P - before_P)
         return 1 if low > 0 else -1 if high < 0 else 0

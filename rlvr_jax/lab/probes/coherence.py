@@ -83,12 +83,10 @@ def make_text_item(row: dict) -> dict:
 
 
 def summarise_traces(traces: list[JudgedTrace]) -> dict:
-    """Returns counts and the SHARES of the traces of one file; {} without traces.
-
-    "cells" counts traces by C, V and K; "errors" counts each class of errors by the number of the step, from 1. "steps"
-    is the mean number of steps, "wrong_steps_per_100" the percentage of steps with an error of UNSOUND. "by_steps" has
-    shares of coherent and valid traces by their number of steps, because short traces are more easily coherent.
-    """
+    """Returns counts and the SHARES of the traces of one file; {} without traces. "cells" counts traces by C, V and K,
+    "errors" each class of errors by the number of the step, from 1. "steps" is the mean number of steps,
+    "wrong_steps_per_100" the percentage of steps with an error of UNSOUND. "by_steps" has shares of coherent and valid
+    traces by their number of steps, because short traces are more easily coherent."""
     if not traces:
         return {}
     coherent, valid, right = np.array([trace.judgement[:3] for trace in traces], bool).T
@@ -99,14 +97,13 @@ def summarise_traces(traces: list[JudgedTrace]) -> dict:
                                    [problem_key(traces[i].row) for i in np.flatnonzero(masks[among])])
               for name, (_, hit, among) in SHARES.items()}
     cells = collections.Counter("".join(str(int(x)) for x in trace.judgement[:3]) for trace in traces)
-    all_errors = [error for trace in traces for error in trace.judgement.errors]  # (class, position of the step)
-    errors = {name: collections.Counter(place for each, place in all_errors if each == name) for name in CLASSES}
+    counts = collections.Counter(error for trace in traces for error in trace.judgement.errors)
     total = int(sizes.sum())
     wrong = sum(len({place for name, place in trace.judgement.errors if name in UNSOUND}) for trace in traces)
     return {"n": len(traces), "cells": {cell: cells[cell] for cell in CELLS}, **shares,
             "steps": total / len(traces), "wrong_steps_per_100": 100 * wrong / total if total else None,
-            "errors": {name: {str(place + 1): count for place, count in sorted(places.items())}
-                       for name, places in errors.items() if places},
+            "errors": {name: places for name in CLASSES if (places := {
+                str(place + 1): count for (each, place), count in sorted(counts.items()) if each == name})},
             "by_steps": {str(size): {"n": int(np.sum(sizes == size)), "coherent": float(coherent[sizes == size].mean()),
                                      "valid": float(valid[sizes == size].mean())} for size in np.unique(sizes)}}
 
@@ -136,21 +133,18 @@ def split_by_correctness(before: list[JudgedTrace], after: list[JudgedTrace]) ->
     split = {}
     for cell in itertools.product((False, True), repeat=2):
         pairs = [pair for pair in zip(before, after) if tuple(trace.judgement.right for trace in pair) == cell]
-        by_side = {side: [pair[i] for pair in pairs] for i, side in enumerate(SIDES)}
+        problems = [problem_key(trace.row) for trace, _ in pairs]
         split["".join(str(int(right)) for right in cell)] = {"n": len(pairs)} | {
-            f"{name}_{side}": estimate_share([getattr(trace.judgement, name) for trace in traces],
-                                             [problem_key(trace.row) for trace in traces])
-            for side, traces in by_side.items() for name in ("coherent", "valid")}
+            f"{name}_{side}": estimate_share([getattr(pair[i].judgement, name) for pair in pairs], problems)
+            for i, side in enumerate(SIDES) for name in ("coherent", "valid")}
     return split
 
 
 def match_lengths(before: list[JudgedTrace], after: list[JudgedTrace]) -> dict:
-    """Returns the shares of coherent and valid traces before and after, at the same distribution of numbers of steps.
-
-    A trace before training with s steps (s >= 0) has the weight n_after(s) / n_before(s), where n counts the traces
-    with s steps. Traces with a number of steps that occurs on one side only are left out. "covered" is the share of the
-    traces after training that remain; if none remains, the other shares are None.
-    """
+    """Returns the shares of coherent and valid traces before and after, at the same distribution of numbers of steps: a
+    trace before training with s steps (s >= 0) has the weight n_after(s) / n_before(s), where n counts the traces with
+    s steps. Traces with a number of steps that occurs on one side only are left out. "covered" is the share of the
+    traces after training that remain; if none remains, the other shares are None."""
     sizes = [collections.Counter(len(trace.steps) for trace in side) for side in (before, after)]
     weights = {"before": [sizes[1][len(trace.steps)] / sizes[0][len(trace.steps)] for trace in before],
                "after": [float(len(trace.steps) in sizes[0]) for trace in after]}

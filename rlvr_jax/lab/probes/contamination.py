@@ -10,6 +10,7 @@ on the style of the texts, and random numbers in a word problem are harder to gu
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 import re
@@ -61,7 +62,7 @@ def make_benchmarks(config: ContaminationConfig, measured: EvaluateConfig, loade
             if not (parts := [part for problem in problems if (part := cut_question(problem, fraction))]):
                 raise UserError(f"no question of {label} has enough words for --fractions={fraction:g}")
             benchmark = make_benchmark(measured.kept, loaded, f"{label} {fraction:g}", parts)
-            benchmarks.append(benchmark._replace(judge=add_reconstruction(benchmark.judge), columns=OF))
+            benchmarks.append(benchmark._replace(judge=functools.partial(judge_rest, benchmark.judge), columns=OF))
     return benchmarks
 
 
@@ -102,14 +103,12 @@ def cut_question(problem: Problem, fraction: float) -> Optional[Problem]:
         "rest": problem.question[end:].strip(), "fraction": fraction})
 
 
-def add_reconstruction(by_answer: Callable) -> Callable:
-    """Returns a `judge` of `measure.Benchmark`, (texts, problems) -> a dict for each text. It joins the results of the
-    judge `by_answer` and of `compare_with_rest`. For a twin whose answer is unknown, "correct" is None."""
-    def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
-        return [verdict | ({"correct": None} if problem.meta["twin"] and not problem.answer else {})
-                | compare_with_rest(text, problem.meta["rest"])
-                for text, problem, verdict in zip(texts, problems, by_answer(texts, problems))]
-    return judge
+def judge_rest(by_answer: Callable, texts: list[str], problems: list[Problem]) -> list[dict]:
+    """A `judge` of `measure.Benchmark`: joins the results of the judge `by_answer` and of `compare_with_rest`, a dict
+    for each text. For a twin whose answer is unknown, "correct" is None."""
+    return [verdict | ({"correct": None} if problem.meta["twin"] and not problem.answer else {})
+            | compare_with_rest(text, problem.meta["rest"])
+            for text, problem, verdict in zip(texts, problems, by_answer(texts, problems))]
 
 
 def compare_with_rest(text: str, rest: str) -> dict:
@@ -175,8 +174,7 @@ def compare_with_control(rows: list[dict], control: list[dict], twin: str) -> di
         mine, theirs = (np.array([row[key] for row in side], float) for side in (rows, control))  # f64[P] each
         interval = bootstrap(mine - theirs) if twin else bootstrap_difference(theirs, mine)
         comparison[key] = {"difference": float(mine.mean() - theirs.mean()), "interval": list(interval)}
-        comparison["auroc"][key] = auroc(np.concatenate([mine, theirs]),
-                                         np.arange(len(mine) + len(theirs)) < len(mine))
+        comparison["auroc"][key] = auroc(np.concatenate([mine, theirs]), np.arange(len(mine) + len(theirs)) < len(mine))
     # Only renumbered chains and calculations have an answer: each is solved again with its new numbers.
     drawn_alike = twin == "renumbered" and all(row["correct"] is not None for row in control)
     decisive = ("exact", "rouge_l") if drawn_alike else ("exact",)
@@ -208,10 +206,9 @@ def list_parts(record: dict) -> list[tuple]:
 def format_page(record: dict) -> str:
     """The Markdown page: a table of all benchmarks and, if there are controls, a table of comparisons with them."""
     parts, sets, comparisons = list_parts(record), [], []
-    several_files = len({name for name, _, _, _ in parts}) > 1
-    several_fractions = len({fraction for _, _, fraction, _ in parts}) > 1
+    shown = len(record["files"]) > 1, True, len({fraction for _, _, fraction, _ in parts}) > 1
     for name, source, fraction, part in parts:
-        label = ", ".join([*([name] if several_files else []), source, *([fraction] if several_fractions else [])])
+        label = ", ".join(text for text, differs in zip((name, source, fraction), shown) if differs)
         sets.append([label, format_share(part["exact"]), format_estimate(*part["rouge_l"].values()),
                      format_share(part["correct"]) if part["correct"]["n"] else "-", f"{part['too_short']:.1%}"])
         comparisons += [[label, control.removeprefix(f"{source}, "),

@@ -25,12 +25,10 @@ class PlantConfig(Config):
 
 
 def plant_benchmark(config: PlantConfig) -> dict[int, list[Problem]]:
-    """Draws different problems of the test split; returns {n: the problems that pre-training is to see n times}.
-
-    Half of the problems have n = 0, the other half is divided evenly among the numbers in --times. Writes the problems
-    to OUT/times_N.jsonl. Also writes OUT/leaked.jsonl for `scripts.pretrain --leaked`: a line has a question with its
-    answer, "text", and n, "times". Raises UserError if the half does not divide evenly or the family is too small.
-    """
+    """Draws different problems of the test split; returns {n: the problems that pre-training is to see n times}. Half
+    of them have n = 0, the other half is divided evenly among the numbers in --times. Writes the problems to
+    OUT/times_N.jsonl and, for `scripts.pretrain --leaked`, OUT/leaked.jsonl: a line has a question with its answer,
+    "text", and n, "times". Raises UserError if the half does not divide evenly or the family is too small."""
     if not config.out:
         raise UserError("--out is required: the directory for leaked.jsonl and times_N.jsonl")
     times = sorted(set(config.times) - {0})

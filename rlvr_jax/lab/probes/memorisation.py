@@ -22,7 +22,6 @@ from rlvr_jax.records import Problem
 from rlvr_jax.runs import files
 from rlvr_jax.runs.markdown import markdown_table
 from rlvr_jax.tasks import arithmetic, boolean, chains
-from rlvr_jax.tasks.chains import Algebra
 from rlvr_jax.tasks.families import FAMILIES
 from rlvr_jax.tasks.prompts import ProblemSource, PromptConfig, load_problems
 
@@ -43,7 +42,7 @@ class Chain(NamedTuple):
 # ----- twins
 
 
-def change_operands(count: int, rng: np.random.Generator, algebra: Algebra, chain: Chain) -> Chain:
+def change_operands(count: int, rng: np.random.Generator, algebra: chains.Algebra, chain: Chain) -> Chain:
     """Replaces `count` random operands, or all if the chain has fewer, by other random operands."""
     operands = list(chain.operands)
     for i in rng.permutation(len(operands))[:count]:
@@ -51,15 +50,10 @@ def change_operands(count: int, rng: np.random.Generator, algebra: Algebra, chai
     return chain._replace(operands=tuple(operands))
 
 
-def change_operator(rng: np.random.Generator, algebra: Algebra, chain: Chain) -> Chain:
+def change_operator(rng: np.random.Generator, algebra: chains.Algebra, chain: Chain) -> Chain:
     ops = list(chain.ops)
     ops[rng.integers(len(ops))] = int(rng.integers(len(algebra.ops)))
     return chain._replace(ops=tuple(ops))
-
-
-def add_step(rng: np.random.Generator, algebra: Algebra, chain: Chain) -> Chain:
-    return chain._replace(ops=(*chain.ops, int(rng.integers(len(algebra.ops)))),
-                          operands=(*chain.operands, int(rng.integers(algebra.results.shape[-1]))))
 
 
 KINDS: dict[str, Callable] = {  # kind of twins: what differs -> function of (rng, algebra, chain) that draws one
@@ -67,12 +61,14 @@ KINDS: dict[str, Callable] = {  # kind of twins: what differs -> function of (rn
     "one operator": change_operator, "one operand": functools.partial(change_operands, 1),
     "two operands": functools.partial(change_operands, 2), "three operands": functools.partial(change_operands, 3),
     "other start": lambda rng, algebra, chain: chain._replace(start=int(algebra.draw_values(rng, 1)[0])),
-    "one step longer": add_step}
+    "one step longer": lambda rng, algebra, chain: chain._replace(
+        ops=(*chain.ops, int(rng.integers(len(algebra.ops)))),
+        operands=(*chain.operands, int(rng.integers(algebra.results.shape[-1]))))}
 EXAMPLE, UNSEEN = "the example", "unseen"
 ORDER = (EXAMPLE, *KINDS, UNSEEN)  # order of the rows on the page
 
 
-def draw_twins(kind: str, rng: np.random.Generator, algebra: Algebra, chain: Chain, most: int) -> list[Chain]:
+def draw_twins(kind: str, rng: np.random.Generator, algebra: chains.Algebra, chain: Chain, most: int) -> list[Chain]:
     """Draws at most `most` different twins of the chain, of one of KINDS. Each has a solution and is not the chain."""
     twins: dict[Chain, None] = {}
     for _ in range(MAX_DRAWS):
@@ -84,7 +80,7 @@ def draw_twins(kind: str, rng: np.random.Generator, algebra: Algebra, chain: Cha
     return list(twins)
 
 
-def solve_chain(algebra: Algebra, chain: Chain) -> Optional[list[int]]:
+def solve_chain(algebra: chains.Algebra, chain: Chain) -> Optional[list[int]]:
     """The value after each operation; None if an operation is not allowed."""
     values = [chain.start]
     for op, operand in zip(chain.ops, chain.operands):
@@ -111,7 +107,7 @@ def parse_chain(question: str) -> tuple[str, Chain]:
                     "has a solution")
 
 
-def to_problems(algebra: Algebra, twins: list[Chain]) -> list[Problem]:
+def to_problems(algebra: chains.Algebra, twins: list[Chain]) -> list[Problem]:
     """Makes problems of chains with equal numbers of operations; meta["split"] is the split of the chain."""
     arrays = chains.Chains(*map(np.array, zip(*twins)), np.array([solve_chain(algebra, chain) for chain in twins]))
     split_of = {residue: name for name, residues in chains.SPLITS.items() for residue in residues}
@@ -146,8 +142,7 @@ def make_benchmarks(config: EvaluateConfig, example: str, loaded: LanguageModel)
 
 
 def fits_window(problems: list[Problem], loaded: LanguageModel, num_ops: int, max_new_tokens: int) -> bool:
-    """Whether each prompt plus `max_new_tokens` fits the context window, and a solution with `num_ops` steps, all
-    written out, fits `max_new_tokens`."""
+    """Whether each prompt plus `max_new_tokens` fits the window, and a solution of `num_ops` steps `max_new_tokens`."""
     longest = max(len(loaded.tokenizer.encode(problem.prompt)) for problem in problems)
     return longest + max_new_tokens <= loaded.config.max_seq_len and chains.lengths(num_ops)[1] <= max_new_tokens
 

@@ -1,5 +1,6 @@
 """The table of probes, and the files that a probe writes."""
 
+import functools
 import inspect
 import pathlib
 from typing import Callable, Sequence
@@ -10,7 +11,6 @@ from rlvr_jax.evaluation.benchmarks import EvaluateConfig, load_benchmarks, samp
 from rlvr_jax.evaluation.completions import Folder
 from rlvr_jax.lab.probes import boundary, calibration, coherence, contamination, memorisation, page, rows
 from rlvr_jax.lab.probes.contamination import ContaminationConfig
-from rlvr_jax.lab.probes.rows import Result
 from rlvr_jax.pretrained import loading
 from rlvr_jax.runs import files
 from rlvr_jax.runs.flags import describe_command
@@ -31,35 +31,33 @@ class ProbeConfig(Config):
     contamination: ContaminationConfig = ContaminationConfig()
 
 
-def coherence_of_steps(config: ProbeConfig) -> Result:
+def coherence_of_steps(config: ProbeConfig) -> rows.Result:
     """Whether each step of a solution is sound, the steps solve the problem, and the answer is right. Two files of
     completions are compared."""
     return coherence.probe_coherence(load_rows(config, coherence.NEEDS))
 
 
-def accuracy_on_twins(config: ProbeConfig) -> Result:
+def accuracy_on_twins(config: ProbeConfig) -> rows.Result:
     """Accuracy on near twins of the problem that a run was trained on."""
-    return memorisation.probe_memorisation(load_rows(
-        config, memorisation.NEEDS,
-        lambda loaded: memorisation.make_benchmarks(config.measured, config.example, loaded)))
+    make_benchmarks = functools.partial(memorisation.make_benchmarks, config.measured, config.example)
+    return memorisation.probe_memorisation(load_rows(config, memorisation.NEEDS, make_benchmarks))
 
 
-def boundary_of_tries(config: ProbeConfig) -> Result:
+def boundary_of_tries(config: ProbeConfig) -> rows.Result:
     """How many tries a model needs: pass@k of each file against the first, and the problems that only one solves."""
     return boundary.probe_boundary(load_rows(config, boundary.NEEDS))
 
 
-def calibration_of_confidences(config: ProbeConfig) -> Result:
+def calibration_of_confidences(config: ProbeConfig) -> rows.Result:
     """How well stated confidences match correctness: Brier score, ECE, AUROC, reliability diagram."""
     return calibration.probe_calibration(load_rows(config, calibration.NEEDS), config.fit_on)
 
 
-def contamination_of_questions(config: ProbeConfig) -> Result:
+def contamination_of_questions(config: ProbeConfig) -> rows.Result:
     """Whether the model can continue a question from its first part, compared with twins or a clean source."""
-    return contamination.probe_contamination(load_rows(
-        config, contamination.NEEDS,
-        lambda loaded: contamination.make_benchmarks(config.contamination, config.measured, loaded)),
-        config.contamination.clean)
+    make_benchmarks = functools.partial(contamination.make_benchmarks, config.contamination, config.measured)
+    rows_by_file = load_rows(config, contamination.NEEDS, make_benchmarks)
+    return contamination.probe_contamination(rows_by_file, config.contamination.clean)
 
 
 # --probe -> function of the ProbeConfig; its docstring introduces the HTML page
@@ -67,14 +65,11 @@ PROBES = {"coherence": coherence_of_steps, "memory": accuracy_on_twins, "contami
           "boundary": boundary_of_tries, "calibration": calibration_of_confidences}
 
 
-def load_rows(config: ProbeConfig, needs: Sequence[str], make_benchmarks: Callable | None = None
-              ) -> dict[str, list[dict]]:
+def load_rows(config: ProbeConfig, needs: Sequence[str], make_benchmarks: Callable | None = None) -> dict[str, list]:
     """Returns {short name of a file: its rows} for the files in --completions. Without --completions, it samples
-    completions of --model, on the benchmarks `make_benchmarks(loaded)` or, without this function, on --problems.
-
-    Sampled completions are saved in --out and resumed like an evaluation. Raises UserError if both or none of
-    --completions and --model are given, and for a file whose rows lack one of the columns `needs`.
-    """
+    completions of --model, on the benchmarks `make_benchmarks(loaded)` or, without this function, on --problems, and
+    saves them in --out like an evaluation. Raises UserError if both or none of --completions and --model are given, and
+    for a file whose rows lack one of the columns `needs`."""
     measured, kept = config.measured, config.measured.kept
     if bool(config.completions) == bool(kept.choice.model):
         raise UserError("give one of --completions (files of saved rows) and --model (sampled now)")
@@ -86,7 +81,7 @@ def load_rows(config: ProbeConfig, needs: Sequence[str], make_benchmarks: Callab
     return {pathlib.Path(kept.choice.model).name: [row for part in by_name.values() for row in part]}
 
 
-def run_probe(config: ProbeConfig) -> Result:
+def run_probe(config: ProbeConfig) -> rows.Result:
     """Runs one probe; writes NAME.json, NAME.md, NAME.html, NAME.png (with matplotlib) and NAME_items.jsonl into --out.
     The JSON, Markdown and HTML files have the command, the commit and the machine. Raises UserError without --out."""
     if not config.measured.kept.out:

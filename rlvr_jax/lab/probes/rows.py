@@ -24,13 +24,11 @@ class Result(NamedTuple):
 
 
 def read_files(paths: list[str], needs: Sequence[str], probe: str) -> dict[str, list[dict]]:
-    """The rows of each file, by a short name of the file. Raises UserError for a row that lacks one of `needs`, the
-    columns that the probe reads."""
+    """{short name of a file: its rows}. Raises UserError for a row that lacks one of `needs`, columns of `probe`."""
     files = dict(zip(short_names(paths), map(read_completions, paths)))
     for path, rows in zip(paths, files.values()):
         for number, row in enumerate(rows, 1):
-            lacking = [key for key in needs if key not in row or (key == "prompt" and not isinstance(row[key], str))]
-            if lacking:
+            if lacking := [key for key in needs if key not in row or key == "prompt" and not isinstance(row[key], str)]:
                 raise UserError(f"{path}: completion {number} has no {lacking[0]}, which --probe={probe} reads; it "
                                 "takes the completions.jsonl of scripts.evaluate or of the same probe")
     return files
@@ -39,12 +37,11 @@ def read_files(paths: list[str], needs: Sequence[str], probe: str) -> dict[str, 
 def short_names(paths: list[str]) -> list[str]:
     """The paths' file names if all differ, else their folders' names if all differ, else the paths themselves. Raises
     UserError if a path is given twice."""
-    for names in ([pathlib.Path(path).stem for path in paths], [pathlib.Path(path).parent.name for path in paths]):
+    files = list(map(pathlib.Path, paths))
+    for names in ([file.stem for file in files], [file.parent.name for file in files], paths):
         if len(set(names)) == len(paths):
             return names
-    if len(set(paths)) < len(paths):
-        raise UserError(f"--completions={','.join(paths)} names a file twice")
-    return paths
+    raise UserError(f"--completions={','.join(paths)} names a file twice")
 
 
 def make_items(rows_by_file: dict[str, list[dict]], keys: Sequence[str]) -> list[dict]:
@@ -68,11 +65,8 @@ def group_rows(rows: list[dict], key: Callable) -> dict:
 
 def estimate_share(hits: Sequence[bool], problems: Sequence) -> dict:
     """`{"value", "interval", "n"}`: the share of True in `hits`, its 95 % interval, and the number of trials, which are
-    None, None and 0 without trials.
-
-    `problems` has the problem of each trial. With one trial per problem the interval is Wilson's, otherwise that of a
-    bootstrap over problems, because trials of one problem are not independent.
-    """
+    None, None and 0 without trials. `problems` has the problem of each trial. With one trial per problem the interval
+    is Wilson's, otherwise that of a bootstrap over problems, because trials of one problem are not independent."""
     if not hits:
         return {"value": None, "interval": None, "n": 0}
     value, numbers = float(np.mean(hits)), {problem: i for i, problem in enumerate(dict.fromkeys(problems))}
@@ -84,9 +78,9 @@ def estimate_share(hits: Sequence[bool], problems: Sequence) -> dict:
     return {"value": value, "interval": list(interval), "n": len(hits)}
 
 
-def format_share(share: Optional[dict]) -> str:
+def format_share(share: dict) -> str:
     """The result of `estimate_share` as a cell of a table, such as "0.500 [0.237, 0.763] of 10"."""
-    return "-" if not share else format_estimate(share["value"], share["interval"]) + f" of {share['n']}"
+    return format_estimate(share["value"], share["interval"]) + f" of {share['n']}"
 
 
 def draw_shares(axes, shares: list[Optional[dict]], shift: float, label: str) -> None:

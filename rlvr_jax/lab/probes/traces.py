@@ -55,9 +55,8 @@ class Judgement(NamedTuple):
     errors: list[tuple[str, int]]
 
 
-ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": lambda a, b: a / b if b else None}
 LOGIC = {"and": operator.and_, "or": operator.or_, "xor": operator.xor, "xnor": operator.eq}
-OPERATIONS = ARITHMETIC | LOGIC
+OPERATIONS = LOGIC | {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": lambda a, b: a / b if b else None}
 
 _NUMBER = r"-?\d{1,30}(?:\.\d{1,30})?"
 _VALUE = re.compile(rf"{_NUMBER}|[FT]{{1,30}}|\?|\d[htu]", re.ASCII)
@@ -79,9 +78,8 @@ def judge_trace(tree: Tree, truth: Optional[Value], trace: Trace) -> Judgement:
         errors.append(("plan", off_plan))
     if trace.answer is None or (last and trace.answer != last.claimed):
         errors.append(("answer-mismatch", len(trace.steps)))
-    order = list(CLASSES)
-    return Judgement(coherent, readable and off_plan is None, right,
-                     sorted(errors, key=lambda error: (error[1], order.index(error[0]))))
+    errors.sort(key=lambda error: (error[1], list(CLASSES).index(error[0])))
+    return Judgement(coherent, readable and off_plan is None, right, errors)
 
 
 def find_step_errors(tree: Tree, steps: list[Optional[Step]]) -> list[tuple[str, int]]:
@@ -120,13 +118,12 @@ def apply(op: str, a: Value, b: Value) -> Optional[Value]:
 
 def first_step_off_plan(tree: Tree, steps: list[Step]) -> Optional[int]:
     """Returns the index of the first step that does not build a part (subtree) of the problem from unused parts; the
-    number of steps if the whole problem is not built at the end; None if it is.
-
-    An operand stands for an unused part of the problem with this value: a leaf, or the result of an earlier step with
-    its claimed value. Each part is used once. If several parts match, all choices are followed; the operands of any
-    operation except - and / may be swapped. As every result must be a part of the problem, there are few choices.
-    """
-    wanted, states = set(subtrees(tree)), {_state((leaf, canonical_text(leaf)) for leaf in leaves(tree))}
+    number of steps if the whole problem is not built at the end; None if it is. An operand stands for an unused part of
+    the problem with this value: a leaf, or the result of an earlier step with its claimed value. If several parts
+    match, all choices are followed; the operands of any operation except - and / may be swapped. As every result must
+    be a part of the problem, there are few choices."""
+    # A state has the unused parts, each (its value, its canonical text), sorted, so that equal states compare equal.
+    wanted, states = set(subtrees(tree)), {tuple(sorted(((leaf, str(leaf)) for leaf in leaves(tree)), key=str))}
     for index, step in enumerate(steps):
         states = {after for state in states for after in _apply_step(state, step, wanted)}
         if not states:
@@ -134,17 +131,13 @@ def first_step_off_plan(tree: Tree, steps: list[Step]) -> Optional[int]:
     return None if any(len(state) == 1 for state in states) else len(steps)
 
 
-def _state(parts) -> tuple:
-    """The unused parts, each (its value, its canonical text), sorted, so that equal states compare equal."""
-    return tuple(sorted(parts, key=lambda part: (part[1], str(part[0]))))
-
-
 def _apply_step(state: tuple, step: Step, wanted: set[str]) -> Iterator[tuple]:
     """Yields each state to which the step may lead: two parts are replaced by their result."""
     for (i, left), (j, right) in itertools.permutations(enumerate(state), 2):
         built = _canonical_operation(step.op, left[1], right[1])
         if left[0] == step.left and right[0] == step.right and built in wanted:
-            yield _state([*(part for k, part in enumerate(state) if k not in (i, j)), (step.claimed, built)])
+            unused = [part for k, part in enumerate(state) if k not in (i, j)]
+            yield tuple(sorted([*unused, (step.claimed, built)], key=str))
 
 
 def leaves(tree: Tree) -> list[Value]:
@@ -152,14 +145,12 @@ def leaves(tree: Tree) -> list[Value]:
 
 
 def subtrees(tree: Tree) -> list[str]:
-    """The canonical text of each subtree, including the leaves and the whole tree."""
-    below = [text for part in tree[1:] for text in subtrees(part)] if isinstance(tree, tuple) else []
-    return [*below, canonical_text(tree)]
-
-
-def canonical_text(tree: Tree) -> str:
-    """A text that is the same for all trees that differ only in the order of the operands of commutative operations."""
-    return _canonical_operation(tree[0], *map(canonical_text, tree[1:])) if isinstance(tree, tuple) else str(tree)
+    """The canonical text of each subtree; the last is that of the whole tree. This text is the same for all trees that
+    differ only in the order of the operands of commutative operations."""
+    if not isinstance(tree, tuple):
+        return [str(tree)]
+    left, right = map(subtrees, tree[1:])
+    return [*left, *right, _canonical_operation(tree[0], left[-1], right[-1])]
 
 
 def _canonical_operation(op: str, left: str, right: str) -> str:
@@ -233,8 +224,7 @@ def read_chain_steps(tree: Tree, text: str) -> Trace:
     answer, body = read_value(words[-1]) if ended else None, words[1:-2] if ended else words[1:]
     if words[:1] != [OPENERS[0]] and not (words[:1] == [OPENERS[1]] and {*words[1:2]} & OPERATIONS.keys()):
         return Trace([], answer)
-    starts = [i for i, word in enumerate(body) if word in OPERATIONS]
-    cuts = sorted({0, *starts, len(body)}) if body else []
+    cuts = sorted({0, len(body), *(i for i, word in enumerate(body) if word in OPERATIONS)})
     steps, texts, value = [], [], leaves(tree)[0]  # value: the current value of the chain
     for first, end in itertools.pairwise(cuts):
         op, values = body[first], list(map(read_value, body[first + 1 : end]))

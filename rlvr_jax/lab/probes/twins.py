@@ -1,7 +1,6 @@
 """Twins of the problems of a benchmark, which no model can have seen: a control for the contamination probe.
 
-Twins are written like the originals, which problems of another benchmark are not. TWINS is a table of functions of
-(rng, problem) that return a twin, or None for a problem without one.
+Twins are written like the originals, which problems of another benchmark are not.
 """
 
 import dataclasses
@@ -14,8 +13,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.lab.probes import memorisation
 from rlvr_jax.lab.probes.memorisation import Chain
 from rlvr_jax.records import Problem
-from rlvr_jax.tasks import calculation
-from rlvr_jax.tasks.chains import Algebra
+from rlvr_jax.tasks import calculation, chains
 
 MAX_DRAWS = 200  # attempts to draw a twin that differs from the problem
 
@@ -34,22 +32,20 @@ def renumber(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
     """The problem with other numbers. A chain or calculation is solved again; any other problem has no answer, ""."""
     if tree := problem.meta.get("tree"):  # only a calculation has one
         twin = calculation.make_problem(calculation.renumber(rng, tree), problem.meta["index"])
-        return None if twin.question == problem.question else with_question(
-            problem, twin.question, twin.answer, twin.meta)
+        return with_question(problem, twin.question, answer=twin.answer, meta=problem.meta | twin.meta)
     try:
         family, chain = memorisation.parse_chain(problem.question)
     except UserError:
-        text = redraw_digits(rng, problem.question)
-        return with_question(problem, text, "") if text != problem.question else None
+        return with_question(problem, redraw_digits(rng, problem.question), answer="")
     algebra = memorisation.ALGEBRAS[family]
     for _ in range(MAX_DRAWS):
         if (redrawn := redraw_numbers(rng, algebra, chain)) not in (None, chain):
             twin, = memorisation.to_problems(algebra, [redrawn])
-            return with_question(problem, twin.question, twin.answer)
+            return with_question(problem, twin.question, answer=twin.answer)
     return None
 
 
-def redraw_numbers(rng: np.random.Generator, algebra: Algebra, chain: Chain) -> Optional[Chain]:
+def redraw_numbers(rng: np.random.Generator, algebra: chains.Algebra, chain: Chain) -> Optional[Chain]:
     """The chain with a random start and random operands, each allowed at its step; None if a step allows no operand."""
     start = value = int(algebra.draw_values(rng, 1)[0])
     operands = []
@@ -72,22 +68,19 @@ def redraw_digits(rng: np.random.Generator, text: str) -> str:
     return re.sub(r"[0-9]+", lambda run: redrawn[run[0]], text)
 
 
-def with_question(problem: Problem, text: str, answer: Optional[str] = None, meta: Optional[dict] = None) -> Problem:
-    """The problem with another question, and with the answer and the additional metadata if given."""
-    return dataclasses.replace(problem, question=text, prompt=text, meta=problem.meta | (meta or {}),
-                               answer=problem.answer if answer is None else answer)
+def with_question(problem: Problem, text: str, **changes) -> Problem:
+    """The problem with another question, and with `changes` of its other fields."""
+    return dataclasses.replace(problem, question=text, prompt=text, **changes)
 
 
-# --twins -> function of (rng, problem), returns a twin or None
+# --twins -> function of (rng, problem) that returns a twin; it may be the problem itself, or None if there is none
 TWINS: dict[str, Callable] = {"reordered": reorder_sentences, "renumbered": renumber}
 
 
 def make_twins(names: str, problems: list[Problem], seed: int) -> dict[str, dict[int, Problem]]:
     """Returns {kind: {index of a problem: its twin}} for the kinds in `names`, joined by commas. A twin depends only on
-    its problem, the index and the seed. Twins that read like a problem of the benchmark are left out.
-
-    Raises UserError for a name that is not in TWINS, and for a name that is given twice.
-    """
+    its problem, the index and the seed. Twins that read like a problem of the benchmark are left out. Raises UserError
+    for a name that is not in TWINS or that is given twice."""
     kinds = names.split(",") if names else []
     if len(set(kinds)) < len(kinds) or set(kinds) - TWINS.keys():
         raise UserError(f"--twins={names}: give some of {', '.join(TWINS)}, each once, joined by commas")

@@ -106,10 +106,8 @@ def note(base: pathlib.Path) -> dict:
 
 def make(base: pathlib.Path, line: str, run: Callable) -> None:
     """Makes the base model in the directory `base` unless it is finished. `run(line, holding)` has to run the command
-    `line` such that the command inherits the open lock file `holding`.
-
-    Waits if another study makes this model. The command holds the lock, too: if a study is killed while its command
-    goes on, the next study waits for the command.
+    `line` such that the command inherits the open lock file `holding`. Waits if another study makes this model. The
+    command holds the lock, too: if a study is killed while its command goes on, the next study waits for the command.
     """
     with locks.lock(base.with_name(base.name + ".lock"), "--bank", wait=True) as holding:
         if not note(base):

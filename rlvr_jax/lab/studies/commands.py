@@ -1,10 +1,9 @@
 """The commands of a study, each a line as a user types it, and how they run, one by one or in parallel.
-
-An arm is one variant of the commands. A unit is a base model, an example and a seed. A cell is an arm with a unit.
-"""
+An arm is one variant of the commands. A unit is a base model, an example and a seed. A cell is an arm with a unit."""
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import os
 import pathlib
@@ -26,11 +25,9 @@ NOTES, TOOK = "finished.txt", "# seconds: "  # file of the finished commands, st
 
 
 def units(study: dict, seeds: list[int]) -> list[dict]:
-    """The units that each arm is run with: a list of `{"base", "example", "seed"}`, whose values are numbers.
-
-    A seed comes with the base model and example of the same number, or with those at its position in `bases` and
-    `examples`. With `crossed = true` every base model is combined with every example and every seed.
-    """
+    """The units that each arm is run with: a list of `{"base", "example", "seed"}`, whose values are numbers. A seed
+    comes with the base model and example of the same number, or with those at its position in `bases` and `examples`.
+    With `crossed = true` every base model is combined with every example and every seed."""
     if study.get("crossed"):
         return [{"base": base, "example": example, "seed": seed} for base, example, seed in itertools.product(
             study.get("bases", [0]), study.get("examples", [0]), seeds)]
@@ -167,11 +164,9 @@ def shares(jobs: int) -> list[dict]:
 
 def side_by_side(lines: list[str], before: dict[str, set], places: list[dict], run: Callable, done: int) -> None:
     """Calls `run(line, place)` in a thread for each line, once all lines of `before[line]` have finished. `places` are
-    the `shares`: each has one line at a time. `done` is the number of lines that an earlier start had finished.
-
-    After a failure no further line starts, and the error is raised when the running lines end. With one place each line
-    is announced, with the time left; otherwise there is a progress bar.
-    """
+    the `shares`: each has one line at a time. `done` is the number of lines that an earlier start had finished. After a
+    failure no further line starts, and the error is raised when the running lines end. With one place each line is
+    announced, with the time left; otherwise there is a progress bar."""
     waiting, running, failed, began = list(lines), {}, [], time.monotonic()  # running: {future: (line, place)}
     with (concurrent.futures.ThreadPoolExecutor(len(places)) as threads,
           log.progress(done + len(lines), done, "study", len(places) == 1) as bar):
@@ -211,24 +206,21 @@ def short(line: str) -> str:
 
 
 def script(line: str, share: Optional[dict] = None, quiet: Optional[pathlib.Path] = None, holding=None) -> None:
-    """Runs the command `line` of one of the scripts as a user would. Raises UserError if it fails.
-
-    Its output is shown, or goes to a file in the folder `quiet`. `share` is one of `shares`. The command inherits the
-    open file `holding`, so that a lock on the file lasts until the command ends.
-    """
+    """Runs the command `line` of one of the scripts as a user would. Raises UserError if it fails. Its output is shown,
+    or goes to a file in the folder `quiet`. `share` is one of `shares`. The command inherits the open file `holding`,
+    so that a lock on the file lasts until the command ends."""
     share = share or {}
     if "cores" in share and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(threading.get_native_id(), share["cores"])  # of this thread; the command inherits it
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": share["gpu"]} if "gpu" in share else {})
-    options = {"env": environment, "pass_fds": (holding.fileno(),) if holding else ()}
-    words = [sys.executable, "-m", *shlex.split(f"scripts.{line}")]
+    output = contextlib.nullcontext()  # stdout=None: the command's output is shown
     if quiet:
         quiet.mkdir(exist_ok=True)
-        path = quiet / f"{short(line).replace(' ', '_')}.log"
-        with files.name_in_errors(path), path.open("a", encoding="utf-8") as file:
-            code = subprocess.run(words, check=False, stdout=file, stderr=subprocess.STDOUT, **options).returncode
-        told = f"at the end of {path}"
-    else:
-        code, told = subprocess.run(words, check=False, **options).returncode, "above"
+        output = (quiet / f"{short(line).replace(' ', '_')}.log").open("a", encoding="utf-8")
+    with output as file:
+        code = subprocess.run([sys.executable, "-m", *shlex.split(f"scripts.{line}")], check=False, env=environment,
+                              stdout=file, stderr=subprocess.STDOUT if file else None,
+                              pass_fds=(holding.fileno(),) if holding else ()).returncode
     if code:
+        told = f"at the end of {file.name}" if file else "above"
         raise UserError(f"python -m scripts.{line} failed; its message is {told}. The same command continues the study")

@@ -1,6 +1,7 @@
 """Finds what is wrong with the file of a study, apart from its rules, before the first command runs."""
 
 import pathlib
+import re
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.studies import bank, sources, statistics
@@ -9,21 +10,9 @@ from rlvr_jax.lab.studies.commands import fill, names, variables
 GIVEN = ("work", "data", "arm", "base", "example", "seed", "bank")  # {names} that the program fills in
 
 
-def fault(study: dict) -> str:
-    """What is wrong with the study's seeds, commands, arms or measures, and how to correct it; empty if nothing is."""
-    try:
-        return shape_fault(study) or arm_fault(study)
-    except UserError as error:
-        return str(error)
-
-
-def has(study: dict, arm: str, seed: int) -> bool:
-    """Whether an arm is run with a seed. An arm without `seeds` of its own is run with all seeds."""
-    return seed in study["arms"][arm].get("seeds", [seed])
-
-
 def shape_fault(study: dict) -> str:
-    """What is wrong with a measure, {bank}, or keys such as `looks` (planned analyses); empty if nothing is."""
+    """What is wrong with a measure, {bank}, or keys such as `looks` (planned analyses), and how to correct it; empty if
+    nothing is."""
     looks, success = study.get("looks", [5, 10, 20]), study.get("success")
     if len(looks) != statistics.LOOKS or not all(isinstance(x, int) for x in looks) or looks != sorted(set(looks)):
         return "looks: write three rising numbers of seeds, as in looks = [5, 10, 20]"
@@ -70,28 +59,44 @@ def unmade(measures: dict) -> list[str]:
 
 
 def arm_fault(study: dict) -> str:
-    """What is wrong with a key of an arm or of [quick]; empty if nothing is. A key is `seeds`, a command, or a text
-    that a template uses as {key}. Any other key would have no effect."""
+    """What is wrong with a template, or with a key of an arm or of [quick]; empty if nothing is. A key is `seeds`, a
+    command, or a text that a template uses as {key}. Any other key would have no effect."""
     commands, written = study["commands"], study.get("figure", {}).get("run", "")
     templates = [*commands.values(), *filter(lambda x: isinstance(x, str), study["measures"].values()), written,
-                 *(source["source"] for source in study["measures"].values() if isinstance(source, dict)),
                  *(value for arm in study["arms"].values() for value in arm.values() if isinstance(value, str))]
-    read = set().union(*map(names, templates)) - {*GIVEN}
+    try:
+        read = set().union(*map(names, templates)) - {*GIVEN}
+    except UserError as error:
+        return str(error)
     for where, keys in [*((f"arm {arm}", keys) for arm, keys in study["arms"].items()),
                         ("[quick]", study.get("quick", {}))]:
         for key, value in keys.items():
             if key == "seeds" and where != "[quick]":
-                if isinstance(value, list) and value and {*value} <= {*study["seeds"]}:
-                    continue
-                return f"{where}: seeds: write some of the study's, as in seeds = {study['seeds'][:2]}"
-            if key in commands and (value is False or isinstance(value, list) and all(
-                    isinstance(flag, str) for flag in value)):
-                continue
-            if key in commands:
-                return f'{where}: {key} is a command; write its flags, {key} = ["--seed=1"], or false to leave it out'
-            if where == "[quick]" or not (isinstance(value, str) and key in read):
+                if not (isinstance(value, list) and value and {*value} <= {*study["seeds"]}):
+                    return f"{where}: seeds: write some of the study's, as in seeds = {study['seeds'][:2]}"
+            elif key in commands:
+                is_list = isinstance(value, list) and all(isinstance(flag, str) for flag in value)
+                if not is_list and value is not False:
+                    return (f'{where}: {key} is a command; write its flags, {key} = ["--seed=1"], or false to leave it '
+                            "out")
+            elif where == "[quick]" or not (isinstance(value, str) and key in read):
                 return (f"{where}: nothing reads {key}; there are the commands {', '.join(commands)}"
                         + (f", and the texts {', '.join(sorted(read))}" if read else ""))
+    return ""
+
+
+def twin_fault(lines: dict[str, list[str]]) -> str:
+    """Names two arms whose commands, `lines[arm]`, differ only in their outputs' names, after --run_dir= and --out=;
+    empty if there are none. To compare commands, each of these names is replaced by a number, wherever it occurs."""
+    seen = {}
+    for arm in lines:
+        text = "\n".join(lines[arm])
+        made = dict.fromkeys(re.findall(r"(?<!\S)--(?:run_dir|out)=(\S+)", text))
+        for number, name in sorted(enumerate(made), key=lambda pair: -len(pair[1])):  # a name may contain another
+            text = text.replace(name, f"<{number}>")
+        if seen.setdefault(text, arm) != arm:
+            return (f"the arms {seen[text]} and {arm} have the same commands; give one of them other flags, or take it "
+                    "out")
     return ""
 
 

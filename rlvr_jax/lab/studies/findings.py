@@ -1,7 +1,5 @@
 """The findings: all studies of a directory of records on one page, index.html, and in the table of its README.
-
-This module chooses what is shown; the words are in `findings.html.jinja`.
-"""
+This module chooses what is shown; the words are in `findings.html.jinja`."""
 
 import pathlib
 import re

@@ -23,7 +23,7 @@ WORDS = ("title", "question", "short", "abstract", "construction", "known", "not
 ORDER = ("one_shot", "boolean")  # the first studies of index.html; the others follow by name
 SECTION = '\n\n<a id="'  # start of the section of a study that joins the page of another
 MOST_ARMS, MOST_MEASURES = 12, 4  # rows and columns of the table on a page
-VERDICTS = {"agree": "held", "disagree": "failed", "undecided": "undecided"}  # verdict in a record -> word on a page
+VERDICTS = judging.VERDICTS
 
 
 def read(path: pathlib.Path) -> dict:
@@ -187,17 +187,15 @@ def changed(record: dict) -> str:
                        for what, pair in record.get("changed", {}).items())
 
 
-HOW = "([How verdicts are made](README.md#how-to-read).)"
-
-
 def section(record: dict, joins: bool) -> list[str]:
     """The paragraphs of a study. If it `joins` the page of another study, they leave out what the page already says."""
     study, built, (head, *rows) = record["study"], record.get("construction", ""), table(record)
+    how = "" if joins else "([How verdicts are made](README.md#how-to-read).)"
     return [f'<a id="{study}"></a>\n\n## {record["title"]}' if joins else f"# {record['title']}",
             f"**Question.** {record['question'].strip()}", f"**Answer.** {answer(record)}",
             "**Decided by construction.** " * bool(built) + built, f"![{record['title']}]({study}.png)",
             spread(record), markdown_table(head, rows), record.get("note", ""), changed(record),
-            f"**{verdict(record)}** {'' if joins else HOW}", markdown_table(RULES, rules(record)),
+            f"**{verdict(record)}** {how}", markdown_table(RULES, rules(record)),
             f"**Known before.** {record['known'].strip()}", record["origin"]]
 
 

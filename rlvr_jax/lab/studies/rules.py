@@ -8,16 +8,15 @@ are also judged alone. A rule that was reversed after a pilot (`turned`), or cou
 """
 
 import math
-import re
 
 import numpy as np
 
-from rlvr_jax.errors import UserError
 from rlvr_jax.lab.studies import statistics
 
 SIDES = ("above", "below", "within", "most_above", "most_below")
 KEYS = {"says": str, "arm": str, "measure": str, "difference": bool} | dict.fromkeys(SIDES, object) | {
     "primary": bool, "base": object, "added": str, "known": (str, list), "turned": bool, "easy": bool}
+VERDICTS = {"agree": "held", "disagree": "failed", "undecided": "undecided"}  # verdict in a record -> word on a page
 SHARE = (0.0, 1.0)  # the range of SHARES
 # The last two words of the path in "FILE.json: path" tell the range: at least 0 for COUNTS, from 0 to 1 for SHARES.
 SHARES = {"accuracy", "greedy", "sampled", "right", "pass@k", "maj@k", "auroc", "ece", "brier", "mean_confidence",
@@ -124,11 +123,9 @@ def range_fault(study: dict, rule: dict) -> str:
 def judged(study: dict, measured: dict, repeated: list[dict]) -> list[dict]:
     """The rules, each with the measured mean, its 95 % interval, "p_value", "level" and "verdict" ("agree", "disagree",
     "undecided"). `measured` is {arm: {measure: result of `study.gather`}}; `repeated` has the unit, that is the base
-    model, example and seed, of each value.
-
-    The primary rule is judged at the study's level, the other rules at the levels of Holm's method. "open" says why a
-    rule is undecided, and how many seeds would decide it. "new" judges a rule on the seeds that are not in its `known`.
-    """
+    model, example and seed, of each value. The primary rule is judged at the study's level, the other rules at the
+    levels of Holm's method. "open" says why a rule is undecided, and how many seeds would decide it. "new" judges a
+    rule on the seeds that are not in its `known`."""
     named = study["rules"].index(primary(study["rules"]))
     rules = [rule | {"primary": i == named, "measured": of_rule(rule, measured), "span": rule_span(study, rule)}
              for i, rule in enumerate(study["rules"])]
@@ -239,7 +236,8 @@ def why(rule: dict, seeds: list[float], level: float, early: bool) -> str:
         return (f"needs {statistics.FEWEST_EQUAL} {many}, as all are equal" if side(rule, seeds[0]) != "undecided"
                 else "equal to the number of the rule")
     needed = statistics.seeds_needed(lambda number: decided(rule, seeds, number, level))
-    return f"needs about {needed} {many}" if needed else f"needs more than {statistics.MOST_SEEDS} {many}"
+    most = max(statistics.MOST_SEEDS, len(seeds))
+    return f"needs about {needed} {many}" if needed else f"needs more than {most} {many}"
 
 
 def decided(rule: dict, seeds: list[float], number: np.ndarray, level: float) -> np.ndarray:
@@ -263,8 +261,7 @@ def primary(rules: list[dict]) -> dict:
 def tally(rules: list[dict]) -> str:
     """How many of the rules that count, except the primary one, held, failed and are undecided, in words."""
     others = [rule["verdict"] for rule in rules if rule is not primary(rules) and counts(rule)]
-    words = {"agree": "held", "disagree": "failed", "undecided": "undecided"}
-    return ", ".join(f"{others.count(key)} {word}" for key, word in words.items()) if others else "no other rule"
+    return ", ".join(f"{others.count(key)} {word}" for key, word in VERDICTS.items()) if others else "no other rule"
 
 
 def required(rule: dict) -> str:
@@ -273,17 +270,3 @@ def required(rule: dict) -> str:
     bound = "{} to {}".format(*(f"{x:g}" for x in rule[name])) if name == "within" else f"{rule[name]:g}"
     return (f"{rule['arm']}: {rule['measure']}{', less the control' if rule.get('difference') else ''}, "
             + (f"in most seeds {name[5:]}" if is_of_most(rule) else name) + f" {bound}")
-
-
-def refuse_twins(path, arms: dict[str, list[str]]) -> None:
-    """Raises UserError if the commands of two arms differ only in their outputs' names, after --run_dir= and --out=. To
-    compare commands, each of these names is replaced by a number, wherever the name occurs."""
-    seen = {}
-    for arm, lines in arms.items():
-        text = "\n".join(lines)
-        made = dict.fromkeys(re.findall(r"(?<!\S)--(?:run_dir|out)=(\S+)", text))
-        for number, name in sorted(enumerate(made), key=lambda pair: -len(pair[1])):  # a name may contain another
-            text = text.replace(name, f"<{number}>")
-        if seen.setdefault(text, arm) != arm:
-            raise UserError(f"{path}: the arms {seen[text]} and {arm} have the same commands; give one of them other "
-                            "flags, or take it out")

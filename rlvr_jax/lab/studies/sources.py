@@ -8,6 +8,7 @@ import numpy as np
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.studies import statistics
 from rlvr_jax.lab.studies.commands import fill
+from rlvr_jax.report import figures, pages
 from rlvr_jax.runs import files
 
 # operation on values of measures in one unit (base model, example, seed) -> function of these values
@@ -16,6 +17,7 @@ COMBINED = {"-": np.subtract, "/": lambda a, b: a / b if np.all(b) else None,  #
 # operation on all values of a measure in a study that crosses bases and examples -> function of f[B,E]
 CROSSED = {f"variance of the {name}": lambda values_BxE, place=place: statistics.components(values_BxE)[place]
            for place, name in enumerate(("base", "example", "rest"))}
+MOST_POINTS = 200  # points of a curve in the record
 # number of measures that each operation takes
 PARTS = {"-": 2, "/": 2, "log10": 1} | dict.fromkeys(CROSSED, 1)
 
@@ -31,8 +33,7 @@ def values_of(study: dict, known: Callable, repeated: list[dict]) -> dict:
         parts = [compute(arm, part) for part in names]
         if operation in CROSSED:
             return over_bases(CROSSED[operation], parts[0], repeated)
-        results = [None if any(x is None for x in each) else COMBINED[operation](*each) for each in zip(*parts)]
-        return [None if value is None else np.asarray(value) for value in results]
+        return [None if any(x is None for x in each) else COMBINED[operation](*each) for each in zip(*parts)]
 
     return {arm: {name: compute(arm, name) for name in study["measures"]} for arm in study["arms"]}
 
@@ -46,17 +47,15 @@ def over_bases(function: Callable, values: list, repeated: list[dict]) -> list:
     for unit, value in zip(repeated, values):
         table.setdefault(unit["base"], {}).setdefault(unit["example"], []).append(np.mean(value))
     by_base = statistics.jackknife(function, np.array([[np.mean(x) for x in row.values()] for row in table.values()]))
-    return [np.array(dict(zip(table, by_base))[unit["base"]]) for unit in repeated]
+    return [dict(zip(table, by_base))[unit["base"]] for unit in repeated]
 
 
 def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
     """A measure of one cell: a number f64[], or f64[P], one for each problem. None if its file or number is missing.
-
     `source` is "FILE.json: path.to.a.number" (or to a list, one for each problem), "FILE.jsonl: benchmark" (accuracy on
     each problem of this benchmark, or of "all"), "FILE.jsonl: benchmark: column" (for each problem the mean of this
     column, or the share of texts that are not null), "RUN/metrics.jsonl: column" (the sum over all steps), or "{word}",
-    a text in `cell` that is a number or such a source. Raises UserError for a bad number or column.
-    """
+    a text in `cell` that is a number or such a source. Raises UserError for a bad number or column."""
     file, _, path = fill(source, cell).partition(": ")
     if not path:
         try:
@@ -82,11 +81,34 @@ def source_values(name: str, source: str, cell: dict) -> Optional[np.ndarray]:
     return None if value is None else np.array(value, float)
 
 
-def changed(before: pathlib.Path, after: pathlib.Path, arms: list[str]) -> dict:
-    """`{what: {"benchmark", "problem", "answer", "arms", "completions"}}`: the first problem that is wrong in the file
-    `before` and right in the file `after`, and the first with the opposite change. Each file has the completions of one
-    of the two `arms`, one for each problem."""
-    pairs = [(old, new) for (_, old), (_, new) in zip(files.read_lines(before), files.read_lines(after))]
+def read_runs(study: dict, cells: dict) -> tuple[dict, dict]:
+    """`{arm: {unit: content of summary.json}}` and `{arm: {unit: {metric: [steps, values]}}}` of the runs that `run` in
+    [figure] of the study's file names, for the metrics that are its `curves`. `cells` is {(arm, unit): cell}."""
+    figure, summaries, curves = study.get("figure", {}), {}, {}
+    for (arm, unit), cell in cells.items() if figure.get("run") else ():
+        run = pathlib.Path(cell["work"]) / fill(figure["run"], cell)
+        if (run / "summary.json").is_file():
+            summaries.setdefault(arm, {})[str(unit)] = files.read_json(run / "summary.json")
+        rows = files.read_steps(run / "metrics.jsonl")
+        for metric in figure.get("curves", []):
+            if points := pages.evenly(list(zip(*figures.series(rows, metric))), MOST_POINTS):
+                curves.setdefault(arm, {}).setdefault(str(unit), {})[metric] = [list(axis) for axis in zip(*points)]
+    return summaries, curves
+
+
+def changed(study: dict, cells: dict) -> dict:
+    """`{what: {"benchmark", "problem", "answer", "arms", "completions"}}`: the first problem that is wrong with the
+    control and right with an arm, in the arm's first unit, and the first with the opposite change. {} unless the
+    study's file has `changed = {arm = "one", file = "FILE.jsonl"}`, and FILE a completion of each problem. `cells` is
+    {(arm, unit): cell}."""
+    asked, control = study.get("changed"), study.get("control")
+    if not asked:
+        return {}
+    first = next(unit for arm, unit in cells if arm == asked["arm"])
+    arms = [control, f"{asked['arm']}, seed {first}"]
+    lines = [files.read_lines(pathlib.Path(cell["work"]) / fill(asked["file"], cell))
+             for cell in (cells[control, first], cells[asked["arm"], first])]
+    pairs = [(old, new) for (_, old), (_, new) in zip(*lines)]
     wanted = {"The first problem that became right": False, "The first problem that became wrong": True}
     found = {words: next((pair for pair in pairs if pair[0]["correct"] is was and pair[1]["correct"] is not was), None)
              for words, was in wanted.items()}

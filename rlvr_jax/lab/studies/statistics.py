@@ -50,11 +50,9 @@ def outside(values: list[float], low: float, high: float) -> float:
 
 
 def holm(p_values: list[float], error: float) -> list[float]:
-    """The level of each test by Holm's method (1979). A test is decided if its p-value is at most its level.
-
-    The test with the smallest p-value has the level error / m, the next error / (m - 1), and so on up to the first that
-    is not decided; all tests after that one have its level.
-    """
+    """The level of each test by Holm's method (1979). A test is decided if its p-value is at most its level. The test
+    with the smallest p-value has the level error / m, the next error / (m - 1), and so on up to the first that is not
+    decided; all tests after that one have its level."""
     levels, left, stopped = [0.0] * len(p_values), len(p_values), False
     for place in sorted(range(len(p_values)), key=p_values.__getitem__):
         levels[place] = error / left
@@ -75,10 +73,8 @@ def sign_test(count: int, number: int) -> float:
 
 def components(values_BxE: np.ndarray) -> tuple[float, float, float]:
     """Variances of base models, of examples and of the rest, from a value for each base model with each example.
-
     Computed from the mean squares of a two-way analysis of variance (method of moments), so an estimate may be
-    negative. The rest is the interaction of base model and example, and the randomness of training.
-    """
+    negative. The rest is the interaction of base model and example, and the randomness of training."""
     (b, e), values = np.shape(values_BxE), np.asarray(values_BxE, float)
     of_base, of_example = values.mean(1, keepdims=True), values.mean(0, keepdims=True)
     rest = ((values - of_base - of_example + values.mean()) ** 2).sum() / ((b - 1) * (e - 1))

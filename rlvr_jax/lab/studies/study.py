@@ -10,7 +10,7 @@ import pathlib
 import platform
 import shlex
 import tomllib
-from typing import Callable, Optional
+from typing import Callable, Iterable, Optional
 
 import jax
 import numpy as np
@@ -36,6 +36,7 @@ class StudyConfig(Config):
 
     study: str = flag("one_shot", "a file of configs/studies by its name, or any .toml file like them")
     seeds: tuple[int, ...] = flag((), "seeds that replace those of the study's file", minimum=0, maximum=2**31 - 1)
+    arms: str = flag("", "arms to run, joined by semicolons; empty: all. The record and its rules are of these alone")
     data: str = flag("", "directory of problem files, for the studies that need some")
     quick: bool = flag(False, "try the study out: only its first seed, with the flags of its [quick] table; "
                        "written as STUDY_quick, which is no result")
@@ -50,11 +51,14 @@ class StudyConfig(Config):
 
 def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -> Optional[pathlib.Path]:
     """Runs a study and returns the path of the page that it wrote, beside a JSON and a PNG file. None for a dry run.
-
-    Commands that have finished in the work directory are not run again, and an interrupted run is continued. Before the
-    first command, `check(line)` may raise UserError for a command whose flags are wrong.
-    """
+    Commands that have finished in the work directory are not run again. Before the first command, `check(line)` may
+    raise UserError for a command whose flags are wrong."""
     name, study = load(config.study)
+    if config.arms:
+        asked, known = [arm.strip() for arm in config.arms.split(";")], "; ".join(study["arms"])
+        study, wrong = limited(study, asked)
+        if wrong or (unknown := {*asked} - {*study["arms"]}):
+            raise UserError(f"--arms={config.arms}: {wrong or f'no arm {min(unknown)}'}; the arms of {name}: {known}")
     if config.quick:
         # How many seeds, bases and examples of the study are run. An empty `story` gives the study a page of its own.
         few = {"bases": 3, "examples": 3} if study.get("crossed") else {}
@@ -64,8 +68,9 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     out = pathlib.Path(config.out) if config.out else work / "results"
     given = {"work": str(work)} | ({"data": config.data} if config.data else {})
     repeated = units(study, [int(seed) for seed in config.seeds or study["seeds"]])
-    cells = {(arm, label(study, unit)): variables(study, given | {"arm": arm} | {k: str(v) for k, v in unit.items()})
-             for unit in repeated for arm in study["arms"] if design.has(study, arm, unit["seed"])}
+    # An arm without `seeds` of its own is run with all seeds.
+    cells = {(arm, label(study, unit)): variables(study, given | {"arm": arm} | unit) for unit in repeated
+             for arm, keys in study["arms"].items() if unit["seed"] in keys.get("seeds", [unit["seed"]])}
     lines = [commands.commands(study, cell, config.quick, config.bank) for cell in cells.values()]
     # The commands of the first unit's arms; those of other units differ only in seeds and names.
     for line in dict.fromkeys(line for each in lines[: len(study["arms"])] for line in each):
@@ -83,15 +88,15 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
 
     sources.refuse_missing_paths(study, list(cells.values()))
     found = sources.values_of(study, known, repeated)
+    summaries, curves = sources.read_runs(study, cells)
     record = {"study": name} | written(study, measure(study, found, repeated), repeated) | {
-        "origin": origin(config, study, finished, earlier), "summaries": summaries(study, cells)}
+        "origin": origin(config, study, finished, earlier), "summaries": summaries}
     made = {base.name: bank.note(base) | {"command": line.replace(str(base), "{bank}")}
             for line in finished if (base := bank.made_by(line, config.bank))}
-    for key, value in (("bank", made), ("changed", changed_problems(study, cells)),
-                       ("curves", study_figure.curves(study, cells))):
+    for key, value in (("bank", made), ("changed", sources.changed(study, cells)), ("curves", curves)):
         record |= {key: value} if value else {}
     out.mkdir(parents=True, exist_ok=True)
-    return write([plain(record)], out)[0]
+    return write([record], out)[0]
 
 
 def write(new: list[dict], folder: pathlib.Path) -> list[pathlib.Path]:
@@ -128,16 +133,26 @@ def load(study: str) -> tuple[str, dict]:
         raise UserError(f"{path}: {', '.join(dict.fromkeys(wrong))} is missing, unknown or not as it should be; a "
                         f"study has {', '.join(REQUIRED)}, and may have {', '.join(OPTIONAL)}; control is one of its "
                         "arms")
-    if wrong := study_figure.fault(content) or design.fault(content) or abstract_fault(content) or rules.fault(
-            content := sourced(content)):
+    if wrong := (study_figure.fault(content) or design.shape_fault(content)
+                 or design.arm_fault(content := sourced(content)) or abstract_fault(content) or rules.fault(content)):
         raise UserError(f"{path}: {wrong}")
-    first = {key: str(value) for key, value in units(content, content["seeds"])[0].items()}
-    cells = {arm: {"work": "WORK", "data": "DATA"} | first | {"arm": arm} for arm in content["arms"]}  # one of each arm
+    cells = {arm: {"work": "WORK", "data": "DATA", "arm": arm} | units(content, content["seeds"])[0]
+             for arm in content["arms"]}  # one of each arm
     lines = {arm: commands.commands(content, cell, False, "BANK") for arm, cell in cells.items()}
-    rules.refuse_twins(path, lines)
-    if wrong := design.source_fault(content, cells, lines):
+    if wrong := design.twin_fault(lines) or design.source_fault(content, cells, lines):
         raise UserError(f"{path}: {wrong}")
     return path.stem, content
+
+
+def limited(study: dict, arms: Iterable[str]) -> tuple[dict, str]:
+    """(the study with `arms` and the rules about them alone, ""), or (the whole study, what is wrong) if its control,
+    its figure, its abstract, `changed` or its primary rule needs another arm."""
+    less = study | {"arms": {arm: keys for arm, keys in study["arms"].items() if arm in arms},
+                    "rules": [rule for rule in study["rules"] if rule["arm"] in arms]}
+    needed = [study.get("control"), rules.primary(study["rules"])["arm"], study.get("changed", {}).get("arm")]
+    missing = [arm for arm in needed if arm and arm not in less["arms"]]
+    wrong = study_figure.fault(less) or abstract_fault(less) or missing and f"{missing[0]} is needed"
+    return (study, wrong) if wrong else (less, "")
 
 
 def abstract_fault(study: dict) -> str:
@@ -166,22 +181,21 @@ def measure(study: dict, found: dict, repeated: list[dict]) -> dict:
                 for arm, by_name in found.items()}
     control = study.get("control")
     for arm in [arm for arm in measured if control and arm != control]:
-        for name, mine in measured[arm].items():
-            pairs = zip(mine["values"], measured[control][name]["values"])
-            mine["difference"] = gather([None if a is None or b is None else a - b for a, b in pairs],
-                                        rules.less(spans[name], spans[name]), bases, problems)
+        for name, values in found[arm].items():
+            pairs = zip(values, found[control][name])
+            differences = [None if a is None or b is None else a - b for a, b in pairs]
+            measured[arm][name]["difference"] = gather(
+                differences, rules.less(spans[name], spans[name]), bases, problems)
     return measured
 
 
 def gather(values: list, span: tuple = statistics.ANY, bases: list = (), problems: bool = False) -> dict:
-    """Summarises the values of a measure, each a number, an f64[P] over problems, or None: `{"values", "seeds": [mean
-    of each value], "mean", "interval"}`. With one seed, the interval is over problems. `span` is the measure's range.
-
-    With `problems`, a measure with values for problems gets "of_problems", the mean over seeds of each problem; mean
-    and interval are over these means. `bases` has the base model of each value. If values share base models, only base
+    """Summarises the values of a measure, each a number, an f64[P] over problems, or None: `{"seeds": [mean of each
+    value], "mean", "interval"}`. With one seed, the interval is over problems. `span` is the measure's range. With
+    `problems`, a measure with values for problems gets "of_problems", the mean over seeds of each problem; mean and
+    interval are over these means. `bases` has the base model of each value. If values share base models, only base
     models are independent: "of_bases" has the mean of each, and mean and interval are over these means. Equal values
-    have no interval, but `"equal": True`.
-    """
+    have no interval, but `"equal": True`."""
     means = [None if value is None else float(np.mean(value)) for value in values]
     known = [(base, mean) for base, mean in zip(bases or range(len(means)), means) if mean is not None]
     by_base = {base: float(np.mean([mean for owner, mean in known if owner == base])) for base, _ in known}
@@ -189,10 +203,10 @@ def gather(values: list, span: tuple = statistics.ANY, bases: list = (), problem
     values_P = [value for value in values if value is not None and np.ndim(value)] if problems else []
     if values_P:
         of_problems = np.mean(values_P, 0)
-        return {"values": values, "seeds": means, "mean": float(np.mean(of_problems)),
-                "interval": estimators.bootstrap(of_problems), "of_problems": of_problems.round(6).tolist()}
+        return {"seeds": means, "mean": float(np.mean(of_problems)), "interval": estimators.bootstrap(of_problems),
+                "of_problems": of_problems.round(6).tolist()}
     over_problems = len(values) == 1 and np.ndim(values[0]) > 0
-    summary = {"values": values, "seeds": means, "mean": float(np.mean(independent)) if independent else None}
+    summary = {"seeds": means, "mean": float(np.mean(independent)) if independent else None}
     summary["interval"] = estimators.bootstrap(values[0]) if over_problems else statistics.interval(independent, span)
     summary |= {"of_bases": independent} if len(independent) < len(known) else {}
     return summary | ({"equal": True} if statistics.equal(independent) else {})
@@ -212,9 +226,8 @@ def written(study: dict, measured: dict, repeated: list[dict]) -> dict:
 
 
 def again(record: dict) -> dict:
-    """The record with the current words of its study's file, judged by the file's current rules. Its numbers stay.
-
-    A measure that the record lacks is computed from others, taken from a measure with the same source, or read from the
+    """The record with the current words of its study's file, judged by the file's current rules. Its numbers stay. A
+    measure that the record lacks is computed from others, taken from a measure with the same source, or read from the
     summary of a run, which the record keeps. Measures with intervals over problems stay, because a record has no value
     of each problem in each seed. If rules or verdicts change, `rules_before` has the first ones. Arms that the record
     lacks were not run yet: they and their rules are left out. The record is returned as it is if there is no such file,
@@ -222,15 +235,12 @@ def again(record: dict) -> dict:
     """
     if not (FOLDER / f"{record['study']}.toml").is_file():
         return record
-    full = load(record["study"])[1]
-    study = full | {"arms": {arm: keys for arm, keys in full["arms"].items() if arm in record["measures"]},
-                    "rules": [rule for rule in full["rules"] if rule["arm"] in record["measures"]]}
-    if (study_figure.fault(study) or abstract_fault(study) or study.get("control") not in (None, *study["arms"])
-            or study.get("looks") != record.get("looks") or rules.primary(full["rules"]) not in study["rules"]):
+    study, wrong = limited(load(record["study"])[1], record["measures"])
+    if wrong or study.get("looks") != record.get("looks"):
         return record
-    repeated = record.get("units") or [{"base": seed, "example": seed, "seed": seed} for seed in record["seeds"]]
-    cells = {arm: [variables(study, {"work": "", "data": "", "arm": arm} | {k: str(v) for k, v in unit.items()})
-                   for unit in repeated] for arm in study["arms"]}
+    repeated = record.get("units") or units({"seeds": record["seeds"]}, record["seeds"])
+    cells = {arm: [variables(study, {"work": "", "data": "", "arm": arm} | unit) for unit in repeated]
+             for arm in study["arms"]}
     by_source = {(commands.fill(source, cell), i): record["measures"][arm][name]["seeds"][i]  # i: index of the unit
                  for name, source in study["measures"].items() if isinstance(source, str) for arm in cells
                  for i, cell in enumerate(cells[arm]) if name in record["measures"][arm]}
@@ -260,7 +270,7 @@ def again(record: dict) -> dict:
     verdicts = lambda rules: [(rule["says"], rule["verdict"]) for rule in rules]
     if verdicts(new["rules"]) != verdicts(record["rules"]):
         new.setdefault("rules_before", record["rules"])
-    return json.loads(json.dumps(plain(new)))
+    return json.loads(json.dumps(new))
 
 
 def succeeded(values: list, above: float) -> dict:
@@ -272,42 +282,15 @@ def succeeded(values: list, above: float) -> dict:
             "interval": statistics.exact_binomial(count, len(there)) if there else None}
 
 
-def changed_problems(study: dict, cells: dict) -> dict:
-    """The result of `sources.changed` for the control and an arm, in the arm's first unit; {} unless the study's file
-    has `changed = {arm = "one", file = "FILE.jsonl"}`. `cells` is {(arm, unit): values of the templates' names}."""
-    asked, control = study.get("changed"), study.get("control")
-    if not asked:
-        return {}
-    first = next(unit for arm, unit in cells if arm == asked["arm"])
-    paths = [pathlib.Path(cells[arm, first]["work"]) / commands.fill(asked["file"], cells[arm, first])
-             for arm in (control, asked["arm"])]
-    return sources.changed(*paths, [control, f"{asked['arm']}, seed {first}"])
-
-
-def summaries(study: dict, cells: dict) -> dict:
-    """`{arm: {unit: content of summary.json}}` of the runs that `run` in the study's [figure] names."""
-    by_arm = {}
-    for (arm, unit), cell in cells.items():
-        if (run := study_figure.run_dir(study, cell)) and (run / "summary.json").is_file():
-            by_arm.setdefault(arm, {})[str(unit)] = files.read_json(run / "summary.json")
-    return by_arm
-
-
 def origin(config: StudyConfig, study: dict, finished: list[str], earlier: list[str]) -> str:
     """The command, commit, hardware and version of JAX, and how many commands an earlier start had finished. XLA_FLAGS,
     if set, come before the command, because they may change its numbers."""
     flags = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
-    more = " --data=DIR" * bool(config.data) + " --quick" * config.quick
+    more = (f" --arms='{config.arms}'" * bool(config.arms) + " --data=DIR" * bool(config.data)
+            + " --quick" * config.quick)
     seeds = ",".join(map(str, config.seeds or study["seeds"]))
     return (f"`{flags}python -m scripts.study --study={config.study} --seeds={seeds}{more}`, commit "
             f"{commit()}, JAX {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()})."
             + f" {len(earlier)} of its {len(finished)} commands were finished by an earlier start, perhaps at another "
             "commit." * bool(earlier)
             + " **Quick: smaller, shorter and one seed, to try the study out. Not a result.**" * config.quick)
-
-
-def plain(record):
-    """The record without the keys "values" at any depth, which have the arrays that its numbers were computed from."""
-    if isinstance(record, dict):
-        return {key: plain(value) for key, value in record.items() if key != "values"}
-    return [plain(value) for value in record] if isinstance(record, (list, tuple)) else record

@@ -10,17 +10,16 @@ labels.toml hold for all studies. The table `shown` in the file chooses the arms
 import pathlib
 import textwrap
 import tomllib
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from rlvr_jax.lab.studies import records
-from rlvr_jax.report import figures, pages
-from rlvr_jax.runs import files
+from rlvr_jax.report import figures
 
 COLORS = ("#0072b2", "#d55e00", "#00785a", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c564b")  # Okabe and Ito
 MARKERS, LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")
 KINDS = dict.fromkeys(("measures", "x", "curves", "controls", "arrows"), list) | {
     "log_x": (bool, list), "run": str, "labels": dict}  # keys of [figure] -> types
-MOST_PANELS, MOST_POINTS = 3, 200  # panels of a figure, and points of a curve in the record
+MOST_PANELS = 3
 LABELS = tomllib.loads(pathlib.Path(__file__).with_name("labels.toml").read_text("utf-8"))
 
 
@@ -44,32 +43,12 @@ def fault(study: dict) -> str:
     most = {"arms": records.MOST_ARMS, "measures": records.MOST_MEASURES}
     if not all(isinstance(names, list) and len(names) <= most.get(key, -1) for key, names in shown.items()):
         return 'shown: write shown = {arms = ["a"], measures = ["b"]}, at most 12 arms and 4 measures'
-    log_x = figure.get("log_x", [])
-    named = [*((f"[figure] {key}", figure.get(key, []), "measures") for key in ("measures", "x", "arrows")),
-             ("[figure] log_x", [] if isinstance(log_x, bool) else log_x, "measures"),
-             ("[figure] controls", figure.get("controls", []), "arms"), ("table", study.get("table", []), "measures"),
+    named = [*((f"[figure] {key}", names, "arms" if key == "controls" else "measures") for key, names in figure.items()
+               if isinstance(names, list) and key != "curves"),
+             ("table", study.get("table", []), "measures"),
              *((f"shown: {key}", names, key) for key, names in shown.items())]
     return next((f"{key}: {name!r} is none of the {kind}: {', '.join(study[kind])}" for key, names, kind in named
                  for name in names if str(name) not in study[kind]), "")
-
-
-def run_dir(study: dict, cell: dict) -> Optional[pathlib.Path]:
-    """The directory of the run whose curves are drawn for one cell; None if the study names no run."""
-    run = study.get("figure", {}).get("run")
-    return pathlib.Path(cell["work"]) / run.format(**cell) if run else None
-
-
-def curves(study: dict, cells: dict) -> dict:
-    """Returns {arm: {unit: {metric: [steps, values]}}} for the metrics that [figure] in the study's file lists as
-    `curves`. `cells` is {(arm, unit): cell}."""
-    found = {}
-    for (arm, unit), cell in cells.items():
-        run = run_dir(study, cell)
-        rows = files.read_steps(run / "metrics.jsonl") if run and (run / "metrics.jsonl").is_file() else []
-        for metric in study.get("figure", {}).get("curves", []):
-            if points := pages.evenly(list(zip(*figures.series(rows, metric))), MOST_POINTS):
-                found.setdefault(arm, {}).setdefault(str(unit), {})[metric] = [list(axis) for axis in zip(*points)]
-    return found
 
 
 def looks(arms: list[str], controls: list[str]) -> dict[str, Look]:

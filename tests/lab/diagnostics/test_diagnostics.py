@@ -290,7 +290,3 @@ def test_the_command_on_two_run_directories(base, tmp_path, compiled):
     assert summary["rows"]["rank"]["value"] > 1 and summary["rows"]["saturation"]["value"] is None
     assert len(read_jsonl(tmp_path / "out" / "samples_base" / "completions.jsonl")) == 6 * 2
     assert summary["rows"]["answer_perplexity, reference"]["value"] < 0 and "model" not in summary["flags"]
-    assert run("diagnose", *flags, compiled=compiled, expect=0).out == printed
-    for wrong in (flags[:-1], [*flags, "--frontier=nowhere", "--trained=nowhere"]):
-        result = run("diagnose", *wrong, compiled=compiled, expect=1)
-        assert len(result.errors) == 1 and len(result.err.strip().splitlines()) == 1

@@ -9,6 +9,7 @@ import pytest
 
 from rlvr_jax import parallel, records, sampler
 from rlvr_jax.errors import UserError
+from rlvr_jax.evaluation.regrade import GradeConfig
 from rlvr_jax.lab.elicit import decoding, gate, power
 from rlvr_jax.lab.elicit.comparison import load_trained
 from rlvr_jax.lab.elicit.decoding import (
@@ -17,8 +18,9 @@ from rlvr_jax.lab.elicit.decoding import (
 from rlvr_jax.lab.elicit.power import PowerConfig, power_sample_fn
 from rlvr_jax.lab.elicit.vectors import SteeringConfig
 from rlvr_jax.pretrained import loading
+from scripts import elicit as elicit_door, grade as grade_door
 
-from fixtures import bigrams, read_jsonl, run
+from fixtures import bigrams, read_jsonl
 
 EOS = 1
 
@@ -133,12 +135,15 @@ KEYS = {"benchmark", "problem", "sample", "prompt", "answer", "completion", "ext
 MORE = {"cot_decoding": {"margin"}, "power": {"logprob", "accepted"}, "steer": {"steered"}, "sae": {"steered"}}
 
 
-def elicit(base, out, method, **flags) -> tuple[dict, list[dict]]:
-    config = decoding.ElicitConfig.from_flags(**{
+def config(base, out, method, **flags) -> decoding.ElicitConfig:
+    return decoding.ElicitConfig.from_flags(**{
         "model": str(base), "method": method, "num_ops": 2, "max_new_tokens": 10, "max_problems": 6, "out": str(out),
         "num_samples": 4, "num_blocks": 2, "num_moves": 2, "layer": 0, "num_fit": 16, "num_latents": 8, "active": 2,
         "sae_steps": 20} | flags)
-    summary = decoding.elicit(config)
+
+
+def elicit(base, out, method, **flags) -> tuple[dict, list[dict]]:
+    summary = decoding.elicit(config(base, out, method, **flags))
     assert json.loads(json.dumps(summary)) == json.loads((out / "summary.json").read_text())
     return summary, read_jsonl(out / "completions.jsonl")
 
@@ -193,12 +198,11 @@ def test_what_a_gate_needs_is_named(wrong, error, base, tmp_path):
                                               config.kept.choice.dtype))
 
 
-def test_the_command_prints_its_table_and_scripts_grade_reads_its_rows(base, tmp_path, compiled):
-    rows, graded = tmp_path / "completions.jsonl", tmp_path / "graded.jsonl"
-    printed = run("elicit", "--method=forced", "--opening=quick", f"--model={base}", "--num_ops=2",
-                  "--max_new_tokens=10", "--max_problems=6", f"--out={tmp_path}", compiled=compiled, expect=0).out
-    accuracy = json.loads((tmp_path / "summary.json").read_text())["accuracy"]
+def test_the_command_prints_its_table_and_scripts_grade_reads_its_rows(base, tmp_path, capsys):
+    elicit_door.main(config(base, tmp_path, "forced", opening="quick"))
+    printed, accuracy = capsys.readouterr().out, json.loads((tmp_path / "summary.json").read_text())["accuracy"]
     assert f"| arithmetic | 6 | forced | only | {accuracy:.3f} [" in printed
     assert printed.rstrip().endswith("/summary.json")
-    run("grade", f"--completions={rows}", "--answer_format=answer", f"--out={graded}", compiled=compiled, expect=0)
+    rows, graded = tmp_path / "completions.jsonl", tmp_path / "graded.jsonl"
+    grade_door.main(GradeConfig(completions=str(rows), answer_format="answer", out=str(graded)))
     assert [row["correct"] for row in read_jsonl(graded)] == [row["correct"] for row in read_jsonl(rows)]

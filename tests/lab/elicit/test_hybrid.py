@@ -12,8 +12,9 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation.estimators import recovered_share
 from rlvr_jax.lab.elicit import gate, hybrid, steering
 from rlvr_jax.lab.elicit.hybrid import HybridConfig
+from scripts import hybrid as door
 
-from fixtures import PROMPTS, padded, read_jsonl, run, steered_model
+from fixtures import PROMPTS, padded, read_jsonl, steered_model
 
 WORDS, CONFIG, PARAMS, INDEX, LAYER, T, VECTOR, _, STEERING = steered_model()
 
@@ -173,10 +174,7 @@ def test_it_goes_on_and_refuses_what_does_not_fit(measured, base, tmp_path):
             hybrid.hybrid(config)
 
 
-def test_the_command_prints_its_table(measured, base, compiled):
-    out, summary = measured
-    names = ("model", "trained", "num_ops", "max_new_tokens", "max_problems", "num_fit", "layer", "strengths", "rates")
-    values = {name: summary["flags"][name] for name in names}
-    printed = run("hybrid", *(f"--{name}={','.join(map(str, x)) if isinstance(x, tuple) else x}"
-                              for name, x in values.items()), f"--out={out}", compiled=compiled, expect=0).out
+def test_the_command_prints_its_table(measured, base, capsys):
+    door.main(flags(base, measured[0]))
+    printed = capsys.readouterr().out
     assert "| trained_gate (oracle) |" in printed and printed.rstrip().endswith("/summary.json")

@@ -1,7 +1,6 @@
 """The sparse autoencoder: the published numbers, a step, a planted dictionary; and the latent of it that is added."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,8 @@ import numpy as np
 import pytest
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.lab.elicit import latents, sae
+from rlvr_jax.evaluation.measure import make_sampler
+from rlvr_jax.lab.elicit import activations, latents, sae
 from rlvr_jax.lab.elicit.activations import read_prompt_ends
 from rlvr_jax.lab.elicit.sae import Recipe, Sae
 from rlvr_jax.lab.elicit.vectors import SteeringConfig
@@ -145,15 +145,14 @@ def test_scores_are_careful_less_other_completions():
     """By hand over completions, each of which counts once."""
     problems = load_split("example", 3)
     think, quick, hmm = (LOADED.tokenizer.encode(word)[0] for word in ("think", "quick", "hmm"))
-    rows = [{"problem": i, "ids": np.array([word, quick])}
-            for i, words in enumerate([[think, hmm], [think, think], [hmm, quick]]) for word in words]
+    words = [think, hmm, think, think, hmm, quick]  # the first of each completion, two of a problem
     z = read_ends(problems)
-    scores, active = latents.score_latents(flags(), LOADED, problems, rows, read_positive), z.any(0)
+    scores, active = latents.score_latents(flags(), LOADED, problems, words, read_positive), z.any(0)
     assert scores[5] == -np.inf and (np.isfinite(scores) == active).all()
     np.testing.assert_allclose(scores[active], ((z[0] + 2 * z[1]) / 3 - (z[0] + 2 * z[2]) / 3)[active], rtol=1e-6,
                                atol=1e-9)
     with pytest.raises(UserError, match="both kinds are needed"):
-        latents.score_latents(flags(), LOADED, problems, [row | {"ids": [think]} for row in rows], read_positive)
+        latents.score_latents(flags(), LOADED, problems, 6 * [think], read_positive)
 
 
 def test_scores_without_styles_are_after_the_opening_less_before_it():
@@ -201,9 +200,9 @@ def test_the_strength_is_chosen_on_other_problems_than_the_autoencoder_was_fitte
 
 def test_what_an_autoencoder_is_fitted_on_is_drawn_from_a_stream_of_its_own(monkeypatch):
     requests = []
-    monkeypatch.setattr(latents, "sample_and_grade", lambda sampler, benchmark, request, *_, **__: requests.append(request) or [
-        {"problem": i, "ids": np.array([5, 6])} for i in range(2)])
-    monkeypatch.setattr(latents, "read_tokens", lambda loaded, texts, starts, layer: SimpleNamespace(
-        residual=[text[start + 1:].tolist() for text, start in zip(texts, starts)]))
-    assert latents.sample_activations(flags(seed=7), LOADED, load_split("example", 2), 1)[1] == [[5, 6]] * 2
+    monkeypatch.setattr(activations, "sample_and_grade", lambda sampler, benchmark, request, *_, **__: requests.append(
+        request) or [{"problem": i, "ids": np.array([5, 6])} for i in range(2)])
+    texts, lengths = activations.sample_texts(flags(seed=7).kept, LOADED.config, make_sampler(
+        LOADED, flags().kept.sampling), load_split("example", 2))
+    assert [text[length:].tolist() for text, length in zip(texts, lengths)] == [[5, 6]] * 2
     assert requests == [Request(7, 0, stream=CHOOSE)]

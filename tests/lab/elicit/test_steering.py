@@ -168,7 +168,7 @@ def test_the_gates_auroc_is_of_problems_that_it_was_not_fitted_on(monkeypatch):
     rng, problems, aurocs = np.random.default_rng(0), fit_problems(20), []
     lengths = np.array([len(WORDS.encode(problem.prompt)) for problem in problems])
     text, position = np.repeat(np.arange(20), 5), (lengths[:, None] - 1 + np.arange(5)).ravel()
-    monkeypatch.setattr(gate, "greedy_texts", lambda *_: [np.zeros(n + 5, int) for n in lengths])
+    monkeypatch.setattr(gate, "sample_texts", lambda *_: ([np.zeros(n + 5, int) for n in lengths], lengths))
     for _ in range(8):
         base, other = (Activations(text, position, likeliest, rng.normal(size=(100, 30)))
                        for likeliest in (np.zeros(100), rng.integers(2, size=100)))

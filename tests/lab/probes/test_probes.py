@@ -1,6 +1,5 @@
 """Probes of saved completions: numbers counted by hand, twins, parts of questions, what the command writes."""
 
-import functools
 import itertools
 import json
 import re
@@ -35,18 +34,6 @@ def test_rouge_l_is_the_librarys_on_500_pairs():
     found = [rouge.rouge_l(text, reference) for reference, text in asked_rouge.pairs()]
     assert len(wanted) == 500 and found == pytest.approx(wanted, abs=1e-8)
     assert 0.0 in wanted and 1.0 in wanted and len(set(wanted)) > 100
-
-
-@settings(deadline=None)
-@given(*2 * [st.lists(st.sampled_from("abc"), max_size=9)])
-def test_the_longest_common_subsequence_is_that_of_the_definition(a, b):
-    @functools.cache
-    def longest(i, j):
-        if i == len(a) or j == len(b):
-            return 0
-        return 1 + longest(i + 1, j + 1) if a[i] == b[j] else max(longest(i + 1, j), longest(i, j + 1))
-
-    assert rouge.longest_common(a, b) == longest(0, 0)
 
 
 # ----- equations

@@ -5,8 +5,6 @@ import os
 import pathlib
 import shlex
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -158,18 +156,10 @@ def test_two_studies_side_by_side_make_the_base_once(written, fake, tmp_path, ca
     assert all((tmp_path / name / "results" / f"{name}.json").is_file() for name in ("one", "two"))
 
 
-KILLED = """
-import sys
-from rlvr_jax.lab.studies import study
-from rlvr_jax.lab.studies.study import StudyConfig
-study.run(StudyConfig(study=sys.argv[1], work_dir=sys.argv[2], bank=sys.argv[3]))
-"""
-
-
-def test_the_base_of_a_study_that_was_killed_is_waited_for_and_taken(written, tmp_path, monkeypatch, capfd):
+def test_the_base_of_a_study_that_was_killed_is_waited_for_and_taken(written, tmp_path, launch, capfd):
     """The command of the killed study lives on and holds the lock; then the other study finishes the base."""
     config, other = written("one"), written("two")
-    process = subprocess.Popen([sys.executable, "-c", KILLED, config.study, config.work_dir, config.bank], cwd=ROOT)
+    process = launch("study", f"--study={config.study}", f"--work_dir={config.work_dir}", f"--bank={config.bank}")
     bases = tmp_path / "bank"
     wait_for(lambda: [path for path in bases.glob("*/lock.txt") if path.parent.suffix != ".lock"], process)
     process.send_signal(signal.SIGKILL)
@@ -259,32 +249,22 @@ def test_a_design_that_cannot_be_is_refused(written, more, wrong):
 
 # ----- side by side
 
-def test_jobs_run_side_by_side_each_after_its_base(written, monkeypatch, tmp_path):
-    order, lock, most = [], threading.Lock(), []
+def test_jobs_run_side_by_side_each_after_its_base(written, fake, monkeypatch):
+    order, script = [], commands.script
 
-    def script(line, share=None, quiet=None, holding=None):
-        with lock:
-            order.append(("starts", line))
-            most.append(sum(1 if what == "starts" else -1 for what, _ in order))
-        time.sleep(0.2)
-        for word in shlex.split(line):
-            if word.startswith("--run_dir="):
-                pathlib.Path(word[10:]).mkdir(exist_ok=True)
-            if word.startswith("--out="):
-                pathlib.Path(word[6:]).mkdir(parents=True)
-                (pathlib.Path(word[6:]) / "summary.json").write_text('{"accuracy": 1}')
-        with lock:
-            order.append(("ends", line))
+    def noted(line, *more, **options):
+        order.append((1, line))
+        script(line, *more, **options)
+        order.append((-1, line))
 
-    monkeypatch.setattr(commands, "script", script)
-    monkeypatch.setattr(bank, "digest", lambda base: "f00d")
+    monkeypatch.setattr(commands, "script", noted)
     monkeypatch.setattr(commands, "shares", lambda jobs: [{"cores": [core]} for core in range(jobs)])
     study.run(StudyConfig(**vars(written("one", "[0, 1, 2]")) | {"jobs": 2}))
-    assert max(most) == 2 and len(order) == 2 * 9
-    for number, (what, line) in enumerate(order):
-        if what == "starts" and line.startswith("evaluate"):
+    assert np.cumsum([change for change, _ in order]).max() == 2 and len(order) == 2 * 9
+    for number, (change, line) in enumerate(order):
+        if change == 1 and line.startswith("evaluate"):
             base = shlex.split(line)[1].split("=")[1]
-            assert any(kind == "ends" and f"--run_dir={base}" in made for kind, made in order[:number])
+            assert any(kind == -1 and f"--run_dir={base}" in made for kind, made in order[:number])
 
 
 def test_a_failure_waits_for_what_runs_and_starts_nothing(capsys):

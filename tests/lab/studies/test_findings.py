@@ -7,7 +7,6 @@ import re
 import pytest
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation import estimators
 from rlvr_jax.lab.studies import findings, findings_figure, records, rules, study
 from rlvr_jax.report.report import ReportConfig
 from scripts import report as command
@@ -142,7 +141,7 @@ def test_pages_of_probes_are_linked_by_their_titles(tmp_path):
     (("verdict", "perhaps"), "coin.json: verdict is missing or not"), (("rules", [{}]), "coin.json: rule 1 is"),
     (("rules", []), "coin.json: rules is"), (("seeds", [0]), "coin.json: measures of plain, measures of bent is")])
 def test_a_damaged_record_is_named(tmp_path, content, message):
-    record = study.plain(write_record(tmp_path, "coin", TWO, figure=False))
+    record = write_record(tmp_path, "coin", TWO, figure=False)
     if isinstance(content, tuple):
         content = json.dumps(record | dict([content]))
     (tmp_path / "coin.json").write_text(content)
@@ -155,14 +154,6 @@ def test_the_page_loads_nothing_and_does_no_harm(tmp_path):
     page = page_of(tmp_path)
     assert page.tags.count("script") == page.tags.count("img") == 1 and "<img src=x>" in page.text
     assert all(re.match(r"#|data:|coin\.(md|json)$", x) for name, x in page.attributes if name in ("src", "href"))
-
-
-@pytest.mark.parametrize("value, interval, text", [
-    (None, None, "-"), (0.5, (0.25, 0.75), "0.500 [0.250, 0.750]"), (64.0, (64.0, 64.0), "64 [64, 64]"),
-    (46.67, (29.0, 63.0), "46.670 [29.000, 63.000]"), (20480.3, (-1.5, 40962.1), "20,480 [-2, 40,962]"),
-    (1.0, None, "1.000")])
-def test_counts_have_no_decimals_and_shares_have(value, interval, text):
-    assert estimators.format_estimate(value, interval) == text
 
 
 # ----- the command, and the table of the README

@@ -1,5 +1,6 @@
 """Studies: what a file has to say, the commands it becomes, resuming, the verdict, and what is written."""
 
+import dataclasses
 import json
 import pathlib
 import shlex
@@ -66,6 +67,18 @@ def test_what_has_finished_is_not_run_again_and_what_failed_is(coin, monkeypatch
     text = study.run(coin[0]).read_text()
     assert len(done) == 7 and len(coin[1]) == len(set(coin[1])) == 9
     assert "7 of its 9 commands were finished by an earlier start" in text
+
+
+def test_a_study_of_some_arms_has_their_rules_alone_and_needs_its_control(coin, tmp_path):
+    pathlib.Path(coin[0].study).write_text(STUDY + '[[rules]]\nsays = "a"\narm = "new"\nmeasure = "end"\nabove = 0.5\n'
+                                           '[arms.new]\nrl = ["--seed=9"]\n')
+    some = dataclasses.replace(coin[0], arms="plain; bent")
+    assert "--arms='plain; bent'" in study.run(some).read_text()
+    record = json.loads((tmp_path / "results" / "coin.json").read_text())
+    assert len(coin[1]) == 9 and list(record["measures"]) == ["plain", "bent"] and len(record["rules"]) == 2
+    for arms, message in (("bent;new", "plain is needed"), ("plain", "bent is needed"), ("plain;bent;x", "no arm x")):
+        with pytest.raises(UserError, match=f"--arms={arms}: {message}; the arms of coin: plain; bent; new"):
+            study.run(dataclasses.replace(some, arms=arms))
 
 
 def test_means_intervals_and_paired_differences(coin, tmp_path):
@@ -176,11 +189,12 @@ def test_a_page_answers_with_the_words_of_its_abstract_and_the_numbers_that_it_n
 
 def test_a_page_shows_the_first_problems_that_changed(tmp_path):
     right = {"before": [1, 0, 1, 0, 1], "after": [1, 0, 0, 1, 0]}
+    cells = {("base", 0): {"work": str(tmp_path), "of": "before"}, ("one", 0): {"work": str(tmp_path), "of": "after"}}
     for name, rights in right.items():
         write_jsonl(tmp_path / f"{name}.jsonl", *(
             {"benchmark": "b", "problem": i, "answer": "4", "correct": bool(x), "completion": f"{name} {i}: $<4>$\nend"}
             for i, x in enumerate(rights)))
-    found = sources.changed(tmp_path / "before.jsonl", tmp_path / "after.jsonl", ["base", "one, seed 0"])
+    found = sources.changed({"control": "base", "changed": {"arm": "one", "file": "{of}.jsonl"}}, cells)
     assert [pair["problem"] for pair in found.values()] == [3, 2]
     text = records.changed({"changed": found})
     assert "became right: problem 3 of b, answer 4.\n\n<table><tr>" in text and "<td valign=\"top\">one, seed 0</td>" in text
