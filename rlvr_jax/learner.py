@@ -199,22 +199,22 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
 
     def update(state: LearnerState, batch: Batch, step):
         mask = batch.completion_mask.astype(jnp.float32)
-        _, shares = jax.vmap(objective.normalise)(mask)
+        _, shares = jax.vmap(objective.normalise)(mask)  # each micro-batch's part of the divisor
         counts = jnp.sum(shares), jnp.sum(mask)  # this device's parts of the divisor and of the number of tokens
         trained, frozen = adapters.split(state.params)
 
-        def gradients(micro: Batch, size: int):
-            weights, _ = objective.normalise(micro.completion_mask.astype(jnp.float32))
+        def gradients(micro: Batch, size: int):  # of a micro-batch whose completions all fit into `size` tokens
+            weights, _ = objective.normalise(micro.completion_mask.astype(jnp.float32))  # of each token of whole rows
             return jax.value_and_grad(loss_sum, has_aux=True)(trained, frozen, batches.truncate(micro, size),
                                                               weights[:, :size])
 
+        by_length = [functools.partial(gradients, size=size) for size in batches.bucket_lengths(mask.shape[-1])]
+
         def accumulate(totals, x):
             micro, bucket = x
-            (total, (sums, gap_max)), grads = lax.switch(bucket, branches, micro)
+            (total, (sums, gap_max)), grads = lax.switch(bucket, by_length, micro)
             return jax.tree.map(jnp.add, totals, (total, sums, grads)), gap_max
-
-        branches = [functools.partial(gradients, size=size) for size in batches.bucket_lengths(mask.shape[-1])]
-        shapes = jax.eval_shape(branches[-1], jax.tree.map(lambda x: x[0], batch))
+        shapes = jax.eval_shape(by_length[-1], jax.tree.map(lambda x: x[0], batch))
         (total, (sums, _)), grads = jax.tree.map(jnp.zeros_like, shapes)  # zeros, to which `accumulate` adds
         totals, gap_max = lax.scan(accumulate, (total, sums, grads),
                                    (batch, batches.choose_buckets(batch.completion_mask, axis_name)))
@@ -265,7 +265,7 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
 
 
 def map_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3) -> Callable:
-    """Returns the function of `make_statistics` on all devices, for a batch in host memory; its results are numpy."""
+    """`make_statistics` on all devices: (params, host batch without micro-batches) -> numpy f32[B,T]s in row order."""
     mapped = parallel.map_devices(make_statistics(model_config, config, count, parallel.AXIS))
     pieces = config.num_minibatches * config.grad_accumulation
 

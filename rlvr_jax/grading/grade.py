@@ -18,7 +18,6 @@ from rlvr_jax.grading.child import Question
 from rlvr_jax.grading.extract import EXTRACTORS, original_boxed
 from rlvr_jax.grading.graders import ALL
 from rlvr_jax.grading.stated_confidence import split_confidence
-from rlvr_jax.grading.workers import Reply
 
 MAX_LENGTH = 1000  # characters of an extracted answer; a longer one is wrong, without asking a child
 CACHED = 2**14  # verdicts in each cache
@@ -35,10 +34,9 @@ class Verdict(NamedTuple):
 def grade_texts(texts: Sequence[str], answers: Sequence[str], answer_format: Union[str, Sequence[str]],
                 grader: Union[str, Sequence[str]] = "math") -> list[Verdict]:
     r"""Grades completions. `answers` are the references; a reference for the grader "gym" is a problem's entry as JSON.
-    `answer_format` (in EXTRACTORS) and `grader` (in `graders.ALL`) are a name for all texts, or a list of names.
-    A stated confidence is removed before the answer is extracted. The grader "original" always extracts the last
-    \boxed{}. For the format "answer" of the synthetic families, the grader "math" asks no child process: an answer that
-    this process cannot decide is wrong."""
+    `answer_format` (in EXTRACTORS) and `grader` (in `graders.ALL`) are a name for all texts, or a list of names. The
+    grader "original" always extracts the last \boxed{}. For the format "answer" of the synthetic families, the grader
+    "math" asks no child process: an answer that this process cannot decide is wrong."""
     formats, graders = ([name] * len(texts) if isinstance(name, str) else name for name in (answer_format, grader))
     questions = []  # (question, whether a child process may be asked)
     for text, answer, form, name in zip(texts, answers, formats, graders, strict=True):
@@ -48,16 +46,16 @@ def grade_texts(texts: Sequence[str], answers: Sequence[str], answer_format: Uni
     without_child = decide_questions([question for question, allowed in questions if not allowed], algebra=False)
     with_child = decide_questions([question for question, allowed in questions if allowed])
     replies = [(with_child if allowed else without_child)[question] for question, allowed in questions]
-    return [Verdict(reply.equal, question.given, reply.timed_out) for reply, (question, _) in zip(replies, questions)]
+    return [Verdict(bool(reply), question.given, reply is None) for reply, (question, _) in zip(replies, questions)]
 
 
-def decide_questions(questions: Iterable[Question], algebra: bool = True) -> dict[Question, Reply]:
-    """Returns the reply to each question. If `algebra` is false, no child process is asked, and the reply to a question
-    that this process cannot decide is "not equal"."""
+def decide_questions(questions: Iterable[Question], algebra: bool = True) -> dict[Question, Optional[bool]]:
+    """Returns whether the answers of each question are equal; None if the grading timed out. If `algebra` is false, no
+    child process is asked, and answers that this process cannot compare are not equal."""
     decided = {question: decide_at_once(*question) for question in questions}
-    undecided = [question for question, equal in decided.items() if equal is None and algebra]
-    replies = dict(zip(undecided, workers.POOL.threads.map(ask_child, undecided)))
-    return {question: replies.get(question, Reply(bool(equal), False)) for question, equal in decided.items()}
+    undecided = [question for question, equal in decided.items() if equal is None]
+    replies = workers.POOL.threads.map(ask_child, undecided) if algebra else [False] * len(undecided)
+    return decided | dict(zip(undecided, replies))
 
 
 def decide_at_once(grader: str, given: Optional[str], answer: str) -> Optional[bool]:
@@ -78,18 +76,18 @@ def _compare_without_child(grader: str, given: str, answer: str) -> Optional[boo
         return None
 
 
-def ask_child(question: Question) -> Reply:
-    """The reply of a child process, cached unless it timed out."""
+def ask_child(question: Question) -> Optional[bool]:
+    """The reply of a child process, cached unless it is None, a timeout."""
     try:
         return _ask_cached(question)
     except TimeoutError:
-        return Reply(equal=False, timed_out=True)
+        return None
 
 
 @functools.lru_cache(CACHED)
-def _ask_cached(question: Question) -> Reply:
+def _ask_cached(question: Question) -> bool:
     reply = workers.POOLS.get(question.grader, workers.POOL).ask(question)
-    if reply.timed_out:
+    if reply is None:
         raise TimeoutError  # lru_cache stores no result then
     return reply
 

@@ -73,9 +73,8 @@ Leaf = Callable[[str, str], bool]
 
 
 def normalise(answer: str) -> str:
-    r"""The answer in one notation: without decoration ($, \left, \text or \boxed around everything, a full stop), with
-    braces after \frac and \sqrt, \text for every font, no thousands separators, and spaces only between words and
-    between digits."""
+    r"""The answer in one notation: no decoration ($, \left, \text or \boxed around everything, a full stop), braces
+    after \frac and \sqrt, \text for any font, no thousands separators, spaces only between words or between digits."""
     text = answer.translate(_CHARACTERS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -147,9 +146,8 @@ def split_name(text: str) -> tuple[Optional[str], str]:
 
 
 def split_elements(text: str) -> tuple[str, list[str]]:
-    r"""Returns (kind, elements) of an answer. The kind is "set" for a set in braces or a list without brackets, the two
-    brackets, such as "(]", for a tuple or an interval, and "()" for a column vector. Any other text has the kind "" and
-    is itself the only element."""
+    r"""Returns (kind, elements). The kind is "set" for a set in braces or a list without brackets; the two brackets, as
+    "(]", for a tuple or an interval; "()" for a column vector; and "" for other text, which is its only element."""
     if match := re.fullmatch(r"\\begin\{([pb]matrix)\}([^&]*)\\end\{\1\}", text):
         return "()", [row for row in match[2].split("\\\\") if row.strip()]
     if text[:1] in ("(", "[") and _is_enclosed(text) and len(parts := split_commas(text[1:-1])) > 1:

@@ -8,9 +8,8 @@ and texts that together have more than two different letters, or a long or brack
 """
 
 import re
-from typing import Callable
 
-from rlvr_jax.grading.mathematics import MAX_REFERENCE, MISSING, NEEDS, load  # noqa: F401
+from rlvr_jax.grading.mathematics import MAX_REFERENCE, MISSING, NEEDS, Leaf, load  # noqa: F401
 
 PACKAGE = "sympy"
 _ERASED = (("\n", ""), (r"\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), (r"\left", ""),
@@ -18,8 +17,6 @@ _ERASED = (("\n", ""), (r"\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac",
 _UNITS = "degree|cm|centimeter|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard"
 _COMMAS = re.compile(r"(?<=\d),(?=\d{3}(?:$|\D))")
 _WHOLE_TEXT = re.compile(r"\\text\{(.+?)\}\n?")
-
-Leaf = Callable[[str, str], bool]
 
 
 def same(given: str, answer: str, leaf: Leaf) -> bool:
@@ -30,7 +27,7 @@ def same(given: str, answer: str, leaf: Leaf) -> bool:
 def first_normal_form(answer: str) -> str:
     """The form in which the MATH data set compares answers; an answer with two units is not rewritten."""
     text = answer.strip()
-    if match := re.match(_WHOLE_TEXT.pattern + r"\Z", text):
+    if match := _WHOLE_TEXT.fullmatch(text):
         text = match[1].strip()
     plain = text
     for old, new in _ERASED:
@@ -63,11 +60,10 @@ def equal(given: str, answer: str) -> bool:
 
 
 def second_normal_form(text: str) -> str:
-    """The form in which PRM800K compares answers. pylatexenc converts LaTeX to text that SymPy can often parse. A root
-    loses its index: a cube root becomes a square root."""
+    """The form in which PRM800K compares answers, as text for SymPy. A cube root becomes a square root."""
     from pylatexenc import latex2text
 
-    if match := re.search(rf"^{_WHOLE_TEXT.pattern}\Z", text):
+    if match := _WHOLE_TEXT.fullmatch(text):
         text = match[1]
     for old, new in ((r"\%", "%"), (r"\$", "$"), ("$", ""), ("%", ""), (" or ", " , "), (" and ", " , "),
                      ("million", "*10^6"), ("billion", "*10^9"), ("trillion", "*10^12")):

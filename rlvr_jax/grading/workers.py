@@ -2,7 +2,7 @@
 
 On what a model writes (9^{9^{9^9}}), SymPy may run forever or take all memory, and a thread cannot be interrupted. A
 child (`python -m rlvr_jax.grading.child`) answers one question at a time within its own limits; the parent kills a
-child that exceeds them nevertheless. If a child exceeds a limit, dies or sends no readable reply, the reply is "no".
+child that exceeds them nevertheless. If a child exceeds a limit, dies or sends no readable reply, the reply is None.
 """
 
 import atexit
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import NamedTuple
+from typing import Optional
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.grading import child
@@ -24,14 +24,7 @@ from rlvr_jax.grading.graders import OWN
 GRACE_SECONDS = 1  # time beyond its own limit before the parent kills a child
 START_SECONDS = 120  # time for a child to start; importing SymPy is slow on a busy machine
 COMMAND = [sys.executable, "-W", "ignore", "-m", "rlvr_jax.grading.child"]
-
-
-class Reply(NamedTuple):
-    equal: bool
-    timed_out: bool  # also if the child ran out of memory or died
-
-
-REPLIES = {b"true\n": Reply(True, False), b"false\n": Reply(False, False), b"null\n": Reply(False, True)}
+REPLIES = {b"true\n": True, b"false\n": False, b"null\n": None}  # None: out of time or memory
 
 
 class Worker:
@@ -47,13 +40,13 @@ class Worker:
             raise UserError("the process that compares answers does not start; to see why: "
                             f"echo | python -m {' '.join(['rlvr_jax.grading.child', *graders])}")
 
-    def ask(self, question: child.Question) -> Reply:
-        """Returns the reply of the child. An unreadable reply counts as a timeout, and the child is ended."""
+    def ask(self, question: child.Question) -> Optional[bool]:
+        """Returns the reply of the child; None for a timeout. After an unreadable reply, the child is ended."""
         line = json.dumps(question).encode() + b"\n"  # fits into a pipe, so that writing never blocks
-        reply = REPLIES.get(self._exchange(line, child.WALL_SECONDS + GRACE_SECONDS))
-        if reply is None:
+        reply = self._exchange(line, child.WALL_SECONDS + GRACE_SECONDS)
+        if reply not in REPLIES:
             self.end()
-        return reply or Reply(False, True)
+        return REPLIES.get(reply)
 
     def _exchange(self, line: bytes, seconds: float) -> bytes:
         """Writes `line` and returns the reply line, or a part of it if the child dies or is killed after `seconds`."""
@@ -72,10 +65,8 @@ class Worker:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def end(self) -> None:
-        self.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        with self.process:  # closes its pipes and waits for its end
+            self.kill()
 
 
 class Pool:
@@ -85,7 +76,7 @@ class Pool:
     def __init__(self, size: int, *graders: str):
         self.threads, self.idle, self.graders = concurrent.futures.ThreadPoolExecutor(size), [], graders
 
-    def ask(self, question: child.Question) -> Reply:
+    def ask(self, question: child.Question) -> Optional[bool]:
         """The reply of an idle or a new worker. Raises UserError if a new worker does not start."""
         try:
             worker = self.idle.pop()

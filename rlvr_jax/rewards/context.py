@@ -13,9 +13,8 @@ from rlvr_jax.records import Batch, Problem, Rollouts
 
 @dataclasses.dataclass(frozen=True)
 class PolicyScores:
-    """Statistics of the sampling policy at the sampling temperature. The first access computes them on all devices, so
-    every process must access them if one does. Arrays are f32[B,T] in nats, for B completions of T tokens; values after
-    a completion's end are meaningless."""
+    """Statistics of the sampling policy at the sampling temperature, f32[B,T] in nats; meaningless after a completion's
+    end. The first access computes them on all devices, so every process must access them if one does."""
 
     score: Callable  # learner.map_statistics: (params, Batch) -> (logprobs, entropies, self_certainty)
     tokenizer: Any  # pretrained.tokenizer.Tokenizer
@@ -26,20 +25,10 @@ class PolicyScores:
     def statistics(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.score(self.params, self.batch)
 
-    @property
-    def logprobs(self) -> np.ndarray:
-        """Log-probability of each sampled token."""
-        return self.statistics[0]
-
-    @property
-    def entropies(self) -> np.ndarray:
-        """Entropy of the distribution that each token was sampled from."""
-        return self.statistics[1]
-
-    @property
-    def self_certainty(self) -> np.ndarray:
-        """KL(uniform || policy) for the distribution that each token was sampled from (Intuitor, arXiv 2505.19590)."""
-        return self.statistics[2]
+    logprobs = property(lambda self: self.statistics[0])  # log-probability of each sampled token
+    entropies = property(lambda self: self.statistics[1])  # entropy of the distribution that it was sampled from
+    # KL(uniform || policy) for the distribution that each token was sampled from (Intuitor, arXiv 2505.19590)
+    self_certainty = property(lambda self: self.statistics[2])
 
     def logprob_of(self, texts: Sequence[str], after: Sequence[str]) -> np.ndarray:
         """f32[B] nats: log-probability of `texts[b]` as the continuation of completion b's prompt plus `after[b]`."""
@@ -91,13 +80,8 @@ class RewardContext:
     key: tuple[int, ...]  # seed for np.random.default_rng, the same on every process and after a resume
     policy: PolicyScores
 
-    @property
-    def group_size(self) -> int:
-        return len(self.groups) // (int(self.groups[-1]) + 1)
-
-    @property
-    def max_new_tokens(self) -> int:
-        return self.rollouts.completions.shape[1]
+    group_size = property(lambda self: len(self.groups) // (int(self.groups[-1]) + 1))
+    max_new_tokens = property(lambda self: self.rollouts.completions.shape[1])
 
     @functools.cached_property
     def reference_answers(self) -> ReferenceAnswers:

@@ -99,13 +99,6 @@ def wait(manager) -> None:
     shutil.rmtree(pathlib.Path(manager.directory, REMOVED), ignore_errors=True)
 
 
-def close(manager) -> None:
-    try:
-        wait(manager)
-    finally:
-        manager.close()
-
-
 @contextlib.contextmanager
 def _name_in_write_errors(manager):
     try:
@@ -149,8 +142,7 @@ def restore_state(run_dir: str, step: int, like: LearnerState) -> LearnerState:
 
 def restore_model(run_dir: str, which: str = "") -> tuple[model.ModelConfig, model.Params, dict]:
     """Returns (configuration, parameters as numpy arrays, meta) of a run's checkpoint. `which` is a step such as "50",
-    "best" (`best_step`), or "" for the newest. Raises UserError if there is no such checkpoint, or if it cannot be
-    read, was changed since it was saved, or holds a number that is not finite."""
+    "best" (`best_step`), or "" for the newest. UserError if there is none such, and as in `restore_state`."""
     saved = steps(run_dir)
     if not saved:
         raise UserError(f"{run_dir} has no checkpoint; is it a run directory, and did the run reach its first save?")

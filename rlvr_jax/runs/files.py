@@ -65,12 +65,10 @@ def _parse_line(line: bytes, where: str, remedy: str) -> dict:
 
 
 def read_log(path: Path, keep_step: float = math.inf) -> tuple[list[dict], int, bool]:
-    """Reads the rows of a JSONL log before the first whose "step" exceeds `keep_step`. A missing "step" counts as 0.
-
+    """Reads the rows of a JSONL log before the first whose "step" exceeds `keep_step`; a missing "step" counts as 0.
     Returns (rows, size, complete): `size` is the number of bytes of these rows in the file; `complete` is False if the
     last row has no line end. A missing file has no rows. Ignores a damaged last line, because a process may have been
-    killed while writing it. Raises UserError for a damaged line elsewhere, because ignoring it would lose later rows.
-    """
+    killed while writing it. Raises UserError for a damaged line elsewhere: ignoring it would lose later rows."""
     rows, size, content = [], 0, path.read_bytes() if path.exists() else b""
     for number, line in enumerate(content.splitlines(keepends=True), 1):
         where = f"{path}, line {number}"

@@ -58,10 +58,8 @@ def platforms() -> set[str]:
 
 def unused_accelerator(platforms=platforms, find=glob.glob, which=shutil.which) -> str:
     """Returns a warning of one line if this machine seems to have an accelerator that JAX does not use; else "".
-
     Without the right plugin, JAX computes on the CPU and says nothing. JAX_PLATFORMS=cpu says that the CPU is meant.
-    Tests pass their own `platforms`, `find` and `which` in place of JAX, the file system and the PATH.
-    """
+    Tests pass their own `platforms`, `find` and `which`."""
     signs = {kind: [name for pattern in patterns for name in find(pattern)] for kind, (_, patterns) in SIGNS.items()}
     if which("nvidia-smi"):
         signs["an NVIDIA GPU"].append("nvidia-smi")

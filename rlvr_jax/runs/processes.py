@@ -1,12 +1,16 @@
 """The processes of one run: how they connect, which of them writes files, and how they exchange values."""
 
+import contextlib
 import os
 import threading
+from typing import Iterator
 
 import jax
 import numpy as np
 from jax import process_count, process_index
 from jax.experimental import multihost_utils
+
+from rlvr_jax.errors import Interrupted
 
 HEARTBEAT = 30  # seconds without a heartbeat after which JAX takes a process for dead; JAX's default is 100
 SENT = 2**26  # bytes of the pieces in which `broadcast` sends an array
@@ -21,14 +25,20 @@ def initialize(coordinator_address: str = "", num_processes: int = 0, process_id
         jax.distributed.initialize(coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT)
 
 
-def leave_within(seconds: float) -> None:
-    """Makes sure that this process, which has failed, exits within `seconds`, if need be by `os._exit(1)`. Otherwise
-    JAX would wait minutes for the other processes before letting it exit; those stop once its heartbeats are missing.
-    If all processes fail alike, they reach JAX's shutdown barrier before that, and exit with their own messages."""
-    if process_count() > 1:
-        timer = threading.Timer(seconds, os._exit, [1])
-        timer.daemon = True
-        timer.start()
+@contextlib.contextmanager
+def leave_after_error() -> Iterator[None]:
+    """Makes the main process, which may fail alone since only it writes files, exit within ten seconds of an error in
+    the block, if need be by `os._exit(1)`. Otherwise JAX would wait minutes for the other processes, which stop once
+    its heartbeats are missing. If all processes fail alike, they reach JAX's shutdown barrier before that, and exit
+    with their own messages. After `Interrupted` there is no limit: a signal stops all processes."""
+    try:
+        yield
+    except BaseException as error:
+        if process_count() > 1 and is_main() and not isinstance(error, Interrupted):
+            timer = threading.Timer(10, os._exit, [1])
+            timer.daemon = True
+            timer.start()
+        raise
 
 
 def is_main() -> bool:

@@ -52,24 +52,10 @@ LOGS = ("metrics", "rollouts", "heldout")  # NAME.jsonl in the run directory
 BY_RULE = 1  # `Run.stop` if a stop rule ended the run; no signal that ends a run has this number (SIGINT is 2)
 
 
-@contextlib.contextmanager
-def leave_after_error() -> Iterator[None]:
-    """Makes the main process exit within ten seconds of an error in the block (`processes.leave_within`), because it
-    may fail alone: only it writes files. After `Interrupted` there is no limit: a signal stops all processes."""
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Interrupted) and processes.is_main():
-            processes.leave_within(10)
-        raise
-
-
 class Run:
-    """The files of one run, open for writing on the main process. Use it as a context manager.
-
-    `flags` is the whole configuration of scripts.COMMAND, which contains `config`. `first` is the first step that the
-    log has: 0 if the model is measured before training, else 1. UserError if the run cannot start or continue.
-    """
+    """The files of one run, open for writing on the main process. Use it as a context manager. `flags` is the whole
+    configuration of scripts.COMMAND, which contains `config`. `first` is the first step that the log has: 0 if the
+    model is measured before training, else 1. UserError if the run cannot start or continue."""
 
     def __init__(self, config: RunConfig, flags, num_steps: int, command: str, first: int = 0):
         if not config.run_dir:
@@ -100,7 +86,7 @@ class Run:
         """Returns why the run cannot start or continue. Returns "" if it can; `self.lock` then holds the lock."""
         if self.config.resume == "must" and not checkpoint.steps(self.config.run_dir):
             return f"--resume=must, but {self.config.run_dir} has no checkpoint"
-        with leave_after_error():
+        with processes.leave_after_error():
             try:
                 mirrors.parse_mirrors(self.log_to)
                 self.lock.enter_context(claim(self.dir, "--run_dir", self.config.resume))
@@ -137,7 +123,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as opened:
-            opened.enter_context(leave_after_error())
+            opened.enter_context(processes.leave_after_error())
             opened.push(self.lock)
             opened.enter_context(signals.acknowledge_signals(
                 lambda: "stopping after this step" if self.looping else "stopping"))
@@ -159,7 +145,8 @@ class Run:
         self.take_compilations = opened.enter_context(count_compilations())
         self.manager = checkpoint.open_manager(config.run_dir, config.keep_last, config.keep_every, config.keep_best)
         opened.callback(self._note_saved)
-        opened.callback(checkpoint.close, self.manager)
+        opened.callback(self.manager.close)
+        opened.callback(checkpoint.wait, self.manager)
 
     def _note_start(self) -> None:
         """Adds this start to origin.json, unless all steps are done. If the checkout differs from its commit, writes

@@ -12,11 +12,9 @@ GRACE = 2.0  # seconds that a process has to end by itself after the second sign
 
 @contextlib.contextmanager
 def acknowledge_signals(answer: Callable[[], str]) -> Iterator[None]:
-    """Prints `answer()` to stderr at the first SIGINT or SIGTERM in the block, even while the main thread compiles.
-
-    The signal must have a Python handler, which decides what the signal does. If the block does not end within `GRACE`
-    seconds after a second signal, the process exits with 128 + the signal's number. Use this in the main thread only.
-    """
+    """Prints `answer()` to stderr at the first SIGINT or SIGTERM in the block, even while the main thread compiles. The
+    signal must have a Python handler, which decides what the signal does. If the block does not end within `GRACE`
+    seconds after a second signal, the process exits with 128 + the signal's number. For the main thread only."""
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     listener = threading.Thread(target=_listen, args=(receiver, answer), daemon=True)

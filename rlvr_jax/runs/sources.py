@@ -45,8 +45,7 @@ def _is_in_package(name: str, row) -> bool:
 
 
 def _walk(value, functions: list) -> Iterator[str]:
-    """Yields strings that change if any part of `value` changes. Appends functions from outside this package that are
-    part of it to `functions`."""
+    """Yields strings that change if any part of `value` does. Appends its functions from outside to `functions`."""
     value = inspect.unwrap(value) if callable(value) else value
     parts = ()  # values to walk through next
     if isinstance(value, FunctionType) and not (value.__module__ or "").startswith(PACKAGE):

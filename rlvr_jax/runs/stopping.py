@@ -65,8 +65,7 @@ def _parse_rule(text: str, inert_steps: int) -> StopRule:
 
 def reset_due(config: ResetConfig, rows: list[dict]) -> bool:
     """Whether a reset is due after the step of the last row: every `reset_every` steps, and when none of the last
-    `reset_patience` evaluations exceeds the best earlier greedy accuracy since the last reset (ProRL, arXiv 2505.24864,
-    resets when validation stalls)."""
+    `reset_patience` evaluations exceeds the best earlier greedy accuracy since the last reset (arXiv 2505.24864)."""
     if config.reset_every and rows[-1]["step"] % config.reset_every == 0:
         return True
     last = max((i for i, row in enumerate(rows) if row.get(RESET)), default=0)  # index of the last reset's row

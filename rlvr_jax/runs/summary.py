@@ -1,7 +1,6 @@
 """Metrics of a step's rollouts, and the summary of a run's log."""
 
 import math
-from typing import Optional
 
 import numpy as np
 
@@ -21,15 +20,14 @@ def describe_step(rollouts, scored, group_size: int) -> dict:
     """Returns the train/* metrics of a step's rollouts (`records.Rollouts`, `grpo.Scored`; host arrays): rewards,
     lengths, repetition, and the share of groups whose rewards differ (live) or are all equal (zero-variance)."""
     reward, correct, info = scored.reward, scored.info["correct"] > 0, scored.info
-    lengths, groups = rollouts.completion_mask.sum(-1), reward.reshape(-1, group_size)
+    lengths, live = rollouts.completion_mask.sum(-1), live_groups(reward.reshape(-1, group_size)).mean()
     more = {f"train/{name}": info[name].mean() for name in reward_terms(info)}
     if "step_correct" in info:
         more["train/step_accuracy"] = info["step_correct"].mean()
     return more | {"train/graded_by": ", ".join(sorted(set(info["graded_by"]))),
             "train/grader_timeouts": int(info["timed_out"].sum()),
             "train/accuracy": correct.mean(), "train/reward_mean": reward.mean(), "train/reward_std": reward.std(),
-            "train/live_groups": live_groups(groups).mean(),
-            "train/frac_reward_zero_std": 1 - live_groups(groups).mean(),  # TRL's name for it
+            "train/live_groups": live, "train/frac_reward_zero_std": 1 - live,  # as TRL names it
             "train/completion_length": lengths.mean(),
             "train/length_correct": lengths[correct].mean() if correct.any() else math.nan,
             "train/length_wrong": lengths[~correct].mean() if not correct.all() else math.nan,
@@ -45,9 +43,7 @@ def reward_terms(info: dict) -> list[str]:
 
 def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
     """Share of n-grams that occurred before in the same completion; near 1 when a policy degenerates into loops.
-
-    `completions` are i32[B,T]; `mask` is bool[B,T], true up to the end of each completion. N-grams are compared by a
-    64-bit hash of row and tokens."""
+    `completions` are i32[B,T]; `mask` is bool[B,T], true up to the end of each completion. Compares 64-bit hashes."""
     width = max(completions.shape[1] - n + 1, 0)
     factors = np.random.default_rng(0).integers(1, 2**63, n + 1, np.uint64)
     hashes = factors[n] * np.arange(len(completions), dtype=np.uint64)[:, None]
@@ -81,15 +77,10 @@ def evaluation(row: dict) -> dict:
     return {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
 
 
-def saturation_step(rows: list) -> Optional[int]:
-    """Returns the first step whose training accuracy is at least `SATURATED`; None if there is none."""
-    return next((row["step"] for row in rows if (row.get("train/accuracy") or 0) >= SATURATED), None)
-
-
 def summarise(rows: list) -> dict:
     """Returns the content of summary.json, documented in docs/formats.md, from a run's rows of metrics."""
     evaluated = [row for row in rows if evaluation(row)]
-    saturated = saturation_step(rows)
+    saturated = next((row["step"] for row in rows if (row.get("train/accuracy") or 0) >= SATURATED), None)
     after = [row for row in evaluated if saturated is not None and row["step"] >= saturated]
     phases = sorted({key for row in rows for key in row if key.startswith("seconds/")})
     curve = {name: {"at_saturation": after[0][key], "peak": max(row[key] for row in after), "end": after[-1][key]}

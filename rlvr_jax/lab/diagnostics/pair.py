@@ -146,7 +146,8 @@ class Pair:
 
     @functools.cached_property
     def samples(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For base and trained model: (bool[P,N] whether a completion is right, f64[P] `formulas.guess_rates`)."""
+        """For base and trained model, of P problems with N completions each: (bool[P,N], whether a completion is right;
+        f64[P], how often a completion of another problem would be right for this one, `formulas.guess_rates`)."""
         count, kept, result = self.config.num_samples, self.kept, []
         few = min(filter(None, (kept.max_problems, self.config.sampled_problems)), default=0)  # the smaller limit
         sets = load_sets(kept.with_flags(max_problems=few), self.base, lambda stem: (count, self.config.temperature))

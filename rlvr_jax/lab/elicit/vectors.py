@@ -93,9 +93,10 @@ def difference_of_means(residuals_PxD: np.ndarray, careful_P: Optional[np.ndarra
 
 
 def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]) -> np.ndarray:
-    """f[D], a difference of mean residuals at the end of prompts after --layer. If --problems is a synthetic family:
-    problems whose completion starts in the careful style, minus all other problems; UserError if there are none of
-    either. Otherwise: prompts followed by the words of --opening, minus prompts alone."""
+    """f[D], a difference of two means of the residual after layer --layer, at the last token of prompts. If --problems
+    is a synthetic family: the mean over problems whose completion starts in the careful style, minus the mean over all
+    others; UserError if either group is empty. Otherwise: the mean over prompts followed by the words of --opening,
+    minus the mean over prompts alone."""
     residuals_LxPxD, tokens_P = read_prompt_ends(loaded, problems)
     residuals_PxD, family = residuals_LxPxD[config.layer], FAMILIES.get(config.kept.source.problems)
     if family is None:

@@ -109,10 +109,11 @@ def parse_chain(question: str) -> tuple[str, Chain]:
 
 def to_problems(algebra: chains.Algebra, twins: list[Chain]) -> list[Problem]:
     """Makes problems of chains with equal numbers of operations; meta["split"] is the split of the chain."""
-    arrays = chains.Chains(*map(np.array, zip(*twins)), np.array([solve_chain(algebra, chain) for chain in twins]))
+    topics, starts, ops, operands = map(np.array, zip(*twins))  # the fields of Chain, of all twins
+    results = np.array([solve_chain(algebra, chain) for chain in twins])
     split_of = {residue: name for name, residues in chains.SPLITS.items() for residue in residues}
-    problems = chains.to_problems(algebra, arrays)
-    for problem, residue in zip(problems, chains.residue(arrays.starts, arrays.ops, arrays.operands)):
+    problems = chains.to_problems(algebra, chains.Chains(topics, starts, ops, operands, results))
+    for problem, residue in zip(problems, chains.residue(starts, ops, operands)):
         problem.meta["split"] = split_of[int(residue)]
     return problems
 

@@ -28,7 +28,8 @@ def write_run(path, params_by_step, flags) -> str:
     meta = {"model": CONFIG.to_json(), "tokenizer": WORDS.to_json(), "flags": flags}
     for step, params in params_by_step.items():
         checkpoint.save(manager, records.LearnerState(np.int32(step), params, {}, None), meta, {})
-    checkpoint.close(manager)
+    checkpoint.wait(manager)
+    manager.close()
     return str(path)
 
 
